@@ -1,0 +1,183 @@
+"""The ConvNet of the trajectory-matching papers, in all the variants that they search over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+#: Choices of each part, in the order of the engine's enumerations (``csrc/core/norm_act_pool.h``).
+NORMS = ("none", "instance", "group", "layer")
+ACTIVATIONS = ("none", "relu", "leaky_relu", "sigmoid")
+POOLINGS = ("none", "average", "max")
+
+#: Groups of ``norm="group"`` (METHODS: ``GroupNorm(4, C)``).
+GROUP_NORM_GROUPS = 4
+#: Slope of the leaky ReLU for negative inputs, PyTorch's default.
+LEAKY_SLOPE = 0.01
+#: Added to the variance, PyTorch's default for every norm used here.
+NORM_EPS = 1e-5
+
+
+def first_padding(image_size: int) -> int:
+    """Padding of the first convolution: 28-pixel images grow to 32, as in MTT's code."""
+    return 3 if image_size == 28 else 1
+
+
+def feature_sizes(image_size: int, depth: int, pooling: str) -> list[int]:
+    """Side length of the activations before pooling of each block, then after the last block."""
+    size = image_size + 2 * first_padding(image_size) - 2
+    sizes = []
+    for _ in range(depth):
+        sizes.append(size)
+        size = size if pooling == "none" else size // 2
+    return [*sizes, size]
+
+
+class ConvNet(nn.Module):
+    """``depth`` blocks of 3x3 convolution, norm, activation and 2x2 pooling, then a linear layer.
+
+    Instance norm is ``GroupNorm(C, C)`` with affine parameters, group norm has 4 groups, layer
+    norm runs over ``(C, H, W)``; a 28-pixel image is padded by 3 in the first convolution
+    (MTT, ``networks.py``). The order of ``parameters()`` is, for each block, convolution weight
+    and bias, norm weight and bias (absent for ``norm="none"``); then linear weight and bias.
+
+    Args:
+        in_channels: Channels of the images.
+        num_classes: Number of logits.
+        image_size: Side of the square images in pixels.
+        width: Channels of every block.
+        depth: Number of blocks.
+        norm: ``"instance"``, ``"group"``, ``"layer"`` or ``"none"``.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"sigmoid"`` or ``"none"``.
+        pooling: ``"average"``, ``"max"`` or ``"none"``.
+
+    Raises:
+        ValueError: A size is not positive, a choice is unknown, the width does not divide into
+            4 groups for group norm, or the images are smaller than the pooling allows.
+
+    Shape:
+        input ``[B, in_channels, image_size, image_size]``, output ``[B, num_classes]``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        image_size: int,
+        width: int = 128,
+        depth: int = 3,
+        norm: str = "instance",
+        activation: str = "relu",
+        pooling: str = "average",
+    ) -> None:
+        super().__init__()
+        _check_positive(
+            in_channels=in_channels,
+            num_classes=num_classes,
+            image_size=image_size,
+            width=width,
+            depth=depth,
+        )
+        _check_choice("norm", norm, NORMS)
+        _check_choice("activation", activation, ACTIVATIONS)
+        _check_choice("pooling", pooling, POOLINGS)
+        if norm == "group" and width % GROUP_NORM_GROUPS:
+            raise ValueError(
+                f"ConvNet: expected width to be a multiple of {GROUP_NORM_GROUPS} "
+                f"for norm='group', but got {width}"
+            )
+        sizes = feature_sizes(image_size, depth, pooling)
+        if sizes[-1] < 1:
+            raise ValueError(
+                f"ConvNet: expected image_size to be at least {2**depth} for {depth} poolings "
+                f"by 2, but got {image_size}; use a smaller depth or pooling='none'"
+            )
+        self.in_channels, self.num_classes, self.image_size = in_channels, num_classes, image_size
+        self.width, self.depth = width, depth
+        self.norm, self.activation, self.pooling = norm, activation, pooling
+
+        blocks: list[nn.Module] = []
+        channels = in_channels
+        for index in range(depth):
+            padding = first_padding(image_size) if index == 0 else 1
+            blocks.append(nn.Conv2d(channels, width, kernel_size=3, padding=padding))
+            blocks.extend(_norm(norm, width, sizes[index]))
+            blocks.extend(_activation(activation))
+            blocks.extend(_pooling(pooling))
+            channels = width
+        self.features = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(width * sizes[-1] ** 2, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, num_classes]`` of images ``[B, in_channels, image_size, image_size]``."""
+        return self.classifier(self.features(images).flatten(1))
+
+    def spec(self) -> dict[str, Any]:
+        """What :func:`trajmatch.networks.build` needs to make this network again."""
+        return {
+            "name": "ConvNet",
+            "in_channels": self.in_channels,
+            "num_classes": self.num_classes,
+            "image_size": self.image_size,
+            "width": self.width,
+            "depth": self.depth,
+            "norm": self.norm,
+            "activation": self.activation,
+            "pooling": self.pooling,
+        }
+
+    def engine_description(self) -> list[int]:
+        """The network as plain integers, in the order that ``csrc/ops/network.h`` reads."""
+        return [
+            self.in_channels,
+            self.num_classes,
+            self.image_size,
+            self.width,
+            self.depth,
+            NORMS.index(self.norm),
+            ACTIVATIONS.index(self.activation),
+            POOLINGS.index(self.pooling),
+            first_padding(self.image_size),
+        ]
+
+
+def _norm(norm: str, width: int, size: int) -> list[nn.Module]:
+    if norm == "instance":
+        return [nn.GroupNorm(width, width, eps=NORM_EPS)]
+    if norm == "group":
+        return [nn.GroupNorm(GROUP_NORM_GROUPS, width, eps=NORM_EPS)]
+    if norm == "layer":
+        return [nn.LayerNorm([width, size, size], eps=NORM_EPS)]
+    return []
+
+
+def _activation(activation: str) -> list[nn.Module]:
+    if activation == "relu":
+        return [nn.ReLU()]
+    if activation == "leaky_relu":
+        return [nn.LeakyReLU(LEAKY_SLOPE)]
+    if activation == "sigmoid":
+        return [nn.Sigmoid()]
+    return []
+
+
+def _pooling(pooling: str) -> list[nn.Module]:
+    if pooling == "average":
+        return [nn.AvgPool2d(2)]
+    if pooling == "max":
+        return [nn.MaxPool2d(2)]
+    return []
+
+
+def _check_positive(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"ConvNet: expected {name} to be at least 1, but got {value}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(
+            f"ConvNet: expected {name} to be one of {', '.join(choices)}, but got {value!r}"
+        )

@@ -1,0 +1,59 @@
+"""A module's parameters as one flat vector, in the order of ``module.parameters()``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Number of parameters ``P`` of the model."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def flat_parameters(model: nn.Module) -> Tensor:
+    """A copy of the parameters as one vector ``[P]``, detached."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+
+
+def load_flat_parameters(model: nn.Module, theta: Tensor) -> None:
+    """Copy a flat vector ``[P]`` into the model's parameters.
+
+    Raises:
+        ValueError: ``theta`` is not ``[P]`` of this model.
+    """
+    with torch.no_grad():
+        for parameter, value in zip(
+            model.parameters(), split_flat(model, theta).values(), strict=True
+        ):
+            parameter.copy_(value)
+
+
+def split_flat(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
+    """Views of ``theta [P]``, one for each parameter of the model, by name.
+
+    Raises:
+        ValueError: ``theta`` is not ``[P]`` of this model.
+    """
+    expected = num_parameters(model)
+    if theta.shape != (expected,):
+        raise ValueError(
+            f"expected theta to have shape [{expected}] (the parameters of "
+            f"{type(model).__name__}), but got {list(theta.shape)}"
+        )
+    named = dict(model.named_parameters())
+    parts = theta.split([parameter.numel() for parameter in named.values()])
+    return {
+        name: part.view(parameter.shape)
+        for (name, parameter), part in zip(named.items(), parts, strict=True)
+    }
+
+
+def call_flat(model: nn.Module, theta: Tensor, images: Tensor) -> Tensor:
+    """The model's output for parameters ``theta [P]``; differentiable in both arguments.
+
+    Buffers are passed as copies, so that the model itself is left as it was.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return functional_call(model, {**split_flat(model, theta), **buffers}, (images,))

@@ -1,0 +1,174 @@
+"""The operators of :mod:`trajmatch.ops` in plain PyTorch: slow, exact and easy to read.
+
+They are the oracle of the tests and the baseline of the benchmarks. Names, arguments and results
+are those of ``trajmatch.ops``, where they are documented; everything here is differentiable as
+often as PyTorch makes it. ``unroll`` keeps the whole graph: its memory grows with the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trajmatch.networks.convnet import GROUP_NORM_GROUPS, LEAKY_SLOPE, NORM_EPS
+from trajmatch.networks.flat import call_flat
+
+
+class GradientJvp(NamedTuple):
+    """Directional derivative of loss and gradients; see :func:`trajmatch.ops.gradient_jvp`."""
+
+    directional: Tensor
+    grad_theta: Tensor
+    grad_images: Tensor
+    grad_labels: Tensor | None
+
+
+def param_distance(student: Tensor, target: Tensor, start: Tensor) -> Tensor:
+    """``|student - target|^2 / |start - target|^2`` for vectors ``[P]``."""
+    return (student - target).square().sum() / (start - target).square().sum()
+
+
+def sgd_step(
+    theta: Tensor,
+    grad: Tensor,
+    lr: Tensor | float,
+    buffer: Tensor | None = None,
+    momentum: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """``b = momentum * buffer + grad; theta - lr * b``, and ``b``."""
+    new_buffer = grad if buffer is None else momentum * buffer + grad
+    return theta - lr * new_buffer, new_buffer
+
+
+def norm_act_pool(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    norm: str = "instance",
+    activation: str = "relu",
+    pooling: str = "average",
+    eps: float = NORM_EPS,
+) -> Tensor:
+    """Norm, activation and 2x2 pooling of ``x [B, C, H, W]``."""
+    if norm in ("instance", "group"):
+        groups = x.shape[1] if norm == "instance" else GROUP_NORM_GROUPS
+        # One value per group normalises to zero; PyTorch's own instance norm refuses it.
+        x = F.group_norm(x, groups, weight, bias, eps)
+    elif norm == "layer":
+        x = F.layer_norm(x, list(x.shape[1:]), weight, bias, eps)
+    if activation == "relu":
+        x = F.relu(x)
+    elif activation == "leaky_relu":
+        x = F.leaky_relu(x, LEAKY_SLOPE)
+    elif activation == "sigmoid":
+        x = torch.sigmoid(x)
+    if pooling == "average":
+        x = F.avg_pool2d(x, 2)
+    elif pooling == "max":
+        x = F.max_pool2d(x, 2)
+    return x
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of ``logits [B, K]`` with indices ``[B]`` or target logits ``[B, K]``."""
+    if not targets.is_floating_point():
+        return F.cross_entropy(logits, targets)
+    return -(F.softmax(targets, dim=1) * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
+
+
+def loss_value(
+    model: nn.Module, theta: Tensor, images: Tensor, labels: Tensor | None, loss: str
+) -> Tensor:
+    """The scalar that ``gradient`` differentiates: ``"cross_entropy"`` or ``"sum_logits"``."""
+    logits = call_flat(model, theta, images)
+    if loss == "sum_logits":
+        return logits.sum()
+    assert labels is not None
+    return soft_cross_entropy(logits, labels)
+
+
+def gradient(
+    model: nn.Module,
+    theta: Tensor,
+    images: Tensor,
+    labels: Tensor | None,
+    loss: str = "cross_entropy",
+) -> tuple[Tensor, Tensor]:
+    """Loss and its gradient ``[P]``; both stay in the graph."""
+    with torch.enable_grad():
+        if not theta.requires_grad:
+            theta = theta.detach().requires_grad_()
+        value = loss_value(model, theta, images, labels, loss)
+        (grad,) = torch.autograd.grad(value, theta, create_graph=True)
+    return value, grad
+
+
+def gradient_jvp(
+    model: nn.Module,
+    theta: Tensor,
+    images: Tensor,
+    labels: Tensor | None,
+    tangent: Tensor | None = None,
+    image_tangent: Tensor | None = None,
+    loss: str = "cross_entropy",
+) -> GradientJvp:
+    """Derivative of loss and gradients along the tangents, by two reverse passes."""
+    soft = labels is not None and labels.is_floating_point() and loss == "cross_entropy"
+    theta = theta.detach().requires_grad_()
+    images = images.detach().requires_grad_()
+    inputs = [theta, images]
+    if soft:
+        assert labels is not None
+        labels = labels.detach().requires_grad_()
+        inputs.append(labels)
+    with torch.enable_grad():
+        value = loss_value(model, theta, images, labels, loss)
+        grads = torch.autograd.grad(value, inputs[:2], create_graph=True)
+        pairs = zip(grads, (tangent, image_tangent), strict=True)
+        directional = sum(((g * t).sum() for g, t in pairs if t is not None), torch.zeros(()))
+        # Hessians are symmetric: the tangent of the gradients is the gradient of <gradients, tangents>.
+        seconds = (
+            torch.autograd.grad(directional, inputs, materialize_grads=True)
+            if directional.requires_grad
+            else tuple(torch.zeros_like(each) for each in inputs)
+        )
+    return GradientJvp(
+        directional.detach().to(theta.dtype), seconds[0], seconds[1], seconds[2] if soft else None
+    )
+
+
+def unroll(
+    model: nn.Module,
+    theta0: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: Tensor | float,
+    batches: Tensor | Sequence[Tensor],
+    *,
+    momentum: float = 0.0,
+    loss_scale: float = 1.0,
+    steps: Sequence[int] | None = None,
+    augment: Callable[[Tensor, int], Tensor] | None = None,
+    tape_bytes: int = 0,
+) -> Tensor:
+    """Student SGD steps with the graph of every step kept (``tape_bytes`` is without effect)."""
+    theta = theta0 if theta0.requires_grad else theta0.detach().requires_grad_()
+    buffer = None
+    reached = {0: theta}
+    for step, batch in enumerate(batches):
+        batch_images = images[batch]
+        if augment is not None:
+            batch_images = augment(batch_images, step)
+        with torch.enable_grad():
+            value = loss_scale * loss_value(
+                model, theta, batch_images, labels[batch], "cross_entropy"
+            )
+            (grad,) = torch.autograd.grad(value, theta, create_graph=True)
+            theta, buffer = sgd_step(theta, grad, lr, buffer, momentum)
+        reached[step + 1] = theta
+    return theta if steps is None else torch.stack([reached[count] for count in steps])
