@@ -1,0 +1,1 @@
+"""The command line: arguments to configuration, configuration to calls, progress."""
