@@ -1,0 +1,44 @@
+// Student batches: rows of a matrix [n, R] gathered by index, and the adjoint of that.
+//   gather:   out[i] = rows[index[i]]
+//   scatter:  rows[index[i]] += scale * grad[i], rows that occur more than once in the order of i
+#pragma once
+
+#include <cstdint>
+
+#include "core/macros.h"
+
+namespace trajmatch {
+
+template <class T>
+struct GatherRows {
+  int64_t count, row_size;  // B, R
+  const T* rows;            // [n, R]
+  const int64_t* index;     // [B], values in [0, n)
+  T* out;                   // [B, R]
+};
+
+template <class T>
+struct ScatterAddRows {
+  int64_t count, row_size;  // B, R
+  const T* grad;            // [B, R]
+  const int64_t* index;     // [B], values in [0, n)
+  const T* scale;           // [] on the device of the rows
+  T* rows;                  // [n, R], updated in place
+};
+
+namespace cpu {
+template <class T>
+void gather_rows(const GatherRows<T>& params, int64_t begin, int64_t end);  // rows of out
+// Columns [begin, end) of every row, so that equal indices never meet in two threads.
+template <class T>
+void scatter_add_rows(const ScatterAddRows<T>& params, int64_t begin, int64_t end);
+}  // namespace cpu
+
+namespace cuda {
+template <class T>
+void launch_gather_rows(const GatherRows<T>& params, Stream stream);  // float, double, int64_t
+template <class T>
+void launch_scatter_add_rows(const ScatterAddRows<T>& params, Stream stream);
+}  // namespace cuda
+
+}  // namespace trajmatch

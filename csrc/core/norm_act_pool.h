@@ -1,0 +1,141 @@
+// Norm, activation and 2x2 pooling of activations [B, H, W, C] (channels last) as one operation, in
+// the four passes that a Hessian-vector product needs.
+//
+// Letters: B images, C channels, H x W pixels, Ho x Wo pixels after pooling, G norm groups,
+// A affine parameters ([C], or [H, W, C] where `elementwise`).
+//
+// With m, s the mean and 1/sqrt(variance + eps) of a group of n values, and <.> its mean:
+//   xh  = s (x - m)            z  = w xh + b              a  = act(z)           out  = pool(a)
+//   tangent (a prime):
+//   xh' = s (x' - m' - xh q)   z' = w' xh + w xh' + b'    a' = act'(z) z'       out' = pool(a')
+//         with m' = <x'>, q = s <xh x'>, carrying the derivative of s:  s' = -s^2 <xh x'> = -s q
+//   backward, from grad_out:
+//   da = unpool(grad_out)      dz = act'(z) da            dw = sum dz xh        db = sum dz
+//   dxh = w dz                 dx = s (dxh - <dxh> - xh <dxh xh>)
+//   tangent of the backward:
+//   dz' = act'(z) da' + act''(z) z' da                    dw' = sum dz' xh + dz xh',  db' = sum dz'
+//   dxh' = w' dz + w dz'
+//   dx' = s' (dx / s) + s (dxh' - <dxh'> - xh' <dxh xh> - xh <dxh' xh + dxh xh'>)
+// Note xh' = s (x' - m') - xh q with q as above.
+// Max pooling takes the first largest value of a window in row-major order, in every pass the one
+// of the primal activations; a last odd row or column is dropped and receives no gradient.
+#pragma once
+
+#include <cstdint>
+
+#include "core/activation.h"
+#include "core/macros.h"
+
+namespace trajmatch {
+
+enum class Pooling : int { kNone = 0, kAverage = 1, kMax = 2 };
+
+struct NormActPoolShape {
+  int64_t batch, height, width, channels;
+  int64_t groups;    // 0: no normalisation (then mean, rstd and their tangents may be null)
+  bool elementwise;  // weight and bias are [H, W, C] (layer norm) instead of [C]
+  Activation activation;
+  Pooling pooling;
+  double eps;
+
+  TM_HD int64_t pixels() const { return height * width; }
+  TM_HD int64_t out_height() const { return pooling == Pooling::kNone ? height : height / 2; }
+  TM_HD int64_t out_width() const { return pooling == Pooling::kNone ? width : width / 2; }
+  TM_HD int64_t affine_size() const { return elementwise ? pixels() * channels : channels; }
+};
+
+// All passes: weight and bias may be null (1 and 0), likewise their tangents (0).
+template <class T>
+struct NormActPoolForward {
+  NormActPoolShape shape;
+  const T* x;       // [B, H, W, C]
+  const T* weight;  // [A]
+  const T* bias;    // [A]
+  T* out;           // [B, Ho, Wo, C]
+  T* mean;          // [B, G]
+  T* rstd;          // [B, G]
+};
+
+template <class T>
+struct NormActPoolBackward {
+  NormActPoolShape shape;
+  const T* x;             // [B, H, W, C]
+  const T* weight;        // [A]
+  const T* bias;          // [A]
+  const T* mean;          // [B, G]
+  const T* rstd;          // [B, G]
+  const T* grad_out;      // [B, Ho, Wo, C]
+  T* grad_x;              // [B, H, W, C]
+  T* partial_grad_affine;  // [B, 2, A] workspace: each image's share of weight's and bias's gradient
+  T* grad_weight;         // [A], or null with grad_bias: neither is computed, nor the workspace used
+  T* grad_bias;           // [A]
+};
+
+template <class T>
+struct NormActPoolTangent {
+  NormActPoolShape shape;
+  const T* x;               // [B, H, W, C]
+  const T* weight;          // [A]
+  const T* bias;            // [A]
+  const T* mean;            // [B, G]
+  const T* rstd;            // [B, G]
+  const T* x_tangent;       // [B, H, W, C]
+  const T* weight_tangent;  // [A]
+  const T* bias_tangent;    // [A]
+  T* out_tangent;           // [B, Ho, Wo, C]
+  T* mean_tangent;          // [B, G] m'
+  T* projection;            // [B, G] q
+};
+
+template <class T>
+struct NormActPoolBackwardTangent {
+  NormActPoolShape shape;
+  const T* x;                 // [B, H, W, C]
+  const T* weight;            // [A]
+  const T* bias;              // [A]
+  const T* mean;              // [B, G]
+  const T* rstd;              // [B, G]
+  const T* x_tangent;         // [B, H, W, C]
+  const T* weight_tangent;    // [A]
+  const T* bias_tangent;      // [A]
+  const T* mean_tangent;      // [B, G]
+  const T* projection;        // [B, G]
+  const T* grad_out;          // [B, Ho, Wo, C]
+  const T* grad_out_tangent;  // [B, Ho, Wo, C], or null (0)
+  T* grad_x;                  // [B, H, W, C] the primal gradient, or null: not wanted
+  T* grad_x_tangent;          // [B, H, W, C]
+  T* partial_grad_affine;      // [B, 2, A] workspace, as in the backward pass
+  T* grad_weight_tangent;     // [A], or null with grad_bias_tangent
+  T* grad_bias_tangent;       // [A]
+};
+
+namespace cpu {
+// Images [begin, end) of the batch. The gradients of weight and bias are left in
+// partial_grad_affine; sum_partial_affine adds them up over the whole batch in image order.
+template <class T>
+void norm_act_pool_forward(const NormActPoolForward<T>& params, int64_t begin, int64_t end);
+template <class T>
+void norm_act_pool_backward(const NormActPoolBackward<T>& params, int64_t begin, int64_t end);
+template <class T>
+void norm_act_pool_tangent(const NormActPoolTangent<T>& params, int64_t begin, int64_t end);
+template <class T>
+void norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<T>& params, int64_t begin,
+                                    int64_t end);
+template <class T>
+void sum_partial_affine(const NormActPoolShape& shape, const T* partial, T* weight, T* bias);
+}  // namespace cpu
+
+namespace cuda {
+// Whole batch, second reduction included. Instantiated for float and double.
+template <class T>
+void launch_norm_act_pool_forward(const NormActPoolForward<T>& params, Stream stream);
+template <class T>
+void launch_norm_act_pool_backward(const NormActPoolBackward<T>& params, Stream stream);
+template <class T>
+void launch_norm_act_pool_tangent(const NormActPoolTangent<T>& params, Stream stream);
+template <class T>
+void launch_norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<T>& params,
+                                           Stream stream);
+}  // namespace cuda
+
+}  // namespace trajmatch

@@ -1,0 +1,81 @@
+// Mean cross-entropy of logits z [B, K] with class indices [B] or target logits t [B, K], its
+// gradients, and the tangent of those.
+//
+//   q = softmax(t) (or one-hot), p = softmax(z), l = log p,  loss = -(1/B) sum_i <q_i, l_i>
+//   dz = (p - q) / B                     dt = -q (l - S) / B            with S = <q, l> of the row
+//   tangents:  p' = p (z' - <p, z'>)     q' = q (t' - <q, t'>)          l' = z' - <p, z'>
+//   dz' = (p' - q') / B                  dt' = -(q' (l - S) + q (l' - S')) / B,
+//                                        S' = <q', l> + <q, l'>
+//   loss' = <dz, z'> + <dt, t'>
+// All results are multiplied by `scale` and, where given, by the scalar `grad_loss`.
+// A class index outside [0, K) makes the row's results NaN.
+#pragma once
+
+#include <cstdint>
+
+#include "core/macros.h"
+
+namespace trajmatch {
+
+// What all passes read. Exactly one of `index` and `target` is not null.
+template <class T>
+struct SoftCrossEntropyInputs {
+  int64_t batch, classes;
+  double scale;          // constant factor of the loss
+  const T* grad_loss;    // [] factor on the device, or null (1)
+  const T* logits;       // [B, K]
+  const int64_t* index;  // [B]
+  const T* target;       // [B, K]
+};
+
+template <class T>
+struct SoftCrossEntropyForward {
+  SoftCrossEntropyInputs<T> in;
+  T* row_loss;  // [B] workspace
+  T* loss;      // []
+};
+
+template <class T>
+struct SoftCrossEntropyBackward {
+  SoftCrossEntropyInputs<T> in;
+  T* grad_logits;  // [B, K]
+  T* grad_target;  // [B, K], or null: not wanted (always null for class indices)
+};
+
+template <class T>
+struct SoftCrossEntropyBackwardTangent {
+  SoftCrossEntropyInputs<T> in;
+  const T* logits_tangent;  // [B, K], or null (0)
+  const T* target_tangent;  // [B, K], or null (0)
+  T* row_directional;       // [B] workspace
+  T* directional;           // [] tangent of the loss
+  T* grad_logits_tangent;   // [B, K]
+  T* grad_target_tangent;   // [B, K], or null: not wanted
+};
+
+namespace cpu {
+// Rows [begin, end); sum_rows then adds up `row_loss` or `row_directional` in row order.
+template <class T>
+void soft_cross_entropy_forward(const SoftCrossEntropyForward<T>& params, int64_t begin,
+                                int64_t end);
+template <class T>
+void soft_cross_entropy_backward(const SoftCrossEntropyBackward<T>& params, int64_t begin,
+                                 int64_t end);
+template <class T>
+void soft_cross_entropy_backward_tangent(const SoftCrossEntropyBackwardTangent<T>& params,
+                                         int64_t begin, int64_t end);
+template <class T>
+void sum_rows(const T* rows, int64_t count, T* sum);
+}  // namespace cpu
+
+namespace cuda {
+template <class T>
+void launch_soft_cross_entropy_forward(const SoftCrossEntropyForward<T>& params, Stream stream);
+template <class T>
+void launch_soft_cross_entropy_backward(const SoftCrossEntropyBackward<T>& params, Stream stream);
+template <class T>
+void launch_soft_cross_entropy_backward_tangent(const SoftCrossEntropyBackwardTangent<T>& params,
+                                                Stream stream);
+}  // namespace cuda
+
+}  // namespace trajmatch
