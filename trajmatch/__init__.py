@@ -1,6 +1,7 @@
-"""Trajectory-matching dataset distillation: exact unrolled gradients, fused operators, one file as the result.
+"""Trajectory-matching dataset distillation: exact unrolled gradients, one file as the result.
 
-Importing this package is cheap: the names below, and torch with them, are loaded when they are first used.
+Importing this package is cheap: the names below, and torch with them, are loaded when they are
+first used.
 """
 
 from __future__ import annotations
@@ -10,10 +11,20 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("artifact", "data", "distill", "errors", "evaluate", "experts", "networks", "ops", "reference")
+_MODULES = (
+    "artifact",
+    "data",
+    "distill",
+    "errors",
+    "evaluate",
+    "experts",
+    "networks",
+    "ops",
+    "reference",
+)
 _NAMES = {"load": "artifact", "UserError": "errors"}  # public name: the module that defines it
 
-__all__ = ["UserError", "__version__", "load", *_MODULES]  # noqa: PLE0604 (names of modules)
+__all__ = ["UserError", "__version__", "load", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,9 @@
 """Reading and writing files so that what is on disk is always whole.
 
-Every write goes to a temporary name in the same folder, is flushed to the disk and then renamed, so that a reader finds
-the old content or the new one and never a part. Every failure is a :class:`~trajmatch.errors.UserError` that names the
-path. Tensors are kept as safetensors, with one JSON text as metadata; nothing here reads a pickle.
+Every write goes to a temporary name in the same folder, is flushed to the disk and then renamed, so
+that a reader finds the old content or the new one and never a part. Every failure is a
+:class:`~trajmatch.errors.UserError` that names the path. Tensors are kept as safetensors, with one
+JSON text as metadata; nothing here reads a pickle.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 
-# All metadata is one JSON text under this key: safetensors keeps several keys in no fixed order, which would make the
-# bytes of two equal files differ. It is also how a file of ours is told from others.
+# All metadata is one JSON text under this key: safetensors keeps several keys in no fixed order,
+# which would make the bytes of two equal files differ. It is also how a file of ours is told from
+# others.
 METADATA_KEY = "trajmatch"
 
 
@@ -106,7 +108,9 @@ def save_tensors(
     if not allow_nonfinite:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise UserError(f"cannot write {path}: tensor {name!r} holds values that are not finite")
+                raise UserError(
+                    f"cannot write {path}: tensor {name!r} holds values that are not finite"
+                )
     text = _to_json(path, metadata)
     with _replacing(Path(path)) as temporary:
         try:
@@ -129,7 +133,7 @@ def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     with open_tensors(path) as handle:
         metadata = _from_json(path, handle.metadata()[METADATA_KEY])
-        return {name: handle.get_tensor(name) for name in handle.keys()}, metadata  # noqa: SIM118 (not a mapping)
+        return {name: handle.get_tensor(name) for name in handle.keys()}, metadata  # noqa: SIM118
 
 
 def read_metadata(path: PathLike) -> dict[str, Any]:
@@ -156,8 +160,8 @@ def open_tensors(path: PathLike) -> Iterator[safe_open]:
         path: The file.
 
     Yields:
-        The open file of the safetensors library: ``get_tensor(name)``, and ``get_slice(name)[first:last]``, which
-        touches only those rows.
+        The open file of the safetensors library: ``get_tensor(name)``, and
+        ``get_slice(name)[first:last]``, which touches only those rows.
 
     Raises:
         UserError: The file is missing, cut off, or was not written by trajmatch.
@@ -189,18 +193,23 @@ def check_writable(folder: PathLike) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"cannot write in the folder {folder}: {_cause(error)}; choose another") from error
+        raise UserError(
+            f"cannot write in the folder {folder}: {_cause(error)}; choose another"
+        ) from error
 
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to, and puts the file in the place of ``path`` when all went well."""
+    """Gives a temporary path to write to, and renames it to ``path`` when all went well."""
     temporary = path.with_name(f".trajmatch-{secrets.token_hex(8)}.tmp")
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors puts a file of its own there that nobody else may read
         _flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)  # the new name is an entry of the folder and is lost in a power cut without this
+        _flush(path.parent)  # else a power cut can lose the new name, which the folder holds
     except OSError as error:
         raise UserError(f"cannot write {path}: {_cause(error)}") from error
     finally:
@@ -230,7 +239,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_header(path: Path) -> None:
-    """Compares the length that the header claims with the file, before anything of that size is allocated."""
+    """Compares the header's claimed length with the file, before that much is allocated."""
     try:
         with path.open("rb") as file:
             claimed = int.from_bytes(file.read(8), "little")

@@ -1,7 +1,8 @@
 """Random generators with names: one seed, and an independent stream for every purpose.
 
-A stream depends on the seed and on its name only, never on how much another stream was used before. So an interrupted
-run draws the same numbers as an uninterrupted one, and a new use of randomness changes no old result.
+A stream depends on the seed and on its name only, never on how much another stream was used before.
+So an interrupted run draws the same numbers as an uninterrupted one, and a new use of randomness
+changes no old result.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ def derive_seed(seed: int, *names: str | int) -> int:
 
     Args:
         seed: The seed of the whole run.
-        names: What the stream is for, from the general to the particular, e.g. ``"expert", 3, "batches"``.
+        names: What the stream is for, from the general to the particular, e.g. ``"expert", 3,
+            "batches"``.
 
     Returns:
         A number from 0 to ``2**63 - 1``, the same on every machine.
