@@ -1,0 +1,112 @@
+"""In-tree PEP 517 and 660 backend: builds against the torch of the environment it installs into.
+
+A build backend normally lists what it needs and pip makes a separate environment of that. With
+torch in the list, this would download a second torch, not always the one that the package then
+runs with. pip runs the hooks with the interpreter of the target environment, though; so this
+backend asks that interpreter for its own packages and, when torch is among them, builds against it:
+nothing is downloaded and nothing replaced. Everything else is left to setuptools.
+
+Without a torch in sight (an empty environment, or a front end such as uv and ``python -m build``,
+which give the backend an interpreter of its own) it requires ``FALLBACK_TORCH`` for the build. The
+requirement of torchvision that setup.py then writes belongs to that torch and pins it, so the same
+release is what the package runs with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+FALLBACK_TORCH = "torch==2.13.0"
+SETUPTOOLS = "setuptools>=77"  # the first that knows `license = "MIT"` as an SPDX expression
+PYBIND11 = "pybind11>=2.13"
+
+Settings = dict[str, "str | list[str] | None"] | None
+
+
+def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
+    """What pip must install before it calls :func:`build_wheel`."""
+    found = _target_packages()
+    if "torch" not in found:
+        return [SETUPTOOLS, PYBIND11, FALLBACK_TORCH]
+    # pybind11 is not asked for here: torch brings a copy of its headers, so that this needs no
+    # network; setup.py prefers an installed pybind11.
+    setuptools_major = int(re.match(r"\d*", found.get("setuptools", "0"))[0] or 0)
+    return [] if setuptools_major >= 77 else [SETUPTOOLS]
+
+
+def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
+    """What pip must install before it calls :func:`build_editable`."""
+    return get_requires_for_build_wheel(config_settings)
+
+
+def get_requires_for_build_sdist(config_settings: Settings = None) -> list[str]:
+    """What pip must install before it calls :func:`build_sdist`: nothing is compiled."""
+    return [SETUPTOOLS]
+
+
+def prepare_metadata_for_build_wheel(directory: str, config_settings: Settings = None) -> str:
+    """Writes the metadata that the wheel will have."""
+    return _setuptools().prepare_metadata_for_build_wheel(directory, config_settings)
+
+
+def prepare_metadata_for_build_editable(directory: str, config_settings: Settings = None) -> str:
+    """Writes the metadata that the editable wheel will have."""
+    return _setuptools().prepare_metadata_for_build_editable(directory, config_settings)
+
+
+def build_wheel(
+    directory: str, config_settings: Settings = None, metadata_directory: str | None = None
+) -> str:
+    """Builds the wheel."""
+    for left_by_earlier_build in Path("build").glob("lib*"):  # a module deleted since would go in
+        shutil.rmtree(left_by_earlier_build)
+    return _setuptools().build_wheel(directory, config_settings, metadata_directory)
+
+
+def build_editable(
+    directory: str, config_settings: Settings = None, metadata_directory: str | None = None
+) -> str:
+    """Builds the extension inside the source tree and a wheel that points to it."""
+    return _setuptools().build_editable(directory, config_settings, metadata_directory)
+
+
+def build_sdist(directory: str, config_settings: Settings = None) -> str:
+    """Packs the source distribution."""
+    return _setuptools().build_sdist(directory, config_settings)
+
+
+def _target_path() -> list[str]:
+    """The search path of the interpreter without what pip's isolation adds and hides."""
+    outside = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
+    answer = subprocess.run(
+        [sys.executable, "-c", "import json, sys; print(json.dumps(sys.path[1:]))"],
+        env=outside,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(answer.stdout)
+
+
+def _target_packages() -> dict[str, str]:
+    """Name and version of what is installed where the package will be."""
+    packages: dict[str, str] = {}
+    for distribution in metadata.distributions(path=_target_path()):
+        packages.setdefault((distribution.metadata["Name"] or "").lower(), distribution.version)
+    return packages
+
+
+def _setuptools() -> ModuleType:
+    """Setuptools' own backend, with the target's torch importable behind the build environment."""
+    sys.path.extend(path for path in _target_path() if path not in sys.path)
+    from setuptools import build_meta
+
+    return build_meta

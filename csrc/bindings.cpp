@@ -1,0 +1,31 @@
+// The Python module trajmatch._C. Importing it registers the operators, which live in the other
+// objects of the same library; the module itself carries only what is not a tensor.
+
+#include <pybind11/pybind11.h>
+
+#include <string_view>
+
+#include "build_facts.h"  // written by the build: kBuildFacts
+
+namespace trajmatch {
+namespace {
+
+namespace py = pybind11;
+
+// The facts are one JSON text behind this word, by which they are also found in the file of a
+// library that cannot be loaded (trajmatch/_extension.py).
+constexpr std::string_view kMarker = "trajmatch-build-facts";
+
+py::dict build_info() {
+  const std::string_view facts = std::string_view(kBuildFacts).substr(kMarker.size());
+  return py::module_::import("json").attr("loads")(py::str(facts.data(), facts.size()));
+}
+
+}  // namespace
+}  // namespace trajmatch
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Compiled part of trajmatch.";
+  module.def("build_info", &trajmatch::build_info,
+             "What this module was built with, and what was left out.");
+}

@@ -1,0 +1,46 @@
+"""The extension module and the dependencies; all other metadata is in pyproject.toml."""
+
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "_build"))
+
+from extension import CSRC, SOURCES, BuildExtension
+from torch_release import (
+    NEWEST_TESTED_MINOR,
+    OLDEST_MINOR,
+    UnsuitableTorch,
+    find_torch,
+    torchvision_requirement,
+)
+
+try:
+    torch = find_torch()
+except UnsuitableTorch as error:
+    raise SystemExit(f"trajmatch: {error}") from error
+
+DEPENDENCIES = [
+    # before torch: it decides which one
+    torchvision_requirement(torch.minor if torch else NEWEST_TESTED_MINOR),
+    f"torch>=2.{OLDEST_MINOR},<3",
+    "numpy>=1.26",
+    "safetensors>=0.4.3",
+    "tyro>=0.9.2",
+    "rich>=13",
+    "pillow>=10",
+    "matplotlib>=3.8",
+    "scikit-learn>=1.4",
+    "scipy>=1.11",
+]
+
+setup(
+    install_requires=DEPENDENCIES,
+    ext_modules=[
+        Extension(
+            "trajmatch._C", [str(CSRC / path) for group in SOURCES.values() for path in group]
+        )
+    ],
+    cmdclass={"build_ext": BuildExtension},
+)

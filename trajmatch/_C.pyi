@@ -1,0 +1,9 @@
+from typing import Any
+
+def build_info() -> dict[str, Any]:
+    """What this module was built with, and what was left out.
+
+    Keys: ``torch`` (the release it was compiled against), ``torch_interface`` (the oldest it runs
+    with), ``python``, ``compiler``, ``openmp`` (bool), ``cuda`` (release or None),
+    ``architectures`` (list of str) and ``left_out`` (list of dicts ``what``, ``why``, ``mend``).
+    """
