@@ -1,0 +1,45 @@
+// Launching kernels and declaring shared memory, in a form that nvcc and the CPU emulator
+// (tests/emulator) both read.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda/check.cuh"
+
+// Launches on `stream` and throws, with the kernel's name, where CUDA refuses. Parenthesise a
+// kernel with more than one template argument: TM_LAUNCH((kernel<T, 4>), ...).
+#ifdef __CUDACC__
+#define TM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)       \
+  do {                                                                  \
+    kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__); \
+    ::trajmatch::cuda::check_launch(#kernel);                           \
+  } while (0)
+#else
+#define TM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                \
+  do {                                                                                           \
+    ::emulator::launch(#kernel, kernel, (grid), (block), (shared_bytes), (stream), __VA_ARGS__); \
+    ::trajmatch::cuda::check_launch(#kernel);                                                    \
+  } while (0)
+#endif
+
+// `name`: an array of `count` elements that the block shares.
+#ifdef __CUDACC__
+#define TM_SHARED(T, name, count) __shared__ T name[count]
+#else
+#define TM_SHARED(T, name, count)   \
+  static const char name##_tag = 0; \
+  T* const name = static_cast<T*>(  \
+      ::emulator::current().block->shared.variable(&name##_tag, sizeof(T) * (count)))
+#endif
+
+// `name`: the shared memory whose size the launch gives, as elements of type T.
+#ifdef __CUDACC__
+#define TM_DYNAMIC_SHARED(T, name)                                          \
+  extern __shared__ __align__(16) unsigned char trajmatch_dynamic_shared[]; \
+  T* const name = reinterpret_cast<T*>(trajmatch_dynamic_shared)
+#else
+#define TM_DYNAMIC_SHARED(T, name) \
+  T* const name = static_cast<T*>(::emulator::current().block->shared.dynamic())
+#endif

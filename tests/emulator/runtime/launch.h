@@ -1,0 +1,48 @@
+// Launches, and the errors that a CUDA runtime would return for them.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <tuple>
+#include <utility>
+
+#include "runtime/types.h"
+
+struct CUstream_st;
+using cudaStream_t = CUstream_st*;
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+};
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+
+const char* cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetLastError();  // also forgets it
+
+namespace emulator {
+
+// Runs the kernel where the configuration is one that every supported GPU takes; else leaves the
+// error for cudaGetLastError().
+void launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+            std::function<void()> body);
+
+cudaError_t allow_dynamic_shared(const void* kernel, int bytes);
+
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            size_t shared_bytes, cudaStream_t, Arguments&&... arguments) {
+  // As on a GPU, every thread starts from the same copies of the arguments.
+  std::tuple<Parameters...> copies(std::forward<Arguments>(arguments)...);
+  launch(name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
+         std::function<void()>([&copies, kernel] { std::apply(kernel, copies); }));
+}
+
+}  // namespace emulator
+
+template <class... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int value) {
+  return emulator::allow_dynamic_shared(reinterpret_cast<const void*>(kernel), value);
+}

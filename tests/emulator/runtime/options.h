@@ -1,0 +1,24 @@
+// How the emulator schedules warps and blocks, chosen by the environment.
+#pragma once
+
+namespace emulator {
+
+// A kernel must give the same result under every schedule: what a missing barrier breaks under one
+// of them often survives under another.
+enum class Schedule {
+  kRoundRobin = 0,    // every warp advances to its next synchronisation in turn
+  kLowestFirst = 1,   // the lowest warp runs as far as it can before the next one starts
+  kHighestFirst = 2,  // the highest warp first, its lanes and the grid's blocks in descending order
+  kRandom = 3,        // warps, lanes and blocks in random order
+};
+
+struct Options {
+  Schedule schedule = Schedule::kRoundRobin;
+  unsigned seed = 0;  // of kRandom
+};
+
+// Read once from TRAJMATCH_EMULATOR_ORDER (0 to 3) and TRAJMATCH_EMULATOR_SEED; tests may change it
+// between launches. Throws std::invalid_argument where the environment holds anything else.
+Options& options();
+
+}  // namespace emulator
