@@ -63,8 +63,8 @@ def choose_nvcc(torch_cuda: str | None) -> Nvcc:
             raise CudaUnavailable(
                 f"nvcc {nvcc.release} is newer than torch's CUDA {torch_cuda}, for which the "
                 "driver may be made",
-                f"Set CUDA_HOME to a toolkit of CUDA {_major(str(torch_cuda))} or, if the driver is "
-                "new enough, TRAJMATCH_CUDA=1, and install again",
+                f"Set CUDA_HOME to a toolkit of CUDA {_major(str(torch_cuda))} or, if the driver "
+                "is new enough, TRAJMATCH_CUDA=1, and install again",
             )
     except CudaUnavailable as error:
         if wish == "1":

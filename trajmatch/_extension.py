@@ -48,7 +48,7 @@ def _explain(error: ImportError) -> str:
 try:
     from trajmatch import _C
 except ImportError as error:
-    raise ImportError(_explain(error)) from error
+    raise ImportError(_explain(error), name="trajmatch._C") from error
 
 
 def build_info() -> dict[str, Any]:

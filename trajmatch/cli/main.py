@@ -1,0 +1,109 @@
+"""The program ``trajmatch``. Only what the chosen command needs is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from trajmatch.errors import UserError
+
+
+class Command(NamedTuple):
+    """A command of the program."""
+
+    module: str  # of trajmatch.cli; its function run takes the arguments and returns the status
+    help: str
+    resumes: bool = False  # whether it has the flag --resume
+
+
+COMMANDS = {
+    "expert": Command("expert", "train experts on real images and keep their trajectories", True),
+    "distill": Command("distill", "distil a few images per class from a store of experts", True),
+    "eval": Command("evaluate", "train fresh networks on distilled images and test them"),
+    "show": Command("show", "draw distilled images as a picture"),
+    "demo": Command("demo", "all of it in two minutes, on data that is included"),
+    "doctor": Command("doctor", "what is installed, what was built, and whether it works"),
+}
+
+INTERRUPTED = 130  # what shells report for a program ended by ctrl-C
+BROKEN_PIPE = 141  # and for one whose reader went away
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: The arguments; those of the process if None.
+
+    Returns:
+        The exit status: 0, or 2 for a mistake of the user.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
+        print(usage(), file=sys.stderr)
+        return 2
+    name, *rest = arguments
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        from trajmatch import __version__
+
+        print("trajmatch", __version__)
+        return 0
+    if name not in COMMANDS:
+        return _fail(f"there is no command {name!r}{_suggestion(name)}; see trajmatch --help")
+    return run(COMMANDS[name], rest)
+
+
+def run(command: Command, argv: list[str]) -> int:
+    """Runs a command and turns what can go wrong outside the program into a message."""
+    try:
+        status: int = importlib.import_module(f"trajmatch.cli.{command.module}").run(argv)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        return _fail(str(error))
+    except ImportError as error:
+        if error.name != "trajmatch._C":
+            raise
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        advice = "; go on with --resume" if command.resumes else ""
+        print(f"\ntrajmatch: interrupted; what was written is whole{advice}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes the stream once more at exit, which would fail again and say so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def usage() -> str:
+    """The help of the program as a whole."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: trajmatch COMMAND [ARGUMENTS]",
+            "",
+            "Distils a labelled image set into a few synthetic images per class.",
+            "",
+            *lines,
+            "",
+            "trajmatch COMMAND --help shows the arguments of a command, --version the release.",
+        ]
+    )
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _fail(message: str) -> int:
+    print(f"trajmatch: error: {message}", file=sys.stderr)
+    return 2

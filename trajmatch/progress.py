@@ -1,0 +1,27 @@
+"""What long-running functions tell about how far they are.
+
+They call ``update`` of the object they are given; :mod:`trajmatch.cli.progress` shows it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class ProgressLike(Protocol):
+    """Somebody who wants to know."""
+
+    def update(self, done: int, **numbers: float) -> None:
+        """Hears how far the work is.
+
+        Args:
+            done: Units of work that are finished, those of earlier, interrupted runs included.
+            numbers: Latest values of interest, e.g. ``loss``.
+        """
+
+
+class NoProgress:
+    """Nobody."""
+
+    def update(self, done: int, **numbers: float) -> None:
+        """Does nothing."""
