@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 FALLBACK_TORCH = "torch==2.13.0"
 SETUPTOOLS = "setuptools>=77"  # the first that knows `license = "MIT"` as an SPDX expression
@@ -38,7 +37,7 @@ def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
         return [SETUPTOOLS, PYBIND11, FALLBACK_TORCH]
     # pybind11 is not asked for here: torch brings a copy of its headers, so that this needs no
     # network; setup.py prefers an installed pybind11.
-    setuptools_major = int(re.match(r"\d*", found.get("setuptools", "0"))[0] or 0)
+    setuptools_major = int(found.get("setuptools", "0").split(".")[0])
     return [] if setuptools_major >= 77 else [SETUPTOOLS]
 
 
@@ -87,7 +86,7 @@ def _target_path() -> list[str]:
     """The search path of the interpreter without what pip's isolation adds and hides."""
     outside = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
     answer = subprocess.run(
-        [sys.executable, "-c", "import json, sys; print(json.dumps(sys.path[1:]))"],
+        [sys.executable, "-c", "import json, sys; print(json.dumps([p for p in sys.path if p]))"],
         env=outside,
         check=True,
         capture_output=True,
@@ -104,7 +103,7 @@ def _target_packages() -> dict[str, str]:
     return packages
 
 
-def _setuptools() -> ModuleType:
+def _setuptools() -> Any:
     """Setuptools' own backend, with the target's torch importable behind the build environment."""
     sys.path.extend(path for path in _target_path() if path not in sys.path)
     from setuptools import build_meta

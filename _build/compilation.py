@@ -44,7 +44,7 @@ class Job:
                 return False
             rule = self.object.with_suffix(".d").read_text()
             prerequisites = rule.replace("\\\n", " ").partition(": ")[2].split()
-            return all(os.stat(path).st_mtime < made for path in [self.source, *prerequisites])
+            return all(os.stat(path).st_mtime < made for path in (str(self.source), *prerequisites))
         except FileNotFoundError:
             return False
 

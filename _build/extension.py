@@ -15,6 +15,7 @@ import sysconfig
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from compilation import CompileError, Job, compile_changed, run
 from cuda_toolkit import CudaUnavailable, Nvcc, architecture_flags, architectures, choose_nvcc
@@ -61,7 +62,7 @@ def build(torch: TorchRelease, module: Path) -> None:
     left_out: LeftOut = []
     openmp = probe_openmp(cxx, left_out)
     nvcc, cuda_objects = build_cuda(torch, left_out)
-    facts = {
+    facts: dict[str, Any] = {
         "torch": torch.version,
         "torch_interface": f"2.{OLDEST_MINOR}",
         "python": sys.implementation.cache_tag,
@@ -179,7 +180,7 @@ def nvcc_flags(nvcc: Nvcc) -> list[str]:
     ]
 
 
-def write_facts(facts: dict[str, object]) -> None:
+def write_facts(facts: dict[str, Any]) -> None:
     """Writes the header that bindings.cpp includes, only when it changes."""
     text = (
         f'constexpr char kBuildFacts[] = R"json(trajmatch-build-facts{json.dumps(facts)})json";\n'
@@ -190,7 +191,7 @@ def write_facts(facts: dict[str, object]) -> None:
         header.write_text(text)
 
 
-def report(facts: dict[str, object]) -> None:
+def report(facts: dict[str, Any]) -> None:
     """Says what was built, and what was not."""
     cuda = f"CUDA {facts['cuda']} for {facts['architectures']}" if facts["cuda"] else "CPU only"
     print(f"trajmatch: built against torch {facts['torch']}, {cuda}")

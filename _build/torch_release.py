@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import runpy
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -51,8 +50,8 @@ def find_torch() -> TorchRelease | None:
         return None
     root = Path(spec.submodule_search_locations[0])
     facts = runpy.run_path(str(root / "version.py"))
-    version = facts["__version__"]
-    major, minor = map(int, re.match(r"(\d+)\.(\d+)", version).groups())
+    version: str = facts["__version__"]
+    major, minor = map(int, version.split(".")[:2])
     if major != 2 or minor < OLDEST_MINOR:
         raise UnsuitableTorch(
             f"trajmatch needs torch 2.{OLDEST_MINOR} or later of the 2.x series, but {root} is "
