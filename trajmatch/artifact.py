@@ -1,0 +1,422 @@
+"""The distilled set as one file that holds everything needed to use it.
+
+The file is in the safetensors format: images as they were trained (in normalised space), a viewable
+copy of them, labels, and a description with step size, normalisation, augmentation, network, class
+names, recipe and scores. No path, time or host name is in it: equal runs write equal bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trajmatch import __version__, files, networks
+from trajmatch.data import denormalise
+from trajmatch.data.dsa import DSA
+from trajmatch.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.data import TensorDataset
+
+FORMAT = "trajmatch artifact"
+FORMAT_VERSION = 1
+
+SELECTIONS = ("last", "holdout", "test-max")
+
+_TENSORS = ("images", "labels", "pixels")
+#: Fields of the description, with the type that each has in the file.
+_DESCRIPTION: dict[str, type | tuple[type, ...]] = {
+    "label_kind": str,
+    "lr": (int, float),
+    "mean": list,
+    "std": list,
+    "dsa": str,
+    "network": dict,
+    "class_names": list,
+    "dataset_name": str,
+    "dataset_fingerprint": str,
+    "ipc": int,
+    "recipe": dict,
+    "seed": int,
+    "versions": dict,
+    "scores": list,
+    "selection": str,
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Artifact:
+    """A distilled set and everything needed to train on it.
+
+    Attributes:
+        images: The synthetic images in normalised space, as trained. ``[n, C, H, W]``, float32.
+        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
+        label_kind: ``"index"`` or ``"logit"``.
+        lr: Step size eta to train with, learned beside the images.
+        mean: Per-channel mean of the normalisation. ``C`` numbers.
+        std: Per-channel standard deviation of the normalisation. ``C`` numbers.
+        dsa: Augmentation to train with (:class:`trajmatch.data.dsa.DSA`).
+        network: Network that was distilled for, as :func:`trajmatch.networks.build` takes it.
+        class_names: Names of the ``K`` classes.
+        dataset_name: Name of the data set that was distilled.
+        dataset_fingerprint: Fingerprint of it.
+        ipc: Images per class.
+        recipe: Settings that made the set.
+        seed: Seed that made the set.
+        versions: Versions of the software that made the set.
+        scores: Results of evaluations, each with its protocol.
+        selection: How the set was chosen among the iterates: ``"last"``, ``"holdout"`` or
+            ``"test-max"``.
+
+    Raises:
+        UserError: A field does not fit the others; the message names it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    label_kind: Literal["index", "logit"]
+    lr: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dsa: str
+    network: dict[str, Any]
+    class_names: tuple[str, ...]
+    dataset_name: str
+    dataset_fingerprint: str
+    ipc: int
+    recipe: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    scores: tuple[dict[str, Any], ...] = ()
+    selection: Literal["last", "holdout", "test-max"] = "last"
+
+    def __post_init__(self) -> None:
+        """Checks every field; see the class."""
+        _check_images(self.images)
+        _check_class_names(self.class_names)
+        _check_labels(self.labels, self.label_kind, len(self.images), self.num_classes)
+        _check_normalisation(self.mean, self.std, self.images.shape[1])
+        _check_network(self.network, self.images, self.num_classes)
+        DSA(self.dsa)
+        _check(math.isfinite(self.lr) and self.lr > 0, "the step size", "positive", self.lr)
+        _check(self.ipc >= 1, "the images per class", "at least 1", self.ipc)
+        _check(
+            all(isinstance(score, dict) for score in self.scores),
+            "every score",
+            "an object with its protocol",
+            self.scores,
+        )
+        _check(
+            self.selection in SELECTIONS,
+            "the selection",
+            f"one of {', '.join(SELECTIONS)}",
+            self.selection,
+        )
+
+    @classmethod
+    def from_probabilities(cls, *, probabilities: Tensor, **fields: Any) -> Artifact:
+        """An artifact of images with soft labels given as probabilities.
+
+        The labels are kept as the probabilities' logarithm, whose softmax they are.
+
+        Args:
+            probabilities: Class probabilities of each image. ``[n, K]``, floating point.
+            **fields: The other fields, without ``labels`` and ``label_kind``.
+
+        Returns:
+            An artifact with ``label_kind="logit"``.
+
+        Raises:
+            UserError: A row is not a probability distribution, or another field does not fit.
+        """
+        return cls(labels=log_probabilities(probabilities), label_kind="logit", **fields)
+
+    @property
+    def num_classes(self) -> int:
+        """``K``, the number of classes."""
+        return len(self.class_names)
+
+    @property
+    def pixels(self) -> Tensor:
+        """The images with the normalisation undone, to look at. ``[n, C, H, W]``, uint8."""
+        shown = denormalise(self.images, self.mean, self.std)
+        return shown.mul(255).round().to(torch.uint8)
+
+    @property
+    def hard_labels(self) -> Tensor:
+        """The class of each image: its index, or that of its largest logit. ``[n]``, int64."""
+        return self.labels if self.label_kind == "index" else self.labels.argmax(dim=1)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of tensors and description, in hexadecimal."""
+        return _fingerprint({"images": self.images, "labels": self.labels}, self._description())
+
+    def with_score(self, score: Mapping[str, Any]) -> Artifact:
+        """The same set with one more evaluation's result, as JSON can hold it."""
+        return dataclasses.replace(self, scores=(*self.scores, dict(score)))
+
+    def dataset(self) -> TensorDataset:
+        """Images and labels, as a data loader of PyTorch takes them."""
+        from torch.utils.data import TensorDataset
+
+        return TensorDataset(self.images, self.labels)
+
+    def train(self, model: nn.Module, *, epochs: int = 1000, seed: int = 0) -> nn.Module:
+        """Trains a network on the set, with the learned step size, as evaluations do (MTT).
+
+        Args:
+            model: Any module that :func:`trajmatch.ops.gradient` takes, without buffers. It is
+                trained from where it is.
+            epochs: Passes over the set (MTT: 1000; the loop runs one more).
+            seed: Seed of batch order and augmentation.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            NotImplementedError: The model has buffers, e.g. the running statistics of batch norm.
+        """
+        from trajmatch.evaluate import protocol
+
+        settings = protocol.Protocol(lr=self.lr, dsa=self.dsa, epochs=epochs)
+        return protocol.train(model, self.images, self.labels, settings, seed)
+
+    def images_normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+        """The images as a network sees them whose inputs have another normalisation.
+
+        Args:
+            mean: Per-channel mean of that normalisation.
+            std: Per-channel standard deviation of it.
+
+        Returns:
+            ``[n, C, H, W]``, float32; the very same values where the normalisation is the same.
+        """
+        if (tuple(mean), tuple(std)) == (self.mean, self.std):
+            return self.images
+        own_mean, own_std, other_mean, other_std = (
+            torch.tensor(tuple(each), dtype=torch.float64).view(-1, 1, 1)
+            for each in (self.mean, self.std, mean, std)
+        )
+        return ((self.images * own_std + own_mean - other_mean) / other_std).float()
+
+    def to_images(self, folder: str | os.PathLike[str]) -> None:
+        """Writes one PNG per image, in one folder per class; the normalisation is undone.
+
+        The folders' names begin with the class index, so that their order is that of the classes.
+
+        Args:
+            folder: Where to write. Made if missing; must be empty.
+
+        Raises:
+            UserError: The folder holds something, or nothing can be written there.
+        """
+        from trajmatch import pictures
+
+        root = Path(folder)
+        files.check_writable(root)
+        if any(root.iterdir()):
+            raise UserError(f"{root} is not empty; give a new folder")
+        digits = len(str(self.num_classes - 1))
+        pixels, labels = self.pixels, self.hard_labels
+        for index, name in enumerate(self.class_names):
+            # Class names may hold what a path may not ("T-shirt/top").
+            class_folder = root / f"{index:0{digits}d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}"
+            files.check_writable(class_folder)
+            for number, image in enumerate(pixels[labels == index]):
+                files.write_bytes(class_folder / f"{number:04d}.png", pictures.png(image))
+
+    def _description(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _DESCRIPTION}
+
+
+def log_probabilities(probabilities: Tensor) -> Tensor:
+    """Target logits whose softmax are the given probabilities.
+
+    Args:
+        probabilities: Rows that sum to one. ``[n, K]``, floating point.
+
+    Returns:
+        Their logarithm, with that of the smallest float32 in place of minus infinity.
+        ``[n, K]``, float32.
+
+    Raises:
+        UserError: A row is not a probability distribution.
+    """
+    rows = probabilities
+    if rows.ndim != 2 or not rows.is_floating_point():
+        raise UserError(
+            "probabilities should be a floating-point tensor of shape [n, K], but are "
+            f"{rows.dtype} of shape {list(rows.shape)}"
+        )
+    sums = rows.sum(dim=1)
+    # Written so that NaN is found too. Rounding of half precision stays far below the tolerance.
+    if not ((rows >= 0).all() and ((sums - 1).abs() <= 1e-2).all()):
+        raise UserError(
+            "probabilities should be at least 0 and sum to 1 in each row, but the smallest is "
+            f"{rows.min():.4g} and the sums go from {sums.min():.4g} to {sums.max():.4g}; "
+            "give logits as labels instead"
+        )
+    return rows.float().clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+def save(path: str | os.PathLike[str], artifact: Artifact) -> None:
+    """Writes an artifact, whole or not at all.
+
+    Args:
+        path: The file. Its folder must exist.
+        artifact: What to write.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    tensors = {name: getattr(artifact, name) for name in _TENSORS}
+    description = artifact._description()
+    files.save_tensors(
+        path,
+        tensors,
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "sha256": artifact.fingerprint,
+            **description,
+        },
+    )
+
+
+def load(path: str | os.PathLike[str]) -> Artifact:
+    """Reads an artifact and checks all of it.
+
+    Args:
+        path: A file that `trajmatch distill` or :func:`save` wrote.
+
+    Returns:
+        The artifact, its tensors on the CPU.
+
+    Raises:
+        UserError: The file is missing, cut off, damaged, not an artifact, or of a later format.
+    """
+    tensors, metadata = files.load_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is not a distilled set, but a {metadata.get('format', 'file of another kind')}"
+        )
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {metadata.get('format_version')}, and this is trajmatch "
+            f"{__version__}, which reads version {FORMAT_VERSION}; install the release that wrote "
+            "the file"
+        )
+    for name in _TENSORS:
+        if name not in tensors:
+            raise UserError(f"{path} is damaged: it has no tensor {name!r}")
+    for name, kind in _DESCRIPTION.items():
+        value = metadata.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"{path} is damaged: its field {name!r} is {value!r}")
+    fields = {name: _untuple(metadata[name]) for name in _DESCRIPTION}
+    try:
+        artifact = Artifact(images=tensors["images"], labels=tensors["labels"], **fields)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if metadata.get("sha256") != artifact.fingerprint:
+        raise UserError(f"{path} is damaged: its content does not fit its checksum")
+    return artifact
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of the software that decides the result."""
+    return {"trajmatch": __version__, "torch": torch.__version__}
+
+
+def _untuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fingerprint(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check(holds: bool, what: str, wanted: str, value: object) -> None:
+    if not holds:
+        raise UserError(f"{what} should be {wanted}, but is {value}")
+
+
+def _check_images(images: Tensor) -> None:
+    shape = list(images.shape)
+    _check(images.dtype == torch.float32, "the images' dtype", "float32", images.dtype)
+    _check(images.ndim == 4 and images.numel() > 0, "the images' shape", "[n, C, H, W]", shape)
+    _check(bool(images.isfinite().all()), "every value of the images", "finite", "not")
+
+
+def _check_class_names(names: tuple[str, ...]) -> None:
+    holds = len(names) > 0 and all(isinstance(name, str) for name in names)
+    _check(holds, "the class names", "one text or more", names)
+
+
+def _check_labels(labels: Tensor, kind: str, count: int, num_classes: int) -> None:
+    shape = list(labels.shape)
+    if kind == "index":
+        _check(labels.dtype == torch.int64, "the labels' dtype", "int64", labels.dtype)
+        _check(shape == [count], "the labels' shape", f"[{count}]", shape)
+        low, high = int(labels.min()), int(labels.max())
+        _check(
+            low >= 0 and high < num_classes,
+            "every label",
+            f"from 0 to {num_classes - 1}",
+            f"from {low} to {high}",
+        )
+    elif kind == "logit":
+        _check(labels.dtype == torch.float32, "the labels' dtype", "float32", labels.dtype)
+        wanted = [count, num_classes]
+        _check(shape == wanted, "the labels' shape", str(wanted), shape)
+        _check(bool(labels.isfinite().all()), "every label", "finite", "not")
+    else:
+        raise UserError(f"the kind of the labels should be index or logit, but is {kind}")
+
+
+def _check_normalisation(
+    mean: tuple[float, ...], std: tuple[float, ...], num_channels: int
+) -> None:
+    for what, values in (("mean", mean), ("standard deviation", std)):
+        _check(
+            len(values) == num_channels and all(map(_is_finite_number, values)),
+            f"the {what}",
+            f"{num_channels} numbers (one per channel)",
+            values,
+        )
+    _check(all(value > 0 for value in std), "the standard deviation", "positive", std)
+
+
+def _is_finite_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _check_network(spec: dict[str, Any], images: Tensor, num_classes: int) -> None:
+    try:
+        with torch.device("meta"):  # no memory is touched, whatever sizes a damaged file claims
+            networks.build(spec)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the network {spec} cannot be built: {error}") from error
+    for name, value in (
+        ("in_channels", images.shape[1]),
+        ("image_size", images.shape[2]),
+        ("image_size", images.shape[3]),
+        ("num_classes", num_classes),
+    ):
+        _check(spec[name] == value, f"the network's {name}", str(value), spec[name])

@@ -1,0 +1,29 @@
+"""Distillation: synthetic images on which a student follows the experts' trajectories.
+
+A run is put together from parts, each in its own module: start epochs and expert order
+(`schedule`), the first images (`initialise`), student batches (`batches`), the matching loss
+(`matching`), the learned step size (`step_size`), one outer iteration (`outer`), the guard against
+what is not finite (`guard`), the choice of the result (`selection`), and the loop that calls them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trajmatch.distill.config import DistillConfig
+    from trajmatch.distill.loop import distill
+
+__all__ = ["DistillConfig", "distill"]
+
+# Loaded when first used: the configuration is read by command lines that should not wait for torch.
+_MODULES = {"DistillConfig": "config", "distill": "loop"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

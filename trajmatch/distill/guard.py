@@ -1,0 +1,91 @@
+"""Refuses updates that are not finite, and ends a run that makes nothing else."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from trajmatch.distill.outer import OuterGradient, Update
+from trajmatch.distill.state import State
+from trajmatch.errors import UserError
+
+#: So many refusals in a row end the run: by then it does not recover by itself.
+MAX_REFUSALS = 10
+
+_SMALLEST = torch.finfo(torch.float32).tiny
+_LARGEST = torch.finfo(torch.float32).max
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why an update was refused.
+
+    Attributes:
+        cause: What went wrong, as a clause.
+        remedy: What to do about it.
+    """
+
+    cause: str
+    remedy: str
+
+
+def find_fault(gradient: OuterGradient, update: Update, state: State) -> Fault | None:
+    """Looks for what is not finite in one outer iteration.
+
+    Args:
+        gradient: Loss and gradients of the iteration.
+        update: What would come of them.
+        state: What they were taken at.
+
+    Returns:
+        The first fault found, or ``None`` where the update is sound.
+    """
+    if gradient.stands_still:
+        return Fault(
+            "the expert does not move between start and target epoch",
+            "choose other start epochs (--min-start-epoch, --max-start-epoch) or other experts",
+        )
+    for what, finite in (
+        ("the matching loss", math.isfinite(gradient.loss)),
+        ("the gradient of the images", bool(gradient.images.isfinite().all())),
+        ("the gradient of the step size", math.isfinite(gradient.step_size)),
+    ):
+        if not finite:
+            return Fault(f"{what} is not finite", _remedy(state))
+    if not (update.images.isfinite().all() and update.buffer.isfinite().all()):
+        return Fault("the images would not be finite", "lower --lr-img")
+    if not _SMALLEST <= update.step_size.value <= _LARGEST:
+        return Fault(
+            f"the step size would become {update.step_size.value:.4g}",
+            "lower --lr-lr",
+        )
+    return None
+
+
+def check_refusals(fault: Fault, state: State) -> None:
+    """Ends the run after too many refusals in a row.
+
+    Args:
+        fault: Why the last update was refused.
+        state: With the number of refusals.
+
+    Raises:
+        UserError: There were :data:`MAX_REFUSALS`.
+    """
+    if state.refusals >= MAX_REFUSALS:
+        raise UserError(
+            f"stopped at iteration {state.iteration}: the last {state.refusals} updates were "
+            f"refused, because {fault.cause} (step size {state.step_size.value:.4g}); "
+            f"{fault.remedy}. What was written before is whole"
+        )
+
+
+def _remedy(state: State) -> str:
+    """A student that diverges does so because of its step size, or else because of its images."""
+    if state.applied == 0:
+        return f"lower --lr-init (now {state.lr_init:.4g})"
+    if state.step_size.value > 2 * state.lr_init:
+        return f"lower --lr-lr (the step size has grown from {state.lr_init:.4g})"
+    return "lower --lr-img"

@@ -1,0 +1,160 @@
+"""The outer loop: trajectory matching, one expert segment after another."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from trajmatch import artifact, files
+from trajmatch.artifact import Artifact
+from trajmatch.distill import checkpoint
+from trajmatch.distill.batches import student_batches
+from trajmatch.distill.config import DistillConfig
+from trajmatch.distill.guard import Fault, check_refusals, find_fault
+from trajmatch.distill.initialise import SyntheticSet
+from trajmatch.distill.metrics import MetricsLog
+from trajmatch.distill.outer import outer_gradient, propose_update
+from trajmatch.distill.problem import Problem, prepare
+from trajmatch.distill.selection import chosen_iterate, evaluate_iterate, is_due
+from trajmatch.distill.state import State
+from trajmatch.errors import UserError
+from trajmatch.progress import NoProgress, ProgressLike
+
+
+def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Artifact:
+    """Distils a data set and writes the result.
+
+    The synthetic images and the student's step size are trained so that a student, started from an
+    expert's parameters after some epoch and trained on the synthetic images, ends where the expert
+    was some epochs later (MTT, Cazenavette et al., CVPR 2022). The gradient is exact through all
+    student steps.
+
+    On the CPU the same configuration and seed give the same bytes, interrupted or not. An update
+    that is not finite is never applied.
+
+    Args:
+        config: What to do.
+        progress: Told after every outer iteration how many are done, with ``loss`` and
+            ``step_size``.
+
+    Returns:
+        The result, which is also in ``config.out``.
+
+    Raises:
+        UserError: Something that was given cannot be used, a result or checkpoint is there already
+            and ``config.resume`` is not set, or ten updates in a row were not finite. What was
+            written before stays whole.
+    """
+    progress = progress or NoProgress()
+    _check_output(config)
+    problem = prepare(config)
+    if config.out.exists():
+        return _finished(problem)
+    state = _begin(problem)
+    progress.update(state.iteration)
+    with MetricsLog(config.log_path, state.iteration) as log:
+        while state.iteration < config.iterations:
+            began = time.perf_counter()
+            numbers, fault = outer_iteration(problem, state)
+            log.write(**numbers, seconds=time.perf_counter() - began)
+            if fault is not None:
+                check_refusals(fault, state)
+            if is_due(config, state.iteration):
+                log.write(**evaluate_iterate(problem, state))
+            if state.iteration % config.checkpoint_every == 0:
+                checkpoint.save(config.checkpoint_path, state, problem.identity)
+            progress.update(state.iteration, loss=numbers["loss"], step_size=state.step_size.value)
+    result = problem.artifact(chosen_iterate(config, state), state)
+    artifact.save(config.out, result)
+    config.checkpoint_path.unlink(missing_ok=True)
+    return result
+
+
+def outer_iteration(problem: Problem, state: State) -> tuple[dict[str, Any], Fault | None]:
+    """One outer iteration: draws a segment, differentiates, and applies the update if it is sound.
+
+    Args:
+        problem: What the run works on.
+        state: Is brought forward by one iteration.
+
+    Returns:
+        What the log shall have (``iteration``, ``loss``, ``step_size``, ``start_epoch``,
+        ``expert`` and ``refused``, the cause or ``None``), and why the update was not applied.
+    """
+    config = problem.config
+    expert = state.order.draw(state.streams.experts)
+    start_epoch = problem.window.draw(state.streams.start_epochs)
+    batches = student_batches(
+        len(state.synthetic.images), config.batch_syn, config.student_steps, state.streams.batches
+    )
+    gradient = outer_gradient(
+        problem.model,
+        problem.segment(expert, start_epoch),
+        state.synthetic,
+        state.step_size.value,
+        [batch.to(problem.device) for batch in batches],
+        student_momentum=config.student_momentum,
+        augment=problem.augmentation(state.iteration),
+    )
+    update = propose_update(state.synthetic, state.buffer, state.step_size, gradient, config)
+    fault = find_fault(gradient, update, state)
+    state.iteration += 1
+    if fault is None:
+        state.synthetic = SyntheticSet(update.images, state.synthetic.labels)
+        state.buffer, state.step_size = update.buffer, update.step_size
+        state.applied += 1
+        state.refusals = 0
+    else:
+        state.refusals += 1
+    numbers = {
+        "iteration": state.iteration,
+        "loss": gradient.loss,
+        "step_size": state.step_size.value,
+        "start_epoch": start_epoch,
+        "expert": expert,
+        "refused": None if fault is None else fault.cause,
+    }
+    return numbers, fault
+
+
+def _check_output(config: DistillConfig) -> None:
+    """Makes sure that the run harms nothing that is there, and can write where it shall."""
+    written = (config.out, config.checkpoint_path, config.log_path)
+    if len({path.resolve() for path in written}) < len(written):
+        raise UserError(
+            f"--log {config.log_path} is also where the run writes something else; choose another"
+        )
+    for path in written:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, but the run would write a file there")
+        if path.exists() and not config.resume:
+            raise UserError(
+                f"{path} is there already; add --resume to go on with that run, remove it, or "
+                "choose another --out"
+            )
+    for folder in {path.parent for path in written}:
+        files.check_writable(folder)
+
+
+def _begin(problem: Problem) -> State:
+    """The state of the checkpoint, or the first state where there is none."""
+    config = problem.config
+    if not config.checkpoint_path.exists():
+        return problem.initial_state()
+    state = checkpoint.load(config.checkpoint_path, problem.identity, problem.device)
+    if state.iteration > config.iterations:
+        raise UserError(
+            f"{config.checkpoint_path} is of iteration {state.iteration}, beyond --iterations "
+            f"{config.iterations}; ask for at least as many"
+        )
+    return state
+
+
+def _finished(problem: Problem) -> Artifact:
+    """The result of an earlier run, after making sure that it is of this one."""
+    out = problem.config.out
+    result = artifact.load(out)
+    found = {**result.recipe, "seed": result.seed}
+    checkpoint.check_same_run(out, found, problem.identity)
+    problem.config.checkpoint_path.unlink(missing_ok=True)
+    return result

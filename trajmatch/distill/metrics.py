@@ -1,0 +1,86 @@
+"""The log of a run: one JSON object per line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from trajmatch import files
+from trajmatch.errors import UserError
+
+
+class MetricsLog:
+    """Appends one line for each outer iteration and each evaluation; every line has `iteration`.
+
+    A run that goes on drops the lines beyond its checkpoint first, because it does those iterations
+    again.
+
+    Args:
+        path: The file.
+        iteration: Outer iterations done; lines after it are dropped.
+
+    Raises:
+        UserError: The file cannot be read or written, or is not such a log.
+    """
+
+    def __init__(self, path: Path, iteration: int) -> None:
+        """Drops what is beyond the checkpoint; see the class."""
+        self._path = path
+        files.check_writable(path.parent)
+        kept = _lines_until(path, iteration) if path.exists() else []
+        files.write_text(path, "".join(kept))
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> MetricsLog:
+        """Opens the file for appending."""
+        try:
+            self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}") from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, **numbers: Any) -> None:
+        """Appends a line. What is not finite becomes null, for which JSON has a word."""
+        assert self._file is not None
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in numbers.items()
+        }
+        try:
+            self._file.write(json.dumps(finite) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}") from error
+
+
+def _lines_until(path: Path, iteration: int) -> list[str]:
+    """The lines of the iterations up to and with the given one; a cut last line is dropped."""
+    kept = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the log {path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            done = json.loads(line)["iteration"]
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise UserError(
+                f"{path} is not a log of this program (line {number}); choose another --log"
+            ) from error
+        if done <= iteration:
+            kept.append(line)
+    return kept

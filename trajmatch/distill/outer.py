@@ -1,0 +1,122 @@
+"""One outer iteration: the exact gradient of the matching loss, and the update it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trajmatch import ops
+from trajmatch.distill.config import DistillConfig
+from trajmatch.distill.initialise import SyntheticSet
+from trajmatch.distill.matching import Segment, matching_loss
+from trajmatch.distill.step_size import StepSize
+
+
+@dataclass(frozen=True)
+class OuterGradient:
+    """The matching loss of one outer iteration and its derivatives.
+
+    Attributes:
+        loss: The matching loss.
+        images: Its gradient in the synthetic images. ``[n, C, H, W]``.
+        step_size: Its derivative in the step size.
+        stands_still: Whether the expert's segment has no length, so that the loss means nothing.
+    """
+
+    loss: float
+    images: Tensor
+    step_size: float
+    stands_still: bool
+
+
+@dataclass(frozen=True)
+class Update:
+    """What images, step size and their optimiser become.
+
+    Attributes:
+        images: ``[n, C, H, W]``.
+        buffer: Momentum buffer of the images. ``[n, C, H, W]``.
+        step_size: Step size with its buffer.
+    """
+
+    images: Tensor
+    buffer: Tensor
+    step_size: StepSize
+
+
+def outer_gradient(
+    model: nn.Module,
+    segment: Segment,
+    synthetic: SyntheticSet,
+    step_size: float,
+    batches: Sequence[Tensor],
+    *,
+    student_momentum: float,
+    augment: Callable[[Tensor, int], Tensor] | None,
+) -> OuterGradient:
+    """Trains the student along a segment and differentiates where it ends.
+
+    Args:
+        model: The student's network; its own parameters are not used.
+        segment: Where the student starts and what it should reach.
+        synthetic: What it trains on.
+        step_size: What step size it trains with.
+        batches: Indices into the synthetic images, one vector for each student step.
+        student_momentum: Momentum of the student's SGD.
+        augment: Maps the images of a batch and the number of the step, differentiably.
+
+    Returns:
+        Loss and gradients, exact through all the steps.
+    """
+    images = synthetic.images.detach().requires_grad_()
+    lr = torch.tensor(step_size, dtype=images.dtype, device=images.device, requires_grad=True)
+    student = ops.unroll(
+        model,
+        segment.start,
+        images,
+        synthetic.labels,
+        lr,
+        batches,
+        momentum=student_momentum,
+        augment=augment,
+    )
+    loss = matching_loss(student, segment)
+    grad_images, grad_lr = torch.autograd.grad(loss, (images, lr))
+    return OuterGradient(
+        loss=float(loss.detach()),
+        images=grad_images,
+        step_size=float(grad_lr),
+        stands_still=bool(torch.equal(segment.start, segment.target)),
+    )
+
+
+def propose_update(
+    synthetic: SyntheticSet,
+    buffer: Tensor,
+    step_size: StepSize,
+    gradient: OuterGradient,
+    config: DistillConfig,
+) -> Update:
+    """One SGD step on the images and on the step size; applies nothing.
+
+    Args:
+        synthetic: The images as they are.
+        buffer: Their momentum buffer. ``[n, C, H, W]``.
+        step_size: The step size as it is.
+        gradient: Gradients at both.
+        config: Learning rates and momenta.
+
+    Returns:
+        What they would become.
+    """
+    new_buffer = config.momentum_img * buffer + gradient.images
+    return Update(
+        images=synthetic.images - config.lr_img * new_buffer,
+        buffer=new_buffer,
+        step_size=step_size.updated(
+            gradient.step_size, config.lr_lr, config.momentum_lr, config.lr_param
+        ),
+    )

@@ -1,0 +1,200 @@
+"""Everything a run works on, opened and checked before anything long starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trajmatch import artifact, networks
+from trajmatch.artifact import Artifact
+from trajmatch.data import Dataset, load_dataset
+from trajmatch.data.dsa import DSA
+from trajmatch.distill import initialise
+from trajmatch.distill.config import DistillConfig
+from trajmatch.distill.initialise import SyntheticSet
+from trajmatch.distill.matching import Segment
+from trajmatch.distill.schedule import ExpertOrder, StartEpochWindow
+from trajmatch.distill.state import Iterate, State, Streams
+from trajmatch.distill.step_size import StepSize
+from trajmatch.errors import UserError
+from trajmatch.evaluate.device import check_device
+from trajmatch.experts.store import Store
+from trajmatch.random import derive_seed, generator
+
+#: Step size of the student at first where nothing else is said (MTT: lr_teacher).
+DEFAULT_LR_INIT = 0.01
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a run works on; nothing of it changes during the run.
+
+    Attributes:
+        config: The configuration.
+        store: The experts.
+        dataset: The whole data set.
+        training: The part of it that experts and initialisation may see.
+        held_out: Images ``[N, C, H, W]``, uint8, and labels ``[N]``, int64, that neither sees;
+            empty for a store without holdout.
+        model: The network of experts and students.
+        window: Start epochs.
+        dsa: Augmentation of the student's batches.
+        source: The earlier result to start from, if any.
+        lr_init: Step size at the beginning.
+        device: Where to compute.
+    """
+
+    config: DistillConfig
+    store: Store
+    dataset: Dataset
+    training: Dataset
+    held_out: tuple[Tensor, Tensor]
+    model: nn.Module
+    window: StartEpochWindow
+    dsa: DSA
+    source: Artifact | None
+    lr_init: float
+    device: torch.device
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: two runs with the same identity write the same bytes."""
+        identity = {
+            **self.config.recipe(),
+            "dsa": self.dsa.spec,
+            "lr_init": self.lr_init,
+            "seed": self.config.seed,
+            "store": self.store.fingerprint,
+        }
+        if self.source is not None:
+            identity["init"] = f"file {self.source.fingerprint}"
+        return identity
+
+    def initial_set(self) -> SyntheticSet:
+        """The synthetic images that the run begins with.
+
+        Raises:
+            UserError: The data or the earlier result cannot give as many as are asked for.
+        """
+        config = self.config
+        draw = generator(config.seed, "distill", "initialise")
+        if self.source is not None:
+            assert config.init_from is not None
+            return initialise.from_artifact(
+                self.source, config.init_from, self.training, config.ipc
+            )
+        if config.init == "noise":
+            return initialise.from_noise(self.training, config.ipc, draw)
+        return initialise.from_real(self.training, config.ipc, draw)
+
+    def initial_state(self) -> State:
+        """The state before the first iteration.
+
+        Raises:
+            UserError: See :meth:`initial_set`.
+        """
+        first = self.initial_set()
+        synthetic = SyntheticSet(first.images.to(self.device), first.labels.to(self.device))
+        return State(
+            synthetic=synthetic,
+            buffer=torch.zeros_like(synthetic.images),
+            step_size=StepSize(self.lr_init),
+            lr_init=self.lr_init,
+            streams=Streams.of_seed(self.config.seed),
+            order=ExpertOrder(self.store.num_experts),
+        )
+
+    def segment(self, expert: int, start_epoch: int) -> Segment:
+        """A piece of an expert's trajectory, ``expert_epochs`` long; only its ends are read."""
+        target_epoch = start_epoch + self.config.expert_epochs
+        return Segment(
+            start=self.store.snapshot(expert, start_epoch).to(self.device),
+            target=self.store.snapshot(expert, target_epoch).to(self.device),
+        )
+
+    def augmentation(self, iteration: int) -> Callable[[Tensor, int], Tensor] | None:
+        """The augmentation of one outer iteration, the same each time it is asked for."""
+        if self.dsa.spec == "none":
+            return None
+        return self.dsa.replay(derive_seed(self.config.seed, "distill", "dsa", iteration))
+
+    def artifact(self, chosen: Iterate, state: State) -> Artifact:
+        """The result of a run.
+
+        Args:
+            chosen: Images and step size.
+            state: Gives labels and scores.
+
+        Returns:
+            What the run writes.
+        """
+        recipe = self.identity
+        seed = recipe.pop("seed")
+        labels = state.synthetic.labels.cpu()
+        return Artifact(
+            images=chosen.images.cpu(),
+            labels=labels,
+            label_kind="logit" if labels.is_floating_point() else "index",
+            lr=chosen.step_size,
+            mean=self.training.mean,
+            std=self.training.std,
+            dsa=self.dsa.spec,
+            network=dict(self.store.manifest["network"]),
+            class_names=self.dataset.class_names,
+            dataset_name=self.dataset.name,
+            dataset_fingerprint=self.dataset.fingerprint,
+            ipc=self.config.ipc,
+            recipe=recipe,
+            seed=seed,
+            versions=artifact.current_versions(),
+            scores=tuple(state.scores),
+            selection=self.config.select,
+        )
+
+
+def prepare(config: DistillConfig) -> Problem:
+    """Opens store, data and earlier result, and checks that they fit together.
+
+    Args:
+        config: What is asked for.
+
+    Returns:
+        What the run works on.
+
+    Raises:
+        UserError: Something is missing or does not fit; the message names it.
+    """
+    check_device(config.device)
+    device = torch.device(config.device)
+    store = Store.open(config.experts)
+    window = StartEpochWindow(config.min_start_epoch, config.max_start_epoch)
+    window.check(store.snapshots_kept, config.expert_epochs)
+    if config.select == "holdout" and store.manifest["holdout"]["fraction"] == 0:
+        raise UserError(
+            f"--select holdout needs images that no expert saw, but {config.experts} was made "
+            "without; train experts with --holdout, e.g. --holdout 0.1"
+        )
+    dsa = DSA(store.manifest["recipe"]["dsa"] if config.dsa is None else config.dsa)
+    source = None if config.init_from is None else artifact.load(config.init_from)
+    dataset = load_dataset(store.manifest["data"] if config.data is None else config.data)
+    training, *held_out = store.training_set(dataset)
+    lr_init = config.lr_init
+    if lr_init is None:
+        lr_init = DEFAULT_LR_INIT if source is None else source.lr
+    return Problem(
+        config=config,
+        store=store,
+        dataset=dataset,
+        training=training,
+        held_out=(held_out[0], held_out[1]),
+        model=networks.build(store.manifest["network"]).to(device),
+        window=window,
+        dsa=dsa,
+        source=source,
+        lr_init=lr_init,
+        device=device,
+    )

@@ -1,0 +1,85 @@
+"""Which expert an outer iteration follows, and from which epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trajmatch.errors import UserError
+
+
+@dataclass(frozen=True)
+class StartEpochWindow:
+    """Start epochs ``s ~ U{minimum .. maximum - 1}`` (MTT).
+
+    Attributes:
+        minimum: First start epoch.
+        maximum: End of the window, itself never drawn.
+    """
+
+    minimum: int
+    maximum: int
+
+    def draw(self, generator: torch.Generator) -> int:
+        """The start epoch of one outer iteration."""
+        return int(torch.randint(self.minimum, self.maximum, (), generator=generator))
+
+    def check(self, snapshots_kept: Collection[int], expert_epochs: int) -> None:
+        """Makes sure that every segment of the window is in the store.
+
+        Args:
+            snapshots_kept: Epochs of which the store has the parameters.
+            expert_epochs: Length ``M`` of a segment.
+
+        Raises:
+            UserError: A start epoch, or the epoch ``M`` after it, is not among them.
+        """
+        starts = range(self.minimum, self.maximum)
+        needed = {*starts, *(start + expert_epochs for start in starts)}
+        missing = sorted(needed - set(snapshots_kept))
+        if missing:
+            last_start = self.maximum - 1
+            raise UserError(
+                f"--max-start-epoch {self.maximum} with --expert-epochs {expert_epochs} needs the "
+                f"experts' parameters up to epoch {last_start} + {expert_epochs} = "
+                f"{last_start + expert_epochs}, but the store has epochs {_spans(snapshots_kept)} "
+                f"(missing: {_spans(missing)}); lower one of the two, or train experts for longer"
+            )
+
+
+@dataclass
+class ExpertOrder:
+    """Experts one after another in shuffled order, shuffled anew when all have been used.
+
+    Attributes:
+        count: Number of experts.
+        order: The current permutation. ``[count]``, int64; empty before the first draw.
+        used: How many of it have been used.
+    """
+
+    count: int
+    order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    used: int = 0
+
+    def draw(self, generator: torch.Generator) -> int:
+        """The expert of one outer iteration."""
+        if self.used >= len(self.order):
+            self.order = torch.randperm(self.count, generator=generator)
+            self.used = 0
+        expert = int(self.order[self.used])
+        self.used += 1
+        return expert
+
+
+def _spans(epochs: Collection[int]) -> str:
+    """``0-3, 5, 8-10`` for a collection of epochs."""
+    spans: list[list[int]] = []
+    for epoch in sorted(epochs):
+        if spans and epoch == spans[-1][-1] + 1:
+            spans[-1] = [spans[-1][0], epoch]
+        else:
+            spans.append([epoch])
+    return ", ".join("-".join(map(str, span)) for span in spans)

@@ -1,0 +1,132 @@
+"""Pictures of image sets: PNG files and grids with one row per class."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from trajmatch.errors import UserError
+
+Clip = Literal["sigma", "unit"]
+
+#: Width of the band that ``clip="sigma"`` shows, in standard deviations (MTT's own pictures).
+_SIGMAS = 2.5
+#: Enlarged images are at least so many pixels wide where the caller does not say.
+_COMFORTABLE_SIZE = 96
+_GAP = 4
+_FONT_SIZE = 16
+_PAPER, _INK = 255, 0
+
+
+def png(image: Tensor) -> bytes:
+    """One image as a PNG file.
+
+    Args:
+        image: ``[C, H, W]``, uint8, with 1 (grey) or 3 (RGB) channels.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        UserError: The images have neither 1 nor 3 channels.
+    """
+    return _encode(_to_pillow(image))
+
+
+def grid(
+    images: Tensor,
+    labels: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    class_names: Sequence[str],
+    *,
+    clip: Clip = "sigma",
+    scale: int | None = None,
+    per_class: int | None = None,
+) -> bytes:
+    """Images of a set as a PNG: one row per class, its name in front.
+
+    Args:
+        images: Images in normalised space. ``[n, C, H, W]``, floating point, C is 1 or 3.
+        labels: Class of each image. ``[n]``, int64.
+        mean: Per-channel mean of the normalisation.
+        std: Per-channel standard deviation of the normalisation.
+        class_names: Name of each class.
+        clip: ``"unit"`` shows the pixel values from 0 to 1 as they are. ``"sigma"`` shows the band
+            of 2.5 standard deviations around the mean of the whole set: distilled images go far
+            beyond 0 and 1.
+        scale: Enlargement, by nearest neighbour. Default: so that images are 96 pixels wide.
+        per_class: Images to show of each class. Default: all.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        UserError: The images have neither 1 nor 3 channels.
+    """
+    pixels = to_pixels(images, mean, std, clip)
+    height, width = pixels.shape[2:]
+    scale = scale or max(1, -(-_COMFORTABLE_SIZE // width))
+    rows = [pixels[labels == index][:per_class] for index in range(len(class_names))]
+    font = ImageFont.load_default(_FONT_SIZE)
+    margin = _GAP + max(int(font.getlength(name)) for name in class_names) + 2 * _GAP
+    tile_size = (width * scale, height * scale)
+    column_width, row_height = tile_size[0] + _GAP, tile_size[1] + _GAP
+    canvas = Image.new(
+        "L" if pixels.shape[1] == 1 else "RGB",
+        (margin + max(map(len, rows)) * column_width, _GAP + len(rows) * row_height),
+        _PAPER if pixels.shape[1] == 1 else (_PAPER,) * 3,
+    )
+    draw = ImageDraw.Draw(canvas)
+    for row, (name, members) in enumerate(zip(class_names, rows, strict=True)):
+        top = _GAP + row * row_height
+        ink = _INK if canvas.mode == "L" else (_INK,) * 3
+        draw.text((_GAP, top + tile_size[1] / 2), name, fill=ink, font=font, anchor="lm")
+        for column, image in enumerate(members):
+            tile = _to_pillow(image).resize(tile_size, Image.Resampling.NEAREST)
+            canvas.paste(tile, (margin + column * column_width, top))
+    return _encode(canvas)
+
+
+def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float], clip: Clip) -> Tensor:
+    """Images with the normalisation undone, clipped, from 0 to 255.
+
+    Args:
+        images: Images in normalised space. ``[n, C, H, W]``, floating point.
+        mean: Per-channel mean of the normalisation.
+        std: Per-channel standard deviation of the normalisation.
+        clip: See :func:`grid`.
+
+    Returns:
+        ``[n, C, H, W]``, uint8.
+    """
+    spread, centre = (torch.tensor(each).view(-1, 1, 1) for each in (std, mean))
+    values = images * spread + centre  # not yet clipped: distilled images go far beyond 0 and 1
+    low, high = 0.0, 1.0
+    if clip == "sigma":
+        middle, band = float(values.mean()), _SIGMAS * float(values.std(correction=0))
+        # No wider than what there is, so that a set inside the band uses the whole range.
+        low = max(middle - band, float(values.min()))
+        high = min(middle + band, float(values.max()))
+    if high <= low:
+        return torch.full_like(values, 128, dtype=torch.uint8)  # a set of one grey
+    return ((values.clamp(low, high) - low) / (high - low) * 255).round().to(torch.uint8)
+
+
+def _to_pillow(image: Tensor) -> Image.Image:
+    if image.shape[0] not in (1, 3):
+        raise UserError(f"a picture has 1 or 3 channels, but these images have {image.shape[0]}")
+    if image.shape[0] == 1:
+        return Image.fromarray(image[0].numpy())
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def _encode(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
