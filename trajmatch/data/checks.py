@@ -1,0 +1,136 @@
+"""What every data set must satisfy before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trajmatch.errors import UserError
+
+
+def check_images(what: str, images: Tensor) -> None:
+    """Refuses anything but at least one square 8-bit image.
+
+    Args:
+        what: What the images are, for the message, e.g. ``"data set pets: training images"``.
+        images: Wanted: ``[N, C, S, S]``, uint8, on the CPU.
+
+    Raises:
+        UserError: They are something else.
+    """
+    shape = list(images.shape)
+    if images.dtype != torch.uint8:
+        raise UserError(
+            f"{what} should be uint8, 0 to 255, but are {_dtype(images)}; "
+            "convert them (numbers from 0 to 1: multiply by 255 and round)"
+        )
+    if images.ndim != 4:
+        raise UserError(f"{what} should have shape [N, C, H, W], but have {shape}")
+    if images.numel() == 0:
+        raise UserError(f"{what}: there are none (shape {shape}); at least one is needed")
+    if shape[2] != shape[3]:
+        raise UserError(
+            f"{what} should be square, but are {shape[2]} pixels high and {shape[3]} wide; "
+            "crop or resize them"
+        )
+
+
+def check_labels(what: str, labels: Tensor, count: int, class_names: Sequence[str]) -> None:
+    """Refuses labels that are not one class index per image.
+
+    Args:
+        what: What the labels are, for the message, e.g. ``"data set pets: training labels"``.
+        labels: Wanted: ``[count]``, int64, from 0 to the number of classes less one.
+        count: How many images there are.
+        class_names: One name per class.
+
+    Raises:
+        UserError: They are something else.
+    """
+    classes = len(class_names)
+    if labels.dtype != torch.int64:
+        raise UserError(
+            f"{what} should be whole numbers (int64), one class index per image, but are "
+            f"{_dtype(labels)}; convert them to class indices"
+        )
+    if list(labels.shape) != [count]:
+        raise UserError(
+            f"{what} should have shape [{count}], one class index per image, "
+            f"but have {list(labels.shape)}"
+        )
+    outside = torch.nonzero((labels < 0) | (labels >= classes)).flatten()
+    if len(outside):
+        first = int(outside[0])
+        raise UserError(
+            f"{what} should run from 0 to {classes - 1} ({classes} classes), but image {first} has "
+            f"label {int(labels[first])}; renumber the classes from 0 without gaps"
+        )
+
+
+def check_every_class_present(what: str, labels: Tensor, class_names: Sequence[str]) -> None:
+    """Refuses training labels that leave a class without an image.
+
+    Args:
+        what: What the labels are, for the message.
+        labels: ``[N]``, int64, already within range.
+        class_names: One name per class.
+
+    Raises:
+        UserError: A class has no image.
+    """
+    missing = torch.nonzero(torch.bincount(labels, minlength=len(class_names)) == 0).flatten()
+    if len(missing):
+        first = int(missing[0])
+        raise UserError(
+            f"{what}: no image has label {first} ({class_names[first]}), of {len(class_names)} "
+            "classes; add images, or remove the class and renumber the others without gaps"
+        )
+
+
+def check_same_shape(what: str, train_images: Tensor, test_images: Tensor) -> None:
+    """Refuses training and test images of different size or number of channels.
+
+    Args:
+        what: Whose images they are, for the message.
+        train_images: ``[N, C, H, W]``.
+        test_images: ``[M, C, H, W]``.
+
+    Raises:
+        UserError: They differ.
+    """
+    train, test = list(train_images.shape[1:]), list(test_images.shape[1:])
+    if train != test:
+        raise UserError(
+            f"{what}: training and test images should have the same channels and size, "
+            f"but have {train} and {test} (channels, height, width); convert one of them"
+        )
+
+
+def check_class_names(what: str, class_names: Sequence[str]) -> None:
+    """Refuses fewer than two classes, and names that are empty or given twice.
+
+    Args:
+        what: Whose names they are, for the message.
+        class_names: One name per class.
+
+    Raises:
+        UserError: They cannot be used.
+    """
+    if len(class_names) < 2:
+        raise UserError(
+            f"{what}: at least 2 classes are needed, but there are {len(class_names)} "
+            f"({', '.join(class_names) or 'no names'})"
+        )
+    seen: set[str] = set()
+    for index, name in enumerate(class_names):
+        if not name or name in seen:
+            raise UserError(
+                f"{what}: every class needs a name of its own, but class {index} is called {name!r}"
+            )
+        seen.add(name)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

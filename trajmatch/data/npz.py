@@ -1,0 +1,128 @@
+"""A user's own data set from NumPy arrays in one ``.npz`` file."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trajmatch.data.dataset import Dataset
+from trajmatch.errors import UserError
+
+_KEYS = (
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("train_images", "train_labels", "test_images", "test_labels"),
+)
+_Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def load(path: Path) -> Dataset:
+    """Loads images and labels.
+
+    Images are uint8, ``[N, S, S]``, ``[N, S, S, C]`` or ``[N, C, S, S]``: the two equal axes are
+    height and width. Labels are integers, ``[N]`` or ``[N, 1]``. An array ``class_names`` of
+    strings is optional; without it the classes are called ``0``, ``1``, ... Pickled objects are
+    never read.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The data set, named after the file.
+
+    Raises:
+        UserError: The file is missing or damaged, or its arrays cannot be used.
+    """
+    arrays = _read(path)
+    keys = next((keys for keys in _KEYS if all(key in arrays for key in keys)), None)
+    if keys is None:
+        raise UserError(
+            f"{path} should hold the arrays {' or '.join(', '.join(keys) for keys in _KEYS)}, "
+            f"but holds {', '.join(sorted(arrays)) or 'nothing'}; save them under those names"
+        )
+    train_images, train_labels, test_images, test_labels = (
+        (_images if key == image_key else _labels)(path, key, arrays[key])
+        for key, image_key in zip(keys, (keys[0], "", keys[2], ""), strict=True)
+    )
+    names = _class_names(path, arrays, train_labels)
+    return Dataset.from_arrays(
+        path.stem, train_images, train_labels, test_images, test_labels, names
+    )
+
+
+def _read(path: Path) -> dict[str, _Array]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UserError(f"{path} holds a single array; save several with numpy.savez")
+            wanted = {key for keys in _KEYS for key in keys} | {"class_names"}
+            return {key: archive[key] for key in archive.files if key in wanted}
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; give an .npz file") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path} is damaged, not an .npz file, or holds Python objects instead of numbers "
+            f"({error}); save plain arrays with numpy.savez"
+        ) from error
+
+
+def _images(path: Path, key: str, array: _Array) -> Tensor:
+    shape = list(array.shape)
+    what = f"{path}: {key}"
+    if array.dtype != np.uint8:
+        raise UserError(
+            f"{what} should be uint8, 0 to 255, but is {array.dtype}; convert it "
+            "(numbers from 0 to 1: multiply by 255 and round)"
+        )
+    if array.ndim == 3:
+        return torch.from_numpy(array[:, None])
+    if array.ndim != 4:
+        raise UserError(
+            f"{what} should have shape [N, S, S], [N, S, S, C] or [N, C, S, S], but has {shape}"
+        )
+    channels_first, channels_last = shape[2] == shape[3], shape[1] == shape[2]
+    if channels_first and channels_last:
+        raise UserError(
+            f"{what} has shape {shape}, where channels cannot be told from height and width; "
+            "save it as [N, S, S] if it has one channel, or resize the images"
+        )
+    if not channels_first and not channels_last:
+        raise UserError(
+            f"{what} should hold square images, [N, S, S, C] or [N, C, S, S], but has shape "
+            f"{shape}; crop or resize them"
+        )
+    if channels_last:
+        array = array.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _labels(path: Path, key: str, array: _Array) -> Tensor:
+    if not np.issubdtype(array.dtype, np.integer):
+        raise UserError(
+            f"{path}: {key} should hold whole numbers, one class index per image, but is "
+            f"{array.dtype}; convert it to integers"
+        )
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _class_names(path: Path, arrays: Mapping[str, _Array], labels: Tensor) -> list[str]:
+    if "class_names" in arrays:
+        names = arrays["class_names"]
+        if names.ndim != 1 or names.dtype.kind != "U":
+            raise UserError(
+                f"{path}: class_names should be an array of strings, [K], but has dtype "
+                f"{names.dtype} and shape {list(names.shape)}"
+            )
+        return [str(name) for name in names]
+    count = int(labels.max()) + 1 if labels.numel() else 0
+    return [str(label) for label in range(count)]

@@ -1,0 +1,87 @@
+"""Mean and standard deviation of each channel, and the map between pixels and network inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trajmatch.errors import UserError
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all images and pixels.
+
+    The sums are made in integers, so the result is the same whatever the machine and the number of
+    threads.
+
+    Args:
+        images: ``[N, C, H, W]``, uint8, not empty.
+
+    Returns:
+        ``(mean, std)``, each of length ``C``, of the pixels as numbers from 0 to 1. The standard
+        deviation is that of the population (divided by the count, not by the count less one).
+
+    Raises:
+        UserError: A channel has one value everywhere, so that nothing can be divided by its spread.
+    """
+    count = images.numel() // images.shape[1]
+    mean, std = [], []
+    for channel in images.unbind(1):
+        histogram = torch.bincount(channel.flatten(), minlength=256).tolist()
+        total = sum(value * number for value, number in enumerate(histogram))
+        squares = sum(value * value * number for value, number in enumerate(histogram))
+        mean.append(total / (255 * count))
+        std.append(math.sqrt(count * squares - total * total) / (255 * count))
+    if 0.0 in std:
+        raise UserError(
+            f"channel {std.index(0.0)} of the training images has one value everywhere, so it "
+            "cannot be normalised; check the images, or leave the channel out"
+        )
+    return tuple(mean), tuple(std)
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Pixels as network inputs: ``(x / 255 - mean) / std``, channel by channel.
+
+    Args:
+        images: ``[N, C, H, W]``, uint8, on any device.
+        mean: One number per channel, for pixels from 0 to 1.
+        std: Likewise, not 0.
+
+    Returns:
+        ``[N, C, H, W]``, float32, on the device of ``images``.
+
+    Raises:
+        TypeError: ``images`` is not uint8.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"normalise: expected images to be uint8, but got {images.dtype}")
+    scaled = images.to(torch.float32).div_(255)
+    return scaled.sub_(_per_channel(mean, scaled)).div_(_per_channel(std, scaled))
+
+
+def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Network inputs as pictures: ``x * std + mean``, cut to what a picture can show.
+
+    Args:
+        images: ``[N, C, H, W]``, floating point, on any device. A learned image may leave the range
+            of real pixels; what lies outside is moved to 0 or 1.
+        mean: One number per channel, as :func:`normalise` was given.
+        std: Likewise.
+
+    Returns:
+        ``[N, C, H, W]``, from 0 to 1, dtype and device of ``images``.
+
+    Raises:
+        TypeError: ``images`` is not floating point.
+    """
+    if not images.is_floating_point():
+        raise TypeError(f"denormalise: expected images to be floating point, got {images.dtype}")
+    return torch.addcmul(_per_channel(mean, images), images, _per_channel(std, images)).clamp(0, 1)
+
+
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
