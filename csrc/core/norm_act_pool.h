@@ -7,16 +7,15 @@
 // With m, s the mean and 1/sqrt(variance + eps) of a group of n values, and <.> its mean:
 //   xh  = s (x - m)            z  = w xh + b              a  = act(z)           out  = pool(a)
 //   tangent (a prime):
-//   xh' = s (x' - m' - xh q)   z' = w' xh + w xh' + b'    a' = act'(z) z'       out' = pool(a')
-//         with m' = <x'>, q = s <xh x'>, carrying the derivative of s:  s' = -s^2 <xh x'> = -s q
+//   xh' = s (x' - m') - q xh   z' = w' xh + w xh' + b'    a' = act'(z) z'       out' = pool(a')
+//         with m' = <x'> and q = s <xh x'>, so that s' = -s q
 //   backward, from grad_out:
 //   da = unpool(grad_out)      dz = act'(z) da            dw = sum dz xh        db = sum dz
 //   dxh = w dz                 dx = s (dxh - <dxh> - xh <dxh xh>)
 //   tangent of the backward:
 //   dz' = act'(z) da' + act''(z) z' da                    dw' = sum dz' xh + dz xh',  db' = sum dz'
 //   dxh' = w' dz + w dz'
-//   dx' = s' (dx / s) + s (dxh' - <dxh'> - xh' <dxh xh> - xh <dxh' xh + dxh xh'>)
-// Note xh' = s (x' - m') - xh q with q as above.
+//   dx' = -q dx + s (dxh' - <dxh'> - xh' <dxh xh> - xh <dxh' xh + dxh xh'>)
 // Max pooling takes the first largest value of a window in row-major order, in every pass the one
 // of the primal activations; a last odd row or column is dropped and receives no gradient.
 #pragma once

@@ -1,0 +1,37 @@
+// The formulas of core/activation.h for one point or for a pack of points.
+//
+// No include guard and no namespace: core/activation.h includes it for single numbers, and the CPU
+// kernels once more for each instruction set, because a compiler splits a pack that is wider than
+// the instruction set a function was defined for.
+
+// What a formula needs beyond arithmetic: a constant, a choice and the exponential.
+template <class V>
+struct Lanes {
+  TM_HD static V constant(double value) { return static_cast<V>(value); }
+  TM_HD static V select(bool condition, V yes, V no) { return condition ? yes : no; }
+  TM_HD static V exp(V value) { return std::exp(value); }
+};
+
+template <class V>
+struct ActivationJet {
+  V value, first, second;
+};
+
+// Value, first and second derivative. At 0 the (leaky) ReLU takes its left slope, as PyTorch does.
+template <Activation kind, class V>
+TM_HD inline ActivationJet<V> activation_jet(const V& z) {
+  using L = Lanes<V>;
+  const V zero = L::constant(0), one = L::constant(1);
+  if constexpr (kind == Activation::kRelu) {
+    return {L::select(z > zero, z, zero), L::select(z > zero, one, zero), zero};
+  } else if constexpr (kind == Activation::kLeakyRelu) {
+    const V slope = L::select(z > zero, one, L::constant(kLeakySlope));
+    return {z * slope, slope, zero};
+  } else if constexpr (kind == Activation::kSigmoid) {
+    const V value = one / (one + L::exp(-z));
+    const V first = value * (one - value);
+    return {value, first, first * (one - value - value)};
+  } else {
+    return {z, one, zero};
+  }
+}

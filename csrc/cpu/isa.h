@@ -1,0 +1,32 @@
+// Which of the instruction sets that for_each_isa.h compiles for this processor runs.
+#pragma once
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define TM_HAVE_X86_ISAS 1
+#endif
+
+namespace trajmatch::cpu {
+
+enum class Isa { kPortable, kAvx2, kAvx512 };
+
+// The best set of this processor, or the one that the environment variable TRAJMATCH_ISA names
+// (portable, avx2, avx512) where the processor has it. Decided once.
+Isa current_isa();
+const char* isa_name(Isa isa);
+
+}  // namespace trajmatch::cpu
+
+// Calls `function` as compiled for the current instruction set.
+#ifdef TM_HAVE_X86_ISAS
+#define TM_DISPATCH_ISA(function, ...)                                  \
+  switch (::trajmatch::cpu::current_isa()) {                            \
+    case ::trajmatch::cpu::Isa::kAvx512:                                \
+      return avx512::function(__VA_ARGS__);                             \
+    case ::trajmatch::cpu::Isa::kAvx2:                                  \
+      return avx2::function(__VA_ARGS__);                               \
+    default:                                                            \
+      return portable::function(__VA_ARGS__);                           \
+  }
+#else
+#define TM_DISPATCH_ISA(function, ...) return portable::function(__VA_ARGS__)
+#endif

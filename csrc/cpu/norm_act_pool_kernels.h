@@ -1,0 +1,562 @@
+// The four passes of norm-activation-pool over one image, compiled once per instruction set.
+//
+// An image [H, W, C] is walked window by window: the 1 (no pooling) or 4 pixels that make one
+// output pixel, a pack of channels at a time, everything between load and store in registers. What
+// a norm group needs is first summed per channel (in T over a row of windows, in double over the
+// rows), then combined over the channels of the group, then spread back to channels, so that the
+// walks over pixels know channels only. "No norm" is the data mean = 0, rstd = 1, not a branch.
+//
+// No include guard: see cpu/for_each_isa.h.
+
+namespace trajmatch::cpu::TM_ISA {
+namespace {
+
+#include "cpu/pack.h"
+
+#define TM_INLINE inline __attribute__((always_inline))
+
+template <Pooling pooling>
+constexpr int kWindow = pooling == Pooling::kNone ? 1 : 4;
+
+// Calls body(at, out) for every window: `at` holds the offsets of its pixels' first channels in the
+// image, `out` that of the output pixel. `end_row` is called after each row of windows.
+template <Pooling pooling, class Body, class EndRow>
+TM_INLINE void for_windows(const NormActPoolShape& shape, const Body& body,
+                           const EndRow& end_row) {
+  const int64_t c = shape.channels, below = shape.width * c;
+  int64_t out = 0;
+  for (int64_t row = 0; row < shape.out_height(); ++row) {
+    for (int64_t column = 0; column < shape.out_width(); ++column, out += c) {
+      if constexpr (pooling == Pooling::kNone) {
+        const int64_t at[1] = {out};
+        body(at, out);
+      } else {
+        const int64_t first = 2 * (row * shape.width + column) * c;
+        const int64_t at[4] = {first, first + c, first + below, first + below + c};
+        body(at, out);
+      }
+    }
+    end_row();
+  }
+}
+
+// Share of each pixel of a window in the pooled value: 1/4 each for the average, 1 for the first
+// largest value.
+template <Pooling pooling, class V>
+TM_INLINE void pool_shares(const V* value, V* share) {
+  using L = Lanes<V>;
+  if constexpr (pooling == Pooling::kNone) {
+    share[0] = L::constant(1);
+  } else if constexpr (pooling == Pooling::kAverage) {
+    for (int k = 0; k < 4; ++k) share[k] = L::constant(0.25);
+  } else {
+    const V zero = L::constant(0);
+    V best = value[0];
+    for (int k = 1; k < 4; ++k) best = L::select(value[k] > best, value[k], best);
+    V left = L::constant(1);  // becomes 0 once a pixel has been taken
+    for (int k = 0; k < 4; ++k) {
+      share[k] = L::select(value[k] == best, left, zero);
+      left = L::select(value[k] == best, zero, left);
+    }
+  }
+}
+
+// Sums over an image, one per channel and `count` of them: row(i) is filled in T and folded into
+// total(i) row by row.
+template <class T, int count>
+class ChannelSums {
+ public:
+  explicit ChannelSums(int64_t channels)
+      : channels_(channels), row_(count * channels, T(0)), total_(count * channels, 0.0) {}
+  T* row(int which) { return row_.data() + which * channels_; }
+  double* total(int which) { return total_.data() + which * channels_; }
+  void fold() {
+    for (size_t i = 0; i < row_.size(); ++i) {
+      total_[i] += row_[i];
+      row_[i] = T(0);
+    }
+  }
+  // The mean over each channel's group, for every channel.
+  std::vector<T> group_means(const NormActPoolShape& shape, int which) {
+    const int64_t size = channels_ / shape.groups;
+    std::vector<T> means(channels_);
+    for (int64_t group = 0; group < shape.groups; ++group) {
+      const double* first = total(which) + group * size;
+      double sum = 0;
+      for (int64_t c = 0; c < size; ++c) sum += first[c];
+      std::fill_n(means.begin() + group * size, size,
+                  static_cast<T>(sum / static_cast<double>(size * shape.pixels())));
+    }
+    return means;
+  }
+
+ private:
+  int64_t channels_;
+  std::vector<T> row_;
+  std::vector<double> total_;
+};
+
+// Values of an image's groups [B, G], one for every channel; `none` without normalisation.
+template <class T>
+std::vector<T> to_channels(const NormActPoolShape& shape, const T* groups, int64_t image, T none) {
+  std::vector<T> channels(shape.channels, none);
+  for (int64_t c = 0; shape.groups > 0 && c < shape.channels; ++c) {
+    channels[c] = groups[image * shape.groups + c * shape.groups / shape.channels];
+  }
+  return channels;
+}
+
+template <class T>
+void to_groups(const NormActPoolShape& shape, const std::vector<T>& channels, int64_t image,
+               T* groups) {
+  for (int64_t group = 0; group < shape.groups; ++group) {
+    groups[image * shape.groups + group] = channels[group * (shape.channels / shape.groups)];
+  }
+}
+
+// Weight or bias, or a constant in their place, read at the offset of a pixel.
+template <class T>
+struct Affine {
+  Affine(const NormActPoolShape& shape, const T* given, T none)
+      : stand_in(given == nullptr ? shape.channels : 0, none),
+        values(given == nullptr ? stand_in.data() : given),
+        step(given != nullptr && shape.elementwise ? 1 : 0) {}
+  template <class V>
+  TM_INLINE V at(int64_t pixel, int64_t c) const {
+    return load<V>(values + step * pixel + c);
+  }
+  std::vector<T> stand_in;
+  const T* values;
+  int64_t step;  // 1: a value for every pixel and channel; 0: for every channel
+};
+
+// xh and z of an image's pixels.
+template <class T>
+struct Primal {
+  template <class Params>
+  Primal(const Params& p, int64_t image)
+      : x(p.x + image * p.shape.pixels() * p.shape.channels),
+        mean(to_channels<T>(p.shape, p.mean, image, T(0))),
+        rstd(to_channels<T>(p.shape, p.rstd, image, T(1))),
+        m(mean.data()),
+        s(rstd.data()),
+        weight(p.shape, p.weight, T(1)),
+        bias(p.shape, p.bias, T(0)) {}
+  template <class V>
+  TM_INLINE V xh(int64_t pixel, int64_t c) const {
+    return (load<V>(x + pixel + c) - load<V>(m + c)) * load<V>(s + c);
+  }
+  template <class V>
+  TM_INLINE V z(const V& xh, int64_t pixel, int64_t c) const {
+    return xh * weight.template at<V>(pixel, c) + bias.template at<V>(pixel, c);
+  }
+  const T* x;
+  std::vector<T> mean, rstd;
+  const T *m, *s;
+  Affine<T> weight, bias;
+};
+
+// xh' and z' of an image's pixels.
+template <class T>
+struct Tangent {
+  template <class Params>
+  Tangent(const Params& p, int64_t image)
+      : x(p.x_tangent + image * p.shape.pixels() * p.shape.channels),
+        mean(to_channels<T>(p.shape, p.mean_tangent, image, T(0))),
+        projection(to_channels<T>(p.shape, p.projection, image, T(0))),
+        m(mean.data()),
+        q(projection.data()),
+        weight(p.shape, p.weight_tangent, T(0)),
+        bias(p.shape, p.bias_tangent, T(0)) {}
+  template <class V>
+  TM_INLINE V xh(const Primal<T>& primal, const V& primal_xh, int64_t pixel, int64_t c) const {
+    return load<V>(primal.s + c) * (load<V>(x + pixel + c) - load<V>(m + c)) -
+           load<V>(q + c) * primal_xh;
+  }
+  template <class V>
+  TM_INLINE V z(const Primal<T>& primal, const V& primal_xh, const V& tangent_xh, int64_t pixel,
+                int64_t c) const {
+    return weight.template at<V>(pixel, c) * primal_xh +
+           primal.weight.template at<V>(pixel, c) * tangent_xh + bias.template at<V>(pixel, c);
+  }
+  const T* x;
+  std::vector<T> mean, projection;
+  const T *m, *q;
+  Affine<T> weight, bias;
+};
+
+// Where the gradients of weight and bias are summed: over the image in `sums` 0 and 1, or, where
+// weight and bias have a value per pixel, in their place of partial_grad_affine at once.
+template <class T, int count>
+struct AffineGradient {
+  AffineGradient(const NormActPoolShape& shape, ChannelSums<T, count>& sums, T* partial_grad_affine,
+                 bool wanted, int64_t image)
+      : size(shape.affine_size()),
+        channels(shape.channels),
+        partial(wanted ? partial_grad_affine + image * 2 * size : nullptr),
+        step(wanted && shape.elementwise ? 1 : 0),
+        weight(step == 1 ? partial : sums.row(0)),
+        bias(step == 1 ? partial + size : sums.row(1)) {
+    if (wanted) std::fill_n(partial, 2 * size, T(0));
+  }
+  template <class V>
+  TM_INLINE void add(int64_t pixel, int64_t c, const V& weight_share, const V& bias_share) const {
+    add_to<V>(weight + step * pixel + c, weight_share);
+    add_to<V>(bias + step * pixel + c, bias_share);
+  }
+  void finish(ChannelSums<T, count>& sums) const {
+    if (partial == nullptr || step == 1) return;
+    std::copy_n(sums.total(0), channels, partial);
+    std::copy_n(sums.total(1), channels, partial + size);
+  }
+  int64_t size, channels;
+  T* partial;
+  int64_t step;
+  T *weight, *bias;
+};
+
+// Pixels that pooling drops get no gradient from above.
+template <class T>
+void clear_dropped(const NormActPoolShape& shape, T* image) {
+  if (shape.pooling == Pooling::kNone) return;
+  const int64_t row_size = shape.width * shape.channels;
+  const int64_t used = 2 * shape.out_width() * shape.channels;
+  for (int64_t row = 0; row < shape.height; ++row) {
+    const int64_t first = row < 2 * shape.out_height() ? used : 0;
+    std::fill_n(image + row * row_size + first, row_size - first, T(0));
+  }
+}
+
+// Calls body(pixel) with the offset of every pixel, and folds the sums after each row.
+template <class Sums, class Body>
+TM_INLINE void for_pixels(const NormActPoolShape& shape, Sums& sums, const Body& body) {
+  for (int64_t row = 0; row < shape.height; ++row) {
+    for (int64_t column = 0; column < shape.width; ++column) {
+      body((row * shape.width + column) * shape.channels);
+    }
+    sums.fold();
+  }
+}
+
+// First the mean, then the squared deviations from it, which loses nothing where the mean is large.
+template <class T>
+void group_statistics(const NormActPoolForward<T>& p, int64_t image) {
+  const NormActPoolShape& shape = p.shape;
+  const T* x = p.x + image * shape.pixels() * shape.channels;
+  ChannelSums<T, 2> sums(shape.channels);
+  T *sum = sums.row(0), *squares = sums.row(1);
+  for_pixels(shape, sums, [&](int64_t pixel) {
+    for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
+      using V = typename decltype(pack)::type;
+      add_to<V>(sum + c, load<V>(x + pixel + c));
+    });
+  });
+  const std::vector<T> mean = sums.group_means(shape, 0);
+  const T* m = mean.data();
+  for_pixels(shape, sums, [&](int64_t pixel) {
+    for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
+      using V = typename decltype(pack)::type;
+      const V deviation = load<V>(x + pixel + c) - load<V>(m + c);
+      add_to<V>(squares + c, deviation * deviation);
+    });
+  });
+  std::vector<T> rstd = sums.group_means(shape, 1);
+  for (T& value : rstd) value = static_cast<T>(1.0 / std::sqrt(double(value) + shape.eps));
+  to_groups(shape, mean, image, p.mean);
+  to_groups(shape, rstd, image, p.rstd);
+}
+
+template <Activation activation, Pooling pooling, class T>
+void forward_image(const NormActPoolForward<T>& p, int64_t image) {
+  constexpr int n = kWindow<pooling>;
+  const NormActPoolShape& shape = p.shape;
+  if (shape.groups > 0) group_statistics(p, image);
+  const Primal<T> primal(p, image);
+  T* out = p.out + image * shape.out_height() * shape.out_width() * shape.channels;
+  for_windows<pooling>(
+      shape,
+      [&](const int64_t* at, int64_t to) {
+        for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
+          using V = typename decltype(pack)::type;
+          V value[n], share[n];
+          for (int k = 0; k < n; ++k) {
+            const V xh = primal.template xh<V>(at[k], c);
+            value[k] = activation_jet<activation, V>(primal.z(xh, at[k], c)).value;
+          }
+          pool_shares<pooling>(value, share);
+          V pooled = share[0] * value[0];
+          for (int k = 1; k < n; ++k) pooled += share[k] * value[k];
+          store<V>(out + to + c, pooled);
+        });
+      },
+      [] {});
+}
+
+template <Activation activation, Pooling pooling, class T>
+void backward_image(const NormActPoolBackward<T>& p, int64_t image) {
+  constexpr int n = kWindow<pooling>;
+  const NormActPoolShape& shape = p.shape;
+  const int64_t out_size = shape.out_height() * shape.out_width() * shape.channels;
+  const Primal<T> primal(p, image);
+  const T* grad_out = p.grad_out + image * out_size;
+  T* grad_x = p.grad_x + image * shape.pixels() * shape.channels;
+
+  // First walk: grad_x holds dxh. Sums: gradients of weight and bias, dxh, dxh xh.
+  ChannelSums<T, 4> sums(shape.channels);
+  const AffineGradient<T, 4> affine(shape, sums, p.partial_grad_affine, p.grad_weight != nullptr,
+                                    image);
+  T *sum_dxh = sums.row(2), *sum_dxh_xh = sums.row(3);
+  for_windows<pooling>(
+      shape,
+      [&](const int64_t* at, int64_t from) {
+        for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
+          using V = typename decltype(pack)::type;
+          V xh[n], value[n], first[n], share[n];
+          for (int k = 0; k < n; ++k) {
+            xh[k] = primal.template xh<V>(at[k], c);
+            const auto jet = activation_jet<activation, V>(primal.z(xh[k], at[k], c));
+            value[k] = jet.value;
+            first[k] = jet.first;
+          }
+          pool_shares<pooling>(value, share);
+          const V above = load<V>(grad_out + from + c);
+          V dxh_all = Lanes<V>::constant(0), dxh_xh_all = dxh_all;
+          for (int k = 0; k < n; ++k) {
+            const V dz = first[k] * share[k] * above;
+            const V dxh = dz * primal.weight.template at<V>(at[k], c);
+            affine.add(at[k], c, dz * xh[k], dz);
+            dxh_all += dxh;
+            dxh_xh_all += dxh * xh[k];
+            store<V>(grad_x + at[k] + c, dxh);
+          }
+          add_to<V>(sum_dxh + c, dxh_all);
+          add_to<V>(sum_dxh_xh + c, dxh_xh_all);
+        });
+      },
+      [&] { sums.fold(); });
+  affine.finish(sums);
+  clear_dropped(shape, grad_x);
+  if (shape.groups == 0) return;  // dx = dxh
+
+  // Second walk: dx from dxh.
+  const std::vector<T> a = sums.group_means(shape, 2), b = sums.group_means(shape, 3);
+  const T *mean_dxh = a.data(), *mean_dxh_xh = b.data();
+  for_pixels(shape, sums, [&](int64_t pixel) {
+    for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
+      using V = typename decltype(pack)::type;
+      T* dx = grad_x + pixel + c;
+      const V xh = primal.template xh<V>(pixel, c);
+      store<V>(dx, load<V>(primal.s + c) *
+                       (load<V>(dx) - load<V>(mean_dxh + c) - xh * load<V>(mean_dxh_xh + c)));
+    });
+  });
+}
+
+// m' = <x'> and q = s <xh x'> of each group.
+template <class T>
+void tangent_statistics(const NormActPoolTangent<T>& p, const Primal<T>& primal, int64_t image) {
+  const NormActPoolShape& shape = p.shape;
+  const T* x_tangent = p.x_tangent + image * shape.pixels() * shape.channels;
+  ChannelSums<T, 2> sums(shape.channels);
+  T *sum = sums.row(0), *sum_xh = sums.row(1);
+  for_pixels(shape, sums, [&](int64_t pixel) {
+    for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
+      using V = typename decltype(pack)::type;
+      const V value = load<V>(x_tangent + pixel + c);
+      add_to<V>(sum + c, value);
+      add_to<V>(sum_xh + c, value * primal.template xh<V>(pixel, c));
+    });
+  });
+  std::vector<T> projection = sums.group_means(shape, 1);
+  for (int64_t c = 0; c < shape.channels; ++c) projection[c] *= primal.s[c];
+  to_groups(shape, sums.group_means(shape, 0), image, p.mean_tangent);
+  to_groups(shape, projection, image, p.projection);
+}
+
+template <Activation activation, Pooling pooling, class T>
+void tangent_image(const NormActPoolTangent<T>& p, int64_t image) {
+  constexpr int n = kWindow<pooling>;
+  const NormActPoolShape& shape = p.shape;
+  const Primal<T> primal(p, image);
+  if (shape.groups > 0) tangent_statistics(p, primal, image);
+  const Tangent<T> tangent(p, image);
+  T* out = p.out_tangent + image * shape.out_height() * shape.out_width() * shape.channels;
+  for_windows<pooling>(
+      shape,
+      [&](const int64_t* at, int64_t to) {
+        for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
+          using V = typename decltype(pack)::type;
+          V value[n], slope[n], share[n];
+          for (int k = 0; k < n; ++k) {
+            const V xh = primal.template xh<V>(at[k], c);
+            const V xh_tangent = tangent.xh(primal, xh, at[k], c);
+            const auto jet = activation_jet<activation, V>(primal.z(xh, at[k], c));
+            value[k] = jet.value;
+            slope[k] = jet.first * tangent.z(primal, xh, xh_tangent, at[k], c);
+          }
+          pool_shares<pooling>(value, share);
+          V pooled = share[0] * slope[0];
+          for (int k = 1; k < n; ++k) pooled += share[k] * slope[k];
+          store<V>(out + to + c, pooled);
+        });
+      },
+      [] {});
+}
+
+template <Activation activation, Pooling pooling, class T>
+void backward_tangent_image(const NormActPoolBackwardTangent<T>& p, int64_t image) {
+  constexpr int n = kWindow<pooling>;
+  const NormActPoolShape& shape = p.shape;
+  const int64_t size = shape.pixels() * shape.channels;
+  const int64_t out_size = shape.out_height() * shape.out_width() * shape.channels;
+  const Primal<T> primal(p, image);
+  const Tangent<T> tangent(p, image);
+  const T* grad_out = p.grad_out + image * out_size;
+  const std::vector<T> zeros(p.grad_out_tangent == nullptr ? shape.channels : 0, T(0));
+  const int64_t out_step = zeros.empty() ? 1 : 0;
+  const T* grad_out_tangent =
+      zeros.empty() ? p.grad_out_tangent + image * out_size : zeros.data();
+  std::vector<T> unwanted(p.grad_x == nullptr ? size : 0);
+  T* grad_x = unwanted.empty() ? p.grad_x + image * size : unwanted.data();
+  T* grad_x_tangent = p.grad_x_tangent + image * size;
+
+  // First walk: grad_x and grad_x_tangent hold dxh and dxh'. Sums: tangents of the gradients of
+  // weight and bias, dxh, dxh xh, dxh', dxh' xh + dxh xh'.
+  ChannelSums<T, 6> sums(shape.channels);
+  const AffineGradient<T, 6> affine(shape, sums, p.partial_grad_affine,
+                                    p.grad_weight_tangent != nullptr, image);
+  T *sum_dxh = sums.row(2), *sum_dxh_xh = sums.row(3);
+  T *sum_dxh_tangent = sums.row(4), *sum_dxh_xh_tangent = sums.row(5);
+  for_windows<pooling>(
+      shape,
+      [&](const int64_t* at, int64_t from) {
+        for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
+          using V = typename decltype(pack)::type;
+          V xh[n], xh_tangent[n], z_tangent[n], value[n], first[n], second[n], share[n];
+          for (int k = 0; k < n; ++k) {
+            xh[k] = primal.template xh<V>(at[k], c);
+            xh_tangent[k] = tangent.xh(primal, xh[k], at[k], c);
+            z_tangent[k] = tangent.z(primal, xh[k], xh_tangent[k], at[k], c);
+            const auto jet = activation_jet<activation, V>(primal.z(xh[k], at[k], c));
+            value[k] = jet.value;
+            first[k] = jet.first;
+            second[k] = jet.second;
+          }
+          pool_shares<pooling>(value, share);
+          const V above = load<V>(grad_out + from + c);
+          const V above_tangent = load<V>(grad_out_tangent + out_step * from + c);
+          V dxh_all = Lanes<V>::constant(0), dxh_xh_all = dxh_all;
+          V dxh_tangent_all = dxh_all, dxh_xh_tangent_all = dxh_all;
+          for (int k = 0; k < n; ++k) {
+            const V da = share[k] * above;
+            const V dz = first[k] * da;
+            const V dz_tangent =
+                first[k] * (share[k] * above_tangent) + second[k] * z_tangent[k] * da;
+            const V w = primal.weight.template at<V>(at[k], c);
+            const V dxh = w * dz;
+            const V dxh_tangent = tangent.weight.template at<V>(at[k], c) * dz + w * dz_tangent;
+            affine.add(at[k], c, dz_tangent * xh[k] + dz * xh_tangent[k], dz_tangent);
+            dxh_all += dxh;
+            dxh_xh_all += dxh * xh[k];
+            dxh_tangent_all += dxh_tangent;
+            dxh_xh_tangent_all += dxh_tangent * xh[k] + dxh * xh_tangent[k];
+            store<V>(grad_x + at[k] + c, dxh);
+            store<V>(grad_x_tangent + at[k] + c, dxh_tangent);
+          }
+          add_to<V>(sum_dxh + c, dxh_all);
+          add_to<V>(sum_dxh_xh + c, dxh_xh_all);
+          add_to<V>(sum_dxh_tangent + c, dxh_tangent_all);
+          add_to<V>(sum_dxh_xh_tangent + c, dxh_xh_tangent_all);
+        });
+      },
+      [&] { sums.fold(); });
+  affine.finish(sums);
+  clear_dropped(shape, grad_x);
+  clear_dropped(shape, grad_x_tangent);
+  if (shape.groups == 0) return;
+
+  // Second walk: dx and dx' from dxh and dxh'.
+  const std::vector<T> a = sums.group_means(shape, 2), b = sums.group_means(shape, 3);
+  const std::vector<T> a_tangent = sums.group_means(shape, 4);
+  const std::vector<T> b_tangent = sums.group_means(shape, 5);
+  const T *mean_dxh = a.data(), *mean_dxh_xh = b.data();
+  const T *mean_dxh_tangent = a_tangent.data(), *mean_dxh_xh_tangent = b_tangent.data();
+  for_pixels(shape, sums, [&](int64_t pixel) {
+    for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
+      using V = typename decltype(pack)::type;
+      T *dx = grad_x + pixel + c, *dx_tangent = grad_x_tangent + pixel + c;
+      const V s = load<V>(primal.s + c), b_primal = load<V>(mean_dxh_xh + c);
+      const V xh = primal.template xh<V>(pixel, c);
+      const V xh_tangent = tangent.xh(primal, xh, pixel, c);
+      const V value = s * (load<V>(dx) - load<V>(mean_dxh + c) - xh * b_primal);
+      const V value_tangent =
+          s * (load<V>(dx_tangent) - load<V>(mean_dxh_tangent + c) - xh_tangent * b_primal -
+               xh * load<V>(mean_dxh_xh_tangent + c)) -
+          load<V>(tangent.q + c) * value;
+      store<V>(dx, value);
+      store<V>(dx_tangent, value_tangent);
+    });
+  });
+}
+
+// Run-time choices to template arguments.
+template <class Body>
+void with_activation(Activation activation, const Body& body) {
+  switch (activation) {
+    case Activation::kRelu:
+      return body(std::integral_constant<Activation, Activation::kRelu>());
+    case Activation::kLeakyRelu:
+      return body(std::integral_constant<Activation, Activation::kLeakyRelu>());
+    case Activation::kSigmoid:
+      return body(std::integral_constant<Activation, Activation::kSigmoid>());
+    case Activation::kNone:
+      return body(std::integral_constant<Activation, Activation::kNone>());
+  }
+}
+
+template <class Body>
+void with_choices(const NormActPoolShape& shape, const Body& body) {
+  with_activation(shape.activation, [&](auto activation) {
+    switch (shape.pooling) {
+      case Pooling::kAverage:
+        return body(activation, std::integral_constant<Pooling, Pooling::kAverage>());
+      case Pooling::kMax:
+        return body(activation, std::integral_constant<Pooling, Pooling::kMax>());
+      case Pooling::kNone:
+        return body(activation, std::integral_constant<Pooling, Pooling::kNone>());
+    }
+  });
+}
+
+template <class T>
+void forward(const NormActPoolForward<T>& p, int64_t begin, int64_t end) {
+  with_choices(p.shape, [&](auto activation, auto pooling) {
+    for (int64_t i = begin; i < end; ++i) forward_image<activation(), pooling()>(p, i);
+  });
+}
+
+template <class T>
+void backward(const NormActPoolBackward<T>& p, int64_t begin, int64_t end) {
+  with_choices(p.shape, [&](auto activation, auto pooling) {
+    for (int64_t i = begin; i < end; ++i) backward_image<activation(), pooling()>(p, i);
+  });
+}
+
+template <class T>
+void tangent(const NormActPoolTangent<T>& p, int64_t begin, int64_t end) {
+  with_choices(p.shape, [&](auto activation, auto pooling) {
+    for (int64_t i = begin; i < end; ++i) tangent_image<activation(), pooling()>(p, i);
+  });
+}
+
+template <class T>
+void backward_tangent(const NormActPoolBackwardTangent<T>& p, int64_t begin, int64_t end) {
+  with_choices(p.shape, [&](auto activation, auto pooling) {
+    for (int64_t i = begin; i < end; ++i) backward_tangent_image<activation(), pooling()>(p, i);
+  });
+}
+
+#undef TM_INLINE
+
+}  // namespace
+}  // namespace trajmatch::cpu::TM_ISA

@@ -1,0 +1,62 @@
+// Packs of neighbouring channels: the compiler's own vector types, as wide as the instruction set
+// that is being compiled for (TM_VECTOR_BYTES), with the formulas of core/ for them.
+//
+// No include guard: included inside the namespace of each instruction set by the kernel headers.
+
+#include "core/activation_formulas.h"
+
+template <class T>
+using Pack __attribute__((vector_size(TM_VECTOR_BYTES))) = T;
+
+template <class T>
+struct PackLanes {
+  static Pack<T> constant(double value) { return Pack<T>{} + static_cast<T>(value); }
+  template <class Mask>
+  static Pack<T> select(const Mask& condition, const Pack<T>& yes, const Pack<T>& no) {
+    return condition ? yes : no;
+  }
+  static Pack<T> exp(const Pack<T>& value) {
+    Pack<T> result;
+    for (size_t lane = 0; lane < sizeof(value) / sizeof(T); ++lane) {
+      result[lane] = std::exp(value[lane]);
+    }
+    return result;
+  }
+};
+
+template <>
+struct Lanes<Pack<float>> : PackLanes<float> {};
+template <>
+struct Lanes<Pack<double>> : PackLanes<double> {};
+
+template <class V, class T>
+inline V load(const T* from) {
+  V value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <class V, class T>
+inline void store(T* to, const V& value) {
+  std::memcpy(to, &value, sizeof value);
+}
+
+template <class V, class T>
+inline void add_to(T* to, const V& value) {
+  store<V>(to, load<V>(to) + value);
+}
+
+template <class V>
+struct PackOf {
+  using type = V;
+};
+
+// Calls body(PackOf<V>(), i) for all of [0, count): V is a pack of T from i on, then a single T for
+// each element that fills no pack.
+template <class T, class Body>
+inline __attribute__((always_inline)) void for_packs(int64_t count, const Body& body) {
+  constexpr int64_t kLanes = TM_VECTOR_BYTES / sizeof(T);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) body(PackOf<Pack<T>>(), i);
+  for (; i < count; ++i) body(PackOf<T>(), i);
+}

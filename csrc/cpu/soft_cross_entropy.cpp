@@ -1,0 +1,164 @@
+#include "core/soft_cross_entropy.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace trajmatch::cpu {
+
+namespace {
+
+// log_softmax(z) and softmax(z) of one row, in double.
+struct Row {
+  explicit Row(int64_t classes) : log(classes), value(classes) {}
+  template <class T>
+  void softmax(const T* z) {
+    const int64_t classes = static_cast<int64_t>(log.size());
+    const double largest = *std::max_element(z, z + classes);
+    double sum = 0;
+    for (int64_t k = 0; k < classes; ++k) sum += std::exp(z[k] - largest);
+    const double log_sum = largest + std::log(sum);
+    for (int64_t k = 0; k < classes; ++k) {
+      log[k] = z[k] - log_sum;
+      value[k] = std::exp(log[k]);
+    }
+  }
+  // q of a class index; all NaN where there is no such class.
+  void one_hot(int64_t index) {
+    const bool known = index >= 0 && index < static_cast<int64_t>(value.size());
+    std::fill(value.begin(), value.end(), known ? 0.0 : std::numeric_limits<double>::quiet_NaN());
+    if (known) value[index] = 1.0;
+  }
+  std::vector<double> log, value;
+};
+
+template <class A, class B>
+double dot(const A& a, const B& b, int64_t count) {
+  double sum = 0;
+  for (int64_t k = 0; k < count; ++k) sum += static_cast<double>(a[k]) * b[k];
+  return sum;
+}
+
+template <class T>
+struct RowPair {
+  explicit RowPair(const SoftCrossEntropyInputs<T>& in)
+      : in(in),
+        p(in.classes),
+        q(in.classes),
+        factor(in.scale / static_cast<double>(in.batch) *
+               (in.grad_loss == nullptr ? 1.0 : static_cast<double>(*in.grad_loss))) {}
+  void read(int64_t row) {
+    p.softmax(in.logits + row * in.classes);
+    if (in.index != nullptr) {
+      q.one_hot(in.index[row]);
+    } else {
+      q.softmax(in.target + row * in.classes);
+    }
+  }
+  const SoftCrossEntropyInputs<T>& in;
+  Row p, q;
+  double factor;  // scale * grad_loss / B
+};
+
+}  // namespace
+
+template <class T>
+void soft_cross_entropy_forward(const SoftCrossEntropyForward<T>& params, int64_t begin,
+                                int64_t end) {
+  RowPair<T> pair(params.in);
+  for (int64_t row = begin; row < end; ++row) {
+    pair.read(row);
+    params.row_loss[row] =
+        static_cast<T>(-pair.factor * dot(pair.q.value, pair.p.log, params.in.classes));
+  }
+}
+
+template <class T>
+void soft_cross_entropy_backward(const SoftCrossEntropyBackward<T>& params, int64_t begin,
+                                 int64_t end) {
+  RowPair<T> pair(params.in);
+  const int64_t classes = params.in.classes;
+  for (int64_t row = begin; row < end; ++row) {
+    pair.read(row);
+    const auto &p = pair.p.value, &q = pair.q.value, &log_p = pair.p.log;
+    T* grad_logits = params.grad_logits + row * classes;
+    for (int64_t k = 0; k < classes; ++k) {
+      grad_logits[k] = static_cast<T>(pair.factor * (p[k] - q[k]));
+    }
+    if (params.grad_target == nullptr) continue;
+    const double mean_log = dot(q, log_p, classes);
+    T* grad_target = params.grad_target + row * classes;
+    for (int64_t k = 0; k < classes; ++k) {
+      grad_target[k] = static_cast<T>(-pair.factor * q[k] * (log_p[k] - mean_log));
+    }
+  }
+}
+
+template <class T>
+void soft_cross_entropy_backward_tangent(const SoftCrossEntropyBackwardTangent<T>& params,
+                                         int64_t begin, int64_t end) {
+  RowPair<T> pair(params.in);
+  const int64_t classes = params.in.classes;
+  std::vector<double> log_p_tangent(classes), q_tangent(classes);
+  for (int64_t row = begin; row < end; ++row) {
+    pair.read(row);
+    const auto &p = pair.p.value, &q = pair.q.value, &log_p = pair.p.log;
+    const double mean_log = dot(q, log_p, classes);
+    double directional = 0;
+    std::fill(log_p_tangent.begin(), log_p_tangent.end(), 0.0);
+    std::fill(q_tangent.begin(), q_tangent.end(), 0.0);
+    if (params.logits_tangent != nullptr) {
+      const T* z = params.logits_tangent + row * classes;
+      const double mean = dot(p, z, classes);
+      for (int64_t k = 0; k < classes; ++k) {
+        log_p_tangent[k] = z[k] - mean;
+        directional += (p[k] - q[k]) * z[k];
+      }
+    }
+    if (params.target_tangent != nullptr) {
+      const T* t = params.target_tangent + row * classes;
+      const double mean = dot(q, t, classes);
+      for (int64_t k = 0; k < classes; ++k) {
+        q_tangent[k] = q[k] * (t[k] - mean);
+        directional -= q[k] * (log_p[k] - mean_log) * t[k];
+      }
+    }
+    params.row_directional[row] = static_cast<T>(pair.factor * directional);
+    T* grad_logits = params.grad_logits_tangent + row * classes;
+    for (int64_t k = 0; k < classes; ++k) {
+      grad_logits[k] = static_cast<T>(pair.factor * (p[k] * log_p_tangent[k] - q_tangent[k]));
+    }
+    if (params.grad_target_tangent == nullptr) continue;
+    const double mean_log_tangent =
+        dot(q_tangent, log_p, classes) + dot(q, log_p_tangent, classes);
+    T* grad_target = params.grad_target_tangent + row * classes;
+    for (int64_t k = 0; k < classes; ++k) {
+      grad_target[k] =
+          static_cast<T>(-pair.factor * (q_tangent[k] * (log_p[k] - mean_log) +
+                                         q[k] * (log_p_tangent[k] - mean_log_tangent)));
+    }
+  }
+}
+
+template <class T>
+void sum_rows(const T* rows, int64_t count, T* sum) {
+  double total = 0;
+  for (int64_t i = 0; i < count; ++i) total += rows[i];
+  *sum = static_cast<T>(total);
+}
+
+template void soft_cross_entropy_forward(const SoftCrossEntropyForward<float>&, int64_t, int64_t);
+template void soft_cross_entropy_forward(const SoftCrossEntropyForward<double>&, int64_t, int64_t);
+template void soft_cross_entropy_backward(const SoftCrossEntropyBackward<float>&, int64_t, int64_t);
+template void soft_cross_entropy_backward(const SoftCrossEntropyBackward<double>&, int64_t,
+                                          int64_t);
+template void soft_cross_entropy_backward_tangent(const SoftCrossEntropyBackwardTangent<float>&,
+                                                  int64_t, int64_t);
+template void soft_cross_entropy_backward_tangent(const SoftCrossEntropyBackwardTangent<double>&,
+                                                  int64_t, int64_t);
+template void sum_rows(const float*, int64_t, float*);
+template void sum_rows(const double*, int64_t, double*);
+
+}  // namespace trajmatch::cpu
