@@ -21,10 +21,13 @@ try:
 except UnsuitableTorch as error:
     raise SystemExit(f"trajmatch: {error}") from error
 
+torch_minor = torch.minor if torch else NEWEST_TESTED_MINOR
+
 DEPENDENCIES = [
-    # before torch: it decides which one
-    torchvision_requirement(torch.minor if torch else NEWEST_TESTED_MINOR),
-    f"torch>=2.{OLDEST_MINOR},<3",
+    torchvision_requirement(torch_minor),
+    # The upper end follows from torchvision, which pins one torch; without it here, pip would first
+    # download the newest torch to find that out. The extension itself runs with any from 2.11 on.
+    f"torch>=2.{OLDEST_MINOR},<2.{torch_minor + 1}",
     "numpy>=1.26",
     "safetensors>=0.4.3",
     "tyro>=0.9.2",
