@@ -1,0 +1,59 @@
+"""`trajmatch expert`: trains experts into a store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trajmatch.experts.config import ExpertConfig
+
+if TYPE_CHECKING:
+    from trajmatch.experts import Store
+
+
+def run(argv: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments after the command's name.
+
+    Returns:
+        The exit status.
+    """
+    from trajmatch.cli.arguments import parse
+
+    config = parse(ExpertConfig, argv, "trajmatch expert")
+
+    from trajmatch.cli.progress import Progress
+    from trajmatch.experts import train_experts
+
+    epochs = config.num_experts * config.epochs
+    with Progress(epochs, "expert epochs", config.quiet) as progress:
+        store = train_experts(config, progress)
+    if not config.quiet:
+        _print_health(store)
+    return 0
+
+
+def _print_health(store: Store) -> None:
+    """Prints what tells a good expert from a bad one."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=f"{store.path}: {store.num_experts} experts")
+    columns = ("expert", "first loss", "last loss", "test accuracy %", "first step", "last step")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for expert in range(store.num_experts):
+        metrics = store.metrics(expert)
+        losses, steps = metrics["train_loss"], metrics["displacement"]
+        table.add_row(
+            str(expert),
+            f"{losses[0]:.3f}",
+            f"{losses[-1]:.3f}",
+            f"{metrics['test_accuracy']:.1f}",
+            f"{steps[0]:.3f}",
+            f"{steps[-1]:.3f}",
+        )
+    table.caption = "step: distance that the parameters moved in an epoch"
+    Console().print(table)

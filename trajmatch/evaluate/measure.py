@@ -1,0 +1,50 @@
+"""Accuracy of a trained network on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+# Large enough to keep all cores busy, small enough for the first layer's activations to stay in
+# cache.
+_BATCH = 128
+
+
+def accuracy(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    normalise: Callable[[Tensor], Tensor] | None = None,
+) -> float:
+    """Share of images whose largest logit is that of their class, in percent.
+
+    An image with a logit that is not finite counts as wrong: where a network diverged, ``argmax``
+    would name class 0 and score chance. The model is put into evaluation mode and, where it has
+    convolutions, into channels-last layout.
+
+    Args:
+        model: Network with logits ``[B, K]``.
+        images: ``[N, C, H, W]``, as the network sees them, or as ``normalise`` takes them.
+        labels: Class indices ``[N]``, int64.
+        normalise: Applied to every batch on the model's device; without it images are used as they
+            are.
+
+    Returns:
+        A number from 0 to 100.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    model.to(memory_format=torch.channels_last)
+    correct = 0
+    with torch.inference_mode():
+        for batch, target in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
+            batch = batch.to(device)
+            if normalise is not None:
+                batch = normalise(batch)
+            logits = model(batch.contiguous(memory_format=torch.channels_last))
+            right = logits.argmax(dim=1) == target.to(device)
+            correct += int((right & logits.isfinite().all(dim=1)).sum())
+    return 100.0 * correct / len(labels)

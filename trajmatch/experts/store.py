@@ -1,0 +1,370 @@
+"""The store of experts: one folder, a description in ``store.json`` and one file for each expert.
+
+``store.json`` (the manifest) says what the experts are: network, data set, preprocessing, recipe,
+seed. ``expert_0000.safetensors`` and its successors hold ``snapshots [S, P]``, float32: row ``t``
+is the flat parameter vector theta*_t after epoch ``t``, row 0 the initialisation. Files are
+replaced as a whole, so an interrupted run leaves whole experts or none; a reader maps a file and
+touches only the rows it asks for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trajmatch import files
+from trajmatch.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trajmatch.data import Dataset
+
+FORMAT = "trajmatch-experts"
+VERSION = 1
+MANIFEST = "store.json"
+
+_FIELDS = {
+    "data",
+    "dataset",
+    "holdout",
+    "preprocessing",
+    "network",
+    "recipe",
+    "seed",
+    "num_experts",
+    "dtype",
+    "snapshots",
+}
+# What may change while a store stays the same one: where its data lies, and how far it has grown.
+_NOT_IDENTITY = ("data", "num_experts")
+
+
+class Store:
+    """A folder of expert trajectories.
+
+    Make one with :meth:`create` or :meth:`open`.
+
+    Attributes:
+        path: The folder.
+        manifest: Content of ``store.json``:
+
+            - ``format``, ``version``: what this folder is;
+            - ``data``: the ``--data`` given, or None (no part of any fingerprint);
+            - ``dataset``: ``name``, ``fingerprint``, ``class_names`` and ``shape`` (``[C, H, W]``)
+              of the whole data set;
+            - ``holdout``: ``fraction`` and ``seed`` of the part that the experts did not see, and
+              ``training_fingerprint`` of the part that they did see;
+            - ``preprocessing``: ``mean`` and ``std`` of each channel;
+            - ``network``: the network's ``spec()``;
+            - ``recipe``: optimiser and hyper-parameters, ``dsa`` among them;
+            - ``seed``, ``num_experts``, ``dtype``, ``snapshots`` (the epochs kept).
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def create(cls, path: Path, manifest: dict[str, Any]) -> Store:
+        """Makes an empty store.
+
+        Args:
+            path: The folder; it is made with its parents, or is empty.
+            manifest: Its description without ``format`` and ``version``.
+
+        Raises:
+            UserError: There is a store already, there are other files, or the folder cannot be
+                written.
+        """
+        if exists(path):
+            raise UserError(
+                f"{path} holds a store of experts already; add --resume to train what it lacks, "
+                "or choose another --out"
+            )
+        files.check_writable(path)
+        foreign = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+        if foreign:
+            raise UserError(
+                f"{path} is not empty (it holds {foreign[0]}) and is not a store of experts; "
+                "choose a new folder for --out"
+            )
+        store = cls(path, {"format": FORMAT, "version": VERSION, **manifest})
+        store._write_manifest()
+        return store
+
+    @classmethod
+    def open(cls, path: Path, *, complete: bool = True) -> Store:
+        """Opens a store and checks the header of every expert's file.
+
+        Args:
+            path: The folder.
+            complete: Whether an expert may not be missing.
+
+        Raises:
+            UserError: There is no store, it is of another version, a file is damaged or belongs to
+                another store, or an expert is missing.
+        """
+        if not exists(path):
+            raise UserError(
+                f"{path} is not a store of experts (it has no {MANIFEST}); "
+                "`trajmatch expert --out FOLDER` makes one"
+            )
+        manifest = files.read_json(path / MANIFEST)
+        if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+            raise UserError(
+                f"{path / MANIFEST} has format {manifest.get('format')!r} version "
+                f"{manifest.get('version')!r}, but this release reads {FORMAT!r} version {VERSION}"
+            )
+        lacking = sorted(_FIELDS - manifest.keys())
+        if lacking:
+            raise UserError(f"{path / MANIFEST} is damaged: it lacks {', '.join(lacking)}")
+        store = cls(path, manifest)
+        missing = store.missing()
+        if complete and missing:
+            raise UserError(
+                f"{path} lacks {len(missing)} of {store.num_experts} experts (the first is "
+                f"number {missing[0]}); run the same `trajmatch expert` with --resume"
+            )
+        for expert in range(store.num_experts):
+            if expert not in missing:
+                store._check_expert(expert)
+        return store
+
+    @property
+    def num_experts(self) -> int:
+        """Experts that the store has when it is complete."""
+        return int(self.manifest["num_experts"])
+
+    @property
+    def snapshots_kept(self) -> list[int]:
+        """Epochs that have a snapshot, ascending; 0 is the initialisation."""
+        return list(self.manifest["snapshots"])
+
+    @property
+    def identity(self) -> str:
+        """Hash of what made every expert: all but their number and the place of the data."""
+        return _hash({k: v for k, v in self.manifest.items() if k not in _NOT_IDENTITY})
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that defines the store: :attr:`identity` and the number of experts."""
+        return _hash({k: v for k, v in self.manifest.items() if k != "data"})
+
+    def expert_path(self, expert: int) -> Path:
+        """File of one expert."""
+        return self.path / f"expert_{expert:04d}.safetensors"
+
+    def missing(self) -> list[int]:
+        """Experts that have no file yet, ascending."""
+        return [i for i in range(self.num_experts) if not self.expert_path(i).exists()]
+
+    def write_expert(self, expert: int, snapshots: Tensor, metrics: Mapping[str, Any]) -> None:
+        """Writes one expert as a whole, or nothing.
+
+        Args:
+            expert: Its number.
+            snapshots: Parameters after each epoch kept. ``[S, P]``, float32.
+            metrics: Its health, as JSON can hold it; :meth:`metrics` gives it back.
+
+        Raises:
+            ValueError: ``snapshots`` has another number of rows or another dtype than the store.
+            UserError: A value is not finite, or the file cannot be written.
+        """
+        import torch
+
+        rows = len(self.snapshots_kept)
+        if snapshots.dim() != 2 or snapshots.shape[0] != rows or snapshots.dtype != torch.float32:
+            raise ValueError(
+                f"expected snapshots to be float32 [{rows}, P] (the epochs this store keeps), "
+                f"but got {snapshots.dtype} {list(snapshots.shape)}"
+            )
+        files.save_tensors(
+            self.expert_path(expert),
+            {"snapshots": snapshots},
+            {"store": self.identity, "expert": expert, "metrics": dict(metrics)},
+        )
+
+    def snapshot(self, expert: int, epoch: int) -> Tensor:
+        """Parameters of one expert after one epoch; only these are read.
+
+        Args:
+            expert: Its number.
+            epoch: One of :attr:`snapshots_kept`.
+
+        Returns:
+            theta*_epoch ``[P]``, float32, on the CPU, in memory of its own.
+
+        Raises:
+            UserError: There is no such expert or snapshot, or the file is damaged.
+        """
+        if not 0 <= expert < self.num_experts:
+            raise UserError(
+                f"{self.path} has experts 0 to {self.num_experts - 1}, but {expert} was asked for"
+            )
+        if epoch not in self.manifest["snapshots"]:
+            kept = self.snapshots_kept
+            raise UserError(
+                f"{self.path} keeps the snapshots of epochs {kept[0]} to {kept[-1]}, "
+                f"but {epoch} was asked for"
+            )
+        row = self.manifest["snapshots"].index(epoch)
+        with files.open_tensors(self.expert_path(expert)) as handle:
+            mapped: Tensor = handle.get_slice("snapshots")[row : row + 1]
+            return mapped[0].clone()
+
+    def metrics(self, expert: int) -> dict[str, Any]:
+        """Health of one expert, as its training recorded it.
+
+        Returns:
+            ``train_loss`` and ``displacement`` (``|theta*_{t+1} - theta*_t|``), one value an epoch,
+            and ``test_accuracy`` of the last snapshot in percent.
+
+        Raises:
+            UserError: The file is missing or damaged.
+        """
+        metrics: dict[str, Any] = files.read_metadata(self.expert_path(expert))["metrics"]
+        return metrics
+
+    def resume(self, manifest: dict[str, Any]) -> None:
+        """Makes this the store that a configuration asks for, if they differ in size at most.
+
+        Args:
+            manifest: What the configuration gives, as for :meth:`create`.
+
+        Raises:
+            UserError: A field differs (it is named), the store is larger than asked for, or it
+                cannot be written.
+        """
+        wanted = {"format": FORMAT, "version": VERSION, **manifest}
+        for field, have, want in _differences(self.manifest, wanted):
+            if field not in _NOT_IDENTITY:
+                raise UserError(
+                    f"{self.path} was made with {field} = {_show(have)}, but {_show(want)} is "
+                    "asked for; repeat the flags it was made with, or choose another --out"
+                )
+        if wanted["num_experts"] < self.num_experts:
+            raise UserError(
+                f"{self.path} was made with num_experts = {self.num_experts}, but "
+                f"{wanted['num_experts']} is asked for; a store can grow but not shrink"
+            )
+        files.check_writable(self.path)
+        if wanted != self.manifest:
+            self.manifest = wanted
+            self._write_manifest()
+
+    def check_dataset(self, dataset: Dataset) -> None:
+        """Makes sure that a data set is the one the experts were trained on.
+
+        Args:
+            dataset: The whole data set, before anything is held out.
+
+        Raises:
+            UserError: It is another one; the field that differs is named.
+        """
+        have, want = self.manifest["dataset"], describe_dataset(dataset)
+        for field in ("shape", "class_names", "fingerprint"):
+            if have[field] != want[field]:
+                raise UserError(
+                    f"the experts of {self.path} were trained on the data set {have['name']!r} "
+                    f"with {field} {_show(have[field])}, but {dataset.name!r} has {field} "
+                    f"{_show(want[field])}; give the same data with --data"
+                )
+
+    def training_set(self, dataset: Dataset) -> tuple[Dataset, Tensor, Tensor]:
+        """Splits the whole data set into what the experts saw and what was held out.
+
+        Args:
+            dataset: The whole data set.
+
+        Returns:
+            The data set without the part held out; images of that part ``[N, C, H, W]``, uint8;
+            their labels ``[N]``, int64. Both are empty for a store without ``--holdout``.
+
+        Raises:
+            UserError: It is not the data set that the experts were trained on.
+        """
+        self.check_dataset(dataset)
+        held_out = self.manifest["holdout"]
+        training, images, labels = hold_out(dataset, held_out["fraction"], held_out["seed"])
+        if training.fingerprint != held_out["training_fingerprint"]:
+            raise UserError(
+                f"holding out {held_out['fraction']} of {dataset.name!r} no longer gives the "
+                f"images that the experts of {self.path} saw; make the store again with this "
+                "release"
+            )
+        return training, images, labels
+
+    def check_network(self, spec: Mapping[str, Any]) -> None:
+        """Makes sure that a network is the experts' network.
+
+        Args:
+            spec: The network's ``spec()``.
+
+        Raises:
+            UserError: It is another one; the field that differs is named.
+        """
+        for field, have, want in _differences(self.manifest["network"], dict(spec)):
+            raise UserError(
+                f"the experts of {self.path} are networks with {field} = {_show(have)}, but the "
+                f"network given has {_show(want)}; use the network of the store"
+            )
+
+    def _check_expert(self, expert: int) -> None:
+        path = self.expert_path(expert)
+        metadata = files.read_metadata(path)
+        if metadata.get("store") != self.identity or metadata.get("expert") != expert:
+            raise UserError(
+                f"{path} belongs to another store or to another expert; delete it and run the same "
+                "`trajmatch expert` with --resume"
+            )
+
+    def _write_manifest(self) -> None:
+        files.write_json(self.path / MANIFEST, self.manifest)
+
+
+def exists(path: Path) -> bool:
+    """Whether a folder holds a store of experts."""
+    return (path / MANIFEST).exists()
+
+
+def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Tensor, Tensor]:
+    """The data set without a class-balanced part, and that part (empty for a fraction of 0)."""
+    if fraction == 0:
+        return dataset, dataset.train_images[:0], dataset.train_labels[:0]
+    return dataset.without_holdout(fraction, seed)
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """The entry ``dataset`` of a manifest."""
+    return {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "class_names": list(dataset.class_names),
+        "shape": list(dataset.train_images.shape[1:]),
+    }
+
+
+def _differences(have: Any, want: Any, field: str = "") -> list[tuple[str, Any, Any]]:
+    """Leaves at which two nested dictionaries differ: dotted name, left value, right value."""
+    if not (isinstance(have, dict) and isinstance(want, dict)):
+        return [] if have == want else [(field, have, want)]
+    found = []
+    for key in sorted(have.keys() | want.keys()):
+        name = f"{field}.{key}" if field else key
+        found.extend(_differences(have.get(key), want.get(key), name))
+    return found
+
+
+def _show(value: Any) -> str:
+    """A value as one reads it in a message; hashes and long lists are cut."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _hash(obj: Any) -> str:
+    text = json.dumps(obj, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

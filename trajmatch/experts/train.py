@@ -1,0 +1,129 @@
+"""Training of the experts of a store: what it lacks, in as many processes as are asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from trajmatch import networks
+from trajmatch.data import Dataset, load_dataset
+from trajmatch.data.dsa import DSA
+from trajmatch.errors import UserError
+from trajmatch.evaluate.device import check_device
+from trajmatch.experts.config import ExpertConfig
+from trajmatch.experts.pool import work_together
+from trajmatch.experts.store import Store, describe_dataset, exists, hold_out
+from trajmatch.experts.worker import work
+from trajmatch.progress import NoProgress, ProgressLike
+
+
+def train_experts(config: ExpertConfig, progress: ProgressLike | None = None) -> Store:
+    """Trains experts on the real images and keeps a snapshot of each after every epoch.
+
+    Expert ``i`` depends on the configuration, the data and ``i`` only, not on how many are trained,
+    in which order, at how many a time or after which interruption. The last bits of a convolution
+    depend on the number of threads it runs on, so on the CPU every expert is trained on exactly one
+    thread, and several experts at a time in processes of their own.
+
+    Args:
+        config: What to train, and where to write it.
+        progress: Told after every epoch how many epochs of all experts are done, with ``expert``
+            and ``loss``.
+
+    Returns:
+        The store, complete.
+
+    Raises:
+        UserError: The configuration or the data cannot be used, the folder holds something else or
+            cannot be written, or an expert diverged. Experts finished before are kept.
+    """
+    check_device(config.device)
+    dataset = load_dataset(config.data)
+    training, _, _ = hold_out(dataset, config.holdout, config.seed)
+    manifest = describe(config, dataset, training)
+    if config.resume and exists(config.out):
+        store = Store.open(config.out, complete=False)
+        store.resume(manifest)
+    else:
+        store = Store.create(config.out, manifest)
+
+    missing = store.missing()
+    done = (store.num_experts - len(missing)) * config.epochs
+    progress = progress or NoProgress()
+    progress.update(done)
+
+    def on_epoch(expert: int, loss: float) -> None:
+        nonlocal done
+        done += 1
+        progress.update(done, expert=expert, loss=loss)
+
+    workers = min(config.workers or automatic_workers(config.device), len(missing))
+    if workers > 1:
+        work_together(store, missing, workers, config.device, on_epoch)
+    else:
+        work(store, training, missing, config.device, on_epoch)
+    return Store.open(config.out)
+
+
+def automatic_workers(device: str) -> int:
+    """Experts trained at a time where the configuration leaves it open.
+
+    On the CPU as many as PyTorch would use threads (its cores, or ``OMP_NUM_THREADS``): one thread
+    for each of two experts does more than two threads for one. On other devices one.
+    """
+    return torch.get_num_threads() if torch.device(device).type == "cpu" else 1
+
+
+def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[str, Any]:
+    """The manifest of the store that a configuration asks for.
+
+    Args:
+        config: The configuration.
+        dataset: The whole data set.
+        training: What is left of it for the experts.
+
+    Returns:
+        What :meth:`trajmatch.experts.Store.create` takes.
+
+    Raises:
+        UserError: There is no such network for these images, or no such augmentation.
+    """
+    try:
+        network = networks.ConvNet(
+            dataset.channels,
+            dataset.num_classes,
+            dataset.image_size,
+            width=config.width,
+            depth=config.depth,
+            norm=config.norm,
+            activation=config.activation,
+            pooling=config.pooling,
+        )
+        dsa = DSA(config.dsa)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return {
+        "data": config.data,
+        "dataset": describe_dataset(dataset),
+        "holdout": {
+            "fraction": config.holdout,
+            "seed": config.seed,
+            "training_fingerprint": training.fingerprint,
+        },
+        "preprocessing": {"mean": list(training.mean), "std": list(training.std)},
+        "network": network.spec(),
+        "recipe": {
+            "optimiser": "sgd",
+            "epochs": config.epochs,
+            "batch_size": config.batch_size,
+            "lr": config.lr,
+            "momentum": config.momentum,
+            "weight_decay": config.weight_decay,
+            "dsa": dsa.spec,
+        },
+        "seed": config.seed,
+        "num_experts": config.num_experts,
+        "dtype": "float32",
+        "snapshots": list(range(config.epochs + 1)),
+    }

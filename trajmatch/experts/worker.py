@@ -1,0 +1,102 @@
+"""Training of some experts of a store; as a program, one of several processes that share a store.
+
+``python -m trajmatch.experts.worker`` reads one JSON line with the store, the experts and the
+device, and prints one JSON line for every event: ``{"expert": i, "loss": x}`` after an epoch,
+``{"error": text}`` for a mistake of the user. It stops when nobody reads its output any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trajmatch.data import Dataset, load_dataset
+from trajmatch.errors import UserError
+from trajmatch.experts.store import Store
+from trajmatch.experts.trajectory import train_expert
+
+#: Threads that train an expert on the CPU. The same number everywhere: a convolution's weight
+#: gradient is summed in another order on another number of threads, and one is the number every
+#: machine has.
+THREADS = 1
+
+
+def work(
+    store: Store,
+    training: Dataset,
+    experts: Sequence[int],
+    device: str,
+    on_epoch: Callable[[int, float], None],
+) -> None:
+    """Trains experts one after another and writes each when it is finished.
+
+    Args:
+        store: Where they belong.
+        training: What they see.
+        experts: Their numbers.
+        device: Where to train.
+        on_epoch: Called with the expert's number and its mean training loss after every epoch.
+
+    Raises:
+        UserError: An expert diverged, or its file cannot be written.
+    """
+    with _threads(THREADS):
+        for expert in experts:
+            snapshots, metrics = train_expert(
+                store.manifest,
+                training,
+                expert,
+                device,
+                lambda loss, expert=expert: on_epoch(expert, loss),
+            )
+            store.write_expert(expert, snapshots, metrics)
+
+
+def main() -> int:
+    """Runs the program; returns its exit status."""
+    # A plain SIGTERM would leave the temporary file of a write in progress behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # What a library prints must not come between the events.
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def tell(**event: Any) -> None:
+        print(json.dumps(event), file=channel, flush=True)
+
+    job = json.loads(sys.stdin.readline())
+    try:
+        store = Store.open(Path(job["store"]), complete=False)
+        training, _, _ = store.training_set(load_dataset(store.manifest["data"]))
+        work(
+            store,
+            training,
+            job["experts"],
+            job["device"],
+            lambda expert, loss: tell(expert=expert, loss=loss),
+        )
+    except UserError as error:
+        tell(error=str(error))
+        return 2
+    return 0
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
