@@ -1,0 +1,55 @@
+"""``from trajmatch._torchvision import torchvision``: torchvision, beside a CPU-only torch too.
+
+The registry has torchvision for one kind of torch only, the one with CUDA. Beside a torch without
+CUDA its compiled part cannot be loaded, and then its Python part stops at the first of two
+operators that it annotates and nobody has defined. Nothing here uses these operators, so where
+that happens their schemas are defined, without an implementation, and the import is repeated.
+Data sets, transforms and picture grids then work.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+import torch
+
+from trajmatch.errors import UserError
+
+_ANNOTATED_OPERATORS = ("nms", "qnms")
+
+_library: torch.library.Library | None = None  # the schemas exist as long as this object
+
+
+def _define_operators() -> None:
+    global _library
+    _library = torch.library.Library("torchvision", "DEF")
+    for name in _ANNOTATED_OPERATORS:
+        _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def _import() -> ModuleType:
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]  # what the import had loaded before it stopped
+    _define_operators()
+    return importlib.import_module("torchvision")
+
+
+def _load() -> ModuleType:
+    try:
+        return _import()
+    except Exception as error:
+        minor = int(torch.__version__.split(".")[1])
+        raise UserError(
+            f"torchvision cannot be imported: {type(error).__name__}: {error}. Install the release "
+            f"that belongs to torch 2.{minor}: pip install 'torchvision==0.{minor + 15}.*'"
+        ) from error
+
+
+torchvision = _load()
