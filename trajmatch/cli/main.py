@@ -34,7 +34,7 @@ BROKEN_PIPE = 141  # and for one whose reader went away
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Runs one command, and turns what can go wrong outside the program into a message.
 
     Args:
         argv: The arguments; those of the process if None.
@@ -43,6 +43,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 for a mistake of the user.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        return _fail(str(error))
+    except ImportError as error:
+        if error.name != "trajmatch._C":
+            raise
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        command = COMMANDS.get(arguments[0]) if arguments else None
+        advice = "; go on with --resume" if command and command.resumes else ""
+        print(f"\ntrajmatch: interrupted; what was written is whole{advice}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes the stream once more at exit, which would fail again and say so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _dispatch(arguments: list[str]) -> int:
     if not arguments:
         print(usage(), file=sys.stderr)
         return 2
@@ -57,29 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         return _fail(f"there is no command {name!r}{_suggestion(name)}; see trajmatch --help")
-    return run(COMMANDS[name], rest)
-
-
-def run(command: Command, argv: list[str]) -> int:
-    """Runs a command and turns what can go wrong outside the program into a message."""
-    try:
-        status: int = importlib.import_module(f"trajmatch.cli.{command.module}").run(argv)
-        sys.stdout.flush()
-        return status
-    except UserError as error:
-        return _fail(str(error))
-    except ImportError as error:
-        if error.name != "trajmatch._C":
-            raise
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        advice = "; go on with --resume" if command.resumes else ""
-        print(f"\ntrajmatch: interrupted; what was written is whole{advice}", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes the stream once more at exit, which would fail again and say so
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+    status: int = importlib.import_module(f"trajmatch.cli.{COMMANDS[name].module}").run(rest)
+    return status
 
 
 def usage() -> str:

@@ -1,0 +1,132 @@
+"""``trajmatch doctor``: what is installed, what was built, which operator runs where, a self-test."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+from trajmatch import __version__
+from trajmatch.cli.arguments import parse
+
+PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
+DISPATCH_KEYS = ("CPU", "CUDA", "Meta", "Autograd")  # Meta: shapes only, for torch.compile
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Say what is installed and what was built, and test the operators for a few seconds."""
+
+    json: bool = False
+    """Print JSON instead of a text."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command; the status is 1 when the self-test fails."""
+    config = parse(DoctorConfig, argv, "trajmatch doctor")
+    report = examine()
+    print(json.dumps(report, indent=2) if config.json else as_text(report))
+    return 0 if report["passed"] else 1
+
+
+def examine() -> dict[str, Any]:
+    """Looks at this installation.
+
+    Returns:
+        What JSON can hold: ``versions``, ``devices``, ``build`` (see
+        :func:`trajmatch._extension.build_info`), ``operators`` (name to dispatch keys with a
+        kernel), ``self_test`` (a list of outcomes) and ``passed``.
+    """
+    import torch
+
+    from trajmatch._extension import build_info
+    from trajmatch.cli.selftest import run_cases
+
+    build = build_info()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    outcomes = run_cases(["cpu", "cuda"] if gpus and build["cuda"] else ["cpu"])
+    return {
+        "versions": {
+            "trajmatch": __version__,
+            "python": sys.version.split()[0],
+            **{name: _version(name) for name in PACKAGES},
+        },
+        "devices": [f"CPU with {torch.get_num_threads()} threads", *gpus],
+        "build": build,
+        "operators": operators(),
+        "self_test": [asdict(outcome) | {"passed": outcome.passed} for outcome in outcomes],
+        "passed": all(outcome.passed for outcome in outcomes),
+    }
+
+
+def operators() -> dict[str, list[str]]:
+    """The registered operators, each with the dispatch keys that it has a kernel for."""
+    import torch
+
+    import trajmatch.ops  # noqa: F401 (registers them)
+
+    namespace = "trajmatch::"
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith(namespace)]
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return {
+        name.removeprefix(namespace): [key for key in DISPATCH_KEYS if has_kernel(name, key)]
+        for name in sorted(names)
+    }
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The report for a reader."""
+    build = report["build"]
+    cuda = f"{build['cuda']} for {', '.join(build['architectures'])}" if build["cuda"] else "no"
+    lines = [
+        ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+        f"devices: {', '.join(report['devices'])}",
+        "",
+        f"compiled with {build['compiler']}",
+        f"  against torch {build['torch']}; runs with torch {build['torch_interface']} and later",
+        f"  OpenMP: {'yes' if build['openmp'] else 'no'}; CUDA: {cuda}",
+    ]
+    for part in build["left_out"]:
+        lines += [f"  left out: {part['what']}, because {part['why']}.", f"    {part['mend']}."]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *_operator_table(report["operators"]),
+            "",
+            *_self_test_table(report["self_test"]),
+            "",
+            "All is well." if report["passed"] else "The self-test FAILED: do not trust results.",
+        ]
+    )
+
+
+def _operator_table(operators: dict[str, list[str]]) -> list[str]:
+    width = max(map(len, operators), default=0)
+    rows = [f"{'operator':{width}}  " + "  ".join(DISPATCH_KEYS)]
+    for name, keys in operators.items():
+        marks = ["x" if key in keys else "-" for key in DISPATCH_KEYS]
+        columns = [f"{m:{len(key)}}" for m, key in zip(marks, DISPATCH_KEYS, strict=True)]
+        rows.append(f"{name:{width}}  " + "  ".join(columns).rstrip())
+    return rows
+
+
+def _self_test_table(outcomes: list[dict[str, Any]]) -> list[str]:
+    width = max(len(outcome["case"]) for outcome in outcomes)
+    rows = [f"{'self-test':{width}}  device  relative error in float64"]
+    for outcome in outcomes:
+        verdict = "" if outcome["passed"] else "  FAILED"
+        rows.append(
+            f"{outcome['case']:{width}}  {outcome['device']:6}  {outcome['error']:.1e}{verdict}"
+        )
+    return rows
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
