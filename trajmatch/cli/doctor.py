@@ -1,4 +1,4 @@
-"""``trajmatch doctor``: what is installed, what was built, which operator runs where, a self-test."""
+"""``trajmatch doctor``: what is installed, what was built, what runs where; a self-test."""
 
 from __future__ import annotations
 

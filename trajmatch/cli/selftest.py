@@ -53,7 +53,8 @@ def run_cases(devices: list[str]) -> list[Outcome]:
             started = time.perf_counter()
             results = case(ops, torch.device(device))
             seconds = time.perf_counter() - started
-            error = max(map(_relative_error, results, expected, strict=True))
+            pairs = zip(results, expected, strict=True)
+            error = max(_relative_error(result, other) for result, other in pairs)
             outcomes.append(Outcome(case.__name__, device, error, seconds))
     return outcomes
 
