@@ -121,11 +121,12 @@ def _state(
     for name in _STREAMS:
         getattr(streams, name).set_state(tensors[f"stream.{name}"])
     count, used = description["experts"]
+    eta, velocity = description["step_size"]
     best = description["best"]
     return State(
         synthetic=SyntheticSet(tensors["images"].to(device), tensors["labels"].to(device)),
         buffer=tensors["buffer"].to(device),
-        step_size=StepSize(*description["step_size"]),
+        step_size=StepSize(eta, velocity),
         lr_init=description["lr_init"],
         streams=streams,
         order=ExpertOrder(count, tensors["order"], used),

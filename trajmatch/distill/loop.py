@@ -15,7 +15,7 @@ from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.metrics import MetricsLog
 from trajmatch.distill.outer import outer_gradient, propose_update
 from trajmatch.distill.problem import Problem, prepare
-from trajmatch.distill.selection import chosen_iterate, evaluate_iterate, is_due
+from trajmatch.distill.selection import evaluate_iterate, is_due
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
 from trajmatch.progress import NoProgress, ProgressLike
@@ -59,12 +59,14 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
             log.write(**numbers, seconds=time.perf_counter() - began)
             if fault is not None:
                 check_refusals(fault, state)
-            if is_due(config, state.iteration):
+            if is_due(config, state):
                 log.write(**evaluate_iterate(problem, state))
             if state.iteration % config.checkpoint_every == 0:
                 checkpoint.save(config.checkpoint_path, state, problem.identity)
             progress.update(state.iteration, loss=numbers["loss"], step_size=state.step_size.value)
-    result = problem.artifact(chosen_iterate(config, state), state)
+        if is_due(config, state):  # the run was cut short at its checkpoint
+            log.write(**evaluate_iterate(problem, state))
+    result = problem.artifact(state)
     artifact.save(config.out, result)
     config.checkpoint_path.unlink(missing_ok=True)
     return result

@@ -18,7 +18,7 @@ from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.matching import Segment
 from trajmatch.distill.schedule import ExpertOrder, StartEpochWindow
-from trajmatch.distill.state import Iterate, State, Streams
+from trajmatch.distill.state import State, Streams
 from trajmatch.distill.step_size import StepSize
 from trajmatch.errors import UserError
 from trajmatch.evaluate.device import check_device
@@ -69,6 +69,12 @@ class Problem:
             "lr_init": self.lr_init,
             "seed": self.config.seed,
             "store": self.store.fingerprint,
+            "experts": {
+                **self.store.manifest["recipe"],
+                "num_experts": self.store.num_experts,
+                "seed": self.store.manifest["seed"],
+                "holdout": self.store.manifest["holdout"],
+            },
         }
         if self.source is not None:
             identity["init"] = f"file {self.source.fingerprint}"
@@ -122,12 +128,11 @@ class Problem:
             return None
         return self.dsa.replay(derive_seed(self.config.seed, "distill", "dsa", iteration))
 
-    def artifact(self, chosen: Iterate, state: State) -> Artifact:
-        """The result of a run.
+    def artifact(self, state: State) -> Artifact:
+        """The result of a run: the best iterate where one was chosen, or else the last.
 
         Args:
-            chosen: Images and step size.
-            state: Gives labels and scores.
+            state: The state after the last iteration.
 
         Returns:
             What the run writes.
@@ -135,11 +140,14 @@ class Problem:
         recipe = self.identity
         seed = recipe.pop("seed")
         labels = state.synthetic.labels.cpu()
+        images, lr = state.synthetic.images, state.step_size.value
+        if state.best is not None:
+            images, lr = state.best.images, state.best.step_size
         return Artifact(
-            images=chosen.images.cpu(),
+            images=images.cpu(),
             labels=labels,
             label_kind="logit" if labels.is_floating_point() else "index",
-            lr=chosen.step_size,
+            lr=lr,
             mean=self.training.mean,
             std=self.training.std,
             dsa=self.dsa.spec,
@@ -191,10 +199,26 @@ def prepare(config: DistillConfig) -> Problem:
         dataset=dataset,
         training=training,
         held_out=(held_out[0], held_out[1]),
-        model=networks.build(store.manifest["network"]).to(device),
+        model=_network(store, config.min_start_epoch).to(device),
         window=window,
         dsa=dsa,
         source=source,
         lr_init=lr_init,
         device=device,
     )
+
+
+def _network(store: Store, epoch: int) -> nn.Module:
+    """The experts' network; its parameters must be as many as a snapshot has."""
+    spec = store.manifest["network"]
+    try:
+        model = networks.build(spec)
+    except ValueError as error:
+        raise UserError(f"the network of {store.path} cannot be built: {error}") from error
+    count, kept = networks.num_parameters(model), len(store.snapshot(0, epoch))
+    if count != kept:
+        raise UserError(
+            f"{store.path} says that its experts are {spec}, which has {count} parameters, but "
+            f"its snapshots have {kept}; make the store again"
+        )
+    return model

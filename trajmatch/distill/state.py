@@ -43,19 +43,19 @@ class Streams:
 
 @dataclass(frozen=True)
 class Iterate:
-    """Images and step size after some iteration, as a result would have them.
+    """Images and step size after some iteration, with what speaks for them.
 
     Attributes:
         images: ``[n, C, H, W]``.
         step_size: eta.
         iteration: Outer iterations done.
-        accuracy: Mean accuracy in percent by which it was chosen; ``None`` where none was needed.
+        accuracy: Mean accuracy in percent by which it was chosen.
     """
 
     images: Tensor
     step_size: float
     iteration: int
-    accuracy: float | None = None
+    accuracy: float
 
 
 @dataclass
@@ -72,7 +72,7 @@ class State:
         iteration: Outer iterations done.
         applied: How many of them changed the images.
         refusals: Refused updates in a row, up to now.
-        best: The best iterate evaluated up to now.
+        best: The best iterate evaluated up to now, where the result is chosen by accuracy.
         scores: Results of all evaluations up to now.
     """
 
@@ -88,7 +88,6 @@ class State:
     best: Iterate | None = None
     scores: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def iterate(self) -> Iterate:
-        """The images and the step size as they are."""
-        return Iterate(self.synthetic.images, self.step_size.value, self.iteration)
+    def iterate(self, accuracy: float) -> Iterate:
+        """The images and the step size as they are, with the accuracy they were found to have."""
+        return Iterate(self.synthetic.images, self.step_size.value, self.iteration, accuracy)

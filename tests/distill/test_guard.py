@@ -1,0 +1,139 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from trajmatch.distill import distill, guard, loop
+from trajmatch.distill.guard import MAX_REFUSALS, check_refusals, find_fault
+from trajmatch.distill.loop import outer_iteration
+from trajmatch.distill.outer import OuterGradient, Update
+from trajmatch.distill.problem import prepare
+from trajmatch.distill.step_size import StepSize
+from trajmatch.errors import UserError
+
+NAN, INF = float("nan"), float("inf")
+GRADIENT = OuterGradient(loss=0.9, images=torch.zeros(2), step_size=1.0, stands_still=False)
+UPDATE = Update(images=torch.zeros(2), buffer=torch.zeros(2), step_size=StepSize(0.01))
+
+
+@pytest.fixture
+def state(configure):
+    fresh = prepare(configure()).initial_state()
+    fresh.applied = 5
+    return fresh
+
+
+def test_a_sound_update_has_no_fault(state) -> None:
+    assert find_fault(GRADIENT, UPDATE, state) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"loss": NAN}, "the matching loss"),
+        ({"loss": INF}, "the matching loss"),
+        ({"images": torch.tensor([0.0, NAN])}, "the gradient of the images"),
+        ({"step_size": -INF}, "the gradient of the step size"),
+        ({"stands_still": True, "loss": NAN}, "the expert does not move"),
+    ],
+)
+def test_what_is_not_finite_in_the_gradient(state, changes, cause) -> None:
+    assert cause in find_fault(replace(GRADIENT, **changes), UPDATE, state).cause
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause", "remedy"),
+    [
+        ({"images": torch.tensor([INF, 0.0])}, "the images", "--lr-img"),
+        ({"buffer": torch.tensor([INF, 0.0])}, "the images", "--lr-img"),
+        ({"step_size": StepSize(INF)}, "the step size would become inf", "--lr-lr"),
+        ({"step_size": StepSize(NAN)}, "the step size would become nan", "--lr-lr"),
+        ({"step_size": StepSize(0.0)}, "the step size would become 0", "--lr-lr"),
+        ({"step_size": StepSize(-0.1)}, "the step size would become -0.1", "--lr-lr"),
+        ({"step_size": StepSize(1e-46)}, "the step size would become 1e-46", "--lr-lr"),
+    ],
+)
+def test_what_is_not_usable_in_the_update(state, changes, cause, remedy) -> None:
+    fault = find_fault(GRADIENT, replace(UPDATE, **changes), state)
+    assert cause in fault.cause
+    assert remedy in fault.remedy
+
+
+@pytest.mark.parametrize(
+    ("applied", "step_size", "flag"),
+    [(0, 0.05, "--lr-init"), (5, 0.2, "--lr-lr"), (5, 0.05, "--lr-img")],
+)
+def test_the_remedy_for_a_student_that_diverges(state, applied, step_size, flag) -> None:
+    state.applied, state.step_size = applied, StepSize(step_size)
+    assert flag in find_fault(replace(GRADIENT, loss=NAN), UPDATE, state).remedy
+
+
+def test_the_run_ends_at_the_limit_and_not_before(state) -> None:
+    fault = guard.Fault("the sky fell", "lower --lr-img")
+    state.refusals = MAX_REFUSALS - 1
+    check_refusals(fault, state)
+    state.refusals = MAX_REFUSALS
+    with pytest.raises(UserError, match=r"10 updates .* because the sky fell .*--lr-img"):
+        check_refusals(fault, state)
+
+
+def test_a_refused_update_changes_nothing_but_the_counts(configure, monkeypatch) -> None:
+    problem = prepare(configure())
+    state = problem.initial_state()
+    outer_iteration(problem, state)
+    images, buffer, step_size = state.synthetic.images, state.buffer, state.step_size
+    true_gradient = loop.outer_gradient
+
+    def poisoned(*args, **kwargs):
+        gradient = true_gradient(*args, **kwargs)
+        gradient.images[0] = NAN
+        return gradient
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "outer_gradient", poisoned)
+        numbers, fault = outer_iteration(problem, state)
+    assert numbers["refused"] == fault.cause == "the gradient of the images is not finite"
+    assert torch.equal(state.synthetic.images, images)
+    assert torch.equal(state.buffer, buffer)
+    assert state.step_size == step_size
+    assert (state.iteration, state.applied, state.refusals) == (2, 1, 1)
+    outer_iteration(problem, state)
+    assert (state.applied, state.refusals) == (2, 0)
+    assert not torch.equal(state.synthetic.images, images)
+
+
+def test_a_hopeless_run_stops_and_leaves_the_last_checkpoint(configure, monkeypatch) -> None:
+    config = configure(iterations=40, checkpoint_every=2)
+    true_gradient = loop.outer_gradient
+    calls = 0
+
+    def poisoned_from_the_fourth(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        gradient = true_gradient(*args, **kwargs)
+        return gradient if calls < 4 else replace(gradient, loss=NAN)
+
+    monkeypatch.setattr(loop, "outer_gradient", poisoned_from_the_fourth)
+    with pytest.raises(UserError, match=r"stopped at iteration 13: .* the matching loss"):
+        distill(config)
+    assert not config.out.exists()
+    monkeypatch.undo()
+    resumed = distill(replace(config, resume=True, iterations=14))
+    assert resumed.images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [({"lr_init": 1e30}, "--lr-init"), ({"lr_img": 1e38}, "--lr-img")],
+)
+def test_settings_that_explode_end_with_the_flag_to_change(configure, settings, flag) -> None:
+    config = configure(iterations=60, **settings)
+    with pytest.raises(UserError, match=f"stopped at iteration .*{flag}"):
+        distill(config)
+    assert not config.out.exists()
+
+
+def test_a_raw_step_size_that_leaves_the_positive_numbers_ends_the_run(configure) -> None:
+    config = configure(iterations=60, lr_param="raw", lr_lr=1e3)
+    with pytest.raises(UserError, match=r"stopped at iteration .*--lr-lr"):
+        distill(config)

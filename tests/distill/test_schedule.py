@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from trajmatch.distill.schedule import ExpertOrder, StartEpochWindow
+from trajmatch.errors import UserError
+from trajmatch.random import generator
+
+
+def test_window_draws_every_epoch_but_the_end() -> None:
+    draw = generator(0, "test")
+    drawn = [StartEpochWindow(2, 5).draw(draw) for _ in range(300)]
+    counts = torch.bincount(torch.tensor(drawn), minlength=6)
+    assert counts[:2].sum() == 0 and counts[5] == 0
+    assert counts[2:5].min() > 70  # 100 expected, standard deviation 8
+
+
+def test_window_of_one_epoch() -> None:
+    assert StartEpochWindow(3, 4).draw(generator(0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("window", "expert_epochs", "kept"),
+    [
+        (StartEpochWindow(0, 3), 2, range(5)),
+        (StartEpochWindow(2, 3), 2, [0, 2, 4]),
+    ],
+)
+def test_window_inside_the_store(window, expert_epochs, kept) -> None:
+    window.check(list(kept), expert_epochs)
+
+
+@pytest.mark.parametrize(
+    ("window", "kept", "missing"),
+    [
+        (StartEpochWindow(0, 4), list(range(5)), "missing: 5"),
+        (StartEpochWindow(0, 3), [0, 2, 4], "missing: 1, 3"),
+        (StartEpochWindow(10, 14), list(range(11)), "missing: 11-15"),
+    ],
+)
+def test_window_outside_the_store_names_epochs_and_flags(window, kept, missing) -> None:
+    with pytest.raises(UserError) as error:
+        window.check(kept, 2)
+    message = str(error.value)
+    assert missing in message
+    assert f"--max-start-epoch {window.maximum} with --expert-epochs 2" in message
+    assert f"{window.maximum - 1} + 2 = {window.maximum + 1}" in message
+
+
+def test_experts_come_once_each_in_changing_order() -> None:
+    order, draw = ExpertOrder(5), generator(0, "test")
+    rounds = [[order.draw(draw) for _ in range(5)] for _ in range(4)]
+    assert all(sorted(experts) == list(range(5)) for experts in rounds)
+    assert len(set(map(tuple, rounds))) > 1
+
+
+def test_expert_order_goes_on_from_the_middle() -> None:
+    order, draw = ExpertOrder(4), generator(1, "test")
+    for _ in range(6):
+        order.draw(draw)
+    again, draw_again = ExpertOrder(4, order.order, order.used), generator(0)
+    draw_again.set_state(draw.get_state())
+    assert [order.draw(draw) for _ in range(9)] == [again.draw(draw_again) for _ in range(9)]
