@@ -37,10 +37,12 @@ def accuracy(
     """
     device = next(model.parameters()).device
     model.eval()
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     correct = 0
     with torch.inference_mode():
-        for batch, target in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
+        for batch, target in zip(
+            torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True
+        ):
             batch = batch.to(device)
             if normalise is not None:
                 batch = normalise(batch)

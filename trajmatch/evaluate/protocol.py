@@ -170,6 +170,6 @@ def _batches(
     if len(images) <= size:  # one batch: its order does not matter
         yield images, labels
         return
-    for batch in torch.randperm(len(images), generator=order).split(size):
+    for batch in torch.split(torch.randperm(len(images), generator=order), size):
         batch = batch.to(images.device)
         yield images[batch], labels[batch]

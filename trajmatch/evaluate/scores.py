@@ -167,6 +167,5 @@ def random_subset(labels: Tensor, images_per_class: int, draw: torch.Generator) 
         Indices into ``labels``, class by class. At most ``[K * images_per_class]``, int64.
     """
     shuffled = torch.randperm(len(labels), generator=draw)
-    return torch.cat(
-        [shuffled[labels[shuffled] == k][:images_per_class] for k in labels.unique().tolist()]
-    )
+    classes = torch.unique(labels).tolist()
+    return torch.cat([shuffled[labels[shuffled] == k][:images_per_class] for k in classes])

@@ -62,8 +62,8 @@ def train_expert(
     with torch.no_grad():
         for epoch in range(1, recipe["epochs"] + 1):
             total = torch.zeros((), dtype=torch.float64, device=device)
-            for batch in torch.randperm(len(labels), generator=order).split(recipe["batch_size"]):
-                batch = batch.to(device)
+            shuffled = torch.randperm(len(labels), generator=order).to(device)
+            for batch in torch.split(shuffled, recipe["batch_size"]):
                 augmented = dsa(training.normalise(images[batch]), augmentation)
                 loss, grad = ops.gradient(model, theta, augmented, labels[batch])
                 if recipe["weight_decay"]:

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,7 @@ def work(
     with _threads(THREADS):
         for expert in experts:
             snapshots, metrics = train_expert(
-                store.manifest,
-                training,
-                expert,
-                device,
-                lambda loss, expert=expert: on_epoch(expert, loss),
+                store.manifest, training, expert, device, partial(on_epoch, expert)
             )
             store.write_expert(expert, snapshots, metrics)
 
