@@ -97,7 +97,9 @@ def test_write_refuses_what_is_not_finite(store: Store) -> None:
 
 def test_missing_expert(store: Store) -> None:
     store.expert_path(1).unlink()
-    with pytest.raises(UserError, match=r"lacks 1 of 2 experts \(the first is number 1\).*--resume"):
+    with pytest.raises(
+        UserError, match=r"lacks 1 of 2 experts \(the first is number 1\).*--resume"
+    ):
         Store.open(store.path)
     assert Store.open(store.path, complete=False).missing() == [1]
 
@@ -181,7 +183,7 @@ def test_fingerprint_covers_the_number_of_experts(store: Store) -> None:
 def test_check_dataset(make_config: MakeConfig, tiny_data: str, other_data: str) -> None:
     store = train_experts(make_config(num_experts=1, epochs=1))
     store.check_dataset(load_dataset(tiny_data))
-    with pytest.raises(UserError, match="'tiny' with fingerprint .* but 'other' has fingerprint"):
+    with pytest.raises(UserError, match=r"'tiny' with fingerprint .* but 'other' has fingerprint"):
         store.check_dataset(load_dataset(other_data))
     with pytest.raises(UserError, match=r"with shape \[1, 8, 8\], .* has shape \[1, 28, 28\]"):
         store.check_dataset(load_dataset())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,7 @@ def test_one_snapshot_per_epoch_and_the_initialisation(make_config: MakeConfig) 
     initial = networks.build(store.manifest["network"])
     networks.initialise(initial, generator(0, "expert", 1, "initialisation"))
     assert torch.equal(store.snapshot(1, 0), networks.flat_parameters(initial))
-    snapshots = [store.snapshot(1, epoch) for epoch in range(4)]
-    for before, after in zip(snapshots, snapshots[1:], strict=False):
+    for before, after in itertools.pairwise(store.snapshot(1, epoch) for epoch in range(4)):
         assert not torch.equal(before, after)
 
 
