@@ -259,12 +259,16 @@ def _to_json(path: PathLike, obj: Any, indent: int | None = None) -> str:
 
 def _from_json(path: PathLike, text: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
         raise UserError(f"{path} is cut off or does not hold valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} should hold a JSON object, but holds a {type(content).__name__}")
     return content
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _fail_to_read(path: PathLike, error: OSError) -> NoReturn:

@@ -53,8 +53,7 @@ def run_cases(devices: list[str]) -> list[Outcome]:
             started = time.perf_counter()
             results = case(ops, torch.device(device))
             seconds = time.perf_counter() - started
-            pairs = zip(results, expected, strict=True)
-            error = max(_relative_error(result, other) for result, other in pairs)
+            error = _worst(results, expected)
             outcomes.append(Outcome(case.__name__, device, error, seconds))
     return outcomes
 
@@ -150,6 +149,10 @@ def _twice_differentiated(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     return [*first, *torch.autograd.grad(_mix(first), inputs)]
 
 
-def _relative_error(result: Tensor, expected: Tensor) -> float:
-    difference = (result.detach().cpu() - expected.detach()).norm()
-    return float(difference / expected.detach().norm())
+def _worst(results: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest relative difference; NaN when one is NaN."""
+    errors = [
+        (result.detach().cpu() - other.detach()).norm() / other.detach().norm()
+        for result, other in zip(results, expected, strict=True)
+    ]
+    return float(torch.stack(errors).max())

@@ -1,0 +1,227 @@
+import os
+import stat
+import threading
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trajmatch import files
+from trajmatch.errors import UserError
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2], dtype=torch.uint8)}
+METADATA = {"z": 1, "name": "größe", "list": [1.5, None, True]}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "x.safetensors"
+    files.save_tensors(path, TENSORS, METADATA)
+    return path
+
+
+# --- writing
+
+
+def test_text_bytes_and_json_come_back(tmp_path):
+    files.write_bytes(tmp_path / "b", b"\x00\xff")
+    files.write_text(tmp_path / "t", "größe\n")
+    files.write_json(tmp_path / "j", METADATA)
+    assert (tmp_path / "b").read_bytes() == b"\x00\xff"
+    assert (tmp_path / "t").read_text(encoding="utf-8") == "größe\n"
+    assert files.read_json(tmp_path / "j") == METADATA
+
+
+def test_equal_objects_give_equal_bytes(tmp_path):
+    files.write_json(tmp_path / "1", {"a": 1, "b": {"c": 2, "d": 3}})
+    files.write_json(tmp_path / "2", {"b": {"d": 3, "c": 2}, "a": 1})
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
+def test_equal_tensors_give_equal_bytes(saved, tmp_path):
+    backwards = dict(reversed(TENSORS.items()))
+    files.save_tensors(tmp_path / "y", backwards, dict(reversed(METADATA.items())))
+    assert saved.read_bytes() == (tmp_path / "y").read_bytes()
+
+
+@pytest.mark.parametrize("write", ["text", "tensors"])
+def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, write):
+    path = tmp_path / "x"
+    files.write_text(path, "before")
+
+    def disk_full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(UserError, match=r"cannot write .*x: No space left on device"):
+        if write == "text":
+            files.write_text(path, "after")
+        else:
+            files.save_tensors(path, TENSORS, METADATA)
+    assert path.read_text() == "before"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_an_interrupted_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    files.write_text(path, "before")
+
+    def interrupted(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_text(path, "after")
+    assert path.read_text() == "before"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_reader_never_sees_a_part(tmp_path):
+    path = tmp_path / "x"
+    contents = {letter * 300_000 for letter in "abc"}
+    files.write_text(path, "a" * 300_000)
+    seen = set()
+    done = threading.Event()
+
+    def read():
+        while not done.is_set():
+            seen.add(path.read_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for content in sorted(contents) * 10:
+        files.write_text(path, content)
+    done.set()
+    reader.join()
+    assert seen <= contents
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_are_as_readable_as_the_user_wants(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        files.write_text(tmp_path / "t", "text")
+        files.save_tensors(tmp_path / "s", TENSORS, METADATA)
+    finally:
+        os.umask(before)
+    for name in "ts":
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_has_no_word_for_what_is_not_finite(tmp_path, value):
+    with pytest.raises(UserError, match=r"cannot write .*x: "):
+        files.write_json(tmp_path / "x", {"loss": [value]})
+    with pytest.raises(UserError, match=r"cannot write .*x: "):
+        files.save_tensors(tmp_path / "x", TENSORS, {"loss": value})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_tensors_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    tensors = TENSORS | {"images": torch.tensor([1.0, value])}
+    with pytest.raises(UserError, match="tensor 'images' holds values that are not finite"):
+        files.save_tensors(tmp_path / "x", tensors, {})
+    assert os.listdir(tmp_path) == []
+    files.save_tensors(tmp_path / "x", tensors, {}, allow_nonfinite=True)
+    assert not files.load_tensors(tmp_path / "x")[0]["images"].isfinite().all()
+
+
+def test_writing_below_a_file_names_path_and_cause(tmp_path):
+    (tmp_path / "file").touch()
+    for write in (
+        lambda path: files.write_text(path, ""),
+        lambda path: files.save_tensors(path, TENSORS, {}),
+    ):
+        with pytest.raises(UserError, match=r"cannot write .*file/x: Not a directory"):
+            write(tmp_path / "file" / "x")
+
+
+def test_check_writable_makes_the_folder(tmp_path):
+    files.check_writable(tmp_path / "a" / "b")
+    files.check_writable(tmp_path / "a" / "b")
+    assert os.listdir(tmp_path / "a" / "b") == []
+
+
+def test_check_writable_refuses_what_cannot_be_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write in the folder .*file: File exists; choose"):
+        files.check_writable(tmp_path / "file")
+    with pytest.raises(UserError, match=r"cannot write in the folder .*x: Not a directory"):
+        files.check_writable(tmp_path / "file" / "x")
+
+
+# --- reading
+
+
+def test_tensors_and_metadata_come_back(saved):
+    tensors, metadata = files.load_tensors(saved)
+    assert metadata == METADATA == files.read_metadata(saved)
+    assert tensors.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=0)
+
+
+def test_views_that_share_memory_and_graphs_are_written_by_value(tmp_path):
+    base = torch.arange(6.0, requires_grad=True).reshape(2, 3)
+    shared = {"base": base, "row": base[1], "same": base, "transposed": base.T}
+    files.save_tensors(tmp_path / "x", shared, {})
+    tensors, _ = files.load_tensors(tmp_path / "x")
+    for name, tensor in shared.items():
+        assert torch.equal(tensors[name], tensor)
+
+
+def test_a_part_of_a_tensor_can_be_read(saved):
+    with files.open_tensors(saved) as handle:
+        assert torch.equal(handle.get_slice("a")[1:2], TENSORS["a"][1:2])
+
+
+@pytest.mark.parametrize(
+    "read", [files.load_tensors, files.read_metadata, files.read_json], ids=lambda f: f.__name__
+)
+def test_missing_files_and_folders_are_named(tmp_path, read):
+    with pytest.raises(UserError, match=r"cannot read .*nothing: No such file or directory"):
+        read(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
+        read(tmp_path)
+
+
+def test_a_file_that_is_cut_off_anywhere_is_refused(saved, tmp_path):
+    content = saved.read_bytes()
+    cut = tmp_path / "cut"
+    for length in range(len(content)):
+        cut.write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"cut (is cut off|is damaged)"):
+            files.load_tensors(cut)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff" * 64, (2**62).to_bytes(8, "little") + b"{}", b"PK\x03\x04" + bytes(60)],
+    ids=["empty", "noise", "claims too much", "pickle in a zip"],
+)
+def test_foreign_files_are_refused(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(UserError, match=r"x is (cut off|damaged) or not a safetensors file"):
+        files.load_tensors(tmp_path / "x")
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_safetensors_of_others_are_refused(tmp_path, metadata):
+    save_file({"a": torch.ones(2)}, tmp_path / "x", metadata=metadata)
+    for read in (files.load_tensors, files.read_metadata):
+        with pytest.raises(UserError, match="not one that trajmatch wrote"):
+            read(tmp_path / "x")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"a": 1', "[1, 2]", '"text"', '{"a": NaN}'])
+def test_json_that_is_no_object_is_refused(tmp_path, text):
+    (tmp_path / "x").write_text(text)
+    with pytest.raises(UserError, match=r"x (is cut off|should hold a JSON object)"):
+        files.read_json(tmp_path / "x")
+
+
+def test_json_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "x").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="x is not a JSON file"):
+        files.read_json(tmp_path / "x")

@@ -1,0 +1,184 @@
+"""What importing costs, and what it says when it cannot succeed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import trajmatch
+
+HEAVY = ["torch", "torchvision", "numpy", "tyro", "rich", "safetensors", "matplotlib", "PIL"]
+REPEATS = 5
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+def best_seconds(*command):
+    """The shortest of a few runs: what else the machine does only ever adds."""
+
+    def once():
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+    return min(once() for _ in range(REPEATS))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "trajmatch",
+        "trajmatch.cli.main",
+        "trajmatch.errors",
+        "trajmatch.files",
+        "trajmatch.random",
+        "trajmatch.progress",
+        "trajmatch.cli.progress",
+        "trajmatch.cli.arguments",
+        "trajmatch.experts.config",
+        "trajmatch.distill.config",
+        "trajmatch.evaluate.config",
+    ],
+)
+def test_light_modules_load_nothing_heavy(module):
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = set(run_python(code).stdout.split())
+    assert module in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_import_takes_less_than_a_third_of_a_second():
+    bare = best_seconds(sys.executable, "-c", "pass")
+    assert best_seconds(sys.executable, "-c", "import trajmatch") - bare <= 0.3
+
+
+def test_help_takes_less_than_half_a_second():
+    assert best_seconds(sys.executable, "-m", "trajmatch", "--help") <= 0.5
+
+
+def test_public_names_can_be_listed_and_found():
+    assert set(trajmatch.__all__) <= set(dir(trajmatch))
+    for name in trajmatch.__all__:
+        assert getattr(trajmatch, name) is not None
+
+
+def test_names_that_do_not_exist_are_named():
+    with pytest.raises(AttributeError, match="module 'trajmatch' has no attribute 'distil'"):
+        _ = trajmatch.distil
+
+
+def test_load_is_the_one_of_the_artifact():
+    from trajmatch import artifact
+
+    assert trajmatch.load is artifact.load
+
+
+# --- the compiled part
+
+
+@pytest.fixture
+def without_extension(tmp_path):
+    """A copy of the package without its compiled part, and the folder to import it from."""
+    package = Path(trajmatch.__file__).parent
+    copy = tmp_path / "trajmatch"
+    copy.mkdir()
+    for name in ("__init__.py", "_extension.py"):
+        shutil.copy(package / name, copy)
+    return copy
+
+
+def import_failure(copy):
+    code = (
+        f"import sys, json; sys.path.insert(0, {str(copy.parent)!r})\n"
+        "try: import trajmatch._extension\n"
+        "except ImportError as error: print(json.dumps([error.name, str(error)]))"
+    )
+    name, message = json.loads(run_python(code).stdout)
+    assert name == "trajmatch._C"
+    return message
+
+
+def test_build_info_has_what_the_documentation_says():
+    from trajmatch import _extension
+
+    info = _extension.build_info()
+    assert info.keys() == {
+        "torch",
+        "torch_interface",
+        "python",
+        "compiler",
+        "openmp",
+        "cuda",
+        "architectures",
+        "left_out",
+    }
+    assert info["python"] == sys.implementation.cache_tag
+    assert (info["cuda"] is None) == (info["architectures"] == [])
+    assert info["cuda"] or "CUDA kernels" in [part["what"] for part in info["left_out"]]
+    for part in info["left_out"]:
+        assert part.keys() == {"what", "why", "mend"}
+
+
+def test_an_extension_that_was_not_built_is_explained(without_extension):
+    import torch
+
+    message = import_failure(without_extension)
+    assert f"has not been built (there is none in {without_extension})" in message
+    assert f"running now: torch {torch.__version__}, {sys.implementation.cache_tag}" in message
+    assert f"{sys.executable} -m pip install --force-reinstall --no-deps ." in message
+
+
+def test_an_extension_that_cannot_be_loaded_says_what_it_was_built_for(without_extension):
+    from trajmatch import _C, _extension
+
+    library = Path(_C.__file__)
+    damaged = without_extension / library.name
+    damaged.write_bytes(b"not a library" + library.read_bytes())
+    info = _extension.build_info()
+    message = import_failure(without_extension)
+    assert f"was built for torch {info['torch']}, {info['python']}; running now" in message
+    assert "invalid ELF header" in message
+
+
+def test_an_extension_of_another_python_is_found(without_extension):
+    from trajmatch import _C
+
+    shutil.copy(_C.__file__, without_extension / "_C.cpython-39-x86_64-linux-gnu.so")
+    assert "was built for torch" in import_failure(without_extension)
+
+
+# --- torchvision
+
+
+def test_torchvision_works_beside_this_torch():
+    code = (
+        "from trajmatch._torchvision import torchvision as t\n"
+        "print(t.datasets.CIFAR10.__name__, t.utils.make_grid.__name__, t.__version__)"
+    )
+    answer = run_python(code)
+    assert answer.stdout.startswith("CIFAR10 make_grid "), answer.stderr
+
+
+def test_a_torchvision_that_fails_otherwise_is_explained(tmp_path):
+    (tmp_path / "torchvision.py").write_text("raise OSError('libcudart.so.13 is missing')")
+    code = (
+        "from trajmatch.errors import UserError\n"
+        "try: import trajmatch._torchvision\n"
+        "except UserError as error: print(error)"
+    )
+    message = run_python(code, PYTHONPATH=str(tmp_path)).stdout
+    assert "torchvision cannot be imported: OSError: libcudart.so.13 is missing" in message
+    assert "pip install 'torchvision==0." in message
