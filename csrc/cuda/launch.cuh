@@ -5,6 +5,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 #include "cuda/check.cuh"
 
@@ -23,6 +25,19 @@
     ::trajmatch::cuda::check_launch(#kernel);                                                    \
   } while (0)
 #endif
+
+namespace trajmatch::cuda {
+
+// A number of blocks as a launch takes it: at least 1, at most 2^31 - 1.
+inline unsigned grid_size(int64_t blocks) {
+  if (blocks < 1 || blocks > INT32_MAX) {
+    throw std::length_error("trajmatch: a launch of " + std::to_string(blocks) +
+                            " blocks was asked for, but a grid has 1 to 2147483647");
+  }
+  return static_cast<unsigned>(blocks);
+}
+
+}  // namespace trajmatch::cuda
 
 // `name`: an array of `count` elements that the block shares.
 #ifdef __CUDACC__

@@ -93,5 +93,8 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate,
   return emulator::collect(mask, predicate, 0, {"__ballot_sync", where}).ballot;
 }
 
+// The position of the lowest set bit, counted from 1; 0 where there is none.
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }

@@ -1,0 +1,51 @@
+// Sums over warps and blocks. Every order of addition is fixed, so that a result depends on sizes
+// alone: the same bits in every run, on every GPU, under every schedule of blocks. Sums over a grid
+// take a second launch; no kernel waits for another block or adds to memory atomically.
+#pragma once
+
+#include "cuda/launch.cuh"
+
+namespace trajmatch::cuda {
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr int kWarpSize = 32;
+
+// Sum over the 32 lanes of a warp, in every lane.
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
+  for (int step = kWarpSize / 2; step > 0; step /= 2) {
+    value += __shfl_xor_sync(kFullWarp, value, step);
+  }
+  return value;
+}
+
+template <class T>
+__device__ __forceinline__ T warp_max(T value) {
+  for (int step = kWarpSize / 2; step > 0; step /= 2) {
+    const T other = __shfl_xor_sync(kFullWarp, value, step);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
+// Sums of kCount values over a block of kThreads, a multiple of 32, left in thread 0. A kernel may
+// call it once: the shared memory is not protected for a second use.
+template <int kThreads, int kCount>
+__device__ __forceinline__ void block_sum(double (&values)[kCount]) {
+  constexpr int kWarps = kThreads / kWarpSize;
+  static_assert(kThreads % kWarpSize == 0 && kWarps <= kWarpSize);
+  TM_SHARED(double, partial, kCount* kWarps);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % kWarpSize;
+  for (int i = 0; i < kCount; ++i) {
+    const double sum = warp_sum(values[i]);
+    if (lane == 0) partial[i * kWarps + thread / kWarpSize] = sum;
+  }
+  __syncthreads();
+  if (thread >= kWarpSize) return;
+  for (int i = 0; i < kCount; ++i) {
+    values[i] = warp_sum(lane < kWarps ? partial[i * kWarps + lane] : 0.0);
+  }
+}
+
+}  // namespace trajmatch::cuda

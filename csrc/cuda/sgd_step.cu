@@ -1,0 +1,99 @@
+// One SGD step of a student on its flat parameters and the two adjoints of it (formulas:
+// core/sgd_step.h).
+//
+// A thread per element, neighbouring threads on neighbouring elements, each vector read and written
+// once. The adjoint's inner product <a, b> is summed in float64: block b of kReductionBlocks takes
+// the elements that partial sum b covers, one more block adds up the partial sums. Deterministic.
+// Outputs may be the inputs they update; other aliasing is not allowed.
+//
+// Bytes per element in float32, with every optional vector given, and the floor for 320 010
+// parameters at the 4.3 TB/s of an H200, in microseconds: step 12 read + 8 written (1.5), adjoint
+// 12 + 8 (1.5), sweep 16 + 8 (1.8). All are about the time of a launch.
+
+#include "core/sgd_step.h"
+#include "cuda/elementwise.cuh"
+#include "cuda/reduce.cuh"
+
+namespace trajmatch::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <class T>
+__global__ void __launch_bounds__(kElementwiseThreads) sgd_step_kernel(SgdStep<T> p) {
+  const T lr = *p.lr, momentum = static_cast<T>(p.momentum);
+  for_each_element(p.size, [&](int64_t i) {
+    const T buffer = p.buffer == nullptr ? p.grad[i] : momentum * p.buffer[i] + p.grad[i];
+    p.theta_out[i] = p.theta[i] - lr * buffer;
+    if (p.buffer_out != nullptr) p.buffer_out[i] = buffer;
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) sgd_step_adjoint_kernel(SgdStepAdjoint<T> p) {
+  const T lr = *p.lr, momentum = static_cast<T>(p.momentum);
+  const int64_t block = blockIdx.x;
+  const int64_t end = block_begin(p.size, block + 1);
+  double product[1] = {0.0};
+  for (int64_t i = block_begin(p.size, block) + threadIdx.x; i < end; i += kThreads) {
+    const T from_theta = p.grad_theta_out[i];
+    const T from_buffer = p.grad_buffer_out == nullptr ? T(0) : p.grad_buffer_out[i];
+    const T grad = from_buffer - lr * from_theta;
+    product[0] += static_cast<double>(from_theta) * p.buffer_out[i];
+    p.grad_grad[i] = grad;
+    if (p.grad_buffer != nullptr) p.grad_buffer[i] = momentum * grad;
+  }
+  block_sum<kThreads>(product);
+  if (threadIdx.x == 0) p.partial[block] = product[0];
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) sgd_step_adjoint_finish_kernel(SgdStepAdjoint<T> p) {
+  static_assert(kReductionBlocks == kThreads, "one partial sum per thread");
+  double product[1] = {p.partial[threadIdx.x]};
+  block_sum<kThreads>(product);
+  if (threadIdx.x == 0) *p.grad_lr = static_cast<T>(-product[0]);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kElementwiseThreads) sgd_sweep_kernel(SgdSweep<T> p) {
+  const T lr = *p.lr, momentum = static_cast<T>(p.momentum);
+  for_each_element(p.size, [&](int64_t i) {
+    T adjoint = p.adjoint[i];
+    if (p.hessian_r != nullptr) adjoint += lr * p.hessian_r[i];
+    if (p.inject != nullptr) adjoint += p.inject[i];
+    p.adjoint[i] = adjoint;
+    if (p.r != nullptr) p.r[i] = momentum * p.r[i] - adjoint;
+  });
+}
+
+}  // namespace
+
+template <class T>
+void launch_sgd_step(const SgdStep<T>& params, Stream stream) {
+  if (params.size == 0) return;
+  TM_LAUNCH(sgd_step_kernel<T>, elementwise_blocks(params.size), kElementwiseThreads, 0, stream,
+            params);
+}
+
+template <class T>
+void launch_sgd_step_adjoint(const SgdStepAdjoint<T>& params, Stream stream) {
+  TM_LAUNCH(sgd_step_adjoint_kernel<T>, kReductionBlocks, kThreads, 0, stream, params);
+  TM_LAUNCH(sgd_step_adjoint_finish_kernel<T>, 1, kThreads, 0, stream, params);
+}
+
+template <class T>
+void launch_sgd_sweep(const SgdSweep<T>& params, Stream stream) {
+  if (params.size == 0) return;
+  TM_LAUNCH(sgd_sweep_kernel<T>, elementwise_blocks(params.size), kElementwiseThreads, 0, stream,
+            params);
+}
+
+template void launch_sgd_step(const SgdStep<float>&, Stream);
+template void launch_sgd_step(const SgdStep<double>&, Stream);
+template void launch_sgd_step_adjoint(const SgdStepAdjoint<float>&, Stream);
+template void launch_sgd_step_adjoint(const SgdStepAdjoint<double>&, Stream);
+template void launch_sgd_sweep(const SgdSweep<float>&, Stream);
+template void launch_sgd_sweep(const SgdSweep<double>&, Stream);
+
+}  // namespace trajmatch::cuda

@@ -1,0 +1,211 @@
+// Mean cross-entropy of logits with class indices or target logits, its gradients and their tangent
+// (formulas: core/soft_cross_entropy.h).
+//
+// One warp per row, lanes striding over the classes; a row is read again for each of its sums, from
+// cache. The loss and its tangent are summed over the rows by one more block. All arithmetic on a
+// row is float64, as on the CPU: a batch has a few thousand logits, and a launch takes longer.
+// Deterministic; no argument may alias another.
+//
+// Bytes per logit in float32, with target logits and every output wanted: 8 read forward; 8 read
+// and 8 written backward; 16 and 8 for the tangent. At the 4.3 TB/s of an H200 even 1000 rows of
+// 100 classes take 0.2 to 0.6 microseconds.
+
+#include "core/soft_cross_entropy.h"
+#include "cuda/reduce.cuh"
+
+namespace trajmatch::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kRowsPerBlock = kThreads / kWarpSize;
+constexpr int kSumThreads = 256;
+// Said only to allow 128 registers: left to itself the compiler spills a few for more blocks.
+constexpr int kMinBlocks = 4;
+
+// Calls body(k) for the classes of this lane.
+template <class Body>
+__device__ __forceinline__ void for_each_class(int64_t classes, const Body& body) {
+#pragma unroll 1
+  for (int64_t k = threadIdx.x % kWarpSize; k < classes; k += kWarpSize) body(k);
+}
+
+template <class Body>
+__device__ __forceinline__ double sum_over_classes(int64_t classes, const Body& body) {
+  double sum = 0.0;
+  for_each_class(classes, [&](int64_t k) { sum += body(k); });
+  return warp_sum(sum);
+}
+
+// log(sum(exp(z))) over a row of logits.
+template <class T>
+__device__ __forceinline__ double log_sum_exp(const T* z, int64_t classes) {
+  double largest = z[0];
+  for_each_class(classes, [&](int64_t k) { largest = z[k] > largest ? z[k] : largest; });
+  largest = warp_max(largest);
+  return largest + log(sum_over_classes(classes, [&](int64_t k) { return exp(z[k] - largest); }));
+}
+
+// One row, as every lane of its warp sees it.
+template <class T>
+struct Row {
+  __device__ __forceinline__ Row(const SoftCrossEntropyInputs<T>& in, int64_t row)
+      : classes(in.classes),
+        factor(in.scale / static_cast<double>(in.batch) *
+               (in.grad_loss == nullptr ? 1.0 : static_cast<double>(*in.grad_loss))),
+        logits(in.logits + row * in.classes),
+        target(in.target == nullptr ? nullptr : in.target + row * in.classes),
+        index(in.index == nullptr ? 0 : in.index[row]),
+        logits_sum(log_sum_exp(logits, classes)),
+        target_sum(target == nullptr ? 0.0 : log_sum_exp(target, classes)) {}
+
+  __device__ __forceinline__ double log_p(int64_t k) const { return logits[k] - logits_sum; }
+  __device__ __forceinline__ double p(int64_t k) const { return exp(log_p(k)); }
+  __device__ __forceinline__ double q(int64_t k) const {
+    if (target != nullptr) return exp(target[k] - target_sum);
+    if (index < 0 || index >= classes) return nan("");
+    return k == index ? 1.0 : 0.0;
+  }
+  // S = <q, log p>
+  __device__ __forceinline__ double mean_log() const {
+    return sum_over_classes(classes, [&](int64_t k) { return q(k) * log_p(k); });
+  }
+
+  int64_t classes;
+  double factor;  // scale * grad_loss / B
+  const T* logits;
+  const T* target;  // or null: `index` says the class
+  int64_t index;
+  double logits_sum;  // log of the sum of exponentials
+  double target_sum;
+};
+
+// The row of this warp; B or more where there is none.
+__device__ __forceinline__ int64_t row_of_warp() {
+  return static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / kWarpSize;
+}
+
+__device__ __forceinline__ bool first_lane() { return threadIdx.x % kWarpSize == 0; }
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    cross_entropy_forward_kernel(SoftCrossEntropyForward<T> params) {
+  const int64_t at = row_of_warp();
+  if (at >= params.in.batch) return;
+  const Row<T> row(params.in, at);
+  const double mean_log = row.mean_log();
+  if (first_lane()) params.row_loss[at] = static_cast<T>(-row.factor * mean_log);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    cross_entropy_backward_kernel(SoftCrossEntropyBackward<T> params) {
+  const int64_t at = row_of_warp();
+  if (at >= params.in.batch) return;
+  const Row<T> row(params.in, at);
+  T* const grad_logits = params.grad_logits + at * row.classes;
+  for_each_class(row.classes, [&](int64_t k) {
+    grad_logits[k] = static_cast<T>(row.factor * (row.p(k) - row.q(k)));
+  });
+  if (params.grad_target == nullptr) return;
+  T* const grad_target = params.grad_target + at * row.classes;
+  const double mean_log = row.mean_log();
+  for_each_class(row.classes, [&](int64_t k) {
+    grad_target[k] = static_cast<T>(-row.factor * row.q(k) * (row.log_p(k) - mean_log));
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    cross_entropy_backward_tangent_kernel(SoftCrossEntropyBackwardTangent<T> params) {
+  const int64_t at = row_of_warp();
+  if (at >= params.in.batch) return;
+  const Row<T> row(params.in, at);
+  const int64_t classes = row.classes;
+  const T* const z =
+      params.logits_tangent == nullptr ? nullptr : params.logits_tangent + at * classes;
+  const T* const t =
+      params.target_tangent == nullptr ? nullptr : params.target_tangent + at * classes;
+
+  // The tangents of log p and of q are z' and t' less their means, weighted by p and q.
+  const double mean_z =
+      z == nullptr ? 0.0 : sum_over_classes(classes, [&](int64_t k) { return row.p(k) * z[k]; });
+  const double mean_t =
+      t == nullptr ? 0.0 : sum_over_classes(classes, [&](int64_t k) { return row.q(k) * t[k]; });
+  const auto log_p_tangent = [&](int64_t k) { return z == nullptr ? 0.0 : z[k] - mean_z; };
+  const auto q_tangent = [&](int64_t k) { return t == nullptr ? 0.0 : row.q(k) * (t[k] - mean_t); };
+
+  const double mean_log = row.mean_log();
+  const double directional = sum_over_classes(classes, [&](int64_t k) {
+    const double along_z = z == nullptr ? 0.0 : (row.p(k) - row.q(k)) * z[k];
+    const double along_t = t == nullptr ? 0.0 : row.q(k) * (row.log_p(k) - mean_log) * t[k];
+    return along_z - along_t;
+  });
+  if (first_lane()) params.row_directional[at] = static_cast<T>(row.factor * directional);
+
+  T* const grad_logits = params.grad_logits_tangent + at * classes;
+  for_each_class(classes, [&](int64_t k) {
+    grad_logits[k] = static_cast<T>(row.factor * (row.p(k) * log_p_tangent(k) - q_tangent(k)));
+  });
+  if (params.grad_target_tangent == nullptr) return;
+  T* const grad_target = params.grad_target_tangent + at * classes;
+  const double mean_log_tangent = sum_over_classes(classes, [&](int64_t k) {
+    return q_tangent(k) * row.log_p(k) + row.q(k) * log_p_tangent(k);
+  });
+  for_each_class(classes, [&](int64_t k) {
+    grad_target[k] =
+        static_cast<T>(-row.factor * (q_tangent(k) * (row.log_p(k) - mean_log) +
+                                      row.q(k) * (log_p_tangent(k) - mean_log_tangent)));
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kSumThreads)
+    sum_rows_kernel(const T* rows, int64_t count, T* sum) {
+  double total[1] = {0.0};
+  for (int64_t i = threadIdx.x; i < count; i += kSumThreads) total[0] += rows[i];
+  block_sum<kSumThreads>(total);
+  if (threadIdx.x == 0) *sum = static_cast<T>(total[0]);
+}
+
+inline unsigned row_blocks(int64_t batch) {
+  return grid_size((batch + kRowsPerBlock - 1) / kRowsPerBlock);
+}
+
+}  // namespace
+
+template <class T>
+void launch_soft_cross_entropy_forward(const SoftCrossEntropyForward<T>& params, Stream stream) {
+  const int64_t batch = params.in.batch;
+  if (batch == 0) return;
+  TM_LAUNCH(cross_entropy_forward_kernel<T>, row_blocks(batch), kThreads, 0, stream, params);
+  TM_LAUNCH(sum_rows_kernel<T>, 1, kSumThreads, 0, stream, params.row_loss, batch, params.loss);
+}
+
+template <class T>
+void launch_soft_cross_entropy_backward(const SoftCrossEntropyBackward<T>& params, Stream stream) {
+  const int64_t batch = params.in.batch;
+  if (batch == 0) return;
+  TM_LAUNCH(cross_entropy_backward_kernel<T>, row_blocks(batch), kThreads, 0, stream, params);
+}
+
+template <class T>
+void launch_soft_cross_entropy_backward_tangent(const SoftCrossEntropyBackwardTangent<T>& params,
+                                                Stream stream) {
+  const int64_t batch = params.in.batch;
+  if (batch == 0) return;
+  TM_LAUNCH(cross_entropy_backward_tangent_kernel<T>, row_blocks(batch), kThreads, 0, stream,
+            params);
+  TM_LAUNCH(sum_rows_kernel<T>, 1, kSumThreads, 0, stream, params.row_directional, batch,
+            params.directional);
+}
+
+template void launch_soft_cross_entropy_forward(const SoftCrossEntropyForward<float>&, Stream);
+template void launch_soft_cross_entropy_forward(const SoftCrossEntropyForward<double>&, Stream);
+template void launch_soft_cross_entropy_backward(const SoftCrossEntropyBackward<float>&, Stream);
+template void launch_soft_cross_entropy_backward(const SoftCrossEntropyBackward<double>&, Stream);
+template void launch_soft_cross_entropy_backward_tangent(
+    const SoftCrossEntropyBackwardTangent<float>&, Stream);
+template void launch_soft_cross_entropy_backward_tangent(
+    const SoftCrossEntropyBackwardTangent<double>&, Stream);
+
+}  // namespace trajmatch::cuda
