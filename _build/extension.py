@@ -67,7 +67,7 @@ def build(torch: TorchRelease, module: Path) -> None:
         "torch_interface": f"2.{OLDEST_MINOR}",
         "python": sys.implementation.cache_tag,
         "compiler": run([*cxx, "--version"]).splitlines()[0],
-        "openmp": bool(openmp),
+        "openmp": openmp == ["-fopenmp"],
         "cuda": nvcc.release if nvcc else None,
         "architectures": architectures(nvcc) if nvcc else [],
         "left_out": left_out,
@@ -128,7 +128,7 @@ def cxx_flags(torch: TorchRelease) -> list[str]:
 
 
 def probe_openmp(cxx: list[str], left_out: LeftOut) -> list[str]:
-    """``-fopenmp`` where a program with it compiles and links."""
+    """``-fopenmp`` where a program with it compiles and links, else its vector loops alone."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
         source.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
@@ -137,12 +137,12 @@ def probe_openmp(cxx: list[str], left_out: LeftOut) -> list[str]:
         except CompileError:
             left_out.append(
                 {
-                    "what": "OpenMP (the CPU operators use one processor)",
+                    "what": "OpenMP threads (those of torch are used all the same)",
                     "why": f"{cxx[0]} does not compile a program with -fopenmp",
                     "mend": "Install the compiler's OpenMP library and install trajmatch again",
                 }
             )
-            return []
+            return ["-fopenmp-simd"]
     return ["-fopenmp"]
 
 
