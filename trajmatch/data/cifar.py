@@ -68,6 +68,7 @@ class CifarSource:
             The data set.
 
         Raises:
+            OSError: A file cannot be read.
             UserError: Files are missing, damaged, or not the official ones.
         """
         check_folder(root)
@@ -138,12 +139,9 @@ class CifarSource:
 
 def _read_file(path: Path, record: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The records of one file, ``[N, record]``."""
-    try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or error}; unpack the whole archive"
-        ) from error
+    if not path.is_file():
+        raise UserError(f"{path} is missing; unpack the whole archive again")
+    content = np.fromfile(path, np.uint8)
     if len(content) == 0 or len(content) % record:
         raise UserError(
             f"{path} is cut off or not a file of CIFAR's binary version: its {len(content)} bytes "

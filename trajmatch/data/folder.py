@@ -47,6 +47,7 @@ def load(root: Path) -> Dataset:
         The data set, named after the folder.
 
     Raises:
+        OSError: A folder cannot be read.
         UserError: The folders are not as described, or a file cannot be used.
     """
     check_folder(root)
@@ -88,7 +89,8 @@ def _list_files(split: Path, names: list[str]) -> list[_Labelled]:
                 f"{entry} is no class of the training set ({', '.join(names) or 'it has none'}); "
                 "the folders of both must have the same names"
             )
-        files += [_Labelled(path, names.index(entry.name)) for path in _entries(entry)]
+        label = names.index(entry.name)
+        files += [_Labelled(path, label) for path in _entries(entry)]
     if not files:
         raise UserError(f"{split} holds no images; put them into one folder per class there")
     return files
@@ -96,28 +98,27 @@ def _list_files(split: Path, names: list[str]) -> list[_Labelled]:
 
 def _inspect(files: list[_Labelled]) -> tuple[int, bool]:
     """Side of the images in pixels, and whether any of them has colour, from the files' heads."""
-    first: tuple[int, int] | None = None
-    colour = False
+    size, colour = 0, False
     for path, _ in files:
         with _opened(path) as image:
-            first = first or image.size
+            width, height = image.size
+            size = size or width
             colour = colour or image.mode not in _GREY
-            if image.size != first or first[0] != first[1]:
-                wanted = (
-                    "images should be square"
-                    if image.size == first
-                    else f"{files[0].path} has {first[0]} x {first[1]}; all should have one size"
-                )
+            if width != height:
                 raise UserError(
-                    f"{path} has {image.size[0]} x {image.size[1]} pixels (width, height), but "
-                    f"{wanted}: crop or resize them"
+                    f"{path} should be square, but is {width} pixels wide and {height} high; "
+                    "crop or resize the images"
+                )
+            if width != size:
+                raise UserError(
+                    f"{path} is {width} x {width} pixels, but {files[0].path} is {size} x {size}; "
+                    "all images should have one size: resize them"
                 )
             if image.mode.startswith(_DEEP):
                 raise UserError(
                     f"{path} should have 8 bits a channel, but its mode is {image.mode}; convert it"
                 )
-    assert first is not None  # there is at least one file
-    return first[0], colour
+    return size, colour
 
 
 def _decode(files: list[_Labelled], size: int, colour: bool) -> tuple[Tensor, Tensor]:
@@ -125,15 +126,19 @@ def _decode(files: list[_Labelled], size: int, colour: bool) -> tuple[Tensor, Te
     images = np.empty((len(files), 3 if colour else 1, size, size), np.uint8)
     for index, (path, _) in enumerate(files):
         with _opened(path) as image:
-            if image.has_transparency_data and min(_alpha(image)) < 255:
-                raise UserError(f"{path} is transparent in places; put it on a background first")
-            pixels = np.asarray(image.convert("RGB" if colour else "L"))
+            pixels = np.asarray(_opaque(path, image).convert("RGB" if colour else "L"))
         images[index] = pixels.reshape(size, size, -1).transpose(2, 0, 1)
     return torch.from_numpy(images), torch.tensor([label for _, label in files])
 
 
-def _alpha(image: Image) -> bytes:
-    return image.convert("RGBA").getchannel("A").tobytes()
+def _opaque(path: Path, image: Image) -> Image:
+    """The image without its alpha channel, which may say nothing."""
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    if min(image.getchannel("A").tobytes()) < 255:
+        raise UserError(f"{path} is transparent in places; put it on a background first")
+    return image.convert("RGB")
 
 
 @contextmanager

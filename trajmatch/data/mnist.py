@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trajmatch.data.dataset import Dataset
-from trajmatch.data.reading import check_folder, read_bytes, read_gzip
+from trajmatch.data.reading import check_folder, read_gzip
 from trajmatch.errors import UserError
 
 _UNSIGNED_BYTES = 0x800
@@ -61,6 +61,7 @@ class IdxSource:
             The data set.
 
         Raises:
+            OSError: A file cannot be read.
             UserError: A file is missing, damaged, or of another kind.
         """
         check_folder(root)
@@ -91,7 +92,7 @@ def _read(folder: Path, key: str) -> Tensor:
     path = _locate(folder, key)
     if path is None:
         raise UserError(f"{folder} lacks {name}[.gz]; put all four original files there")
-    return parse_idx(path, read_gzip(path) if path.suffix == ".gz" else read_bytes(path), axes)
+    return parse_idx(path, read_gzip(path) if path.suffix == ".gz" else path.read_bytes(), axes)
 
 
 def parse_idx(path: Path, content: bytes, axes: int) -> Tensor:

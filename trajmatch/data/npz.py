@@ -37,7 +37,8 @@ def load(path: Path) -> Dataset:
         The data set, named after the file.
 
     Raises:
-        UserError: The file is missing or damaged, or its arrays cannot be used.
+        OSError: The file cannot be read.
+        UserError: The file is damaged, or its arrays cannot be used.
     """
     arrays = _read(path)
     keys = next((keys for keys in _KEYS if all(key in arrays for key in keys)), None)
@@ -57,21 +58,18 @@ def load(path: Path) -> Dataset:
 
 
 def _read(path: Path) -> dict[str, _Array]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError(f"{path} holds a single array; save several with numpy.savez")
-            wanted = {key for keys in _KEYS for key in keys} | {"class_names"}
-            return {key: archive[key] for key in archive.files if key in wanted}
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; give an .npz file") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"{path} is damaged, not an .npz file, or holds Python objects instead of numbers "
-            f"({error}); save plain arrays with numpy.savez"
-        ) from error
+    wanted = {key for keys in _KEYS for key in keys} | {"class_names"}
+    with path.open("rb") as file:
+        try:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.lib.npyio.NpzFile):
+                return {key: archive[key] for key in archive.files if key in wanted}
+        except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(
+                f"{path} is damaged, not an .npz file, or holds Python objects instead of numbers "
+                f"({error}); save plain arrays with numpy.savez"
+            ) from error
+    raise UserError(f"{path} holds a single array; save several with numpy.savez")
 
 
 def _images(path: Path, key: str, array: _Array) -> Tensor:
@@ -83,7 +81,7 @@ def _images(path: Path, key: str, array: _Array) -> Tensor:
             "(numbers from 0 to 1: multiply by 255 and round)"
         )
     if array.ndim == 3:
-        return torch.from_numpy(array[:, None])
+        return torch.from_numpy(np.ascontiguousarray(array[:, None]))
     if array.ndim != 4:
         raise UserError(
             f"{what} should have shape [N, S, S], [N, S, S, C] or [N, C, S, S], but has {shape}"

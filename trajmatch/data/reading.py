@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from trajmatch.errors import UserError
 
 
-def read_bytes(path: Path) -> bytes:
-    """Reads a file whole.
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Turns what the operating system refuses inside the block into a message.
 
     Args:
-        path: The file.
-
-    Returns:
-        Its content.
+        what: What is being read, for the message where the system names no file.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: A file or folder cannot be read.
     """
     try:
-        return path.read_bytes()
+        yield
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot read {error.filename or what}: {error.strerror or error}; "
+            "check the path and its permissions"
+        ) from error
 
 
 def read_gzip(path: Path) -> bytes:
@@ -37,12 +40,13 @@ def read_gzip(path: Path) -> bytes:
         What was packed.
 
     Raises:
-        UserError: It cannot be read or is damaged.
+        OSError: It cannot be read.
+        UserError: It is damaged.
     """
-    packed = read_bytes(path)
+    packed = path.read_bytes()
     try:
         return gzip.decompress(packed)
-    except (EOFError, OSError, zlib.error) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
             f"{path} is cut off or not a gzip file ({error}); download it again"
         ) from error

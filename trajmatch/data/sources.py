@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from trajmatch.data import cifar, folder, mnist, npz, shipped
 from trajmatch.data.dataset import Dataset
+from trajmatch.data.reading import readable
 from trajmatch.errors import UserError
 
 #: The data set inside the package, which needs no download: the default wherever none is named.
@@ -68,7 +69,8 @@ def load_dataset(uri: str | None = None) -> Dataset:
         raise UserError(f"there is no data source {uri!r}; give one of {_forms()}")
     if not colon or not path:
         raise UserError(f"{uri!r} lacks a path; write {scheme}:{source.path}")
-    return source.load(Path(path))
+    with readable(path):
+        return source.load(Path(os.path.expanduser(path)))
 
 
 def resolve_uri(name: str) -> str | None:
@@ -84,20 +86,29 @@ def resolve_uri(name: str) -> str | None:
 
     Returns:
         What :func:`load_dataset` takes, or None where there is nothing of that name.
+
+    Raises:
+        UserError: A folder in the list cannot be searched.
     """
     if name == SHIPPED:
         return SHIPPED
     if not name or Path(name).name != name:  # a path is no name: look nowhere else
         return None
     for entry in filter(None, os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep)):
-        root = Path(entry)
-        source = _SOURCES.get(name)
-        if source and source.found_in and source.found_in(root):
-            return f"{name}:{root}"
-        if (root / name / "train").is_dir():
-            return f"imagefolder:{root / name}"
-        if (root / f"{name}.npz").is_file():
-            return f"npz:{root / name}.npz"
+        with readable(f"{entry}, listed in {SEARCH_VARIABLE}"):
+            if uri := _find(name, Path(os.path.expanduser(entry))):
+                return uri
+    return None
+
+
+def _find(name: str, root: Path) -> str | None:
+    source = _SOURCES.get(name)
+    if source and source.found_in and source.found_in(root):
+        return f"{name}:{root}"
+    if (root / name / "train").is_dir():
+        return f"imagefolder:{root / name}"
+    if (root / f"{name}.npz").is_file():
+        return f"npz:{root / name}.npz"
     return None
 
 

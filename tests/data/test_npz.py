@@ -1,0 +1,178 @@
+"""Data sets from the arrays of an .npz file."""
+
+import numpy as np
+import pytest
+
+from trajmatch.data import load_dataset
+from trajmatch.errors import UserError
+
+
+def pixels(*shape):
+    return (np.arange(np.prod(shape)) * 37 % 251).astype(np.uint8).reshape(shape)
+
+
+def arrays(**changes):
+    given = {
+        "x_train": pixels(6, 4, 4, 3),
+        "y_train": np.array([0, 1, 2, 0, 1, 2]),
+        "x_test": pixels(3, 4, 4, 3)[::-1],
+        "y_test": np.array([2, 1, 0]),
+    }
+    return {**given, **changes}
+
+
+def load(tmp_path, **content):
+    np.savez(tmp_path / "pets.npz", **content)
+    return load_dataset(f"npz:{tmp_path / 'pets.npz'}")
+
+
+def refusal(tmp_path, **content):
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, **content)
+    return str(caught.value)
+
+
+def test_channels_last(tmp_path):
+    dataset = load(tmp_path, **arrays())
+    assert dataset.name == "pets"
+    assert dataset.class_names == ("0", "1", "2")
+    assert dataset.train_labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert dataset.test_labels.tolist() == [2, 1, 0]
+    expected = arrays()["x_train"].transpose(0, 3, 1, 2)
+    assert np.array_equal(dataset.train_images.numpy(), expected)
+    assert np.array_equal(dataset.test_images.numpy(), arrays()["x_test"].transpose(0, 3, 1, 2))
+    assert dataset.train_images.is_contiguous()
+
+
+def test_channels_first_and_the_other_names(tmp_path):
+    content = dict(
+        zip(
+            ("train_images", "train_labels", "test_images", "test_labels"),
+            arrays(x_train=pixels(6, 3, 4, 4), x_test=pixels(3, 3, 4, 4)).values(),
+            strict=True,
+        )
+    )
+    dataset = load(tmp_path, **content, val_images=np.zeros(3), unrelated=np.array([object()]))
+    assert np.array_equal(dataset.train_images.numpy(), pixels(6, 3, 4, 4))
+
+
+def test_one_channel_without_an_axis_and_labels_in_a_column(tmp_path):
+    dataset = load(
+        tmp_path,
+        x_train=pixels(6, 5, 5),
+        y_train=np.array([[0], [1], [0], [1], [0], [1]], np.uint8),
+        x_test=pixels(2, 5, 5),
+        y_test=np.array([[0], [1]], np.uint8),
+    )
+    assert dataset.train_images.shape == (6, 1, 5, 5)
+    assert dataset.train_labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_class_names(tmp_path):
+    assert load(tmp_path, **arrays(), class_names=["cat", "dog", "fox"]).class_names == (
+        "cat",
+        "dog",
+        "fox",
+    )
+    message = refusal(tmp_path, **arrays(), class_names=["cat", "dog"])
+    assert "training labels should run from 0 to 1" in message
+    message = refusal(tmp_path, **arrays(), class_names=[1, 2, 3])
+    assert "class_names should be an array of strings, [K], but has dtype int64" in message
+
+
+BAD = {
+    "an array is missing": (
+        {"x_train": pixels(6, 4, 4), "y_train": np.zeros(6, int)},
+        "should hold the arrays x_train, y_train, x_test, y_test or train_images",
+    ),
+    "images from 0 to 1": (
+        arrays(x_train=pixels(6, 4, 4, 3) / 255),
+        "x_train should be uint8, 0 to 255, but is float64; convert it",
+    ),
+    "images as rows": (
+        arrays(x_train=pixels(6, 48)),
+        "x_train should have shape [N, S, S], [N, S, S, C] or [N, C, S, S], but has [6, 48]",
+    ),
+    "images that are not square": (
+        arrays(x_test=pixels(3, 4, 5, 3)),
+        "x_test should hold square images",
+    ),
+    "channels as many as pixels": (
+        arrays(x_train=pixels(6, 4, 4, 4)),
+        "where channels cannot be told from height and width",
+    ),
+    "other test images": (
+        arrays(x_test=pixels(3, 5, 5, 3)),
+        "training and test images should have the same channels and size",
+    ),
+    "labels with a point": (
+        arrays(y_train=np.zeros(6)),
+        "y_train should hold whole numbers, one class index per image, but is float64",
+    ),
+    "labels as vectors": (
+        arrays(y_train=np.eye(6, 3, dtype=int)),
+        "should have shape [6], one class index per image, but have [6, 3]",
+    ),
+    "labels with a gap": (
+        arrays(y_train=np.array([0, 1, 3, 0, 1, 3])),
+        "no image has label 2 (2), of 4 classes",
+    ),
+    "labels below 0": (
+        arrays(y_train=np.array([0, 1, 2, 0, 1, -1])),
+        "image 5 has label -1",
+    ),
+    "labels too large for any machine": (
+        arrays(y_test=np.array([0, 1, 2**64 - 1], np.uint64)),
+        "test labels should run from 0 to 2",
+    ),
+    "no images": (
+        arrays(x_train=pixels(0, 4, 4, 3), y_train=np.zeros(0, int)),
+        "at least 2 classes are needed, but there are 0",
+    ),
+    "objects": (
+        arrays(y_train=np.array([0, 1, 2, 0, 1, None])),
+        "holds Python objects instead of numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_arrays_that_cannot_be_used_are_refused(tmp_path, case):
+    content, message = BAD[case]
+    assert message in refusal(tmp_path, **content)
+
+
+def test_files_that_are_not_npz_are_refused(tmp_path):
+    path = tmp_path / "pets.npz"
+    for content in (b"", b"PK\x03\x04 nothing", b"\x89PNG\r\n", b"\x80\x04N."):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"pets\.npz is damaged, not an \.npz file, or holds"):
+            load_dataset(f"npz:{path}")
+    np.save(tmp_path / "single.npy", pixels(4, 4))
+    with pytest.raises(UserError, match="holds a single array; save several"):
+        load_dataset(f"npz:{tmp_path / 'single.npy'}")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_file_cut_off_or_damaged_is_refused(tmp_path, compressed):
+    path = tmp_path / "pets.npz"
+    (np.savez_compressed if compressed else np.savez)(path, **arrays())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40])
+    with pytest.raises(UserError, match="is damaged, not an"):
+        load_dataset(f"npz:{path}")
+    middle = len(whole) // 8
+    path.write_bytes(
+        whole[:middle]
+        + bytes(byte ^ 255 for byte in whole[middle : middle + 9])
+        + whole[middle + 9 :]
+    )
+    with pytest.raises(UserError, match="is damaged, not an"):
+        load_dataset(f"npz:{path}")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .*nowhere\.npz: No such file"):
+        load_dataset(f"npz:{tmp_path / 'nowhere.npz'}")
+    with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
+        load_dataset(f"npz:{tmp_path}")

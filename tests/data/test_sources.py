@@ -1,0 +1,97 @@
+"""URIs of data sets, and finding a set by its name."""
+
+import os
+
+import pytest
+
+from trajmatch.data import SHIPPED, load_dataset, resolve_uri
+from trajmatch.errors import UserError
+
+
+@pytest.mark.parametrize("uri", ["", "svhn", "svhn:/data", "/data/pets.npz", "Cifar10:/data", ":x"])
+def test_an_unknown_source_lists_the_known_ones(uri):
+    with pytest.raises(UserError, match="there is no data source") as refusal:
+        load_dataset(uri)
+    for form in (SHIPPED, "fashion-mnist:ROOT", "mnist:ROOT", "cifar10:ROOT", "cifar100:ROOT",
+                 "imagefolder:PATH", "npz:FILE"):  # fmt: skip
+        assert form in str(refusal.value)
+
+
+@pytest.mark.parametrize("uri", ["cifar10", "cifar10:"])
+def test_a_source_without_a_path_is_refused(uri):
+    with pytest.raises(UserError, match=f"'{uri}' lacks a path; write cifar10:ROOT"):
+        load_dataset(uri)
+
+
+def test_what_the_system_refuses_is_a_message(monkeypatch):
+    with pytest.raises(UserError, match=r"cannot read .*: File name too long; check the path"):
+        load_dataset("cifar10:" + "x" * 5000)
+    monkeypatch.setenv("TRAJMATCH_DATA", "y" * 5000)
+    with pytest.raises(UserError, match=r"cannot read .*: File name too long; check the path"):
+        resolve_uri("cifar10")
+
+
+def test_home_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=f"cannot read {tmp_path}/nowhere.npz"):
+        load_dataset("npz:~/nowhere.npz")
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+FIXED = {
+    "cifar10": ["cifar-10-batches-bin/data_batch_1.bin", "cifar-10-batches-py/test_batch"],
+    "cifar100": ["cifar-100-binary/test.bin", "cifar-100-python/train"],
+    "mnist": ["MNIST/raw/train-images-idx3-ubyte", "MNIST/raw/train-images-idx3-ubyte.gz"],
+    "fashion-mnist": ["FashionMNIST/raw/train-images-idx3-ubyte"],
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_known_sets_are_found_in_the_folders_of_the_variable(tmp_path, monkeypatch, name):
+    monkeypatch.delenv("TRAJMATCH_DATA", raising=False)
+    assert resolve_uri(name) is None
+    empty, full = tmp_path / "empty", tmp_path / "full"
+    empty.mkdir()
+    monkeypatch.setenv(
+        "TRAJMATCH_DATA", f"{tmp_path / 'missing'}{os.pathsep}{empty}{os.pathsep}{full}"
+    )
+    assert resolve_uri(name) is None
+    touch(full / FIXED[name][0])
+    if "python" not in FIXED[name][-1] and "-py" not in FIXED[name][-1]:
+        touch(full / FIXED[name][-1])
+    assert resolve_uri(name) == f"{name}:{full}"
+    assert all(resolve_uri(other) is None for other in FIXED if other != name)
+
+
+def test_the_python_version_is_found_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRAJMATCH_DATA", str(tmp_path))
+    touch(tmp_path / "cifar-10-batches-py" / "test_batch")
+    assert resolve_uri("cifar10") is None  # not enough to be the set
+    touch(tmp_path / "cifar-10-batches-py" / "data_batch_1")
+    assert resolve_uri("cifar10") == f"cifar10:{tmp_path}"
+
+
+def test_a_users_own_sets_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRAJMATCH_DATA", str(tmp_path))
+    (tmp_path / "pets" / "train").mkdir(parents=True)
+    touch(tmp_path / "plants.npz")
+    assert resolve_uri("pets") == f"imagefolder:{tmp_path / 'pets'}"
+    assert resolve_uri("plants") == f"npz:{tmp_path / 'plants.npz'}"
+    assert resolve_uri("planets") is None
+
+
+def test_a_name_that_is_a_path_finds_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRAJMATCH_DATA", str(tmp_path / "inner"))
+    (tmp_path / "pets" / "train").mkdir(parents=True)
+    (tmp_path / "inner" / "train").mkdir(parents=True)
+    for name in ("../pets", str(tmp_path / "pets"), "", ".", ".."):
+        assert resolve_uri(name) is None
+
+
+def test_the_shipped_set_needs_no_folder(monkeypatch):
+    monkeypatch.delenv("TRAJMATCH_DATA", raising=False)
+    assert resolve_uri(SHIPPED) == SHIPPED
