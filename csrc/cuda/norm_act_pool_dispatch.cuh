@@ -1,0 +1,59 @@
+// From the run-time choices of a norm-activation-pool to the kernel that is compiled for them.
+#pragma once
+
+#include <type_traits>
+
+#include "core/norm_act_pool.h"
+#include "cuda/norm_act_pool_tiling.cuh"
+#include "cuda/norm_act_pool_window.cuh"
+
+namespace trajmatch::cuda {
+
+template <Pooling kind>
+using PoolingConstant = std::integral_constant<Pooling, kind>;
+
+template <class Body>
+void with_pooling(Pooling pooling, const Body& body) {
+  switch (pooling) {
+    case Pooling::kNone:
+      return body(PoolingConstant<Pooling::kNone>());
+    case Pooling::kAverage:
+      return body(PoolingConstant<Pooling::kAverage>());
+    case Pooling::kMax:
+      return body(PoolingConstant<Pooling::kMax>());
+  }
+}
+
+template <class Body>
+void with_fixed_activation(Activation activation, const Body& body) {
+  switch (activation) {
+    case Activation::kNone:
+      return body(FixedActivation<Activation::kNone>());
+    case Activation::kRelu:
+      return body(FixedActivation<Activation::kRelu>());
+    case Activation::kLeakyRelu:
+      return body(FixedActivation<Activation::kLeakyRelu>());
+    case Activation::kSigmoid:
+      return body(FixedActivation<Activation::kSigmoid>());
+  }
+}
+
+// Calls body(pooling, held, activation, plan), the first two as constants, for the kernel that fits
+// the shape. A thread of the held kernel holds up to `pixels_held` pixels.
+template <class T, int pixels_held, class Body>
+void with_kernel(const NormActPoolShape& shape, const Body& body) {
+  with_pooling(shape.pooling, [&](auto pooling) {
+    constexpr bool kHolds = std::is_same_v<T, float>;
+    const Plan plan = plan_blocks(shape, kHolds ? pixels_held / kWindow<pooling()> : 0);
+    if constexpr (kHolds) {
+      if (plan.held) {
+        return with_fixed_activation(shape.activation, [&](auto activation) {
+          body(pooling, std::true_type(), activation, plan);
+        });
+      }
+    }
+    body(pooling, std::false_type(), AnyActivation{shape.activation}, plan);
+  });
+}
+
+}  // namespace trajmatch::cuda

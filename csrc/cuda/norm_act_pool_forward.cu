@@ -1,0 +1,99 @@
+// Norm, activation and pooling, forward: out, mean and 1 / standard deviation from x.
+//
+// Blocks and threads: cuda/norm_act_pool_tiling.cuh. The mean comes first, then the squared
+// deviations from it, which loses nothing where the mean is large. A held thread adds its pixels in
+// float32, everything beyond a thread is added in float64. Deterministic; nothing may alias.
+//
+// Bytes per activation in float32, with 2x2 pooling: 4 read + 1 written (held); without: 4 + 4. At
+// the 4.3 TB/s of an H200, 100 images of 32 x 32 x 128 take 15 microseconds. The general kernel
+// reads up to three times.
+
+#include "core/norm_act_pool.h"
+#include "cuda/norm_act_pool_dispatch.cuh"
+
+namespace trajmatch::cuda {
+namespace {
+
+constexpr int kPixelsHeld = 32;
+
+template <class T, Pooling pooling, bool held, class Act>
+__global__ void __launch_bounds__(kPlaneThreads, 1)
+    norm_act_pool_forward_kernel(NormActPoolForward<T> p, Tiling tiling, Act activation) {
+  constexpr int kSlots = kPixelsHeld / kWindow<pooling>;
+  TM_DYNAMIC_SHARED(double, shared);
+  const NormActPoolShape& shape = p.shape;
+  const Part part(shape, tiling);
+  const T* const x = p.x + part.image * shape.pixels() * shape.channels;
+  T* const out = p.out + part.image * shape.out_height() * shape.out_width() * shape.channels;
+  Pixels<T, pooling, held, kSlots> pixels;
+
+  for_channels<held>(part, [&](int channel, bool active) {
+    if (active) pixels.hold(shape, x + channel);
+  });
+  // The group's mean of what `value` gives for each of its pixels.
+  const auto group_mean = [&](const auto& value) {
+    double sum[1] = {0.0};
+    for_channels<held>(part, [&](int channel, bool active) {
+      if (!active) return;
+      Partial<T, held> partial = 0;
+      for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
+        pixels.fetch(window, x + channel);
+        for (int k = 0; k < kWindow<pooling>; ++k) {
+          if (window.has(k)) partial += value(pixels.value[slot][k]);
+        }
+      });
+      sum[0] += partial;
+    });
+    sum_over_rows(sum, shared);
+    sum_over_group(sum, tiling);
+    return sum[0] * tiling.inverse_count;
+  };
+  T mean = 0, rstd = 1;
+  if (shape.groups > 0) {
+    mean = static_cast<T>(group_mean([](T value) { return value; }));
+    const double variance = group_mean([mean](T value) { return (value - mean) * (value - mean); });
+    rstd = static_cast<T>(rsqrt(variance + shape.eps));
+    if (part.leads_group) {
+      p.mean[part.group] = mean;
+      p.rstd[part.group] = rstd;
+    }
+  }
+
+  for_channels<held>(part, [&](int channel, bool active) {
+    if (!active) return;
+    const Coefficient<T, held> weight(shape, p.weight, T(1), channel, active);
+    const Coefficient<T, held> bias(shape, p.bias, T(0), channel, active);
+    for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
+      if (!window.complete()) return;
+      pixels.fetch(window, x + channel);
+      T value[kWindow<pooling>], share[kWindow<pooling>];
+      for (int k = 0; k < kWindow<pooling>; ++k) {
+        const T normalised = (pixels.value[slot][k] - mean) * rstd;
+        const int offset = window.offset(k);
+        value[k] = activation(normalised * weight.at(offset) + bias.at(offset)).value;
+      }
+      pool_shares<pooling>(value, share);
+      T pooled = 0;
+      for (int k = 0; k < kWindow<pooling>; ++k) pooled += share[k] * value[k];
+      out[window.out + channel] = pooled;
+    });
+  });
+}
+
+}  // namespace
+
+template <class T>
+void launch_norm_act_pool_forward(const NormActPoolForward<T>& params, Stream stream) {
+  if (params.shape.batch == 0) return;
+  with_kernel<T, kPixelsHeld>(
+      params.shape, [&](auto pooling, auto held, auto activation, const Plan& plan) {
+        using Act = decltype(activation);
+        TM_LAUNCH((norm_act_pool_forward_kernel<T, pooling(), held(), Act>), plan.blocks,
+                  plan.threads(), plan.shared_bytes(1), stream, params, plan.tiling, activation);
+      });
+}
+
+template void launch_norm_act_pool_forward(const NormActPoolForward<float>&, Stream);
+template void launch_norm_act_pool_forward(const NormActPoolForward<double>&, Stream);
+
+}  // namespace trajmatch::cuda

@@ -1,0 +1,241 @@
+// Windows of norm-activation-pool on the device: the 1 or 4 pixels that make one output pixel, and
+// what one channel of them is computed from.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "core/norm_act_pool.h"
+#include "cuda/norm_act_pool_tiling.cuh"
+
+namespace trajmatch::cuda {
+
+template <Pooling pooling>
+constexpr int kWindow = pooling == Pooling::kNone ? 1 : 4;
+
+// The pixels of a window in row-major order, as offsets of their channel 0 in the image. At an odd
+// edge some are missing: such a window has no output, but its pixels belong to the norm group.
+template <Pooling pooling>
+struct Window {
+  __device__ __forceinline__ bool has(int k) const {
+    return (k % 2 == 0 || right) && (k < 2 || below);
+  }
+  __device__ __forceinline__ bool complete() const { return right && below; }
+  __device__ __forceinline__ int offset(int k) const {
+    return first + (k % 2) * to_right + (k / 2) * to_below;
+  }
+
+  int first;               // offset of the first pixel
+  int to_right, to_below;  // from a pixel to its neighbours
+  int out;                 // offset of the output pixel
+  bool right, below;       // whether the window has pixels there
+};
+
+// The windows of one thread: number `threadIdx.y` and every blockDim.y-th after it.
+template <Pooling pooling>
+class WindowWalk {
+ public:
+  __device__ __forceinline__ explicit WindowWalk(const NormActPoolShape& shape)
+      : height_(static_cast<int>(shape.height)),
+        width_(static_cast<int>(shape.width)),
+        channels_(static_cast<int>(shape.channels)) {
+    const int start = static_cast<int>(threadIdx.y);
+    const int step = static_cast<int>(blockDim.y);
+    if constexpr (pooling == Pooling::kNone) {
+      column_ = start;  // the pixel's number; there are no rows to tell apart
+      column_step_ = step;
+    } else {
+      const int columns = (width_ + 1) / 2;
+      row_ = start / columns;
+      column_ = start % columns;
+      row_step_ = step / columns;
+      column_step_ = step % columns;
+    }
+  }
+
+  __device__ __forceinline__ bool valid() const {
+    return pooling == Pooling::kNone ? column_ < height_ * width_ : 2 * row_ < height_;
+  }
+
+  __device__ __forceinline__ void next() {
+    column_ += column_step_;
+    if constexpr (pooling != Pooling::kNone) {
+      row_ += row_step_;
+      const int columns = (width_ + 1) / 2;
+      if (column_ >= columns) {
+        column_ -= columns;
+        ++row_;
+      }
+    }
+  }
+
+  __device__ __forceinline__ Window<pooling> window() const {
+    Window<pooling> window;
+    window.to_right = channels_;
+    window.to_below = width_ * channels_;
+    if constexpr (pooling == Pooling::kNone) {
+      window.first = window.out = column_ * channels_;
+      window.right = window.below = true;
+    } else {
+      window.first = (2 * row_ * width_ + 2 * column_) * channels_;
+      window.out = (row_ * (width_ / 2) + column_) * channels_;
+      window.right = 2 * column_ + 1 < width_;
+      window.below = 2 * row_ + 1 < height_;
+    }
+    return window;
+  }
+
+ private:
+  int height_, width_, channels_;
+  int row_ = 0, column_ = 0;  // of the window
+  int row_step_ = 0, column_step_ = 0;
+};
+
+// Calls body(slot, window) for the thread's windows. The held kernel has at most `slots` and
+// unrolls them, so that arrays indexed by the slot stay in registers; the general one has any
+// number of windows and one slot.
+template <Pooling pooling, bool held, int slots, class Body>
+__device__ __forceinline__ void for_windows(const NormActPoolShape& shape, const Body& body) {
+  WindowWalk<pooling> walk(shape);
+  if constexpr (held) {
+#pragma unroll
+    for (int slot = 0; slot < slots; ++slot) {
+      if (walk.valid()) body(slot, walk.window());
+      walk.next();
+    }
+  } else {
+    for (; walk.valid(); walk.next()) body(0, walk.window());
+  }
+}
+
+// The values of one channel of one tensor at the windows of a thread.
+template <class T, Pooling pooling, bool held, int slots>
+struct Pixels {
+  static constexpr int kSlots = held ? slots : 1;
+
+  // Held kernel: reads all of them, so that as many loads as possible are under way at once.
+  __device__ __forceinline__ void hold(const NormActPoolShape& shape, const T* channel) {
+    if constexpr (held) {
+      for_windows<pooling, held, slots>(
+          shape, [&](int slot, const Window<pooling>& window) { load(slot, window, channel); });
+    }
+  }
+
+  // General kernel: reads those of one window.
+  __device__ __forceinline__ void fetch(const Window<pooling>& window, const T* channel) {
+    if constexpr (!held) load(0, window, channel);
+  }
+
+  T value[kSlots][kWindow<pooling>];
+
+ private:
+  __device__ __forceinline__ void load(int slot, const Window<pooling>& window, const T* channel) {
+    for (int k = 0; k < kWindow<pooling>; ++k) {
+      value[slot][k] = window.has(k) ? channel[window.offset(k)] : T(0);
+    }
+  }
+};
+
+// Likewise of a tensor of pooled pixels. Windows without an output have 0, as does a null tensor.
+template <class T, bool held, int slots>
+struct PooledPixels {
+  template <Pooling pooling>
+  __device__ __forceinline__ void hold(const NormActPoolShape& shape, const T* channel) {
+    if constexpr (held) {
+      for_windows<pooling, held, slots>(
+          shape, [&](int slot, const Window<pooling>& window) { load(slot, window, channel); });
+    }
+  }
+  template <Pooling pooling>
+  __device__ __forceinline__ void fetch(const Window<pooling>& window, const T* channel) {
+    if constexpr (!held) load(0, window, channel);
+  }
+
+  T value[held ? slots : 1];
+
+ private:
+  template <Pooling pooling>
+  __device__ __forceinline__ void load(int slot, const Window<pooling>& window, const T* channel) {
+    value[slot] = channel != nullptr && window.complete() ? channel[window.out] : T(0);
+  }
+};
+
+// Share of each pixel in the pooled value: 1/4 each of an average; of a maximum 1 for the first
+// pixel that has it.
+template <Pooling pooling, class T>
+__device__ __forceinline__ void pool_shares(const T (&value)[kWindow<pooling>],
+                                            T (&share)[kWindow<pooling>]) {
+  if constexpr (pooling == Pooling::kMax) {
+    int best = 0;
+    T largest = value[0];
+    for (int k = 1; k < 4; ++k) {
+      if (!(value[k] > largest)) continue;
+      best = k;
+      largest = value[k];
+    }
+    for (int k = 0; k < 4; ++k) share[k] = k == best ? T(1) : T(0);
+  } else {
+    for (int k = 0; k < kWindow<pooling>; ++k) share[k] = T(1) / T(kWindow<pooling>);
+  }
+}
+
+// A weight, a bias or a tangent of one, at one channel: [C], or [H, W, C] where the shape says so
+// (general kernel only), or null, which stands for the same number everywhere.
+template <class T, bool held>
+class Coefficient {
+ public:
+  __device__ __forceinline__ Coefficient(const NormActPoolShape& shape, const T* given, T none,
+                                         int channel, bool active)
+      : value_(none) {
+    if (given == nullptr || !active) return;
+    if (!held && shape.elementwise) {
+      pixels_ = given + channel;
+    } else {
+      value_ = given[channel];
+    }
+  }
+  // `offset`: of the pixel.
+  __device__ __forceinline__ T at(int offset) const {
+    if constexpr (!held) {
+      if (pixels_ != nullptr) return pixels_[offset];
+    }
+    return value_;
+  }
+
+ private:
+  T value_;
+  const T* pixels_ = nullptr;
+};
+
+// The activation as a template argument (held kernels) and as a run-time choice (general ones).
+template <Activation kind>
+struct FixedActivation {
+  template <class T>
+  __device__ __forceinline__ ActivationJet<T> operator()(T z) const {
+    return activation_jet<kind>(z);
+  }
+};
+
+struct AnyActivation {
+  Activation kind;
+  template <class T>
+  __device__ __forceinline__ ActivationJet<T> operator()(T z) const {
+    switch (kind) {
+      case Activation::kRelu:
+        return activation_jet<Activation::kRelu>(z);
+      case Activation::kLeakyRelu:
+        return activation_jet<Activation::kLeakyRelu>(z);
+      case Activation::kSigmoid:
+        return activation_jet<Activation::kSigmoid>(z);
+      default:
+        return activation_jet<Activation::kNone>(z);
+    }
+  }
+};
+
+// What a thread adds up before float64 takes over: a held thread has few pixels, a general one may
+// have thousands.
+template <class T, bool held>
+using Partial = std::conditional_t<held, T, double>;
+
+}  // namespace trajmatch::cuda

@@ -1,0 +1,101 @@
+// The student engine: the gradient of a ConvNet's loss in its flat parameters, and the directional
+// derivative of that gradient, as one walk over the network each. One object holds the workspace
+// of one device, dtype and network, so that a loop over steps allocates activations once.
+//
+// Convolutions and products with the classifier are the library's, in channels-last; norm,
+// activation and pooling, loss and everything else is core/.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "ops/network.h"
+#include "ops/run.h"
+
+namespace trajmatch {
+
+enum class StudentLoss : int { kCrossEntropy = 0, kSumLogits = 1 };
+
+// What to differentiate. The batch's tensors: images [B, C, H, W] in channels-last, labels [B] or
+// [B, K] (ignored for kSumLogits).
+struct StudentProblem {
+  Tensor theta;  // [P], contiguous
+  Tensor images, labels;
+  StudentLoss loss;
+  double scale;  // constant factor of the cross-entropy
+
+  int64_t batch() const { return images.size(0); }
+  bool soft_labels() const {
+    return loss == StudentLoss::kCrossEntropy && labels.scalar_type() != ScalarType::Long;
+  }
+};
+
+// Directions of a directional derivative: those that are absent are zero, but theta's and the
+// images' are not both absent.
+struct StudentTangents {
+  OptionalTensor theta;   // [P], contiguous
+  OptionalTensor images;  // [B, C, H, W], channels-last
+  OptionalTensor labels;  // [B, K]
+};
+
+template <class T>
+class Student {
+ public:
+  Student(const Network& network, const Tensor& like);
+
+  // Writes the loss [] and its gradient [P]; the gradients of images [B, C, H, W] (channels-last)
+  // and of soft labels [B, K] where wanted.
+  void gradient(const StudentProblem& problem, const Tensor& loss, const Tensor& grad_theta,
+                const OptionalTensor& grad_images, const OptionalTensor& grad_labels);
+
+  // Derivatives along the tangents of: the loss [], the gradient in theta [P], in the images
+  // [B, C, H, W] (channels-last), and, where wanted, in the soft labels [B, K].
+  void gradient_jvp(const StudentProblem& problem, const StudentTangents& tangents,
+                    const Tensor& directional, const Tensor& grad_theta,
+                    const Tensor& grad_images, const OptionalTensor& grad_labels);
+
+ private:
+  // Everything that one block keeps between the passes of one call.
+  struct BlockState {
+    Tensor weight, weight_tangent;  // [C, in, 3, 3] views of theta and its tangent
+    OptionalTensor norm_weight, norm_bias, norm_weight_tangent, norm_bias_tangent;
+    OptionalTensor input_tangent;  // of the convolution's input
+    Tensor input;                  // [B, in, H, W]
+    Tensor y, y_tangent;           // output of the convolution
+    Tensor mean, rstd, mean_tangent, projection;
+  };
+
+  // A buffer that lives as long as this object, seen with the given sizes.
+  Tensor workspace(const char* name, size_t block, const Ints& sizes, bool channels_last = false);
+  OptionalTensor norm_parameters(const Tensor& theta, const Slice& slice, const Block& block,
+                                 const char* name, size_t index);
+  Tensor classifier_weight(const Tensor& theta, const char* name);
+  Tensor conv_weight(const Tensor& theta, size_t index) const;
+  OptionalTensor conv_bias(const Tensor& theta, size_t index) const;
+  Tensor features(const Tensor& activations) const;
+  Tensor activations(const Tensor& features, int64_t batch) const;
+
+  void read_parameters(const StudentProblem& problem);
+  Tensor forward(const StudentProblem& problem);
+  Tensor forward_tangent(const StudentProblem& problem, const StudentTangents& tangents);
+  void write_classifier_gradient(const Tensor& grad_theta, const Tensor& weight,
+                                 const Tensor& bias);
+  void write_conv_gradient(const Tensor& grad_theta, size_t index, const Tensor& weight,
+                           const Tensor& bias);
+  Tensor norm_gradient(const Tensor& grad_theta, const Slice& slice, const Block& block,
+                       const char* name);
+  void finish_norm_gradient(const Tensor& grad_theta, const Slice& slice, const Block& block,
+                            const Tensor& values);
+
+  Network network_;
+  Tensor like_;
+  std::vector<std::pair<std::pair<std::string, size_t>, Tensor>> buffers_;
+  std::vector<BlockState> blocks_;
+  Tensor head_, head_tangent_;          // classifier weights [K, H * W * C]
+  Tensor last_, last_tangent_;          // output of the last block
+};
+
+extern template class Student<float>;
+extern template class Student<double>;
+
+}  // namespace trajmatch

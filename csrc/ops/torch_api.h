@@ -1,0 +1,217 @@
+// Every libtorch call of the project, on the stable ABI of torch 2.11: the rest of csrc/ops sees
+// tensors only through these functions, so that another interface would change this file alone.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/macros.h"
+
+// libtorch >= 2.13 gives the text of its errors; older ones have already printed it.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+// Lives in libtorch_cuda, which a CPU build of torch does not have.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(
+    int32_t device_index, void** stream);
+
+namespace trajmatch {
+
+using torch::headeronly::IntHeaderOnlyArrayRef;
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Ints = std::vector<int64_t>;
+
+inline void check_torch(AOTITorchError error, const char* call) {
+  if (error == AOTI_TORCH_SUCCESS) return;
+  std::string message = std::string("trajmatch: torch call failed: ") + call;
+  if (&torch_exception_get_what_without_backtrace != nullptr) {
+    message += std::string(": ") + torch_exception_get_what_without_backtrace();
+  }
+  throw std::runtime_error(message);
+}
+
+template <size_t count>
+inline void call_torch(const char* op, const char* overload,
+                       std::array<StableIValue, count>& stack) {
+  check_torch(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION), op);
+}
+
+inline IntHeaderOnlyArrayRef ref(const Ints& values) { return {values.data(), values.size()}; }
+
+inline Ints sizes_of(const Tensor& tensor) {
+  const IntHeaderOnlyArrayRef sizes = tensor.sizes();
+  return Ints(sizes.begin(), sizes.end());
+}
+
+// Uninitialised, on the device of `like` and, unless one is named, of its dtype.
+inline Tensor empty(const Ints& sizes, const Tensor& like,
+                    std::optional<ScalarType> dtype = std::nullopt,
+                    MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::empty(ref(sizes), dtype ? *dtype : like.scalar_type(), std::nullopt,
+                              like.device(), std::nullopt, format);
+}
+
+inline Tensor zeros(const Ints& sizes, const Tensor& like) {
+  Tensor result = empty(sizes, like);
+  torch::stable::zero_(result);
+  return result;
+}
+
+inline Tensor as_contiguous(const Tensor& tensor) { return torch::stable::contiguous(tensor); }
+
+inline OptionalTensor as_contiguous(const OptionalTensor& tensor) {
+  OptionalTensor result;
+  if (tensor) result = as_contiguous(*tensor);
+  return result;
+}
+
+inline Tensor as_channels_last(const Tensor& tensor) {
+  return torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast);
+}
+
+// A view of `base` that begins `offset` elements after its first.
+inline Tensor view(const Tensor& base, int64_t offset, const Ints& sizes, const Ints& strides) {
+  AtenTensorHandle result = nullptr;
+  check_torch(aoti_torch__reinterpret_tensor(base.get(), static_cast<int64_t>(sizes.size()),
+                                             sizes.data(), strides.data(), offset, &result),
+              "view");
+  return Tensor(result);
+}
+
+inline Tensor vector_view(const Tensor& base, int64_t offset, int64_t size) {
+  return view(base, offset, {size}, {1});
+}
+
+inline void copy(Tensor& to, const Tensor& from) { torch::stable::copy_(to, from); }
+
+inline Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
+
+// A square 3x3 or other convolution with stride 1, as PyTorch runs it.
+inline Tensor convolution(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                          int64_t padding) {
+  using torch::stable::detail::from;
+  const Ints ones{1, 1}, paddings{padding, padding}, none{0, 0};
+  std::array<StableIValue, 9> stack{from(input),         from(weight),    from(bias),
+                                    from(ref(ones)),     from(ref(paddings)), from(ref(ones)),
+                                    from(false),         from(ref(none)), from(int64_t{1})};
+  call_torch("aten::convolution", "", stack);
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// Which gradients of a convolution are wanted; those that are not come back undefined.
+struct ConvolutionMask {
+  bool input, weight, bias;
+};
+
+inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_output,
+                                                               const Tensor& input,
+                                                               const Tensor& weight,
+                                                               int64_t padding,
+                                                               ConvolutionMask wanted) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  const Ints ones{1, 1}, paddings{padding, padding}, none{0, 0}, bias_sizes{weight.size(0)};
+  const std::optional<IntHeaderOnlyArrayRef> bias(ref(bias_sizes));
+  const bool mask[3] = {wanted.input, wanted.weight, wanted.bias};
+  std::array<StableIValue, 11> stack{
+      from(grad_output),   from(input),         from(weight),
+      from(bias),          from(ref(ones)),     from(ref(paddings)),
+      from(ref(ones)),     from(false),         from(ref(none)),
+      from(int64_t{1}),    from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
+  call_torch("aten::convolution_backward", "", stack);
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
+}
+
+inline Tensor mm(const Tensor& a, const Tensor& b) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 2> stack{from(a), from(b)};
+  call_torch("aten::mm", "", stack);
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(input), from(weight), from(bias)};
+  call_torch("aten::linear", "", stack);
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
+
+inline Tensor sum_over_rows(const Tensor& matrix) {
+  const Ints dims{0};
+  return torch::stable::sum(matrix, std::optional<IntHeaderOnlyArrayRef>(ref(dims)));
+}
+
+inline Tensor sum_all(const Tensor& tensor) { return torch::stable::sum(tensor); }
+
+inline void fill(Tensor& tensor, double value) { torch::stable::fill_(tensor, value); }
+
+// Engine operators compute their own derivatives: what they call must not record a graph.
+class NoGrad {
+ public:
+  NoGrad() : before_(aoti_torch_grad_mode_is_enabled()) { aoti_torch_grad_mode_set_enabled(false); }
+  ~NoGrad() { aoti_torch_grad_mode_set_enabled(before_); }
+  NoGrad(const NoGrad&) = delete;
+  NoGrad& operator=(const NoGrad&) = delete;
+
+ private:
+  bool before_;
+};
+
+// Where an operator runs: makes the tensor's device current, and knows its current stream.
+class Device {
+ public:
+  explicit Device(const Tensor& tensor) : cuda_(tensor.is_cuda()) {
+    if (!cuda_) return;
+    guard_.emplace(tensor.get_device_index());
+    void* stream = nullptr;
+    check_torch(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream), "stream");
+    stream_ = static_cast<Stream>(stream);
+  }
+  bool is_cuda() const { return cuda_; }
+  Stream stream() const { return stream_; }
+
+ private:
+  bool cuda_;
+  Stream stream_ = nullptr;
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+};
+
+template <class T>
+const T* read(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <class T>
+const T* read(const OptionalTensor& tensor) {
+  return tensor ? read<T>(*tensor) : nullptr;
+}
+template <class T>
+T* write(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+template <class T>
+T* write(const OptionalTensor& tensor) {
+  return tensor ? write<T>(*tensor) : nullptr;
+}
+
+// Calls body(T()) with T the C++ type of a float32 or float64 tensor.
+template <class Body>
+auto with_dtype(const Tensor& tensor, const Body& body) {
+  return tensor.scalar_type() == ScalarType::Double ? body(double()) : body(float());
+}
+
+}  // namespace trajmatch
