@@ -48,6 +48,21 @@ def test_the_seed_chooses_the_images():
     assert not torch.equal(first, other)
 
 
+def test_each_class_is_drawn_on_its_own():
+    """Neither does one class decide what is drawn from another, nor are all drawn alike."""
+    order = torch.arange(60) % 3
+    images = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 4, 4)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = torch.arange(60), 0
+    three = Dataset.from_arrays("three", images, order, images[:3], order[:3], list("abc"))
+    first = order < 2
+    two = Dataset.from_arrays("two", images[first], order[first], images[:2], order[:2], list("ab"))
+    _, of_three, labels = three.without_holdout(0.3, seed=0)
+    _, of_two, _ = two.without_holdout(0.3, seed=0)
+    assert torch.equal(of_three[labels < 2], of_two)
+    places = [numbers(of_three[labels == label]) // 3 for label in range(3)]
+    assert not torch.equal(places[0], places[1])
+
+
 def test_the_draw_is_random_within_each_class():
     held_out = [numbers(dataset().without_holdout(0.5, seed)[1]) for seed in range(40)]
     counts = torch.cat(held_out).bincount(minlength=60)
