@@ -109,11 +109,11 @@ def has_kernel(operator, key):
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
 
 
-def test_every_operator_has_a_cpu_kernel_and_a_fake():
+@pytest.mark.parametrize("key", ["CPU", "Meta", "Autograd"])
+def test_every_operator_has_a_kernel_a_fake_and_autograd(key):
     operators = registered_operators()
     assert len(operators) >= 8
-    assert [name for name in operators if not has_kernel(name, "CPU")] == []
-    assert [name for name in operators if not has_kernel(name, "Meta")] == []
+    assert [name for name in operators if not has_kernel(name, key)] == []
 
 
 def test_every_operator_has_a_cuda_kernel_where_cuda_was_built():

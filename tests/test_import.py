@@ -102,7 +102,10 @@ def without_extension(tmp_path):
 
 def import_failure(copy):
     code = (
-        f"import sys, json; sys.path.insert(0, {str(copy.parent)!r})\n"
+        # without the finder of an editable installation, which would find the real package
+        "import sys, json\n"
+        "sys.meta_path = [f for f in sys.meta_path if '_Editable' not in repr(f)]\n"
+        f"sys.path.insert(0, {str(copy.parent)!r})\n"
         "try: import trajmatch._extension\n"
         "except ImportError as error: print(json.dumps([error.name, str(error)]))"
     )
