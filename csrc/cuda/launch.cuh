@@ -26,6 +26,16 @@
   } while (0)
 #endif
 
+// Before a loop: unroll it whole, so that arrays indexed by its counter stay in registers; or not
+// at all.
+#ifdef __CUDACC__
+#define TM_UNROLL _Pragma("unroll")
+#define TM_NO_UNROLL _Pragma("unroll 1")
+#else
+#define TM_UNROLL
+#define TM_NO_UNROLL
+#endif
+
 namespace trajmatch::cuda {
 
 // A number of blocks as a launch takes it: at least 1, at most 2^31 - 1.

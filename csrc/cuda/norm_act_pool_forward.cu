@@ -14,12 +14,16 @@
 namespace trajmatch::cuda {
 namespace {
 
-constexpr int kPixelsHeld = 32;
+// Windows that a thread holds: 32 pixels.
+struct ForwardSlots {
+  template <Pooling pooling>
+  static constexpr int value = pooling == Pooling::kNone ? 32 : 8;
+};
 
 template <class T, Pooling pooling, bool held, class Act>
-__global__ void __launch_bounds__(kPlaneThreads, 1)
+__global__ void __launch_bounds__(plane_threads(held), 1)
     norm_act_pool_forward_kernel(NormActPoolForward<T> p, Tiling tiling, Act activation) {
-  constexpr int kSlots = kPixelsHeld / kWindow<pooling>;
+  constexpr int kSlots = ForwardSlots::value<pooling>;
   TM_DYNAMIC_SHARED(double, shared);
   const NormActPoolShape& shape = p.shape;
   const Part part(shape, tiling);
@@ -85,7 +89,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
 template <class T>
 void launch_norm_act_pool_forward(const NormActPoolForward<T>& params, Stream stream) {
   if (params.shape.batch == 0) return;
-  with_kernel<T, kPixelsHeld>(
+  with_kernel<T, ForwardSlots>(
       params.shape, [&](auto pooling, auto held, auto activation, const Plan& plan) {
         using Act = decltype(activation);
         TM_LAUNCH((norm_act_pool_forward_kernel<T, pooling(), held(), Act>), plan.blocks,

@@ -20,8 +20,9 @@
 
 namespace trajmatch::cuda {
 
-// At most, of a block: leaves a thread 128 registers, of which held pixels may take about half.
-constexpr int kPlaneThreads = 512;
+// Threads of a block, at most. The held kernel's 512 leave a thread 128 registers, of which held
+// pixels take about half; the general one's 256 leave what float64 needs.
+constexpr int plane_threads(bool held) { return held ? 512 : 256; }
 
 // What a kernel needs to know beyond the shape.
 struct Tiling {
@@ -67,7 +68,7 @@ inline bool plan_held(const NormActPoolShape& shape, int windows_held, Plan& pla
     // Whole warps: at least 32 / lanes rows.
     const int64_t warp_rows = divide_up(rows, kWarpSize / lanes) * (kWarpSize / lanes);
     const int64_t tiles = divide_up(shape.channels, lanes);
-    if (warp_rows * lanes > kPlaneThreads) continue;
+    if (warp_rows * lanes > plane_threads(true)) continue;
     plan.held = true;
     plan.lanes = plan.tiling.channels = lanes;
     plan.rows = static_cast<int>(warp_rows);
@@ -83,7 +84,7 @@ inline void plan_general(const NormActPoolShape& shape, Plan& plan) {
   const int64_t width = size == 1 ? shape.channels : size;
   plan.lanes = 1;
   while (plan.lanes < width && plan.lanes < kWarpSize) plan.lanes *= 2;
-  plan.rows = kPlaneThreads / plan.lanes;
+  plan.rows = plane_threads(false) / plan.lanes;
   plan.tiling.channels = size == 1 ? plan.lanes : size;
   plan.tiling.tiles = static_cast<int>(divide_up(shape.channels, plan.tiling.channels));
   plan.tiling.group_lanes = size == 1 ? 1 : plan.lanes;

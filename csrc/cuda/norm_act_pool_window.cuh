@@ -98,7 +98,7 @@ template <Pooling pooling, bool held, int slots, class Body>
 __device__ __forceinline__ void for_windows(const NormActPoolShape& shape, const Body& body) {
   WindowWalk<pooling> walk(shape);
   if constexpr (held) {
-#pragma unroll
+    TM_UNROLL
     for (int slot = 0; slot < slots; ++slot) {
       if (walk.valid()) body(slot, walk.window());
       walk.next();

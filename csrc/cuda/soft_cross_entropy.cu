@@ -25,7 +25,7 @@ constexpr int kMinBlocks = 4;
 // Calls body(k) for the classes of this lane.
 template <class Body>
 __device__ __forceinline__ void for_each_class(int64_t classes, const Body& body) {
-#pragma unroll 1
+  TM_NO_UNROLL
   for (int64_t k = threadIdx.x % kWarpSize; k < classes; k += kWarpSize) body(k);
 }
 

@@ -96,5 +96,6 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate,
 // The position of the lowest set bit, counted from 1; 0 where there is none.
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
+inline int min(int a, int b) { return b < a ? b : a; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }

@@ -41,6 +41,11 @@ cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); 
 
 namespace emulator {
 
+std::vector<LaunchRecord>& launch_log() {
+  static thread_local std::vector<LaunchRecord> log;
+  return log;
+}
+
 cudaError_t allow_dynamic_shared(const void* kernel, int bytes) {
   if (bytes < 0 || static_cast<size_t>(bytes) > kMaxDynamicSharedBytes) {
     return last_error = cudaErrorInvalidValue;
@@ -50,7 +55,8 @@ cudaError_t allow_dynamic_shared(const void* kernel, int bytes) {
 }
 
 void launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
-            std::function<void()> body) {
+            cudaStream_t stream, std::function<void()> body) {
+  launch_log().push_back({name, stream});
   const auto found = allowances().find(kernel);
   const size_t allowed = found == allowances().end() ? kStaticSharedBytes : found->second;
   if (!valid_configuration(grid, block)) {

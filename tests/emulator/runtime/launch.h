@@ -3,8 +3,10 @@
 
 #include <cstddef>
 #include <functional>
+#include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "runtime/types.h"
 
@@ -24,19 +26,26 @@ cudaError_t cudaGetLastError();  // also forgets it
 
 namespace emulator {
 
+// The launches of this OS thread so far, refused ones included; tests clear it.
+struct LaunchRecord {
+  std::string kernel;
+  cudaStream_t stream;
+};
+std::vector<LaunchRecord>& launch_log();
+
 // Runs the kernel where the configuration is one that every supported GPU takes; else leaves the
 // error for cudaGetLastError().
 void launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
-            std::function<void()> body);
+            cudaStream_t stream, std::function<void()> body);
 
 cudaError_t allow_dynamic_shared(const void* kernel, int bytes);
 
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-            size_t shared_bytes, cudaStream_t, Arguments&&... arguments) {
+            size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
   // As on a GPU, every thread starts from the same copies of the arguments.
   std::tuple<Parameters...> copies(std::forward<Arguments>(arguments)...);
-  launch(name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
+  launch(name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream,
          std::function<void()>([&copies, kernel] { std::apply(kernel, copies); }));
 }
 

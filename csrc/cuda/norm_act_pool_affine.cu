@@ -1,0 +1,60 @@
+// Sum over the images of their shares of the gradients of weight and bias, [B, 2, A] to [2, A].
+//
+// 32 lanes on neighbouring parameters, 8 rows on every eighth image each; the rows are added in
+// their order, in float64 throughout. Deterministic; nothing may alias.
+//
+// Bytes per parameter in float32: 8 B read + 8 written. With A = C = 128 that is nothing; with
+// layer norm's A = H W C it is as much as the activations twice over: 49 microseconds at the 4.3
+// TB/s of an H200 for 100 images of 32 x 32 x 128.
+
+#include "cuda/norm_act_pool_affine.cuh"
+
+#include <cstdint>
+
+#include "cuda/reduce.cuh"
+
+namespace trajmatch::cuda {
+namespace {
+
+constexpr int kRows = 8;
+
+template <class T>
+__global__ void __launch_bounds__(kWarpSize* kRows)
+    sum_partial_affine_kernel(const T* partial, int64_t images, int64_t size, T* weight, T* bias) {
+  TM_SHARED(double, sums, kRows* kWarpSize);
+  const int lane = static_cast<int>(threadIdx.x), row = static_cast<int>(threadIdx.y);
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarpSize + lane;  // of [2, A]
+  double sum = 0.0;
+  if (column < 2 * size) {
+    for (int64_t image = row; image < images; image += kRows) {
+      sum += partial[image * 2 * size + column];
+    }
+  }
+  sums[row * kWarpSize + lane] = sum;
+  __syncthreads();
+  if (row > 0 || column >= 2 * size) return;
+  for (int other = 1; other < kRows; ++other) sum += sums[other * kWarpSize + lane];
+  if (column < size) {
+    weight[column] = static_cast<T>(sum);
+  } else {
+    bias[column - size] = static_cast<T>(sum);
+  }
+}
+
+}  // namespace
+
+template <class T>
+void launch_sum_partial_affine(const NormActPoolShape& shape, const T* partial, T* weight, T* bias,
+                               Stream stream) {
+  const int64_t size = shape.affine_size();
+  const unsigned blocks = grid_size((2 * size + kWarpSize - 1) / kWarpSize);
+  TM_LAUNCH(sum_partial_affine_kernel<T>, blocks, dim3(kWarpSize, kRows), 0, stream, partial,
+            shape.batch, size, weight, bias);
+}
+
+template void launch_sum_partial_affine(const NormActPoolShape&, const float*, float*, float*,
+                                        Stream);
+template void launch_sum_partial_affine(const NormActPoolShape&, const double*, double*, double*,
+                                        Stream);
+
+}  // namespace trajmatch::cuda

@@ -1,0 +1,152 @@
+// Norm, activation and pooling, backward: the gradients of x, weight and bias from that of out.
+//
+// Blocks and threads: cuda/norm_act_pool_tiling.cuh. First the sums of dz and of dz xh per channel,
+// which are the image's share of the gradients of weight and bias and, times weight, of the group's
+// means; then dx. A held thread adds its pixels in float32, everything beyond a thread is added in
+// float64; a second launch adds the images' shares. Deterministic; nothing may alias.
+//
+// Bytes per activation in float32, with 2x2 pooling: 5 read + 4 written (held); without: 8 + 4. At
+// the 4.3 TB/s of an H200, 100 images of 32 x 32 x 128 take 27 microseconds. The general kernel
+// reads twice.
+
+#include "core/norm_act_pool.h"
+#include "cuda/norm_act_pool_affine.cuh"
+#include "cuda/norm_act_pool_dispatch.cuh"
+
+namespace trajmatch::cuda {
+namespace {
+
+// Windows that a thread holds: 32 pixels of x and 8 of the gradient, or, without pooling,
+// 16 of each.
+struct BackwardSlots {
+  template <Pooling pooling>
+  static constexpr int value = pooling == Pooling::kNone ? 16 : 8;
+};
+
+template <class T, Pooling pooling, bool held, class Act>
+__global__ void __launch_bounds__(plane_threads(held), 1)
+    norm_act_pool_backward_kernel(NormActPoolBackward<T> p, Tiling tiling, Act activation) {
+  constexpr int kPixels = kWindow<pooling>;
+  constexpr int kSlots = BackwardSlots::value<pooling>;
+  TM_DYNAMIC_SHARED(double, shared);
+  const NormActPoolShape& shape = p.shape;
+  const Part part(shape, tiling);
+  const int64_t in_image = part.image * shape.pixels() * shape.channels;
+  const T* const x = p.x + in_image;
+  const T* const grad_out =
+      p.grad_out + part.image * shape.out_height() * shape.out_width() * shape.channels;
+  T* const grad_x = p.grad_x + in_image;
+  const bool want_affine = p.grad_weight != nullptr;
+  const bool elementwise = !held && shape.elementwise;
+  const bool normalised = shape.groups > 0;
+  const T mean = normalised ? p.mean[part.group] : T(0);
+  const T rstd = normalised ? p.rstd[part.group] : T(1);
+  Pixels<T, pooling, held, kSlots> pixels;
+  PooledPixels<T, held, kSlots> grads;
+
+  // xh and dz of a window. Where a window has no output its gradient is 0, and so is every dz.
+  const auto differentiate =
+      [&](int slot, const Window<pooling>& window, int channel, const Coefficient<T, held>& weight,
+          const Coefficient<T, held>& bias, T(&xh)[kPixels], T(&dz)[kPixels]) {
+        pixels.fetch(window, x + channel);
+        grads.fetch(window, grad_out + channel);
+        T value[kPixels], first[kPixels], share[kPixels];
+        for (int k = 0; k < kPixels; ++k) {
+          xh[k] = (pixels.value[slot][k] - mean) * rstd;
+          const int offset = window.has(k) ? window.offset(k) : window.first;
+          const auto jet = activation(xh[k] * weight.at(offset) + bias.at(offset));
+          value[k] = jet.value;
+          first[k] = jet.first;
+        }
+        pool_shares<pooling>(value, share);
+        for (int k = 0; k < kPixels; ++k) dz[k] = first[k] * (share[k] * grads.value[slot]);
+      };
+
+  for_channels<held>(part, [&](int channel, bool active) {
+    if (!active) return;
+    pixels.hold(shape, x + channel);
+    grads.template hold<pooling>(shape, grad_out + channel);
+  });
+  double means[2] = {0.0, 0.0};  // <dxh>, <dxh xh>
+  if (normalised || want_affine) {
+    for_channels<held>(part, [&](int channel, bool active) {
+      const Coefficient<T, held> weight(shape, p.weight, T(1), channel, active);
+      const Coefficient<T, held> bias(shape, p.bias, T(0), channel, active);
+      // Per channel of dz and dz xh; where every pixel has its own weight, of dxh and dxh xh.
+      double sums[2] = {0.0, 0.0};
+      if (active) {
+        Partial<T, held> sum = 0, product = 0;
+        T* const weight_share = p.partial_grad_affine + part.image * 2 * shape.affine_size();
+        for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
+          T xh[kPixels], dz[kPixels];
+          differentiate(slot, window, channel, weight, bias, xh, dz);
+          for (int k = 0; k < kPixels; ++k) {
+            if (elementwise) {
+              if (!window.has(k)) continue;
+              const int offset = window.offset(k);
+              if (want_affine) {
+                weight_share[offset + channel] = dz[k] * xh[k];
+                weight_share[shape.affine_size() + offset + channel] = dz[k];
+              }
+              dz[k] *= weight.at(offset);
+            }
+            sum += dz[k];
+            product += dz[k] * xh[k];
+          }
+        });
+        sums[0] = sum;
+        sums[1] = product;
+      }
+      sum_over_rows(sums, shared);
+      if (want_affine && !elementwise && active && threadIdx.y == 0) {
+        T* const share = p.partial_grad_affine + part.image * 2 * shape.channels + channel;
+        share[0] = static_cast<T>(sums[1]);
+        share[shape.channels] = static_cast<T>(sums[0]);
+      }
+      const double outside = elementwise ? T(1) : weight.at(0);
+      means[0] += outside * sums[0];
+      means[1] += outside * sums[1];
+    });
+    sum_over_group(means, tiling);
+  }
+  const double inverse_count = normalised ? tiling.inverse_count : 0.0;
+  const T mean_dxh = static_cast<T>(means[0] * inverse_count);
+  const T mean_dxh_xh = static_cast<T>(means[1] * inverse_count);
+
+  for_channels<held>(part, [&](int channel, bool active) {
+    if (!active) return;
+    const Coefficient<T, held> weight(shape, p.weight, T(1), channel, active);
+    const Coefficient<T, held> bias(shape, p.bias, T(0), channel, active);
+    for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
+      T xh[kPixels], dz[kPixels];
+      differentiate(slot, window, channel, weight, bias, xh, dz);
+      for (int k = 0; k < kPixels; ++k) {
+        if (!window.has(k)) continue;
+        const int offset = window.offset(k);
+        grad_x[offset + channel] =
+            rstd * (weight.at(offset) * dz[k] - mean_dxh - xh[k] * mean_dxh_xh);
+      }
+    });
+  });
+}
+
+}  // namespace
+
+template <class T>
+void launch_norm_act_pool_backward(const NormActPoolBackward<T>& params, Stream stream) {
+  if (params.shape.batch == 0) return;
+  with_kernel<T, BackwardSlots>(
+      params.shape, [&](auto pooling, auto held, auto activation, const Plan& plan) {
+        using Act = decltype(activation);
+        TM_LAUNCH((norm_act_pool_backward_kernel<T, pooling(), held(), Act>), plan.blocks,
+                  plan.threads(), plan.shared_bytes(2), stream, params, plan.tiling, activation);
+      });
+  if (params.grad_weight == nullptr) return;
+  launch_sum_partial_affine(params.shape, params.partial_grad_affine, params.grad_weight,
+                            params.grad_bias, stream);
+}
+
+template void launch_norm_act_pool_backward(const NormActPoolBackward<float>&, Stream);
+template void launch_norm_act_pool_backward(const NormActPoolBackward<double>&, Stream);
+
+}  // namespace trajmatch::cuda

@@ -1,0 +1,117 @@
+// Norm, activation and pooling, tangent of the forward pass: the derivative of out along tangents
+// of x, weight and bias, and the derivatives of mean and rstd that the backward tangent takes up.
+//
+// Blocks and threads: cuda/norm_act_pool_tiling.cuh. A held thread adds its pixels in float32,
+// everything beyond a thread is added in float64. Deterministic; nothing may alias.
+//
+// Bytes per activation in float32, with 2x2 pooling: 8 read + 1 written (held); without: 8 + 4. At
+// the 4.3 TB/s of an H200, 100 images of 32 x 32 x 128 take 27 microseconds. The general kernel
+// reads twice.
+
+#include "core/norm_act_pool.h"
+#include "cuda/norm_act_pool_dispatch.cuh"
+
+namespace trajmatch::cuda {
+namespace {
+
+// Windows that a thread holds: 32 pixels of x and as many of its tangent.
+struct TangentSlots {
+  template <Pooling pooling>
+  static constexpr int value = pooling == Pooling::kNone ? 32 : 8;
+};
+
+template <class T, Pooling pooling, bool held, class Act>
+__global__ void __launch_bounds__(plane_threads(held), 1)
+    norm_act_pool_tangent_kernel(NormActPoolTangent<T> p, Tiling tiling, Act activation) {
+  constexpr int kSlots = TangentSlots::value<pooling>;
+  TM_DYNAMIC_SHARED(double, shared);
+  const NormActPoolShape& shape = p.shape;
+  const Part part(shape, tiling);
+  const int64_t in_image = part.image * shape.pixels() * shape.channels;
+  const T* const x = p.x + in_image;
+  const T* const x_tangent = p.x_tangent + in_image;
+  T* const out_tangent =
+      p.out_tangent + part.image * shape.out_height() * shape.out_width() * shape.channels;
+  Pixels<T, pooling, held, kSlots> pixels, tangents;
+
+  T mean = 0, rstd = 1, mean_tangent = 0, projection = 0;
+  for_channels<held>(part, [&](int channel, bool active) {
+    if (!active) return;
+    pixels.hold(shape, x + channel);
+    tangents.hold(shape, x_tangent + channel);
+  });
+  if (shape.groups > 0) {
+    mean = p.mean[part.group];
+    rstd = p.rstd[part.group];
+    double sums[2] = {0.0, 0.0};  // of x' and of xh x'; what is missing of a window adds 0
+    for_channels<held>(part, [&](int channel, bool active) {
+      if (!active) return;
+      Partial<T, held> sum = 0, product = 0;
+      for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
+        pixels.fetch(window, x + channel);
+        tangents.fetch(window, x_tangent + channel);
+        for (int k = 0; k < kWindow<pooling>; ++k) {
+          const T tangent = tangents.value[slot][k];
+          sum += tangent;
+          product += (pixels.value[slot][k] - mean) * rstd * tangent;
+        }
+      });
+      sums[0] += sum;
+      sums[1] += product;
+    });
+    sum_over_rows(sums, shared);
+    sum_over_group(sums, tiling);
+    mean_tangent = static_cast<T>(sums[0] * tiling.inverse_count);
+    projection = static_cast<T>(rstd * (sums[1] * tiling.inverse_count));
+    if (part.leads_group) {
+      p.mean_tangent[part.group] = mean_tangent;
+      p.projection[part.group] = projection;
+    }
+  }
+
+  for_channels<held>(part, [&](int channel, bool active) {
+    if (!active) return;
+    const Coefficient<T, held> weight(shape, p.weight, T(1), channel, active);
+    const Coefficient<T, held> bias(shape, p.bias, T(0), channel, active);
+    const Coefficient<T, held> weight_tangent(shape, p.weight_tangent, T(0), channel, active);
+    const Coefficient<T, held> bias_tangent(shape, p.bias_tangent, T(0), channel, active);
+    for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
+      if (!window.complete()) return;
+      pixels.fetch(window, x + channel);
+      tangents.fetch(window, x_tangent + channel);
+      T value[kWindow<pooling>], tangent[kWindow<pooling>], share[kWindow<pooling>];
+      for (int k = 0; k < kWindow<pooling>; ++k) {
+        const int offset = window.offset(k);
+        const T w = weight.at(offset);
+        const T xh = (pixels.value[slot][k] - mean) * rstd;
+        const T xh_t = rstd * (tangents.value[slot][k] - mean_tangent) - projection * xh;
+        const auto jet = activation(xh * w + bias.at(offset));
+        value[k] = jet.value;
+        tangent[k] =
+            jet.first * (weight_tangent.at(offset) * xh + w * xh_t + bias_tangent.at(offset));
+      }
+      pool_shares<pooling>(value, share);
+      T pooled = 0;
+      for (int k = 0; k < kWindow<pooling>; ++k) pooled += share[k] * tangent[k];
+      out_tangent[window.out + channel] = pooled;
+    });
+  });
+}
+
+}  // namespace
+
+template <class T>
+void launch_norm_act_pool_tangent(const NormActPoolTangent<T>& params, Stream stream) {
+  if (params.shape.batch == 0) return;
+  with_kernel<T, TangentSlots>(
+      params.shape, [&](auto pooling, auto held, auto activation, const Plan& plan) {
+        using Act = decltype(activation);
+        TM_LAUNCH((norm_act_pool_tangent_kernel<T, pooling(), held(), Act>), plan.blocks,
+                  plan.threads(), plan.shared_bytes(2), stream, params, plan.tiling, activation);
+      });
+}
+
+template void launch_norm_act_pool_tangent(const NormActPoolTangent<float>&, Stream);
+template void launch_norm_act_pool_tangent(const NormActPoolTangent<double>&, Stream);
+
+}  // namespace trajmatch::cuda
