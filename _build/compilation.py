@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -84,7 +85,7 @@ def _compile(job: Job) -> str | None:
     job.object.parent.mkdir(parents=True, exist_ok=True)
     unfinished = job.command[-1]
     started = time.time()
-    print("compiling", job.source, flush=True)
+    sys.stdout.write(f"compiling {job.source}\n")  # in one piece, among other threads
     try:
         warnings = run(job.command)
     except CompileError as error:
