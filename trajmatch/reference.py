@@ -57,8 +57,7 @@ def norm_act_pool(
     """Norm, activation and 2x2 pooling of ``x [B, C, H, W]``."""
     if norm in ("instance", "group"):
         groups = x.shape[1] if norm == "instance" else GROUP_NORM_GROUPS
-        # One value per group normalises to zero; PyTorch's own instance norm refuses it.
-        x = F.group_norm(x, groups, weight, bias, eps)
+        x = torch.group_norm(x, groups, weight, bias, eps)
     elif norm == "layer":
         x = F.layer_norm(x, list(x.shape[1:]), weight, bias, eps)
     if activation == "relu":

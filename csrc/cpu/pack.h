@@ -5,8 +5,19 @@
 
 #include "core/activation_formulas.h"
 
+// One specialisation each: a vector_size that depends on a template's T is dropped by compilers.
 template <class T>
-using Pack __attribute__((vector_size(TM_VECTOR_BYTES))) = T;
+struct PackType;
+template <>
+struct PackType<float> {
+  typedef float type __attribute__((vector_size(TM_VECTOR_BYTES)));
+};
+template <>
+struct PackType<double> {
+  typedef double type __attribute__((vector_size(TM_VECTOR_BYTES)));
+};
+template <class T>
+using Pack = typename PackType<T>::type;
 
 template <class T>
 struct PackLanes {
@@ -56,6 +67,7 @@ struct PackOf {
 template <class T, class Body>
 inline __attribute__((always_inline)) void for_packs(int64_t count, const Body& body) {
   constexpr int64_t kLanes = TM_VECTOR_BYTES / sizeof(T);
+  static_assert(sizeof(Pack<T>) == TM_VECTOR_BYTES, "a pack is not a vector");
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) body(PackOf<Pack<T>>(), i);
   for (; i < count; ++i) body(PackOf<T>(), i);

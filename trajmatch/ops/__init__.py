@@ -1,0 +1,30 @@
+"""Differentiable operators of trajectory matching.
+
+What takes tensors is a registered PyTorch operator (``torch.ops.trajmatch``): it runs on the CPU
+and, where built, on CUDA, in float32 and float64, under ``torch.compile`` and with fake tensors.
+What takes a model lowers to such operators for :class:`trajmatch.networks.ConvNet` and runs
+eagerly on PyTorch's autograd for every other module; :func:`engine_for` says which.
+:mod:`trajmatch.reference` has the same functions in plain PyTorch.
+"""
+
+from trajmatch import _extension  # noqa: F401  registers the operators
+from trajmatch.ops.norm_act_pool import norm_act_pool
+from trajmatch.ops.param_distance import param_distance
+from trajmatch.ops.sgd_step import sgd_step, sgd_step_adjoint
+from trajmatch.ops.soft_cross_entropy import soft_cross_entropy
+from trajmatch.ops.student import engine_for, gradient, gradient_jvp
+from trajmatch.ops.unroll import unroll
+from trajmatch.reference import GradientJvp
+
+__all__ = [
+    "GradientJvp",
+    "engine_for",
+    "gradient",
+    "gradient_jvp",
+    "norm_act_pool",
+    "param_distance",
+    "sgd_step",
+    "sgd_step_adjoint",
+    "soft_cross_entropy",
+    "unroll",
+]

@@ -1,0 +1,378 @@
+"""Many student steps of SGD, differentiated exactly in the memory of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trajmatch import _extension, reference  # noqa: F401  the extension registers the operators
+from trajmatch.networks.convnet import ConvNet
+from trajmatch.networks.flat import num_parameters
+from trajmatch.ops._registration import forbid_autograd
+from trajmatch.ops.sgd_step import as_scalar
+from trajmatch.ops.student import engine_for
+
+Augment = Callable[[Tensor, int], Tensor]
+
+
+def unroll(
+    model: nn.Module,
+    theta0: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: Tensor | float,
+    batches: Tensor | Sequence[Tensor],
+    *,
+    momentum: float = 0.0,
+    loss_scale: float = 1.0,
+    steps: Sequence[int] | None = None,
+    augment: Augment | None = None,
+    tape_bytes: int = 0,
+) -> Tensor:
+    """Parameters after ``N`` SGD steps of a student on its synthetic set (MTT, section 3.2).
+
+    ``theta_{t+1} = theta_t - lr b_t``, ``b_t = momentum b_{t-1} + loss_scale * gradient`` of the
+    cross-entropy at ``theta_t`` on ``A_t(images[batches[t]])``. The gradient is exact: the adjoint
+    walks the steps backwards and recomputes one at a time, so that memory is one step's
+    activations and ``N`` parameter vectors, whatever ``N`` is.
+
+    For a :class:`trajmatch.networks.ConvNet` without ``augment`` the whole loop and its adjoint
+    are one operator each. With ``augment``, the steps are operators and the loop is Python; other
+    modules run eagerly on autograd, one step's graph at a time.
+
+    Args:
+        model: The student; any twice differentiable module whose output does not depend on hidden
+            randomness. Its own parameters and buffers are not used up or changed.
+        theta0: Parameters to begin from. ``[P]``, float32 or float64.
+        images: The synthetic images. ``[n, C, H, W]``, dtype and device of ``theta0``.
+        labels: Class indices ``[n]`` (int64) or logits ``[n, K]``.
+        lr: Step size. A number, or ``[]`` with dtype and device of ``theta0``.
+        batches: Indices into ``images``, int64 on the device of ``theta0``: ``[N, B]``, or a
+            sequence of ``N`` one-dimensional tensors of any length.
+        momentum: Heavy-ball factor of the student's steps (AST).
+        loss_scale: Factor of the student's loss (AST's balance ``kappa``).
+        steps: Counts of steps done, 1 to ``N``, after which parameters are returned.
+        augment: Maps (images ``[B, C, H, W]`` of a batch, step) to images, differentiably. It is
+            called again in the backward pass and must then do the same.
+        tape_bytes: Memory in bytes that may be spent on activations kept for the adjoint, an upper
+            bound. Both paths recompute every activation, and so stay within any bound.
+
+    Returns:
+        ``theta_N`` ``[P]``, or ``[len(steps), P]`` in the order of ``steps``. Differentiable once
+        in ``images``, logit labels, ``lr`` and ``theta0``.
+
+    Raises:
+        ValueError: A shape, device, label, index or count does not fit.
+        TypeError: A dtype is not supported.
+    """
+    if tape_bytes < 0:
+        raise ValueError(
+            f"trajmatch::unroll: expected tape_bytes to be at least 0, but got {tape_bytes}"
+        )
+    flat, sizes = _flatten(batches, theta0)
+    counts = [len(sizes)] if steps is None else [int(count) for count in steps]
+    lr = as_scalar(lr, theta0)
+    if engine_for(model) == "engine" and augment is None:
+        assert isinstance(model, ConvNet)
+        keep = torch.is_grad_enabled() and any(
+            each.requires_grad for each in (theta0, images, labels, lr)
+        )
+        thetas, _ = torch.ops.trajmatch.student_unroll(
+            theta0,
+            images,
+            labels,
+            lr,
+            flat,
+            sizes,
+            counts,
+            model.engine_description(),
+            momentum,
+            loss_scale,
+            keep,
+        )
+    else:
+        _check(model, theta0, images, labels, lr, flat, counts, len(sizes))
+        student = (_EngineStudent if engine_for(model) == "engine" else _AutogradStudent)(
+            model, loss_scale
+        )
+        loop = _Loop(student, flat.split(sizes), counts, momentum, augment)
+        thetas = _Unroll.apply(loop, theta0, images, labels, lr)
+    return thetas[0] if steps is None else thetas
+
+
+def _flatten(batches: Tensor | Sequence[Tensor], like: Tensor) -> tuple[Tensor, list[int]]:
+    """Indices of all steps as one vector, and how many belong to each step."""
+    if isinstance(batches, Tensor):
+        if batches.dim() != 2:
+            raise ValueError(
+                "trajmatch::unroll: expected batches to have 2 dimensions, or to be a sequence of "
+                f"one-dimensional tensors, but got {list(batches.shape)}"
+            )
+        return batches.reshape(-1), [batches.shape[1]] * batches.shape[0]
+    sequence = list(batches)
+    for batch in sequence:
+        if batch.dim() != 1:
+            raise ValueError(
+                "trajmatch::unroll: expected every batch to have 1 dimension, "
+                f"but got {list(batch.shape)}"
+            )
+    if not sequence:
+        return torch.empty(0, dtype=torch.int64, device=like.device), []
+    return torch.cat(sequence), [batch.shape[0] for batch in sequence]
+
+
+def _check(
+    model: nn.Module,
+    theta0: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: Tensor,
+    flat: Tensor,
+    counts: list[int],
+    num_steps: int,
+) -> None:
+    """The checks of the engine's operator, for the paths that do not go through it."""
+
+    def expect(condition: bool, argument: str, wanted: str, came: object) -> None:
+        if not condition:
+            raise ValueError(
+                f"trajmatch::unroll: expected {argument} to {wanted}, but got {came}"
+            )
+
+    size = num_parameters(model)
+    for name, tensor in (("theta0", theta0), ("images", images), ("lr", lr)):
+        if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != theta0.dtype:
+            raise TypeError(
+                f"trajmatch::unroll: expected {name} to be float32 or float64 like theta0, "
+                f"but got {tensor.dtype}"
+            )
+    if flat.dtype != torch.int64:
+        raise TypeError(f"trajmatch::unroll: expected batches to be int64, but got {flat.dtype}")
+    expect(theta0.shape == (size,), "theta0", f"have shape [{size}]", list(theta0.shape))
+    expect(lr.dim() == 0, "lr", "have shape []", list(lr.shape))
+    expect(num_steps > 0, "batches", "hold at least one step", "none")
+    count = images.shape[0]
+    expect(labels.shape[:1] == (count,), "labels", f"hold {count} rows", list(labels.shape))
+    for name, tensor in (("images", images), ("labels", labels), ("lr", lr), ("batches", flat)):
+        expect(tensor.device == theta0.device, name, f"be on {theta0.device}", tensor.device)
+    expect(len(counts) > 0, "steps", "name at least one count of steps", "none")
+    for step in counts:
+        expect(1 <= step <= num_steps, "steps", f"lie in 1..{num_steps}", step)
+    if flat.device.type == "cpu":
+        low, high = int(flat.min()), int(flat.max())
+        expect(low >= 0, "batches", f"hold indices in [0, {count})", low)
+        expect(high < count, "batches", f"hold indices in [0, {count})", high)
+
+
+class _EngineStudent:
+    """One step of a ConvNet on the engine."""
+
+    def __init__(self, model: nn.Module, loss_scale: float) -> None:
+        assert isinstance(model, ConvNet)
+        self.network, self.scale = model.engine_description(), loss_scale
+
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        return torch.ops.trajmatch.student_gradient(
+            theta, images, labels, self.network, 0, self.scale, False
+        )[1]
+
+    def jvp(
+        self, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        directional, grad_theta, grad_images, grad_labels = (
+            torch.ops.trajmatch.student_gradient_jvp(
+                theta, images, labels, r, None, None, self.network, 0, self.scale
+            )
+        )
+        soft = labels.is_floating_point()
+        return directional, grad_theta, grad_images, grad_labels if soft else None
+
+
+class _AutogradStudent:
+    """One step of any module on autograd."""
+
+    def __init__(self, model: nn.Module, loss_scale: float) -> None:
+        self.model, self.scale = model, loss_scale
+
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            value = reference.loss_value(self.model, theta, images, labels, "cross_entropy")
+            (grad,) = torch.autograd.grad(self.scale * value, theta)
+        return grad
+
+    def jvp(
+        self, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        result = reference.gradient_jvp(self.model, theta, images, labels, self.scale * r)
+        return tuple(result)  # type: ignore[return-value]
+
+
+class _Loop:
+    """The steps of one unroll and its adjoint, over any student."""
+
+    def __init__(
+        self,
+        student: _EngineStudent | _AutogradStudent,
+        batches: Sequence[Tensor],
+        counts: list[int],
+        momentum: float,
+        augment: Augment | None,
+    ) -> None:
+        self.student, self.batches, self.counts = student, batches, counts
+        self.momentum, self.augment = momentum, augment
+
+    def _batch(self, images: Tensor, step: int) -> Tensor:
+        batch = images[self.batches[step]]
+        return batch if self.augment is None else self.augment(batch, step)
+
+    def forward(
+        self, theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Parameters after the counts asked for, and ``theta_0 .. theta_{N-1}``."""
+        trajectory, buffer, reached = [], None, {}
+        for step, batch in enumerate(self.batches):
+            trajectory.append(theta)
+            grad = self.student.gradient(theta, self._batch(images, step), labels[batch])
+            theta, buffer = torch.ops.trajmatch.sgd_step(theta, grad, lr, buffer, self.momentum)
+            if step + 1 in self.counts:
+                reached[step + 1] = theta
+        return torch.stack([reached[count] for count in self.counts]), trajectory
+
+    def adjoint(
+        self,
+        above: Tensor,
+        trajectory: Sequence[Tensor],
+        images: Tensor,
+        labels: Tensor,
+        lr: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Gradients of ``theta_0``, images, logit labels and step size.
+
+        ``adjoint`` is that of the parameters, ``lr * r`` that of the step's gradient; see
+        ``csrc/core/sgd_step.h``.
+        """
+        adjoint = torch.zeros_like(trajectory[0])
+        r = torch.zeros_like(adjoint)
+        grad_images = torch.zeros_like(images)
+        grad_labels = torch.zeros_like(labels) if labels.is_floating_point() else None
+        grad_lr = torch.zeros_like(lr)
+        for step in reversed(range(len(self.batches))):
+            for row, count in enumerate(self.counts):
+                if count == step + 1:
+                    adjoint = adjoint + above[row]
+            r = self.momentum * r - adjoint
+            batch = self.batches[step]
+            # The augmentation is replayed with its graph, which carries the images' gradient back.
+            with torch.enable_grad():
+                raw = images[batch].requires_grad_()
+                shown = raw if self.augment is None else self.augment(raw, step)
+            directional, hessian_r, image_share, label_share = self.student.jvp(
+                trajectory[step], shown.detach(), labels[batch], r
+            )
+            if self.augment is not None:
+                (image_share,) = torch.autograd.grad(
+                    shown, raw, image_share, materialize_grads=True
+                )
+            grad_images.index_add_(0, batch, lr * image_share)
+            if grad_labels is not None and label_share is not None:
+                grad_labels.index_add_(0, batch, lr * label_share)
+            grad_lr = grad_lr + directional
+            adjoint = adjoint + lr * hessian_r
+        return adjoint, grad_images, grad_labels, grad_lr
+
+
+class _Unroll(torch.autograd.Function):
+    """A loop as one node of the graph, which keeps the parameters of each step and no more."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, loop: _Loop, theta0: Tensor, images: Tensor, labels: Tensor, lr: Tensor
+    ) -> Tensor:
+        thetas, trajectory = loop.forward(theta0.detach(), images, labels, lr)
+        ctx.loop = loop
+        ctx.save_for_backward(images, labels, lr, *trajectory)
+        return thetas
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        images, labels, lr, *trajectory = ctx.saved_tensors
+        return (None, *ctx.loop.adjoint(above, trajectory, images, labels, lr))
+
+
+@torch.library.register_fake("trajmatch::student_unroll")
+def _(
+    theta0: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: Tensor,
+    batches: Tensor,
+    batch_sizes: list[int],
+    steps: list[int],
+    network: list[int],
+    momentum: float,
+    loss_scale: float,
+    keep_trajectory: bool,
+) -> tuple[Tensor, Tensor]:
+    size = theta0.shape[0]
+    rows = len(batch_sizes) if keep_trajectory else 0
+    return theta0.new_empty((len(steps), size)), theta0.new_empty((rows, size))
+
+
+@torch.library.register_fake("trajmatch::student_unroll_adjoint")
+def _(
+    grad_thetas: Tensor,
+    trajectory: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: Tensor,
+    batches: Tensor,
+    batch_sizes: list[int],
+    steps: list[int],
+    network: list[int],
+    momentum: float,
+    loss_scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        trajectory.new_empty(trajectory.shape[1:]),
+        images.new_empty(images.shape),
+        images.new_empty(labels.shape if labels.is_floating_point() else (0,)),
+        trajectory.new_empty(()),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, images, labels, lr, batches, *ctx.choices, keep_trajectory = inputs
+    if not keep_trajectory:
+        raise ValueError(
+            "trajmatch::student_unroll: expected keep_trajectory to be true where a gradient is "
+            "needed, but got false"
+        )
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], images, labels, lr, batches)
+
+
+def _backward(ctx: Any, grad_thetas: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    trajectory, images, labels, lr, batches = ctx.saved_tensors
+    grad_theta0, grad_images, grad_labels, grad_lr = torch.ops.trajmatch.student_unroll_adjoint(
+        grad_thetas, trajectory, images, labels, lr, batches, *ctx.choices
+    )
+    return (
+        grad_theta0,
+        grad_images,
+        grad_labels if labels.is_floating_point() else None,
+        grad_lr,
+        None,
+        *(None for _ in ctx.choices),
+        None,
+    )
+
+
+torch.library.register_autograd("trajmatch::student_unroll", _backward, setup_context=_setup)
+forbid_autograd(
+    "student_unroll_adjoint", "trajmatch.reference.unroll has derivatives of any order"
+)
