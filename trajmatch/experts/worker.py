@@ -23,6 +23,7 @@ from trajmatch.data import Dataset, load_dataset
 from trajmatch.errors import UserError
 from trajmatch.experts.store import Store
 from trajmatch.experts.trajectory import train_expert
+from trajmatch.memory import keep_freed_memory
 
 #: Threads that train an expert on the CPU. The same number everywhere: a convolution's weight
 #: gradient is summed in another order on another number of threads, and one is the number every
@@ -59,6 +60,7 @@ def work(
 
 def main() -> int:
     """Runs the program; returns its exit status."""
+    keep_freed_memory()
     # A plain SIGTERM would leave the temporary file of a write in progress behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # What a library prints must not come between the events.
