@@ -28,9 +28,21 @@ def scripted(monkeypatch):
     return script
 
 
-def test_scores_are_in_log_and_artifact(configure) -> None:
-    config = configure(**EVALUATED)
-    result = distill(config)
+class Recorder:
+    """Remembers the accuracies it is told."""
+
+    def __init__(self) -> None:
+        self.accuracies: list[float | None] = []
+
+    def update(self, done: int, **numbers: float) -> None:
+        self.accuracies.append(numbers.get("accuracy"))
+
+
+def test_scores_are_shown_and_in_log_and_artifact(configure) -> None:
+    config, recorder = configure(**EVALUATED), Recorder()
+    result = distill(config, recorder)
+    means = [score["mean"] for score in result.scores]
+    assert recorder.accuracies == [None] * 4 + [means[0]] * 4 + [means[1]] * 2 + [means[2]]
     lines = [json.loads(line) for line in config.log_path.read_text().splitlines()]
     evaluations = [line for line in lines if "split" in line]
     assert [line["iteration"] for line in evaluations] == [4, 8, 10]

@@ -35,7 +35,7 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
     Args:
         config: What to do.
         progress: Told after every outer iteration how many are done, with ``loss`` and
-            ``step_size``.
+            ``step_size`` and, where there was an evaluation, the last ``accuracy`` in percent.
 
     Returns:
         The result, which is also in ``config.out``.
@@ -63,7 +63,7 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
                 log.write(**evaluate_iterate(problem, state))
             if state.iteration % config.checkpoint_every == 0:
                 checkpoint.save(config.checkpoint_path, state, problem.identity)
-            progress.update(state.iteration, loss=numbers["loss"], step_size=state.step_size.value)
+            progress.update(state.iteration, loss=numbers["loss"], **_shown(state))
         if is_due(config, state):  # the run was cut short at its checkpoint
             log.write(**evaluate_iterate(problem, state))
     result = problem.artifact(state)
@@ -117,6 +117,12 @@ def outer_iteration(problem: Problem, state: State) -> tuple[dict[str, Any], Fau
         "refused": None if fault is None else fault.cause,
     }
     return numbers, fault
+
+
+def _shown(state: State) -> dict[str, float]:
+    """Numbers of the state that a user wants to watch."""
+    accuracy = {"accuracy": state.scores[-1]["mean"]} if state.scores else {}
+    return {"step_size": state.step_size.value, **accuracy}
 
 
 def _check_output(config: DistillConfig) -> None:
