@@ -295,6 +295,19 @@ def test_unwritable_folder(make_config: MakeConfig, tmp_path: Path) -> None:
         train_experts(make_config(out=tmp_path / "file" / "store"))
 
 
+def test_a_store_that_became_unwritable_is_found_before_training(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_experts(make_config(num_experts=1))
+
+    def refuse(folder: Path) -> None:
+        raise UserError(f"cannot write in the folder {folder}: read-only file system")
+
+    monkeypatch.setattr("trajmatch.files.check_writable", refuse)
+    with pytest.raises(UserError, match="read-only"):
+        train_experts(make_config(num_experts=1, resume=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

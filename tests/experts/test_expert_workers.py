@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from trajmatch.errors import UserError
-from trajmatch.experts import ExpertConfig, Store, pool, train_experts
+from trajmatch.experts import ExpertConfig, Store, train_experts
 
 MakeConfig = Callable[..., ExpertConfig]
 Contents = Callable[[Path], dict[str, bytes]]
@@ -57,9 +61,45 @@ def test_a_mistake_of_the_user_comes_back_from_a_worker(make_config: MakeConfig)
     assert Store.open(config.out, complete=False).missing() == [0, 1]
 
 
+def test_an_orphan_stops_after_its_epoch(make_config: MakeConfig) -> None:
+    config = make_config(num_experts=1, epochs=1)
+    store = train_experts(config)
+    store.expert_path(0).unlink()
+    job = json.dumps({"store": str(config.out), "experts": [0], "device": "cpu"})
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as nobody_reads:
+        orphan = subprocess.run(
+            [sys.executable, "-m", "trajmatch.experts.worker"],
+            input=job + "\n",
+            stdout=nobody_reads,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (orphan.returncode, orphan.stderr) == (1, "")
+    assert store.missing() == [0]
+
+
+@pytest.mark.parametrize(
+    ("program", "error", "message"),
+    [
+        ("exit 3", RuntimeError, "failed with exit status 3"),
+        ("kill -9 $$", UserError, "killed by signal 9; if memory is short"),
+        ("echo no JSON >&2; exit 1", RuntimeError, "failed with exit status 1"),
+    ],
+)
 def test_a_worker_that_dies_is_noticed(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    error: type[Exception],
+    message: str,
 ) -> None:
-    monkeypatch.setattr(pool.sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="ended with status 1; where memory is short"):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{program}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    with pytest.raises(error, match=message):
         train_experts(make_config(workers=2))

@@ -40,9 +40,9 @@ def work_together(
         on_epoch: Called with the expert's number and its mean training loss after every epoch.
 
     Raises:
-        UserError: An expert diverged, or a file cannot be read or written. The other workers are
-            stopped.
-        RuntimeError: A worker ended without having said why (its own message is on stderr).
+        UserError: An expert diverged, a file cannot be read or written, or a worker was killed,
+            as happens when memory is short. The other workers are stopped.
+        RuntimeError: A worker failed; its own message is on the standard error stream.
     """
     events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
@@ -53,16 +53,22 @@ def work_together(
         while running:
             event = events.get()
             if isinstance(event, int):
-                if event != 0:
-                    raise RuntimeError(
-                        f"a process that trains experts ended with status {event}; where memory is "
-                        "short, use a smaller --workers or --batch-size"
-                    )
+                _check_status(event)
                 running -= 1
             elif "error" in event:
                 raise UserError(event["error"])
             else:
                 on_epoch(event["expert"], event["loss"])
+
+
+def _check_status(status: int) -> None:
+    if status < 0:
+        raise UserError(
+            f"a process that trains experts was killed by signal {-status}; if memory is short, "
+            "choose a smaller --workers or --batch-size, and go on with --resume"
+        )
+    if status > 0:
+        raise RuntimeError(f"a process that trains experts failed with exit status {status}")
 
 
 @contextlib.contextmanager

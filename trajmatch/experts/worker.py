@@ -64,11 +64,11 @@ def main() -> int:
     # A plain SIGTERM would leave the temporary file of a write in progress behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # What a library prints must not come between the events.
-    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    channel = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def tell(**event: Any) -> None:
-        print(json.dumps(event), file=channel, flush=True)
+        os.write(channel, (json.dumps(event) + "\n").encode())
 
     job = json.loads(sys.stdin.readline())
     try:
@@ -84,6 +84,8 @@ def main() -> int:
     except UserError as error:
         tell(error=str(error))
         return 2
+    except BrokenPipeError:  # who started this is gone
+        return 1
     return 0
 
 

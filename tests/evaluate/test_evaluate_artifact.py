@@ -1,0 +1,170 @@
+"""Evaluation of a distilled file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trajmatch.data import load_dataset
+from trajmatch.errors import UserError
+from trajmatch.evaluate import EvalConfig, evaluate_artifact, evaluate_set
+
+MakeArtifact = Callable[..., Path]
+
+
+def config(file: Path, **changes: Any) -> EvalConfig:
+    return EvalConfig(file=file, **{"seeds": 2, "epochs": 6, **changes})
+
+
+def test_scores_the_file_by_what_it_says(
+    make_artifact: MakeArtifact, tiny_data: str, network_spec: dict[str, Any]
+) -> None:
+    result = evaluate_artifact(config(make_artifact(), data=tiny_data, seed=3))
+    dataset = load_dataset(tiny_data)
+    score = evaluate_set(
+        dataset.normalise(dataset.train_images[:6]),
+        dataset.train_labels[:6],
+        network_spec,
+        0.03,
+        dataset.normalise(dataset.test_images),
+        dataset.test_labels,
+        seeds=2,
+        seed=3,
+        epochs=6,
+        dsa="flip_crop",
+    )
+    assert result["distilled"] == score.as_dict()
+    assert result["protocol"] == score.protocol
+    assert result["dataset"] == {"name": "tiny", "fingerprint": dataset.fingerprint}
+    assert (result["images_per_class"], result["seed"]) == (2, 3)
+
+
+def test_test_images_are_normalised_by_the_file(
+    make_artifact: MakeArtifact, tiny_data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def look(*arguments: Any, **named: Any) -> float:
+        seen.append(arguments[4])
+        return 0.0
+
+    monkeypatch.setattr("trajmatch.evaluate.scores.train_and_test", look)
+    evaluate_artifact(config(make_artifact(mean=(0.25,), std=(0.5,)), data=tiny_data))
+    pixels = load_dataset(tiny_data).test_images.float() / 255
+    torch.testing.assert_close(seen[0], (pixels - 0.25) / 0.5)
+
+
+def test_baseline_is_real_images_of_the_same_number(
+    make_artifact: MakeArtifact, tiny_data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def record(*arguments: Any, **named: Any) -> float:
+        calls.append((arguments, named))
+        return float(len(calls))
+
+    monkeypatch.setattr("trajmatch.evaluate.scores.train_and_test", record)
+    result = evaluate_artifact(config(make_artifact(), data=tiny_data))
+    assert result["distilled"]["accuracies"] == [1.0, 2.0]
+    assert result["random_real"]["accuracies"] == [3.0, 4.0]
+
+    dataset = load_dataset(tiny_data)
+    real = {
+        image.tobytes(): label
+        for image, label in zip(
+            dataset.normalise(dataset.train_images).numpy(),
+            dataset.train_labels.tolist(),
+            strict=True,
+        )
+    }
+    for distilled, baseline in zip(calls[:2], calls[2:], strict=True):
+        images, labels = baseline[0][:2]
+        assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+        assert [real[image.tobytes()] for image in images.numpy()] == labels.tolist()
+        assert baseline[0][2:4] == distilled[0][2:4]  # network and step size
+        assert baseline[1] == distilled[1]  # seed, epochs, batch size, augmentation
+    assert not torch.equal(calls[2][0][0], calls[3][0][0])  # every network has its own draw
+
+
+def test_without_baseline(make_artifact: MakeArtifact, tiny_data: str) -> None:
+    result = evaluate_artifact(config(make_artifact(), data=tiny_data, random_baseline=False))
+    assert result["random_real"] is None
+
+
+def test_soft_labels(make_artifact: MakeArtifact, tiny_data: str) -> None:
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    file = make_artifact(labels=logits, label_kind="logit")
+    result = evaluate_artifact(config(file, data=tiny_data))
+    assert result["distilled"]["seeds"] == result["random_real"]["seeds"] == 2
+
+
+def test_is_deterministic_and_json(make_artifact: MakeArtifact, tiny_data: str) -> None:
+    file = make_artifact()
+    first, again = (json.dumps(evaluate_artifact(config(file, data=tiny_data))) for _ in range(2))
+    assert first == again
+
+
+def test_progress_counts_the_epochs_of_all_networks(
+    make_artifact: MakeArtifact, tiny_data: str
+) -> None:
+    class Progress:
+        done = 0
+
+        def update(self, done: int, **numbers: float) -> None:
+            assert done == self.done + 1
+            self.done = done
+
+    progress = Progress()
+    evaluate_artifact(config(make_artifact(), data=tiny_data), progress)
+    assert progress.done == 2 * 2 * 7
+
+
+# --- which data
+
+
+def test_finds_the_data_by_name(
+    make_artifact: MakeArtifact, tiny_data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAJMATCH_DATA", str(Path(tiny_data.removeprefix("npz:")).parent))
+    file = make_artifact()
+    assert evaluate_artifact(config(file)) == evaluate_artifact(config(file, data=tiny_data))
+
+
+def test_data_that_is_not_found(
+    make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRAJMATCH_DATA", raising=False)
+    with pytest.raises(UserError, match=r"'tiny'.*TRAJMATCH_DATA; say where it is with --data"):
+        evaluate_artifact(config(make_artifact()))
+
+
+def test_other_data(make_artifact: MakeArtifact, other_data: str, tiny_data: str) -> None:
+    mine = load_dataset(tiny_data).fingerprint[:16]
+    other = load_dataset(other_data).fingerprint[:16]
+    with pytest.raises(UserError, match=f"'tiny' with fingerprint {mine}.*'other' with .*{other}"):
+        evaluate_artifact(config(make_artifact(), data=other_data))
+
+
+# --- refusals
+
+
+def test_no_such_device(make_artifact: MakeArtifact, tiny_data: str) -> None:
+    with pytest.raises(UserError, match=r"--device should be cpu .* but is toaster"):
+        evaluate_artifact(config(make_artifact(), data=tiny_data, device="toaster"))
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing"):
+        evaluate_artifact(config(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("field", ["seeds", "epochs", "batch_size"])
+def test_config_refuses_what_is_out_of_range(field: str) -> None:
+    flag = "--" + field.replace("_", "-")
+    with pytest.raises(UserError, match=f"{flag} should be at least 1, but is 0"):
+        config(Path("file"), **{field: 0})
