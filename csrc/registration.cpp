@@ -1,5 +1,5 @@
-// Every operator's schema and kernels: the whole surface that Python sees, on one page. One function
-// serves the CPU and CUDA; it finds out from its tensors where it runs.
+// Every operator's schema and kernels: the whole surface that Python sees, on one page. One
+// function serves the CPU and CUDA; it finds out from its tensors where it runs.
 
 #include <torch/csrc/stable/library.h>
 
@@ -62,21 +62,21 @@ STABLE_TORCH_LIBRARY(trajmatch, m) {
 }
 
 #define TM_IMPLEMENT(m, op) m.impl(#op, TORCH_BOX(&trajmatch::op))
-#define TM_IMPLEMENT_ALL(m)                            \
-  TM_IMPLEMENT(m, param_distance);                     \
-  TM_IMPLEMENT(m, param_distance_backward);            \
-  TM_IMPLEMENT(m, sgd_step);                           \
-  TM_IMPLEMENT(m, sgd_step_adjoint);                   \
-  TM_IMPLEMENT(m, norm_act_pool);                      \
-  TM_IMPLEMENT(m, norm_act_pool_backward);             \
-  TM_IMPLEMENT(m, norm_act_pool_tangent);              \
-  TM_IMPLEMENT(m, norm_act_pool_backward_tangent);     \
-  TM_IMPLEMENT(m, soft_cross_entropy);                 \
-  TM_IMPLEMENT(m, soft_cross_entropy_backward);        \
+#define TM_IMPLEMENT_ALL(m)                             \
+  TM_IMPLEMENT(m, param_distance);                      \
+  TM_IMPLEMENT(m, param_distance_backward);             \
+  TM_IMPLEMENT(m, sgd_step);                            \
+  TM_IMPLEMENT(m, sgd_step_adjoint);                    \
+  TM_IMPLEMENT(m, norm_act_pool);                       \
+  TM_IMPLEMENT(m, norm_act_pool_backward);              \
+  TM_IMPLEMENT(m, norm_act_pool_tangent);               \
+  TM_IMPLEMENT(m, norm_act_pool_backward_tangent);      \
+  TM_IMPLEMENT(m, soft_cross_entropy);                  \
+  TM_IMPLEMENT(m, soft_cross_entropy_backward);         \
   TM_IMPLEMENT(m, soft_cross_entropy_backward_tangent); \
-  TM_IMPLEMENT(m, student_gradient);                   \
-  TM_IMPLEMENT(m, student_gradient_jvp);               \
-  TM_IMPLEMENT(m, student_unroll);                     \
+  TM_IMPLEMENT(m, student_gradient);                    \
+  TM_IMPLEMENT(m, student_gradient_jvp);                \
+  TM_IMPLEMENT(m, student_unroll);                      \
   TM_IMPLEMENT(m, student_unroll_adjoint)
 
 STABLE_TORCH_LIBRARY_IMPL(trajmatch, CPU, m) { TM_IMPLEMENT_ALL(m); }

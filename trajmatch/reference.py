@@ -130,7 +130,7 @@ def gradient_jvp(
         grads = torch.autograd.grad(value, inputs[:2], create_graph=True)
         pairs = zip(grads, (tangent, image_tangent), strict=True)
         directional = sum(((g * t).sum() for g, t in pairs if t is not None), torch.zeros(()))
-        # Hessians are symmetric: the tangent of the gradients is the gradient of <gradients, tangents>.
+        # Hessians are symmetric: the gradients' tangent is the gradient of <gradients, tangents>.
         seconds = (
             torch.autograd.grad(directional, inputs, materialize_grads=True)
             if directional.requires_grad

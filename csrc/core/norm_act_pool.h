@@ -58,16 +58,17 @@ struct NormActPoolForward {
 template <class T>
 struct NormActPoolBackward {
   NormActPoolShape shape;
-  const T* x;             // [B, H, W, C]
-  const T* weight;        // [A]
-  const T* bias;          // [A]
-  const T* mean;          // [B, G]
-  const T* rstd;          // [B, G]
-  const T* grad_out;      // [B, Ho, Wo, C]
-  T* grad_x;              // [B, H, W, C]
-  T* partial_grad_affine;  // [B, 2, A] workspace: each image's share of weight's and bias's gradient
-  T* grad_weight;         // [A], or null with grad_bias: neither is computed, nor the workspace used
-  T* grad_bias;           // [A]
+  const T* x;              // [B, H, W, C]
+  const T* weight;         // [A]
+  const T* bias;           // [A]
+  const T* mean;           // [B, G]
+  const T* rstd;           // [B, G]
+  const T* grad_out;       // [B, Ho, Wo, C]
+  T* grad_x;               // [B, H, W, C]
+  T* partial_grad_affine;  // [B, 2, A] workspace: each image's share of weight's and bias's
+                           // gradient
+  T* grad_weight;  // [A], or null with grad_bias: neither is computed, nor the workspace used
+  T* grad_bias;    // [A]
 };
 
 template <class T>
@@ -103,7 +104,7 @@ struct NormActPoolBackwardTangent {
   const T* grad_out_tangent;  // [B, Ho, Wo, C], or null (0)
   T* grad_x;                  // [B, H, W, C] the primal gradient, or null: not wanted
   T* grad_x_tangent;          // [B, H, W, C]
-  T* partial_grad_affine;      // [B, 2, A] workspace, as in the backward pass
+  T* partial_grad_affine;     // [B, 2, A] workspace, as in the backward pass
   T* grad_weight_tangent;     // [A], or null with grad_bias_tangent
   T* grad_bias_tangent;       // [A]
 };

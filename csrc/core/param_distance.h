@@ -16,13 +16,13 @@ namespace trajmatch {
 
 template <class T>
 struct ParamDistance {
-  int64_t size;       // P
-  const T* student;   // [P]
-  const T* target;    // [P]
-  const T* start;     // [P]
-  double* partial;    // [2, kReductionBlocks] workspace: shares of n, then of d
-  double* sums;       // [2] n and d
-  T* loss;            // []
+  int64_t size;      // P
+  const T* student;  // [P]
+  const T* target;   // [P]
+  const T* start;    // [P]
+  double* partial;   // [2, kReductionBlocks] workspace: shares of n, then of d
+  double* sums;      // [2] n and d
+  T* loss;           // []
 };
 
 template <class T>

@@ -12,7 +12,8 @@ namespace trajmatch {
 // few enough that the second pass costs nothing.
 constexpr int64_t kReductionBlocks = 256;
 
-// Elements of a vector of `size` that partial sum `block` covers: [block_begin(b), block_begin(b+1)).
+// Elements of a vector of `size` that partial sum `block` covers: [block_begin(b),
+// block_begin(b+1)).
 TM_HD inline int64_t block_begin(int64_t size, int64_t block) {
   const int64_t length = (size + kReductionBlocks - 1) / kReductionBlocks;
   const int64_t begin = block * length;

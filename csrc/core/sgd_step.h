@@ -29,11 +29,11 @@ struct SgdStep {
 
 template <class T>
 struct SgdStepAdjoint {
-  int64_t size;               // P
-  const T* grad_theta_out;    // [P]
-  const T* grad_buffer_out;   // [P], or null (0)
-  const T* buffer_out;        // [P] b
-  const T* lr;                // []
+  int64_t size;              // P
+  const T* grad_theta_out;   // [P]
+  const T* grad_buffer_out;  // [P], or null (0)
+  const T* buffer_out;       // [P] b
+  const T* lr;               // []
   double momentum;
   T* grad_grad;     // [P]
   T* grad_buffer;   // [P], or null: not wanted
@@ -43,13 +43,13 @@ struct SgdStepAdjoint {
 
 template <class T>
 struct SgdSweep {
-  int64_t size;         // P
-  const T* lr;          // []
+  int64_t size;  // P
+  const T* lr;   // []
   double momentum;
-  const T* hessian_r;   // [P] h, or null (0)
-  const T* inject;      // [P] gradient that enters at this step, or null (0)
-  T* adjoint;           // [P] updated in place
-  T* r;                 // [P] updated in place, or null: only the adjoint is wanted
+  const T* hessian_r;  // [P] h, or null (0)
+  const T* inject;     // [P] gradient that enters at this step, or null (0)
+  T* adjoint;          // [P] updated in place
+  T* r;                // [P] updated in place, or null: only the adjoint is wanted
 };
 
 namespace cpu {

@@ -1,6 +1,7 @@
 // Compiles the header named by TM_KERNELS once per instruction set, each time inside a namespace
-// TM_ISA with packs of TM_VECTOR_BYTES, so that one source serves every processor and no build flag has to name one. The kernels'
-// own includes must come before this one: nothing but them may be compiled for another set.
+// TM_ISA with packs of TM_VECTOR_BYTES, so that one source serves every processor and no build flag
+// has to name one. The kernels' own includes must come before this one: nothing but them may be
+// compiled for another set.
 //
 // No include guard: every kernel file includes it once.
 

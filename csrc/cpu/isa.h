@@ -18,14 +18,14 @@ const char* isa_name(Isa isa);
 
 // Calls `function` as compiled for the current instruction set.
 #ifdef TM_HAVE_X86_ISAS
-#define TM_DISPATCH_ISA(function, ...)                                  \
-  switch (::trajmatch::cpu::current_isa()) {                            \
-    case ::trajmatch::cpu::Isa::kAvx512:                                \
-      return avx512::function(__VA_ARGS__);                             \
-    case ::trajmatch::cpu::Isa::kAvx2:                                  \
-      return avx2::function(__VA_ARGS__);                               \
-    default:                                                            \
-      return portable::function(__VA_ARGS__);                           \
+#define TM_DISPATCH_ISA(function, ...)        \
+  switch (::trajmatch::cpu::current_isa()) {  \
+    case ::trajmatch::cpu::Isa::kAvx512:      \
+      return avx512::function(__VA_ARGS__);   \
+    case ::trajmatch::cpu::Isa::kAvx2:        \
+      return avx2::function(__VA_ARGS__);     \
+    default:                                  \
+      return portable::function(__VA_ARGS__); \
   }
 #else
 #define TM_DISPATCH_ISA(function, ...) return portable::function(__VA_ARGS__)

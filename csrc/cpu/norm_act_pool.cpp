@@ -30,8 +30,7 @@ void norm_act_pool_backward(const NormActPoolBackward<float>& params, int64_t be
   TM_DISPATCH_ISA(backward, params, begin, end);
 }
 template <>
-void norm_act_pool_backward(const NormActPoolBackward<double>& params, int64_t begin,
-                            int64_t end) {
+void norm_act_pool_backward(const NormActPoolBackward<double>& params, int64_t begin, int64_t end) {
   portable::backward(params, begin, end);
 }
 
@@ -50,8 +49,8 @@ void norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<float>& par
   TM_DISPATCH_ISA(backward_tangent, params, begin, end);
 }
 template <>
-void norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<double>& params,
-                                    int64_t begin, int64_t end) {
+void norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<double>& params, int64_t begin,
+                                    int64_t end) {
   portable::backward_tangent(params, begin, end);
 }
 

@@ -21,8 +21,7 @@ constexpr int kWindow = pooling == Pooling::kNone ? 1 : 4;
 // Calls body(at, out) for every window: `at` holds the offsets of its pixels' first channels in the
 // image, `out` that of the output pixel. `end_row` is called after each row of windows.
 template <Pooling pooling, class Body, class EndRow>
-TM_INLINE void for_windows(const NormActPoolShape& shape, const Body& body,
-                           const EndRow& end_row) {
+TM_INLINE void for_windows(const NormActPoolShape& shape, const Body& body, const EndRow& end_row) {
   const int64_t c = shape.channels, below = shape.width * c;
   int64_t out = 0;
   for (int64_t row = 0; row < shape.out_height(); ++row) {
@@ -414,8 +413,7 @@ void backward_tangent_image(const NormActPoolBackwardTangent<T>& p, int64_t imag
   const T* grad_out = p.grad_out + image * out_size;
   const std::vector<T> zeros(p.grad_out_tangent == nullptr ? shape.channels : 0, T(0));
   const int64_t out_step = zeros.empty() ? 1 : 0;
-  const T* grad_out_tangent =
-      zeros.empty() ? p.grad_out_tangent + image * out_size : zeros.data();
+  const T* grad_out_tangent = zeros.empty() ? p.grad_out_tangent + image * out_size : zeros.data();
   std::vector<T> unwanted(p.grad_x == nullptr ? size : 0);
   T* grad_x = unwanted.empty() ? p.grad_x + image * size : unwanted.data();
   T* grad_x_tangent = p.grad_x_tangent + image * size;
@@ -489,10 +487,9 @@ void backward_tangent_image(const NormActPoolBackwardTangent<T>& p, int64_t imag
       const V xh = primal.template xh<V>(pixel, c);
       const V xh_tangent = tangent.xh(primal, xh, pixel, c);
       const V value = s * (load<V>(dx) - load<V>(mean_dxh + c) - xh * b_primal);
-      const V value_tangent =
-          s * (load<V>(dx_tangent) - load<V>(mean_dxh_tangent + c) - xh_tangent * b_primal -
-               xh * load<V>(mean_dxh_xh_tangent + c)) -
-          load<V>(tangent.q + c) * value;
+      const V value_tangent = s * (load<V>(dx_tangent) - load<V>(mean_dxh_tangent + c) -
+                                   xh_tangent * b_primal - xh * load<V>(mean_dxh_xh_tangent + c)) -
+                              load<V>(tangent.q + c) * value;
       store<V>(dx, value);
       store<V>(dx_tangent, value_tangent);
     });

@@ -131,8 +131,7 @@ void soft_cross_entropy_backward_tangent(const SoftCrossEntropyBackwardTangent<T
       grad_logits[k] = static_cast<T>(pair.factor * (p[k] * log_p_tangent[k] - q_tangent[k]));
     }
     if (params.grad_target_tangent == nullptr) continue;
-    const double mean_log_tangent =
-        dot(q_tangent, log_p, classes) + dot(q, log_p_tangent, classes);
+    const double mean_log_tangent = dot(q_tangent, log_p, classes) + dot(q, log_p_tangent, classes);
     T* grad_target = params.grad_target_tangent + row * classes;
     for (int64_t k = 0; k < classes; ++k) {
       grad_target[k] =

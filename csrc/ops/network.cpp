@@ -54,8 +54,9 @@ Network::Network(const Check& check, const Ints& description) {
     block.in_size = size;
     block.padding = index == 0 ? first_padding : 1;
     size += 2 * block.padding - 2;
-    block.shape = {0,          size, size, width, norm_groups(norm, width), norm == Norm::kLayer,
-                   activation, pooling, kNormEps};
+    block.shape = {
+        0,          size,    size,    width, norm_groups(norm, width), norm == Norm::kLayer,
+        activation, pooling, kNormEps};
     block.weight = slice(width * channels * 9);
     block.bias = slice(width);
     if (norm != Norm::kNone) {

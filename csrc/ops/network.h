@@ -20,8 +20,8 @@ struct Slice {
 struct Block {
   int64_t in_channels, in_size;  // input [B, in_channels, in_size, in_size]
   int64_t padding;
-  NormActPoolShape shape;  // of the convolution's output, for a batch of 0
-  Slice weight, bias;      // [C, in_channels, 3, 3], [C]
+  NormActPoolShape shape;        // of the convolution's output, for a batch of 0
+  Slice weight, bias;            // [C, in_channels, 3, 3], [C]
   Slice norm_weight, norm_bias;  // [C], or [C, H, W] for layer norm; empty without norm
 
   NormActPoolShape shape_of(int64_t batch) const {

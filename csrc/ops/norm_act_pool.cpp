@@ -49,8 +49,8 @@ struct Arguments {
     if (!shape.elementwise) return as_contiguous(*given);
     Tensor result = empty({shape.affine_size()}, x);
     Tensor permuted = view(result, 0, {shape.channels, shape.pixels()}, {1, shape.channels});
-    copy(permuted, view(as_contiguous(*given), 0, {shape.channels, shape.pixels()},
-                        {shape.pixels(), 1}));
+    copy(permuted,
+         view(as_contiguous(*given), 0, {shape.channels, shape.pixels()}, {shape.pixels(), 1}));
     return result;
   }
 
@@ -143,8 +143,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_pool_tangent(
   Tensor mean_tangent = empty(a.statistics_sizes, x), projection = empty(a.statistics_sizes, x);
   with_dtype(x, [&](auto type) {
     using T = decltype(type);
-    run(NormActPoolTangent<T>{a.shape, read<T>(a.x), read<T>(a.weight), read<T>(a.bias),
-                              read<T>(m), read<T>(s), read<T>(xt), read<T>(wt), read<T>(bt),
+    run(NormActPoolTangent<T>{a.shape, read<T>(a.x), read<T>(a.weight), read<T>(a.bias), read<T>(m),
+                              read<T>(s), read<T>(xt), read<T>(wt), read<T>(bt),
                               write<T>(out_tangent), write<T>(mean_tangent), write<T>(projection)},
         device);
   });
@@ -177,13 +177,12 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_pool_backward_tangent(
   const Tensor partial = empty({a.shape.batch, 2, affine_size}, x);
   with_dtype(x, [&](auto type) {
     using T = decltype(type);
-    run(NormActPoolBackwardTangent<T>{
-            a.shape,           read<T>(a.x),      read<T>(a.weight),
-            read<T>(a.bias),   read<T>(m),        read<T>(s),
-            read<T>(xt),       read<T>(wt),       read<T>(bt),
-            read<T>(mt),       read<T>(q),        read<T>(above),
-            read<T>(above_tangent), nullptr,      write<T>(grad_x_tangent),
-            write<T>(partial), write<T>(grad_weight), write<T>(grad_bias)},
+    run(NormActPoolBackwardTangent<T>{a.shape, read<T>(a.x), read<T>(a.weight), read<T>(a.bias),
+                                      read<T>(m), read<T>(s), read<T>(xt), read<T>(wt), read<T>(bt),
+                                      read<T>(mt), read<T>(q), read<T>(above),
+                                      read<T>(above_tangent), nullptr, write<T>(grad_x_tangent),
+                                      write<T>(partial), write<T>(grad_weight),
+                                      write<T>(grad_bias)},
         device);
   });
   return {grad_x_tangent, a.affine_result(grad_weight), a.affine_result(grad_bias)};

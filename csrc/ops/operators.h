@@ -11,8 +11,7 @@ std::tuple<Tensor, Tensor> param_distance(const Tensor& student, const Tensor& t
 std::tuple<Tensor, Tensor, Tensor> param_distance_backward(const Tensor& grad_loss,
                                                            const Tensor& student,
                                                            const Tensor& target,
-                                                           const Tensor& start,
-                                                           const Tensor& sums);
+                                                           const Tensor& start, const Tensor& sums);
 
 std::tuple<Tensor, Tensor> sgd_step(const Tensor& theta, const Tensor& grad, const Tensor& lr,
                                     const OptionalTensor& buffer, double momentum);
@@ -43,8 +42,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_pool_backward_tangent(
 
 Tensor soft_cross_entropy(const Tensor& logits, const Tensor& targets);
 std::tuple<Tensor, Tensor> soft_cross_entropy_backward(const Tensor& grad_loss,
-                                                       const Tensor& logits,
-                                                       const Tensor& targets);
+                                                       const Tensor& logits, const Tensor& targets);
 std::tuple<Tensor, Tensor, Tensor> soft_cross_entropy_backward_tangent(
     const Tensor& grad_loss, const Tensor& logits, const Tensor& targets,
     const OptionalTensor& logits_tangent, const OptionalTensor& targets_tangent);
@@ -65,8 +63,8 @@ std::tuple<Tensor, Tensor> student_unroll(const Tensor& theta0, const Tensor& im
                                           const Ints& steps, const Ints& network, double momentum,
                                           double loss_scale, bool keep_trajectory);
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
-    const Tensor& grad_thetas, const Tensor& trajectory, const Tensor& images,
-    const Tensor& labels, const Tensor& lr, const Tensor& batches, const Ints& batch_sizes,
-    const Ints& steps, const Ints& network, double momentum, double loss_scale);
+    const Tensor& grad_thetas, const Tensor& trajectory, const Tensor& images, const Tensor& labels,
+    const Tensor& lr, const Tensor& batches, const Ints& batch_sizes, const Ints& steps,
+    const Ints& network, double momentum, double loss_scale);
 
 }  // namespace trajmatch

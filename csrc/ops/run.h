@@ -20,10 +20,10 @@ inline void in_parallel(int64_t count, int64_t grain, const Body& body) {
 }
 
 #ifdef TRAJMATCH_WITH_CUDA
-#define TM_ON_CUDA(launcher)             \
-  if (device.is_cuda()) {                \
+#define TM_ON_CUDA(launcher)                 \
+  if (device.is_cuda()) {                    \
     cuda::launcher(params, device.stream()); \
-    return;                              \
+    return;                                  \
   }
 #else
 #define TM_ON_CUDA(launcher) (void)device;

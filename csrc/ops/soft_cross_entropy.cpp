@@ -91,8 +91,8 @@ std::tuple<Tensor, Tensor, Tensor> soft_cross_entropy_backward_tangent(
   check.same(grad_loss, "grad_loss", logits, "logits", {});
   if (logits_tangent) check.same(*logits_tangent, "logits_tangent", logits, "logits");
   if (targets_tangent) check.same(*targets_tangent, "targets_tangent", logits, "logits");
-  check.that(!targets_tangent || soft(targets), "targets_tangent",
-             "be absent for class indices", "a tensor");
+  check.that(!targets_tangent || soft(targets), "targets_tangent", "be absent for class indices",
+             "a tensor");
   const Device device(logits);
   const Tensor z = as_contiguous(logits), t = as_contiguous(targets);
   const OptionalTensor zt = as_contiguous(logits_tangent);

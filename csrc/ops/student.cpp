@@ -108,8 +108,8 @@ template <class T>
 Tensor Student<T>::classifier_weight(const Tensor& theta, const char* name) {
   const Slice& slice = network_.classifier_weight;
   Tensor permuted = workspace(name, 0, {network_.num_classes, network_.features});
-  copy_to_pixels_first(permuted, vector_view(theta, slice.offset, slice.size),
-                       network_.num_classes, network_.width, network_.feature_pixels);
+  copy_to_pixels_first(permuted, vector_view(theta, slice.offset, slice.size), network_.num_classes,
+                       network_.width, network_.feature_pixels);
   return permuted;
 }
 
@@ -149,12 +149,12 @@ Tensor Student<T>::forward(const StudentProblem& problem) {
     BlockState& state = blocks_[i];
     const NormActPoolShape shape = network_.blocks[i].shape_of(batch);
     state.input = input;
-    state.y = as_channels_last(convolution(input, state.weight, conv_bias(problem.theta, i),
-                                        network_.blocks[i].padding));
+    state.y = as_channels_last(
+        convolution(input, state.weight, conv_bias(problem.theta, i), network_.blocks[i].padding));
     state.mean = workspace("mean", i, {batch, shape.groups});
     state.rstd = workspace("rstd", i, {batch, shape.groups});
-    Tensor output = workspace(
-        "output", i, {batch, shape.channels, shape.out_height(), shape.out_width()}, true);
+    Tensor output = workspace("output", i,
+                              {batch, shape.channels, shape.out_height(), shape.out_width()}, true);
     run(NormActPoolForward<T>{shape, read<T>(state.y), read<T>(state.norm_weight),
                               read<T>(state.norm_bias), write<T>(output), write<T>(state.mean),
                               write<T>(state.rstd)},
@@ -269,8 +269,7 @@ void Student<T>::gradient(const StudentProblem& problem, const Tensor& loss,
 
 // Fills the tangents in the blocks' states and returns the tangent of the logits.
 template <class T>
-Tensor Student<T>::forward_tangent(const StudentProblem& problem,
-                                   const StudentTangents& tangents) {
+Tensor Student<T>::forward_tangent(const StudentProblem& problem, const StudentTangents& tangents) {
   const Device device(like_);
   const int64_t batch = problem.batch();
   OptionalTensor input_tangent = tangents.images;
@@ -290,14 +289,14 @@ Tensor Student<T>::forward_tangent(const StudentProblem& problem,
           norm_parameters(*tangents.theta, block.norm_weight, block, "norm_weight_tangent", i);
       state.norm_bias_tangent =
           norm_parameters(*tangents.theta, block.norm_bias, block, "norm_bias_tangent", i);
-      through_weight = convolution(state.input, state.weight_tangent,
-                                   conv_bias(*tangents.theta, i), block.padding);
+      through_weight = convolution(state.input, state.weight_tangent, conv_bias(*tangents.theta, i),
+                                   block.padding);
     }
     state.y_tangent = as_channels_last(sum(through_input, through_weight));
     state.mean_tangent = workspace("mean_tangent", i, {batch, shape.groups});
     state.projection = workspace("projection", i, {batch, shape.groups});
-    Tensor output = workspace(
-        "output_tangent", i, {batch, shape.channels, shape.out_height(), shape.out_width()}, true);
+    Tensor output = workspace("output_tangent", i,
+                              {batch, shape.channels, shape.out_height(), shape.out_width()}, true);
     run(NormActPoolTangent<T>{shape, read<T>(state.y), read<T>(state.norm_weight),
                               read<T>(state.norm_bias), read<T>(state.mean), read<T>(state.rstd),
                               read<T>(state.y_tangent), read<T>(state.norm_weight_tangent),
@@ -311,9 +310,9 @@ Tensor Student<T>::forward_tangent(const StudentProblem& problem,
   if (!tangents.theta) return as_contiguous(through_features);
   head_tangent_ = classifier_weight(*tangents.theta, "head_tangent");
   const Slice& bias = network_.classifier_bias;
-  return as_contiguous(add(through_features,
-                        linear(features(last_), head_tangent_,
-                               vector_view(*tangents.theta, bias.offset, bias.size))));
+  return as_contiguous(
+      add(through_features, linear(features(last_), head_tangent_,
+                                   vector_view(*tangents.theta, bias.offset, bias.size))));
 }
 
 template <class T>
@@ -365,7 +364,8 @@ void Student<T>::gradient_jvp(const StudentProblem& problem, const StudentTangen
       grad_bias = norm_gradient(grad_theta, block.norm_bias, block, "grad_norm_bias");
       partial = workspace("partial", 0, {batch, 2, shape.affine_size()});
     }
-    run(NormActPoolBackwardTangent<T>{
+    run(
+        NormActPoolBackwardTangent<T>{
             shape, read<T>(state.y), read<T>(state.norm_weight), read<T>(state.norm_bias),
             read<T>(state.mean), read<T>(state.rstd), read<T>(state.y_tangent),
             read<T>(state.norm_weight_tangent), read<T>(state.norm_bias_tangent),
@@ -386,10 +386,10 @@ void Student<T>::gradient_jvp(const StudentProblem& problem, const StudentTangen
     Tensor weight_total = weight_1, input_total = input_1;
     const bool has_input_tangent = state.input_tangent.has_value();
     if (has_input_tangent || tangents.theta) {
-      auto [input_2, weight_2, bias_2] = convolution_backward(
-          grad_y, has_input_tangent ? *state.input_tangent : state.input,
-          tangents.theta ? state.weight_tangent : state.weight, block.padding,
-          {tangents.theta.has_value(), has_input_tangent, false});
+      auto [input_2, weight_2, bias_2] =
+          convolution_backward(grad_y, has_input_tangent ? *state.input_tangent : state.input,
+                               tangents.theta ? state.weight_tangent : state.weight, block.padding,
+                               {tangents.theta.has_value(), has_input_tangent, false});
       if (has_input_tangent) weight_total = add(weight_total, weight_2);
       if (tangents.theta) input_total = add(input_total, input_2);
     }
@@ -398,8 +398,8 @@ void Student<T>::gradient_jvp(const StudentProblem& problem, const StudentTangen
       Tensor result = grad_images;
       copy(result, input_total);
     } else {
-      auto [input_0, weight_0, bias_0] = convolution_backward(
-          grad_y, state.input, state.weight, block.padding, {true, false, false});
+      auto [input_0, weight_0, bias_0] = convolution_backward(grad_y, state.input, state.weight,
+                                                              block.padding, {true, false, false});
       grad_output = as_channels_last(input_0);
       grad_output_tangent = as_channels_last(input_total);
     }

@@ -51,8 +51,8 @@ class Student {
   // Derivatives along the tangents of: the loss [], the gradient in theta [P], in the images
   // [B, C, H, W] (channels-last), and, where wanted, in the soft labels [B, K].
   void gradient_jvp(const StudentProblem& problem, const StudentTangents& tangents,
-                    const Tensor& directional, const Tensor& grad_theta,
-                    const Tensor& grad_images, const OptionalTensor& grad_labels);
+                    const Tensor& directional, const Tensor& grad_theta, const Tensor& grad_images,
+                    const OptionalTensor& grad_labels);
 
  private:
   // Everything that one block keeps between the passes of one call.
@@ -91,8 +91,8 @@ class Student {
   Tensor like_;
   std::vector<std::pair<std::pair<std::string, size_t>, Tensor>> buffers_;
   std::vector<BlockState> blocks_;
-  Tensor head_, head_tangent_;          // classifier weights [K, H * W * C]
-  Tensor last_, last_tangent_;          // output of the last block
+  Tensor head_, head_tangent_;  // classifier weights [K, H * W * C]
+  Tensor last_, last_tangent_;  // output of the last block
 };
 
 extern template class Student<float>;

@@ -56,12 +56,9 @@ Tensor empty_if(bool wanted, const Ints& sizes, const Tensor& like) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient(const Tensor& theta,
-                                                            const Tensor& images,
-                                                            const Tensor& labels,
-                                                            const Ints& network_description,
-                                                            int64_t loss, double scale,
-                                                            bool input_gradients) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient(
+    const Tensor& theta, const Tensor& images, const Tensor& labels,
+    const Ints& network_description, int64_t loss, double scale, bool input_gradients) {
   const Check check("gradient");
   const Network network(check, network_description);
   const StudentProblem problem =
@@ -159,8 +156,7 @@ class Batches {
     image_sizes[0] = label_sizes[0] = count;
     Tensor images = empty_channels_last(image_sizes, theta);
     Tensor labels = empty(label_sizes, labels_);
-    run(GatherRows<T>{count, row_size(images_), read<T>(images_), index, write<T>(images)},
-        device);
+    run(GatherRows<T>{count, row_size(images_), read<T>(images_), index, write<T>(images)}, device);
     if (labels.scalar_type() == ScalarType::Long) {
       run(GatherRows<int64_t>{count, 1, read<int64_t>(labels_), index, write<int64_t>(labels)},
           device);
@@ -255,9 +251,9 @@ std::tuple<Tensor, Tensor> student_unroll(const Tensor& theta0, const Tensor& im
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
-    const Tensor& grad_thetas, const Tensor& trajectory, const Tensor& images,
-    const Tensor& labels, const Tensor& lr, const Tensor& indices, const Ints& batch_sizes,
-    const Ints& steps, const Ints& network_description, double momentum, double loss_scale) {
+    const Tensor& grad_thetas, const Tensor& trajectory, const Tensor& images, const Tensor& labels,
+    const Tensor& lr, const Tensor& indices, const Ints& batch_sizes, const Ints& steps,
+    const Ints& network_description, double momentum, double loss_scale) {
   const Check check("unroll_adjoint");
   const Network network(check, network_description);
   const int64_t size = network.num_parameters;

@@ -22,8 +22,8 @@
 // libtorch >= 2.13 gives the text of its errors; older ones have already printed it.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 // Lives in libtorch_cuda, which a CPU build of torch does not have.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(
-    int32_t device_index, void** stream);
+extern "C" __attribute__((weak)) AOTITorchError
+aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
 namespace trajmatch {
 
@@ -104,9 +104,9 @@ inline Tensor convolution(const Tensor& input, const Tensor& weight, const Optio
                           int64_t padding) {
   using torch::stable::detail::from;
   const Ints ones{1, 1}, paddings{padding, padding}, none{0, 0};
-  std::array<StableIValue, 9> stack{from(input),         from(weight),    from(bias),
-                                    from(ref(ones)),     from(ref(paddings)), from(ref(ones)),
-                                    from(false),         from(ref(none)), from(int64_t{1})};
+  std::array<StableIValue, 9> stack{from(input),     from(weight),        from(bias),
+                                    from(ref(ones)), from(ref(paddings)), from(ref(ones)),
+                                    from(false),     from(ref(none)),     from(int64_t{1})};
   call_torch("aten::convolution", "", stack);
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
@@ -126,11 +126,17 @@ inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& gra
   const Ints ones{1, 1}, paddings{padding, padding}, none{0, 0}, bias_sizes{weight.size(0)};
   const std::optional<IntHeaderOnlyArrayRef> bias(ref(bias_sizes));
   const bool mask[3] = {wanted.input, wanted.weight, wanted.bias};
-  std::array<StableIValue, 11> stack{
-      from(grad_output),   from(input),         from(weight),
-      from(bias),          from(ref(ones)),     from(ref(paddings)),
-      from(ref(ones)),     from(false),         from(ref(none)),
-      from(int64_t{1}),    from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
+  std::array<StableIValue, 11> stack{from(grad_output),
+                                     from(input),
+                                     from(weight),
+                                     from(bias),
+                                     from(ref(ones)),
+                                     from(ref(paddings)),
+                                     from(ref(ones)),
+                                     from(false),
+                                     from(ref(none)),
+                                     from(int64_t{1}),
+                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
   call_torch("aten::convolution_backward", "", stack);
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
 }

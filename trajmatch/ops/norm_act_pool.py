@@ -97,9 +97,7 @@ def _pooled(x: Tensor, pooling: int) -> Tensor:
 
 
 def _like(x: Tensor) -> Tensor:
-    return torch.empty(
-        x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _affine(x: Tensor, elementwise: bool) -> Tensor:

@@ -43,8 +43,10 @@ def _(student: Tensor, target: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
 def _(
     grad_loss: Tensor, student: Tensor, target: Tensor, start: Tensor, sums: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return student.new_empty(student.shape), student.new_empty(student.shape), student.new_empty(
-        student.shape
+    return (
+        student.new_empty(student.shape),
+        student.new_empty(student.shape),
+        student.new_empty(student.shape),
     )
 
 
@@ -79,9 +81,7 @@ def _backward_backward(
     return 2 * (pu - loss * rw) / d, from_u, -(from_u + from_w), from_w, None
 
 
-torch.library.register_autograd(
-    "trajmatch::param_distance", _backward, setup_context=_setup
-)
+torch.library.register_autograd("trajmatch::param_distance", _backward, setup_context=_setup)
 torch.library.register_autograd(
     "trajmatch::param_distance_backward", _backward_backward, setup_context=_setup_backward
 )

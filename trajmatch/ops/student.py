@@ -101,9 +101,7 @@ def gradient_jvp(
     """
     check_loss("gradient_jvp", loss, labels)
     if engine_for(model) == "autograd":
-        return reference.gradient_jvp(
-            model, theta, images, labels, tangent, image_tangent, loss
-        )
+        return reference.gradient_jvp(model, theta, images, labels, tangent, image_tangent, loss)
     labels = _labels(images, labels)
     directional, grad_theta, grad_images, grad_labels = torch.ops.trajmatch.student_gradient_jvp(
         theta.detach(),
@@ -224,6 +222,4 @@ def _backward(
 
 
 torch.library.register_autograd("trajmatch::student_gradient", _backward, setup_context=_setup)
-forbid_autograd(
-    "student_gradient_jvp", "trajmatch.reference.gradient has derivatives of any order"
-)
+forbid_autograd("student_gradient_jvp", "trajmatch.reference.gradient has derivatives of any order")

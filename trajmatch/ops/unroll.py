@@ -138,9 +138,7 @@ def _check(
 
     def expect(condition: bool, argument: str, wanted: str, came: object) -> None:
         if not condition:
-            raise ValueError(
-                f"trajmatch::unroll: expected {argument} to {wanted}, but got {came}"
-            )
+            raise ValueError(f"trajmatch::unroll: expected {argument} to {wanted}, but got {came}")
 
     size = num_parameters(model)
     for name, tensor in (("theta0", theta0), ("images", images), ("lr", lr)):
@@ -373,6 +371,4 @@ def _backward(ctx: Any, grad_thetas: Tensor, _: Tensor) -> tuple[Tensor | None, 
 
 
 torch.library.register_autograd("trajmatch::student_unroll", _backward, setup_context=_setup)
-forbid_autograd(
-    "student_unroll_adjoint", "trajmatch.reference.unroll has derivatives of any order"
-)
+forbid_autograd("student_unroll_adjoint", "trajmatch.reference.unroll has derivatives of any order")

@@ -1,0 +1,232 @@
+"""Gradient and its directional derivative, on the engine and on autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trajmatch import networks, ops, reference
+from trajmatch.networks import ConvNet
+from trajmatch.networks.convnet import NORMS
+
+Check = Callable[..., None]
+
+
+class Perceptron(nn.Module):
+    """A module that the engine does not know, with a parameter that the loss does not reach."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(inputs, 7), nn.Linear(7, classes)
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.hidden(images.flatten(1)))) + 0 * self.unused.sum()
+
+
+def problem(model: nn.Module, soft: bool, device: torch.device) -> dict[str, Tensor]:
+    theta = networks.flat_parameters(model).double().to(device)
+    return {
+        "theta": theta + 0.1 * torch.randn_like(theta),
+        "images": torch.randn(5, 3, 6, 6, dtype=torch.float64, device=device),
+        "labels": (
+            torch.randn(5, 4, dtype=torch.float64, device=device)
+            if soft
+            else torch.arange(5, device=device) % 4
+        ),
+    }
+
+
+def convnet(**choices: str) -> ConvNet:
+    return ConvNet(3, 4, 6, width=8, depth=2, **choices)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("loss", ["cross_entropy", "sum_logits"])
+def test_engine_matches_the_reference(
+    device: torch.device, assert_close_as_vectors: Check, norm: str, soft: bool, loss: str
+) -> None:
+    model = convnet(norm=norm, activation="sigmoid")
+    given = problem(model, soft, device)
+    value, grad = ops.gradient(model, **given, loss=loss)
+    assert_close_as_vectors([value, grad], reference.gradient(model, **given, loss=loss), 1e-9)
+    tangent, image_tangent = torch.randn_like(grad), torch.randn_like(given["images"])
+    for directions in (
+        {"tangent": tangent},
+        {"image_tangent": image_tangent},
+        {"tangent": tangent, "image_tangent": image_tangent},
+    ):
+        got = ops.gradient_jvp(model, **given, **directions, loss=loss)
+        wanted = reference.gradient_jvp(model, **given, **directions, loss=loss)
+        assert (got.grad_labels is None) == (wanted.grad_labels is None)
+        assert (got.grad_labels is not None) == (soft and loss == "cross_entropy")
+        assert_close_as_vectors(
+            [each for each in got if each is not None],
+            [each for each in wanted if each is not None],
+            1e-9,
+        )
+
+
+def test_directional_is_the_product_with_the_gradient(device: torch.device) -> None:
+    model = convnet()
+    given = problem(model, False, device)
+    _, grad = ops.gradient(model, **given)
+    tangent = torch.randn_like(grad)
+    result = ops.gradient_jvp(model, **given, tangent=tangent)
+    torch.testing.assert_close(result.directional, grad.dot(tangent))
+
+
+def test_without_tangents_all_derivatives_are_zero(device: torch.device) -> None:
+    model = convnet()
+    given = problem(model, True, device)
+    assert all(not each.any() for each in ops.gradient_jvp(model, **given) if each is not None)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_gradient_is_differentiable_once_more(
+    device: torch.device, assert_close_as_vectors: Check, soft: bool
+) -> None:
+    model = convnet(activation="sigmoid")
+    given = problem(model, soft, device)
+    results = []
+    for functions in (ops, reference):
+        leaves = {
+            name: each.clone().requires_grad_(each.is_floating_point())
+            for name, each in given.items()
+        }
+        value, grad = functions.gradient(model, **leaves)
+        out = 0.7 * value + grad.square().sum()
+        inputs = [each for each in leaves.values() if each.requires_grad]
+        results.append([out, *torch.autograd.grad(out, inputs)])
+    assert_close_as_vectors(*results, 1e-9)
+
+
+def test_engine_operators_pass_gradcheck(device: torch.device) -> None:
+    model = ConvNet(1, 2, 4, width=4, depth=1, activation="sigmoid")
+    theta = networks.flat_parameters(model).double().to(device).requires_grad_()
+    images = torch.randn(2, 1, 4, 4, dtype=torch.float64, device=device, requires_grad=True)
+    labels = torch.randn(2, 2, dtype=torch.float64, device=device, requires_grad=True)
+
+    def all_gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return torch.ops.trajmatch.student_gradient(
+            *inputs, model.engine_description(), 0, 1.5, True
+        )
+
+    assert torch.autograd.gradcheck(all_gradients, (theta, images, labels))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_opcheck(device: torch.device, soft: bool, grad: bool) -> None:
+    model = convnet()
+    given = [each for each in problem(model, soft, device).values()]
+    for each in given:
+        each.requires_grad_(grad and each.is_floating_point())
+    network = model.engine_description()
+    for inputs in (False, True):
+        torch.library.opcheck(
+            torch.ops.trajmatch.student_gradient.default, (*given, network, 0, 1.0, inputs)
+        )
+    given = [each.detach() for each in given]
+    torch.library.opcheck(
+        torch.ops.trajmatch.student_gradient_jvp.default,
+        (*given, torch.randn_like(given[0]), None, None, network, 0, 1.0),
+    )
+
+
+def test_compiles_as_one_graph(device: torch.device) -> None:
+    model = convnet()
+    given = problem(model, True, device)
+
+    def two_steps(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        for _ in range(2):
+            _, grad = ops.gradient(model, theta, images, labels)
+            theta, _ = ops.sgd_step(theta, grad, 0.1)
+        return theta.square().sum()
+
+    inputs = [each.requires_grad_() for each in given.values()]
+    compiled = torch.compile(two_steps, fullgraph=True, backend="aot_eager")
+    got = torch.autograd.grad(compiled(*inputs), inputs)
+    torch.testing.assert_close(got, torch.autograd.grad(two_steps(*inputs), inputs))
+
+
+def test_other_modules_run_on_autograd(
+    device: torch.device, assert_close_as_vectors: Check
+) -> None:
+    class Derived(ConvNet):
+        pass
+
+    assert ops.engine_for(convnet()) == "engine"
+    assert ops.engine_for(Derived(3, 4, 6, depth=1)) == "autograd"
+    model = Perceptron(108, 4)
+    assert ops.engine_for(model) == "autograd"
+    given = problem(model, True, device)
+    value, grad = ops.gradient(model, **given)
+    assert not value.requires_grad
+    assert not grad.requires_grad
+    assert_close_as_vectors([value, grad], reference.gradient(model, **given), 1e-12)
+    tangent = torch.randn_like(grad)
+    got, wanted = (
+        functions.gradient_jvp(model, **given, tangent=tangent) for functions in (ops, reference)
+    )
+    assert_close_as_vectors(got, wanted, 1e-12)
+
+
+def test_the_model_is_left_as_it_was(device: torch.device) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 4))
+    model = model.double().to(device)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    ops.gradient(model, **problem(model, False, device))
+    assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+
+
+def test_is_bitwise_repeatable(device: torch.device) -> None:
+    model = convnet()
+    given = {
+        name: each.float() if each.is_floating_point() else each
+        for name, each in problem(model, False, device).items()
+    }
+    assert torch.equal(ops.gradient(model, **given)[1], ops.gradient(model, **given)[1])
+
+
+def test_errors_say_what_came(device: torch.device) -> None:
+    model = convnet()
+    given = problem(model, False, device)
+    size = networks.num_parameters(model)
+
+    def raises(kind: type[Exception], match: str, **changes: object) -> None:
+        with pytest.raises(kind, match=match):
+            ops.gradient(model, **{**given, **changes})  # type: ignore[arg-type]
+
+    theta, images, labels = given.values()
+    raises(ValueError, rf"expected theta to have shape \[{size}\], but got \[3\]", theta=theta[:3])
+    raises(TypeError, "expected theta to be float32 or float64, but got int64", theta=theta.long())
+    raises(TypeError, "expected images to be float64, but got float32", images=images.float())
+    raises(
+        ValueError,
+        r"expected images to have shape \[5, 3, 6, 6\], but got \[5, 3, 6, 5\]",
+        images=images[..., :5],
+    )
+    raises(ValueError, "expected images to hold at least one image", images=images[:0])
+    raises(ValueError, r"expected labels to lie in \[0, 4\), but got 9", labels=labels + 9)
+    raises(ValueError, r"expected labels to have shape \[5\], but got \[4\]", labels=labels[:4])
+    raises(ValueError, "expected labels to be given", labels=None)
+    raises(ValueError, r"expected loss to be one of .*, but got 'mse'", loss="mse")
+    with pytest.raises(ValueError, match=r"expected tangent to have shape .*, but got \[1\]"):
+        ops.gradient_jvp(model, **given, tangent=theta[:1])
+    with pytest.raises(NotImplementedError, match="is not differentiable"):
+        torch.ops.trajmatch.student_gradient_jvp(
+            theta.clone().requires_grad_(),
+            images,
+            labels,
+            theta,
+            None,
+            None,
+            model.engine_description(),
+            0,
+            1.0,
+        )[0].backward()

@@ -1,0 +1,92 @@
+"""The ConvNet, flat parameters, and initialisation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from trajmatch import networks
+from trajmatch.networks import ConvNet
+from trajmatch.networks.convnet import NORMS, POOLINGS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parameters"),
+    [
+        ((3, 10, 32), 320_010),  # CIFAR-10, depth 3
+        ((3, 100, 32), 504_420),  # CIFAR-100
+        ((3, 200, 64, 128, 4), 857_160),  # Tiny ImageNet, depth 4
+        ((3, 10, 128, 128, 5), 615_690),  # ImageNet subsets, depth 5
+    ],
+)
+def test_parameter_counts_of_the_papers(arguments: tuple[int, ...], parameters: int) -> None:
+    assert networks.num_parameters(ConvNet(*arguments)) == parameters
+
+
+def test_28_pixels_become_32() -> None:
+    # METHODS of MTT: the first convolution pads by 3; three poolings leave 4 x 4 features.
+    model = ConvNet(1, 10, 28, width=8)
+    assert model.classifier.in_features == 8 * 16
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_spec_builds_the_same_network(norm: str, pooling: str) -> None:
+    model = ConvNet(3, 5, 9, 8, 2, norm, "leaky_relu", pooling)
+    twin = networks.build(model.spec())
+    assert isinstance(twin, ConvNet)
+    assert twin.engine_description() == model.engine_description()
+    networks.load_flat_parameters(twin, networks.flat_parameters(model))
+    images = torch.randn(2, 3, 9, 9)
+    assert torch.equal(twin(images), model(images))
+
+
+def test_flat_parameters_follow_the_order_of_parameters() -> None:
+    model = ConvNet(1, 2, 4, width=2, depth=1)
+    theta = networks.flat_parameters(model)
+    assert torch.equal(theta[:18], model.features[0].weight.flatten())
+    assert torch.equal(theta[-2:], model.classifier.bias)
+    logits = networks.call_flat(model, theta * 0, torch.ones(1, 1, 4, 4))
+    assert not logits.any()
+    assert model.classifier.weight.any()
+
+
+def test_initialise_draws_pytorchs_default_from_the_generator() -> None:
+    model = ConvNet(3, 10, 16, width=64, depth=2)
+    first = networks.flat_parameters(networks.initialise(model, torch.Generator().manual_seed(1)))
+    again = networks.flat_parameters(networks.initialise(model, torch.Generator().manual_seed(1)))
+    other = networks.flat_parameters(networks.initialise(model, torch.Generator().manual_seed(2)))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    bound = 1 / math.sqrt(64 * 9)
+    weight = model.features[4].weight.detach()
+    assert weight.abs().max() <= bound
+    # Uniform in +-bound: standard deviation bound / sqrt(3), and 36,864 values to see it.
+    assert abs(weight.std().item() / (bound / math.sqrt(3)) - 1) < 0.02
+    assert torch.equal(model.features[1].weight, torch.ones(64))
+
+
+def test_initialise_refuses_a_layer_it_does_not_know() -> None:
+    with pytest.raises(TypeError, match="but got BatchNorm2d"):
+        networks.initialise(nn.BatchNorm2d(3), torch.Generator())
+
+
+def test_errors_say_what_came() -> None:
+    with pytest.raises(ValueError, match=r"expected image_size to be at least 8 .*, but got 7"):
+        ConvNet(3, 10, 7)
+    with pytest.raises(ValueError, match=r"expected norm to be one of .*, but got 'batch'"):
+        ConvNet(3, 10, 32, norm="batch")
+    with pytest.raises(ValueError, match=r"expected width to be a multiple of 4 .*, but got 6"):
+        ConvNet(3, 10, 32, width=6, norm="group")
+    with pytest.raises(ValueError, match="expected depth to be at least 1, but got 0"):
+        ConvNet(3, 10, 32, depth=0)
+    with pytest.raises(ValueError, match="expected the network's name to be one of ConvNet"):
+        networks.build({"name": "Perceptron"})
+    with pytest.raises(ValueError, match="expected the arguments of ConvNet"):
+        networks.build({"name": "ConvNet", "wdith": 3})
+    with pytest.raises(ValueError, match=r"expected theta to have shape \[20\] .*, but got \[3\]"):
+        networks.load_flat_parameters(nn.Linear(9, 2), torch.zeros(3))
