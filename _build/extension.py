@@ -45,10 +45,13 @@ class BuildExtension(build_ext):
                 "trajmatch is compiled against the torch it will run with, and there is none here. "
                 f"Install it first: pip install torch==2.{NEWEST_TESTED_MINOR}.0"
             )
+        module = Path(self.get_ext_fullpath(ext.name))
         try:
-            build(torch, Path(self.get_ext_fullpath(ext.name)))
+            build(torch, module)
         except CompileError as error:
             raise SystemExit(f"trajmatch cannot be built:\n{error}") from error
+        # Python started in the source folder finds the package there: let it find all of it.
+        put(module, Path("trajmatch", module.name))
 
 
 def build(torch: TorchRelease, module: Path) -> None:
@@ -82,9 +85,15 @@ def build(torch: TorchRelease, module: Path) -> None:
     if nvcc:
         link += [str(nvcc.static_runtime), "-ldl", "-lrt", "-lpthread"]
     module.parent.mkdir(parents=True, exist_ok=True)
-    run([*link, *shlex.split(os.environ.get("LDFLAGS", "")), "-o", f"{module}.new"])
-    os.replace(f"{module}.new", module)  # a running program keeps the module it has loaded
+    run([*link, *shlex.split(os.environ.get("LDFLAGS", "")), "-o", str(module)])
     report(facts)
+
+
+def put(module: Path, place: Path) -> None:
+    """Copies the module; a running program keeps the one that it has loaded."""
+    unfinished = f"{place}.{os.getpid()}"
+    shutil.copy(module, unfinished)
+    os.replace(unfinished, place)
 
 
 def jobs_of(group: str, compiler: tuple[str, ...]) -> list[Job]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 import torch
+
+# Programs that tests start import what is installed, not the source folder that they start in.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 # How far a result may be from an exact one, by its dtype. float64 is where correctness is judged;
 # in float32 two correct implementations differ by the order of their sums.
