@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,21 +39,39 @@ def test_workers_write_the_bytes_of_one(
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
-def test_interruption_ends_the_workers(
-    make_config: MakeConfig, tmp_path: Path, contents: Contents
-) -> None:
+def test_interruption_ends_the_workers(make_config: MakeConfig, contents: Contents) -> None:
     class Interruption:
         def update(self, done: int, **numbers: float) -> None:
             if done == 1:
                 raise KeyboardInterrupt
 
-    train_experts(make_config(out=tmp_path / "whole", num_experts=3))
-    config = make_config(num_experts=3, workers=2, resume=True)
+    # Enough epochs for a worker that went on to be found out by a finished expert.
+    config = make_config(epochs=500, workers=2)
     with pytest.raises(KeyboardInterrupt):
         train_experts(config, Interruption())
-    assert not [name for name in contents(config.out) if name.endswith(".tmp")]
-    train_experts(make_config(num_experts=3, resume=True))
-    assert contents(config.out) == contents(tmp_path / "whole")
+    assert list(contents(config.out)) == ["store.json"]
+
+
+def test_ctrl_c_in_a_terminal(tmp_path: Path, tiny_data: str) -> None:
+    small = "--num-experts 2 --epochs 5000 --width 4 --depth 2 --batch-size 16 --workers 2"
+    command = [sys.executable, "-m", "trajmatch", "expert", "--data", tiny_data, *small.split()]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path / "store")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while not (tmp_path / "store" / "store.json").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(2)  # for the workers to start; whether they train yet does not matter
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal does: to all of the group
+        out, err = process.communicate()
+    assert process.returncode == 130
+    assert out == ""
+    assert "go on with --resume" in err
+    assert "Traceback" not in err
 
 
 def test_a_mistake_of_the_user_comes_back_from_a_worker(make_config: MakeConfig) -> None:
