@@ -7,22 +7,6 @@ namespace trajmatch {
 
 namespace {
 
-Ints channels_last_strides(const Ints& sizes) {
-  return {sizes[1] * sizes[2] * sizes[3], 1, sizes[3] * sizes[1], sizes[1]};
-}
-
-Ints contiguous_strides(const Ints& sizes) {
-  Ints strides(sizes.size(), 1);
-  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
-  return strides;
-}
-
-int64_t product(const Ints& sizes) {
-  int64_t result = 1;
-  for (int64_t size : sizes) result *= size;
-  return result;
-}
-
 // Sum of two gradients of which either may be absent.
 Tensor sum(const OptionalTensor& a, const OptionalTensor& b) {
   if (!a) return *b;
@@ -58,25 +42,13 @@ void copy_to_channels_first(const Tensor& to, const Tensor& from, int64_t rows, 
 
 template <class T>
 Student<T>::Student(const Network& network, const Tensor& like)
-    : network_(network), like_(like), blocks_(network.blocks.size()) {}
-
-template <class T>
-Tensor Student<T>::workspace(const char* name, size_t block, const Ints& sizes,
-                             bool channels_last) {
-  const std::pair<std::string, size_t> key(name, block);
-  Tensor* buffer = nullptr;
-  for (auto& entry : buffers_) {
-    if (entry.first == key) buffer = &entry.second;
+    : network_(network),
+      like_(like),
+      workspace_(workspace_for(like, workspace_of_call_)),
+      blocks_(network.blocks.size()) {
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    convolutions_.emplace_back(network_, i, workspace_, like_);
   }
-  const int64_t size = product(sizes);
-  if (buffer == nullptr) {
-    buffers_.emplace_back(key, empty({size}, like_));
-    buffer = &buffers_.back().second;
-  } else if (buffer->numel() < size) {
-    *buffer = empty({size}, like_);
-  }
-  return view(*buffer, 0, sizes,
-              channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes));
 }
 
 template <class T>
@@ -99,7 +71,7 @@ OptionalTensor Student<T>::norm_parameters(const Tensor& theta, const Slice& sli
   if (slice.size == 0) return std::nullopt;
   const Tensor values = vector_view(theta, slice.offset, slice.size);
   if (!block.shape.elementwise) return values;
-  Tensor permuted = workspace(name, index, {slice.size});
+  Tensor permuted = workspace_.contiguous(name, index, {slice.size}, like_);
   copy_to_pixels_first(permuted, values, 1, network_.width, block.shape.pixels());
   return permuted;
 }
@@ -107,7 +79,8 @@ OptionalTensor Student<T>::norm_parameters(const Tensor& theta, const Slice& sli
 template <class T>
 Tensor Student<T>::classifier_weight(const Tensor& theta, const char* name) {
   const Slice& slice = network_.classifier_weight;
-  Tensor permuted = workspace(name, 0, {network_.num_classes, network_.features});
+  Tensor permuted =
+      workspace_.contiguous(name, 0, {network_.num_classes, network_.features}, like_);
   copy_to_pixels_first(permuted, vector_view(theta, slice.offset, slice.size), network_.num_classes,
                        network_.width, network_.feature_pixels);
   return permuted;
@@ -151,10 +124,10 @@ Tensor Student<T>::forward(const StudentProblem& problem) {
     state.input = input;
     state.y = as_channels_last(
         convolution(input, state.weight, conv_bias(problem.theta, i), network_.blocks[i].padding));
-    state.mean = workspace("mean", i, {batch, shape.groups});
-    state.rstd = workspace("rstd", i, {batch, shape.groups});
-    Tensor output = workspace("output", i,
-                              {batch, shape.channels, shape.out_height(), shape.out_width()}, true);
+    state.mean = workspace_.contiguous("mean", i, {batch, shape.groups}, like_);
+    state.rstd = workspace_.contiguous("rstd", i, {batch, shape.groups}, like_);
+    Tensor output = workspace_.channels_last(
+        "output", i, {batch, shape.channels, shape.out_height(), shape.out_width()}, like_);
     run(NormActPoolForward<T>{shape, read<T>(state.y), read<T>(state.norm_weight),
                               read<T>(state.norm_bias), write<T>(output), write<T>(state.mean),
                               write<T>(state.rstd)},
@@ -177,19 +150,10 @@ void Student<T>::write_classifier_gradient(const Tensor& grad_theta, const Tenso
   copy(bias_place, bias);
 }
 
-// Undefined gradients are those of inert biases, which are exactly zero.
 template <class T>
-void Student<T>::write_conv_gradient(const Tensor& grad_theta, size_t index, const Tensor& weight,
-                                     const Tensor& bias) {
+Tensor Student<T>::conv_bias_place(const Tensor& grad_theta, size_t index) const {
   const Slice& slice = network_.blocks[index].bias;
-  Tensor weight_place = conv_weight(grad_theta, index);
-  copy(weight_place, weight);
-  Tensor bias_place = vector_view(grad_theta, slice.offset, slice.size);
-  if (bias.defined()) {
-    copy(bias_place, bias);
-  } else {
-    torch::stable::zero_(bias_place);
-  }
+  return vector_view(grad_theta, slice.offset, slice.size);
 }
 
 // Where the kernels write the gradient of a norm's parameters: straight into grad_theta, or into a
@@ -197,7 +161,7 @@ void Student<T>::write_conv_gradient(const Tensor& grad_theta, size_t index, con
 template <class T>
 Tensor Student<T>::norm_gradient(const Tensor& grad_theta, const Slice& slice, const Block& block,
                                  const char* name) {
-  return block.shape.elementwise ? workspace(name, 0, {slice.size})
+  return block.shape.elementwise ? workspace_.contiguous(name, 0, {slice.size}, like_)
                                  : vector_view(grad_theta, slice.offset, slice.size);
 }
 
@@ -217,14 +181,14 @@ void Student<T>::gradient(const StudentProblem& problem, const Tensor& loss,
   const int64_t batch = problem.batch(), classes = network_.num_classes;
   const Tensor logits = forward(problem);
 
-  Tensor grad_logits = workspace("grad_logits", 0, {batch, classes});
+  Tensor grad_logits = workspace_.contiguous("grad_logits", 0, {batch, classes}, like_);
   if (problem.loss == StudentLoss::kSumLogits) {
     fill(grad_logits, 1.0);
     Tensor result = loss;
     copy(result, sum_all(logits));
   } else {
     const SoftCrossEntropyInputs<T> inputs = loss_inputs<T>(problem, logits);
-    const Tensor rows = workspace("rows", 0, {batch});
+    const Tensor rows = workspace_.contiguous("rows", 0, {batch}, like_);
     run(SoftCrossEntropyForward<T>{inputs, write<T>(rows), write<T>(loss)}, device);
     run(SoftCrossEntropyBackward<T>{inputs, write<T>(grad_logits), write<T>(grad_labels)}, device);
   }
@@ -236,13 +200,13 @@ void Student<T>::gradient(const StudentProblem& problem, const Tensor& loss,
     const Block& block = network_.blocks[i];
     BlockState& state = blocks_[i];
     const NormActPoolShape shape = block.shape_of(batch);
-    Tensor grad_y = workspace("grad_y", i, sizes_of(state.y), true);
+    Tensor grad_y = workspace_.channels_last("grad_y", i, sizes_of(state.y), like_);
     const bool affine = state.norm_weight.has_value();
     OptionalTensor grad_weight, grad_bias, partial;
     if (affine) {
       grad_weight = norm_gradient(grad_theta, block.norm_weight, block, "grad_norm_weight");
       grad_bias = norm_gradient(grad_theta, block.norm_bias, block, "grad_norm_bias");
-      partial = workspace("partial", 0, {batch, 2, shape.affine_size()});
+      partial = workspace_.contiguous("partial", 0, {batch, 2, shape.affine_size()}, like_);
     }
     run(NormActPoolBackward<T>{shape, read<T>(state.y), read<T>(state.norm_weight),
                                read<T>(state.norm_bias), read<T>(state.mean), read<T>(state.rstd),
@@ -253,16 +217,13 @@ void Student<T>::gradient(const StudentProblem& problem, const Tensor& loss,
       finish_norm_gradient(grad_theta, block.norm_weight, block, *grad_weight);
       finish_norm_gradient(grad_theta, block.norm_bias, block, *grad_bias);
     }
-    const bool input_wanted = i > 0 || grad_images.has_value();
-    auto [grad_input, weight, bias] =
-        convolution_backward(grad_y, state.input, state.weight, block.padding,
-                             {input_wanted, true, !network_.bias_is_inert()});
-    write_conv_gradient(grad_theta, i, weight, bias);
+    convolutions_[i].weight_gradient({{grad_y, state.input}}, conv_weight(grad_theta, i));
+    convolutions_[i].bias_gradient(grad_y, conv_bias_place(grad_theta, i));
     if (i > 0) {
-      grad_output = as_channels_last(grad_input);
+      grad_output = convolutions_[i].input_gradient({{grad_y, state.weight}});
     } else if (grad_images) {
       Tensor result = *grad_images;
-      copy(result, grad_input);
+      copy(result, convolutions_[i].input_gradient({{grad_y, state.weight}}));
     }
   }
 }
@@ -278,25 +239,22 @@ Tensor Student<T>::forward_tangent(const StudentProblem& problem, const StudentT
     BlockState& state = blocks_[i];
     const NormActPoolShape shape = block.shape_of(batch);
     state.input_tangent = input_tangent;
-    OptionalTensor through_input, through_weight;
-    if (input_tangent) {
-      through_input = convolution(*input_tangent, state.weight, std::nullopt, block.padding);
-    }
-    state.norm_weight_tangent = state.norm_bias_tangent = std::nullopt;
+    state.norm_weight_tangent = state.norm_bias_tangent = state.weight_tangent = std::nullopt;
+    OptionalTensor bias_tangent;
     if (tangents.theta) {
       state.weight_tangent = conv_weight(*tangents.theta, i);
+      bias_tangent = conv_bias(*tangents.theta, i);
       state.norm_weight_tangent =
           norm_parameters(*tangents.theta, block.norm_weight, block, "norm_weight_tangent", i);
       state.norm_bias_tangent =
           norm_parameters(*tangents.theta, block.norm_bias, block, "norm_bias_tangent", i);
-      through_weight = convolution(state.input, state.weight_tangent, conv_bias(*tangents.theta, i),
-                                   block.padding);
     }
-    state.y_tangent = as_channels_last(sum(through_input, through_weight));
-    state.mean_tangent = workspace("mean_tangent", i, {batch, shape.groups});
-    state.projection = workspace("projection", i, {batch, shape.groups});
-    Tensor output = workspace("output_tangent", i,
-                              {batch, shape.channels, shape.out_height(), shape.out_width()}, true);
+    state.y_tangent = convolutions_[i].tangent(state.input, input_tangent, state.weight,
+                                               state.weight_tangent, bias_tangent);
+    state.mean_tangent = workspace_.contiguous("mean_tangent", i, {batch, shape.groups}, like_);
+    state.projection = workspace_.contiguous("projection", i, {batch, shape.groups}, like_);
+    Tensor output = workspace_.channels_last(
+        "output_tangent", i, {batch, shape.channels, shape.out_height(), shape.out_width()}, like_);
     run(NormActPoolTangent<T>{shape, read<T>(state.y), read<T>(state.norm_weight),
                               read<T>(state.norm_bias), read<T>(state.mean), read<T>(state.rstd),
                               read<T>(state.y_tangent), read<T>(state.norm_weight_tangent),
@@ -324,8 +282,9 @@ void Student<T>::gradient_jvp(const StudentProblem& problem, const StudentTangen
   const Tensor logits = forward(problem);
   const Tensor logits_tangent = forward_tangent(problem, tangents);
 
-  Tensor grad_logits = workspace("grad_logits", 0, {batch, classes});
-  Tensor grad_logits_tangent = workspace("grad_logits_tangent", 0, {batch, classes});
+  Tensor grad_logits = workspace_.contiguous("grad_logits", 0, {batch, classes}, like_);
+  Tensor grad_logits_tangent =
+      workspace_.contiguous("grad_logits_tangent", 0, {batch, classes}, like_);
   if (problem.loss == StudentLoss::kSumLogits) {
     fill(grad_logits, 1.0);
     torch::stable::zero_(grad_logits_tangent);
@@ -333,7 +292,7 @@ void Student<T>::gradient_jvp(const StudentProblem& problem, const StudentTangen
     copy(result, sum_all(logits_tangent));
   } else {
     const SoftCrossEntropyInputs<T> inputs = loss_inputs<T>(problem, logits);
-    const Tensor rows = workspace("rows", 0, {batch});
+    const Tensor rows = workspace_.contiguous("rows", 0, {batch}, like_);
     run(SoftCrossEntropyBackward<T>{inputs, write<T>(grad_logits), nullptr}, device);
     run(SoftCrossEntropyBackwardTangent<T>{inputs, read<T>(logits_tangent),
                                            read<T>(tangents.labels), write<T>(rows),
@@ -355,14 +314,14 @@ void Student<T>::gradient_jvp(const StudentProblem& problem, const StudentTangen
     const Block& block = network_.blocks[i];
     BlockState& state = blocks_[i];
     const NormActPoolShape shape = block.shape_of(batch);
-    Tensor grad_y = workspace("grad_y", i, sizes_of(state.y), true);
-    Tensor grad_y_tangent = workspace("grad_y_tangent", i, sizes_of(state.y), true);
+    Tensor grad_y = workspace_.channels_last("grad_y", i, sizes_of(state.y), like_);
+    Tensor grad_y_tangent = workspace_.channels_last("grad_y_tangent", i, sizes_of(state.y), like_);
     const bool affine = state.norm_weight.has_value();
     OptionalTensor grad_weight, grad_bias, partial;
     if (affine) {
       grad_weight = norm_gradient(grad_theta, block.norm_weight, block, "grad_norm_weight");
       grad_bias = norm_gradient(grad_theta, block.norm_bias, block, "grad_norm_bias");
-      partial = workspace("partial", 0, {batch, 2, shape.affine_size()});
+      partial = workspace_.contiguous("partial", 0, {batch, 2, shape.affine_size()}, like_);
     }
     run(
         NormActPoolBackwardTangent<T>{
@@ -378,32 +337,17 @@ void Student<T>::gradient_jvp(const StudentProblem& problem, const StudentTangen
       finish_norm_gradient(grad_theta, block.norm_bias, block, *grad_bias);
     }
 
-    // Convolution y = W x. Its gradients dW = x * dy and dx = W * dy are bilinear, so each tangent
-    // is a sum of two terms, one through each factor.
-    auto [input_1, weight_1, bias_1] =
-        convolution_backward(grad_y_tangent, state.input, state.weight, block.padding,
-                             {true, true, !network_.bias_is_inert()});
-    Tensor weight_total = weight_1, input_total = input_1;
-    const bool has_input_tangent = state.input_tangent.has_value();
-    if (has_input_tangent || tangents.theta) {
-      auto [input_2, weight_2, bias_2] =
-          convolution_backward(grad_y, has_input_tangent ? *state.input_tangent : state.input,
-                               tangents.theta ? state.weight_tangent : state.weight, block.padding,
-                               {tangents.theta.has_value(), has_input_tangent, false});
-      if (has_input_tangent) weight_total = add(weight_total, weight_2);
-      if (tangents.theta) input_total = add(input_total, input_2);
-    }
-    write_conv_gradient(grad_theta, i, weight_total, bias_1);
-    if (i == 0) {
-      Tensor result = grad_images;
-      copy(result, input_total);
-    } else {
-      auto [input_0, weight_0, bias_0] = convolution_backward(grad_y, state.input, state.weight,
-                                                              block.padding, {true, false, false});
-      grad_output = as_channels_last(input_0);
-      grad_output_tangent = as_channels_last(input_total);
-    }
+    ConvolutionPairs for_weight{{grad_y_tangent, state.input}};
+    if (state.input_tangent) for_weight.push_back({grad_y, *state.input_tangent});
+    convolutions_[i].weight_gradient(for_weight, conv_weight(grad_theta, i));
+    convolutions_[i].bias_gradient(grad_y_tangent, conv_bias_place(grad_theta, i));
+    if (i > 0) grad_output = convolutions_[i].input_gradient({{grad_y, state.weight}});
+    ConvolutionPairs for_input{{grad_y_tangent, state.weight}};
+    if (tangents.theta) for_input.push_back({grad_y, *state.weight_tangent});
+    grad_output_tangent = convolutions_[i].input_gradient(for_input);
   }
+  Tensor result = grad_images;
+  copy(result, grad_output_tangent);
 }
 
 template class Student<float>;

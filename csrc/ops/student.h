@@ -1,16 +1,18 @@
 // The student engine: the gradient of a ConvNet's loss in its flat parameters, and the directional
-// derivative of that gradient, as one walk over the network each. One object holds the workspace
-// of one device, dtype and network, so that a loop over steps allocates activations once.
+// derivative of that gradient, as one walk over the network each. Activations lie in a workspace
+// that the steps of a loop share (ops/workspace.h), in channels-last.
 //
-// Convolutions and products with the classifier are the library's, in channels-last; norm,
+// Products with the classifier are the library's, convolutions what ops/convolution.h says; norm,
 // activation and pooling, loss and everything else is core/.
 #pragma once
 
 #include <optional>
 #include <vector>
 
+#include "ops/convolution.h"
 #include "ops/network.h"
 #include "ops/run.h"
+#include "ops/workspace.h"
 
 namespace trajmatch {
 
@@ -57,7 +59,8 @@ class Student {
  private:
   // Everything that one block keeps between the passes of one call.
   struct BlockState {
-    Tensor weight, weight_tangent;  // [C, in, 3, 3] views of theta and its tangent
+    Tensor weight;  // [C, in, 3, 3], a view of theta
+    OptionalTensor weight_tangent;
     OptionalTensor norm_weight, norm_bias, norm_weight_tangent, norm_bias_tangent;
     OptionalTensor input_tangent;  // of the convolution's input
     Tensor input;                  // [B, in, H, W]
@@ -65,8 +68,6 @@ class Student {
     Tensor mean, rstd, mean_tangent, projection;
   };
 
-  // A buffer that lives as long as this object, seen with the given sizes.
-  Tensor workspace(const char* name, size_t block, const Ints& sizes, bool channels_last = false);
   OptionalTensor norm_parameters(const Tensor& theta, const Slice& slice, const Block& block,
                                  const char* name, size_t index);
   Tensor classifier_weight(const Tensor& theta, const char* name);
@@ -80,8 +81,7 @@ class Student {
   Tensor forward_tangent(const StudentProblem& problem, const StudentTangents& tangents);
   void write_classifier_gradient(const Tensor& grad_theta, const Tensor& weight,
                                  const Tensor& bias);
-  void write_conv_gradient(const Tensor& grad_theta, size_t index, const Tensor& weight,
-                           const Tensor& bias);
+  Tensor conv_bias_place(const Tensor& grad_theta, size_t index) const;
   Tensor norm_gradient(const Tensor& grad_theta, const Slice& slice, const Block& block,
                        const char* name);
   void finish_norm_gradient(const Tensor& grad_theta, const Slice& slice, const Block& block,
@@ -89,7 +89,9 @@ class Student {
 
   Network network_;
   Tensor like_;
-  std::vector<std::pair<std::pair<std::string, size_t>, Tensor>> buffers_;
+  Workspace workspace_of_call_;
+  Workspace& workspace_;
+  std::vector<Convolution<T>> convolutions_;
   std::vector<BlockState> blocks_;
   Tensor head_, head_tangent_;  // classifier weights [K, H * W * C]
   Tensor last_, last_tangent_;  // output of the last block

@@ -1,0 +1,55 @@
+// The convolution of one block with the gradients and tangents that the engine's walks need. The
+// library's convolution in channels-last, except for a first layer of few channels on the CPU,
+// where core/first_convolution.h is faster.
+#pragma once
+
+#include <vector>
+
+#include "core/first_convolution.h"
+#include "ops/network.h"
+#include "ops/workspace.h"
+
+namespace trajmatch {
+
+// A gradient that reaches y, with what it is multiplied by: the weight for the gradient in x, x for
+// the gradient in the weight. y = W x + b is linear in both, so gradients are sums over one pair
+// and their tangents sums over two.
+struct ConvolutionPair {
+  Tensor grad_y, factor;
+};
+using ConvolutionPairs = std::vector<ConvolutionPair>;
+
+template <class T>
+class Convolution {
+ public:
+  Convolution(const Network& network, size_t index, Workspace& workspace, const Tensor& like);
+
+  // y; where the engine's own convolution runs, it lies in the workspace under this name.
+  Tensor forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                 const char* name);
+  // y' = W x' + W' x + b'; x' or W' may be absent, not both.
+  Tensor tangent(const Tensor& x, const OptionalTensor& x_tangent, const Tensor& weight,
+                 const OptionalTensor& weight_tangent, const OptionalTensor& bias_tangent);
+
+  // Sum over the pairs (one or two) of the gradients in x, [B, I, H, W] in channels-last.
+  Tensor input_gradient(const ConvolutionPairs& pairs);
+  // Writes the sum over the pairs (one or two) of the gradients in the weight [C, I, 3, 3].
+  void weight_gradient(const ConvolutionPairs& pairs, const Tensor& grad_weight);
+  // Writes the gradient in the bias [C].
+  void bias_gradient(const Tensor& grad_y, const Tensor& grad_bias);
+
+ private:
+  FirstConvolutionShape first_shape(int64_t batch) const;
+  Tensor packed_columns(const Tensor& weight, const char* name);
+
+  size_t index_;
+  int64_t padding_, in_size_, in_channels_, channels_;
+  bool inert_bias_, own_;
+  Workspace& workspace_;
+  Tensor like_;
+};
+
+extern template class Convolution<float>;
+extern template class Convolution<double>;
+
+}  // namespace trajmatch

@@ -1,0 +1,61 @@
+// Buffers that the student engine uses again and again. On the CPU they live as long as the thread,
+// because the C library returns large blocks to the kernel, and getting them back, page by page,
+// costs as much as a small convolution; on CUDA as long as one operator call, because the caching
+// allocator there is what keeps blocks, and knows about streams.
+#pragma once
+
+#include <map>
+#include <string>
+#include <utility>
+
+#include "ops/torch_api.h"
+
+namespace trajmatch {
+
+inline Ints channels_last_strides(const Ints& sizes) {
+  return {sizes[1] * sizes[2] * sizes[3], 1, sizes[3] * sizes[1], sizes[1]};
+}
+
+inline Ints contiguous_strides(const Ints& sizes) {
+  Ints strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
+  return strides;
+}
+
+inline int64_t product_of(const Ints& sizes) {
+  int64_t result = 1;
+  for (int64_t size : sizes) result *= size;
+  return result;
+}
+
+class Workspace {
+ public:
+  // The buffer of this name, seen with these sizes: its content is what was written last under the
+  // name, or nothing in particular.
+  Tensor contiguous(const char* name, size_t index, const Ints& sizes, const Tensor& like) {
+    return view(buffer(name, index, product_of(sizes), like), 0, sizes, contiguous_strides(sizes));
+  }
+  Tensor channels_last(const char* name, size_t index, const Ints& sizes, const Tensor& like) {
+    return view(buffer(name, index, product_of(sizes), like), 0, sizes,
+                channels_last_strides(sizes));
+  }
+  void clear() { buffers_.clear(); }
+
+ private:
+  Tensor& buffer(const char* name, size_t index, int64_t size, const Tensor& like) {
+    Tensor& buffer = buffers_[{name, index}];
+    if (!buffer.defined() || buffer.numel() < size || buffer.scalar_type() != like.scalar_type()) {
+      buffer = empty({size}, like);
+    }
+    return buffer;
+  }
+  std::map<std::pair<std::string, size_t>, Tensor> buffers_;
+};
+
+// The thread's own workspace for CPU tensors, `of_call` for others.
+inline Workspace& workspace_for(const Tensor& like, Workspace& of_call) {
+  static thread_local Workspace of_thread;
+  return like.is_cuda() ? of_call : of_thread;
+}
+
+}  // namespace trajmatch
