@@ -42,7 +42,7 @@ def _print_health(store: Store) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title=f"{store.path}: {store.num_experts} experts")
+    table = Table(box=box.SIMPLE_HEAD)
     columns = ("expert", "first loss", "last loss", "test accuracy %", "first step", "last step")
     for column in columns:
         table.add_column(column, justify="right")
@@ -58,4 +58,5 @@ def _print_health(store: Store) -> None:
             f"{steps[-1]:.3f}",
         )
     table.caption = "step: distance that the parameters moved in an epoch"
+    print(f"{store.path}: {store.num_experts} experts")
     Console().print(table)

@@ -213,8 +213,7 @@ class Store:
             )
         row = self.manifest["snapshots"].index(epoch)
         with files.open_tensors(self.expert_path(expert)) as handle:
-            rows = handle.get_slice("snapshots")  # type: ignore[no-untyped-call]
-            mapped: Tensor = rows[row : row + 1]
+            mapped: Tensor = handle.get_slice("snapshots")[row : row + 1]
             return mapped[0].clone()
 
     def metrics(self, expert: int) -> dict[str, Any]:
