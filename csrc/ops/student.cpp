@@ -220,10 +220,10 @@ void Student<T>::gradient(const StudentProblem& problem, const Tensor& loss,
     convolutions_[i].weight_gradient({{grad_y, state.input}}, conv_weight(grad_theta, i));
     convolutions_[i].bias_gradient(grad_y, conv_bias_place(grad_theta, i));
     if (i > 0) {
-      grad_output = convolutions_[i].input_gradient({{grad_y, state.weight}});
+      grad_output = convolutions_[i].input_gradient({{grad_y, state.weight}}, "grad_x");
     } else if (grad_images) {
       Tensor result = *grad_images;
-      copy(result, convolutions_[i].input_gradient({{grad_y, state.weight}}));
+      copy(result, convolutions_[i].input_gradient({{grad_y, state.weight}}, "grad_x"));
     }
   }
 }
@@ -341,10 +341,10 @@ void Student<T>::gradient_jvp(const StudentProblem& problem, const StudentTangen
     if (state.input_tangent) for_weight.push_back({grad_y, *state.input_tangent});
     convolutions_[i].weight_gradient(for_weight, conv_weight(grad_theta, i));
     convolutions_[i].bias_gradient(grad_y_tangent, conv_bias_place(grad_theta, i));
-    if (i > 0) grad_output = convolutions_[i].input_gradient({{grad_y, state.weight}});
+    if (i > 0) grad_output = convolutions_[i].input_gradient({{grad_y, state.weight}}, "grad_x");
     ConvolutionPairs for_input{{grad_y_tangent, state.weight}};
     if (tangents.theta) for_input.push_back({grad_y, *state.weight_tangent});
-    grad_output_tangent = convolutions_[i].input_gradient(for_input);
+    grad_output_tangent = convolutions_[i].input_gradient(for_input, "grad_x_tangent");
   }
   Tensor result = grad_images;
   copy(result, grad_output_tangent);

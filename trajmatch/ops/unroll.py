@@ -287,7 +287,7 @@ class _Unroll(torch.autograd.Function):
     """A loop as one node of the graph, which keeps the parameters of each step and no more."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, loop: _Loop, theta0: Tensor, images: Tensor, labels: Tensor, lr: Tensor
     ) -> Tensor:
         thetas, trajectory = loop.forward(theta0.detach(), images, labels, lr)
@@ -297,7 +297,7 @@ class _Unroll(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
         images, labels, lr, *trajectory = ctx.saved_tensors
         return (None, *ctx.loop.adjoint(above, trajectory, images, labels, lr))
 
