@@ -25,8 +25,9 @@ def evaluate_artifact(config: EvalConfig, progress: ProgressLike | None = None) 
     Network, step size, normalisation and augmentation are those in the file. Network ``k`` of the
     baseline begins with the parameters of network ``k`` of the distilled set and trains by the same
     protocol, learned step size included, on a random draw of its own: the same number of real
-    training images of each class, with their classes as labels. One seed gives the same result
-    every time; on a CPU, on the same number of threads.
+    training images of each class, with their classes as labels. Its score hardly depends on the
+    step size (one image per class of Fashion-MNIST: 49.6 to 51.6 % from 0.1 down to 0.001). One
+    seed gives the same result every time; on a CPU, on the same number of threads.
 
     Args:
         config: What to evaluate, and how.
