@@ -22,9 +22,9 @@ SOURCES = json.loads((CSRC / "sources.json").read_text())
 
 
 def load(name):
-    """A module of _build, which is not part of the package."""
-    spec = importlib.util.spec_from_file_location(f"build_{name}", ROOT / "_build" / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    """A module of _build, which is not part of the package but a script's neighbour."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "_build" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -210,6 +210,7 @@ def toolkit(monkeypatch, tmp_path):
         f"  *--dryrun*) echo '#$ TOP={root}/bin/..' >&2;;\n"
         "  *--version*) echo 'Cuda compilation tools, release 12.6, V12.6.20';;\n"
         "  *--list-gpu-code*) printf 'sm_80\\nsm_90\\n';;\n"
+        "  *) echo 'unsupported GNU version'; exit 1;;\n"
         "esac\n"
     )
     nvcc.chmod(0o755)
@@ -295,6 +296,75 @@ def test_architecture_flags():
         "-gencode=arch=compute_100,code=sm_100",
         "-gencode=arch=compute_100,code=compute_100",
     ]
+
+
+@pytest.fixture
+def extension(monkeypatch, tmp_path):
+    """The module that builds, working in a folder of its own."""
+    monkeypatch.chdir(ROOT)
+    module = load("extension")
+    monkeypatch.setattr(module, "OBJECTS", tmp_path / "objects")
+    return module
+
+
+TORCH_WITH_CUDA = torch_release.TorchRelease("2.13.0+cu130", "13.0", Path("/nowhere"))
+
+
+def test_kernels_that_do_not_compile_are_left_out(toolkit, extension, capsys):
+    left_out = []
+    assert extension.build_cuda(TORCH_WITH_CUDA, left_out) == (None, [])
+    (part,) = left_out
+    assert part["what"] == "CUDA kernels"
+    assert "nvcc 12.6 does not compile them" in part["why"]
+    assert "unsupported GNU version" in capsys.readouterr().out
+
+
+def test_kernels_that_are_demanded_and_do_not_compile_stop_the_build(
+    toolkit, extension, monkeypatch
+):
+    monkeypatch.setenv("TRAJMATCH_CUDA", "1")
+    with pytest.raises(compilation.CompileError, match="unsupported GNU version"):
+        extension.build_cuda(TORCH_WITH_CUDA, [])
+
+
+def test_openmp_is_used_where_the_compiler_has_it(extension):
+    left_out = []
+    assert extension.probe_openmp(extension.find_cxx(), left_out) == ["-fopenmp"]
+    assert left_out == []
+
+
+def test_openmp_is_left_out_where_the_compiler_lacks_it(extension):
+    left_out = []
+    assert extension.probe_openmp(["false"], left_out) == ["-fopenmp-simd"]
+    assert "false does not compile a program with -fopenmp" in left_out[0]["why"]
+
+
+def test_what_was_left_out_is_said(extension, capsys):
+    part = {"what": "CUDA kernels", "why": "this torch has no CUDA", "mend": "Install one"}
+    facts = {"torch": "2.13.0+cpu", "cuda": None, "architectures": [], "left_out": [part]}
+    extension.report(facts)
+    assert capsys.readouterr().out.splitlines() == [
+        "trajmatch: built against torch 2.13.0+cpu, CPU only",
+        "trajmatch: left out: CUDA kernels, because this torch has no CUDA. Install one.",
+    ]
+
+
+def test_unchanged_facts_compile_nothing_again(extension):
+    header = extension.OBJECTS / "build_facts.h"
+    extension.write_facts({"torch": "2.13.0"})
+    make_older(header)
+    before = header.stat().st_mtime
+    extension.write_facts({"torch": "2.13.0"})
+    assert header.stat().st_mtime == before
+    extension.write_facts({"torch": "2.14.0"})
+    assert header.stat().st_mtime != before
+
+
+def test_a_machine_without_a_compiler_is_told(extension, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(SystemExit, match="needs a C\\+\\+17 compiler and finds none"):
+        extension.find_cxx()
 
 
 # --- compiling
