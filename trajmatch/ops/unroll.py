@@ -351,6 +351,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
             "needed, but got false"
         )
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # zeros for the trajectory would double the memory
     ctx.save_for_backward(output[1], images, labels, lr, batches)
 
 
