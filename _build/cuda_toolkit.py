@@ -55,7 +55,8 @@ def choose_nvcc(torch_cuda: str | None) -> Nvcc:
         raise CudaUnavailable("TRAJMATCH_CUDA=0 was set", "Unset TRAJMATCH_CUDA and install again")
     if wish == "" and torch_cuda is None:
         raise CudaUnavailable(
-            "this torch has no CUDA", "Install a torch with CUDA and then trajmatch again"
+            "the torch it was built against has no CUDA",
+            "Install a torch with CUDA and then trajmatch again",
         )
     try:
         nvcc = find_nvcc()

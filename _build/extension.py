@@ -202,7 +202,11 @@ def write_facts(facts: dict[str, Any]) -> None:
 
 def report(facts: dict[str, Any]) -> None:
     """Says what was built, and what was not."""
-    cuda = f"CUDA {facts['cuda']} for {facts['architectures']}" if facts["cuda"] else "CPU only"
+    cuda = (
+        f"CUDA {facts['cuda']} for {', '.join(facts['architectures'])}"
+        if facts["cuda"]
+        else "CPU only"
+    )
     print(f"trajmatch: built against torch {facts['torch']}, {cuda}")
     for part in facts["left_out"]:
         print(f"trajmatch: left out: {part['what']}, because {part['why']}. {part['mend']}.")

@@ -230,7 +230,7 @@ def test_cuda_is_built_with_a_cuda_torch_and_nvcc(toolkit):
 @pytest.mark.parametrize(
     ("torch_cuda", "environment", "why"),
     [
-        (None, {}, "this torch has no CUDA"),
+        (None, {}, "the torch it was built against has no CUDA"),
         ("12.8", {"TRAJMATCH_CUDA": "0"}, "TRAJMATCH_CUDA=0 was set"),
         ("12.8", {"CUDA_HOME": "/nowhere"}, "no nvcc in /nowhere/bin"),
         ("11.8", {}, "nvcc 12.6 is newer than torch's CUDA 11.8"),
@@ -340,12 +340,16 @@ def test_openmp_is_left_out_where_the_compiler_lacks_it(extension):
 
 
 def test_what_was_left_out_is_said(extension, capsys):
-    part = {"what": "CUDA kernels", "why": "this torch has no CUDA", "mend": "Install one"}
+    part = {
+        "what": "CUDA kernels",
+        "why": "the torch it was built against has no CUDA",
+        "mend": "Install one",
+    }
     facts = {"torch": "2.13.0+cpu", "cuda": None, "architectures": [], "left_out": [part]}
     extension.report(facts)
     assert capsys.readouterr().out.splitlines() == [
         "trajmatch: built against torch 2.13.0+cpu, CPU only",
-        "trajmatch: left out: CUDA kernels, because this torch has no CUDA. Install one.",
+        "trajmatch: left out: CUDA kernels, because the torch it was built against has no CUDA. Install one.",
     ]
 
 
