@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "build_facts.h"  // written by the build: kBuildFacts
+#include "core/release_workspace.h"
 
 namespace trajmatch {
 namespace {
@@ -28,4 +29,6 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled part of trajmatch.";
   module.def("build_info", &trajmatch::build_info,
              "What this module was built with, and what was left out.");
+  module.def("release_workspace", &trajmatch::release_workspace,
+             "Gives back what the calling thread's student engine keeps for its next call.");
 }

@@ -7,3 +7,6 @@ def build_info() -> dict[str, Any]:
     with), ``python``, ``compiler``, ``openmp`` (bool), ``cuda`` (release or None),
     ``architectures`` (list of str) and ``left_out`` (list of dicts ``what``, ``why``, ``mend``).
     """
+
+def release_workspace() -> None:
+    """Gives back what the calling thread's student engine keeps for its next call."""

@@ -1,4 +1,5 @@
 // The student network (trajmatch.networks.ConvNet) as sizes and as places in its flat parameters.
+// Each of its norms looks at one image alone, so images do not meet before the loss, a mean.
 #pragma once
 
 #include <cstdint>

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/release_workspace.h"
 #include "ops/checks.h"
 #include "ops/operators.h"
 #include "ops/student.h"
@@ -55,6 +56,8 @@ Tensor empty_if(bool wanted, const Ints& sizes, const Tensor& like) {
 }
 
 }  // namespace
+
+void release_workspace() { workspace_of_thread().clear(); }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient(
     const Tensor& theta, const Tensor& images, const Tensor& labels,

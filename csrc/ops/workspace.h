@@ -52,10 +52,14 @@ class Workspace {
   std::map<std::pair<std::string, size_t>, Tensor> buffers_;
 };
 
+inline Workspace& workspace_of_thread() {
+  static thread_local Workspace workspace;
+  return workspace;
+}
+
 // The thread's own workspace for CPU tensors, `of_call` for others.
 inline Workspace& workspace_for(const Tensor& like, Workspace& of_call) {
-  static thread_local Workspace of_thread;
-  return like.is_cuda() ? of_call : of_thread;
+  return like.is_cuda() ? of_call : workspace_of_thread();
 }
 
 }  // namespace trajmatch

@@ -45,3 +45,32 @@ def test_a_step_costs_one_parameter_vector() -> None:
     assert long <= 1.05 * short + 70 * 1.2 * vector
     # The interpreter itself must not hide the activations of 70 steps (35 MB each here).
     assert long - short <= 70 * 1.2 * vector + 50e6
+
+
+# Prints what is resident before the engine ran, after, and after the workspace was given back.
+RELEASE = """
+import torch
+from trajmatch import networks, ops
+
+def resident():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
+
+model = networks.ConvNet(3, 10, 32, width=64)
+theta, images, labels = networks.flat_parameters(model), torch.randn(64, 3, 32, 32), torch.arange(64) % 10
+ops.gradient(model, theta, images[:1], labels[:1])
+before = resident()
+ops.gradient(model, theta, images, labels)
+kept = resident()
+ops.release_workspace()
+print(before, kept, resident())
+"""
+
+
+def test_the_workspace_can_be_given_back() -> None:
+    command = [sys.executable, "-c", RELEASE]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    before, kept, after = (int(number) for number in result.stdout.split())
+    activations = 64 * 64 * 32 * 32 * 4  # of the first block alone
+    assert kept - before > activations
+    assert after - before < activations

@@ -289,3 +289,22 @@ def test_errors_say_what_came(device: torch.device, augment: Any) -> None:
     raises(ValueError, "expected labels to ", labels=labels[:5])
     raises(ValueError, r"expected lr to have shape \[\], but got \[1\]", lr=torch.ones(1).double())
     raises(ValueError, "expected tape_bytes to be at least 0, but got -1", tape_bytes=-1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own
+def test_compiles_with_inductor(device: torch.device) -> None:
+    model = ConvNet(3, 4, 8, 4, 1)
+    leaves = list(set_of(model, 3, 8, True, device).values())
+    batches = torch.tensor([[0, 1], [2, 3]], device=device)
+
+    def pipeline(*inputs: Tensor) -> Tensor:
+        theta = ops.unroll(model, *inputs, batches, momentum=0.5)
+        _, grad = ops.gradient(model, theta, inputs[1], inputs[2])
+        theta, _ = ops.sgd_step(theta, grad, inputs[3])
+        pooled = ops.norm_act_pool(inputs[1]).sum()
+        return ops.param_distance(theta, inputs[0] + 1, inputs[0]) + pooled
+
+    compiled = torch.compile(pipeline, fullgraph=True)
+    got = torch.autograd.grad(compiled(*leaves), leaves)
+    torch.testing.assert_close(got, torch.autograd.grad(pipeline(*leaves), leaves))

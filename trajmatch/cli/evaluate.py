@@ -23,9 +23,7 @@ def run(argv: list[str]) -> int:
 
     from trajmatch.cli.progress import Progress
     from trajmatch.evaluate import evaluate_artifact
-    from trajmatch.memory import keep_freed_memory
 
-    keep_freed_memory()
     networks = 2 * config.seeds if config.random_baseline else config.seeds
     epochs = networks * (config.epochs + 1)
     with Progress(epochs, "evaluation epochs", config.quiet) as progress:

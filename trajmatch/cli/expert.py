@@ -25,9 +25,7 @@ def run(argv: list[str]) -> int:
 
     from trajmatch.cli.progress import Progress
     from trajmatch.experts import train_experts
-    from trajmatch.memory import keep_freed_memory
 
-    keep_freed_memory()
     epochs = config.num_experts * config.epochs
     with Progress(epochs, "expert epochs", config.quiet) as progress:
         store = train_experts(config, progress)

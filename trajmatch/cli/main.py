@@ -79,6 +79,9 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         return _fail(f"there is no command {name!r}{_suggestion(name)}; see trajmatch --help")
+    from trajmatch.memory import keep_freed_memory
+
+    keep_freed_memory()
     status: int = importlib.import_module(f"trajmatch.cli.{COMMANDS[name].module}").run(rest)
     return status
 

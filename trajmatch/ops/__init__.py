@@ -12,7 +12,7 @@ from trajmatch.ops.norm_act_pool import norm_act_pool
 from trajmatch.ops.param_distance import param_distance
 from trajmatch.ops.sgd_step import sgd_step, sgd_step_adjoint
 from trajmatch.ops.soft_cross_entropy import soft_cross_entropy
-from trajmatch.ops.student import engine_for, gradient, gradient_jvp
+from trajmatch.ops.student import engine_for, gradient, gradient_jvp, release_workspace
 from trajmatch.ops.unroll import unroll
 from trajmatch.reference import GradientJvp
 
@@ -23,6 +23,7 @@ __all__ = [
     "gradient_jvp",
     "norm_act_pool",
     "param_distance",
+    "release_workspace",
     "sgd_step",
     "sgd_step_adjoint",
     "soft_cross_entropy",

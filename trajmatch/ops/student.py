@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trajmatch import _extension, reference  # noqa: F401  the extension registers the operators
+from trajmatch import reference
+from trajmatch._extension import _C
 from trajmatch.networks.convnet import ConvNet
 from trajmatch.ops._registration import forbid_autograd
 from trajmatch.reference import GradientJvp
@@ -116,6 +117,16 @@ def gradient_jvp(
     )
     soft = loss == "cross_entropy" and labels.is_floating_point()
     return GradientJvp(directional, grad_theta, grad_images, grad_labels if soft else None)
+
+
+def release_workspace() -> None:
+    """Give back the memory that the engine keeps for its next call on the CPU.
+
+    The engine's buffers for activations live as long as the thread that called it, so that a loop
+    over calls allocates nothing; they are as large as the largest batch and network so far needed.
+    Concerns the calling thread only. On CUDA nothing is kept beyond a call.
+    """
+    _C.release_workspace()
 
 
 def check_loss(op: str, loss: str, labels: Tensor | None) -> None:
