@@ -57,7 +57,8 @@ def resident():
         return int(statm.read().split()[1]) * 4096
 
 model = networks.ConvNet(3, 10, 32, width=64)
-theta, images, labels = networks.flat_parameters(model), torch.randn(64, 3, 32, 32), torch.arange(64) % 10
+theta = networks.flat_parameters(model)
+images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
 ops.gradient(model, theta, images[:1], labels[:1])
 before = resident()
 ops.gradient(model, theta, images, labels)

@@ -193,6 +193,23 @@ def test_is_bitwise_repeatable(device: torch.device) -> None:
     assert torch.equal(ops.gradient(model, **given)[1], ops.gradient(model, **given)[1])
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_an_earlier_call_left_behind_does_not_matter(device: torch.device, norm: str) -> None:
+    model = convnet(norm=norm)
+    given = problem(model, True, device)
+    tangent = torch.randn_like(given["theta"])
+
+    def everything() -> list[Tensor]:
+        jvp = ops.gradient_jvp(model, **given, tangent=tangent)
+        return [*ops.gradient(model, **given), *(each for each in jvp if each is not None)]
+
+    before = everything()
+    ruined = {name: torch.full_like(each, torch.nan) for name, each in given.items()}
+    assert ops.gradient(model, **ruined)[1].isnan().any()
+    ops.gradient_jvp(model, **ruined, tangent=tangent)
+    assert all(torch.equal(*pair) for pair in zip(before, everything(), strict=True))
+
+
 def test_errors_say_what_came(device: torch.device) -> None:
     model = convnet()
     given = problem(model, False, device)

@@ -65,8 +65,8 @@ def unroll(
         in ``images``, logit labels, ``lr`` and ``theta0``.
 
     Raises:
-        ValueError: A shape, device, label, index or count does not fit. Values of labels and indices
-            are looked at on the CPU only: on CUDA that would wait for the device.
+        ValueError: A shape, device, label, index or count does not fit. Values of labels and
+            indices are looked at on the CPU only: on CUDA that would wait for the device.
         TypeError: A dtype is not supported.
     """
     if tape_bytes < 0:
