@@ -349,7 +349,7 @@ def test_what_was_left_out_is_said(extension, capsys):
     extension.report(facts)
     assert capsys.readouterr().out.splitlines() == [
         "trajmatch: built against torch 2.13.0+cpu, CPU only",
-        "trajmatch: left out: CUDA kernels, because the torch it was built against has no CUDA. Install one.",
+        "trajmatch: left out: CUDA kernels, because nvcc is missing. Install it.",
     ]
 
 

@@ -14,6 +14,8 @@ from typing import Any
 # With torch, the libraries that the extension refers to are loaded.
 import torch
 
+__all__ = ["_C", "build_info"]
+
 # The build writes its facts as JSON behind this word (csrc/bindings.cpp).
 _MARKER = b"trajmatch-build-facts"
 
