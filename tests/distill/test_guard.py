@@ -124,7 +124,7 @@ def test_a_hopeless_run_stops_and_leaves_the_last_checkpoint(configure, monkeypa
 
 @pytest.mark.parametrize(
     ("settings", "flag"),
-    [({"lr_init": 1e30}, "--lr-init"), ({"lr_img": 1e38}, "--lr-img")],
+    [({"lr_init": 1e30}, "--lr-init"), ({"lr_img": 1e41}, "--lr-img")],
 )
 def test_settings_that_explode_end_with_the_flag_to_change(configure, settings, flag) -> None:
     config = configure(iterations=60, **settings)

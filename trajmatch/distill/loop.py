@@ -29,8 +29,8 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
     was some epochs later (MTT, Cazenavette et al., CVPR 2022). The gradient is exact through all
     student steps.
 
-    On the CPU the same configuration and seed give the same bytes, interrupted or not. An update
-    that is not finite is never applied.
+    On the CPU the same configuration, seed and number of threads give the same bytes, interrupted
+    or not. An update that is not finite is never applied.
 
     Args:
         config: What to do.
