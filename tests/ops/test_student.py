@@ -71,6 +71,27 @@ def test_engine_matches_the_reference(
         )
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4, 5])
+@pytest.mark.parametrize("size", [5, 8, 28])
+@pytest.mark.parametrize("width", [3, 20])
+def test_convolutions_of_every_shape(
+    device: torch.device, assert_close_as_vectors: Check, channels: int, size: int, width: int
+) -> None:
+    # Few and many input channels, planes that fill no tile, widths that fill no vector, and the
+    # wide border of 28-pixel images.
+    model = ConvNet(channels, 4, size, width, 2, norm="layer", activation="none", pooling="none")
+    theta = networks.flat_parameters(model).double().to(device)
+    images = torch.randn(3, channels, size, size, dtype=torch.float64, device=device)
+    labels = torch.arange(3, device=device)
+    tangent = torch.randn_like(theta)
+    image_tangent = torch.randn_like(images)
+    got, wanted = (
+        functions.gradient_jvp(model, theta, images, labels, tangent, image_tangent)[:3]
+        for functions in (ops, reference)
+    )
+    assert_close_as_vectors(got, wanted, 1e-9)
+
+
 def test_directional_is_the_product_with_the_gradient(device: torch.device) -> None:
     model = convnet()
     given = problem(model, False, device)
