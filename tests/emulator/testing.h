@@ -2,6 +2,7 @@
 // run, every failure printed, exit status 1 if any.
 #pragma once
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <functional>
@@ -34,12 +35,15 @@ inline void expect_contains(const std::string& text, const std::string& part) {
   expect(text.find(part) != std::string::npos, "expected '" + part + "' in '" + text + "'");
 }
 
-// Runs the cases whose name contains `filter`; at least one must.
-inline int run_all(const std::vector<Case>& cases, const std::string& filter = "") {
+// Runs the cases whose name contains one of `filters`, or all without filters; at least one must.
+inline int run_all(const std::vector<Case>& cases, const std::vector<std::string>& filters = {}) {
   size_t run = 0;
   size_t failed = 0;
   for (const Case& one : cases) {
-    if (one.name.find(filter) == std::string::npos) continue;
+    const bool chosen = std::any_of(filters.begin(), filters.end(), [&](const std::string& part) {
+      return one.name.find(part) != std::string::npos;
+    });
+    if (!filters.empty() && !chosen) continue;
     ++run;
     try {
       one.run();

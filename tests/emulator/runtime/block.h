@@ -31,6 +31,7 @@ struct Launch {
   std::function<void()> body;  // what every thread runs
 
   unsigned threads() const { return block.x * block.y * block.z; }
+  size_t blocks() const { return size_t{grid.x} * grid.y * grid.z; }
 };
 
 struct Block;
@@ -45,7 +46,10 @@ struct Thread {
 };
 
 struct Block {
-  Block(const Launch& of, dim3 at);
+  explicit Block(const Launch& of);
+
+  // Becomes the block of that number, x running fastest, with nothing in its shared memory.
+  void start(size_t number);
 
   unsigned num_threads() const { return launch.threads(); }
   unsigned num_warps() const { return (num_threads() + kWarpSize - 1) / kWarpSize; }
@@ -54,7 +58,7 @@ struct Block {
   std::string name() const;                // "block (1,0,0) of some_kernel"
 
   const Launch& launch;
-  uint3 index;  // blockIdx
+  uint3 index{};  // blockIdx
   SharedMemory shared;
 };
 

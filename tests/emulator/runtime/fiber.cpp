@@ -17,7 +17,7 @@ namespace {
 // stack of the fiber at fault, needs far more than a kernel does.
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kGuardBytes = 4096;
-constexpr size_t kLowestFrameBytes = 4096;  // generous for begin() and what it calls
+constexpr size_t kLowestFrameBytes = 512;  // generous for begin()
 
 // The fiber being started. begin() has no argument: neither way of switching passes one portably.
 thread_local Fiber* starting = nullptr;
@@ -75,8 +75,8 @@ void Fiber::prepare(void (*entry)(void*), void* argument) {
   fiber_fake_stack_ = nullptr;
   char* stack = mapping_ + kGuardBytes;
 #ifdef __SANITIZE_ADDRESS__
-  // Frames that never returned leave their red zones behind: all of an unfinished fiber's, and the
-  // lowest ones of any, from which exit() is called.
+  // Frames that never returned leave their red zones behind: all of an unfinished fiber's, and
+  // begin() of any.
   const size_t stale = finished_ ? kLowestFrameBytes : kStackBytes;
   __asan_unpoison_memory_region(stack + kStackBytes - stale, stale);
 #endif
@@ -105,7 +105,12 @@ void Fiber::begin() {
                                   &self->scheduler_stack_size_);
 #endif
   self->entry_(self->argument_);
-  __builtin_unreachable();
+  self->finished_ = true;
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_start_switch_fiber(nullptr, self->scheduler_stack_bottom_,
+                                 self->scheduler_stack_size_);
+#endif
+  self->switch_to_scheduler();  // for the last time
 }
 
 void Fiber::resume() {
@@ -141,15 +146,6 @@ void Fiber::suspend() {
   __sanitizer_finish_switch_fiber(fiber_fake_stack_, &scheduler_stack_bottom_,
                                   &scheduler_stack_size_);
 #endif
-}
-
-void Fiber::exit() {
-  finished_ = true;
-#ifdef __SANITIZE_ADDRESS__
-  __sanitizer_start_switch_fiber(nullptr, scheduler_stack_bottom_, scheduler_stack_size_);
-#endif
-  switch_to_scheduler();
-  __builtin_unreachable();
 }
 
 }  // namespace emulator

@@ -19,14 +19,12 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // Sets the stack up so that the next resume() calls entry(argument), which must not return: its
-  // last act is exit(). A fiber that was left unfinished may be prepared anew; what its frames
-  // held is forgotten without running destructors.
+  // Sets the stack up so that the next resume() calls entry(argument). A fiber that was left
+  // unfinished may be prepared anew; what its frames held is forgotten without running destructors.
   void prepare(void (*entry)(void*), void* argument);
 
-  void resume();             // by the scheduler: runs the fiber until it suspends or exits
-  void suspend();            // by the fiber: returns to the caller of resume()
-  [[noreturn]] void exit();  // likewise, for the last time
+  void resume();   // by the scheduler: runs the fiber until it suspends or its entry returns
+  void suspend();  // by the fiber: returns to the caller of resume()
 
  private:
   static void begin();

@@ -43,7 +43,6 @@ void run_thread(void* argument) {
     failure = std::current_exception();
   }
   thread->state = State::kExited;
-  thread->fiber.exit();
 }
 
 // Stacks are expensive to map: threads are kept from block to block and launch to launch.
@@ -53,24 +52,31 @@ FiberThread& pooled_thread(unsigned rank) {
   return *pool[rank];
 }
 
-class BlockRun {
+// Runs the blocks of a launch one after another.
+class Scheduler {
  public:
-  BlockRun(Block& block, unsigned seed) : block_(block), random_(seed) {
-    const dim3& size = block.launch.block;
-    for (unsigned rank = 0; rank < block.num_threads(); ++rank) {
+  explicit Scheduler(const Launch& launch) : block_(launch) {
+    const dim3& size = launch.block;
+    for (unsigned rank = 0; rank < launch.threads(); ++rank) {
       FiberThread& thread = pooled_thread(rank);
       thread.rank = rank;
       thread.index = {rank % size.x, rank / size.x % size.y, rank / (size.x * size.y)};
-      thread.block = &block;
-      thread.state = State::kReady;
-      thread.fiber.prepare(run_thread, &thread);
+      thread.block = &block_;
       threads_.push_back(&thread);
     }
-    warp_ready_.assign(block.num_warps(), true);
+    running_body = &launch.body;
   }
 
-  void run() {
-    running_body = &block_.launch.body;
+  void run_block(size_t number) {
+    block_.start(number);
+    random_.seed(options().seed + static_cast<unsigned>(number));
+    for (FiberThread* thread : threads_) {
+      thread->state = State::kReady;
+      thread->fiber.prepare(run_thread, thread);
+    }
+    warp_ready_.assign(block_.num_warps(), true);
+    exited_ = 0;
+    last_warp_ = ~0u;
     while (exited_ < threads_.size()) {
       const unsigned warp = next_warp();
       if (warp < block_.num_warps()) {
@@ -200,7 +206,7 @@ class BlockRun {
     return "at " + thread.site.text();
   }
 
-  Block& block_;
+  Block block_;
   std::mt19937 random_;
   std::vector<FiberThread*> threads_;
   std::vector<bool> warp_ready_;
@@ -214,20 +220,14 @@ class BlockRun {
 Thread& current() { return *running; }
 
 void run(const Launch& launch) {
-  const dim3& grid = launch.grid;
-  std::vector<size_t> order(size_t{grid.x} * grid.y * grid.z);
+  std::vector<size_t> order(launch.blocks());
   std::iota(order.begin(), order.end(), size_t{0});
   if (options().schedule == Schedule::kHighestFirst) std::reverse(order.begin(), order.end());
   if (options().schedule == Schedule::kRandom) {
     std::shuffle(order.begin(), order.end(), std::mt19937(options().seed));
   }
-  for (const size_t number : order) {
-    const dim3 at(static_cast<unsigned>(number % grid.x),
-                  static_cast<unsigned>(number / grid.x % grid.y),
-                  static_cast<unsigned>(number / grid.x / grid.y));
-    Block block(launch, at);
-    BlockRun(block, options().seed + static_cast<unsigned>(number)).run();
-  }
+  Scheduler scheduler(launch);
+  for (const size_t number : order) scheduler.run_block(number);
 }
 
 void sync_block(const Site& site) {

@@ -62,7 +62,9 @@ struct Warp {
 };
 
 struct OsBlock : Block {
-  OsBlock(const Launch& of, dim3 at) : Block(of, at), barrier(of.threads()), warps(num_warps()) {}
+  OsBlock(const Launch& of, size_t number) : Block(of), barrier(of.threads()), warps(num_warps()) {
+    start(number);
+  }
 
   unsigned existing(unsigned warp) const {
     const unsigned lanes = warp_end(warp) - warp_begin(warp);
@@ -93,16 +95,12 @@ void run_thread(OsBlock& block, unsigned rank) {
 Thread& current() { return *running; }
 
 void run(const Launch& launch) {
-  const dim3& grid = launch.grid;
-  const size_t count = size_t{grid.x} * grid.y * grid.z;
+  const size_t count = launch.blocks();
   const size_t together = std::max(2u, kThreadsTogether / launch.threads());
   for (size_t first = 0; first < count; first += together) {
     std::vector<std::unique_ptr<OsBlock>> blocks;
     for (size_t number = first; number < std::min(count, first + together); ++number) {
-      blocks.push_back(
-          std::make_unique<OsBlock>(launch, dim3(static_cast<unsigned>(number % grid.x),
-                                                 static_cast<unsigned>(number / grid.x % grid.y),
-                                                 static_cast<unsigned>(number / grid.x / grid.y))));
+      blocks.push_back(std::make_unique<OsBlock>(launch, number));
     }
     std::vector<std::jthread> threads;
     for (const auto& block : blocks) {

@@ -14,11 +14,15 @@ namespace emulator {
 class SharedMemory {
  public:
   static constexpr unsigned char kPoison = 0xff;  // NaN in every floating type, -1 in every integer
+  static constexpr size_t kMaxVariables = 32;     // static ones, of one block
 
   explicit SharedMemory(size_t dynamic_bytes);
   ~SharedMemory();
   SharedMemory(const SharedMemory&) = delete;
   SharedMemory& operator=(const SharedMemory&) = delete;
+
+  // Forgets all variables and contents, for the next block.
+  void reset();
 
   // Launch-time memory, aligned to 16 bytes.
   void* dynamic() const { return dynamic_.get(); }
@@ -27,8 +31,6 @@ class SharedMemory {
   void* variable(const void* tag, size_t bytes);
 
  private:
-  static constexpr size_t kMaxVariables = 32;
-
   struct Variable {
     std::atomic<const void*> tag{nullptr};
     std::atomic<unsigned char*> memory{nullptr};
@@ -42,6 +44,7 @@ class SharedMemory {
 
   unsigned char* set_up(size_t bytes);
 
+  size_t dynamic_bytes_;
   Memory dynamic_;
   Memory static_;
   std::array<Variable, kMaxVariables> variables_;

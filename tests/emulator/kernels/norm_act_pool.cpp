@@ -1,0 +1,353 @@
+#include "core/norm_act_pool.h"
+
+#include "cuda/norm_act_pool_dispatch.cuh"
+#include "kernels/check.h"
+
+namespace kernels {
+namespace {
+
+using trajmatch::Activation;
+using trajmatch::NormActPoolShape;
+using trajmatch::Pooling;
+
+enum class Norm { kNone, kInstance, kGroup, kLayer };
+
+struct Size {
+  int64_t batch, height, width, channels;
+};
+
+NormActPoolShape shape_of(const Size& size, Norm norm, Activation activation, Pooling pooling) {
+  NormActPoolShape shape{};
+  shape.batch = size.batch;
+  shape.height = size.height;
+  shape.width = size.width;
+  shape.channels = size.channels;
+  shape.groups = norm == Norm::kNone       ? 0
+                 : norm == Norm::kInstance ? size.channels
+                 : norm == Norm::kGroup    ? 4
+                                           : 1;
+  shape.elementwise = norm == Norm::kLayer;
+  shape.activation = activation;
+  shape.pooling = pooling;
+  shape.eps = 1e-5;
+  return shape;
+}
+
+// Which optional tensors there are: a bit each.
+struct Options {
+  int bits;
+  bool has(int bit) const { return (bits >> bit & 1) != 0; }
+  bool weight() const { return has(0); }
+  bool bias() const { return has(1); }
+  bool weight_tangent() const { return has(2); }
+  bool bias_tangent() const { return has(3); }
+  bool grad_out_tangent() const { return has(4); }
+  bool wants_affine() const { return has(5); }
+  bool wants_grad_x() const { return has(6); }
+};
+
+// The numbers of all four passes. Statistics come from the forward pass in float64.
+struct Data {
+  Data(const NormActPoolShape& shape_, Options options_) : shape(shape_), options(options_) {
+    const int64_t in = shape.batch * shape.pixels() * shape.channels;
+    const int64_t out = shape.batch * shape.out_height() * shape.out_width() * shape.channels;
+    const int64_t affine = shape.affine_size();
+    Random random(static_cast<unsigned>(in + 7 * options.bits));
+    x = random.normal(in, 1.5, 2.0);
+    x_tangent = random.normal(in, -0.5);
+    grad_out = random.normal(out);
+    grad_out_tangent = random.normal(out);
+    weight = random.normal(affine, 1.0);
+    bias = random.normal(affine);
+    weight_tangent = random.normal(affine);
+    bias_tangent = random.normal(affine);
+    out_size = out;
+    in_size = in;
+    groups = shape.batch * shape.groups;
+  }
+  NormActPoolShape shape;
+  Options options;
+  int64_t in_size, out_size, groups;
+  std::vector<double> x, x_tangent, grad_out, grad_out_tangent;
+  std::vector<double> weight, bias, weight_tangent, bias_tangent;
+  std::vector<double> mean, rstd, mean_tangent, projection;
+};
+
+struct Forward {
+  const Data& data;
+
+  template <class T>
+  Outputs<T> run(Backend backend) const {
+    const bool normalised = data.shape.groups > 0;
+    const Input<T> x(data.x), weight(data.weight, data.options.weight()),
+        bias(data.bias, data.options.bias());
+    Outputs<T> out;
+    T* const mean = out.add("mean", data.groups, normalised);
+    T* const rstd = out.add("rstd", data.groups, normalised);
+    const trajmatch::NormActPoolForward<T> params{
+        data.shape, x.get(), weight.get(), bias.get(), out.add("out", data.out_size), mean, rstd};
+    if (backend == Backend::kCuda) {
+      trajmatch::cuda::launch_norm_act_pool_forward(params, test_stream());
+    } else {
+      trajmatch::cpu::norm_act_pool_forward(params, 0, data.shape.batch);
+    }
+    return out;
+  }
+};
+
+struct Tangent {
+  const Data& data;
+
+  template <class T>
+  Outputs<T> run(Backend backend) const {
+    const bool normalised = data.shape.groups > 0;
+    const Options& options = data.options;
+    const Input<T> x(data.x), weight(data.weight, options.weight()),
+        bias(data.bias, options.bias()), mean(data.mean, normalised), rstd(data.rstd, normalised),
+        x_tangent(data.x_tangent), weight_tangent(data.weight_tangent, options.weight_tangent()),
+        bias_tangent(data.bias_tangent, options.bias_tangent());
+    Outputs<T> out;
+    T* const mean_tangent = out.add("mean_tangent", data.groups, normalised);
+    T* const projection = out.add("projection", data.groups, normalised);
+    const trajmatch::NormActPoolTangent<T> params{
+        data.shape,         x.get(),
+        weight.get(),       bias.get(),
+        mean.get(),         rstd.get(),
+        x_tangent.get(),    weight_tangent.get(),
+        bias_tangent.get(), out.add("out_tangent", data.out_size),
+        mean_tangent,       projection};
+    if (backend == Backend::kCuda) {
+      trajmatch::cuda::launch_norm_act_pool_tangent(params, test_stream());
+    } else {
+      trajmatch::cpu::norm_act_pool_tangent(params, 0, data.shape.batch);
+    }
+    return out;
+  }
+};
+
+struct Backward {
+  const Data& data;
+
+  template <class T>
+  Outputs<T> run(Backend backend) const {
+    const bool normalised = data.shape.groups > 0;
+    const bool affine = data.options.wants_affine();
+    const int64_t size = data.shape.affine_size();
+    const Input<T> x(data.x), weight(data.weight, data.options.weight()),
+        bias(data.bias, data.options.bias()), mean(data.mean, normalised),
+        rstd(data.rstd, normalised), grad_out(data.grad_out);
+    Outputs<T> out;
+    T* const grad_x = out.add("grad_x", data.in_size);
+    T* const partial = out.add("partial", data.shape.batch * 2 * size, affine);
+    T* const grad_weight = out.add("grad_weight", size, affine);
+    const trajmatch::NormActPoolBackward<T> params{data.shape,
+                                                   x.get(),
+                                                   weight.get(),
+                                                   bias.get(),
+                                                   mean.get(),
+                                                   rstd.get(),
+                                                   grad_out.get(),
+                                                   grad_x,
+                                                   partial,
+                                                   grad_weight,
+                                                   out.add("grad_bias", size, affine)};
+    if (backend == Backend::kCuda) {
+      trajmatch::cuda::launch_norm_act_pool_backward(params, test_stream());
+    } else {
+      trajmatch::cpu::norm_act_pool_backward(params, 0, data.shape.batch);
+      if (affine) {
+        trajmatch::cpu::sum_partial_affine(data.shape, partial, params.grad_weight,
+                                           params.grad_bias);
+      }
+    }
+    return out;
+  }
+};
+
+struct BackwardTangent {
+  const Data& data;
+
+  template <class T>
+  Outputs<T> run(Backend backend) const {
+    const bool normalised = data.shape.groups > 0;
+    const Options& options = data.options;
+    const bool affine = options.wants_affine();
+    const int64_t size = data.shape.affine_size();
+    const Input<T> x(data.x), weight(data.weight, options.weight()),
+        bias(data.bias, options.bias()), mean(data.mean, normalised), rstd(data.rstd, normalised),
+        x_tangent(data.x_tangent), weight_tangent(data.weight_tangent, options.weight_tangent()),
+        bias_tangent(data.bias_tangent, options.bias_tangent()),
+        mean_tangent(data.mean_tangent, normalised), projection(data.projection, normalised),
+        grad_out(data.grad_out),
+        grad_out_tangent(data.grad_out_tangent, options.grad_out_tangent());
+    Outputs<T> out;
+    T* const grad_x = out.add("grad_x", data.in_size, options.wants_grad_x());
+    T* const grad_x_tangent = out.add("grad_x_tangent", data.in_size);
+    T* const partial = out.add("partial", data.shape.batch * 2 * size, affine);
+    T* const grad_weight = out.add("grad_weight_tangent", size, affine);
+    const trajmatch::NormActPoolBackwardTangent<T> params{
+        data.shape,
+        x.get(),
+        weight.get(),
+        bias.get(),
+        mean.get(),
+        rstd.get(),
+        x_tangent.get(),
+        weight_tangent.get(),
+        bias_tangent.get(),
+        mean_tangent.get(),
+        projection.get(),
+        grad_out.get(),
+        grad_out_tangent.get(),
+        grad_x,
+        grad_x_tangent,
+        partial,
+        grad_weight,
+        out.add("grad_bias_tangent", size, affine),
+    };
+    if (backend == Backend::kCuda) {
+      trajmatch::cuda::launch_norm_act_pool_backward_tangent(params, test_stream());
+    } else {
+      trajmatch::cpu::norm_act_pool_backward_tangent(params, 0, data.shape.batch);
+      if (affine) {
+        trajmatch::cpu::sum_partial_affine(data.shape, partial, grad_weight,
+                                           params.grad_bias_tangent);
+      }
+    }
+    return out;
+  }
+};
+
+void check_all(const NormActPoolShape& shape, Options options) {
+  Data data(shape, options);
+  check(Forward{data});
+  if (shape.groups > 0) {
+    const Outputs<double> forward = Forward{data}.run<double>(Backend::kCpu);
+    data.mean = forward.tensors()[0].second;
+    data.rstd = forward.tensors()[1].second;
+  }
+  check(Tangent{data});
+  check(Backward{data});
+  if (shape.groups > 0) {
+    const Outputs<double> tangent = Tangent{data}.run<double>(Backend::kCpu);
+    data.mean_tangent = tangent.tensors()[0].second;
+    data.projection = tangent.tensors()[1].second;
+  }
+  check(BackwardTangent{data});
+}
+
+constexpr Activation kActivations[] = {Activation::kNone, Activation::kRelu, Activation::kLeakyRelu,
+                                       Activation::kSigmoid};
+constexpr Pooling kPoolings[] = {Pooling::kNone, Pooling::kAverage, Pooling::kMax};
+constexpr Norm kNorms[] = {Norm::kNone, Norm::kInstance, Norm::kGroup, Norm::kLayer};
+
+// Every combination of norm, activation and pooling; the optional tensors go through all patterns.
+std::vector<testing::Case> combinations() {
+  std::vector<testing::Case> cases;
+  int pattern = 0;
+  for (const Norm norm : kNorms) {
+    for (const Activation activation : kActivations) {
+      for (const Pooling pooling : kPoolings) {
+        for (const Size& size : {Size{2, 6, 8, 16}, Size{3, 5, 7, 12}}) {
+          pattern = (pattern + 37) % 128;
+          const NormActPoolShape shape = shape_of(size, norm, activation, pooling);
+          cases.push_back({"norm_act_pool combination " + std::to_string(cases.size()),
+                           [shape, pattern] { check_all(shape, Options{pattern}); }});
+        }
+      }
+    }
+  }
+  return cases;
+}
+
+// Optional tensors in the held kernels and in the general ones: 16 patterns in which any three
+// of the seven occur in all eight ways.
+int pattern_of(int number) {
+  const auto bit = [number](int which) { return number >> which & 1; };
+  return number | (bit(0) ^ bit(1) ^ bit(2)) << 4 | (bit(1) ^ bit(2) ^ bit(3)) << 5 |
+         (bit(0) ^ bit(1) ^ bit(3)) << 6;
+}
+
+std::vector<testing::Case> option_patterns() {
+  std::vector<testing::Case> cases;
+  for (const Norm norm : kNorms) {
+    cases.push_back({"norm_act_pool options " + std::to_string(static_cast<int>(norm)), [norm] {
+                       for (int number = 0; number < 16; ++number) {
+                         check_all(
+                             shape_of({2, 3, 4, 4}, norm, Activation::kSigmoid, Pooling::kAverage),
+                             Options{pattern_of(number)});
+                       }
+                     }});
+  }
+  return cases;
+}
+
+struct SizeCase {
+  Size size;
+  Norm norm;
+  Pooling pooling;
+  bool held;  // which kernel of the forward pass takes it, in float32
+};
+
+std::vector<testing::Case> sizes() {
+  const std::vector<SizeCase> chosen = {
+      // One pixel; with pooling nothing is left.
+      {{1, 1, 1, 1}, Norm::kInstance, Pooling::kNone, true},
+      {{1, 1, 1, 1}, Norm::kInstance, Pooling::kMax, true},
+      {{2, 1, 5, 3}, Norm::kInstance, Pooling::kAverage, true},
+      {{2, 2, 2, 8}, Norm::kNone, Pooling::kMax, false},
+      // Channels around the number of lanes.
+      {{1, 8, 8, 7}, Norm::kInstance, Pooling::kAverage, true},
+      {{1, 8, 8, 31}, Norm::kInstance, Pooling::kMax, true},
+      {{1, 8, 8, 33}, Norm::kInstance, Pooling::kAverage, true},
+      {{1, 5, 5, 33}, Norm::kNone, Pooling::kAverage, false},
+      // Groups of 8 and 32 channels; of 3, no power of two; of 40, more than there are lanes.
+      {{2, 4, 4, 32}, Norm::kGroup, Pooling::kAverage, true},
+      {{2, 5, 4, 128}, Norm::kGroup, Pooling::kMax, true},
+      {{2, 4, 4, 12}, Norm::kGroup, Pooling::kMax, false},
+      {{2, 4, 5, 160}, Norm::kGroup, Pooling::kAverage, false},
+      // The student's planes, and odd ones.
+      {{2, 32, 32, 16}, Norm::kInstance, Pooling::kAverage, true},
+      {{1, 16, 16, 40}, Norm::kInstance, Pooling::kAverage, true},
+      {{1, 31, 29, 9}, Norm::kInstance, Pooling::kMax, true},
+      {{1, 28, 28, 8}, Norm::kInstance, Pooling::kNone, true},
+      {{1, 14, 15, 32}, Norm::kLayer, Pooling::kAverage, false},
+      // The largest planes that 64 rows of threads hold, and one row of pixels more.
+      {{1, 32, 64, 8}, Norm::kInstance, Pooling::kAverage, true},
+      {{1, 33, 64, 8}, Norm::kInstance, Pooling::kAverage, false},
+      {{1, 33, 64, 8}, Norm::kInstance, Pooling::kNone, false},
+      // So many images that blocks take 32 channels each.
+      {{520, 2, 2, 32}, Norm::kInstance, Pooling::kMax, true},
+  };
+  std::vector<testing::Case> cases;
+  for (const SizeCase& one : chosen) {
+    cases.push_back({"norm_act_pool size " + std::to_string(cases.size()), [one] {
+                       const NormActPoolShape shape =
+                           shape_of(one.size, one.norm, Activation::kRelu, one.pooling);
+                       const int slots = one.pooling == Pooling::kNone ? 32 : 8;
+                       testing::expect(trajmatch::cuda::plan_blocks(shape, slots).held == one.held,
+                                       "another kernel was chosen");
+                       check_all(shape, Options{0x7f});
+                     }});
+  }
+  return cases;
+}
+
+void check_refused() {
+  NormActPoolShape shape =
+      shape_of({1, 65536, 32768, 1}, Norm::kInstance, Activation::kRelu, Pooling::kNone);
+  testing::expect_contains(testing::message_of([&] { trajmatch::cuda::plan_blocks(shape, 0); }),
+                           "one image has 2147483648 activations");
+}
+
+}  // namespace
+
+std::vector<testing::Case> norm_act_pool_cases() {
+  std::vector<testing::Case> cases = combinations();
+  for (const testing::Case& one : option_patterns()) cases.push_back(one);
+  for (const testing::Case& one : sizes()) cases.push_back(one);
+  cases.push_back({"norm_act_pool of an image too large to number", check_refused});
+  return cases;
+}
+
+}  // namespace kernels
