@@ -6,10 +6,16 @@ import os
 from collections.abc import Callable
 
 import pytest
-import torch
+
+from trajmatch.cli.main import SPIN_COUNT
+
+# As in the program itself, before torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 # Programs that tests start import what is installed, not the source folder that they start in.
 os.environ["PYTHONSAFEPATH"] = "1"
+
+import torch
 
 # How far a result may be from an exact one, by its dtype. float64 is where correctness is judged;
 # in float32 two correct implementations differ by the order of their sums.

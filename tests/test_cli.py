@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -130,6 +131,27 @@ def test_every_command_has_a_help(capsys, name):
     out, err = capsys.readouterr()
     assert (stop.value.code, err) == (0, "")
     assert out.startswith(f"usage: trajmatch {name} ")
+
+
+@pytest.mark.parametrize(
+    ("environment", "spins"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_waiting_threads_spin_shortly_unless_the_user_wants_otherwise(
+    command, monkeypatch, environment, spins
+):
+    seen = []
+    command(lambda argv: seen.append(os.environ.get("GOMP_SPINCOUNT")) or 0)
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    main(["probe"])
+    assert seen == [spins]
 
 
 # --- arguments

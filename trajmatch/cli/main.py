@@ -29,6 +29,12 @@ COMMANDS = {
     "doctor": Command("doctor", "what is installed, what was built, and whether it works"),
 }
 
+# A student step is hundreds of short parallel loops, after each of which the threads wait for each
+# other. They wait spinning, by default for so long that on a machine with other work to do, where
+# one of them is often not running, everything becomes 50 times slower. A thousand turns still cover
+# the gap between two loops. OpenMP reads this when torch loads it.
+SPIN_COUNT = "1000"
+
 INTERRUPTED = 130  # what shells report for a program ended by ctrl-C
 BROKEN_PIPE = 141  # and for one whose reader went away
 
@@ -43,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 for a mistake of the user.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()
