@@ -100,13 +100,15 @@ def build_self_test(
 def build_kernel_test(
     compile_sources: Compile, flags: list[str], runtime_flags: list[str], program: Path
 ) -> Path:
-    sources = [EMULATOR / "test_kernels.cpp", *sorted((EMULATOR / "kernels").glob("*.cpp"))]
+    families = sorted((EMULATOR / "kernels").glob("*.cpp"))
+    sources = [EMULATOR / "test_kernels.cpp", *families]
+    references = [CSRC / "cpu" / name for name in ("isa.cpp", *(path.name for path in families))]
     unchecked = [flag for flag in flags if flag.startswith("-D")]
     objects = [
         *compile_sources(sorted((CSRC / "cuda").glob("*.cu")), flags),
         *compile_sources(runtime_sources(), runtime_flags),
         *compile_sources(sources, ["-O1", *unchecked]),
-        *compile_sources(sorted((CSRC / "cpu").glob("*.cpp")), REFERENCE_FLAGS),
+        *compile_sources(references, REFERENCE_FLAGS),
     ]
     return link(objects, flags, program)
 

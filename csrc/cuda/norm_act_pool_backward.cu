@@ -20,14 +20,16 @@ namespace {
 // 16 of each.
 struct BackwardSlots {
   template <Pooling pooling>
-  static constexpr int value = pooling == Pooling::kNone ? 16 : 8;
+  TM_HD static constexpr int windows() {
+    return pooling == Pooling::kNone ? 16 : 8;
+  }
 };
 
 template <class T, Pooling pooling, bool held, class Act>
 __global__ void __launch_bounds__(plane_threads(held), 1)
     norm_act_pool_backward_kernel(NormActPoolBackward<T> p, Tiling tiling, Act activation) {
   constexpr int kPixels = kWindow<pooling>;
-  constexpr int kSlots = BackwardSlots::value<pooling>;
+  constexpr int kSlots = BackwardSlots::windows<pooling>();
   TM_DYNAMIC_SHARED(double, shared);
   const NormActPoolShape& shape = p.shape;
   const Part part(shape, tiling);

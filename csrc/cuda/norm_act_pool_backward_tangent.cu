@@ -22,7 +22,9 @@ namespace {
 // without pooling, 16.
 struct BackwardTangentSlots {
   template <Pooling pooling>
-  static constexpr int value = pooling == Pooling::kNone ? 16 : 4;
+  TM_HD static constexpr int windows() {
+    return pooling == Pooling::kNone ? 16 : 4;
+  }
 };
 
 // What the chain rule has of a window: xh and dz with their tangents.
@@ -48,7 +50,7 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
     norm_act_pool_backward_tangent_kernel(NormActPoolBackwardTangent<T> p, Tiling tiling,
                                           Act activation) {
   constexpr int kPixels = kWindow<pooling>;
-  constexpr int kSlots = BackwardTangentSlots::value<pooling>;
+  constexpr int kSlots = BackwardTangentSlots::windows<pooling>();
   TM_DYNAMIC_SHARED(double, shared);
   const NormActPoolShape& shape = p.shape;
   const Part part(shape, tiling);

@@ -39,12 +39,12 @@ void with_fixed_activation(Activation activation, const Body& body) {
 }
 
 // Calls body(pooling, held, activation, plan), the first two as constants, for the kernel that fits
-// the shape. Slots::value<pooling>: the windows that a thread of the held kernel holds.
+// the shape. Slots::windows<pooling>(): what a thread of the held kernel holds.
 template <class T, class Slots, class Body>
 void with_kernel(const NormActPoolShape& shape, const Body& body) {
   with_pooling(shape.pooling, [&](auto pooling) {
     constexpr bool kHolds = std::is_same_v<T, float>;
-    const Plan plan = plan_blocks(shape, kHolds ? Slots::template value<pooling()> : 0);
+    const Plan plan = plan_blocks(shape, kHolds ? Slots::template windows<pooling()>() : 0);
     if constexpr (kHolds) {
       if (plan.held) {
         return with_fixed_activation(shape.activation, [&](auto activation) {

@@ -17,13 +17,15 @@ namespace {
 // Windows that a thread holds: 32 pixels.
 struct ForwardSlots {
   template <Pooling pooling>
-  static constexpr int value = pooling == Pooling::kNone ? 32 : 8;
+  TM_HD static constexpr int windows() {
+    return pooling == Pooling::kNone ? 32 : 8;
+  }
 };
 
 template <class T, Pooling pooling, bool held, class Act>
 __global__ void __launch_bounds__(plane_threads(held), 1)
     norm_act_pool_forward_kernel(NormActPoolForward<T> p, Tiling tiling, Act activation) {
-  constexpr int kSlots = ForwardSlots::value<pooling>;
+  constexpr int kSlots = ForwardSlots::windows<pooling>();
   TM_DYNAMIC_SHARED(double, shared);
   const NormActPoolShape& shape = p.shape;
   const Part part(shape, tiling);

@@ -17,13 +17,15 @@ namespace {
 // Windows that a thread holds: 32 pixels of x and as many of its tangent.
 struct TangentSlots {
   template <Pooling pooling>
-  static constexpr int value = pooling == Pooling::kNone ? 32 : 8;
+  TM_HD static constexpr int windows() {
+    return pooling == Pooling::kNone ? 32 : 8;
+  }
 };
 
 template <class T, Pooling pooling, bool held, class Act>
 __global__ void __launch_bounds__(plane_threads(held), 1)
     norm_act_pool_tangent_kernel(NormActPoolTangent<T> p, Tiling tiling, Act activation) {
-  constexpr int kSlots = TangentSlots::value<pooling>;
+  constexpr int kSlots = TangentSlots::windows<pooling>();
   TM_DYNAMIC_SHARED(double, shared);
   const NormActPoolShape& shape = p.shape;
   const Part part(shape, tiling);

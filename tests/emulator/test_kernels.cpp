@@ -2,7 +2,8 @@
 //
 //   test_kernels [FILTER...]   the cases whose name contains one of the filters; all without any
 //
-// Every case runs under all four schedules of warps and blocks.
+// Every case runs under all four schedules of warps and blocks, or under the one that
+// TRAJMATCH_EMULATOR_ORDER (0 to 3) names.
 
 #include <string>
 

@@ -108,10 +108,10 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 // The results under each schedule of warps and blocks; the last one, where all are the same bits
 // and all launches went to the given stream.
 template <class T, class Operator>
-Outputs<T> run_under_all_schedules(const Operator& op) {
+Outputs<T> run_under_schedules(const Operator& op) {
   using emulator::Schedule;
-  std::vector<Schedule> schedules = {Schedule::kRoundRobin};
-  if (emulator::kReportsDeadlocks) {  // OS threads have a schedule of their own
+  std::vector<Schedule> schedules(2, emulator::options().schedule);
+  if (emulator::kReportsDeadlocks && !emulator::options().given) {
     schedules = {Schedule::kRoundRobin, Schedule::kLowestFirst, Schedule::kHighestFirst,
                  Schedule::kRandom};
   }
@@ -136,7 +136,7 @@ Outputs<T> run_under_all_schedules(const Operator& op) {
 // Operator: has `template <class T> Outputs<T> run(Backend) const`.
 template <class T, class Operator>
 void check_precision(const Operator& op, const Outputs<double>& exact) {
-  const Outputs<T> cuda = run_under_all_schedules<T>(op);
+  const Outputs<T> cuda = run_under_schedules<T>(op);
   const Outputs<T> cpu = op.template run<T>(Backend::kCpu);
   // float32 may be off by twice the error that the CPU loops' own rounding makes, and a little.
   // What float64 is compared with is itself rounded, to the same precision: cancellation then

@@ -25,6 +25,7 @@ unsigned environment_number(const char* name, unsigned largest) {
 Options read_environment() {
   Options read;
   read.schedule = static_cast<Schedule>(environment_number("TRAJMATCH_EMULATOR_ORDER", 3));
+  read.given = std::getenv("TRAJMATCH_EMULATOR_ORDER") != nullptr;
   read.seed = environment_number("TRAJMATCH_EMULATOR_SEED", ~0u);
   return read;
 }

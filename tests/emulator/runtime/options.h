@@ -14,7 +14,8 @@ enum class Schedule {
 
 struct Options {
   Schedule schedule = Schedule::kRoundRobin;
-  unsigned seed = 0;  // of kRandom
+  bool given = false;  // whether the environment says which
+  unsigned seed = 0;   // of kRandom
 };
 
 // Read once from TRAJMATCH_EMULATOR_ORDER (0 to 3) and TRAJMATCH_EMULATOR_SEED; tests may change it
