@@ -32,7 +32,7 @@ class DemoConfig:
     """Folder for the experts, the distilled set, the pictures and summary.json."""
     data: str | None = None
     """Data set to use instead of the shipped fashion-mnist-mini."""
-    num_experts: int = 3
+    num_experts: int = 4
     """Experts to train."""
     epochs: int = 6
     """Epochs of each expert."""
@@ -42,7 +42,7 @@ class DemoConfig:
     """Blocks of the ConvNet."""
     ipc: int = 1
     """IPC: synthetic images per class."""
-    iterations: int = 300
+    iterations: int = 200
     """Outer iterations of the distillation."""
     student_steps: int = 20
     """N: student steps in one outer iteration."""
@@ -50,11 +50,11 @@ class DemoConfig:
     """M: epochs of the expert that the N student steps are to match."""
     max_start_epoch: int = 4
     """End of the start epochs s."""
-    lr_img: float = 100.0
+    lr_img: float = 300.0
     """Learning rate of the synthetic images."""
     lr_lr: float = 1e-5
     """Learning rate of the step size eta."""
-    lr_init: float = 0.01
+    lr_init: float = 0.02
     """First value of eta."""
     seeds: int = 3
     """Networks in each evaluation."""
