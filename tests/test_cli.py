@@ -136,7 +136,7 @@ def test_every_command_has_a_help(capsys, name):
 @pytest.mark.parametrize(
     ("environment", "spins"),
     [
-        ({}, "1000"),
+        ({}, "3000"),
         ({"GOMP_SPINCOUNT": "7"}, "7"),
         ({"OMP_WAIT_POLICY": "active"}, None),
     ],

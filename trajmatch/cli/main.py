@@ -29,11 +29,11 @@ COMMANDS = {
     "doctor": Command("doctor", "what is installed, what was built, and whether it works"),
 }
 
-# A student step is hundreds of short parallel loops, after each of which the threads wait for each
-# other. They wait spinning, by default for so long that on a machine with other work to do, where
-# one of them is often not running, everything becomes 50 times slower. A thousand turns still cover
-# the gap between two loops. OpenMP reads this when torch loads it.
-SPIN_COUNT = "1000"
+# A student step is many short parallel loops, after each of which the threads wait for each other,
+# spinning. OpenMP's own 300000 turns make that 20 times slower on a machine with other work to do,
+# where one of the threads is often not running. With 3000 a machine to itself loses 5 per cent.
+# OpenMP reads this when torch loads it.
+SPIN_COUNT = "3000"
 
 INTERRUPTED = 130  # what shells report for a program ended by ctrl-C
 BROKEN_PIPE = 141  # and for one whose reader went away
