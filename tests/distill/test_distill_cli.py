@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,7 @@ def test_ctrl_c_leaves_a_whole_checkpoint(arguments, tmp_path) -> None:
         checkpoint = tmp_path / "d.checkpoint.safetensors"
         while not checkpoint.exists():
             assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
         process.send_signal(2)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130
