@@ -17,10 +17,9 @@ namespace trajmatch::cuda {
 namespace {
 
 constexpr int kRows = 8;
-constexpr int kThreads = kWarpSize * kRows;
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kWarpSize* kRows)
     sum_partial_affine_kernel(const T* partial, int64_t images, int64_t size, T* weight, T* bias) {
   TM_SHARED(double, sums, kRows* kWarpSize);
   const int lane = static_cast<int>(threadIdx.x), row = static_cast<int>(threadIdx.y);

@@ -218,8 +218,8 @@ struct BackwardTangent {
   }
 };
 
-void check_all(Data& data) {
-  const NormActPoolShape& shape = data.shape;
+void check_all(const NormActPoolShape& shape, Options options) {
+  Data data(shape, options);
   check(Forward{data});
   if (shape.groups > 0) {
     const Outputs<double> forward = Forward{data}.run<double>(Backend::kCpu);
@@ -234,11 +234,6 @@ void check_all(Data& data) {
     data.projection = tangent.tensors()[1].second;
   }
   check(BackwardTangent{data});
-}
-
-void check_all(const NormActPoolShape& shape, Options options) {
-  Data data(shape, options);
-  check_all(data);
 }
 
 constexpr Activation kActivations[] = {Activation::kNone, Activation::kRelu, Activation::kLeakyRelu,
@@ -338,14 +333,6 @@ std::vector<testing::Case> sizes() {
   return cases;
 }
 
-// Of equal values in a window the first one gets the gradient.
-void check_ties(Norm norm) {
-  const NormActPoolShape shape = shape_of({2, 6, 6, 8}, norm, Activation::kNone, Pooling::kMax);
-  Data data(shape, Options{0x7f});
-  for (double& value : data.x) value = std::round(value / 4.0);
-  check_all(data);
-}
-
 void check_refused() {
   NormActPoolShape shape =
       shape_of({1, 65536, 32768, 1}, Norm::kInstance, Activation::kRelu, Pooling::kNone);
@@ -359,10 +346,6 @@ std::vector<testing::Case> norm_act_pool_cases() {
   std::vector<testing::Case> cases = combinations();
   for (const testing::Case& one : option_patterns()) cases.push_back(one);
   for (const testing::Case& one : sizes()) cases.push_back(one);
-  cases.push_back({"norm_act_pool of equal values", [] {
-                     check_ties(Norm::kInstance);
-                     check_ties(Norm::kNone);
-                   }});
   cases.push_back({"norm_act_pool of an image too large to number", check_refused});
   return cases;
 }
