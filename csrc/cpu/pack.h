@@ -87,6 +87,17 @@ inline void add_to(T* to, const V& value) {
   store<V>(to, load<V>(to) + value);
 }
 
+// Keeps a value in a register: compilers would rather load it again for each of its uses, and loads
+// are what runs out first.
+template <class V>
+TM_INLINE void keep(V& value) {
+#ifdef TM_HAVE_X86_ISAS
+  asm("" : "+v"(value));
+#else
+  (void)value;
+#endif
+}
+
 template <class V>
 struct PackOf {
   using type = V;

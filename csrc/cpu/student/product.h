@@ -43,6 +43,8 @@ TM_INLINE void product_tile(const Product<T>& p, int64_t row, int64_t panel) {
 #pragma GCC unroll 2
     for (int j = 0; j < packs; ++j) {
       sum[i][j] = p.accumulate ? load<V>(c + i * p.c_row + j * kLanes<T>) : V{};
+      // Sums over images lie far away by the time their turn comes again.
+      if (p.accumulate) __builtin_prefetch(c + (rows + i) * p.c_row + j * kLanes<T>, 1, 3);
     }
   }
   const int64_t a_row = p.a_row, a_depth = p.a_depth, b_row = p.b_row, depth = p.depth;
@@ -56,7 +58,7 @@ TM_INLINE void product_tile(const Product<T>& p, int64_t row, int64_t panel) {
       for (int j = 0; j < packs; ++j) factor[j] = load<V>(b + j * kLanes<T>);
 #pragma GCC unroll 8
       for (int i = 0; i < rows; ++i) {
-        const V value = V{} + a[i * a_row];
+        const V value = a[i * a_row] - V{};  // x - 0 is x, and no instruction; 0 + x is one
 #pragma GCC unroll 2
         for (int j = 0; j < packs; ++j) sum[i][j] += value * factor[j];
       }

@@ -13,6 +13,7 @@ struct Winograd;
 // Points 0, 1, -1 and infinity.
 template <>
 struct Winograd<2> {
+  static constexpr std::array<std::array<int, 4>, 2> kOutput{{{1, 1, 1, 0}, {0, 1, -1, -1}}};  // A'
   template <class V>
   TM_INLINE static void input(const V* d, V* v) {  // B'
     v[0] = d[0] - d[2];
@@ -61,6 +62,8 @@ struct Winograd<2> {
 // Points 0, 1, -1, 2, -2 and infinity.
 template <>
 struct Winograd<4> {
+  static constexpr std::array<std::array<int, 6>, 4> kOutput{
+      {{1, 1, 1, 1, 1, 0}, {0, 1, -1, 2, -2, 0}, {0, 1, 1, 4, 4, 0}, {0, 1, -1, 8, -8, 1}}};  // A'
   template <class V>
   TM_INLINE static void input(const V* d, V* v) {
     const V two = Lanes<V>::constant(2), four = Lanes<V>::constant(4), five = Lanes<V>::constant(5);
