@@ -16,9 +16,9 @@ template <int m, class T>
 void read_input_of(const LayerPlan<T>& plan, const T* planes, int64_t first, int64_t count, T* v,
                    int64_t step) {
   if (plan.narrow_input()) {
-    read_input<m, Pixel<T>>(plan, planes, first, count, v, step);
+    read_pixels<m>(plan, planes, first, count, v, step);
   } else {
-    read_input<m, Pack<T>>(plan, planes, first, count, v, step);
+    read_input<m>(plan, planes, first, count, v, step);
   }
 }
 
@@ -31,7 +31,7 @@ void convolve_image(const LayerPlan<T>& plan, int terms, const ConvolutionTerm<T
   PixelTerms<T> pixels{terms, {part.v[0], part.v[1]}, {term[0].weight, term[1].weight}};
   for (int64_t row = 0; row < count; ++row) {
     for (int i = 0; i < terms; ++i) {
-      read_input<m, Pixel<T>>(plan, term[i].planes, row * count, count, part.v[i], step);
+      read_pixels<m>(plan, term[i].planes, row * count, count, part.v[i], step);
     }
     convolve_pixels<m>(plan, pixels, step, count, bias, out + row * m * plan.side * kLanes<T>);
   }

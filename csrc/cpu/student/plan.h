@@ -47,12 +47,12 @@ struct LayerPlan {
     side = 4 * tiles_side;
     in_side = side + 2;
 images = first ? 1
-                   : std::clamp<int64_t>(kWantedRows / (tiles_side * tiles_side), 1, most_images());
+                   : std::clamp<int64_t>(kWantedRows / (tiles_side * tiles_side), 1,
+                                        wide() ? kGroupImagesWide : kGroupImages);
   }
 
-  int64_t most_images() const {
-    const int64_t bytes = frequencies(tile) * weight_step() * static_cast<int64_t>(sizeof(T));
-    return bytes > kWideWeightBytes ? kGroupImagesWide : kGroupImages;
+  bool wide() const {
+    return frequencies(tile) * weight_step() * int64_t{sizeof(T)} > kWideWeightBytes;
   }
   bool narrow_input() const { return in_lanes != kLanes<T>; }
   int64_t tiles_side(int m) const { return ceil_div(size, m); }
@@ -90,7 +90,10 @@ struct WalkPlan {
     for (size_t i = 0; i < network.blocks.size(); ++i) layers.emplace_back(network, i);
     const LayerPlan<T>& last = layers.back();
     features = last.out_size * last.out_size * last.width;
-    for (const LayerPlan<T>& layer : layers) group = std::max(group, layer.images);
+    for (const LayerPlan<T>& layer : layers) {
+      group = std::max(group, layer.images);
+      own_parameters = own_parameters && !layer.wide();
+    }
   }
   // Where the output of a layer goes: the next layer's input plane, inside its padding, or the
   // features, which have none.
@@ -108,4 +111,7 @@ struct WalkPlan {
   std::vector<LayerPlan<T>> layers;
   int64_t features = 0;  // of an image, with the channels that fill up the last block
   int64_t group = 1;     // images that are in work at a time
+  // Each thread packs the parameters for itself: as long as they fit into its cache, that is sooner
+  // done than lines are moved from cache to cache.
+  bool own_parameters = true;
 };

@@ -11,6 +11,7 @@
 #include <iterator>
 #include <new>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "core/soft_cross_entropy.h"
