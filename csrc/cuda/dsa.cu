@@ -18,6 +18,8 @@ namespace trajmatch::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+// Said only to allow 128 registers: left to itself the compiler spills a few for more blocks.
+constexpr int kMinBlocks = 2;
 // Blocks of a sample, at most: each adds up the whole image where the sample is coloured.
 constexpr int64_t kMaxTiles = 16;
 // Channels that a thread of the sampling's backward pass adds up at a time.
@@ -179,7 +181,7 @@ __device__ __forceinline__ void sample_backward(const Sample<T>& s, const DsaSam
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) dsa_kernel(Dsa<T> p, unsigned tiles) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks) dsa_kernel(Dsa<T> p, unsigned tiles) {
   const Sample<T> s(p, blockIdx.x / tiles);
   switch (static_cast<DsaKind>(static_cast<int>(s.row[0]))) {
     case DsaKind::kColor:
