@@ -204,10 +204,20 @@ struct Workspace {
   std::vector<T> frame, row;
 };
 
+// Pixels of a row, from the left, that may be read and written as Quads where they are neighbours
+// in memory: what belongs to the next pixel is not used, or overwritten by its own Quad.
+template <class Channels, class Step>
+inline int64_t quads_in_row(int64_t width, Channels channels) {
+  if (!std::is_same_v<Channels, Step> || channels == 1) return 0;
+  return width * channels < kQuad ? 0 : (width * channels - kQuad) / channels + 1;
+}
+
 // Some channels of a row of pixels, from the image and back.
 template <class T, class Channels, class Step>
 inline void load_row(const Dsa<T>& p, Channels channels, Step pixel_step, const T* image, T* row) {
-  for (int64_t x = 0; x < p.width; ++x) {
+  const int64_t quads = quads_in_row<Channels, Step>(p.width, channels);
+  for (int64_t x = 0; x < quads; ++x) quad_at(row + x * kQuad) = quad_at(image + x * pixel_step);
+  for (int64_t x = quads; x < p.width; ++x) {
     Quad<T> pixel{};
     for (int c = 0; c < channels; ++c) pixel[c] = image[x * pixel_step + c * p.channel_step()];
     quad_at(row + x * kQuad) = pixel;
@@ -216,9 +226,11 @@ inline void load_row(const Dsa<T>& p, Channels channels, Step pixel_step, const 
 template <class T, class Channels, class Step>
 inline void store_row(const Dsa<T>& p, Channels channels, Step pixel_step, const T* TM_RESTRICT row,
                       T* TM_RESTRICT image) {
+  const int64_t quads = quads_in_row<Channels, Step>(p.width, channels);
+  for (int64_t x = 0; x < quads; ++x) quad_at(image + x * pixel_step) = quad_at(row + x * kQuad);
   for (int c = 0; c < channels; ++c) {
     T* TM_RESTRICT const channel = image + c * p.channel_step();
-    for (int64_t x = 0; x < p.width; ++x) channel[x * pixel_step] = row[x * kQuad + c];
+    for (int64_t x = quads; x < p.width; ++x) channel[x * pixel_step] = row[x * kQuad + c];
   }
 }
 
