@@ -222,6 +222,8 @@ class Walk {
       p.out_tangent = (last ? group.part->features_tangent : next.input_tangent) + out;
       p.grad_out_tangent =
           (last ? group.part->grad_features_tangent : next.grad_input_tangent) + out;
+      // The tape holds the output; what computing xh again gives of it is soon overwritten.
+      if (tape_) p.out = p.out_tangent;
     }
     return p;
   }
