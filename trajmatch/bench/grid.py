@@ -1,0 +1,154 @@
+"""The record of the outer iteration over the whole grid, measured cell by cell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from trajmatch import files
+from trajmatch.bench import facts
+from trajmatch.bench.memory import memory_over_steps
+from trajmatch.bench.process import measure_cells
+from trajmatch.bench.sizes import GRID, HEADLINE, Size
+from trajmatch.bench.tables import ratio_summary
+from trajmatch.errors import UserError
+
+#: Cells in the order in which they are measured.
+ALL_CELLS = (*HEADLINE, *GRID)
+
+#: Baselines whose memory is measured before they are timed. Both layouts of eager need the same.
+MEMORY_OF = {
+    "eager_unroll_nchw": ("eager_unroll_nchw", "eager_unroll_nhwc"),
+    "func_adjoint": ("func_adjoint",),
+    "compiled_adjoint": ("compiled_adjoint",),
+}
+
+#: Measures the memory of a shape; and cells of one shape, each told as soon as it is finished.
+MeasureMemory = Callable[[Size], dict[str, dict[str, Any]]]
+MeasureCells = Callable[..., Iterable[dict[str, Any]]]
+Tell = Callable[[str], None]
+
+
+def run_grid(
+    path: Path,
+    cells: Sequence[Size] = ALL_CELLS,
+    *,
+    device: str = "cpu",
+    budget: float = float("inf"),
+    fresh: bool = False,
+    tell: Tell = lambda line: None,
+    measure: MeasureCells | None = None,
+    measure_memory: MeasureMemory | None = None,
+) -> dict[str, Any]:
+    """Measures the cells that a record lacks, and writes it after each.
+
+    Args:
+        path: The record, a JSON file. What it holds is kept, unless ``fresh``.
+        cells: What to measure, in this order; neighbours of one shape share a process.
+        device: Where to run.
+        budget: Seconds after which no further cell is begun.
+        fresh: Whether to measure again what the record holds.
+        tell: Told what is being done.
+        measure: Measures cells of one shape: :func:`trajmatch.bench.process.measure_cells`.
+        measure_memory: Measures the memory that the baselines of a shape need.
+
+    Returns:
+        The record: ``machine``; ``cells`` by size, each a cell
+        (:func:`trajmatch.bench.outer.measure_cell`) with its ``origin``; ``memory`` by shape;
+        ``summary``, the worst ratios and geometric means.
+
+    Raises:
+        UserError: The file holds a record of another machine, or cannot be read or written.
+    """
+    measure = measure or partial(measure_cells, device=device)
+    measure_memory = measure_memory or partial(memory_of_baselines, device=device)
+    began = time.monotonic()
+    record = open_record(path, device)
+    wanted = list(dict.fromkeys(cells))
+    missing = wanted if fresh else unfinished(record, wanted)
+    tell(f"{len(wanted)} cells, {len(wanted) - len(missing)} of them finished before")
+    for _, group in groupby(missing, key=lambda size: size.shape):
+        sizes = list(group)
+        if time.monotonic() - began >= budget:
+            tell("the time is up; call again to go on")
+            break
+        memory = record["memory"].get(sizes[0].shape)
+        if memory is None or fresh:
+            tell(f"memory of width,batch {sizes[0].shape}")
+            memory = record["memory"][sizes[0].shape] = measure_memory(sizes[0])
+            _write(path, record)
+        results = iter(measure(sizes, memory=rows_of_memory(memory)))
+        for size in sizes:
+            if time.monotonic() - began >= budget:
+                break
+            tell(f"width,batch,N {size.key}")
+            cell = next(results)
+            record["cells"][size.key] = {**cell, "origin": facts.origin()}
+            _write(path, record)
+        _close(results)
+    return record
+
+
+def open_record(path: Path, device: str) -> dict[str, Any]:
+    """The record of this machine: what the file holds, or an empty one.
+
+    Raises:
+        UserError: It cannot be read, or is that of another machine.
+    """
+    machine = facts.machine(device)
+    if not path.exists():
+        return {"machine": machine, "cells": {}, "memory": {}, "summary": {}}
+    record = files.read_json(path)
+    found = record.get("machine")
+    if found != machine:
+        raise UserError(
+            f"{path} holds a record of another machine or setting ({found}, here {machine}); "
+            "choose another file or remove it"
+        )
+    return record
+
+
+def unfinished(record: dict[str, Any], cells: Sequence[Size]) -> list[Size]:
+    """Cells that the record lacks, or has with a baseline whose time was not linear in N."""
+    held = record["cells"]
+    return [
+        size
+        for size in cells
+        if size.key not in held
+        or any(row["status"] == "not_linear" for row in held[size.key]["rows"].values())
+    ]
+
+
+def memory_of_baselines(size: Size, device: str) -> dict[str, dict[str, Any]]:
+    """What each baseline needs at a shape, by the name of the variant that was measured."""
+    return {name: memory_over_steps(size, name, device) for name in MEMORY_OF}
+
+
+def finished_cells(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of a record in the order in which they are measured."""
+    order = [size.key for size in dict.fromkeys(ALL_CELLS)]
+    return sorted(
+        record["cells"].values(),
+        key=lambda cell: order.index(key) if (key := Size(**cell["size"]).key) in order else -1,
+    )
+
+
+def rows_of_memory(memory: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: found for measured, found in memory.items() for name in MEMORY_OF[measured]}
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    record["summary"] = ratio_summary(list(record["cells"].values()))
+    files.check_writable(path.parent)
+    files.write_json(path, record)
+
+
+def _close(results: Iterator[dict[str, Any]]) -> None:
+    """Ends the process behind the results, where there is one."""
+    close = getattr(results, "close", None)
+    if close is not None:
+        close()
