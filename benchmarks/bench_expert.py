@@ -6,7 +6,7 @@ pytest benchmarks/bench_expert.py --benchmark-columns=min,median
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from trajmatch.bench.expert import measure_expert
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
 
 
-@lru_cache(maxsize=1)
+@cache
 def measured(width: int, threads: int, dsa: str, device: str, tiny: bool) -> dict[str, Any]:
     if tiny:
         return measure_expert(
@@ -25,10 +25,10 @@ def measured(width: int, threads: int, dsa: str, device: str, tiny: bool) -> dic
     return measure_expert(width, 256, steps=8, dsa=dsa, device=device, threads=threads)
 
 
+@pytest.mark.parametrize("variant", ["trajmatch", "eager_nchw", "eager_nhwc"])
 @pytest.mark.parametrize("dsa", ["none", STRATEGY], ids=["plain", "dsa"])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("width", [32, 128])
-@pytest.mark.parametrize("variant", ["trajmatch", "eager_nchw", "eager_nhwc"])
 def bench_expert_step(
     replay: Callable[..., None],
     device: str,

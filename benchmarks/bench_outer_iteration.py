@@ -9,7 +9,7 @@ record that the project keeps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import pytest
@@ -26,12 +26,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("size", sizes, ids=[size.key.replace(",", "-") for size in sizes])
 
 
-@lru_cache(maxsize=1)
+@cache
 def memory(shape: Size, device: str) -> dict[str, dict[str, Any]]:
     return rows_of_memory(memory_of_baselines(shape, device))
 
 
-@lru_cache(maxsize=1)
+@cache
 def cell(size: Size, device: str, tiny: bool) -> dict[str, Any]:
     if tiny:
         return measure_cell(size, device=device, rounds=1, variants=TRACED_VARIANTS)

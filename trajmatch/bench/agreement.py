@@ -11,7 +11,7 @@ from torch import Tensor
 from trajmatch.bench.variants import OuterGradient
 
 #: Largest relative differences of two float32 variants, each of a whole vector. One ReLU input
-#: within rounding of zero may fall on the other side in one of two correct implementations, and then
+#: within rounding of zero may fall on the other side in one of two correct implementations. That
 #: changes the images' gradient by up to 5e-3, mostly that of its own image: hence the median over
 #: images as well, which such an image does not move. With a GPU's TF32 products there are many.
 TOLERANCE = {

@@ -138,6 +138,7 @@ def finished_cells(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def rows_of_memory(memory: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The memory of each variant, from that of those measured."""
     return {name: found for measured, found in memory.items() for name in MEMORY_OF[measured]}
 
 

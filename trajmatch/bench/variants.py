@@ -99,8 +99,8 @@ def adjoint_step(
     def gradients(theta: Tensor) -> tuple[Tensor, Tensor]:
         return grad(partial(_loss, model), argnums=(0, 1))(theta, images, labels)
 
-    primals, tangents = jvp(gradients, (theta,), (-adjoint,))
-    (gradient, _), (hessian_r, image_share) = primals, tangents
+    # torch's annotation allows a third result, which only has_aux gives
+    (gradient, _), (hessian_r, image_share) = jvp(gradients, (theta,), (-adjoint,))  # type: ignore[misc]
     return -gradient.dot(adjoint), lr * image_share, adjoint + lr * hessian_r
 
 
@@ -124,7 +124,7 @@ def _adjoint(
 ) -> OuterGradient:
     """All steps, and back through them; keeps the parameters of each and nothing else."""
     model, lr = problem.model, problem.lr
-    # A CUDA graph writes its result where the last one is, so what is kept is cloned. The parameters
+    # A CUDA graph writes its result where the last one is: what is kept is cloned. The parameters
     # are not rows of one matrix, because the compiler fails on a view with a tangent.
     trajectory = [problem.start]
     for batch in problem.batches:
