@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ CLOCK = ReplayClock()
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.nodeid.startswith("benchmarks/"):
+        if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.benchmark(timer=CLOCK))
 
 

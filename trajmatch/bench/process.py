@@ -116,9 +116,9 @@ def peak(job: dict[str, Any], emit: Emit) -> None:
             return
     gc.collect()
     whole_life = not _reset_peak(on_gpu)
-    idle = _peak_bytes(on_gpu)
+    idle = peak_bytes(on_gpu)
     variant(problem)
-    emit({"peak_bytes": _peak_bytes(on_gpu), "idle_bytes": idle, "whole_life": whole_life})
+    emit({"peak_bytes": peak_bytes(on_gpu), "idle_bytes": idle, "whole_life": whole_life})
 
 
 def cells(job: dict[str, Any], emit: Emit) -> None:
@@ -152,7 +152,8 @@ def _reset_peak(on_gpu: bool) -> bool:
     return True
 
 
-def _peak_bytes(on_gpu: bool) -> int:
+def peak_bytes(on_gpu: bool) -> int:
+    """The largest use of memory so far: of PyTorch's allocator on a GPU, else of this process."""
     if on_gpu:
         import torch
 
