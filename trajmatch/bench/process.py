@@ -1,7 +1,7 @@
 """Measurements in processes of their own: peak memory, and the cells of one shape.
 
-``python -m trajmatch.bench.process`` reads one JSON line with the job and prints one JSON line for
-every result. A process of its own has a peak that is its own, and gives all its memory back.
+The process reads one JSON line with the job and prints one JSON line for every result. A process of
+its own has a peak that is its own, and gives all its memory back.
 """
 
 from __future__ import annotations
@@ -23,6 +23,15 @@ from trajmatch.errors import UserError
 #: While memory is measured, the C library gives freed blocks back at once: the peak is what was in
 #: use at a time and not what fragments between uses, which would count against the baselines.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+
+#: Runs :func:`main` of the package that this process imported, whatever its folder holds.
+PROGRAM = """
+import sys
+if sys.argv[1] not in sys.path:
+    sys.path.insert(0, sys.argv[1])
+from trajmatch.bench.process import main
+sys.exit(main())
+"""
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -74,9 +83,8 @@ def run_job(
     Raises:
         UserError: The process failed, for want of memory for example.
     """
-    command = [sys.executable, "-m", "trajmatch.bench.process"]
     with subprocess.Popen(
-        command,
+        [sys.executable, "-P", "-c", PROGRAM, str(Path(__file__).parents[2])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -178,7 +186,3 @@ def main() -> int:
     job = json.loads(sys.stdin.readline())
     JOBS[job["job"]](job, emit)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
