@@ -36,7 +36,7 @@ class GridConfig:
     """Measure again what the record holds."""
     rounds: int = 5
     """Timed rounds of each variant."""
-    seconds_per_variant: float = 60.0
+    seconds_per_variant: float = 30.0
     """Where a variant's rounds would take longer, it is measured at fewer steps."""
 
 
@@ -77,6 +77,7 @@ def main() -> int:
         return 2
     cells = finished_cells(record)
     console.print(tables.outer_table(cells), *tables.notes(cells), tables.ratio_table(cells))
+    console.print(tables.rates_table(record["rates"], cells), tables.agreement_line(cells))
     console.print(str(path))
     return 0 if all(cell["agreement"]["agree"] for cell in cells) else 1
 

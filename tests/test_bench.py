@@ -165,6 +165,13 @@ def test_all_variants_compute_the_same(cell: dict) -> None:
     assert cell["agreement"]["tolerance"] == TOLERANCE["cpu"]
 
 
+@pytest.mark.slow
+def test_the_compiler_computes_the_same() -> None:
+    found = outer.measure_cell(TINY, rounds=1)
+    assert found["rows"]["compiled_adjoint"]["status"] == "measured"
+    assert found["agreement"]["agree"], found["agreement"]
+
+
 def test_a_cell_holds_every_variant_and_is_json(cell: dict) -> None:
     assert json.loads(json.dumps(cell, allow_nan=False)) == cell
     assert set(cell) == {"size", "device", "rows", "agreement", "ratios", "gflops"}
@@ -306,6 +313,21 @@ def test_the_table_shows_the_record() -> None:
     )
     for text in ("12.3", "~98.4 (8.0x)", "does not fit", "456"):
         assert text in line
+
+
+def test_tables_fit_a_terminal_of_80_columns() -> None:
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(tables.outer_table([made_up(128, 1.234, 9.876)]))
+    text = capture.get()
+    assert "…" not in text and "128, 11, 7" in text and "~9876 (8.0x)" in text
+
+
+def test_the_agreement_is_told() -> None:
+    differences = {"func_adjoint": {"images": 3e-4}, "trajmatch": {"images": 1e-6}}
+    for agree, word in ((True, "agree"), (False, "DISAGREE")):
+        line = tables.agreement_line([{"agreement": {"agree": agree, "differences": differences}}])
+        assert f"results {word}: " in line and "3e-04" in line
 
 
 def test_notes_say_what_is_missing_and_what_disagrees() -> None:

@@ -57,6 +57,7 @@ def run(path: Path, measurements: Measurements, **settings: Any) -> dict[str, An
         CELLS,
         measure=measurements.cells,
         measure_memory=measurements.memory,
+        measure_rates=lambda device: {"copy_gbps": 1.0},
         **settings,
     )
 
@@ -77,7 +78,8 @@ def test_every_cell_is_measured_and_written(path: Path) -> None:
     assert measurements.memories == ["4,2", "4,5"]
     assert measurements.ended == 2
     assert json.loads(path.read_text()) == record
-    assert set(record) == {"machine", "cells", "memory", "summary"}
+    assert set(record) == {"machine", "rates", "cells", "memory", "summary"}
+    assert record["rates"] == {"copy_gbps": 1.0}
     assert set(record["cells"]) == {size.key for size in CELLS}
     assert all(cell["origin"].keys() == facts.origin().keys() for cell in record["cells"].values())
     assert record["summary"]["trajmatch"]["eager_unroll"]["worst"] == 2.0

@@ -13,6 +13,7 @@ from trajmatch import files
 from trajmatch.bench import facts
 from trajmatch.bench.memory import memory_over_steps
 from trajmatch.bench.process import measure_cells
+from trajmatch.bench.rates import machine_rates
 from trajmatch.bench.sizes import GRID, HEADLINE, Size
 from trajmatch.bench.tables import ratio_summary
 from trajmatch.errors import UserError
@@ -30,6 +31,7 @@ MEMORY_OF = {
 #: Measures the memory of a shape; and cells of one shape, each told as soon as it is finished.
 MeasureMemory = Callable[[Size], dict[str, dict[str, Any]]]
 MeasureCells = Callable[..., Iterable[dict[str, Any]]]
+MeasureRates = Callable[[str], dict[str, Any]]
 Tell = Callable[[str], None]
 
 
@@ -43,6 +45,7 @@ def run_grid(
     tell: Tell = lambda line: None,
     measure: MeasureCells | None = None,
     measure_memory: MeasureMemory | None = None,
+    measure_rates: MeasureRates = machine_rates,
 ) -> dict[str, Any]:
     """Measures the cells that a record lacks, and writes it after each.
 
@@ -55,10 +58,11 @@ def run_grid(
         tell: Told what is being done.
         measure: Measures cells of one shape: :func:`trajmatch.bench.process.measure_cells`.
         measure_memory: Measures the memory that the baselines of a shape need.
+        measure_rates: Measures what a device can do.
 
     Returns:
-        The record: ``machine``; ``cells`` by size, each a cell
-        (:func:`trajmatch.bench.outer.measure_cell`) with its ``origin``; ``memory`` by shape;
+        The record: ``machine``; ``rates`` (:mod:`trajmatch.bench.rates`); ``cells`` by size
+        (:func:`trajmatch.bench.outer.measure_cell`), each with its ``origin``; ``memory`` by shape;
         ``summary``, the worst ratios and geometric means.
 
     Raises:
@@ -68,6 +72,8 @@ def run_grid(
     measure_memory = measure_memory or partial(memory_of_baselines, device=device)
     began = time.monotonic()
     record = open_record(path, device)
+    if not record["rates"] or fresh:
+        record["rates"] = measure_rates(device)
     wanted = list(dict.fromkeys(cells))
     missing = wanted if fresh else unfinished(record, wanted)
     tell(f"{len(wanted)} cells, {len(wanted) - len(missing)} of them finished before")
@@ -101,7 +107,7 @@ def open_record(path: Path, device: str) -> dict[str, Any]:
     """
     machine = facts.machine(device)
     if not path.exists():
-        return {"machine": machine, "cells": {}, "memory": {}, "summary": {}}
+        return {"machine": machine, "rates": {}, "cells": {}, "memory": {}, "summary": {}}
     record = files.read_json(path)
     found = record.get("machine")
     if found != machine:

@@ -22,7 +22,7 @@ from trajmatch.bench.variants import VARIANTS, OuterGradient, Variant
 #: Rounds of every measurement, at least.
 ROUNDS = 5
 #: Where a variant's rounds would take longer, it is measured at fewer steps.
-SECONDS_PER_VARIANT = 60.0
+SECONDS_PER_VARIANT = 30.0
 #: The most steps at which it is then measured, and how far a point may lie from the line.
 MOST_STEPS = 10
 STRAIGHT = 0.1

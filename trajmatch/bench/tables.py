@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import exp, log
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from trajmatch.bench.names import BASELINES, OURS
@@ -27,18 +28,16 @@ def outer_table(cells: Sequence[dict[str, Any]]) -> Table:
 
     Returns:
         The table. A time that was extrapolated is marked ``~``, a cell whose variants disagree
-        ``disagree``.
+        ``!``. Operations are counted at nine forward passes for each image and step.
     """
-    table = Table(title="Outer iteration, median ms (ratio to trajmatch)")
-    table.add_column("width, batch, N")
-    for name in ("trajmatch", "with tape", *(name.replace("_", " ") for name in BASELINES)):
-        table.add_column(name, justify="right")
-    table.add_column("GFLOP/s at 9F", justify="right")
+    table = _table("Outer iteration at width, batch, N: median ms (ratio to trajmatch)", "size")
+    for name in ("trajmatch", "tape", *(name.partition("_")[0] for name in BASELINES), "GFLOP/s"):
+        table.add_column(name, justify="right", no_wrap=True)
     for cell in cells:
         size, ratios = cell["size"], cell["ratios"].get("trajmatch", {})
-        agrees = "" if cell["agreement"]["agree"] else " disagree"
+        mark = "" if cell["agreement"]["agree"] else " !"
         table.add_row(
-            f"{size['width']}, {size['batch']}, {size['steps']}{agrees}",
+            f"{size['width']}, {size['batch']}, {size['steps']}{mark}",
             *(_time([cell["rows"].get(name, {})]) for name in OURS),
             *(
                 _time([cell["rows"].get(name, {}) for name in names])
@@ -78,11 +77,10 @@ def ratio_summary(cells: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[s
 
 def ratio_table(cells: Sequence[dict[str, Any]]) -> Table:
     """:func:`ratio_summary` as a table."""
-    table = Table(title="Ratios over all cells")
-    for name, justify in (("", "left"), ("against", "left"), ("worst", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    table.add_column("geometric mean", justify="right")
-    table.add_column("cells", justify="right")
+    table = _table("Ratios over all cells", "")
+    table.add_column("against")
+    for name in ("worst", "geometric mean", "cells"):
+        table.add_column(name, justify="right")
     for ours, baselines in ratio_summary(cells).items():
         for baseline, numbers in baselines.items():
             table.add_row(
@@ -97,8 +95,7 @@ def ratio_table(cells: Sequence[dict[str, Any]]) -> Table:
 
 def expert_table(records: Sequence[dict[str, Any]]) -> Table:
     """Times of expert steps, from records of :func:`trajmatch.bench.expert.measure_expert`."""
-    table = Table(title="Expert step, median ms")
-    table.add_column("width, batch")
+    table = _table("Expert step, median ms", "width, batch")
     for name in ("threads", "augmentation", "trajmatch", "eager", "ratio"):
         table.add_column(name, justify="right")
     for record in records:
@@ -118,15 +115,14 @@ def expert_table(records: Sequence[dict[str, Any]]) -> Table:
 def memory_table(memory: dict[str, Any]) -> Table:
     """Peak memory by variant, from :func:`trajmatch.bench.memory.memory_over_steps`."""
     size = memory["size"]
-    table = Table(
-        title=f"Peak memory of a process of its own, width {size['width']}, batch {size['batch']}"
+    table = _table(
+        f"Peak memory of a process, width {size['width']}, batch {size['batch']}", "variant"
     )
-    table.add_column("variant")
     counts = sorted({n for each in memory["variants"].values() for n in each.get("steps", [])})
     for count in counts:
         table.add_column(f"N = {count}", justify="right")
     table.add_column("each step", justify="right")
-    table.add_column(f"N = {memory['predicted_at']}, by the line", justify="right")
+    table.add_column(f"N = {memory['predicted_at']}, predicted", justify="right")
     for name, each in memory["variants"].items():
         if "unavailable" in each:
             table.add_row(name.replace("_", " "), *[""] * len(counts), "", "does not run")
@@ -145,8 +141,7 @@ def memory_table(memory: dict[str, Any]) -> Table:
 
 def rates_table(rates: dict[str, Any], cells: Sequence[dict[str, Any]]) -> Table:
     """What the machine can do beside what was reached."""
-    table = Table(title="Rates")
-    table.add_column("what")
+    table = _table("Rates", "what")
     table.add_column("measured", justify="right")
     table.add_row("best matrix product or convolution of PyTorch", _gflops(rates["product_gflops"]))
     for cell in cells:
@@ -174,6 +169,30 @@ def notes(cells: Sequence[dict[str, Any]]) -> list[str]:
         if not cell["agreement"]["agree"]:
             lines.append(f"{where}: the variants disagree: {cell['agreement']['differences']}")
     return lines
+
+
+def agreement_line(cells: Sequence[dict[str, Any]]) -> str:
+    """How well the results of all variants agree."""
+    worst = max(
+        (
+            found["images"]
+            for cell in cells
+            for found in cell["agreement"]["differences"].values()
+            if "images" in found
+        ),
+        default=0.0,
+    )
+    verdict = "agree" if all(cell["agreement"]["agree"] for cell in cells) else "DISAGREE"
+    return (
+        f"Timed in alternating rounds of one process. The results {verdict}: the images' gradients "
+        f"to {worst:.0e}, as vectors."
+    )
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
+    return table
 
 
 def _time(rows: Sequence[dict[str, Any]]) -> str:
