@@ -90,7 +90,7 @@ def run(config: DatmConfig) -> dict[str, Any]:
         losses.append(float(loss.detach()))
 
     taken = [seconds(outer_iteration, device) for _ in range(config.outer_iterations)]
-    peak = peak_bytes(torch.device(device).type == "cuda")
+    peak = peak_bytes(device)
     return {
         "settings": {name: value for name, value in asdict(config).items() if name != "out"},
         "machine": facts.machine(device),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -30,7 +31,7 @@ MEMORY_OF = {
 
 #: Measures the memory of a shape; and cells of one shape, each told as soon as it is finished.
 MeasureMemory = Callable[[Size], dict[str, dict[str, Any]]]
-MeasureCells = Callable[..., Iterable[dict[str, Any]]]
+MeasureCells = Callable[..., Generator[dict[str, Any], None, None]]
 MeasureRates = Callable[[str], dict[str, Any]]
 Tell = Callable[[str], None]
 
@@ -66,36 +67,46 @@ def run_grid(
         ``summary``, the worst ratios and geometric means.
 
     Raises:
-        UserError: The file holds a record of another machine, or cannot be read or written.
+        UserError: The file holds a record of another machine, or cannot be read or written; or,
+            after all others were measured, that a process failed.
     """
     measure = measure or partial(measure_cells, device=device)
     measure_memory = measure_memory or partial(memory_of_baselines, device=device)
     began = time.monotonic()
+    files.check_writable(path.parent)
     record = open_record(path, device)
-    if not record["rates"] or fresh:
-        record["rates"] = measure_rates(device)
     wanted = list(dict.fromkeys(cells))
-    missing = wanted if fresh else unfinished(record, wanted)
+    if fresh:
+        record["rates"] = {}
+        for size in wanted:
+            record["cells"].pop(size.key, None)
+            record["memory"].pop(size.shape, None)
+    if not record["rates"]:
+        record["rates"] = measure_rates(device)
+    missing = unfinished(record, wanted)
     tell(f"{len(wanted)} cells, {len(wanted) - len(missing)} of them finished before")
+    failures = []
     for _, group in groupby(missing, key=lambda size: size.shape):
-        sizes = list(group)
         if time.monotonic() - began >= budget:
             tell("the time is up; call again to go on")
             break
-        memory = record["memory"].get(sizes[0].shape)
-        if memory is None or fresh:
-            tell(f"memory of width,batch {sizes[0].shape}")
-            memory = record["memory"][sizes[0].shape] = measure_memory(sizes[0])
-            _write(path, record)
-        results = iter(measure(sizes, memory=rows_of_memory(memory)))
-        for size in sizes:
-            if time.monotonic() - began >= budget:
-                break
-            tell(f"width,batch,N {size.key}")
-            cell = next(results)
-            record["cells"][size.key] = {**cell, "origin": facts.origin()}
-            _write(path, record)
-        _close(results)
+        sizes = list(group)
+        try:
+            memory = record["memory"].get(sizes[0].shape)
+            if memory is None:
+                tell(f"memory of width,batch {sizes[0].shape}")
+                memory = record["memory"][sizes[0].shape] = measure_memory(sizes[0])
+                _write(path, record)
+            results = measure(sizes, memory=rows_of_memory(memory))
+            with closing(results):  # ends the process behind them
+                for size, cell in _until(began + budget, sizes, results, tell):
+                    record["cells"][size.key] = {**cell, "origin": facts.origin()}
+                    _write(path, record)
+        except UserError as error:
+            tell(str(error))
+            failures.append(str(error))
+    if failures:
+        raise UserError("; ".join(failures))
     return record
 
 
@@ -150,12 +161,15 @@ def rows_of_memory(memory: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     record["summary"] = ratio_summary(list(record["cells"].values()))
-    files.check_writable(path.parent)
     files.write_json(path, record)
 
 
-def _close(results: Iterator[dict[str, Any]]) -> None:
-    """Ends the process behind the results, where there is one."""
-    close = getattr(results, "close", None)
-    if close is not None:
-        close()
+def _until(
+    deadline: float, sizes: Sequence[Size], results: Iterator[dict[str, Any]], tell: Tell
+) -> Iterator[tuple[Size, dict[str, Any]]]:
+    """Sizes with their results, as long as there is time."""
+    for size in sizes:
+        if time.monotonic() >= deadline:
+            return
+        tell(f"width,batch,N {size.key}")
+        yield size, next(results)

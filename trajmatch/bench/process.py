@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -34,6 +34,7 @@ sys.exit(main())
 """
 
 Emit = Callable[[dict[str, Any]], None]
+Results = Generator[dict[str, Any], None, None]
 
 
 def measure_peak(size: Size, variant: str, device: str) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def measure_peak(size: Size, variant: str, device: str) -> dict[str, Any]:
     return result
 
 
-def measure_cells(sizes: Sequence[Size], **settings: Any) -> Iterator[dict[str, Any]]:
+def measure_cells(sizes: Sequence[Size], **settings: Any) -> Results:
     """The cells of sizes in a fresh process, each as soon as it is finished.
 
     Args:
@@ -68,9 +69,7 @@ def measure_cells(sizes: Sequence[Size], **settings: Any) -> Iterator[dict[str, 
     return run_job({"job": "cells", "sizes": [asdict(size) for size in sizes], **settings})
 
 
-def run_job(
-    job: dict[str, Any], environment: Mapping[str, str] = MappingProxyType({})
-) -> Iterator[dict[str, Any]]:
+def run_job(job: dict[str, Any], environment: Mapping[str, str] = MappingProxyType({})) -> Results:
     """Starts a process for a job and yields its results; it ends with the iteration.
 
     Args:
@@ -108,14 +107,11 @@ def run_job(
 
 def peak(job: dict[str, Any], emit: Emit) -> None:
     """Runs a variant once and tells the peak of memory."""
-    import torch
-
     from trajmatch.bench.problem import make_problem
     from trajmatch.bench.variants import VARIANTS
 
-    on_gpu = torch.device(job["device"]).type == "cuda"
-    variant = VARIANTS[job["variant"]]
-    problem = make_problem(Size(**job["size"]), job["device"])
+    device, variant = job["device"], VARIANTS[job["variant"]]
+    problem = make_problem(Size(**job["size"]), device)
     if job["variant"] == "compiled_adjoint":
         try:
             variant(problem.first(1))  # the compiler's own memory does not count
@@ -123,10 +119,10 @@ def peak(job: dict[str, Any], emit: Emit) -> None:
             emit({"unavailable": first_line(error)})
             return
     gc.collect()
-    whole_life = not _reset_peak(on_gpu)
-    idle = peak_bytes(on_gpu)
+    whole_life = not _reset_peak(device)
+    idle = peak_bytes(device)
     variant(problem)
-    emit({"peak_bytes": peak_bytes(on_gpu), "idle_bytes": idle, "whole_life": whole_life})
+    emit({"peak_bytes": peak_bytes(device), "idle_bytes": idle, "whole_life": whole_life})
 
 
 def cells(job: dict[str, Any], emit: Emit) -> None:
@@ -146,12 +142,12 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
-def _reset_peak(on_gpu: bool) -> bool:
+def _reset_peak(device: str) -> bool:
     """Forgets the peak so far; whether the system allows that."""
-    if on_gpu:
-        import torch
+    import torch
 
-        torch.cuda.reset_peak_memory_stats()
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -160,12 +156,12 @@ def _reset_peak(on_gpu: bool) -> bool:
     return True
 
 
-def peak_bytes(on_gpu: bool) -> int:
+def peak_bytes(device: str) -> int:
     """The largest use of memory so far: of PyTorch's allocator on a GPU, else of this process."""
-    if on_gpu:
-        import torch
+    import torch
 
-        return torch.cuda.max_memory_allocated()
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     lines = Path("/proc/self/status").read_text().splitlines()
     (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
     return int(peak) * 1024
