@@ -294,7 +294,7 @@ def made_up(width: int, ours: float, eager: float, agree: bool = True) -> dict:
     rows = {
         "trajmatch": {"status": "measured", "seconds": summary([ours])},
         "eager_unroll_nchw": {"status": "extrapolated", "seconds": summary([eager])},
-        "func_adjoint": {"status": "does_not_fit", "reason": "needs 31.0 GB of 13.0 GB"},
+        "func_adjoint": {"status": "does_not_fit", "reason": "needs 31.0 GB of 13.0 GB [here]"},
     }
     return {
         "size": {"width": width, "batch": 11, "steps": 7},
@@ -331,9 +331,12 @@ def test_the_agreement_is_told() -> None:
 
 
 def test_notes_say_what_is_missing_and_what_disagrees() -> None:
-    lines = tables.notes([made_up(32, 1, 2), made_up(64, 1, 2, agree=False)])
-    assert lines[0] == "32, 11, 7: func adjoint does not fit: needs 31.0 GB of 13.0 GB"
-    assert len(lines) == 3 and lines[2].startswith("64, 11, 7: the variants disagree")
+    notes = tables.notes([made_up(32, 1, 2), made_up(64, 1, 2, agree=False)])
+    lines = printed(*notes).split("64, 11, 7: ")
+    assert lines[0].strip() == (
+        "32, 11, 7: func adjoint does not fit: needs 31.0 GB of 13.0 GB [here]"
+    )
+    assert len(notes) == 3 and lines[2].startswith("the variants disagree")
 
 
 def test_worst_ratio_and_geometric_mean() -> None:

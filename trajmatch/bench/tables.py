@@ -7,6 +7,7 @@ from math import exp, log
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from trajmatch.bench.names import BASELINES, OURS
@@ -162,7 +163,7 @@ def notes(cells: Sequence[dict[str, Any]]) -> list[str]:
         size = cell["size"]
         where = f"{size['width']}, {size['batch']}, {size['steps']}"
         lines += [
-            f"{where}: {name.replace('_', ' ')} {SHORT[row['status']]}: {row['reason']}"
+            f"{where}: {name.replace('_', ' ')} {SHORT[row['status']]}: {escape(row['reason'])}"
             for name, row in cell["rows"].items()
             if row["status"] in SHORT
         ]
