@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import partial
 
 import pytest
@@ -16,7 +17,7 @@ from trajmatch.bench.config import BenchConfig
 from trajmatch.bench.expert import measure_expert
 from trajmatch.bench.flops import forward_flops, outer_flops
 from trajmatch.bench.names import BASELINES, OURS
-from trajmatch.bench.problem import make_problem
+from trajmatch.bench.problem import Problem, make_problem
 from trajmatch.bench.process import measure_cells, measure_peak
 from trajmatch.bench.rates import machine_rates
 from trajmatch.bench.sizes import GRID, HEADLINE, TINY, Size, parse_size
@@ -121,6 +122,25 @@ def test_times_that_are_not_linear_are_not_extrapolated() -> None:
     row = outer.row(80, {n: [float(n**2)] for n in (3, 6, 10)})
     assert row["status"] == "not_linear"
     assert "seconds" not in row and "from the line" in row["reason"]
+    assert row["distance_from_line"]["min"] > 0.1
+
+
+def test_a_busy_spell_does_not_hide_a_line() -> None:
+    row = outer.row(80, {n: [0.1 * n, 0.5 * n if n == 6 else 0.1 * n] for n in (3, 6, 10)})
+    assert row["status"] == "extrapolated"
+    assert row["seconds"]["min"] == pytest.approx(8.0)
+
+
+def test_ours_may_take_longer_before_it_is_extrapolated() -> None:
+    def slow(problem: Problem) -> OuterGradient:
+        time.sleep(0.01 * problem.size.steps)
+        return VARIANTS["trajmatch"](problem)
+
+    variants = {"trajmatch": slow, "eager_unroll_nchw": slow}
+    size = TINY.with_steps(6)
+    found = outer.measure_cell(size, rounds=1, seconds_per_variant=0.08, variants=variants)
+    assert found["rows"]["trajmatch"]["status"] == "measured"
+    assert found["rows"]["eager_unroll_nchw"]["measured_at_n"] == [1, 2, 3]
 
 
 # --- agreement

@@ -17,7 +17,7 @@ SHORT = {
     "does_not_fit": "does not fit",
     "unavailable": "does not run",
     "left_out": "left out",
-    "not_linear": "not linear",
+    "not_linear": "unsure",
 }
 
 
@@ -36,7 +36,7 @@ def outer_table(cells: Sequence[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for cell in cells:
         size, ratios = cell["size"], cell["ratios"].get("trajmatch", {})
-        mark = "" if cell["agreement"]["agree"] else " !"
+        mark = "" if cell["agreement"]["agree"] else "!"
         table.add_row(
             f"{size['width']}, {size['batch']}, {size['steps']}{mark}",
             *(_time([cell["rows"].get(name, {})]) for name in OURS),
@@ -191,7 +191,7 @@ def agreement_line(cells: Sequence[dict[str, Any]]) -> str:
 
 
 def _table(title: str, first: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
     table.add_column(first, no_wrap=True)
     return table
 
