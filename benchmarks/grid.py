@@ -53,6 +53,9 @@ def main() -> int:
     from trajmatch.bench.grid import ALL_CELLS, finished_cells, run_grid
     from trajmatch.bench.process import measure_cells
     from trajmatch.bench.sizes import parse_size
+    from trajmatch.memory import keep_freed_memory
+
+    keep_freed_memory()
 
     console = Console(width=140)
     kind = config.device.partition(":")[0]

@@ -95,13 +95,15 @@ def test_finished_cells_are_skipped(path: Path) -> None:
 def test_a_stopped_run_goes_on_where_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([0.0, 0.0, 0.0, 9.0, 9.0])  # the time is up after the first cell
     monkeypatch.setattr("trajmatch.bench.grid.time.monotonic", lambda: next(ticks))
-    stopped = Measurements()
-    run(path, stopped, budget=5.0)
+    stopped, lines = Measurements(), []
+    run(path, stopped, budget=5.0, tell=lines.append)
+    assert lines[-1] == "2 cells are left; call again to go on"
     assert list(json.loads(path.read_text())["cells"]) == ["4,2,1"]
     assert stopped.ended == 1  # its process is not left behind
     monkeypatch.undo()
     resumed = Measurements()
-    run(path, resumed)
+    run(path, resumed, tell=lines.append)
+    assert "3 cells, 1 of them finished before" in lines
     assert resumed.groups == [["4,2,3"], ["4,5,1"]]
     assert resumed.memories == ["4,5"]
 

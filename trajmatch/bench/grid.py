@@ -88,7 +88,6 @@ def run_grid(
     failures = []
     for _, group in groupby(missing, key=lambda size: size.shape):
         if time.monotonic() - began >= budget:
-            tell("the time is up; call again to go on")
             break
         sizes = list(group)
         try:
@@ -107,6 +106,8 @@ def run_grid(
             failures.append(str(error))
     if failures:
         raise UserError("; ".join(failures))
+    if left := unfinished(record, wanted):
+        tell(f"{len(left)} cells are left; call again to go on")
     return record
 
 

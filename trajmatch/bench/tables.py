@@ -32,7 +32,7 @@ def outer_table(cells: Sequence[dict[str, Any]]) -> Table:
         ``!``. Operations are counted at nine forward passes for each image and step.
     """
     table = _table("Outer iteration at width, batch, N: median ms (ratio to trajmatch)", "size")
-    for name in ("trajmatch", "tape", *(name.partition("_")[0] for name in BASELINES), "GFLOP/s"):
+    for name in ("trajmatch", "tape", *(name.partition("_")[0] for name in BASELINES), "GF/s"):
         table.add_column(name, justify="right", no_wrap=True)
     for cell in cells:
         size, ratios = cell["size"], cell["ratios"].get("trajmatch", {})
