@@ -42,9 +42,7 @@ void copy_to_channels_first(const Tensor& to, const Tensor& from, int64_t rows, 
 
 template <class T>
 LayerStudent<T>::LayerStudent(const Network& network, const Tensor& like)
-    : network_(network),
-      like_(like),
-      blocks_(network.blocks.size()) {
+    : network_(network), like_(like), blocks_(network.blocks.size()) {
   for (size_t i = 0; i < blocks_.size(); ++i) {
     convolutions_.emplace_back(network_, i, workspace_, like_);
   }
@@ -66,7 +64,8 @@ OptionalTensor LayerStudent<T>::conv_bias(const Tensor& theta, size_t index) con
 
 template <class T>
 OptionalTensor LayerStudent<T>::norm_parameters(const Tensor& theta, const Slice& slice,
-                                           const Block& block, const char* name, size_t index) {
+                                                const Block& block, const char* name,
+                                                size_t index) {
   if (slice.size == 0) return std::nullopt;
   const Tensor values = vector_view(theta, slice.offset, slice.size);
   if (!block.shape.elementwise) return values;
@@ -141,7 +140,7 @@ Tensor LayerStudent<T>::forward(const StudentProblem& problem) {
 
 template <class T>
 void LayerStudent<T>::write_classifier_gradient(const Tensor& grad_theta, const Tensor& weight,
-                                           const Tensor& bias) {
+                                                const Tensor& bias) {
   const Slice &w = network_.classifier_weight, &b = network_.classifier_bias;
   copy_to_channels_first(vector_view(grad_theta, w.offset, w.size), as_contiguous(weight),
                          network_.num_classes, network_.width, network_.feature_pixels);
@@ -158,15 +157,15 @@ Tensor LayerStudent<T>::conv_bias_place(const Tensor& grad_theta, size_t index) 
 // Where the kernels write the gradient of a norm's parameters: straight into grad_theta, or into a
 // workspace in their own order that finish_norm_gradient puts into the order of parameters.
 template <class T>
-Tensor LayerStudent<T>::norm_gradient(const Tensor& grad_theta, const Slice& slice, const Block& block,
-                                 const char* name) {
+Tensor LayerStudent<T>::norm_gradient(const Tensor& grad_theta, const Slice& slice,
+                                      const Block& block, const char* name) {
   return block.shape.elementwise ? workspace_.contiguous(name, 0, {slice.size}, like_)
                                  : vector_view(grad_theta, slice.offset, slice.size);
 }
 
 template <class T>
 void LayerStudent<T>::finish_norm_gradient(const Tensor& grad_theta, const Slice& slice,
-                                      const Block& block, const Tensor& values) {
+                                           const Block& block, const Tensor& values) {
   if (!block.shape.elementwise) return;
   copy_to_channels_first(vector_view(grad_theta, slice.offset, slice.size), values, 1,
                          network_.width, block.shape.pixels());
@@ -174,8 +173,8 @@ void LayerStudent<T>::finish_norm_gradient(const Tensor& grad_theta, const Slice
 
 template <class T>
 void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss,
-                          const Tensor& grad_theta, const OptionalTensor& grad_images,
-                          const OptionalTensor& grad_labels) {
+                               const Tensor& grad_theta, const OptionalTensor& grad_images,
+                               const OptionalTensor& grad_labels) {
   const Device device(like_);
   const int64_t batch = problem.batch(), classes = network_.num_classes;
   const Tensor logits = forward(problem);
@@ -229,7 +228,8 @@ void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss
 
 // Fills the tangents in the blocks' states and returns the tangent of the logits.
 template <class T>
-Tensor LayerStudent<T>::forward_tangent(const StudentProblem& problem, const StudentTangents& tangents) {
+Tensor LayerStudent<T>::forward_tangent(const StudentProblem& problem,
+                                        const StudentTangents& tangents) {
   const Device device(like_);
   const int64_t batch = problem.batch();
   OptionalTensor input_tangent = tangents.images;
@@ -274,8 +274,8 @@ Tensor LayerStudent<T>::forward_tangent(const StudentProblem& problem, const Stu
 
 template <class T>
 void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentTangents& tangents,
-                              const Tensor& directional, const Tensor& grad_theta,
-                              const Tensor& grad_images, const OptionalTensor& grad_labels) {
+                                   const Tensor& directional, const Tensor& grad_theta,
+                                   const Tensor& grad_images, const OptionalTensor& grad_labels) {
   const Device device(like_);
   const int64_t batch = problem.batch(), classes = network_.num_classes;
   const Tensor logits = forward(problem);

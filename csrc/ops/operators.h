@@ -63,11 +63,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(
     const OptionalTensor& image_tangent, const OptionalTensor& label_tangent, const Ints& network,
     int64_t loss, double scale);
 std::tuple<Tensor, Tensor, Tensor> student_unroll(const Tensor& theta0, const Tensor& images,
-                                          const Tensor& labels, const Tensor& lr,
-                                          const Tensor& batches, const Ints& batch_sizes,
-                                          const Ints& steps, const Ints& network, double momentum,
-                                          double loss_scale, bool keep_trajectory,
-                                          int64_t tape_bytes, const OptionalTensor& augmentation);
+                                                  const Tensor& labels, const Tensor& lr,
+                                                  const Tensor& batches, const Ints& batch_sizes,
+                                                  const Ints& steps, const Ints& network,
+                                                  double momentum, double loss_scale,
+                                                  bool keep_trajectory, int64_t tape_bytes,
+                                                  const OptionalTensor& augmentation);
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
     const Tensor& grad_thetas, const Tensor& trajectory, const Tensor& tapes, const Tensor& images,
     const Tensor& labels, const Tensor& lr, const Tensor& batches, const Ints& batch_sizes,

@@ -93,10 +93,12 @@ int64_t tape_elements(const Ints& network_description, const Ints& batch_sizes, 
                       bool float64) {
   const Network network = read_network(Check("unroll"), network_description);
   const int64_t size = float64 ? sizeof(double) : sizeof(float);
-  return Tapes(batch_sizes, tape_bytes / size, [&](int64_t batch) {
-           return float64 ? cpu::student_tape_size<double>(network, batch)
-                          : cpu::student_tape_size<float>(network, batch);
-         }).elements();
+  return Tapes(batch_sizes, tape_bytes / size,
+               [&](int64_t batch) {
+                 return float64 ? cpu::student_tape_size<double>(network, batch)
+                                : cpu::student_tape_size<float>(network, batch);
+               })
+      .elements();
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient(
@@ -231,7 +233,8 @@ class Batches {
   void scatter_images(int64_t step, const Tensor& grad, const Tensor& lr, const Tensor& total,
                       const Device& device) const {
     if (augmentation_) {
-      scatter<T>(step, augmented<T>(DsaPass::kBackward, step, grad, "augmented gradient", device), lr, total, device);
+      scatter<T>(step, augmented<T>(DsaPass::kBackward, step, grad, "augmented gradient", device),
+                 lr, total, device);
     } else {
       scatter<T>(step, grad, lr, total, device);
     }
@@ -284,13 +287,11 @@ void check_steps(const Check& check, const Ints& steps, int64_t count) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> student_unroll(const Tensor& theta0, const Tensor& images,
-                                          const Tensor& labels, const Tensor& lr,
-                                          const Tensor& indices, const Ints& batch_sizes,
-                                          const Ints& steps, const Ints& network_description,
-                                          double momentum, double loss_scale,
-                                          bool keep_trajectory, int64_t tape_bytes,
-                                          const OptionalTensor& augmentation) {
+std::tuple<Tensor, Tensor, Tensor> student_unroll(
+    const Tensor& theta0, const Tensor& images, const Tensor& labels, const Tensor& lr,
+    const Tensor& indices, const Ints& batch_sizes, const Ints& steps,
+    const Ints& network_description, double momentum, double loss_scale, bool keep_trajectory,
+    int64_t tape_bytes, const OptionalTensor& augmentation) {
   const Check check("unroll");
   const Network network = read_network(check, network_description);
   check_theta(check, theta0, "theta0", network);

@@ -14,7 +14,7 @@ import torch
 from trajmatch import networks, ops, reference
 
 torch.manual_seed(0)
-for channels, width, size in ((3, 20, 9), (1, 33, 28), (5, 16, 8)):
+for channels, width, size in ((3, 20, 9), (1, 33, 28), (5, 16, 8), (3, 40, 32)):
     model = networks.ConvNet(channels, 4, size, width, 2, activation="sigmoid")
     theta = networks.flat_parameters(model)
     images, labels = torch.randn(5, channels, size, size), torch.arange(5) % 4
@@ -57,5 +57,5 @@ def test_float32_is_close_to_float64(isa: str) -> None:
         check=True,
     )
     errors = [float(line) for line in result.stdout.split()]
-    assert len(errors) == 13
+    assert len(errors) == 16
     assert max(errors) < 1e-5

@@ -87,7 +87,8 @@ struct LayerSums {
 // What one part of the images needs for itself.
 template <class T>
 struct PartBuffers {
-  PartBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group, Memory<T>& memory) {
+  PartBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group,
+              Memory<T>& memory) {
     const bool tangent = call.tangent, tape = call.tape != nullptr;
     int64_t widest = 0, v_size = 0, z_size = 0, product_size = 0;
     for (const LayerPlan<T>& layer : plan.layers) {
@@ -150,7 +151,8 @@ struct PartBuffers {
 // What all parts share.
 template <class T>
 struct CallBuffers {
-  CallBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group, Memory<T>& memory) {
+  CallBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group,
+              Memory<T>& memory) {
     const bool image_gradients = call.tangent || call.grad_images != nullptr;
     const bool kept = call.tangent && call.tape != nullptr;
     for (int64_t i = 0; i < (plan.own_parameters ? call.parts : 1); ++i) {
@@ -161,7 +163,8 @@ struct CallBuffers {
       theta_tangent.back() = packed_parameters(plan, memory, {false, false, true, true});
     }
     int64_t most = 0;
-    for (const LayerPlan<T>& layer : plan.layers) most = std::max({most, layer.affine(), layer.width});
+    for (const LayerPlan<T>& layer : plan.layers)
+      most = std::max({most, layer.affine(), layer.width});
     zeros = memory.take(most);
     const int64_t logits_size = call.batch.size * plan.network->num_classes;
     logits = memory.take(logits_size);

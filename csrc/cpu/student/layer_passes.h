@@ -39,8 +39,9 @@ void convolve_image(const LayerPlan<T>& plan, int terms, const ConvolutionTerm<T
 }
 
 template <int m, class T>
-void convolve(const LayerPlan<T>& plan, int64_t images, int terms, const ConvolutionTerm<T> (&term)[2],
-              const T* bias, const PartBuffers<T>& part, T* out) {
+void convolve(const LayerPlan<T>& plan, int64_t images, int terms,
+              const ConvolutionTerm<T> (&term)[2], const T* bias, const PartBuffers<T>& part,
+              T* out) {
   if (plan.narrow_input()) {
     for (int64_t i = 0; i < images; ++i) {
       const ConvolutionTerm<T> of_image[2] = {
@@ -61,9 +62,19 @@ void convolve(const LayerPlan<T>& plan, int64_t images, int terms, const Convolu
     }
     part.laps.lap(Pass::kTransform, plan.index);
     for (int64_t f = 0; f < LayerPlan<T>::frequencies(m); ++f) {
-      Product<T> p{count,         plan.width, plan.in_channels,        terms, {},
-                   plan.in_width, 1,          kPanel<T>,               panel, panel,
-                   part.products + f * step,  plan.width,              false};
+      Product<T> p{count,
+                   plan.width,
+                   plan.in_channels,
+                   terms,
+                   {},
+                   plan.in_width,
+                   1,
+                   kPanel<T>,
+                   panel,
+                   panel,
+                   part.products + f * step,
+                   plan.width,
+                   false};
       for (int i = 0; i < terms; ++i) {
         p.term[i] = {part.v[i] + f * in_step, term[i].weight + f * plan.weight_step()};
       }
@@ -78,11 +89,11 @@ void convolve(const LayerPlan<T>& plan, int64_t images, int terms, const Convolu
 // What the backward pass of a layer multiplies: gradients in output planes, and what they meet.
 template <class T>
 struct BackwardTerms {
-  const T *grad_y, *grad_y_tangent;    // the tangent is null in a gradient
-  const T *input, *input_tangent;      // null: zero
+  const T *grad_y, *grad_y_tangent;              // the tangent is null in a gradient
+  const T *input, *input_tangent;                // null: zero
   const PackedLayer<T>*weight, *weight_tangent;  // null: zero
-  T* grad_input;          // null: not wanted; added to
-  T* grad_input_tangent;  // null: not wanted; added to
+  T* grad_input;                                 // null: not wanted; added to
+  T* grad_input_tangent;                         // null: not wanted; added to
 };
 
 template <int m, class T>
@@ -132,10 +143,9 @@ class ConvolutionBackward {
     part_.laps.lap(Pass::kTransformGrad, plan_.index);
     const bool z = tangent() || terms_.grad_input != nullptr;
     pixel_weight_gradient<m>(
-        plan_, PixelWeightGradient<T>{tangent() ? terms_.grad_y_tangent : terms_.grad_y, first_,
-                                      count_, part_.v[0], in_step_,
-                                      z ? part_.z[tangent() ? 1 : 0] : nullptr, step_, sum,
-                                      accumulate});
+        plan_, PixelWeightGradient<T>{
+                   tangent() ? terms_.grad_y_tangent : terms_.grad_y, first_, count_, part_.v[0],
+                   in_step_, z ? part_.z[tangent() ? 1 : 0] : nullptr, step_, sum, accumulate});
     part_.laps.lap(Pass::kWeightProduct, plan_.index);
   }
 
@@ -186,8 +196,19 @@ class ConvolutionBackward {
             count_, plan_.width, plan_.in_channels, terms, {factors[0], factors[1]}, to});
       } else {
         const int64_t panel = plan_.channels * kPanel<T>;
-        product(Product<T>{count_, plan_.in_width, plan_.channels, terms, {factors[0], factors[1]},
-                           plan_.width, 1, kPanel<T>, panel, panel, to, plan_.in_width, false});
+        product(Product<T>{count_,
+                           plan_.in_width,
+                           plan_.channels,
+                           terms,
+                           {factors[0], factors[1]},
+                           plan_.width,
+                           1,
+                           kPanel<T>,
+                           panel,
+                           panel,
+                           to,
+                           plan_.in_width,
+                           false});
       }
     }
     part_.laps.lap(Pass::kInputProduct, plan_.index);

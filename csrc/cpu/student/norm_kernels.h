@@ -244,17 +244,15 @@ struct Tangent {
         const V normal = load<V>(xh + at[k]), weight = w.at(affine[k]);
         const V normal_tangent = tangent_of(at[k], normal);
         store<V>(xh_tangent + at[k], normal_tangent);
-        const auto jet =
-            activation_jet<B::activation, V>(normal * weight + shift.at(affine[k]));
+        const auto jet = activation_jet<B::activation, V>(normal * weight + shift.at(affine[k]));
         value[k] = jet.value;
-        tangent[k] = jet.first * (w_tangent.at(affine[k]) * normal +
-                                  weight * normal_tangent + shift_tangent.at(affine[k]));
+        tangent[k] = jet.first * (w_tangent.at(affine[k]) * normal + weight * normal_tangent +
+                                  shift_tangent.at(affine[k]));
       }
       store<V>(out + to, pool_tangent<B::pooling>(value, tangent));
     });
-    blocks.for_dropped([&](int64_t at) {
-      store<V>(xh_tangent + at, tangent_of(at, load<V>(xh + at)));
-    });
+    blocks.for_dropped(
+        [&](int64_t at) { store<V>(xh_tangent + at, tangent_of(at, load<V>(xh + at))); });
   }
 };
 
@@ -265,8 +263,8 @@ TM_INLINE void window_gradient(const V* normal, const Affine<B, V, T>& w,
                                V* dz) {
   V value[B::window], first[B::window], share[B::window];
   for (int k = 0; k < B::window; ++k) {
-    const auto jet = activation_jet<B::activation, V>(normal[k] * w.at(affine[k]) +
-                                                      shift.at(affine[k]));
+    const auto jet =
+        activation_jet<B::activation, V>(normal[k] * w.at(affine[k]) + shift.at(affine[k]));
     value[k] = jet.value;
     first[k] = jet.first;
   }
@@ -401,18 +399,18 @@ struct BackwardTangent {
         normal[k] = load<V>(xh + at[k]);
         normal_tangent[k] = load<V>(xh_tangent + at[k]);
         const V weight = w.at(affine[k]);
-        const auto jet =
-            activation_jet<B::activation, V>(normal[k] * weight + shift.at(affine[k]));
+        const auto jet = activation_jet<B::activation, V>(normal[k] * weight + shift.at(affine[k]));
         value[k] = jet.value;
         first[k] = jet.first;
         if constexpr (B::activation == Activation::kSigmoid) {
           second_z_tangent[k] =
-              jet.second * (w_tangent.at(affine[k]) * normal[k] +
-                            weight * normal_tangent[k] + shift_tangent.at(affine[k]));
+              jet.second * (w_tangent.at(affine[k]) * normal[k] + weight * normal_tangent[k] +
+                            shift_tangent.at(affine[k]));
         }
       }
       pool_shares<B::pooling>(value, share);
-      const V from_above = load<V>(above + from), from_above_tangent = load<V>(above_tangent + from);
+      const V from_above = load<V>(above + from),
+              from_above_tangent = load<V>(above_tangent + from);
       for (int k = 0; k < B::window; ++k) {
         const V da = share[k] * from_above, dz = first[k] * da;
         V dz_tangent = first[k] * (share[k] * from_above_tangent);
@@ -442,21 +440,21 @@ struct BackwardTangent {
       sums.value[3] += tangent * normal + value * normal_tangent;
     };
     blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t from) {
-      block.window(at, affine, from,
-                   [&](int k, const V& normal, const V& normal_tangent, const V& dz,
-                       const V& dz_tangent) {
-                     if constexpr (B::elementwise) {
-                       const int64_t pixel = block.affine_at + affine[k];
-                       add_to<V>(p.grad_weight + pixel, dz_tangent * normal + dz * normal_tangent);
-                       add_to<V>(p.grad_bias + pixel, dz_tangent);
-                       const V weight = block.w.at(affine[k]);
-                       add(of_dxh, normal, normal_tangent, weight * dz,
-                           block.w_tangent.at(affine[k]) * dz + weight * dz_tangent);
-                     } else {
-                       (void)k;
-                       add(of_dz, normal, normal_tangent, dz, dz_tangent);
-                     }
-                   });
+      block.window(
+          at, affine, from,
+          [&](int k, const V& normal, const V& normal_tangent, const V& dz, const V& dz_tangent) {
+            if constexpr (B::elementwise) {
+              const int64_t pixel = block.affine_at + affine[k];
+              add_to<V>(p.grad_weight + pixel, dz_tangent * normal + dz * normal_tangent);
+              add_to<V>(p.grad_bias + pixel, dz_tangent);
+              const V weight = block.w.at(affine[k]);
+              add(of_dxh, normal, normal_tangent, weight * dz,
+                  block.w_tangent.at(affine[k]) * dz + weight * dz_tangent);
+            } else {
+              (void)k;
+              add(of_dz, normal, normal_tangent, dz, dz_tangent);
+            }
+          });
     });
     if constexpr (!B::elementwise) {
       const V w = block.w.channel, w_tangent = block.w_tangent.channel;
@@ -490,14 +488,13 @@ struct BackwardTangent {
       store<V>(grad_y_tangent + at, tangent);
     };
     blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t from) {
-      block.window(at, affine, from,
-                   [&](int k, const V& normal, const V& normal_tangent, const V& dz,
-                       const V& dz_tangent) {
-                     const V w = B::elementwise ? s * block.w.at(affine[k]) : scaled;
-                     const V w_tangent =
-                         B::elementwise ? s * block.w_tangent.at(affine[k]) : scaled_tangent;
-                     put(at[k], normal, normal_tangent, w * dz, w_tangent * dz + w * dz_tangent);
-                   });
+      block.window(
+          at, affine, from,
+          [&](int k, const V& normal, const V& normal_tangent, const V& dz, const V& dz_tangent) {
+            const V w = B::elementwise ? s * block.w.at(affine[k]) : scaled;
+            const V w_tangent = B::elementwise ? s * block.w_tangent.at(affine[k]) : scaled_tangent;
+            put(at[k], normal, normal_tangent, w * dz, w_tangent * dz + w * dz_tangent);
+          });
     });
     blocks.for_dropped([&](int64_t at) {
       put(at, load<V>(block.xh + at), load<V>(block.xh_tangent + at), V{}, V{});

@@ -1,5 +1,6 @@
-// Images and their gradients: between [S, S, I] and the first layer's input planes, and the gradient
-// in images of so few channels that lanes are better spent on the channels of the layer's output.
+// Images and their gradients: between [S, S, I] and the first layer's input planes, and the
+// gradient in images of so few channels that lanes are better spent on the channels of the layer's
+// output.
 //
 // No include guard: included inside the namespace of each instruction set, after plan.h.
 
@@ -11,7 +12,8 @@ TM_INLINE void for_image_pixels(const LayerPlan<T>& plan, const Body& body) {
   for (int64_t row = 0; row < size; ++row) {
     int64_t pixel = row * size * channels;
     int64_t at = ((row + plan.padding) * plan.in_side + plan.padding) * lanes;
-    for (int64_t column = 0; column < size; ++column, pixel += channels, at += lanes) body(pixel, at);
+    for (int64_t column = 0; column < size; ++column, pixel += channels, at += lanes)
+      body(pixel, at);
   }
 }
 
@@ -225,7 +227,7 @@ void convolve_pixels(const LayerPlan<T>& plan, const PixelTerms<T>& terms, int64
 // another while it is in registers.
 template <class T>
 struct PixelWeightGradient {
-  const T* grad_y;  // the output plane
+  const T* grad_y;       // the output plane
   int64_t first, count;  // tiles, at most kFirstTiles
   const T* v;            // [frequency][tile][kPixelLanes]
   int64_t v_step;
@@ -272,7 +274,8 @@ void pixel_weight_gradient(const LayerPlan<T>& plan, const PixelWeightGradient<T
         Winograd<m>::output_adjoint(half[tile][row], z);
 #pragma GCC unroll 6
         for (int f = 0; f < n; ++f) {
-          if (p.z != nullptr) store<V>(p.z + (row * n + f) * p.z_step + tile * plan.width + c, z[f]);
+          if (p.z != nullptr)
+            store<V>(p.z + (row * n + f) * p.z_step + tile * plan.width + c, z[f]);
 #pragma GCC unroll 4
           for (int k = 0; k < channels; ++k) total[f][k] += v[f * p.v_step + k] * z[f];
         }

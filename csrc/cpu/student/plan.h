@@ -46,9 +46,9 @@ struct LayerPlan {
     const int64_t tiles_side = ceil_div(size, 4);
     side = 4 * tiles_side;
     in_side = side + 2;
-images = first ? 1
+    images = first ? 1
                    : std::clamp<int64_t>(kWantedRows / (tiles_side * tiles_side), 1,
-                                        wide() ? kGroupImagesWide : kGroupImages);
+                                         wide() ? kGroupImagesWide : kGroupImages);
   }
 
   bool wide() const {

@@ -92,7 +92,8 @@ class Walk {
         to_blocks(flat + block.bias.offset, layer.channels, 1, layer.width, to.bias);
       }
       if (affine()) {
-        to_blocks(flat + block.norm_weight.offset, layer.channels, pixels, layer.width, to.norm_weight);
+        to_blocks(flat + block.norm_weight.offset, layer.channels, pixels, layer.width,
+                  to.norm_weight);
         to_blocks(flat + block.norm_bias.offset, layer.channels, pixels, layer.width, to.norm_bias);
       } else {
         std::fill_n(to.norm_weight, layer.affine(), none);
@@ -130,7 +131,8 @@ class Walk {
     const int64_t groups = ceil_div(end - begin, group_);
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t first = begin + (end - begin) * g / groups;
-      Group group{first, begin + (end - begin) * (g + 1) / groups - first, &part, part.layers,
+      Group group{first,         begin + (end - begin) * (g + 1) / groups - first,
+                  &part,         part.layers,
                   part.features, g > 0};
       if (tape_) on_tape(group);
       read_images(group);
@@ -264,7 +266,8 @@ class Walk {
     int terms = 0;
     const T* bias = buffers_->zeros;
     if (b.input_tangent != nullptr) {
-      term[terms++] = {b.input_tangent + first * layer.in_plane(), group.part->theta->layers[l].weight};
+      term[terms++] = {b.input_tangent + first * layer.in_plane(),
+                       group.part->theta->layers[l].weight};
     }
     if (call_.theta_tangent != nullptr) {
       const PackedLayer<T>& tangent = group.part->theta_tangent->layers[l];
@@ -343,7 +346,8 @@ class Walk {
   }
 
   void loss_gradient(int64_t begin, int64_t end) {
-    if (call_.batch.loss == StudentLoss::kSumLogits) return sum_logits(buffers_->logits, begin, end);
+    if (call_.batch.loss == StudentLoss::kSumLogits)
+      return sum_logits(buffers_->logits, begin, end);
     soft_cross_entropy_forward(SoftCrossEntropyForward<T>{loss_inputs(), buffers_->rows, nullptr},
                                begin, end);
     soft_cross_entropy_backward(
@@ -459,7 +463,7 @@ class Walk {
         }
       });
       if (l % call_.parts != part) continue;
-      const auto add_up = [&](T* LayerSums<T>::*member, const Slice& slice, int64_t pixels) {
+      const auto add_up = [&](T* LayerSums<T>::* member, const Slice& slice, int64_t pixels) {
         from_blocks(of_parts([&](const PartBuffers<T>& p) { return p.sums[l].*member; }),
                     layer.channels, pixels, call_.grad_theta + slice.offset);
       };
@@ -470,9 +474,10 @@ class Walk {
       add_up(&LayerSums<T>::norm_bias, block.norm_bias, pixels);
     }
     for_items(part, call_.parts, network_.num_classes, [&](int64_t k) {
-      from_blocks(of_parts([&](const PartBuffers<T>& p) { return p.classifier + k * plan_.features; }),
-                  network_.width, network_.feature_pixels,
-                  call_.grad_theta + network_.classifier_weight.offset + k * network_.features);
+      from_blocks(
+          of_parts([&](const PartBuffers<T>& p) { return p.classifier + k * plan_.features; }),
+          network_.width, network_.feature_pixels,
+          call_.grad_theta + network_.classifier_weight.offset + k * network_.features);
     });
     if (part != 0) return;
     for (int64_t k = 0; k < network_.num_classes; ++k) {

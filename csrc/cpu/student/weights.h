@@ -111,15 +111,16 @@ void unpack_block(const LayerPlan<T>& plan, const std::vector<const T*>& parts, 
   const int64_t out = block * kLanes<T>, outs = std::min(kLanes<T>, plan.channels - out);
   for (int64_t in = 0; in < plan.in_channels; ++in) {
     alignas(64) T taps[9][kLanes<T>];
-    transform_tile<n, 3, V>(
-        [](const V* u, V* g) { Winograd<m>::weight_adjoint(u, g); },
-        [&](int r, int c) {
-          const int64_t at = (r * n + c) * plan.gradient_step() + in * plan.width + out;
-          V sum = load<V>(parts[0] + at);
-          for (size_t part = 1; part < parts.size(); ++part) sum += load<V>(parts[part] + at);
-          return sum;
-        },
-        [&](int r, int c, const V& g) { store<V>(taps[3 * r + c], g); });
+    transform_tile<n, 3, V>([](const V* u, V* g) { Winograd<m>::weight_adjoint(u, g); },
+                            [&](int r, int c) {
+                              const int64_t at =
+                                  (r * n + c) * plan.gradient_step() + in * plan.width + out;
+                              V sum = load<V>(parts[0] + at);
+                              for (size_t part = 1; part < parts.size(); ++part)
+                                sum += load<V>(parts[part] + at);
+                              return sum;
+                            },
+                            [&](int r, int c, const V& g) { store<V>(taps[3 * r + c], g); });
     for (int64_t lane = 0; lane < outs; ++lane) {
       T* g = grad_weight + ((out + lane) * plan.in_channels + in) * 9;
       for (int k = 0; k < 9; ++k) g[k] = taps[k][lane];
@@ -127,8 +128,8 @@ void unpack_block(const LayerPlan<T>& plan, const std::vector<const T*>& parts, 
   }
 }
 
-// Between values of channels and pixels in the flat order [C, pixels] and in blocks [blocks][pixels]
-// [lanes]; the channels that fill up the last block become 0.
+// Between values of channels and pixels in the flat order [C, pixels] and in blocks
+// [blocks][pixels] [lanes]; the channels that fill up the last block become 0.
 template <class T>
 void to_blocks(const T* from, int64_t channels, int64_t pixels, int64_t width, T* to) {
   for (int64_t c = 0; c < width; ++c) {

@@ -1,6 +1,6 @@
 // The transforms of Winograd's convolutions F(2, 3) and F(4, 3) (Lavin and Gray, 2016,
-// arXiv:1509.09308) along one dimension:  y = A'((B'd) o (G g))  for a tile d of m + 2 inputs, three
-// weights g and m outputs y, with the adjoint of each.
+// arXiv:1509.09308) along one dimension:  y = A'((B'd) o (G g))  for a tile d of m + 2 inputs,
+// three weights g and m outputs y, with the adjoint of each.
 //
 // F(2, 3) takes 4 multiplications where a direct convolution takes 6, F(4, 3) 6 where it takes 12,
 // in two dimensions the squares of that; its constants up to 8 cost two bits of accuracy.
