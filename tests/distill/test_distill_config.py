@@ -18,6 +18,7 @@ def config(**settings: object) -> DistillConfig:
         ("ipc", 0),
         ("iterations", 0),
         ("student_steps", 0),
+        ("matches", 0),
         ("expert_epochs", 0),
         ("min_start_epoch", -1),
         ("max_start_epoch", 0),

@@ -40,6 +40,9 @@ class DistillConfig:
     """Outer iterations (MTT: Iteration)."""
     student_steps: int = 20
     """N: student steps on synthetic images in one outer iteration (MTT: syn_steps)."""
+    matches: int = 1
+    """K: trajectory segments matched in one outer iteration; each has an expert, a start epoch s,
+    student batches and augmentation of its own, and the loss L is their mean (MTT: 1)."""
     expert_epochs: int = 2
     """M: epochs of the expert that the N student steps are to match (MTT: expert_epochs)."""
     min_start_epoch: int = 0
@@ -101,6 +104,7 @@ class DistillConfig:
             "ipc",
             "iterations",
             "student_steps",
+            "matches",
             "expert_epochs",
             "eval_seeds",
             "eval_epochs",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from trajmatch import artifact, files
@@ -13,7 +15,7 @@ from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.guard import Fault, check_refusals, find_fault
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.metrics import MetricsLog
-from trajmatch.distill.outer import outer_gradient, propose_update
+from trajmatch.distill.outer import OuterGradient, mean_gradient, outer_gradient, propose_update
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.selection import evaluate_iterate, is_due
 from trajmatch.distill.state import State
@@ -27,7 +29,7 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
     The synthetic images and the student's step size are trained so that a student, started from an
     expert's parameters after some epoch and trained on the synthetic images, ends where the expert
     was some epochs later (MTT, Cazenavette et al., CVPR 2022). The gradient is exact through all
-    student steps.
+    student steps, and is the mean over ``config.matches`` such segments.
 
     On the CPU the same configuration, seed and number of threads give the same bytes, interrupted
     or not. An update that is not finite is never applied.
@@ -73,31 +75,20 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
 
 
 def outer_iteration(problem: Problem, state: State) -> tuple[dict[str, Any], Fault | None]:
-    """One outer iteration: draws a segment, differentiates, and applies the update if it is sound.
+    """One outer iteration: draws segments, differentiates, and applies the update if it is sound.
 
     Args:
         problem: What the run works on.
         state: Is brought forward by one iteration.
 
     Returns:
-        What the log shall have (``iteration``, ``loss``, ``step_size``, ``start_epoch``,
-        ``expert`` and ``refused``, the cause or ``None``), and why the update was not applied.
+        What the log shall have (``iteration``, ``loss``, ``step_size``, ``refused``, the cause or
+        ``None``, and ``start_epoch`` and ``expert``; or, of several matches, ``start_epochs``,
+        ``experts`` and ``losses``), and why the update was not applied.
     """
     config = problem.config
-    expert = state.order.draw(state.streams.experts)
-    start_epoch = problem.window.draw(state.streams.start_epochs)
-    batches = student_batches(
-        len(state.synthetic.images), config.batch_syn, config.student_steps, state.streams.batches
-    )
-    gradient = outer_gradient(
-        problem.model,
-        problem.segment(expert, start_epoch),
-        state.synthetic,
-        state.step_size.value,
-        [batch.to(problem.device) for batch in batches],
-        student_momentum=config.student_momentum,
-        augment=problem.augmentation(state.iteration),
-    )
+    matches = [match_segment(problem, state, number) for number in range(config.matches)]
+    gradient = mean_gradient([match.gradient for match in matches])
     update = propose_update(state.synthetic, state.buffer, state.step_size, gradient, config)
     fault = find_fault(gradient, update, state)
     state.iteration += 1
@@ -112,11 +103,65 @@ def outer_iteration(problem: Problem, state: State) -> tuple[dict[str, Any], Fau
         "iteration": state.iteration,
         "loss": gradient.loss,
         "step_size": state.step_size.value,
-        "start_epoch": start_epoch,
-        "expert": expert,
+        **_drawn(matches),
         "refused": None if fault is None else fault.cause,
     }
     return numbers, fault
+
+
+@dataclass(frozen=True)
+class Match:
+    """One segment of an expert that a student was trained along, and what came of it.
+
+    Attributes:
+        expert: Number of the expert.
+        start_epoch: Epoch s where the segment starts.
+        gradient: Matching loss and its gradients.
+    """
+
+    expert: int
+    start_epoch: int
+    gradient: OuterGradient
+
+
+def match_segment(problem: Problem, state: State, number: int) -> Match:
+    """Draws expert, start epoch and student batches, and differentiates the matching loss.
+
+    Args:
+        problem: What the run works on.
+        state: Its random streams are drawn from; nothing else of it changes.
+        number: Which match of the outer iteration this is, from 0.
+
+    Returns:
+        The match.
+    """
+    config = problem.config
+    expert = state.order.draw(state.streams.experts)
+    start_epoch = problem.window.draw(state.streams.start_epochs)
+    batches = student_batches(
+        len(state.synthetic.images), config.batch_syn, config.student_steps, state.streams.batches
+    )
+    gradient = outer_gradient(
+        problem.model,
+        problem.segment(expert, start_epoch),
+        state.synthetic,
+        state.step_size.value,
+        [batch.to(problem.device) for batch in batches],
+        student_momentum=config.student_momentum,
+        augment=problem.augmentation(state.iteration, number),
+    )
+    return Match(expert, start_epoch, gradient)
+
+
+def _drawn(matches: Sequence[Match]) -> dict[str, Any]:
+    """What the log shall have of the matches."""
+    if len(matches) == 1:
+        return {"start_epoch": matches[0].start_epoch, "expert": matches[0].expert}
+    return {
+        "start_epochs": [match.start_epoch for match in matches],
+        "experts": [match.expert for match in matches],
+        "losses": [match.gradient.loss for match in matches],
+    }
 
 
 def _shown(state: State) -> dict[str, float]:

@@ -17,7 +17,7 @@ from trajmatch.distill.step_size import StepSize
 
 @dataclass(frozen=True)
 class OuterGradient:
-    """The matching loss of one outer iteration and its derivatives.
+    """The matching loss of one match, or of one outer iteration, and its derivatives.
 
     Attributes:
         loss: The matching loss.
@@ -90,6 +90,27 @@ def outer_gradient(
         images=grad_images,
         step_size=float(grad_lr),
         stands_still=bool(torch.equal(segment.start, segment.target)),
+    )
+
+
+def mean_gradient(gradients: Sequence[OuterGradient]) -> OuterGradient:
+    """Loss and gradients of the mean of several matches' losses; of one match, its own.
+
+    Args:
+        gradients: Those of the matches, at the same images and step size; at least one.
+
+    Returns:
+        Their mean. It stands still where one of them does: its loss means nothing.
+    """
+    count = len(gradients)
+    images = gradients[0].images
+    for gradient in gradients[1:]:
+        images = images + gradient.images
+    return OuterGradient(
+        loss=sum(gradient.loss for gradient in gradients) / count,
+        images=images / count,
+        step_size=sum(gradient.step_size for gradient in gradients) / count,
+        stands_still=any(gradient.stands_still for gradient in gradients),
     )
 
 
