@@ -26,6 +26,7 @@ from gpu_stages import (
 from gpu_stages.settings import STAGES, NotRun, Record, Settings
 
 from trajmatch import ops
+from trajmatch.distill.graph import call_again
 
 SOURCE = Path(__file__).resolve().parents[1]
 PROGRAM = SOURCE / "benchmarks" / "gpu_check.py"
@@ -155,6 +156,7 @@ def test_all_baselines_compute_the_same() -> None:
     wanted = baselines.eager_unroll(problem)()
     for implementation in (
         baselines.trajmatch(problem),
+        baselines.trajmatch_graph(problem, call_again),
         baselines.eager_unroll(problem.with_channels_last()),
         baselines.func_adjoint(problem),
         baselines.compiled_adjoint(problem, backend="eager"),
@@ -175,7 +177,8 @@ def test_the_table_holds_ratios_and_failures(record, monkeypatch) -> None:
     outer_iteration.run(settings_of("outer_iteration"), record)
     (row,) = record.content["table"].values()
     assert row["compiled adjoint"] == {"error": "RuntimeError: no such kernel"}
-    assert set(row["ratios"]) == {"eager unroll", "eager unroll, channels last", "func adjoint"}
+    assert {"eager unroll", "eager unroll, channels last", "func adjoint"} <= set(row["ratios"])
+    assert "compiled adjoint" not in row["ratios"]
     assert all(error < 1e-4 for error in row["eager unroll"]["difference"])
     assert record.content["faults"] == []
     monkeypatch.setattr(baselines, "trajmatch", broken)

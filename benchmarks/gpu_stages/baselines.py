@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trajmatch import networks, ops, random, reference
+from trajmatch.distill.graph import MatchGraph, Record
+from trajmatch.distill.initialise import SyntheticSet
+from trajmatch.distill.matching import Segment
 
 Gradients = tuple[Tensor, Tensor]
 Implementation = Callable[[], Gradients]
@@ -79,6 +82,27 @@ class Problem:
 def trajmatch(problem: Problem) -> Implementation:
     """Ours."""
     return _by_autograd(ops, problem)
+
+
+def trajmatch_graph(problem: Problem, record: Record) -> Implementation:
+    """Ours as :func:`trajmatch.distill.distill` runs it on a GPU, with the inputs copied each time.
+
+    Args:
+        problem: What to differentiate.
+        record: What records; the second call does, and all later ones replay.
+    """
+    graph = MatchGraph(record)
+    segment = Segment(problem.theta, problem.target)
+    synthetic = SyntheticSet(problem.images.detach(), problem.labels)
+    lr, batches = float(problem.lr.detach()), problem.batches.unbind(0)
+
+    def outer_iteration() -> Gradients:
+        gradient = graph(
+            problem.model, segment, synthetic, lr, batches, student_momentum=0.0, augment=None
+        )
+        return gradient.images, torch.full_like(problem.lr, gradient.step_size)
+
+    return outer_iteration
 
 
 def eager_unroll(problem: Problem) -> Implementation:

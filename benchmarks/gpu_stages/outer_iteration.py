@@ -15,6 +15,7 @@ from gpu_stages import baselines
 from gpu_stages.baselines import Gradients, Implementation, Problem
 from gpu_stages.measure import measure
 from gpu_stages.settings import Record, Settings
+from trajmatch.distill.graph import call_again, cuda_graph
 
 #: Width, batch and student steps; the first is that of DATM's CIFAR-10 recipe with IPC 10.
 SIZES = [(128, 100, 80), (32, 10, 20), (32, 50, 10), (128, 50, 6), (128, 10, 80)]
@@ -58,6 +59,10 @@ def of_size(width: int, batch: int, steps: int, settings: Settings) -> Problem:
 def eager(problem: Problem, settings: Settings) -> Iterator[tuple[str, Implementation]]:
     """Names and functions of what runs at once."""
     yield "trajmatch", baselines.trajmatch(problem)
+    if settings.device == "cuda":
+        yield "trajmatch, CUDA graph", baselines.trajmatch_graph(problem, cuda_graph)
+    else:
+        yield "trajmatch, no graph recorded", baselines.trajmatch_graph(problem, call_again)
     yield "eager unroll", baselines.eager_unroll(problem)
     yield "eager unroll, channels last", baselines.eager_unroll(problem.with_channels_last())
     yield "func adjoint", baselines.func_adjoint(problem)

@@ -72,6 +72,7 @@ def test_recipe_holds_what_decides_the_result_and_nothing_else() -> None:
         quiet=True,
         resume=True,
         device="cuda",
+        graph=False,
         checkpoint_every=7,
         seed=3,
     )

@@ -21,6 +21,7 @@ _NOT_IN_RECIPE = (
     "resume",
     "quiet",
     "device",
+    "graph",
 )
 
 
@@ -93,6 +94,8 @@ class DistillConfig:
     """Print nothing but errors."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, ..."""
+    graph: bool = True
+    """On a CUDA device, record the launches of an outer iteration once and replay them."""
 
     def __post_init__(self) -> None:
         """Checks what can be checked before anything is read.

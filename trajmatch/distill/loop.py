@@ -12,6 +12,7 @@ from trajmatch.artifact import Artifact
 from trajmatch.distill import checkpoint
 from trajmatch.distill.batches import student_batches
 from trajmatch.distill.config import DistillConfig
+from trajmatch.distill.graph import MatchGraph, graph_for
 from trajmatch.distill.guard import Fault, check_refusals, find_fault
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.metrics import MetricsLog
@@ -54,10 +55,11 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
         return _finished(problem)
     state = _begin(problem)
     progress.update(state.iteration)
+    graph = graph_for(problem)
     with MetricsLog(config.log_path, state.iteration) as log:
         while state.iteration < config.iterations:
             began = time.perf_counter()
-            numbers, fault = outer_iteration(problem, state)
+            numbers, fault = outer_iteration(problem, state, graph)
             log.write(**numbers, seconds=time.perf_counter() - began)
             if fault is not None:
                 check_refusals(fault, state)
@@ -74,12 +76,15 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
     return result
 
 
-def outer_iteration(problem: Problem, state: State) -> tuple[dict[str, Any], Fault | None]:
+def outer_iteration(
+    problem: Problem, state: State, graph: MatchGraph | None = None
+) -> tuple[dict[str, Any], Fault | None]:
     """One outer iteration: draws segments, differentiates, and applies the update if it is sound.
 
     Args:
         problem: What the run works on.
         state: Is brought forward by one iteration.
+        graph: What replays the matches, if anything does.
 
     Returns:
         What the log shall have (``iteration``, ``loss``, ``step_size``, ``refused``, the cause or
@@ -87,7 +92,7 @@ def outer_iteration(problem: Problem, state: State) -> tuple[dict[str, Any], Fau
         ``experts`` and ``losses``), and why the update was not applied.
     """
     config = problem.config
-    matches = [match_segment(problem, state, number) for number in range(config.matches)]
+    matches = [match_segment(problem, state, number, graph) for number in range(config.matches)]
     gradient = mean_gradient([match.gradient for match in matches])
     update = propose_update(state.synthetic, state.buffer, state.step_size, gradient, config)
     fault = find_fault(gradient, update, state)
@@ -124,13 +129,16 @@ class Match:
     gradient: OuterGradient
 
 
-def match_segment(problem: Problem, state: State, number: int) -> Match:
+def match_segment(
+    problem: Problem, state: State, number: int, graph: MatchGraph | None = None
+) -> Match:
     """Draws expert, start epoch and student batches, and differentiates the matching loss.
 
     Args:
         problem: What the run works on.
         state: Its random streams are drawn from; nothing else of it changes.
         number: Which match of the outer iteration this is, from 0.
+        graph: What replays it, if anything does.
 
     Returns:
         The match.
@@ -141,7 +149,7 @@ def match_segment(problem: Problem, state: State, number: int) -> Match:
     batches = student_batches(
         len(state.synthetic.images), config.batch_syn, config.student_steps, state.streams.batches
     )
-    gradient = outer_gradient(
+    gradient = (graph or outer_gradient)(
         problem.model,
         problem.segment(expert, start_epoch),
         state.synthetic,
