@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from trajmatch import ops, reference
+from trajmatch.data import DSA
 
 IMPLEMENTATIONS = [
     pytest.param(ops, id="trajmatch"),
@@ -62,6 +63,25 @@ def bench_soft_cross_entropy(
         torch.autograd.grad(functions.soft_cross_entropy(logits, targets), (logits, targets))
 
     timed(call, f"soft_cross_entropy, {device.type}")
+
+
+@pytest.mark.parametrize("batch", [10, 256])
+@pytest.mark.parametrize("group", ["color", "crop", "cutout", "flip", "scale", "rotate"])
+def bench_dsa(
+    timed: Callable[..., None],
+    device: torch.device,
+    functions: ModuleType,
+    group: str,
+    batch: int,
+) -> None:
+    images = torch.randn(batch, 3, 32, 32, device=device, requires_grad=True)
+    rows = DSA(group).draw(batch, 32, 32, torch.Generator().manual_seed(0)).rows.to(device)
+    above = torch.randn(batch, 3, 32, 32, device=device)
+
+    def call() -> None:
+        torch.autograd.grad(functions.dsa(images, rows), images, above)
+
+    timed(call, f"dsa {group}, batch {batch}, {device.type}")
 
 
 @pytest.mark.parametrize("order", [1, 2])

@@ -6,6 +6,7 @@
 
 #include "core/release_workspace.h"
 #include "ops/checks.h"
+#include "ops/dsa.h"
 #include "ops/operators.h"
 #include "ops/student.h"
 
@@ -124,11 +125,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(
 
 namespace {
 
-// The student batches of an unrolled loop: rows of the synthetic set by index.
+// The student batches of an unrolled loop: rows of the synthetic set by index, each image augmented
+// by its own row of `augmentation` where that is given.
 class Batches {
  public:
   Batches(const Check& check, const Network& network, const Tensor& theta, const Tensor& images,
-          const Tensor& labels, const Tensor& indices, const Ints& sizes)
+          const Tensor& labels, const Tensor& indices, const Ints& sizes,
+          const OptionalTensor& augmentation)
       : images_(as_channels_last(images)), labels_(as_contiguous(labels)), sizes_(sizes) {
     check_images(check, images, theta, network);
     check_labels(check, labels, "labels", theta, "theta", images.size(0), network.num_classes);
@@ -146,6 +149,10 @@ class Batches {
     }
     check.shape(indices, "batches", {total});
     if (!indices_.is_cuda()) check_range(check);
+    if (augmentation) {
+      check_dsa_parameters(check, *augmentation, "augmentation", theta, "theta", total);
+      augmentation_ = as_contiguous(*augmentation);
+    }
   }
 
   int64_t steps() const { return static_cast<int64_t>(sizes_.size()); }
@@ -167,10 +174,22 @@ class Batches {
       run(GatherRows<T>{count, row_size(labels_), read<T>(labels_), index, write<T>(labels)},
           device);
     }
+    if (augmentation_) images = augmented<T>(DsaPass::kForward, step, images, device);
     return {theta, images, labels, StudentLoss::kCrossEntropy, scale};
   }
 
-  // total[index[i]] += lr * grad[i] for the rows of one step.
+  // total[index[i]] += lr * grad[i] for the images of one step, `grad` that of them augmented.
+  template <class T>
+  void scatter_images(int64_t step, const Tensor& grad, const Tensor& lr, const Tensor& total,
+                      const Device& device) const {
+    if (augmentation_) {
+      scatter<T>(step, augmented<T>(DsaPass::kBackward, step, grad, device), lr, total, device);
+    } else {
+      scatter<T>(step, grad, lr, total, device);
+    }
+  }
+
+  // The same for rows of any kind, not augmented.
   template <class T>
   void scatter(int64_t step, const Tensor& grad, const Tensor& lr, const Tensor& total,
                const Device& device) const {
@@ -180,6 +199,15 @@ class Batches {
   }
 
  private:
+  // One pass of the augmentation over images of the step, in the engine's layout.
+  template <class T>
+  Tensor augmented(DsaPass pass, int64_t step, const Tensor& images, const Device& device) const {
+    const double* rows = read<double>(*augmentation_) + begins_[step] * kDsaColumns;
+    Tensor result = empty_channels_last(sizes_of(images), images);
+    run_dsa<T>(pass, images, rows, true, result, device);
+    return result;
+  }
+
   static int64_t row_size(const Tensor& tensor) { return tensor.numel() / tensor.size(0); }
 
   void check_range(const Check& check) const {
@@ -192,6 +220,7 @@ class Batches {
   }
 
   Tensor images_, labels_, indices_;
+  OptionalTensor augmentation_;
   Ints sizes_, begins_;
 };
 
@@ -209,13 +238,13 @@ std::tuple<Tensor, Tensor> student_unroll(const Tensor& theta0, const Tensor& im
                                           const Tensor& labels, const Tensor& lr,
                                           const Tensor& indices, const Ints& batch_sizes,
                                           const Ints& steps, const Ints& network_description,
-                                          double momentum, double loss_scale,
-                                          bool keep_trajectory) {
+                                          double momentum, double loss_scale, bool keep_trajectory,
+                                          const OptionalTensor& augmentation) {
   const Check check("unroll");
   const Network network(check, network_description);
   check_theta(check, theta0, "theta0", network);
   check.same(lr, "lr", theta0, "theta0", {});
-  const Batches batches(check, network, theta0, images, labels, indices, batch_sizes);
+  const Batches batches(check, network, theta0, images, labels, indices, batch_sizes, augmentation);
   check_steps(check, steps, batches.steps());
   const NoGrad no_grad;
   const Device device(theta0);
@@ -256,7 +285,8 @@ std::tuple<Tensor, Tensor> student_unroll(const Tensor& theta0, const Tensor& im
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
     const Tensor& grad_thetas, const Tensor& trajectory, const Tensor& images, const Tensor& labels,
     const Tensor& lr, const Tensor& indices, const Ints& batch_sizes, const Ints& steps,
-    const Ints& network_description, double momentum, double loss_scale) {
+    const Ints& network_description, double momentum, double loss_scale,
+    const OptionalTensor& augmentation) {
   const Check check("unroll_adjoint");
   const Network network(check, network_description);
   const int64_t size = network.num_parameters;
@@ -266,7 +296,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
   check.shape(trajectory, "trajectory", {count, size});
   check.same(grad_thetas, "grad_thetas", trajectory, "trajectory", {asked, size});
   check.same(lr, "lr", trajectory, "trajectory", {});
-  const Batches batches(check, network, trajectory, images, labels, indices, batch_sizes);
+  const Batches batches(check, network, trajectory, images, labels, indices, batch_sizes,
+                        augmentation);
   check_steps(check, steps, count);
   const NoGrad no_grad;
   const Device device(trajectory);
@@ -306,7 +337,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
       if (soft) label_share = empty(sizes_of(problem.labels), trajectory);
       student.gradient_jvp(problem, {r, std::nullopt, std::nullopt},
                            view(directional, step, {}, {}), hessian_r, image_share, label_share);
-      batches.scatter<T>(step, image_share, lr, grad_images, device);
+      batches.scatter_images<T>(step, image_share, lr, grad_images, device);
       if (soft) batches.scatter<T>(step, *label_share, lr, grad_labels, device);
       sweep(step, read<T>(hessian_r));
     }
