@@ -63,12 +63,14 @@ class Counting:
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_replays_give_what_the_function_gives(soft) -> None:
+@pytest.mark.parametrize("augmented", [False, True])
+def test_replays_give_what_the_function_gives(soft, augmented) -> None:
     record = Counting()
     graph = MatchGraph(record)
     for number in range(5):
         arguments = match(number, soft=soft)
-        assert_equal(graph(*arguments, **CHOICES), outer_gradient(*arguments, **CHOICES))
+        choices = {**CHOICES, "augment": DSA().replay(number) if augmented else None}
+        assert_equal(graph(*arguments, **choices), outer_gradient(*arguments, **choices))
         assert graph.recorded == (number >= 1)
     assert (record.recordings, record.replays) == (1, 4)
 
@@ -140,8 +142,9 @@ def test_what_cannot_be_recorded_runs_without_and_says_so() -> None:
             )
 
 
-def test_a_whole_run_gives_the_same_bytes(configure, tmp_path, monkeypatch) -> None:
-    settings = {"dsa": "none", "matches": 2}
+@pytest.mark.parametrize("dsa", ["none", "color_crop_cutout_flip_scale_rotate"])
+def test_a_whole_run_gives_the_same_bytes(configure, tmp_path, monkeypatch, dsa) -> None:
+    settings = {"dsa": dsa, "matches": 2}
     distill(configure(out=tmp_path / "plain", **settings))
     record = Counting()
     monkeypatch.setattr(loop, "graph_for", lambda problem: MatchGraph(record))
@@ -151,7 +154,7 @@ def test_a_whole_run_gives_the_same_bytes(configure, tmp_path, monkeypatch) -> N
 
 
 def problem_on(device: str, **changes: object) -> SimpleNamespace:
-    settings = {"model": MODEL, "dsa": DSA("none"), "config": SimpleNamespace(graph=True)}
+    settings = {"model": MODEL, "config": SimpleNamespace(graph=True)}
     return SimpleNamespace(device=torch.device(device), **{**settings, **changes})
 
 
@@ -161,20 +164,14 @@ def test_a_graph_is_for_cuda_and_may_be_refused() -> None:
     assert isinstance(graph_for(problem_on("cuda")), MatchGraph)
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"model": torch.nn.Linear(2, 2)}, "the experts' network is not one that the engine knows"),
-        ({"dsa": DSA("color_crop")}, "the augmentation color_crop"),
-    ],
-)
-def test_why_there_is_no_graph(changes, reason) -> None:
-    with pytest.warns(RuntimeWarning, match=f"because {reason}"):
-        assert graph_for(problem_on("cuda", **changes)) is None
+def test_a_network_that_the_engine_does_not_know_has_no_graph() -> None:
+    with pytest.warns(RuntimeWarning, match="because the experts' network is not one that"):
+        assert graph_for(problem_on("cuda", model=torch.nn.Linear(2, 2))) is None
 
 
 @pytest.mark.cuda
-def test_a_cuda_graph_gives_what_the_function_gives() -> None:
+@pytest.mark.parametrize("augmented", [False, True])
+def test_a_cuda_graph_gives_what_the_function_gives(augmented) -> None:
     device = torch.device("cuda")
     model = networks.ConvNet(1, 3, image_size=8, width=4, depth=2).to(device)
 
@@ -194,8 +191,9 @@ def test_a_cuda_graph_gives_what_the_function_gives() -> None:
 
     graph = MatchGraph(cuda_graph)
     for number in range(5):
-        result = graph(*on_device(number), **CHOICES)
-        wanted = outer_gradient(*on_device(number), **CHOICES)
+        choices = {**CHOICES, "augment": DSA().replay(number) if augmented else None}
+        result = graph(*on_device(number), **choices)
+        wanted = outer_gradient(*on_device(number), **choices)
         torch.testing.assert_close(result.images, wanted.images, rtol=1e-4, atol=1e-6)
         assert result.loss == pytest.approx(wanted.loss, rel=1e-5)
         assert result.step_size == pytest.approx(wanted.step_size, rel=1e-4)

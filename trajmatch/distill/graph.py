@@ -24,6 +24,7 @@ from trajmatch import ops
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.matching import Segment
 from trajmatch.distill.outer import OuterGradient, differentiate, outer_gradient
+from trajmatch.ops.unroll import DsaReplay
 
 if TYPE_CHECKING:
     from trajmatch.distill.problem import Problem
@@ -136,11 +137,12 @@ class MatchGraph:
         augment: Callable[[Tensor, int], Tensor] | None,
     ) -> OuterGradient:
         """Arguments and result are those of ``outer_gradient``; the gradient is a copy."""
-        inputs = _inputs(segment, synthetic, batches)
+        inputs = _inputs(segment, synthetic, batches, augment)
         signature = (
             model,
             student_momentum,
-            augment,
+            # Of DSA the parameters are inputs; any other function must be the same one.
+            DsaReplay if isinstance(augment, DsaReplay) else augment,
             [len(batch) for batch in batches],
             [(each.shape, each.dtype, each.device) for each in inputs],
         )
@@ -185,9 +187,6 @@ def graph_for(problem: Problem) -> MatchGraph | None:
     if ops.engine_for(problem.model) != "engine":
         _warn("the experts' network is not one that the engine knows")
         return None
-    if problem.dsa.spec != "none":
-        _warn(f"the augmentation {problem.dsa.spec} runs other kernels every time")
-        return None
     return MatchGraph(partial(cuda_graph, device=problem.device))
 
 
@@ -201,25 +200,52 @@ def _warn(reason: str) -> None:
 
 
 def _inputs(
-    segment: Segment, synthetic: SyntheticSet, batches: Sequence[Tensor]
+    segment: Segment,
+    synthetic: SyntheticSet,
+    batches: Sequence[Tensor],
+    augment: Callable[[Tensor, int], Tensor] | None,
 ) -> tuple[Tensor, ...]:
-    """Start, target, images, labels, and the indices of all batches in a row."""
-    return (
-        segment.start,
-        segment.target,
-        synthetic.images,
-        synthetic.labels,
-        torch.cat([*batches]),
-    )
+    """Start, target, images, labels, the indices of all batches in a row, and DSA's parameters."""
+    images = synthetic.images
+    inputs = (segment.start, segment.target, images, synthetic.labels, torch.cat([*batches]))
+    if not isinstance(augment, DsaReplay):
+        return inputs
+    height, width = images.shape[2:]
+    rows = [
+        augment.dsa_parameters(step, len(batch), height, width)
+        for step, batch in enumerate(batches)
+    ]
+    return *inputs, torch.cat(rows)
+
+
+class _BufferedDsa:
+    """DSA whose parameters lie in memory that a graph reads.
+
+    Args:
+        rows: The parameters of each step's images. ``[B, 5]`` each, float64.
+    """
+
+    def __init__(self, rows: Sequence[Tensor]) -> None:
+        self._rows = rows
+
+    def __call__(self, images: Tensor, step: int) -> Tensor:
+        return ops.dsa(images, self._rows[step])
+
+    def dsa_parameters(self, step: int, count: int, height: int, width: int) -> Tensor:
+        return self._rows[step]
 
 
 def _recorded(
     record: Record, signature: tuple[Any, ...], inputs: Sequence[Tensor], step_size: float
 ) -> _Recording:
     model, student_momentum, augment, sizes, _ = signature
-    start, target, images, labels, indices = memory = tuple(each.clone() for each in inputs)
+    device = inputs[0].device
+    memory = tuple(each.to(device, copy=True) for each in inputs)
+    start, target, images, labels, indices, *parameters = memory
+    if parameters:
+        augment = _BufferedDsa(parameters[0].split(sizes))
     images.requires_grad_()
-    lr = torch.full((), step_size, dtype=images.dtype, device=images.device, requires_grad=True)
+    lr = torch.full((), step_size, dtype=images.dtype, device=device, requires_grad=True)
 
     def match() -> Outputs:
         loss, grad_images, grad_lr = differentiate(
