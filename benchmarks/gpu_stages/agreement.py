@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from gpu_stages.settings import Record, Settings
 from trajmatch import networks, ops, random, reference
+from trajmatch.data import DSA
+from trajmatch.evaluate.protocol import MTT_DSA
 
 Operators = Any  # trajmatch.ops or trajmatch.reference: they have the same functions
 
@@ -144,6 +146,7 @@ def cases(quick: bool) -> Iterator[Case]:
             norm_act_pool(pooling),
             none,
         )
+    yield Case("dsa", draw("dsa", (12, 3, *(maps[2:] if quick else (32, 32)))), dsa, none)
     for width, depth, image_size, batch in SMALLEST if quick else NETWORKS:
         model = networks.ConvNet(3, 10, image_size, width=width, depth=depth)
         networks.initialise(model, random.generator(0, "gpu_check", "network"))
@@ -180,6 +183,17 @@ def loss(operators: Operators, inputs: list[Tensor], _: nn.Module) -> list[Tenso
     logits, targets = inputs
     hard = operators.soft_cross_entropy(logits, targets.argmax(dim=1))
     return [hard, *twice(operators.soft_cross_entropy(logits, targets), inputs)]
+
+
+def dsa(operators: Operators, inputs: list[Tensor], _: nn.Module) -> list[Tensor]:
+    (images,) = inputs
+    height, width = images.shape[2:]
+    generator = random.generator(0, "gpu_check", "dsa parameters")
+    groups = MTT_DSA.split("_")
+    each = len(images) // len(groups)
+    rows = [DSA(group).draw(each, height, width, generator).rows for group in groups]
+    augmented = operators.dsa(images, torch.cat(rows).to(images.device))
+    return [augmented, *torch.autograd.grad(mix([augmented]), inputs)]
 
 
 def norm_act_pool(pooling: str) -> Callable[[Operators, list[Tensor], nn.Module], list[Tensor]]:
