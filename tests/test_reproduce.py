@@ -196,4 +196,4 @@ def test_recipes_fit_the_configurations(name) -> None:
     assert name.split("/")[1:] == [recipe.data, f"ipc{config.ipc}"]
     if recipe.published is not None:
         assert recipe.published.random_real[0] < recipe.published.mean < 100
-        assert recipe.published.source
+        assert recipe.published.source and recipe.published.random_source

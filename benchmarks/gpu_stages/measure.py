@@ -27,18 +27,21 @@ def measure(
         longest: No further timed call begins after so many seconds of them.
 
     Returns:
-        ``seconds`` of every call, their ``median``, and ``peak_bytes``, the most device memory
-        that was allocated above what was held before; None on the CPU, where nobody counts.
+        ``seconds`` of every timed call, their ``median``, and ``peak_bytes``, the most device
+        memory that was allocated in any call above what was held before; None on the CPU, where
+        nobody counts.
     """
     cuda = device == "cuda"
-    for _ in range(warmup):
-        function()
     held = 0
     if cuda:
         torch.cuda.synchronize()
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
+    for _ in range(warmup):  # what is recorded here allocates no more when it is replayed
+        function()
     seconds: list[float] = []
+    if cuda:
+        torch.cuda.synchronize()
     while len(seconds) < rounds and sum(seconds) < longest:
         seconds.append(_on_gpu(function) if cuda else _on_cpu(function))
     return {

@@ -88,7 +88,7 @@ def timed(
         if settings.device == "cuda":
             torch.cuda.synchronize()
         first = time.perf_counter() - began
-        times = measure(implementation, settings.device, 2 if settings.quick else 7, 1, LONGEST)
+        times = measure(implementation, settings.device, 2 if settings.quick else 7, 2, LONGEST)
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
         return {"error": "does not fit into the device's memory"}, None

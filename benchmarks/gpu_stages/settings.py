@@ -27,7 +27,7 @@ STAGES = {
     "agreement": Stage("agreement", 50),
     "ceilings": Stage("ceilings", 30),
     "outer_iteration": Stage("outer_iteration", 150),
-    "tests": Stage("device_tests", 90),
+    "tests": Stage("device_tests", 120),
     "memcheck": Stage("sanitizer", 40),
     "racecheck": Stage("sanitizer", 40),
 }

@@ -234,7 +234,11 @@ def report(
             "mean": published.mean,
             "std": published.std,
             "source": published.source,
-            "random_real": dict(zip(("mean", "std"), published.random_real, strict=True)),
+            "random_real": {
+                "mean": published.random_real[0],
+                "std": published.random_real[1],
+                "source": published.random_source,
+            },
             "remarks": list(published.remarks),
         },
         "departures": [*recipe.departures, *shortened],
