@@ -57,20 +57,13 @@ def run(tmp_path: Path) -> Callable[..., tuple[int, dict[str, dict]]]:
 
 
 def test_the_program_records_every_stage(run) -> None:
-    stages = "build,doctor,agreement,memcheck"
-    status, report = run("--installed", f"--stages={stages}", "--commit=abc")
+    status, report = run("--installed", "--stages=build,doctor,memcheck", "--commit=abc")
     assert status == 0
     assert report["commit"] == "abc" and report["device"] == "cpu"
     found = {name: stage["status"] for name, stage in report["stages"].items()}
-    assert found == {
-        "build": "not run",
-        "doctor": "passed",
-        "agreement": "passed",
-        "memcheck": "not run",
-    }
+    assert found == {"build": "not run", "doctor": "passed", "memcheck": "not run"}
     assert "CPU" in report["stages"]["memcheck"]["result"]["reason"]
     assert report["stages"]["doctor"]["result"]["report"]["passed"]
-    assert report["stages"]["agreement"]["result"]["unroll width 4"]["errors"]["float64"] < 1e-9
 
 
 @pytest.mark.slow
@@ -103,11 +96,9 @@ def test_settings_reach_the_child_as_they_are() -> None:
 
 def test_a_stage_that_hangs_is_ended_with_its_children(tmp_path) -> None:
     pid = tmp_path / "pid"
-    script = f"sleep 60 & echo $! > {pid}; wait"
-    began = time.monotonic()
+    script = f"sleep 600 & echo $! > {pid}; wait"
     status = gpu_check.run_limited(["sh", "-c", script], {}, tmp_path / "log", seconds=0.5)
     assert status is None
-    assert time.monotonic() - began < 20
     with pytest.raises(ProcessLookupError):
         for _ in range(200):
             os.kill(int(pid.read_text()), 0)
@@ -187,13 +178,13 @@ def test_the_table_holds_ratios_and_failures(record, monkeypatch) -> None:
     assert "no such kernel" in fault
 
 
-def test_times_are_counted() -> None:
+def test_times_are_counted(monkeypatch) -> None:
     calls = []
     times = measure.measure(lambda: calls.append(1), "cpu", rounds=3, warmup=2)
     assert len(calls) == 5 and len(times["seconds"]) == 3
     assert times["peak_bytes"] is None
-    short = measure.measure(lambda: time.sleep(0.01), "cpu", rounds=9, warmup=0, longest=0.015)
-    assert len(short["seconds"]) == 2
+    monkeypatch.setattr(measure, "_on_cpu", lambda function: 0.4)
+    assert measure.measure(print, "cpu", rounds=9, warmup=0, longest=1.0)["seconds"] == [0.4] * 3
 
 
 def test_the_copy_can_be_built(tmp_path) -> None:
@@ -220,22 +211,33 @@ TOOL = """\
 #!{python}
 import subprocess, sys
 assert sys.argv[1:5] == ["--tool=memcheck", "--error-exitcode=86", "--kernel-name", "kns=trajmatch"]
-status = subprocess.run(sys.argv[5:]).returncode
-print("========= ERROR SUMMARY: {errors} errors")
-sys.exit(status or {status})
+{then}
 """
 
 
-@pytest.mark.parametrize(("errors", "status", "faults"), [(0, 0, 0), (3, 86, 1)])
-def test_cases_run_under_the_sanitizer(tmp_path, record, errors, status, faults) -> None:
-    tool = tmp_path / "compute-sanitizer"
-    tool.write_text(TOOL.format(python=sys.executable, errors=errors, status=status))
-    tool.chmod(0o755)
-    sanitizer.check(str(tool), settings_of("memcheck"), record)
-    assert record.content["rc"] == status
-    assert record.content["summary"] == f"ERROR SUMMARY: {errors} errors"
-    assert len(record.content["faults"]) == faults
-    assert "float64" in json.loads((tmp_path / "under_the_tool.json").read_text())["loss"]["errors"]
+def tool(folder: Path, then: str) -> str:
+    """A program in place of compute-sanitizer, which checks its arguments and does what is said."""
+    path = folder / "compute-sanitizer"
+    path.write_text(TOOL.format(python=sys.executable, then=then))
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_cases_run_under_the_sanitizer(tmp_path, record) -> None:
+    runs = "print('== ERROR SUMMARY: 0 errors'); sys.exit(subprocess.run(sys.argv[5:]).returncode)"
+    sanitizer.check(tool(tmp_path, runs), settings_of("memcheck"), record)
+    assert (record.content["rc"], record.content["summary"]) == (0, "ERROR SUMMARY: 0 errors")
+    assert record.content["faults"] == []
+    found = json.loads((tmp_path / "under_the_tool.json").read_text())
+    assert found["unroll width 4"]["errors"]["float64"] < 1e-9
+
+
+def test_what_the_sanitizer_finds_is_a_fault(tmp_path, record) -> None:
+    finds = "print('========= RACECHECK SUMMARY: 3 hazards displayed'); sys.exit(86)"
+    sanitizer.check(tool(tmp_path, finds), settings_of("memcheck"), record)
+    assert record.content["summary"] == "RACECHECK SUMMARY: 3 hazards displayed"
+    (fault,) = record.content["faults"]
+    assert "found errors" in fault
 
 
 def test_a_machine_without_the_sanitizer(record, monkeypatch) -> None:

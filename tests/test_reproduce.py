@@ -161,13 +161,26 @@ def test_data_that_is_nowhere(tmp_path, monkeypatch) -> None:
         start(tmp_path, recipe=RECIPES["mtt/cifar10/ipc1"])
 
 
-def test_the_program_in_slices(tmp_path) -> None:
-    command = [sys.executable, program.__file__, NAME, "--device=cpu", f"--out={tmp_path / 'run'}"]
-    first = subprocess.run([*command, "--slice=0.1s"], check=False, capture_output=True, text=True)
-    assert first.returncode == 75, first.stderr
-    assert "the same command goes on" in first.stdout
-    rest = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "(2 networks)" in rest.stdout and "in 2 runs" in rest.stdout
+def test_the_program_in_slices(few, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(program.RECIPES, NAME, SMOKE)
+    arguments = [NAME, "--device=cpu", f"--data={few}", f"--out={tmp_path / 'run'}"]
+    assert program.main([*arguments, "--slice=0.001s"]) == program.COME_AGAIN
+    assert "the same command goes on" in capsys.readouterr().out
+    assert program.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "(2 networks)" in text and "in 2 runs" in text
+
+
+@pytest.mark.slow
+def test_the_program_on_the_shipped_data(tmp_path) -> None:
+    command = [sys.executable, program.__file__, NAME, "--device=cpu", f"--out={tmp_path}"]
+    statuses = [
+        subprocess.run([*command, *limit], check=False, stdout=subprocess.DEVNULL).returncode
+        for limit in (["--slice=0.1s"], [])
+    ]
+    assert statuses == [program.COME_AGAIN, 0]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["distilled"]["seeds"] == 2
 
 
 def test_a_mistake_ends_with_a_message(tmp_path, capsys) -> None:
