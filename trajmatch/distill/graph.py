@@ -270,7 +270,7 @@ def _replayed(recording: _Recording, inputs: Sequence[Tensor], step_size: float)
         recording.lr.fill_(step_size)
     recording.replay()
     loss, grad_images, grad_lr, moves = recording.outputs
-    # The first line that waits for the device.
+    # Read together, for reading waits for the device.
     numbers = torch.stack([each.double() for each in (loss, grad_lr, moves)]).tolist()
     return OuterGradient(
         loss=numbers[0],
