@@ -19,14 +19,16 @@ from gpu_stages import (
     baselines,
     build,
     device_tests,
+    expert_step,
     measure,
     outer_iteration,
     sanitizer,
 )
 from gpu_stages.settings import STAGES, NotRun, Record, Settings
 
-from trajmatch import ops
+from trajmatch import networks, ops
 from trajmatch.distill.graph import call_again
+from trajmatch.random import generator
 
 SOURCE = Path(__file__).resolve().parents[1]
 PROGRAM = SOURCE / "benchmarks" / "gpu_check.py"
@@ -176,6 +178,36 @@ def test_the_table_holds_ratios_and_failures(record, monkeypatch) -> None:
     outer_iteration.run(settings_of("outer_iteration"), record)
     (fault,) = record.content["faults"]
     assert "no such kernel" in fault
+
+
+def test_expert_steps(record) -> None:
+    expert_step.run(settings_of("expert_step"), record)
+    table = record.content["table"]
+    loops = {name for name in table if isinstance(table[name], dict)}
+    assert len(loops) == 4
+    assert all(table[name]["seconds_each"] == table[name]["median"] / 2 for name in loops)
+    assert record.content["ratio"] > 0
+
+
+def test_both_loops_of_expert_steps_end_at_the_same_parameters(monkeypatch) -> None:
+    model = networks.initialise(networks.ConvNet(3, 10, 8, width=4, depth=2), generator(0))
+    images, labels = torch.randn(8, 3, 8, 8, generator=generator(1)), torch.arange(8)
+    taken = []
+    monkeypatch.setattr(expert_step.ops, "sgd_step", keep(ops.sgd_step, taken))
+    expert_step.ours(model, lambda: images, labels, steps=5)()
+    trained = networks.build(model.spec())
+    monkeypatch.setattr(expert_step.networks, "build", lambda spec: trained)
+    expert_step.eager(model, images, labels, 5, torch.channels_last)()
+    assert len(taken) == 5
+    torch.testing.assert_close(taken[-1][0], networks.flat_parameters(trained))
+
+
+def keep(function: Callable, results: list) -> Callable:
+    def kept(*args):
+        results.append(function(*args))
+        return results[-1]
+
+    return kept
 
 
 def test_times_are_counted(monkeypatch) -> None:

@@ -26,6 +26,7 @@ STAGES = {
     "doctor": Stage("doctor", 40),
     "agreement": Stage("agreement", 50),
     "ceilings": Stage("ceilings", 30),
+    "expert_step": Stage("expert_step", 30),
     "outer_iteration": Stage("outer_iteration", 150),
     "tests": Stage("device_tests", 120),
     "memcheck": Stage("sanitizer", 40),
