@@ -96,6 +96,12 @@ def test_settings_reach_the_child_as_they_are() -> None:
     assert Settings.from_json(settings.to_json()) == settings
 
 
+def test_what_is_no_number_is_recorded_as_a_word(record, tmp_path) -> None:
+    record.put("errors", {"float64": float("nan"), "all": [1.0, float("inf")]})
+    text = (tmp_path / "record.json").read_text()
+    assert json.loads(text)["errors"] == {"float64": "nan", "all": [1.0, "inf"]}
+
+
 def test_a_stage_that_hangs_is_ended_with_its_children(tmp_path) -> None:
     pid = tmp_path / "pid"
     script = f"sleep 600 & echo $! > {pid}; wait"

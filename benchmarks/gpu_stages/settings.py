@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,5 +97,16 @@ class Record:
 
     def _save(self) -> None:
         unfinished = self._path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(self.content))
+        unfinished.write_text(json.dumps(_as_json(self.content), allow_nan=False))
         os.replace(unfinished, self._path)
+
+
+def _as_json(value: Any) -> Any:
+    """The value with words in place of numbers that JSON has none for."""
+    if isinstance(value, dict):
+        return {name: _as_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
