@@ -207,38 +207,45 @@ struct Workspace {
 // Some channels of a row of pixels, from the image and back.
 template <class T, class Channels, class Step>
 inline void load_row(const Dsa<T>& p, Channels channels, Step pixel_step, const T* image, T* row) {
-  for (int64_t x = 0; x < p.width; ++x) {
+  const int64_t width = p.width, channel_step = p.channel_step();
+  for (int64_t x = 0; x < width; ++x) {
     Quad<T> pixel{};
-    for (int c = 0; c < channels; ++c) pixel[c] = image[x * pixel_step + c * p.channel_step()];
+    for (int c = 0; c < channels; ++c) pixel[c] = image[x * pixel_step + c * channel_step];
     quad_at(row + x * kQuad) = pixel;
   }
 }
 template <class T, class Channels, class Step>
 inline void store_row(const Dsa<T>& p, Channels channels, Step pixel_step, const T* TM_RESTRICT row,
                       T* TM_RESTRICT image) {
+  const int64_t width = p.width, channel_step = p.channel_step();
   for (int c = 0; c < channels; ++c) {
-    T* TM_RESTRICT const channel = image + c * p.channel_step();
-    for (int64_t x = 0; x < p.width; ++x) channel[x * pixel_step] = row[x * kQuad + c];
+    T* TM_RESTRICT const channel = image + c * channel_step;
+    for (int64_t x = 0; x < width; ++x) channel[x * pixel_step] = row[x * kQuad + c];
   }
 }
 
 // Some channels of an image; `in` and `out` point at the first of them.
+//
+// Quads may alias everything, so what the loops read besides them is held in local variables.
 template <class T, class Channels, class Step>
 inline void sample(const Dsa<T>& p, const DsaSampling& map, Channels channels, Step pixel_step,
                    const T* in, T* out, Workspace<T>& work) {
-  const int64_t image_row = p.width * pixel_step, frame_row = (p.width + 2) * kQuad;
+  const int64_t width = p.width, image_row = width * pixel_step, frame_row = (width + 2) * kQuad;
   T* const frame = work.frame.data();
   T* const row = work.row.data();
+  const int* const offset = work.taps.offset.data();
+  const T* const rightward = work.taps.right.data();
+  const T* const downward = work.taps.below.data();
   for (int64_t y = 0; y < p.height; ++y) {
     T* const inside = frame + (y + 1) * frame_row + kQuad;
     load_row(p, channels, pixel_step, in + y * image_row, inside);
   }
   for (int64_t y = 0; y < p.height; ++y) {
     work.taps.locate(map, y);
-    for (int64_t x = 0; x < p.width; ++x) {
-      const T* const top = frame + work.taps.offset[x];
+    for (int64_t x = 0; x < width; ++x) {
+      const T* const top = frame + offset[x];
       const T* const bottom = top + frame_row;
-      const T right = work.taps.right[x], below = work.taps.below[x];
+      const T right = rightward[x], below = downward[x];
       const Quad<T> left_top = quad_at(top), left_bottom = quad_at(bottom);
       const Quad<T> upper = left_top + right * (quad_at(top + kQuad) - left_top);
       const Quad<T> lower = left_bottom + right * (quad_at(bottom + kQuad) - left_bottom);
@@ -252,17 +259,20 @@ inline void sample(const Dsa<T>& p, const DsaSampling& map, Channels channels, S
 template <class T, class Channels, class Step>
 inline void sample_backward(const Dsa<T>& p, const DsaSampling& map, Channels channels,
                             Step pixel_step, const T* in, T* out, Workspace<T>& work) {
-  const int64_t image_row = p.width * pixel_step, frame_row = (p.width + 2) * kQuad;
+  const int64_t width = p.width, image_row = width * pixel_step, frame_row = (width + 2) * kQuad;
   T* const frame = work.frame.data();
   T* const row = work.row.data();
+  const int* const offset = work.taps.offset.data();
+  const T* const rightward = work.taps.right.data();
+  const T* const downward = work.taps.below.data();
   std::fill(work.frame.begin(), work.frame.end(), T(0));
   for (int64_t y = 0; y < p.height; ++y) {
     work.taps.locate(map, y);
     load_row(p, channels, pixel_step, in + y * image_row, row);
-    for (int64_t x = 0; x < p.width; ++x) {
-      T* const top = frame + work.taps.offset[x];
+    for (int64_t x = 0; x < width; ++x) {
+      T* const top = frame + offset[x];
       T* const bottom = top + frame_row;
-      const T right = work.taps.right[x], below = work.taps.below[x];
+      const T right = rightward[x], below = downward[x];
       const Quad<T> value = quad_at(row + x * kQuad);
       const Quad<T> lower = below * value, upper = value - lower;
       const Quad<T> right_top = right * upper, right_bottom = right * lower;

@@ -24,6 +24,9 @@ Tensor transformed(const char* op, DsaPass pass, const Tensor& in, const char* a
   const Check check(op);
   check.floating(in, argument);
   check.dim(in, argument, 4);
+  constexpr int64_t kMostPixels = int64_t{1} << 28;  // the kernels number them in 32 bits
+  check.that(in.size(2) <= kMostPixels && in.size(2) * in.size(3) <= kMostPixels, argument,
+             "have at most 2^28 pixels each", text(sizes_of(in)));
   check_dsa_parameters(check, parameters, "parameters", in, argument, in.size(0));
 
   const Device device(in);
@@ -48,11 +51,13 @@ void check_dsa_parameters(const Check& check, const Tensor& parameters, const ch
   const Tensor rows = as_contiguous(parameters);
   const double* value = read<double>(rows);
   for (int64_t i = 0; i < rows.numel(); ++i) {
-    check.that(std::isfinite(value[i]), argument, "be finite", std::to_string(value[i]));
+    const double number = value[i];
+    if (!std::isfinite(number)) check.value_error(argument, "be finite", std::to_string(number));
     if (i % kDsaColumns != 0) continue;
-    const bool known = value[i] >= 0 && value[i] < kDsaKinds && value[i] == std::floor(value[i]);
-    check.that(known, argument, "have a kind from 0 to " + std::to_string(kDsaKinds - 1),
-               std::to_string(value[i]));
+    if (number < 0 || number >= kDsaKinds || number != std::floor(number)) {
+      check.value_error(argument, "have a kind from 0 to " + std::to_string(kDsaKinds - 1),
+                        std::to_string(number));
+    }
   }
 }
 

@@ -381,6 +381,8 @@ def test_errors_say_what_came() -> None:
         ValueError, match=r"expected parameters to have shape \[2, 5\], but got \[2, 4\]"
     ):
         ops.dsa(images, rows[:, :4])
+    with pytest.raises(ValueError, match=r"expected images to have at most 2\^28 pixels each, but"):
+        ops.dsa(torch.zeros(1).expand(2, 3, 20_000, 20_000), rows)
     for kind in (-1, 5, 0.5):
         unknown = rows.clone()
         unknown[1, 0] = kind

@@ -273,14 +273,15 @@ def test_opcheck(device: torch.device, grad: bool) -> None:
     choices = ([2, 3], [2, 1], model.engine_description(), 0.5, 0.9)
     op = torch.ops.trajmatch
     augmentation = ops.dsa_parameters.rotate(torch.linspace(-0.2, 0.2, 5)).to(device)
-    torch.library.opcheck(op.student_unroll.default, (*leaves, flat, *choices, True))
-    torch.library.opcheck(op.student_unroll.default, (*leaves, flat, *choices, True, augmentation))
+    kept = (True, 1 << 20)
+    torch.library.opcheck(op.student_unroll.default, (*leaves, flat, *choices, *kept))
+    torch.library.opcheck(op.student_unroll.default, (*leaves, flat, *choices, *kept, augmentation))
     theta0, images, labels, lr = (each.detach() for each in leaves)
-    thetas, trajectory = op.student_unroll(theta0, images, labels, lr, flat, *choices, True)
+    thetas, *path = op.student_unroll(theta0, images, labels, lr, flat, *choices, *kept)
     for last in ((), (augmentation,)):
         torch.library.opcheck(
             op.student_unroll_adjoint.default,
-            (torch.randn_like(thetas), trajectory, images, labels, lr, flat, *choices, *last),
+            (torch.randn_like(thetas), *path, images, labels, lr, flat, *choices, *last),
         )
 
 
