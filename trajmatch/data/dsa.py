@@ -208,7 +208,14 @@ class Transformation:
         Returns:
             ``[B, C, H, W]``, dtype and device of ``images``. Differentiable in ``images``.
         """
-        return ops.dsa(images, self.rows.to(images.device))
+        return ops.dsa(images, _on_device(self.rows, images.device))
+
+
+def _on_device(rows: Tensor, device: torch.device) -> Tensor:
+    """Parameters where the images are; on a GPU the host does not wait for what runs there."""
+    if device.type == "cuda":
+        return rows.pin_memory().to(device, non_blocking=True)
+    return rows.to(device)
 
 
 def _round(pixels: float) -> int:
