@@ -15,7 +15,7 @@ from trajmatch.distill.batches import student_batches
 from trajmatch.distill.graph import MatchGraph, call_again, cuda_graph, graph_for
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.matching import Segment
-from trajmatch.distill.outer import OuterGradient, outer_gradient
+from trajmatch.distill.outer import OuterGradient, StudentSteps, outer_gradient
 from trajmatch.random import generator
 
 MODEL = networks.ConvNet(1, 3, image_size=8, width=4, depth=2)
@@ -37,7 +37,7 @@ def match(number: int, *, count: int = 7, steps: int = 4, soft: bool = False) ->
     )
 
 
-CHOICES = {"student_momentum": 0.9, "augment": None}
+CHOICES = {"steps": StudentSteps(momentum=0.9), "augment": None}
 
 
 def assert_equal(one: OuterGradient, two: OuterGradient) -> None:
@@ -107,7 +107,7 @@ def test_other_shapes_are_recorded_when_they_come_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"student_momentum": 0.0}, {"augment": lambda images, step: 0.5 * images}]
+    "changes", [{"steps": StudentSteps()}, {"augment": lambda images, step: 0.5 * images}]
 )
 def test_other_choices_are_another_graph(changes) -> None:
     graph = MatchGraph(call_again)

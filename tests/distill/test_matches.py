@@ -11,7 +11,13 @@ from trajmatch.data import DSA
 from trajmatch.distill import DistillConfig, distill, loop
 from trajmatch.distill.batches import student_batches
 from trajmatch.distill.loop import outer_iteration
-from trajmatch.distill.outer import OuterGradient, mean_gradient, outer_gradient, propose_update
+from trajmatch.distill.outer import (
+    OuterGradient,
+    StudentSteps,
+    mean_gradient,
+    outer_gradient,
+    propose_update,
+)
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.state import State, Streams
 from trajmatch.errors import UserError
@@ -57,7 +63,7 @@ def match_by_hand(
         state.synthetic,
         state.step_size.value,
         student_batches(6, config.batch_syn, config.student_steps, streams.batches),
-        student_momentum=config.student_momentum,
+        steps=StudentSteps(config.student_momentum),
         augment=DSA().replay(derive_seed(config.seed, "distill", "dsa", *names)),
     )
 

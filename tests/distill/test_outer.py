@@ -11,7 +11,7 @@ from trajmatch.distill.batches import student_batches
 from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.matching import Segment, matching_loss
-from trajmatch.distill.outer import OuterGradient, outer_gradient, propose_update
+from trajmatch.distill.outer import OuterGradient, StudentSteps, outer_gradient, propose_update
 from trajmatch.distill.step_size import StepSize
 from trajmatch.random import generator
 
@@ -73,7 +73,7 @@ def test_loss_and_gradients_are_those_of_the_unrolled_graph(
         synthetic,
         STEP_SIZE,
         batches,
-        student_momentum=momentum,
+        steps=StudentSteps(momentum=momentum),
         augment=augment,
     )
     loss, grad_images, grad_lr = unrolled(model, segment, synthetic, batches, momentum, augment)
@@ -98,7 +98,7 @@ def test_an_expert_that_stands_still_is_seen(model, segment, synthetic) -> None:
         synthetic,
         STEP_SIZE,
         student_batches(7, None, 1, generator(0)),
-        student_momentum=0.0,
+        steps=StudentSteps(),
         augment=None,
     )
     assert outer.stands_still

@@ -22,6 +22,7 @@ _NOT_IN_RECIPE = (
     "quiet",
     "device",
     "graph",
+    "tape_mb",
 )
 
 
@@ -73,6 +74,8 @@ class DistillConfig:
     """Differentiable augmentation of student batches (MTT: dsa_strategy). Default: the experts'."""
     student_momentum: float = 0.0
     """mu: momentum of the student's SGD (MTT: 0)."""
+    precise: bool = False
+    """Do without the CPU engine's transforms that cost float32 accuracy; a quarter slower."""
     select: Literal["last", "holdout", "test-max"] = "last"
     """Which iterate is the result: the last, the best on the store's holdout, or the best on the
     test set (as the papers' tables have it; not an honest estimate)."""
@@ -94,6 +97,9 @@ class DistillConfig:
     """Print nothing but errors."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, ..."""
+    tape_mb: int = 1024
+    """MB that the CPU engine may keep activations in, to save the adjoint computing them again; it
+    keeps those of as many steps as fit, and the result is the same to the bit."""
     graph: bool = True
     """On a CUDA device, record the launches of an outer iteration once and replay them."""
 
@@ -114,7 +120,7 @@ class DistillConfig:
             "checkpoint_every",
         ):
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("min_start_epoch", "eval_every", "seed"):
+        for name in ("min_start_epoch", "eval_every", "seed", "tape_mb"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("lr_img", "lr_lr"):
             value = getattr(self, name)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from trajmatch import ops
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.matching import Segment
-from trajmatch.distill.outer import OuterGradient, differentiate, outer_gradient
+from trajmatch.distill.outer import OuterGradient, StudentSteps, differentiate, outer_gradient
 from trajmatch.ops.unroll import DsaReplay
 
 if TYPE_CHECKING:
@@ -133,14 +133,14 @@ class MatchGraph:
         step_size: float,
         batches: Sequence[Tensor],
         *,
-        student_momentum: float,
+        steps: StudentSteps,
         augment: Callable[[Tensor, int], Tensor] | None,
     ) -> OuterGradient:
         """Arguments and result are those of ``outer_gradient``; the gradient is a copy."""
         inputs = _inputs(segment, synthetic, batches, augment)
         signature = (
             model,
-            student_momentum,
+            steps,
             # Of DSA the parameters are inputs; any other function must be the same one.
             DsaReplay if isinstance(augment, DsaReplay) else augment,
             [len(batch) for batch in batches],
@@ -158,7 +158,7 @@ class MatchGraph:
                 synthetic,
                 step_size,
                 batches,
-                student_momentum=student_momentum,
+                steps=steps,
                 augment=augment,
             )
         return _replayed(self._recording, inputs, step_size)
@@ -238,7 +238,7 @@ class _BufferedDsa:
 def _recorded(
     record: Record, signature: tuple[Any, ...], inputs: Sequence[Tensor], step_size: float
 ) -> _Recording:
-    model, student_momentum, augment, sizes, _ = signature
+    model, steps, augment, sizes, _ = signature
     device = inputs[0].device
     memory = tuple(each.to(device, copy=True) for each in inputs)
     start, target, images, labels, indices, *parameters = memory
@@ -254,7 +254,7 @@ def _recorded(
             SyntheticSet(images, labels),
             lr,
             indices.split(sizes),
-            student_momentum=student_momentum,
+            steps=steps,
             augment=augment,
         )
         return loss, grad_images, grad_lr, (start != target).any()

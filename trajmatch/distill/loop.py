@@ -19,7 +19,13 @@ from trajmatch.distill.graph import MatchGraph, graph_for
 from trajmatch.distill.guard import Fault, check_refusals, find_fault
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.metrics import MetricsLog
-from trajmatch.distill.outer import OuterGradient, mean_gradient, outer_gradient, propose_update
+from trajmatch.distill.outer import (
+    OuterGradient,
+    StudentSteps,
+    mean_gradient,
+    outer_gradient,
+    propose_update,
+)
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.selection import evaluate_iterate, is_due
 from trajmatch.distill.state import State
@@ -158,7 +164,7 @@ def match_segment(
         state.synthetic,
         state.step_size.value,
         _together(batches, problem.device),
-        student_momentum=config.student_momentum,
+        steps=StudentSteps(config.student_momentum, config.precise, config.tape_mb * 2**20),
         augment=problem.augmentation(state.iteration, number),
     )
     return Match(expert, start_epoch, gradient)

@@ -16,6 +16,15 @@ from trajmatch.distill.step_size import StepSize
 
 
 @dataclass(frozen=True)
+class StudentSteps:
+    """How the student's steps are taken: the choices of :func:`trajmatch.ops.unroll`."""
+
+    momentum: float = 0.0
+    precise: bool = False
+    tape_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class OuterGradient:
     """The matching loss of one match, or of one outer iteration, and its derivatives.
 
@@ -54,7 +63,7 @@ def outer_gradient(
     step_size: float,
     batches: Sequence[Tensor],
     *,
-    student_momentum: float,
+    steps: StudentSteps,
     augment: Callable[[Tensor, int], Tensor] | None,
 ) -> OuterGradient:
     """Trains the student along a segment and differentiates where it ends.
@@ -65,7 +74,7 @@ def outer_gradient(
         synthetic: What it trains on.
         step_size: What step size it trains with.
         batches: Indices into the synthetic images, one vector for each student step.
-        student_momentum: Momentum of the student's SGD.
+        steps: How the student's steps are taken.
         augment: Maps the images of a batch and the number of the step, differentiably.
 
     Returns:
@@ -79,7 +88,7 @@ def outer_gradient(
         SyntheticSet(images, synthetic.labels),
         lr,
         batches,
-        student_momentum=student_momentum,
+        steps=steps,
         augment=augment,
     )
     return OuterGradient(
@@ -97,7 +106,7 @@ def differentiate(
     lr: Tensor,
     batches: Sequence[Tensor],
     *,
-    student_momentum: float,
+    steps: StudentSteps,
     augment: Callable[[Tensor, int], Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same with tensors in and tensors out, without waiting for a device.
@@ -108,7 +117,7 @@ def differentiate(
         synthetic: What it trains on; the images require a gradient.
         lr: Its step size. ``[]``, requires a gradient.
         batches: Indices into the synthetic images.
-        student_momentum: Momentum of the student's SGD.
+        steps: How the student's steps are taken.
         augment: Augmentation of a batch.
 
     Returns:
@@ -121,7 +130,9 @@ def differentiate(
         synthetic.labels,
         lr,
         batches,
-        momentum=student_momentum,
+        momentum=steps.momentum,
+        precise=steps.precise,
+        tape_bytes=steps.tape_bytes,
         augment=augment,
     )
     loss = matching_loss(student, segment)
