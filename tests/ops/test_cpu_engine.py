@@ -125,6 +125,22 @@ def test_float32_is_close_to_float64_at_sizes_of_use(width: int, channels: int) 
     assert max(precise) < 2 * max(baseline)
 
 
+@pytest.mark.parametrize(("size", "depth"), [(64, 1), (100, 1), (65, 3), (128, 2)])
+def test_planes_of_many_tiles(assert_close_as_vectors: Check, size: int, depth: int) -> None:
+    # More tiles in a row than are in work at a time.
+    model = ConvNet(3, 4, size, 4, depth)
+    theta = networks.flat_parameters(model).detach().double()
+    images, labels = torch.randn(2, 3, size, size, dtype=torch.float64), torch.arange(2)
+    tangent = torch.randn_like(theta)
+    wanted = reference.gradient_jvp(model.double(), theta, images, labels, tangent)[:3]
+    got = ops.gradient_jvp(model, theta, images, labels, tangent)[:3]
+    assert_close_as_vectors(got, wanted, 1e-9)
+    narrow = ops.gradient_jvp(
+        model, theta.float(), images.float(), labels, tangent.float(), precise=True
+    )
+    assert narrow.grad_theta.isfinite().all()
+
+
 def with_margin(model: ConvNet, count: int, margin: float) -> Tensor:
     """Images for which no ReLU's input comes closer to zero than ``margin``."""
     nearest: list[Tensor] = []

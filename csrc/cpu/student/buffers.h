@@ -116,7 +116,9 @@ struct PartBuffers {
       const int64_t images = std::min(layer.images, group);
       widest = std::max(widest, layer.width);
       for (int m : {2, layer.tile}) {
-        const int64_t rows = layer.slab(m, images), frequencies = LayerPlan<T>::frequencies(m);
+        // The first layer's forward pass goes row of tiles by row of tiles.
+        const int64_t rows = std::max(layer.slab(m, images), layer.tiles_side(m));
+        const int64_t frequencies = LayerPlan<T>::frequencies(m);
         const int64_t in_size = frequencies * LayerPlan<T>::step(rows, layer.in_width);
         const int64_t size = frequencies * LayerPlan<T>::step(rows, layer.width);
         v_size = std::max(v_size, in_size);

@@ -41,36 +41,24 @@ void set_rows(int64_t count, int64_t classes, const T* bias, T* out) {
 template <class T>
 void features_gradient(int64_t count, int64_t size, int64_t classes, int terms,
                        const Factors<T> (&term)[2], T* grad_features) {
-  product(Product<T>{count,
-                     size,
-                     classes,
-                     terms,
-                     {term[0], term[1]},
-                     classes,
-                     1,
-                     size,
-                     kPanel<T>,
-                     0,
-                     grad_features,
-                     size,
-                     false});
+  Product<T> p{};
+  p.rows = count;
+  p.columns = p.b_row = p.c_row = size;
+  p.depth = p.a_row = classes;
+  p.a_depth = 1;
+  p.b_panel = kPanel<T>;
+  p.c = grad_features;
+  p.terms = terms;
+  for (int i = 0; i < terms; ++i) p.term[i] = term[i];
+  product(p);
 }
 
 // grad_weight [K, size] (+)= sum of grad_logits [count, K]' features [count, size] over the terms.
 template <class T>
 void classifier_gradient(int64_t count, int64_t size, int64_t classes, int terms,
                          const Factors<T> (&term)[2], T* grad_weight, bool accumulate) {
-  product(Product<T>{classes,
-                     size,
-                     count,
-                     terms,
-                     {term[0], term[1]},
-                     1,
-                     classes,
-                     size,
-                     kPanel<T>,
-                     0,
-                     grad_weight,
-                     size,
-                     accumulate});
+  Product<T> p = product_of_columns(classes, count, classes, size, grad_weight, accumulate);
+  p.terms = terms;
+  for (int i = 0; i < terms; ++i) p.term[i] = term[i];
+  product(p);
 }

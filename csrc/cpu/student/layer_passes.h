@@ -52,7 +52,6 @@ void convolve(const LayerPlan<T>& plan, int64_t images, int terms,
     return;
   }
   const int64_t total = images * plan.tiles(m), slab = plan.slab(m, images);
-  const int64_t panel = plan.in_channels * kPanel<T>;
   for (int64_t first = 0; first < total; first += slab) {
     const int64_t count = std::min(slab, total - first);
     const int64_t in_step = LayerPlan<T>::step(count, plan.in_width);
@@ -62,19 +61,9 @@ void convolve(const LayerPlan<T>& plan, int64_t images, int terms,
     }
     part.laps.lap(Pass::kTransform, plan.index);
     for (int64_t f = 0; f < LayerPlan<T>::frequencies(m); ++f) {
-      Product<T> p{count,
-                   plan.width,
-                   plan.in_channels,
-                   terms,
-                   {},
-                   plan.in_width,
-                   1,
-                   kPanel<T>,
-                   panel,
-                   panel,
-                   part.products + f * step,
-                   plan.width,
-                   false};
+      Product<T> p = product_with_panels(count, plan.in_channels, plan.in_width, plan.width,
+                                         part.products + f * step, plan.width);
+      p.terms = terms;
       for (int i = 0; i < terms; ++i) {
         p.term[i] = {part.v[i] + f * in_step, term[i].weight + f * plan.weight_step()};
       }
@@ -166,20 +155,12 @@ class ConvolutionBackward {
     const bool two = terms_.input_tangent != nullptr;
     for (int64_t f = 0; f < LayerPlan<T>::frequencies(m); ++f) {
       const int64_t in_at = f * in_step_, at = f * step_;
-      const T* z = part_.z[tangent() ? 1 : 0];
-      product(Product<T>{plan_.in_channels,
-                         plan_.width,
-                         count_,
-                         two ? 2 : 1,
-                         {{part_.v[0] + in_at, z + at}, {part_.v[1] + in_at, part_.z[0] + at}},
-                         1,
-                         plan_.in_width,
-                         plan_.width,
-                         kPanel<T>,
-                         0,
-                         sum + f * plan_.gradient_step(),
-                         plan_.width,
-                         accumulate});
+      Product<T> p = product_of_columns(plan_.in_channels, count_, plan_.in_width, plan_.width,
+                                        sum + f * plan_.gradient_step(), accumulate);
+      p.terms = two ? 2 : 1;
+      p.term[0] = {part_.v[0] + in_at, part_.z[tangent() ? 1 : 0] + at};
+      p.term[1] = {part_.v[1] + in_at, part_.z[0] + at};
+      product(p);
     }
   }
 
@@ -195,20 +176,11 @@ class ConvolutionBackward {
         pixel_product(PixelProduct<T>{
             count_, plan_.width, plan_.in_channels, terms, {factors[0], factors[1]}, to});
       } else {
-        const int64_t panel = plan_.channels * kPanel<T>;
-        product(Product<T>{count_,
-                           plan_.in_width,
-                           plan_.channels,
-                           terms,
-                           {factors[0], factors[1]},
-                           plan_.width,
-                           1,
-                           kPanel<T>,
-                           panel,
-                           panel,
-                           to,
-                           plan_.in_width,
-                           false});
+        Product<T> p = product_with_panels(count_, plan_.channels, plan_.width, plan_.in_width, to,
+                                           plan_.in_width);
+        p.terms = terms;
+        for (int i = 0; i < terms; ++i) p.term[i] = factors[i];
+        product(p);
       }
     }
     part_.laps.lap(Pass::kInputProduct, plan_.index);

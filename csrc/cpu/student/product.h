@@ -35,6 +35,41 @@ struct Product {
   bool accumulate;  // add to C instead of setting it
 };
 
+// C = A B, A [rows, depth] in rows of a_row values and B in panels; the terms are to be filled in.
+template <class T>
+Product<T> product_with_panels(int64_t rows, int64_t depth, int64_t a_row, int64_t columns, T* c,
+                               int64_t c_row) {
+  Product<T> p{};
+  p.rows = rows;
+  p.columns = columns;
+  p.depth = depth;
+  p.a_row = a_row;
+  p.a_depth = 1;
+  p.b_row = kPanel<T>;
+  p.b_panel = p.b_ahead = depth * kPanel<T>;
+  p.c = c;
+  p.c_row = c_row;
+  return p;
+}
+
+// C (+)= A^T B, A [depth, rows] in rows of a_row values and B [depth, columns]; likewise.
+template <class T>
+Product<T> product_of_columns(int64_t rows, int64_t depth, int64_t a_row, int64_t columns, T* c,
+                              bool accumulate) {
+  Product<T> p{};
+  p.rows = rows;
+  p.columns = columns;
+  p.depth = depth;
+  p.a_row = 1;
+  p.a_depth = a_row;
+  p.b_row = columns;
+  p.b_panel = kPanel<T>;
+  p.c = c;
+  p.c_row = columns;
+  p.accumulate = accumulate;
+  return p;
+}
+
 template <int rows, int packs, bool prefetch, class T>
 TM_INLINE void product_tile(const Product<T>& p, int64_t row, int64_t panel) {
   using V = Pack<T>;
