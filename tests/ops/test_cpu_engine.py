@@ -226,3 +226,11 @@ def test_profile_names_every_pass_once() -> None:
     ops.gradient(model, theta, images, labels)
     _C.start_profile()
     assert _C.stop_profile() == []
+
+
+def test_tape_bytes_are_those_that_unroll_fills() -> None:
+    model = ConvNet(3, 4, 16, 20, 2)
+    one = ops.tape_bytes(model, [5])
+    assert one == 4 * _C.tape_elements(model.engine_description(), [5], 1 << 40, False)
+    assert ops.tape_bytes(model, [5, 5, 5]) == 3 * one
+    assert ops.tape_bytes(torch.nn.Linear(3, 4), [5]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trajmatch import artifact, files
+from trajmatch import artifact, files, ops
 from trajmatch.artifact import Artifact
 from trajmatch.distill import checkpoint
 from trajmatch.distill.batches import student_batches
@@ -64,6 +65,7 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
         return _finished(problem)
     state = _begin(problem)
     progress.update(state.iteration)
+    _check_tape(problem, len(state.synthetic.images))
     graph = graph_for(problem)
     with MetricsLog(config.log_path, state.iteration) as log:
         while state.iteration < config.iterations:
@@ -83,6 +85,21 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
     artifact.save(config.out, result)
     config.checkpoint_path.unlink(missing_ok=True)
     return result
+
+
+def _check_tape(problem: Problem, num_images: int) -> None:
+    """Warns where the memory for activations does not hold those of one student step."""
+    config, mega = problem.config, 2**20
+    count = min(config.batch_syn or num_images, num_images)
+    step = ops.tape_bytes(problem.model, [count], precise=config.precise)
+    if problem.device.type == "cpu" and 0 < config.tape_mb * mega < step:
+        warnings.warn(
+            f"--tape-mb {config.tape_mb} is too small for the activations of one student step, "
+            f"{step / mega:.0f} MB; all are computed again in the backward pass. "
+            f"--tape-mb {-(-step * config.student_steps // mega)} keeps those of all "
+            f"{config.student_steps} steps, --tape-mb 0 is silent.",
+            stacklevel=3,
+        )
 
 
 def outer_iteration(

@@ -15,7 +15,7 @@ from trajmatch.ops.param_distance import param_distance
 from trajmatch.ops.sgd_step import sgd_step, sgd_step_adjoint
 from trajmatch.ops.soft_cross_entropy import soft_cross_entropy
 from trajmatch.ops.student import engine_for, gradient, gradient_jvp, release_workspace
-from trajmatch.ops.unroll import DsaReplay, unroll
+from trajmatch.ops.unroll import DsaReplay, tape_bytes, unroll
 from trajmatch.reference import GradientJvp
 
 __all__ = [
@@ -32,5 +32,6 @@ __all__ = [
     "sgd_step",
     "sgd_step_adjoint",
     "soft_cross_entropy",
+    "tape_bytes",
     "unroll",
 ]

@@ -129,6 +129,31 @@ def unroll(
     return thetas[0] if steps is None else thetas
 
 
+def tape_bytes(
+    model: nn.Module,
+    batch_sizes: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    precise: bool = False,
+) -> int:
+    """Memory in bytes that :func:`unroll` fills with the activations of all its steps.
+
+    Args:
+        model: The student.
+        batch_sizes: Images in each step.
+        dtype: float32 or float64.
+        precise: As for :func:`unroll`.
+
+    Returns:
+        What ``tape_bytes`` of :func:`unroll` must be for every step's activations to be kept on the
+        CPU; 0 for a module that does not run on the engine, of which none are.
+    """
+    if not isinstance(model, ConvNet) or engine_for(model) != "engine":
+        return 0
+    double = dtype == torch.float64
+    elements = _C.tape_elements(model.engine_description(precise), list(batch_sizes), 2**62, double)
+    return elements * (8 if double else 4)
+
+
 def _flatten(batches: Tensor | Sequence[Tensor], like: Tensor) -> tuple[Tensor, list[int]]:
     """Indices of all steps as one vector, and how many belong to each step."""
     if isinstance(batches, Tensor):
