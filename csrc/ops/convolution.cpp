@@ -15,7 +15,7 @@ Convolution<T>::Convolution(const Network& network, size_t index, Workspace& wor
       inert_bias_(network.bias_is_inert()),
       workspace_(workspace),
       like_(like) {
-  kind_ = like.is_cuda()                        ? Kind::kLibrary
+  kind_ = on_cuda(like)                         ? Kind::kLibrary
           : index == 0 && first_shape(0).fits() ? Kind::kFirst
                                                 : Kind::kWinograd;
 }

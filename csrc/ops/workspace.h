@@ -59,7 +59,7 @@ inline Workspace& workspace_of_thread() {
 
 // The thread's own workspace for CPU tensors, `of_call` for others.
 inline Workspace& workspace_for(const Tensor& like, Workspace& of_call) {
-  return like.is_cuda() ? of_call : workspace_of_thread();
+  return on_cuda(like) ? of_call : workspace_of_thread();
 }
 
 }  // namespace trajmatch
