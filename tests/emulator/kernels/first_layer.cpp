@@ -1,0 +1,140 @@
+#include "core/first_layer.h"
+
+#include "kernels/block_reference.h"
+
+namespace kernels {
+namespace {
+
+using trajmatch::FirstLayerShape;
+
+FirstLayerShape shape_of(const BlockShape& block) {
+  return {block.trajectories,       block.batch,     block.in_size,
+          block.in_channels,        block.padding,   block.channels,
+          block.parameter_stride(), block.norm().eps};
+}
+
+// The block's data with the exact statistics, as the kernels are given them.
+struct Problem {
+  explicit Problem(const BlockShape& shape) : data(shape, false), exact(data) {}
+
+  // Places of a trajectory's parameters.
+  struct Places {
+    const float *weight, *norm_weight, *norm_bias;
+  };
+  Places places(const Input<float>& parameters) const {
+    const float* const first = parameters.get();
+    return {first, first + data.shape.norm_weight_offset(), first + data.shape.norm_bias_offset()};
+  }
+
+  BlockData data;
+  BlockReference<double> exact;
+};
+
+// What the kernels read, in float32.
+struct Inputs {
+  explicit Inputs(const Problem& problem_)
+      : problem(problem_),
+        images(problem.data.x),
+        parameters(problem.data.parameters),
+        parameter_tangents(problem.data.parameter_tangents),
+        mean(problem.exact.mean),
+        rstd(problem.exact.rstd),
+        mean_tangent(problem.exact.mean_tangent),
+        projection(problem.exact.projection),
+        grad_out(problem.data.grad_out),
+        grad_out_tangent(problem.data.grad_out_tangent) {}
+
+  trajmatch::FirstLayerInputs all() const {
+    const Problem::Places places = problem.places(parameters);
+    return {shape_of(problem.data.shape), images.get(), places.weight, places.norm_weight,
+            places.norm_bias};
+  }
+  trajmatch::FirstLayerTangents tangents() const {
+    const Problem::Places places = problem.places(parameter_tangents);
+    return {mean.get(), rstd.get(), places.weight, places.norm_weight, places.norm_bias};
+  }
+
+  const Problem& problem;
+  Input<float> images, parameters, parameter_tangents, mean, rstd, mean_tangent, projection;
+  Input<float> grad_out, grad_out_tangent;
+};
+
+struct Forward {
+  const Problem& problem;
+
+  template <class T>
+  Outputs<T> run(Backend backend) const {
+    Outputs<T> out;
+    if constexpr (std::is_same_v<T, float>) {
+      if (backend == Backend::kCuda) {
+        const Inputs in(problem);
+        const int64_t pooled = problem.exact.out.size(), groups = problem.exact.mean.size();
+        float* const result = out.add("out", pooled);
+        float* const mean = out.add("mean", groups);
+        trajmatch::cuda::launch_first_layer_forward(
+            {in.all(), result, mean, out.add("rstd", groups)}, test_stream());
+        return out;
+      }
+    }
+    const BlockReference<T> reference(problem.data);
+    out.add("out", widened(reference.out));
+    out.add("mean", widened(reference.mean));
+    out.add("rstd", widened(reference.rstd));
+    return out;
+  }
+};
+
+struct Tangent {
+  const Problem& problem;
+
+  template <class T>
+  Outputs<T> run(Backend backend) const {
+    Outputs<T> out;
+    if constexpr (std::is_same_v<T, float>) {
+      if (backend == Backend::kCuda) {
+        const Inputs in(problem);
+        const int64_t pooled = problem.exact.out.size(), groups = problem.exact.mean.size();
+        float* const result = out.add("out_tangent", pooled);
+        float* const mean = out.add("mean_tangent", groups);
+        trajmatch::cuda::launch_first_layer_tangent(
+            {in.all(), in.tangents(), result, mean, out.add("projection", groups)}, test_stream());
+        return out;
+      }
+    }
+    const BlockReference<T> reference(problem.data);
+    out.add("out_tangent", widened(reference.out_tangent));
+    out.add("mean_tangent", widened(reference.mean_tangent));
+    out.add("projection", widened(reference.projection));
+    return out;
+  }
+};
+
+void check_shape(const BlockShape& shape) {
+  testing::expect(shape_of(shape).fits(), "the kernels refuse the shape");
+  const Problem problem(shape);
+  check_float(Forward{problem});
+  check_float(Tangent{problem});
+}
+
+void check_refused() {
+  const BlockShape good{1, 1, 32, 3, 1, 16};
+  for (const BlockShape& bad : {BlockShape{1, 1, 16, 3, 1, 16}, BlockShape{1, 1, 32, 2, 1, 16},
+                                BlockShape{1, 1, 32, 3, 1, 24}, BlockShape{1, 1, 32, 3, 3, 16}}) {
+    testing::expect(shape_of(good).fits() && !shape_of(bad).fits(), "a wrong shape is accepted");
+  }
+}
+
+}  // namespace
+
+std::vector<testing::Case> first_layer_cases() {
+  std::vector<testing::Case> cases;
+  for (const BlockShape& shape : {BlockShape{1, 2, 32, 3, 1, 16}, BlockShape{2, 1, 28, 1, 3, 32},
+                                  BlockShape{2, 2, 30, 3, 2, 16}}) {
+    cases.push_back(
+        {"first_layer " + std::to_string(cases.size()), [shape] { check_shape(shape); }});
+  }
+  cases.push_back({"first_layer refuses what does not fit", check_refused});
+  return cases;
+}
+
+}  // namespace kernels
