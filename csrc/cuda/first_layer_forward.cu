@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_forward_kernel(FirstL
   constexpr int kTaps = 9 * channels;
   TM_SHARED(float4, image, channels * kBordered / 4);
   TM_SHARED(float4, weights, kTaps * kPlanes / 4);
-  TM_SHARED(float, shared, 2 * kGroupWarps * kGroupPlanes);
+  TM_SHARED(float, shared, PlaneSums<kGroupPlanes>::kSize);
   const FirstLayerShape& shape = p.in.shape;
   const Part<false> part(shape);
   float* const pixels = reinterpret_cast<float*>(image);
@@ -30,30 +30,35 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_forward_kernel(FirstL
   float y[kGroupPlanes][8];
   convolve<channels>(part, pixels, taps, y);
 
-  float mean[kGroupPlanes], rstd[kGroupPlanes];
+  const PlaneSums<kGroupPlanes> sums(shared);
   TM_UNROLL
   for (int n = 0; n < kGroupPlanes; ++n) {
-    mean[n] = 0.0f;
+    float sum = 0.0f;
     TM_UNROLL
-    for (int i = 0; i < 8; ++i) mean[n] += y[n][i];
+    for (int i = 0; i < 8; ++i) sum += y[n][i];
+    sums.add(n, sum);
   }
-  sum_over_plane(mean, shared);
+  sums.finish();
+  const bool leads_group = threadIdx.x % kGroupThreads == 0;
   TM_UNROLL
   for (int n = 0; n < kGroupPlanes; ++n) {
-    mean[n] *= kInversePixels;
-    rstd[n] = 0.0f;
+    const float mean = sums[n] * kInversePixels;
+    if (leads_group) p.mean[part.statistic(shape) + n] = mean;
+    float sum = 0.0f;
     TM_UNROLL
     for (int i = 0; i < 8; ++i) {
-      y[n][i] -= mean[n];
-      rstd[n] += y[n][i] * y[n][i];
+      y[n][i] -= mean;
+      sum += y[n][i] * y[n][i];
     }
+    sums.add(n, sum);
   }
-  sum_over_plane(rstd, shared);
+  sums.finish();
   float pooled[2][kGroupPlanes];
   TM_UNROLL
   for (int n = 0; n < kGroupPlanes; ++n) {
-    rstd[n] = rsqrtf(rstd[n] * kInversePixels + static_cast<float>(shape.eps));
-    const float scale = rstd[n] * p.in.norm_weight[offset + part.channel + n];
+    const float rstd = rsqrtf(sums[n] * kInversePixels + static_cast<float>(shape.eps));
+    if (leads_group) p.rstd[part.statistic(shape) + n] = rstd;
+    const float scale = rstd * p.in.norm_weight[offset + part.channel + n];
     const float bias = p.in.norm_bias[offset + part.channel + n];
     TM_UNROLL
     for (int w = 0; w < 2; ++w) {
@@ -72,13 +77,6 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_forward_kernel(FirstL
     store_four(out, pooled[w]);
     store_four(out + 4, pooled[w] + 4);
   }
-  if (threadIdx.x % kGroupThreads == 0) {
-    TM_UNROLL
-    for (int n = 0; n < kGroupPlanes; ++n) {
-      p.mean[part.statistic(shape) + n] = mean[n];
-      p.rstd[part.statistic(shape) + n] = rstd[n];
-    }
-  }
 }
 
 template <int channels>
@@ -87,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_tangent_kernel(FirstL
   constexpr int kOwn = kGroupChannels<true>;
   TM_SHARED(float4, image, channels * kBordered / 4);
   TM_SHARED(float4, weights, kTaps * kPlanes / 4);
-  TM_SHARED(float, shared, 2 * kGroupWarps * kGroupPlanes);
+  TM_SHARED(float, shared, PlaneSums<kGroupPlanes>::kSize);
   const FirstLayerShape& shape = p.in.shape;
   const FirstLayerTangents& tangents = p.tangents;
   const Part<true> part(shape);
@@ -100,20 +98,22 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_tangent_kernel(FirstL
   float y[kGroupPlanes][8];  // y of the channels, then y'
   convolve<channels>(part, pixels, taps, y);
 
-  float sums[2 * kOwn];  // <y'>, then <xh y'> = <xh (y' - m')>
+  const PlaneSums<2 * kOwn> sums(shared);  // of y', then of xh y' = xh (y' - m')
   TM_UNROLL
   for (int n = 0; n < kOwn; ++n) {
     const float mean = tangents.mean[part.statistic(shape) + n];
     const float rstd = tangents.rstd[part.statistic(shape) + n];
-    sums[n] = sums[kOwn + n] = 0.0f;
+    float sum = 0.0f, product = 0.0f;
     TM_UNROLL
     for (int i = 0; i < 8; ++i) {
       y[n][i] = (y[n][i] - mean) * rstd;
-      sums[n] += y[kOwn + n][i];
-      sums[kOwn + n] += y[n][i] * y[kOwn + n][i];
+      sum += y[kOwn + n][i];
+      product += y[n][i] * y[kOwn + n][i];
     }
+    sums.add(n, sum);
+    sums.add(kOwn + n, product);
   }
-  sum_over_plane(sums, shared);
+  sums.finish();
   float pooled[2][kOwn];
   TM_UNROLL
   for (int n = 0; n < kOwn; ++n) {

@@ -133,26 +133,41 @@ __device__ __forceinline__ void convolve(const Part<tangent>& part, const float*
   }
 }
 
-// Adds each value over the threads of a group; every thread gets its group's sums. All threads call
-// it. `shared`: 8 warps x count numbers, free again on return.
+// Sums over the threads of a group, `count` of them for each group, in shared memory: registers are
+// scarce. May be used again.
 template <int count>
-__device__ __forceinline__ void sum_over_plane(float (&values)[count], float* shared) {
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  TM_UNROLL
-  for (int n = 0; n < count; ++n) {
-    values[n] = warp_sum(values[n]);
-    if (threadIdx.x % kWarpSize == 0) shared[warp * count + n] = values[n];
+class PlaneSums {
+ public:
+  static constexpr int kSize = (kThreads / kWarpSize + 2) * count;
+
+  __device__ __forceinline__ explicit PlaneSums(float* memory) : memory_(memory) {}
+
+  // Every thread's share of sum n.
+  __device__ __forceinline__ void add(int n, float value) const {
+    const float sum = warp_sum(value);
+    if (threadIdx.x % kWarpSize == 0) memory_[(2 + threadIdx.x / kWarpSize) * count + n] = sum;
   }
-  __syncthreads();
-  TM_UNROLL
-  for (int n = 0; n < count; ++n) {
-    values[n] = 0.0f;
-    for (int i = 0; i < kGroupWarps; ++i) {
-      values[n] += shared[(warp / kGroupWarps * kGroupWarps + i) * count + n];
+  // After all of add, by all threads.
+  __device__ __forceinline__ void finish() const {
+    __syncthreads();
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread < 2 * count) {
+      const float* const shares =
+          memory_ + (2 + thread / count * kGroupWarps) * count + thread % count;
+      float sum = 0.0f;
+      for (int warp = 0; warp < kGroupWarps; ++warp) sum += shares[warp * count];
+      memory_[thread] = sum;
     }
+    __syncthreads();
   }
-  __syncthreads();
-}
+  // Sum n of the thread's group.
+  __device__ __forceinline__ float operator[](int n) const {
+    return memory_[static_cast<int>(threadIdx.x) / kGroupThreads * count + n];
+  }
+
+ private:
+  float* memory_;  // [2, count] sums, then [8 warps, count] shares
+};
 
 // The launch of one block for every image and tile, with the input channels as a constant.
 template <class Body>

@@ -109,11 +109,89 @@ struct Tangent {
   }
 };
 
+// The gradients of a backward pass by name, with the workspace that they are made in.
+struct Gradients {
+  Gradients(const Problem& problem, bool tangent, bool wants_images, Outputs<float>& out)
+      : shape(shape_of(problem.data.shape)) {
+    const BlockShape& block = problem.data.shape;
+    const int64_t images = shape.trajectories * shape.batch;
+    affine.assign(images * 2 * shape.channels, std::nanf(""));
+    weight.assign(images * shape.channels * shape.taps(), std::nanf(""));
+    image_shares.assign(shape.tiles(tangent) * images * shape.image_size(), std::nanf(""));
+    float* const parameters =
+        out.add("grad_parameters", shape.trajectories * shape.parameter_stride);
+    float* const grad_images = out.add("grad_images", images * shape.image_size(), wants_images);
+    all = {affine.data(),
+           weight.data(),
+           wants_images ? image_shares.data() : nullptr,
+           parameters,
+           parameters + block.norm_weight_offset(),
+           parameters + block.norm_bias_offset(),
+           grad_images};
+  }
+  FirstLayerShape shape;
+  std::vector<float> affine, weight, image_shares;
+  trajmatch::FirstLayerGradients all;
+};
+
+struct Backward {
+  const Problem& problem;
+  bool wants_images;
+
+  template <class T>
+  Outputs<T> run(Backend backend) const {
+    Outputs<T> out;
+    if constexpr (std::is_same_v<T, float>) {
+      if (backend == Backend::kCuda) {
+        const Inputs in(problem);
+        const Gradients gradients(problem, false, wants_images, out);
+        trajmatch::cuda::launch_first_layer_backward(
+            {in.all(), in.mean.get(), in.rstd.get(), in.grad_out.get(), gradients.all},
+            test_stream());
+        return out;
+      }
+    }
+    const BlockReference<T> reference(problem.data);
+    out.add("grad_parameters", widened(reference.grad_parameters));
+    if (wants_images) out.add("grad_images", widened(reference.grad_x));
+    return out;
+  }
+};
+
+struct BackwardTangent {
+  const Problem& problem;
+  bool wants_images;
+
+  template <class T>
+  Outputs<T> run(Backend backend) const {
+    Outputs<T> out;
+    if constexpr (std::is_same_v<T, float>) {
+      if (backend == Backend::kCuda) {
+        const Inputs in(problem);
+        const Gradients gradients(problem, true, wants_images, out);
+        trajmatch::cuda::launch_first_layer_backward_tangent(
+            {in.all(), in.tangents(), in.mean_tangent.get(), in.projection.get(), in.grad_out.get(),
+             in.grad_out_tangent.get(), gradients.all},
+            test_stream());
+        return out;
+      }
+    }
+    const BlockReference<T> reference(problem.data);
+    out.add("grad_parameter_tangents", widened(reference.grad_parameter_tangents));
+    if (wants_images) out.add("grad_image_tangents", widened(reference.grad_x_tangent));
+    return out;
+  }
+};
+
 void check_shape(const BlockShape& shape) {
   testing::expect(shape_of(shape).fits(), "the kernels refuse the shape");
   const Problem problem(shape);
   check_float(Forward{problem});
   check_float(Tangent{problem});
+  for (const bool wants_images : {true, false}) {
+    check_float(Backward{problem, wants_images});
+    check_float(BackwardTangent{problem, wants_images});
+  }
 }
 
 void check_refused() {
