@@ -1,0 +1,165 @@
+#include "core/fused_convolution.h"
+
+#include "kernels/block_reference.h"
+
+namespace kernels {
+namespace {
+
+using trajmatch::FusedConvolutionShape;
+using trajmatch::ProductKind;
+
+// Numbers that TF32 holds: products of them are exact in every kind of product.
+std::vector<double> rounded(std::vector<double> values) {
+  for (double& value : values) {
+    const float single = static_cast<float>(value);
+    uint32_t bits = 0;
+    std::memcpy(&bits, &single, sizeof(bits));
+    bits &= ~0x1fffu;
+    float kept = 0.0f;
+    std::memcpy(&kept, &bits, sizeof(bits));
+    value = kept;
+  }
+  return values;
+}
+
+struct Choice {
+  FusedConvolutionShape shape;
+  ProductKind kind;
+  int64_t tile;
+  int terms;
+  bool turned;
+};
+
+// Weights lie a gap apart, as parameters do.
+constexpr int64_t kGap = 5;
+
+// One or two terms, plain or turned. `exact` inputs are what TF32 holds.
+struct Product {
+  Product(const Choice& choice_, bool exact) : choice(choice_) {
+    Random random(static_cast<unsigned>(choice.shape.channels + choice.terms));
+    const FusedConvolutionShape& shape = choice.shape;
+    for (int i = 0; i < choice.terms; ++i) {
+      x.push_back(random.normal(shape.trajectories * shape.batch * shape.image_size(), 0.2));
+      weight.push_back(random.normal(shape.trajectories * (shape.weight_size() + kGap)));
+      if (!exact) continue;
+      x.back() = rounded(x.back());
+      weight.back() = rounded(weight.back());
+    }
+  }
+
+  Choice choice;
+  std::vector<std::vector<double>> x, weight;
+
+  template <class T>
+  Outputs<T> run(Backend backend) const {
+    const FusedConvolutionShape& shape = choice.shape;
+    const int64_t images = shape.batch * shape.image_size(), total = shape.trajectories * images;
+    const int64_t stride = shape.weight_size() + kGap;
+    Outputs<T> out;
+    if constexpr (std::is_same_v<T, float>) {
+      if (backend == Backend::kCuda) {
+        trajmatch::FusedConvolution params{shape, choice.kind, choice.tile, choice.terms, {}, {}};
+        std::vector<Input<float>> inputs, weights;
+        std::vector<std::vector<float>> packed;
+        for (int i = 0; i < choice.terms; ++i) {
+          inputs.emplace_back(x[i]);
+          weights.emplace_back(weight[i]);
+          packed.emplace_back(shape.trajectories * shape.weight_size(), std::nanf(""));
+          trajmatch::cuda::launch_pack_convolution(
+              {shape, stride, choice.turned, choice.kind, weights[i].get(), packed[i].data()},
+              test_stream());
+        }
+        for (int i = 0; i < choice.terms; ++i) {
+          params.term[i] = {inputs[i].get(), packed[i].data()};
+        }
+        params.y = out.add("y", total);
+        trajmatch::cuda::launch_fused_convolution(params, test_stream());
+        return out;
+      }
+    }
+    std::vector<T> y(static_cast<size_t>(total));
+    const BlockShape block{1, shape.batch, shape.size, shape.channels, 1, shape.channels};
+    for (int64_t k = 0; k < shape.trajectories; ++k) {
+      for (int term = 0; term < choice.terms; ++term) {
+        const std::vector<T> in(x[term].begin() + k * images, x[term].begin() + (k + 1) * images);
+        const std::vector<T> w(weight[term].begin() + k * stride,
+                               weight[term].begin() + (k + 1) * stride);
+        T* const to = &y[k * images];
+        if (choice.turned) {
+          block.for_products([&](int64_t i, int64_t j, int64_t o) { to[i] += in[o] * w[j]; });
+        } else {
+          block.for_products([&](int64_t i, int64_t j, int64_t o) { to[o] += in[i] * w[j]; });
+        }
+      }
+    }
+    out.add("y", widened(y));
+    return out;
+  }
+};
+
+void check_product(const Choice& choice) {
+  testing::expect(choice.shape.fits(), "the kernels refuse the shape");
+  check_float(Product(choice, choice.kind == ProductKind::kTf32));
+}
+
+// Where inputs have more bits than TF32 they are rounded, not cut off: errors average out.
+void check_rounding() {
+  const Product product({{1, 1, 8, 32}, ProductKind::kTf32, 32, 1, false}, false);
+  const std::vector<float> y = product.run<float>(Backend::kCuda).tensors()[0].second;
+  const std::vector<double> exact = product.run<double>(Backend::kCpu).tensors()[0].second;
+  double error = 0.0, norm = 0.0;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    error += (y[i] - exact[i]) * (y[i] - exact[i]);
+    norm += exact[i] * exact[i];
+  }
+  error = std::sqrt(error / norm);
+  // Two operands, each off by up to 2^-11 and 2^-11 / sqrt(3) on average, less where the leading
+  // digits are large.
+  testing::expect(error > 1e-4 && error < 4e-4, "TF32 is off by " + std::to_string(error));
+}
+
+void check_shapes() {
+  const FusedConvolutionShape large{1, 100, 16, 128}, small{1, 10, 16, 128}, eight{3, 100, 8, 128};
+  testing::expect(
+      large.tile_channels() == 128 && small.tile_channels() == 32 && eight.tile_channels() == 128,
+      "another tile was chosen");
+  for (const FusedConvolutionShape& bad :
+       {FusedConvolutionShape{1, 1, 32, 64}, FusedConvolutionShape{1, 1, 16, 48},
+        FusedConvolutionShape{1, 1, 16, 256}, FusedConvolutionShape{1, 1, 4, 64}}) {
+    testing::expect(!bad.fits(), "a wrong shape is accepted");
+  }
+  trajmatch::FusedConvolution params{{1, 1, 8, 32}, ProductKind::kPlain, 16, 1, {}, nullptr};
+  testing::expect_contains(
+      testing::message_of([&] { trajmatch::cuda::launch_fused_convolution(params, nullptr); }),
+      "32, 64 or 128 channels, not 16");
+}
+
+}  // namespace
+
+std::vector<testing::Case> fused_convolution_cases() {
+  const ProductKind plain = ProductKind::kPlain, tf32 = ProductKind::kTf32;
+  const ProductKind three = ProductKind::kTf32x3;
+  std::vector<testing::Case> cases;
+  for (const Choice& choice : {
+           // Every tile; images that do not fill a block; several trajectories.
+           Choice{{1, 2, 16, 32}, plain, 32, 1, false},
+           Choice{{2, 3, 8, 32}, plain, 32, 2, false},
+           Choice{{1, 1, 16, 64}, plain, 64, 1, true},
+           Choice{{1, 5, 8, 64}, plain, 64, 1, true},
+           Choice{{1, 1, 16, 128}, plain, 128, 1, false},
+           Choice{{1, 1, 8, 128}, plain, 128, 2, true},
+           Choice{{2, 1, 8, 64}, plain, 32, 1, false},
+           Choice{{1, 1, 16, 32}, tf32, 32, 1, false},
+           Choice{{1, 1, 8, 32}, tf32, 32, 2, true},
+           Choice{{1, 1, 16, 64}, tf32, 64, 1, false},
+           Choice{{1, 1, 8, 32}, three, 32, 1, false},
+       }) {
+    cases.push_back({"fused_convolution product " + std::to_string(cases.size()),
+                     [choice] { check_product(choice); }});
+  }
+  cases.push_back({"fused_convolution rounding", check_rounding});
+  cases.push_back({"fused_convolution shapes", check_shapes});
+  return cases;
+}
+
+}  // namespace kernels
