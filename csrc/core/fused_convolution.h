@@ -24,7 +24,8 @@
 namespace trajmatch {
 
 // How products are made; sums are float32 in all. TF32 has 10 bits behind the point. Three TF32
-// products of high and low parts are as exact as float32.
+// products of high and low parts are as exact as float32; the forward pass alone offers them, whose
+// result decides which ReLUs are active.
 enum class ProductKind : int { kPlain = 0, kTf32 = 1, kTf32x3 = 2 };
 
 struct FusedConvolutionShape {

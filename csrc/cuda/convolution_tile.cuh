@@ -317,8 +317,9 @@ __device__ __forceinline__ void store(const FusedConvolutionShape& shape, const 
   }
 }
 
-// Calls body(tile, kind) with both as types of constants, for what the parameters say.
-template <class Body>
+// Calls body(tile, kind) with both as types of constants, for what the parameters say. `precise`:
+// whether the kernel exists with three products.
+template <bool precise, class Body>
 void with_tile(const FusedConvolution& params, const Body& body) {
   const auto with_kind = [&](auto tile) {
     switch (params.kind) {
@@ -327,7 +328,11 @@ void with_tile(const FusedConvolution& params, const Body& body) {
       case ProductKind::kTf32:
         return body(tile, std::integral_constant<ProductKind, ProductKind::kTf32>());
       case ProductKind::kTf32x3:
-        return body(tile, std::integral_constant<ProductKind, ProductKind::kTf32x3>());
+        if constexpr (precise) {
+          return body(tile, std::integral_constant<ProductKind, ProductKind::kTf32x3>());
+        }
+        throw std::invalid_argument(
+            "trajmatch: three TF32 products are made in the forward pass alone");
     }
   };
   const auto with_channels = [&](auto side) {

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads, 1) fused_convolution_kernel(FusedCon
 }  // namespace
 
 void launch_fused_convolution(const FusedConvolution& params, Stream stream) {
-  with_tile(params, [&](auto tile, auto kind) {
+  with_tile<false>(params, [&](auto tile, auto kind) {
     using Tile = decltype(tile);
     allow_dynamic_shared(fused_convolution_kernel<Tile, kind()>, Tile::kBytes);
     TM_LAUNCH((fused_convolution_kernel<Tile, kind()>), grid_of(params), kThreads, Tile::kBytes,

@@ -56,9 +56,23 @@ struct BlockShape {
   }
 };
 
+// Numbers that TF32 holds: products of them are exact in every kind of product.
+inline std::vector<double> held_by_tf32(std::vector<double> values) {
+  for (double& value : values) {
+    const float single = static_cast<float>(value);
+    uint32_t bits = 0;
+    std::memcpy(&bits, &single, sizeof(bits));
+    bits &= ~0x1fffu;
+    float kept = 0.0f;
+    std::memcpy(&kept, &bits, sizeof(bits));
+    value = kept;
+  }
+  return values;
+}
+
 // Inputs of all trajectories, one behind the other; what is given to float32 and float64 alike.
 struct BlockData {
-  explicit BlockData(const BlockShape& shape_, bool moving_input) : shape(shape_) {
+  BlockData(const BlockShape& shape_, bool moving_input, bool tf32 = false) : shape(shape_) {
     Random random(static_cast<unsigned>(shape.y_size() + shape.in_channels));
     const int64_t k = shape.trajectories;
     x = random.normal(k * shape.x_size(), 0.5);
@@ -67,6 +81,10 @@ struct BlockData {
     grad_out_tangent = random.normal(k * shape.pooled_size());
     parameters = random.normal(k * shape.parameter_stride(), 0.2, 0.5);
     parameter_tangents = random.normal(k * shape.parameter_stride());
+    if (!tf32) return;
+    for (auto* each : {&x, &x_tangent, &parameters, &parameter_tangents}) {
+      *each = held_by_tf32(*each);
+    }
   }
   BlockShape shape;
   std::vector<double> x, x_tangent, grad_out, grad_out_tangent, parameters, parameter_tangents;

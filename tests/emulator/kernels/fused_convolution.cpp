@@ -8,20 +8,6 @@ namespace {
 using trajmatch::FusedConvolutionShape;
 using trajmatch::ProductKind;
 
-// Numbers that TF32 holds: products of them are exact in every kind of product.
-std::vector<double> rounded(std::vector<double> values) {
-  for (double& value : values) {
-    const float single = static_cast<float>(value);
-    uint32_t bits = 0;
-    std::memcpy(&bits, &single, sizeof(bits));
-    bits &= ~0x1fffu;
-    float kept = 0.0f;
-    std::memcpy(&kept, &bits, sizeof(bits));
-    value = kept;
-  }
-  return values;
-}
-
 struct Choice {
   FusedConvolutionShape shape;
   ProductKind kind;
@@ -42,8 +28,8 @@ struct Product {
       x.push_back(random.normal(shape.trajectories * shape.batch * shape.image_size(), 0.2));
       weight.push_back(random.normal(shape.trajectories * (shape.weight_size() + kGap)));
       if (!exact) continue;
-      x.back() = rounded(x.back());
-      weight.back() = rounded(weight.back());
+      x.back() = held_by_tf32(x.back());
+      weight.back() = held_by_tf32(weight.back());
     }
   }
 
@@ -97,6 +83,131 @@ struct Product {
   }
 };
 
+// A block's passes, from exact statistics where they read any.
+struct Block {
+  Block(const BlockShape& shape, ProductKind kind_, int64_t tile_, bool moving_input)
+      : data(shape, moving_input, kind_ == ProductKind::kTf32),
+        exact(data),
+        kind(kind_),
+        tile(tile_) {}
+
+  FusedConvolutionShape shape() const {
+    return {data.shape.trajectories, data.shape.batch, data.shape.in_size, data.shape.channels};
+  }
+  trajmatch::FusedNorm norm(const float* parameters) const {
+    const BlockShape& block = data.shape;
+    return {block.parameter_stride(), static_cast<float>(block.norm().eps),
+            parameters + block.norm_weight_offset(), parameters + block.norm_bias_offset()};
+  }
+  std::vector<float> packed(const float* parameters) const {
+    std::vector<float> result(shape().trajectories * shape().weight_size(), std::nanf(""));
+    trajmatch::cuda::launch_pack_convolution(
+        {shape(), data.shape.parameter_stride(), false, kind, parameters, result.data()},
+        test_stream());
+    return result;
+  }
+
+  BlockData data;
+  BlockReference<double> exact;
+  ProductKind kind;
+  int64_t tile;
+};
+
+struct Forward {
+  const Block& block;
+
+  template <class T>
+  Outputs<T> run(Backend backend) const {
+    Outputs<T> out;
+    if constexpr (std::is_same_v<T, float>) {
+      if (backend == Backend::kCuda) {
+        const Input<float> x(block.data.x), parameters(block.data.parameters);
+        const std::vector<float> weight = block.packed(parameters.get());
+        const int64_t groups = block.exact.mean.size();
+        float* const y = out.add("y", block.exact.y.size());
+        float* const pooled = out.add("out", block.exact.out.size());
+        float* const mean = out.add("mean", groups);
+        trajmatch::cuda::launch_fused_block_forward(
+            {{block.shape(), block.kind, block.tile, 1, {{x.get(), weight.data()}}, y},
+             block.norm(parameters.get()),
+             pooled,
+             mean,
+             out.add("rstd", groups)},
+            test_stream());
+        return out;
+      }
+    }
+    const BlockReference<T> reference(block.data);
+    out.add("y", widened(reference.y));
+    out.add("out", widened(reference.out));
+    out.add("mean", widened(reference.mean));
+    out.add("rstd", widened(reference.rstd));
+    return out;
+  }
+};
+
+struct Tangent {
+  const Block& block;
+
+  template <class T>
+  Outputs<T> run(Backend backend) const {
+    Outputs<T> out;
+    if constexpr (std::is_same_v<T, float>) {
+      if (backend == Backend::kCuda) {
+        const Input<float> x(block.data.x), x_tangent(block.data.x_tangent);
+        const Input<float> parameters(block.data.parameters);
+        const Input<float> tangents(block.data.parameter_tangents);
+        const Input<float> y(block.exact.y), mean(block.exact.mean), rstd(block.exact.rstd);
+        const std::vector<float> weight = block.packed(parameters.get());
+        const std::vector<float> weight_tangent = block.packed(tangents.get());
+        const bool moving = !block.data.x_tangent.empty();
+        const int64_t groups = block.exact.mean.size();
+        float* const y_tangent = out.add("y_tangent", block.exact.y.size());
+        float* const pooled = out.add("out_tangent", block.exact.out.size());
+        float* const mean_tangent = out.add("mean_tangent", groups);
+        const trajmatch::FusedNorm norm_tangent = block.norm(tangents.get());
+        trajmatch::cuda::launch_fused_block_tangent(
+            {{block.shape(),
+              block.kind,
+              block.tile,
+              moving ? 2 : 1,
+              {{x.get(), weight_tangent.data()}, {x_tangent.get(), weight.data()}},
+              y_tangent},
+             block.norm(parameters.get()),
+             norm_tangent.weight,
+             norm_tangent.bias,
+             y.get(),
+             mean.get(),
+             rstd.get(),
+             pooled,
+             mean_tangent,
+             out.add("projection", groups)},
+            test_stream());
+        return out;
+      }
+    }
+    const BlockReference<T> reference(block.data);
+    out.add("y_tangent", widened(reference.y_tangent));
+    out.add("out_tangent", widened(reference.out_tangent));
+    out.add("mean_tangent", widened(reference.mean_tangent));
+    out.add("projection", widened(reference.projection));
+    return out;
+  }
+};
+
+struct BlockCase {
+  BlockShape shape;
+  ProductKind kind;
+  int64_t tile;
+  bool moving_input;
+};
+
+void check_block(const BlockCase& one) {
+  const Block block(one.shape, one.kind, one.tile, one.moving_input);
+  check_float(Forward{block});
+  if (one.kind != ProductKind::kTf32x3) check_float(Tangent{block});
+}
+
 void check_product(const Choice& choice) {
   testing::expect(choice.shape.fits(), "the kernels refuse the shape");
   check_float(Product(choice, choice.kind == ProductKind::kTf32));
@@ -129,9 +240,13 @@ void check_shapes() {
     testing::expect(!bad.fits(), "a wrong shape is accepted");
   }
   trajmatch::FusedConvolution params{{1, 1, 8, 32}, ProductKind::kPlain, 16, 1, {}, nullptr};
-  testing::expect_contains(
-      testing::message_of([&] { trajmatch::cuda::launch_fused_convolution(params, nullptr); }),
-      "32, 64 or 128 channels, not 16");
+  const auto message = [&] {
+    return testing::message_of([&] { trajmatch::cuda::launch_fused_convolution(params, nullptr); });
+  };
+  testing::expect_contains(message(), "32, 64 or 128 channels, not 16");
+  params.tile_channels = 32;
+  params.kind = ProductKind::kTf32x3;
+  testing::expect_contains(message(), "in the forward pass alone");
 }
 
 }  // namespace
@@ -152,10 +267,23 @@ std::vector<testing::Case> fused_convolution_cases() {
            Choice{{1, 1, 16, 32}, tf32, 32, 1, false},
            Choice{{1, 1, 8, 32}, tf32, 32, 2, true},
            Choice{{1, 1, 16, 64}, tf32, 64, 1, false},
-           Choice{{1, 1, 8, 32}, three, 32, 1, false},
        }) {
     cases.push_back({"fused_convolution product " + std::to_string(cases.size()),
                      [choice] { check_product(choice); }});
+  }
+  for (const BlockCase& one : {
+           // Every tile; planes that several images fill, and not; several trajectories.
+           BlockCase{{1, 2, 16, 32, 1, 32}, plain, 32, true},
+           BlockCase{{2, 3, 8, 32, 1, 32}, plain, 32, true},
+           BlockCase{{1, 1, 16, 64, 1, 64}, plain, 64, false},
+           BlockCase{{1, 5, 8, 64, 1, 64}, plain, 64, true},
+           BlockCase{{1, 1, 16, 128, 1, 128}, plain, 128, false},
+           BlockCase{{1, 2, 8, 128, 1, 128}, plain, 128, false},
+           BlockCase{{1, 1, 16, 32, 1, 32}, tf32, 32, true},
+           BlockCase{{1, 1, 8, 32, 1, 32}, three, 32, false},
+       }) {
+    cases.push_back(
+        {"fused_convolution block " + std::to_string(cases.size()), [one] { check_block(one); }});
   }
   cases.push_back({"fused_convolution rounding", check_rounding});
   cases.push_back({"fused_convolution shapes", check_shapes});
