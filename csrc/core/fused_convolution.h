@@ -105,11 +105,41 @@ struct FusedBlockTangent {
   float* projection;            // [K, B, C]
 };
 
+// Gradient in the weights. Blocks of a split take the same images; a block of fewer than 128
+// channels has warps to spare, which divide the pixels among them into parts.
+struct FusedConvolutionWeight {
+  struct Pair {
+    const float* x;       // [K, B, S, S, C]
+    const float* grad_y;  // [K, B, S, S, C]
+  };
+  FusedConvolutionShape shape;
+  ProductKind kind;  // kPlain or kTf32
+  int64_t splits;    // 1 to B
+  int pairs;         // 1 or 2
+  Pair pair[2];
+  float* partial;            // [K, splits * parts, 3, 3, in, out] workspace
+  float* grad_weight;        // [C, C, 3, 3], K of them
+  int64_t parameter_stride;  // apart
+
+  static int64_t block_inputs(int64_t channels) { return channels < 64 ? channels : 64; }
+  static int64_t parts(int64_t channels) {
+    return 8 * 32 * 32 / (block_inputs(channels) * channels);
+  }
+  // As many splits as give every multiprocessor of an H200 a block.
+  static int64_t splits_of(const FusedConvolutionShape& shape) {
+    constexpr int64_t kMultiprocessors = 132;
+    const int64_t blocks = 3 * (shape.channels / block_inputs(shape.channels));
+    const int64_t splits = kMultiprocessors / (blocks * shape.trajectories);
+    return splits < 1 ? 1 : splits > shape.batch ? shape.batch : splits;
+  }
+};
+
 namespace cuda {
 void launch_pack_convolution(const PackConvolution& params, Stream stream);
 void launch_fused_convolution(const FusedConvolution& params, Stream stream);
 void launch_fused_block_forward(const FusedBlockForward& params, Stream stream);
 void launch_fused_block_tangent(const FusedBlockTangent& params, Stream stream);
+void launch_fused_convolution_weight(const FusedConvolutionWeight& params, Stream stream);
 }  // namespace cuda
 
 }  // namespace trajmatch

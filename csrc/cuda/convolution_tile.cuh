@@ -161,7 +161,8 @@ class Pipeline {
                                               int buffer) {
     float* const to = inputs_ + buffer * Tile::kInputSize;
     for (int i = static_cast<int>(threadIdx.x); i < kBlockPixels * kGroups; i += kThreads) {
-      const int group = i % kGroups, pixel = i / kGroups;
+      // A warp copies 64 bytes of each of 8 neighbours: whole sectors from, no conflict into.
+      const int group = i / 8 % kGroups, pixel = i / (8 * kGroups) * 8 + i % 8;
       const int image = pixel / Tile::kPixels, inner = pixel % Tile::kPixels;
       if (place_.first_image + image >= shape.batch) break;
       const int bordered = image * Tile::kBordered + (inner / Tile::kSide + 1) * Tile::kPitch +
@@ -210,8 +211,6 @@ __device__ __forceinline__ void multiply_plain(const Place<Tile>& place, const f
   }
 }
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-
 // Products of eight input channels at a time, by tensor cores.
 template <class Tile, bool three>
 __device__ __forceinline__ void multiply_on_tensor_cores(const Place<Tile>& place,
@@ -257,19 +256,15 @@ __device__ __forceinline__ void multiply_on_tensor_cores(const Place<Tile>& plac
   }
 }
 
-#endif
-
 // The products of 16 input channels at one tap, whose offset is in `input` and `weights`.
 template <class Tile, ProductKind kind>
 __device__ __forceinline__ void multiply(const Place<Tile>& place, const float* input,
                                          const float* weights, typename Tile::Sums& sums) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  if constexpr (kind != ProductKind::kPlain) {
+  if constexpr (kind != ProductKind::kPlain && kHasTensorCores) {
     multiply_on_tensor_cores<Tile, kind == ProductKind::kTf32x3>(place, input, weights, sums);
-    return;
+  } else {
+    multiply_plain(place, input, weights, sums);
   }
-#endif
-  multiply_plain(place, input, weights, sums);
 }
 
 // sums = the block's part of y. Afterwards the memory is free.

@@ -30,7 +30,12 @@ __global__ void __launch_bounds__(kWarpSize* kRows) sum_shares_kernel(ShareSums 
   __syncthreads();
   if (row > 0 || element >= own.size) return;
   for (int other = 1; other < kRows; ++other) sum += sums[other * kWarpSize + lane];
-  own.sum[blockIdx.z * own.sum_stride + element] = static_cast<float>(sum);
+  int64_t to = element;
+  if (own.channels > 0) {
+    const int64_t out = element % own.channels, in = element / own.channels % own.channels;
+    to = (out * own.channels + in) * 9 + element / (own.channels * own.channels);
+  }
+  own.sum[blockIdx.z * own.sum_stride + to] = static_cast<float>(sum);
 }
 
 }  // namespace

@@ -7,12 +7,14 @@
 
 namespace trajmatch::cuda {
 
-// sum[i] = shares[0][i] + .. + shares[rows - 1][i] for i in [0, size).
+// sum[i] = shares[0][i] + .. + shares[rows - 1][i] for i in [0, size). Where `channels` is not 0,
+// shares are weights [3, 3, in, out] of so many channels each, and the sum is [out, in, 3, 3].
 struct ShareSum {
   const float* shares;  // rows row_stride apart
   float* sum;           // [size]
   int64_t rows, row_stride, size;
   int64_t shares_stride, sum_stride;  // from one trajectory to the next
+  int64_t channels = 0;
 };
 
 struct ShareSums {

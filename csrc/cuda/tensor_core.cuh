@@ -12,6 +12,13 @@
 
 namespace trajmatch::cuda {
 
+// Whether there are any; where not, products take another way.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+constexpr bool kHasTensorCores = true;
+#else
+constexpr bool kHasTensorCores = false;
+#endif
+
 // The nearest number with 10 bits behind the point, halfway cases away from zero.
 __device__ __forceinline__ float round_to_tf32(float value) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -25,7 +32,7 @@ __device__ __forceinline__ float round_to_tf32(float value) {
 #endif
 }
 
-#if !defined(__CUDACC__)
+#ifndef __CUDACC__
 
 __device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4],
                                               const float (&b)[2]) {
@@ -46,16 +53,20 @@ __device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4]
   }
 }
 
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#else
 
 __device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4],
                                               const float (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
         "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+#else
+  __trap();
+#endif
 }
 
 #endif

@@ -183,6 +183,22 @@ struct BlockReference {
   }
 };
 
+// The reference in both precisions.
+struct BlockReferences {
+  explicit BlockReferences(const BlockData& data) : exact(data), single(data) {}
+
+  template <class T>
+  const BlockReference<T>& of() const {
+    if constexpr (std::is_same_v<T, double>) {
+      return exact;
+    } else {
+      return single;
+    }
+  }
+  BlockReference<double> exact;
+  BlockReference<float> single;
+};
+
 // The numbers of a result as float64, for Outputs.
 template <class T>
 std::vector<double> widened(const std::vector<T>& values) {

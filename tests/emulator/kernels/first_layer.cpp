@@ -15,7 +15,7 @@ FirstLayerShape shape_of(const BlockShape& block) {
 
 // The block's data with the exact statistics, as the kernels are given them.
 struct Problem {
-  explicit Problem(const BlockShape& shape) : data(shape, false), exact(data) {}
+  explicit Problem(const BlockShape& shape) : data(shape, false), references(data) {}
 
   // Places of a trajectory's parameters.
   struct Places {
@@ -27,7 +27,7 @@ struct Problem {
   }
 
   BlockData data;
-  BlockReference<double> exact;
+  BlockReferences references;
 };
 
 // What the kernels read, in float32.
@@ -37,10 +37,10 @@ struct Inputs {
         images(problem.data.x),
         parameters(problem.data.parameters),
         parameter_tangents(problem.data.parameter_tangents),
-        mean(problem.exact.mean),
-        rstd(problem.exact.rstd),
-        mean_tangent(problem.exact.mean_tangent),
-        projection(problem.exact.projection),
+        mean(problem.references.exact.mean),
+        rstd(problem.references.exact.rstd),
+        mean_tangent(problem.references.exact.mean_tangent),
+        projection(problem.references.exact.projection),
         grad_out(problem.data.grad_out),
         grad_out_tangent(problem.data.grad_out_tangent) {}
 
@@ -68,7 +68,8 @@ struct Forward {
     if constexpr (std::is_same_v<T, float>) {
       if (backend == Backend::kCuda) {
         const Inputs in(problem);
-        const int64_t pooled = problem.exact.out.size(), groups = problem.exact.mean.size();
+        const int64_t pooled = problem.references.exact.out.size(),
+                      groups = problem.references.exact.mean.size();
         float* const result = out.add("out", pooled);
         float* const mean = out.add("mean", groups);
         trajmatch::cuda::launch_first_layer_forward(
@@ -76,7 +77,7 @@ struct Forward {
         return out;
       }
     }
-    const BlockReference<T> reference(problem.data);
+    const BlockReference<T>& reference = problem.references.of<T>();
     out.add("out", widened(reference.out));
     out.add("mean", widened(reference.mean));
     out.add("rstd", widened(reference.rstd));
@@ -93,7 +94,8 @@ struct Tangent {
     if constexpr (std::is_same_v<T, float>) {
       if (backend == Backend::kCuda) {
         const Inputs in(problem);
-        const int64_t pooled = problem.exact.out.size(), groups = problem.exact.mean.size();
+        const int64_t pooled = problem.references.exact.out.size(),
+                      groups = problem.references.exact.mean.size();
         float* const result = out.add("out_tangent", pooled);
         float* const mean = out.add("mean_tangent", groups);
         trajmatch::cuda::launch_first_layer_tangent(
@@ -101,7 +103,7 @@ struct Tangent {
         return out;
       }
     }
-    const BlockReference<T> reference(problem.data);
+    const BlockReference<T>& reference = problem.references.of<T>();
     out.add("out_tangent", widened(reference.out_tangent));
     out.add("mean_tangent", widened(reference.mean_tangent));
     out.add("projection", widened(reference.projection));
@@ -151,7 +153,7 @@ struct Backward {
         return out;
       }
     }
-    const BlockReference<T> reference(problem.data);
+    const BlockReference<T>& reference = problem.references.of<T>();
     out.add("grad_parameters", widened(reference.grad_parameters));
     if (wants_images) out.add("grad_images", widened(reference.grad_x));
     return out;
@@ -176,7 +178,7 @@ struct BackwardTangent {
         return out;
       }
     }
-    const BlockReference<T> reference(problem.data);
+    const BlockReference<T>& reference = problem.references.of<T>();
     out.add("grad_parameter_tangents", widened(reference.grad_parameter_tangents));
     if (wants_images) out.add("grad_image_tangents", widened(reference.grad_x_tangent));
     return out;
