@@ -2,11 +2,12 @@
 // objects of the same library; the module itself carries only what is not a tensor.
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string_view>
 
 #include "build_facts.h"  // written by the build: kBuildFacts
-#include "core/release_workspace.h"
+#include "core/student_host.h"
 
 namespace trajmatch {
 namespace {
@@ -31,4 +32,11 @@ PYBIND11_MODULE(_C, module) {
              "What this module was built with, and what was left out.");
   module.def("release_workspace", &trajmatch::release_workspace,
              "Gives back what the calling thread's student engine keeps for its next call.");
+  module.def("tape_elements", &trajmatch::tape_elements, pybind11::arg("network"),
+             pybind11::arg("batch_sizes"), pybind11::arg("tape_bytes"), pybind11::arg("float64"),
+             "Elements of the tapes that student_unroll keeps on the CPU.");
+  module.def("start_profile", &trajmatch::start_profile,
+             "Begins to add up the seconds of the CPU engine's passes.");
+  module.def("stop_profile", &trajmatch::stop_profile,
+             "Seconds by pass and layer since start_profile, on the first thread.");
 }

@@ -54,9 +54,9 @@ STABLE_TORCH_LIBRARY(trajmatch, m) {
   m.def(
       "student_unroll(Tensor theta0, Tensor images, Tensor labels, Tensor lr, Tensor batches, "
       "int[] batch_sizes, int[] steps, int[] network, float momentum, float loss_scale, "
-      "bool keep_trajectory) -> (Tensor, Tensor)");
+      "bool keep_trajectory, int tape_bytes) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "student_unroll_adjoint(Tensor grad_thetas, Tensor trajectory, Tensor images, "
+      "student_unroll_adjoint(Tensor grad_thetas, Tensor trajectory, Tensor tapes, Tensor images, "
       "Tensor labels, Tensor lr, Tensor batches, int[] batch_sizes, int[] steps, int[] network, "
       "float momentum, float loss_scale) -> (Tensor, Tensor, Tensor, Tensor)");
 }

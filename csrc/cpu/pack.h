@@ -3,6 +3,8 @@
 //
 // No include guard: included inside the namespace of each instruction set by the kernel headers.
 
+#define TM_INLINE inline __attribute__((always_inline))
+
 #include "core/activation_formulas.h"
 
 // One specialisation each: a vector_size that depends on a template's T is dropped by compilers.
@@ -18,6 +20,20 @@ struct PackType<double> {
 };
 template <class T>
 using Pack = typename PackType<T>::type;
+
+// Four values, as many as the channels of a pixel of an image.
+template <class T>
+struct PixelType;
+template <>
+struct PixelType<float> {
+  typedef float type __attribute__((vector_size(16)));
+};
+template <>
+struct PixelType<double> {
+  typedef double type __attribute__((vector_size(32)));
+};
+template <class T>
+using Pixel = typename PixelType<T>::type;
 
 template <class T>
 struct PackLanes {
@@ -39,6 +55,20 @@ template <>
 struct Lanes<Pack<float>> : PackLanes<float> {};
 template <>
 struct Lanes<Pack<double>> : PackLanes<double> {};
+
+// Where a pixel is not a pack.
+template <class T>
+struct PixelLanes {
+  static Pixel<T> constant(double value) { return Pixel<T>{} + static_cast<T>(value); }
+};
+#if TM_VECTOR_BYTES != 16
+template <>
+struct Lanes<Pixel<float>> : PixelLanes<float> {};
+#endif
+#if TM_VECTOR_BYTES != 32
+template <>
+struct Lanes<Pixel<double>> : PixelLanes<double> {};
+#endif
 
 template <class V, class T>
 inline V load(const T* from) {

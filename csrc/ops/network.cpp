@@ -22,15 +22,16 @@ int64_t norm_groups(Norm norm, int64_t width) {
 
 }  // namespace
 
-Network::Network(const Check& check, const Ints& description) {
-  check.that(description.size() == 9, "network", "be the 9 integers of engine_description()",
+Network read_network(const Check& check, const Ints& description) {
+  check.that(description.size() == 10, "network", "be the 10 integers of engine_description()",
              text(description));
-  in_channels = description[0];
-  num_classes = description[1];
-  image_size = description[2];
-  width = description[3];
+  Network network;
+  network.in_channels = description[0];
+  network.num_classes = description[1];
+  network.image_size = description[2];
+  const int64_t width = network.width = description[3];
   const int64_t depth = description[4];
-  norm = static_cast<Norm>(description[5]);
+  const Norm norm = network.norm = static_cast<Norm>(description[5]);
   const auto activation = static_cast<Activation>(description[6]);
   const auto pooling = static_cast<Pooling>(description[7]);
   const int64_t first_padding = description[8];
@@ -38,6 +39,7 @@ Network::Network(const Check& check, const Ints& description) {
   for (int i = 0; i < 5; ++i) valid = valid && description[i] >= 1;
   valid = valid && description[5] >= 0 && description[5] <= 3 && description[6] >= 0 &&
           description[6] <= 3 && description[7] >= 0 && description[7] <= 2;
+  valid = valid && (description[9] == 0 || description[9] == 1);
   valid = valid && (norm != Norm::kGroup || width % kGroupNormGroups == 0);
   check.that(valid, "network", "be the description of a ConvNet", text(description));
 
@@ -47,7 +49,7 @@ Network::Network(const Check& check, const Ints& description) {
     offset += size;
     return result;
   };
-  int64_t channels = in_channels, size = image_size;
+  int64_t channels = network.in_channels, size = network.image_size;
   for (int64_t index = 0; index < depth; ++index) {
     Block block;
     block.in_channels = channels;
@@ -67,13 +69,15 @@ Network::Network(const Check& check, const Ints& description) {
     size = block.shape.out_height();
     check.that(size >= 1, "network", "leave at least one pixel after every pooling",
                text(description));
-    blocks.push_back(block);
+    network.blocks.push_back(block);
   }
-  feature_pixels = size * size;
-  features = width * feature_pixels;
-  classifier_weight = slice(num_classes * features);
-  classifier_bias = slice(num_classes);
-  num_parameters = offset;
+  network.feature_pixels = size * size;
+  network.features = width * network.feature_pixels;
+  network.classifier_weight = slice(network.num_classes * network.features);
+  network.classifier_bias = slice(network.num_classes);
+  network.num_parameters = offset;
+  network.precise = description[9] == 1;
+  return network;
 }
 
 }  // namespace trajmatch

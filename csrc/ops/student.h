@@ -1,103 +1,44 @@
-// The student engine: the gradient of a ConvNet's loss in its flat parameters, and the directional
-// derivative of that gradient, as one walk over the network each. Activations lie in a workspace
-// that the steps of a loop share (ops/workspace.h), in channels-last.
-//
-// Products with the classifier are the library's, convolutions what ops/convolution.h says; norm,
-// activation and pooling, loss and everything else is core/.
+// The student engine where the tensors are: image by image through the whole network on the CPU
+// (core/student.h), layer by layer on CUDA (ops/layer_student.h).
 #pragma once
 
 #include <optional>
-#include <vector>
 
-#include "ops/convolution.h"
-#include "ops/network.h"
-#include "ops/run.h"
-#include "ops/workspace.h"
+#include "ops/layer_student.h"
+#include "ops/student_problem.h"
 
 namespace trajmatch {
-
-enum class StudentLoss : int { kCrossEntropy = 0, kSumLogits = 1 };
-
-// What to differentiate. The batch's tensors: images [B, C, H, W] in channels-last, labels [B] or
-// [B, K] (ignored for kSumLogits).
-struct StudentProblem {
-  Tensor theta;  // [P], contiguous
-  Tensor images, labels;
-  StudentLoss loss;
-  double scale;  // constant factor of the cross-entropy
-
-  int64_t batch() const { return images.size(0); }
-  bool soft_labels() const {
-    return loss == StudentLoss::kCrossEntropy && labels.scalar_type() != ScalarType::Long;
-  }
-};
-
-// Directions of a directional derivative: those that are absent are zero, but theta's and the
-// images' are not both absent.
-struct StudentTangents {
-  OptionalTensor theta;   // [P], contiguous
-  OptionalTensor images;  // [B, C, H, W], channels-last
-  OptionalTensor labels;  // [B, K]
-};
 
 template <class T>
 class Student {
  public:
   Student(const Network& network, const Tensor& like);
 
+  // Elements of the tape of a batch: what gradient can keep for the gradient_jvp of the same batch
+  // and parameters. 0 where the engine keeps nothing.
+  int64_t tape_size(int64_t batch) const;
+
   // Writes the loss [] and its gradient [P]; the gradients of images [B, C, H, W] (channels-last)
-  // and of soft labels [B, K] where wanted.
+  // and of soft labels [B, K], and the tape, where wanted.
   void gradient(const StudentProblem& problem, const Tensor& loss, const Tensor& grad_theta,
-                const OptionalTensor& grad_images, const OptionalTensor& grad_labels);
+                const OptionalTensor& grad_images, const OptionalTensor& grad_labels,
+                const OptionalTensor& tape);
 
   // Derivatives along the tangents of: the loss [], the gradient in theta [P], in the images
   // [B, C, H, W] (channels-last), and, where wanted, in the soft labels [B, K].
   void gradient_jvp(const StudentProblem& problem, const StudentTangents& tangents,
                     const Tensor& directional, const Tensor& grad_theta, const Tensor& grad_images,
-                    const OptionalTensor& grad_labels);
+                    const OptionalTensor& grad_labels, const OptionalTensor& tape);
 
  private:
-  // Everything that one block keeps between the passes of one call.
-  struct BlockState {
-    Tensor weight;  // [C, in, 3, 3], a view of theta
-    OptionalTensor weight_tangent;
-    OptionalTensor norm_weight, norm_bias, norm_weight_tangent, norm_bias_tangent;
-    OptionalTensor input_tangent;  // of the convolution's input
-    Tensor input;                  // [B, in, H, W]
-    Tensor y, y_tangent;           // output of the convolution
-    Tensor mean, rstd, mean_tangent, projection;
-  };
-
-  OptionalTensor norm_parameters(const Tensor& theta, const Slice& slice, const Block& block,
-                                 const char* name, size_t index);
-  Tensor classifier_weight(const Tensor& theta, const char* name);
-  Tensor conv_weight(const Tensor& theta, size_t index) const;
-  OptionalTensor conv_bias(const Tensor& theta, size_t index) const;
-  Tensor features(const Tensor& activations) const;
-  Tensor activations(const Tensor& features, int64_t batch) const;
-
-  void read_parameters(const StudentProblem& problem);
-  Tensor forward(const StudentProblem& problem);
-  Tensor forward_tangent(const StudentProblem& problem, const StudentTangents& tangents);
-  void write_classifier_gradient(const Tensor& grad_theta, const Tensor& weight,
-                                 const Tensor& bias);
-  Tensor conv_bias_place(const Tensor& grad_theta, size_t index) const;
-  Tensor norm_gradient(const Tensor& grad_theta, const Slice& slice, const Block& block,
-                       const char* name);
-  void finish_norm_gradient(const Tensor& grad_theta, const Slice& slice, const Block& block,
-                            const Tensor& values);
-
   Network network_;
-  Tensor like_;
-  Workspace workspace_of_call_;
-  Workspace& workspace_;
-  std::vector<Convolution<T>> convolutions_;
-  std::vector<BlockState> blocks_;
-  Tensor head_, head_tangent_;  // classifier weights [K, H * W * C]
-  Tensor last_, last_tangent_;  // output of the last block
+  std::optional<LayerStudent<T>> layers_;
 };
 
 extern template class Student<float>;
 extern template class Student<double>;
+
+// Frees the memory that the calling thread keeps from call to call.
+void release_student_memory();
 
 }  // namespace trajmatch

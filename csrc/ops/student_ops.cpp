@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "core/release_workspace.h"
+#include "core/student_host.h"
 #include "ops/checks.h"
 #include "ops/operators.h"
 #include "ops/student.h"
@@ -33,6 +33,34 @@ StudentLoss loss_kind(const Check& check, int64_t loss) {
   return static_cast<StudentLoss>(loss);
 }
 
+// The last steps of an unrolled loop whose tapes fit into so many elements, and where they lie.
+class Tapes {
+ public:
+  // `size_of(batch)` is the size of one step's tape; 0: there is none.
+  template <class SizeOf>
+  Tapes(const Ints& batch_sizes, int64_t elements, const SizeOf& size_of)
+      : begins_(batch_sizes.size()), sizes_(batch_sizes.size()) {
+    first_ = static_cast<int64_t>(batch_sizes.size());
+    while (first_ > 0) {
+      const int64_t size = size_of(batch_sizes[first_ - 1]);
+      if (size == 0 || size > elements - total_) break;
+      --first_;
+      begins_[first_] = total_;
+      sizes_[first_] = size;
+      total_ += size;
+    }
+  }
+  int64_t elements() const { return total_; }
+  OptionalTensor of(const Tensor& tapes, int64_t step) const {
+    if (step < first_) return std::nullopt;
+    return vector_view(tapes, begins_[step], sizes_[step]);
+  }
+
+ private:
+  Ints begins_, sizes_;
+  int64_t first_, total_ = 0;
+};
+
 // Checks one batch's tensors and puts them into the engine's layout.
 StudentProblem student_problem(const Check& check, const Network& network, const Tensor& theta,
                                const Tensor& images, const Tensor& labels, int64_t loss,
@@ -57,13 +85,23 @@ Tensor empty_if(bool wanted, const Ints& sizes, const Tensor& like) {
 
 }  // namespace
 
-void release_workspace() { workspace_of_thread().clear(); }
+void release_workspace() { release_student_memory(); }
+
+int64_t tape_elements(const Ints& network_description, const Ints& batch_sizes, int64_t tape_bytes,
+                      bool float64) {
+  const Network network = read_network(Check("unroll"), network_description);
+  const int64_t size = float64 ? sizeof(double) : sizeof(float);
+  return Tapes(batch_sizes, tape_bytes / size, [&](int64_t batch) {
+           return float64 ? cpu::student_tape_size<double>(network, batch)
+                          : cpu::student_tape_size<float>(network, batch);
+         }).elements();
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient(
     const Tensor& theta, const Tensor& images, const Tensor& labels,
     const Ints& network_description, int64_t loss, double scale, bool input_gradients) {
   const Check check("gradient");
-  const Network network(check, network_description);
+  const Network network = read_network(check, network_description);
   const StudentProblem problem =
       student_problem(check, network, theta, images, labels, loss, scale);
   const NoGrad no_grad;
@@ -76,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient(
   with_dtype(theta, [&](auto type) {
     Student<decltype(type)>(network, theta)
         .gradient(problem, value, grad_theta, grad_images,
-                  label_gradients ? OptionalTensor(grad_labels) : std::nullopt);
+                  label_gradients ? OptionalTensor(grad_labels) : std::nullopt, std::nullopt);
   });
   return {value, grad_theta, grad_images ? as_contiguous(*grad_images) : empty({0}, theta),
           grad_labels};
@@ -87,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(
     const OptionalTensor& image_tangent, const OptionalTensor& label_tangent,
     const Ints& network_description, int64_t loss, double scale) {
   const Check check("gradient_jvp");
-  const Network network(check, network_description);
+  const Network network = read_network(check, network_description);
   const StudentProblem problem =
       student_problem(check, network, theta, images, labels, loss, scale);
   StudentTangents tangents;
@@ -117,7 +155,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(
   with_dtype(theta, [&](auto type) {
     Student<decltype(type)>(network, theta)
         .gradient_jvp(problem, tangents, directional, grad_theta, grad_images,
-                      problem.soft_labels() ? OptionalTensor(grad_labels) : std::nullopt);
+                      problem.soft_labels() ? OptionalTensor(grad_labels) : std::nullopt,
+                      std::nullopt);
   });
   return {directional, grad_theta, as_contiguous(grad_images), grad_labels};
 }
@@ -205,14 +244,14 @@ void check_steps(const Check& check, const Ints& steps, int64_t count) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> student_unroll(const Tensor& theta0, const Tensor& images,
+std::tuple<Tensor, Tensor, Tensor> student_unroll(const Tensor& theta0, const Tensor& images,
                                           const Tensor& labels, const Tensor& lr,
                                           const Tensor& indices, const Ints& batch_sizes,
                                           const Ints& steps, const Ints& network_description,
                                           double momentum, double loss_scale,
-                                          bool keep_trajectory) {
+                                          bool keep_trajectory, int64_t tape_bytes) {
   const Check check("unroll");
-  const Network network(check, network_description);
+  const Network network = read_network(check, network_description);
   check_theta(check, theta0, "theta0", network);
   check.same(lr, "lr", theta0, "theta0", {});
   const Batches batches(check, network, theta0, images, labels, indices, batch_sizes);
@@ -226,15 +265,19 @@ std::tuple<Tensor, Tensor> student_unroll(const Tensor& theta0, const Tensor& im
   const Tensor trajectory = empty({keep_trajectory ? count : 1, size}, theta0);
   Tensor theta = vector_view(trajectory, 0, size);
   copy(theta, theta0);
-  Tensor last = empty({size}, theta0);
+  Tensor last = empty({size}, theta0), tapes = empty({0}, theta0);
   with_dtype(theta0, [&](auto type) {
     using T = decltype(type);
     Student<T> student(network, theta0);
+    const Tapes tape(batch_sizes, keep_trajectory ? tape_bytes / int64_t{sizeof(T)} : 0,
+                     [&](int64_t batch) { return student.tape_size(batch); });
+    tapes = empty({tape.elements()}, theta0);
+    cpu::advise_huge_pages(write<T>(tapes), tape.elements() * int64_t{sizeof(T)});
     const Tensor loss = empty({}, theta0), grad = empty({size}, theta0);
     const Tensor buffer = empty({momentum == 0.0 ? 0 : size}, theta0);
     for (int64_t step = 0; step < count; ++step) {
       const StudentProblem problem = batches.gather<T>(step, theta, loss_scale, device);
-      student.gradient(problem, loss, grad, std::nullopt, std::nullopt);
+      student.gradient(problem, loss, grad, std::nullopt, std::nullopt, tape.of(tapes, step));
       const bool has_row = keep_trajectory && step + 1 < count;
       Tensor next = has_row ? vector_view(trajectory, (step + 1) * size, size)
                             : (keep_trajectory ? last : theta);
@@ -250,15 +293,15 @@ std::tuple<Tensor, Tensor> student_unroll(const Tensor& theta0, const Tensor& im
       }
     }
   });
-  return {thetas, keep_trajectory ? trajectory : empty({0, size}, theta0)};
+  return {thetas, keep_trajectory ? trajectory : empty({0, size}, theta0), tapes};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
-    const Tensor& grad_thetas, const Tensor& trajectory, const Tensor& images, const Tensor& labels,
-    const Tensor& lr, const Tensor& indices, const Ints& batch_sizes, const Ints& steps,
+    const Tensor& grad_thetas, const Tensor& trajectory, const Tensor& tapes, const Tensor& images,
+    const Tensor& labels, const Tensor& lr, const Tensor& indices, const Ints& batch_sizes, const Ints& steps,
     const Ints& network_description, double momentum, double loss_scale) {
   const Check check("unroll_adjoint");
-  const Network network(check, network_description);
+  const Network network = read_network(check, network_description);
   const int64_t size = network.num_parameters;
   const int64_t count = static_cast<int64_t>(batch_sizes.size());
   const int64_t asked = static_cast<int64_t>(steps.size());
@@ -266,11 +309,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
   check.shape(trajectory, "trajectory", {count, size});
   check.same(grad_thetas, "grad_thetas", trajectory, "trajectory", {asked, size});
   check.same(lr, "lr", trajectory, "trajectory", {});
+  check.same(tapes, "tapes", trajectory, "trajectory", {tapes.numel()});
   const Batches batches(check, network, trajectory, images, labels, indices, batch_sizes);
   check_steps(check, steps, count);
   const NoGrad no_grad;
   const Device device(trajectory);
   const Tensor above = as_contiguous(grad_thetas), thetas = as_contiguous(trajectory);
+  const Tensor kept = as_contiguous(tapes);
   const bool soft = labels.scalar_type() != ScalarType::Long;
   Tensor grad_images = empty_channels_last(sizes_of(images), trajectory);
   torch::stable::zero_(grad_images);
@@ -280,6 +325,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
   with_dtype(trajectory, [&](auto type) {
     using T = decltype(type);
     Student<T> student(network, trajectory);
+    const Tapes tape(batch_sizes, tapes.numel(),
+                     [&](int64_t batch) { return student.tape_size(batch); });
     const Tensor hessian_r = empty({size}, trajectory);
     // adjoint += lr h + what enters after `step` steps; then, where a step follows below,
     // r = momentum r - adjoint.
@@ -305,7 +352,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
       OptionalTensor label_share;
       if (soft) label_share = empty(sizes_of(problem.labels), trajectory);
       student.gradient_jvp(problem, {r, std::nullopt, std::nullopt},
-                           view(directional, step, {}, {}), hessian_r, image_share, label_share);
+                           view(directional, step, {}, {}), hessian_r, image_share, label_share,
+                           tape.of(kept, step));
       batches.scatter<T>(step, image_share, lr, grad_images, device);
       if (soft) batches.scatter<T>(step, *label_share, lr, grad_labels, device);
       sweep(step, read<T>(hessian_r));

@@ -1,7 +1,4 @@
-// Buffers that the student engine uses again and again. On the CPU they live as long as the thread,
-// because the C library returns large blocks to the kernel, and getting them back, page by page,
-// costs as much as a small convolution; on CUDA as long as one operator call, because the caching
-// allocator there is what keeps blocks, and knows about streams.
+// Buffers that the steps of one operator call use again and again.
 #pragma once
 
 #include <map>
@@ -39,7 +36,6 @@ class Workspace {
     return view(buffer(name, index, product_of(sizes), like), 0, sizes,
                 channels_last_strides(sizes));
   }
-  void clear() { buffers_.clear(); }
 
  private:
   Tensor& buffer(const char* name, size_t index, int64_t size, const Tensor& like) {
@@ -51,15 +47,5 @@ class Workspace {
   }
   std::map<std::pair<std::string, size_t>, Tensor> buffers_;
 };
-
-inline Workspace& workspace_of_thread() {
-  static thread_local Workspace workspace;
-  return workspace;
-}
-
-// The thread's own workspace for CPU tensors, `of_call` for others.
-inline Workspace& workspace_for(const Tensor& like, Workspace& of_call) {
-  return on_cuda(like) ? of_call : workspace_of_thread();
-}
 
 }  // namespace trajmatch

@@ -127,8 +127,12 @@ class ConvNet(nn.Module):
             "pooling": self.pooling,
         }
 
-    def engine_description(self) -> list[int]:
-        """The network as plain integers, in the order that ``csrc/ops/network.h`` reads."""
+    def engine_description(self, precise: bool = False) -> list[int]:
+        """The network as plain integers, in the order that ``csrc/ops/network.h`` reads.
+
+        Args:
+            precise: Whether the engine is to do without transforms that cost accuracy.
+        """
         return [
             self.in_channels,
             self.num_classes,
@@ -139,6 +143,7 @@ class ConvNet(nn.Module):
             ACTIVATIONS.index(self.activation),
             POOLINGS.index(self.pooling),
             first_padding(self.image_size),
+            int(precise),
         ]
 
 

@@ -32,6 +32,7 @@ def gradient(
     images: Tensor,
     labels: Tensor | None,
     loss: str = "cross_entropy",
+    precise: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Loss of a batch and its gradient in the flat parameters.
 
@@ -42,6 +43,8 @@ def gradient(
         labels: Class indices ``[B]`` (int64) or logits ``[B, K]``; None for ``"sum_logits"``.
         loss: ``"cross_entropy"`` (mean over the batch) or ``"sum_logits"`` (the sum of all logits
             of the batch, of which AST's gradient penalty takes the derivative).
+        precise: On the CPU engine, in float32: Winograd F(2x2) in place of F(4x4), about three
+            times more accurate and a quarter slower (``docs/performance.md``).
 
     Returns:
         The loss ``[]`` and the gradient ``[P]``. Both are differentiable once more in ``theta``,
@@ -60,7 +63,7 @@ def gradient(
         value, grad = reference.gradient(model, theta, images, labels, loss)
         return (value, grad) if needed else (value.detach(), grad.detach())
     value, grad, _, _ = torch.ops.trajmatch.student_gradient(
-        theta, images, _labels(images, labels), _describe(model), LOSSES.index(loss), 1.0, False
+        theta, images, _labels(images, labels), _describe(model, precise), LOSSES.index(loss), 1.0, False
     )
     return value, grad
 
@@ -73,6 +76,7 @@ def gradient_jvp(
     tangent: Tensor | None = None,
     image_tangent: Tensor | None = None,
     loss: str = "cross_entropy",
+    precise: bool = False,
 ) -> GradientJvp:
     """Derivative of a batch's loss and gradients along a direction.
 
@@ -89,6 +93,7 @@ def gradient_jvp(
         tangent: Direction of the parameters, ``[P]``; None: zero.
         image_tangent: Direction of the images, ``[B, C, H, W]``; None: zero.
         loss: ``"cross_entropy"`` or ``"sum_logits"``.
+        precise: As for :func:`gradient`.
 
     Returns:
         A named tuple, not differentiable itself:
@@ -111,7 +116,7 @@ def gradient_jvp(
         None if tangent is None else tangent.detach(),
         None if image_tangent is None else image_tangent.detach(),
         None,
-        _describe(model),
+        _describe(model, precise),
         LOSSES.index(loss),
         1.0,
     )
@@ -148,9 +153,9 @@ def _labels(images: Tensor, labels: Tensor | None) -> Tensor:
     return torch.empty(0, dtype=torch.int64, device=images.device)
 
 
-def _describe(model: nn.Module) -> list[int]:
+def _describe(model: nn.Module, precise: bool) -> list[int]:
     assert isinstance(model, ConvNet)
-    return model.engine_description()
+    return model.engine_description(precise)
 
 
 def _soft(labels: Tensor, loss: int) -> bool:

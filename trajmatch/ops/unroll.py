@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trajmatch import _extension, reference  # noqa: F401  the extension registers the operators
+from trajmatch import reference
+from trajmatch._extension import _C
 from trajmatch.networks.convnet import ConvNet
 from trajmatch.networks.flat import num_parameters
 from trajmatch.ops._registration import forbid_autograd
@@ -31,6 +32,7 @@ def unroll(
     steps: Sequence[int] | None = None,
     augment: Augment | None = None,
     tape_bytes: int = 0,
+    precise: bool = False,
 ) -> Tensor:
     """Parameters after ``N`` SGD steps of a student on its synthetic set (MTT, section 3.2).
 
@@ -57,8 +59,10 @@ def unroll(
         steps: Counts of steps done, 1 to ``N``, after which parameters are returned.
         augment: Maps (images ``[B, C, H, W]`` of a batch, step) to images, differentiably. It is
             called again in the backward pass and must then do the same.
-        tape_bytes: Memory in bytes that may be spent on activations kept for the adjoint, an upper
-            bound. Both paths recompute every activation, and so stay within any bound.
+        tape_bytes: Memory in bytes that may be spent on activations kept for the adjoint. The CPU
+            engine then keeps those of the last steps, as many as fit, and saves recomputing them
+            (a tenth of the time, see ``docs/performance.md``); the other paths keep none.
+        precise: As for :func:`trajmatch.ops.gradient`.
 
     Returns:
         ``theta_N`` ``[P]``, or ``[len(steps), P]`` in the order of ``steps``. Differentiable once
@@ -81,7 +85,7 @@ def unroll(
         keep = torch.is_grad_enabled() and any(
             each.requires_grad for each in (theta0, images, labels, lr)
         )
-        thetas, _ = torch.ops.trajmatch.student_unroll(
+        thetas, _, _ = torch.ops.trajmatch.student_unroll(
             theta0,
             images,
             labels,
@@ -89,15 +93,18 @@ def unroll(
             flat,
             sizes,
             counts,
-            model.engine_description(),
+            model.engine_description(precise),
             momentum,
             loss_scale,
             keep,
+            tape_bytes,
         )
     else:
         _check(model, theta0, images, labels, lr, flat, counts, len(sizes))
-        student = (_EngineStudent if engine_for(model) == "engine" else _AutogradStudent)(
-            model, loss_scale
+        student = (
+            _EngineStudent(model, loss_scale, precise)
+            if engine_for(model) == "engine"
+            else _AutogradStudent(model, loss_scale)
         )
         loop = _Loop(student, flat.split(sizes), counts, momentum, augment)
         thetas = _Unroll.apply(loop, theta0, images, labels, lr)
@@ -169,9 +176,9 @@ def _check(
 class _EngineStudent:
     """One step of a ConvNet on the engine."""
 
-    def __init__(self, model: nn.Module, loss_scale: float) -> None:
+    def __init__(self, model: nn.Module, loss_scale: float, precise: bool) -> None:
         assert isinstance(model, ConvNet)
-        self.network, self.scale = model.engine_description(), loss_scale
+        self.network, self.scale = model.engine_description(precise), loss_scale
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         return torch.ops.trajmatch.student_gradient(
@@ -316,16 +323,25 @@ def _(
     momentum: float,
     loss_scale: float,
     keep_trajectory: bool,
-) -> tuple[Tensor, Tensor]:
+    tape_bytes: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     size = theta0.shape[0]
     rows = len(batch_sizes) if keep_trajectory else 0
-    return theta0.new_empty((len(steps), size)), theta0.new_empty((rows, size))
+    kept = 0
+    if keep_trajectory and theta0.device.type == "cpu":
+        kept = _C.tape_elements(network, batch_sizes, tape_bytes, theta0.dtype == torch.float64)
+    return (
+        theta0.new_empty((len(steps), size)),
+        theta0.new_empty((rows, size)),
+        theta0.new_empty((kept,)),
+    )
 
 
 @torch.library.register_fake("trajmatch::student_unroll_adjoint")
 def _(
     grad_thetas: Tensor,
     trajectory: Tensor,
+    tapes: Tensor,
     images: Tensor,
     labels: Tensor,
     lr: Tensor,
@@ -344,22 +360,23 @@ def _(
     )
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, images, labels, lr, batches, *ctx.choices, keep_trajectory = inputs
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, images, labels, lr, batches, *ctx.choices, keep_trajectory, _ = inputs
     if not keep_trajectory:
         raise ValueError(
             "trajmatch::student_unroll: expected keep_trajectory to be true where a gradient is "
             "needed, but got false"
         )
-    ctx.mark_non_differentiable(output[1])
+    _, trajectory, tapes = output
+    ctx.mark_non_differentiable(trajectory, tapes)
     ctx.set_materialize_grads(False)  # zeros for the trajectory would double the memory
-    ctx.save_for_backward(output[1], images, labels, lr, batches)
+    ctx.save_for_backward(trajectory, tapes, images, labels, lr, batches)
 
 
-def _backward(ctx: Any, grad_thetas: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    trajectory, images, labels, lr, batches = ctx.saved_tensors
+def _backward(ctx: Any, grad_thetas: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    trajectory, tapes, images, labels, lr, batches = ctx.saved_tensors
     grad_theta0, grad_images, grad_labels, grad_lr = torch.ops.trajmatch.student_unroll_adjoint(
-        grad_thetas, trajectory, images, labels, lr, batches, *ctx.choices
+        grad_thetas, trajectory, tapes, images, labels, lr, batches, *ctx.choices
     )
     return (
         grad_theta0,
@@ -368,6 +385,7 @@ def _backward(ctx: Any, grad_thetas: Tensor, _: Tensor) -> tuple[Tensor | None, 
         grad_lr,
         None,
         *(None for _ in ctx.choices),
+        None,
         None,
     )
 

@@ -1,0 +1,175 @@
+// Where everything of a call lies in its pages.
+//
+// No include guard: included inside the namespace of each instruction set, after weights.h.
+
+// Hands out memory from its beginning on. Without memory it only counts, so that the same code
+// tells how much there must be.
+template <class T>
+class Memory {
+ public:
+  explicit Memory(T* base) : base_(base) {}
+  T* take(int64_t count) {
+    constexpr int64_t line = 64 / sizeof(T);
+    T* result = base_ == nullptr ? nullptr : base_ + used_;
+    used_ += ceil_div(count, line) * line;
+    return result;
+  }
+  T* take_if(bool wanted, int64_t count) { return wanted ? take(count) : nullptr; }
+  int64_t used() const { return used_; }
+
+ private:
+  T* base_;
+  int64_t used_ = 0;
+};
+
+template <class T>
+Packed<T> packed_parameters(const WalkPlan<T>& plan, Memory<T>& memory, const PackedParts& parts) {
+  Packed<T> result;
+  for (const LayerPlan<T>& layer : plan.layers) {
+    PackedLayer<T> packed;
+    const int64_t frequencies = LayerPlan<T>::frequencies(layer.tile);
+    packed.primal = memory.take_if(parts.primal && (layer.first || !parts.first_primal_only),
+                                   LayerPlan<T>::frequencies(2) * layer.weight_step());
+    const bool same = packed.primal != nullptr && layer.tile == 2;
+    packed.weight =
+        same ? packed.primal : memory.take_if(parts.weight, frequencies * layer.weight_step());
+    const bool turned = (!layer.first || (parts.turned_first && !layer.narrow_input()));
+    packed.turned = memory.take_if(turned, frequencies * layer.turned_step());
+    packed.bias = memory.take(layer.width);
+    packed.norm_weight = memory.take(layer.affine());
+    packed.norm_bias = memory.take(layer.affine());
+    result.layers.push_back(packed);
+  }
+  result.classifier = memory.take(plan.network->num_classes * plan.features);
+  result.classifier_bias = memory.take(plan.network->num_classes);
+  return result;
+}
+
+// What one call keeps of a batch for the next one of the same parameters: all of the primal walk
+// but its first layer, which is as quickly computed again as read.
+template <class T>
+struct Tape {
+  struct Layer {
+    T *input = nullptr, *xh = nullptr, *rstd = nullptr, *grad_input = nullptr;
+  };
+  Tape(const WalkPlan<T>& plan, int64_t batch, Memory<T>& memory) {
+    for (const LayerPlan<T>& layer : plan.layers) {
+      Layer kept;
+      if (!layer.first) {
+        kept.input = memory.take(batch * layer.in_plane());
+        kept.xh = memory.take(batch * layer.plane());
+        kept.rstd = memory.take(batch * layer.width);
+        kept.grad_input = memory.take(batch * layer.in_plane());
+      }
+      layers.push_back(kept);
+    }
+    features = memory.take(batch * plan.features);
+  }
+  std::vector<Layer> layers;
+  T* features;
+};
+
+// Planes of a layer, of the images of one group.
+template <class T>
+struct LayerBuffers {
+  T *input = nullptr, *input_tangent = nullptr;
+  T *y = nullptr, *xh = nullptr, *y_tangent = nullptr;
+  T *rstd = nullptr, *projection = nullptr;
+  T *grad_input = nullptr, *grad_input_tangent = nullptr;
+};
+
+// Sums over images.
+template <class T>
+struct LayerSums {
+  T *weight = nullptr, *bias = nullptr, *norm_weight = nullptr, *norm_bias = nullptr;
+};
+
+// What one part of the images needs for itself.
+template <class T>
+struct PartBuffers {
+  PartBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group, Memory<T>& memory) {
+    const bool tangent = call.tangent, tape = call.tape != nullptr;
+    int64_t widest = 0, v_size = 0, z_size = 0, product_size = 0;
+    for (const LayerPlan<T>& layer : plan.layers) {
+      const bool input_tangent = tangent && (!layer.first || call.images_tangent != nullptr);
+      const bool grad_input = layer.first ? !tangent && call.grad_images != nullptr : !tape;
+      LayerBuffers<T> buffers;
+      buffers.input = memory.take_if(layer.first || !tape, group * layer.in_plane());
+      buffers.input_tangent = memory.take_if(input_tangent, group * layer.in_plane());
+      buffers.y = memory.take(group * layer.plane());
+      buffers.xh = buffers.y;
+      buffers.y_tangent = memory.take_if(tangent, group * layer.plane());
+      buffers.rstd = memory.take(group * layer.width);
+      buffers.projection = memory.take_if(tangent, group * layer.width);
+      buffers.grad_input = memory.take_if(grad_input, group * layer.in_plane());
+      buffers.grad_input_tangent = memory.take_if(tangent, group * layer.in_plane());
+      layers.push_back(buffers);
+
+      LayerSums<T> sum;
+      sum.weight = memory.take(LayerPlan<T>::frequencies(layer.tile) * layer.gradient_step());
+      sum.bias = memory.take(layer.width);
+      sum.norm_weight = memory.take(layer.affine());
+      sum.norm_bias = memory.take(layer.affine());
+      sums.push_back(sum);
+
+      const int64_t images = std::min(layer.images, group);
+      widest = std::max(widest, layer.width);
+      for (int m : {2, layer.tile}) {
+        const int64_t rows = layer.slab(m, images), frequencies = LayerPlan<T>::frequencies(m);
+        const int64_t in_size = frequencies * LayerPlan<T>::step(rows, layer.in_width);
+        const int64_t size = frequencies * LayerPlan<T>::step(rows, layer.width);
+        v_size = std::max(v_size, in_size);
+        z_size = std::max(z_size, size);
+        product_size = std::max({product_size, in_size, size});
+      }
+    }
+    for (int i = 0; i < (tangent ? 2 : 1); ++i) {
+      v[i] = memory.take(v_size);
+      z[i] = memory.take(z_size);
+    }
+    products = memory.take(product_size);
+    norm_scratch = memory.take(kNormScratch * widest);
+    features = memory.take_if(!tape, group * plan.features);
+    features_tangent = memory.take_if(tangent, group * plan.features);
+    grad_features = memory.take(group * plan.features);
+    grad_features_tangent = memory.take_if(tangent, group * plan.features);
+    classifier = memory.take(plan.network->num_classes * plan.features);
+    classifier_bias = memory.take(plan.network->num_classes);
+  }
+
+  std::vector<LayerBuffers<T>> layers;
+  std::vector<LayerSums<T>> sums;
+  T *v[2] = {}, *z[2] = {};  // frequencies of inputs and of gradients, and of their tangents
+  T *products, *norm_scratch;
+  T *features, *features_tangent, *grad_features, *grad_features_tangent;
+  T *classifier, *classifier_bias;  // sums
+  mutable Laps laps{false};
+};
+
+// What all parts share.
+template <class T>
+struct CallBuffers {
+  CallBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group, Memory<T>& memory) {
+    const bool image_gradients = call.tangent || call.grad_images != nullptr;
+    const bool kept = call.tangent && call.tape != nullptr;
+    theta = packed_parameters(plan, memory, {true, kept, image_gradients, image_gradients});
+    if (call.theta_tangent != nullptr) {
+      theta_tangent = packed_parameters(plan, memory, {false, false, true, true});
+    }
+    int64_t most = 0;
+    for (const LayerPlan<T>& layer : plan.layers) most = std::max({most, layer.affine(), layer.width});
+    zeros = memory.take(most);
+    const int64_t logits_size = call.batch.size * plan.network->num_classes;
+    logits = memory.take(logits_size);
+    grad_logits = memory.take(logits_size);
+    logits_tangent = memory.take_if(call.tangent, logits_size);
+    grad_logits_tangent = memory.take_if(call.tangent, logits_size);
+    rows = memory.take(call.batch.size);
+    for (int64_t part = 0; part < call.parts; ++part) parts.emplace_back(call, plan, group, memory);
+  }
+  Packed<T> theta, theta_tangent;
+  T* zeros;
+  T *logits, *grad_logits, *logits_tangent, *grad_logits_tangent;
+  T* rows;  // the loss of each image, or its tangent
+  std::vector<PartBuffers<T>> parts;
+};

@@ -1,0 +1,160 @@
+// The convolution of one layer on the planes of a few images: forward (or its tangent), and the
+// gradients in input and weight (or their tangents).
+//
+// No include guard: included inside the namespace of each instruction set, after tiles.h, pixels.h
+// and buffers.h.
+
+// A convolution is linear in its input and in its weight: its tangent and the gradients' are sums
+// of two of the same products.
+template <class T>
+struct ConvolutionTerm {
+  const T* planes;
+  const T* weight;
+};
+
+template <int m, class T>
+void read_input_of(const LayerPlan<T>& plan, const T* planes, int64_t first, int64_t count, T* v,
+                   int64_t step) {
+  if (plan.narrow_input()) {
+    read_input<m, Pixel<T>>(plan, planes, first, count, v, step);
+  } else {
+    read_input<m, Pack<T>>(plan, planes, first, count, v, step);
+  }
+}
+
+template <int m, class T>
+void convolve(const LayerPlan<T>& plan, int64_t images, int terms, const ConvolutionTerm<T> (&term)[2],
+              const T* bias, const PartBuffers<T>& part, T* out) {
+  const int64_t total = images * plan.tiles(m), slab = plan.slab(m, images);
+  const int64_t panel = plan.in_channels * kPanel<T>;
+  for (int64_t first = 0; first < total; first += slab) {
+    const int64_t count = std::min(slab, total - first);
+    const int64_t in_step = LayerPlan<T>::step(count, plan.in_width);
+    const int64_t step = LayerPlan<T>::step(count, plan.width);
+    for (int i = 0; i < terms; ++i) {
+      read_input_of<m>(plan, term[i].planes, first, count, part.v[i], in_step);
+    }
+    part.laps.lap(Pass::kTransform, plan.index);
+    for (int64_t f = 0; f < LayerPlan<T>::frequencies(m); ++f) {
+      Product<T> p{count,         plan.width, plan.in_channels,        terms, {},
+                   plan.in_width, 1,          kPanel<T>,               panel, panel,
+                   part.products + f * step,  plan.width,              false};
+      for (int i = 0; i < terms; ++i) {
+        p.term[i] = {part.v[i] + f * in_step, term[i].weight + f * plan.weight_step()};
+      }
+      product(p);
+    }
+    part.laps.lap(Pass::kProduct, plan.index);
+    write_output<m>(plan, part.products, step, bias, first, count, out);
+    part.laps.lap(Pass::kTransformBack, plan.index);
+  }
+}
+
+// What the backward pass of a layer multiplies: gradients in output planes, and what they meet.
+template <class T>
+struct BackwardTerms {
+  const T *grad_y, *grad_y_tangent;    // the tangent is null in a gradient
+  const T *input, *input_tangent;      // null: zero
+  const PackedLayer<T>*weight, *weight_tangent;  // null: zero
+  T* grad_input;          // null: not wanted; added to
+  T* grad_input_tangent;  // null: not wanted; added to
+};
+
+template <int m, class T>
+class ConvolutionBackward {
+ public:
+  ConvolutionBackward(const LayerPlan<T>& plan, const BackwardTerms<T>& terms,
+                      const PartBuffers<T>& part)
+      : plan_(plan), terms_(terms), part_(part) {}
+
+  // Sets `sum` (the frequencies of the weight's gradient) where `accumulate` is false, adds to it
+  // where it is true.
+  void run(int64_t images, T* sum, bool accumulate) {
+    const int64_t total = images * plan_.tiles(m), slab = plan_.slab(m, images);
+    for (int64_t first = 0; first < total; first += slab) {
+      first_ = first;
+      count_ = std::min(slab, total - first);
+      in_step_ = LayerPlan<T>::step(count_, plan_.in_width);
+      step_ = LayerPlan<T>::step(count_, plan_.width);
+      read_gradient<m>(plan_, terms_.grad_y, first_, count_, part_.z[0], step_);
+      read_input_of<m>(plan_, terms_.input, first_, count_, part_.v[0], in_step_);
+      if (tangent()) {
+        read_gradient<m>(plan_, terms_.grad_y_tangent, first_, count_, part_.z[1], step_);
+      }
+      if (terms_.input_tangent != nullptr) {
+        read_input_of<m>(plan_, terms_.input_tangent, first_, count_, part_.v[1], in_step_);
+      }
+      part_.laps.lap(Pass::kTransformGrad, plan_.index);
+      weight_gradient(sum, accumulate || first > 0);
+      part_.laps.lap(Pass::kWeightProduct, plan_.index);
+      if (terms_.grad_input != nullptr) {
+        input_gradient(1, {{part_.z[0], weight_of(terms_.weight)}, {}}, terms_.grad_input);
+      }
+      if (terms_.grad_input_tangent != nullptr) {
+        const bool two = terms_.weight_tangent != nullptr;
+        input_gradient(two ? 2 : 1,
+                       {{part_.z[1], weight_of(terms_.weight)},
+                        {part_.z[0], two ? weight_of(terms_.weight_tangent) : nullptr}},
+                       terms_.grad_input_tangent);
+      }
+    }
+  }
+
+ private:
+  bool tangent() const { return terms_.grad_y_tangent != nullptr; }
+  const T* weight_of(const PackedLayer<T>* packed) const {
+    return plan_.narrow_input() ? packed->weight : packed->turned;
+  }
+
+  void weight_gradient(T* sum, bool accumulate) {
+    const bool two = terms_.input_tangent != nullptr;
+    for (int64_t f = 0; f < LayerPlan<T>::frequencies(m); ++f) {
+      const int64_t in_at = f * in_step_, at = f * step_;
+      const T* z = part_.z[tangent() ? 1 : 0];
+      product(Product<T>{plan_.in_channels,
+                         plan_.width,
+                         count_,
+                         two ? 2 : 1,
+                         {{part_.v[0] + in_at, z + at}, {part_.v[1] + in_at, part_.z[0] + at}},
+                         1,
+                         plan_.in_width,
+                         plan_.width,
+                         kPanel<T>,
+                         0,
+                         sum + f * plan_.gradient_step(),
+                         plan_.width,
+                         accumulate});
+    }
+  }
+
+  void input_gradient(int terms, const Factors<T> (&term)[2], T* planes) {
+    const int64_t weight_step = plan_.narrow_input() ? plan_.weight_step() : plan_.turned_step();
+    for (int64_t f = 0; f < LayerPlan<T>::frequencies(m); ++f) {
+      Factors<T> factors[2] = {};
+      for (int i = 0; i < terms; ++i) {
+        factors[i] = {term[i].a + f * step_, term[i].b + f * weight_step};
+      }
+      T* to = part_.products + f * in_step_;
+      if (plan_.narrow_input()) {
+        pixel_product(PixelProduct<T>{
+            count_, plan_.width, plan_.in_channels, terms, {factors[0], factors[1]}, to});
+      } else {
+        const int64_t panel = plan_.channels * kPanel<T>;
+        product(Product<T>{count_, plan_.in_width, plan_.channels, terms, {factors[0], factors[1]},
+                           plan_.width, 1, kPanel<T>, panel, panel, to, plan_.in_width, false});
+      }
+    }
+    part_.laps.lap(Pass::kInputProduct, plan_.index);
+    if (plan_.narrow_input()) {
+      add_input_gradient<m, Pixel<T>>(plan_, part_.products, in_step_, first_, count_, planes);
+    } else {
+      add_input_gradient<m, Pack<T>>(plan_, part_.products, in_step_, first_, count_, planes);
+    }
+    part_.laps.lap(Pass::kTransformGradBack, plan_.index);
+  }
+
+  const LayerPlan<T>& plan_;
+  const BackwardTerms<T>& terms_;
+  const PartBuffers<T>& part_;
+  int64_t first_ = 0, count_ = 0, in_step_ = 0, step_ = 0;
+};

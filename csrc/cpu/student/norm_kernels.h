@@ -1,0 +1,511 @@
+// The four passes of cpu/student/norm.h, compiled once per instruction set.
+//
+// Each pass walks a block of channels window by window: the one (no pooling) or four pixels of an
+// output pixel, a pack of channels, everything between load and store in registers. Norms that look
+// at more than one channel add up the channels' sums between the walks. "No norm" is the data
+// mean = 0, rstd = 1, not a branch.
+//
+// No include guard: see cpu/for_each_isa.h.
+
+namespace trajmatch::cpu::TM_ISA {
+namespace {
+
+#include "cpu/pack.h"
+#include "cpu/pooling.h"
+
+// The blocks of a pass: what their pixels, parameters and sums have in common.
+template <Activation activation_, Pooling pooling_, class T>
+struct Blocks {
+  static constexpr Activation activation = activation_;
+  static constexpr Pooling pooling = pooling_;
+  static constexpr int window = kWindow<pooling>;
+  static constexpr int64_t lanes = TM_VECTOR_BYTES / sizeof(T);
+
+  explicit Blocks(const NormPass<T>& pass)
+      : p(pass),
+        size(pass.shape->height),
+        out_size(pass.shape->out_height()),
+        affine_step(pass.shape->elementwise ? lanes : 0),
+        affine_block(pass.shape->elementwise ? size * size * lanes : lanes) {}
+
+  int64_t count() const { return p.width / lanes; }
+  // Blocks that share statistics, and so must be walked together.
+  int64_t span() const {
+    return p.shape->groups == 0 || p.shape->groups == p.shape->channels ? 1 : count();
+  }
+  int64_t plane(int64_t block) const { return block * p.side * p.side * lanes; }
+
+  // Calls body(at, affine, out) for each window: offsets of its pixels, in the plane and among
+  // weights, and of the output pixel.
+  template <class Body>
+  TM_INLINE void for_windows(const Body& body) const {
+    constexpr int side = pooling == Pooling::kNone ? 1 : 2;
+    for (int64_t row = 0; row < out_size; ++row) {
+      for (int64_t column = 0; column < out_size; ++column) {
+        int64_t at[window], affine[window];
+        for (int k = 0; k < window; ++k) {
+          const int64_t y = side * row + k / side, x = side * column + k % side;
+          at[k] = (y * p.side + x) * lanes;
+          affine[k] = (y * size + x) * affine_step;
+        }
+        body(at, affine, (row * p.out_side + column) * lanes);
+      }
+    }
+  }
+  // Calls body(at) for every pixel.
+  template <class Body>
+  TM_INLINE void for_pixels(const Body& body) const {
+    for (int64_t row = 0; row < size; ++row) {
+      for (int64_t column = 0; column < size; ++column) body((row * p.side + column) * lanes);
+    }
+  }
+  // Calls body(at) for the pixels of a last odd row and column, which pooling drops.
+  template <class Body>
+  TM_INLINE void for_dropped(const Body& body) const {
+    const int64_t used = pooling == Pooling::kNone ? size : 2 * out_size;
+    if (used == size) return;
+    for (int64_t row = 0; row < size; ++row) {
+      for (int64_t column = row < used ? used : 0; column < size; ++column) {
+        body((row * p.side + column) * lanes);
+      }
+    }
+  }
+
+  T* sums(int which) const { return p.scratch + which * p.width; }
+  // Turns the sums of the channels of blocks [begin, end) into means over their groups.
+  void group_means(T* sum, int64_t begin, int64_t end) const {
+    const NormActPoolShape& shape = *p.shape;
+    if (shape.groups == 0) return;
+    const int64_t channels = shape.channels / shape.groups;
+    if (channels == 1) {
+      const T factor = T(1) / static_cast<T>(size * size);
+      for (int64_t c = begin * lanes; c < end * lanes; ++c) sum[c] *= factor;
+      return;
+    }
+    for (int64_t first = 0; first < shape.channels; first += channels) {
+      double total = 0;
+      for (int64_t c = first; c < first + channels; ++c) total += sum[c];
+      const T mean = static_cast<T>(total / static_cast<double>(channels * size * size));
+      for (int64_t c = first; c < first + channels; ++c) sum[c] = mean;
+    }
+  }
+
+  const NormPass<T>& p;
+  int64_t size, out_size, affine_step, affine_block;
+};
+
+// Sums of `count` values per pixel, of one block, kept in registers over a walk.
+template <int count, class V>
+struct Sums {
+  V value[count] = {};
+  template <class T>
+  void store_to(T* const (&to)[count], int64_t c) const {
+    for (int i = 0; i < count; ++i) store<V>(to[i] + c, value[i]);
+  }
+};
+
+// First the mean, then the squared deviations from it, which loses nothing where the mean is large.
+template <class B, class T>
+void statistics(const B& blocks, int64_t begin, int64_t end, T* mean, T* rstd) {
+  using V = Pack<T>;
+  const NormPass<T>& p = blocks.p;
+  if (p.shape->groups == 0) {
+    std::fill(mean + begin * B::lanes, mean + end * B::lanes, T(0));
+    std::fill(rstd + begin * B::lanes, rstd + end * B::lanes, T(1));
+    return;
+  }
+  for (int64_t b = begin; b < end; ++b) {
+    const T* y = p.y + blocks.plane(b);
+    V sum{};
+    for (int64_t row = 0; row < blocks.size; ++row) {
+      V of_row{};
+      for (int64_t i = 0; i < blocks.size; ++i) {
+        of_row += load<V>(y + (row * p.side + i) * B::lanes);
+      }
+      sum += of_row;
+    }
+    store<V>(mean + b * B::lanes, sum);
+  }
+  blocks.group_means(mean, begin, end);
+  for (int64_t b = begin; b < end; ++b) {
+    const T* y = p.y + blocks.plane(b);
+    const V middle = load<V>(mean + b * B::lanes);
+    V sum{};
+    for (int64_t row = 0; row < blocks.size; ++row) {
+      V of_row{};
+      for (int64_t i = 0; i < blocks.size; ++i) {
+        const V deviation = load<V>(y + (row * p.side + i) * B::lanes) - middle;
+        of_row += deviation * deviation;
+      }
+      sum += of_row;
+    }
+    store<V>(rstd + b * B::lanes, sum);
+  }
+  blocks.group_means(rstd, begin, end);
+  const T eps = static_cast<T>(p.shape->eps);
+  for (int64_t c = begin * B::lanes; c < end * B::lanes; ++c) {
+    rstd[c] = T(1) / std::sqrt(rstd[c] + eps);
+  }
+}
+
+struct Forward {
+  template <class B, class T>
+  static void run(const B& blocks, const NormPass<T>& p) {
+    using V = Pack<T>;
+    T* mean = blocks.sums(0);
+    for (int64_t begin = 0, end; begin < blocks.count(); begin = end) {
+      end = begin + blocks.span();
+      statistics(blocks, begin, end, mean, p.rstd);
+      for (int64_t b = begin; b < end; ++b) {
+        const T *y = p.y + blocks.plane(b), *w = p.weight + b * blocks.affine_block;
+        const T* shift = p.bias + b * blocks.affine_block;
+        T *xh = p.xh + blocks.plane(b), *out = p.out + b * p.out_plane;
+        const V m = load<V>(mean + b * B::lanes), s = load<V>(p.rstd + b * B::lanes);
+        blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t to) {
+          V value[B::window];
+          for (int k = 0; k < B::window; ++k) {
+            const V normal = (load<V>(y + at[k]) - m) * s;
+            store<V>(xh + at[k], normal);
+            const V z = normal * load<V>(w + affine[k]) + load<V>(shift + affine[k]);
+            value[k] = activation_jet<B::activation, V>(z).value;
+          }
+          store<V>(out + to, pool<B::pooling>(value));
+        });
+        blocks.for_dropped([&](int64_t at) { store<V>(xh + at, (load<V>(y + at) - m) * s); });
+      }
+    }
+  }
+};
+
+struct Tangent {
+  template <class B, class T>
+  static void run(const B& blocks, const NormPass<T>& p) {
+    using V = Pack<T>;
+    T *mean = blocks.sums(0), *projection = p.projection;
+    for (int64_t begin = 0, end; begin < blocks.count(); begin = end) {
+      end = begin + blocks.span();
+      if (p.shape->groups == 0) {
+        std::fill(mean + begin * B::lanes, mean + end * B::lanes, T(0));
+        std::fill(projection + begin * B::lanes, projection + end * B::lanes, T(0));
+      } else {
+        for (int64_t b = begin; b < end; ++b) {
+          const T *xh = p.xh + blocks.plane(b), *y_tangent = p.xh_tangent + blocks.plane(b);
+          Sums<2, V> sums;
+          for (int64_t row = 0; row < blocks.size; ++row) {
+            Sums<2, V> of_row;
+            for (int64_t i = 0; i < blocks.size; ++i) {
+              const int64_t at = (row * p.side + i) * B::lanes;
+              const V value = load<V>(y_tangent + at);
+              of_row.value[0] += value;
+              of_row.value[1] += value * load<V>(xh + at);
+            }
+            for (int i = 0; i < 2; ++i) sums.value[i] += of_row.value[i];
+          }
+          sums.store_to({mean, projection}, b * B::lanes);
+        }
+        blocks.group_means(mean, begin, end);
+        blocks.group_means(projection, begin, end);
+        for (int64_t c = begin * B::lanes; c < end * B::lanes; ++c) projection[c] *= p.rstd[c];
+      }
+      for (int64_t b = begin; b < end; ++b) block(blocks, p, b, mean);
+    }
+  }
+
+  template <class B, class T>
+  static void block(const B& blocks, const NormPass<T>& p, int64_t b, const T* mean) {
+    using V = Pack<T>;
+    const int64_t affine_at = b * blocks.affine_block;
+    const T *w = p.weight + affine_at, *shift = p.bias + affine_at;
+    const T *w_tangent = p.weight_tangent + affine_at, *shift_tangent = p.bias_tangent + affine_at;
+    const T* xh = p.xh + blocks.plane(b);
+    T *xh_tangent = p.xh_tangent + blocks.plane(b), *out = p.out_tangent + b * p.out_plane;
+    const V m = load<V>(mean + b * B::lanes), s = load<V>(p.rstd + b * B::lanes);
+    const V q = load<V>(p.projection + b * B::lanes);
+    const auto tangent_of = [&](int64_t at, const V& normal) {
+      return s * (load<V>(xh_tangent + at) - m) - q * normal;
+    };
+    blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t to) {
+      V value[B::window], tangent[B::window];
+      for (int k = 0; k < B::window; ++k) {
+        const V normal = load<V>(xh + at[k]), weight = load<V>(w + affine[k]);
+        const V normal_tangent = tangent_of(at[k], normal);
+        store<V>(xh_tangent + at[k], normal_tangent);
+        const auto jet =
+            activation_jet<B::activation, V>(normal * weight + load<V>(shift + affine[k]));
+        value[k] = jet.value;
+        tangent[k] = jet.first * (load<V>(w_tangent + affine[k]) * normal +
+                                  weight * normal_tangent + load<V>(shift_tangent + affine[k]));
+      }
+      store<V>(out + to, pool_tangent<B::pooling>(value, tangent));
+    });
+    blocks.for_dropped([&](int64_t at) {
+      store<V>(xh_tangent + at, tangent_of(at, load<V>(xh + at)));
+    });
+  }
+};
+
+// dz of the pixels of a window.
+template <class B, class V, class T>
+TM_INLINE void window_gradient(const V* normal, const T* w, const T* shift, const int64_t* affine,
+                               const V& above, V* dz) {
+  V value[B::window], first[B::window], share[B::window];
+  for (int k = 0; k < B::window; ++k) {
+    const auto jet = activation_jet<B::activation, V>(normal[k] * load<V>(w + affine[k]) +
+                                                      load<V>(shift + affine[k]));
+    value[k] = jet.value;
+    first[k] = jet.first;
+  }
+  pool_shares<B::pooling>(value, share);
+  for (int k = 0; k < B::window; ++k) dz[k] = first[k] * (share[k] * above);
+}
+
+// Adds a block's sums of gradients to weight's and bias's: of each channel at the end of a walk, of
+// each pixel (layer norm) within it.
+template <class B, class V, class T>
+TM_INLINE void add_channel_gradients(const B& blocks, const NormPass<T>& p, int64_t b, const V& weight,
+                                     const V& bias) {
+  if (blocks.affine_step != 0) return;
+  add_to<V>(p.grad_weight + b * B::lanes, weight);
+  add_to<V>(p.grad_bias + b * B::lanes, bias);
+}
+
+struct Backward {
+  template <class B, class T>
+  static void run(const B& blocks, const NormPass<T>& p) {
+    T *mean = blocks.sums(0), *mean_xh = blocks.sums(1);
+    for (int64_t begin = 0, end; begin < blocks.count(); begin = end) {
+      end = begin + blocks.span();
+      for (int64_t b = begin; b < end; ++b) sum(blocks, p, b, mean, mean_xh);
+      if (p.shape->groups > 0) {
+        blocks.group_means(mean, begin, end);
+        blocks.group_means(mean_xh, begin, end);
+      } else {
+        std::fill(mean + begin * B::lanes, mean + end * B::lanes, T(0));
+        std::fill(mean_xh + begin * B::lanes, mean_xh + end * B::lanes, T(0));
+      }
+      for (int64_t b = begin; b < end; ++b) write(blocks, p, b, mean, mean_xh);
+    }
+  }
+
+  // <dxh> and <dxh xh>, and the gradients of weight and bias.
+  template <class B, class T>
+  static void sum(const B& blocks, const NormPass<T>& p, int64_t b, T* mean, T* mean_xh) {
+    using V = Pack<T>;
+    const int64_t affine_at = b * blocks.affine_block;
+    const T *w = p.weight + affine_at, *shift = p.bias + affine_at;
+    const T *xh = p.xh + blocks.plane(b), *above = p.grad_out + b * p.out_plane;
+    Sums<4, V> sums;
+    blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t from) {
+      V normal[B::window], dz[B::window];
+      for (int k = 0; k < B::window; ++k) normal[k] = load<V>(xh + at[k]);
+      window_gradient<B>(normal, w, shift, affine, load<V>(above + from), dz);
+      for (int k = 0; k < B::window; ++k) {
+        const V dxh = dz[k] * load<V>(w + affine[k]);
+        sums.value[0] += dxh;
+        sums.value[1] += dxh * normal[k];
+        sums.value[2] += dz[k] * normal[k];
+        sums.value[3] += dz[k];
+        if (blocks.affine_step != 0) {
+          add_to<V>(p.grad_weight + affine_at + affine[k], dz[k] * normal[k]);
+          add_to<V>(p.grad_bias + affine_at + affine[k], dz[k]);
+        }
+      }
+    });
+    store<V>(mean + b * B::lanes, sums.value[0]);
+    store<V>(mean_xh + b * B::lanes, sums.value[1]);
+    add_channel_gradients(blocks, p, b, sums.value[2], sums.value[3]);
+  }
+
+  template <class B, class T>
+  static void write(const B& blocks, const NormPass<T>& p, int64_t b, const T* mean,
+                    const T* mean_xh) {
+    using V = Pack<T>;
+    const int64_t affine_at = b * blocks.affine_block;
+    const T *w = p.weight + affine_at, *shift = p.bias + affine_at;
+    const T *xh = p.xh + blocks.plane(b), *above = p.grad_out + b * p.out_plane;
+    T* grad_y = p.grad_y + blocks.plane(b);
+    const V s = load<V>(p.rstd + b * B::lanes);
+    const V m = load<V>(mean + b * B::lanes), m_xh = load<V>(mean_xh + b * B::lanes);
+    V sum{};
+    const auto put = [&](int64_t at, const V& normal, const V& dxh) {
+      const V value = s * (dxh - m - normal * m_xh);
+      sum += value;
+      store<V>(grad_y + at, value);
+    };
+    blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t from) {
+      V normal[B::window], dz[B::window];
+      for (int k = 0; k < B::window; ++k) normal[k] = load<V>(xh + at[k]);
+      window_gradient<B>(normal, w, shift, affine, load<V>(above + from), dz);
+      for (int k = 0; k < B::window; ++k) put(at[k], normal[k], dz[k] * load<V>(w + affine[k]));
+    });
+    blocks.for_dropped([&](int64_t at) { put(at, load<V>(xh + at), V{}); });
+    if (p.grad_conv_bias != nullptr) add_to<V>(p.grad_conv_bias + b * B::lanes, sum);
+  }
+};
+
+struct BackwardTangent {
+  static constexpr int kMeans = 4;  // of dxh, dxh xh and their tangents
+
+  template <class B, class T>
+  static void run(const B& blocks, const NormPass<T>& p) {
+    for (int64_t begin = 0, end; begin < blocks.count(); begin = end) {
+      end = begin + blocks.span();
+      for (int64_t b = begin; b < end; ++b) sum(blocks, p, b);
+      for (int i = 0; i < kMeans; ++i) {
+        T* mean = blocks.sums(i);
+        if (p.shape->groups > 0) {
+          blocks.group_means(mean, begin, end);
+        } else {
+          std::fill(mean + begin * B::lanes, mean + end * B::lanes, T(0));
+        }
+      }
+      for (int64_t b = begin; b < end; ++b) write(blocks, p, b);
+    }
+  }
+
+  // What one block reads, and dxh and dxh' of its windows.
+  template <class B, class T>
+  struct Block {
+    using V = Pack<T>;
+    Block(const B& blocks, const NormPass<T>& p, int64_t b)
+        : affine_at(b * blocks.affine_block),
+          w(p.weight + affine_at),
+          shift(p.bias + affine_at),
+          w_tangent(p.weight_tangent + affine_at),
+          shift_tangent(p.bias_tangent + affine_at),
+          xh(p.xh + blocks.plane(b)),
+          xh_tangent(p.xh_tangent + blocks.plane(b)),
+          above(p.grad_out + b * p.out_plane),
+          above_tangent(p.grad_out_tangent + b * p.out_plane) {}
+
+    // body(k, xh, xh', dz, dz', dxh, dxh') for each pixel of a window.
+    template <class Body>
+    TM_INLINE void window(const int64_t* at, const int64_t* affine, int64_t from,
+                          const Body& body) const {
+      V normal[B::window], normal_tangent[B::window], value[B::window], first[B::window];
+      V second_z_tangent[B::window], share[B::window];
+      for (int k = 0; k < B::window; ++k) {
+        normal[k] = load<V>(xh + at[k]);
+        normal_tangent[k] = load<V>(xh_tangent + at[k]);
+        const V weight = load<V>(w + affine[k]);
+        const auto jet =
+            activation_jet<B::activation, V>(normal[k] * weight + load<V>(shift + affine[k]));
+        value[k] = jet.value;
+        first[k] = jet.first;
+        if constexpr (B::activation == Activation::kSigmoid) {
+          second_z_tangent[k] =
+              jet.second * (load<V>(w_tangent + affine[k]) * normal[k] +
+                            weight * normal_tangent[k] + load<V>(shift_tangent + affine[k]));
+        }
+      }
+      pool_shares<B::pooling>(value, share);
+      const V from_above = load<V>(above + from), from_above_tangent = load<V>(above_tangent + from);
+      for (int k = 0; k < B::window; ++k) {
+        const V weight = load<V>(w + affine[k]), da = share[k] * from_above;
+        const V dz = first[k] * da;
+        V dz_tangent = first[k] * (share[k] * from_above_tangent);
+        if constexpr (B::activation == Activation::kSigmoid) {
+          dz_tangent += second_z_tangent[k] * da;
+        }
+        body(k, normal[k], normal_tangent[k], dz, dz_tangent, weight * dz,
+             load<V>(w_tangent + affine[k]) * dz + weight * dz_tangent);
+      }
+    }
+
+    int64_t affine_at;
+    const T *w, *shift, *w_tangent, *shift_tangent, *xh, *xh_tangent, *above, *above_tangent;
+  };
+
+  template <class B, class T>
+  static void sum(const B& blocks, const NormPass<T>& p, int64_t b) {
+    using V = Pack<T>;
+    const Block<B, T> block(blocks, p, b);
+    Sums<kMeans, V> sums;
+    V weight{}, bias{};
+    blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t from) {
+      block.window(at, affine, from,
+                   [&](int k, const V& normal, const V& normal_tangent, const V& dz,
+                       const V& dz_tangent, const V& dxh, const V& dxh_tangent) {
+                     sums.value[0] += dxh;
+                     sums.value[1] += dxh * normal;
+                     sums.value[2] += dxh_tangent;
+                     sums.value[3] += dxh_tangent * normal + dxh * normal_tangent;
+                     const V share = dz_tangent * normal + dz * normal_tangent;
+                     weight += share;
+                     bias += dz_tangent;
+                     if (blocks.affine_step != 0) {
+                       add_to<V>(p.grad_weight + block.affine_at + affine[k], share);
+                       add_to<V>(p.grad_bias + block.affine_at + affine[k], dz_tangent);
+                     }
+                   });
+    });
+    for (int i = 0; i < kMeans; ++i) store<V>(blocks.sums(i) + b * B::lanes, sums.value[i]);
+    add_channel_gradients(blocks, p, b, weight, bias);
+  }
+
+  template <class B, class T>
+  static void write(const B& blocks, const NormPass<T>& p, int64_t b) {
+    using V = Pack<T>;
+    const Block<B, T> block(blocks, p, b);
+    T *grad_y = p.grad_y + blocks.plane(b), *grad_y_tangent = p.grad_y_tangent + blocks.plane(b);
+    const V s = load<V>(p.rstd + b * B::lanes), q = load<V>(p.projection + b * B::lanes);
+    V mean[kMeans], sum{};
+    for (int i = 0; i < kMeans; ++i) mean[i] = load<V>(blocks.sums(i) + b * B::lanes);
+    const auto put = [&](int64_t at, const V& normal, const V& normal_tangent, const V& dxh,
+                         const V& dxh_tangent) {
+      const V value = s * (dxh - mean[0] - normal * mean[1]);
+      const V tangent =
+          s * (dxh_tangent - mean[2] - normal_tangent * mean[1] - normal * mean[3]) - q * value;
+      sum += tangent;
+      store<V>(grad_y + at, value);
+      store<V>(grad_y_tangent + at, tangent);
+    };
+    blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t from) {
+      block.window(at, affine, from,
+                   [&](int k, const V& normal, const V& normal_tangent, const V&, const V&,
+                       const V& dxh, const V& dxh_tangent) {
+                     put(at[k], normal, normal_tangent, dxh, dxh_tangent);
+                   });
+    });
+    blocks.for_dropped([&](int64_t at) {
+      put(at, load<V>(block.xh + at), load<V>(block.xh_tangent + at), V{}, V{});
+    });
+    if (p.grad_conv_bias != nullptr) add_to<V>(p.grad_conv_bias + b * B::lanes, sum);
+  }
+};
+
+// Run-time choices to template arguments.
+template <class Pass, Activation activation, class T>
+void with_pooling(const NormPass<T>& p) {
+  switch (p.shape->pooling) {
+    case Pooling::kAverage:
+      return Pass::run(Blocks<activation, Pooling::kAverage, T>(p), p);
+    case Pooling::kMax:
+      return Pass::run(Blocks<activation, Pooling::kMax, T>(p), p);
+    case Pooling::kNone:
+      return Pass::run(Blocks<activation, Pooling::kNone, T>(p), p);
+  }
+}
+
+template <class Pass, class T>
+void run_norm(const NormPass<T>& p) {
+  switch (p.shape->activation) {
+    case Activation::kRelu:
+      return with_pooling<Pass, Activation::kRelu>(p);
+    case Activation::kLeakyRelu:
+      return with_pooling<Pass, Activation::kLeakyRelu>(p);
+    case Activation::kSigmoid:
+      return with_pooling<Pass, Activation::kSigmoid>(p);
+    case Activation::kNone:
+      return with_pooling<Pass, Activation::kNone>(p);
+  }
+}
+
+}  // namespace
+
+void norm_forward(const NormPass<float>& pass) { run_norm<Forward>(pass); }
+void norm_tangent(const NormPass<float>& pass) { run_norm<Tangent>(pass); }
+void norm_backward(const NormPass<float>& pass) { run_norm<Backward>(pass); }
+void norm_backward_tangent(const NormPass<float>& pass) { run_norm<BackwardTangent>(pass); }
+
+}  // namespace trajmatch::cpu::TM_ISA

@@ -1,0 +1,104 @@
+// The sizes that a walk over the network works with, in packs of this instruction set.
+//
+// A plane holds one image's activations as [blocks][side][side][lanes]: channels in blocks of one
+// pack, the last one filled up with zeros. Input planes of a convolution have its zero padding
+// around them and room for whole tiles; output planes have whole tiles too.
+//
+// No include guard: included inside the namespace of each instruction set, after product.h.
+
+// Images with at most this many channels keep them side by side in a pack of this many lanes.
+constexpr int64_t kPixelLanes = 4;
+
+// Rows that a product should have: enough to pay for streaming the weights through the cache.
+constexpr int64_t kWantedRows = 32;
+// Images that go through the deepest layers together.
+constexpr int64_t kGroupImages = 8;
+// Tiles of the first layer that are transformed, multiplied and transformed back at a time.
+constexpr int64_t kFirstTiles = 16;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Streams of a power of two apart would share cache sets: frequencies are a line further apart.
+template <class T>
+constexpr int64_t kStagger = 64 / sizeof(T);
+
+template <class T>
+struct LayerPlan {
+  LayerPlan() = default;
+  LayerPlan(const Network& network, size_t index_)
+      : block(&network.blocks[index_]),
+        index(static_cast<int64_t>(index_)),
+        first(index_ == 0),
+        in_channels(block->in_channels),
+        channels(network.width),
+        padding(block->padding),
+        in_size(block->in_size),
+        size(block->shape.height),
+        out_size(block->shape.out_height()) {
+    in_lanes = first && in_channels <= kPixelLanes ? kPixelLanes : kLanes<T>;
+    in_width = ceil_div(in_channels, in_lanes) * in_lanes;
+    width = ceil_div(channels, kLanes<T>) * kLanes<T>;
+    panels = ceil_div(width, kPanel<T>);
+    in_panels = ceil_div(in_width, kPanel<T>);
+    tile = network.precise ? 2 : 4;
+    const int64_t tiles_side = ceil_div(size, 4);
+    side = 4 * tiles_side;
+    in_side = side + 2;
+    images = first ? 1 : std::clamp<int64_t>(kWantedRows / (tiles_side * tiles_side), 1, kGroupImages);
+  }
+
+  bool narrow_input() const { return in_lanes != kLanes<T>; }
+  int64_t tiles_side(int m) const { return ceil_div(size, m); }
+  int64_t tiles(int m) const { return tiles_side(m) * tiles_side(m); }
+  // Tiles that are in work at a time, for `count` images.
+  int64_t slab(int m, int64_t count) const {
+    return first ? std::min(tiles(m), kFirstTiles * 16 / (m * m)) : count * tiles(m);
+  }
+  static int64_t frequencies(int m) { return (m + 2) * (m + 2); }
+  // From frequency to frequency, of `rows` rows of `row_width` values.
+  static int64_t step(int64_t rows, int64_t row_width) { return rows * row_width + kStagger<T>; }
+  int64_t weight_step() const { return panels * kPanel<T> * in_channels + kStagger<T>; }
+  int64_t turned_step() const { return in_panels * kPanel<T> * channels + kStagger<T>; }
+  int64_t gradient_step() const { return in_channels * width + kStagger<T>; }
+
+  int64_t in_plane() const { return in_side * in_side * in_width; }
+  int64_t plane() const { return side * side * width; }
+  // Values of weight or bias of the norm.
+  int64_t affine() const { return block->shape.elementwise ? size * size * width : width; }
+
+  const Block* block = nullptr;
+  int64_t index = 0;
+  bool first = false;
+  int64_t in_channels = 0, channels = 0, padding = 0;
+  int64_t in_size = 0, size = 0, out_size = 0;  // before, after the convolution, after pooling
+  int64_t in_lanes = 0, in_width = 0, width = 0, panels = 0, in_panels = 0;
+  int tile = 4;  // of all convolutions but the primal forward one
+  int64_t side = 0, in_side = 0;
+  int64_t images = 1;  // that go through the layer together
+};
+
+template <class T>
+struct WalkPlan {
+  explicit WalkPlan(const Network& network) : network(&network) {
+    for (size_t i = 0; i < network.blocks.size(); ++i) layers.emplace_back(network, i);
+    const LayerPlan<T>& last = layers.back();
+    features = last.out_size * last.out_size * last.width;
+    for (const LayerPlan<T>& layer : layers) group = std::max(group, layer.images);
+  }
+  // Where the output of a layer goes: the next layer's input plane, inside its padding, or the
+  // features, which have none.
+  int64_t out_side(size_t layer) const {
+    return layer + 1 < layers.size() ? layers[layer + 1].in_side : layers[layer].out_size;
+  }
+  int64_t out_origin(size_t layer) const {
+    return layer + 1 < layers.size() ? (layers[layer + 1].in_side + 1) * kLanes<T> : 0;
+  }
+  int64_t out_plane(size_t layer) const {
+    return layer + 1 < layers.size() ? layers[layer + 1].in_plane() : features;
+  }
+
+  const Network* network;
+  std::vector<LayerPlan<T>> layers;
+  int64_t features = 0;  // of an image, with the channels that fill up the last block
+  int64_t group = 1;     // images that are in work at a time
+};

@@ -1,0 +1,104 @@
+// Between planes and frequencies: the transforms of a run of tiles.
+//
+// Frequencies are matrices [tiles, channels], one after another `step` apart. A run of tiles goes
+// on from image to image; tile t of an image begins at row m (t / side), column m (t % side) of its
+// output plane.
+//
+// No include guard: included inside the namespace of each instruction set, after plan.h and
+// winograd_transforms.h.
+
+// Calls body(image, row, column, k) for the k-th of the tiles [first, first + count).
+template <int m, class T, class Body>
+TM_INLINE void for_tiles(const LayerPlan<T>& plan, int64_t first, int64_t count, const Body& body) {
+  const int64_t side = plan.tiles_side(m), tiles = side * side;
+  int64_t image = first / tiles, row = first % tiles / side, column = first % side;
+  for (int64_t k = 0; k < count; ++k) {
+    body(image, m * row, m * column, k);
+    if (++column < side) continue;
+    column = 0;
+    if (++row < side) continue;
+    row = 0;
+    ++image;
+  }
+}
+
+// V = B' d B of input planes.
+template <int m, class V, class T>
+void read_input(const LayerPlan<T>& plan, const T* planes, int64_t first, int64_t count, T* v,
+                int64_t step) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(T);
+  constexpr int n = m + 2;
+  const int64_t side = plan.in_side, width = plan.in_width;
+  for_tiles<m>(plan, first, count, [&](int64_t image, int64_t row, int64_t column, int64_t k) {
+    const T* from = planes + image * plan.in_plane() + (row * side + column) * lanes;
+    T* to = v + k * width;
+    for (int64_t c = 0; c < width; c += lanes, from += side * side * lanes, to += lanes) {
+      transform_tile<n, n, V>(
+          [](const V* d, V* out) { Winograd<m>::input(d, out); },
+          [&](int i, int j) { return load<V>(from + (i * side + j) * lanes); },
+          [&](int i, int j, const V& value) { store<V>(to + (i * n + j) * step, value); });
+    }
+  });
+}
+
+// y = A' M A into output planes, plus a bias for each channel.
+template <int m, class T>
+void write_output(const LayerPlan<T>& plan, const T* products, int64_t step, const T* bias,
+                  int64_t first, int64_t count, T* planes) {
+  using V = Pack<T>;
+  constexpr int64_t lanes = kLanes<T>;
+  constexpr int n = m + 2;
+  const int64_t side = plan.side, width = plan.width;
+  for_tiles<m>(plan, first, count, [&](int64_t image, int64_t row, int64_t column, int64_t k) {
+    const T* from = products + k * width;
+    T* to = planes + image * plan.plane() + (row * side + column) * lanes;
+    for (int64_t c = 0; c < width; c += lanes, from += lanes, to += side * side * lanes) {
+      const V shift = load<V>(bias + c);
+      transform_tile<n, m, V>(
+          [](const V* p, V* out) { Winograd<m>::output(p, out); },
+          [&](int i, int j) { return load<V>(from + (i * n + j) * step); },
+          [&](int i, int j, const V& value) { store<V>(to + (i * side + j) * lanes, value + shift); });
+    }
+  });
+}
+
+// Z = A dy A' of gradients in output planes.
+template <int m, class T>
+void read_gradient(const LayerPlan<T>& plan, const T* planes, int64_t first, int64_t count, T* z,
+                   int64_t step) {
+  using V = Pack<T>;
+  constexpr int64_t lanes = kLanes<T>;
+  constexpr int n = m + 2;
+  const int64_t side = plan.side, width = plan.width;
+  for_tiles<m>(plan, first, count, [&](int64_t image, int64_t row, int64_t column, int64_t k) {
+    const T* from = planes + image * plan.plane() + (row * side + column) * lanes;
+    T* to = z + k * width;
+    for (int64_t c = 0; c < width; c += lanes, from += side * side * lanes, to += lanes) {
+      transform_tile<m, n, V>(
+          [](const V* dy, V* out) { Winograd<m>::output_adjoint(dy, out); },
+          [&](int i, int j) { return load<V>(from + (i * side + j) * lanes); },
+          [&](int i, int j, const V& value) { store<V>(to + (i * n + j) * step, value); });
+    }
+  });
+}
+
+// Adds dx = B dV B' to gradients in input planes; neighbouring tiles overlap.
+template <int m, class V, class T>
+void add_input_gradient(const LayerPlan<T>& plan, const T* products, int64_t step, int64_t first,
+                        int64_t count, T* planes) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(T);
+  constexpr int n = m + 2;
+  const int64_t side = plan.in_side, width = plan.in_width;
+  for_tiles<m>(plan, first, count, [&](int64_t image, int64_t row, int64_t column, int64_t k) {
+    const T* from = products + k * width;
+    T* to = planes + image * plan.in_plane() + (row * side + column) * lanes;
+    for (int64_t c = 0; c < width; c += lanes, from += lanes, to += side * side * lanes) {
+      transform_tile<n, n, V>(
+          [](const V* v, V* out) { Winograd<m>::input_adjoint(v, out); },
+          [&](int i, int j) { return load<V>(from + (i * n + j) * step); },
+          [&](int i, int j, const V& value) {
+            add_to<V>(to + (i * side + j) * lanes, value);
+          });
+    }
+  });
+}

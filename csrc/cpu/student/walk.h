@@ -1,0 +1,478 @@
+// The walk over the network, for one call.
+//
+// Images do not meet before the loss, a mean, so a few of them at a time go through the whole
+// network forward and backward while everything they touch is in cache; nothing but sums over
+// images outlives a group. Three steps, each on all threads: parameters into the order that the
+// passes read, the walk with each thread's own images and sums, and the sums back into the flat
+// order.
+//
+// No include guard: included inside the namespace of each instruction set, after layer_passes.h and
+// classifier.h.
+
+template <class T>
+class Walk {
+ public:
+  explicit Walk(const StudentCall<T>& call)
+      : call_(call),
+        network_(*call.network),
+        plan_(network_),
+        group_(std::min(plan_.group, ceil_div(call.batch.size, call.parts))) {
+    Memory<T> counting(nullptr);
+    CallBuffers<T>(call, plan_, group_, counting);
+    Memory<T> memory(static_cast<T*>(call.pages->reserve(counting.used() * sizeof(T))));
+    buffers_.emplace(call, plan_, group_, memory);
+    if (call.tape != nullptr) {
+      Memory<T> kept(call.tape);
+      tape_.emplace(plan_, call.batch.size, kept);
+    }
+  }
+
+  void run() {
+    Laps& laps = buffers_->parts[0].laps = Laps(true);
+    (*call_.in_parallel)(call_.parts, [&](int64_t part) { pack(part); });
+    laps.lap(Pass::kPack);
+    (*call_.in_parallel)(call_.parts, [&](int64_t part) { walk_part(part); });
+    laps.lap(Pass::kWait);
+    (*call_.in_parallel)(call_.parts, [&](int64_t part) { unpack(part); });
+    write_loss();
+    laps.lap(Pass::kUnpack);
+  }
+
+ private:
+  using Layer = LayerPlan<T>;
+  int64_t layer_count() const { return static_cast<int64_t>(plan_.layers.size()); }
+  bool affine() const { return network_.norm != Norm::kNone; }
+
+  // Calls body(item) for this part's share of `count` items.
+  template <class Body>
+  void for_items(int64_t part, int64_t count, const Body& body) {
+    for (int64_t item = part; item < count; item += call_.parts) body(item);
+  }
+
+  // First step.
+
+  void pack(int64_t part) {
+    pack_parameters(part, call_.theta, buffers_->theta, T(1));
+    if (call_.theta_tangent != nullptr) {
+      pack_parameters(part, call_.theta_tangent, buffers_->theta_tangent, T(0));
+    }
+    if (part == 0) {
+      int64_t most = 0;
+      for (const Layer& layer : plan_.layers) most = std::max({most, layer.affine(), layer.width});
+      std::fill_n(buffers_->zeros, most, T(0));
+    }
+  }
+
+  // `scale` stands for the norm's weight where there is none.
+  void pack_parameters(int64_t part, const T* flat, const Packed<T>& packed, T scale) {
+    for (int64_t l = 0; l < layer_count(); ++l) {
+      const Layer& layer = plan_.layers[l];
+      const PackedLayer<T>& to = packed.layers[l];
+      const Block& block = *layer.block;
+      for_items(part, pack_items(layer),
+                [&](int64_t item) { pack_layer(layer, flat + block.weight.offset, to, item); });
+      if (l % call_.parts != part) continue;
+      const int64_t pixels = block.shape.elementwise ? layer.size * layer.size : 1;
+      if (network_.bias_is_inert()) {
+        std::fill_n(to.bias, layer.width, T(0));
+      } else {
+        to_blocks(flat + block.bias.offset, layer.channels, 1, layer.width, to.bias);
+      }
+      if (affine()) {
+        to_blocks(flat + block.norm_weight.offset, layer.channels, pixels, layer.width, to.norm_weight);
+        to_blocks(flat + block.norm_bias.offset, layer.channels, pixels, layer.width, to.norm_bias);
+      } else {
+        std::fill_n(to.norm_weight, layer.affine(), scale);
+        std::fill_n(to.norm_bias, layer.affine(), T(0));
+      }
+    }
+    for_items(part, network_.num_classes, [&](int64_t k) {
+      to_blocks(flat + network_.classifier_weight.offset + k * network_.features, network_.width,
+                network_.feature_pixels, plan_.layers.back().width,
+                packed.classifier + k * plan_.features);
+    });
+    if (part == 0) {
+      std::copy_n(flat + network_.classifier_bias.offset, network_.num_classes,
+                  packed.classifier_bias);
+    }
+  }
+
+  // Second step.
+
+  // The images of one group, and where their planes lie.
+  struct Group {
+    int64_t first, count;
+    const PartBuffers<T>* part;
+    std::vector<LayerBuffers<T>> layers;
+    T* features;
+    bool started;  // the sums hold earlier groups
+  };
+
+  void walk_part(int64_t index) {
+    const PartBuffers<T>& part = buffers_->parts[index];
+    const int64_t begin = call_.batch.size * index / call_.parts;
+    const int64_t end = call_.batch.size * (index + 1) / call_.parts;
+    clear(part);
+    part.laps.lap(Pass::kClear);
+    const int64_t groups = ceil_div(end - begin, group_);
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t first = begin + (end - begin) * g / groups;
+      Group group{first, begin + (end - begin) * (g + 1) / groups - first, &part, part.layers,
+                  part.features, g > 0};
+      if (tape_) on_tape(group);
+      read_images(group);
+      part.laps.lap(Pass::kRead);
+      for (int64_t l = 0; l < layer_count(); ++l) forward(group, l);
+      classify(group);
+      part.laps.lap(Pass::kClassify);
+      for (int64_t l = layer_count(); l-- > 0;) backward(group, l);
+      write_image_gradients(group);
+      part.laps.lap(Pass::kWrite);
+    }
+  }
+
+  // Sums, and the padding of input planes, which no pass writes.
+  void clear(const PartBuffers<T>& part) {
+    for (int64_t l = 0; l < layer_count(); ++l) {
+      const Layer& layer = plan_.layers[l];
+      const LayerBuffers<T>& buffers = part.layers[l];
+      const LayerSums<T>& sums = part.sums[l];
+      std::fill_n(sums.bias, layer.width, T(0));
+      std::fill_n(sums.norm_weight, layer.affine(), T(0));
+      std::fill_n(sums.norm_bias, layer.affine(), T(0));
+      for (T* planes : {buffers.input, buffers.input_tangent}) {
+        if (planes != nullptr) std::fill_n(planes, group_ * layer.in_plane(), T(0));
+      }
+    }
+    std::fill_n(part.classifier_bias, network_.num_classes, T(0));
+  }
+
+  void on_tape(Group& group) {
+    for (int64_t l = 1; l < layer_count(); ++l) {
+      const Layer& layer = plan_.layers[l];
+      const typename Tape<T>::Layer& kept = tape_->layers[l];
+      LayerBuffers<T>& buffers = group.layers[l];
+      buffers.input = kept.input + group.first * layer.in_plane();
+      buffers.xh = kept.xh + group.first * layer.plane();
+      buffers.rstd = kept.rstd + group.first * layer.width;
+      buffers.grad_input = kept.grad_input + group.first * layer.in_plane();
+      if (!call_.tangent) std::fill_n(buffers.input, group.count * layer.in_plane(), T(0));
+    }
+    group.features = tape_->features + group.first * plan_.features;
+  }
+
+  void read_images(const Group& group) {
+    const Layer& layer = plan_.layers[0];
+    const int64_t size = layer.in_size * layer.in_size * layer.in_channels;
+    for (int64_t i = 0; i < group.count; ++i) {
+      const int64_t image = (group.first + i) * size, plane = i * layer.in_plane();
+      read_image(layer, call_.batch.images + image, group.layers[0].input + plane);
+      if (call_.images_tangent == nullptr) continue;
+      read_image(layer, call_.images_tangent + image, group.layers[0].input_tangent + plane);
+    }
+  }
+
+  // What the norm passes of one image of a layer read and write.
+  NormPass<T> norm_pass(const Group& group, int64_t l, int64_t image) const {
+    const Layer& layer = plan_.layers[l];
+    const LayerBuffers<T>& b = group.layers[l];
+    const PackedLayer<T>& theta = buffers_->theta.layers[l];
+    const LayerSums<T>& sums = group.part->sums[l];
+    const bool last = l + 1 == layer_count();
+    const int64_t plane = image * layer.plane(), channels = image * layer.width;
+    const int64_t out = image * plan_.out_plane(l) + plan_.out_origin(l);
+    const LayerBuffers<T>& next = group.layers[last ? l : l + 1];
+    const int64_t out_side = plan_.out_side(l);
+    NormPass<T> p{};
+    p.shape = &layer.block->shape;
+    p.side = layer.side;
+    p.width = layer.width;
+    p.scratch = group.part->norm_scratch;
+    p.weight = theta.norm_weight;
+    p.bias = theta.norm_bias;
+    p.rstd = b.rstd + channels;
+    p.y = p.xh = b.xh + plane;
+    p.out = (last ? group.features : next.input) + out;
+    p.out_side = out_side;
+    p.out_plane = out_side * out_side * kLanes<T>;
+    p.grad_out = (last ? group.part->grad_features : next.grad_input) + out;
+    p.grad_y = b.y + plane;
+    p.grad_weight = sums.norm_weight;
+    p.grad_bias = sums.norm_bias;
+    p.grad_conv_bias = network_.bias_is_inert() ? nullptr : sums.bias;
+    if (call_.tangent) {
+      const bool moves = call_.theta_tangent != nullptr;
+      p.weight_tangent = moves ? buffers_->theta_tangent.layers[l].norm_weight : buffers_->zeros;
+      p.bias_tangent = moves ? buffers_->theta_tangent.layers[l].norm_bias : buffers_->zeros;
+      p.projection = b.projection + channels;
+      p.xh_tangent = p.grad_y_tangent = b.y_tangent + plane;
+      p.out_tangent = (last ? group.part->features_tangent : next.input_tangent) + out;
+      p.grad_out_tangent =
+          (last ? group.part->grad_features_tangent : next.grad_input_tangent) + out;
+    }
+    return p;
+  }
+
+  // Calls body(first, count) for the runs of images that go through layer l together.
+  template <class Body>
+  void for_runs(const Group& group, int64_t l, const Body& body) {
+    const int64_t most = plan_.layers[l].images;
+    for (int64_t first = 0; first < group.count; first += most) {
+      body(first, std::min(most, group.count - first));
+    }
+  }
+
+  void forward(const Group& group, int64_t l) {
+    const Layer& layer = plan_.layers[l];
+    const LayerBuffers<T>& b = group.layers[l];
+    const bool kept = call_.tangent && tape_ && l > 0;
+    for_runs(group, l, [&](int64_t first, int64_t count) {
+      const T* input = b.input + first * layer.in_plane();
+      if (!kept) {
+        const PackedLayer<T>& theta = buffers_->theta.layers[l];
+        convolve<2>(layer, count, 1, {{input, theta.primal}, {}}, theta.bias, *group.part,
+                    b.xh + first * layer.plane());
+        for (int64_t i = first; i < first + count; ++i) norm_forward(norm_pass(group, l, i));
+        group.part->laps.lap(Pass::kNorm, l);
+      }
+      if (!call_.tangent) return;
+      convolve_tangent(group, l, first, count);
+      for (int64_t i = first; i < first + count; ++i) norm_tangent(norm_pass(group, l, i));
+      group.part->laps.lap(Pass::kNorm, l);
+    });
+  }
+
+  void convolve_tangent(const Group& group, int64_t l, int64_t first, int64_t count) {
+    const Layer& layer = plan_.layers[l];
+    const LayerBuffers<T>& b = group.layers[l];
+    ConvolutionTerm<T> term[2];
+    int terms = 0;
+    const T* bias = buffers_->zeros;
+    if (b.input_tangent != nullptr) {
+      term[terms++] = {b.input_tangent + first * layer.in_plane(), buffers_->theta.layers[l].weight};
+    }
+    if (call_.theta_tangent != nullptr) {
+      const PackedLayer<T>& tangent = buffers_->theta_tangent.layers[l];
+      term[terms++] = {b.input + first * layer.in_plane(), tangent.weight};
+      bias = tangent.bias;
+    }
+    T* out = b.y_tangent + first * layer.plane();
+    if (layer.tile == 2) {
+      convolve<2>(layer, count, terms, term, bias, *group.part, out);
+    } else {
+      convolve<4>(layer, count, terms, term, bias, *group.part, out);
+    }
+  }
+
+  // Loss and classifier, forward and backward.
+  void classify(const Group& group) {
+    const int64_t classes = network_.num_classes, size = plan_.features, count = group.count;
+    const int64_t row = group.first * classes;
+    const PartBuffers<T>& part = *group.part;
+    const Packed<T>& theta = buffers_->theta;
+    T *logits = buffers_->logits + row, *grad = buffers_->grad_logits + row;
+    set_rows(count, classes, theta.classifier_bias, logits);
+    add_logits(count, group.features, size, theta.classifier, classes, logits);
+    if (!call_.tangent) {
+      loss_gradient(group.first, group.first + count);
+      add_rows(count, classes, grad, part.classifier_bias);
+      classifier_gradient(count, size, classes, 1, {{grad, group.features}, {}}, part.classifier,
+                          group.started);
+      features_gradient(count, size, classes, 1, {{grad, theta.classifier}, {}},
+                        part.grad_features);
+      return;
+    }
+    T* logits_tangent = buffers_->logits_tangent + row;
+    T* grad_tangent = buffers_->grad_logits_tangent + row;
+    const T* weight_tangent = nullptr;
+    std::fill_n(logits_tangent, count * classes, T(0));
+    if (call_.theta_tangent != nullptr) {
+      const Packed<T>& tangent = buffers_->theta_tangent;
+      weight_tangent = tangent.classifier;
+      set_rows(count, classes, tangent.classifier_bias, logits_tangent);
+      add_logits(count, group.features, size, weight_tangent, classes, logits_tangent);
+    }
+    add_logits(count, part.features_tangent, size, theta.classifier, classes, logits_tangent);
+    loss_gradient_tangent(group.first, group.first + count);
+    add_rows(count, classes, grad_tangent, part.classifier_bias);
+    classifier_gradient(count, size, classes, 2,
+                        {{grad_tangent, group.features}, {grad, part.features_tangent}},
+                        part.classifier, group.started);
+    features_gradient(count, size, classes, 1, {{grad, theta.classifier}, {}}, part.grad_features);
+    features_gradient(count, size, classes, weight_tangent == nullptr ? 1 : 2,
+                      {{grad_tangent, theta.classifier}, {grad, weight_tangent}},
+                      part.grad_features_tangent);
+  }
+
+  static void add_rows(int64_t count, int64_t classes, const T* rows, T* sum) {
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t k = 0; k < classes; ++k) sum[k] += rows[i * classes + k];
+    }
+  }
+
+  SoftCrossEntropyInputs<T> loss_inputs() const {
+    const StudentBatch<T>& batch = call_.batch;
+    return {batch.size,       network_.num_classes, batch.scale, nullptr,
+            buffers_->logits, batch.index,          batch.target};
+  }
+
+  // The sum of an image's logits, or of their tangents, as its row.
+  void sum_logits(const T* logits, int64_t begin, int64_t end) {
+    const int64_t classes = network_.num_classes;
+    for (int64_t i = begin; i < end; ++i) {
+      T sum = T(0);
+      for (int64_t k = 0; k < classes; ++k) sum += logits[i * classes + k];
+      buffers_->rows[i] = sum;
+    }
+    std::fill(buffers_->grad_logits + begin * classes, buffers_->grad_logits + end * classes, T(1));
+  }
+
+  void loss_gradient(int64_t begin, int64_t end) {
+    if (call_.batch.loss == StudentLoss::kSumLogits) return sum_logits(buffers_->logits, begin, end);
+    soft_cross_entropy_forward(SoftCrossEntropyForward<T>{loss_inputs(), buffers_->rows, nullptr},
+                               begin, end);
+    soft_cross_entropy_backward(
+        SoftCrossEntropyBackward<T>{loss_inputs(), buffers_->grad_logits, call_.grad_target}, begin,
+        end);
+  }
+
+  void loss_gradient_tangent(int64_t begin, int64_t end) {
+    if (call_.batch.loss == StudentLoss::kSumLogits) {
+      sum_logits(buffers_->logits_tangent, begin, end);
+      const int64_t classes = network_.num_classes;
+      std::fill(buffers_->grad_logits_tangent + begin * classes,
+                buffers_->grad_logits_tangent + end * classes, T(0));
+      return;
+    }
+    soft_cross_entropy_backward(
+        SoftCrossEntropyBackward<T>{loss_inputs(), buffers_->grad_logits, nullptr}, begin, end);
+    soft_cross_entropy_backward_tangent(
+        SoftCrossEntropyBackwardTangent<T>{loss_inputs(), buffers_->logits_tangent,
+                                           call_.target_tangent, buffers_->rows, nullptr,
+                                           buffers_->grad_logits_tangent, call_.grad_target},
+        begin, end);
+  }
+
+  void backward(const Group& group, int64_t l) {
+    const Layer& layer = plan_.layers[l];
+    const LayerBuffers<T>& b = group.layers[l];
+    const bool kept = call_.tangent && tape_ && l > 0;  // grad_input is known
+    bool started = group.started;
+    for_runs(group, l, [&](int64_t first, int64_t count) {
+      for (int64_t i = first; i < first + count; ++i) {
+        const NormPass<T> pass = norm_pass(group, l, i);
+        if (call_.tangent) {
+          norm_backward_tangent(pass);
+          clear_margin(layer, pass.grad_y_tangent);
+        } else {
+          norm_backward(pass);
+        }
+        clear_margin(layer, pass.grad_y);
+      }
+      group.part->laps.lap(Pass::kNormBackward, l);
+      const int64_t in_at = first * layer.in_plane(), at = first * layer.plane();
+      BackwardTerms<T> terms{};
+      terms.grad_y = b.y + at;
+      terms.input = b.input + in_at;
+      terms.weight = &buffers_->theta.layers[l];
+      if (b.grad_input != nullptr && !kept) terms.grad_input = b.grad_input + in_at;
+      if (call_.tangent) {
+        terms.grad_y_tangent = b.y_tangent + at;
+        if (b.input_tangent != nullptr) terms.input_tangent = b.input_tangent + in_at;
+        if (call_.theta_tangent != nullptr) {
+          terms.weight_tangent = &buffers_->theta_tangent.layers[l];
+        }
+        terms.grad_input_tangent = b.grad_input_tangent + in_at;
+      }
+      for (T* planes : {terms.grad_input, terms.grad_input_tangent}) {
+        if (planes != nullptr) std::fill_n(planes, count * layer.in_plane(), T(0));
+      }
+      group.part->laps.lap(Pass::kClear, l);
+      T* sum = group.part->sums[l].weight;
+      if (layer.tile == 2) {
+        ConvolutionBackward<2, T>(layer, terms, *group.part).run(count, sum, started);
+      } else {
+        ConvolutionBackward<4, T>(layer, terms, *group.part).run(count, sum, started);
+      }
+      started = true;
+    });
+  }
+
+  // The part of whole tiles that lies outside the image has no gradient.
+  static void clear_margin(const Layer& layer, T* plane) {
+    if (layer.side == layer.size) return;
+    for (int64_t row = 0; row < layer.width / kLanes<T> * layer.side; ++row) {
+      T* values = plane + row * layer.side * kLanes<T>;
+      const int64_t used = row % layer.side < layer.size ? layer.size : 0;
+      std::fill(values + used * kLanes<T>, values + layer.side * kLanes<T>, T(0));
+    }
+  }
+
+  void write_image_gradients(const Group& group) {
+    if (call_.grad_images == nullptr) return;
+    const Layer& layer = plan_.layers[0];
+    const int64_t size = layer.in_size * layer.in_size * layer.in_channels;
+    const LayerBuffers<T>& b = group.layers[0];
+    const T* planes = call_.tangent ? b.grad_input_tangent : b.grad_input;
+    for (int64_t i = 0; i < group.count; ++i) {
+      write_image_gradient(layer, planes + i * layer.in_plane(),
+                           call_.grad_images + (group.first + i) * size);
+    }
+  }
+
+  // Third step.
+
+  // One and the same sum of each part.
+  template <class Get>
+  std::vector<const T*> of_parts(const Get& get) const {
+    std::vector<const T*> result;
+    for (const PartBuffers<T>& part : buffers_->parts) result.push_back(get(part));
+    return result;
+  }
+
+  void unpack(int64_t part) {
+    for (int64_t l = 0; l < layer_count(); ++l) {
+      const Layer& layer = plan_.layers[l];
+      const Block& block = *layer.block;
+      const auto weights = of_parts([&](const PartBuffers<T>& p) { return p.sums[l].weight; });
+      for_items(part, ceil_div(layer.channels, kLanes<T>), [&](int64_t item) {
+        T* to = call_.grad_theta + block.weight.offset;
+        if (layer.tile == 2) {
+          unpack_block<2>(layer, weights, to, item);
+        } else {
+          unpack_block<4>(layer, weights, to, item);
+        }
+      });
+      if (l % call_.parts != part) continue;
+      const auto add_up = [&](T* LayerSums<T>::*member, const Slice& slice, int64_t pixels) {
+        from_blocks(of_parts([&](const PartBuffers<T>& p) { return p.sums[l].*member; }),
+                    layer.channels, pixels, call_.grad_theta + slice.offset);
+      };
+      add_up(&LayerSums<T>::bias, block.bias, 1);
+      if (!affine()) continue;
+      const int64_t pixels = block.shape.elementwise ? layer.size * layer.size : 1;
+      add_up(&LayerSums<T>::norm_weight, block.norm_weight, pixels);
+      add_up(&LayerSums<T>::norm_bias, block.norm_bias, pixels);
+    }
+    for_items(part, network_.num_classes, [&](int64_t k) {
+      from_blocks(of_parts([&](const PartBuffers<T>& p) { return p.classifier + k * plan_.features; }),
+                  network_.width, network_.feature_pixels,
+                  call_.grad_theta + network_.classifier_weight.offset + k * network_.features);
+    });
+    if (part != 0) return;
+    for (int64_t k = 0; k < network_.num_classes; ++k) {
+      T sum = T(0);
+      for (const PartBuffers<T>& p : buffers_->parts) sum += p.classifier_bias[k];
+      call_.grad_theta[network_.classifier_bias.offset + k] = sum;
+    }
+  }
+
+  void write_loss() { sum_rows(buffers_->rows, call_.batch.size, call_.loss); }
+
+  const StudentCall<T>& call_;
+  const Network& network_;
+  const WalkPlan<T> plan_;
+  const int64_t group_;  // images that are in work at a time
+  std::optional<CallBuffers<T>> buffers_;
+  std::optional<Tape<T>> tape_;
+};
