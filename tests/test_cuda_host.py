@@ -26,7 +26,7 @@ EMULATOR = ROOT / "tests" / "emulator"
 BUILD = ROOT / "build" / f"emulated-{sys.implementation.cache_tag}"  # objects are used again
 FACTS = 'constexpr char kBuildFacts[] = R"json(trajmatch-build-facts{"emulated": true})json";\n'
 
-ENGINE = ("student", "unroll")
+ENGINE = ("student", "unroll", "fused_blocks")
 OPERATORS = ("norm_act_pool", "param_distance", "sgd_step", "soft_cross_entropy")
 # Checks of the Python side, which are the same whatever runs below it.
 PYTHON_ONLY = ("opcheck", "compiles", "gradcheck", "errors", "other_modules", "outside")
@@ -65,7 +65,7 @@ def emulated_module() -> Path:
         *(f"-isystem{path}" for path in (sysconfig.get_path("include"), *torch.include_dirs)),
     ]
     kernels = [*CSRC.glob("cuda/*.cu"), *EMULATOR.glob("runtime/*.cpp")]
-    host = [*CSRC.glob("*.cpp"), *CSRC.glob("ops/*.cpp")]
+    host = [*CSRC.glob("*.cpp"), *CSRC.glob("ops/*.cpp"), *EMULATOR.glob("host/*.cpp")]
     jobs = [
         compilation.Job(source, BUILD / f"{source.relative_to(ROOT)}.o", (*compiler, *flags))
         for sources, flags in ((kernels, ("-O1", "-x", "c++")), (host, ("-O0",)))

@@ -44,6 +44,7 @@ template <class T>
 LayerStudent<T>::LayerStudent(const Network& network, const Tensor& like)
     : network_(network),
       like_(like),
+      fused_(network_, workspace_, like),
       blocks_(network.blocks.size()) {
   for (size_t i = 0; i < blocks_.size(); ++i) {
     convolutions_.emplace_back(network_, i, workspace_, like_);
@@ -66,7 +67,8 @@ OptionalTensor LayerStudent<T>::conv_bias(const Tensor& theta, size_t index) con
 
 template <class T>
 OptionalTensor LayerStudent<T>::norm_parameters(const Tensor& theta, const Slice& slice,
-                                           const Block& block, const char* name, size_t index) {
+                                                const Block& block, const char* name,
+                                                size_t index) {
   if (slice.size == 0) return std::nullopt;
   const Tensor values = vector_view(theta, slice.offset, slice.size);
   if (!block.shape.elementwise) return values;
@@ -121,6 +123,10 @@ Tensor LayerStudent<T>::forward(const StudentProblem& problem) {
     BlockState& state = blocks_[i];
     const NormActPoolShape shape = network_.blocks[i].shape_of(batch);
     state.input = input;
+    if (is_fused(i)) {
+      input = fused_.forward(i, problem.theta, input);
+      continue;
+    }
     state.y = as_channels_last(
         convolution(input, state.weight, conv_bias(problem.theta, i), network_.blocks[i].padding));
     state.mean = workspace_.contiguous("mean", i, {batch, shape.groups}, like_);
@@ -141,7 +147,7 @@ Tensor LayerStudent<T>::forward(const StudentProblem& problem) {
 
 template <class T>
 void LayerStudent<T>::write_classifier_gradient(const Tensor& grad_theta, const Tensor& weight,
-                                           const Tensor& bias) {
+                                                const Tensor& bias) {
   const Slice &w = network_.classifier_weight, &b = network_.classifier_bias;
   copy_to_channels_first(vector_view(grad_theta, w.offset, w.size), as_contiguous(weight),
                          network_.num_classes, network_.width, network_.feature_pixels);
@@ -158,15 +164,15 @@ Tensor LayerStudent<T>::conv_bias_place(const Tensor& grad_theta, size_t index) 
 // Where the kernels write the gradient of a norm's parameters: straight into grad_theta, or into a
 // workspace in their own order that finish_norm_gradient puts into the order of parameters.
 template <class T>
-Tensor LayerStudent<T>::norm_gradient(const Tensor& grad_theta, const Slice& slice, const Block& block,
-                                 const char* name) {
+Tensor LayerStudent<T>::norm_gradient(const Tensor& grad_theta, const Slice& slice,
+                                      const Block& block, const char* name) {
   return block.shape.elementwise ? workspace_.contiguous(name, 0, {slice.size}, like_)
                                  : vector_view(grad_theta, slice.offset, slice.size);
 }
 
 template <class T>
 void LayerStudent<T>::finish_norm_gradient(const Tensor& grad_theta, const Slice& slice,
-                                      const Block& block, const Tensor& values) {
+                                           const Block& block, const Tensor& values) {
   if (!block.shape.elementwise) return;
   copy_to_channels_first(vector_view(grad_theta, slice.offset, slice.size), values, 1,
                          network_.width, block.shape.pixels());
@@ -174,10 +180,11 @@ void LayerStudent<T>::finish_norm_gradient(const Tensor& grad_theta, const Slice
 
 template <class T>
 void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss,
-                          const Tensor& grad_theta, const OptionalTensor& grad_images,
-                          const OptionalTensor& grad_labels) {
+                               const Tensor& grad_theta, const OptionalTensor& grad_images,
+                               const OptionalTensor& grad_labels) {
   const Device device(like_);
   const int64_t batch = problem.batch(), classes = network_.num_classes;
+  fuses_ = true;
   const Tensor logits = forward(problem);
 
   Tensor grad_logits = workspace_.contiguous("grad_logits", 0, {batch, classes}, like_);
@@ -198,6 +205,17 @@ void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss
   for (size_t i = blocks_.size(); i-- > 0;) {
     const Block& block = network_.blocks[i];
     BlockState& state = blocks_[i];
+    if (is_fused(i)) {
+      const OptionalTensor grad_input = fused_.backward(i, problem.theta, grad_output, grad_theta,
+                                                        i > 0 || grad_images.has_value());
+      if (i > 0) {
+        grad_output = *grad_input;
+      } else if (grad_images) {
+        Tensor result = *grad_images;
+        copy(result, *grad_input);
+      }
+      continue;
+    }
     const NormActPoolShape shape = block.shape_of(batch);
     Tensor grad_y = workspace_.channels_last("grad_y", i, sizes_of(state.y), like_);
     const bool affine = state.norm_weight.has_value();
@@ -229,7 +247,8 @@ void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss
 
 // Fills the tangents in the blocks' states and returns the tangent of the logits.
 template <class T>
-Tensor LayerStudent<T>::forward_tangent(const StudentProblem& problem, const StudentTangents& tangents) {
+Tensor LayerStudent<T>::forward_tangent(const StudentProblem& problem,
+                                        const StudentTangents& tangents) {
   const Device device(like_);
   const int64_t batch = problem.batch();
   OptionalTensor input_tangent = tangents.images;
@@ -238,6 +257,10 @@ Tensor LayerStudent<T>::forward_tangent(const StudentProblem& problem, const Stu
     BlockState& state = blocks_[i];
     const NormActPoolShape shape = block.shape_of(batch);
     state.input_tangent = input_tangent;
+    if (is_fused(i)) {
+      input_tangent = fused_.tangent(i, problem.theta, *tangents.theta, input_tangent);
+      continue;
+    }
     state.norm_weight_tangent = state.norm_bias_tangent = state.weight_tangent = std::nullopt;
     OptionalTensor bias_tangent;
     if (tangents.theta) {
@@ -274,10 +297,11 @@ Tensor LayerStudent<T>::forward_tangent(const StudentProblem& problem, const Stu
 
 template <class T>
 void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentTangents& tangents,
-                              const Tensor& directional, const Tensor& grad_theta,
-                              const Tensor& grad_images, const OptionalTensor& grad_labels) {
+                                   const Tensor& directional, const Tensor& grad_theta,
+                                   const Tensor& grad_images, const OptionalTensor& grad_labels) {
   const Device device(like_);
   const int64_t batch = problem.batch(), classes = network_.num_classes;
+  fuses_ = tangents.theta.has_value() && !tangents.images;
   const Tensor logits = forward(problem);
   const Tensor logits_tangent = forward_tangent(problem, tangents);
 
@@ -312,6 +336,13 @@ void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentT
   for (size_t i = blocks_.size(); i-- > 0;) {
     const Block& block = network_.blocks[i];
     BlockState& state = blocks_[i];
+    if (is_fused(i)) {
+      const auto [grad_input, grad_input_tangent] = fused_.backward_tangent(
+          i, problem.theta, *tangents.theta, grad_output, grad_output_tangent, grad_theta);
+      if (i > 0) grad_output = *grad_input;
+      grad_output_tangent = grad_input_tangent;
+      continue;
+    }
     const NormActPoolShape shape = block.shape_of(batch);
     Tensor grad_y = workspace_.channels_last("grad_y", i, sizes_of(state.y), like_);
     Tensor grad_y_tangent = workspace_.channels_last("grad_y_tangent", i, sizes_of(state.y), like_);

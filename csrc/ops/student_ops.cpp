@@ -272,7 +272,9 @@ std::tuple<Tensor, Tensor, Tensor> student_unroll(const Tensor& theta0, const Te
     const Tapes tape(batch_sizes, keep_trajectory ? tape_bytes / int64_t{sizeof(T)} : 0,
                      [&](int64_t batch) { return student.tape_size(batch); });
     tapes = empty({tape.elements()}, theta0);
-    cpu::advise_huge_pages(write<T>(tapes), tape.elements() * int64_t{sizeof(T)});
+    if (tape.elements() > 0) {
+      cpu::advise_huge_pages(write<T>(tapes), tape.elements() * int64_t{sizeof(T)});
+    }
     const Tensor loss = empty({}, theta0), grad = empty({size}, theta0);
     const Tensor buffer = empty({momentum == 0.0 ? 0 : size}, theta0);
     for (int64_t step = 0; step < count; ++step) {
