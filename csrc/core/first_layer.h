@@ -44,8 +44,8 @@ struct FirstLayerShape {
   // Blocks that share an image, with or without tangents.
   TM_HD int64_t tiles(bool tangent) const { return channels / (tangent ? kPlanes / 2 : kPlanes); }
   bool fits() const {
-    return in_size + 2 * padding - 2 == kOutSize && (in_channels == 1 || in_channels == 3) &&
-           channels % kPlanes == 0;
+    return in_size + 2 * padding - 2 == kOutSize && padding >= 1 &&
+           (in_channels == 1 || in_channels == 3) && channels % kPlanes == 0;
   }
 };
 

@@ -199,7 +199,8 @@ void check_shape(const BlockShape& shape) {
 void check_refused() {
   const BlockShape good{1, 1, 32, 3, 1, 16};
   for (const BlockShape& bad : {BlockShape{1, 1, 16, 3, 1, 16}, BlockShape{1, 1, 32, 2, 1, 16},
-                                BlockShape{1, 1, 32, 3, 1, 24}, BlockShape{1, 1, 32, 3, 3, 16}}) {
+                                BlockShape{1, 1, 32, 3, 1, 24}, BlockShape{1, 1, 32, 3, 3, 16},
+                                BlockShape{1, 1, 34, 3, 0, 16}}) {
     testing::expect(shape_of(good).fits() && !shape_of(bad).fits(), "a wrong shape is accepted");
   }
 }

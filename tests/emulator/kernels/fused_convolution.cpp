@@ -8,6 +8,13 @@ namespace {
 using trajmatch::FusedConvolutionShape;
 using trajmatch::ProductKind;
 
+std::string text(const FusedConvolutionShape& shape, ProductKind kind) {
+  const char* const kinds[] = {"plain", "tf32", "tf32x3"};
+  return "K" + std::to_string(shape.trajectories) + " B" + std::to_string(shape.batch) + " S" +
+         std::to_string(shape.size) + " C" + std::to_string(shape.channels) + " " +
+         kinds[static_cast<int>(kind)];
+}
+
 struct Choice {
   FusedConvolutionShape shape;
   ProductKind kind;
@@ -332,7 +339,7 @@ std::vector<testing::Case> fused_convolution_cases() {
            Choice{{1, 1, 8, 32}, tf32, 32, 2, true},
            Choice{{1, 1, 16, 64}, tf32, 64, 1, false},
        }) {
-    cases.push_back({"fused_convolution product " + std::to_string(cases.size()),
+    cases.push_back({"fused_convolution product " + text(choice.shape, choice.kind),
                      [choice] { check_product(choice); }});
   }
   for (const BlockCase& one : {
@@ -346,8 +353,10 @@ std::vector<testing::Case> fused_convolution_cases() {
            BlockCase{{1, 1, 16, 32, 1, 32}, tf32, 32, true},
            BlockCase{{1, 1, 8, 32, 1, 32}, three, 32, false},
        }) {
+    const FusedConvolutionShape shape{one.shape.trajectories, one.shape.batch, one.shape.in_size,
+                                      one.shape.channels};
     cases.push_back(
-        {"fused_convolution block " + std::to_string(cases.size()), [one] { check_block(one); }});
+        {"fused_convolution block " + text(shape, one.kind), [one] { check_block(one); }});
   }
   for (const Weight& one : {
            // Every number of channels; uneven and empty splits; several trajectories.
@@ -361,7 +370,7 @@ std::vector<testing::Case> fused_convolution_cases() {
            Weight({1, 2, 8, 32}, tf32, 2, 2),
        }) {
     cases.push_back(
-        {"fused_convolution weight " + std::to_string(cases.size()), [one] { check_float(one); }});
+        {"fused_convolution weight " + text(one.shape, one.kind), [one] { check_float(one); }});
   }
   cases.push_back({"fused_convolution rounding", check_rounding});
   cases.push_back({"fused_convolution shapes", check_shapes});
