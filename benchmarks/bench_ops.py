@@ -1,89 +1,224 @@
-"""Each fused operator with its backward pass, beside the same in eager PyTorch.
+"""Each fused operator with its derivatives, beside eager and compiled PyTorch.
 
-pytest benchmarks/bench_ops.py --benchmark-columns=min,median
+    pytest benchmarks/bench_ops.py --benchmark-columns=min,median
+
+The three compute the same and are timed in alternating rounds. The compiled one is the reference's
+formula with its derivatives by ``torch.func``, since a second derivative through autograd does not
+compile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
+from torch.func import vjp
 
-from trajmatch import ops, reference
+from trajmatch import networks, ops, reference
+from trajmatch.bench.agreement import relative
+from trajmatch.bench.timing import alternate, seconds
+from trajmatch.bench.variants import adjoint_step, quiet, student_step
+from trajmatch.data import DSA
 
-IMPLEMENTATIONS = [
-    pytest.param(ops, id="trajmatch"),
-    pytest.param(reference, id="eager"),
-]
-#: Parameters of the CIFAR-10 ConvNet at width 128.
-PARAMETERS = 320_010
+#: Calls are repeated until a round takes this long.
+ROUND_SECONDS = 0.01
+ROUNDS = 20
+#: Largest relative difference of a result; an input of a ReLU may fall on the other side of zero.
+TOLERANCE = 1e-2
 
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def functions(request: pytest.FixtureRequest) -> ModuleType:
-    module: ModuleType = request.param
-    return module
-
-
-def bench_param_distance(
-    timed: Callable[..., None], device: torch.device, functions: ModuleType
-) -> None:
-    student, target, start = (torch.randn(PARAMETERS, device=device) for _ in range(3))
-    student.requires_grad_()
-
-    def call() -> None:
-        torch.autograd.grad(functions.param_distance(student, target, start), student)
-
-    timed(call, f"param_distance, {device.type}")
+Call = Callable[[], Sequence[Tensor]]
 
 
-def bench_sgd_step(timed: Callable[..., None], device: torch.device, functions: ModuleType) -> None:
-    theta, grad, buffer = (
-        torch.randn(PARAMETERS, device=device, requires_grad=True) for _ in range(3)
+class Case(NamedTuple):
+    """One operator at one size."""
+
+    trajmatch: Call
+    eager: Call
+    formula: Callable[..., Any] | None  # what is compiled; None: it branches on values
+    arguments: tuple[Any, ...]
+
+
+def differentiated(name: str, inputs: Sequence[Tensor], order: int = 1, **choices: Any) -> Case:
+    """An operator that exists in ``ops`` and ``reference``, differentiated once or twice."""
+    leaves = [each.detach().requires_grad_() for each in inputs]
+
+    def on_autograd(functions: ModuleType) -> Sequence[Tensor]:
+        outputs = flat(getattr(functions, name)(*leaves, **choices))
+        above = [torch.ones_like(each) for each in outputs]
+        grads = torch.autograd.grad(outputs, leaves, above, create_graph=order == 2)
+        if order == 1:
+            return grads
+        return torch.autograd.grad(grads, leaves, [each.detach() for each in grads])
+
+    def gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs, pull = vjp(partial(getattr(reference, name), **choices), *inputs)
+        above = [torch.ones_like(each) for each in flat(outputs)]
+        grads: tuple[Tensor, ...] = pull(above[0] if isinstance(outputs, Tensor) else tuple(above))
+        return grads
+
+    def twice(*inputs: Tensor) -> tuple[Tensor, ...]:
+        grads, pull = vjp(gradients, *inputs)
+        second: tuple[Tensor, ...] = pull(tuple(each.detach() for each in grads))
+        return second
+
+    return Case(
+        partial(on_autograd, ops),
+        partial(on_autograd, reference),
+        gradients if order == 1 else twice,
+        tuple(inputs),
     )
-    lr = torch.tensor(0.01, device=device, requires_grad=True)
-    above = [torch.randn(PARAMETERS, device=device) for _ in range(2)]
-
-    def call() -> None:
-        out = functions.sgd_step(theta, grad, lr, buffer, 0.9)
-        torch.autograd.grad(out, (theta, grad, lr, buffer), above)
-
-    timed(call, f"sgd_step, {device.type}")
 
 
-def bench_soft_cross_entropy(
-    timed: Callable[..., None], device: torch.device, functions: ModuleType
+def flat(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else outputs
+
+
+def param_distance(device: str, tiny: bool) -> Case:
+    return differentiated("param_distance", vectors(device, tiny))
+
+
+def sgd_step(device: str, tiny: bool) -> Case:
+    theta, gradient, buffer = vectors(device, tiny)
+    lr = torch.tensor(0.01, device=device)
+    return differentiated("sgd_step", [theta, gradient, lr, buffer], momentum=0.9)
+
+
+def soft_cross_entropy(device: str, tiny: bool) -> Case:
+    sizes = (4, 3) if tiny else (100, 100)
+    return differentiated(
+        "soft_cross_entropy", [torch.randn(sizes, device=device) for _ in range(2)]
+    )
+
+
+def norm_act_pool(device: str, tiny: bool, pooling: str, order: int) -> Case:
+    batch, width, side = (2, 4, 8) if tiny else (50, 32, 32)
+    x = torch.randn(batch, width, side, side, device=device)
+    inputs = [x, torch.ones(width, device=device), torch.zeros(width, device=device)]
+    return differentiated("norm_act_pool", inputs, order, pooling=pooling)
+
+
+def dsa(device: str, tiny: bool, group: str) -> Case:
+    batch, side = (2, 8) if tiny else (50, 32)
+    rows = DSA(group).draw(batch, side, side, torch.Generator().manual_seed(0)).rows.to(device)
+    images = torch.randn(batch, 3, side, side, device=device)
+    return differentiated("dsa", [images], parameters=rows)._replace(formula=None)
+
+
+def gradient(device: str, tiny: bool) -> Case:
+    model, theta, images, labels = student(device, tiny)
+    lr = torch.ones((), device=device)
+
+    def fused() -> Sequence[Tensor]:
+        return [theta - ops.gradient(model, theta, images, labels)[1]]
+
+    def eager() -> Sequence[Tensor]:
+        leaf = theta.detach().requires_grad_()
+        value = reference.loss_value(model, leaf, images, labels, "cross_entropy")
+        return [theta - torch.autograd.grad(value, leaf)[0]]
+
+    return Case(fused, eager, student_step, (model, theta, images, labels, lr))
+
+
+def gradient_jvp(device: str, tiny: bool) -> Case:
+    model, theta, images, labels = student(device, tiny)
+    tangent, lr = torch.randn_like(theta), torch.ones((), device=device)
+
+    def on(functions: ModuleType) -> Sequence[Tensor]:
+        result = functions.gradient_jvp(model, theta, images, labels, -tangent)
+        return [result.directional, result.grad_images, tangent + result.grad_theta]
+
+    return Case(
+        partial(on, ops),
+        partial(on, reference),
+        adjoint_step,
+        (model, theta, images, labels, lr, tangent),
+    )
+
+
+def vectors(device: str, tiny: bool) -> list[Tensor]:
+    """Three vectors of the length of the CIFAR-10 ConvNet's parameters at width 128."""
+    return [torch.randn(10 if tiny else 320_010, device=device) for _ in range(3)]
+
+
+def student(device: str, tiny: bool) -> tuple[networks.ConvNet, Tensor, Tensor, Tensor]:
+    width, batch, side, depth = (4, 2, 8, 1) if tiny else (32, 50, 32, 3)
+    model = networks.ConvNet(3, 10, side, width=width, depth=depth).to(device)
+    images = torch.randn(batch, 3, side, side, device=device)
+    theta = networks.flat_parameters(model.requires_grad_(False))
+    return model, theta, images, torch.arange(batch, device=device) % 10
+
+
+CASES: dict[str, Callable[[str, bool], Case]] = {
+    "param_distance": param_distance,
+    "sgd_step": sgd_step,
+    "soft_cross_entropy": soft_cross_entropy,
+    **{
+        f"norm_act_pool, {pooling}, derivative {order}": partial(
+            norm_act_pool, pooling=pooling, order=order
+        )
+        for pooling in ("average", "max")
+        for order in (1, 2)
+    },
+    **{f"dsa, {group}": partial(dsa, group=group) for group in ("color", "crop", "rotate")},
+    "gradient": gradient,
+    "gradient_jvp": gradient_jvp,
+}
+
+
+@cache
+def measured(name: str, device: str, tiny: bool) -> dict[str, list[float]]:
+    """Seconds of a call in each round, by implementation, after all agreed."""
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    case = CASES[name](device, tiny)
+    calls: dict[str, Call] = {"trajmatch": case.trajmatch, "eager": case.eager}
+    if case.formula is not None:
+        compiled = torch.compile(
+            case.formula, fullgraph=True, dynamic=False, backend="eager" if tiny else "inductor"
+        )
+        calls["compiled"] = lambda: flat(compiled(*case.arguments))
+    with quiet():
+        results = {implementation: call() for implementation, call in calls.items()}
+    for implementation, result in results.items():
+        # all results as one vector: some second derivatives are zero
+        found, wanted = (
+            torch.cat([x.flatten() for x in each]) for each in (result, results["eager"])
+        )
+        difference = relative(found, wanted)
+        assert difference <= TOLERANCE, f"{implementation} is off by {difference:.1e}"
+    once = min(seconds(call, device) for call in calls.values())
+    repeats = 1 if tiny else max(1, round(ROUND_SECONDS / once))
+
+    def repeated(call: Call) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(repeats):
+                call()
+
+        return run
+
+    taken = alternate(
+        {implementation: repeated(call) for implementation, call in calls.items()},
+        1 if tiny else ROUNDS,
+        device,
+    )
+    return {name: [each / repeats for each in rounds] for name, rounds in taken.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [
+        (name, implementation)
+        for name in CASES
+        for implementation in ("trajmatch", "eager", "compiled")
+        if not (name.startswith("dsa") and implementation == "compiled")
+    ],
+)
+def bench_operator(
+    replay: Callable[..., None], device: str, tiny: bool, name: str, implementation: str
 ) -> None:
-    logits, targets = (torch.randn(100, 100, device=device, requires_grad=True) for _ in range(2))
-
-    def call() -> None:
-        torch.autograd.grad(functions.soft_cross_entropy(logits, targets), (logits, targets))
-
-    timed(call, f"soft_cross_entropy, {device.type}")
-
-
-@pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("pooling", ["average", "max"])
-def bench_norm_act_pool(
-    timed: Callable[..., None],
-    device: torch.device,
-    functions: ModuleType,
-    pooling: str,
-    order: int,
-) -> None:
-    x = torch.randn(50, 32, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
-    inputs = [x, torch.ones(32, device=device), torch.zeros(32, device=device)]
-    for each in inputs:
-        each.requires_grad_()
-    above = torch.randn(50, 32, 16, 16, device=device)
-    above = above.contiguous(memory_format=torch.channels_last)
-
-    def call() -> None:
-        out = functions.norm_act_pool(*inputs, pooling=pooling)
-        grads = torch.autograd.grad(out, inputs, above, create_graph=order == 2)
-        if order == 2:
-            torch.autograd.grad(grads, inputs, [each.detach() for each in grads])
-
-    timed(call, f"norm_act_pool {pooling}, derivative {order}, {device.type}")
+    replay(measured(name, device, tiny)[implementation], f"{name}, {device}")

@@ -1,48 +1,56 @@
-"""One outer iteration of trajectory matching: N student steps and the gradient of the loss.
+"""The outer iteration over the grid of the record, in the tables of pytest-benchmark.
 
-    pytest benchmarks/bench_outer_iteration.py --benchmark-columns=min,median
+    pytest benchmarks/bench_outer_iteration.py -k "32-10-20" --benchmark-columns=min,median
 
-``eager`` is the unrolled graph of :mod:`trajmatch.reference` in both memory layouts, of which the
-better one is the baseline. The sizes are a small student, a wider batch and the papers' width.
+``grid.py`` measures the same cells with the same functions, stops and goes on, and writes the
+record that the project keeps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import pytest
-import torch
 
-from trajmatch import networks, ops, reference
+from trajmatch.bench.grid import ALL_CELLS, memory_of_baselines, rows_of_memory
+from trajmatch.bench.outer import measure_cell
+from trajmatch.bench.sizes import TINY, Size
+from trajmatch.bench.variants import TRACED_VARIANTS, VARIANTS
 
-SIZES = [(32, 10, 20), (32, 50, 10), (128, 50, 6)]
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    tiny = metafunc.config.getoption("benchmark_disable")
+    sizes = [TINY] if tiny else list(dict.fromkeys(ALL_CELLS))
+    metafunc.parametrize("size", sizes, ids=[size.key.replace(",", "-") for size in sizes])
 
 
-@pytest.mark.parametrize(("width", "batch", "steps"), SIZES)
-@pytest.mark.parametrize("implementation", ["trajmatch", "eager", "eager-channels-last"])
+@cache
+def memory(shape: Size, device: str) -> dict[str, dict[str, Any]]:
+    return rows_of_memory(memory_of_baselines(shape, device))
+
+
+@cache
+def cell(size: Size, device: str, tiny: bool) -> dict[str, Any]:
+    if tiny:
+        return measure_cell(size, device=device, rounds=1, variants=TRACED_VARIANTS)
+    return measure_cell(size, device=device, memory=memory(size.with_steps(1), device))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def bench_outer_iteration(
-    timed: Callable[..., None],
-    device: torch.device,
-    width: int,
-    batch: int,
-    steps: int,
-    implementation: str,
+    replay: Callable[..., None], device: str, tiny: bool, size: Size, variant: str
 ) -> None:
-    torch.manual_seed(0)
-    model = networks.ConvNet(3, 10, 32, width=width).to(device)
-    theta = networks.flat_parameters(model)
-    target = theta + 0.01 * torch.randn_like(theta)
-    images = torch.randn(batch, 3, 32, 32, device=device)
-    if implementation == "eager-channels-last":
-        images = images.contiguous(memory_format=torch.channels_last)
-    images.requires_grad_()
-    labels = torch.arange(batch, device=device) % 10
-    lr = torch.tensor(0.01, device=device, requires_grad=True)
-    batches = torch.arange(batch, device=device).repeat(steps, 1)
-    functions = ops if implementation == "trajmatch" else reference
-
-    def outer_iteration() -> None:
-        end = functions.unroll(model, theta, images, labels, lr, batches)
-        torch.autograd.grad(functions.param_distance(end, target, theta), (images, lr))
-
-    timed(outer_iteration, f"outer iteration, {device.type}, width {width}, {batch} x {steps}")
+    measured = cell(size, device, tiny)
+    assert measured["agreement"]["agree"], measured["agreement"]
+    row = measured["rows"][variant]
+    if "seconds" not in row:
+        pytest.skip(f"{row['status']}: {row['reason']}")
+    replay(
+        row["seconds"]["rounds"],
+        f"outer iteration, {device}, width,batch,N {size.key}",
+        row=row,
+        ratios=measured["ratios"],
+        gflops=measured["gflops"],
+    )

@@ -44,6 +44,10 @@ STABLE_TORCH_LIBRARY(trajmatch, m) {
       "soft_cross_entropy_backward_tangent(Tensor grad_loss, Tensor logits, Tensor targets, "
       "Tensor? logits_tangent, Tensor? targets_tangent) -> (Tensor, Tensor, Tensor)");
 
+  m.def("dsa(Tensor images, Tensor parameters) -> Tensor");
+  m.def("dsa_tangent(Tensor images_tangent, Tensor parameters) -> Tensor");
+  m.def("dsa_backward(Tensor grad_out, Tensor parameters) -> Tensor");
+
   m.def(
       "student_gradient(Tensor theta, Tensor images, Tensor labels, int[] network, int loss, "
       "float scale, bool input_gradients) -> (Tensor, Tensor, Tensor, Tensor)");
@@ -54,11 +58,13 @@ STABLE_TORCH_LIBRARY(trajmatch, m) {
   m.def(
       "student_unroll(Tensor theta0, Tensor images, Tensor labels, Tensor lr, Tensor batches, "
       "int[] batch_sizes, int[] steps, int[] network, float momentum, float loss_scale, "
-      "bool keep_trajectory, int tape_bytes) -> (Tensor, Tensor, Tensor)");
+      "bool keep_trajectory, int tape_bytes, Tensor? augmentation=None) -> "
+      "(Tensor, Tensor, Tensor)");
   m.def(
       "student_unroll_adjoint(Tensor grad_thetas, Tensor trajectory, Tensor tapes, Tensor images, "
       "Tensor labels, Tensor lr, Tensor batches, int[] batch_sizes, int[] steps, int[] network, "
-      "float momentum, float loss_scale) -> (Tensor, Tensor, Tensor, Tensor)");
+      "float momentum, float loss_scale, Tensor? augmentation=None) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
 }
 
 #define TM_IMPLEMENT(m, op) m.impl(#op, TORCH_BOX(&trajmatch::op))
@@ -74,6 +80,9 @@ STABLE_TORCH_LIBRARY(trajmatch, m) {
   TM_IMPLEMENT(m, soft_cross_entropy);                  \
   TM_IMPLEMENT(m, soft_cross_entropy_backward);         \
   TM_IMPLEMENT(m, soft_cross_entropy_backward_tangent); \
+  TM_IMPLEMENT(m, dsa);                                 \
+  TM_IMPLEMENT(m, dsa_tangent);                         \
+  TM_IMPLEMENT(m, dsa_backward);                        \
   TM_IMPLEMENT(m, student_gradient);                    \
   TM_IMPLEMENT(m, student_gradient_jvp);                \
   TM_IMPLEMENT(m, student_unroll);                      \

@@ -20,6 +20,7 @@ def test_the_self_test_passes(report):
         "param_distance",
         "sgd_step",
         "norm_act_pool",
+        "dsa",
         "soft_cross_entropy",
         "gradient",
         "gradient_jvp",

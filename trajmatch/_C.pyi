@@ -10,6 +10,7 @@ def build_info() -> dict[str, Any]:
 
 def release_workspace() -> None:
     """Gives back what the calling thread's student engine keeps for its next call."""
+
 def tape_elements(
     network: list[int], batch_sizes: list[int], tape_bytes: int, float64: bool
 ) -> int: ...

@@ -73,6 +73,62 @@ def norm_act_pool(
     return x
 
 
+def dsa(images: Tensor, parameters: Tensor) -> Tensor:
+    """``images [B, C, H, W]``, each transformed as its row of ``parameters [B, 5]`` says."""
+    transforms: tuple[Callable[..., Tensor], ...] = (_color, _crop, _cutout, _flip, _sample)
+    result = images
+    for kind, transform in enumerate(transforms):
+        chosen = (parameters[:, 0] == kind).nonzero().squeeze(1)
+        if len(chosen) > 0:
+            numbers = parameters[chosen, 1:].T[..., None, None, None]  # four times [B, 1, 1, 1]
+            result = result.index_copy(0, chosen, transform(images[chosen], *numbers))
+    return result
+
+
+def _color(
+    images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor, _: Tensor
+) -> Tensor:
+    brightness, saturation, contrast = (
+        each.to(images.dtype) for each in (brightness, saturation, contrast)
+    )
+    # Neither saturation nor contrast moves the mean of the image, so they are one expression.
+    grey = images.mean(1, keepdim=True)
+    mean = grey.mean((2, 3), keepdim=True)
+    constant = torch.addcmul(mean + brightness, mean, contrast, value=-1)
+    base = torch.addcmul(constant, grey, contrast * (1 - saturation))
+    return torch.addcmul(base, images, contrast * saturation)
+
+
+def _crop(images: Tensor, shift_y: Tensor, shift_x: Tensor, *_: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    image, channel, y, x = torch.meshgrid(
+        *(torch.arange(size, device=images.device) for size in images.shape), indexing="ij"
+    )
+    y, x = y + shift_y.long(), x + shift_x.long()
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    moved = images[image, channel, y.clamp(0, height - 1), x.clamp(0, width - 1)]
+    return moved.masked_fill(~inside, 0)
+
+
+def _cutout(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    y = torch.arange(images.shape[2], device=images.device).view(1, 1, -1, 1) - top
+    x = torch.arange(images.shape[3], device=images.device).view(1, 1, 1, -1) - left
+    return images.masked_fill((y >= 0) & (y < height) & (x >= 0) & (x < width), 0)
+
+
+def _flip(images: Tensor, flipped: Tensor, *_: Tensor) -> Tensor:
+    return torch.where(flipped != 0, images.flip(3), images)
+
+
+def _sample(images: Tensor, m00: Tensor, m01: Tensor, m10: Tensor, m11: Tensor) -> Tensor:
+    dtype, device = images.dtype, images.device
+    y = torch.linspace(-1, 1, images.shape[2], dtype=dtype, device=device).view(1, -1, 1)
+    x = torch.linspace(-1, 1, images.shape[3], dtype=dtype, device=device).view(1, 1, -1)
+    m00, m01, m10, m11 = (each.to(dtype).squeeze(1) for each in (m00, m01, m10, m11))
+    grid = torch.stack((m00 * x + m01 * y, m10 * x + m11 * y), -1)
+    return F.grid_sample(images, grid, align_corners=True)
+
+
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of ``logits [B, K]`` with indices ``[B]`` or target logits ``[B, K]``."""
     if not targets.is_floating_point():

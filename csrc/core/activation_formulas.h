@@ -17,13 +17,14 @@ struct ActivationJet {
   V value, first, second;
 };
 
-// Value, first and second derivative. At 0 the (leaky) ReLU takes its left slope, as PyTorch does.
+// Value, first and second derivative. At 0 the (leaky) ReLU takes its left slope, as PyTorch does;
+// what is not a number stays so.
 template <Activation kind, class V>
 TM_HD inline ActivationJet<V> activation_jet(const V& z) {
   using L = Lanes<V>;
   const V zero = L::constant(0), one = L::constant(1);
   if constexpr (kind == Activation::kRelu) {
-    return {L::select(z > zero, z, zero), L::select(z > zero, one, zero), zero};
+    return {L::select(z <= zero, zero, z), L::select(z <= zero, zero, one), zero};
   } else if constexpr (kind == Activation::kLeakyRelu) {
     const V slope = L::select(z > zero, one, L::constant(kLeakySlope));
     return {z * slope, slope, zero};

@@ -29,11 +29,11 @@ struct StudentGradient {
   const Network* network;
   const T* theta;  // [P]
   StudentBatch<T> batch;
-  T* loss;          // []
-  T* grad_theta;    // [P]
-  T* grad_images;   // [B, S, S, I], or null: not wanted
-  T* grad_target;   // [B, K], or null: not wanted
-  T* tape;          // [student_tape_size], or null: nothing is kept for gradient_jvp
+  T* loss;         // []
+  T* grad_theta;   // [P]
+  T* grad_images;  // [B, S, S, I], or null: not wanted
+  T* grad_target;  // [B, K], or null: not wanted
+  T* tape;         // [student_tape_size], or null: nothing is kept for gradient_jvp
 };
 
 // Tangents that are null are zero.

@@ -13,10 +13,7 @@ namespace {
 
 #include "cpu/pack.h"
 
-#define TM_INLINE inline __attribute__((always_inline))
-
-template <Pooling pooling>
-constexpr int kWindow = pooling == Pooling::kNone ? 1 : 4;
+#include "cpu/pooling.h"
 
 // Calls body(at, out) for every window: `at` holds the offsets of its pixels' first channels in the
 // image, `out` that of the output pixel. `end_row` is called after each row of windows.
@@ -36,27 +33,6 @@ TM_INLINE void for_windows(const NormActPoolShape& shape, const Body& body, cons
       }
     }
     end_row();
-  }
-}
-
-// Share of each pixel of a window in the pooled value: 1/4 each for the average, 1 for the first
-// largest value.
-template <Pooling pooling, class V>
-TM_INLINE void pool_shares(const V* value, V* share) {
-  using L = Lanes<V>;
-  if constexpr (pooling == Pooling::kNone) {
-    share[0] = L::constant(1);
-  } else if constexpr (pooling == Pooling::kAverage) {
-    for (int k = 0; k < 4; ++k) share[k] = L::constant(0.25);
-  } else {
-    const V zero = L::constant(0);
-    V best = value[0];
-    for (int k = 1; k < 4; ++k) best = L::select(value[k] > best, value[k], best);
-    V left = L::constant(1);  // becomes 0 once a pixel has been taken
-    for (int k = 0; k < 4; ++k) {
-      share[k] = L::select(value[k] == best, left, zero);
-      left = L::select(value[k] == best, zero, left);
-    }
   }
 }
 
@@ -552,8 +528,6 @@ void backward_tangent(const NormActPoolBackwardTangent<T>& p, int64_t begin, int
     for (int64_t i = begin; i < end; ++i) backward_tangent_image<activation(), pooling()>(p, i);
   });
 }
-
-#undef TM_INLINE
 
 }  // namespace
 }  // namespace trajmatch::cpu::TM_ISA

@@ -1,7 +1,8 @@
 // Packs of neighbouring channels: the compiler's own vector types, as wide as the instruction set
 // that is being compiled for (TM_VECTOR_BYTES), with the formulas of core/ for them.
 //
-// No include guard: included inside the namespace of each instruction set by the kernel headers.
+// No include guard: included inside the namespace of each instruction set by the kernel headers,
+// after <algorithm>, <cstdint>, <cstring> and <type_traits>.
 
 #define TM_INLINE inline __attribute__((always_inline))
 
@@ -34,6 +35,36 @@ struct PixelType<double> {
 };
 template <class T>
 using Pixel = typename PixelType<T>::type;
+
+// As many neighbouring pixels as fill a pack, or one.
+template <class T>
+constexpr int kPixels = std::max<int>(1, TM_VECTOR_BYTES / sizeof(Pixel<T>));
+template <class T>
+using PixelRow = std::conditional_t<(kPixels<T> > 1), Pack<T>, Pixel<T>>;
+
+// The pixels at from, from + step, ..., side by side.
+template <class T>
+TM_INLINE PixelRow<T> load_pixels(const T* from, int64_t step) {
+  PixelRow<T> row;
+#if defined(__GNUC__) && !defined(__clang__)
+  if constexpr (kPixels<T> == 4) {
+    Pixel<T> p[4];
+    for (int i = 0; i < 4; ++i) std::memcpy(&p[i], from + i * step, sizeof p[i]);
+    const auto low = __builtin_shufflevector(p[0], p[1], 0, 1, 2, 3, 4, 5, 6, 7);
+    const auto high = __builtin_shufflevector(p[2], p[3], 0, 1, 2, 3, 4, 5, 6, 7);
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  } else if constexpr (kPixels<T> == 2) {
+    Pixel<T> p[2];
+    for (int i = 0; i < 2; ++i) std::memcpy(&p[i], from + i * step, sizeof p[i]);
+    return __builtin_shufflevector(p[0], p[1], 0, 1, 2, 3, 4, 5, 6, 7);
+  }
+#endif
+  for (int i = 0; i < kPixels<T>; ++i) {
+    std::memcpy(reinterpret_cast<char*>(&row) + i * sizeof(Pixel<T>), from + i * step,
+                sizeof(Pixel<T>));
+  }
+  return row;
+}
 
 template <class T>
 struct PackLanes {
@@ -85,6 +116,17 @@ inline void store(T* to, const V& value) {
 template <class V, class T>
 inline void add_to(T* to, const V& value) {
   store<V>(to, load<V>(to) + value);
+}
+
+// Keeps a value in a register: compilers would rather load it again for each of its uses, and loads
+// are what runs out first.
+template <class V>
+TM_INLINE void keep(V& value) {
+#ifdef TM_HAVE_X86_ISAS
+  asm("" : "+v"(value));
+#else
+  (void)value;
+#endif
 }
 
 template <class V>

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_backward_kernel(First
     TM_UNROLL
     for (int i = 0; i < 8; ++i) {
       const float xh = y[n][i] = (y[n][i] - mean) * rstd;
-      const float dz = weight * xh + bias > 0.0f ? grad[i % 4 / 2] : 0.0f;
+      const float dz = weight * xh + bias <= 0.0f ? 0.0f : grad[i % 4 / 2];
       sum += dz;
       product += dz * xh;
     }
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_backward_kernel(First
     TM_UNROLL
     for (int i = 0; i < 8; ++i) {
       const float xh = y[n][i];
-      const float dz = weight * xh + bias > 0.0f ? grad[i % 4 / 2] : 0.0f;
+      const float dz = weight * xh + bias <= 0.0f ? 0.0f : grad[i % 4 / 2];
       y[n][i] = rstd * (weight * dz - mean - xh * projection);
     }
     store_plane(memory.planes + (part.group * kGroupPlanes + n) * kBordered, part.row, part.column,

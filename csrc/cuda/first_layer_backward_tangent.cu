@@ -50,9 +50,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       const float xh = y[n][i] = (y[n][i] - mean) * rstd;
       const float xh_tangent = y[kOwn + n][i] =
           rstd * (y[kOwn + n][i] - mean_tangent) - projection * xh;
-      const bool active = weight * xh + bias > 0.0f;
-      const float dz = active ? grad[i % 4 / 2] : 0.0f;
-      const float dz_tangent = active ? grad_tangent[i % 4 / 2] : 0.0f;
+      const bool idle = weight * xh + bias <= 0.0f;
+      const float dz = idle ? 0.0f : grad[i % 4 / 2];
+      const float dz_tangent = idle ? 0.0f : grad_tangent[i % 4 / 2];
       own[0] += dz;
       own[1] += dz * xh;
       own[2] += dz_tangent;
@@ -80,9 +80,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     TM_UNROLL
     for (int i = 0; i < 8; ++i) {
       const float xh = y[n][i], xh_tangent = y[kOwn + n][i];
-      const bool active = weight * xh + bias > 0.0f;
-      const float dz = active ? grad[i % 4 / 2] : 0.0f;
-      const float dz_tangent = active ? grad_tangent[i % 4 / 2] : 0.0f;
+      const bool idle = weight * xh + bias <= 0.0f;
+      const float dz = idle ? 0.0f : grad[i % 4 / 2];
+      const float dz_tangent = idle ? 0.0f : grad_tangent[i % 4 / 2];
       const float dy = rstd * (weight * dz - one - xh * two);
       y[n][i] = dy;
       y[kOwn + n][i] = rstd * (weight_tangent * dz + weight * dz_tangent - one_tangent -

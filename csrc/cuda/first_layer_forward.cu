@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_forward_kernel(FirstL
       TM_UNROLL
       for (int k = 0; k < 4; ++k) {
         const float z = y[n][k / 2 * 4 + w * 2 + k % 2] * scale + bias;
-        sum += z > 0.0f ? z : 0.0f;
+        sum += z <= 0.0f ? 0.0f : z;
       }
       pooled[w][n] = 0.25f * sum;
     }
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_tangent_kernel(FirstL
         const float xh = y[n][i];
         const float xh_tangent = rstd * (y[kOwn + n][i] - mean_tangent) - projection * xh;
         const float z_tangent = weight_tangent * xh + weight * xh_tangent + bias_tangent;
-        sum += weight * xh + bias > 0.0f ? z_tangent : 0.0f;
+        sum += weight * xh + bias <= 0.0f ? 0.0f : z_tangent;
       }
       pooled[w][n] = 0.25f * sum;
     }

@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, 1) fused_block_forward_kernel(FusedB
       TM_UNROLL
       for (int i = 0; i < 4; ++i) {
         const float z = y[m][n][i] * scale[i % 2] + bias[i % 2];
-        pooled[i % 2] += z > 0.0f ? z : 0.0f;
+        pooled[i % 2] += z <= 0.0f ? 0.0f : z;
       }
       store_pooled(shape, place, m, n, pooled[0], pooled[1], p.out);
     }

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, 1) fused_block_tangent_kernel(FusedB
         const float xh_tangent =
             rstd[e] * (y_tangent[m][n][i] - mean_tangent[e]) - projection[e] * xh;
         const float z_tangent = weight_tangent[e] * xh + weight[e] * xh_tangent + bias_tangent[e];
-        pooled[e] += weight[e] * xh + bias[e] > 0.0f ? z_tangent : 0.0f;
+        pooled[e] += weight[e] * xh + bias[e] <= 0.0f ? 0.0f : z_tangent;
       }
       store_pooled(shape, place, m, n, pooled[0], pooled[1], p.out_tangent);
     }

@@ -47,6 +47,11 @@ std::tuple<Tensor, Tensor, Tensor> soft_cross_entropy_backward_tangent(
     const Tensor& grad_loss, const Tensor& logits, const Tensor& targets,
     const OptionalTensor& logits_tangent, const OptionalTensor& targets_tangent);
 
+// DSA by rows of parameters, the linear part of it, and the transpose of that.
+Tensor dsa(const Tensor& images, const Tensor& parameters);
+Tensor dsa_tangent(const Tensor& images_tangent, const Tensor& parameters);
+Tensor dsa_backward(const Tensor& grad_out, const Tensor& parameters);
+
 // The student engine. `network` is ConvNet.engine_description(), `loss` a StudentLoss.
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient(const Tensor& theta,
                                                             const Tensor& images,
@@ -58,14 +63,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(
     const OptionalTensor& image_tangent, const OptionalTensor& label_tangent, const Ints& network,
     int64_t loss, double scale);
 std::tuple<Tensor, Tensor, Tensor> student_unroll(const Tensor& theta0, const Tensor& images,
-                                          const Tensor& labels, const Tensor& lr,
-                                          const Tensor& batches, const Ints& batch_sizes,
-                                          const Ints& steps, const Ints& network, double momentum,
-                                          double loss_scale, bool keep_trajectory,
-                                          int64_t tape_bytes);
+                                                  const Tensor& labels, const Tensor& lr,
+                                                  const Tensor& batches, const Ints& batch_sizes,
+                                                  const Ints& steps, const Ints& network,
+                                                  double momentum, double loss_scale,
+                                                  bool keep_trajectory, int64_t tape_bytes,
+                                                  const OptionalTensor& augmentation);
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
     const Tensor& grad_thetas, const Tensor& trajectory, const Tensor& tapes, const Tensor& images,
-    const Tensor& labels, const Tensor& lr, const Tensor& batches, const Ints& batch_sizes, const Ints& steps,
-    const Ints& network, double momentum, double loss_scale);
+    const Tensor& labels, const Tensor& lr, const Tensor& batches, const Ints& batch_sizes,
+    const Ints& steps, const Ints& network, double momentum, double loss_scale,
+    const OptionalTensor& augmentation);
 
 }  // namespace trajmatch

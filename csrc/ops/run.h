@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/batch_rows.h"
+#include "core/dsa.h"
 #include "core/norm_act_pool.h"
 #include "core/param_distance.h"
 #include "core/sgd_step.h"
@@ -134,6 +135,13 @@ void run(const ScatterAddRows<T>& params, const Device& device) {
   TM_ON_CUDA(launch_scatter_add_rows)
   in_parallel(params.row_size, 1 + kElementGrain / (params.count + 1),
               [&](int64_t b, int64_t e) { cpu::scatter_add_rows(params, b, e); });
+}
+
+template <class T>
+void run(const Dsa<T>& params, const Device& device) {
+  TM_ON_CUDA(launch_dsa)
+  in_parallel(params.batch, 1 + kElementGrain / (params.image_size() + 1),
+              [&](int64_t b, int64_t e) { cpu::dsa(params, b, e); });
 }
 
 #undef TM_ON_CUDA

@@ -1,5 +1,10 @@
 #include "ops/student.h"
 
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
 namespace trajmatch {
 
 namespace {
@@ -9,6 +14,36 @@ namespace {
 cpu::Pages& pages_of_thread() {
   static thread_local cpu::Pages pages;
   return pages;
+}
+
+// Tapes live as long as the graph that may go back over them, and come back here.
+class TapePool {
+ public:
+  std::unique_ptr<cpu::Pages> take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (free_.empty()) return std::make_unique<cpu::Pages>();
+    std::unique_ptr<cpu::Pages> pages = std::move(free_.back());
+    free_.pop_back();
+    return pages;
+  }
+  void give_back(cpu::Pages* pages) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_.emplace_back(pages);
+  }
+  void clear() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_.clear();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<cpu::Pages>> free_;
+};
+
+// Never destroyed: tensors may outlive everything at the end of the program.
+TapePool& tape_pool() {
+  static TapePool* pool = new TapePool;
+  return *pool;
 }
 
 void on_threads(int64_t count, const cpu::ParallelBody& body) {
@@ -31,7 +66,21 @@ StudentBatch<T> batch_of(const StudentProblem& problem) {
 
 }  // namespace
 
-void release_student_memory() { pages_of_thread().release(); }
+void release_student_memory() {
+  pages_of_thread().release();
+  tape_pool().clear();
+}
+
+Tensor empty_tape(int64_t elements, const Tensor& like) {
+  if (elements == 0) return empty({0}, like);
+  const int64_t size = like.scalar_type() == ScalarType::Double ? sizeof(double) : sizeof(float);
+  std::unique_ptr<cpu::Pages> pages = tape_pool().take();
+  void* data = pages->reserve(elements * size);
+  const Ints sizes{elements}, strides{1};
+  return torch::stable::from_blob(
+      data, ref(sizes), ref(strides), like.device(), like.scalar_type(),
+      [owned = pages.release()](void*) { tape_pool().give_back(owned); });
+}
 
 template <class T>
 Student<T>::Student(const Network& network, const Tensor& like) : network_(network) {

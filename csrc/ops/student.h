@@ -38,7 +38,10 @@ class Student {
 extern template class Student<float>;
 extern template class Student<double>;
 
-// Frees the memory that the calling thread keeps from call to call.
+// A vector for tapes, whose memory is kept for the next one when it is freed.
+Tensor empty_tape(int64_t elements, const Tensor& like);
+
+// Frees the memory that is kept from call to call: the calling thread's, and that of tapes.
 void release_student_memory();
 
 }  // namespace trajmatch

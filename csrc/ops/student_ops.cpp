@@ -6,8 +6,10 @@
 
 #include "core/student_host.h"
 #include "ops/checks.h"
+#include "ops/dsa.h"
 #include "ops/operators.h"
 #include "ops/student.h"
+#include "ops/workspace.h"
 
 namespace trajmatch {
 
@@ -91,10 +93,12 @@ int64_t tape_elements(const Ints& network_description, const Ints& batch_sizes, 
                       bool float64) {
   const Network network = read_network(Check("unroll"), network_description);
   const int64_t size = float64 ? sizeof(double) : sizeof(float);
-  return Tapes(batch_sizes, tape_bytes / size, [&](int64_t batch) {
-           return float64 ? cpu::student_tape_size<double>(network, batch)
-                          : cpu::student_tape_size<float>(network, batch);
-         }).elements();
+  return Tapes(batch_sizes, tape_bytes / size,
+               [&](int64_t batch) {
+                 return float64 ? cpu::student_tape_size<double>(network, batch)
+                                : cpu::student_tape_size<float>(network, batch);
+               })
+      .elements();
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient(
@@ -163,11 +167,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(
 
 namespace {
 
-// The student batches of an unrolled loop: rows of the synthetic set by index.
+// The student batches of an unrolled loop: rows of the synthetic set by index, each image augmented
+// by its own row of `augmentation` where that is given.
 class Batches {
  public:
   Batches(const Check& check, const Network& network, const Tensor& theta, const Tensor& images,
-          const Tensor& labels, const Tensor& indices, const Ints& sizes)
+          const Tensor& labels, const Tensor& indices, const Ints& sizes,
+          const OptionalTensor& augmentation)
       : images_(as_channels_last(images)), labels_(as_contiguous(labels)), sizes_(sizes) {
     check_images(check, images, theta, network);
     check_labels(check, labels, "labels", theta, "theta", images.size(0), network.num_classes);
@@ -185,6 +191,10 @@ class Batches {
     }
     check.shape(indices, "batches", {total});
     if (!indices_.is_cuda()) check_range(check);
+    if (augmentation) {
+      check_dsa_parameters(check, *augmentation, "augmentation", theta, "theta", total);
+      augmentation_ = as_contiguous(*augmentation);
+    }
   }
 
   int64_t steps() const { return static_cast<int64_t>(sizes_.size()); }
@@ -196,8 +206,8 @@ class Batches {
     const int64_t* index = read<int64_t>(indices_) + begins_[step];
     Ints image_sizes = sizes_of(images_), label_sizes = sizes_of(labels_);
     image_sizes[0] = label_sizes[0] = count;
-    Tensor images = empty_channels_last(image_sizes, theta);
-    Tensor labels = empty(label_sizes, labels_);
+    Tensor images = workspace_.channels_last("images", 0, image_sizes, theta);
+    const Tensor labels = workspace_.contiguous("labels", 0, label_sizes, labels_);
     run(GatherRows<T>{count, row_size(images_), read<T>(images_), index, write<T>(images)}, device);
     if (labels.scalar_type() == ScalarType::Long) {
       run(GatherRows<int64_t>{count, 1, read<int64_t>(labels_), index, write<int64_t>(labels)},
@@ -206,10 +216,31 @@ class Batches {
       run(GatherRows<T>{count, row_size(labels_), read<T>(labels_), index, write<T>(labels)},
           device);
     }
+    if (augmentation_) images = augmented<T>(DsaPass::kForward, step, images, "shown", device);
     return {theta, images, labels, StudentLoss::kCrossEntropy, scale};
   }
 
-  // total[index[i]] += lr * grad[i] for the rows of one step.
+  // Where the gradient of one step's images or labels may be written, until the next step.
+  Tensor image_gradient(const StudentProblem& problem) const {
+    return workspace_.channels_last("image gradient", 0, sizes_of(problem.images), problem.images);
+  }
+  Tensor label_gradient(const StudentProblem& problem) const {
+    return workspace_.contiguous("label gradient", 0, sizes_of(problem.labels), problem.labels);
+  }
+
+  // total[index[i]] += lr * grad[i] for the images of one step, `grad` that of them augmented.
+  template <class T>
+  void scatter_images(int64_t step, const Tensor& grad, const Tensor& lr, const Tensor& total,
+                      const Device& device) const {
+    if (augmentation_) {
+      scatter<T>(step, augmented<T>(DsaPass::kBackward, step, grad, "augmented gradient", device),
+                 lr, total, device);
+    } else {
+      scatter<T>(step, grad, lr, total, device);
+    }
+  }
+
+  // The same for rows of any kind, not augmented.
   template <class T>
   void scatter(int64_t step, const Tensor& grad, const Tensor& lr, const Tensor& total,
                const Device& device) const {
@@ -219,6 +250,16 @@ class Batches {
   }
 
  private:
+  // One pass of the augmentation over images of the step, in the engine's layout.
+  template <class T>
+  Tensor augmented(DsaPass pass, int64_t step, const Tensor& images, const char* name,
+                   const Device& device) const {
+    const double* rows = read<double>(*augmentation_) + begins_[step] * kDsaColumns;
+    const Tensor result = workspace_.channels_last(name, 0, sizes_of(images), images);
+    run_dsa<T>(pass, images, rows, true, result, device);
+    return result;
+  }
+
   static int64_t row_size(const Tensor& tensor) { return tensor.numel() / tensor.size(0); }
 
   void check_range(const Check& check) const {
@@ -231,7 +272,9 @@ class Batches {
   }
 
   Tensor images_, labels_, indices_;
+  OptionalTensor augmentation_;
   Ints sizes_, begins_;
+  mutable Workspace workspace_;  // of a step
 };
 
 void check_steps(const Check& check, const Ints& steps, int64_t count) {
@@ -244,17 +287,16 @@ void check_steps(const Check& check, const Ints& steps, int64_t count) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> student_unroll(const Tensor& theta0, const Tensor& images,
-                                          const Tensor& labels, const Tensor& lr,
-                                          const Tensor& indices, const Ints& batch_sizes,
-                                          const Ints& steps, const Ints& network_description,
-                                          double momentum, double loss_scale,
-                                          bool keep_trajectory, int64_t tape_bytes) {
+std::tuple<Tensor, Tensor, Tensor> student_unroll(
+    const Tensor& theta0, const Tensor& images, const Tensor& labels, const Tensor& lr,
+    const Tensor& indices, const Ints& batch_sizes, const Ints& steps,
+    const Ints& network_description, double momentum, double loss_scale, bool keep_trajectory,
+    int64_t tape_bytes, const OptionalTensor& augmentation) {
   const Check check("unroll");
   const Network network = read_network(check, network_description);
   check_theta(check, theta0, "theta0", network);
   check.same(lr, "lr", theta0, "theta0", {});
-  const Batches batches(check, network, theta0, images, labels, indices, batch_sizes);
+  const Batches batches(check, network, theta0, images, labels, indices, batch_sizes, augmentation);
   check_steps(check, steps, batches.steps());
   const NoGrad no_grad;
   const Device device(theta0);
@@ -271,10 +313,7 @@ std::tuple<Tensor, Tensor, Tensor> student_unroll(const Tensor& theta0, const Te
     Student<T> student(network, theta0);
     const Tapes tape(batch_sizes, keep_trajectory ? tape_bytes / int64_t{sizeof(T)} : 0,
                      [&](int64_t batch) { return student.tape_size(batch); });
-    tapes = empty({tape.elements()}, theta0);
-    if (tape.elements() > 0) {
-      cpu::advise_huge_pages(write<T>(tapes), tape.elements() * int64_t{sizeof(T)});
-    }
+    tapes = empty_tape(tape.elements(), theta0);
     const Tensor loss = empty({}, theta0), grad = empty({size}, theta0);
     const Tensor buffer = empty({momentum == 0.0 ? 0 : size}, theta0);
     for (int64_t step = 0; step < count; ++step) {
@@ -300,8 +339,9 @@ std::tuple<Tensor, Tensor, Tensor> student_unroll(const Tensor& theta0, const Te
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
     const Tensor& grad_thetas, const Tensor& trajectory, const Tensor& tapes, const Tensor& images,
-    const Tensor& labels, const Tensor& lr, const Tensor& indices, const Ints& batch_sizes, const Ints& steps,
-    const Ints& network_description, double momentum, double loss_scale) {
+    const Tensor& labels, const Tensor& lr, const Tensor& indices, const Ints& batch_sizes,
+    const Ints& steps, const Ints& network_description, double momentum, double loss_scale,
+    const OptionalTensor& augmentation) {
   const Check check("unroll_adjoint");
   const Network network = read_network(check, network_description);
   const int64_t size = network.num_parameters;
@@ -312,7 +352,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
   check.same(grad_thetas, "grad_thetas", trajectory, "trajectory", {asked, size});
   check.same(lr, "lr", trajectory, "trajectory", {});
   check.same(tapes, "tapes", trajectory, "trajectory", {tapes.numel()});
-  const Batches batches(check, network, trajectory, images, labels, indices, batch_sizes);
+  const Batches batches(check, network, trajectory, images, labels, indices, batch_sizes,
+                        augmentation);
   check_steps(check, steps, count);
   const NoGrad no_grad;
   const Device device(trajectory);
@@ -350,13 +391,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
     for (int64_t step = count; step-- > 0;) {
       const Tensor theta = vector_view(thetas, step * size, size);
       const StudentProblem problem = batches.gather<T>(step, theta, loss_scale, device);
-      const Tensor image_share = empty_channels_last(sizes_of(problem.images), trajectory);
+      const Tensor image_share = batches.image_gradient(problem);
       OptionalTensor label_share;
-      if (soft) label_share = empty(sizes_of(problem.labels), trajectory);
+      if (soft) label_share = batches.label_gradient(problem);
       student.gradient_jvp(problem, {r, std::nullopt, std::nullopt},
                            view(directional, step, {}, {}), hessian_r, image_share, label_share,
                            tape.of(kept, step));
-      batches.scatter<T>(step, image_share, lr, grad_images, device);
+      batches.scatter_images<T>(step, image_share, lr, grad_images, device);
       if (soft) batches.scatter<T>(step, *label_share, lr, grad_labels, device);
       sweep(step, read<T>(hessian_r));
     }

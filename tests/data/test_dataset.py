@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from trajmatch.data import Dataset, channel_statistics, denormalise, normalise
+from trajmatch.data import Dataset, channel_statistics, denormalise, normalise, normaliser
 from trajmatch.errors import UserError
+from trajmatch.random import generator
 
 
 def arrays(channels=3, per_class=4):
@@ -74,6 +75,16 @@ def test_normalise_by_hand():
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     result = normalise(pixels, mean=(0.5, 0.2, 0), std=(0.5, 0.1, 2))
     torch.testing.assert_close(result.flatten(), torch.tensor([-1.0, 0.0, 0.5]))
+
+
+def test_a_normaliser_is_made_once_for_many_batches(device):
+    of_batch = normaliser((0.5, 0.2, 0), (0.5, 0.1, 2), device)
+    for seed in range(2):
+        images = torch.randint(0, 256, (4, 3, 5, 5), generator=generator(seed), dtype=torch.uint8)
+        images = images.to(device)
+        assert torch.equal(of_batch(images), normalise(images, (0.5, 0.2, 0), (0.5, 0.1, 2)))
+    with pytest.raises(TypeError, match="expected images to be uint8"):
+        of_batch(torch.zeros(1, 3, 2, 2, device=device))
 
 
 def test_denormalise_undoes_normalise_and_stays_within_the_range():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from trajmatch import ops
 from trajmatch.data import DSA
 from trajmatch.errors import UserError
 from trajmatch.random import generator
@@ -178,6 +179,16 @@ def test_replay_differs_between_steps_and_seeds():
     images = images_of(8, 3, 16, 16)
     results = [DSA(ALL).replay(seed)(images, step) for seed in (0, 1) for step in range(10)]
     assert len(torch.stack(results).flatten(1).unique(dim=0)) == 20
+
+
+def test_replay_names_the_parameters_of_a_call():
+    images = images_of(8, 3, 16, 12)
+    for strategy in (*GROUPS, ALL, "none"):
+        replay = DSA(strategy).replay(seed=2)
+        rows = replay.dsa_parameters(5, 8, 16, 12)
+        assert torch.equal(rows, replay.dsa_parameters(5, 8, 16, 12))
+        assert torch.equal(ops.dsa(images, rows), replay(images, 5))
+        assert isinstance(replay, ops.DsaReplay)
 
 
 def test_replay_is_the_call_with_the_named_stream():

@@ -18,6 +18,7 @@ def config(**settings: object) -> DistillConfig:
         ("ipc", 0),
         ("iterations", 0),
         ("student_steps", 0),
+        ("matches", 0),
         ("expert_epochs", 0),
         ("min_start_epoch", -1),
         ("max_start_epoch", 0),
@@ -71,6 +72,7 @@ def test_recipe_holds_what_decides_the_result_and_nothing_else() -> None:
         quiet=True,
         resume=True,
         device="cuda",
+        graph=False,
         checkpoint_every=7,
         seed=3,
     )

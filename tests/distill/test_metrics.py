@@ -28,6 +28,12 @@ def test_what_is_not_finite_is_null(tmp_path) -> None:
     assert lines(tmp_path / "log") == [{"iteration": 1, "loss": None, "step_size": None}]
 
 
+def test_what_is_not_finite_in_a_list_is_null(tmp_path) -> None:
+    with MetricsLog(tmp_path / "log", 0) as log:
+        log.write(iteration=1, losses=[0.5, float("nan")])
+    assert lines(tmp_path / "log") == [{"iteration": 1, "losses": [0.5, None]}]
+
+
 def test_lines_beyond_the_checkpoint_are_dropped(tmp_path) -> None:
     write(tmp_path / "log", 1, 7)
     write(tmp_path / "log", 5, 6)

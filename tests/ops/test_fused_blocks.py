@@ -156,6 +156,21 @@ def test_fused_blocks_are_bitwise_repeatable(
     assert all(torch.equal(*pair) for pair in zip(once, again, strict=True))
 
 
+def test_what_is_not_a_number_stays_so(
+    cuda_path: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAJMATCH_CUDA_BLOCKS", "float32")
+    model = ConvNet(3, 4, 32, 32, 2).to(cuda_path)
+    given = problem(model, cuda_path)
+    given["images"][1, 0, 5, 7] = torch.nan
+    value, grad = ops.gradient(model, **given)
+    jvp = ops.gradient_jvp(model, **given, tangent=given["theta"].flip(0))
+    assert value.isnan()
+    assert jvp.directional.isnan()
+    # All but the biases of the convolutions, which move nothing.
+    assert grad.isnan().sum() == jvp.grad_theta.isnan().sum() == grad.numel() - 2 * 32
+
+
 def test_an_unknown_choice_is_refused(
     cuda_path: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-# Prints the relative error of gradient and Hessian-vector product in float32.
+# Prints the relative error of gradient and Hessian-vector product in float32, and of DSA.
 ERRORS = """
 import torch
 from trajmatch import networks, ops, reference
 
 torch.manual_seed(0)
-for channels, width, size in ((3, 20, 9), (1, 33, 28), (5, 16, 8)):
+for channels, width, size in ((3, 20, 9), (1, 33, 28), (5, 16, 8), (3, 40, 32)):
     model = networks.ConvNet(channels, 4, size, width, 2, activation="sigmoid")
     theta = networks.flat_parameters(model)
     images, labels = torch.randn(5, channels, size, size), torch.arange(5) % 4
@@ -25,6 +25,22 @@ for channels, width, size in ((3, 20, 9), (1, 33, 28), (5, 16, 8)):
     model.double()
     wanted = [reference.gradient(model, *exact)[1].detach()]
     wanted += reference.gradient_jvp(model, *exact, tangent.double())[1:3]
+    for got, right in zip(ours, wanted, strict=True):
+        print(((got.double() - right).norm() / right.norm()).item())
+
+rows = torch.cat([
+    ops.dsa_parameters.color(*torch.rand(3, 2)),
+    ops.dsa_parameters.flip(torch.ones(1)),
+    ops.dsa_parameters.scale(torch.tensor([1.2]), torch.tensor([0.9])),
+    ops.dsa_parameters.rotate(torch.tensor([0.2, -0.1])),
+])
+for images in (torch.randn(6, 3, 32, 32), torch.randn(6, 19, 17, 5).transpose(1, 3)):
+    images.requires_grad_()
+    ours = [ops.dsa(images, rows)]
+    ours += torch.autograd.grad(ours[0].square().sum(), images)
+    exact = images.detach().double().requires_grad_()
+    wanted = [reference.dsa(exact, rows)]
+    wanted += torch.autograd.grad(wanted[0].square().sum(), exact)
     for got, right in zip(ours, wanted, strict=True):
         print(((got.double() - right).norm() / right.norm()).item())
 """
@@ -41,5 +57,5 @@ def test_float32_is_close_to_float64(isa: str) -> None:
         check=True,
     )
     errors = [float(line) for line in result.stdout.split()]
-    assert len(errors) == 9
+    assert len(errors) == 16
     assert max(errors) < 1e-5

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trajmatch import networks, ops, reference
+from trajmatch.data import DSA
 from trajmatch.networks import ConvNet
 from trajmatch.networks.convnet import ACTIVATIONS, NORMS, POOLINGS
 
@@ -150,6 +151,54 @@ def test_augmentation_is_replayed(
     compare(model, leaves, batches, assert_close_as_vectors, **choices)
 
 
+class RecordedDsa:
+    """DSA by the reference, which autograd differentiates, and by its parameters."""
+
+    def __init__(self, strategy: str, device: torch.device) -> None:
+        self.replay, self.device, self.calls = DSA(strategy).replay(seed=3), device, 0
+
+    def __call__(self, images: Tensor, step: int) -> Tensor:
+        self.calls += 1
+        rows = self.dsa_parameters(step, len(images), *images.shape[2:])
+        return reference.dsa(images, rows.to(self.device))
+
+    def dsa_parameters(self, step: int, count: int, height: int, width: int) -> Tensor:
+        return self.replay.dsa_parameters(step, count, height, width)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(
+    "strategy",
+    ["color", "crop", "cutout", "flip", "scale", "rotate", "none", "color_crop_cutout_flip_scale"],
+)
+def test_dsa_is_exact_inside_of_the_loop(
+    device: torch.device, assert_close_as_vectors: Check, strategy: str, soft: bool
+) -> None:
+    batches = [torch.tensor(each, device=device) for each in ([0, 1, 2], [3, 3], [4, 5, 0, 1, 1])]
+    choices = {"momentum": 0.5, "loss_scale": 0.8, "steps": [1, 3]}
+    for channels, size in ((1, 9), (3, 8)):
+        model = ConvNet(channels, 4, size, 4, 2)
+        leaves = set_of(model, channels, size, soft, device)
+        augment = RecordedDsa(strategy, device)
+        compare(model, leaves, batches, assert_close_as_vectors, augment=augment, **choices)
+        assert augment.calls == len(batches)  # by the reference alone
+
+
+def test_dsa_inside_and_outside_of_the_loop_agree(
+    device: torch.device, assert_close_as_vectors: Check
+) -> None:
+    model = ConvNet(3, 4, 8, 4, 2)
+    leaves = set_of(model, 3, 8, False, device)
+    batches = torch.stack([torch.randperm(6)[:4] for _ in range(20)]).to(device)
+    replay = DSA().replay(seed=1)
+    results = []
+    for augment in (replay, lambda images, step: replay(images, step)):
+        theta = ops.unroll(model, **leaves, batches=batches, momentum=0.9, augment=augment)
+        inputs = (leaves["theta0"], leaves["images"], leaves["lr"])
+        results.append([theta, *torch.autograd.grad(theta.square().sum(), inputs)])
+    assert_close_as_vectors(*results, 1e-11)
+
+
 def test_an_augmentation_that_ignores_the_images(
     device: torch.device, assert_close_as_vectors: Check
 ) -> None:
@@ -164,7 +213,7 @@ def test_an_augmentation_that_ignores_the_images(
 
 
 @pytest.mark.parametrize("build", [Attention, smooth_net])
-@pytest.mark.parametrize("augment", [None, shrinking_flip])
+@pytest.mark.parametrize("augment", [None, shrinking_flip, DSA("color_rotate").replay(seed=0)])
 def test_modules_outside_the_engine_are_exact(
     device: torch.device, assert_close_as_vectors: Check, build: Callable, augment: Any
 ) -> None:
@@ -223,13 +272,17 @@ def test_opcheck(device: torch.device, grad: bool) -> None:
     flat = torch.tensor([0, 1, 2, 3, 4], device=device)
     choices = ([2, 3], [2, 1], model.engine_description(), 0.5, 0.9)
     op = torch.ops.trajmatch
-    torch.library.opcheck(op.student_unroll.default, (*leaves, flat, *choices, True))
+    augmentation = ops.dsa_parameters.rotate(torch.linspace(-0.2, 0.2, 5)).to(device)
+    kept = (True, 1 << 20)
+    torch.library.opcheck(op.student_unroll.default, (*leaves, flat, *choices, *kept))
+    torch.library.opcheck(op.student_unroll.default, (*leaves, flat, *choices, *kept, augmentation))
     theta0, images, labels, lr = (each.detach() for each in leaves)
-    thetas, trajectory = op.student_unroll(theta0, images, labels, lr, flat, *choices, True)
-    torch.library.opcheck(
-        op.student_unroll_adjoint.default,
-        (torch.randn_like(thetas), trajectory, images, labels, lr, flat, *choices),
-    )
+    thetas, *path = op.student_unroll(theta0, images, labels, lr, flat, *choices, *kept)
+    for last in ((), (augmentation,)):
+        torch.library.opcheck(
+            op.student_unroll_adjoint.default,
+            (torch.randn_like(thetas), *path, images, labels, lr, flat, *choices, *last),
+        )
 
 
 def test_compiles_as_one_graph(device: torch.device) -> None:
@@ -247,7 +300,7 @@ def test_compiles_as_one_graph(device: torch.device) -> None:
     torch.testing.assert_close(got, torch.autograd.grad(matching_loss(*leaves), leaves))
 
 
-@pytest.mark.parametrize("augment", [None, shrinking_flip])
+@pytest.mark.parametrize("augment", [None, shrinking_flip, DSA().replay(seed=0)])
 def test_is_bitwise_repeatable(device: torch.device, augment: Any) -> None:
     model = ConvNet(3, 4, 8, 8, 2)
     leaves = {
@@ -264,7 +317,7 @@ def test_is_bitwise_repeatable(device: torch.device, augment: Any) -> None:
     assert torch.equal(*grads)
 
 
-@pytest.mark.parametrize("augment", [None, shrinking_flip])
+@pytest.mark.parametrize("augment", [None, shrinking_flip, DSA().replay(seed=0)])
 def test_errors_say_what_came(device: torch.device, augment: Any) -> None:
     model = ConvNet(3, 4, 8, 4, 1)
     leaves = set_of(model, 3, 8, False, device)
@@ -289,6 +342,24 @@ def test_errors_say_what_came(device: torch.device, augment: Any) -> None:
     raises(ValueError, "expected labels to ", labels=labels[:5])
     raises(ValueError, r"expected lr to have shape \[\], but got \[1\]", lr=torch.ones(1).double())
     raises(ValueError, "expected tape_bytes to be at least 0, but got -1", tape_bytes=-1)
+
+
+def test_errors_of_an_augmentation_say_what_came(device: torch.device) -> None:
+    model = ConvNet(3, 4, 8, 4, 1)
+    leaves = set_of(model, 3, 8, False, device)
+    batches = torch.tensor([[0, 1], [2, 3]], device=device)
+
+    class OneRow(RecordedDsa):
+        def dsa_parameters(self, step: int, count: int, height: int, width: int) -> Tensor:
+            return super().dsa_parameters(step, 1, height, width)
+
+    with pytest.raises(
+        ValueError, match=r"unroll: expected augmentation to have shape \[4, 5\], but got \[2, 5\]"
+    ):
+        ops.unroll(model, **leaves, batches=batches, augment=OneRow("flip", device))
+    leaves["images"] = leaves["images"][0]
+    with pytest.raises(ValueError, match=r"images to have 4 dimensions, but got \[3, 8, 8\]"):
+        ops.unroll(model, **leaves, batches=batches, augment=DSA().replay(seed=0))
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": Command("evaluate", "train fresh networks on distilled images and test them"),
     "show": Command("show", "draw distilled images as a picture"),
     "demo": Command("demo", "all of it in two minutes, on data that is included"),
+    "bench": Command("bench", "time this machine beside PyTorch's ways of doing the same"),
     "doctor": Command("doctor", "what is installed, what was built, and whether it works"),
 }
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trajmatch import networks, ops, random, reference
+from trajmatch.ops import dsa_parameters
 
 TOLERANCE = 1e-9  # relative; the cases are small enough for rounding to stay far below it
 
@@ -79,6 +80,24 @@ def norm_act_pool(operators: Operators, device: torch.device) -> list[Tensor]:
     return [output, *_twice_differentiated(output, inputs)]
 
 
+def dsa(operators: Operators, device: torch.device) -> list[Tensor]:
+    """Images of every kind of augmentation, and their gradient."""
+    (images,) = _draw("dsa", device, (6, 3, 9, 8))
+    one = torch.ones(1)
+    rows = torch.cat(
+        [
+            dsa_parameters.color(one / 4, one / 2, 2 * one),
+            dsa_parameters.crop(one, -2 * one),
+            dsa_parameters.cutout(-one, 3 * one, 5, 4),
+            dsa_parameters.flip(one),
+            dsa_parameters.scale(0.9 * one, 1.1 * one),
+            dsa_parameters.rotate(one / 5),
+        ]
+    )
+    output = operators.dsa(images, rows.to(device))
+    return [output, *torch.autograd.grad(_mix([output]), images)]
+
+
 def soft_cross_entropy(operators: Operators, device: torch.device) -> list[Tensor]:
     """Loss, gradient, and gradient of the gradient, for target logits."""
     inputs = _draw("soft_cross_entropy", device, (5, 10), (5, 10))
@@ -118,6 +137,7 @@ CASES: list[Case] = [
     param_distance,
     sgd_step,
     norm_act_pool,
+    dsa,
     soft_cross_entropy,
     gradient,
     gradient_jvp,

@@ -3,7 +3,7 @@
 from trajmatch.data.dataset import Dataset
 from trajmatch.data.dsa import DSA
 from trajmatch.data.sources import SHIPPED, load_dataset, resolve_uri
-from trajmatch.data.statistics import channel_statistics, denormalise, normalise
+from trajmatch.data.statistics import channel_statistics, denormalise, normalise, normaliser
 
 __all__ = [
     "DSA",
@@ -13,5 +13,6 @@ __all__ = [
     "denormalise",
     "load_dataset",
     "normalise",
+    "normaliser",
     "resolve_uri",
 ]

@@ -17,15 +17,14 @@ in the mode and with the constants that MTT uses. Whole pixels are rounded half 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from trajmatch.data import transforms
+from trajmatch import ops
 from trajmatch.errors import UserError
+from trajmatch.ops import dsa_parameters
 from trajmatch.random import generator as named_generator
 
 _BRIGHTNESS = 0.5
@@ -36,8 +35,6 @@ _CUTOUT = 0.5  # side of the square, part of the size
 _FLIP = 0.5  # probability
 _SCALE = (1 / 1.2, 1.2)
 _ROTATE = math.radians(15)
-
-_Parameters = tuple[Tensor, ...]
 
 
 class DSA:
@@ -80,7 +77,7 @@ class DSA:
         """Augments a batch.
 
         Args:
-            images: ``[B, C, H, W]``, floating point, on any device.
+            images: ``[B, C, H, W]``, float32 or float64, on any device.
             generator: Where the random numbers come from; a CPU generator.
 
         Returns:
@@ -89,7 +86,7 @@ class DSA:
 
         Raises:
             ValueError: ``images`` has another number of dimensions.
-            TypeError: ``images`` is not floating point.
+            TypeError: ``images`` is neither float32 nor float64.
         """
         if images.ndim != 4:
             raise ValueError(
@@ -123,9 +120,9 @@ class DSA:
         if not self._groups:
             raise ValueError("DSA: the strategy 'none' has no transformation to draw")
         group = self._groups[int(torch.randint(len(self._groups), (), generator=generator))]
-        return Transformation(group, _GROUPS[group].draw(count, height, width, generator))
+        return _GROUPS[group](count, height, width, generator)
 
-    def replay(self, seed: int) -> Callable[[Tensor, int], Tensor]:
+    def replay(self, seed: int) -> Replay:
         """Augmentation that depends on the step alone, as ``trajmatch.ops.unroll`` wants it.
 
         Args:
@@ -135,11 +132,54 @@ class DSA:
             ``augment(images, step)``: augments as a call does, and in the same way each time it is
             given the same step and number of images.
         """
+        return Replay(self, seed)
 
-        def augment(images: Tensor, step: int) -> Tensor:
-            return self(images, named_generator(seed, "dsa", step))
 
-        return augment
+@dataclass(frozen=True)
+class Replay:
+    """DSA as a function of the step; made by :meth:`DSA.replay`.
+
+    It has what :func:`trajmatch.ops.unroll` needs to augment inside of its own loop
+    (:class:`trajmatch.ops.DsaReplay`).
+
+    Attributes:
+        dsa: The strategy.
+        seed: Chooses the sequence of transformations.
+    """
+
+    dsa: DSA
+    seed: int
+
+    def __call__(self, images: Tensor, step: int) -> Tensor:
+        """Augments a batch.
+
+        Args:
+            images: ``[B, C, H, W]``, float32 or float64, on any device.
+            step: Which transformation.
+
+        Returns:
+            ``[B, C, H, W]``, as :meth:`DSA.__call__` gives it.
+        """
+        return self.dsa(images, self._generator(step))
+
+    def dsa_parameters(self, step: int, count: int, height: int, width: int) -> Tensor:
+        """What a call with that step does to images of that size.
+
+        Args:
+            step: Which transformation.
+            count: Number of images ``B``.
+            height: Height of the images in pixels.
+            width: Their width.
+
+        Returns:
+            Rows for :func:`trajmatch.ops.dsa`. ``[B, 5]``, float64, on the CPU.
+        """
+        if self.dsa.spec == "none":
+            return dsa_parameters.flip(torch.zeros(count))
+        return self.dsa.draw(count, height, width, self._generator(step)).rows
+
+    def _generator(self, step: int) -> Generator:
+        return named_generator(self.seed, "dsa", step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,27 +188,34 @@ class Transformation:
 
     Attributes:
         group: Name of the group.
-        parameters: The arguments of the function of that name in :mod:`trajmatch.data.transforms`,
-            each ``[B]``, on the CPU.
+        parameters: What was drawn, each ``[B]``, on the CPU: brightness, saturation and contrast;
+            shift of rows and of columns; row and column in the middle of the square; whether
+            flipped; factor in x and in y; angle in radians.
+        rows: The same for :func:`trajmatch.ops.dsa`. ``[B, 5]``, float64, on the CPU.
     """
 
     group: str
-    parameters: _Parameters
+    parameters: tuple[Tensor, ...]
+    rows: Tensor
 
     def __call__(self, images: Tensor) -> Tensor:
         """Applies it.
 
         Args:
-            images: ``[B, C, H, W]``, floating point, on any device, of the size it was drawn for.
+            images: ``[B, C, H, W]``, float32 or float64, on any device, of the size it was drawn
+                for.
 
         Returns:
             ``[B, C, H, W]``, dtype and device of ``images``. Differentiable in ``images``.
         """
-        moved = (
-            parameter.to(images.device, images.dtype if parameter.is_floating_point() else None)
-            for parameter in self.parameters
-        )
-        return _GROUPS[self.group].apply(images, *moved)
+        return ops.dsa(images, _on_device(self.rows, images.device))
+
+
+def _on_device(rows: Tensor, device: torch.device) -> Tensor:
+    """Parameters where the images are; on a GPU the host does not wait for what runs there."""
+    if device.type == "cuda":
+        return rows.pin_memory().to(device, non_blocking=True)
+    return rows.to(device)
 
 
 def _round(pixels: float) -> int:
@@ -185,64 +232,53 @@ def _integers(low: int, high: int, count: int, generator: Generator) -> Tensor:
     return torch.randint(low, high + 1, (count,), generator=generator)
 
 
-def _draw_color(count: int, height: int, width: int, generator: Generator) -> _Parameters:
-    return (
+def _draw_color(count: int, height: int, width: int, generator: Generator) -> Transformation:
+    parameters = (
         _uniform(-_BRIGHTNESS, _BRIGHTNESS, count, generator),
         _uniform(*_SATURATION, count, generator),
         _uniform(*_CONTRAST, count, generator),
     )
+    return Transformation("color", parameters, dsa_parameters.color(*parameters))
 
 
-def _draw_crop(count: int, height: int, width: int, generator: Generator) -> _Parameters:
+def _draw_crop(count: int, height: int, width: int, generator: Generator) -> Transformation:
     rows, columns = _round(_CROP * height), _round(_CROP * width)
-    return (
+    parameters = (
         _integers(-rows, rows, count, generator),
         _integers(-columns, columns, count, generator),
     )
+    return Transformation("crop", parameters, dsa_parameters.crop(*parameters))
 
 
-def _apply_crop(images: Tensor, shift_y: Tensor, shift_x: Tensor) -> Tensor:
-    return transforms.crop(images, shift_y, shift_x, _round(_CROP * max(images.shape[2:])))
-
-
-def _draw_cutout(count: int, height: int, width: int, generator: Generator) -> _Parameters:
+def _draw_cutout(count: int, height: int, width: int, generator: Generator) -> Transformation:
+    rows, columns = _round(_CUTOUT * height), _round(_CUTOUT * width)
     # A square of even side has its centre on a corner between pixels: one place more than pixels.
-    last_row = height - _round(_CUTOUT * height) % 2
-    last_column = width - _round(_CUTOUT * width) % 2
-    return (
-        _integers(0, last_row, count, generator),
-        _integers(0, last_column, count, generator),
-    )
+    y = _integers(0, height - rows % 2, count, generator)
+    x = _integers(0, width - columns % 2, count, generator)
+    square = dsa_parameters.cutout(y - rows // 2, x - columns // 2, rows, columns)
+    return Transformation("cutout", (y, x), square)
 
 
-def _apply_cutout(images: Tensor, center_y: Tensor, center_x: Tensor) -> Tensor:
-    height, width = images.shape[2:]
-    size = (_round(_CUTOUT * height), _round(_CUTOUT * width))
-    return transforms.cutout(images, center_y, center_x, size)
+def _draw_flip(count: int, height: int, width: int, generator: Generator) -> Transformation:
+    flipped = torch.rand(count, generator=generator) < _FLIP
+    return Transformation("flip", (flipped,), dsa_parameters.flip(flipped))
 
 
-def _draw_flip(count: int, height: int, width: int, generator: Generator) -> _Parameters:
-    return (torch.rand(count, generator=generator) < _FLIP,)
+def _draw_scale(count: int, height: int, width: int, generator: Generator) -> Transformation:
+    factors = _uniform(*_SCALE, count, generator), _uniform(*_SCALE, count, generator)
+    return Transformation("scale", factors, dsa_parameters.scale(*factors))
 
 
-def _draw_scale(count: int, height: int, width: int, generator: Generator) -> _Parameters:
-    return _uniform(*_SCALE, count, generator), _uniform(*_SCALE, count, generator)
-
-
-def _draw_rotate(count: int, height: int, width: int, generator: Generator) -> _Parameters:
-    return (_uniform(-_ROTATE, _ROTATE, count, generator),)
-
-
-class _Group(NamedTuple):
-    draw: Callable[[int, int, int, Generator], _Parameters]
-    apply: Callable[..., Tensor]
+def _draw_rotate(count: int, height: int, width: int, generator: Generator) -> Transformation:
+    angle = _uniform(-_ROTATE, _ROTATE, count, generator)
+    return Transformation("rotate", (angle,), dsa_parameters.rotate(angle))
 
 
 _GROUPS = {
-    "color": _Group(_draw_color, transforms.color),
-    "crop": _Group(_draw_crop, _apply_crop),
-    "cutout": _Group(_draw_cutout, _apply_cutout),
-    "flip": _Group(_draw_flip, transforms.flip),
-    "scale": _Group(_draw_scale, transforms.scale),
-    "rotate": _Group(_draw_rotate, transforms.rotate),
+    "color": _draw_color,
+    "crop": _draw_crop,
+    "cutout": _draw_cutout,
+    "flip": _draw_flip,
+    "scale": _draw_scale,
+    "rotate": _draw_rotate,
 }

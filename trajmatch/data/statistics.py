@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -57,10 +57,36 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     Raises:
         TypeError: ``images`` is not uint8.
     """
-    if images.dtype != torch.uint8:
-        raise TypeError(f"normalise: expected images to be uint8, but got {images.dtype}")
-    scaled = images.to(torch.float32).div_(255)
-    return scaled.sub_(_per_channel(mean, scaled)).div_(_per_channel(std, scaled))
+    return normaliser(mean, std, images.device)(images)
+
+
+def normaliser(
+    mean: Sequence[float], std: Sequence[float], device: str | torch.device
+) -> Callable[[Tensor], Tensor]:
+    """:func:`normalise` for many batches on one device.
+
+    Mean and standard deviation are brought there once: on a GPU every number that comes from the
+    host makes the host wait for all that was launched before.
+
+    Args:
+        mean: One number per channel, for pixels from 0 to 1.
+        std: Likewise, not 0.
+        device: Where the images will be.
+
+    Returns:
+        Maps ``[N, C, H, W]``, uint8, to the same shape, float32.
+    """
+    shift, scale = (
+        torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+        for values in (mean, std)
+    )
+
+    def normalised(images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            raise TypeError(f"normalise: expected images to be uint8, but got {images.dtype}")
+        return images.to(torch.float32).div_(255).sub_(shift).div_(scale)
+
+    return normalised
 
 
 def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

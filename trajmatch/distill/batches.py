@@ -9,7 +9,7 @@ from torch import Tensor
 def student_batches(
     count: int, batch_size: int | None, steps: int, generator: torch.Generator
 ) -> list[Tensor]:
-    """The batches of one outer iteration: a permutation of the images, cut up, again and again.
+    """The batches of one match: a permutation of the images, cut up, again and again.
 
     Where the batch size does not divide the images, the last batch of each permutation is short
     (MTT, ``distill.py``).

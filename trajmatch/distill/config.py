@@ -21,6 +21,7 @@ _NOT_IN_RECIPE = (
     "resume",
     "quiet",
     "device",
+    "graph",
 )
 
 
@@ -40,6 +41,9 @@ class DistillConfig:
     """Outer iterations (MTT: Iteration)."""
     student_steps: int = 20
     """N: student steps on synthetic images in one outer iteration (MTT: syn_steps)."""
+    matches: int = 1
+    """K: trajectory segments matched in one outer iteration; each has an expert, a start epoch s,
+    student batches and augmentation of its own, and the loss L is their mean (MTT: 1)."""
     expert_epochs: int = 2
     """M: epochs of the expert that the N student steps are to match (MTT: expert_epochs)."""
     min_start_epoch: int = 0
@@ -90,6 +94,8 @@ class DistillConfig:
     """Print nothing but errors."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, ..."""
+    graph: bool = True
+    """On a CUDA device, record the launches of an outer iteration once and replay them."""
 
     def __post_init__(self) -> None:
         """Checks what can be checked before anything is read.
@@ -101,6 +107,7 @@ class DistillConfig:
             "ipc",
             "iterations",
             "student_steps",
+            "matches",
             "expert_epochs",
             "eval_seeds",
             "eval_epochs",

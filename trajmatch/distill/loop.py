@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from trajmatch import artifact, files
 from trajmatch.artifact import Artifact
 from trajmatch.distill import checkpoint
 from trajmatch.distill.batches import student_batches
 from trajmatch.distill.config import DistillConfig
+from trajmatch.distill.graph import MatchGraph, graph_for
 from trajmatch.distill.guard import Fault, check_refusals, find_fault
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.metrics import MetricsLog
-from trajmatch.distill.outer import outer_gradient, propose_update
+from trajmatch.distill.outer import OuterGradient, mean_gradient, outer_gradient, propose_update
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.selection import evaluate_iterate, is_due
 from trajmatch.distill.state import State
@@ -27,7 +33,7 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
     The synthetic images and the student's step size are trained so that a student, started from an
     expert's parameters after some epoch and trained on the synthetic images, ends where the expert
     was some epochs later (MTT, Cazenavette et al., CVPR 2022). The gradient is exact through all
-    student steps.
+    student steps, and is the mean over ``config.matches`` such segments.
 
     On the CPU the same configuration, seed and number of threads give the same bytes, interrupted
     or not. An update that is not finite is never applied.
@@ -52,10 +58,11 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
         return _finished(problem)
     state = _begin(problem)
     progress.update(state.iteration)
+    graph = graph_for(problem)
     with MetricsLog(config.log_path, state.iteration) as log:
         while state.iteration < config.iterations:
             began = time.perf_counter()
-            numbers, fault = outer_iteration(problem, state)
+            numbers, fault = outer_iteration(problem, state, graph)
             log.write(**numbers, seconds=time.perf_counter() - began)
             if fault is not None:
                 check_refusals(fault, state)
@@ -72,32 +79,24 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
     return result
 
 
-def outer_iteration(problem: Problem, state: State) -> tuple[dict[str, Any], Fault | None]:
-    """One outer iteration: draws a segment, differentiates, and applies the update if it is sound.
+def outer_iteration(
+    problem: Problem, state: State, graph: MatchGraph | None = None
+) -> tuple[dict[str, Any], Fault | None]:
+    """One outer iteration: draws segments, differentiates, and applies the update if it is sound.
 
     Args:
         problem: What the run works on.
         state: Is brought forward by one iteration.
+        graph: What replays the matches, if anything does.
 
     Returns:
-        What the log shall have (``iteration``, ``loss``, ``step_size``, ``start_epoch``,
-        ``expert`` and ``refused``, the cause or ``None``), and why the update was not applied.
+        What the log shall have (``iteration``, ``loss``, ``step_size``, ``refused``, the cause or
+        ``None``, and ``start_epoch`` and ``expert``; or, of several matches, ``start_epochs``,
+        ``experts`` and ``losses``), and why the update was not applied.
     """
     config = problem.config
-    expert = state.order.draw(state.streams.experts)
-    start_epoch = problem.window.draw(state.streams.start_epochs)
-    batches = student_batches(
-        len(state.synthetic.images), config.batch_syn, config.student_steps, state.streams.batches
-    )
-    gradient = outer_gradient(
-        problem.model,
-        problem.segment(expert, start_epoch),
-        state.synthetic,
-        state.step_size.value,
-        [batch.to(problem.device) for batch in batches],
-        student_momentum=config.student_momentum,
-        augment=problem.augmentation(state.iteration),
-    )
+    matches = [match_segment(problem, state, number, graph) for number in range(config.matches)]
+    gradient = mean_gradient([match.gradient for match in matches])
     update = propose_update(state.synthetic, state.buffer, state.step_size, gradient, config)
     fault = find_fault(gradient, update, state)
     state.iteration += 1
@@ -112,11 +111,73 @@ def outer_iteration(problem: Problem, state: State) -> tuple[dict[str, Any], Fau
         "iteration": state.iteration,
         "loss": gradient.loss,
         "step_size": state.step_size.value,
-        "start_epoch": start_epoch,
-        "expert": expert,
+        **_drawn(matches),
         "refused": None if fault is None else fault.cause,
     }
     return numbers, fault
+
+
+@dataclass(frozen=True)
+class Match:
+    """One segment of an expert that a student was trained along, and what came of it.
+
+    Attributes:
+        expert: Number of the expert.
+        start_epoch: Epoch s where the segment starts.
+        gradient: Matching loss and its gradients.
+    """
+
+    expert: int
+    start_epoch: int
+    gradient: OuterGradient
+
+
+def match_segment(
+    problem: Problem, state: State, number: int, graph: MatchGraph | None = None
+) -> Match:
+    """Draws expert, start epoch and student batches, and differentiates the matching loss.
+
+    Args:
+        problem: What the run works on.
+        state: Its random streams are drawn from; nothing else of it changes.
+        number: Which match of the outer iteration this is, from 0.
+        graph: What replays it, if anything does.
+
+    Returns:
+        The match.
+    """
+    config = problem.config
+    expert = state.order.draw(state.streams.experts)
+    start_epoch = problem.window.draw(state.streams.start_epochs)
+    batches = student_batches(
+        len(state.synthetic.images), config.batch_syn, config.student_steps, state.streams.batches
+    )
+    gradient = (graph or outer_gradient)(
+        problem.model,
+        problem.segment(expert, start_epoch),
+        state.synthetic,
+        state.step_size.value,
+        _together(batches, problem.device),
+        student_momentum=config.student_momentum,
+        augment=problem.augmentation(state.iteration, number),
+    )
+    return Match(expert, start_epoch, gradient)
+
+
+def _together(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """The batches on a device, moved at once, since every move makes the host wait."""
+    return torch.cat([*batches]).to(device).split([len(batch) for batch in batches])
+
+
+def _drawn(matches: Sequence[Match]) -> dict[str, Any]:
+    """What the log shall have of the matches."""
+    if len(matches) == 1:
+        return {"start_epoch": matches[0].start_epoch, "expert": matches[0].expert}
+    return {
+        "start_epochs": [match.start_epoch for match in matches],
+        "experts": [match.expert for match in matches],
+        "losses": [match.gradient.loss for match in matches],
+    }
 
 
 def _shown(state: State) -> dict[str, float]:

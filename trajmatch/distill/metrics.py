@@ -55,14 +55,17 @@ class MetricsLog:
     def write(self, **numbers: Any) -> None:
         """Appends a line. What is not finite becomes null, for which JSON has a word."""
         assert self._file is not None
-        finite = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in numbers.items()
-        }
+        finite = {name: _finite(value) for name, value in numbers.items()}
         try:
             self._file.write(json.dumps(finite) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lines_until(path: Path, iteration: int) -> list[str]:

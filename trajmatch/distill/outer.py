@@ -17,7 +17,7 @@ from trajmatch.distill.step_size import StepSize
 
 @dataclass(frozen=True)
 class OuterGradient:
-    """The matching loss of one outer iteration and its derivatives.
+    """The matching loss of one match, or of one outer iteration, and its derivatives.
 
     Attributes:
         loss: The matching loss.
@@ -73,10 +73,51 @@ def outer_gradient(
     """
     images = synthetic.images.detach().requires_grad_()
     lr = torch.tensor(step_size, dtype=images.dtype, device=images.device, requires_grad=True)
+    loss, grad_images, grad_lr = differentiate(
+        model,
+        segment,
+        SyntheticSet(images, synthetic.labels),
+        lr,
+        batches,
+        student_momentum=student_momentum,
+        augment=augment,
+    )
+    return OuterGradient(
+        loss=float(loss),
+        images=grad_images,
+        step_size=float(grad_lr),
+        stands_still=bool(torch.equal(segment.start, segment.target)),
+    )
+
+
+def differentiate(
+    model: nn.Module,
+    segment: Segment,
+    synthetic: SyntheticSet,
+    lr: Tensor,
+    batches: Sequence[Tensor],
+    *,
+    student_momentum: float,
+    augment: Callable[[Tensor, int], Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with tensors in and tensors out, without waiting for a device.
+
+    Args:
+        model: The student's network.
+        segment: Where the student starts and what it should reach.
+        synthetic: What it trains on; the images require a gradient.
+        lr: Its step size. ``[]``, requires a gradient.
+        batches: Indices into the synthetic images.
+        student_momentum: Momentum of the student's SGD.
+        augment: Augmentation of a batch.
+
+    Returns:
+        The loss ``[]``, detached, and its gradients in the images and in ``lr``.
+    """
     student = ops.unroll(
         model,
         segment.start,
-        images,
+        synthetic.images,
         synthetic.labels,
         lr,
         batches,
@@ -84,12 +125,28 @@ def outer_gradient(
         augment=augment,
     )
     loss = matching_loss(student, segment)
-    grad_images, grad_lr = torch.autograd.grad(loss, (images, lr))
+    grad_images, grad_lr = torch.autograd.grad(loss, (synthetic.images, lr))
+    return loss.detach(), grad_images, grad_lr
+
+
+def mean_gradient(gradients: Sequence[OuterGradient]) -> OuterGradient:
+    """Loss and gradients of the mean of several matches' losses; of one match, its own.
+
+    Args:
+        gradients: Those of the matches, at the same images and step size; at least one.
+
+    Returns:
+        Their mean. It stands still where one of them does: its loss means nothing.
+    """
+    count = len(gradients)
+    images = gradients[0].images
+    for gradient in gradients[1:]:
+        images = images + gradient.images
     return OuterGradient(
-        loss=float(loss.detach()),
-        images=grad_images,
-        step_size=float(grad_lr),
-        stands_still=bool(torch.equal(segment.start, segment.target)),
+        loss=sum(gradient.loss for gradient in gradients) / count,
+        images=images / count,
+        step_size=sum(gradient.step_size for gradient in gradients) / count,
+        stands_still=any(gradient.stands_still for gradient in gradients),
     )
 
 

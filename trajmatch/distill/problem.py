@@ -122,11 +122,18 @@ class Problem:
             target=self.store.snapshot(expert, target_epoch).to(self.device),
         )
 
-    def augmentation(self, iteration: int) -> Callable[[Tensor, int], Tensor] | None:
-        """The augmentation of one outer iteration, the same each time it is asked for."""
+    def augmentation(
+        self, iteration: int, match: int = 0
+    ) -> Callable[[Tensor, int], Tensor] | None:
+        """The augmentation of one match of an outer iteration, the same each time it is asked for.
+
+        The first match is named by its iteration alone, so that it is the same for any number of
+        matches.
+        """
         if self.dsa.spec == "none":
             return None
-        return self.dsa.replay(derive_seed(self.config.seed, "distill", "dsa", iteration))
+        names = (iteration, match) if match else (iteration,)
+        return self.dsa.replay(derive_seed(self.config.seed, "distill", "dsa", *names))
 
     def artifact(self, state: State) -> Artifact:
         """The result of a run: the best iterate where one was chosen, or else the last.

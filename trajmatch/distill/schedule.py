@@ -24,7 +24,7 @@ class StartEpochWindow:
     maximum: int
 
     def draw(self, generator: torch.Generator) -> int:
-        """The start epoch of one outer iteration."""
+        """The start epoch of one match."""
         return int(torch.randint(self.minimum, self.maximum, (), generator=generator))
 
     def check(self, snapshots_kept: Collection[int], expert_epochs: int) -> None:
@@ -65,7 +65,7 @@ class ExpertOrder:
     used: int = 0
 
     def draw(self, generator: torch.Generator) -> int:
-        """The expert of one outer iteration."""
+        """The expert of one match."""
         if self.used >= len(self.order):
             self.order = torch.randperm(self.count, generator=generator)
             self.used = 0

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from trajmatch.evaluate.forward import logits
+
 # Images at a time. On a CPU few, so that activations stay in cache and below the size from which
 # the C library returns memory to the kernel after each use; on a GPU enough to keep it busy.
 _BATCH_CPU = 32
@@ -40,13 +42,13 @@ def accuracy(
     size = _BATCH_CPU if device.type == "cpu" else _BATCH_GPU
     model.eval()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    correct = 0
+    correct = torch.zeros((), dtype=torch.int64, device=device)  # read once, for reading waits
     with torch.inference_mode():
         for batch, target in zip(torch.split(images, size), torch.split(labels, size), strict=True):
             batch = batch.to(device)
             if normalise is not None:
                 batch = normalise(batch)
-            logits = model(batch.contiguous(memory_format=torch.channels_last))
-            right = logits.argmax(dim=1) == target.to(device)
-            correct += int((right & logits.isfinite().all(dim=1)).sum())
-    return 100.0 * correct / len(labels)
+            found = logits(model, batch.contiguous(memory_format=torch.channels_last))
+            right = found.argmax(dim=1) == target.to(device)
+            correct += (right & found.isfinite().all(dim=1)).sum()
+    return 100.0 * int(correct) / len(labels)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trajmatch import networks, ops
-from trajmatch.data import Dataset
+from trajmatch.data import Dataset, normaliser
 from trajmatch.data.dsa import DSA
 from trajmatch.errors import UserError
 from trajmatch.evaluate.measure import accuracy
@@ -52,7 +52,9 @@ def train_expert(
     order = generator(seed, "expert", expert, "order")
     augmentation = generator(seed, "expert", expert, "dsa")
     dsa = DSA(recipe["dsa"])
+    # On a GPU the images lie there as uint8, and are normalised and augmented there, by the batch.
     images, labels = training.train_images.to(device), training.train_labels.to(device)
+    normalise = normaliser(training.mean, training.std, device)
 
     theta = networks.flat_parameters(model)
     buffer = None
@@ -64,7 +66,7 @@ def train_expert(
             total = torch.zeros((), dtype=torch.float64, device=device)
             shuffled = torch.randperm(len(labels), generator=order).to(device)
             for batch in torch.split(shuffled, recipe["batch_size"]):
-                augmented = dsa(training.normalise(images[batch]), augmentation)
+                augmented = dsa(normalise(images[batch]), augmentation)
                 loss, grad = ops.gradient(model, theta, augmented, labels[batch])
                 if recipe["weight_decay"]:
                     grad = grad.add(theta, alpha=recipe["weight_decay"])

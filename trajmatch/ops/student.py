@@ -63,7 +63,13 @@ def gradient(
         value, grad = reference.gradient(model, theta, images, labels, loss)
         return (value, grad) if needed else (value.detach(), grad.detach())
     value, grad, _, _ = torch.ops.trajmatch.student_gradient(
-        theta, images, _labels(images, labels), _describe(model, precise), LOSSES.index(loss), 1.0, False
+        theta,
+        images,
+        _labels(images, labels),
+        _describe(model, precise),
+        LOSSES.index(loss),
+        1.0,
+        False,
     )
     return value, grad
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,26 @@ from trajmatch._extension import _C
 from trajmatch.networks.convnet import ConvNet
 from trajmatch.networks.flat import num_parameters
 from trajmatch.ops._registration import forbid_autograd
+from trajmatch.ops.dsa_parameters import COLUMNS
 from trajmatch.ops.sgd_step import as_scalar
 from trajmatch.ops.student import engine_for
 
 Augment = Callable[[Tensor, int], Tensor]
+
+
+@runtime_checkable
+class DsaReplay(Protocol):
+    """An augmentation that can say what it does in the terms of :func:`trajmatch.ops.dsa`.
+
+    :meth:`trajmatch.data.DSA.replay` makes one. An unrolled loop on the engine then augments by
+    itself instead of calling it.
+    """
+
+    def __call__(self, images: Tensor, step: int) -> Tensor:
+        """The augmented images of a step."""
+
+    def dsa_parameters(self, step: int, count: int, height: int, width: int) -> Tensor:
+        """The rows ``[count, 5]`` by which a call with that step transforms its images."""
 
 
 def unroll(
@@ -41,9 +57,9 @@ def unroll(
     walks the steps backwards and recomputes one at a time, so that memory is one step's
     activations and ``N`` parameter vectors, whatever ``N`` is.
 
-    For a :class:`trajmatch.networks.ConvNet` without ``augment`` the whole loop and its adjoint
-    are one operator each. With ``augment``, the steps are operators and the loop is Python; other
-    modules run eagerly on autograd, one step's graph at a time.
+    For a :class:`trajmatch.networks.ConvNet`, without ``augment`` or with DSA, the whole loop and
+    its adjoint are one operator each. With another ``augment`` the steps are operators and the loop
+    is Python; other modules run eagerly on autograd, one step's graph at a time.
 
     Args:
         model: The student; any twice differentiable module whose output does not depend on hidden
@@ -58,7 +74,8 @@ def unroll(
         loss_scale: Factor of the student's loss (AST's balance ``kappa``).
         steps: Counts of steps done, 1 to ``N``, after which parameters are returned.
         augment: Maps (images ``[B, C, H, W]`` of a batch, step) to images, differentiably. It is
-            called again in the backward pass and must then do the same.
+            called again in the backward pass and must then do the same. A :class:`DsaReplay` on the
+            engine is asked for its parameters instead, once.
         tape_bytes: Memory in bytes that may be spent on activations kept for the adjoint. The CPU
             engine then keeps those of the last steps, as many as fit, and saves recomputing them
             (a tenth of the time, see ``docs/performance.md``); the other paths keep none.
@@ -80,7 +97,7 @@ def unroll(
     flat, sizes = _flatten(batches, theta0)
     counts = [len(sizes)] if steps is None else [int(count) for count in steps]
     lr = as_scalar(lr, theta0)
-    if engine_for(model) == "engine" and augment is None:
+    if engine_for(model) == "engine" and (augment is None or isinstance(augment, DsaReplay)):
         assert isinstance(model, ConvNet)
         keep = torch.is_grad_enabled() and any(
             each.requires_grad for each in (theta0, images, labels, lr)
@@ -98,6 +115,7 @@ def unroll(
             loss_scale,
             keep,
             tape_bytes,
+            None if augment is None else _augmentation(augment, images, sizes),
         )
     else:
         _check(model, theta0, images, labels, lr, flat, counts, len(sizes))
@@ -130,6 +148,19 @@ def _flatten(batches: Tensor | Sequence[Tensor], like: Tensor) -> tuple[Tensor, 
     if not sequence:
         return torch.empty(0, dtype=torch.int64, device=like.device), []
     return torch.cat(sequence), [batch.shape[0] for batch in sequence]
+
+
+def _augmentation(augment: DsaReplay, images: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The parameters of all steps' images, in the order of the batches."""
+    if images.dim() != 4:
+        raise ValueError(
+            f"trajmatch::unroll: expected images to have 4 dimensions, but got {list(images.shape)}"
+        )
+    height, width = images.shape[2:]
+    rows = [augment.dsa_parameters(step, size, height, width) for step, size in enumerate(sizes)]
+    return torch.cat(rows or [images.new_empty((0, COLUMNS), dtype=torch.float64)]).to(
+        images.device
+    )
 
 
 def _check(
@@ -324,6 +355,7 @@ def _(
     loss_scale: float,
     keep_trajectory: bool,
     tape_bytes: int,
+    augmentation: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     size = theta0.shape[0]
     rows = len(batch_sizes) if keep_trajectory else 0
@@ -351,6 +383,7 @@ def _(
     network: list[int],
     momentum: float,
     loss_scale: float,
+    augmentation: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         trajectory.new_empty(trajectory.shape[1:]),
@@ -361,7 +394,7 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, images, labels, lr, batches, *ctx.choices, keep_trajectory, _ = inputs
+    _, images, labels, lr, batches, *ctx.choices, keep_trajectory, _, augmentation = inputs
     if not keep_trajectory:
         raise ValueError(
             "trajmatch::student_unroll: expected keep_trajectory to be true where a gradient is "
@@ -370,13 +403,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     _, trajectory, tapes = output
     ctx.mark_non_differentiable(trajectory, tapes)
     ctx.set_materialize_grads(False)  # zeros for the trajectory would double the memory
-    ctx.save_for_backward(trajectory, tapes, images, labels, lr, batches)
+    ctx.save_for_backward(trajectory, tapes, images, labels, lr, batches, augmentation)
 
 
 def _backward(ctx: Any, grad_thetas: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    trajectory, tapes, images, labels, lr, batches = ctx.saved_tensors
+    trajectory, tapes, images, labels, lr, batches, augmentation = ctx.saved_tensors
     grad_theta0, grad_images, grad_labels, grad_lr = torch.ops.trajmatch.student_unroll_adjoint(
-        grad_thetas, trajectory, tapes, images, labels, lr, batches, *ctx.choices
+        grad_thetas, trajectory, tapes, images, labels, lr, batches, *ctx.choices, augmentation
     )
     return (
         grad_theta0,
@@ -385,6 +418,7 @@ def _backward(ctx: Any, grad_thetas: Tensor, *_: Tensor) -> tuple[Tensor | None,
         grad_lr,
         None,
         *(None for _ in ctx.choices),
+        None,
         None,
         None,
     )

@@ -87,7 +87,8 @@ struct LayerSums {
 // What one part of the images needs for itself.
 template <class T>
 struct PartBuffers {
-  PartBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group, Memory<T>& memory) {
+  PartBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group,
+              Memory<T>& memory) {
     const bool tangent = call.tangent, tape = call.tape != nullptr;
     int64_t widest = 0, v_size = 0, z_size = 0, product_size = 0;
     for (const LayerPlan<T>& layer : plan.layers) {
@@ -143,21 +144,27 @@ struct PartBuffers {
   T *products, *norm_scratch;
   T *features, *features_tangent, *grad_features, *grad_features_tangent;
   T *classifier, *classifier_bias;  // sums
+  const Packed<T>*theta = nullptr, *theta_tangent = nullptr;
   mutable Laps laps{false};
 };
 
 // What all parts share.
 template <class T>
 struct CallBuffers {
-  CallBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group, Memory<T>& memory) {
+  CallBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group,
+              Memory<T>& memory) {
     const bool image_gradients = call.tangent || call.grad_images != nullptr;
     const bool kept = call.tangent && call.tape != nullptr;
-    theta = packed_parameters(plan, memory, {true, kept, image_gradients, image_gradients});
-    if (call.theta_tangent != nullptr) {
-      theta_tangent = packed_parameters(plan, memory, {false, false, true, true});
+    for (int64_t i = 0; i < (plan.own_parameters ? call.parts : 1); ++i) {
+      theta.push_back(
+          packed_parameters(plan, memory, {true, kept, image_gradients, image_gradients}));
+      theta_tangent.emplace_back();
+      if (call.theta_tangent == nullptr) continue;
+      theta_tangent.back() = packed_parameters(plan, memory, {false, false, true, true});
     }
     int64_t most = 0;
-    for (const LayerPlan<T>& layer : plan.layers) most = std::max({most, layer.affine(), layer.width});
+    for (const LayerPlan<T>& layer : plan.layers)
+      most = std::max({most, layer.affine(), layer.width});
     zeros = memory.take(most);
     const int64_t logits_size = call.batch.size * plan.network->num_classes;
     logits = memory.take(logits_size);
@@ -165,9 +172,13 @@ struct CallBuffers {
     logits_tangent = memory.take_if(call.tangent, logits_size);
     grad_logits_tangent = memory.take_if(call.tangent, logits_size);
     rows = memory.take(call.batch.size);
-    for (int64_t part = 0; part < call.parts; ++part) parts.emplace_back(call, plan, group, memory);
+    for (int64_t part = 0; part < call.parts; ++part) {
+      parts.emplace_back(call, plan, group, memory);
+      parts.back().theta = &theta[plan.own_parameters ? part : 0];
+      parts.back().theta_tangent = &theta_tangent[plan.own_parameters ? part : 0];
+    }
   }
-  Packed<T> theta, theta_tangent;
+  std::vector<Packed<T>> theta, theta_tangent;  // one for all parts, or one for each
   T* zeros;
   T *logits, *grad_logits, *logits_tangent, *grad_logits_tangent;
   T* rows;  // the loss of each image, or its tangent

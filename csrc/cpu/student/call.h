@@ -12,9 +12,9 @@ struct StudentCall {
   bool tangent;  // the derivative of the gradient along the tangents is wanted
   const T *theta, *theta_tangent;
   const T *images_tangent, *target_tangent;
-  T* loss;  // or its derivative
+  T* loss;                                    // or its derivative
   T *grad_theta, *grad_images, *grad_target;  // or their derivatives
-  T* tape;  // written by a gradient, read by its derivative
+  T* tape;                                    // written by a gradient, read by its derivative
 
   int64_t parts;
   const InParallel* in_parallel;

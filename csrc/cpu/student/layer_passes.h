@@ -16,15 +16,41 @@ template <int m, class T>
 void read_input_of(const LayerPlan<T>& plan, const T* planes, int64_t first, int64_t count, T* v,
                    int64_t step) {
   if (plan.narrow_input()) {
-    read_input<m, Pixel<T>>(plan, planes, first, count, v, step);
+    read_pixels<m>(plan, planes, first, count, v, step);
   } else {
-    read_input<m, Pack<T>>(plan, planes, first, count, v, step);
+    read_input<m>(plan, planes, first, count, v, step);
   }
 }
 
+// Row of tiles by row of tiles.
 template <int m, class T>
-void convolve(const LayerPlan<T>& plan, int64_t images, int terms, const ConvolutionTerm<T> (&term)[2],
-              const T* bias, const PartBuffers<T>& part, T* out) {
+void convolve_image(const LayerPlan<T>& plan, int terms, const ConvolutionTerm<T> (&term)[2],
+                    const T* bias, const PartBuffers<T>& part, T* out) {
+  const int64_t count = plan.tiles_side(m);
+  const int64_t step = LayerPlan<T>::step(count, kPixelLanes);
+  PixelTerms<T> pixels{terms, {part.v[0], part.v[1]}, {term[0].weight, term[1].weight}};
+  for (int64_t row = 0; row < count; ++row) {
+    for (int i = 0; i < terms; ++i) {
+      read_pixels<m>(plan, term[i].planes, row * count, count, part.v[i], step);
+    }
+    convolve_pixels<m>(plan, pixels, step, count, bias, out + row * m * plan.side * kLanes<T>);
+  }
+  part.laps.lap(Pass::kProduct, plan.index);
+}
+
+template <int m, class T>
+void convolve(const LayerPlan<T>& plan, int64_t images, int terms,
+              const ConvolutionTerm<T> (&term)[2], const T* bias, const PartBuffers<T>& part,
+              T* out) {
+  if (plan.narrow_input()) {
+    for (int64_t i = 0; i < images; ++i) {
+      const ConvolutionTerm<T> of_image[2] = {
+          {term[0].planes + i * plan.in_plane(), term[0].weight},
+          {terms > 1 ? term[1].planes + i * plan.in_plane() : nullptr, term[1].weight}};
+      convolve_image<m>(plan, terms, of_image, bias, part, out + i * plan.plane());
+    }
+    return;
+  }
   const int64_t total = images * plan.tiles(m), slab = plan.slab(m, images);
   const int64_t panel = plan.in_channels * kPanel<T>;
   for (int64_t first = 0; first < total; first += slab) {
@@ -36,9 +62,19 @@ void convolve(const LayerPlan<T>& plan, int64_t images, int terms, const Convolu
     }
     part.laps.lap(Pass::kTransform, plan.index);
     for (int64_t f = 0; f < LayerPlan<T>::frequencies(m); ++f) {
-      Product<T> p{count,         plan.width, plan.in_channels,        terms, {},
-                   plan.in_width, 1,          kPanel<T>,               panel, panel,
-                   part.products + f * step,  plan.width,              false};
+      Product<T> p{count,
+                   plan.width,
+                   plan.in_channels,
+                   terms,
+                   {},
+                   plan.in_width,
+                   1,
+                   kPanel<T>,
+                   panel,
+                   panel,
+                   part.products + f * step,
+                   plan.width,
+                   false};
       for (int i = 0; i < terms; ++i) {
         p.term[i] = {part.v[i] + f * in_step, term[i].weight + f * plan.weight_step()};
       }
@@ -53,11 +89,11 @@ void convolve(const LayerPlan<T>& plan, int64_t images, int terms, const Convolu
 // What the backward pass of a layer multiplies: gradients in output planes, and what they meet.
 template <class T>
 struct BackwardTerms {
-  const T *grad_y, *grad_y_tangent;    // the tangent is null in a gradient
-  const T *input, *input_tangent;      // null: zero
+  const T *grad_y, *grad_y_tangent;              // the tangent is null in a gradient
+  const T *input, *input_tangent;                // null: zero
   const PackedLayer<T>*weight, *weight_tangent;  // null: zero
-  T* grad_input;          // null: not wanted; added to
-  T* grad_input_tangent;  // null: not wanted; added to
+  T* grad_input;                                 // null: not wanted; added to
+  T* grad_input_tangent;                         // null: not wanted; added to
 };
 
 template <int m, class T>
@@ -76,17 +112,12 @@ class ConvolutionBackward {
       count_ = std::min(slab, total - first);
       in_step_ = LayerPlan<T>::step(count_, plan_.in_width);
       step_ = LayerPlan<T>::step(count_, plan_.width);
-      read_gradient<m>(plan_, terms_.grad_y, first_, count_, part_.z[0], step_);
       read_input_of<m>(plan_, terms_.input, first_, count_, part_.v[0], in_step_);
-      if (tangent()) {
-        read_gradient<m>(plan_, terms_.grad_y_tangent, first_, count_, part_.z[1], step_);
+      if (plan_.narrow_input() && terms_.input_tangent == nullptr) {
+        pixel_gradient(sum, accumulate || first > 0);
+      } else {
+        full_gradient(sum, accumulate || first > 0);
       }
-      if (terms_.input_tangent != nullptr) {
-        read_input_of<m>(plan_, terms_.input_tangent, first_, count_, part_.v[1], in_step_);
-      }
-      part_.laps.lap(Pass::kTransformGrad, plan_.index);
-      weight_gradient(sum, accumulate || first > 0);
-      part_.laps.lap(Pass::kWeightProduct, plan_.index);
       if (terms_.grad_input != nullptr) {
         input_gradient(1, {{part_.z[0], weight_of(terms_.weight)}, {}}, terms_.grad_input);
       }
@@ -104,6 +135,31 @@ class ConvolutionBackward {
   bool tangent() const { return terms_.grad_y_tangent != nullptr; }
   const T* weight_of(const PackedLayer<T>* packed) const {
     return plan_.narrow_input() ? packed->weight : packed->turned;
+  }
+
+  // Of images that do not move.
+  void pixel_gradient(T* sum, bool accumulate) {
+    if (tangent()) read_gradient<m>(plan_, terms_.grad_y, first_, count_, part_.z[0], step_);
+    part_.laps.lap(Pass::kTransformGrad, plan_.index);
+    const bool z = tangent() || terms_.grad_input != nullptr;
+    pixel_weight_gradient<m>(
+        plan_, PixelWeightGradient<T>{
+                   tangent() ? terms_.grad_y_tangent : terms_.grad_y, first_, count_, part_.v[0],
+                   in_step_, z ? part_.z[tangent() ? 1 : 0] : nullptr, step_, sum, accumulate});
+    part_.laps.lap(Pass::kWeightProduct, plan_.index);
+  }
+
+  void full_gradient(T* sum, bool accumulate) {
+    read_gradient<m>(plan_, terms_.grad_y, first_, count_, part_.z[0], step_);
+    if (tangent()) {
+      read_gradient<m>(plan_, terms_.grad_y_tangent, first_, count_, part_.z[1], step_);
+    }
+    if (terms_.input_tangent != nullptr) {
+      read_input_of<m>(plan_, terms_.input_tangent, first_, count_, part_.v[1], in_step_);
+    }
+    part_.laps.lap(Pass::kTransformGrad, plan_.index);
+    weight_gradient(sum, accumulate);
+    part_.laps.lap(Pass::kWeightProduct, plan_.index);
   }
 
   void weight_gradient(T* sum, bool accumulate) {
@@ -140,8 +196,19 @@ class ConvolutionBackward {
             count_, plan_.width, plan_.in_channels, terms, {factors[0], factors[1]}, to});
       } else {
         const int64_t panel = plan_.channels * kPanel<T>;
-        product(Product<T>{count_, plan_.in_width, plan_.channels, terms, {factors[0], factors[1]},
-                           plan_.width, 1, kPanel<T>, panel, panel, to, plan_.in_width, false});
+        product(Product<T>{count_,
+                           plan_.in_width,
+                           plan_.channels,
+                           terms,
+                           {factors[0], factors[1]},
+                           plan_.width,
+                           1,
+                           kPanel<T>,
+                           panel,
+                           panel,
+                           to,
+                           plan_.in_width,
+                           false});
       }
     }
     part_.laps.lap(Pass::kInputProduct, plan_.index);

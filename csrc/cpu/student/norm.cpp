@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #define TM_KERNELS "cpu/student/norm_kernels.h"
 #include "cpu/for_each_isa.h"

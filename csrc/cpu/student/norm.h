@@ -19,10 +19,10 @@ struct NormPass {
   T* scratch;     // [kNormScratch * width]
 
   const T *weight, *bias;
-  T* rstd;       // [width]
-  const T* y;    // forward: the convolution's output
-  T* xh;         // plane, may be y's
-  T* out;        // first pixel of the output, in a plane of this side:
+  T* rstd;     // [width]
+  const T* y;  // forward: the convolution's output
+  T* xh;       // plane, may be y's
+  T* out;      // first pixel of the output, in a plane of this side:
   int64_t out_side;
   int64_t out_plane;  // from block to block
 
@@ -31,22 +31,22 @@ struct NormPass {
   T* xh_tangent;  // tangent: the tangent of y, then that of xh, in place
   T* out_tangent;
 
-  const T* grad_out;          // as out
-  const T* grad_out_tangent;  // as out
-  T* grad_y;                  // plane, may be xh's
-  T* grad_y_tangent;          // plane, may be xh_tangent's
+  const T* grad_out;           // as out
+  const T* grad_out_tangent;   // as out
+  T* grad_y;                   // plane, may be xh's
+  T* grad_y_tangent;           // plane, may be xh_tangent's
   T *grad_weight, *grad_bias;  // added to; of the tangent pass the tangents
   T* grad_conv_bias;           // [width], added to, or null; of the tangent pass the tangent
 };
 
 constexpr int64_t kNormScratch = 8;
 
-#define TM_DECLARE_NORM(isa, T)                             \
-  namespace isa {                                           \
-  void norm_forward(const NormPass<T>& pass);               \
-  void norm_tangent(const NormPass<T>& pass);               \
-  void norm_backward(const NormPass<T>& pass);              \
-  void norm_backward_tangent(const NormPass<T>& pass);      \
+#define TM_DECLARE_NORM(isa, T)                        \
+  namespace isa {                                      \
+  void norm_forward(const NormPass<T>& pass);          \
+  void norm_tangent(const NormPass<T>& pass);          \
+  void norm_backward(const NormPass<T>& pass);         \
+  void norm_backward_tangent(const NormPass<T>& pass); \
   }
 TM_DECLARE_NORM(portable, float)
 TM_DECLARE_NORM(portable, double)

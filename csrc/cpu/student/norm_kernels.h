@@ -14,10 +14,11 @@ namespace {
 #include "cpu/pooling.h"
 
 // The blocks of a pass: what their pixels, parameters and sums have in common.
-template <Activation activation_, Pooling pooling_, class T>
+template <Activation activation_, Pooling pooling_, bool elementwise_, class T>
 struct Blocks {
   static constexpr Activation activation = activation_;
   static constexpr Pooling pooling = pooling_;
+  static constexpr bool elementwise = elementwise_;  // weight and bias are those of a pixel
   static constexpr int window = kWindow<pooling>;
   static constexpr int64_t lanes = TM_VECTOR_BYTES / sizeof(T);
 
@@ -25,8 +26,7 @@ struct Blocks {
       : p(pass),
         size(pass.shape->height),
         out_size(pass.shape->out_height()),
-        affine_step(pass.shape->elementwise ? lanes : 0),
-        affine_block(pass.shape->elementwise ? size * size * lanes : lanes) {}
+        affine_block(elementwise ? size * size * lanes : lanes) {}
 
   int64_t count() const { return p.width / lanes; }
   // Blocks that share statistics, and so must be walked together.
@@ -46,7 +46,7 @@ struct Blocks {
         for (int k = 0; k < window; ++k) {
           const int64_t y = side * row + k / side, x = side * column + k % side;
           at[k] = (y * p.side + x) * lanes;
-          affine[k] = (y * size + x) * affine_step;
+          affine[k] = elementwise ? (y * size + x) * lanes : 0;
         }
         body(at, affine, (row * p.out_side + column) * lanes);
       }
@@ -91,7 +91,19 @@ struct Blocks {
   }
 
   const NormPass<T>& p;
-  int64_t size, out_size, affine_step, affine_block;
+  int64_t size, out_size, affine_block;
+};
+
+// Weight or bias of a block: a pack that stays in a register, or one for each pixel.
+template <class B, class V, class T>
+struct Affine {
+  explicit Affine(const T* values) : values(values), channel(load<V>(values)) {}
+  TM_INLINE V at(int64_t offset) const {
+    if constexpr (B::elementwise) return load<V>(values + offset);
+    return channel;
+  }
+  const T* values;
+  V channel;
 };
 
 // Sums of `count` values per pixel, of one block, kept in registers over a walk.
@@ -157,8 +169,9 @@ struct Forward {
       end = begin + blocks.span();
       statistics(blocks, begin, end, mean, p.rstd);
       for (int64_t b = begin; b < end; ++b) {
-        const T *y = p.y + blocks.plane(b), *w = p.weight + b * blocks.affine_block;
-        const T* shift = p.bias + b * blocks.affine_block;
+        const T* y = p.y + blocks.plane(b);
+        const Affine<B, V, T> w(p.weight + b * blocks.affine_block);
+        const Affine<B, V, T> shift(p.bias + b * blocks.affine_block);
         T *xh = p.xh + blocks.plane(b), *out = p.out + b * p.out_plane;
         const V m = load<V>(mean + b * B::lanes), s = load<V>(p.rstd + b * B::lanes);
         blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t to) {
@@ -166,7 +179,7 @@ struct Forward {
           for (int k = 0; k < B::window; ++k) {
             const V normal = (load<V>(y + at[k]) - m) * s;
             store<V>(xh + at[k], normal);
-            const V z = normal * load<V>(w + affine[k]) + load<V>(shift + affine[k]);
+            const V z = normal * w.at(affine[k]) + shift.at(affine[k]);
             value[k] = activation_jet<B::activation, V>(z).value;
           }
           store<V>(out + to, pool<B::pooling>(value));
@@ -215,8 +228,9 @@ struct Tangent {
   static void block(const B& blocks, const NormPass<T>& p, int64_t b, const T* mean) {
     using V = Pack<T>;
     const int64_t affine_at = b * blocks.affine_block;
-    const T *w = p.weight + affine_at, *shift = p.bias + affine_at;
-    const T *w_tangent = p.weight_tangent + affine_at, *shift_tangent = p.bias_tangent + affine_at;
+    const Affine<B, V, T> w(p.weight + affine_at), shift(p.bias + affine_at);
+    const Affine<B, V, T> w_tangent(p.weight_tangent + affine_at);
+    const Affine<B, V, T> shift_tangent(p.bias_tangent + affine_at);
     const T* xh = p.xh + blocks.plane(b);
     T *xh_tangent = p.xh_tangent + blocks.plane(b), *out = p.out_tangent + b * p.out_plane;
     const V m = load<V>(mean + b * B::lanes), s = load<V>(p.rstd + b * B::lanes);
@@ -227,46 +241,35 @@ struct Tangent {
     blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t to) {
       V value[B::window], tangent[B::window];
       for (int k = 0; k < B::window; ++k) {
-        const V normal = load<V>(xh + at[k]), weight = load<V>(w + affine[k]);
+        const V normal = load<V>(xh + at[k]), weight = w.at(affine[k]);
         const V normal_tangent = tangent_of(at[k], normal);
         store<V>(xh_tangent + at[k], normal_tangent);
-        const auto jet =
-            activation_jet<B::activation, V>(normal * weight + load<V>(shift + affine[k]));
+        const auto jet = activation_jet<B::activation, V>(normal * weight + shift.at(affine[k]));
         value[k] = jet.value;
-        tangent[k] = jet.first * (load<V>(w_tangent + affine[k]) * normal +
-                                  weight * normal_tangent + load<V>(shift_tangent + affine[k]));
+        tangent[k] = jet.first * (w_tangent.at(affine[k]) * normal + weight * normal_tangent +
+                                  shift_tangent.at(affine[k]));
       }
       store<V>(out + to, pool_tangent<B::pooling>(value, tangent));
     });
-    blocks.for_dropped([&](int64_t at) {
-      store<V>(xh_tangent + at, tangent_of(at, load<V>(xh + at)));
-    });
+    blocks.for_dropped(
+        [&](int64_t at) { store<V>(xh_tangent + at, tangent_of(at, load<V>(xh + at))); });
   }
 };
 
 // dz of the pixels of a window.
 template <class B, class V, class T>
-TM_INLINE void window_gradient(const V* normal, const T* w, const T* shift, const int64_t* affine,
-                               const V& above, V* dz) {
+TM_INLINE void window_gradient(const V* normal, const Affine<B, V, T>& w,
+                               const Affine<B, V, T>& shift, const int64_t* affine, const V& above,
+                               V* dz) {
   V value[B::window], first[B::window], share[B::window];
   for (int k = 0; k < B::window; ++k) {
-    const auto jet = activation_jet<B::activation, V>(normal[k] * load<V>(w + affine[k]) +
-                                                      load<V>(shift + affine[k]));
+    const auto jet =
+        activation_jet<B::activation, V>(normal[k] * w.at(affine[k]) + shift.at(affine[k]));
     value[k] = jet.value;
     first[k] = jet.first;
   }
   pool_shares<B::pooling>(value, share);
   for (int k = 0; k < B::window; ++k) dz[k] = first[k] * (share[k] * above);
-}
-
-// Adds a block's sums of gradients to weight's and bias's: of each channel at the end of a walk, of
-// each pixel (layer norm) within it.
-template <class B, class V, class T>
-TM_INLINE void add_channel_gradients(const B& blocks, const NormPass<T>& p, int64_t b, const V& weight,
-                                     const V& bias) {
-  if (blocks.affine_step != 0) return;
-  add_to<V>(p.grad_weight + b * B::lanes, weight);
-  add_to<V>(p.grad_bias + b * B::lanes, bias);
 }
 
 struct Backward {
@@ -292,28 +295,33 @@ struct Backward {
   static void sum(const B& blocks, const NormPass<T>& p, int64_t b, T* mean, T* mean_xh) {
     using V = Pack<T>;
     const int64_t affine_at = b * blocks.affine_block;
-    const T *w = p.weight + affine_at, *shift = p.bias + affine_at;
+    const Affine<B, V, T> w(p.weight + affine_at), shift(p.bias + affine_at);
     const T *xh = p.xh + blocks.plane(b), *above = p.grad_out + b * p.out_plane;
-    Sums<4, V> sums;
+    Sums<2, V> of_dz, of_dxh;  // and of their products with xh
     blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t from) {
       V normal[B::window], dz[B::window];
       for (int k = 0; k < B::window; ++k) normal[k] = load<V>(xh + at[k]);
       window_gradient<B>(normal, w, shift, affine, load<V>(above + from), dz);
       for (int k = 0; k < B::window; ++k) {
-        const V dxh = dz[k] * load<V>(w + affine[k]);
-        sums.value[0] += dxh;
-        sums.value[1] += dxh * normal[k];
-        sums.value[2] += dz[k] * normal[k];
-        sums.value[3] += dz[k];
-        if (blocks.affine_step != 0) {
+        if constexpr (B::elementwise) {
+          const V dxh = dz[k] * w.at(affine[k]);
+          of_dxh.value[0] += dxh;
+          of_dxh.value[1] += dxh * normal[k];
           add_to<V>(p.grad_weight + affine_at + affine[k], dz[k] * normal[k]);
           add_to<V>(p.grad_bias + affine_at + affine[k], dz[k]);
+        } else {
+          of_dz.value[0] += dz[k];
+          of_dz.value[1] += dz[k] * normal[k];
         }
       }
     });
-    store<V>(mean + b * B::lanes, sums.value[0]);
-    store<V>(mean_xh + b * B::lanes, sums.value[1]);
-    add_channel_gradients(blocks, p, b, sums.value[2], sums.value[3]);
+    if constexpr (!B::elementwise) {
+      for (int i = 0; i < 2; ++i) of_dxh.value[i] = w.channel * of_dz.value[i];
+      add_to<V>(p.grad_weight + b * B::lanes, of_dz.value[1]);
+      add_to<V>(p.grad_bias + b * B::lanes, of_dz.value[0]);
+    }
+    store<V>(mean + b * B::lanes, of_dxh.value[0]);
+    store<V>(mean_xh + b * B::lanes, of_dxh.value[1]);
   }
 
   template <class B, class T>
@@ -321,14 +329,15 @@ struct Backward {
                     const T* mean_xh) {
     using V = Pack<T>;
     const int64_t affine_at = b * blocks.affine_block;
-    const T *w = p.weight + affine_at, *shift = p.bias + affine_at;
+    const Affine<B, V, T> w(p.weight + affine_at), shift(p.bias + affine_at);
     const T *xh = p.xh + blocks.plane(b), *above = p.grad_out + b * p.out_plane;
     T* grad_y = p.grad_y + blocks.plane(b);
     const V s = load<V>(p.rstd + b * B::lanes);
-    const V m = load<V>(mean + b * B::lanes), m_xh = load<V>(mean_xh + b * B::lanes);
+    const V m = s * load<V>(mean + b * B::lanes), m_xh = s * load<V>(mean_xh + b * B::lanes);
+    const V scaled = s * w.channel;
     V sum{};
-    const auto put = [&](int64_t at, const V& normal, const V& dxh) {
-      const V value = s * (dxh - m - normal * m_xh);
+    const auto put = [&](int64_t at, const V& normal, const V& s_dxh) {
+      const V value = s_dxh - m - normal * m_xh;
       sum += value;
       store<V>(grad_y + at, value);
     };
@@ -336,7 +345,9 @@ struct Backward {
       V normal[B::window], dz[B::window];
       for (int k = 0; k < B::window; ++k) normal[k] = load<V>(xh + at[k]);
       window_gradient<B>(normal, w, shift, affine, load<V>(above + from), dz);
-      for (int k = 0; k < B::window; ++k) put(at[k], normal[k], dz[k] * load<V>(w + affine[k]));
+      for (int k = 0; k < B::window; ++k) {
+        put(at[k], normal[k], dz[k] * (B::elementwise ? s * w.at(affine[k]) : scaled));
+      }
     });
     blocks.for_dropped([&](int64_t at) { put(at, load<V>(xh + at), V{}); });
     if (p.grad_conv_bias != nullptr) add_to<V>(p.grad_conv_bias + b * B::lanes, sum);
@@ -378,7 +389,7 @@ struct BackwardTangent {
           above(p.grad_out + b * p.out_plane),
           above_tangent(p.grad_out_tangent + b * p.out_plane) {}
 
-    // body(k, xh, xh', dz, dz', dxh, dxh') for each pixel of a window.
+    // body(k, xh, xh', dz, dz') for each pixel of a window.
     template <class Body>
     TM_INLINE void window(const int64_t* at, const int64_t* affine, int64_t from,
                           const Body& body) const {
@@ -387,60 +398,74 @@ struct BackwardTangent {
       for (int k = 0; k < B::window; ++k) {
         normal[k] = load<V>(xh + at[k]);
         normal_tangent[k] = load<V>(xh_tangent + at[k]);
-        const V weight = load<V>(w + affine[k]);
-        const auto jet =
-            activation_jet<B::activation, V>(normal[k] * weight + load<V>(shift + affine[k]));
+        const V weight = w.at(affine[k]);
+        const auto jet = activation_jet<B::activation, V>(normal[k] * weight + shift.at(affine[k]));
         value[k] = jet.value;
         first[k] = jet.first;
         if constexpr (B::activation == Activation::kSigmoid) {
           second_z_tangent[k] =
-              jet.second * (load<V>(w_tangent + affine[k]) * normal[k] +
-                            weight * normal_tangent[k] + load<V>(shift_tangent + affine[k]));
+              jet.second * (w_tangent.at(affine[k]) * normal[k] + weight * normal_tangent[k] +
+                            shift_tangent.at(affine[k]));
         }
       }
       pool_shares<B::pooling>(value, share);
-      const V from_above = load<V>(above + from), from_above_tangent = load<V>(above_tangent + from);
+      const V from_above = load<V>(above + from),
+              from_above_tangent = load<V>(above_tangent + from);
       for (int k = 0; k < B::window; ++k) {
-        const V weight = load<V>(w + affine[k]), da = share[k] * from_above;
-        const V dz = first[k] * da;
+        const V da = share[k] * from_above, dz = first[k] * da;
         V dz_tangent = first[k] * (share[k] * from_above_tangent);
         if constexpr (B::activation == Activation::kSigmoid) {
           dz_tangent += second_z_tangent[k] * da;
         }
-        body(k, normal[k], normal_tangent[k], dz, dz_tangent, weight * dz,
-             load<V>(w_tangent + affine[k]) * dz + weight * dz_tangent);
+        body(k, normal[k], normal_tangent[k], dz, dz_tangent);
       }
     }
 
     int64_t affine_at;
-    const T *w, *shift, *w_tangent, *shift_tangent, *xh, *xh_tangent, *above, *above_tangent;
+    Affine<B, V, T> w, shift, w_tangent, shift_tangent;
+    const T *xh, *xh_tangent, *above, *above_tangent;
   };
 
   template <class B, class T>
   static void sum(const B& blocks, const NormPass<T>& p, int64_t b) {
     using V = Pack<T>;
     const Block<B, T> block(blocks, p, b);
-    Sums<kMeans, V> sums;
-    V weight{}, bias{};
+    // dz, dz xh, dz', dz' xh + dz xh', and the same of dxh.
+    Sums<kMeans, V> of_dz, of_dxh;
+    const auto add = [](Sums<kMeans, V>& sums, const V& normal, const V& normal_tangent,
+                        const V& value, const V& tangent) {
+      sums.value[0] += value;
+      sums.value[1] += value * normal;
+      sums.value[2] += tangent;
+      sums.value[3] += tangent * normal + value * normal_tangent;
+    };
     blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t from) {
-      block.window(at, affine, from,
-                   [&](int k, const V& normal, const V& normal_tangent, const V& dz,
-                       const V& dz_tangent, const V& dxh, const V& dxh_tangent) {
-                     sums.value[0] += dxh;
-                     sums.value[1] += dxh * normal;
-                     sums.value[2] += dxh_tangent;
-                     sums.value[3] += dxh_tangent * normal + dxh * normal_tangent;
-                     const V share = dz_tangent * normal + dz * normal_tangent;
-                     weight += share;
-                     bias += dz_tangent;
-                     if (blocks.affine_step != 0) {
-                       add_to<V>(p.grad_weight + block.affine_at + affine[k], share);
-                       add_to<V>(p.grad_bias + block.affine_at + affine[k], dz_tangent);
-                     }
-                   });
+      block.window(
+          at, affine, from,
+          [&](int k, const V& normal, const V& normal_tangent, const V& dz, const V& dz_tangent) {
+            if constexpr (B::elementwise) {
+              const int64_t pixel = block.affine_at + affine[k];
+              add_to<V>(p.grad_weight + pixel, dz_tangent * normal + dz * normal_tangent);
+              add_to<V>(p.grad_bias + pixel, dz_tangent);
+              const V weight = block.w.at(affine[k]);
+              add(of_dxh, normal, normal_tangent, weight * dz,
+                  block.w_tangent.at(affine[k]) * dz + weight * dz_tangent);
+            } else {
+              (void)k;
+              add(of_dz, normal, normal_tangent, dz, dz_tangent);
+            }
+          });
     });
-    for (int i = 0; i < kMeans; ++i) store<V>(blocks.sums(i) + b * B::lanes, sums.value[i]);
-    add_channel_gradients(blocks, p, b, weight, bias);
+    if constexpr (!B::elementwise) {
+      const V w = block.w.channel, w_tangent = block.w_tangent.channel;
+      for (int i = 0; i < 2; ++i) {
+        of_dxh.value[i] = w * of_dz.value[i];
+        of_dxh.value[i + 2] = w_tangent * of_dz.value[i] + w * of_dz.value[i + 2];
+      }
+      add_to<V>(p.grad_weight + b * B::lanes, of_dz.value[3]);
+      add_to<V>(p.grad_bias + b * B::lanes, of_dz.value[2]);
+    }
+    for (int i = 0; i < kMeans; ++i) store<V>(blocks.sums(i) + b * B::lanes, of_dxh.value[i]);
   }
 
   template <class B, class T>
@@ -449,23 +474,27 @@ struct BackwardTangent {
     const Block<B, T> block(blocks, p, b);
     T *grad_y = p.grad_y + blocks.plane(b), *grad_y_tangent = p.grad_y_tangent + blocks.plane(b);
     const V s = load<V>(p.rstd + b * B::lanes), q = load<V>(p.projection + b * B::lanes);
+    const V scaled = s * block.w.channel, scaled_tangent = s * block.w_tangent.channel;
     V mean[kMeans], sum{};
-    for (int i = 0; i < kMeans; ++i) mean[i] = load<V>(blocks.sums(i) + b * B::lanes);
-    const auto put = [&](int64_t at, const V& normal, const V& normal_tangent, const V& dxh,
-                         const V& dxh_tangent) {
-      const V value = s * (dxh - mean[0] - normal * mean[1]);
+    for (int i = 0; i < kMeans; ++i) mean[i] = s * load<V>(blocks.sums(i) + b * B::lanes);
+    // From s dxh and s dxh'.
+    const auto put = [&](int64_t at, const V& normal, const V& normal_tangent, const V& s_dxh,
+                         const V& s_dxh_tangent) {
+      const V value = s_dxh - mean[0] - normal * mean[1];
       const V tangent =
-          s * (dxh_tangent - mean[2] - normal_tangent * mean[1] - normal * mean[3]) - q * value;
+          s_dxh_tangent - mean[2] - normal_tangent * mean[1] - normal * mean[3] - q * value;
       sum += tangent;
       store<V>(grad_y + at, value);
       store<V>(grad_y_tangent + at, tangent);
     };
     blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t from) {
-      block.window(at, affine, from,
-                   [&](int k, const V& normal, const V& normal_tangent, const V&, const V&,
-                       const V& dxh, const V& dxh_tangent) {
-                     put(at[k], normal, normal_tangent, dxh, dxh_tangent);
-                   });
+      block.window(
+          at, affine, from,
+          [&](int k, const V& normal, const V& normal_tangent, const V& dz, const V& dz_tangent) {
+            const V w = B::elementwise ? s * block.w.at(affine[k]) : scaled;
+            const V w_tangent = B::elementwise ? s * block.w_tangent.at(affine[k]) : scaled_tangent;
+            put(at[k], normal, normal_tangent, w * dz, w_tangent * dz + w * dz_tangent);
+          });
     });
     blocks.for_dropped([&](int64_t at) {
       put(at, load<V>(block.xh + at), load<V>(block.xh_tangent + at), V{}, V{});
@@ -475,15 +504,21 @@ struct BackwardTangent {
 };
 
 // Run-time choices to template arguments.
+template <class Pass, Activation activation, Pooling pooling, class T>
+void with_affine(const NormPass<T>& p) {
+  if (p.shape->elementwise) return Pass::run(Blocks<activation, pooling, true, T>(p), p);
+  Pass::run(Blocks<activation, pooling, false, T>(p), p);
+}
+
 template <class Pass, Activation activation, class T>
 void with_pooling(const NormPass<T>& p) {
   switch (p.shape->pooling) {
     case Pooling::kAverage:
-      return Pass::run(Blocks<activation, Pooling::kAverage, T>(p), p);
+      return with_affine<Pass, activation, Pooling::kAverage>(p);
     case Pooling::kMax:
-      return Pass::run(Blocks<activation, Pooling::kMax, T>(p), p);
+      return with_affine<Pass, activation, Pooling::kMax>(p);
     case Pooling::kNone:
-      return Pass::run(Blocks<activation, Pooling::kNone, T>(p), p);
+      return with_affine<Pass, activation, Pooling::kNone>(p);
   }
 }
 

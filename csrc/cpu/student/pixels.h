@@ -1,5 +1,6 @@
-// Images and their gradients: between [S, S, I] and the first layer's input planes, and the gradient
-// in images of so few channels that lanes are better spent on the channels of the layer's output.
+// Images and their gradients: between [S, S, I] and the first layer's input planes, and the
+// gradient in images of so few channels that lanes are better spent on the channels of the layer's
+// output.
 //
 // No include guard: included inside the namespace of each instruction set, after plan.h.
 
@@ -7,33 +8,32 @@
 // block of the input plane.
 template <class T, class Body>
 TM_INLINE void for_image_pixels(const LayerPlan<T>& plan, const Body& body) {
-  for (int64_t row = 0; row < plan.in_size; ++row) {
-    for (int64_t column = 0; column < plan.in_size; ++column) {
-      body((row * plan.in_size + column) * plan.in_channels,
-           ((row + plan.padding) * plan.in_side + column + plan.padding) * plan.in_lanes);
-    }
+  const int64_t size = plan.in_size, channels = plan.in_channels, lanes = plan.in_lanes;
+  for (int64_t row = 0; row < size; ++row) {
+    int64_t pixel = row * size * channels;
+    int64_t at = ((row + plan.padding) * plan.in_side + plan.padding) * lanes;
+    for (int64_t column = 0; column < size; ++column, pixel += channels, at += lanes)
+      body(pixel, at);
   }
 }
 
 // Writes the image's pixels; the padding around them stays.
 template <class T>
 void read_image(const LayerPlan<T>& plan, const T* image, T* plane) {
-  const int64_t block = plan.in_side * plan.in_side * plan.in_lanes, lanes = plan.in_lanes;
-  for_image_pixels(plan, [&](int64_t pixel, int64_t at) {
-    for (int64_t c = 0; c < plan.in_channels; ++c) {
-      plane[c / lanes * block + at + c % lanes] = image[pixel + c];
-    }
-  });
+  const int64_t block = plan.in_side * plan.in_side * plan.in_lanes;
+  for (int64_t c = 0; c < plan.in_channels; ++c) {
+    T* channel = plane + c / plan.in_lanes * block + c % plan.in_lanes;
+    for_image_pixels(plan, [&](int64_t pixel, int64_t at) { channel[at] = image[pixel + c]; });
+  }
 }
 
 template <class T>
 void write_image_gradient(const LayerPlan<T>& plan, const T* plane, T* image) {
-  const int64_t block = plan.in_side * plan.in_side * plan.in_lanes, lanes = plan.in_lanes;
-  for_image_pixels(plan, [&](int64_t pixel, int64_t at) {
-    for (int64_t c = 0; c < plan.in_channels; ++c) {
-      image[pixel + c] = plane[c / lanes * block + at + c % lanes];
-    }
-  });
+  const int64_t block = plan.in_side * plan.in_side * plan.in_lanes;
+  for (int64_t c = 0; c < plan.in_channels; ++c) {
+    const T* channel = plane + c / plan.in_lanes * block + c % plan.in_lanes;
+    for_image_pixels(plan, [&](int64_t pixel, int64_t at) { image[pixel + c] = channel[at]; });
+  }
 }
 
 // Lane l of the result: the sum of all lanes of value[l], for as many values as lanes.
@@ -124,5 +124,183 @@ void pixel_product(const PixelProduct<T>& p) {
       }
       std::copy_n(results, kPixelLanes, p.v + row * kPixelLanes);
     }
+  }
+}
+
+// One or two convolutions of images, all of a tile in registers from frequencies to outputs: the
+// products of so few channels are not worth the way through memory.
+template <class T>
+struct PixelTerms {
+  int count;
+  const T* v[2];  // [frequency][tile][kPixelLanes]
+  const T* u[2];  // [frequency][panel][in_channels][kPanel]
+};
+
+// One pack of output channels of neighbouring tiles, written to to + tile * tile_step.
+template <int m, int tiles, class T>
+TM_INLINE void pixel_tiles(const LayerPlan<T>& plan, const PixelTerms<T>& terms, int64_t v_step,
+                           int64_t tile, int64_t u_at, const Pack<T>& shift, T* to) {
+  using V = Pack<T>;
+  constexpr int n = m + 2;
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t u_step = plan.weight_step();
+  V out[tiles][m][m];
+#pragma GCC unroll 4
+  for (int t = 0; t < tiles; ++t) {
+#pragma GCC unroll 4
+    for (int i = 0; i < m; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < m; ++j) out[t][i][j] = shift;
+    }
+  }
+#pragma GCC unroll 6
+  for (int row = 0; row < n; ++row) {
+    V product[tiles][n] = {};
+    for (int term = 0; term < terms.count; ++term) {
+      const T* v = terms.v[term] + row * n * v_step + tile * kPixelLanes;
+      const T* u = terms.u[term] + row * n * u_step + u_at;
+      for (int64_t k = 0; k < plan.in_channels; ++k) {
+#pragma GCC unroll 6
+        for (int column = 0; column < n; ++column) {
+          V factor = load<V>(u + column * u_step + k * kPanel<T>);
+          if constexpr (tiles > 1) keep(factor);
+#pragma GCC unroll 4
+          for (int t = 0; t < tiles; ++t) {
+            product[t][column] += v[column * v_step + t * kPixelLanes + k] * factor;
+          }
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < tiles; ++t) {
+      V half[m];
+      Winograd<m>::output(product[t], half);
+#pragma GCC unroll 4
+      for (int i = 0; i < m; ++i) {
+        constexpr auto weights = Winograd<m>::kOutput;
+        if (weights[i][row] == 0) continue;
+#pragma GCC unroll 4
+        for (int j = 0; j < m; ++j) {
+          if (weights[i][row] == 1) {
+            out[t][i][j] += half[j];
+          } else if (weights[i][row] == -1) {
+            out[t][i][j] -= half[j];
+          } else {
+            out[t][i][j] += Lanes<V>::constant(weights[i][row]) * half[j];
+          }
+        }
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int t = 0; t < tiles; ++t) {
+#pragma GCC unroll 4
+    for (int i = 0; i < m; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < m; ++j) {
+        store<V>(to + (i * plan.side + t * m + j) * lanes, out[t][i][j]);
+      }
+    }
+  }
+}
+
+// A row of `count` tiles of one image; `to` is its first pixel in the output plane.
+template <int m, class T>
+void convolve_pixels(const LayerPlan<T>& plan, const PixelTerms<T>& terms, int64_t v_step,
+                     int64_t count, const T* bias, T* to) {
+  // As many tiles at a time as leave registers for their products.
+  constexpr int tiles = m == 2 ? 3 : 1;
+  for (int64_t c = 0; c < plan.width; c += kLanes<T>, to += plan.side * plan.side * kLanes<T>) {
+    const Pack<T> shift = load<Pack<T>>(bias + c);
+    const int64_t u_at = c / kPanel<T> * plan.in_channels * kPanel<T> + c % kPanel<T>;
+    int64_t tile = 0;
+    for (; tile + tiles <= count; tile += tiles) {
+      pixel_tiles<m, tiles>(plan, terms, v_step, tile, u_at, shift, to + tile * m * kLanes<T>);
+    }
+    for (; tile < count; ++tile) {
+      pixel_tiles<m, 1>(plan, terms, v_step, tile, u_at, shift, to + tile * m * kLanes<T>);
+    }
+  }
+}
+
+// Z = A dy A' of neighbouring tiles of one image, and sum (+)= V' Z, one row of frequencies after
+// another while it is in registers.
+template <class T>
+struct PixelWeightGradient {
+  const T* grad_y;       // the output plane
+  int64_t first, count;  // tiles, at most kFirstTiles
+  const T* v;            // [frequency][tile][kPixelLanes]
+  int64_t v_step;
+  T* z;  // [frequency][tile][width], or null: not wanted
+  int64_t z_step;
+  T* sum;  // [frequency][in_channels][width]
+  bool accumulate;
+};
+
+template <int m, int channels, class T>
+void pixel_weight_gradient(const LayerPlan<T>& plan, const PixelWeightGradient<T>& p) {
+  using V = Pack<T>;
+  constexpr int n = m + 2;
+  constexpr int64_t lanes = kLanes<T>;
+  V half[kFirstTiles][n][m];
+  for (int64_t c = 0; c < plan.width; c += lanes) {
+    const T* plane = p.grad_y + c * plan.side * plan.side;
+    for_tiles<m>(plan, p.first, p.count, [&](int64_t, int64_t row, int64_t column, int64_t k) {
+      const T* from = plane + (row * plan.side + column) * lanes;
+#pragma GCC unroll 4
+      for (int j = 0; j < m; ++j) {
+        V dy[m], result[n];
+#pragma GCC unroll 4
+        for (int i = 0; i < m; ++i) dy[i] = load<V>(from + (i * plan.side + j) * lanes);
+        Winograd<m>::output_adjoint(dy, result);
+#pragma GCC unroll 6
+        for (int i = 0; i < n; ++i) half[k][i][j] = result[i];
+      }
+    });
+    for (int row = 0; row < n; ++row) {
+      T* sum = p.sum + row * n * plan.gradient_step() + c;
+      V total[n][channels];
+#pragma GCC unroll 6
+      for (int f = 0; f < n; ++f) {
+#pragma GCC unroll 4
+        for (int k = 0; k < channels; ++k) {
+          const T* from = sum + f * plan.gradient_step() + k * plan.width;
+          total[f][k] = p.accumulate ? load<V>(from) : V{};
+        }
+      }
+      const T* v = p.v + row * n * p.v_step;
+      for (int64_t tile = 0; tile < p.count; ++tile, v += kPixelLanes) {
+        V z[n];
+        Winograd<m>::output_adjoint(half[tile][row], z);
+#pragma GCC unroll 6
+        for (int f = 0; f < n; ++f) {
+          if (p.z != nullptr)
+            store<V>(p.z + (row * n + f) * p.z_step + tile * plan.width + c, z[f]);
+#pragma GCC unroll 4
+          for (int k = 0; k < channels; ++k) total[f][k] += v[f * p.v_step + k] * z[f];
+        }
+      }
+#pragma GCC unroll 6
+      for (int f = 0; f < n; ++f) {
+#pragma GCC unroll 4
+        for (int k = 0; k < channels; ++k) {
+          store<V>(sum + f * plan.gradient_step() + k * plan.width, total[f][k]);
+        }
+      }
+    }
+  }
+}
+
+template <int m, class T>
+void pixel_weight_gradient(const LayerPlan<T>& plan, const PixelWeightGradient<T>& p) {
+  switch (plan.in_channels) {
+    case 1:
+      return pixel_weight_gradient<m, 1>(plan, p);
+    case 2:
+      return pixel_weight_gradient<m, 2>(plan, p);
+    case 3:
+      return pixel_weight_gradient<m, 3>(plan, p);
+    default:
+      return pixel_weight_gradient<m, 4>(plan, p);
   }
 }

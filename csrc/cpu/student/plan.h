@@ -11,9 +11,11 @@ constexpr int64_t kPixelLanes = 4;
 
 // Rows that a product should have: enough to pay for streaming the weights through the cache.
 constexpr int64_t kWantedRows = 32;
-// Images that go through the deepest layers together.
-constexpr int64_t kGroupImages = 8;
-// Tiles of the first layer that are transformed, multiplied and transformed back at a time.
+// Images that go through the deepest layers together: few enough for their planes to stay in cache,
+// unless the weights of a layer do not anyway and want to be used often.
+constexpr int64_t kGroupImages = 4, kGroupImagesWide = 8;
+constexpr int64_t kWideWeightBytes = int64_t{1} << 18;
+// Tiles of the first layer that are in work at a time.
 constexpr int64_t kFirstTiles = 16;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -44,15 +46,20 @@ struct LayerPlan {
     const int64_t tiles_side = ceil_div(size, 4);
     side = 4 * tiles_side;
     in_side = side + 2;
-    images = first ? 1 : std::clamp<int64_t>(kWantedRows / (tiles_side * tiles_side), 1, kGroupImages);
+    images = first ? 1
+                   : std::clamp<int64_t>(kWantedRows / (tiles_side * tiles_side), 1,
+                                         wide() ? kGroupImagesWide : kGroupImages);
   }
 
+  bool wide() const {
+    return frequencies(tile) * weight_step() * int64_t{sizeof(T)} > kWideWeightBytes;
+  }
   bool narrow_input() const { return in_lanes != kLanes<T>; }
   int64_t tiles_side(int m) const { return ceil_div(size, m); }
   int64_t tiles(int m) const { return tiles_side(m) * tiles_side(m); }
   // Tiles that are in work at a time, for `count` images.
   int64_t slab(int m, int64_t count) const {
-    return first ? std::min(tiles(m), kFirstTiles * 16 / (m * m)) : count * tiles(m);
+    return first ? std::min(tiles(m), kFirstTiles) : count * tiles(m);
   }
   static int64_t frequencies(int m) { return (m + 2) * (m + 2); }
   // From frequency to frequency, of `rows` rows of `row_width` values.
@@ -83,7 +90,10 @@ struct WalkPlan {
     for (size_t i = 0; i < network.blocks.size(); ++i) layers.emplace_back(network, i);
     const LayerPlan<T>& last = layers.back();
     features = last.out_size * last.out_size * last.width;
-    for (const LayerPlan<T>& layer : layers) group = std::max(group, layer.images);
+    for (const LayerPlan<T>& layer : layers) {
+      group = std::max(group, layer.images);
+      own_parameters = own_parameters && !layer.wide();
+    }
   }
   // Where the output of a layer goes: the next layer's input plane, inside its padding, or the
   // features, which have none.
@@ -101,4 +111,7 @@ struct WalkPlan {
   std::vector<LayerPlan<T>> layers;
   int64_t features = 0;  // of an image, with the channels that fill up the last block
   int64_t group = 1;     // images that are in work at a time
+  // Each thread packs the parameters for itself: as long as they fit into its cache, that is sooner
+  // done than lines are moved from cache to cache.
+  bool own_parameters = true;
 };

@@ -9,6 +9,8 @@
 // As many rows as leave registers for B and A: of 32 where packs have 64 bytes, else of 16.
 constexpr int kTileRows = TM_VECTOR_BYTES == 64 ? 8 : TM_VECTOR_BYTES == 32 ? 6 : 4;
 
+constexpr int64_t kFirstCacheBytes = 32 << 10;
+
 template <class T>
 constexpr int64_t kLanes = TM_VECTOR_BYTES / sizeof(T);
 template <class T>
@@ -43,6 +45,8 @@ TM_INLINE void product_tile(const Product<T>& p, int64_t row, int64_t panel) {
 #pragma GCC unroll 2
     for (int j = 0; j < packs; ++j) {
       sum[i][j] = p.accumulate ? load<V>(c + i * p.c_row + j * kLanes<T>) : V{};
+      // Sums over images lie far away by the time their turn comes again.
+      if (p.accumulate) __builtin_prefetch(c + (rows + i) * p.c_row + j * kLanes<T>, 1, 3);
     }
   }
   const int64_t a_row = p.a_row, a_depth = p.a_depth, b_row = p.b_row, depth = p.depth;
@@ -56,7 +60,7 @@ TM_INLINE void product_tile(const Product<T>& p, int64_t row, int64_t panel) {
       for (int j = 0; j < packs; ++j) factor[j] = load<V>(b + j * kLanes<T>);
 #pragma GCC unroll 8
       for (int i = 0; i < rows; ++i) {
-        const V value = V{} + a[i * a_row];
+        const V value = a[i * a_row] - V{};  // x - 0 is x, and no instruction; 0 + x is one
 #pragma GCC unroll 2
         for (int j = 0; j < packs; ++j) sum[i][j] += value * factor[j];
       }
@@ -92,8 +96,30 @@ inline void product_panel(const Product<T>& p, int64_t panel) {
 }
 
 template <class T>
+void product_of(const Product<T>& p, int64_t panel) {
+  if ((panel + 1) * kPanel<T> <= p.columns) {
+    product_panel<2>(p, panel);
+  } else {
+    product_panel<1>(p, panel);
+  }
+}
+
+template <class T>
 void product(const Product<T>& p) {
-  const int64_t full = p.columns / kPanel<T>;
-  for (int64_t panel = 0; panel < full; ++panel) product_panel<2>(p, panel);
-  if (p.columns % kPanel<T> != 0) product_panel<1>(p, full);
+  // Two panels that do not fit into the first level's cache together are gone through one after the
+  // other, with C in between.
+  const bool apart = p.terms == 2 && p.rows > kTileRows &&
+                     2 * p.depth * kPanel<T> * int64_t{sizeof(T)} > kFirstCacheBytes / 2;
+  for (int64_t panel = 0; panel * kPanel<T> < p.columns; ++panel) {
+    if (!apart) {
+      product_of(p, panel);
+      continue;
+    }
+    Product<T> one = p;
+    one.terms = 1;
+    product_of(one, panel);
+    one.term[0] = p.term[1];
+    one.accumulate = true;
+    product_of(one, panel);
+  }
 }

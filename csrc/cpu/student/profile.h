@@ -12,22 +12,22 @@
 namespace trajmatch::cpu {
 
 enum class Pass : int {
-  kPack,             // parameters into the order of the passes
-  kClear,            // sums and padding
-  kRead,             // images into planes
-  kTransform,        // planes into frequencies, forward
-  kProduct,          // forward
-  kTransformBack,    // frequencies into planes, forward
-  kNorm,             // with activation and pooling, forward
-  kClassify,         // classifier and loss, both ways
+  kPack,           // parameters into the order of the passes
+  kClear,          // sums and padding
+  kRead,           // images into planes
+  kTransform,      // planes into frequencies, forward
+  kProduct,        // forward
+  kTransformBack,  // frequencies into planes, forward
+  kNorm,           // with activation and pooling, forward
+  kClassify,       // classifier and loss, both ways
   kNormBackward,
-  kTransformGrad,    // planes into frequencies, backward
-  kWeightProduct,    // gradient in the weight
-  kInputProduct,     // gradient in the input
+  kTransformGrad,      // planes into frequencies, backward
+  kWeightProduct,      // gradient in the weight
+  kInputProduct,       // gradient in the input
   kTransformGradBack,  // frequencies into planes, backward
-  kWrite,            // gradients of images
-  kWait,             // for the other threads
-  kUnpack,           // sums into the flat order
+  kWrite,              // gradients of images
+  kWait,               // for the other threads
+  kUnpack,             // sums into the flat order
   kCount
 };
 constexpr int64_t kProfiledLayers = 8;  // what has no layer, or a higher one, counts for the first

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -10,6 +11,7 @@
 #include <iterator>
 #include <new>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "core/soft_cross_entropy.h"
@@ -33,17 +35,29 @@ void run(const StudentCall<double>& call) { portable::run_walk(call); }
 template <class T>
 StudentCall<T> call_of(const StudentGradient<T>& g, int64_t parts, const InParallel& in_parallel,
                        Pages& pages) {
-  return {g.network, g.batch,       false, g.theta, nullptr,      nullptr, nullptr,
-          g.loss,    g.grad_theta,  g.grad_images, g.grad_target, g.tape, parts, &in_parallel, &pages};
+  return {g.network,     g.batch, false,  g.theta,      nullptr,
+          nullptr,       nullptr, g.loss, g.grad_theta, g.grad_images,
+          g.grad_target, g.tape,  parts,  &in_parallel, &pages};
 }
 
 template <class T>
 StudentCall<T> call_of(const StudentGradientJvp<T>& j, int64_t parts, const InParallel& in_parallel,
                        Pages& pages) {
-  return {j.network,        j.batch,          true,
-          j.theta,          j.theta_tangent,  j.images_tangent, j.target_tangent,
-          j.directional,    j.grad_theta,     j.grad_images, j.grad_target,
-          const_cast<T*>(j.tape), parts,      &in_parallel,  &pages};
+  return {j.network,
+          j.batch,
+          true,
+          j.theta,
+          j.theta_tangent,
+          j.images_tangent,
+          j.target_tangent,
+          j.directional,
+          j.grad_theta,
+          j.grad_images,
+          j.grad_target,
+          const_cast<T*>(j.tape),
+          parts,
+          &in_parallel,
+          &pages};
 }
 
 }  // namespace
@@ -77,10 +91,22 @@ template void student_gradient_jvp(const StudentGradientJvp<double>&, int64_t, c
                                    Pages&);
 
 std::vector<std::pair<std::string, double>> Profile::stop() {
-  static const char* const names[] = {
-      "pack",       "clear",        "read",           "transform",          "product",
-      "transform back", "norm",     "classify",       "norm backward",      "transform gradient",
-      "weight product", "input product", "transform gradient back", "write", "wait", "unpack"};
+  static const char* const names[] = {"pack",
+                                      "clear",
+                                      "read",
+                                      "transform",
+                                      "product",
+                                      "transform back",
+                                      "norm",
+                                      "classify",
+                                      "norm backward",
+                                      "transform gradient",
+                                      "weight product",
+                                      "input product",
+                                      "transform gradient back",
+                                      "write",
+                                      "wait",
+                                      "unpack"};
   static_assert(std::size(names) == static_cast<size_t>(Pass::kCount));
   on_ = false;
   std::vector<std::pair<std::string, double>> result;

@@ -22,23 +22,55 @@ TM_INLINE void for_tiles(const LayerPlan<T>& plan, int64_t first, int64_t count,
   }
 }
 
+template <int m, class V, class T, class Load>
+TM_INLINE void transform_input(const Load& load_value, T* to, int64_t step) {
+  constexpr int n = m + 2;
+  transform_tile<n, n, V>(
+      [](const V* d, V* out) { Winograd<m>::input(d, out); }, load_value,
+      [&](int i, int j, const V& value) { store<V>(to + (i * n + j) * step, value); });
+}
+
 // V = B' d B of input planes.
-template <int m, class V, class T>
+template <int m, class T>
 void read_input(const LayerPlan<T>& plan, const T* planes, int64_t first, int64_t count, T* v,
                 int64_t step) {
-  constexpr int64_t lanes = sizeof(V) / sizeof(T);
-  constexpr int n = m + 2;
+  using V = Pack<T>;
+  constexpr int64_t lanes = kLanes<T>;
   const int64_t side = plan.in_side, width = plan.in_width;
   for_tiles<m>(plan, first, count, [&](int64_t image, int64_t row, int64_t column, int64_t k) {
     const T* from = planes + image * plan.in_plane() + (row * side + column) * lanes;
     T* to = v + k * width;
     for (int64_t c = 0; c < width; c += lanes, from += side * side * lanes, to += lanes) {
-      transform_tile<n, n, V>(
-          [](const V* d, V* out) { Winograd<m>::input(d, out); },
-          [&](int i, int j) { return load<V>(from + (i * side + j) * lanes); },
-          [&](int i, int j, const V& value) { store<V>(to + (i * n + j) * step, value); });
+      transform_input<m, V>([&](int i, int j) { return load<V>(from + (i * side + j) * lanes); },
+                            to, step);
     }
   });
+}
+
+// The same of planes that hold a pixel's few channels side by side, as many tiles of a row at a
+// time as fill a pack.
+template <int m, class T>
+void read_pixels(const LayerPlan<T>& plan, const T* planes, int64_t first, int64_t count, T* v,
+                 int64_t step) {
+  const int64_t side = plan.in_side, across = plan.tiles_side(m), tiles = plan.tiles(m);
+  for (int64_t k = 0; k < count;) {
+    const int64_t tile = first + k, row = tile % tiles / across, column = tile % across;
+    const T* from =
+        planes + tile / tiles * plan.in_plane() + m * (row * side + column) * kPixelLanes;
+    const int64_t end = k + std::min(across - column, count - k);
+    for (; k + kPixels<T> <= end; k += kPixels<T>, from += m * kPixels<T> * kPixelLanes) {
+      transform_input<m, PixelRow<T>>(
+          [&](int i, int j) {
+            return load_pixels<T>(from + (i * side + j) * kPixelLanes, m * kPixelLanes);
+          },
+          v + k * kPixelLanes, step);
+    }
+    for (; k < end; ++k, from += m * kPixelLanes) {
+      transform_input<m, Pixel<T>>(
+          [&](int i, int j) { return load<Pixel<T>>(from + (i * side + j) * kPixelLanes); },
+          v + k * kPixelLanes, step);
+    }
+  }
 }
 
 // y = A' M A into output planes, plus a bias for each channel.
@@ -54,10 +86,11 @@ void write_output(const LayerPlan<T>& plan, const T* products, int64_t step, con
     T* to = planes + image * plan.plane() + (row * side + column) * lanes;
     for (int64_t c = 0; c < width; c += lanes, from += lanes, to += side * side * lanes) {
       const V shift = load<V>(bias + c);
-      transform_tile<n, m, V>(
-          [](const V* p, V* out) { Winograd<m>::output(p, out); },
-          [&](int i, int j) { return load<V>(from + (i * n + j) * step); },
-          [&](int i, int j, const V& value) { store<V>(to + (i * side + j) * lanes, value + shift); });
+      transform_tile<n, m, V>([](const V* p, V* out) { Winograd<m>::output(p, out); },
+                              [&](int i, int j) { return load<V>(from + (i * n + j) * step); },
+                              [&](int i, int j, const V& value) {
+                                store<V>(to + (i * side + j) * lanes, value + shift);
+                              });
     }
   });
 }
@@ -96,9 +129,7 @@ void add_input_gradient(const LayerPlan<T>& plan, const T* products, int64_t ste
       transform_tile<n, n, V>(
           [](const V* v, V* out) { Winograd<m>::input_adjoint(v, out); },
           [&](int i, int j) { return load<V>(from + (i * n + j) * step); },
-          [&](int i, int j, const V& value) {
-            add_to<V>(to + (i * side + j) * lanes, value);
-          });
+          [&](int i, int j, const V& value) { add_to<V>(to + (i * side + j) * lanes, value); });
     }
   });
 }

@@ -29,9 +29,20 @@ class Walk {
 
   void run() {
     Laps& laps = buffers_->parts[0].laps = Laps(true);
-    (*call_.in_parallel)(call_.parts, [&](int64_t part) { pack(part); });
-    laps.lap(Pass::kPack);
-    (*call_.in_parallel)(call_.parts, [&](int64_t part) { walk_part(part); });
+    clear_shared();
+    if (!plan_.own_parameters) {
+      (*call_.in_parallel)(call_.parts, [&](int64_t part) {
+        pack(buffers_->theta[0], buffers_->theta_tangent[0], part, call_.parts);
+      });
+      laps.lap(Pass::kPack);
+    }
+    (*call_.in_parallel)(call_.parts, [&](int64_t part) {
+      if (plan_.own_parameters) {
+        pack(buffers_->theta[part], buffers_->theta_tangent[part], 0, 1);
+        buffers_->parts[part].laps.lap(Pass::kPack);
+      }
+      walk_part(part);
+    });
     laps.lap(Pass::kWait);
     (*call_.in_parallel)(call_.parts, [&](int64_t part) { unpack(part); });
     write_loss();
@@ -43,35 +54,37 @@ class Walk {
   int64_t layer_count() const { return static_cast<int64_t>(plan_.layers.size()); }
   bool affine() const { return network_.norm != Norm::kNone; }
 
-  // Calls body(item) for this part's share of `count` items.
+  // Calls body(item) for one of `shares` shares of `count` items.
   template <class Body>
-  void for_items(int64_t part, int64_t count, const Body& body) {
-    for (int64_t item = part; item < count; item += call_.parts) body(item);
+  static void for_items(int64_t share, int64_t shares, int64_t count, const Body& body) {
+    for (int64_t item = share; item < count; item += shares) body(item);
+  }
+
+  void clear_shared() {
+    int64_t most = 0;
+    for (const Layer& layer : plan_.layers) most = std::max({most, layer.affine(), layer.width});
+    std::fill_n(buffers_->zeros, most, T(0));
   }
 
   // First step.
 
-  void pack(int64_t part) {
-    pack_parameters(part, call_.theta, buffers_->theta, T(1));
+  void pack(const Packed<T>& theta, const Packed<T>& tangent, int64_t share, int64_t shares) const {
+    pack_parameters(call_.theta, theta, T(1), share, shares);
     if (call_.theta_tangent != nullptr) {
-      pack_parameters(part, call_.theta_tangent, buffers_->theta_tangent, T(0));
-    }
-    if (part == 0) {
-      int64_t most = 0;
-      for (const Layer& layer : plan_.layers) most = std::max({most, layer.affine(), layer.width});
-      std::fill_n(buffers_->zeros, most, T(0));
+      pack_parameters(call_.theta_tangent, tangent, T(0), share, shares);
     }
   }
 
-  // `scale` stands for the norm's weight where there is none.
-  void pack_parameters(int64_t part, const T* flat, const Packed<T>& packed, T scale) {
+  // `none` stands for the norm's weight where there is none.
+  void pack_parameters(const T* flat, const Packed<T>& packed, T none, int64_t share,
+                       int64_t shares) const {
     for (int64_t l = 0; l < layer_count(); ++l) {
       const Layer& layer = plan_.layers[l];
       const PackedLayer<T>& to = packed.layers[l];
       const Block& block = *layer.block;
-      for_items(part, pack_items(layer),
+      for_items(share, shares, pack_items(layer),
                 [&](int64_t item) { pack_layer(layer, flat + block.weight.offset, to, item); });
-      if (l % call_.parts != part) continue;
+      if (l % shares != share) continue;
       const int64_t pixels = block.shape.elementwise ? layer.size * layer.size : 1;
       if (network_.bias_is_inert()) {
         std::fill_n(to.bias, layer.width, T(0));
@@ -79,19 +92,20 @@ class Walk {
         to_blocks(flat + block.bias.offset, layer.channels, 1, layer.width, to.bias);
       }
       if (affine()) {
-        to_blocks(flat + block.norm_weight.offset, layer.channels, pixels, layer.width, to.norm_weight);
+        to_blocks(flat + block.norm_weight.offset, layer.channels, pixels, layer.width,
+                  to.norm_weight);
         to_blocks(flat + block.norm_bias.offset, layer.channels, pixels, layer.width, to.norm_bias);
       } else {
-        std::fill_n(to.norm_weight, layer.affine(), scale);
+        std::fill_n(to.norm_weight, layer.affine(), none);
         std::fill_n(to.norm_bias, layer.affine(), T(0));
       }
     }
-    for_items(part, network_.num_classes, [&](int64_t k) {
+    for_items(share, shares, network_.num_classes, [&](int64_t k) {
       to_blocks(flat + network_.classifier_weight.offset + k * network_.features, network_.width,
                 network_.feature_pixels, plan_.layers.back().width,
                 packed.classifier + k * plan_.features);
     });
-    if (part == 0) {
+    if (share == 0) {
       std::copy_n(flat + network_.classifier_bias.offset, network_.num_classes,
                   packed.classifier_bias);
     }
@@ -117,7 +131,8 @@ class Walk {
     const int64_t groups = ceil_div(end - begin, group_);
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t first = begin + (end - begin) * g / groups;
-      Group group{first, begin + (end - begin) * (g + 1) / groups - first, &part, part.layers,
+      Group group{first,         begin + (end - begin) * (g + 1) / groups - first,
+                  &part,         part.layers,
                   part.features, g > 0};
       if (tape_) on_tape(group);
       read_images(group);
@@ -176,7 +191,7 @@ class Walk {
   NormPass<T> norm_pass(const Group& group, int64_t l, int64_t image) const {
     const Layer& layer = plan_.layers[l];
     const LayerBuffers<T>& b = group.layers[l];
-    const PackedLayer<T>& theta = buffers_->theta.layers[l];
+    const PackedLayer<T>& theta = group.part->theta->layers[l];
     const LayerSums<T>& sums = group.part->sums[l];
     const bool last = l + 1 == layer_count();
     const int64_t plane = image * layer.plane(), channels = image * layer.width;
@@ -202,13 +217,15 @@ class Walk {
     p.grad_conv_bias = network_.bias_is_inert() ? nullptr : sums.bias;
     if (call_.tangent) {
       const bool moves = call_.theta_tangent != nullptr;
-      p.weight_tangent = moves ? buffers_->theta_tangent.layers[l].norm_weight : buffers_->zeros;
-      p.bias_tangent = moves ? buffers_->theta_tangent.layers[l].norm_bias : buffers_->zeros;
+      p.weight_tangent = moves ? group.part->theta_tangent->layers[l].norm_weight : buffers_->zeros;
+      p.bias_tangent = moves ? group.part->theta_tangent->layers[l].norm_bias : buffers_->zeros;
       p.projection = b.projection + channels;
       p.xh_tangent = p.grad_y_tangent = b.y_tangent + plane;
       p.out_tangent = (last ? group.part->features_tangent : next.input_tangent) + out;
       p.grad_out_tangent =
           (last ? group.part->grad_features_tangent : next.grad_input_tangent) + out;
+      // The tape holds the output; what computing xh again gives of it is soon overwritten.
+      if (tape_) p.out = p.out_tangent;
     }
     return p;
   }
@@ -229,7 +246,7 @@ class Walk {
     for_runs(group, l, [&](int64_t first, int64_t count) {
       const T* input = b.input + first * layer.in_plane();
       if (!kept) {
-        const PackedLayer<T>& theta = buffers_->theta.layers[l];
+        const PackedLayer<T>& theta = group.part->theta->layers[l];
         convolve<2>(layer, count, 1, {{input, theta.primal}, {}}, theta.bias, *group.part,
                     b.xh + first * layer.plane());
         for (int64_t i = first; i < first + count; ++i) norm_forward(norm_pass(group, l, i));
@@ -249,10 +266,11 @@ class Walk {
     int terms = 0;
     const T* bias = buffers_->zeros;
     if (b.input_tangent != nullptr) {
-      term[terms++] = {b.input_tangent + first * layer.in_plane(), buffers_->theta.layers[l].weight};
+      term[terms++] = {b.input_tangent + first * layer.in_plane(),
+                       group.part->theta->layers[l].weight};
     }
     if (call_.theta_tangent != nullptr) {
-      const PackedLayer<T>& tangent = buffers_->theta_tangent.layers[l];
+      const PackedLayer<T>& tangent = group.part->theta_tangent->layers[l];
       term[terms++] = {b.input + first * layer.in_plane(), tangent.weight};
       bias = tangent.bias;
     }
@@ -269,7 +287,7 @@ class Walk {
     const int64_t classes = network_.num_classes, size = plan_.features, count = group.count;
     const int64_t row = group.first * classes;
     const PartBuffers<T>& part = *group.part;
-    const Packed<T>& theta = buffers_->theta;
+    const Packed<T>& theta = *part.theta;
     T *logits = buffers_->logits + row, *grad = buffers_->grad_logits + row;
     set_rows(count, classes, theta.classifier_bias, logits);
     add_logits(count, group.features, size, theta.classifier, classes, logits);
@@ -287,7 +305,7 @@ class Walk {
     const T* weight_tangent = nullptr;
     std::fill_n(logits_tangent, count * classes, T(0));
     if (call_.theta_tangent != nullptr) {
-      const Packed<T>& tangent = buffers_->theta_tangent;
+      const Packed<T>& tangent = *part.theta_tangent;
       weight_tangent = tangent.classifier;
       set_rows(count, classes, tangent.classifier_bias, logits_tangent);
       add_logits(count, group.features, size, weight_tangent, classes, logits_tangent);
@@ -328,7 +346,8 @@ class Walk {
   }
 
   void loss_gradient(int64_t begin, int64_t end) {
-    if (call_.batch.loss == StudentLoss::kSumLogits) return sum_logits(buffers_->logits, begin, end);
+    if (call_.batch.loss == StudentLoss::kSumLogits)
+      return sum_logits(buffers_->logits, begin, end);
     soft_cross_entropy_forward(SoftCrossEntropyForward<T>{loss_inputs(), buffers_->rows, nullptr},
                                begin, end);
     soft_cross_entropy_backward(
@@ -374,13 +393,13 @@ class Walk {
       BackwardTerms<T> terms{};
       terms.grad_y = b.y + at;
       terms.input = b.input + in_at;
-      terms.weight = &buffers_->theta.layers[l];
+      terms.weight = &group.part->theta->layers[l];
       if (b.grad_input != nullptr && !kept) terms.grad_input = b.grad_input + in_at;
       if (call_.tangent) {
         terms.grad_y_tangent = b.y_tangent + at;
         if (b.input_tangent != nullptr) terms.input_tangent = b.input_tangent + in_at;
         if (call_.theta_tangent != nullptr) {
-          terms.weight_tangent = &buffers_->theta_tangent.layers[l];
+          terms.weight_tangent = &group.part->theta_tangent->layers[l];
         }
         terms.grad_input_tangent = b.grad_input_tangent + in_at;
       }
@@ -435,7 +454,7 @@ class Walk {
       const Layer& layer = plan_.layers[l];
       const Block& block = *layer.block;
       const auto weights = of_parts([&](const PartBuffers<T>& p) { return p.sums[l].weight; });
-      for_items(part, ceil_div(layer.channels, kLanes<T>), [&](int64_t item) {
+      for_items(part, call_.parts, ceil_div(layer.channels, kLanes<T>), [&](int64_t item) {
         T* to = call_.grad_theta + block.weight.offset;
         if (layer.tile == 2) {
           unpack_block<2>(layer, weights, to, item);
@@ -444,7 +463,7 @@ class Walk {
         }
       });
       if (l % call_.parts != part) continue;
-      const auto add_up = [&](T* LayerSums<T>::*member, const Slice& slice, int64_t pixels) {
+      const auto add_up = [&](T* LayerSums<T>::* member, const Slice& slice, int64_t pixels) {
         from_blocks(of_parts([&](const PartBuffers<T>& p) { return p.sums[l].*member; }),
                     layer.channels, pixels, call_.grad_theta + slice.offset);
       };
@@ -454,10 +473,11 @@ class Walk {
       add_up(&LayerSums<T>::norm_weight, block.norm_weight, pixels);
       add_up(&LayerSums<T>::norm_bias, block.norm_bias, pixels);
     }
-    for_items(part, network_.num_classes, [&](int64_t k) {
-      from_blocks(of_parts([&](const PartBuffers<T>& p) { return p.classifier + k * plan_.features; }),
-                  network_.width, network_.feature_pixels,
-                  call_.grad_theta + network_.classifier_weight.offset + k * network_.features);
+    for_items(part, call_.parts, network_.num_classes, [&](int64_t k) {
+      from_blocks(
+          of_parts([&](const PartBuffers<T>& p) { return p.classifier + k * plan_.features; }),
+          network_.width, network_.feature_pixels,
+          call_.grad_theta + network_.classifier_weight.offset + k * network_.features);
     });
     if (part != 0) return;
     for (int64_t k = 0; k < network_.num_classes; ++k) {

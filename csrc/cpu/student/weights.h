@@ -28,70 +28,77 @@ struct Packed {
   T *classifier = nullptr, *classifier_bias = nullptr;  // [K, features], [K]
 };
 
-// U of a block of weights, lanes along output channels (`turned`: along input channels), written to
-// to(frequency, other channel).
-template <int m, bool turned, class T, class At>
-TM_INLINE void pack_block(const T* weight, int64_t in_channels, int64_t out, int64_t outs, int64_t in,
-                          int64_t ins, const At& at) {
-  using V = Pack<T>;
-  constexpr int n = m + 2;
-  const int64_t across = turned ? outs : ins, lanes = turned ? ins : outs;
-  for (int64_t i = 0; i < across; ++i) {
-    alignas(64) T taps[9][kLanes<T>] = {};
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const T* g = weight + ((out + (turned ? i : lane)) * in_channels + in + (turned ? lane : i)) * 9;
-      for (int k = 0; k < 9; ++k) taps[k][lane] = g[k];
-    }
-    transform_tile<3, n, V>([](const V* g, V* u) { Winograd<m>::weight(g, u); },
-                            [&](int r, int c) { return load<V>(taps[3 * r + c]); },
-                            [&](int r, int c, const V& u) { store<V>(at(r * n + c, i), u); });
-  }
-}
+// The weights of a square of channels, one tap after another, in lanes along output channels or
+// along input channels.
+template <class T>
+struct WeightSquare {
+  static constexpr int64_t kSide = kLanes<T>;
+  alignas(64) T taps[9][kSide][kSide];  // [tap][other channel][lane]
 
-// Items of work of pack_layer: blocks of output channels.
+  // Lanes beyond `outs` or `ins` channels are 0.
+  void read(const T* weight, int64_t in_channels, int64_t outs, int64_t ins, bool turned) {
+    if (outs < kSide || ins < kSide) std::memset(taps, 0, sizeof taps);
+    T* first = &taps[0][0][0];
+    const int64_t out_step = turned ? kSide : 1, in_step = turned ? 1 : kSide;
+    for (int64_t out = 0; out < outs; ++out) {
+      const T* g = weight + out * in_channels * 9;
+      T* to = first + out * out_step;
+      for (int64_t in = 0; in < ins; ++in, g += 9, to += in_step) {
+#pragma GCC unroll 9
+        for (int k = 0; k < 9; ++k) to[k * kSide * kSide] = g[k];
+      }
+    }
+  }
+
+  // U of the square's first `count` rows, row i at to + i * row_step, frequencies `step` apart.
+  template <int m>
+  void write(int64_t count, T* to, int64_t row_step, int64_t step) const {
+    using V = Pack<T>;
+    for (int64_t i = 0; i < count; ++i, to += row_step) {
+      transform_tile<3, m + 2, V>(
+          [](const V* g, V* u) { Winograd<m>::weight(g, u); },
+          [&](int r, int c) { return load<V>(taps[3 * r + c][i]); },
+          [&](int r, int c, const V& u) { store<V>(to + (r * (m + 2) + c) * step, u); });
+    }
+  }
+};
+
+// Items of work of pack_layer: squares of output and input channels, and the columns that fill up a
+// last panel.
 template <class T>
 int64_t pack_items(const LayerPlan<T>& plan) {
-  return plan.panels * 2;
+  return plan.panels * 2 * ceil_div(plan.in_channels, kLanes<T>);
 }
 
-// Packs the weight as `parts` says, for one block of output channels.
 template <class T>
 void pack_layer(const LayerPlan<T>& plan, const T* weight, const PackedLayer<T>& to, int64_t item) {
   constexpr int64_t lanes = kLanes<T>;
-  const int64_t in_channels = plan.in_channels, out = item * lanes;
+  const int64_t squares = ceil_div(plan.in_channels, lanes);
+  const int64_t out_block = item / squares, in = item % squares * lanes, out = out_block * lanes;
   const int64_t outs = std::clamp<int64_t>(plan.channels - out, 0, lanes);
-  const auto columns = [&](T* u) {
-    T* first = u + item / 2 * in_channels * kPanel<T> + item % 2 * lanes;
-    return [=](int64_t in) {
-      return [=](int frequency, int64_t i) {
-        return first + frequency * plan.weight_step() + (in + i) * kPanel<T>;
-      };
-    };
-  };
-  for (int64_t in = 0; in < in_channels; in += lanes) {
-    const int64_t ins = std::min(lanes, in_channels - in);
-    if (to.primal != nullptr) {
-      pack_block<2, false>(weight, in_channels, out, outs, in, ins, columns(to.primal)(in));
+  const int64_t ins = std::min(lanes, plan.in_channels - in);
+  const T* first = weight + (out * plan.in_channels + in) * 9;
+  WeightSquare<T> square;
+  square.read(first, plan.in_channels, outs, ins, false);
+  const int64_t at = (out_block / 2 * plan.in_channels + in) * kPanel<T> + out_block % 2 * lanes;
+  if (to.primal != nullptr) {
+    square.template write<2>(ins, to.primal + at, kPanel<T>, plan.weight_step());
+  }
+  if (to.weight != nullptr && to.weight != to.primal) {
+    if (plan.tile == 2) {
+      square.template write<2>(ins, to.weight + at, kPanel<T>, plan.weight_step());
+    } else {
+      square.template write<4>(ins, to.weight + at, kPanel<T>, plan.weight_step());
     }
-    if (to.weight != nullptr && to.weight != to.primal) {
-      const auto at = columns(to.weight)(in);
-      if (plan.tile == 2) {
-        pack_block<2, false>(weight, in_channels, out, outs, in, ins, at);
-      } else {
-        pack_block<4, false>(weight, in_channels, out, outs, in, ins, at);
-      }
-    }
-    if (to.turned != nullptr) {
-      T* first = to.turned + in / kPanel<T> * plan.channels * kPanel<T> + in % kPanel<T>;
-      const auto at = [&](int frequency, int64_t i) {
-        return first + frequency * plan.turned_step() + (out + i) * kPanel<T>;
-      };
-      if (plan.tile == 2) {
-        pack_block<2, true>(weight, in_channels, out, outs, in, ins, at);
-      } else {
-        pack_block<4, true>(weight, in_channels, out, outs, in, ins, at);
-      }
-    }
+  }
+  if (to.turned == nullptr) return;
+  square.read(first, plan.in_channels, outs, ins, true);
+  const int64_t in_block = in / lanes;
+  T* turned = to.turned + (in_block / 2 * plan.channels + out) * kPanel<T> + in_block % 2 * lanes;
+  if (plan.tile == 2) {
+    square.template write<2>(outs, turned, kPanel<T>, plan.turned_step());
+  } else {
+    square.template write<4>(outs, turned, kPanel<T>, plan.turned_step());
   }
 }
 
@@ -104,15 +111,16 @@ void unpack_block(const LayerPlan<T>& plan, const std::vector<const T*>& parts, 
   const int64_t out = block * kLanes<T>, outs = std::min(kLanes<T>, plan.channels - out);
   for (int64_t in = 0; in < plan.in_channels; ++in) {
     alignas(64) T taps[9][kLanes<T>];
-    transform_tile<n, 3, V>(
-        [](const V* u, V* g) { Winograd<m>::weight_adjoint(u, g); },
-        [&](int r, int c) {
-          const int64_t at = (r * n + c) * plan.gradient_step() + in * plan.width + out;
-          V sum = load<V>(parts[0] + at);
-          for (size_t part = 1; part < parts.size(); ++part) sum += load<V>(parts[part] + at);
-          return sum;
-        },
-        [&](int r, int c, const V& g) { store<V>(taps[3 * r + c], g); });
+    transform_tile<n, 3, V>([](const V* u, V* g) { Winograd<m>::weight_adjoint(u, g); },
+                            [&](int r, int c) {
+                              const int64_t at =
+                                  (r * n + c) * plan.gradient_step() + in * plan.width + out;
+                              V sum = load<V>(parts[0] + at);
+                              for (size_t part = 1; part < parts.size(); ++part)
+                                sum += load<V>(parts[part] + at);
+                              return sum;
+                            },
+                            [&](int r, int c, const V& g) { store<V>(taps[3 * r + c], g); });
     for (int64_t lane = 0; lane < outs; ++lane) {
       T* g = grad_weight + ((out + lane) * plan.in_channels + in) * 9;
       for (int k = 0; k < 9; ++k) g[k] = taps[k][lane];
@@ -120,8 +128,8 @@ void unpack_block(const LayerPlan<T>& plan, const std::vector<const T*>& parts, 
   }
 }
 
-// Between values of channels and pixels in the flat order [C, pixels] and in blocks [blocks][pixels]
-// [lanes]; the channels that fill up the last block become 0.
+// Between values of channels and pixels in the flat order [C, pixels] and in blocks
+// [blocks][pixels] [lanes]; the channels that fill up the last block become 0.
 template <class T>
 void to_blocks(const T* from, int64_t channels, int64_t pixels, int64_t width, T* to) {
   for (int64_t c = 0; c < width; ++c) {

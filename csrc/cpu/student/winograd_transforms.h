@@ -1,6 +1,6 @@
 // The transforms of Winograd's convolutions F(2, 3) and F(4, 3) (Lavin and Gray, 2016,
-// arXiv:1509.09308) along one dimension:  y = A'((B'd) o (G g))  for a tile d of m + 2 inputs, three
-// weights g and m outputs y, with the adjoint of each.
+// arXiv:1509.09308) along one dimension:  y = A'((B'd) o (G g))  for a tile d of m + 2 inputs,
+// three weights g and m outputs y, with the adjoint of each.
 //
 // F(2, 3) takes 4 multiplications where a direct convolution takes 6, F(4, 3) 6 where it takes 12,
 // in two dimensions the squares of that; its constants up to 8 cost two bits of accuracy.
@@ -13,6 +13,7 @@ struct Winograd;
 // Points 0, 1, -1 and infinity.
 template <>
 struct Winograd<2> {
+  static constexpr std::array<std::array<int, 4>, 2> kOutput{{{1, 1, 1, 0}, {0, 1, -1, -1}}};  // A'
   template <class V>
   TM_INLINE static void input(const V* d, V* v) {  // B'
     v[0] = d[0] - d[2];
@@ -61,6 +62,8 @@ struct Winograd<2> {
 // Points 0, 1, -1, 2, -2 and infinity.
 template <>
 struct Winograd<4> {
+  static constexpr std::array<std::array<int, 6>, 4> kOutput{
+      {{1, 1, 1, 1, 1, 0}, {0, 1, -1, 2, -2, 0}, {0, 1, 1, 4, 4, 0}, {0, 1, -1, 8, -8, 1}}};  // A'
   template <class V>
   TM_INLINE static void input(const V* d, V* v) {
     const V two = Lanes<V>::constant(2), four = Lanes<V>::constant(4), five = Lanes<V>::constant(5);

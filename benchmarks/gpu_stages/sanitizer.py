@@ -1,0 +1,70 @@
+"""The smallest cases of the operators under compute-sanitizer, which sees wrong memory accesses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from gpu_stages.settings import NotRun, Record, Settings
+
+#: Where CUDA puts the program, beside the PATH.
+PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
+#: The tool's exit status when it found something.
+FOUND = 86
+SUMMARY = " SUMMARY:"  # "ERROR SUMMARY" of memcheck, "RACECHECK SUMMARY" of racecheck
+
+
+def run(settings: Settings, record: Record) -> None:
+    """Runs the smallest cases of the stage ``agreement`` under the tool of this stage's name."""
+    if settings.device != "cuda":
+        raise NotRun("compute-sanitizer checks CUDA kernels, and this is a check of the CPU")
+    program = find()
+    if program is None:
+        raise NotRun("compute-sanitizer is not installed")
+    check(program, settings, record)
+
+
+def find() -> str | None:
+    """The program, or None."""
+    home = os.environ.get("CUDA_HOME")
+    places = [*([f"{home}/bin"] if home else []), *PLACES]
+    found = (shutil.which("compute-sanitizer", path=place) for place in (None, *places))
+    return next(filter(None, found), None)
+
+
+def check(program: str, settings: Settings, record: Record) -> None:
+    """Runs the cases; what the tool finds, and cases that fail under it, are faults."""
+    command = [
+        program,
+        f"--tool={settings.stage}",
+        f"--error-exitcode={FOUND}",
+        # The kernels of libraries are many and not ours.
+        "--kernel-name",
+        "kns=trajmatch",
+        sys.executable,
+        str(settings.source / "benchmarks" / "gpu_check.py"),
+        f"--child={replace(settings, stage='agreement', quick=True).to_json()}",
+        f"--out={record.folder / 'under_the_tool.json'}",
+    ]
+    # Memory in blocks of its own for every tensor, so that an access beyond one is seen.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    answer = subprocess.run(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    print(answer.stdout)
+    record.put("program", program)
+    record.put("rc", answer.returncode)
+    lines = [line for line in answer.stdout.splitlines() if SUMMARY in line]
+    record.put("summary", lines[-1].strip("= ") if lines else None)
+    if answer.returncode != 0:
+        what = "found errors" if answer.returncode == FOUND else "or the cases failed"
+        record.fault(f"{Path(program).name} {what} (status {answer.returncode})")

@@ -1,0 +1,27 @@
+#include "core/dsa.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/isa.h"
+
+#define TM_KERNELS "cpu/dsa_kernels.h"
+#include "cpu/for_each_isa.h"
+
+namespace trajmatch::cpu {
+
+template <>
+void dsa(const Dsa<float>& params, int64_t begin, int64_t end) {
+  TM_DISPATCH_ISA(dsa, params, begin, end);
+}
+// float64 exists for checks: it runs the portable loops everywhere.
+template <>
+void dsa(const Dsa<double>& params, int64_t begin, int64_t end) {
+  portable::dsa(params, begin, end);
+}
+
+}  // namespace trajmatch::cpu

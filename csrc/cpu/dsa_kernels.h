@@ -1,0 +1,337 @@
+// The maps of core/dsa.h, sample by sample. No include guard: see for_each_isa.h.
+//
+// Bilinear sampling works on up to four channels of a pixel at a time, a Quad, inside a frame of
+// pixels that is one pixel larger than the image on every side: no tap has to look at the border.
+
+namespace trajmatch::cpu::TM_ISA {
+namespace {
+
+constexpr int kQuad = 4;
+
+// As in pack.h: one specialisation each. Aligned as what they are made of.
+template <class T>
+struct QuadType;
+template <>
+struct QuadType<float> {
+  typedef float type
+      __attribute__((vector_size(kQuad * sizeof(float)), aligned(alignof(float)), may_alias));
+};
+template <>
+struct QuadType<double> {
+  typedef double type
+      __attribute__((vector_size(kQuad * sizeof(double)), aligned(alignof(double)), may_alias));
+};
+template <class T>
+using Quad = typename QuadType<T>::type;
+
+template <class T>
+inline Quad<T>& quad_at(T* values) {
+  return *reinterpret_cast<Quad<T>*>(values);
+}
+template <class T>
+inline const Quad<T>& quad_at(const T* values) {
+  return *reinterpret_cast<const Quad<T>*>(values);
+}
+
+template <int value>
+using Constant = std::integral_constant<int, value>;
+
+// Calls body(channels, pixel_step): how many of the `count` channels that are left it shall take, 1
+// to kQuad, and how far apart pixels are; known to the compiler, the step where it is usual.
+template <class T, class Body>
+inline void with_channels(const Dsa<T>& p, int64_t count, const Body& body) {
+  const auto with_step = [&](auto channels) {
+    if (!p.channels_last) {
+      body(channels, Constant<1>());
+    } else if (p.channels == channels) {
+      body(channels, channels);
+    } else {
+      body(channels, p.channels);
+    }
+  };
+  switch (count) {
+    case 1:
+      return with_step(Constant<1>());
+    case 2:
+      return with_step(Constant<2>());
+    case 3:
+      return with_step(Constant<3>());
+    default:
+      return with_step(Constant<kQuad>());
+  }
+}
+
+// sums += values, added up over the channels
+template <class T, class Channels, class Step>
+inline void add_channels(const Dsa<T>& p, Channels channels, Step pixel_step,
+                         const T* TM_RESTRICT values, T* TM_RESTRICT sums) {
+  const int64_t pixels = p.pixels(), channel_step = p.channel_step();
+  for (int64_t i = 0; i < pixels; ++i) {
+    T sum = sums[i];
+    for (int c = 0; c < channels; ++c) sum += values[c * channel_step + i * pixel_step];
+    sums[i] = sum;
+  }
+}
+
+// out = scale in + base, the base the same for all channels
+template <class T, class Channels, class Step>
+inline void scale_and_add(const Dsa<T>& p, Channels channels, Step pixel_step, T scale,
+                          const T* TM_RESTRICT base, const T* TM_RESTRICT in, T* TM_RESTRICT out) {
+  const int64_t pixels = p.pixels(), channel_step = p.channel_step();
+  for (int64_t i = 0; i < pixels; ++i) {
+    for (int c = 0; c < channels; ++c) {
+      const int64_t at = c * channel_step + i * pixel_step;
+      out[at] = scale * in[at] + base[i];
+    }
+  }
+}
+
+template <class T>
+inline void color(const Dsa<T>& p, const DsaColor& map, const T* in, T* out, std::vector<T>& grey) {
+  grey.assign(static_cast<size_t>(p.pixels()), T(0));
+  for (int64_t first = 0; first < p.channels; first += kQuad) {
+    with_channels(p, p.channels - first, [&](auto channels, auto pixel_step) {
+      add_channels(p, channels, pixel_step, in + first * p.channel_step(), grey.data());
+    });
+  }
+  double total = 0;
+#pragma omp simd reduction(+ : total)
+  for (size_t i = 0; i < grey.size(); ++i) total += grey[i];
+  const T constant = static_cast<T>(map.mean * total + map.constant);
+  for (T& value : grey) value = static_cast<T>(map.grey) * value + constant;
+  for (int64_t first = 0; first < p.channels; first += kQuad) {
+    const int64_t at = first * p.channel_step();
+    with_channels(p, p.channels - first, [&](auto channels, auto pixel_step) {
+      scale_and_add(p, channels, pixel_step, static_cast<T>(map.own), grey.data(), in + at,
+                    out + at);
+    });
+  }
+}
+
+// Calls body(from, to) for the planes of an image, which are rows of `pixel_step` values a pixel:
+// one plane for each channel, or one for all.
+template <class T, class Body>
+inline void for_planes(const Dsa<T>& p, const T* in, T* out, const Body& body) {
+  const int64_t size = p.pixels() * p.pixel_step();
+  for (int64_t at = 0; at < p.image_size(); at += size) body(in + at, out + at);
+}
+
+template <class T>
+inline void crop(const Dsa<T>& p, const DsaCrop& map, const T* in, T* out) {
+  const int64_t row = p.width * p.pixel_step(), shift = map.columns * p.pixel_step();
+  const int64_t first = std::max<int64_t>(0, -shift), last = std::min(row, row - shift);
+  for_planes(p, in, out, [&](const T* from, T* to) {
+    for (int64_t y = 0; y < p.height; ++y, to += row) {
+      const int64_t source = y + map.rows;
+      if (source < 0 || source >= p.height || first >= last) {
+        std::fill_n(to, row, T(0));
+        continue;
+      }
+      std::fill_n(to, first, T(0));
+      std::copy_n(from + source * row + first + shift, last - first, to + first);
+      std::fill(to + last, to + row, T(0));
+    }
+  });
+}
+
+template <class T>
+inline void cutout(const Dsa<T>& p, const DsaCutout& map, const T* in, T* out) {
+  std::copy_n(in, p.image_size(), out);
+  const int64_t step = p.pixel_step(), row = p.width * step;
+  if (map.left >= map.right) return;
+  for_planes(p, in, out, [&](const T*, T* to) {
+    for (int64_t y = map.top; y < map.bottom; ++y) {
+      std::fill(to + y * row + map.left * step, to + y * row + map.right * step, T(0));
+    }
+  });
+}
+
+template <class T>
+inline void flip(const Dsa<T>& p, const T* in, T* out) {
+  const int64_t step = p.pixel_step(), row = p.width * step;
+  for_planes(p, in, out, [&](const T* from, T* to) {
+    for (int64_t y = 0; y < p.height; ++y, from += row, to += row) {
+      if (step == 1) {
+        std::reverse_copy(from, from + row, to);
+      } else if (step > kQuad) {
+        for (int64_t at = 0; at < row; at += step)
+          std::copy_n(from + row - step - at, step, to + at);
+      } else {
+        // The first Quad would read beyond the row and the last one write beyond it.
+        std::copy_n(from + row - step, step, to);
+        for (int64_t at = step; at + step < row; at += step) {
+          quad_at(to + at) = quad_at(from + row - step - at);
+        }
+        std::copy_n(from, step, to + row - step);
+      }
+    }
+  });
+}
+
+// Where the output pixels of a row take their values in the frame: at `offset`, one pixel to the
+// right, one row below, and both; the weights of what is to the right, and of what is below.
+template <class T>
+struct Taps {
+  explicit Taps(int64_t width) : offset(width), right(width), below(width) {}
+
+  void locate(const DsaSampling& map, int64_t row) {
+    const int width = map.width, height = map.height, y = static_cast<int>(row);
+    int* TM_RESTRICT const at = offset.data();
+    T* TM_RESTRICT const horizontal = right.data();
+    T* TM_RESTRICT const vertical = below.data();
+    const DsaLine<T> line(map, y);
+    for (int x = 0; x < width; ++x) {
+      const DsaTap<T> column(line.x_shift + line.x_slope * x, x, width);
+      const DsaTap<T> row(line.y_shift + line.y_slope * x, y, height);
+      at[x] = ((row.first + 1) * (width + 2) + column.first + 1) * kQuad;
+      horizontal[x] = column.second;
+      vertical[x] = row.second;
+    }
+  }
+
+  std::vector<int> offset;
+  std::vector<T> right, below;
+};
+
+// What sampling needs besides the images: the frame, zero outside of the image, and a row of
+// pixels.
+template <class T>
+struct Workspace {
+  explicit Workspace(const Dsa<T>& p)
+      : taps(p.width), frame((p.height + 2) * (p.width + 2) * kQuad), row(p.width * kQuad) {}
+
+  Taps<T> taps;
+  std::vector<T> frame, row;
+};
+
+// Some channels of a row of pixels, from the image and back.
+template <class T, class Channels, class Step>
+inline void load_row(const Dsa<T>& p, Channels channels, Step pixel_step, const T* image, T* row) {
+  const int64_t width = p.width, channel_step = p.channel_step();
+  for (int64_t x = 0; x < width; ++x) {
+    Quad<T> pixel{};
+    for (int c = 0; c < channels; ++c) pixel[c] = image[x * pixel_step + c * channel_step];
+    quad_at(row + x * kQuad) = pixel;
+  }
+}
+template <class T, class Channels, class Step>
+inline void store_row(const Dsa<T>& p, Channels channels, Step pixel_step, const T* TM_RESTRICT row,
+                      T* TM_RESTRICT image) {
+  const int64_t width = p.width, channel_step = p.channel_step();
+  for (int c = 0; c < channels; ++c) {
+    T* TM_RESTRICT const channel = image + c * channel_step;
+    for (int64_t x = 0; x < width; ++x) channel[x * pixel_step] = row[x * kQuad + c];
+  }
+}
+
+// Some channels of an image; `in` and `out` point at the first of them.
+//
+// Quads may alias everything, so what the loops read besides them is held in local variables.
+template <class T, class Channels, class Step>
+inline void sample(const Dsa<T>& p, const DsaSampling& map, Channels channels, Step pixel_step,
+                   const T* in, T* out, Workspace<T>& work) {
+  const int64_t width = p.width, image_row = width * pixel_step, frame_row = (width + 2) * kQuad;
+  T* const frame = work.frame.data();
+  T* const row = work.row.data();
+  const int* const offset = work.taps.offset.data();
+  const T* const rightward = work.taps.right.data();
+  const T* const downward = work.taps.below.data();
+  for (int64_t y = 0; y < p.height; ++y) {
+    T* const inside = frame + (y + 1) * frame_row + kQuad;
+    load_row(p, channels, pixel_step, in + y * image_row, inside);
+  }
+  for (int64_t y = 0; y < p.height; ++y) {
+    work.taps.locate(map, y);
+    for (int64_t x = 0; x < width; ++x) {
+      const T* const top = frame + offset[x];
+      const T* const bottom = top + frame_row;
+      const T right = rightward[x], below = downward[x];
+      const Quad<T> left_top = quad_at(top), left_bottom = quad_at(bottom);
+      const Quad<T> upper = left_top + right * (quad_at(top + kQuad) - left_top);
+      const Quad<T> lower = left_bottom + right * (quad_at(bottom + kQuad) - left_bottom);
+      quad_at(row + x * kQuad) = upper + below * (lower - upper);
+    }
+    store_row(p, channels, pixel_step, row, out + y * image_row);
+  }
+}
+
+// The transpose of that.
+template <class T, class Channels, class Step>
+inline void sample_backward(const Dsa<T>& p, const DsaSampling& map, Channels channels,
+                            Step pixel_step, const T* in, T* out, Workspace<T>& work) {
+  const int64_t width = p.width, image_row = width * pixel_step, frame_row = (width + 2) * kQuad;
+  T* const frame = work.frame.data();
+  T* const row = work.row.data();
+  const int* const offset = work.taps.offset.data();
+  const T* const rightward = work.taps.right.data();
+  const T* const downward = work.taps.below.data();
+  std::fill(work.frame.begin(), work.frame.end(), T(0));
+  for (int64_t y = 0; y < p.height; ++y) {
+    work.taps.locate(map, y);
+    load_row(p, channels, pixel_step, in + y * image_row, row);
+    for (int64_t x = 0; x < width; ++x) {
+      T* const top = frame + offset[x];
+      T* const bottom = top + frame_row;
+      const T right = rightward[x], below = downward[x];
+      const Quad<T> value = quad_at(row + x * kQuad);
+      const Quad<T> lower = below * value, upper = value - lower;
+      const Quad<T> right_top = right * upper, right_bottom = right * lower;
+      quad_at(top) += upper - right_top;
+      quad_at(top + kQuad) += right_top;
+      quad_at(bottom) += lower - right_bottom;
+      quad_at(bottom + kQuad) += right_bottom;
+    }
+  }
+  for (int64_t y = 0; y < p.height; ++y) {
+    const T* const inside = frame + (y + 1) * frame_row + kQuad;
+    store_row(p, channels, pixel_step, inside, out + y * image_row);
+  }
+}
+
+template <class T>
+void dsa(const Dsa<T>& p, int64_t begin, int64_t end) {
+  std::vector<T> grey;
+  std::optional<Workspace<T>> work;
+  for (int64_t b = begin; b < end; ++b) {
+    const double* const row = p.parameters + b * kDsaColumns;
+    const T* const in = p.in + b * p.image_size();
+    T* const out = p.out + b * p.image_size();
+    switch (static_cast<DsaKind>(static_cast<int>(row[0]))) {
+      case DsaKind::kColor:
+        color(p, DsaColor(p, row), in, out, grey);
+        break;
+      case DsaKind::kCrop:
+        crop(p, DsaCrop(p, row), in, out);
+        break;
+      case DsaKind::kCutout:
+        cutout(p, DsaCutout(p, row), in, out);
+        break;
+      case DsaKind::kFlip:
+        if (row[1] == 0) {
+          std::copy_n(in, p.image_size(), out);
+        } else {
+          flip(p, in, out);
+        }
+        break;
+      case DsaKind::kSample: {
+        if (!work) work.emplace(p);
+        const DsaSampling map(p, row);
+        for (int64_t first = 0; first < p.channels; first += kQuad) {
+          const T* const from = in + first * p.channel_step();
+          T* const to = out + first * p.channel_step();
+          with_channels(p, p.channels - first, [&](auto channels, auto pixel_step) {
+            if (p.pass == DsaPass::kBackward) {
+              sample_backward(p, map, channels, pixel_step, from, to, *work);
+            } else {
+              sample(p, map, channels, pixel_step, from, to, *work);
+            }
+          });
+        }
+        break;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace trajmatch::cpu::TM_ISA

@@ -1,0 +1,26 @@
+// What every operator that augments needs: the check of the parameters, and one pass over images.
+#pragma once
+
+#include "core/dsa.h"
+#include "ops/checks.h"
+#include "ops/run.h"
+
+namespace trajmatch {
+
+// Rows of parameters for `count` images, float64 [count, 5] on the device of `like`. Their values
+// are looked at on the CPU only: on CUDA that would wait for the device.
+void check_dsa_parameters(const Check& check, const Tensor& parameters, const char* argument,
+                          const Tensor& like, const char* like_name, int64_t count);
+
+// One pass over images [B, C, H, W]; `in` and `out` lie the same way in memory, both contiguous or
+// both channels-last. `parameters`: [B, 5].
+template <class T>
+void run_dsa(DsaPass pass, const Tensor& in, const double* parameters, bool channels_last,
+             const Tensor& out, const Device& device) {
+  if (in.numel() == 0) return;
+  run(Dsa<T>{pass, in.size(0), in.size(1), in.size(2), in.size(3), channels_last, parameters,
+             read<T>(in), write<T>(out)},
+      device);
+}
+
+}  // namespace trajmatch

@@ -1,0 +1,158 @@
+"""Steps of expert training, ours beside the plain PyTorch loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from trajmatch import networks
+from trajmatch.bench.agreement import relative
+from trajmatch.bench.timing import alternate, summary
+from trajmatch.data import Dataset
+from trajmatch.data.dsa import DSA
+from trajmatch.experts.trajectory import train_expert
+from trajmatch.random import generator
+
+#: Largest relative difference of the parameters that both reach, in float32 after a few steps.
+TOLERANCE = {"cpu": 1e-3, "cuda": 5e-2}
+
+
+def measure_expert(
+    width: int,
+    batch: int = 256,
+    *,
+    steps: int = 4,
+    dsa: str = "none",
+    device: str = "cpu",
+    rounds: int = 5,
+    threads: int | None = None,
+    image_size: int = 32,
+    depth: int = 3,
+) -> dict[str, Any]:
+    """Times an epoch of an expert's training beside the same epoch in eager PyTorch.
+
+    Both normalise, augment and train on the same images in the same order from the same
+    initialisation; the eager loop runs in both memory layouts, of which the faster one counts.
+
+    Args:
+        width: Channels of the ConvNet.
+        batch: Images of a step.
+        steps: Steps of the epoch.
+        dsa: Augmentation, ``"none"`` for plain steps.
+        device: Where to train.
+        rounds: Timed rounds of each.
+        threads: Threads on the CPU; None leaves them as they are.
+        image_size: Side of the images in pixels.
+        depth: Blocks of the ConvNet.
+
+    Returns:
+        What JSON can hold: the arguments; ``seconds`` of a step by variant (``trajmatch``,
+        ``eager_nchw``, ``eager_nhwc``), each with ``median``, ``min`` and ``rounds``; ``ratio`` of
+        the faster eager layout over ours; ``differences`` of the parameters reached, their
+        ``tolerance``, and ``agree``.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        manifest = {
+            "network": networks.ConvNet(3, 10, image_size, width=width, depth=depth).spec(),
+            "recipe": {
+                "epochs": 1,
+                "batch_size": batch,
+                "lr": 0.01,
+                "momentum": 0.9,
+                "weight_decay": 5e-4,
+                "dsa": dsa,
+            },
+            "seed": 0,
+        }
+        images = _images(batch * steps, image_size)
+        functions: dict[str, Callable[[], Tensor]] = {
+            "trajmatch": lambda: train_expert(manifest, images, 0, device)[0][-1],
+            "eager_nchw": lambda: eager_epoch(manifest, images, device, torch.contiguous_format),
+            "eager_nhwc": lambda: eager_epoch(manifest, images, device, torch.channels_last),
+        }
+        reached = {name: function() for name, function in functions.items()}
+        taken = alternate(functions, rounds, device)
+    finally:
+        torch.set_num_threads(before)
+    per_step = {name: summary([t / steps for t in each]) for name, each in taken.items()}
+    eager = min(per_step[name]["median"] for name in ("eager_nchw", "eager_nhwc"))
+    differences = {name: relative(reached["trajmatch"], theta) for name, theta in reached.items()}
+    tolerance = TOLERANCE[torch.device(device).type]
+    return {
+        "width": width,
+        "batch": batch,
+        "steps": steps,
+        "dsa": dsa,
+        "device": device,
+        "threads": threads or before,
+        "seconds": per_step,
+        "ratio": eager / per_step["trajmatch"]["median"],
+        "differences": differences,
+        "tolerance": tolerance,
+        "agree": all(found <= tolerance for found in differences.values()),
+    }
+
+
+def eager_epoch(
+    manifest: dict[str, Any], images: Dataset, device: str, layout: torch.memory_format
+) -> Tensor:
+    """The loop that everybody writes: a module, autograd and ``torch.optim.SGD``.
+
+    Args:
+        manifest: ``network``, ``recipe`` and ``seed`` as in the manifest of a store.
+        images: What to train on.
+        device: Where to train.
+        layout: Memory format of images and weights.
+
+    Returns:
+        The parameters after an epoch. ``[P]``, on the CPU.
+    """
+    recipe, seed = manifest["recipe"], manifest["seed"]
+    model = networks.build(manifest["network"])
+    networks.initialise(model, generator(seed, "expert", 0, "initialisation"))
+    model = _to(model, device, layout)
+    augmentation, dsa = generator(seed, "expert", 0, "dsa"), DSA(recipe["dsa"])
+    pixels, labels = images.train_images.to(device), images.train_labels.to(device)
+    optimiser = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe["lr"],
+        momentum=recipe["momentum"],
+        weight_decay=recipe["weight_decay"],
+    )
+    order = torch.randperm(len(labels), generator=generator(seed, "expert", 0, "order"))
+    for batch in torch.split(order.to(device), recipe["batch_size"]):
+        augmented = dsa(images.normalise(pixels[batch]), augmentation)
+        loss = cross_entropy(model(augmented.contiguous(memory_format=layout)), labels[batch])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return networks.flat_parameters(model).cpu()
+
+
+def _to(model: nn.Module, device: str, layout: torch.memory_format) -> nn.Module:
+    # torch's own annotations know only some of the overloads of Module.to
+    moved: nn.Module = model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    return moved
+
+
+def _images(count: int, side: int) -> Dataset:
+    """Random pixels of ten classes; a test set as small as it can be, since it is not timed."""
+    draws = generator(0, "bench", "expert")
+    pixels = torch.randint(0, 256, (count + 10, 3, side, side), generator=draws, dtype=torch.uint8)
+    labels = torch.arange(count + 10) % 10
+    return Dataset(
+        name="random",
+        train_images=pixels[:count],
+        train_labels=labels[:count],
+        test_images=pixels[count:],
+        test_labels=labels[count:] - labels[count:].min(),
+        class_names=tuple(map(str, range(10))),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )

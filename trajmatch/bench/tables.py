@@ -1,0 +1,214 @@
+"""Records as tables for a reader. Every number comes from the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp, log
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from trajmatch.bench.names import BASELINES, OURS
+
+#: Statuses that are shown instead of a time; the others are explained below the table.
+SHORT = {
+    "does_not_fit": "does not fit",
+    "unavailable": "does not run",
+    "left_out": "left out",
+    "not_linear": "unsure",
+}
+
+
+def outer_table(cells: Sequence[dict[str, Any]]) -> Table:
+    """Times of the outer iteration with ratios: a row for each cell, a column for each baseline.
+
+    Args:
+        cells: Cells of a record, see :func:`trajmatch.bench.outer.measure_cell`.
+
+    Returns:
+        The table. A time that was extrapolated is marked ``~``, a cell whose variants disagree
+        ``!``. Operations are counted at nine forward passes for each image and step.
+    """
+    table = _table("Outer iteration at width, batch, N: median ms (ratio to trajmatch)", "size")
+    for name in ("trajmatch", "tape", *(name.partition("_")[0] for name in BASELINES), "GF/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for cell in cells:
+        size, ratios = cell["size"], cell["ratios"].get("trajmatch", {})
+        mark = "" if cell["agreement"]["agree"] else "!"
+        table.add_row(
+            f"{size['width']}, {size['batch']}, {size['steps']}{mark}",
+            *(_time([cell["rows"].get(name, {})]) for name in OURS),
+            *(
+                _time([cell["rows"].get(name, {}) for name in names])
+                + (f" ({ratios[baseline]:.1f}x)" if baseline in ratios else "")
+                for baseline, names in BASELINES.items()
+            ),
+            f"{cell['gflops']['trajmatch']:.0f}" if "trajmatch" in cell["gflops"] else "",
+        )
+    return table
+
+
+def ratio_summary(cells: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Worst ratio and geometric mean over cells, of each of ours against each baseline.
+
+    Args:
+        cells: Cells of a record.
+
+    Returns:
+        By variant and baseline ``worst``, ``geometric_mean`` and ``cells``, how many have a ratio.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for ours in OURS:
+        for baseline in BASELINES:
+            ratios = [
+                cell["ratios"][ours][baseline]
+                for cell in cells
+                if baseline in cell["ratios"].get(ours, {})
+            ]
+            if ratios:
+                found.setdefault(ours, {})[baseline] = {
+                    "worst": min(ratios),
+                    "geometric_mean": exp(sum(map(log, ratios)) / len(ratios)),
+                    "cells": len(ratios),
+                }
+    return found
+
+
+def ratio_table(cells: Sequence[dict[str, Any]]) -> Table:
+    """:func:`ratio_summary` as a table."""
+    table = _table("Ratios over all cells", "")
+    table.add_column("against")
+    for name in ("worst", "geometric mean", "cells"):
+        table.add_column(name, justify="right")
+    for ours, baselines in ratio_summary(cells).items():
+        for baseline, numbers in baselines.items():
+            table.add_row(
+                ours.replace("_", " "),
+                baseline.replace("_", " "),
+                f"{numbers['worst']:.2f}x",
+                f"{numbers['geometric_mean']:.2f}x",
+                f"{numbers['cells']:.0f}",
+            )
+    return table
+
+
+def expert_table(records: Sequence[dict[str, Any]]) -> Table:
+    """Times of expert steps, from records of :func:`trajmatch.bench.expert.measure_expert`."""
+    table = _table("Expert step, median ms", "width, batch")
+    for name in ("threads", "augmentation", "trajmatch", "eager", "ratio"):
+        table.add_column(name, justify="right")
+    for record in records:
+        seconds = record["seconds"]
+        eager = min(seconds[name]["median"] for name in ("eager_nchw", "eager_nhwc"))
+        table.add_row(
+            f"{record['width']}, {record['batch']}" + ("" if record["agree"] else " disagree"),
+            str(record["threads"]),
+            "none" if record["dsa"] == "none" else "DSA",
+            _milliseconds(seconds["trajmatch"]["median"]),
+            _milliseconds(eager),
+            f"{record['ratio']:.1f}x",
+        )
+    return table
+
+
+def memory_table(memory: dict[str, Any]) -> Table:
+    """Peak memory by variant, from :func:`trajmatch.bench.memory.memory_over_steps`."""
+    size = memory["size"]
+    table = _table(
+        f"Peak memory of a process, width {size['width']}, batch {size['batch']}", "variant"
+    )
+    counts = sorted({n for each in memory["variants"].values() for n in each.get("steps", [])})
+    for count in counts:
+        table.add_column(f"N = {count}", justify="right")
+    table.add_column("each step", justify="right")
+    table.add_column(f"N = {memory['predicted_at']}, predicted", justify="right")
+    for name, each in memory["variants"].items():
+        if "unavailable" in each:
+            table.add_row(name.replace("_", " "), *[""] * len(counts), "", "does not run")
+            continue
+        peaks = {
+            n: peak["peak_bytes"] for n, peak in zip(each["steps"], each["peaks"], strict=True)
+        }
+        table.add_row(
+            name.replace("_", " "),
+            *(f"{peaks[n] / 1e9:.2f} GB" if n in peaks else "" for n in counts),
+            f"{each['slope'] / 1e6:.1f} MB",
+            f"{each['predicted_bytes'] / 1e9:.2f} GB",
+        )
+    return table
+
+
+def rates_table(rates: dict[str, Any], cells: Sequence[dict[str, Any]]) -> Table:
+    """What the machine can do beside what was reached."""
+    table = _table("Rates", "what")
+    table.add_column("measured", justify="right")
+    table.add_row("best matrix product or convolution of PyTorch", _gflops(rates["product_gflops"]))
+    for cell in cells:
+        size = cell["size"]
+        what = f"outer iteration {size['width']}, {size['batch']}, {size['steps']} at 9F"
+        if "trajmatch" in cell["gflops"]:
+            table.add_row(what, _gflops(cell["gflops"]["trajmatch"]))
+    table.add_row("copy", f"{rates['copy_gbps']:.1f} GB/s")
+    for name, rate in rates["vector_gbps"].items():
+        table.add_row(name, f"{rate:.1f} GB/s")
+    return table
+
+
+def notes(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """Why a time is missing, and which cells disagree: a line each."""
+    lines = []
+    for cell in cells:
+        size = cell["size"]
+        where = f"{size['width']}, {size['batch']}, {size['steps']}"
+        lines += [
+            f"{where}: {name.replace('_', ' ')} {SHORT[row['status']]}: {escape(row['reason'])}"
+            for name, row in cell["rows"].items()
+            if row["status"] in SHORT
+        ]
+        if not cell["agreement"]["agree"]:
+            lines.append(f"{where}: the variants disagree: {cell['agreement']['differences']}")
+    return lines
+
+
+def agreement_line(cells: Sequence[dict[str, Any]]) -> str:
+    """How well the results of all variants agree."""
+    worst = max(
+        (
+            found["images"]
+            for cell in cells
+            for found in cell["agreement"]["differences"].values()
+            if "images" in found
+        ),
+        default=0.0,
+    )
+    verdict = "agree" if all(cell["agreement"]["agree"] for cell in cells) else "DISAGREE"
+    return (
+        f"Timed in alternating rounds of one process. The results {verdict}: the images' gradients "
+        f"to {worst:.0e}, as vectors."
+    )
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    table.add_column(first, no_wrap=True)
+    return table
+
+
+def _time(rows: Sequence[dict[str, Any]]) -> str:
+    """The fastest of the rows, or what it is for."""
+    timed = [row for row in rows if "seconds" in row]
+    if not timed:
+        return next((SHORT[row["status"]] for row in rows if row), "")
+    best = min(timed, key=lambda row: row["seconds"]["median"])
+    mark = "~" if best["status"] == "extrapolated" else ""
+    return mark + _milliseconds(best["seconds"]["median"])
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g}" if seconds < 1 else f"{1000 * seconds:.0f}"
+
+
+def _gflops(rate: float) -> str:
+    return f"{rate:.0f} GFLOP/s"

@@ -1,0 +1,68 @@
+"""DSA by explicit parameters, as one operator for each pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trajmatch import _extension  # noqa: F401  registers the operators
+
+
+def dsa(images: Tensor, parameters: Tensor) -> Tensor:
+    """Augments every image by its own parameters (DSA; Zhao and Bilen, ICML 2021).
+
+    Each image goes through a map that is linear in it, plus a constant for colour. So the backward
+    pass is the transposed map; and the same parameters give the same map again, bit by bit.
+
+    Args:
+        images: ``[B, C, H, W]``, float32 or float64, contiguous or channels-last; another memory
+            format is made contiguous first.
+        parameters: What happens to each image. ``[B, 5]``, float64, on the device of ``images``;
+            made by the functions of :mod:`trajmatch.ops.dsa_parameters`, where the layout is
+            described. They get no gradient: they are drawn, not learned.
+
+    Returns:
+        ``[B, C, H, W]``, dtype, device and memory format of ``images``. Differentiable any number
+        of times in ``images`` (from the second derivative on with gradients of 0).
+
+    Raises:
+        ValueError: A shape or device does not fit, or (on the CPU) a parameter is not finite or of
+            an unknown kind; on CUDA such a kind gives NaN.
+        TypeError: A dtype is not supported.
+
+    Example:
+        >>> from trajmatch.ops import dsa_parameters
+        >>> rows = dsa_parameters.flip(torch.tensor([True, False]))
+        >>> dsa(torch.arange(6.0).view(2, 1, 1, 3), rows)[:, 0, 0].tolist()
+        [[2.0, 1.0, 0.0], [3.0, 4.0, 5.0]]
+    """
+    return torch.ops.trajmatch.dsa(images, parameters)
+
+
+def _like(images: Tensor, parameters: Tensor) -> Tensor:
+    last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    return torch.empty_like(images, memory_format=memory_format)
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None]:
+    return torch.ops.trajmatch.dsa_backward(grad_out, *ctx.saved_tensors), None
+
+
+def _transposed(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None]:
+    return torch.ops.trajmatch.dsa_tangent(grad_out, *ctx.saved_tensors), None
+
+
+for _name, _adjoint in (
+    ("dsa", _backward),
+    ("dsa_tangent", _backward),
+    ("dsa_backward", _transposed),
+):
+    torch.library.register_fake(f"trajmatch::{_name}", _like)
+    torch.library.register_autograd(f"trajmatch::{_name}", _adjoint, setup_context=_setup)
