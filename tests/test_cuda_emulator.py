@@ -200,7 +200,5 @@ def test_kernels_have_no_races(compile_sources: Compile, tmp_path: Path) -> None
         *("param_distance backward 257", "param_distance 257", "sgd_step 257"),
         *("batch_rows 3 of 10", "dsa forward of 2 x 1 x 6", "soft_cross_entropy 5 of 33"),
         *("norm_act_pool combination 41", "norm_act_pool size 4", "norm_act_pool size 9"),
-        *("first_layer 0", "fused_convolution block K1 B2 S16 C32 plain"),
-        "fused_convolution weight K1 B3 S16 C32 plain",
     ]
     run([str(program), *small])
