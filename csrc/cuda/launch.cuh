@@ -47,6 +47,14 @@ inline unsigned grid_size(int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
+// Before a launch of `kernel` with more dynamic shared memory than the 48 KiB that need no asking.
+template <class Kernel>
+void allow_dynamic_shared(Kernel kernel, size_t bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)),
+        "the request for dynamic shared memory");
+}
+
 }  // namespace trajmatch::cuda
 
 // `name`: an array of `count` elements that the block shares.

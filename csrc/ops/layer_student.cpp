@@ -42,7 +42,10 @@ void copy_to_channels_first(const Tensor& to, const Tensor& from, int64_t rows, 
 
 template <class T>
 LayerStudent<T>::LayerStudent(const Network& network, const Tensor& like)
-    : network_(network), like_(like), blocks_(network.blocks.size()) {
+    : network_(network),
+      like_(like),
+      fused_(network_, workspace_, like),
+      blocks_(network.blocks.size()) {
   for (size_t i = 0; i < blocks_.size(); ++i) {
     convolutions_.emplace_back(network_, i, workspace_, like_);
   }
@@ -120,6 +123,10 @@ Tensor LayerStudent<T>::forward(const StudentProblem& problem) {
     BlockState& state = blocks_[i];
     const NormActPoolShape shape = network_.blocks[i].shape_of(batch);
     state.input = input;
+    if (is_fused(i)) {
+      input = fused_.forward(i, problem.theta, input);
+      continue;
+    }
     state.y = as_channels_last(
         convolution(input, state.weight, conv_bias(problem.theta, i), network_.blocks[i].padding));
     state.mean = workspace_.contiguous("mean", i, {batch, shape.groups}, like_);
@@ -177,6 +184,7 @@ void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss
                                const OptionalTensor& grad_labels) {
   const Device device(like_);
   const int64_t batch = problem.batch(), classes = network_.num_classes;
+  fuses_ = true;
   const Tensor logits = forward(problem);
 
   Tensor grad_logits = workspace_.contiguous("grad_logits", 0, {batch, classes}, like_);
@@ -197,6 +205,17 @@ void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss
   for (size_t i = blocks_.size(); i-- > 0;) {
     const Block& block = network_.blocks[i];
     BlockState& state = blocks_[i];
+    if (is_fused(i)) {
+      const OptionalTensor grad_input = fused_.backward(i, problem.theta, grad_output, grad_theta,
+                                                        i > 0 || grad_images.has_value());
+      if (i > 0) {
+        grad_output = *grad_input;
+      } else if (grad_images) {
+        Tensor result = *grad_images;
+        copy(result, *grad_input);
+      }
+      continue;
+    }
     const NormActPoolShape shape = block.shape_of(batch);
     Tensor grad_y = workspace_.channels_last("grad_y", i, sizes_of(state.y), like_);
     const bool affine = state.norm_weight.has_value();
@@ -238,6 +257,10 @@ Tensor LayerStudent<T>::forward_tangent(const StudentProblem& problem,
     BlockState& state = blocks_[i];
     const NormActPoolShape shape = block.shape_of(batch);
     state.input_tangent = input_tangent;
+    if (is_fused(i)) {
+      input_tangent = fused_.tangent(i, problem.theta, *tangents.theta, input_tangent);
+      continue;
+    }
     state.norm_weight_tangent = state.norm_bias_tangent = state.weight_tangent = std::nullopt;
     OptionalTensor bias_tangent;
     if (tangents.theta) {
@@ -278,6 +301,7 @@ void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentT
                                    const Tensor& grad_images, const OptionalTensor& grad_labels) {
   const Device device(like_);
   const int64_t batch = problem.batch(), classes = network_.num_classes;
+  fuses_ = tangents.theta.has_value() && !tangents.images;
   const Tensor logits = forward(problem);
   const Tensor logits_tangent = forward_tangent(problem, tangents);
 
@@ -312,6 +336,13 @@ void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentT
   for (size_t i = blocks_.size(); i-- > 0;) {
     const Block& block = network_.blocks[i];
     BlockState& state = blocks_[i];
+    if (is_fused(i)) {
+      const auto [grad_input, grad_input_tangent] = fused_.backward_tangent(
+          i, problem.theta, *tangents.theta, grad_output, grad_output_tangent, grad_theta);
+      if (i > 0) grad_output = *grad_input;
+      grad_output_tangent = grad_input_tangent;
+      continue;
+    }
     const NormActPoolShape shape = block.shape_of(batch);
     Tensor grad_y = workspace_.channels_last("grad_y", i, sizes_of(state.y), like_);
     Tensor grad_y_tangent = workspace_.channels_last("grad_y_tangent", i, sizes_of(state.y), like_);

@@ -3,13 +3,14 @@
 // walk over the network each. Activations are in channels-last.
 //
 // Convolutions and the products with the classifier are the library's; norm, activation and
-// pooling, loss and everything else is core/.
+// pooling, loss and everything else is core/. Blocks that ops/fused_blocks.h takes run there.
 #pragma once
 
 #include <optional>
 #include <vector>
 
 #include "ops/convolution.h"
+#include "ops/fused_blocks.h"
 #include "ops/network.h"
 #include "ops/run.h"
 #include "ops/student_problem.h"
@@ -53,6 +54,7 @@ class LayerStudent {
   Tensor features(const Tensor& activations) const;
   Tensor activations(const Tensor& features, int64_t batch) const;
 
+  bool is_fused(size_t index) const { return fuses_ && fused_.takes(index); }
   void read_parameters(const StudentProblem& problem);
   Tensor forward(const StudentProblem& problem);
   Tensor forward_tangent(const StudentProblem& problem, const StudentTangents& tangents);
@@ -68,6 +70,8 @@ class LayerStudent {
   Tensor like_;
   Workspace workspace_;
   std::vector<Convolution> convolutions_;
+  FusedBlocks fused_;
+  bool fuses_ = true;  // whether this call can use them
   std::vector<BlockState> blocks_;
   Tensor head_, head_tangent_;  // classifier weights [K, H * W * C]
   Tensor last_, last_tangent_;  // output of the last block

@@ -178,11 +178,22 @@ class NoGrad {
   bool before_;
 };
 
+// Whether an operator takes its CUDA path for this tensor. The build that tests that path without a
+// GPU (tests/emulator/host) takes it for every tensor: launches then go to the emulator, and what
+// PyTorch itself is asked for runs on the CPU, where the tensors are.
+inline bool on_cuda([[maybe_unused]] const Tensor& tensor) {
+#ifdef TRAJMATCH_EMULATED
+  return true;
+#else
+  return tensor.is_cuda();
+#endif
+}
+
 // Where an operator runs: makes the tensor's device current, and knows its current stream.
 class Device {
  public:
-  explicit Device(const Tensor& tensor) : cuda_(tensor.is_cuda()) {
-    if (!cuda_) return;
+  explicit Device(const Tensor& tensor) : cuda_(on_cuda(tensor)) {
+    if (!tensor.is_cuda()) return;
     guard_.emplace(tensor.get_device_index());
     void* stream = nullptr;
     check_torch(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream), "stream");

@@ -96,6 +96,17 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate,
 // The position of the lowest set bit, counted from 1; 0 where there is none.
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
+inline uint32_t __float_as_uint(float value) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+  float value = 0.0f;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 inline int min(int a, int b) { return b < a ? b : a; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }

@@ -161,6 +161,12 @@ void check(const Operator& op) {
   if (emulator::kReportsDeadlocks) check_precision<double>(op, exact);
 }
 
+// For a kernel that exists in float32 alone.
+template <class Operator>
+void check_float(const Operator& op) {
+  check_precision<float>(op, op.template run<double>(Backend::kCpu));
+}
+
 // Lengths around the sizes of warps and blocks, and primes.
 inline std::vector<int64_t> lengths() {
   return {1, 2, 31, 32, 33, 127, 128, 129, 255, 256, 257, 509, 1021, 10007};
@@ -175,5 +181,7 @@ std::vector<testing::Case> batch_rows_cases();
 std::vector<testing::Case> dsa_cases();
 std::vector<testing::Case> soft_cross_entropy_cases();
 std::vector<testing::Case> norm_act_pool_cases();
+std::vector<testing::Case> first_layer_cases();
+std::vector<testing::Case> fused_convolution_cases();
 
 }  // namespace kernels

@@ -1,0 +1,70 @@
+// Copies of 16 bytes from global to shared memory that run while the thread goes on (cp.async of
+// sm_80), in groups that a thread can wait for. What other threads copied is there after a wait of
+// theirs and a barrier.
+#pragma once
+
+#include "cuda/launch.cuh"
+
+#ifndef __CUDACC__
+#include <deque>
+#include <utility>
+#include <vector>
+#endif
+
+namespace trajmatch::cuda {
+
+#ifdef __CUDACC__
+
+class AsyncCopies {
+ public:
+  // Part of the group that the next commit closes. Both addresses are multiples of 16 bytes.
+  __device__ __forceinline__ void start(float* to, const float* from) {
+#if __CUDA_ARCH__ >= 800
+    const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
+#else
+    *reinterpret_cast<float4*>(to) = *reinterpret_cast<const float4*>(from);
+#endif
+  }
+  __device__ __forceinline__ void commit() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+  }
+  // Waits until at most the `latest` last groups are under way.
+  template <int latest>
+  __device__ __forceinline__ void wait() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(latest) : "memory");
+#endif
+  }
+};
+
+#else
+
+// On the emulator a copy happens at the last moment allowed, so that a wait too few shows.
+class AsyncCopies {
+ public:
+  void start(float* to, const float* from) {
+    open_.emplace_back(reinterpret_cast<float4*>(to), reinterpret_cast<const float4*>(from));
+  }
+  void commit() {
+    groups_.push_back(std::move(open_));
+    open_.clear();
+  }
+  template <int latest>
+  void wait() {
+    while (groups_.size() > latest) {
+      for (const auto& [to, from] : groups_.front()) *to = *from;
+      groups_.pop_front();
+    }
+  }
+
+ private:
+  std::vector<std::pair<float4*, const float4*> > open_;
+  std::deque<std::vector<std::pair<float4*, const float4*> > > groups_;
+};
+
+#endif
+
+}  // namespace trajmatch::cuda

@@ -1,0 +1,91 @@
+// A deep block of a student, forward, in one kernel: convolution, instance norm, ReLU and average
+// pooling (formulas: core/fused_convolution.h and core/norm_act_pool.h).
+//
+// Blocks, threads and sums: cuda/convolution_tile.cuh. y is written for the backward pass; what
+// follows it is made from registers: the mean first, then the squared deviations from it.
+// Deterministic; nothing may alias.
+
+#include "core/fused_convolution.h"
+#include "cuda/image_sums.cuh"
+
+namespace trajmatch::cuda {
+namespace {
+
+using namespace fused;
+
+template <class Tile, ProductKind kind>
+__global__ void __launch_bounds__(kThreads, 1) fused_block_forward_kernel(FusedBlockForward p) {
+  TM_DYNAMIC_SHARED(float, memory);
+  const FusedConvolutionShape& shape = p.convolution.shape;
+  const Place<Tile> place(shape);
+  typename Tile::Sums y;
+  convolve<Tile, kind>(p.convolution, place, memory, y);
+  store(shape, place, y, p.convolution.y);
+
+  const ImageSums<Tile> values(place, memory);
+  const ImageSums<Tile> squares(place, memory + ImageSums<Tile>::kSize);
+  const bool leads = leads_image(shape, place);
+  TM_UNROLL
+  for (int n = 0; n < Tile::kColumnTiles; ++n) {
+    TM_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      float sum = 0.0f;
+      TM_UNROLL
+      for (int m = 0; m < Tile::kRowTiles; ++m) sum += y[m][n][e] + y[m][n][2 + e];
+      values.add(n, e, sum);
+    }
+  }
+  values.finish();
+  TM_UNROLL
+  for (int n = 0; n < Tile::kColumnTiles; ++n) {
+    TM_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      const float mean = values.mean(n, e);
+      if (leads) p.mean[statistic(shape, place, n) + e] = mean;
+      float sum = 0.0f;
+      TM_UNROLL
+      for (int m = 0; m < Tile::kRowTiles; ++m) {
+        y[m][n][e] -= mean;
+        y[m][n][2 + e] -= mean;
+        sum += y[m][n][e] * y[m][n][e] + y[m][n][2 + e] * y[m][n][2 + e];
+      }
+      squares.add(n, e, sum);
+    }
+  }
+  squares.finish();
+  const int64_t offset = blockIdx.z * p.norm.parameter_stride;
+  TM_UNROLL
+  for (int n = 0; n < Tile::kColumnTiles; ++n) {
+    float scale[2], bias[2];
+    TM_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      const float rstd = rsqrtf(squares.mean(n, e) + p.norm.eps);
+      if (leads) p.rstd[statistic(shape, place, n) + e] = rstd;
+      scale[e] = rstd * p.norm.weight[offset + place.channel(n) + e];
+      bias[e] = p.norm.bias[offset + place.channel(n) + e];
+    }
+    TM_UNROLL
+    for (int m = 0; m < Tile::kRowTiles; ++m) {
+      float pooled[2] = {0.0f, 0.0f};
+      TM_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const float z = y[m][n][i] * scale[i % 2] + bias[i % 2];
+        pooled[i % 2] += z <= 0.0f ? 0.0f : z;
+      }
+      store_pooled(shape, place, m, n, pooled[0], pooled[1], p.out);
+    }
+  }
+}
+
+}  // namespace
+
+void launch_fused_block_forward(const FusedBlockForward& params, Stream stream) {
+  with_tile<true>(params.convolution, [&](auto tile, auto kind) {
+    using Tile = decltype(tile);
+    allow_dynamic_shared(fused_block_forward_kernel<Tile, kind()>, Tile::kBytes);
+    TM_LAUNCH((fused_block_forward_kernel<Tile, kind()>), grid_of(params.convolution), kThreads,
+              Tile::kBytes, stream, params);
+  });
+}
+
+}  // namespace trajmatch::cuda

@@ -1,0 +1,108 @@
+// The tangent of a deep block of a student in one kernel: y' of one or two terms, then what
+// follows it (formulas: core/fused_convolution.h and core/norm_act_pool.h).
+//
+// Blocks, threads and sums: cuda/convolution_tile.cuh. y is read, not made again: it is in memory
+// for the backward pass anyway. Deterministic; nothing may alias.
+
+#include "core/fused_convolution.h"
+#include "cuda/image_sums.cuh"
+
+namespace trajmatch::cuda {
+namespace {
+
+using namespace fused;
+
+template <class Tile, ProductKind kind>
+__global__ void __launch_bounds__(kThreads, 1) fused_block_tangent_kernel(FusedBlockTangent p) {
+  TM_DYNAMIC_SHARED(float, memory);
+  const FusedConvolutionShape& shape = p.convolution.shape;
+  const Place<Tile> place(shape);
+  typename Tile::Sums y_tangent;
+  convolve<Tile, kind>(p.convolution, place, memory, y_tangent);
+  store(shape, place, y_tangent, p.convolution.y);
+
+  // y at accumulator i of a tile, of an image that exists. Read twice: registers are scarce.
+  const auto y_at = [&](int m, int n, int i) {
+    return p.y[place.offset(shape, m, n) + i / 2 * Tile::kSide * shape.channels + i % 2];
+  };
+  const ImageSums<Tile> values(place, memory);
+  const ImageSums<Tile> products(place, memory + ImageSums<Tile>::kSize);
+  const bool exists = place.has(shape, 0);  // a warp has one image
+  TM_UNROLL
+  for (int n = 0; n < Tile::kColumnTiles; ++n) {
+    float value[2] = {0.0f, 0.0f}, product[2] = {0.0f, 0.0f};  // of y', of xh y' = xh (y' - m')
+    if (exists) {
+      TM_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        const float mean = p.mean[statistic(shape, place, n) + e];
+        const float rstd = p.rstd[statistic(shape, place, n) + e];
+        TM_UNROLL
+        for (int m = 0; m < Tile::kRowTiles; ++m) {
+          TM_UNROLL
+          for (int i = e; i < 4; i += 2) {
+            value[e] += y_tangent[m][n][i];
+            product[e] += (y_at(m, n, i) - mean) * rstd * y_tangent[m][n][i];
+          }
+        }
+      }
+    }
+    TM_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      values.add(n, e, value[e]);
+      products.add(n, e, product[e]);
+    }
+  }
+  values.finish();
+  if (!exists) return;
+  const bool leads = leads_image(shape, place);
+  const int64_t offset = blockIdx.z * p.norm.parameter_stride;
+  TM_UNROLL
+  for (int n = 0; n < Tile::kColumnTiles; ++n) {
+    float mean[2], rstd[2], mean_tangent[2], projection[2];
+    float weight[2], bias[2], weight_tangent[2], bias_tangent[2];
+    TM_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      const int64_t of_image = statistic(shape, place, n) + e;
+      mean[e] = p.mean[of_image];
+      rstd[e] = p.rstd[of_image];
+      mean_tangent[e] = values.mean(n, e);
+      projection[e] = rstd[e] * products.mean(n, e);
+      const int64_t of_channel = offset + place.channel(n) + e;
+      weight[e] = p.norm.weight[of_channel];
+      bias[e] = p.norm.bias[of_channel];
+      weight_tangent[e] = p.weight_tangent[of_channel];
+      bias_tangent[e] = p.bias_tangent[of_channel];
+      if (leads) {
+        p.mean_tangent[of_image] = mean_tangent[e];
+        p.projection[of_image] = projection[e];
+      }
+    }
+    TM_UNROLL
+    for (int m = 0; m < Tile::kRowTiles; ++m) {
+      float pooled[2] = {0.0f, 0.0f};
+      TM_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int e = i % 2;
+        const float xh = (y_at(m, n, i) - mean[e]) * rstd[e];
+        const float xh_tangent =
+            rstd[e] * (y_tangent[m][n][i] - mean_tangent[e]) - projection[e] * xh;
+        const float z_tangent = weight_tangent[e] * xh + weight[e] * xh_tangent + bias_tangent[e];
+        pooled[e] += weight[e] * xh + bias[e] <= 0.0f ? 0.0f : z_tangent;
+      }
+      store_pooled(shape, place, m, n, pooled[0], pooled[1], p.out_tangent);
+    }
+  }
+}
+
+}  // namespace
+
+void launch_fused_block_tangent(const FusedBlockTangent& params, Stream stream) {
+  with_tile<false>(params.convolution, [&](auto tile, auto kind) {
+    using Tile = decltype(tile);
+    allow_dynamic_shared(fused_block_tangent_kernel<Tile, kind()>, Tile::kBytes);
+    TM_LAUNCH((fused_block_tangent_kernel<Tile, kind()>), grid_of(params.convolution), kThreads,
+              Tile::kBytes, stream, params);
+  });
+}
+
+}  // namespace trajmatch::cuda

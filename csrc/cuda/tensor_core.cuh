@@ -1,0 +1,74 @@
+// The products of tensor cores in TF32: D += A B of 16 x 8 and 8 x 8 numbers by a warp (mma.sync,
+// sm_80). On the emulator the lanes exchange their operands by shuffles.
+//
+// With g = lane / 4 and t = lane % 4 a lane holds
+//   A: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)        B: (t, g), (t + 4, g)
+//   D: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/reduce.cuh"
+
+namespace trajmatch::cuda {
+
+// Whether there are any; where not, products take another way.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+constexpr bool kHasTensorCores = true;
+#else
+constexpr bool kHasTensorCores = false;
+#endif
+
+// The nearest number with 10 bits behind the point, halfway cases away from zero.
+__device__ __forceinline__ float round_to_tf32(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return __uint_as_float(bits);
+#else
+  const uint32_t bits = __float_as_uint(value);
+  const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+  return finite ? __uint_as_float((bits + 0x1000u) & ~0x1fffu) : value;
+#endif
+}
+
+#ifndef __CUDACC__
+
+__device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4],
+                                              const float (&b)[2]) {
+  const unsigned lane = threadIdx.x % kWarpSize, g = lane / 4, t = lane % 4;
+  // Two operands at a time, less what the hardware ignores of them.
+  const auto read = [](float first, float second, unsigned from) {
+    const float2 both = __shfl_sync(kFullWarp, float2{first, second}, from);
+    return float2{__uint_as_float(__float_as_uint(both.x) & ~0x1fffu),
+                  __uint_as_float(__float_as_uint(both.y) & ~0x1fffu)};
+  };
+  for (unsigned k = 0; k < 4; ++k) {
+    const float2 near = read(a[0], a[1], g * 4 + k), far = read(a[2], a[3], g * 4 + k);
+    for (unsigned e = 0; e < 2; ++e) {
+      const float2 column = read(b[0], b[1], (2 * t + e) * 4 + k);
+      d[e] += near.x * column.x + far.x * column.y;
+      d[2 + e] += near.y * column.x + far.y * column.y;
+    }
+  }
+}
+
+#else
+
+__device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4],
+                                              const float (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+#else
+  __trap();
+#endif
+}
+
+#endif
+
+}  // namespace trajmatch::cuda

@@ -1,0 +1,94 @@
+// The blocks of a student that run on CUDA as one kernel a pass (core/first_layer.h and
+// core/fused_convolution.h), in float32. For ops/layer_student.h, which runs all others.
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include "core/first_layer.h"
+#include "core/fused_convolution.h"
+#include "core/network.h"
+#include "ops/workspace.h"
+
+namespace trajmatch {
+
+class FusedBlocks {
+ public:
+  // TRAJMATCH_CUDA_BLOCKS says which blocks to take, of those that fit:
+  //   library   none (the default)
+  //   first     the first one
+  //   float32   all, with products in float32
+  //   tf32      all, with products in TF32; the forward pass of a precise network in three of them
+  // Throws std::invalid_argument where it says anything else.
+  FusedBlocks(const Network& network, Workspace& workspace, const Tensor& like);
+
+  bool takes(size_t index) const { return takes_[index]; }
+
+  // Activations are [B, C, H, W] in channels-last, theta and its kin [P].
+  //
+  // The block's output. Keeps what the other passes need, the input among it.
+  Tensor forward(size_t index, const Tensor& theta, const Tensor& input);
+  // The tangent of the output along theta and, but for the first block, along the input.
+  Tensor tangent(size_t index, const Tensor& theta, const Tensor& theta_tangent,
+                 const OptionalTensor& input_tangent);
+  // Writes the block's part of grad_theta; the gradient in the input, where wanted.
+  OptionalTensor backward(size_t index, const Tensor& theta, const Tensor& grad_output,
+                          const Tensor& grad_theta, bool wants_input);
+  // Writes the block's part of the tangent of grad_theta. The gradient in the input (none of the
+  // first block's) and its tangent.
+  std::pair<OptionalTensor, Tensor> backward_tangent(size_t index, const Tensor& theta,
+                                                     const Tensor& theta_tangent,
+                                                     const Tensor& grad_output,
+                                                     const Tensor& grad_output_tangent,
+                                                     const Tensor& grad_theta_tangent);
+
+ private:
+  struct State {
+    Tensor input, y, mean, rstd;
+    Tensor input_tangent, y_tangent, mean_tangent, projection;
+  };
+  // Places in theta or its tangent, and in a gradient.
+  template <class T>
+  struct Places {
+    T *weight, *norm_weight, *norm_bias;
+  };
+  template <class T>
+  Places<T> places_from(size_t index, T* first) const;
+  Places<const float> places(size_t index, const Tensor& parameters) const;
+  Places<float> gradient_places(size_t index, const Tensor& gradient) const;
+
+  void clear_bias(size_t index, const Tensor& grad_theta) const;
+  Tensor statistics(const char* name, size_t index);
+  Tensor output(const char* name, size_t index);
+  Tensor like_input(const char* name, size_t index);
+  Tensor like_y(const char* name, size_t index);
+
+  FirstLayerInputs first_inputs(const Tensor& theta) const;
+  FirstLayerTangents first_tangents(const Tensor& theta_tangent) const;
+  FirstLayerGradients first_gradients(const Tensor& grad_theta, const OptionalTensor& grad_images,
+                                      bool tangent);
+  FirstLayerShape first_shape() const;
+
+  FusedConvolutionShape deep_shape(size_t index) const;
+  FusedNorm deep_norm(size_t index, const Tensor& theta) const;
+  // The block's weight in the kernels' order.
+  Tensor packed(const char* name, size_t index, const Tensor& parameters, bool turned,
+                ProductKind kind);
+  FusedConvolution convolution(size_t index, ProductKind kind,
+                               const std::vector<std::pair<Tensor, Tensor>>& terms,
+                               const Tensor& y) const;
+  void weight_gradient(size_t index, const std::vector<std::pair<Tensor, Tensor>>& pairs,
+                       const Tensor& grad_theta);
+  Tensor turned(const char* name, size_t index,
+                const std::vector<std::pair<Tensor, Tensor>>& grads_and_parameters);
+
+  const Network& network_;
+  Workspace& workspace_;
+  Tensor like_;
+  std::vector<bool> takes_;
+  ProductKind forward_kind_ = ProductKind::kPlain, kind_ = ProductKind::kPlain;
+  int64_t batch_ = 0;
+  std::vector<State> states_;
+};
+
+}  // namespace trajmatch

@@ -1,0 +1,180 @@
+"""The blocks of a student that CUDA runs as one kernel a pass, inside the engine.
+
+On a GPU, and on the emulated module of ``tests/test_cuda_host.py``; the kernels alone are tested in
+``tests/emulator/kernels``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from trajmatch import networks, ops, reference
+from trajmatch._extension import build_info
+from trajmatch.networks import ConvNet
+
+Check = Callable[..., None]
+
+# What float32 and TF32 may be off by, as vectors. With TF32 some inputs of ReLUs fall on the other
+# side of 0, which moves gradients by about the square root of its precision.
+BOUNDS = {"first": 1e-5, "float32": 1e-5, "tf32": 6e-2}
+
+
+@pytest.fixture
+def cuda_path(device: torch.device) -> torch.device:
+    """A device on which the operators take their CUDA path."""
+    if device.type == "cpu" and not build_info().get("emulated"):
+        pytest.skip("the CPU has its own engine")
+    return device
+
+
+def problem(model: ConvNet, device: torch.device, batch: int = 2) -> dict[str, Tensor]:
+    theta = networks.flat_parameters(model)
+    size, channels = model.image_size, model.in_channels
+    return {
+        "theta": (theta + 0.1 * torch.randn_like(theta)).to(device),
+        "images": torch.randn(batch, channels, size, size).to(device),
+        "labels": torch.randn(batch, 4).to(device),
+    }
+
+
+def doubled(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: each.double() for name, each in given.items()}
+
+
+def everything(
+    functions: Any, model: ConvNet, given: dict[str, Tensor], **choices: bool
+) -> list[Tensor]:
+    """Loss, its gradients, and derivatives of them along a direction of the parameters."""
+    leaves = {name: each.clone().requires_grad_() for name, each in given.items()}
+    value, grad = functions.gradient(model, **leaves, **choices)
+    grads = torch.autograd.grad(value, list(leaves.values()))
+    jvp = functions.gradient_jvp(model, **given, tangent=given["theta"].flip(0), **choices)
+    return [each.detach() for each in (value, grad, *grads, *jvp)]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "channels", "size", "width", "depth"),
+    [
+        *(("first", 3, 32, 32, 3), ("first", 1, 28, 64, 2)),
+        *(("float32", 3, 32, 32, 3), ("float32", 1, 28, 64, 2), ("float32", 3, 32, 32, 1)),
+        ("tf32", 3, 32, 32, 3),
+    ],
+)
+def test_fused_blocks_match_the_reference(
+    cuda_path: torch.device,
+    assert_close_as_vectors: Check,
+    monkeypatch: pytest.MonkeyPatch,
+    blocks: str,
+    channels: int,
+    size: int,
+    width: int,
+    depth: int,
+) -> None:
+    model = ConvNet(channels, 4, size, width, depth).to(cuda_path)
+    given = problem(model, cuda_path, batch=1 if blocks == "tf32" else 2)
+    library = everything(ops, model, given)
+    monkeypatch.setenv("TRAJMATCH_CUDA_BLOCKS", blocks)
+    got = everything(ops, model, given)
+    assert any(not torch.equal(*pair) for pair in zip(library, got, strict=True))
+    wanted = everything(reference, model.double(), doubled(given))
+    assert_close_as_vectors(got, wanted, BOUNDS[blocks])
+
+
+def test_a_precise_forward_pass_keeps_the_masks(
+    cuda_path: torch.device, assert_close_as_vectors: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ConvNet(3, 4, 32, 32, 3).to(cuda_path)
+    given = problem(model, cuda_path, batch=1)
+    monkeypatch.setenv("TRAJMATCH_CUDA_BLOCKS", "tf32")
+    got = everything(ops, model, given, precise=True)
+    assert_close_as_vectors(got, everything(reference, model.double(), doubled(given)), 2e-3)
+
+
+@pytest.mark.parametrize("blocks", ["first", "float32"])
+def test_unrolled_loop(
+    cuda_path: torch.device,
+    assert_close_as_vectors: Check,
+    monkeypatch: pytest.MonkeyPatch,
+    blocks: str,
+) -> None:
+    model = ConvNet(3, 4, 32, 32, 2).to(cuda_path)
+    given = problem(model, cuda_path, batch=3)
+    batches = torch.tensor([[0, 1], [2, 0]], device=cuda_path)
+    monkeypatch.setenv("TRAJMATCH_CUDA_BLOCKS", blocks)
+    results = []
+    choices: list[tuple[Any, dict[str, Tensor]]] = [(ops, given), (reference, doubled(given))]
+    for functions, numbers in choices:
+        theta, images, labels = (each.requires_grad_() for each in numbers.values())
+        lr = torch.tensor(0.05, dtype=theta.dtype, device=cuda_path, requires_grad=True)
+        if functions is reference:
+            model = model.double()
+        thetas = functions.unroll(model, theta, images, labels, lr, batches)
+        inputs = (theta, images, labels, lr)
+        results.append([thetas, *torch.autograd.grad(thetas.square().sum(), inputs)])
+    assert_close_as_vectors(*results, 1e-4)
+
+
+def test_what_the_kernels_do_not_take_runs_as_before(
+    cuda_path: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ConvNet(3, 4, 32, 32, 2).to(cuda_path)
+    given = problem(model, cuda_path)
+    image_tangent = torch.randn_like(given["images"])
+    others = [
+        ConvNet(3, 4, 16, 32, 1),
+        ConvNet(3, 4, 32, 24, 1),
+        ConvNet(3, 4, 32, 32, 1, norm="group"),
+        ConvNet(3, 4, 32, 32, 1, activation="leaky_relu"),
+        ConvNet(3, 4, 32, 32, 1, pooling="max"),
+    ]
+
+    def all_others() -> list[Tensor]:
+        torch.manual_seed(0)
+        results = [ops.gradient(each, **problem(each, cuda_path))[1] for each in others]
+        # Float64, and a direction of the images.
+        results.append(ops.gradient(model, **doubled(given))[1])
+        results.append(ops.gradient_jvp(model, **given, image_tangent=image_tangent).grad_theta)
+        return results
+
+    before = all_others()
+    monkeypatch.setenv("TRAJMATCH_CUDA_BLOCKS", "float32")
+    assert all(torch.equal(*pair) for pair in zip(before, all_others(), strict=True))
+
+
+def test_fused_blocks_are_bitwise_repeatable(
+    cuda_path: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAJMATCH_CUDA_BLOCKS", "float32")
+    model = ConvNet(3, 4, 32, 32, 2).to(cuda_path)
+    given = problem(model, cuda_path)
+    once, again = (everything(ops, model, given) for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(once, again, strict=True))
+
+
+def test_what_is_not_a_number_stays_so(
+    cuda_path: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAJMATCH_CUDA_BLOCKS", "float32")
+    model = ConvNet(3, 4, 32, 32, 2).to(cuda_path)
+    given = problem(model, cuda_path)
+    given["images"][1, 0, 5, 7] = torch.nan
+    value, grad = ops.gradient(model, **given)
+    jvp = ops.gradient_jvp(model, **given, tangent=given["theta"].flip(0))
+    assert value.isnan()
+    assert jvp.directional.isnan()
+    # All but the biases of the convolutions, which move nothing.
+    assert grad.isnan().sum() == jvp.grad_theta.isnan().sum() == grad.numel() - 2 * 32
+
+
+def test_an_unknown_choice_is_refused(
+    cuda_path: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAJMATCH_CUDA_BLOCKS", "all")
+    model = ConvNet(3, 4, 32, 32, 1).to(cuda_path)
+    with pytest.raises(ValueError, match="must be library, first, float32 or tf32, but is 'all'"):
+        ops.gradient(model, **problem(model, cuda_path))
