@@ -66,6 +66,7 @@ FOREIGN = {
     "ops": TORCH,
     "registration.cpp": TORCH,
     "bindings.cpp": ["pybind11/"],
+    "cpu/pages.cpp": ["sys/mman.h"],
     # turns a message into Python's TypeError, which takes pybind11 and no torch
     "ops/raise.cpp": ["pybind11/"],
 }

@@ -9,6 +9,7 @@
 #include <functional>
 
 #include "core/network.h"
+#include "core/pages.h"
 
 namespace trajmatch {
 
@@ -57,26 +58,6 @@ namespace cpu {
 // Runs body(i) for all i of [0, count), on several threads where there are several.
 using ParallelBody = std::function<void(int64_t)>;
 using InParallel = std::function<void(int64_t count, const ParallelBody& body)>;
-
-// Memory that one call after another uses, aligned to cache lines, in huge pages where the system
-// offers them. Its content does not survive a call.
-class Pages {
- public:
-  Pages() = default;
-  Pages(const Pages&) = delete;
-  Pages& operator=(const Pages&) = delete;
-  ~Pages() { release(); }
-  // At least this much, where it was or anew.
-  void* reserve(int64_t bytes);
-  void release();
-
- private:
-  void* data_ = nullptr;
-  int64_t bytes_ = 0;
-};
-
-// Asks the system for huge pages for memory that nobody has touched yet.
-void advise_huge_pages(void* data, int64_t bytes);
 
 // Images are dealt to `parts` threads in runs of neighbours: the sums over images are the same bits
 // for the same number of parts.

@@ -1,21 +1,16 @@
 #include "core/student.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <iterator>
-#include <new>
 #include <optional>
 #include <type_traits>
 #include <vector>
 
 #include "core/soft_cross_entropy.h"
-#include "core/student_host.h"
 #include "cpu/isa.h"
 #include "cpu/student/call.h"
 #include "cpu/student/norm.h"
@@ -90,71 +85,4 @@ template void student_gradient_jvp(const StudentGradientJvp<float>&, int64_t, co
 template void student_gradient_jvp(const StudentGradientJvp<double>&, int64_t, const InParallel&,
                                    Pages&);
 
-std::vector<std::pair<std::string, double>> Profile::stop() {
-  static const char* const names[] = {"pack",
-                                      "clear",
-                                      "read",
-                                      "transform",
-                                      "product",
-                                      "transform back",
-                                      "norm",
-                                      "classify",
-                                      "norm backward",
-                                      "transform gradient",
-                                      "weight product",
-                                      "input product",
-                                      "transform gradient back",
-                                      "write",
-                                      "wait",
-                                      "unpack"};
-  static_assert(std::size(names) == static_cast<size_t>(Pass::kCount));
-  on_ = false;
-  std::vector<std::pair<std::string, double>> result;
-  for (int64_t layer = 0; layer < kProfiledLayers; ++layer) {
-    for (int pass = 0; pass < static_cast<int>(Pass::kCount); ++pass) {
-      const double seconds = seconds_[layer][pass];
-      if (seconds > 0) result.emplace_back(names[pass] + ("." + std::to_string(layer)), seconds);
-    }
-  }
-  return result;
-}
-
-void advise_huge_pages(void* data, int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t page = 4096;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
-  // Only advice: where it is refused, small pages serve as well.
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data;
-  (void)bytes;
-#endif
-}
-
-void* Pages::reserve(int64_t bytes) {
-  constexpr int64_t huge_page = int64_t{2} << 20;
-  if (bytes <= bytes_) return data_;
-  release();
-  const int64_t size = (bytes + huge_page - 1) / huge_page * huge_page;
-  data_ = std::aligned_alloc(huge_page, size);
-  if (data_ == nullptr) throw std::bad_alloc();
-  advise_huge_pages(data_, size);
-  bytes_ = size;
-  return data_;
-}
-
-void Pages::release() {
-  std::free(data_);
-  data_ = nullptr;
-  bytes_ = 0;
-}
-
 }  // namespace trajmatch::cpu
-
-namespace trajmatch {
-
-void start_profile() { cpu::profile().start(); }
-std::vector<std::pair<std::string, double>> stop_profile() { return cpu::profile().stop(); }
-
-}  // namespace trajmatch

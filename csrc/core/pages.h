@@ -1,0 +1,25 @@
+// Memory for the CPU engine.
+#pragma once
+
+#include <cstdint>
+
+namespace trajmatch::cpu {
+
+// Memory that one call after another uses, aligned to cache lines, in huge pages where the system
+// offers them. Its content does not survive a call.
+class Pages {
+ public:
+  Pages() = default;
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  ~Pages() { release(); }
+  // At least this much, where it was or anew.
+  void* reserve(int64_t bytes);
+  void release();
+
+ private:
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace trajmatch::cpu
