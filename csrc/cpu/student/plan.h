@@ -15,6 +15,9 @@ constexpr int64_t kWantedRows = 32;
 // unless the weights of a layer do not anyway and want to be used often.
 constexpr int64_t kGroupImages = 4, kGroupImagesWide = 8;
 constexpr int64_t kWideWeightBytes = int64_t{1} << 18;
+// Weights of a layer that each thread packs for itself: as long as they fit into its cache, that is
+// sooner done than lines are moved from cache to cache.
+constexpr int64_t kOwnWeightBytes = int64_t{1} << 20;
 // Tiles of the first layer that are in work at a time.
 constexpr int64_t kFirstTiles = 16;
 
@@ -47,13 +50,13 @@ struct LayerPlan {
     side = 4 * tiles_side;
     in_side = side + 2;
     images = first ? 1
-                   : std::clamp<int64_t>(kWantedRows / (tiles_side * tiles_side), 1,
-                                         wide() ? kGroupImagesWide : kGroupImages);
+                   : std::clamp<int64_t>(
+                         kWantedRows / (tiles_side * tiles_side), 1,
+                         weight_bytes() > kWideWeightBytes ? kGroupImagesWide : kGroupImages);
   }
 
-  bool wide() const {
-    return frequencies(tile) * weight_step() * int64_t{sizeof(T)} > kWideWeightBytes;
-  }
+  // Of one packed weight.
+  int64_t weight_bytes() const { return frequencies(tile) * weight_step() * int64_t{sizeof(T)}; }
   bool narrow_input() const { return in_lanes != kLanes<T>; }
   int64_t tiles_side(int m) const { return ceil_div(size, m); }
   int64_t tiles(int m) const { return tiles_side(m) * tiles_side(m); }
@@ -92,7 +95,7 @@ struct WalkPlan {
     features = last.out_size * last.out_size * last.width;
     for (const LayerPlan<T>& layer : layers) {
       group = std::max(group, layer.images);
-      own_parameters = own_parameters && !layer.wide();
+      own_parameters = own_parameters && layer.weight_bytes() <= kOwnWeightBytes;
     }
   }
   // Where the output of a layer goes: the next layer's input plane, inside its padding, or the
@@ -109,9 +112,7 @@ struct WalkPlan {
 
   const Network* network;
   std::vector<LayerPlan<T>> layers;
-  int64_t features = 0;  // of an image, with the channels that fill up the last block
-  int64_t group = 1;     // images that are in work at a time
-  // Each thread packs the parameters for itself: as long as they fit into its cache, that is sooner
-  // done than lines are moved from cache to cache.
-  bool own_parameters = true;
+  int64_t features = 0;        // of an image, with the channels that fill up the last block
+  int64_t group = 1;           // images that are in work at a time
+  bool own_parameters = true;  // each thread packs the parameters for itself
 };
