@@ -126,6 +126,7 @@ def cxx_flags(torch: TorchRelease) -> list[str]:
         "-O3",
         "-g0",
         "-Wall",
+        "-Wno-psabi",  # how wide packs are passed between functions of one file
         "-fPIC",
         "-fvisibility=hidden",
         f"-DTORCH_TARGET_VERSION=0x{2:02x}{OLDEST_MINOR:02x}000000000000",

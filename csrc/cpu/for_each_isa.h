@@ -5,9 +5,6 @@
 //
 // No include guard: every kernel file includes it once.
 
-// Wide packs are passed between functions of one file only: no other compiler sees how.
-#pragma GCC diagnostic ignored "-Wpsabi"
-
 #define TM_ISA portable
 #define TM_VECTOR_BYTES 16
 #include TM_KERNELS

@@ -10,13 +10,19 @@
 #ifdef TRAJMATCH_WITH_CUDA
 #define TM_LAUNCH_FUSED(launcher, ...) cuda::launcher(__VA_ARGS__, Device(like_).stream())
 #else
-#define TM_LAUNCH_FUSED(launcher, ...) \
-  throw std::logic_error("trajmatch: " #launcher " needs a build with CUDA")
+#define TM_LAUNCH_FUSED(launcher, ...) missing(#launcher, __VA_ARGS__)
 #endif
 
 namespace trajmatch {
 
 namespace {
+
+#ifndef TRAJMATCH_WITH_CUDA
+template <class Params>
+[[noreturn]] void missing(const char* launcher, const Params&) {
+  throw std::logic_error(std::string("trajmatch: ") + launcher + " needs a build with CUDA");
+}
+#endif
 
 using Pairs = std::vector<std::pair<Tensor, Tensor>>;
 
