@@ -18,6 +18,7 @@ from trajmatch import networks, ops, random, reference
 from trajmatch.distill.graph import MatchGraph, Record
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.matching import Segment
+from trajmatch.distill.outer import StudentSteps
 
 Gradients = tuple[Tensor, Tensor]
 Implementation = Callable[[], Gradients]
@@ -98,7 +99,7 @@ def trajmatch_graph(problem: Problem, record: Record) -> Implementation:
 
     def outer_iteration() -> Gradients:
         gradient = graph(
-            problem.model, segment, synthetic, lr, batches, student_momentum=0.0, augment=None
+            problem.model, segment, synthetic, lr, batches, steps=StudentSteps(), augment=None
         )
         return gradient.images, torch.full_like(problem.lr, gradient.step_size)
 
