@@ -75,7 +75,7 @@ class DistillConfig:
     student_momentum: float = 0.0
     """mu: momentum of the student's SGD (MTT: 0)."""
     precise: bool = False
-    """Do without the CPU engine's transforms that cost float32 accuracy; a quarter slower."""
+    """Do without the CPU engine's transforms that cost float32 accuracy; slower."""
     select: Literal["last", "holdout", "test-max"] = "last"
     """Which iterate is the result: the last, the best on the store's holdout, or the best on the
     test set (as the papers' tables have it; not an honest estimate)."""

@@ -43,8 +43,8 @@ def gradient(
         labels: Class indices ``[B]`` (int64) or logits ``[B, K]``; None for ``"sum_logits"``.
         loss: ``"cross_entropy"`` (mean over the batch) or ``"sum_logits"`` (the sum of all logits
             of the batch, of which AST's gradient penalty takes the derivative).
-        precise: On the CPU engine, in float32: Winograd F(2x2) in place of F(4x4), about three
-            times more accurate and a quarter slower (``docs/performance.md``).
+        precise: On the CPU engine, in float32: Winograd F(2x2) in place of F(4x4), more
+            accurate and slower (``docs/performance.md``).
 
     Returns:
         The loss ``[]`` and the gradient ``[P]``. Both are differentiable once more in ``theta``,

@@ -78,7 +78,7 @@ def unroll(
             engine is asked for its parameters instead, once.
         tape_bytes: Memory in bytes that may be spent on activations kept for the adjoint. The CPU
             engine then keeps those of the last steps, as many as fit, and saves recomputing them
-            (a tenth of the time, see ``docs/performance.md``); the other paths keep none.
+            (``docs/performance.md`` has both times); the other paths keep none.
         precise: As for :func:`trajmatch.ops.gradient`.
 
     Returns:
