@@ -27,8 +27,8 @@ from gpu_stages import (
 from gpu_stages.settings import STAGES, NotRun, Record, Settings
 
 from trajmatch import networks, ops
-from trajmatch.distill.graph import call_again
 from trajmatch.random import generator
+from trajmatch.recording import call_again
 
 SOURCE = Path(__file__).resolve().parents[1]
 PROGRAM = SOURCE / "benchmarks" / "gpu_check.py"

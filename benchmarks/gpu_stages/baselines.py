@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trajmatch import networks, ops, random, reference
-from trajmatch.distill.graph import MatchGraph, Record
+from trajmatch.distill.graph import MatchGraph
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.matching import Segment
-from trajmatch.distill.outer import StudentSteps
+from trajmatch.distill.outer import Match, StudentSteps
+from trajmatch.recording import Record
 
 Gradients = tuple[Tensor, Tensor]
 Implementation = Callable[[], Gradients]
@@ -93,14 +94,12 @@ def trajmatch_graph(problem: Problem, record: Record) -> Implementation:
         record: What records; the second call does, and all later ones replay.
     """
     graph = MatchGraph(record)
-    segment = Segment(problem.theta, problem.target)
+    match = Match(Segment(problem.theta, problem.target), problem.batches.unbind(0), None)
     synthetic = SyntheticSet(problem.images.detach(), problem.labels)
-    lr, batches = float(problem.lr.detach()), problem.batches.unbind(0)
+    lr = float(problem.lr.detach())
 
     def outer_iteration() -> Gradients:
-        gradient = graph(
-            problem.model, segment, synthetic, lr, batches, steps=StudentSteps(), augment=None
-        )
+        (gradient,) = graph(problem.model, [match], synthetic, lr, steps=StudentSteps())
         return gradient.images, torch.full_like(problem.lr, gradient.step_size)
 
     return outer_iteration

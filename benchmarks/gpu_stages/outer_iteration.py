@@ -15,7 +15,7 @@ from gpu_stages import baselines
 from gpu_stages.baselines import Gradients, Implementation, Problem
 from gpu_stages.measure import measure
 from gpu_stages.settings import Record, Settings
-from trajmatch.distill.graph import call_again, cuda_graph
+from trajmatch.recording import call_again, cuda_graph
 
 #: Width, batch and student steps; the first is that of DATM's CIFAR-10 recipe with IPC 10.
 SIZES = [(128, 100, 80), (32, 10, 20), (32, 50, 10), (128, 50, 6), (128, 10, 80)]
