@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -16,24 +17,26 @@ import pytest
 import torch
 from gpu_stages import (
     agreement,
-    baselines,
     build,
     device_tests,
     expert_step,
     measure,
     outer_iteration,
+    replays,
     sanitizer,
+    side_by_side,
 )
 from gpu_stages.settings import STAGES, NotRun, Record, Settings
 
 from trajmatch import networks, ops
-from trajmatch.distill.graph import call_again
+from trajmatch.bench.problem import make_problem
+from trajmatch.bench.sizes import Size
+from trajmatch.bench.variants import VARIANTS
 from trajmatch.random import generator
+from trajmatch.recording import call_again
 
 SOURCE = Path(__file__).resolve().parents[1]
 PROGRAM = SOURCE / "benchmarks" / "gpu_check.py"
-#: What ``torch.func.jvp`` loads when it is first used.
-JVP_IMPORTS_JIT = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")
 
 
 def settings_of(stage: str, root: Path = SOURCE, device: str = "cpu") -> Settings:
@@ -149,41 +152,71 @@ def test_results_that_are_no_numbers_are_faults() -> None:
     assert not agreement.worst(nan, [torch.ones(2)]) <= 1
 
 
-@JVP_IMPORTS_JIT
-def test_all_baselines_compute_the_same() -> None:
-    problem = baselines.Problem.of_size(4, 3, 3, "cpu", image_size=8, depth=2, dtype=torch.float64)
-    wanted = baselines.eager_unroll(problem)()
-    for implementation in (
-        baselines.trajmatch(problem),
-        baselines.trajmatch_graph(problem, call_again),
-        baselines.eager_unroll(problem.with_channels_last()),
-        baselines.func_adjoint(problem),
-        baselines.compiled_adjoint(problem, backend="eager"),
-    ):
-        for result, exact in zip(implementation(), wanted, strict=True):
+def test_all_implementations_compute_the_same() -> None:
+    problem = make_problem(Size(4, 3, 3, depth=2, image_size=8))
+    doubles = {
+        name: getattr(problem, name).double() for name in ("start", "target", "images", "lr")
+    }
+    problem = replace(problem, model=problem.model.double(), **doubles)
+    wanted = VARIANTS["eager_unroll_nchw"](problem)
+    graph = replays.replayed(problem, call_again, 2)
+    graph()
+    others = [
+        VARIANTS[name](problem) for name in ("trajmatch", "eager_unroll_nhwc", "func_adjoint")
+    ]
+    for found in (*graph(), *others):
+        for result, exact in zip(found, wanted, strict=True):
             assert (result - exact).norm() < 1e-9 * exact.norm()
 
 
-@JVP_IMPORTS_JIT
 def test_the_table_holds_ratios_and_failures(record, monkeypatch) -> None:
-    def broken(problem, **options):
-        def call():
-            raise RuntimeError("no such kernel")
+    def broken(problem):
+        raise RuntimeError("no such kernel")
 
-        return call
-
-    monkeypatch.setattr(baselines, "compiled_adjoint", broken)
+    monkeypatch.setitem(outer_iteration.TRACED_VARIANTS, "compiled_adjoint", broken)
     outer_iteration.run(settings_of("outer_iteration"), record)
     (row,) = record.content["table"].values()
-    assert row["compiled adjoint"] == {"error": "RuntimeError: no such kernel"}
-    assert {"eager unroll", "eager unroll, channels last", "func adjoint"} <= set(row["ratios"])
-    assert "compiled adjoint" not in row["ratios"]
-    assert all(error < 1e-4 for error in row["eager unroll"]["difference"])
+    assert row["compiled_adjoint"] == {"error": "RuntimeError: no such kernel"}
+    timed = {"trajmatch_graph", "eager_unroll_nchw", "eager_unroll_nhwc", "func_adjoint"}
+    assert set(row["ratios"]) == timed
+    assert all(error < 1e-4 for name in timed for error in row[name]["difference"].values())
     assert record.content["faults"] == []
-    monkeypatch.setattr(baselines, "trajmatch", broken)
+    monkeypatch.setitem(outer_iteration.VARIANTS, "trajmatch", broken)
     outer_iteration.run(settings_of("outer_iteration"), record)
     (fault,) = record.content["faults"]
     assert "no such kernel" in fault
+
+
+def test_one_against_four_side_by_side(record) -> None:
+    side_by_side.run(settings_of("side_by_side"), record)
+    assert record.content["faults"] == []
+    table = record.content["table"]
+    assert list(table) == ["matches, 4,3,3", "experts, 4,3,3"]
+    for row in table.values():
+        assert row["4"]["seconds_each"] == row["4"]["median"] / 4
+        assert row["ratio"] == row["1"]["median"] / row["4"]["seconds_each"]
+
+
+def test_a_match_or_an_expert_that_another_one_disturbs_is_a_fault(record, monkeypatch) -> None:
+    def disturbed(problem, record, count):
+        graph = replays.replayed(problem, record, count)
+        return lambda: [
+            each._replace(images=(1 + k) * each.images) for k, each in enumerate(graph())
+        ]
+
+    class Disturbed(side_by_side.ReplayedSteps):
+        def __call__(self, batch):
+            losses = super().__call__(batch)
+            for state in self._states[1:]:
+                state.theta.mul_(2)
+            return losses
+
+    monkeypatch.setattr(side_by_side, "replayed", disturbed)
+    monkeypatch.setattr(side_by_side, "ReplayedSteps", Disturbed)
+    side_by_side.run(settings_of("side_by_side"), record)
+    matches, experts = record.content["faults"]
+    assert matches.startswith("matches, 4,3,3, 4 at once: {'match 0'")
+    assert experts.startswith("experts, 4,3,3, 4 at once: parameters are off by")
 
 
 def test_expert_steps(record) -> None:

@@ -47,7 +47,7 @@ class Ticks:
 @pytest.fixture(autouse=True)
 def one_expert_at_a_time(monkeypatch) -> None:
     """Wherever these tests run: the number decides how the work is cut up."""
-    monkeypatch.setattr(run, "automatic_workers", lambda device: 1)
+    monkeypatch.setattr(run, "automatic_workers", lambda device, width: 1)
 
 
 def start(
@@ -81,7 +81,7 @@ def whole(tmp_path_factory, few) -> tuple[Path, dict]:
     """The smoke recipe, done at once."""
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "automatic_workers", lambda device: 1)
+        patch.setattr(run, "automatic_workers", lambda device, width: 1)
         return out, start(out, data=few)
 
 

@@ -1,27 +1,39 @@
 """Time and memory of one outer iteration: ours beside eager, ``torch.func`` and compiled PyTorch.
 
-Same process, same numerics: convolutions in TF32 on a GPU, as PyTorch has them by default.
+Same process, same numerics: convolutions in TF32 on a GPU, as PyTorch has them by default. The
+variants are those of :mod:`trajmatch.bench.variants`, and ours as a graph besides.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
-from gpu_stages import baselines
-from gpu_stages.baselines import Gradients, Implementation, Problem
 from gpu_stages.measure import measure
+from gpu_stages.replays import record_for, replayed
 from gpu_stages.settings import Record, Settings
-from trajmatch.distill.graph import call_again, cuda_graph
+from trajmatch.bench.agreement import difference
+from trajmatch.bench.problem import Problem, make_problem
+from trajmatch.bench.sizes import Size
+from trajmatch.bench.variants import TRACED_VARIANTS, VARIANTS, OuterGradient
 
-#: Width, batch and student steps; the first is that of DATM's CIFAR-10 recipe with IPC 10.
-SIZES = [(128, 100, 80), (32, 10, 20), (32, 50, 10), (128, 50, 6), (128, 10, 80)]
-SMALLEST = [(4, 3, 2)]
+#: The first is the size of DATM's CIFAR-10 recipe with IPC 10.
+SIZES = [
+    Size(128, 100, 80),
+    Size(32, 10, 20),
+    Size(32, 50, 10),
+    Size(128, 50, 6),
+    Size(128, 10, 80),
+]
+SMALLEST = [Size(4, 3, 2, depth=2, image_size=8)]
 #: Longest timing of one implementation at one size, in seconds; compilation is not in it.
 LONGEST = 5.0
+
+Implementation = Callable[[], OuterGradient]
 
 
 def run(settings: Settings, record: Record) -> None:
@@ -32,59 +44,48 @@ def run(settings: Settings, record: Record) -> None:
     torch.backends.cudnn.allow_tf32 = True
     record.put("tf32", {"convolutions": True, "products": torch.backends.cuda.matmul.allow_tf32})
     table: dict[str, dict[str, Any]] = {}
-    ours: dict[str, Gradients] = {}
+    ours: dict[str, OuterGradient] = {}
     for implementations in (eager, compiled):
-        for width, batch, steps in SMALLEST if settings.quick else SIZES:
-            size = f"width {width}, batch {batch}, N {steps}"
-            row = table.setdefault(size, {"width": width, "batch": batch, "steps": steps})
-            problem = of_size(width, batch, steps, settings)
-            for name, implementation in implementations(problem, settings):
-                row[name], gradients = timed(implementation, settings, ours.get(size))
-                if gradients is not None and name == "trajmatch":
-                    ours[size] = gradients
+        for size in SMALLEST if settings.quick else SIZES:
+            key = f"width {size.width}, batch {size.batch}, N {size.steps}"
+            row = table.setdefault(
+                key, {"width": size.width, "batch": size.batch, "steps": size.steps}
+            )
+            for name, implementation in implementations(
+                make_problem(size, settings.device), settings
+            ):
+                row[name], gradient = timed(implementation, settings, ours.get(key))
+                if gradient is not None and name == "trajmatch":
+                    ours[key] = gradient
                 row["ratios"] = ratios(row)
                 record.put("table", table)
-                print(f"{size}, {name}: {summary(row[name])}", flush=True)
+                print(f"{key}, {name}: {summary(row[name])}", flush=True)
             if "error" in row["trajmatch"] and implementations is eager:
-                record.fault(f"outer iteration, {size}: {row['trajmatch']['error']}")
-
-
-def of_size(width: int, batch: int, steps: int, settings: Settings) -> Problem:
-    """The problem of that size, with small images where all is to be small."""
-    if settings.quick:
-        return Problem.of_size(width, batch, steps, settings.device, image_size=8, depth=2)
-    return Problem.of_size(width, batch, steps, settings.device)
+                record.fault(f"outer iteration, {key}: {row['trajmatch']['error']}")
 
 
 def eager(problem: Problem, settings: Settings) -> Iterator[tuple[str, Implementation]]:
     """Names and functions of what runs at once."""
-    yield "trajmatch", baselines.trajmatch(problem)
-    if settings.device == "cuda":
-        yield "trajmatch, CUDA graph", baselines.trajmatch_graph(problem, cuda_graph)
-    else:
-        yield "trajmatch, no graph recorded", baselines.trajmatch_graph(problem, call_again)
-    yield "eager unroll", baselines.eager_unroll(problem)
-    yield "eager unroll, channels last", baselines.eager_unroll(problem.with_channels_last())
-    yield "func adjoint", baselines.func_adjoint(problem)
+    yield "trajmatch", partial(VARIANTS["trajmatch"], problem)
+    graph = replayed(problem, record_for(settings))
+    yield "trajmatch_graph", lambda: graph()[0]
+    for name in ("eager_unroll_nchw", "eager_unroll_nhwc", "func_adjoint"):
+        yield name, partial(VARIANTS[name], problem)
 
 
 def compiled(problem: Problem, settings: Settings) -> Iterator[tuple[str, Implementation]]:
     """Name and function of what is compiled first: on a GPU with CUDA graphs."""
-    torch.compiler.reset()
-    if settings.quick:
-        yield "compiled adjoint", baselines.compiled_adjoint(problem, backend="aot_eager")
-    else:
-        mode = "reduce-overhead" if settings.device == "cuda" else "default"
-        yield "compiled adjoint", baselines.compiled_adjoint(problem, mode=mode)
+    variants = TRACED_VARIANTS if settings.quick else VARIANTS
+    yield "compiled_adjoint", partial(variants["compiled_adjoint"], problem)
 
 
 def timed(
-    implementation: Implementation, settings: Settings, truth: Gradients | None
-) -> tuple[dict[str, Any], Gradients | None]:
-    """What an implementation took, and how far its gradients are from ``truth``."""
+    implementation: Implementation, settings: Settings, truth: OuterGradient | None
+) -> tuple[dict[str, Any], OuterGradient | None]:
+    """What an implementation took, and how far its result is from ``truth``."""
     began = time.perf_counter()
     try:
-        gradients = implementation()
+        gradient = implementation()
         if settings.device == "cuda":
             torch.cuda.synchronize()
         first = time.perf_counter() - began
@@ -96,11 +97,8 @@ def timed(
         return {"error": f"{type(error).__name__}: {error}"[:1000]}, None
     found = {"first_call_seconds": first, **times}
     if truth is not None:
-        found["difference"] = [
-            float((ours - theirs).norm() / theirs.norm())
-            for ours, theirs in zip(gradients, truth, strict=True)
-        ]
-    return found, gradients
+        found["difference"] = difference(gradient, truth)
+    return found, gradient
 
 
 def ratios(row: dict[str, Any]) -> dict[str, float]:

@@ -95,7 +95,8 @@ def experts_in_time(
     recipe: Recipe, path: Path, clock: Clock, uri: str, device: str, seed: int
 ) -> Store:
     """Trains experts, as many as the recipe asks for or as the time allows."""
-    state, wanted, workers = clock.state, recipe.experts["num_experts"], automatic_workers(device)
+    state, wanted = clock.state, recipe.experts["num_experts"]
+    workers = automatic_workers(device, recipe.experts.get("width", ExpertConfig.width))
     done: int = state.setdefault("experts", 0)
     while done < wanted and not state.get("experts_over"):
         items = workers

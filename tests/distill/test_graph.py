@@ -1,6 +1,7 @@
-"""The graph of a match, recorded by a stand-in that calls the function, and on a GPU for real."""
+"""The graph of the matches, recorded by a stand-in that calls the functions, and on a GPU."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,37 +13,46 @@ from trajmatch import networks, ops
 from trajmatch.data.dsa import DSA
 from trajmatch.distill import distill, loop
 from trajmatch.distill.batches import student_batches
-from trajmatch.distill.graph import MatchGraph, call_again, cuda_graph, graph_for
+from trajmatch.distill.graph import MatchGraph, graph_for
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.matching import Segment
-from trajmatch.distill.outer import OuterGradient, StudentSteps, outer_gradient
+from trajmatch.distill.outer import Match, OuterGradient, StudentSteps, outer_gradients
 from trajmatch.random import generator
+from trajmatch.recording import call_again, cuda_graph
 
 MODEL = networks.ConvNet(1, 3, image_size=8, width=4, depth=2)
 
 
-def match(number: int, *, count: int = 7, steps: int = 4, soft: bool = False) -> tuple:
-    """Positional arguments of ``outer_gradient``; other numbers for every match."""
-    draw = generator(number, "match")
-    theta = networks.flat_parameters(networks.initialise(MODEL, draw))
-    segment = Segment(theta, theta + 0.05 * torch.randn(len(theta), generator=draw))
+def matches(
+    number: int,
+    *,
+    together: int = 1,
+    count: int = 7,
+    steps: int = 4,
+    soft: bool = False,
+    augments: Sequence[object] = (None,),
+) -> tuple:
+    """Positional arguments of ``outer_gradients``; other numbers every time."""
+    draw = generator(number, "matches")
     images = torch.randn(count, 1, 8, 8, generator=draw)
     labels = torch.randn(count, 3, generator=draw) if soft else torch.arange(count) % 3
-    return (
-        MODEL,
-        segment,
-        SyntheticSet(images, labels),
-        0.02 + 0.01 * number,
-        student_batches(count, 3, steps, draw),
-    )
+    drawn = []
+    for index in range(together):
+        theta = networks.flat_parameters(networks.initialise(MODEL, draw))
+        segment = Segment(theta, theta + 0.05 * torch.randn(len(theta), generator=draw))
+        batches = student_batches(count, 3, steps, draw)
+        drawn.append(Match(segment, batches, augments[index % len(augments)]))
+    return MODEL, drawn, SyntheticSet(images, labels), 0.02 + 0.01 * number
 
 
-CHOICES = {"steps": StudentSteps(momentum=0.9), "augment": None}
+CHOICES = {"steps": StudentSteps(momentum=0.9)}
 
 
-def assert_equal(one: OuterGradient, two: OuterGradient) -> None:
-    assert torch.equal(one.images, two.images)
-    assert replace(one, images=None) == replace(two, images=None)
+def assert_equal(ones: list[OuterGradient], others: list[OuterGradient]) -> None:
+    assert len(ones) == len(others)
+    for one, other in zip(ones, others, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert replace(one, images=None) == replace(other, images=None)
 
 
 class Counting:
@@ -62,67 +72,87 @@ class Counting:
         return outputs, counted
 
 
+@pytest.mark.parametrize("together", [1, 3])
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("augmented", [False, True])
-def test_replays_give_what_the_function_gives(soft, augmented) -> None:
+def test_replays_give_what_one_after_another_gives(together, soft, augmented) -> None:
     record = Counting()
     graph = MatchGraph(record)
     for number in range(5):
-        arguments = match(number, soft=soft)
-        choices = {**CHOICES, "augment": DSA().replay(number) if augmented else None}
-        assert_equal(graph(*arguments, **choices), outer_gradient(*arguments, **choices))
+        augments = [DSA().replay(10 * number + k) if augmented else None for k in range(together)]
+        arguments = matches(number, together=together, soft=soft, augments=augments)
+        assert_equal(graph(*arguments, **CHOICES), outer_gradients(*arguments, **CHOICES))
         assert graph.recorded == (number >= 1)
     assert (record.recordings, record.replays) == (1, 4)
 
 
 def test_a_result_outlives_the_next_replay() -> None:
     graph = MatchGraph(call_again)
-    results = [graph(*match(number), **CHOICES) for number in range(4)]
+    results = [graph(*matches(number, together=2), **CHOICES) for number in range(4)]
     for number, result in enumerate(results):
-        assert_equal(result, outer_gradient(*match(number), **CHOICES))
+        assert_equal(result, outer_gradients(*matches(number, together=2), **CHOICES))
 
 
 def test_the_inputs_are_not_kept() -> None:
     graph = MatchGraph(call_again)
     for number in range(2):
-        graph(*match(number), **CHOICES)
-    arguments = match(2)
+        graph(*matches(number), **CHOICES)
+    arguments = matches(2)
     graph(*arguments, **CHOICES)
-    _, segment, synthetic, _, batches = arguments
-    for tensor in (segment.start, segment.target, synthetic.images):
+    _, (match,), synthetic, _ = arguments
+    for tensor in (match.segment.start, match.segment.target, synthetic.images):
         tensor.fill_(float("nan"))
-    for batch in batches:
+    for batch in match.batches:
         batch.fill_(10**9)
-    assert_equal(graph(*match(3), **CHOICES), outer_gradient(*match(3), **CHOICES))
+    assert_equal(graph(*matches(3), **CHOICES), outer_gradients(*matches(3), **CHOICES))
 
 
 def test_other_shapes_are_recorded_when_they_come_again() -> None:
     record = Counting()
     graph = MatchGraph(record)
-    shapes = [{}, {}, {"count": 5}, {"count": 5}, {"steps": 2}, {}, {}]
+    shapes = [{}, {}, {"count": 5}, {"count": 5}, {"together": 2}, {"steps": 2}, {}, {}]
     for number, shape in enumerate(shapes):
-        arguments = match(number, **shape)
-        assert_equal(graph(*arguments, **CHOICES), outer_gradient(*arguments, **CHOICES))
+        arguments = matches(number, **shape)
+        assert_equal(graph(*arguments, **CHOICES), outer_gradients(*arguments, **CHOICES))
     assert (record.recordings, record.replays) == (3, 3)
 
 
+def halved(images: Tensor, step: int) -> Tensor:
+    return 0.5 * images
+
+
 @pytest.mark.parametrize(
-    "changes", [{"steps": StudentSteps()}, {"augment": lambda images, step: 0.5 * images}]
+    ("steps", "augment"), [(StudentSteps(), None), (StudentSteps(momentum=0.9), halved)]
 )
-def test_other_choices_are_another_graph(changes) -> None:
+def test_other_choices_are_another_graph(steps, augment) -> None:
     graph = MatchGraph(call_again)
     for number in range(2):
-        graph(*match(number), **CHOICES)
-    wanted = outer_gradient(*match(2), **{**CHOICES, **changes})
-    assert_equal(graph(*match(2), **{**CHOICES, **changes}), wanted)
+        graph(*matches(number), **CHOICES)
+    arguments = matches(2, augments=[augment])
+    wanted = outer_gradients(*arguments, steps=steps)
+    assert_equal(graph(*arguments, steps=steps), wanted)
+
+
+def test_matches_that_are_augmented_in_different_ways() -> None:
+    graph = MatchGraph(call_again)
+    for number in range(3):
+        arguments = matches(number, together=3, augments=[DSA().replay(number), None, halved])
+        assert_equal(graph(*arguments, **CHOICES), outer_gradients(*arguments, **CHOICES))
+        assert not graph.recorded  # what DSA does is no input here, and never comes again
+    for number in range(3):
+        arguments = matches(number, together=3, augments=[halved, None])
+        assert_equal(graph(*arguments, **CHOICES), outer_gradients(*arguments, **CHOICES))
+    assert graph.recorded
 
 
 def test_an_expert_that_stands_still_is_seen() -> None:
     graph = MatchGraph(call_again)
     for number in range(3):
-        model, segment, *rest = match(number)
-        assert not graph(model, segment, *rest, **CHOICES).stands_still
-    assert graph(model, Segment(segment.start, segment.start), *rest, **CHOICES).stands_still
+        model, drawn, *rest = matches(number, together=2)
+        assert not any(each.stands_still for each in graph(model, drawn, *rest, **CHOICES))
+    drawn[1] = replace(drawn[1], segment=Segment(drawn[1].segment.start, drawn[1].segment.start))
+    found = graph(model, drawn, *rest, **CHOICES)
+    assert [each.stands_still for each in found] == [False, True]
 
 
 def test_what_cannot_be_recorded_runs_without_and_says_so() -> None:
@@ -130,26 +160,26 @@ def test_what_cannot_be_recorded_runs_without_and_says_so() -> None:
         raise RuntimeError("operation not permitted")
 
     graph = MatchGraph(refuse)
-    graph(*match(0), **CHOICES)
+    graph(*matches(0), **CHOICES)
     with pytest.warns(RuntimeWarning, match=r"not permitted.*--no-graph"):
-        result = graph(*match(1), **CHOICES)
-    assert_equal(result, outer_gradient(*match(1), **CHOICES))
+        result = graph(*matches(1), **CHOICES)
+    assert_equal(result, outer_gradients(*matches(1), **CHOICES))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it has been said
         for number in range(2, 5):
-            assert_equal(
-                graph(*match(number), **CHOICES), outer_gradient(*match(number), **CHOICES)
-            )
+            arguments = matches(number)
+            assert_equal(graph(*arguments, **CHOICES), outer_gradients(*arguments, **CHOICES))
 
 
+@pytest.mark.parametrize("together", [1, 3])
 @pytest.mark.parametrize("dsa", ["none", "color_crop_cutout_flip_scale_rotate"])
-def test_a_whole_run_gives_the_same_bytes(configure, tmp_path, monkeypatch, dsa) -> None:
-    settings = {"dsa": dsa, "matches": 2}
+def test_a_whole_run_gives_the_same_bytes(configure, tmp_path, monkeypatch, dsa, together) -> None:
+    settings = {"dsa": dsa, "matches": together}
     distill(configure(out=tmp_path / "plain", **settings))
     record = Counting()
     monkeypatch.setattr(loop, "graph_for", lambda problem: MatchGraph(record))
     distill(configure(out=tmp_path / "replayed", **settings))
-    assert (record.recordings, record.replays) == (1, 19)
+    assert (record.recordings, record.replays) == (1, 9)
     assert (tmp_path / "plain").read_bytes() == (tmp_path / "replayed").read_bytes()
 
 
@@ -170,32 +200,31 @@ def test_a_network_that_the_engine_does_not_know_has_no_graph() -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("together", [1, 3])
 @pytest.mark.parametrize("augmented", [False, True])
-def test_a_cuda_graph_gives_what_the_function_gives(augmented) -> None:
+def test_a_cuda_graph_gives_what_the_functions_give(together, augmented) -> None:
     device = torch.device("cuda")
     model = networks.ConvNet(1, 3, image_size=8, width=4, depth=2).to(device)
 
     def on_device(number: int) -> tuple:
-        _, segment, synthetic, step_size, batches = match(number)
+        augments = [DSA().replay(10 * number + k) if augmented else None for k in range(together)]
+        _, drawn, synthetic, step_size = matches(number, together=together, augments=augments)
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device)
+        def move(match: Match) -> Match:
+            start, target = match.segment.start.to(device), match.segment.target.to(device)
+            batches = [batch.to(device) for batch in match.batches]
+            return Match(Segment(start, target), batches, match.augment)
 
-        return (
-            model,
-            Segment(move(segment.start), move(segment.target)),
-            SyntheticSet(move(synthetic.images), move(synthetic.labels)),
-            step_size,
-            [move(batch) for batch in batches],
-        )
+        images, labels = synthetic.images.to(device), synthetic.labels.to(device)
+        return model, [move(each) for each in drawn], SyntheticSet(images, labels), step_size
 
     graph = MatchGraph(cuda_graph)
     for number in range(5):
-        choices = {**CHOICES, "augment": DSA().replay(number) if augmented else None}
-        result = graph(*on_device(number), **choices)
-        wanted = outer_gradient(*on_device(number), **choices)
-        torch.testing.assert_close(result.images, wanted.images, rtol=1e-4, atol=1e-6)
-        assert result.loss == pytest.approx(wanted.loss, rel=1e-5)
-        assert result.step_size == pytest.approx(wanted.step_size, rel=1e-4)
+        results = graph(*on_device(number), **CHOICES)
+        wanted = outer_gradients(*on_device(number), **CHOICES)
+        for result, exact in zip(results, wanted, strict=True):
+            torch.testing.assert_close(result.images, exact.images, rtol=1e-4, atol=1e-6)
+            assert result.loss == pytest.approx(exact.loss, rel=1e-5)
+            assert result.step_size == pytest.approx(exact.step_size, rel=1e-4)
     assert graph.recorded
     assert ops.engine_for(model) == "engine"

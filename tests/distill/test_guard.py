@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trajmatch.distill import distill, guard, loop
+from trajmatch.distill import distill, guard, outer
 from trajmatch.distill.guard import MAX_REFUSALS, check_refusals, find_fault
 from trajmatch.distill.loop import outer_iteration
 from trajmatch.distill.outer import OuterGradient, Update
@@ -82,7 +82,7 @@ def test_a_refused_update_changes_nothing_but_the_counts(configure, monkeypatch)
     state = problem.initial_state()
     outer_iteration(problem, state)
     images, buffer, step_size = state.synthetic.images, state.buffer, state.step_size
-    true_gradient = loop.outer_gradient
+    true_gradient = outer.outer_gradient
 
     def poisoned(*args, **kwargs):
         gradient = true_gradient(*args, **kwargs)
@@ -90,7 +90,7 @@ def test_a_refused_update_changes_nothing_but_the_counts(configure, monkeypatch)
         return gradient
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "outer_gradient", poisoned)
+        patch.setattr(outer, "outer_gradient", poisoned)
         numbers, fault = outer_iteration(problem, state)
     assert numbers["refused"] == fault.cause == "the gradient of the images is not finite"
     assert torch.equal(state.synthetic.images, images)
@@ -104,7 +104,7 @@ def test_a_refused_update_changes_nothing_but_the_counts(configure, monkeypatch)
 
 def test_a_hopeless_run_stops_and_leaves_the_last_checkpoint(configure, monkeypatch) -> None:
     config = configure(iterations=40, checkpoint_every=2)
-    true_gradient = loop.outer_gradient
+    true_gradient = outer.outer_gradient
     calls = 0
 
     def poisoned_from_the_fourth(*args, **kwargs):
@@ -113,7 +113,7 @@ def test_a_hopeless_run_stops_and_leaves_the_last_checkpoint(configure, monkeypa
         gradient = true_gradient(*args, **kwargs)
         return gradient if calls < 4 else replace(gradient, loss=NAN)
 
-    monkeypatch.setattr(loop, "outer_gradient", poisoned_from_the_fourth)
+    monkeypatch.setattr(outer, "outer_gradient", poisoned_from_the_fourth)
     with pytest.raises(UserError, match=r"stopped at iteration 13: .* the matching loss"):
         distill(config)
     assert not config.out.exists()

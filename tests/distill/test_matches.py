@@ -8,7 +8,7 @@ import torch
 
 from trajmatch import artifact
 from trajmatch.data import DSA
-from trajmatch.distill import DistillConfig, distill, loop
+from trajmatch.distill import DistillConfig, distill, outer
 from trajmatch.distill.batches import student_batches
 from trajmatch.distill.loop import outer_iteration
 from trajmatch.distill.outer import (
@@ -153,7 +153,7 @@ def test_one_match_that_is_not_finite_spoils_the_update(configure, monkeypatch) 
         gradient = outer_gradient(*args, **kwargs)
         return gradient if calls % 2 else replace(gradient, loss=float("nan"))
 
-    monkeypatch.setattr(loop, "outer_gradient", poisoned_every_second)
+    monkeypatch.setattr(outer, "outer_gradient", poisoned_every_second)
     numbers, fault = outer_iteration(problem, state)
     assert numbers["refused"] == fault.cause == "the matching loss is not finite"
     assert torch.equal(state.synthetic.images, images)

@@ -336,6 +336,6 @@ def test_divergence_names_epoch_loss_and_flag(make_config: MakeConfig) -> None:
     assert Store.open(config.out, complete=False).missing() == [0]
 
 
-def test_automatic_workers_are_the_threads_of_torch() -> None:
-    assert automatic_workers("cpu") == torch.get_num_threads()
-    assert automatic_workers("cuda:1") == 1
+def test_automatic_workers() -> None:
+    assert automatic_workers("cpu", 32) == automatic_workers("cpu", 128) == torch.get_num_threads()
+    assert [automatic_workers("cuda:1", width) for width in (32, 64, 65, 128)] == [4, 4, 1, 1]

@@ -1,12 +1,10 @@
-"""One match as a graph: its launches are recorded once and replayed, without Python in between.
+"""The matches of an outer iteration as one graph: recorded once and replayed, without Python.
 
 A match of ``N`` student steps is thousands of short launches, which cost more to issue than to run
 where the student is small. They are the same every time; only the numbers in the inputs differ. So
 the inputs are copied into tensors that stay where they are, and the graph recorded from those is
-replayed.
-
-What records is exchangeable. :func:`cuda_graph` is for a CUDA device; :func:`call_again` calls the
-function, which shows on any device that the buffers hold what they should.
+replayed. Several matches are branches of the graph, side by side: one small student does not fill
+the device.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,65 +21,40 @@ from torch import Tensor, nn
 from trajmatch import ops
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.matching import Segment
-from trajmatch.distill.outer import OuterGradient, StudentSteps, differentiate, outer_gradient
+from trajmatch.distill.outer import (
+    Match,
+    OuterGradient,
+    StudentSteps,
+    differentiate,
+    outer_gradients,
+)
 from trajmatch.ops.unroll import DsaReplay
+from trajmatch.recording import Record, cuda_graph
+from trajmatch.streams import Outputs, side_by_side
 
 if TYPE_CHECKING:
     from trajmatch.distill.problem import Problem
 
-Outputs = tuple[Tensor, ...]
 
-#: Runs a function, and gives its results with what fills them anew from the same inputs.
-Record = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], None]]]
+class _Inputs(NamedTuple):
+    """What differs from one outer iteration to the next, the matches' own stacked or in a row.
 
-#: Runs before a recording, in which libraries choose their algorithms and allocate.
-_WARM_UP = 2
-
-
-def cuda_graph(
-    function: Callable[[], Outputs], device: torch.device | None = None
-) -> tuple[Outputs, Callable[[], None]]:
-    """Records the launches of a function on a CUDA device.
-
-    Args:
-        function: Reads and writes the same memory whenever it is called, and waits for nothing.
-        device: Where it runs; None is the current device.
-
-    Returns:
-        Its results, filled by the first replay, and the replay.
-
-    Raises:
-        RuntimeError: The function does what cannot be recorded.
+    Attributes:
+        images: The synthetic images. ``[n, C, H, W]``.
+        labels: ``[n]`` or ``[n, K]``.
+        starts: Where each student starts. ``[matches, P]``.
+        targets: What each should reach. ``[matches, P]``.
+        indices: The batches of all steps of all matches.
+        dsa: DSA's parameters of the images in all batches ``[len(indices), 5]``, on the CPU; empty
+            where the matches are not all augmented by DSA.
     """
-    with torch.cuda.device(device):
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                function()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            results = function()
-    return results, graph.replay
 
-
-def call_again(function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
-    """Records nothing: the replay calls the function.
-
-    Args:
-        function: What a graph would be made of.
-
-    Returns:
-        Its results, and what calls it again and copies the results over the first.
-    """
-    results = function()
-
-    def replay() -> None:
-        for result, again in zip(results, function(), strict=True):
-            result.copy_(again)
-
-    return results, replay
+    images: Tensor
+    labels: Tensor
+    starts: Tensor
+    targets: Tensor
+    indices: Tensor
+    dsa: Tensor
 
 
 @dataclass(frozen=True)
@@ -89,26 +62,26 @@ class _Recording:
     """A graph with the memory it works on.
 
     Attributes:
-        signature: What a match must have in common with the one recorded.
-        inputs: The tensors that the graph reads, in the order of :func:`_inputs`.
+        signature: What matches must have in common with those recorded.
+        inputs: The tensors that the graph reads.
         lr: The step size that it reads. ``[]``.
-        outputs: Loss ``[]``, gradient of the images, of the step size ``[]``, and whether the
-            segment has a length ``[]``.
+        outputs: Loss, gradient of the step size and whether the segment has a length, for each
+            match ``[matches, 3]``, float64; then the gradient of the images of each match.
         replay: Fills ``outputs`` from ``inputs`` and ``lr``.
     """
 
     signature: tuple[Any, ...]
-    inputs: tuple[Tensor, ...]
+    inputs: _Inputs
     lr: Tensor
     outputs: Outputs
     replay: Callable[[], None]
 
 
 class MatchGraph:
-    """:func:`trajmatch.distill.outer.outer_gradient` by replaying a graph.
+    """:func:`trajmatch.distill.outer.outer_gradients` by replaying a graph.
 
-    A match is recorded when one of the same shapes comes the second time. Where that fails, this is
-    said once as a warning, and all matches run without a graph.
+    Matches are recorded when as many of the same shapes come the second time. Where that fails,
+    this is said once as a warning, and all matches run without a graph.
 
     Args:
         record: Records a function.
@@ -122,28 +95,26 @@ class MatchGraph:
 
     @property
     def recorded(self) -> bool:
-        """Whether the next match of the same shapes is a replay."""
+        """Whether the next matches of the same shapes are a replay."""
         return self._recording is not None
 
     def __call__(
         self,
         model: nn.Module,
-        segment: Segment,
+        matches: Sequence[Match],
         synthetic: SyntheticSet,
         step_size: float,
-        batches: Sequence[Tensor],
         *,
         steps: StudentSteps,
-        augment: Callable[[Tensor, int], Tensor] | None,
-    ) -> OuterGradient:
-        """Arguments and result are those of ``outer_gradient``; the gradient is a copy."""
-        inputs = _inputs(segment, synthetic, batches, augment)
+    ) -> list[OuterGradient]:
+        """Arguments and results are those of ``outer_gradients``; the gradients are copies."""
+        inputs = _inputs(matches, synthetic)
         signature = (
             model,
             steps,
             # Of DSA the parameters are inputs; any other function must be the same one.
-            DsaReplay if isinstance(augment, DsaReplay) else augment,
-            [len(batch) for batch in batches],
+            [DsaReplay if len(inputs.dsa) else match.augment for match in matches],
+            [[len(batch) for batch in match.batches] for match in matches],
             [(each.shape, each.dtype, each.device) for each in inputs],
         )
         if self._recording is None or self._recording.signature != signature:
@@ -152,19 +123,11 @@ class MatchGraph:
                 self._recording = self._try_to_record(signature, inputs, step_size)
             self._last_signature = signature
         if self._recording is None:
-            return outer_gradient(
-                model,
-                segment,
-                synthetic,
-                step_size,
-                batches,
-                steps=steps,
-                augment=augment,
-            )
+            return outer_gradients(model, matches, synthetic, step_size, steps=steps)
         return _replayed(self._recording, inputs, step_size)
 
     def _try_to_record(
-        self, signature: tuple[Any, ...], inputs: Sequence[Tensor], step_size: float
+        self, signature: tuple[Any, ...], inputs: _Inputs, step_size: float
     ) -> _Recording | None:
         try:
             return _recorded(self._record, signature, inputs, step_size)
@@ -199,23 +162,25 @@ def _warn(reason: str) -> None:
     )
 
 
-def _inputs(
-    segment: Segment,
-    synthetic: SyntheticSet,
-    batches: Sequence[Tensor],
-    augment: Callable[[Tensor, int], Tensor] | None,
-) -> tuple[Tensor, ...]:
-    """Start, target, images, labels, the indices of all batches in a row, and DSA's parameters."""
-    images = synthetic.images
-    inputs = (segment.start, segment.target, images, synthetic.labels, torch.cat([*batches]))
-    if not isinstance(augment, DsaReplay):
-        return inputs
-    height, width = images.shape[2:]
+def _inputs(matches: Sequence[Match], synthetic: SyntheticSet) -> _Inputs:
+    height, width = synthetic.images.shape[2:]
+    dsa = [
+        (match.augment, match.batches) for match in matches if isinstance(match.augment, DsaReplay)
+    ]
     rows = [
         augment.dsa_parameters(step, len(batch), height, width)
+        for augment, batches in dsa
         for step, batch in enumerate(batches)
+        if len(dsa) == len(matches)
     ]
-    return *inputs, torch.cat(rows)
+    return _Inputs(
+        synthetic.images,
+        synthetic.labels,
+        torch.stack([match.segment.start for match in matches]),
+        torch.stack([match.segment.target for match in matches]),
+        torch.cat([batch for match in matches for batch in match.batches]),
+        torch.cat(rows) if rows else torch.empty(0),
+    )
 
 
 class _BufferedDsa:
@@ -236,45 +201,66 @@ class _BufferedDsa:
 
 
 def _recorded(
-    record: Record, signature: tuple[Any, ...], inputs: Sequence[Tensor], step_size: float
+    record: Record, signature: tuple[Any, ...], inputs: _Inputs, step_size: float
 ) -> _Recording:
-    model, steps, augment, sizes, _ = signature
-    device = inputs[0].device
-    memory = tuple(each.to(device, copy=True) for each in inputs)
-    start, target, images, labels, indices, *parameters = memory
-    if parameters:
-        augment = _BufferedDsa(parameters[0].split(sizes))
-    images.requires_grad_()
-    lr = torch.full((), step_size, dtype=images.dtype, device=device, requires_grad=True)
+    model, steps, *_ = signature
+    device = inputs.images.device
+    memory = _Inputs(*(each.to(device, copy=True) for each in inputs))
+    lr = torch.full((), step_size, dtype=memory.images.dtype, device=device)
 
-    def match() -> Outputs:
+    def differentiated(match: Match) -> Outputs:
+        # Each match differentiates in its own view: a leaf of autograd belongs to one stream.
         loss, grad_images, grad_lr = differentiate(
             model,
-            Segment(start, target),
-            SyntheticSet(images, labels),
-            lr,
-            indices.split(sizes),
+            match.segment,
+            SyntheticSet(memory.images.detach().requires_grad_(), memory.labels),
+            lr.detach().requires_grad_(),
+            match.batches,
             steps=steps,
-            augment=augment,
+            augment=match.augment,
         )
-        return loss, grad_images, grad_lr, (start != target).any()
+        moves = (match.segment.start != match.segment.target).any()
+        numbers = torch.stack([each.double() for each in (loss, grad_lr, moves)])
+        return numbers, grad_images
 
-    outputs, replay = record(match)
+    functions = [partial(differentiated, match) for match in _matches_of(memory, signature)]
+
+    def all_matches() -> Outputs:
+        numbers, grad_images = zip(*side_by_side(functions, device), strict=True)
+        return torch.stack(numbers), *grad_images
+
+    outputs, replay = record(all_matches)
     return _Recording(signature, memory, lr, outputs, replay)
 
 
-def _replayed(recording: _Recording, inputs: Sequence[Tensor], step_size: float) -> OuterGradient:
-    with torch.no_grad():
-        for memory, value in zip(recording.inputs, inputs, strict=True):
-            memory.copy_(value)
-        recording.lr.fill_(step_size)
+def _matches_of(memory: _Inputs, signature: tuple[Any, ...]) -> list[Match]:
+    """The matches whose numbers lie in the memory that a graph reads."""
+    _, _, augments, sizes, _ = signature
+    counts = [sum(each) for each in sizes]
+    if len(memory.dsa):
+        rows = memory.dsa.split(counts)
+        augments = [_BufferedDsa(own.split(steps)) for own, steps in zip(rows, sizes, strict=True)]
+    return [
+        Match(Segment(start, target), indices.split(steps), augment)
+        for start, target, indices, steps, augment in zip(
+            memory.starts,
+            memory.targets,
+            memory.indices.split(counts),
+            sizes,
+            augments,
+            strict=True,
+        )
+    ]
+
+
+def _replayed(recording: _Recording, inputs: _Inputs, step_size: float) -> list[OuterGradient]:
+    for memory, value in zip(recording.inputs, inputs, strict=True):
+        memory.copy_(value)
+    recording.lr.fill_(step_size)
     recording.replay()
-    loss, grad_images, grad_lr, moves = recording.outputs
+    numbers, *grad_images = recording.outputs
     # Read together, for reading waits for the device.
-    numbers = torch.stack([each.double() for each in (loss, grad_lr, moves)]).tolist()
-    return OuterGradient(
-        loss=numbers[0],
-        images=grad_images.clone(),
-        step_size=numbers[1],
-        stands_still=not numbers[2],
-    )
+    return [
+        OuterGradient(loss=loss, images=images.clone(), step_size=grad_lr, stands_still=not moves)
+        for (loss, grad_lr, moves), images in zip(numbers.tolist(), grad_images, strict=True)
+    ]

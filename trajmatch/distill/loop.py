@@ -21,10 +21,11 @@ from trajmatch.distill.guard import Fault, check_refusals, find_fault
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.metrics import MetricsLog
 from trajmatch.distill.outer import (
+    Match,
     OuterGradient,
     StudentSteps,
     mean_gradient,
-    outer_gradient,
+    outer_gradients,
     propose_update,
 )
 from trajmatch.distill.problem import Problem, prepare
@@ -118,8 +119,15 @@ def outer_iteration(
         ``experts`` and ``losses``), and why the update was not applied.
     """
     config = problem.config
-    matches = [match_segment(problem, state, number, graph) for number in range(config.matches)]
-    gradient = mean_gradient([match.gradient for match in matches])
+    draws = [draw_match(problem, state, number) for number in range(config.matches)]
+    gradients = (graph or outer_gradients)(
+        problem.model,
+        [draw.match for draw in draws],
+        state.synthetic,
+        state.step_size.value,
+        steps=StudentSteps(config.student_momentum, config.precise, config.tape_mb * 2**20),
+    )
+    gradient = mean_gradient(gradients)
     update = propose_update(state.synthetic, state.buffer, state.step_size, gradient, config)
     fault = find_fault(gradient, update, state)
     state.iteration += 1
@@ -134,40 +142,37 @@ def outer_iteration(
         "iteration": state.iteration,
         "loss": gradient.loss,
         "step_size": state.step_size.value,
-        **_drawn(matches),
+        **_drawn(draws, gradients),
         "refused": None if fault is None else fault.cause,
     }
     return numbers, fault
 
 
 @dataclass(frozen=True)
-class Match:
-    """One segment of an expert that a student was trained along, and what came of it.
+class Draw:
+    """What was drawn for one match.
 
     Attributes:
         expert: Number of the expert.
         start_epoch: Epoch s where the segment starts.
-        gradient: Matching loss and its gradients.
+        match: The segment, with the student's batches and their augmentation.
     """
 
     expert: int
     start_epoch: int
-    gradient: OuterGradient
+    match: Match
 
 
-def match_segment(
-    problem: Problem, state: State, number: int, graph: MatchGraph | None = None
-) -> Match:
-    """Draws expert, start epoch and student batches, and differentiates the matching loss.
+def draw_match(problem: Problem, state: State, number: int) -> Draw:
+    """Draws expert, start epoch and student batches.
 
     Args:
         problem: What the run works on.
         state: Its random streams are drawn from; nothing else of it changes.
         number: Which match of the outer iteration this is, from 0.
-        graph: What replays it, if anything does.
 
     Returns:
-        The match.
+        What was drawn.
     """
     config = problem.config
     expert = state.order.draw(state.streams.experts)
@@ -175,16 +180,12 @@ def match_segment(
     batches = student_batches(
         len(state.synthetic.images), config.batch_syn, config.student_steps, state.streams.batches
     )
-    gradient = (graph or outer_gradient)(
-        problem.model,
+    match = Match(
         problem.segment(expert, start_epoch),
-        state.synthetic,
-        state.step_size.value,
         _together(batches, problem.device),
-        steps=StudentSteps(config.student_momentum, config.precise, config.tape_mb * 2**20),
-        augment=problem.augmentation(state.iteration, number),
+        problem.augmentation(state.iteration, number),
     )
-    return Match(expert, start_epoch, gradient)
+    return Draw(expert, start_epoch, match)
 
 
 def _together(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
@@ -192,14 +193,14 @@ def _together(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tenso
     return torch.cat([*batches]).to(device).split([len(batch) for batch in batches])
 
 
-def _drawn(matches: Sequence[Match]) -> dict[str, Any]:
+def _drawn(draws: Sequence[Draw], gradients: Sequence[OuterGradient]) -> dict[str, Any]:
     """What the log shall have of the matches."""
-    if len(matches) == 1:
-        return {"start_epoch": matches[0].start_epoch, "expert": matches[0].expert}
+    if len(draws) == 1:
+        return {"start_epoch": draws[0].start_epoch, "expert": draws[0].expert}
     return {
-        "start_epochs": [match.start_epoch for match in matches],
-        "experts": [match.expert for match in matches],
-        "losses": [match.gradient.loss for match in matches],
+        "start_epochs": [draw.start_epoch for draw in draws],
+        "experts": [draw.expert for draw in draws],
+        "losses": [gradient.loss for gradient in gradients],
     }
 
 

@@ -25,6 +25,21 @@ class StudentSteps:
 
 
 @dataclass(frozen=True)
+class Match:
+    """What one student is trained along; an outer iteration has one match or several.
+
+    Attributes:
+        segment: Where the student starts and what it should reach.
+        batches: Indices into the synthetic images, one vector ``[B]`` for each student step.
+        augment: Maps the images of a batch and the number of the step, differentiably.
+    """
+
+    segment: Segment
+    batches: Sequence[Tensor]
+    augment: Callable[[Tensor, int], Tensor] | None
+
+
+@dataclass(frozen=True)
 class OuterGradient:
     """The matching loss of one match, or of one outer iteration, and its derivatives.
 
@@ -54,6 +69,40 @@ class Update:
     images: Tensor
     buffer: Tensor
     step_size: StepSize
+
+
+def outer_gradients(
+    model: nn.Module,
+    matches: Sequence[Match],
+    synthetic: SyntheticSet,
+    step_size: float,
+    *,
+    steps: StudentSteps,
+) -> list[OuterGradient]:
+    """The gradients of several matches at the same images and step size, one after another.
+
+    Args:
+        model: The students' network.
+        matches: What each student is trained along.
+        synthetic: What they train on.
+        step_size: What step size they train with.
+        steps: How their steps are taken.
+
+    Returns:
+        :func:`outer_gradient` of each match.
+    """
+    return [
+        outer_gradient(
+            model,
+            match.segment,
+            synthetic,
+            step_size,
+            match.batches,
+            steps=steps,
+            augment=match.augment,
+        )
+        for match in matches
+    ]
 
 
 def outer_gradient(

@@ -53,7 +53,8 @@ class ExpertConfig:
     resume: bool = False
     """Train only the experts that an existing store lacks."""
     workers: int = 0
-    """Experts trained at a time; 0 chooses, and the bytes are the same for every choice."""
+    """Experts trained at a time: processes on the CPU, in lockstep in one process on a GPU. 0
+    chooses, and an expert is the same for every choice."""
     device: str = "cpu"
     """Where to train: cpu, cuda or cuda:N."""
     quiet: bool = False

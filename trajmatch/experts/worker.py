@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 from trajmatch.data import Dataset, load_dataset
 from trajmatch.errors import UserError
 from trajmatch.experts.store import Store
-from trajmatch.experts.trajectory import train_expert
+from trajmatch.experts.trajectory import train_lockstep
 from trajmatch.memory import keep_freed_memory
 
 #: Threads that train an expert on the CPU. The same number everywhere: a convolution's weight
@@ -37,8 +36,9 @@ def work(
     experts: Sequence[int],
     device: str,
     on_epoch: Callable[[int, float], None],
+    at_once: int = 1,
 ) -> None:
-    """Trains experts one after another and writes each when it is finished.
+    """Trains experts, one group after another, and writes each when its group is finished.
 
     Args:
         store: Where they belong.
@@ -46,16 +46,17 @@ def work(
         experts: Their numbers.
         device: Where to train.
         on_epoch: Called with the expert's number and its mean training loss after every epoch.
+        at_once: Experts of a group, which are trained in lockstep.
 
     Raises:
         UserError: An expert diverged, or its file cannot be written.
     """
     with _threads(THREADS):
-        for expert in experts:
-            snapshots, metrics = train_expert(
-                store.manifest, training, expert, device, partial(on_epoch, expert)
-            )
-            store.write_expert(expert, snapshots, metrics)
+        for first in range(0, len(experts), at_once):
+            group = experts[first : first + at_once]
+            trained = train_lockstep(store.manifest, training, group, device, on_epoch)
+            for expert, (snapshots, metrics) in zip(group, trained, strict=True):
+                store.write_expert(expert, snapshots, metrics)
 
 
 def main() -> int:

@@ -1,0 +1,116 @@
+"""What small students and experts gain by running side by side: one against four at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpu_stages.measure import measure
+from gpu_stages.replays import record_for, replayed
+from gpu_stages.settings import Record, Settings
+from trajmatch import networks, random
+from trajmatch.bench.agreement import agreement, relative
+from trajmatch.bench.expert import TOLERANCE
+from trajmatch.bench.problem import make_problem
+from trajmatch.bench.sizes import Size
+from trajmatch.bench.variants import VARIANTS
+from trajmatch.data import normaliser
+from trajmatch.experts.lockstep import PlainSteps, ReplayedSteps, TakeSteps
+from trajmatch.experts.step import Batch, ExpertState, ExpertStep
+
+COUNTS = (1, 4)
+#: Outer iterations, from one that leaves most of an H200 idle to one that fills it.
+SIZES = [Size(32, 10, 20), Size(64, 10, 20), Size(128, 10, 20), Size(128, 100, 20)]
+#: Experts' networks, with their batch in the place of the students', and steps in a call.
+EXPERTS = [Size(32, 256, 20), Size(64, 256, 20), Size(128, 256, 20)]
+SMALLEST = [Size(4, 3, 3, depth=2, image_size=8)]
+
+
+def run(settings: Settings, record: Record) -> None:
+    """Times ``--matches`` and experts in lockstep; results that differ are a fault."""
+    table: dict[str, Any] = {}
+    for size in SMALLEST if settings.quick else SIZES:
+        name = f"matches, {size.key}"
+        problem = make_problem(size, settings.device)
+        alone = VARIANTS["trajmatch"](problem)
+        for count in COUNTS:
+            matches = replayed(problem, record_for(settings), count)
+            _put(table, name, count, matches, settings, record)
+            found = {f"match {number}": each for number, each in enumerate(matches())}
+            agreed = agreement({"alone": alone, **found}, "alone", settings.device)
+            if not agreed["agree"]:
+                record.fault(f"{name}, {count} at once: {agreed['differences']}")
+    for size in SMALLEST if settings.quick else EXPERTS:
+        name = f"experts, {size.key}"
+        for count in COUNTS:
+            _put(table, name, count, experts(size, count, settings, replay=True), settings, record)
+            ends = (experts(size, count, settings, replay)() for replay in (True, False))
+            off = max(relative(*pair) for pair in zip(*ends, strict=True))
+            if not off <= TOLERANCE[settings.device]:
+                record.fault(f"{name}, {count} at once: parameters are off by {off:.1e}")
+
+
+def experts(size: Size, count: int, settings: Settings, replay: bool) -> Callable[[], list[Tensor]]:
+    """Steps of experts on random images, from where the last call ended.
+
+    Args:
+        size: Their network, batch and steps.
+        count: Experts.
+        settings: Where they train.
+        replay: Whether their steps are recorded, or called one after another.
+
+    Returns:
+        Takes the steps and gives the parameters of each.
+    """
+    draw, device = random.generator(0, "gpu_check", "lockstep"), settings.device
+    side = size.image_size
+    model = networks.ConvNet(3, size.num_classes, side, width=size.width, depth=size.depth)
+    states = [
+        ExpertState.begin(networks.flat_parameters(networks.initialise(model, draw)).to(device))
+        for _ in range(count)
+    ]
+    pixels = torch.randint(0, 256, (size.batch, 3, side, side), generator=draw, dtype=torch.uint8)
+    step = ExpertStep(
+        model.to(device),
+        pixels.to(device),
+        (torch.arange(size.batch) % size.num_classes).to(device),
+        normaliser((0.5,) * 3, (0.25,) * 3, device),
+        momentum=0.0,
+        weight_decay=0.0,
+    )
+    batch = Batch(
+        torch.stack([torch.randperm(size.batch, generator=draw) for _ in states]).to(device),
+        torch.empty(count, size.batch, 0, dtype=torch.float64, device=device),
+        torch.full((count,), 0.01, device=device),
+    )
+    take: TakeSteps = (
+        ReplayedSteps(step, states, record_for(settings)) if replay else PlainSteps(step, states)
+    )
+
+    def loop() -> list[Tensor]:
+        with torch.no_grad():
+            for _ in range(size.steps):
+                take(batch)
+        return [state.theta.clone() for state in states]
+
+    return loop
+
+
+def _put(
+    table: dict[str, Any],
+    name: str,
+    count: int,
+    function: Callable[[], Any],
+    settings: Settings,
+    record: Record,
+) -> None:
+    times = measure(function, settings.device, 2 if settings.quick else 7, 2, longest=1.0)
+    row = table.setdefault(name, {})
+    row[str(count)] = {**times, "seconds_each": times["median"] / count}
+    if "1" in row:
+        row["ratio"] = row["1"]["seconds_each"] / row[str(count)]["seconds_each"]
+    record.put("table", table)
+    print(f"{name}, {count} at once: {1000 * times['median'] / count:.2f} ms each", flush=True)

@@ -1,0 +1,277 @@
+"""Experts in lockstep, recorded by a stand-in that calls the steps, and on a GPU for real."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from trajmatch import networks, ops
+from trajmatch.data import DSA, Dataset, load_dataset
+from trajmatch.data.statistics import normaliser
+from trajmatch.errors import UserError
+from trajmatch.experts import ExpertConfig, Store, train, train_experts, trajectory
+from trajmatch.experts.lockstep import PlainSteps, ReplayedSteps, steps_for
+from trajmatch.experts.step import Batch, ExpertState, ExpertStep
+from trajmatch.experts.trajectory import train_expert, train_lockstep
+from trajmatch.experts.worker import work
+from trajmatch.random import generator
+from trajmatch.recording import call_again, cuda_graph
+
+MakeConfig = Callable[..., ExpertConfig]
+Contents = Callable[[Path], dict[str, bytes]]
+
+FULL_DSA = "color_crop_cutout_flip_scale_rotate"
+
+
+class Counting:
+    """Records as ``call_again`` does, and counts recordings and replays."""
+
+    def __init__(self) -> None:
+        self.recordings = self.replays = 0
+
+    def __call__(self, function):
+        self.recordings += 1
+        outputs, replay = call_again(function)
+
+        def counted() -> None:
+            self.replays += 1
+            replay()
+
+        return outputs, counted
+
+
+def refuse(function):
+    raise RuntimeError("operation not permitted")
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    """Lets all experts be trained by replays of what this recorded."""
+    counting = Counting()
+    monkeypatch.setattr(
+        trajectory, "steps_for", lambda step, states, device: ReplayedSteps(step, states, counting)
+    )
+    return counting
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_data: str) -> Dataset:
+    return load_dataset(tiny_data)
+
+
+def manifest_of(**recipe: Any) -> dict[str, Any]:
+    plain = {"epochs": 3, "batch_size": 16, "lr": 0.02, "momentum": 0.0, "weight_decay": 0.0}
+    return {
+        "network": networks.ConvNet(1, 3, 8, width=4, depth=2).spec(),
+        "recipe": {**plain, "dsa": FULL_DSA, **recipe},
+        "seed": 5,
+    }
+
+
+def written_out(manifest: dict[str, Any], dataset: Dataset, expert: int) -> tuple[Tensor, list]:
+    """The training of one expert as a loop that has no state but local variables."""
+    recipe, seed = manifest["recipe"], manifest["seed"]
+    model = networks.build(manifest["network"])
+    networks.initialise(model, generator(seed, "expert", expert, "initialisation"))
+    order = generator(seed, "expert", expert, "order")
+    augmentation, dsa = generator(seed, "expert", expert, "dsa"), DSA(recipe["dsa"])
+    theta, buffer = networks.flat_parameters(model), None
+    snapshots, losses = [theta], []
+    for _ in range(recipe["epochs"]):
+        total = torch.zeros((), dtype=torch.float64)
+        shuffled = torch.randperm(len(dataset.train_labels), generator=order)
+        for batch in torch.split(shuffled, recipe["batch_size"]):
+            inputs = dsa(dataset.normalise(dataset.train_images[batch]), augmentation)
+            loss, grad = ops.gradient(model, theta, inputs, dataset.train_labels[batch])
+            if recipe["weight_decay"]:
+                grad = grad.add(theta, alpha=recipe["weight_decay"])
+            theta, buffer = ops.sgd_step(theta, grad, recipe["lr"], buffer, recipe["momentum"])
+            total += loss * len(batch)
+        snapshots.append(theta)
+        losses.append(total.item() / len(shuffled))
+    return torch.stack(snapshots), losses
+
+
+RECIPES = [
+    {},
+    {"dsa": "none", "momentum": 0.9},
+    {"momentum": 0.5, "weight_decay": 1e-3, "batch_size": 15},
+    {"batch_size": 12},
+]
+
+
+def assert_written_out(manifest: dict[str, Any], dataset: Dataset, experts: list[int]) -> None:
+    trained = train_lockstep(manifest, dataset, experts)
+    assert len(trained) == len(experts)
+    for expert, (snapshots, metrics) in zip(experts, trained, strict=True):
+        wanted, losses = written_out(manifest, dataset, expert)
+        assert snapshots.numpy().tobytes() == wanted.numpy().tobytes()
+        assert metrics["train_loss"] == losses
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("experts", [[4], [2, 0, 7]])
+def test_the_experts_are_those_of_the_loop_written_out(dataset, recipe, experts) -> None:
+    assert_written_out(manifest_of(**recipe), dataset, experts)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("experts", [[4], [0, 1], [2, 0, 7]])
+def test_replayed_they_are_the_same(dataset, record, recipe, experts) -> None:
+    assert_written_out(manifest_of(**recipe), dataset, experts)
+    sizes = 1 if recipe.get("batch_size") == 12 else 2
+    assert record.recordings == sizes
+    assert record.replays == 9 - sizes  # the first step of each size is called
+
+
+def test_one_expert_is_a_group_of_one(dataset) -> None:
+    snapshots, metrics = train_expert(manifest_of(), dataset, 3)
+    (other, other_metrics) = train_lockstep(manifest_of(), dataset, [3, 4])[0]
+    assert torch.equal(snapshots, other) and metrics == other_metrics
+
+
+@pytest.mark.parametrize(("at_once", "groups"), [(2, 2), (3, 2), (4, 1)])
+def test_groups_write_the_bytes_of_one_at_a_time(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    contents: Contents,
+    record: Counting,
+    at_once: int,
+    groups: int,
+) -> None:
+    manifest = train_experts(make_config(num_experts=4, out=tmp_path / "one")).manifest
+    one_by_one = record.recordings
+    store = Store.create(tmp_path / "groups", manifest)
+    training, _, _ = store.training_set(load_dataset(manifest["data"]))
+    told: list[int] = []
+    work(store, training, [0, 1, 2, 3], "cpu", lambda expert, loss: told.append(expert), at_once)
+    assert contents(tmp_path / "groups") == contents(tmp_path / "one")
+    assert sorted(told) == [0, 0, 1, 1, 2, 2, 3, 3]
+    # Each group records both sizes of batch.
+    assert (one_by_one, record.recordings - one_by_one) == (8, 2 * groups)
+
+
+def test_on_a_gpu_the_experts_of_a_group_share_a_process(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, int]] = []
+
+    def worked(store, training, experts, device, on_epoch, at_once):
+        calls.append((device, at_once))
+        work(store, training, experts, "cpu", on_epoch, at_once)
+
+    monkeypatch.setattr(train, "check_device", lambda device: None)
+    monkeypatch.setattr(train, "work", worked)
+    train_experts(make_config(num_experts=3, workers=2, device="cuda"))
+    train_experts(make_config(num_experts=5, workers=0, device="cuda", resume=True))
+    assert calls == [("cuda", 2), ("cuda", 2)]  # of the two that it lacked
+
+
+def test_one_that_diverges_is_named(dataset) -> None:
+    with pytest.raises(UserError, match="expert 6 diverged in epoch 1"):
+        train_lockstep(manifest_of(lr=1e30), dataset, [6, 7])
+
+
+# --- the steps
+
+
+def group(count: int, device: str = "cpu") -> tuple[ExpertStep, list[ExpertState]]:
+    """The step on ten random images, and states that begin in different places."""
+    draw = generator(0, "group")
+    model = networks.ConvNet(1, 3, 8, width=4, depth=2)
+    pixels = torch.randint(0, 256, (10, 1, 8, 8), generator=draw, dtype=torch.uint8)
+    states = [
+        ExpertState.begin(networks.flat_parameters(networks.initialise(model, draw)).to(device))
+        for _ in range(count)
+    ]
+    step = ExpertStep(
+        model.to(device),
+        pixels.to(device),
+        (torch.arange(10) % 3).to(device),
+        normaliser((0.5,), (0.25,), device),
+        0.9,
+        1e-3,
+    )
+    return step, states
+
+
+def batches(count: int, number: int, size: int = 6, device: str = "cpu") -> Batch:
+    """Batches of several experts; every number has another learning rate."""
+    draw = generator(number, "batches")
+    dsa = DSA()
+    return Batch(
+        torch.stack([torch.randperm(10, generator=draw)[:size] for _ in range(count)]).to(device),
+        torch.stack([dsa.draw(size, 8, 8, draw).rows for _ in range(count)]).to(device),
+        torch.full((count,), 0.01 * (1 + number)).to(device),
+    )
+
+
+def assert_same_steps(count: int, replayed: ReplayedSteps, states: list[ExpertState]) -> None:
+    step, plain_states = group(count)
+    plain = PlainSteps(step, plain_states)
+    losses = []
+    for number, size in enumerate([6, 6, 4, 6, 4, 6]):
+        losses.append(replayed(batches(count, number, size)))
+        assert torch.equal(losses[-1], plain(batches(count, number, size)))
+        for state, wanted in zip(states, plain_states, strict=True):
+            assert torch.equal(state.theta, wanted.theta)
+            assert torch.equal(state.buffer, wanted.buffer)
+    assert len({float(each[0]) for each in losses}) == len(losses)  # none was overwritten
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_replays_read_batch_and_learning_rate_anew(count) -> None:
+    record = Counting()
+    step, states = group(count)
+    assert_same_steps(count, ReplayedSteps(step, states, record), states)
+    assert (record.recordings, record.replays) == (2, 4)
+
+
+def test_steps_that_cannot_be_recorded_are_called_and_it_is_said_once() -> None:
+    step, states = group(2)
+    steps = ReplayedSteps(step, states, refuse)
+    with pytest.warns(RuntimeWarning, match="without a CUDA graph.*not permitted") as told:
+        assert_same_steps(2, steps, states)
+    assert len(told) == 1
+
+
+def test_a_recording_that_fails_half_way_changes_no_state() -> None:
+    def half_way(function):
+        function()
+        raise RuntimeError("out of memory")
+
+    step, states = group(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        assert_same_steps(2, ReplayedSteps(step, states, half_way), states)
+
+
+def test_only_cuda_has_a_graph() -> None:
+    step, states = group(2)
+    assert isinstance(steps_for(step, states, torch.device("cpu")), PlainSteps)
+    assert isinstance(steps_for(step, states, torch.device("cuda")), ReplayedSteps)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_cuda_graph_takes_the_steps_of_calls(count) -> None:
+    step, states = group(count, "cuda")
+    plain_step, plain_states = group(count, "cuda")
+    plain = PlainSteps(plain_step, plain_states)
+    replayed = ReplayedSteps(step, states, partial(cuda_graph, device=torch.device("cuda")))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")  # it would say that recording failed
+        for number, size in enumerate([6, 6, 4, 6, 4, 6]):
+            found = replayed(batches(count, number, size, "cuda"))
+            wanted = plain(batches(count, number, size, "cuda"))
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    for state, wanted_state in zip(states, plain_states, strict=True):
+        torch.testing.assert_close(state.theta, wanted_state.theta, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(state.buffer, wanted_state.buffer, rtol=1e-3, atol=1e-5)
