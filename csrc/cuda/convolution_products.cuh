@@ -175,11 +175,12 @@ __device__ __forceinline__ void convolve(const FusedConvolution& params, const P
     const TermScales scales = term_scales(params);
     Pipeline<Tile, kind> pipeline(params, place, scales.swapped(), memory);
     TM_NO_UNROLL
-    for (int step = 0; step < pipeline.steps(); ++step) {
-      if (step == pipeline.steps_of_term()) scale<Tile>(sums, scales.between());
-      add_products(pipeline, step);
+    for (int term = 0, step = 0; term < params.terms; ++term) {
+      const int next = step + pipeline.steps_of_term();
+      TM_NO_UNROLL
+      for (; step < next; ++step) add_products(pipeline, step);
+      scale<Tile>(sums, scales.after(term));
     }
-    scale<Tile>(sums, scales.end());
   } else {
     Pipeline<Tile, kind> pipeline(params, place, false, memory);
     TM_NO_UNROLL

@@ -76,11 +76,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     const TermScales scales = pair_scales(p);
     Steps pipeline(p, scales.swapped(), memory);
     TM_NO_UNROLL
-    for (int step = 0; step < pipeline.steps(); ++step) {
-      if (step == pipeline.steps_of_pair()) scale(sums, scales.between());
-      add_step(pipeline, step, input, output, part, sums);
+    for (int pair = 0, step = 0; pair < p.pairs; ++pair) {
+      const int next = step + pipeline.steps_of_pair();
+      TM_NO_UNROLL
+      for (; step < next; ++step) add_step(pipeline, step, input, output, part, sums);
+      scale(sums, scales.after(pair));
     }
-    scale(sums, scales.end());
   } else {
     Steps pipeline(p, false, memory);
     TM_NO_UNROLL

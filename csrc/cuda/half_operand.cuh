@@ -46,18 +46,22 @@ class PowerOfTwo {
 class TermScales {
  public:
   __device__ __forceinline__ TermScales(int count, int first, int second)
-      : swapped_(count == 2 && second > first),
-        between_(swapped_ ? first - second : second - first),
-        end_(count == 2 && !swapped_ ? -second : -first) {}
+      : count_(count),
+        swapped_(count == 2 && second > first),
+        before_(swapped_ ? second : first),
+        last_(swapped_ || count == 1 ? first : second) {}
 
   // Whether the second term comes first.
   __device__ __forceinline__ bool swapped() const { return swapped_; }
-  __device__ __forceinline__ const PowerOfTwo& between() const { return between_; }
-  __device__ __forceinline__ const PowerOfTwo& end() const { return end_; }
+  // What the sum is multiplied by after the term that came first (0) or second (1).
+  __device__ __forceinline__ PowerOfTwo after(int term) const {
+    return PowerOfTwo(term + 1 < count_ ? last_ - before_ : -last_);
+  }
 
  private:
+  int count_;
   bool swapped_;
-  PowerOfTwo between_, end_;
+  int before_, last_;
 };
 
 }  // namespace trajmatch::cuda

@@ -181,5 +181,7 @@ def test_an_unknown_choice_is_refused(
 ) -> None:
     monkeypatch.setenv("TRAJMATCH_CUDA_BLOCKS", "all")
     model = ConvNet(3, 4, 32, 32, 1).to(cuda_path)
-    with pytest.raises(ValueError, match="must be library, first, float32, tf32 or fp16, but is 'all'"):
+    with pytest.raises(
+        ValueError, match="must be library, first, float32, tf32 or fp16, but is 'all'"
+    ):
         ops.gradient(model, **problem(model, cuda_path))
