@@ -13,8 +13,8 @@ constexpr int kChunk = 16;  // input channels of a step
 
 // How 16 input channels lie there: [planes, pixels with a border of zeros, words], and the weights
 // of a tap [planes, outputs, words], words being floats. A tap is an offset. In float32 a plane has
-// 4 channels; in half precision there is one, of 16 channels in 8 words. Eight lanes that read a
-// float of four channels each, or 16 that read two words, then read 128 bytes in a row.
+// 4 channels; in half precision there is one, of 16 channels in 8 words. Four lanes to each of
+// eight neighbours that read one float, or to each of four that read two, read 128 bytes in a row.
 template <class Tile, ProductKind kind>
 struct Chunk {
   static constexpr bool kHalf = kind == ProductKind::kFp16;

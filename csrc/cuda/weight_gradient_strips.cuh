@@ -30,7 +30,8 @@ struct Strips {
   static constexpr int kInputs = channels < 64 ? channels : 64;  // of a block
   static constexpr int kOutputs = channels;
   static constexpr int kParts = 8 / (kInputs / 32 * (kOutputs / 32));
-  static constexpr int kPixels = kParts == 8 ? 64 : 32;
+  // Of a strip. Halves leave room for 128, and their products are too fast for many barriers.
+  static constexpr int kPixels = kHalf ? (side == 16 ? 128 : 64) : kParts == 8 ? 64 : 32;
   static constexpr int kAtOnce = kHalf ? 16 : 8;  // pixels of a product
   static constexpr int kProducts = kPixels / kAtOnce;
   static constexpr int kRows = kPixels / side;
