@@ -131,14 +131,16 @@ __device__ __forceinline__ void multiply(const Place<Tile>& place, const float* 
 
 template <class Tile>
 __device__ __forceinline__ void scale(typename Tile::Sums& sums, const PowerOfTwo& power) {
-  TM_UNROLL
-  for (int m = 0; m < Tile::kRowTiles; ++m) {
+  power.for_factors([&](float factor) {
     TM_UNROLL
-    for (int n = 0; n < Tile::kColumnTiles; ++n) {
+    for (int m = 0; m < Tile::kRowTiles; ++m) {
       TM_UNROLL
-      for (int i = 0; i < 4; ++i) sums[m][n][i] = power.times(sums[m][n][i]);
+      for (int n = 0; n < Tile::kColumnTiles; ++n) {
+        TM_UNROLL
+        for (int i = 0; i < 4; ++i) sums[m][n][i] *= factor;
+      }
     }
-  }
+  });
 }
 
 // How the operands of the block's trajectory are scaled.

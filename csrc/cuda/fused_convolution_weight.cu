@@ -22,11 +22,10 @@ namespace {
 using namespace weight_gradient;
 
 __device__ __forceinline__ void scale(Sums& sums, const PowerOfTwo& power) {
-  TM_UNROLL
-  for (int i = 0; i < 3 * 2 * 4 * 4; ++i) {
-    float& sum = sums[i / 32][i / 16 % 2][i / 4 % 4][i % 4];
-    sum = power.times(sum);
-  }
+  power.for_factors([&](float factor) {
+    TM_UNROLL
+    for (int i = 0; i < 3 * 2 * 4 * 4; ++i) sums[i / 32][i / 16 % 2][i / 4 % 4][i % 4] *= factor;
+  });
 }
 
 // How the operands of the block's trajectory are scaled.

@@ -37,25 +37,29 @@ __device__ __forceinline__ float largest_of(const T* x, int64_t count) {
 
 __global__ void __launch_bounds__(kMeasureThreads) measure_magnitudes_kernel(MeasureMagnitudes p) {
   TM_SHARED(float, warps, kMeasureThreads / kWarpSize);
-  const MeasureMagnitudes::Measured own = p.each[blockIdx.y];
-  const float* const x = own.x + blockIdx.z * own.stride;
-  const bool in_fours = own.size % 4 == 0 && reinterpret_cast<uintptr_t>(x) % sizeof(float4) == 0;
-  const float largest =
-      warp_max(in_fours ? largest_of(reinterpret_cast<const float4*>(x), own.size / 4)
-                        : largest_of(x, own.size));
+  // By comparison: an index that varies would put the parameters into local memory.
+  const bool second = blockIdx.y == 1;
+  const int64_t size = second ? p.each[1].size : p.each[0].size;
+  const float* const x = (second ? p.each[1].x : p.each[0].x) +
+                         blockIdx.z * (second ? p.each[1].stride : p.each[0].stride);
+  float* const magnitudes = second ? p.each[1].magnitudes : p.each[0].magnitudes;
+  const bool in_fours = size % 4 == 0 && reinterpret_cast<uintptr_t>(x) % sizeof(float4) == 0;
+  const float largest = warp_max(in_fours ? largest_of(reinterpret_cast<const float4*>(x), size / 4)
+                                          : largest_of(x, size));
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarpSize;
   if (lane == 0) warps[thread / kWarpSize] = largest;
   __syncthreads();
   if (thread >= kWarpSize) return;
   const float of_block = warp_max(warps[lane]);
-  if (lane == 0) own.magnitudes[blockIdx.z * kMagnitudes + blockIdx.x] = of_block;
+  if (lane == 0) magnitudes[blockIdx.z * kMagnitudes + blockIdx.x] = of_block;
 }
 
 __global__ void __launch_bounds__(kElementwiseThreads) round_to_half_kernel(RoundToHalf p) {
-  const RoundToHalf::Rounded own = p.each[blockIdx.y];
-  const PowerOfTwo scale(scale_exponent(own.magnitudes, blockIdx.z));
-  const float* const x = own.x + blockIdx.z * p.size;
-  float* const halves = own.halves + blockIdx.z * p.size / 2;
+  const bool second = blockIdx.y == 1;
+  const float* const x = (second ? p.each[1].x : p.each[0].x) + blockIdx.z * p.size;
+  float* const halves = (second ? p.each[1].halves : p.each[0].halves) + blockIdx.z * p.size / 2;
+  const float* const magnitudes = second ? p.each[1].magnitudes : p.each[0].magnitudes;
+  const PowerOfTwo scale(scale_exponent(magnitudes, blockIdx.z));
   for_each_element(p.size / 4, [&](int64_t i) {
     const float4 four = reinterpret_cast<const float4*>(x)[i];
     reinterpret_cast<float2*>(halves)[i] =

@@ -35,6 +35,13 @@ class PowerOfTwo {
   }
   // Both factors go the same way: what the product holds, the step between them holds.
   __device__ __forceinline__ float times(float value) const { return value * first_ * second_; }
+  // The same for many numbers at once, one factor after the other. In one go it would take twice
+  // the registers of the numbers.
+  template <class Body>
+  __device__ __forceinline__ void for_factors(const Body& body) const {
+    TM_NO_UNROLL
+    for (int i = 0; i < 2; ++i) body(i == 0 ? first_ : second_);
+  }
 
  private:
   float first_, second_;
