@@ -74,7 +74,7 @@ inline std::vector<double> held_by_tf32(std::vector<double> values) {
 }
 
 // Numbers that half precision holds, of tensors that are scaled by a power of two as their largest
-// magnitude says. So many tensors lie one behind the other.
+// magnitude says; `tensors` of them lie one behind the other.
 inline std::vector<double> held_by_half(std::vector<double> values, int64_t tensors = 1) {
   const size_t size = values.size() / static_cast<size_t>(tensors);
   for (size_t first = 0; first < values.size(); first += size) {
