@@ -12,8 +12,9 @@
 // dW' = x * dy' + x' * dy.
 //
 // Operations and bytes of an image at S = 16, C = 128, one term: 75.5 MFLOP; 0.13 MB read, 0.13
-// written, and 0.59 MB of weights for every block that takes the image (from L2). The floor of 100
-// images on an H200: 126 us in float32 (60 TFLOP/s), 19 us in TF32 (400 TFLOP/s), 6 us of memory
+// written, and 0.59 MB of weights for every block that takes the image (from L2); in half precision
+// 0.07 MB read and 0.29 MB of weights. The floor of 100 images on an H200: 126 us in float32
+// (60 TFLOP/s), 19 us in TF32 (400 TFLOP/s), 13 us in half precision (600 TFLOP/s), 6 us of memory
 // (4.3 TB/s). At S = 8 a quarter of each but of the weights, which four images share.
 #pragma once
 
@@ -25,8 +26,9 @@ namespace trajmatch {
 
 // How products are made; sums are float32 in all. TF32 has 10 bits behind the point. Three TF32
 // products of high and low parts are as exact as float32; the forward pass alone offers them, whose
-// result decides which ReLUs are active.
-enum class ProductKind : int { kPlain = 0, kTf32 = 1, kTf32x3 = 2 };
+// result decides which ReLUs are active. Half precision has 10 bits too, at half the bytes and
+// twice the rate, but takes operands that are scaled and rounded before (core/half_operand.h).
+enum class ProductKind : int { kPlain = 0, kTf32 = 1, kTf32x3 = 2, kFp16 = 3 };
 
 struct FusedConvolutionShape {
   int64_t trajectories, batch, size, channels;  // K, B, S, C
@@ -53,20 +55,30 @@ struct FusedConvolutionShape {
 };
 
 // Weights [K, C, C, 3, 3] in the order that the kernels read, [K, 9 C^2]: for every 16 input
-// channels and row of taps, [3 taps, 4 groups, C outputs, 4 inputs of the group].
+// channels and row of taps, [3 taps, 4 groups, C outputs, 4 inputs of the group]; for kFp16
+// [3 taps, C outputs, 16 inputs] as halves, two in a float's place.
 struct PackConvolution {
   FusedConvolutionShape shape;
-  int64_t parameter_stride;  // from one trajectory's weight to the next one's
-  bool turned;               // for the gradient in x
-  ProductKind kind;          // weights for kTf32 are rounded
-  const float* weight;       // [C, C, 3, 3], K of them
-  float* packed;             // [K, 9 C^2]
+  int64_t parameter_stride;           // from one trajectory's weight to the next one's
+  bool turned;                        // for the gradient in x
+  ProductKind kind;                   // weights for kTf32 and kFp16 are rounded
+  const float* weight;                // [C, C, 3, 3], K of them
+  float* packed;                      // [K, packed_size()]
+  const float* magnitudes = nullptr;  // of the weights; for kFp16
+
+  static int64_t packed_size(const FusedConvolutionShape& shape, ProductKind kind) {
+    return kind == ProductKind::kFp16 ? shape.weight_size() / 2 : shape.weight_size();
+  }
 };
 
+// For kFp16, operands are halves of [K, B, S, S, C] and packed weights, and come with the
+// magnitudes that say how they are scaled.
 struct FusedConvolution {
   struct Term {
     const float* x;       // [K, B, S, S, C]
     const float* weight;  // [K, 9 C^2], packed
+    const float* x_magnitudes = nullptr;
+    const float* weight_magnitudes = nullptr;
   };
   FusedConvolutionShape shape;
   ProductKind kind;
@@ -111,9 +123,11 @@ struct FusedConvolutionWeight {
   struct Pair {
     const float* x;       // [K, B, S, S, C]
     const float* grad_y;  // [K, B, S, S, C]
+    const float* x_magnitudes = nullptr;
+    const float* grad_y_magnitudes = nullptr;
   };
   FusedConvolutionShape shape;
-  ProductKind kind;  // kPlain or kTf32
+  ProductKind kind;  // not kTf32x3
   int64_t splits;    // 1 to B
   int pairs;         // 1 or 2
   Pair pair[2];

@@ -6,6 +6,7 @@
 // Deterministic; nothing may alias.
 
 #include "core/fused_convolution.h"
+#include "cuda/convolution_products.cuh"
 #include "cuda/image_sums.cuh"
 
 namespace trajmatch::cuda {
@@ -82,9 +83,10 @@ __global__ void __launch_bounds__(kThreads, 1) fused_block_forward_kernel(FusedB
 void launch_fused_block_forward(const FusedBlockForward& params, Stream stream) {
   with_tile<true>(params.convolution, [&](auto tile, auto kind) {
     using Tile = decltype(tile);
-    allow_dynamic_shared(fused_block_forward_kernel<Tile, kind()>, Tile::kBytes);
+    constexpr size_t kBytes = Chunk<Tile, kind()>::kBytes;
+    allow_dynamic_shared(fused_block_forward_kernel<Tile, kind()>, kBytes);
     TM_LAUNCH((fused_block_forward_kernel<Tile, kind()>), grid_of(params.convolution), kThreads,
-              Tile::kBytes, stream, params);
+              kBytes, stream, params);
   });
 }
 

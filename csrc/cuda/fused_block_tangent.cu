@@ -5,6 +5,7 @@
 // for the backward pass anyway. Deterministic; nothing may alias.
 
 #include "core/fused_convolution.h"
+#include "cuda/convolution_products.cuh"
 #include "cuda/image_sums.cuh"
 
 namespace trajmatch::cuda {
@@ -99,9 +100,10 @@ __global__ void __launch_bounds__(kThreads, 1) fused_block_tangent_kernel(FusedB
 void launch_fused_block_tangent(const FusedBlockTangent& params, Stream stream) {
   with_tile<false>(params.convolution, [&](auto tile, auto kind) {
     using Tile = decltype(tile);
-    allow_dynamic_shared(fused_block_tangent_kernel<Tile, kind()>, Tile::kBytes);
+    constexpr size_t kBytes = Chunk<Tile, kind()>::kBytes;
+    allow_dynamic_shared(fused_block_tangent_kernel<Tile, kind()>, kBytes);
     TM_LAUNCH((fused_block_tangent_kernel<Tile, kind()>), grid_of(params.convolution), kThreads,
-              Tile::kBytes, stream, params);
+              kBytes, stream, params);
   });
 }
 

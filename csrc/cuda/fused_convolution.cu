@@ -5,7 +5,7 @@
 
 #include "core/fused_convolution.h"
 
-#include "cuda/convolution_tile.cuh"
+#include "cuda/convolution_products.cuh"
 
 namespace trajmatch::cuda {
 namespace {
@@ -26,9 +26,10 @@ __global__ void __launch_bounds__(kThreads, 1) fused_convolution_kernel(FusedCon
 void launch_fused_convolution(const FusedConvolution& params, Stream stream) {
   with_tile<false>(params, [&](auto tile, auto kind) {
     using Tile = decltype(tile);
-    allow_dynamic_shared(fused_convolution_kernel<Tile, kind()>, Tile::kBytes);
-    TM_LAUNCH((fused_convolution_kernel<Tile, kind()>), grid_of(params), kThreads, Tile::kBytes,
-              stream, params);
+    constexpr size_t kBytes = Chunk<Tile, kind()>::kBytes;
+    allow_dynamic_shared(fused_convolution_kernel<Tile, kind()>, kBytes);
+    TM_LAUNCH((fused_convolution_kernel<Tile, kind()>), grid_of(params), kThreads, kBytes, stream,
+              params);
   });
 }
 

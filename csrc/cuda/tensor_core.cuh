@@ -1,18 +1,22 @@
-// The products of tensor cores in TF32: D += A B of 16 x 8 and 8 x 8 numbers by a warp (mma.sync,
-// sm_80). On the emulator the lanes exchange their operands by shuffles.
+// The products of tensor cores: D += A B by a warp (mma.sync, sm_80), of 16 x 8 and 8 x 8 numbers
+// in TF32, of 16 x 16 and 16 x 8 in half precision. On the emulator the lanes exchange their
+// operands by shuffles; in half precision they do so on older GPUs too.
 //
 // With g = lane / 4 and t = lane % 4 a lane holds
-//   A: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)        B: (t, g), (t + 4, g)
-//   D: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+//   D:     (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+//   TF32   A: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)        B: (t, g), (t + 4, g)
+//   halves A: (g, k), (g + 8, k), (g, k + 8), (g + 8, k + 8)        B: (k, g), (k + 8, g)
+//          for the pairs k = 2t, 2t + 1
 #pragma once
 
 #include <cstdint>
 
+#include "cuda/half_precision.cuh"
 #include "cuda/reduce.cuh"
 
 namespace trajmatch::cuda {
 
-// Whether there are any; where not, products take another way.
+// Whether there are any for TF32; where not, products take another way.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 constexpr bool kHasTensorCores = true;
 #else
@@ -70,5 +74,39 @@ __device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4]
 }
 
 #endif
+
+// Every operand is two halves.
+__device__ __forceinline__ void multiply_halves(float (&d)[4], const uint32_t (&a)[4],
+                                                const uint32_t (&b)[2]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  struct Four {
+    float values[4];
+  };
+  // Two operands of another lane: (k, k + 1) of the first, then of the second.
+  const auto read = [](uint32_t first, uint32_t second, unsigned from) {
+    const unsigned long long both = __shfl_sync(
+        kFullWarp, static_cast<unsigned long long>(second) << 32 | first, static_cast<int>(from));
+    const uint32_t low = static_cast<uint32_t>(both), high = static_cast<uint32_t>(both >> 32);
+    return Four{half_value(low), half_value(low >> 16), half_value(high), half_value(high >> 16)};
+  };
+  const unsigned lane = threadIdx.x % kWarpSize, g = lane / 4, t = lane % 4;
+  for (unsigned k = 0; k < 4; ++k) {
+    const Four row = read(a[0], a[2], g * 4 + k), row_below = read(a[1], a[3], g * 4 + k);
+    for (unsigned e = 0; e < 2; ++e) {
+      const Four column = read(b[0], b[1], (2 * t + e) * 4 + k);
+      for (unsigned i = 0; i < 4; ++i) {
+        d[e] += row.values[i] * column.values[i];
+        d[2 + e] += row_below.values[i] * column.values[i];
+      }
+    }
+  }
+#endif
+}
 
 }  // namespace trajmatch::cuda

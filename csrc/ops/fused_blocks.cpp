@@ -24,16 +24,19 @@ template <class Params>
 }
 #endif
 
-using Pairs = std::vector<std::pair<Tensor, Tensor>>;
-
 std::string chosen_blocks() {
   const char* const text = std::getenv("TRAJMATCH_CUDA_BLOCKS");
   const std::string choice = text == nullptr ? "library" : text;
-  for (const char* const known : {"library", "first", "float32", "tf32"}) {
+  for (const char* const known : {"library", "first", "float32", "tf32", "fp16"}) {
     if (choice == known) return choice;
   }
   throw std::invalid_argument(
-      "TRAJMATCH_CUDA_BLOCKS must be library, first, float32 or tf32, but is '" + choice + "'");
+      "TRAJMATCH_CUDA_BLOCKS must be library, first, float32, tf32 or fp16, but is '" + choice +
+      "'");
+}
+
+const float* in_kind(ProductKind kind, const Tensor& values, const OptionalTensor& halves) {
+  return kind == ProductKind::kFp16 ? read<float>(halves) : read<float>(values);
 }
 
 bool is_plain(const Network& network, const Block& block) {
@@ -51,9 +54,9 @@ FusedBlocks::FusedBlocks(const Network& network, Workspace& workspace, const Ten
       states_(network.blocks.size()) {
   const std::string choice = chosen_blocks();
   if (choice == "library" || like.scalar_type() != ScalarType::Float) return;
-  if (choice == "tf32") {
-    kind_ = ProductKind::kTf32;
-    forward_kind_ = network.precise ? ProductKind::kTf32x3 : ProductKind::kTf32;
+  if (choice == "tf32" || choice == "fp16") {
+    kind_ = choice == "tf32" ? ProductKind::kTf32 : ProductKind::kFp16;
+    forward_kind_ = network.precise ? ProductKind::kTf32x3 : kind_;
   }
   for (size_t i = 0; i < takes_.size(); ++i) {
     const Block& block = network.blocks[i];
@@ -66,7 +69,7 @@ FusedBlocks::FusedBlocks(const Network& network, Workspace& workspace, const Ten
 Tensor FusedBlocks::forward(size_t index, const Tensor& theta, const Tensor& input) {
   State& state = states_[index];
   batch_ = input.size(0);
-  state.input = input;
+  state.input = activation("fused_input", index, input);
   state.mean = statistics("fused_mean", index);
   state.rstd = statistics("fused_rstd", index);
   const Tensor out = output("fused_output", index);
@@ -77,11 +80,14 @@ Tensor FusedBlocks::forward(size_t index, const Tensor& theta, const Tensor& inp
     return out;
   }
   state.y = like_y("fused_y", index);
-  const Tensor weight = packed("fused_weight", index, theta, false, forward_kind_);
-  TM_LAUNCH_FUSED(launch_fused_block_forward,
-                  FusedBlockForward{convolution(index, forward_kind_, {{input, weight}}, state.y),
-                                    deep_norm(index, theta), write<float>(out),
-                                    write<float>(state.mean), write<float>(state.rstd)});
+  state.weight = weight("fused_weight", index, theta);
+  scale(index, {state.input}, {state.weight});
+  const Packed packed_weight = packed("fused_packed", index, state.weight, false, forward_kind_);
+  TM_LAUNCH_FUSED(
+      launch_fused_block_forward,
+      FusedBlockForward{convolution(index, forward_kind_, {{state.input, packed_weight}}, state.y),
+                        deep_norm(index, theta), write<float>(out), write<float>(state.mean),
+                        write<float>(state.rstd)});
   return out;
 }
 
@@ -98,11 +104,13 @@ Tensor FusedBlocks::tangent(size_t index, const Tensor& theta, const Tensor& the
                           write<float>(state.mean_tangent), write<float>(state.projection)});
     return out;
   }
-  state.input_tangent = *input_tangent;
+  state.input_tangent = activation("fused_input_tangent", index, *input_tangent);
+  state.weight_tangent = weight("fused_weight_tangent", index, theta_tangent);
+  scale(index, {state.input_tangent}, {state.weight_tangent});
   state.y_tangent = like_y("fused_y_tangent", index);
-  const Pairs terms{
-      {*input_tangent, packed("fused_weight_again", index, theta, false, kind_)},
-      {state.input, packed("fused_weight_tangent", index, theta_tangent, false, kind_)}};
+  const std::vector<Term> terms{
+      {state.input_tangent, packed("fused_packed_again", index, state.weight, false, kind_)},
+      {state.input, packed("fused_packed_tangent", index, state.weight_tangent, false, kind_)}};
   const auto tangents = places(index, theta_tangent);
   TM_LAUNCH_FUSED(
       launch_fused_block_tangent,
@@ -137,8 +145,10 @@ OptionalTensor FusedBlocks::backward(size_t index, const Tensor& theta, const Te
                                  write<float>(grad_y), write<float>(partial), grads.norm_weight,
                                  grads.norm_bias},
       Device(like_));
-  weight_gradient(index, {{state.input, grad_y}}, grad_theta);
-  return turned("fused_grad_input", index, {{grad_y, theta}});
+  const Operand grad = activation("fused_grad", index, grad_y);
+  scale(index, {grad}, {});
+  weight_gradient(index, {{state.input, grad}}, grad_theta);
+  return turned("fused_grad_input", index, {{grad, state.weight}});
 }
 
 std::pair<OptionalTensor, Tensor> FusedBlocks::backward_tangent(size_t index, const Tensor& theta,
@@ -173,11 +183,14 @@ std::pair<OptionalTensor, Tensor> FusedBlocks::backward_tangent(size_t index, co
           read<float>(grad_output_tangent), write<float>(grad_y), write<float>(grad_y_tangent),
           write<float>(partial), grads.norm_weight, grads.norm_bias},
       Device(like_));
-  weight_gradient(index, {{state.input, grad_y_tangent}, {state.input_tangent, grad_y}},
+  const Operand grad = activation("fused_grad", index, grad_y);
+  const Operand grad_tangent = activation("fused_grad_tangent", index, grad_y_tangent);
+  scale(index, {grad, grad_tangent}, {});
+  weight_gradient(index, {{state.input, grad_tangent}, {state.input_tangent, grad}},
                   grad_theta_tangent);
-  return {turned("fused_grad_input", index, {{grad_y, theta}}),
+  return {turned("fused_grad_input", index, {{grad, state.weight}}),
           turned("fused_grad_input_tangent", index,
-                 {{grad_y_tangent, theta}, {grad_y, theta_tangent}})};
+                 {{grad_tangent, state.weight}, {grad, state.weight_tangent}})};
 }
 
 // What both kinds of block need.
@@ -243,7 +256,8 @@ FirstLayerShape FusedBlocks::first_shape() const {
 
 FirstLayerInputs FusedBlocks::first_inputs(const Tensor& theta) const {
   const auto own = places(0, theta);
-  return {first_shape(), read<float>(states_[0].input), own.weight, own.norm_weight, own.norm_bias};
+  return {first_shape(), read<float>(states_[0].input.values), own.weight, own.norm_weight,
+          own.norm_bias};
 }
 
 FirstLayerTangents FusedBlocks::first_tangents(const Tensor& theta_tangent) const {
@@ -281,28 +295,74 @@ FusedNorm FusedBlocks::deep_norm(size_t index, const Tensor& theta) const {
           own.norm_weight, own.norm_bias};
 }
 
-Tensor FusedBlocks::packed(const char* name, size_t index, const Tensor& parameters, bool turned,
-                           ProductKind kind) {
-  const FusedConvolutionShape shape = deep_shape(index);
-  const Tensor result = workspace_.contiguous(name, index, {shape.weight_size()}, like_);
-  TM_LAUNCH_FUSED(launch_pack_convolution,
-                  PackConvolution{shape, network_.num_parameters, turned, kind,
-                                  places(index, parameters).weight, write<float>(result)});
-  return result;
-}
-
-FusedConvolution FusedBlocks::convolution(size_t index, ProductKind kind, const Pairs& terms,
-                                          const Tensor& y) const {
-  const FusedConvolutionShape shape = deep_shape(index);
-  FusedConvolution result{
-      shape, kind, shape.tile_channels(), static_cast<int>(terms.size()), {}, write<float>(y)};
-  for (size_t i = 0; i < terms.size(); ++i) {
-    result.term[i] = {read<float>(terms[i].first), read<float>(terms[i].second)};
+FusedBlocks::Operand FusedBlocks::activation(const char* name, size_t index, const Tensor& values) {
+  Operand result{values, {}, {}};
+  if (kind_ == ProductKind::kFp16 && index > 0) {
+    const std::string stem = name;
+    const int64_t size = batch_ * deep_shape(index).image_size();
+    result.halves = workspace_.contiguous((stem + "_halves").c_str(), index, {size / 2}, like_);
+    result.magnitudes =
+        workspace_.contiguous((stem + "_magnitudes").c_str(), index, {kMagnitudes}, like_);
   }
   return result;
 }
 
-void FusedBlocks::weight_gradient(size_t index, const Pairs& pairs, const Tensor& grad_theta) {
+FusedBlocks::Operand FusedBlocks::weight(const char* name, size_t index, const Tensor& parameters) {
+  Operand result{parameters, {}, {}};
+  if (kind_ == ProductKind::kFp16) {
+    result.magnitudes = workspace_.contiguous(name, index, {kMagnitudes}, like_);
+  }
+  return result;
+}
+
+void FusedBlocks::scale(size_t index, const std::vector<Operand>& activations,
+                        const std::vector<Operand>& weights) const {
+  if (kind_ != ProductKind::kFp16) return;
+  const FusedConvolutionShape shape = deep_shape(index);
+  const int64_t size = batch_ * shape.image_size();
+  MeasureMagnitudes measure{{}, 0, 1};
+  RoundToHalf round{{}, 0, 1, size};
+  for (const Operand& one : activations) {
+    const float* const x = read<float>(one.values);
+    measure.each[measure.count++] = {x, size, size, write<float>(one.magnitudes)};
+    round.each[round.count++] = {x, read<float>(one.magnitudes), write<float>(one.halves)};
+  }
+  for (const Operand& one : weights) {
+    measure.each[measure.count++] = {places(index, one.values).weight, shape.weight_size(),
+                                     network_.num_parameters, write<float>(one.magnitudes)};
+  }
+  TM_LAUNCH_FUSED(launch_measure_magnitudes, measure);
+  TM_LAUNCH_FUSED(launch_round_to_half, round);
+}
+
+FusedBlocks::Packed FusedBlocks::packed(const char* name, size_t index, const Operand& weight,
+                                        bool turned, ProductKind kind) {
+  const FusedConvolutionShape shape = deep_shape(index);
+  const Tensor result =
+      workspace_.contiguous(name, index, {PackConvolution::packed_size(shape, kind)}, like_);
+  TM_LAUNCH_FUSED(launch_pack_convolution,
+                  PackConvolution{shape, network_.num_parameters, turned, kind,
+                                  places(index, weight.values).weight, write<float>(result),
+                                  read<float>(weight.magnitudes)});
+  return {result, weight.magnitudes};
+}
+
+FusedConvolution FusedBlocks::convolution(size_t index, ProductKind kind,
+                                          const std::vector<Term>& terms, const Tensor& y) const {
+  const FusedConvolutionShape shape = deep_shape(index);
+  FusedConvolution result{
+      shape, kind, shape.tile_channels(), static_cast<int>(terms.size()), {}, write<float>(y)};
+  for (size_t i = 0; i < terms.size(); ++i) {
+    const auto& [x, weight] = terms[i];
+    result.term[i] = {in_kind(kind, x.values, x.halves), read<float>(weight.values),
+                      read<float>(x.magnitudes), read<float>(weight.magnitudes)};
+  }
+  return result;
+}
+
+void FusedBlocks::weight_gradient(size_t index,
+                                  const std::vector<std::pair<Operand, Operand>>& pairs,
+                                  const Tensor& grad_theta) {
   const FusedConvolutionShape shape = deep_shape(index);
   const int64_t splits = FusedConvolutionWeight::splits_of(shape);
   const int64_t shares = splits * FusedConvolutionWeight::parts(shape.channels);
@@ -317,18 +377,22 @@ void FusedBlocks::weight_gradient(size_t index, const Pairs& pairs, const Tensor
                                 gradient_places(index, grad_theta).weight,
                                 network_.num_parameters};
   for (size_t i = 0; i < pairs.size(); ++i) {
-    params.pair[i] = {read<float>(pairs[i].first), read<float>(pairs[i].second)};
+    const auto& [x, grad_y] = pairs[i];
+    params.pair[i] = {in_kind(kind_, x.values, x.halves),
+                      in_kind(kind_, grad_y.values, grad_y.halves), read<float>(x.magnitudes),
+                      read<float>(grad_y.magnitudes)};
   }
   TM_LAUNCH_FUSED(launch_fused_convolution_weight, params);
 }
 
-// The sum of the gradients in the input, each from a gradient in y and parameters.
-Tensor FusedBlocks::turned(const char* name, size_t index, const Pairs& grads_and_parameters) {
+// The sum of the gradients in the input, each from a gradient in y and a weight.
+Tensor FusedBlocks::turned(const char* name, size_t index,
+                           const std::vector<std::pair<Operand, Operand>>& grads_and_weights) {
   constexpr const char* kNames[] = {"fused_turned", "fused_turned_second"};
-  Pairs terms;
-  for (size_t i = 0; i < grads_and_parameters.size(); ++i) {
-    const auto& [grad, parameters] = grads_and_parameters[i];
-    terms.emplace_back(grad, packed(kNames[i], index, parameters, true, kind_));
+  std::vector<Term> terms;
+  for (size_t i = 0; i < grads_and_weights.size(); ++i) {
+    const auto& [grad, weight] = grads_and_weights[i];
+    terms.push_back({grad, packed(kNames[i], index, weight, true, kind_)});
   }
   const Tensor result = like_input(name, index);
   TM_LAUNCH_FUSED(launch_fused_convolution, convolution(index, kind_, terms, result));

@@ -7,6 +7,7 @@
 
 #include "core/first_layer.h"
 #include "core/fused_convolution.h"
+#include "core/half_operand.h"
 #include "core/network.h"
 #include "ops/workspace.h"
 
@@ -19,6 +20,8 @@ class FusedBlocks {
   //   first     the first one
   //   float32   all, with products in float32
   //   tf32      all, with products in TF32; the forward pass of a precise network in three of them
+  //   fp16      all, with products in half precision, of scaled operands; the forward pass of a
+  //             precise network as with tf32
   // Throws std::invalid_argument where it says anything else.
   FusedBlocks(const Network& network, Workspace& workspace, const Tensor& like);
 
@@ -43,9 +46,26 @@ class FusedBlocks {
                                                      const Tensor& grad_theta_tangent);
 
  private:
+  // What products take, an activation [B, C, H, W] or all parameters [P]; for those in half
+  // precision also the halves (of an activation; weights are packed so) and the magnitudes that say
+  // how they are scaled.
+  struct Operand {
+    Tensor values;
+    OptionalTensor halves, magnitudes;
+  };
+  struct Packed {
+    Tensor values;
+    OptionalTensor magnitudes;
+  };
+  struct Term {
+    Operand x;
+    Packed weight;
+  };
   struct State {
-    Tensor input, y, mean, rstd;
-    Tensor input_tangent, y_tangent, mean_tangent, projection;
+    Operand input, weight;
+    Tensor y, mean, rstd;
+    Operand input_tangent, weight_tangent;
+    Tensor y_tangent, mean_tangent, projection;
   };
   // Places in theta or its tangent, and in a gradient.
   template <class T>
@@ -71,16 +91,20 @@ class FusedBlocks {
 
   FusedConvolutionShape deep_shape(size_t index) const;
   FusedNorm deep_norm(size_t index, const Tensor& theta) const;
+  Operand activation(const char* name, size_t index, const Tensor& values);
+  Operand weight(const char* name, size_t index, const Tensor& parameters);
+  // For half precision: fills what belongs to these operands, at most two.
+  void scale(size_t index, const std::vector<Operand>& activations,
+             const std::vector<Operand>& weights) const;
   // The block's weight in the kernels' order.
-  Tensor packed(const char* name, size_t index, const Tensor& parameters, bool turned,
+  Packed packed(const char* name, size_t index, const Operand& weight, bool turned,
                 ProductKind kind);
-  FusedConvolution convolution(size_t index, ProductKind kind,
-                               const std::vector<std::pair<Tensor, Tensor>>& terms,
+  FusedConvolution convolution(size_t index, ProductKind kind, const std::vector<Term>& terms,
                                const Tensor& y) const;
-  void weight_gradient(size_t index, const std::vector<std::pair<Tensor, Tensor>>& pairs,
+  void weight_gradient(size_t index, const std::vector<std::pair<Operand, Operand>>& pairs,
                        const Tensor& grad_theta);
   Tensor turned(const char* name, size_t index,
-                const std::vector<std::pair<Tensor, Tensor>>& grads_and_parameters);
+                const std::vector<std::pair<Operand, Operand>>& grads_and_weights);
 
   const Network& network_;
   Workspace& workspace_;

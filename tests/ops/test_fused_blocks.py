@@ -19,9 +19,10 @@ from trajmatch.networks import ConvNet
 
 Check = Callable[..., None]
 
-# What float32 and TF32 may be off by, as vectors. With TF32 some inputs of ReLUs fall on the other
-# side of 0, which moves gradients by about the square root of its precision.
-BOUNDS = {"first": 1e-5, "float32": 1e-5, "tf32": 6e-2}
+# What float32, TF32 and half precision may be off by, as vectors. With the last two, which have as
+# many bits, some inputs of ReLUs fall on the other side of 0, which moves gradients by about the
+# square root of their precision.
+BOUNDS = {"first": 1e-5, "float32": 1e-5, "tf32": 6e-2, "fp16": 6e-2}
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def everything(
     [
         *(("first", 3, 32, 32, 3), ("first", 1, 28, 64, 2)),
         *(("float32", 3, 32, 32, 3), ("float32", 1, 28, 64, 2), ("float32", 3, 32, 32, 1)),
-        ("tf32", 3, 32, 32, 3),
+        *(("tf32", 3, 32, 32, 3), ("fp16", 3, 32, 32, 3)),
     ],
 )
 def test_fused_blocks_match_the_reference(
@@ -76,7 +77,7 @@ def test_fused_blocks_match_the_reference(
     depth: int,
 ) -> None:
     model = ConvNet(channels, 4, size, width, depth).to(cuda_path)
-    given = problem(model, cuda_path, batch=1 if blocks == "tf32" else 2)
+    given = problem(model, cuda_path, batch=1 if BOUNDS[blocks] > 1e-5 else 2)
     library = everything(ops, model, given)
     monkeypatch.setenv("TRAJMATCH_CUDA_BLOCKS", blocks)
     got = everything(ops, model, given)
@@ -85,12 +86,16 @@ def test_fused_blocks_match_the_reference(
     assert_close_as_vectors(got, wanted, BOUNDS[blocks])
 
 
+@pytest.mark.parametrize("blocks", ["tf32", "fp16"])
 def test_a_precise_forward_pass_keeps_the_masks(
-    cuda_path: torch.device, assert_close_as_vectors: Check, monkeypatch: pytest.MonkeyPatch
+    cuda_path: torch.device,
+    assert_close_as_vectors: Check,
+    monkeypatch: pytest.MonkeyPatch,
+    blocks: str,
 ) -> None:
     model = ConvNet(3, 4, 32, 32, 3).to(cuda_path)
     given = problem(model, cuda_path, batch=1)
-    monkeypatch.setenv("TRAJMATCH_CUDA_BLOCKS", "tf32")
+    monkeypatch.setenv("TRAJMATCH_CUDA_BLOCKS", blocks)
     got = everything(ops, model, given, precise=True)
     assert_close_as_vectors(got, everything(reference, model.double(), doubled(given)), 2e-3)
 
@@ -176,5 +181,7 @@ def test_an_unknown_choice_is_refused(
 ) -> None:
     monkeypatch.setenv("TRAJMATCH_CUDA_BLOCKS", "all")
     model = ConvNet(3, 4, 32, 32, 1).to(cuda_path)
-    with pytest.raises(ValueError, match="must be library, first, float32 or tf32, but is 'all'"):
+    with pytest.raises(
+        ValueError, match="must be library, first, float32, tf32 or fp16, but is 'all'"
+    ):
         ops.gradient(model, **problem(model, cuda_path))

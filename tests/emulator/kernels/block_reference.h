@@ -2,10 +2,13 @@
 // the CPU's norm, activation and pooling. All four passes, in the precision T.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "core/fused_convolution.h"
 #include "core/norm_act_pool.h"
 #include "kernels/check.h"
 
@@ -70,9 +73,44 @@ inline std::vector<double> held_by_tf32(std::vector<double> values) {
   return values;
 }
 
+// Numbers that half precision holds, of tensors that are scaled by a power of two as their largest
+// magnitude says; `tensors` of them lie one behind the other.
+inline std::vector<double> held_by_half(std::vector<double> values, int64_t tensors = 1) {
+  const size_t size = values.size() / static_cast<size_t>(tensors);
+  for (size_t first = 0; first < values.size(); first += size) {
+    double largest = 0.0;
+    for (size_t i = first; i < first + size; ++i) {
+      if (std::isfinite(values[i])) largest = std::max(largest, std::abs(values[i]));
+    }
+    // 11 bits of every number, but none below 2^-24 of the scaled tensor.
+    const int last = largest == 0.0 ? 0 : std::ilogb(largest) - 14 - 24;
+    for (size_t i = first; i < first + size; ++i) {
+      if (values[i] == 0.0 || !std::isfinite(values[i])) continue;
+      const int unit = std::max(std::ilogb(values[i]) - 10, last);
+      values[i] = std::ldexp(std::nearbyint(std::ldexp(values[i], -unit)), unit);
+    }
+  }
+  return values;
+}
+
+// What products of this kind take without rounding it again.
+inline std::vector<double> held_by(trajmatch::ProductKind kind, const std::vector<double>& values,
+                                   int64_t tensors) {
+  switch (kind) {
+    case trajmatch::ProductKind::kTf32:
+      return held_by_tf32(values);
+    case trajmatch::ProductKind::kFp16:
+      return held_by_half(values, tensors);
+    default:
+      return values;
+  }
+}
+
 // Inputs of all trajectories, one behind the other; what is given to float32 and float64 alike.
 struct BlockData {
-  BlockData(const BlockShape& shape_, bool moving_input, bool tf32 = false) : shape(shape_) {
+  BlockData(const BlockShape& shape_, bool moving_input,
+            trajmatch::ProductKind kind = trajmatch::ProductKind::kPlain)
+      : shape(shape_) {
     Random random(static_cast<unsigned>(shape.y_size() + shape.in_channels));
     const int64_t k = shape.trajectories;
     x = random.normal(k * shape.x_size(), 0.5);
@@ -81,9 +119,8 @@ struct BlockData {
     grad_out_tangent = random.normal(k * shape.pooled_size());
     parameters = random.normal(k * shape.parameter_stride(), 0.2, 0.5);
     parameter_tangents = random.normal(k * shape.parameter_stride());
-    if (!tf32) return;
     for (auto* each : {&x, &x_tangent, &parameters, &parameter_tangents}) {
-      *each = held_by_tf32(*each);
+      *each = held_by(kind, *each, k);
     }
   }
   BlockShape shape;

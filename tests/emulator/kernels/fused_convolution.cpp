@@ -1,5 +1,6 @@
 #include "core/fused_convolution.h"
 
+#include "core/half_operand.h"
 #include "kernels/block_reference.h"
 
 namespace kernels {
@@ -9,7 +10,7 @@ using trajmatch::FusedConvolutionShape;
 using trajmatch::ProductKind;
 
 std::string text(const FusedConvolutionShape& shape, ProductKind kind) {
-  const char* const kinds[] = {"plain", "tf32", "tf32x3"};
+  const char* const kinds[] = {"plain", "tf32", "tf32x3", "fp16"};
   return "K" + std::to_string(shape.trajectories) + " B" + std::to_string(shape.batch) + " S" +
          std::to_string(shape.size) + " C" + std::to_string(shape.channels) + " " +
          kinds[static_cast<int>(kind)];
@@ -26,7 +27,56 @@ struct Choice {
 // Weights lie a gap apart, as parameters do.
 constexpr int64_t kGap = 5;
 
-// One or two terms, plain or turned. `exact` inputs are what TF32 holds.
+// An operand of a product, prepared on the device as its kind wants it.
+class Operand {
+ public:
+  // An activation of `size` numbers for every trajectory, or a weight `stride` apart.
+  Operand(const std::vector<double>& values, const FusedConvolutionShape& shape, ProductKind kind,
+          int64_t size, int64_t stride)
+      : shape_(shape), kind_(kind), stride_(stride), values_(values) {
+    if (kind != ProductKind::kFp16) return;
+    magnitudes_.assign(shape.trajectories * trajmatch::kMagnitudes, std::nanf(""));
+    trajmatch::cuda::launch_measure_magnitudes(
+        {{{values_.get(), size, stride, magnitudes_.data()}}, 1, shape.trajectories},
+        test_stream());
+  }
+  static Operand activation(const std::vector<double>& values, const FusedConvolutionShape& shape,
+                            ProductKind kind) {
+    const int64_t size = shape.batch * shape.image_size();
+    Operand result(values, shape, kind, size, size);
+    if (kind != ProductKind::kFp16) return result;
+    result.prepared_.assign(shape.trajectories * size / 2, std::nanf(""));
+    trajmatch::cuda::launch_round_to_half(
+        {{{result.values_.get(), result.magnitudes(), result.prepared_.data()}},
+         1,
+         shape.trajectories,
+         size},
+        test_stream());
+    return result;
+  }
+  static Operand weight(const std::vector<double>& values, const FusedConvolutionShape& shape,
+                        ProductKind kind, int64_t stride, bool turned) {
+    Operand result(values, shape, kind, shape.weight_size(), stride);
+    const int64_t size = trajmatch::PackConvolution::packed_size(shape, kind);
+    result.prepared_.assign(shape.trajectories * size, std::nanf(""));
+    trajmatch::cuda::launch_pack_convolution({shape, stride, turned, kind, result.values_.get(),
+                                              result.prepared_.data(), result.magnitudes()},
+                                             test_stream());
+    return result;
+  }
+
+  const float* get() const { return prepared_.empty() ? values_.get() : prepared_.data(); }
+  const float* magnitudes() const { return magnitudes_.empty() ? nullptr : magnitudes_.data(); }
+
+ private:
+  FusedConvolutionShape shape_;
+  ProductKind kind_;
+  int64_t stride_;
+  Input<float> values_;
+  std::vector<float> prepared_, magnitudes_;
+};
+
+// One or two terms, plain or turned. `exact` inputs are what products of the kind take unrounded.
 struct Product {
   Product(const Choice& choice_, bool exact) : choice(choice_) {
     Random random(static_cast<unsigned>(choice.shape.channels + choice.terms));
@@ -34,10 +84,13 @@ struct Product {
     for (int i = 0; i < choice.terms; ++i) {
       x.push_back(random.normal(shape.trajectories * shape.batch * shape.image_size(), 0.2));
       weight.push_back(random.normal(shape.trajectories * (shape.weight_size() + kGap)));
-      if (!exact) continue;
-      x.back() = held_by_tf32(x.back());
-      weight.back() = held_by_tf32(weight.back());
+      if (exact) hold(i);
     }
+  }
+
+  void hold(int term) {
+    x[term] = held_by(choice.kind, x[term], choice.shape.trajectories);
+    weight[term] = held_by(choice.kind, weight[term], choice.shape.trajectories);
   }
 
   Choice choice;
@@ -52,18 +105,14 @@ struct Product {
     if constexpr (std::is_same_v<T, float>) {
       if (backend == Backend::kCuda) {
         trajmatch::FusedConvolution params{shape, choice.kind, choice.tile, choice.terms, {}, {}};
-        std::vector<Input<float>> inputs, weights;
-        std::vector<std::vector<float>> packed;
+        std::vector<Operand> operands;
         for (int i = 0; i < choice.terms; ++i) {
-          inputs.emplace_back(x[i]);
-          weights.emplace_back(weight[i]);
-          packed.emplace_back(shape.trajectories * shape.weight_size(), std::nanf(""));
-          trajmatch::cuda::launch_pack_convolution(
-              {shape, stride, choice.turned, choice.kind, weights[i].get(), packed[i].data()},
-              test_stream());
+          operands.push_back(Operand::activation(x[i], shape, choice.kind));
+          operands.push_back(Operand::weight(weight[i], shape, choice.kind, stride, choice.turned));
         }
         for (int i = 0; i < choice.terms; ++i) {
-          params.term[i] = {inputs[i].get(), packed[i].data()};
+          const Operand &input = operands[2 * i], &packed = operands[2 * i + 1];
+          params.term[i] = {input.get(), packed.get(), input.magnitudes(), packed.magnitudes()};
         }
         params.y = out.add("y", total);
         trajmatch::cuda::launch_fused_convolution(params, test_stream());
@@ -93,10 +142,7 @@ struct Product {
 // A block's passes, from exact statistics where they read any.
 struct Block {
   Block(const BlockShape& shape, ProductKind kind_, int64_t tile_, bool moving_input)
-      : data(shape, moving_input, kind_ == ProductKind::kTf32),
-        references(data),
-        kind(kind_),
-        tile(tile_) {}
+      : data(shape, moving_input, kind_), references(data), kind(kind_), tile(tile_) {}
 
   FusedConvolutionShape shape() const {
     return {data.shape.trajectories, data.shape.batch, data.shape.in_size, data.shape.channels};
@@ -106,12 +152,11 @@ struct Block {
     return {block.parameter_stride(), static_cast<float>(block.norm().eps),
             parameters + block.norm_weight_offset(), parameters + block.norm_bias_offset()};
   }
-  std::vector<float> packed(const float* parameters) const {
-    std::vector<float> result(shape().trajectories * shape().weight_size(), std::nanf(""));
-    trajmatch::cuda::launch_pack_convolution(
-        {shape(), data.shape.parameter_stride(), false, kind, parameters, result.data()},
-        test_stream());
-    return result;
+  Operand activation(const std::vector<double>& values) const {
+    return Operand::activation(values, shape(), kind);
+  }
+  Operand weight(const std::vector<double>& parameters) const {
+    return Operand::weight(parameters, shape(), kind, data.shape.parameter_stride(), false);
   }
 
   BlockData data;
@@ -128,14 +173,20 @@ struct Forward {
     Outputs<T> out;
     if constexpr (std::is_same_v<T, float>) {
       if (backend == Backend::kCuda) {
-        const Input<float> x(block.data.x), parameters(block.data.parameters);
-        const std::vector<float> weight = block.packed(parameters.get());
+        const Operand x = block.activation(block.data.x);
+        const Operand weight = block.weight(block.data.parameters);
+        const Input<float> parameters(block.data.parameters);
         const int64_t groups = block.references.exact.mean.size();
         float* const y = out.add("y", block.references.exact.y.size());
         float* const pooled = out.add("out", block.references.exact.out.size());
         float* const mean = out.add("mean", groups);
         trajmatch::cuda::launch_fused_block_forward(
-            {{block.shape(), block.kind, block.tile, 1, {{x.get(), weight.data()}}, y},
+            {{block.shape(),
+              block.kind,
+              block.tile,
+              1,
+              {{x.get(), weight.get(), x.magnitudes(), weight.magnitudes()}},
+              y},
              block.norm(parameters.get()),
              pooled,
              mean,
@@ -161,14 +212,15 @@ struct Tangent {
     Outputs<T> out;
     if constexpr (std::is_same_v<T, float>) {
       if (backend == Backend::kCuda) {
-        const Input<float> x(block.data.x), x_tangent(block.data.x_tangent);
+        const bool moving = !block.data.x_tangent.empty();
+        const Operand x = block.activation(block.data.x);
+        const Operand x_tangent = block.activation(moving ? block.data.x_tangent : block.data.x);
+        const Operand weight = block.weight(block.data.parameters);
+        const Operand weight_tangent = block.weight(block.data.parameter_tangents);
         const Input<float> parameters(block.data.parameters);
         const Input<float> tangents(block.data.parameter_tangents);
         const Input<float> y(block.references.exact.y), mean(block.references.exact.mean),
             rstd(block.references.exact.rstd);
-        const std::vector<float> weight = block.packed(parameters.get());
-        const std::vector<float> weight_tangent = block.packed(tangents.get());
-        const bool moving = !block.data.x_tangent.empty();
         const int64_t groups = block.references.exact.mean.size();
         float* const y_tangent = out.add("y_tangent", block.references.exact.y.size());
         float* const pooled = out.add("out_tangent", block.references.exact.out.size());
@@ -179,7 +231,8 @@ struct Tangent {
               block.kind,
               block.tile,
               moving ? 2 : 1,
-              {{x.get(), weight_tangent.data()}, {x_tangent.get(), weight.data()}},
+              {{x.get(), weight_tangent.get(), x.magnitudes(), weight_tangent.magnitudes()},
+               {x_tangent.get(), weight.get(), x_tangent.magnitudes(), weight.magnitudes()}},
               y_tangent},
              block.norm(parameters.get()),
              norm_tangent.weight,
@@ -218,7 +271,7 @@ void check_block(const BlockCase& one) {
 
 void check_product(const Choice& choice) {
   testing::expect(choice.shape.fits(), "the kernels refuse the shape");
-  check_float(Product(choice, choice.kind == ProductKind::kTf32));
+  check_float(Product(choice, true));
 }
 
 // The gradient in the weights of one or two pairs.
@@ -228,9 +281,11 @@ struct Weight {
     Random random(static_cast<unsigned>(shape.channels + pairs));
     for (int i = 0; i < 2 * pairs; ++i) {
       tensors.push_back(random.normal(shape.trajectories * shape.batch * shape.image_size(), 0.2));
-      if (kind == ProductKind::kTf32) tensors.back() = held_by_tf32(tensors.back());
+      hold(i);
     }
   }
+
+  void hold(int tensor) { tensors[tensor] = held_by(kind, tensors[tensor], shape.trajectories); }
 
   FusedConvolutionShape shape;
   ProductKind kind;
@@ -244,7 +299,10 @@ struct Weight {
     Outputs<T> out;
     if constexpr (std::is_same_v<T, float>) {
       if (backend == Backend::kCuda) {
-        const std::vector<Input<float>> inputs(tensors.begin(), tensors.end());
+        std::vector<Operand> operands;
+        for (const std::vector<double>& each : tensors) {
+          operands.push_back(Operand::activation(each, shape, kind));
+        }
         const int64_t parts = trajmatch::FusedConvolutionWeight::parts(shape.channels);
         std::vector<float> partial(shape.trajectories * splits * parts * shape.weight_size(),
                                    std::nanf(""));
@@ -257,7 +315,8 @@ struct Weight {
                                                  out.add("weight", shape.trajectories * stride),
                                                  stride};
         for (int i = 0; i < pairs; ++i) {
-          params.pair[i] = {inputs[2 * i].get(), inputs[2 * i + 1].get()};
+          const Operand &x = operands[2 * i], &grad_y = operands[2 * i + 1];
+          params.pair[i] = {x.get(), grad_y.get(), x.magnitudes(), grad_y.magnitudes()};
         }
         trajmatch::cuda::launch_fused_convolution_weight(params, test_stream());
         return out;
@@ -281,9 +340,41 @@ struct Weight {
   }
 };
 
-// Where inputs have more bits than TF32 they are rounded, not cut off: errors average out.
-void check_rounding() {
-  const Product product({{1, 1, 8, 32}, ProductKind::kTf32, 32, 1, false}, false);
+// Both products of two terms in half precision, with these operands.
+void check_terms(const Product& product, const Weight& weight) {
+  check_float(product);
+  check_float(weight);
+}
+
+// The four operands of two terms times these factors: scales apart in every order, zeros, and
+// results that float32 barely holds.
+void check_scales(const std::vector<double>& factors) {
+  const FusedConvolutionShape shape{1, 1, 8, 32};
+  Product product({shape, ProductKind::kFp16, 32, 2, false}, false);
+  Weight weight(shape, ProductKind::kFp16, 1, 2);
+  for (int i = 0; i < 4; ++i) {
+    for (double& value : i % 2 == 0 ? product.x[i / 2] : product.weight[i / 2]) value *= factors[i];
+    for (double& value : weight.tensors[i]) value *= factors[i];
+    product.hold(i / 2);
+    weight.hold(i);
+  }
+  check_terms(product, weight);
+}
+
+// What is not finite comes through, and changes no scale.
+void check_not_finite(double value) {
+  const FusedConvolutionShape shape{1, 1, 8, 32};
+  Product product({shape, ProductKind::kFp16, 32, 2, true}, true);
+  Weight weight(shape, ProductKind::kFp16, 1, 2);
+  // The weight's middle tap: others meet the zeros of the border, which the definition leaves out.
+  product.x[1][100] = product.weight[0][4] = weight.tensors[0][500] = value;
+  check_terms(product, weight);
+}
+
+// Where inputs have more bits than the kind holds they are rounded, not cut off: errors average
+// out. TF32 and half precision have as many.
+void check_rounding(ProductKind kind) {
+  const Product product({{1, 1, 8, 32}, kind, 32, 1, false}, false);
   const std::vector<float> y = product.run<float>(Backend::kCuda).tensors()[0].second;
   const std::vector<double> exact = product.run<double>(Backend::kCpu).tensors()[0].second;
   double error = 0.0, norm = 0.0;
@@ -294,7 +385,7 @@ void check_rounding() {
   error = std::sqrt(error / norm);
   // Two operands, each off by up to 2^-11 and 2^-11 / sqrt(3) on average, less where the leading
   // digits are large.
-  testing::expect(error > 1e-4 && error < 4e-4, "TF32 is off by " + std::to_string(error));
+  testing::expect(error > 1e-4 && error < 4e-4, "it is off by " + std::to_string(error));
 }
 
 void check_shapes() {
@@ -325,7 +416,7 @@ void check_shapes() {
 
 std::vector<testing::Case> fused_convolution_cases() {
   const ProductKind plain = ProductKind::kPlain, tf32 = ProductKind::kTf32;
-  const ProductKind three = ProductKind::kTf32x3;
+  const ProductKind three = ProductKind::kTf32x3, fp16 = ProductKind::kFp16;
   std::vector<testing::Case> cases;
   for (const Choice& choice : {
            // Every tile; images that do not fill a block; several trajectories.
@@ -338,6 +429,9 @@ std::vector<testing::Case> fused_convolution_cases() {
            Choice{{2, 1, 8, 64}, plain, 32, 1, false},
            Choice{{1, 1, 8, 32}, tf32, 32, 2, true},
            Choice{{1, 1, 16, 64}, tf32, 64, 1, false},
+           Choice{{2, 3, 8, 32}, fp16, 32, 2, true},
+           Choice{{1, 1, 16, 64}, fp16, 64, 1, false},
+           Choice{{1, 1, 8, 128}, fp16, 128, 1, false},
        }) {
     cases.push_back({"fused_convolution product " + text(choice.shape, choice.kind),
                      [choice] { check_product(choice); }});
@@ -352,6 +446,8 @@ std::vector<testing::Case> fused_convolution_cases() {
            BlockCase{{1, 1, 8, 128, 1, 128}, plain, 128, false},
            BlockCase{{1, 1, 16, 32, 1, 32}, tf32, 32, true},
            BlockCase{{1, 1, 8, 32, 1, 32}, three, 32, false},
+           BlockCase{{1, 1, 16, 32, 1, 32}, fp16, 32, true},
+           BlockCase{{2, 1, 8, 32, 1, 32}, fp16, 32, false},
        }) {
     const FusedConvolutionShape shape{one.shape.trajectories, one.shape.batch, one.shape.in_size,
                                       one.shape.channels};
@@ -368,11 +464,31 @@ std::vector<testing::Case> fused_convolution_cases() {
            Weight({1, 1, 16, 128}, plain, 1, 1),
            Weight({1, 1, 16, 32}, tf32, 1, 1),
            Weight({1, 2, 8, 32}, tf32, 2, 2),
+           Weight({1, 1, 16, 32}, fp16, 1, 2),
+           Weight({2, 3, 8, 32}, fp16, 2, 1),
+           Weight({1, 1, 16, 64}, fp16, 1, 1),
+           Weight({1, 1, 8, 128}, fp16, 1, 1),
        }) {
     cases.push_back(
         {"fused_convolution weight " + text(one.shape, one.kind), [one] { check_float(one); }});
   }
-  cases.push_back({"fused_convolution rounding", check_rounding});
+  for (const ProductKind kind : {tf32, fp16}) {
+    cases.push_back({"fused_convolution rounding " + text({1, 1, 8, 32}, kind),
+                     [kind] { check_rounding(kind); }});
+  }
+  for (const std::vector<double>& factors : {std::vector<double>{1e-9, 1e6, 1.0, 1e-3},
+                                             {1.0, 1e-3, 1e-9, 1e6},
+                                             {1e-9, 1.0, 1.0, 1.0},
+                                             {1.0, 1.0, 1e6, 1e6},
+                                             {0.0, 1.0, 1.0, 1e-9},
+                                             {1e-15, 1e-15, 1e-15, 1e-14}}) {
+    std::string name = "fused_convolution scales fp16";
+    for (const double factor : factors) name += " " + std::to_string(std::log10(factor));
+    cases.push_back({name, [factors] { check_scales(factors); }});
+  }
+  cases.push_back({"fused_convolution nan fp16", [] { check_not_finite(std::nan("")); }});
+  cases.push_back({"fused_convolution infinity fp16",
+                   [] { check_not_finite(std::numeric_limits<double>::infinity()); }});
   cases.push_back({"fused_convolution shapes", check_shapes});
   return cases;
 }

@@ -1,0 +1,85 @@
+// Operands of products in half precision: their magnitudes, and the rounding (formulas, bytes and
+// floors: core/half_operand.h).
+//
+// To measure, a block takes every kMagnitudes-th stretch of a tensor, and leaves the largest
+// magnitude of them. To round, a thread makes four numbers into two words. Deterministic; nothing
+// may alias.
+
+#include "core/half_operand.h"
+
+#include "cuda/elementwise.cuh"
+#include "cuda/half_operand.cuh"
+#include "cuda/half_precision.cuh"
+
+namespace trajmatch::cuda {
+namespace {
+
+constexpr int kMeasureThreads = 1024;
+constexpr int64_t kMaxRoundBlocks = 1056;  // one round of 2048 threads on 132 multiprocessors
+
+__device__ __forceinline__ float finite_magnitude(float value) {
+  const uint32_t magnitude = __float_as_uint(value) & 0x7fffffffu;
+  return magnitude < 0x7f800000u ? __uint_as_float(magnitude) : 0.0f;
+}
+
+__device__ __forceinline__ float finite_magnitude(const float4& four) {
+  const float low = fmaxf(finite_magnitude(four.x), finite_magnitude(four.y));
+  return fmaxf(low, fmaxf(finite_magnitude(four.z), finite_magnitude(four.w)));
+}
+
+// The largest magnitude of the elements of this thread.
+template <class T>
+__device__ __forceinline__ float largest_of(const T* x, int64_t count) {
+  float largest = 0.0f;
+  for_each_element(count, [&](int64_t i) { largest = fmaxf(largest, finite_magnitude(x[i])); });
+  return largest;
+}
+
+__global__ void __launch_bounds__(kMeasureThreads) measure_magnitudes_kernel(MeasureMagnitudes p) {
+  TM_SHARED(float, warps, kMeasureThreads / kWarpSize);
+  // By comparison: an index that varies would put the parameters into local memory.
+  const bool second = blockIdx.y == 1;
+  const int64_t size = second ? p.each[1].size : p.each[0].size;
+  const float* const x = (second ? p.each[1].x : p.each[0].x) +
+                         blockIdx.z * (second ? p.each[1].stride : p.each[0].stride);
+  float* const magnitudes = second ? p.each[1].magnitudes : p.each[0].magnitudes;
+  const bool in_fours = size % 4 == 0 && reinterpret_cast<uintptr_t>(x) % sizeof(float4) == 0;
+  const float largest = warp_max(in_fours ? largest_of(reinterpret_cast<const float4*>(x), size / 4)
+                                          : largest_of(x, size));
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarpSize;
+  if (lane == 0) warps[thread / kWarpSize] = largest;
+  __syncthreads();
+  if (thread >= kWarpSize) return;
+  const float of_block = warp_max(warps[lane]);
+  if (lane == 0) magnitudes[blockIdx.z * kMagnitudes + blockIdx.x] = of_block;
+}
+
+__global__ void __launch_bounds__(kElementwiseThreads) round_to_half_kernel(RoundToHalf p) {
+  const bool second = blockIdx.y == 1;
+  const float* const x = (second ? p.each[1].x : p.each[0].x) + blockIdx.z * p.size;
+  float* const halves = (second ? p.each[1].halves : p.each[0].halves) + blockIdx.z * p.size / 2;
+  const float* const magnitudes = second ? p.each[1].magnitudes : p.each[0].magnitudes;
+  const PowerOfTwo scale(scale_exponent(magnitudes, blockIdx.z));
+  for_each_element(p.size / 4, [&](int64_t i) {
+    const float4 four = reinterpret_cast<const float4*>(x)[i];
+    reinterpret_cast<float2*>(halves)[i] =
+        float2{__uint_as_float(two_halves(scale.times(four.x), scale.times(four.y))),
+               __uint_as_float(two_halves(scale.times(four.z), scale.times(four.w)))};
+  });
+}
+
+}  // namespace
+
+void launch_measure_magnitudes(const MeasureMagnitudes& params, Stream stream) {
+  const dim3 grid(kMagnitudes, static_cast<unsigned>(params.count), grid_size(params.trajectories));
+  TM_LAUNCH(measure_magnitudes_kernel, grid, kMeasureThreads, 0, stream, params);
+}
+
+void launch_round_to_half(const RoundToHalf& params, Stream stream) {
+  const int64_t blocks = (params.size / 4 + kElementwiseThreads - 1) / kElementwiseThreads;
+  const dim3 grid(grid_size(blocks < kMaxRoundBlocks ? blocks : kMaxRoundBlocks),
+                  static_cast<unsigned>(params.count), grid_size(params.trajectories));
+  TM_LAUNCH(round_to_half_kernel, grid, kElementwiseThreads, 0, stream, params);
+}
+
+}  // namespace trajmatch::cuda
