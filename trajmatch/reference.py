@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trajmatch.networks.convnet import GROUP_NORM_GROUPS, LEAKY_SLOPE, NORM_EPS
+from trajmatch.networks.convnet import LEAKY_SLOPE
 from trajmatch.networks.flat import call_flat
+from trajmatch.networks.layers import GROUP_NORM_GROUPS, NORM_EPS
 
 
 class GradientJvp(NamedTuple):
@@ -137,10 +138,15 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def loss_value(
-    model: nn.Module, theta: Tensor, images: Tensor, labels: Tensor | None, loss: str
+    model: nn.Module,
+    theta: Tensor,
+    images: Tensor,
+    labels: Tensor | None,
+    loss: str,
+    update_buffers: bool = False,
 ) -> Tensor:
     """The scalar that ``gradient`` differentiates: ``"cross_entropy"`` or ``"sum_logits"``."""
-    logits = call_flat(model, theta, images)
+    logits = call_flat(model, theta, images, update_buffers)
     if loss == "sum_logits":
         return logits.sum()
     assert labels is not None
@@ -153,12 +159,13 @@ def gradient(
     images: Tensor,
     labels: Tensor | None,
     loss: str = "cross_entropy",
+    update_buffers: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Loss and its gradient ``[P]``; both stay in the graph."""
     with torch.enable_grad():
         if not theta.requires_grad:
             theta = theta.detach().requires_grad_()
-        value = loss_value(model, theta, images, labels, loss)
+        value = loss_value(model, theta, images, labels, loss, update_buffers)
         (grad,) = torch.autograd.grad(value, theta, create_graph=True)
     return value, grad
 

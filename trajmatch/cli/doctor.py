@@ -1,4 +1,7 @@
-"""``trajmatch doctor``: what is installed, what was built, what runs where; a self-test."""
+"""``trajmatch doctor``: what is installed, what was built, what runs where; a self-test.
+
+With ``--network`` it looks at a network instead.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import Any
 
 from trajmatch import __version__
 from trajmatch.cli.arguments import parse
+from trajmatch.cli.doctor_network import examine_network, network_as_text
+from trajmatch.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
 DISPATCH_KEYS = ("CPU", "CUDA", "Meta", "Autograd")  # Meta: shapes only, for torch.compile
@@ -22,13 +27,38 @@ class DoctorConfig:
 
     json: bool = False
     """Print JSON instead of a text."""
+    network: str | None = None
+    """Look at this network instead: what runs each layer, and whether it can be a student."""
+    data: str | None = None
+    """Data set that the network is for, in place of the three sizes below."""
+    image_size: int = 32
+    """Side of the network's images in pixels."""
+    channels: int = 3
+    """Channels of the network's images."""
+    classes: int = 10
+    """Classes of the network."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UserError: A size is not positive.
+        """
+        for field in ("image_size", "channels", "classes"):
+            value = getattr(self, field)
+            if value < 1:
+                flag = "--" + field.replace("_", "-")
+                raise UserError(f"{flag} should be at least 1, but is {value}")
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the command; the status is 1 when the self-test fails."""
+    """Runs the command; the status is 1 when the self-test or the network fails."""
     config = parse(DoctorConfig, argv, "trajmatch doctor")
-    report = examine()
-    print(json.dumps(report, indent=2) if config.json else as_text(report))
+    if config.network is None:
+        report, text = examine(), as_text
+    else:
+        report, text = examine_network(config.network, *_sizes(config)), network_as_text
+    print(json.dumps(report, indent=2) if config.json else text(report))
     return 0 if report["passed"] else 1
 
 
@@ -123,6 +153,16 @@ def _self_test_table(outcomes: list[dict[str, Any]]) -> list[str]:
             f"{outcome['case']:{width}}  {outcome['device']:6}  {outcome['error']:.1e}{verdict}"
         )
     return rows
+
+
+def _sizes(config: DoctorConfig) -> tuple[int, int, int]:
+    """Channels, classes and image size that a network is to have."""
+    if config.data is None:
+        return config.channels, config.classes, config.image_size
+    from trajmatch.data import load_dataset
+
+    dataset = load_dataset(config.data)
+    return dataset.channels, dataset.num_classes, dataset.image_size
 
 
 def _version(package: str) -> str:

@@ -1,6 +1,15 @@
 """Student and expert networks, and their parameters as one flat vector."""
 
+from trajmatch.networks.alexnet import AlexNet
+from trajmatch.networks.buffers import flat_buffers, load_flat_buffers, num_buffers
 from trajmatch.networks.convnet import ConvNet
+from trajmatch.networks.differentiable import (
+    Layer,
+    check_student,
+    check_twice_differentiable,
+    examine,
+)
+from trajmatch.networks.external import External, is_external, is_user_function
 from trajmatch.networks.flat import (
     call_flat,
     flat_parameters,
@@ -8,14 +17,36 @@ from trajmatch.networks.flat import (
     num_parameters,
 )
 from trajmatch.networks.initialise import initialise
-from trajmatch.networks.registry import build
+from trajmatch.networks.lenet import LeNet
+from trajmatch.networks.mlp import MLP
+from trajmatch.networks.registry import build, check_runs, specify
+from trajmatch.networks.resnet import ResNet18, ResNet18_AP
+from trajmatch.networks.vgg import VGG11
 
 __all__ = [
+    "MLP",
+    "VGG11",
+    "AlexNet",
     "ConvNet",
+    "External",
+    "Layer",
+    "LeNet",
+    "ResNet18",
+    "ResNet18_AP",
     "build",
     "call_flat",
+    "check_runs",
+    "check_student",
+    "check_twice_differentiable",
+    "examine",
+    "flat_buffers",
     "flat_parameters",
     "initialise",
+    "is_external",
+    "is_user_function",
+    "load_flat_buffers",
     "load_flat_parameters",
+    "num_buffers",
     "num_parameters",
+    "specify",
 ]

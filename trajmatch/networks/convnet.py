@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
 
-#: Choices of each part, in the order of the engine's enumerations (``csrc/core/norm_act_pool.h``).
+from trajmatch.networks.layers import (
+    check_choice,
+    check_norm,
+    check_positive,
+    growth,
+    norm_layers,
+)
+
+#: What the engine runs, in the order of its enumerations (``csrc/core/norm_act_pool.h``). Networks
+#: with batch norm, which joins the images of a batch, run on autograd.
 NORMS = ("none", "instance", "group", "layer")
 ACTIVATIONS = ("none", "relu", "leaky_relu", "sigmoid")
 POOLINGS = ("none", "average", "max")
 
-#: Groups of ``norm="group"`` (METHODS: ``GroupNorm(4, C)``).
-GROUP_NORM_GROUPS = 4
 #: Slope of the leaky ReLU for negative inputs, PyTorch's default.
 LEAKY_SLOPE = 0.01
-#: Added to the variance, PyTorch's default for every norm used here.
-NORM_EPS = 1e-5
 
 
 def first_padding(image_size: int) -> int:
     """Padding of the first convolution: 28-pixel images grow to 32, as in MTT's code."""
-    return 3 if image_size == 28 else 1
+    return 1 + growth(image_size)
+
+
+def default_depth(image_size: int) -> int:
+    """Blocks that leave about 4x4 pixels (papers: 3 for 28 and 32 pixels, 4 for 64, 5 for 128)."""
+    return max(1, round(math.log2(image_size)) - 2)
 
 
 def feature_sizes(image_size: int, depth: int, pooling: str) -> list[int]:
@@ -48,7 +59,7 @@ class ConvNet(nn.Module):
         image_size: Side of the square images in pixels.
         width: Channels of every block.
         depth: Number of blocks.
-        norm: ``"instance"``, ``"group"``, ``"layer"`` or ``"none"``.
+        norm: ``"instance"``, ``"group"``, ``"layer"``, ``"batch"`` or ``"none"``.
         activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"sigmoid"`` or ``"none"``.
         pooling: ``"average"``, ``"max"`` or ``"none"``.
 
@@ -72,21 +83,17 @@ class ConvNet(nn.Module):
         pooling: str = "average",
     ) -> None:
         super().__init__()
-        _check_positive(
+        check_positive(
+            "ConvNet",
             in_channels=in_channels,
             num_classes=num_classes,
             image_size=image_size,
             width=width,
             depth=depth,
         )
-        _check_choice("norm", norm, NORMS)
-        _check_choice("activation", activation, ACTIVATIONS)
-        _check_choice("pooling", pooling, POOLINGS)
-        if norm == "group" and width % GROUP_NORM_GROUPS:
-            raise ValueError(
-                f"ConvNet: expected width to be a multiple of {GROUP_NORM_GROUPS} "
-                f"for norm='group', but got {width}"
-            )
+        check_norm("ConvNet", norm, width)
+        check_choice("ConvNet", "activation", activation, ACTIVATIONS)
+        check_choice("ConvNet", "pooling", pooling, POOLINGS)
         sizes = feature_sizes(image_size, depth, pooling)
         if sizes[-1] < 1:
             raise ValueError(
@@ -102,7 +109,7 @@ class ConvNet(nn.Module):
         for index in range(depth):
             padding = first_padding(image_size) if index == 0 else 1
             blocks.append(nn.Conv2d(channels, width, kernel_size=3, padding=padding))
-            blocks.extend(_norm(norm, width, sizes[index]))
+            blocks.extend(norm_layers(norm, width, sizes[index]))
             blocks.extend(_activation(activation))
             blocks.extend(_pooling(pooling))
             channels = width
@@ -147,16 +154,6 @@ class ConvNet(nn.Module):
         ]
 
 
-def _norm(norm: str, width: int, size: int) -> list[nn.Module]:
-    if norm == "instance":
-        return [nn.GroupNorm(width, width, eps=NORM_EPS)]
-    if norm == "group":
-        return [nn.GroupNorm(GROUP_NORM_GROUPS, width, eps=NORM_EPS)]
-    if norm == "layer":
-        return [nn.LayerNorm([width, size, size], eps=NORM_EPS)]
-    return []
-
-
 def _activation(activation: str) -> list[nn.Module]:
     if activation == "relu":
         return [nn.ReLU()]
@@ -173,16 +170,3 @@ def _pooling(pooling: str) -> list[nn.Module]:
     if pooling == "max":
         return [nn.MaxPool2d(2)]
     return []
-
-
-def _check_positive(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"ConvNet: expected {name} to be at least 1, but got {value}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"ConvNet: expected {name} to be one of {', '.join(choices)}, but got {value!r}"
-        )

@@ -50,10 +50,22 @@ def split_flat(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
     }
 
 
-def call_flat(model: nn.Module, theta: Tensor, images: Tensor) -> Tensor:
+def call_flat(
+    model: nn.Module, theta: Tensor, images: Tensor, update_buffers: bool = False
+) -> Tensor:
     """The model's output for parameters ``theta [P]``; differentiable in both arguments.
 
-    Buffers are passed as copies, so that the model itself is left as it was.
+    Buffers are passed as copies, on the device and in the dtype of ``theta``, so that the model
+    itself is left as it was; with ``update_buffers`` it uses and changes its own.
     """
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers = {} if update_buffers else _copied_buffers(model, theta)
     return functional_call(model, {**split_flat(model, theta), **buffers}, (images,))
+
+
+def _copied_buffers(model: nn.Module, like: Tensor) -> dict[str, Tensor]:
+    return {
+        name: buffer.to(
+            like.device, like.dtype if buffer.is_floating_point() else buffer.dtype, copy=True
+        )
+        for name, buffer in model.named_buffers()
+    }

@@ -2,40 +2,65 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from trajmatch.networks.external import External
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> nn.Module:
     """Draw every parameter anew as PyTorch's layers do by default, and return the model.
 
     Convolution and linear weights and biases are uniform in ``+-1/sqrt(fan_in)``; the weights of
-    norms are 1 and their biases 0. Values are drawn on the CPU in the order of ``modules()``, so
-    one seed gives the same network on every device.
+    norms are 1 and their biases 0, and running statistics begin anew. A layer of another kind is
+    drawn by its own ``reset_parameters()``, and a network from elsewhere
+    (:class:`trajmatch.networks.External`) by its own constructor, both with PyTorch's generator of
+    the CPU seeded from this one. Values are drawn on the CPU in the order of ``modules()``, so one
+    seed gives the same network on every device.
 
     Raises:
-        TypeError: The model has parameters in a layer whose default is not known here.
+        TypeError: A layer has parameters of its own, is not known here and has no
+            ``reset_parameters()``.
     """
     with torch.no_grad():
-        for module in model.modules():
-            own = list(module.parameters(recurse=False))
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                bound = 1.0 / math.sqrt(module.weight[0].numel())
-                for parameter in own:
-                    parameter.copy_(_uniform(parameter, bound, generator))
-            elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
-                if module.weight is not None:
-                    module.weight.fill_(1.0)
-                if module.bias is not None:
-                    module.bias.fill_(0.0)
-            elif own:
-                raise TypeError(
-                    "initialise: expected layers of type Conv2d, Linear, GroupNorm or LayerNorm, "
-                    f"but got {type(module).__name__}"
-                )
+        _initialise(model, generator)
     return model
+
+
+def _initialise(module: nn.Module, generator: torch.Generator) -> None:
+    if isinstance(module, External):  # its constructor draws for all that is in it
+        _reset(module, generator)
+        return
+    own = list(module.parameters(recurse=False))
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        bound = 1.0 / math.sqrt(module.weight[0].numel())
+        for parameter in own:
+            parameter.copy_(_uniform(parameter, bound, generator))
+    elif isinstance(module, nn.GroupNorm | nn.LayerNorm | _NormBase):
+        module.reset_parameters()  # draws nothing
+    elif own:
+        if not hasattr(module, "reset_parameters"):
+            raise TypeError(
+                "initialise: expected layers of type Conv2d, Linear, a norm, or with a method "
+                f"reset_parameters(), but got {type(module).__name__}"
+            )
+        _reset(module, generator)
+    for child in module.children():
+        _initialise(child, generator)
+
+
+def _reset(module: nn.Module, generator: torch.Generator) -> None:
+    """The module's own ``reset_parameters()``, with PyTorch's generator left as it was."""
+    twin = copy.deepcopy(module).cpu()
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        twin.reset_parameters()  # type: ignore[operator]
+    module.load_state_dict(twin.state_dict())
 
 
 def _uniform(like: Tensor, bound: float, generator: torch.Generator) -> Tensor:

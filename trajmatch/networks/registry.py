@@ -1,30 +1,144 @@
-"""Networks by name, as stores and artifacts record them."""
+"""Networks by name: as a user writes them, and as stores and artifacts record them."""
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
 from typing import Any
 
+import torch
 from torch import nn
 
-from trajmatch.networks.convnet import ConvNet
+from trajmatch.networks.alexnet import AlexNet
+from trajmatch.networks.convnet import ConvNet, default_depth
+from trajmatch.networks.differentiable import check_repeatable
+from trajmatch.networks.external import TORCHVISION, External, is_external
+from trajmatch.networks.lenet import LeNet
+from trajmatch.networks.mlp import MLP
+from trajmatch.networks.resnet import ResNet18, ResNet18_AP
+from trajmatch.networks.vgg import VGG11
 
-_NETWORKS: dict[str, type[nn.Module]] = {"ConvNet": ConvNet}
+_NETWORKS: dict[str, type[nn.Module]] = {
+    each.__name__: each for each in (ConvNet, AlexNet, VGG11, ResNet18, ResNet18_AP, LeNet, MLP)
+}
+#: As users write them, without regard to case, hyphens and underscores.
+_DEPTHS = {"convnetd3": 3, "convnetd4": 4, "convnetd5": 5}
+_BY_TEXT = {name.lower().replace("_", ""): name for name in _NETWORKS}
+NAMES = ("convnet", *_DEPTHS, "alexnet", "vgg11", "resnet18", "resnet18_ap", "lenet", "mlp")
 
 
 def build(spec: dict[str, Any]) -> nn.Module:
     """Build the network that a ``spec()`` describes, with PyTorch's default initialisation.
+
+    A name with a colon is ``torchvision:NAME`` or ``package.module:function``; the latter imports
+    the module and calls the function.
 
     Raises:
         ValueError: The name is unknown, or an argument is missing, unknown or out of range.
     """
     arguments = dict(spec)
     name = arguments.pop("name", None)
-    if name not in _NETWORKS:
+    if not is_external(name) and name not in _NETWORKS:
         raise ValueError(
             f"build: expected the network's name to be one of {', '.join(_NETWORKS)}, "
-            f"but got {name!r}"
+            f"torchvision:NAME or package.module:function, but got {name!r}"
         )
     try:
-        return _NETWORKS[name](**arguments)
+        return External(name, **arguments) if is_external(name) else _NETWORKS[name](**arguments)
     except TypeError as error:
         raise ValueError(f"build: expected the arguments of {name}, but got {arguments}") from error
+
+
+def specify(text: str, in_channels: int, num_classes: int, image_size: int) -> dict[str, Any]:
+    """The spec of a network that a user names.
+
+    ``NAME``, or ``NAME:OPTIONS`` with options joined by commas: a bare word is the norm, the others
+    are ``key=value``. So ``alexnet``, ``resnet18:batch``, ``convnet:width=32,depth=2``,
+    ``vgg11:group,width=16``. The ConvNet's depth follows from the size of the images unless it is
+    given (``convnet``, ``convnetd4``). Beside these ``torchvision:NAME`` and
+    ``package.module:function``, which :func:`build` looks up.
+
+    Args:
+        text: What the user wrote.
+        in_channels: Channels of the images.
+        num_classes: Number of classes.
+        image_size: Side of the images in pixels.
+
+    Returns:
+        What :func:`build` takes, every argument written out.
+
+    Raises:
+        ValueError: The name or an option is unknown, or does not fit these images.
+    """
+    sizes = {"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size}
+    head, colon, options = text.partition(":")
+    key = head.lower().replace("-", "").replace("_", "")
+    if key not in _DEPTHS and key not in _BY_TEXT:
+        _check_external(text)
+        return {**sizes, "name": text}
+    arguments = _parse_options(text, options) if colon else {}
+    name = "ConvNet" if key in _DEPTHS else _BY_TEXT[key]
+    if key in _DEPTHS:
+        if arguments.setdefault("depth", _DEPTHS[key]) != _DEPTHS[key]:
+            raise ValueError(f"{text}: the depth is given twice; write convnet:depth=...")
+    elif name == "ConvNet":
+        arguments.setdefault("depth", default_depth(image_size))
+    with torch.device("meta"):  # for its checks and defaults; no memory is touched
+        try:
+            return _NETWORKS[name](**sizes, **arguments).spec()  # type: ignore[operator]
+        except TypeError as error:
+            given = ", ".join(arguments)
+            raise ValueError(f"{text}: {name} does not have all of these options: {given}") from (
+                error
+            )
+
+
+def check_runs(spec: dict[str, Any]) -> None:
+    """Makes sure that a network can be trained and tested, before any work is done.
+
+    The package's own networks are known to run on what they were specified for.
+
+    Args:
+        spec: What :func:`build` takes.
+
+    Raises:
+        ValueError: It cannot be built, does not run on its images, or draws random numbers in
+            training mode, so that its accuracy would not follow from the seed.
+    """
+    if is_external(spec["name"]):
+        check_repeatable(build(spec), (spec["in_channels"], spec["image_size"], spec["image_size"]))
+
+
+def _parse_options(text: str, options: str) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    for option in options.split(","):
+        key, equals, value = option.strip().partition("=")
+        if not equals:
+            key, value = "norm", key
+        if not key or not value or key in arguments:
+            raise ValueError(
+                f"expected the options of {text} to be a norm and key=value, each once and joined "
+                f"by commas, but got {option!r}"
+            )
+        arguments[key] = int(value) if value.isdecimal() else value
+    return arguments
+
+
+def _check_external(text: str) -> None:
+    """Raise ValueError unless the text may be an external network's name."""
+    origin, _, attribute = text.partition(":")
+    if attribute and origin == TORCHVISION:
+        return
+    package = origin.partition(".")[0]
+    if attribute.isidentifier() and package.isidentifier():
+        if importlib.util.find_spec(package) is not None:
+            return
+        reason = f"; there is no package {package!r} to import"
+    else:
+        reason = ""
+    close = difflib.get_close_matches(origin.lower(), NAMES, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else reason
+    raise ValueError(
+        f"expected the network to be one of {', '.join(NAMES)} (with :NORM,key=value), "
+        f"torchvision:NAME or package.module:function, but got {text!r}{hint}"
+    )

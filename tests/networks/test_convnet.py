@@ -71,15 +71,34 @@ def test_initialise_draws_pytorchs_default_from_the_generator() -> None:
 
 
 def test_initialise_refuses_a_layer_it_does_not_know() -> None:
-    with pytest.raises(TypeError, match="but got BatchNorm2d"):
-        networks.initialise(nn.BatchNorm2d(3), torch.Generator())
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(()))
+
+    with pytest.raises(TypeError, match=r"reset_parameters\(\), but got Scale"):
+        networks.initialise(nn.Sequential(Scale()), torch.Generator())
+
+
+def test_initialise_calls_the_reset_of_other_layers_with_a_seed() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Embedding(5, 3))
+    model[0].running_mean.fill_(7)
+    before = torch.get_rng_state()
+    drawn = [
+        networks.initialise(model, torch.Generator().manual_seed(seed))[1].weight.detach().clone()
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert not model[0].running_mean.any()
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_errors_say_what_came() -> None:
     with pytest.raises(ValueError, match=r"expected image_size to be at least 8 .*, but got 7"):
         ConvNet(3, 10, 7)
-    with pytest.raises(ValueError, match=r"expected norm to be one of .*, but got 'batch'"):
-        ConvNet(3, 10, 32, norm="batch")
+    with pytest.raises(ValueError, match=r"expected norm to be one of .*, but got 'bath'"):
+        ConvNet(3, 10, 32, norm="bath")
     with pytest.raises(ValueError, match=r"expected width to be a multiple of 4 .*, but got 6"):
         ConvNet(3, 10, 32, width=6, norm="group")
     with pytest.raises(ValueError, match="expected depth to be at least 1, but got 0"):

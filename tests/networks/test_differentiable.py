@@ -1,0 +1,188 @@
+"""Networks that cannot be students, and those from elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trajmatch import networks
+
+SHAPE = (1, 6, 6)
+
+
+class Once(torch.autograd.Function):
+    """Squares, with a backward pass that says that it has no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, above: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * above
+
+
+class Silent(Once):
+    """The same, with a backward pass that drops the derivative without a word."""
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> Tensor:
+        return (2 * ctx.saved_tensors[0] * above).detach()
+
+
+class Square(nn.Module):
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function.apply(x)
+
+
+class Inside(nn.Module):
+    """Its layers are fine; what its own forward does is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(36, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Once.apply(self.layer(x))
+
+
+def around(*layers: nn.Module) -> nn.Sequential:
+    """Layers in the middle of a network with one layer that works in place."""
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1),
+        nn.ReLU(inplace=True),
+        *layers,
+        nn.Flatten(),
+        nn.Linear(72, 4),
+    )
+
+
+@pytest.mark.parametrize("function", [Once, Silent])
+def test_the_offending_layer_is_named(function: type[torch.autograd.Function]) -> None:
+    model = around(nn.Sequential(nn.BatchNorm2d(2), Square(function)))
+    obstacles = {layer.name: layer.obstacle for layer in networks.examine(model, SHAPE)}
+    assert obstacles.pop("2.1") is not None
+    assert set(obstacles) == {"0", "1", "2.0", "3", "4"}
+    assert not any(obstacles.values())
+    with pytest.raises(ValueError, match=r"of Sequential its layer 2\.1 \(Square\) is not: "):
+        networks.check_twice_differentiable(model, SHAPE)
+
+
+def test_an_operator_of_torch_without_a_second_derivative() -> None:
+    with pytest.raises(ValueError, match=r"2 \(Hardsigmoid\) is not: derivative for aten::"):
+        networks.check_twice_differentiable(around(nn.Hardsigmoid()), SHAPE)
+
+
+def test_a_forward_is_to_blame_where_no_layer_is() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Sequential(Inside(), nn.Tanh()), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"layer 1\.0 \(Inside\) is not"):
+        networks.check_twice_differentiable(model, SHAPE)
+    with pytest.raises(ValueError, match="of Inside its own forward is not"):
+        networks.check_twice_differentiable(Inside(), (36,))
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.MaxPool2d(1), nn.GELU(), nn.BatchNorm2d(2), nn.Dropout(0.0), nn.Identity()]
+)
+def test_what_is_twice_differentiable_passes(layer: nn.Module) -> None:
+    model = around(layer)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    state = torch.get_rng_state()
+    networks.check_twice_differentiable(model, SHAPE)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+
+
+def test_randomness_is_named() -> None:
+    model = around(nn.Dropout2d(0.5))
+    with pytest.raises(ValueError, match=r"Sequential draws random numbers \(in 2, a Dropout2d\)"):
+        networks.check_twice_differentiable(model, SHAPE)
+    networks.check_twice_differentiable(model.eval(), SHAPE)
+
+
+def test_images_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"Sequential does not run on images of shape \[1, 5, 5\]"):
+        networks.check_twice_differentiable(around(), (1, 5, 5))
+
+
+# --- networks from elsewhere
+
+
+@pytest.fixture
+def functions(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A user's module with functions that make networks."""
+
+    def make(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes))
+
+    module = ModuleType("my_networks")
+    module.__spec__ = sys.__spec__  # what find_spec looks at
+    module.make = make
+    module.rough = lambda **sizes: nn.Sequential(make(**sizes), nn.Hardsigmoid())
+    module.random = lambda **sizes: nn.Sequential(nn.Dropout(), make(**sizes))
+    module.wide = lambda **sizes: make(**{**sizes, "num_classes": 7})
+    module.text = lambda **sizes: "a network"
+    module.stubborn = lambda: None
+    monkeypatch.setitem(sys.modules, "my_networks", module)
+    return module
+
+
+def of_function(name: str) -> nn.Module:
+    return networks.build(networks.specify(f"my_networks:{name}", 1, 3, 6))
+
+
+def test_a_users_function(functions: ModuleType) -> None:
+    model = of_function("make")
+    spec = {"name": "my_networks:make", "in_channels": 1, "num_classes": 3, "image_size": 6}
+    assert model.spec() == spec
+    networks.check_student(model)
+    networks.check_runs(spec)
+    assert model(torch.zeros(2, 1, 6, 6)).shape == (2, 3)
+    drawn = [
+        networks.flat_parameters(networks.initialise(model, torch.Generator().manual_seed(seed)))
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rough", r"of my_networks:rough its layer module\.1 \(Hardsigmoid\)"),
+        ("random", r"External draws random numbers \(in module\.0, a Dropout\)"),
+        ("wide", r"my_networks:wide: expected logits of shape \[3, 3\], but got \[3, 7\]"),
+        ("text", "to return a torch.nn.Module with parameters, but got str"),
+        ("stubborn", "to take in_channels, num_classes and image_size, but it raised TypeError"),
+        ("missing", "AttributeError: .*; install it, or put its folder on PYTHONPATH"),
+    ],
+)
+def test_functions_that_do_not_fit(functions: ModuleType, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        networks.check_student(of_function(name))
+
+
+def test_what_is_only_tested_need_not_be_twice_differentiable(functions: ModuleType) -> None:
+    networks.check_runs(of_function("rough").spec())
+    with pytest.raises(ValueError, match="draws random numbers"):
+        networks.check_runs(of_function("random").spec())
+
+
+def test_a_network_of_torchvision() -> None:
+    model = networks.build(networks.specify("torchvision:squeezenet1_1", 1, 3, 64))
+    assert model(torch.zeros(2, 1, 64, 64)).shape == (2, 3)
+    assert model.module.features[0].in_channels == 1
+    networks.check_student(model)  # without the dropout that it has otherwise
+    with pytest.raises(ValueError, match=r"but got 'resnet19' \(did you mean resnet18\?\)"):
+        networks.build(networks.specify("torchvision:resnet19", 3, 10, 32))

@@ -1,0 +1,45 @@
+"""The network that an expert configuration asks for."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from trajmatch import networks
+from trajmatch.data import Dataset
+from trajmatch.experts.config import ExpertConfig
+
+#: Fields that describe the ConvNet alone.
+_CONVNET_FIELDS = ("width", "depth", "norm", "activation", "pooling")
+
+
+def network_spec(config: ExpertConfig, dataset: Dataset) -> dict[str, Any]:
+    """What :func:`trajmatch.networks.build` needs to make the experts' network.
+
+    Args:
+        config: ``network`` is ``"convnet"``, described by the fields of the ConvNet, or another
+            text for :func:`trajmatch.networks.specify`, which has all options in it.
+        dataset: What the network is for.
+
+    Returns:
+        The spec, checked: such a network can be built, and be a student.
+
+    Raises:
+        ValueError: There is no such network for these images, it is not twice differentiable, or
+            fields of the ConvNet are given for another network.
+    """
+    sizes = (dataset.channels, dataset.num_classes, dataset.image_size)
+    defaults = {field.name: field.default for field in fields(config)}
+    chosen = {name: getattr(config, name) for name in _CONVNET_FIELDS}
+    if config.network == "convnet":
+        return networks.ConvNet(*sizes, **chosen).spec()
+    for name, value in chosen.items():
+        if value != defaults[name]:
+            raise ValueError(
+                f"--{name} {value} describes --network convnet, but --network is "
+                f"{config.network}; others take options behind the name, as in vgg11:batch,width=32"
+            )
+    spec = networks.specify(config.network, *sizes)
+    if networks.is_external(spec["name"]):
+        networks.check_student(networks.build(spec))
+    return spec

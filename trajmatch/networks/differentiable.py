@@ -1,0 +1,199 @@
+"""Whether a network can be a student: twice differentiable, layer by layer, and repeatable.
+
+The adjoint of a student's steps differentiates the gradient of its loss. An operator whose
+backward pass has no derivative of its own stops that, or, worse, drops a term without a word.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from trajmatch.networks.external import External
+from trajmatch.networks.randomness import refuse_randomness
+from trajmatch.networks.second_derivative import first_line, obstacle
+
+_BATCH = 3  # images; batch norm needs more than one
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a network, and what stands against differentiating it twice.
+
+    Attributes:
+        name: As in ``named_modules()``; empty for the network itself.
+        type: Its class.
+        parameters: How many it has, those of modules within it not counted.
+        obstacle: Why it is not twice differentiable; None where it is.
+    """
+
+    name: str
+    type: str
+    parameters: int
+    obstacle: str | None = None
+
+
+def check_student(model: nn.Module) -> None:
+    """Makes sure that a network can be a student, before any work is done.
+
+    The package's own networks are known to be; one from elsewhere is tried on a few images.
+
+    Args:
+        model: What :func:`trajmatch.networks.build` gave.
+
+    Raises:
+        ValueError: It does not run on its images, is not twice differentiable, or draws random
+            numbers in training mode.
+    """
+    if isinstance(model, External):
+        spec = model.spec()
+        check_twice_differentiable(
+            model, (spec["in_channels"], spec["image_size"], spec["image_size"])
+        )
+
+
+def check_repeatable(model: nn.Module, image_shape: Sequence[int]) -> None:
+    """Runs a network once on a few random images.
+
+    Args:
+        model: Any module; it is left as it is.
+        image_shape: ``(C, H, W)`` of the images that it takes.
+
+    Raises:
+        ValueError: It does not run on such images, or draws random numbers.
+    """
+    twin, images = _twin(model, image_shape)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        _recorded_calls(twin, images)
+
+
+def check_twice_differentiable(model: nn.Module, image_shape: Sequence[int]) -> None:
+    """Differentiates a network twice on a few random images.
+
+    Args:
+        model: Any module; it is left as it is.
+        image_shape: ``(C, H, W)`` of the images that it takes.
+
+    Raises:
+        ValueError: A layer is not twice differentiable (the first is named), or the network does
+            not run on such images or draws random numbers.
+    """
+    for layer in examine(model, image_shape):
+        if layer.obstacle is not None:
+            where = f"its layer {layer.name} ({layer.type})" if layer.name else "its own forward"
+            raise ValueError(
+                "expected a network that is differentiable twice, which matching trajectories "
+                f"needs, but of {_title(model)} {where} is not: {layer.obstacle}; replace "
+                "it (trajmatch doctor --network lists all layers)"
+            )
+
+
+def examine(model: nn.Module, image_shape: Sequence[int]) -> list[Layer]:
+    """Differentiates every layer of a network twice, each alone, and the network as a whole.
+
+    A copy of the network runs on the CPU on a few random images: in its own dtype to see which
+    derivatives exist, and in float64 to compare them with differences of gradients.
+
+    Args:
+        model: Any module; it is left as it is.
+        image_shape: ``(C, H, W)`` of the images that it takes.
+
+    Returns:
+        The modules that hold no others, in the order of ``named_modules()``. Where all of these can
+        be differentiated twice and the whole cannot, the innermost module whose own ``forward`` is
+        to blame as well.
+
+    Raises:
+        ValueError: The network does not run on such images, or draws random numbers.
+    """
+    twin, images = _twin(model, image_shape)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        calls = _recorded_calls(twin, images)
+        obstacles = {
+            name: obstacle(module, *calls[name])
+            for name, module in twin.named_modules()
+            if name in calls and _is_leaf(module)
+        }
+        if not any(obstacles.values()):
+            obstacles.update(_innermost(twin, calls))
+    return [
+        Layer(
+            name,
+            type(module).__name__,
+            sum(each.numel() for each in module.parameters(recurse=False)),
+            obstacles.get(name),
+        )
+        for name, module in model.named_modules()
+        if _is_leaf(module) or obstacles.get(name)
+    ]
+
+
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _twin(model: nn.Module, image_shape: Sequence[int]) -> tuple[nn.Module, Tensor]:
+    """A copy of the network on the CPU, and images for it."""
+    twin = copy.deepcopy(model).cpu()
+    dtype = next((each.dtype for each in twin.parameters()), torch.float32)
+    draw = torch.Generator().manual_seed(0)
+    return twin, torch.randn((_BATCH, *image_shape), generator=draw, dtype=dtype)
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    # An empty Sequential is a way to write the identity, not a layer.
+    return next(module.children(), None) is None and type(module) is not nn.Sequential
+
+
+def _recorded_calls(model: nn.Module, images: Tensor) -> dict[str, _Call]:
+    """Arguments with which the network calls each of its modules (the last time, if often)."""
+    calls: dict[str, _Call] = {}
+
+    def record(name: str, module: nn.Module) -> RemovableHandle:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # Copies: layers that work in place overwrite what they were given.
+            calls[name] = (tuple(map(_copied, args)), {k: _copied(v) for k, v in kwargs.items()})
+
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    handles = [record(name, module) for name, module in model.named_modules()]
+    try:
+        with refuse_randomness(model, images.device):
+            model(images)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(
+            f"{_title(model)} does not run on images of shape {list(images.shape[1:])}: "
+            f"{first_line(error)}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _innermost(model: nn.Module, calls: Mapping[str, _Call]) -> dict[str, str]:
+    """The innermost module that cannot be differentiated twice, with the reason."""
+    why = obstacle(model, *calls[""])
+    if why is None:
+        return {}
+    innermost = ""
+    for name, module in model.named_modules():  # from the outside to the inside
+        inside = name.startswith(f"{innermost}." if innermost else "")
+        if inside and name and name in calls and not _is_leaf(module):
+            reason = obstacle(module, *calls[name])
+            if reason is not None:
+                innermost, why = name, reason
+    return {innermost: why}
+
+
+def _title(model: nn.Module) -> str:
+    return model.name if isinstance(model, External) else type(model).__name__

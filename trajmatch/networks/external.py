@@ -1,0 +1,147 @@
+"""Networks from elsewhere: torchvision's, and those that a user's own function makes."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from trajmatch.networks.layers import ImageClassifier
+
+TORCHVISION = "torchvision"
+
+
+class External(ImageClassifier):
+    """A network of torchvision, or one that a function makes, behind the interface of the others.
+
+    ``torchvision:NAME`` is that classification model without weights; its first convolution takes
+    ``in_channels`` channels, and its dropout and stochastic depth are switched off, for a student's
+    steps must be repeatable. ``package.module:function`` is what the function returns, called with
+    ``in_channels``, ``num_classes`` and ``image_size`` by name.
+
+    Args:
+        name: ``torchvision:NAME`` or ``package.module:function``.
+        in_channels: Channels of the images.
+        num_classes: Number of logits.
+        image_size: Side of the square images in pixels.
+
+    Raises:
+        ValueError: There is no such model, module or function, or it returns no network.
+
+    Shape:
+        input ``[B, in_channels, image_size, image_size]``, output ``[B, num_classes]``.
+    """
+
+    def __init__(self, name: str, in_channels: int, num_classes: int, image_size: int) -> None:
+        super().__init__(in_channels, num_classes, image_size)
+        self.name, self.num_classes = name, num_classes
+        self.module = self._make()
+
+    def spec(self) -> dict[str, Any]:
+        """What :func:`trajmatch.networks.build` needs to make this network again."""
+        return {**super().spec(), "name": self.name}
+
+    def reset_parameters(self) -> None:
+        """Draws every parameter anew as the network's own constructor does."""
+        self.module.load_state_dict(self._make().state_dict())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, num_classes]`` of images ``[B, in_channels, image_size, image_size]``.
+
+        Raises:
+            ValueError: The network returns something else.
+        """
+        logits = self.module(images)
+        wanted = (len(images), self.num_classes)
+        if not isinstance(logits, Tensor) or logits.shape != wanted:
+            came = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"{self.name}: expected logits of shape {list(wanted)}, but got {came}"
+            )
+        return logits
+
+    def _make(self) -> nn.Module:
+        origin, _, attribute = self.name.partition(":")
+        sizes = self._arguments
+        if origin == TORCHVISION:
+            return _torchvision_model(attribute, sizes["in_channels"], sizes["num_classes"])
+        return _made_by_function(origin, attribute, sizes)
+
+
+def is_external(name: object) -> bool:
+    """Whether a spec's name is one of :class:`External`."""
+    return isinstance(name, str) and ":" in name
+
+
+def is_user_function(name: object) -> bool:
+    """Whether building the network calls a function that is not torchvision's."""
+    return is_external(name) and not str(name).startswith(f"{TORCHVISION}:")
+
+
+def _torchvision_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
+    from trajmatch._torchvision import torchvision
+
+    models = torchvision.models
+    known = models.list_models(module=models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        raise ValueError(
+            f"expected torchvision:NAME to name a classification model of torchvision "
+            f"{torchvision.__version__}, but got {name!r}"
+            + (f" (did you mean {close[0]}?)" if close else "")
+        )
+    model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+    for module in model.modules():
+        if isinstance(module, _DropoutNd | torchvision.ops.StochasticDepth):
+            module.p = 0.0
+    if in_channels != 3:
+        _replace_first_convolution(model, in_channels)
+    return model
+
+
+def _replace_first_convolution(model: nn.Module, in_channels: int) -> None:
+    for path, old in model.named_modules():
+        if isinstance(old, nn.Conv2d):
+            new = nn.Conv2d(
+                in_channels,
+                old.out_channels,
+                old.kernel_size,  # type: ignore[arg-type]
+                old.stride,  # type: ignore[arg-type]
+                old.padding,  # type: ignore[arg-type]
+                bias=old.bias is not None,
+            )
+            parent, _, attribute = path.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, new)
+            return
+
+
+def _made_by_function(module: str, function: str, sizes: dict[str, Any]) -> nn.Module:
+    name = f"{module}:{function}"
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"expected the network {name} to be a function in a module that can be imported, but "
+            f"{type(error).__name__}: {error}; install it, or put its folder on PYTHONPATH"
+        ) from error
+    try:
+        model = make(**sizes)
+    except TypeError as error:
+        raise ValueError(
+            f"expected the function {name} to take in_channels, num_classes and image_size, but "
+            f"it raised {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module) or not any(
+        each.is_floating_point() for each in model.parameters()
+    ):
+        raise ValueError(
+            f"expected the function {name} to return a torch.nn.Module with parameters, but got "
+            f"{type(model).__name__}"
+        )
+    if any(each.device != torch.device("cpu") for each in model.parameters()):
+        raise ValueError(f"expected the network of {name} to be on the CPU when it is made")
+    return model

@@ -1,0 +1,146 @@
+"""ResNet18 for small images, and its variant with average pooling in place of strides."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from trajmatch.networks.layers import (
+    ImageClassifier,
+    check_norm,
+    check_size_left,
+    convolved,
+    first_stride,
+    growth,
+    norm_layers,
+)
+
+_STAGES = 4
+_BLOCKS_PER_STAGE = 2
+
+
+class ResNet18(ImageClassifier):
+    """A 3x3 convolution, four stages of two residual blocks, the mean over all pixels, one linear.
+
+    A 28-pixel image is padded to 32; from 64 pixels on the first convolution has stride 2 (PAD).
+    Convolutions have a bias only where no norm follows.
+
+    Args:
+        in_channels: Channels of the images.
+        num_classes: Number of logits.
+        image_size: Side of the square images in pixels.
+        width: Channels of the first stage; every other stage has twice those of the one before.
+        norm: ``"instance"``, ``"batch"``, ``"group"``, ``"layer"`` or ``"none"``.
+
+    Raises:
+        ValueError: A size is not positive, the norm is unknown or does not fit the width, or the
+            images are too small.
+
+    Shape:
+        input ``[B, in_channels, image_size, image_size]``, output ``[B, num_classes]``.
+    """
+
+    #: Whether blocks halve the image by average pooling, and the last activations are kept whole.
+    average_pooling = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        image_size: int,
+        width: int = 64,
+        norm: str = "instance",
+    ) -> None:
+        super().__init__(in_channels, num_classes, image_size, width=width, norm=norm)
+        name = type(self).__name__
+        check_norm(name, norm, width)
+        padding, stride = 1 + growth(image_size), first_stride(image_size)
+        size = convolved(image_size, 3, padding, stride)
+        check_size_left(name, size // 2 ** (_STAGES - 1), image_size)
+        self.first = nn.Sequential(
+            nn.Conv2d(in_channels, width, 3, stride, padding, bias=norm == "none"),
+            *norm_layers(norm, width, size),
+            nn.ReLU(),
+        )
+        blocks, channels = [], width
+        for stage in range(_STAGES):
+            for index in range(_BLOCKS_PER_STAGE):
+                halve = stage > 0 and index == 0
+                block = ResidualBlock(
+                    channels, width * 2**stage, size, norm, halve, self.average_pooling
+                )
+                blocks.append(block)
+                channels, size = width * 2**stage, block.size
+        self.blocks = nn.Sequential(*blocks)
+        if self.average_pooling:
+            self.pooling: nn.Module = nn.Flatten()
+            self.classifier = nn.Linear(channels * size**2, num_classes)
+        else:
+            self.pooling = nn.Sequential(nn.AvgPool2d(size), nn.Flatten())
+            self.classifier = nn.Linear(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, num_classes]`` of images ``[B, in_channels, image_size, image_size]``."""
+        return self.classifier(self.pooling(self.blocks(self.first(images))))
+
+
+class ResNet18_AP(ResNet18):
+    """ResNet18 that halves the image by 2x2 average pooling, and keeps the last activations whole.
+
+    Arguments and errors are those of :class:`ResNet18`.
+    """
+
+    average_pooling = True
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where shapes change.
+
+    Args:
+        in_channels: Channels of the input.
+        channels: Channels of the output.
+        size: Side of the input in pixels.
+        norm: The norm after each convolution.
+        halve: Whether the output has half the side.
+        average_pooling: Whether it is halved by average pooling, not by a stride.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        size: int,
+        norm: str,
+        halve: bool,
+        average_pooling: bool,
+    ) -> None:
+        super().__init__()
+        stride = 2 if halve and not average_pooling else 1
+        pools = halve and average_pooling
+        bias = norm == "none"
+        convolution_size = convolved(size, 3, 1, stride)
+        #: Side of the output.
+        self.size = convolution_size // 2 if pools else convolution_size
+        self.residual = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, stride, 1, bias=bias),
+            *norm_layers(norm, channels, convolution_size),
+            nn.ReLU(),
+            *_halving(pools),
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=bias),
+            *norm_layers(norm, channels, self.size),
+        )
+        self.shortcut = nn.Sequential()
+        if halve or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=bias),
+                *_halving(pools),
+                *norm_layers(norm, channels, self.size),
+            )
+        self.activation = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activations ``[B, channels, size, size]`` of ``[B, in_channels, ..]``."""
+        return self.activation(self.residual(x) + self.shortcut(x))
+
+
+def _halving(pools: bool) -> list[nn.Module]:
+    return [nn.AvgPool2d(2)] if pools else []
