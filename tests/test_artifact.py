@@ -11,6 +11,7 @@ from PIL import Image
 import trajmatch
 from trajmatch import artifact, files, networks
 from trajmatch.artifact import Artifact, log_probabilities
+from trajmatch.data import ChannelNormalisation, zca
 from trajmatch.errors import UserError
 
 NETWORK = networks.ConvNet(3, 4, image_size=8, width=4, depth=1).spec()
@@ -117,7 +118,7 @@ def test_pixels_are_in_the_file_with_the_normalisation_undone(path, distilled) -
         ({"std": (0.1, INF, 0.1)}, "standard deviation should be 3 numbers"),
         ({"dsa": "flip_swirl"}, "swirl"),
         ({"network": {**NETWORK, "num_classes": 5}}, "network's num_classes should be 4"),
-        ({"network": {**NETWORK, "norm": "batch"}}, "cannot be built"),
+        ({"network": {**NETWORK, "norm": "bath"}}, "cannot be built"),
         ({"network": {}}, "cannot be built"),
         ({"class_names": ()}, "class names"),
         ({"class_names": ("a", "b", "c", 4)}, "class names"),
@@ -285,10 +286,72 @@ def test_train_takes_any_module(distilled) -> None:
 
 
 def test_images_normalised_otherwise(distilled) -> None:
-    assert distilled.images_normalised_by(distilled.mean, distilled.std) is distilled.images
-    images = distilled.images_normalised_by((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert distilled.images_preprocessed_by(distilled.preprocessing) is distilled.images
+    plain = ChannelNormalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    images = distilled.images_preprocessed_by(plain)
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (distilled.mean, distilled.std))
     torch.testing.assert_close(images, distilled.images * std + mean)
+
+
+@pytest.fixture
+def whitened() -> Artifact:
+    """An artifact whose images are whitened ones of real pixels."""
+    pixels = torch.randint(0, 256, (60, 3, 8, 8), generator=torch.Generator().manual_seed(1))
+    transform = zca.fit(pixels.to(torch.uint8))
+    return Artifact(**fields(images=transform.apply(pixels[:8].to(torch.uint8)), zca=transform))
+
+
+def test_whitening_is_in_the_file(whitened, tmp_path) -> None:
+    path = tmp_path / "w.safetensors"
+    artifact.save(path, whitened)
+    read = artifact.load(path)
+    assert read.fingerprint == whitened.fingerprint
+    assert read.preprocessing.same_as(whitened.zca) and read.zca is read.preprocessing
+    assert torch.equal(read.images, whitened.images)
+    tensors, metadata = files.load_tensors(path)
+    assert metadata["format_version"] == 2  # older releases would normalise test images wrongly
+    original = torch.randint(0, 256, (60, 3, 8, 8), generator=torch.Generator().manual_seed(1))[:8]
+    assert (tensors["pixels"].int() - original).abs().max() <= 1
+    artifact.save(tmp_path / "again.safetensors", read)
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_without_whitening_the_file_is_of_the_first_version(path) -> None:
+    tensors, metadata = files.load_tensors(path)
+    assert metadata["format_version"] == 1
+    assert "zca" not in metadata and tensors.keys() == {"images", "labels", "pixels"}
+
+
+def test_damaged_whitening_is_found(whitened, tmp_path) -> None:
+    path = tmp_path / "w.safetensors"
+    artifact.save(path, whitened)
+    triangle = files.load_tensors(path)[0]["zca_triangle"]
+    rewrite(path, {"zca_triangle": triangle * 1.01})
+    with pytest.raises(UserError, match="does not fit its checksum"):
+        artifact.load(path)
+    rewrite(path, {"zca_triangle": triangle[:5]})
+    with pytest.raises(UserError, match=r"is damaged: a ZCA transform with a mean"):
+        artifact.load(path)
+    rewrite(path, zca="yes")
+    with pytest.raises(UserError, match="is damaged: a ZCA transform should be described"):
+        artifact.load(path)
+    small = zca.fit(torch.randint(0, 256, (9, 3, 4, 4)).to(torch.uint8))
+    with pytest.raises(UserError, match=r"ZCA transform's images should be \[3, 8, 8\], but is"):
+        Artifact(**fields(zca=small))
+
+
+def test_whitened_images_for_another_preprocessing(whitened, distilled) -> None:
+    assert whitened.images_preprocessed_by(whitened.zca) is whitened.images
+    plain = ChannelNormalisation((0.0,) * 3, (1.0,) * 3)
+    pixels = whitened.images_preprocessed_by(plain)
+    torch.testing.assert_close(pixels, whitened.pixels / 255, rtol=0, atol=1 / 255)
+    there = distilled.images_preprocessed_by(whitened.zca)
+    torch.testing.assert_close(
+        whitened.zca.invert(there),
+        distilled.preprocessing.invert(distilled.images),
+        rtol=0,
+        atol=1e-4,
+    )
 
 
 def test_to_images_writes_one_png_each_in_the_order_of_the_classes(distilled, tmp_path) -> None:

@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import types
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -273,3 +274,19 @@ def test_progress_goes_to_the_error_stream(capsys):
         progress.update(1)
     out, err = capsys.readouterr()
     assert (out, err) == ("", "distil 1/1\n")
+
+
+def test_warnings_are_shown_without_the_code_they_come_from(command, capsys):
+    def body(argv):
+        for kind in (UserWarning, RuntimeWarning):
+            text = warnings.formatwarning(kind("mind the gap"), kind, "module.py", 3, "code()")
+            print(text, end="")
+        return 0
+
+    before = warnings.formatwarning
+    command(body)
+    assert main(["probe"]) == 0
+    assert capsys.readouterr().out == (
+        "trajmatch: warning: mind the gap\nmodule.py:3: RuntimeWarning: mind the gap\n  code()\n"
+    )
+    assert warnings.formatwarning is before

@@ -1,8 +1,9 @@
 """The distilled set as one file that holds everything needed to use it.
 
-The file is in the safetensors format: images as they were trained (in normalised space), a viewable
-copy of them, labels, and a description with step size, normalisation, augmentation, network, class
-names, recipe and scores. No path, time or host name is in it: equal runs write equal bytes.
+The file is in the safetensors format: images as they were trained (normalised or whitened), a
+viewable copy of them, labels, and a description with step size, preprocessing, augmentation,
+network, class names, recipe and scores. No path, time or host name is in it: equal runs write equal
+bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,15 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from trajmatch import __version__, files, networks
-from trajmatch.data import denormalise
 from trajmatch.data.dsa import DSA
+from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing
+from trajmatch.data.zca import ZCA, from_parts
 from trajmatch.errors import UserError
 
 if TYPE_CHECKING:
     from torch.utils.data import TensorDataset
 
 FORMAT = "trajmatch artifact"
-FORMAT_VERSION = 1
+#: Version of a file with whitened images; without, files are of version 1, as they always were.
+FORMAT_VERSION = 2
 
 SELECTIONS = ("last", "holdout", "test-max")
 
@@ -66,6 +69,8 @@ class Artifact:
         lr: Step size eta to train with, learned beside the images.
         mean: Per-channel mean of the normalisation. ``C`` numbers.
         std: Per-channel standard deviation of the normalisation. ``C`` numbers.
+        zca: The whitening of the images, which replaces the normalisation by ``mean`` and ``std``;
+            None: there is none.
         dsa: Augmentation to train with (:class:`trajmatch.data.dsa.DSA`).
         network: Network that was distilled for, as :func:`trajmatch.networks.build` takes it.
         class_names: Names of the ``K`` classes.
@@ -100,6 +105,7 @@ class Artifact:
     versions: dict[str, str]
     scores: tuple[dict[str, Any], ...] = ()
     selection: Literal["last", "holdout", "test-max"] = "last"
+    zca: ZCA | None = None
 
     def __post_init__(self) -> None:
         """Checks every field; see the class."""
@@ -107,6 +113,9 @@ class Artifact:
         _check_class_names(self.class_names)
         _check_labels(self.labels, self.label_kind, len(self.images), self.num_classes)
         _check_normalisation(self.mean, self.std, self.images.shape[1])
+        if self.zca is not None:
+            shape, wanted = list(self.zca.mean.shape), list(self.images.shape[1:])
+            _check(shape == wanted, "the shape of the ZCA transform's images", str(wanted), shape)
         _check_network(self.network, self.images, self.num_classes)
         DSA(self.dsa)
         _check(math.isfinite(self.lr) and self.lr > 0, "the step size", "positive", self.lr)
@@ -148,9 +157,14 @@ class Artifact:
         return len(self.class_names)
 
     @property
+    def preprocessing(self) -> Preprocessing:
+        """What made the images' space of pixels: test images must go through the same."""
+        return self.zca or ChannelNormalisation(self.mean, self.std)
+
+    @property
     def pixels(self) -> Tensor:
-        """The images with the normalisation undone, to look at. ``[n, C, H, W]``, uint8."""
-        shown = denormalise(self.images, self.mean, self.std)
+        """The images with the preprocessing undone, to look at. ``[n, C, H, W]``, uint8."""
+        shown = self.preprocessing.invert(self.images).clamp(0, 1)
         return shown.mul(255).round().to(torch.uint8)
 
     @property
@@ -161,7 +175,8 @@ class Artifact:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of tensors and description, in hexadecimal."""
-        return _fingerprint({"images": self.images, "labels": self.labels}, self._description())
+        tensors = {"images": self.images, "labels": self.labels}
+        return _fingerprint({**tensors, **self.preprocessing.tensors()}, self._description())
 
     def with_score(self, score: Mapping[str, Any]) -> Artifact:
         """The same set with one more evaluation's result, as JSON can hold it."""
@@ -177,42 +192,35 @@ class Artifact:
         """Trains a network on the set, with the learned step size, as evaluations do (MTT).
 
         Args:
-            model: Any module that :func:`trajmatch.ops.gradient` takes, without buffers. It is
-                trained from where it is.
+            model: Any module that :func:`trajmatch.ops.gradient` takes. It is put into training
+                mode, and trained from where it is.
             epochs: Passes over the set (MTT: 1000; the loop runs one more).
             seed: Seed of batch order and augmentation.
 
         Returns:
             The model itself.
-
-        Raises:
-            NotImplementedError: The model has buffers, e.g. the running statistics of batch norm.
         """
-        from trajmatch.evaluate import protocol
+        from trajmatch.evaluate import Protocol, train
 
-        settings = protocol.Protocol(lr=self.lr, dsa=self.dsa, epochs=epochs)
-        return protocol.train(model, self.images, self.labels, settings, seed)
+        protocol = Protocol(lr=self.lr, dsa=self.dsa, epochs=epochs)
+        trained: nn.Module = train(model, self.images, self.labels, protocol, seed)
+        return trained
 
-    def images_normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-        """The images as a network sees them whose inputs have another normalisation.
+    def images_preprocessed_by(self, other: Preprocessing) -> Tensor:
+        """The images as a network sees them whose inputs are preprocessed otherwise.
 
         Args:
-            mean: Per-channel mean of that normalisation.
-            std: Per-channel standard deviation of it.
+            other: That preprocessing.
 
         Returns:
-            ``[n, C, H, W]``, float32; the very same values where the normalisation is the same.
+            ``[n, C, H, W]``, float32; the very same values where the preprocessing is the same.
         """
-        if (tuple(mean), tuple(std)) == (self.mean, self.std):
+        if self.preprocessing.same_as(other):
             return self.images
-        own_mean, own_std, other_mean, other_std = (
-            torch.tensor(tuple(each), dtype=torch.float64).view(-1, 1, 1)
-            for each in (self.mean, self.std, mean, std)
-        )
-        return ((self.images * own_std + own_mean - other_mean) / other_std).float()
+        return other.apply(self.preprocessing.invert(self.images.double()))
 
     def to_images(self, folder: str | os.PathLike[str]) -> None:
-        """Writes one PNG per image, in one folder per class; the normalisation is undone.
+        """Writes one PNG per image, in one folder per class; the preprocessing is undone.
 
         The folders' names begin with the class index, so that their order is that of the classes.
 
@@ -238,7 +246,8 @@ class Artifact:
                 files.write_bytes(class_folder / f"{number:04d}.png", pictures.png(image))
 
     def _description(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _DESCRIPTION}
+        description = {name: getattr(self, name) for name in _DESCRIPTION}
+        return description if self.zca is None else {**description, "zca": self.zca.spec()}
 
 
 def log_probabilities(probabilities: Tensor) -> Tensor:
@@ -282,13 +291,14 @@ def save(path: str | os.PathLike[str], artifact: Artifact) -> None:
         UserError: The file cannot be written.
     """
     tensors = {name: getattr(artifact, name) for name in _TENSORS}
+    tensors |= artifact.preprocessing.tensors()
     description = artifact._description()
     files.save_tensors(
         path,
         tensors,
         {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": 1 if artifact.zca is None else FORMAT_VERSION,
             "sha256": artifact.fingerprint,
             **description,
         },
@@ -312,11 +322,11 @@ def load(path: str | os.PathLike[str]) -> Artifact:
         raise UserError(
             f"{path} is not a distilled set, but a {metadata.get('format', 'file of another kind')}"
         )
-    if metadata.get("format_version") != FORMAT_VERSION:
+    if metadata.get("format_version") not in range(1, FORMAT_VERSION + 1):
         raise UserError(
             f"{path} has format version {metadata.get('format_version')}, and this is trajmatch "
-            f"{__version__}, which reads version {FORMAT_VERSION}; install the release that wrote "
-            "the file"
+            f"{__version__}, which reads versions 1 to {FORMAT_VERSION}; install the release that "
+            "wrote the file"
         )
     for name in _TENSORS:
         if name not in tensors:
@@ -327,7 +337,8 @@ def load(path: str | os.PathLike[str]) -> Artifact:
             raise UserError(f"{path} is damaged: its field {name!r} is {value!r}")
     fields = {name: _untuple(metadata[name]) for name in _DESCRIPTION}
     try:
-        artifact = Artifact(images=tensors["images"], labels=tensors["labels"], **fields)
+        zca = from_parts(metadata["zca"], tensors) if "zca" in metadata else None
+        artifact = Artifact(images=tensors["images"], labels=tensors["labels"], zca=zca, **fields)
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from error
     if metadata.get("sha256") != artifact.fingerprint:
@@ -409,8 +420,10 @@ def _is_finite_number(value: object) -> bool:
 
 def _check_network(spec: dict[str, Any], images: Tensor, num_classes: int) -> None:
     try:
-        with torch.device("meta"):  # no memory is touched, whatever sizes a damaged file claims
-            networks.build(spec)
+        # A network from elsewhere is made where it is used: to read a file imports no module.
+        if not networks.is_external(spec.get("name")):
+            with torch.device("meta"):  # no memory is touched, whatever sizes a damaged file claims
+                networks.build(spec)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the network {spec} cannot be built: {error}") from error
     for name, value in (
@@ -419,4 +432,4 @@ def _check_network(spec: dict[str, Any], images: Tensor, num_classes: int) -> No
         ("image_size", images.shape[3]),
         ("num_classes", num_classes),
     ):
-        _check(spec[name] == value, f"the network's {name}", str(value), spec[name])
+        _check(spec.get(name) == value, f"the network's {name}", str(value), spec.get(name))

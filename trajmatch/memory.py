@@ -1,9 +1,13 @@
-"""How a program of ours treats the memory that it no longer needs."""
+"""Memory and threads of a program: what is free, what it keeps, how many it computes on."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -25,3 +29,36 @@ def keep_freed_memory() -> None:
         if mallopt is not None:
             mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
             mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def available_memory() -> int:
+    """Bytes that a program can still get without swapping, within the limit of its container.
+
+    Returns:
+        What the kernel estimates where it is Linux; elsewhere all memory of the machine.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(dict(line.split(":") for line in lines)["MemAvailable"].split()[0])
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no such group, or its limit is "max"
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        # What the group's files take in the page cache is given back on demand.
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(stat.get("inactive_file", 0)))
+    return free
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes on one thread inside the block, so that sums have one order on every machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

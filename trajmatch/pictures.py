@@ -41,8 +41,6 @@ def png(image: Tensor) -> bytes:
 def grid(
     images: Tensor,
     labels: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
     class_names: Sequence[str],
     *,
     clip: Clip = "sigma",
@@ -52,10 +50,9 @@ def grid(
     """Images of a set as a PNG: one row per class, its name in front.
 
     Args:
-        images: Images in normalised space. ``[n, C, H, W]``, floating point, C is 1 or 3.
+        images: Pixel values, real images from 0 to 1, not clipped. ``[n, C, H, W]``, floating
+            point, C is 1 or 3.
         labels: Class of each image. ``[n]``, int64.
-        mean: Per-channel mean of the normalisation.
-        std: Per-channel standard deviation of the normalisation.
         class_names: Name of each class.
         clip: ``"unit"`` shows the pixel values from 0 to 1 as they are. ``"sigma"`` shows the band
             of 2.5 standard deviations around the mean of the whole set: distilled images go far
@@ -69,7 +66,7 @@ def grid(
     Raises:
         UserError: The images have neither 1 nor 3 channels.
     """
-    pixels = to_pixels(images, mean, std, clip)
+    pixels = to_pixels(images, clip)
     height, width = pixels.shape[2:]
     scale = scale or max(1, -(-_COMFORTABLE_SIZE // width))
     rows = [pixels[labels == index][:per_class] for index in range(len(class_names))]
@@ -93,29 +90,26 @@ def grid(
     return _encode(canvas)
 
 
-def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float], clip: Clip) -> Tensor:
-    """Images with the normalisation undone, clipped, from 0 to 255.
+def to_pixels(images: Tensor, clip: Clip) -> Tensor:
+    """Pixel values clipped to what can be shown, from 0 to 255.
 
     Args:
-        images: Images in normalised space. ``[n, C, H, W]``, floating point.
-        mean: Per-channel mean of the normalisation.
-        std: Per-channel standard deviation of the normalisation.
+        images: Pixel values, not clipped: distilled images go far beyond 0 and 1.
+            ``[n, C, H, W]``, floating point.
         clip: See :func:`grid`.
 
     Returns:
         ``[n, C, H, W]``, uint8.
     """
-    spread, centre = (torch.tensor(each).view(-1, 1, 1) for each in (std, mean))
-    values = images * spread + centre  # not yet clipped: distilled images go far beyond 0 and 1
     low, high = 0.0, 1.0
     if clip == "sigma":
-        middle, band = float(values.mean()), _SIGMAS * float(values.std(correction=0))
+        middle, band = float(images.mean()), _SIGMAS * float(images.std(correction=0))
         # No wider than what there is, so that a set inside the band uses the whole range.
-        low = max(middle - band, float(values.min()))
-        high = min(middle + band, float(values.max()))
+        low = max(middle - band, float(images.min()))
+        high = min(middle + band, float(images.max()))
     if high <= low:
-        return torch.full_like(values, 128, dtype=torch.uint8)  # a set of one grey
-    return ((values.clamp(low, high) - low) / (high - low) * 255).round().to(torch.uint8)
+        return torch.full_like(images, 128, dtype=torch.uint8)  # a set of one grey
+    return ((images.clamp(low, high) - low) / (high - low) * 255).round().to(torch.uint8)
 
 
 def _to_pillow(image: Tensor) -> Image.Image:

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from trajmatch.data import load_dataset
+from trajmatch.data import decode, load_dataset
 from trajmatch.errors import UserError
 
 GREY, COLOUR = (6, 6), (6, 6, 3)
@@ -94,23 +95,119 @@ def test_forty_images_are_the_same_set_wherever_they_lie(tmp_path):
     assert load(first).fingerprint != load(second).fingerprint  # another order
 
 
+# Without test images
+
+
+def write_forty(root, shape=COLOUR):
+    """Forty images, 26 and 14 of the two classes, in one folder each."""
+    for name, count, first in (("cat", 26, 0), ("dog", 14, 100)):
+        for number in range(count):
+            write(root / name / f"{number:02d}.png", picture(shape, first + number))
+    return root
+
+
+@pytest.mark.parametrize("folder", [".", "train"])
+def test_a_quarter_of_each_class_becomes_the_test_set_which_is_said(tmp_path, folder):
+    root = tmp_path / "pets"
+    write_forty(root / folder)
+    with pytest.warns(UserWarning, match="pets has no test images: 10 of its 40 images, the same"):
+        dataset = load(root)
+    assert dataset.name == "pets"
+    assert dataset.test_labels.tolist() == [0] * 6 + [1] * 4
+    assert dataset.train_labels.tolist() == [0] * 20 + [1] * 10
+    every = torch.cat([dataset.train_images, dataset.test_images])
+    assert len(every.unique(dim=0)) == 40  # no image is on both sides
+    with pytest.warns(UserWarning, match="has no test images"):
+        assert load(root).fingerprint == dataset.fingerprint
+
+
+def test_another_part_is_not_commented_on(tmp_path):
+    dataset = load_dataset(f"imagefolder:{write_forty(tmp_path / 'pets')}?test=0.5")
+    assert dataset.name == "pets?test=0.5"
+    assert dataset.test_labels.tolist() == [0] * 13 + [1] * 7
+    tiny = load_dataset(f"imagefolder:{tmp_path / 'pets'}?test=0.001")
+    assert tiny.test_labels.tolist() == [0, 1]  # each class is tested
+
+
+# Other sizes and some of the classes
+
+
+def test_photographs_of_any_size_are_resized(tmp_path):
+    write_all(tmp_path, (30, 20, 3))
+    write(tmp_path / "train" / "cat" / "0.png", picture((9, 17, 3), 0))
+    plain = picture((8, 8, 3), 1)
+    write(tmp_path / "train" / "cat" / "1.png", plain)
+    dataset = load_dataset(f"imagefolder:{tmp_path}?size=8")
+    assert dataset.train_images.shape == (4, 3, 8, 8)
+    assert np.array_equal(dataset.train_images[1].numpy(), plain.transpose(2, 0, 1))
+    assert dataset.name == f"{tmp_path.name}?size=8"
+
+
+def test_photographs_are_turned_upright_when_they_are_resized(tmp_path):
+    write_all(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held so that the picture must be turned clockwise
+    pixels = picture(COLOUR, 3)
+    write(tmp_path / "train" / "cat" / "0.png", pixels, exif=exif)
+    dataset = load_dataset(f"imagefolder:{tmp_path}?size=6")
+    expected = np.rot90(pixels, -1).transpose(2, 0, 1)
+    assert np.array_equal(dataset.train_images[0].numpy(), expected)
+    assert np.array_equal(load(tmp_path).train_images[0].numpy(), pixels.transpose(2, 0, 1))
+
+
+def test_some_classes_are_read_and_no_other(tmp_path):
+    write_all(tmp_path)
+    for split in ("train", "test"):
+        (tmp_path / split / "ant").mkdir()
+        (tmp_path / split / "ant" / "0.png").write_bytes(b"not read")
+    dataset = load_dataset(f"imagefolder:{tmp_path}?classes=dog,cat")
+    assert dataset.class_names == ("dog", "cat")
+    assert dataset.test_labels.tolist() == [1, 0]  # images are in the order of the folders
+    assert np.array_equal(dataset.test_images[1].numpy(), picture(COLOUR, 150).transpose(2, 0, 1))
+
+
+def test_images_beyond_the_memory_are_refused(tmp_path, monkeypatch):
+    write_all(tmp_path)
+    monkeypatch.setattr(decode, "available_memory", lambda: 10**9)
+    with pytest.raises(UserError, match=r"4 images of 20000 x 20000 pixels take 4\.8 GB of memory"):
+        load_dataset(f"imagefolder:{tmp_path}?size=20000")
+
+
 # What cannot be used
 
 
 def test_a_folder_without_the_layout_is_told_it(tmp_path):
     assert "holds nothing; sort the images" in refusal(tmp_path)
-    write(tmp_path / "cat" / "0.png", picture(COLOUR, 0))
-    message = refusal(tmp_path)
-    assert "should hold train/CLASS/IMAGE and test/CLASS/IMAGE (or val), but holds cat" in message
+    write(tmp_path / "test" / "cat" / "0.png", picture(COLOUR, 0))
+    assert (
+        "should hold train/CLASS/IMAGE and test/CLASS/IMAGE (or val), or CLASS/IMAGE, but holds "
+        "test; sort the images"
+    ) in refusal(tmp_path)
     assert "does not exist" in refusal(tmp_path / "missing")
+    write(tmp_path / "flat" / "0.png", picture(COLOUR, 0))
+    assert "0.png is a file where a folder of images of one class" in refusal(tmp_path / "flat")
 
 
-def test_a_set_without_test_images_is_refused(tmp_path):
+def test_a_test_folder_that_cannot_be_used_is_named(tmp_path):
     write_all(tmp_path)
+    with pytest.raises(UserError, match=r"has test images of its own, in test; leave out \?test="):
+        load_dataset(f"imagefolder:{tmp_path}?test=0.5")
     (tmp_path / "test").rename(tmp_path / "other")
     assert "but holds other, train" in refusal(tmp_path)
     (tmp_path / "test" / "cat").mkdir(parents=True)
     assert f"{tmp_path / 'test'} holds no images" in refusal(tmp_path)
+
+
+def test_a_class_of_one_image_cannot_be_split(tmp_path):
+    write(tmp_path / "cat" / "0.png", picture(COLOUR, 0))
+    write(tmp_path / "dog" / "0.png", picture(COLOUR, 1))
+    assert "has no test images, and class 'cat' a single image" in refusal(tmp_path)
+
+
+def test_a_class_list_that_matches_nothing_is_refused(tmp_path):
+    write_all(tmp_path)
+    with pytest.raises(UserError, match="has no class 'cats'; the nearest are cat"):
+        load_dataset(f"imagefolder:{tmp_path}?classes=cats,dogs")
 
 
 def test_classes_must_be_the_same_in_both(tmp_path):

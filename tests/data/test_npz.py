@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from trajmatch.data import load_dataset
 from trajmatch.errors import UserError
@@ -54,6 +55,25 @@ def test_channels_first_and_the_other_names(tmp_path):
     )
     dataset = load(tmp_path, **content, val_images=np.zeros(3), unrelated=np.array([object()]))
     assert np.array_equal(dataset.train_images.numpy(), pixels(6, 3, 4, 4))
+
+
+def test_the_layout_of_medmnist(tmp_path):
+    """PathMNIST: colour, channels last, labels in a column of uint8, a validation split."""
+    draw = np.random.default_rng(0)
+    content = {}
+    for split, count in (("train", 18), ("val", 9), ("test", 9)):
+        content[f"{split}_images"] = draw.integers(0, 256, (count, 28, 28, 3), np.uint8)
+        content[f"{split}_labels"] = (np.arange(count) % 9).astype(np.uint8)[:, None]
+    dataset = load(tmp_path, **content)
+    assert dataset.num_classes == 9
+    assert dataset.train_labels.tolist() == [*range(9)] * 2
+    assert dataset.test_labels.shape == (9,) and dataset.test_labels.dtype == torch.int64
+    expected = content["test_images"].transpose(0, 3, 1, 2)
+    assert np.array_equal(dataset.test_images.numpy(), expected)
+    several = np.ones((18, 14), np.uint8)  # ChestMNIST: any number of the classes for each image
+    assert "should have shape [18], one class index per image, but have [18, 14]" in refusal(
+        tmp_path, **{**content, "train_labels": several}
+    )
 
 
 def test_one_channel_without_an_axis_and_labels_in_a_column(tmp_path):

@@ -2,25 +2,42 @@
 
 import os
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from trajmatch.data import SHIPPED, load_dataset, resolve_uri
 from trajmatch.errors import UserError
 
 
-@pytest.mark.parametrize("uri", ["", "svhn", "svhn:/data", "/data/pets.npz", "Cifar10:/data", ":x"])
+@pytest.mark.parametrize("uri", ["", "pets", "pets:/data", "/data/pets.npz", "Cifar10:/data", ":x"])
 def test_an_unknown_source_lists_the_known_ones(uri):
     with pytest.raises(UserError, match="there is no data source") as refusal:
         load_dataset(uri)
     for form in (SHIPPED, "fashion-mnist:ROOT", "mnist:ROOT", "cifar10:ROOT", "cifar100:ROOT",
-                 "imagefolder:PATH", "npz:FILE"):  # fmt: skip
+                 "imagefolder:PATH", "npz:FILE", "svhn:ROOT", "tiny-imagenet:ROOT", "imagenet:ROOT",
+                 "hf:NAME", "package.module:function"):  # fmt: skip
         assert form in str(refusal.value)
 
 
-@pytest.mark.parametrize("uri", ["cifar10", "cifar10:"])
-def test_a_source_without_a_path_is_refused(uri):
-    with pytest.raises(UserError, match=f"'{uri}' lacks a path; write cifar10:ROOT"):
+@pytest.mark.parametrize(("uri", "form"), [("cifar10:", "cifar10:ROOT"), ("npz", "npz:FILE")])
+def test_a_source_without_a_path_is_refused(uri, form):
+    with pytest.raises(UserError, match=f"'{uri}' lacks a path; write {form}"):
         load_dataset(uri)
+
+
+def test_a_set_with_a_fixed_name_is_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRAJMATCH_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=f"'mnist' is in no folder that .*{tmp_path}.*mnist:ROOT"):
+        load_dataset("mnist")
+    images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
+    images[1] = 9
+    for folder in ("train", "test"):
+        for number, label in enumerate(labels):
+            path = tmp_path / "mnist" / folder / str(label) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[number]).save(path)
+    assert len(load_dataset("mnist").train_images) == 4
 
 
 def test_what_the_system_refuses_is_a_message(monkeypatch):
@@ -78,7 +95,10 @@ def test_the_python_version_is_found_too(tmp_path, monkeypatch):
 def test_a_users_own_sets_are_found_by_name(tmp_path, monkeypatch):
     monkeypatch.setenv("TRAJMATCH_DATA", str(tmp_path))
     (tmp_path / "pets" / "train").mkdir(parents=True)
+    for name in ("red", "blue"):
+        (tmp_path / "colours" / name).mkdir(parents=True)
     touch(tmp_path / "plants.npz")
+    assert resolve_uri("colours?size=64") == f"imagefolder:{tmp_path / 'colours'}?size=64"
     assert resolve_uri("pets") == f"imagefolder:{tmp_path / 'pets'}"
     assert resolve_uri("plants") == f"npz:{tmp_path / 'plants.npz'}"
     assert resolve_uri("planets") is None

@@ -22,12 +22,11 @@ def opened(content: bytes) -> np.ndarray:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_has_a_row_for_each_class(channels) -> None:
     images = torch.rand(3, channels, 5, 5, generator=torch.Generator().manual_seed(0))
-    mean, std = (0.0,) * channels, (1.0,) * channels
-    picture = opened(pictures.grid(images, LABELS, mean, std, NAMES, clip="unit", scale=4))
+    picture = opened(pictures.grid(images, LABELS, NAMES, clip="unit", scale=4))
     assert picture.shape[0] == 4 + 3 * (5 * 4 + 4)
     assert picture.shape[2:] == (() if channels == 1 else (3,))
     right = picture[:, -2 * 24 :]  # two columns of 20 pixels and a gap
-    expected = pictures.to_pixels(images, mean, std, "unit")
+    expected = pictures.to_pixels(images, "unit")
 
     def tile(row: int, column: int) -> torch.Tensor:
         part = torch.from_numpy(right[4 + row * 24 :, column * 24 :][:20, :20][::4, ::4].copy())
@@ -42,43 +41,35 @@ def test_grid_has_a_row_for_each_class(channels) -> None:
 
 def test_enlarged_by_nearest_neighbour() -> None:
     image = torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]])
-    picture = opened(
-        pictures.grid(image, torch.tensor([0]), (0.0,), (1.0,), ("x",), clip="unit", scale=3)
-    )
+    picture = opened(pictures.grid(image, torch.tensor([0]), ("x",), clip="unit", scale=3))
     tile = picture[4:10, -10:-4]
     assert np.array_equal(tile, np.kron([[0, 255], [255, 0]], np.ones((3, 3))))
 
 
 def test_small_images_are_enlarged_unasked() -> None:
     image = torch.rand(1, 1, 28, 28)
-    picture = opened(pictures.grid(image, torch.tensor([0]), (0.0,), (1.0,), ("x",)))
+    picture = opened(pictures.grid(image, torch.tensor([0]), ("x",)))
     assert picture.shape[0] == 28 * 4 + 8
 
 
 def test_only_so_many_of_each_class() -> None:
     images, labels = torch.rand(6, 1, 4, 4), torch.tensor([0, 0, 0, 1, 1, 1])
     wide, narrow = (
-        opened(pictures.grid(images, labels, (0.0,), (1.0,), ("a", "b"), scale=2, per_class=count))
+        opened(pictures.grid(images, labels, ("a", "b"), scale=2, per_class=count))
         for count in (None, 1)
     )
     assert wide.shape[1] - narrow.shape[1] == 2 * (8 + 4)
 
 
-def test_unit_undoes_the_normalisation_and_clips() -> None:
-    images = torch.tensor([-10.0, -2.0, 0.0, 1.0, 10.0]).view(1, 1, 1, 5)
-    pixels = pictures.to_pixels(images, (0.4,), (0.2,), "unit")
-    assert pixels.flatten().tolist() == [0, 0, 102, 153, 255]
-
-
-def test_channels_have_their_own_normalisation() -> None:
-    pixels = pictures.to_pixels(torch.ones(1, 3, 1, 1), (0.0, 0.2, 0.4), (0.2, 0.2, 0.2), "unit")
-    assert pixels.flatten().tolist() == [51, 102, 153]
+def test_unit_clips() -> None:
+    values = torch.tensor([-2.0, 0.0, 0.4, 0.6, 1.0, 3.0]).view(1, 1, 1, 6)
+    assert pictures.to_pixels(values, "unit").flatten().tolist() == [0, 0, 102, 153, 255, 255]
 
 
 def test_sigma_shows_a_band_around_the_mean() -> None:
     values = torch.randn(1, 1, 100, 100, generator=torch.Generator().manual_seed(0))
     values[0, 0, 0, 0] = 1000.0
-    shown = pictures.to_pixels(values, (0.5,), (2.0,), "sigma")
+    shown = pictures.to_pixels(values, "sigma")
     middle, spread = values.mean(), values.std(correction=0)
     low, high = values.min(), middle + 2.5 * spread
     expected = ((values.clamp(low, high) - low) / (high - low) * 255).round()
@@ -87,7 +78,7 @@ def test_sigma_shows_a_band_around_the_mean() -> None:
 
 
 def test_a_set_of_one_grey_is_grey() -> None:
-    assert (pictures.to_pixels(torch.ones(2, 1, 3, 3), (0.0,), (1.0,), "sigma") == 128).all()
+    assert (pictures.to_pixels(torch.ones(2, 1, 3, 3), "sigma") == 128).all()
 
 
 def test_png_keeps_every_value(tmp_path: Path) -> None:

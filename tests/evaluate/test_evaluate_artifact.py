@@ -12,7 +12,7 @@ import torch
 
 from trajmatch.data import load_dataset
 from trajmatch.errors import UserError
-from trajmatch.evaluate import EvalConfig, evaluate_artifact, evaluate_set
+from trajmatch.evaluate import EvalConfig, Outcome, evaluate_artifact, evaluate_set
 
 MakeArtifact = Callable[..., Path]
 
@@ -49,11 +49,11 @@ def test_test_images_are_normalised_by_the_file(
 ) -> None:
     seen: list[torch.Tensor] = []
 
-    def look(*arguments: Any, **named: Any) -> float:
+    def look(*arguments: Any, **named: Any) -> Outcome:
         seen.append(arguments[4])
-        return 0.0
+        return Outcome(0.0, None, False)
 
-    monkeypatch.setattr("trajmatch.evaluate.scores.train_and_test", look)
+    monkeypatch.setattr("trajmatch.evaluate.scores.train_fresh", look)
     evaluate_artifact(config(make_artifact(mean=(0.25,), std=(0.5,)), data=tiny_data))
     pixels = load_dataset(tiny_data).test_images.float() / 255
     torch.testing.assert_close(seen[0], (pixels - 0.25) / 0.5)
@@ -64,11 +64,11 @@ def test_baseline_is_real_images_of_the_same_number(
 ) -> None:
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def record(*arguments: Any, **named: Any) -> float:
+    def record(*arguments: Any, **named: Any) -> Outcome:
         calls.append((arguments, named))
-        return float(len(calls))
+        return Outcome(float(len(calls)), None, False)
 
-    monkeypatch.setattr("trajmatch.evaluate.scores.train_and_test", record)
+    monkeypatch.setattr("trajmatch.evaluate.scores.train_fresh", record)
     result = evaluate_artifact(config(make_artifact(), data=tiny_data))
     assert result["distilled"]["accuracies"] == [1.0, 2.0]
     assert result["random_real"]["accuracies"] == [3.0, 4.0]
@@ -86,8 +86,8 @@ def test_baseline_is_real_images_of_the_same_number(
         images, labels = baseline[0][:2]
         assert labels.tolist() == [0, 0, 1, 1, 2, 2]
         assert [real[image.tobytes()] for image in images.numpy()] == labels.tolist()
-        assert baseline[0][2:4] == distilled[0][2:4]  # network and step size
-        assert baseline[1] == distilled[1]  # seed, epochs, batch size, augmentation
+        assert baseline[0][2:4] == distilled[0][2:4]  # network and protocol
+        assert baseline[1] == distilled[1]  # seed, device
     assert not torch.equal(calls[2][0][0], calls[3][0][0])  # every network has its own draw
 
 
@@ -168,3 +168,64 @@ def test_config_refuses_what_is_out_of_range(field: str) -> None:
     flag = "--" + field.replace("_", "-")
     with pytest.raises(UserError, match=f"{flag} should be at least 1, but is 0"):
         config(Path("file"), **{field: 0})
+
+
+# --- which networks
+
+
+def test_several_networks_in_one_call(make_artifact: MakeArtifact, tiny_data: str) -> None:
+    file = make_artifact()
+    names = ("mlp:width=4", "convnet:batch,width=4")
+    result = evaluate_artifact(config(file, data=tiny_data, network=names, seed=1))
+    assert [each["network"] for each in result["networks"]] == list(names)
+    first, second = result["networks"]
+    assert first["protocol"]["network"]["name"] == "MLP"
+    assert second["protocol"]["network"]["norm"] == "batch"
+    for key in ("distilled", "random_real", "protocol"):
+        assert result[key] == first[key]
+    alone = evaluate_artifact(config(file, data=tiny_data, network=names[1:], seed=1))
+    assert alone["networks"] == [second]  # whatever is tested beside it
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_the_network_of_the_file_by_default(make_artifact: MakeArtifact, tiny_data: str) -> None:
+    result = evaluate_artifact(config(make_artifact(), data=tiny_data))
+    (only,) = result["networks"]
+    assert only["network"] == "ConvNet"
+    assert only["distilled"] == result["distilled"]
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("resnt18", r"--network resnt18: .*did you mean resnet18\?"),
+        ("lenet", "--network lenet: .*expected image_size"),
+        ("torchvision:resnet19", r"did you mean resnet18\?"),
+    ],
+)
+def test_no_such_network(
+    make_artifact: MakeArtifact, tiny_data: str, network: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate_artifact(config(make_artifact(), data=tiny_data, network=("mlp", network)))
+
+
+def test_a_function_is_not_called_because_a_file_names_it(
+    make_artifact: MakeArtifact, tiny_data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def make(in_channels: int, num_classes: int, image_size: int) -> torch.nn.Module:
+        calls.append(image_size)
+        inputs = in_channels * image_size**2
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(inputs, num_classes))
+
+    monkeypatch.setattr("trajmatch.demo.make", make, raising=False)
+    name = "trajmatch.demo:make"
+    spec = {"name": name, "in_channels": 1, "num_classes": 3, "image_size": 8}
+    file = make_artifact(network=spec)
+    with pytest.raises(UserError, match=f"not called because a file says so; add --network {name}"):
+        evaluate_artifact(config(file, data=tiny_data))
+    assert not calls
+    evaluate_artifact(config(file, data=tiny_data, network=(name,)))
+    assert calls

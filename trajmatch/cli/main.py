@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, closest
 
 
 class Command(NamedTuple):
@@ -24,7 +25,10 @@ COMMANDS = {
     "expert": Command("expert", "train experts on real images and keep their trajectories", True),
     "distill": Command("distill", "distil a few images per class from a store of experts", True),
     "eval": Command("evaluate", "train fresh networks on distilled images and test them"),
+    "nas": Command("nas", "rank architectures on distilled images and on the real data", True),
     "show": Command("show", "draw distilled images as a picture"),
+    "run": Command("run", "experts, distillation and evaluation of a recipe, in one folder", True),
+    "recipes": Command("recipes", "list the recipes of published results, or explain one"),
     "demo": Command("demo", "all of it in two minutes, on data that is included"),
     "bench": Command("bench", "time this machine beside PyTorch's ways of doing the same"),
     "doctor": Command("doctor", "what is installed, what was built, and whether it works"),
@@ -53,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
-        status = _dispatch(arguments)
+        with _plain_warnings():
+            status = _dispatch(arguments)
         sys.stdout.flush()
         return status
     except UserError as error:
@@ -73,6 +78,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
 
 
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Shows warnings that are meant for the user without the line of code that they come from."""
+    in_full = warnings.formatwarning
+
+    def plain(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if category is UserWarning:
+            return f"trajmatch: warning: {message}\n"
+        return in_full(message, category, filename, lineno, line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = in_full
+
+
 def _dispatch(arguments: list[str]) -> int:
     if not arguments:
         print(usage(), file=sys.stderr)
@@ -87,7 +115,7 @@ def _dispatch(arguments: list[str]) -> int:
         print("trajmatch", __version__)
         return 0
     if name not in COMMANDS:
-        return _fail(f"there is no command {name!r}{_suggestion(name)}; see trajmatch --help")
+        return _fail(f"there is no command {name!r}{closest(name, COMMANDS)}; see trajmatch --help")
     from trajmatch.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -110,11 +138,6 @@ def usage() -> str:
             "trajmatch COMMAND --help shows the arguments of a command, --version the release.",
         ]
     )
-
-
-def _suggestion(name: str) -> str:
-    close = difflib.get_close_matches(name, COMMANDS, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _fail(message: str) -> int:

@@ -60,10 +60,8 @@ def run(argv: list[str]) -> int:
 
     distilled = artifact.load(config.file)
     picture = pictures.grid(
-        distilled.images,
+        distilled.preprocessing.invert(distilled.images),
         distilled.hard_labels,
-        distilled.mean,
-        distilled.std,
         distilled.class_names,
         clip=config.clip,
         scale=config.scale,

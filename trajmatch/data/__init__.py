@@ -2,13 +2,18 @@
 
 from trajmatch.data.dataset import Dataset
 from trajmatch.data.dsa import DSA
+from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing
 from trajmatch.data.sources import SHIPPED, load_dataset, resolve_uri
 from trajmatch.data.statistics import channel_statistics, denormalise, normalise, normaliser
+from trajmatch.data.zca import ZCA
 
 __all__ = [
     "DSA",
     "SHIPPED",
+    "ZCA",
+    "ChannelNormalisation",
     "Dataset",
+    "Preprocessing",
     "channel_statistics",
     "denormalise",
     "load_dataset",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from trajmatch.data import checks
 from trajmatch.data.holdout import split_holdout
-from trajmatch.data.statistics import channel_statistics, denormalise, normalise
+from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing
+from trajmatch.data.statistics import channel_statistics
+from trajmatch.data.zca import ZCA
+from trajmatch.errors import UserError
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
@@ -34,6 +38,9 @@ class Dataset:
         class_names: One name per class, in the order of the labels.
         mean: Mean of the training images per channel, pixels as numbers from 0 to 1.
         std: Their standard deviation, likewise.
+        published_statistics: Whether mean and std are the ones that all papers use for this set;
+            then a part of it has the same.
+        zca: The whitening that replaces the normalisation of each channel; None: there is none.
 
     Raises:
         UserError: Images or labels cannot be used; the message says why.
@@ -47,6 +54,8 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    published_statistics: bool = False
+    zca: ZCA | None = None
 
     def __post_init__(self) -> None:
         """Checks images, labels and class names."""
@@ -68,6 +77,7 @@ class Dataset:
         test_images: Tensor,
         test_labels: Tensor,
         class_names: Sequence[str],
+        statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     ) -> Dataset:
         """Checks the arrays and finds the statistics of the training images.
 
@@ -78,6 +88,8 @@ class Dataset:
             test_images: ``[M, C, S, S]``, uint8.
             test_labels: ``[M]``, any integer dtype.
             class_names: One name per class, in the order of the labels.
+            statistics: Mean and standard deviation of each channel, where published ones are to be
+                used in place of those of these images.
 
         Returns:
             The data set.
@@ -89,9 +101,17 @@ class Dataset:
         names = tuple(class_names)
         # Before the statistics, which would fail on wrong images with a message of their own.
         _check(name, train_images, train_labels, test_images, test_labels, names)
-        mean, std = channel_statistics(train_images)
+        mean, std = statistics or channel_statistics(train_images)
         return cls(
-            name, train_images, train_labels, test_images, test_labels, names, mean=mean, std=std
+            name,
+            train_images,
+            train_labels,
+            test_images,
+            test_labels,
+            names,
+            mean=mean,
+            std=std,
+            published_statistics=statistics is not None,
         )
 
     @property
@@ -126,39 +146,70 @@ class Dataset:
             digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
         return digest.hexdigest()
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Pixels as network inputs, with the statistics of this set.
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The map between pixels and network inputs."""
+        return self.zca or ChannelNormalisation(self.mean, self.std)
+
+    def whitened(self, zca: ZCA | None) -> Dataset:
+        """The same set with ZCA in place of the normalisation of each channel.
 
         Args:
-            images: ``[N, C, H, W]``, uint8, on any device.
+            zca: The transform, fitted on the images that may be seen; None changes nothing.
 
         Returns:
-            ``[N, C, H, W]``, float32, on the device of ``images``.
+            The data set; it shares the images.
+
+        Raises:
+            UserError: The transform is for images of another shape.
+        """
+        shape = list(self.train_images.shape[1:])
+        if zca is not None and list(zca.mean.shape) != shape:
+            raise UserError(
+                f"the ZCA transform is for images of shape {list(zca.mean.shape)}, but those of "
+                f"{self.name} have shape {shape}; fit one on this set"
+            )
+        return self if zca is None else dataclasses.replace(self, zca=zca)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pixels as network inputs, by this set's :attr:`preprocessing`.
+
+        Args:
+            images: ``[N, C, S, S]``, uint8, on any device.
+
+        Returns:
+            ``[N, C, S, S]``, float32, on the device of ``images``.
 
         Raises:
             TypeError: ``images`` is not uint8.
         """
-        return normalise(images, self.mean, self.std)
+        if images.dtype != torch.uint8:
+            raise TypeError(f"normalise: expected images to be uint8, but got {images.dtype}")
+        return self.preprocessing.to(images.device).apply(images)
 
     def denormalise(self, images: Tensor) -> Tensor:
-        """Network inputs as pictures, with the statistics of this set.
+        """Network inputs as pictures, by this set's :attr:`preprocessing`.
 
         Args:
-            images: ``[N, C, H, W]``, floating point, on any device.
+            images: ``[N, C, S, S]``, floating point, on any device.
 
         Returns:
-            ``[N, C, H, W]``, from 0 to 1, dtype and device of ``images``.
+            ``[N, C, S, S]``, cut to 0 to 1, dtype and device of ``images``.
 
         Raises:
             TypeError: ``images`` is not floating point.
         """
-        return denormalise(images, self.mean, self.std)
+        if not images.is_floating_point():
+            raise TypeError(
+                f"denormalise: expected images to be floating point, got {images.dtype}"
+            )
+        return self.preprocessing.to(images.device).invert(images).clamp(0, 1)
 
     def without_holdout(self, fraction: float, seed: int) -> tuple[Dataset, Tensor, Tensor]:
         """Sets a random part of every class of the training set aside.
 
-        What is left is a data set of its own: statistics and fingerprint are those of its own
-        images, so that nothing made from it has seen the part set aside.
+        What is left is a data set of its own: statistics (unless published ones) and fingerprint
+        are those of its own images, so that nothing made from it has seen the part set aside.
 
         Args:
             fraction: Part of each class to set aside, from 0 to below 1, rounded to whole images.
@@ -180,8 +231,39 @@ class Dataset:
             self.test_images,
             self.test_labels,
             self.class_names,
+            self._fixed_statistics,
         )
         return rest, self.train_images[held_out], self.train_labels[held_out]
+
+    def of_classes(self, indices: Sequence[int]) -> Dataset:
+        """The part of the set that has some of its classes.
+
+        Args:
+            indices: Their labels, each once; the first becomes class 0, and so on.
+
+        Returns:
+            A data set of its own, with statistics (unless published ones) and fingerprint of its
+            own images.
+
+        Raises:
+            UserError: There are fewer than two classes, or there is no test image of them.
+        """
+        renumbered = torch.full((self.num_classes,), -1)
+        renumbered[torch.tensor(indices, dtype=torch.int64)] = torch.arange(len(indices))
+        train, test = renumbered[self.train_labels], renumbered[self.test_labels]
+        return Dataset.from_arrays(
+            self.name,
+            self.train_images[train >= 0],
+            train[train >= 0],
+            self.test_images[test >= 0],
+            test[test >= 0],
+            [self.class_names[index] for index in indices],
+            self._fixed_statistics,
+        )
+
+    @property
+    def _fixed_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        return (self.mean, self.std) if self.published_statistics else None
 
 
 def _check(

@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from trajmatch.data import decode
 from trajmatch.data.dataset import Dataset
+from trajmatch.data.decode import Labelled
+from trajmatch.data.options import Options, choose_classes
 from trajmatch.data.reading import check_folder
 from trajmatch.errors import UserError
+from trajmatch.random import generator
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+#: Part of each class that becomes the test set where there is none and nothing else is said.
+TEST_FRACTION = 0.25
 
 _TEST_FOLDERS = ("test", "val")
-_GREY = ("1", "L", "LA")
-# Sixteen bits or floating point in one channel: 8 bits of it would lose what the user has.
-_DEEP = ("I", "F")
-# All that Pillow raises for files that are damaged or of another kind; a decompression bomb is one
-# more, but can only be named where Pillow is imported.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+_LAYOUT = "train/CLASS/IMAGE and test/CLASS/IMAGE (or val), or CLASS/IMAGE"
 
 
-class _Labelled(NamedTuple):
-    path: Path
-    label: int
+def load(root: Path, options: Options) -> Dataset:
+    """Loads every image file of a folder.
 
-
-def load(root: Path) -> Dataset:
-    """Loads every image file under ``root/train/CLASS`` and ``root/test/CLASS`` (or ``val``).
-
-    Classes are the subfolders of ``train`` in alphabetical order; within a class, files are taken
-    in alphabetical order. Hidden files are left out; every other file must be an image, and all
-    images must be square and of one size. The set is grey where all images are, else RGB.
+    Either ``root/train/CLASS`` and ``root/test/CLASS`` (or ``val``), or only ``root/train/CLASS``,
+    or ``root/CLASS``; without test images, a part of each class becomes the test set, which is
+    said. Classes are the subfolders in alphabetical order; within a class, files are taken in
+    alphabetical order. Hidden files are left out; every other file must be an image. Without
+    ``size`` all images must be square and of one size. The set is grey where all images are, else
+    RGB.
 
     Args:
         root: The folder.
+        options: ``classes``, ``size`` and ``test`` count.
 
     Returns:
         The data set, named after the folder.
@@ -51,32 +46,129 @@ def load(root: Path) -> Dataset:
         UserError: The folders are not as described, or a file cannot be used.
     """
     check_folder(root)
-    train, test = (
-        root / "train",
-        next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None),
-    )
-    if not train.is_dir() or test is None:
-        present = ", ".join(path.name for path in _entries(root)) or "nothing"
+    train, test = _splits(root)
+    if test is not None and options.test is not None:
         raise UserError(
-            f"{root} should hold train/CLASS/IMAGE and test/CLASS/IMAGE (or val), but holds "
-            f"{present}; sort the images into those folders"
+            f"{root} has test images of its own, in {test.name}; leave out ?test={options.test:g}"
         )
-    names = [path.name for path in _entries(train)]
-    train_files, test_files = _list_files(train, names), _list_files(test, names)
-    size, colour = _inspect([*train_files, *test_files])
+    present = [entry.name for entry in _entries(train) if entry.is_dir()]
+    chosen = choose_classes(str(root), present, options.classes) if present else []
+    names = [present[index] for index in chosen]
+    train_files = _list_files(train, present, names)
+    if test is not None:
+        test_files = _list_files(test, present, names)
+    else:
+        train_files, test_files = _split(root, train_files, names, options.test)
+    every = [*train_files, *test_files]
+    if options.size is None:
+        size, colour = decode.inspect(every)
+    else:
+        size, colour = options.size, decode.any_colour(every)
+    upright = options.size is not None
     return Dataset.from_arrays(
         root.resolve().name,
-        *_decode(train_files, size, colour),
-        *_decode(test_files, size, colour),
+        *decode.decode(train_files, size, colour=colour, upright=upright),
+        *decode.decode(test_files, size, colour=colour, upright=upright),
         class_names=names,
     )
+
+
+def found_in(root: Path) -> bool:
+    """Whether a folder has the layout of a data set.
+
+    Args:
+        root: The folder; it may be missing.
+    """
+    if not root.is_dir():
+        return False
+    entries = _entries(root)
+    return (root / "train").is_dir() or (len(entries) > 1 and all(e.is_dir() for e in entries))
+
+
+def stratified_split(
+    what: str, labels: Tensor, names: Sequence[str], fraction: float
+) -> tuple[Tensor, Tensor]:
+    """Sets a part of each class aside as test images, always the same ones.
+
+    Each class has a random stream of its own, and has an image on both sides at least.
+
+    Args:
+        what: Whose images they are, for messages.
+        labels: ``[N]``, int64.
+        names: Names of the classes.
+        fraction: Part of each class to set aside, between 0 and 1.
+
+    Returns:
+        ``(train, test)``: indices into ``labels``, int64, each in ascending order.
+
+    Raises:
+        UserError: A class has a single image.
+    """
+    test = torch.zeros(len(labels), dtype=torch.bool)
+    for label, name in enumerate(names):
+        members = torch.nonzero(labels == label).flatten()
+        if len(members) == 1:
+            raise UserError(
+                f"{what} has no test images, and class {name!r} a single image, which cannot be "
+                "split into training and test; add images, or leave the class out"
+            )
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        if count > 0:
+            order = torch.randperm(len(members), generator=generator(0, "test split", label))
+            test[members[order[:count]]] = True
+    return torch.nonzero(~test).flatten(), torch.nonzero(test).flatten()
+
+
+def say_split(what: str, test: int, every: int) -> None:
+    """Says that test images were made of training images, where nobody asked for it.
+
+    Args:
+        what: Whose images they are.
+        test: How many became test images.
+        every: How many there are.
+    """
+    warnings.warn(
+        f"{what} has no test images: {test} of its {every} images, the same ones every time, are "
+        f"used for testing and not for training; ?test=FRACTION sets another part than "
+        f"{TEST_FRACTION:g} aside",
+        stacklevel=2,
+    )
+
+
+def _splits(root: Path) -> tuple[Path, Path | None]:
+    """Folders of the training and of the test images; None where there are no test images."""
+    present = _entries(root)
+    train = root / "train"
+    test = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
+    if train.is_dir() and (test is not None or len(present) == 1):
+        return train, test
+    if present and not train.is_dir() and test is None:
+        return root, None
+    raise UserError(
+        f"{root} should hold {_LAYOUT}, but holds "
+        f"{', '.join(path.name for path in present) or 'nothing'}; sort the images into those "
+        "folders"
+    )
+
+
+def _split(
+    root: Path, files: list[Labelled], names: list[str], fraction: float | None
+) -> tuple[list[Labelled], list[Labelled]]:
+    labels = torch.tensor([label for _, label in files])
+    train, test = stratified_split(
+        str(root), labels, names, TEST_FRACTION if fraction is None else fraction
+    )
+    if fraction is None:
+        say_split(str(root), len(test), len(files))
+    return [files[index] for index in train], [files[index] for index in test]
 
 
 def _entries(path: Path) -> list[Path]:
     return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
 
 
-def _list_files(split: Path, names: list[str]) -> list[_Labelled]:
+def _list_files(split: Path, present: list[str], names: list[str]) -> list[Labelled]:
+    """Files of the classes in ``names``; ``present`` are all classes of the training images."""
     files = []
     for entry in _entries(split):
         if not entry.is_dir():
@@ -84,73 +176,13 @@ def _list_files(split: Path, names: list[str]) -> list[_Labelled]:
                 f"{entry} is a file where a folder of images of one class was expected; "
                 "move it into the folder of its class, or away"
             )
-        if entry.name not in names:
+        if entry.name not in present:
             raise UserError(
-                f"{entry} is no class of the training set ({', '.join(names) or 'it has none'}); "
+                f"{entry} is no class of the training set ({', '.join(present) or 'it has none'}); "
                 "the folders of both must have the same names"
             )
-        label = names.index(entry.name)
-        files += [_Labelled(path, label) for path in _entries(entry)]
+        if entry.name in names:
+            files += [Labelled(path, names.index(entry.name)) for path in _entries(entry)]
     if not files:
         raise UserError(f"{split} holds no images; put them into one folder per class there")
     return files
-
-
-def _inspect(files: list[_Labelled]) -> tuple[int, bool]:
-    """Side of the images in pixels, and whether any of them has colour, from the files' heads."""
-    size, colour = 0, False
-    for path, _ in files:
-        with _opened(path) as image:
-            width, height = image.size
-            size = size or width
-            colour = colour or image.mode not in _GREY
-            if width != height:
-                raise UserError(
-                    f"{path} should be square, but is {width} pixels wide and {height} high; "
-                    "crop or resize the images"
-                )
-            if width != size:
-                raise UserError(
-                    f"{path} is {width} x {width} pixels, but {files[0].path} is {size} x {size}; "
-                    "all images should have one size: resize them"
-                )
-            if image.mode.startswith(_DEEP):
-                raise UserError(
-                    f"{path} should have 8 bits a channel, but its mode is {image.mode}; convert it"
-                )
-    return size, colour
-
-
-def _decode(files: list[_Labelled], size: int, colour: bool) -> tuple[Tensor, Tensor]:
-    """Images ``[N, C, size, size]``, uint8, and labels ``[N]``."""
-    images = np.empty((len(files), 3 if colour else 1, size, size), np.uint8)
-    for index, (path, _) in enumerate(files):
-        with _opened(path) as image:
-            pixels = np.asarray(_opaque(path, image).convert("RGB" if colour else "L"))
-        images[index] = pixels.reshape(size, size, -1).transpose(2, 0, 1)
-    return torch.from_numpy(images), torch.tensor([label for _, label in files])
-
-
-def _opaque(path: Path, image: Image) -> Image:
-    """The image without its alpha channel, which may say nothing."""
-    if not image.has_transparency_data:
-        return image
-    image = image.convert("RGBA")
-    if min(image.getchannel("A").tobytes()) < 255:
-        raise UserError(f"{path} is transparent in places; put it on a background first")
-    return image.convert("RGB")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image]:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            yield image
-    except UserError:
-        raise
-    except (*_UNREADABLE, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path} cannot be read as an image ({error}); mend it or move it away"
-        ) from error

@@ -73,9 +73,14 @@ class IdxSource:
                 f"{self.folder}/raw; put the four original files of {self.name} there"
             )
         arrays = {key: _read(found[0], key) for key in _FILES}
-        for split in ("train", "test"):
-            arrays[f"{split}_images"] = arrays[f"{split}_images"].unsqueeze(1)
-        return Dataset.from_arrays(self.name, **arrays, class_names=self.class_names)
+        return Dataset.from_arrays(
+            self.name,
+            arrays["train_images"].unsqueeze(1),
+            arrays["train_labels"],
+            arrays["test_images"].unsqueeze(1),
+            arrays["test_labels"],
+            self.class_names,
+        )
 
     def _own_folders(self, root: Path) -> list[Path]:
         return [root / self.folder / "raw", root / self.folder]

@@ -15,10 +15,13 @@ from torch import Tensor
 from trajmatch.data.dataset import Dataset
 from trajmatch.errors import UserError
 
-_KEYS = (
+#: Names of the arrays, in either of two ways.
+KEYS = (
     ("x_train", "y_train", "x_test", "y_test"),
     ("train_images", "train_labels", "test_images", "test_labels"),
 )
+CLASS_NAMES = "class_names"
+
 _Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -40,25 +43,39 @@ def load(path: Path) -> Dataset:
         OSError: The file cannot be read.
         UserError: The file is damaged, or its arrays cannot be used.
     """
-    arrays = _read(path)
-    keys = next((keys for keys in _KEYS if all(key in arrays for key in keys)), None)
+    return from_arrays(str(path), path.stem, _read(path))
+
+
+def from_arrays(what: str, name: str, arrays: Mapping[str, _Array]) -> Dataset:
+    """Makes a data set of arrays with the names and shapes that a file has.
+
+    Args:
+        what: Where they come from, for messages.
+        name: What the data set is called.
+        arrays: As for :func:`load`; those of other names do not count.
+
+    Returns:
+        The data set.
+
+    Raises:
+        UserError: The arrays cannot be used.
+    """
+    keys = next((keys for keys in KEYS if all(key in arrays for key in keys)), None)
     if keys is None:
         raise UserError(
-            f"{path} should hold the arrays {' or '.join(', '.join(keys) for keys in _KEYS)}, "
+            f"{what} should hold the arrays {' or '.join(', '.join(keys) for keys in KEYS)}, "
             f"but holds {', '.join(sorted(arrays)) or 'nothing'}; save them under those names"
         )
     train_images, train_labels, test_images, test_labels = (
-        (_images if key == image_key else _labels)(path, key, arrays[key])
+        (_images if key == image_key else _labels)(f"{what}: {key}", arrays[key])
         for key, image_key in zip(keys, (keys[0], "", keys[2], ""), strict=True)
     )
-    names = _class_names(path, arrays, train_labels)
-    return Dataset.from_arrays(
-        path.stem, train_images, train_labels, test_images, test_labels, names
-    )
+    names = _class_names(what, arrays, train_labels)
+    return Dataset.from_arrays(name, train_images, train_labels, test_images, test_labels, names)
 
 
 def _read(path: Path) -> dict[str, _Array]:
-    wanted = {key for keys in _KEYS for key in keys} | {"class_names"}
+    wanted = {key for keys in KEYS for key in keys} | {CLASS_NAMES}
     with path.open("rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
@@ -72,9 +89,8 @@ def _read(path: Path) -> dict[str, _Array]:
     raise UserError(f"{path} holds a single array; save several with numpy.savez")
 
 
-def _images(path: Path, key: str, array: _Array) -> Tensor:
+def _images(what: str, array: _Array) -> Tensor:
     shape = list(array.shape)
-    what = f"{path}: {key}"
     if array.dtype != np.uint8:
         raise UserError(
             f"{what} should be uint8, 0 to 255, but is {array.dtype}; convert it "
@@ -102,10 +118,10 @@ def _images(path: Path, key: str, array: _Array) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _labels(path: Path, key: str, array: _Array) -> Tensor:
+def _labels(what: str, array: _Array) -> Tensor:
     if not np.issubdtype(array.dtype, np.integer):
         raise UserError(
-            f"{path}: {key} should hold whole numbers, one class index per image, but is "
+            f"{what} should hold whole numbers, one class index per image, but is "
             f"{array.dtype}; convert it to integers"
         )
     if array.ndim == 2 and array.shape[1] == 1:
@@ -113,12 +129,12 @@ def _labels(path: Path, key: str, array: _Array) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def _class_names(path: Path, arrays: Mapping[str, _Array], labels: Tensor) -> list[str]:
-    if "class_names" in arrays:
-        names = arrays["class_names"]
+def _class_names(what: str, arrays: Mapping[str, _Array], labels: Tensor) -> list[str]:
+    if CLASS_NAMES in arrays:
+        names = arrays[CLASS_NAMES]
         if names.ndim != 1 or names.dtype.kind != "U":
             raise UserError(
-                f"{path}: class_names should be an array of strings, [K], but has dtype "
+                f"{what}: class_names should be an array of strings, [K], but has dtype "
                 f"{names.dtype} and shape {list(names.shape)}"
             )
         return [str(name) for name in names]

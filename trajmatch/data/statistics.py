@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from trajmatch.data.preprocessing import ChannelNormalisation
 from trajmatch.errors import UserError
 
 
@@ -76,15 +77,12 @@ def normaliser(
     Returns:
         Maps ``[N, C, H, W]``, uint8, to the same shape, float32.
     """
-    shift, scale = (
-        torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
-        for values in (mean, std)
-    )
+    normalisation = ChannelNormalisation(tuple(mean), tuple(std), device)
 
     def normalised(images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:
             raise TypeError(f"normalise: expected images to be uint8, but got {images.dtype}")
-        return images.to(torch.float32).div_(255).sub_(shift).div_(scale)
+        return normalisation.apply(images)
 
     return normalised
 
@@ -106,8 +104,4 @@ def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     """
     if not images.is_floating_point():
         raise TypeError(f"denormalise: expected images to be floating point, got {images.dtype}")
-    return torch.addcmul(_per_channel(mean, images), images, _per_channel(std, images)).clamp(0, 1)
-
-
-def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+    return ChannelNormalisation(tuple(mean), tuple(std)).invert(images).clamp(0, 1)

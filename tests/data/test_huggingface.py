@@ -1,0 +1,147 @@
+"""Data sets of the Hugging Face hub, with a stand-in for the package ``datasets``."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from trajmatch.data import load_dataset
+from trajmatch.errors import UserError
+
+
+class Image:
+    """A feature of images, as ``datasets.Image`` is called."""
+
+
+class Value:
+    """A feature of numbers."""
+
+
+class ClassLabel:
+    """A feature of labels with names."""
+
+    def __init__(self, *names):
+        self.names = list(names)
+
+
+class Split:
+    """Rows by number, columns by name, as ``datasets.Dataset`` has them."""
+
+    def __init__(self, features, columns):
+        self.features, self._columns = features, columns
+
+    def __getitem__(self, key):
+        if isinstance(key, str):
+            assert not isinstance(self.features[key], Image)  # would decode every image
+            return self._columns[key]
+        return {name: values[key] for name, values in self._columns.items()}
+
+
+def pixels(seed, shape=(6, 6, 3)):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def split(labels, first, shape=(6, 6, 3), **features):
+    features = features or {"img": Image(), "label": ClassLabel("cat", "dog", "fox")}
+    columns = {name: labels for name, kind in features.items() if not isinstance(kind, Image)}
+    for name in features.keys() - columns.keys():
+        columns[name] = [Pillow.fromarray(pixels(first + row, shape)) for row in range(len(labels))]
+    return Split(features, columns)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What the stand-in has under each name; its calls are kept."""
+    content = SimpleNamespace(sets={}, calls=[])
+
+    def load(name, config=None):
+        content.calls.append((name, config))
+        if name not in content.sets:
+            raise FileNotFoundError(f"Couldn't find any data file at {name}")
+        return content.sets[name]
+
+    module = ModuleType("datasets")
+    module.load_dataset = load
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return content
+
+
+def test_columns_are_found_by_their_type(hub):
+    hub.sets["user/pets"] = {
+        "train": split([0, 1, 2, 1], 0),
+        "validation": split([0, 1], 20),
+        "test": split([2, 1, 0], 10),
+    }
+    dataset = load_dataset("hf:user/pets")
+    assert dataset.name == "pets"
+    assert dataset.class_names == ("cat", "dog", "fox")
+    assert dataset.train_labels.tolist() == [0, 1, 2, 1]
+    assert dataset.test_labels.tolist() == [2, 1, 0]
+    assert np.array_equal(dataset.test_images[1].numpy(), pixels(11).transpose(2, 0, 1))
+    assert hub.calls == [("user/pets", None)]
+
+
+def test_grey_images_other_sizes_and_some_classes(hub):
+    hub.sets["pets"] = {"train": split([0, 1, 2, 0], 0, (9, 12)), "test": split([0, 2], 9, (8, 8))}
+    dataset = load_dataset("hf:pets?size=8&classes=fox,cat&config=small")
+    assert dataset.name == "pets?size=8&classes=fox,cat&config=small"
+    assert dataset.train_images.shape == (3, 1, 8, 8)
+    assert dataset.train_labels.tolist() == [1, 0, 1]
+    assert np.array_equal(dataset.test_images[1, 0].numpy(), pixels(10, (8, 8)))
+    assert hub.calls == [("pets", "small")]
+
+
+def test_without_a_test_split_a_part_is_set_aside_and_said(hub):
+    hub.sets["pets"] = {"train": split([0, 1, 2] * 4, 0)}
+    with pytest.warns(UserWarning, match="hf:pets has no test images: 3 of its 12 images"):
+        dataset = load_dataset("hf:pets")
+    assert sorted(dataset.test_labels.tolist()) == [0, 1, 2]
+    assert len(load_dataset("hf:pets?test=0.5").test_labels) == 6
+
+
+def test_one_of_several_columns_is_chosen(hub):
+    kinds = {"img": Image(), "fine": ClassLabel("cat", "dog"), "coarse": ClassLabel("pet", "wild")}
+    hub.sets["pets"] = {"train": split([0, 1], 0, **kinds), "test": split([0, 1], 9, **kinds)}
+    with pytest.raises(UserError, match=r"has 2 columns of type ClassLabel .*\?label=NAME"):
+        load_dataset("hf:pets")
+    assert load_dataset("hf:pets?label=coarse").class_names == ("pet", "wild")
+    with pytest.raises(
+        UserError, match="no column 'coarze' of type ClassLabel; the nearest are co"
+    ):
+        load_dataset("hf:pets?label=coarze")
+
+
+def test_what_cannot_be_used_is_named(hub):
+    for name, splits, message in (
+        ("nowhere", None, "hf:nowhere cannot be loaded: Couldn't find any data file"),
+        ("notrain", {"all": split([0, 1], 0)}, "has no split 'train', but all"),
+        (
+            "text",
+            {"train": split([0, 1], 0, text=Value(), label=ClassLabel("a", "b"))},
+            r"has 0 columns of type Image \(its columns: text \(Value\), label \(ClassLabel\)\)",
+        ),
+        (
+            "sizes",
+            {"train": split([0, 1, 2], 0), "test": split([0, 1, 2], 9, (6, 7, 3))},
+            "hf:sizes, split test, row 0 is 7 x 6 pixels, where 6 x 6 was expected; add .size=N",
+        ),
+    ):
+        if splits is not None:
+            hub.sets[name] = splits
+        with pytest.raises(UserError, match=message):
+            load_dataset(f"hf:{name}")
+    hub.sets["both"] = {"train": split([0, 1, 2], 0), "test": split([0, 1, 2], 9)}
+    with pytest.raises(UserError, match=r"test images of its own, the split 'test'; leave out"):
+        load_dataset("hf:both?test=0.1")
+    with pytest.raises(UserError, match="hf:both has no class 'wolf'"):
+        load_dataset("hf:both?classes=wolf")
+    with pytest.raises(UserError, match="'hf:' lacks a path; write hf:NAME"):
+        load_dataset("hf:")
+
+
+def test_the_package_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"needs the package datasets; pip install trajmatch\[hf\]"):
+        load_dataset("hf:cifar10")

@@ -1,0 +1,138 @@
+"""The map between pixels and network inputs, in one object that experts, students and tests share.
+
+It is per-channel normalisation, or ZCA whitening (:mod:`trajmatch.data.zca`). What describes it is
+kept in stores of experts and distilled files as JSON and, for the matrix of ZCA, as tensors.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+class Preprocessing(ABC):
+    """How pixels become what a network sees, and back."""
+
+    @abstractmethod
+    def apply(self, images: Tensor) -> Tensor:
+        """Pixels as network inputs.
+
+        Args:
+            images: ``[N, C, S, S]``, uint8 from 0 to 255 or floating point from 0 to 1 (a learned
+                image may leave that range), on the device of this object.
+
+        Returns:
+            ``[N, C, S, S]``, float32, a tensor of its own.
+        """
+
+    @abstractmethod
+    def invert(self, images: Tensor) -> Tensor:
+        """Network inputs as pixels, not clipped: learned images leave the range of real ones.
+
+        Args:
+            images: ``[N, C, S, S]``, floating point, on the device of this object.
+
+        Returns:
+            ``[N, C, S, S]``, real images from 0 to 1, dtype of ``images``.
+        """
+
+    @abstractmethod
+    def to(self, device: str | torch.device) -> Self:
+        """The same on a device: on a GPU, numbers from the host make it wait for the GPU."""
+
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """Description for JSON, as :func:`from_spec` takes it."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What of the description is a tensor, by name."""
+        return {}
+
+    def staged(self, images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Splits :meth:`apply` into what is done once and what is done for each batch.
+
+        Args:
+            images: ``[N, C, S, S]``, uint8, on any device.
+
+        Returns:
+            ``(kept, finish)``, with ``finish(kept[batch])`` the network inputs of a batch. What is
+            cheap is left to the batches, and the pixels stay uint8; whitening, a product with a
+            large matrix, is done here.
+        """
+        return images, self.to(images.device).apply
+
+    def same_as(self, other: Preprocessing) -> bool:
+        """Whether the other maps to the very same values."""
+        mine, theirs = self.tensors(), other.tensors()
+        return self.spec() == other.spec() and all(
+            torch.equal(tensor, theirs[name].to(tensor.device)) for name, tensor in mine.items()
+        )
+
+
+@dataclass(frozen=True)
+class ChannelNormalisation(Preprocessing):
+    """``(x - mean) / std``, channel by channel, of pixels from 0 to 1.
+
+    Attributes:
+        mean: One number per channel.
+        std: Likewise, not 0.
+        device: Where the images are.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    device: str | torch.device = "cpu"
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Pixels as network inputs; see :meth:`Preprocessing.apply`."""
+        shift, scale = self._constants
+        return unit(images).sub_(shift).div_(scale)
+
+    def invert(self, images: Tensor) -> Tensor:
+        """Network inputs as pixels; see :meth:`Preprocessing.invert`."""
+        mean, std = (
+            torch.tensor(each, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+            for each in (self.mean, self.std)
+        )
+        return torch.addcmul(mean, images, std)
+
+    def to(self, device: str | torch.device) -> ChannelNormalisation:
+        """The same on a device."""
+        return ChannelNormalisation(self.mean, self.std, device)
+
+    def spec(self) -> dict[str, Any]:
+        """``mean`` and ``std``, one number per channel each."""
+        return {"mean": list(self.mean), "std": list(self.std)}
+
+    @cached_property
+    def _constants(self) -> tuple[Tensor, Tensor]:
+        mean, std = (
+            torch.tensor(each, dtype=torch.float32, device=self.device).view(-1, 1, 1)
+            for each in (self.mean, self.std)
+        )
+        return mean, std
+
+
+def unit(images: Tensor) -> Tensor:
+    """Pixels as numbers from 0 to 1.
+
+    Args:
+        images: uint8, or floating point from 0 to 1 already.
+
+    Returns:
+        float32, in memory of its own.
+
+    Raises:
+        TypeError: ``images`` is of another dtype.
+    """
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32).div_(255)
+    if not images.is_floating_point():
+        raise TypeError(f"expected images to be uint8 or floating point, but got {images.dtype}")
+    return images.to(torch.float32, copy=True)
