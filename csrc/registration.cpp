@@ -58,12 +58,12 @@ STABLE_TORCH_LIBRARY(trajmatch, m) {
   m.def(
       "student_unroll(Tensor theta0, Tensor images, Tensor labels, Tensor lr, Tensor batches, "
       "int[] batch_sizes, int[] steps, int[] network, float momentum, float loss_scale, "
-      "bool keep_trajectory, int tape_bytes, Tensor? augmentation=None) -> "
+      "bool keep_trajectory, int tape_bytes, Tensor? augmentation=None, bool exact=True) -> "
       "(Tensor, Tensor, Tensor)");
   m.def(
       "student_unroll_adjoint(Tensor grad_thetas, Tensor trajectory, Tensor tapes, Tensor images, "
       "Tensor labels, Tensor lr, Tensor batches, int[] batch_sizes, int[] steps, int[] network, "
-      "float momentum, float loss_scale, Tensor? augmentation=None) -> "
+      "float momentum, float loss_scale, Tensor? augmentation=None, bool exact=True) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
 }
 

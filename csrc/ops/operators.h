@@ -68,11 +68,11 @@ std::tuple<Tensor, Tensor, Tensor> student_unroll(const Tensor& theta0, const Te
                                                   const Ints& steps, const Ints& network,
                                                   double momentum, double loss_scale,
                                                   bool keep_trajectory, int64_t tape_bytes,
-                                                  const OptionalTensor& augmentation);
+                                                  const OptionalTensor& augmentation, bool exact);
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
     const Tensor& grad_thetas, const Tensor& trajectory, const Tensor& tapes, const Tensor& images,
     const Tensor& labels, const Tensor& lr, const Tensor& batches, const Ints& batch_sizes,
     const Ints& steps, const Ints& network, double momentum, double loss_scale,
-    const OptionalTensor& augmentation);
+    const OptionalTensor& augmentation, bool exact);
 
 }  // namespace trajmatch

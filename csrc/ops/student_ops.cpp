@@ -291,7 +291,7 @@ std::tuple<Tensor, Tensor, Tensor> student_unroll(
     const Tensor& theta0, const Tensor& images, const Tensor& labels, const Tensor& lr,
     const Tensor& indices, const Ints& batch_sizes, const Ints& steps,
     const Ints& network_description, double momentum, double loss_scale, bool keep_trajectory,
-    int64_t tape_bytes, const OptionalTensor& augmentation) {
+    int64_t tape_bytes, const OptionalTensor& augmentation, bool /*of the adjoint*/) {
   const Check check("unroll");
   const Network network = read_network(check, network_description);
   check_theta(check, theta0, "theta0", network);
@@ -341,7 +341,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
     const Tensor& grad_thetas, const Tensor& trajectory, const Tensor& tapes, const Tensor& images,
     const Tensor& labels, const Tensor& lr, const Tensor& indices, const Ints& batch_sizes,
     const Ints& steps, const Ints& network_description, double momentum, double loss_scale,
-    const OptionalTensor& augmentation) {
+    const OptionalTensor& augmentation, bool exact) {
   const Check check("unroll_adjoint");
   const Network network = read_network(check, network_description);
   const int64_t size = network.num_parameters;
@@ -372,7 +372,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
                      [&](int64_t batch) { return student.tape_size(batch); });
     const Tensor hessian_r = empty({size}, trajectory);
     // adjoint += lr h + what enters after `step` steps; then, where a step follows below,
-    // r = momentum r - adjoint.
+    // r = momentum r - adjoint. TESLA's approximation is without h.
     const auto sweep = [&](int64_t step, const T* h) {
       const T* inject = nullptr;
       for (int64_t i = 0; i < asked; ++i) {
@@ -399,7 +399,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
                            tape.of(kept, step));
       batches.scatter_images<T>(step, image_share, lr, grad_images, device);
       if (soft) batches.scatter<T>(step, *label_share, lr, grad_labels, device);
-      sweep(step, read<T>(hessian_r));
+      sweep(step, exact ? read<T>(hessian_r) : nullptr);
     }
   });
   return {adjoint, as_contiguous(grad_images), grad_labels, sum_all(directional)};

@@ -379,3 +379,40 @@ def test_compiles_with_inductor(device: torch.device) -> None:
     compiled = torch.compile(pipeline, fullgraph=True)
     got = torch.autograd.grad(compiled(*leaves), leaves)
     torch.testing.assert_close(got, torch.autograd.grad(pipeline(*leaves), leaves))
+
+
+@pytest.mark.parametrize("engine", [True, False])
+@pytest.mark.parametrize("augmented", [False, True])
+def test_the_inexact_gradient_is_teslas(
+    device: torch.device, assert_close_as_vectors: Check, engine: bool, augmented: bool
+) -> None:
+    """Every ``theta_t`` a constant: with ``v = -lr dL/dtheta_N`` the gradient in ``x_t`` is that of
+    ``v^T g_t``, and that in ``lr`` is ``-dL/dtheta_N^T sum g_t``."""
+    model = ConvNet(1, 4, 8, 4, 2) if engine else smooth_net(1, 8, 4)
+    leaves = set_of(model, 1, 8, True, device)
+    batches = [torch.tensor(each, device=device) for each in ([0, 1, 2], [3, 4], [5, 0])]
+    augment = DSA().replay(3) if augmented else None
+    choices = {"batches": batches, "augment": augment}
+    end = ops.unroll(model, **leaves, **choices, exact=False)
+    above = torch.linspace(-1, 1, len(end), dtype=end.dtype, device=device)
+    inputs = [leaves[name] for name in ("images", "labels", "lr", "theta0")]
+    found = torch.autograd.grad(end, inputs, above)
+
+    images, labels, lr, theta = (each.detach() for each in inputs)
+    images.requires_grad_()
+    labels.requires_grad_()
+    wanted = [torch.zeros_like(each) for each in (images, labels, lr)]
+    for step, batch in enumerate(batches):
+        theta.requires_grad_()
+        shown = images[batch] if augment is None else augment(images[batch], step)
+        value = reference.loss_value(model, theta, shown, labels[batch], "cross_entropy")
+        (grad,) = torch.autograd.grad(value, theta, create_graph=True)
+        shares = torch.autograd.grad(-lr * (above @ grad), (images, labels))
+        wanted = [wanted[0] + shares[0], wanted[1] + shares[1], wanted[2] - above @ grad.detach()]
+        theta = (theta - lr * grad).detach()
+    # All of dL/dtheta_N goes on to theta_0.
+    assert_close_as_vectors(found, [*wanted, above], EXACT)
+    exact = ops.unroll(model, **leaves, **choices)
+    assert torch.equal(end, exact)
+    difference = torch.autograd.grad(exact, inputs[:1], above)[0] - found[0]
+    assert difference.norm() > 1e-3 * found[0].norm()

@@ -14,7 +14,13 @@ from trajmatch.ops.norm_act_pool import norm_act_pool
 from trajmatch.ops.param_distance import param_distance
 from trajmatch.ops.sgd_step import sgd_step, sgd_step_adjoint
 from trajmatch.ops.soft_cross_entropy import soft_cross_entropy
-from trajmatch.ops.student import engine_for, gradient, gradient_jvp, release_workspace
+from trajmatch.ops.student import (
+    engine_for,
+    gradient,
+    gradient_jvp,
+    image_gradient,
+    release_workspace,
+)
 from trajmatch.ops.unroll import DsaReplay, tape_bytes, unroll
 from trajmatch.reference import GradientJvp
 
@@ -26,6 +32,7 @@ __all__ = [
     "engine_for",
     "gradient",
     "gradient_jvp",
+    "image_gradient",
     "norm_act_pool",
     "param_distance",
     "release_workspace",

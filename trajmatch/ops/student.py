@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trajmatch import reference
 from trajmatch._extension import _C
-from trajmatch.networks.convnet import ConvNet
+from trajmatch.networks.convnet import NORMS, ConvNet
 from trajmatch.ops._registration import forbid_autograd
 from trajmatch.reference import GradientJvp
 
@@ -20,10 +20,11 @@ LOSSES = ("cross_entropy", "sum_logits")
 def engine_for(model: nn.Module) -> str:
     """Which path runs this model: ``"engine"`` (C++ and CUDA) or ``"autograd"`` (PyTorch).
 
-    The engine knows :class:`trajmatch.networks.ConvNet`. Every other module, subclasses of it
-    among them, runs eagerly on autograd: exact as well, one step's graph at a time.
+    The engine knows :class:`trajmatch.networks.ConvNet` without batch norm. Every other module,
+    subclasses of it among them, runs eagerly on autograd: exact as well, one step's graph at a
+    time.
     """
-    return "engine" if type(model) is ConvNet else "autograd"
+    return "engine" if type(model) is ConvNet and model.norm in NORMS else "autograd"
 
 
 def gradient(
@@ -33,11 +34,13 @@ def gradient(
     labels: Tensor | None,
     loss: str = "cross_entropy",
     precise: bool = False,
+    update_buffers: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Loss of a batch and its gradient in the flat parameters.
 
     Args:
-        model: The network. Its own parameters are not used and not changed.
+        model: The network. Its own parameters are not used and not changed, its buffers only with
+            ``update_buffers``. It runs in the mode (training or evaluation) that it is in.
         theta: Parameters in the order of ``model.parameters()``. ``[P]``, float32 or float64.
         images: ``[B, C, H, W]``, dtype and device of ``theta``.
         labels: Class indices ``[B]`` (int64) or logits ``[B, K]``; None for ``"sum_logits"``.
@@ -45,6 +48,8 @@ def gradient(
             of the batch, of which AST's gradient penalty takes the derivative).
         precise: On the CPU engine, in float32: Winograd F(2x2) in place of F(4x4), more
             accurate and slower (``docs/performance.md``).
+        update_buffers: Whether this pass counts in the model's own buffers, the running statistics
+            of batch norm, as a training step does. Networks on the engine have none.
 
     Returns:
         The loss ``[]`` and the gradient ``[P]``. Both are differentiable once more in ``theta``,
@@ -60,8 +65,9 @@ def gradient(
         needed = torch.is_grad_enabled() and any(
             each is not None and each.requires_grad for each in (theta, images, labels)
         )
-        value, grad = reference.gradient(model, theta, images, labels, loss)
-        return (value, grad) if needed else (value.detach(), grad.detach())
+        if needed:
+            return reference.gradient(model, theta, images, labels, loss, update_buffers)
+        return autograd_gradient(model, theta, images, labels, loss, update_buffers)
     value, grad, _, _ = torch.ops.trajmatch.student_gradient(
         theta,
         images,
@@ -128,6 +134,67 @@ def gradient_jvp(
     )
     soft = loss == "cross_entropy" and labels.is_floating_point()
     return GradientJvp(directional, grad_theta, grad_images, grad_labels if soft else None)
+
+
+def autograd_gradient(
+    model: nn.Module,
+    theta: Tensor,
+    images: Tensor,
+    labels: Tensor | None,
+    loss: str,
+    update_buffers: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of any module, detached: without the graph of a second derivative."""
+    with torch.enable_grad():
+        theta = theta.detach().requires_grad_()
+        value = reference.loss_value(model, theta, images, labels, loss, update_buffers)
+        (grad,) = torch.autograd.grad(value, theta)
+    return value.detach(), grad
+
+
+def image_gradient(
+    model: nn.Module,
+    theta: Tensor,
+    images: Tensor,
+    labels: Tensor | None,
+    loss: str = "cross_entropy",
+    precise: bool = False,
+) -> Tensor:
+    """Gradient of a batch's loss in the images.
+
+    Args:
+        model: The network. Its own parameters and buffers are not used up or changed.
+        theta: ``[P]``, float32 or float64.
+        images: ``[B, C, H, W]``.
+        labels: Class indices ``[B]`` or logits ``[B, K]``; None for ``"sum_logits"``.
+        loss: ``"cross_entropy"`` or ``"sum_logits"``, as for :func:`gradient`.
+        precise: As for :func:`gradient`.
+
+    Returns:
+        ``[B, C, H, W]``, not differentiable itself; :func:`gradient_jvp` has its derivatives.
+
+    Raises:
+        ValueError: A shape, device, label or choice does not fit the model.
+        TypeError: A dtype is not supported.
+    """
+    check_loss("image_gradient", loss, labels)
+    if engine_for(model) == "autograd":
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            value = reference.loss_value(model, theta.detach(), images, labels, loss)
+            (grad,) = torch.autograd.grad(value, images)
+        return grad
+    grads = torch.ops.trajmatch.student_gradient(
+        theta.detach(),
+        images.detach(),
+        _labels(images, labels).detach(),
+        _describe(model, precise),
+        LOSSES.index(loss),
+        1.0,
+        True,
+    )
+    found: Tensor = grads[2]
+    return found
 
 
 def release_workspace() -> None:

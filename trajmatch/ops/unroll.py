@@ -12,10 +12,11 @@ from trajmatch import reference
 from trajmatch._extension import _C
 from trajmatch.networks.convnet import ConvNet
 from trajmatch.networks.flat import num_parameters
+from trajmatch.networks.randomness import refuse_randomness
 from trajmatch.ops._registration import forbid_autograd
 from trajmatch.ops.dsa_parameters import COLUMNS
 from trajmatch.ops.sgd_step import as_scalar
-from trajmatch.ops.student import engine_for
+from trajmatch.ops.student import autograd_gradient, engine_for
 
 Augment = Callable[[Tensor, int], Tensor]
 
@@ -49,6 +50,7 @@ def unroll(
     augment: Augment | None = None,
     tape_bytes: int = 0,
     precise: bool = False,
+    exact: bool = True,
 ) -> Tensor:
     """Parameters after ``N`` SGD steps of a student on its synthetic set (MTT, section 3.2).
 
@@ -62,8 +64,10 @@ def unroll(
     is Python; other modules run eagerly on autograd, one step's graph at a time.
 
     Args:
-        model: The student; any twice differentiable module whose output does not depend on hidden
-            randomness. Its own parameters and buffers are not used up or changed.
+        model: The student; any twice differentiable module without randomness, in the mode
+            (training or evaluation) that it is in: in training mode batch norm uses, and is
+            differentiated through, the statistics of each batch. Its own parameters and buffers
+            are not changed.
         theta0: Parameters to begin from. ``[P]``, float32 or float64.
         images: The synthetic images. ``[n, C, H, W]``, dtype and device of ``theta0``.
         labels: Class indices ``[n]`` (int64) or logits ``[n, K]``.
@@ -80,14 +84,19 @@ def unroll(
             engine then keeps those of the last steps, as many as fit, and saves recomputing them
             (``docs/performance.md`` has both times); the other paths keep none.
         precise: As for :func:`trajmatch.ops.gradient`.
+        exact: False leaves out how later steps depend on earlier ones (``lr h`` in the adjoint, the
+            Hessians), so that only the direct share of each step remains. This is the gradient of
+            TESLA (Cui et al., ICML 2023), an approximation that differs from the exact one in
+            direction and length; it costs the same here. The parameters returned are the same.
 
     Returns:
         ``theta_N`` ``[P]``, or ``[len(steps), P]`` in the order of ``steps``. Differentiable once
         in ``images``, logit labels, ``lr`` and ``theta0``.
 
     Raises:
-        ValueError: A shape, device, label, index or count does not fit. Values of labels and
-            indices are looked at on the CPU only: on CUDA that would wait for the device.
+        ValueError: A shape, device, label, index or count does not fit, or the model draws random
+            numbers (dropout in training mode). Values of labels and indices are looked at on the
+            CPU only: on CUDA that would wait for the device.
         TypeError: A dtype is not supported.
     """
     if tape_bytes < 0:
@@ -116,6 +125,7 @@ def unroll(
             keep,
             tape_bytes,
             None if augment is None else _augmentation(augment, images, sizes),
+            exact,
         )
     else:
         _check(model, theta0, images, labels, lr, flat, counts, len(sizes))
@@ -124,7 +134,7 @@ def unroll(
             if engine_for(model) == "engine"
             else _AutogradStudent(model, loss_scale)
         )
-        loop = _Loop(student, flat.split(sizes), counts, momentum, augment)
+        loop = _Loop(student, flat.split(sizes), counts, momentum, augment, exact)
         thetas = _Unroll.apply(loop, theta0, images, labels, lr)
     return thetas[0] if steps is None else thetas
 
@@ -260,11 +270,9 @@ class _AutogradStudent:
         self.model, self.scale = model, loss_scale
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.enable_grad():
-            theta = theta.detach().requires_grad_()
-            value = reference.loss_value(self.model, theta, images, labels, "cross_entropy")
-            (grad,) = torch.autograd.grad(self.scale * value, theta)
-        return grad
+        with refuse_randomness(self.model, theta.device):
+            _, grad = autograd_gradient(self.model, theta, images, labels, "cross_entropy")
+        return self.scale * grad
 
     def jvp(
         self, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor
@@ -283,9 +291,10 @@ class _Loop:
         counts: list[int],
         momentum: float,
         augment: Augment | None,
+        exact: bool,
     ) -> None:
         self.student, self.batches, self.counts = student, batches, counts
-        self.momentum, self.augment = momentum, augment
+        self.momentum, self.augment, self.exact = momentum, augment, exact
 
     def _batch(self, images: Tensor, step: int) -> Tensor:
         batch = images[self.batches[step]]
@@ -343,7 +352,8 @@ class _Loop:
             if grad_labels is not None and label_share is not None:
                 grad_labels.index_add_(0, batch, lr * label_share)
             grad_lr = grad_lr + directional
-            adjoint = adjoint + lr * hessian_r
+            if self.exact:
+                adjoint = adjoint + lr * hessian_r
         return adjoint, grad_images, grad_labels, grad_lr
 
 
@@ -381,6 +391,7 @@ def _(
     keep_trajectory: bool,
     tape_bytes: int,
     augmentation: Tensor | None = None,
+    exact: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     size = theta0.shape[0]
     rows = len(batch_sizes) if keep_trajectory else 0
@@ -409,6 +420,7 @@ def _(
     momentum: float,
     loss_scale: float,
     augmentation: Tensor | None = None,
+    exact: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         trajectory.new_empty(trajectory.shape[1:]),
@@ -419,7 +431,9 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, images, labels, lr, batches, *ctx.choices, keep_trajectory, _, augmentation = inputs
+    _, images, labels, lr, batches, *ctx.choices, keep_trajectory, _, augmentation, ctx.exact = (
+        inputs
+    )
     if not keep_trajectory:
         raise ValueError(
             "trajmatch::student_unroll: expected keep_trajectory to be true where a gradient is "
@@ -434,7 +448,16 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 def _backward(ctx: Any, grad_thetas: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     trajectory, tapes, images, labels, lr, batches, augmentation = ctx.saved_tensors
     grad_theta0, grad_images, grad_labels, grad_lr = torch.ops.trajmatch.student_unroll_adjoint(
-        grad_thetas, trajectory, tapes, images, labels, lr, batches, *ctx.choices, augmentation
+        grad_thetas,
+        trajectory,
+        tapes,
+        images,
+        labels,
+        lr,
+        batches,
+        *ctx.choices,
+        augmentation,
+        ctx.exact,
     )
     return (
         grad_theta0,
@@ -443,6 +466,7 @@ def _backward(ctx: Any, grad_thetas: Tensor, *_: Tensor) -> tuple[Tensor | None,
         grad_lr,
         None,
         *(None for _ in ctx.choices),
+        None,
         None,
         None,
         None,
