@@ -14,7 +14,7 @@ from trajmatch.bench import memory as memory_module
 from trajmatch.bench import outer, report, tables
 from trajmatch.bench.agreement import TOLERANCE, agreement
 from trajmatch.bench.config import BenchConfig
-from trajmatch.bench.expert import measure_expert
+from trajmatch.bench.expert import KINDS, measure_expert
 from trajmatch.bench.flops import forward_flops, outer_flops
 from trajmatch.bench.names import BASELINES, OURS
 from trajmatch.bench.problem import Problem, make_problem
@@ -288,8 +288,9 @@ def test_a_process_that_fails_is_an_error() -> None:
 # --- experts and rates
 
 
-def test_both_expert_loops_reach_the_same_parameters() -> None:
-    record = measure_expert(4, 6, steps=2, rounds=2, threads=1, image_size=8, depth=1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_expert_loops_reach_the_same_parameters(kind: str) -> None:
+    record = measure_expert(4, 6, steps=2, rounds=2, threads=1, image_size=8, depth=1, kind=kind)
     assert record["agree"] and max(record["differences"].values()) < 1e-5
     assert json.loads(json.dumps(record)) == record
     median = {name: each["median"] for name, each in record["seconds"].items()}

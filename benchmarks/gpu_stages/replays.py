@@ -11,7 +11,7 @@ from trajmatch.bench.problem import Problem
 from trajmatch.bench.variants import OuterGradient
 from trajmatch.distill.graph import MatchGraph
 from trajmatch.distill.initialise import SyntheticSet
-from trajmatch.distill.matching import Segment
+from trajmatch.distill.matching import MatchingLoss, Segment
 from trajmatch.distill.outer import Match, StudentSteps
 from trajmatch.recording import Record, call_again, cuda_graph
 
@@ -38,7 +38,9 @@ def replayed(problem: Problem, record: Record, count: int = 1) -> Callable[[], l
     synthetic, lr = SyntheticSet(problem.images, problem.labels), float(problem.lr)
 
     def outer_iteration() -> list[OuterGradient]:
-        found = graph(problem.model, matches, synthetic, lr, steps=StudentSteps())
+        found = graph(
+            problem.model, matches, synthetic, lr, steps=StudentSteps(), loss=MatchingLoss()
+        )
         return [
             OuterGradient(
                 torch.full_like(problem.lr, each.loss),

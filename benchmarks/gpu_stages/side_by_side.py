@@ -68,26 +68,28 @@ def experts(size: Size, count: int, settings: Settings, replay: bool) -> Callabl
     draw, device = random.generator(0, "gpu_check", "lockstep"), settings.device
     side = size.image_size
     model = networks.ConvNet(3, size.num_classes, side, width=size.width, depth=size.depth)
-    states = [
-        ExpertState.begin(networks.flat_parameters(networks.initialise(model, draw)).to(device))
-        for _ in range(count)
-    ]
+    model.to(device)
     pixels = torch.randint(0, 256, (size.batch, 3, side, side), generator=draw, dtype=torch.uint8)
     step = ExpertStep(
-        model.to(device),
+        model,
         pixels.to(device),
         (torch.arange(size.batch) % size.num_classes).to(device),
         normaliser((0.5,) * 3, (0.25,) * 3, device),
-        momentum=0.0,
-        weight_decay=0.0,
     )
+    states = []
+    for _ in range(count):
+        networks.initialise(model, draw)
+        states.append(ExpertState.begin(model, step.optimiser))
     batch = Batch(
         torch.stack([torch.randperm(size.batch, generator=draw) for _ in states]).to(device),
         torch.empty(count, size.batch, 0, dtype=torch.float64, device=device),
         torch.full((count,), 0.01, device=device),
+        torch.ones(count, device=device),
     )
     take: TakeSteps = (
-        ReplayedSteps(step, states, record_for(settings)) if replay else PlainSteps(step, states)
+        ReplayedSteps([step] * count, states, record_for(settings))
+        if replay
+        else PlainSteps([step] * count, states)
     )
 
     def loop() -> list[Tensor]:

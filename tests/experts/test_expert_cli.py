@@ -56,7 +56,7 @@ def test_existing_store_exits_2(
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--lr", "-1"], ["--norm", "batch"], ["--epochs", "many"], ["--typo", "1"]]
+    "wrong", [["--lr", "-1"], ["--norm", "bath"], ["--epochs", "many"], ["--typo", "1"]]
 )
 def test_wrong_flags_exit_2_and_write_nothing(
     tmp_path: Path, tiny_data: str, capsys: pytest.CaptureFixture[str], wrong: list[str]

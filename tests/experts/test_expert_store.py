@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trajmatch import files
-from trajmatch.data import load_dataset
+from trajmatch.data import load_dataset, zca
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train_experts
 
@@ -43,6 +43,14 @@ def store(tmp_path: Path) -> Store:
 
 def rewrite(store: Store, **changes: Any) -> None:
     files.write_json(store.path / "store.json", {**store.manifest, **changes})
+
+
+@pytest.fixture
+def whitened(tmp_path: Path) -> Store:
+    """A store without experts whose images are whitened."""
+    images = torch.randint(0, 256, (30, 1, 8, 8)).to(torch.uint8)
+    manifest = {**MANIFEST, "preprocessing": zca.spec(), "num_experts": 1}
+    return Store.create(tmp_path / "whitened", manifest, zca.fit(images))
 
 
 # --- reading
@@ -201,3 +209,60 @@ def test_check_network(store: Store) -> None:
     store.check_network(MANIFEST["network"])
     with pytest.raises(UserError, match=r"networks with depth = 1, but .* has 2"):
         store.check_network({**MANIFEST["network"], "depth": 2})
+
+
+# --- whitening
+
+
+def test_whitening_has_a_file_of_its_own(whitened: Store) -> None:
+    files_there = {path.name for path in whitened.path.iterdir()}
+    assert files_there == {"store.json", "preprocessing.safetensors"}
+    assert whitened.manifest["preprocessing"] == {"kind": "zca", "eps": 0.1}
+    transform = Store.open(whitened.path, complete=False).zca
+    assert transform is not None
+    tensors, metadata = files.load_tensors(whitened.path / "preprocessing.safetensors")
+    assert tensors.keys() == transform.tensors().keys()
+    assert all(torch.equal(tensors[name], part) for name, part in transform.tensors().items())
+    assert metadata["store"] == whitened.identity
+
+
+def test_without_whitening_there_is_no_such_file(store: Store) -> None:
+    assert store.zca is None
+    assert not (store.path / "preprocessing.safetensors").exists()
+
+
+def test_whitening_that_is_missing_or_damaged_is_named(whitened: Store, store: Store) -> None:
+    path = whitened.path / "preprocessing.safetensors"
+
+    def refusal() -> str:
+        with pytest.raises(UserError, match=str(path)) as caught:
+            _ = Store.open(whitened.path, complete=False).zca
+        return str(caught.value)
+
+    tensors, metadata = files.load_tensors(path)
+    files.save_tensors(path, tensors, {"store": store.identity})
+    assert "belongs to another store" in refusal()
+    files.save_tensors(path, {"zca_mean": tensors["zca_mean"]}, metadata)
+    assert "is damaged: the ZCA transform lacks its tensor 'zca_triangle'" in refusal()
+    path.write_bytes(path.read_bytes()[:40])
+    assert "cut off" in refusal()
+    path.unlink()
+    assert "cannot read" in refusal()
+
+
+def test_whitening_and_manifest_must_fit(tmp_path: Path, whitened: Store) -> None:
+    for manifest, transform in (
+        (MANIFEST, whitened.zca),
+        ({**MANIFEST, "preprocessing": zca.spec()}, None),
+    ):
+        with pytest.raises(ValueError, match="zca to be given exactly where the manifest has it"):
+            Store.create(tmp_path / "new", manifest, transform)
+    assert not (tmp_path / "new").exists()
+
+
+def test_whitening_left_by_an_interruption_is_replaced(whitened: Store) -> None:
+    manifest = {k: v for k, v in whitened.manifest.items() if k not in ("format", "version")}
+    before = whitened.zca
+    (whitened.path / "store.json").unlink()
+    again = Store.create(whitened.path, manifest, before)
+    assert again.zca is not None

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from trajmatch import networks
-from trajmatch.data import DSA, load_dataset
+from trajmatch.data import DSA, load_dataset, zca
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train_experts
-from trajmatch.experts.store import hold_out
+from trajmatch.experts.store import exists, hold_out
 from trajmatch.experts.train import automatic_workers
 from trajmatch.random import generator
 
@@ -135,6 +135,66 @@ def test_a_held_out_part_that_changed_is_noticed(
     )
     with pytest.raises(UserError, match="no longer gives the images"):
         store.training_set(dataset)
+
+
+# --- whitening
+
+
+def test_whitened_experts_are_those_of_whitened_images(make_config: MakeConfig) -> None:
+    """The same training written out: plain SGD on images that were whitened beforehand."""
+    config = make_config(num_experts=1, zca=True, holdout=0.25, dsa="none", batch_size=64)
+    store = train_experts(config)
+    training, _, _ = store.training_set(load_dataset(config.data))
+    assert training.zca is not None
+    expected = zca.fit(training.train_images)  # what is held out has no part in it
+    assert torch.equal(training.zca.matrix, expected.matrix)
+    assert store.manifest["preprocessing"] == {"kind": "zca", "eps": 0.1}
+
+    model = networks.build(store.manifest["network"])
+    networks.load_flat_parameters(model, store.snapshot(0, 0))
+    inputs = expected.apply(training.train_images)
+    torch.nn.functional.cross_entropy(model(inputs), training.train_labels).backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= config.lr * parameter.grad
+    torch.testing.assert_close(
+        networks.flat_parameters(model), store.snapshot(0, 1), rtol=1e-4, atol=1e-6
+    )
+    networks.load_flat_parameters(model, store.snapshot(0, 2))
+    predicted = model(expected.apply(training.test_images)).argmax(dim=1)
+    right = (predicted == training.test_labels).double().mean().item()
+    assert store.metrics(0)["test_accuracy"] == pytest.approx(100 * right)
+
+
+def test_whitened_experts_are_the_same_in_processes_and_after_an_interruption(
+    make_config: MakeConfig, contents: Contents
+) -> None:
+    whole = train_experts(make_config(zca=True))
+    grown = make_config(zca=True, num_experts=1, out=whole.path.parent / "grown")
+    train_experts(grown)
+    train_experts(make_config(zca=True, out=grown.out, resume=True))
+    assert contents(grown.out) == contents(whole.path)
+    for expert in range(2):
+        whole.expert_path(expert).unlink()
+    train_experts(make_config(zca=True, resume=True, workers=2))
+    assert contents(grown.out) == contents(whole.path)
+
+
+def test_a_store_cannot_change_its_preprocessing(make_config: MakeConfig) -> None:
+    train_experts(make_config())
+    with pytest.raises(UserError, match=r'preprocessing = {"mean".*, but {"kind": "zca"'):
+        train_experts(make_config(zca=True, resume=True))
+
+
+def test_whitening_beyond_the_memory_leaves_no_store(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zca, "available_memory", lambda: 10**5)
+    config = make_config(zca=True)
+    with pytest.raises(UserError, match=r"ZCA of 8 x 8 x 1 images needs .* leave out --zca"):
+        train_experts(config)
+    assert not exists(config.out)
+    train_experts(make_config())  # the same folder can be used without
 
 
 # --- seeds

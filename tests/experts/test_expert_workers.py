@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train_experts
@@ -37,6 +39,20 @@ def test_workers_write_the_bytes_of_one(
         )
         assert told == [0, 1, 2, 3]
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_workers_do_not_repeat_what_was_said_of_the_data(
+    make_config: MakeConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    draw = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = draw.integers(0, 256, (8, 8), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{number}.png")
+    with pytest.warns(UserWarning, match="has no test images"):
+        train_experts(make_config(data=f"imagefolder:{tmp_path / 'pets'}", epochs=1, workers=2))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_interruption_ends_the_workers(make_config: MakeConfig, contents: Contents) -> None:

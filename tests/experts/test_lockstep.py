@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from trajmatch.data.statistics import normaliser
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train, train_experts, trajectory
 from trajmatch.experts.lockstep import PlainSteps, ReplayedSteps, steps_for
+from trajmatch.experts.optimiser import Adam, Sgd
+from trajmatch.experts.penalty import GradientPenalty
+from trajmatch.experts.sharpness import Gsam
 from trajmatch.experts.step import Batch, ExpertState, ExpertStep
 from trajmatch.experts.trajectory import train_expert, train_lockstep
 from trajmatch.experts.worker import work
@@ -67,11 +72,26 @@ def dataset(tiny_data: str) -> Dataset:
 
 
 def manifest_of(**recipe: Any) -> dict[str, Any]:
-    plain = {"epochs": 3, "batch_size": 16, "lr": 0.02, "momentum": 0.0, "weight_decay": 0.0}
+    plain = {
+        "optimiser": "sgd",
+        "epochs": 3,
+        "batch_size": 16,
+        "lr": 0.02,
+        "lr_decay": 1.0,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "rho": 0.0,
+        "alpha": 0.0,
+        "loss_scale": "constant",
+        "penalty": 0.0,
+        "penalty_norm": "pixel",
+        "dsa": FULL_DSA,
+    }
     return {
         "network": networks.ConvNet(1, 3, 8, width=4, depth=2).spec(),
-        "recipe": {**plain, "dsa": FULL_DSA, **recipe},
+        "recipe": {**plain, **recipe},
         "seed": 5,
+        "snapshots": [0, 1, 2, 3],
     }
 
 
@@ -110,7 +130,7 @@ RECIPES = [
 def assert_written_out(manifest: dict[str, Any], dataset: Dataset, experts: list[int]) -> None:
     trained = train_lockstep(manifest, dataset, experts)
     assert len(trained) == len(experts)
-    for expert, (snapshots, metrics) in zip(experts, trained, strict=True):
+    for expert, (snapshots, metrics, _) in zip(experts, trained, strict=True):
         wanted, losses = written_out(manifest, dataset, expert)
         assert snapshots.numpy().tobytes() == wanted.numpy().tobytes()
         assert metrics["train_loss"] == losses
@@ -132,8 +152,8 @@ def test_replayed_they_are_the_same(dataset, record, recipe, experts) -> None:
 
 
 def test_one_expert_is_a_group_of_one(dataset) -> None:
-    snapshots, metrics = train_expert(manifest_of(), dataset, 3)
-    (other, other_metrics) = train_lockstep(manifest_of(), dataset, [3, 4])[0]
+    snapshots, metrics, _ = train_expert(manifest_of(), dataset, 3)
+    other, other_metrics, _ = train_lockstep(manifest_of(), dataset, [3, 4])[0]
     assert torch.equal(snapshots, other) and metrics == other_metrics
 
 
@@ -182,24 +202,34 @@ def test_one_that_diverges_is_named(dataset) -> None:
 # --- the steps
 
 
-def group(count: int, device: str = "cpu") -> tuple[ExpertStep, list[ExpertState]]:
-    """The step on ten random images, and states that begin in different places."""
+#: What the parts of a step may be.
+PARTS = {
+    "sgd": {"optimiser": Sgd(0.9, 1e-3)},
+    "adam": {"optimiser": Adam(1e-3)},
+    "smooth and flat": {"penalty": GradientPenalty(2.0), "gsam": Gsam(0.01, 0.3)},
+}
+
+
+def group(
+    count: int, device: str = "cpu", norm: str = "instance", **parts: Any
+) -> tuple[list[ExpertStep], list[ExpertState]]:
+    """Steps on ten random images, and states that begin in different places."""
     draw = generator(0, "group")
-    model = networks.ConvNet(1, 3, 8, width=4, depth=2)
+    model = networks.ConvNet(1, 3, 8, width=4, depth=2, norm=norm).to(device)
     pixels = torch.randint(0, 256, (10, 1, 8, 8), generator=draw, dtype=torch.uint8)
-    states = [
-        ExpertState.begin(networks.flat_parameters(networks.initialise(model, draw)).to(device))
-        for _ in range(count)
-    ]
+    parts = parts or PARTS["sgd"]
     step = ExpertStep(
-        model.to(device),
+        model,
         pixels.to(device),
         (torch.arange(10) % 3).to(device),
         normaliser((0.5,), (0.25,), device),
-        0.9,
-        1e-3,
+        **parts,
     )
-    return step, states
+    states = []
+    for _ in range(count):
+        networks.initialise(model, draw)
+        states.append(ExpertState.begin(model, step.optimiser))
+    return [replace(step, model=copy.deepcopy(model)) for _ in range(count)], states
 
 
 def batches(count: int, number: int, size: int = 6, device: str = "cpu") -> Batch:
@@ -210,33 +240,49 @@ def batches(count: int, number: int, size: int = 6, device: str = "cpu") -> Batc
         torch.stack([torch.randperm(10, generator=draw)[:size] for _ in range(count)]).to(device),
         torch.stack([dsa.draw(size, 8, 8, draw).rows for _ in range(count)]).to(device),
         torch.full((count,), 0.01 * (1 + number)).to(device),
+        torch.full((count,), 1.0 - 0.1 * number).to(device),
     )
 
 
-def assert_same_steps(count: int, replayed: ReplayedSteps, states: list[ExpertState]) -> None:
-    step, plain_states = group(count)
-    plain = PlainSteps(step, plain_states)
+def assert_same_steps(
+    count: int, replayed: ReplayedSteps, states: list[ExpertState], **choices: Any
+) -> None:
+    plain_steps, plain_states = group(count, **choices)
+    plain = PlainSteps(plain_steps, plain_states)
     losses = []
     for number, size in enumerate([6, 6, 4, 6, 4, 6]):
         losses.append(replayed(batches(count, number, size)))
         assert torch.equal(losses[-1], plain(batches(count, number, size)))
         for state, wanted in zip(states, plain_states, strict=True):
-            assert torch.equal(state.theta, wanted.theta)
-            assert torch.equal(state.buffer, wanted.buffer)
+            for found, expected in zip(state, wanted, strict=True):
+                assert torch.equal(found, expected)
     assert len({float(each[0]) for each in losses}) == len(losses)  # none was overwritten
 
 
+@pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_replays_read_batch_and_learning_rate_anew(count) -> None:
+def test_replays_read_batch_and_learning_rate_anew(count, parts) -> None:
     record = Counting()
-    step, states = group(count)
-    assert_same_steps(count, ReplayedSteps(step, states, record), states)
+    steps, states = group(count, **PARTS[parts])
+    assert_same_steps(count, ReplayedSteps(steps, states, record), states, **PARTS[parts])
     assert (record.recordings, record.replays) == (2, 4)
 
 
+def test_every_expert_has_statistics_of_its_own() -> None:
+    steps, states = group(2, norm="batch")
+    assert len(states[0].statistics) > 0
+    assert_same_steps(2, ReplayedSteps(steps, states, Counting()), states, norm="batch")
+    assert not torch.equal(states[0].statistics, states[1].statistics)
+    alone_steps, alone = group(1, norm="batch")
+    plain = PlainSteps(alone_steps, alone)
+    for number, size in enumerate([6, 6, 4, 6, 4, 6]):
+        plain(Batch(*(each[:1] for each in batches(2, number, size))))
+    assert torch.equal(alone[0].statistics, states[0].statistics)
+
+
 def test_steps_that_cannot_be_recorded_are_called_and_it_is_said_once() -> None:
-    step, states = group(2)
-    steps = ReplayedSteps(step, states, refuse)
+    calls, states = group(2)
+    steps = ReplayedSteps(calls, states, refuse)
     with pytest.warns(RuntimeWarning, match="without a CUDA graph.*not permitted") as told:
         assert_same_steps(2, steps, states)
     assert len(told) == 1
@@ -247,25 +293,25 @@ def test_a_recording_that_fails_half_way_changes_no_state() -> None:
         function()
         raise RuntimeError("out of memory")
 
-    step, states = group(2)
+    steps, states = group(2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        assert_same_steps(2, ReplayedSteps(step, states, half_way), states)
+        assert_same_steps(2, ReplayedSteps(steps, states, half_way), states)
 
 
 def test_only_cuda_has_a_graph() -> None:
-    step, states = group(2)
-    assert isinstance(steps_for(step, states, torch.device("cpu")), PlainSteps)
-    assert isinstance(steps_for(step, states, torch.device("cuda")), ReplayedSteps)
+    steps, states = group(2)
+    assert isinstance(steps_for(steps, states, torch.device("cpu")), PlainSteps)
+    assert isinstance(steps_for(steps, states, torch.device("cuda")), ReplayedSteps)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_cuda_graph_takes_the_steps_of_calls(count) -> None:
-    step, states = group(count, "cuda")
-    plain_step, plain_states = group(count, "cuda")
-    plain = PlainSteps(plain_step, plain_states)
-    replayed = ReplayedSteps(step, states, partial(cuda_graph, device=torch.device("cuda")))
+    steps, states = group(count, "cuda")
+    plain_steps, plain_states = group(count, "cuda")
+    plain = PlainSteps(plain_steps, plain_states)
+    replayed = ReplayedSteps(steps, states, partial(cuda_graph, device=torch.device("cuda")))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")  # it would say that recording failed
         for number, size in enumerate([6, 6, 4, 6, 4, 6]):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +16,17 @@ from trajmatch.bench.agreement import relative
 from trajmatch.bench.timing import alternate, summary
 from trajmatch.data import Dataset
 from trajmatch.data.dsa import DSA
+from trajmatch.experts.config import ExpertConfig
+from trajmatch.experts.train import recipe_of
 from trajmatch.experts.trajectory import train_expert
 from trajmatch.random import generator
+
+#: What experts are trained with: as in MTT, FTD and AST.
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gsam": {"rho": 0.01, "alpha": 0.3},
+    "penalty": {"penalty": 2.0},
+}
 
 #: Largest relative difference of the parameters that both reach, in float32 after a few steps.
 TOLERANCE = {"cpu": 1e-3, "cuda": 5e-2}
@@ -27,6 +38,7 @@ def measure_expert(
     *,
     steps: int = 4,
     dsa: str = "none",
+    kind: str = "plain",
     device: str = "cpu",
     rounds: int = 5,
     threads: int | None = None,
@@ -42,7 +54,8 @@ def measure_expert(
         width: Channels of the ConvNet.
         batch: Images of a step.
         steps: Steps of the epoch.
-        dsa: Augmentation, ``"none"`` for plain steps.
+        dsa: Augmentation, or ``"none"``.
+        kind: One of :data:`KINDS`.
         device: Where to train.
         rounds: Timed rounds of each.
         threads: Threads on the CPU; None leaves them as they are.
@@ -60,15 +73,19 @@ def measure_expert(
     try:
         manifest = {
             "network": networks.ConvNet(3, 10, image_size, width=width, depth=depth).spec(),
-            "recipe": {
-                "epochs": 1,
-                "batch_size": batch,
-                "lr": 0.01,
-                "momentum": 0.9,
-                "weight_decay": 5e-4,
-                "dsa": dsa,
-            },
+            "recipe": recipe_of(
+                ExpertConfig(
+                    out=Path("store"),
+                    epochs=1,
+                    batch_size=batch,
+                    momentum=0.9,
+                    weight_decay=5e-4,
+                    dsa=dsa,
+                    **KINDS[kind],
+                )
+            ),
             "seed": 0,
+            "snapshots": [1],
         }
         images = _images(batch * steps, image_size)
         functions: dict[str, Callable[[], Tensor]] = {
@@ -89,6 +106,7 @@ def measure_expert(
         "batch": batch,
         "steps": steps,
         "dsa": dsa,
+        "kind": kind,
         "device": device,
         "threads": threads or before,
         "seconds": per_step,
@@ -126,13 +144,58 @@ def eager_epoch(
         weight_decay=recipe["weight_decay"],
     )
     order = torch.randperm(len(labels), generator=generator(seed, "expert", 0, "order"))
+    parameters = list(model.parameters())
+
+    def gradients(shown: Tensor, plain: Tensor, target: Tensor) -> list[Tensor]:
+        loss = cross_entropy(model(shown), target)
+        if recipe["penalty"]:
+            plain = plain.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(model(plain).sum(), plain, create_graph=True)
+            loss = loss + recipe["penalty"] * (slope.norm(dim=1) - 1).square().mean()
+        return list(torch.autograd.grad(loss, parameters))
+
     for batch in torch.split(order.to(device), recipe["batch_size"]):
-        augmented = dsa(images.normalise(pixels[batch]), augmentation)
-        loss = cross_entropy(model(augmented.contiguous(memory_format=layout)), labels[batch])
-        optimiser.zero_grad()
-        loss.backward()
+        plain = images.normalise(pixels[batch]).contiguous(memory_format=layout)
+        shown = dsa(plain, augmentation).contiguous(memory_format=layout)
+        grads = gradients(shown, plain, labels[batch])
+        if recipe["rho"]:
+            again = partial(gradients, shown, plain, labels[batch])
+            grads = _flattened(parameters, grads, recipe, again)
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad
         optimiser.step()
     return networks.flat_parameters(model).cpu()
+
+
+def _flattened(
+    parameters: list[nn.Parameter],
+    grads: list[Tensor],
+    recipe: dict[str, Any],
+    gradients: Callable[[], list[Tensor]],
+) -> list[Tensor]:
+    """GSAM parameter by parameter, as optimisers in PyTorch have it (FTD, section 3.3)."""
+
+    def inner(left: list[Tensor], right: list[Tensor]) -> Tensor:
+        return torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
+
+    with torch.no_grad():
+        scaled = [parameter.abs() * grad for parameter, grad in zip(parameters, grads, strict=True)]
+        factor = recipe["rho"] / (inner(scaled, scaled).sqrt() + 1e-12)
+        moves = [
+            factor * parameter.square() * grad
+            for parameter, grad in zip(parameters, grads, strict=True)
+        ]
+        for parameter, move in zip(parameters, moves, strict=True):
+            parameter.add_(move)
+    there = gradients()
+    with torch.no_grad():
+        for parameter, move in zip(parameters, moves, strict=True):
+            parameter.sub_(move)
+        share = inner(grads, there) / (inner(there, there) + 1e-12)
+        return [
+            new - recipe["alpha"] * (old - share * new)
+            for old, new in zip(grads, there, strict=True)
+        ]
 
 
 def _to(model: nn.Module, device: str, layout: torch.memory_format) -> nn.Module:

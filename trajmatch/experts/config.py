@@ -18,10 +18,14 @@ class ExpertConfig:
         UserError: A value is out of its range.
     """
 
+    recipe: str | None = None
+    """Recipe whose settings are the defaults of all others, e.g. datm/cifar10/ipc10 (`trajmatch
+    recipes` lists them), or a file of your own, ending in .toml."""
     out: Path
     """Folder of the expert store."""
     data: str | None = None
-    """Data set, e.g. cifar10:ROOT; without it the shipped fashion-mnist-mini."""
+    """Data set, e.g. cifar10:ROOT or imagefolder:PATH?size=64; without it the shipped
+    fashion-mnist-mini."""
     num_experts: int = 100
     """Experts to train."""
     epochs: int = 50
@@ -34,18 +38,45 @@ class ExpertConfig:
     """Momentum mu of the experts."""
     weight_decay: float = 0.0
     """Weight decay of the experts (added to the gradient, as torch.optim.SGD does)."""
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    """Optimiser of the experts; Adam takes no --momentum."""
+    lr_decay: float = 1.0
+    """Factor of the learning rate after half of the epochs, where the optimiser begins anew (AST:
+    0.6); 1 leaves it as it is."""
+    rho: float = 0.0
+    """rho: how far GSAM looks for a sharper place, relative to each parameter (FTD: 0.01); 0 does
+    without. Twice the cost of a step."""
+    alpha: float = 0.0
+    """alpha: share of the orthogonal component that GSAM takes away (FTD: 0.3 to 1)."""
+    loss_scale: Literal["constant", "rising"] = "constant"
+    """Factor of the loss: 1, or rising from 0.5 to 1 over ten epochs (AST: clipping loss)."""
+    penalty: float = 0.0
+    """lambda: weight of the penalty on the logits' gradient in the images (AST: 2); 0 does
+    without."""
+    penalty_norm: Literal["pixel", "image"] = "pixel"
+    """What the penalty takes norms of: each pixel's channels (AST's code), or each image."""
     dsa: str = "color_crop_cutout_flip_scale_rotate"
     """Groups of the augmentation A (DSA), joined by underscores; none switches it off."""
+    zca: bool = False
+    """Whiten the images (ZCA, eps 0.1) instead of normalising each channel."""
+    network: str = "convnet"
+    """Network: convnet with the five flags below, or a name with options of its own, such as
+    alexnet, vgg11:batch, resnet18:group,width=32, torchvision:NAME or package.module:function."""
     width: int = 128
     """Channels of the ConvNet."""
     depth: int = 3
     """Blocks of the ConvNet (papers: 3 for 32 pixels, 4 for 64, 5 for 128)."""
-    norm: Literal["instance", "group", "layer", "none"] = "instance"
+    norm: Literal["instance", "group", "layer", "batch", "none"] = "instance"
     """Norm of the ConvNet."""
     activation: Literal["relu", "leaky_relu", "sigmoid", "none"] = "relu"
     """Activation of the ConvNet."""
     pooling: Literal["average", "max", "none"] = "average"
     """Pooling of the ConvNet."""
+    keep: str = "all"
+    """Epochs whose parameters are kept, e.g. 0-22: those that segments will touch. The last one is
+    kept always. Default: all."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Numbers of the store; bfloat16 takes half of the disk, and 8 instead of 24 bits."""
     holdout: float = 0.0
     """Fraction of the training images that no expert and no initialisation sees."""
     seed: int = 0
@@ -73,10 +104,63 @@ class ExpertConfig:
             "at least 0",
             self.weight_decay,
         )
+        for field in ("lr_decay", "rho", "alpha", "penalty"):
+            value = getattr(self, field)
+            _check(math.isfinite(value) and value >= 0, field, "a number of at least 0", value)
+        _check(self.lr_decay > 0, "lr_decay", "above 0", self.lr_decay)
+        if self.alpha and not self.rho:
+            raise UserError(
+                f"--alpha {self.alpha:g} is a part of GSAM, which --rho 0 leaves out; give --rho "
+                "as well, e.g. --rho 0.01"
+            )
+        if self.optimiser == "adam":
+            _check(self.momentum == 0, "momentum", "0 for --optimiser adam", self.momentum)
+        for field, choices in (
+            ("optimiser", ("sgd", "adam")),
+            ("loss_scale", ("constant", "rising")),
+            ("penalty_norm", ("pixel", "image")),
+            ("dtype", ("float32", "bfloat16")),
+        ):
+            value = getattr(self, field)
+            _check(value in choices, field, f"one of {', '.join(choices)}", value)
+        kept_epochs(self.keep, self.epochs)
         _check(self.width >= 1, "width", "at least 1", self.width)
         _check(self.depth >= 1, "depth", "at least 1", self.depth)
         _check(0 <= self.holdout < 1, "holdout", "at least 0 and below 1", self.holdout)
         _check(self.workers >= 0, "workers", "at least 0", self.workers)
+
+
+def kept_epochs(keep: str, epochs: int) -> list[int]:
+    """The epochs whose parameters a store keeps.
+
+    Args:
+        keep: ``"all"``, or numbers and spans such as ``"0-22,30"``.
+        epochs: Epochs of an expert.
+
+    Returns:
+        Ascending; the last epoch is always among them.
+
+    Raises:
+        UserError: The text is no such list, or an epoch is beyond the last.
+    """
+    if keep == "all":
+        return list(range(epochs + 1))
+    kept = {epochs}
+    for part in keep.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UserError(
+                f"--keep {keep} should be all, or epochs such as 0-22,30, but {part.strip()!r} is "
+                "neither a number nor a span"
+            )
+        span = range(int(first), int(last if dash else first) + 1)
+        if len(span) == 0 or span[-1] > epochs:
+            raise UserError(
+                f"--keep {keep} asks for {part.strip()}, but experts have epochs 0 to {epochs} "
+                "(--epochs)"
+            )
+        kept.update(span)
+    return sorted(kept)
 
 
 def _check(holds: bool, field: str, wanted: str, value: object) -> None:

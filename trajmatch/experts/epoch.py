@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trajmatch.data.dsa import DSA
+from trajmatch.experts.schedule import learning_rate, loss_scale
 from trajmatch.experts.step import Batch
 from trajmatch.ops.dsa_parameters import COLUMNS
 from trajmatch.random import generator
@@ -21,11 +22,13 @@ class Epoch(NamedTuple):
         indices: The images in the order in which each expert sees them. ``[experts, n]``, int64.
         dsa: How they are augmented. ``[experts, n, 5]``, float64; ``[experts, n, 0]`` without.
         lr: Learning rate of each step. ``[experts, steps]``, float32.
+        loss_scale: Factor of the loss in each step. ``[experts, steps]``, float32.
     """
 
     indices: Tensor
     dsa: Tensor
     lr: Tensor
+    loss_scale: Tensor
 
     def to(self, device: str | torch.device) -> Epoch:
         """The epoch on a device, moved at once: every move makes the host wait."""
@@ -41,10 +44,11 @@ class Epoch(NamedTuple):
             self.indices.split(size, dim=1),
             self.dsa.split(size, dim=1),
             self.lr.unbind(1),
+            self.loss_scale.unbind(1),
             strict=True,
         )
-        for indices, dsa, lr in columns:
-            yield Batch(indices, dsa, lr)
+        for each in columns:
+            yield Batch(*each)
 
 
 class EpochDraws:
@@ -60,7 +64,7 @@ class EpochDraws:
     def __init__(
         self, recipe: dict[str, Any], seed: int, experts: Sequence[int], shape: Sequence[int]
     ) -> None:
-        self._recipe, self._shape = recipe, shape
+        self._recipe, self._shape, self._drawn = recipe, shape, 0
         self._dsa = DSA(recipe["dsa"])
         self._orders = [generator(seed, "expert", expert, "order") for expert in experts]
         self._augmentations = [generator(seed, "expert", expert, "dsa") for expert in experts]
@@ -69,11 +73,13 @@ class EpochDraws:
         """The next epoch, on the CPU."""
         count = self._shape[0]
         steps = -(-count // self._recipe["batch_size"])
-        experts = len(self._orders)
+        shape = len(self._orders), steps
+        index, self._drawn = self._drawn, self._drawn + 1
         return Epoch(
             torch.stack([torch.randperm(count, generator=order) for order in self._orders]),
             torch.stack([self._rows(augmentation) for augmentation in self._augmentations]),
-            torch.full((experts, steps), self._recipe["lr"], dtype=torch.float32),
+            torch.full(shape, learning_rate(self._recipe, index), dtype=torch.float32),
+            torch.full(shape, loss_scale(self._recipe, index), dtype=torch.float32),
         )
 
     def _rows(self, augmentation: torch.Generator) -> Tensor:

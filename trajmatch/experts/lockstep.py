@@ -26,17 +26,20 @@ class PlainSteps:
     """Calls the steps of the experts one after another.
 
     Args:
-        step: The step.
+        steps: The step of each expert.
         states: The experts' states, which every call brings forward.
     """
 
-    def __init__(self, step: ExpertStep, states: Sequence[ExpertState]) -> None:
-        self._step, self._states = step, states
+    def __init__(self, steps: Sequence[ExpertStep], states: Sequence[ExpertState]) -> None:
+        self._steps, self._states = steps, states
 
     def __call__(self, batch: Batch) -> Tensor:
         """Takes one step with every expert; see :data:`TakeSteps`."""
         return torch.stack(
-            [self._step(state, batch.of(index)) for index, state in enumerate(self._states)]
+            [
+                step(state, batch.of(index))
+                for index, (step, state) in enumerate(zip(self._steps, self._states, strict=True))
+            ]
         )
 
 
@@ -63,16 +66,19 @@ class ReplayedSteps:
     and all steps are called.
 
     Args:
-        step: The step.
+        steps: The step of each expert.
         states: The experts' states, which every call brings forward.
         record: Records a function.
     """
 
     def __init__(
-        self, step: ExpertStep, states: Sequence[ExpertState], record: Record = cuda_graph
+        self,
+        steps: Sequence[ExpertStep],
+        states: Sequence[ExpertState],
+        record: Record = cuda_graph,
     ) -> None:
-        self._step, self._states, self._record = step, states, record
-        self._plain = PlainSteps(step, states)
+        self._steps, self._states, self._record = steps, states, record
+        self._plain = PlainSteps(steps, states)
         self._recordings: dict[int, _Recording] = {}
         self._seen: set[int] = set()
         self._failed = False
@@ -113,7 +119,7 @@ class ReplayedSteps:
         memory = Batch(*(each.clone(memory_format=torch.contiguous_format) for each in batch))
 
         def one_step(index: int) -> Outputs:
-            return (self._step(self._states[index], memory.of(index)),)
+            return (self._steps[index](self._states[index], memory.of(index)),)
 
         functions = [partial(one_step, index) for index in range(len(self._states))]
 
@@ -126,15 +132,15 @@ class ReplayedSteps:
 
 
 def steps_for(
-    step: ExpertStep, states: Sequence[ExpertState], device: torch.device
+    steps: Sequence[ExpertStep], states: Sequence[ExpertState], device: torch.device
 ) -> PlainSteps | ReplayedSteps:
     """What takes the steps on a device: a graph on CUDA, calls elsewhere.
 
     Args:
-        step: The step.
+        steps: The step of each expert.
         states: The experts' states.
         device: Where they are.
     """
     if device.type != "cuda":
-        return PlainSteps(step, states)
-    return ReplayedSteps(step, states, partial(cuda_graph, device=device))
+        return PlainSteps(steps, states)
+    return ReplayedSteps(steps, states, partial(cuda_graph, device=device))

@@ -1,10 +1,12 @@
 """The store of experts: one folder, a description in ``store.json`` and one file for each expert.
 
 ``store.json`` (the manifest) says what the experts are: network, data set, preprocessing, recipe,
-seed. ``expert_0000.safetensors`` and its successors hold ``snapshots [S, P]``, float32: row ``t``
-is the flat parameter vector theta*_t after epoch ``t``, row 0 the initialisation. Files are
-replaced as a whole, so an interrupted run leaves whole experts or none; a reader maps a file and
-touches only the rows it asks for.
+seed. ``preprocessing.safetensors`` is there for ZCA only and holds its mean and matrix.
+``expert_0000.safetensors`` and its successors hold ``snapshots [S, P]``, float32 or bfloat16: the
+flat parameter vectors theta*_t after the epochs ``t`` that are kept, epoch 0 being the
+initialisation. Where the network has buffers (batch norm's running statistics), ``buffers [S, Q]``
+are those of the snapshots. Files are replaced as a whole, so an interrupted run leaves whole
+experts or none; a reader maps a file and touches only the rows it asks for.
 """
 
 from __future__ import annotations
@@ -12,20 +14,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trajmatch import files
+from trajmatch.data.zca import KIND, ZCA, from_parts
 from trajmatch.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
     from trajmatch.data import Dataset
 
 FORMAT = "trajmatch-experts"
 VERSION = 1
 MANIFEST = "store.json"
+PREPROCESSING = "preprocessing.safetensors"
 
 _FIELDS = {
     "data",
@@ -58,7 +64,8 @@ class Store:
               of the whole data set;
             - ``holdout``: ``fraction`` and ``seed`` of the part that the experts did not see, and
               ``training_fingerprint`` of the part that they did see;
-            - ``preprocessing``: ``mean`` and ``std`` of each channel;
+            - ``preprocessing``: ``mean`` and ``std`` of each channel, or ``kind`` (``zca``) and
+              ``eps``;
             - ``network``: the network's ``spec()``;
             - ``recipe``: optimiser and hyper-parameters, ``dsa`` among them;
             - ``seed``, ``num_experts``, ``dtype``, ``snapshots`` (the epochs kept).
@@ -69,12 +76,34 @@ class Store:
         self.manifest = manifest
 
     @classmethod
-    def create(cls, path: Path, manifest: dict[str, Any]) -> Store:
+    def create(cls, path: Path, manifest: dict[str, Any], zca: ZCA | None = None) -> Store:
         """Makes an empty store.
 
         Args:
             path: The folder; it is made with its parents, or is empty.
             manifest: Its description without ``format`` and ``version``.
+            zca: The whitening, where ``preprocessing`` in the manifest says that there is one.
+
+        Raises:
+            ValueError: ``zca`` and manifest do not fit each other.
+            UserError: There is a store already, there are other files, or the folder cannot be
+                written.
+        """
+        if (manifest["preprocessing"].get("kind") == KIND) != (zca is not None):
+            raise ValueError("expected zca to be given exactly where the manifest has it")
+        cls.check_new(path)
+        store = cls(path, {"format": FORMAT, "version": VERSION, **manifest})
+        if zca is not None:
+            files.save_tensors(path / PREPROCESSING, zca.tensors(), {"store": store.identity})
+        store._write_manifest()  # last: a folder with a manifest is a store
+        return store
+
+    @staticmethod
+    def check_new(path: Path) -> None:
+        """Makes sure that a store can be made in a folder, and makes the folder.
+
+        Args:
+            path: The folder.
 
         Raises:
             UserError: There is a store already, there are other files, or the folder cannot be
@@ -86,15 +115,17 @@ class Store:
                 "or choose another --out"
             )
         files.check_writable(path)
-        foreign = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+        # The whitening without a manifest is what an interrupted `create` left behind.
+        foreign = sorted(
+            entry.name
+            for entry in path.iterdir()
+            if not entry.name.startswith(".") and entry.name != PREPROCESSING
+        )
         if foreign:
             raise UserError(
                 f"{path} is not empty (it holds {foreign[0]}) and is not a store of experts; "
                 "choose a new folder for --out"
             )
-        store = cls(path, {"format": FORMAT, "version": VERSION, **manifest})
-        store._write_manifest()
-        return store
 
     @classmethod
     def open(cls, path: Path, *, complete: bool = True) -> Store:
@@ -162,31 +193,65 @@ class Store:
         """Experts that have no file yet, ascending."""
         return [i for i in range(self.num_experts) if not self.expert_path(i).exists()]
 
-    def write_expert(self, expert: int, snapshots: Tensor, metrics: Mapping[str, Any]) -> None:
+    def write_expert(
+        self,
+        expert: int,
+        snapshots: Tensor,
+        metrics: Mapping[str, Any],
+        buffers: Tensor | None = None,
+    ) -> None:
         """Writes one expert as a whole, or nothing.
 
         Args:
             expert: Its number.
             snapshots: Parameters after each epoch kept. ``[S, P]``, float32.
             metrics: Its health, as JSON can hold it; :meth:`metrics` gives it back.
+            buffers: Buffers of the network that belong to the snapshots
+                (:func:`trajmatch.networks.flat_buffers`). ``[S, Q]``, float32; None or ``[S, 0]``
+                where the network has none.
 
         Raises:
-            ValueError: ``snapshots`` has another number of rows or another dtype than the store.
+            ValueError: ``snapshots`` or ``buffers`` has another number of rows or another dtype
+                than the store.
             UserError: A value is not finite, or the file cannot be written.
         """
         import torch
 
         rows = len(self.snapshots_kept)
-        if snapshots.dim() != 2 or snapshots.shape[0] != rows or snapshots.dtype != torch.float32:
-            raise ValueError(
-                f"expected snapshots to be float32 [{rows}, P] (the epochs this store keeps), "
-                f"but got {snapshots.dtype} {list(snapshots.shape)}"
-            )
+        tensors = {"snapshots": snapshots}
+        if buffers is not None:
+            tensors["buffers"] = buffers
+        for name, each in tensors.items():
+            if each.dim() != 2 or each.shape[0] != rows or each.dtype != torch.float32:
+                raise ValueError(
+                    f"expected {name} to be float32 [{rows}, P] (the epochs this store keeps), "
+                    f"but got {each.dtype} {list(each.shape)}"
+                )
+        tensors["snapshots"] = snapshots.to(_dtype(self.manifest))
         files.save_tensors(
             self.expert_path(expert),
-            {"snapshots": snapshots},
+            {name: each for name, each in tensors.items() if each.numel() > 0},
             {"store": self.identity, "expert": expert, "metrics": dict(metrics)},
         )
+
+    @cached_property
+    def zca(self) -> ZCA | None:
+        """The whitening of the images; None where each channel is normalised instead.
+
+        Raises:
+            UserError: Its file is missing, damaged, or belongs to another store.
+        """
+        spec = self.manifest["preprocessing"]
+        if spec.get("kind") != KIND:
+            return None
+        path = self.path / PREPROCESSING
+        tensors, metadata = files.load_tensors(path)
+        if metadata.get("store") != self.identity:
+            raise UserError(f"{path} belongs to another store; make the store again")
+        try:
+            return from_parts(spec, tensors)
+        except UserError as error:
+            raise UserError(f"{path} is damaged: {error}") from error
 
     def snapshot(self, expert: int, epoch: int) -> Tensor:
         """Parameters of one expert after one epoch; only these are read.
@@ -201,6 +266,47 @@ class Store:
         Raises:
             UserError: There is no such expert or snapshot, or the file is damaged.
         """
+        snapshot = self._row("snapshots", expert, epoch)
+        assert snapshot is not None  # every file has them
+        return snapshot
+
+    def buffers(self, expert: int, epoch: int) -> Tensor | None:
+        """Buffers of one expert after one epoch, as :meth:`snapshot` gives its parameters.
+
+        Args:
+            expert: Its number.
+            epoch: One of :attr:`snapshots_kept`.
+
+        Returns:
+            What :func:`trajmatch.networks.load_flat_buffers` takes: ``[Q]``, float32, on the CPU;
+            None for a network without buffers.
+
+        Raises:
+            UserError: As for :meth:`snapshot`.
+        """
+        return self._row("buffers", expert, epoch)
+
+    def load_into(self, model: nn.Module, expert: int, epoch: int) -> None:
+        """Copies the parameters and buffers of one expert after one epoch into its network.
+
+        Args:
+            model: The network of the store.
+            expert: Its number.
+            epoch: One of :attr:`snapshots_kept`.
+
+        Raises:
+            ValueError: The model is another network.
+            UserError: As for :meth:`snapshot`.
+        """
+        from trajmatch import networks
+
+        networks.load_flat_parameters(model, self.snapshot(expert, epoch))
+        buffers = self.buffers(expert, epoch)
+        if buffers is not None:
+            networks.load_flat_buffers(model, buffers)
+
+    def _row(self, tensor: str, expert: int, epoch: int) -> Tensor | None:
+        """The row of a tensor that belongs to an epoch; None where the file has no such tensor."""
         if not 0 <= expert < self.num_experts:
             raise UserError(
                 f"{self.path} has experts 0 to {self.num_experts - 1}, but {expert} was asked for"
@@ -213,15 +319,18 @@ class Store:
             )
         row = self.manifest["snapshots"].index(epoch)
         with files.open_tensors(self.expert_path(expert)) as handle:
-            mapped: Tensor = handle.get_slice("snapshots")[row : row + 1]
-            return mapped[0].clone()
+            if tensor not in handle.keys():  # noqa: SIM118 (not a mapping)
+                return None
+            mapped: Tensor = handle.get_slice(tensor)[row : row + 1]
+            return mapped[0].float().clone()
 
     def metrics(self, expert: int) -> dict[str, Any]:
         """Health of one expert, as its training recorded it.
 
         Returns:
-            ``train_loss`` and ``displacement`` (``|theta*_{t+1} - theta*_t|``), one value an epoch,
-            and ``test_accuracy`` of the last snapshot in percent.
+            ``train_loss``, ``displacement`` (``|theta*_{t+1} - theta*_t|``) and ``accuracy`` (on up
+            to 4,000 of the test images, in percent), one value an epoch; and
+            ``test_accuracy`` of the last epoch on all of them.
 
         Raises:
             UserError: The file is missing or damaged.
@@ -281,8 +390,9 @@ class Store:
             dataset: The whole data set.
 
         Returns:
-            The data set without the part held out; images of that part ``[N, C, H, W]``, uint8;
-            their labels ``[N]``, int64. Both are empty for a store without ``--holdout``.
+            The data set without the part held out, preprocessed as the experts saw it; images of
+            that part ``[N, C, H, W]``, uint8; their labels ``[N]``, int64. Both are empty for a
+            store without ``--holdout``.
 
         Raises:
             UserError: It is not the data set that the experts were trained on.
@@ -296,7 +406,7 @@ class Store:
                 f"images that the experts of {self.path} saw; make the store again with this "
                 "release"
             )
-        return training, images, labels
+        return training.whitened(self.zca), images, labels
 
     def check_network(self, spec: Mapping[str, Any]) -> None:
         """Makes sure that a network is the experts' network.
@@ -348,9 +458,20 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def _dtype(manifest: Mapping[str, Any]) -> torch.dtype:
+    """The dtype that snapshots are kept in."""
+    import torch
+
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[manifest["dtype"]]
+
+
 def _differences(have: Any, want: Any, field: str = "") -> list[tuple[str, Any, Any]]:
-    """Leaves at which two nested dictionaries differ: dotted name, left value, right value."""
-    if not (isinstance(have, dict) and isinstance(want, dict)):
+    """Leaves at which two nested dictionaries differ: dotted name, left value, right value.
+
+    Dictionaries without a common key (two kinds of preprocessing) are leaves.
+    """
+    nested = isinstance(have, dict) and isinstance(want, dict)
+    if not nested or have.keys().isdisjoint(want):
         return [] if have == want else [(field, have, want)]
     found = []
     for key in sorted(have.keys() | want.keys()):

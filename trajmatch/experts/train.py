@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from trajmatch import networks
-from trajmatch.data import Dataset, load_dataset
+from trajmatch.data import Dataset, load_dataset, zca
 from trajmatch.data.dsa import DSA
 from trajmatch.errors import UserError
 from trajmatch.evaluate.device import check_device
-from trajmatch.experts.config import ExpertConfig
+from trajmatch.experts.config import ExpertConfig, kept_epochs
+from trajmatch.experts.network import network_spec
 from trajmatch.experts.pool import work_together
 from trajmatch.experts.store import Store, describe_dataset, exists, hold_out
 from trajmatch.experts.worker import work
@@ -47,7 +47,10 @@ def train_experts(config: ExpertConfig, progress: ProgressLike | None = None) ->
         store = Store.open(config.out, complete=False)
         store.resume(manifest)
     else:
-        store = Store.create(config.out, manifest)
+        Store.check_new(config.out)
+        transform = zca.fit(training.train_images) if config.zca else None
+        store = Store.create(config.out, manifest, transform)
+    training = training.whitened(store.zca)
 
     missing = store.missing()
     done = (store.num_experts - len(missing)) * config.epochs
@@ -103,19 +106,11 @@ def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[
         What :meth:`trajmatch.experts.Store.create` takes.
 
     Raises:
-        UserError: There is no such network for these images, or no such augmentation.
+        UserError: There is no such network for these images, it cannot be a student's, or there is
+            no such augmentation.
     """
     try:
-        network = networks.ConvNet(
-            dataset.channels,
-            dataset.num_classes,
-            dataset.image_size,
-            width=config.width,
-            depth=config.depth,
-            norm=config.norm,
-            activation=config.activation,
-            pooling=config.pooling,
-        )
+        spec = network_spec(config, dataset)
         dsa = DSA(config.dsa)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -127,19 +122,31 @@ def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[
             "seed": config.seed,
             "training_fingerprint": training.fingerprint,
         },
-        "preprocessing": {"mean": list(training.mean), "std": list(training.std)},
-        "network": network.spec(),
-        "recipe": {
-            "optimiser": "sgd",
-            "epochs": config.epochs,
-            "batch_size": config.batch_size,
-            "lr": config.lr,
-            "momentum": config.momentum,
-            "weight_decay": config.weight_decay,
-            "dsa": dsa.spec,
-        },
+        "preprocessing": zca.spec() if config.zca else training.preprocessing.spec(),
+        "network": spec,
+        "recipe": {**recipe_of(config), "dsa": dsa.spec},
         "seed": config.seed,
         "num_experts": config.num_experts,
-        "dtype": "float32",
-        "snapshots": list(range(config.epochs + 1)),
+        "dtype": config.dtype,
+        "snapshots": kept_epochs(config.keep, config.epochs),
     }
+
+
+def recipe_of(config: ExpertConfig) -> dict[str, Any]:
+    """The entry ``recipe`` of a manifest: what a step of training and its schedules depend on."""
+    names = (
+        "optimiser",
+        "epochs",
+        "batch_size",
+        "lr",
+        "momentum",
+        "weight_decay",
+        "lr_decay",
+        "rho",
+        "alpha",
+        "loss_scale",
+        "penalty",
+        "penalty_norm",
+        "dsa",
+    )
+    return {name: getattr(config, name) for name in names}

@@ -1,25 +1,35 @@
-"""The training of experts: plain SGD on the real images, with a snapshot after every epoch."""
+"""The training of experts on the real images, with a snapshot after every epoch."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trajmatch import networks
-from trajmatch.data import Dataset, normaliser
+from trajmatch.data import Dataset
 from trajmatch.errors import UserError
 from trajmatch.evaluate.measure import accuracy
 from trajmatch.experts.epoch import EpochDraws
+from trajmatch.experts.journal import Journal
 from trajmatch.experts.lockstep import steps_for
+from trajmatch.experts.optimiser import Adam, Sgd
+from trajmatch.experts.penalty import GradientPenalty
+from trajmatch.experts.schedule import decay_epoch
+from trajmatch.experts.sharpness import Gsam
 from trajmatch.experts.step import ExpertState, ExpertStep
 from trajmatch.random import generator
 
-#: Snapshots ``[epochs + 1, P]``, float32, on the CPU, row 0 the initialisation; and the metrics
-#: that :meth:`trajmatch.experts.Store.metrics` lists.
-Trajectory = tuple[Tensor, dict[str, Any]]
+#: Snapshots ``[S, P]``, float32, on the CPU, one row for each epoch that the store keeps; the
+#: metrics that :meth:`trajmatch.experts.Store.metrics` lists; and the buffers ``[S, Q]`` that
+#: belong to the snapshots (the running statistics of batch norm).
+Trajectory = tuple[Tensor, dict[str, Any], Tensor]
+
+#: Test images that tell how an expert does after every epoch, at most.
+_TESTED = 2000
 
 
 def train_expert(
@@ -34,7 +44,7 @@ def train_expert(
         device: Where to train.
 
     Returns:
-        Its trajectory and metrics.
+        What is kept of it.
 
     Raises:
         UserError: The loss or a parameter is no longer finite.
@@ -49,7 +59,7 @@ def train_lockstep(
     device: str | torch.device = "cpu",
     on_epoch: Callable[[int, float], None] = lambda expert, loss: None,
 ) -> list[Trajectory]:
-    """Trains experts (MTT, ``buffer.py``), each step of all of them together.
+    """Trains experts, each step of all of them together.
 
     Every epoch visits each image once, augmented by DSA. An expert is a function of the manifest,
     the images and its number alone, not of the experts beside it: initialisation, batch order and
@@ -58,42 +68,34 @@ def train_lockstep(
     on the same number (:func:`trajmatch.experts.train_experts`: one).
 
     Args:
-        manifest: Manifest of the store; its ``network``, ``recipe`` and ``seed`` are used.
+        manifest: Manifest of the store; ``network``, ``recipe``, ``seed`` and ``snapshots`` are
+            used.
         training: What the experts see. Images stay uint8 until they are in a batch.
         experts: Their numbers.
         device: Where to train.
         on_epoch: Called with the expert's number and its mean training loss after every epoch.
 
     Returns:
-        The trajectory and the metrics of each expert.
+        What is kept of each expert.
 
     Raises:
         UserError: A loss or a parameter is no longer finite.
     """
     recipe, seed = manifest["recipe"], manifest["seed"]
     model = networks.build(manifest["network"]).to(device)
-    states = []
+    step = _step(model, training, recipe, device)
+    steps, states = [], []
     for expert in experts:
         networks.initialise(model, generator(seed, "expert", expert, "initialisation"))
-        states.append(ExpertState.begin(networks.flat_parameters(model)))
-    take_steps = steps_for(
-        ExpertStep(
-            model,
-            # On a GPU the images lie there as uint8: normalised and augmented there, by the batch.
-            training.train_images.to(device),
-            training.train_labels.to(device),
-            normaliser(training.mean, training.std, device),
-            recipe["momentum"],
-            recipe["weight_decay"],
-        ),
-        states,
-        torch.device(device),
-    )
+        # Where there are buffers, every expert has a network of its own to count them in.
+        own = copy.deepcopy(model) if networks.num_buffers(model) else model
+        steps.append(ExpertStep(**{**vars(step), "model": own}))
+        states.append(ExpertState.begin(model, step.optimiser))
+    take_steps = steps_for(steps, states, torch.device(device))
+    test = _Test(model, training, device)
     count = len(training.train_labels)
     draws = EpochDraws(recipe, seed, experts, training.train_images.shape)
-    snapshots = [torch.empty(recipe["epochs"] + 1, len(state.theta)) for state in states]
-    losses: list[list[float]] = [[] for _ in experts]
-    _keep(snapshots, 0, states)
+    journals = [Journal(state, manifest["snapshots"]) for state in states]
     drawn = draws.draw()
     with torch.no_grad():
         for epoch in range(1, recipe["epochs"] + 1):
@@ -102,38 +104,72 @@ def train_lockstep(
                 totals += take_steps(batch) * batch.indices.shape[1]
             if epoch < recipe["epochs"]:
                 drawn = draws.draw()  # while a GPU still takes the steps
-            _keep(snapshots, epoch, states)
-            for index, (expert, total) in enumerate(zip(experts, totals.tolist(), strict=True)):
-                losses[index].append(total / count)
-                _check_finite(expert, epoch, losses[index][-1], states[index].theta, recipe["lr"])
-                on_epoch(expert, losses[index][-1])
+            if epoch - 1 == decay_epoch(recipe["epochs"]) and recipe["lr_decay"] != 1:
+                for state in states:
+                    state.restart_optimiser()
+            for expert, state, journal, total in zip(
+                experts, states, journals, totals.tolist(), strict=True
+            ):
+                loss = total / count
+                _check_finite(expert, epoch, loss, state.theta, recipe["lr"])
+                journal.enter(epoch, state, loss, test.accuracy(state, test.every))
+                on_epoch(expert, loss)
     return [
-        (own, _metrics(model, state.theta, training, own, own_losses))
-        for state, own, own_losses in zip(states, snapshots, losses, strict=True)
+        (
+            journal.snapshots,
+            journal.metrics(test.accuracy(state)),
+            journal.buffers,
+        )
+        for state, journal in zip(states, journals, strict=True)
     ]
 
 
-def _keep(snapshots: Sequence[Tensor], epoch: int, states: Sequence[ExpertState]) -> None:
-    """Writes the parameters of each expert after an epoch into its ``[epochs + 1, P]``."""
-    for own, state in zip(snapshots, states, strict=True):
-        own[epoch] = state.theta
+def _step(
+    model: nn.Module, training: Dataset, recipe: dict[str, Any], device: str | torch.device
+) -> ExpertStep:
+    """The step that a recipe describes."""
+    decay = recipe["weight_decay"]
+    penalty = GradientPenalty(recipe["penalty"], recipe["penalty_norm"])
+    # On a GPU the images lie there as uint8, and are normalised and augmented there, by the batch
+    # (whitened ones as float32).
+    images, normalise = training.preprocessing.staged(training.train_images.to(device))
+    return ExpertStep(
+        model=model,
+        images=images,
+        labels=training.train_labels.to(device),
+        normalise=normalise,
+        optimiser=Adam(decay) if recipe["optimiser"] == "adam" else Sgd(recipe["momentum"], decay),
+        penalty=penalty if recipe["penalty"] else None,
+        gsam=Gsam(recipe["rho"], recipe["alpha"]) if recipe["rho"] else None,
+    )
 
 
-def _metrics(
-    model: torch.nn.Module,
-    theta: Tensor,
-    training: Dataset,
-    snapshots: Tensor,
-    losses: Sequence[float],
-) -> dict[str, Any]:
-    networks.load_flat_parameters(model, theta)
-    return {
-        "train_loss": list(losses),
-        "displacement": snapshots.diff(dim=0).norm(dim=1, dtype=torch.float64).tolist(),
-        "test_accuracy": accuracy(
-            model, training.test_images, training.test_labels, normalise=training.normalise
-        ),
-    }
+class _Test:
+    """The test images as the experts' network sees them.
+
+    Args:
+        model: The network; a copy of it is tested.
+        training: Has the images.
+        device: Where to test.
+    """
+
+    def __init__(self, model: nn.Module, training: Dataset, device: str | torch.device) -> None:
+        self._model, self._labels = copy.deepcopy(model), training.test_labels
+        self._images, self._normalise = training.preprocessing.to(device).staged(
+            training.test_images.to(device)
+        )
+
+    def accuracy(self, state: ExpertState, every: int = 1) -> float:
+        """Accuracy of an expert on every so-manieth test image, in percent."""
+        networks.load_flat_parameters(self._model, state.theta)
+        networks.load_flat_buffers(self._model, state.statistics)
+        images, labels = self._images[::every], self._labels[::every]
+        return accuracy(self._model, images, labels, normalise=self._normalise)
+
+    @property
+    def every(self) -> int:
+        """How far apart images are of which there are hardly more than :data:`_TESTED`."""
+        return max(1, len(self._labels) // _TESTED)
 
 
 def _check_finite(expert: int, epoch: int, loss: float, theta: Tensor, lr: float) -> None:

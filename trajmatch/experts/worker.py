@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,8 @@ def work(
         for first in range(0, len(experts), at_once):
             group = experts[first : first + at_once]
             trained = train_lockstep(store.manifest, training, group, device, on_epoch)
-            for expert, (snapshots, metrics) in zip(group, trained, strict=True):
-                store.write_expert(expert, snapshots, metrics)
+            for expert, (snapshots, metrics, buffers) in zip(group, trained, strict=True):
+                store.write_expert(expert, snapshots, metrics, buffers)
 
 
 def main() -> int:
@@ -74,7 +75,9 @@ def main() -> int:
     job = json.loads(sys.stdin.readline())
     try:
         store = Store.open(Path(job["store"]), complete=False)
-        training, _, _ = store.training_set(load_dataset(store.manifest["data"]))
+        with warnings.catch_warnings(action="ignore"):  # who started this has given them
+            dataset = load_dataset(store.manifest["data"])
+        training, _, _ = store.training_set(dataset)
         work(
             store,
             training,

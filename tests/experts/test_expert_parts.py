@@ -1,0 +1,272 @@
+"""FTD's and AST's parts of expert training against hand computations in float64."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trajmatch import networks
+from trajmatch.data import DSA, Dataset, load_dataset
+from trajmatch.errors import UserError
+from trajmatch.experts import ExpertConfig, Store, train_experts
+from trajmatch.experts.config import kept_epochs
+from trajmatch.experts.optimiser import Adam, Sgd
+from trajmatch.experts.penalty import GradientPenalty
+from trajmatch.experts.schedule import learning_rate, loss_scale
+from trajmatch.experts.sharpness import Gsam
+from trajmatch.random import generator
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_data: str) -> Dataset:
+    return load_dataset(tiny_data)
+
+
+def problem(**options: Any) -> tuple[networks.ConvNet, Tensor, Tensor, Tensor]:
+    """A small network with parameters, images and labels in float64."""
+    draw = generator(1, "problem")
+    model = networks.ConvNet(3, 4, 8, **{"width": 4, "depth": 2, **options})
+    theta = networks.flat_parameters(networks.initialise(model, draw)).double()
+    images = torch.randn(5, 3, 8, 8, generator=draw, dtype=torch.float64)
+    return model.double(), theta, images, torch.tensor([0, 1, 2, 3, 0])
+
+
+def penalty_by_hand(
+    model: torch.nn.Module, theta: Tensor, images: Tensor, weight: float, over: Any
+) -> Tensor:
+    images = images.clone().requires_grad_()
+    total = networks.call_flat(model, theta, images).sum()
+    (slope,) = torch.autograd.grad(total, images, create_graph=True)
+    return weight * (slope.square().sum(dim=over).sqrt() - 1).square().mean()
+
+
+@pytest.mark.parametrize(("norm", "over"), [("pixel", 1), ("image", (1, 2, 3))])
+@pytest.mark.parametrize("network", ["engine", "autograd"])
+def test_the_penalty_and_its_gradient(norm: str, over: Any, network: str) -> None:
+    model, theta, images, _ = problem(activation="sigmoid")
+    if network == "autograd":
+        model = torch.nn.Sequential(model)  # type: ignore[assignment]
+    theta.requires_grad_()
+    wanted = penalty_by_hand(model, theta, images, 2.0, over)
+    (grad,) = torch.autograd.grad(wanted, theta)
+    penalty = GradientPenalty(2.0, norm)
+    assert penalty.value(model, theta.detach(), images).item() == pytest.approx(
+        wanted.item(), rel=1e-12
+    )
+    found = penalty.gradient(model, theta.detach(), images)
+    assert (found - grad).norm() / grad.norm() < 1e-10
+
+
+def test_pixels_without_a_gradient_pull_in_no_direction() -> None:
+    penalty = GradientPenalty(1.0)
+    slope = torch.zeros(1, 3, 2, 2)
+    slope[0, :, 0, 0] = torch.tensor([3.0, 0.0, 4.0])
+    value, pull = penalty._value_and_pull(slope)
+    assert value.item() == pytest.approx((16 + 3) / 4)
+    assert pull.isfinite().all()
+    assert torch.allclose(pull[0, :, 0, 0], 2 / 4 * 4 * torch.tensor([0.6, 0.0, 0.8]))
+    assert pull[0, :, 1:, :].count_nonzero() == 0
+
+
+def test_a_step_of_gsam() -> None:
+    model, theta, images, labels = problem()
+    rho, alpha = 0.05, 0.4
+
+    def gradient(at: Tensor) -> Tensor:
+        at = at.detach().requires_grad_()
+        loss = F.cross_entropy(networks.call_flat(model, at, images), labels)
+        return torch.autograd.grad(loss, at)[0]
+
+    first = gradient(theta)
+    distance = math.sqrt(
+        sum((abs(t) * g) ** 2 for t, g in zip(theta.tolist(), first.tolist(), strict=True))
+    )
+    away = torch.tensor(
+        [rho * t * t * g / distance for t, g in zip(theta.tolist(), first.tolist(), strict=True)],
+        dtype=torch.float64,
+    )
+    second = gradient(theta + away)
+    cosine = F.cosine_similarity(first, second, dim=0)
+    orthogonal = first - cosine * first.norm() * second / second.norm()
+    assert abs(orthogonal @ second) < 1e-12
+    wanted = second - alpha * orthogonal
+    found = Gsam(rho, alpha)(theta, first, gradient)
+    assert (found - wanted).norm() / wanted.norm() < 1e-9
+    assert (found - first).norm() / first.norm() > 1e-3
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_is_that_of_pytorch(weight_decay: float) -> None:
+    draw = generator(2)
+    theta = torch.randn(7, generator=draw, dtype=torch.float64)
+    parameter = torch.nn.Parameter(theta.clone())
+    reference = torch.optim.Adam([parameter], lr=0.03, weight_decay=weight_decay)
+    memory = torch.zeros(7).double(), torch.zeros(7).double(), torch.zeros(()).double()
+    for _ in range(5):
+        grad = torch.randn(7, generator=draw, dtype=torch.float64)
+        parameter.grad = grad.clone()
+        reference.step()
+        Adam(weight_decay)(theta, grad, torch.tensor(0.03, dtype=torch.float64), *memory)
+        torch.testing.assert_close(theta, parameter.detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_schedules() -> None:
+    ast = {"lr": 0.003, "lr_decay": 0.6, "epochs": 50, "loss_scale": "rising"}
+    rates = [learning_rate(ast, index) for index in range(50)]
+    assert rates[:27] == [0.003] * 27
+    assert rates[27:] == [pytest.approx(0.0018)] * 23
+    scales = [loss_scale(ast, index) for index in range(12)]
+    assert scales == pytest.approx([0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1, 1])
+    assert loss_scale({"loss_scale": "constant"}, 0) == 1
+
+
+AST = {
+    "momentum": 0.9,
+    "weight_decay": 1e-3,
+    "lr": 0.02,
+    "lr_decay": 0.6,
+    "loss_scale": "rising",
+    "penalty": 0.5,
+    "epochs": 4,
+}
+FTD = {"rho": 0.05, "alpha": 0.3, "epochs": 2}
+# Before a norm a bias has no gradient but rounding, of which Adam would make whole steps.
+ADAM = {"norm": "none", "optimiser": "adam", "epochs": 2, "lr": 1e-3, "lr_decay": 0.5}
+
+
+@pytest.mark.parametrize("parts", [AST, FTD, {**AST, **FTD, "lr_decay": 1.0}, ADAM])
+def test_an_expert_against_a_loop_of_pytorch(
+    dataset: Dataset, make_config: Any, parts: dict[str, Any]
+) -> None:
+    """The whole training once more, by ``torch.optim`` and double backward."""
+    config: ExpertConfig = make_config(num_experts=1, **parts)
+    store = train_experts(config)
+    model = networks.build(store.manifest["network"])
+    networks.initialise(model, generator(config.seed, "expert", 0, "initialisation"))
+    order = generator(config.seed, "expert", 0, "order")
+    augmentation, dsa = generator(config.seed, "expert", 0, "dsa"), DSA(config.dsa)
+    theta = torch.nn.Parameter(networks.flat_parameters(model))
+
+    def new_optimiser(index: int) -> torch.optim.Optimizer:
+        lr = config.lr * (config.lr_decay if index > config.epochs // 2 + 1 else 1.0)
+        if config.optimiser == "adam":
+            return torch.optim.Adam([theta], lr=lr, weight_decay=config.weight_decay)
+        return torch.optim.SGD(
+            [theta], lr=lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+
+    def gradient(at: Tensor, shown: Tensor, plain: Tensor, labels: Tensor, scale: float) -> Tensor:
+        at = at.detach().requires_grad_()
+        loss = scale * F.cross_entropy(networks.call_flat(model, at, shown), labels)
+        if config.penalty:
+            loss = loss + penalty_by_hand(model, at, plain, config.penalty, 1)
+        return torch.autograd.grad(loss, at)[0]
+
+    optimiser = new_optimiser(0)
+    for index in range(config.epochs):
+        if index == config.epochs // 2 + 2:
+            optimiser = new_optimiser(index)
+        scale = 0.5 + 0.05 * index if config.loss_scale == "rising" else 1.0
+        shuffled = torch.randperm(len(dataset.train_labels), generator=order)
+        for batch in torch.split(shuffled, config.batch_size):
+            plain = dataset.normalise(dataset.train_images[batch])
+            shown = dsa(plain, augmentation)
+            problem = shown, plain, dataset.train_labels[batch], scale
+            grad = gradient(theta, *problem)
+            if config.rho:
+                grad = Gsam(config.rho, config.alpha)(
+                    theta.detach(), grad, lambda at, problem=problem: gradient(at, *problem)
+                )
+            theta.grad = grad
+            optimiser.step()
+        kept = store.snapshot(0, index + 1)
+        assert (kept - theta.detach()).norm() / (kept - store.snapshot(0, 0)).norm() < 2e-3
+
+
+def test_health_is_that_of_every_epoch(dataset: Dataset, make_config: Any) -> None:
+    store = train_experts(make_config(num_experts=1, epochs=3))
+    metrics = store.metrics(0)
+    snapshots = [store.snapshot(0, epoch).double() for epoch in range(4)]
+    steps = [(new - old).norm().item() for old, new in pairwise(snapshots)]
+    assert metrics["displacement"] == pytest.approx(steps, rel=1e-5)
+    assert len(metrics["train_loss"]) == len(metrics["accuracy"]) == 3
+    # So few test images are all looked at.
+    assert metrics["accuracy"][-1] == metrics["test_accuracy"]
+    model = networks.build(store.manifest["network"])
+    networks.load_flat_parameters(model, store.snapshot(0, 1))
+    found = model(dataset.normalise(dataset.test_images)).argmax(dim=1)
+    share = (found == dataset.test_labels).double().mean().item()
+    assert metrics["accuracy"][0] == pytest.approx(100 * share)
+
+
+def test_only_the_epochs_asked_for_are_kept(make_config: Any, tmp_path: Any) -> None:
+    whole = train_experts(make_config(num_experts=1, epochs=4, out=tmp_path / "whole"))
+    part = train_experts(make_config(num_experts=1, epochs=4, out=tmp_path / "part", keep="1-2"))
+    assert part.snapshots_kept == [1, 2, 4]
+    for epoch in (1, 2, 4):
+        assert torch.equal(part.snapshot(0, epoch), whole.snapshot(0, epoch))
+    with pytest.raises(UserError, match="but 3 was asked for"):
+        part.snapshot(0, 3)
+    assert part.metrics(0) == whole.metrics(0)
+
+
+def test_bfloat16_halves_a_store(make_config: Any, tmp_path: Any) -> None:
+    settings = {"num_experts": 1, "epochs": 4, "width": 32}
+    whole = train_experts(make_config(out=tmp_path / "whole", **settings))
+    half = train_experts(make_config(out=tmp_path / "half", dtype="bfloat16", **settings))
+    reopened = Store.open(half.path)
+    for epoch in range(5):
+        exact, kept = whole.snapshot(0, epoch), reopened.snapshot(0, epoch)
+        assert kept.dtype == torch.float32
+        assert torch.equal(kept, exact.bfloat16().float())
+    sizes = [store.expert_path(0).stat().st_size for store in (whole, half)]
+    assert 0.5 <= sizes[1] / sizes[0] < 0.55
+
+
+@pytest.mark.parametrize(
+    ("keep", "epochs"),
+    [("all", [0, 1, 2, 3]), ("0", [0, 3]), ("0-1", [0, 1, 3]), ("2, 0-1,3", [0, 1, 2, 3])],
+)
+def test_lists_of_epochs(keep: str, epochs: list[int]) -> None:
+    assert kept_epochs(keep, 3) == epochs
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keep": "0-x"}, "'0-x' is neither a number nor a span"),
+        ({"keep": "0-9"}, "--keep 0-9 asks for 0-9, but experts have epochs 0 to 2"),
+        ({"keep": "2-1"}, "--keep 2-1 asks for 2-1"),
+        ({"alpha": 0.3}, "--alpha 0.3 is a part of GSAM, which --rho 0 leaves out"),
+        ({"rho": -0.1}, "--rho should be a number of at least 0"),
+        ({"penalty": math.inf}, "--penalty should be a number of at least 0"),
+        ({"lr_decay": 0.0}, "--lr-decay should be above 0"),
+        ({"optimiser": "adam", "momentum": 0.9}, "--momentum should be 0 for --optimiser adam"),
+        ({"optimiser": "lion"}, "--optimiser should be one of sgd, adam"),
+        ({"dtype": "float16"}, "--dtype should be one of float32, bfloat16"),
+    ],
+)
+def test_settings_that_do_not_fit(make_config: Any, settings: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_config(**{"epochs": 2, **settings})
+
+
+def test_sgd_is_that_of_pytorch() -> None:
+    draw = generator(3)
+    theta = torch.randn(6, generator=draw, dtype=torch.float64)
+    parameter = torch.nn.Parameter(theta.clone())
+    reference = torch.optim.SGD([parameter], lr=0.1, momentum=0.8, weight_decay=0.02)
+    momentum, unused = torch.zeros(6).double(), torch.zeros(0)
+    for _ in range(4):
+        grad = torch.randn(6, generator=draw, dtype=torch.float64)
+        parameter.grad = grad.clone()
+        reference.step()
+        lr = torch.tensor(0.1, dtype=torch.float64)
+        Sgd(0.8, 0.02)(theta, grad, lr, momentum, unused, unused)
+        torch.testing.assert_close(theta, parameter.detach(), rtol=1e-12, atol=1e-14)
