@@ -32,7 +32,9 @@ def test_goes_on_as_if_it_had_not_stopped(run, tmp_path) -> None:
     assert (restored.iteration, restored.applied, restored.refusals) == (3, 3, 4)
     assert restored.scores == state.scores
     assert torch.equal(restored.best.images, state.best.images)
-    assert replace(restored.best, images=None) == replace(state.best, images=None)
+    assert torch.equal(restored.best.labels, state.best.labels)
+    without = {"images": None, "labels": None}
+    assert replace(restored.best, **without) == replace(state.best, **without)
     for _ in range(5):
         assert outer_iteration(problem, restored) == outer_iteration(problem, state)
     assert torch.equal(restored.synthetic.images, state.synthetic.images)

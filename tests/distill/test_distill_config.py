@@ -36,6 +36,7 @@ def config(**settings: object) -> DistillConfig:
         ("eval_every", -1),
         ("eval_seeds", 0),
         ("eval_epochs", 0),
+        ("eval_protocol", "ftd"),
         ("checkpoint_every", 0),
         ("seed", -1),
     ],
@@ -76,9 +77,9 @@ def test_recipe_holds_what_decides_the_result_and_nothing_else() -> None:
         checkpoint_every=7,
         seed=3,
     )
-    assert one.recipe() == elsewhere.recipe()
-    assert one.recipe() != config(lr_img=6.0).recipe()
-    assert not any(isinstance(value, Path) for value in one.recipe().values())
+    assert one.settings() == elsewhere.settings()
+    assert one.settings() != config(lr_img=6.0).settings()
+    assert not any(isinstance(value, Path) for value in one.settings().values())
 
 
 def test_configuration_is_read_without_torch() -> None:

@@ -15,8 +15,9 @@ from trajmatch.distill import distill, loop
 from trajmatch.distill.batches import student_batches
 from trajmatch.distill.graph import MatchGraph, graph_for
 from trajmatch.distill.initialise import SyntheticSet
-from trajmatch.distill.matching import Segment
+from trajmatch.distill.matching import MatchingLoss, Segment
 from trajmatch.distill.outer import Match, OuterGradient, StudentSteps, outer_gradients
+from trajmatch.distill.terms import find_term
 from trajmatch.random import generator
 from trajmatch.recording import call_again, cuda_graph
 
@@ -39,20 +40,29 @@ def matches(
     drawn = []
     for index in range(together):
         theta = networks.flat_parameters(networks.initialise(MODEL, draw))
-        segment = Segment(theta, theta + 0.05 * torch.randn(len(theta), generator=draw))
+        target, middle = theta + 0.05 * torch.randn(2, len(theta), generator=draw)
+        segment = Segment(theta, target, {1: middle})
         batches = student_batches(count, 3, steps, draw)
-        drawn.append(Match(segment, batches, augments[index % len(augments)]))
+        scale = 0.8 + 0.1 * number
+        drawn.append(Match(segment, batches, augments[index % len(augments)], scale))
     return MODEL, drawn, SyntheticSet(images, labels), 0.02 + 0.01 * number
 
 
-CHOICES = {"steps": StudentSteps(momentum=0.9)}
+CHOICES = {
+    "steps": StudentSteps(momentum=0.9),
+    "loss": MatchingLoss((find_term("final"), find_term("intermediate")), epochs=2),
+}
 
 
 def assert_equal(ones: list[OuterGradient], others: list[OuterGradient]) -> None:
     assert len(ones) == len(others)
     for one, other in zip(ones, others, strict=True):
         assert torch.equal(one.images, other.images)
-        assert replace(one, images=None) == replace(other, images=None)
+        assert (one.labels is None) == (other.labels is None)
+        if one.labels is not None:
+            assert torch.equal(one.labels, other.labels)
+        without = {"images": None, "labels": None}
+        assert replace(one, **without) == replace(other, **without)
 
 
 class Counting:
@@ -129,8 +139,9 @@ def test_other_choices_are_another_graph(steps, augment) -> None:
     for number in range(2):
         graph(*matches(number), **CHOICES)
     arguments = matches(2, augments=[augment])
-    wanted = outer_gradients(*arguments, steps=steps)
-    assert_equal(graph(*arguments, steps=steps), wanted)
+    choices = {"steps": steps, "loss": MatchingLoss()}
+    wanted = outer_gradients(*arguments, **choices)
+    assert_equal(graph(*arguments, **choices), wanted)
 
 
 def test_matches_that_are_augmented_in_different_ways() -> None:
@@ -150,7 +161,8 @@ def test_an_expert_that_stands_still_is_seen() -> None:
     for number in range(3):
         model, drawn, *rest = matches(number, together=2)
         assert not any(each.stands_still for each in graph(model, drawn, *rest, **CHOICES))
-    drawn[1] = replace(drawn[1], segment=Segment(drawn[1].segment.start, drawn[1].segment.start))
+    still = replace(drawn[1].segment, target=drawn[1].segment.start)
+    drawn[1] = replace(drawn[1], segment=still)
     found = graph(model, drawn, *rest, **CHOICES)
     assert [each.stands_still for each in found] == [False, True]
 
@@ -211,9 +223,13 @@ def test_a_cuda_graph_gives_what_the_functions_give(together, augmented) -> None
         _, drawn, synthetic, step_size = matches(number, together=together, augments=augments)
 
         def move(match: Match) -> Match:
-            start, target = match.segment.start.to(device), match.segment.target.to(device)
+            segment = Segment(
+                match.segment.start.to(device),
+                match.segment.target.to(device),
+                {epoch: each.to(device) for epoch, each in match.segment.between.items()},
+            )
             batches = [batch.to(device) for batch in match.batches]
-            return Match(Segment(start, target), batches, match.augment)
+            return replace(match, segment=segment, batches=batches)
 
         images, labels = synthetic.images.to(device), synthetic.labels.to(device)
         return model, [move(each) for each in drawn], SyntheticSet(images, labels), step_size

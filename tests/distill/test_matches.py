@@ -11,7 +11,9 @@ from trajmatch.data import DSA
 from trajmatch.distill import DistillConfig, distill, outer
 from trajmatch.distill.batches import student_batches
 from trajmatch.distill.loop import outer_iteration
+from trajmatch.distill.matching import MatchingLoss
 from trajmatch.distill.outer import (
+    Match,
     OuterGradient,
     StudentSteps,
     mean_gradient,
@@ -55,16 +57,20 @@ def match_by_hand(
     if not order:
         order.extend(torch.randperm(2, generator=streams.experts).tolist())
     segment = problem.segment(
-        order.pop(0), int(torch.randint(0, 3, (), generator=streams.start_epochs))
+        order.pop(0), int(torch.randint(0, 3, (), generator=streams.start_epochs)), state.iteration
+    )
+    match = Match(
+        segment,
+        student_batches(6, config.batch_syn, config.student_steps, streams.batches),
+        DSA().replay(derive_seed(config.seed, "distill", "dsa", *names)),
     )
     return outer_gradient(
         problem.model,
-        segment,
+        match,
         state.synthetic,
         state.step_size.value,
-        student_batches(6, config.batch_syn, config.student_steps, streams.batches),
         steps=StudentSteps(config.student_momentum),
-        augment=DSA().replay(derive_seed(config.seed, "distill", "dsa", *names)),
+        loss=MatchingLoss(),
     )
 
 
@@ -82,9 +88,7 @@ def test_an_iteration_is_one_step_along_the_mean_of_hand_made_matches(configure,
             step_size=sum(each.step_size for each in made) / matches,
             stands_still=False,
         )
-        wanted = propose_update(
-            state.synthetic, state.buffer, state.step_size, mean, problem.config
-        )
+        wanted = propose_update(state, mean, problem.config)
         numbers, fault = outer_iteration(problem, state)
         assert fault is None
         assert numbers["loss"] == mean.loss

@@ -8,14 +8,37 @@ from trajmatch.random import generator
 
 def test_window_draws_every_epoch_but_the_end() -> None:
     draw = generator(0, "test")
-    drawn = [StartEpochWindow(2, 5).draw(draw) for _ in range(300)]
+    drawn = [StartEpochWindow(2, 5).draw(0, draw) for _ in range(300)]
     counts = torch.bincount(torch.tensor(drawn), minlength=6)
     assert counts[:2].sum() == 0 and counts[5] == 0
     assert counts[2:5].min() > 70  # 100 expected, standard deviation 8
 
 
 def test_window_of_one_epoch() -> None:
-    assert StartEpochWindow(3, 4).draw(generator(0)) == 3
+    assert StartEpochWindow(3, 4).draw(0, generator(0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("iteration", "end"),
+    # T = 10, T+ = 20, E = 1000: one epoch more every 100 iterations
+    [(0, 10), (99, 10), (100, 11), (550, 15), (999, 19), (1000, 20), (10**6, 20)],
+)
+def test_growing_window(iteration: int, end: int) -> None:
+    assert StartEpochWindow(0, 20, 10, 1000).end(iteration) == end
+    assert StartEpochWindow(0, 20).end(iteration) == 20
+
+
+def test_growing_window_draws_what_it_has_reached() -> None:
+    window, draw = StartEpochWindow(1, 9, 3, 60), generator(0, "growing")
+    for iteration, wanted in ((0, {1, 2}), (30, {1, 2, 3, 4, 5}), (60, set(range(1, 9)))):
+        assert {window.draw(iteration, draw) for _ in range(200)} == wanted
+
+
+def test_epochs_in_between_are_needed_too() -> None:
+    window = StartEpochWindow(0, 1)
+    window.check([0, 3], 3)
+    with pytest.raises(UserError, match="missing: 2"):
+        window.check([0, 1, 3], 3, [1, 2])
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,14 @@ def test_scores_are_shown_and_in_log_and_artifact(configure) -> None:
     assert result.scores[0]["protocol"]["epochs"] == 3
 
 
+def test_protocol_of_the_evaluations(configure) -> None:
+    result = distill(configure(**EVALUATED, eval_protocol="ast"))
+    protocol = result.scores[0]["protocol"]
+    assert (protocol["name"], protocol["weight_decay"], protocol["epochs"]) == ("ast", 1e-3, 3)
+    assert result.scores[0]["diverged"] == 0
+    assert result.recipe["eval_protocol"] == "ast"
+
+
 def test_last_is_the_last_whatever_the_scores(configure, scripted, tmp_path) -> None:
     plain = distill(configure(out=tmp_path / "plain"))
     scripted(90.0, 50.0, 40.0)

@@ -16,8 +16,10 @@ from trajmatch.distill.step_size import StepSize
 from trajmatch.errors import UserError
 
 FORMAT = "trajmatch distillation checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
+#: Tensors of the state that not every run has.
+_OPTIONAL = ("label_buffer", "average")
 _STREAMS = ("experts", "start_epochs", "batches")
 
 
@@ -38,11 +40,15 @@ def save(path: Path, state: State, identity: dict[str, Any]) -> None:
         "buffer": state.buffer,
         "order": state.order.order,
     }
+    for name in _OPTIONAL:
+        if (tensor := getattr(state, name)) is not None:
+            tensors[name] = tensor
     for name in _STREAMS:
         tensors[f"stream.{name}"] = getattr(state.streams, name).get_state()
     best = None
     if state.best is not None:
         tensors["best.images"] = state.best.images
+        tensors["best.labels"] = state.best.labels
         best = {
             "step_size": state.best.step_size,
             "iteration": state.best.iteration,
@@ -58,6 +64,7 @@ def save(path: Path, state: State, identity: dict[str, Any]) -> None:
         "iteration": state.iteration,
         "applied": state.applied,
         "refusals": state.refusals,
+        "skips": state.skips,
         "best": best,
         "scores": state.scores,
     }
@@ -133,6 +140,14 @@ def _state(
         iteration=description["iteration"],
         applied=description["applied"],
         refusals=description["refusals"],
-        best=None if best is None else Iterate(images=tensors["best.images"].to(device), **best),
+        skips=description["skips"],
+        best=None
+        if best is None
+        else Iterate(
+            images=tensors["best.images"].to(device),
+            labels=tensors["best.labels"].to(device),
+            **best,
+        ),
+        **{name: tensors[name].to(device) for name in _OPTIONAL if name in tensors},
         scores=description["scores"],
     )

@@ -25,11 +25,19 @@ _NOT_IN_RECIPE = (
     "tape_mb",
 )
 
+_NOT_GROWING = "0 without --first-max-start-epoch, from which the window would grow"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """Distil an image set by matching the trajectories of a store of experts (MTT)."""
+    """Distil an image set by matching the trajectories of a store of experts.
 
+    Every part of MTT, FTD, AST and DATM is a choice of its own; the defaults are MTT's.
+    """
+
+    recipe: str | None = None
+    """Recipe whose settings are the defaults of all others, e.g. datm/cifar10/ipc10 (`trajmatch
+    recipes` lists them), or a file of your own, ending in .toml."""
     experts: Path
     """Store of expert trajectories, as `trajmatch expert` writes it."""
     out: Path
@@ -48,9 +56,28 @@ class DistillConfig:
     expert_epochs: int = 2
     """M: epochs of the expert that the N student steps are to match (MTT: expert_epochs)."""
     min_start_epoch: int = 0
-    """First epoch s that a trajectory segment may start from (MTT: 0)."""
+    """First epoch s that a trajectory segment may start from (MTT: 0; DATM: T-)."""
     max_start_epoch: int = 20
-    """End of the start epochs: s is uniform in min..max-1 (MTT: max_start_epoch)."""
+    """End of the start epochs: s is uniform in min..max-1 (MTT: max_start_epoch; DATM: T+)."""
+    first_max_start_epoch: int | None = None
+    """T: end of the start epochs in the first iteration, from which it grows evenly to
+    --max-start-epoch, from easy to hard (DATM). Default: it does not grow."""
+    growth_iterations: int = 0
+    """E: iterations until it has grown (DATM: expansion_end_epoch)."""
+    terms: tuple[str, ...] = ("final",)
+    """Terms whose sum is the matching loss L: final (MTT), intermediate (AST; the epochs of the
+    expert in between), intermediate-rising (AST; these weighted by j/M), or package.module:NAME of
+    one of your own."""
+    balance: bool = False
+    """Scale the student's loss by kappa(s), small for early start epochs (AST: balance_loss)."""
+    perturb: float = 0.0
+    """a: strength of the random perturbation of the weights that a student starts from (AST:
+    weight_perturb, 1)."""
+    skip_above: float | None = None
+    """Leave out the update where the matching loss is above this (DATM: threshold, 1)."""
+    gradient: Literal["exact", "tesla"] = "exact"
+    """How L is differentiated through the student's steps: exactly, or by the approximation of
+    TESLA, which neglects how later steps depend on earlier ones."""
     lr_img: float = 100.0
     """Learning rate of the synthetic images (MTT: lr_img)."""
     lr_lr: float = 1e-5
@@ -66,10 +93,27 @@ class DistillConfig:
     """How eta is updated: exp stays positive, raw is the papers' plain SGD step."""
     batch_syn: int | None = None
     """Synthetic images in one student step (MTT: batch_syn). Default: all of them."""
-    init: Literal["real", "noise"] = "real"
-    """First synthetic images: random real images of each class, or noise (MTT: pix_init)."""
+    init: Literal["real", "noise", "representative", "correct"] = "real"
+    """First synthetic images: random real images of each class, or noise (MTT: pix_init); real
+    images nearest to the centres of k-means in an expert's logits (AST); or random real images that
+    an expert classifies correctly (DATM)."""
+    init_clusters: int | None = None
+    """K: clusters of each class for --init representative. Default: IPC (AST: 10 or IPC)."""
     init_from: Path | None = None
     """Artifact whose images and labels to start from, instead of --init."""
+    labels: Literal["hard", "soft"] = "hard"
+    """Labels: the class of each image, or logits that begin as the mean of the experts that are
+    right and are then learned (DATM)."""
+    label_experts: Literal["right", "first"] = "right"
+    """Whose logits soft labels begin with: the mean of the experts that are right, or those of
+    expert 0 (DATM, for random real images)."""
+    lr_label: float = 2.0
+    """Learning rate of soft labels (DATM: lr_y); 0 keeps them as they begin."""
+    momentum_label: float = 0.9
+    """SGD momentum of soft labels (DATM: Momentum_y)."""
+    ema: float = 0.0
+    """beta: decay of the moving average of the images, which is then what is evaluated and written
+    (FTD: ema_decay); 0 takes the images themselves."""
     dsa: str | None = None
     """Differentiable augmentation of student batches (MTT: dsa_strategy). Default: the experts'."""
     student_momentum: float = 0.0
@@ -85,6 +129,8 @@ class DistillConfig:
     """Networks trained in each of these evaluations."""
     eval_epochs: int = 1000
     """Epochs that each of them is trained."""
+    eval_protocol: Literal["mtt", "datm", "ast"] = "mtt"
+    """How they are trained and tested, as `trajmatch eval --protocol` says it."""
     checkpoint_every: int = 100
     """Iterations from one checkpoint to the next."""
     log: Path | None = None
@@ -122,13 +168,13 @@ class DistillConfig:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("min_start_epoch", "eval_every", "seed", "tape_mb"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("lr_img", "lr_lr"):
+        for name in ("lr_img", "lr_lr", "lr_label", "perturb"):
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value >= 0, "a number of at least 0")
         if self.lr_init is not None:
             positive = math.isfinite(self.lr_init) and self.lr_init > 0
             self._check("lr_init", positive, "a number above 0")
-        for name in ("momentum_img", "momentum_lr", "student_momentum"):
+        for name in ("momentum_img", "momentum_lr", "momentum_label", "student_momentum", "ema"):
             self._check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         if self.batch_syn is not None:
             self._check("batch_syn", self.batch_syn >= 1, "at least 1")
@@ -137,16 +183,47 @@ class DistillConfig:
             self.max_start_epoch > self.min_start_epoch,
             f"above --min-start-epoch {self.min_start_epoch}",
         )
+        self._check_parts()
         for name, choices in (
             ("lr_param", ("exp", "raw")),
-            ("init", ("real", "noise")),
+            ("gradient", ("exact", "tesla")),
+            ("init", ("real", "noise", "representative", "correct")),
+            ("labels", ("hard", "soft")),
+            ("label_experts", ("right", "first")),
             ("select", ("last", "holdout", "test-max")),
+            ("eval_protocol", ("mtt", "datm", "ast")),
         ):
             self._check(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
         if self.select != "last" and self.eval_every == 0:
             raise UserError(
                 f"--select {self.select} chooses among evaluated iterates, but --eval-every is 0; "
                 "say how often to evaluate, e.g. --eval-every 500"
+            )
+
+    def _check_parts(self) -> None:
+        """Checks what one part asks of another."""
+        if self.first_max_start_epoch is None:
+            self._check("growth_iterations", self.growth_iterations == 0, _NOT_GROWING)
+        else:
+            fits = self.min_start_epoch < self.first_max_start_epoch <= self.max_start_epoch
+            between = f"above --min-start-epoch {self.min_start_epoch} and at most " + (
+                f"--max-start-epoch {self.max_start_epoch}"
+            )
+            self._check("first_max_start_epoch", fits, between)
+            self._check("growth_iterations", self.growth_iterations >= 1, "at least 1")
+        self._check("terms", len(self.terms) > 0, "one term or more, e.g. final")
+        if self.skip_above is not None:
+            self._check("skip_above", self.skip_above > 0, "a number above 0")
+        if self.init_clusters is not None:
+            self._check("init_clusters", self.init_clusters >= 1, "at least 1")
+            if self.init != "representative" or self.init_from is not None:
+                raise UserError(
+                    "--init-clusters is for --init representative alone; leave one of them out"
+                )
+        if self.labels == "soft" and self.init == "noise" and self.init_from is None:
+            raise UserError(
+                "--labels soft begins with what the experts say of the first images, and they can "
+                "say nothing of --init noise; use real, representative or correct"
             )
 
     @property
@@ -159,9 +236,13 @@ class DistillConfig:
         """Where the metrics go."""
         return self.log if self.log is not None else self._beside(".jsonl")
 
-    def recipe(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The fields that decide the result, without the seed: no path, device or display."""
-        return {name: value for name, value in asdict(self).items() if name not in _NOT_IN_RECIPE}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if name not in _NOT_IN_RECIPE
+        }
 
     def _beside(self, ending: str) -> Path:
         return self.out.with_name(self.out.name.removesuffix(".safetensors") + ending)

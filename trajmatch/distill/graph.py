@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from trajmatch import ops
 from trajmatch.distill.initialise import SyntheticSet
-from trajmatch.distill.matching import Segment
+from trajmatch.distill.matching import MatchingLoss, Segment
 from trajmatch.distill.outer import (
     Match,
     OuterGradient,
@@ -44,6 +44,8 @@ class _Inputs(NamedTuple):
         labels: ``[n]`` or ``[n, K]``.
         starts: Where each student starts. ``[matches, P]``.
         targets: What each should reach. ``[matches, P]``.
+        between: What the loss looks at in between, epoch by epoch. ``[matches, epochs, P]``.
+        loss_scales: Factors of the students' losses. ``[matches]``.
         indices: The batches of all steps of all matches.
         dsa: DSA's parameters of the images in all batches ``[len(indices), 5]``, on the CPU; empty
             where the matches are not all augmented by DSA.
@@ -53,6 +55,8 @@ class _Inputs(NamedTuple):
     labels: Tensor
     starts: Tensor
     targets: Tensor
+    between: Tensor
+    loss_scales: Tensor
     indices: Tensor
     dsa: Tensor
 
@@ -66,7 +70,8 @@ class _Recording:
         inputs: The tensors that the graph reads.
         lr: The step size that it reads. ``[]``.
         outputs: Loss, gradient of the step size and whether the segment has a length, for each
-            match ``[matches, 3]``, float64; then the gradient of the images of each match.
+            match ``[matches, 3]``, float64; then, for each match, the gradients of its images and
+            of its labels, the latter empty where they are hard.
         replay: Fills ``outputs`` from ``inputs`` and ``lr``.
     """
 
@@ -106,12 +111,15 @@ class MatchGraph:
         step_size: float,
         *,
         steps: StudentSteps,
+        loss: MatchingLoss,
     ) -> list[OuterGradient]:
         """Arguments and results are those of ``outer_gradients``; the gradients are copies."""
         inputs = _inputs(matches, synthetic)
         signature = (
             model,
             steps,
+            loss,
+            [sorted(match.segment.between) for match in matches],
             # Of DSA the parameters are inputs; any other function must be the same one.
             [DsaReplay if len(inputs.dsa) else match.augment for match in matches],
             [[len(batch) for batch in match.batches] for match in matches],
@@ -123,7 +131,7 @@ class MatchGraph:
                 self._recording = self._try_to_record(signature, inputs, step_size)
             self._last_signature = signature
         if self._recording is None:
-            return outer_gradients(model, matches, synthetic, step_size, steps=steps)
+            return outer_gradients(model, matches, synthetic, step_size, steps=steps, loss=loss)
         return _replayed(self._recording, inputs, step_size)
 
     def _try_to_record(
@@ -178,9 +186,17 @@ def _inputs(matches: Sequence[Match], synthetic: SyntheticSet) -> _Inputs:
         synthetic.labels,
         torch.stack([match.segment.start for match in matches]),
         torch.stack([match.segment.target for match in matches]),
+        torch.stack([_between(match.segment) for match in matches]),
+        torch.tensor([match.loss_scale for match in matches], dtype=synthetic.images.dtype),
         torch.cat([batch for match in matches for batch in match.batches]),
         torch.cat(rows) if rows else torch.empty(0),
     )
+
+
+def _between(segment: Segment) -> Tensor:
+    """The expert's parameters in between, in the order of their epochs. ``[epochs, P]``."""
+    rows = [segment.between[epoch] for epoch in sorted(segment.between)]
+    return torch.stack(rows) if rows else segment.start.new_empty(0, len(segment.start))
 
 
 class _BufferedDsa:
@@ -203,31 +219,34 @@ class _BufferedDsa:
 def _recorded(
     record: Record, signature: tuple[Any, ...], inputs: _Inputs, step_size: float
 ) -> _Recording:
-    model, steps, *_ = signature
+    model, steps, loss, *_ = signature
     device = inputs.images.device
     memory = _Inputs(*(each.to(device, copy=True) for each in inputs))
     lr = torch.full((), step_size, dtype=memory.images.dtype, device=device)
 
     def differentiated(match: Match) -> Outputs:
         # Each match differentiates in its own view: a leaf of autograd belongs to one stream.
-        loss, grad_images, grad_lr = differentiate(
+        soft = memory.labels.is_floating_point()
+        value, grad_lr, grad_images, *grad_labels = differentiate(
             model,
-            match.segment,
-            SyntheticSet(memory.images.detach().requires_grad_(), memory.labels),
+            match,
+            SyntheticSet(
+                memory.images.detach().requires_grad_(),
+                memory.labels.detach().requires_grad_(soft),
+            ),
             lr.detach().requires_grad_(),
-            match.batches,
             steps=steps,
-            augment=match.augment,
+            loss=loss,
         )
         moves = (match.segment.start != match.segment.target).any()
-        numbers = torch.stack([each.double() for each in (loss, grad_lr, moves)])
-        return numbers, grad_images
+        numbers = torch.stack([each.double() for each in (value, grad_lr, moves)])
+        return numbers, grad_images, grad_labels[0] if soft else grad_images.new_empty(0)
 
     functions = [partial(differentiated, match) for match in _matches_of(memory, signature)]
 
     def all_matches() -> Outputs:
-        numbers, grad_images = zip(*side_by_side(functions, device), strict=True)
-        return torch.stack(numbers), *grad_images
+        numbers, *grads = zip(*side_by_side(functions, device), strict=True)
+        return torch.stack(numbers), *(each for own in zip(*grads, strict=True) for each in own)
 
     outputs, replay = record(all_matches)
     return _Recording(signature, memory, lr, outputs, replay)
@@ -235,16 +254,24 @@ def _recorded(
 
 def _matches_of(memory: _Inputs, signature: tuple[Any, ...]) -> list[Match]:
     """The matches whose numbers lie in the memory that a graph reads."""
-    _, _, augments, sizes, _ = signature
+    _, _, _, between, augments, sizes, _ = signature
     counts = [sum(each) for each in sizes]
     if len(memory.dsa):
         rows = memory.dsa.split(counts)
         augments = [_BufferedDsa(own.split(steps)) for own, steps in zip(rows, sizes, strict=True)]
     return [
-        Match(Segment(start, target), indices.split(steps), augment)
-        for start, target, indices, steps, augment in zip(
+        Match(
+            Segment(start, target, dict(zip(epochs, rows, strict=True))),
+            indices.split(steps),
+            augment,
+            scale,
+        )
+        for start, target, epochs, rows, scale, indices, steps, augment in zip(
             memory.starts,
             memory.targets,
+            between,
+            memory.between,
+            memory.loss_scales,
             memory.indices.split(counts),
             sizes,
             augments,
@@ -258,9 +285,17 @@ def _replayed(recording: _Recording, inputs: _Inputs, step_size: float) -> list[
         memory.copy_(value)
     recording.lr.fill_(step_size)
     recording.replay()
-    numbers, *grad_images = recording.outputs
+    numbers, *grads = recording.outputs
     # Read together, for reading waits for the device.
     return [
-        OuterGradient(loss=loss, images=images.clone(), step_size=grad_lr, stands_still=not moves)
-        for (loss, grad_lr, moves), images in zip(numbers.tolist(), grad_images, strict=True)
+        OuterGradient(
+            loss=loss,
+            images=images.clone(),
+            step_size=grad_lr,
+            stands_still=not moves,
+            labels=labels.clone() if len(labels) else None,
+        )
+        for (loss, grad_lr, moves), images, labels in zip(
+            numbers.tolist(), grads[::2], grads[1::2], strict=True
+        )
     ]

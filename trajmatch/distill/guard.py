@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from trajmatch.distill.outer import OuterGradient, Update
 from trajmatch.distill.state import State
@@ -13,6 +14,10 @@ from trajmatch.errors import UserError
 
 #: So many refusals in a row end the run: by then it does not recover by itself.
 MAX_REFUSALS = 10
+
+#: So many updates in a row left out for their loss end the run. A few are what the limit is for:
+#: segments that no step size fits.
+MAX_SKIPS = 100
 
 _SMALLEST = torch.finfo(torch.float32).tiny
 _LARGEST = torch.finfo(torch.float32).max
@@ -51,11 +56,14 @@ def find_fault(gradient: OuterGradient, update: Update, state: State) -> Fault |
         ("the matching loss", math.isfinite(gradient.loss)),
         ("the gradient of the images", bool(gradient.images.isfinite().all())),
         ("the gradient of the step size", math.isfinite(gradient.step_size)),
+        ("the gradient of the labels", _finite(gradient.labels)),
     ):
         if not finite:
             return Fault(f"{what} is not finite", _remedy(state))
     if not (update.images.isfinite().all() and update.buffer.isfinite().all()):
         return Fault("the images would not be finite", "lower --lr-img")
+    if not (_finite(update.labels) and _finite(update.label_buffer)):
+        return Fault("the labels would not be finite", "lower --lr-label")
     if not _SMALLEST <= update.step_size.value <= _LARGEST:
         return Fault(
             f"the step size would become {update.step_size.value:.4g}",
@@ -80,6 +88,31 @@ def check_refusals(fault: Fault, state: State) -> None:
             f"refused, because {fault.cause} (step size {state.step_size.value:.4g}); "
             f"{fault.remedy}. What was written before is whole"
         )
+
+
+def check_skips(limit: float, loss: float, state: State) -> None:
+    """Ends the run where the matching loss stays above the limit.
+
+    Args:
+        limit: The loss above which updates are left out.
+        loss: That of the last iteration.
+        state: With the number of updates left out in a row.
+
+    Raises:
+        UserError: There were :data:`MAX_SKIPS`.
+    """
+    if state.skips >= MAX_SKIPS:
+        raise UserError(
+            f"stopped at iteration {state.iteration}: the last {state.skips} updates were left "
+            f"out, because the matching loss stays above --skip-above {limit:g} (it is "
+            f"{loss:.4g}, with step size {state.step_size.value:.4g}). A loss of 1 is that of a "
+            "student that stays where it is: lower --lr-init, raise --skip-above, or choose other "
+            "start epochs. What was written before is whole"
+        )
+
+
+def _finite(tensor: Tensor | None) -> bool:
+    return tensor is None or bool(tensor.isfinite().all())
 
 
 def _remedy(state: State) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from trajmatch.distill.final_experts import FinalExperts
 from trajmatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,19 +44,105 @@ def from_real(dataset: Dataset, ipc: int, generator: torch.Generator) -> Synthet
     Raises:
         UserError: A class has fewer than ``ipc`` images.
     """
+    chosen = [
+        members[torch.randperm(len(members), generator=generator)[:ipc]]
+        for members in _members(dataset, ipc)
+    ]
+    return _real(dataset, chosen)
+
+
+def from_correct(
+    dataset: Dataset, ipc: int, experts: FinalExperts, generator: torch.Generator
+) -> SyntheticSet:
+    """Random real images that an expert is right about (DATM: ``samples_predicted_correctly``).
+
+    The images of a class are looked at in random order. Those that expert 0 gets right are taken
+    first; where they are fewer than ``ipc``, those that expert 1 gets right as well, and so on.
+
+    Args:
+        dataset: Where they are taken from: its training images.
+        ipc: Images of each class.
+        experts: Who is asked.
+        generator: Orders the images.
+
+    Returns:
+        ``num_classes * ipc`` images.
+
+    Raises:
+        UserError: A class has fewer than ``ipc`` images that any expert gets right.
+    """
     chosen = []
-    for index, name in enumerate(dataset.class_names):
-        members = (dataset.train_labels == index).nonzero().squeeze(1)
-        if len(members) < ipc:
+    for index, members in enumerate(_members(dataset, ipc)):
+        left = members[torch.randperm(len(members), generator=generator)]
+        rows = left[:0]
+        for expert in range(experts.count):
+            images = dataset.normalise(dataset.train_images[left])
+            found = experts.logits(expert, images).argmax(dim=1)
+            right = found == index
+            rows, left = torch.cat([rows, left[right]])[:ipc], left[~right]
+            if len(rows) == ipc or len(left) == 0:
+                break
+        if len(rows) < ipc:
             raise UserError(
-                f"--ipc {ipc} asks for more real images than class {name!r} of {dataset.name} has "
-                f"({len(members)}); lower --ipc or use --init noise"
+                f"--init correct finds only {len(rows)} images of class "
+                f"{dataset.class_names[index]!r} that one of the {experts.count} experts "
+                f"classifies correctly, but --ipc is {ipc}; train experts for longer, lower --ipc, "
+                "or use --init real"
             )
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:ipc]])
-    rows = torch.cat(chosen)
-    return SyntheticSet(
-        dataset.normalise(dataset.train_images[rows]), dataset.train_labels[rows].clone()
-    )
+        chosen.append(rows)
+    return _real(dataset, chosen)
+
+
+def from_representatives(
+    dataset: Dataset,
+    ipc: int,
+    experts: FinalExperts,
+    generator: torch.Generator,
+    clusters: int | None = None,
+) -> SyntheticSet:
+    """Real images that stand for the clusters of their class (AST, representative initialisation).
+
+    The logits that one random expert gives the images of a class are clustered by k-means; of each
+    cluster the images nearest to its centre are taken, the same number of each. No image is taken
+    twice.
+
+    Args:
+        dataset: Where they are taken from: its training images.
+        ipc: Images of each class.
+        experts: One of them is asked.
+        generator: Chooses the expert, and the beginnings of k-means.
+        clusters: Clusters of each class. None is one for every image, as in the first release of
+            the authors' code; 10 is what their last one has, for multiples of 10 images.
+
+    Returns:
+        ``num_classes * ipc`` images.
+
+    Raises:
+        UserError: A class has fewer than ``ipc`` images, or ``clusters`` does not divide ``ipc``.
+    """
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    count = ipc if clusters is None else clusters
+    if ipc % count:
+        raise UserError(
+            f"--init-clusters {count} should divide --ipc {ipc}, so that every cluster gives the "
+            "same number of images; leave it out for one cluster for each image"
+        )
+    expert = int(torch.randint(experts.count, (), generator=generator))
+    state = int(torch.randint(2**31, (), generator=generator))
+    chosen = []
+    for members in _members(dataset, ipc):
+        points = experts.logits(expert, dataset.normalise(dataset.train_images[members])).double()
+        with threadpool_limits(1):  # on more, sums come in changing order
+            means = KMeans(n_clusters=count, n_init=1, random_state=state).fit(points.numpy())
+        distances = torch.cdist(torch.from_numpy(means.cluster_centers_), points)
+        rows: list[int] = []
+        for to_centre in distances:
+            to_centre[rows] = torch.inf
+            rows += to_centre.argsort(stable=True)[: ipc // count].tolist()
+        chosen.append(members[rows])
+    return _real(dataset, chosen)
 
 
 def from_noise(dataset: Dataset, ipc: int, generator: torch.Generator) -> SyntheticSet:
@@ -101,5 +188,29 @@ def from_artifact(source: Artifact, path: Path, dataset: Dataset, ipc: int) -> S
                 f"--init-from {path} does not fit this run: it has {what} {found}, and the run "
                 f"(--ipc {ipc} on {dataset.name}) needs {wanted}"
             )
-    images = source.images_normalised_by(dataset.mean, dataset.std)
+    images = source.images_preprocessed_by(dataset.preprocessing)
     return SyntheticSet(images, source.labels)
+
+
+def _members(dataset: Dataset, ipc: int) -> list[Tensor]:
+    """The training images of each class, by number.
+
+    Raises:
+        UserError: A class has fewer than ``ipc``.
+    """
+    members = []
+    for index, name in enumerate(dataset.class_names):
+        members.append((dataset.train_labels == index).nonzero().squeeze(1))
+        if len(members[-1]) < ipc:
+            raise UserError(
+                f"--ipc {ipc} asks for more real images than class {name!r} of {dataset.name} has "
+                f"({len(members[-1])}); lower --ipc or use --init noise"
+            )
+    return members
+
+
+def _real(dataset: Dataset, chosen: list[Tensor]) -> SyntheticSet:
+    """Training images by number, class by class, with their labels."""
+    rows = torch.cat(chosen)
+    images = dataset.train_images[rows]
+    return SyntheticSet(dataset.normalise(images), dataset.train_labels[rows].clone())

@@ -14,16 +14,19 @@ from torch import Tensor
 from trajmatch import artifact, files, ops
 from trajmatch.artifact import Artifact
 from trajmatch.distill import checkpoint
+from trajmatch.distill.average import moving_average
+from trajmatch.distill.balance import balance
 from trajmatch.distill.batches import student_batches
 from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.graph import MatchGraph, graph_for
-from trajmatch.distill.guard import Fault, check_refusals, find_fault
+from trajmatch.distill.guard import Fault, check_refusals, check_skips, find_fault
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.metrics import MetricsLog
 from trajmatch.distill.outer import (
     Match,
     OuterGradient,
     StudentSteps,
+    Update,
     mean_gradient,
     outer_gradients,
     propose_update,
@@ -75,6 +78,8 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
             log.write(**numbers, seconds=time.perf_counter() - began)
             if fault is not None:
                 check_refusals(fault, state)
+            elif config.skip_above is not None:
+                check_skips(config.skip_above, numbers["loss"], state)
             if is_due(config, state):
                 log.write(**evaluate_iterate(problem, state))
             if state.iteration % config.checkpoint_every == 0:
@@ -116,7 +121,8 @@ def outer_iteration(
     Returns:
         What the log shall have (``iteration``, ``loss``, ``step_size``, ``refused``, the cause or
         ``None``, and ``start_epoch`` and ``expert``; or, of several matches, ``start_epochs``,
-        ``experts`` and ``losses``), and why the update was not applied.
+        ``experts`` and ``losses``; with ``--skip-above`` also ``skipped``), and why the update was
+        refused.
     """
     config = problem.config
     draws = [draw_match(problem, state, number) for number in range(config.matches)]
@@ -125,19 +131,25 @@ def outer_iteration(
         [draw.match for draw in draws],
         state.synthetic,
         state.step_size.value,
-        steps=StudentSteps(config.student_momentum, config.precise, config.tape_mb * 2**20),
+        steps=StudentSteps(
+            config.student_momentum,
+            config.precise,
+            config.tape_mb * 2**20,
+            config.gradient == "exact",
+        ),
+        loss=problem.loss,
     )
     gradient = mean_gradient(gradients)
-    update = propose_update(state.synthetic, state.buffer, state.step_size, gradient, config)
+    update = propose_update(state, gradient, config)
     fault = find_fault(gradient, update, state)
+    skipped = config.skip_above is not None and gradient.loss > config.skip_above
     state.iteration += 1
-    if fault is None:
-        state.synthetic = SyntheticSet(update.images, state.synthetic.labels)
-        state.buffer, state.step_size = update.buffer, update.step_size
-        state.applied += 1
-        state.refusals = 0
-    else:
+    if fault is not None:
         state.refusals += 1
+    elif skipped:
+        state.refusals, state.skips = 0, state.skips + 1
+    else:
+        _apply(update, state, config)
     numbers = {
         "iteration": state.iteration,
         "loss": gradient.loss,
@@ -145,7 +157,21 @@ def outer_iteration(
         **_drawn(draws, gradients),
         "refused": None if fault is None else fault.cause,
     }
+    if config.skip_above is not None:
+        numbers["skipped"] = fault is None and skipped
     return numbers, fault
+
+
+def _apply(update: Update, state: State, config: DistillConfig) -> None:
+    """Makes an update that was found to be sound."""
+    labels = state.synthetic.labels if update.labels is None else update.labels
+    state.synthetic = SyntheticSet(update.images, labels)
+    state.buffer, state.step_size = update.buffer, update.step_size
+    state.label_buffer = update.label_buffer
+    if state.average is not None:
+        state.average = moving_average(state.average, update.images, config.ema)
+    state.applied += 1
+    state.refusals = state.skips = 0
 
 
 @dataclass(frozen=True)
@@ -176,14 +202,15 @@ def draw_match(problem: Problem, state: State, number: int) -> Draw:
     """
     config = problem.config
     expert = state.order.draw(state.streams.experts)
-    start_epoch = problem.window.draw(state.streams.start_epochs)
+    start_epoch = problem.window.draw(state.iteration, state.streams.start_epochs)
     batches = student_batches(
         len(state.synthetic.images), config.batch_syn, config.student_steps, state.streams.batches
     )
     match = Match(
-        problem.segment(expert, start_epoch),
+        problem.segment(expert, start_epoch, state.iteration, number),
         _together(batches, problem.device),
         problem.augmentation(state.iteration, number),
+        balance(start_epoch, config.max_start_epoch) if config.balance else 1.0,
     )
     return Draw(expert, start_epoch, match)
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from trajmatch import ops
 from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.initialise import SyntheticSet
-from trajmatch.distill.matching import Segment, matching_loss
+from trajmatch.distill.matching import MatchingLoss, Segment
+from trajmatch.distill.state import State
 from trajmatch.distill.step_size import StepSize
 
 
@@ -22,6 +23,7 @@ class StudentSteps:
     momentum: float = 0.0
     precise: bool = False
     tape_bytes: int = 0
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,13 @@ class Match:
         segment: Where the student starts and what it should reach.
         batches: Indices into the synthetic images, one vector ``[B]`` for each student step.
         augment: Maps the images of a batch and the number of the step, differentiably.
+        loss_scale: ``kappa``, the factor of the student's loss; a number or ``[]``.
     """
 
     segment: Segment
     batches: Sequence[Tensor]
     augment: Callable[[Tensor, int], Tensor] | None
+    loss_scale: float | Tensor = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class OuterGradient:
     Attributes:
         loss: The matching loss.
         images: Its gradient in the synthetic images. ``[n, C, H, W]``.
+        labels: Its gradient in soft labels. ``[n, K]``; None for hard ones.
         step_size: Its derivative in the step size.
         stands_still: Whether the expert's segment has no length, so that the loss means nothing.
     """
@@ -54,6 +59,7 @@ class OuterGradient:
     images: Tensor
     step_size: float
     stands_still: bool
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,15 @@ class Update:
         images: ``[n, C, H, W]``.
         buffer: Momentum buffer of the images. ``[n, C, H, W]``.
         step_size: Step size with its buffer.
+        labels: ``[n, K]``; None where labels are not learned.
+        label_buffer: Momentum buffer of the labels. ``[n, K]``; None likewise.
     """
 
     images: Tensor
     buffer: Tensor
     step_size: StepSize
+    labels: Tensor | None = None
+    label_buffer: Tensor | None = None
 
 
 def outer_gradients(
@@ -78,6 +88,7 @@ def outer_gradients(
     step_size: float,
     *,
     steps: StudentSteps,
+    loss: MatchingLoss,
 ) -> list[OuterGradient]:
     """The gradients of several matches at the same images and step size, one after another.
 
@@ -87,106 +98,99 @@ def outer_gradients(
         synthetic: What they train on.
         step_size: What step size they train with.
         steps: How their steps are taken.
+        loss: What is made of where they went.
 
     Returns:
         :func:`outer_gradient` of each match.
     """
     return [
-        outer_gradient(
-            model,
-            match.segment,
-            synthetic,
-            step_size,
-            match.batches,
-            steps=steps,
-            augment=match.augment,
-        )
+        outer_gradient(model, match, synthetic, step_size, steps=steps, loss=loss)
         for match in matches
     ]
 
 
 def outer_gradient(
     model: nn.Module,
-    segment: Segment,
+    match: Match,
     synthetic: SyntheticSet,
     step_size: float,
-    batches: Sequence[Tensor],
     *,
     steps: StudentSteps,
-    augment: Callable[[Tensor, int], Tensor] | None,
+    loss: MatchingLoss,
 ) -> OuterGradient:
-    """Trains the student along a segment and differentiates where it ends.
+    """Trains the student along a segment and differentiates where it went.
 
     Args:
         model: The student's network; its own parameters are not used.
-        segment: Where the student starts and what it should reach.
+        match: What the student is trained along.
         synthetic: What it trains on.
         step_size: What step size it trains with.
-        batches: Indices into the synthetic images, one vector for each student step.
         steps: How the student's steps are taken.
-        augment: Maps the images of a batch and the number of the step, differentiably.
+        loss: What is made of where it went.
 
     Returns:
-        Loss and gradients, exact through all the steps.
+        Loss and gradients, through all the steps.
     """
     images = synthetic.images.detach().requires_grad_()
+    labels = synthetic.labels.detach().requires_grad_(synthetic.labels.is_floating_point())
     lr = torch.tensor(step_size, dtype=images.dtype, device=images.device, requires_grad=True)
-    loss, grad_images, grad_lr = differentiate(
-        model,
-        segment,
-        SyntheticSet(images, synthetic.labels),
-        lr,
-        batches,
-        steps=steps,
-        augment=augment,
+    value, grad_lr, grad_images, *grad_labels = differentiate(
+        model, match, SyntheticSet(images, labels), lr, steps=steps, loss=loss
     )
     return OuterGradient(
-        loss=float(loss),
+        loss=float(value),
         images=grad_images,
         step_size=float(grad_lr),
-        stands_still=bool(torch.equal(segment.start, segment.target)),
+        stands_still=bool(torch.equal(match.segment.start, match.segment.target)),
+        labels=grad_labels[0] if grad_labels else None,
     )
 
 
 def differentiate(
     model: nn.Module,
-    segment: Segment,
+    match: Match,
     synthetic: SyntheticSet,
     lr: Tensor,
-    batches: Sequence[Tensor],
     *,
     steps: StudentSteps,
-    augment: Callable[[Tensor, int], Tensor] | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    loss: MatchingLoss,
+) -> tuple[Tensor, ...]:
     """The same with tensors in and tensors out, without waiting for a device.
 
     Args:
         model: The student's network.
-        segment: Where the student starts and what it should reach.
-        synthetic: What it trains on; the images require a gradient.
+        match: What the student is trained along.
+        synthetic: What it trains on; the images require a gradient, and so do soft labels.
         lr: Its step size. ``[]``, requires a gradient.
-        batches: Indices into the synthetic images.
         steps: How the student's steps are taken.
-        augment: Augmentation of a batch.
+        loss: What is made of where it went.
 
     Returns:
-        The loss ``[]``, detached, and its gradients in the images and in ``lr``.
+        The loss ``[]``, detached, and its gradients in ``lr``, in the images and, where they are
+        soft, in the labels.
     """
-    student = ops.unroll(
+    counts = loss.student_steps(len(match.batches))
+    thetas = ops.unroll(
         model,
-        segment.start,
+        match.segment.start,
         synthetic.images,
         synthetic.labels,
-        lr,
-        batches,
+        # A factor of the loss in every step is one of the step size.
+        lr * match.loss_scale,
+        match.batches,
         momentum=steps.momentum,
+        steps=counts,
         precise=steps.precise,
         tape_bytes=steps.tape_bytes,
-        augment=augment,
+        exact=steps.exact,
+        augment=match.augment,
     )
-    loss = matching_loss(student, segment)
-    grad_images, grad_lr = torch.autograd.grad(loss, (synthetic.images, lr))
-    return loss.detach(), grad_images, grad_lr
+    student = dict(zip(counts, thetas.unbind(), strict=True))
+    value = loss(match.segment, student, len(match.batches))
+    leaves = [lr, synthetic.images]
+    if synthetic.labels.requires_grad:
+        leaves.append(synthetic.labels)
+    return value.detach(), *torch.autograd.grad(value, leaves)
 
 
 def mean_gradient(gradients: Sequence[OuterGradient]) -> OuterGradient:
@@ -199,41 +203,43 @@ def mean_gradient(gradients: Sequence[OuterGradient]) -> OuterGradient:
         Their mean. It stands still where one of them does: its loss means nothing.
     """
     count = len(gradients)
-    images = gradients[0].images
+    images, labels = gradients[0].images, gradients[0].labels
     for gradient in gradients[1:]:
         images = images + gradient.images
+        if labels is not None and gradient.labels is not None:
+            labels = labels + gradient.labels
     return OuterGradient(
         loss=sum(gradient.loss for gradient in gradients) / count,
         images=images / count,
         step_size=sum(gradient.step_size for gradient in gradients) / count,
         stands_still=any(gradient.stands_still for gradient in gradients),
+        labels=None if labels is None else labels / count,
     )
 
 
-def propose_update(
-    synthetic: SyntheticSet,
-    buffer: Tensor,
-    step_size: StepSize,
-    gradient: OuterGradient,
-    config: DistillConfig,
-) -> Update:
-    """One SGD step on the images and on the step size; applies nothing.
+def propose_update(state: State, gradient: OuterGradient, config: DistillConfig) -> Update:
+    """One SGD step on the images, on the step size and on labels that are learned.
 
     Args:
-        synthetic: The images as they are.
-        buffer: Their momentum buffer. ``[n, C, H, W]``.
-        step_size: The step size as it is.
-        gradient: Gradients at both.
+        state: Images, labels, step size and their momentum buffers; nothing of it changes.
+        gradient: Gradients at them.
         config: Learning rates and momenta.
 
     Returns:
         What they would become.
     """
-    new_buffer = config.momentum_img * buffer + gradient.images
+    buffer = config.momentum_img * state.buffer + gradient.images
+    labels = label_buffer = None
+    if state.label_buffer is not None:
+        assert gradient.labels is not None
+        label_buffer = config.momentum_label * state.label_buffer + gradient.labels
+        labels = state.synthetic.labels - config.lr_label * label_buffer
     return Update(
-        images=synthetic.images - config.lr_img * new_buffer,
-        buffer=new_buffer,
-        step_size=step_size.updated(
+        images=state.synthetic.images - config.lr_img * buffer,
+        buffer=buffer,
+        step_size=state.step_size.updated(
             gradient.step_size, config.lr_lr, config.momentum_lr, config.lr_param
         ),
+        labels=labels,
+        label_buffer=label_buffer,
     )

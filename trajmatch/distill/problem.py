@@ -15,11 +15,15 @@ from trajmatch.data import Dataset, load_dataset
 from trajmatch.data.dsa import DSA
 from trajmatch.distill import initialise
 from trajmatch.distill.config import DistillConfig
+from trajmatch.distill.final_experts import FinalExperts
 from trajmatch.distill.initialise import SyntheticSet
-from trajmatch.distill.matching import Segment
+from trajmatch.distill.labels import soft_labels
+from trajmatch.distill.matching import MatchingLoss, Segment
+from trajmatch.distill.perturbation import perturbed
 from trajmatch.distill.schedule import ExpertOrder, StartEpochWindow
 from trajmatch.distill.state import State, Streams
 from trajmatch.distill.step_size import StepSize
+from trajmatch.distill.terms import find_term
 from trajmatch.errors import UserError
 from trajmatch.evaluate.device import check_device
 from trajmatch.experts.store import Store
@@ -42,6 +46,7 @@ class Problem:
             empty for a store without holdout.
         model: The network of experts and students.
         window: Start epochs.
+        loss: What is made of where the students go.
         dsa: Augmentation of the student's batches.
         source: The earlier result to start from, if any.
         lr_init: Step size at the beginning.
@@ -55,6 +60,7 @@ class Problem:
     held_out: tuple[Tensor, Tensor]
     model: nn.Module
     window: StartEpochWindow
+    loss: MatchingLoss
     dsa: DSA
     source: Artifact | None
     lr_init: float
@@ -64,7 +70,7 @@ class Problem:
     def identity(self) -> dict[str, Any]:
         """What decides the result: two runs with the same identity write the same bytes."""
         identity = {
-            **self.config.recipe(),
+            **self.config.settings(),
             "dsa": self.dsa.spec,
             "lr_init": self.lr_init,
             "seed": self.config.seed,
@@ -90,12 +96,30 @@ class Problem:
         draw = generator(config.seed, "distill", "initialise")
         if self.source is not None:
             assert config.init_from is not None
-            return initialise.from_artifact(
+            first = initialise.from_artifact(
                 self.source, config.init_from, self.training, config.ipc
             )
-        if config.init == "noise":
-            return initialise.from_noise(self.training, config.ipc, draw)
-        return initialise.from_real(self.training, config.ipc, draw)
+        elif config.init == "noise":
+            first = initialise.from_noise(self.training, config.ipc, draw)
+        elif config.init == "correct":
+            experts = self._final_experts("--init correct")
+            first = initialise.from_correct(self.training, config.ipc, experts, draw)
+        elif config.init == "representative":
+            experts = self._final_experts("--init representative")
+            first = initialise.from_representatives(
+                self.training, config.ipc, experts, draw, config.init_clusters
+            )
+        else:
+            first = initialise.from_real(self.training, config.ipc, draw)
+        if config.labels == "hard" or first.labels.is_floating_point():
+            return first
+        experts = self._final_experts("--labels soft")
+        if config.label_experts == "first":
+            return SyntheticSet(first.images, experts.logits(0, first.images))
+        return SyntheticSet(first.images, soft_labels(first.images, first.labels, experts))
+
+    def _final_experts(self, purpose: str) -> FinalExperts:
+        return FinalExperts(self.store, self.model, purpose)
 
     def initial_state(self) -> State:
         """The state before the first iteration.
@@ -112,27 +136,46 @@ class Problem:
             lr_init=self.lr_init,
             streams=Streams.of_seed(self.config.seed),
             order=ExpertOrder(self.store.num_experts),
+            label_buffer=torch.zeros_like(synthetic.labels)
+            if self.config.labels == "soft"
+            else None,
+            average=synthetic.images.clone() if self.config.ema else None,
         )
 
-    def segment(self, expert: int, start_epoch: int) -> Segment:
-        """A piece of an expert's trajectory, ``expert_epochs`` long; only its ends are read."""
-        target_epoch = start_epoch + self.config.expert_epochs
+    def segment(self, expert: int, start_epoch: int, iteration: int, match: int = 0) -> Segment:
+        """A piece of an expert's trajectory; only the snapshots that the loss looks at are read.
+
+        Args:
+            expert: Number of the expert.
+            start_epoch: Where it starts.
+            iteration: Outer iteration, which decides the perturbation of the start.
+            match: Which match of it.
+        """
+        start = self.store.snapshot(expert, start_epoch)
+        if self.config.perturb:
+            draw = generator(
+                self.config.seed, "distill", "perturbation", *_match_names(iteration, match)
+            )
+            start = perturbed(self.model, start, self.config.perturb, draw)
         return Segment(
-            start=self.store.snapshot(expert, start_epoch).to(self.device),
-            target=self.store.snapshot(expert, target_epoch).to(self.device),
+            start=start.to(self.device),
+            target=self._after(expert, start_epoch, self.config.expert_epochs),
+            between={
+                epochs: self._after(expert, start_epoch, epochs)
+                for epochs in self.loss.between(self.config.student_steps)
+            },
         )
+
+    def _after(self, expert: int, start_epoch: int, epochs: int) -> Tensor:
+        return self.store.snapshot(expert, start_epoch + epochs).to(self.device)
 
     def augmentation(
         self, iteration: int, match: int = 0
     ) -> Callable[[Tensor, int], Tensor] | None:
-        """The augmentation of one match of an outer iteration, the same each time it is asked for.
-
-        The first match is named by its iteration alone, so that it is the same for any number of
-        matches.
-        """
+        """The augmentation of one match of an outer iteration, the same at every call."""
         if self.dsa.spec == "none":
             return None
-        names = (iteration, match) if match else (iteration,)
+        names = _match_names(iteration, match)
         return self.dsa.replay(derive_seed(self.config.seed, "distill", "dsa", *names))
 
     def artifact(self, state: State) -> Artifact:
@@ -146,10 +189,10 @@ class Problem:
         """
         recipe = self.identity
         seed = recipe.pop("seed")
-        labels = state.synthetic.labels.cpu()
-        images, lr = state.synthetic.images, state.step_size.value
+        result, lr = state.result, state.step_size.value
         if state.best is not None:
-            images, lr = state.best.images, state.best.step_size
+            result, lr = SyntheticSet(state.best.images, state.best.labels), state.best.step_size
+        images, labels = result.images, result.labels.cpu()
         return Artifact(
             images=images.cpu(),
             labels=labels,
@@ -157,6 +200,7 @@ class Problem:
             lr=lr,
             mean=self.training.mean,
             std=self.training.std,
+            zca=self.training.zca,
             dsa=self.dsa.spec,
             network=dict(self.store.manifest["network"]),
             class_names=self.dataset.class_names,
@@ -186,8 +230,15 @@ def prepare(config: DistillConfig) -> Problem:
     check_device(config.device)
     device = torch.device(config.device)
     store = Store.open(config.experts)
-    window = StartEpochWindow(config.min_start_epoch, config.max_start_epoch)
-    window.check(store.snapshots_kept, config.expert_epochs)
+    window = StartEpochWindow(
+        config.min_start_epoch,
+        config.max_start_epoch,
+        config.first_max_start_epoch,
+        config.growth_iterations,
+    )
+    loss = MatchingLoss(tuple(map(find_term, config.terms)), config.expert_epochs)
+    between = loss.between(config.student_steps)
+    window.check(store.snapshots_kept, config.expert_epochs, between)
     if config.select == "holdout" and store.manifest["holdout"]["fraction"] == 0:
         raise UserError(
             f"--select holdout needs images that no expert saw, but {config.experts} was made "
@@ -203,11 +254,12 @@ def prepare(config: DistillConfig) -> Problem:
     return Problem(
         config=config,
         store=store,
-        dataset=dataset,
+        dataset=dataset.whitened(store.zca),
         training=training,
         held_out=(held_out[0], held_out[1]),
         model=_network(store, config.min_start_epoch).to(device),
         window=window,
+        loss=loss,
         dsa=dsa,
         source=source,
         lr_init=lr_init,
@@ -215,13 +267,23 @@ def prepare(config: DistillConfig) -> Problem:
     )
 
 
+def _match_names(iteration: int, match: int) -> tuple[int, ...]:
+    """What a match's random streams are named after.
+
+    The first match is named by its iteration alone, so that it is the same for any number of
+    matches.
+    """
+    return (iteration, match) if match else (iteration,)
+
+
 def _network(store: Store, epoch: int) -> nn.Module:
     """The experts' network; its parameters must be as many as a snapshot has."""
     spec = store.manifest["network"]
     try:
         model = networks.build(spec)
+        networks.check_student(model)
     except ValueError as error:
-        raise UserError(f"the network of {store.path} cannot be built: {error}") from error
+        raise UserError(f"the network of {store.path} cannot be used: {error}") from error
     count, kept = networks.num_parameters(model), len(store.snapshot(0, epoch))
     if count != kept:
         raise UserError(

@@ -13,32 +13,50 @@ from trajmatch.errors import UserError
 
 @dataclass(frozen=True)
 class StartEpochWindow:
-    """Start epochs ``s ~ U{minimum .. maximum - 1}`` (MTT).
+    """Start epochs ``s ~ U{minimum .. end - 1}``, with an end that may grow.
+
+    MTT's window is ``0 .. maximum - 1`` from the beginning. DATM aligns the difficulty by both ends
+    (``T-`` and ``T+``), and goes from easy to hard: the end is
+    ``min(T + floor((T+ - T) it / E), T+)`` in outer iteration ``it`` (Guo et
+    al., ICLR 2024).
 
     Attributes:
-        minimum: First start epoch.
-        maximum: End of the window, itself never drawn.
+        minimum: First start epoch (DATM: ``T-``).
+        maximum: End of the window, itself never drawn (DATM: ``T+``).
+        first_end: The end in the first iteration (DATM: ``T``); None is ``maximum``.
+        growth: Outer iterations until the end is ``maximum`` (DATM: ``E``).
     """
 
     minimum: int
     maximum: int
+    first_end: int | None = None
+    growth: int = 0
 
-    def draw(self, generator: torch.Generator) -> int:
-        """The start epoch of one match."""
-        return int(torch.randint(self.minimum, self.maximum, (), generator=generator))
+    def end(self, iteration: int) -> int:
+        """The end of the window in an outer iteration, counted from 0."""
+        if self.first_end is None or iteration >= self.growth:
+            return self.maximum
+        return self.first_end + (self.maximum - self.first_end) * iteration // self.growth
 
-    def check(self, snapshots_kept: Collection[int], expert_epochs: int) -> None:
+    def draw(self, iteration: int, generator: torch.Generator) -> int:
+        """The start epoch of one match of an outer iteration, counted from 0."""
+        return int(torch.randint(self.minimum, self.end(iteration), (), generator=generator))
+
+    def check(
+        self, snapshots_kept: Collection[int], expert_epochs: int, between: Collection[int] = ()
+    ) -> None:
         """Makes sure that every segment of the window is in the store.
 
         Args:
             snapshots_kept: Epochs of which the store has the parameters.
             expert_epochs: Length ``M`` of a segment.
+            between: Epochs after the start, other than ``M``, that matching terms look at.
 
         Raises:
-            UserError: A start epoch, or the epoch ``M`` after it, is not among them.
+            UserError: A start epoch, or one that is needed after it, is not among them.
         """
         starts = range(self.minimum, self.maximum)
-        needed = {*starts, *(start + expert_epochs for start in starts)}
+        needed = {start + after for start in starts for after in (0, *between, expert_epochs)}
         missing = sorted(needed - set(snapshots_kept))
         if missing:
             last_start = self.maximum - 1

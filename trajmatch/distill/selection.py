@@ -46,8 +46,8 @@ def evaluate_iterate(problem: Problem, state: State) -> dict[str, Any]:
     config = problem.config
     split, images, labels = _test_split(problem)
     score = evaluate_set(
-        state.synthetic.images,
-        state.synthetic.labels,
+        state.result.images,
+        state.result.labels,
         problem.store.manifest["network"],
         state.step_size.value,
         problem.training.normalise(images),
@@ -57,6 +57,7 @@ def evaluate_iterate(problem: Problem, state: State) -> dict[str, Any]:
         epochs=config.eval_epochs,
         dsa=problem.dsa.spec,
         device=problem.device,
+        protocol=config.eval_protocol,
     )
     numbers = {
         "iteration": state.iteration,
@@ -64,6 +65,7 @@ def evaluate_iterate(problem: Problem, state: State) -> dict[str, Any]:
         "mean": score.mean,
         "std": score.std,
         "seeds": score.seeds,
+        "diverged": score.diverged,
     }
     state.scores.append({**numbers, "protocol": score.protocol})
     if config.select != "last" and (state.best is None or score.mean > state.best.accuracy):

@@ -43,16 +43,18 @@ class Streams:
 
 @dataclass(frozen=True)
 class Iterate:
-    """Images and step size after some iteration, with what speaks for them.
+    """Images, labels and step size after some iteration, with what speaks for them.
 
     Attributes:
         images: ``[n, C, H, W]``.
+        labels: ``[n]`` or ``[n, K]``.
         step_size: eta.
         iteration: Outer iterations done.
         accuracy: Mean accuracy in percent by which it was chosen.
     """
 
     images: Tensor
+    labels: Tensor
     step_size: float
     iteration: int
     accuracy: float
@@ -72,6 +74,9 @@ class State:
         iteration: Outer iterations done.
         applied: How many of them changed the images.
         refusals: Refused updates in a row, up to now.
+        skips: Updates in a row, up to now, that a matching loss above the limit left out.
+        label_buffer: Momentum buffer of the labels. ``[n, K]``; None where they are not learned.
+        average: Moving average of the images. ``[n, C, H, W]``; None where there is none.
         best: The best iterate evaluated up to now, where the result is chosen by accuracy.
         scores: Results of all evaluations up to now.
     """
@@ -85,9 +90,19 @@ class State:
     iteration: int = 0
     applied: int = 0
     refusals: int = 0
+    skips: int = 0
+    label_buffer: Tensor | None = None
+    average: Tensor | None = None
     best: Iterate | None = None
     scores: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def result(self) -> SyntheticSet:
+        """What the run would give if it ended now: the images, or their average, with labels."""
+        images = self.synthetic.images if self.average is None else self.average
+        return SyntheticSet(images, self.synthetic.labels)
+
     def iterate(self, accuracy: float) -> Iterate:
-        """The images and the step size as they are, with the accuracy they were found to have."""
-        return Iterate(self.synthetic.images, self.step_size.value, self.iteration, accuracy)
+        """The result as it is, with the accuracy that it was found to have."""
+        result = self.result
+        return Iterate(result.images, result.labels, self.step_size.value, self.iteration, accuracy)

@@ -1,0 +1,121 @@
+"""The terms of the matching loss against sums by hand."""
+
+import math
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from trajmatch.distill.matching import MatchingLoss, Segment
+from trajmatch.distill.terms import TERMS, Course, Final, Intermediate, Waypoint, find_term
+from trajmatch.errors import UserError
+
+START = torch.tensor([3.0, 0.0], dtype=torch.float64)
+EXPERT = {
+    1: torch.tensor([1.0, 1.0], dtype=torch.float64),
+    2: torch.tensor([0.0, 2.0], dtype=torch.float64),
+    3: torch.tensor([0.0, 4.0], dtype=torch.float64),
+}
+SEGMENT = Segment(START, EXPERT[3], {1: EXPERT[1], 2: EXPERT[2]})
+
+
+def distance(student: torch.Tensor, epoch: int) -> float:
+    """Written out in numbers, without the operator."""
+    away = [(s - e) ** 2 for s, e in zip(student.tolist(), EXPERT[epoch].tolist(), strict=True)]
+    path = [(s - e) ** 2 for s, e in zip(START.tolist(), EXPERT[epoch].tolist(), strict=True)]
+    return math.fsum(away) / math.fsum(path)
+
+
+def students(*steps: int) -> dict[int, torch.Tensor]:
+    return {step: torch.tensor([0.5 * step, 7.0 / step], dtype=torch.float64) for step in steps}
+
+
+def test_the_final_term() -> None:
+    student = students(7)
+    loss = MatchingLoss((Final(),), epochs=3)
+    assert (loss.student_steps(7), loss.between(7)) == ([7], [])
+    assert loss(Segment(START, EXPERT[3]), student, 7).item() == pytest.approx(
+        distance(student[7], 3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("intermediate", (1, 1)), ("intermediate-rising", (1 / 3, 2 / 3))]
+)
+def test_intermediate_terms(name: str, weights: tuple[float, float]) -> None:
+    # floor(7 / 3) = 2 steps for each epoch, so that the points are steps 2 and 4.
+    student = students(2, 4, 7)
+    loss = MatchingLoss((find_term("final"), find_term(name)), epochs=3)
+    assert (loss.student_steps(7), loss.between(7)) == ([2, 4, 7], [1, 2])
+    between = weights[0] * distance(student[2], 1) + weights[1] * distance(student[4], 2)
+    wanted = distance(student[7], 3) + between
+    assert loss(SEGMENT, student, 7).item() == pytest.approx(wanted)
+
+
+def test_there_is_nothing_between_the_ends_of_one_epoch() -> None:
+    term = Intermediate()
+    assert term.waypoints(5, 1) == []
+    assert term.loss(Course(START, {}, {}, 5, 1)).item() == 0
+
+
+def test_fewer_steps_than_epochs() -> None:
+    with pytest.raises(UserError, match="--student-steps 2 is below --expert-epochs 3"):
+        MatchingLoss((Intermediate(),), epochs=3).waypoints(2)
+
+
+class Farthest:
+    """The largest difference of a parameter, relative to the path."""
+
+    def waypoints(self, steps: int, epochs: int) -> list[Waypoint]:
+        return [Waypoint(1, 1), Waypoint(steps, epochs)]
+
+    def loss(self, course: Course) -> torch.Tensor:
+        end = course.student[course.steps] - course.expert[course.epochs]
+        return end.abs().max() / (course.start - course.expert[1]).abs().max()
+
+
+class Beyond(Farthest):
+    def waypoints(self, steps: int, epochs: int) -> list[Waypoint]:
+        return [Waypoint(steps + 1, epochs)]
+
+
+@pytest.fixture
+def own_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("terms_of_mine")
+    module.Farthest, module.made = Farthest, Farthest()  # type: ignore[attr-defined]
+    module.nothing = 3  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "terms_of_mine", module)
+
+
+@pytest.mark.parametrize("name", ["Farthest", "made"])
+def test_a_term_of_ones_own(own_module: None, name: str) -> None:
+    student = students(1, 2)
+    loss = MatchingLoss((find_term(f"terms_of_mine:{name}"),), epochs=3)
+    assert loss.student_steps(2) == [1, 2]
+    # student (1, 3.5) and expert (0, 4) at the end; the path to epoch 1 is (2, -1)
+    assert loss(SEGMENT, student, 2).item() == pytest.approx(1.0 / 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("intermediat", "did you mean intermediate"),
+        ("no_such_module:x", "cannot be loaded: No module named 'no_such_module'"),
+        ("terms_of_mine:absent", "cannot be loaded"),
+        ("terms_of_mine:nothing", "waypoints"),
+    ],
+)
+def test_what_is_no_term(own_module: None, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_term(name)
+
+
+def test_a_point_outside_of_the_segment() -> None:
+    with pytest.raises(UserError, match=r"step=3, epoch=1.*steps 1 to 2 and epochs 1 to 1"):
+        MatchingLoss((Beyond(),)).student_steps(2)
+
+
+def test_named_terms_have_their_methods() -> None:
+    for name, term in TERMS.items():
+        assert find_term(name) is term

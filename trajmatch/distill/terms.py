@@ -1,0 +1,152 @@
+"""The terms of the matching loss: what of a student is compared with what of an expert.
+
+The matching loss is the sum of the terms that a run names. A term is an object with two methods,
+:class:`Term`; ``package.module:NAME`` brings one of a user's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from trajmatch import ops
+from trajmatch.errors import UserError, closest
+
+
+@dataclass(frozen=True)
+class Waypoint:
+    """A point at which student and expert are compared.
+
+    Attributes:
+        step: Steps that the student has done, 1 to ``N``.
+        epoch: Epochs that the expert has gone beyond the start epoch, 1 to ``M``.
+    """
+
+    step: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a term sees of one match.
+
+    Attributes:
+        start: theta_0, where the student started; perturbed, where the run perturbs it. ``[P]``.
+        student: Parameters of the student after the steps of all waypoints. ``[P]`` each;
+            differentiable.
+        expert: Parameters of the expert at the epochs of all waypoints, counted from the start
+            epoch. ``[P]`` each.
+        steps: Student steps ``N``.
+        epochs: Expert epochs ``M``.
+    """
+
+    start: Tensor
+    student: Mapping[int, Tensor]
+    expert: Mapping[int, Tensor]
+    steps: int
+    epochs: int
+
+    def distance(self, waypoint: Waypoint) -> Tensor:
+        """``|student - expert|^2 / |start - expert|^2`` at a waypoint. ``[]``."""
+        return ops.param_distance(
+            self.student[waypoint.step], self.expert[waypoint.epoch], self.start
+        )
+
+
+@runtime_checkable
+class Term(Protocol):
+    """One summand of the matching loss."""
+
+    def waypoints(self, steps: int, epochs: int) -> Sequence[Waypoint]:
+        """The points that the term looks at, of ``N`` student steps and ``M`` expert epochs."""
+
+    def loss(self, course: Course) -> Tensor:
+        """Its share of the loss. ``[]``; differentiable in the student's parameters."""
+
+
+@dataclass(frozen=True)
+class Final:
+    """The end of the segment, ``|theta_N - theta*_{s+M}|^2 / |theta_0 - theta*_{s+M}|^2`` (MTT)."""
+
+    def waypoints(self, steps: int, epochs: int) -> Sequence[Waypoint]:
+        """Step ``N`` and epoch ``M``."""
+        return [Waypoint(steps, epochs)]
+
+    def loss(self, course: Course) -> Tensor:
+        """The relative squared distance at the end."""
+        return course.distance(Waypoint(course.steps, course.epochs))
+
+
+@dataclass(frozen=True)
+class Intermediate:
+    """The epochs in between (AST): for ``j = 1 .. M-1`` the same at step ``floor(N / M) j``.
+
+    Attributes:
+        weighting: ``"equal"`` for weights of 1, ``"rising"`` for ``j / M``.
+    """
+
+    weighting: Literal["equal", "rising"] = "equal"
+
+    def waypoints(self, steps: int, epochs: int) -> Sequence[Waypoint]:
+        """Step ``floor(N / M) j`` with epoch ``j``.
+
+        Raises:
+            UserError: There are fewer steps than epochs, so that a point would have no step.
+        """
+        if steps < epochs:
+            raise UserError(
+                f"--terms intermediate compares the student after every epoch of the expert, but "
+                f"--student-steps {steps} is below --expert-epochs {epochs}; take more steps"
+            )
+        return [Waypoint(steps // epochs * epoch, epoch) for epoch in range(1, epochs)]
+
+    def loss(self, course: Course) -> Tensor:
+        """The weighted sum of the distances; 0 for ``M = 1``, which has no epoch in between."""
+        total = course.start.new_zeros(())
+        for waypoint in self.waypoints(course.steps, course.epochs):
+            weight = 1.0 if self.weighting == "equal" else waypoint.epoch / course.epochs
+            total = total + weight * course.distance(waypoint)
+        return total
+
+
+#: The terms that have a name.
+TERMS: dict[str, Term] = {
+    "final": Final(),
+    "intermediate": Intermediate("equal"),
+    "intermediate-rising": Intermediate("rising"),
+}
+
+
+def find_term(name: str) -> Term:
+    """The term of a name.
+
+    Args:
+        name: One of :data:`TERMS`, or ``package.module:NAME`` of an object, or of a class without
+            arguments, that has the methods of :class:`Term`.
+
+    Raises:
+        UserError: There is none.
+    """
+    if name in TERMS:
+        return TERMS[name]
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        raise UserError(
+            f"--terms has no term {name!r}{closest(name, TERMS)}; there are {', '.join(TERMS)}, "
+            "and package.module:NAME for one of your own"
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--terms {name} cannot be loaded: {error}") from error
+    term = found() if isinstance(found, type) else found
+    if not isinstance(term, Term):
+        raise UserError(
+            f"--terms {name} should have the methods waypoints(steps, epochs) and loss(course), "
+            f"but {type(term).__name__} lacks one"
+        )
+    return term
