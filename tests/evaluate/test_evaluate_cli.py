@@ -24,7 +24,7 @@ def test_json_is_all_that_is_on_stdout(
     out, err = capsys.readouterr()
     result = json.loads(out)
     for key in ("distilled", "random_real"):
-        assert result[key].keys() == {"mean", "std", "accuracies", "seeds"}
+        assert result[key].keys() == {"mean", "std", "accuracies", "seeds", "diverged"}
         assert result[key]["seeds"] == len(result[key]["accuracies"]) == 2
     assert result["protocol"]["epochs"] == 5
     assert "24/24" in err
@@ -80,3 +80,30 @@ def test_wrong_value_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         status = stop.code
     assert status == 2
     assert "--seeds" in capsys.readouterr().err
+
+
+def test_several_networks(
+    make_artifact: MakeArtifact, tiny_data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["mlp:width=4", "mlp:width=5"]
+    assert main(arguments(make_artifact(), tiny_data, "--network", *names)) == 0
+    table, err = capsys.readouterr()
+    assert "48/48" in err
+    for name in names:
+        assert sum(name in line for line in table.splitlines()) == 2
+
+
+def test_all_sets_and_the_maximum_in_the_table(
+    make_artifact: MakeArtifact, tiny_data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--protocol", "ast", "--k-center", "--whole-real", "--equal-steps", "3"]
+    file = str(make_artifact(lr=1e30))
+    assert main(["eval", file, "--data", tiny_data, "--seeds", "1", *more]) == 0
+    table, err = capsys.readouterr()
+    text = " ".join(table.split())
+    for label in ("random real images", "real images by k-center", "all real images"):
+        assert label in text
+    assert "chosen on the test set" in text
+    assert "protocol ast, 3 steps" in text
+    assert "4 of the networks diverged and count as getting nothing right" in text
+    assert "evaluation steps 12/12" in err

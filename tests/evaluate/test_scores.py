@@ -43,6 +43,7 @@ def test_score_is_mean_and_population_deviation(
         "std": score.std,
         "accuracies": list(score.accuracies),
         "seeds": 3,
+        "diverged": 0,
     }
 
 

@@ -1,4 +1,4 @@
-"""`trajmatch eval`: tests a distilled set beside random real images."""
+"""`trajmatch eval`: tests a distilled set beside real images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import json
 from typing import Any
 
 from trajmatch.evaluate.config import EvalConfig
+
+#: Sets of images in the order of the table, with what they are called there.
+_LABELS = {
+    "random_real": "random real images",
+    "k_center": "real images by k-center",
+    "whole_real": "all real images",
+    "distilled": "distilled images",
+}
 
 
 def run(argv: list[str]) -> int:
@@ -24,9 +32,8 @@ def run(argv: list[str]) -> int:
     from trajmatch.cli.progress import Progress
     from trajmatch.evaluate import evaluate_artifact
 
-    networks = 2 * config.seeds if config.random_baseline else config.seeds
-    epochs = networks * (config.epochs + 1)
-    with Progress(epochs, "evaluation epochs", config.quiet) as progress:
+    unit = "epochs" if config.equal_steps is None else "steps"
+    with Progress(config.total_rounds, f"evaluation {unit}", config.quiet) as progress:
         result = evaluate_artifact(config, progress)
     if config.json:
         print(json.dumps(result, indent=2, sort_keys=True))
@@ -42,17 +49,46 @@ def _print_table(result: dict[str, Any]) -> None:
 
     name, per_class = result["dataset"]["name"], result["images_per_class"]
     table = Table(box=box.SIMPLE_HEAD, title=f"{name}, images per class: {per_class}")
-    table.add_column("trained on")
+    several = len(result["networks"]) > 1
+    if several:
+        table.add_column("network")
+    table.add_column("trained on", no_wrap=True)
     table.add_column("test accuracy %", justify="right")
     table.add_column("each network", justify="right")
-    for key, label in (("random_real", "random real images"), ("distilled", "distilled images")):
-        score = result[key]
-        if score is not None:
-            each = " ".join(f"{accuracy:.1f}" for accuracy in score["accuracies"])
-            table.add_row(label, f"{score['mean']:.1f} ± {score['std']:.1f}", each)
-    protocol = result["protocol"]
-    table.caption = (
-        f"{protocol['num_epochs']} epochs, step size {protocol['lr']:.4g}; mean and standard "
-        "deviation (of the population) over the networks"
-    )
+    all_scores = [scores[key] for scores in result["networks"] for key in _LABELS if scores[key]]
+    tested_often = "test_max" in all_scores[0]
+    if tested_often:
+        table.add_column("maximum %", justify="right")
+    for scores in result["networks"]:
+        name = [scores["network"]] if several else []
+        for key, label in _LABELS.items():
+            score = scores[key]
+            if score is not None:
+                each = " ".join(f"{accuracy:.1f}" for accuracy in score["accuracies"])
+                maximum = [_mean_and_std(score["test_max"])] if tested_often else []
+                table.add_row(*name, label, _mean_and_std(score), each, *maximum)
+    table.caption = _caption(result, sum(score["diverged"] for score in all_scores))
     Console().print(table)
+
+
+def _caption(result: dict[str, Any], diverged: int) -> str:
+    protocol = result["protocol"]
+    length = (
+        f"{protocol['steps']} steps" if protocol["steps"] else f"{protocol['num_epochs']} epochs"
+    )
+    sentences = [
+        f"protocol {protocol['name']}, {length}, step size {protocol['lr']:.4g}",
+        "mean and standard deviation (of the population) over the networks",
+        f"iterate: {result['selection']}",
+    ]
+    if "test_max" in result["distilled"]:
+        sentences.append("the maximum over the tests is chosen on the test set and is no estimate")
+    if result["k_center_features"]:
+        sentences.append(f"k-center: {result['k_center_features']}")
+    if diverged:
+        sentences.append(f"{diverged} of the networks diverged and count as getting nothing right")
+    return "; ".join(sentences)
+
+
+def _mean_and_std(score: dict[str, Any]) -> str:
+    return f"{score['mean']:.1f} ± {score['std']:.1f}"

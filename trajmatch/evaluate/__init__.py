@@ -7,29 +7,39 @@ from typing import Any
 
 # Loaded on first use: the configuration is needed before, and without, PyTorch.
 _NAMES = {
+    "PROTOCOLS": "protocol",
     "EvalConfig": "config",
+    "Outcome": "training",
     "Protocol": "protocol",
     "Score": "scores",
+    "TrainingSets": "baselines",
     "accuracy": "measure",
     "evaluate_artifact": "distilled",
     "evaluate_each": "scores",
     "evaluate_set": "scores",
-    "random_subset": "scores",
-    "train": "protocol",
-    "train_and_test": "protocol",
+    "k_center": "baselines",
+    "random_subset": "baselines",
+    "train": "training",
+    "train_and_test": "training",
+    "train_fresh": "training",
 }
 
 __all__ = [
+    "PROTOCOLS",
     "EvalConfig",
+    "Outcome",
     "Protocol",
     "Score",
+    "TrainingSets",
     "accuracy",
     "evaluate_artifact",
     "evaluate_each",
     "evaluate_set",
+    "k_center",
     "random_subset",
     "train",
     "train_and_test",
+    "train_fresh",
 ]
 
 

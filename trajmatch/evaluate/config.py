@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from trajmatch.errors import UserError
+from trajmatch.evaluate.protocol import Protocol, named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +22,31 @@ class EvalConfig:
     """The distilled set, a file that `trajmatch distill` wrote."""
     data: str | None = None
     """Data set with the test images; by default found by the name that is in the file."""
+    network: tuple[str, ...] = ()
+    """Networks to train, e.g. convnet alexnet vgg11:batch resnet18; by default that of the file."""
     seeds: int = 5
     """Networks to train (MTT: num_eval)."""
-    epochs: int = 1000
-    """Epochs of each network (MTT: epoch_eval_train; the loop runs one more)."""
-    batch_size: int = 256
-    """Images per SGD step (MTT: batch_train)."""
+    protocol: Literal["mtt", "datm", "ast"] = "mtt"
+    """How each network is trained and tested: as in the code of MTT, DATM or AST. The score is the
+    last test in all of them; the maximum over the tests of AST is told beside it."""
+    epochs: int | None = None
+    """Epochs of each network (MTT: epoch_eval_train; the loop runs one more). Default: the
+    protocol's, 1000 in all of them."""
+    equal_steps: int | None = None
+    """Train every network for so many SGD steps, on whatever number of images, instead of so many
+    epochs."""
+    batch_size: int | None = None
+    """Images per SGD step (MTT: batch_train). Default: the protocol's."""
     random_baseline: bool = True
     """Train as many networks on random real images of the same number."""
+    k_center: bool = False
+    """Train as many on real images of the same number that greedy k-center chooses: in each class
+    the image nearest to the mean, then always the one farthest from those taken."""
+    k_center_store: Path | None = None
+    """Store of experts: --k-center measures distances in the logits of its first expert after the
+    last epoch. Default: in the preprocessed pixels."""
+    whole_real: bool = False
+    """Train as many on the whole real training set."""
     json: bool = False
     """Print JSON, and nothing else, on the standard output."""
     seed: int = 0
@@ -39,8 +58,51 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges; see the class."""
-        for field in ("seeds", "epochs", "batch_size"):
+        for field in ("seeds", "epochs", "batch_size", "equal_steps"):
             value = getattr(self, field)
-            if value < 1:
+            if value is not None and value < 1:
                 flag = "--" + field.replace("_", "-")
                 raise UserError(f"{flag} should be at least 1, but is {value}")
+        named(self.protocol)
+        if self.equal_steps is not None and self.epochs is not None:
+            raise UserError(
+                f"--equal-steps {self.equal_steps} and --epochs {self.epochs} both say how long to "
+                "train; leave one of them out"
+            )
+        if self.k_center_store is not None and not self.k_center:
+            raise UserError("--k-center-store is for --k-center alone; add --k-center")
+
+    def training_protocol(self, lr: float, dsa: str) -> Protocol:
+        """The protocol with all that was asked for.
+
+        Args:
+            lr: Step size.
+            dsa: Augmentation.
+
+        Returns:
+            How each network is trained and tested.
+        """
+        asked: dict[str, Any] = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "steps": self.equal_steps,
+        }
+        given = {field: value for field, value in asked.items() if value is not None}
+        return replace(named(self.protocol), lr=lr, dsa=dsa, **given)
+
+    @property
+    def training_sets(self) -> tuple[str, ...]:
+        """Names of the sets to train on, as the result has them."""
+        asked = {
+            "distilled": True,
+            "random_real": self.random_baseline,
+            "k_center": self.k_center,
+            "whole_real": self.whole_real,
+        }
+        return tuple(name for name, wanted in asked.items() if wanted)
+
+    @property
+    def total_rounds(self) -> int:
+        """Epochs (or, with equal steps, steps) of all networks, for a display of progress."""
+        networks = max(1, len(self.network)) * self.seeds * len(self.training_sets)
+        return networks * self.training_protocol(lr=1.0, dsa="none").num_rounds

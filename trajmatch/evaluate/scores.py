@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trajmatch.evaluate.protocol import MTT_DSA, Protocol, train_and_test
+from trajmatch.evaluate.protocol import MTT_DSA, Protocol, named
+from trajmatch.evaluate.training import Outcome, train_fresh
 from trajmatch.random import derive_seed
 
 
@@ -25,6 +26,9 @@ class Score:
         accuracies: One for each network.
         protocol: How they were trained; see :meth:`trajmatch.evaluate.Protocol.describe`.
         seeds: Number of networks.
+        diverged: How many of them diverged; they count as getting no image right. None: unknown.
+        max_accuracies: The highest test of each network, where the protocol tests on the way: an
+            estimate that is not honest, for it is chosen on the test set.
     """
 
     mean: float
@@ -32,6 +36,8 @@ class Score:
     accuracies: tuple[float, ...]
     protocol: dict[str, Any]
     seeds: int
+    diverged: int | None = None
+    max_accuracies: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, accuracies: Sequence[float], protocol: dict[str, Any]) -> Score:
@@ -44,14 +50,39 @@ class Score:
             seeds=len(accuracies),
         )
 
+    @classmethod
+    def of_outcomes(cls, outcomes: Sequence[Outcome], protocol: dict[str, Any]) -> Score:
+        """The score of trained networks: that of their last tests."""
+        maxima = tuple(each.max_accuracy for each in outcomes if each.max_accuracy is not None)
+        return replace(
+            cls.of([each.accuracy for each in outcomes], protocol),
+            diverged=sum(each.diverged for each in outcomes),
+            max_accuracies=maxima or None,
+        )
+
     def as_dict(self) -> dict[str, Any]:
-        """``mean``, ``std``, ``accuracies`` and ``seeds``, as JSON can hold them."""
-        return {
+        """The numbers, as JSON can hold them.
+
+        Returns:
+            ``mean``, ``std``, ``accuracies``, ``seeds`` and ``diverged``; with the maxima over the
+            tests also ``test_max``: their ``mean``, ``std`` and ``accuracies``, and ``chosen``, how
+            they came about.
+        """
+        numbers: dict[str, Any] = {
             "mean": self.mean,
             "std": self.std,
             "accuracies": list(self.accuracies),
             "seeds": self.seeds,
+            "diverged": self.diverged,
         }
+        if self.max_accuracies is not None:
+            numbers["test_max"] = {
+                "mean": statistics.fmean(self.max_accuracies),
+                "std": statistics.pstdev(self.max_accuracies),
+                "accuracies": list(self.max_accuracies),
+                "chosen": "the highest test of each network, on the test set: not an estimate",
+            }
+        return numbers
 
 
 def evaluate_each(
@@ -77,7 +108,7 @@ def evaluate_each(
         seeds: Number of networks.
         seed: Seed of the evaluation; network ``k`` depends on it and on ``k`` only.
         device: Where to train.
-        on_epoch: Called after every epoch of every network.
+        on_epoch: Called after every round of every network.
 
     Returns:
         The score.
@@ -85,23 +116,20 @@ def evaluate_each(
     Raises:
         ValueError: Images, labels and network do not fit each other.
     """
-    accuracies = [
-        train_and_test(
+    outcomes = [
+        train_fresh(
             *training_set(network),
             network_spec,
-            protocol.lr,
+            protocol,
             test_images,
             test_labels,
             seed=derive_seed(seed, "evaluate", network),
-            epochs=protocol.epochs,
-            batch_size=protocol.batch_size,
-            dsa=protocol.dsa,
             device=device,
             on_epoch=on_epoch,
         )
         for network in range(seeds)
     ]
-    return Score.of(accuracies, {**protocol.describe(), "network": network_spec})
+    return Score.of_outcomes(outcomes, {**protocol.describe(), "network": network_spec})
 
 
 def evaluate_set(
@@ -113,11 +141,12 @@ def evaluate_set(
     test_labels: Tensor,
     seeds: int = 5,
     seed: int = 0,
-    epochs: int = 1000,
-    batch_size: int = 256,
+    epochs: int | None = None,
+    batch_size: int | None = None,
     dsa: str = MTT_DSA,
     device: str | torch.device = "cpu",
     on_epoch: Callable[[], None] = lambda: None,
+    protocol: str = "mtt",
 ) -> Score:
     """Trains several fresh networks on one set of images and tests each.
 
@@ -130,22 +159,31 @@ def evaluate_set(
         test_labels: Class indices ``[N]``, int64.
         seeds: Number of networks.
         seed: Seed of the evaluation; network ``k`` depends on it and on ``k`` only.
-        epochs: Number that the schedule is made from; one more is run.
-        batch_size: Images per step.
+        epochs: Number that the schedule is made from; one more is run. None: the protocol's.
+        batch_size: Images per step. None: the protocol's.
         dsa: Augmentation to train with.
         device: Where to train.
         on_epoch: Called after every epoch of every network.
+        protocol: Name of the protocol, one of :data:`trajmatch.evaluate.PROTOCOLS`.
 
     Returns:
         The score.
 
     Raises:
+        UserError: There is no such protocol.
         ValueError: Images, labels and network do not fit each other.
     """
+    settings = named(protocol)
     return evaluate_each(
         lambda network: (images, labels),
         network_spec,
-        Protocol(lr=lr, dsa=dsa, epochs=epochs, batch_size=batch_size),
+        replace(
+            settings,
+            lr=lr,
+            dsa=dsa,
+            epochs=settings.epochs if epochs is None else epochs,
+            batch_size=settings.batch_size if batch_size is None else batch_size,
+        ),
         test_images,
         test_labels,
         seeds,
@@ -153,19 +191,3 @@ def evaluate_set(
         device,
         on_epoch,
     )
-
-
-def random_subset(labels: Tensor, images_per_class: int, draw: torch.Generator) -> Tensor:
-    """Draws the same number of images from every class, without repetition.
-
-    Args:
-        labels: Class indices ``[N]``, int64.
-        images_per_class: How many of each; all of a class that has fewer.
-        draw: Where the choice is drawn from.
-
-    Returns:
-        Indices into ``labels``, class by class. At most ``[K * images_per_class]``, int64.
-    """
-    shuffled = torch.randperm(len(labels), generator=draw)
-    classes = torch.unique(labels).tolist()
-    return torch.cat([shuffled[labels[shuffled] == k][:images_per_class] for k in classes])

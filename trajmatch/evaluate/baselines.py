@@ -1,0 +1,148 @@
+"""What a distilled set is compared with: real images, drawn, chosen, or all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trajmatch import networks
+from trajmatch.artifact import Artifact
+from trajmatch.data import Dataset
+from trajmatch.random import generator
+
+#: Images and labels for network 0, 1, ...
+TrainingSet = Callable[[int], tuple[Tensor, Tensor]]
+
+
+class TrainingSets:
+    """The sets that networks are trained on: a distilled one, and real ones beside it.
+
+    All are preprocessed as the distilled set is. Each method gives images ``[n, C, H, W]``,
+    float32, and labels ``[n]`` or ``[n, K]`` for network 0, 1, ... of an evaluation.
+
+    Args:
+        distilled: The distilled set.
+        dataset: The data set that it was distilled from.
+        seed: Seed of the random real images.
+        k_center_store: Store of experts whose logits are the features of :meth:`k_center`; None
+            takes the preprocessed pixels.
+        device: Where that expert computes.
+    """
+
+    def __init__(
+        self,
+        distilled: Artifact,
+        dataset: Dataset,
+        seed: int,
+        k_center_store: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """Reads nothing yet; see the class."""
+        self._distilled = distilled
+        self._dataset = dataset
+        self._seed = seed
+        self._store = k_center_store
+        self._device = device
+        self._chosen: Tensor | None = None
+        self._whole: Tensor | None = None
+
+    def distilled(self, network: int) -> tuple[Tensor, Tensor]:
+        """The distilled set, the same for every network."""
+        return self._distilled.images, self._distilled.labels
+
+    def random_real(self, network: int) -> tuple[Tensor, Tensor]:
+        """As many real images of each class, another draw for every network."""
+        draw = generator(self._seed, "evaluate", network, "random real")
+        return self._real(random_subset(self._dataset.train_labels, self._distilled.ipc, draw))
+
+    def k_center(self, network: int) -> tuple[Tensor, Tensor]:
+        """As many real images of each class, chosen by :func:`k_center`; the same every time.
+
+        Raises:
+            UserError: The store cannot be used, or is of another data set.
+        """
+        if self._chosen is None:
+            labels = self._dataset.train_labels
+            self._chosen = k_center(self._features(), labels, self._distilled.ipc)
+        return self._real(self._chosen)
+
+    def whole_real(self, network: int) -> tuple[Tensor, Tensor]:
+        """The whole training set."""
+        if self._whole is None:
+            self._whole = self._distilled.preprocessing.apply(self._dataset.train_images)
+        return self._whole, self._dataset.train_labels
+
+    def _real(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        images = self._distilled.preprocessing.apply(self._dataset.train_images[chosen])
+        return images, self._dataset.train_labels[chosen]
+
+    def _features(self) -> Tensor:
+        if self._store is None:
+            return self._distilled.preprocessing.apply(self._dataset.train_images).flatten(1)
+        from trajmatch.distill.final_experts import FinalExperts
+        from trajmatch.experts.store import Store
+
+        store = Store.open(self._store)
+        seen, _, _ = store.training_set(self._dataset)
+        model = networks.build(store.manifest["network"]).to(self._device)
+        expert = FinalExperts(store, model, "--k-center-store")
+        return expert.logits(0, seen.normalise(self._dataset.train_images))
+
+
+def random_subset(labels: Tensor, images_per_class: int, draw: torch.Generator) -> Tensor:
+    """Draws the same number of images from every class, without repetition.
+
+    Args:
+        labels: Class indices ``[N]``, int64.
+        images_per_class: How many of each; all of a class that has fewer.
+        draw: Where the choice is drawn from.
+
+    Returns:
+        Indices into ``labels``, class by class. At most ``[K * images_per_class]``, int64.
+    """
+    shuffled = torch.randperm(len(labels), generator=draw)
+    classes = torch.unique(labels).tolist()
+    return torch.cat([shuffled[labels[shuffled] == k][:images_per_class] for k in classes])
+
+
+def k_center(features: Tensor, labels: Tensor, images_per_class: int) -> Tensor:
+    """Chooses the same number of images from every class by greedy k-center.
+
+    In each class the image nearest to the mean is taken first, then again and again the one that
+    is farthest from those taken (Gonzalez 1985): no image is then more than twice as far from the
+    nearest of them as with the best choice. Distances are Euclidean; of equals the first is taken.
+
+    Args:
+        features: What distances are measured in, one row for each image. ``[N, F]``, floating
+            point.
+        labels: Class indices ``[N]``, int64.
+        images_per_class: How many of each; all of a class that has fewer.
+
+    Returns:
+        Indices into ``labels``, class by class, in the order of their choice. At most
+        ``[K * images_per_class]``, int64.
+    """
+    chosen = []
+    for k in torch.unique(labels).tolist():
+        members = (labels == k).nonzero().squeeze(1)
+        chosen.append(members[_farthest_points(features[members], images_per_class)])
+    return torch.cat(chosen)
+
+
+def _farthest_points(points: Tensor, count: int) -> Tensor:
+    taken = [int(_squared_distances(points, points.mean(dim=0)).argmin())]
+    nearest = _squared_distances(points, points[taken[0]])
+    nearest[taken[0]] = -1.0  # below every distance, so that no image is taken twice
+    while len(taken) < min(count, len(points)):
+        taken.append(int(nearest.argmax()))
+        nearest = torch.minimum(nearest, _squared_distances(points, points[taken[-1]]))
+        nearest[taken[-1]] = -1.0
+    return torch.tensor(taken)
+
+
+def _squared_distances(points: Tensor, centre: Tensor) -> Tensor:
+    """Of every row from one, as a sum of squares: exactly 0 between equals. ``[n]``."""
+    return (points - centre).square_().sum(dim=1)

@@ -1,0 +1,204 @@
+"""Training of a network on a small set of images by a protocol, and its test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trajmatch import networks, ops
+from trajmatch.data.dsa import DSA
+from trajmatch.evaluate.measure import accuracy
+from trajmatch.evaluate.protocol import MTT_DSA, Protocol
+from trajmatch.random import generator
+
+_Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the tests of one trained network found.
+
+    Attributes:
+        accuracy: After the last round, in percent; that of a network that diverged is 0.
+        max_accuracy: The highest of all tests, chosen on the images that it is measured on; None
+            where the protocol tests once.
+        diverged: Whether parameters or running statistics were not finite after the last round.
+    """
+
+    accuracy: float
+    max_accuracy: float | None
+    diverged: bool
+
+
+def train(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    protocol: Protocol,
+    seed: int = 0,
+    on_epoch: Callable[[], None] = lambda: None,
+    on_test: Callable[[], None] | None = None,
+) -> nn.Module:
+    """Trains a model on a set of images from where it is.
+
+    Args:
+        model: Any module that :func:`trajmatch.ops.gradient` takes; it is changed, its buffers
+            (running statistics of batch norm) with it, and left in training mode.
+        images: As the network sees them. ``[n, C, H, W]``, float32.
+        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
+        protocol: How to train.
+        seed: Seed of batch order and augmentation.
+        on_epoch: Called after every epoch, or after every step where the protocol counts steps.
+        on_test: Called wherever the protocol tests, with the model as it is then.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: Images and labels are empty or differ in number.
+    """
+    if len(images) != len(labels) or len(images) == 0:
+        raise ValueError(
+            "expected as many labels as images, and at least one, but got "
+            f"{len(images)} images and {len(labels)} labels"
+        )
+    model.train()
+    theta = networks.flat_parameters(model)
+    images, labels = images.to(theta.device), labels.to(theta.device)
+    order, augmentation = generator(seed, "order"), generator(seed, "dsa")
+    dsa, lr, momentum, buffer = DSA(protocol.dsa), protocol.lr, protocol.momentum, None
+    with torch.no_grad():
+        for index, batches in enumerate(_rounds(images, labels, protocol, order)):
+            for batch_images, batch_labels in batches:
+                shown = dsa(batch_images, augmentation)
+                _, grad = ops.gradient(model, theta, shown, batch_labels, update_buffers=True)
+                grad = torch.add(grad, theta, alpha=protocol.weight_decay)
+                theta, buffer = ops.sgd_step(theta, grad, lr, buffer, momentum)
+            if index == protocol.drop_round:
+                lr, momentum, buffer = lr * protocol.lr_drop, protocol.momentum_after, None
+            if on_test is not None and protocol.tests_after(index):
+                networks.load_flat_parameters(model, theta)
+                on_test()
+                model.train()
+            on_epoch()
+    networks.load_flat_parameters(model, theta)
+    return model
+
+
+def train_fresh(
+    images: Tensor,
+    labels: Tensor,
+    network_spec: dict[str, Any],
+    protocol: Protocol,
+    test_images: Tensor,
+    test_labels: Tensor,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    on_epoch: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Trains a fresh network on a set of images and tests it on others.
+
+    Args:
+        images: As the network sees them (normalised). ``[n, C, H, W]``, float32.
+        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
+        network_spec: The network, as :func:`trajmatch.networks.build` takes it.
+        protocol: How to train, and when to test.
+        test_images: Normalised likewise. ``[N, C, H, W]``, float32.
+        test_labels: Class indices ``[N]``, int64.
+        seed: Seed of initialisation, batch order and augmentation.
+        device: Where to train.
+        on_epoch: Called after every round of the protocol.
+
+    Returns:
+        What the tests found.
+
+    Raises:
+        ValueError: Images, labels and network do not fit each other.
+    """
+    model = networks.build(network_spec)
+    networks.initialise(model, generator(seed, "initialisation")).to(device)
+    tests: list[float] = []
+
+    def test() -> None:
+        tests.append(0.0 if _diverged(model) else accuracy(model, test_images, test_labels))
+
+    train(model, images, labels, protocol, seed, on_epoch, test)
+    max_accuracy = max(tests) if protocol.test_every else None
+    return Outcome(tests[-1], max_accuracy, _diverged(model))
+
+
+def train_and_test(
+    images: Tensor,
+    labels: Tensor,
+    network_spec: dict[str, Any],
+    lr: float,
+    test_images: Tensor,
+    test_labels: Tensor,
+    seed: int = 0,
+    epochs: int = 1000,
+    batch_size: int = 256,
+    dsa: str = MTT_DSA,
+    device: str | torch.device = "cpu",
+    on_epoch: Callable[[], None] = lambda: None,
+) -> float:
+    """Trains a fresh network on a set of images by MTT's protocol and tests it on others.
+
+    Args:
+        images: As the network sees them (normalised). ``[n, C, H, W]``, float32.
+        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
+        network_spec: The network, as :func:`trajmatch.networks.build` takes it.
+        lr: Step size; for a distilled set the learned one.
+        test_images: Normalised likewise. ``[N, C, H, W]``, float32.
+        test_labels: Class indices ``[N]``, int64.
+        seed: Seed of initialisation, batch order and augmentation.
+        epochs: Number that the schedule is made from; one more is run.
+        batch_size: Images per step.
+        dsa: Augmentation to train with.
+        device: Where to train.
+        on_epoch: Called after every epoch.
+
+    Returns:
+        Test accuracy in percent. A network that diverged gets no image right.
+
+    Raises:
+        ValueError: Images, labels and network do not fit each other.
+    """
+    protocol = Protocol(lr=lr, dsa=dsa, epochs=epochs, batch_size=batch_size)
+    outcome = train_fresh(
+        images, labels, network_spec, protocol, test_images, test_labels, seed, device, on_epoch
+    )
+    return outcome.accuracy
+
+
+def _diverged(model: nn.Module) -> bool:
+    """Whether a parameter or a running statistic is not finite."""
+    state = itertools.chain(model.parameters(), model.buffers())
+    return not all(bool(tensor.isfinite().all()) for tensor in state)
+
+
+def _rounds(
+    images: Tensor, labels: Tensor, protocol: Protocol, order: torch.Generator
+) -> Iterator[_Batches]:
+    """The batches of each round: an epoch of them, or one where the protocol counts steps."""
+    if protocol.steps is None:
+        for _ in range(protocol.num_epochs):
+            yield _batches(images, labels, protocol.batch_size, order)
+        return
+    epochs = (_batches(images, labels, protocol.batch_size, order) for _ in itertools.count())
+    for batch in itertools.islice(itertools.chain.from_iterable(epochs), protocol.steps):
+        yield iter([batch])
+
+
+def _batches(images: Tensor, labels: Tensor, size: int, order: torch.Generator) -> _Batches:
+    """One epoch of shuffled batches, the last one perhaps smaller."""
+    if len(images) <= size:  # one batch: its order does not matter
+        yield images, labels
+        return
+    for batch in torch.split(torch.randperm(len(images), generator=order), size):
+        batch = batch.to(images.device)
+        yield images[batch], labels[batch]
