@@ -10,8 +10,9 @@ from PIL import Image
 
 import trajmatch
 from trajmatch.cli.main import main
-from trajmatch.demo import DemoConfig, run_demo, table
+from trajmatch.demo import DemoConfig, run_demo
 from trajmatch.errors import UserError
+from trajmatch.pipeline import table
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +66,13 @@ def test_leaves_store_artifact_pictures_and_summary(finished) -> None:
         "distilled.png",
         "summary.json",
     }
-    for picture in (finished.initial_picture, finished.distilled_picture):
+    for picture in (finished.folder.initial_picture, finished.folder.distilled_picture):
         with Image.open(picture) as image:
             assert image.height == 4 + 2 * (12 * 8 + 4)
 
 
 def test_summary(finished) -> None:
-    summary = json.loads(finished.summary.read_text())
+    summary = json.loads(finished.folder.summary.read_text())
     assert summary["seconds"] > 0
     assert set(summary["stage_seconds"]) == {"experts", "distillation", "evaluation"}
     assert sum(summary["stage_seconds"].values()) <= summary["seconds"]
@@ -85,25 +86,25 @@ def test_summary(finished) -> None:
 
 
 def test_artifact_carries_its_score(finished) -> None:
-    summary = json.loads(finished.summary.read_text())
-    (score,) = trajmatch.load(finished.artifact).scores
+    summary = json.loads(finished.folder.summary.read_text())
+    (score,) = trajmatch.load(finished.folder.artifact).scores
     assert score["mean"] == summary["distilled"]["mean"]
     assert score["protocol"] == summary["protocol"]
 
 
 def test_same_seed_same_artifact(finished, data, tmp_path) -> None:
     run_demo(tiny(tmp_path / "again", data))
-    assert (tmp_path / "again" / finished.artifact.name).read_bytes() == (
-        finished.artifact.read_bytes()
+    assert (tmp_path / "again" / finished.folder.artifact.name).read_bytes() == (
+        finished.folder.artifact.read_bytes()
     )
 
 
 def test_an_earlier_demo_is_refused_or_resumed(finished, data) -> None:
-    before = finished.artifact.read_bytes()
-    with pytest.raises(UserError, match="holds an earlier demo"):
+    before = finished.folder.artifact.read_bytes()
+    with pytest.raises(UserError, match="holds an earlier run"):
         run_demo(finished)
     run_demo(tiny(finished.out, data, resume=True))
-    assert finished.artifact.read_bytes() == before
+    assert finished.folder.artifact.read_bytes() == before
 
 
 def test_an_interrupted_demo_is_resumed(finished, data, tmp_path) -> None:
@@ -125,11 +126,13 @@ def test_an_interrupted_demo_is_resumed(finished, data, tmp_path) -> None:
     with pytest.raises(UserError, match="--resume"):
         run_demo(tiny(out, data))
     run_demo(tiny(out, data, resume=True))
-    assert (out / finished.artifact.name).read_bytes() == finished.artifact.read_bytes()
+    assert (
+        out / finished.folder.artifact.name
+    ).read_bytes() == finished.folder.artifact.read_bytes()
 
 
 def test_table(finished) -> None:
-    lines = table(json.loads(finished.summary.read_text())).splitlines()
+    lines = table(json.loads(finished.folder.summary.read_text())).splitlines()
     assert len(lines) == 4
     assert lines[2].startswith("random real") and "1 per class" in lines[2]
     assert lines[3].startswith("distilled") and lines[3].endswith("(2 networks)")
@@ -148,7 +151,7 @@ def test_command(data, tmp_path, capsys) -> None:
     for name in ("distilled.safetensors", "initial.png", "distilled.png", "summary.json"):
         assert str(out / name) in printed
     assert main(arguments) == 2
-    assert "holds an earlier demo" in capsys.readouterr().err
+    assert "holds an earlier run" in capsys.readouterr().err
 
 
 def test_an_unwritable_folder(tmp_path, capsys) -> None:

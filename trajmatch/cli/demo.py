@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from trajmatch.demo import DemoConfig, run_demo, table
+from typing import Any
+
+from trajmatch.demo import DemoConfig, run_demo
+from trajmatch.pipeline import Folder, table
 
 
 def run(argv: list[str]) -> int:
@@ -22,14 +25,18 @@ def run(argv: list[str]) -> int:
 
     summary = run_demo(config, lambda total, title: Progress(total, title, config.quiet))
     if not config.quiet:
-        print(table(summary))
-        print(f"{summary['improvement']:+.1f} points, {summary['seconds']:.0f} s in all")
-        for path, what in (
-            (config.store, "experts"),
-            (config.artifact, "distilled images, with all that is needed to use them"),
-            (config.initial_picture, "the images at the beginning"),
-            (config.distilled_picture, "the images at the end"),
-            (config.summary, "the numbers"),
-        ):
-            print(f"{path}: {what}")
+        print_summary(summary, config.folder)
     return 0
+
+
+def print_summary(summary: dict[str, Any], folder: Folder) -> None:
+    """Prints what came of a pipeline, and where it is.
+
+    Args:
+        summary: What :func:`trajmatch.pipeline.run_pipeline` returned.
+        folder: Where it wrote.
+    """
+    print(table(summary))
+    print(f"{summary['improvement']:+.1f} points, {summary['seconds']:.0f} s in all")
+    for path, what in folder.contents():
+        print(f"{path}: {what}")

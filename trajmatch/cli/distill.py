@@ -14,9 +14,11 @@ def run(argv: list[str]) -> int:
     Returns:
         The exit status.
     """
-    from trajmatch.cli.arguments import parse
+    from trajmatch.cli.arguments import parse, recipe_of
 
-    config = parse(DistillConfig, argv, "trajmatch distill")
+    recipe = recipe_of(argv)
+    defaults = recipe.distill if recipe else {}
+    config = parse(DistillConfig, argv, "trajmatch distill", defaults=defaults)
 
     from trajmatch.cli.progress import Progress
     from trajmatch.distill import distill

@@ -19,9 +19,11 @@ def run(argv: list[str]) -> int:
     Returns:
         The exit status.
     """
-    from trajmatch.cli.arguments import parse
+    from trajmatch.cli.arguments import parse, recipe_of
 
-    config = parse(ExpertConfig, argv, "trajmatch expert")
+    recipe = recipe_of(argv)
+    defaults = {**recipe.expert, "data": recipe.data or None} if recipe else {}
+    config = parse(ExpertConfig, argv, "trajmatch expert", defaults=defaults)
 
     from trajmatch.cli.progress import Progress
     from trajmatch.experts import train_experts
@@ -40,6 +42,8 @@ def _print_health(store: Store) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from trajmatch import networks, ops
+
     table = Table(box=box.SIMPLE_HEAD)
     columns = ("expert", "first loss", "last loss", "test accuracy %", "first step", "last step")
     for column in columns:
@@ -56,5 +60,9 @@ def _print_health(store: Store) -> None:
             f"{steps[-1]:.3f}",
         )
     table.caption = "step: distance that the parameters moved in an epoch"
-    print(f"{store.path}: {store.num_experts} experts")
+    network = networks.build(store.manifest["network"])
+    print(
+        f"{store.path}: {store.num_experts} experts, {store.manifest['network']['name']} with "
+        f"{networks.num_parameters(network)} parameters, steps run by: {ops.engine_for(network)}"
+    )
     Console().print(table)

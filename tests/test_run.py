@@ -1,0 +1,123 @@
+"""`trajmatch run`: a folder of images to a distilled file and an accuracy."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trajmatch import artifact
+from trajmatch.cli.main import main
+from trajmatch.evaluate import EvalConfig, evaluate_artifact
+
+RECIPE = """
+title = "a recipe of one's own"
+
+[expert]
+num_experts = 2
+epochs = 3
+batch_size = 8
+width = 4
+depth = 1
+
+[distill]
+iterations = 4
+student_steps = 2
+expert_epochs = 1
+max_start_epoch = 2
+ema = 0.5
+
+[evaluate]
+seeds = 2
+epochs = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty images of different sizes in two classes, without a test folder."""
+    folder = tmp_path_factory.mktemp("photos")
+    draw = np.random.default_rng(0)
+    for number, name in enumerate(("bright", "dark")):
+        (folder / name).mkdir()
+        for index in range(20):
+            pixels = draw.integers(0, 120, (12 + index % 3, 14, 3)) + 130 * (1 - number)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "mine.toml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def run(*arguments: str) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a part of the images becomes the test set
+        try:
+            return main(["run", *arguments])
+        except SystemExit as stop:  # what ends the program while it reads its arguments
+            assert isinstance(stop.code, int)
+            return stop.code
+
+
+def test_a_folder_becomes_a_distilled_file(photos: Path, recipe: str, tmp_path: Path) -> None:
+    out, data = tmp_path / "out", f"imagefolder:{photos}?size=12"
+    arguments = ["--recipe", recipe, "--data", data, "--out", str(out), "--quiet"]
+    assert run(*arguments, "--distill.lr-img", "7.5", "--evaluate.seeds", "1") == 0
+    names = {path.name for path in out.iterdir()}
+    assert {"experts", "distilled.safetensors", "initial.png", "distilled.png"} <= names
+    summary = json.loads((out / "summary.json").read_text())
+    result = artifact.load(out / "distilled.safetensors")
+    assert (result.recipe["lr_img"], result.recipe["ema"]) == (7.5, 0.5)
+    assert result.recipe["experts"]["batch_size"] == 8
+    assert result.recipe["recipe"] == recipe
+    assert summary["distilled"]["seeds"] == 1
+    assert result.scores[-1]["mean"] == summary["distilled"]["mean"]
+    # The file and the data alone give the score again.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = evaluate_artifact(
+            EvalConfig(file=out / "distilled.safetensors", data=data, seeds=1, epochs=3)
+        )
+    assert alone["distilled"]["mean"] == result.scores[-1]["mean"]
+
+    assert run(*arguments, "--resume", "--distill.lr-img", "7.5", "--evaluate.seeds", "1") == 0
+    assert artifact.load(out / "distilled.safetensors").fingerprint == result.fingerprint
+
+
+def test_what_is_there_is_not_touched(
+    photos: Path, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--recipe", recipe, "--data", f"imagefolder:{photos}?size=12", "--out", str(out)]
+    assert run(*arguments, "--quiet") == 0
+    assert run(*arguments) == 2
+    assert "holds an earlier run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "cpu/own/ipc2"], "did you mean cpu/own/ipc1"),
+        (["--recipe", "mtt/cifar10/ipc1"], "'cifar10' is in no folder that TRAJMATCH_DATA lists"),
+        (["--recipe", "cpu/own/ipc1", "--distill.ipc", "0"], "--ipc should be at least 1"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TRAJMATCH_DATA", raising=False)
+    assert run(*arguments, "--out", str(tmp_path / "out")) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out" / "experts").exists()

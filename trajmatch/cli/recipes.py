@@ -1,0 +1,95 @@
+"""`trajmatch recipes`: lists and explains the recipes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from trajmatch.recipes import Recipe, find_recipe, recipe_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipesConfig:
+    """List the recipes, or explain one."""
+
+    name: str | None = None
+    """A recipe to explain, e.g. datm/cifar10/ipc10, or the path of a file of your own."""
+    json: bool = False
+    """Print JSON, and nothing else: a list of objects, also for one recipe."""
+
+
+def run(argv: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments after the command's name.
+
+    Returns:
+        The exit status.
+    """
+    from trajmatch.cli.arguments import parse
+
+    # A name by position reads better, and none is the list.
+    if argv and not argv[0].startswith("-"):
+        argv = ["--name", *argv]
+    config = parse(RecipesConfig, argv, "trajmatch recipes")
+    names = recipe_names() if config.name is None else [config.name]
+    recipes = [find_recipe(name) for name in names]
+    if config.json:
+        print(json.dumps([recipe.as_dict() for recipe in recipes], indent=2, sort_keys=True))
+    elif config.name is None:
+        _print_list(recipes)
+    else:
+        print(explained(recipes[0]))
+    return 0
+
+
+def _print_list(recipes: list[Recipe]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("recipe", "makes"):
+        table.add_column(column)
+    table.add_column("published %", justify="right")
+    for recipe in recipes:
+        table.add_row(recipe.name, recipe.title, _accuracy(recipe))
+    table.caption = "trajmatch recipes NAME explains one; trajmatch run --recipe NAME runs it"
+    Console().print(table)
+
+
+def explained(recipe: Recipe) -> str:
+    """All of a recipe for a reader.
+
+    Args:
+        recipe: The recipe.
+    """
+    published = _accuracy(recipe) + (f" ({recipe.accuracy_source})" if recipe.accuracy else "")
+    lines = [f"{recipe.name}: {recipe.title}", f"data: {recipe.data or 'any, given by --data'}"]
+    if recipe.paper:
+        lines += [f"paper: {recipe.paper}", f"settings: {recipe.settings}"]
+        lines += [f"published accuracy: {published}"]
+    lines += [f"note: {note}" for note in recipe.notes]
+    for title, section in (
+        ("expert", recipe.expert),
+        ("distill", recipe.distill),
+        ("evaluate", recipe.evaluate),
+    ):
+        lines += ["", f"[{title}]"]
+        lines += [_flag(name, value) for name, value in section.items()]
+    return "\n".join(lines)
+
+
+def _accuracy(recipe: Recipe) -> str:
+    if recipe.accuracy is None:
+        return "not available" if recipe.paper else ""
+    return f"{recipe.accuracy} ± {recipe.std}" if recipe.std is not None else f"{recipe.accuracy}"
+
+
+def _flag(name: str, value: object) -> str:
+    """A field as it is given on the command line."""
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return flag if value else flag.replace("--", "--no-", 1)
+    return f"{flag} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"

@@ -1,0 +1,152 @@
+"""`trajmatch run`: experts, distillation and evaluation of a recipe, in one folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trajmatch.distill.config import DistillConfig
+from trajmatch.evaluate.config import EvalConfig
+from trajmatch.experts.config import ExpertConfig
+from trajmatch.pipeline import Folder, Pipeline
+from trajmatch.recipes import Recipe
+
+#: Fields of the stages that the run decides for all of them.
+_SHARED = {
+    "expert": ("recipe", "out", "data", "seed", "resume", "device", "quiet"),
+    "distill": ("recipe", "experts", "out", "data", "seed", "resume", "device", "quiet"),
+    "evaluate": ("file", "data", "seed", "device", "quiet", "json"),
+}
+_STAGES: dict[str, type[Any]] = {
+    "expert": ExpertConfig,
+    "distill": DistillConfig,
+    "evaluate": EvalConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Run a recipe from real images to accuracy: experts, distillation and evaluation."""
+
+    recipe: str
+    """The recipe, e.g. cpu/own/ipc1 (`trajmatch recipes` lists them), or a file of your own, ending
+    in .toml."""
+    out: Path
+    """Folder for the experts, the distilled set, the pictures and summary.json."""
+    data: str | None = None
+    """Data set, e.g. cifar10:ROOT or imagefolder:PATH. Default: that of the recipe, looked for
+    where TRAJMATCH_DATA points."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda or cuda:N."""
+    resume: bool = False
+    """Go on with an interrupted run."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
+def run(argv: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments after the command's name.
+
+    Returns:
+        The exit status.
+    """
+    from trajmatch.cli.arguments import recipe_of
+
+    config, stages = _parse(argv, recipe_of(argv) or Recipe(name=""))
+
+    from trajmatch.cli.demo import print_summary
+    from trajmatch.cli.progress import Progress
+    from trajmatch.pipeline import run_pipeline
+
+    pipeline = pipeline_of(config, stages)
+    summary = run_pipeline(pipeline, lambda total, title: Progress(total, title, config.quiet))
+    if not config.quiet:
+        print_summary(summary, pipeline.folder)
+    return 0
+
+
+def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> Pipeline:
+    """The configurations of the stages.
+
+    Args:
+        config: What they share.
+        stages: The other fields of ``expert``, ``distill`` and ``evaluate``.
+    """
+    folder = Folder(config.out)
+    shared: dict[str, Any] = {
+        "data": config.data,
+        "seed": config.seed,
+        "device": config.device,
+        "quiet": True,
+    }
+    resumed: dict[str, Any] = {**shared, "recipe": config.recipe, "resume": config.resume}
+    return Pipeline(
+        folder,
+        ExpertConfig(out=folder.store, **resumed, **stages["expert"]),
+        DistillConfig(experts=folder.store, out=folder.artifact, **resumed, **stages["distill"]),
+        EvalConfig(file=folder.artifact, **shared, **stages["evaluate"]),
+    )
+
+
+def _parse(argv: list[str], recipe: Recipe) -> tuple[RunConfig, dict[str, dict[str, Any]]]:
+    """The shared fields, and those of each stage: the recipe's, unless a flag has another value."""
+    import tyro
+
+    from trajmatch.cli.arguments import with_defaults
+
+    nested = [
+        (
+            name,
+            with_defaults(
+                config,
+                {**_stand_ins(name), **getattr(recipe, name)},
+                hidden=_SHARED[name],
+            ),
+        )
+        for name, config in _STAGES.items()
+    ]
+    fields = [(name, each, dataclasses.field(default_factory=each)) for name, each in nested]
+    whole = dataclasses.make_dataclass(
+        "RunConfig",
+        fields,
+        bases=(with_defaults(RunConfig, {"data": recipe.data or None}),),
+        frozen=True,
+        kw_only=True,
+    )
+    whole.__doc__, whole.__module__ = RunConfig.__doc__, RunConfig.__module__
+    given: Any = tyro.cli(
+        whole, args=argv, prog="trajmatch run", config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    own = {field.name: getattr(given, field.name) for field in dataclasses.fields(RunConfig)}
+    stages = {
+        name: {
+            field.name: getattr(getattr(given, name), field.name)
+            for field in dataclasses.fields(config)
+            if field.name not in _SHARED[name]
+        }
+        for name, config in _STAGES.items()
+    }
+    return RunConfig(**own), stages
+
+
+def _stand_ins(stage: str) -> dict[str, Any]:
+    """Values of the shared fields that have no default; the run has its own."""
+    required = {
+        field.name
+        for field in dataclasses.fields(_STAGES[stage])
+        if field.default is dataclasses.MISSING
+    }
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(_STAGES[stage])
+        if field.name in _SHARED[stage] and field.name not in required
+    }
+    return {**defaults, **dict.fromkeys(required, Path("-"))}

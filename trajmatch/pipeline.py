@@ -1,0 +1,208 @@
+"""All of it in one call: experts, distillation, evaluation and pictures, in one folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trajmatch.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trajmatch.artifact import Artifact
+    from trajmatch.distill.config import DistillConfig
+    from trajmatch.evaluate.config import EvalConfig
+    from trajmatch.experts.config import ExpertConfig
+    from trajmatch.progress import ProgressLike
+
+#: Opens a display of progress for one stage, given its units of work and its title.
+Stages = Callable[[int, str], "AbstractContextManager[ProgressLike]"]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where a pipeline writes.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def store(self) -> Path:
+        """Where the experts go."""
+        return self.path / "experts"
+
+    @property
+    def artifact(self) -> Path:
+        """Where the distilled set goes."""
+        return self.path / "distilled.safetensors"
+
+    @property
+    def initial_picture(self) -> Path:
+        """Picture of the images that the distillation begins with."""
+        return self.path / "initial.png"
+
+    @property
+    def distilled_picture(self) -> Path:
+        """Picture of the distilled images."""
+        return self.path / "distilled.png"
+
+    @property
+    def summary(self) -> Path:
+        """Where the numbers go."""
+        return self.path / "summary.json"
+
+    def contents(self) -> list[tuple[Path, str]]:
+        """The files with what each is, for a reader."""
+        return [
+            (self.store, "experts"),
+            (self.artifact, "distilled images, with all that is needed to use them"),
+            (self.initial_picture, "the images at the beginning"),
+            (self.distilled_picture, "the images at the end"),
+            (self.summary, "the numbers"),
+        ]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The three stages, each with a configuration that reads and writes in one folder.
+
+    Attributes:
+        folder: Where everything is written.
+        expert: The first stage; writes ``folder.store``.
+        distill: The second; reads that and writes ``folder.artifact``.
+        evaluate: The third; reads that.
+    """
+
+    folder: Folder
+    expert: ExpertConfig
+    distill: DistillConfig
+    evaluate: EvalConfig
+
+
+def run_pipeline(pipeline: Pipeline, stages: Stages | None = None) -> dict[str, Any]:
+    """Trains experts, distils, evaluates beside random real images, and draws pictures.
+
+    Args:
+        pipeline: What to do, and in which folder. With ``resume`` in the first two stages it goes
+            on where it was interrupted.
+        stages: Shows the progress of each stage; by default nothing does.
+
+    Returns:
+        The content of ``summary.json``: ``seconds`` of this call in all and ``stage_seconds`` of
+        each stage; ``distilled`` and ``random_real``, each with ``mean``, ``std``, ``accuracies``
+        and ``seeds``; ``improvement`` in points; ``protocol``, ``dataset``, ``images_per_class``.
+
+    Raises:
+        UserError: The folder cannot be written or holds an earlier run, or a setting is wrong.
+    """
+    from trajmatch import artifact, files
+    from trajmatch.distill.loop import distill
+    from trajmatch.distill.problem import prepare
+    from trajmatch.evaluate.distilled import evaluate_artifact
+    from trajmatch.experts.train import train_experts
+
+    folder = pipeline.folder
+    if folder.summary.exists() and not pipeline.distill.resume:
+        raise UserError(f"{folder.path} holds an earlier run; give --out a new folder")
+    files.check_writable(folder.path)
+    clock = _Clock(stages or _silent)
+
+    experts, evaluate = pipeline.expert, pipeline.evaluate
+    with clock.stage("experts", experts.num_experts * experts.epochs) as progress:
+        train_experts(experts, progress)
+    initial = prepare(pipeline.distill).initial_set()
+    with clock.stage("distillation", pipeline.distill.iterations) as progress:
+        distilled = distill(pipeline.distill, progress)
+    with clock.stage("evaluation", evaluate.total_rounds) as progress:
+        scores = evaluate_artifact(evaluate, progress)
+
+    score = {"split": "test", "protocol": scores["protocol"], **scores["distilled"]}
+    if score not in distilled.scores:  # it is there where a finished demo is resumed
+        distilled = distilled.with_score(score)
+        artifact.save(folder.artifact, distilled)
+    _draw(folder.initial_picture, initial.images, distilled)
+    _draw(folder.distilled_picture, distilled.images, distilled)
+    summary = {
+        "seconds": clock.seconds,
+        "stage_seconds": clock.stage_seconds,
+        "dataset": distilled.dataset_name,
+        "images_per_class": distilled.ipc,
+        "random_real": scores["random_real"],
+        "distilled": scores["distilled"],
+        "improvement": scores["distilled"]["mean"] - scores["random_real"]["mean"],
+        "protocol": scores["protocol"],
+    }
+    files.write_json(folder.summary, summary)
+    return summary
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The accuracies of a summary as a table.
+
+    Args:
+        summary: What :func:`run_pipeline` returned.
+
+    Returns:
+        Lines without a line break after the last.
+    """
+    rows = [
+        ("training set", "images", "test accuracy"),
+        *(
+            (name, f"{summary['images_per_class']} per class", _accuracy(summary[key]))
+            for name, key in (("random real", "random_real"), ("distilled", "distilled"))
+        ),
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+class _Clock:
+    """Times the stages and shows their progress."""
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages = stages
+        self._began = time.perf_counter()
+        self.stage_seconds: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._began
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[ProgressLike]:
+        began = time.perf_counter()
+        with self._stages(total, title) as progress:
+            yield progress
+        self.stage_seconds[title] = time.perf_counter() - began
+
+
+def _silent(total: int, title: str) -> AbstractContextManager[ProgressLike]:
+    from trajmatch.progress import NoProgress
+
+    return nullcontext(NoProgress())
+
+
+def _draw(path: Path, images: Tensor, distilled: Artifact) -> None:
+    from trajmatch import files, pictures
+
+    picture = pictures.grid(
+        distilled.preprocessing.invert(images), distilled.hard_labels, distilled.class_names
+    )
+    files.write_bytes(path, picture)
+
+
+def _accuracy(score: dict[str, Any]) -> str:
+    return f"{score['mean']:.1f} +- {score['std']:.1f} % ({score['seeds']} networks)"
