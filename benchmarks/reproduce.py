@@ -3,12 +3,13 @@
     python benchmarks/reproduce.py mtt/cifar10/ipc10 --data cifar10:ROOT --out runs/ipc10
     python benchmarks/reproduce.py mtt/cifar10/ipc10 --data cifar10:ROOT --out runs/ipc10 \
         --budget 25m --slice 9m      # as often as it ends with status 75
-    python benchmarks/reproduce.py smoke/fashion-mnist-mini/ipc1 --device cpu --out runs/smoke
+    python benchmarks/reproduce.py benchmarks/reproduction/smoke.toml --device cpu --out runs/smoke
 
-Trains as many experts and runs as many outer iterations as fit into the budget, up to what was
-published, and evaluates the distilled and random real images by MTT's protocol. All that it did,
-with times, counts and accuracies beside the published one, is in ``result.json``. With ``--slice``
-a run ends in time with its state on disk, and the same command goes on.
+Takes any recipe that ``trajmatch run`` takes. Trains as many experts and runs as many outer
+iterations as fit into the budget, up to what the recipe says, and evaluates the distilled and
+random real images by its protocol. All that it did, with times, counts, departures and accuracies
+beside the published ones, is in ``result.json``. With ``--slice`` a run ends in time with its state
+on disk, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # also where Python is told not to look beside its program
 
+from reproduction.baselines import Published  # noqa: E402
 from reproduction.clock import Clock, SliceOver, duration  # noqa: E402
-from reproduction.recipes import RECIPES  # noqa: E402
 from reproduction.run import reproduce  # noqa: E402
 
 from trajmatch import files  # noqa: E402
 from trajmatch.errors import UserError  # noqa: E402
 from trajmatch.memory import keep_freed_memory  # noqa: E402
+from trajmatch.recipes import find_recipe  # noqa: E402
 
 #: Exit status of a run that ended with its slice: come again (EX_TEMPFAIL of sysexits.h).
 COME_AGAIN = 75
@@ -39,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     keep_freed_memory()
     try:
+        recipe = find_recipe(arguments.recipe)
         slice_seconds = None if arguments.slice is None else duration(arguments.slice)
         budget = duration(arguments.budget)
         files.check_writable(arguments.out)
         clock = Clock(arguments.out / "state.json", budget, slice_seconds)
         result = reproduce(
-            arguments.recipe,
-            RECIPES[arguments.recipe],
+            recipe,
             arguments.out,
             clock,
             arguments.data,
@@ -65,7 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("recipe", choices=RECIPES, metavar="RECIPE", help=", ".join(RECIPES))
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="such as mtt/cifar10/ipc10 (`trajmatch recipes` lists them), or a .toml file",
+    )
     parser.add_argument("--budget", default="25m", help="time for everything, e.g. 25m")
     parser.add_argument("--slice", help="time for this run, e.g. 9m (default: no limit)")
     parser.add_argument("--data", help="data set, e.g. cifar10:ROOT (default: by TRAJMATCH_DATA)")
@@ -77,19 +83,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def as_text(result: dict[str, Any]) -> str:
     """The result for a reader."""
-    published = result["published"]
-    lines = [
-        f"{what:12} {score['mean']:5.1f} +- {score['std']:.1f} % ({score['seeds']} networks)"
-        for what, score in (
-            ("random real", result["random_real"]),
-            ("distilled", result["distilled"]),
-        )
-    ]
-    if published is not None:
+    lines = []
+    for title, name in (("random real", "random_real"), ("distilled", "distilled")):
+        score, published = result[name], result["published"][name]
+        told = "no published number" if published is None else f"published {Published(**published)}"
         lines.append(
-            f"{'published':12} {published['mean']:5.1f} +- {published['std']:.1f} % "
-            f"({published['source']})"
+            f"{title:12} {score['mean']:5.1f} +- {score['std']:.1f} % "
+            f"({score['seeds']} networks); {told}"
         )
+    lines += [f"note: {note}" for note in result["notes"]]
     lines += [f"but: {departure}" for departure in result["departures"]]
     lines.append(f"{result['seconds']['all']:.0f} s in {result['slices']} runs")
     return "\n".join(lines)

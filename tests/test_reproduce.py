@@ -5,30 +5,39 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import reproduce as program
 from reproduction import run
+from reproduction.baselines import RANDOM_REAL, Published, distilled_baseline, random_baseline
 from reproduction.clock import Clock, SliceOver, duration
-from reproduction.recipes import RECIPES, SHARES, Recipe
+from reproduction.plan import SHARES, plan
 from reproduction.run import reproduce
 
 from trajmatch import artifact
 from trajmatch.data import load_dataset
-from trajmatch.distill import DistillConfig
 from trajmatch.errors import UserError
 from trajmatch.evaluate import EvalConfig, evaluate_artifact
-from trajmatch.experts import ExpertConfig
+from trajmatch.recipes import Recipe, find_recipe, recipe_names
 
-NAME = "smoke/fashion-mnist-mini/ipc1"
+SMOKE_FILE = Path(program.__file__).parent / "reproduction" / "smoke.toml"
+
+
+def changed(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
+    """The recipe with other values of some fields."""
+    return replace(
+        recipe, **{name: {**getattr(recipe, name), **new} for name, new in sections.items()}
+    )
+
+
 #: For a data set so small that an epoch would else be one step.
 SMOKE = replace(
-    RECIPES[NAME],
-    experts={**RECIPES[NAME].experts, "batch_size": 32},
-    distill={**RECIPES[NAME].distill, "lr_lr": 1e-7},
+    changed(find_recipe(str(SMOKE_FILE)), expert={"batch_size": 32}, distill={"lr_lr": 1e-7}),
+    data="few",
 )
 ENDLESS = 1e9
 
@@ -58,7 +67,7 @@ def start(
     **settings: object,
 ) -> dict:
     clock = Clock(out / "state.json", budget, slice_seconds, Ticks())
-    return reproduce(NAME, recipe, out, clock, say=lambda text: None, **settings)
+    return reproduce(recipe, out, clock, say=lambda text: None, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +102,8 @@ def test_everything_is_in_the_result(whole) -> None:
         "iterations": {"done": 12, "wanted": 12},
         "networks": {"done": 2, "wanted": 2},
     }
-    assert result["departures"] == [] and result["published"] is None
+    assert result["departures"] == []
+    assert result["published"] == {"distilled": None, "random_real": None}
     assert result["slices"] == 1
     seconds = result["seconds"]
     assert seconds["all"] == sum(value for name, value in seconds.items() if name != "all")
@@ -104,7 +114,7 @@ def test_everything_is_in_the_result(whole) -> None:
 def test_the_accuracies_are_those_of_trajmatch_eval(whole, few) -> None:
     out, result = whole
     file = out / "distilled.safetensors"
-    scores = evaluate_artifact(EvalConfig(file=file, data=few, seeds=2, epochs=SMOKE.eval_epochs))
+    scores = evaluate_artifact(EvalConfig(file=file, data=few, **SMOKE.evaluate))
     for name in ("distilled", "random_real", "protocol"):
         assert result[name] == scores[name]
 
@@ -136,7 +146,7 @@ def test_a_small_budget_cuts_everything_short(few, tmp_path) -> None:
 
 
 def test_distillation_ends_with_its_share(few, tmp_path) -> None:
-    recipe = replace(SMOKE, distill={**SMOKE.distill, "iterations": 1000}, checkpoint_every=2)
+    recipe = changed(SMOKE, distill={"iterations": 1000, "checkpoint_every": 2})
     result = start(tmp_path, budget=60, recipe=recipe, data=few)
     spent = result["seconds"]["experts"] + result["seconds"]["distillation"]
     assert 2 < result["counts"]["iterations"]["done"] < 60
@@ -150,20 +160,23 @@ def test_a_finished_run_is_not_repeated(whole) -> None:
     assert (out / "state.json").read_bytes() == before
 
 
-def test_another_recipe_in_the_same_folder(whole) -> None:
-    with pytest.raises(UserError, match=r"'seed': 0.*'seed': 1"):
-        start(whole[0], seed=1)
+def test_another_run_in_the_same_folder(whole) -> None:
+    other = changed(SMOKE, distill={"terms": ("final", "intermediate")})
+    with pytest.raises(UserError, match="a run with another seed, distill; give --out a new"):
+        start(whole[0], recipe=other, seed=1)
 
 
 def test_data_that_is_nowhere(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("TRAJMATCH_DATA", raising=False)
     with pytest.raises(UserError, match=r"'cifar10' is not found.*--data"):
-        start(tmp_path, recipe=RECIPES["mtt/cifar10/ipc1"])
+        start(tmp_path, recipe=find_recipe("mtt/cifar10/ipc1"))
+    with pytest.raises(UserError, match="for any data set; say which with --data"):
+        start(tmp_path / "own", recipe=find_recipe("cpu/own/ipc1"))
 
 
 def test_the_program_in_slices(few, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(program.RECIPES, NAME, SMOKE)
-    arguments = [NAME, "--device=cpu", f"--data={few}", f"--out={tmp_path / 'run'}"]
+    monkeypatch.setattr(program, "find_recipe", lambda name: SMOKE)
+    arguments = ["smoke", "--device=cpu", f"--data={few}", f"--out={tmp_path / 'run'}"]
     assert program.main([*arguments, "--slice=0.001s"]) == program.COME_AGAIN
     assert "the same command goes on" in capsys.readouterr().out
     assert program.main(arguments) == 0
@@ -173,7 +186,7 @@ def test_the_program_in_slices(few, tmp_path, monkeypatch, capsys) -> None:
 
 @pytest.mark.slow
 def test_the_program_on_the_shipped_data(tmp_path) -> None:
-    command = [sys.executable, program.__file__, NAME, "--device=cpu", f"--out={tmp_path}"]
+    command = [sys.executable, program.__file__, SMOKE_FILE, "--device=cpu", f"--out={tmp_path}"]
     statuses = [
         subprocess.run([*command, *limit], check=False, stdout=subprocess.DEVNULL).returncode
         for limit in (["--slice=0.1s"], [])
@@ -184,8 +197,10 @@ def test_the_program_on_the_shipped_data(tmp_path) -> None:
 
 
 def test_a_mistake_ends_with_a_message(tmp_path, capsys) -> None:
-    assert program.main([NAME, f"--out={tmp_path}", "--budget=soon"]) == 2
+    assert program.main([str(SMOKE_FILE), f"--out={tmp_path}", "--budget=soon"]) == 2
     assert "25m, but is 'soon'" in capsys.readouterr().err
+    assert program.main(["mtt/cifar10/ipc01", f"--out={tmp_path}"]) == 2
+    assert "did you mean mtt/cifar10/ipc1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("25m", 1500), ("1.5h", 5400)])
@@ -199,14 +214,103 @@ def test_what_is_no_duration(text) -> None:
         duration(text)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_fit_the_configurations(name) -> None:
-    recipe = RECIPES[name]
-    ExpertConfig(out=Path("x"), **recipe.experts)
-    config = DistillConfig(experts=Path("x"), out=Path("y"), **recipe.distill)
-    assert config.max_start_epoch - 1 + config.expert_epochs == recipe.experts["epochs"]
-    assert set(recipe.distill) <= {field.name for field in fields(DistillConfig)}
-    assert name.split("/")[1:] == [recipe.data, f"ipc{config.ipc}"]
-    if recipe.published is not None:
-        assert recipe.published.random_real[0] < recipe.published.mean < 100
-        assert recipe.published.source and recipe.published.random_source
+TINY = {
+    "expert": {"num_experts": 2, "epochs": 4, "keep": "all", "batch_size": 32, "width": 8},
+    "distill": {
+        "ipc": 1,
+        "iterations": 3,
+        "student_steps": 3,
+        "max_start_epoch": 2,
+        "lr_img": 1.0,
+        "lr_lr": 1e-9,
+    },
+    "evaluate": {"epochs": 3, "seeds": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "epochs"),
+    [
+        ("ftd/cifar10/ipc1", {}, 3),
+        ("ast/cifar100/ipc1", {}, 4),
+        ("datm/cifar10/ipc1", {"skip_above": 1e6}, 4),
+    ],
+)
+def test_the_other_methods_at_a_tiny_scale(name, changes, epochs, few, tmp_path) -> None:
+    recipe = changed(changed(find_recipe(name), **TINY), distill=changes)
+    result = start(tmp_path, recipe=recipe, data=few + "?classes=0,8")
+    assert result["settings"]["experts"]["epochs"] == epochs
+    assert result["departures"] == [
+        f"the data set is 'few?classes=0,8' instead of {recipe.data!r}",
+        *plan(recipe).departures,
+    ]
+    assert {count["done"] == count["wanted"] for count in result["counts"].values()} == {True}
+    assert result["protocol"]["name"] == recipe.evaluate["protocol"]
+    text = program.as_text(result)
+    assert all(f"note: {note}" in text for note in recipe.notes)
+    assert all(f"but: {departure}" in text for departure in result["departures"])
+    published = distilled_baseline(recipe)
+    told = "no published number" if published is None else f"published {published}"
+    assert f"(1 networks); {told}" in text.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "keep"),
+    [
+        ("mtt/cifar10/ipc1", 3, "0-3"),
+        ("mtt/cifar10/ipc10", 21, "0-21"),
+        ("ftd/cifar10/ipc10", 21, "0-21"),
+        ("ast/cifar10/ipc10", 50, "0-21"),  # the learning rate drops after half of the epochs
+        ("ast/cifar100/ipc10", 50, "0-31"),  # first images are chosen by experts that are done
+        ("datm/cifar10/ipc1", 100, "0-5"),
+    ],
+)
+def test_epochs_that_nothing_needs_are_left_out(name, epochs, keep) -> None:
+    published = find_recipe(name)
+    planned = plan(published)
+    assert (planned.recipe.expert["epochs"], planned.recipe.expert["keep"]) == (epochs, keep)
+    if epochs == published.expert["epochs"]:
+        assert planned.departures == ()
+    else:
+        (departure,) = planned.departures
+        assert f"{epochs} epochs instead of {published.expert['epochs']}" in departure
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("expert", "lr_decay", 0.6),
+        ("distill", "init", "representative"),
+        ("distill", "init", "correct"),
+        ("distill", "labels", "soft"),
+    ],
+)
+def test_what_needs_the_last_epoch(section, field, value) -> None:
+    recipe = changed(find_recipe("mtt/cifar10/ipc1"), **{section: {field: value}})
+    assert plan(recipe).recipe.expert["epochs"] == 50
+
+
+def test_an_evaluation_that_is_not_done() -> None:
+    recipe = changed(SMOKE, evaluate={"network": ("alexnet",)})
+    with pytest.raises(UserError, match=r"sets network in \[evaluate\].*`trajmatch eval`"):
+        plan(recipe)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_published_numbers(name) -> None:
+    recipe = find_recipe(name)
+    plan(recipe)
+    random, distilled = random_baseline(recipe), distilled_baseline(recipe)
+    tested = recipe.data in RANDOM_REAL and not name.startswith("cpu/")
+    assert (random is not None) == tested
+    if random is not None and distilled is not None:
+        assert random.mean < distilled.mean < 100
+        assert random.source and distilled.source
+
+
+def test_numbers_beside_the_published_ones() -> None:
+    recipe = find_recipe("mtt/cifar10/ipc10")
+    assert str(random_baseline(recipe)) == "31.0 +- 0.5 % (DATM, main table, row random)"
+    assert str(distilled_baseline(recipe)).startswith("65.3 +- 0.7 % (as quoted by NCFM")
+    assert distilled_baseline(find_recipe("ast/cifar10/ipc10")) is None
+    assert str(Published(48.5, None, "a table")) == "48.5 % (a table)"

@@ -1,1 +1,1 @@
-"""The parts of reproduce.py: recipes, the clock that keeps the budget, and the run itself."""
+"""The parts of reproduce.py: the plan, the clock that keeps the budget, and the run itself."""

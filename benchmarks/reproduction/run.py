@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from reproduction.baselines import distilled_baseline, random_baseline
 from reproduction.clock import Clock
-from reproduction.recipes import SHARES, Recipe
+from reproduction.plan import SHARES, Plan, plan
 from trajmatch import artifact, files
 from trajmatch.artifact import Artifact
-from trajmatch.data import Dataset, load_dataset, normalise, resolve_uri
+from trajmatch.cli.run import RunConfig, pipeline_of
+from trajmatch.data import Dataset, load_dataset, resolve_uri
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.errors import UserError
-from trajmatch.evaluate import Protocol, Score, random_subset, train_and_test
+from trajmatch.evaluate import EvalConfig, Outcome, Score, TrainingSets, train_fresh
 from trajmatch.experts import ExpertConfig, train_experts
 from trajmatch.experts.store import Store
 from trajmatch.experts.train import automatic_workers
-from trajmatch.random import derive_seed, generator
+from trajmatch.pipeline import Pipeline
+from trajmatch.random import derive_seed
+from trajmatch.recipes import Recipe
 
 #: Experts are trained so many seconds at a time, since every time begins with reading the data.
 SECONDS_OF_EXPERTS = 20.0
+
+#: What networks are trained on in turn, by the names that :class:`TrainingSets` has for them.
+SETS = ("distilled", "random_real")
 
 
 class BudgetOver(Exception):
@@ -34,7 +41,6 @@ class BudgetOver(Exception):
 
 
 def reproduce(
-    name: str,
     recipe: Recipe,
     out: Path,
     clock: Clock,
@@ -46,7 +52,6 @@ def reproduce(
     """Runs a recipe, or what earlier runs left of it.
 
     Args:
-        name: The recipe's name.
         recipe: What to do.
         out: Folder for experts, images, state and ``result.json``.
         clock: Says when to stop.
@@ -60,43 +65,74 @@ def reproduce(
 
     Raises:
         SliceOver: The time of this run is over; the same call goes on.
-        UserError: Data or folder cannot be used, or the folder holds another recipe.
+        UserError: Recipe, data or folder cannot be used, or the folder holds another run.
     """
-    uri = data or resolve_uri(recipe.data)
+    planned = plan(recipe)
+    check_identity(planned.recipe, out, clock, device, seed)
+    if (out / "result.json").exists():
+        return files.read_json(out / "result.json")
+    uri = data or find_data(recipe)
+    pipeline = pipeline_of(
+        RunConfig(recipe=recipe.name, out=out, data=uri, seed=seed, device=device, resume=True),
+        sections(planned.recipe),
+    )
+    clock.state["slices"] = clock.state.get("slices", 0) + 1
+    clock.save()
+    with clock.part("experts"):
+        store = experts_in_time(pipeline.expert, clock)
+        say(f"{store.num_experts} experts, {clock.spent:.0f} s")
+    with clock.part("distillation"):
+        distilled = distilled_in_time(pipeline.distill, clock)
+        say(f"{distilled.recipe['iterations']} outer iterations, {clock.spent:.0f} s")
+    with clock.part("evaluation"):
+        scores = scores_in_time(pipeline.evaluate, distilled, load_dataset(uri), clock)
+    result = report(planned, pipeline, store, distilled, scores, clock)
+    files.write_json(out / "result.json", result)
+    return result
+
+
+def sections(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The fields of the three stages."""
+    return {name: dict(getattr(recipe, name)) for name in ("expert", "distill", "evaluate")}
+
+
+def check_identity(recipe: Recipe, out: Path, clock: Clock, device: str, seed: int) -> None:
+    """Makes sure that the state is of this run and of no other.
+
+    Raises:
+        UserError: It is of another one; what differs is named.
+    """
+    asked = {"recipe": recipe.name, "device": device, "seed": seed, **sections(recipe)}
+    identity = json.loads(json.dumps(asked))  # as the state has it, with lists for tuples
+    found = clock.state.setdefault("identity", identity)
+    differing = [name for name in identity if found.get(name) != identity[name]]
+    if differing:
+        raise UserError(
+            f"{out} holds a run with another {', '.join(differing)}; give --out a new folder"
+        )
+
+
+def find_data(recipe: Recipe) -> str:
+    """The URI of the recipe's data set, by its name.
+
+    Raises:
+        UserError: The recipe is for any data, or the data set is not found.
+    """
+    if not recipe.data:
+        raise UserError(f"recipe {recipe.name} is for any data set; say which with --data")
+    uri = resolve_uri(recipe.data)
     if uri is None:
         raise UserError(
             f"the data set {recipe.data!r} is not found under the folders in TRAJMATCH_DATA; say "
             "where it is with --data"
         )
-    identity = {"recipe": name, "device": device, "seed": seed}
-    if clock.state.setdefault("identity", identity) != identity:
-        raise UserError(
-            f"{out} holds a run of {clock.state['identity']}, and {identity} is asked for; give "
-            "--out a new folder"
-        )
-    if (out / "result.json").exists():
-        return files.read_json(out / "result.json")
-    clock.state["slices"] = clock.state.get("slices", 0) + 1
-    clock.save()
-    with clock.part("experts"):
-        store = experts_in_time(recipe, out / "experts", clock, uri, device, seed)
-        say(f"{store.num_experts} experts, {clock.spent:.0f} s")
-    with clock.part("distillation"):
-        distilled = distilled_in_time(recipe, out, clock, uri, device, seed)
-        say(f"{distilled.recipe['iterations']} outer iterations, {clock.spent:.0f} s")
-    with clock.part("evaluation"):
-        scores = scores_in_time(recipe, distilled, load_dataset(uri), clock, device, seed)
-    result = report(name, recipe, store, distilled, scores, clock, device)
-    files.write_json(out / "result.json", result)
-    return result
+    return uri
 
 
-def experts_in_time(
-    recipe: Recipe, path: Path, clock: Clock, uri: str, device: str, seed: int
-) -> Store:
-    """Trains experts, as many as the recipe asks for or as the time allows."""
-    state, wanted = clock.state, recipe.experts["num_experts"]
-    workers = automatic_workers(device, recipe.experts.get("width", ExpertConfig.width))
+def experts_in_time(config: ExpertConfig, clock: Clock) -> Store:
+    """Trains experts, as many as the configuration asks for or as the time allows."""
+    state, wanted = clock.state, config.num_experts
+    workers = automatic_workers(config.device, config.width)
     done: int = state.setdefault("experts", 0)
     while done < wanted and not state.get("experts_over"):
         items = workers
@@ -106,13 +142,12 @@ def experts_in_time(
         if not clock.has_time(SHARES["experts"], target - done) and done > 0:
             state["experts_over"] = True  # the distillation knows their number from here on
             break
-        settings = {**recipe.experts, "num_experts": target, "data": uri, "device": device}
-        train_experts(ExpertConfig(out=path, seed=seed, resume=True, quiet=True, **settings))
+        train_experts(replace(config, num_experts=target))
         items, done = target - done, target
         state["experts"] = done
         clock.done(items)
     clock.save()
-    return Store.open(path)
+    return Store.open(config.out)
 
 
 class _Watch:
@@ -130,27 +165,14 @@ class _Watch:
         self._begun = True
 
 
-def distilled_in_time(
-    recipe: Recipe, out: Path, clock: Clock, uri: str, device: str, seed: int
-) -> Artifact:
-    """Distils, for as many outer iterations as the recipe asks for or as the time allows."""
-    config = DistillConfig(
-        experts=out / "experts",
-        out=out / "distilled.safetensors",
-        data=uri,
-        seed=seed,
-        device=device,
-        checkpoint_every=recipe.checkpoint_every,
-        resume=True,
-        quiet=True,
-        **recipe.distill,
-    )
+def distilled_in_time(config: DistillConfig, clock: Clock) -> Artifact:
+    """Distils, for as many outer iterations as asked for or as the time allows."""
     if config.out.exists():
         return artifact.load(config.out)
-    more = clock.has_time(SHARES["distillation"], recipe.checkpoint_every)
+    more = clock.has_time(SHARES["distillation"], config.checkpoint_every)
     if more or not config.checkpoint_path.exists():
         try:
-            return distill(config, _Watch(clock, recipe.checkpoint_every))
+            return distill(config, _Watch(clock, config.checkpoint_every))
         except BudgetOver:
             pass
     # Asking for as many iterations as the checkpoint has makes it the result.
@@ -159,90 +181,67 @@ def distilled_in_time(
 
 
 def scores_in_time(
-    recipe: Recipe, distilled: Artifact, dataset: Dataset, clock: Clock, device: str, seed: int
+    config: EvalConfig, distilled: Artifact, dataset: Dataset, clock: Clock
 ) -> dict[str, Score]:
-    """Trains and tests networks, on the distilled and on random real images in turn (MTT).
+    """Trains and tests networks, on the distilled and on random real images in turn.
 
     Network by network what :func:`trajmatch.evaluate.evaluate_artifact` does: initialisation,
     batches and random images are the same.
     """
-    accuracies: dict[str, list[float]] = clock.state.setdefault(
-        "accuracies", {"distilled": [], "random_real": []}
+    outcomes: dict[str, list[dict[str, Any]]] = clock.state.setdefault(
+        "outcomes", {name: [] for name in SETS}
     )
-    protocol = Protocol(distilled.lr, distilled.dsa, recipe.eval_epochs)
-    test_images = normalise(dataset.test_images, distilled.mean, distilled.std)
-
-    def images_of(kind: str, network: int) -> tuple[Tensor, Tensor]:
-        if kind == "distilled":
-            return distilled.images, distilled.labels
-        draw = generator(seed, "evaluate", network, "random real")
-        chosen = random_subset(dataset.train_labels, distilled.ipc, draw)
-        images = normalise(dataset.train_images[chosen], distilled.mean, distilled.std)
-        return images, dataset.train_labels[chosen]
-
-    for network, kind in product(range(recipe.eval_seeds), accuracies):
-        if len(accuracies[kind]) > network:
+    protocol = config.training_protocol(distilled.lr, distilled.dsa)
+    sets = TrainingSets(distilled, dataset, config.seed)
+    test_images = distilled.preprocessing.apply(dataset.test_images)
+    for network, name in product(range(config.seeds), SETS):
+        if len(outcomes[name]) > network:
             continue
         if not clock.has_time(1.0) and network > 0:  # one of each is trained whatever it takes
             break
-        accuracy = train_and_test(
-            *images_of(kind, network),
+        outcome = train_fresh(
+            *getattr(sets, name)(network),
             distilled.network,
-            protocol.lr,
+            protocol,
             test_images,
             dataset.test_labels,
-            seed=derive_seed(seed, "evaluate", network),
-            epochs=protocol.epochs,
-            batch_size=protocol.batch_size,
-            dsa=protocol.dsa,
-            device=device,
+            seed=derive_seed(config.seed, "evaluate", network),
+            device=config.device,
         )
-        accuracies[kind].append(accuracy)
+        outcomes[name].append(asdict(outcome))
         clock.done()
     described = {**protocol.describe(), "network": distilled.network}
-    return {kind: Score.of(found, described) for kind, found in accuracies.items()}
+    return {
+        name: Score.of_outcomes([Outcome(**each) for each in found], described)
+        for name, found in outcomes.items()
+    }
 
 
 def report(
-    name: str,
-    recipe: Recipe,
+    planned: Plan,
+    pipeline: Pipeline,
     store: Store,
     distilled: Artifact,
     scores: dict[str, Score],
     clock: Clock,
-    device: str,
 ) -> dict[str, Any]:
     """What was done, what it gave, and what was published."""
     counts = {
-        "experts": (store.num_experts, recipe.experts["num_experts"]),
-        "iterations": (distilled.recipe["iterations"], recipe.distill["iterations"]),
-        "networks": (scores["distilled"].seeds, recipe.eval_seeds),
+        "experts": (store.num_experts, pipeline.expert.num_experts),
+        "iterations": (distilled.recipe["iterations"], pipeline.distill.iterations),
+        "networks": (scores["distilled"].seeds, pipeline.evaluate.seeds),
     }
-    shortened = tuple(
-        f"{done} {what} instead of {wanted}, for want of time"
-        for what, (done, wanted) in counts.items()
-        if done < wanted
-    )
-    published = recipe.published
+    published = {
+        "distilled": distilled_baseline(planned.recipe),
+        "random_real": random_baseline(planned.recipe),
+    }
     return {
-        "recipe": name,
-        "distilled": scores["distilled"].as_dict(),
-        "random_real": scores["random_real"].as_dict(),
+        "recipe": planned.recipe.name,
+        **{name: score.as_dict() for name, score in scores.items()},
         "protocol": scores["distilled"].protocol,
-        "published": None
-        if published is None
-        else {
-            "mean": published.mean,
-            "std": published.std,
-            "source": published.source,
-            "random_real": {
-                "mean": published.random_real[0],
-                "std": published.random_real[1],
-                "source": published.random_source,
-            },
-            "remarks": list(published.remarks),
-        },
-        "departures": [*recipe.departures, *shortened],
+        "published": {name: each and asdict(each) for name, each in published.items()},
+        "notes": list(planned.recipe.notes),
+        "departures": departures(planned, distilled.dataset_name, counts),
         "counts": {what: {"done": done, "wanted": n} for what, (done, n) in counts.items()},
         "seconds": {**clock.state["seconds"], "all": sum(clock.state["seconds"].values())},
         "slices": clock.state["slices"],
@@ -251,11 +250,31 @@ def report(
             "distillation": distilled.recipe,
             "step_size": distilled.lr,
         },
-        "device": device_name(device),
+        "device": device_name(pipeline.expert.device),
         "versions": distilled.versions,
         "commit": commit(),
         "fingerprint": distilled.fingerprint,
     }
+
+
+def departures(planned: Plan, data: str, counts: dict[str, tuple[int, int]]) -> list[str]:
+    """What is not as published.
+
+    Args:
+        planned: What was to be done.
+        data: Name of the data set.
+        counts: What was done and what was wanted of everything that is counted.
+    """
+    wanted_data = planned.recipe.data or data
+    return [
+        *([] if data == wanted_data else [f"the data set is {data!r} instead of {wanted_data!r}"]),
+        *planned.departures,
+        *(
+            f"{done} {what} instead of {wanted}, for want of time"
+            for what, (done, wanted) in counts.items()
+            if done < wanted
+        ),
+    ]
 
 
 def device_name(device: str) -> str:
