@@ -1,0 +1,129 @@
+"""The tables of a comparison, and the page of the docs that shows them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from comparison.methods import EXPERTS, METHODS, REAL, Scale, distill_fields
+from comparison.run import Run, is_finished
+from trajmatch import files
+from trajmatch.errors import UserError
+from trajmatch.evaluate import Score
+
+NOT_COMPLETE = "The record is not complete yet: these numbers are still to be measured."
+
+
+def is_complete(record: dict[str, Any] | None) -> bool:
+    """Whether a record has every run of every method."""
+    if record is None or "identity" not in record:
+        return False
+    scale = record["identity"]["scale"]
+    runs = product((*REAL, *METHODS), map(int, scale["distill"]), range(scale["seeds"]))
+    return all(is_finished(record, Run(*run)) for run in runs)
+
+
+def result(record: dict[str, Any] | None) -> str:
+    """The result in Markdown, or a sentence that there is none yet.
+
+    Args:
+        record: What :func:`comparison.run.compare` returns, complete or not; None: there is none.
+    """
+    if record is None or not is_complete(record):
+        return NOT_COMPLETE
+    ipcs = sorted(map(int, record["identity"]["scale"]["distill"]))
+    per_class = [f"{ipc} per class" for ipc in ipcs]
+    accuracies = _table(
+        ["test accuracy, %", *per_class],
+        ([name, *(_accuracy(record, name, ipc) for ipc in ipcs)] for name in (*REAL, *METHODS)),
+    )
+    courses = _table(
+        ["matching loss, first and last tenth; step size", *per_class],
+        ([name, *(_course(record["cells"][name][str(ipc)]) for ipc in ipcs)] for name in METHODS),
+    )
+    experts = _table(
+        ["experts", "followed by", "test accuracy, %"],
+        ([kind, _followers(kind), _mean_and_std(record["experts"][kind])] for kind in EXPERTS),
+    )
+    hours = sum(record["seconds"].values()) / 3600
+    commits = ", ".join(commit or "unknown" for commit in record["commits"])
+    made = f"Made in {hours:.1f} hours on {record['device']}, commit {commits}."
+    return "\n\n".join((accuracies, courses, experts, made))
+
+
+def settings(scale: Scale) -> str:
+    """What each method does, in Markdown: its experts, and all fields of its configuration."""
+    rows = []
+    for (name, method), ipc in product(METHODS.items(), scale.distill):
+        fields = distill_fields(name, scale, ipc)
+        del fields["ipc"], fields["iterations"]
+        rows.append([name, str(ipc), method.experts, ", ".join(map(_field, fields.items()))])
+    kinds = (
+        [kind, ", ".join(map(_field, {**scale.experts, **fields}.items()))]
+        for kind, fields in EXPERTS.items()
+    )
+    return "\n\n".join(
+        (
+            _table(["experts", "fields of `ExpertConfig`"], kinds),
+            _table(["method", "IPC", "experts", "fields of `DistillConfig`"], rows),
+        )
+    )
+
+
+def fill(page: Path, name: str, text: str) -> None:
+    """Replaces a part of a page, between ``<!-- name -->`` and ``<!-- end of name -->``.
+
+    Args:
+        page: The Markdown file.
+        name: Which part.
+        text: What shall be there.
+
+    Raises:
+        UserError: The page cannot be read or written, or has no such part.
+    """
+    begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+    try:
+        old = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {page}: {error.strerror}") from error
+    part = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)
+    new, count = part.subn(lambda found: text, old)
+    if count != 1:
+        raise UserError(f"{page} should have {begin.strip()} and {end.strip()} once, has {count}")
+    if new != old:
+        files.write_text(page, new)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _accuracy(record: dict[str, Any], name: str, ipc: int) -> str:
+    """Over seeds, of the mean over the networks of each."""
+    return _mean_and_std([fmean(run["accuracies"]) for run in record["cells"][name][str(ipc)]])
+
+
+def _mean_and_std(values: Sequence[float]) -> str:
+    score = Score.of(values, {})
+    return f"{score.mean:.1f} ± {score.std:.1f}"
+
+
+def _course(runs: Sequence[dict[str, Any]]) -> str:
+    first, last = (fmean(run["matching_loss"][end] for run in runs) for end in (0, 1))
+    return f"{first:.3f}, {last:.3f}; {fmean(run['step_size'] for run in runs):.2g}"
+
+
+def _followers(kind: str) -> str:
+    return ", ".join(name for name, method in METHODS.items() if method.experts == kind)
+
+
+def _field(item: tuple[str, Any]) -> str:
+    name, value = item
+    if isinstance(value, tuple):
+        value = " + ".join(value)
+    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
