@@ -51,6 +51,7 @@ def best_seconds(*command):
         "trajmatch.experts.config",
         "trajmatch.distill.config",
         "trajmatch.evaluate.config",
+        "trajmatch.nas.config",
     ],
 )
 def test_light_modules_load_nothing_heavy(module):

@@ -1,0 +1,78 @@
+"""The examples of the documentation run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trajmatch import ops
+from trajmatch.cli.arguments import parse, recipe_of
+from trajmatch.distill import DistillConfig, distill
+from trajmatch.distill.matching import MatchingLoss, Segment
+from trajmatch.distill.terms import find_term
+from trajmatch.experts import ExpertConfig, train_experts
+from trajmatch.recipes import recipe_names
+
+METHODS = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", METHODS, re.M | re.S)
+
+
+@pytest.fixture
+def own_term(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (code,) = blocks("python")
+    (tmp_path / "direction.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "direction", raising=False)
+    assert len(code.splitlines()) < 40
+    return "direction:Direction"
+
+
+def test_the_term_of_the_documentation(own_term: str) -> None:
+    loss = MatchingLoss((find_term("final"), find_term(own_term)), epochs=2)
+    start, target = torch.tensor([1.0, 1.0]), torch.tensor([4.0, 5.0])
+    end = torch.tensor([1.0, 3.0])
+    cosine = (2 * 4) / (2 * 5)
+    distance = ops.param_distance(end, target, start).item()
+    found = loss(Segment(start, target), {5: end}, 5).item()
+    assert found == pytest.approx(distance + 1 - cosine)
+
+
+def test_a_run_with_the_term_of_the_documentation(own_term: str, tmp_path: Path) -> None:
+    store = tmp_path / "experts"
+    settings = {"num_experts": 1, "epochs": 2, "width": 4, "depth": 1, "workers": 1}
+    train_experts(ExpertConfig(out=store, data="fashion-mnist-mini?classes=0,1", **settings))
+    result = distill(
+        DistillConfig(
+            experts=store,
+            out=tmp_path / "d",
+            iterations=2,
+            student_steps=2,
+            max_start_epoch=1,
+            terms=("final", own_term),
+        )
+    )
+    assert result.recipe["terms"] == ["final", "direction:Direction"]
+
+
+def test_the_commands_of_the_documentation_are_understood() -> None:
+    for line in "".join(blocks("bash")).splitlines():
+        program, command, *argv = shlex.split(line)
+        assert program == "trajmatch"
+        recipe = recipe_of(argv)
+        if command == "expert":
+            assert recipe is not None
+            parse(ExpertConfig, argv, "trajmatch expert", defaults=recipe.expert)
+        elif command == "distill":
+            defaults = recipe.distill if recipe else {}
+            parse(DistillConfig, argv, "trajmatch distill", defaults=defaults)
+        else:
+            assert command == "run" and recipe is not None
+            assert recipe.name in recipe_names()
