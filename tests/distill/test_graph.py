@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from stand_ins import Counting
 from torch import Tensor
 
 from trajmatch import networks, ops
@@ -63,23 +64,6 @@ def assert_equal(ones: list[OuterGradient], others: list[OuterGradient]) -> None
             assert torch.equal(one.labels, other.labels)
         without = {"images": None, "labels": None}
         assert replace(one, **without) == replace(other, **without)
-
-
-class Counting:
-    """Records as ``call_again`` does, and counts recordings and replays."""
-
-    def __init__(self) -> None:
-        self.recordings = self.replays = 0
-
-    def __call__(self, function):
-        self.recordings += 1
-        outputs, replay = call_again(function)
-
-        def counted() -> None:
-            self.replays += 1
-            replay()
-
-        return outputs, counted
 
 
 @pytest.mark.parametrize("together", [1, 3])

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 import textwrap
@@ -7,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stand_ins import lines_of
 
 from trajmatch import artifact
 from trajmatch.distill import DistillConfig, distill
@@ -31,15 +31,11 @@ def files_of(config: DistillConfig) -> set[str]:
     return {path.name for path in config.out.parent.iterdir()}
 
 
-def log_of(config: DistillConfig) -> list[dict[str, object]]:
-    return [json.loads(line) for line in config.log_path.read_text().splitlines()]
-
-
 def test_the_matching_loss_falls_and_images_move(configure) -> None:
     config = configure(iterations=60, batch_syn=None, student_steps=5, dsa="none")
     first = prepare(config).initial_set()
     result = distill(config)
-    losses = [line["loss"] for line in log_of(config)]
+    losses = [line["loss"] for line in lines_of(config.log_path)]
     assert sum(losses[-20:]) < 0.95 * sum(losses[:20])
     assert not torch.equal(result.images, first.images)
     assert torch.equal(result.labels, first.labels)
@@ -61,13 +57,13 @@ def test_result_is_returned_and_written_with_all_that_it_needs(configure, store,
     assert loaded.dataset_fingerprint == problem.dataset.fingerprint
     assert loaded.recipe["store"] == problem.store.fingerprint
     assert loaded.recipe["lr_init"] == 0.05
-    assert loaded.lr == log_of(config)[-1]["step_size"]
+    assert loaded.lr == lines_of(config.log_path)[-1]["step_size"]
 
 
 def test_log_and_progress(configure) -> None:
     config, recorder = configure(iterations=4), Recorder()
     distill(config, recorder)
-    log = log_of(config)
+    log = lines_of(config.log_path)
     assert [line["iteration"] for line in log] == [1, 2, 3, 4]
     assert set(log[0]) == {
         "iteration",
@@ -129,7 +125,7 @@ def test_an_interrupted_run_goes_on_with_equal_bytes(configure, tmp_path) -> Non
     assert files_of(part) == {"d.safetensors", "d.jsonl"}
 
     def without_seconds(config: DistillConfig) -> list[dict[str, object]]:
-        return [{**line, "seconds": None} for line in log_of(config)]
+        return [{**line, "seconds": None} for line in lines_of(config.log_path)]
 
     assert without_seconds(part) == without_seconds(whole)
 

@@ -1,14 +1,14 @@
 """Several matches in one outer iteration: an outer batch."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
+from stand_ins import Interrupter, lines_of
 
 from trajmatch import artifact
 from trajmatch.data import DSA
-from trajmatch.distill import DistillConfig, distill, outer
+from trajmatch.distill import distill, outer
 from trajmatch.distill.batches import student_batches
 from trajmatch.distill.loop import outer_iteration
 from trajmatch.distill.matching import MatchingLoss
@@ -24,21 +24,6 @@ from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.state import State, Streams
 from trajmatch.errors import UserError
 from trajmatch.random import derive_seed
-
-
-class Interrupter:
-    """Interrupts a run after some iteration."""
-
-    def __init__(self, iteration: int) -> None:
-        self._iteration = iteration
-
-    def update(self, done: int, **numbers: float) -> None:
-        if done == self._iteration:
-            raise KeyboardInterrupt
-
-
-def log_of(config: DistillConfig) -> list[dict[str, object]]:
-    return [json.loads(line) for line in config.log_path.read_text().splitlines()]
 
 
 def match_by_hand(
@@ -109,7 +94,7 @@ def test_the_mean_of_one_match_is_the_match() -> None:
 def test_the_log_has_every_match(configure) -> None:
     config = configure(matches=3, iterations=4)
     distill(config)
-    log = log_of(config)
+    log = lines_of(config.log_path)
     assert set(log[0]) == {
         "iteration",
         "loss",

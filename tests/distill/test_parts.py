@@ -1,14 +1,14 @@
 """The parts of FTD, AST and DATM in whole runs."""
 
-import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from stand_ins import Interrupter, lines_of
 
 from trajmatch import artifact, networks, ops
-from trajmatch.distill import DistillConfig, distill, initialise
+from trajmatch.distill import distill, initialise
 from trajmatch.distill.balance import balance
 from trajmatch.distill.final_experts import FinalExperts
 from trajmatch.distill.labels import soft_labels
@@ -42,21 +42,6 @@ TOGETHER = {
 }
 
 
-class Interrupter:
-    """Interrupts a run after some iteration."""
-
-    def __init__(self, iteration: int) -> None:
-        self._iteration = iteration
-
-    def update(self, done: int, **numbers: float) -> None:
-        if done == self._iteration:
-            raise KeyboardInterrupt
-
-
-def log_of(config: DistillConfig) -> list[dict[str, object]]:
-    return [json.loads(line) for line in config.log_path.read_text().splitlines()]
-
-
 def test_all_together_goes_on_with_equal_bytes(configure, tmp_path) -> None:
     whole = configure(out=tmp_path / "whole" / "d", **TOGETHER)
     distill(whole)
@@ -68,7 +53,7 @@ def test_all_together_goes_on_with_equal_bytes(configure, tmp_path) -> None:
     result = artifact.load(whole.out)
     assert result.label_kind == "logit"
     assert result.recipe["terms"] == ["final", "intermediate-rising"]
-    starts = [line["start_epochs"] for line in log_of(whole) if "loss" in line]
+    starts = [line["start_epochs"] for line in lines_of(whole.log_path) if "loss" in line]
     assert all(start == 0 for pair in starts[:3] for start in pair)
     assert any(start == 1 for pair in starts[6:] for start in pair)
 
@@ -106,7 +91,7 @@ def test_updates_above_the_limit_are_left_out(configure) -> None:
     """Losses of this problem lie around 1: with a limit among them some updates are left out."""
     free = configure(iterations=8)
     distill(free)
-    losses = sorted(line["loss"] for line in log_of(free))
+    losses = sorted(line["loss"] for line in lines_of(free.log_path))
     limit = losses[4]
     problem = prepare(configure(iterations=8, skip_above=limit))
     state = problem.initial_state()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from stand_ins import Counting
 from torch import Tensor
 
 from trajmatch import networks, ops
@@ -27,29 +28,12 @@ from trajmatch.experts.step import Batch, ExpertState, ExpertStep
 from trajmatch.experts.trajectory import train_expert, train_lockstep
 from trajmatch.experts.worker import work
 from trajmatch.random import generator
-from trajmatch.recording import call_again, cuda_graph
+from trajmatch.recording import cuda_graph
 
 MakeConfig = Callable[..., ExpertConfig]
 Contents = Callable[[Path], dict[str, bytes]]
 
 FULL_DSA = "color_crop_cutout_flip_scale_rotate"
-
-
-class Counting:
-    """Records as ``call_again`` does, and counts recordings and replays."""
-
-    def __init__(self) -> None:
-        self.recordings = self.replays = 0
-
-    def __call__(self, function):
-        self.recordings += 1
-        outputs, replay = call_again(function)
-
-        def counted() -> None:
-            self.replays += 1
-            replay()
-
-        return outputs, counted
 
 
 def refuse(function):

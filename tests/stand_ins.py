@@ -1,0 +1,43 @@
+"""What several tests put in the place of something else, or look at it with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trajmatch.recording import call_again
+
+
+class Counting:
+    """Records as ``call_again`` does, and counts recordings and replays."""
+
+    def __init__(self) -> None:
+        self.recordings = self.replays = 0
+
+    def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+        self.recordings += 1
+        outputs, replay = call_again(function)
+
+        def counted() -> None:
+            self.replays += 1
+            replay()
+
+        return outputs, counted
+
+
+class Interrupter:
+    """A display of progress that interrupts a run after some iteration."""
+
+    def __init__(self, iteration: int) -> None:
+        self._iteration = iteration
+
+    def update(self, done: int, **numbers: float) -> None:
+        if done == self._iteration:
+            raise KeyboardInterrupt
+
+
+def lines_of(log: Path) -> list[dict[str, Any]]:
+    """The objects of a log with one JSON object in each line."""
+    return [json.loads(line) for line in log.read_text().splitlines()]
