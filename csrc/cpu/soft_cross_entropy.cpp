@@ -18,11 +18,11 @@ struct Row {
     const int64_t classes = static_cast<int64_t>(log.size());
     const double largest = *std::max_element(z, z + classes);
     double sum = 0;
-    for (int64_t k = 0; k < classes; ++k) sum += std::exp(z[k] - largest);
+    for (int64_t k = 0; k < classes; ++k) sum += value[k] = std::exp(z[k] - largest);
     const double log_sum = largest + std::log(sum);
     for (int64_t k = 0; k < classes; ++k) {
       log[k] = z[k] - log_sum;
-      value[k] = std::exp(log[k]);
+      value[k] /= sum;
     }
   }
   // q of a class index; all NaN where there is no such class.
