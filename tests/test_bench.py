@@ -12,7 +12,7 @@ from rich.console import Console
 
 from trajmatch.bench import memory as memory_module
 from trajmatch.bench import outer, report, tables
-from trajmatch.bench.agreement import TOLERANCE, agreement
+from trajmatch.bench.agreement import ALL_STEPS, FIRST_STEPS, agreement
 from trajmatch.bench.config import BenchConfig
 from trajmatch.bench.expert import KINDS, measure_expert
 from trajmatch.bench.flops import forward_flops, outer_flops
@@ -153,7 +153,7 @@ def result(loss: float = 1.0, image: float = 1.0) -> OuterGradient:
 
 
 def test_equal_results_agree() -> None:
-    found = agreement({"a": result(), "b": result()}, "a", "cpu")
+    found = agreement({"a": result(), "b": result()}, "a", FIRST_STEPS["cpu"])
     assert found["agree"] and found["differences"]["b"]["images"] == 0
 
 
@@ -161,11 +161,11 @@ def test_equal_results_agree() -> None:
     "other", [result(loss=1.001), result(loss=float("nan")), result(image=1.5)]
 )
 def test_other_results_do_not(other: OuterGradient) -> None:
-    assert not agreement({"a": result(), "b": other}, "a", "cpu")["agree"]
+    assert not agreement({"a": result(), "b": other}, "a", FIRST_STEPS["cpu"])["agree"]
 
 
 def test_a_relu_that_falls_the_other_way_in_one_image_is_allowed() -> None:
-    found = agreement({"a": result(), "b": result(image=1.01)}, "a", "cpu")
+    found = agreement({"a": result(), "b": result(image=1.005)}, "a", FIRST_STEPS["cpu"])
     assert found["agree"]
     assert found["differences"]["b"]["images"] > 1e-3
     assert found["differences"]["b"]["images_median"] == 0
@@ -181,8 +181,24 @@ def cell() -> dict:
 
 def test_all_variants_compute_the_same(cell: dict) -> None:
     assert cell["agreement"]["agree"], cell["agreement"]
-    assert set(cell["agreement"]["differences"]) == set(VARIANTS) - {"eager_unroll_nchw"}
-    assert cell["agreement"]["tolerance"] == TOLERANCE["cpu"]
+    assert set(cell["agreement"]["differences"]) == set(VARIANTS)
+    assert cell["agreement"]["reference"] == "float64"
+    assert cell["agreement"]["tolerance"] == FIRST_STEPS["cpu"]
+    whole = cell["agreement"]["all_steps"]
+    assert set(whole["differences"]) == set(VARIANTS) - {"eager_unroll_nchw"}
+    assert whole["tolerance"] == ALL_STEPS["cpu"]
+
+
+def test_a_variant_that_is_right_in_the_first_steps_only_disagrees() -> None:
+    def stops_early(problem: Problem) -> OuterGradient:
+        return TRACED_VARIANTS["trajmatch"](problem.first(2))
+
+    variants = {
+        "eager_unroll_nchw": TRACED_VARIANTS["eager_unroll_nchw"],
+        "trajmatch": stops_early,
+    }
+    found = outer.measure_cell(TINY.with_steps(3), rounds=1, variants=variants)["agreement"]
+    assert not found["agree"] and not found["all_steps"]["agree"]
 
 
 @pytest.mark.slow
@@ -411,7 +427,7 @@ def test_the_command_prints_the_record(small: None, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(("allowed", "compiles"), [(10.0, False), (100.0, True)])
-def test_the_compiler_takes_part_where_there_is_time(
+def test_slow_baselines_take_part_where_there_is_time(
     monkeypatch: pytest.MonkeyPatch, allowed: float, compiles: bool
 ) -> None:
     left_out = {}
@@ -421,7 +437,7 @@ def test_the_compiler_takes_part_where_there_is_time(
 
     monkeypatch.setattr(report, "measure_cell", measure)
     report._cell(BenchConfig(seconds=77), TINY, allowed)
-    assert set(left_out) == (set() if compiles else {"compiled_adjoint"})
+    assert set(left_out) == (set() if compiles else {"compiled_adjoint", "func_adjoint"})
     assert all("--seconds more than 77" in reason for reason in left_out.values())
 
 

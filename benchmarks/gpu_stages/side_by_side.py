@@ -12,7 +12,7 @@ from gpu_stages.measure import measure
 from gpu_stages.replays import record_for, replayed
 from gpu_stages.settings import Record, Settings
 from trajmatch import networks, random
-from trajmatch.bench.agreement import agreement, relative
+from trajmatch.bench.agreement import ALL_STEPS, agreement, relative
 from trajmatch.bench.expert import TOLERANCE
 from trajmatch.bench.problem import make_problem
 from trajmatch.bench.sizes import Size
@@ -40,7 +40,7 @@ def run(settings: Settings, record: Record) -> None:
             matches = replayed(problem, record_for(settings), count)
             _put(table, name, count, matches, settings, record)
             found = {f"match {number}": each for number, each in enumerate(matches())}
-            agreed = agreement({"alone": alone, **found}, "alone", settings.device)
+            agreed = agreement({"alone": alone, **found}, "alone", ALL_STEPS[settings.device])
             if not agreed["agree"]:
                 record.fault(f"{name}, {count} at once: {agreed['differences']}")
     for size in SMALLEST if settings.quick else EXPERTS:

@@ -19,7 +19,7 @@ class BenchConfig:
     """Where to run: cpu, cuda or cuda:N."""
     seconds: float = 120.0
     """Time to spend, about; torch.compile takes part where it is likely to finish in time."""
-    rounds: int = 5
+    rounds: int = 3
     """Timed rounds of each variant."""
     sizes: tuple[str, ...] = ("32,10,20", "32,50,10", "128,50,6")
     """Outer iterations to time, each width,batch,N."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trajmatch.bench.agreement import agreement
+from trajmatch.bench.agreement import ALL_STEPS, FIRST_STEPS, agreement
 from trajmatch.bench.flops import outer_flops
 from trajmatch.bench.memory import limit_bytes, predicted_bytes
 from trajmatch.bench.names import BASELINES, OURS
@@ -17,7 +17,7 @@ from trajmatch.bench.problem import Problem, make_problem
 from trajmatch.bench.process import first_line
 from trajmatch.bench.sizes import Size
 from trajmatch.bench.timing import alternate, fit_line, seconds, summary
-from trajmatch.bench.variants import VARIANTS, OuterGradient, Variant
+from trajmatch.bench.variants import VARIANTS, OuterGradient, Variant, func_adjoint
 
 #: Rounds of every measurement, at least.
 ROUNDS = 5
@@ -28,6 +28,8 @@ PATIENCE = 4
 #: The most steps at which it is then measured, and how far a point may lie from the line.
 MOST_STEPS = 10
 STRAIGHT = 0.1
+#: Steps that every variant is compared at with float64.
+COMPARED_STEPS = 2
 
 #: What a row of a cell can be; see :func:`measure_cell`.
 STATUSES = ("measured", "extrapolated", "not_linear", "does_not_fit", "unavailable", "left_out")
@@ -46,8 +48,9 @@ def measure_cell(
     """Times all variants of an outer iteration in alternating rounds of one process.
 
     A variant whose rounds would take longer than allowed is measured at three numbers of steps up
-    to 10 and put on the line through them. All variants are compared with each other at the
-    smallest number of steps that each was measured at.
+    to 10 and put on the line through them. All variants are compared with ``torch.func`` in float64
+    over the first two steps, and with the first baseline over the smallest number of steps that
+    each was measured at.
 
     Args:
         size: The size.
@@ -206,9 +209,21 @@ def _compare(
     plans: Mapping[str, list[int]],
     device: str,
 ) -> dict[str, Any]:
-    """Agreement with the first baseline that runs."""
+    """The first steps beside float64, and under ``all_steps`` beside the first baseline."""
+    kind = torch.device(device).type
+    first = problem.first(min(COMPARED_STEPS, problem.size.steps))
+    early = {name: variant(first) for name, variant in variants.items()}
+    exact = agreement(
+        {"float64": func_adjoint(first.double()), **early}, "float64", FIRST_STEPS[kind]
+    )
+
     steps = min(max(counts) for counts in plans.values())
     baselines = [name for names in BASELINES.values() for name in names if name in plans]
-    results = {name: variant(problem.first(steps)) for name, variant in variants.items()}
-    reference = (baselines or list(plans))[0]
-    return {"steps": steps, **agreement(results, reference, torch.device(device).type)}
+    late = {name: variant(problem.first(steps)) for name, variant in variants.items()}
+    whole = agreement(late, (baselines or list(plans))[0], ALL_STEPS[kind])
+    return {
+        **exact,
+        "steps": first.size.steps,
+        "all_steps": {"steps": steps, **whole},
+        "agree": exact["agree"] and whole["agree"],
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,7 @@ from trajmatch.random import generator
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What an outer iteration starts from, in float32 on one device.
+    """What an outer iteration starts from, on one device, in float32 unless made double.
 
     Attributes:
         size: Its size.
@@ -40,6 +41,17 @@ class Problem:
     def first(self, steps: int) -> Problem:
         """The same problem, stopped after its first steps."""
         return replace(self, size=self.size.with_steps(steps), batches=self.batches[:steps])
+
+    def double(self) -> Problem:
+        """The same problem in float64."""
+        return replace(
+            self,
+            model=copy.deepcopy(self.model).double(),
+            start=self.start.double(),
+            target=self.target.double(),
+            images=self.images.double(),
+            lr=self.lr.double(),
+        )
 
 
 def make_problem(size: Size, device: str | torch.device = "cpu") -> Problem:

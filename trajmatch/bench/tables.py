@@ -168,7 +168,9 @@ def notes(cells: Sequence[dict[str, Any]]) -> list[str]:
             if row["status"] in SHORT
         ]
         if not cell["agreement"]["agree"]:
-            lines.append(f"{where}: the variants disagree: {cell['agreement']['differences']}")
+            found = [cell["agreement"], cell["agreement"].get("all_steps", {})]
+            differences = " and ".join(str(each["differences"]) for each in found if each)
+            lines.append(f"{where}: the variants disagree: {differences}")
     return lines
 
 
