@@ -6,12 +6,14 @@ On a GPU, and on the emulated module of ``tests/test_cuda_host.py``; the kernels
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import profile, supported_activities
 
 from trajmatch import networks, ops, reference
 from trajmatch._extension import build_info
@@ -122,6 +124,31 @@ def test_unrolled_loop(
         inputs = (theta, images, labels, lr)
         results.append([thetas, *torch.autograd.grad(thetas.square().sum(), inputs)])
     assert_close_as_vectors(*results, 1e-4)
+
+
+def test_a_step_allocates_nothing_and_waits_for_nothing(
+    cuda_path: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAJMATCH_CUDA_BLOCKS", "float32")
+    model = ConvNet(3, 4, 32, 32, 3).to(cuda_path)
+    given = {name: each.requires_grad_() for name, each in problem(model, cuda_path, 1).items()}
+    lr = torch.tensor(0.05, device=cuda_path, requires_grad=True)
+
+    def calls(steps: int) -> Counter[str]:
+        """PyTorch's operators and the runtime's functions called by an unroll and its adjoint."""
+        batches = torch.zeros(steps, 1, dtype=torch.int64, device=cuda_path)
+        with profile(activities=supported_activities()) as found:
+            thetas = ops.unroll(model, *given.values(), lr, batches)
+            torch.autograd.grad(thetas.square().sum(), (given["images"], lr))
+        return Counter(event.name for event in found.events())
+
+    calls(1)  # what is kept from one call to the next is allocated
+    step = calls(3) - calls(2)
+    assert step["aten::addmm"] > 0  # the profile sees what a step does
+    allocations = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::clone"}
+    waits = {"aten::item", "aten::_local_scalar_dense"}
+    assert not {name for name in step if name in allocations | waits or "Synchronize" in name}
+    assert not {name for name in step if "Malloc" in name or "Free" in name}
 
 
 def test_what_the_kernels_do_not_take_runs_as_before(
