@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None, scale: Scale = CIFAR10) -> int:
     config = parse(CompareConfig, arguments, "benchmarks/compare_methods.py")
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # as in the program trajmatch
 
+    import doc_pages
     from comparison import page
     from comparison.run import compare
     from reproduction.clock import Clock
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None, scale: Scale = CIFAR10) -> int:
             files.check_writable(folder)
         clock = Clock(config.record, float("inf"), budget)
         record = compare(scale, uri, config.out, clock, config.device)
-        page.fill(config.page, "result", page.result(record))
+        doc_pages.fill(config.page, "result", page.result(record))
     except SliceOver:
         print(f"{clock.spent:.0f} s are spent in all; the same command goes on")
         return COME_AGAIN

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from trajmatch.bench import memory as memory_module
 from trajmatch.bench import outer, report, tables
-from trajmatch.bench.agreement import ALL_STEPS, FIRST_STEPS, agreement
+from trajmatch.bench.agreement import ALL_STEPS, FIRST_STEP, agreement
 from trajmatch.bench.config import BenchConfig
 from trajmatch.bench.expert import KINDS, measure_expert
 from trajmatch.bench.flops import forward_flops, outer_flops
@@ -100,6 +100,7 @@ def test_a_line_tells_how_far_a_point_is_off() -> None:
         (80, 3.0, [3, 6, 10]),  # no more than 10 are needed
         (80, 5.0, [2, 4, 6]),  # fewer in time
         (80, 99.0, [1, 2, 3]),  # the least that shows a line
+        (6, 99.0, [6]),  # as much work as 1, 2 and 3
         (3, 99.0, [3]),
     ],
 )
@@ -137,7 +138,7 @@ def test_ours_may_take_longer_before_it_is_extrapolated() -> None:
         return VARIANTS["trajmatch"](problem)
 
     variants = {"trajmatch": slow, "eager_unroll_nchw": slow}
-    size = TINY.with_steps(6)
+    size = TINY.with_steps(7)
     found = outer.measure_cell(size, rounds=1, seconds_per_variant=0.08, variants=variants)
     assert found["rows"]["trajmatch"]["status"] == "measured"
     assert found["rows"]["eager_unroll_nchw"]["measured_at_n"] == [1, 2, 3]
@@ -153,7 +154,7 @@ def result(loss: float = 1.0, image: float = 1.0) -> OuterGradient:
 
 
 def test_equal_results_agree() -> None:
-    found = agreement({"a": result(), "b": result()}, "a", FIRST_STEPS["cpu"])
+    found = agreement({"a": result(), "b": result()}, "a", FIRST_STEP["cpu"])
     assert found["agree"] and found["differences"]["b"]["images"] == 0
 
 
@@ -161,11 +162,11 @@ def test_equal_results_agree() -> None:
     "other", [result(loss=1.001), result(loss=float("nan")), result(image=1.5)]
 )
 def test_other_results_do_not(other: OuterGradient) -> None:
-    assert not agreement({"a": result(), "b": other}, "a", FIRST_STEPS["cpu"])["agree"]
+    assert not agreement({"a": result(), "b": other}, "a", FIRST_STEP["cpu"])["agree"]
 
 
 def test_a_relu_that_falls_the_other_way_in_one_image_is_allowed() -> None:
-    found = agreement({"a": result(), "b": result(image=1.005)}, "a", FIRST_STEPS["cpu"])
+    found = agreement({"a": result(), "b": result(image=1.005)}, "a", FIRST_STEP["cpu"])
     assert found["agree"]
     assert found["differences"]["b"]["images"] > 1e-3
     assert found["differences"]["b"]["images_median"] == 0
@@ -183,21 +184,21 @@ def test_all_variants_compute_the_same(cell: dict) -> None:
     assert cell["agreement"]["agree"], cell["agreement"]
     assert set(cell["agreement"]["differences"]) == set(VARIANTS)
     assert cell["agreement"]["reference"] == "float64"
-    assert cell["agreement"]["tolerance"] == FIRST_STEPS["cpu"]
+    assert cell["agreement"]["tolerance"] == FIRST_STEP["cpu"]
     whole = cell["agreement"]["all_steps"]
     assert set(whole["differences"]) == set(VARIANTS) - {"eager_unroll_nchw"}
     assert whole["tolerance"] == ALL_STEPS["cpu"]
 
 
-def test_a_variant_that_is_right_in_the_first_steps_only_disagrees() -> None:
+def test_a_variant_that_is_right_in_the_first_step_only_disagrees() -> None:
     def stops_early(problem: Problem) -> OuterGradient:
-        return TRACED_VARIANTS["trajmatch"](problem.first(2))
+        return TRACED_VARIANTS["trajmatch"](problem.first(1))
 
     variants = {
         "eager_unroll_nchw": TRACED_VARIANTS["eager_unroll_nchw"],
         "trajmatch": stops_early,
     }
-    found = outer.measure_cell(TINY.with_steps(3), rounds=1, variants=variants)["agreement"]
+    found = outer.measure_cell(TINY, rounds=1, variants=variants)["agreement"]
     assert not found["agree"] and not found["all_steps"]["agree"]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from shutil import copyfile
 
 import compare_methods as program
+import doc_pages
 import numpy as np
 import pytest
 from comparison import page
@@ -214,7 +215,7 @@ def test_the_page_is_what_the_record_and_the_scale_say() -> None:
 def test_a_page_without_the_part(tmp_path) -> None:
     (tmp_path / "page.md").write_text("<!-- result -->\n")
     with pytest.raises(UserError, match=r"<!-- result --> and <!-- end of result --> once, has 0"):
-        page.fill(tmp_path / "page.md", "result", "text")
+        doc_pages.fill(tmp_path / "page.md", "result", "text")
 
 
 def test_data_that_is_nowhere(tmp_path, monkeypatch, capsys) -> None:

@@ -1,18 +1,16 @@
-"""The tables of a comparison, and the page of the docs that shows them."""
+"""The tables of a comparison, in Markdown."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from doc_pages import table
+
 from comparison.methods import EXPERTS, METHODS, REAL, Scale, distill_fields
 from comparison.run import Run, is_finished
-from trajmatch import files
-from trajmatch.errors import UserError
 from trajmatch.evaluate import Score
 
 NOT_COMPLETE = "The record is not complete yet: these numbers are still to be measured."
@@ -37,15 +35,15 @@ def result(record: dict[str, Any] | None) -> str:
         return NOT_COMPLETE
     ipcs = sorted(map(int, record["identity"]["scale"]["distill"]))
     per_class = [f"{ipc} per class" for ipc in ipcs]
-    accuracies = _table(
+    accuracies = table(
         ["test accuracy, %", *per_class],
         ([name, *(_accuracy(record, name, ipc) for ipc in ipcs)] for name in (*REAL, *METHODS)),
     )
-    courses = _table(
+    courses = table(
         ["matching loss, first and last tenth; step size", *per_class],
         ([name, *(_course(record["cells"][name][str(ipc)]) for ipc in ipcs)] for name in METHODS),
     )
-    experts = _table(
+    experts = table(
         ["experts", "followed by", "test accuracy, %"],
         ([kind, _followers(kind), _mean_and_std(record["experts"][kind])] for kind in EXPERTS),
     )
@@ -68,39 +66,10 @@ def settings(scale: Scale) -> str:
     )
     return "\n\n".join(
         (
-            _table(["experts", "fields of `ExpertConfig`"], kinds),
-            _table(["method", "IPC", "experts", "fields of `DistillConfig`"], rows),
+            table(["experts", "fields of `ExpertConfig`"], kinds),
+            table(["method", "IPC", "experts", "fields of `DistillConfig`"], rows),
         )
     )
-
-
-def fill(page: Path, name: str, text: str) -> None:
-    """Replaces a part of a page, between ``<!-- name -->`` and ``<!-- end of name -->``.
-
-    Args:
-        page: The Markdown file.
-        name: Which part.
-        text: What shall be there.
-
-    Raises:
-        UserError: The page cannot be read or written, or has no such part.
-    """
-    begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
-    try:
-        old = page.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {page}: {error.strerror}") from error
-    part = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)
-    new, count = part.subn(lambda found: text, old)
-    if count != 1:
-        raise UserError(f"{page} should have {begin.strip()} and {end.strip()} once, has {count}")
-    if new != old:
-        files.write_text(page, new)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _accuracy(record: dict[str, Any], name: str, ipc: int) -> str:

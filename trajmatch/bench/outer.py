@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trajmatch.bench.agreement import ALL_STEPS, FIRST_STEPS, agreement
+from trajmatch.bench.agreement import ALL_STEPS, FIRST_STEP, agreement
 from trajmatch.bench.flops import outer_flops
 from trajmatch.bench.memory import limit_bytes, predicted_bytes
 from trajmatch.bench.names import BASELINES, OURS
@@ -28,8 +28,6 @@ PATIENCE = 4
 #: The most steps at which it is then measured, and how far a point may lie from the line.
 MOST_STEPS = 10
 STRAIGHT = 0.1
-#: Steps that every variant is compared at with float64.
-COMPARED_STEPS = 2
 
 #: What a row of a cell can be; see :func:`measure_cell`.
 STATUSES = ("measured", "extrapolated", "not_linear", "does_not_fit", "unavailable", "left_out")
@@ -49,7 +47,7 @@ def measure_cell(
 
     A variant whose rounds would take longer than allowed is measured at three numbers of steps up
     to 10 and put on the line through them. All variants are compared with ``torch.func`` in float64
-    over the first two steps, and with the first baseline over the smallest number of steps that
+    over the first step, and with the first baseline over the smallest number of steps that
     each was measured at.
 
     Args:
@@ -116,13 +114,15 @@ def plan_steps(steps: int, seconds_per_step: float, allowed: float) -> list[int]
         allowed: Seconds that may be spent.
 
     Returns:
-        The number itself; or, where that takes too long, three numbers up to 10 that do not, or 1,
-        2 and 3 where nothing does.
+        The number itself; or, where that takes too long and more than them, three numbers up to 10
+        that do not, or 1, 2 and 3 where nothing does.
     """
     if steps * seconds_per_step <= allowed or steps <= 3:
         return [steps]
     # a third and two thirds of the steps are measured too: twice as many in all
     most = max(3, min(MOST_STEPS, steps, int(allowed / (2 * seconds_per_step))))
+    if 2 * most >= steps:
+        return [steps]  # which is no more work
     return [most // 3, 2 * most // 3, most]
 
 
@@ -209,12 +209,12 @@ def _compare(
     plans: Mapping[str, list[int]],
     device: str,
 ) -> dict[str, Any]:
-    """The first steps beside float64, and under ``all_steps`` beside the first baseline."""
+    """The first step beside float64, and under ``all_steps`` beside the first baseline."""
     kind = torch.device(device).type
-    first = problem.first(min(COMPARED_STEPS, problem.size.steps))
+    first = problem.first(1)
     early = {name: variant(first) for name, variant in variants.items()}
     exact = agreement(
-        {"float64": func_adjoint(first.double()), **early}, "float64", FIRST_STEPS[kind]
+        {"float64": func_adjoint(first.double()), **early}, "float64", FIRST_STEP[kind]
     )
 
     steps = min(max(counts) for counts in plans.values())
@@ -223,7 +223,7 @@ def _compare(
     whole = agreement(late, (baselines or list(plans))[0], ALL_STEPS[kind])
     return {
         **exact,
-        "steps": first.size.steps,
+        "steps": 1,
         "all_steps": {"steps": steps, **whole},
         "agree": exact["agree"] and whole["agree"],
     }

@@ -19,6 +19,7 @@ from trajmatch.progress import NoProgress, ProgressLike
 
 #: Seconds that parts take on two cores: what must be left for those that are still to come.
 COMPILING = 45.0
+FUNC_ADJOINT = 20.0
 CELL = 12.0
 MEMORY = 13.0
 EXPERT = 12.0
@@ -99,7 +100,7 @@ def _cell(config: BenchConfig, size: Size, allowed: float) -> dict[str, Any]:
         leave_out["compiled_adjoint"] = (
             f"compiling takes about {COMPILING:.0f} s; give --seconds more than {config.seconds:g}"
         )
-    if allowed < 2 * CELL:
+    if timing < FUNC_ADJOINT:
         leave_out["func_adjoint"] = f"no time; give --seconds more than {config.seconds:g}"
     return measure_cell(
         size,

@@ -67,6 +67,8 @@ def evaluate_iterate(problem: Problem, state: State) -> dict[str, Any]:
         "seeds": score.seeds,
         "diverged": score.diverged,
     }
+    if score.max_accuracies is not None:
+        numbers["test_max"] = score.as_dict()["test_max"]
     state.scores.append({**numbers, "protocol": score.protocol})
     if config.select != "last" and (state.best is None or score.mean > state.best.accuracy):
         state.best = state.iterate(score.mean)
