@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import recipe_table
 import torch
 from torch import Tensor
 
@@ -161,6 +162,17 @@ def test_every_published_cell_has_a_recipe() -> None:
     assert accuracies["mtt/cifar10/ipc1"] == 46.3
     assert accuracies["ftd/tiny-imagenet/ipc10"] == 24.5
     assert all(accuracies[name] is None for name in names if name.startswith("ast/"))
+
+
+def test_the_page_has_every_recipe_as_it_is() -> None:
+    lines = recipe_table.PAGE.read_text(encoding="utf-8").splitlines()
+    found = [line for line in lines if line.startswith("| `")]
+    assert all(line.endswith((" passed |", " passed as nette |")) for line in found)
+    outcomes = dict(
+        zip(recipe_names(), (line.split(" | ")[-1][:-2] for line in found), strict=True)
+    )
+    assert recipe_table.recipe_table(outcomes).splitlines()[2:] == found
+    assert {name for name, outcome in outcomes.items() if "as nette" in outcome} == SAME
 
 
 def test_the_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
