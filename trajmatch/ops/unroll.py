@@ -15,6 +15,7 @@ from trajmatch.networks.flat import num_parameters
 from trajmatch.networks.randomness import refuse_randomness
 from trajmatch.ops._registration import forbid_autograd
 from trajmatch.ops.dsa_parameters import COLUMNS
+from trajmatch.ops.micro_batches import MicroBatches, Student, check_images_alone
 from trajmatch.ops.sgd_step import as_scalar
 from trajmatch.ops.student import autograd_gradient, engine_for
 
@@ -51,6 +52,7 @@ def unroll(
     tape_bytes: int = 0,
     precise: bool = False,
     exact: bool = True,
+    micro_batch: int | None = None,
 ) -> Tensor:
     """Parameters after ``N`` SGD steps of a student on its synthetic set (MTT, section 3.2).
 
@@ -88,6 +90,9 @@ def unroll(
             Hessians), so that only the direct share of each step remains. This is the gradient of
             TESLA (Cui et al., ICML 2023), an approximation that differs from the exact one in
             direction and length; it costs the same here. The parameters returned are the same.
+        micro_batch: Images that go through the network at once, where a batch has more: the same
+            gradient, up to the order of sums, in the memory of so many. The loop then is Python,
+            and on the CPU engine, which takes a few images at a time anyway, saves nothing.
 
     Returns:
         ``theta_N`` ``[P]``, or ``[len(steps), P]`` in the order of ``steps``. Differentiable once
@@ -95,18 +100,25 @@ def unroll(
 
     Raises:
         ValueError: A shape, device, label, index or count does not fit, or the model draws random
-            numbers (dropout in training mode). Values of labels and indices are looked at on the
-            CPU only: on CUDA that would wait for the device.
+            numbers (dropout in training mode), or treats images of a batch together (batch norm in
+            training mode) where ``micro_batch`` would part them. Values of labels and indices are
+            looked at on the CPU only: on CUDA that would wait for the device.
         TypeError: A dtype is not supported.
     """
     if tape_bytes < 0:
         raise ValueError(
             f"trajmatch::unroll: expected tape_bytes to be at least 0, but got {tape_bytes}"
         )
+    if micro_batch is not None and micro_batch < 1:
+        raise ValueError(
+            f"trajmatch::unroll: expected micro_batch to be at least 1, but got {micro_batch}"
+        )
     flat, sizes = _flatten(batches, theta0)
+    parted = micro_batch is not None and max(sizes, default=0) > micro_batch
+    engine = engine_for(model) == "engine"
     counts = [len(sizes)] if steps is None else [int(count) for count in steps]
     lr = as_scalar(lr, theta0)
-    if engine_for(model) == "engine" and (augment is None or isinstance(augment, DsaReplay)):
+    if engine and not parted and (augment is None or isinstance(augment, DsaReplay)):
         assert isinstance(model, ConvNet)
         keep = torch.is_grad_enabled() and any(
             each.requires_grad for each in (theta0, images, labels, lr)
@@ -129,11 +141,16 @@ def unroll(
         )
     else:
         _check(model, theta0, images, labels, lr, flat, counts, len(sizes))
-        student = (
+        student: Student = (
             _EngineStudent(model, loss_scale, precise)
-            if engine_for(model) == "engine"
+            if engine
             else _AutogradStudent(model, loss_scale)
         )
+        if parted:
+            assert micro_batch is not None
+            if not engine:  # whose networks treat each image alone
+                check_images_alone(model, theta0, images)
+            student = MicroBatches(student, micro_batch)
         loop = _Loop(student, flat.split(sizes), counts, momentum, augment, exact)
         thetas = _Unroll.apply(loop, theta0, images, labels, lr)
     return thetas[0] if steps is None else thetas
@@ -286,7 +303,7 @@ class _Loop:
 
     def __init__(
         self,
-        student: _EngineStudent | _AutogradStudent,
+        student: Student,
         batches: Sequence[Tensor],
         counts: list[int],
         momentum: float,
