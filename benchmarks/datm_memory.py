@@ -20,7 +20,7 @@ import torch
 
 from trajmatch import files, networks, ops
 from trajmatch.bench import facts
-from trajmatch.bench.process import peak_bytes
+from trajmatch.memory import peak_bytes
 from trajmatch.bench.timing import seconds
 from trajmatch.cli.arguments import parse
 from trajmatch.data.dsa import DSA

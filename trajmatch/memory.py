@@ -8,6 +8,10 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -49,6 +53,61 @@ def available_memory() -> int:
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         free = min(free, limit - used + int(stat.get("inactive_file", 0)))
     return free
+
+
+def reset_peak(device: str | torch.device) -> bool:
+    """Forgets the peak of memory so far.
+
+    Args:
+        device: Whose: of the process where it is the CPU, of PyTorch's allocator on a GPU.
+
+    Returns:
+        Whether the system allows that; without it :func:`peak_bytes` is of the whole life.
+    """
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes(device: str | torch.device) -> int:
+    """The largest use of memory so far: of PyTorch's allocator on a GPU, else of this process."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _status("VmHWM")
+
+
+def used_bytes(device: str | torch.device) -> int:
+    """What :func:`peak_bytes` is the largest of, at this moment."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _status("VmRSS")
+
+
+def free_bytes(device: str | torch.device) -> int:
+    """What a process can still get: :func:`available_memory`, or the free memory of a GPU."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return available_memory()
+
+
+def _status(name: str) -> int:
+    """A number of bytes that the kernel tells of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(dict(line.split(":") for line in lines)[name].split()[0])
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from typing import Any
 
 from trajmatch.bench.sizes import Size
 from trajmatch.errors import UserError
+from trajmatch.memory import peak_bytes, reset_peak
 
 #: While memory is measured, the C library gives freed blocks back at once: the peak is what was in
 #: use at a time and not what fragments between uses, which would count against the baselines.
@@ -119,7 +120,7 @@ def peak(job: dict[str, Any], emit: Emit) -> None:
             emit({"unavailable": first_line(error)})
             return
     gc.collect()
-    whole_life = not _reset_peak(device)
+    whole_life = not reset_peak(device)
     idle = peak_bytes(device)
     variant(problem)
     emit({"peak_bytes": peak_bytes(device), "idle_bytes": idle, "whole_life": whole_life})
@@ -140,31 +141,6 @@ def first_line(error: BaseException) -> str:
     """An exception in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-
-
-def _reset_peak(device: str) -> bool:
-    """Forgets the peak so far; whether the system allows that."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return True
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def peak_bytes(device: str) -> int:
-    """The largest use of memory so far: of PyTorch's allocator on a GPU, else of this process."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return int(peak) * 1024
 
 
 JOBS: dict[str, Callable[[dict[str, Any], Emit], None]] = {"peak": peak, "cells": cells}

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 from trajmatch.distill.config import DistillConfig
+
+if TYPE_CHECKING:
+    from trajmatch.distill.plan import Forecast
 
 
 def run(argv: list[str]) -> int:
@@ -20,11 +26,20 @@ def run(argv: list[str]) -> int:
     defaults = recipe.distill if recipe else {}
     config = parse(DistillConfig, argv, "trajmatch distill", defaults=defaults)
 
-    from trajmatch.cli.progress import Progress
+    from trajmatch.cli.progress import Progress, duration
     from trajmatch.distill import distill
 
+    def tell(forecast: Forecast) -> None:
+        print(
+            f"{forecast.seconds:.3g} s an outer iteration, "
+            f"{duration(forecast.seconds * config.iterations)} for {config.iterations}; "
+            f"{forecast.peak_bytes / 1e9:.2f} GB of memory at most, "
+            f"{forecast.free_bytes / 1e9:.1f} GB free; {forecast.plan}",
+            file=sys.stderr,
+        )
+
     with Progress(config.iterations, "distill", config.quiet) as progress:
-        result = distill(config, progress)
+        result = distill(config, progress, None if config.quiet else tell)
     if not config.quiet:
         print(f"{config.out}: {len(result.images)} images, step size {result.lr:.4g}")
         print(f"{config.log_path}: metrics")

@@ -95,8 +95,8 @@ class Progress:
         rate = units / seconds
         pace = f"{rate:.3g}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
         if done >= self._total:
-            return [pace, f"{_duration(seconds)} in all"]
-        return [pace, f"{_duration((self._total - done) / rate)} left"]
+            return [pace, f"{duration(seconds)} in all"]
+        return [pace, f"{duration((self._total - done) / rate)} left"]
 
 
 def _bar(console: Console) -> RichProgress:
@@ -113,8 +113,8 @@ def _bar(console: Console) -> RichProgress:
     )
 
 
-def _duration(seconds: float) -> str:
-    """``7 s``, ``1:07`` or ``1:01:07``."""
+def duration(seconds: float) -> str:
+    """Seconds as ``7 s``, ``1:07`` or ``1:01:07``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

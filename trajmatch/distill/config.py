@@ -23,6 +23,7 @@ _NOT_IN_RECIPE = (
     "device",
     "graph",
     "tape_mb",
+    "micro_batch",
 )
 
 _NOT_GROWING = "0 without --first-max-start-epoch, from which the window would grow"
@@ -146,6 +147,10 @@ class DistillConfig:
     tape_mb: int = 1024
     """MB that the CPU engine may keep activations in, to save the adjoint computing them again; it
     keeps those of as many steps as fit, and the result is the same to the bit."""
+    micro_batch: int | None = None
+    """Synthetic images that go through the network at once, where a student step has more: less
+    memory, and the same gradient but for rounding. Default: all, and fewer where memory runs
+    out."""
     graph: bool = True
     """On a CUDA device, record the launches of an outer iteration once and replay them."""
 
@@ -176,8 +181,9 @@ class DistillConfig:
             self._check("lr_init", positive, "a number above 0")
         for name in ("momentum_img", "momentum_lr", "momentum_label", "student_momentum", "ema"):
             self._check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        if self.batch_syn is not None:
-            self._check("batch_syn", self.batch_syn >= 1, "at least 1")
+        for name in ("batch_syn", "micro_batch"):
+            value = getattr(self, name)
+            self._check(name, value is None or value >= 1, "at least 1")
         self._check(
             "max_start_epoch",
             self.max_start_epoch > self.min_start_epoch,

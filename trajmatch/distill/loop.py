@@ -18,7 +18,7 @@ from trajmatch.distill.average import moving_average
 from trajmatch.distill.balance import balance
 from trajmatch.distill.batches import student_batches
 from trajmatch.distill.config import DistillConfig
-from trajmatch.distill.graph import MatchGraph, graph_for
+from trajmatch.distill.graph import graph_for
 from trajmatch.distill.guard import Fault, check_refusals, check_skips, find_fault
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.metrics import MetricsLog
@@ -31,6 +31,7 @@ from trajmatch.distill.outer import (
     outer_gradients,
     propose_update,
 )
+from trajmatch.distill.plan import Gradients, Tell, WithinMemory, check_parts, choose, planned
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.selection import evaluate_iterate, is_due
 from trajmatch.distill.state import State
@@ -38,7 +39,9 @@ from trajmatch.errors import UserError
 from trajmatch.progress import NoProgress, ProgressLike
 
 
-def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Artifact:
+def distill(
+    config: DistillConfig, progress: ProgressLike | None = None, tell: Tell | None = None
+) -> Artifact:
     """Distils a data set and writes the result.
 
     The synthetic images and the student's step size are trained so that a student, started from an
@@ -53,6 +56,9 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
         config: What to do.
         progress: Told after every outer iteration how many are done, with ``loss`` and
             ``step_size`` and, where there was an evaluation, the last ``accuracy`` in percent.
+        tell: Told before the first iteration what the run will need, by a short trial of a few
+            student steps, after which it computes by the plan that fits into memory. Without it,
+            the run begins as it is told and gets leaner where memory runs out.
 
     Returns:
         The result, which is also in ``config.out``.
@@ -67,14 +73,20 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
     problem = prepare(config)
     if config.out.exists():
         return _finished(problem)
+    check_parts(problem)
     state = _begin(problem)
     progress.update(state.iteration)
     _check_tape(problem, len(state.synthetic.images))
-    graph = graph_for(problem)
+    plan = planned(problem)
+    if tell is not None and state.iteration < config.iterations:
+        found = choose(problem, state.synthetic, state.step_size.value)
+        plan = found.plan
+        tell(found)
+    gradients = WithinMemory(graph_for(problem) or outer_gradients, problem, plan)
     with MetricsLog(config.log_path, state.iteration) as log:
         while state.iteration < config.iterations:
             began = time.perf_counter()
-            numbers, fault = outer_iteration(problem, state, graph)
+            numbers, fault = outer_iteration(problem, state, gradients)
             log.write(**numbers, seconds=time.perf_counter() - began)
             if fault is not None:
                 check_refusals(fault, state)
@@ -109,14 +121,14 @@ def _check_tape(problem: Problem, num_images: int) -> None:
 
 
 def outer_iteration(
-    problem: Problem, state: State, graph: MatchGraph | None = None
+    problem: Problem, state: State, compute: Gradients = outer_gradients
 ) -> tuple[dict[str, Any], Fault | None]:
     """One outer iteration: draws segments, differentiates, and applies the update if it is sound.
 
     Args:
         problem: What the run works on.
         state: Is brought forward by one iteration.
-        graph: What replays the matches, if anything does.
+        compute: What computes the gradients of the matches.
 
     Returns:
         What the log shall have (``iteration``, ``loss``, ``step_size``, ``refused``, the cause or
@@ -126,7 +138,7 @@ def outer_iteration(
     """
     config = problem.config
     draws = [draw_match(problem, state, number) for number in range(config.matches)]
-    gradients = (graph or outer_gradients)(
+    gradients = compute(
         problem.model,
         [draw.match for draw in draws],
         state.synthetic,
@@ -136,6 +148,7 @@ def outer_iteration(
             config.precise,
             config.tape_mb * 2**20,
             config.gradient == "exact",
+            config.micro_batch,
         ),
         loss=problem.loss,
     )

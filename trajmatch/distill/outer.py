@@ -24,6 +24,7 @@ class StudentSteps:
     precise: bool = False
     tape_bytes: int = 0
     exact: bool = True
+    micro_batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ def differentiate(
         precise=steps.precise,
         tape_bytes=steps.tape_bytes,
         exact=steps.exact,
+        micro_batch=steps.micro_batch,
         augment=match.augment,
     )
     student = dict(zip(counts, thetas.unbind(), strict=True))

@@ -1,0 +1,337 @@
+"""How an outer iteration is computed within the memory that there is.
+
+A plan is what changes memory and time and, but for rounding, not the result: how many activations
+are kept for the adjoint, and how many images go through the network at once. A short trial tells
+beforehand what a plan needs. Where memory runs out all the same, the next leaner plan computes the
+same iteration with the same draws.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from trajmatch import ops
+from trajmatch.distill.batches import student_batches
+from trajmatch.distill.initialise import SyntheticSet
+from trajmatch.distill.matching import MatchingLoss
+from trajmatch.distill.outer import Match, OuterGradient, StudentSteps, outer_gradients
+from trajmatch.distill.problem import Problem
+from trajmatch.errors import UserError
+from trajmatch.memory import free_bytes, peak_bytes, reset_peak, used_bytes
+from trajmatch.ops.micro_batches import check_images_alone
+from trajmatch.random import generator
+
+_MEGA = 2**20
+
+#: Student steps of the trial: the time of many is on the line through these.
+_TRIAL_STEPS = (1, 3)
+
+#: Part of the free memory that a run may take, by what is predicted for it.
+_PART = 0.9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Choices of memory against time.
+
+    Attributes:
+        tape_bytes: Memory for activations that are kept for the adjoint, on the CPU engine.
+        micro_batch: Images that go through the network at once; None: the whole student batch.
+    """
+
+    tape_bytes: int = 0
+    micro_batch: int | None = None
+
+    def __str__(self) -> str:
+        tape = f"{self.tape_bytes / _MEGA:.0f} MB of activations kept" if self.tape_bytes else ""
+        parts = f"{self.micro_batch} images at a time" if self.micro_batch else ""
+        return ", ".join(filter(None, [tape, parts])) or "no activations kept"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will need.
+
+    Attributes:
+        plan: How it computes.
+        seconds: Of one outer iteration.
+        peak_bytes: Peak memory: of the process on the CPU, of PyTorch's allocator on a GPU.
+        more_bytes: How much of it the run does not have yet.
+        free_bytes: What there is still to get.
+    """
+
+    plan: Plan
+    seconds: float
+    peak_bytes: int
+    more_bytes: int
+    free_bytes: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is memory for it, with a reserve."""
+        return self.more_bytes <= _PART * self.free_bytes
+
+
+class Gradients(Protocol):
+    """:func:`trajmatch.distill.outer.outer_gradients`, or what computes the same."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        matches: Sequence[Match],
+        synthetic: SyntheticSet,
+        step_size: float,
+        *,
+        steps: StudentSteps,
+        loss: MatchingLoss,
+    ) -> list[OuterGradient]:
+        """The gradients of several matches at the same images and step size."""
+
+
+class WithinMemory:
+    """Computes by a plan, and by leaner ones from where memory runs out.
+
+    Args:
+        gradients: What computes.
+        problem: What the run works on.
+        plan: The plan to begin with.
+    """
+
+    def __init__(self, gradients: Gradients, problem: Problem, plan: Plan) -> None:
+        self._gradients, self._problem = gradients, problem
+        self.plan = plan
+
+    def __call__(
+        self,
+        model: nn.Module,
+        matches: Sequence[Match],
+        synthetic: SyntheticSet,
+        step_size: float,
+        *,
+        steps: StudentSteps,
+        loss: MatchingLoss,
+    ) -> list[OuterGradient]:
+        """Arguments and results are those of ``outer_gradients``.
+
+        Raises:
+            UserError: Memory runs out by the leanest plan.
+        """
+        while True:
+            steps = replace(
+                steps, tape_bytes=self.plan.tape_bytes, micro_batch=self.plan.micro_batch
+            )
+            try:
+                return self._gradients(model, matches, synthetic, step_size, steps=steps, loss=loss)
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+            # Out of the handler, where the exception holds what the attempt had.
+            self.plan = self._leaner(len(synthetic.images))
+
+    def _leaner(self, images: int) -> Plan:
+        release(self._problem.device)
+        plan = leaner(self._problem, self.plan, images)
+        if plan is None:
+            raise UserError(_no_memory(self._problem, self.plan))
+        warnings.warn(
+            f"memory ran out ({self.plan}); going on with {plan}: slower, and the same result but "
+            "for rounding",
+            stacklevel=4,
+        )
+        return plan
+
+
+def planned(problem: Problem) -> Plan:
+    """The plan that the configuration asks for."""
+    tape = problem.config.tape_mb * _MEGA if problem.device.type == "cpu" else 0
+    return Plan(tape, problem.config.micro_batch)
+
+
+def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
+    """The next plan that takes less memory.
+
+    Args:
+        problem: What the run works on.
+        plan: The plan that takes too much.
+        images: Synthetic images in all.
+
+    Returns:
+        It without kept activations, or else with half of the images at a time; None where neither
+        helps: on the CPU engine, which takes a few at a time anyway, where the network treats
+        images together, and where it is one.
+    """
+    if plan.tape_bytes:
+        return replace(plan, tape_bytes=0)
+    engine = ops.engine_for(problem.model) == "engine"
+    if problem.device.type == "cpu" and engine:
+        return None
+    batch = min(problem.config.batch_syn or images, images)
+    now = min(plan.micro_batch or batch, batch)
+    if now == 1 or not (engine or _images_alone(problem)):
+        return None
+    return replace(plan, micro_batch=-(-now // 2))
+
+
+def choose(problem: Problem, synthetic: SyntheticSet, step_size: float) -> Forecast:
+    """The plan of the configuration, or the first leaner one that should fit into memory.
+
+    Args:
+        problem: What the run works on.
+        synthetic: The images that it begins with.
+        step_size: Their step size.
+
+    Returns:
+        What it will need; the leanest plan where none should fit: the prediction is no proof.
+    """
+    plan = planned(problem)
+    while True:
+        try:
+            found = forecast(problem, synthetic, step_size, plan)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            found = None
+        release(problem.device)
+        if found is not None and found.fits:
+            return found
+        next_plan = leaner(problem, plan, len(synthetic.images))
+        if next_plan is None and found is not None:
+            return found
+        if next_plan is None:
+            raise UserError(_no_memory(problem, plan))
+        plan = next_plan
+
+
+def forecast(problem: Problem, synthetic: SyntheticSet, step_size: float, plan: Plan) -> Forecast:
+    """Tries a plan on a few student steps and tells what all will need.
+
+    Memory grows by one parameter vector with each step, and by the activations that are kept; all
+    else is in the trial.
+
+    Args:
+        problem: What the run works on; no random stream of the run is drawn from.
+        synthetic: The images that it begins with.
+        step_size: Their step size.
+        plan: The plan.
+
+    Returns:
+        The forecast.
+    """
+    config, device = problem.config, problem.device
+    draw = generator(config.seed, "distill", "plan")
+    batches = student_batches(len(synthetic.images), config.batch_syn, config.student_steps, draw)
+    segment = problem.segment(0, config.min_start_epoch, 1)
+    loss = MatchingLoss(epochs=config.expert_epochs)
+    counts = sorted({min(count, len(batches)) for count in _TRIAL_STEPS})
+    before = peak_bytes(device)
+
+    def seconds(count: int) -> float:
+        some = [batch.to(device) for batch in batches[:count]]
+        steps = StudentSteps(
+            momentum=config.student_momentum,
+            precise=config.precise,
+            tape_bytes=plan.tape_bytes,
+            micro_batch=plan.micro_batch,
+        )
+        match = Match(segment, some, problem.augmentation(1))
+        began = perf_counter()
+        outer_gradients(problem.model, [match], synthetic, step_size, steps=steps, loss=loss)
+        return perf_counter() - began  # its numbers were read, so the device has finished
+
+    seconds(counts[0])  # allocates, and chooses algorithms
+    whole_life = not reset_peak(device)
+    times = [seconds(count) for count in counts]
+    in_trial = before if whole_life else peak_bytes(device)
+    grown = (len(batches) - counts[-1]) * segment.start.numel() * segment.start.element_size()
+    grown += _tape(problem, plan, batches) - _tape(problem, plan, batches[: counts[-1]])
+    peak = max(before, in_trial + grown)
+    return Forecast(
+        plan=plan,
+        seconds=config.matches * _on_line(counts, times, len(batches)),
+        peak_bytes=peak,
+        more_bytes=max(0, in_trial + grown - used_bytes(device)),
+        free_bytes=free_bytes(device),
+    )
+
+
+def release(device: torch.device) -> None:
+    """Gives back memory that is kept for the next call."""
+    gc.collect()
+    ops.release_workspace()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def check_parts(problem: Problem) -> None:
+    """Makes sure that batches may be parted, where the configuration parts them.
+
+    Raises:
+        UserError: The network treats the images of a batch together.
+    """
+    micro_batch = problem.config.micro_batch
+    if micro_batch is not None and not _images_alone(problem):
+        raise UserError(
+            f"--micro-batch {micro_batch} would change the result: the logits of an image depend "
+            "on the others of its batch in the experts' network, as they do with a batch norm; "
+            "leave --micro-batch out"
+        )
+
+
+def _images_alone(problem: Problem) -> bool:
+    """Whether the network treats each image of a batch alone."""
+    theta = problem.store.snapshot(0, problem.config.min_start_epoch).to(problem.device)
+    images = problem.training.normalise(problem.training.train_images[:4]).to(problem.device)
+    try:
+        check_images_alone(problem.model, theta, images)
+    except ValueError:
+        return False
+    return True
+
+
+def _tape(problem: Problem, plan: Plan, batches: Sequence[Tensor]) -> int:
+    """Bytes of activations that are kept for the adjoint of these steps."""
+    if plan.tape_bytes == 0 or plan.micro_batch is not None:
+        return 0
+    sizes = [len(batch) for batch in batches]
+    return min(
+        plan.tape_bytes, ops.tape_bytes(problem.model, sizes, precise=problem.config.precise)
+    )
+
+
+def _on_line(counts: Sequence[int], times: Sequence[float], steps: int) -> float:
+    """The time of so many steps on the line through the measurements; at least their share."""
+    if len(counts) == 1:
+        return times[0] * steps / counts[0]
+    slope = (times[-1] - times[0]) / (counts[-1] - counts[0])
+    if slope <= 0:  # noise
+        return times[-1] * steps / counts[-1]
+    return times[-1] + slope * (steps - counts[-1])
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is that of an allocator: PyTorch's for GPUs or the CPU, or the C++ library's."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    message = str(error)
+    return any(text in message for text in ("can't allocate memory", "std::bad_alloc"))
+
+
+def _no_memory(problem: Problem, plan: Plan) -> str:
+    config = problem.config
+    return (
+        f"memory ran out by the leanest plan ({plan}); take fewer --student-steps (now "
+        f"{config.student_steps}), a smaller --batch-syn or fewer --matches (now {config.matches}),"
+        " or another machine. What was written before is whole"
+    )
+
+
+#: Told what a run will need, before its first iteration.
+Tell = Callable[[Forecast], None]
