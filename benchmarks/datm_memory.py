@@ -20,11 +20,10 @@ import torch
 
 from trajmatch import files, networks, ops
 from trajmatch.bench import facts
-from trajmatch.memory import peak_bytes
 from trajmatch.bench.timing import seconds
 from trajmatch.cli.arguments import parse
 from trajmatch.data.dsa import DSA
-from trajmatch.memory import keep_freed_memory
+from trajmatch.memory import keep_freed_memory, peak_bytes
 from trajmatch.random import generator
 
 

@@ -77,6 +77,12 @@ def holdout_store(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
 
 
 @pytest.fixture
+def make_store(tmp_path: Path, data: str) -> Callable[..., Path]:
+    """Makes a store by a name, with some fields set differently."""
+    return lambda name, **settings: write_store(tmp_path / name, data, **settings)
+
+
+@pytest.fixture
 def configure(store: Path, tmp_path: Path) -> Callable[..., DistillConfig]:
     """A configuration of a short run, with some fields set differently."""
 

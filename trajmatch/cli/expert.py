@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from trajmatch.experts.config import ExpertConfig
 
 if TYPE_CHECKING:
     from trajmatch.experts import Store
+    from trajmatch.experts.space import Space
 
 
 def run(argv: list[str]) -> int:
@@ -30,10 +32,14 @@ def run(argv: list[str]) -> int:
 
     epochs = config.num_experts * config.epochs
     with Progress(epochs, "expert epochs", config.quiet) as progress:
-        store = train_experts(config, progress)
+        store = train_experts(config, progress, None if config.quiet else _tell)
     if not config.quiet:
         _print_health(store)
     return 0
+
+
+def _tell(space: Space) -> None:
+    print(space, file=sys.stderr)
 
 
 def _print_health(store: Store) -> None:

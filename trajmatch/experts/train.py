@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,12 +14,17 @@ from trajmatch.evaluate.device import check_device
 from trajmatch.experts.config import ExpertConfig, kept_epochs
 from trajmatch.experts.network import network_spec
 from trajmatch.experts.pool import work_together
+from trajmatch.experts.space import Space, check_space, space_for
 from trajmatch.experts.store import Store, describe_dataset, exists, hold_out
 from trajmatch.experts.worker import work
 from trajmatch.progress import NoProgress, ProgressLike
 
 
-def train_experts(config: ExpertConfig, progress: ProgressLike | None = None) -> Store:
+def train_experts(
+    config: ExpertConfig,
+    progress: ProgressLike | None = None,
+    tell: Callable[[Space], None] | None = None,
+) -> Store:
     """Trains experts on the real images and keeps a snapshot of each after every epoch.
 
     Expert ``i`` depends on the configuration, the data and ``i`` only, not on how many are trained,
@@ -31,13 +37,15 @@ def train_experts(config: ExpertConfig, progress: ProgressLike | None = None) ->
         config: What to train, and where to write it.
         progress: Told after every epoch how many epochs of all experts are done, with ``expert``
             and ``loss``.
+        tell: Told before the first epoch what the experts that are missing will take of the disk.
 
     Returns:
         The store, complete.
 
     Raises:
-        UserError: The configuration or the data cannot be used, the folder holds something else or
-            cannot be written, or an expert diverged. Experts finished before are kept.
+        UserError: The configuration or the data cannot be used, the folder holds something else,
+            cannot be written or has no room for the experts, or an expert diverged. Experts
+            finished before are kept.
     """
     check_device(config.device)
     dataset = load_dataset(config.data)
@@ -48,11 +56,16 @@ def train_experts(config: ExpertConfig, progress: ProgressLike | None = None) ->
         store.resume(manifest)
     else:
         Store.check_new(config.out)
+        check_space(config.out, space_for(config.out, manifest, config.num_experts))
         transform = zca.fit(training.train_images) if config.zca else None
         store = Store.create(config.out, manifest, transform)
     training = training.whitened(store.zca)
 
     missing = store.missing()
+    space = space_for(config.out, manifest, len(missing))
+    check_space(config.out, space)
+    if tell is not None and missing:
+        tell(space)
     done = (store.num_experts - len(missing)) * config.epochs
     progress = progress or NoProgress()
     progress.update(done)

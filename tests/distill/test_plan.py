@@ -1,0 +1,137 @@
+"""Plans: what they say beforehand, and what happens where memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from trajmatch.distill import distill
+from trajmatch.distill import loop as loop_module
+from trajmatch.distill.outer import Match, OuterGradient, StudentSteps, outer_gradients
+from trajmatch.distill.plan import Forecast, Plan, choose, forecast, leaner, planned
+from trajmatch.distill.problem import Problem, prepare
+from trajmatch.errors import UserError
+
+MEGA = 2**20
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    MemoryError(),
+)
+
+
+def first_forecast(problem: Problem, plan: Plan) -> Forecast:
+    state = problem.initial_state()
+    return forecast(problem, state.synthetic, state.step_size.value, plan)
+
+
+class Starved:
+    """Computes like ``outer_gradients``, but has memory for some plans only."""
+
+    def __init__(self, enough: Callable[[StudentSteps], bool], error: Exception) -> None:
+        self.enough, self.error = enough, error
+        self.asked: list[tuple[int, int | None]] = []
+        self.seen: list[list[list[int]]] = []
+
+    def __call__(self, model: Any, matches: Sequence[Match], *rest: Any, **choices: Any) -> Any:
+        steps = choices["steps"]
+        self.asked.append((steps.tape_bytes, steps.micro_batch))
+        self.seen.append([batch.tolist() for batch in matches[0].batches])
+        if not self.enough(steps):
+            raise self.error
+        found: list[OuterGradient] = outer_gradients(model, matches, *rest, **choices)
+        return found
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_the_same_iteration_by_a_leaner_plan(
+    configure, monkeypatch: pytest.MonkeyPatch, tmp_path, error: Exception
+) -> None:
+    plain = distill(configure(out=tmp_path / "plain"))
+    starved = Starved(lambda steps: steps.tape_bytes == 0, error)
+    monkeypatch.setattr(loop_module, "outer_gradients", starved)
+    with pytest.warns(UserWarning, match=r"memory ran out \(1024 MB of .*\); going on with no act"):
+        result = distill(configure())
+    assert [tape for tape, _ in starved.asked[:3]] == [1024 * MEGA, 0, 0]
+    assert starved.seen[0] == starved.seen[1] != starved.seen[2]
+    assert torch.equal(result.images, plain.images)
+
+
+def test_memory_that_no_plan_helps(configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "outer_gradients", Starved(lambda steps: False, MemoryError()))
+    with (
+        pytest.warns(UserWarning, match="memory ran out"),
+        pytest.raises(UserError, match=r"by the leanest plan .* fewer --student-steps \(now"),
+    ):
+        distill(configure())
+
+
+def test_other_errors_stay_what_they_are(configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    starved = Starved(lambda steps: False, RuntimeError("sizes do not match"))
+    monkeypatch.setattr(loop_module, "outer_gradients", starved)
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        distill(configure())
+
+
+def test_outside_of_the_engine_batches_are_halved(configure, make_store) -> None:
+    problem = prepare(
+        configure(experts=make_store("mlp", network="mlp", width=128, depth=3), batch_syn=None)
+    )
+    plans = [planned(problem)]
+    while (plan := leaner(problem, plans[-1], images=6)) is not None:
+        plans.append(plan)
+    assert plans == [Plan(1024 * MEGA), Plan(), Plan(0, 3), Plan(0, 2), Plan(0, 1)]
+
+
+def test_a_batch_norm_is_not_parted(configure, make_store) -> None:
+    store = make_store("batch", norm="batch")
+    assert leaner(prepare(configure(experts=store)), Plan(), images=6) is None
+    with pytest.raises(UserError, match="--micro-batch 2 would change the result: the logits of"):
+        distill(configure(experts=store, micro_batch=2))
+
+
+def test_parts_give_the_same_result_but_for_rounding(configure, tmp_path) -> None:
+    settings = {"ipc": 2, "iterations": 3}
+    whole = distill(configure(out=tmp_path / "whole", **settings))
+    parted = distill(configure(out=tmp_path / "parted", micro_batch=2, **settings))
+    assert not torch.equal(parted.images, whole.images)
+    torch.testing.assert_close(parted.images, whole.images, rtol=1e-3, atol=1e-4)
+    assert parted.recipe == whole.recipe
+
+
+def test_the_trial_changes_nothing(configure, tmp_path) -> None:
+    plain = distill(configure(out=tmp_path / "plain"))
+    told: list[Forecast] = []
+    result = distill(configure(out=tmp_path / "told"), tell=told.append)
+    assert torch.equal(result.images, plain.images)
+    (found,) = told
+    assert found.fits and found.plan == Plan(1024 * MEGA)
+    assert found.seconds > 0 and found.peak_bytes > 50 * MEGA
+
+
+def test_memory_grows_by_a_vector_a_step_and_by_what_is_kept(configure) -> None:
+    few, many = (prepare(configure(student_steps=steps)) for steps in (10, 20000))
+    parameters = len(few.store.snapshot(0, 0))
+    assert first_forecast(many, Plan()).more_bytes >= 0.9 * 4 * 20000 * parameters
+    kept = first_forecast(many, Plan(tape_bytes=10 * MEGA)).more_bytes
+    assert kept - first_forecast(many, Plan()).more_bytes == pytest.approx(10 * MEGA, abs=8 * MEGA)
+
+
+def test_the_plan_is_the_first_that_fits(configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trajmatch.distill import plan as plan_module
+
+    problem = prepare(configure())
+    state = problem.initial_state()
+
+    def needs(_: Problem, synthetic: Any, lr: float, plan: Plan) -> Forecast:
+        return Forecast(plan, 1.0, 0, 100 if plan.tape_bytes else 10, free_bytes=50)
+
+    monkeypatch.setattr(plan_module, "forecast", needs)
+    assert choose(problem, state.synthetic, 0.1).plan == Plan()
+    never = replace(problem, config=replace(problem.config, tape_mb=0))
+    monkeypatch.setattr(plan_module, "forecast", lambda *_: Forecast(Plan(), 1.0, 0, 99, 50))
+    assert not choose(never, state.synthetic, 0.1).fits
