@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trajmatch.distill import distill, guard, outer
+from trajmatch.distill import checkpoint, distill, guard, outer
 from trajmatch.distill.guard import MAX_REFUSALS, check_refusals, find_fault
+from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.loop import outer_iteration
 from trajmatch.distill.outer import OuterGradient, Update
 from trajmatch.distill.problem import prepare
@@ -20,6 +21,9 @@ UPDATE = Update(images=torch.zeros(2), buffer=torch.zeros(2), step_size=StepSize
 def state(configure):
     fresh = prepare(configure()).initial_state()
     fresh.applied = 5
+    fresh.synthetic = SyntheticSet(torch.zeros(2), torch.zeros(2))
+    fresh.step_size = StepSize(0.01)
+    fresh.lr_init = 0.05
     return fresh
 
 
@@ -57,6 +61,58 @@ def test_what_is_not_usable_in_the_update(state, changes, cause, remedy) -> None
     fault = find_fault(GRADIENT, replace(UPDATE, **changes), state)
     assert cause in fault.cause
     assert remedy in fault.remedy
+
+
+@pytest.mark.parametrize(
+    ("gradient", "update", "cause", "remedy"),
+    [
+        ({"loss": 101.0}, {}, "the matching loss is 101", "--lr-img"),
+        ({}, {"images": torch.tensor([0.0, 20.0])}, "images would change by 14.1 t", "--lr-img"),
+        ({}, {"labels": torch.tensor([20.0, 0.0])}, "labels would change by 14.1 t", "--lr-label"),
+        ({}, {"step_size": StepSize(0.11)}, "step size would go from 0.01 to 0.11", "--lr-lr"),
+        ({}, {"step_size": StepSize(0.0009)}, "step size would go from 0.01 to 0.0009", "--lr-lr"),
+    ],
+)
+def test_what_explodes(state, gradient, update, cause, remedy) -> None:
+    fault = find_fault(replace(GRADIENT, **gradient), replace(UPDATE, **update), state)
+    assert cause in fault.cause
+    assert remedy in fault.remedy
+
+
+@pytest.mark.parametrize(
+    ("gradient", "update"),
+    [
+        ({"loss": 99.0}, {}),
+        ({}, {"images": torch.tensor([0.0, 14.0])}),
+        ({}, {"step_size": StepSize(0.09)}),
+    ],
+)
+def test_what_is_large_but_does_not_explode(state, gradient, update) -> None:
+    assert find_fault(replace(GRADIENT, **gradient), replace(UPDATE, **update), state) is None
+
+
+#: Settings with which users of the papers' scripts got NaN pixels, a negative step size or a loss
+#: that stays (MTT's threads 6, 16, 20, 24, 31 and 42), driven to where they fail here at once.
+KNOWN_FAILURES = {
+    "images too fast": ({"lr_img": 1e7}, "--lr-img|--lr-init"),
+    "images beyond any number": ({"lr_img": 1e40}, "--lr-img"),
+    "step size turns negative": ({"lr_lr": 1e3, "lr_param": "raw"}, "--lr-lr"),
+    "step size blows up": ({"lr_lr": 1e6}, "--lr-lr"),
+    "student diverges at once": ({"lr_init": 1e6}, "--lr-init"),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN_FAILURES)
+def test_known_failures_stop_with_the_reason_and_nothing_broken(configure, name) -> None:
+    settings, flag = KNOWN_FAILURES[name]
+    config = configure(iterations=60, **settings)
+    with pytest.raises(UserError, match=f"updates were refused, because .*({flag})"):
+        distill(config)
+    assert not config.out.exists()
+    problem = prepare(config)
+    state = checkpoint.load(config.checkpoint_path, problem.identity, problem.device)
+    assert state.synthetic.images.isfinite().all() and state.buffer.isfinite().all()
+    assert 0 < state.step_size.value < 1e7
 
 
 @pytest.mark.parametrize(

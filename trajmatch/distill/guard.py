@@ -1,4 +1,4 @@
-"""Refuses updates that are not finite, and ends a run that makes nothing else."""
+"""Refuses updates that are not finite or explode, and ends a run that makes nothing else."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ MAX_REFUSALS = 10
 #: segments that no step size fits.
 MAX_SKIPS = 100
 
+#: A student that stays where it is has the matching loss 1: this one went off ten times as far as
+#: the expert did, and its gradient points nowhere.
+MOST_LOSS = 100.0
+
+#: So many times their own size, or that of images of variance 1, images change in no update that
+#: leads anywhere; nor does the step size become so many times larger or smaller.
+MOST_CHANGE = 10.0
+
 _SMALLEST = torch.finfo(torch.float32).tiny
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -37,7 +45,7 @@ class Fault:
 
 
 def find_fault(gradient: OuterGradient, update: Update, state: State) -> Fault | None:
-    """Looks for what is not finite in one outer iteration.
+    """Looks for what is not finite, or explodes, in one outer iteration.
 
     Args:
         gradient: Loss and gradients of the iteration.
@@ -60,15 +68,23 @@ def find_fault(gradient: OuterGradient, update: Update, state: State) -> Fault |
     ):
         if not finite:
             return Fault(f"{what} is not finite", _remedy(state))
+    if gradient.loss > MOST_LOSS:
+        return Fault(f"the matching loss is {gradient.loss:.3g}", _remedy(state))
     if not (update.images.isfinite().all() and update.buffer.isfinite().all()):
-        return Fault("the images would not be finite", "lower --lr-img")
+        return Fault("the images would not be finite", _lower("--lr-img"))
     if not (_finite(update.labels) and _finite(update.label_buffer)):
-        return Fault("the labels would not be finite", "lower --lr-label")
-    if not _SMALLEST <= update.step_size.value <= _LARGEST:
-        return Fault(
-            f"the step size would become {update.step_size.value:.4g}",
-            "lower --lr-lr",
-        )
+        return Fault("the labels would not be finite", _lower("--lr-label"))
+    before, after = state.step_size.value, update.step_size.value
+    if not _SMALLEST <= after <= _LARGEST:
+        return Fault(f"the step size would become {after:.4g}", _lower("--lr-lr"))
+    if not before / MOST_CHANGE <= after <= before * MOST_CHANGE:
+        return Fault(f"the step size would go from {before:.4g} to {after:.4g}", _lower("--lr-lr"))
+    for what, old, new, flag in (
+        ("images", state.synthetic.images, update.images, "--lr-img"),
+        ("labels", state.synthetic.labels, update.labels, "--lr-label"),
+    ):
+        if new is not None and (change := _change(old, new)) > MOST_CHANGE:
+            return Fault(f"the {what} would change by {change:.3g} times their size", _lower(flag))
     return None
 
 
@@ -113,6 +129,15 @@ def check_skips(limit: float, loss: float, state: State) -> None:
 
 def _finite(tensor: Tensor | None) -> bool:
     return tensor is None or bool(tensor.isfinite().all())
+
+
+def _change(old: Tensor, new: Tensor) -> float:
+    """How much numbers change, relative to what they are, or to numbers of variance 1."""
+    return float((new - old).norm() / old.norm().clamp(min=math.sqrt(old.numel())))
+
+
+def _lower(flag: str) -> str:
+    return f"lower {flag}"
 
 
 def _remedy(state: State) -> str:
