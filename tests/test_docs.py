@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import trajmatch
 from trajmatch import ops
 from trajmatch.cli.arguments import parse, recipe_of
 from trajmatch.distill import DistillConfig, distill
@@ -76,3 +77,41 @@ def test_the_commands_of_the_documentation_are_understood() -> None:
         else:
             assert command == "run" and recipe is not None
             assert recipe.name in recipe_names()
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_the_messages_that_are_explained_are_those_of_the_program() -> None:
+    package = Path(trajmatch.__file__).parent
+    # Strings in a row are one string, and a line may end within a message.
+    source = re.sub(
+        r'"\s*f?"', "", "".join(file.read_text() for file in sorted(package.rglob("*.py")))
+    )
+    text = (DOCS / "troubleshooting.md").read_text()
+    entries = re.findall(r"^\*\*(.*)\*\*$", text, re.M)
+    messages = [part for entry in entries for part in re.findall(r"`([^`]+)`", entry)]
+    known = [each for each in messages if not each.startswith(("trajmatch doctor", "OSError"))]
+    assert len(known) > 20
+    assert [each for each in known if each not in source] == []
+
+
+def test_the_examples_with_operators_run() -> None:
+    text = (DOCS / "ops.md").read_text()
+    examples = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    assert len(examples) == 4
+    for example in examples:
+        exec(compile(example, "docs/ops.md", "exec"), {})
+
+
+def test_every_operator_is_in_the_reference() -> None:
+    text = (DOCS / "ops.md").read_text()
+    assert [name for name in ops.__all__ if name.islower() and f"{name}" not in text] == []
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    root = DOCS.parent
+    for page in (*DOCS.glob("*.md"), root / "README.md", root / "CONTRIBUTING.md"):
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            if not link.startswith("http"):
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
