@@ -219,13 +219,16 @@ class Artifact:
             return self.images
         return other.apply(self.preprocessing.invert(self.images.double()))
 
-    def to_images(self, folder: str | os.PathLike[str]) -> None:
+    def to_images(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Writes one PNG per image, in one folder per class; the preprocessing is undone.
 
         The folders' names begin with the class index, so that their order is that of the classes.
 
         Args:
             folder: Where to write. Made if missing; must be empty.
+
+        Returns:
+            The file of each image, relative to the folder, in the order of the images.
 
         Raises:
             UserError: The folder holds something, or nothing can be written there.
@@ -237,13 +240,20 @@ class Artifact:
         if any(root.iterdir()):
             raise UserError(f"{root} is not empty; give a new folder")
         digits = len(str(self.num_classes - 1))
-        pixels, labels = self.pixels, self.hard_labels
-        for index, name in enumerate(self.class_names):
-            # Class names may hold what a path may not ("T-shirt/top").
-            class_folder = root / f"{index:0{digits}d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}"
-            files.check_writable(class_folder)
-            for number, image in enumerate(pixels[labels == index]):
-                files.write_bytes(class_folder / f"{number:04d}.png", pictures.png(image))
+        # Class names may hold what a path may not ("T-shirt/top").
+        folders = [
+            Path(f"{index:0{digits}d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}")
+            for index, name in enumerate(self.class_names)
+        ]
+        for class_folder in folders:
+            files.check_writable(root / class_folder)
+        written = [0] * self.num_classes
+        paths = []
+        for image, label in zip(self.pixels, self.hard_labels.tolist(), strict=True):
+            paths.append(folders[label] / f"{written[label]:04d}.png")
+            files.write_bytes(root / paths[-1], pictures.png(image))
+            written[label] += 1
+        return paths
 
     def _description(self) -> dict[str, Any]:
         description = {name: getattr(self, name) for name in _DESCRIPTION}

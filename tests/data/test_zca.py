@@ -171,6 +171,18 @@ def test_a_data_set_uses_it_in_place_of_the_normalisation():
     assert plain.whitened(None) is plain
 
 
+def test_a_data_set_takes_the_preprocessing_that_a_description_gives():
+    plain = dataset()
+    transform = zca.fit(plain.train_images)
+    assert plain.preprocessed_as(plain.preprocessing.spec(), None) is plain
+    assert plain.preprocessed_as(transform.spec(), transform).preprocessing is transform
+    other = ChannelNormalisation((0.25,) * plain.channels, (0.5,) * plain.channels)
+    expected = other.apply(plain.test_images)
+    found = plain.preprocessed_as(other.spec(), None)
+    assert torch.equal(found.normalise(plain.test_images), expected)
+    assert found.fingerprint == plain.fingerprint
+
+
 # What cannot be used
 
 

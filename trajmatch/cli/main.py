@@ -27,6 +27,8 @@ COMMANDS = {
     "eval": Command("evaluate", "train fresh networks on distilled images and test them"),
     "nas": Command("nas", "rank architectures on distilled images and on the real data", True),
     "show": Command("show", "draw distilled images as a picture"),
+    "convert": Command("convert", "convert files of the papers' scripts to ours, and back"),
+    "export": Command("export", "write distilled images in a form that other programs read"),
     "run": Command("run", "experts, distillation and evaluation of a recipe, in one folder", True),
     "recipes": Command("recipes", "list the recipes of published results, or explain one"),
     "demo": Command("demo", "all of it in two minutes, on data that is included"),

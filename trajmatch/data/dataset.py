@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -170,6 +171,25 @@ class Dataset:
                 f"{self.name} have shape {shape}; fit one on this set"
             )
         return self if zca is None else dataclasses.replace(self, zca=zca)
+
+    def preprocessed_as(self, spec: Mapping[str, Any], zca: ZCA | None) -> Dataset:
+        """The same set with the preprocessing that something made of it describes.
+
+        Experts from elsewhere may have seen images normalised by other statistics than these.
+
+        Args:
+            spec: :meth:`Preprocessing.spec` of that preprocessing.
+            zca: The transform, where the spec is that of a whitening.
+
+        Returns:
+            The data set; it shares the images.
+
+        Raises:
+            UserError: The transform is for images of another shape.
+        """
+        if zca is not None or self.preprocessing.spec() == spec:
+            return self.whitened(zca)
+        return dataclasses.replace(self, mean=tuple(spec["mean"]), std=tuple(spec["std"]))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Pixels as network inputs, by this set's :attr:`preprocessing`.

@@ -254,7 +254,7 @@ def prepare(config: DistillConfig) -> Problem:
     return Problem(
         config=config,
         store=store,
-        dataset=dataset.whitened(store.zca),
+        dataset=dataset.preprocessed_as(store.manifest["preprocessing"], store.zca),
         training=training,
         held_out=(held_out[0], held_out[1]),
         model=_network(store, config.min_start_epoch).to(device),

@@ -406,7 +406,8 @@ class Store:
                 f"images that the experts of {self.path} saw; make the store again with this "
                 "release"
             )
-        return training.whitened(self.zca), images, labels
+        training = training.preprocessed_as(self.manifest["preprocessing"], self.zca)
+        return training, images, labels
 
     def check_network(self, spec: Mapping[str, Any]) -> None:
         """Makes sure that a network is the experts' network.

@@ -1,0 +1,145 @@
+"""What the papers' files do not say: data set, network, preprocessing and augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trajmatch import networks
+from trajmatch.data import DSA, ChannelNormalisation, Dataset, Preprocessing, load_dataset, zca
+from trajmatch.errors import UserError
+from trajmatch.exchange.config import ConvertConfig
+from trajmatch.experts.config import ExpertConfig
+from trajmatch.experts.network import network_spec
+from trajmatch.experts.train import recipe_of
+
+#: Mean and standard deviation of each channel in MTT's code, which all later ones have taken over;
+#: CIFAR-100 has those of CIFAR-10 there. The deviation is smaller than that of the pixels (0.247
+#: for red), so images normalised by the one look to a network like others than by the other.
+_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_MTT = {"cifar10": _CIFAR, "cifar100": _CIFAR}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where files come from.
+
+    Attributes:
+        data: The ``--data`` given.
+        dataset: That data set, with the preprocessing that the network saw.
+        network: The network's ``spec()``.
+        dsa: The augmentation.
+        recipe: Settings of the experts, as far as a recipe was named.
+    """
+
+    data: str
+    dataset: Dataset
+    network: dict[str, Any]
+    dsa: str
+    recipe: dict[str, Any]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The map between pixels and network inputs."""
+        return self.dataset.preprocessing
+
+
+def find_origin(config: ConvertConfig) -> Origin:
+    """Gathers from flags and recipe what the files do not say.
+
+    Args:
+        config: The flags.
+
+    Returns:
+        All of it.
+
+    Raises:
+        UserError: A flag is missing (all that are missing are named), or does not fit the others.
+    """
+    expert = _expert_of(config.recipe)
+    kind = config.preprocessing
+    if expert is not None and kind is None and config.mean is None:
+        kind = "zca" if expert.zca else "mtt"
+    dsa = config.dsa if config.dsa is not None or expert is None else expert.dsa
+    lacking = {
+        "--data (the data set, e.g. cifar10:ROOT)": config.data is None,
+        "--network (e.g. convnet)": config.network is None and expert is None,
+        "--preprocessing (zca, mtt or data; or --mean and --std)": kind is None
+        and config.mean is None,
+        "--dsa (the augmentation, e.g. color_crop_cutout_flip_scale_rotate)": dsa is None,
+    }
+    missing = [flag for flag, holds in lacking.items() if holds]
+    if config.data is None or dsa is None or missing:
+        others = "; a recipe stands for all but --data (--recipe mtt/cifar10/ipc10)"
+        raise UserError(
+            f"{config.source} does not say where it comes from: give also {', '.join(missing)}"
+            f"{others if missing[1:] else ''}"
+        )
+    dataset = load_dataset(config.data)
+    return Origin(
+        data=config.data,
+        dataset=_preprocessed(dataset, kind, config),
+        network=_network(dataset, config, expert),
+        dsa=DSA(dsa).spec,
+        recipe={} if expert is None else recipe_of(expert),
+    )
+
+
+def _expert_of(name: str | None) -> ExpertConfig | None:
+    """The experts that a recipe trains."""
+    if name is None:
+        return None
+    from trajmatch.recipes import find_recipe
+
+    return ExpertConfig(out=Path("store"), **find_recipe(name).expert)
+
+
+def _network(
+    dataset: Dataset, config: ConvertConfig, expert: ExpertConfig | None
+) -> dict[str, Any]:
+    try:
+        if config.network is None and expert is not None:
+            return network_spec(expert, dataset)
+        sizes = (dataset.channels, dataset.num_classes, dataset.image_size)
+        return networks.specify(str(config.network), *sizes)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _preprocessed(dataset: Dataset, kind: str | None, config: ConvertConfig) -> Dataset:
+    if kind == "zca":
+        return dataset.whitened(zca.fit(dataset.train_images))
+    if kind == "data":
+        return dataset
+    if config.mean is not None and config.std is not None:
+        mean, std = config.mean, config.std
+        for flag, numbers in (("--mean", mean), ("--std", std)):
+            if len(numbers) != dataset.channels:
+                raise UserError(
+                    f"{flag} should be {dataset.channels} numbers, one for each channel of "
+                    f"{dataset.name}, but is {len(numbers)}"
+                )
+    else:
+        mean, std = statistics_of_mtt(dataset)
+    return dataset.preprocessed_as(ChannelNormalisation(mean, std).spec(), None)
+
+
+def statistics_of_mtt(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel by which MTT's code normalises a data set.
+
+    Args:
+        dataset: The data set; its name counts, or that its statistics are published ones.
+
+    Raises:
+        UserError: They are not known here.
+    """
+    if dataset.published_statistics:
+        return dataset.mean, dataset.std
+    name = dataset.name.partition("?")[0]
+    if name not in _MTT:
+        raise UserError(
+            f"the constants by which MTT's code normalises {name} are not known here; give --mean "
+            "and --std, one number for each channel, or --preprocessing data"
+        )
+    return _MTT[name]

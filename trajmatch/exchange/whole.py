@@ -1,0 +1,66 @@
+"""A folder of files that appears as a whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from trajmatch.errors import UserError
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Gives a temporary folder to fill, and renames it to ``folder`` when all went well.
+
+    Args:
+        folder: The new folder; it does not exist, or is empty. Its parents are made.
+
+    Yields:
+        The folder to write in, beside the new one.
+
+    Raises:
+        UserError: There is something already, or it cannot be written.
+    """
+    folder = folder.absolute()  # the current folder has no name otherwise
+    check_new(folder)
+    temporary = folder.with_name(f".trajmatch-{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in (*temporary.rglob("*"), temporary):
+            _flush(path)
+        os.replace(temporary, folder)
+        _flush(folder.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new(path: Path) -> None:
+    """Makes sure that nothing would be written over.
+
+    Args:
+        path: The file or folder to make. It does not exist, or is an empty folder.
+
+    Raises:
+        UserError: It exists.
+    """
+    try:
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    if taken:
+        raise UserError(f"{path} is there already; choose a new --out")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
