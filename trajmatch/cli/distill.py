@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trajmatch.distill.config import DistillConfig
 
 
@@ -22,10 +24,14 @@ def run(argv: list[str]) -> int:
 
     from trajmatch.cli.progress import Progress
     from trajmatch.distill import distill
+    from trajmatch.parallel import joined, local_device
 
-    with Progress(config.iterations, "distill", config.quiet) as progress:
-        result = distill(config, progress)
-    if not config.quiet:
+    config = replace(config, device=local_device(config.device))
+    with joined(config.device, config.timeout) as ranks:
+        quiet = config.quiet or not ranks.is_writer
+        with Progress(config.iterations, "distill", quiet) as progress:
+            result = distill(config, progress, ranks)
+    if not quiet:
         print(f"{config.out}: {len(result.images)} images, step size {result.lr:.4g}")
         print(f"{config.log_path}: metrics")
     return 0

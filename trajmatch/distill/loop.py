@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.graph import MatchGraph, graph_for
 from trajmatch.distill.guard import Fault, check_refusals, check_skips, find_fault
 from trajmatch.distill.initialise import SyntheticSet
-from trajmatch.distill.metrics import MetricsLog
+from trajmatch.distill.metrics import MetricsLog, NoLog
 from trajmatch.distill.outer import (
     Match,
     OuterGradient,
@@ -31,14 +32,18 @@ from trajmatch.distill.outer import (
     outer_gradients,
     propose_update,
 )
+from trajmatch.distill.parallel import check_division, check_in_step, gather_gradients, start_same
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.selection import evaluate_iterate, is_due
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
+from trajmatch.parallel import ALONE, Ranks
 from trajmatch.progress import NoProgress, ProgressLike
 
 
-def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Artifact:
+def distill(
+    config: DistillConfig, progress: ProgressLike | None = None, ranks: Ranks = ALONE
+) -> Artifact:
     """Distils a data set and writes the result.
 
     The synthetic images and the student's step size are trained so that a student, started from an
@@ -53,6 +58,8 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
         config: What to do.
         progress: Told after every outer iteration how many are done, with ``loss`` and
             ``step_size`` and, where there was an evaluation, the last ``accuracy`` in percent.
+        ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this;
+            one of them writes, evaluates and is told of the progress.
 
     Returns:
         The result, which is also in ``config.out``.
@@ -63,34 +70,46 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
             written before stays whole.
     """
     progress = progress or NoProgress()
-    _check_output(config)
+    ranks.from_writer(lambda: _check_output(config))
     problem = prepare(config)
-    if config.out.exists():
+    if ranks.from_writer(config.out.exists):
         return _finished(problem)
     state = _begin(problem)
+    start_same(problem, state, ranks)
+    check_division(problem, state, ranks)
     progress.update(state.iteration)
     _check_tape(problem, len(state.synthetic.images))
-    graph = graph_for(problem)
-    with MetricsLog(config.log_path, state.iteration) as log:
+    graph = graph_for(problem, ranks)
+    with _log(config, state, ranks) as log:
         while state.iteration < config.iterations:
             began = time.perf_counter()
-            numbers, fault = outer_iteration(problem, state, graph)
+            numbers, fault = outer_iteration(problem, state, graph, ranks)
             log.write(**numbers, seconds=time.perf_counter() - began)
             if fault is not None:
                 check_refusals(fault, state)
             elif config.skip_above is not None:
                 check_skips(config.skip_above, numbers["loss"], state)
             if is_due(config, state):
-                log.write(**evaluate_iterate(problem, state))
+                log.write(**evaluate_iterate(problem, state, ranks))
             if state.iteration % config.checkpoint_every == 0:
-                checkpoint.save(config.checkpoint_path, state, problem.identity)
+                check_in_step(state, ranks)
+                if ranks.is_writer:
+                    checkpoint.save(config.checkpoint_path, state, problem.identity)
             progress.update(state.iteration, loss=numbers["loss"], **_shown(state))
         if is_due(config, state):  # the run was cut short at its checkpoint
-            log.write(**evaluate_iterate(problem, state))
+            log.write(**evaluate_iterate(problem, state, ranks))
     result = problem.artifact(state)
-    artifact.save(config.out, result)
-    config.checkpoint_path.unlink(missing_ok=True)
+    check_in_step(state, ranks)
+    if ranks.is_writer:
+        artifact.save(config.out, result)
+        config.checkpoint_path.unlink(missing_ok=True)
+    ranks.meet()
     return result
+
+
+def _log(config: DistillConfig, state: State, ranks: Ranks) -> MetricsLog | nullcontext[NoLog]:
+    """The log of the run, where this process is the one that writes it."""
+    return MetricsLog(config.log_path, state.iteration) if ranks.is_writer else nullcontext(NoLog())
 
 
 def _check_tape(problem: Problem, num_images: int) -> None:
@@ -109,7 +128,7 @@ def _check_tape(problem: Problem, num_images: int) -> None:
 
 
 def outer_iteration(
-    problem: Problem, state: State, graph: MatchGraph | None = None
+    problem: Problem, state: State, graph: MatchGraph | None = None, ranks: Ranks = ALONE
 ) -> tuple[dict[str, Any], Fault | None]:
     """One outer iteration: draws segments, differentiates, and applies the update if it is sound.
 
@@ -117,6 +136,7 @@ def outer_iteration(
         problem: What the run works on.
         state: Is brought forward by one iteration.
         graph: What replays the matches, if anything does.
+        ranks: The processes of the run, which divide the work as ``--parallel`` says.
 
     Returns:
         What the log shall have (``iteration``, ``loss``, ``step_size``, ``refused``, the cause or
@@ -125,10 +145,11 @@ def outer_iteration(
         refused.
     """
     config = problem.config
+    by_match = config.parallel == "matches"
     draws = [draw_match(problem, state, number) for number in range(config.matches)]
     gradients = (graph or outer_gradients)(
         problem.model,
-        [draw.match for draw in draws],
+        [draw.match() for draw in (ranks.share(draws) if by_match else draws)],
         state.synthetic,
         state.step_size.value,
         steps=StudentSteps(
@@ -136,9 +157,12 @@ def outer_iteration(
             config.precise,
             config.tape_mb * 2**20,
             config.gradient == "exact",
+            None if by_match else ranks,
         ),
         loss=problem.loss,
     )
+    if by_match:
+        gradients = gather_gradients(ranks, gradients, len(draws))
     gradient = mean_gradient(gradients)
     update = propose_update(state, gradient, config)
     fault = find_fault(gradient, update, state)
@@ -181,12 +205,12 @@ class Draw:
     Attributes:
         expert: Number of the expert.
         start_epoch: Epoch s where the segment starts.
-        match: The segment, with the student's batches and their augmentation.
+        match: Reads the segment, and gives it with the student's batches and their augmentation.
     """
 
     expert: int
     start_epoch: int
-    match: Match
+    match: Callable[[], Match]
 
 
 def draw_match(problem: Problem, state: State, number: int) -> Draw:
@@ -206,12 +230,16 @@ def draw_match(problem: Problem, state: State, number: int) -> Draw:
     batches = student_batches(
         len(state.synthetic.images), config.batch_syn, config.student_steps, state.streams.batches
     )
-    match = Match(
-        problem.segment(expert, start_epoch, state.iteration, number),
-        _together(batches, problem.device),
-        problem.augmentation(state.iteration, number),
-        balance(start_epoch, config.max_start_epoch) if config.balance else 1.0,
-    )
+    iteration = state.iteration
+
+    def match() -> Match:
+        return Match(
+            problem.segment(expert, start_epoch, iteration, number),
+            _together(batches, problem.device),
+            problem.augmentation(iteration, number),
+            balance(start_epoch, config.max_start_epoch) if config.balance else 1.0,
+        )
+
     return Draw(expert, start_epoch, match)
 
 

@@ -14,6 +14,7 @@ from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.matching import MatchingLoss, Segment
 from trajmatch.distill.state import State
 from trajmatch.distill.step_size import StepSize
+from trajmatch.ops import Shards
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class StudentSteps:
     precise: bool = False
     tape_bytes: int = 0
     exact: bool = True
+    shards: Shards | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ def differentiate(
         precise=steps.precise,
         tape_bytes=steps.tape_bytes,
         exact=steps.exact,
+        shards=steps.shards,
         augment=match.augment,
     )
     student = dict(zip(counts, thetas.unbind(), strict=True))
