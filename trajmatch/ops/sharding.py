@@ -121,13 +121,14 @@ def check_independent(model: nn.Module, theta: Tensor, images: Tensor) -> None:
     Args:
         model: The network, in the mode that it is in.
         theta: Its parameters. ``[P]``.
-        images: Some images, of which the first and the last are looked at. ``[n, C, H, W]``.
+        images: Some images, of which the first is looked at. ``[n, C, H, W]``.
 
     Raises:
         NotImplementedError: They do, as with batch norm in training mode.
     """
     with torch.no_grad():
-        pairs = images[[0, 0]], images[[-1, -1]]
+        # A batch norm takes another mean and another variance from these two together.
+        pairs = images[[0, 0]], 3 * images[[0, 0]] + 1
         together = call_flat(model, theta, torch.cat(pairs))
         apart = torch.cat([call_flat(model, theta, pair) for pair in pairs])
     difference, scale = (together - apart).abs().max(), apart.abs().max()

@@ -224,7 +224,8 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        # Gloo puts its source file before what happened, and advice for its developers behind.
+        reason = str(error).splitlines()[0].split("] ", 1)[-1].partition(". ")[0]
         raise LostRank(
             "another process of this run has ended, or did not answer within --timeout "
             f"({reason}); what was written is whole, go on with --resume"

@@ -1,1 +1,0 @@
-"""The tiny data set and store of the distillation's tests, and programs started by torchrun."""
