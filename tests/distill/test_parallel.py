@@ -113,7 +113,7 @@ def test_batch_norm_cannot_share_a_batch(configure) -> None:
     problem = prepare(configure(parallel="batch"))
     state = problem.initial_state()
     model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 3))
-    theta = torch.randn(sum(each.numel() for each in model.parameters()))
+    theta = networks.flat_parameters(model)
     store = SimpleNamespace(snapshot=lambda expert, epoch: theta)
     mixed = replace(problem, model=model, store=store)
     with pytest.raises(UserError, match="--parallel matches, or experts with another norm"):
