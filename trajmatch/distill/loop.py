@@ -78,7 +78,8 @@ def distill(
     start_same(problem, state, ranks)
     check_division(problem, state, ranks)
     progress.update(state.iteration)
-    _check_tape(problem, len(state.synthetic.images))
+    if ranks.size == 1 or config.parallel == "matches":  # shared batches keep no tape
+        _check_tape(problem, len(state.synthetic.images))
     graph = graph_for(problem, ranks)
     with _log(config, state, ranks) as log:
         while state.iteration < config.iterations:

@@ -104,6 +104,7 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
         # The process group is left as it is: others may hang in it, and this one ends anyway.
         if ranks.fail():
             raise
-        time.sleep(_GRACE)
+        if isinstance(error, Exception):  # ctrl-C has reached all of them
+            time.sleep(_GRACE)
         raise SystemExit(_FAILED) from error
     dist.destroy_process_group()

@@ -227,6 +227,6 @@ def _answering() -> Iterator[None]:
         # Gloo puts its source file before what happened, and advice for its developers behind.
         reason = str(error).splitlines()[0].split("] ", 1)[-1].partition(". ")[0]
         raise LostRank(
-            "another process of this run has ended, or did not answer within --timeout "
-            f"({reason}); what was written is whole, go on with --resume"
+            "another process of this run has ended, or did not answer in time (distill --timeout): "
+            f"{reason}. What was written is whole; go on with --resume"
         ) from error
