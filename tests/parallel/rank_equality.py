@@ -7,6 +7,7 @@ of one, relative to the largest number, and which files have equal bytes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import replace
@@ -139,8 +140,19 @@ def step_in_float32(ranks: Ranks) -> dict[str, float]:
     }
 
 
+class Interruption:
+    """A display of progress that ends a run after its tenth iteration."""
+
+    def update(self, done: int, **numbers: float) -> None:
+        if done == 10:
+            raise KeyboardInterrupt
+
+
 def matches(ranks: Ranks, store: Path, folder: Path) -> dict[str, bool]:
-    """Files of ``--parallel matches``, with one match more than there are processes."""
+    """Files of ``--parallel matches``, with one match more than there are processes.
+
+    One process begins the run; all go on from its checkpoint.
+    """
     settings = {
         "matches": ranks.size + 1,
         "labels": "soft",
@@ -151,7 +163,12 @@ def matches(ranks: Ranks, store: Path, folder: Path) -> dict[str, bool]:
         "select": "test-max",
     }
     shared = config(store, folder / "shared", **settings)
-    result = distill(shared, ranks=ranks)
+    if ranks.is_writer:
+        with contextlib.suppress(KeyboardInterrupt):
+            distill(shared, Interruption())
+        assert shared.checkpoint_path.exists() and not shared.out.exists()
+    ranks.meet()
+    result = distill(replace(shared, resume=True), ranks=ranks)
     alone = replace(shared, out=folder / "alone" / str(ranks.rank))
     wanted = distill(alone)
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from trajmatch.cli.main import main
 from trajmatch.errors import UserError
 from trajmatch.parallel import ALONE, Ranks, is_launched, joined, launch, local_device
-from trajmatch.parallel.ranks import DistributedRanks, LostRank, _answering, first_that_differs
+from trajmatch.parallel.ranks import DistributedRanks, LostRank, answering, first_that_differs
 
 
 def together(function: Callable[[Ranks], Any], size: int = 3) -> list[Any]:
@@ -108,7 +108,7 @@ def test_one_process_tells_of_a_failure() -> None:
 
 def test_errors_of_torch_say_what_to_do() -> None:
     gloo = "[/src/pair.cc:537] Read error [10.0.0.1]:51355: Connection reset by peer. Advice."
-    with pytest.raises(LostRank) as error, _answering():
+    with pytest.raises(LostRank) as error, answering():
         raise RuntimeError(gloo)
     assert "Read error [10.0.0.1]:51355: Connection reset by peer. What was" in str(error.value)
     assert "go on with --resume" in str(error.value)

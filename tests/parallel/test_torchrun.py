@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,9 +167,3 @@ def test_a_command_that_is_one_process_is_refused(torchrun, tmp_path) -> None:
     assert done.returncode != 0
     assert "torchrun started 2 processes of trajmatch demo, which is one" in done.stderr
     assert not (tmp_path / "demo").exists()
-
-
-def test_the_number_of_processes_may_change_when_a_run_goes_on(experts, tmp_path) -> None:
-    """What is divided is not part of the result: a run of several goes on as one."""
-    config = DistillConfig(experts=experts, out=tmp_path / "d", **SETTINGS)
-    assert config.settings() == replace(config, parallel="batch", timeout=5.0).settings()

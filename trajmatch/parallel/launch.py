@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from trajmatch.errors import UserError
-from trajmatch.parallel.ranks import ALONE, DistributedRanks, Ranks
+from trajmatch.parallel.ranks import ALONE, DistributedRanks, Ranks, answering
 
 #: Seconds that processes wait for each other at the start, and where they exchange no tensors.
 DEFAULT_TIMEOUT = 600.0
@@ -43,9 +43,9 @@ def local_device(device: str) -> str:
     Raises:
         UserError: One GPU is named, for all of them, or the machine has too few.
     """
-    if not is_launched() or torch.device(device).type != "cuda":
+    if not is_launched() or not device.startswith("cuda"):
         return device
-    if torch.device(device).index is not None:
+    if device != "cuda":
         raise UserError(
             f"--device {device} is one GPU for all processes of torchrun; say --device cuda, and "
             "each takes the GPU of its own number"
@@ -54,7 +54,7 @@ def local_device(device: str) -> str:
     if local >= count:
         raise UserError(
             f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes on a machine that has "
-            f"{count} GPUs; choose --nproc-per-node {count}, or --device cpu"
+            f"{count} GPUs; choose a smaller --nproc-per-node, or --device cpu"
         )
     return f"cuda:{local}"
 
@@ -79,28 +79,25 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
     if not is_launched():
         yield ALONE
         return
-    place = torch.device(device)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(device)
     limit = timedelta(seconds=timeout)
-    store, rank, size = next(rendezvous("env://", timeout=limit))
-    # A restart must not read what an earlier attempt wrote.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"trajmatch/{attempt}", store)  # type: ignore[attr-defined]
-    dist.init_process_group(
-        "nccl" if place.type == "cuda" else "gloo",
-        store=store,
-        rank=rank,
-        world_size=size,
-        timeout=limit,
-    )
-    ranks = DistributedRanks(store, rank, size, place)
+    with answering():
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+        # A restart must not read what an earlier attempt wrote.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"trajmatch/{attempt}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=limit
+        )
+    ranks = DistributedRanks(store, rank, size, torch.device(device if on_gpu else "cpu"))
     try:
         with warnings.catch_warnings():
             if not ranks.is_writer:
                 warnings.simplefilter("ignore")
             yield ranks
-    except (Exception, KeyboardInterrupt) as error:
+    except BaseException as error:
         # The process group is left as it is: others may hang in it, and this one ends anyway.
         if ranks.fail():
             raise

@@ -38,6 +38,20 @@ class LostRank(UserError):
     """Another process of the run has ended, or does not answer."""
 
 
+@contextmanager
+def answering() -> Iterator[None]:
+    """Turns torch.distributed's errors into one that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo puts its source file before what happened, and advice for its developers behind.
+        reason = str(error).splitlines()[0].split("] ", 1)[-1].partition(". ")[0]
+        raise LostRank(
+            "another process of this run has ended, or did not answer in time (distill --timeout): "
+            f"{reason}. What was written is whole; go on with --resume"
+        ) from error
+
+
 class Ranks:
     """The processes of a run; this class itself is one process that works alone.
 
@@ -123,18 +137,18 @@ class DistributedRanks(Ranks):
         """See :class:`Ranks`."""
         sent = tensor.to(self._device).contiguous()
         received = [torch.empty_like(sent) for _ in range(self.size)]
-        with _answering():
+        with answering():
             dist.all_gather(received, sent)
         return [each.to(tensor.device) for each in received]
 
     def sum_(self, tensor: Tensor) -> None:
         """See :class:`Ranks`; the tensor must be on the device of the process group."""
-        with _answering():
+        with answering():
             dist.all_reduce(tensor)
 
     def copy_from_writer_(self, tensor: Tensor) -> None:
         """See :class:`Ranks`; the tensor must be on the device of the process group."""
-        with _answering():
+        with answering():
             dist.broadcast(tensor, 0)
 
     def from_writer(self, function: Callable[[], Any]) -> Any:
@@ -151,7 +165,7 @@ class DistributedRanks(Ranks):
         except UserError as error:
             self._store.set(key, json.dumps({"error": str(error)}))
             raise
-        with _answering():
+        with answering():
             self._store.set(key, json.dumps({"value": value}))
         return value
 
@@ -165,7 +179,7 @@ class DistributedRanks(Ranks):
         here = self.counter()
         key = f"met/{self._counters}"
         if here() == self.size:
-            with _answering():
+            with answering():
                 self._store.set(key, "all")
         self._wait_for(key)
 
@@ -177,7 +191,7 @@ class DistributedRanks(Ranks):
             return True
 
     def _add_one(self, key: str) -> int:
-        with _answering():
+        with answering():
             return self._store.add(key, 1)
 
     def _wait_for(self, key: str) -> bytes:
@@ -186,7 +200,7 @@ class DistributedRanks(Ranks):
         It looks again and again rather than wait in the store, so that ctrl-C is heard.
         """
         pause = _SHORTEST_LOOK
-        with _answering():
+        with answering():
             while not self._store.check([key]):
                 if self._store.check([_FAILURE]):
                     raise LostRank("another process of this run has failed")
@@ -216,17 +230,3 @@ def first_that_differs(ranks: Ranks, parts: Iterable[Tensor | str]) -> int | Non
         if not torch.equal(other, first):
             return rank
     return None
-
-
-@contextmanager
-def _answering() -> Iterator[None]:
-    """Turns torch.distributed's errors into one that says what to do."""
-    try:
-        yield
-    except RuntimeError as error:
-        # Gloo puts its source file before what happened, and advice for its developers behind.
-        reason = str(error).splitlines()[0].split("] ", 1)[-1].partition(". ")[0]
-        raise LostRank(
-            "another process of this run has ended, or did not answer in time (distill --timeout): "
-            f"{reason}. What was written is whole; go on with --resume"
-        ) from error
