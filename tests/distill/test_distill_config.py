@@ -38,6 +38,9 @@ def config(**settings: object) -> DistillConfig:
         ("eval_epochs", 0),
         ("eval_protocol", "ftd"),
         ("checkpoint_every", 0),
+        ("parallel", "experts"),
+        ("timeout", 0.0),
+        ("timeout", float("inf")),
         ("seed", -1),
     ],
 )
@@ -74,6 +77,8 @@ def test_recipe_holds_what_decides_the_result_and_nothing_else() -> None:
         resume=True,
         device="cuda",
         graph=False,
+        parallel="batch",
+        timeout=5.0,
         checkpoint_every=7,
         seed=3,
     )

@@ -26,7 +26,7 @@ def make_store(data: str, tmp_path):
     "network", [{"norm": "batch", "width": 4, "depth": 1}, {"network": "mlp:width=4"}]
 )
 def test_distils(configure, make_store, network: dict) -> None:
-    config = configure(experts=make_store(**network), iterations=2)
+    config = configure(experts=make_store(**network), iterations=2, lr_init=1e-3)
     problem = prepare(config)
     assert ops.engine_for(problem.model) == "autograd"
     before = {name: each.clone() for name, each in problem.model.state_dict().items()}

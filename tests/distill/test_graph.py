@@ -173,7 +173,7 @@ def test_a_whole_run_gives_the_same_bytes(configure, tmp_path, monkeypatch, dsa,
     settings = {"dsa": dsa, "matches": together}
     distill(configure(out=tmp_path / "plain", **settings))
     record = Counting()
-    monkeypatch.setattr(loop, "graph_for", lambda problem: MatchGraph(record))
+    monkeypatch.setattr(loop, "graph_for", lambda problem, ranks: MatchGraph(record))
     distill(configure(out=tmp_path / "replayed", **settings))
     assert (record.recordings, record.replays) == (1, 9)
     assert (tmp_path / "plain").read_bytes() == (tmp_path / "replayed").read_bytes()

@@ -66,7 +66,7 @@ def test_what_is_not_usable_in_the_update(state, changes, cause, remedy) -> None
 @pytest.mark.parametrize(
     ("gradient", "update", "cause", "remedy"),
     [
-        ({"loss": 101.0}, {}, "the matching loss is 101", "--lr-img"),
+        ({"loss": 10001.0}, {}, "the matching loss is 1e+04", "--lr-img"),
         ({}, {"images": torch.tensor([0.0, 20.0])}, "images would change by 14.1 t", "--lr-img"),
         ({}, {"labels": torch.tensor([20.0, 0.0])}, "labels would change by 14.1 t", "--lr-label"),
         ({}, {"step_size": StepSize(0.11)}, "step size would go from 0.01 to 0.11", "--lr-lr"),
@@ -82,7 +82,7 @@ def test_what_explodes(state, gradient, update, cause, remedy) -> None:
 @pytest.mark.parametrize(
     ("gradient", "update"),
     [
-        ({"loss": 99.0}, {}),
+        ({"loss": 9999.0}, {}),
         ({}, {"images": torch.tensor([0.0, 14.0])}),
         ({}, {"step_size": StepSize(0.09)}),
     ],

@@ -63,14 +63,15 @@ def test_a_match_starts_perturbed_and_balanced(configure) -> None:
     state = problem.initial_state()
     state.iteration = 5
     draw = draw_match(problem, state, 1)
+    match = draw.match()
     snapshot = problem.store.snapshot(draw.expert, draw.start_epoch)
     stream = generator(0, "distill", "perturbation", 5, 1)
     wanted = perturbed(problem.model, snapshot, 1.0, stream)
-    assert torch.equal(draw.match.segment.start, wanted)
+    assert torch.equal(match.segment.start, wanted)
     assert not torch.equal(wanted, snapshot)
     target = problem.store.snapshot(draw.expert, draw.start_epoch + 1)
-    assert torch.equal(draw.match.segment.target, target)
-    assert draw.match.loss_scale == balance(draw.start_epoch, 3)
+    assert torch.equal(match.segment.target, target)
+    assert match.loss_scale == balance(draw.start_epoch, 3)
 
 
 def test_balance_scales_every_gradient_of_the_student() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trajmatch.distill.config import DistillConfig
@@ -28,6 +29,7 @@ def run(argv: list[str]) -> int:
 
     from trajmatch.cli.progress import Progress, duration
     from trajmatch.distill import distill
+    from trajmatch.parallel import joined, local_device
 
     def tell(forecast: Forecast) -> None:
         print(
@@ -38,9 +40,12 @@ def run(argv: list[str]) -> int:
             file=sys.stderr,
         )
 
-    with Progress(config.iterations, "distill", config.quiet) as progress:
-        result = distill(config, progress, None if config.quiet else tell)
-    if not config.quiet:
+    config = replace(config, device=local_device(config.device))
+    with joined(config.device, config.timeout) as ranks:
+        quiet = config.quiet or not ranks.is_writer
+        with Progress(config.iterations, "distill", quiet) as progress:
+            result = distill(config, progress, ranks, None if config.quiet else tell)
+    if not quiet:
         print(f"{config.out}: {len(result.images)} images, step size {result.lr:.4g}")
         print(f"{config.log_path}: metrics")
     return 0

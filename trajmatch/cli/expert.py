@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trajmatch.experts.config import ExpertConfig
@@ -29,11 +30,15 @@ def run(argv: list[str]) -> int:
 
     from trajmatch.cli.progress import Progress
     from trajmatch.experts import train_experts
+    from trajmatch.parallel import joined, local_device
 
+    config = replace(config, device=local_device(config.device))
     epochs = config.num_experts * config.epochs
-    with Progress(epochs, "expert epochs", config.quiet) as progress:
-        store = train_experts(config, progress, None if config.quiet else _tell)
-    if not config.quiet:
+    with joined(config.device) as ranks:
+        quiet = config.quiet or not ranks.is_writer
+        with Progress(epochs, "expert epochs", quiet) as progress:
+            store = train_experts(config, progress, ranks, None if config.quiet else _tell)
+    if not quiet:
         _print_health(store)
     return 0
 

@@ -19,11 +19,16 @@ class Command(NamedTuple):
     module: str  # of trajmatch.cli; its function run takes the arguments and returns the status
     help: str
     resumes: bool = False  # whether it has the flag --resume
+    divides: bool = False  # whether several processes of torchrun can share its work
 
 
 COMMANDS = {
-    "expert": Command("expert", "train experts on real images and keep their trajectories", True),
-    "distill": Command("distill", "distil a few images per class from a store of experts", True),
+    "expert": Command(
+        "expert", "train experts on real images and keep their trajectories", True, True
+    ),
+    "distill": Command(
+        "distill", "distil a few images per class from a store of experts", True, True
+    ),
     "eval": Command("evaluate", "train fresh networks on distilled images and test them"),
     "nas": Command("nas", "rank architectures on distilled images and on the real data", True),
     "show": Command("show", "draw distilled images as a picture"),
@@ -118,6 +123,15 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         return _fail(f"there is no command {name!r}{closest(name, COMMANDS)}; see trajmatch --help")
+    if "TORCHELASTIC_RUN_ID" in os.environ and not COMMANDS[name].divides:
+        from trajmatch.parallel import is_launched
+
+        if is_launched():
+            shared = " and ".join(each for each in COMMANDS if COMMANDS[each].divides)
+            return _fail(
+                f"torchrun started {os.environ['WORLD_SIZE']} processes of trajmatch {name}, which "
+                f"is one; start it without torchrun, which is for {shared}"
+            )
     from trajmatch.memory import keep_freed_memory
 
     keep_freed_memory()

@@ -24,6 +24,8 @@ _NOT_IN_RECIPE = (
     "graph",
     "tape_mb",
     "micro_batch",
+    "parallel",
+    "timeout",
 )
 
 _NOT_GROWING = "0 without --first-max-start-epoch, from which the window would grow"
@@ -153,6 +155,13 @@ class DistillConfig:
     out."""
     graph: bool = True
     """On a CUDA device, record the launches of an outer iteration once and replay them."""
+    parallel: Literal["matches", "batch"] = "matches"
+    """What several processes (torchrun) divide among them: the K matches of an outer iteration, for
+    the same bytes as one process on the CPU; or every student batch, for those of one process up to
+    the order of sums."""
+    timeout: float = 600.0
+    """Seconds that one of several processes waits for the others in an outer iteration before it
+    gives up."""
 
     def __post_init__(self) -> None:
         """Checks what can be checked before anything is read.
@@ -181,6 +190,7 @@ class DistillConfig:
             self._check("lr_init", positive, "a number above 0")
         for name in ("momentum_img", "momentum_lr", "momentum_label", "student_momentum", "ema"):
             self._check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        self._check("timeout", math.isfinite(self.timeout) and self.timeout > 0, "a number above 0")
         for name in ("batch_syn", "micro_batch"):
             value = getattr(self, name)
             self._check(name, value is None or value >= 1, "at least 1")
@@ -197,6 +207,7 @@ class DistillConfig:
             ("labels", ("hard", "soft")),
             ("label_experts", ("right", "first")),
             ("select", ("last", "holdout", "test-max")),
+            ("parallel", ("matches", "batch")),
             ("eval_protocol", ("mtt", "datm", "ast")),
         ):
             self._check(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")

@@ -28,7 +28,8 @@ from trajmatch.distill.outer import (
     differentiate,
     outer_gradients,
 )
-from trajmatch.ops.unroll import DsaReplay
+from trajmatch.ops.loop import DsaReplay
+from trajmatch.parallel import ALONE, Ranks
 from trajmatch.recording import Record, cuda_graph
 from trajmatch.streams import Outputs, side_by_side
 
@@ -145,18 +146,22 @@ class MatchGraph:
             return None
 
 
-def graph_for(problem: Problem) -> MatchGraph | None:
+def graph_for(problem: Problem, ranks: Ranks = ALONE) -> MatchGraph | None:
     """The graph for the matches of a run, or ``None`` where they run without.
 
     A reason other than the device and ``--no-graph``, which the user knows, is said as a warning.
 
     Args:
         problem: What the run works on.
+        ranks: The processes of the run.
     """
     if problem.device.type != "cuda" or not problem.config.graph:
         return None
     if ops.engine_for(problem.model) != "engine":
         _warn("the experts' network is not one that the engine knows")
+        return None
+    if ranks.size > 1 and problem.config.parallel == "batch":
+        _warn("--parallel batch exchanges tensors in every student step")
         return None
     return MatchGraph(partial(cuda_graph, device=problem.device))
 

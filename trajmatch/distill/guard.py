@@ -19,9 +19,9 @@ MAX_REFUSALS = 10
 #: segments that no step size fits.
 MAX_SKIPS = 100
 
-#: A student that stays where it is has the matching loss 1: this one went off ten times as far as
-#: the expert did, and its gradient points nowhere.
-MOST_LOSS = 100.0
+#: A student that stays where it is has the matching loss 1: this one went off a hundred times as far
+#: as the expert did, and its gradient points nowhere. Below, the step size may still be learned.
+MOST_LOSS = 1e4
 
 #: So many times their own size, or that of images of variance 1, images change in no update that
 #: leads anywhere; nor does the step size become so many times larger or smaller.

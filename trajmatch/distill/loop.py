@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.graph import graph_for
 from trajmatch.distill.guard import Fault, check_refusals, check_skips, find_fault
 from trajmatch.distill.initialise import SyntheticSet
-from trajmatch.distill.metrics import MetricsLog
+from trajmatch.distill.metrics import MetricsLog, NoLog
 from trajmatch.distill.outer import (
     Match,
     OuterGradient,
@@ -31,16 +32,21 @@ from trajmatch.distill.outer import (
     outer_gradients,
     propose_update,
 )
-from trajmatch.distill.plan import Gradients, Tell, WithinMemory, check_parts, choose, planned
+from trajmatch.distill.parallel import check_division, check_in_step, gather_gradients, start_same
+from trajmatch.distill.plan import Gradients, Plan, Tell, WithinMemory, check_parts, choose, planned
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.selection import evaluate_iterate, is_due
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
+from trajmatch.parallel import ALONE, Ranks
 from trajmatch.progress import NoProgress, ProgressLike
 
 
 def distill(
-    config: DistillConfig, progress: ProgressLike | None = None, tell: Tell | None = None
+    config: DistillConfig,
+    progress: ProgressLike | None = None,
+    ranks: Ranks = ALONE,
+    tell: Tell | None = None,
 ) -> Artifact:
     """Distils a data set and writes the result.
 
@@ -56,9 +62,11 @@ def distill(
         config: What to do.
         progress: Told after every outer iteration how many are done, with ``loss`` and
             ``step_size`` and, where there was an evaluation, the last ``accuracy`` in percent.
+        ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this;
+            one of them writes, evaluates and is told of the progress.
         tell: Told before the first iteration what the run will need, by a short trial of a few
-            student steps, after which it computes by the plan that fits into memory. Without it,
-            the run begins as it is told and gets leaner where memory runs out.
+            student steps in one process, after which it computes by the plan that fits into memory.
+            Without it, the run begins as it is told and gets leaner where memory runs out.
 
     Returns:
         The result, which is also in ``config.out``.
@@ -69,40 +77,66 @@ def distill(
             written before stays whole.
     """
     progress = progress or NoProgress()
-    _check_output(config)
+    ranks.from_writer(lambda: _check_output(config))
     problem = prepare(config)
-    if config.out.exists():
+    if ranks.from_writer(config.out.exists):
         return _finished(problem)
     check_parts(problem)
     state = _begin(problem)
+    start_same(problem, state, ranks)
+    check_division(problem, state, ranks)
     progress.update(state.iteration)
-    _check_tape(problem, len(state.synthetic.images))
-    plan = planned(problem)
-    if tell is not None and state.iteration < config.iterations:
-        found = choose(problem, state.synthetic, state.step_size.value)
-        plan = found.plan
-        tell(found)
-    gradients = WithinMemory(graph_for(problem) or outer_gradients, problem, plan)
-    with MetricsLog(config.log_path, state.iteration) as log:
+    if ranks.size == 1 or config.parallel == "matches":  # shared batches keep no tape
+        _check_tape(problem, len(state.synthetic.images))
+    compute = _computing(problem, state, ranks, tell)
+    with _log(config, state, ranks) as log:
         while state.iteration < config.iterations:
             began = time.perf_counter()
-            numbers, fault = outer_iteration(problem, state, gradients)
+            numbers, fault = outer_iteration(problem, state, compute, ranks)
             log.write(**numbers, seconds=time.perf_counter() - began)
             if fault is not None:
                 check_refusals(fault, state)
             elif config.skip_above is not None:
                 check_skips(config.skip_above, numbers["loss"], state)
             if is_due(config, state):
-                log.write(**evaluate_iterate(problem, state))
+                log.write(**evaluate_iterate(problem, state, ranks))
             if state.iteration % config.checkpoint_every == 0:
-                checkpoint.save(config.checkpoint_path, state, problem.identity)
+                check_in_step(state, ranks)
+                if ranks.is_writer:
+                    checkpoint.save(config.checkpoint_path, state, problem.identity)
             progress.update(state.iteration, loss=numbers["loss"], **_shown(state))
         if is_due(config, state):  # the run was cut short at its checkpoint
-            log.write(**evaluate_iterate(problem, state))
+            log.write(**evaluate_iterate(problem, state, ranks))
     result = problem.artifact(state)
-    artifact.save(config.out, result)
-    config.checkpoint_path.unlink(missing_ok=True)
+    check_in_step(state, ranks)
+    if ranks.is_writer:
+        artifact.save(config.out, result)
+        config.checkpoint_path.unlink(missing_ok=True)
+    ranks.meet()
     return result
+
+
+def _computing(problem: Problem, state: State, ranks: Ranks, tell: Tell | None) -> Gradients:
+    """What computes the gradients, by a plan that fits into memory."""
+
+    def chosen() -> tuple[int, int | None]:
+        assert tell is not None
+        found = choose(problem, state.synthetic, state.step_size.value)
+        tell(found)
+        return found.plan.tape_bytes, found.plan.micro_batch
+
+    plan = planned(problem)
+    if tell is not None and state.iteration < problem.config.iterations:
+        plan = Plan(*ranks.from_writer(chosen))
+    compute = graph_for(problem, ranks) or outer_gradients
+    if ranks.size > 1 and problem.config.parallel == "batch":
+        return compute  # a process cannot begin again by itself, for the others wait for its share
+    return WithinMemory(compute, problem, plan)
+
+
+def _log(config: DistillConfig, state: State, ranks: Ranks) -> MetricsLog | nullcontext[NoLog]:
+    """The log of the run, where this process is the one that writes it."""
+    return MetricsLog(config.log_path, state.iteration) if ranks.is_writer else nullcontext(NoLog())
 
 
 def _check_tape(problem: Problem, num_images: int) -> None:
@@ -121,7 +155,10 @@ def _check_tape(problem: Problem, num_images: int) -> None:
 
 
 def outer_iteration(
-    problem: Problem, state: State, compute: Gradients = outer_gradients
+    problem: Problem,
+    state: State,
+    compute: Gradients = outer_gradients,
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, Any], Fault | None]:
     """One outer iteration: draws segments, differentiates, and applies the update if it is sound.
 
@@ -129,6 +166,7 @@ def outer_iteration(
         problem: What the run works on.
         state: Is brought forward by one iteration.
         compute: What computes the gradients of the matches.
+        ranks: The processes of the run, which divide the work as ``--parallel`` says.
 
     Returns:
         What the log shall have (``iteration``, ``loss``, ``step_size``, ``refused``, the cause or
@@ -137,10 +175,11 @@ def outer_iteration(
         refused.
     """
     config = problem.config
+    by_match = config.parallel == "matches"
     draws = [draw_match(problem, state, number) for number in range(config.matches)]
     gradients = compute(
         problem.model,
-        [draw.match for draw in draws],
+        [draw.match() for draw in (ranks.share(draws) if by_match else draws)],
         state.synthetic,
         state.step_size.value,
         steps=StudentSteps(
@@ -149,9 +188,12 @@ def outer_iteration(
             config.tape_mb * 2**20,
             config.gradient == "exact",
             config.micro_batch,
+            None if by_match else ranks,
         ),
         loss=problem.loss,
     )
+    if by_match:
+        gradients = gather_gradients(ranks, gradients, len(draws))
     gradient = mean_gradient(gradients)
     update = propose_update(state, gradient, config)
     fault = find_fault(gradient, update, state)
@@ -194,12 +236,12 @@ class Draw:
     Attributes:
         expert: Number of the expert.
         start_epoch: Epoch s where the segment starts.
-        match: The segment, with the student's batches and their augmentation.
+        match: Reads the segment, and gives it with the student's batches and their augmentation.
     """
 
     expert: int
     start_epoch: int
-    match: Match
+    match: Callable[[], Match]
 
 
 def draw_match(problem: Problem, state: State, number: int) -> Draw:
@@ -219,12 +261,16 @@ def draw_match(problem: Problem, state: State, number: int) -> Draw:
     batches = student_batches(
         len(state.synthetic.images), config.batch_syn, config.student_steps, state.streams.batches
     )
-    match = Match(
-        problem.segment(expert, start_epoch, state.iteration, number),
-        _together(batches, problem.device),
-        problem.augmentation(state.iteration, number),
-        balance(start_epoch, config.max_start_epoch) if config.balance else 1.0,
-    )
+    iteration = state.iteration
+
+    def match() -> Match:
+        return Match(
+            problem.segment(expert, start_epoch, iteration, number),
+            _together(batches, problem.device),
+            problem.augmentation(iteration, number),
+            balance(start_epoch, config.max_start_epoch) if config.balance else 1.0,
+        )
+
     return Draw(expert, start_epoch, match)
 
 

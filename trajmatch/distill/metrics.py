@@ -62,6 +62,13 @@ class MetricsLog:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from error
 
 
+class NoLog:
+    """The log of a process that leaves it to another one."""
+
+    def write(self, **numbers: Any) -> None:
+        """Writes nothing."""
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(each) for each in value]

@@ -14,6 +14,7 @@ from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.matching import MatchingLoss, Segment
 from trajmatch.distill.state import State
 from trajmatch.distill.step_size import StepSize
+from trajmatch.ops import Shards
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class StudentSteps:
     tape_bytes: int = 0
     exact: bool = True
     micro_batch: int | None = None
+    shards: Shards | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,7 @@ def differentiate(
         tape_bytes=steps.tape_bytes,
         exact=steps.exact,
         micro_batch=steps.micro_batch,
+        shards=steps.shards,
         augment=match.augment,
     )
     student = dict(zip(counts, thetas.unbind(), strict=True))

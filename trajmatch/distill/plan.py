@@ -26,7 +26,7 @@ from trajmatch.distill.outer import Match, OuterGradient, StudentSteps, outer_gr
 from trajmatch.distill.problem import Problem
 from trajmatch.errors import UserError
 from trajmatch.memory import free_bytes, peak_bytes, reset_peak, used_bytes
-from trajmatch.ops.micro_batches import check_images_alone
+from trajmatch.networks.independence import treats_images_alone
 from trajmatch.random import generator
 
 _MEGA = 2**20
@@ -289,11 +289,7 @@ def _images_alone(problem: Problem) -> bool:
     """Whether the network treats each image of a batch alone."""
     theta = problem.store.snapshot(0, problem.config.min_start_epoch).to(problem.device)
     images = problem.training.normalise(problem.training.train_images[:4]).to(problem.device)
-    try:
-        check_images_alone(problem.model, theta, images)
-    except ValueError:
-        return False
-    return True
+    return treats_images_alone(problem.model, theta, images)
 
 
 def _tape(problem: Problem, plan: Plan, batches: Sequence[Tensor]) -> int:

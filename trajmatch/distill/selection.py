@@ -10,6 +10,7 @@ from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import State
 from trajmatch.evaluate.scores import evaluate_set
+from trajmatch.parallel import ALONE, Ranks
 from trajmatch.random import derive_seed
 
 
@@ -30,7 +31,7 @@ def is_due(config: DistillConfig, state: State) -> bool:
     return state.iteration % config.eval_every == 0 or state.iteration == config.iterations
 
 
-def evaluate_iterate(problem: Problem, state: State) -> dict[str, Any]:
+def evaluate_iterate(problem: Problem, state: State, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Trains fresh networks on the images as they are, and remembers the best iterate.
 
     They are tested on the held-out images for ``--select holdout``, so that the choice knows
@@ -39,10 +40,22 @@ def evaluate_iterate(problem: Problem, state: State) -> dict[str, Any]:
     Args:
         problem: What the run works on.
         state: Gains a score, and a best iterate if this is the best and one is to be chosen.
+        ranks: The processes of the run; one of them evaluates, and all learn the score.
 
     Returns:
         What the log shall have.
     """
+    numbers = ranks.from_writer(lambda: _score(problem, state))
+    protocol = numbers.pop("protocol")
+    state.scores.append({**numbers, "protocol": protocol})
+    best, mean = state.best, numbers["mean"]
+    if problem.config.select != "last" and (best is None or mean > best.accuracy):
+        state.best = state.iterate(mean)
+    return numbers
+
+
+def _score(problem: Problem, state: State) -> dict[str, Any]:
+    """What an evaluation finds, with its ``protocol``."""
     config = problem.config
     split, images, labels = _test_split(problem)
     score = evaluate_set(
@@ -69,10 +82,7 @@ def evaluate_iterate(problem: Problem, state: State) -> dict[str, Any]:
     }
     if score.max_accuracies is not None:
         numbers["test_max"] = score.as_dict()["test_max"]
-    state.scores.append({**numbers, "protocol": score.protocol})
-    if config.select != "last" and (state.best is None or score.mean > state.best.accuracy):
-        state.best = state.iterate(score.mean)
-    return numbers
+    return {**numbers, "protocol": score.protocol}
 
 
 def _test_split(problem: Problem) -> tuple[str, Tensor, Tensor]:

@@ -17,12 +17,14 @@ from trajmatch.experts.pool import work_together
 from trajmatch.experts.space import Space, check_space, space_for
 from trajmatch.experts.store import Store, describe_dataset, exists, hold_out
 from trajmatch.experts.worker import work
+from trajmatch.parallel import ALONE, Ranks
 from trajmatch.progress import NoProgress, ProgressLike
 
 
 def train_experts(
     config: ExpertConfig,
     progress: ProgressLike | None = None,
+    ranks: Ranks = ALONE,
     tell: Callable[[Space], None] | None = None,
 ) -> Store:
     """Trains experts on the real images and keeps a snapshot of each after every epoch.
@@ -37,6 +39,8 @@ def train_experts(
         config: What to train, and where to write it.
         progress: Told after every epoch how many epochs of all experts are done, with ``expert``
             and ``loss``.
+        ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this;
+            each trains every so-manieth of the experts that are missing, and one makes the store.
         tell: Told before the first epoch what the experts that are missing will take of the disk.
 
     Returns:
@@ -51,6 +55,37 @@ def train_experts(
     dataset = load_dataset(config.data)
     training, _, _ = hold_out(dataset, config.holdout, config.seed)
     manifest = describe(config, dataset, training)
+    missing = ranks.from_writer(lambda: _made_ready(config, manifest, training, tell))
+    store = Store.open(config.out, complete=False)
+    training = training.whitened(store.zca)
+
+    done = (store.num_experts - len(missing)) * config.epochs
+    progress = progress or NoProgress()
+    progress.update(done)
+    epochs = ranks.counter()
+
+    def on_epoch(expert: int, loss: float) -> None:
+        progress.update(done + epochs(), expert=expert, loss=loss)
+
+    share = ranks.share(missing)
+    at_once = min(
+        config.workers or automatic_workers(config.device, config.width), max(1, len(share))
+    )
+    if at_once > 1 and torch.device(config.device).type == "cpu":
+        work_together(store, share, at_once, config.device, on_epoch)
+    else:
+        work(store, training, share, config.device, on_epoch, at_once)
+    ranks.meet()
+    return Store.open(config.out)
+
+
+def _made_ready(
+    config: ExpertConfig,
+    manifest: dict[str, Any],
+    training: Dataset,
+    tell: Callable[[Space], None] | None,
+) -> list[int]:
+    """Makes the store, or takes up the one that is there; the experts that it lacks."""
     if config.resume and exists(config.out):
         store = Store.open(config.out, complete=False)
         store.resume(manifest)
@@ -59,30 +94,12 @@ def train_experts(
         check_space(config.out, space_for(config.out, manifest, config.num_experts))
         transform = zca.fit(training.train_images) if config.zca else None
         store = Store.create(config.out, manifest, transform)
-    training = training.whitened(store.zca)
-
     missing = store.missing()
     space = space_for(config.out, manifest, len(missing))
     check_space(config.out, space)
     if tell is not None and missing:
         tell(space)
-    done = (store.num_experts - len(missing)) * config.epochs
-    progress = progress or NoProgress()
-    progress.update(done)
-
-    def on_epoch(expert: int, loss: float) -> None:
-        nonlocal done
-        done += 1
-        progress.update(done, expert=expert, loss=loss)
-
-    at_once = min(
-        config.workers or automatic_workers(config.device, config.width), max(1, len(missing))
-    )
-    if at_once > 1 and torch.device(config.device).type == "cpu":
-        work_together(store, missing, at_once, config.device, on_epoch)
-    else:
-        work(store, training, missing, config.device, on_epoch, at_once)
-    return Store.open(config.out)
+    return missing
 
 
 def automatic_workers(device: str, width: int) -> int:

@@ -10,9 +10,11 @@ eagerly on PyTorch's autograd for every other module; :func:`engine_for` says wh
 from trajmatch import _extension  # noqa: F401  registers the operators
 from trajmatch.ops import dsa_parameters
 from trajmatch.ops.dsa import dsa
+from trajmatch.ops.loop import DsaReplay
 from trajmatch.ops.norm_act_pool import norm_act_pool
 from trajmatch.ops.param_distance import param_distance
 from trajmatch.ops.sgd_step import sgd_step, sgd_step_adjoint
+from trajmatch.ops.sharding import Shards
 from trajmatch.ops.soft_cross_entropy import soft_cross_entropy
 from trajmatch.ops.student import (
     engine_for,
@@ -21,12 +23,13 @@ from trajmatch.ops.student import (
     image_gradient,
     release_workspace,
 )
-from trajmatch.ops.unroll import DsaReplay, tape_bytes, unroll
+from trajmatch.ops.unroll import tape_bytes, unroll
 from trajmatch.reference import GradientJvp
 
 __all__ = [
     "DsaReplay",
     "GradientJvp",
+    "Shards",
     "dsa",
     "dsa_parameters",
     "engine_for",

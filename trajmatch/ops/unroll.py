@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trajmatch import reference
 from trajmatch._extension import _C
 from trajmatch.networks.convnet import ConvNet
 from trajmatch.networks.flat import num_parameters
-from trajmatch.networks.randomness import refuse_randomness
+from trajmatch.networks.independence import treats_images_alone
 from trajmatch.ops._registration import forbid_autograd
 from trajmatch.ops.dsa_parameters import COLUMNS
-from trajmatch.ops.micro_batches import MicroBatches, Student, check_images_alone
+from trajmatch.ops.loop import (
+    Augment,
+    AutogradStudent,
+    DsaReplay,
+    EngineStudent,
+    Loop,
+    Student,
+    Unroll,
+)
+from trajmatch.ops.micro_batches import MicroBatches
 from trajmatch.ops.sgd_step import as_scalar
-from trajmatch.ops.student import autograd_gradient, engine_for
-
-Augment = Callable[[Tensor, int], Tensor]
-
-
-@runtime_checkable
-class DsaReplay(Protocol):
-    """An augmentation that can say what it does in the terms of :func:`trajmatch.ops.dsa`.
-
-    :meth:`trajmatch.data.DSA.replay` makes one. An unrolled loop on the engine then augments by
-    itself instead of calling it.
-    """
-
-    def __call__(self, images: Tensor, step: int) -> Tensor:
-        """The augmented images of a step."""
-
-    def dsa_parameters(self, step: int, count: int, height: int, width: int) -> Tensor:
-        """The rows ``[count, 5]`` by which a call with that step transforms its images."""
+from trajmatch.ops.sharding import ShardedLoop, Shards
+from trajmatch.ops.student import engine_for
 
 
 def unroll(
@@ -53,6 +45,7 @@ def unroll(
     precise: bool = False,
     exact: bool = True,
     micro_batch: int | None = None,
+    shards: Shards | None = None,
 ) -> Tensor:
     """Parameters after ``N`` SGD steps of a student on its synthetic set (MTT, section 3.2).
 
@@ -93,6 +86,12 @@ def unroll(
         micro_batch: Images that go through the network at once, where a batch has more: the same
             gradient, up to the order of sums, in the memory of so many. The loop then is Python,
             and on the CPU engine, which takes a few images at a time anyway, saves nothing.
+        shards: Processes that share every batch, e.g. a :class:`trajmatch.parallel.Ranks`. All of
+            them call this with the same arguments; each takes a part of every batch, and the sums
+            over the parts are exchanged in every step, forward and in the adjoint. All get the same
+            results and gradients, those of one process up to the order of sums. The loop is Python
+            then, and keeps no tape; ``augment`` must be None or a :class:`DsaReplay`, which is
+            drawn for the whole batch.
 
     Returns:
         ``theta_N`` ``[P]``, or ``[len(steps), P]`` in the order of ``steps``. Differentiable once
@@ -101,9 +100,10 @@ def unroll(
     Raises:
         ValueError: A shape, device, label, index or count does not fit, or the model draws random
             numbers (dropout in training mode), or treats images of a batch together (batch norm in
-            training mode) where ``micro_batch`` would part them. Values of labels and indices are
-            looked at on the CPU only: on CUDA that would wait for the device.
+            training mode) where ``micro_batch`` or ``shards`` would part them. Values of labels and
+            indices are looked at on the CPU only: on CUDA that would wait for the device.
         TypeError: A dtype is not supported.
+        NotImplementedError: With ``shards``, ``augment`` is another function.
     """
     if tape_bytes < 0:
         raise ValueError(
@@ -118,7 +118,8 @@ def unroll(
     engine = engine_for(model) == "engine"
     counts = [len(sizes)] if steps is None else [int(count) for count in steps]
     lr = as_scalar(lr, theta0)
-    if engine and not parted and (augment is None or isinstance(augment, DsaReplay)):
+    shared = shards is not None and shards.size > 1
+    if engine and not (parted or shared) and (augment is None or isinstance(augment, DsaReplay)):
         assert isinstance(model, ConvNet)
         keep = torch.is_grad_enabled() and any(
             each.requires_grad for each in (theta0, images, labels, lr)
@@ -141,19 +142,36 @@ def unroll(
         )
     else:
         _check(model, theta0, images, labels, lr, flat, counts, len(sizes))
+        _check_parts(model, theta0, images, parted, shared)
         student: Student = (
-            _EngineStudent(model, loss_scale, precise)
+            EngineStudent(model, loss_scale, precise)
             if engine
-            else _AutogradStudent(model, loss_scale)
+            else AutogradStudent(model, loss_scale)
         )
         if parted:
             assert micro_batch is not None
-            if not engine:  # whose networks treat each image alone
-                check_images_alone(model, theta0, images)
             student = MicroBatches(student, micro_batch)
-        loop = _Loop(student, flat.split(sizes), counts, momentum, augment, exact)
-        thetas = _Unroll.apply(loop, theta0, images, labels, lr)
+        own = flat.split(sizes)
+        if shards is None or not shared:
+            loop = Loop(student, own, counts, momentum, augment, exact)
+        else:
+            loop = ShardedLoop(shards, student, own, counts, momentum, augment, exact)
+        thetas = Unroll.apply(loop, theta0, images, labels, lr)
     return thetas[0] if steps is None else thetas
+
+
+def _check_parts(
+    model: nn.Module, theta0: Tensor, images: Tensor, parted: bool, shared: bool
+) -> None:
+    """Makes sure that batches can be parted, where they are; networks of the engine's can."""
+    if not (parted or shared) or engine_for(model) == "engine":
+        return
+    if not treats_images_alone(model, theta0.detach(), images.detach()):
+        name = "micro_batch" if parted else "shards"
+        raise ValueError(
+            f"trajmatch::unroll: expected {name} to be None for a network whose logits of an image "
+            f"depend on the others of its batch, as batch norm's do, but got {type(model).__name__}"
+        )
 
 
 def tape_bytes(
@@ -254,143 +272,6 @@ def _check(
         low, high = int(flat.min()), int(flat.max())
         expect(low >= 0, "batches", f"hold indices in [0, {count})", low)
         expect(high < count, "batches", f"hold indices in [0, {count})", high)
-
-
-class _EngineStudent:
-    """One step of a ConvNet on the engine."""
-
-    def __init__(self, model: nn.Module, loss_scale: float, precise: bool) -> None:
-        assert isinstance(model, ConvNet)
-        self.network, self.scale = model.engine_description(precise), loss_scale
-
-    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        return torch.ops.trajmatch.student_gradient(
-            theta, images, labels, self.network, 0, self.scale, False
-        )[1]
-
-    def jvp(
-        self, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        directional, grad_theta, grad_images, grad_labels = (
-            torch.ops.trajmatch.student_gradient_jvp(
-                theta, images, labels, r, None, None, self.network, 0, self.scale
-            )
-        )
-        soft = labels.is_floating_point()
-        return directional, grad_theta, grad_images, grad_labels if soft else None
-
-
-class _AutogradStudent:
-    """One step of any module on autograd."""
-
-    def __init__(self, model: nn.Module, loss_scale: float) -> None:
-        self.model, self.scale = model, loss_scale
-
-    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        with refuse_randomness(self.model, theta.device):
-            _, grad = autograd_gradient(self.model, theta, images, labels, "cross_entropy")
-        return self.scale * grad
-
-    def jvp(
-        self, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        result = reference.gradient_jvp(self.model, theta, images, labels, self.scale * r)
-        return tuple(result)  # type: ignore[return-value]
-
-
-class _Loop:
-    """The steps of one unroll and its adjoint, over any student."""
-
-    def __init__(
-        self,
-        student: Student,
-        batches: Sequence[Tensor],
-        counts: list[int],
-        momentum: float,
-        augment: Augment | None,
-        exact: bool,
-    ) -> None:
-        self.student, self.batches, self.counts = student, batches, counts
-        self.momentum, self.augment, self.exact = momentum, augment, exact
-
-    def _batch(self, images: Tensor, step: int) -> Tensor:
-        batch = images[self.batches[step]]
-        return batch if self.augment is None else self.augment(batch, step)
-
-    def forward(
-        self, theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Parameters after the counts asked for, and ``theta_0 .. theta_{N-1}``."""
-        trajectory, buffer, reached = [], None, {}
-        for step, batch in enumerate(self.batches):
-            trajectory.append(theta)
-            grad = self.student.gradient(theta, self._batch(images, step), labels[batch])
-            theta, buffer = torch.ops.trajmatch.sgd_step(theta, grad, lr, buffer, self.momentum)
-            if step + 1 in self.counts:
-                reached[step + 1] = theta
-        return torch.stack([reached[count] for count in self.counts]), trajectory
-
-    def adjoint(
-        self,
-        above: Tensor,
-        trajectory: Sequence[Tensor],
-        images: Tensor,
-        labels: Tensor,
-        lr: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Gradients of ``theta_0``, images, logit labels and step size.
-
-        ``adjoint`` is that of the parameters, ``lr * r`` that of the step's gradient; see
-        ``csrc/core/sgd_step.h``.
-        """
-        adjoint = torch.zeros_like(trajectory[0])
-        r = torch.zeros_like(adjoint)
-        grad_images = torch.zeros_like(images)
-        grad_labels = torch.zeros_like(labels) if labels.is_floating_point() else None
-        grad_lr = torch.zeros_like(lr)
-        for step in reversed(range(len(self.batches))):
-            for row, count in enumerate(self.counts):
-                if count == step + 1:
-                    adjoint = adjoint + above[row]
-            r = self.momentum * r - adjoint
-            batch = self.batches[step]
-            # The augmentation is replayed with its graph, which carries the images' gradient back.
-            with torch.enable_grad():
-                raw = images[batch].requires_grad_()
-                shown = raw if self.augment is None else self.augment(raw, step)
-            directional, hessian_r, image_share, label_share = self.student.jvp(
-                trajectory[step], shown.detach(), labels[batch], r
-            )
-            if self.augment is not None:
-                (image_share,) = torch.autograd.grad(
-                    shown, raw, image_share, materialize_grads=True
-                )
-            grad_images.index_add_(0, batch, lr * image_share)
-            if grad_labels is not None and label_share is not None:
-                grad_labels.index_add_(0, batch, lr * label_share)
-            grad_lr = grad_lr + directional
-            if self.exact:
-                adjoint = adjoint + lr * hessian_r
-        return adjoint, grad_images, grad_labels, grad_lr
-
-
-class _Unroll(torch.autograd.Function):
-    """A loop as one node of the graph, which keeps the parameters of each step and no more."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, loop: _Loop, theta0: Tensor, images: Tensor, labels: Tensor, lr: Tensor
-    ) -> Tensor:
-        thetas, trajectory = loop.forward(theta0.detach(), images, labels, lr)
-        ctx.loop = loop
-        ctx.save_for_backward(images, labels, lr, *trajectory)
-        return thetas
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
-        images, labels, lr, *trajectory = ctx.saved_tensors
-        return (None, *ctx.loop.adjoint(above, trajectory, images, labels, lr))
 
 
 @torch.library.register_fake("trajmatch::student_unroll")

@@ -35,6 +35,8 @@ _OF_A_RUN = {
         "resume",
         "quiet",
         "device",
+        "parallel",
+        "timeout",
         "seed",
         "recipe",
     ),

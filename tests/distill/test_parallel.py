@@ -1,0 +1,152 @@
+"""What several processes of a run divide, exchange and compare; here in one process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trajmatch import networks
+from trajmatch.distill import graph
+from trajmatch.distill.outer import OuterGradient
+from trajmatch.distill.parallel import (
+    check_division,
+    check_in_step,
+    gather_gradients,
+    start_same,
+)
+from trajmatch.distill.problem import prepare
+from trajmatch.errors import UserError
+from trajmatch.parallel import ALONE, Ranks
+
+CONVNET = networks.ConvNet(1, 3, 8, 4, 1)
+
+
+class Fellows(Ranks):
+    """One of several processes; the others send the same, changed by a function of their rank."""
+
+    def __init__(self, size: int, changed=lambda tensor, rank: tensor) -> None:
+        self.size, self.changed, self.copied = size, changed, 0
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        return [self.changed(tensor, rank) if rank else tensor for rank in range(self.size)]
+
+    def copy_from_writer_(self, tensor: Tensor) -> None:
+        self.copied += 1
+
+
+def gradient(number: int, soft: bool) -> OuterGradient:
+    return OuterGradient(
+        loss=0.1 + number,
+        images=torch.full((2, 1, 3, 3), float(number)),
+        step_size=-number / 3,
+        stands_still=number == 1,
+        labels=torch.full((2, 4), number + 0.5) if soft else None,
+    )
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 7])
+def test_gradients_come_in_the_order_of_the_matches(soft: bool, count: int) -> None:
+    size = min(3, count)
+    made = [gradient(number, soft) for number in range(count)]
+    sent: list[list[Tensor]] = []
+
+    class Recorder(Fellows):
+        def gather(self, tensor: Tensor) -> list[Tensor]:
+            sent[-1].append(tensor)
+            return []
+
+    for rank in range(size):
+        sent.append([])
+        recorder = Recorder(size)
+        recorder.rank = rank
+        with pytest.raises(IndexError):  # nothing comes back from this one
+            gather_gradients(recorder, recorder.share(made), count)
+
+    class Player(Fellows):
+        calls = 0
+
+        def gather(self, tensor: Tensor) -> list[Tensor]:
+            self.calls += 1
+            return [each[self.calls - 1] for each in sent]
+
+    found = gather_gradients(Player(size), made[::size], count)
+    for one, other in zip(found, made, strict=True):
+        assert (one.loss, one.step_size) == (other.loss, other.step_size)
+        assert one.stands_still is other.stands_still
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels) if soft else one.labels is None
+
+
+def test_one_process_keeps_its_gradients() -> None:
+    made = [gradient(0, True), gradient(1, True)]
+    kept = gather_gradients(ALONE, made, 2)
+    assert all(one is other for one, other in zip(kept, made, strict=True))
+
+
+def test_a_process_without_a_match_is_refused(configure) -> None:
+    problem = prepare(configure(matches=3))
+    state = problem.initial_state()
+    check_division(problem, state, Fellows(3))
+    with pytest.raises(UserError, match="--matches 3 is below the 4 processes") as error:
+        check_division(problem, state, Fellows(4))
+    assert "--matches 4" in str(error.value)
+    check_division(problem, state, ALONE)
+
+
+def test_a_process_without_an_image_is_refused(configure) -> None:
+    problem = prepare(configure(parallel="batch", batch_syn=4))
+    state = problem.initial_state()
+    check_division(problem, state, Fellows(4))
+    with pytest.raises(UserError, match="batches have 4 images and there are 5 processes"):
+        check_division(problem, state, Fellows(5))
+    whole = replace(problem, config=configure(parallel="batch", batch_syn=None))
+    with pytest.raises(UserError, match="batches have 6 images and there are 7 processes"):
+        check_division(whole, state, Fellows(7))
+
+
+def test_batch_norm_cannot_share_a_batch(configure) -> None:
+    problem = prepare(configure(parallel="batch"))
+    state = problem.initial_state()
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 3))
+    theta = networks.flat_parameters(model)
+    store = SimpleNamespace(snapshot=lambda expert, epoch: theta)
+    mixed = replace(problem, model=model, store=store)
+    with pytest.raises(UserError, match="--parallel matches, or experts with another norm"):
+        check_division(mixed, state, Fellows(2))
+    check_division(replace(mixed, config=configure(matches=2)), state, Fellows(2))
+    check_division(replace(mixed, model=model.eval()), state, Fellows(2))
+
+
+def test_all_begin_the_same_run(configure) -> None:
+    problem = prepare(configure(ema=0.5))
+    state = problem.initial_state()
+    fellows = Fellows(3)
+    start_same(problem, state, fellows)
+    assert fellows.copied == 4  # images, labels, momentum buffer, average
+    with pytest.raises(UserError, match="processes 0 and 2 of this run have other settings"):
+        start_same(problem, state, Fellows(3, lambda tensor, rank: tensor + rank // 2))
+    start_same(problem, state, ALONE)
+
+
+def test_processes_that_drift_apart_are_noticed(configure) -> None:
+    problem = prepare(configure())
+    state = problem.initial_state()
+    check_in_step(state, Fellows(2))
+    with pytest.raises(UserError, match="after iteration 0, processes 0 and 1 no longer have"):
+        check_in_step(state, Fellows(2, lambda tensor, rank: tensor + 1))
+
+
+def test_shared_batches_have_no_graph() -> None:
+    def problem(parallel: str) -> SimpleNamespace:
+        config = SimpleNamespace(graph=True, parallel=parallel)
+        return SimpleNamespace(device=torch.device("cuda"), config=config, model=CONVNET)
+
+    with pytest.warns(RuntimeWarning, match="--parallel batch exchanges tensors in every"):
+        assert graph.graph_for(problem("batch"), Fellows(2)) is None
+    assert graph.graph_for(problem("batch"), ALONE) is not None
+    assert graph.graph_for(problem("matches"), Fellows(2)) is not None

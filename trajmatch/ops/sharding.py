@@ -1,0 +1,135 @@
+"""Student batches that several processes share: each takes a part, and the sums are exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trajmatch.ops.dsa import dsa
+from trajmatch.ops.loop import Augment, DsaReplay, Loop, StepJvp, Student
+
+
+class Shards(Protocol):
+    """Processes that share every batch; :class:`trajmatch.parallel.Ranks` is one.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: How many there are.
+    """
+
+    rank: int
+    size: int
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Replaces a tensor by its sum over all processes, the same bits in each."""
+
+
+class ShardedLoop(Loop):
+    """The loop of a process that takes its part of every batch.
+
+    The mean over a batch of ``B`` images is the sum over the parts of ``b / B`` times the mean over
+    a part of ``b``; the gradient and its derivative along ``r`` are linear in that factor. What the
+    adjoint of a step needs whole (``g_t`` and ``H r``) is summed over the processes in the step;
+    the gradients of images, labels and step size are summed once, at the end.
+
+    Args:
+        shards: The processes.
+        student: One step of the student.
+        batches: Indices of the whole batches.
+        counts: As for :class:`Loop`.
+        momentum: Likewise.
+        augment: Likewise; None or a :class:`DsaReplay`.
+        exact: Likewise.
+
+    Raises:
+        NotImplementedError: ``augment`` is another function, of which a part cannot be taken.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        student: Student,
+        batches: Sequence[Tensor],
+        counts: list[int],
+        momentum: float,
+        augment: Augment | None,
+        exact: bool,
+    ) -> None:
+        if augment is not None and not isinstance(augment, DsaReplay):
+            raise NotImplementedError(
+                "trajmatch::unroll: expected augment to be None or a DsaReplay where processes "
+                f"share the batches, but got {augment!r}"
+            )
+        parts = [_part(len(batch), shards) for batch in batches]
+        own = [batch[part] for batch, part in zip(batches, parts, strict=True)]
+        if augment is not None:
+            augment = _PartOfDsa(augment, [len(batch) for batch in batches], parts)
+        super().__init__(student, own, counts, momentum, augment, exact)
+        self.shards = shards
+        self.weights = [len(mine) / len(batch) for mine, batch in zip(own, batches, strict=True)]
+
+    def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The gradient of the whole batch. ``[P]``."""
+        grad = torch.zeros_like(theta)
+        if len(images) > 0:
+            grad = self.weights[step] * self.student.gradient(theta, images, labels)
+        self.shards.sum_(grad)
+        return grad
+
+    def jvp(self, step: int, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor) -> StepJvp:
+        """The derivative along ``r``: ``H r`` of the whole batch, the others of this part."""
+        hessian_r, directional = torch.zeros_like(theta), theta.new_zeros(())
+        image_share = torch.zeros_like(images)
+        label_share = torch.zeros_like(labels) if labels.is_floating_point() else None
+        if len(images) > 0:
+            directional, hessian_r, image_share, label_share = self.student.jvp(
+                theta, images, labels, self.weights[step] * r
+            )
+        if self.exact:
+            self.shards.sum_(hessian_r)
+        return directional, hessian_r, image_share, label_share
+
+    def adjoint(
+        self,
+        above: Tensor,
+        trajectory: Sequence[Tensor],
+        images: Tensor,
+        labels: Tensor,
+        lr: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Gradients of ``theta_0``, images, logit labels and step size, over all parts."""
+        adjoint, *parts = super().adjoint(above, trajectory, images, labels, lr)
+        for part in parts:
+            if part is not None:
+                self.shards.sum_(part)
+        grad_images, grad_labels, grad_lr = parts
+        assert grad_images is not None and grad_lr is not None
+        return adjoint, grad_images, grad_labels, grad_lr
+
+
+def _part(count: int, shards: Shards) -> slice:
+    """The rows of a batch that this process takes: runs of neighbours, as equal as can be."""
+    return slice(count * shards.rank // shards.size, count * (shards.rank + 1) // shards.size)
+
+
+class _PartOfDsa:
+    """DSA of a part of every batch, drawn for the whole of it.
+
+    Args:
+        augment: The augmentation of whole batches.
+        sizes: Images in each of them.
+        parts: The rows that are taken of each.
+    """
+
+    def __init__(self, augment: DsaReplay, sizes: Sequence[int], parts: Sequence[slice]) -> None:
+        self._augment, self._sizes, self._parts = augment, sizes, parts
+
+    def __call__(self, images: Tensor, step: int) -> Tensor:
+        if len(images) == 0:
+            return images
+        height, width = images.shape[2:]
+        rows = self._augment.dsa_parameters(step, self._sizes[step], height, width)
+        return dsa(images, rows[self._parts[step]].to(images.device))

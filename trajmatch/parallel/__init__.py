@@ -1,0 +1,6 @@
+"""Several processes that work on one run: started by torchrun, joined by torch.distributed."""
+
+from trajmatch.parallel.launch import is_launched, joined, local_device
+from trajmatch.parallel.ranks import ALONE, Ranks
+
+__all__ = ["ALONE", "Ranks", "is_launched", "joined", "local_device"]

@@ -1,0 +1,107 @@
+"""Joining the processes that torchrun has started."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from trajmatch.errors import UserError
+from trajmatch.parallel.ranks import ALONE, DistributedRanks, Ranks, answering
+
+#: Seconds that processes wait for each other at the start, and where they exchange no tensors.
+DEFAULT_TIMEOUT = 600.0
+
+#: Exit status of a process that leaves the message to another one.
+_FAILED = 2
+
+#: Seconds that it leaves to that one: torchrun ends the others as soon as it sees one end.
+_GRACE = 10.0
+
+
+def is_launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def local_device(device: str) -> str:
+    """Where this process computes: each on a machine takes the GPU of its own number.
+
+    Args:
+        device: What all were given: cpu or cuda.
+
+    Returns:
+        What ``--device`` would be of this process alone.
+
+    Raises:
+        UserError: One GPU is named, for all of them, or the machine has too few.
+    """
+    if not is_launched() or not device.startswith("cuda"):
+        return device
+    if device != "cuda":
+        raise UserError(
+            f"--device {device} is one GPU for all processes of torchrun; say --device cuda, and "
+            "each takes the GPU of its own number"
+        )
+    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= count:
+        raise UserError(
+            f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes on a machine that has "
+            f"{count} GPUs; choose a smaller --nproc-per-node, or --device cpu"
+        )
+    return f"cuda:{local}"
+
+
+@contextmanager
+def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
+    """The processes of a run, joined while the context lasts; one process joins nobody.
+
+    If the run fails, one process lets the error through and the others end without a word, with
+    status 2. Of those whose warnings would all be the same, only the writer shows them.
+
+    Args:
+        device: Where this process computes; it decides between Gloo and NCCL.
+        timeout: Seconds that an exchange of tensors may take.
+
+    Yields:
+        The processes.
+
+    Raises:
+        LostRank: The others did not come.
+    """
+    if not is_launched():
+        yield ALONE
+        return
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    limit = timedelta(seconds=timeout)
+    with answering():
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+        # A restart must not read what an earlier attempt wrote.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"trajmatch/{attempt}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=limit
+        )
+    ranks = DistributedRanks(store, rank, size, torch.device(device if on_gpu else "cpu"))
+    try:
+        with warnings.catch_warnings():
+            if not ranks.is_writer:
+                warnings.simplefilter("ignore")
+            yield ranks
+    except BaseException as error:
+        # The process group is left as it is: others may hang in it, and this one ends anyway.
+        if ranks.fail():
+            raise
+        if isinstance(error, Exception):  # ctrl-C has reached all of them
+            time.sleep(_GRACE)
+        raise SystemExit(_FAILED) from error
+    dist.destroy_process_group()
