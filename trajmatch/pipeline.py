@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trajmatch import interruption
 from trajmatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ class _Clock:
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[ProgressLike]:
+        interruption.check()
         began = time.perf_counter()
         with self._stages(total, title) as progress:
             yield progress

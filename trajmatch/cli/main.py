@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from trajmatch import interruption
 from trajmatch.errors import UserError, closest
 
 
@@ -41,7 +42,7 @@ COMMANDS = {
 SPIN_COUNT = "3000"
 
 INTERRUPTED = 130  # what shells report for a program ended by ctrl-C
-BROKEN_PIPE = 141  # and for one whose reader went away
+BROKEN_PIPE = 141  # and for one whose reader went away; other signals: trajmatch.interruption
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,13 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; those of the process if None.
 
     Returns:
-        The exit status: 0, or 2 for a mistake of the user.
+        The exit status: 0, 1 where a check found something, 2 for a mistake of the user, 128 and
+        the number of the signal that stopped the command, or 75 where its ``--max-time`` was up.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
-        with _plain_warnings():
+        with _plain_warnings(), interruption.signals():
             status = _dispatch(arguments)
         sys.stdout.flush()
         return status
@@ -67,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name != "trajmatch._C":
             raise
         return _fail(str(error))
-    except KeyboardInterrupt:
-        command = COMMANDS.get(arguments[0]) if arguments else None
-        advice = "; go on with --resume" if command and command.resumes else ""
-        print(f"\ntrajmatch: interrupted; what was written is whole{advice}", file=sys.stderr)
-        return INTERRUPTED
+    except interruption.Interrupted as stop:
+        kept = stop.kept or "what was written is whole"
+        return _stopped(f"stopped by {stop.cause}; {kept}", arguments, stop.status)
+    except KeyboardInterrupt:  # the second ctrl-C, or the only one outside of a command
+        return _stopped("interrupted; what was written is whole", arguments, INTERRUPTED)
     except BrokenPipeError:
         # Python flushes the stream once more at exit, which would fail again and say so
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -138,6 +140,13 @@ def usage() -> str:
             "trajmatch COMMAND --help shows the arguments of a command, --version the release.",
         ]
     )
+
+
+def _stopped(message: str, arguments: Sequence[str], status: int) -> int:
+    command = COMMANDS.get(arguments[0]) if arguments else None
+    advice = "; go on with --resume" if command and command.resumes else ""
+    print(f"\ntrajmatch: {message}{advice}", file=sys.stderr)
+    return status
 
 
 def _fail(message: str) -> int:

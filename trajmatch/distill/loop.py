@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trajmatch import artifact, files, ops
+from trajmatch import artifact, files, interruption, ops
 from trajmatch.artifact import Artifact
 from trajmatch.distill import checkpoint
 from trajmatch.distill.average import moving_average
@@ -61,6 +62,9 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
         UserError: Something that was given cannot be used, a result or checkpoint is there already
             and ``config.resume`` is not set, or ten updates in a row were not finite. What was
             written before stays whole.
+        Interrupted: ``config.max_time`` is up, or the program handles signals
+            (:func:`trajmatch.interruption.signals`) and got one. The checkpoint is of the last
+            whole iteration.
     """
     progress = progress or NoProgress()
     _check_output(config)
@@ -71,8 +75,11 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
     progress.update(state.iteration)
     _check_tape(problem, len(state.synthetic.images))
     graph = graph_for(problem)
-    with MetricsLog(config.log_path, state.iteration) as log:
+    with MetricsLog(config.log_path, state.iteration) as log, _interruptible(problem, state):
+        if is_due(config, state):  # the run was cut short at its checkpoint
+            log.write(**evaluate_iterate(problem, state))
         while state.iteration < config.iterations:
+            interruption.check()
             began = time.perf_counter()
             numbers, fault = outer_iteration(problem, state, graph)
             log.write(**numbers, seconds=time.perf_counter() - began)
@@ -85,12 +92,23 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
             if state.iteration % config.checkpoint_every == 0:
                 checkpoint.save(config.checkpoint_path, state, problem.identity)
             progress.update(state.iteration, loss=numbers["loss"], **_shown(state))
-        if is_due(config, state):  # the run was cut short at its checkpoint
-            log.write(**evaluate_iterate(problem, state))
     result = problem.artifact(state)
     artifact.save(config.out, result)
     config.checkpoint_path.unlink(missing_ok=True)
     return result
+
+
+@contextmanager
+def _interruptible(problem: Problem, state: State) -> Iterator[None]:
+    """Lets a run be stopped between two iterations, and writes a checkpoint then."""
+    config = problem.config
+    with interruption.time_limit(config.max_time), interruption.held():
+        try:
+            yield
+        except interruption.Interrupted as stop:
+            checkpoint.save(config.checkpoint_path, state, problem.identity)
+            stop.kept = f"{config.checkpoint_path} has iteration {state.iteration}"
+            raise
 
 
 def _check_tape(problem: Problem, num_images: int) -> None:
@@ -254,6 +272,7 @@ def _check_output(config: DistillConfig) -> None:
             )
     for folder in {path.parent for path in written}:
         files.check_writable(folder)
+        files.remove_leftovers(folder)
 
 
 def _begin(problem: Problem) -> State:

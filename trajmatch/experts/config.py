@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from trajmatch.errors import UserError
+from trajmatch.interruption import seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,11 @@ class ExpertConfig:
     """Seed of everything random; expert i depends on it and on i only."""
     resume: bool = False
     """Train only the experts that an existing store lacks."""
+    checkpoint_seconds: float = 60.0
+    """Seconds of training from one checkpoint of an unfinished expert to the next; they take a
+    twentieth of the time at most."""
+    max_time: str | None = None
+    """Stop with a checkpoint after so long, e.g. 90m or 1h30m (exit status 75), for --resume."""
     workers: int = 0
     """Experts trained at a time: processes on the CPU, in lockstep in one process on a GPU. 0
     chooses, and an expert is the same for every choice."""
@@ -127,6 +133,14 @@ class ExpertConfig:
         _check(self.width >= 1, "width", "at least 1", self.width)
         _check(self.depth >= 1, "depth", "at least 1", self.depth)
         _check(0 <= self.holdout < 1, "holdout", "at least 0 and below 1", self.holdout)
+        _check(
+            self.checkpoint_seconds >= 0,
+            "checkpoint_seconds",
+            "at least 0",
+            self.checkpoint_seconds,
+        )
+        if self.max_time is not None:
+            seconds(self.max_time)
         _check(self.workers >= 0, "workers", "at least 0", self.workers)
 
 

@@ -189,6 +189,10 @@ class Store:
         """File of one expert."""
         return self.path / f"expert_{expert:04d}.safetensors"
 
+    def checkpoint_path(self, expert: int) -> Path:
+        """Where an expert is kept that is still in training (hidden, and gone afterwards)."""
+        return self.path / f".expert_{expert:04d}.checkpoint.safetensors"
+
     def missing(self) -> list[int]:
         """Experts that have no file yet, ascending."""
         return [i for i in range(self.num_experts) if not self.expert_path(i).exists()]
@@ -361,6 +365,7 @@ class Store:
                 f"{wanted['num_experts']} is asked for; a store can grow but not shrink"
             )
         files.check_writable(self.path)
+        self._sweep()
         if wanted != self.manifest:
             self.manifest = wanted
             self._write_manifest()
@@ -431,6 +436,12 @@ class Store:
                 f"{path} belongs to another store or to another expert; delete it and run the same "
                 "`trajmatch expert` with --resume"
             )
+
+    def _sweep(self) -> None:
+        """Removes what a killed run left: parts of files, and checkpoints of finished experts."""
+        files.remove_leftovers(self.path)
+        for expert in {*range(self.num_experts)}.difference(self.missing()):
+            self.checkpoint_path(expert).unlink(missing_ok=True)
 
     def _write_manifest(self) -> None:
         files.write_json(self.path / MANIFEST, self.manifest)

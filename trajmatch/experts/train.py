@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
+from trajmatch import interruption
 from trajmatch.data import Dataset, load_dataset, zca
 from trajmatch.data.dsa import DSA
 from trajmatch.errors import UserError
 from trajmatch.evaluate.device import check_device
+from trajmatch.experts.checkpoint import Checkpoints
 from trajmatch.experts.config import ExpertConfig, kept_epochs
 from trajmatch.experts.network import network_spec
 from trajmatch.experts.pool import work_together
@@ -38,6 +40,9 @@ def train_experts(config: ExpertConfig, progress: ProgressLike | None = None) ->
     Raises:
         UserError: The configuration or the data cannot be used, the folder holds something else or
             cannot be written, or an expert diverged. Experts finished before are kept.
+        Interrupted: ``config.max_time`` is up, or the program handles signals
+            (:func:`trajmatch.interruption.signals`) and got one. Finished experts are kept, and
+            checkpoints of those in training.
     """
     check_device(config.device)
     dataset = load_dataset(config.data)
@@ -53,7 +58,9 @@ def train_experts(config: ExpertConfig, progress: ProgressLike | None = None) ->
     training = training.whitened(store.zca)
 
     missing = store.missing()
+    begun = Checkpoints(store, config.checkpoint_seconds)
     done = (store.num_experts - len(missing)) * config.epochs
+    done += sum(begun.place(expert).epoch for expert in missing)
     progress = progress or NoProgress()
     progress.update(done)
 
@@ -65,10 +72,12 @@ def train_experts(config: ExpertConfig, progress: ProgressLike | None = None) ->
     at_once = min(
         config.workers or automatic_workers(config.device, config.width), max(1, len(missing))
     )
-    if at_once > 1 and torch.device(config.device).type == "cpu":
-        work_together(store, missing, at_once, config.device, on_epoch)
-    else:
-        work(store, training, missing, config.device, on_epoch, at_once)
+    pace = config.checkpoint_seconds
+    with interruption.time_limit(config.max_time):
+        if at_once > 1 and torch.device(config.device).type == "cpu":
+            work_together(store, missing, at_once, config.device, on_epoch, pace)
+        else:
+            work(store, training, missing, config.device, on_epoch, at_once, pace)
     return Store.open(config.out)
 
 

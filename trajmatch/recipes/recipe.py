@@ -25,12 +25,24 @@ NOT_AVAILABLE = "not available"
 
 #: Fields that belong to a run and not to a recipe: where things are, and how they are shown.
 _OF_A_RUN = {
-    "expert": ("out", "data", "resume", "workers", "device", "quiet", "seed", "recipe"),
+    "expert": (
+        "out",
+        "data",
+        "resume",
+        "checkpoint_seconds",
+        "max_time",
+        "workers",
+        "device",
+        "quiet",
+        "seed",
+        "recipe",
+    ),
     "distill": (
         "experts",
         "out",
         "data",
         "init_from",
+        "max_time",
         "log",
         "resume",
         "quiet",
