@@ -37,7 +37,8 @@ PathLike = str | os.PathLike[str]
 # which would make the bytes of two equal files differ. It is also how a file of ours is told from
 # others.
 METADATA_KEY = "trajmatch"
-#: Reserved in all metadata: SHA-256 of tensors and other metadata. Older files have none.
+#: Reserved in all metadata: SHA-256 of the tensors, and of the other metadata. Older files have
+#: none.
 CHECKSUM = "checksum"
 
 #: Bytes of a JSON text, or of a header of tensors, at most: as Python objects they take 30 times as
@@ -151,7 +152,8 @@ def save_tensors(
     separate = _separate(tensors)
     content = _from_json(path, _to_json(path, metadata))  # as a reader will have it
     # Half, because the header has this text as a string, with a backslash before each quote.
-    described = {**content, CHECKSUM: _checksum(separate, content)}
+    checksum = {"metadata": json_checksum(content), "tensors": _checksum(separate)}
+    described = {**content, CHECKSUM: checksum}
     text = _to_json(path, described, most=MOST_JSON // 2)
     with _replacing(Path(path)) as temporary:
         try:
@@ -173,11 +175,10 @@ def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: The file is missing, cut off, was not written by trajmatch, or does not fit its
             checksum.
     """
+    metadata, checksum = _metadata(path)
     with open_tensors(path) as handle:
-        metadata = _from_json(path, handle.metadata()[METADATA_KEY])
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    found = metadata.pop(CHECKSUM, None)
-    if found is not None and found != _checksum(tensors, metadata):
+    if checksum is not None and checksum["tensors"] != _checksum(tensors):
         raise UserError(f"{path} is damaged: its content does not fit its checksum")
     return tensors, metadata
 
@@ -194,9 +195,7 @@ def read_metadata(path: PathLike) -> dict[str, Any]:
     Raises:
         UserError: The file is missing, cut off, or was not written by trajmatch.
     """
-    metadata = _from_json(path, _read_header(Path(path)))
-    metadata.pop(CHECKSUM, None)
-    return metadata
+    return _metadata(path)[0]
 
 
 def has_checksum(path: PathLike) -> bool:
@@ -208,7 +207,7 @@ def has_checksum(path: PathLike) -> bool:
     Raises:
         UserError: The file is missing, cut off, or was not written by trajmatch.
     """
-    return CHECKSUM in _from_json(path, _read_header(Path(path)))
+    return _metadata(path)[1] is not None
 
 
 def json_checksum(content: Mapping[str, Any]) -> str:
@@ -280,6 +279,8 @@ def _replacing(path: Path) -> Iterator[Path]:
 
     It is in a folder of its own, where safetensors puts files of other names that a kill leaves.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"cannot write {path}: it is a device or a pipe; choose a file")
     folder = path.with_name(f".trajmatch-{secrets.token_hex(8)}.tmp")
     temporary = folder / "content"
     try:
@@ -318,10 +319,26 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+def _metadata(path: PathLike) -> tuple[dict[str, Any], dict[str, str] | None]:
+    """The metadata, compared with its checksum, and the checksums, if there are any."""
+    metadata = _from_json(path, _read_header(Path(path)))
+    if CHECKSUM not in metadata:
+        return metadata, None
+    checksum = metadata.pop(CHECKSUM)
+    wanted = json_checksum(metadata)
+    if (
+        not isinstance(checksum, dict)
+        or checksum.keys() != {"metadata", "tensors"}
+        or checksum["metadata"] != wanted
+    ):
+        raise UserError(f"{path} is damaged: its description does not fit its checksum")
+    return metadata, checksum
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
     import torch
 
-    digest = hashlib.sha256(json_checksum(metadata).encode())
+    digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(json_checksum({name: [str(tensor.dtype), list(tensor.shape)]}).encode())
@@ -402,12 +419,20 @@ def _to_json(path: PathLike, obj: Any, indent: int | None = None, most: int = MO
 
 def _from_json(path: PathLike, text: str) -> dict[str, Any]:
     try:
-        content = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        content = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded
+        )
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is cut off or does not hold valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} should hold a JSON object, but holds a {type(content).__name__}")
     return content
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > 40:
+        raise ValueError(f"{digits[:40]}... is too large a number")
+    return int(digits)
 
 
 def _finite(digits: str) -> float:

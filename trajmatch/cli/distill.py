@@ -20,9 +20,12 @@ def run(argv: list[str]) -> int:
     defaults = recipe.distill if recipe else {}
     config = parse(DistillConfig, argv, "trajmatch distill", defaults=defaults)
 
+    from trajmatch.cli.health import print_health
     from trajmatch.cli.progress import Progress
     from trajmatch.distill import distill
 
+    if not config.quiet:
+        print_health(config)
     with Progress(config.iterations, "distill", config.quiet) as progress:
         result = distill(config, progress)
     if not config.quiet:

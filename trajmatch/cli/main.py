@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -27,6 +28,7 @@ COMMANDS = {
     "distill": Command("distill", "distil a few images per class from a store of experts", True),
     "eval": Command("evaluate", "train fresh networks on distilled images and test them"),
     "nas": Command("nas", "rank architectures on distilled images and on the real data", True),
+    "store": Command("store", "check, list, cut down or merge stores of experts"),
     "show": Command("show", "draw distilled images as a picture"),
     "run": Command("run", "experts, distillation and evaluation of a recipe, in one folder", True),
     "recipes": Command("recipes", "list the recipes of published results, or explain one"),
@@ -40,6 +42,8 @@ COMMANDS = {
 # where one of the threads is often not running. With 3000 a machine to itself loses 5 per cent.
 # OpenMP reads this when torch loads it.
 SPIN_COUNT = "3000"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 INTERRUPTED = 130  # what shells report for a program ended by ctrl-C
 BROKEN_PIPE = 141  # and for one whose reader went away; other signals: trajmatch.interruption
@@ -75,9 +79,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # the second ctrl-C, or the only one outside of a command
         return _stopped("interrupted; what was written is whole", arguments, INTERRUPTED)
     except BrokenPipeError:
-        # Python flushes the stream once more at exit, which would fail again and say so
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _give_up_output()
+        return _fail(f"cannot write the output: {error.strerror}")
+
+
+def _give_up_output() -> None:
+    # Python flushes the stream once more at exit, which would fail again and say so
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 from trajmatch.distill.config import DistillConfig
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.experts.config import ExpertConfig
+from trajmatch.interruption import seconds
 from trajmatch.pipeline import Folder, Pipeline
 from trajmatch.recipes import Recipe
 
@@ -60,6 +61,15 @@ class RunConfig:
     quiet: bool = False
     """Print nothing but errors."""
 
+    def __post_init__(self) -> None:
+        """Checks what the stages do not.
+
+        Raises:
+            UserError: ``max_time`` is no duration.
+        """
+        if self.max_time is not None:
+            seconds(self.max_time)
+
 
 def run(argv: list[str]) -> int:
     """Runs the command.
@@ -76,12 +86,17 @@ def run(argv: list[str]) -> int:
 
     from trajmatch import interruption
     from trajmatch.cli.demo import print_summary
+    from trajmatch.cli.health import print_health
     from trajmatch.cli.progress import Progress
     from trajmatch.pipeline import run_pipeline
 
     pipeline = pipeline_of(config, stages)
     with interruption.time_limit(config.max_time):
-        summary = run_pipeline(pipeline, lambda total, title: Progress(total, title, config.quiet))
+        summary = run_pipeline(
+            pipeline,
+            lambda total, title: Progress(total, title, config.quiet),
+            None if config.quiet else print_health,
+        )
     if not config.quiet:
         print_summary(summary, pipeline.folder)
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trajmatch.errors import UserError
+from trajmatch.experts.manifest import MOST_EPOCHS
 from trajmatch.interruption import seconds
 
 #: Fields that say where things are and how they are shown, and so change no byte of the images.
@@ -172,6 +173,8 @@ class DistillConfig:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("min_start_epoch", "eval_every", "seed", "tape_mb"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("expert_epochs", "max_start_epoch"):
+            self._check(name, getattr(self, name) <= MOST_EPOCHS, f"at most {MOST_EPOCHS}")
         for name in ("lr_img", "lr_lr", "lr_label", "perturb"):
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value >= 0, "a number of at least 0")

@@ -159,9 +159,10 @@ def _parse(
     if (description.get("store"), description.get("expert")) != (store.identity, expert):
         raise _damaged(store, expert, "it belongs to another store or to another expert")
     place, health = description.get("place"), description.get("health")
-    epochs = store.manifest["recipe"]["epochs"]
+    epochs = store.manifest["recipe"].get("epochs")
     if not (
-        isinstance(place, list)
+        isinstance(epochs, int)
+        and isinstance(place, list)
         and [type(number) for number in place] == [int, int]
         and 0 <= place[0] < epochs
         and place[1] >= 0

@@ -95,9 +95,9 @@ def main() -> int:
         os.write(channel, (json.dumps(event) + "\n").encode())
 
     job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_stop_when_orphaned, daemon=True).start()
     try:
         with interruption.signals():
+            threading.Thread(target=_stop_when_orphaned, daemon=True).start()
             _work_on(job, tell)
     except interruption.Interrupted as stop:
         return stop.status

@@ -166,7 +166,9 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(raw.decode())
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise UserError(f"{path} is no recipe: {error}") from error
 
 
