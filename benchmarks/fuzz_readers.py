@@ -36,6 +36,7 @@ from kill_runs import Run, write_data
 
 from trajmatch import artifact, files
 from trajmatch.cli.arguments import parse
+from trajmatch.data import load_dataset
 from trajmatch.distill import checkpoint
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
@@ -177,7 +178,9 @@ def damage(content: bytes, draws: random.Random) -> tuple[bytes, bool]:
             damaged = _bytes_damaged(damaged, draws)
         return damaged, False
     header = _header(content)
-    if header is None:  # a text
+    if header is None and b"\0" in content:  # an archive
+        return _bytes_damaged(content, draws), False
+    if header is None:
         return _text_damaged(content, draws), True
     description, rest = header
     metadata = json.loads(description["__metadata__"][files.METADATA_KEY])
@@ -333,6 +336,7 @@ def readers(folder: Path) -> list[Reader]:
             lambda: _expert_checkpoint(partial),
         ),
         Reader("recipe", recipe, lambda: load_recipe(recipe, "it").as_dict(), checked=False),
+        Reader("images", folder / "images.npz", lambda: _images(run.data), checked=False),
     ]
 
 
@@ -351,8 +355,7 @@ def _partial_store(path: Path, store: Store) -> Store:
 
 
 def _artifact(path: Path) -> Any:
-    loaded = artifact.load(path)
-    return [loaded.fingerprint, files.json_checksum(files.read_metadata(path))]
+    return artifact.load(path).fingerprint
 
 
 def _store(path: Path) -> Any:
@@ -368,6 +371,11 @@ def _store(path: Path) -> Any:
     return content
 
 
+def _images(uri: str) -> Any:
+    dataset = load_dataset(uri)
+    return [dataset.fingerprint, *dataset.class_names]
+
+
 def _checkpoint(path: Path, identity: dict[str, Any]) -> Any:
     state = checkpoint.load(path, identity, "cpu")
     tensors = (state.synthetic.images, state.synthetic.labels, state.buffer, state.order.order)
@@ -377,7 +385,8 @@ def _checkpoint(path: Path, identity: dict[str, Any]) -> Any:
 def _expert_checkpoint(store: Store) -> Any:
     place = Checkpoints(store, 0).place(0)
     tensors, description = files.load_tensors(store.checkpoint_path(0))
-    return [place, {name: _digest(each) for name, each in tensors.items()}, description]
+    health = description["health"]
+    return [place, health, {name: _digest(each) for name, each in tensors.items()}]
 
 
 def _digest(tensor: torch.Tensor) -> str:
