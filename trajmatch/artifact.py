@@ -434,7 +434,7 @@ def _check_network(spec: dict[str, Any], images: Tensor, num_classes: int) -> No
         if not networks.is_external(spec.get("name")):
             with torch.device("meta"):  # no memory is touched, whatever sizes a damaged file claims
                 networks.build(spec)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise UserError(f"the network {spec} cannot be built: {error}") from error
     for name, value in (
         ("in_channels", images.shape[1]),

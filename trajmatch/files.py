@@ -3,16 +3,24 @@
 Every write goes to a temporary name in the same folder, is flushed to the disk and then renamed, so
 that a reader finds the old content or the new one and never a part. Every failure is a
 :class:`~trajmatch.errors.UserError` that names the path. Tensors are kept as safetensors, with one
-JSON text as metadata; nothing here reads a pickle.
+JSON text as metadata, which has a checksum of the whole; nothing here reads a pickle.
+
+What is read may be damaged or made to do harm: sizes are bounded, and a header is compared with the
+file's size before anything of that size is allocated.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import math
 import os
+import re
 import secrets
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,6 +37,31 @@ PathLike = str | os.PathLike[str]
 # which would make the bytes of two equal files differ. It is also how a file of ours is told from
 # others.
 METADATA_KEY = "trajmatch"
+#: Reserved in all metadata: SHA-256 of the tensors, and of the other metadata. Older files have
+#: none.
+CHECKSUM = "checksum"
+
+#: Bytes of a JSON text, or of a header of tensors, at most: as Python objects they take 30 times as
+#: much memory. The names of 20,000 classes are half of that.
+MOST_JSON = 2**21
+
+#: Bytes of a number of each dtype that is read.
+_DTYPES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+
+_LEFTOVER = re.compile(r"\.trajmatch-[0-9a-f]{16}\.tmp")
+#: Seconds after which what is unfinished is so because its writer was killed.
+_LEFTOVER_AGE = 3600
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
@@ -58,7 +91,7 @@ def write_json(path: PathLike, obj: Any) -> None:
         obj: What JSON can hold; NaN and infinity are refused, since JSON has no word for them.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: It cannot be written, or is too large to be read again.
     """
     write_text(path, _to_json(path, obj, indent=2) + "\n")
 
@@ -73,10 +106,15 @@ def read_json(path: PathLike) -> dict[str, Any]:
         Its content.
 
     Raises:
-        UserError: The file is missing, cannot be read, or does not hold a JSON object.
+        UserError: The file is missing, cannot be read, is too large, or does not hold a JSON
+            object.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            raw = file.read(MOST_JSON + 1)
+        if len(raw) > MOST_JSON:
+            raise UserError(f"{path} is no description: it has more than {MOST_JSON} bytes")
+        text = raw.decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a JSON file: {error}") from error
     except OSError as error:
@@ -96,7 +134,7 @@ def save_tensors(
     Args:
         path: The file. Its folder must exist.
         tensors: What to write, of any shape, dtype and device.
-        metadata: What JSON can hold.
+        metadata: What JSON can hold, without an entry :data:`CHECKSUM`.
         allow_nonfinite: Whether floating-point tensors may hold NaN or infinity.
 
     Raises:
@@ -111,16 +149,21 @@ def save_tensors(
                 raise UserError(
                     f"cannot write {path}: tensor {name!r} holds values that are not finite"
                 )
-    text = _to_json(path, metadata)
+    separate = _separate(tensors)
+    content = _from_json(path, _to_json(path, metadata))  # as a reader will have it
+    # Half, because the header has this text as a string, with a backslash before each quote.
+    checksum = {"metadata": json_checksum(content), "tensors": _checksum(separate)}
+    described = {**content, CHECKSUM: checksum}
+    text = _to_json(path, described, most=MOST_JSON // 2)
     with _replacing(Path(path)) as temporary:
         try:
-            save_file(_separate(tensors), temporary, metadata={METADATA_KEY: text})
+            save_file(separate, temporary, metadata={METADATA_KEY: text})
         except SafetensorError as error:
             raise UserError(f"cannot write {path}: {error}") from error
 
 
 def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads all of a file that :func:`save_tensors` wrote.
+    """Reads all of a file that :func:`save_tensors` wrote, and checks it.
 
     Args:
         path: The file.
@@ -129,11 +172,15 @@ def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
         The tensors, on the CPU, and the metadata.
 
     Raises:
-        UserError: The file is missing, cut off, or was not written by trajmatch.
+        UserError: The file is missing, cut off, was not written by trajmatch, or does not fit its
+            checksum.
     """
+    metadata, checksum = _metadata(path)
     with open_tensors(path) as handle:
-        metadata = _from_json(path, handle.metadata()[METADATA_KEY])
-        return {name: handle.get_tensor(name) for name in handle.keys()}, metadata  # noqa: SIM118
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    if checksum is not None and checksum["tensors"] != _checksum(tensors):
+        raise UserError(f"{path} is damaged: its content does not fit its checksum")
+    return tensors, metadata
 
 
 def read_metadata(path: PathLike) -> dict[str, Any]:
@@ -148,8 +195,25 @@ def read_metadata(path: PathLike) -> dict[str, Any]:
     Raises:
         UserError: The file is missing, cut off, or was not written by trajmatch.
     """
-    with open_tensors(path) as handle:
-        return _from_json(path, handle.metadata()[METADATA_KEY])
+    return _metadata(path)[0]
+
+
+def has_checksum(path: PathLike) -> bool:
+    """Whether a file of :func:`save_tensors` has a checksum; those of early releases have none.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: The file is missing, cut off, or was not written by trajmatch.
+    """
+    return _metadata(path)[1] is not None
+
+
+def json_checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of what JSON can hold, whatever the order of its keys, in hexadecimal."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -168,15 +232,12 @@ def open_tensors(path: PathLike) -> Iterator[safe_open]:
     """
     from safetensors import SafetensorError, safe_open
 
-    _check_header(Path(path))
+    _read_header(Path(path))
     try:
-        opened = safe_open(path, framework="pt", device="cpu")
+        with safe_open(path, framework="pt", device="cpu") as handle:
+            yield handle
     except SafetensorError as error:
         raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
-    with opened as handle:
-        if METADATA_KEY not in (handle.metadata() or {}):
-            raise UserError(f"{path} is a safetensors file, but not one that trajmatch wrote")
-        yield handle
 
 
 def check_writable(folder: PathLike) -> None:
@@ -198,11 +259,32 @@ def check_writable(folder: PathLike) -> None:
         ) from error
 
 
+def remove_leftovers(folder: PathLike) -> None:
+    """Removes the unfinished files of writers that were killed an hour ago or earlier.
+
+    Args:
+        folder: Where they were writing.
+    """
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            if _LEFTOVER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                newest = max(each.stat().st_mtime for each in (entry, *os.scandir(entry)))
+                if time.time() - newest > _LEFTOVER_AGE:
+                    shutil.rmtree(entry, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to, and renames it to ``path`` when all went well."""
-    temporary = path.with_name(f".trajmatch-{secrets.token_hex(8)}.tmp")
+    """Gives a temporary path to write to, and renames it to ``path`` when all went well.
+
+    It is in a folder of its own, where safetensors puts files of other names that a kill leaves.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"cannot write {path}: it is a device or a pipe; choose a file")
+    folder = path.with_name(f".trajmatch-{secrets.token_hex(8)}.tmp")
+    temporary = folder / "content"
     try:
+        folder.mkdir()
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
@@ -213,8 +295,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {_cause(error)}") from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
@@ -238,33 +319,127 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _check_header(path: Path) -> None:
-    """Compares the header's claimed length with the file, before that much is allocated."""
+def _metadata(path: PathLike) -> tuple[dict[str, Any], dict[str, str] | None]:
+    """The metadata, compared with its checksum, and the checksums, if there are any."""
+    metadata = _from_json(path, _read_header(Path(path)))
+    if CHECKSUM not in metadata:
+        return metadata, None
+    checksum = metadata.pop(CHECKSUM)
+    wanted = json_checksum(metadata)
+    if (
+        not isinstance(checksum, dict)
+        or checksum.keys() != {"metadata", "tensors"}
+        or checksum["metadata"] != wanted
+    ):
+        raise UserError(f"{path} is damaged: its description does not fit its checksum")
+    return metadata, checksum
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json_checksum({name: [str(tensor.dtype), list(tensor.shape)]}).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read_header(path: Path) -> str:
+    """The metadata of a file of tensors, after checking all that its header claims."""
     try:
         with path.open("rb") as file:
             claimed = int.from_bytes(file.read(8), "little")
             size = os.fstat(file.fileno()).st_size
+            if size < 8 or claimed > size - 8:
+                raise UserError(f"{path} is cut off or not a safetensors file ({size} bytes long)")
+            if claimed > MOST_JSON:
+                raise UserError(
+                    f"{path} is damaged or not a safetensors file: its header has {claimed} bytes"
+                )
+            raw = file.read(claimed)
     except OSError as error:
         _fail_to_read(path, error)
-    if size < 8 or claimed > size - 8:
-        raise UserError(f"{path} is cut off or not a safetensors file ({size} bytes long)")
-
-
-def _to_json(path: PathLike, obj: Any, indent: int | None = None) -> str:
     try:
-        return json.dumps(obj, sort_keys=True, indent=indent, allow_nan=False, ensure_ascii=False)
+        header = _from_json(path, raw.decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
+    metadata = header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if not _is_sound(entry, size - 8 - claimed):
+            raise UserError(
+                f"{path} is damaged or not a safetensors file: its header says {entry!r:.200} of "
+                f"tensor {name!r:.200}"
+            )
+    text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        raise UserError(f"{path} is a safetensors file, but not one that trajmatch wrote")
+    return text
+
+
+def _is_sound(entry: Any, size: int) -> bool:
+    """Whether a header's entry of a tensor fits itself, and into ``size`` bytes of data."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
+    if shape is None or offsets is None:
+        return False
+    if entry["dtype"] not in _DTYPES or len(shape) > 16 or len(offsets) != 2:
+        return False
+    begin, end = offsets
+    # Sizes beside a 0 are bounded too: torch multiplies them.
+    largest = math.prod(max(1, number) for number in shape)
+    return (
+        begin <= end <= size
+        and end - begin == math.prod(shape) * _DTYPES[entry["dtype"]]
+        and largest < 2**60
+    )
+
+
+def _sizes(numbers: Any) -> list[int] | None:
+    """A list of sizes as it is; None for anything else."""
+    if not isinstance(numbers, list):
+        return None
+    return numbers if all(type(each) is int and 0 <= each < 2**63 for each in numbers) else None
+
+
+def _to_json(path: PathLike, obj: Any, indent: int | None = None, most: int = MOST_JSON) -> str:
+    try:
+        text = json.dumps(obj, sort_keys=True, indent=indent, allow_nan=False, ensure_ascii=False)
     except ValueError as error:
         raise UserError(f"cannot write {path}: {error}") from error
+    if len(text.encode()) > most:
+        raise UserError(
+            f"cannot write {path}: its description would have more than {most} bytes, and could "
+            "not be read again"
+        )
+    return text
 
 
 def _from_json(path: PathLike, text: str) -> dict[str, Any]:
     try:
-        content = json.loads(text, parse_constant=_refuse_constant)
-    except ValueError as error:
+        content = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded
+        )
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is cut off or does not hold valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} should hold a JSON object, but holds a {type(content).__name__}")
     return content
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > 40:
+        raise ValueError(f"{digits[:40]}... is too large a number")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits} is too large a number")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trajmatch import interruption
 from trajmatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,13 +88,18 @@ class Pipeline:
     evaluate: EvalConfig
 
 
-def run_pipeline(pipeline: Pipeline, stages: Stages | None = None) -> dict[str, Any]:
+def run_pipeline(
+    pipeline: Pipeline,
+    stages: Stages | None = None,
+    before_distillation: Callable[[DistillConfig], None] | None = None,
+) -> dict[str, Any]:
     """Trains experts, distils, evaluates beside random real images, and draws pictures.
 
     Args:
         pipeline: What to do, and in which folder. With ``resume`` in the first two stages it goes
             on where it was interrupted.
         stages: Shows the progress of each stage; by default nothing does.
+        before_distillation: Called when the experts are there, e.g. to say how healthy they are.
 
     Returns:
         The content of ``summary.json``: ``seconds`` of this call in all and ``stage_seconds`` of
@@ -118,6 +124,8 @@ def run_pipeline(pipeline: Pipeline, stages: Stages | None = None) -> dict[str, 
     experts, evaluate = pipeline.expert, pipeline.evaluate
     with clock.stage("experts", experts.num_experts * experts.epochs) as progress:
         train_experts(experts, progress)
+    if before_distillation is not None:
+        before_distillation(pipeline.distill)
     initial = prepare(pipeline.distill).initial_set()
     with clock.stage("distillation", pipeline.distill.iterations) as progress:
         distilled = distill(pipeline.distill, progress)
@@ -183,6 +191,7 @@ class _Clock:
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[ProgressLike]:
+        interruption.check()
         began = time.perf_counter()
         with self._stages(total, title) as progress:
             yield progress

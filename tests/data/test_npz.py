@@ -1,5 +1,7 @@
 """Data sets from the arrays of an .npz file."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -196,3 +198,14 @@ def test_a_missing_file_is_named(tmp_path):
         load_dataset(f"npz:{tmp_path / 'nowhere.npz'}")
     with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
         load_dataset(f"npz:{tmp_path}")
+
+
+def test_a_header_that_claims_more_than_there_is_allocates_nothing(tmp_path):
+    claim = "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 8, 8), }"
+    header = b"\x93NUMPY\x01\x00" + len(claim).to_bytes(2, "little") + claim.encode()
+    for name, content in (("x_train.npy", header + bytes(64)), ("x_train", b"text")):
+        path = tmp_path / "claims.npz"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, content)
+        with pytest.raises(UserError, match=r"claims\.npz is damaged"):
+            load_dataset(f"npz:{path}")

@@ -241,7 +241,7 @@ def test_lists_of_epochs(keep: str, epochs: list[int]) -> None:
     ("settings", "message"),
     [
         ({"keep": "0-x"}, "'0-x' is neither a number nor a span"),
-        ({"keep": "0-9"}, "--keep 0-9 asks for 0-9, but experts have epochs 0 to 2"),
+        ({"keep": "0-9"}, "--keep 0-9 asks for 0-9, but there are epochs 0 to 2"),
         ({"keep": "2-1"}, "--keep 2-1 asks for 2-1"),
         ({"alpha": 0.3}, "--alpha 0.3 is a part of GSAM, which --rho 0 leaves out"),
         ({"rho": -0.1}, "--rho should be a number of at least 0"),

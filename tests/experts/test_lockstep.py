@@ -167,9 +167,9 @@ def test_on_a_gpu_the_experts_of_a_group_share_a_process(
 ) -> None:
     calls: list[tuple[str, int]] = []
 
-    def worked(store, training, experts, device, on_epoch, at_once):
+    def worked(store, training, experts, device, on_epoch, at_once, checkpoint_seconds):
         calls.append((device, at_once))
-        work(store, training, experts, "cpu", on_epoch, at_once)
+        work(store, training, experts, "cpu", on_epoch, at_once, checkpoint_seconds)
 
     monkeypatch.setattr(train, "check_device", lambda device: None)
     monkeypatch.setattr(train, "work", worked)

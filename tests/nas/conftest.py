@@ -60,6 +60,7 @@ def configure(tmp_path: Path, data: str) -> Callable[..., NasConfig]:
             ),
         )
         settings: dict[str, Any] = {
+            "out": tmp_path / "search",
             "data": data,
             "depths": (1, 2),
             "widths": (32,),
@@ -70,6 +71,6 @@ def configure(tmp_path: Path, data: str) -> Callable[..., NasConfig]:
             "real_epochs": 2,
             "top": (2, 3, 9),
         }
-        return NasConfig(file=file, out=tmp_path / "search", **{**settings, **changes})
+        return NasConfig(file=file, **{**settings, **changes})
 
     return make

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from trajmatch import artifact
+from trajmatch import artifact, interruption
 from trajmatch.cli.main import main
 from trajmatch.data import load_dataset
 from trajmatch.errors import UserError
@@ -252,3 +252,23 @@ def test_command(configure: Configure, data: str, capsys: pytest.CaptureFixture[
     assert json.loads(out) == json.loads((config.out / "result.json").read_text())
     assert main(arguments) == 2
     assert "add --resume" in capsys.readouterr().err
+
+
+def test_the_time_is_up_and_the_search_goes_on(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    looked = 0
+
+    def remaining() -> float:
+        nonlocal looked
+        looked += 1
+        return 0.0 if looked == 6 else 100.0
+
+    wanted = search(configure())
+    config = configure(out=tmp_path / "stopped", resume=True)
+    monkeypatch.setattr(interruption, "remaining", remaining)
+    with pytest.raises(interruption.Interrupted) as stop:
+        search(config)
+    assert stop.value.status == 75
+    result = search(config)
+    assert (result["proxy"], result["real"]) == (wanted["proxy"], wanted["real"])

@@ -103,8 +103,12 @@ def test_errors_say_what_came() -> None:
         ConvNet(3, 10, 32, width=6, norm="group")
     with pytest.raises(ValueError, match="expected depth to be at least 1, but got 0"):
         ConvNet(3, 10, 32, depth=0)
+    with pytest.raises(ValueError, match="expected depth to be at most 100, but got 1000000000"):
+        ConvNet(3, 10, 32, depth=10**9, pooling="none")
     with pytest.raises(ValueError, match="expected the network's name to be one of ConvNet"):
         networks.build({"name": "Perceptron"})
+    with pytest.raises(ValueError, match="expected the network's name to be one of ConvNet"):
+        networks.build({"name": {}})
     with pytest.raises(ValueError, match="expected the arguments of ConvNet"):
         networks.build({"name": "ConvNet", "wdith": 3})
     with pytest.raises(ValueError, match=r"expected theta to have shape \[20\] .*, but got \[3\]"):

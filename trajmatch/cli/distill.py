@@ -27,6 +27,7 @@ def run(argv: list[str]) -> int:
     defaults = recipe.distill if recipe else {}
     config = parse(DistillConfig, argv, "trajmatch distill", defaults=defaults)
 
+    from trajmatch.cli.health import print_health
     from trajmatch.cli.progress import Progress, duration
     from trajmatch.distill import distill
     from trajmatch.parallel import joined, local_device
@@ -43,6 +44,8 @@ def run(argv: list[str]) -> int:
     config = replace(config, device=local_device(config.device))
     with joined(config.device, config.timeout) as ranks:
         quiet = config.quiet or not ranks.is_writer
+        if not quiet:
+            print_health(config)
         with Progress(config.iterations, "distill", quiet) as progress:
             result = distill(config, progress, ranks, None if config.quiet else tell)
     if not quiet:

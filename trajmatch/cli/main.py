@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -10,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from trajmatch import interruption
 from trajmatch.errors import UserError, closest
 
 
@@ -31,6 +33,7 @@ COMMANDS = {
     ),
     "eval": Command("evaluate", "train fresh networks on distilled images and test them"),
     "nas": Command("nas", "rank architectures on distilled images and on the real data", True),
+    "store": Command("store", "check, list, cut down or merge stores of experts"),
     "show": Command("show", "draw distilled images as a picture"),
     "convert": Command("convert", "convert files of the papers' scripts to ours, and back"),
     "export": Command("export", "write distilled images in a form that other programs read"),
@@ -47,8 +50,10 @@ COMMANDS = {
 # OpenMP reads this when torch loads it.
 SPIN_COUNT = "3000"
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 INTERRUPTED = 130  # what shells report for a program ended by ctrl-C
-BROKEN_PIPE = 141  # and for one whose reader went away
+BROKEN_PIPE = 141  # and for one whose reader went away; other signals: trajmatch.interruption
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,13 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; those of the process if None.
 
     Returns:
-        The exit status: 0, or 2 for a mistake of the user.
+        The exit status: 0, 1 where a check found something, 2 for a mistake of the user, 128 and
+        the number of the signal that stopped the command, or 75 where its ``--max-time`` was up.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
-        with _plain_warnings():
+        with _plain_warnings(), interruption.signals():
             status = _dispatch(arguments)
         sys.stdout.flush()
         return status
@@ -74,15 +80,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name != "trajmatch._C":
             raise
         return _fail(str(error))
-    except KeyboardInterrupt:
-        command = COMMANDS.get(arguments[0]) if arguments else None
-        advice = "; go on with --resume" if command and command.resumes else ""
-        print(f"\ntrajmatch: interrupted; what was written is whole{advice}", file=sys.stderr)
-        return INTERRUPTED
+    except interruption.Interrupted as stop:
+        kept = stop.kept or "what was written is whole"
+        return _stopped(f"stopped by {stop.cause}; {kept}", arguments, stop.status)
+    except KeyboardInterrupt:  # the second ctrl-C, or the only one outside of a command
+        return _stopped("interrupted; what was written is whole", arguments, INTERRUPTED)
     except BrokenPipeError:
-        # Python flushes the stream once more at exit, which would fail again and say so
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _give_up_output()
+        return _fail(f"cannot write the output: {error.strerror}")
+
+
+def _give_up_output() -> None:
+    # Python flushes the stream once more at exit, which would fail again and say so
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -154,6 +169,13 @@ def usage() -> str:
             "trajmatch COMMAND --help shows the arguments of a command, --version the release.",
         ]
     )
+
+
+def _stopped(message: str, arguments: Sequence[str], status: int) -> int:
+    command = COMMANDS.get(arguments[0]) if arguments else None
+    advice = "; go on with --resume" if command and command.resumes else ""
+    print(f"\ntrajmatch: {message}{advice}", file=sys.stderr)
+    return status
 
 
 def _fail(message: str) -> int:

@@ -11,13 +11,24 @@ from typing import Any
 from trajmatch.distill.config import DistillConfig
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.experts.config import ExpertConfig
+from trajmatch.interruption import seconds
 from trajmatch.pipeline import Folder, Pipeline
 from trajmatch.recipes import Recipe
 
 #: Fields of the stages that the run decides for all of them.
 _SHARED = {
-    "expert": ("recipe", "out", "data", "seed", "resume", "device", "quiet"),
-    "distill": ("recipe", "experts", "out", "data", "seed", "resume", "device", "quiet"),
+    "expert": ("recipe", "out", "data", "seed", "resume", "max_time", "device", "quiet"),
+    "distill": (
+        "recipe",
+        "experts",
+        "out",
+        "data",
+        "seed",
+        "resume",
+        "max_time",
+        "device",
+        "quiet",
+    ),
     "evaluate": ("file", "data", "seed", "device", "quiet", "json"),
 }
 _STAGES: dict[str, type[Any]] = {
@@ -45,8 +56,19 @@ class RunConfig:
     """Where to compute: cpu, cuda or cuda:N."""
     resume: bool = False
     """Go on with an interrupted run."""
+    max_time: str | None = None
+    """Stop with a checkpoint after so long, e.g. 90m or 1h30m (exit status 75), for --resume."""
     quiet: bool = False
     """Print nothing but errors."""
+
+    def __post_init__(self) -> None:
+        """Checks what the stages do not.
+
+        Raises:
+            UserError: ``max_time`` is no duration.
+        """
+        if self.max_time is not None:
+            seconds(self.max_time)
 
 
 def run(argv: list[str]) -> int:
@@ -62,12 +84,19 @@ def run(argv: list[str]) -> int:
 
     config, stages = _parse(argv, recipe_of(argv) or Recipe(name=""))
 
+    from trajmatch import interruption
     from trajmatch.cli.demo import print_summary
+    from trajmatch.cli.health import print_health
     from trajmatch.cli.progress import Progress
     from trajmatch.pipeline import run_pipeline
 
     pipeline = pipeline_of(config, stages)
-    summary = run_pipeline(pipeline, lambda total, title: Progress(total, title, config.quiet))
+    with interruption.time_limit(config.max_time):
+        summary = run_pipeline(
+            pipeline,
+            lambda total, title: Progress(total, title, config.quiet),
+            None if config.quiet else print_health,
+        )
     if not config.quiet:
         print_summary(summary, pipeline.folder)
     return 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -80,13 +81,47 @@ def _read(path: Path) -> dict[str, _Array]:
         try:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.lib.npyio.NpzFile):
-                return {key: archive[key] for key in archive.files if key in wanted}
-        except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+                return {key: _array(archive, key) for key in archive.files if key in wanted}
+        except (
+            ValueError,
+            EOFError,
+            KeyError,  # what is called like an array, but is none
+            MemoryError,
+            OverflowError,
+            RuntimeError,  # also what zipfile does not implement
+            SyntaxError,  # of the header, which is a Python literal
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise UserError(
                 f"{path} is damaged, not an .npz file, or holds Python objects instead of numbers "
                 f"({error}); save plain arrays with numpy.savez"
             ) from error
     raise UserError(f"{path} holds a single array; save several with numpy.savez")
+
+
+def _array(archive: np.lib.npyio.NpzFile, key: str) -> _Array:
+    """An array of the archive, whose header claims no more than there is.
+
+    Raises:
+        ValueError: It claims another size, or there is no array.
+    """
+    assert archive.zip is not None  # it is open
+    member = f"{key}.npy"
+    with archive.zip.open(member) as file:
+        major, _ = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if major == 1 else _read_later_header
+        shape, _, dtype = read(file)
+        claimed = math.prod(shape) * dtype.itemsize
+        size = archive.zip.getinfo(member).file_size - file.tell()
+    if claimed != size and not dtype.hasobject:  # numpy refuses those in words of its own
+        raise ValueError(f"the header of {key} claims {claimed} bytes, but there are {size}")
+    array: _Array = archive[key]
+    return array
+
+
+def _read_later_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    return np.lib.format.read_array_header_2_0(file)
 
 
 def _images(what: str, array: _Array) -> Tensor:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trajmatch.errors import UserError
+from trajmatch.experts.manifest import MOST_EPOCHS
+from trajmatch.interruption import seconds
 
 #: Fields that say where things are and how they are shown, and so change no byte of the images.
 _NOT_IN_RECIPE = (
@@ -16,6 +18,7 @@ _NOT_IN_RECIPE = (
     "data",
     "init_from",
     "checkpoint_every",
+    "max_time",
     "log",
     "seed",
     "resume",
@@ -136,6 +139,8 @@ class DistillConfig:
     """How they are trained and tested, as `trajmatch eval --protocol` says it."""
     checkpoint_every: int = 100
     """Iterations from one checkpoint to the next."""
+    max_time: str | None = None
+    """Stop with a checkpoint after so long, e.g. 90m or 1h30m (exit status 75), for --resume."""
     log: Path | None = None
     """Metrics of every iteration as JSON lines. Default: beside the artifact, ending in .jsonl."""
     seed: int = 0
@@ -182,6 +187,8 @@ class DistillConfig:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("min_start_epoch", "eval_every", "seed", "tape_mb"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("expert_epochs", "max_start_epoch"):
+            self._check(name, getattr(self, name) <= MOST_EPOCHS, f"at most {MOST_EPOCHS}")
         for name in ("lr_img", "lr_lr", "lr_label", "perturb"):
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value >= 0, "a number of at least 0")
@@ -231,6 +238,8 @@ class DistillConfig:
         self._check("terms", len(self.terms) > 0, "one term or more, e.g. final")
         if self.skip_above is not None:
             self._check("skip_above", self.skip_above > 0, "a number above 0")
+        if self.max_time is not None:
+            seconds(self.max_time)
         if self.init_clusters is not None:
             self._check("init_clusters", self.init_clusters >= 1, "at least 1")
             if self.init != "representative" or self.init_from is not None:

@@ -19,8 +19,8 @@ MAX_REFUSALS = 10
 #: segments that no step size fits.
 MAX_SKIPS = 100
 
-#: A student that stays where it is has the matching loss 1: this one went off a hundred times as far
-#: as the expert did, and its gradient points nowhere. Below, the step size may still be learned.
+#: A student that stays where it is has the matching loss 1: this one went off a hundred times as
+#: far as the expert did, and its gradient points nowhere. Below, a step size may still be learned.
 MOST_LOSS = 1e4
 
 #: So many times their own size, or that of images of variance 1, images change in no update that

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trajmatch import artifact, files, ops
+from trajmatch import artifact, files, interruption, ops
 from trajmatch.artifact import Artifact
 from trajmatch.distill import checkpoint
 from trajmatch.distill.average import moving_average
@@ -75,6 +75,9 @@ def distill(
         UserError: Something that was given cannot be used, a result or checkpoint is there already
             and ``config.resume`` is not set, or ten updates in a row were not finite. What was
             written before stays whole.
+        Interrupted: ``config.max_time`` is up, or the program handles signals
+            (:func:`trajmatch.interruption.signals`) and got one. The checkpoint is of the last
+            whole iteration.
     """
     progress = progress or NoProgress()
     ranks.from_writer(lambda: _check_output(config))
@@ -89,8 +92,11 @@ def distill(
     if ranks.size == 1 or config.parallel == "matches":  # shared batches keep no tape
         _check_tape(problem, len(state.synthetic.images))
     compute = _computing(problem, state, ranks, tell)
-    with _log(config, state, ranks) as log:
+    with _log(config, state, ranks) as log, _interruptible(problem, state, ranks):
+        if is_due(config, state):  # the run was cut short at its checkpoint
+            log.write(**evaluate_iterate(problem, state, ranks))
         while state.iteration < config.iterations:
+            _check_interruption(problem, ranks)
             began = time.perf_counter()
             numbers, fault = outer_iteration(problem, state, compute, ranks)
             log.write(**numbers, seconds=time.perf_counter() - began)
@@ -105,8 +111,6 @@ def distill(
                 if ranks.is_writer:
                     checkpoint.save(config.checkpoint_path, state, problem.identity)
             progress.update(state.iteration, loss=numbers["loss"], **_shown(state))
-        if is_due(config, state):  # the run was cut short at its checkpoint
-            log.write(**evaluate_iterate(problem, state, ranks))
     result = problem.artifact(state)
     check_in_step(state, ranks)
     if ranks.is_writer:
@@ -137,6 +141,32 @@ def _computing(problem: Problem, state: State, ranks: Ranks, tell: Tell | None) 
 def _log(config: DistillConfig, state: State, ranks: Ranks) -> MetricsLog | nullcontext[NoLog]:
     """The log of the run, where this process is the one that writes it."""
     return MetricsLog(config.log_path, state.iteration) if ranks.is_writer else nullcontext(NoLog())
+
+
+def _check_interruption(problem: Problem, ranks: Ranks) -> None:
+    """Stops here if the run was asked to: all of its processes after the same iteration."""
+    if ranks.size == 1:
+        interruption.check()
+        return
+    stop = interruption.wish()
+    asked = torch.tensor([float(stop is not None)], device=problem.device)
+    ranks.sum_(asked)
+    if asked.item():
+        raise stop or interruption.Interrupted("a signal to another process", interruption.ENDED)
+
+
+@contextmanager
+def _interruptible(problem: Problem, state: State, ranks: Ranks) -> Iterator[None]:
+    """Lets a run be stopped between two iterations, and writes a checkpoint then."""
+    config = problem.config
+    with interruption.time_limit(config.max_time), interruption.held():
+        try:
+            yield
+        except interruption.Interrupted as stop:
+            if ranks.is_writer:
+                checkpoint.save(config.checkpoint_path, state, problem.identity)
+            stop.kept = f"{config.checkpoint_path} has iteration {state.iteration}"
+            raise
 
 
 def _check_tape(problem: Problem, num_images: int) -> None:
@@ -313,6 +343,7 @@ def _check_output(config: DistillConfig) -> None:
             )
     for folder in {path.parent for path in written}:
         files.check_writable(folder)
+        files.remove_leftovers(folder)
 
 
 def _begin(problem: Problem) -> State:

@@ -50,7 +50,11 @@ class MetricsLog:
     ) -> None:
         """Closes the file."""
         if self._file is not None:
-            self._file.close()
+            try:
+                self._file.close()  # which writes what is left
+            except OSError as error:
+                if value is None:
+                    raise UserError(f"cannot write {self._path}: {error.strerror}") from error
 
     def write(self, **numbers: Any) -> None:
         """Appends a line. What is not finite becomes null, for which JSON has a word."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trajmatch.errors import UserError
+from trajmatch.experts.config import spans
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class StartEpochWindow:
             raise UserError(
                 f"--max-start-epoch {self.maximum} with --expert-epochs {expert_epochs} needs the "
                 f"experts' parameters up to epoch {last_start} + {expert_epochs} = "
-                f"{last_start + expert_epochs}, but the store has epochs {_spans(snapshots_kept)} "
-                f"(missing: {_spans(missing)}); lower one of the two, or train experts for longer"
+                f"{last_start + expert_epochs}, but the store has epochs {spans(snapshots_kept)} "
+                f"(missing: {spans(missing)}); lower one of the two, or train experts for longer"
             )
 
 
@@ -90,14 +91,3 @@ class ExpertOrder:
         expert = int(self.order[self.used])
         self.used += 1
         return expert
-
-
-def _spans(epochs: Collection[int]) -> str:
-    """``0-3, 5, 8-10`` for a collection of epochs."""
-    spans: list[list[int]] = []
-    for epoch in sorted(epochs):
-        if spans and epoch == spans[-1][-1] + 1:
-            spans[-1] = [spans[-1][0], epoch]
-        else:
-            spans.append([epoch])
-    return ", ".join("-".join(map(str, span)) for span in spans)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from trajmatch import interruption
 from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import State
@@ -24,7 +25,7 @@ def is_due(config: DistillConfig, state: State) -> bool:
     Returns:
         True every ``eval_every`` iterations and after the last, unless that has been done.
     """
-    if config.eval_every == 0:
+    if config.eval_every == 0 or state.iteration == 0:
         return False
     if state.scores and state.scores[-1]["iteration"] == state.iteration:
         return False
@@ -58,20 +59,21 @@ def _score(problem: Problem, state: State) -> dict[str, Any]:
     """What an evaluation finds, with its ``protocol``."""
     config = problem.config
     split, images, labels = _test_split(problem)
-    score = evaluate_set(
-        state.result.images,
-        state.result.labels,
-        problem.store.manifest["network"],
-        state.step_size.value,
-        problem.training.normalise(images),
-        labels,
-        seeds=config.eval_seeds,
-        seed=derive_seed(config.seed, "distill", "evaluation"),
-        epochs=config.eval_epochs,
-        dsa=problem.dsa.spec,
-        device=problem.device,
-        protocol=config.eval_protocol,
-    )
+    with interruption.released():  # it takes minutes and changes nothing
+        score = evaluate_set(
+            state.result.images,
+            state.result.labels,
+            problem.store.manifest["network"],
+            state.step_size.value,
+            problem.training.normalise(images),
+            labels,
+            seeds=config.eval_seeds,
+            seed=derive_seed(config.seed, "distill", "evaluation"),
+            epochs=config.eval_epochs,
+            dsa=problem.dsa.spec,
+            device=problem.device,
+            protocol=config.eval_protocol,
+        )
     numbers = {
         "iteration": state.iteration,
         "split": split,

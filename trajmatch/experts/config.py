@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from trajmatch.errors import UserError
+from trajmatch.experts.manifest import MOST_EPOCHS, MOST_EXPERTS
+from trajmatch.interruption import seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,11 @@ class ExpertConfig:
     """Seed of everything random; expert i depends on it and on i only."""
     resume: bool = False
     """Train only the experts that an existing store lacks."""
+    checkpoint_seconds: float = 60.0
+    """Seconds of training from one checkpoint of an unfinished expert to the next; they take a
+    twentieth of the time at most."""
+    max_time: str | None = None
+    """Stop with a checkpoint after so long, e.g. 90m or 1h30m (exit status 75), for --resume."""
     workers: int = 0
     """Experts trained at a time: processes on the CPU, in lockstep in one process on a GPU. 0
     chooses, and an expert is the same for every choice."""
@@ -93,8 +102,9 @@ class ExpertConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges; see the class."""
-        _check(self.num_experts >= 1, "num_experts", "at least 1", self.num_experts)
-        _check(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        wanted = f"1 to {MOST_EXPERTS}"
+        _check(1 <= self.num_experts <= MOST_EXPERTS, "num_experts", wanted, self.num_experts)
+        _check(1 <= self.epochs <= MOST_EPOCHS, "epochs", f"1 to {MOST_EPOCHS}", self.epochs)
         _check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
         _check(math.isfinite(self.lr) and self.lr > 0, "lr", "positive", self.lr)
         _check(0 <= self.momentum < 1, "momentum", "at least 0 and below 1", self.momentum)
@@ -127,6 +137,14 @@ class ExpertConfig:
         _check(self.width >= 1, "width", "at least 1", self.width)
         _check(self.depth >= 1, "depth", "at least 1", self.depth)
         _check(0 <= self.holdout < 1, "holdout", "at least 0 and below 1", self.holdout)
+        _check(
+            self.checkpoint_seconds >= 0,
+            "checkpoint_seconds",
+            "at least 0",
+            self.checkpoint_seconds,
+        )
+        if self.max_time is not None:
+            seconds(self.max_time)
         _check(self.workers >= 0, "workers", "at least 0", self.workers)
 
 
@@ -145,22 +163,46 @@ def kept_epochs(keep: str, epochs: int) -> list[int]:
     """
     if keep == "all":
         return list(range(epochs + 1))
-    kept = {epochs}
-    for part in keep.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+    return sorted({epochs, *numbers_of(keep, epochs, "keep", "epochs")})
+
+
+def numbers_of(text: str, most: int, flag: str, what: str) -> set[int]:
+    """The numbers that a text such as ``"0-22,30"`` lists.
+
+    Args:
+        text: Numbers and spans.
+        most: The largest number that there is.
+        flag: Name of the flag, for messages.
+        what: What has these numbers: ``"epochs"`` or ``"experts"``.
+
+    Raises:
+        UserError: The text is no such list, or a number is beyond the largest.
+    """
+    found: set[int] = set()
+    for part in map(str.strip, text.split(",")):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part, re.ASCII)
+        if match is None:
             raise UserError(
-                f"--keep {keep} should be all, or epochs such as 0-22,30, but {part.strip()!r} is "
+                f"--{flag} {text} should be all, or {what} such as 0-22,30, but {part!r} is "
                 "neither a number nor a span"
             )
-        span = range(int(first), int(last if dash else first) + 1)
-        if len(span) == 0 or span[-1] > epochs:
-            raise UserError(
-                f"--keep {keep} asks for {part.strip()}, but experts have epochs 0 to {epochs} "
-                "(--epochs)"
-            )
-        kept.update(span)
-    return sorted(kept)
+        first = int(match[1])
+        last = int(match[2] or first)
+        if not first <= last <= most:
+            raise UserError(f"--{flag} {text} asks for {part}, but there are {what} 0 to {most}")
+        found.update(range(first, last + 1))
+    return found
+
+
+def spans(numbers: Collection[int]) -> str:
+    """``0-3, 5, 8-10`` for some numbers; :func:`numbers_of` reads it."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][-1] + 1:
+            found[-1] = [found[-1][0], number]
+        else:
+            found.append([number])
+    return ", ".join("-".join(map(str, span)) for span in found)
 
 
 def _check(holds: bool, field: str, wanted: str, value: object) -> None:

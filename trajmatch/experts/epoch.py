@@ -69,6 +69,11 @@ class EpochDraws:
         self._orders = [generator(seed, "expert", expert, "order") for expert in experts]
         self._augmentations = [generator(seed, "expert", expert, "dsa") for expert in experts]
 
+    def skip(self, epochs: int) -> None:
+        """Goes past epochs that are done: their draws are made and forgotten."""
+        for _ in range(epochs):
+            self.draw()
+
     def draw(self) -> Epoch:
         """The next epoch, on the CPU."""
         count = self._shape[0]

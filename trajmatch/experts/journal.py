@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trajmatch.experts.step import ExpertState
 
@@ -20,13 +21,14 @@ class Journal:
 
     def __init__(self, state: ExpertState, kept: Sequence[int]) -> None:
         """Makes room, and keeps the initialisation if it is asked for."""
-        self._rows = {epoch: row for row, epoch in enumerate(kept)}
+        self._kept = list(kept)
         self.snapshots = torch.empty(len(kept), len(state.theta))
         self.buffers = torch.empty(len(kept), len(state.statistics))
         self._losses: list[float] = []
         self._accuracies: list[float] = []
         self._displacements: list[float] = []
         self._last = state.theta.clone()
+        self._filled = 0
         self._keep(0, state)
 
     def enter(self, epoch: int, state: ExpertState, loss: float, accuracy: float) -> None:
@@ -51,15 +53,53 @@ class Journal:
         Args:
             test_accuracy: That of the last epoch on all test images, in percent.
         """
+        return {**self.health(), "test_accuracy": test_accuracy}
+
+    def health(self) -> dict[str, list[float]]:
+        """Loss, accuracy and displacement of the epochs up to now."""
         return {
             "train_loss": self._losses,
             "accuracy": self._accuracies,
             "displacement": self._displacements,
-            "test_accuracy": test_accuracy,
         }
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint needs beside the :meth:`health`, by name."""
+        return {
+            "snapshots": self.snapshots[: self._filled],
+            "buffers": self.buffers[: self._filled],
+            "last": self._last,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], health: Mapping[str, list[float]]) -> None:
+        """Takes up a journal where it was left.
+
+        Args:
+            tensors: What :meth:`tensors` gave, perhaps with others.
+            health: What :meth:`health` gave.
+
+        Raises:
+            KeyError: A part is missing.
+            ValueError: The shapes are not those of this expert.
+        """
+        epochs = len(health["train_loss"])
+        filled = sum(epoch <= epochs for epoch in self._kept)
+        for memory, name in (
+            (self.snapshots[:filled], "snapshots"),
+            (self.buffers[:filled], "buffers"),
+            (self._last, "last"),
+        ):
+            value = tensors[name]
+            if value.shape != memory.shape or value.dtype != memory.dtype:
+                raise ValueError(f"{name} is {value.dtype} {list(value.shape)}")
+            memory.copy_(value)
+        self._filled = filled
+        self._losses = list(health["train_loss"])
+        self._accuracies = list(health["accuracy"])
+        self._displacements = list(health["displacement"])
+
     def _keep(self, epoch: int, state: ExpertState) -> None:
-        row = self._rows.get(epoch)
-        if row is not None:
-            self.snapshots[row] = state.theta
-            self.buffers[row] = state.statistics
+        if self._filled < len(self._kept) and self._kept[self._filled] == epoch:
+            self.snapshots[self._filled] = state.theta
+            self.buffers[self._filled] = state.statistics
+            self._filled += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import subprocess
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
+from trajmatch import interruption
 from trajmatch.errors import UserError
 from trajmatch.experts.store import Store
 from trajmatch.experts.worker import THREADS
@@ -26,6 +28,7 @@ def work_together(
     workers: int,
     device: str,
     on_epoch: Callable[[int, float], None],
+    checkpoint_seconds: float = math.inf,
 ) -> None:
     """Trains experts in processes of their own; each process writes what it has finished.
 
@@ -38,20 +41,29 @@ def work_together(
         workers: Processes.
         device: Where to train.
         on_epoch: Called with the expert's number and its mean training loss after every epoch.
+        checkpoint_seconds: Seconds from one checkpoint of an unfinished expert to the next.
 
     Raises:
         UserError: An expert diverged, a file cannot be read or written, or a worker was killed,
             as happens when memory is short. The other workers are stopped.
+        Interrupted: The run was stopped from outside. The workers have written checkpoints.
         RuntimeError: A worker failed; its own message is on the standard error stream.
     """
     events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+    processes: list[subprocess.Popen[str]] = []
     with contextlib.ExitStack() as stack:
         for share in range(workers):
-            job = {"store": str(store.path), "experts": experts[share::workers], "device": device}
-            stack.enter_context(_worker(job, events))
+            job = {
+                "store": str(store.path),
+                "experts": experts[share::workers],
+                "device": device,
+                "checkpoint_seconds": checkpoint_seconds,
+            }
+            processes.append(stack.enter_context(_worker(job, events)))
+        stack.callback(_terminate, processes)  # all of them, before the first is waited for
         running = workers
         while running:
-            event = events.get()
+            event = _next_event(events)
             if isinstance(event, int):
                 _check_status(event)
                 running -= 1
@@ -71,8 +83,23 @@ def _check_status(status: int) -> None:
         raise RuntimeError(f"a process that trains experts failed with exit status {status}")
 
 
+def _next_event(events: queue.SimpleQueue[_Event]) -> _Event:
+    """Waits for an event, or for the time to be up."""
+    while True:
+        interruption.check()
+        with contextlib.suppress(queue.Empty):
+            return events.get(timeout=interruption.remaining())
+
+
+def _terminate(processes: Sequence[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        process.terminate()
+
+
 @contextlib.contextmanager
-def _worker(job: dict[str, Any], events: queue.SimpleQueue[_Event]) -> Iterator[None]:
+def _worker(
+    job: dict[str, Any], events: queue.SimpleQueue[_Event]
+) -> Iterator[subprocess.Popen[str]]:
     """A running worker; leaving the context ends it, finished or not."""
     process = subprocess.Popen(
         [sys.executable, "-m", "trajmatch.experts.worker"],
@@ -89,11 +116,13 @@ def _worker(job: dict[str, Any], events: queue.SimpleQueue[_Event]) -> Iterator[
     try:
         with contextlib.suppress(BrokenPipeError):  # it ended at once: its exit status says so
             process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.close()
-        yield
+            process.stdin.flush()  # and stays open, which tells the worker that it is wanted
+        yield process
     finally:
         process.terminate()
         process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
         listener.join()
         process.stdout.close()
 

@@ -11,8 +11,8 @@ experts or none; a reader maps a file and touches only the rows it asks for.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from trajmatch import files
 from trajmatch.data.zca import KIND, ZCA, from_parts
 from trajmatch.errors import UserError
+from trajmatch.experts import manifest as manifest_file
 
 if TYPE_CHECKING:
     import torch
@@ -28,23 +29,9 @@ if TYPE_CHECKING:
 
     from trajmatch.data import Dataset
 
-FORMAT = "trajmatch-experts"
-VERSION = 1
-MANIFEST = "store.json"
 PREPROCESSING = "preprocessing.safetensors"
 
-_FIELDS = {
-    "data",
-    "dataset",
-    "holdout",
-    "preprocessing",
-    "network",
-    "recipe",
-    "seed",
-    "num_experts",
-    "dtype",
-    "snapshots",
-}
+_KIND = {"format": manifest_file.FORMAT, "version": manifest_file.VERSION}
 # What may change while a store stays the same one: where its data lies, and how far it has grown.
 _NOT_IDENTITY = ("data", "num_experts")
 
@@ -68,12 +55,17 @@ class Store:
               ``eps``;
             - ``network``: the network's ``spec()``;
             - ``recipe``: optimiser and hyper-parameters, ``dsa`` among them;
-            - ``seed``, ``num_experts``, ``dtype``, ``snapshots`` (the epochs kept).
+            - ``seed``, ``num_experts``, ``dtype``, ``snapshots`` (the epochs kept);
+            - ``sources``, only where experts were taken from several stores or left out: the
+              ``seed`` and number (``expert``) with which each was trained. Where seeds differ,
+              ``seed`` is None.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
+        self._row_checksums: dict[int, dict[str, list[int]]] = {}
+        self._sound: set[tuple[str, int, int]] = set()  # tensor, expert, row
 
     @classmethod
     def create(cls, path: Path, manifest: dict[str, Any], zca: ZCA | None = None) -> Store:
@@ -92,7 +84,7 @@ class Store:
         if (manifest["preprocessing"].get("kind") == KIND) != (zca is not None):
             raise ValueError("expected zca to be given exactly where the manifest has it")
         cls.check_new(path)
-        store = cls(path, {"format": FORMAT, "version": VERSION, **manifest})
+        store = cls(path, {**_KIND, **manifest})
         if zca is not None:
             files.save_tensors(path / PREPROCESSING, zca.tensors(), {"store": store.identity})
         store._write_manifest()  # last: a folder with a manifest is a store
@@ -141,19 +133,10 @@ class Store:
         """
         if not exists(path):
             raise UserError(
-                f"{path} is not a store of experts (it has no {MANIFEST}); "
+                f"{path} is not a store of experts (it has no {manifest_file.NAME}); "
                 "`trajmatch expert --out FOLDER` makes one"
             )
-        manifest = files.read_json(path / MANIFEST)
-        if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-            raise UserError(
-                f"{path / MANIFEST} has format {manifest.get('format')!r} version "
-                f"{manifest.get('version')!r}, but this release reads {FORMAT!r} version {VERSION}"
-            )
-        lacking = sorted(_FIELDS - manifest.keys())
-        if lacking:
-            raise UserError(f"{path / MANIFEST} is damaged: it lacks {', '.join(lacking)}")
-        store = cls(path, manifest)
+        store = cls(path, manifest_file.read(path))
         missing = store.missing()
         if complete and missing:
             raise UserError(
@@ -162,7 +145,7 @@ class Store:
             )
         for expert in range(store.num_experts):
             if expert not in missing:
-                store._check_expert(expert)
+                store._description(expert)
         return store
 
     @property
@@ -178,20 +161,33 @@ class Store:
     @property
     def identity(self) -> str:
         """Hash of what made every expert: all but their number and the place of the data."""
-        return _hash({k: v for k, v in self.manifest.items() if k not in _NOT_IDENTITY})
+        made = {k: v for k, v in self.manifest.items() if k not in _NOT_IDENTITY}
+        return files.json_checksum(made)
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that defines the store: :attr:`identity` and the number of experts."""
-        return _hash({k: v for k, v in self.manifest.items() if k != "data"})
+        return files.json_checksum({k: v for k, v in self.manifest.items() if k != "data"})
 
     def expert_path(self, expert: int) -> Path:
         """File of one expert."""
         return self.path / f"expert_{expert:04d}.safetensors"
 
+    def checkpoint_path(self, expert: int) -> Path:
+        """Where an expert is kept that is still in training (hidden, and gone afterwards)."""
+        return self.path / f".expert_{expert:04d}.checkpoint.safetensors"
+
     def missing(self) -> list[int]:
         """Experts that have no file yet, ascending."""
-        return [i for i in range(self.num_experts) if not self.expert_path(i).exists()]
+        there = {path.name for path in self.path.iterdir()}
+        return [i for i in range(self.num_experts) if self.expert_path(i).name not in there]
+
+    def origin(self, expert: int) -> dict[str, int]:
+        """The ``seed`` and number (``expert``) with which an expert was trained."""
+        sources = self.manifest.get("sources")
+        if sources is None:
+            return {"seed": self.manifest["seed"], "expert": expert}
+        return dict(sources[expert])
 
     def write_expert(
         self,
@@ -228,11 +224,14 @@ class Store:
                     f"but got {each.dtype} {list(each.shape)}"
                 )
         tensors["snapshots"] = snapshots.to(_dtype(self.manifest))
-        files.save_tensors(
-            self.expert_path(expert),
-            {name: each for name, each in tensors.items() if each.numel() > 0},
-            {"store": self.identity, "expert": expert, "metrics": dict(metrics)},
-        )
+        kept = {name: each for name, each in tensors.items() if each.numel() > 0}
+        description = {
+            "store": self.identity,
+            "expert": expert,
+            "metrics": dict(metrics),
+            "rows": {name: [_checksum(row) for row in each] for name, each in kept.items()},
+        }
+        files.save_tensors(self.expert_path(expert), kept, description)
 
     @cached_property
     def zca(self) -> ZCA | None:
@@ -318,11 +317,39 @@ class Store:
                 f"but {epoch} was asked for"
             )
         row = self.manifest["snapshots"].index(epoch)
-        with files.open_tensors(self.expert_path(expert)) as handle:
+        path, checksums = self.expert_path(expert), self._checksums(expert)
+        with files.open_tensors(path) as handle:
             if tensor not in handle.keys():  # noqa: SIM118 (not a mapping)
+                if tensor in (checksums or ["snapshots"]):
+                    raise UserError(f"{path} is damaged: it has no tensor {tensor!r}")
                 return None
+            shape = handle.get_slice(tensor).get_shape()
+            if len(shape) != 2 or shape[0] != len(self.manifest["snapshots"]):
+                raise UserError(f"{path} is damaged: the shape of {tensor!r} is {shape}")
             mapped: Tensor = handle.get_slice(tensor)[row : row + 1]
-            return mapped[0].float().clone()
+            found = mapped[0].clone()
+        # Once is enough: it costs as much as a few percent of an outer iteration.
+        if checksums and (tensor, expert, row) not in self._sound:
+            if _checksum(found) != checksums[tensor][row]:
+                raise UserError(
+                    f"{path} is damaged: the {tensor} of epoch {epoch} do not fit their checksum; "
+                    "delete it and run the same `trajmatch expert` with --resume"
+                )
+            self._sound.add((tensor, expert, row))
+        return found.float()
+
+    def _checksums(self, expert: int) -> dict[str, list[int]]:
+        """A checksum of each row of an expert's tensors; empty for a file that has none."""
+        if expert not in self._row_checksums:
+            rows = self._description(expert).get("rows", {})
+            kept = len(self.manifest["snapshots"])
+            if not isinstance(rows, dict) or any(
+                not isinstance(each, list) or len(each) != kept for each in rows.values()
+            ):
+                path = self.expert_path(expert)
+                raise UserError(f"{path} is damaged: its rows are {rows!r:.100}")
+            self._row_checksums[expert] = rows
+        return self._row_checksums[expert]
 
     def metrics(self, expert: int) -> dict[str, Any]:
         """Health of one expert, as its training recorded it.
@@ -335,8 +362,27 @@ class Store:
         Raises:
             UserError: The file is missing or damaged.
         """
-        metrics: dict[str, Any] = files.read_metadata(self.expert_path(expert))["metrics"]
+        metrics: dict[str, Any] = self._description(expert)["metrics"]
         return metrics
+
+    def check_whole(self, expert: int) -> None:
+        """Reads all of an expert and checks it.
+
+        Args:
+            expert: Its number.
+
+        Raises:
+            UserError: The file is damaged, or belongs to another store or expert.
+        """
+        self._description(expert)
+        for tensor in files.load_tensors(self.expert_path(expert))[0]:
+            for epoch in self.snapshots_kept:
+                row = self._row(tensor, expert, epoch)
+                if row is not None and not row.isfinite().all():
+                    raise UserError(
+                        f"{self.expert_path(expert)} is damaged: the {tensor} of epoch {epoch} are "
+                        "not finite"
+                    )
 
     def resume(self, manifest: dict[str, Any]) -> None:
         """Makes this the store that a configuration asks for, if they differ in size at most.
@@ -348,8 +394,13 @@ class Store:
             UserError: A field differs (it is named), the store is larger than asked for, or it
                 cannot be written.
         """
-        wanted = {"format": FORMAT, "version": VERSION, **manifest}
-        for field, have, want in _differences(self.manifest, wanted):
+        if "sources" in self.manifest:
+            raise UserError(
+                f"{self.path} was put together by `trajmatch store`, and no expert can be added by "
+                "training; train another store and merge the two"
+            )
+        wanted = {**_KIND, **manifest}
+        for field, have, want in differences(self.manifest, wanted):
             if field not in _NOT_IDENTITY:
                 raise UserError(
                     f"{self.path} was made with {field} = {_show(have)}, but {_show(want)} is "
@@ -361,6 +412,7 @@ class Store:
                 f"{wanted['num_experts']} is asked for; a store can grow but not shrink"
             )
         files.check_writable(self.path)
+        self._sweep()
         if wanted != self.manifest:
             self.manifest = wanted
             self._write_manifest()
@@ -418,13 +470,14 @@ class Store:
         Raises:
             UserError: It is another one; the field that differs is named.
         """
-        for field, have, want in _differences(self.manifest["network"], dict(spec)):
+        for field, have, want in differences(self.manifest["network"], dict(spec)):
             raise UserError(
                 f"the experts of {self.path} are networks with {field} = {_show(have)}, but the "
                 f"network given has {_show(want)}; use the network of the store"
             )
 
-    def _check_expert(self, expert: int) -> None:
+    def _description(self, expert: int) -> dict[str, Any]:
+        """The metadata of an expert's file, which is this expert's."""
         path = self.expert_path(expert)
         metadata = files.read_metadata(path)
         if metadata.get("store") != self.identity or metadata.get("expert") != expert:
@@ -432,14 +485,23 @@ class Store:
                 f"{path} belongs to another store or to another expert; delete it and run the same "
                 "`trajmatch expert` with --resume"
             )
+        if not isinstance(metadata.get("metrics"), dict):
+            raise UserError(f"{path} is damaged: its metrics are {metadata.get('metrics')!r:.100}")
+        return metadata
+
+    def _sweep(self) -> None:
+        """Removes what a killed run left: parts of files, and checkpoints of finished experts."""
+        files.remove_leftovers(self.path)
+        for expert in {*range(self.num_experts)}.difference(self.missing()):
+            self.checkpoint_path(expert).unlink(missing_ok=True)
 
     def _write_manifest(self) -> None:
-        files.write_json(self.path / MANIFEST, self.manifest)
+        manifest_file.write(self.path, self.manifest)
 
 
 def exists(path: Path) -> bool:
     """Whether a folder holds a store of experts."""
-    return (path / MANIFEST).exists()
+    return (path / manifest_file.NAME).exists()
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Tensor, Tensor]:
@@ -466,7 +528,14 @@ def _dtype(manifest: Mapping[str, Any]) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[manifest["dtype"]]
 
 
-def _differences(have: Any, want: Any, field: str = "") -> list[tuple[str, Any, Any]]:
+def _checksum(row: Tensor) -> int:
+    """CRC-32 of a row as it is in the file."""
+    import torch
+
+    return zlib.crc32(row.contiguous().view(torch.uint8).numpy().data)
+
+
+def differences(have: Any, want: Any, field: str = "") -> list[tuple[str, Any, Any]]:
     """Leaves at which two nested dictionaries differ: dotted name, left value, right value.
 
     Dictionaries without a common key (two kinds of preprocessing) are leaves.
@@ -477,7 +546,7 @@ def _differences(have: Any, want: Any, field: str = "") -> list[tuple[str, Any, 
     found = []
     for key in sorted(have.keys() | want.keys()):
         name = f"{field}.{key}" if field else key
-        found.extend(_differences(have.get(key), want.get(key), name))
+        found.extend(differences(have.get(key), want.get(key), name))
     return found
 
 
@@ -485,8 +554,3 @@ def _show(value: Any) -> str:
     """A value as one reads it in a message; hashes and long lists are cut."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _hash(obj: Any) -> str:
-    text = json.dumps(obj, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from trajmatch import interruption
 from trajmatch.data import Dataset, load_dataset, zca
 from trajmatch.data.dsa import DSA
 from trajmatch.errors import UserError
 from trajmatch.evaluate.device import check_device
+from trajmatch.experts.checkpoint import Checkpoints
 from trajmatch.experts.config import ExpertConfig, kept_epochs
 from trajmatch.experts.network import network_spec
 from trajmatch.experts.pool import work_together
@@ -50,6 +52,9 @@ def train_experts(
         UserError: The configuration or the data cannot be used, the folder holds something else,
             cannot be written or has no room for the experts, or an expert diverged. Experts
             finished before are kept.
+        Interrupted: ``config.max_time`` is up, or the program handles signals
+            (:func:`trajmatch.interruption.signals`) and got one. Finished experts are kept, and
+            checkpoints of those in training.
     """
     check_device(config.device)
     dataset = load_dataset(config.data)
@@ -59,7 +64,9 @@ def train_experts(
     store = Store.open(config.out, complete=False)
     training = training.whitened(store.zca)
 
+    begun = Checkpoints(store, config.checkpoint_seconds)
     done = (store.num_experts - len(missing)) * config.epochs
+    done += sum(begun.place(expert).epoch for expert in missing)
     progress = progress or NoProgress()
     progress.update(done)
     epochs = ranks.counter()
@@ -71,11 +78,13 @@ def train_experts(
     at_once = min(
         config.workers or automatic_workers(config.device, config.width), max(1, len(share))
     )
-    if at_once > 1 and torch.device(config.device).type == "cpu":
-        work_together(store, share, at_once, config.device, on_epoch)
-    else:
-        work(store, training, share, config.device, on_epoch, at_once)
-    ranks.meet()
+    pace = config.checkpoint_seconds
+    with interruption.time_limit(config.max_time):
+        if at_once > 1 and torch.device(config.device).type == "cpu":
+            work_together(store, share, at_once, config.device, on_epoch, pace)
+        else:
+            work(store, training, share, config.device, on_epoch, at_once, pace)
+        ranks.meet()
     return Store.open(config.out)
 
 

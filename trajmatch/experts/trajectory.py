@@ -13,6 +13,7 @@ from trajmatch import networks
 from trajmatch.data import Dataset
 from trajmatch.errors import UserError
 from trajmatch.evaluate.measure import accuracy
+from trajmatch.experts.checkpoint import BEGINNING, Checkpoints, Place, Training
 from trajmatch.experts.epoch import EpochDraws
 from trajmatch.experts.journal import Journal
 from trajmatch.experts.lockstep import steps_for
@@ -58,6 +59,7 @@ def train_lockstep(
     experts: Sequence[int],
     device: str | torch.device = "cpu",
     on_epoch: Callable[[int, float], None] = lambda expert, loss: None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[Trajectory]:
     """Trains experts, each step of all of them together.
 
@@ -74,12 +76,16 @@ def train_lockstep(
         experts: Their numbers.
         device: Where to train.
         on_epoch: Called with the expert's number and its mean training loss after every epoch.
+        checkpoints: Where the training goes on from and where it is kept; all of these experts must
+            be at the same place. None: it begins at the beginning and cannot be stopped.
 
     Returns:
         What is kept of each expert.
 
     Raises:
-        UserError: A loss or a parameter is no longer finite.
+        UserError: A loss or a parameter is no longer finite, or a checkpoint cannot be read or
+            written.
+        Interrupted: The run was stopped from outside, after writing a checkpoint.
     """
     recipe, seed = manifest["recipe"], manifest["seed"]
     model = networks.build(manifest["network"]).to(device)
@@ -96,11 +102,19 @@ def train_lockstep(
     count = len(training.train_labels)
     draws = EpochDraws(recipe, seed, experts, training.train_images.shape)
     journals = [Journal(state, manifest["snapshots"]) for state in states]
+    totals = torch.zeros(len(experts), dtype=torch.float64, device=device)
+    group = [Training(*each) for each in zip(experts, states, journals, totals, strict=True)]
+    begun = _restored(checkpoints, group)
+    draws.skip(begun.epoch)
     drawn = draws.draw()
     with torch.no_grad():
-        for epoch in range(1, recipe["epochs"] + 1):
-            totals = torch.zeros(len(experts), dtype=torch.float64, device=device)
-            for batch in drawn.to(device).batches(recipe["batch_size"]):
+        for epoch in range(begun.epoch + 1, recipe["epochs"] + 1):
+            for index, batch in enumerate(drawn.to(device).batches(recipe["batch_size"])):
+                place = Place(epoch - 1, index)
+                if place < begun:
+                    continue
+                if checkpoints:
+                    checkpoints.visit(place, group)
                 totals += take_steps(batch) * batch.indices.shape[1]
             if epoch < recipe["epochs"]:
                 drawn = draws.draw()  # while a GPU still takes the steps
@@ -114,6 +128,7 @@ def train_lockstep(
                 _check_finite(expert, epoch, loss, state.theta, recipe["lr"])
                 journal.enter(epoch, state, loss, test.accuracy(state, test.every))
                 on_epoch(expert, loss)
+            totals.zero_()
     return [
         (
             journal.snapshots,
@@ -142,6 +157,16 @@ def _step(
         penalty=penalty if recipe["penalty"] else None,
         gsam=Gsam(recipe["rho"], recipe["alpha"]) if recipe["rho"] else None,
     )
+
+
+def _restored(checkpoints: Checkpoints | None, group: Sequence[Training]) -> Place:
+    """Brings experts to where their checkpoints are, and says where that is."""
+    if checkpoints is None:
+        return BEGINNING
+    (place,) = {checkpoints.place(each.expert) for each in group}
+    for each in group:
+        checkpoints.restore(each)
+    return place
 
 
 class _Test:

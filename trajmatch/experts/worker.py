@@ -2,16 +2,19 @@
 
 ``python -m trajmatch.experts.worker`` reads one JSON line with the store, the experts and the
 device, and prints one JSON line for every event: ``{"expert": i, "loss": x}`` after an epoch,
-``{"error": text}`` for a mistake of the user. It stops when nobody reads its output any more.
+``{"error": text}`` for a mistake of the user. SIGTERM, or the end of its input, makes it write
+checkpoints of the experts in training and stop.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,8 +22,10 @@ from typing import Any
 
 import torch
 
+from trajmatch import interruption
 from trajmatch.data import Dataset, load_dataset
 from trajmatch.errors import UserError
+from trajmatch.experts.checkpoint import Checkpoints, Place
 from trajmatch.experts.store import Store
 from trajmatch.experts.trajectory import train_lockstep
 from trajmatch.memory import keep_freed_memory
@@ -38,8 +43,11 @@ def work(
     device: str,
     on_epoch: Callable[[int, float], None],
     at_once: int = 1,
+    checkpoint_seconds: float = math.inf,
 ) -> None:
     """Trains experts, one group after another, and writes each when its group is finished.
+
+    An expert with a checkpoint goes on from there.
 
     Args:
         store: Where they belong.
@@ -47,24 +55,38 @@ def work(
         experts: Their numbers.
         device: Where to train.
         on_epoch: Called with the expert's number and its mean training loss after every epoch.
-        at_once: Experts of a group, which are trained in lockstep.
+        at_once: Experts of a group at most, which are trained in lockstep.
+        checkpoint_seconds: Seconds from one checkpoint of a group to the next.
 
     Raises:
-        UserError: An expert diverged, or its file cannot be written.
+        UserError: An expert diverged, or a file cannot be read or written.
+        Interrupted: The run was stopped from outside, after writing a checkpoint.
     """
-    with _threads(THREADS):
-        for first in range(0, len(experts), at_once):
-            group = experts[first : first + at_once]
-            trained = train_lockstep(store.manifest, training, group, device, on_epoch)
+    with _threads(THREADS), interruption.held():
+        for group in _groups(Checkpoints(store, math.inf), experts, at_once):
+            checkpoints = Checkpoints(store, checkpoint_seconds)
+            trained = train_lockstep(store.manifest, training, group, device, on_epoch, checkpoints)
             for expert, (snapshots, metrics, buffers) in zip(group, trained, strict=True):
                 store.write_expert(expert, snapshots, metrics, buffers)
+                store.checkpoint_path(expert).unlink(missing_ok=True)
+
+
+def _groups(
+    checkpoints: Checkpoints, experts: Sequence[int], at_once: int
+) -> Iterator[Sequence[int]]:
+    """Experts that are at the same place, not too many together; the furthest first."""
+    by_place: dict[Place, list[int]] = {}
+    for expert in experts:
+        by_place.setdefault(checkpoints.place(expert), []).append(expert)
+    for place in sorted(by_place, reverse=True):
+        there = by_place[place]
+        for first in range(0, len(there), at_once):
+            yield there[first : first + at_once]
 
 
 def main() -> int:
     """Runs the program; returns its exit status."""
     keep_freed_memory()
-    # A plain SIGTERM would leave the temporary file of a write in progress behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # What a library prints must not come between the events.
     channel = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -74,23 +96,40 @@ def main() -> int:
 
     job = json.loads(sys.stdin.readline())
     try:
-        store = Store.open(Path(job["store"]), complete=False)
-        with warnings.catch_warnings(action="ignore"):  # who started this has given them
-            dataset = load_dataset(store.manifest["data"])
-        training, _, _ = store.training_set(dataset)
-        work(
-            store,
-            training,
-            job["experts"],
-            job["device"],
-            lambda expert, loss: tell(expert=expert, loss=loss),
-        )
+        with interruption.signals():
+            threading.Thread(target=_stop_when_orphaned, daemon=True).start()
+            _work_on(job, tell)
+    except interruption.Interrupted as stop:
+        return stop.status
     except UserError as error:
         tell(error=str(error))
         return 2
     except BrokenPipeError:  # who started this is gone
         return 1
     return 0
+
+
+def _work_on(job: dict[str, Any], tell: Callable[..., None]) -> None:
+    """Does what the line on the standard input asked for."""
+    store = Store.open(Path(job["store"]), complete=False)
+    with warnings.catch_warnings(action="ignore"):  # who started this has given them
+        dataset = load_dataset(store.manifest["data"])
+    training, _, _ = store.training_set(dataset)
+    work(
+        store,
+        training,
+        job["experts"],
+        job["device"],
+        lambda expert, loss: tell(expert=expert, loss=loss),
+        checkpoint_seconds=job["checkpoint_seconds"],
+    )
+
+
+def _stop_when_orphaned() -> None:
+    """Ends this program, with a checkpoint, when who started it is gone: their pipe then closes."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from trajmatch.errors import UserError
 from trajmatch.evaluate.protocol import Protocol, named
+from trajmatch.interruption import seconds
 
 #: FTD's search space: 4 x 4 x 3 x 5 x 3 = 720 ConvNets.
 AXES: dict[str, tuple[int, ...] | tuple[str, ...]] = {
@@ -73,6 +74,9 @@ class NasConfig:
     """Seed of --count, initialisations, batch order, augmentation and random real images."""
     resume: bool = False
     """Go on with an interrupted search; --count and the choices above may grow."""
+    max_time: str | None = None
+    """Stop after so long, e.g. 90m or 1h30m (exit status 75); --resume goes on with the network
+    that was in training."""
     json: bool = False
     """Print JSON, and nothing else, on the standard output."""
     device: str = "cpu"
@@ -107,6 +111,8 @@ class NasConfig:
                     f"{getattr(self, field)}"
                 )
         named(self.protocol)
+        if self.max_time is not None:
+            seconds(self.max_time)
         if self.k_center_store is not None and self.proxy != "k-center":
             raise UserError("--k-center-store is for --proxy k-center alone; leave one of them out")
 

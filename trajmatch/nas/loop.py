@@ -10,7 +10,7 @@ import itertools
 import time
 from typing import Any
 
-from trajmatch import artifact
+from trajmatch import artifact, interruption
 from trajmatch.artifact import Artifact
 from trajmatch.data import Dataset
 from trajmatch.evaluate.baselines import TrainingSet, TrainingSets
@@ -47,6 +47,7 @@ def search(config: NasConfig, progress: ProgressLike | None = None) -> dict[str,
     Raises:
         UserError: A file, folder or data set cannot be used, or an architecture does not fit the
             images.
+        Interrupted: ``config.max_time`` is up; the records of all networks before are there.
     """
     check_device(config.device)
     distilled = artifact.load(config.file)
@@ -59,8 +60,9 @@ def search(config: NasConfig, progress: ProgressLike | None = None) -> dict[str,
     trainer = _Trainer(config, distilled, dataset, progress or NoProgress())
 
     trainer.count_finished(["proxy"] if given is not None else ["proxy", "real"], architectures)
-    proxy = trainer.train_all("proxy", architectures)
-    real = trainer.train_all("real", architectures) if given is None else None
+    with interruption.time_limit(config.max_time):
+        proxy = trainer.train_all("proxy", architectures)
+        real = trainer.train_all("real", architectures) if given is None else None
     proxy_scores = _accuracies(proxy)
     real_scores = _accuracies(real) if real is not None else given or {}
 
@@ -171,6 +173,7 @@ class _Trainer:
     def _on_epoch(self) -> None:
         self._done += 1
         self._progress.update(self._done)
+        interruption.check()
 
 
 def _accuracies(records: dict[str, dict[str, Any]]) -> dict[str, float]:

@@ -23,6 +23,8 @@ POOLINGS = ("none", "average", "max")
 
 #: Slope of the leaky ReLU for negative inputs, PyTorch's default.
 LEAKY_SLOPE = 0.01
+#: More blocks than any image has poolings and any experiment wants.
+MOST_BLOCKS = 100
 
 
 def first_padding(image_size: int) -> int:
@@ -91,6 +93,10 @@ class ConvNet(nn.Module):
             width=width,
             depth=depth,
         )
+        if depth > MOST_BLOCKS:  # before a loop or a list of that length
+            raise ValueError(
+                f"ConvNet: expected depth to be at most {MOST_BLOCKS}, but got {depth}"
+            )
         check_norm("ConvNet", norm, width)
         check_choice("ConvNet", "activation", activation, ACTIVATIONS)
         check_choice("ConvNet", "pooling", pooling, POOLINGS)

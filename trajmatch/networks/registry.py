@@ -38,7 +38,7 @@ def build(spec: dict[str, Any]) -> nn.Module:
     """
     arguments = dict(spec)
     name = arguments.pop("name", None)
-    if not is_external(name) and name not in _NETWORKS:
+    if not is_external(name) and not (isinstance(name, str) and name in _NETWORKS):
         raise ValueError(
             f"build: expected the network's name to be one of {', '.join(_NETWORKS)}, "
             f"torchvision:NAME or package.module:function, but got {name!r}"

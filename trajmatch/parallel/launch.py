@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from trajmatch.errors import UserError
+from trajmatch.interruption import Interrupted
 from trajmatch.parallel.ranks import ALONE, DistributedRanks, Ranks, answering
 
 #: Seconds that processes wait for each other at the start, and where they exchange no tensors.
@@ -103,5 +104,6 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
             raise
         if isinstance(error, Exception):  # ctrl-C has reached all of them
             time.sleep(_GRACE)
-        raise SystemExit(_FAILED) from error
+        status = error.status if isinstance(error, Interrupted) else _FAILED
+        raise SystemExit(status) from error
     dist.destroy_process_group()

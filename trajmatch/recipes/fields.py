@@ -46,7 +46,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is tuple:
         return isinstance(value, list) and all(_fits(each, get_args(hint)[0]) for each in value)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        whole = type(value) is int and abs(value) < 2**1000  # beyond that there is no such float
+        return whole or isinstance(value, float)
     if hint is Path:
         return isinstance(value, str)
     return type(value) is hint

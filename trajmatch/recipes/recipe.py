@@ -25,12 +25,24 @@ NOT_AVAILABLE = "not available"
 
 #: Fields that belong to a run and not to a recipe: where things are, and how they are shown.
 _OF_A_RUN = {
-    "expert": ("out", "data", "resume", "workers", "device", "quiet", "seed", "recipe"),
+    "expert": (
+        "out",
+        "data",
+        "resume",
+        "checkpoint_seconds",
+        "max_time",
+        "workers",
+        "device",
+        "quiet",
+        "seed",
+        "recipe",
+    ),
     "distill": (
         "experts",
         "out",
         "data",
         "init_from",
+        "max_time",
         "log",
         "resume",
         "quiet",
@@ -156,7 +168,9 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(raw.decode())
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise UserError(f"{path} is no recipe: {error}") from error
 
 

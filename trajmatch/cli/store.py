@@ -1,0 +1,198 @@
+"""`trajmatch store`: checks, lists, cuts down and merges stores of experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from trajmatch.errors import UserError, closest
+
+if TYPE_CHECKING:
+    from trajmatch.experts import Store
+
+USAGE = """usage: trajmatch store ACTION [ARGUMENTS]
+
+Checks, lists, cuts down or merges stores of experts.
+
+  verify PATH...            read every byte of stores or files, and compare it with the checksums
+  ls PATH...                what is in stores, and how healthy their experts are
+  trim PATH --out NEW       a smaller store: --keep 0-22 (epochs), --experts 0-49
+  merge PATH... --out NEW   the experts of several stores that differ in seeds and numbers alone
+
+trajmatch store ACTION --help shows the arguments of an action."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Compare stores and distilled sets with their checksums; the status is 1 if one is damaged."""
+
+    paths: tuple[Path, ...]
+    """Stores or files."""
+    quiet: bool = False
+    """Name only what is damaged or missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListConfig:
+    """Show what is in stores of experts, and how healthy the experts are."""
+
+    paths: tuple[Path, ...]
+    """Stores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrimConfig:
+    """Write a smaller store, with some of the epochs theta*_t and experts of another one."""
+
+    path: Path
+    """The store, which stays as it is."""
+    out: Path
+    """The new store: a folder that does not exist."""
+    keep: str = "all"
+    """Epochs t whose parameters theta*_t are kept, e.g. 0-22; the last one is kept always."""
+    experts: str = "all"
+    """Numbers of the experts to keep, e.g. 0-49,60."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """Put the experts of several stores that differ in seeds and numbers alone into one."""
+
+    paths: tuple[Path, ...]
+    """The stores, which stay as they are."""
+    out: Path
+    """The new store: a folder that does not exist."""
+
+    def __post_init__(self) -> None:
+        """Checks that there is something to merge.
+
+        Raises:
+            UserError: There is one store only.
+        """
+        if len(self.paths) < 2:
+            raise UserError("trajmatch store merge needs two stores or more")
+
+
+def run(argv: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments after the command's name.
+
+    Returns:
+        The exit status: 1 if a check found something.
+    """
+    actions = {"verify": _verify, "ls": _list, "trim": _trim, "merge": _merge}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        raise SystemExit(0 if argv else 2)
+    if argv[0] not in actions:
+        raise UserError(
+            f"trajmatch store has no action {argv[0]!r}{closest(argv[0], actions)}; it has "
+            f"{', '.join(actions)}"
+        )
+    return actions[argv[0]](argv[1:])
+
+
+def _verify(argv: list[str]) -> int:
+    from trajmatch.cli.arguments import parse
+    from trajmatch.experts.upkeep import verify
+
+    config = parse(VerifyConfig, argv, "trajmatch store verify", "paths")
+    counts: dict[str, int] = {}
+    for path in config.paths:
+        for verdict in verify(path):
+            counts[verdict.status] = counts.get(verdict.status, 0) + 1
+            if verdict.status in ("damaged", "missing") or not config.quiet:
+                print(f"{verdict.status:11}  {verdict.detail or verdict.path}")
+    if not config.quiet:
+        print(", ".join(f"{number} {status}" for status, number in counts.items()))
+    return 1 if {"damaged", "missing"} & counts.keys() else 0
+
+
+def _list(argv: list[str]) -> int:
+    from trajmatch.cli.arguments import parse
+    from trajmatch.experts import Store
+
+    config = parse(ListConfig, argv, "trajmatch store ls", "paths")
+    for path in config.paths:
+        print("\n".join(described(Store.open(path, complete=False))))
+    return 0
+
+
+def _trim(argv: list[str]) -> int:
+    from trajmatch.cli.arguments import parse
+    from trajmatch.experts.upkeep import trim
+
+    config = parse(TrimConfig, argv, "trajmatch store trim", "path")
+    _print_made(trim(config.path, config.out, config.keep, config.experts))
+    return 0
+
+
+def _merge(argv: list[str]) -> int:
+    from trajmatch.cli.arguments import parse
+    from trajmatch.experts.upkeep import merge
+
+    config = parse(MergeConfig, argv, "trajmatch store merge", "paths")
+    _print_made(merge(config.paths, config.out))
+    return 0
+
+
+def _print_made(store: Store) -> None:
+    print(f"{store.path}: {store.num_experts} experts, {_bytes(store)}")
+
+
+def described(store: Store) -> list[str]:
+    """What is in a store, in lines for a reader.
+
+    Args:
+        store: The store; it may lack experts.
+    """
+    from trajmatch.experts.config import spans
+    from trajmatch.experts.health import examine
+
+    manifest, missing = store.manifest, store.missing()
+    there = [expert for expert in range(store.num_experts) if expert not in {*missing}]
+    network, recipe = manifest["network"], manifest["recipe"]
+    whole = "" if not missing else f", {len(missing)} missing ({spans(missing)})"
+    seed = "several, see sources in store.json" if manifest["seed"] is None else manifest["seed"]
+    options = ", ".join(f"{name} {value}" for name, value in network.items() if name != "name")
+    lines = [
+        f"{store.path}",
+        f"  experts       {len(there)} of {store.num_experts}{whole}, seed {seed}",
+        f"  network       {network.get('name')} ({options})",
+        f"  data          {manifest['dataset']['name']}, "
+        f"{len(manifest['dataset']['class_names'])} classes, shape "
+        f"{manifest['dataset']['shape']}, held out {manifest['holdout']['fraction']:g}",
+        f"  preprocessing {manifest['preprocessing'].get('kind', 'normalised channels')}",
+        f"  recipe        {', '.join(f'{name} {value}' for name, value in recipe.items())}",
+        f"  epochs kept   {spans(store.snapshots_kept)}",
+        f"  size          {_bytes(store)}, {manifest['dtype']}",
+    ]
+    if there:
+        metrics = [store.metrics(expert) for expert in there]
+        accuracies = [each["test_accuracy"] for each in metrics if "test_accuracy" in each]
+        if accuracies:
+            lines.append(f"  accuracy      {_range(accuracies)} % on the test images")
+        for name, what in (("displacement", "displacement"), ("train_loss", "training loss")):
+            rows = [each[name] for each in metrics if each.get(name)]
+            if rows:
+                first, last = (fmean(row[end] for row in rows) for end in (0, -1))
+                lines.append(f"  {what:13} {first:.4g} in the first epoch, {last:.4g} in the last")
+    if not missing:
+        lines += [f"  unhealthy     {sign}" for sign in examine(store)]
+    return lines
+
+
+def _range(values: list[float]) -> str:
+    return f"{fmean(values):.1f} (from {min(values):.1f} to {max(values):.1f})"
+
+
+def _bytes(store: Store) -> str:
+    total = sum(path.stat().st_size for path in store.path.iterdir() if path.is_file())
+    for size, unit in ((1e9, "GB"), (1e6, "MB")):
+        if total >= size:
+            return f"{total / size:.3g} {unit}"
+    return f"{total / 1e3:.3g} kB"

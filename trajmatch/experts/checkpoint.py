@@ -1,0 +1,195 @@
+"""Checkpoints inside of an expert, so that a long one that was interrupted does not begin anew.
+
+Each expert in training has a hidden file of its own in the store, which is removed when the expert
+is written. Several experts that train in lockstep are at the same place, but need not go on
+together: an expert does not depend on those beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trajmatch import files, interruption
+from trajmatch.errors import UserError
+from trajmatch.experts.journal import Journal
+from trajmatch.experts.step import ExpertState
+from trajmatch.experts.store import Store
+
+FORMAT = "trajmatch expert checkpoint"
+FORMAT_VERSION = 1
+
+#: Checkpoints take this share of the time at most, however large and slow to write they are.
+_SHARE = 0.05
+
+
+class Place(NamedTuple):
+    """How far the training of an expert is.
+
+    Attributes:
+        epoch: Epochs finished.
+        step: Steps taken of the next one.
+    """
+
+    epoch: int
+    step: int
+
+
+BEGINNING = Place(0, 0)
+
+
+class Training(NamedTuple):
+    """An expert in training.
+
+    Attributes:
+        expert: Its number.
+        state: What its steps change.
+        journal: What is kept of it.
+        total: Loss of the epoch up to now, summed over images. ``[]``, float64.
+    """
+
+    expert: int
+    state: ExpertState
+    journal: Journal
+    total: Tensor
+
+
+class Checkpoints:
+    """The checkpoints of the experts of a store.
+
+    Args:
+        store: Where they are.
+        every: Seconds from one to the next, if writing takes less than a twentieth of that.
+        clock: Tells the time in seconds.
+    """
+
+    def __init__(
+        self, store: Store, every: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store, self._every, self._clock = store, every, clock
+        self._due = clock() + every
+
+    def place(self, expert: int) -> Place:
+        """How far an expert was trained; the beginning where it has no checkpoint.
+
+        Raises:
+            UserError: The checkpoint is damaged, or belongs to another store or expert.
+        """
+        path = self._store.checkpoint_path(expert)
+        if not path.exists():
+            return BEGINNING
+        return _parse(self._store, expert, files.read_metadata(path))[0]
+
+    def restore(self, training: Training) -> None:
+        """Brings an expert that was just begun to where its checkpoint is, if it has one.
+
+        Args:
+            training: Is brought forward.
+
+        Raises:
+            UserError: The checkpoint is damaged, or belongs to another store or expert.
+        """
+        path = self._store.checkpoint_path(training.expert)
+        if not path.exists():
+            return
+        tensors, description = files.load_tensors(path)
+        _, health = _parse(self._store, training.expert, description)
+        try:
+            for name, each in training.state._asdict().items():
+                _copy(each, tensors[name])
+            _copy(training.total, tensors["total"])
+            training.journal.restore(tensors, health)
+        except (KeyError, ValueError) as error:
+            raise _damaged(self._store, training.expert, error) from error
+
+    def visit(self, place: Place, group: Sequence[Training]) -> None:
+        """Writes a checkpoint if it is time for one, or if the run is to stop here.
+
+        Args:
+            place: How far the experts are.
+            group: Those that are trained together.
+
+        Raises:
+            UserError: It cannot be written.
+            Interrupted: The run is to stop.
+        """
+        try:
+            interruption.check()
+        except interruption.Interrupted as stop:
+            self._write(place, group)
+            stop.kept = (
+                f"{self._store.path} has {self._store.num_experts - len(self._store.missing())} of "
+                f"{self._store.num_experts} experts and a checkpoint of those in training"
+            )
+            raise
+        began = self._clock()
+        if began >= self._due:
+            self._write(place, group)
+            ended = self._clock()
+            self._due = ended + max(self._every, (ended - began) / _SHARE)
+
+    def _write(self, place: Place, group: Sequence[Training]) -> None:
+        for expert, state, journal, total in group:
+            description = {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "store": self._store.identity,
+                "expert": expert,
+                "place": list(place),
+                "health": journal.health(),
+            }
+            tensors = {**state._asdict(), **journal.tensors(), "total": total}
+            # What is not finite is found at the end of the epoch, and said there.
+            files.save_tensors(
+                self._store.checkpoint_path(expert), tensors, description, allow_nonfinite=True
+            )
+
+
+def _parse(
+    store: Store, expert: int, description: dict[str, Any]
+) -> tuple[Place, dict[str, list[float]]]:
+    """Place and health in the description of a checkpoint."""
+    version = (description.get("format"), description.get("format_version"))
+    if version != (FORMAT, FORMAT_VERSION):
+        raise _damaged(store, expert, f"it is a {version[0]!r} of version {version[1]!r}")
+    if (description.get("store"), description.get("expert")) != (store.identity, expert):
+        raise _damaged(store, expert, "it belongs to another store or to another expert")
+    place, health = description.get("place"), description.get("health")
+    epochs = store.manifest["recipe"].get("epochs")
+    if not (
+        isinstance(epochs, int)
+        and isinstance(place, list)
+        and [type(number) for number in place] == [int, int]
+        and 0 <= place[0] < epochs
+        and place[1] >= 0
+    ):
+        raise _damaged(store, expert, f"its place is {place!r}")
+    if not isinstance(health, dict) or any(
+        not isinstance(values, list)
+        or len(values) != place[0]
+        or any(type(value) is not float for value in values)
+        for values in health.values()
+    ):
+        raise _damaged(store, expert, "its health is not one number for each epoch")
+    return Place(*place), health
+
+
+def _copy(memory: Tensor, value: Tensor) -> None:
+    if value.shape != memory.shape or value.dtype != memory.dtype:
+        raise ValueError(
+            f"it has {value.dtype} {list(value.shape)} in place of {memory.dtype} "
+            f"{list(memory.shape)}"
+        )
+    with torch.no_grad():
+        memory.copy_(value)
+
+
+def _damaged(store: Store, expert: int, cause: object) -> UserError:
+    return UserError(
+        f"{store.checkpoint_path(expert)} cannot be used ({cause}); remove it to train expert "
+        f"{expert} from its beginning"
+    )

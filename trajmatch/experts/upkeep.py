@@ -1,0 +1,242 @@
+"""Stores after training: checked, cut down, put together."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trajmatch import files
+from trajmatch.errors import UserError
+from trajmatch.experts import manifest as manifest_file
+from trajmatch.experts.config import kept_epochs, numbers_of
+from trajmatch.experts.store import PREPROCESSING, Store, differences
+
+#: Fields that stores may differ in and still be merged. The held-out part is drawn by its seed, but
+#: where nothing is held out that seed means nothing.
+_FREE = ("data", "num_experts", "seed", "sources", "format", "version")
+
+
+class Verdict(NamedTuple):
+    """What was found out about a file.
+
+    Attributes:
+        path: The file.
+        status: ``"ok"``, ``"no checksum"`` (sound as far as can be seen), ``"missing"``,
+            ``"unfinished"`` or ``"damaged"``.
+        detail: The reason, for people.
+    """
+
+    path: Path
+    status: str
+    detail: str = ""
+
+
+def verify(path: Path) -> Iterator[Verdict]:
+    """Reads every byte of a store, or of one file, and compares it with its checksum.
+
+    Args:
+        path: A store of experts, a distilled set, or another file of tensors of this program.
+
+    Yields:
+        A verdict on each file, as soon as it is known.
+    """
+    if not path.is_dir():
+        yield _verdict(path, partial(_read_file, path))
+        return
+    try:
+        store = Store(path, manifest_file.read(path))
+    except UserError as error:
+        yield Verdict(path / manifest_file.NAME, "damaged", str(error))
+        return
+    stored = files.read_json(path / manifest_file.NAME)
+    status = "ok" if files.CHECKSUM in stored else "no checksum"
+    yield Verdict(path / manifest_file.NAME, status)
+    if (path / PREPROCESSING).exists() or store.manifest["preprocessing"].get("kind"):
+        yield _verdict(path / PREPROCESSING, lambda: store.zca)
+    missing = {*store.missing()}
+    for expert in range(store.num_experts):
+        file, checkpoint = store.expert_path(expert), store.checkpoint_path(expert)
+        if expert not in missing:
+            yield _verdict(file, partial(store.check_whole, expert))
+        elif checkpoint.exists():
+            sound = _verdict(checkpoint, partial(files.load_tensors, checkpoint))
+            yield sound if sound.status == "damaged" else sound._replace(status="unfinished")
+        else:
+            yield Verdict(file, "missing")
+
+
+def trim(path: Path, out: Path, keep: str = "all", experts: str = "all") -> Store:
+    """Writes a smaller store with some of the epochs and experts of another one.
+
+    What is left is the same, bit by bit. Where the experts are the first ones, the result is the
+    very store that training would have made with that ``--keep`` and ``--num-experts``; otherwise
+    its manifest says where each comes from.
+
+    Args:
+        path: The store; it stays as it is. It may lack experts.
+        out: The new store: a folder that does not exist.
+        keep: Epochs to keep, e.g. ``"0-22"``; the last one is kept always.
+        experts: Experts to keep, e.g. ``"0-49"``; ``"all"`` takes all that are there.
+
+    Returns:
+        The new store.
+
+    Raises:
+        UserError: An epoch or expert is not there, a file is damaged, or nothing can be written.
+    """
+    store = Store.open(path, complete=False)
+    there = [each for each in range(store.num_experts) if each not in {*store.missing()}]
+    chosen = there
+    if experts != "all":
+        chosen = sorted(numbers_of(experts, store.num_experts - 1, "experts", "experts"))
+    epochs = store.snapshots_kept
+    if keep != "all":
+        epochs = kept_epochs(keep, epochs[-1])
+    for what, wanted, have in (("expert", chosen, there), ("epoch", epochs, store.snapshots_kept)):
+        if lacking := sorted({*wanted} - {*have}):
+            raise UserError(f"{path} has no {what} {lacking[0]}; choose among those that it has")
+    if not chosen:
+        raise UserError(f"{path} has no finished expert; nothing can be kept of it")
+    members = [(store, expert) for expert in chosen]
+    return _assemble(out, {**store.manifest, "snapshots": epochs}, members)
+
+
+def merge(paths: Sequence[Path], out: Path) -> Store:
+    """Puts the experts of several stores into one.
+
+    The stores are the same but for seeds, numbers of experts and the place of the data. An expert
+    that several of them have is taken once. The order is that of seeds and numbers, whatever the
+    order of the stores; the parts of one store on several machines give the store that one machine
+    would have made.
+
+    Args:
+        paths: The stores; they stay as they are. They may lack experts.
+        out: The new store: a folder that does not exist.
+
+    Returns:
+        The new store.
+
+    Raises:
+        UserError: The stores differ in something else (it is named), an expert differs between two
+            of them, a file is damaged, or nothing can be written.
+    """
+    stores = [Store.open(path, complete=False) for path in paths]
+    first, *others = stores
+    for other in others:
+        _check_same_kind(first, other)
+    members: dict[tuple[int, int], tuple[Store, int]] = {}
+    for store in stores:
+        missing = {*store.missing()}
+        for expert in (each for each in range(store.num_experts) if each not in missing):
+            origin = store.origin(expert)
+            key = origin["seed"], origin["expert"]
+            if key in members and not _same_expert(members[key], (store, expert)):
+                earlier, number = members[key]
+                raise UserError(
+                    f"{earlier.expert_path(number)} and {store.expert_path(expert)} are both "
+                    f"expert {key[1]} of seed {key[0]}, but differ; leave one of the stores out, "
+                    "or that expert (`trajmatch store trim --experts`)"
+                )
+            members.setdefault(key, (store, expert))
+    if not members:
+        raise UserError("none of the stores has a finished expert")
+    return _assemble(out, first.manifest, [members[key] for key in sorted(members)])
+
+
+def _assemble(out: Path, manifest: dict[str, Any], members: Sequence[tuple[Store, int]]) -> Store:
+    """Writes a store of experts that other stores have, whole or not at all."""
+    origins = [store.origin(expert) for store, expert in members]
+    seeds = {origin["seed"] for origin in origins}
+    seed = seeds.pop() if len(seeds) == 1 else None
+    described = {
+        **{name: value for name, value in manifest.items() if name not in _FREE},
+        "data": manifest["data"],
+        "seed": seed,
+        "num_experts": len(members),
+    }
+    if origins != [{"seed": seed, "expert": number} for number in range(len(members))]:
+        described["sources"] = origins
+    if out.exists():
+        raise UserError(f"{out} is there already; give a new folder for --out")
+    files.check_writable(out.parent)
+    files.remove_leftovers(out.parent)
+    building = out.with_name(f".trajmatch-{secrets.token_hex(8)}.tmp")
+    try:
+        store = Store.create(building, described, members[0][0].zca)
+        for number, (source, expert) in enumerate(members):
+            _copy(source, expert, store, number)
+        with _failing(out):
+            building.rename(out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return Store.open(out)
+
+
+def _copy(source: Store, expert: int, store: Store, number: int) -> None:
+    """Copies the epochs of an expert that a store keeps."""
+    tensors, _ = files.load_tensors(source.expert_path(expert))
+    rows = [source.snapshots_kept.index(epoch) for epoch in store.snapshots_kept]
+    buffers = tensors.get("buffers")
+    store.write_expert(
+        number,
+        tensors["snapshots"].float()[rows],
+        source.metrics(expert),
+        None if buffers is None else buffers[rows],
+    )
+
+
+@contextlib.contextmanager
+def _failing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _check_same_kind(first: Store, other: Store) -> None:
+    """Makes sure that two stores differ at most in what :data:`_FREE` names."""
+    mine, theirs = (
+        {name: value for name, value in store.manifest.items() if name not in _FREE}
+        for store in (first, other)
+    )
+    for manifest in (mine, theirs):
+        if manifest["holdout"]["fraction"] == 0:
+            manifest["holdout"] = {**manifest["holdout"], "seed": None}
+    for field, have, want in differences(mine, theirs):
+        raise UserError(
+            f"{first.path} and {other.path} cannot be merged, because their {field} differ: "
+            f"{have!r:.100} and {want!r:.100}"
+        )
+
+
+def _same_expert(one: tuple[Store, int], other: tuple[Store, int]) -> bool:
+    import torch
+
+    mine, theirs = (
+        files.load_tensors(store.expert_path(number))[0] for store, number in (one, other)
+    )
+    return mine.keys() == theirs.keys() and all(
+        torch.equal(tensor, theirs[name]) for name, tensor in mine.items()
+    )
+
+
+def _read_file(path: Path) -> None:
+    from trajmatch import artifact
+
+    if files.read_metadata(path).get("format") == artifact.FORMAT:
+        artifact.load(path)
+    else:
+        files.load_tensors(path)
+
+
+def _verdict(path: Path, read: Callable[[], object]) -> Verdict:
+    try:
+        read()
+        return Verdict(path, "ok" if files.has_checksum(path) else "no checksum")
+    except UserError as error:
+        return Verdict(path, "damaged", str(error))
