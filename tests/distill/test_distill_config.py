@@ -38,6 +38,7 @@ def config(**settings: object) -> DistillConfig:
         ("eval_epochs", 0),
         ("eval_protocol", "ftd"),
         ("checkpoint_every", 0),
+        ("snapshots", -1),
         ("seed", -1),
     ],
 )
@@ -70,6 +71,9 @@ def test_recipe_holds_what_decides_the_result_and_nothing_else() -> None:
         out=Path("/mnt/out"),
         data="npz:/mnt/data.npz",
         log=Path("/mnt/log"),
+        snapshots=0,
+        tensorboard=Path("/mnt/tensorboard"),
+        wandb="project",
         quiet=True,
         resume=True,
         device="cuda",

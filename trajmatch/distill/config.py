@@ -17,6 +17,9 @@ _NOT_IN_RECIPE = (
     "init_from",
     "checkpoint_every",
     "log",
+    "snapshots",
+    "tensorboard",
+    "wandb",
     "seed",
     "resume",
     "quiet",
@@ -135,6 +138,13 @@ class DistillConfig:
     """Iterations from one checkpoint to the next."""
     log: Path | None = None
     """Metrics of every iteration as JSON lines. Default: beside the artifact, ending in .jsonl."""
+    snapshots: int = 10
+    """How often to keep the images of the moment, for `trajmatch report` and `trajmatch show`, in a
+    file beside the artifact; 0 never does."""
+    tensorboard: Path | None = None
+    """Folder to write the metrics to for TensorBoard as well."""
+    wandb: str | None = None
+    """Project of Weights & Biases to send the metrics to as well."""
     seed: int = 0
     """Seed of every random draw of this run."""
     resume: bool = False
@@ -166,7 +176,7 @@ class DistillConfig:
             "checkpoint_every",
         ):
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("min_start_epoch", "eval_every", "seed", "tape_mb"):
+        for name in ("min_start_epoch", "eval_every", "snapshots", "seed", "tape_mb"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("lr_img", "lr_lr", "lr_label", "perturb"):
             value = getattr(self, name)
@@ -235,6 +245,11 @@ class DistillConfig:
     def log_path(self) -> Path:
         """Where the metrics go."""
         return self.log if self.log is not None else self._beside(".jsonl")
+
+    @property
+    def snapshots_path(self) -> Path:
+        """Where the images of several iterations are kept: beside the artifact."""
+        return self._beside(".snapshots.safetensors")
 
     def settings(self) -> dict[str, Any]:
         """The fields that decide the result, without the seed: no path, device or display."""

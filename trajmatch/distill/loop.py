@@ -14,10 +14,12 @@ from torch import Tensor
 from trajmatch import artifact, files, ops
 from trajmatch.artifact import Artifact
 from trajmatch.distill import checkpoint
+from trajmatch.distill.album import Album
 from trajmatch.distill.average import moving_average
 from trajmatch.distill.balance import balance
 from trajmatch.distill.batches import student_batches
 from trajmatch.distill.config import DistillConfig
+from trajmatch.distill.followers import followers_of
 from trajmatch.distill.graph import MatchGraph, graph_for
 from trajmatch.distill.guard import Fault, check_refusals, check_skips, find_fault
 from trajmatch.distill.initialise import SyntheticSet
@@ -52,7 +54,8 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
     Args:
         config: What to do.
         progress: Told after every outer iteration how many are done, with ``loss`` and
-            ``step_size`` and, where there was an evaluation, the last ``accuracy`` in percent.
+            ``step_size``, the last ``accuracy`` in percent where there was an evaluation, and how
+            many updates were ``dropped``, where any was.
 
     Returns:
         The result, which is also in ``config.out``.
@@ -71,7 +74,9 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
     progress.update(state.iteration)
     _check_tape(problem, len(state.synthetic.images))
     graph = graph_for(problem)
-    with MetricsLog(config.log_path, state.iteration) as log:
+    album = Album(problem, state)
+    followers = followers_of(problem, state.iteration)
+    with MetricsLog(config.log_path, state.iteration, followers) as log:
         while state.iteration < config.iterations:
             began = time.perf_counter()
             numbers, fault = outer_iteration(problem, state, graph)
@@ -82,11 +87,13 @@ def distill(config: DistillConfig, progress: ProgressLike | None = None) -> Arti
                 check_skips(config.skip_above, numbers["loss"], state)
             if is_due(config, state):
                 log.write(**evaluate_iterate(problem, state))
+            album.take_if_due(state)
             if state.iteration % config.checkpoint_every == 0:
                 checkpoint.save(config.checkpoint_path, state, problem.identity)
             progress.update(state.iteration, loss=numbers["loss"], **_shown(state))
         if is_due(config, state):  # the run was cut short at its checkpoint
             log.write(**evaluate_iterate(problem, state))
+    album.take_if_due(state)
     result = problem.artifact(state)
     artifact.save(config.out, result)
     config.checkpoint_path.unlink(missing_ok=True)
@@ -233,13 +240,19 @@ def _drawn(draws: Sequence[Draw], gradients: Sequence[OuterGradient]) -> dict[st
 
 def _shown(state: State) -> dict[str, float]:
     """Numbers of the state that a user wants to watch."""
-    accuracy = {"accuracy": state.scores[-1]["mean"]} if state.scores else {}
-    return {"step_size": state.step_size.value, **accuracy}
+    shown = {"step_size": state.step_size.value}
+    if state.scores:
+        shown["accuracy"] = state.scores[-1]["mean"]
+    if dropped := state.iteration - state.applied:
+        shown["dropped"] = dropped
+    return shown
 
 
 def _check_output(config: DistillConfig) -> None:
     """Makes sure that the run harms nothing that is there, and can write where it shall."""
-    written = (config.out, config.checkpoint_path, config.log_path)
+    written = [config.out, config.checkpoint_path, config.log_path]
+    if config.snapshots:
+        written.append(config.snapshots_path)
     if len({path.resolve() for path in written}) < len(written):
         raise UserError(
             f"--log {config.log_path} is also where the run writes something else; choose another"
