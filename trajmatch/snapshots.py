@@ -10,13 +10,16 @@ import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from trajmatch import files
 from trajmatch.errors import UserError
+
+if TYPE_CHECKING:
+    from trajmatch.artifact import Artifact
 
 FORMAT = "trajmatch snapshots"
 FORMAT_VERSION = 1
@@ -118,6 +121,34 @@ def load(path: str | os.PathLike[str]) -> Snapshots:
         raise UserError(f"{path} is damaged: its tensors do not fit its description")
     assert isinstance(iterations, list)
     return Snapshots(tuple(iterations), images, labels, identity)
+
+
+def of_artifact(path: str | os.PathLike[str], artifact: Artifact) -> Snapshots:
+    """Reads the snapshots of the run that an artifact came from.
+
+    Args:
+        path: A file that :func:`save` wrote.
+        artifact: The result of the run.
+
+    Returns:
+        The snapshots; one at least.
+
+    Raises:
+        UserError: See :func:`load`; or they are of another run, or there is none.
+    """
+    found = load(path)
+    made = {**artifact.recipe, "seed": artifact.seed}
+    for name in sorted((made.keys() | found.identity.keys()) - {"iterations"}):
+        if made.get(name) != found.identity.get(name):
+            raise UserError(
+                f"{path} holds snapshots of another run: its {name} is "
+                f"{found.identity.get(name)}, and that of the distilled set is {made.get(name)}"
+            )
+    shape, wanted = tuple(found.images.shape[2:]), tuple(artifact.images.shape[1:])
+    known = bool(((found.labels >= 0) & (found.labels < artifact.num_classes)).all())
+    if found.images.numel() == 0 or shape != wanted or not known:
+        raise UserError(f"{path} holds no snapshots of images like those of the distilled set")
+    return found
 
 
 def _ascending(iterations: object, count: int) -> bool:

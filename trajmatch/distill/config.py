@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trajmatch import files
 from trajmatch.errors import UserError
 
 #: Fields that say where things are and how they are shown, and so change no byte of the images.
@@ -239,17 +240,17 @@ class DistillConfig:
     @property
     def checkpoint_path(self) -> Path:
         """Where the state of an unfinished run is kept: beside the artifact."""
-        return self._beside(".checkpoint.safetensors")
+        return files.beside(self.out, ".checkpoint.safetensors")
 
     @property
     def log_path(self) -> Path:
         """Where the metrics go."""
-        return self.log if self.log is not None else self._beside(".jsonl")
+        return self.log if self.log is not None else files.beside(self.out, ".jsonl")
 
     @property
     def snapshots_path(self) -> Path:
         """Where the images of several iterations are kept: beside the artifact."""
-        return self._beside(".snapshots.safetensors")
+        return files.beside(self.out, ".snapshots.safetensors")
 
     def settings(self) -> dict[str, Any]:
         """The fields that decide the result, without the seed: no path, device or display."""
@@ -258,9 +259,6 @@ class DistillConfig:
             for name, value in asdict(self).items()
             if name not in _NOT_IN_RECIPE
         }
-
-    def _beside(self, ending: str) -> Path:
-        return self.out.with_name(self.out.name.removesuffix(".safetensors") + ending)
 
     def _check(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
