@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from trajmatch.progress import NoProgress, ProgressLike
+from trajmatch.progress import NoProgress, ProgressLike, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,8 +95,8 @@ class Progress:
         rate = units / seconds
         pace = f"{rate:.3g}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
         if done >= self._total:
-            return [pace, f"{_duration(seconds)} in all"]
-        return [pace, f"{_duration((self._total - done) / rate)} left"]
+            return [pace, f"{duration(seconds)} in all"]
+        return [pace, f"{duration((self._total - done) / rate)} left"]
 
 
 def _bar(console: Console) -> RichProgress:
@@ -111,12 +111,3 @@ def _bar(console: Console) -> RichProgress:
         console=console,
         refresh_per_second=4,  # a thread redraws it, on a processor that has other work
     )
-
-
-def _duration(seconds: float) -> str:
-    """``7 s``, ``1:07`` or ``1:01:07``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
