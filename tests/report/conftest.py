@@ -94,3 +94,13 @@ def evaluation() -> dict[str, object]:
         for k, name in enumerate(("ConvNet", "<resnet18>"))
     ]
     return json.loads(json.dumps({**networks[0], "networks": networks, "selection": "last"}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says that the browser was left out, which the list of failures would not."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if any("NO BROWSER" in str(each.longrepr) for each in skipped):
+        terminalreporter.write_line(
+            "NO BROWSER: the report was not opened, because there is no chromium here "
+            "(Debian: apt-get install chromium)"
+        )

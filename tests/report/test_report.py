@@ -107,7 +107,7 @@ def test_names_stay_names(content: str, folder: Path) -> None:
     shown = page.within("th")
     for name in CLASSES:
         assert shown.count(name) == 2  # over the iterations, and as they are
-    assert page.within("h1") == ["squares & <i>, 2 per class"]
+    assert page.within("h1") == ["squares & <i>, 2 images per class"]
     alternatives = [image["alt"] for image in page.of("img")]
     assert f"distilled images of {CLASSES[2]}" in alternatives
     assert f"{CLASSES[1]} after 12 iterations" in alternatives
@@ -309,7 +309,7 @@ def browser() -> str:
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if path := shutil.which(name):
             return path
-    pytest.skip("NO BROWSER: the report was not opened, because there is no chromium to open it in")
+    pytest.skip("NO BROWSER to open the report in")
 
 
 @pytest.mark.parametrize("size", ["1200,900", "390,800"], ids=["desk", "phone"])

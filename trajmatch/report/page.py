@@ -39,7 +39,8 @@ def page(run: Run) -> Html:
     Returns:
         An HTML document that needs no other file.
     """
-    title = f"{run.artifact.dataset_name}, {run.artifact.ipc} per class"
+    images = "1 image" if run.artifact.ipc == 1 else f"{run.artifact.ipc} images"
+    title = f"{run.artifact.dataset_name}, {images} per class"
     parts = {
         "Accuracy": sections.accuracy(run),
         "Images": sections.pictures(run),

@@ -17,6 +17,8 @@ from trajmatch.report.scores import TRAINED_ON, Score
 
 #: A mean over so many parts of a run is drawn over the loss itself.
 _WINDOWS = 40
+#: Stages of `trajmatch run` in their order.
+_STAGES = ("experts", "distillation", "evaluation")
 _KINDS = ("second", "third", "fourth")
 
 
@@ -27,8 +29,7 @@ def facts(run: Run) -> Html:
     colours = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
     named = {
         "data set": distilled.dataset_name,
-        "images": f"{len(distilled.images)}: {distilled.num_classes} classes, "
-        f"{distilled.ipc} per class",
+        "images": f"{len(distilled.images)} in {distilled.num_classes} classes",
         "size": f"{width} x {height} pixels, {colours}",
         "labels": {"index": "classes", "logit": "learned logits"}[distilled.label_kind],
         "step size": f"{distilled.lr:.6g}",
@@ -48,8 +49,9 @@ def accuracy(run: Run) -> Html:
     evaluations = run.history.evaluations if run.history else []
     if evaluations:
         parts.append(_accuracy_chart(evaluations, run.scores, run.network))
-    else:
-        parts.append(
+    notes = []
+    if not evaluations:
+        notes.append(
             element(
                 "p",
                 "This run was not evaluated on its way; ",
@@ -58,7 +60,7 @@ def accuracy(run: Run) -> Html:
             )
         )
     if not run.scores:
-        parts.append(
+        notes.append(
             element(
                 "p",
                 "There is no evaluation beside real images; ",
@@ -68,7 +70,7 @@ def accuracy(run: Run) -> Html:
                 ".",
             )
         )
-    return join(*parts)
+    return join(element("div", *parts, class_="charts"), *notes)
 
 
 def course(told: History | None) -> Html:
@@ -86,7 +88,10 @@ def course(told: History | None) -> Html:
 
 def time(run: Run) -> Html:
     """What it took."""
-    rows = [[name, duration(seconds)] for name, seconds in run.stage_seconds.items()]
+    taken = run.stage_seconds
+    stages = [name for name in _STAGES if name in taken]
+    stages += [name for name in taken if name not in _STAGES]
+    rows = [[name, duration(taken[name])] for name in stages]
     known = [each for each in run.history.seconds if each is not None] if run.history else []
     if known:
         rows += [
@@ -96,7 +101,8 @@ def time(run: Run) -> Html:
         ]
     if not rows:
         return element("p", "The run did not leave what it took.")
-    return table(["part", "time"], rows, "Time, without what an interruption took")
+    caption = "Time (of a stage that was interrupted, that of its last part)"
+    return table(["part", "time"], rows, caption)
 
 
 def pictures(run: Run) -> Html:
@@ -156,7 +162,7 @@ def _score_tables(scores: Sequence[Score]) -> Html:
     if diverged := sum(score.diverged or 0 for score in scores):
         sentence = f"{diverged} of the networks diverged and count as getting no image right."
         parts.append(element("p", sentence, class_="note"))
-    return join(*parts)
+    return element("div", *parts)
 
 
 def _accuracy_chart(
