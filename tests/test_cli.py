@@ -220,6 +220,7 @@ def clock(monkeypatch):
     """A clock that the test sets."""
     now = [100.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_module, "resident_memory", lambda: 300 * 2**20)
     return now
 
 
@@ -234,12 +235,12 @@ def test_without_a_terminal_there_are_lines_every_few_seconds(clock):
             progress.update(done, loss=done / 1000, step_size=0.01)
             clock[0] += 0.125
     assert console.file.getvalue().splitlines() == [
-        "distil 100/300  loss 0.1  step size 0.01",
-        "distil 140/300  loss 0.14  step size 0.01  8/s  20 s left",
-        "distil 180/300  loss 0.18  step size 0.01  8/s  15 s left",
-        "distil 220/300  loss 0.22  step size 0.01  8/s  10 s left",
-        "distil 260/300  loss 0.26  step size 0.01  8/s  5 s left",
-        "distil 300/300  loss 0.3  step size 0.01  8/s  25 s in all",
+        "distil 100/300  loss 0.1  step size 0.01  memory 300 MB",
+        "distil 140/300  loss 0.14  step size 0.01  8/s  20 s left  memory 300 MB",
+        "distil 180/300  loss 0.18  step size 0.01  8/s  15 s left  memory 300 MB",
+        "distil 220/300  loss 0.22  step size 0.01  8/s  10 s left  memory 300 MB",
+        "distil 260/300  loss 0.26  step size 0.01  8/s  5 s left  memory 300 MB",
+        "distil 300/300  loss 0.3  step size 0.01  8/s  25 s in all  memory 300 MB",
     ]
 
 
@@ -249,7 +250,9 @@ def test_slow_work_shows_the_seconds_of_one_unit(clock):
         progress.update(0)
         clock[0] += 8
         progress.update(2)
-    assert console.file.getvalue().splitlines()[-1] == "expert 2/1000  4 s each  1:06:32 left"
+    assert console.file.getvalue().splitlines()[-1] == (
+        "expert 2/1000  4 s each  1:06:32 left  memory 300 MB"
+    )
 
 
 def test_a_terminal_gets_one_bar(clock):
@@ -259,7 +262,29 @@ def test_a_terminal_gets_one_bar(clock):
             progress.update(done, loss=0.25)
             clock[0] += 1
     shown = console.file.getvalue()
-    assert "10/10" in shown and "loss 0.25" in shown and "10 s in all" in shown
+    assert "10/10" in shown and "loss 0.25  memory 300 MB" in shown and "10 s in all" in shown
+
+
+def test_a_narrow_terminal_shows_the_numbers_below_the_bar(clock):
+    console = Console(file=io.StringIO(), force_terminal=True, width=72)
+    with Progress(5000, "distill", console=console) as progress:
+        for done in (0, 100):
+            progress.update(done, loss=0.25, step_size=0.0123, accuracy=71.25, dropped=3)
+            clock[0] += 8
+    shown = console.file.getvalue().splitlines()
+    bar = next(number for number, line in enumerate(shown) if "100/5000" in line)
+    assert "12.5/s  6:32 left" in shown[bar]
+    assert shown[bar + 1].strip() == (
+        "loss 0.25  step size 0.0123  accuracy 71.25  dropped 3  memory 300 MB"
+    )
+
+
+def test_memory_of_a_gpu_is_shown_where_one_is_used(clock, monkeypatch):
+    monkeypatch.setattr(progress_module, "device_memory", lambda: 5 * 2**29)
+    console = plain_console()
+    with Progress(1, "distil", console=console) as progress:
+        progress.update(1)
+    assert console.file.getvalue() == "distil 1/1  memory 300 MB  GPU 2.5 GB\n"
 
 
 def test_quiet_is_silent(capsys):
@@ -273,7 +298,7 @@ def test_progress_goes_to_the_error_stream(capsys):
     with Progress(1, "distil") as progress:
         progress.update(1)
     out, err = capsys.readouterr()
-    assert (out, err) == ("", "distil 1/1\n")
+    assert out == "" and err.startswith("distil 1/1  memory ")
 
 
 def test_warnings_are_shown_without_the_code_they_come_from(command, capsys):

@@ -62,6 +62,7 @@ def test_leaves_store_artifact_pictures_and_summary(finished) -> None:
         "experts",
         "distilled.safetensors",
         "distilled.jsonl",
+        "distilled.snapshots.safetensors",
         "initial.png",
         "distilled.png",
         "summary.json",

@@ -52,6 +52,8 @@ def best_seconds(*command):
         "trajmatch.distill.config",
         "trajmatch.evaluate.config",
         "trajmatch.nas.config",
+        "trajmatch.report.config",
+        "trajmatch.cli.show",
     ],
 )
 def test_light_modules_load_nothing_heavy(module):

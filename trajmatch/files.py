@@ -240,6 +240,17 @@ def open_tensors(path: PathLike) -> Iterator[safe_open]:
         raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
+def beside(path: PathLike, ending: str) -> Path:
+    """The file beside an artifact that has its name and another ending.
+
+    Args:
+        path: The artifact, whose name may end in ``.safetensors``.
+        ending: That of the other file, e.g. ``".jsonl"``.
+    """
+    path = Path(path)
+    return path.with_name(path.name.removesuffix(".safetensors") + ending)
+
+
 def check_writable(folder: PathLike) -> None:
     """Makes a folder, with its parents, and makes sure that files can be written in it.
 

@@ -82,7 +82,8 @@ def peak_bytes(device: str | torch.device) -> int:
 
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return _status("VmHWM")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(dict(line.split(":") for line in lines)["VmHWM"].split()[0])
 
 
 def used_bytes(device: str | torch.device) -> int:
@@ -91,7 +92,7 @@ def used_bytes(device: str | torch.device) -> int:
 
     if torch.device(device).type == "cuda":
         return torch.cuda.memory_allocated(device)
-    return _status("VmRSS")
+    return resident_memory()
 
 
 def free_bytes(device: str | torch.device) -> int:
@@ -104,10 +105,22 @@ def free_bytes(device: str | torch.device) -> int:
     return available_memory()
 
 
-def _status(name: str) -> int:
-    """A number of bytes that the kernel tells of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(dict(line.split(":") for line in lines)[name].split()[0])
+def resident_memory() -> int:
+    """Bytes of main memory that this process takes now; 0 where the system does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def device_memory() -> int:
+    """Bytes that this process has reserved on CUDA devices, 0 where it uses none.
+
+    Torch is not loaded and no device is touched to find that out.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return sum(torch.cuda.memory_reserved(device) for device in range(torch.cuda.device_count()))
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ _SIGMAS = 2.5
 _COMFORTABLE_SIZE = 96
 _GAP = 4
 _FONT_SIZE = 16
+_LONGEST_NAME = 60
 _PAPER, _INK = 255, 0
 
 
@@ -35,7 +36,7 @@ def png(image: Tensor) -> bytes:
     Raises:
         UserError: The images have neither 1 nor 3 channels.
     """
-    return _encode(_to_pillow(image))
+    return encode(to_pillow(image))
 
 
 def grid(
@@ -67,27 +68,63 @@ def grid(
         UserError: The images have neither 1 nor 3 channels.
     """
     pixels = to_pixels(images, clip)
-    height, width = pixels.shape[2:]
+    rows = [[*pixels[labels == index][:per_class]] for index in range(len(class_names))]
+    return encode(table(rows, class_names, scale=scale))
+
+
+def table(
+    rows: Sequence[Sequence[Tensor]],
+    names: Sequence[str],
+    *,
+    heads: Sequence[str] = (),
+    title: str = "",
+    scale: int | None = None,
+) -> Image.Image:
+    """Images in rows, each with a name in front.
+
+    Args:
+        rows: Images of one size, ``[C, H, W]``, uint8, C is 1 or 3. One row at least has one.
+        names: Name of each row.
+        heads: What stands above each column. Default: nothing, and no room for it.
+        title: What stands above all, likewise.
+        scale: Enlargement, by nearest neighbour. Default: so that images are 96 pixels wide.
+
+    Returns:
+        The picture.
+
+    Raises:
+        UserError: The images have neither 1 nor 3 channels.
+    """
+    channels, height, width = next(row for row in rows if row)[0].shape
     scale = scale or max(1, -(-_COMFORTABLE_SIZE // width))
-    rows = [pixels[labels == index][:per_class] for index in range(len(class_names))]
+    names, heads = [*map(_one_line, names)], [*map(_one_line, heads)]
     font = ImageFont.load_default(_FONT_SIZE)
-    margin = _GAP + max(int(font.getlength(name)) for name in class_names) + 2 * _GAP
+    margin = _GAP + max(int(font.getlength(name)) for name in names) + 2 * _GAP
     tile_size = (width * scale, height * scale)
-    column_width, row_height = tile_size[0] + _GAP, tile_size[1] + _GAP
+    column_width = max([tile_size[0], *(int(font.getlength(head)) for head in heads)]) + _GAP
+    row_height = tile_size[1] + _GAP
+    line_height = _FONT_SIZE + _GAP
+    top = _GAP + line_height * (bool(title) + bool(heads))
+    width = max(margin + max(map(len, rows)) * column_width, 2 * _GAP + int(font.getlength(title)))
+    grey = channels == 1
     canvas = Image.new(
-        "L" if pixels.shape[1] == 1 else "RGB",
-        (margin + max(map(len, rows)) * column_width, _GAP + len(rows) * row_height),
-        _PAPER if pixels.shape[1] == 1 else (_PAPER,) * 3,
+        "L" if grey else "RGB",
+        (width, top + len(rows) * row_height),
+        _PAPER if grey else (_PAPER,) * 3,
     )
     draw = ImageDraw.Draw(canvas)
-    for row, (name, members) in enumerate(zip(class_names, rows, strict=True)):
-        top = _GAP + row * row_height
-        ink = _INK if canvas.mode == "L" else (_INK,) * 3
+    ink = _INK if grey else (_INK,) * 3
+    draw.text((_GAP, _GAP), title, fill=ink, font=font)
+    for column, head in enumerate(heads):
+        place = (margin + column * column_width, top - line_height)
+        draw.text(place, head, fill=ink, font=font)
+    for name, members in zip(names, rows, strict=True):
         draw.text((_GAP, top + tile_size[1] / 2), name, fill=ink, font=font, anchor="lm")
         for column, image in enumerate(members):
-            tile = _to_pillow(image).resize(tile_size, Image.Resampling.NEAREST)
+            tile = to_pillow(image).resize(tile_size, Image.Resampling.NEAREST)
             canvas.paste(tile, (margin + column * column_width, top))
-    return _encode(canvas)
+        top += row_height
+    return canvas
 
 
 def to_pixels(images: Tensor, clip: Clip) -> Tensor:
@@ -112,7 +149,15 @@ def to_pixels(images: Tensor, clip: Clip) -> Tensor:
     return ((images.clamp(low, high) - low) / (high - low) * 255).round().to(torch.uint8)
 
 
-def _to_pillow(image: Tensor) -> Image.Image:
+def to_pillow(image: Tensor) -> Image.Image:
+    """One image for Pillow.
+
+    Args:
+        image: ``[C, H, W]``, uint8, with 1 (grey) or 3 (RGB) channels.
+
+    Raises:
+        UserError: It has neither 1 nor 3 channels.
+    """
     if image.shape[0] not in (1, 3):
         raise UserError(f"a picture has 1 or 3 channels, but these images have {image.shape[0]}")
     if image.shape[0] == 1:
@@ -120,7 +165,14 @@ def _to_pillow(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
-def _encode(image: Image.Image) -> bytes:
+def encode(image: Image.Image) -> bytes:
+    """A picture as a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _one_line(name: str) -> str:
+    """A name without line breaks, which a row has no room for, and not longer than a picture."""
+    line = " ".join(name.split())
+    return line if len(line) <= _LONGEST_NAME else line[: _LONGEST_NAME - 1] + "\u2026"

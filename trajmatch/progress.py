@@ -25,3 +25,12 @@ class NoProgress:
 
     def update(self, done: int, **numbers: float) -> None:
         """Does nothing."""
+
+
+def duration(seconds: float) -> str:
+    """``7 s``, ``1:07`` or ``1:01:07``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

@@ -41,6 +41,7 @@ def config(**settings: object) -> DistillConfig:
         ("parallel", "experts"),
         ("timeout", 0.0),
         ("timeout", float("inf")),
+        ("snapshots", -1),
         ("seed", -1),
     ],
 )
@@ -73,6 +74,9 @@ def test_recipe_holds_what_decides_the_result_and_nothing_else() -> None:
         out=Path("/mnt/out"),
         data="npz:/mnt/data.npz",
         log=Path("/mnt/log"),
+        snapshots=0,
+        tensorboard=Path("/mnt/tensorboard"),
+        wandb="project",
         quiet=True,
         resume=True,
         device="cuda",

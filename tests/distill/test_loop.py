@@ -80,10 +80,14 @@ def test_log_and_progress(configure) -> None:
     assert recorder.heard[-1][1] == {"loss": log[-1]["loss"], "step_size": log[-1]["step_size"]}
 
 
-def test_only_artifact_and_log_are_left(configure) -> None:
+def test_only_artifact_log_and_snapshots_are_left(configure) -> None:
     config = configure()
     distill(config)
-    assert files_of(config) == {"distilled.safetensors", "distilled.jsonl"}
+    assert files_of(config) == {
+        "distilled.safetensors",
+        "distilled.jsonl",
+        "distilled.snapshots.safetensors",
+    }
 
 
 @pytest.mark.parametrize("settings", [{}, {"init": "noise", "batch_syn": None}])
@@ -117,12 +121,13 @@ def test_an_interrupted_run_goes_on_with_equal_bytes(configure, tmp_path) -> Non
     part = configure(out=tmp_path / "part" / "d.safetensors")
     with pytest.raises(KeyboardInterrupt):
         distill(part, Recorder(interrupt_at=5))  # its last checkpoint is of iteration 4
-    assert files_of(part) == {"d.checkpoint.safetensors", "d.jsonl"}
+    beside = {"d.jsonl", "d.snapshots.safetensors"}
+    assert files_of(part) == {"d.checkpoint.safetensors"} | beside
     recorder = Recorder()
     distill(replace(part, resume=True), recorder)
     assert recorder.heard[0][0] == 4
     assert part.out.read_bytes() == whole.out.read_bytes()
-    assert files_of(part) == {"d.safetensors", "d.jsonl"}
+    assert files_of(part) == {"d.safetensors"} | beside
 
     def without_seconds(config: DistillConfig) -> list[dict[str, object]]:
         return [{**line, "seconds": None} for line in lines_of(config.log_path)]

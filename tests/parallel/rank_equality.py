@@ -181,8 +181,9 @@ def matches(ranks: Ranks, store: Path, folder: Path) -> dict[str, bool]:
         "artifact": shared.out.read_bytes() == alone.out.read_bytes(),
         "result": torch.equal(result.images, wanted.images) and result.scores == wanted.scores,
         "log": lines(shared.log_path) == lines(alone.log_path),
-        "nothing else": sorted(path.name for path in folder.iterdir())
-        == ["alone", "shared", "shared.jsonl"],
+        "snapshots": shared.snapshots_path.read_bytes() == alone.snapshots_path.read_bytes(),
+        "nothing else": {path.name for path in folder.iterdir()}
+        == {"alone", "shared", "shared.jsonl", shared.snapshots_path.name},
     }
 
 

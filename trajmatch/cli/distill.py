@@ -28,9 +28,10 @@ def run(argv: list[str]) -> int:
     config = parse(DistillConfig, argv, "trajmatch distill", defaults=defaults)
 
     from trajmatch.cli.health import print_health
-    from trajmatch.cli.progress import Progress, duration
+    from trajmatch.cli.progress import Progress
     from trajmatch.distill import distill
     from trajmatch.parallel import joined, local_device
+    from trajmatch.progress import duration
 
     def tell(forecast: Forecast) -> None:
         print(

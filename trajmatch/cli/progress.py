@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from trajmatch.progress import NoProgress, ProgressLike
+from trajmatch.memory import device_memory, resident_memory
+from trajmatch.progress import NoProgress, ProgressLike, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,8 +23,9 @@ SECONDS_BETWEEN_LINES = 5.0
 class Progress:
     """Progress on the standard error stream, as a context manager.
 
-    Shows how much is done, the latest numbers, the rate, and the time that is left. On a terminal
-    this is a bar that changes in place; elsewhere (a file, a pipe) a line every few seconds.
+    Shows how much is done, the latest numbers, the rate, the time that is left, and the memory that
+    the process takes. On a terminal this is a bar that changes in place, with the numbers below it;
+    elsewhere (a file, a pipe) a line every few seconds.
 
     Args:
         total: Units of work in all.
@@ -50,7 +53,7 @@ class Progress:
             self._console = self._console or Console(stderr=True)
             if self._console.is_terminal:
                 self._bar = _bar(self._console)
-                self._task = self._bar.add_task(self._title, total=self._total, state="")
+                self._task = self._bar.add_task(self._title, total=self._total, pace="", below="")
                 self._bar.start()
         return self
 
@@ -74,17 +77,17 @@ class Progress:
             return
         now = time.monotonic()
         self._first = self._first or (now, done)
-        state = "  ".join(
-            [f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items()]
-            + self._pace(now, done)
-        )
+        latest = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items()]
+        pace = self._pace(now, done)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, state=state)
+            below = "  ".join(latest + _memory())
+            self._bar.update(self._task, completed=done, pace="  ".join(pace), below=below)
         elif self._console and (
             done >= self._total or now - self._last_line >= SECONDS_BETWEEN_LINES
         ):
             self._last_line = now
-            self._console.out(f"{self._title} {done}/{self._total}  {state}".rstrip())
+            line = [f"{self._title} {done}/{self._total}", *latest, *pace, *_memory()]
+            self._console.out("  ".join(line))
 
     def _pace(self, now: float, done: int) -> list[str]:
         """Rate and time left, from what was done since the first update."""
@@ -99,24 +102,37 @@ class Progress:
         return [pace, f"{duration((self._total - done) / rate)} left"]
 
 
+def _memory() -> list[str]:
+    """Main memory and, where one is used, that of the GPU."""
+    parts = {"memory": resident_memory(), "GPU": device_memory()}
+    return [f"{name} {_size(count)}" for name, count in parts.items() if count]
+
+
+def _size(count: int) -> str:
+    """``512 MB`` or ``3.2 GB``."""
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
+
+
 def _bar(console: Console) -> RichProgress:
+    from rich.console import RenderableType
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
 
-    return RichProgress(
+    class WithNumbersBelow(RichProgress):
+        """A bar with a line below it, which has the room that a narrow terminal denies the bar."""
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            for task in self.tasks:
+                if task.fields["below"]:
+                    yield Text("  " + task.fields["below"], overflow="ellipsis", no_wrap=True)
+
+    return WithNumbersBelow(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}", markup=False),
+        TextColumn("{task.fields[pace]}", markup=False),
         console=console,
         refresh_per_second=4,  # a thread redraws it, on a processor that has other work
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``7 s``, ``1:07`` or ``1:01:07``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trajmatch import files
 from trajmatch.errors import UserError
 from trajmatch.experts.manifest import MOST_EPOCHS
 from trajmatch.interruption import seconds
@@ -20,6 +21,9 @@ _NOT_IN_RECIPE = (
     "checkpoint_every",
     "max_time",
     "log",
+    "snapshots",
+    "tensorboard",
+    "wandb",
     "seed",
     "resume",
     "quiet",
@@ -143,6 +147,13 @@ class DistillConfig:
     """Stop with a checkpoint after so long, e.g. 90m or 1h30m (exit status 75), for --resume."""
     log: Path | None = None
     """Metrics of every iteration as JSON lines. Default: beside the artifact, ending in .jsonl."""
+    snapshots: int = 10
+    """How often to keep the images of the moment, for `trajmatch report` and `trajmatch show`, in a
+    file beside the artifact; 0 never does."""
+    tensorboard: Path | None = None
+    """Folder to write the metrics to for TensorBoard as well."""
+    wandb: str | None = None
+    """Project of Weights & Biases to send the metrics to as well."""
     seed: int = 0
     """Seed of every random draw of this run."""
     resume: bool = False
@@ -185,7 +196,7 @@ class DistillConfig:
             "checkpoint_every",
         ):
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("min_start_epoch", "eval_every", "seed", "tape_mb"):
+        for name in ("min_start_epoch", "eval_every", "snapshots", "seed", "tape_mb"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("expert_epochs", "max_start_epoch"):
             self._check(name, getattr(self, name) <= MOST_EPOCHS, f"at most {MOST_EPOCHS}")
@@ -255,12 +266,17 @@ class DistillConfig:
     @property
     def checkpoint_path(self) -> Path:
         """Where the state of an unfinished run is kept: beside the artifact."""
-        return self._beside(".checkpoint.safetensors")
+        return files.beside(self.out, ".checkpoint.safetensors")
 
     @property
     def log_path(self) -> Path:
         """Where the metrics go."""
-        return self.log if self.log is not None else self._beside(".jsonl")
+        return self.log if self.log is not None else files.beside(self.out, ".jsonl")
+
+    @property
+    def snapshots_path(self) -> Path:
+        """Where the images of several iterations are kept: beside the artifact."""
+        return files.beside(self.out, ".snapshots.safetensors")
 
     def settings(self) -> dict[str, Any]:
         """The fields that decide the result, without the seed: no path, device or display."""
@@ -269,9 +285,6 @@ class DistillConfig:
             for name, value in asdict(self).items()
             if name not in _NOT_IN_RECIPE
         }
-
-    def _beside(self, ending: str) -> Path:
-        return self.out.with_name(self.out.name.removesuffix(".safetensors") + ending)
 
     def _check(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:

@@ -15,10 +15,12 @@ from torch import Tensor
 from trajmatch import artifact, files, interruption, ops
 from trajmatch.artifact import Artifact
 from trajmatch.distill import checkpoint
+from trajmatch.distill.album import Album
 from trajmatch.distill.average import moving_average
 from trajmatch.distill.balance import balance
 from trajmatch.distill.batches import student_batches
 from trajmatch.distill.config import DistillConfig
+from trajmatch.distill.followers import followers_of
 from trajmatch.distill.graph import graph_for
 from trajmatch.distill.guard import Fault, check_refusals, check_skips, find_fault
 from trajmatch.distill.initialise import SyntheticSet
@@ -61,7 +63,8 @@ def distill(
     Args:
         config: What to do.
         progress: Told after every outer iteration how many are done, with ``loss`` and
-            ``step_size`` and, where there was an evaluation, the last ``accuracy`` in percent.
+            ``step_size``, the last ``accuracy`` in percent where there was an evaluation, and how
+            many updates were ``dropped``, where any was.
         ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this;
             one of them writes, evaluates and is told of the progress.
         tell: Told before the first iteration what the run will need, by a short trial of a few
@@ -92,7 +95,8 @@ def distill(
     if ranks.size == 1 or config.parallel == "matches":  # shared batches keep no tape
         _check_tape(problem, len(state.synthetic.images))
     compute = _computing(problem, state, ranks, tell)
-    with _log(config, state, ranks) as log, _interruptible(problem, state, ranks):
+    album = Album(problem, state) if ranks.is_writer else None
+    with _log(problem, state, ranks) as log, _interruptible(problem, state, ranks):
         if is_due(config, state):  # the run was cut short at its checkpoint
             log.write(**evaluate_iterate(problem, state, ranks))
         while state.iteration < config.iterations:
@@ -106,6 +110,8 @@ def distill(
                 check_skips(config.skip_above, numbers["loss"], state)
             if is_due(config, state):
                 log.write(**evaluate_iterate(problem, state, ranks))
+            if album is not None:
+                album.take_if_due(state)
             if state.iteration % config.checkpoint_every == 0:
                 check_in_step(state, ranks)
                 if ranks.is_writer:
@@ -138,9 +144,12 @@ def _computing(problem: Problem, state: State, ranks: Ranks, tell: Tell | None) 
     return WithinMemory(compute, problem, plan)
 
 
-def _log(config: DistillConfig, state: State, ranks: Ranks) -> MetricsLog | nullcontext[NoLog]:
+def _log(problem: Problem, state: State, ranks: Ranks) -> MetricsLog | nullcontext[NoLog]:
     """The log of the run, where this process is the one that writes it."""
-    return MetricsLog(config.log_path, state.iteration) if ranks.is_writer else nullcontext(NoLog())
+    if not ranks.is_writer:
+        return nullcontext(NoLog())
+    followers = followers_of(problem, state.iteration)
+    return MetricsLog(problem.config.log_path, state.iteration, followers)
 
 
 def _check_interruption(problem: Problem, ranks: Ranks) -> None:
@@ -322,13 +331,19 @@ def _drawn(draws: Sequence[Draw], gradients: Sequence[OuterGradient]) -> dict[st
 
 def _shown(state: State) -> dict[str, float]:
     """Numbers of the state that a user wants to watch."""
-    accuracy = {"accuracy": state.scores[-1]["mean"]} if state.scores else {}
-    return {"step_size": state.step_size.value, **accuracy}
+    shown = {"step_size": state.step_size.value}
+    if state.scores:
+        shown["accuracy"] = state.scores[-1]["mean"]
+    if dropped := state.iteration - state.applied:
+        shown["dropped"] = dropped
+    return shown
 
 
 def _check_output(config: DistillConfig) -> None:
     """Makes sure that the run harms nothing that is there, and can write where it shall."""
-    written = (config.out, config.checkpoint_path, config.log_path)
+    written = [config.out, config.checkpoint_path, config.log_path]
+    if config.snapshots:
+        written.append(config.snapshots_path)
     if len({path.resolve() for path in written}) < len(written):
         raise UserError(
             f"--log {config.log_path} is also where the run writes something else; choose another"

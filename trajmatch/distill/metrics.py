@@ -1,14 +1,16 @@
-"""The log of a run: one JSON object per line."""
+"""The log of a run: one JSON object per line, and whoever else is told."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from trajmatch import files
+from trajmatch.distill.followers import Follower
 from trajmatch.errors import UserError
 
 
@@ -21,14 +23,16 @@ class MetricsLog:
     Args:
         path: The file.
         iteration: Outer iterations done; lines after it are dropped.
+        followers: Are told what every new line holds, and closed at the end.
 
     Raises:
         UserError: The file cannot be read or written, or is not such a log.
     """
 
-    def __init__(self, path: Path, iteration: int) -> None:
+    def __init__(self, path: Path, iteration: int, followers: Sequence[Follower] = ()) -> None:
         """Drops what is beyond the checkpoint; see the class."""
         self._path = path
+        self._followers = followers
         files.check_writable(path.parent)
         kept = _lines_until(path, iteration) if path.exists() else []
         files.write_text(path, "".join(kept))
@@ -55,6 +59,9 @@ class MetricsLog:
             except OSError as error:
                 if value is None:
                     raise UserError(f"cannot write {self._path}: {error.strerror}") from error
+            finally:
+                for follower in self._followers:
+                    follower.close()
 
     def write(self, **numbers: Any) -> None:
         """Appends a line. What is not finite becomes null, for which JSON has a word."""
@@ -64,6 +71,8 @@ class MetricsLog:
             self._file.write(json.dumps(finite) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from error
+        for follower in self._followers:
+            follower.write(finite)
 
 
 class NoLog:

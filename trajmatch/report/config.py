@@ -1,0 +1,58 @@
+"""What a report is made of: the fields are the flags of ``trajmatch report``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trajmatch import files
+from trajmatch.errors import UserError
+from trajmatch.pipeline import Folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write a report of a run: one HTML file that opens without a network."""
+
+    run: Path
+    """Folder of `trajmatch run` or `trajmatch demo`, or a file that `trajmatch distill` wrote."""
+    out: Path | None = None
+    """The report to write. Default: report.html in the folder, or beside the file, with its name
+    and .html."""
+    log: Path | None = None
+    """Metrics of the run. Default: what `trajmatch distill` put beside the distilled set."""
+    snapshots: Path | None = None
+    """Images over the iterations. Default: likewise."""
+    evaluation: tuple[Path, ...] = ()
+    """What `trajmatch eval --json` printed, one file or more: for the table of networks and the
+    baselines."""
+
+    def __post_init__(self) -> None:
+        """Checks the name of the report.
+
+        Raises:
+            UserError: It is not that of an HTML file.
+        """
+        if self.report.suffix.lower() not in (".html", ".htm"):
+            raise UserError(f"--out should end in .html, but is {self.out}")
+
+    @property
+    def artifact(self) -> Path:
+        """The distilled set."""
+        return Folder(self.run).artifact if self.run.is_dir() else self.run
+
+    @property
+    def report(self) -> Path:
+        """Where the report goes."""
+        if self.out is not None:
+            return self.out
+        if self.run.is_dir():
+            return self.run / "report.html"
+        return files.beside(self.run, ".html")
+
+    @property
+    def summary(self) -> Path | None:
+        """The numbers of `trajmatch run`, where it made the distilled set."""
+        folder = Folder(self.artifact.parent)
+        known = folder.artifact == self.artifact and folder.summary.exists()
+        return folder.summary if known else None

@@ -1,0 +1,97 @@
+"""All that a run left, read and checked to belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trajmatch import artifact, files, snapshots
+from trajmatch.artifact import Artifact
+from trajmatch.errors import UserError
+from trajmatch.report import history, scores
+from trajmatch.report.config import ReportConfig
+from trajmatch.report.history import History
+from trajmatch.report.scores import Score
+from trajmatch.snapshots import Snapshots
+
+
+@dataclass(frozen=True)
+class Run:
+    """What there is of a run.
+
+    Attributes:
+        artifact: The distilled set.
+        history: The run iteration by iteration; None: there is no log.
+        snapshots: The images on the way; None: there are none.
+        scores: What evaluations found.
+        stage_seconds: What each stage of `trajmatch run` took.
+    """
+
+    artifact: Artifact
+    history: History | None
+    snapshots: Snapshots | None
+    scores: list[Score] = field(default_factory=list)
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def network(self) -> str:
+        """The architecture that was distilled for."""
+        return str(self.artifact.network["name"])
+
+
+def read(config: ReportConfig) -> Run:
+    """Reads what a report is made of.
+
+    Args:
+        config: Says where it is.
+
+    Returns:
+        What there is. Of log and snapshots, what was not asked for by name may be missing.
+
+    Raises:
+        UserError: Something is missing, damaged, or of another run.
+    """
+    path = config.artifact
+    if not path.exists():
+        raise UserError(
+            f"there is no {path}; give a folder in which `trajmatch run` has finished, or a file "
+            "that `trajmatch distill` wrote"
+        )
+    distilled = artifact.load(path)
+    log_path = config.log or _if_there(files.beside(path, ".jsonl"))
+    told = None if log_path is None else history.read(log_path)
+    if told is not None and log_path is not None:
+        _check_log(log_path, told, distilled)
+    images_path = config.snapshots or _if_there(files.beside(path, ".snapshots.safetensors"))
+    found: list[Score] = []
+    seconds: dict[str, float] = {}
+    if config.summary is not None:
+        found += scores.of_summary(config.summary, str(distilled.network["name"]))
+        seconds = scores.stage_seconds(config.summary)
+    for each in config.evaluation:
+        found += scores.of_evaluation(each)
+    return Run(
+        artifact=distilled,
+        history=told,
+        snapshots=None if images_path is None else snapshots.of_artifact(images_path, distilled),
+        scores=found,
+        stage_seconds=seconds,
+    )
+
+
+def _if_there(path: Path) -> Path | None:
+    return path if path.exists() else None
+
+
+def _check_log(path: Path, told: History, distilled: Artifact) -> None:
+    """Makes sure that a log ends with the step size that the result has, if it is its last."""
+    if distilled.selection != "last" or not told.iterations:
+        return
+    if told.iterations[-1] != distilled.recipe.get("iterations"):
+        return  # of a run that was cut or continued elsewhere: nothing can be compared
+    if told.step_sizes[-1] != distilled.lr:
+        raise UserError(
+            f"{path} is the log of another run: it ends with the step size "
+            f"{told.step_sizes[-1]}, and the distilled set has {distilled.lr}; give its own with "
+            "--log"
+        )
