@@ -126,6 +126,7 @@ def start_same(problem: Problem, state: State, ranks: Ranks) -> None:
     """
     if ranks.size == 1:
         return
+    ranks.meet()  # without a limit: to read the data takes one longer than another
     config = problem.config
     run = [problem.identity, config.parallel, config.checkpoint_every, state.iteration]
     other = first_that_differs(ranks, [json.dumps(run, sort_keys=True)])

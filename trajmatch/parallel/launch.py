@@ -17,7 +17,7 @@ from trajmatch.errors import UserError
 from trajmatch.interruption import Interrupted
 from trajmatch.parallel.ranks import ALONE, DistributedRanks, Ranks, answering
 
-#: Seconds that processes wait for each other at the start, and where they exchange no tensors.
+#: Seconds that an exchange may take where nothing else is said.
 DEFAULT_TIMEOUT = 600.0
 
 #: Exit status of a process that leaves the message to another one.
@@ -83,16 +83,21 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(device)
-    limit = timedelta(seconds=timeout)
     with answering():
-        store, rank, size = next(rendezvous("env://", timeout=limit))
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=DEFAULT_TIMEOUT)))
         # A restart must not read what an earlier attempt wrote.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"trajmatch/{attempt}", store)  # type: ignore[attr-defined]
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=limit
-        )
     ranks = DistributedRanks(store, rank, size, torch.device(device if on_gpu else "cpu"))
+    ranks.meet()  # they may start at very different times, which is nobody's failure
+    with answering():
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=timeout),
+        )
     try:
         with warnings.catch_warnings():
             if not ranks.is_writer:
