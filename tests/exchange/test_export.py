@@ -83,7 +83,7 @@ def test_the_card_of_the_hugging_face_folder_gives_the_types(file, distilled, tm
     yaml = pytest.importorskip("yaml")
     export(ExportConfig(file=file, to="huggingface", out=tmp_path / "out"))
     _, head, text = (tmp_path / "out" / "README.md").read_text().split("---\n")
-    features = {each["name"]: each for each in yaml.safe_load(head)["dataset_info"]["features"]}
+    features = {each["name"]: each for each in yaml.safe_load(head)["configs"][0]["features"]}
     names = features["label"]["dtype"]["class_label"]["names"]
     assert [names[str(index)] for index in range(3)] == list(distilled.class_names)
     assert ("logits" in features) == (distilled.label_kind == "logit")
@@ -193,7 +193,7 @@ def test_a_class_name_stays_in_its_folder(tmp_path: Path, data: str) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.safetensors", "out"]
     assert len([*(tmp_path / "out" / "train").glob("*/*.png")]) == 3
     head = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)[1]
-    found = yaml.safe_load(head)["dataset_info"]["features"][1]["dtype"]["class_label"]["names"]
+    found = yaml.safe_load(head)["configs"][0]["features"][1]["dtype"]["class_label"]["names"]
     assert tuple(found.values()) == names
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import os
 import pickle
-import random
 import subprocess
 import sys
 import zipfile
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from mutants import archive, mutations, pickle_in
 
 from trajmatch.errors import UserError
 from trajmatch.exchange import pickles
@@ -41,15 +41,6 @@ def sound() -> list[list[list[torch.Tensor]]]:
 def path(tmp_path: Path) -> Path:
     torch.save(sound(), tmp_path / "file.pt")
     return tmp_path / "file.pt"
-
-
-def archive(path: Path, content: bytes, **how: Any) -> None:
-    """A file as ``torch.save`` makes it, with this pickle."""
-    with zipfile.ZipFile(path, "w", **how) as file:
-        file.writestr("file/data.pkl", content)
-        file.writestr("file/byteorder", "little")
-        file.writestr("file/version", "3\n")
-        file.writestr("file/data/0", bytes(48))
 
 
 def equal(first: Any, second: Any) -> bool:
@@ -181,25 +172,6 @@ def test_a_changed_number_is_found(path: Path) -> None:
         pickles.load(path)
 
 
-def mutations(content: bytes, count: int) -> Any:
-    """Files that differ from a sound one in bytes, length, or a piece that is moved."""
-    draw = random.Random(0)
-    for _ in range(count):
-        changed = bytearray(content)
-        kind = draw.randrange(4)
-        first, second = sorted(draw.randrange(len(changed)) for _ in range(2))
-        if kind == 0:
-            for _ in range(draw.randrange(1, 9)):
-                changed[draw.randrange(len(changed))] = draw.randrange(256)
-        elif kind == 1:
-            del changed[first:second]
-        elif kind == 2:
-            changed[first:first] = changed[first : min(second, first + 500)]
-        else:
-            changed[first : first + 8] = draw.choice((b"\xff" * 8, bytes(8), b"\x7f" + bytes(7)))
-        yield bytes(changed)
-
-
 @pytest.mark.parametrize("count", [FUZZED, pytest.param(LONG_FUZZED, marks=pytest.mark.slow)])
 def test_fuzzed_files_give_a_message_or_the_numbers_of_the_sound_file(path, count) -> None:
     refused = 0
@@ -215,9 +187,7 @@ def test_fuzzed_files_give_a_message_or_the_numbers_of_the_sound_file(path, coun
 @pytest.mark.parametrize("count", [FUZZED, pytest.param(LONG_FUZZED, marks=pytest.mark.slow)])
 def test_fuzzed_pickles_in_a_sound_archive_give_a_message_or_plain_content(path, count) -> None:
     """The checksums do not protect from somebody who writes them."""
-    with zipfile.ZipFile(path) as file:
-        name = next(name for name in file.namelist() if name.endswith("data.pkl"))
-        content = file.read(name)
+    content = pickle_in(path)
     for changed in mutations(content, count):
         archive(path, changed)
         try:

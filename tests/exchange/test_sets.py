@@ -120,15 +120,23 @@ def test_a_converted_set_says_what_it_is_of(write, read, data: str) -> None:
 
 def test_the_step_size_is_asked_for_where_there_is_no_file(write, read) -> None:
     folder = write(images=images(), labels=LABELS)
-    with pytest.raises(UserError, match=r"\(lr_best.pt\); give it with --lr"):
+    with pytest.raises(UserError, match=r"give also --lr .* no lr_best\.pt"):
         read(folder)
     assert read(folder, lr=0.02).lr == 0.02
 
 
 def test_the_kind_of_the_labels_is_asked_for(write, read) -> None:
     folder = write(images=images(), labels=torch.randn(6, 3), lr=torch.tensor(0.01))
-    with pytest.raises(UserError, match=r"give --labels logit .* or --labels probability"):
+    with pytest.raises(UserError, match=r"give also --labels .*logit, as DATM's"):
         read(folder)
+
+
+def test_everything_that_is_lacking_is_named_at_once(write, tmp_path: Path) -> None:
+    folder = write(images=images(), labels=torch.randn(6, 3))
+    with pytest.raises(UserError) as raised:
+        convert(ConvertConfig(source=folder, out=tmp_path / "out.safetensors"))
+    flags = ("--data", "--network", "--preprocessing", "--dsa", "--lr", "--labels", "--recipe")
+    assert [flag for flag in flags if flag not in str(raised.value)] == []
 
 
 def test_labels_are_asked_for(write, read) -> None:
@@ -220,3 +228,12 @@ def test_what_is_none_of_the_kinds(tmp_path: Path, name: str) -> None:
         convert(ConvertConfig(source=tmp_path / name, out=tmp_path / "out"))
     with pytest.raises(UserError, match="there is no"):
         convert(ConvertConfig(source=tmp_path / "missing", out=tmp_path / "out"))
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(UserError, match=r"cannot read .*Permission denied"):
+        convert(ConvertConfig(source=tmp_path, out=tmp_path / "out"))

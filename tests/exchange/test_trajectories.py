@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from mutants import archive, mutations, pickle_in
 from torch import Tensor
 
 from trajmatch import networks
@@ -18,6 +19,7 @@ from trajmatch.data import load_dataset
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.errors import UserError
 from trajmatch.exchange import ConvertConfig, convert
+from trajmatch.exchange.buffers import Buffer
 from trajmatch.exchange.origin import statistics_of_mtt
 from trajmatch.experts import ExpertConfig, Store, train_experts
 
@@ -393,3 +395,21 @@ def test_tensors_larger_than_their_numbers_are_refused(refusal) -> None:
     spread = [torch.zeros(1).expand(100, 64), torch.zeros(1).expand(100), torch.zeros(100, 100)]
     spread += [torch.zeros(1).expand(shape) for shape in ((100,), (3, 100), (3,))]
     assert "share their numbers" in refusal([[spread] * 9], network="mlp:width=100")
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_fuzzed_files_give_a_message_or_parameters_of_the_network(tmp_path: Path, count) -> None:
+    path, sound = tmp_path / "replay_buffer_0.pt", tmp_path / "sound.pt"
+    spec = networks.specify("mlp:width=2", 1, 2, 2)
+    shapes = [(2, 4), (2,), (2, 2), (2,), (2, 2), (2,)]
+    torch.save([[[torch.randn(shape) for shape in shapes] for _ in range(3)]], sound)
+    archive(path, pickle_in(sound), storages=18)
+    assert Buffer(path, spec).lengths == [3]
+    for changed in mutations(pickle_in(sound), count):
+        archive(path, changed, storages=18)
+        try:
+            experts = list(Buffer(path, spec).trajectories())
+        except UserError:
+            continue
+        for rows in experts:
+            assert rows.shape[1] == 22 and rows.isfinite().all()

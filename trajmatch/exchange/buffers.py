@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from trajmatch import networks
+from trajmatch.data.reading import readable
 from trajmatch.errors import UserError
 from trajmatch.exchange import pickles
 from trajmatch.experts.store import Store
@@ -36,8 +37,12 @@ def find_buffers(source: Path) -> list[Path]:
 
     Returns:
         The files; empty where there is none.
+
+    Raises:
+        UserError: The folder cannot be read.
     """
-    candidates = source.iterdir() if source.is_dir() else [source]
+    with readable(str(source)):
+        candidates = [*source.iterdir()] if source.is_dir() else [source]
     matches = [(match, path) for path in candidates if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(matches, key=lambda found: int(found[0][1]))]
 

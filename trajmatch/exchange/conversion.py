@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from trajmatch import artifact, files
+from trajmatch.data.reading import readable
 from trajmatch.errors import UserError
 from trajmatch.exchange.buffers import find_buffers
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.exchange.origin import find_origin
-from trajmatch.exchange.sets import SetFiles, find_set, read_set, write_set
+from trajmatch.exchange.sets import SetFiles, find_set, lacking, read_set, write_set
 from trajmatch.exchange.trajectories import from_store, to_store
 from trajmatch.exchange.whole import check_new, whole_folder
 from trajmatch.experts import store as expert_store
@@ -38,10 +39,12 @@ def convert(config: ConvertConfig, progress: ProgressLike | None = None) -> str:
     """
     progress = progress or NoProgress()
     source = config.source
-    if not source.exists():
+    with readable(str(source)):
+        is_there, is_store = source.exists(), expert_store.exists(source)
+    if not is_there:
         raise UserError(f"there is no {source}")
     check_new(config.out)
-    if expert_store.exists(source):
+    if is_store:
         _check_flags(config, "a store of experts", "per_file")
         return from_store(config)
     if buffers := find_buffers(source):
@@ -72,7 +75,7 @@ def _check_flags(config: ConvertConfig, kind: str, *allowed: str) -> None:
 
 
 def _to_artifact(config: ConvertConfig, found: SetFiles) -> str:
-    distilled = read_set(found, find_origin(config), config)
+    distilled = read_set(found, find_origin(config, lacking(found, config)), config)
     files.check_writable(config.out.parent)
     artifact.save(config.out, distilled)
     return (

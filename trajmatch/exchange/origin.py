@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,13 @@ class Origin:
         return self.dataset.preprocessing
 
 
-def find_origin(config: ConvertConfig) -> Origin:
+def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
     """Gathers from flags and recipe what the files do not say.
 
     Args:
         config: The flags.
+        lacking: Flags, with what they say, that the caller misses; they are asked for together
+            with those missed here.
 
     Returns:
         All of it.
@@ -62,19 +65,23 @@ def find_origin(config: ConvertConfig) -> Origin:
     if expert is not None and kind is None and config.mean is None:
         kind = "zca" if expert.zca else "mtt"
     dsa = config.dsa if config.dsa is not None or expert is None else expert.dsa
-    lacking = {
-        "--data (the data set, e.g. cifar10:ROOT)": config.data is None,
+    of_recipe = {
         "--network (e.g. convnet)": config.network is None and expert is None,
         "--preprocessing (zca, mtt or data; or --mean and --std)": kind is None
         and config.mean is None,
         "--dsa (the augmentation, e.g. color_crop_cutout_flip_scale_rotate)": dsa is None,
     }
-    missing = [flag for flag, holds in lacking.items() if holds]
+    missing = [flag for flag, holds in of_recipe.items() if holds]
+    advice = ""
+    if missing and expert is None:
+        advice = "; --recipe (e.g. mtt/cifar10/ipc10) stands for --network, --preprocessing, --dsa"
+    if config.data is None:
+        missing.insert(0, "--data (the data set, e.g. cifar10:ROOT)")
+    missing += lacking
     if config.data is None or dsa is None or missing:
-        others = "; a recipe stands for all but --data (--recipe mtt/cifar10/ipc10)"
         raise UserError(
-            f"{config.source} does not say where it comes from: give also {', '.join(missing)}"
-            f"{others if missing[1:] else ''}"
+            f"{config.source} does not say all that is needed: give also {', '.join(missing)}"
+            f"{advice}"
         )
     dataset = load_dataset(config.data)
     return Origin(

@@ -70,19 +70,43 @@ def find_set(source: Path) -> SetFiles | None:
     return SetFiles(source, labels, lr if lr.is_file() else None)
 
 
+def lacking(found: SetFiles, config: ConvertConfig) -> list[str]:
+    """What neither the files of a set nor the flags say.
+
+    Args:
+        found: The files.
+        config: ``lr`` and ``labels`` are looked at.
+
+    Returns:
+        The flags, each with what it says.
+
+    Raises:
+        UserError: The labels cannot be read.
+    """
+    flags = []
+    if found.lr is None and config.lr is None:
+        name = found.images.name.replace(_IMAGES, _LR, 1)
+        flags.append(f"--lr (eta, the learned step size, since there is no {name})")
+    if config.labels is None and _tensor(found.labels).is_floating_point():
+        flags.append(
+            "--labels (what those of floating point are: logit, as DATM's, or probability)"
+        )
+    return flags
+
+
 def read_set(found: SetFiles, origin: Origin, config: ConvertConfig) -> Artifact:
     """Reads a distilled set.
 
     Args:
         found: Its files.
         origin: What they do not say.
-        config: ``lr`` and ``labels`` are used.
+        config: ``lr`` and ``labels`` are used; nothing is :func:`lacking`.
 
     Returns:
         The set as one object, its numbers as they were in the files.
 
     Raises:
-        UserError: A file cannot be used, or the step size or the kind of the labels is missing.
+        UserError: A file cannot be used, or does not fit what is said of it.
     """
     images, labels = (_tensor(path) for path in (found.images, found.labels))
     lr = _step_size(found, config.lr)
@@ -151,12 +175,7 @@ def _tensor(path: Path) -> Tensor:
 
 def _step_size(found: SetFiles, given: float | None) -> float:
     if found.lr is None:
-        if given is None:
-            raise UserError(
-                f"{found.images} has no learned step size beside it "
-                f"({found.images.name.replace(_IMAGES, _LR, 1)}); give it with --lr (syn_lr in the "
-                "log of the run that made the images)"
-            )
+        assert given is not None  # else it is lacking
         return given
     if given is not None:
         raise UserError(f"{found.lr} has the learned step size; leave out --lr")
@@ -176,12 +195,7 @@ def _labels(path: Path, labels: Tensor, kind: str | None) -> tuple[Any, Tensor]:
         if kind is not None:
             raise UserError(f"{path} holds class indices ({labels.dtype}); leave out --labels")
         return "index", labels.to(torch.int64)
-    if kind is None:
-        raise UserError(
-            f"{path} holds labels of floating point and does not say what they are; give --labels "
-            "logit (as DATM's) or --labels probability"
-        )
-    return "logit", labels if kind == "logit" else log_probabilities(labels)
+    return "logit", log_probabilities(labels) if kind == "probability" else labels
 
 
 def _briefly(value: Any) -> str:
