@@ -1,3 +1,4 @@
+import json
 import os
 import stat
 import threading
@@ -137,6 +138,33 @@ def test_writing_below_a_file_names_path_and_cause(tmp_path):
             write(tmp_path / "file" / "x")
 
 
+def test_what_killed_writers_left_is_removed_when_it_is_old(tmp_path):
+    old, young = (tmp_path / f".trajmatch-{digit * 16}.tmp" for digit in "01")
+    foreign = tmp_path / ".trajmatch-notes.tmp"
+    for folder in (old, young, foreign):
+        folder.mkdir()
+        (folder / "content").touch()
+    for path in (old / "content", old, foreign / "content", foreign):
+        os.utime(path, (0, 0))
+    (tmp_path / ".trajmatch-2222222222222222.tmp").symlink_to(foreign)
+    files.remove_leftovers(tmp_path)
+    left = {".trajmatch-notes.tmp", ".trajmatch-2222222222222222.tmp", young.name}
+    assert set(os.listdir(tmp_path)) == left
+    assert os.listdir(foreign) == ["content"]
+    files.remove_leftovers(tmp_path / "nothing")
+
+
+def test_a_description_that_could_not_be_read_again_is_not_written(tmp_path):
+    large = {"text": "x" * files.MOST_JSON}
+    for write in (
+        lambda: files.write_json(tmp_path / "x", large),
+        lambda: files.save_tensors(tmp_path / "x", TENSORS, large),
+    ):
+        with pytest.raises(UserError, match=r"cannot write .*x: its description would have more"):
+            write()
+    assert os.listdir(tmp_path) == []
+
+
 def test_check_writable_makes_the_folder(tmp_path):
     files.check_writable(tmp_path / "a" / "b")
     files.check_writable(tmp_path / "a" / "b")
@@ -204,6 +232,81 @@ def test_foreign_files_are_refused(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(UserError, match=r"x is (cut off|damaged) or not a safetensors file"):
         files.load_tensors(tmp_path / "x")
+
+
+def rewrite_header(path, change):
+    """Changes the header of a file of tensors, and keeps its data."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = change(json.loads(content[8 : 8 + length]))
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + content[8 + length :])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 24]},
+        {"dtype": "F64", "shape": [2, 3], "data_offsets": [0, 24]},
+        {"dtype": "C64", "shape": [3], "data_offsets": [0, 24]},
+        {"dtype": "F32", "shape": [2**40, 0], "data_offsets": [0, 24]},
+        {"dtype": "F32", "shape": [2**62, 0], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [-2, -3], "data_offsets": [0, 24]},
+        {"dtype": "F32", "shape": [2, 3], "data_offsets": [24, 0]},
+        {"dtype": "F32", "shape": [2, 3], "data_offsets": [1000, 1024]},
+        {"dtype": "F32", "shape": [2, True], "data_offsets": [0, 24]},
+        {"dtype": "F32", "shape": 6, "data_offsets": [0, 24]},
+        {"dtype": [], "shape": [2, 3], "data_offsets": [0, 24]},
+        {"dtype": "F32", "shape": [1] * 17, "data_offsets": [0, 4]},
+        [],
+        None,
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused_before_anything_is_read(saved, entry):
+    rewrite_header(saved, lambda header: {**header, "a": entry})
+    for read in (files.load_tensors, files.read_metadata):
+        with pytest.raises(UserError, match=r"its header says .* of tensor 'a'"):
+            read(saved)
+
+
+def test_a_header_of_absurd_size_is_not_read(saved):
+    rewrite_header(saved, lambda header: json.dumps(header).encode() + b" " * files.MOST_JSON)
+    with pytest.raises(UserError, match=r"its header has [0-9]+ bytes"):
+        files.load_tensors(saved)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": 1e999}', '{"a": ' + "9" * 5000 + "}"])
+def test_text_that_asks_too_much_is_refused(saved, tmp_path, text):
+    rewrite_header(saved, lambda header: {**header, "__metadata__": {files.METADATA_KEY: text}})
+    (tmp_path / "j").write_text(text)
+    for read, path in ((files.read_metadata, saved), (files.read_json, tmp_path / "j")):
+        with pytest.raises(UserError, match="is cut off or does not hold valid JSON"):
+            read(path)
+    (tmp_path / "j").write_text(" " * (files.MOST_JSON + 1))
+    with pytest.raises(UserError, match="more than 2097152 bytes"):
+        files.read_json(tmp_path / "j")
+
+
+def test_what_does_not_fit_its_checksum_is_refused(saved):
+    content = bytearray(saved.read_bytes())
+    content[-1] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(UserError, match="its content does not fit its checksum"):
+        files.load_tensors(saved)
+    content[-1] ^= 1
+    saved.write_bytes(content.replace(b"1.5", b"2.5"))
+    for read in (files.load_tensors, files.read_metadata, files.has_checksum):
+        with pytest.raises(UserError, match="its description does not fit its checksum"):
+            read(saved)
+
+
+def test_a_file_without_checksum_is_read(tmp_path):
+    text = json.dumps(METADATA)
+    save_file(TENSORS, tmp_path / "x", metadata={files.METADATA_KEY: text})
+    assert files.load_tensors(tmp_path / "x")[1] == METADATA
+    assert not files.has_checksum(tmp_path / "x")
+    files.save_tensors(tmp_path / "y", TENSORS, METADATA)
+    assert files.has_checksum(tmp_path / "y")
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])

@@ -85,7 +85,18 @@ def test_a_lost_tensor_is_refused(run, tmp_path, lost) -> None:
         checkpoint.load(path, problem.identity, "cpu")
 
 
-@pytest.mark.parametrize("change", [{"step_size": [1.0]}, {"experts": None}, {"best": {"x": 1}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step_size": [1.0]},
+        {"experts": None},
+        {"best": {"x": 1}},
+        {"identity": []},
+        {"iteration": "3"},
+        {"applied": -1},
+        {"scores": [1]},
+    ],
+)
 def test_a_wrong_description_is_refused(run, tmp_path, change) -> None:
     problem, state = run
     path = tmp_path / "c"

@@ -321,7 +321,7 @@ def test_the_constants_of_mtt(refusal, data: str) -> None:
         ({"network": "convnet:width=4,depth=1,norm=batch"}, "running statistics"),
         ({"dsa": "swirl"}, "swirl"),
         ({"preprocessing": None, "mean": (0.5, 0.5), "std": (1.0, 1.0)}, "one for each channel"),
-        ({"keep": "7"}, "experts have epochs 0 to 2"),
+        ({"keep": "7"}, "there are epochs 0 to 2"),
         ({"data": "npz:nothing"}, "nothing"),
     ],
 )

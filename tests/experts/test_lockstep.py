@@ -168,6 +168,7 @@ def test_on_a_gpu_the_experts_of_a_group_share_a_process(
     calls: list[tuple[str, int]] = []
 
     def worked(store, training, experts, device, on_epoch, at_once, checkpoint_seconds):
+        assert checkpoint_seconds == 60
         calls.append((device, at_once))
         work(store, training, experts, "cpu", on_epoch, at_once, checkpoint_seconds)
 

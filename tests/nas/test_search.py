@@ -265,7 +265,7 @@ def test_the_time_is_up_and_the_search_goes_on(
         return 0.0 if looked == 6 else 100.0
 
     wanted = search(configure())
-    config = configure(out=tmp_path / "stopped", resume=True)
+    config = replace(configure(), out=tmp_path / "stopped", resume=True)
     monkeypatch.setattr(interruption, "remaining", remaining)
     with pytest.raises(interruption.Interrupted) as stop:
         search(config)

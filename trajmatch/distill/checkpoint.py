@@ -91,7 +91,10 @@ def load(path: Path, identity: dict[str, Any], device: str | torch.device) -> St
             f"{path} is not a checkpoint that this version reads; remove it, or choose "
             "another --out"
         )
-    check_same_run(path, description.get("identity", {}), identity, ignore=("iterations",))
+    found = description.get("identity")
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged (it is of no run); remove it to start afresh")
+    check_same_run(path, found, identity, ignore=("iterations",))
     try:
         return _state(tensors, description, device)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -127,20 +130,22 @@ def _state(
     streams = Streams.of_seed(0)
     for name in _STREAMS:
         getattr(streams, name).set_state(tensors[f"stream.{name}"])
-    count, used = description["experts"]
-    eta, velocity = description["step_size"]
-    best = description["best"]
+    count, used = map(_count, description["experts"])
+    eta, velocity = map(float, description["step_size"])
+    best, scores = description["best"], description["scores"]
+    if not (isinstance(scores, list) and all(isinstance(score, dict) for score in scores)):
+        raise TypeError("its scores are no list of objects")
     return State(
         synthetic=SyntheticSet(tensors["images"].to(device), tensors["labels"].to(device)),
         buffer=tensors["buffer"].to(device),
         step_size=StepSize(eta, velocity),
-        lr_init=description["lr_init"],
+        lr_init=float(description["lr_init"]),
         streams=streams,
         order=ExpertOrder(count, tensors["order"], used),
-        iteration=description["iteration"],
-        applied=description["applied"],
-        refusals=description["refusals"],
-        skips=description["skips"],
+        iteration=_count(description["iteration"]),
+        applied=_count(description["applied"]),
+        refusals=_count(description["refusals"]),
+        skips=_count(description["skips"]),
         best=None
         if best is None
         else Iterate(
@@ -149,5 +154,11 @@ def _state(
             **best,
         ),
         **{name: tensors[name].to(device) for name in _OPTIONAL if name in tensors},
-        scores=description["scores"],
+        scores=scores,
     )
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{value!r:.100} is in the place of a count")
+    return value

@@ -68,6 +68,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "preprocessing": _is_object,
     "network": _is_object,
     "recipe": _is_object,
+    # Nobody knows that of a converted store, and a merged one has several.
     "seed": lambda value: value is None or type(value) is int,
     "num_experts": lambda value: _is_count(value) and 1 <= value <= MOST_EXPERTS,
     "dtype": lambda value: value in ("float32", "bfloat16"),
@@ -102,11 +103,10 @@ def read(folder: Path) -> dict[str, Any]:
     for field, holds in _FIELDS.items():
         if not holds(manifest[field]):
             raise UserError(f"{path} is damaged: its {field} is {manifest[field]!r:.100}")
-    sources = manifest.get("sources", [])
-    described = len(sources) if "sources" in manifest and _are_sources(sources) else -1
-    plain = "sources" not in manifest and manifest["seed"] is not None
-    if not plain and described != manifest["num_experts"]:
-        raise UserError(f"{path} is damaged: its sources are {sources!r:.100}")
+    if "sources" in manifest:
+        sources = manifest["sources"]
+        if not _are_sources(sources) or len(sources) != manifest["num_experts"]:
+            raise UserError(f"{path} is damaged: its sources are {sources!r:.100}")
     if found is not None and found != files.json_checksum(manifest):
         raise UserError(
             f"{path} is damaged: its content does not fit its checksum; if you changed it by hand, "
