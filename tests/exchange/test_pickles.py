@@ -108,6 +108,12 @@ def test_every_way_to_name_something_is_seen(tmp_path: Path, protocol: int) -> N
         pickles.load(tmp_path / "a.pt")
 
 
+def test_a_name_with_a_backslash_is_refused(tmp_path: Path) -> None:
+    archive(tmp_path / "a.pt", b"\x80\x02ctorch\\d\nFloatStorage\n.")
+    with pytest.raises(UserError, match=r"is damaged: .*escape"):
+        pickles.load(tmp_path / "a.pt")
+
+
 # --- what is not sound
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -117,12 +118,14 @@ def _pickle_of(path: Path, entries: list[zipfile.ZipInfo]) -> zipfile.ZipInfo:
 def _check_pickle(path: Path, content: bytes) -> None:
     """Reads the opcodes of a pickle, and runs none, for what it names."""
     try:
-        named = {
-            argument if opcode.name == "GLOBAL" else opcode.name
-            for opcode, argument, _ in pickletools.genops(io.BytesIO(content))
-            if opcode.name == "GLOBAL" or opcode.name in _FORBIDDEN
-        }
-    except (ValueError, IndexError, UnicodeDecodeError, pickle.UnpicklingError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a name with a backslash, which none of ours has
+            named = {
+                argument if opcode.name == "GLOBAL" else opcode.name
+                for opcode, argument, _ in pickletools.genops(io.BytesIO(content))
+                if opcode.name == "GLOBAL" or opcode.name in _FORBIDDEN
+            }
+    except (ValueError, IndexError, pickle.UnpicklingError, Warning) as error:
         raise UserError(f"{path} is damaged: {_first_line(error)}") from error
     strange = sorted(str(name).replace(" ", ".") for name in named - _NAMES)
     if strange:
