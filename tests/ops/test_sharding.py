@@ -65,6 +65,8 @@ def perceptron() -> nn.Module:
 
 def derivatives(model: nn.Module, soft: bool, **choices: Any) -> list[Tensor]:
     """Parameters after two counts of steps, and gradients in all that they depend on."""
+    # A call with other parameters changes a module while it lasts: each thread needs its own.
+    model = copy.deepcopy(model)
     draw = torch.Generator().manual_seed(0)
     theta = networks.flat_parameters(model).double().requires_grad_()
     images = torch.randn(IMAGES, 1, SIZE, SIZE, generator=draw, dtype=torch.float64)
