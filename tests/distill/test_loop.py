@@ -80,6 +80,12 @@ def test_log_and_progress(configure) -> None:
     assert recorder.heard[-1][1] == {"loss": log[-1]["loss"], "step_size": log[-1]["step_size"]}
 
 
+def test_progress_counts_the_updates_that_were_dropped(configure) -> None:
+    recorder = Recorder()
+    distill(configure(iterations=4, skip_above=1e-9), recorder)
+    assert [numbers.get("dropped") for _, numbers in recorder.heard] == [None, 1, 2, 3, 4]
+
+
 def test_only_artifact_log_and_snapshots_are_left(configure) -> None:
     config = configure()
     distill(config)
