@@ -157,7 +157,9 @@ def described(store: Store) -> list[str]:
     there = [expert for expert in range(store.num_experts) if expert not in {*missing}]
     network, recipe = manifest["network"], manifest["recipe"]
     whole = "" if not missing else f", {len(missing)} missing ({spans(missing)})"
-    seed = "several, see sources in store.json" if manifest["seed"] is None else manifest["seed"]
+    seed = manifest["seed"]
+    if seed is None:
+        seed = "several, see sources in store.json" if "sources" in manifest else "unknown"
     options = ", ".join(f"{name} {value}" for name, value in network.items() if name != "name")
     lines = [
         f"{store.path}",
