@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +17,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 os.environ["PYTHONSAFEPATH"] = "1"
 
 import torch
+
+# A shell starts what it runs in the background with ctrl-C ignored, and so do programs what they
+# start. The tests are about what a terminal does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How far a result may be from an exact one, by its dtype. float64 is where correctness is judged;
 # in float32 two correct implementations differ by the order of their sums.

@@ -175,7 +175,10 @@ def test_kernels_agree_with_the_cpu_loops(compile_sources: Compile, tmp_path: Pa
     program = build_kernel_test(
         compile_sources, ADDRESS_FLAGS, ADDRESS_RUNTIME_FLAGS, tmp_path / "test_kernels"
     )
-    run([str(program)])
+    shares = min(os.cpu_count() or 1, 8)
+    commands = [[str(program), "--share", str(first), str(shares)] for first in range(shares)]
+    with ThreadPoolExecutor(shares) as pool:
+        list(pool.map(run, commands))
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 // Every CUDA kernel on the CPU emulator, against the CPU loops.
 //
-//   test_kernels [FILTER...]   the cases whose name contains one of the filters; all without any
+//   test_kernels [FILTER...]     the cases whose name contains one of the filters; all without any
+//   test_kernels --share I N     every Nth case from case I on, so that N processes run all
 //
 // Every case runs under all four schedules of warps and blocks, or under the one that
 // TRAJMATCH_EMULATOR_ORDER (0 to 3) names.
@@ -18,5 +19,11 @@ int main(int count, char** arguments) {
         kernels::half_operand_cases}) {
     for (const testing::Case& one : family()) cases.push_back(one);
   }
-  return testing::run_all(cases, std::vector<std::string>(arguments + 1, arguments + count));
+  std::vector<std::string> filters(arguments + 1, arguments + count);
+  testing::Share share;
+  if (filters.size() == 3 && filters[0] == "--share") {
+    share = {std::stoul(filters[1]), std::stoul(filters[2])};
+    filters.clear();
+  }
+  return testing::run_all(cases, filters, share);
 }

@@ -35,11 +35,20 @@ inline void expect_contains(const std::string& text, const std::string& part) {
   expect(text.find(part) != std::string::npos, "expected '" + part + "' in '" + text + "'");
 }
 
-// Runs the cases whose name contains one of `filters`, or all without filters; at least one must.
-inline int run_all(const std::vector<Case>& cases, const std::vector<std::string>& filters = {}) {
+// Which cases a process runs: every `count`th, from case `first` on.
+struct Share {
+  size_t first = 0;
+  size_t count = 1;
+};
+
+// Runs the cases of a share whose name contains one of `filters`, or all without filters; at least
+// one must.
+inline int run_all(const std::vector<Case>& cases, const std::vector<std::string>& filters = {},
+                   Share share = {}) {
   size_t run = 0;
   size_t failed = 0;
-  for (const Case& one : cases) {
+  for (size_t i = share.first; i < cases.size(); i += share.count) {
+    const Case& one = cases[i];
     const bool chosen = std::any_of(filters.begin(), filters.end(), [&](const std::string& part) {
       return one.name.find(part) != std::string::npos;
     });
