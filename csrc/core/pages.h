@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory_resource>
 
 namespace trajmatch::cpu {
 
@@ -20,6 +21,18 @@ class Pages {
  private:
   void* data_ = nullptr;
   int64_t bytes_ = 0;
+};
+
+// What a thread keeps from one call of the engine to the next, so that a loop of calls asks the
+// system for memory in its first step only.
+struct EngineMemory {
+  Pages pages;                                   // values
+  std::pmr::unsynchronized_pool_resource lists;  // of layers and of parts: where values lie
+
+  void release() {
+    pages.release();
+    lists.release();
+  }
 };
 
 }  // namespace trajmatch::cpu

@@ -63,10 +63,10 @@ using InParallel = std::function<void(int64_t count, const ParallelBody& body)>;
 // for the same number of parts.
 template <class T>
 void student_gradient(const StudentGradient<T>& call, int64_t parts, const InParallel& in_parallel,
-                      Pages& pages);
+                      EngineMemory& memory);
 template <class T>
 void student_gradient_jvp(const StudentGradientJvp<T>& call, int64_t parts,
-                          const InParallel& in_parallel, Pages& pages);
+                          const InParallel& in_parallel, EngineMemory& memory);
 
 // Elements of the tape of one batch.
 template <class T>

@@ -172,7 +172,11 @@ inline void flip(const Dsa<T>& p, const T* in, T* out) {
 // right, one row below, and both; the weights of what is to the right, and of what is below.
 template <class T>
 struct Taps {
-  explicit Taps(int64_t width) : offset(width), right(width), below(width) {}
+  void fit(int64_t width) {
+    offset.resize(width);
+    right.resize(width);
+    below.resize(width);
+  }
 
   void locate(const DsaSampling& map, int64_t row) {
     const int width = map.width, height = map.height, y = static_cast<int>(row);
@@ -197,8 +201,11 @@ struct Taps {
 // pixels.
 template <class T>
 struct Workspace {
-  explicit Workspace(const Dsa<T>& p)
-      : taps(p.width), frame((p.height + 2) * (p.width + 2) * kQuad), row(p.width * kQuad) {}
+  void fit(const Dsa<T>& p) {
+    taps.fit(p.width);
+    frame.assign((p.height + 2) * (p.width + 2) * kQuad, T(0));
+    row.resize(p.width * kQuad);
+  }
 
   Taps<T> taps;
   std::vector<T> frame, row;
@@ -290,8 +297,10 @@ inline void sample_backward(const Dsa<T>& p, const DsaSampling& map, Channels ch
 
 template <class T>
 void dsa(const Dsa<T>& p, int64_t begin, int64_t end) {
-  std::vector<T> grey;
-  std::optional<Workspace<T>> work;
+  // Each thread keeps its memory from call to call.
+  static thread_local std::vector<T> grey;
+  static thread_local Workspace<T> work;
+  bool fits = false;
   for (int64_t b = begin; b < end; ++b) {
     const double* const row = p.parameters + b * kDsaColumns;
     const T* const in = p.in + b * p.image_size();
@@ -314,16 +323,17 @@ void dsa(const Dsa<T>& p, int64_t begin, int64_t end) {
         }
         break;
       case DsaKind::kSample: {
-        if (!work) work.emplace(p);
+        if (!fits) work.fit(p);
+        fits = true;
         const DsaSampling map(p, row);
         for (int64_t first = 0; first < p.channels; first += kQuad) {
           const T* const from = in + first * p.channel_step();
           T* const to = out + first * p.channel_step();
           with_channels(p, p.channels - first, [&](auto channels, auto pixel_step) {
             if (p.pass == DsaPass::kBackward) {
-              sample_backward(p, map, channels, pixel_step, from, to, *work);
+              sample_backward(p, map, channels, pixel_step, from, to, work);
             } else {
-              sample(p, map, channels, pixel_step, from, to, *work);
+              sample(p, map, channels, pixel_step, from, to, work);
             }
           });
         }

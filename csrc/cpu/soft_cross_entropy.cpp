@@ -10,12 +10,17 @@ namespace trajmatch::cpu {
 
 namespace {
 
+// So many values, until the thread asks again: each thread keeps them from call to call.
+double* values_of_thread(int64_t count) {
+  static thread_local std::vector<double> values;
+  if (static_cast<int64_t>(values.size()) < count) values.resize(count);
+  return values.data();
+}
+
 // log_softmax(z) and softmax(z) of one row, in double.
 struct Row {
-  explicit Row(int64_t classes) : log(classes), value(classes) {}
   template <class T>
   void softmax(const T* z) {
-    const int64_t classes = static_cast<int64_t>(log.size());
     const double largest = *std::max_element(z, z + classes);
     double sum = 0;
     for (int64_t k = 0; k < classes; ++k) sum += value[k] = std::exp(z[k] - largest);
@@ -27,11 +32,12 @@ struct Row {
   }
   // q of a class index; all NaN where there is no such class.
   void one_hot(int64_t index) {
-    const bool known = index >= 0 && index < static_cast<int64_t>(value.size());
-    std::fill(value.begin(), value.end(), known ? 0.0 : std::numeric_limits<double>::quiet_NaN());
+    const bool known = index >= 0 && index < classes;
+    std::fill_n(value, classes, known ? 0.0 : std::numeric_limits<double>::quiet_NaN());
     if (known) value[index] = 1.0;
   }
-  std::vector<double> log, value;
+  int64_t classes;
+  double *log, *value;
 };
 
 template <class A, class B>
@@ -45,8 +51,10 @@ template <class T>
 struct RowPair {
   explicit RowPair(const SoftCrossEntropyInputs<T>& in)
       : in(in),
-        p(in.classes),
-        q(in.classes),
+        p{in.classes, values_of_thread(6 * in.classes), p.log + in.classes},
+        q{in.classes, p.value + in.classes, q.log + in.classes},
+        log_p_tangent(q.value + in.classes),
+        q_tangent(log_p_tangent + in.classes),
         factor(in.scale / static_cast<double>(in.batch) *
                (in.grad_loss == nullptr ? 1.0 : static_cast<double>(*in.grad_loss))) {}
   void read(int64_t row) {
@@ -59,6 +67,7 @@ struct RowPair {
   }
   const SoftCrossEntropyInputs<T>& in;
   Row p, q;
+  double *log_p_tangent, *q_tangent;
   double factor;  // scale * grad_loss / B
 };
 
@@ -82,7 +91,7 @@ void soft_cross_entropy_backward(const SoftCrossEntropyBackward<T>& params, int6
   const int64_t classes = params.in.classes;
   for (int64_t row = begin; row < end; ++row) {
     pair.read(row);
-    const auto &p = pair.p.value, &q = pair.q.value, &log_p = pair.p.log;
+    const double *p = pair.p.value, *q = pair.q.value, *log_p = pair.p.log;
     T* grad_logits = params.grad_logits + row * classes;
     for (int64_t k = 0; k < classes; ++k) {
       grad_logits[k] = static_cast<T>(pair.factor * (p[k] - q[k]));
@@ -101,14 +110,14 @@ void soft_cross_entropy_backward_tangent(const SoftCrossEntropyBackwardTangent<T
                                          int64_t begin, int64_t end) {
   RowPair<T> pair(params.in);
   const int64_t classes = params.in.classes;
-  std::vector<double> log_p_tangent(classes), q_tangent(classes);
+  double *log_p_tangent = pair.log_p_tangent, *q_tangent = pair.q_tangent;
   for (int64_t row = begin; row < end; ++row) {
     pair.read(row);
-    const auto &p = pair.p.value, &q = pair.q.value, &log_p = pair.p.log;
+    const double *p = pair.p.value, *q = pair.q.value, *log_p = pair.p.log;
     const double mean_log = dot(q, log_p, classes);
     double directional = 0;
-    std::fill(log_p_tangent.begin(), log_p_tangent.end(), 0.0);
-    std::fill(q_tangent.begin(), q_tangent.end(), 0.0);
+    std::fill_n(log_p_tangent, classes, 0.0);
+    std::fill_n(q_tangent, classes, 0.0);
     if (params.logits_tangent != nullptr) {
       const T* z = params.logits_tangent + row * classes;
       const double mean = dot(p, z, classes);

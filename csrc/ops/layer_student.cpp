@@ -102,14 +102,14 @@ Tensor LayerStudent<T>::activations(const Tensor& features, int64_t batch) const
 
 template <class T>
 void LayerStudent<T>::read_parameters(const StudentProblem& problem) {
+  theta_ = problem.theta.tensor();
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const Block& block = network_.blocks[i];
-    blocks_[i].weight = conv_weight(problem.theta, i);
-    blocks_[i].norm_weight =
-        norm_parameters(problem.theta, block.norm_weight, block, "norm_weight", i);
-    blocks_[i].norm_bias = norm_parameters(problem.theta, block.norm_bias, block, "norm_bias", i);
+    blocks_[i].weight = conv_weight(theta_, i);
+    blocks_[i].norm_weight = norm_parameters(theta_, block.norm_weight, block, "norm_weight", i);
+    blocks_[i].norm_bias = norm_parameters(theta_, block.norm_bias, block, "norm_bias", i);
   }
-  head_ = classifier_weight(problem.theta, "head");
+  head_ = classifier_weight(theta_, "head");
 }
 
 // Fills the blocks' states and returns the logits [B, K].
@@ -124,11 +124,11 @@ Tensor LayerStudent<T>::forward(const StudentProblem& problem) {
     const NormActPoolShape shape = network_.blocks[i].shape_of(batch);
     state.input = input;
     if (is_fused(i)) {
-      input = fused_.forward(i, problem.theta, input);
+      input = fused_.forward(i, theta_, input);
       continue;
     }
     state.y = as_channels_last(
-        convolution(input, state.weight, conv_bias(problem.theta, i), network_.blocks[i].padding));
+        convolution(input, state.weight, conv_bias(theta_, i), network_.blocks[i].padding));
     state.mean = workspace_.contiguous("mean", i, {batch, shape.groups}, like_);
     state.rstd = workspace_.contiguous("rstd", i, {batch, shape.groups}, like_);
     Tensor output = workspace_.channels_last(
@@ -141,8 +141,7 @@ Tensor LayerStudent<T>::forward(const StudentProblem& problem) {
   }
   last_ = input;
   const Slice& bias = network_.classifier_bias;
-  return as_contiguous(
-      linear(features(last_), head_, vector_view(problem.theta, bias.offset, bias.size)));
+  return as_contiguous(linear(features(last_), head_, vector_view(theta_, bias.offset, bias.size)));
 }
 
 template <class T>
@@ -206,8 +205,8 @@ void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss
     const Block& block = network_.blocks[i];
     BlockState& state = blocks_[i];
     if (is_fused(i)) {
-      const OptionalTensor grad_input = fused_.backward(i, problem.theta, grad_output, grad_theta,
-                                                        i > 0 || grad_images.has_value());
+      const OptionalTensor grad_input =
+          fused_.backward(i, theta_, grad_output, grad_theta, i > 0 || grad_images.has_value());
       if (i > 0) {
         grad_output = *grad_input;
       } else if (grad_images) {
@@ -258,7 +257,7 @@ Tensor LayerStudent<T>::forward_tangent(const StudentProblem& problem,
     const NormActPoolShape shape = block.shape_of(batch);
     state.input_tangent = input_tangent;
     if (is_fused(i)) {
-      input_tangent = fused_.tangent(i, problem.theta, *tangents.theta, input_tangent);
+      input_tangent = fused_.tangent(i, theta_, *tangents.theta, input_tangent);
       continue;
     }
     state.norm_weight_tangent = state.norm_bias_tangent = state.weight_tangent = std::nullopt;
@@ -338,7 +337,7 @@ void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentT
     BlockState& state = blocks_[i];
     if (is_fused(i)) {
       const auto [grad_input, grad_input_tangent] = fused_.backward_tangent(
-          i, problem.theta, *tangents.theta, grad_output, grad_output_tangent, grad_theta);
+          i, theta_, *tangents.theta, grad_output, grad_output_tangent, grad_theta);
       if (i > 0) grad_output = *grad_input;
       grad_output_tangent = grad_input_tangent;
       continue;

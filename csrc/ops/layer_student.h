@@ -28,8 +28,8 @@ class LayerStudent {
   void gradient(const StudentProblem& problem, const Tensor& loss, const Tensor& grad_theta,
                 const OptionalTensor& grad_images, const OptionalTensor& grad_labels);
 
-  // Derivatives along the tangents of: the loss [], the gradient in theta [P], in the images
-  // [B, C, H, W] (channels-last), and, where wanted, in the soft labels [B, K].
+  // Derivatives along the tangents of: the loss (one element), the gradient in theta [P], in the
+  // images [B, C, H, W] (channels-last), and, where wanted, in the soft labels [B, K].
   void gradient_jvp(const StudentProblem& problem, const StudentTangents& tangents,
                     const Tensor& directional, const Tensor& grad_theta, const Tensor& grad_images,
                     const OptionalTensor& grad_labels);
@@ -73,6 +73,7 @@ class LayerStudent {
   FusedBlocks fused_;
   bool fuses_ = true;  // whether this call can use them
   std::vector<BlockState> blocks_;
+  Tensor theta_;                // of this call, [P]
   Tensor head_, head_tangent_;  // classifier weights [K, H * W * C]
   Tensor last_, last_tangent_;  // output of the last block
 };

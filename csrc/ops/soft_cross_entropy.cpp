@@ -15,8 +15,9 @@ void check_labels(const Check& check, const Tensor& labels, const char* argument
     const Tensor values = as_contiguous(labels);
     for (int64_t i = 0; i < batch; ++i) {
       const int64_t label = read<int64_t>(values)[i];
-      check.that(label >= 0 && label < classes, argument,
-                 "lie in [0, " + std::to_string(classes) + ")", std::to_string(label));
+      if (label >= 0 && label < classes) continue;
+      check.value_error(argument, "lie in [0, " + std::to_string(classes) + ")",
+                        std::to_string(label));
     }
   } else {
     check.dtype(labels, argument, like.scalar_type());

@@ -10,10 +10,10 @@ namespace trajmatch {
 namespace {
 
 // The C library returns large blocks to the kernel, and getting them back, page by page, costs as
-// much as a small convolution: pages live as long as their thread.
-cpu::Pages& pages_of_thread() {
-  static thread_local cpu::Pages pages;
-  return pages;
+// much as a small convolution: the engine's memory lives as long as its thread.
+cpu::EngineMemory& memory_of_thread() {
+  static thread_local cpu::EngineMemory memory;
+  return memory;
 }
 
 // Tapes live as long as the graph that may go back over them, and come back here.
@@ -67,7 +67,7 @@ StudentBatch<T> batch_of(const StudentProblem& problem) {
 }  // namespace
 
 void release_student_memory() {
-  pages_of_thread().release();
+  memory_of_thread().release();
   tape_pool().clear();
 }
 
@@ -95,7 +95,8 @@ int64_t Student<T>::tape_size(int64_t batch) const {
 template <class T>
 void Student<T>::gradient(const StudentProblem& problem, const Tensor& loss,
                           const Tensor& grad_theta, const OptionalTensor& grad_images,
-                          const OptionalTensor& grad_labels, const OptionalTensor& tape) {
+                          const OptionalTensor& grad_labels,
+                          const std::optional<VectorPart>& tape) {
   if (layers_) return layers_->gradient(problem, loss, grad_theta, grad_images, grad_labels);
   const StudentGradient<T> call{&network_,
                                 read<T>(problem.theta),
@@ -104,17 +105,17 @@ void Student<T>::gradient(const StudentProblem& problem, const Tensor& loss,
                                 write<T>(grad_theta),
                                 write<T>(grad_images),
                                 write<T>(grad_labels),
-                                write<T>(tape)};
-  cpu::student_gradient(call, torch::stable::get_num_threads(), on_threads, pages_of_thread());
+                                tape ? write<T>(*tape) : nullptr};
+  cpu::student_gradient(call, torch::stable::get_num_threads(), on_threads, memory_of_thread());
 }
 
 template <class T>
 void Student<T>::gradient_jvp(const StudentProblem& problem, const StudentTangents& tangents,
-                              const Tensor& directional, const Tensor& grad_theta,
+                              const VectorPart& directional, const Tensor& grad_theta,
                               const Tensor& grad_images, const OptionalTensor& grad_labels,
-                              const OptionalTensor& tape) {
+                              const std::optional<VectorPart>& tape) {
   if (layers_) {
-    return layers_->gradient_jvp(problem, tangents, directional, grad_theta, grad_images,
+    return layers_->gradient_jvp(problem, tangents, directional.tensor(), grad_theta, grad_images,
                                  grad_labels);
   }
   const StudentGradientJvp<T> call{&network_,
@@ -127,8 +128,8 @@ void Student<T>::gradient_jvp(const StudentProblem& problem, const StudentTangen
                                    write<T>(grad_theta),
                                    write<T>(grad_images),
                                    write<T>(grad_labels),
-                                   read<T>(tape)};
-  cpu::student_gradient_jvp(call, torch::stable::get_num_threads(), on_threads, pages_of_thread());
+                                   tape ? read<T>(*tape) : nullptr};
+  cpu::student_gradient_jvp(call, torch::stable::get_num_threads(), on_threads, memory_of_thread());
 }
 
 template class Student<float>;

@@ -22,13 +22,14 @@ class Student {
   // and of soft labels [B, K], and the tape, where wanted.
   void gradient(const StudentProblem& problem, const Tensor& loss, const Tensor& grad_theta,
                 const OptionalTensor& grad_images, const OptionalTensor& grad_labels,
-                const OptionalTensor& tape);
+                const std::optional<VectorPart>& tape);
 
-  // Derivatives along the tangents of: the loss [], the gradient in theta [P], in the images
-  // [B, C, H, W] (channels-last), and, where wanted, in the soft labels [B, K].
+  // Derivatives along the tangents of: the loss (one element), the gradient in theta [P], in the
+  // images [B, C, H, W] (channels-last), and, where wanted, in the soft labels [B, K].
   void gradient_jvp(const StudentProblem& problem, const StudentTangents& tangents,
-                    const Tensor& directional, const Tensor& grad_theta, const Tensor& grad_images,
-                    const OptionalTensor& grad_labels, const OptionalTensor& tape);
+                    const VectorPart& directional, const Tensor& grad_theta,
+                    const Tensor& grad_images, const OptionalTensor& grad_labels,
+                    const std::optional<VectorPart>& tape);
 
  private:
   Network network_;

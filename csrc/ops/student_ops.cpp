@@ -3,6 +3,8 @@
 // vectors in memory, whatever N is).
 
 #include <algorithm>
+#include <map>
+#include <optional>
 
 #include "core/student_host.h"
 #include "ops/checks.h"
@@ -43,8 +45,9 @@ class Tapes {
   Tapes(const Ints& batch_sizes, int64_t elements, const SizeOf& size_of)
       : begins_(batch_sizes.size()), sizes_(batch_sizes.size()) {
     first_ = static_cast<int64_t>(batch_sizes.size());
+    int64_t batch = 0, size = 0;
     while (first_ > 0) {
-      const int64_t size = size_of(batch_sizes[first_ - 1]);
+      if (batch_sizes[first_ - 1] != batch) size = size_of(batch = batch_sizes[first_ - 1]);
       if (size == 0 || size > elements - total_) break;
       --first_;
       begins_[first_] = total_;
@@ -53,9 +56,9 @@ class Tapes {
     }
   }
   int64_t elements() const { return total_; }
-  OptionalTensor of(const Tensor& tapes, int64_t step) const {
+  std::optional<VectorPart> of(const Tensor& tapes, int64_t step) const {
     if (step < first_) return std::nullopt;
-    return vector_view(tapes, begins_[step], sizes_[step]);
+    return VectorPart{tapes, begins_[step], sizes_[step]};
   }
 
  private:
@@ -73,7 +76,8 @@ StudentProblem student_problem(const Check& check, const Network& network, const
   if (kind == StudentLoss::kCrossEntropy) {
     check_labels(check, labels, "labels", theta, "theta", images.size(0), network.num_classes);
   }
-  return {as_contiguous(theta), as_channels_last(images), as_contiguous(labels), kind, scale};
+  return {VectorPart::whole(as_contiguous(theta)), as_channels_last(images), as_contiguous(labels),
+          kind, scale};
 }
 
 Tensor empty_channels_last(const Ints& sizes, const Tensor& like) {
@@ -158,7 +162,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(
   Tensor grad_labels = empty_if(problem.soft_labels(), sizes_of(labels), theta);
   with_dtype(theta, [&](auto type) {
     Student<decltype(type)>(network, theta)
-        .gradient_jvp(problem, tangents, directional, grad_theta, grad_images,
+        .gradient_jvp(problem, tangents, VectorPart::whole(directional), grad_theta, grad_images,
                       problem.soft_labels() ? OptionalTensor(grad_labels) : std::nullopt,
                       std::nullopt);
   });
@@ -166,6 +170,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(
 }
 
 namespace {
+
+// Memory for the rows of one step, as tensors of as many rows as a step may have.
+class StepRows {
+ public:
+  // Rows of the dtype and, but for their number, the sizes of `like`.
+  StepRows(const Tensor& like, const Ints& counts, MemoryFormat format = MemoryFormat::Contiguous) {
+    Ints sizes = sizes_of(like);
+    sizes[0] = *std::max_element(counts.begin(), counts.end());
+    const Tensor memory = empty(sizes, like, std::nullopt, format);
+    const bool channels_last = format == MemoryFormat::ChannelsLast;
+    for (int64_t count : counts) {
+      sizes[0] = count;
+      if (rows_.count(count) > 0) continue;
+      rows_.emplace(count,
+                    view(memory, 0, sizes,
+                         channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes)));
+    }
+  }
+  const Tensor& of(int64_t count) const { return rows_.at(count); }
+
+ private:
+  std::map<int64_t, Tensor> rows_;
+};
 
 // The student batches of an unrolled loop: rows of the synthetic set by index, each image augmented
 // by its own row of `augmentation` where that is given.
@@ -183,9 +210,12 @@ class Batches {
     indices_ = as_contiguous(indices);
     check.that(!sizes.empty(), "batches", "hold at least one step", "none");
     int64_t total = 0;
+    begins_.reserve(sizes.size());
     for (int64_t size : sizes) {
-      check.that(size > 0, "batches", "hold at least one image in every step",
-                 "sizes " + text(sizes));
+      if (size <= 0) {
+        check.value_error("batches", "hold at least one image in every step",
+                          "sizes " + text(sizes));
+      }
       begins_.push_back(total);
       total += size;
     }
@@ -194,20 +224,20 @@ class Batches {
     if (augmentation) {
       check_dsa_parameters(check, *augmentation, "augmentation", theta, "theta", total);
       augmentation_ = as_contiguous(*augmentation);
+      augmented_ = image_rows();
     }
+    step_images_ = image_rows();
+    step_labels_ = label_rows();
   }
 
   int64_t steps() const { return static_cast<int64_t>(sizes_.size()); }
 
   template <class T>
-  StudentProblem gather(int64_t step, const Tensor& theta, double scale,
+  StudentProblem gather(int64_t step, const VectorPart& theta, double scale,
                         const Device& device) const {
     const int64_t count = sizes_[step];
     const int64_t* index = read<int64_t>(indices_) + begins_[step];
-    Ints image_sizes = sizes_of(images_), label_sizes = sizes_of(labels_);
-    image_sizes[0] = label_sizes[0] = count;
-    Tensor images = workspace_.channels_last("images", 0, image_sizes, theta);
-    const Tensor labels = workspace_.contiguous("labels", 0, label_sizes, labels_);
+    const Tensor &images = step_images_->of(count), &labels = step_labels_->of(count);
     run(GatherRows<T>{count, row_size(images_), read<T>(images_), index, write<T>(images)}, device);
     if (labels.scalar_type() == ScalarType::Long) {
       run(GatherRows<int64_t>{count, 1, read<int64_t>(labels_), index, write<int64_t>(labels)},
@@ -216,25 +246,21 @@ class Batches {
       run(GatherRows<T>{count, row_size(labels_), read<T>(labels_), index, write<T>(labels)},
           device);
     }
-    if (augmentation_) images = augmented<T>(DsaPass::kForward, step, images, "shown", device);
-    return {theta, images, labels, StudentLoss::kCrossEntropy, scale};
+    const Tensor& shown =
+        augmentation_ ? augmented<T>(DsaPass::kForward, step, images, device) : images;
+    return {theta, shown, labels, StudentLoss::kCrossEntropy, scale};
   }
 
-  // Where the gradient of one step's images or labels may be written, until the next step.
-  Tensor image_gradient(const StudentProblem& problem) const {
-    return workspace_.channels_last("image gradient", 0, sizes_of(problem.images), problem.images);
-  }
-  Tensor label_gradient(const StudentProblem& problem) const {
-    return workspace_.contiguous("label gradient", 0, sizes_of(problem.labels), problem.labels);
-  }
+  // Memory for what belongs to the images or labels of a step.
+  StepRows image_rows() const { return {images_, sizes_, MemoryFormat::ChannelsLast}; }
+  StepRows label_rows() const { return {labels_, sizes_}; }
 
   // total[index[i]] += lr * grad[i] for the images of one step, `grad` that of them augmented.
   template <class T>
   void scatter_images(int64_t step, const Tensor& grad, const Tensor& lr, const Tensor& total,
                       const Device& device) const {
     if (augmentation_) {
-      scatter<T>(step, augmented<T>(DsaPass::kBackward, step, grad, "augmented gradient", device),
-                 lr, total, device);
+      scatter<T>(step, augmented<T>(DsaPass::kBackward, step, grad, device), lr, total, device);
     } else {
       scatter<T>(step, grad, lr, total, device);
     }
@@ -250,12 +276,13 @@ class Batches {
   }
 
  private:
-  // One pass of the augmentation over images of the step, in the engine's layout.
+  // One pass of the augmentation over images of the step, in the engine's layout; there until the
+  // next pass.
   template <class T>
-  Tensor augmented(DsaPass pass, int64_t step, const Tensor& images, const char* name,
-                   const Device& device) const {
+  const Tensor& augmented(DsaPass pass, int64_t step, const Tensor& images,
+                          const Device& device) const {
     const double* rows = read<double>(*augmentation_) + begins_[step] * kDsaColumns;
-    const Tensor result = workspace_.channels_last(name, 0, sizes_of(images), images);
+    const Tensor& result = augmented_->of(sizes_[step]);
     run_dsa<T>(pass, images, rows, true, result, device);
     return result;
   }
@@ -266,22 +293,23 @@ class Batches {
     const int64_t count = images_.size(0);
     const int64_t* index = read<int64_t>(indices_);
     for (int64_t i = 0; i < indices_.numel(); ++i) {
-      check.that(index[i] >= 0 && index[i] < count, "batches",
-                 "hold indices in [0, " + std::to_string(count) + ")", std::to_string(index[i]));
+      if (index[i] >= 0 && index[i] < count) continue;
+      check.value_error("batches", "hold indices in [0, " + std::to_string(count) + ")",
+                        std::to_string(index[i]));
     }
   }
 
   Tensor images_, labels_, indices_;
   OptionalTensor augmentation_;
   Ints sizes_, begins_;
-  mutable Workspace workspace_;  // of a step
+  std::optional<StepRows> step_images_, step_labels_, augmented_;
 };
 
 void check_steps(const Check& check, const Ints& steps, int64_t count) {
   check.that(!steps.empty(), "steps", "name at least one count of steps", "none");
   for (int64_t step : steps) {
-    check.that(step >= 1 && step <= count, "steps", "lie in 1.." + std::to_string(count),
-               std::to_string(step));
+    if (step >= 1 && step <= count) continue;
+    check.value_error("steps", "lie in 1.." + std::to_string(count), std::to_string(step));
   }
 }
 
@@ -305,9 +333,11 @@ std::tuple<Tensor, Tensor, Tensor> student_unroll(
   Tensor thetas = empty({asked, size}, theta0);
   // Rows theta_0 .. theta_{N-1}; one row that every step overwrites where they are not kept.
   const Tensor trajectory = empty({keep_trajectory ? count : 1, size}, theta0);
-  Tensor theta = vector_view(trajectory, 0, size);
-  copy(theta, theta0);
-  Tensor last = empty({size}, theta0), tapes = empty({0}, theta0);
+  VectorPart theta{trajectory, 0, size};
+  Tensor first = theta.tensor();
+  copy(first, theta0);
+  const Tensor last = empty({size}, theta0);
+  Tensor tapes = empty({0}, theta0);
   with_dtype(theta0, [&](auto type) {
     using T = decltype(type);
     Student<T> student(network, theta0);
@@ -320,8 +350,8 @@ std::tuple<Tensor, Tensor, Tensor> student_unroll(
       const StudentProblem problem = batches.gather<T>(step, theta, loss_scale, device);
       student.gradient(problem, loss, grad, std::nullopt, std::nullopt, tape.of(tapes, step));
       const bool has_row = keep_trajectory && step + 1 < count;
-      Tensor next = has_row ? vector_view(trajectory, (step + 1) * size, size)
-                            : (keep_trajectory ? last : theta);
+      const VectorPart next = has_row ? VectorPart{trajectory, (step + 1) * size, size}
+                                      : (keep_trajectory ? VectorPart::whole(last) : theta);
       T* b = momentum == 0.0 ? nullptr : write<T>(buffer);
       run(SgdStep<T>{size, read<T>(theta), read<T>(grad), step == 0 ? nullptr : b, read<T>(lr),
                      momentum, write<T>(next), b},
@@ -330,7 +360,7 @@ std::tuple<Tensor, Tensor, Tensor> student_unroll(
       for (int64_t i = 0; i < asked; ++i) {
         if (steps[i] != step + 1) continue;
         Tensor row = vector_view(thetas, i * size, size);
-        copy(row, theta);
+        copy(row, theta.tensor());
       }
     }
   });
@@ -371,6 +401,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
     const Tapes tape(batch_sizes, tapes.numel(),
                      [&](int64_t batch) { return student.tape_size(batch); });
     const Tensor hessian_r = empty({size}, trajectory);
+    const StepRows image_shares = batches.image_rows(), label_shares = batches.label_rows();
+    const StudentTangents along_r{r, std::nullopt, std::nullopt};
     // adjoint += lr h + what enters after `step` steps; then, where a step follows below,
     // r = momentum r - adjoint. TESLA's approximation is without h.
     const auto sweep = [&](int64_t step, const T* h) {
@@ -389,14 +421,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
     };
     sweep(count, nullptr);
     for (int64_t step = count; step-- > 0;) {
-      const Tensor theta = vector_view(thetas, step * size, size);
+      const VectorPart theta{thetas, step * size, size};
       const StudentProblem problem = batches.gather<T>(step, theta, loss_scale, device);
-      const Tensor image_share = batches.image_gradient(problem);
+      const Tensor& image_share = image_shares.of(batch_sizes[step]);
       OptionalTensor label_share;
-      if (soft) label_share = batches.label_gradient(problem);
-      student.gradient_jvp(problem, {r, std::nullopt, std::nullopt},
-                           view(directional, step, {}, {}), hessian_r, image_share, label_share,
-                           tape.of(kept, step));
+      if (soft) label_share = label_shares.of(batch_sizes[step]);
+      student.gradient_jvp(problem, along_r, VectorPart{directional, step, 1}, hessian_r,
+                           image_share, label_share, tape.of(kept, step));
       batches.scatter_images<T>(step, image_share, lr, grad_images, device);
       if (soft) batches.scatter<T>(step, *label_share, lr, grad_labels, device);
       sweep(step, exact ? read<T>(hessian_r) : nullptr);

@@ -11,7 +11,7 @@ namespace trajmatch {
 // What to differentiate. The batch's tensors: images [B, C, H, W] in channels-last, labels [B] or
 // [B, K] (ignored for kSumLogits).
 struct StudentProblem {
-  Tensor theta;  // [P], contiguous
+  VectorPart theta;  // P parameters
   Tensor images, labels;
   StudentLoss loss;
   double scale;  // constant factor of the cross-entropy

@@ -95,6 +95,16 @@ inline Tensor vector_view(const Tensor& base, int64_t offset, int64_t size) {
   return view(base, offset, {size}, {1});
 }
 
+// A run of elements of a contiguous tensor. Unlike a view it costs no allocation: loops name what a
+// step works on this way, and make a tensor of it where a library is to be called.
+struct VectorPart {
+  Tensor base;
+  int64_t begin, size;
+
+  static VectorPart whole(const Tensor& tensor) { return {tensor, 0, tensor.numel()}; }
+  Tensor tensor() const { return vector_view(base, begin, size); }
+};
+
 inline void copy(Tensor& to, const Tensor& from) { torch::stable::copy_(to, from); }
 
 inline Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
@@ -223,6 +233,14 @@ T* write(const Tensor& tensor) {
 template <class T>
 T* write(const OptionalTensor& tensor) {
   return tensor ? write<T>(*tensor) : nullptr;
+}
+template <class T>
+const T* read(const VectorPart& part) {
+  return read<T>(part.base) + part.begin;
+}
+template <class T>
+T* write(const VectorPart& part) {
+  return write<T>(part.base) + part.begin;
 }
 
 // Calls body(T()) with T the C++ type of a float32 or float64 tensor.

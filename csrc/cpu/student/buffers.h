@@ -3,11 +3,11 @@
 // No include guard: included inside the namespace of each instruction set, after weights.h.
 
 // Hands out memory from its beginning on. Without memory it only counts, so that the same code
-// tells how much there must be.
+// tells how much there must be. Lists of what was handed out come from `lists`.
 template <class T>
 class Memory {
  public:
-  explicit Memory(T* base) : base_(base) {}
+  Memory(T* base, std::pmr::memory_resource* lists) : base_(base), lists_(lists) {}
   T* take(int64_t count) {
     constexpr int64_t line = 64 / sizeof(T);
     T* result = base_ == nullptr ? nullptr : base_ + used_;
@@ -16,15 +16,24 @@ class Memory {
   }
   T* take_if(bool wanted, int64_t count) { return wanted ? take(count) : nullptr; }
   int64_t used() const { return used_; }
+  std::pmr::memory_resource* lists() const { return lists_; }
+  // An empty list that will hold `count` items.
+  template <class Item>
+  std::pmr::vector<Item> list(size_t count) const {
+    std::pmr::vector<Item> result(lists_);
+    result.reserve(count);
+    return result;
+  }
 
  private:
   T* base_;
+  std::pmr::memory_resource* lists_;
   int64_t used_ = 0;
 };
 
 template <class T>
 Packed<T> packed_parameters(const WalkPlan<T>& plan, Memory<T>& memory, const PackedParts& parts) {
-  Packed<T> result;
+  Packed<T> result{memory.template list<PackedLayer<T>>(plan.layers.size())};
   for (const LayerPlan<T>& layer : plan.layers) {
     PackedLayer<T> packed;
     const int64_t frequencies = LayerPlan<T>::frequencies(layer.tile);
@@ -52,7 +61,8 @@ struct Tape {
   struct Layer {
     T *input = nullptr, *xh = nullptr, *rstd = nullptr, *grad_input = nullptr;
   };
-  Tape(const WalkPlan<T>& plan, int64_t batch, Memory<T>& memory) {
+  Tape(const WalkPlan<T>& plan, int64_t batch, Memory<T>& memory)
+      : layers(memory.template list<Layer>(plan.layers.size())) {
     for (const LayerPlan<T>& layer : plan.layers) {
       Layer kept;
       if (!layer.first) {
@@ -65,7 +75,7 @@ struct Tape {
     }
     features = memory.take(batch * plan.features);
   }
-  std::vector<Layer> layers;
+  std::pmr::vector<Layer> layers;
   T* features;
 };
 
@@ -87,8 +97,9 @@ struct LayerSums {
 // What one part of the images needs for itself.
 template <class T>
 struct PartBuffers {
-  PartBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group,
-              Memory<T>& memory) {
+  PartBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group, Memory<T>& memory)
+      : layers(memory.template list<LayerBuffers<T>>(plan.layers.size())),
+        sums(memory.template list<LayerSums<T>>(plan.layers.size())) {
     const bool tangent = call.tangent, tape = call.tape != nullptr;
     int64_t widest = 0, v_size = 0, z_size = 0, product_size = 0;
     for (const LayerPlan<T>& layer : plan.layers) {
@@ -140,8 +151,8 @@ struct PartBuffers {
     classifier_bias = memory.take(plan.network->num_classes);
   }
 
-  std::vector<LayerBuffers<T>> layers;
-  std::vector<LayerSums<T>> sums;
+  std::pmr::vector<LayerBuffers<T>> layers;
+  std::pmr::vector<LayerSums<T>> sums;
   T *v[2] = {}, *z[2] = {};  // frequencies of inputs and of gradients, and of their tangents
   T *products, *norm_scratch;
   T *features, *features_tangent, *grad_features, *grad_features_tangent;
@@ -153,14 +164,16 @@ struct PartBuffers {
 // What all parts share.
 template <class T>
 struct CallBuffers {
-  CallBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group,
-              Memory<T>& memory) {
+  CallBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group, Memory<T>& memory)
+      : theta(memory.template list<Packed<T>>(call.parts)),
+        theta_tangent(memory.template list<Packed<T>>(call.parts)),
+        parts(memory.template list<PartBuffers<T>>(call.parts)) {
     const bool image_gradients = call.tangent || call.grad_images != nullptr;
     const bool kept = call.tangent && call.tape != nullptr;
     for (int64_t i = 0; i < (plan.own_parameters ? call.parts : 1); ++i) {
       theta.push_back(
           packed_parameters(plan, memory, {true, kept, image_gradients, image_gradients}));
-      theta_tangent.emplace_back();
+      theta_tangent.push_back(Packed<T>{memory.template list<PackedLayer<T>>(0)});
       if (call.theta_tangent == nullptr) continue;
       theta_tangent.back() = packed_parameters(plan, memory, {false, false, true, true});
     }
@@ -175,14 +188,17 @@ struct CallBuffers {
     grad_logits_tangent = memory.take_if(call.tangent, logits_size);
     rows = memory.take(call.batch.size);
     for (int64_t part = 0; part < call.parts; ++part) {
+      const int64_t begin = memory.used();
       parts.emplace_back(call, plan, group, memory);
+      part_size = memory.used() - begin;
       parts.back().theta = &theta[plan.own_parameters ? part : 0];
       parts.back().theta_tangent = &theta_tangent[plan.own_parameters ? part : 0];
     }
   }
-  std::vector<Packed<T>> theta, theta_tangent;  // one for all parts, or one for each
+  std::pmr::vector<Packed<T>> theta, theta_tangent;  // one for all parts, or one for each
   T* zeros;
   T *logits, *grad_logits, *logits_tangent, *grad_logits_tangent;
   T* rows;  // the loss of each image, or its tangent
-  std::vector<PartBuffers<T>> parts;
+  std::pmr::vector<PartBuffers<T>> parts;
+  int64_t part_size = 0;  // from a part's buffers to the next one's
 };

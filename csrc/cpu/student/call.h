@@ -18,7 +18,7 @@ struct StudentCall {
 
   int64_t parts;
   const InParallel* in_parallel;
-  Pages* pages;
+  EngineMemory* memory;
 };
 
 }  // namespace trajmatch::cpu

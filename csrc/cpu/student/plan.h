@@ -89,7 +89,10 @@ struct LayerPlan {
 
 template <class T>
 struct WalkPlan {
-  explicit WalkPlan(const Network& network) : network(&network) {
+  explicit WalkPlan(const Network& network,
+                    std::pmr::memory_resource* lists = std::pmr::get_default_resource())
+      : network(&network), layers(lists) {
+    layers.reserve(network.blocks.size());
     for (size_t i = 0; i < network.blocks.size(); ++i) layers.emplace_back(network, i);
     const LayerPlan<T>& last = layers.back();
     features = last.out_size * last.out_size * last.width;
@@ -111,7 +114,7 @@ struct WalkPlan {
   }
 
   const Network* network;
-  std::vector<LayerPlan<T>> layers;
+  std::pmr::vector<LayerPlan<T>> layers;
   int64_t features = 0;        // of an image, with the channels that fill up the last block
   int64_t group = 1;           // images that are in work at a time
   bool own_parameters = true;  // each thread packs the parameters for itself

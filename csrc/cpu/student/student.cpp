@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory_resource>
 #include <optional>
 #include <type_traits>
 #include <vector>
@@ -29,15 +30,15 @@ void run(const StudentCall<double>& call) { portable::run_walk(call); }
 
 template <class T>
 StudentCall<T> call_of(const StudentGradient<T>& g, int64_t parts, const InParallel& in_parallel,
-                       Pages& pages) {
+                       EngineMemory& memory) {
   return {g.network,     g.batch, false,  g.theta,      nullptr,
           nullptr,       nullptr, g.loss, g.grad_theta, g.grad_images,
-          g.grad_target, g.tape,  parts,  &in_parallel, &pages};
+          g.grad_target, g.tape,  parts,  &in_parallel, &memory};
 }
 
 template <class T>
 StudentCall<T> call_of(const StudentGradientJvp<T>& j, int64_t parts, const InParallel& in_parallel,
-                       Pages& pages) {
+                       EngineMemory& memory) {
   return {j.network,
           j.batch,
           true,
@@ -52,21 +53,21 @@ StudentCall<T> call_of(const StudentGradientJvp<T>& j, int64_t parts, const InPa
           const_cast<T*>(j.tape),
           parts,
           &in_parallel,
-          &pages};
+          &memory};
 }
 
 }  // namespace
 
 template <class T>
 void student_gradient(const StudentGradient<T>& call, int64_t parts, const InParallel& in_parallel,
-                      Pages& pages) {
-  run(call_of(call, std::clamp<int64_t>(parts, 1, call.batch.size), in_parallel, pages));
+                      EngineMemory& memory) {
+  run(call_of(call, std::clamp<int64_t>(parts, 1, call.batch.size), in_parallel, memory));
 }
 
 template <class T>
 void student_gradient_jvp(const StudentGradientJvp<T>& call, int64_t parts,
-                          const InParallel& in_parallel, Pages& pages) {
-  run(call_of(call, std::clamp<int64_t>(parts, 1, call.batch.size), in_parallel, pages));
+                          const InParallel& in_parallel, EngineMemory& memory) {
+  run(call_of(call, std::clamp<int64_t>(parts, 1, call.batch.size), in_parallel, memory));
 }
 
 template <>
@@ -78,11 +79,13 @@ int64_t student_tape_size<double>(const Network& network, int64_t batch) {
   return portable::tape_size<double>(network, batch);
 }
 
-template void student_gradient(const StudentGradient<float>&, int64_t, const InParallel&, Pages&);
-template void student_gradient(const StudentGradient<double>&, int64_t, const InParallel&, Pages&);
+template void student_gradient(const StudentGradient<float>&, int64_t, const InParallel&,
+                               EngineMemory&);
+template void student_gradient(const StudentGradient<double>&, int64_t, const InParallel&,
+                               EngineMemory&);
 template void student_gradient_jvp(const StudentGradientJvp<float>&, int64_t, const InParallel&,
-                                   Pages&);
+                                   EngineMemory&);
 template void student_gradient_jvp(const StudentGradientJvp<double>&, int64_t, const InParallel&,
-                                   Pages&);
+                                   EngineMemory&);
 
 }  // namespace trajmatch::cpu

@@ -15,14 +15,16 @@ class Walk {
   explicit Walk(const StudentCall<T>& call)
       : call_(call),
         network_(*call.network),
-        plan_(network_),
+        plan_(network_, &call.memory->lists),
         group_(std::min(plan_.group, ceil_div(call.batch.size, call.parts))) {
-    Memory<T> counting(nullptr);
+    std::pmr::memory_resource* lists = &call.memory->lists;
+    Memory<T> counting(nullptr, lists);
     CallBuffers<T>(call, plan_, group_, counting);
-    Memory<T> memory(static_cast<T*>(call.pages->reserve(counting.used() * sizeof(T))));
+    const int64_t bytes = counting.used() * int64_t{sizeof(T)};
+    Memory<T> memory(static_cast<T*>(call.memory->pages.reserve(bytes)), lists);
     buffers_.emplace(call, plan_, group_, memory);
     if (call.tape != nullptr) {
-      Memory<T> kept(call.tape);
+      Memory<T> kept(call.tape, lists);
       tape_.emplace(plan_, call.batch.size, kept);
     }
   }
@@ -117,13 +119,13 @@ class Walk {
   struct Group {
     int64_t first, count;
     const PartBuffers<T>* part;
-    std::vector<LayerBuffers<T>> layers;
+    const LayerBuffers<T>* layers;
     T* features;
     bool started;  // the sums hold earlier groups
   };
 
   void walk_part(int64_t index) {
-    const PartBuffers<T>& part = buffers_->parts[index];
+    PartBuffers<T>& part = buffers_->parts[index];
     const int64_t begin = call_.batch.size * index / call_.parts;
     const int64_t end = call_.batch.size * (index + 1) / call_.parts;
     clear(part);
@@ -131,10 +133,9 @@ class Walk {
     const int64_t groups = ceil_div(end - begin, group_);
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t first = begin + (end - begin) * g / groups;
-      Group group{first,         begin + (end - begin) * (g + 1) / groups - first,
-                  &part,         part.layers,
-                  part.features, g > 0};
-      if (tape_) on_tape(group);
+      const int64_t count = begin + (end - begin) * (g + 1) / groups - first;
+      if (tape_) put_on_tape(part, first, count);
+      const Group group{first, count, &part, part.layers.data(), part.features, g > 0};
       read_images(group);
       part.laps.lap(Pass::kRead);
       for (int64_t l = 0; l < layer_count(); ++l) forward(group, l);
@@ -162,18 +163,19 @@ class Walk {
     std::fill_n(part.classifier_bias, network_.num_classes, T(0));
   }
 
-  void on_tape(Group& group) {
+  // The planes of the part's next group.
+  void put_on_tape(PartBuffers<T>& part, int64_t first, int64_t count) const {
     for (int64_t l = 1; l < layer_count(); ++l) {
       const Layer& layer = plan_.layers[l];
       const typename Tape<T>::Layer& kept = tape_->layers[l];
-      LayerBuffers<T>& buffers = group.layers[l];
-      buffers.input = kept.input + group.first * layer.in_plane();
-      buffers.xh = kept.xh + group.first * layer.plane();
-      buffers.rstd = kept.rstd + group.first * layer.width;
-      buffers.grad_input = kept.grad_input + group.first * layer.in_plane();
-      if (!call_.tangent) std::fill_n(buffers.input, group.count * layer.in_plane(), T(0));
+      LayerBuffers<T>& buffers = part.layers[l];
+      buffers.input = kept.input + first * layer.in_plane();
+      buffers.xh = kept.xh + first * layer.plane();
+      buffers.rstd = kept.rstd + first * layer.width;
+      buffers.grad_input = kept.grad_input + first * layer.in_plane();
+      if (!call_.tangent) std::fill_n(buffers.input, count * layer.in_plane(), T(0));
     }
-    group.features = tape_->features + group.first * plan_.features;
+    part.features = tape_->features + first * plan_.features;
   }
 
   void read_images(const Group& group) {
@@ -441,19 +443,15 @@ class Walk {
 
   // Third step.
 
-  // One and the same sum of each part.
-  template <class Get>
-  std::vector<const T*> of_parts(const Get& get) const {
-    std::vector<const T*> result;
-    for (const PartBuffers<T>& part : buffers_->parts) result.push_back(get(part));
-    return result;
-  }
+  // The sum that lies there in the first part's buffers, of each part.
+  PartSums<T> of_parts(const T* first) const { return {first, buffers_->part_size, call_.parts}; }
 
   void unpack(int64_t part) {
+    const PartBuffers<T>& first = buffers_->parts[0];
     for (int64_t l = 0; l < layer_count(); ++l) {
       const Layer& layer = plan_.layers[l];
       const Block& block = *layer.block;
-      const auto weights = of_parts([&](const PartBuffers<T>& p) { return p.sums[l].weight; });
+      const PartSums<T> weights = of_parts(first.sums[l].weight);
       for_items(part, call_.parts, ceil_div(layer.channels, kLanes<T>), [&](int64_t item) {
         T* to = call_.grad_theta + block.weight.offset;
         if (layer.tile == 2) {
@@ -464,8 +462,8 @@ class Walk {
       });
       if (l % call_.parts != part) continue;
       const auto add_up = [&](T* LayerSums<T>::* member, const Slice& slice, int64_t pixels) {
-        from_blocks(of_parts([&](const PartBuffers<T>& p) { return p.sums[l].*member; }),
-                    layer.channels, pixels, call_.grad_theta + slice.offset);
+        from_blocks(of_parts(first.sums[l].*member), layer.channels, pixels,
+                    call_.grad_theta + slice.offset);
       };
       add_up(&LayerSums<T>::bias, block.bias, 1);
       if (!affine()) continue;
@@ -474,15 +472,15 @@ class Walk {
       add_up(&LayerSums<T>::norm_bias, block.norm_bias, pixels);
     }
     for_items(part, call_.parts, network_.num_classes, [&](int64_t k) {
-      from_blocks(
-          of_parts([&](const PartBuffers<T>& p) { return p.classifier + k * plan_.features; }),
-          network_.width, network_.feature_pixels,
-          call_.grad_theta + network_.classifier_weight.offset + k * network_.features);
+      from_blocks(of_parts(first.classifier + k * plan_.features), network_.width,
+                  network_.feature_pixels,
+                  call_.grad_theta + network_.classifier_weight.offset + k * network_.features);
     });
     if (part != 0) return;
+    const PartSums<T> biases = of_parts(first.classifier_bias);
     for (int64_t k = 0; k < network_.num_classes; ++k) {
       T sum = T(0);
-      for (const PartBuffers<T>& p : buffers_->parts) sum += p.classifier_bias[k];
+      for (int64_t p = 0; p < biases.count; ++p) sum += biases.of(p)[k];
       call_.grad_theta[network_.classifier_bias.offset + k] = sum;
     }
   }

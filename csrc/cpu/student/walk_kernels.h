@@ -25,7 +25,7 @@ void run_walk(const StudentCall<T>& call) {
 
 template <class T>
 int64_t tape_size(const Network& network, int64_t batch) {
-  Memory<T> counting(nullptr);
+  Memory<T> counting(nullptr, std::pmr::get_default_resource());
   Tape<T>(WalkPlan<T>(network), batch, counting);
   return counting.used();
 }

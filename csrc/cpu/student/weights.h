@@ -24,7 +24,7 @@ struct PackedParts {
 
 template <class T>
 struct Packed {
-  std::vector<PackedLayer<T>> layers;
+  std::pmr::vector<PackedLayer<T>> layers;
   T *classifier = nullptr, *classifier_bias = nullptr;  // [K, features], [K]
 };
 
@@ -102,9 +102,18 @@ void pack_layer(const LayerPlan<T>& plan, const T* weight, const PackedLayer<T>&
   }
 }
 
+// One and the same sum of each part of the images, `step` apart.
+template <class T>
+struct PartSums {
+  const T* first;
+  int64_t step, count;
+
+  const T* of(int64_t part) const { return first + part * step; }
+};
+
 // Adds up the parts' sums of V' Z, and writes their G' (.) G for one block of output channels.
 template <int m, class T>
-void unpack_block(const LayerPlan<T>& plan, const std::vector<const T*>& parts, T* grad_weight,
+void unpack_block(const LayerPlan<T>& plan, const PartSums<T>& parts, T* grad_weight,
                   int64_t block) {
   using V = Pack<T>;
   constexpr int n = m + 2;
@@ -115,9 +124,9 @@ void unpack_block(const LayerPlan<T>& plan, const std::vector<const T*>& parts, 
                             [&](int r, int c) {
                               const int64_t at =
                                   (r * n + c) * plan.gradient_step() + in * plan.width + out;
-                              V sum = load<V>(parts[0] + at);
-                              for (size_t part = 1; part < parts.size(); ++part)
-                                sum += load<V>(parts[part] + at);
+                              V sum = load<V>(parts.first + at);
+                              for (int64_t part = 1; part < parts.count; ++part)
+                                sum += load<V>(parts.of(part) + at);
                               return sum;
                             },
                             [&](int r, int c, const V& g) { store<V>(taps[3 * r + c], g); });
@@ -139,14 +148,17 @@ void to_blocks(const T* from, int64_t channels, int64_t pixels, int64_t width, T
     }
   }
 }
+
 // Adds the parts up.
 template <class T>
-void from_blocks(const std::vector<const T*>& parts, int64_t channels, int64_t pixels, T* to) {
+void from_blocks(const PartSums<T>& parts, int64_t channels, int64_t pixels, T* to) {
   for (int64_t c = 0; c < channels; ++c) {
     const int64_t lane = c / kLanes<T> * pixels * kLanes<T> + c % kLanes<T>;
     for (int64_t pixel = 0; pixel < pixels; ++pixel) {
       T sum = T(0);
-      for (const T* part : parts) sum += part[lane + pixel * kLanes<T>];
+      for (int64_t part = 0; part < parts.count; ++part) {
+        sum += parts.of(part)[lane + pixel * kLanes<T>];
+      }
       to[c * pixels + pixel] = sum;
     }
   }
