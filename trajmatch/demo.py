@@ -21,9 +21,9 @@ class DemoConfig:
     data: str | None = None
     """Data set to use instead of the shipped fashion-mnist-mini."""
     num_experts: int = 4
-    """Experts to train."""
+    """Experts to train (MTT: num_experts)."""
     epochs: int = 6
-    """Epochs of each expert."""
+    """Epochs of each expert (MTT: train_epochs)."""
     width: int = 32
     """Channels of the ConvNet."""
     depth: int = 3
@@ -31,7 +31,7 @@ class DemoConfig:
     ipc: int = 1
     """IPC: synthetic images per class."""
     iterations: int = 200
-    """Outer iterations of the distillation."""
+    """Outer iterations of the distillation (MTT: Iteration)."""
     student_steps: int = 20
     """N: student steps in one outer iteration."""
     expert_epochs: int = 2
@@ -39,15 +39,15 @@ class DemoConfig:
     max_start_epoch: int = 4
     """End of the start epochs s."""
     lr_img: float = 300.0
-    """Learning rate of the synthetic images."""
+    """Learning rate of the synthetic images (MTT: lr_img)."""
     lr_lr: float = 1e-5
-    """Learning rate of the step size eta."""
+    """Learning rate of the step size eta (MTT: lr_lr)."""
     lr_init: float = 0.02
     """First value of eta."""
     seeds: int = 3
-    """Networks in each evaluation."""
+    """Networks in each evaluation (MTT: num_eval)."""
     eval_epochs: int = 1000
-    """Epochs that each of them is trained."""
+    """Epochs that each of them is trained (MTT: epoch_eval_train)."""
     seed: int = 0
     """Seed of everything random."""
     resume: bool = False

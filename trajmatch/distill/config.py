@@ -49,13 +49,13 @@ class DistillConfig:
     """Recipe whose settings are the defaults of all others, e.g. datm/cifar10/ipc10 (`trajmatch
     recipes` lists them), or a file of your own, ending in .toml."""
     experts: Path
-    """Store of expert trajectories, as `trajmatch expert` writes it."""
+    """Store of expert trajectories theta*, as `trajmatch expert` writes it (MTT: buffer_path)."""
     out: Path
     """The artifact to write: images, labels, step size and all that is needed to use them."""
     data: str | None = None
     """Where the real images are, if not where the store says."""
     ipc: int = 1
-    """IPC: synthetic images per class."""
+    """IPC: synthetic images per class (MTT: ipc)."""
     iterations: int = 5000
     """Outer iterations (MTT: Iteration)."""
     student_steps: int = 20
@@ -96,9 +96,9 @@ class DistillConfig:
     """First value of eta, the student's step size (MTT: lr_teacher). Default 0.01, or, with
     --init-from, the step size of that file."""
     momentum_img: float = 0.5
-    """SGD momentum of the images (MTT: 0.5)."""
+    """SGD momentum of the images (MTT: 0.5, no flag)."""
     momentum_lr: float = 0.5
-    """SGD momentum of eta (MTT: 0.5)."""
+    """SGD momentum of eta (MTT: 0.5, no flag)."""
     lr_param: Literal["exp", "raw"] = "exp"
     """How eta is updated: exp stays positive, raw is the papers' plain SGD step."""
     batch_syn: int | None = None
@@ -125,20 +125,21 @@ class DistillConfig:
     """beta: decay of the moving average of the images, which is then what is evaluated and written
     (FTD: ema_decay); 0 takes the images themselves."""
     dsa: str | None = None
-    """Differentiable augmentation of student batches (MTT: dsa_strategy). Default: the experts'."""
+    """A: differentiable augmentation of student batches (MTT: dsa_strategy). Default: that of the
+    experts."""
     student_momentum: float = 0.0
-    """mu: momentum of the student's SGD (MTT: 0)."""
+    """mu: momentum of the student's SGD (MTT: 0; AST: mom, 0.9)."""
     precise: bool = False
     """Do without the CPU engine's transforms that cost float32 accuracy; slower."""
     select: Literal["last", "holdout", "test-max"] = "last"
     """Which iterate is the result: the last, the best on the store's holdout, or the best on the
     test set (as the papers' tables have it; not an honest estimate)."""
     eval_every: int = 0
-    """Evaluate every so many iterations, and after the last; 0 never does."""
+    """Evaluate every so many iterations (MTT: eval_it), and after the last; 0 never does."""
     eval_seeds: int = 3
-    """Networks trained in each of these evaluations."""
+    """Networks trained in each of these evaluations (MTT: num_eval)."""
     eval_epochs: int = 1000
-    """Epochs that each of them is trained."""
+    """Epochs that each of them is trained (MTT: epoch_eval_train)."""
     eval_protocol: Literal["mtt", "datm", "ast"] = "mtt"
     """How they are trained and tested, as `trajmatch eval --protocol` says it."""
     checkpoint_every: int = 100

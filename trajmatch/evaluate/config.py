@@ -23,7 +23,8 @@ class EvalConfig:
     data: str | None = None
     """Data set with the test images; by default found by the name that is in the file."""
     network: tuple[str, ...] = ()
-    """Networks to train, e.g. convnet alexnet vgg11:batch resnet18; by default that of the file."""
+    """Networks to train, e.g. convnet alexnet vgg11:batch resnet18 (MTT: eval_mode names a list of
+    them); by default that of the file."""
     seeds: int = 5
     """Networks to train (MTT: num_eval)."""
     protocol: Literal["mtt", "datm", "ast"] = "mtt"

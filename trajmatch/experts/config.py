@@ -31,19 +31,21 @@ class ExpertConfig:
     """Data set, e.g. cifar10:ROOT or imagefolder:PATH?size=64; without it the shipped
     fashion-mnist-mini."""
     num_experts: int = 100
-    """Experts to train."""
+    """Experts to train (MTT: num_experts)."""
     epochs: int = 50
-    """Epochs of each expert; there is a snapshot theta*_t after each and one before the first."""
+    """Epochs of each expert (MTT: train_epochs); there is a snapshot theta*_t after each and one
+    before the first."""
     batch_size: int = 256
-    """Real images per SGD step."""
+    """Real images per SGD step (MTT: batch_train)."""
     lr: float = 0.01
-    """Learning rate of the experts."""
+    """Learning rate of the experts (MTT: lr_teacher)."""
     momentum: float = 0.0
-    """Momentum mu of the experts."""
+    """mu: momentum of the experts (MTT: mom, 0; AST: 0.9)."""
     weight_decay: float = 0.0
-    """Weight decay of the experts (added to the gradient, as torch.optim.SGD does)."""
+    """Weight decay of the experts, added to the gradient as torch.optim.SGD does (MTT: l2, 0; AST:
+    1e-3)."""
     optimiser: Literal["sgd", "adam"] = "sgd"
-    """Optimiser of the experts; Adam takes no --momentum."""
+    """Optimiser of the experts (AST: optim); Adam takes no --momentum."""
     lr_decay: float = 1.0
     """Factor of the learning rate after half of the epochs, where the optimiser begins anew (AST:
     0.6); 1 leaves it as it is."""
@@ -60,12 +62,14 @@ class ExpertConfig:
     penalty_norm: Literal["pixel", "image"] = "pixel"
     """What the penalty takes norms of: each pixel's channels (AST's code), or each image."""
     dsa: str = "color_crop_cutout_flip_scale_rotate"
-    """Groups of the augmentation A (DSA), joined by underscores; none switches it off."""
+    """A: groups of the augmentation (MTT: dsa_strategy), joined by underscores; none switches it
+    off."""
     zca: bool = False
-    """Whiten the images (ZCA, eps 0.1) instead of normalising each channel."""
+    """Whiten the images (MTT: zca; eps 0.1) instead of normalising each channel."""
     network: str = "convnet"
-    """Network: convnet with the five flags below, or a name with options of its own, such as
-    alexnet, vgg11:batch, resnet18:group,width=32, torchvision:NAME or package.module:function."""
+    """Network (MTT: model): convnet with the five flags below, or a name with options of its own,
+    such as alexnet, vgg11:batch, resnet18:group,width=32, torchvision:NAME or
+    package.module:function."""
     width: int = 128
     """Channels of the ConvNet."""
     depth: int = 3

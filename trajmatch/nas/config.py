@@ -60,7 +60,7 @@ class NasConfig:
     real_epochs: int = 200
     """Epochs on the real training set (FTD: 200)."""
     real_lr: float | None = None
-    """Step size on the real training set. Default: that of the file."""
+    """eta on the real training set. Default: that of the file."""
     real_scores: Path | None = None
     """JSON file with the accuracies on the real data, in place of training there: the result.json
     of an earlier search, or any {"real": {"d3-w128-relu-instance-average": 81.5, ...}}."""
