@@ -66,6 +66,7 @@ def test_leaves_store_artifact_pictures_and_summary(finished) -> None:
         "initial.png",
         "distilled.png",
         "summary.json",
+        "report.html",
     }
     for picture in (finished.folder.initial_picture, finished.folder.distilled_picture):
         with Image.open(picture) as image:
@@ -149,7 +150,8 @@ def test_command(data, tmp_path, capsys) -> None:
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "random real" in printed and "points" in printed
-    for name in ("distilled.safetensors", "initial.png", "distilled.png", "summary.json"):
+    names = ("distilled.safetensors", "initial.png", "distilled.png", "summary.json", "report.html")
+    for name in names:
         assert str(out / name) in printed
     assert main(arguments) == 2
     assert "holds an earlier run" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def test_a_folder_becomes_a_distilled_file(photos: Path, recipe: str, tmp_path: 
     arguments = ["--recipe", recipe, "--data", data, "--out", str(out), "--quiet"]
     assert run(*arguments, "--distill.lr-img", "7.5", "--evaluate.seeds", "1") == 0
     names = {path.name for path in out.iterdir()}
-    assert {"experts", "distilled.safetensors", "initial.png", "distilled.png"} <= names
+    assert {"experts", "distilled.safetensors", "initial.png", "report.html"} <= names
     summary = json.loads((out / "summary.json").read_text())
     result = artifact.load(out / "distilled.safetensors")
     assert (result.recipe["lr_img"], result.recipe["ema"]) == (7.5, 0.5)

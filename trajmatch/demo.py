@@ -17,7 +17,7 @@ class DemoConfig:
     """Distil the shipped images to one per class, and compare them with random real ones."""
 
     out: Path
-    """Folder for the experts, the distilled set, the pictures and summary.json."""
+    """Folder for the experts, the distilled set, the pictures, summary.json and report.html."""
     data: str | None = None
     """Data set to use instead of the shipped fashion-mnist-mini."""
     num_experts: int = 4

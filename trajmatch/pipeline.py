@@ -1,4 +1,4 @@
-"""All of it in one call: experts, distillation, evaluation and pictures, in one folder."""
+"""All of it in one call: experts, distillation, evaluation and a report, in one folder."""
 
 from __future__ import annotations
 
@@ -60,6 +60,11 @@ class Folder:
         """Where the numbers go."""
         return self.path / "summary.json"
 
+    @property
+    def report(self) -> Path:
+        """Where the whole run is shown on one page."""
+        return self.path / "report.html"
+
     def contents(self) -> list[tuple[Path, str]]:
         """The files with what each is, for a reader."""
         return [
@@ -68,6 +73,7 @@ class Folder:
             (self.initial_picture, "the images at the beginning"),
             (self.distilled_picture, "the images at the end"),
             (self.summary, "the numbers"),
+            (self.report, "all of it on one page, for a browser"),
         ]
 
 
@@ -93,7 +99,7 @@ def run_pipeline(
     stages: Stages | None = None,
     before_distillation: Callable[[DistillConfig], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains experts, distils, evaluates beside random real images, and draws pictures.
+    """Trains experts, distils, evaluates beside random real images, draws pictures and reports.
 
     Args:
         pipeline: What to do, and in which folder. With ``resume`` in the first two stages it goes
@@ -114,6 +120,7 @@ def run_pipeline(
     from trajmatch.distill.problem import prepare
     from trajmatch.evaluate.distilled import evaluate_artifact
     from trajmatch.experts.train import train_experts
+    from trajmatch.report import ReportConfig, write_report
 
     folder = pipeline.folder
     if folder.summary.exists() and not pipeline.distill.resume:
@@ -149,6 +156,7 @@ def run_pipeline(
         "protocol": scores["protocol"],
     }
     files.write_json(folder.summary, summary)
+    write_report(ReportConfig(run=folder.path, out=folder.report))
     return summary
 
 

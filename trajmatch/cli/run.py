@@ -46,7 +46,7 @@ class RunConfig:
     """The recipe, e.g. cpu/own/ipc1 (`trajmatch recipes` lists them), or a file of your own, ending
     in .toml."""
     out: Path
-    """Folder for the experts, the distilled set, the pictures and summary.json."""
+    """Folder for the experts, the distilled set, the pictures, summary.json and report.html."""
     data: str | None = None
     """Data set, e.g. cifar10:ROOT or imagefolder:PATH. Default: that of the recipe, looked for
     where TRAJMATCH_DATA points."""

@@ -213,7 +213,7 @@ def outer_iteration(
         ``experts`` and ``losses``; with ``--skip-above`` also ``skipped``), and why the update was
         refused.
     """
-    config = problem.config
+    config, plan = problem.config, planned(problem)
     by_match = config.parallel == "matches"
     draws = [draw_match(problem, state, number) for number in range(config.matches)]
     gradients = compute(
@@ -222,12 +222,12 @@ def outer_iteration(
         state.synthetic,
         state.step_size.value,
         steps=StudentSteps(
-            config.student_momentum,
-            config.precise,
-            config.tape_mb * 2**20,
-            config.gradient == "exact",
-            config.micro_batch,
-            None if by_match else ranks,
+            momentum=config.student_momentum,
+            precise=config.precise,
+            tape_bytes=plan.tape_bytes,
+            exact=config.gradient == "exact",
+            micro_batch=plan.micro_batch,
+            shards=None if by_match else ranks,
         ),
         loss=problem.loss,
     )

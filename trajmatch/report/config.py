@@ -47,7 +47,7 @@ class ReportConfig:
         if self.out is not None:
             return self.out
         if self.run.is_dir():
-            return self.run / "report.html"
+            return Folder(self.run).report
         return files.beside(self.run, ".html")
 
     @property
