@@ -64,6 +64,10 @@ inline Tensor empty(const Ints& sizes, const Tensor& like,
                               like.device(), std::nullopt, format);
 }
 
+inline Tensor empty_channels_last(const Ints& sizes, const Tensor& like) {
+  return empty(sizes, like, std::nullopt, MemoryFormat::ChannelsLast);
+}
+
 inline Tensor zeros(const Ints& sizes, const Tensor& like) {
   Tensor result = empty(sizes, like);
   torch::stable::zero_(result);

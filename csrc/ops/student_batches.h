@@ -1,0 +1,150 @@
+// The synthetic images that an unrolled loop shows its student, step by step.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <optional>
+
+#include "ops/dsa.h"
+#include "ops/run.h"
+#include "ops/student_checks.h"
+#include "ops/student_problem.h"
+#include "ops/workspace.h"
+
+namespace trajmatch {
+
+// Memory for the rows of one step, as tensors of as many rows as a step may have.
+class StepRows {
+ public:
+  // Rows of the dtype and, but for their number, the sizes of `like`.
+  StepRows(const Tensor& like, const Ints& counts, MemoryFormat format = MemoryFormat::Contiguous) {
+    Ints sizes = sizes_of(like);
+    sizes[0] = *std::max_element(counts.begin(), counts.end());
+    const Tensor memory = empty(sizes, like, std::nullopt, format);
+    const bool channels_last = format == MemoryFormat::ChannelsLast;
+    for (int64_t count : counts) {
+      sizes[0] = count;
+      if (rows_.count(count) > 0) continue;
+      rows_.emplace(count,
+                    view(memory, 0, sizes,
+                         channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes)));
+    }
+  }
+  const Tensor& of(int64_t count) const { return rows_.at(count); }
+
+ private:
+  std::map<int64_t, Tensor> rows_;
+};
+
+// The student batches of an unrolled loop: rows of the synthetic set by index, each image augmented
+// by its own row of `augmentation` where that is given.
+class Batches {
+ public:
+  Batches(const Check& check, const Network& network, const Tensor& theta, const Tensor& images,
+          const Tensor& labels, const Tensor& indices, const Ints& sizes,
+          const OptionalTensor& augmentation)
+      : images_(as_channels_last(images)), labels_(as_contiguous(labels)), sizes_(sizes) {
+    check_images(check, images, theta, network);
+    check_labels(check, labels, "labels", theta, "theta", images.size(0), network.num_classes);
+    check.device(indices, "batches", theta, "theta");
+    check.dtype(indices, "batches", ScalarType::Long);
+    check.dim(indices, "batches", 1);
+    indices_ = as_contiguous(indices);
+    check.that(!sizes.empty(), "batches", "hold at least one step", "none");
+    int64_t total = 0;
+    begins_.reserve(sizes.size());
+    for (int64_t size : sizes) {
+      if (size <= 0) {
+        check.value_error("batches", "hold at least one image in every step",
+                          "sizes " + text(sizes));
+      }
+      begins_.push_back(total);
+      total += size;
+    }
+    check.shape(indices, "batches", {total});
+    if (!indices_.is_cuda()) check_range(check);
+    if (augmentation) {
+      check_dsa_parameters(check, *augmentation, "augmentation", theta, "theta", total);
+      augmentation_ = as_contiguous(*augmentation);
+      augmented_ = image_rows();
+    }
+    step_images_ = image_rows();
+    step_labels_ = label_rows();
+  }
+
+  int64_t steps() const { return static_cast<int64_t>(sizes_.size()); }
+
+  template <class T>
+  StudentProblem gather(int64_t step, const VectorPart& theta, double scale,
+                        const Device& device) const {
+    const int64_t count = sizes_[step];
+    const int64_t* index = read<int64_t>(indices_) + begins_[step];
+    const Tensor &images = step_images_->of(count), &labels = step_labels_->of(count);
+    run(GatherRows<T>{count, row_size(images_), read<T>(images_), index, write<T>(images)}, device);
+    if (labels.scalar_type() == ScalarType::Long) {
+      run(GatherRows<int64_t>{count, 1, read<int64_t>(labels_), index, write<int64_t>(labels)},
+          device);
+    } else {
+      run(GatherRows<T>{count, row_size(labels_), read<T>(labels_), index, write<T>(labels)},
+          device);
+    }
+    const Tensor& shown =
+        augmentation_ ? augmented<T>(DsaPass::kForward, step, images, device) : images;
+    return {theta, shown, labels, StudentLoss::kCrossEntropy, scale};
+  }
+
+  // Memory for what belongs to the images or labels of a step.
+  StepRows image_rows() const { return {images_, sizes_, MemoryFormat::ChannelsLast}; }
+  StepRows label_rows() const { return {labels_, sizes_}; }
+
+  // total[index[i]] += lr * grad[i] for the images of one step, `grad` that of them augmented.
+  template <class T>
+  void scatter_images(int64_t step, const Tensor& grad, const Tensor& lr, const Tensor& total,
+                      const Device& device) const {
+    if (augmentation_) {
+      scatter<T>(step, augmented<T>(DsaPass::kBackward, step, grad, device), lr, total, device);
+    } else {
+      scatter<T>(step, grad, lr, total, device);
+    }
+  }
+
+  // The same for rows of any kind, not augmented.
+  template <class T>
+  void scatter(int64_t step, const Tensor& grad, const Tensor& lr, const Tensor& total,
+               const Device& device) const {
+    run(ScatterAddRows<T>{sizes_[step], row_size(total), read<T>(grad),
+                          read<int64_t>(indices_) + begins_[step], read<T>(lr), write<T>(total)},
+        device);
+  }
+
+ private:
+  // One pass of the augmentation over images of the step, in the engine's layout; there until the
+  // next pass.
+  template <class T>
+  const Tensor& augmented(DsaPass pass, int64_t step, const Tensor& images,
+                          const Device& device) const {
+    const double* rows = read<double>(*augmentation_) + begins_[step] * kDsaColumns;
+    const Tensor& result = augmented_->of(sizes_[step]);
+    run_dsa<T>(pass, images, rows, true, result, device);
+    return result;
+  }
+
+  static int64_t row_size(const Tensor& tensor) { return tensor.numel() / tensor.size(0); }
+
+  void check_range(const Check& check) const {
+    const int64_t count = images_.size(0);
+    const int64_t* index = read<int64_t>(indices_);
+    for (int64_t i = 0; i < indices_.numel(); ++i) {
+      if (index[i] >= 0 && index[i] < count) continue;
+      check.value_error("batches", "hold indices in [0, " + std::to_string(count) + ")",
+                        std::to_string(index[i]));
+    }
+  }
+
+  Tensor images_, labels_, indices_;
+  OptionalTensor augmentation_;
+  Ints sizes_, begins_;
+  std::optional<StepRows> step_images_, step_labels_, augmented_;
+};
+
+}  // namespace trajmatch
