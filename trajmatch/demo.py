@@ -9,7 +9,8 @@ from typing import Any
 from trajmatch.distill.config import DistillConfig
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.experts.config import ExpertConfig
-from trajmatch.pipeline import Folder, Pipeline, Stages, run_pipeline
+from trajmatch.pipeline import Folder, Pipeline, run_pipeline
+from trajmatch.progress import Stages, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ class DemoConfig:
         return Pipeline(folder, expert, distill, evaluate)
 
 
-def run_demo(config: DemoConfig, stages: Stages | None = None) -> dict[str, Any]:
+def run_demo(config: DemoConfig, stages: Stages = silent) -> dict[str, Any]:
     """The stages of a demo; see :func:`trajmatch.pipeline.run_pipeline`.
 
     Args:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trajmatch import interruption
 from trajmatch.errors import UserError
+from trajmatch.progress import ProgressLike, Stages, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
     from trajmatch.distill.config import DistillConfig
     from trajmatch.evaluate.config import EvalConfig
     from trajmatch.experts.config import ExpertConfig
-    from trajmatch.progress import ProgressLike
-
-#: Opens a display of progress for one stage, given its units of work and its title.
-Stages = Callable[[int, str], "AbstractContextManager[ProgressLike]"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ class Pipeline:
 
 def run_pipeline(
     pipeline: Pipeline,
-    stages: Stages | None = None,
+    stages: Stages = silent,
     before_distillation: Callable[[DistillConfig], None] | None = None,
 ) -> dict[str, Any]:
     """Trains experts, distils, evaluates beside random real images, draws pictures and reports.
@@ -104,7 +101,7 @@ def run_pipeline(
     Args:
         pipeline: What to do, and in which folder. With ``resume`` in the first two stages it goes
             on where it was interrupted.
-        stages: Shows the progress of each stage; by default nothing does.
+        stages: Shows the progress of each stage.
         before_distillation: Called when the experts are there, e.g. to say how healthy they are.
 
     Returns:
@@ -126,7 +123,7 @@ def run_pipeline(
     if folder.summary.exists() and not pipeline.distill.resume:
         raise UserError(f"{folder.path} holds an earlier run; give --out a new folder")
     files.check_writable(folder.path)
-    clock = _Clock(stages or _silent)
+    clock = _Clock(stages)
 
     experts, evaluate = pipeline.expert, pipeline.evaluate
     with clock.stage("experts", experts.num_experts * experts.epochs) as progress:
@@ -204,12 +201,6 @@ class _Clock:
         with self._stages(total, title) as progress:
             yield progress
         self.stage_seconds[title] = time.perf_counter() - began
-
-
-def _silent(total: int, title: str) -> AbstractContextManager[ProgressLike]:
-    from trajmatch.progress import NoProgress
-
-    return nullcontext(NoProgress())
 
 
 def _draw(path: Path, images: Tensor, distilled: Artifact) -> None:

@@ -5,6 +5,8 @@ They call ``update`` of the object they are given; :mod:`trajmatch.cli.progress`
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
@@ -25,6 +27,15 @@ class NoProgress:
 
     def update(self, done: int, **numbers: float) -> None:
         """Does nothing."""
+
+
+#: Opens a display of progress for one stage of several, given its units of work and its title.
+Stages = Callable[[int, str], AbstractContextManager[ProgressLike]]
+
+
+def silent(total: int, title: str) -> AbstractContextManager[ProgressLike]:
+    """Stages that nobody wants to know of."""
+    return nullcontext(NoProgress())
 
 
 def duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,15 @@ NAMES = [f"d{depth}-w32-relu-{norm}-average" for depth in (1, 2) for norm in ("n
 
 
 class Recorder:
-    """Remembers how much was done."""
+    """The units of work of each stage, and how many were said to be done, one after another."""
 
     def __init__(self) -> None:
+        self.totals: dict[str, int] = {}
         self.done: list[int] = []
+
+    def stage(self, total: int, title: str) -> AbstractContextManager[Recorder]:
+        self.totals[title] = total
+        return nullcontext(self)
 
     def update(self, done: int, **numbers: float) -> None:
         self.done.append(done)
@@ -59,9 +65,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
 def test_trains_every_architecture_on_both(configure: Configure, data: str) -> None:
     config, recorder = configure(seeds=2, real_lr=0.1), Recorder()
-    result = search(config, recorder)
+    result = search(config, recorder.stage)
     assert list(result["proxy"]) == list(result["real"]) == NAMES
-    assert recorder.done[-1] == config.num_epochs == 4 * 2 * (4 + 3)
+    assert recorder.totals == {"proxy epochs": 4 * 2 * 4, "real epochs": 4 * 2 * 3}
+    assert (max(recorder.done), recorder.done[-1]) == (4 * 2 * 4, 4 * 2 * 3)
 
     dataset, distilled = load_dataset(data), artifact.load(config.file)
     sets = TrainingSets(distilled, dataset, 0)
@@ -117,11 +124,13 @@ def test_goes_on_where_it_was_interrupted(
     with pytest.raises(UserError, match="holds a search already; add --resume to go on"):
         search(configure())
     trained, recorder = scripted(70.0, 80.0, 60.0), Recorder()
-    result = search(configure(resume=True), recorder)
+    result = search(configure(resume=True), recorder.stage)
     assert trained == ["real 1 batch", "real 2 none", "real 2 batch"]
     assert [*result["proxy"].values()] == [10.0, 30.0, 20.0, 40.0]
     assert [*result["real"].values()] == [50.0, 70.0, 80.0, 60.0]
-    assert recorder.done == [4 * 4 + 3] * 4  # at first, and after each of three without epochs
+    assert recorder.totals == {"proxy epochs": 4 * 4, "real epochs": 4 * 3}
+    # The proxy's are all there; of the others one, and each of three stands for no epochs here.
+    assert recorder.done == [4 * 4, 3, 3, 3, 3]
 
 
 def test_a_search_can_grow(configure: Configure, scripted: Callable[..., list[str]]) -> None:
@@ -243,7 +252,7 @@ def test_command(configure: Configure, data: str, capsys: pytest.CaptureFixture[
     arguments += ["--norms", "none", "--poolings", "max", "--epochs", "1", "--real-epochs", "1"]
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    assert "search epochs 8/8" in err
+    assert "proxy epochs 4/4" in err and "real epochs 4/4" in err
     for text in ("2 architectures, proxy: distilled", "all", "best on the proxy: d1-w32-"):
         assert text in out
     assert main([*arguments, "--resume", "--json", "--quiet"]) == 0

@@ -24,8 +24,7 @@ def run(argv: list[str]) -> int:
     from trajmatch.cli.progress import Progress
     from trajmatch.nas.loop import search
 
-    with Progress(config.num_epochs, "search epochs", config.quiet) as progress:
-        result = search(config, progress)
+    result = search(config, lambda total, title: Progress(total, title, config.quiet))
     if config.json:
         print(json.dumps(result, indent=2, sort_keys=True))
     else:

@@ -122,12 +122,6 @@ class NasConfig:
         combinations = math.prod(len(getattr(self, axis)) for axis in AXES)
         return combinations if self.count is None else min(self.count, combinations)
 
-    @property
-    def num_epochs(self) -> int:
-        """Epochs of all networks together."""
-        real = 0 if self.real_scores is not None else self.real_protocol(1.0, "none").num_epochs
-        return self.size * self.seeds * (self.proxy_protocol(1.0, "none").num_epochs + real)
-
     def proxy_protocol(self, lr: float, dsa: str) -> Protocol:
         """How networks are trained on the proxy, with step size and augmentation of the file."""
         return replace(named(self.protocol), lr=lr, dsa=dsa, epochs=self.epochs)

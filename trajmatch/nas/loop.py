@@ -6,7 +6,6 @@ the next. Accuracies are on the test images, as in FTD; a network that diverged 
 
 from __future__ import annotations
 
-import itertools
 import time
 from typing import Any
 
@@ -21,15 +20,16 @@ from trajmatch.nas.config import NasConfig
 from trajmatch.nas.ranking import rank_correlations
 from trajmatch.nas.records import Records, read_real_scores
 from trajmatch.nas.space import Architecture, choose
-from trajmatch.progress import NoProgress, ProgressLike
+from trajmatch.progress import NoProgress, ProgressLike, Stages, silent
 
 
-def search(config: NasConfig, progress: ProgressLike | None = None) -> dict[str, Any]:
+def search(config: NasConfig, stages: Stages = silent) -> dict[str, Any]:
     """Ranks architectures on a proxy and on the real data.
 
     Args:
         config: What to search, and how.
-        progress: Told how many epochs of all networks are done.
+        stages: Shows the epochs that are done of the networks on the proxy, and then of those on
+            the real data: an epoch there takes many times as long.
 
     Returns:
         What is in ``result.json``, as JSON can hold it:
@@ -57,12 +57,11 @@ def search(config: NasConfig, progress: ProgressLike | None = None) -> dict[str,
     if config.real_scores is not None:
         names = [each.name for each in architectures]
         given = read_real_scores(config.real_scores, names, dataset.fingerprint)
-    trainer = _Trainer(config, distilled, dataset, progress or NoProgress())
+    trainer = _Trainer(config, distilled, dataset)
 
-    trainer.count_finished(["proxy"] if given is not None else ["proxy", "real"], architectures)
     with interruption.time_limit(config.max_time):
-        proxy = trainer.train_all("proxy", architectures)
-        real = trainer.train_all("real", architectures) if given is None else None
+        proxy = trainer.train_all("proxy", architectures, stages)
+        real = trainer.train_all("real", architectures, stages) if given is None else None
     proxy_scores = _accuracies(proxy)
     real_scores = _accuracies(real) if real is not None else given or {}
 
@@ -89,13 +88,11 @@ def search(config: NasConfig, progress: ProgressLike | None = None) -> dict[str,
 class _Trainer:
     """Trains architectures on the proxy and on the real data, those that have no record yet."""
 
-    def __init__(
-        self, config: NasConfig, distilled: Artifact, dataset: Dataset, progress: ProgressLike
-    ) -> None:
+    def __init__(self, config: NasConfig, distilled: Artifact, dataset: Dataset) -> None:
         """Checks what can be checked before anything is trained, and opens the records."""
         self._config = config
         self._dataset = dataset
-        self._progress = progress
+        self._progress: ProgressLike = NoProgress()
         self._done = 0
         self._sizes = (dataset.channels, dataset.num_classes, dataset.image_size)
         for architecture in choose(config):
@@ -130,30 +127,30 @@ class _Trainer:
         }
         self.records = Records.open(config.out, self.description, config.resume)
 
-    def count_finished(self, kinds: list[str], architectures: list[Architecture]) -> None:
-        """Counts the epochs of the networks that have a record, as done by an earlier call."""
-        for kind, architecture in itertools.product(kinds, architectures):
-            if self.records.read(kind, architecture.name) is not None:
-                self._done += self._config.seeds * self._protocols[kind].num_epochs
-        self._progress.update(self._done)
-
-    def train_all(self, kind: str, architectures: list[Architecture]) -> dict[str, dict[str, Any]]:
+    def train_all(
+        self, kind: str, architectures: list[Architecture], stages: Stages
+    ) -> dict[str, dict[str, Any]]:
         """Records of all architectures, by name; what has none is trained.
 
         Args:
             kind: ``"proxy"`` or ``"real"``.
             architectures: What to train.
+            stages: Shows the epochs that are done, those of an earlier call included.
         """
-        records = {}
-        for architecture in architectures:
-            name = architecture.name
-            record = self.records.read(kind, name)
-            if record is None:
-                record = self._train(kind, architecture)
-                self.records.write(kind, name, record)
+        names = [each.name for each in architectures]
+        found = {name: self.records.read(kind, name) for name in names}
+        records = {name: record for name, record in found.items() if record is not None}
+        epochs = self._config.seeds * self._protocols[kind].num_epochs
+        with stages(epochs * len(names), f"{kind} epochs") as self._progress:
+            self._done = epochs * len(records)
+            self._progress.update(self._done)
+            for architecture in architectures:
+                if architecture.name in records:
+                    continue
+                record = records[architecture.name] = self._train(kind, architecture)
+                self.records.write(kind, architecture.name, record)
                 self._progress.update(self._done, accuracy=record["mean"])
-            records[name] = record
-        return records
+        return {name: records[name] for name in names}
 
     def _train(self, kind: str, architecture: Architecture) -> dict[str, Any]:
         began = time.perf_counter()
