@@ -100,9 +100,9 @@ SYMBOLS = {
 OURS = {
     "expert": "recipe out data width norm activation pooling keep dtype holdout seed resume "
     "checkpoint_seconds max_time workers device quiet",
-    "distill": "recipe out data init_from precise eval_protocol checkpoint_every max_time log "
-    "snapshots tensorboard wandb seed resume quiet device tape_mb micro_batch graph parallel "
-    "timeout",
+    "distill": "recipe out data init_from spike_above precise eval_protocol checkpoint_every "
+    "max_time log snapshots tensorboard wandb seed resume quiet device tape_mb micro_batch graph "
+    "parallel timeout",
     "eval": "file data equal_steps random_baseline k_center k_center_store whole_real json "
     "seed device quiet",
     "nas": "file out data proxy k_center_store depths widths activations norms poolings "

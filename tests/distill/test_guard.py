@@ -1,10 +1,11 @@
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from trajmatch.distill import checkpoint, distill, guard, outer
-from trajmatch.distill.guard import MAX_REFUSALS, check_refusals, find_fault
+from trajmatch.distill.guard import FEWEST, MAX_REFUSALS, check_refusals, find_fault, find_spike
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.loop import outer_iteration
 from trajmatch.distill.outer import OuterGradient, Update
@@ -156,6 +157,53 @@ def test_a_refused_update_changes_nothing_but_the_counts(configure, monkeypatch)
     outer_iteration(problem, state)
     assert (state.applied, state.refusals) == (2, 0)
     assert not torch.equal(state.synthetic.images, images)
+
+
+def of_norm(norm: float) -> OuterGradient:
+    return replace(GRADIENT, images=torch.tensor([0.6 * norm, -0.8 * norm]))
+
+
+def test_a_spike_is_a_gradient_far_above_the_median_of_those_before(state) -> None:
+    # Outliers do not move the median; 10^9 itself is no spike while too few are there to judge.
+    for norm in [1e9, 1e-9, *[2.0, 3.0, 4.0] * 6][:FEWEST]:
+        assert find_spike(of_norm(norm), state, 20.0) is None
+    assert find_spike(of_norm(59.0), state, 20.0) is None
+    assert find_spike(of_norm(2.0), state, 20.0) is None
+    fault = find_spike(of_norm(600.0), state, 20.0)
+    assert fault is not None and "is 200 times as large as usual" in fault.cause
+    assert state.gradient_norms[-1] == pytest.approx(600.0)
+
+
+def test_large_gradients_become_usual_and_do_not_end_a_run(state) -> None:
+    for _ in range(guard.USUAL):
+        assert find_spike(of_norm(1.0), state, 20.0) is None
+    spikes = [find_spike(of_norm(1000.0), state, 20.0) for _ in range(guard.USUAL)]
+    assert all(spikes[:50]) and not any(spikes[51:])
+    assert len(state.gradient_norms) == guard.USUAL
+    assert not spikes[0].lasting
+    assert find_spike(of_norm(0.0), state, 20.0) is None
+
+
+@pytest.mark.parametrize("limit", [20.0, None])
+def test_a_spike_is_left_out_and_the_run_goes_on(configure, monkeypatch, limit) -> None:
+    config = configure(iterations=FEWEST + 15, spike_above=limit, lr_img=1.0)
+    true_gradient = outer.outer_gradient
+    calls = 0
+
+    def spiking(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        gradient = true_gradient(*args, **kwargs)
+        spike = FEWEST < calls <= FEWEST + 12  # more than the refusals that end a run
+        return replace(gradient, images=300 * gradient.images) if spike else gradient
+
+    monkeypatch.setattr(outer, "outer_gradient", spiking)
+    result = distill(config)
+    lines = [json.loads(line) for line in config.log_path.read_text().splitlines()]
+    refused = [line["refused"] for line in lines if line.get("refused")]
+    assert len(refused) == (12 if limit else 0)
+    assert all("times as large as usual" in cause for cause in refused)
+    assert result.images.isfinite().all()
 
 
 def test_a_hopeless_run_stops_and_leaves_the_last_checkpoint(configure, monkeypatch) -> None:

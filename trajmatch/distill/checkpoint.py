@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from torch import Tensor
 from trajmatch import files
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.schedule import ExpertOrder
-from trajmatch.distill.state import Iterate, State, Streams
+from trajmatch.distill.state import USUAL, Iterate, State, Streams
 from trajmatch.distill.step_size import StepSize
 from trajmatch.errors import UserError
 
 FORMAT = "trajmatch distillation checkpoint"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 #: Tensors of the state that not every run has.
 _OPTIONAL = ("label_buffer", "average")
@@ -65,6 +66,7 @@ def save(path: Path, state: State, identity: dict[str, Any]) -> None:
         "applied": state.applied,
         "refusals": state.refusals,
         "skips": state.skips,
+        "gradient_norms": state.gradient_norms,
         "best": best,
         "scores": state.scores,
     }
@@ -146,6 +148,7 @@ def _state(
         applied=_count(description["applied"]),
         refusals=_count(description["refusals"]),
         skips=_count(description["skips"]),
+        gradient_norms=_norms(description["gradient_norms"]),
         best=None
         if best is None
         else Iterate(
@@ -156,6 +159,15 @@ def _state(
         **{name: tensors[name].to(device) for name in _OPTIONAL if name in tensors},
         scores=scores,
     )
+
+
+def _norms(values: Any) -> list[float]:
+    if not (isinstance(values, list) and len(values) <= USUAL):
+        raise TypeError("its norms of gradients are no list of so many")
+    norms = [float(value) for value in values]
+    if not all(0 <= norm < math.inf for norm in norms):
+        raise ValueError("a norm of a gradient is negative or not finite")
+    return norms
 
 
 def _count(value: Any) -> int:

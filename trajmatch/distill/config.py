@@ -85,6 +85,9 @@ class DistillConfig:
     weight_perturb, 1)."""
     skip_above: float | None = None
     """Leave out the update where the matching loss is above this (DATM: threshold, 1)."""
+    spike_above: float | None = 20.0
+    """Leave out the update where the gradient of the images is so many times as large as usual, the
+    median of the last 100; None never does, as in the papers' programs."""
     gradient: Literal["exact", "tesla"] = "exact"
     """How L is differentiated through the student's steps: exactly, or by the approximation of
     TESLA, which neglects how later steps depend on earlier ones."""
@@ -250,6 +253,8 @@ class DistillConfig:
         self._check("terms", len(self.terms) > 0, "one term or more, e.g. final")
         if self.skip_above is not None:
             self._check("skip_above", self.skip_above > 0, "a number above 0")
+        if self.spike_above is not None:
+            self._check("spike_above", self.spike_above > 1, "a number above 1")
         if self.max_time is not None:
             seconds(self.max_time)
         if self.init_clusters is not None:

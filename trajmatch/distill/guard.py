@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor
 
 from trajmatch.distill.outer import OuterGradient, Update
-from trajmatch.distill.state import State
+from trajmatch.distill.state import USUAL, State
 from trajmatch.errors import UserError
 
 #: So many refusals in a row end the run: by then it does not recover by itself.
@@ -27,6 +28,9 @@ MOST_LOSS = 1e4
 #: leads anywhere; nor does the step size become so many times larger or smaller.
 MOST_CHANGE = 10.0
 
+#: Gradients that must have been there before one of them can be unusual.
+FEWEST = 20
+
 _SMALLEST = torch.finfo(torch.float32).tiny
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -38,10 +42,12 @@ class Fault:
     Attributes:
         cause: What went wrong, as a clause.
         remedy: What to do about it.
+        lasting: Whether many of them in a row show that the run does not recover.
     """
 
     cause: str
     remedy: str
+    lasting: bool = True
 
 
 def find_fault(gradient: OuterGradient, update: Update, state: State) -> Fault | None:
@@ -85,6 +91,32 @@ def find_fault(gradient: OuterGradient, update: Update, state: State) -> Fault |
     ):
         if new is not None and (change := _change(old, new)) > MOST_CHANGE:
             return Fault(f"the {what} would change by {change:.3g} times their size", _lower(flag))
+    return None
+
+
+def find_spike(gradient: OuterGradient, state: State, limit: float) -> Fault | None:
+    """Looks for a gradient that is far larger than those before it.
+
+    Now and then a small change of the images changes where many student steps end by leaps, at a
+    loss like any other. That gradient is hundreds of times as large as its neighbours, and one
+    update along it undoes what hundreds have done. If gradients stay that large, they become usual.
+
+    Args:
+        gradient: That of the iteration, finite.
+        state: Has the norms of those before, and gets this one's.
+        limit: How many times their median is unusual.
+
+    Returns:
+        The fault, or ``None``.
+    """
+    norm = float(gradient.images.double().norm())
+    before = state.gradient_norms
+    usual = median(before) if len(before) >= FEWEST else 0.0
+    state.gradient_norms = [*before, norm][-USUAL:]
+    if usual > 0 and norm > limit * usual:
+        times = norm / usual
+        cause = f"the gradient of the images is {times:.3g} times as large as usual"
+        return Fault(cause, _lower("--lr-img"), lasting=False)
     return None
 
 

@@ -22,7 +22,13 @@ from trajmatch.distill.batches import student_batches
 from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.followers import followers_of
 from trajmatch.distill.graph import graph_for
-from trajmatch.distill.guard import Fault, check_refusals, check_skips, find_fault
+from trajmatch.distill.guard import (
+    Fault,
+    check_refusals,
+    check_skips,
+    find_fault,
+    find_spike,
+)
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.metrics import MetricsLog, NoLog
 from trajmatch.distill.outer import (
@@ -236,10 +242,12 @@ def outer_iteration(
     gradient = mean_gradient(gradients)
     update = propose_update(state, gradient, config)
     fault = find_fault(gradient, update, state)
+    if fault is None and config.spike_above is not None:
+        fault = find_spike(gradient, state, config.spike_above)
     skipped = config.skip_above is not None and gradient.loss > config.skip_above
     state.iteration += 1
     if fault is not None:
-        state.refusals += 1
+        state.refusals += fault.lasting
     elif skipped:
         state.refusals, state.skips = 0, state.skips + 1
     else:

@@ -13,6 +13,9 @@ from trajmatch.distill.schedule import ExpertOrder
 from trajmatch.distill.step_size import StepSize
 from trajmatch.random import generator
 
+#: Gradients by whose median it is judged how large they usually are.
+USUAL = 100
+
 
 @dataclass(frozen=True)
 class Streams:
@@ -75,6 +78,8 @@ class State:
         applied: How many of them changed the images.
         refusals: Refused updates in a row, up to now.
         skips: Updates in a row, up to now, that a matching loss above the limit left out.
+        gradient_norms: Norms of the last gradients of the images, :data:`USUAL` at most, whether
+            they were followed or not.
         label_buffer: Momentum buffer of the labels. ``[n, K]``; None where they are not learned.
         average: Moving average of the images. ``[n, C, H, W]``; None where there is none.
         best: The best iterate evaluated up to now, where the result is chosen by accuracy.
@@ -91,6 +96,7 @@ class State:
     applied: int = 0
     refusals: int = 0
     skips: int = 0
+    gradient_norms: list[float] = field(default_factory=list)
     label_buffer: Tensor | None = None
     average: Tensor | None = None
     best: Iterate | None = None
