@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import trajmatch
 from trajmatch import artifact, networks
 from trajmatch.artifact import Artifact
 from trajmatch.data import ChannelNormalisation
@@ -70,7 +71,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     venv.create(folder, with_pip=True)
     interpreter = folder / "bin" / "python"
     paths = sysconfig.get_paths(vars={"base": str(folder), "platbase": str(folder)})
-    (Path(paths["purelib"]) / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    # The second is another folder where the package is installed in its source folder.
+    ours = [sysconfig.get_path("purelib"), str(Path(trajmatch.__file__).parents[1])]
+    (Path(paths["purelib"]) / "ours.pth").write_text("\n".join(ours) + "\n")
     # Its own pins (numpy below 2, scipy below 1.16) would replace what is installed.
     for packages in (["timm", "kornia", "pandas", "tqdm"], ["--no-deps", "ddranking==0.2.0"]):
         command = [interpreter, "-m", "pip", "install", "--quiet", *packages]
