@@ -18,9 +18,10 @@ os.environ["PYTHONSAFEPATH"] = "1"
 
 import torch
 
-# A shell starts what it runs in the background with ctrl-C ignored, and so do programs what they
-# start. The tests are about what a terminal does.
+# A shell starts what it runs in the background with ctrl-C ignored, nohup with a lost terminal, and
+# programs hand that on to what they start. The tests are about what a terminal does.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # How far a result may be from an exact one, by its dtype. float64 is where correctness is judged;
 # in float32 two correct implementations differ by the order of their sums.
