@@ -1,4 +1,6 @@
+import itertools
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -159,6 +161,18 @@ def test_a_refused_update_changes_nothing_but_the_counts(configure, monkeypatch)
     assert not torch.equal(state.synthetic.images, images)
 
 
+def change_gradients(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[int, OuterGradient], OuterGradient]
+) -> None:
+    """Gives the loop what ``change`` makes of the first, second, ... gradient."""
+    true_gradient, numbers = outer.outer_gradient, itertools.count(1)
+
+    def changed(*args, **kwargs):
+        return change(next(numbers), true_gradient(*args, **kwargs))
+
+    monkeypatch.setattr(outer, "outer_gradient", changed)
+
+
 def of_norm(norm: float) -> OuterGradient:
     return replace(GRADIENT, images=torch.tensor([0.6 * norm, -0.8 * norm]))
 
@@ -187,17 +201,12 @@ def test_large_gradients_become_usual_and_do_not_end_a_run(state) -> None:
 @pytest.mark.parametrize("limit", [20.0, None])
 def test_a_spike_is_left_out_and_the_run_goes_on(configure, monkeypatch, limit) -> None:
     config = configure(iterations=FEWEST + 15, spike_above=limit, lr_img=1.0)
-    true_gradient = outer.outer_gradient
-    calls = 0
 
-    def spiking(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        gradient = true_gradient(*args, **kwargs)
-        spike = FEWEST < calls <= FEWEST + 12  # more than the refusals that end a run
+    def spiking(call: int, gradient: OuterGradient) -> OuterGradient:
+        spike = FEWEST < call <= FEWEST + 12  # more than the refusals that end a run
         return replace(gradient, images=300 * gradient.images) if spike else gradient
 
-    monkeypatch.setattr(outer, "outer_gradient", spiking)
+    change_gradients(monkeypatch, spiking)
     result = distill(config)
     lines = [json.loads(line) for line in config.log_path.read_text().splitlines()]
     refused = [line["refused"] for line in lines if line.get("refused")]
@@ -208,16 +217,11 @@ def test_a_spike_is_left_out_and_the_run_goes_on(configure, monkeypatch, limit) 
 
 def test_a_hopeless_run_stops_and_leaves_the_last_checkpoint(configure, monkeypatch) -> None:
     config = configure(iterations=40, checkpoint_every=2)
-    true_gradient = outer.outer_gradient
-    calls = 0
 
-    def poisoned_from_the_fourth(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        gradient = true_gradient(*args, **kwargs)
-        return gradient if calls < 4 else replace(gradient, loss=NAN)
+    def poisoned_from_the_fourth(call: int, gradient: OuterGradient) -> OuterGradient:
+        return gradient if call < 4 else replace(gradient, loss=NAN)
 
-    monkeypatch.setattr(outer, "outer_gradient", poisoned_from_the_fourth)
+    change_gradients(monkeypatch, poisoned_from_the_fourth)
     with pytest.raises(UserError, match=r"stopped at iteration 13: .* the matching loss"):
         distill(config)
     assert not config.out.exists()

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 # Stands before the C library's functions, and counts their calls.
 COUNTER = """
@@ -89,12 +86,9 @@ print(json.dumps(result))
 
 
 def test_a_step_allocates_nothing(tmp_path: Path) -> None:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("counting needs a C compiler and the GNU C library")
     (tmp_path / "counter.c").write_text(COUNTER)
     counter = tmp_path / "counter.so"
-    build = [compiler, "-shared", "-fPIC", "-O1", "-o", str(counter), str(tmp_path / "counter.c")]
+    build = ["g++", "-x", "c", str(tmp_path / "counter.c"), "-shared", "-fPIC", "-o", str(counter)]
     subprocess.run(build, check=True)
     result = subprocess.run(
         [sys.executable, "-c", LOOPS, str(counter)],

@@ -109,7 +109,7 @@ def find_spike(gradient: OuterGradient, state: State, limit: float) -> Fault | N
     Returns:
         The fault, or ``None``.
     """
-    norm = float(gradient.images.double().norm())
+    norm = float(torch.linalg.vector_norm(gradient.images, dtype=torch.float64))
     before = state.gradient_norms
     usual = median(before) if len(before) >= FEWEST else 0.0
     state.gradient_norms = [*before, norm][-USUAL:]

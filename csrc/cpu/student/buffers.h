@@ -16,7 +16,6 @@ class Memory {
   }
   T* take_if(bool wanted, int64_t count) { return wanted ? take(count) : nullptr; }
   int64_t used() const { return used_; }
-  std::pmr::memory_resource* lists() const { return lists_; }
   // An empty list that will hold `count` items.
   template <class Item>
   std::pmr::vector<Item> list(size_t count) const {
