@@ -1,11 +1,13 @@
 """Time and memory of one outer iteration: ours beside eager, ``torch.func`` and compiled PyTorch.
 
 Same process, same numerics: convolutions in TF32 on a GPU, as PyTorch has them by default. The
-variants are those of :mod:`trajmatch.bench.variants`, and ours as a graph besides.
+variants are those of :mod:`trajmatch.bench.variants`, and ours besides as a graph, with a tape, and
+with every choice of the blocks that run as one kernel.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,6 +22,9 @@ from trajmatch.bench.agreement import difference
 from trajmatch.bench.problem import Problem, make_problem
 from trajmatch.bench.sizes import Size
 from trajmatch.bench.variants import TRACED_VARIANTS, VARIANTS, OuterGradient
+from trajmatch.bench.variants import trajmatch as ours
+from trajmatch.distill.outer import StudentSteps
+from trajmatch.recording import cuda_graph
 
 #: The first is the size of DATM's CIFAR-10 recipe with IPC 10.
 SIZES = [
@@ -32,6 +37,10 @@ SIZES = [
 SMALLEST = [Size(4, 3, 2, depth=2, image_size=8)]
 #: Longest timing of one implementation at one size, in seconds; compilation is not in it.
 LONGEST = 5.0
+#: Memory for the tape: all steps of the largest size fit.
+TAPE_BYTES = 16 * 2**30
+#: Values of TRAJMATCH_CUDA_BLOCKS beside the default.
+BLOCKS = ("first", "float32", "tf32", "fp16")
 
 Implementation = Callable[[], OuterGradient]
 
@@ -44,7 +53,7 @@ def run(settings: Settings, record: Record) -> None:
     torch.backends.cudnn.allow_tf32 = True
     record.put("tf32", {"convolutions": True, "products": torch.backends.cuda.matmul.allow_tf32})
     table: dict[str, dict[str, Any]] = {}
-    ours: dict[str, OuterGradient] = {}
+    truths: dict[str, OuterGradient] = {}
     for implementations in (eager, compiled):
         for size in SMALLEST if settings.quick else SIZES:
             key = f"width {size.width}, batch {size.batch}, N {size.steps}"
@@ -54,9 +63,9 @@ def run(settings: Settings, record: Record) -> None:
             for name, implementation in implementations(
                 make_problem(size, settings.device), settings
             ):
-                row[name], gradient = timed(implementation, settings, ours.get(key))
+                row[name], gradient = timed(implementation, settings, truths.get(key))
                 if gradient is not None and name == "trajmatch":
-                    ours[key] = gradient
+                    truths[key] = gradient
                 row["ratios"] = ratios(row)
                 record.put("table", table)
                 print(f"{key}, {name}: {summary(row[name])}", flush=True)
@@ -67,10 +76,37 @@ def run(settings: Settings, record: Record) -> None:
 def eager(problem: Problem, settings: Settings) -> Iterator[tuple[str, Implementation]]:
     """Names and functions of what runs at once."""
     yield "trajmatch", partial(VARIANTS["trajmatch"], problem)
+    taped = StudentSteps(tape_bytes=TAPE_BYTES)
     graph = replayed(problem, record_for(settings))
     yield "trajmatch_graph", lambda: graph()[0]
+    if settings.device == "cuda":
+        yield "trajmatch_tape", partial(ours, problem, TAPE_BYTES)
+        taped_graph = replayed(problem, cuda_graph, steps=taped)
+        yield "trajmatch_tape_graph", lambda: taped_graph()[0]
+        for kind in BLOCKS:
+            yield f"trajmatch_{kind}", with_blocks(kind, partial(ours, problem))
+            yield f"trajmatch_{kind}_tape", with_blocks(kind, partial(ours, problem, TAPE_BYTES))
+            fused = replayed(problem, cuda_graph, steps=taped)
+            yield f"trajmatch_{kind}_tape_graph", with_blocks(kind, lambda run=fused: run()[0])
     for name in ("eager_unroll_nchw", "eager_unroll_nhwc", "func_adjoint"):
         yield name, partial(VARIANTS[name], problem)
+
+
+def with_blocks(kind: str, implementation: Implementation) -> Implementation:
+    """The implementation with another value of TRAJMATCH_CUDA_BLOCKS, read at every call."""
+
+    def chosen() -> OuterGradient:
+        before = os.environ.get("TRAJMATCH_CUDA_BLOCKS")
+        os.environ["TRAJMATCH_CUDA_BLOCKS"] = kind
+        try:
+            return implementation()
+        finally:
+            if before is None:
+                del os.environ["TRAJMATCH_CUDA_BLOCKS"]
+            else:
+                os.environ["TRAJMATCH_CUDA_BLOCKS"] = before
+
+    return chosen
 
 
 def compiled(problem: Problem, settings: Settings) -> Iterator[tuple[str, Implementation]]:
@@ -108,10 +144,10 @@ def ratios(row: dict[str, Any]) -> dict[str, float]:
         for name, entry in row.items()
         if isinstance(entry, dict) and "median" in entry
     }
-    ours = measured.pop("trajmatch", None)
-    if ours is None:
+    own = measured.pop("trajmatch", None)
+    if own is None:
         return {}
-    return {name: seconds / ours for name, seconds in measured.items()}
+    return {name: seconds / own for name, seconds in measured.items()}
 
 
 def summary(entry: dict[str, Any]) -> str:

@@ -21,26 +21,27 @@ def record_for(settings: Settings) -> Record:
     return cuda_graph if settings.device == "cuda" else call_again
 
 
-def replayed(problem: Problem, record: Record, count: int = 1) -> Callable[[], list[OuterGradient]]:
+def replayed(
+    problem: Problem, record: Record, count: int = 1, steps: StudentSteps | None = None
+) -> Callable[[], list[OuterGradient]]:
     """An outer iteration of some matches, all the same, with the inputs copied each time.
 
     Args:
         problem: What to differentiate.
         record: What records; the second call does, and all later ones replay.
         count: Matches.
+        steps: How the student's steps are taken (default: with no tape).
 
     Returns:
         Gives the gradients of every match.
     """
-    graph = MatchGraph(record)
+    graph, chosen = MatchGraph(record), steps or StudentSteps()
     segment = Segment(problem.start, problem.target)
     matches = [Match(segment, problem.batches.unbind(0), None)] * count
     synthetic, lr = SyntheticSet(problem.images, problem.labels), float(problem.lr)
 
     def outer_iteration() -> list[OuterGradient]:
-        found = graph(
-            problem.model, matches, synthetic, lr, steps=StudentSteps(), loss=MatchingLoss()
-        )
+        found = graph(problem.model, matches, synthetic, lr, steps=chosen, loss=MatchingLoss())
         return [
             OuterGradient(
                 torch.full_like(problem.lr, each.loss),
