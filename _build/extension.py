@@ -81,7 +81,10 @@ def build(torch: TorchRelease, module: Path) -> None:
     compile_changed(jobs)
 
     objects = [str(job.object) for job in jobs] + cuda_objects
-    link = [*cxx, "-shared", *openmp, *objects, f"-L{torch.library_dir}", *TORCH_LIBRARIES]
+    # A compiler that brings libstdc++.a puts it into the module. Its names have to stay in there:
+    # exported, some of them were bound to torch's libstdc++.so, and the first operator crashed.
+    link = [*cxx, "-shared", "-Wl,--exclude-libs,ALL", *openmp, *objects]
+    link += [f"-L{torch.library_dir}", *TORCH_LIBRARIES]
     if nvcc:
         link += [str(nvcc.static_runtime), "-ldl", "-lrt", "-lpthread"]
     module.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ PYBIND11_MODULE(_C, module) {
              "Gives back what the calling thread's student engine keeps for its next call.");
   module.def("tape_elements", &trajmatch::tape_elements, pybind11::arg("network"),
              pybind11::arg("batch_sizes"), pybind11::arg("tape_bytes"), pybind11::arg("float64"),
-             "Elements of the tapes that student_unroll keeps on the CPU.");
+             pybind11::arg("cuda"), "Elements of the tapes that student_unroll keeps.");
   module.def("start_profile", &trajmatch::start_profile,
              "Begins to add up the seconds of the CPU engine's passes.");
   module.def("stop_profile", &trajmatch::stop_profile,

@@ -36,6 +36,13 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _exact_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, the library's convolutions in float32 and in one order: tests compare with them."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
 @pytest.fixture
 def tolerance() -> Callable[[torch.dtype], dict[str, float]]:
     """The arguments of ``torch.testing.assert_close`` for a dtype."""

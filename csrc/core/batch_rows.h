@@ -1,6 +1,8 @@
 // Student batches: rows of a matrix [n, R] gathered by index, and the adjoint of that.
 //   gather:   out[i] = rows[index[i]]
 //   scatter:  rows[index[i]] += scale * grad[i], rows that occur more than once in the order of i
+// On CUDA, where nobody has looked at the indices before, one outside [0, n) gathers NaN (-1 of
+// integers, which is no class) and scatters nothing.
 #pragma once
 
 #include <cstdint>
@@ -11,19 +13,19 @@ namespace trajmatch {
 
 template <class T>
 struct GatherRows {
-  int64_t count, row_size;  // B, R
-  const T* rows;            // [n, R]
-  const int64_t* index;     // [B], values in [0, n)
-  T* out;                   // [B, R]
+  int64_t count, num_rows, row_size;  // B, n, R
+  const T* rows;                      // [n, R]
+  const int64_t* index;               // [B], values in [0, n)
+  T* out;                             // [B, R]
 };
 
 template <class T>
 struct ScatterAddRows {
-  int64_t count, row_size;  // B, R
-  const T* grad;            // [B, R]
-  const int64_t* index;     // [B], values in [0, n)
-  const T* scale;           // [] on the device of the rows
-  T* rows;                  // [n, R], updated in place
+  int64_t count, num_rows, row_size;  // B, n, R
+  const T* grad;                      // [B, R]
+  const int64_t* index;               // [B], values in [0, n)
+  const T* scale;                     // [] on the device of the rows
+  T* rows;                            // [n, R], updated in place
 };
 
 namespace cpu {

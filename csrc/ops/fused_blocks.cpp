@@ -26,7 +26,7 @@ template <class Params>
 
 std::string chosen_blocks() {
   const char* const text = std::getenv("TRAJMATCH_CUDA_BLOCKS");
-  const std::string choice = text == nullptr ? "library" : text;
+  const std::string choice = text == nullptr ? "first" : text;
   for (const char* const known : {"library", "first", "float32", "tf32", "fp16"}) {
     if (choice == known) return choice;
   }
@@ -44,7 +44,24 @@ bool is_plain(const Network& network, const Block& block) {
          block.shape.pooling == Pooling::kAverage;
 }
 
+FirstLayerShape first_shape_of(const Network& network, int64_t batch) {
+  const Block& block = network.blocks[0];
+  return {1,
+          batch,
+          block.in_size,
+          block.in_channels,
+          block.padding,
+          network.width,
+          network.num_parameters,
+          block.shape.eps};
+}
+
 }  // namespace
+
+bool FusedBlocks::takes_first(const Network& network, bool float32) {
+  return float32 && chosen_blocks() != "library" && is_plain(network, network.blocks[0]) &&
+         first_shape_of(network, 0).fits();
+}
 
 FusedBlocks::FusedBlocks(const Network& network, Workspace& workspace, const Tensor& like)
     : network_(network),
@@ -54,41 +71,43 @@ FusedBlocks::FusedBlocks(const Network& network, Workspace& workspace, const Ten
       states_(network.blocks.size()) {
   const std::string choice = chosen_blocks();
   if (choice == "library" || like.scalar_type() != ScalarType::Float) return;
+  takes_[0] = takes_first(network, true);
   if (choice == "tf32" || choice == "fp16") {
     kind_ = choice == "tf32" ? ProductKind::kTf32 : ProductKind::kFp16;
     forward_kind_ = network.precise ? ProductKind::kTf32x3 : kind_;
   }
-  for (size_t i = 0; i < takes_.size(); ++i) {
+  for (size_t i = 1; i < takes_.size() && choice != "first"; ++i) {
     const Block& block = network.blocks[i];
-    if (i > 0 && choice == "first") break;
-    takes_[i] = is_plain(network, block) &&
-                (i == 0 ? first_shape().fits() : block.padding == 1 && deep_shape(i).fits());
+    takes_[i] = is_plain(network, block) && block.padding == 1 && deep_shape(i).fits();
   }
 }
 
-Tensor FusedBlocks::forward(size_t index, const Tensor& theta, const Tensor& input) {
+void FusedBlocks::begin(size_t index, const Tensor& theta, const Tensor& input,
+                        const KeptBlock& kept) {
   State& state = states_[index];
   batch_ = input.size(0);
+  state.kept = kept;
   state.input = activation("fused_input", index, input);
-  state.mean = statistics("fused_mean", index);
-  state.rstd = statistics("fused_rstd", index);
-  const Tensor out = output("fused_output", index);
-  if (index == 0) {
-    TM_LAUNCH_FUSED(launch_first_layer_forward,
-                    FirstLayerForward{first_inputs(theta), write<float>(out),
-                                      write<float>(state.mean), write<float>(state.rstd)});
-    return out;
-  }
-  state.y = like_y("fused_y", index);
+  if (index == 0) return;
   state.weight = weight("fused_weight", index, theta);
   scale(index, {state.input}, {state.weight});
+}
+
+void FusedBlocks::forward(size_t index, const Tensor& theta) {
+  const State& state = states_[index];
+  const KeptBlock& kept = state.kept;
+  if (index == 0) {
+    TM_LAUNCH_FUSED(launch_first_layer_forward,
+                    FirstLayerForward{first_inputs(theta), write<float>(kept.output),
+                                      write<float>(kept.mean), write<float>(kept.rstd)});
+    return;
+  }
   const Packed packed_weight = packed("fused_packed", index, state.weight, false, forward_kind_);
   TM_LAUNCH_FUSED(
       launch_fused_block_forward,
-      FusedBlockForward{convolution(index, forward_kind_, {{state.input, packed_weight}}, state.y),
-                        deep_norm(index, theta), write<float>(out), write<float>(state.mean),
-                        write<float>(state.rstd)});
-  return out;
+      FusedBlockForward{convolution(index, forward_kind_, {{state.input, packed_weight}}, kept.y),
+                        deep_norm(index, theta), write<float>(kept.output), write<float>(kept.mean),
+                        write<float>(kept.rstd)});
 }
 
 Tensor FusedBlocks::tangent(size_t index, const Tensor& theta, const Tensor& theta_tangent,
@@ -112,12 +131,12 @@ Tensor FusedBlocks::tangent(size_t index, const Tensor& theta, const Tensor& the
       {state.input_tangent, packed("fused_packed_again", index, state.weight, false, kind_)},
       {state.input, packed("fused_packed_tangent", index, state.weight_tangent, false, kind_)}};
   const auto tangents = places(index, theta_tangent);
-  TM_LAUNCH_FUSED(
-      launch_fused_block_tangent,
-      FusedBlockTangent{convolution(index, kind_, terms, state.y_tangent), deep_norm(index, theta),
-                        tangents.norm_weight, tangents.norm_bias, read<float>(state.y),
-                        read<float>(state.mean), read<float>(state.rstd), write<float>(out),
-                        write<float>(state.mean_tangent), write<float>(state.projection)});
+  TM_LAUNCH_FUSED(launch_fused_block_tangent,
+                  FusedBlockTangent{
+                      convolution(index, kind_, terms, state.y_tangent), deep_norm(index, theta),
+                      tangents.norm_weight, tangents.norm_bias, read<float>(state.kept.y),
+                      read<float>(state.kept.mean), read<float>(state.kept.rstd), write<float>(out),
+                      write<float>(state.mean_tangent), write<float>(state.projection)});
   return out;
 }
 
@@ -129,8 +148,8 @@ OptionalTensor FusedBlocks::backward(size_t index, const Tensor& theta, const Te
     OptionalTensor grad_images;
     if (wants_input) grad_images = like_input("fused_grad_images", 0);
     TM_LAUNCH_FUSED(launch_first_layer_backward,
-                    FirstLayerBackward{first_inputs(theta), read<float>(state.mean),
-                                       read<float>(state.rstd), read<float>(grad_output),
+                    FirstLayerBackward{first_inputs(theta), read<float>(state.kept.mean),
+                                       read<float>(state.kept.rstd), read<float>(grad_output),
                                        first_gradients(grad_theta, grad_images, false)});
     return grad_images;
   }
@@ -139,9 +158,9 @@ OptionalTensor FusedBlocks::backward(size_t index, const Tensor& theta, const Te
   const auto grads = gradient_places(index, grad_theta);
   const Tensor partial =
       workspace_.contiguous("fused_affine", 0, {batch_, 2, network_.width}, like_);
-  run(NormActPoolBackward<float>{network_.blocks[index].shape_of(batch_), read<float>(state.y),
-                                 own.norm_weight, own.norm_bias, read<float>(state.mean),
-                                 read<float>(state.rstd), read<float>(grad_output),
+  run(NormActPoolBackward<float>{network_.blocks[index].shape_of(batch_), read<float>(state.kept.y),
+                                 own.norm_weight, own.norm_bias, read<float>(state.kept.mean),
+                                 read<float>(state.kept.rstd), read<float>(grad_output),
                                  write<float>(grad_y), write<float>(partial), grads.norm_weight,
                                  grads.norm_bias},
       Device(like_));
@@ -151,11 +170,9 @@ OptionalTensor FusedBlocks::backward(size_t index, const Tensor& theta, const Te
   return turned("fused_grad_input", index, {{grad, state.weight}});
 }
 
-std::pair<OptionalTensor, Tensor> FusedBlocks::backward_tangent(size_t index, const Tensor& theta,
-                                                                const Tensor& theta_tangent,
-                                                                const Tensor& grad_output,
-                                                                const Tensor& grad_output_tangent,
-                                                                const Tensor& grad_theta_tangent) {
+std::pair<OptionalTensor, Tensor> FusedBlocks::backward_tangent(
+    size_t index, const Tensor& theta, const Tensor& theta_tangent, const Tensor& grad_output,
+    const Tensor& grad_output_tangent, const Tensor& grad_theta_tangent, bool wants_input) {
   const State& state = states_[index];
   clear_bias(index, grad_theta_tangent);
   if (index == 0) {
@@ -176,8 +193,8 @@ std::pair<OptionalTensor, Tensor> FusedBlocks::backward_tangent(size_t index, co
       workspace_.contiguous("fused_affine", 0, {batch_, 2, network_.width}, like_);
   run(
       NormActPoolBackwardTangent<float>{
-          network_.blocks[index].shape_of(batch_), read<float>(state.y), own.norm_weight,
-          own.norm_bias, read<float>(state.mean), read<float>(state.rstd),
+          network_.blocks[index].shape_of(batch_), read<float>(state.kept.y), own.norm_weight,
+          own.norm_bias, read<float>(state.kept.mean), read<float>(state.kept.rstd),
           read<float>(state.y_tangent), tangents.norm_weight, tangents.norm_bias,
           read<float>(state.mean_tangent), read<float>(state.projection), read<float>(grad_output),
           read<float>(grad_output_tangent), write<float>(grad_y), write<float>(grad_y_tangent),
@@ -188,9 +205,10 @@ std::pair<OptionalTensor, Tensor> FusedBlocks::backward_tangent(size_t index, co
   scale(index, {grad, grad_tangent}, {});
   weight_gradient(index, {{state.input, grad_tangent}, {state.input_tangent, grad}},
                   grad_theta_tangent);
-  return {turned("fused_grad_input", index, {{grad, state.weight}}),
-          turned("fused_grad_input_tangent", index,
-                 {{grad_tangent, state.weight}, {grad, state.weight_tangent}})};
+  OptionalTensor grad_input;
+  if (wants_input) grad_input = turned("fused_grad_input", index, {{grad, state.weight}});
+  return {grad_input, turned("fused_grad_input_tangent", index,
+                             {{grad_tangent, state.weight}, {grad, state.weight_tangent}})};
 }
 
 // What both kinds of block need.
@@ -242,17 +260,7 @@ Tensor FusedBlocks::like_y(const char* name, size_t index) {
 
 // The first block.
 
-FirstLayerShape FusedBlocks::first_shape() const {
-  const Block& block = network_.blocks[0];
-  return {1,
-          batch_,
-          block.in_size,
-          block.in_channels,
-          block.padding,
-          network_.width,
-          network_.num_parameters,
-          block.shape.eps};
-}
+FirstLayerShape FusedBlocks::first_shape() const { return first_shape_of(network_, batch_); }
 
 FirstLayerInputs FusedBlocks::first_inputs(const Tensor& theta) const {
   const auto own = places(0, theta);
@@ -262,7 +270,7 @@ FirstLayerInputs FusedBlocks::first_inputs(const Tensor& theta) const {
 
 FirstLayerTangents FusedBlocks::first_tangents(const Tensor& theta_tangent) const {
   const auto tangents = places(0, theta_tangent);
-  return {read<float>(states_[0].mean), read<float>(states_[0].rstd), tangents.weight,
+  return {read<float>(states_[0].kept.mean), read<float>(states_[0].kept.rstd), tangents.weight,
           tangents.norm_weight, tangents.norm_bias};
 }
 

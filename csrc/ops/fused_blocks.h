@@ -13,11 +13,18 @@
 
 namespace trajmatch {
 
+// What a block's forward pass leaves for its other passes, [B, C, H, W] in channels-last and
+// [B, groups], and the gradient in its output.
+struct KeptBlock {
+  Tensor y;  // of the convolution; undefined where the kernels compute it anew
+  Tensor mean, rstd, output, grad_output;
+};
+
 class FusedBlocks {
  public:
   // TRAJMATCH_CUDA_BLOCKS says which blocks to take, of those that fit:
-  //   library   none (the default)
-  //   first     the first one
+  //   library   none
+  //   first     the first one (the default)
   //   float32   all, with products in float32
   //   tf32      all, with products in TF32; the forward pass of a precise network in three of them
   //   fp16      all, with products in half precision, of scaled operands; the forward pass of a
@@ -26,24 +33,26 @@ class FusedBlocks {
   FusedBlocks(const Network& network, Workspace& workspace, const Tensor& like);
 
   bool takes(size_t index) const { return takes_[index]; }
+  // Whether the first block's kernels take it, which do not keep y, on a GPU or its emulation.
+  static bool takes_first(const Network& network, bool float32);
 
   // Activations are [B, C, H, W] in channels-last, theta and its kin [P].
   //
-  // The block's output. Keeps what the other passes need, the input among it.
-  Tensor forward(size_t index, const Tensor& theta, const Tensor& input);
+  // What comes before all other passes: where things lie, and what is derived from them anew.
+  void begin(size_t index, const Tensor& theta, const Tensor& input, const KeptBlock& kept);
+  // Fills what is kept, but for the gradient.
+  void forward(size_t index, const Tensor& theta);
   // The tangent of the output along theta and, but for the first block, along the input.
   Tensor tangent(size_t index, const Tensor& theta, const Tensor& theta_tangent,
                  const OptionalTensor& input_tangent);
   // Writes the block's part of grad_theta; the gradient in the input, where wanted.
   OptionalTensor backward(size_t index, const Tensor& theta, const Tensor& grad_output,
                           const Tensor& grad_theta, bool wants_input);
-  // Writes the block's part of the tangent of grad_theta. The gradient in the input (none of the
-  // first block's) and its tangent.
-  std::pair<OptionalTensor, Tensor> backward_tangent(size_t index, const Tensor& theta,
-                                                     const Tensor& theta_tangent,
-                                                     const Tensor& grad_output,
-                                                     const Tensor& grad_output_tangent,
-                                                     const Tensor& grad_theta_tangent);
+  // Writes the block's part of the tangent of grad_theta. The gradient in the input (where wanted;
+  // none of the first block's) and its tangent.
+  std::pair<OptionalTensor, Tensor> backward_tangent(
+      size_t index, const Tensor& theta, const Tensor& theta_tangent, const Tensor& grad_output,
+      const Tensor& grad_output_tangent, const Tensor& grad_theta_tangent, bool wants_input);
 
  private:
   // What products take, an activation [B, C, H, W] or all parameters [P]; for those in half
@@ -63,7 +72,7 @@ class FusedBlocks {
   };
   struct State {
     Operand input, weight;
-    Tensor y, mean, rstd;
+    KeptBlock kept;
     Operand input_tangent, weight_tangent;
     Tensor y_tangent, mean_tangent, projection;
   };

@@ -1,17 +1,15 @@
 #include "ops/layer_student.h"
 
 #include <string>
+#include <type_traits>
 #include <utility>
 
 namespace trajmatch {
 
 namespace {
 
-// Sum of two gradients of which either may be absent.
-Tensor sum(const OptionalTensor& a, const OptionalTensor& b) {
-  if (!a) return *b;
-  return b ? add(*a, *b) : *a;
-}
+// Elements that begin where any kernel may read 16 bytes at once, and lines of memory do.
+int64_t in_lines(int64_t elements) { return (elements + 31) / 32 * 32; }
 
 template <class T>
 SoftCrossEntropyInputs<T> loss_inputs(const StudentProblem& problem, const Tensor& logits) {
@@ -78,80 +76,118 @@ OptionalTensor LayerStudent<T>::norm_parameters(const Tensor& theta, const Slice
 }
 
 template <class T>
-Tensor LayerStudent<T>::classifier_weight(const Tensor& theta, const char* name) {
-  const Slice& slice = network_.classifier_weight;
-  Tensor permuted =
-      workspace_.contiguous(name, 0, {network_.num_classes, network_.features}, like_);
-  copy_to_pixels_first(permuted, vector_view(theta, slice.offset, slice.size), network_.num_classes,
-                       network_.width, network_.feature_pixels);
-  return permuted;
-}
-
-// [B, C, H, W] in channels-last as [B, H * W * C], and back.
-template <class T>
-Tensor LayerStudent<T>::features(const Tensor& activations) const {
-  return view(activations, 0, {activations.size(0), network_.features}, {network_.features, 1});
+ClassifierShape LayerStudent<T>::classifier_shape() const {
+  return {batch_, network_.num_classes, network_.width, network_.feature_pixels};
 }
 
 template <class T>
-Tensor LayerStudent<T>::activations(const Tensor& features, int64_t batch) const {
-  const NormActPoolShape& shape = network_.blocks.back().shape;
-  const Ints sizes{batch, network_.width, shape.out_height(), shape.out_width()};
-  return view(features, 0, sizes, channels_last_strides(sizes));
+const T* LayerStudent<T>::classifier_weight(const Tensor& theta) const {
+  return read<T>(theta) + network_.classifier_weight.offset;
 }
 
 template <class T>
-void LayerStudent<T>::read_parameters(const StudentProblem& problem) {
+const T* LayerStudent<T>::classifier_bias(const Tensor& theta) const {
+  return read<T>(theta) + network_.classifier_bias.offset;
+}
+
+template <class T>
+template <class Visit>
+void LayerStudent<T>::each_kept(const Network& network, int64_t batch, Kept& kept,
+                                const Visit& visit) {
+  const bool float32 = std::is_same<T, float>::value;
+  kept.blocks.resize(network.blocks.size());
+  for (size_t i = 0; i < network.blocks.size(); ++i) {
+    const NormActPoolShape& shape = network.blocks[i].shape;
+    const Ints output{batch, shape.channels, shape.out_height(), shape.out_width()};
+    KeptBlock& block = kept.blocks[i];
+    if (i > 0 || !FusedBlocks::takes_first(network, float32)) {
+      visit("y", i, block.y, Ints{batch, shape.channels, shape.height, shape.width});
+    }
+    visit("mean", i, block.mean, Ints{batch, shape.groups});
+    visit("rstd", i, block.rstd, Ints{batch, shape.groups});
+    visit("output", i, block.output, output);
+    visit("grad_output", i, block.grad_output, output);
+  }
+  visit("logits", 0, kept.logits, Ints{batch, network.num_classes});
+  visit("grad_logits", 0, kept.grad_logits, Ints{batch, network.num_classes});
+}
+
+template <class T>
+int64_t LayerStudent<T>::tape_size(const Network& network, int64_t batch) {
+  Kept nowhere;
+  int64_t size = 0;
+  each_kept(network, batch, nowhere, [&](const char*, size_t, Tensor&, const Ints& sizes) {
+    size += in_lines(product_of(sizes));
+  });
+  return size;
+}
+
+// What this call works on, and where it keeps what it finds.
+template <class T>
+void LayerStudent<T>::begin(const StudentProblem& problem, const std::optional<VectorPart>& tape) {
+  batch_ = problem.batch();
   theta_ = problem.theta.tensor();
+  has_tape_ = tape.has_value();
+  int64_t at = tape ? tape->begin : 0;
+  each_kept(network_, batch_, kept_,
+            [&](const char* name, size_t index, Tensor& member, const Ints& sizes) {
+              const bool image = sizes.size() == 4;
+              if (tape) {
+                const Ints strides =
+                    image ? channels_last_strides(sizes) : contiguous_strides(sizes);
+                member = view(tape->base, at, sizes, strides);
+                at += in_lines(product_of(sizes));
+              } else if (image) {
+                member = workspace_.channels_last(name, index, sizes, like_);
+              } else {
+                member = workspace_.contiguous(name, index, sizes, like_);
+              }
+            });
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const Block& block = network_.blocks[i];
-    blocks_[i].weight = conv_weight(theta_, i);
-    blocks_[i].norm_weight = norm_parameters(theta_, block.norm_weight, block, "norm_weight", i);
-    blocks_[i].norm_bias = norm_parameters(theta_, block.norm_bias, block, "norm_bias", i);
+    BlockState& state = blocks_[i];
+    state.input = i == 0 ? problem.images : kept_.blocks[i - 1].output;
+    state.weight = conv_weight(theta_, i);
+    state.norm_weight = norm_parameters(theta_, block.norm_weight, block, "norm_weight", i);
+    state.norm_bias = norm_parameters(theta_, block.norm_bias, block, "norm_bias", i);
   }
-  head_ = classifier_weight(theta_, "head");
 }
 
-// Fills the blocks' states and returns the logits [B, K].
+// What a library has computed, where it is to be kept.
 template <class T>
-Tensor LayerStudent<T>::forward(const StudentProblem& problem) {
+void LayerStudent<T>::put(Tensor& kept, const Tensor& computed) const {
+  if (has_tape_) {
+    copy(kept, computed);
+  } else {
+    kept = as_channels_last(computed);
+  }
+}
+
+// Fills what is kept, but for the gradients.
+template <class T>
+void LayerStudent<T>::forward() {
   const Device device(like_);
-  read_parameters(problem);
-  const int64_t batch = problem.batch();
-  Tensor input = problem.images;
   for (size_t i = 0; i < blocks_.size(); ++i) {
-    BlockState& state = blocks_[i];
-    const NormActPoolShape shape = network_.blocks[i].shape_of(batch);
-    state.input = input;
+    const BlockState& state = blocks_[i];
+    KeptBlock& kept = kept_.blocks[i];
     if (is_fused(i)) {
-      input = fused_.forward(i, theta_, input);
+      fused_.begin(i, theta_, state.input, kept);
+      fused_.forward(i, theta_);
       continue;
     }
-    state.y = as_channels_last(
-        convolution(input, state.weight, conv_bias(theta_, i), network_.blocks[i].padding));
-    state.mean = workspace_.contiguous("mean", i, {batch, shape.groups}, like_);
-    state.rstd = workspace_.contiguous("rstd", i, {batch, shape.groups}, like_);
-    Tensor output = workspace_.channels_last(
-        "output", i, {batch, shape.channels, shape.out_height(), shape.out_width()}, like_);
-    run(NormActPoolForward<T>{shape, read<T>(state.y), read<T>(state.norm_weight),
-                              read<T>(state.norm_bias), write<T>(output), write<T>(state.mean),
-                              write<T>(state.rstd)},
+    put(kept.y,
+        convolution(state.input, state.weight, conv_bias(theta_, i), network_.blocks[i].padding));
+    run(NormActPoolForward<T>{network_.blocks[i].shape_of(batch_), read<T>(kept.y),
+                              read<T>(state.norm_weight), read<T>(state.norm_bias),
+                              write<T>(kept.output), write<T>(kept.mean), write<T>(kept.rstd)},
         device);
-    input = output;
   }
-  last_ = input;
-  const Slice& bias = network_.classifier_bias;
-  return as_contiguous(linear(features(last_), head_, vector_view(theta_, bias.offset, bias.size)));
-}
-
-template <class T>
-void LayerStudent<T>::write_classifier_gradient(const Tensor& grad_theta, const Tensor& weight,
-                                                const Tensor& bias) {
-  const Slice &w = network_.classifier_weight, &b = network_.classifier_bias;
-  copy_to_channels_first(vector_view(grad_theta, w.offset, w.size), as_contiguous(weight),
-                         network_.num_classes, network_.width, network_.feature_pixels);
-  Tensor bias_place = vector_view(grad_theta, b.offset, b.size);
-  copy(bias_place, bias);
+  run(ClassifierForward<T>{classifier_shape(),
+                           1,
+                           {{read<T>(kept_.blocks.back().output), classifier_weight(theta_)}},
+                           classifier_bias(theta_),
+                           write<T>(kept_.logits)},
+      device);
 }
 
 template <class T>
@@ -177,84 +213,105 @@ void LayerStudent<T>::finish_norm_gradient(const Tensor& grad_theta, const Slice
                          network_.width, block.shape.pixels());
 }
 
+// The loss and the gradient in the logits, where it is kept.
+template <class T>
+void LayerStudent<T>::write_loss(const StudentProblem& problem, const Tensor& loss,
+                                 const OptionalTensor& grad_labels) {
+  const Device device(like_);
+  if (problem.loss == StudentLoss::kSumLogits) {
+    fill(kept_.grad_logits, 1.0);
+    Tensor result = loss;
+    copy(result, sum_all(kept_.logits));
+    return;
+  }
+  const SoftCrossEntropyInputs<T> inputs = loss_inputs<T>(problem, kept_.logits);
+  const Tensor rows = workspace_.contiguous("rows", 0, {batch_}, like_);
+  run(SoftCrossEntropyForward<T>{inputs, write<T>(rows), write<T>(loss)}, device);
+  run(SoftCrossEntropyBackward<T>{inputs, write<T>(kept_.grad_logits), write<T>(grad_labels)},
+      device);
+}
+
+// The gradient in the last block's output.
+template <class T>
+void LayerStudent<T>::classifier_backward() {
+  run(ClassifierInputGradient<T>{classifier_shape(),
+                                 1,
+                                 {{read<T>(kept_.grad_logits), classifier_weight(theta_)}},
+                                 write<T>(kept_.blocks.back().grad_output)},
+      Device(like_));
+}
+
 template <class T>
 void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss,
                                const Tensor& grad_theta, const OptionalTensor& grad_images,
-                               const OptionalTensor& grad_labels) {
+                               const OptionalTensor& grad_labels,
+                               const std::optional<VectorPart>& tape) {
   const Device device(like_);
-  const int64_t batch = problem.batch(), classes = network_.num_classes;
   fuses_ = true;
-  const Tensor logits = forward(problem);
+  begin(problem, tape);
+  forward();
+  write_loss(problem, loss, grad_labels);
 
-  Tensor grad_logits = workspace_.contiguous("grad_logits", 0, {batch, classes}, like_);
-  if (problem.loss == StudentLoss::kSumLogits) {
-    fill(grad_logits, 1.0);
-    Tensor result = loss;
-    copy(result, sum_all(logits));
-  } else {
-    const SoftCrossEntropyInputs<T> inputs = loss_inputs<T>(problem, logits);
-    const Tensor rows = workspace_.contiguous("rows", 0, {batch}, like_);
-    run(SoftCrossEntropyForward<T>{inputs, write<T>(rows), write<T>(loss)}, device);
-    run(SoftCrossEntropyBackward<T>{inputs, write<T>(grad_logits), write<T>(grad_labels)}, device);
-  }
-
-  write_classifier_gradient(grad_theta, mm(transposed(grad_logits), features(last_)),
-                            sum_over_rows(grad_logits));
-  Tensor grad_output = activations(as_contiguous(mm(grad_logits, head_)), batch);
+  run(ClassifierWeightGradient<T>{classifier_shape(),
+                                  1,
+                                  {{read<T>(kept_.grad_logits),
+                                    read<T>(kept_.blocks.back().output)}},
+                                  write<T>(grad_theta) + network_.classifier_weight.offset,
+                                  write<T>(grad_theta) + network_.classifier_bias.offset},
+      device);
+  classifier_backward();
   for (size_t i = blocks_.size(); i-- > 0;) {
     const Block& block = network_.blocks[i];
-    BlockState& state = blocks_[i];
+    const BlockState& state = blocks_[i];
+    const KeptBlock& kept = kept_.blocks[i];
+    OptionalTensor grad_input;
     if (is_fused(i)) {
-      const OptionalTensor grad_input =
-          fused_.backward(i, theta_, grad_output, grad_theta, i > 0 || grad_images.has_value());
-      if (i > 0) {
-        grad_output = *grad_input;
-      } else if (grad_images) {
-        Tensor result = *grad_images;
-        copy(result, *grad_input);
+      grad_input = fused_.backward(i, theta_, kept.grad_output, grad_theta,
+                                   i > 0 || grad_images.has_value());
+    } else {
+      const NormActPoolShape shape = block.shape_of(batch_);
+      const Tensor grad_y = workspace_.channels_last("grad_y", i, sizes_of(kept.y), like_);
+      const bool affine = state.norm_weight.has_value();
+      OptionalTensor grad_weight, grad_bias, partial;
+      if (affine) {
+        grad_weight = norm_gradient(grad_theta, block.norm_weight, block, "grad_norm_weight");
+        grad_bias = norm_gradient(grad_theta, block.norm_bias, block, "grad_norm_bias");
+        partial = workspace_.contiguous("partial", 0, {batch_, 2, shape.affine_size()}, like_);
       }
-      continue;
+      run(NormActPoolBackward<T>{shape, read<T>(kept.y), read<T>(state.norm_weight),
+                                 read<T>(state.norm_bias), read<T>(kept.mean), read<T>(kept.rstd),
+                                 read<T>(kept.grad_output), write<T>(grad_y), write<T>(partial),
+                                 write<T>(grad_weight), write<T>(grad_bias)},
+          device);
+      if (affine) {
+        finish_norm_gradient(grad_theta, block.norm_weight, block, *grad_weight);
+        finish_norm_gradient(grad_theta, block.norm_bias, block, *grad_bias);
+      }
+      convolutions_[i].weight_gradient({{grad_y, state.input}}, conv_weight(grad_theta, i));
+      convolutions_[i].bias_gradient(grad_y, conv_bias_place(grad_theta, i));
+      if (i > 0 || grad_images) {
+        grad_input = convolutions_[i].input_gradient({{grad_y, state.weight}});
+      }
     }
-    const NormActPoolShape shape = block.shape_of(batch);
-    Tensor grad_y = workspace_.channels_last("grad_y", i, sizes_of(state.y), like_);
-    const bool affine = state.norm_weight.has_value();
-    OptionalTensor grad_weight, grad_bias, partial;
-    if (affine) {
-      grad_weight = norm_gradient(grad_theta, block.norm_weight, block, "grad_norm_weight");
-      grad_bias = norm_gradient(grad_theta, block.norm_bias, block, "grad_norm_bias");
-      partial = workspace_.contiguous("partial", 0, {batch, 2, shape.affine_size()}, like_);
-    }
-    run(NormActPoolBackward<T>{shape, read<T>(state.y), read<T>(state.norm_weight),
-                               read<T>(state.norm_bias), read<T>(state.mean), read<T>(state.rstd),
-                               read<T>(grad_output), write<T>(grad_y), write<T>(partial),
-                               write<T>(grad_weight), write<T>(grad_bias)},
-        device);
-    if (affine) {
-      finish_norm_gradient(grad_theta, block.norm_weight, block, *grad_weight);
-      finish_norm_gradient(grad_theta, block.norm_bias, block, *grad_bias);
-    }
-    convolutions_[i].weight_gradient({{grad_y, state.input}}, conv_weight(grad_theta, i));
-    convolutions_[i].bias_gradient(grad_y, conv_bias_place(grad_theta, i));
     if (i > 0) {
-      grad_output = convolutions_[i].input_gradient({{grad_y, state.weight}});
+      put(kept_.blocks[i - 1].grad_output, *grad_input);
     } else if (grad_images) {
       Tensor result = *grad_images;
-      copy(result, convolutions_[i].input_gradient({{grad_y, state.weight}}));
+      copy(result, *grad_input);
     }
   }
 }
 
 // Fills the tangents in the blocks' states and returns the tangent of the logits.
 template <class T>
-Tensor LayerStudent<T>::forward_tangent(const StudentProblem& problem,
-                                        const StudentTangents& tangents) {
+Tensor LayerStudent<T>::forward_tangent(const StudentTangents& tangents) {
   const Device device(like_);
-  const int64_t batch = problem.batch();
   OptionalTensor input_tangent = tangents.images;
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const Block& block = network_.blocks[i];
     BlockState& state = blocks_[i];
-    const NormActPoolShape shape = block.shape_of(batch);
+    const KeptBlock& kept = kept_.blocks[i];
+    const NormActPoolShape shape = block.shape_of(batch_);
     state.input_tangent = input_tangent;
     if (is_fused(i)) {
       input_tangent = fused_.tangent(i, theta_, *tangents.theta, input_tangent);
@@ -272,12 +329,13 @@ Tensor LayerStudent<T>::forward_tangent(const StudentProblem& problem,
     }
     state.y_tangent = convolutions_[i].tangent(state.input, input_tangent, state.weight,
                                                state.weight_tangent, bias_tangent);
-    state.mean_tangent = workspace_.contiguous("mean_tangent", i, {batch, shape.groups}, like_);
-    state.projection = workspace_.contiguous("projection", i, {batch, shape.groups}, like_);
+    state.mean_tangent = workspace_.contiguous("mean_tangent", i, {batch_, shape.groups}, like_);
+    state.projection = workspace_.contiguous("projection", i, {batch_, shape.groups}, like_);
     Tensor output = workspace_.channels_last(
-        "output_tangent", i, {batch, shape.channels, shape.out_height(), shape.out_width()}, like_);
-    run(NormActPoolTangent<T>{shape, read<T>(state.y), read<T>(state.norm_weight),
-                              read<T>(state.norm_bias), read<T>(state.mean), read<T>(state.rstd),
+        "output_tangent", i, {batch_, shape.channels, shape.out_height(), shape.out_width()},
+        like_);
+    run(NormActPoolTangent<T>{shape, read<T>(kept.y), read<T>(state.norm_weight),
+                              read<T>(state.norm_bias), read<T>(kept.mean), read<T>(kept.rstd),
                               read<T>(state.y_tangent), read<T>(state.norm_weight_tangent),
                               read<T>(state.norm_bias_tangent), write<T>(output),
                               write<T>(state.mean_tangent), write<T>(state.projection)},
@@ -285,79 +343,110 @@ Tensor LayerStudent<T>::forward_tangent(const StudentProblem& problem,
     input_tangent = output;
   }
   last_tangent_ = *input_tangent;
-  const Tensor through_features = linear(features(last_tangent_), head_, std::nullopt);
-  if (!tangents.theta) return as_contiguous(through_features);
-  head_tangent_ = classifier_weight(*tangents.theta, "head_tangent");
-  const Slice& bias = network_.classifier_bias;
-  return as_contiguous(
-      add(through_features, linear(features(last_), head_tangent_,
-                                   vector_view(*tangents.theta, bias.offset, bias.size))));
+  const Tensor logits_tangent =
+      workspace_.contiguous("logits_tangent", 0, {batch_, network_.num_classes}, like_);
+  ClassifierForward<T> params{classifier_shape(),
+                              1,
+                              {{read<T>(last_tangent_), classifier_weight(theta_)}},
+                              nullptr,
+                              write<T>(logits_tangent)};
+  if (tangents.theta) {
+    params.term[params.terms++] = {read<T>(kept_.blocks.back().output),
+                                   classifier_weight(*tangents.theta)};
+    params.bias = classifier_bias(*tangents.theta);
+  }
+  run(params, device);
+  return logits_tangent;
 }
 
 template <class T>
 void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentTangents& tangents,
                                    const Tensor& directional, const Tensor& grad_theta,
-                                   const Tensor& grad_images, const OptionalTensor& grad_labels) {
+                                   const Tensor& grad_images, const OptionalTensor& grad_labels,
+                                   const std::optional<VectorPart>& tape) {
   const Device device(like_);
-  const int64_t batch = problem.batch(), classes = network_.num_classes;
   fuses_ = tangents.theta.has_value() && !tangents.images;
-  const Tensor logits = forward(problem);
-  const Tensor logits_tangent = forward_tangent(problem, tangents);
+  begin(problem, tape);
+  if (tape) {
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      if (is_fused(i)) fused_.begin(i, theta_, blocks_[i].input, kept_.blocks[i]);
+    }
+  } else {
+    forward();
+  }
+  const Tensor logits_tangent = forward_tangent(tangents);
 
-  Tensor grad_logits = workspace_.contiguous("grad_logits", 0, {batch, classes}, like_);
-  Tensor grad_logits_tangent =
-      workspace_.contiguous("grad_logits_tangent", 0, {batch, classes}, like_);
+  const Tensor grad_logits_tangent =
+      workspace_.contiguous("grad_logits_tangent", 0, {batch_, network_.num_classes}, like_);
   if (problem.loss == StudentLoss::kSumLogits) {
-    fill(grad_logits, 1.0);
-    torch::stable::zero_(grad_logits_tangent);
-    Tensor result = directional;
+    if (!tape) fill(kept_.grad_logits, 1.0);
+    Tensor zeros = grad_logits_tangent, result = directional;
+    torch::stable::zero_(zeros);
     copy(result, sum_all(logits_tangent));
   } else {
-    const SoftCrossEntropyInputs<T> inputs = loss_inputs<T>(problem, logits);
-    const Tensor rows = workspace_.contiguous("rows", 0, {batch}, like_);
-    run(SoftCrossEntropyBackward<T>{inputs, write<T>(grad_logits), nullptr}, device);
+    const SoftCrossEntropyInputs<T> inputs = loss_inputs<T>(problem, kept_.logits);
+    const Tensor rows = workspace_.contiguous("rows", 0, {batch_}, like_);
+    if (!tape) {
+      run(SoftCrossEntropyBackward<T>{inputs, write<T>(kept_.grad_logits), nullptr}, device);
+    }
     run(SoftCrossEntropyBackwardTangent<T>{inputs, read<T>(logits_tangent),
                                            read<T>(tangents.labels), write<T>(rows),
                                            write<T>(directional), write<T>(grad_logits_tangent),
                                            write<T>(grad_labels)},
         device);
   }
-  // Classifier. (W f)' = W' f + W f'; the gradient of W is grad_logits^T f.
-  OptionalTensor through_weight;
-  Tensor weight = mm(transposed(grad_logits_tangent), features(last_));
-  weight = add(weight, mm(transposed(grad_logits), features(last_tangent_)));
-  write_classifier_gradient(grad_theta, weight, sum_over_rows(grad_logits_tangent));
-  Tensor grad_output = activations(as_contiguous(mm(grad_logits, head_)), batch);
-  if (tangents.theta) through_weight = mm(grad_logits, head_tangent_);
-  Tensor grad_output_tangent =
-      activations(as_contiguous(sum(mm(grad_logits_tangent, head_), through_weight)), batch);
+
+  run(ClassifierWeightGradient<T>{classifier_shape(),
+                                  2,
+                                  {{read<T>(grad_logits_tangent),
+                                    read<T>(kept_.blocks.back().output)},
+                                   {read<T>(kept_.grad_logits), read<T>(last_tangent_)}},
+                                  write<T>(grad_theta) + network_.classifier_weight.offset,
+                                  write<T>(grad_theta) + network_.classifier_bias.offset},
+      device);
+  if (!tape) classifier_backward();
+  Tensor grad_output_tangent = workspace_.channels_last(
+      "grad_output_tangent", 0, sizes_of(kept_.blocks.back().output), like_);
+  ClassifierInputGradient<T> through{classifier_shape(),
+                                     1,
+                                     {{read<T>(grad_logits_tangent), classifier_weight(theta_)}},
+                                     write<T>(grad_output_tangent)};
+  if (tangents.theta) {
+    through.term[through.terms++] = {read<T>(kept_.grad_logits),
+                                     classifier_weight(*tangents.theta)};
+  }
+  run(through, device);
 
   for (size_t i = blocks_.size(); i-- > 0;) {
     const Block& block = network_.blocks[i];
-    BlockState& state = blocks_[i];
+    const BlockState& state = blocks_[i];
+    const KeptBlock& kept = kept_.blocks[i];
+    const bool wants_input = i > 0 && !tape;
     if (is_fused(i)) {
-      const auto [grad_input, grad_input_tangent] = fused_.backward_tangent(
-          i, theta_, *tangents.theta, grad_output, grad_output_tangent, grad_theta);
-      if (i > 0) grad_output = *grad_input;
+      const auto [grad_input, grad_input_tangent] =
+          fused_.backward_tangent(i, theta_, *tangents.theta, kept.grad_output, grad_output_tangent,
+                                  grad_theta, wants_input);
+      if (wants_input) kept_.blocks[i - 1].grad_output = *grad_input;
       grad_output_tangent = grad_input_tangent;
       continue;
     }
-    const NormActPoolShape shape = block.shape_of(batch);
-    Tensor grad_y = workspace_.channels_last("grad_y", i, sizes_of(state.y), like_);
-    Tensor grad_y_tangent = workspace_.channels_last("grad_y_tangent", i, sizes_of(state.y), like_);
+    const NormActPoolShape shape = block.shape_of(batch_);
+    const Tensor grad_y = workspace_.channels_last("grad_y", i, sizes_of(kept.y), like_);
+    const Tensor grad_y_tangent =
+        workspace_.channels_last("grad_y_tangent", i, sizes_of(kept.y), like_);
     const bool affine = state.norm_weight.has_value();
     OptionalTensor grad_weight, grad_bias, partial;
     if (affine) {
       grad_weight = norm_gradient(grad_theta, block.norm_weight, block, "grad_norm_weight");
       grad_bias = norm_gradient(grad_theta, block.norm_bias, block, "grad_norm_bias");
-      partial = workspace_.contiguous("partial", 0, {batch, 2, shape.affine_size()}, like_);
+      partial = workspace_.contiguous("partial", 0, {batch_, 2, shape.affine_size()}, like_);
     }
     run(
         NormActPoolBackwardTangent<T>{
-            shape, read<T>(state.y), read<T>(state.norm_weight), read<T>(state.norm_bias),
-            read<T>(state.mean), read<T>(state.rstd), read<T>(state.y_tangent),
+            shape, read<T>(kept.y), read<T>(state.norm_weight), read<T>(state.norm_bias),
+            read<T>(kept.mean), read<T>(kept.rstd), read<T>(state.y_tangent),
             read<T>(state.norm_weight_tangent), read<T>(state.norm_bias_tangent),
-            read<T>(state.mean_tangent), read<T>(state.projection), read<T>(grad_output),
+            read<T>(state.mean_tangent), read<T>(state.projection), read<T>(kept.grad_output),
             read<T>(grad_output_tangent), write<T>(grad_y), write<T>(grad_y_tangent),
             write<T>(partial), write<T>(grad_weight), write<T>(grad_bias)},
         device);
@@ -370,7 +459,10 @@ void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentT
     if (state.input_tangent) for_weight.push_back({grad_y, *state.input_tangent});
     convolutions_[i].weight_gradient(for_weight, conv_weight(grad_theta, i));
     convolutions_[i].bias_gradient(grad_y_tangent, conv_bias_place(grad_theta, i));
-    if (i > 0) grad_output = convolutions_[i].input_gradient({{grad_y, state.weight}});
+    if (wants_input) {
+      put(kept_.blocks[i - 1].grad_output,
+          convolutions_[i].input_gradient({{grad_y, state.weight}}));
+    }
     ConvolutionPairs for_input{{grad_y_tangent, state.weight}};
     if (tangents.theta) for_input.push_back({grad_y, *state.weight_tangent});
     grad_output_tangent = convolutions_[i].input_gradient(for_input);

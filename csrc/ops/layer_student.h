@@ -2,13 +2,14 @@
 // ConvNet's loss in its flat parameters, and the directional derivative of that gradient, as one
 // walk over the network each. Activations are in channels-last.
 //
-// Convolutions and the products with the classifier are the library's; norm, activation and
-// pooling, loss and everything else is core/. Blocks that ops/fused_blocks.h takes run there.
+// Convolutions are the library's; norm, activation and pooling, classifier, loss and everything
+// else is core/. Blocks that ops/fused_blocks.h takes run there.
 #pragma once
 
 #include <optional>
 #include <vector>
 
+#include "core/classifier.h"
 #include "ops/convolution.h"
 #include "ops/fused_blocks.h"
 #include "ops/network.h"
@@ -23,16 +24,22 @@ class LayerStudent {
  public:
   LayerStudent(const Network& network, const Tensor& like);
 
+  // Elements of the tape of a batch: all that gradient computes and gradient_jvp reads again. With
+  // it the latter walks forward and backward along the tangents alone.
+  static int64_t tape_size(const Network& network, int64_t batch);
+
   // Writes the loss [] and its gradient [P]; the gradients of images [B, C, H, W] (channels-last)
-  // and of soft labels [B, K] where wanted.
+  // and of soft labels [B, K], and the tape, where wanted.
   void gradient(const StudentProblem& problem, const Tensor& loss, const Tensor& grad_theta,
-                const OptionalTensor& grad_images, const OptionalTensor& grad_labels);
+                const OptionalTensor& grad_images, const OptionalTensor& grad_labels,
+                const std::optional<VectorPart>& tape);
 
   // Derivatives along the tangents of: the loss (one element), the gradient in theta [P], in the
-  // images [B, C, H, W] (channels-last), and, where wanted, in the soft labels [B, K].
+  // images [B, C, H, W] (channels-last), and, where wanted, in the soft labels [B, K]. A tape is
+  // that of gradient for the same problem; the tangents are then theta's alone.
   void gradient_jvp(const StudentProblem& problem, const StudentTangents& tangents,
                     const Tensor& directional, const Tensor& grad_theta, const Tensor& grad_images,
-                    const OptionalTensor& grad_labels);
+                    const OptionalTensor& grad_labels, const std::optional<VectorPart>& tape);
 
  private:
   // Everything that one block keeps between the passes of one call.
@@ -42,24 +49,34 @@ class LayerStudent {
     OptionalTensor norm_weight, norm_bias, norm_weight_tangent, norm_bias_tangent;
     OptionalTensor input_tangent;  // of the convolution's input
     Tensor input;                  // [B, in, H, W]
-    Tensor y, y_tangent;           // output of the convolution
-    Tensor mean, rstd, mean_tangent, projection;
+    Tensor y_tangent, mean_tangent, projection;
   };
+  // Places of what gradient computes, in a tape or, where the next call may overwrite it, in the
+  // workspace.
+  struct Kept {
+    std::vector<KeptBlock> blocks;
+    Tensor logits, grad_logits;  // [B, K]
+  };
+  // Calls visit(name, block, member, sizes) for everything of Kept, in the order of a tape.
+  template <class Visit>
+  static void each_kept(const Network& network, int64_t batch, Kept& kept, const Visit& visit);
 
   OptionalTensor norm_parameters(const Tensor& theta, const Slice& slice, const Block& block,
                                  const char* name, size_t index);
-  Tensor classifier_weight(const Tensor& theta, const char* name);
   Tensor conv_weight(const Tensor& theta, size_t index) const;
   OptionalTensor conv_bias(const Tensor& theta, size_t index) const;
-  Tensor features(const Tensor& activations) const;
-  Tensor activations(const Tensor& features, int64_t batch) const;
+  ClassifierShape classifier_shape() const;
+  const T* classifier_weight(const Tensor& theta) const;
+  const T* classifier_bias(const Tensor& theta) const;
 
   bool is_fused(size_t index) const { return fuses_ && fused_.takes(index); }
-  void read_parameters(const StudentProblem& problem);
-  Tensor forward(const StudentProblem& problem);
-  Tensor forward_tangent(const StudentProblem& problem, const StudentTangents& tangents);
-  void write_classifier_gradient(const Tensor& grad_theta, const Tensor& weight,
-                                 const Tensor& bias);
+  void begin(const StudentProblem& problem, const std::optional<VectorPart>& tape);
+  void put(Tensor& kept, const Tensor& computed) const;
+  void forward();
+  Tensor forward_tangent(const StudentTangents& tangents);
+  void write_loss(const StudentProblem& problem, const Tensor& loss,
+                  const OptionalTensor& grad_labels);
+  void classifier_backward();
   Tensor conv_bias_place(const Tensor& grad_theta, size_t index) const;
   Tensor norm_gradient(const Tensor& grad_theta, const Slice& slice, const Block& block,
                        const char* name);
@@ -73,9 +90,12 @@ class LayerStudent {
   FusedBlocks fused_;
   bool fuses_ = true;  // whether this call can use them
   std::vector<BlockState> blocks_;
-  Tensor theta_;                // of this call, [P]
-  Tensor head_, head_tangent_;  // classifier weights [K, H * W * C]
-  Tensor last_, last_tangent_;  // output of the last block
+  // Of this call:
+  int64_t batch_ = 0;
+  bool has_tape_ = false;
+  Tensor theta_;  // [P]
+  Kept kept_;
+  Tensor last_tangent_;  // of the last block's output
 };
 
 extern template class LayerStudent<float>;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/batch_rows.h"
+#include "core/classifier.h"
 #include "core/dsa.h"
 #include "core/norm_act_pool.h"
 #include "core/param_distance.h"
@@ -136,6 +137,32 @@ void run(const ScatterAddRows<T>& params, const Device& device) {
   in_parallel(params.row_size, 1 + kElementGrain / (params.count + 1),
               [&](int64_t b, int64_t e) { cpu::scatter_add_rows(params, b, e); });
 }
+
+// The CPU's engine has its own classifier: these come with a GPU or its emulation alone.
+#ifdef TRAJMATCH_WITH_CUDA
+#define TM_ON_CUDA_ALONE(launcher) cuda::launcher(params, device.stream());
+#else
+#define TM_ON_CUDA_ALONE(launcher) \
+  (void)params, (void)device;      \
+  throw std::logic_error("trajmatch: " #launcher " needs a build with CUDA");
+#endif
+
+template <class T>
+void run(const ClassifierForward<T>& params, const Device& device) {
+  TM_ON_CUDA_ALONE(launch_classifier_forward)
+}
+
+template <class T>
+void run(const ClassifierInputGradient<T>& params, const Device& device) {
+  TM_ON_CUDA_ALONE(launch_classifier_input_gradient)
+}
+
+template <class T>
+void run(const ClassifierWeightGradient<T>& params, const Device& device) {
+  TM_ON_CUDA_ALONE(launch_classifier_weight_gradient)
+}
+
+#undef TM_ON_CUDA_ALONE
 
 template <class T>
 void run(const Dsa<T>& params, const Device& device) {

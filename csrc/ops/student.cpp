@@ -72,7 +72,7 @@ void release_student_memory() {
 }
 
 Tensor empty_tape(int64_t elements, const Tensor& like) {
-  if (elements == 0) return empty({0}, like);
+  if (elements == 0 || on_cuda(like)) return empty({elements}, like);
   const int64_t size = like.scalar_type() == ScalarType::Double ? sizeof(double) : sizeof(float);
   std::unique_ptr<cpu::Pages> pages = tape_pool().take();
   void* data = pages->reserve(elements * size);
@@ -89,7 +89,13 @@ Student<T>::Student(const Network& network, const Tensor& like) : network_(netwo
 
 template <class T>
 int64_t Student<T>::tape_size(int64_t batch) const {
-  return layers_ ? 0 : cpu::student_tape_size<T>(network_, batch);
+  return tape_size(network_, batch, layers_.has_value());
+}
+
+template <class T>
+int64_t Student<T>::tape_size(const Network& network, int64_t batch, bool cuda) {
+  return cuda ? LayerStudent<T>::tape_size(network, batch)
+              : cpu::student_tape_size<T>(network, batch);
 }
 
 template <class T>
@@ -97,7 +103,7 @@ void Student<T>::gradient(const StudentProblem& problem, const Tensor& loss,
                           const Tensor& grad_theta, const OptionalTensor& grad_images,
                           const OptionalTensor& grad_labels,
                           const std::optional<VectorPart>& tape) {
-  if (layers_) return layers_->gradient(problem, loss, grad_theta, grad_images, grad_labels);
+  if (layers_) return layers_->gradient(problem, loss, grad_theta, grad_images, grad_labels, tape);
   const StudentGradient<T> call{&network_,
                                 read<T>(problem.theta),
                                 batch_of<T>(problem),
@@ -116,7 +122,7 @@ void Student<T>::gradient_jvp(const StudentProblem& problem, const StudentTangen
                               const std::optional<VectorPart>& tape) {
   if (layers_) {
     return layers_->gradient_jvp(problem, tangents, directional.tensor(), grad_theta, grad_images,
-                                 grad_labels);
+                                 grad_labels, tape);
   }
   const StudentGradientJvp<T> call{&network_,
                                    read<T>(problem.theta),

@@ -15,8 +15,9 @@ class Student {
   Student(const Network& network, const Tensor& like);
 
   // Elements of the tape of a batch: what gradient can keep for the gradient_jvp of the same batch
-  // and parameters. 0 where the engine keeps nothing.
+  // and parameters.
   int64_t tape_size(int64_t batch) const;
+  static int64_t tape_size(const Network& network, int64_t batch, bool cuda);
 
   // Writes the loss [] and its gradient [P]; the gradients of images [B, C, H, W] (channels-last)
   // and of soft labels [B, K], and the tape, where wanted.

@@ -80,12 +80,16 @@ class Batches {
     const int64_t count = sizes_[step];
     const int64_t* index = read<int64_t>(indices_) + begins_[step];
     const Tensor &images = step_images_->of(count), &labels = step_labels_->of(count);
-    run(GatherRows<T>{count, row_size(images_), read<T>(images_), index, write<T>(images)}, device);
+    run(GatherRows<T>{count, images_.size(0), row_size(images_), read<T>(images_), index,
+                      write<T>(images)},
+        device);
     if (labels.scalar_type() == ScalarType::Long) {
-      run(GatherRows<int64_t>{count, 1, read<int64_t>(labels_), index, write<int64_t>(labels)},
+      run(GatherRows<int64_t>{count, labels_.size(0), 1, read<int64_t>(labels_), index,
+                              write<int64_t>(labels)},
           device);
     } else {
-      run(GatherRows<T>{count, row_size(labels_), read<T>(labels_), index, write<T>(labels)},
+      run(GatherRows<T>{count, labels_.size(0), row_size(labels_), read<T>(labels_), index,
+                        write<T>(labels)},
           device);
     }
     const Tensor& shown =
@@ -112,7 +116,7 @@ class Batches {
   template <class T>
   void scatter(int64_t step, const Tensor& grad, const Tensor& lr, const Tensor& total,
                const Device& device) const {
-    run(ScatterAddRows<T>{sizes_[step], row_size(total), read<T>(grad),
+    run(ScatterAddRows<T>{sizes_[step], total.size(0), row_size(total), read<T>(grad),
                           read<int64_t>(indices_) + begins_[step], read<T>(lr), write<T>(total)},
         device);
   }

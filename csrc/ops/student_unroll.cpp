@@ -23,13 +23,13 @@ void check_steps(const Check& check, const Ints& steps, int64_t count) {
 }  // namespace
 
 int64_t tape_elements(const Ints& network_description, const Ints& batch_sizes, int64_t tape_bytes,
-                      bool float64) {
+                      bool float64, bool cuda) {
   const Network network = read_network(Check("unroll"), network_description);
   const int64_t size = float64 ? sizeof(double) : sizeof(float);
   return Tapes(batch_sizes, tape_bytes / size,
                [&](int64_t batch) {
-                 return float64 ? cpu::student_tape_size<double>(network, batch)
-                                : cpu::student_tape_size<float>(network, batch);
+                 return float64 ? Student<double>::tape_size(network, batch, cuda)
+                                : Student<float>::tape_size(network, batch, cuda);
                })
       .elements();
 }

@@ -47,7 +47,7 @@ def test_a_tape_changes_no_bit(depth: int, norm: str, precise: bool) -> None:
     model = ConvNet(3, 4, 16, 20, depth, norm=norm)  # type: ignore[arg-type]
     leaves = leaves_of(model, 6)
     description = model.engine_description(precise)
-    one = 4 * _C.tape_elements(description, [5], 1 << 30, False)
+    one = 4 * _C.tape_elements(description, [5], 1 << 30, False, False)
     without = outer_gradient(model, leaves, precise=precise)
     for tape_bytes in (one - 1, one, 2 * one + 1, 1 << 30):  # for none, one, two and all steps
         kept = outer_gradient(model, leaves, precise=precise, tape_bytes=tape_bytes)
@@ -56,15 +56,15 @@ def test_a_tape_changes_no_bit(depth: int, norm: str, precise: bool) -> None:
 
 def test_tapes_keep_within_their_bytes() -> None:
     network = ConvNet(3, 10, 32, 32).engine_description()
-    one = _C.tape_elements(network, [7], 1 << 40, False)
+    one = _C.tape_elements(network, [7], 1 << 40, False, False)
     assert one > 0
-    assert _C.tape_elements(network, [7], 4 * one - 1, False) == 0
-    assert _C.tape_elements(network, [7, 7, 7], 4 * (2 * one), False) == 2 * one
-    assert _C.tape_elements(network, [7, 7, 7], 1 << 40, False) == 3 * one
+    assert _C.tape_elements(network, [7], 4 * one - 1, False, False) == 0
+    assert _C.tape_elements(network, [7, 7, 7], 4 * (2 * one), False, False) == 2 * one
+    assert _C.tape_elements(network, [7, 7, 7], 1 << 40, False, False) == 3 * one
     # The last steps are the ones that are kept.
-    small = _C.tape_elements(network, [1], 1 << 40, False)
-    assert _C.tape_elements(network, [1, 7], 4 * (one + small) - 1, False) == one
-    assert _C.tape_elements(network, [7, 1], 4 * one, False) == small
+    small = _C.tape_elements(network, [1], 1 << 40, False, False)
+    assert _C.tape_elements(network, [1, 7], 4 * (one + small) - 1, False, False) == one
+    assert _C.tape_elements(network, [7, 1], 4 * one, False, False) == small
 
 
 def test_tapes_outlive_the_workspace() -> None:
@@ -231,6 +231,6 @@ def test_profile_names_every_pass_once() -> None:
 def test_tape_bytes_are_those_that_unroll_fills() -> None:
     model = ConvNet(3, 4, 16, 20, 2)
     one = ops.tape_bytes(model, [5])
-    assert one == 4 * _C.tape_elements(model.engine_description(), [5], 1 << 40, False)
+    assert one == 4 * _C.tape_elements(model.engine_description(), [5], 1 << 40, False, False)
     assert ops.tape_bytes(model, [5, 5, 5]) == 3 * one
     assert ops.tape_bytes(torch.nn.Linear(3, 4), [5]) == 0

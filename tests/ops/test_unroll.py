@@ -330,10 +330,12 @@ def test_errors_say_what_came(device: torch.device, augment: Any) -> None:
     theta, labels = leaves["theta0"], leaves["labels"]
     raises(ValueError, r"expected theta0 to have shape .*, but got \[2\]", theta0=theta[:2])
     raises(TypeError, "expected batches to be int64", batches=batches.int())
-    raises(
-        ValueError, r"expected batches to hold indices in \[0, 6\), but got 6", batches=batches + 3
-    )
-    raises(ValueError, r"expected batches to hold indices in \[0, 6\)", batches=batches - 1)
+    for shift, wrong in ((3, 6), (-1, -1)):
+        if device.type == "cpu":
+            told = rf"expected batches to hold indices in \[0, 6\), but got {wrong}"
+            raises(ValueError, told, batches=batches + shift)
+        elif augment is None:  # to look at them would be to wait for the device
+            assert ops.unroll(model, **leaves, batches=batches + shift).isnan().any()
     raises(ValueError, "expected batches to have 2 dimensions", batches=batches[0])
     raises(ValueError, "expected every batch to have 1 dimension", batches=[batches])
     raises(ValueError, "expected batches to hold at least one step", batches=[])

@@ -75,9 +75,9 @@ def unroll(
         augment: Maps (images ``[B, C, H, W]`` of a batch, step) to images, differentiably. It is
             called again in the backward pass and must then do the same. A :class:`DsaReplay` on the
             engine is asked for its parameters instead, once.
-        tape_bytes: Memory in bytes that may be spent on activations kept for the adjoint. The CPU
+        tape_bytes: Memory in bytes that may be spent on activations kept for the adjoint. The
             engine then keeps those of the last steps, as many as fit, and saves recomputing them
-            (``docs/performance.md`` has both times); the other paths keep none.
+            (``docs/performance.md`` has both times); other networks keep none.
         precise: As for :func:`trajmatch.ops.gradient`.
         exact: False leaves out how later steps depend on earlier ones (``lr h`` in the adjoint, the
             Hessians), so that only the direct share of each step remains. This is the gradient of
@@ -179,6 +179,7 @@ def tape_bytes(
     batch_sizes: Sequence[int],
     dtype: torch.dtype = torch.float32,
     precise: bool = False,
+    device: torch.device | str = "cpu",
 ) -> int:
     """Memory in bytes that :func:`unroll` fills with the activations of all its steps.
 
@@ -187,15 +188,16 @@ def tape_bytes(
         batch_sizes: Images in each step.
         dtype: float32 or float64.
         precise: As for :func:`unroll`.
+        device: Where it runs.
 
     Returns:
-        What ``tape_bytes`` of :func:`unroll` must be for every step's activations to be kept on the
-        CPU; 0 for a module that does not run on the engine, of which none are.
+        What ``tape_bytes`` of :func:`unroll` must be for every step's activations to be kept; 0 for a module that does not run on the engine, of which none are.
     """
     if not isinstance(model, ConvNet) or engine_for(model) != "engine":
         return 0
     double = dtype == torch.float64
-    elements = _C.tape_elements(model.engine_description(precise), list(batch_sizes), 2**62, double)
+    network, cuda = model.engine_description(precise), torch.device(device).type == "cuda"
+    elements = _C.tape_elements(network, list(batch_sizes), 2**62, double, cuda)
     return elements * (8 if double else 4)
 
 
@@ -294,8 +296,9 @@ def _(
     size = theta0.shape[0]
     rows = len(batch_sizes) if keep_trajectory else 0
     kept = 0
-    if keep_trajectory and theta0.device.type == "cpu":
-        kept = _C.tape_elements(network, batch_sizes, tape_bytes, theta0.dtype == torch.float64)
+    if keep_trajectory:
+        double, cuda = theta0.dtype == torch.float64, theta0.device.type == "cuda"
+        kept = _C.tape_elements(network, batch_sizes, tape_bytes, double, cuda)
     return (
         theta0.new_empty((len(steps), size)),
         theta0.new_empty((rows, size)),

@@ -26,8 +26,8 @@ struct Gather {
     const int64_t count = static_cast<int64_t>(index.size());
     const Input<T> rows(Random(1).normal(kRows * row_size));
     Outputs<T> out;
-    const trajmatch::GatherRows<T> params{count, row_size, rows.get(), index.data(),
-                                          out.add("out", count * row_size)};
+    const trajmatch::GatherRows<T> params{
+        count, kRows, row_size, rows.get(), index.data(), out.add("out", count * row_size)};
     if (backend == Backend::kCuda) {
       trajmatch::cuda::launch_gather_rows(params, test_stream());
     } else {
@@ -46,9 +46,13 @@ struct Scatter {
     const int64_t count = static_cast<int64_t>(index.size());
     const Input<T> grad(Random(2).normal(count * row_size)), scale({0.375});
     Outputs<T> out;
-    const trajmatch::ScatterAddRows<T> params{
-        count,        row_size,    grad.get(),
-        index.data(), scale.get(), out.add("rows", Random(3).normal(kRows * row_size))};
+    const trajmatch::ScatterAddRows<T> params{count,
+                                              kRows,
+                                              row_size,
+                                              grad.get(),
+                                              index.data(),
+                                              scale.get(),
+                                              out.add("rows", Random(3).normal(kRows * row_size))};
     if (backend == Backend::kCuda) {
       trajmatch::cuda::launch_scatter_add_rows(params, test_stream());
     } else {
@@ -65,12 +69,29 @@ void check_integers(int64_t count, int64_t row_size) {
   std::iota(rows.begin(), rows.end(), int64_t{1} << 40);
   std::vector<int64_t> out(static_cast<size_t>(count * row_size), -1);
   trajmatch::cuda::launch_gather_rows<int64_t>(
-      {count, row_size, rows.data(), index.data(), out.data()}, test_stream());
+      {count, kRows, row_size, rows.data(), index.data(), out.data()}, test_stream());
   for (int64_t i = 0; i < count * row_size; ++i) {
     const int64_t row = index[static_cast<size_t>(i / row_size)];
     testing::expect(
         out[static_cast<size_t>(i)] == (int64_t{1} << 40) + row * row_size + i % row_size,
         "wrong integer");
+  }
+}
+
+// Indices that are none: gathered as what is no number, and scattered nowhere.
+void check_wrong_indices() {
+  const std::vector<int64_t> index{1, kRows, -1};
+  const Input<double> rows(Random(1).normal(kRows)), scale({1.0});
+  std::vector<double> out(3), to(kRows);
+  trajmatch::cuda::launch_gather_rows<double>({3, kRows, 1, rows.get(), index.data(), out.data()},
+                                              test_stream());
+  testing::expect(out[0] == rows.get()[1] && out[1] != out[1] && out[2] != out[2],
+                  "a wrong index gathers a number");
+  trajmatch::cuda::launch_scatter_add_rows<double>(
+      {3, kRows, 1, rows.get(), index.data(), scale.get(), to.data()}, test_stream());
+  for (int64_t row = 0; row < kRows; ++row) {
+    testing::expect(to[static_cast<size_t>(row)] == (row == 1 ? rows.get()[0] : 0.0),
+                    "a wrong index scatters");
   }
 }
 
@@ -93,6 +114,7 @@ std::vector<testing::Case> batch_rows_cases() {
   }
   cases.push_back({"batch_rows, one row a hundred times",
                    [] { check(Scatter{std::vector<int64_t>(100, 17), 33}); }});
+  cases.push_back({"batch_rows of wrong indices", check_wrong_indices});
   cases.push_back({"batch_rows of nothing", [] {
                      check(Gather{{}, 3});
                      check(Scatter{{}, 3});

@@ -1,0 +1,66 @@
+// The classifier of a student: logits z = W f + b from the features f of the last block, with the
+// gradients and tangents that the walk over the network needs. All are sums of one or two products:
+//   z  = W f + b,   z' = W f' + W' f + b'
+//   df = W^T g,    df' = W^T g' + W'^T g
+//   dW = g f^T,    dW' = g' f^T + g f'^T,   db = sum of g over the batch
+// Features are [B, pixels, C], as blocks in channels-last leave them; W is [K, C, pixels] and b
+// [K], as they lie in the flat parameters. For ops/layer_student.h; the CPU's engine has its own.
+#pragma once
+
+#include <cstdint>
+
+#include "core/macros.h"
+
+namespace trajmatch {
+
+struct ClassifierShape {
+  int64_t batch, classes, channels, pixels;
+
+  TM_HD int64_t features() const { return channels * pixels; }
+};
+
+template <class T>
+struct ClassifierTerm {
+  const T* batch_side;   // f [B, pixels, C], or g [B, K]
+  const T* weight_side;  // W [K, C, pixels]; of weight gradients f [B, pixels, C]
+};
+
+// z: of features and weights.
+template <class T>
+struct ClassifierForward {
+  ClassifierShape shape;
+  int terms;  // 1 or 2
+  ClassifierTerm<T> term[2];
+  const T* bias;  // [K], or null (0)
+  T* logits;      // [B, K]
+};
+
+// df: of gradients in logits and weights.
+template <class T>
+struct ClassifierInputGradient {
+  ClassifierShape shape;
+  int terms;
+  ClassifierTerm<T> term[2];
+  T* grad_features;  // [B, pixels, C]
+};
+
+// dW: of gradients in logits and features; db of the first term.
+template <class T>
+struct ClassifierWeightGradient {
+  ClassifierShape shape;
+  int terms;
+  ClassifierTerm<T> term[2];
+  T* grad_weight;  // [K, C, pixels]
+  T* grad_bias;    // [K]
+};
+
+namespace cuda {
+template <class T>
+void launch_classifier_forward(const ClassifierForward<T>& params, Stream stream);
+template <class T>
+void launch_classifier_input_gradient(const ClassifierInputGradient<T>& params, Stream stream);
+template <class T>
+void launch_classifier_weight_gradient(const ClassifierWeightGradient<T>& params, Stream stream);
+}  // namespace cuda
+
+}  // namespace trajmatch

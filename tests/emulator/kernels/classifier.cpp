@@ -1,0 +1,161 @@
+#include "core/classifier.h"
+
+#include "kernels/check.h"
+
+namespace kernels {
+namespace {
+
+using trajmatch::ClassifierShape;
+
+// Both terms of every product: values, and their tangents.
+struct Problem {
+  explicit Problem(const ClassifierShape& shape_, int terms_) : shape(shape_), terms(terms_) {
+    Random random(static_cast<unsigned>(shape.batch * 1000 + shape.classes));
+    for (int t = 0; t < 2; ++t) {
+      features[t] = random.normal(shape.batch * shape.features());
+      weight[t] = random.normal(shape.classes * shape.features());
+      grad_logits[t] = random.normal(shape.batch * shape.classes);
+    }
+    bias = random.normal(shape.classes);
+  }
+  // Where the feature lies that weight j of a class multiplies.
+  int64_t place(int64_t j) const { return j % shape.pixels * shape.channels + j / shape.pixels; }
+
+  // Calls body(term, image, class, weight, feature) for all.
+  template <class Body>
+  void each(const Body& body) const {
+    const int64_t size = shape.features();
+    for (int t = 0; t < terms; ++t) {
+      for (int64_t b = 0; b < shape.batch; ++b) {
+        for (int64_t k = 0; k < shape.classes; ++k) {
+          for (int64_t j = 0; j < size; ++j) body(t, b, k, k * size + j, b * size + place(j));
+        }
+      }
+    }
+  }
+
+  ClassifierShape shape;
+  int terms;
+  std::vector<double> features[2], weight[2], grad_logits[2], bias;
+};
+
+std::vector<double> zeros(int64_t count) {
+  return std::vector<double>(static_cast<size_t>(count), 0.0);
+}
+
+struct Forward {
+  Problem problem;
+
+  template <class T>
+  Outputs<T> run(Backend backend) const {
+    const ClassifierShape& shape = problem.shape;
+    const int64_t count = shape.batch * shape.classes;
+    const Input<T> f[2] = {{problem.features[0]}, {problem.features[1]}};
+    const Input<T> w[2] = {{problem.weight[0]}, {problem.weight[1]}};
+    // A tangent along the features alone has no bias.
+    const Input<T> bias(problem.bias, problem.terms == 2);
+    Outputs<T> out;
+    if (backend == Backend::kCuda) {
+      trajmatch::cuda::launch_classifier_forward<T>(
+          {shape,
+           problem.terms,
+           {{f[0].get(), w[0].get()}, {f[1].get(), w[1].get()}},
+           bias.get(),
+           out.add("logits", count)},
+          test_stream());
+      return out;
+    }
+    T* const logits = out.add("logits", zeros(count));
+    for (int64_t i = 0; i < count && problem.terms == 2; ++i) {
+      logits[i] = bias.get()[i % shape.classes];
+    }
+    problem.each([&](int t, int64_t b, int64_t k, int64_t weight, int64_t feature) {
+      logits[b * shape.classes + k] += w[t].get()[weight] * f[t].get()[feature];
+    });
+    return out;
+  }
+};
+
+struct InputGradient {
+  Problem problem;
+
+  template <class T>
+  Outputs<T> run(Backend backend) const {
+    const ClassifierShape& shape = problem.shape;
+    const int64_t count = shape.batch * shape.features();
+    const Input<T> g[2] = {{problem.grad_logits[0]}, {problem.grad_logits[1]}};
+    const Input<T> w[2] = {{problem.weight[0]}, {problem.weight[1]}};
+    Outputs<T> out;
+    if (backend == Backend::kCuda) {
+      trajmatch::cuda::launch_classifier_input_gradient<T>(
+          {shape,
+           problem.terms,
+           {{g[0].get(), w[0].get()}, {g[1].get(), w[1].get()}},
+           out.add("grad_features", count)},
+          test_stream());
+      return out;
+    }
+    T* const grad = out.add("grad_features", zeros(count));
+    problem.each([&](int t, int64_t b, int64_t k, int64_t weight, int64_t feature) {
+      grad[feature] += g[t].get()[b * shape.classes + k] * w[t].get()[weight];
+    });
+    return out;
+  }
+};
+
+struct WeightGradient {
+  Problem problem;
+
+  template <class T>
+  Outputs<T> run(Backend backend) const {
+    const ClassifierShape& shape = problem.shape;
+    const int64_t count = shape.classes * shape.features();
+    const Input<T> g[2] = {{problem.grad_logits[0]}, {problem.grad_logits[1]}};
+    const Input<T> f[2] = {{problem.features[0]}, {problem.features[1]}};
+    Outputs<T> out;
+    if (backend == Backend::kCuda) {
+      T* const grad_weight = out.add("grad_weight", count);
+      trajmatch::cuda::launch_classifier_weight_gradient<T>(
+          {shape,
+           problem.terms,
+           {{g[0].get(), f[0].get()}, {g[1].get(), f[1].get()}},
+           grad_weight,
+           out.add("grad_bias", shape.classes)},
+          test_stream());
+      return out;
+    }
+    T* const grad_weight = out.add("grad_weight", zeros(count));
+    T* const grad_bias = out.add("grad_bias", zeros(shape.classes));
+    problem.each([&](int t, int64_t b, int64_t k, int64_t weight, int64_t feature) {
+      grad_weight[weight] += g[t].get()[b * shape.classes + k] * f[t].get()[feature];
+    });
+    for (int64_t i = 0; i < shape.batch * shape.classes; ++i) {
+      grad_bias[i % shape.classes] += g[0].get()[i];
+    }
+    return out;
+  }
+};
+
+}  // namespace
+
+std::vector<testing::Case> classifier_cases() {
+  std::vector<testing::Case> cases;
+  // Around the kernels' tiles: 5 classes and 2, 4 images, 64 features and 256.
+  for (const ClassifierShape& shape : std::vector<ClassifierShape>{
+           {1, 1, 1, 1}, {3, 5, 4, 16}, {4, 10, 16, 4}, {5, 11, 13, 5}, {9, 4, 65, 4}}) {
+    for (const int terms : {1, 2}) {
+      const std::string name =
+          "classifier " + std::to_string(shape.batch) + " x " + std::to_string(shape.classes) +
+          " x " + std::to_string(shape.features()) + ", terms " + std::to_string(terms);
+      cases.push_back({name, [shape, terms] {
+                         const Problem problem(shape, terms);
+                         check(Forward{problem});
+                         check(InputGradient{problem});
+                         check(WeightGradient{problem});
+                       }});
+    }
+  }
+  return cases;
+}
+
+}  // namespace kernels
