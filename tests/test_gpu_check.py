@@ -169,10 +169,12 @@ def test_all_implementations_compute_the_same() -> None:
             assert (result - exact).norm() < 1e-9 * exact.norm()
 
 
-def test_the_table_holds_ratios_and_failures(record, monkeypatch) -> None:
-    def broken(problem):
-        raise RuntimeError("no such kernel")
+def broken(problem) -> None:
+    raise RuntimeError("no such kernel")
 
+
+def test_the_table_holds_ratios_and_failures(record, monkeypatch) -> None:
+    monkeypatch.setattr(outer_iteration, "find_spec", lambda name: None)
     monkeypatch.setitem(outer_iteration.TRACED_VARIANTS, "compiled_adjoint", broken)
     outer_iteration.run(settings_of("outer_iteration"), record)
     (row,) = record.content["table"].values()
@@ -185,6 +187,59 @@ def test_the_table_holds_ratios_and_failures(record, monkeypatch) -> None:
     outer_iteration.run(settings_of("outer_iteration"), record)
     (fault,) = record.content["faults"]
     assert "no such kernel" in fault
+
+
+def test_jax_that_is_not_installed_is_noted(record, monkeypatch) -> None:
+    monkeypatch.setattr(outer_iteration, "find_spec", lambda name: None)
+    outer_iteration.run(settings_of("outer_iteration"), record)
+    (row,) = record.content["table"].values()
+    assert "jax" not in row
+    assert record.content["left_out"] == {"jax": "JAX is not installed"}
+    assert record.content["faults"] == []
+
+
+def test_jax_that_fails_is_no_fault(record, monkeypatch) -> None:
+    monkeypatch.setattr(outer_iteration, "find_spec", lambda name: name)
+    monkeypatch.setitem(
+        sys.modules, "gpu_stages.jax_adjoint", SimpleNamespace(outer_gradient=broken)
+    )
+    outer_iteration.run(settings_of("outer_iteration"), record)
+    (row,) = record.content["table"].values()
+    assert row["jax"] == {"error": "RuntimeError: no such kernel"}
+    assert record.content["faults"] == [] and "left_out" not in record.content
+
+
+def test_jax_is_timed_beside_the_others(record) -> None:
+    pytest.importorskip("jax")
+    outer_iteration.run(settings_of("outer_iteration"), record)
+    (row,) = record.content["table"].values()
+    assert row["ratios"]["jax"] > 0 and row["jax"]["peak_bytes"] is None
+    assert all(error < 1e-4 for error in row["jax"]["difference"].values())
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(
+    "size",
+    [
+        Size(16, 5, 3),
+        Size(4, 3, 2, depth=2, image_size=8),
+        Size(4, 3, 2, depth=2, image_size=28),  # is padded
+        Size(4, 3, 2, depth=3, image_size=12),  # the last pooling drops a row and a column
+    ],
+    ids=lambda size: f"{size.key},{size.image_size}",
+)
+def test_jax_computes_the_same(size, soft) -> None:
+    pytest.importorskip("jax")
+    from gpu_stages.jax_adjoint import outer_gradient
+
+    problem = make_problem(size)
+    if soft:
+        logits = torch.randn(size.batch, size.num_classes, generator=generator(0))
+        problem = replace(problem, labels=logits)
+    wanted = VARIANTS["trajmatch"](problem)
+    for result, exact in zip(outer_gradient(problem)(), wanted, strict=True):
+        assert result.dtype == exact.dtype and result.shape == exact.shape
+        assert (result - exact).norm() < 1e-5 * exact.norm()
 
 
 def test_one_against_four_side_by_side(record) -> None:
@@ -254,8 +309,13 @@ def test_times_are_counted(monkeypatch) -> None:
     times = measure.measure(lambda: calls.append(1), "cpu", rounds=3, warmup=2)
     assert len(calls) == 5 and len(times["seconds"]) == 3
     assert times["peak_bytes"] is None
-    monkeypatch.setattr(measure, "_on_cpu", lambda function: 0.4)
+    monkeypatch.setattr(measure, "_by_the_host", lambda function: 0.4)
     assert measure.measure(print, "cpu", rounds=9, warmup=0, longest=1.0)["seconds"] == [0.4] * 3
+
+
+def test_another_library_is_timed_by_the_host() -> None:
+    times = measure.measure(lambda: None, "cuda", rounds=2, blocking=True)
+    assert len(times["seconds"]) == 2 and times["peak_bytes"] is None
 
 
 def test_the_copy_can_be_built(tmp_path) -> None:

@@ -16,6 +16,7 @@ def measure(
     rounds: int,
     warmup: int = 2,
     longest: float = 20.0,
+    blocking: bool = False,
 ) -> dict[str, Any]:
     """Runs a function a few times; on a GPU between two events, to its end.
 
@@ -25,13 +26,15 @@ def measure(
         rounds: Timed calls; at least one.
         warmup: Calls before them.
         longest: No further timed call begins after so many seconds of them.
+        blocking: Whether the function returns only when its result is there, from another library
+            than PyTorch: the host's clock times it, because events do not see another stream.
 
     Returns:
         ``seconds`` of every timed call, their ``median``, and ``peak_bytes``, the most device
-        memory that was allocated in any call above what was held before; None on the CPU, where
-        nobody counts.
+        memory that was allocated in any call above what was held before; None on the CPU and for
+        another library, where nobody counts.
     """
-    cuda = device == "cuda"
+    cuda = device == "cuda" and not blocking
     held = 0
     if cuda:
         torch.cuda.synchronize()
@@ -43,7 +46,7 @@ def measure(
     if cuda:
         torch.cuda.synchronize()
     while len(seconds) < rounds and sum(seconds) < longest:
-        seconds.append(_on_gpu(function) if cuda else _on_cpu(function))
+        seconds.append(_on_gpu(function) if cuda else _by_the_host(function))
     return {
         "seconds": seconds,
         "median": statistics.median(seconds),
@@ -51,7 +54,7 @@ def measure(
     }
 
 
-def _on_cpu(function: Callable[[], Any]) -> float:
+def _by_the_host(function: Callable[[], Any]) -> float:
     began = time.perf_counter()
     function()
     return time.perf_counter() - began

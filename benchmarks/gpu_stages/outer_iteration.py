@@ -1,8 +1,9 @@
-"""Time and memory of one outer iteration: ours beside eager, ``torch.func`` and compiled PyTorch.
+"""Time and memory of one outer iteration: ours beside eager and compiled PyTorch, and JAX.
 
 Same process, same numerics: convolutions in TF32 on a GPU, as PyTorch has them by default. The
 variants are those of :mod:`trajmatch.bench.variants`, and ours besides as a graph, with a tape, and
-with every choice of the blocks that run as one kernel.
+with every choice of the blocks that run as one kernel. JAX has its own stream and memory: the
+host's clock times it, and nobody counts its memory.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -52,9 +54,11 @@ def run(settings: Settings, record: Record) -> None:
     """
     torch.backends.cudnn.allow_tf32 = True
     record.put("tf32", {"convolutions": True, "products": torch.backends.cuda.matmul.allow_tf32})
+    if find_spec("jax") is None:
+        record.put("left_out", {"jax": "JAX is not installed"})
     table: dict[str, dict[str, Any]] = {}
     truths: dict[str, OuterGradient] = {}
-    for implementations in (eager, compiled):
+    for implementations in (eager, compiled, in_jax):
         for size in SMALLEST if settings.quick else SIZES:
             key = f"width {size.width}, batch {size.batch}, N {size.steps}"
             row = table.setdefault(
@@ -63,7 +67,9 @@ def run(settings: Settings, record: Record) -> None:
             for name, implementation in implementations(
                 make_problem(size, settings.device), settings
             ):
-                row[name], gradient = timed(implementation, settings, truths.get(key))
+                row[name], gradient = timed(
+                    implementation, settings, truths.get(key), blocking=implementations is in_jax
+                )
                 if gradient is not None and name == "trajmatch":
                     truths[key] = gradient
                 row["ratios"] = ratios(row)
@@ -115,17 +121,43 @@ def compiled(problem: Problem, settings: Settings) -> Iterator[tuple[str, Implem
     yield "compiled_adjoint", partial(variants["compiled_adjoint"], problem)
 
 
+def in_jax(problem: Problem, settings: Settings) -> Iterator[tuple[str, Implementation]]:
+    """Name and function of the whole outer gradient under ``jax.jit``, where JAX is installed."""
+    if find_spec("jax") is None:
+        return
+    torch.cuda.empty_cache()  # what PyTorch keeps for later is no use to JAX
+
+    @cache
+    def prepared() -> Implementation:
+        from gpu_stages.jax_adjoint import outer_gradient
+
+        return outer_gradient(problem)
+
+    yield "jax", lambda: prepared()()
+
+
 def timed(
-    implementation: Implementation, settings: Settings, truth: OuterGradient | None
+    implementation: Implementation,
+    settings: Settings,
+    truth: OuterGradient | None,
+    blocking: bool = False,
 ) -> tuple[dict[str, Any], OuterGradient | None]:
-    """What an implementation took, and how far its result is from ``truth``."""
+    """What an implementation took, and how far its result is from ``truth``.
+
+    Args:
+        implementation: What to time.
+        settings: What the stage is told.
+        truth: Result to compare with; None where there is none.
+        blocking: As :func:`measure` takes it.
+    """
     began = time.perf_counter()
     try:
         gradient = implementation()
         if settings.device == "cuda":
             torch.cuda.synchronize()
         first = time.perf_counter() - began
-        times = measure(implementation, settings.device, 2 if settings.quick else 7, 2, LONGEST)
+        rounds = 2 if settings.quick else 7
+        times = measure(implementation, settings.device, rounds, 2, LONGEST, blocking)
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
         return {"error": "does not fit into the device's memory"}, None
