@@ -28,9 +28,9 @@ STAGES = {
     "agreement": Stage("agreement", 50),
     "ceilings": Stage("ceilings", 30),
     "expert_step": Stage("expert_step", 30),
-    "outer_iteration": Stage("outer_iteration", 210),
+    "outer_iteration": Stage("outer_iteration", 200),
     "side_by_side": Stage("side_by_side", 40),
-    "tests": Stage("device_tests", 150),
+    "tests": Stage("device_tests", 120),
     "memcheck": Stage("sanitizer", 40),
     "racecheck": Stage("sanitizer", 40),
 }
