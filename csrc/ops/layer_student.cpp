@@ -8,8 +8,8 @@ namespace trajmatch {
 
 namespace {
 
-// Elements that begin where any kernel may read 16 bytes at once, and lines of memory do.
-int64_t in_lines(int64_t elements) { return (elements + 31) / 32 * 32; }
+// Elements with those behind them before the next place where 16 bytes may be read at once.
+int64_t aligned(int64_t elements) { return (elements + 3) / 4 * 4; }
 
 template <class T>
 SoftCrossEntropyInputs<T> loss_inputs(const StudentProblem& problem, const Tensor& logits) {
@@ -50,10 +50,19 @@ LayerStudent<T>::LayerStudent(const Network& network, const Tensor& like)
 }
 
 template <class T>
-Tensor LayerStudent<T>::conv_weight(const Tensor& theta, size_t index) const {
+Tensor LayerStudent<T>::conv_weight_place(const Tensor& theta, size_t index) const {
   const Block& block = network_.blocks[index];
   const Ints sizes{network_.width, block.in_channels, 3, 3};
   return view(theta, block.weight.offset, sizes, contiguous_strides(sizes));
+}
+
+// In channels-last, as the library would have it for each of its calls otherwise.
+template <class T>
+Tensor LayerStudent<T>::conv_weight(const Tensor& theta, const char* name, size_t index) {
+  const Tensor place = conv_weight_place(theta, index);
+  Tensor weight = workspace_.channels_last(name, index, sizes_of(place), like_);
+  copy(weight, place);
+  return weight;
 }
 
 template <class T>
@@ -117,14 +126,16 @@ int64_t LayerStudent<T>::tape_size(const Network& network, int64_t batch) {
   Kept nowhere;
   int64_t size = 0;
   each_kept(network, batch, nowhere, [&](const char*, size_t, Tensor&, const Ints& sizes) {
-    size += in_lines(product_of(sizes));
+    size += aligned(product_of(sizes));
   });
   return size;
 }
 
-// What this call works on, and where it keeps what it finds.
+// What this call works on, and where it keeps what it finds; on a new tape, also what nobody
+// writes.
 template <class T>
-void LayerStudent<T>::begin(const StudentProblem& problem, const std::optional<VectorPart>& tape) {
+void LayerStudent<T>::begin(const StudentProblem& problem, const std::optional<VectorPart>& tape,
+                            bool is_new) {
   batch_ = problem.batch();
   theta_ = problem.theta.tensor();
   has_tape_ = tape.has_value();
@@ -136,7 +147,12 @@ void LayerStudent<T>::begin(const StudentProblem& problem, const std::optional<V
                 const Ints strides =
                     image ? channels_last_strides(sizes) : contiguous_strides(sizes);
                 member = view(tape->base, at, sizes, strides);
-                at += in_lines(product_of(sizes));
+                const int64_t size = product_of(sizes), gap = aligned(size) - size;
+                if (is_new && gap > 0) {
+                  Tensor unused = vector_view(tape->base, at + size, gap);
+                  torch::stable::zero_(unused);
+                }
+                at += size + gap;
               } else if (image) {
                 member = workspace_.channels_last(name, index, sizes, like_);
               } else {
@@ -147,7 +163,8 @@ void LayerStudent<T>::begin(const StudentProblem& problem, const std::optional<V
     const Block& block = network_.blocks[i];
     BlockState& state = blocks_[i];
     state.input = i == 0 ? problem.images : kept_.blocks[i - 1].output;
-    state.weight = conv_weight(theta_, i);
+    if (is_fused(i)) continue;
+    state.weight = conv_weight(theta_, "weight", i);
     state.norm_weight = norm_parameters(theta_, block.norm_weight, block, "norm_weight", i);
     state.norm_bias = norm_parameters(theta_, block.norm_bias, block, "norm_bias", i);
   }
@@ -248,7 +265,7 @@ void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss
                                const std::optional<VectorPart>& tape) {
   const Device device(like_);
   fuses_ = true;
-  begin(problem, tape);
+  begin(problem, tape, true);
   forward();
   write_loss(problem, loss, grad_labels);
 
@@ -287,7 +304,7 @@ void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss
         finish_norm_gradient(grad_theta, block.norm_weight, block, *grad_weight);
         finish_norm_gradient(grad_theta, block.norm_bias, block, *grad_bias);
       }
-      convolutions_[i].weight_gradient({{grad_y, state.input}}, conv_weight(grad_theta, i));
+      convolutions_[i].weight_gradient({{grad_y, state.input}}, conv_weight_place(grad_theta, i));
       convolutions_[i].bias_gradient(grad_y, conv_bias_place(grad_theta, i));
       if (i > 0 || grad_images) {
         grad_input = convolutions_[i].input_gradient({{grad_y, state.weight}});
@@ -320,7 +337,7 @@ Tensor LayerStudent<T>::forward_tangent(const StudentTangents& tangents) {
     state.norm_weight_tangent = state.norm_bias_tangent = state.weight_tangent = std::nullopt;
     OptionalTensor bias_tangent;
     if (tangents.theta) {
-      state.weight_tangent = conv_weight(*tangents.theta, i);
+      state.weight_tangent = conv_weight(*tangents.theta, "weight_tangent", i);
       bias_tangent = conv_bias(*tangents.theta, i);
       state.norm_weight_tangent =
           norm_parameters(*tangents.theta, block.norm_weight, block, "norm_weight_tangent", i);
@@ -366,7 +383,7 @@ void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentT
                                    const std::optional<VectorPart>& tape) {
   const Device device(like_);
   fuses_ = tangents.theta.has_value() && !tangents.images;
-  begin(problem, tape);
+  begin(problem, tape, false);
   if (tape) {
     for (size_t i = 0; i < blocks_.size(); ++i) {
       if (is_fused(i)) fused_.begin(i, theta_, blocks_[i].input, kept_.blocks[i]);
@@ -457,7 +474,7 @@ void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentT
 
     ConvolutionPairs for_weight{{grad_y_tangent, state.input}};
     if (state.input_tangent) for_weight.push_back({grad_y, *state.input_tangent});
-    convolutions_[i].weight_gradient(for_weight, conv_weight(grad_theta, i));
+    convolutions_[i].weight_gradient(for_weight, conv_weight_place(grad_theta, i));
     convolutions_[i].bias_gradient(grad_y_tangent, conv_bias_place(grad_theta, i));
     if (wants_input) {
       put(kept_.blocks[i - 1].grad_output,

@@ -44,7 +44,7 @@ class LayerStudent {
  private:
   // Everything that one block keeps between the passes of one call.
   struct BlockState {
-    Tensor weight;  // [C, in, 3, 3], a view of theta
+    Tensor weight;  // [C, in, 3, 3]
     OptionalTensor weight_tangent;
     OptionalTensor norm_weight, norm_bias, norm_weight_tangent, norm_bias_tangent;
     OptionalTensor input_tangent;  // of the convolution's input
@@ -63,14 +63,15 @@ class LayerStudent {
 
   OptionalTensor norm_parameters(const Tensor& theta, const Slice& slice, const Block& block,
                                  const char* name, size_t index);
-  Tensor conv_weight(const Tensor& theta, size_t index) const;
+  Tensor conv_weight_place(const Tensor& theta, size_t index) const;
+  Tensor conv_weight(const Tensor& theta, const char* name, size_t index);
   OptionalTensor conv_bias(const Tensor& theta, size_t index) const;
   ClassifierShape classifier_shape() const;
   const T* classifier_weight(const Tensor& theta) const;
   const T* classifier_bias(const Tensor& theta) const;
 
   bool is_fused(size_t index) const { return fuses_ && fused_.takes(index); }
-  void begin(const StudentProblem& problem, const std::optional<VectorPart>& tape);
+  void begin(const StudentProblem& problem, const std::optional<VectorPart>& tape, bool is_new);
   void put(Tensor& kept, const Tensor& computed) const;
   void forward();
   Tensor forward_tangent(const StudentTangents& tangents);

@@ -342,7 +342,7 @@ def test_errors_say_what_came(device: torch.device, augment: Any) -> None:
     raises(ValueError, "expected steps to lie in 1..2, but got 3", steps=[3])
     raises(ValueError, "expected steps to name at least one", steps=[])
     raises(ValueError, "expected labels to ", labels=labels[:5])
-    raises(ValueError, r"expected lr to have shape \[\], but got \[1\]", lr=torch.ones(1).double())
+    raises(ValueError, r"expected lr to have shape \[\], but got \[1\]", lr=leaves["lr"][None])
     raises(ValueError, "expected tape_bytes to be at least 0, but got -1", tape_bytes=-1)
 
 

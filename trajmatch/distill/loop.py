@@ -188,10 +188,13 @@ def _check_tape(problem: Problem, num_images: int) -> None:
     """Warns where the memory for activations does not hold those of one student step."""
     config, mega = problem.config, 2**20
     count = min(config.batch_syn or num_images, num_images)
-    step = ops.tape_bytes(problem.model, [count], precise=config.precise)
-    if problem.device.type == "cpu" and 0 < config.tape_mb * mega < step:
+    step = ops.tape_bytes(
+        problem.model, [count], precise=config.precise, device=problem.device
+    )
+    tape_bytes = planned(problem).tape_bytes
+    if 0 < tape_bytes < step:
         warnings.warn(
-            f"--tape-mb {config.tape_mb} is too small for the activations of one student step, "
+            f"--tape-mb {tape_bytes // mega} is too small for the activations of one student step, "
             f"{step / mega:.0f} MB; all are computed again in the backward pass. "
             f"--tape-mb {-(-step * config.student_steps // mega)} keeps those of all "
             f"{config.student_steps} steps, --tape-mb 0 is silent.",

@@ -31,6 +31,11 @@ from trajmatch.random import generator
 
 _MEGA = 2**20
 
+#: MB for the tape of a match where the configuration does not say it, and on a CUDA device those for
+#: all matches, which run side by side there. DATM's largest student of CIFAR-10 takes 4 GB.
+_TAPE_MB = 1024
+_TAPE_MB_CUDA = 16384
+
 #: Student steps of the trial: the time of many is on the line through these.
 _TRIAL_STEPS = (1, 3)
 
@@ -43,7 +48,7 @@ class Plan:
     """Choices of memory against time.
 
     Attributes:
-        tape_bytes: Memory for activations that are kept for the adjoint, on the CPU engine.
+        tape_bytes: Memory for activations that the engine keeps for the adjoint of a match.
         micro_batch: Images that go through the network at once; None: the whole student batch.
     """
 
@@ -151,8 +156,10 @@ class WithinMemory:
 
 def planned(problem: Problem) -> Plan:
     """The plan that the configuration asks for."""
-    tape = problem.config.tape_mb * _MEGA if problem.device.type == "cpu" else 0
-    return Plan(tape, problem.config.micro_batch)
+    config, tape_mb = problem.config, problem.config.tape_mb
+    if tape_mb is None:
+        tape_mb = _TAPE_MB if problem.device.type == "cpu" else _TAPE_MB_CUDA // config.matches
+    return Plan(_MEGA * tape_mb, config.micro_batch)
 
 
 def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
@@ -297,9 +304,10 @@ def _tape(problem: Problem, plan: Plan, batches: Sequence[Tensor]) -> int:
     if plan.tape_bytes == 0 or plan.micro_batch is not None:
         return 0
     sizes = [len(batch) for batch in batches]
-    return min(
-        plan.tape_bytes, ops.tape_bytes(problem.model, sizes, precise=problem.config.precise)
+    whole = ops.tape_bytes(
+        problem.model, sizes, precise=problem.config.precise, device=problem.device
     )
+    return min(plan.tape_bytes, whole)
 
 
 def _on_line(counts: Sequence[int], times: Sequence[float], steps: int) -> float:
