@@ -31,6 +31,10 @@ SOURCES: dict[str, list[str]] = json.loads((CSRC / "sources.json").read_text())
 # brings libtorch_cuda under a torch with CUDA, where the weak symbols of the CUDA half are found.
 TORCH_LIBRARIES = ["-ltorch_cpu", "-lc10", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]
 
+# A compiler that brings libstdc++.a puts it into the module. Its names have to stay in there:
+# exported, some of them were bound to torch's libstdc++.so, and the first operator crashed.
+LINK_FLAGS = ["-shared", "-Wl,--exclude-libs,ALL"]
+
 LeftOut = list[dict[str, str]]  # what, why, mend
 
 
@@ -81,9 +85,7 @@ def build(torch: TorchRelease, module: Path) -> None:
     compile_changed(jobs)
 
     objects = [str(job.object) for job in jobs] + cuda_objects
-    # A compiler that brings libstdc++.a puts it into the module. Its names have to stay in there:
-    # exported, some of them were bound to torch's libstdc++.so, and the first operator crashed.
-    link = [*cxx, "-shared", "-Wl,--exclude-libs,ALL", *openmp, *objects]
+    link = [*cxx, *LINK_FLAGS, *openmp, *objects]
     link += [f"-L{torch.library_dir}", *TORCH_LIBRARIES]
     if nvcc:
         link += [str(nvcc.static_runtime), "-ldl", "-lrt", "-lpthread"]

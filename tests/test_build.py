@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -338,6 +339,22 @@ def test_openmp_is_left_out_where_the_compiler_lacks_it(extension):
     left_out = []
     assert extension.probe_openmp(["false"], left_out) == ["-fopenmp-simd"]
     assert "false does not compile a program with -fopenmp" in left_out[0]["why"]
+
+
+def test_a_static_libstdcxx_stays_in_the_module(extension, tmp_path):
+    source, module = tmp_path / "module.cpp", tmp_path / "module.so"
+    source.write_text(
+        "#include <sstream>\n"
+        'extern "C" int digits(int n) { std::ostringstream s; s << n; return s.str().size(); }\n'
+    )
+    flags = ["-fPIC", "-static-libstdc++", *extension.LINK_FLAGS]
+    subprocess.run(["g++", *flags, str(source), "-o", str(module)], check=True)
+    assert ctypes.CDLL(str(module)).digits(1234) == 4
+    names = subprocess.run(
+        ["nm", "-D", "--defined-only", str(module)], check=True, capture_output=True, text=True
+    ).stdout
+    functions = [line.split()[2] for line in names.splitlines() if line.split()[1] == "T"]
+    assert functions == ["digits"]
 
 
 def test_what_was_left_out_is_said(extension, capsys):

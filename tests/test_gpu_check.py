@@ -22,6 +22,7 @@ from gpu_stages import (
     expert_step,
     measure,
     outer_iteration,
+    own_kernels,
     replays,
     sanitizer,
     side_by_side,
@@ -361,6 +362,26 @@ def test_cases_run_under_the_sanitizer(tmp_path, record) -> None:
     assert record.content["faults"] == []
     found = json.loads((tmp_path / "under_the_tool.json").read_text())
     assert found["unroll width 4"]["errors"]["float64"] < 1e-9
+
+
+def test_our_kernels_alone_run_under_racecheck(tmp_path, record) -> None:
+    own_kernels.run(settings_of("own_kernels"), record)
+    assert record.content.pop("faults") == []
+    assert {"dsa", "fp16, tape of 0 bytes"} <= set(record.content)
+    assert all(entry == {"finite": True, "equal_bits": True} for entry in record.content.values())
+    assert sanitizer.CASES["racecheck"] == "own_kernels"
+
+
+def test_different_bits_are_a_fault(record, monkeypatch) -> None:
+    draws = iter(range(99))
+    monkeypatch.setattr(
+        own_kernels,
+        "outer",
+        lambda device, tape_bytes: [torch.tensor(float(next(draws)))],
+    )
+    own_kernels.run(settings_of("own_kernels"), record)
+    assert len(record.content["faults"]) == 6
+    assert "different bits" in record.content["faults"][0]
 
 
 def test_what_the_sanitizer_finds_is_a_fault(tmp_path, record) -> None:

@@ -1,4 +1,4 @@
-"""The smallest cases of the operators under compute-sanitizer, which sees wrong memory accesses."""
+"""The smallest cases of the operators under compute-sanitizer: wrong memory accesses, races."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from gpu_stages.settings import NotRun, Record, Settings
 PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
 #: The tool's exit status when it found something.
 FOUND = 86
+#: The stage whose smallest cases run under each tool.
+CASES = {"memcheck": "agreement", "racecheck": "own_kernels"}
 SUMMARY = " SUMMARY:"  # "ERROR SUMMARY" of memcheck, "RACECHECK SUMMARY" of racecheck
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Runs the smallest cases of the stage ``agreement`` under the tool of this stage's name."""
+    """Runs the smallest cases of another stage under the tool of this stage's name."""
     if settings.device != "cuda":
         raise NotRun("compute-sanitizer checks CUDA kernels, and this is a check of the CPU")
     program = find()
@@ -47,7 +49,7 @@ def check(program: str, settings: Settings, record: Record) -> None:
         "kns=trajmatch",
         sys.executable,
         str(settings.source / "benchmarks" / "gpu_check.py"),
-        f"--child={replace(settings, stage='agreement', quick=True).to_json()}",
+        f"--child={replace(settings, stage=CASES[settings.stage], quick=True).to_json()}",
         f"--out={record.folder / 'under_the_tool.json'}",
     ]
     # Memory in blocks of its own for every tensor, so that an access beyond one is seen.

@@ -26,6 +26,7 @@ STAGES = {
     "build": Stage("build", 180),
     "doctor": Stage("doctor", 40),
     "agreement": Stage("agreement", 50),
+    "own_kernels": Stage("own_kernels", 30),
     "ceilings": Stage("ceilings", 30),
     "expert_step": Stage("expert_step", 30),
     "outer_iteration": Stage("outer_iteration", 200),

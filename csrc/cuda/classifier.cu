@@ -55,7 +55,6 @@ __global__ void __launch_bounds__(kThreads)
     if (t == p.terms) break;
     const T* const f = p.term[t].batch_side + image * features;
     const T* const w = p.term[t].weight_side + first_class * features;
-    TM_UNROLL_BY(4)
     for (unsigned at = threadIdx.x; at < features; at += kThreads) {
       const T value = f[place_of_feature(p.shape, at)];
       TM_UNROLL
@@ -99,7 +98,6 @@ __global__ void __launch_bounds__(kThreads)
     if (t == p.terms) break;
     const T* const g = p.term[t].batch_side;
     const T* const w = p.term[t].weight_side + at;
-    TM_UNROLL_BY(4)
     for (int64_t k = 0; k < classes; ++k) {
       const T weight = w[k * features];
       TM_UNROLL
@@ -149,7 +147,6 @@ __global__ void __launch_bounds__(kThreads)
     for (int t = 0; t < 2; ++t) {
       if (t == p.terms) break;
       const T* const f = p.term[t].weight_side + at;
-      TM_UNROLL_BY(4)
       for (int64_t b = group; b < p.shape.batch; b += kGroups) {
         const T value = f[b * features];
         const T* const g = p.term[t].batch_side + b * classes;

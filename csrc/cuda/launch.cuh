@@ -26,17 +26,14 @@
   } while (0)
 #endif
 
-// Before a loop: unroll it whole, so that arrays indexed by its counter stay in registers; not at
-// all; or so many times, so that as many loads are on their way at once.
+// Before a loop: unroll it whole, so that arrays indexed by its counter stay in registers; or not
+// at all.
 #ifdef __CUDACC__
 #define TM_UNROLL _Pragma("unroll")
 #define TM_NO_UNROLL _Pragma("unroll 1")
-#define TM_PRAGMA(text) _Pragma(#text)
-#define TM_UNROLL_BY(count) TM_PRAGMA(unroll count)
 #else
 #define TM_UNROLL
 #define TM_NO_UNROLL
-#define TM_UNROLL_BY(count)
 #endif
 
 namespace trajmatch::cuda {

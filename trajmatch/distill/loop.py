@@ -188,9 +188,7 @@ def _check_tape(problem: Problem, num_images: int) -> None:
     """Warns where the memory for activations does not hold those of one student step."""
     config, mega = problem.config, 2**20
     count = min(config.batch_syn or num_images, num_images)
-    step = ops.tape_bytes(
-        problem.model, [count], precise=config.precise, device=problem.device
-    )
+    step = ops.tape_bytes(problem.model, [count], precise=config.precise, device=problem.device)
     tape_bytes = planned(problem).tape_bytes
     if 0 < tape_bytes < step:
         warnings.warn(

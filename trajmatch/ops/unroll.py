@@ -191,7 +191,8 @@ def tape_bytes(
         device: Where it runs.
 
     Returns:
-        What ``tape_bytes`` of :func:`unroll` must be for every step's activations to be kept; 0 for a module that does not run on the engine, of which none are.
+        What ``tape_bytes`` of :func:`unroll` must be for every step's activations to be kept; 0 for
+        a module that does not run on the engine, of which none are.
     """
     if not isinstance(model, ConvNet) or engine_for(model) != "engine":
         return 0
