@@ -127,8 +127,13 @@ def test_unrolled_loop(
     assert_close_as_vectors(*results, 1e-4)
 
 
-@pytest.mark.parametrize("blocks", ["library", "first", "float32", "tf32", "fp16"])
-@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(
+    ("blocks", "soft"),
+    [
+        *(("library", False), ("library", True), ("first", True)),
+        *(("float32", False), ("tf32", True), ("fp16", False)),
+    ],
+)
 def test_a_tape_changes_no_more_than_rounding(
     cuda_path: torch.device,
     assert_close_as_vectors: Check,
@@ -138,10 +143,11 @@ def test_a_tape_changes_no_more_than_rounding(
 ) -> None:
     monkeypatch.setenv("TRAJMATCH_CUDA_BLOCKS", blocks)
     model = ConvNet(3, 4, 32, 32, 2).to(cuda_path)
-    without, *kept = with_tapes(model, cuda_path, soft)
+    exact = blocks in ("library", "first", "float32")
+    without, *kept = with_tapes(model, cuda_path, soft, batch=2 if exact else 1)
     # Gradients that are kept come from another kernel than those that are computed again, and the
     # last bit of a rounded operand is 2^-11.
-    bound = 1e-5 if blocks in ("library", "first", "float32") else 1e-3
+    bound = 1e-5 if exact else 1e-3
     for other in kept:
         assert torch.equal(other[0], without[0])
         assert_close_as_vectors(other, without, bound)
@@ -158,9 +164,13 @@ def test_a_tape_of_other_norms_changes_nothing(
 
 
 def with_tapes(
-    model: ConvNet, device: torch.device, soft: bool, dtype: torch.dtype = torch.float32
+    model: ConvNet,
+    device: torch.device,
+    soft: bool,
+    dtype: torch.dtype = torch.float32,
+    batch: int = 2,
 ) -> list[list[Tensor]]:
-    """An unroll and its gradients without a tape, with one for the last steps and for all."""
+    """An unroll and its gradients without a tape, with one for the last step and for both."""
     given = problem(model, device, 3)
     if not soft:
         given["labels"] = torch.arange(3, device=device)
@@ -170,9 +180,9 @@ def with_tapes(
     }
     lr = torch.tensor(0.05, dtype=dtype, device=device, requires_grad=True)
     leaves = [each for each in (*given.values(), lr) if each.requires_grad]
-    batches = torch.tensor([[0, 1], [2, 0], [1, 2]], device=device)
+    batches = torch.tensor([[0, 1], [2, 0]], device=device)[:, :batch]
     # The emulated module takes the CUDA path for tensors of the CPU.
-    whole = ops.tape_bytes(model, [2, 2, 2], dtype=dtype, device="cuda")
+    whole = ops.tape_bytes(model, [batch, batch], dtype=dtype, device="cuda")
     assert whole > 0
     found = []
     for tape_bytes in (0, whole - 1, whole):
