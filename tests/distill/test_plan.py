@@ -135,3 +135,12 @@ def test_the_plan_is_the_first_that_fits(configure, monkeypatch: pytest.MonkeyPa
     never = replace(problem, config=replace(problem.config, tape_mb=0))
     monkeypatch.setattr(plan_module, "forecast", lambda *_: Forecast(Plan(), 1.0, 0, 99, 50))
     assert not choose(never, state.synthetic, 0.1).fits
+
+
+def test_the_tape_of_a_gpu_is_for_all_matches(configure) -> None:
+    problem = prepare(configure(matches=2))
+    on_gpu = replace(problem, device=torch.device("cuda"))
+    assert planned(problem) == Plan(1024 * MEGA)
+    assert planned(on_gpu) == Plan(8192 * MEGA)
+    asked = replace(on_gpu, config=replace(problem.config, tape_mb=5))
+    assert planned(asked) == Plan(5 * MEGA)
