@@ -131,6 +131,14 @@ int64_t LayerStudent<T>::tape_size(const Network& network, int64_t batch) {
   return size;
 }
 
+// Whether, without a tape, a member is a tensor that a library or the block above makes.
+template <class T>
+bool LayerStudent<T>::comes_by_itself(const Tensor& member, size_t index) const {
+  const KeptBlock& block = kept_.blocks[index];
+  return (&member == &block.y && !is_fused(index)) ||
+         (&member == &block.grad_output && index + 1 < blocks_.size());
+}
+
 // What this call works on, and where it keeps what it finds; on a new tape, also what nobody
 // writes.
 template <class T>
@@ -153,6 +161,8 @@ void LayerStudent<T>::begin(const StudentProblem& problem, const std::optional<V
                   torch::stable::zero_(unused);
                 }
                 at += size + gap;
+              } else if (comes_by_itself(member, index)) {
+                member = Tensor();
               } else if (image) {
                 member = workspace_.channels_last(name, index, sizes, like_);
               } else {

@@ -71,6 +71,7 @@ class LayerStudent {
   const T* classifier_bias(const Tensor& theta) const;
 
   bool is_fused(size_t index) const { return fuses_ && fused_.takes(index); }
+  bool comes_by_itself(const Tensor& member, size_t index) const;
   void begin(const StudentProblem& problem, const std::optional<VectorPart>& tape, bool is_new);
   void put(Tensor& kept, const Tensor& computed) const;
   void forward();
