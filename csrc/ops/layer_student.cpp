@@ -223,21 +223,32 @@ Tensor LayerStudent<T>::conv_bias_place(const Tensor& grad_theta, size_t index) 
   return vector_view(grad_theta, slice.offset, slice.size);
 }
 
-// Where the kernels write the gradient of a norm's parameters: straight into grad_theta, or into a
-// workspace in their own order that finish_norm_gradient puts into the order of parameters.
+// Where the kernels write the gradients of a norm's parameters: straight into grad_theta, or into a
+// workspace in their own order that finish_norm_gradients puts into the order of parameters.
 template <class T>
-Tensor LayerStudent<T>::norm_gradient(const Tensor& grad_theta, const Slice& slice,
-                                      const Block& block, const char* name) {
-  return block.shape.elementwise ? workspace_.contiguous(name, 0, {slice.size}, like_)
-                                 : vector_view(grad_theta, slice.offset, slice.size);
+auto LayerStudent<T>::norm_gradients(const Tensor& grad_theta, size_t index) -> NormGradients {
+  if (!blocks_[index].norm_weight) return {};
+  const Block& block = network_.blocks[index];
+  const auto place = [&](const Slice& slice, const char* name) {
+    return block.shape.elementwise ? workspace_.contiguous(name, 0, {slice.size}, like_)
+                                   : vector_view(grad_theta, slice.offset, slice.size);
+  };
+  const int64_t parameters = block.shape_of(batch_).affine_size();
+  return {place(block.norm_weight, "grad_norm_weight"), place(block.norm_bias, "grad_norm_bias"),
+          workspace_.contiguous("partial", 0, {batch_, 2, parameters}, like_)};
 }
 
 template <class T>
-void LayerStudent<T>::finish_norm_gradient(const Tensor& grad_theta, const Slice& slice,
-                                           const Block& block, const Tensor& values) {
-  if (!block.shape.elementwise) return;
-  copy_to_channels_first(vector_view(grad_theta, slice.offset, slice.size), values, 1,
-                         network_.width, block.shape.pixels());
+void LayerStudent<T>::finish_norm_gradients(const Tensor& grad_theta, size_t index,
+                                            const NormGradients& gradients) {
+  const Block& block = network_.blocks[index];
+  if (!gradients.weight || !block.shape.elementwise) return;
+  const auto finish = [&](const Slice& slice, const Tensor& values) {
+    copy_to_channels_first(vector_view(grad_theta, slice.offset, slice.size), values, 1,
+                           network_.width, block.shape.pixels());
+  };
+  finish(block.norm_weight, *gradients.weight);
+  finish(block.norm_bias, *gradients.bias);
 }
 
 // The loss and the gradient in the logits, where it is kept.
@@ -298,22 +309,14 @@ void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss
     } else {
       const NormActPoolShape shape = block.shape_of(batch_);
       const Tensor grad_y = workspace_.channels_last("grad_y", i, sizes_of(kept.y), like_);
-      const bool affine = state.norm_weight.has_value();
-      OptionalTensor grad_weight, grad_bias, partial;
-      if (affine) {
-        grad_weight = norm_gradient(grad_theta, block.norm_weight, block, "grad_norm_weight");
-        grad_bias = norm_gradient(grad_theta, block.norm_bias, block, "grad_norm_bias");
-        partial = workspace_.contiguous("partial", 0, {batch_, 2, shape.affine_size()}, like_);
-      }
+      const NormGradients norm = norm_gradients(grad_theta, i);
       run(NormActPoolBackward<T>{shape, read<T>(kept.y), read<T>(state.norm_weight),
                                  read<T>(state.norm_bias), read<T>(kept.mean), read<T>(kept.rstd),
-                                 read<T>(kept.grad_output), write<T>(grad_y), write<T>(partial),
-                                 write<T>(grad_weight), write<T>(grad_bias)},
+                                 read<T>(kept.grad_output), write<T>(grad_y),
+                                 write<T>(norm.partial), write<T>(norm.weight),
+                                 write<T>(norm.bias)},
           device);
-      if (affine) {
-        finish_norm_gradient(grad_theta, block.norm_weight, block, *grad_weight);
-        finish_norm_gradient(grad_theta, block.norm_bias, block, *grad_bias);
-      }
+      finish_norm_gradients(grad_theta, i, norm);
       convolutions_[i].weight_gradient({{grad_y, state.input}}, conv_weight_place(grad_theta, i));
       convolutions_[i].bias_gradient(grad_y, conv_bias_place(grad_theta, i));
       if (i > 0 || grad_images) {
@@ -461,13 +464,7 @@ void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentT
     const Tensor grad_y = workspace_.channels_last("grad_y", i, sizes_of(kept.y), like_);
     const Tensor grad_y_tangent =
         workspace_.channels_last("grad_y_tangent", i, sizes_of(kept.y), like_);
-    const bool affine = state.norm_weight.has_value();
-    OptionalTensor grad_weight, grad_bias, partial;
-    if (affine) {
-      grad_weight = norm_gradient(grad_theta, block.norm_weight, block, "grad_norm_weight");
-      grad_bias = norm_gradient(grad_theta, block.norm_bias, block, "grad_norm_bias");
-      partial = workspace_.contiguous("partial", 0, {batch_, 2, shape.affine_size()}, like_);
-    }
+    const NormGradients norm = norm_gradients(grad_theta, i);
     run(
         NormActPoolBackwardTangent<T>{
             shape, read<T>(kept.y), read<T>(state.norm_weight), read<T>(state.norm_bias),
@@ -475,12 +472,9 @@ void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentT
             read<T>(state.norm_weight_tangent), read<T>(state.norm_bias_tangent),
             read<T>(state.mean_tangent), read<T>(state.projection), read<T>(kept.grad_output),
             read<T>(grad_output_tangent), write<T>(grad_y), write<T>(grad_y_tangent),
-            write<T>(partial), write<T>(grad_weight), write<T>(grad_bias)},
+            write<T>(norm.partial), write<T>(norm.weight), write<T>(norm.bias)},
         device);
-    if (affine) {
-      finish_norm_gradient(grad_theta, block.norm_weight, block, *grad_weight);
-      finish_norm_gradient(grad_theta, block.norm_bias, block, *grad_bias);
-    }
+    finish_norm_gradients(grad_theta, i, norm);
 
     ConvolutionPairs for_weight{{grad_y_tangent, state.input}};
     if (state.input_tangent) for_weight.push_back({grad_y, *state.input_tangent});

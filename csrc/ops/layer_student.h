@@ -51,6 +51,11 @@ class LayerStudent {
     Tensor input;                  // [B, in, H, W]
     Tensor y_tangent, mean_tangent, projection;
   };
+  // What the backward kernels write of a norm's parameters; all empty where it has none.
+  struct NormGradients {
+    OptionalTensor weight, bias;
+    OptionalTensor partial;  // [B, 2, parameters]: the sums of each image
+  };
   // Places of what gradient computes, in a tape or, where the next call may overwrite it, in the
   // workspace.
   struct Kept {
@@ -80,10 +85,9 @@ class LayerStudent {
                   const OptionalTensor& grad_labels);
   void classifier_backward();
   Tensor conv_bias_place(const Tensor& grad_theta, size_t index) const;
-  Tensor norm_gradient(const Tensor& grad_theta, const Slice& slice, const Block& block,
-                       const char* name);
-  void finish_norm_gradient(const Tensor& grad_theta, const Slice& slice, const Block& block,
-                            const Tensor& values);
+  NormGradients norm_gradients(const Tensor& grad_theta, size_t index);
+  void finish_norm_gradients(const Tensor& grad_theta, size_t index,
+                             const NormGradients& gradients);
 
   Network network_;
   Tensor like_;

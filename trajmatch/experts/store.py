@@ -120,7 +120,7 @@ class Store:
             )
 
     @classmethod
-    def open(cls, path: Path, *, complete: bool = True) -> Store:
+    def open(cls, path: files.PathLike, *, complete: bool = True) -> Store:
         """Opens a store and checks the header of every expert's file.
 
         Args:
@@ -131,6 +131,7 @@ class Store:
             UserError: There is no store, it is of another version, a file is damaged or belongs to
                 another store, or an expert is missing.
         """
+        path = Path(path)
         if not exists(path):
             raise UserError(
                 f"{path} is not a store of experts (it has no {manifest_file.NAME}); "
