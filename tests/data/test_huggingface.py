@@ -145,3 +145,38 @@ def test_the_package_is_asked_for_by_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"needs the package datasets; pip install trajmatch\[hf\]"):
         load_dataset("hf:cifar10")
+
+
+def test_the_package_itself_reads_parquet(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog", "fox"])}
+    )
+    labels = {"train": [0, 1, 2, 1], "test": [2, 0, 1]}
+    for name, kinds in labels.items():
+        pictures = [Pillow.fromarray(pixels(row)) for row in range(len(kinds))]
+        rows = datasets.Dataset.from_dict({"picture": pictures, "kind": kinds}, features=features)
+        rows.to_parquet(tmp_path / f"pets/data/{name}-00000-of-00001.parquet")
+    dataset = load_dataset(f"hf:{tmp_path / 'pets'}")
+    assert dataset.class_names == ("cat", "dog", "fox")
+    assert dataset.train_labels.tolist() == labels["train"]
+    assert dataset.test_labels.tolist() == labels["test"]
+    assert np.array_equal(dataset.train_images[3].numpy(), pixels(3).transpose(2, 0, 1))
+    fox = load_dataset(f"hf:{tmp_path / 'pets'}?classes=fox,dog&size=4")
+    assert fox.train_labels.tolist() == [1, 0, 1] and fox.image_size == 4
+    with pytest.raises(UserError, match=r"hf:.*nowhere cannot be loaded"):
+        load_dataset(f"hf:{tmp_path / 'nowhere'}")
+
+
+def test_the_package_itself_does_not_return_the_files_that_were_there_before(tmp_path):
+    pytest.importorskip("datasets")
+    card = "---\nconfigs:\n- config_name: default\n  data_files: '*/*.png'\n---\n"
+    for seed in (0, 1):
+        for label in ("cat", "dog"):
+            (tmp_path / label).mkdir(exist_ok=True)
+            for name in ("one", "two"):
+                Pillow.fromarray(pixels(seed)).save(tmp_path / label / f"{name}.png")
+        (tmp_path / "README.md").write_text(card)
+        dataset = load_dataset(f"hf:{tmp_path}?test=0.5")
+        expected = pixels(seed).transpose(2, 0, 1)
+        assert np.array_equal(dataset.train_images[0].numpy(), expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -83,11 +84,27 @@ def test_the_card_of_the_hugging_face_folder_gives_the_types(file, distilled, tm
     yaml = pytest.importorskip("yaml")
     export(ExportConfig(file=file, to="huggingface", out=tmp_path / "out"))
     _, head, text = (tmp_path / "out" / "README.md").read_text().split("---\n")
-    features = {each["name"]: each for each in yaml.safe_load(head)["configs"][0]["features"]}
+    (config,) = yaml.safe_load(head)["configs"]
+    assert distilled.fingerprint in config["description"]
+    features = {each["name"]: each for each in config["features"]}
     names = features["label"]["dtype"]["class_label"]["names"]
     assert [names[str(index)] for index in range(3)] == list(distilled.class_names)
     assert ("logits" in features) == (distilled.label_kind == "logit")
     assert f"step size: {distilled.lr!r}" in text
+
+
+def test_the_hub_s_package_tells_two_sets_apart(file, distilled, tmp_path, monkeypatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("first", "second"):
+        read = dataclasses.replace(distilled, images=torch.randn_like(distilled.images))
+        artifact.save(tmp_path / f"{name}.safetensors", read)
+        folder = tmp_path / name / "dataset"
+        folder.parent.mkdir()
+        export(ExportConfig(file=tmp_path / f"{name}.safetensors", to="huggingface", out=folder))
+        (rows,) = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "c")).values()
+        shown = torch.from_numpy(np.array(rows[0]["image"]))
+        assert any(torch.equal(shown, pixels[0]) for pixels in read.pixels)
 
 
 def test_the_hub_s_package_reads_its_folder(file, distilled, tmp_path, monkeypatch) -> None:

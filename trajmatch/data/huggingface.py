@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,18 @@ def _load(what: str, name: str, config: str | None) -> Mapping[str, Any]:
             raise
         raise UserError(f"{what} needs the package datasets; pip install trajmatch[hf]") from error
     try:
-        splits = datasets.load_dataset(name, config)
+        if not Path(name).is_dir():
+            return datasets.load_dataset(name, config)
+        # The package keeps what it has read of a folder by the folder's last name and the head of
+        # its README.md, and would return that for another folder, or for other files in this one.
+        # Its copy is mapped into memory, and readable after the deletion.
+        with tempfile.TemporaryDirectory("-trajmatch-hf", ignore_cleanup_errors=True) as cache:
+            return datasets.load_dataset(name, config, cache_dir=cache)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{what} cannot be loaded: {error}; check the name and the connection, and give "
             "?config=NAME where the hub has several data sets under it"
         ) from error
-    return splits
 
 
 def _column(

@@ -14,7 +14,9 @@ def dataset_card(distilled: Artifact) -> str:
         distilled: The set that the folder holds.
 
     Returns:
-        Markdown. A string of JSON is one of YAML, so class names are written as JSON.
+        Markdown. A string of JSON is one of YAML, so class names are written as JSON. The
+        fingerprint is in the head because the package ``datasets`` tells folders of one name apart
+        by their heads alone, and would return the images that it read first.
     """
     names = [
         f"          '{index}': {json.dumps(name)}"
@@ -34,6 +36,7 @@ def dataset_card(distilled: Artifact) -> str:
             "- image-classification",
             "configs:",
             "- config_name: default",
+            f"  description: distilled set {distilled.fingerprint}",
             "  data_files:",
             "  - split: train",
             "    path: train/**",
