@@ -110,7 +110,9 @@ class Wandb:
             import wandb
         except ImportError as error:
             raise _not_installed("--wandb", "wandb") from error
-        text = json.dumps([str(out.resolve()), dict(identity)], sort_keys=True)
+        # A run that goes on may be asked for more iterations.
+        which = {name: value for name, value in identity.items() if name != "iterations"}
+        text = json.dumps([str(out.resolve()), which], sort_keys=True)
         try:
             self._run: Any = wandb.init(
                 project=project,
