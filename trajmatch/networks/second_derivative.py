@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_DIRECTIONS = 3
-_STEP = 1e-8  # so short that few inputs of a ReLU change sign; rounding in float64 leaves 1e-7
+_DIRECTIONS = 5
+# Of the root mean square: so short that of millions of inputs of a ReLU hardly one changes sign,
+# and so long that what float64 rounds is 1e-5 of the gradient.
+_STEP = 1e-9
 _TOLERANCE = 1e-3
-_TIE = 1e-3  # of the root mean square: far more than a step
+_TIE = 1e-2  # of the root mean square: a gap below a step is rare among millions
 
 
 def obstacle(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
@@ -92,7 +94,7 @@ class _Evaluation:
             for each in (*self._args, *self._kwargs.values()):
                 if isinstance(each, Tensor) and each.requires_grad:
                     noise = torch.rand(each.shape, generator=draw, dtype=each.dtype)
-                    each.add_(noise, alpha=_TIE * float(each.square().mean().sqrt()))
+                    each.add_(noise, alpha=_TIE * _scale(each))
 
 
 def _argument(value: Any, dtype: torch.dtype | None) -> Any:
@@ -121,7 +123,8 @@ def _agrees_with_differences(evaluation: _Evaluation) -> bool:
     for seed in range(_DIRECTIONS):
         draw = torch.Generator().manual_seed(seed)
         tangents = [
-            torch.randn(each.shape, generator=draw, dtype=each.dtype) for each in evaluation.leaves
+            torch.randn(each.shape, generator=draw, dtype=each.dtype) * _scale(each)
+            for each in evaluation.leaves
         ]
         first = evaluation.gradient(create_graph=True)
         along = sum(((g * t).sum() for g, t in zip(first, tangents, strict=True)), torch.zeros(()))
@@ -140,6 +143,11 @@ def _agrees_with_differences(evaluation: _Evaluation) -> bool:
         if error <= _TOLERANCE * (_norm(differences) + _norm(first)) or not math.isfinite(error):
             return True
     return False
+
+
+def _scale(tensor: Tensor) -> float:
+    """The root mean square, and 1 of zeros."""
+    return float(tensor.detach().square().mean().sqrt()) or 1.0
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
