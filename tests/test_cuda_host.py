@@ -26,7 +26,7 @@ EMULATOR = ROOT / "tests" / "emulator"
 BUILD = ROOT / "build" / f"emulated-{sys.implementation.cache_tag}"  # objects are used again
 FACTS = 'constexpr char kBuildFacts[] = R"json(trajmatch-build-facts{"emulated": true})json";\n'
 
-ENGINE = ("student", "unroll", "fused_blocks")
+ENGINE = ("student", "unroll", "unroll_networks", "fused_blocks")
 OPERATORS = ("norm_act_pool", "param_distance", "sgd_step", "soft_cross_entropy")
 # Checks of the Python side, which are the same whatever runs below it.
 PYTHON_ONLY = ("opcheck", "compiles", "gradcheck", "errors", "other_modules", "outside")

@@ -26,7 +26,8 @@ def report(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
     [
         ("convnet:width=4", "engine"),
         ("convnet:batch,width=4", "autograd"),
-        ("lenet", "autograd"),
+        ("lenet", "engine"),
+        ("resnet18:width=4", "autograd"),
     ],
 )
 def test_every_layer_is_listed(

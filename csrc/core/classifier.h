@@ -4,7 +4,8 @@
 //   df = W^T g,    df' = W^T g' + W'^T g
 //   dW = g f^T,    dW' = g' f^T + g f'^T,   db = sum of g over the batch
 // Features are [B, pixels, C], as blocks in channels-last leave them; W is [K, C, pixels] and b
-// [K], as they lie in the flat parameters. For ops/layer_student.h; the CPU's engine has its own.
+// [K], as they lie in the flat parameters. For ops/layer_student.h; the ConvNet's engine on the CPU
+// has its own.
 #pragma once
 
 #include <cstdint>
@@ -53,6 +54,19 @@ struct ClassifierWeightGradient {
   T* grad_weight;  // [K, C, pixels]
   T* grad_bias;    // [K]
 };
+
+namespace cpu {
+// Images [begin, end) of the batch.
+template <class T>
+void classifier_forward(const ClassifierForward<T>& params, int64_t begin, int64_t end);
+template <class T>
+void classifier_input_gradient(const ClassifierInputGradient<T>& params, int64_t begin,
+                               int64_t end);
+// Classes [begin, end).
+template <class T>
+void classifier_weight_gradient(const ClassifierWeightGradient<T>& params, int64_t begin,
+                                int64_t end);
+}  // namespace cpu
 
 namespace cuda {
 template <class T>

@@ -1,5 +1,5 @@
-// The convolution of one block with the gradients and tangents that the layer-by-layer walk needs:
-// the library's, in channels-last.
+// The convolution or linear layer of one block with the gradients and tangents that the
+// layer-by-layer walk needs: the library's, in channels-last.
 #pragma once
 
 #include <vector>
@@ -28,15 +28,17 @@ class Convolution {
 
   // Sum over the pairs (one or two) of the gradients in x, [B, I, H, W] in channels-last.
   Tensor input_gradient(const ConvolutionPairs& pairs) const;
-  // Writes the sum over the pairs (one or two) of the gradients in the weight [C, I, 3, 3].
+  // Writes the sum over the pairs (one or two) of the gradients in the weight [C, I, k, k].
   void weight_gradient(const ConvolutionPairs& pairs, const Tensor& grad_weight) const;
   // Writes the gradient in the bias [C].
   void bias_gradient(const Tensor& grad_y, const Tensor& grad_bias) const;
 
  private:
+  Tensor one_input_gradient(const ConvolutionPair& pair) const;
+  Tensor one_weight_gradient(const ConvolutionPair& pair, const Tensor& grad_weight) const;
+
   size_t index_;
-  int64_t padding_, in_size_, in_channels_, channels_;
-  bool inert_bias_;
+  Block block_;
   Workspace& workspace_;
   Tensor like_;
 };

@@ -40,8 +40,8 @@ const float* in_kind(ProductKind kind, const Tensor& values, const OptionalTenso
 }
 
 bool is_plain(const Network& network, const Block& block) {
-  return network.norm == Norm::kInstance && block.shape.activation == Activation::kRelu &&
-         block.shape.pooling == Pooling::kAverage;
+  return network.is_convnet && network.norm == Norm::kInstance &&
+         block.shape.activation == Activation::kRelu && block.shape.pooling == Pooling::kAverage;
 }
 
 FirstLayerShape first_shape_of(const Network& network, int64_t batch) {

@@ -52,7 +52,7 @@ LayerStudent<T>::LayerStudent(const Network& network, const Tensor& like)
 template <class T>
 Tensor LayerStudent<T>::conv_weight_place(const Tensor& theta, size_t index) const {
   const Block& block = network_.blocks[index];
-  const Ints sizes{network_.width, block.in_channels, 3, 3};
+  const Ints sizes{block.shape.channels, block.in_channels, block.kernel, block.kernel};
   return view(theta, block.weight.offset, sizes, contiguous_strides(sizes));
 }
 
@@ -67,8 +67,8 @@ Tensor LayerStudent<T>::conv_weight(const Tensor& theta, const char* name, size_
 
 template <class T>
 OptionalTensor LayerStudent<T>::conv_bias(const Tensor& theta, size_t index) const {
-  if (network_.bias_is_inert()) return std::nullopt;
   const Block& block = network_.blocks[index];
+  if (block.bias_is_inert()) return std::nullopt;
   return vector_view(theta, block.bias.offset, block.bias.size);
 }
 
@@ -80,7 +80,7 @@ OptionalTensor LayerStudent<T>::norm_parameters(const Tensor& theta, const Slice
   const Tensor values = vector_view(theta, slice.offset, slice.size);
   if (!block.shape.elementwise) return values;
   Tensor permuted = workspace_.contiguous(name, index, {slice.size}, like_);
-  copy_to_pixels_first(permuted, values, 1, network_.width, block.shape.pixels());
+  copy_to_pixels_first(permuted, values, 1, block.shape.channels, block.shape.pixels());
   return permuted;
 }
 
@@ -202,8 +202,7 @@ void LayerStudent<T>::forward() {
       fused_.forward(i, theta_);
       continue;
     }
-    put(kept.y,
-        convolution(state.input, state.weight, conv_bias(theta_, i), network_.blocks[i].padding));
+    put(kept.y, convolutions_[i].forward(state.input, state.weight, conv_bias(theta_, i)));
     run(NormActPoolForward<T>{network_.blocks[i].shape_of(batch_), read<T>(kept.y),
                               read<T>(state.norm_weight), read<T>(state.norm_bias),
                               write<T>(kept.output), write<T>(kept.mean), write<T>(kept.rstd)},
@@ -245,7 +244,7 @@ void LayerStudent<T>::finish_norm_gradients(const Tensor& grad_theta, size_t ind
   if (!gradients.weight || !block.shape.elementwise) return;
   const auto finish = [&](const Slice& slice, const Tensor& values) {
     copy_to_channels_first(vector_view(grad_theta, slice.offset, slice.size), values, 1,
-                           network_.width, block.shape.pixels());
+                           block.shape.channels, block.shape.pixels());
   };
   finish(block.norm_weight, *gradients.weight);
   finish(block.norm_bias, *gradients.bias);

@@ -1,6 +1,7 @@
-// The student engine layer by layer, a whole batch at a time, as CUDA runs it: the gradient of a
-// ConvNet's loss in its flat parameters, and the directional derivative of that gradient, as one
-// walk over the network each. Activations are in channels-last.
+// The student engine layer by layer, a whole batch at a time: the gradient of a network's loss in
+// its flat parameters, and the directional derivative of that gradient, as one walk over the
+// network each. So CUDA runs every network, and the CPU those that are no ConvNet. Activations are
+// in channels-last.
 //
 // Convolutions are the library's; norm, activation and pooling, classifier, loss and everything
 // else is core/. Blocks that ops/fused_blocks.h takes run there.

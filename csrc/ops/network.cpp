@@ -6,11 +6,13 @@ namespace {
 
 constexpr int64_t kGroupNormGroups = 4;  // METHODS of the papers: GroupNorm(4, C)
 constexpr double kNormEps = 1e-5;        // PyTorch's default
+constexpr size_t kHeader = 4, kBlock = 7;
+constexpr int64_t kLargest = int64_t{1} << 15;  // of any size: a weight stays far below 2^63
 
-int64_t norm_groups(Norm norm, int64_t width) {
+int64_t norm_groups(Norm norm, int64_t channels) {
   switch (norm) {
     case Norm::kInstance:
-      return width;
+      return channels;
     case Norm::kGroup:
       return kGroupNormGroups;
     case Norm::kLayer:
@@ -20,28 +22,39 @@ int64_t norm_groups(Norm norm, int64_t width) {
   }
 }
 
+bool within(int64_t value, int64_t least, int64_t most) { return value >= least && value <= most; }
+
+// The seven integers of a block, which may be anything.
+bool is_block(const int64_t* block) {
+  bool valid = within(block[3], 0, kLargest);
+  for (int i = 0; i < 3; ++i) valid = valid && within(block[i], 1, kLargest);
+  for (int i = 4; i < 6; ++i) valid = valid && within(block[i], 0, 3);
+  valid = valid && within(block[6], 0, 2);
+  return valid && (static_cast<Norm>(block[4]) != Norm::kGroup || block[0] % kGroupNormGroups == 0);
+}
+
+bool is_of_convnet(const Block& block, const Block& first) {
+  const bool padded = &block == &first ? block.padding >= 1 : block.padding == 1;
+  return padded && block.kernel == 3 && block.stride == 1 && block.norm == first.norm &&
+         block.shape.channels == first.shape.channels &&
+         block.shape.activation == first.shape.activation &&
+         block.shape.pooling == first.shape.pooling;
+}
+
 }  // namespace
 
 Network read_network(const Check& check, const Ints& description) {
-  check.that(description.size() == 10, "network", "be the 10 integers of engine_description()",
-             text(description));
+  const size_t count = description.size();
+  bool valid = count >= kHeader + kBlock && (count - kHeader) % kBlock == 0;
+  for (size_t i = 0; valid && i < kHeader - 1; ++i) valid = within(description[i], 1, kLargest);
+  valid = valid && within(description[kHeader - 1], 0, 1);
+  for (size_t i = kHeader; valid && i < count; i += kBlock) valid = is_block(&description[i]);
+  check.that(valid, "network", "be what engine_description() gives", text(description));
   Network network;
   network.in_channels = description[0];
   network.num_classes = description[1];
   network.image_size = description[2];
-  const int64_t width = network.width = description[3];
-  const int64_t depth = description[4];
-  const Norm norm = network.norm = static_cast<Norm>(description[5]);
-  const auto activation = static_cast<Activation>(description[6]);
-  const auto pooling = static_cast<Pooling>(description[7]);
-  const int64_t first_padding = description[8];
-  bool valid = first_padding >= 1;
-  for (int i = 0; i < 5; ++i) valid = valid && description[i] >= 1;
-  valid = valid && description[5] >= 0 && description[5] <= 3 && description[6] >= 0 &&
-          description[6] <= 3 && description[7] >= 0 && description[7] <= 2;
-  valid = valid && (description[9] == 0 || description[9] == 1);
-  valid = valid && (norm != Norm::kGroup || width % kGroupNormGroups == 0);
-  check.that(valid, "network", "be the description of a ConvNet", text(description));
+  network.precise = description[3] == 1;
 
   int64_t offset = 0;
   const auto slice = [&](int64_t size) {
@@ -50,33 +63,51 @@ Network read_network(const Check& check, const Ints& description) {
     return result;
   };
   int64_t channels = network.in_channels, size = network.image_size;
-  for (int64_t index = 0; index < depth; ++index) {
+  for (size_t i = kHeader; i < count; i += kBlock) {
+    const int64_t* const numbers = &description[i];
     Block block;
     block.in_channels = channels;
     block.in_size = size;
-    block.padding = index == 0 ? first_padding : 1;
-    size += 2 * block.padding - 2;
-    block.shape = {
-        0,          size,    size,    width, norm_groups(norm, width), norm == Norm::kLayer,
-        activation, pooling, kNormEps};
-    block.weight = slice(width * channels * 9);
-    block.bias = slice(width);
-    if (norm != Norm::kNone) {
+    channels = numbers[0];
+    block.kernel = numbers[1];
+    block.stride = numbers[2];
+    block.padding = numbers[3];
+    block.norm = static_cast<Norm>(numbers[4]);
+    const int64_t room = size + 2 * block.padding - block.kernel;
+    check.that(room >= 0, "network", "have no kernel larger than its input", text(description));
+    size = room / block.stride + 1;
+    block.shape = {0,
+                   size,
+                   size,
+                   channels,
+                   norm_groups(block.norm, channels),
+                   block.norm == Norm::kLayer,
+                   static_cast<Activation>(numbers[5]),
+                   static_cast<Pooling>(numbers[6]),
+                   kNormEps};
+    block.weight = slice(channels * block.in_channels * block.kernel * block.kernel);
+    block.bias = slice(channels);
+    if (block.norm != Norm::kNone) {
       block.norm_weight = slice(block.shape.affine_size());
       block.norm_bias = slice(block.shape.affine_size());
     }
-    channels = width;
     size = block.shape.out_height();
     check.that(size >= 1, "network", "leave at least one pixel after every pooling",
                text(description));
     network.blocks.push_back(block);
   }
+  const Block &first = network.blocks.front(), &last = network.blocks.back();
+  network.is_convnet = true;
+  for (const Block& block : network.blocks) {
+    network.is_convnet = network.is_convnet && is_of_convnet(block, first);
+  }
+  network.width = last.shape.channels;
+  network.norm = last.norm;
   network.feature_pixels = size * size;
-  network.features = width * network.feature_pixels;
+  network.features = network.width * network.feature_pixels;
   network.classifier_weight = slice(network.num_classes * network.features);
   network.classifier_bias = slice(network.num_classes);
   network.num_parameters = offset;
-  network.precise = description[9] == 1;
   return network;
 }
 

@@ -6,8 +6,9 @@
 
 namespace trajmatch {
 
-// `description` is ConvNet.engine_description(): in_channels, num_classes, image_size, width,
-// depth, norm, activation, pooling, padding of the first convolution, 1 for `precise` or 0.
+// `description` is what trajmatch.networks.engine_description() gives: in_channels, num_classes,
+// image_size, 1 for `precise` or 0; then of every block the channels, kernel, stride and padding of
+// its convolution, norm, activation and pooling.
 Network read_network(const Check& check, const Ints& description);
 
 }  // namespace trajmatch

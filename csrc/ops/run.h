@@ -138,31 +138,26 @@ void run(const ScatterAddRows<T>& params, const Device& device) {
               [&](int64_t b, int64_t e) { cpu::scatter_add_rows(params, b, e); });
 }
 
-// The CPU's engine has its own classifier: these come with a GPU or its emulation alone.
-#ifdef TRAJMATCH_WITH_CUDA
-#define TM_ON_CUDA_ALONE(launcher) cuda::launcher(params, device.stream());
-#else
-#define TM_ON_CUDA_ALONE(launcher) \
-  (void)params, (void)device;      \
-  throw std::logic_error("trajmatch: " #launcher " needs a build with CUDA");
-#endif
-
 template <class T>
 void run(const ClassifierForward<T>& params, const Device& device) {
-  TM_ON_CUDA_ALONE(launch_classifier_forward)
+  TM_ON_CUDA(launch_classifier_forward)
+  in_parallel(params.shape.batch, 1,
+              [&](int64_t b, int64_t e) { cpu::classifier_forward(params, b, e); });
 }
 
 template <class T>
 void run(const ClassifierInputGradient<T>& params, const Device& device) {
-  TM_ON_CUDA_ALONE(launch_classifier_input_gradient)
+  TM_ON_CUDA(launch_classifier_input_gradient)
+  in_parallel(params.shape.batch, 1,
+              [&](int64_t b, int64_t e) { cpu::classifier_input_gradient(params, b, e); });
 }
 
 template <class T>
 void run(const ClassifierWeightGradient<T>& params, const Device& device) {
-  TM_ON_CUDA_ALONE(launch_classifier_weight_gradient)
+  TM_ON_CUDA(launch_classifier_weight_gradient)
+  in_parallel(params.shape.classes, 1,
+              [&](int64_t b, int64_t e) { cpu::classifier_weight_gradient(params, b, e); });
 }
-
-#undef TM_ON_CUDA_ALONE
 
 template <class T>
 void run(const Dsa<T>& params, const Device& device) {

@@ -52,6 +52,8 @@ void on_threads(int64_t count, const cpu::ParallelBody& body) {
   });
 }
 
+bool by_layers(const Network& network, bool cuda) { return cuda || !network.is_convnet; }
+
 template <class T>
 StudentBatch<T> batch_of(const StudentProblem& problem) {
   const bool cross_entropy = problem.loss == StudentLoss::kCrossEntropy;
@@ -84,18 +86,19 @@ Tensor empty_tape(int64_t elements, const Tensor& like) {
 
 template <class T>
 Student<T>::Student(const Network& network, const Tensor& like) : network_(network) {
-  if (Device(like).is_cuda()) layers_.emplace(network, like);
+  if (by_layers(network, on_cuda(like))) layers_.emplace(network, like);
 }
 
 template <class T>
 int64_t Student<T>::tape_size(int64_t batch) const {
-  return tape_size(network_, batch, layers_.has_value());
+  return layers_ ? LayerStudent<T>::tape_size(network_, batch)
+                 : cpu::student_tape_size<T>(network_, batch);
 }
 
 template <class T>
 int64_t Student<T>::tape_size(const Network& network, int64_t batch, bool cuda) {
-  return cuda ? LayerStudent<T>::tape_size(network, batch)
-              : cpu::student_tape_size<T>(network, batch);
+  return by_layers(network, cuda) ? LayerStudent<T>::tape_size(network, batch)
+                                  : cpu::student_tape_size<T>(network, batch);
 }
 
 template <class T>

@@ -1,5 +1,5 @@
-// The student engine where the tensors are: image by image through the whole network on the CPU
-// (core/student.h), layer by layer on CUDA (ops/layer_student.h).
+// The student engine where the tensors are: a ConvNet image by image through the whole network on
+// the CPU (core/student.h), on CUDA and others layer by layer (ops/layer_student.h).
 #pragma once
 
 #include <optional>

@@ -113,14 +113,14 @@ inline void copy(Tensor& to, const Tensor& from) { torch::stable::copy_(to, from
 
 inline Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
 
-// A square 3x3 or other convolution with stride 1, as PyTorch runs it.
+// A convolution of square images with square kernels, as PyTorch runs it.
 inline Tensor convolution(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                          int64_t padding) {
+                          int64_t stride, int64_t padding) {
   using torch::stable::detail::from;
-  const Ints ones{1, 1}, paddings{padding, padding}, none{0, 0};
-  std::array<StableIValue, 9> stack{from(input),     from(weight),        from(bias),
-                                    from(ref(ones)), from(ref(paddings)), from(ref(ones)),
-                                    from(false),     from(ref(none)),     from(int64_t{1})};
+  const Ints strides{stride, stride}, paddings{padding, padding}, ones{1, 1}, none{0, 0};
+  std::array<StableIValue, 9> stack{from(input),        from(weight),        from(bias),
+                                    from(ref(strides)), from(ref(paddings)), from(ref(ones)),
+                                    from(false),        from(ref(none)),     from(int64_t{1})};
   call_torch("aten::convolution", "", stack);
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
@@ -132,19 +132,20 @@ struct ConvolutionMask {
 
 inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad_output,
                                                                const Tensor& input,
-                                                               const Tensor& weight,
+                                                               const Tensor& weight, int64_t stride,
                                                                int64_t padding,
                                                                ConvolutionMask wanted) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
-  const Ints ones{1, 1}, paddings{padding, padding}, none{0, 0}, bias_sizes{weight.size(0)};
+  const Ints strides{stride, stride}, paddings{padding, padding}, ones{1, 1}, none{0, 0},
+      bias_sizes{weight.size(0)};
   const std::optional<IntHeaderOnlyArrayRef> bias(ref(bias_sizes));
   const bool mask[3] = {wanted.input, wanted.weight, wanted.bias};
   std::array<StableIValue, 11> stack{from(grad_output),
                                      from(input),
                                      from(weight),
                                      from(bias),
-                                     from(ref(ones)),
+                                     from(ref(strides)),
                                      from(ref(paddings)),
                                      from(ref(ones)),
                                      from(false),

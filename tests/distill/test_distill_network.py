@@ -1,4 +1,4 @@
-"""Students that the engine does not run."""
+"""Students other than the ConvNet of the papers."""
 
 import pytest
 import torch
@@ -23,12 +23,16 @@ def make_store(data: str, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "network", [{"norm": "batch", "width": 4, "depth": 1}, {"network": "mlp:width=4"}]
+    ("network", "runs_by"),
+    [
+        ({"norm": "batch", "width": 4, "depth": 1}, "autograd"),
+        ({"network": "mlp:width=4"}, "engine"),
+    ],
 )
-def test_distils(configure, make_store, network: dict) -> None:
+def test_distils(configure, make_store, network: dict, runs_by: str) -> None:
     config = configure(experts=make_store(**network), iterations=2, lr_init=1e-3)
     problem = prepare(config)
-    assert ops.engine_for(problem.model) == "autograd"
+    assert ops.engine_for(problem.model) == runs_by
     before = {name: each.clone() for name, each in problem.model.state_dict().items()}
     first = problem.initial_set().images
     result = distill(config)

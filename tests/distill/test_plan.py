@@ -77,10 +77,10 @@ def test_other_errors_stay_what_they_are(configure, monkeypatch: pytest.MonkeyPa
         distill(configure())
 
 
-def test_outside_of_the_engine_batches_are_halved(configure, make_store) -> None:
-    problem = prepare(
-        configure(experts=make_store("mlp", network="mlp", width=128, depth=3), batch_syn=None)
-    )
+@pytest.mark.parametrize("network", ["mlp", "resnet18:width=4"])
+def test_where_images_go_together_batches_are_halved(configure, make_store, network: str) -> None:
+    store = make_store("other", network=network, width=128, depth=3)
+    problem = prepare(configure(experts=store, batch_syn=None))
     plans = [planned(problem)]
     while (plan := leaner(problem, plans[-1], images=6)) is not None:
         plans.append(plan)

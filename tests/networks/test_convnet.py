@@ -39,7 +39,7 @@ def test_spec_builds_the_same_network(norm: str, pooling: str) -> None:
     model = ConvNet(3, 5, 9, 8, 2, norm, "leaky_relu", pooling)
     twin = networks.build(model.spec())
     assert isinstance(twin, ConvNet)
-    assert twin.engine_description() == model.engine_description()
+    assert networks.engine_description(twin) == networks.engine_description(model)
     networks.load_flat_parameters(twin, networks.flat_parameters(model))
     images = torch.randn(2, 3, 9, 9)
     assert torch.equal(twin(images), model(images))

@@ -62,7 +62,7 @@ def calls(steps, labels, turn, momentum, tape_bytes, augmented):
     operator = torch.ops.trajmatch.student_unroll
     before = allocations()
     end, *_ = operator(
-        theta, images, labels, lr, batches, sizes, [steps], model.engine_description(False),
+        theta, images, labels, lr, batches, sizes, [steps], networks.engine_description(model),
         momentum, 1.0, True, tape_bytes, drawn, True,
     )
     between = allocations()

@@ -124,7 +124,7 @@ def test_every_image_is_of_one_process() -> None:
     batch = torch.tensor([4, 0, 6, 2, 5])
 
     def part(shards: Member) -> None:
-        student = EngineStudent(convnet(), 1.0, False)
+        student = EngineStudent(networks.engine_description(convnet()), 1.0)
         loop = ShardedLoop(shards, student, [batch], [1], 0.0, None, True)
         (seen[shards.rank],) = loop.batches
 

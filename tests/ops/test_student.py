@@ -44,14 +44,10 @@ def convnet(**choices: str) -> ConvNet:
     return ConvNet(3, 4, 6, width=8, depth=2, **choices)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("loss", ["cross_entropy", "sum_logits"])
-def test_engine_matches_the_reference(
-    device: torch.device, assert_close_as_vectors: Check, norm: str, soft: bool, loss: str
+def check_derivatives(
+    model: nn.Module, given: dict[str, Tensor], loss: str, assert_close_as_vectors: Check
 ) -> None:
-    model = convnet(norm=norm, activation="sigmoid")
-    given = problem(model, soft, device)
+    """The gradient and its derivatives along parameters, images and both are the reference's."""
     value, grad = ops.gradient(model, **given, loss=loss)
     assert_close_as_vectors([value, grad], reference.gradient(model, **given, loss=loss), 1e-9)
     tangent, image_tangent = torch.randn_like(grad), torch.randn_like(given["images"])
@@ -63,12 +59,23 @@ def test_engine_matches_the_reference(
         got = ops.gradient_jvp(model, **given, **directions, loss=loss)
         wanted = reference.gradient_jvp(model, **given, **directions, loss=loss)
         assert (got.grad_labels is None) == (wanted.grad_labels is None)
+        soft = given["labels"].is_floating_point()
         assert (got.grad_labels is not None) == (soft and loss == "cross_entropy")
         assert_close_as_vectors(
             [each for each in got if each is not None],
             [each for each in wanted if each is not None],
             1e-9,
         )
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("loss", ["cross_entropy", "sum_logits"])
+def test_engine_matches_the_reference(
+    device: torch.device, assert_close_as_vectors: Check, norm: str, soft: bool, loss: str
+) -> None:
+    model = convnet(norm=norm, activation="sigmoid")
+    check_derivatives(model, problem(model, soft, device), loss, assert_close_as_vectors)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 5])
@@ -134,7 +141,7 @@ def test_engine_operators_pass_gradcheck(device: torch.device) -> None:
 
     def all_gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
         return torch.ops.trajmatch.student_gradient(
-            *inputs, model.engine_description(), 0, 1.5, True
+            *inputs, networks.engine_description(model), 0, 1.5, True
         )
 
     assert torch.autograd.gradcheck(all_gradients, (theta, images, labels))
@@ -147,7 +154,7 @@ def test_opcheck(device: torch.device, soft: bool, grad: bool) -> None:
     given = [each for each in problem(model, soft, device).values()]
     for each in given:
         each.requires_grad_(grad and each.is_floating_point())
-    network = model.engine_description()
+    network = networks.engine_description(model)
     for inputs in (False, True):
         torch.library.opcheck(
             torch.ops.trajmatch.student_gradient.default, (*given, network, 0, 1.0, inputs)
@@ -173,6 +180,51 @@ def test_compiles_as_one_graph(device: torch.device) -> None:
     compiled = torch.compile(two_steps, fullgraph=True, backend="aot_eager")
     got = torch.autograd.grad(compiled(*inputs), inputs)
     torch.testing.assert_close(got, torch.autograd.grad(two_steps(*inputs), inputs))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "sum_logits"])
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("alexnet:width=4", 16), ("vgg11:layer,width=4", 32), ("lenet", 64), ("mlp:width=5", 6)],
+)
+def test_sequential_networks_match_the_reference(
+    device: torch.device, assert_close_as_vectors: Check, text: str, size: int, loss: str
+) -> None:
+    model = networks.build(networks.specify(text, 3, 4, size))
+    assert ops.engine_for(model) == "engine"
+    given = problem(model, True, device)
+    given["images"] = torch.randn(5, 3, size, size, dtype=torch.float64, device=device)
+    check_derivatives(model, given, loss, assert_close_as_vectors)
+    single = {name: each.float() for name, each in given.items()}
+    assert_close_as_vectors(
+        ops.gradient(model, **single, loss=loss), ops.gradient(model, **given, loss=loss), 1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({0: 0}, "be what engine_description"),
+        ({3: 2}, "be what engine_description"),
+        ({4: 1 << 40}, "be what engine_description"),
+        ({8: 2, 4: 6}, "be what engine_description"),  # group norm of six channels
+        ({10: 3}, "be what engine_description"),
+        ({2: 2, 7: 0}, "have no kernel larger than its input"),
+        ({5: 6, 7: 0}, "leave at least one pixel after every pooling"),
+    ],
+)
+def test_descriptions_of_no_network(
+    device: torch.device, change: dict[int, int], match: str
+) -> None:
+    model = ConvNet(3, 4, 6, width=8, depth=1)
+    given = problem(model, False, device)
+    description = networks.engine_description(model)
+    assert description is not None and len(description) == 11
+    for place, number in change.items():
+        description[place] = number
+    for wrong in (description, description[:-1], []):
+        with pytest.raises(ValueError, match=match if wrong is description else "be what"):
+            torch.ops.trajmatch.student_gradient(*given.values(), wrong, 0, 1.0, False)
 
 
 def test_other_modules_run_on_autograd(
@@ -267,7 +319,7 @@ def test_errors_say_what_came(device: torch.device) -> None:
             theta,
             None,
             None,
-            model.engine_description(),
+            networks.engine_description(model),
             0,
             1.0,
         )[0].backward()

@@ -270,7 +270,7 @@ def test_opcheck(device: torch.device, grad: bool) -> None:
     leaves = list(set_of(model, 3, 8, True, device).values())
     leaves = [each.detach().requires_grad_(grad) for each in leaves]
     flat = torch.tensor([0, 1, 2, 3, 4], device=device)
-    choices = ([2, 3], [2, 1], model.engine_description(), 0.5, 0.9)
+    choices = ([2, 3], [2, 1], networks.engine_description(model), 0.5, 0.9)
     op = torch.ops.trajmatch
     augmentation = ops.dsa_parameters.rotate(torch.linspace(-0.2, 0.2, 5)).to(device)
     kept = (True, 1 << 20)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trajmatch import networks, ops
+from trajmatch.networks.convnet import NORMS
 
 Check = Callable[..., None]
 EXACT = 1e-9
@@ -68,9 +69,7 @@ def unrolled(model: nn.Module, leaves: dict[str, Tensor], batches: list[Tensor])
         ("resnet18:width=4", 16, True),
         ("resnet18_ap:layer,width=4", 16, True),
         ("vgg11:batch,width=4", 32, True),
-        ("alexnet:width=4", 16, True),
-        ("lenet", 20, True),
-        ("mlp:width=5", 6, True),
+        ("vgg11:width=4", 64, True),
     ],
 )
 def test_networks_outside_the_engine_are_exact(
@@ -78,13 +77,45 @@ def test_networks_outside_the_engine_are_exact(
 ) -> None:
     model = network(text, size, device)
     assert ops.engine_for(model) == "autograd"
+    check_exact(model, size, training, assert_close_as_vectors)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("alexnet:width=4", 16),
+        ("alexnet:width=4", 28),  # padded
+        ("alexnet:width=4", 64),  # with a stride
+        ("lenet", 20),
+        ("lenet", 28),
+        ("lenet", 64),
+        ("mlp:width=5", 6),
+        ("mlp:width=5", 64),  # one hidden layer
+        *((f"vgg11:{norm},width=4", 32) for norm in NORMS),
+        ("vgg11:width=4", 28),
+    ],
+)
+@pytest.mark.parametrize("tape_bytes", [0, 1 << 30])
+def test_sequential_networks_on_the_engine_are_exact(
+    device: torch.device, assert_close_as_vectors: Check, text: str, size: int, tape_bytes: int
+) -> None:
+    model = network(text, size, device)
+    assert ops.engine_for(model) == "engine"
+    assert ops.tape_bytes(model, [3, 4, 3], torch.float64, device=device) > 0
+    check_exact(model, size, True, assert_close_as_vectors, tape_bytes=tape_bytes)
+
+
+def check_exact(
+    model: nn.Module, size: int, training: bool, assert_close_as_vectors: Check, **choices: int
+) -> None:
+    device = next(model.parameters()).device
     model(torch.randn(4, 3, size, size, dtype=torch.float64, device=device))  # running statistics
     model.train(training)
     before = {name: each.clone() for name, each in model.state_dict().items()}
     leaves, batches = leaves_of(model, size, device), steps(device)
     results = []
     for theta in (
-        ops.unroll(model, **leaves, batches=batches, momentum=MOMENTUM),
+        ops.unroll(model, **leaves, batches=batches, momentum=MOMENTUM, **choices),
         unrolled(model, leaves, batches),
     ):
         weights = torch.linspace(-1, 1, theta.numel(), dtype=theta.dtype, device=device)

@@ -127,7 +127,7 @@ def step_in_float32(ranks: Ranks) -> dict[str, float]:
     theta = networks.flat_parameters(model)
     images, labels = with_margin(model, 10, 2e-4), torch.arange(10) % 4
     direction = torch.randn_like(theta)
-    student = EngineStudent(model, 1.0, False)
+    student = EngineStudent(networks.engine_description(model), 1.0)
     loop = ShardedLoop(ranks, student, [torch.arange(10)], [1], 0.0, None, True)
     (mine,) = loop.batches
     gradient = loop.gradient(0, theta, images[mine], labels[mine])

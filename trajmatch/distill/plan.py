@@ -26,6 +26,7 @@ from trajmatch.distill.outer import Match, OuterGradient, StudentSteps, outer_gr
 from trajmatch.distill.problem import Problem
 from trajmatch.errors import UserError
 from trajmatch.memory import free_bytes, peak_bytes, reset_peak, used_bytes
+from trajmatch.networks import ConvNet
 from trajmatch.networks.independence import treats_images_alone
 from trajmatch.random import generator
 
@@ -172,13 +173,13 @@ def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
 
     Returns:
         It without kept activations, or else with half of the images at a time; None where neither
-        helps: on the CPU engine, which takes a few at a time anyway, where the network treats
-        images together, and where it is one.
+        helps: of a ConvNet on the CPU engine, which takes a few at a time anyway, where the network
+        treats images together, and where it is one.
     """
     if plan.tape_bytes:
         return replace(plan, tape_bytes=0)
     engine = ops.engine_for(problem.model) == "engine"
-    if problem.device.type == "cpu" and engine:
+    if problem.device.type == "cpu" and engine and isinstance(problem.model, ConvNet):
         return None
     batch = min(problem.config.batch_syn or images, images)
     now = min(plan.micro_batch or batch, batch)

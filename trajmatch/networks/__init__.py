@@ -9,6 +9,7 @@ from trajmatch.networks.differentiable import (
     check_twice_differentiable,
     examine,
 )
+from trajmatch.networks.engine import engine_description
 from trajmatch.networks.external import External, is_external, is_user_function
 from trajmatch.networks.flat import (
     call_flat,
@@ -38,6 +39,7 @@ __all__ = [
     "check_runs",
     "check_student",
     "check_twice_differentiable",
+    "engine_description",
     "examine",
     "flat_buffers",
     "flat_parameters",

@@ -140,25 +140,6 @@ class ConvNet(nn.Module):
             "pooling": self.pooling,
         }
 
-    def engine_description(self, precise: bool = False) -> list[int]:
-        """The network as plain integers, in the order that ``csrc/ops/network.h`` reads.
-
-        Args:
-            precise: Whether the engine is to do without transforms that cost accuracy.
-        """
-        return [
-            self.in_channels,
-            self.num_classes,
-            self.image_size,
-            self.width,
-            self.depth,
-            NORMS.index(self.norm),
-            ACTIVATIONS.index(self.activation),
-            POOLINGS.index(self.pooling),
-            first_padding(self.image_size),
-            int(precise),
-        ]
-
 
 def _activation(activation: str) -> list[nn.Module]:
     if activation == "relu":

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from trajmatch import reference
-from trajmatch.networks.convnet import ConvNet
 from trajmatch.networks.randomness import refuse_randomness
 from trajmatch.ops.student import autograd_gradient
 
@@ -46,11 +45,10 @@ class Student(Protocol):
 
 
 class EngineStudent:
-    """One step of a ConvNet on the engine."""
+    """One step on the engine."""
 
-    def __init__(self, model: nn.Module, loss_scale: float, precise: bool) -> None:
-        assert isinstance(model, ConvNet)
-        self.network, self.scale = model.engine_description(precise), loss_scale
+    def __init__(self, network: list[int], loss_scale: float) -> None:
+        self.network, self.scale = network, loss_scale
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient in the parameters. ``[P]``."""

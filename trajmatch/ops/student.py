@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trajmatch import reference
 from trajmatch._extension import _C
-from trajmatch.networks.convnet import NORMS, ConvNet
+from trajmatch.networks.engine import engine_description
 from trajmatch.ops._registration import forbid_autograd
 from trajmatch.reference import GradientJvp
 
@@ -20,11 +20,11 @@ LOSSES = ("cross_entropy", "sum_logits")
 def engine_for(model: nn.Module) -> str:
     """Which path runs this model: ``"engine"`` (C++ and CUDA) or ``"autograd"`` (PyTorch).
 
-    The engine knows :class:`trajmatch.networks.ConvNet` without batch norm. Every other module,
-    subclasses of it among them, runs eagerly on autograd: exact as well, one step's graph at a
-    time.
+    The engine knows :class:`trajmatch.networks.ConvNet`, ``AlexNet``, ``VGG11`` (below 64 pixels),
+    ``LeNet`` and ``MLP`` without batch norm. Every other module, subclasses of these among them,
+    runs eagerly on autograd: exact as well, one step's graph at a time.
     """
-    return "engine" if type(model) is ConvNet and model.norm in NORMS else "autograd"
+    return "autograd" if engine_description(model) is None else "engine"
 
 
 def gradient(
@@ -227,8 +227,9 @@ def _labels(images: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def _describe(model: nn.Module, precise: bool) -> list[int]:
-    assert isinstance(model, ConvNet)
-    return model.engine_description(precise)
+    network = engine_description(model, precise)
+    assert network is not None
+    return network
 
 
 def _soft(labels: Tensor, loss: int) -> bool:

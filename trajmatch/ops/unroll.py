@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trajmatch._extension import _C
-from trajmatch.networks.convnet import ConvNet
+from trajmatch.networks.engine import engine_description
 from trajmatch.networks.flat import num_parameters
 from trajmatch.networks.independence import treats_images_alone
 from trajmatch.ops._registration import forbid_autograd
@@ -115,12 +115,12 @@ def unroll(
         )
     flat, sizes = _flatten(batches, theta0)
     parted = micro_batch is not None and max(sizes, default=0) > micro_batch
-    engine = engine_for(model) == "engine"
+    network = engine_description(model, precise)
     counts = [len(sizes)] if steps is None else [int(count) for count in steps]
     lr = as_scalar(lr, theta0)
     shared = shards is not None and shards.size > 1
-    if engine and not (parted or shared) and (augment is None or isinstance(augment, DsaReplay)):
-        assert isinstance(model, ConvNet)
+    whole = network is not None and not (parted or shared)
+    if whole and (augment is None or isinstance(augment, DsaReplay)):
         keep = torch.is_grad_enabled() and any(
             each.requires_grad for each in (theta0, images, labels, lr)
         )
@@ -132,7 +132,7 @@ def unroll(
             flat,
             sizes,
             counts,
-            model.engine_description(precise),
+            network,
             momentum,
             loss_scale,
             keep,
@@ -144,9 +144,9 @@ def unroll(
         _check(model, theta0, images, labels, lr, flat, counts, len(sizes))
         _check_parts(model, theta0, images, parted, shared)
         student: Student = (
-            EngineStudent(model, loss_scale, precise)
-            if engine
-            else AutogradStudent(model, loss_scale)
+            AutogradStudent(model, loss_scale)
+            if network is None
+            else EngineStudent(network, loss_scale)
         )
         if parted:
             assert micro_batch is not None
@@ -194,10 +194,10 @@ def tape_bytes(
         What ``tape_bytes`` of :func:`unroll` must be for every step's activations to be kept; 0 for
         a module that does not run on the engine, of which none are.
     """
-    if not isinstance(model, ConvNet) or engine_for(model) != "engine":
+    network = engine_description(model, precise)
+    if network is None:
         return 0
-    double = dtype == torch.float64
-    network, cuda = model.engine_description(precise), torch.device(device).type == "cuda"
+    double, cuda = dtype == torch.float64, torch.device(device).type == "cuda"
     elements = _C.tape_elements(network, list(batch_sizes), 2**62, double, cuda)
     return elements * (8 if double else 4)
 

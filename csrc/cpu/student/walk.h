@@ -88,7 +88,7 @@ class Walk {
                 [&](int64_t item) { pack_layer(layer, flat + block.weight.offset, to, item); });
       if (l % shares != share) continue;
       const int64_t pixels = block.shape.elementwise ? layer.size * layer.size : 1;
-      if (network_.bias_is_inert()) {
+      if (block.bias_is_inert()) {
         std::fill_n(to.bias, layer.width, T(0));
       } else {
         to_blocks(flat + block.bias.offset, layer.channels, 1, layer.width, to.bias);
@@ -216,7 +216,7 @@ class Walk {
     p.grad_y = b.y + plane;
     p.grad_weight = sums.norm_weight;
     p.grad_bias = sums.norm_bias;
-    p.grad_conv_bias = network_.bias_is_inert() ? nullptr : sums.bias;
+    p.grad_conv_bias = layer.block->bias_is_inert() ? nullptr : sums.bias;
     if (call_.tangent) {
       const bool moves = call_.theta_tangent != nullptr;
       p.weight_tangent = moves ? group.part->theta_tangent->layers[l].norm_weight : buffers_->zeros;

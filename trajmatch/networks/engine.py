@@ -1,0 +1,77 @@
+"""What the engine is told of a network that it runs: its blocks, as plain integers."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from trajmatch.networks.alexnet import AlexNet
+from trajmatch.networks.convnet import ACTIVATIONS, NORMS, POOLINGS, ConvNet
+from trajmatch.networks.layers import convolved
+from trajmatch.networks.lenet import LeNet
+from trajmatch.networks.mlp import MLP
+from trajmatch.networks.vgg import VGG11
+
+_SEQUENTIAL = (ConvNet, AlexNet, VGG11, LeNet, MLP)
+_ACTIVATIONS = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu", nn.Sigmoid: "sigmoid"}
+_POOLINGS = {nn.AvgPool2d: "average", nn.MaxPool2d: "max"}
+# Places in a block, after channels, kernel, stride and padding of its convolution.
+_NORM, _ACTIVATION, _POOLING = 4, 5, 6
+
+
+def engine_description(model: nn.Module, precise: bool = False) -> list[int] | None:
+    """The network in the order that ``csrc/ops/network.h`` reads.
+
+    The engine runs blocks of convolution, norm, activation and 2x2 pooling, one after the other,
+    and a linear layer at the end. A linear layer before that is a convolution whose kernel is as
+    large as its input.
+
+    Args:
+        model: Any module.
+        precise: Whether the engine is to do without transforms that cost accuracy.
+
+    Returns:
+        ``in_channels, num_classes, image_size, precise``, then of every block ``channels, kernel,
+        stride, padding, norm, activation, pooling``. None for what the engine does not run: another
+        class than the package's own networks, a residual network, one with batch norm, or with two
+        poolings in a row (VGG11 from 64 pixels on).
+    """
+    if type(model) not in _SEQUENTIAL:
+        return None
+    spec = model.spec()  # type: ignore[operator]
+    size = spec["image_size"]
+    description = [spec["in_channels"], spec["num_classes"], size, int(precise)]
+    blocks: list[list[int]] = []
+    layers = [module for module in model.modules() if next(module.children(), None) is None]
+    for layer in layers[:-1]:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            blocks.append(_convolution(layer, size))
+            size = convolved(size, *(blocks[-1][place] for place in (1, 3, 2)))
+            continue
+        place, number = _what_follows(layer)
+        if number is None or blocks[-1][place]:
+            return None
+        blocks[-1][place] = number
+        if place == _POOLING:
+            size //= 2
+    return description + [number for block in blocks for number in block]
+
+
+def _convolution(layer: nn.Conv2d | nn.Linear, size: int) -> list[int]:
+    """A block of a convolution or linear layer alone; ``size`` is the side of its input."""
+    if isinstance(layer, nn.Linear):
+        return [layer.out_features, size, 1, 0, 0, 0, 0]
+    padding = layer.padding[0]
+    assert isinstance(padding, int)
+    return [layer.out_channels, layer.kernel_size[0], layer.stride[0], padding, 0, 0, 0]
+
+
+def _what_follows(layer: nn.Module) -> tuple[int, int | None]:
+    """A layer's place in its block, and its number there; None where the engine has none."""
+    if type(layer) in _ACTIVATIONS:
+        return _ACTIVATION, ACTIVATIONS.index(_ACTIVATIONS[type(layer)])
+    if type(layer) in _POOLINGS:
+        return _POOLING, POOLINGS.index(_POOLINGS[type(layer)])
+    if isinstance(layer, nn.GroupNorm):
+        norm = "instance" if layer.num_groups == layer.num_channels else "group"
+        return _NORM, NORMS.index(norm)
+    return _NORM, NORMS.index("layer") if isinstance(layer, nn.LayerNorm) else None
