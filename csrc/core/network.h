@@ -18,7 +18,7 @@ struct Slice {
 };
 
 // One block: convolution, norm, activation, pooling. A linear layer is a convolution whose kernel
-// is as large as its input.
+// is as large as its input; a kernel of 0 is no convolution.
 struct Block {
   int64_t in_channels, in_size;  // input [B, in_channels, in_size, in_size]
   int64_t kernel, stride, padding;
@@ -29,6 +29,7 @@ struct Block {
 
   // A bias before an instance norm moves nothing: its gradient is exactly zero.
   bool bias_is_inert() const { return norm == Norm::kInstance; }
+  bool convolves() const { return kernel > 0; }
   bool is_linear() const { return kernel == in_size && padding == 0; }
 
   NormActPoolShape shape_of(int64_t batch) const {

@@ -25,6 +25,7 @@ Convolution::Convolution(const Network& network, size_t index, Workspace& worksp
 
 Tensor Convolution::forward(const Tensor& x, const Tensor& weight,
                             const OptionalTensor& bias) const {
+  if (!block_.convolves()) return x;
   if (block_.is_linear()) {
     return as_images(linear(as_rows(x), as_rows(weight), bias), block_.shape.channels, 1);
   }
@@ -34,6 +35,7 @@ Tensor Convolution::forward(const Tensor& x, const Tensor& weight,
 Tensor Convolution::tangent(const Tensor& x, const OptionalTensor& x_tangent, const Tensor& weight,
                             const OptionalTensor& weight_tangent,
                             const OptionalTensor& bias_tangent) const {
+  if (!block_.convolves()) return *x_tangent;
   if (!weight_tangent) return forward(*x_tangent, weight, std::nullopt);
   const Tensor through_weight = forward(x, *weight_tangent, bias_tangent);
   return x_tangent ? add(through_weight, forward(*x_tangent, weight, std::nullopt))
@@ -53,6 +55,7 @@ Tensor Convolution::one_input_gradient(const ConvolutionPair& pair) const {
 }
 
 Tensor Convolution::input_gradient(const ConvolutionPairs& pairs) const {
+  if (!block_.convolves()) return pairs[0].grad_y;
   const Tensor first = one_input_gradient(pairs[0]);
   return as_channels_last(pairs.size() == 2 ? add(first, one_input_gradient(pairs[1])) : first);
 }
@@ -68,12 +71,14 @@ Tensor Convolution::one_weight_gradient(const ConvolutionPair& pair,
 }
 
 void Convolution::weight_gradient(const ConvolutionPairs& pairs, const Tensor& grad_weight) const {
+  if (!block_.convolves()) return;
   const Tensor first = one_weight_gradient(pairs[0], grad_weight);
   Tensor to = grad_weight;
   copy(to, pairs.size() == 2 ? add(first, one_weight_gradient(pairs[1], grad_weight)) : first);
 }
 
 void Convolution::bias_gradient(const Tensor& grad_y, const Tensor& grad_bias) const {
+  if (!block_.convolves()) return;
   Tensor to = grad_bias;
   if (block_.bias_is_inert()) {
     torch::stable::zero_(to);

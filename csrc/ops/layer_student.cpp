@@ -68,7 +68,7 @@ Tensor LayerStudent<T>::conv_weight(const Tensor& theta, const char* name, size_
 template <class T>
 OptionalTensor LayerStudent<T>::conv_bias(const Tensor& theta, size_t index) const {
   const Block& block = network_.blocks[index];
-  if (block.bias_is_inert()) return std::nullopt;
+  if (block.bias_is_inert() || !block.convolves()) return std::nullopt;
   return vector_view(theta, block.bias.offset, block.bias.size);
 }
 

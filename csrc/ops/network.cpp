@@ -24,13 +24,14 @@ int64_t norm_groups(Norm norm, int64_t channels) {
 
 bool within(int64_t value, int64_t least, int64_t most) { return value >= least && value <= most; }
 
-// The seven integers of a block, which may be anything.
-bool is_block(const int64_t* block) {
-  bool valid = within(block[3], 0, kLargest);
-  for (int i = 0; i < 3; ++i) valid = valid && within(block[i], 1, kLargest);
-  for (int i = 4; i < 6; ++i) valid = valid && within(block[i], 0, 3);
-  valid = valid && within(block[6], 0, 2);
-  return valid && (static_cast<Norm>(block[4]) != Norm::kGroup || block[0] % kGroupNormGroups == 0);
+// The seven integers of a block of so many input channels, which may be anything.
+bool is_block(const int64_t* block, int64_t in_channels) {
+  const bool valid = within(block[0], 1, kLargest) && within(block[1], 0, kLargest) &&
+                     within(block[2], 1, kLargest) && within(block[3], 0, kLargest) &&
+                     within(block[4], 0, 3) && within(block[5], 0, 3) && within(block[6], 0, 2);
+  const bool plain = block[0] == in_channels && block[2] == 1 && block[3] == 0;
+  return valid && (block[1] > 0 || plain) &&
+         (static_cast<Norm>(block[4]) != Norm::kGroup || block[0] % kGroupNormGroups == 0);
 }
 
 bool is_of_convnet(const Block& block, const Block& first) {
@@ -48,7 +49,10 @@ Network read_network(const Check& check, const Ints& description) {
   bool valid = count >= kHeader + kBlock && (count - kHeader) % kBlock == 0;
   for (size_t i = 0; valid && i < kHeader - 1; ++i) valid = within(description[i], 1, kLargest);
   valid = valid && within(description[kHeader - 1], 0, 1);
-  for (size_t i = kHeader; valid && i < count; i += kBlock) valid = is_block(&description[i]);
+  valid = valid && description[kHeader + 1] > 0;  // the first block has a convolution
+  for (size_t i = kHeader; valid && i < count; i += kBlock) {
+    valid = is_block(&description[i], description[i == kHeader ? 0 : i - kBlock]);
+  }
   check.that(valid, "network", "be what engine_description() gives", text(description));
   Network network;
   network.in_channels = description[0];
@@ -75,7 +79,7 @@ Network read_network(const Check& check, const Ints& description) {
     block.norm = static_cast<Norm>(numbers[4]);
     const int64_t room = size + 2 * block.padding - block.kernel;
     check.that(room >= 0, "network", "have no kernel larger than its input", text(description));
-    size = room / block.stride + 1;
+    if (block.convolves()) size = room / block.stride + 1;
     block.shape = {0,
                    size,
                    size,
@@ -86,7 +90,7 @@ Network read_network(const Check& check, const Ints& description) {
                    static_cast<Pooling>(numbers[6]),
                    kNormEps};
     block.weight = slice(channels * block.in_channels * block.kernel * block.kernel);
-    block.bias = slice(channels);
+    block.bias = slice(block.convolves() ? channels : 0);
     if (block.norm != Norm::kNone) {
       block.norm_weight = slice(block.shape.affine_size());
       block.norm_bias = slice(block.shape.affine_size());

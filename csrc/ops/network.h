@@ -8,7 +8,7 @@ namespace trajmatch {
 
 // `description` is what trajmatch.networks.engine_description() gives: in_channels, num_classes,
 // image_size, 1 for `precise` or 0; then of every block the channels, kernel, stride and padding of
-// its convolution, norm, activation and pooling.
+// its convolution (a kernel of 0: none), norm, activation and pooling.
 Network read_network(const Check& check, const Ints& description);
 
 }  // namespace trajmatch

@@ -209,6 +209,7 @@ def test_sequential_networks_match_the_reference(
         ({4: 1 << 40}, "be what engine_description"),
         ({8: 2, 4: 6}, "be what engine_description"),  # group norm of six channels
         ({10: 3}, "be what engine_description"),
+        ({5: 0, 4: 3, 7: 0}, "be what engine_description"),  # begins without a convolution
         ({2: 2, 7: 0}, "have no kernel larger than its input"),
         ({5: 6, 7: 0}, "leave at least one pixel after every pooling"),
     ],

@@ -23,7 +23,7 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
 
     The engine runs blocks of convolution, norm, activation and 2x2 pooling, one after the other,
     and a linear layer at the end. A linear layer before that is a convolution whose kernel is as
-    large as its input.
+    large as its input; a block without convolution has a kernel of 0.
 
     Args:
         model: Any module.
@@ -32,8 +32,7 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
     Returns:
         ``in_channels, num_classes, image_size, precise``, then of every block ``channels, kernel,
         stride, padding, norm, activation, pooling``. None for what the engine does not run: another
-        class than the package's own networks, a residual network, one with batch norm, or with two
-        poolings in a row (VGG11 from 64 pixels on).
+        class than the package's own networks, a residual network, or one with batch norm.
     """
     if type(model) not in _SEQUENTIAL:
         return None
@@ -48,8 +47,10 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
             size = convolved(size, *(blocks[-1][place] for place in (1, 3, 2)))
             continue
         place, number = _what_follows(layer)
-        if number is None or blocks[-1][place]:
+        if number is None:
             return None
+        if blocks[-1][place]:  # a pooling of what is pooled already
+            blocks.append([blocks[-1][0], 0, 1, 0, 0, 0, 0])
         blocks[-1][place] = number
         if place == _POOLING:
             size //= 2

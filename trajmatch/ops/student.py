@@ -20,9 +20,9 @@ LOSSES = ("cross_entropy", "sum_logits")
 def engine_for(model: nn.Module) -> str:
     """Which path runs this model: ``"engine"`` (C++ and CUDA) or ``"autograd"`` (PyTorch).
 
-    The engine knows :class:`trajmatch.networks.ConvNet`, ``AlexNet``, ``VGG11`` (below 64 pixels),
-    ``LeNet`` and ``MLP`` without batch norm. Every other module, subclasses of these among them,
-    runs eagerly on autograd: exact as well, one step's graph at a time.
+    The engine knows :class:`trajmatch.networks.ConvNet`, ``AlexNet``, ``VGG11``, ``LeNet`` and
+    ``MLP`` without batch norm. Every other module, subclasses of these among them, runs eagerly on
+    autograd: exact as well, one step's graph at a time.
     """
     return "autograd" if engine_description(model) is None else "engine"
 
