@@ -441,8 +441,8 @@ def test_a_compiler_that_does_not_exist_is_named():
 
 def test_the_tested_releases_cover_every_dependency():
     pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(), re.M))
-    # Stand-ins take the place of what the last three bring.
-    left_out = [f"extra == '{extra}'" for extra in ("dev", "hf", "tensorboard", "wandb")]
+    # Stand-ins take the place of what the last two bring.
+    left_out = [f"extra == '{extra}'" for extra in ("dev", "tensorboard", "wandb")]
     required = [
         requirement
         for requirement in metadata.requires("trajmatch")

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, with a stand-in for the package ``datasets``."""
+"""Data sets of the Hugging Face hub: the package ``datasets``, and a stand-in for the hub."""
 
 import sys
 from types import ModuleType, SimpleNamespace
