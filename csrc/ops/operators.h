@@ -52,7 +52,7 @@ Tensor dsa(const Tensor& images, const Tensor& parameters);
 Tensor dsa_tangent(const Tensor& images_tangent, const Tensor& parameters);
 Tensor dsa_backward(const Tensor& grad_out, const Tensor& parameters);
 
-// The student engine. `network` is ConvNet.engine_description(), `loss` a StudentLoss.
+// The student engine. `network` is engine_description()'s, `loss` a StudentLoss.
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient(const Tensor& theta,
                                                             const Tensor& images,
                                                             const Tensor& labels,

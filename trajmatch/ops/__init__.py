@@ -2,8 +2,8 @@
 
 What takes tensors is a registered PyTorch operator (``torch.ops.trajmatch``): it runs on the CPU
 and, where built, on CUDA, in float32 and float64, under ``torch.compile`` and with fake tensors.
-What takes a model lowers to such operators for :class:`trajmatch.networks.ConvNet` and runs
-eagerly on PyTorch's autograd for every other module; :func:`engine_for` says which.
+What takes a model lowers to such operators for the papers' sequential networks and runs eagerly on
+PyTorch's autograd for every other module; :func:`engine_for` says which.
 :mod:`trajmatch.reference` has the same functions in plain PyTorch.
 """
 

@@ -54,9 +54,10 @@ def unroll(
     walks the steps backwards and recomputes one at a time, so that memory is one step's
     activations and ``N`` parameter vectors, whatever ``N`` is.
 
-    For a :class:`trajmatch.networks.ConvNet`, without ``augment`` or with DSA, the whole loop and
-    its adjoint are one operator each. With another ``augment`` the steps are operators and the loop
-    is Python; other modules run eagerly on autograd, one step's graph at a time.
+    For a network of the engine's (:func:`trajmatch.ops.engine_for`), without ``augment`` or with
+    DSA, the whole loop and its adjoint are one operator each. With another ``augment`` the steps
+    are operators and the loop is Python; other modules run eagerly on autograd, one step's graph at
+    a time.
 
     Args:
         model: The student; any twice differentiable module without randomness, in the mode
