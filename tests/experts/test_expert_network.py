@@ -110,6 +110,6 @@ def test_the_command_names_network_and_path(
     out = tmp_path / "store"
     flags = f"--data {tiny_data} --num-experts 1 --epochs 1 --workers 1 --network mlp:width=4"
     assert main(["expert", "--out", str(out), *flags.split()]) == 0
-    assert "MLP with 295 parameters, steps run by: autograd" in capsys.readouterr().out
+    assert "MLP with 295 parameters, steps run by: engine" in capsys.readouterr().out
     assert json.loads((out / "store.json").read_text())["network"]["name"] == "MLP"
     assert Store.open(out).num_experts == 1
