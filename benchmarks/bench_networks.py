@@ -2,9 +2,9 @@
 
     pytest benchmarks/bench_networks.py --benchmark-columns=min,median
 
-One unroll and its adjoint. The autograd that it is compared with is our own adjoint over PyTorch's
-graph of one step, which runs what the engine does not know: PyTorch's graph of all steps would be
-slower, and take more memory.
+An unroll with its adjoint, and a gradient alone, which is most of an expert's step. The autograd
+that it is compared with is our own adjoint over PyTorch's graph of one step, which runs what the
+engine does not know: PyTorch's graph of all steps would be slower, and take more memory.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ CASES = [
 ]
 TINY = [("mlp:width=4", 4, 2), ("alexnet:width=4", 4, 2)]
 ROUNDS = 5
+GRADIENT_BATCH, GRADIENT_ROUNDS = 256, 10
 #: Largest relative difference from float64 over one step. Over several, VGG11's instance norms of
 #: 2 x 2 pixels multiply what float32 rounds, on either path.
 TOLERANCE = 1e-2
@@ -80,6 +81,22 @@ def measured(text: str, batch: int, steps: int, device: str, rounds: int) -> dic
     return {"seconds": taken, "differences": differences, "steps": steps}
 
 
+@cache
+def measured_gradient(text: str, batch: int, device: str, rounds: int) -> dict[str, list[float]]:
+    spec = networks.specify(text, 3, 10, 32)
+    model, other = (networks.build(spec).to(device) for _ in range(2))
+    theta = networks.flat_parameters(model).detach()
+    images = torch.randn(batch, 3, 32, 32, device=device)
+    labels = torch.arange(batch, device=device) % 10
+    variants = {
+        "trajmatch": partial(ops.gradient, model, theta, images, labels),
+        "autograd": partial(ops.gradient, on_autograd(other), theta, images, labels),
+    }
+    for _ in range(2):  # the second without what a first call makes
+        alternate(variants, 1, device)
+    return alternate(variants, rounds, device)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     tiny = metafunc.config.getoption("benchmark_disable")
     metafunc.parametrize("case", TINY if tiny else CASES, ids=lambda case: case[0])
@@ -96,3 +113,12 @@ def bench_network(
         f"unroll and adjoint, {device}, {case[0]}, batch {case[1]}, N = {case[2]}",
         differences=record["differences"],
     )
+
+
+@pytest.mark.parametrize("variant", ["trajmatch", "autograd"])
+def bench_gradient(
+    replay: Callable[..., None], device: str, tiny: bool, case: tuple[str, int, int], variant: str
+) -> None:
+    text, batch = case[0], 4 if tiny else GRADIENT_BATCH
+    taken = measured_gradient(text, batch, device, 1 if tiny else GRADIENT_ROUNDS)
+    replay(taken[variant], f"gradient, {device}, {text}, batch {batch}")

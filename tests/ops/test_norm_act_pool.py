@@ -55,7 +55,7 @@ def test_value_and_both_derivatives_match_the_reference(
         torch.testing.assert_close(*results, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("isa_size", [(4, 128, 8, 8), (3, 33, 7, 9)])
+@pytest.mark.parametrize("isa_size", [(4, 128, 8, 8), (3, 33, 7, 9), (2, 23, 6, 5)])
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_float32_is_close_to_float64(
     randn: Callable[..., Tensor], isa_size: tuple[int, ...], pooling: str
