@@ -6,15 +6,15 @@ namespace trajmatch {
 
 namespace {
 
-// Images or weights in channels-last as the rows of a matrix, and back.
+// Images or weights as the rows of a matrix, in the order of parameters (C, H, W), and back.
 Tensor as_rows(const Tensor& images) {
   const int64_t rows = images.size(0), columns = images.numel() / rows;
-  return view(images, 0, {rows, columns}, {columns, 1});
+  return view(as_contiguous(images), 0, {rows, columns}, {columns, 1});
 }
 
 Tensor as_images(const Tensor& rows, int64_t channels, int64_t size) {
   const Ints sizes{rows.size(0), channels, size, size};
-  return view(as_contiguous(rows), 0, sizes, channels_last_strides(sizes));
+  return view(as_contiguous(rows), 0, sizes, contiguous_strides(sizes));
 }
 
 }  // namespace

@@ -56,10 +56,11 @@ Tensor LayerStudent<T>::conv_weight_place(const Tensor& theta, size_t index) con
   return view(theta, block.weight.offset, sizes, contiguous_strides(sizes));
 }
 
-// In channels-last, as the library would have it for each of its calls otherwise.
+// A convolution's in channels-last, as the library would have it for each of its calls otherwise.
 template <class T>
 Tensor LayerStudent<T>::conv_weight(const Tensor& theta, const char* name, size_t index) {
   const Tensor place = conv_weight_place(theta, index);
+  if (network_.blocks[index].is_linear()) return place;
   Tensor weight = workspace_.channels_last(name, index, sizes_of(place), like_);
   copy(weight, place);
   return weight;

@@ -26,8 +26,10 @@ StudentProblem student_problem(const Check& check, const Network& network, const
   if (kind == StudentLoss::kCrossEntropy) {
     check_labels(check, labels, "labels", theta, "theta", images.size(0), network.num_classes);
   }
-  return {VectorPart::whole(as_contiguous(theta)), as_channels_last(images), as_contiguous(labels),
-          kind, scale};
+  const bool linear = network.blocks.front().is_linear();
+  return {VectorPart::whole(as_contiguous(theta)),
+          linear ? as_contiguous(images) : as_channels_last(images), as_contiguous(labels), kind,
+          scale};
 }
 
 // A scalar or vector of this many elements, or an empty one that stands for "not wanted".
