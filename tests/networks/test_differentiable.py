@@ -104,10 +104,12 @@ def test_what_is_twice_differentiable_passes(layer: nn.Module) -> None:
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
 
 
-@pytest.mark.parametrize("text", ["alexnet:width=32", "vgg11:width=16", "resnet18:width=16"])
-def test_millions_of_kinks_are_no_obstacle(text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "times"), [("alexnet:width=32", 3), ("vgg11:width=16", 1), ("resnet18:width=8", 1)]
+)
+def test_millions_of_kinks_are_no_obstacle(text: str, times: int) -> None:
     # Small numbers, equal numbers in a pooling window, and inputs of a ReLU that change sign.
-    for _ in range(3):
+    for _ in range(times):
         model = networks.build(networks.specify(text, 3, 10, 32))
         assert not any(layer.obstacle for layer in networks.examine(model, (3, 32, 32)))
 
