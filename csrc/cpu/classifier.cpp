@@ -15,8 +15,9 @@ void classifier_forward(const ClassifierForward<T>& p, int64_t begin, int64_t en
         const T* const f = p.term[t].batch_side + image * s.features();
         const T* w = p.term[t].weight_side + k * s.features();
         for (int64_t c = 0; c < s.channels; ++c) {
-          for (int64_t pixel = 0; pixel < s.pixels; ++pixel)
+          for (int64_t pixel = 0; pixel < s.pixels; ++pixel) {
             sum += f[pixel * s.channels + c] * *w++;
+          }
         }
       }
       p.logits[image * s.classes + k] = static_cast<T>(sum);

@@ -148,8 +148,7 @@ struct PackOf {
 };
 
 // Calls body(PackOf<V>(), i) for all of [0, count): V is a pack of T from i on, then what is left
-// in fours, a pair and a single T. One at a time elements take twenty times as long: a choice
-// between two is a branch there.
+// in fours, a pair and a single T: of single elements a choice between two is a branch.
 template <class T, class Body>
 inline __attribute__((always_inline)) void for_packs(int64_t count, const Body& body) {
   constexpr int64_t kLanes = TM_VECTOR_BYTES / sizeof(T);

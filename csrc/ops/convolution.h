@@ -1,5 +1,5 @@
-// The convolution or linear layer of one block with the gradients and tangents that the
-// layer-by-layer walk needs: the library's, in channels-last.
+// The convolution or linear layer of one block, or neither (y = x), with the gradients and tangents
+// that the layer-by-layer walk needs: the library's, in channels-last.
 #pragma once
 
 #include <vector>
