@@ -149,7 +149,7 @@ def student(device: str, tiny: bool) -> tuple[networks.ConvNet, Tensor, Tensor, 
     width, batch, side, depth = (4, 2, 8, 1) if tiny else (32, 50, 32, 3)
     model = networks.ConvNet(3, 10, side, width=width, depth=depth).to(device)
     images = torch.randn(batch, 3, side, side, device=device)
-    theta = networks.flat_parameters(model.requires_grad_(False))
+    theta = networks.flat_parameters(model)
     return model, theta, images, torch.arange(batch, device=device) % 10
 
 

@@ -57,7 +57,7 @@ def run(config: DatmConfig) -> dict[str, Any]:
     """Runs the iterations and returns the record."""
     device = config.device
     draws = generator(0, "bench", "datm")
-    model = networks.ConvNet(3, config.classes, 32, width=config.width).requires_grad_(False)
+    model = networks.ConvNet(3, config.classes, 32, width=config.width)
     networks.initialise(model, draws)
     start = networks.flat_parameters(model).to(device)
     target = start + 0.01 * torch.randn(start.shape, generator=draws).to(device)

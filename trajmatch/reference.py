@@ -133,7 +133,8 @@ def _sample(images: Tensor, m00: Tensor, m01: Tensor, m10: Tensor, m11: Tensor) 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of ``logits [B, K]`` with indices ``[B]`` or target logits ``[B, K]``."""
     if not targets.is_floating_point():
-        return F.cross_entropy(logits, targets)
+        # No index is ignored: PyTorch would leave out labels of -100.
+        return F.cross_entropy(logits, targets, ignore_index=torch.iinfo(torch.int64).min)
     return -(F.softmax(targets, dim=1) * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 
@@ -180,6 +181,19 @@ def gradient_jvp(
     loss: str = "cross_entropy",
 ) -> GradientJvp:
     """Derivative of loss and gradients along the tangents, by two reverse passes."""
+    return gradient_and_jvp(model, theta, images, labels, tangent, image_tangent, loss)[1]
+
+
+def gradient_and_jvp(
+    model: nn.Module,
+    theta: Tensor,
+    images: Tensor,
+    labels: Tensor | None,
+    tangent: Tensor | None = None,
+    image_tangent: Tensor | None = None,
+    loss: str = "cross_entropy",
+) -> tuple[Tensor, GradientJvp]:
+    """The gradient in the parameters ``[P]``, and its derivative as of :func:`gradient_jvp`."""
     soft = labels is not None and labels.is_floating_point() and loss == "cross_entropy"
     theta = theta.detach().requires_grad_()
     images = images.detach().requires_grad_()
@@ -199,7 +213,7 @@ def gradient_jvp(
             if directional.requires_grad
             else tuple(torch.zeros_like(each) for each in inputs)
         )
-    return GradientJvp(
+    return grads[0].detach(), GradientJvp(
         directional.detach().to(theta.dtype), seconds[0], seconds[1], seconds[2] if soft else None
     )
 

@@ -182,18 +182,3 @@ def test_buffers_follow_the_parameters(device: torch.device) -> None:
     images = torch.randn(3, 3, 8, 8, dtype=torch.float64, device=device)
     _, grad = ops.gradient(model, theta, images, torch.arange(3, device=device))
     assert grad.dtype == torch.float64
-
-
-def test_randomness_is_refused(device: torch.device) -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(108, 4)).double().to(device)
-    leaves = leaves_of(model, 6, device)
-
-    def end() -> Tensor:
-        return ops.unroll(model, **leaves, batches=steps(device))
-
-    with pytest.raises(ValueError, match=r"Sequential draws random numbers \(in 1, a Dropout\)"):
-        end()
-    model.eval()
-    assert torch.equal(end(), end())
-    model.train()[1].p = 0.0
-    assert torch.equal(end(), end())

@@ -65,9 +65,7 @@ def make_problem(size: Size, device: str | torch.device = "cpu") -> Problem:
         The problem.
     """
     draws = generator(0, "bench", size.key)
-    model = ConvNet(
-        3, size.num_classes, size.image_size, width=size.width, depth=size.depth
-    ).requires_grad_(False)
+    model = ConvNet(3, size.num_classes, size.image_size, width=size.width, depth=size.depth)
     networks.initialise(model, draws)
     start = networks.flat_parameters(model)
     images = torch.randn(size.batch, 3, size.image_size, size.image_size, generator=draws)

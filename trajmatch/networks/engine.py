@@ -32,9 +32,13 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
     Returns:
         ``in_channels, num_classes, image_size, precise``, then of every block ``channels, kernel,
         stride, padding, norm, activation, pooling``. None for what the engine does not run: another
-        class than the package's own networks, a residual network, or one with batch norm.
+        class than the package's own networks, a residual network, one with batch norm, or one with
+        frozen parameters.
     """
+    model = uncompiled(model)
     if type(model) not in _SEQUENTIAL:
+        return None
+    if not all(parameter.requires_grad for parameter in model.parameters()):
         return None
     spec = model.spec()  # type: ignore[operator]
     size = spec["image_size"]
@@ -55,6 +59,12 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
         if place == _POOLING:
             size //= 2
     return description + [number for block in blocks for number in block]
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return the module that ``torch.compile`` was given; any other module as it is."""
+    original: nn.Module = getattr(model, "_orig_mod", model)
+    return original
 
 
 def _convolution(layer: nn.Conv2d | nn.Linear, size: int) -> list[int]:

@@ -33,6 +33,8 @@ def load_flat_parameters(model: nn.Module, theta: Tensor) -> None:
 def split_flat(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
     """Views of ``theta [P]``, one for each parameter of the model, by name.
 
+    Views of frozen parameters (``requires_grad=False``) are detached: a loss has no gradient there.
+
     Raises:
         ValueError: ``theta`` is not ``[P]`` of this model.
     """
@@ -45,7 +47,7 @@ def split_flat(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
     named = dict(model.named_parameters())
     parts = theta.split([parameter.numel() for parameter in named.values()])
     return {
-        name: part.view(parameter.shape)
+        name: (part if parameter.requires_grad else part.detach()).view(parameter.shape)
         for (name, parameter), part in zip(named.items(), parts, strict=True)
     }
 

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from trajmatch import reference
-from trajmatch.networks.randomness import refuse_randomness
+from trajmatch.ops.replay import (
+    Conditions,
+    Fingerprints,
+    RandomState,
+    explained,
+    twice_differentiable,
+)
 from trajmatch.ops.student import autograd_gradient
 
 Augment = Callable[[Tensor, int], Tensor]
 
-#: Derivatives of a step along a direction: of the loss ``[]``, and of its gradients in parameters
-#: ``[P]``, images ``[B, C, H, W]`` and logit labels ``[B, K]`` (None for class indices).
-StepJvp = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+class StepJvp(NamedTuple):
+    """Derivatives of a step along a direction, and its gradient.
+
+    Attributes:
+        directional: Derivative of the loss. ``[]``.
+        grad_theta: Derivative of its gradient in the parameters. ``[P]``.
+        grad_images: Derivative of its gradient in the images. ``[B, C, H, W]``.
+        grad_labels: Derivative of its gradient in logit labels, ``[B, K]``; None for class indices.
+        gradient: The gradient in the parameters, computed again, ``[P]``; None on the engine.
+    """
+
+    directional: Tensor
+    grad_theta: Tensor
+    grad_images: Tensor
+    grad_labels: Tensor | None
+    gradient: Tensor | None = None
 
 
 @runtime_checkable
@@ -64,7 +84,7 @@ class EngineStudent:
             )
         )
         soft = labels.is_floating_point()
-        return directional, grad_theta, grad_images, grad_labels if soft else None
+        return StepJvp(directional, grad_theta, grad_images, grad_labels if soft else None)
 
 
 class AutogradStudent:
@@ -75,18 +95,30 @@ class AutogradStudent:
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient in the parameters. ``[P]``."""
-        with refuse_randomness(self.model, theta.device):
-            _, grad = autograd_gradient(self.model, theta, images, labels, "cross_entropy")
+        _, grad = autograd_gradient(self.model, theta, images, labels, "cross_entropy")
         return self.scale * grad
 
     def jvp(self, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor) -> StepJvp:
         """Its derivative along ``r``, with those of loss, images and labels."""
-        result = reference.gradient_jvp(self.model, theta, images, labels, self.scale * r)
-        return tuple(result)  # type: ignore[return-value]
+        grad, result = reference.gradient_and_jvp(self.model, theta, images, labels, self.scale * r)
+        return StepJvp(*result, self.scale * grad)
 
 
 class Loop:
-    """The steps of one unroll and its adjoint, over any student."""
+    """The steps of one unroll and its adjoint, over any student.
+
+    The adjoint computes each step again, under the conditions of the forward pass, and raises
+    RuntimeError if a step does not come out the same.
+
+    Args:
+        student: One step of the student.
+        batches: Indices of the images of each step.
+        counts: Counts of steps done after which parameters are returned.
+        momentum: Heavy-ball factor.
+        augment: The augmentation; None: none.
+        exact: As for :func:`trajmatch.ops.unroll`.
+        model: The module that the student calls; None on the engine, which has no state.
+    """
 
     def __init__(
         self,
@@ -96,9 +128,15 @@ class Loop:
         momentum: float,
         augment: Augment | None,
         exact: bool,
+        model: nn.Module | None = None,
     ) -> None:
         self.student, self.batches, self.counts = student, batches, counts
         self.momentum, self.augment, self.exact = momentum, augment, exact
+        self.model = model
+        # True if a step depends on nothing that can change before its repetition.
+        self.fixed = model is None and (augment is None or isinstance(augment, DsaReplay))
+        self.fingerprints = Fingerprints()
+        self.random_states: list[RandomState] = []
 
     def _batch(self, images: Tensor, step: int) -> Tensor:
         batch = images[self.batches[step]]
@@ -106,19 +144,37 @@ class Loop:
 
     def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient of a step on its augmented batch. ``[P]``."""
-        return self.student.gradient(theta, images, labels)
+        grad = self.student.gradient(theta, images, labels)
+        if not self.fixed:
+            self.fingerprints.record(step, images if self.model is None else grad)
+        return grad
 
     def jvp(self, step: int, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor) -> StepJvp:
         """Its derivative along ``r``."""
-        return self.student.jvp(theta, images, labels, r)
+        found = self.student.jvp(theta, images, labels, r)
+        if not self.fixed:
+            again = images if self.model is None else found.gradient
+            assert again is not None
+            self.fingerprints.repeat(step, again)
+        return found
+
+    def _keep_random_state(self, device: torch.device) -> None:
+        """Keep the states of the random generators before a step; equal ones are one object."""
+        if self.fixed:
+            return
+        state = RandomState.now(device)
+        same = self.random_states and self.random_states[-1] == state
+        self.random_states.append(self.random_states[-1] if same else state)
 
     def forward(
         self, theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         """Parameters after the counts asked for, and ``theta_0 .. theta_{N-1}``."""
         trajectory, buffer, reached = [], None, {}
+        self.conditions = Conditions(self.model, theta.device)
         for step, batch in enumerate(self.batches):
             trajectory.append(theta)
+            self._keep_random_state(theta.device)
             grad = self.gradient(step, theta, self._batch(images, step), labels[batch])
             theta, buffer = torch.ops.trajmatch.sgd_step(theta, grad, lr, buffer, self.momentum)
             if step + 1 in self.counts:
@@ -135,6 +191,31 @@ class Loop:
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Gradients of ``theta_0``, images, logit labels and step size.
 
+        Raises RuntimeError if a step does not come out as in the forward pass.
+        """
+        if self.fixed:
+            return self._adjoint(above, trajectory, images, labels, lr)
+        device = trajectory[0].device
+        random_state = RandomState.now(device)
+        try:
+            with self.conditions.restored():
+                found = self._adjoint(above, trajectory, images, labels, lr)
+        finally:
+            random_state.restore(device)
+        if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            self.fingerprints.check(self.conditions.eps(images.dtype))
+        return found
+
+    def _adjoint(
+        self,
+        above: Tensor,
+        trajectory: Sequence[Tensor],
+        images: Tensor,
+        labels: Tensor,
+        lr: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """The steps in reverse.
+
         ``adjoint`` is that of the parameters, ``lr * r`` that of the step's gradient; see
         ``csrc/core/sgd_step.h``.
         """
@@ -149,11 +230,13 @@ class Loop:
                     adjoint = adjoint + above[row]
             r = self.momentum * r - adjoint
             batch = self.batches[step]
+            if not self.fixed:
+                self.random_states[step].restore(adjoint.device)
             # The augmentation is replayed with its graph, which carries the images' gradient back.
             with torch.enable_grad():
                 raw = images[batch].requires_grad_()
                 shown = raw if self.augment is None else self.augment(raw, step)
-            directional, hessian_r, image_share, label_share = self.jvp(
+            directional, hessian_r, image_share, label_share, _ = self.jvp(
                 step, trajectory[step], shown.detach(), labels[batch], r
             )
             if self.augment is not None:
@@ -177,7 +260,8 @@ class Unroll(torch.autograd.Function):
         ctx: Any, loop: Loop, theta0: Tensor, images: Tensor, labels: Tensor, lr: Tensor
     ) -> Tensor:
         """Parameters after the counts that the loop was asked for. ``[counts, P]``."""
-        thetas, trajectory = loop.forward(theta0.detach(), images, labels, lr)
+        with twice_differentiable(), explained("unroll"):
+            thetas, trajectory = loop.forward(theta0.detach(), images, labels, lr)
         ctx.loop = loop
         ctx.save_for_backward(images, labels, lr, *trajectory)
         return thetas
@@ -187,4 +271,5 @@ class Unroll(torch.autograd.Function):
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of ``theta0``, images, logit labels and step size."""
         images, labels, lr, *trajectory = ctx.saved_tensors
-        return (None, *ctx.loop.adjoint(above, trajectory, images, labels, lr))
+        with twice_differentiable(), explained("unroll"):
+            return (None, *ctx.loop.adjoint(above, trajectory, images, labels, lr))

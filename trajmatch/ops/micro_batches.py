@@ -35,16 +35,19 @@ class MicroBatches:
     def jvp(self, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor) -> StepJvp:
         """Its derivative along ``r``, with those of loss, images and labels."""
         directional, grad_theta = torch.zeros_like(theta[0]), torch.zeros_like(theta)
+        gradient = torch.zeros_like(theta)
         of_images, of_labels = [], []
         for part, targets, weight in self._parts(images, labels):
             found = self._student.jvp(theta, part, targets, r)
-            directional += weight * found[0]
-            grad_theta += weight * found[1]
-            of_images.append(weight * found[2])
-            if found[3] is not None:
-                of_labels.append(weight * found[3])
+            directional += weight * found.directional
+            grad_theta += weight * found.grad_theta
+            of_images.append(weight * found.grad_images)
+            if found.grad_labels is not None:
+                of_labels.append(weight * found.grad_labels)
+            if found.gradient is not None:
+                gradient += weight * found.gradient
         grad_labels = torch.cat(of_labels) if of_labels else None
-        return directional, grad_theta, torch.cat(of_images), grad_labels
+        return StepJvp(directional, grad_theta, torch.cat(of_images), grad_labels, gradient)
 
     def _parts(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
         """Images and labels of each part, and its share of the batch."""

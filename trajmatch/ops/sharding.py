@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trajmatch.ops.dsa import dsa
 from trajmatch.ops.loop import Augment, DsaReplay, Loop, StepJvp, Student
@@ -43,6 +43,7 @@ class ShardedLoop(Loop):
         momentum: Likewise.
         augment: Likewise; None or a :class:`DsaReplay`.
         exact: Likewise.
+        model: Likewise.
 
     Raises:
         NotImplementedError: ``augment`` is another function, of which a part cannot be taken.
@@ -57,6 +58,7 @@ class ShardedLoop(Loop):
         momentum: float,
         augment: Augment | None,
         exact: bool,
+        model: nn.Module | None = None,
     ) -> None:
         if augment is not None and not isinstance(augment, DsaReplay):
             raise NotImplementedError(
@@ -67,7 +69,7 @@ class ShardedLoop(Loop):
         own = [batch[part] for batch, part in zip(batches, parts, strict=True)]
         if augment is not None:
             augment = _PartOfDsa(augment, [len(batch) for batch in batches], parts)
-        super().__init__(student, own, counts, momentum, augment, exact)
+        super().__init__(student, own, counts, momentum, augment, exact, model)
         self.shards = shards
         self.weights = [len(mine) / len(batch) for mine, batch in zip(own, batches, strict=True)]
 
@@ -75,7 +77,7 @@ class ShardedLoop(Loop):
         """The gradient of the whole batch. ``[P]``."""
         grad = torch.zeros_like(theta)
         if len(images) > 0:
-            grad = self.weights[step] * self.student.gradient(theta, images, labels)
+            grad = self.weights[step] * super().gradient(step, theta, images, labels)
         self.shards.sum_(grad)
         return grad
 
@@ -85,12 +87,12 @@ class ShardedLoop(Loop):
         image_share = torch.zeros_like(images)
         label_share = torch.zeros_like(labels) if labels.is_floating_point() else None
         if len(images) > 0:
-            directional, hessian_r, image_share, label_share = self.student.jvp(
-                theta, images, labels, self.weights[step] * r
+            directional, hessian_r, image_share, label_share, _ = super().jvp(
+                step, theta, images, labels, self.weights[step] * r
             )
         if self.exact:
             self.shards.sum_(hessian_r)
-        return directional, hessian_r, image_share, label_share
+        return StepJvp(directional, hessian_r, image_share, label_share)
 
     def adjoint(
         self,

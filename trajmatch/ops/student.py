@@ -11,6 +11,8 @@ from trajmatch import reference
 from trajmatch._extension import _C
 from trajmatch.networks.engine import engine_description
 from trajmatch.ops._registration import forbid_autograd
+from trajmatch.ops.arguments import ArrayLike, Expect, student_operator
+from trajmatch.ops.replay import twice_differentiable
 from trajmatch.reference import GradientJvp
 
 #: Losses, in the order of ``StudentLoss`` (``csrc/ops/student.h``).
@@ -27,11 +29,12 @@ def engine_for(model: nn.Module) -> str:
     return "autograd" if engine_description(model) is None else "engine"
 
 
+@student_operator
 def gradient(
     model: nn.Module,
     theta: Tensor,
     images: Tensor,
-    labels: Tensor | None,
+    labels: ArrayLike | None,
     loss: str = "cross_entropy",
     precise: bool = False,
     update_buffers: bool = False,
@@ -43,7 +46,8 @@ def gradient(
             ``update_buffers``. It runs in the mode (training or evaluation) that it is in.
         theta: Parameters in the order of ``model.parameters()``. ``[P]``, float32 or float64.
         images: ``[B, C, H, W]``, dtype and device of ``theta``.
-        labels: Class indices ``[B]`` (int64) or logits ``[B, K]``; None for ``"sum_logits"``.
+        labels: Class indices ``[B]`` (int64) or logits ``[B, K]``, a tensor, array or list; None
+            for ``"sum_logits"``.
         loss: ``"cross_entropy"`` (mean over the batch) or ``"sum_logits"`` (the sum of all logits
             of the batch, of which AST's gradient penalty takes the derivative).
         precise: On the CPU engine, in float32: Winograd F(2x2) in place of F(4x4), more
@@ -60,13 +64,14 @@ def gradient(
         ValueError: A shape, device, label or choice does not fit the model.
         TypeError: A dtype is not supported.
     """
-    check_loss("gradient", loss, labels)
+    model, labels = _checked("gradient", model, theta, images, labels, loss)
     if engine_for(model) == "autograd":
         needed = torch.is_grad_enabled() and any(
             each is not None and each.requires_grad for each in (theta, images, labels)
         )
         if needed:
-            return reference.gradient(model, theta, images, labels, loss, update_buffers)
+            with twice_differentiable():
+                return reference.gradient(model, theta, images, labels, loss, update_buffers)
         return autograd_gradient(model, theta, images, labels, loss, update_buffers)
     value, grad, _, _ = torch.ops.trajmatch.student_gradient(
         theta,
@@ -80,11 +85,12 @@ def gradient(
     return value, grad
 
 
+@student_operator
 def gradient_jvp(
     model: nn.Module,
     theta: Tensor,
     images: Tensor,
-    labels: Tensor | None,
+    labels: ArrayLike | None,
     tangent: Tensor | None = None,
     image_tangent: Tensor | None = None,
     loss: str = "cross_entropy",
@@ -117,9 +123,12 @@ def gradient_jvp(
         ValueError: A shape, device, label or choice does not fit the model.
         TypeError: A dtype is not supported.
     """
-    check_loss("gradient_jvp", loss, labels)
+    model, labels = _checked("gradient_jvp", model, theta, images, labels, loss)
     if engine_for(model) == "autograd":
-        return reference.gradient_jvp(model, theta, images, labels, tangent, image_tangent, loss)
+        with twice_differentiable():
+            return reference.gradient_jvp(
+                model, theta, images, labels, tangent, image_tangent, loss
+            )
     labels = _labels(images, labels)
     directional, grad_theta, grad_images, grad_labels = torch.ops.trajmatch.student_gradient_jvp(
         theta.detach(),
@@ -152,11 +161,12 @@ def autograd_gradient(
     return value.detach(), grad
 
 
+@student_operator
 def image_gradient(
     model: nn.Module,
     theta: Tensor,
     images: Tensor,
-    labels: Tensor | None,
+    labels: ArrayLike | None,
     loss: str = "cross_entropy",
     precise: bool = False,
 ) -> Tensor:
@@ -177,7 +187,7 @@ def image_gradient(
         ValueError: A shape, device, label or choice does not fit the model.
         TypeError: A dtype is not supported.
     """
-    check_loss("image_gradient", loss, labels)
+    model, labels = _checked("image_gradient", model, theta, images, labels, loss)
     if engine_for(model) == "autograd":
         with torch.enable_grad():
             images = images.detach().requires_grad_()
@@ -207,7 +217,7 @@ def release_workspace() -> None:
     _C.release_workspace()
 
 
-def check_loss(op: str, loss: str, labels: Tensor | None) -> None:
+def check_loss(op: str, loss: str, labels: ArrayLike | None) -> None:
     """Raise ValueError for an unknown loss, or for labels that it needs and does not have."""
     if loss not in LOSSES:
         raise ValueError(
@@ -217,6 +227,23 @@ def check_loss(op: str, loss: str, labels: Tensor | None) -> None:
         raise ValueError(
             f"trajmatch::{op}: expected labels to be given for loss='cross_entropy', but got None"
         )
+
+
+def _checked(
+    op: str,
+    model: nn.Module,
+    theta: Tensor,
+    images: Tensor,
+    labels: ArrayLike | None,
+    loss: str,
+) -> tuple[nn.Module, Tensor | None]:
+    """The module to call and the labels as a tensor, after a check of all arguments."""
+    expect = Expect(op)
+    model = expect.model(model)
+    expect.theta("theta", theta, model)
+    expect.images(images, theta, "theta", engine_for(model) == "engine")
+    check_loss(op, loss, labels)
+    return model, None if labels is None else expect.labels(labels, images)
 
 
 def _labels(images: Tensor, labels: Tensor | None) -> Tensor:

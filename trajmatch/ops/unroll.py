@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from trajmatch._extension import _C
 from trajmatch.networks.engine import engine_description
-from trajmatch.networks.flat import num_parameters
 from trajmatch.networks.independence import treats_images_alone
 from trajmatch.ops._registration import forbid_autograd
+from trajmatch.ops.arguments import ArrayLike, Expect, student_operator
 from trajmatch.ops.dsa_parameters import COLUMNS
 from trajmatch.ops.loop import (
     Augment,
@@ -29,13 +29,14 @@ from trajmatch.ops.sharding import ShardedLoop, Shards
 from trajmatch.ops.student import engine_for
 
 
+@student_operator
 def unroll(
     model: nn.Module,
     theta0: Tensor,
     images: Tensor,
-    labels: Tensor,
+    labels: ArrayLike,
     lr: Tensor | float,
-    batches: Tensor | Sequence[Tensor],
+    batches: ArrayLike | Sequence[ArrayLike],
     *,
     momentum: float = 0.0,
     loss_scale: float = 1.0,
@@ -52,7 +53,10 @@ def unroll(
     ``theta_{t+1} = theta_t - lr b_t``, ``b_t = momentum b_{t-1} + loss_scale * gradient`` of the
     cross-entropy at ``theta_t`` on ``A_t(images[batches[t]])``. The gradient is exact: the adjoint
     walks the steps backwards and recomputes one at a time, so that memory is one step's
-    activations and ``N`` parameter vectors, whatever ``N`` is.
+    activations and ``N`` parameter vectors, whatever ``N`` is. A step is recomputed in the state
+    that it first ran in: mode and buffers of the model, autocast, and the global random generators
+    of Python, NumPy and PyTorch, so that dropout is differentiated with its masks. A step that does
+    not come out the same all the same, to ``4 sqrt(eps)`` of the norm of its gradient, is an error.
 
     For a network of the engine's (:func:`trajmatch.ops.engine_for`), without ``augment`` or with
     DSA, the whole loop and its adjoint are one operator each. With another ``augment`` the steps
@@ -60,22 +64,24 @@ def unroll(
     a time.
 
     Args:
-        model: The student; any twice differentiable module without randomness, in the mode
-            (training or evaluation) that it is in: in training mode batch norm uses, and is
-            differentiated through, the statistics of each batch. Its own parameters and buffers
-            are not changed.
+        model: The student; any twice differentiable module, in the mode (training or evaluation)
+            that it is in: in training mode batch norm uses, and is differentiated through, the
+            statistics of each batch. Its own parameters and buffers are not changed. Frozen
+            parameters (``requires_grad=False``) are constants: they stay as they are in
+            ``theta0``. A module that ``torch.compile`` made runs without being compiled.
         theta0: Parameters to begin from. ``[P]``, float32 or float64.
         images: The synthetic images. ``[n, C, H, W]``, dtype and device of ``theta0``.
-        labels: Class indices ``[n]`` (int64) or logits ``[n, K]``.
+        labels: Class indices ``[n]`` (int64) or logits ``[n, K]``; a tensor, array or list.
         lr: Step size. A number, or ``[]`` with dtype and device of ``theta0``.
         batches: Indices into ``images``, int64 on the device of ``theta0``: ``[N, B]``, or a
-            sequence of ``N`` one-dimensional tensors of any length.
+            sequence of ``N`` one-dimensional tensors of any length. Arrays and lists are taken too.
         momentum: Heavy-ball factor of the student's steps (AST).
         loss_scale: Factor of the student's loss (AST's balance ``kappa``).
         steps: Counts of steps done, 1 to ``N``, after which parameters are returned.
         augment: Maps (images ``[B, C, H, W]`` of a batch, step) to images, differentiably. It is
-            called again in the backward pass and must then do the same. A :class:`DsaReplay` on the
-            engine is asked for its parameters instead, once.
+            called again in the backward pass, with the global random generators as they were, and
+            must then do the same. A :class:`DsaReplay` on the engine is asked for its parameters
+            instead, once.
         tape_bytes: Memory in bytes that may be spent on activations kept for the adjoint. The
             engine then keeps those of the last steps, as many as fit, and saves recomputing them
             (``docs/performance.md`` has both times); other networks keep none.
@@ -99,26 +105,35 @@ def unroll(
         in ``images``, logit labels, ``lr`` and ``theta0``.
 
     Raises:
-        ValueError: A shape, device, label, index or count does not fit, or the model draws random
-            numbers (dropout in training mode), or treats images of a batch together (batch norm in
-            training mode) where ``micro_batch`` or ``shards`` would part them. Values of labels and
-            indices are looked at on the CPU only: on CUDA that would wait for the device.
-        TypeError: A dtype is not supported.
-        NotImplementedError: With ``shards``, ``augment`` is another function.
+        ValueError: A shape, device, label, index or count does not fit, or the model treats images
+            of a batch together (batch norm in training mode) where ``micro_batch`` or ``shards``
+            would part them, or has no parameters to train. Values of labels and indices are looked
+            at on the CPU only: on CUDA that would wait for the device.
+        TypeError: A dtype or the kind of an argument is not supported.
+        NotImplementedError: With ``shards``, ``augment`` is another function; or the call is inside
+            of a ``torch.func`` transform. In the backward pass: the model is not twice
+            differentiable.
+        RuntimeError: In the backward pass: a step does not come out as in the forward pass.
     """
-    if tape_bytes < 0:
-        raise ValueError(
-            f"trajmatch::unroll: expected tape_bytes to be at least 0, but got {tape_bytes}"
-        )
-    if micro_batch is not None and micro_batch < 1:
-        raise ValueError(
-            f"trajmatch::unroll: expected micro_batch to be at least 1, but got {micro_batch}"
-        )
-    flat, sizes = _flatten(batches, theta0)
-    parted = micro_batch is not None and max(sizes, default=0) > micro_batch
+    expect = Expect("unroll")
+    expect.that(tape_bytes >= 0, "tape_bytes", "be at least 0", tape_bytes)
+    expect.that(
+        micro_batch is None or micro_batch >= 1, "micro_batch", "be at least 1", micro_batch
+    )
+    model = expect.model(model)
+    expect.theta("theta0", theta0, model)
     network = engine_description(model, precise)
-    counts = [len(sizes)] if steps is None else [int(count) for count in steps]
+    expect.images(images, theta0, "theta0", network is not None)
+    labels = expect.labels(labels, images)
     lr = as_scalar(lr, theta0)
+    expect.like("lr", lr, theta0, "theta0")
+    expect.shape("lr", lr, [])
+    flat, sizes = _flatten(expect, batches, theta0)
+    counts = [len(sizes)] if steps is None else [int(count) for count in steps]
+    expect.that(len(counts) > 0, "steps", "name at least one count of steps", "none")
+    for count in counts:
+        expect.that(1 <= count <= len(sizes), "steps", f"lie in 1..{len(sizes)}", count)
+    parted = micro_batch is not None and max(sizes, default=0) > micro_batch
     shared = shards is not None and shards.size > 1
     whole = network is not None and not (parted or shared)
     if whole and (augment is None or isinstance(augment, DsaReplay)):
@@ -142,7 +157,7 @@ def unroll(
             exact,
         )
     else:
-        _check(model, theta0, images, labels, lr, flat, counts, len(sizes))
+        _check_indices(expect, flat, len(images))
         _check_parts(model, theta0, images, parted, shared)
         student: Student = (
             AutogradStudent(model, loss_scale)
@@ -152,11 +167,11 @@ def unroll(
         if parted:
             assert micro_batch is not None
             student = MicroBatches(student, micro_batch)
-        own = flat.split(sizes)
+        own, called = flat.split(sizes), model if network is None else None
         if shards is None or not shared:
-            loop = Loop(student, own, counts, momentum, augment, exact)
+            loop = Loop(student, own, counts, momentum, augment, exact, called)
         else:
-            loop = ShardedLoop(shards, student, own, counts, momentum, augment, exact)
+            loop = ShardedLoop(shards, student, own, counts, momentum, augment, exact, called)
         thetas = Unroll.apply(loop, theta0, images, labels, lr)
     return thetas[0] if steps is None else thetas
 
@@ -203,33 +218,37 @@ def tape_bytes(
     return elements * (8 if double else 4)
 
 
-def _flatten(batches: Tensor | Sequence[Tensor], like: Tensor) -> tuple[Tensor, list[int]]:
-    """Indices of all steps as one vector, and how many belong to each step."""
+def _flatten(
+    expect: Expect, batches: ArrayLike | Sequence[ArrayLike], like: Tensor
+) -> tuple[Tensor, list[int]]:
+    """Indices of all steps as one vector of their own, and the number of indices of each step."""
+    if not isinstance(batches, Tensor) and hasattr(batches, "__array__"):
+        batches = expect.tensor("batches", batches, like.device, like.dtype)
     if isinstance(batches, Tensor):
-        if batches.dim() != 2:
-            raise ValueError(
-                "trajmatch::unroll: expected batches to have 2 dimensions, or to be a sequence of "
-                f"one-dimensional tensors, but got {list(batches.shape)}"
-            )
-        return batches.reshape(-1), [batches.shape[1]] * batches.shape[0]
-    sequence = list(batches)
-    for batch in sequence:
-        if batch.dim() != 1:
-            raise ValueError(
-                "trajmatch::unroll: expected every batch to have 1 dimension, "
-                f"but got {list(batch.shape)}"
-            )
-    if not sequence:
-        return torch.empty(0, dtype=torch.int64, device=like.device), []
-    return torch.cat(sequence), [batch.shape[0] for batch in sequence]
+        wanted = "have 2 dimensions, or to be a sequence of one-dimensional tensors"
+        expect.that(batches.dim() == 2, "batches", wanted, list(batches.shape))
+        sizes = [batches.shape[1]] * len(batches)
+        # A copy: the caller may use the memory again before the backward pass.
+        flat = batches.reshape(-1).clone()
+    else:
+        rows = [expect.tensor("batches", each, like.device, like.dtype) for each in batches]
+        for row in rows:
+            expect.that(row.dim() == 1, "every batch", "have 1 dimension", list(row.shape))
+        sizes = [len(row) for row in rows]
+        flat = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64, device=like.device)
+    expect.that(len(sizes) > 0, "batches", "hold at least one step", "none")
+    expect.that(
+        min(sizes) > 0, "batches", "hold at least one image in every step", f"sizes {sizes}"
+    )
+    expect.device("batches", flat, like, "theta0")
+    if flat.dtype != torch.int64:
+        name = str(flat.dtype).removeprefix("torch.")
+        raise TypeError(expect.message("batches", "be int64", name))
+    return flat, sizes
 
 
 def _augmentation(augment: DsaReplay, images: Tensor, sizes: Sequence[int]) -> Tensor:
     """The parameters of all steps' images, in the order of the batches."""
-    if images.dim() != 4:
-        raise ValueError(
-            f"trajmatch::unroll: expected images to have 4 dimensions, but got {list(images.shape)}"
-        )
     height, width = images.shape[2:]
     rows = [augment.dsa_parameters(step, size, height, width) for step, size in enumerate(sizes)]
     return torch.cat(rows or [images.new_empty((0, COLUMNS), dtype=torch.float64)]).to(
@@ -237,45 +256,12 @@ def _augmentation(augment: DsaReplay, images: Tensor, sizes: Sequence[int]) -> T
     )
 
 
-def _check(
-    model: nn.Module,
-    theta0: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    lr: Tensor,
-    flat: Tensor,
-    counts: list[int],
-    num_steps: int,
-) -> None:
-    """The checks of the engine's operator, for the paths that do not go through it."""
-
-    def expect(condition: bool, argument: str, wanted: str, came: object) -> None:
-        if not condition:
-            raise ValueError(f"trajmatch::unroll: expected {argument} to {wanted}, but got {came}")
-
-    size = num_parameters(model)
-    for name, tensor in (("theta0", theta0), ("images", images), ("lr", lr)):
-        if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != theta0.dtype:
-            raise TypeError(
-                f"trajmatch::unroll: expected {name} to be float32 or float64 like theta0, "
-                f"but got {tensor.dtype}"
-            )
-    if flat.dtype != torch.int64:
-        raise TypeError(f"trajmatch::unroll: expected batches to be int64, but got {flat.dtype}")
-    expect(theta0.shape == (size,), "theta0", f"have shape [{size}]", list(theta0.shape))
-    expect(lr.dim() == 0, "lr", "have shape []", list(lr.shape))
-    expect(num_steps > 0, "batches", "hold at least one step", "none")
-    count = images.shape[0]
-    expect(labels.shape[:1] == (count,), "labels", f"hold {count} rows", list(labels.shape))
-    for name, tensor in (("images", images), ("labels", labels), ("lr", lr), ("batches", flat)):
-        expect(tensor.device == theta0.device, name, f"be on {theta0.device}", tensor.device)
-    expect(len(counts) > 0, "steps", "name at least one count of steps", "none")
-    for step in counts:
-        expect(1 <= step <= num_steps, "steps", f"lie in 1..{num_steps}", step)
+def _check_indices(expect: Expect, flat: Tensor, count: int) -> None:
+    """Raise ValueError for indices of no image; the engine checks its own."""
     if flat.device.type == "cpu":
-        low, high = int(flat.min()), int(flat.max())
-        expect(low >= 0, "batches", f"hold indices in [0, {count})", low)
-        expect(high < count, "batches", f"hold indices in [0, {count})", high)
+        low, high = map(int, flat.aminmax())
+        expect.that(low >= 0, "batches", f"hold indices in [0, {count})", low)
+        expect.that(high < count, "batches", f"hold indices in [0, {count})", high)
 
 
 @torch.library.register_fake("trajmatch::student_unroll")

@@ -1,0 +1,181 @@
+"""Checks of the student operators' arguments, shared by the engine and autograd paths.
+
+The engine's operators make the same checks in C++, with the same words, for callers of
+``torch.ops.trajmatch``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from trajmatch.networks.engine import uncompiled
+from trajmatch.ops.replay import explained
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: A tensor, a NumPy array, or nested sequences of numbers.
+ArrayLike = Tensor | Sequence[Any] | Any
+
+
+class Expect:
+    """Checks of one operator's arguments.
+
+    Args:
+        op: Name of the operator, for the messages.
+    """
+
+    def __init__(self, op: str) -> None:
+        self._op = op
+
+    def message(self, argument: str, wanted: str, came: object) -> str:
+        """Return the text of an error."""
+        return f"trajmatch::{self._op}: expected {argument} to {wanted}, but got {came}"
+
+    def that(self, condition: bool, argument: str, wanted: str, came: object) -> None:
+        """Raise ValueError unless the condition holds."""
+        if not condition:
+            raise ValueError(self.message(argument, wanted, came))
+
+    def shape(self, argument: str, tensor: Tensor, shape: Sequence[int]) -> None:
+        """Raise ValueError unless the tensor has this shape."""
+        came = list(tensor.shape)
+        self.that(came == list(shape), argument, f"have shape {list(shape)}", came)
+
+    def floating(self, argument: str, tensor: Tensor) -> None:
+        """Raise TypeError unless the argument is a float32 or float64 tensor."""
+        if not isinstance(tensor, Tensor):
+            raise TypeError(self.message(argument, "be a torch.Tensor", type(tensor).__name__))
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise TypeError(self.message(argument, "be float32 or float64", _name(tensor.dtype)))
+
+    def like(self, argument: str, tensor: Tensor, other: Tensor, name: str) -> None:
+        """Raise unless the argument is a tensor with dtype and device of another."""
+        if not isinstance(tensor, Tensor):
+            raise TypeError(self.message(argument, "be a torch.Tensor", type(tensor).__name__))
+        self.device(argument, tensor, other, name)
+        if tensor.dtype != other.dtype:
+            raise TypeError(self.message(argument, f"be {_name(other.dtype)}", _name(tensor.dtype)))
+
+    def device(self, argument: str, tensor: Tensor, other: Tensor, name: str) -> None:
+        """Raise ValueError unless the tensor is on the device of another."""
+        wanted = f"be on {other.device} (the device of {name})"
+        self.that(tensor.device == other.device, argument, wanted, tensor.device)
+
+    def model(self, model: nn.Module) -> nn.Module:
+        """Return the module that is to be called, not compiled; raise where there is none."""
+        model = uncompiled(model)
+        if not isinstance(model, nn.Module):
+            raise TypeError(self.message("model", "be a torch.nn.Module", type(model).__name__))
+        kind = type(model).__name__
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise TypeError(
+                self.message("model", "be the network itself", f"{kind}; pass model.module")
+            )
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError(
+                self.message(
+                    "model", "be a module that Python runs", f"{kind}; pass the one it was made of"
+                )
+            )
+        trainable = False
+        for name, parameter in model.named_parameters():
+            if isinstance(parameter, nn.UninitializedParameter):
+                raise ValueError(
+                    self.message(
+                        "model",
+                        "have initialised parameters",
+                        f"the lazy {name}; call the model on a batch first",
+                    )
+                )
+            trainable = trainable or parameter.requires_grad
+        self.that(
+            trainable, "model", "have parameters to train", f"{kind}, where requires_grad is False"
+        )
+        return model
+
+    def theta(self, argument: str, theta: Tensor, model: nn.Module) -> None:
+        """Raise unless the tensor can be the parameters of the model."""
+        self.floating(argument, theta)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        self.shape(argument, theta, [size])
+
+    def images(self, images: Tensor, theta: Tensor, name: str, engine: bool) -> None:
+        """Raise unless the tensor can be a batch of images; of any shape on autograd."""
+        self.like("images", images, theta, name)
+        if engine:
+            self.that(images.dim() == 4, "images", "have 4 dimensions", list(images.shape))
+        enough = images.dim() > 0 and len(images) > 0
+        self.that(enough, "images", "hold at least one image", list(images.shape))
+
+    def labels(self, labels: ArrayLike, images: Tensor) -> Tensor:
+        """Return labels as a tensor: indices ``[n]``, int64, or logits ``[n, K]``.
+
+        The range of indices is checked where the number of classes is known: by the engine, or with
+        the logits.
+        """
+        labels = self.tensor("labels", labels, images.device, images.dtype)
+        if not (labels.dtype == torch.int64 or labels.is_floating_point()):
+            wanted = f"be int64 (class indices) or {_name(images.dtype)} (logits)"
+            raise TypeError(self.message("labels", wanted, _name(labels.dtype)))
+        count = len(images)
+        if labels.is_floating_point():
+            self.like("labels", labels, images, "images")
+            wanted = f"have shape [{count}, K] (logits of {count} images)"
+            fits = labels.dim() == 2 and len(labels) == count
+            self.that(fits, "labels", wanted, list(labels.shape))
+        else:
+            self.device("labels", labels, images, "images")
+            self.shape("labels", labels, [count])
+        return labels
+
+    def tensor(
+        self, argument: str, value: ArrayLike, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        """Return a tensor as it is, and anything else as int64 or ``dtype`` on the device."""
+        if isinstance(value, Tensor):
+            return value
+        try:
+            tensor = torch.as_tensor(value, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            wanted = "be a tensor, an array or a list of numbers"
+            raise TypeError(
+                self.message(argument, wanted, f"{type(value).__name__} ({error})")
+            ) from None
+        if tensor.numel() == 0 or not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor.to(torch.int64)
+        return tensor.to(dtype)
+
+
+def student_operator(function: Callable[P, R]) -> Callable[P, R]:
+    """Make an operator work in inference mode, and say what PyTorch finds wrong inside of it.
+
+    Results are those of ``torch.no_grad`` then: gradients are computed inside of the operators.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        with explained(function.__name__):
+            if not torch.is_inference_mode_enabled():
+                return function(*args, **kwargs)
+            with torch.inference_mode(False), torch.no_grad():
+                normal = [_normal(each) for each in args]
+                return function(*normal, **{key: _normal(each) for key, each in kwargs.items()})
+
+    return wrapped
+
+
+def _normal(value: Any) -> Any:
+    """Return a copy of an inference tensor, which autograd does not take; all else as it is."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

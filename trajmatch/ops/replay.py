@@ -1,0 +1,206 @@
+"""The state in which an unrolled loop ran, so that its backward pass repeats the same steps.
+
+A step is computed again in the backward pass. It must then give what it gave before, although the
+caller may have changed the model or drawn random numbers in between. What can be restored is
+restored, as :mod:`torch.utils.checkpoint` does; what cannot is found by comparing fingerprints.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+class RandomState(NamedTuple):
+    """States of the global random generators of Python, NumPy and PyTorch."""
+
+    python: Any
+    numpy: Any
+    cpu: bytes
+    cuda: bytes
+
+    @classmethod
+    def now(cls, device: torch.device) -> RandomState:
+        """Read the states; of the device's generator where it is a GPU that records no graph."""
+        name, keys, *rest = cast(tuple[Any, ...], np.random.get_state())
+        cuda = b""
+        if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+            cuda = torch.cuda.get_rng_state(device).numpy().tobytes()
+        return cls(
+            random.getstate(),
+            (name, keys.tobytes(), *rest),
+            torch.get_rng_state().numpy().tobytes(),
+            cuda,
+        )
+
+    def restore(self, device: torch.device) -> None:
+        """Put all generators back into these states."""
+        random.setstate(self.python)
+        name, keys, *rest = self.numpy
+        np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
+        torch.set_rng_state(_bytes(self.cpu))
+        if self.cuda:
+            torch.cuda.set_rng_state(_bytes(self.cuda), device)
+
+
+class Conditions:
+    """Mode and buffers of a model, and the thread's autocast, at the time of construction.
+
+    Args:
+        model: The model; None for a student without state.
+        device: The device of the loop.
+    """
+
+    def __init__(self, model: nn.Module | None, device: torch.device) -> None:
+        modules = [] if model is None else list(model.modules())
+        self._modes = [(module, module.training) for module in modules]
+        self._buffers = [
+            (module._buffers, name, None if buffer is None else buffer.detach().clone())
+            for module in modules
+            for name, buffer in module._buffers.items()
+        ]
+        self._autocast = [
+            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+            for kind in sorted({"cpu", device.type})
+        ]
+
+    def eps(self, dtype: torch.dtype) -> float:
+        """Machine epsilon of the coarsest dtype that the steps compute in."""
+        coarser = [kind for _, kind, enabled in self._autocast if enabled]
+        return max(torch.finfo(each).eps for each in (dtype, *coarser))
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Give the model its former mode and buffers, and the thread its former autocast."""
+        modes = [(module, module.training) for module, _ in self._modes]
+        buffers = [(owner, name, owner[name]) for owner, name, _ in self._buffers]
+        with ExitStack() as stack:
+            stack.callback(_set, modes, buffers)
+            _set(self._modes, self._buffers)
+            for each in self._autocast:
+                stack.enter_context(torch.autocast(*each))
+            yield
+
+
+class Fingerprints:
+    """A few numbers for each step, which tell whether its repetition is the same.
+
+    They are kept instead of what they are computed from, which would take the memory of every
+    step's gradient.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[int, Tensor] = {}
+        self._second: dict[int, Tensor] = {}
+        self._ramps: dict[int, Tensor] = {}
+
+    def record(self, step: int, values: Tensor) -> None:
+        """Keep the fingerprint of a step."""
+        self._first[step] = self._fingerprint(values)
+
+    def repeat(self, step: int, values: Tensor) -> None:
+        """Take the fingerprint of the same step in the backward pass."""
+        self._second[step] = self._fingerprint(values)
+
+    def check(self, eps: float) -> None:
+        """Compare the steps with their repetitions. On a GPU this waits for the device.
+
+        Args:
+            eps: Machine epsilon of the arithmetic of the steps.
+
+        Raises:
+            RuntimeError: A repetition differs by more than ``4 sqrt(eps)``, relative to the norm
+                of what was computed.
+        """
+        steps = sorted(self._second)
+        if not steps:
+            return
+        first = torch.stack([self._first[step] for step in steps])
+        second = torch.stack([self._second[step] for step in steps])
+        errors = ((second - first).abs().amax(1) / first[:, 0]).tolist()
+        for step, error in zip(steps, errors, strict=True):
+            if error > 4 * math.sqrt(eps):  # False for NaN, of a student that diverged
+                raise RuntimeError(
+                    f"trajmatch::unroll: expected step {step} to give in the backward pass what it "
+                    f"gave in the forward pass, but it differs by {error:.1e} of its norm: the "
+                    "model, augment or what they read has changed since, or draws random numbers "
+                    "from a generator of its own. Global generators of Python, NumPy and PyTorch "
+                    "are replayed; anything else must depend on the images and the step alone"
+                )
+
+    def _fingerprint(self, values: Tensor) -> Tensor:
+        """Norm of a tensor, and its product with a ramp that tells the elements apart. ``[2]``."""
+        flat = values.detach().reshape(-1)
+        count = len(flat)
+        if count not in self._ramps:  # of root mean square 1
+            self._ramps[count] = torch.linspace(
+                0, math.sqrt(3), count, dtype=flat.dtype, device=flat.device
+            )
+        return torch.stack([flat.norm(), flat @ self._ramps[count]])
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Run modules in a way that has second derivatives.
+
+    Attention runs by its math kernel, since the others have only first derivatives, and compiled
+    modules run eagerly.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if "torch._dynamo" in sys.modules and not torch.compiler.is_compiling():
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def explained(op: str) -> Iterator[None]:
+    """Say in the terms of the operator what PyTorch finds wrong inside of it."""
+    try:
+        yield
+    except IndexError as error:
+        if found := re.fullmatch(r"Target (-?\d+) is out of bounds.", str(error)):
+            raise ValueError(
+                f"trajmatch::{op}: expected labels to lie in [0, K), where K is the number of the "
+                f"model's logits, but got {found[1]}"
+            ) from error
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        if "functorch transforms" in text:
+            raise NotImplementedError(
+                f"trajmatch::{op}: expected to be called outside of torch.func transforms; use "
+                f"torch.autograd.grad, or trajmatch.reference.{op}"
+            ) from error
+        if "is not implemented" in text or "does not currently support double backward" in text:
+            raise NotImplementedError(
+                f"trajmatch::{op}: expected a model that is twice differentiable, but got one with "
+                f"a layer that is not ({text.splitlines()[0]}); `trajmatch doctor --network` names "
+                "the layer"
+            ) from error
+        raise
+
+
+Modes = Sequence[tuple[nn.Module, bool]]
+Buffers = Sequence[tuple[dict[str, Tensor | None], str, Tensor | None]]
+
+
+def _set(modes: Modes, buffers: Buffers) -> None:
+    for module, training in modes:
+        module.training = training
+    for owner, name, buffer in buffers:
+        owner[name] = buffer
+
+
+def _bytes(state: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(state), dtype=torch.uint8)
