@@ -22,7 +22,7 @@ class FakeStream:
 
     def __init__(self, device: object = None) -> None:
         FakeStream.count += 1
-        self.name = f"side {FakeStream.count}"
+        self.name, self.device = f"side {FakeStream.count}", device
 
     def wait_stream(self, other: FakeStream) -> None:
         self.log.append((self.name, "waits for", other.name))
@@ -39,7 +39,7 @@ class FakeTensor:
 def log(monkeypatch) -> list[tuple[str, ...]]:
     """What the streams were told, in order."""
     FakeStream.log, FakeStream.count = [], 0
-    main = FakeStream()
+    main = FakeStream(CUDA)
     main.name = "main"
     FakeStream.count = 0
     now = [main]
@@ -87,6 +87,15 @@ def test_the_streams_are_the_same_every_time(log) -> None:
     for _ in range(3):
         side_by_side([working(1), working(2)], CUDA)
     assert FakeStream.count == 2
+
+
+def test_a_device_without_an_index_is_the_current_one(log, monkeypatch) -> None:
+    for index in (0, 1, 0):
+        current = FakeStream(torch.device("cuda", index))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None, now=current: now)
+        side_by_side([lambda: (), lambda: ()], torch.device("cuda"))
+    sides = {name for name, what, _ in log if what == "waits for" and "side" in name}
+    assert FakeStream.count == 3 + 2 * 2 and len(sides) == 3 + 2 * 2
 
 
 def test_a_branch_that_fails_leaves_none_unjoined(log) -> None:

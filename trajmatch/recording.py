@@ -6,9 +6,10 @@ function, which shows on any device that the buffers hold what they should.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from trajmatch.streams import Outputs
 
@@ -17,6 +18,69 @@ Record = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], None]]]
 
 #: Runs before a recording, in which libraries choose their algorithms and allocate.
 _WARM_UP = 2
+
+#: How far a replay may be from a call, relative to the call's result; as in bench/agreement.py. The
+#: convolution library may add in another order every time, which through many steps with TF32
+#: products moves more than the last bits. A graph that is empty or of another device is off by 1.
+_BOUND = 0.2
+
+
+def checked(
+    record: Record, function: Callable[[], Outputs], state: Sequence[Tensor] = ()
+) -> tuple[Outputs, Callable[[], None]]:
+    """Records a function and compares the first replay with a call of it.
+
+    Args:
+        record: Records a function.
+        function: Reads and writes the same memory whenever it is called.
+        state: Tensors that every call changes. They are afterwards as they were before.
+
+    Returns:
+        The results of the replay, and the replay.
+
+    Raises:
+        RuntimeError: The function cannot be recorded, or the replay's results or changes are off by
+            more than a fifth of the call's, and by more than ten times what two calls are apart.
+    """
+    before = [each.clone() for each in state]
+
+    def put_back() -> None:
+        for each, saved in zip(state, before, strict=True):
+            each.copy_(saved)
+
+    def outcome(results: Outputs) -> list[Tensor]:
+        changes = [each - saved for each, saved in zip(state, before, strict=True)]
+        return [*(each.clone() for each in results), *changes]
+
+    def call() -> list[Tensor]:
+        put_back()
+        return outcome(function())
+
+    try:
+        wanted = call()
+        put_back()
+        results, replay = record(function)
+        put_back()
+        for each in results:  # so that nothing right is there by chance
+            each.fill_(float("nan"))
+        replay()
+        apart = _apart(outcome(results), wanted)
+        if not apart <= _BOUND and not apart <= 10 * _apart(call(), wanted):
+            raise RuntimeError(f"the first replay is off by {apart:.1g} of the result")
+    finally:
+        put_back()
+    return results, replay
+
+
+def _apart(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The largest relative distance of two tensors where the wanted one is finite."""
+    distances = []
+    for one, other in zip(found, wanted, strict=True):
+        finite = other.isfinite()
+        exact = other[finite].double()
+        distance = (one[finite].double() - exact).norm()
+        distances.append(distance / exact.norm().clamp_min(1e-300))
+    return float(torch.stack(distances).max())  # NaN where one is
 
 
 def cuda_graph(
@@ -44,7 +108,9 @@ def cuda_graph(
                 function()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # By default all captures of a process share a stream of the first one's device, and what is
+        # launched on another device goes past the graph.
+        with torch.cuda.graph(graph, stream=side):
             results = function()
     return results, graph.replay
 

@@ -30,7 +30,7 @@ def side_by_side(functions: Sequence[Callable[[], Outputs]], device: torch.devic
     if device.type != "cuda" or len(functions) == 1:
         return [function() for function in functions]
     current = torch.cuda.current_stream(device)
-    streams = _streams(device, len(functions))
+    streams = _streams(current.device, len(functions))  # with its index
     results = []
     for stream in streams:
         stream.wait_stream(current)

@@ -30,7 +30,7 @@ from trajmatch.distill.outer import (
 )
 from trajmatch.ops.loop import DsaReplay
 from trajmatch.parallel import ALONE, Ranks
-from trajmatch.recording import Record, cuda_graph
+from trajmatch.recording import Record, checked, cuda_graph
 from trajmatch.streams import Outputs, side_by_side
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ class MatchGraph:
     """:func:`trajmatch.distill.outer.outer_gradients` by replaying a graph.
 
     Matches are recorded when as many of the same shapes come the second time. Where that fails,
-    this is said once as a warning, and all matches run without a graph.
+    this is said once as a warning, and matches run without a graph as long as their steps are taken
+    in the same way. A leaner plan, for which there may be memory, is tried again.
 
     Args:
         record: Records a function.
@@ -97,7 +98,7 @@ class MatchGraph:
         self._record = record
         self._recording: _Recording | None = None
         self._last_signature: tuple[Any, ...] | None = None
-        self._failed = False
+        self._failed: StudentSteps | None = None
 
     @property
     def recorded(self) -> bool:
@@ -128,7 +129,7 @@ class MatchGraph:
         )
         if self._recording is None or self._recording.signature != signature:
             self._recording = None
-            if signature == self._last_signature and not self._failed:
+            if signature == self._last_signature and steps != self._failed:
                 self._recording = self._try_to_record(signature, inputs, step_size)
             self._last_signature = signature
         if self._recording is None:
@@ -141,7 +142,7 @@ class MatchGraph:
         try:
             return _recorded(self._record, signature, inputs, step_size)
         except RuntimeError as error:
-            self._failed = True
+            self._failed = signature[1]
             _warn(f"it could not be recorded ({error})")
             return None
 
@@ -253,7 +254,7 @@ def _recorded(
         numbers, *grads = zip(*side_by_side(functions, device), strict=True)
         return torch.stack(numbers), *(each for own in zip(*grads, strict=True) for each in own)
 
-    outputs, replay = record(all_matches)
+    outputs, replay = checked(record, all_matches)
     return _Recording(signature, memory, lr, outputs, replay)
 
 

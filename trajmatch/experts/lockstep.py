@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trajmatch.experts.step import Batch, ExpertState, ExpertStep
-from trajmatch.recording import Record, cuda_graph
+from trajmatch.recording import Record, checked, cuda_graph
 from trajmatch.streams import Outputs, side_by_side
 
 #: Takes one step with every expert: from their batches, stacked, to their losses ``[experts]``.
@@ -98,8 +98,6 @@ class ReplayedSteps:
         return recording.losses.clone()
 
     def _try_to_record(self, batch: Batch) -> None:
-        # Recording runs the steps, but none of these counts.
-        before = [ExpertState(*(each.clone() for each in state)) for state in self._states]
         try:
             self._recordings[batch.indices.shape[1]] = self._recorded(batch)
         except RuntimeError as error:
@@ -110,10 +108,6 @@ class ReplayedSteps:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        finally:
-            for state, saved in zip(self._states, before, strict=True):
-                for memory, value in zip(state, saved, strict=True):
-                    memory.copy_(value)
 
     def _recorded(self, batch: Batch) -> _Recording:
         memory = Batch(*(each.clone(memory_format=torch.contiguous_format) for each in batch))
@@ -127,7 +121,9 @@ class ReplayedSteps:
             (losses,) = zip(*side_by_side(functions, memory.indices.device), strict=True)
             return (torch.stack(losses),)
 
-        (losses,), replay = self._record(all_steps)
+        # Recording takes steps, but none of them counts.
+        state = [each for own in self._states for each in own]
+        (losses,), replay = checked(self._record, all_steps, state)
         return _Recording(memory, losses, replay)
 
 

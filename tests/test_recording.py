@@ -1,0 +1,154 @@
+"""Recordings: the first replay is compared with a call, and each is made on its own device.
+
+On the CPU ``call_again`` and its likes stand for a CUDA graph: this shows the comparison, and with
+stand-ins for streams which one is asked for, but not what CUDA does with it.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from trajmatch.recording import call_again, checked, cuda_graph
+
+
+def distorted(change):
+    """Records a replay whose results are changed."""
+
+    def record(function):
+        results, replay = call_again(function)
+
+        def distort() -> None:
+            replay()
+            for each in results:
+                each.copy_(change(each))
+
+        return results, distort
+
+    return record
+
+
+def numbers() -> tuple[Tensor, ...]:
+    return torch.linspace(1, 2, 50), torch.tensor([3.0, float("inf")]), torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x, lambda x: x * (1 + 1e-3), lambda x: x.masked_fill(x.isinf(), 7.0)],
+    ids=["the same", "rounding", "another number for one that is not finite"],
+)
+def test_a_replay_that_differs_by_rounding_is_taken(change) -> None:
+    results, replay = checked(distorted(change), numbers)
+    replay()
+    for found, wanted in zip(results, numbers(), strict=True):
+        torch.testing.assert_close(found, change(wanted))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: 0 * x, lambda x: 1.5 * x, lambda x: x.flip(0), lambda x: x + 1e-3],
+    ids=["zeros", "half too much", "another order", "not zero"],
+)
+def test_a_replay_with_other_results_is_refused(change) -> None:
+    with pytest.raises(RuntimeError, match="the first replay is off by"):
+        checked(distorted(change), numbers)
+
+
+def test_a_replay_may_be_as_far_off_as_two_calls() -> None:
+    draw = torch.Generator().manual_seed(0)
+    checked(call_again, lambda: (torch.randn(50, generator=draw),))
+
+
+class Counter:
+    """A function with a state: each call adds to it."""
+
+    def __init__(self) -> None:
+        self.state = torch.full((3,), 100.0)
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        self.state.add_(torch.tensor([1.0, 2.0, 3.0]))
+        return (self.state.sum(),)
+
+
+def test_recording_leaves_the_state() -> None:
+    counter = Counter()
+    (total,), replay = checked(call_again, counter, [counter.state])
+    assert counter.state.tolist() == [100.0] * 3
+    replay()
+    assert counter.state.tolist() == [101.0, 102.0, 103.0] and total == 306.0
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_replay_that_changes_the_state_otherwise_is_refused(steps: int) -> None:
+    """Although the state itself is nearly the same."""
+    counter = Counter()
+
+    def record(function):
+        (total,) = function()
+
+        def replay() -> None:
+            counter.state.add_(steps * torch.tensor([1.0, 2.0, 3.0]))
+            total.fill_(306.0)
+
+        return (total,), replay
+
+    with pytest.raises(RuntimeError, match="off by 1 of"):
+        checked(record, counter, [counter.state])
+    assert counter.state.tolist() == [100.0] * 3
+
+
+class Streams:
+    """Stand-ins for what ``cuda_graph`` uses of ``torch.cuda``, which note where captures go."""
+
+    def __init__(self) -> None:
+        self.device: object = torch.device("cuda", 0)
+        self.default: SimpleNamespace | None = None
+        self.captures: list[object] = []
+
+    def stream(self) -> SimpleNamespace:
+        return SimpleNamespace(device=self.device, wait_stream=lambda other: None)
+
+    @contextmanager
+    def on(self, device: object):
+        before, self.device = self.device, device
+        yield
+        self.device = before
+
+    @contextmanager
+    def capture(self, graph: object, stream: SimpleNamespace | None = None):
+        self.default = self.default or self.stream()  # as torch does
+        self.captures.append((stream or self.default).device)
+        yield
+
+
+def test_a_capture_is_on_a_stream_of_its_device(monkeypatch) -> None:
+    fake = Streams()
+    monkeypatch.setattr(torch.cuda, "device", fake.on)
+    monkeypatch.setattr(torch.cuda, "Stream", fake.stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: fake.on(stream.device))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: fake.stream())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", fake.capture)
+    devices = [torch.device("cuda", index) for index in (0, 1, 0)]
+    for device in devices:
+        cuda_graph(lambda: (torch.zeros(1),), device)
+    assert fake.captures == devices
+
+
+@pytest.mark.cuda
+def test_graphs_on_two_devices_give_their_own_results() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU")
+    for index in (0, 1):
+        given = torch.ones(1000, device=f"cuda:{index}")
+        (doubled,), replay = checked(
+            lambda function, device=given.device: cuda_graph(function, device),
+            lambda given=given: (2 * given,),
+        )
+        given.fill_(21.0)
+        replay()
+        assert doubled.eq(42.0).all()
