@@ -1,8 +1,6 @@
 // Every operator's schema and kernels: the whole surface that Python sees, on one page. One
 // function serves the CPU and CUDA; it finds out from its tensors where it runs.
 
-#include <torch/csrc/stable/library.h>
-
 #include "ops/operators.h"
 
 STABLE_TORCH_LIBRARY(trajmatch, m) {

@@ -105,6 +105,34 @@ def free_bytes(device: str | torch.device) -> int:
     return available_memory()
 
 
+#: Texts of exceptions of PyTorch, CUDA and the C++ library that say that an allocation failed, in
+#: lower case. The convolution library tries its algorithms one after another, and gives up with the
+#: last text where none gets its workspace.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "alloc_failed",
+    "allocation_failed",
+    "unable to find an engine to execute",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that an allocation failed, on the CPU or on a GPU.
+
+    Only some of these exceptions have a class of their own: the others are told by their text.
+    """
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(text in message for text in _OUT_OF_MEMORY)
+
+
 def resident_memory() -> int:
     """Bytes of main memory that this process takes now; 0 where the system does not say."""
     with contextlib.suppress(OSError, ValueError, IndexError):

@@ -2,6 +2,29 @@
 // tensors only through these functions, so that another interface would change this file alone.
 #pragma once
 
+#include <torch/headeronly/util/shim_utils.h>
+
+#include <cstdint>
+
+namespace trajmatch {
+
+// Throws std::runtime_error with PyTorch's own text, which trajmatch/memory.py reads.
+[[noreturn]] void raise_torch_error(const char* call);
+
+inline void check_torch(int32_t error, const char* call) {
+  if (error != TORCH_SUCCESS) raise_torch_error(call);
+}
+
+}  // namespace trajmatch
+
+// All calls in torch's own headers below end here: theirs would drop the text. So this file comes
+// before any other header of torch in every source file.
+#undef TORCH_ERROR_CODE_CHECK
+#define TORCH_ERROR_CODE_CHECK(call)         \
+  {                                          \
+    ::trajmatch::check_torch((call), #call); \
+  }
+
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -10,17 +33,12 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <array>
-#include <cstdint>
 #include <optional>
-#include <stdexcept>
-#include <string>
 #include <tuple>
 #include <vector>
 
 #include "core/macros.h"
 
-// libtorch >= 2.13 gives the text of its errors; older ones have already printed it.
-extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 // Lives in libtorch_cuda, which a CPU build of torch does not have.
 extern "C" __attribute__((weak)) AOTITorchError
 aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
@@ -33,15 +51,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Ints = std::vector<int64_t>;
-
-inline void check_torch(AOTITorchError error, const char* call) {
-  if (error == AOTI_TORCH_SUCCESS) return;
-  std::string message = std::string("trajmatch: torch call failed: ") + call;
-  if (&torch_exception_get_what_without_backtrace != nullptr) {
-    message += std::string(": ") + torch_exception_get_what_without_backtrace();
-  }
-  throw std::runtime_error(message);
-}
 
 template <size_t count>
 inline void call_torch(const char* op, const char* overload,

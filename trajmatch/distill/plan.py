@@ -25,7 +25,13 @@ from trajmatch.distill.matching import MatchingLoss
 from trajmatch.distill.outer import Match, OuterGradient, StudentSteps, outer_gradients
 from trajmatch.distill.problem import Problem
 from trajmatch.errors import UserError
-from trajmatch.memory import free_bytes, peak_bytes, reset_peak, used_bytes
+from trajmatch.memory import (
+    free_bytes,
+    is_out_of_memory,
+    peak_bytes,
+    reset_peak,
+    used_bytes,
+)
 from trajmatch.networks import ConvNet
 from trajmatch.networks.independence import treats_images_alone
 from trajmatch.random import generator
@@ -137,7 +143,7 @@ class WithinMemory:
             try:
                 return self._gradients(model, matches, synthetic, step_size, steps=steps, loss=loss)
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             # Out of the handler, where the exception holds what the attempt had.
             self.plan = self._leaner(len(synthetic.images))
@@ -204,7 +210,7 @@ def choose(problem: Problem, synthetic: SyntheticSet, step_size: float) -> Forec
         try:
             found = forecast(problem, synthetic, step_size, plan)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             found = None
         release(problem.device)
@@ -319,14 +325,6 @@ def _on_line(counts: Sequence[int], times: Sequence[float], steps: int) -> float
     if slope <= 0:  # noise
         return times[-1] * steps / counts[-1]
     return times[-1] + slope * (steps - counts[-1])
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is that of an allocator: PyTorch's for GPUs or the CPU, or the C++ library's."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    message = str(error)
-    return any(text in message for text in ("can't allocate memory", "std::bad_alloc"))
 
 
 def _no_memory(problem: Problem, plan: Plan) -> str:
