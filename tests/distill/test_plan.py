@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from trajmatch import ops
 from trajmatch.distill import distill
 from trajmatch.distill import loop as loop_module
+from trajmatch.distill import plan as plan_module
 from trajmatch.distill.outer import Match, OuterGradient, StudentSteps, outer_gradients
-from trajmatch.distill.plan import Forecast, Plan, choose, forecast, leaner, planned
+from trajmatch.distill.plan import (
+    Forecast,
+    Plan,
+    WithinMemory,
+    choose,
+    forecast,
+    leaner,
+    planned,
+)
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.errors import UserError
 
@@ -54,7 +65,7 @@ def test_the_same_iteration_by_a_leaner_plan(
     plain = distill(configure(out=tmp_path / "plain"))
     starved = Starved(lambda steps: steps.tape_bytes == 0, error)
     monkeypatch.setattr(loop_module, "outer_gradients", starved)
-    with pytest.warns(UserWarning, match=r"memory ran out \(1024 MB of .*\); going on with no act"):
+    with pytest.warns(UserWarning, match=r"\(at most 1024 MB of .*\); going on with no act"):
         result = distill(configure())
     assert [tape for tape, _ in starved.asked[:3]] == [1024 * MEGA, 0, 0]
     assert starved.seen[0] == starved.seen[1] != starved.seen[2]
@@ -103,14 +114,66 @@ def test_parts_give_the_same_result_but_for_rounding(configure, tmp_path) -> Non
     assert parted.recipe == whole.recipe
 
 
-def test_the_trial_changes_nothing(configure, tmp_path) -> None:
-    plain = distill(configure(out=tmp_path / "plain"))
+def test_the_trial_changes_nothing(configure, tmp_path, monkeypatch) -> None:
     told: list[Forecast] = []
     result = distill(configure(out=tmp_path / "told"), tell=told.append)
-    assert torch.equal(result.images, plain.images)
     (found,) = told
     assert found.fits and found.plan == Plan(1024 * MEGA)
     assert found.seconds > 0 and found.peak_bytes > 50 * MEGA
+    monkeypatch.setattr(loop_module, "choose", lambda *_: found)
+    plain = distill(configure(out=tmp_path / "plain"))
+    assert torch.equal(result.images, plain.images)
+
+
+@pytest.fixture
+def mlp_store(make_store) -> Path:
+    """Experts whose leaner plans change the bits of the result: batches are divided."""
+    return make_store("mlp", network="mlp", width=128, depth=3)
+
+
+def test_the_display_changes_no_byte_where_memory_is_short(
+    configure, mlp_store, tmp_path, monkeypatch
+) -> None:
+    settings = {"experts": mlp_store, "iterations": 3}
+    distill(configure(out=tmp_path / "enough", **settings))
+    monkeypatch.setattr(plan_module, "free_bytes", lambda device: -1)
+    told: list[Forecast] = []
+    distill(configure(out=tmp_path / "shown", **settings), tell=told.append)
+    distill(configure(out=tmp_path / "quiet", **settings))
+    assert [each.plan for each in told] == [Plan(0, micro_batch=1)]
+    enough, shown, quiet = ((tmp_path / name).read_bytes() for name in ("enough", "shown", "quiet"))
+    assert shown == quiet != enough
+
+
+def test_the_announcement_adds_up(configure) -> None:
+    found = first_forecast(prepare(configure()), Plan(1024 * MEGA))
+    kept = ops.tape_bytes(prepare(configure()).model, [4, 2, 4])
+    assert found.kept_bytes == kept < found.peak_bytes
+    assert str(
+        replace(found, peak_bytes=290_000_000, kept_bytes=85_000_000, free_bytes=10**10)
+    ) == ("290 MB of memory at most, 85 MB of it for kept activations; 10.00 GB free")
+    assert "no kept activations, 3 images at a time;" in str(
+        first_forecast(prepare(configure()), Plan(1024 * MEGA, micro_batch=3))
+    )
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_the_last_steps_that_fit_are_kept(configure, steps: int) -> None:
+    problem = prepare(configure())
+    sizes = [4, 2, 4][3 - steps :]
+    limit = ops.tape_bytes(problem.model, sizes) if sizes else 0
+    assert first_forecast(problem, Plan(limit)).kept_bytes == limit
+    assert first_forecast(problem, Plan(limit + 1)).kept_bytes == limit
+
+
+def test_memory_that_runs_out_while_others_wait_ends_the_run(configure) -> None:
+    problem = prepare(configure())
+    state = problem.initial_state()
+    starved = Starved(lambda steps: False, MemoryError("not enough"))
+    compute = WithinMemory(starved, problem, planned(problem, shared=True), alone=False)
+    with pytest.raises(UserError, match=r"no activations kept\): not enough; take fewer"):
+        loop_module.outer_iteration(problem, state, compute)
+    assert len(starved.asked) == 1
 
 
 def test_memory_grows_by_a_vector_a_step_and_by_what_is_kept(configure) -> None:
@@ -122,8 +185,6 @@ def test_memory_grows_by_a_vector_a_step_and_by_what_is_kept(configure) -> None:
 
 
 def test_the_plan_is_the_first_that_fits(configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trajmatch.distill import plan as plan_module
-
     problem = prepare(configure())
     state = problem.initial_state()
 
@@ -131,10 +192,10 @@ def test_the_plan_is_the_first_that_fits(configure, monkeypatch: pytest.MonkeyPa
         return Forecast(plan, 1.0, 0, 100 if plan.tape_bytes else 10, free_bytes=50)
 
     monkeypatch.setattr(plan_module, "forecast", needs)
-    assert choose(problem, state.synthetic, 0.1).plan == Plan()
+    assert choose(problem, state.synthetic, 0.1, planned(problem)).plan == Plan()
     never = replace(problem, config=replace(problem.config, tape_mb=0))
     monkeypatch.setattr(plan_module, "forecast", lambda *_: Forecast(Plan(), 1.0, 0, 99, 50))
-    assert not choose(never, state.synthetic, 0.1).fits
+    assert not choose(never, state.synthetic, 0.1, planned(never)).fits
 
 
 def test_the_tape_of_a_gpu_is_for_all_matches(configure) -> None:
@@ -144,3 +205,4 @@ def test_the_tape_of_a_gpu_is_for_all_matches(configure) -> None:
     assert planned(on_gpu) == Plan(8192 * MEGA)
     asked = replace(on_gpu, config=replace(problem.config, tape_mb=5))
     assert planned(asked) == Plan(5 * MEGA)
+    assert planned(asked, shared=True) == Plan()

@@ -13,14 +13,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from trajmatch import networks
 from trajmatch.distill import DistillConfig, distill
+from trajmatch.distill import loop as loop_module
+from trajmatch.distill import plan as plan_module
 from trajmatch.distill.loop import outer_iteration
+from trajmatch.distill.outer import StudentSteps, outer_gradients
 from trajmatch.distill.parallel import check_division, check_in_step
+from trajmatch.distill.plan import Plan
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.state import State
 from trajmatch.experts import ExpertConfig, Store, train_experts
@@ -187,6 +192,28 @@ def matches(ranks: Ranks, store: Path, folder: Path) -> dict[str, bool]:
     }
 
 
+def plan(ranks: Ranks, store: Path, folder: Path) -> dict[str, bool]:
+    """Plans of ``--parallel batch`` where memory is short: announced, and computed by."""
+    announced: list[Plan] = []
+    used: set[tuple[int, int | None]] = set()
+
+    def watched(*arguments: Any, steps: StudentSteps, loss: Any) -> Any:
+        used.add((steps.tape_bytes, steps.micro_batch))
+        return outer_gradients(*arguments, steps=steps, loss=loss)
+
+    with (
+        mock.patch.object(plan_module, "free_bytes", lambda device: -1),
+        mock.patch.object(loop_module, "outer_gradients", watched),
+    ):
+        asked = config(store, folder, parallel="batch", iterations=2)
+        distill(asked, ranks=ranks, tell=lambda found: announced.append(found.plan))
+    one_by_one = Plan(0, micro_batch=1)
+    return {
+        "announced": announced == ([one_by_one] if ranks.is_writer else []),
+        "used": used == {(one_by_one.tape_bytes, one_by_one.micro_batch)},
+    }
+
+
 def experts(ranks: Ranks, store: Path, folder: Path) -> dict[str, bool]:
     """Files of experts that the processes train together, of some that are missing."""
     made = Store.open(store)
@@ -246,6 +273,7 @@ def main() -> None:
             "float32": step_in_float32(ranks),
             "matches": matches(ranks, store, folder / "matches"),
             "experts": experts(ranks, store, folder / "experts"),
+            "plan": plan(ranks, store.with_name("mlp"), folder / "plan"),
             "words": words(ranks),
         }
         (folder / f"measured_{ranks.rank}.json").write_text(json.dumps(measured))

@@ -54,7 +54,9 @@ class Mortal(Final):
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("experts")
-    return write_store(folder / "store", write_data(folder / "shapes.npz"))
+    data = write_data(folder / "shapes.npz")
+    write_store(folder / "mlp", data, network="mlp", width=128, depth=3)
+    return write_store(folder / "store", data)
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def test_several_processes_do_what_one_does(torchrun, experts, tmp_path, number)
         for name in ("float64", "float64, all parts"):
             assert max(measured[name].values()) < 1e-10, measured
         assert max(measured["float32"].values()) < 1e-5, measured
-        for name in ("matches", "experts", "words"):
+        for name in ("matches", "experts", "plan", "words"):
             assert all(measured[name].values()), measured
 
 

@@ -37,8 +37,7 @@ def run(argv: list[str]) -> int:
         print(
             f"{forecast.seconds:.3g} s an outer iteration, "
             f"{duration(forecast.seconds * config.iterations)} for {config.iterations}; "
-            f"{forecast.peak_bytes / 1e9:.2f} GB of memory at most, "
-            f"{forecast.free_bytes / 1e9:.1f} GB free; {forecast.plan}",
+            f"{forecast}",
             file=sys.stderr,
         )
 

@@ -73,9 +73,10 @@ def distill(
             many updates were ``dropped``, where any was.
         ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this;
             one of them writes, evaluates and is told of the progress.
-        tell: Told before the first iteration what the run will need, by a short trial of a few
-            student steps in one process, after which it computes by the plan that fits into memory.
-            Without it, the run begins as it is told and gets leaner where memory runs out.
+        tell: Is given the forecast of the run before its first iteration. The forecast is made
+            with or without it, in one process, by a trial of at most five student steps, which is
+            less than one outer iteration of most runs: the run computes by the plan that should fit
+            into memory, and gets leaner where memory runs out all the same.
 
     Returns:
         The result, which is also in ``config.out``.
@@ -133,21 +134,20 @@ def distill(
 
 
 def _computing(problem: Problem, state: State, ranks: Ranks, tell: Tell | None) -> Gradients:
-    """What computes the gradients, by a plan that fits into memory."""
+    """The computation of the gradients, by a plan that fits into memory, the same on all ranks."""
+    shared = ranks.size > 1 and problem.config.parallel == "batch"
+    plan = planned(problem, shared)
 
     def chosen() -> tuple[int, int | None]:
-        assert tell is not None
-        found = choose(problem, state.synthetic, state.step_size.value)
-        tell(found)
+        found = choose(problem, state.synthetic, state.step_size.value, plan)
+        if tell is not None:
+            tell(found)
         return found.plan.tape_bytes, found.plan.micro_batch
 
-    plan = planned(problem)
-    if tell is not None and state.iteration < problem.config.iterations:
+    if state.iteration < problem.config.iterations:
         plan = Plan(*ranks.from_writer(chosen))
     compute = graph_for(problem, ranks) or outer_gradients
-    if ranks.size > 1 and problem.config.parallel == "batch":
-        return compute  # a process cannot begin again by itself, for the others wait for its share
-    return WithinMemory(compute, problem, plan)
+    return WithinMemory(compute, problem, plan, alone=not shared)
 
 
 def _log(problem: Problem, state: State, ranks: Ranks) -> MetricsLog | nullcontext[NoLog]:
@@ -211,7 +211,8 @@ def outer_iteration(
     Args:
         problem: What the run works on.
         state: Is brought forward by one iteration.
-        compute: What computes the gradients of the matches.
+        compute: The computation of the gradients of the matches, which also decides how many
+            activations are kept and how batches are divided (:class:`WithinMemory`).
         ranks: The processes of the run, which divide the work as ``--parallel`` says.
 
     Returns:
@@ -220,7 +221,7 @@ def outer_iteration(
         ``experts`` and ``losses``; with ``--skip-above`` also ``skipped``), and why the update was
         refused.
     """
-    config, plan = problem.config, planned(problem)
+    config = problem.config
     by_match = config.parallel == "matches"
     draws = [draw_match(problem, state, number) for number in range(config.matches)]
     gradients = compute(
@@ -231,9 +232,7 @@ def outer_iteration(
         steps=StudentSteps(
             momentum=config.student_momentum,
             precise=config.precise,
-            tape_bytes=plan.tape_bytes,
             exact=config.gradient == "exact",
-            micro_batch=plan.micro_batch,
             shards=None if by_match else ranks,
         ),
         loss=problem.loss,

@@ -12,6 +12,8 @@ import gc
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, takewhile
 from time import perf_counter
 from typing import Protocol
 
@@ -63,21 +65,26 @@ class Plan:
     micro_batch: int | None = None
 
     def __str__(self) -> str:
-        tape = f"{self.tape_bytes / _MEGA:.0f} MB of activations kept" if self.tape_bytes else ""
-        parts = f"{self.micro_batch} images at a time" if self.micro_batch else ""
-        return ", ".join(filter(None, [tape, parts])) or "no activations kept"
+        limit = f"at most {self.tape_bytes / _MEGA:.0f} MB of" if self.tape_bytes else "no"
+        return f"{limit} activations kept{self.parts}"
+
+    @property
+    def parts(self) -> str:
+        """The part of a text that says how batches are divided."""
+        return f", {self.micro_batch} images at a time" if self.micro_batch else ""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will need.
+    """Time and memory that a run will need.
 
     Attributes:
         plan: How it computes.
-        seconds: Of one outer iteration.
+        seconds: Time of one outer iteration.
         peak_bytes: Peak memory: of the process on the CPU, of PyTorch's allocator on a GPU.
-        more_bytes: How much of it the run does not have yet.
-        free_bytes: What there is still to get.
+        more_bytes: The part of it that the run does not have yet.
+        free_bytes: Memory that it can still get.
+        kept_bytes: Activations that a match keeps for its adjoint, which are part of the peak.
     """
 
     plan: Plan
@@ -85,6 +92,12 @@ class Forecast:
     peak_bytes: int
     more_bytes: int
     free_bytes: int
+    kept_bytes: int = 0
+
+    def __str__(self) -> str:
+        kept = f"{_size(self.kept_bytes)} of it for" if self.kept_bytes else "no"
+        parts = f"kept activations{self.plan.parts}; {_size(self.free_bytes)} free"
+        return f"{_size(self.peak_bytes)} of memory at most, {kept} {parts}"
 
     @property
     def fits(self) -> bool:
@@ -109,16 +122,20 @@ class Gradients(Protocol):
 
 
 class WithinMemory:
-    """Computes by a plan, and by leaner ones from where memory runs out.
+    """A computation of gradients by a plan, and by leaner ones from where memory runs out.
 
     Args:
-        gradients: What computes.
+        gradients: The computation.
         problem: What the run works on.
         plan: The plan to begin with.
+        alone: False where other processes take part in every student step: they wait for this one,
+            which therefore cannot begin an iteration again.
     """
 
-    def __init__(self, gradients: Gradients, problem: Problem, plan: Plan) -> None:
-        self._gradients, self._problem = gradients, problem
+    def __init__(
+        self, gradients: Gradients, problem: Problem, plan: Plan, alone: bool = True
+    ) -> None:
+        self._gradients, self._problem, self._alone = gradients, problem, alone
         self.plan = plan
 
     def __call__(
@@ -134,7 +151,7 @@ class WithinMemory:
         """Arguments and results are those of ``outer_gradients``.
 
         Raises:
-            UserError: Memory runs out by the leanest plan.
+            UserError: Memory runs out by the leanest plan, or where others wait.
         """
         while True:
             steps = replace(
@@ -145,14 +162,15 @@ class WithinMemory:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
+                reason = str(error)
             # Out of the handler, where the exception holds what the attempt had.
-            self.plan = self._leaner(len(synthetic.images))
+            self.plan = self._leaner(len(synthetic.images), reason)
 
-    def _leaner(self, images: int) -> Plan:
+    def _leaner(self, images: int, reason: str) -> Plan:
         release(self._problem.device)
-        plan = leaner(self._problem, self.plan, images)
+        plan = leaner(self._problem, self.plan, images) if self._alone else None
         if plan is None:
-            raise UserError(_no_memory(self._problem, self.plan))
+            raise UserError(_no_memory(self._problem, self.plan, reason))
         warnings.warn(
             f"memory ran out ({self.plan}); going on with {plan}: slower, and the same result but "
             "for rounding",
@@ -161,10 +179,18 @@ class WithinMemory:
         return plan
 
 
-def planned(problem: Problem) -> Plan:
-    """The plan that the configuration asks for."""
+def planned(problem: Problem, shared: bool = False) -> Plan:
+    """The plan that the configuration asks for.
+
+    Args:
+        problem: What the run works on.
+        shared: Whether processes share every batch (``--parallel batch``); they keep no
+            activations.
+    """
     config, tape_mb = problem.config, problem.config.tape_mb
-    if tape_mb is None:
+    if shared:
+        tape_mb = 0
+    elif tape_mb is None:
         tape_mb = _TAPE_MB if problem.device.type == "cpu" else _TAPE_MB_CUDA // config.matches
     return Plan(_MEGA * tape_mb, config.micro_batch)
 
@@ -194,25 +220,29 @@ def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
     return replace(plan, micro_batch=-(-now // 2))
 
 
-def choose(problem: Problem, synthetic: SyntheticSet, step_size: float) -> Forecast:
-    """The plan of the configuration, or the first leaner one that should fit into memory.
+def choose(problem: Problem, synthetic: SyntheticSet, step_size: float, plan: Plan) -> Forecast:
+    """The forecast of a plan, or of the first leaner one that should fit into memory.
 
     Args:
         problem: What the run works on.
         synthetic: The images that it begins with.
         step_size: Their step size.
+        plan: The plan to begin with.
 
     Returns:
-        What it will need; the leanest plan where none should fit: the prediction is no proof.
+        The forecast; of the leanest plan where none should fit: the prediction is no proof.
+
+    Raises:
+        UserError: Memory runs out in the trial of the leanest plan.
     """
-    plan = planned(problem)
+    reason = ""
     while True:
         try:
             found = forecast(problem, synthetic, step_size, plan)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            found = None
+            found, reason = None, str(error)
         release(problem.device)
         if found is not None and found.fits:
             return found
@@ -220,12 +250,12 @@ def choose(problem: Problem, synthetic: SyntheticSet, step_size: float) -> Forec
         if next_plan is None and found is not None:
             return found
         if next_plan is None:
-            raise UserError(_no_memory(problem, plan))
+            raise UserError(_no_memory(problem, plan, reason))
         plan = next_plan
 
 
 def forecast(problem: Problem, synthetic: SyntheticSet, step_size: float, plan: Plan) -> Forecast:
-    """Tries a plan on a few student steps and tells what all will need.
+    """The forecast of a plan, by a trial of at most ``1 + 1 + 3`` student steps of one match.
 
     Memory grows by one parameter vector with each step, and by the activations that are kept; all
     else is in the trial.
@@ -265,7 +295,8 @@ def forecast(problem: Problem, synthetic: SyntheticSet, step_size: float, plan: 
     times = [seconds(count) for count in counts]
     in_trial = before if whole_life else peak_bytes(device)
     grown = (len(batches) - counts[-1]) * segment.start.numel() * segment.start.element_size()
-    grown += _tape(problem, plan, batches) - _tape(problem, plan, batches[: counts[-1]])
+    kept = _kept_bytes(problem, plan, batches)
+    grown += kept - _kept_bytes(problem, plan, batches[: counts[-1]])
     peak = max(before, in_trial + grown)
     return Forecast(
         plan=plan,
@@ -273,6 +304,7 @@ def forecast(problem: Problem, synthetic: SyntheticSet, step_size: float, plan: 
         peak_bytes=peak,
         more_bytes=max(0, in_trial + grown - used_bytes(device)),
         free_bytes=free_bytes(device),
+        kept_bytes=kept,
     )
 
 
@@ -306,15 +338,15 @@ def _images_alone(problem: Problem) -> bool:
     return treats_images_alone(problem.model, theta, images)
 
 
-def _tape(problem: Problem, plan: Plan, batches: Sequence[Tensor]) -> int:
-    """Bytes of activations that are kept for the adjoint of these steps."""
-    if plan.tape_bytes == 0 or plan.micro_batch is not None:
-        return 0
+def _kept_bytes(problem: Problem, plan: Plan, batches: Sequence[Tensor]) -> int:
+    """Bytes of activations kept for the adjoint: those of the last steps, as many as fit."""
     sizes = [len(batch) for batch in batches]
-    whole = ops.tape_bytes(
-        problem.model, sizes, precise=problem.config.precise, device=problem.device
-    )
-    return min(plan.tape_bytes, whole)
+    if plan.micro_batch is not None and max(sizes) > plan.micro_batch:
+        return 0  # the loop over the steps is Python then, which keeps none
+    tape = partial(ops.tape_bytes, precise=problem.config.precise, device=problem.device)
+    step = {size: tape(problem.model, [size]) for size in set(sizes)}
+    kept = takewhile(plan.tape_bytes.__ge__, accumulate(step[size] for size in reversed(sizes)))
+    return max(kept, default=0)
 
 
 def _on_line(counts: Sequence[int], times: Sequence[float], steps: int) -> float:
@@ -327,14 +359,20 @@ def _on_line(counts: Sequence[int], times: Sequence[float], steps: int) -> float
     return times[-1] + slope * (steps - counts[-1])
 
 
-def _no_memory(problem: Problem, plan: Plan) -> str:
-    config = problem.config
+def _size(count: int) -> str:
+    """``85 MB`` or ``3.20 GB``."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _no_memory(problem: Problem, plan: Plan, reason: str) -> str:
+    config, lines = problem.config, reason.splitlines()
+    said = f": {lines[0]}" if lines else ""
     return (
-        f"memory ran out by the leanest plan ({plan}); take fewer --student-steps (now "
+        f"memory ran out by the leanest plan ({plan}){said}; take fewer --student-steps (now "
         f"{config.student_steps}), a smaller --batch-syn or fewer --matches (now {config.matches}),"
         " or another machine. What was written before is whole"
     )
 
 
-#: Told what a run will need, before its first iteration.
+#: Is given the forecast of a run before its first iteration.
 Tell = Callable[[Forecast], None]
