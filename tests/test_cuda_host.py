@@ -81,9 +81,14 @@ def emulated_module() -> Path:
     return module
 
 
+def environment_of(module: Path) -> dict[str, str]:
+    """The environment of a process whose ``import emulated_module`` finds the module."""
+    path = os.pathsep.join(filter(None, [str(EMULATOR / "host"), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "TRAJMATCH_EMULATED_MODULE": str(module)}
+
+
 def run_tests_of(operators: tuple[str, ...], module: Path, order: int) -> str:
     """Runs tests/ops/test_<operator>.py on the emulated module; gives what pytest printed."""
-    path = os.pathsep.join(filter(None, [str(EMULATOR / "host"), os.environ.get("PYTHONPATH")]))
     selection = " and ".join(f"not {word}" for word in ("cuda", *PYTHON_ONLY))
     result = subprocess.run(
         [
@@ -92,17 +97,48 @@ def run_tests_of(operators: tuple[str, ...], module: Path, order: int) -> str:
             *(str(ROOT / "tests" / "ops" / f"test_{operator}.py") for operator in operators),
         ],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": path,
-            "TRAJMATCH_EMULATED_MODULE": str(module),
-            "TRAJMATCH_EMULATOR_ORDER": str(order),
-        },
+        env={**environment_of(module), "TRAJMATCH_EMULATOR_ORDER": str(order)},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+#: Prints whether the default choice of blocks gives the bits of the library's, and keeps as much.
+FIRST_LAYER = """
+import emulated_module, os, torch
+from trajmatch import networks, ops, random
+
+draw = random.generator(0, "card")
+model = networks.initialise(networks.ConvNet(3, 4, 32, width=16, depth=1), draw)
+theta, images = networks.flat_parameters(model), torch.randn(2, 3, 32, 32, generator=draw)
+
+def found():
+    results = ops.gradient_jvp(model, theta, images, torch.tensor([0, 3]), theta.flip(0))
+    return ops.tape_bytes(model, [2], device="cuda"), results.grad_theta, results.grad_images
+
+default = found()
+os.environ["TRAJMATCH_CUDA_BLOCKS"] = "library"
+library = found()
+print(default[0] == library[0], *(torch.equal(*pair) for pair in zip(default[1:], library[1:])))
+for one, other in zip(default[1:], library[1:]):
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+"""
+
+
+@pytest.mark.parametrize(("shared_kib", "library"), [(64, True), (99, False)])
+def test_a_card_with_little_shared_memory_gets_the_library_s_first_layer(
+    emulated_module: Path, shared_kib: int, library: bool
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_LAYER],
+        env={**environment_of(emulated_module), "TRAJMATCH_EMULATOR_SHARED_KIB": str(shared_kib)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == 3 * [str(library)]
 
 
 def test_the_engine_is_exact_on_emulated_cuda(emulated_module: Path) -> None:

@@ -106,6 +106,12 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_backward_kernel(First
 
 }  // namespace
 
+// The passes back take more than the others, and both the same.
+bool first_layer_fits_device(const FirstLayerShape& shape) {
+  return has_dynamic_shared(shape.in_channels == 1 ? BackwardMemory<1>::kBytes
+                                                   : BackwardMemory<3>::kBytes);
+}
+
 void launch_first_layer_backward(const FirstLayerBackward& params, Stream stream) {
   with_channels(params.in.shape, false, [&](auto channels, dim3 grid) {
     constexpr size_t kBytes = BackwardMemory<channels()>::kBytes;

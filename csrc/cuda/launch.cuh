@@ -47,6 +47,17 @@ inline unsigned grid_size(int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
+// Whether a block may have so much dynamic shared memory on the current device. Where there is
+// none, as in a forecast on another machine, as on most: sm_75 with its 64 KiB is the exception.
+inline bool has_dynamic_shared(size_t bytes) {
+  int device = 0, most = 0;
+  const bool known =
+      cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess;
+  if (!known) cudaGetLastError();  // forgets it
+  return !known || bytes <= static_cast<size_t>(most);
+}
+
 // Before a launch of `kernel` with more dynamic shared memory than the 48 KiB that need no asking.
 template <class Kernel>
 void allow_dynamic_shared(Kernel kernel, size_t bytes) {

@@ -59,8 +59,15 @@ FirstLayerShape first_shape_of(const Network& network, int64_t batch) {
 }  // namespace
 
 bool FusedBlocks::takes_first(const Network& network, bool float32) {
-  return float32 && chosen_blocks() != "library" && is_plain(network, network.blocks[0]) &&
-         first_shape_of(network, 0).fits();
+  if (!float32 || chosen_blocks() == "library" || !is_plain(network, network.blocks[0])) {
+    return false;
+  }
+  const FirstLayerShape shape = first_shape_of(network, 0);
+#ifdef TRAJMATCH_WITH_CUDA
+  return shape.fits() && cuda::first_layer_fits_device(shape);
+#else
+  return shape.fits();
+#endif
 }
 
 FusedBlocks::FusedBlocks(const Network& network, Workspace& workspace, const Tensor& like)

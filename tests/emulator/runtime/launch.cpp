@@ -5,6 +5,7 @@
 
 #include "runtime/engine.h"
 #include "runtime/limits.h"
+#include "runtime/options.h"
 
 namespace {
 
@@ -39,6 +40,16 @@ const char* cudaGetErrorString(cudaError_t error) {
 
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = static_cast<int>(emulator::options().shared_kib * 1024);
+  return cudaSuccess;
+}
+
 namespace emulator {
 
 std::vector<LaunchRecord>& launch_log() {
@@ -47,7 +58,7 @@ std::vector<LaunchRecord>& launch_log() {
 }
 
 cudaError_t allow_dynamic_shared(const void* kernel, int bytes) {
-  if (bytes < 0 || static_cast<size_t>(bytes) > kMaxDynamicSharedBytes) {
+  if (bytes < 0 || static_cast<size_t>(bytes) > options().shared_kib * 1024) {
     return last_error = cudaErrorInvalidValue;
   }
   allowances()[kernel] = static_cast<size_t>(bytes);

@@ -27,6 +27,8 @@ Options read_environment() {
   read.schedule = static_cast<Schedule>(environment_number("TRAJMATCH_EMULATOR_ORDER", 3));
   read.given = std::getenv("TRAJMATCH_EMULATOR_ORDER") != nullptr;
   read.seed = environment_number("TRAJMATCH_EMULATOR_SEED", ~0u);
+  const unsigned shared_kib = environment_number("TRAJMATCH_EMULATOR_SHARED_KIB", 227);
+  if (shared_kib > 0) read.shared_kib = shared_kib;
   return read;
 }
 

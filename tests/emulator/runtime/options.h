@@ -1,5 +1,9 @@
-// How the emulator schedules warps and blocks, chosen by the environment.
+// How the emulator schedules warps and blocks, and which card it is, chosen by the environment.
 #pragma once
+
+#include <cstddef>
+
+#include "runtime/limits.h"
 
 namespace emulator {
 
@@ -14,11 +18,12 @@ enum class Schedule {
 
 struct Options {
   Schedule schedule = Schedule::kRoundRobin;
-  bool given = false;  // whether the environment says which
-  unsigned seed = 0;   // of kRandom
+  bool given = false;                        // whether the environment says which
+  unsigned seed = 0;                         // of kRandom
+  size_t shared_kib = kMaxDynamicSharedKiB;  // that a block may have; sm_75 has 64
 };
 
-// Read once from TRAJMATCH_EMULATOR_ORDER (0 to 3) and TRAJMATCH_EMULATOR_SEED; tests may change it
+// Read once from TRAJMATCH_EMULATOR_ORDER (0 to 3), _SEED and _SHARED_KIB; tests may change it
 // between launches. Throws std::invalid_argument where the environment holds anything else.
 Options& options();
 
