@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import stat
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 
 from trajmatch import files
 from trajmatch.errors import UserError
+from trajmatch.exchange.whole import whole_folder
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2], dtype=torch.uint8)}
 METADATA = {"z": 1, "name": "größe", "list": [1.5, None, True]}
@@ -75,6 +77,63 @@ def test_an_interrupted_write_leaves_what_was_there_and_nothing_else(tmp_path, m
         files.write_text(path, "after")
     assert path.read_text() == "before"
     assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.fixture(params=["flush a folder", "open a folder", "chmod"])
+def failing(request, monkeypatch):
+    """Makes an operation fail that a file needs not, with an error number of choice."""
+
+    def install(number):
+        def fail(*_, **__):
+            raise OSError(number, os.strerror(number))
+
+        def flush(descriptor):
+            (fail if stat.S_ISDIR(os.fstat(descriptor).st_mode) else fsync)(descriptor)
+
+        def open_to_flush(path, flags, *more, **named):
+            flushed = os.path.isdir(path) and not str(path).endswith(".tmp")
+            return (fail if flushed else os_open)(path, flags, *more, **named)
+
+        fsync, os_open = os.fsync, os.open
+        name, function = {
+            "flush a folder": ("fsync", flush),
+            "open a folder": ("open", open_to_flush),
+            "chmod": ("chmod", fail),
+        }[request.param]
+        monkeypatch.setattr(os, name, function)
+
+    return install
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.EACCES])
+def test_files_are_written_where_a_file_system_lacks_an_operation(tmp_path, failing, number):
+    failing(number)
+    files.check_writable(tmp_path)
+    files.write_text(tmp_path / "text", "a")
+    files.save_tensors(tmp_path / "tensors", TENSORS, METADATA)
+    with whole_folder(tmp_path / "folder") as folder:
+        files.write_text(folder / "text", "a")
+    assert sorted(os.listdir(tmp_path)) == ["folder", "tensors", "text"]
+    assert os.listdir(tmp_path / "folder") == ["text"]
+    assert (tmp_path / "text").read_text() == "a"
+    assert files.load_tensors(tmp_path / "tensors")[1] == METADATA
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fails_is_an_error(tmp_path, failing, number):
+    failing(number)
+    with pytest.raises(UserError, match=f"cannot write .*x: {os.strerror(number)}"):
+        files.write_text(tmp_path / "x", "a")
+
+
+def test_a_file_that_cannot_be_flushed_is_an_error(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match=r"cannot write .*x: Invalid argument"):
+        files.write_text(tmp_path / "x", "a")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_reader_never_sees_a_part(tmp_path):

@@ -12,6 +12,7 @@ file's size before anything of that size is allocated.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -19,7 +20,6 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -60,8 +60,11 @@ _DTYPES = {
 }
 
 _LEFTOVER = re.compile(r"\.trajmatch-[0-9a-f]{16}\.tmp")
-#: Seconds after which what is unfinished is so because its writer was killed.
+#: Age in seconds from which an unfinished file belongs to a writer that was killed.
 _LEFTOVER_AGE = 3600
+
+#: Errors of a disk that fails or is full. Others mean that a file system lacks an operation.
+_DISK_ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
@@ -260,10 +263,11 @@ def check_writable(folder: PathLike) -> None:
     Raises:
         UserError: It cannot be made, or nothing can be written in it.
     """
+    probe = temporary_beside(Path(folder) / "file")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        probe.mkdir()
+        probe.rmdir()
     except OSError as error:
         raise UserError(
             f"cannot write in the folder {folder}: {_cause(error)}; choose another"
@@ -284,6 +288,41 @@ def remove_leftovers(folder: PathLike) -> None:
                     shutil.rmtree(entry, ignore_errors=True)
 
 
+def temporary_beside(path: Path) -> Path:
+    """New hidden name in the folder of a path; :func:`remove_leftovers` knows it."""
+    return path.with_name(f".trajmatch-{secrets.token_hex(8)}.tmp")
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    A power cut can lose a new name that is not. Some file systems (shares of virtual machines, SMB,
+    FUSE) cannot flush a folder; the names are then as safe as they get.
+
+    Args:
+        path: The file or folder.
+
+    Raises:
+        OSError: The disk fails or is full, or a file cannot be flushed.
+    """
+    with optional() if path.is_dir() else contextlib.nullcontext():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def optional() -> Iterator[None]:
+    """Ignore that a file system lacks an operation; errors of the disk itself pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            raise
+
+
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path to write to, and renames it to ``path`` when all went well.
@@ -292,29 +331,22 @@ def _replacing(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"cannot write {path}: it is a device or a pipe; choose a file")
-    folder = path.with_name(f".trajmatch-{secrets.token_hex(8)}.tmp")
+    folder = temporary_beside(path)
     temporary = folder / "content"
     try:
         folder.mkdir()
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # safetensors puts a file of its own there that nobody else may read
-        _flush(temporary)
+        with optional():
+            temporary.chmod(mode)  # safetensors leaves a file that only its owner may read
+        flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)  # else a power cut can lose the new name, which the folder holds
+        flush(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {_cause(error)}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from trajmatch import files
 from trajmatch.errors import UserError
 
 
@@ -27,14 +27,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     folder = folder.absolute()  # the current folder has no name otherwise
     check_new(folder)
-    temporary = folder.with_name(f".trajmatch-{secrets.token_hex(8)}.tmp")
+    temporary = files.temporary_beside(folder)
     try:
         temporary.mkdir(parents=True)
         yield temporary
         for path in (*temporary.rglob("*"), temporary):
-            _flush(path)
+            files.flush(path)
         os.replace(temporary, folder)
-        _flush(folder.parent)
+        files.flush(folder.parent)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
@@ -56,11 +56,3 @@ def check_new(path: Path) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     if taken:
         raise UserError(f"{path} is there already; choose a new --out")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

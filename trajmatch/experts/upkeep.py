@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -165,7 +164,7 @@ def _assemble(out: Path, manifest: dict[str, Any], members: Sequence[tuple[Store
         raise UserError(f"{out} is there already; give a new folder for --out")
     files.check_writable(out.parent)
     files.remove_leftovers(out.parent)
-    building = out.with_name(f".trajmatch-{secrets.token_hex(8)}.tmp")
+    building = files.temporary_beside(out)
     try:
         store = Store.create(building, described, members[0][0].zca)
         for number, (source, expert) in enumerate(members):
