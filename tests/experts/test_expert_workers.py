@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -105,27 +104,21 @@ def test_a_mistake_of_the_user_comes_back_from_a_worker(make_config: MakeConfig)
     assert Store.open(config.out, complete=False).missing() == [0, 1]
 
 
-def test_an_orphan_stops(make_config: MakeConfig) -> None:
-    config = make_config(num_experts=1, epochs=2000)
-    with pytest.raises(KeyboardInterrupt):
-        train_experts(config, Interruption(1))
-    store = Store.open(config.out, complete=False)
-    job = json.dumps(
-        {"store": str(config.out), "experts": [0], "device": "cpu", "checkpoint_seconds": 60}
-    )
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "w") as nobody_reads:
-        orphan = subprocess.run(
-            [sys.executable, "-m", "trajmatch.experts.worker"],
-            input=job + "\n",
-            stdout=nobody_reads,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert (orphan.returncode, orphan.stderr) == (143, "")
-    assert store.missing() == [0]
+def test_workers_import_what_this_process_does(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: Contents
+) -> None:
+    """Neither the current folder nor what prints while Python starts changes anything."""
+    train_experts(make_config(out=tmp_path / "alone", epochs=1, workers=1))
+    here = tmp_path / "here"
+    (here / "trajmatch").mkdir(parents=True)
+    for name in ("random.py", "trajmatch/__init__.py"):
+        (here / name).write_text("raise SystemExit('imported from the current folder')")
+    (here / "sitecustomize.py").write_text("print('cluster profile loaded')")
+    monkeypatch.delenv("PYTHONSAFEPATH")
+    monkeypatch.setenv("PYTHONPATH", str(here))
+    monkeypatch.chdir(here)
+    train_experts(make_config(out=tmp_path / "two", epochs=1, workers=2))
+    assert contents(tmp_path / "two") == contents(tmp_path / "alone")
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,18 @@
 """Measurements in processes of their own: peak memory, and the cells of one shape.
 
-The process reads one JSON line with the job and prints one JSON line for every result. A process of
-its own has a peak that is its own, and gives all its memory back.
+A process of its own has a peak that is its own, and gives all its memory back.
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from trajmatch.bench.sizes import Size
+from trajmatch.children import Emit, Failed, Job, children
 from trajmatch.errors import UserError
 from trajmatch.memory import peak_bytes, reset_peak
 
@@ -25,16 +20,6 @@ from trajmatch.memory import peak_bytes, reset_peak
 #: use at a time and not what fragments between uses, which would count against the baselines.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
-#: Runs :func:`main` of the package that this process imported, whatever its folder holds.
-PROGRAM = """
-import sys
-if sys.argv[1] not in sys.path:
-    sys.path.insert(0, sys.argv[1])
-from trajmatch.bench.process import main
-sys.exit(main())
-"""
-
-Emit = Callable[[dict[str, Any]], None]
 Results = Generator[dict[str, Any], None, None]
 
 
@@ -70,8 +55,8 @@ def measure_cells(sizes: Sequence[Size], **settings: Any) -> Results:
     return run_job({"job": "cells", "sizes": [asdict(size) for size in sizes], **settings})
 
 
-def run_job(job: dict[str, Any], environment: Mapping[str, str] = MappingProxyType({})) -> Results:
-    """Starts a process for a job and yields its results; it ends with the iteration.
+def run_job(job: Job, environment: Mapping[str, str] = MappingProxyType({})) -> Results:
+    """Start a process for a job and yield its results; it ends with the iteration.
 
     Args:
         job: The job, as JSON can hold it.
@@ -83,30 +68,17 @@ def run_job(job: dict[str, Any], environment: Mapping[str, str] = MappingProxyTy
     Raises:
         UserError: The process failed, for want of memory for example.
     """
-    with subprocess.Popen(
-        [sys.executable, "-P", "-c", PROGRAM, str(Path(__file__).parents[2])],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    ) as process:
-        assert process.stdin and process.stdout
-        process.stdin.write(json.dumps(job) + "\n")
-        process.stdin.close()
-        try:
-            for line in process.stdout:
-                yield json.loads(line)
-        except BaseException:  # GeneratorExit among them: nobody wants the rest
-            process.kill()
-            raise
-    if process.returncode:
+    try:
+        with children(work_on, [job], environment) as results:
+            yield from results
+    except Failed as failure:
         raise UserError(
-            f"the benchmark's process for {job} ended with status {process.returncode} (-9 is what "
+            f"the benchmark's process for {job} ended with status {failure.status} (-9 is what "
             "the system does where memory runs out); choose a smaller size"
-        )
+        ) from failure
 
 
-def peak(job: dict[str, Any], emit: Emit) -> None:
+def peak(job: Job, emit: Emit) -> None:
     """Runs a variant once and tells the peak of memory."""
     from trajmatch.bench.problem import make_problem
     from trajmatch.bench.variants import VARIANTS
@@ -126,7 +98,7 @@ def peak(job: dict[str, Any], emit: Emit) -> None:
     emit({"peak_bytes": peak_bytes(device), "idle_bytes": idle, "whole_life": whole_life})
 
 
-def cells(job: dict[str, Any], emit: Emit) -> None:
+def cells(job: Job, emit: Emit) -> None:
     """Measures sizes one after the other."""
     from trajmatch.bench.outer import measure_cell
     from trajmatch.memory import keep_freed_memory
@@ -143,18 +115,9 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
-JOBS: dict[str, Callable[[dict[str, Any], Emit], None]] = {"peak": peak, "cells": cells}
+JOBS: dict[str, Callable[[Job, Emit], None]] = {"peak": peak, "cells": cells}
 
 
-def main() -> int:
-    """Runs the program; returns its exit status."""
-    # What a library prints must not come between the results.
-    channel = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-    def emit(result: dict[str, Any]) -> None:
-        os.write(channel, (json.dumps(result) + "\n").encode())
-
-    job = json.loads(sys.stdin.readline())
+def work_on(job: Job, emit: Emit) -> None:
+    """Measure as a child process what ``job["job"]`` names; see :func:`run_job`."""
     JOBS[job["job"]](job, emit)
-    return 0

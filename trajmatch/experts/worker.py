@@ -1,30 +1,18 @@
-"""Training of some experts of a store; as a program, one of several processes that share a store.
-
-``python -m trajmatch.experts.worker`` reads one JSON line with the store, the experts and the
-device, and prints one JSON line for every event: ``{"expert": i, "loss": x}`` after an epoch,
-``{"error": text}`` for a mistake of the user. SIGTERM, or the end of its input, makes it write
-checkpoints of the experts in training and stop.
-"""
+"""Training of some experts of a store, in this process or in one of several that share a store."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
-import signal
-import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from trajmatch import interruption
+from trajmatch.children import Emit, Job
 from trajmatch.data import Dataset, load_dataset
-from trajmatch.errors import UserError
 from trajmatch.experts.checkpoint import Checkpoints, Place
 from trajmatch.experts.store import Store
 from trajmatch.experts.trajectory import train_lockstep
@@ -84,52 +72,33 @@ def _groups(
             yield there[first : first + at_once]
 
 
-def main() -> int:
-    """Runs the program; returns its exit status."""
+def work_on(job: Job, emit: Emit) -> None:
+    """Train experts as a child process; see :func:`trajmatch.experts.pool.work_together`.
+
+    SIGTERM makes it write checkpoints of the experts in training and stop.
+
+    Args:
+        job: ``store``, ``experts``, ``device`` and ``checkpoint_seconds`` for :func:`work`.
+        emit: Called with ``expert`` and ``loss`` after every epoch.
+
+    Raises:
+        UserError: As for :func:`work`.
+        Interrupted: After SIGTERM.
+    """
     keep_freed_memory()
-    # What a library prints must not come between the events.
-    channel = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-    def tell(**event: Any) -> None:
-        os.write(channel, (json.dumps(event) + "\n").encode())
-
-    job = json.loads(sys.stdin.readline())
-    try:
-        with interruption.signals():
-            threading.Thread(target=_stop_when_orphaned, daemon=True).start()
-            _work_on(job, tell)
-    except interruption.Interrupted as stop:
-        return stop.status
-    except UserError as error:
-        tell(error=str(error))
-        return 2
-    except BrokenPipeError:  # who started this is gone
-        return 1
-    return 0
-
-
-def _work_on(job: dict[str, Any], tell: Callable[..., None]) -> None:
-    """Does what the line on the standard input asked for."""
-    store = Store.open(Path(job["store"]), complete=False)
-    with warnings.catch_warnings(action="ignore"):  # who started this has given them
-        dataset = load_dataset(store.manifest["data"])
-    training, _, _ = store.training_set(dataset)
-    work(
-        store,
-        training,
-        job["experts"],
-        job["device"],
-        lambda expert, loss: tell(expert=expert, loss=loss),
-        checkpoint_seconds=job["checkpoint_seconds"],
-    )
-
-
-def _stop_when_orphaned() -> None:
-    """Ends this program, with a checkpoint, when who started it is gone: their pipe then closes."""
-    while os.read(sys.stdin.fileno(), 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    with interruption.signals():
+        store = Store.open(Path(job["store"]), complete=False)
+        with warnings.catch_warnings(action="ignore"):  # the parent has shown them
+            dataset = load_dataset(store.manifest["data"])
+        training, _, _ = store.training_set(dataset)
+        work(
+            store,
+            training,
+            job["experts"],
+            job["device"],
+            lambda expert, loss: emit({"expert": expert, "loss": loss}),
+            checkpoint_seconds=job["checkpoint_seconds"],
+        )
 
 
 @contextlib.contextmanager
@@ -140,7 +109,3 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
