@@ -9,22 +9,24 @@ from torch import Tensor
 def student_batches(
     count: int, batch_size: int | None, steps: int, generator: torch.Generator
 ) -> list[Tensor]:
-    """The batches of one match: a permutation of the images, cut up, again and again.
+    """Draw the batches of one match: a permutation of the images, cut up, again and again.
 
-    Where the batch size does not divide the images, the last batch of each permutation is short
-    (MTT, ``distill.py``).
+    Where the batch size does not divide the number of images, the first batch of each permutation
+    is the short one, as in the programs of MTT, FTD, AST and DATM.
 
     Args:
         count: Synthetic images in all.
         batch_size: Images in one batch; ``None``, or more than there are, takes all.
         steps: Student steps ``N``.
-        generator: Where the permutations are drawn from, on the CPU.
+        generator: Source of the permutations, on the CPU.
 
     Returns:
         ``steps`` index vectors ``[B]``, int64.
     """
+    size = min(batch_size or count, count)
+    whole, short = divmod(count, size)
+    sizes = [short] * (short > 0) + [size] * whole
     batches: list[Tensor] = []
     while len(batches) < steps:
-        order = torch.randperm(count, generator=generator)
-        batches.extend(torch.split(order, batch_size or count))
+        batches.extend(torch.randperm(count, generator=generator).split(sizes))
     return batches[:steps]
