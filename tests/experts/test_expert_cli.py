@@ -30,6 +30,15 @@ def test_trains_and_shows_the_experts(
     assert "2/2" in shown.err
 
 
+def test_warns_of_experts_that_diverged(
+    tmp_path: Path, tiny_data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path / "store", tiny_data, "--lr", "10", "--epochs", "3")) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "diverged" in warnings[0] and "lower --lr" in warnings[0]
+    assert not any("raise --lr" in warning for warning in warnings)
+
+
 def test_quiet_says_nothing(
     tmp_path: Path, tiny_data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

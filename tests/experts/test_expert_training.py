@@ -387,10 +387,12 @@ def test_what_cannot_work_is_said_before_anything_is_written(
     assert not config.out.exists()
 
 
-def test_divergence_names_epoch_loss_and_flag(make_config: MakeConfig) -> None:
-    config = make_config(num_experts=1, lr=1e30)
+@pytest.mark.parametrize("lr", [1e30, 1e6])
+def test_divergence_names_epoch_loss_and_flag(make_config: MakeConfig, lr: float) -> None:
+    """NaN, and a loss that stays finite but is far beyond that of guessing."""
+    config = make_config(num_experts=1, epochs=8, lr=lr)
     with pytest.raises(
-        UserError, match=r"expert 0 diverged in epoch 1: .* loss is .* --lr \(it is 1e"
+        UserError, match=r"expert 0 diverged in epoch \d: .* loss is .* --lr \(it is 1e"
     ):
         train_experts(config)
     assert Store.open(config.out, complete=False).missing() == [0]

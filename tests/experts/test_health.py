@@ -58,7 +58,12 @@ def test_healthy_experts_show_nothing(tmp_path: Path) -> None:
     [
         ({"displacement": [3.0, 0.002, 1.0, 1.0, 1.0, 1.0]}, "expert 1 moved in some epoch less"),
         ({"displacement": [0.0] * EPOCHS}, "expert 1 moved in some epoch less"),
-        ({"train_loss": [2.4, 2.5, 2.6, 2.7, 2.8, 9.0]}, "expert 1 ended with a larger"),
+        ({"train_loss": [2.4, 2.5, 2.6, 2.7, 2.8, 9.0]}, "expert 1 diverged: .* lower --lr"),
+        # It fell, but from where no expert gets that learns anything.
+        (
+            {"train_loss": [9e9, 7e9, 7e9, 7e9, 7e9, 7e9], "test_accuracy": 10.0},
+            "expert 1 diverged: .* lower --lr",
+        ),
         ({"test_accuracy": 12.0}, r"expert 1 reached less than 19\.0 % test accuracy \(10\.0 %"),
     ],
 )
@@ -71,6 +76,20 @@ def test_several_are_named_together(tmp_path: Path) -> None:
     bad = {"test_accuracy": 10.0}
     (sentence,) = examine(store_of(tmp_path, bad, bad, {}, bad))
     assert sentence.startswith("experts 0-1, 3 reached less")
+
+
+def test_a_store_gets_one_advice(tmp_path: Path) -> None:
+    """Experts of one learning rate cannot all need a lower and a higher one."""
+    still = {"displacement": [3.0, 0.0, 0.0, 0.0, 0.0, 0.0], "test_accuracy": 10.0}
+    bad = {"test_accuracy": 10.0}
+    everything = {**still, "train_loss": [20.0, 65.0, 30.0, 9.0, 9.0, 9.0]}
+    signs = examine(store_of(tmp_path, still, everything, bad))
+    assert [re.match(r"experts? [\d-]+", sign)[0] for sign in signs] == [  # type: ignore[index]
+        "expert 1",
+        "expert 0",
+        "expert 2",
+    ]
+    assert "lower --lr" in signs[0] and not any("--lr" in sign for sign in signs[1:])
 
 
 def test_start_epochs_from_which_the_loss_falls_no_more(tmp_path: Path) -> None:

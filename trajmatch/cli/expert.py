@@ -48,12 +48,14 @@ def _tell(space: Space) -> None:
 
 
 def _print_health(store: Store) -> None:
-    """Prints what tells a good expert from a bad one."""
+    """Print the numbers that tell a good expert from a bad one, and warnings about bad ones."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from trajmatch import networks, ops
+    from trajmatch.cli.health import warn
+    from trajmatch.experts.health import examine
 
     table = Table(box=box.SIMPLE_HEAD)
     columns = ("expert", "first loss", "last loss", "test accuracy %", "first step", "last step")
@@ -77,3 +79,4 @@ def _print_health(store: Store) -> None:
         f"{networks.num_parameters(network)} parameters, steps run by: {ops.engine_for(network)}"
     )
     Console().print(table)
+    warn(examine(store))

@@ -1,14 +1,17 @@
-"""What a command says of experts before it distils from them."""
+"""Warnings about the experts, after they were trained and before they are distilled from."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 from trajmatch.distill.config import DistillConfig
 
 
 def print_health(config: DistillConfig) -> None:
-    """Prints, on the standard error stream, signs that the experts are not worth matching.
+    """Print, on the standard error stream, signs that the experts are not worth matching.
+
+    The window of start epochs is looked at where the experts themselves are healthy.
 
     Args:
         config: Names the store and the segments that will be drawn from it.
@@ -20,8 +23,19 @@ def print_health(config: DistillConfig) -> None:
     from trajmatch.experts.health import examine, examine_window
 
     store = Store.open(config.experts)
-    window = examine_window(
-        store, config.min_start_epoch, config.max_start_epoch, config.expert_epochs
+    warn(
+        examine(store)
+        or examine_window(
+            store, config.min_start_epoch, config.max_start_epoch, config.expert_epochs
+        )
     )
-    for sign in (*examine(store), *window):
+
+
+def warn(signs: Iterable[str]) -> None:
+    """Print warnings on the standard error stream.
+
+    Args:
+        signs: One sentence for each.
+    """
+    for sign in signs:
         print(f"trajmatch: warning: {sign}", file=sys.stderr)

@@ -1,8 +1,8 @@
 """Signs that experts are not worth matching, from what their training recorded.
 
-A segment is matched well where experts move and their loss falls. What is looked for here has cost
-users days: experts that stand still, that ended worse than they began or near chance, and start
-epochs from which the loss falls no more.
+A segment is matched well where experts move and their loss falls. These signs have cost users days:
+experts that diverged, that stand still or that are hardly better than guessing, and start epochs
+from which the loss falls no more.
 """
 
 from __future__ import annotations
@@ -19,53 +19,69 @@ STILL = 1e-3
 #: An expert whose test accuracy is nearer than this share of the way from chance to 100 % has
 #: learned next to nothing.
 LEARNED = 0.1
+#: An expert that has learned next to nothing, and whose loss was ever this many times the loss of
+#: guessing, took steps that were too large.
+EXPLODED = 10
 
 
 def examine(store: Store) -> list[str]:
-    """What is wrong with the experts of a store.
+    """Find the experts of a store that are not worth matching.
+
+    An expert is listed for its gravest sign alone, and the gravest sign of the store alone comes
+    with advice: all experts have the same learning rate, which cannot be both too high and too low.
 
     Args:
         store: With all its experts.
 
     Returns:
-        One sentence for each sign, with the experts that show it; empty for healthy ones.
+        One sentence for each sign, with the experts that show it, the gravest first; empty for
+        healthy ones.
     """
     classes = len(store.manifest["dataset"]["class_names"])
-    chance = 100 / max(1, classes)
+    chance, guessing = 100 / max(1, classes), math.log(max(1, classes))
     least = chance + LEARNED * (100 - chance)
-    still, diverged, untrained = [], [], []
+    diverged, still, untrained = [], [], []
     for expert in range(store.num_experts):
         metrics = store.metrics(expert)
         losses, moved = _numbers(metrics, "train_loss"), _numbers(metrics, "displacement")
-        if moved and min(moved) <= STILL * max(moved):
-            still.append(expert)
-        if losses and losses[-1] > max(losses[0], math.log(classes)):
+        learned = metrics.get("test_accuracy", 100.0) >= least
+        exploded = not learned and max(losses, default=0.0) > EXPLODED * guessing
+        if losses and (exploded or losses[-1] > max(losses[0], guessing)):
             diverged.append(expert)
-        elif metrics.get("test_accuracy", 100.0) < least:
+        elif moved and min(moved) <= STILL * max(moved):
+            still.append(expert)
+        elif not learned:
             untrained.append(expert)
-    found = []
-    if still:
-        found.append(
-            f"{_experts(still)} moved in some epoch less than {STILL:g} of what it moved in "
-            "another: segments from there have nothing to match; raise --lr of `trajmatch expert`"
-        )
-    if diverged:
-        found.append(
-            f"{_experts(diverged)} ended with a larger training loss than it began with; lower "
-            "--lr of `trajmatch expert`"
-        )
-    if untrained:
-        found.append(
-            f"{_experts(untrained)} reached less than {least:.1f} % test accuracy ({chance:.1f} % "
-            "is chance); train for more epochs or raise --lr of `trajmatch expert`"
-        )
-    return found
+    signs = [
+        (
+            diverged,
+            f"diverged: the training loss ended above its beginning, or was above {EXPLODED} times "
+            f"the {guessing:.3g} of guessing",
+            "lower --lr of `trajmatch expert`",
+        ),
+        (
+            still,
+            f"moved in some epoch less than {STILL:g} of the distance of another epoch: segments "
+            "from there have nothing to match",
+            "raise --lr of `trajmatch expert`",
+        ),
+        (
+            untrained,
+            f"reached less than {least:.1f} % test accuracy ({chance:.1f} % is chance)",
+            "train for more epochs or raise --lr of `trajmatch expert`",
+        ),
+    ]
+    found = [(f"{_experts(those)} {sign}", advice) for those, sign, advice in signs if those]
+    return [
+        f"{sentence}; {advice}" if number == 0 else sentence
+        for number, (sentence, advice) in enumerate(found)
+    ]
 
 
 def examine_window(
     store: Store, min_start_epoch: int, max_start_epoch: int, expert_epochs: int
 ) -> list[str]:
-    """Which start epochs begin where the experts' loss falls no more.
+    """Find the start epochs from which the experts' loss falls no more.
 
     Args:
         store: With all its experts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,9 @@ Trajectory = tuple[Tensor, dict[str, Any], Tensor]
 #: Test images that tell how an expert does after every epoch, at most.
 _TESTED = 2000
 
+#: A mean training loss of this many times that of guessing is no training any more.
+_ABSURD = 1000
+
 
 def train_expert(
     manifest: dict[str, Any], training: Dataset, expert: int, device: str | torch.device = "cpu"
@@ -48,7 +52,7 @@ def train_expert(
         What is kept of it.
 
     Raises:
-        UserError: The loss or a parameter is no longer finite.
+        UserError: The expert diverged.
     """
     return train_lockstep(manifest, training, [expert], device)[0]
 
@@ -83,8 +87,7 @@ def train_lockstep(
         What is kept of each expert.
 
     Raises:
-        UserError: A loss or a parameter is no longer finite, or a checkpoint cannot be read or
-            written.
+        UserError: An expert diverged, or a checkpoint cannot be read or written.
         Interrupted: The run was stopped from outside, after writing a checkpoint.
     """
     recipe, seed = manifest["recipe"], manifest["seed"]
@@ -125,7 +128,7 @@ def train_lockstep(
                 experts, states, journals, totals.tolist(), strict=True
             ):
                 loss = total / count
-                _check_finite(expert, epoch, loss, state.theta, recipe["lr"])
+                _check_loss(expert, epoch, loss, state.theta, recipe["lr"], training.num_classes)
                 journal.enter(epoch, state, loss, test.accuracy(state, test.every))
                 on_epoch(expert, loss)
             totals.zero_()
@@ -197,9 +200,14 @@ class _Test:
         return max(1, len(self._labels) // _TESTED)
 
 
-def _check_finite(expert: int, epoch: int, loss: float, theta: Tensor, lr: float) -> None:
-    if not (torch.isfinite(theta).all() and torch.isfinite(torch.tensor(loss))):
+def _check_loss(
+    expert: int, epoch: int, loss: float, theta: Tensor, lr: float, classes: int
+) -> None:
+    """Raise UserError where loss or parameters are NaN, infinite or absurdly large."""
+    guessing = math.log(max(2, classes))
+    if not (theta.isfinite().all() and loss < _ABSURD * guessing):
         raise UserError(
-            f"expert {expert} diverged in epoch {epoch}: the mean training loss is {loss:.4g}, and "
-            f"loss or parameters are no longer finite; choose a smaller --lr (it is {lr:g})"
+            f"expert {expert} diverged in epoch {epoch}: the mean training loss is {loss:.4g} "
+            f"(guessing has {guessing:.3g}), or its parameters are no longer finite; choose a "
+            f"smaller --lr (it is {lr:g})"
         )
