@@ -99,7 +99,7 @@ SYMBOLS = {
 # What no paper has a name for: where things are, how they are shown, how they are computed.
 OURS = {
     "expert": "recipe out data width norm activation pooling keep dtype holdout seed resume "
-    "checkpoint_seconds max_time workers device quiet",
+    "checkpoint_seconds test_every max_time workers device quiet",
     "distill": "recipe out data init_from spike_above precise eval_protocol checkpoint_every "
     "max_time log snapshots tensorboard wandb seed resume quiet device tape_mb micro_batch graph "
     "parallel timeout",

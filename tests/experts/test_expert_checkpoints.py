@@ -107,7 +107,7 @@ def test_a_group_goes_on_and_its_experts_may_part(
     store = Store.create(tmp_path / "group", describe(config, dataset, dataset))
 
     def train(at_once: int, experts: list[int]) -> None:
-        work(store, dataset, experts, "cpu", lambda expert, loss: None, at_once, math.inf)
+        work(store, dataset, experts, "cpu", lambda expert, numbers: None, at_once, math.inf)
 
     stop_at(5)
     with pytest.raises(interruption.Interrupted):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,7 +191,7 @@ def test_an_expert_against_a_loop_of_pytorch(
 
 
 def test_health_is_that_of_every_epoch(dataset: Dataset, make_config: Any) -> None:
-    store = train_experts(make_config(num_experts=1, epochs=3))
+    store = train_experts(make_config(num_experts=1, epochs=3, test_every=1))
     metrics = store.metrics(0)
     snapshots = [store.snapshot(0, epoch).double() for epoch in range(4)]
     steps = [(new - old).norm().item() for old, new in pairwise(snapshots)]
@@ -203,6 +204,38 @@ def test_health_is_that_of_every_epoch(dataset: Dataset, make_config: Any) -> No
     found = model(dataset.normalise(dataset.test_images)).argmax(dim=1)
     share = (found == dataset.test_labels).double().mean().item()
     assert metrics["accuracy"][0] == pytest.approx(100 * share)
+
+
+@pytest.mark.parametrize(
+    ("test_every", "workers", "tested"),
+    [(1, 1, {1, 2, 3, 4, 5}), (2, 2, {2, 4, 5}), (9, 1, {5}), (0, 1, {3, 5})],
+)
+def test_the_last_epoch_is_tested_and_others_now_and_then(
+    make_config: Any, test_every: int, workers: int, tested: set[int]
+) -> None:
+    """By itself after every third epoch: 15 test images are less than a fifth of 3 times 36."""
+    heard: list[dict[str, float]] = []
+    progress = SimpleNamespace(update=lambda done, **numbers: heard.append(numbers))
+    config = make_config(epochs=5, test_every=test_every, workers=workers)
+    store = train_experts(config, progress)
+    accuracies = store.metrics(1)["accuracy"]
+    assert {epoch for epoch in range(1, 6) if accuracies[epoch - 1] is not None} == tested
+    assert accuracies[-1] == store.metrics(1)["test_accuracy"]
+    # The latest test of an expert is shown until its next one.
+    shown = [each.get("accuracy") for each in heard if each.get("expert") == 1]
+    assert shown == [
+        next((each for each in accuracies[epoch::-1] if each is not None), None)
+        for epoch in range(5)
+    ]
+
+
+def test_how_often_experts_are_tested_changes_no_snapshot(make_config: Any, tmp_path: Any) -> None:
+    rare = train_experts(make_config(num_experts=1, test_every=9))
+    often = train_experts(make_config(num_experts=1, test_every=1, out=tmp_path / "often"))
+    assert rare.manifest == often.manifest
+    assert torch.equal(rare.snapshot(0, 2), often.snapshot(0, 2))
+    grown = train_experts(make_config(num_experts=2, test_every=1, resume=True))
+    assert grown.metrics(0)["accuracy"][0] is None and grown.metrics(1)["accuracy"][0] is not None
 
 
 def test_only_the_epochs_asked_for_are_kept(make_config: Any, tmp_path: Any) -> None:

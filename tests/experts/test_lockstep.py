@@ -156,7 +156,7 @@ def test_groups_write_the_bytes_of_one_at_a_time(
     store = Store.create(tmp_path / "groups", manifest)
     training, _, _ = store.training_set(load_dataset(manifest["data"]))
     told: list[int] = []
-    work(store, training, [0, 1, 2, 3], "cpu", lambda expert, loss: told.append(expert), at_once)
+    work(store, training, [0, 1, 2, 3], "cpu", lambda expert, _: told.append(expert), at_once)
     assert contents(tmp_path / "groups") == contents(tmp_path / "one")
     assert sorted(told) == [0, 0, 1, 1, 2, 2, 3, 3]
     # Each group records both sizes of batch.
@@ -168,8 +168,8 @@ def test_on_a_gpu_the_experts_of_a_group_share_a_process(
 ) -> None:
     calls: list[tuple[str, int]] = []
 
-    def worked(store, training, experts, device, on_epoch, at_once, checkpoint_seconds):
-        assert checkpoint_seconds == 60
+    def worked(store, training, experts, device, on_epoch, at_once, checkpoint_seconds, test_every):
+        assert (checkpoint_seconds, test_every) == (60, 0)
         calls.append((device, at_once))
         work(store, training, experts, "cpu", on_epoch, at_once, checkpoint_seconds)
 

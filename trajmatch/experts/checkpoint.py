@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trajmatch import files, interruption
 from trajmatch.errors import UserError
-from trajmatch.experts.journal import Journal
+from trajmatch.experts.journal import Health, Journal
 from trajmatch.experts.step import ExpertState
 from trajmatch.experts.store import Store
 
@@ -149,9 +149,7 @@ class Checkpoints:
             )
 
 
-def _parse(
-    store: Store, expert: int, description: dict[str, Any]
-) -> tuple[Place, dict[str, list[float]]]:
+def _parse(store: Store, expert: int, description: dict[str, Any]) -> tuple[Place, Health]:
     """Place and health in the description of a checkpoint."""
     version = (description.get("format"), description.get("format_version"))
     if version != (FORMAT, FORMAT_VERSION):
@@ -171,8 +169,11 @@ def _parse(
     if not isinstance(health, dict) or any(
         not isinstance(values, list)
         or len(values) != place[0]
-        or any(type(value) is not float for value in values)
-        for values in health.values()
+        or any(
+            type(value) is not float and not (value is None and name == "accuracy")
+            for value in values
+        )
+        for name, values in health.items()
     ):
         raise _damaged(store, expert, "its health is not one number for each epoch")
     return Place(*place), health

@@ -94,6 +94,9 @@ class ExpertConfig:
     checkpoint_seconds: float = 60.0
     """Seconds of training from one checkpoint of an unfinished expert to the next; they take a
     twentieth of the time at most."""
+    test_every: int = 0
+    """Epochs from one test of an expert to the next; the last epoch is always tested. 0 chooses:
+    tests see at most a fifth as many images as training does."""
     max_time: str | None = None
     """Stop with a checkpoint after so long, e.g. 90m or 1h30m (exit status 75), for --resume."""
     workers: int = 0
@@ -147,6 +150,7 @@ class ExpertConfig:
             "at least 0",
             self.checkpoint_seconds,
         )
+        _check(self.test_every >= 0, "test_every", "at least 0", self.test_every)
         if self.max_time is not None:
             seconds(self.max_time)
         _check(self.workers >= 0, "workers", "at least 0", self.workers)

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from trajmatch.experts.step import ExpertState
 
+#: One value for each epoch, by name.
+Health = Mapping[str, Sequence[float | None]]
+
 
 class Journal:
     """Snapshots and health of one expert, epoch by epoch.
@@ -25,20 +28,20 @@ class Journal:
         self.snapshots = torch.empty(len(kept), len(state.theta))
         self.buffers = torch.empty(len(kept), len(state.statistics))
         self._losses: list[float] = []
-        self._accuracies: list[float] = []
+        self._accuracies: list[float | None] = []
         self._displacements: list[float] = []
         self._last = state.theta.clone()
         self._filled = 0
         self._keep(0, state)
 
-    def enter(self, epoch: int, state: ExpertState, loss: float, accuracy: float) -> None:
-        """Adds an epoch.
+    def enter(self, epoch: int, state: ExpertState, loss: float, accuracy: float | None) -> None:
+        """Add an epoch.
 
         Args:
             epoch: Its number, from 1.
             state: The expert after it.
             loss: Mean cross-entropy of its steps.
-            accuracy: Test accuracy after it, in percent.
+            accuracy: Test accuracy after it, in percent; None where it was not tested.
         """
         self._losses.append(loss)
         self._accuracies.append(accuracy)
@@ -46,6 +49,13 @@ class Journal:
         self._displacements.append(moved.item())
         self._last.copy_(state.theta)
         self._keep(epoch, state)
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy after the last epoch, which is always tested."""
+        last = self._accuracies[-1]
+        assert last is not None
+        return last
 
     def metrics(self, test_accuracy: float) -> dict[str, Any]:
         """Health of the expert, as :meth:`trajmatch.experts.Store.metrics` lists it.
@@ -55,7 +65,7 @@ class Journal:
         """
         return {**self.health(), "test_accuracy": test_accuracy}
 
-    def health(self) -> dict[str, list[float]]:
+    def health(self) -> Health:
         """Loss, accuracy and displacement of the epochs up to now."""
         return {
             "train_loss": self._losses,
@@ -71,8 +81,8 @@ class Journal:
             "last": self._last,
         }
 
-    def restore(self, tensors: Mapping[str, Tensor], health: Mapping[str, list[float]]) -> None:
-        """Takes up a journal where it was left.
+    def restore(self, tensors: Mapping[str, Tensor], health: Mapping[str, Any]) -> None:
+        """Take up a journal where it was left.
 
         Args:
             tensors: What :meth:`tensors` gave, perhaps with others.

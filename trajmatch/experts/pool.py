@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from trajmatch.children import Failed, children
 from trajmatch.errors import UserError
 from trajmatch.experts.store import Store
+from trajmatch.experts.trajectory import OnEpoch
 from trajmatch.experts.worker import THREADS, work_on
 
 
@@ -16,8 +17,9 @@ def work_together(
     experts: Sequence[int],
     workers: int,
     device: str,
-    on_epoch: Callable[[int, float], None],
+    on_epoch: OnEpoch,
     checkpoint_seconds: float = math.inf,
+    test_every: int = 0,
 ) -> None:
     """Train experts in child processes; each process writes what it has finished.
 
@@ -26,8 +28,9 @@ def work_together(
         experts: Their numbers.
         workers: Processes.
         device: Where to train.
-        on_epoch: Called with the expert's number and its mean training loss after every epoch.
+        on_epoch: Called for each expert after every epoch.
         checkpoint_seconds: Seconds from one checkpoint of an unfinished expert to the next.
+        test_every: Epochs from one test to the next; 0 chooses.
 
     Raises:
         UserError: An expert diverged, a file cannot be read or written, or a worker was killed,
@@ -41,13 +44,14 @@ def work_together(
             "experts": experts[share::workers],
             "device": device,
             "checkpoint_seconds": checkpoint_seconds,
+            "test_every": test_every,
         }
         for share in range(workers)
     ]
     try:
         with children(work_on, jobs, {"OMP_NUM_THREADS": str(THREADS)}) as events:
             for event in events:
-                on_epoch(event["expert"], event["loss"])
+                on_epoch(event["expert"], event["numbers"])
     except Failed as failure:
         if failure.status > 0:
             raise RuntimeError(

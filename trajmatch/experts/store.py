@@ -357,8 +357,8 @@ class Store:
 
         Returns:
             ``train_loss``, ``displacement`` (``|theta*_{t+1} - theta*_t|``) and ``accuracy`` (on up
-            to 4,000 of the test images, in percent), one value an epoch; and
-            ``test_accuracy`` of the last epoch on all of them.
+            to 4,000 of the test images, in percent; None after an epoch without a test), one value
+            an epoch; and ``test_accuracy`` of the last epoch on all of them.
 
         Raises:
             UserError: The file is missing or damaged.

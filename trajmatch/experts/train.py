@@ -39,8 +39,8 @@ def train_experts(
 
     Args:
         config: What to train, and where to write it.
-        progress: Told after every epoch how many epochs of all experts are done, with ``expert``
-            and ``loss``.
+        progress: Told after every epoch how many epochs of all experts are done, with ``expert``,
+            its ``loss`` and the ``accuracy`` of its last test.
         ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this;
             each trains every so-manieth of the experts that are missing, and one makes the store.
         tell: Told before the first epoch what the experts that are missing will take of the disk.
@@ -71,19 +71,22 @@ def train_experts(
     progress.update(done)
     epochs = ranks.counter()
 
-    def on_epoch(expert: int, loss: float) -> None:
-        progress.update(done + epochs(), expert=expert, loss=loss)
+    latest: dict[int, dict[str, float]] = {}
+
+    def on_epoch(expert: int, numbers: dict[str, float]) -> None:
+        latest[expert] = {**latest.get(expert, {}), **numbers}
+        progress.update(done + epochs(), expert=expert, **latest[expert])
 
     share = ranks.share(missing)
     at_once = min(
         config.workers or automatic_workers(config.device, config.width), max(1, len(share))
     )
-    pace = config.checkpoint_seconds
+    pace = config.checkpoint_seconds, config.test_every
     with interruption.time_limit(config.max_time):
         if at_once > 1 and torch.device(config.device).type == "cpu":
-            work_together(store, share, at_once, config.device, on_epoch, pace)
+            work_together(store, share, at_once, config.device, on_epoch, *pace)
         else:
-            work(store, training, share, config.device, on_epoch, at_once, pace)
+            work(store, training, share, config.device, on_epoch, at_once, *pace)
         ranks.meet()
     return Store.open(config.out)
 

@@ -30,8 +30,15 @@ from trajmatch.random import generator
 #: belong to the snapshots (the running statistics of batch norm).
 Trajectory = tuple[Tensor, dict[str, Any], Tensor]
 
-#: Test images that tell how an expert does after every epoch, at most.
+#: Told the number of an expert after each of its epochs, with its ``loss`` (mean training loss)
+#: and, where it was tested, its ``accuracy`` (in percent).
+OnEpoch = Callable[[int, dict[str, float]], None]
+
+#: Test images that tell how an expert does during training: fewer than twice as many.
 _TESTED = 2000
+
+#: Training images for one test image, where the time between two tests is chosen.
+_TRAINED_PER_TESTED = 5
 
 #: A mean training loss of this many times that of guessing is no training any more.
 _ABSURD = 1000
@@ -62,10 +69,11 @@ def train_lockstep(
     training: Dataset,
     experts: Sequence[int],
     device: str | torch.device = "cpu",
-    on_epoch: Callable[[int, float], None] = lambda expert, loss: None,
+    on_epoch: OnEpoch = lambda expert, numbers: None,
     checkpoints: Checkpoints | None = None,
+    test_every: int = 0,
 ) -> list[Trajectory]:
-    """Trains experts, each step of all of them together.
+    """Train experts, each step of all of them together.
 
     Every epoch visits each image once, augmented by DSA. An expert is a function of the manifest,
     the images and its number alone, not of the experts beside it: initialisation, batch order and
@@ -79,9 +87,10 @@ def train_lockstep(
         training: What the experts see. Images stay uint8 until they are in a batch.
         experts: Their numbers.
         device: Where to train.
-        on_epoch: Called with the expert's number and its mean training loss after every epoch.
+        on_epoch: Called for each expert after every epoch.
         checkpoints: Where the training goes on from and where it is kept; all of these experts must
             be at the same place. None: it begins at the beginning and cannot be stopped.
+        test_every: Epochs from one test to the next; 0 chooses. The last epoch is always tested.
 
     Returns:
         What is kept of each expert.
@@ -102,6 +111,7 @@ def train_lockstep(
         states.append(ExpertState.begin(model, step.optimiser))
     take_steps = steps_for(steps, states, torch.device(device))
     test = _Test(model, training, device)
+    test_every = test_every or test.interval(len(training.train_labels))
     count = len(training.train_labels)
     draws = EpochDraws(recipe, seed, experts, training.train_images.shape)
     journals = [Journal(state, manifest["snapshots"]) for state in states]
@@ -129,16 +139,19 @@ def train_lockstep(
             ):
                 loss = total / count
                 _check_loss(expert, epoch, loss, state.theta, recipe["lr"], training.num_classes)
-                journal.enter(epoch, state, loss, test.accuracy(state, test.every))
-                on_epoch(expert, loss)
+                numbers = {"loss": loss}
+                if epoch % test_every == 0 or epoch == recipe["epochs"]:
+                    numbers["accuracy"] = test.accuracy(state, test.stride)
+                journal.enter(epoch, state, loss, numbers.get("accuracy"))
+                on_epoch(expert, numbers)
             totals.zero_()
+    if test.stride == 1:
+        accuracies = [journal.accuracy for journal in journals]
+    else:
+        accuracies = [test.accuracy(state) for state in states]
     return [
-        (
-            journal.snapshots,
-            journal.metrics(test.accuracy(state)),
-            journal.buffers,
-        )
-        for state, journal in zip(states, journals, strict=True)
+        (journal.snapshots, journal.metrics(accuracy), journal.buffers)
+        for journal, accuracy in zip(journals, accuracies, strict=True)
     ]
 
 
@@ -187,17 +200,22 @@ class _Test:
             training.test_images.to(device)
         )
 
-    def accuracy(self, state: ExpertState, every: int = 1) -> float:
-        """Accuracy of an expert on every so-manieth test image, in percent."""
+    def accuracy(self, state: ExpertState, stride: int = 1) -> float:
+        """Accuracy of an expert on the test images, or on some at equal distances, in percent."""
         networks.load_flat_parameters(self._model, state.theta)
         networks.load_flat_buffers(self._model, state.statistics)
-        images, labels = self._images[::every], self._labels[::every]
+        images, labels = self._images[::stride], self._labels[::stride]
         return accuracy(self._model, images, labels, normalise=self._normalise)
 
     @property
-    def every(self) -> int:
-        """How far apart images are of which there are hardly more than :data:`_TESTED`."""
+    def stride(self) -> int:
+        """Distance between the test images that are looked at during training."""
         return max(1, len(self._labels) // _TESTED)
+
+    def interval(self, trained: int) -> int:
+        """Epochs between tests so that these see a fifth of the training images at most."""
+        tested = len(self._labels[:: self.stride])
+        return max(1, -(-tested * _TRAINED_PER_TESTED // trained))
 
 
 def _check_loss(

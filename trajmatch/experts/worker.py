@@ -15,7 +15,7 @@ from trajmatch.children import Emit, Job
 from trajmatch.data import Dataset, load_dataset
 from trajmatch.experts.checkpoint import Checkpoints, Place
 from trajmatch.experts.store import Store
-from trajmatch.experts.trajectory import train_lockstep
+from trajmatch.experts.trajectory import OnEpoch, train_lockstep
 from trajmatch.memory import keep_freed_memory
 
 #: Threads that train an expert on the CPU. The same number everywhere: a convolution's weight
@@ -29,9 +29,10 @@ def work(
     training: Dataset,
     experts: Sequence[int],
     device: str,
-    on_epoch: Callable[[int, float], None],
+    on_epoch: OnEpoch,
     at_once: int = 1,
     checkpoint_seconds: float = math.inf,
+    test_every: int = 0,
 ) -> None:
     """Trains experts, one group after another, and writes each when its group is finished.
 
@@ -42,9 +43,10 @@ def work(
         training: What they see.
         experts: Their numbers.
         device: Where to train.
-        on_epoch: Called with the expert's number and its mean training loss after every epoch.
+        on_epoch: Called for each expert after every epoch.
         at_once: Experts of a group at most, which are trained in lockstep.
         checkpoint_seconds: Seconds from one checkpoint of a group to the next.
+        test_every: Epochs from one test to the next; 0 chooses.
 
     Raises:
         UserError: An expert diverged, or a file cannot be read or written.
@@ -53,7 +55,9 @@ def work(
     with _threads(THREADS), interruption.held():
         for group in _groups(Checkpoints(store, math.inf), experts, at_once):
             checkpoints = Checkpoints(store, checkpoint_seconds)
-            trained = train_lockstep(store.manifest, training, group, device, on_epoch, checkpoints)
+            trained = train_lockstep(
+                store.manifest, training, group, device, on_epoch, checkpoints, test_every
+            )
             for expert, (snapshots, metrics, buffers) in zip(group, trained, strict=True):
                 store.write_expert(expert, snapshots, metrics, buffers)
                 store.checkpoint_path(expert).unlink(missing_ok=True)
@@ -78,8 +82,9 @@ def work_on(job: Job, emit: Emit) -> None:
     SIGTERM makes it write checkpoints of the experts in training and stop.
 
     Args:
-        job: ``store``, ``experts``, ``device`` and ``checkpoint_seconds`` for :func:`work`.
-        emit: Called with ``expert`` and ``loss`` after every epoch.
+        job: ``store``, ``experts``, ``device``, ``checkpoint_seconds`` and ``test_every`` for
+            :func:`work`.
+        emit: Called with ``expert`` and ``numbers`` after every epoch.
 
     Raises:
         UserError: As for :func:`work`.
@@ -96,8 +101,9 @@ def work_on(job: Job, emit: Emit) -> None:
             training,
             job["experts"],
             job["device"],
-            lambda expert, loss: emit({"expert": expert, "loss": loss}),
+            lambda expert, numbers: emit({"expert": expert, "numbers": numbers}),
             checkpoint_seconds=job["checkpoint_seconds"],
+            test_every=job["test_every"],
         )
 
 

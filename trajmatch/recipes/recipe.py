@@ -30,6 +30,7 @@ _OF_A_RUN = {
         "data",
         "resume",
         "checkpoint_seconds",
+        "test_every",
         "max_time",
         "workers",
         "device",
