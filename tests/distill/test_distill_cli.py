@@ -50,6 +50,15 @@ def test_distil_and_show(arguments, tmp_path, capsys) -> None:
         assert picture.height == 4 + 3 * (2 * 8 + 4)
 
 
+def test_the_default_window_is_said(arguments, tmp_path, capsys) -> None:
+    at = arguments.index("--max-start-epoch")
+    assert main([*arguments[:at], *arguments[at + 2 :], "--out", str(tmp_path / "other")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("segments start from epochs 0 to 3: --max-start-epoch is 4 by default") == 1
+    assert main(arguments) == 0
+    assert "--max-start-epoch" not in capsys.readouterr().err
+
+
 def test_quiet_says_nothing(arguments, capsys) -> None:
     assert main([*arguments, "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")

@@ -52,6 +52,15 @@ def test_refuses_a_value_out_of_range_and_names_the_flag(field: str, value: obje
     assert str(value) in str(error.value)
 
 
+def test_the_default_window_ends_at_20_for_long_experts() -> None:
+    assert config().window_end(range(51)) == 20
+    assert config(min_start_epoch=5).window_end(range(51)) == 20
+    assert config().window_end([*range(11), 50]) == 9
+    with pytest.raises(UserError, match=r"--min-start-epoch should be below 20, or .* but is 20"):
+        config(min_start_epoch=20)
+    assert config(min_start_epoch=20, max_start_epoch=30).window_end(range(51)) == 30
+
+
 def test_choosing_an_iterate_needs_evaluations() -> None:
     with pytest.raises(UserError, match="--eval-every is 0"):
         config(select="test-max")

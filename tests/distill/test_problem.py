@@ -20,6 +20,39 @@ def test_a_window_outside_the_snapshots_kept(configure) -> None:
         prepare(configure(max_start_epoch=4, expert_epochs=2))
 
 
+@pytest.mark.parametrize(
+    ("settings", "end"),
+    [({}, 3), ({"expert_epochs": 1}, 4), ({"min_start_epoch": 1}, 3), ({"max_start_epoch": 1}, 1)],
+)
+def test_the_default_window_is_what_the_experts_have(configure, settings, end) -> None:
+    """Of experts with epochs 0 to 4, for segments of 2 epochs unless said otherwise."""
+    problem = prepare(configure(**{"max_start_epoch": None, "expert_epochs": 2, **settings}))
+    assert problem.window.maximum == problem.identity["max_start_epoch"] == end
+
+
+def test_a_run_by_the_default_window_is_the_run_that_names_it(configure, tmp_path) -> None:
+    distill(configure(max_start_epoch=None, expert_epochs=2, balance=True))
+    named = configure(max_start_epoch=3, expert_epochs=2, balance=True, out=tmp_path / "named")
+    distill(named)
+    assert named.out.read_bytes() == (tmp_path / "distilled.safetensors").read_bytes()
+
+
+def test_experts_too_short_for_any_segment(configure) -> None:
+    with pytest.raises(UserError, match=r"0 \+ 5 = 5, .* epochs 0-4 .* train experts for longer"):
+        prepare(configure(max_start_epoch=None, expert_epochs=5))
+    with pytest.raises(
+        UserError, match=r"--first-max-start-epoch .* --max-start-epoch 3, but is 4"
+    ):
+        prepare(
+            configure(
+                max_start_epoch=None,
+                expert_epochs=2,
+                first_max_start_epoch=4,
+                growth_iterations=9,
+            )
+        )
+
+
 def test_another_data_set(configure, make_data, tmp_path) -> None:
     with pytest.raises(UserError, match=r"trained on the data set 'shapes'"):
         prepare(configure(data=make_data(tmp_path / "shapes.npz", seed=1)))

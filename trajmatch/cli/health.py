@@ -9,9 +9,9 @@ from trajmatch.distill.config import DistillConfig
 
 
 def print_health(config: DistillConfig) -> None:
-    """Print, on the standard error stream, signs that the experts are not worth matching.
+    """Print, on the standard error stream, the default window and signs of unhealthy experts.
 
-    The window of start epochs is looked at where the experts themselves are healthy.
+    The window of start epochs is examined where the experts themselves are healthy.
 
     Args:
         config: Names the store and the segments that will be drawn from it.
@@ -20,15 +20,18 @@ def print_health(config: DistillConfig) -> None:
         UserError: The store cannot be used.
     """
     from trajmatch.experts import Store
+    from trajmatch.experts.config import spans
     from trajmatch.experts.health import examine, examine_window
 
     store = Store.open(config.experts)
-    warn(
-        examine(store)
-        or examine_window(
-            store, config.min_start_epoch, config.max_start_epoch, config.expert_epochs
+    first, end = config.min_start_epoch, config.window_end(store.snapshots_kept)
+    if config.max_start_epoch is None:
+        print(
+            f"segments start from epochs {first} to {end - 1}: --max-start-epoch is {end} by "
+            f"default for experts with epochs {spans(store.snapshots_kept)}",
+            file=sys.stderr,
         )
-    )
+    warn(examine(store) or examine_window(store, first, end, config.expert_epochs))
 
 
 def warn(signs: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,9 @@ _NOT_IN_RECIPE = (
     "parallel",
     "timeout",
 )
+
+#: End of the start epochs where nothing else is said and the experts have enough epochs.
+DEFAULT_MAX_START_EPOCH = 20
 
 _NOT_GROWING = "0 without --first-max-start-epoch, from which the window would grow"
 
@@ -67,8 +71,9 @@ class DistillConfig:
     """M: epochs of the expert that the N student steps are to match (MTT: expert_epochs)."""
     min_start_epoch: int = 0
     """First epoch s that a trajectory segment may start from (MTT: 0; DATM: T-)."""
-    max_start_epoch: int = 20
-    """End of the start epochs: s is uniform in min..max-1 (MTT: max_start_epoch; DATM: T+)."""
+    max_start_epoch: int | None = None
+    """End of the start epochs: s is uniform in min..max-1 (MTT: max_start_epoch; DATM: T+).
+    Default: 20, or fewer where the experts have fewer epochs."""
     first_max_start_epoch: int | None = None
     """T: end of the start epochs in the first iteration, from which it grows evenly to
     --max-start-epoch, from easy to hard (DATM). Default: it does not grow."""
@@ -204,8 +209,9 @@ class DistillConfig:
         for name in ("min_start_epoch", "eval_every", "snapshots", "seed"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         self._check("tape_mb", self.tape_mb is None or self.tape_mb >= 0, "at least 0")
-        for name in ("expert_epochs", "max_start_epoch"):
-            self._check(name, getattr(self, name) <= MOST_EPOCHS, f"at most {MOST_EPOCHS}")
+        end = self.max_start_epoch
+        for name, value in (("expert_epochs", self.expert_epochs), ("max_start_epoch", end)):
+            self._check(name, value is None or value <= MOST_EPOCHS, f"at most {MOST_EPOCHS}")
         for name in ("lr_img", "lr_lr", "lr_label", "perturb"):
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value >= 0, "a number of at least 0")
@@ -218,11 +224,12 @@ class DistillConfig:
         for name in ("batch_syn", "micro_batch"):
             value = getattr(self, name)
             self._check(name, value is None or value >= 1, "at least 1")
-        self._check(
-            "max_start_epoch",
-            self.max_start_epoch > self.min_start_epoch,
-            f"above --min-start-epoch {self.min_start_epoch}",
-        )
+        if end is None:
+            below = f"below {DEFAULT_MAX_START_EPOCH}, or with a --max-start-epoch above it"
+            self._check("min_start_epoch", self.min_start_epoch < DEFAULT_MAX_START_EPOCH, below)
+        else:
+            above = f"above --min-start-epoch {self.min_start_epoch}"
+            self._check("max_start_epoch", end > self.min_start_epoch, above)
         self._check_parts()
         for name, choices in (
             ("lr_param", ("exp", "raw")),
@@ -246,9 +253,11 @@ class DistillConfig:
         if self.first_max_start_epoch is None:
             self._check("growth_iterations", self.growth_iterations == 0, _NOT_GROWING)
         else:
-            fits = self.min_start_epoch < self.first_max_start_epoch <= self.max_start_epoch
+            end = self.max_start_epoch
+            fits = self.min_start_epoch < self.first_max_start_epoch
+            fits = fits and (end is None or self.first_max_start_epoch <= end)
             between = f"above --min-start-epoch {self.min_start_epoch} and at most " + (
-                f"--max-start-epoch {self.max_start_epoch}"
+                f"--max-start-epoch {end or ''}".strip()
             )
             self._check("first_max_start_epoch", fits, between)
             self._check("growth_iterations", self.growth_iterations >= 1, "at least 1")
@@ -270,6 +279,23 @@ class DistillConfig:
                 "--labels soft begins with what the experts say of the first images, and they can "
                 "say nothing of --init noise; use real, representative or correct"
             )
+
+    def window_end(self, snapshots_kept: Collection[int]) -> int:
+        """Find the end of the start epochs for experts with these epochs.
+
+        Args:
+            snapshots_kept: Epochs of which a store has the parameters.
+
+        Returns:
+            ``max_start_epoch`` where it is given, or else the largest end up to 20 for which the
+            store has every segment; above ``min_start_epoch`` in any case.
+        """
+        if self.max_start_epoch is not None:
+            return self.max_start_epoch
+        end, kept = self.min_start_epoch, set(snapshots_kept)
+        while end < DEFAULT_MAX_START_EPOCH and {end, end + self.expert_epochs} <= kept:
+            end += 1
+        return max(end, self.min_start_epoch + 1)
 
     @property
     def checkpoint_path(self) -> Path:

@@ -315,7 +315,7 @@ def draw_match(problem: Problem, state: State, number: int) -> Draw:
             problem.segment(expert, start_epoch, iteration, number),
             _together(batches, problem.device),
             problem.augmentation(iteration, number),
-            balance(start_epoch, config.max_start_epoch) if config.balance else 1.0,
+            balance(start_epoch, problem.window.maximum) if config.balance else 1.0,
         )
 
     return Draw(expert, start_epoch, match)

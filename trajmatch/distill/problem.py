@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class Problem:
     """What a run works on; nothing of it changes during the run.
 
     Attributes:
-        config: The configuration.
+        config: The configuration, with the default window filled in.
         store: The experts.
         dataset: The whole data set.
         training: The part of it that experts and initialisation may see.
@@ -230,9 +230,11 @@ def prepare(config: DistillConfig) -> Problem:
     check_device(config.device)
     device = torch.device(config.device)
     store = Store.open(config.experts)
+    end = config.window_end(store.snapshots_kept)
+    config = replace(config, max_start_epoch=end)
     window = StartEpochWindow(
         config.min_start_epoch,
-        config.max_start_epoch,
+        end,
         config.first_max_start_epoch,
         config.growth_iterations,
     )

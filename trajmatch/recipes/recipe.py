@@ -225,7 +225,7 @@ def _check_window(recipe: Recipe) -> None:
     expert = ExpertConfig(out=Path("store"), **recipe.expert)
     distill = DistillConfig(experts=Path("store"), out=Path("distilled"), **recipe.distill)
     kept = kept_epochs(expert.keep, expert.epochs)
-    starts = range(distill.min_start_epoch, distill.max_start_epoch)
+    starts = range(distill.min_start_epoch, distill.window_end(kept))
     needed = {start + after for start in starts for after in (0, distill.expert_epochs)}
     if missing := sorted(needed - set(kept)):
         raise UserError(
