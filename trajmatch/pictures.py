@@ -1,4 +1,8 @@
-"""Pictures of image sets: PNG files and grids with one row per class."""
+"""Pictures of image sets: PNG files and grids with one row per class.
+
+A picture shows one channel as grey, two as red and green, and the first three of more as red, green
+and blue. A PNG of a single image keeps up to four channels (grey, grey and alpha, RGB, RGBA).
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,13 @@ def png(image: Tensor) -> bytes:
     """One image as a PNG file.
 
     Args:
-        image: ``[C, H, W]``, uint8, with 1 (grey) or 3 (RGB) channels.
+        image: ``[C, H, W]``, uint8, with 1 to 4 channels; all are kept.
 
     Returns:
         The content of the file.
 
     Raises:
-        UserError: The images have neither 1 nor 3 channels.
+        UserError: It has more channels.
     """
     return encode(to_pillow(image))
 
@@ -52,7 +56,7 @@ def grid(
 
     Args:
         images: Pixel values, real images from 0 to 1, not clipped. ``[n, C, H, W]``, floating
-            point, C is 1 or 3.
+            point, of any number of channels.
         labels: Class of each image. ``[n]``, int64.
         class_names: Name of each class.
         clip: ``"unit"`` shows the pixel values from 0 to 1 as they are. ``"sigma"`` shows the band
@@ -63,9 +67,6 @@ def grid(
 
     Returns:
         The content of the file.
-
-    Raises:
-        UserError: The images have neither 1 nor 3 channels.
     """
     pixels = to_pixels(images, clip)
     rows = [[*pixels[labels == index][:per_class]] for index in range(len(class_names))]
@@ -83,17 +84,14 @@ def table(
     """Images in rows, each with a name in front.
 
     Args:
-        rows: Images of one size, ``[C, H, W]``, uint8, C is 1 or 3. One row at least has one.
+        rows: Images of one size, as :func:`to_pixels` gives them. One row at least has one.
         names: Name of each row.
         heads: What stands above each column. Default: nothing, and no room for it.
-        title: What stands above all, likewise.
+        title: Text above everything. Default: none, and no room for it.
         scale: Enlargement, by nearest neighbour. Default: so that images are 96 pixels wide.
 
     Returns:
         The picture.
-
-    Raises:
-        UserError: The images have neither 1 nor 3 channels.
     """
     channels, height, width = next(row for row in rows if row)[0].shape
     scale = scale or max(1, -(-_COMFORTABLE_SIZE // width))
@@ -128,7 +126,7 @@ def table(
 
 
 def to_pixels(images: Tensor, clip: Clip) -> Tensor:
-    """Pixel values clipped to what can be shown, from 0 to 255.
+    """Clip pixel values and channels to what can be shown, from 0 to 255.
 
     Args:
         images: Pixel values, not clipped: distilled images go far beyond 0 and 1.
@@ -136,8 +134,9 @@ def to_pixels(images: Tensor, clip: Clip) -> Tensor:
         clip: See :func:`grid`.
 
     Returns:
-        ``[n, C, H, W]``, uint8.
+        ``[n, 1, H, W]`` for one channel, else ``[n, 3, H, W]``; uint8.
     """
+    images = images[:, :3]
     low, high = 0.0, 1.0
     if clip == "sigma":
         middle, band = float(images.mean()), _SIGMAS * float(images.std(correction=0))
@@ -145,21 +144,28 @@ def to_pixels(images: Tensor, clip: Clip) -> Tensor:
         low = max(middle - band, float(images.min()))
         high = min(middle + band, float(images.max()))
     if high <= low:
-        return torch.full_like(images, 128, dtype=torch.uint8)  # a set of one grey
-    return ((images.clamp(low, high) - low) / (high - low) * 255).round().to(torch.uint8)
+        pixels = torch.full_like(images, 128, dtype=torch.uint8)  # a set of one grey
+    else:
+        pixels = ((images.clamp(low, high) - low) / (high - low) * 255).round().to(torch.uint8)
+    if images.shape[1] == 2:
+        return torch.cat([pixels, torch.zeros_like(pixels[:, :1])], dim=1)
+    return pixels
 
 
 def to_pillow(image: Tensor) -> Image.Image:
-    """One image for Pillow.
+    """Convert one image for Pillow, in the mode L, LA, RGB or RGBA.
 
     Args:
-        image: ``[C, H, W]``, uint8, with 1 (grey) or 3 (RGB) channels.
+        image: ``[C, H, W]``, uint8, with 1 to 4 channels.
 
     Raises:
-        UserError: It has neither 1 nor 3 channels.
+        UserError: It has more channels.
     """
-    if image.shape[0] not in (1, 3):
-        raise UserError(f"a picture has 1 or 3 channels, but these images have {image.shape[0]}")
+    if image.shape[0] > 4:
+        raise UserError(
+            f"a PNG file has at most 4 channels, but these images have {image.shape[0]}; "
+            "`trajmatch export --to npz` or `--to torch` keeps them all"
+        )
     if image.shape[0] == 1:
         return Image.fromarray(image[0].numpy())
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())

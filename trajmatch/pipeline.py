@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +16,6 @@ from trajmatch.errors import UserError
 from trajmatch.progress import ProgressLike, Stages, silent
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from trajmatch.artifact import Artifact
     from trajmatch.distill.config import DistillConfig
     from trajmatch.evaluate.config import EvalConfig
@@ -96,7 +96,10 @@ def run_pipeline(
     stages: Stages = silent,
     before_distillation: Callable[[DistillConfig], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains experts, distils, evaluates beside random real images, draws pictures and reports.
+    """Train experts, distil, evaluate beside random real images, draw pictures and write a report.
+
+    The results (the distilled set with its score, ``summary.json``) are written before pictures and
+    report. Where one of these cannot be made, a warning names it and the run ends well.
 
     Args:
         pipeline: What to do, and in which folder. With ``resume`` in the first two stages it goes
@@ -114,7 +117,6 @@ def run_pipeline(
     """
     from trajmatch import artifact, files
     from trajmatch.distill.loop import distill
-    from trajmatch.distill.problem import prepare
     from trajmatch.evaluate.distilled import evaluate_artifact
     from trajmatch.experts.train import train_experts
     from trajmatch.report import ReportConfig, write_report
@@ -130,7 +132,6 @@ def run_pipeline(
         train_experts(experts, progress)
     if before_distillation is not None:
         before_distillation(pipeline.distill)
-    initial = prepare(pipeline.distill).initial_set()
     with clock.stage("distillation", pipeline.distill.iterations) as progress:
         distilled = distill(pipeline.distill, progress)
     with clock.stage("evaluation", evaluate.total_rounds) as progress:
@@ -140,8 +141,6 @@ def run_pipeline(
     if score not in distilled.scores:  # it is there where a finished demo is resumed
         distilled = distilled.with_score(score)
         artifact.save(folder.artifact, distilled)
-    _draw(folder.initial_picture, initial.images, distilled)
-    _draw(folder.distilled_picture, distilled.images, distilled)
     summary = {
         "seconds": clock.seconds,
         "stage_seconds": clock.stage_seconds,
@@ -153,7 +152,12 @@ def run_pipeline(
         "protocol": scores["protocol"],
     }
     files.write_json(folder.summary, summary)
-    write_report(ReportConfig(run=folder.path, out=folder.report))
+    for path, write in (
+        (folder.initial_picture, lambda: _draw_initial(pipeline, distilled)),
+        (folder.distilled_picture, lambda: _draw(folder.distilled_picture, distilled)),
+        (folder.report, lambda: write_report(ReportConfig(run=folder.path, out=folder.report))),
+    ):
+        _try(write, path)
     return summary
 
 
@@ -203,13 +207,27 @@ class _Clock:
         self.stage_seconds[title] = time.perf_counter() - began
 
 
-def _draw(path: Path, images: Tensor, distilled: Artifact) -> None:
+def _try(write: Callable[[], None], path: Path) -> None:
+    """Write something that a run can do without; a failure becomes a warning."""
+    try:
+        write()
+    except Exception as error:
+        why = str(error) or type(error).__name__
+        warnings.warn(f"{path} is not written: {why}; the results are whole", stacklevel=3)
+
+
+def _draw_initial(pipeline: Pipeline, distilled: Artifact) -> None:
+    from trajmatch.distill.problem import prepare
+
+    first = prepare(pipeline.distill).initial_set().images
+    _draw(pipeline.folder.initial_picture, dataclasses.replace(distilled, images=first))
+
+
+def _draw(path: Path, shown: Artifact) -> None:
     from trajmatch import files, pictures
 
-    picture = pictures.grid(
-        distilled.preprocessing.invert(images), distilled.hard_labels, distilled.class_names
-    )
-    files.write_bytes(path, picture)
+    pixels = shown.preprocessing.invert(shown.images)
+    files.write_bytes(path, pictures.grid(pixels, shown.hard_labels, shown.class_names))
 
 
 def _accuracy(score: dict[str, Any]) -> str:

@@ -37,9 +37,6 @@ def animation(
 
     Returns:
         The content of the file. It repeats without end.
-
-    Raises:
-        UserError: The images have neither 1 nor 3 channels.
     """
     frames = [
         table(
@@ -87,9 +84,6 @@ def strip(
 
     Returns:
         The content of the file.
-
-    Raises:
-        UserError: The images have neither 1 nor 3 channels.
     """
     columns = _pixels(snapshots, clip)
     chosen = [
@@ -108,5 +102,5 @@ def strip(
 
 
 def _pixels(snapshots: Snapshots, clip: Clip) -> list[Tensor]:
-    """What is shown of each snapshot. ``[n, C, H, W]`` each, uint8."""
+    """Return the pixels to show of each snapshot. ``[n, 1 or 3, H, W]`` each, uint8."""
     return [to_pixels(images.float(), clip) for images in snapshots.images]

@@ -39,4 +39,5 @@ def print_summary(summary: dict[str, Any], folder: Folder) -> None:
     print(table(summary))
     print(f"{summary['improvement']:+.1f} points, {summary['seconds']:.0f} s in all")
     for path, what in folder.contents():
-        print(f"{path}: {what}")
+        if path.exists():
+            print(f"{path}: {what}")

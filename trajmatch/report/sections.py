@@ -111,7 +111,13 @@ def pictures(run: Run) -> Html:
         "Preprocessing (normalisation, ZCA) is undone. Distilled pixels leave the range of real "
         "ones: what is shown is the band of 2.5 standard deviations around the mean"
     )
-    note = element("p", scaled, ", for each iteration by itself.", class_="note")
+    channels = run.artifact.images.shape[1]
+    colours = {
+        1: "",
+        2: " The two channels are shown as red and green.",
+        3: "",
+    }.get(channels, f" Of the {channels} channels the first three are shown, as RGB.")
+    note = element("p", scaled, f", for each iteration by itself.{colours}", class_="note")
     on_the_way = (
         element("p", "The images of earlier iterations are not beside the file.")
         if run.snapshots is None
