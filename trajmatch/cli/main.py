@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -53,12 +55,15 @@ SPIN_COUNT = "3000"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+#: Plain spellings of the characters of our own texts, for terminals that lack them.
+_PLAIN = {"\u00b1": "+-", "\u00d7": "x", "\u2013": "-", "\u2026": "...", "\u03b7": "eta"}
+
 INTERRUPTED = 130  # what shells report for a program ended by ctrl-C
 BROKEN_PIPE = 141  # and for one whose reader went away; other signals: trajmatch.interruption
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command, and turns what can go wrong outside the program into a message.
+    """Run one command, and turn what can go wrong outside the program into a message.
 
     Args:
         argv: The arguments; those of the process if None.
@@ -67,9 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 where a check found something, 2 for a mistake of the user, 128 and
         the number of the signal that stopped the command, or 75 where its ``--max-time`` was up.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    with _any_encoding():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(arguments: list[str]) -> int:
+    """Run one command; see :func:`main`."""
     try:
         with _plain_warnings(), interruption.signals():
             status = _dispatch(arguments)
@@ -99,6 +109,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _give_up_output() -> None:
     # Python flushes the stream once more at exit, which would fail again and say so
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _any_encoding() -> Iterator[None]:
+    """Print text in a form that the encoding of the terminal has, instead of failing."""
+    codecs.register_error("trajmatch", _in_plain_characters)
+    streams = [each for each in (sys.stdout, sys.stderr) if isinstance(each, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="trajmatch")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            with contextlib.suppress(ValueError, OSError):  # it was closed, or cannot be flushed
+                stream.reconfigure(errors=errors)
+
+
+def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
+    """Spell out the characters that an encoding lacks; those without a spelling are escaped."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    plain = [_PLAIN.get(each) or ascii(each)[1:-1] for each in missing]
+    return "".join(plain), error.end
 
 
 @contextlib.contextmanager
