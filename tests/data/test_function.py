@@ -1,5 +1,7 @@
 """Data sets from a function of the user's."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -53,7 +55,8 @@ def _module(tmp_path, monkeypatch):
     (package / "pets.py").write_text(MODULE)
     (package / "broken.py").write_text("import a_module_that_is_nowhere")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "own_data.pets", raising=False)
+    for module in [name for name in sys.modules if name.partition(".")[0] == "own_data"]:
+        monkeypatch.delitem(sys.modules, module)
 
 
 @pytest.mark.parametrize("name", ["four", "tensors", "mapping", "whole"])
@@ -74,9 +77,9 @@ def test_some_of_its_classes():
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("own_data.dogs:load", r"no data source and no Python module 'own_data\.dogs'.*PYTHONPATH"),
+        ("own_data.dogs:load", r"there is no Python module 'own_data\.dogs'.*PYTHONPATH"),
         ("nowhere.dogs:load", "no Python module 'nowhere', which 'nowhere.dogs:load' needs"),
-        ("own_data.pets:load", r"own_data\.pets \(.*pets\.py\) has no function 'load'"),
+        ("own_data.pets:load", r"own_data\.pets \(.*pets\.py\) has no 'load'"),
         ("own_data.pets:number", "own_data.pets:number should be a function, but is a int"),
         ("own_data.pets:three", "a tuple of them, but returned a tuple of 3"),
         ("own_data.pets:nothing", r"should return a trajmatch\.data\.Dataset, .* a NoneType"),
@@ -89,8 +92,26 @@ def test_what_cannot_be_used_is_named(uri, message):
         load_dataset(uri)
 
 
-def test_mistakes_inside_the_module_are_shown_as_they_are():
-    with pytest.raises(ZeroDivisionError, match="a mistake of the user's own"):
-        load_dataset("own_data.pets:failing")
-    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_nowhere"):
-        load_dataset("own_data.broken:load")
+def test_mistakes_inside_the_module_are_named_with_their_line(tmp_path):
+    line = MODULE.splitlines().index("def failing():") + 2
+    for uri, message, cause in (
+        (
+            "own_data.pets:failing",
+            rf"own_data\.pets:failing failed: ZeroDivisionError: a mistake of the user's own "
+            rf"\(.*pets\.py, line {line}\)$",
+            ZeroDivisionError,
+        ),
+        (
+            "own_data.broken:load",
+            r"the module own_data\.broken failed: ModuleNotFoundError: No module named "
+            r"'a_module_that_is_nowhere' \(.*broken\.py, line 1\)",
+            ModuleNotFoundError,
+        ),
+        ("own_data.unfinished:load", r"failed: SyntaxError: .*unfinished\.py, line 1", SyntaxError),
+        ("own_data.script:load", r"failed: SystemExit: 3 \(.*script\.py, line 1\)", SystemExit),
+    ):
+        (tmp_path / "own_data" / "unfinished.py").write_text("def load(")
+        (tmp_path / "own_data" / "script.py").write_text("raise SystemExit(3)")
+        with pytest.raises(UserError, match=message) as caught:
+            load_dataset(uri)
+        assert isinstance(caught.value.__cause__, cause)

@@ -101,8 +101,8 @@ def test_a_term_of_ones_own(own_module: None, name: str) -> None:
     ("name", "message"),
     [
         ("intermediat", "did you mean intermediate"),
-        ("no_such_module:x", "cannot be loaded: No module named 'no_such_module'"),
-        ("terms_of_mine:absent", "cannot be loaded"),
+        ("no_such_module:x", "there is no Python module 'no_such_module'.*PYTHONPATH"),
+        ("terms_of_mine:maid", r"terms_of_mine .*has no 'maid' \(did you mean made\?\)"),
         ("terms_of_mine:nothing", "waypoints"),
     ],
 )
@@ -114,6 +114,38 @@ def test_what_is_no_term(own_module: None, name: str, message: str) -> None:
 def test_a_point_outside_of_the_segment() -> None:
     with pytest.raises(UserError, match=r"step=3, epoch=1.*steps 1 to 2 and epochs 1 to 1"):
         MatchingLoss((Beyond(),)).student_steps(2)
+
+
+class Returns(Farthest):
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def loss(self, course: Course) -> torch.Tensor:
+        return self.value  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0.5, "should return its loss as a tensor of one number .*but returned 0.5; leave out"),
+        (None, "but returned None"),
+        (torch.ones(2), r"but returned \[2\]; .*sum up"),
+        (torch.ones(()), "does not depend on the student's parameters"),
+    ],
+)
+def test_a_loss_that_cannot_be_differentiated(value: object, message: str) -> None:
+    student = {step: each.requires_grad_() for step, each in students(1, 2).items()}
+    with pytest.raises(UserError, match=message):
+        MatchingLoss((Returns(value),), epochs=3)(SEGMENT, student, 2)
+
+
+def test_points_that_are_none() -> None:
+    class Pairs(Farthest):
+        def waypoints(self, steps: int, epochs: int) -> list[Waypoint]:
+            return [(steps, epochs)]  # type: ignore[list-item]
+
+    with pytest.raises(UserError, match=r"should return trajmatch\.distill\.terms\.Waypoint"):
+        MatchingLoss((Pairs(),)).student_steps(2)
 
 
 def test_named_terms_have_their_methods() -> None:

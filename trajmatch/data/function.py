@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,20 +12,22 @@ import torch
 from trajmatch.data import npz
 from trajmatch.data.dataset import Dataset
 from trajmatch.errors import UserError
+from trajmatch.importing import blamed, import_object
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def is_function(uri: str) -> bool:
-    """Whether a URI has the form ``package.module:function``."""
+    """True if a URI has the form ``package.module:function``."""
     return _NAME.fullmatch(uri) is not None
 
 
 def load(uri: str) -> Dataset:
-    """Calls the function, without arguments, and makes a data set of what it returns.
+    """Call the function, without arguments, and make a data set of what it returns.
 
     Args:
-        uri: ``package.module:function``; the module must be where Python finds it.
+        uri: ``package.module:function``; the module is looked for where Python looks, and then in
+            the current folder.
 
     Returns:
         The data set: the :class:`~trajmatch.data.Dataset` that the function returns, or one of its
@@ -35,11 +36,13 @@ def load(uri: str) -> Dataset:
         four or five in that order; NumPy arrays or tensors.
 
     Raises:
-        UserError: There is no such module or function, or what it returns cannot be used. What
-            fails inside the function is raised as it is.
+        UserError: There is no such module or function, it fails, or what it returns cannot be used.
     """
-    module_name, _, name = uri.partition(":")
-    made = _find(module_name, name, uri)()
+    function, name = import_object(uri), uri.partition(":")[2]
+    if not callable(function):
+        raise UserError(f"{uri} should be a function, but is {_describe(function)}")
+    with blamed(uri):
+        made = function()
     if isinstance(made, Dataset):
         return made
     if isinstance(made, tuple | list) and len(made) in (4, 5):
@@ -53,25 +56,6 @@ def load(uri: str) -> Dataset:
     return npz.from_arrays(uri, name, arrays)
 
 
-def _find(module_name: str, name: str, uri: str) -> Any:
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # A module that the user's module wants and does not find is a mistake of another kind.
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise UserError(
-            f"there is no data source and no Python module {error.name!r}, which {uri!r} needs; "
-            "put the folder of your module into the environment variable PYTHONPATH"
-        ) from error
-    function = getattr(module, name, None)
-    if function is None:
-        raise UserError(f"the module {module_name} ({_place(module)}) has no function {name!r}")
-    if not callable(function):
-        raise UserError(f"{uri} should be a function, but is {_describe(function)}")
-    return function
-
-
 def _array(value: Any) -> np.ndarray[Any, np.dtype[Any]]:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
@@ -80,7 +64,3 @@ def _describe(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
-
-
-def _place(module: Any) -> str:
-    return getattr(module, "__file__", None) or "built in"

@@ -41,13 +41,18 @@ class MatchingLoss:
     epochs: int = 1
 
     def waypoints(self, steps: int) -> list[Waypoint]:
-        """The points at which the terms compare a student of ``N`` steps with the expert.
+        """List the points at which the terms compare a student of ``N`` steps with the expert.
 
         Raises:
-            UserError: A point lies outside the segment.
+            UserError: A point lies outside the segment, or is no :class:`Waypoint`.
         """
         points = [point for term in self.terms for point in term.waypoints(steps, self.epochs)]
         for point in points:
+            if not isinstance(point, Waypoint):
+                raise UserError(
+                    f"waypoints of a matching term should return trajmatch.distill.terms.Waypoint "
+                    f"objects, but returned {point!r:.100}"
+                )
             if not (1 <= point.step <= steps and 1 <= point.epoch <= self.epochs):
                 raise UserError(
                     f"a matching term asks for {point}, but a segment has steps 1 to {steps} and "
@@ -73,11 +78,32 @@ class MatchingLoss:
 
         Returns:
             The loss. ``[]``; differentiable in the student's parameters.
+
+        Raises:
+            UserError: A term returns something else than one number in a tensor, or the loss does
+                not depend on the student.
         """
         expert = {**segment.between, self.epochs: segment.target}
         course = Course(segment.start, student, expert, steps, self.epochs)
-        losses = [term.loss(course) for term in self.terms]
+        losses = [_loss_of(term, course) for term in self.terms]
         total = losses[0]
         for loss in losses[1:]:
             total = total + loss
+        if not total.requires_grad and any(each.requires_grad for each in student.values()):
+            raise UserError(
+                "the matching loss does not depend on the student's parameters, so that nothing "
+                "could be learned from it; a matching term of your own must not detach them"
+            )
         return total
+
+
+def _loss_of(term: Term, course: Course) -> Tensor:
+    loss = term.loss(course)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        came = list(loss.shape) if isinstance(loss, Tensor) else repr(loss)
+        raise UserError(
+            f"the matching term {type(term).__name__} should return its loss as a tensor of one "
+            f"number that can be differentiated, but returned {came}; leave out .item() and sum "
+            "up what has several numbers"
+        )
+    return loss

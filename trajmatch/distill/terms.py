@@ -6,7 +6,6 @@ The matching loss is the sum of the terms that a run names. A term is an object 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from trajmatch import ops
 from trajmatch.errors import UserError, closest
+from trajmatch.importing import blamed, import_object
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ TERMS: dict[str, Term] = {
 
 
 def find_term(name: str) -> Term:
-    """The term of a name.
+    """Return the term of a name.
 
     Args:
         name: One of :data:`TERMS`, or ``package.module:NAME`` of an object, or of a class without
@@ -133,17 +133,14 @@ def find_term(name: str) -> Term:
     """
     if name in TERMS:
         return TERMS[name]
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise UserError(
             f"--terms has no term {name!r}{closest(name, TERMS)}; there are {', '.join(TERMS)}, "
             "and package.module:NAME for one of your own"
         )
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"--terms {name} cannot be loaded: {error}") from error
-    term = found() if isinstance(found, type) else found
+    found = import_object(name)
+    with blamed(f"--terms {name}"):
+        term = found() if isinstance(found, type) else found
     if not isinstance(term, Term):
         raise UserError(
             f"--terms {name} should have the methods waypoints(steps, epochs) and loss(course), "

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from trajmatch.importing import import_object
 from trajmatch.networks.layers import ImageClassifier
 
 TORCHVISION = "torchvision"
@@ -121,13 +121,7 @@ def _replace_first_convolution(model: nn.Module, in_channels: int) -> None:
 
 def _made_by_function(module: str, function: str, sizes: dict[str, Any]) -> nn.Module:
     name = f"{module}:{function}"
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"expected the network {name} to be a function in a module that can be imported, but "
-            f"{type(error).__name__}: {error}; install it, or put its folder on PYTHONPATH"
-        ) from error
+    make = import_object(name)
     try:
         model = make(**sizes)
     except TypeError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trajmatch.importing import search_current_folder
 from trajmatch.networks.alexnet import AlexNet
 from trajmatch.networks.convnet import ConvNet, default_depth
 from trajmatch.networks.differentiable import check_repeatable
@@ -131,6 +132,7 @@ def _check_external(text: str) -> None:
         return
     package = origin.partition(".")[0]
     if attribute.isidentifier() and package.isidentifier():
+        search_current_folder()
         if importlib.util.find_spec(package) is not None:
             return
         reason = f"; there is no package {package!r} to import"
