@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
-
 sys.path.insert(0, str(Path(__file__).resolve().parent / "_build"))
 
+import python_release  # noqa: F401  stops where Python is too old
 from extension import CSRC, SOURCES, BuildExtension
+from setuptools import Extension, setup
 from torch_release import (
     NEWEST_TESTED_MINOR,
     OLDEST_MINOR,

@@ -10,6 +10,9 @@ Without a torch in sight (an empty environment, or a front end such as uv and ``
 which give the backend an interpreter of its own) it requires ``FALLBACK_TORCH`` for the build. The
 requirement of torchvision that setup.py then writes belongs to that torch and pins it, so the same
 release is what the package runs with.
+
+Where torch has CUDA and no nvcc serves, it requires the packages that hold nvcc, for the build
+alone. Where they cannot be had, as offline, the package is built without the CUDA kernels.
 """
 
 from __future__ import annotations
@@ -19,11 +22,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import python_release  # noqa: F401  stops where Python is too old
+from cuda_toolkit import CudaUnavailable, choose_nvcc, nvcc_packages
+from torch_release import UnsuitableTorch, find_torch
+
 FALLBACK_TORCH = "torch==2.13.0"
+FALLBACK_CUDA = "13.0"  # that of PyPI's FALLBACK_TORCH
 SETUPTOOLS = "setuptools>=77"  # the first that knows `license = "MIT"` as an SPDX expression
 PYBIND11 = "pybind11>=2.13"
 
@@ -32,13 +41,17 @@ Settings = dict[str, "str | list[str] | None"] | None
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
     """What pip must install before it calls :func:`build_wheel`."""
-    found = _target_packages()
-    if "torch" not in found:
-        return [SETUPTOOLS, PYBIND11, FALLBACK_TORCH]
+    _import_from_target()
+    try:
+        torch = find_torch()
+    except UnsuitableTorch as error:
+        raise SystemExit(f"trajmatch: {error}") from error
+    if torch is None:
+        return [SETUPTOOLS, PYBIND11, FALLBACK_TORCH, *_nvcc(FALLBACK_CUDA)]
     # pybind11 is not asked for here: torch brings a copy of its headers, so that this needs no
     # network; setup.py prefers an installed pybind11.
-    setuptools_major = int(found.get("setuptools", "0").split(".")[0])
-    return [] if setuptools_major >= 77 else [SETUPTOOLS]
+    setuptools_major = int(_target_packages().get("setuptools", "0").split(".")[0])
+    return [*([] if setuptools_major >= 77 else [SETUPTOOLS]), *_nvcc(torch.cuda)]
 
 
 def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
@@ -84,10 +97,9 @@ def build_sdist(directory: str, config_settings: Settings = None) -> str:
 
 def _target_path() -> list[str]:
     """The search path of the interpreter without what pip's isolation adds and hides."""
-    outside = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
     answer = subprocess.run(
         [sys.executable, "-c", "import json, sys; print(json.dumps([p for p in sys.path if p]))"],
-        env=outside,
+        env=_outside(),
         check=True,
         capture_output=True,
         text=True,
@@ -103,9 +115,48 @@ def _target_packages() -> dict[str, str]:
     return packages
 
 
-def _setuptools() -> Any:
-    """Setuptools' own backend, with the target's torch importable behind the build environment."""
+def _nvcc(torch_cuda: str | None) -> list[str]:
+    """The packages that hold nvcc, where the kernels are wanted, no nvcc serves, and pip gets them.
+
+    A requirement that cannot be met would end the build. A front end without pip has to fetch torch
+    in any case, and is not asked.
+    """
+    packages = nvcc_packages(torch_cuda)
+    if packages is None or os.environ.get("TRAJMATCH_CUDA") == "0":
+        return []
+    try:
+        choose_nvcc(torch_cuda)
+    except (CudaUnavailable, SystemExit):
+        return [packages] if "pip" not in _target_packages() or _pip_gets(packages) else []
+    return []
+
+
+def _pip_gets(requirement: str) -> bool:
+    """Whether pip would find a requirement, within seconds."""
+    calling = Path(f"/proc/{os.getppid()}/cmdline")  # pip tells a backend nothing of its options
+    if calling.exists() and b"--no-index" in calling.read_bytes().split(b"\0"):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet"]
+        place = ["--ignore-installed", "--no-user", "--prefix", folder]
+        patience = ["--retries", "0", "--timeout", "15"]
+        command = [*pip, *place, *patience, requirement]
+        return subprocess.run(command, env=_outside(), capture_output=True).returncode == 0
+
+
+def _outside() -> dict[str, str]:
+    """The environment variables without those of pip's isolation."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
+
+
+def _import_from_target() -> None:
+    """Makes the target's packages importable, behind those of the build environment."""
     sys.path.extend(path for path in _target_path() if path not in sys.path)
+
+
+def _setuptools() -> Any:
+    """Setuptools' own backend, which finds the target's torch."""
+    _import_from_target()
     from setuptools import build_meta
 
     return build_meta

@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from compilation import CompileError, Job, compile_changed, run
-from cuda_toolkit import CudaUnavailable, Nvcc, architecture_flags, architectures, choose_nvcc
+from cuda_toolkit import (
+    CudaUnavailable,
+    Nvcc,
+    architecture_flags,
+    architectures,
+    choose_nvcc,
+    host_compiler_flags,
+)
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from torch_release import NEWEST_TESTED_MINOR, OLDEST_MINOR, TorchRelease, find_torch
@@ -174,7 +181,7 @@ def build_cuda(torch: TorchRelease, left_out: LeftOut) -> tuple[Nvcc | None, lis
             print(error, flush=True)
             raise CudaUnavailable(
                 f"nvcc {nvcc.release} does not compile them (the output is above)",
-                "Set TRAJMATCH_CUDA=1 and install again with pip's -v to see why",
+                "Set TRAJMATCH_CUDA=1 and give pip -v to see why",
             ) from error
     except CudaUnavailable as error:
         left_out.append({"what": "CUDA kernels", "why": error.why, "mend": error.mend})
@@ -184,14 +191,13 @@ def build_cuda(torch: TorchRelease, left_out: LeftOut) -> tuple[Nvcc | None, lis
 
 def nvcc_flags(nvcc: Nvcc) -> list[str]:
     """The flags of every CUDA source."""
-    host_compiler = [f"-ccbin={find_cxx()[0]}"] if os.environ.get("CXX") else []
     return [
         "-std=c++17",
         "-O3",
         "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall",
         f"-I{CSRC}",
         *architecture_flags(architectures(nvcc)),
-        *host_compiler,
+        *host_compiler_flags(),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import importlib.util
 import json
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,16 +26,18 @@ SOURCES = json.loads((CSRC / "sources.json").read_text())
 
 def load(name):
     """A module of _build, which is not part of the package but a script's neighbour."""
+    if str(ROOT / "_build") not in sys.path:
+        sys.path.append(str(ROOT / "_build"))  # for those that import each other
     spec = importlib.util.spec_from_file_location(name, ROOT / "_build" / f"{name}.py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-backend = load("backend")
 compilation = load("compilation")
 cuda_toolkit = load("cuda_toolkit")
 torch_release = load("torch_release")
+backend = load("backend")
 
 
 # --- sources and includes
@@ -173,19 +177,136 @@ def test_no_torch_is_none(monkeypatch):
     assert torch_release.find_torch() is None
 
 
+NVCC = "cuda-toolkit[nvcc,cccl]==13.0.*"
+
+
+@pytest.fixture
+def target(monkeypatch):
+    """Says which torch and packages the target has, and whether nvcc is there or pip gets it."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # which the backend extends
+    monkeypatch.delenv("TRAJMATCH_CUDA", raising=False)
+
+    def set_up(torch_cuda="no torch", missing=None, pip_gets=True, **packages):
+        torch = torch_release.TorchRelease("2.13.0", torch_cuda, Path("/nowhere"))
+        found = {"setuptools": "84.2.1", "pip": "26.0", **packages}
+
+        def choose_nvcc(torch_cuda):
+            if missing is not None:
+                raise missing
+
+        monkeypatch.setattr(
+            backend, "find_torch", lambda: None if torch_cuda == "no torch" else torch
+        )
+        monkeypatch.setattr(
+            backend, "_target_packages", lambda: {k: v for k, v in found.items() if v}
+        )
+        monkeypatch.setattr(backend, "choose_nvcc", choose_nvcc)
+        monkeypatch.setattr(backend, "_pip_gets", lambda requirement: pip_gets)
+
+    return set_up
+
+
+MISSING = cuda_toolkit.CudaUnavailable("no nvcc was found", "Install it")
+
+
 @pytest.mark.parametrize(
-    ("installed", "required"),
+    ("found", "required"),
     [
-        ({"torch": "2.13.0+cpu", "setuptools": "84.2.1"}, []),
-        ({"torch": "2.13.0+cpu", "setuptools": "65.5.0"}, ["setuptools>=77"]),
-        ({"torch": "2.13.0+cpu"}, ["setuptools>=77"]),
-        ({"setuptools": "84.2.1"}, ["setuptools>=77", "pybind11>=2.13", "torch==2.13.0"]),
+        ({"torch_cuda": None}, []),
+        ({"torch_cuda": None, "setuptools": "65.5.0"}, ["setuptools>=77"]),
+        ({"torch_cuda": None, "setuptools": None}, ["setuptools>=77"]),
+        ({}, ["setuptools>=77", "pybind11>=2.13", "torch==2.13.0"]),
+        ({"missing": MISSING}, ["setuptools>=77", "pybind11>=2.13", "torch==2.13.0", NVCC]),
+        ({"torch_cuda": "13.0"}, []),
+        ({"torch_cuda": "13.0", "missing": MISSING}, [NVCC]),
+        ({"torch_cuda": "13.2", "missing": MISSING}, ["cuda-toolkit[nvcc,cccl]==13.2.*"]),
+        ({"torch_cuda": "13.0", "missing": MISSING, "pip_gets": False}, []),  # as offline
+        (
+            {"pip": None, "missing": MISSING, "pip_gets": False},  # as uv, which has to get torch
+            ["setuptools>=77", "pybind11>=2.13", "torch==2.13.0", NVCC],
+        ),
+        ({"torch_cuda": "12.8", "missing": MISSING}, []),  # there are no such packages
+        ({"torch_cuda": None, "missing": MISSING}, []),
     ],
 )
-def test_the_backend_asks_for_what_the_environment_lacks(monkeypatch, installed, required):
-    monkeypatch.setattr(backend, "_target_packages", lambda: installed)
+def test_the_backend_asks_for_what_the_environment_lacks(target, found, required):
+    target(**found)
     assert backend.get_requires_for_build_wheel() == required
     assert backend.get_requires_for_build_editable() == required
+
+
+def test_the_backend_asks_for_no_nvcc_where_the_kernels_are_not_wanted(target, monkeypatch):
+    target(torch_cuda="13.0", missing=MISSING)
+    monkeypatch.setenv("TRAJMATCH_CUDA", "0")
+    assert backend.get_requires_for_build_wheel() == []
+
+
+def test_a_demand_without_nvcc_asks_for_it(target, monkeypatch):
+    target(torch_cuda="13.0", missing=SystemExit("TRAJMATCH_CUDA=1 was set, but no nvcc was found"))
+    monkeypatch.setenv("TRAJMATCH_CUDA", "1")
+    assert backend.get_requires_for_build_wheel() == [NVCC]
+
+
+def test_an_unsuitable_torch_ends_the_build_before_anything_is_downloaded(monkeypatch):
+    def find_torch():
+        raise backend.UnsuitableTorch("trajmatch needs torch 2.11")
+
+    monkeypatch.setattr(backend, "find_torch", find_torch)
+    with pytest.raises(SystemExit, match=r"trajmatch needs torch 2\.11"):
+        backend.get_requires_for_build_wheel()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_pip_is_asked_whether_it_gets_the_packages(monkeypatch, tmp_path, there):
+    if there:
+        name = "trajmatch_stand_in-1.0.dist-info"
+        with zipfile.ZipFile(tmp_path / "trajmatch_stand_in-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(
+                f"{name}/METADATA",
+                "Metadata-Version: 2.1\nName: trajmatch-stand-in\nVersion: 1.0\n",
+            )
+            wheel.writestr(f"{name}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            wheel.writestr(f"{name}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert backend._pip_gets("trajmatch-stand-in==1.*") is there
+
+
+def test_a_pip_that_is_to_ask_no_index_is_not_asked(tmp_path):
+    """Pip tells a build nothing of its options."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / '_build')!r}); import backend\n"
+        "backend.subprocess.run = lambda *_, **__: sys.exit('asked')\n"
+        "sys.exit(0 if backend._pip_gets('anything') is False else 'a wrong answer')"
+    )
+    # the shell stands for pip: it starts the backend, and the option is among its arguments
+    command = ["sh", "-c", '"$@"; exit $?', "pip", sys.executable, "-c", code, "--no-index"]
+    subprocess.run(command, check=True)
+
+
+@pytest.mark.parametrize("program", ["backend", "setup"])
+def test_a_python_that_is_too_old_is_told_so_in_one_line(program):
+    """In words that it understands, and before anything else is imported or downloaded."""
+    code = (
+        "import sys; sys.version_info = (3, 10, 4)\n"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / '_build')!r}]\n"
+        f"import {program}\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.returncode == 1
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith("trajmatch needs Python 3.11 or later, but this is Python ")
+
+
+@pytest.mark.parametrize("path", ["setup.py", "_build/backend.py", "_build/python_release.py"])
+def test_an_old_python_can_read_what_tells_it_that_it_is_too_old(path):
+    ast.parse((ROOT / path).read_text(), feature_version=(3, 7))
+
+
+def test_the_least_python_is_the_same_everywhere():
+    metadata_says = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert metadata_says["requires-python"] == ">=3.11"
+    assert "version_info < (3, 11)" in (ROOT / "_build/python_release.py").read_text()
 
 
 def test_the_backend_sees_the_environment_behind_an_isolated_build(monkeypatch, tmp_path):
@@ -198,10 +319,8 @@ def test_the_backend_sees_the_environment_behind_an_isolated_build(monkeypatch, 
 # --- CUDA or not
 
 
-@pytest.fixture
-def toolkit(monkeypatch, tmp_path):
-    """A CUDA toolkit with an nvcc that knows sm_80 and sm_90 only, and no other on the machine."""
-    root = tmp_path / "cuda"
+def make_nvcc(root, release="12.6", knows=("sm_80", "sm_90"), compiles=True):
+    """A CUDA toolkit whose nvcc takes an empty file, if anything."""
     (root / "bin").mkdir(parents=True)
     (root / "lib64").mkdir()
     (root / "lib64/libcudart_static.a").touch()
@@ -209,48 +328,141 @@ def toolkit(monkeypatch, tmp_path):
     nvcc.write_text(
         "#!/bin/sh\n"
         'case "$*" in\n'
-        f"  *--dryrun*) echo '#$ TOP={root}/bin/..' >&2;;\n"
-        "  *--version*) echo 'Cuda compilation tools, release 12.6, V12.6.20';;\n"
-        "  *--list-gpu-code*) printf 'sm_80\\nsm_90\\n';;\n"
-        "  *) echo 'unsupported GNU version'; exit 1;;\n"
+        f"  *--version*) echo 'Cuda compilation tools, release {release}, V{release}.20';;\n"
+        f"  *--list-gpu-code*) echo {' '.join(knows)};;\n"
+        "  *)\n"
+        f"    echo '#$ TOP={root}/bin/..' >&2\n"
+        f'    case "{compiles} $*" in "True "*empty.cu*) exit 0;; esac\n'
+        "    echo 'crt/host_config.h: #error -- unsupported GNU version' >&2; exit 1;;\n"
         "esac\n"
     )
     nvcc.chmod(0o755)
-    monkeypatch.setenv("CUDA_HOME", str(root))
-    monkeypatch.delenv("TRAJMATCH_CUDA", raising=False)
-    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     return root
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine without CUDA: no driver, nvcc or nvidia-smi, and no variable that asks for any."""
+    for name in ("CUDA_HOME", "TRAJMATCH_CUDA", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "programs").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "programs"))
+    monkeypatch.setattr(cuda_toolkit, "USUAL_HOME", "/nowhere")
+    monkeypatch.setattr(cuda_toolkit, "DRIVER", "/nowhere/libcuda.so.1")
+    return tmp_path
+
+
+@pytest.fixture
+def toolkit(machine, monkeypatch):
+    """That machine with a CUDA toolkit, whose nvcc knows sm_80 and sm_90 only."""
+    root = make_nvcc(machine / "cuda")
+    monkeypatch.setenv("CUDA_HOME", str(root))
+    monkeypatch.setenv("PATH", f"{machine / 'programs'}:/usr/bin:/bin")
+    return root
+
+
+def make_driver(machine, monkeypatch, release):
+    """A driver that is made for a release of CUDA."""
+    number = int(release.split(".")[0]) * 1000 + int(release.split(".")[1]) * 10
+    source, library = machine / "driver.c", machine / "libcuda.so"
+    source.write_text(f"int cuDriverGetVersion(int* v) {{ *v = {number}; return 0; }}\n")
+    subprocess.run(["/usr/bin/cc", "-shared", str(source), "-o", str(library)], check=True)
+    monkeypatch.setattr(cuda_toolkit, "DRIVER", str(library))
+
+
+def make_gpus(machine, *capabilities):
+    """The program nvidia-smi of a machine with these GPUs."""
+    program = machine / "programs/nvidia-smi"
+    lines = "".join(f"{capability}\\n" for capability in capabilities)
+    program.write_text(f"#!/bin/sh\n[ \"$1\" = --query-gpu=compute_cap ] && printf '{lines}'\n")
+    program.chmod(0o755)
 
 
 def test_cuda_is_built_with_a_cuda_torch_and_nvcc(toolkit):
     nvcc = cuda_toolkit.choose_nvcc("12.8")
     assert nvcc.release == "12.6"
-    assert nvcc.include_dir == toolkit / "include"
     assert nvcc.static_runtime == toolkit / "lib64/libcudart_static.a"
+    assert nvcc.supported == {"sm_80", "sm_90"}
 
 
 @pytest.mark.parametrize(
-    ("torch_cuda", "environment", "why"),
+    ("torch_cuda", "environment", "why", "mend"),
     [
-        (None, {}, "the torch it was built against has no CUDA"),
-        ("12.8", {"TRAJMATCH_CUDA": "0"}, "TRAJMATCH_CUDA=0 was set"),
-        ("12.8", {"CUDA_HOME": "/nowhere"}, "no nvcc in /nowhere/bin"),
-        ("11.8", {}, "nvcc 12.6 is newer than torch's CUDA 11.8"),
+        (None, {}, "the torch it was built against has no CUDA", "Install a torch with CUDA"),
+        ("12.8", {"TRAJMATCH_CUDA": "0"}, "TRAJMATCH_CUDA=0 was set", "Unset TRAJMATCH_CUDA"),
+        ("12.8", {"CUDA_HOME": "/nowhere"}, "no nvcc in /nowhere/bin", "Install the CUDA toolkit"),
+        (
+            "13.0",
+            {"CUDA_HOME": "/nowhere"},
+            "no nvcc in /nowhere/bin",
+            "or: pip install 'cuda-toolkit[nvcc,cccl]==13.0.*', then: pip",
+        ),
+        (
+            "11.8",
+            {},
+            "nvcc 12.6 is newer than torch's CUDA 11.8 and there is no driver here to compare",
+            "a toolkit of CUDA 11",
+        ),
     ],
 )
-def test_cuda_is_left_out_with_a_reason(toolkit, monkeypatch, torch_cuda, environment, why):
+def test_cuda_is_left_out_with_a_reason(toolkit, monkeypatch, torch_cuda, environment, why, mend):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(cuda_toolkit.CudaUnavailable) as left_out:
         cuda_toolkit.choose_nvcc(torch_cuda)
     assert why in left_out.value.why
-    assert "nstall" in left_out.value.mend
+    assert mend in left_out.value.mend
+    # a wheel of the build without the kernels must not come out of pip's cache again
+    assert "pip install --no-cache-dir --force-reinstall --no-deps ." in left_out.value.mend
+
+
+@pytest.mark.parametrize(("driver", "taken"), [("12.8", True), ("11.8", False)])
+def test_an_nvcc_newer_than_torch_is_compared_with_the_driver(
+    machine, toolkit, monkeypatch, driver, taken
+):
+    make_driver(machine, monkeypatch, driver)
+    assert cuda_toolkit.driver_release() == driver
+    if taken:
+        assert cuda_toolkit.choose_nvcc("11.8").release == "12.6"
+    else:
+        with pytest.raises(cuda_toolkit.CudaUnavailable, match=r"and the driver's 11\.8"):
+            cuda_toolkit.choose_nvcc("11.8")
 
 
 def test_an_incomplete_toolkit_is_a_reason(toolkit):
     (toolkit / "lib64/libcudart_static.a").unlink()
     with pytest.raises(cuda_toolkit.CudaUnavailable, match=r"has no libcudart_static\.a"):
         cuda_toolkit.choose_nvcc("12.8")
+
+
+def test_an_nvcc_that_refuses_the_compiler_is_a_reason(machine, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(make_nvcc(machine / "old", compiles=False)))
+    with pytest.raises(
+        cuda_toolkit.CudaUnavailable, match=r"empty file: .*unsupported GNU version"
+    ):
+        cuda_toolkit.choose_nvcc("12.8")
+
+
+def test_a_program_that_is_no_nvcc_is_a_reason(machine, monkeypatch):
+    program = machine / "programs/nvcc"
+    program.write_text("#!/bin/sh\necho hello\n")
+    program.chmod(0o755)
+    with pytest.raises(cuda_toolkit.CudaUnavailable, match="does not answer as nvcc"):
+        cuda_toolkit.choose_nvcc("12.8")
+
+
+@pytest.mark.parametrize("old", ["none", "refuses the compiler", "is too new"])
+def test_the_nvcc_that_pip_installed_is_found_where_no_other_serves(machine, monkeypatch, old):
+    """It lies in a package folder of the build's environment or of the target's."""
+    if old == "refuses the compiler":
+        monkeypatch.setenv("CUDA_HOME", str(make_nvcc(machine / "old", compiles=False)))
+    if old == "is too new":
+        monkeypatch.setenv("PATH", str(make_nvcc(machine / "new", release="14.1") / "bin"))
+    packages = machine / "site-packages"
+    make_nvcc(packages / "nvidia/cu13", release="13.0")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(packages)])
+    nvcc = cuda_toolkit.choose_nvcc("13.0")
+    assert nvcc.program == str(packages / "nvidia/cu13/bin/nvcc")
 
 
 @pytest.mark.parametrize("torch_cuda", [None, "11.8", "12.8"])
@@ -272,24 +484,45 @@ def test_a_demand_that_cannot_be_understood_stops_the_build(toolkit, monkeypatch
         cuda_toolkit.choose_nvcc("12.8")
 
 
+ALL = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120"]
+
+
 @pytest.mark.parametrize(
-    ("wish", "architectures"),
+    ("knows", "gpus", "architectures"),
     [
-        (None, ["8.0", "9.0"]),  # the default has 10.0 too, which this nvcc does not know
-        ("9.0", ["9.0"]),
-        ("7.5 8.6;9.0a+PTX", ["7.5", "8.6", "9.0a+PTX"]),
+        (ALL, [], ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX"]),
+        (ALL[:5], [], ["7.5", "8.0", "8.6", "8.9", "9.0+PTX"]),  # an nvcc before 12.8
+        (ALL, ["7.5"], ["7.5+PTX"]),
+        (ALL, ["10.3", "8.6", "8.6"], ["8.6", "10.3+PTX"]),
+        (ALL, ["8.0", "7.0"], ["8.0+PTX"]),  # the kernels do not run on the second
+        (ALL, ["7.0"], ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX"]),
+        (ALL[:5], ["8.6", "12.0"], ["7.5", "8.0", "8.6", "8.9", "9.0+PTX"]),  # 12.0 runs the PTX
+        (ALL, ["[N/A]"], ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX"]),
     ],
 )
-def test_architectures(toolkit, monkeypatch, wish, architectures):
-    if wish:
-        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wish)
-    assert cuda_toolkit.architectures(cuda_toolkit.find_nvcc()) == architectures
+def test_architectures_are_those_of_the_gpus_here_else_the_usual(
+    machine, knows, gpus, architectures
+):
+    nvcc = cuda_toolkit.Nvcc("nvcc", "13.0", Path("/nowhere"), frozenset(knows))
+    if gpus:
+        make_gpus(machine, *gpus)
+    assert cuda_toolkit.architectures(nvcc) == architectures
+
+
+@pytest.mark.parametrize(
+    ("wish", "architectures"),
+    [("9.0", ["9.0"]), ("7.5 8.6;9.0a+PTX", ["7.5", "8.6", "9.0a+PTX"])],
+)
+def test_architectures_that_are_asked_for(toolkit, machine, monkeypatch, wish, architectures):
+    make_gpus(machine, "8.0")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wish)
+    assert cuda_toolkit.architectures(cuda_toolkit.choose_nvcc("12.8")) == architectures
 
 
 def test_an_architecture_that_is_no_number_stops_the_build(toolkit, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
     with pytest.raises(SystemExit, match=r"TORCH_CUDA_ARCH_LIST has 'Hopper': write numbers"):
-        cuda_toolkit.architectures(cuda_toolkit.find_nvcc())
+        cuda_toolkit.architectures(cuda_toolkit.choose_nvcc("12.8"))
 
 
 def test_architecture_flags():
