@@ -1,6 +1,9 @@
 // The Python module trajmatch._C. Importing it registers the operators, which live in the other
 // objects of the same library; the module itself carries only what is not a tensor.
 
+// The copy of pybind11 in torch 2.11 and 2.12 refuses this macro, which is for torch's own headers.
+#undef TORCH_TARGET_VERSION
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

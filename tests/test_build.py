@@ -91,6 +91,18 @@ def test_a_file_includes_only_what_its_place_allows(path):
             assert included.startswith(tuple(FOREIGN.get(name, FOREIGN[place]))), included
 
 
+@pytest.mark.parametrize("path", [name for name in FOREIGN if FOREIGN[name] == ["pybind11/"]])
+def test_torchs_own_pybind11_is_taken(path, tmp_path):
+    """That of torch 2.11 and 2.12, which refuses a macro that the build defines."""
+    (tmp_path / "pybind11").mkdir()
+    for name in ("pybind11.h", "stl.h"):
+        text = "#ifdef TORCH_TARGET_VERSION\n#error refused\n#endif\n"
+        (tmp_path / "pybind11" / name).write_text(text)
+    (tmp_path / "build_facts.h").touch()
+    flags = ["-std=c++17", "-E", "-DTORCH_TARGET_VERSION=1", f"-I{tmp_path}", f"-I{CSRC}"]
+    subprocess.run(["g++", *flags, str(CSRC / path), "-o", os.devnull], check=True)
+
+
 @pytest.mark.parametrize("path", sorted(HEADERS), ids=lambda path: str(path.relative_to(CSRC)))
 def test_headers_leave_the_namespaces_of_others_alone(path):
     assert not re.search(r"^\s*using namespace", path.read_text(), re.M)

@@ -1,3 +1,6 @@
+// The copy of pybind11 in torch 2.11 and 2.12 refuses this macro, which is for torch's own headers.
+#undef TORCH_TARGET_VERSION
+
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
