@@ -159,12 +159,17 @@ class Loop:
         return found
 
     def _keep_random_state(self, device: torch.device) -> None:
-        """Keep the states of the random generators before a step; equal ones are one object."""
+        """Keep the states of the random generators; equal ones are one object."""
         if self.fixed:
             return
         state = RandomState.now(device)
         same = self.random_states and self.random_states[-1] == state
         self.random_states.append(self.random_states[-1] if same else state)
+
+    @property
+    def _draws(self) -> bool:
+        """True if the forward pass drew random numbers from the global generators."""
+        return bool(self.random_states) and self.random_states[0] is not self.random_states[-1]
 
     def forward(
         self, theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor
@@ -179,6 +184,7 @@ class Loop:
             theta, buffer = torch.ops.trajmatch.sgd_step(theta, grad, lr, buffer, self.momentum)
             if step + 1 in self.counts:
                 reached[step + 1] = theta
+        self._keep_random_state(theta.device)
         return torch.stack([reached[count] for count in self.counts]), trajectory
 
     def adjoint(
@@ -230,7 +236,7 @@ class Loop:
                     adjoint = adjoint + above[row]
             r = self.momentum * r - adjoint
             batch = self.batches[step]
-            if not self.fixed:
+            if self._draws:
                 self.random_states[step].restore(adjoint.device)
             # The augmentation is replayed with its graph, which carries the images' gradient back.
             with torch.enable_grad():

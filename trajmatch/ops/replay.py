@@ -100,8 +100,8 @@ class Fingerprints:
     """
 
     def __init__(self) -> None:
-        self._first: dict[int, Tensor] = {}
-        self._second: dict[int, Tensor] = {}
+        self._first: dict[int, tuple[Tensor, Tensor]] = {}
+        self._second: dict[int, tuple[Tensor, Tensor]] = {}
         self._ramps: dict[int, Tensor] = {}
 
     def record(self, step: int, values: Tensor) -> None:
@@ -125,8 +125,12 @@ class Fingerprints:
         steps = sorted(self._second)
         if not steps:
             return
-        first = torch.stack([self._first[step] for step in steps])
-        second = torch.stack([self._second[step] for step in steps])
+        first, second = (
+            torch.stack([number for step in steps for number in kept[step]]).view(-1, 2)
+            for kept in (self._first, self._second)
+        )
+        for numbers in (first, second):
+            numbers[:, 0].sqrt_()
         errors = ((second - first).abs().amax(1) / first[:, 0]).tolist()
         for step, error in zip(steps, errors, strict=True):
             if error > 4 * math.sqrt(eps):  # False for NaN, of a student that diverged
@@ -138,15 +142,15 @@ class Fingerprints:
                     "are replayed; anything else must depend on the images and the step alone"
                 )
 
-    def _fingerprint(self, values: Tensor) -> Tensor:
-        """Norm of a tensor, and its product with a ramp that tells the elements apart. ``[2]``."""
+    def _fingerprint(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared norm, and the product with a ramp, which tells the elements apart."""
         flat = values.detach().reshape(-1)
         count = len(flat)
         if count not in self._ramps:  # of root mean square 1
             self._ramps[count] = torch.linspace(
                 0, math.sqrt(3), count, dtype=flat.dtype, device=flat.device
             )
-        return torch.stack([flat.norm(), flat @ self._ramps[count]])
+        return flat.dot(flat), flat.dot(self._ramps[count])
 
 
 @contextmanager
