@@ -1,14 +1,18 @@
-"""All that has to be seen on a GPU, in one command of at most nine minutes, without a network.
+"""All that has to be seen on a GPU, in calls of at most nine minutes, without a network.
 
-    python benchmarks/gpu_check.py
+    python benchmarks/gpu_check.py --scratch build/gpu_check
+    python benchmarks/gpu_check.py --scratch build/gpu_check --resume   # what had no time left
+    python benchmarks/gpu_check.py --resume --stages profile,cudnn      # these (again)
     python benchmarks/gpu_check.py --device cpu --quick --installed     # to try this program
 
 It builds the extension in a scratch folder, with the torch that is there; runs the self-test and
-the tests on the device; compares every operator there with the CPU build and with float64; measures
-the device's ceilings and times one outer iteration beside its baselines; and runs the smallest
-cases under compute-sanitizer. Every stage is a process of its own with a time limit: one that fails
-or hangs is recorded, and the rest goes on. The result is one JSON file, written anew after every
-stage. The exit status is 1 where a stage failed.
+the tests on the device; compares every operator there with the CPU build and with float64; profiles
+a student step and the first layer's kernels; tries cuDNN's settings, memory that runs out, a whole
+``distill``, large images and two devices; runs the smallest cases under compute-sanitizer's tools;
+and measures the device's ceilings and one outer iteration beside its baselines. Every stage is a
+process of its own with a time limit: one that fails or hangs is recorded, and the rest goes on. The
+result is one JSON file, written anew after every stage, which ``--resume`` adds to; all calls
+together take at most twelve minutes. The exit status is 1 where a stage failed.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ from gpu_stages.settings import NOT_RUN, STAGES, NotRun, Record, Settings  # noq
 
 SOURCE = HERE.parent
 TAIL = 4000  # characters of a stage's output that are kept
+MINUTES = 9.0, 12.0  # at most: of a call, and of all calls that add to one record
+DONE = ("passed", "failed", "timed out")  # of these a resumed call runs none again unasked
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     if arguments.child is not None:
         return run_child(Settings.from_json(arguments.child), arguments.out)
-    deadline = time.monotonic() + 60 * arguments.minutes
+    began = time.monotonic()
     report: dict[str, Any] = {
         "program": "benchmarks/gpu_check.py",
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -49,26 +55,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         "device": arguments.device,
         "quick": arguments.quick,
         "installed": arguments.installed,
+        "seconds": 0.0,
         "stages": {},
     }
+    if arguments.resume:
+        report = earlier(arguments.out, report)
+    spent, stages = report["seconds"], report["stages"]
+    deadline = began + min(60 * arguments.minutes, 60 * MINUTES[1] - spent)
+    names = arguments.stages or [
+        name for name in STAGES if stages.get(name, {}).get("status") not in DONE
+    ]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(arguments.scratch) as scratch:
         root = SOURCE if arguments.installed else scratch / "source"
         root.mkdir(exist_ok=True)
-        for name in arguments.stages:
+        if not arguments.installed and not list(root.glob("trajmatch/_C*")):
+            names = [name for name in STAGES if name in (*names, "build")]
+        for name in names:
             settings = Settings(
                 name, arguments.device, arguments.quick, arguments.installed, SOURCE, root
             )
             seconds = min(STAGES[name].seconds, deadline - time.monotonic())
             outcome = run_stage(settings, scratch, seconds)
-            report["stages"][name] = outcome
-            report["seconds"] = round(60 * arguments.minutes - (deadline - time.monotonic()), 1)
+            stages[name] = outcome
+            report["seconds"] = round(spent + time.monotonic() - began, 1)
             arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-            print(f"{name:16} {outcome['status']:10} {outcome['seconds']:6.1f} s", flush=True)
+            limit = f"of at most {STAGES[name].seconds:.0f} s"
+            print(f"{name:16} {outcome['status']:10} {outcome['seconds']:6.1f} {limit}", flush=True)
             for fault in outcome["result"].get("faults", []):
                 print(f"  {fault}", flush=True)
     print(f"{arguments.out}: {report['seconds']} s in all")
-    statuses = [outcome["status"] for outcome in report["stages"].values()]
+    statuses = [outcome["status"] for outcome in stages.values()]
     return 1 if {"failed", "timed out"} & set(statuses) else 0
 
 
@@ -83,15 +100,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--stages",
         type=lambda text: [name for name in STAGES if name in checked(text.split(","))],
-        default=list(STAGES),
-        help=f"which, joined by commas, of {','.join(STAGES)} (default: all)",
+        help="which, joined by commas (default: all, or those that are left), each with its limit: "
+        + ", ".join(f"{name} ({stage.seconds:.0f} s)" for name, stage in STAGES.items()),
     )
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all stages together")
+    parser.add_argument(
+        "--resume", action="store_true", help="add to what an earlier call wrote to --out"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES[0], help="for all stages of this call together"
+    )
     parser.add_argument("--commit", help="what git says where there is no git")
     parser.add_argument("--scratch", type=Path, help="folder to build in, and to keep")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu_check.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
+
+
+def earlier(out: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """The report that an earlier call wrote, where it was of the same commit and settings."""
+    if not out.exists():
+        return report
+    found: dict[str, Any] = json.loads(out.read_text())
+    for name in ("commit", "device", "quick", "installed"):
+        if found.get(name) != report[name]:
+            print(f"{out} is of another {name}, {found.get(name)}: all begins anew", flush=True)
+            return report
+    return found
 
 
 def checked(names: list[str]) -> list[str]:

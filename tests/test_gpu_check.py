@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import gpu_check
 import pytest
@@ -18,14 +19,21 @@ import torch
 from gpu_stages import (
     agreement,
     build,
+    cudnn_settings,
     device_tests,
     expert_step,
+    first_layer,
     measure,
+    out_of_memory,
     outer_iteration,
     own_kernels,
+    pixels,
+    real_distill,
     replays,
     sanitizer,
     side_by_side,
+    step_profile,
+    two_devices,
 )
 from gpu_stages.settings import STAGES, NotRun, Record, Settings
 
@@ -86,6 +94,168 @@ def test_no_time_left(run) -> None:
     assert status == 0
     assert report["stages"]["machine"]["status"] == "not run"
     assert report["stages"]["machine"]["result"]["reason"] == "no time was left"
+
+
+@pytest.fixture
+def stages(monkeypatch, tmp_path) -> Callable[..., dict[str, Any]]:
+    """Calls the program with stages that only say that they ran, in ``ran``, and take a second."""
+    ran: list[str] = []
+    clock = iter(range(10**6))
+
+    def outcome(settings: Settings, scratch: Path, seconds: float) -> dict[str, Any]:
+        if seconds <= 0:
+            return {"status": "not run", "seconds": 0.0, "result": {}}
+        ran.append(settings.stage)
+        status = "failed" if settings.stage == "agreement" else "passed"
+        return {"status": status, "seconds": 1.0, "result": {}}
+
+    def call(*arguments: str, minutes: float = 9.0, commit: str = "abc") -> dict[str, Any]:
+        ran.clear()
+        out = tmp_path / "check.json"
+        chosen = [f"--out={out}", f"--commit={commit}", f"--minutes={minutes}", "--device=cpu"]
+        gpu_check.main([*chosen, "--installed", *arguments])
+        return {**json.loads(out.read_text()), "ran": list(ran)}
+
+    monkeypatch.setattr(gpu_check, "run_stage", outcome)
+    monkeypatch.setattr(gpu_check.time, "monotonic", lambda: float(next(clock)))
+    return call
+
+
+def test_a_resumed_call_runs_what_had_no_time_left(stages) -> None:
+    first = stages(minutes=0.2)
+    second = stages("--resume")
+    assert 0 < len(first["ran"]) < len(STAGES)
+    assert first["ran"] + second["ran"] == list(STAGES)  # the one that failed is not run again
+    assert second["stages"]["agreement"]["status"] == "failed"
+    assert second["seconds"] > first["seconds"]
+    assert stages("--resume")["ran"] == []
+    assert stages("--resume", "--stages=agreement,doctor")["ran"] == ["doctor", "agreement"]
+    assert stages()["ran"] == list(STAGES)
+
+
+def test_a_record_of_another_commit_is_not_added_to(stages, capsys) -> None:
+    stages("--stages=machine")
+    again = stages("--resume", commit="def")
+    assert again["ran"] == list(STAGES) and again["commit"] == "def"
+    assert "is of another commit, abc: all begins anew" in capsys.readouterr().out
+
+
+def test_all_calls_together_take_at_most_twelve_minutes(stages, tmp_path) -> None:
+    found = stages("--stages=machine")
+    found["seconds"] = 12 * 60 - 5
+    (tmp_path / "check.json").write_text(json.dumps(found))
+    assert 0 < len(stages("--resume")["ran"]) < 5
+    assert stages("--resume")["ran"] == []
+
+
+def test_every_stage_says_its_time_and_its_limit(stages, capsys) -> None:
+    stages("--stages=machine,build")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["machine", "passed", "1.0", "of", "at", "most", "20", "s"]
+    assert lines[1].split() == ["build", "passed", "1.0", "of", "at", "most", "150", "s"]
+
+
+def test_stages_build_first_where_nothing_is_built(monkeypatch, tmp_path) -> None:
+    ran = []
+    monkeypatch.setattr(
+        gpu_check,
+        "run_stage",
+        lambda settings, *_: (
+            ran.append(settings.stage) or {"status": "passed", "seconds": 0.0, "result": {}}
+        ),
+    )
+    arguments = ["--device=cpu", "--stages=doctor", f"--scratch={tmp_path}"]
+    gpu_check.main([*arguments, f"--out={tmp_path / 'out.json'}"])
+    assert ran == ["build", "doctor"]
+    (tmp_path / "source" / "trajmatch").mkdir()
+    (tmp_path / "source" / "trajmatch" / "_C.so").touch()
+    gpu_check.main([*arguments, f"--out={tmp_path / 'out.json'}"])
+    assert ran == ["build", "doctor", "doctor"]
+
+
+def test_the_profile_counts_by_step(record) -> None:
+    step_profile.run(settings_of("profile"), record)
+    assert record.content["faults"] == []
+    found = record.content["width 4, batch 3"]
+    rows = {row["name"]: row for row in found["kernels"]}
+    assert rows["trajmatch::student_unroll"]["count"] == 1 / 2  # one call of two steps
+    assert found["microseconds_of_kernels"] >= rows["trajmatch::student_unroll"]["microseconds"] > 0
+    times = [row["microseconds"] for row in found["kernels"]]
+    assert times == sorted(times, reverse=True)
+
+
+def test_the_first_layer_s_kernels_must_all_run(record, monkeypatch) -> None:
+    with pytest.raises(NotRun, match="CUDA alone"):
+        first_layer.run(settings_of("first_layer"), record)
+    assert {"trajmatch::student_gradient_jvp"} <= {
+        row["name"] for row in first_layer.times("cpu", batch=2)
+    }
+    rows = [
+        {"name": f"first_layer_{index}", "count": 1.0, "microseconds": 2.0} for index in range(4)
+    ]
+    monkeypatch.setattr(first_layer, "times", lambda device, batch: [*rows, {"name": "other"}])
+    first_layer.run(settings_of("first_layer", device="cuda"), record)
+    assert record.content == {"faults": [], "width 128, batch 2": rows}
+    del rows[3]
+    first_layer.run(settings_of("first_layer", device="cuda"), record)
+    assert record.content["faults"] == ["batch 2: only 3 of the first layer's kernels ran"]
+
+
+def test_cudnn_s_settings_are_tried_and_put_back(record) -> None:
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    cudnn_settings.run(settings_of("cudnn"), record)
+    assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == before
+    assert record.content["faults"] == []
+    rows = record.content["4,3,2"]
+    assert len(rows) == 4 and all(row["equal_bits"] for row in rows.values())
+    assert rows["benchmark False, deterministic False"]["ratio"] == 1.0
+
+
+def test_memory_runs_out_and_is_recognised(record, monkeypatch) -> None:
+    out_of_memory.run(settings_of("out_of_memory"), record)
+    assert record.content["faults"] == []
+    assert "bad_alloc" in record.content["error"]
+    monkeypatch.setattr(out_of_memory, "is_out_of_memory", lambda error: False)
+    out_of_memory.run(settings_of("out_of_memory"), record)
+    (fault,) = record.content["faults"]
+    assert "not recognised as out of memory: MemoryError" in fault
+
+
+def test_large_images_are_timed_beside_eager_pytorch(record, monkeypatch) -> None:
+    pixels.run(settings_of("pixels"), record)
+    assert record.content["faults"] == []
+    assert set(record.content["16 pixels"]["ratios"]) == {"trajmatch_graph", "eager_unroll_nchw"}
+    monkeypatch.setitem(outer_iteration.VARIANTS, "trajmatch", broken)
+    pixels.run(settings_of("pixels"), record)
+    (fault,) = record.content["faults"]
+    assert fault == "16 pixels, trajmatch: RuntimeError: no such kernel"
+
+
+def test_graphs_of_two_devices_are_compared_with_calls(record, monkeypatch) -> None:
+    two_devices.run(settings_of("two_devices"), record)
+    assert record.content.pop("faults") == []
+    assert len(record.content) == 2 * 4
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(NotRun, match="one GPU"):
+        two_devices.run(settings_of("two_devices", device="cuda"), record)
+
+
+def test_a_graph_with_stale_results_is_a_fault(record, monkeypatch) -> None:
+    def stale(problem, record):
+        first: list = []
+        graph = replays.replayed(problem, record)
+        return lambda: first or first.extend(graph()) or first
+
+    monkeypatch.setattr(two_devices, "replayed", stale)
+    two_devices.run(settings_of("two_devices"), record)
+    assert len(record.content["faults"]) == 2 * 3
+
+
+def test_a_real_distill_is_timed_beside_its_replays(record) -> None:
+    real_distill.run(settings_of("distill"), record)
+    assert record.content["faults"] == []
+    assert 0 < record.content["replay_seconds"] < record.content["wall_seconds_an_iteration"]
+    assert 0 < record.content["share_of_the_host"] < 1
 
 
 def test_an_unknown_stage(capsys) -> None:
@@ -369,7 +539,9 @@ def test_our_kernels_alone_run_under_racecheck(tmp_path, record) -> None:
     assert record.content.pop("faults") == []
     assert {"dsa", "fp16, tape of 0 bytes"} <= set(record.content)
     assert all(entry == {"finite": True, "equal_bits": True} for entry in record.content.values())
-    assert sanitizer.CASES["racecheck"] == "own_kernels"
+    tools = {tool for tool, cases in sanitizer.CASES.values() if cases == "own_kernels"}
+    assert tools == {"memcheck", "initcheck", "synccheck", "racecheck"}
+    assert set(sanitizer.CASES) == {n for n, stage in STAGES.items() if stage.module == "sanitizer"}
 
 
 def test_different_bits_are_a_fault(record, monkeypatch) -> None:

@@ -1,4 +1,8 @@
-"""The smallest cases of the operators under compute-sanitizer: wrong memory accesses, races."""
+"""The smallest cases of the operators under the tools of compute-sanitizer.
+
+memcheck finds wrong memory accesses; initcheck, reads of memory that nobody wrote; synccheck,
+barriers that not all threads reach; racecheck, races in shared memory.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,20 @@ from gpu_stages.settings import NotRun, Record, Settings
 PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
 #: The tool's exit status when it found something.
 FOUND = 86
-#: The stage whose smallest cases run under each tool.
-CASES = {"memcheck": "agreement", "racecheck": "own_kernels"}
+#: The tool of each stage, and the stage whose smallest cases run under it. Only own_kernels has a
+#: network large enough for the kernels of whole blocks.
+CASES = {
+    "memcheck": ("memcheck", "agreement"),
+    "memcheck_own": ("memcheck", "own_kernels"),
+    "initcheck": ("initcheck", "own_kernels"),
+    "synccheck": ("synccheck", "own_kernels"),
+    "racecheck": ("racecheck", "own_kernels"),
+}
 SUMMARY = " SUMMARY:"  # "ERROR SUMMARY" of memcheck, "RACECHECK SUMMARY" of racecheck
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Runs the smallest cases of another stage under the tool of this stage's name."""
+    """Runs the smallest cases of another stage under the tool of this stage."""
     if settings.device != "cuda":
         raise NotRun("compute-sanitizer checks CUDA kernels, and this is a check of the CPU")
     program = find()
@@ -40,16 +51,17 @@ def find() -> str | None:
 
 def check(program: str, settings: Settings, record: Record) -> None:
     """Runs the cases; what the tool finds, and cases that fail under it, are faults."""
+    tool, cases = CASES[settings.stage]
     command = [
         program,
-        f"--tool={settings.stage}",
+        f"--tool={tool}",
         f"--error-exitcode={FOUND}",
         # The kernels of libraries are many and not ours.
         "--kernel-name",
         "kns=trajmatch",
         sys.executable,
         str(settings.source / "benchmarks" / "gpu_check.py"),
-        f"--child={replace(settings, stage=CASES[settings.stage], quick=True).to_json()}",
+        f"--child={replace(settings, stage=cases, quick=True).to_json()}",
         f"--out={record.folder / 'under_the_tool.json'}",
     ]
     # Memory in blocks of its own for every tensor, so that an access beyond one is seen.

@@ -1,0 +1,55 @@
+"""What cuDNN's choices cost: ``benchmark`` and ``deterministic``, on and off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from typing import Any
+
+import torch
+
+from gpu_stages.measure import measure
+from gpu_stages.replays import record_for, replayed
+from gpu_stages.settings import Record, Settings
+from trajmatch.bench.problem import make_problem
+from trajmatch.bench.sizes import Size
+from trajmatch.bench.variants import VARIANTS
+from trajmatch.distill.outer import StudentSteps
+
+SIZES = [Size(128, 100, 20), Size(32, 10, 20)]
+SMALLEST = [Size(4, 3, 2, depth=2, image_size=8)]
+STEPS = StudentSteps(tape_bytes=16 * 2**30)
+
+
+def run(settings: Settings, record: Record) -> None:
+    """Times an outer iteration; with ``deterministic``, different bits of two calls are a fault."""
+    for size in SMALLEST if settings.quick else SIZES:
+        rows: dict[str, dict[str, Any]] = {}
+        for benchmark, deterministic in product((False, True), repeat=2):
+            name = f"benchmark {benchmark}, deterministic {deterministic}"
+            with cudnn(benchmark, deterministic):
+                problem = make_problem(size, settings.device)
+                graph = replayed(problem, record_for(settings), steps=STEPS)
+                times = measure(graph, settings.device, 2 if settings.quick else 7, 3, longest=2.0)
+                pairs = zip(*(VARIANTS["trajmatch"](problem) for _ in range(2)), strict=True)
+                same = all(torch.equal(*pair) for pair in pairs)
+            rows[name] = {**times, "equal_bits": same}
+            default = next(iter(rows.values()))["median"]
+            rows[name]["ratio"] = times["median"] / default
+            record.put(size.key, rows)
+            print(f"{size.key}, {name}: {1000 * times['median']:.2f} ms, equal bits {same}")
+            if deterministic and not same:
+                record.fault(f"{size.key}, {name}: two calls gave different bits")
+
+
+@contextmanager
+def cudnn(benchmark: bool, deterministic: bool) -> Iterator[None]:
+    """Chooses how cuDNN chooses inside the block."""
+    backend = torch.backends.cudnn
+    before = backend.benchmark, backend.deterministic
+    backend.benchmark, backend.deterministic = benchmark, deterministic
+    try:
+        yield
+    finally:
+        backend.benchmark, backend.deterministic = before
