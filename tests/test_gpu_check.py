@@ -344,6 +344,14 @@ def broken(problem) -> None:
     raise RuntimeError("no such kernel")
 
 
+def test_what_does_not_fit_into_memory_is_told_from_other_failures() -> None:
+    vector = torch.zeros(1).expand(2**44)
+    entry, _ = outer_iteration.timed(
+        lambda: ops.param_distance(vector, vector, vector), settings_of("outer_iteration"), None
+    )
+    assert entry == {"error": "does not fit into the device's memory"}
+
+
 def test_the_table_holds_ratios_and_failures(record, monkeypatch) -> None:
     monkeypatch.setattr(outer_iteration, "find_spec", lambda name: None)
     monkeypatch.setitem(outer_iteration.TRACED_VARIANTS, "compiled_adjoint", broken)

@@ -26,6 +26,8 @@ from trajmatch.bench.sizes import Size
 from trajmatch.bench.variants import TRACED_VARIANTS, VARIANTS, OuterGradient
 from trajmatch.bench.variants import trajmatch as ours
 from trajmatch.distill.outer import StudentSteps
+from trajmatch.distill.plan import release
+from trajmatch.memory import is_out_of_memory
 from trajmatch.recording import cuda_graph
 
 #: The first is the size of DATM's CIFAR-10 recipe with IPC 10.
@@ -155,10 +157,10 @@ def timed(
         first = time.perf_counter() - began
         rounds = 2 if settings.quick else 7
         times = measure(implementation, settings.device, rounds, 2, LONGEST, blocking)
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return {"error": "does not fit into the device's memory"}, None
     except Exception as error:
+        if is_out_of_memory(error):
+            release(torch.device(settings.device))
+            return {"error": "does not fit into the device's memory"}, None
         return {"error": f"{type(error).__name__}: {error}"[:1000]}, None
     found = {"first_call_seconds": first, **times}
     if truth is not None:
