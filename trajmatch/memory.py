@@ -121,7 +121,7 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that an allocation failed, on the CPU or on a GPU.
+    """True for an exception of an allocation that failed, on the CPU or on a GPU.
 
     Only some of these exceptions have a class of their own: the others are told by their text.
     """

@@ -28,10 +28,10 @@ _BOUND = 0.2
 def checked(
     record: Record, function: Callable[[], Outputs], state: Sequence[Tensor] = ()
 ) -> tuple[Outputs, Callable[[], None]]:
-    """Records a function and compares the first replay with a call of it.
+    """Record a function and compare the first replay with a call of it.
 
     Args:
-        record: Records a function.
+        record: The recorder, e.g. :func:`cuda_graph`.
         function: Reads and writes the same memory whenever it is called.
         state: Tensors that every call changes. They are afterwards as they were before.
 

@@ -1,4 +1,4 @@
-"""What cuDNN's choices cost: ``benchmark`` and ``deterministic``, on and off."""
+"""The cost of cuDNN's settings: ``benchmark`` and ``deterministic``, on and off."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEPS = StudentSteps(tape_bytes=16 * 2**30)
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Times an outer iteration; with ``deterministic``, different bits of two calls are a fault."""
+    """Time an outer iteration; with ``deterministic``, different bits of two calls are a fault."""
     for size in SMALLEST if settings.quick else SIZES:
         rows: dict[str, dict[str, Any]] = {}
         for benchmark, deterministic in product((False, True), repeat=2):
@@ -45,7 +45,7 @@ def run(settings: Settings, record: Record) -> None:
 
 @contextmanager
 def cudnn(benchmark: bool, deterministic: bool) -> Iterator[None]:
-    """Chooses how cuDNN chooses inside the block."""
+    """Set both inside the block."""
     backend = torch.backends.cudnn
     before = backend.benchmark, backend.deterministic
     backend.benchmark, backend.deterministic = benchmark, deterministic

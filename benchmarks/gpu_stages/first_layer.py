@@ -10,14 +10,14 @@ from trajmatch import networks, ops, random
 
 #: Width and batches; the network has that one block.
 WIDTH, BATCHES = 128, (100, 10)
-#: Calls that each time is the mean of.
+#: Calls; a time is their mean.
 CALLS = 20
-#: In the names of their kernels, and how many passes there are.
+#: Part of the kernels' names, and the number of passes.
 NAME, PASSES = "first_layer", 4
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Times all passes; one whose kernel does not run is a fault."""
+    """Time all passes; one whose kernel does not run is a fault."""
     if settings.device != "cuda":
         raise NotRun("the first layer has kernels of its own on CUDA alone")
     for batch in (2,) if settings.quick else BATCHES:

@@ -24,7 +24,7 @@ SMALLEST = Size(32, 36, 150, depth=2, image_size=8)
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Keeps activations in half of the memory that they need; then goes on without."""
+    """Keep activations in half of the memory that they need; then compute without them."""
     size, device = SMALLEST if settings.quick else SIZE, torch.device(settings.device)
     problem = make_problem(size, device)
     wanted = trajmatch(problem)
@@ -52,7 +52,7 @@ def run(settings: Settings, record: Record) -> None:
 
 @contextmanager
 def limited(device: torch.device, room: int) -> Iterator[None]:
-    """Lets this process have so many bytes more, on the device, inside the block."""
+    """Limit this process to ``room`` more bytes on the device, inside the block."""
     if device.type == "cuda":
         whole = torch.cuda.get_device_properties(device).total_memory
         share = (torch.cuda.memory_reserved(device) + room) / whole

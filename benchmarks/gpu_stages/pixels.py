@@ -17,7 +17,7 @@ NAMES = ("trajmatch", "trajmatch_graph", "trajmatch_tape_graph", "eager_unroll_n
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Times ours beside eager PyTorch; ours failing is a fault."""
+    """Time ours beside eager PyTorch; a failure of ours is a fault."""
     for size in SMALLEST if settings.quick else SIZES:
         name, row, truth = f"{size.image_size} pixels", dict[str, Any](), None
         for which, implementation in eager(make_problem(size, settings.device), settings):

@@ -26,7 +26,7 @@ SMALLEST = (4, 1, 2, 1000), (1, 2, 4)
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Trains an expert and distils; a run without a graph is a fault."""
+    """Train an expert and distil; a run without a graph is a fault."""
     (width, depth, epochs, batch), (ipc, steps, iterations) = SMALLEST if settings.quick else SIZE
     store = record.folder / "real_distill_experts"
     began = time.perf_counter()

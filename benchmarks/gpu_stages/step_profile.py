@@ -22,7 +22,7 @@ TAPE_BYTES = 16 * 2**30
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Profiles all sizes, the longest kernels first; a size without kernels is a fault."""
+    """Profile all sizes, the longest kernels first; a size without kernels is a fault."""
     for size in SMALLEST if settings.quick else SIZES:
         rows = kernels(outer(make_problem(size, settings.device)), settings.device, size.steps)
         name = f"width {size.width}, batch {size.batch}"
@@ -63,12 +63,12 @@ def outer(problem: Problem) -> Callable[[], Any]:
 
 
 def kernels(function: Callable[[], Any], device: str, parts: int) -> list[dict[str, Any]]:
-    """What a function launches, the longest first.
+    """List the kernels that a function launches, the longest first.
 
     Args:
         function: What to profile; it is called once before.
         device: ``"cuda"``, or ``"cpu"``, where operators stand for kernels.
-        parts: What counts and times are divided by, e.g. steps.
+        parts: Divisor of counts and times, e.g. the number of steps.
 
     Returns:
         ``name``, ``count`` and ``microseconds`` of each kernel.

@@ -20,7 +20,7 @@ SMALLEST = Size(4, 3, 3, depth=2, image_size=8)
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Records and replays on both, in turns; other results than eager ones are a fault."""
+    """Record and replay on both, in turns; results that differ from eager ones are a fault."""
     if settings.device != "cuda":
         check(["cpu", "cpu"], SMALLEST, record)
         return
@@ -30,7 +30,7 @@ def run(settings: Settings, record: Record) -> None:
 
 
 def check(names: Sequence[str], size: Size, record: Record) -> None:
-    """The same on any devices; on the CPU with the stand-in of a graph."""
+    """Compare graphs with calls on these devices; on the CPU with the stand-in for a graph."""
     devices = [torch.device(name) for name in names]
     problems = [make_problem(size, device) for device in devices]
     graphs = [

@@ -70,7 +70,7 @@ class Plan:
 
     @property
     def parts(self) -> str:
-        """The part of a text that says how batches are divided."""
+        """Text for divided batches, empty where they are whole."""
         return f", {self.micro_batch} images at a time" if self.micro_batch else ""
 
 
