@@ -115,6 +115,27 @@ def test_a_signal_ends_a_distillation_with_a_checkpoint(
     assert not checkpoint.exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_second_distillation_is_refused_while_the_first_lives(
+    store: Path,
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    before: Callable[..., None],
+    more: list[str],
+) -> None:
+    out, statuses = tmp_path / "d.safetensors", []
+    before(loop, "outer_iteration", 3, lambda: statuses.append(distill(store, out, *more)))
+    assert distill(store, out, "--checkpoint-every", "1") == 0
+    assert statuses == [2]
+    assert f"is being written by process {os.getpid()} on" in capsys.readouterr().err
+    assert out.read_bytes() == whole.read_bytes()
+    assert distill(store, out, "--resume") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        path.name for path in whole.parent.iterdir()
+    }
+
+
 def times_up_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Makes the time be up when it is looked at for the n-th time, while there is a limit."""
     looked = 0
@@ -171,6 +192,9 @@ def test_the_time_of_a_whole_run_is_up(
     assert run(part, "--max-time", "1h", "--resume") == 0
     for name in ("distilled.safetensors", "experts/expert_0001.safetensors"):
         assert (part / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert {path.name for path in part.iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
 
 
 @pytest.mark.parametrize("command", ["expert", "distill", "run", "nas"])

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 import trajmatch
-from trajmatch import interruption
+from trajmatch import interruption, lock
 from trajmatch.errors import UserError
 
 Job = dict[str, Any]
@@ -105,7 +105,7 @@ def _started(
                 stdin=subprocess.DEVNULL,
                 stdout=2,
                 env={**os.environ, **environment},
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *lock.held()],  # locks outlive this process with it
                 start_new_session=True,
             )
         try:

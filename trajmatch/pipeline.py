@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trajmatch import interruption
 from trajmatch.errors import UserError
+from trajmatch.lock import locked
 from trajmatch.progress import ProgressLike, Stages, silent
 
 if TYPE_CHECKING:
@@ -113,20 +114,29 @@ def run_pipeline(
         and ``seeds``; ``improvement`` in points; ``protocol``, ``dataset``, ``images_per_class``.
 
     Raises:
-        UserError: The folder cannot be written or holds an earlier run, or a setting is wrong.
+        UserError: The folder cannot be written, is being written by another process or holds an
+            earlier run, or a setting is wrong.
     """
+    folder = pipeline.folder
+    if folder.summary.exists() and not pipeline.distill.resume:
+        raise UserError(f"{folder.path} holds an earlier run; give --out a new folder")
+    with locked(folder.path, inside=True):
+        return _run(pipeline, stages, before_distillation)
+
+
+def _run(
+    pipeline: Pipeline,
+    stages: Stages,
+    before_distillation: Callable[[DistillConfig], None] | None,
+) -> dict[str, Any]:
+    """Run the stages while the folder is locked."""
     from trajmatch import artifact, files
     from trajmatch.distill.loop import distill
     from trajmatch.evaluate.distilled import evaluate_artifact
     from trajmatch.experts.train import train_experts
     from trajmatch.report import ReportConfig, write_report
 
-    folder = pipeline.folder
-    if folder.summary.exists() and not pipeline.distill.resume:
-        raise UserError(f"{folder.path} holds an earlier run; give --out a new folder")
-    files.check_writable(folder.path)
-    clock = _Clock(stages)
-
+    folder, clock = pipeline.folder, _Clock(stages)
     experts, evaluate = pipeline.expert, pipeline.evaluate
     with clock.stage("experts", experts.num_experts * experts.epochs) as progress:
         train_experts(experts, progress)

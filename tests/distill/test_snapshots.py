@@ -86,6 +86,38 @@ def test_a_file_deleted_on_the_way_stops_nothing(configure: Configure, tmp_path)
     assert snapshots.load(config.snapshots_path).iterations == (4, 7, 10)
 
 
+@pytest.mark.parametrize("content", [b"", b"no tensors", None])
+def test_a_damaged_file_begins_anew(configure: Configure, tmp_path, content) -> None:
+    """It is there to be looked at: a run goes on from its checkpoint, to the same bytes."""
+    whole = configure(out=tmp_path / "whole" / "d", checkpoint_every=1, snapshots=5)
+    part = replace(whole, out=tmp_path / "part" / "d")
+    distill(whole)
+
+    def damage() -> None:
+        damaged = part.snapshots_path.read_bytes()
+        damaged = damaged[:-1] + bytes([damaged[-1] ^ 1]) if content is None else content
+        part.snapshots_path.write_bytes(damaged)
+
+    class Damager:
+        def update(self, done: int, **numbers: float) -> None:
+            if done == 5:
+                damage()  # while the run is under way
+            if done == 9:
+                raise KeyboardInterrupt
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        pytest.warns(UserWarning, match="the snapshots of this run begin anew"),
+    ):
+        distill(part, Damager())
+    assert snapshots.load(part.snapshots_path).iterations == (7,)
+    damage()
+    with pytest.warns(UserWarning, match="the snapshots of this run begin anew"):
+        distill(replace(part, resume=True))
+    assert part.out.read_bytes() == whole.out.read_bytes()
+    assert snapshots.load(part.snapshots_path).iterations == (10,)
+
+
 def test_those_of_another_run_are_refused(configure: Configure) -> None:
     config = configure()
     with pytest.raises(KeyboardInterrupt):

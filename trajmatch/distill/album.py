@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from trajmatch import snapshots
 from trajmatch.distill import checkpoint
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import State
+from trajmatch.errors import UserError
 from trajmatch.snapshots import Snapshots
 
 #: A snapshot has at most so many images of each class ...
@@ -27,8 +30,10 @@ class Album:
         problem: What the run works on.
         state: Where it begins.
 
+    A file that is damaged is warned of and begins anew: it is there to be looked at only.
+
     Raises:
-        UserError: The file of an interrupted run cannot be read, or is of another run.
+        UserError: The file of an interrupted run is of another run.
     """
 
     def __init__(self, problem: Problem, state: State) -> None:
@@ -42,8 +47,7 @@ class Album:
         if not self._due:
             return
         self._chosen = _some_of_each_class(state.result.images, config.ipc)
-        if state.iteration > 0 and self._path.exists():
-            found = snapshots.load(self._path)
+        if state.iteration > 0 and (found := self._load()):
             checkpoint.check_same_run(
                 self._path, dict(found.identity), problem.identity, ignore=("iterations",)
             )
@@ -67,10 +71,19 @@ class Album:
             return
         images = state.result.images.detach().cpu()[self._chosen]
         pixels = self._problem.training.preprocessing.to("cpu").invert(images)
-        there = self._last >= 0 and self._path.exists()  # it can be deleted while the run goes on
-        before = snapshots.load(self._path) if there else self._none(pixels)
+        before = (self._load() if self._last >= 0 else None) or self._none(pixels)
         snapshots.save(self._path, before.with_images(state.iteration, pixels))
         self._last = state.iteration
+
+    def _load(self) -> Snapshots | None:
+        """The snapshots in the file; None where it is missing or, with a warning, damaged."""
+        if not self._path.exists():
+            return None
+        try:
+            return snapshots.load(self._path)
+        except UserError as error:
+            warnings.warn(f"{error}; the snapshots of this run begin anew", stacklevel=3)
+            return None
 
     def _none(self, pixels: Tensor) -> Snapshots:
         ipc = self._problem.config.ipc

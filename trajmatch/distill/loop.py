@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.selection import evaluate_iterate, is_due
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
+from trajmatch.lock import locked
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.progress import NoProgress, ProgressLike
 
@@ -83,13 +84,21 @@ def distill(
 
     Raises:
         UserError: Something that was given cannot be used, a result or checkpoint is there already
-            and ``config.resume`` is not set, or ten updates in a row were not finite. What was
-            written before stays whole.
+            and ``config.resume`` is not set, another process writes there, or ten updates in a row
+            were not finite. What was written before stays whole.
         Interrupted: ``config.max_time`` is up, or the program handles signals
             (:func:`trajmatch.interruption.signals`) and got one. The checkpoint is of the last
             whole iteration.
     """
-    progress = progress or NoProgress()
+    with ExitStack() as stack:
+        ranks.from_writer(lambda: _lock_output(config, stack))
+        return _distill(config, progress or NoProgress(), ranks, tell)
+
+
+def _distill(
+    config: DistillConfig, progress: ProgressLike, ranks: Ranks, tell: Tell | None
+) -> Artifact:
+    """Distil while the output is locked."""
     ranks.from_writer(lambda: _check_output(config))
     problem = prepare(config)
     if ranks.from_writer(config.out.exists):
@@ -345,6 +354,13 @@ def _shown(state: State) -> dict[str, float]:
     if dropped := state.iteration - state.applied:
         shown["dropped"] = dropped
     return shown
+
+
+def _lock_output(config: DistillConfig, stack: ExitStack) -> None:
+    """Hold the locks of the files that other runs could write to as well."""
+    written = {path.resolve(): path for path in (config.checkpoint_path, config.log_path)}
+    for path in written.values():
+        stack.enter_context(locked(path))
 
 
 def _check_output(config: DistillConfig) -> None:

@@ -14,6 +14,7 @@ from trajmatch.exchange.sets import SetFiles, find_set, lacking, read_set, write
 from trajmatch.exchange.trajectories import from_store, to_store
 from trajmatch.exchange.whole import check_new, whole_folder
 from trajmatch.experts import store as expert_store
+from trajmatch.lock import locked
 from trajmatch.progress import NoProgress, ProgressLike
 
 #: Flags that say what the papers' files do not say of themselves.
@@ -37,12 +38,19 @@ def convert(config: ConvertConfig, progress: ProgressLike | None = None) -> str:
         UserError: The source is none of the four kinds, cannot be used, does not fit what is said
             of it, or a flag is missing or does not belong to this direction.
     """
-    progress = progress or NoProgress()
     source = config.source
     with readable(str(source)):
         is_there, is_store = source.exists(), expert_store.exists(source)
     if not is_there:
         raise UserError(f"there is no {source}")
+    check_new(config.out)
+    with locked(config.out):
+        return _convert(config, is_store, progress or NoProgress())
+
+
+def _convert(config: ConvertConfig, is_store: bool, progress: ProgressLike) -> str:
+    """Convert while the output is locked; what is written there is still new then."""
+    source = config.source
     check_new(config.out)
     if is_store:
         _check_flags(config, "a store of experts", "per_file")

@@ -16,6 +16,7 @@ from trajmatch.artifact import Artifact
 from trajmatch.exchange.card import dataset_card
 from trajmatch.exchange.config import ExportConfig
 from trajmatch.exchange.whole import check_new, whole_folder
+from trajmatch.lock import locked
 
 DESCRIPTION = "distilled.json"
 
@@ -34,16 +35,9 @@ def export(config: ExportConfig) -> str:
     """
     check_new(config.out)
     distilled = artifact.load(config.file)
-    if config.to == "imagefolder":
-        with whole_folder(config.out) as folder:
-            _write_images(distilled, folder)
-    elif config.to == "huggingface":
-        with whole_folder(config.out) as folder:
-            _write_huggingface(distilled, folder)
-    else:
-        content = _npz(distilled) if config.to == "npz" else _torch(distilled)
-        files.check_writable(config.out.parent)
-        files.write_bytes(config.out, content)
+    with locked(config.out):
+        check_new(config.out)  # now nobody else makes it
+        _export(config, distilled)
     lost = ""
     if config.to in ("imagefolder", "huggingface"):
         lost = (
@@ -51,6 +45,18 @@ def export(config: ExportConfig) -> str:
             "so that networks trained on these files differ from those trained on --to npz or torch"
         )
     return f"{config.out}: {len(distilled.images)} images of {distilled.num_classes} classes{lost}"
+
+
+def _export(config: ExportConfig, distilled: Artifact) -> None:
+    """Write the set in the form that is asked for."""
+    if config.to == "imagefolder":
+        with whole_folder(config.out) as folder:
+            _write_images(distilled, folder)
+    elif config.to == "huggingface":
+        with whole_folder(config.out) as folder:
+            _write_huggingface(distilled, folder)
+    else:
+        files.write_bytes(config.out, _npz(distilled) if config.to == "npz" else _torch(distilled))
 
 
 def describe(distilled: Artifact) -> dict[str, Any]:

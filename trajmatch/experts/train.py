@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from trajmatch.experts.pool import work_together
 from trajmatch.experts.space import Space, check_space, space_for
 from trajmatch.experts.store import Store, describe_dataset, exists, hold_out
 from trajmatch.experts.worker import work
+from trajmatch.lock import locked
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.progress import NoProgress, ProgressLike
 
@@ -50,8 +52,8 @@ def train_experts(
 
     Raises:
         UserError: The configuration or the data cannot be used, the folder holds something else,
-            cannot be written or has no room for the experts, or an expert diverged. Experts
-            finished before are kept.
+            cannot be written, is being written by another process or has no room for the experts,
+            or an expert diverged. Experts finished before are kept.
         Interrupted: ``config.max_time`` is up, or the program handles signals
             (:func:`trajmatch.interruption.signals`) and got one. Finished experts are kept, and
             checkpoints of those in training.
@@ -60,6 +62,20 @@ def train_experts(
     dataset = load_dataset(config.data)
     training, _, _ = hold_out(dataset, config.holdout, config.seed)
     manifest = describe(config, dataset, training)
+    with ExitStack() as stack:
+        ranks.from_writer(lambda: stack.enter_context(locked(config.out, inside=True)))
+        return _train(config, manifest, training, progress or NoProgress(), ranks, tell)
+
+
+def _train(
+    config: ExpertConfig,
+    manifest: dict[str, Any],
+    training: Dataset,
+    progress: ProgressLike,
+    ranks: Ranks,
+    tell: Callable[[Space], None] | None,
+) -> Store:
+    """Train the experts that the store lacks, while it is locked."""
     missing = ranks.from_writer(lambda: _made_ready(config, manifest, training, tell))
     store = Store.open(config.out, complete=False)
     training = training.whitened(store.zca)
@@ -67,7 +83,6 @@ def train_experts(
     begun = Checkpoints(store, config.checkpoint_seconds)
     done = (store.num_experts - len(missing)) * config.epochs
     done += sum(begun.place(expert).epoch for expert in missing)
-    progress = progress or NoProgress()
     progress.update(done)
     epochs = ranks.counter()
 

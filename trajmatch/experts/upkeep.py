@@ -14,6 +14,7 @@ from trajmatch.errors import UserError
 from trajmatch.experts import manifest as manifest_file
 from trajmatch.experts.config import kept_epochs, numbers_of
 from trajmatch.experts.store import PREPROCESSING, Store, differences
+from trajmatch.lock import locked
 
 #: Fields that stores may differ in and still be merged. The held-out part is drawn by its seed, but
 #: where nothing is held out that seed means nothing.
@@ -160,19 +161,19 @@ def _assemble(out: Path, manifest: dict[str, Any], members: Sequence[tuple[Store
     }
     if origins != [{"seed": seed, "expert": number} for number in range(len(members))]:
         described["sources"] = origins
-    if out.exists():
-        raise UserError(f"{out} is there already; give a new folder for --out")
-    files.check_writable(out.parent)
-    files.remove_leftovers(out.parent)
-    building = files.temporary_beside(out)
-    try:
-        store = Store.create(building, described, members[0][0].zca)
-        for number, (source, expert) in enumerate(members):
-            _copy(source, expert, store, number)
-        with _failing(out):
-            building.rename(out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with locked(out):
+        if out.exists():
+            raise UserError(f"{out} is there already; give a new folder for --out")
+        files.remove_leftovers(out.parent)
+        building = files.temporary_beside(out)
+        try:
+            store = Store.create(building, described, members[0][0].zca)
+            for number, (source, expert) in enumerate(members):
+                _copy(source, expert, store, number)
+            with _failing(out):
+                building.rename(out)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
     return Store.open(out)
 
 
