@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 
 def run(argv: list[str]) -> int:
     """Runs the command; the status is 1 when results that should agree do not.
@@ -22,12 +20,14 @@ def run(argv: list[str]) -> int:
     from rich.console import Console
 
     from trajmatch.bench.report import OTHER_PARTS, as_tables, run_bench
+    from trajmatch.cli.output import json_alone, print_json
     from trajmatch.cli.progress import Progress
 
-    with Progress(len(config.sizes) + OTHER_PARTS, "bench", config.quiet) as progress:
+    progress = Progress(len(config.sizes) + OTHER_PARTS, "bench", config.quiet)
+    with json_alone(config.json), progress:
         record = run_bench(config, progress)
     if config.json:
-        print(json.dumps(record, indent=2, sort_keys=True))
+        print_json(record)
     else:
         Console().print(as_tables(record))
     agreements = [cell["agreement"] for cell in record["cells"]] + record["experts"]

@@ -5,7 +5,6 @@ With ``--network`` it looks at a network instead.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any
 from trajmatch import __version__
 from trajmatch.cli.arguments import parse
 from trajmatch.cli.doctor_network import examine_network, network_as_text
+from trajmatch.cli.output import json_alone, print_json
 from trajmatch.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
@@ -54,11 +54,15 @@ class DoctorConfig:
 def run(argv: Sequence[str]) -> int:
     """Runs the command; the status is 1 when the self-test or the network fails."""
     config = parse(DoctorConfig, argv, "trajmatch doctor")
-    if config.network is None:
-        report, text = examine(), as_text
+    with json_alone(config.json):
+        if config.network is None:
+            report, text = examine(), as_text
+        else:
+            report, text = examine_network(config.network, *_sizes(config)), network_as_text
+    if config.json:
+        print_json(report, sort_keys=False)
     else:
-        report, text = examine_network(config.network, *_sizes(config)), network_as_text
-    print(json.dumps(report, indent=2) if config.json else text(report))
+        print(text(report))
     return 0 if report["passed"] else 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from trajmatch.evaluate.config import EvalConfig
@@ -29,14 +28,16 @@ def run(argv: list[str]) -> int:
 
     config = parse(EvalConfig, argv, "trajmatch eval", "file")
 
+    from trajmatch.cli.output import json_alone, print_json
     from trajmatch.cli.progress import Progress
     from trajmatch.evaluate import evaluate_artifact
 
     unit = "epochs" if config.equal_steps is None else "steps"
-    with Progress(config.total_rounds, f"evaluation {unit}", config.quiet) as progress:
+    progress = Progress(config.total_rounds, f"evaluation {unit}", config.quiet)
+    with json_alone(config.json), progress:
         result = evaluate_artifact(config, progress)
     if config.json:
-        print(json.dumps(result, indent=2, sort_keys=True))
+        print_json(result)
     else:
         _print_table(result)
     return 0

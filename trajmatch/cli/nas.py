@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from trajmatch.nas.config import NasConfig
@@ -21,12 +20,14 @@ def run(argv: list[str]) -> int:
 
     config = parse(NasConfig, argv, "trajmatch nas", "file")
 
+    from trajmatch.cli.output import json_alone, print_json
     from trajmatch.cli.progress import Progress
     from trajmatch.nas.loop import search
 
-    result = search(config, lambda total, title: Progress(total, title, config.quiet))
+    with json_alone(config.json):
+        result = search(config, lambda total, title: Progress(total, title, config.quiet))
     if config.json:
-        print(json.dumps(result, indent=2, sort_keys=True))
+        print_json(result)
     else:
         _print_table(result)
     return 0

@@ -1,0 +1,55 @@
+"""JSON as all that a command prints on the standard output."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def json_alone(wanted: bool) -> Iterator[None]:
+    """Send what is printed meanwhile to the standard error stream, by whatever language.
+
+    A module of the user, a data set's loader or a C library may print at any time.
+
+    Args:
+        wanted: Whether the command prints JSON; otherwise nothing changes.
+    """
+    if not wanted:
+        yield
+        return
+    sys.stdout.flush()
+    output = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        for stream in (sys.stderr, sys.__stdout__):
+            if stream is not None:
+                stream.flush()
+        ctypes.CDLL(None).fflush(None)  # what C has buffered for this descriptor
+        os.dup2(output, 1)
+        os.close(output)
+
+
+def print_json(result: Any, *, sort_keys: bool = True) -> None:
+    """Print a result; what is printed later, when the program exits, goes to the error stream.
+
+    Args:
+        result: What JSON can hold.
+        sort_keys: Whether keys are sorted or in the order of the result.
+    """
+    print(json.dumps(result, indent=2, sort_keys=sort_keys), flush=True)
+    atexit.register(_end_output)
+
+
+def _end_output() -> None:
+    sys.stdout.flush()
+    os.dup2(2, 1)
