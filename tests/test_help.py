@@ -103,8 +103,8 @@ OURS = {
     "distill": "recipe out data init_from spike_above precise eval_protocol checkpoint_every "
     "max_time log snapshots tensorboard wandb seed resume quiet device tape_mb micro_batch graph "
     "parallel timeout",
-    "eval": "file data equal_steps random_baseline k_center k_center_store whole_real json "
-    "seed device quiet",
+    "eval": "file out data equal_steps random_baseline k_center k_center_store whole_real json "
+    "resume max_time seed device quiet",
     "nas": "file out data proxy k_center_store depths widths activations norms poolings "
     "count protocol real_scores top seeds seed resume max_time json device quiet",
     "demo": "out data width depth seed resume quiet",

@@ -183,7 +183,11 @@ def test_the_time_of_a_whole_run_is_up(
 
     assert run(tmp_path / "whole") == 0
     part = tmp_path / "part"
-    for looks, text in ((4, "has 0 of 2 experts"), (19, "has iteration 2")):
+    for looks, text in (
+        (4, "has 0 of 2 experts"),
+        (19, "has iteration 2"),
+        (8, "evaluation has 1 of 2 networks"),
+    ):
         times_up_at(monkeypatch, looks)
         assert run(part, "--max-time", "1h", "--resume") == 75
         error = capsys.readouterr().err
@@ -197,12 +201,13 @@ def test_the_time_of_a_whole_run_is_up(
     }
 
 
-@pytest.mark.parametrize("command", ["expert", "distill", "run", "nas"])
+@pytest.mark.parametrize("command", ["expert", "distill", "run", "eval", "nas"])
 def test_a_time_that_is_none_is_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = {
         "expert": ["--out", "x"],
         "distill": ["--experts", "x", "--out", "y"],
         "run": ["--recipe", "cpu/own/ipc1", "--out", "x", "--data", DATA],
+        "eval": ["file"],
         "nas": ["file", "--out", "x"],
     }
     with pytest.raises(SystemExit):

@@ -35,12 +35,13 @@ class Interrupted(BaseException):
         cause: What stopped it, e.g. ``"SIGTERM"``.
         status: The exit status that says so: 128 and the signal's number, or
             :data:`OUT_OF_TIME`.
-        kept: Where it can go on from, for people; empty where nothing was written for that.
+        kept: The state on the disk, for people; empty where nothing was written for that.
+        resumes: Whether ``--resume`` goes on from there, if the command has that flag.
     """
 
     def __init__(self, cause: str, status: int) -> None:
         super().__init__(cause)
-        self.cause, self.status, self.kept = cause, status, ""
+        self.cause, self.status, self.kept, self.resumes = cause, status, "", True
 
 
 class _Watch:

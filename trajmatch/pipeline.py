@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,11 @@ class Folder:
     def distilled_picture(self) -> Path:
         """Picture of the distilled images."""
         return self.path / "distilled.png"
+
+    @property
+    def evaluation(self) -> Path:
+        """Where the records of the evaluation are until the summary is written."""
+        return self.path / "evaluation"
 
     @property
     def summary(self) -> Path:
@@ -137,7 +143,8 @@ def _run(
     from trajmatch.report import ReportConfig, write_report
 
     folder, clock = pipeline.folder, _Clock(stages)
-    experts, evaluate = pipeline.expert, pipeline.evaluate
+    experts = pipeline.expert
+    evaluate = replace(pipeline.evaluate, out=folder.evaluation, resume=True)
     with clock.stage("experts", experts.num_experts * experts.epochs) as progress:
         train_experts(experts, progress)
     if before_distillation is not None:
@@ -162,6 +169,7 @@ def _run(
         "protocol": scores["protocol"],
     }
     files.write_json(folder.summary, summary)
+    shutil.rmtree(folder.evaluation, ignore_errors=True)
     for path, write in (
         (folder.initial_picture, lambda: _draw_initial(pipeline, distilled)),
         (folder.distilled_picture, lambda: _draw(folder.distilled_picture, distilled)),

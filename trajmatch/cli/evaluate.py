@@ -32,14 +32,19 @@ def run(argv: list[str]) -> int:
     from trajmatch.cli.progress import Progress
     from trajmatch.evaluate import evaluate_artifact
 
+    results: list[dict[str, Any]] = []
+
     unit = "epochs" if config.equal_steps is None else "steps"
     progress = Progress(config.total_rounds, f"evaluation {unit}", config.quiet)
-    with json_alone(config.json), progress:
-        result = evaluate_artifact(config, progress)
-    if config.json:
-        print_json(result)
-    else:
-        _print_table(result)
+    try:
+        with json_alone(config.json), progress:
+            results.append(evaluate_artifact(config, progress, results.append))
+    finally:  # of an evaluation that is stopped, the networks that are finished
+        for result in results:
+            if config.json:
+                print_json(result)
+            else:
+                _print_table(result)
     return 0
 
 
@@ -84,6 +89,8 @@ def _caption(result: dict[str, Any], diverged: int) -> str:
     ]
     if "test_max" in result["distilled"]:
         sentences.append("the maximum over the tests is chosen on the test set and is no estimate")
+    if "unfinished" in result:
+        sentences.append("stopped: {done} of {of} networks".format(**result["unfinished"]))
     if result["k_center_features"]:
         sentences.append(f"k-center: {result['k_center_features']}")
     if diverged:

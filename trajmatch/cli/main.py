@@ -33,7 +33,7 @@ COMMANDS = {
     "distill": Command(
         "distill", "distil a few images per class from a store of experts", True, True
     ),
-    "eval": Command("evaluate", "train fresh networks on distilled images and test them"),
+    "eval": Command("evaluate", "train fresh networks on distilled images and test them", True),
     "nas": Command("nas", "rank architectures on distilled images and on the real data", True),
     "store": Command("store", "check, list, cut down or merge stores of experts"),
     "show": Command("show", "draw distilled images as a picture or an animation"),
@@ -93,7 +93,8 @@ def _main(arguments: list[str]) -> int:
         return _fail(str(error))
     except interruption.Interrupted as stop:
         kept = stop.kept or "what was written is whole"
-        return _stopped(f"stopped by {stop.cause}; {kept}", arguments, stop.status)
+        message = f"stopped by {stop.cause}; {kept}"
+        return _stopped(message, arguments, stop.status, stop.resumes)
     except KeyboardInterrupt:  # the second ctrl-C, or the only one outside of a command
         return _stopped("interrupted; what was written is whole", arguments, INTERRUPTED)
     except BrokenPipeError:
@@ -207,9 +208,9 @@ def usage() -> str:
     )
 
 
-def _stopped(message: str, arguments: Sequence[str], status: int) -> int:
+def _stopped(message: str, arguments: Sequence[str], status: int, resumes: bool = True) -> int:
     command = COMMANDS.get(arguments[0]) if arguments else None
-    advice = "; go on with --resume" if command and command.resumes else ""
+    advice = "; go on with --resume" if command and command.resumes and resumes else ""
     print(f"\ntrajmatch: {message}{advice}", file=sys.stderr)
     return status
 

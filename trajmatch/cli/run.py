@@ -29,7 +29,17 @@ _SHARED = {
         "device",
         "quiet",
     ),
-    "evaluate": ("file", "data", "seed", "device", "quiet", "json"),
+    "evaluate": (
+        "file",
+        "out",
+        "data",
+        "seed",
+        "resume",
+        "max_time",
+        "device",
+        "quiet",
+        "json",
+    ),
 }
 _STAGES: dict[str, type[Any]] = {
     "expert": ExpertConfig,

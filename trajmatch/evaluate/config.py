@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from trajmatch import files
 from trajmatch.errors import UserError
 from trajmatch.evaluate.protocol import Protocol, named
+from trajmatch.interruption import seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,9 @@ class EvalConfig:
 
     file: Path
     """The distilled set, a file that `trajmatch distill` wrote."""
+    out: Path | None = None
+    """Folder for a record of each network and result.json, from which --resume goes on. Default:
+    none, or with --resume or --max-time a folder beside the file that ends in .eval."""
     data: str | None = None
     """Data set with the test images; by default found by the name that is in the file."""
     network: tuple[str, ...] = ()
@@ -48,6 +53,11 @@ class EvalConfig:
     last epoch. Default: in the preprocessed pixels."""
     whole_real: bool = False
     """Train as many on the whole real training set."""
+    resume: bool = False
+    """Go on with a stopped evaluation; --seeds, --network and the sets may grow."""
+    max_time: str | None = None
+    """Stop after so long, e.g. 90m or 1h30m (exit status 75), for --resume; the network that was in
+    training begins anew."""
     json: bool = False
     """Print JSON, and nothing else, on the standard output."""
     seed: int = 0
@@ -65,6 +75,8 @@ class EvalConfig:
                 flag = "--" + field.replace("_", "-")
                 raise UserError(f"{flag} should be at least 1, but is {value}")
         named(self.protocol)
+        if self.max_time is not None:
+            seconds(self.max_time)
         if self.equal_steps is not None and self.epochs is not None:
             raise UserError(
                 f"--equal-steps {self.equal_steps} and --epochs {self.epochs} both say how long to "
@@ -72,6 +84,13 @@ class EvalConfig:
             )
         if self.k_center_store is not None and not self.k_center:
             raise UserError("--k-center-store is for --k-center alone; add --k-center")
+
+    @property
+    def records(self) -> Path | None:
+        """Folder for a record of each network; None where none is kept."""
+        if self.out is not None or not (self.resume or self.max_time):
+            return self.out
+        return files.beside(self.file, ".eval")
 
     def training_protocol(self, lr: float, dsa: str) -> Protocol:
         """The protocol with all that was asked for.

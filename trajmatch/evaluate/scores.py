@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,20 +96,23 @@ def evaluate_each(
     seed: int = 0,
     device: str | torch.device = "cpu",
     on_epoch: Callable[[], None] = lambda: None,
+    outcome_of: Callable[[int, Callable[[], Outcome]], Outcome] = lambda network, train: train(),
 ) -> Score:
-    """Trains several fresh networks, each on a set of its own, and tests them.
+    """Train several fresh networks, each on a set of its own, and test them.
 
     Args:
         training_set: Images ``[n, C, H, W]``, float32, normalised, and labels ``[n]`` or ``[n, K]``
             for network 0, 1, ...
         network_spec: The network, as :func:`trajmatch.networks.build` takes it.
         protocol: How to train.
-        test_images: Normalised likewise. ``[N, C, H, W]``, float32.
+        test_images: Normalised by the same statistics. ``[N, C, H, W]``, float32.
         test_labels: Class indices ``[N]``, int64.
         seeds: Number of networks.
         seed: Seed of the evaluation; network ``k`` depends on it and on ``k`` only.
         device: Where to train.
         on_epoch: Called after every round of every network.
+        outcome_of: Gives the outcome of network ``k`` from ``k`` and the function that trains it,
+            which need not be called where the outcome is known.
 
     Returns:
         The score.
@@ -116,8 +120,9 @@ def evaluate_each(
     Raises:
         ValueError: Images, labels and network do not fit each other.
     """
-    outcomes = [
-        train_fresh(
+
+    def train(network: int) -> Outcome:
+        return train_fresh(
             *training_set(network),
             network_spec,
             protocol,
@@ -127,8 +132,8 @@ def evaluate_each(
             device=device,
             on_epoch=on_epoch,
         )
-        for network in range(seeds)
-    ]
+
+    outcomes = [outcome_of(network, partial(train, network)) for network in range(seeds)]
     return Score.of_outcomes(outcomes, {**protocol.describe(), "network": network_spec})
 
 

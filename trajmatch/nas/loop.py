@@ -15,10 +15,12 @@ from trajmatch.data import Dataset
 from trajmatch.evaluate.baselines import TrainingSet, TrainingSets
 from trajmatch.evaluate.device import check_device
 from trajmatch.evaluate.distilled import k_center_features, source_dataset
+from trajmatch.evaluate.records import Records
 from trajmatch.evaluate.scores import evaluate_each
+from trajmatch.lock import locked
 from trajmatch.nas.config import NasConfig
 from trajmatch.nas.ranking import rank_correlations
-from trajmatch.nas.records import Records, read_real_scores
+from trajmatch.nas.records import LAYOUT, read_real_scores
 from trajmatch.nas.space import Architecture, choose
 from trajmatch.progress import NoProgress, ProgressLike, Stages, silent
 
@@ -59,17 +61,32 @@ def search(config: NasConfig, stages: Stages = silent) -> dict[str, Any]:
         given = read_real_scores(config.real_scores, names, dataset.fingerprint)
     trainer = _Trainer(config, distilled, dataset)
 
-    with interruption.time_limit(config.max_time):
-        proxy = trainer.train_all("proxy", architectures, stages)
-        real = trainer.train_all("real", architectures, stages) if given is None else None
+    with locked(config.out, inside=True), interruption.time_limit(config.max_time):
+        records = Records.open(config.out, LAYOUT, trainer.description, config.resume)
+        proxy = trainer.train_all("proxy", architectures, stages, records)
+        real = trainer.train_all("real", architectures, stages, records) if given is None else None
+        result = _result(config, trainer, proxy, real, given or {})
+        records.write_result(result)
+    return result
+
+
+def _result(
+    config: NasConfig,
+    trainer: _Trainer,
+    proxy: dict[str, dict[str, Any]],
+    real: dict[str, dict[str, Any]] | None,
+    given: dict[str, float],
+) -> dict[str, Any]:
+    """The result of a search from all of its records; see :func:`search`."""
+    dataset = trainer.dataset
     proxy_scores = _accuracies(proxy)
-    real_scores = _accuracies(real) if real is not None else given or {}
+    real_scores = _accuracies(real) if real is not None else given
 
     def about(name: str) -> dict[str, Any]:
         scores = {"proxy": proxy_scores[name], "real": real_scores[name]}
         return {"architecture": name, **scores}
 
-    result = {
+    return {
         "spearman": rank_correlations(real_scores, proxy_scores, config.top, config.top_by),
         "top_by": config.top_by,
         "proxy": proxy_scores,
@@ -81,17 +98,15 @@ def search(config: NasConfig, stages: Stages = silent) -> dict[str, Any]:
         "description": trainer.description,
         "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint},
     }
-    trainer.records.write_result(result)
-    return result
 
 
 class _Trainer:
     """Trains architectures on the proxy and on the real data, those that have no record yet."""
 
     def __init__(self, config: NasConfig, distilled: Artifact, dataset: Dataset) -> None:
-        """Checks what can be checked before anything is trained, and opens the records."""
+        """Check what can be checked before anything is trained."""
         self._config = config
-        self._dataset = dataset
+        self.dataset = dataset
         self._progress: ProgressLike = NoProgress()
         self._done = 0
         self._sizes = (dataset.channels, dataset.num_classes, dataset.image_size)
@@ -125,32 +140,32 @@ class _Trainer:
             "seeds": config.seeds,
             "seed": config.seed,
         }
-        self.records = Records.open(config.out, self.description, config.resume)
 
     def train_all(
-        self, kind: str, architectures: list[Architecture], stages: Stages
+        self, kind: str, architectures: list[Architecture], stages: Stages, records: Records
     ) -> dict[str, dict[str, Any]]:
-        """Records of all architectures, by name; what has none is trained.
+        """Train the architectures that have no record yet, and give the records of all by name.
 
         Args:
             kind: ``"proxy"`` or ``"real"``.
             architectures: What to train.
             stages: Shows the epochs that are done, those of an earlier call included.
+            records: Where they are kept.
         """
         names = [each.name for each in architectures]
-        found = {name: self.records.read(kind, name) for name in names}
-        records = {name: record for name, record in found.items() if record is not None}
+        read = {name: records.read(kind, name) for name in names}
+        found = {name: record for name, record in read.items() if record is not None}
         epochs = self._config.seeds * self._protocols[kind].num_epochs
         with stages(epochs * len(names), f"{kind} epochs") as self._progress:
-            self._done = epochs * len(records)
+            self._done = epochs * len(found)
             self._progress.update(self._done)
             for architecture in architectures:
-                if architecture.name in records:
+                if architecture.name in found:
                     continue
-                record = records[architecture.name] = self._train(kind, architecture)
-                self.records.write(kind, architecture.name, record)
+                record = found[architecture.name] = self._train(kind, architecture)
+                records.write(kind, architecture.name, record)
                 self._progress.update(self._done, accuracy=record["mean"])
-        return {name: records[name] for name in names}
+        return {name: found[name] for name in names}
 
     def _train(self, kind: str, architecture: Architecture) -> dict[str, Any]:
         began = time.perf_counter()
@@ -159,7 +174,7 @@ class _Trainer:
             architecture.spec(*self._sizes),
             self._protocols[kind],
             self._test_images,
-            self._dataset.test_labels,
+            self.dataset.test_labels,
             self._config.seeds,
             self._config.seed,
             self._config.device,

@@ -53,7 +53,7 @@ _OF_A_RUN = {
         "seed",
         "recipe",
     ),
-    "evaluate": ("file", "data", "json", "device", "quiet", "seed"),
+    "evaluate": ("file", "out", "data", "json", "resume", "max_time", "device", "quiet", "seed"),
 }
 _CONFIGS: dict[str, type[Any]] = {
     "expert": ExpertConfig,
