@@ -188,6 +188,24 @@ def test_accuracy_is_that_of_evaluation_mode() -> None:
     assert accuracy(model, images, labels) == 100
 
 
+def test_dropout_stays_on_and_follows_the_seed() -> None:
+    images, labels = toy_set(20)
+
+    def trained(seed: int, p: float = 0.5) -> Tensor:
+        model = nn.Sequential(nn.Flatten(), nn.Dropout(p), nn.Linear(64, 3))
+        networks.initialise(model, generator(0))
+        before = torch.get_rng_state()
+        train(model, images, labels, Protocol(0.05, "none", 3), seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        return networks.flat_parameters(model)
+
+    first = trained(1)
+    torch.manual_seed(7)
+    assert torch.equal(first, trained(1))
+    assert not torch.equal(first, trained(2))
+    assert not torch.equal(first, trained(1, p=0.0))
+
+
 def test_a_network_that_diverged_gets_nothing_right(network_spec: dict[str, Any]) -> None:
     images, labels = toy_set()
     assert train_and_test(images, labels, network_spec, 1e30, images, labels, epochs=3) == 0

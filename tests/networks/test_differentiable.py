@@ -185,14 +185,37 @@ def test_functions_that_do_not_fit(functions: ModuleType, name: str, message: st
 
 def test_what_is_only_tested_need_not_be_twice_differentiable(functions: ModuleType) -> None:
     networks.check_runs(of_function("rough").spec())
-    with pytest.raises(ValueError, match="draws random numbers"):
-        networks.check_runs(of_function("random").spec())
+    networks.check_runs(of_function("random").spec())
+    with pytest.raises(ValueError, match="expected logits of shape"):
+        networks.check_runs(of_function("wide").spec())
 
 
 def test_a_network_of_torchvision() -> None:
-    model = networks.build(networks.specify("torchvision:squeezenet1_1", 1, 3, 64))
+    model = networks.build_student(networks.specify("torchvision:squeezenet1_1", 1, 3, 64))
     assert model(torch.zeros(2, 1, 64, 64)).shape == (2, 3)
     assert model.module.features[0].in_channels == 1
-    networks.check_student(model)  # without the dropout that it has otherwise
+    with pytest.warns(
+        UserWarning, match=r"squeezenet1_1 .* without its layers classifier\.0 \(Dro"
+    ):
+        networks.check_student(model)
     with pytest.raises(ValueError, match=r"but got 'resnet19' \(did you mean resnet18\?\)"):
         networks.build(networks.specify("torchvision:resnet19", 3, 10, 32))
+
+
+def random_layers(model: nn.Module) -> dict[str, float]:
+    """The layers that draw random numbers, with their probabilities."""
+    return {
+        f"{name.removeprefix('module.')} ({type(module).__name__})": module.p
+        for name, module in model.named_modules()
+        if type(module).__name__ in ("Dropout", "StochasticDepth") and module.p > 0
+    }
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "convnext_tiny", "resnet18"])
+def test_students_alone_are_without_dropout_and_stochastic_depth(name: str) -> None:
+    spec = networks.specify(f"torchvision:{name}", 3, 3, 64)
+    student, as_it_is = networks.build_student(spec), networks.build(spec)
+    assert student.switched_off == (*random_layers(as_it_is),)
+    assert not random_layers(student)
+    assert as_it_is.switched_off == ()
+    assert bool(student.switched_off) == (name != "resnet18")

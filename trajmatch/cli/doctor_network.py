@@ -34,7 +34,7 @@ def examine_network(
 
     try:
         spec = networks.specify(text, in_channels, num_classes, image_size)
-        model = networks.build(spec)
+        model = networks.build_student(spec)
         layers = networks.examine(model, (in_channels, image_size, image_size))
     except ValueError as error:
         raise UserError(f"--network {text}: {error}") from error

@@ -282,7 +282,7 @@ def _network(store: Store, epoch: int) -> nn.Module:
     """The experts' network; its parameters must be as many as a snapshot has."""
     spec = store.manifest["network"]
     try:
-        model = networks.build(spec)
+        model = networks.build_student(spec)
         networks.check_student(model)
     except ValueError as error:
         raise UserError(f"the network of {store.path} cannot be used: {error}") from error

@@ -61,7 +61,7 @@ class EvalConfig:
     json: bool = False
     """Print JSON, and nothing else, on the standard output."""
     seed: int = 0
-    """Seed of initialisations, batch order, augmentation and the random real images."""
+    """Seed of initialisations, batch order, augmentation, dropout and the random real images."""
     device: str = "cpu"
     """Where to train: cpu, cuda or cuda:N."""
     quiet: bool = False

@@ -14,7 +14,7 @@ from trajmatch import networks, ops
 from trajmatch.data.dsa import DSA
 from trajmatch.evaluate.measure import accuracy
 from trajmatch.evaluate.protocol import MTT_DSA, Protocol
-from trajmatch.random import generator
+from trajmatch.random import derive_seed, generator
 
 _Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -44,7 +44,7 @@ def train(
     on_epoch: Callable[[], None] = lambda: None,
     on_test: Callable[[], None] | None = None,
 ) -> nn.Module:
-    """Trains a model on a set of images from where it is.
+    """Train a model on a set of images from where it is.
 
     Args:
         model: Any module that :func:`trajmatch.ops.gradient` takes; it is changed, its buffers
@@ -52,7 +52,8 @@ def train(
         images: As the network sees them. ``[n, C, H, W]``, float32.
         labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
         protocol: How to train.
-        seed: Seed of batch order and augmentation.
+        seed: Seed of batch order, augmentation, and what the model draws from PyTorch's generators
+            (dropout), which are left as they were.
         on_epoch: Called after every epoch, or after every step where the protocol counts steps.
         on_test: Called wherever the protocol tests, with the model as it is then.
 
@@ -72,7 +73,9 @@ def train(
     images, labels = images.to(theta.device), labels.to(theta.device)
     order, augmentation = generator(seed, "order"), generator(seed, "dsa")
     dsa, lr, momentum, buffer = DSA(protocol.dsa), protocol.lr, protocol.momentum, None
-    with torch.no_grad():
+    cuda = [theta.device] if theta.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), torch.no_grad():
+        torch.manual_seed(derive_seed(seed, "network"))
         for index, batches in enumerate(_rounds(images, labels, protocol, order)):
             for batch_images, batch_labels in batches:
                 shown = dsa(batch_images, augmentation)
@@ -110,7 +113,7 @@ def train_fresh(
         protocol: How to train, and when to test.
         test_images: Normalised likewise. ``[N, C, H, W]``, float32.
         test_labels: Class indices ``[N]``, int64.
-        seed: Seed of initialisation, batch order and augmentation.
+        seed: Seed of initialisation, batch order, augmentation and dropout.
         device: Where to train.
         on_epoch: Called after every round of the protocol.
 

@@ -93,7 +93,7 @@ def _count(buffers: list[Path], network: dict[str, Any]) -> tuple[int, int]:
 
 
 def _check_student(spec: dict[str, Any]) -> None:
-    model = networks.build(spec)
+    model = networks.build_student(spec)
     try:
         networks.check_student(model)
     except ValueError as error:

@@ -41,5 +41,5 @@ def network_spec(config: ExpertConfig, dataset: Dataset) -> dict[str, Any]:
             )
     spec = networks.specify(config.network, *sizes)
     if networks.is_external(spec["name"]):
-        networks.check_student(networks.build(spec))
+        networks.check_student(networks.build_student(spec))
     return spec

@@ -100,7 +100,7 @@ def train_lockstep(
         Interrupted: The run was stopped from outside, after writing a checkpoint.
     """
     recipe, seed = manifest["recipe"], manifest["seed"]
-    model = networks.build(manifest["network"]).to(device)
+    model = networks.build_student(manifest["network"]).to(device)
     step = _step(model, training, recipe, device)
     steps, states = [], []
     for expert in experts:

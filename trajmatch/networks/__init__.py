@@ -20,7 +20,7 @@ from trajmatch.networks.flat import (
 from trajmatch.networks.initialise import initialise
 from trajmatch.networks.lenet import LeNet
 from trajmatch.networks.mlp import MLP
-from trajmatch.networks.registry import build, check_runs, specify
+from trajmatch.networks.registry import build, build_student, check_runs, specify
 from trajmatch.networks.resnet import ResNet18, ResNet18_AP
 from trajmatch.networks.vgg import VGG11
 
@@ -35,6 +35,7 @@ __all__ = [
     "ResNet18",
     "ResNet18_AP",
     "build",
+    "build_student",
     "call_flat",
     "check_runs",
     "check_student",

@@ -7,6 +7,7 @@ backward pass has no derivative of its own stops that, or, worse, drops a term w
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,37 +41,45 @@ class Layer:
 
 
 def check_student(model: nn.Module) -> None:
-    """Makes sure that a network can be a student, before any work is done.
+    """Make sure that a network can be a student, before any work is done.
 
-    The package's own networks are known to be; one from elsewhere is tried on a few images.
+    The package's own networks are known to be; one from elsewhere is tried on a few images. Layers
+    of it that are switched off are named in a warning.
 
     Args:
-        model: What :func:`trajmatch.networks.build` gave.
+        model: What :func:`trajmatch.networks.build_student` gave.
 
     Raises:
         ValueError: It does not run on its images, is not twice differentiable, or draws random
             numbers in training mode.
     """
     if isinstance(model, External):
+        if model.switched_off:
+            warnings.warn(
+                f"{model.name} trains as expert and student without its layers "
+                f"{', '.join(model.switched_off)}, because a student's steps must come out the "
+                "same when they are repeated",
+                stacklevel=1,  # one place, so that it is said once
+            )
         spec = model.spec()
         check_twice_differentiable(
             model, (spec["in_channels"], spec["image_size"], spec["image_size"])
         )
 
 
-def check_repeatable(model: nn.Module, image_shape: Sequence[int]) -> None:
-    """Runs a network once on a few random images.
+def check_runs_on(model: nn.Module, image_shape: Sequence[int]) -> None:
+    """Run a network once on a few random images.
 
     Args:
         model: Any module; it is left as it is.
         image_shape: ``(C, H, W)`` of the images that it takes.
 
     Raises:
-        ValueError: It does not run on such images, or draws random numbers.
+        ValueError: It does not run on such images.
     """
     twin, images = _twin(model, image_shape)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        _recorded_calls(twin, images)
+        _call(twin, images)
 
 
 def check_twice_differentiable(model: nn.Module, image_shape: Sequence[int]) -> None:
@@ -164,16 +173,22 @@ def _recorded_calls(model: nn.Module, images: Tensor) -> dict[str, _Call]:
     handles = [record(name, module) for name, module in model.named_modules()]
     try:
         with refuse_randomness(model, images.device):
-            model(images)
+            _call(model, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _call(model: nn.Module, images: Tensor) -> None:
+    """Call the network, and raise ValueError where that fails."""
+    try:
+        model(images)
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(
             f"{_title(model)} does not run on images of shape {list(images.shape[1:])}: "
             f"{first_line(error)}"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
 
 
 def _copied(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,8 +20,7 @@ class External(ImageClassifier):
     """A network of torchvision, or one that a function makes, behind the interface of the others.
 
     ``torchvision:NAME`` is that classification model without weights; its first convolution takes
-    ``in_channels`` channels, and its dropout and stochastic depth are switched off, for a student's
-    steps must be repeatable. ``package.module:function`` is what the function returns, called with
+    ``in_channels`` channels. ``package.module:function`` is what the function returns, called with
     ``in_channels``, ``num_classes`` and ``image_size`` by name.
 
     Args:
@@ -28,6 +28,9 @@ class External(ImageClassifier):
         in_channels: Channels of the images.
         num_classes: Number of logits.
         image_size: Side of the square images in pixels.
+
+    Attributes:
+        switched_off: Layers that :meth:`switch_off_randomness` has switched off.
 
     Raises:
         ValueError: There is no such model, module or function, or it returns no network.
@@ -40,6 +43,15 @@ class External(ImageClassifier):
         super().__init__(in_channels, num_classes, image_size)
         self.name, self.num_classes = name, num_classes
         self.module = self._make()
+        self.switched_off: tuple[str, ...] = ()
+
+    def switch_off_randomness(self) -> None:
+        """Switch off dropout and stochastic depth of a torchvision model, which takes no option.
+
+        A function of the user's is asked to leave them out (:func:`check_student`).
+        """
+        if not is_user_function(self.name):
+            self.switched_off = tuple(_switched_off(self.module))
 
     def spec(self) -> dict[str, Any]:
         """What :func:`trajmatch.networks.build` needs to make this network again."""
@@ -95,12 +107,19 @@ def _torchvision_model(name: str, in_channels: int, num_classes: int) -> nn.Modu
             + (f" (did you mean {close[0]}?)" if close else "")
         )
     model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
-    for module in model.modules():
-        if isinstance(module, _DropoutNd | torchvision.ops.StochasticDepth):
-            module.p = 0.0
     if in_channels != 3:
         _replace_first_convolution(model, in_channels)
     return model
+
+
+def _switched_off(model: nn.Module) -> Iterator[str]:
+    """Set the probabilities of the layers that draw random numbers to 0, and name the layers."""
+    from trajmatch._torchvision import torchvision
+
+    for name, module in model.named_modules():
+        if isinstance(module, _DropoutNd | torchvision.ops.StochasticDepth) and module.p > 0:
+            module.p = 0.0
+            yield f"{name} ({type(module).__name__})"
 
 
 def _replace_first_convolution(model: nn.Module, in_channels: int) -> None:

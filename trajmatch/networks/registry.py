@@ -12,7 +12,7 @@ from torch import nn
 from trajmatch.importing import search_current_folder
 from trajmatch.networks.alexnet import AlexNet
 from trajmatch.networks.convnet import ConvNet, default_depth
-from trajmatch.networks.differentiable import check_repeatable
+from trajmatch.networks.differentiable import check_runs_on
 from trajmatch.networks.external import TORCHVISION, External, is_external
 from trajmatch.networks.lenet import LeNet
 from trajmatch.networks.mlp import MLP
@@ -48,6 +48,21 @@ def build(spec: dict[str, Any]) -> nn.Module:
         return External(name, **arguments) if is_external(name) else _NETWORKS[name](**arguments)
     except TypeError as error:
         raise ValueError(f"build: expected the arguments of {name}, but got {arguments}") from error
+
+
+def build_student(spec: dict[str, Any]) -> nn.Module:
+    """Build a network for experts and students, whose steps must come out the same when repeated.
+
+    It is the one that :func:`build` makes, but for dropout and stochastic depth of a torchvision
+    model, which are switched off; :func:`trajmatch.networks.check_student` says so.
+
+    Raises:
+        ValueError: As for :func:`build`.
+    """
+    model = build(spec)
+    if isinstance(model, External):
+        model.switch_off_randomness()
+    return model
 
 
 def specify(text: str, in_channels: int, num_classes: int, image_size: int) -> dict[str, Any]:
@@ -95,7 +110,7 @@ def specify(text: str, in_channels: int, num_classes: int, image_size: int) -> d
 
 
 def check_runs(spec: dict[str, Any]) -> None:
-    """Makes sure that a network can be trained and tested, before any work is done.
+    """Make sure that a network can be trained and tested, before any work is done.
 
     The package's own networks are known to run on what they were specified for.
 
@@ -103,11 +118,10 @@ def check_runs(spec: dict[str, Any]) -> None:
         spec: What :func:`build` takes.
 
     Raises:
-        ValueError: It cannot be built, does not run on its images, or draws random numbers in
-            training mode, so that its accuracy would not follow from the seed.
+        ValueError: It cannot be built, or does not run on its images.
     """
     if is_external(spec["name"]):
-        check_repeatable(build(spec), (spec["in_channels"], spec["image_size"], spec["image_size"]))
+        check_runs_on(build(spec), (spec["in_channels"], spec["image_size"], spec["image_size"]))
 
 
 def _parse_options(text: str, options: str) -> dict[str, Any]:
