@@ -14,6 +14,7 @@ from trajmatch import networks, ops
 from trajmatch.data.dsa import DSA
 from trajmatch.evaluate.measure import accuracy
 from trajmatch.evaluate.protocol import MTT_DSA, Protocol
+from trajmatch.networks.flat import decayed
 from trajmatch.random import derive_seed, generator
 
 _Batches = Iterator[tuple[Tensor, Tensor]]
@@ -69,7 +70,7 @@ def train(
             f"{len(images)} images and {len(labels)} labels"
         )
     model.train()
-    theta = networks.flat_parameters(model)
+    theta, trainable = networks.flat_parameters(model), networks.trainable(model)
     images, labels = images.to(theta.device), labels.to(theta.device)
     order, augmentation = generator(seed, "order"), generator(seed, "dsa")
     dsa, lr, momentum, buffer = DSA(protocol.dsa), protocol.lr, protocol.momentum, None
@@ -80,7 +81,7 @@ def train(
             for batch_images, batch_labels in batches:
                 shown = dsa(batch_images, augmentation)
                 _, grad = ops.gradient(model, theta, shown, batch_labels, update_buffers=True)
-                grad = torch.add(grad, theta, alpha=protocol.weight_decay)
+                grad = decayed(grad, theta, protocol.weight_decay, trainable)
                 theta, buffer = ops.sgd_step(theta, grad, lr, buffer, momentum)
             if index == protocol.drop_round:
                 lr, momentum, buffer = lr * protocol.lr_drop, protocol.momentum_after, None

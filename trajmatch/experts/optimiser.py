@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from trajmatch import ops
+from trajmatch.networks.flat import decayed
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,12 @@ class Sgd:
     Attributes:
         momentum: ``mu``.
         weight_decay: ``wd``.
+        trainable: Mask of the parameters that decay, ``[P]``; None: all of them.
     """
 
     momentum: float = 0.0
     weight_decay: float = 0.0
+    trainable: Tensor | None = None
 
     def __call__(
         self,
@@ -30,7 +33,7 @@ class Sgd:
         squares: Tensor,
         taken: Tensor,
     ) -> None:
-        """Takes a step.
+        """Take a step.
 
         Args:
             theta: Parameters. ``[P]``; is changed.
@@ -41,7 +44,7 @@ class Sgd:
             taken: Not used.
         """
         if self.weight_decay:
-            grad = grad.add(theta, alpha=self.weight_decay)
+            grad = decayed(grad, theta, self.weight_decay, self.trainable)
         stepped, buffer = ops.sgd_step(theta, grad, lr, momentum, self.momentum)
         theta.copy_(stepped)
         momentum.copy_(buffer)
@@ -55,11 +58,13 @@ class Adam:
         weight_decay: Factor of the parameters that is added to the gradient.
         betas: Decay of the means of gradients and of their squares.
         eps: Added to the root of the latter.
+        trainable: Mask of the parameters that decay, ``[P]``; None: all of them.
     """
 
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    trainable: Tensor | None = None
 
     def __call__(
         self,
@@ -70,7 +75,7 @@ class Adam:
         squares: Tensor,
         taken: Tensor,
     ) -> None:
-        """Takes a step.
+        """Take a step.
 
         Args:
             theta: Parameters. ``[P]``; is changed.
@@ -81,7 +86,7 @@ class Adam:
             taken: Steps done. ``[]``; is changed.
         """
         if self.weight_decay:
-            grad = grad.add(theta, alpha=self.weight_decay)
+            grad = decayed(grad, theta, self.weight_decay, self.trainable)
         first, second = self.betas
         taken.add_(1)
         momentum.lerp_(grad, 1 - first)

@@ -159,7 +159,11 @@ def _step(
     model: nn.Module, training: Dataset, recipe: dict[str, Any], device: str | torch.device
 ) -> ExpertStep:
     """The step that a recipe describes."""
-    decay = recipe["weight_decay"]
+    decay, trained = recipe["weight_decay"], networks.trainable(model)
+    if recipe["optimiser"] == "adam":
+        optimiser: Sgd | Adam = Adam(decay, trainable=trained)
+    else:
+        optimiser = Sgd(recipe["momentum"], decay, trained)
     penalty = GradientPenalty(recipe["penalty"], recipe["penalty_norm"])
     # On a GPU the images lie there as uint8, and are normalised and augmented there, by the batch
     # (whitened ones as float32).
@@ -169,7 +173,7 @@ def _step(
         images=images,
         labels=training.train_labels.to(device),
         normalise=normalise,
-        optimiser=Adam(decay) if recipe["optimiser"] == "adam" else Sgd(recipe["momentum"], decay),
+        optimiser=optimiser,
         penalty=penalty if recipe["penalty"] else None,
         gsam=Gsam(recipe["rho"], recipe["alpha"]) if recipe["rho"] else None,
     )

@@ -16,6 +16,7 @@ from trajmatch.networks.flat import (
     flat_parameters,
     load_flat_parameters,
     num_parameters,
+    trainable,
 )
 from trajmatch.networks.initialise import initialise
 from trajmatch.networks.lenet import LeNet
@@ -52,4 +53,5 @@ __all__ = [
     "num_buffers",
     "num_parameters",
     "specify",
+    "trainable",
 ]

@@ -21,7 +21,8 @@ class External(ImageClassifier):
 
     ``torchvision:NAME`` is that classification model without weights; its first convolution takes
     ``in_channels`` channels. ``package.module:function`` is what the function returns, called with
-    ``in_channels``, ``num_classes`` and ``image_size`` by name.
+    ``in_channels``, ``num_classes`` and ``image_size`` by name. Parameters that it freezes
+    (``requires_grad=False``) stay as it makes them.
 
     Args:
         name: ``torchvision:NAME`` or ``package.module:function``.
@@ -58,7 +59,7 @@ class External(ImageClassifier):
         return {**super().spec(), "name": self.name}
 
     def reset_parameters(self) -> None:
-        """Draws every parameter anew as the network's own constructor does."""
+        """Make every parameter anew as the network's own constructor does, frozen ones as well."""
         self.module.load_state_dict(self._make().state_dict())
 
     def forward(self, images: Tensor) -> Tensor:
@@ -154,6 +155,11 @@ def _made_by_function(module: str, function: str, sizes: dict[str, Any]) -> nn.M
         raise ValueError(
             f"expected the function {name} to return a torch.nn.Module with parameters, but got "
             f"{type(model).__name__}"
+        )
+    if not any(each.requires_grad for each in model.parameters()):
+        raise ValueError(
+            f"expected the network of {name} to have a parameter to train, but all of them are "
+            "frozen (requires_grad=False)"
         )
     if any(each.device != torch.device("cpu") for each in model.parameters()):
         raise ValueError(f"expected the network of {name} to be on the CPU when it is made")

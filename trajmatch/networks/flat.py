@@ -17,6 +17,37 @@ def flat_parameters(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
 
 
+def trainable(model: nn.Module) -> Tensor | None:
+    """Mask of the parameters that are trained: 1, and 0 for frozen ones (``requires_grad=False``).
+
+    Returns:
+        ``[P]``, dtype and device of the parameters; None where no parameter is frozen.
+    """
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return None
+    return torch.cat(
+        [
+            torch.full_like(parameter, parameter.requires_grad).detach().reshape(-1)
+            for parameter in model.parameters()
+        ]
+    )
+
+
+def decayed(grad: Tensor, theta: Tensor, weight_decay: float, trainable: Tensor | None) -> Tensor:
+    """Add the gradient of weight decay, of trained parameters alone.
+
+    Args:
+        grad: Gradient of the loss. ``[P]``.
+        theta: Parameters. ``[P]``.
+        weight_decay: Factor of the parameters.
+        trainable: What :func:`trainable` gives.
+
+    Returns:
+        ``[P]``.
+    """
+    return grad.add(theta if trainable is None else theta * trainable, alpha=weight_decay)
+
+
 def load_flat_parameters(model: nn.Module, theta: Tensor) -> None:
     """Copy a flat vector ``[P]`` into the model's parameters.
 

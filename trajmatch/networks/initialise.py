@@ -15,19 +15,24 @@ from trajmatch.networks.external import External
 def initialise(model: nn.Module, generator: torch.Generator) -> nn.Module:
     """Draw every parameter anew as PyTorch's layers do by default, and return the model.
 
-    Convolution and linear weights and biases are uniform in ``+-1/sqrt(fan_in)``; the weights of
-    norms are 1 and their biases 0, and running statistics begin anew. A layer of another kind is
-    drawn by its own ``reset_parameters()``, and a network from elsewhere
-    (:class:`trajmatch.networks.External`) by its own constructor, both with PyTorch's generator of
-    the CPU seeded from this one. Values are drawn on the CPU in the order of ``modules()``, so one
-    seed gives the same network on every device.
+    Frozen parameters (``requires_grad=False``) stay as they are. Convolution and linear weights and
+    biases are uniform in ``+-1/sqrt(fan_in)``; the weights of norms are 1 and their biases 0, and
+    running statistics begin anew. A layer of another kind is drawn by its own
+    ``reset_parameters()``, and a network from elsewhere (:class:`trajmatch.networks.External`) by
+    its own constructor, frozen parameters included, both with PyTorch's generator of the CPU seeded
+    from this one. Values are drawn on the CPU in the order of ``modules()``, so one seed gives the
+    same network on every device.
 
     Raises:
         TypeError: A layer has parameters of its own, is not known here and has no
             ``reset_parameters()``.
     """
+    kept = {} if isinstance(model, External) else dict(model.named_parameters())
+    frozen = {name: each.clone() for name, each in kept.items() if not each.requires_grad}
     with torch.no_grad():
         _initialise(model, generator)
+        for name, value in frozen.items():
+            kept[name].copy_(value)
     return model
 
 
@@ -42,7 +47,7 @@ def _initialise(module: nn.Module, generator: torch.Generator) -> None:
             parameter.copy_(_uniform(parameter, bound, generator))
     elif isinstance(module, nn.GroupNorm | nn.LayerNorm | _NormBase):
         module.reset_parameters()  # draws nothing
-    elif own:
+    elif any(parameter.requires_grad for parameter in own):
         if not hasattr(module, "reset_parameters"):
             raise TypeError(
                 "initialise: expected layers of type Conv2d, Linear, a norm, or with a method "
