@@ -11,8 +11,9 @@ from PIL import Image
 import trajmatch
 from trajmatch import artifact, files, networks
 from trajmatch.artifact import Artifact, log_probabilities
-from trajmatch.data import ChannelNormalisation, zca
+from trajmatch.data import ChannelNormalisation, load_dataset, zca
 from trajmatch.errors import UserError
+from trajmatch.snapshots import Snapshots
 
 NETWORK = networks.ConvNet(3, 4, image_size=8, width=4, depth=1).spec()
 NAN, INF = float("nan"), float("inf")
@@ -378,3 +379,14 @@ def test_a_score_is_added_to_a_copy(distilled) -> None:
     scored = distilled.with_score({"mean": 80.0})
     assert scored.scores == (*distilled.scores, {"mean": 80.0})
     assert len(distilled.scores) == 1
+
+
+def test_what_holds_tensors_is_shown_in_a_line(distilled) -> None:
+    dataset = load_dataset(None)
+    whitening = zca.fit(dataset.train_images[:50, :, :8, :8])
+    pictures = Snapshots((0, 5), torch.rand(2, 3, 1, 8, 8).half(), torch.arange(3), {})
+    for each in (distilled, dataset, whitening, pictures):
+        text = repr(each)
+        assert len(text) < 160 and "tensor(" not in text and "\n" not in text
+        assert text.startswith(f"<{type(each).__name__} of ") or dataset.name in text
+    assert f"{len(distilled.images)} images" in repr(distilled)

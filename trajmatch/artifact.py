@@ -133,6 +133,15 @@ class Artifact:
             self.selection,
         )
 
+    def __repr__(self) -> str:
+        """Say in one line what the set is, without its numbers."""
+        count, *shape = self.images.shape
+        labels = {"index": "hard", "logit": "soft"}[self.label_kind]
+        return (
+            f"<Artifact of {self.dataset_name}: {count} images {shape} in {self.num_classes} "
+            f"classes, {labels} labels, step size {self.lr:.4g}, {self.network.get('name')}>"
+        )
+
     @classmethod
     def from_probabilities(cls, *, probabilities: Tensor, **fields: Any) -> Artifact:
         """An artifact of images with soft labels given as probabilities.

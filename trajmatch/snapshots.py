@@ -45,6 +45,10 @@ class Snapshots:
     labels: Tensor
     identity: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        """Say in one line when they were taken, without the images."""
+        return f"<Snapshots of {len(self.labels)} images after {[*self.iterations]} iterations>"
+
     def until(self, iteration: int) -> Snapshots:
         """Those taken at an iteration or before."""
         kept = sum(taken <= iteration for taken in self.iterations)

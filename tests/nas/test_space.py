@@ -73,8 +73,8 @@ def test_images_that_are_too_small() -> None:
         ({"real_epochs": 0}, "--real-epochs should be at least 1, but is 0"),
         ({"real_lr": float("nan")}, "--real-lr should be a number above 0, but is nan"),
         ({"proxy": "real"}, "--proxy should be one of distilled, random-real, k-center"),
-        ({"top_by": "both"}, "--top-by should be one of real, proxy, but is both"),
-        ({"protocol": "ftd"}, "the protocol should be one of mtt, datm, ast, but is 'ftd'"),
+        ({"top_by": "both"}, "--top-by should be one of real, proxy, but is 'both'"),
+        ({"protocol": "ftd"}, "--protocol should be one of mtt, datm, ast, but is 'ftd'"),
         ({"k_center_store": Path("x")}, "--k-center-store is for --proxy k-center alone"),
     ],
 )

@@ -58,6 +58,13 @@ class Dataset:
     published_statistics: bool = False
     zca: ZCA | None = None
 
+    def __repr__(self) -> str:
+        """Say in one line what the set is, without its images."""
+        return (
+            f"<Dataset {self.name}: {len(self.train_images)} training and {len(self.test_images)} "
+            f"test images {list(self.train_images.shape[1:])} in {len(self.class_names)} classes>"
+        )
+
     def __post_init__(self) -> None:
         """Checks images, labels and class names."""
         _check(

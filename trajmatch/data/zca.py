@@ -56,6 +56,10 @@ class ZCA(Preprocessing):
     matrix: Tensor
     eps: float = EPS
 
+    def __repr__(self) -> str:
+        """Say in one line what is whitened, without the matrix."""
+        return f"<ZCA of images {list(self.mean.shape)}, eps {self.eps:g}>"
+
     def __post_init__(self) -> None:
         """Checks that mean and matrix belong together."""
         dimension = self.mean.numel()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from trajmatch import files
 from trajmatch.errors import UserError
 from trajmatch.experts.manifest import MOST_EPOCHS
+from trajmatch.fields import settle
 from trajmatch.interruption import seconds
 
 #: Fields that say where things are and how they are shown, and so change no byte of the images.
@@ -190,11 +191,12 @@ class DistillConfig:
     gives up."""
 
     def __post_init__(self) -> None:
-        """Checks what can be checked before anything is read.
+        """Check what can be checked before anything is read.
 
         Raises:
-            UserError: A value is out of its range.
+            UserError: A value is of another type or out of its range.
         """
+        settle(self)
         for name in (
             "ipc",
             "iterations",
@@ -231,17 +233,6 @@ class DistillConfig:
             above = f"above --min-start-epoch {self.min_start_epoch}"
             self._check("max_start_epoch", end > self.min_start_epoch, above)
         self._check_parts()
-        for name, choices in (
-            ("lr_param", ("exp", "raw")),
-            ("gradient", ("exact", "tesla")),
-            ("init", ("real", "noise", "representative", "correct")),
-            ("labels", ("hard", "soft")),
-            ("label_experts", ("right", "first")),
-            ("select", ("last", "holdout", "test-max")),
-            ("parallel", ("matches", "batch")),
-            ("eval_protocol", ("mtt", "datm", "ast")),
-        ):
-            self._check(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
         if self.select != "last" and self.eval_every == 0:
             raise UserError(
                 f"--select {self.select} chooses among evaluated iterates, but --eval-every is 0; "

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from trajmatch import files
 from trajmatch.errors import UserError
 from trajmatch.evaluate.protocol import Protocol, named
+from trajmatch.fields import settle
 from trajmatch.interruption import seconds
 
 
@@ -68,13 +69,13 @@ class EvalConfig:
     """Print no progress."""
 
     def __post_init__(self) -> None:
-        """Checks the ranges; see the class."""
+        """Check types and ranges; see the class."""
+        settle(self)
         for field in ("seeds", "epochs", "batch_size", "equal_steps"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 flag = "--" + field.replace("_", "-")
                 raise UserError(f"{flag} should be at least 1, but is {value}")
-        named(self.protocol)
         if self.max_time is not None:
             seconds(self.max_time)
         if self.equal_steps is not None and self.epochs is not None:

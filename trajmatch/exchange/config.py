@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from trajmatch.errors import UserError
+from trajmatch.fields import settle
 
 #: Experts in a file where nothing is said, as the scripts of the papers write them.
 PER_FILE = 10
@@ -60,7 +61,8 @@ class ConvertConfig:
     """Print no progress."""
 
     def __post_init__(self) -> None:
-        """Checks the ranges; see the class."""
+        """Check types and ranges; see the class."""
+        settle(self)
         if (self.mean is None) != (self.std is None):
             raise UserError("--mean and --std belong together; give both, or --preprocessing")
         if self.mean is not None and self.std is not None:
@@ -92,7 +94,8 @@ class ExportConfig:
     """What to write: a new folder, or a file for npz and torch."""
 
     def __post_init__(self) -> None:
-        """Checks the name of the file."""
+        """Check the types, and the name of the file."""
+        settle(self)
         wanted = {"npz": ".npz", "torch": ".pt"}.get(self.to)
         if wanted is not None and self.out.suffix != wanted:
             raise UserError(f"--out should end in {wanted} for --to {self.to}, but is {self.out}")

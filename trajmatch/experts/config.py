@@ -11,6 +11,7 @@ from typing import Literal
 
 from trajmatch.errors import UserError
 from trajmatch.experts.manifest import MOST_EPOCHS, MOST_EXPERTS
+from trajmatch.fields import settle
 from trajmatch.interruption import seconds
 
 
@@ -108,7 +109,8 @@ class ExpertConfig:
     """Print no progress."""
 
     def __post_init__(self) -> None:
-        """Checks the ranges; see the class."""
+        """Check types and ranges; see the class."""
+        settle(self)
         wanted = f"1 to {MOST_EXPERTS}"
         _check(1 <= self.num_experts <= MOST_EXPERTS, "num_experts", wanted, self.num_experts)
         _check(1 <= self.epochs <= MOST_EPOCHS, "epochs", f"1 to {MOST_EPOCHS}", self.epochs)
@@ -132,14 +134,6 @@ class ExpertConfig:
             )
         if self.optimiser == "adam":
             _check(self.momentum == 0, "momentum", "0 for --optimiser adam", self.momentum)
-        for field, choices in (
-            ("optimiser", ("sgd", "adam")),
-            ("loss_scale", ("constant", "rising")),
-            ("penalty_norm", ("pixel", "image")),
-            ("dtype", ("float32", "bfloat16")),
-        ):
-            value = getattr(self, field)
-            _check(value in choices, field, f"one of {', '.join(choices)}", value)
         kept_epochs(self.keep, self.epochs)
         _check(self.width >= 1, "width", "at least 1", self.width)
         _check(self.depth >= 1, "depth", "at least 1", self.depth)

@@ -67,9 +67,16 @@ class Store:
         self._row_checksums: dict[int, dict[str, list[int]]] = {}
         self._sound: set[tuple[str, int, int]] = set()  # tensor, expert, row
 
+    def __repr__(self) -> str:
+        """Say in one line where the store is and whose experts it holds."""
+        data, network = self.manifest["dataset"]["name"], self.manifest["network"]["name"]
+        return f"<Store {self.path}: {self.num_experts} experts, {network} on {data}>"
+
     @classmethod
-    def create(cls, path: Path, manifest: dict[str, Any], zca: ZCA | None = None) -> Store:
-        """Makes an empty store.
+    def create(
+        cls, path: files.PathLike, manifest: dict[str, Any], zca: ZCA | None = None
+    ) -> Store:
+        """Make an empty store.
 
         Args:
             path: The folder; it is made with its parents, or is empty.
@@ -83,6 +90,7 @@ class Store:
         """
         if (manifest["preprocessing"].get("kind") == KIND) != (zca is not None):
             raise ValueError("expected zca to be given exactly where the manifest has it")
+        path = Path(path)
         cls.check_new(path)
         store = cls(path, {**_KIND, **manifest})
         if zca is not None:
@@ -91,8 +99,8 @@ class Store:
         return store
 
     @staticmethod
-    def check_new(path: Path) -> None:
-        """Makes sure that a store can be made in a folder, and makes the folder.
+    def check_new(path: files.PathLike) -> None:
+        """Make sure that a store can be made in a folder, and makes the folder.
 
         Args:
             path: The folder.
@@ -101,6 +109,7 @@ class Store:
             UserError: There is a store already, there are other files, or the folder cannot be
                 written.
         """
+        path = Path(path)
         if exists(path):
             raise UserError(
                 f"{path} holds a store of experts already; add --resume to train what it lacks, "
@@ -500,9 +509,9 @@ class Store:
         manifest_file.write(self.path, self.manifest)
 
 
-def exists(path: Path) -> bool:
-    """Whether a folder holds a store of experts."""
-    return (path / manifest_file.NAME).exists()
+def exists(path: files.PathLike) -> bool:
+    """True if a folder holds a store of experts."""
+    return (Path(path) / manifest_file.NAME).exists()
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Tensor, Tensor]:

@@ -36,8 +36,8 @@ class Verdict(NamedTuple):
     detail: str = ""
 
 
-def verify(path: Path) -> Iterator[Verdict]:
-    """Reads every byte of a store, or of one file, and compares it with its checksum.
+def verify(path: files.PathLike) -> Iterator[Verdict]:
+    """Read every byte of a store, or of one file, and compare it with its checksum.
 
     Args:
         path: A store of experts, a distilled set, or another file of tensors of this program.
@@ -45,6 +45,7 @@ def verify(path: Path) -> Iterator[Verdict]:
     Yields:
         A verdict on each file, as soon as it is known.
     """
+    path = Path(path)
     if not path.is_dir():
         yield _verdict(path, partial(_read_file, path))
         return
@@ -70,8 +71,10 @@ def verify(path: Path) -> Iterator[Verdict]:
             yield Verdict(file, "missing")
 
 
-def trim(path: Path, out: Path, keep: str = "all", experts: str = "all") -> Store:
-    """Writes a smaller store with some of the epochs and experts of another one.
+def trim(
+    path: files.PathLike, out: files.PathLike, keep: str = "all", experts: str = "all"
+) -> Store:
+    """Write a smaller store with some of the epochs and experts of another one.
 
     What is left is the same, bit by bit. Where the experts are the first ones, the result is the
     very store that training would have made with that ``--keep`` and ``--num-experts``; otherwise
@@ -103,11 +106,11 @@ def trim(path: Path, out: Path, keep: str = "all", experts: str = "all") -> Stor
     if not chosen:
         raise UserError(f"{path} has no finished expert; nothing can be kept of it")
     members = [(store, expert) for expert in chosen]
-    return _assemble(out, {**store.manifest, "snapshots": epochs}, members)
+    return _assemble(Path(out), {**store.manifest, "snapshots": epochs}, members)
 
 
-def merge(paths: Sequence[Path], out: Path) -> Store:
-    """Puts the experts of several stores into one.
+def merge(paths: Sequence[files.PathLike], out: files.PathLike) -> Store:
+    """Put the experts of several stores into one.
 
     The stores are the same but for seeds, numbers of experts and the place of the data. An expert
     that several of them have is taken once. The order is that of seeds and numbers, whatever the
@@ -145,7 +148,7 @@ def merge(paths: Sequence[Path], out: Path) -> Store:
             members.setdefault(key, (store, expert))
     if not members:
         raise UserError("none of the stores has a finished expert")
-    return _assemble(out, first.manifest, [members[key] for key in sorted(members)])
+    return _assemble(Path(out), first.manifest, [members[key] for key in sorted(members)])
 
 
 def _assemble(out: Path, manifest: dict[str, Any], members: Sequence[tuple[Store, int]]) -> Store:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from trajmatch.errors import UserError
 from trajmatch.evaluate.protocol import Protocol, named
+from trajmatch.fields import settle
 from trajmatch.interruption import seconds
 
 #: FTD's search space: 4 x 4 x 3 x 5 x 3 = 720 ConvNets.
@@ -85,7 +86,8 @@ class NasConfig:
     """Print no progress."""
 
     def __post_init__(self) -> None:
-        """Checks the ranges; see the class."""
+        """Check types and ranges; see the class."""
+        settle(self)
         for axis, space in AXES.items():
             values = getattr(self, axis)
             self._check_values(axis, values, f"of {', '.join(map(str, space))}", set(space))
@@ -101,16 +103,6 @@ class NasConfig:
             )
         if self.real_lr is not None and not (math.isfinite(self.real_lr) and self.real_lr > 0):
             raise UserError(f"--real-lr should be a number above 0, but is {self.real_lr}")
-        for field, choices in (
-            ("proxy", ("distilled", "random-real", "k-center")),
-            ("top_by", ("real", "proxy")),
-        ):
-            if getattr(self, field) not in choices:
-                raise UserError(
-                    f"{_flag(field)} should be one of {', '.join(choices)}, but is "
-                    f"{getattr(self, field)}"
-                )
-        named(self.protocol)
         if self.max_time is not None:
             seconds(self.max_time)
         if self.k_center_store is not None and self.proxy != "k-center":

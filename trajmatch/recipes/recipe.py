@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trajmatch import files
 from trajmatch.distill.config import DistillConfig
 from trajmatch.errors import UserError, closest
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.experts.config import ExpertConfig, kept_epochs
-from trajmatch.recipes.fields import check_types, to_fields
+from trajmatch.fields import check_types, to_fields
 
 #: Where the recipes of the package are: ``METHOD/DATA/NAME.toml``.
 FOLDER = Path(__file__).parent
@@ -111,8 +112,8 @@ class Recipe:
 
 def recipe_names() -> list[str]:
     """The names of the package's recipes, in alphabetical order."""
-    files = FOLDER.glob("*/**/*.toml")
-    return sorted(file.relative_to(FOLDER).with_suffix("").as_posix() for file in files)
+    found = FOLDER.glob("*/**/*.toml")
+    return sorted(file.relative_to(FOLDER).with_suffix("").as_posix() for file in found)
 
 
 def find_recipe(name: str) -> Recipe:
@@ -135,7 +136,7 @@ def find_recipe(name: str) -> Recipe:
     return load_recipe(FOLDER / f"{name}.toml", name)
 
 
-def load_recipe(path: Path, name: str) -> Recipe:
+def load_recipe(path: files.PathLike, name: str) -> Recipe:
     """Reads a recipe and checks all of it.
 
     Args:
@@ -146,7 +147,7 @@ def load_recipe(path: Path, name: str) -> Recipe:
         UserError: It cannot be read, is no TOML, or has a field that is unknown, of the wrong kind,
             out of its range or in contradiction to another one; the message names it.
     """
-    content = _read(path)
+    content = _read(Path(path))
     known = [field.name for field in dataclasses.fields(Recipe) if field.name != "name"]
     for key, value in content.items():
         if key not in known:

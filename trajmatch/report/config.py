@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trajmatch import files
 from trajmatch.errors import UserError
+from trajmatch.fields import settle
 from trajmatch.pipeline import Folder
 
 
@@ -28,11 +29,12 @@ class ReportConfig:
     baselines."""
 
     def __post_init__(self) -> None:
-        """Checks the name of the report.
+        """Check the types, and the name of the report.
 
         Raises:
             UserError: It is not that of an HTML file.
         """
+        settle(self)
         if self.report.suffix.lower() not in (".html", ".htm"):
             raise UserError(f"--out should end in .html, but is {self.out}")
 

@@ -1,0 +1,128 @@
+"""Configurations in Python: paths as texts, lists as tuples, wrong types as one clear message."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pickle
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+
+import trajmatch
+from trajmatch import artifact, snapshots
+from trajmatch.demo import DemoConfig
+from trajmatch.distill import DistillConfig
+from trajmatch.errors import UserError
+from trajmatch.evaluate import EvalConfig
+from trajmatch.exchange import ConvertConfig, ExportConfig
+from trajmatch.experts import ExpertConfig, Store, upkeep
+from trajmatch.nas import NasConfig
+from trajmatch.recipes import load_recipe
+from trajmatch.report import ReportConfig
+
+#: Every configuration of the library, with the fields that it cannot do without.
+REQUIRED: dict[type[Any], dict[str, Any]] = {
+    ExpertConfig: {"out": "store"},
+    DistillConfig: {"experts": "store", "out": "d.safetensors"},
+    EvalConfig: {"file": "d.safetensors"},
+    NasConfig: {"file": "d.safetensors", "out": "search"},
+    ConvertConfig: {"source": "pt", "out": "store"},
+    ExportConfig: {"file": "d.safetensors", "to": "npz", "out": "d.npz"},
+    ReportConfig: {"run": "result"},
+    DemoConfig: {"out": "result"},
+}
+FIELDS = [
+    (config, name, hint) for config in REQUIRED for name, hint in get_type_hints(config).items()
+]
+
+
+@pytest.mark.parametrize("config", REQUIRED)
+def test_paths_are_given_as_texts(config: type[Any]) -> None:
+    text = config(**REQUIRED[config])
+    as_paths = {
+        name: Path(value) if name in ("out", "experts", "file", "source", "run") else value
+        for name, value in REQUIRED[config].items()
+    }
+    assert text == config(**as_paths)
+    assert pickle.loads(pickle.dumps(text)) == text
+    for name, hint in get_type_hints(config).items():
+        if "Path" in str(hint) and getattr(text, name):
+            assert isinstance(getattr(text, name), Path)
+
+
+@pytest.mark.parametrize(("config", "name", "hint"), FIELDS)
+def test_a_value_of_another_type_is_one_message(config: type[Any], name: str, hint: Any) -> None:
+    flag = "--" + name.replace("_", "-")
+    for wrong in (object(), {"a": 1}):
+        with pytest.raises(UserError) as error:
+            config(**{**REQUIRED[config], name: wrong})
+        assert str(error.value).startswith(f"{flag} should be ")
+        assert str(error.value).endswith(f", but is {wrong!r}")
+
+
+def test_numbers_of_numpy_and_lists_are_taken() -> None:
+    config = DistillConfig(
+        experts="s", out="d", ipc=np.int64(3), lr_img=np.float32(0.5), terms=["final"]
+    )
+    assert (type(config.ipc), type(config.lr_img)) == (int, float)
+    assert config.terms == ("final",)
+    assert type(DistillConfig(experts="s", out="d", lr_img=10).lr_img) is int  # bytes of files
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"ipc": "5"}, "--ipc should be a whole number, but is '5'"),
+        ({"ipc": True}, "--ipc should be a whole number, but is True"),
+        ({"lr_img": "10"}, "--lr-img should be a number, but is '10'"),
+        ({"labels": "sof"}, r"one of hard, soft, but is 'sof' \(did you mean soft\?\)"),
+        ({"terms": "final"}, "--terms should be a list, each a text, but is 'final'"),
+        ({"batch_syn": 2.5}, "--batch-syn should be a whole number, but is 2.5"),
+    ],
+)
+def test_mistakes_are_told_in_words(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DistillConfig(experts="s", out="d", **values)
+
+
+def test_no_public_function_insists_on_a_path_object() -> None:
+    modules = [importlib.import_module(f"trajmatch.{name}") for name in trajmatch._MODULES]
+    modules += [artifact, snapshots, upkeep, importlib.import_module("trajmatch.recipes")]
+    public = [vars(module)[name] for module in modules for name in _names(module)]
+    classes = [each for each in public if inspect.isclass(each)]
+    functions = [each for each in public if inspect.isfunction(each)]
+    for each in classes:
+        methods = inspect.getmembers(each, inspect.isroutine)
+        functions += [method for name, method in methods if not name.startswith("_")]
+    ours = [each for each in functions if "trajmatch" in str(getattr(each, "__module__", ""))]
+    assert len(ours) > 60
+    for function in ours:
+        for parameter in inspect.signature(function).parameters.values():
+            assert parameter.annotation not in ("Path", "Path | None"), function
+
+
+def _names(module: Any) -> list[str]:
+    for name in getattr(module, "__all__", ()):
+        getattr(module, name)  # loads what is loaded on first use
+    return [
+        name
+        for name in getattr(module, "__all__", vars(module))
+        if name in vars(module) and not name.startswith("_")
+    ]
+
+
+def test_functions_take_texts(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('title = "mine"')
+    assert load_recipe(str(path), "mine").title == "mine"
+    with pytest.raises(UserError, match="is not a store of experts"):
+        Store.open(str(tmp_path))
+    assert [each.status for each in upkeep.verify(str(tmp_path))] == ["damaged"]
+    Store.check_new(str(tmp_path / "new"))
+    with pytest.raises(UserError, match="not a store"):
+        upkeep.trim(str(tmp_path), str(tmp_path / "out"))
+    with pytest.raises(UserError, match="not a store"):
+        upkeep.merge([str(tmp_path)], str(tmp_path / "out"))
