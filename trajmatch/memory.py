@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trajmatch.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -53,6 +55,25 @@ def available_memory() -> int:
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         free = min(free, limit - used + int(stat.get("inactive_file", 0)))
     return free
+
+
+def check_memory(what: str, needed: int, advice: str) -> None:
+    """Refuse what does not fit into the free memory, before any of it is allocated.
+
+    Args:
+        what: Name of what takes the memory, for the message; a plural.
+        needed: Its size in bytes.
+        advice: Remedy, for the message.
+
+    Raises:
+        UserError: There is less memory.
+    """
+    free = available_memory()
+    if needed > free:
+        raise UserError(
+            f"{what} take {needed / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free; "
+            f"{advice}"
+        )
 
 
 def reset_peak(device: str | torch.device) -> bool:

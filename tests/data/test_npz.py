@@ -73,7 +73,7 @@ def test_the_layout_of_medmnist(tmp_path):
     expected = content["test_images"].transpose(0, 3, 1, 2)
     assert np.array_equal(dataset.test_images.numpy(), expected)
     several = np.ones((18, 14), np.uint8)  # ChestMNIST: any number of the classes for each image
-    assert "should have shape [18], one class index per image, but have [18, 14]" in refusal(
+    assert "should have shape [N], one class index per image, but have [18, 14]" in refusal(
         tmp_path, **{**content, "train_labels": several}
     )
 
@@ -133,15 +133,19 @@ BAD = {
     ),
     "labels as vectors": (
         arrays(y_train=np.eye(6, 3, dtype=int)),
-        "should have shape [6], one class index per image, but have [6, 3]",
+        "should have shape [N], one class index per image, but have [6, 3]",
     ),
     "labels with a gap": (
         arrays(y_train=np.array([0, 1, 3, 0, 1, 3])),
-        "no image has label 2 (2), of 4 classes",
+        "should run from 0 to 2 (3 classes), but image 2 has label 3",
     ),
     "labels below 0": (
         arrays(y_train=np.array([0, 1, 2, 0, 1, -1])),
         "image 5 has label -1",
+    ),
+    "labels that are dates": (
+        arrays(y_train=np.array([0, 1, 2, 0, 1, 20_240_115])),
+        "should run from 0 to 3 (4 classes), but image 5 has label 20240115",
     ),
     "labels too large for any machine": (
         arrays(y_test=np.array([0, 1, 2**64 - 1], np.uint64)),

@@ -20,6 +20,7 @@ from trajmatch.data import cifar_names
 from trajmatch.data.dataset import Dataset
 from trajmatch.data.reading import check_folder
 from trajmatch.errors import UserError
+from trajmatch.memory import check_memory
 
 _PIXELS = 3 * 32 * 32
 
@@ -141,13 +142,14 @@ def _read_file(path: Path, record: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The records of one file, ``[N, record]``."""
     if not path.is_file():
         raise UserError(f"{path} is missing; unpack the whole archive again")
-    content = np.fromfile(path, np.uint8)
-    if len(content) == 0 or len(content) % record:
+    size = path.stat().st_size
+    if size == 0 or size % record:
         raise UserError(
-            f"{path} is cut off or not a file of CIFAR's binary version: its {len(content)} bytes "
+            f"{path} is cut off or not a file of CIFAR's binary version: its {size} bytes "
             f"are not a whole number of records of {record} bytes; unpack the archive again"
         )
-    return content.reshape(-1, record)
+    check_memory(f"the {size} bytes of {path}", size, "unpack the archive again")
+    return np.fromfile(path, np.uint8).reshape(-1, record)
 
 
 def _from_torchvision(part: Any) -> tuple[Tensor, Tensor]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trajmatch.data.dataset import Dataset
-from trajmatch.data.reading import check_folder, read_gzip
+from trajmatch.data.reading import check_folder, unpacked
 from trajmatch.errors import UserError
+from trajmatch.memory import check_memory
 
 _UNSIGNED_BYTES = 0x800
 _FILES = {
@@ -97,39 +99,31 @@ def _read(folder: Path, key: str) -> Tensor:
     path = _locate(folder, key)
     if path is None:
         raise UserError(f"{folder} lacks {name}[.gz]; put all four original files there")
-    return parse_idx(path, read_gzip(path) if path.suffix == ".gz" else path.read_bytes(), axes)
+    with unpacked(path) as file:
+        return _parse_idx(path, file, axes)
 
 
-def parse_idx(path: Path, content: bytes, axes: int) -> Tensor:
-    """Takes an IDX file of unsigned bytes apart.
-
-    Args:
-        path: Where it came from, for messages.
-        content: The file, unpacked.
-        axes: How many axes the array must have.
-
-    Returns:
-        The array, uint8, of ``axes`` dimensions.
-
-    Raises:
-        UserError: The header is of another kind of file, or the length does not fit the header.
-    """
-    header = 4 * (axes + 1)
-    magic = int.from_bytes(content[:4], "big")
-    if len(content) < header or magic != _UNSIGNED_BYTES + axes:
+def _parse_idx(path: Path, file: BinaryIO, axes: int) -> Tensor:
+    """Read an IDX file of unsigned bytes: uint8, of ``axes`` dimensions."""
+    head = file.read(4 * (axes + 1))
+    magic = int.from_bytes(head[:4], "big")
+    if len(head) < 4 * (axes + 1) or magic != _UNSIGNED_BYTES + axes:
         raise UserError(
             f"{path} is not an IDX file of bytes with {axes} axes: it begins with "
-            f"{content[:4].hex() or 'nothing'} instead of {_UNSIGNED_BYTES + axes:08x}; "
+            f"{head[:4].hex() or 'nothing'} instead of {_UNSIGNED_BYTES + axes:08x}; "
             "download it again"
         )
-    shape = [int(size) for size in np.frombuffer(content, ">u4", axes, offset=4)]
-    if len(content) - header != math.prod(shape):
+    shape = [int(size) for size in np.frombuffer(head, ">u4", axes, offset=4)]
+    promised = math.prod(shape)
+    check_memory(f"the {promised} bytes that {path} promises", promised, "download it again")
+    content = bytearray(file.read(promised + 1))  # no more: a packed file can be of any length
+    if len(content) != promised:
+        follow = f"more than {promised}" if len(content) > promised else f"{len(content)}"
         raise UserError(
-            f"{path} is damaged: its header promises {math.prod(shape)} bytes of shape {shape}, "
-            f"but {len(content) - header} follow; download it again"
+            f"{path} is damaged: its header promises {promised} bytes of shape {shape}, "
+            f"but {follow} follow; download it again"
         )
-    elements = np.frombuffer(content, np.uint8, offset=header).reshape(shape)
-    return torch.from_numpy(elements.copy())  # a view of bytes could not be written to
+    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape))
 
 
 FASHION = IdxSource(

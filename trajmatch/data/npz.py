@@ -161,6 +161,11 @@ def _labels(what: str, array: _Array) -> Tensor:
         )
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
+    if array.ndim != 1:
+        raise UserError(
+            f"{what} should have shape [N], one class index per image, but have "
+            f"{list(array.shape)}; one-hot labels are converted by .argmax(axis=1)"
+        )
     return torch.from_numpy(array.astype(np.int64))
 
 
@@ -173,5 +178,5 @@ def _class_names(what: str, arrays: Mapping[str, _Array], labels: Tensor) -> lis
                 f"{names.dtype} and shape {list(names.shape)}"
             )
         return [str(name) for name in names]
-    count = int(labels.max()) + 1 if labels.numel() else 0
-    return [str(label) for label in range(count)]
+    # Every class has an image, so that there are as many as different labels, whatever these are.
+    return [str(label) for label in range(len(labels.unique()))]

@@ -3,12 +3,69 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from trajmatch.errors import UserError
+
+#: What systems put into folders by themselves, in small letters; hidden files are left out as well.
+_JUNK = frozenset(
+    {
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "icon\r",
+        "__macosx",
+        "@eadir",
+        "$recycle.bin",
+        "system volume information",
+        "#recycle",
+        "lost+found",
+    }
+)
+
+
+def is_junk(name: str) -> bool:
+    """True for a file or folder that is hidden, or that a system made by itself."""
+    return name.startswith(".") or name.casefold() in _JUNK
+
+
+def visible(folder: Path) -> list[Path]:
+    """List what is in a folder, without junk, in alphabetical order.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return sorted(entry for entry in folder.iterdir() if not is_junk(entry.name))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """List the files of a folder and of all folders in it, without junk.
+
+    They are in the order of torchvision's ``ImageFolder``: by folder, then by name.
+
+    Args:
+        folder: The folder; links are followed.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    found = []
+    for place, folders, files in os.walk(folder, onerror=_fail, followlinks=True):
+        folders[:] = [name for name in folders if not is_junk(name)]
+        found.append((place, sorted(name for name in files if not is_junk(name))))
+    return [Path(place, name) for place, names in sorted(found) for name in names]
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 @contextmanager
@@ -30,22 +87,23 @@ def readable(what: str) -> Iterator[None]:
         ) from error
 
 
-def read_gzip(path: Path) -> bytes:
-    """Reads a file that was packed with gzip.
+@contextmanager
+def unpacked(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, which is packed with gzip if its name ends in ``.gz``.
 
     Args:
         path: The file.
 
-    Returns:
-        What was packed.
+    Yields:
+        The content, as a file.
 
     Raises:
         OSError: It cannot be read.
-        UserError: It is damaged.
+        UserError: It is damaged; raised inside the block, too.
     """
-    packed = path.read_bytes()
     try:
-        return gzip.decompress(packed)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file  # type: ignore[misc]
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
             f"{path} is cut off or not a gzip file ({error}); download it again"

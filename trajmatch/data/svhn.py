@@ -17,7 +17,16 @@ from trajmatch.errors import UserError
 
 _TRAIN, _TEST = "train_32x32.mat", "test_32x32.mat"
 # What SciPy raises for files that are damaged or of another kind, beside an error of its own.
-_DAMAGED = (OSError, ValueError, TypeError, NotImplementedError, EOFError, zlib.error)
+_DAMAGED = (
+    OSError,
+    ValueError,
+    TypeError,
+    NotImplementedError,
+    EOFError,
+    MemoryError,  # of a size that only the file claims
+    OverflowError,
+    zlib.error,
+)
 # torchvision puts the files into ROOT itself; others into a folder of that name.
 _FOLDERS = ("svhn", "SVHN", ".")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from trajmatch.distill.final_experts import FinalExperts
 from trajmatch.errors import UserError
+from trajmatch.memory import check_memory
 
 if TYPE_CHECKING:
     from trajmatch.artifact import Artifact
@@ -146,7 +148,7 @@ def from_representatives(
 
 
 def from_noise(dataset: Dataset, ipc: int, generator: torch.Generator) -> SyntheticSet:
-    """Standard normal noise in normalised space (MTT: ``pix_init=noise``).
+    """Draw standard normal noise in normalised space (MTT: ``pix_init=noise``).
 
     Args:
         dataset: Gives the number of classes and the shape of the images.
@@ -155,9 +157,13 @@ def from_noise(dataset: Dataset, ipc: int, generator: torch.Generator) -> Synthe
 
     Returns:
         ``num_classes * ipc`` images.
+
+    Raises:
+        UserError: They do not fit into the memory.
     """
-    count = dataset.num_classes * ipc
-    images = torch.randn(count, *dataset.train_images.shape[1:], generator=generator)
+    shape = (dataset.num_classes * ipc, *dataset.train_images.shape[1:])
+    check_memory(f"{shape[0]} images", 4 * math.prod(shape), "lower --ipc")
+    images = torch.randn(shape, generator=generator)
     return SyntheticSet(images, torch.arange(dataset.num_classes).repeat_interleave(ipc))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from trajmatch.importing import search_current_folder
+from trajmatch.memory import check_memory
 from trajmatch.networks.alexnet import AlexNet
 from trajmatch.networks.convnet import ConvNet, default_depth
 from trajmatch.networks.differentiable import check_runs_on
@@ -35,7 +36,8 @@ def build(spec: dict[str, Any]) -> nn.Module:
     the module and calls the function.
 
     Raises:
-        ValueError: The name is unknown, or an argument is missing, unknown or out of range.
+        ValueError: The name is unknown, an argument is missing, unknown or out of range, or the
+            network does not fit into the memory.
     """
     arguments = dict(spec)
     name = arguments.pop("name", None)
@@ -45,7 +47,10 @@ def build(spec: dict[str, Any]) -> nn.Module:
             f"torchvision:NAME or package.module:function, but got {name!r}"
         )
     try:
-        return External(name, **arguments) if is_external(name) else _NETWORKS[name](**arguments)
+        if is_external(name):
+            return External(name, **arguments)
+        _on_meta(name, arguments)
+        return _NETWORKS[name](**arguments)
     except TypeError as error:
         raise ValueError(f"build: expected the arguments of {name}, but got {arguments}") from error
 
@@ -62,6 +67,21 @@ def build_student(spec: dict[str, Any]) -> nn.Module:
     model = build(spec)
     if isinstance(model, External):
         model.switch_off_randomness()
+    return model
+
+
+def _on_meta(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """Build a network without memory, for its checks and defaults, if it would fit into memory."""
+    what = f"the parameters of {name} with {arguments}"
+    advice = "take a smaller width or depth"
+    try:
+        if any(isinstance(each, int) and each >= 2**63 for each in arguments.values()):
+            raise OverflowError
+        with torch.device("meta"):
+            model = _NETWORKS[name](**arguments)
+    except (RuntimeError, OverflowError) as error:  # more bytes than 64 bits can count
+        raise ValueError(f"{what} fit into no memory; {advice}") from error
+    check_memory(what, sum(each.nbytes for each in model.parameters()), advice)
     return model
 
 
@@ -99,14 +119,11 @@ def specify(text: str, in_channels: int, num_classes: int, image_size: int) -> d
             raise ValueError(f"{text}: the depth is given twice; write convnet:depth=...")
     elif name == "ConvNet":
         arguments.setdefault("depth", default_depth(image_size))
-    with torch.device("meta"):  # for its checks and defaults; no memory is touched
-        try:
-            return _NETWORKS[name](**sizes, **arguments).spec()  # type: ignore[operator]
-        except TypeError as error:
-            given = ", ".join(arguments)
-            raise ValueError(f"{text}: {name} does not have all of these options: {given}") from (
-                error
-            )
+    try:
+        return _on_meta(name, sizes | arguments).spec()  # type: ignore[operator]
+    except TypeError as error:
+        given = ", ".join(arguments)
+        raise ValueError(f"{text}: {name} does not have all of these options: {given}") from error
 
 
 def check_runs(spec: dict[str, Any]) -> None:
