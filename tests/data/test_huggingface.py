@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub: the package ``datasets``, and a stand-in for the hub."""
 
+import io
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -74,7 +75,8 @@ def test_columns_are_found_by_their_type(hub):
         "validation": split([0, 1], 20),
         "test": split([2, 1, 0], 10),
     }
-    dataset = load_dataset("hf:user/pets")
+    with pytest.warns(UserWarning, match=r"hf:user/pets: 'validation' is left out; .*test=NAME"):
+        dataset = load_dataset("hf:user/pets")
     assert dataset.name == "pets"
     assert dataset.class_names == ("cat", "dog", "fox")
     assert dataset.train_labels.tolist() == [0, 1, 2, 1]
@@ -104,12 +106,10 @@ def test_without_a_test_split_a_part_is_set_aside_and_said(hub):
 def test_one_of_several_columns_is_chosen(hub):
     kinds = {"img": Image(), "fine": ClassLabel("cat", "dog"), "coarse": ClassLabel("pet", "wild")}
     hub.sets["pets"] = {"train": split([0, 1], 0, **kinds), "test": split([0, 1], 9, **kinds)}
-    with pytest.raises(UserError, match=r"has 2 columns of type ClassLabel .*\?label=NAME"):
+    with pytest.raises(UserError, match=r"has 2 columns of labels .*\?label=NAME"):
         load_dataset("hf:pets")
     assert load_dataset("hf:pets?label=coarse").class_names == ("pet", "wild")
-    with pytest.raises(
-        UserError, match="no column 'coarze' of type ClassLabel; the nearest are co"
-    ):
+    with pytest.raises(UserError, match="no column 'coarze' of labels; the nearest are co"):
         load_dataset("hf:pets?label=coarze")
 
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_used_is_named(hub):
         (
             "text",
             {"train": split([0, 1], 0, text=Value(), label=ClassLabel("a", "b"))},
-            r"has 0 columns of type Image \(its columns: text \(Value\), label \(ClassLabel\)\)",
+            r"has 0 columns of images \(its columns: text \(Value\), label \(ClassLabel\)\)",
         ),
         (
             "sizes",
@@ -133,7 +133,7 @@ def test_what_cannot_be_used_is_named(hub):
         with pytest.raises(UserError, match=message):
             load_dataset(f"hf:{name}")
     hub.sets["both"] = {"train": split([0, 1, 2], 0), "test": split([0, 1, 2], 9)}
-    with pytest.raises(UserError, match=r"test images of its own, the split 'test'; leave out"):
+    with pytest.raises(UserError, match=r"test images of its own, in test; leave out"):
         load_dataset("hf:both?test=0.1")
     with pytest.raises(UserError, match="hf:both has no class 'wolf'"):
         load_dataset("hf:both?classes=wolf")
@@ -180,3 +180,110 @@ def test_the_package_itself_does_not_return_the_files_that_were_there_before(tmp
         dataset = load_dataset(f"hf:{tmp_path}?test=0.5")
         expected = pixels(seed).transpose(2, 0, 1)
         assert np.array_equal(dataset.train_images[0].numpy(), expected)
+
+
+def png(seed):
+    content = io.BytesIO()
+    Pillow.fromarray(pixels(seed)).save(content, "PNG")
+    return content.getvalue()
+
+
+def written(folder, features, names=("train", "test"), **columns):
+    datasets = pytest.importorskip("datasets")
+    for name in names:
+        rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features(datasets)))
+        rows.to_parquet(folder / f"pets/data/{name}-00000-of-00001.parquet")
+    return f"hf:{folder / 'pets'}"
+
+
+IMAGES = [Pillow.fromarray(pixels(row)) for row in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "labels", "names"),
+    [
+        ("int64", [2, 0, 1, 0, 1, 2], ("0", "1", "2")),
+        ("uint8", [10, 9, 10, 9, 9, 10], ("9", "10")),
+        ("string", ["owl", "cat", "dog"] * 2, ("cat", "dog", "owl")),
+    ],
+)
+def test_integers_and_strings_are_labels(tmp_path, dtype, labels, names):
+    uri = written(
+        tmp_path,
+        lambda datasets: {"image": datasets.Image(), "kind": datasets.Value(dtype)},
+        image=IMAGES,
+        kind=labels,
+    )
+    dataset = load_dataset(uri)
+    assert dataset.class_names == names
+    assert [names[label] for label in dataset.train_labels] == list(map(str, labels))
+    assert load_dataset(f"{uri}?classes={names[-1]},{names[0]}").class_names == (
+        names[-1],
+        names[0],
+    )
+
+
+def test_bytes_are_images(tmp_path):
+    expected = np.stack([pixels(row).transpose(2, 0, 1) for row in range(6)])
+    for number, (feature, column) in enumerate(
+        (
+            (lambda datasets: datasets.Value("binary"), [png(row) for row in range(6)]),
+            (
+                lambda datasets: {
+                    "bytes": datasets.Value("binary"),
+                    "path": datasets.Value("string"),
+                },
+                [{"bytes": png(row), "path": None} for row in range(6)],
+            ),
+        )
+    ):
+        uri = written(
+            tmp_path / str(number),
+            lambda datasets, feature=feature: {
+                "picture": feature(datasets),
+                "label": datasets.ClassLabel(names=["cat", "dog"]),
+            },
+            picture=column,
+            label=[0, 1] * 3,
+        )
+        assert np.array_equal(load_dataset(uri).train_images.numpy(), expected)
+
+
+def test_columns_that_could_be_labels_are_said(tmp_path):
+    uri = written(
+        tmp_path,
+        lambda datasets: {
+            "image": datasets.Image(),
+            "coarse": datasets.Value("string"),
+            "label": datasets.Value("int64"),
+            "id": datasets.Value("int64"),
+        },
+        image=IMAGES,
+        coarse=["pet", "wild"] * 3,
+        label=[0, 1, 2] * 2,
+        id=list(range(6)),
+    )
+    with pytest.warns(UserWarning, match="'label' is taken for the labels, not 'coarse', 'id'"):
+        assert load_dataset(uri).num_classes == 3
+    assert load_dataset(f"{uri}?label=coarse").class_names == ("pet", "wild")
+    with pytest.raises(UserError, match="'id' has another value in every row, so that"):
+        load_dataset(f"{uri}?label=id")
+
+
+def test_rows_without_a_label_are_said_and_a_split_of_them_is_refused(hub):
+    hub.sets["some"] = {"train": split([0, 1, 2, -1], 0), "test": split([0, 1, 2], 9)}
+    with pytest.warns(UserWarning, match=r"split train: 1 of 4 rows have no label .* left out"):
+        assert len(load_dataset("hf:some").train_labels) == 3
+    hub.sets["none"] = {
+        "train": split([0, 1, 2], 0),
+        "test": split([-1, -1], 9),
+        "validation": split([2, 1, 0], 9),
+    }
+    with (
+        pytest.warns(UserWarning, match="'validation' is left out"),
+        pytest.raises(UserError, match=r"split test: 2 of 2 rows have no label .*\?test=NAME"),
+    ):
+        load_dataset("hf:none")
+    assert load_dataset("hf:none?test=validation").test_labels.tolist() == [2, 1, 0]
+    hub.sets["all"] = {"all": split([0, 1, 2] * 3, 0)}
+    assert len(load_dataset("hf:all?train=all&test=0.3").test_labels) == 3

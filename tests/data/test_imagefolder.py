@@ -1,11 +1,16 @@
 """Data sets from image files in one folder per class."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from trajmatch.data import decode, load_dataset
+from trajmatch import memory
+from trajmatch._torchvision import torchvision
+from trajmatch.data import load_dataset
+from trajmatch.data.reading import files_below
 from trajmatch.errors import UserError
 
 GREY, COLOUR = (6, 6), (6, 6, 3)
@@ -143,18 +148,6 @@ def test_photographs_of_any_size_are_resized(tmp_path):
     assert dataset.name == f"{tmp_path.name}?size=8"
 
 
-def test_photographs_are_turned_upright_when_they_are_resized(tmp_path):
-    write_all(tmp_path)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held so that the picture must be turned clockwise
-    pixels = picture(COLOUR, 3)
-    write(tmp_path / "train" / "cat" / "0.png", pixels, exif=exif)
-    dataset = load_dataset(f"imagefolder:{tmp_path}?size=6")
-    expected = np.rot90(pixels, -1).transpose(2, 0, 1)
-    assert np.array_equal(dataset.train_images[0].numpy(), expected)
-    assert np.array_equal(load(tmp_path).train_images[0].numpy(), pixels.transpose(2, 0, 1))
-
-
 def test_some_classes_are_read_and_no_other(tmp_path):
     write_all(tmp_path)
     for split in ("train", "test"):
@@ -168,7 +161,7 @@ def test_some_classes_are_read_and_no_other(tmp_path):
 
 def test_images_beyond_the_memory_are_refused(tmp_path, monkeypatch):
     write_all(tmp_path)
-    monkeypatch.setattr(decode, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**9)
     with pytest.raises(UserError, match=r"4 images of 20000 x 20000 pixels take 4\.8 GB of memory"):
         load_dataset(f"imagefolder:{tmp_path}?size=20000")
 
@@ -253,9 +246,6 @@ def test_what_is_no_image_is_named(tmp_path):
     path = tmp_path / "train" / "dog" / "notes.txt"
     path.write_text("two dogs")
     assert f"{path} cannot be read as an image" in refusal(tmp_path)
-    path.unlink()
-    (tmp_path / "train" / "dog" / "more").mkdir()
-    assert "dog/more cannot be read as an image" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp"])
@@ -269,10 +259,140 @@ def test_an_image_that_is_cut_off_is_named(tmp_path, suffix):
         assert f"{path} cannot be read as an image" in refusal(root)
 
 
-def test_deep_and_transparent_images_are_refused(tmp_path):
+def test_class_names_in_another_encoding_are_refused_before_an_image_is_read(tmp_path):
+    for name in (b"caf\xe9", b"th\xe9"):
+        folder = os.fsencode(tmp_path) + b"/" + name
+        os.mkdir(folder)
+        with open(folder + b"/0.png", "wb") as file:
+            file.write(b"not read")
+    assert r"the class name b'caf\xe9' is not UTF-8; rename it" in refusal(tmp_path)
+
+
+# Layouts
+
+
+@pytest.mark.parametrize(
+    "parts", ["train/test", "Train/Test", "TRAIN/VAL", "Training/Testing", "training/validation",
+              "train/valid", "Train/Val"]
+)  # fmt: skip
+def test_parts_under_their_usual_names(tmp_path, parts):
+    usual = load(write_all(tmp_path / "usual"))
+    train, test = parts.split("/")
+    root = write_all(tmp_path / "other", test=test)
+    (root / "train").rename(root / train)
+    assert load(root).fingerprint == usual.fingerprint
+    named = load_dataset(f"imagefolder:{root}?train={train}&test={test}")
+    assert named.fingerprint == usual.fingerprint
+
+
+def test_parts_under_other_names_are_given(tmp_path):
+    usual = load(write_all(tmp_path / "usual"))
+    root = write_all(tmp_path / "other", test="holdout")
+    (root / "train").rename(root / "fit")
+    given = load_dataset(f"imagefolder:{root}?train=fit&test=holdout")
+    assert given.fingerprint == usual.fingerprint
+    with pytest.raises(UserError, match=r"has no part 'fitt', which \?train= names; the nearest"):
+        load_dataset(f"imagefolder:{root}?train=fitt&test=holdout")
+    with pytest.warns(UserWarning, match="all 2 classes hold the folders cat, dog; if these are"):
+        load_dataset(f"imagefolder:{root}?test=0.5")
+
+
+def test_a_part_that_is_not_read_is_said(tmp_path):
     write_all(tmp_path)
-    path = tmp_path / "train" / "dog" / "1.png"
-    write(path, picture(GREY, 0).astype(np.uint16) * 257)
-    assert f"{path} should have 8 bits a channel, but its mode is I;16" in refusal(tmp_path)
-    write(path, picture((6, 6, 4), 0))
-    assert f"{path} is transparent in places" in refusal(tmp_path)
+    write_all(tmp_path, test="val")
+    with pytest.warns(UserWarning, match=r"'val' is left out; \?train=NAME and \?test=NAME"):
+        load(tmp_path)
+    assert len(load_dataset(f"imagefolder:{tmp_path}?test=val").test_images) == 2
+
+
+def test_a_class_may_be_called_like_a_part(tmp_path):
+    write_forty(tmp_path)
+    (tmp_path / "cat").rename(tmp_path / "train")  # of a railway
+    assert load_dataset(f"imagefolder:{tmp_path}?test=0.25").class_names == ("dog", "train")
+
+
+def test_images_of_a_class_are_found_in_all_its_folders_as_torchvision_finds_them(tmp_path):
+    for place in ("", "images", "a b", "a/x", "a"):
+        for number in (2, 10):
+            write(tmp_path / "cat" / place / f"{number}.png", picture(COLOUR, number))
+    write(tmp_path / "dog" / "images" / "0.png", picture(COLOUR, 0))
+    expected = torchvision.datasets.folder.make_dataset(tmp_path, {"cat": 0}, extensions=(".png",))
+    assert list(map(str, files_below(tmp_path / "cat"))) == [path for path, _ in expected]
+    write(tmp_path / "dog" / "1.png", picture(COLOUR, 1))
+    assert load_dataset(f"imagefolder:{tmp_path}?test=0.1").test_labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "junk", ["Thumbs.db", "desktop.ini", ".DS_Store", "._0.png", "__MACOSX/._0.png",
+             "@eaDir/0.png", ".ipynb_checkpoints/0.png"]
+)  # fmt: skip
+def test_what_systems_put_into_folders_is_left_out(tmp_path, junk):
+    clean = load(write_all(tmp_path)).fingerprint
+    for place in (".", "train", "train/cat"):
+        path = tmp_path / place / junk
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\xd0\xcf")
+    assert load(tmp_path).fingerprint == clean
+
+
+def test_accents_of_class_names_are_compared_in_one_form(tmp_path):
+    root = write_all(tmp_path)
+    (root / "train" / "dog").rename(root / "train" / "caf\u00e9")
+    (root / "test" / "dog").rename(root / "test" / "cafe\u0301")
+    assert load(root).class_names == ("caf\u00e9", "cat")
+    assert load_dataset(f"imagefolder:{root}?classes=cafe\u0301,cat").num_classes == 2
+    (root / "train" / "cafe\u0301").mkdir()
+    assert "every class needs a name of its own" in refusal(root)
+
+
+# What files say beside their pixels
+
+
+@pytest.fixture
+def special(tmp_path):
+    """One photograph that is not upright, one transparent image and one of 16 bits."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held so that the picture must be turned clockwise
+    root = write_all(tmp_path)
+    write(root / "train" / "cat" / "0.png", picture(COLOUR, 3), exif=exif)
+    write(root / "train" / "cat" / "1.png", picture((6, 6, 4), 4))
+    write(root / "train" / "dog" / "0.png", DEEP)
+    return root
+
+
+DEEP = np.linspace(0, 65535, 36).astype(np.uint16).reshape(6, 6)
+
+
+@pytest.mark.parametrize("size", ["", "&size=6"])
+def test_by_default_images_are_as_torchvision_loads_them(special, size):
+    loader = torchvision.datasets.folder.pil_loader
+    with pytest.warns(UserWarning) as warned:
+        dataset = load_dataset(f"imagefolder:{special}?classes=cat,dog{size}")
+    files = files_below(special / "train")
+    expected = np.stack([np.asarray(loader(path)).transpose(2, 0, 1) for path in files])
+    assert np.array_equal(dataset.train_images.numpy(), expected)
+    messages = " ".join(str(each.message) for each in warned)
+    for kind in ("1 of 6 images are not upright", "are transparent in", "have values above 255"):
+        assert kind in messages
+
+
+@pytest.mark.parametrize("size", ["", "&size=6"])
+def test_options_follow_what_the_files_say(special, size):
+    dataset = load_dataset(f"imagefolder:{special}?exif=turn&alpha=white&bits=scale{size}")
+    turned, transparent, deep, _ = dataset.train_images.numpy()
+    assert np.array_equal(turned, np.rot90(picture(COLOUR, 3), -1).transpose(2, 0, 1))
+    pixels = picture((6, 6, 4), 4).astype(float)
+    alpha = pixels[..., 3:] / 255
+    mixed = alpha * pixels[..., :3] + (1 - alpha) * 255
+    assert np.abs(transparent.transpose(1, 2, 0) - mixed).max() <= 1
+    assert np.array_equal(deep[0], DEEP >> 8)
+
+
+def test_images_beyond_the_limit_of_pillow(tmp_path, monkeypatch):
+    whole = load(write_all(tmp_path)).fingerprint
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # 36 pixels would give a warning
+    assert load(tmp_path).fingerprint == whole
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert r"is too large (Image size (36 pixels) exceeds limit" in refusal(tmp_path)
+    allowed = load_dataset(f"imagefolder:{tmp_path}?large=allow")
+    assert allowed.fingerprint == whole and Image.MAX_IMAGE_PIXELS == 10

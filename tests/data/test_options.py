@@ -27,13 +27,15 @@ def test_values_are_read():
         ("classes=", "x: the option classes has no value"),
         ("size=big", "x: size should be a whole number of pixels, but is 'big'"),
         ("size=0", "x: size should be a whole number of pixels, but is '0'"),
-        ("test=1", "x: test should be a number between 0 and 1, but is '1'"),
-        ("test=nan", "x: test should be a number between 0 and 1, but is 'nan'"),
+        ("test=1", "x: test should be a number between 0 and 1, or the name of a part, but is '1'"),
+        ("test=nan", "x: test should be a number between 0 and 1, .*, but is 'nan'"),
+        ("exif=rotate", "x: exif should be ignore or turn, but is 'rotate'"),
+        ("alpha=grey", "x: alpha should be drop or white or black, but is 'grey'"),
     ],
 )
 def test_what_cannot_be_used_is_named(text, message):
     with pytest.raises(UserError, match="^" + message.replace("...", r"\.\.\.")):
-        options.parse(text, ("classes", "size", "test"), "x")
+        options.parse(text, ("classes", "size", "test", "exif", "alpha"), "x")
 
 
 def test_classes_by_name_second_name_and_number():
@@ -41,6 +43,12 @@ def test_classes_by_name_second_name_and_number():
     assert choose_classes("x", NAMES, ("dog", "0", "T-shirt/top")) == [2, 0, 4]
     assert choose_classes("x", NAMES, ("3",)) == [3]  # a name goes before a number
     assert choose_classes("x", ("a", "b"), ("n2", "a"), ("n1", "n2")) == [1, 0]
+
+
+def test_accents_are_compared_in_one_form():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    assert choose_classes("x", ("a", decomposed), (composed,)) == [1]
+    assert choose_classes("x", ("a", composed), (decomposed,)) == [1]
 
 
 @pytest.mark.parametrize(

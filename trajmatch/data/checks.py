@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from trajmatch.data.options import composed
 from trajmatch.errors import UserError
 
 
@@ -109,7 +111,9 @@ def check_same_shape(what: str, train_images: Tensor, test_images: Tensor) -> No
 
 
 def check_class_names(what: str, class_names: Sequence[str]) -> None:
-    """Refuses fewer than two classes, and names that are empty or given twice.
+    """Refuse fewer than two classes, and names that are empty, given twice or not UTF-8.
+
+    Names are compared in the Unicode form NFC.
 
     Args:
         what: Whose names they are, for the message.
@@ -125,11 +129,31 @@ def check_class_names(what: str, class_names: Sequence[str]) -> None:
         )
     seen: set[str] = set()
     for index, name in enumerate(class_names):
-        if not name or name in seen:
+        check_text(f"{what}: the class name", name)
+        if not name or composed(name) in seen:
             raise UserError(
                 f"{what}: every class needs a name of its own, but class {index} is called {name!r}"
             )
-        seen.add(name)
+        seen.add(composed(name))
+
+
+def check_text(what: str, text: str) -> None:
+    """Refuse a text that UTF-8 cannot write: files are described in UTF-8.
+
+    Args:
+        what: Name of the text, for the message.
+        text: The text; Python keeps the bytes of file names in other encodings as surrogates.
+
+    Raises:
+        UserError: The text has a surrogate.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        given: str | bytes = text
+        with contextlib.suppress(UnicodeEncodeError):  # of a surrogate that stands for no byte
+            given = text.encode("utf-8", "surrogateescape")
+        raise UserError(f"{what} {given!r} is not UTF-8; rename it") from None
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from trajmatch.data import decode
+from trajmatch.data import checks, decode
 from trajmatch.data.dataset import Dataset
 from trajmatch.data.decode import Labelled
-from trajmatch.data.options import Options, choose_classes
-from trajmatch.data.reading import check_folder
+from trajmatch.data.options import Options, choose_classes, composed
+from trajmatch.data.parts import TEST, TRAIN, find_parts, say_left_out, split_parts
+from trajmatch.data.reading import check_folder, files_below, visible
 from trajmatch.errors import UserError
-from trajmatch.random import generator
 
-#: Part of each class that becomes the test set where there is none and nothing else is said.
-TEST_FRACTION = 0.25
-
-_TEST_FOLDERS = ("test", "val")
 _LAYOUT = "train/CLASS/IMAGE and test/CLASS/IMAGE (or val), or CLASS/IMAGE"
 
 
 def load(root: Path, options: Options) -> Dataset:
-    """Loads every image file of a folder.
+    """Load every image file of a folder.
 
-    Either ``root/train/CLASS`` and ``root/test/CLASS`` (or ``val``), or only ``root/train/CLASS``,
-    or ``root/CLASS``; without test images, a part of each class becomes the test set, which is
-    said. Classes are the subfolders in alphabetical order; within a class, files are taken in
-    alphabetical order. Hidden files are left out; every other file must be an image. Without
-    ``size`` all images must be square and of one size. The set is grey where all images are, else
-    RGB.
+    Either ``root/train/CLASS`` and ``root/test/CLASS`` (or ``val``, in any case and under the other
+    usual names), or only ``root/train/CLASS``, or ``root/CLASS``; without test images, a part of
+    each class becomes the test set, which is said. Classes are the subfolders in alphabetical
+    order; the images of a class are all files in its folder and in the folders there, in the order
+    of torchvision's ``ImageFolder``. Hidden files and those that systems make are left out; every
+    other file must be an image. Without ``size`` all images must be square and of one size. The set
+    is grey where all images are, else RGB.
 
     Args:
         root: The folder.
-        options: ``classes``, ``size`` and ``test`` count.
+        options: ``classes``, ``train``, ``test`` and those of images count.
 
     Returns:
         The data set, named after the folder.
@@ -46,143 +41,91 @@ def load(root: Path, options: Options) -> Dataset:
         UserError: The folders are not as described, or a file cannot be used.
     """
     check_folder(root)
-    train, test = _splits(root)
-    if test is not None and options.test is not None:
-        raise UserError(
-            f"{root} has test images of its own, in {test.name}; leave out ?test={options.test:g}"
-        )
-    present = [entry.name for entry in _entries(train) if entry.is_dir()]
+    train, test = _parts(root, options)
+    present = [entry.name for entry in visible(train) if entry.is_dir()]
+    if present:
+        checks.check_class_names(str(train), present)
     chosen = choose_classes(str(root), present, options.classes) if present else []
     names = [present[index] for index in chosen]
     train_files = _list_files(train, present, names)
     if test is not None:
         test_files = _list_files(test, present, names)
     else:
-        train_files, test_files = _split(root, train_files, names, options.test)
-    every = [*train_files, *test_files]
-    if options.size is None:
-        size, colour = decode.inspect(every)
-    else:
-        size, colour = options.size, decode.any_colour(every)
-    upright = options.size is not None
-    return Dataset.from_arrays(
-        root.resolve().name,
-        *decode.decode(train_files, size, colour=colour, upright=upright),
-        *decode.decode(test_files, size, colour=colour, upright=upright),
-        class_names=names,
-    )
+        _warn_of_parts(root, train_files)
+        labels = torch.tensor([label for _, label in train_files])
+        split = split_parts(str(root), labels, names, options.fraction)
+        train_files, test_files = ([train_files[index] for index in each] for each in split)
+    size, colour = decode.inspect([*train_files, *test_files], options)
+    pairs = decode.decode(str(root), [train_files, test_files], size, options, colour=colour)
+    return Dataset.from_arrays(root.resolve().name, *pairs[0], *pairs[1], class_names=names)
 
 
 def found_in(root: Path) -> bool:
-    """Whether a folder has the layout of a data set.
+    """True if a folder has the layout of a data set.
 
     Args:
         root: The folder; it may be missing.
     """
     if not root.is_dir():
         return False
-    entries = _entries(root)
-    return (root / "train").is_dir() or (len(entries) > 1 and all(e.is_dir() for e in entries))
-
-
-def stratified_split(
-    what: str, labels: Tensor, names: Sequence[str], fraction: float
-) -> tuple[Tensor, Tensor]:
-    """Sets a part of each class aside as test images, always the same ones.
-
-    Each class has a random stream of its own, and has an image on both sides at least.
-
-    Args:
-        what: Whose images they are, for messages.
-        labels: ``[N]``, int64.
-        names: Names of the classes.
-        fraction: Part of each class to set aside, between 0 and 1.
-
-    Returns:
-        ``(train, test)``: indices into ``labels``, int64, each in ascending order.
-
-    Raises:
-        UserError: A class has a single image.
-    """
-    test = torch.zeros(len(labels), dtype=torch.bool)
-    for label, name in enumerate(names):
-        members = torch.nonzero(labels == label).flatten()
-        if len(members) == 1:
-            raise UserError(
-                f"{what} has no test images, and class {name!r} a single image, which cannot be "
-                "split into training and test; add images, or leave the class out"
-            )
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        if count > 0:
-            order = torch.randperm(len(members), generator=generator(0, "test split", label))
-            test[members[order[:count]]] = True
-    return torch.nonzero(~test).flatten(), torch.nonzero(test).flatten()
-
-
-def say_split(what: str, test: int, every: int) -> None:
-    """Says that test images were made of training images, where nobody asked for it.
-
-    Args:
-        what: Whose images they are.
-        test: How many became test images.
-        every: How many there are.
-    """
-    warnings.warn(
-        f"{what} has no test images: {test} of its {every} images, the same ones every time, are "
-        f"used for testing and not for training; ?test=FRACTION sets another part than "
-        f"{TEST_FRACTION:g} aside",
-        stacklevel=2,
+    entries = visible(root)
+    return any(entry.name.casefold() in TRAIN and entry.is_dir() for entry in entries) or (
+        len(entries) > 1 and all(entry.is_dir() for entry in entries)
     )
 
 
-def _splits(root: Path) -> tuple[Path, Path | None]:
+def _parts(root: Path, options: Options) -> tuple[Path, Path | None]:
     """Folders of the training and of the test images; None where there are no test images."""
-    present = _entries(root)
-    train = root / "train"
-    test = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
-    if train.is_dir() and (test is not None or len(present) == 1):
-        return train, test
-    if present and not train.is_dir() and test is None:
+    present = [entry.name for entry in visible(root)]
+    folders = [name for name in present if (root / name).is_dir()]
+    train, test = find_parts(str(root), folders, options)
+    if train and (test or options.train or len(present) == 1):
+        parts = [name for name in folders if name.casefold() in (*TRAIN, *TEST)]
+        left_out = [name for name in parts if name not in (train, test)]
+        say_left_out(str(root), left_out, options)
+        return root / train, root / test if test else None
+    # A folder with images in it is a class of that name.
+    alone = train or test
+    if present and (not alone or any(entry.is_file() for entry in visible(root / alone))):
         return root, None
     raise UserError(
-        f"{root} should hold {_LAYOUT}, but holds "
-        f"{', '.join(path.name for path in present) or 'nothing'}; sort the images into those "
-        "folders"
+        f"{root} should hold {_LAYOUT}, but holds {', '.join(present) or 'nothing'}; sort the "
+        "images into those folders, or add ?train=NAME&test=NAME to the data's address"
     )
 
 
-def _split(
-    root: Path, files: list[Labelled], names: list[str], fraction: float | None
-) -> tuple[list[Labelled], list[Labelled]]:
-    labels = torch.tensor([label for _, label in files])
-    train, test = stratified_split(
-        str(root), labels, names, TEST_FRACTION if fraction is None else fraction
-    )
-    if fraction is None:
-        say_split(str(root), len(test), len(files))
-    return [files[index] for index in train], [files[index] for index in test]
-
-
-def _entries(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+def _warn_of_parts(root: Path, files: list[Labelled]) -> None:
+    """Warn if the folders of all classes hold the same folders, as parts of a data set would."""
+    below: dict[int, set[str]] = {}
+    for path, label in files:
+        below.setdefault(label, set()).add(path.parent.name)
+    first = below.get(0, set())
+    if len(first) > 1 and len(below) > 1 and all(each == first for each in below.values()):
+        warnings.warn(
+            f"{root}: all {len(below)} classes hold the folders {', '.join(sorted(first)[:5])}; if "
+            "these are the classes, name the parts: ?train=NAME&test=NAME",
+            stacklevel=2,
+        )
 
 
 def _list_files(split: Path, present: list[str], names: list[str]) -> list[Labelled]:
     """Files of the classes in ``names``; ``present`` are all classes of the training images."""
+    known = {composed(name): name for name in present}
     files = []
-    for entry in _entries(split):
+    for entry in visible(split):
         if not entry.is_dir():
             raise UserError(
                 f"{entry} is a file where a folder of images of one class was expected; "
                 "move it into the folder of its class, or away"
             )
-        if entry.name not in present:
+        name = known.get(composed(entry.name))
+        if name is None:
             raise UserError(
                 f"{entry} is no class of the training set ({', '.join(present) or 'it has none'}); "
                 "the folders of both must have the same names"
             )
-        if entry.name in names:
-            files += [Labelled(path, names.index(entry.name)) for path in _entries(entry)]
+        if name in names:
+            files += [Labelled(path, names.index(name)) for path in files_below(entry)]
     if not files:
         raise UserError(f"{split} holds no images; put them into one folder per class there")
     return files

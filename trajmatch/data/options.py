@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -18,25 +19,55 @@ class Options:
         classes: Names of the classes wanted, or their numbers; empty: all.
         size: Height and width to resize to, in pixels; None: as the files are.
         subset: Name of a published list of classes.
-        test: Fraction of each class to set aside as test images, where there are none.
+        train: Name of the part of the training images.
+        test: Name of the part of the test images; or, where there is none, the fraction of each
+            class to set aside as test images.
         config: Name of one of several data sets under one name.
         image: Column of the images.
         label: Column of the labels.
+        exif: ``"turn"`` turns photographs as their EXIF data says; ``"ignore"`` is the default of
+            torchvision, as that of the next two.
+        alpha: ``"white"`` or ``"black"`` puts transparent images on that background, ``"drop"``
+            leaves the alpha channel out.
+        bits: ``"scale"`` takes the upper 8 of 16 bits of grey images, ``"clip"`` cuts values above
+            255.
+        large: ``"allow"`` reads images of more than 179 million pixels, which Pillow refuses.
         text: The options as they were given, behind the ``?``.
     """
 
     classes: tuple[str, ...] = ()
     size: int | None = None
     subset: str | None = None
-    test: float | None = None
+    train: str | None = None
+    test: float | str | None = None
     config: str | None = None
     image: str | None = None
     label: str | None = None
+    exif: str = "ignore"
+    alpha: str = "drop"
+    bits: str = "clip"
+    large: str = "refuse"
     text: str = ""
+
+    @property
+    def fraction(self) -> float | None:
+        """Fraction of each class to set aside as test images; None if none is given."""
+        return self.test if isinstance(self.test, float) else None
+
+
+#: Options of all sources that decode image files.
+OF_IMAGES = ("size", "exif", "alpha", "bits", "large")
+
+_CHOICES = {
+    "exif": ("ignore", "turn"),
+    "alpha": ("drop", "white", "black"),
+    "bits": ("clip", "scale"),
+    "large": ("refuse", "allow"),
+}
 
 
 def split(uri: str) -> tuple[str, str]:
-    """The part of a URI or name before the ``?``, and the options behind it (perhaps empty)."""
+    """Split a URI or name into the part before the ``?`` and the options behind it, if any."""
     path, _, text = uri.partition("?")
     return path, text
 
@@ -71,7 +102,7 @@ def parse(text: str, allowed: Collection[str], what: str) -> Options:
 
 
 def nearest(given: str, known: Sequence[str]) -> str:
-    """What someone who wrote ``given`` may have meant, for a message.
+    """List what someone who wrote ``given`` may have meant, for a message.
 
     Args:
         given: What came.
@@ -102,21 +133,30 @@ def _read(what: str, name: str, value: str) -> object:
             if size < 1:
                 raise ValueError
             return size
-        if name == "test":
-            fraction = float(text)
-            if not 0 < fraction < 1:
-                raise ValueError
-            return fraction
     except ValueError:
-        wanted = "a whole number of pixels" if name == "size" else "a number between 0 and 1"
-        raise UserError(f"{what}: {name} should be {wanted}, but is {text!r}") from None
+        raise UserError(
+            f"{what}: size should be a whole number of pixels, but is {text!r:.40}"
+        ) from None
+    if name == "test":
+        try:
+            fraction = float(text)
+        except ValueError:
+            return text  # the name of a part
+        if not 0 < fraction < 1:
+            raise UserError(
+                f"{what}: test should be a number between 0 and 1, or the name of a part, but is "
+                f"{text!r}"
+            )
+        return fraction
+    if text not in _CHOICES.get(name, (text,)):
+        raise UserError(f"{what}: {name} should be {' or '.join(_CHOICES[name])}, but is {text!r}")
     return text
 
 
 def choose_classes(
     what: str, names: Sequence[str], wanted: Sequence[str], others: Sequence[str] = ()
 ) -> list[int]:
-    """Finds classes by name or number.
+    """Find classes by name or number.
 
     Args:
         what: Whose classes they are, for messages.
@@ -131,12 +171,13 @@ def choose_classes(
         UserError: There is no such class, or one is given twice.
     """
     chosen: list[int] = []
-    for name in wanted:
+    names, others = (list(map(composed, each)) for each in (names, others))
+    for name in map(composed, wanted):
         if name in names:
             index = names.index(name)
         elif name in others:
             index = others.index(name)
-        elif name.isdecimal() and int(name) < len(names):
+        elif name.isdecimal() and len(name) < 10 and int(name) < len(names):
             index = int(name)
         else:
             raise UserError(
@@ -147,3 +188,8 @@ def choose_classes(
             raise UserError(f"{what}: class {names[index]!r} is given twice; give it once")
         chosen.append(index)
     return chosen if wanted else list(range(len(names)))
+
+
+def composed(name: str) -> str:
+    """Return a name in the form NFC, in which names are compared: macOS decomposes accents."""
+    return unicodedata.normalize("NFC", name)

@@ -58,16 +58,23 @@ _SOURCES = {
     "cifar10": _Source("ROOT", _whole(cifar.CIFAR10.load), cifar.CIFAR10.found_in),
     "cifar100": _Source("ROOT", _whole(cifar.CIFAR100.load), cifar.CIFAR100.found_in),
     "svhn": _Source("ROOT", _whole(svhn.load), svhn.found_in),
-    "tiny-imagenet": _Source("ROOT", wordnet.load_tiny, wordnet.tiny_found_in, ("classes", "size")),
-    "imagenet": _Source(
-        "ROOT", wordnet.load_imagenet, wordnet.imagenet_found_in, ("classes", "size", "subset")
+    "tiny-imagenet": _Source(
+        "ROOT", wordnet.load_tiny, wordnet.tiny_found_in, ("classes", *options.OF_IMAGES)
     ),
-    "imagefolder": _Source("PATH", folder.load, options=("classes", "size", "test")),
+    "imagenet": _Source(
+        "ROOT",
+        wordnet.load_imagenet,
+        wordnet.imagenet_found_in,
+        ("classes", "subset", *options.OF_IMAGES),
+    ),
+    "imagefolder": _Source(
+        "PATH", folder.load, options=("classes", "train", "test", *options.OF_IMAGES)
+    ),
     "npz": _Source("FILE", _whole(npz.load)),
     "hf": _Source(
         "NAME",
         huggingface.load,
-        options=("classes", "size", "test", "config", "image", "label"),
+        options=("classes", "train", "test", "config", "image", "label", *options.OF_IMAGES),
     ),
 }
 

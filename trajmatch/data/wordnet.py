@@ -12,7 +12,7 @@ from trajmatch.data.dataset import Dataset
 from trajmatch.data.decode import Labelled
 from trajmatch.data.imagenet_subsets import SUBSETS
 from trajmatch.data.options import Options, choose_classes, nearest
-from trajmatch.data.reading import check_folder
+from trajmatch.data.reading import check_folder, visible
 from trajmatch.errors import UserError
 
 #: Mean and standard deviation of ImageNet's channels that all papers use.
@@ -70,11 +70,11 @@ def load_imagenet(root: Path, options: Options) -> Dataset:
         [
             Labelled(path, label)
             for label, identifier in enumerate(chosen)
-            for path in _visible(folder / split / identifier)
+            for path in visible(folder / split / identifier)
         ]
         for split in ("train", "val")
     ]
-    return _dataset("imagenet", splits, list(chosen.values()), options.size or IMAGENET_SIZE)
+    return _dataset("imagenet", folder, splits, list(chosen.values()), IMAGENET_SIZE, options)
 
 
 def load_tiny(root: Path, options: Options) -> Dataset:
@@ -113,7 +113,7 @@ def load_tiny(root: Path, options: Options) -> Dataset:
         images = folder / "train" / identifier / "images"
         if not images.is_dir():
             raise UserError(f"{images} is missing; unpack the whole archive again")
-        train += [Labelled(path, label) for path in _visible(images)]
+        train += [Labelled(path, label) for path in visible(images)]
     test = []
     annotations = folder / "val" / "val_annotations.txt"
     for line in _read(annotations).splitlines():
@@ -126,9 +126,8 @@ def load_tiny(root: Path, options: Options) -> Dataset:
             )
         if identifier in labels:
             test.append(Labelled(folder / "val" / "images" / file, labels[identifier]))
-    return _dataset(
-        "tiny-imagenet", [train, test], list(chosen.values()), options.size or TINY_SIZE
-    )
+    names = list(chosen.values())
+    return _dataset("tiny-imagenet", folder, [train, test], names, TINY_SIZE, options)
 
 
 def imagenet_found_in(root: Path) -> bool:
@@ -165,10 +164,6 @@ def _wordnet_folders(split: Path) -> list[str]:
     return sorted(entry.name for entry in split.iterdir() if _WORDNET_ID.fullmatch(entry.name))
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
 def _read(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"{path} is missing; unpack the whole archive again")
@@ -190,6 +185,14 @@ def _choose(what: str, named: Mapping[str, str], wanted: Sequence[str]) -> dict[
     return {identifiers[index]: named[identifiers[index]] for index in chosen}
 
 
-def _dataset(name: str, splits: list[list[Labelled]], names: list[str], size: int) -> Dataset:
-    train, test = (decode.decode(files, size, colour=True) for files in splits)
+def _dataset(
+    name: str,
+    folder: Path,
+    splits: list[list[Labelled]],
+    names: list[str],
+    size: int,
+    options: Options,
+) -> Dataset:
+    size = options.size or size
+    train, test = decode.decode(str(folder), splits, size, options, colour=True)
     return Dataset.from_arrays(name, *train, *test, class_names=names, statistics=STATISTICS)
