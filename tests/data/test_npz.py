@@ -66,16 +66,39 @@ def test_the_layout_of_medmnist(tmp_path):
     for split, count in (("train", 18), ("val", 9), ("test", 9)):
         content[f"{split}_images"] = draw.integers(0, 256, (count, 28, 28, 3), np.uint8)
         content[f"{split}_labels"] = (np.arange(count) % 9).astype(np.uint8)[:, None]
-    dataset = load(tmp_path, **content)
+    with pytest.warns(UserWarning, match="'val' is left out; .train=NAME"):
+        dataset = load(tmp_path, **content)
     assert dataset.num_classes == 9
     assert dataset.train_labels.tolist() == [*range(9)] * 2
     assert dataset.test_labels.shape == (9,) and dataset.test_labels.dtype == torch.int64
     expected = content["test_images"].transpose(0, 3, 1, 2)
     assert np.array_equal(dataset.test_images.numpy(), expected)
+    del content["val_images"]
     several = np.ones((18, 14), np.uint8)  # ChestMNIST: any number of the classes for each image
     assert "should have shape [N], one class index per image, but have [18, 14]" in refusal(
         tmp_path, **{**content, "train_labels": several}
     )
+
+
+def test_parts_are_chosen_by_name(tmp_path):
+    draw = np.random.default_rng(0)
+    content = {}
+    for images, labels, count in (("val_images", "val_labels", 6), ("x_fit", "y_fit", 9),
+                                  ("X_Test", "y_Test", 3)):  # fmt: skip
+        content[images] = draw.integers(0, 256, (count, 4, 4, 3), np.uint8)
+        content[labels] = np.arange(count) % 3
+    uri = f"npz:{tmp_path / 'pets.npz'}"
+    np.savez(tmp_path / "pets.npz", **content)
+    chosen = load_dataset(f"{uri}?train=fit&test=val")
+    assert chosen.name == "pets?train=fit&test=val"
+    assert np.array_equal(chosen.train_images.numpy(), content["x_fit"].transpose(0, 3, 1, 2))
+    assert np.array_equal(chosen.test_images.numpy(), content["val_images"].transpose(0, 3, 1, 2))
+    assert len(load_dataset(f"{uri}?train=val").test_images) == 3
+    with pytest.raises(UserError, match=r"has no part 'bal', which \?test= names; the nearest"):
+        load_dataset(f"{uri}?train=fit&test=bal")
+    np.savez(tmp_path / "pets.npz", x_fit=content["x_fit"], y_fit=content["y_fit"])
+    alone = load_dataset(f"{uri}?train=fit&test=0.34")
+    assert alone.test_labels.tolist() == [0, 1, 2] and len(alone.train_labels) == 6
 
 
 def test_one_channel_without_an_axis_and_labels_in_a_column(tmp_path):
@@ -88,6 +111,14 @@ def test_one_channel_without_an_axis_and_labels_in_a_column(tmp_path):
     )
     assert dataset.train_images.shape == (6, 1, 5, 5)
     assert dataset.train_labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_the_order_of_memory_and_of_bytes_does_not_matter(tmp_path):
+    plain = load(tmp_path, **arrays())
+    other = arrays()
+    other["x_train"] = np.asfortranarray(other["x_train"])
+    other["y_train"] = other["y_train"].astype(">i4")
+    assert load(tmp_path, **other).fingerprint == plain.fingerprint
 
 
 def test_class_names(tmp_path):
@@ -105,7 +136,7 @@ def test_class_names(tmp_path):
 BAD = {
     "an array is missing": (
         {"x_train": pixels(6, 4, 4), "y_train": np.zeros(6, int)},
-        "should hold the arrays x_train, y_train, x_test, y_test or train_images",
+        "but holds x_train [6, 4, 4] of uint8, y_train [6] of int64; save them",
     ),
     "images from 0 to 1": (
         arrays(x_train=pixels(6, 4, 4, 3) / 255),
@@ -155,9 +186,21 @@ BAD = {
         arrays(x_train=pixels(0, 4, 4, 3), y_train=np.zeros(0, int)),
         "at least 2 classes are needed, but there are 0",
     ),
+    "images of NaN": (
+        arrays(x_train=np.full((6, 4, 4, 3), np.nan, np.float16)),
+        "x_train should be uint8, 0 to 255, but is float16",
+    ),
+    "images of records": (
+        arrays(x_train=np.zeros((6, 4, 4), [("r", "u1"), ("g", "u1")])),
+        "x_train should be uint8, 0 to 255, but is [('r', 'u1'), ('g', 'u1')]",
+    ),
+    "class names that are no text": (
+        arrays(class_names=np.array(["cat", "dog", "caf\udce9"])),
+        r"the class name b'caf\xe9' is not UTF-8; rename it",
+    ),
     "objects": (
         arrays(y_train=np.array([0, 1, 2, 0, 1, None])),
-        "holds Python objects instead of numbers",
+        "pets.npz: y_train holds Python objects instead of numbers",
     ),
 }
 
@@ -172,7 +215,7 @@ def test_files_that_are_not_npz_are_refused(tmp_path):
     path = tmp_path / "pets.npz"
     for content in (b"", b"PK\x03\x04 nothing", b"\x89PNG\r\n", b"\x80\x04N."):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"pets\.npz is damaged, not an \.npz file, or holds"):
+        with pytest.raises(UserError, match=r"pets\.npz is damaged or not an \.npz file"):
             load_dataset(f"npz:{path}")
     np.save(tmp_path / "single.npy", pixels(4, 4))
     with pytest.raises(UserError, match="holds a single array; save several"):
@@ -185,7 +228,7 @@ def test_a_file_cut_off_or_damaged_is_refused(tmp_path, compressed):
     (np.savez_compressed if compressed else np.savez)(path, **arrays())
     whole = path.read_bytes()
     path.write_bytes(whole[:-40])
-    with pytest.raises(UserError, match="is damaged, not an"):
+    with pytest.raises(UserError, match="is damaged or not an"):
         load_dataset(f"npz:{path}")
     middle = len(whole) // 8
     path.write_bytes(
@@ -193,7 +236,7 @@ def test_a_file_cut_off_or_damaged_is_refused(tmp_path, compressed):
         + bytes(byte ^ 255 for byte in whole[middle : middle + 9])
         + whole[middle + 9 :]
     )
-    with pytest.raises(UserError, match="is damaged, not an"):
+    with pytest.raises(UserError, match="is damaged or not an"):
         load_dataset(f"npz:{path}")
 
 
@@ -207,9 +250,10 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_header_that_claims_more_than_there_is_allocates_nothing(tmp_path):
     claim = "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 8, 8), }"
     header = b"\x93NUMPY\x01\x00" + len(claim).to_bytes(2, "little") + claim.encode()
-    for name, content in (("x_train.npy", header + bytes(64)), ("x_train", b"text")):
+    for ending, content in ((".npy", header + bytes(64)), ("", b"text")):
         path = tmp_path / "claims.npz"
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr(name, content)
+            for name in arrays():
+                archive.writestr(name + ending, content)
         with pytest.raises(UserError, match=r"claims\.npz is damaged"):
             load_dataset(f"npz:{path}")

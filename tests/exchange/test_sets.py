@@ -91,6 +91,23 @@ def test_probabilities_become_logits(write, read) -> None:
     torch.testing.assert_close(read(folder, labels="probability").labels.softmax(1), rows)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_numbers_of_other_precisions_become_those_of_float32(write, read, dtype) -> None:
+    wanted, logits = images().to(dtype).float(), torch.randn(6, 3).to(dtype).float()
+    folder = write(images=wanted.to(dtype), labels=logits.to(dtype), lr=torch.tensor(0.01))
+    result = read(folder, labels="logit")
+    assert torch.equal(result.images, wanted) and torch.equal(result.labels, logits)
+
+
+def test_numbers_that_float32_does_not_have_are_rounded_with_a_warning(write, read) -> None:
+    wanted = images().double() / 3
+    folder = write(images=wanted, labels=LABELS[:, None], lr=torch.tensor(0.01))
+    with pytest.warns(UserWarning, match=r"images_best\.pt holds numbers of torch\.float64, which"):
+        result = read(folder)
+    assert torch.equal(result.images, wanted.float())
+    assert torch.equal(result.labels, LABELS)  # from a column
+
+
 def test_one_set_of_several_is_given_by_its_images(write, read) -> None:
     wanted = images()
     write("_0", images=images(), labels=LABELS)
@@ -160,7 +177,7 @@ def test_a_copy_to_look_at_is_refused(write, read) -> None:
         ({"images": images(7)}, "holds 7 images, which is no multiple of the 3 classes"),
         ({"images": torch.tensor(1.0)}, "holds 0 images"),
         ({"images": torch.zeros(1).expand(6, 1, 80, 80)}, "larger than the file"),
-        ({"images": images().double()}, "dtype should be float32"),
+        ({"images": images().to(torch.uint8)}, "dtype should be float32"),
         ({"images": torch.randn(6, 3, 8, 8)}, "mean should be 3 numbers"),
         ({"images": torch.randn(6, 1, 9, 9)}, "network's image_size should be 9"),
         ({"images": images() / 0}, "finite"),

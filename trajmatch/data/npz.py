@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trajmatch.data import checks
 from trajmatch.data.dataset import Dataset
+from trajmatch.data.options import Options
+from trajmatch.data.parts import find_parts, say_left_out, split_parts
 from trajmatch.errors import UserError
 
 #: Names of the arrays, in either of two ways.
@@ -23,11 +27,15 @@ KEYS = (
 )
 CLASS_NAMES = "class_names"
 
+#: Images and labels of a part, in the order of preference.
+_PATTERNS = (("x_NAME", "y_NAME"), ("X_NAME", "y_NAME"), ("NAME_images", "NAME_labels"))
+_NO_OPTIONS = Options()
+
 _Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def load(path: Path) -> Dataset:
-    """Loads images and labels.
+def load(path: Path, options: Options) -> Dataset:
+    """Load images and labels.
 
     Images are uint8, ``[N, S, S]``, ``[N, S, S, C]`` or ``[N, C, S, S]``: the two equal axes are
     height and width. Labels are integers, ``[N]`` or ``[N, 1]``. An array ``class_names`` of
@@ -36,6 +44,8 @@ def load(path: Path) -> Dataset:
 
     Args:
         path: The file.
+        options: ``train`` and ``test`` count: ``NAME`` stands for ``x_NAME`` and ``y_NAME``, or
+            ``NAME_images`` and ``NAME_labels``.
 
     Returns:
         The data set, named after the file.
@@ -44,16 +54,27 @@ def load(path: Path) -> Dataset:
         OSError: The file cannot be read.
         UserError: The file is damaged, or its arrays cannot be used.
     """
-    return from_arrays(str(path), path.stem, _read(path))
+    with path.open("rb") as file, _damage(path):
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError(f"{path} holds a single array; save several with numpy.savez")
+        keys, left_out = _choose(str(path), archive.files, options, lambda: _contents(archive))
+        wanted = {key for pair in keys for key in pair} | ({CLASS_NAMES} & set(archive.files))
+        arrays = {key: _array(path, archive, key) for key in archive.files if key in wanted}
+    say_left_out(str(path), left_out, options)
+    return from_arrays(str(path), path.stem, arrays, options)
 
 
-def from_arrays(what: str, name: str, arrays: Mapping[str, _Array]) -> Dataset:
-    """Makes a data set of arrays with the names and shapes that a file has.
+def from_arrays(
+    what: str, name: str, arrays: Mapping[str, _Array], options: Options = _NO_OPTIONS
+) -> Dataset:
+    """Make a data set of arrays with the names and shapes that a file has.
 
     Args:
         what: Where they come from, for messages.
         name: What the data set is called.
         arrays: As for :func:`load`; those of other names do not count.
+        options: As for :func:`load`.
 
     Returns:
         The data set.
@@ -61,63 +82,112 @@ def from_arrays(what: str, name: str, arrays: Mapping[str, _Array]) -> Dataset:
     Raises:
         UserError: The arrays cannot be used.
     """
-    keys = next((keys for keys in KEYS if all(key in arrays for key in keys)), None)
-    if keys is None:
+    pairs, left_out = _choose(what, list(arrays), options, lambda: _listed(arrays))
+    parts = [
+        (
+            _images(f"{what}: {images}", arrays[images]),
+            _labels(f"{what}: {labels}", arrays[labels]),
+        )
+        for images, labels in pairs
+    ]
+    say_left_out(what, left_out, options)
+    names = _class_names(what, arrays, parts[0][1])
+    if len(parts) == 1:
+        images, labels = parts[0]
+        checks.check_labels(f"{what}: {pairs[0][1]}", labels, len(images), names)
+        split = split_parts(what, labels, names, options.fraction)
+        parts = [(images[rows], labels[rows]) for rows in split]
+    return Dataset.from_arrays(name, *parts[0], *parts[1], names)
+
+
+def _choose(
+    what: str, names: Sequence[str], options: Options, contents: Callable[[], str]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Names of images and labels for training and, if there are any, for testing; unread parts."""
+    found = {}
+    for images, labels in reversed(_PATTERNS):
+        prefix, suffix = images.split("NAME")
+        for name in names:
+            part = name.removeprefix(prefix).removesuffix(suffix)
+            pair = (images.replace("NAME", part), labels.replace("NAME", part))
+            if part and pair[0] == name and pair[1] in names:
+                found[part] = pair
+    train, test = find_parts(what, list(found), options)
+    if train is None or (test is None and options.fraction is None):
         raise UserError(
             f"{what} should hold the arrays {' or '.join(', '.join(keys) for keys in KEYS)}, "
-            f"but holds {', '.join(sorted(arrays)) or 'nothing'}; save them under those names"
+            f"but holds {contents()}; save them under those names, or choose parts with "
+            "?train=NAME&test=NAME (x_NAME and y_NAME, or NAME_images and NAME_labels)"
         )
-    train_images, train_labels, test_images, test_labels = (
-        (_images if key == image_key else _labels)(f"{what}: {key}", arrays[key])
-        for key, image_key in zip(keys, (keys[0], "", keys[2], ""), strict=True)
+    chosen = [part for part in (train, test) if part is not None]
+    return [found[part] for part in chosen], [part for part in found if part not in chosen]
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn what numpy and zipfile raise for a file of another kind into a message."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        ValueError,
+        EOFError,
+        KeyError,  # what is called like an array, but is none
+        MemoryError,
+        OverflowError,
+        RuntimeError,  # also what zipfile does not implement
+        SyntaxError,  # of the header, which is a Python literal
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise UserError(
+            f"{path} is damaged or not an .npz file ({error}); save plain arrays with numpy.savez"
+        ) from error
+
+
+def _contents(archive: np.lib.npyio.NpzFile) -> str:
+    """List the arrays of an archive, from their headers."""
+    headers = ((key, _header(archive, key)) for key in sorted(archive.files))
+    return ", ".join(f"{key} {list(shape)} of {dtype}" for key, (shape, dtype, _) in headers) or (
+        "nothing"
     )
-    names = _class_names(what, arrays, train_labels)
-    return Dataset.from_arrays(name, train_images, train_labels, test_images, test_labels, names)
 
 
-def _read(path: Path) -> dict[str, _Array]:
-    wanted = {key for keys in KEYS for key in keys} | {CLASS_NAMES}
-    with path.open("rb") as file:
-        try:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.lib.npyio.NpzFile):
-                return {key: _array(archive, key) for key in archive.files if key in wanted}
-        except (
-            ValueError,
-            EOFError,
-            KeyError,  # what is called like an array, but is none
-            MemoryError,
-            OverflowError,
-            RuntimeError,  # also what zipfile does not implement
-            SyntaxError,  # of the header, which is a Python literal
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
-            raise UserError(
-                f"{path} is damaged, not an .npz file, or holds Python objects instead of numbers "
-                f"({error}); save plain arrays with numpy.savez"
-            ) from error
-    raise UserError(f"{path} holds a single array; save several with numpy.savez")
+def _listed(arrays: Mapping[str, _Array]) -> str:
+    listed = (f"{key} {list(each.shape)} of {each.dtype}" for key, each in sorted(arrays.items()))
+    return ", ".join(listed) or "nothing"
 
 
-def _array(archive: np.lib.npyio.NpzFile, key: str) -> _Array:
+def _array(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> _Array:
     """An array of the archive, whose header claims no more than there is.
 
     Raises:
         ValueError: It claims another size, or there is no array.
+        UserError: It holds Python objects.
     """
+    shape, dtype, size = _header(archive, key)
+    if dtype.hasobject:
+        raise UserError(
+            f"{path}: {key} holds Python objects instead of numbers; save an array of one dtype, "
+            "for which all images have one shape"
+        )
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed != size:
+        raise ValueError(f"the header of {key} claims {claimed} bytes, but there are {size}")
+    array: _Array = archive[key]
+    return array
+
+
+def _header(archive: np.lib.npyio.NpzFile, key: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape and dtype that an array claims to have, and the bytes that it has."""
     assert archive.zip is not None  # it is open
     member = f"{key}.npy"
     with archive.zip.open(member) as file:
         major, _ = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if major == 1 else _read_later_header
         shape, _, dtype = read(file)
-        claimed = math.prod(shape) * dtype.itemsize
-        size = archive.zip.getinfo(member).file_size - file.tell()
-    if claimed != size and not dtype.hasobject:  # numpy refuses those in words of its own
-        raise ValueError(f"the header of {key} claims {claimed} bytes, but there are {size}")
-    array: _Array = archive[key]
-    return array
+        return shape, dtype, archive.zip.getinfo(member).file_size - file.tell()
 
 
 def _read_later_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

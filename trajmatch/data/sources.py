@@ -52,6 +52,10 @@ def _take_classes(dataset: Dataset, given: Options) -> Dataset:
     return dataset.of_classes(options.choose_classes(dataset.name, names, given.classes))
 
 
+def _npz(path: Path, given: Options) -> Dataset:
+    return _take_classes(npz.load(path, given), given)
+
+
 _SOURCES = {
     "fashion-mnist": _Source("ROOT", _whole(mnist.FASHION.load), mnist.FASHION.found_in),
     "mnist": _Source("ROOT", _whole(mnist.DIGITS.load), mnist.DIGITS.found_in),
@@ -70,7 +74,7 @@ _SOURCES = {
     "imagefolder": _Source(
         "PATH", folder.load, options=("classes", "train", "test", *options.OF_IMAGES)
     ),
-    "npz": _Source("FILE", _whole(npz.load)),
+    "npz": _Source("FILE", _npz, options=("classes", "train", "test")),
     "hf": _Source(
         "NAME",
         huggingface.load,

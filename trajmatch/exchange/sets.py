@@ -7,6 +7,7 @@ target logits (DATM); and the learned step size, which MTT's script leaves out.
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,6 +119,8 @@ def read_set(found: SetFiles, origin: Origin, config: ConvertConfig) -> Artifact
             f"of {origin.dataset.name}; give the --data that they were made from"
         )
     kind, labels = _labels(found.labels, labels, config.labels)
+    if images.is_floating_point():
+        images = _single(found.images, images)
     try:
         return Artifact(
             images=images,
@@ -190,12 +193,25 @@ def _step_size(found: SetFiles, given: float | None) -> float:
 
 
 def _labels(path: Path, labels: Tensor, kind: str | None) -> tuple[Any, Tensor]:
-    """The kind of an artifact's labels, and the labels as it keeps them."""
+    """Return the kind of an artifact's labels, and the labels as it keeps them."""
     if not labels.is_floating_point():
         if kind is not None:
             raise UserError(f"{path} holds class indices ({labels.dtype}); leave out --labels")
-        return "index", labels.to(torch.int64)
-    return "logit", log_probabilities(labels) if kind == "probability" else labels
+        column = labels.ndim == 2 and labels.shape[1] == 1
+        return "index", (labels[:, 0] if column else labels).to(torch.int64)
+    if kind == "probability":
+        return "logit", log_probabilities(labels)
+    return "logit", _single(path, labels)
+
+
+def _single(path: Path, tensor: Tensor) -> Tensor:
+    """The tensor as float32, with a warning where that rounds."""
+    single = tensor.float()
+    if single.isfinite().all() and not torch.equal(single.to(tensor.dtype), tensor):
+        warnings.warn(
+            f"{path} holds numbers of {tensor.dtype}, which are rounded to float32", stacklevel=2
+        )
+    return single
 
 
 def _briefly(value: Any) -> str:
