@@ -28,7 +28,7 @@ from trajmatch.distill.outer import (
     differentiate,
     outer_gradients,
 )
-from trajmatch.ops.loop import DsaReplay
+from trajmatch.ops.arguments import DsaReplay
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.recording import Record, checked, cuda_graph
 from trajmatch.streams import Outputs, side_by_side

@@ -82,8 +82,10 @@ def convolved(size: int, kernel: int, padding: int, stride: int = 1) -> int:
 
 
 def check_positive(network: str, **sizes: int) -> None:
-    """Raise ValueError for a size below 1."""
+    """Raise ValueError for a size below 1, and TypeError for one that is no whole number."""
     for name, value in sizes.items():
+        if not isinstance(value, int):
+            raise TypeError(f"{network}: expected {name} to be an int, but got {value!r}")
         if value < 1:
             raise ValueError(f"{network}: expected {name} to be at least 1, but got {value}")
 

@@ -52,7 +52,9 @@ def build(spec: dict[str, Any]) -> nn.Module:
         _on_meta(name, arguments)
         return _NETWORKS[name](**arguments)
     except TypeError as error:
-        raise ValueError(f"build: expected the arguments of {name}, but got {arguments}") from error
+        raise ValueError(
+            f"build: expected the arguments of {name}, but got {arguments} ({error})"
+        ) from error
 
 
 def build_student(spec: dict[str, Any]) -> nn.Module:

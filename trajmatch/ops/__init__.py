@@ -9,8 +9,8 @@ PyTorch's autograd for every other module; :func:`engine_for` says which.
 
 from trajmatch import _extension  # noqa: F401  registers the operators
 from trajmatch.ops import dsa_parameters
+from trajmatch.ops.arguments import DsaReplay
 from trajmatch.ops.dsa import dsa
-from trajmatch.ops.loop import DsaReplay
 from trajmatch.ops.norm_act_pool import norm_act_pool
 from trajmatch.ops.param_distance import param_distance
 from trajmatch.ops.sgd_step import sgd_step, sgd_step_adjoint

@@ -6,21 +6,35 @@ The engine's operators make the same checks in C++, with the same words, for cal
 
 from __future__ import annotations
 
-import functools
+import inspect
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from trajmatch.networks.engine import uncompiled
-from trajmatch.ops.replay import explained
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 #: A tensor, a NumPy array, or nested sequences of numbers.
 ArrayLike = Tensor | Sequence[Any] | Any
+
+Augment = Callable[[Tensor, int], Tensor]
+
+
+@runtime_checkable
+class DsaReplay(Protocol):
+    """An augmentation that can say what it does in the terms of :func:`trajmatch.ops.dsa`.
+
+    :meth:`trajmatch.data.DSA.replay` makes one. An unrolled loop on the engine then augments by
+    itself instead of calling it.
+    """
+
+    def __call__(self, images: Tensor, step: int) -> Tensor:
+        """The augmented images of a step."""
+
+    def dsa_parameters(self, step: int, count: int, height: int, width: int) -> Tensor:
+        """The rows ``[count, 5]`` by which a call with that step transforms its images."""
 
 
 class Expect:
@@ -67,11 +81,18 @@ class Expect:
         wanted = f"be on {other.device} (the device of {name})"
         self.that(tensor.device == other.device, argument, wanted, tensor.device)
 
-    def model(self, model: nn.Module) -> nn.Module:
-        """Return the module that is to be called, not compiled; raise where there is none."""
-        model = uncompiled(model)
+    def module(self, model: Any) -> nn.Module:
+        """Return a module as it was before ``torch.compile``; raise TypeError for anything else."""
         if not isinstance(model, nn.Module):
-            raise TypeError(self.message("model", "be a torch.nn.Module", type(model).__name__))
+            came = (
+                f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+            )
+            raise TypeError(self.message("model", "be a torch.nn.Module", came))
+        return uncompiled(model)
+
+    def model(self, model: nn.Module) -> nn.Module:
+        """Return the module that is to be called; raise where it cannot be a student."""
+        model = self.module(model)
         kind = type(model).__name__
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise TypeError(
@@ -98,6 +119,32 @@ class Expect:
             trainable, "model", "have parameters to train", f"{kind}, where requires_grad is False"
         )
         return model
+
+    def counts(self, argument: str, values: Sequence[int]) -> list[int]:
+        """Return whole numbers as a list; raise TypeError for anything else."""
+        try:
+            return [operator.index(each) for each in values]
+        except TypeError:
+            wanted = "be a sequence of whole numbers"
+            raise TypeError(self.message(argument, wanted, repr(values))) from None
+
+    def augment(self, augment: Callable[..., Any] | None) -> None:
+        """Raise TypeError for an augmentation that cannot be called with images and a step."""
+        if augment is None or isinstance(augment, DsaReplay):
+            return
+        came = type(augment).__name__
+        if hasattr(augment, "replay"):  # a strategy, which is random
+            came += "; its method replay(seed) gives one"
+        elif callable(augment):
+            try:
+                inspect.signature(augment).bind(None, 0)
+            except ValueError:  # a builtin does not tell
+                return
+            except TypeError as error:
+                came += f" ({error})"
+            else:
+                return
+        raise TypeError(self.message("augment", "be a function of (images, step)", came))
 
     def theta(self, argument: str, theta: Tensor, model: nn.Module) -> None:
         """Raise unless the tensor can be the parameters of the model."""
@@ -150,31 +197,6 @@ class Expect:
         if tensor.numel() == 0 or not (tensor.is_floating_point() or tensor.is_complex()):
             return tensor.to(torch.int64)
         return tensor.to(dtype)
-
-
-def student_operator(function: Callable[P, R]) -> Callable[P, R]:
-    """Make an operator work in inference mode, and say what PyTorch finds wrong inside of it.
-
-    Results are those of ``torch.no_grad`` then: gradients are computed inside of the operators.
-    """
-
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling():
-            return function(*args, **kwargs)
-        with explained(function.__name__):
-            if not torch.is_inference_mode_enabled():
-                return function(*args, **kwargs)
-            with torch.inference_mode(False), torch.no_grad():
-                normal = [_normal(each) for each in args]
-                return function(*normal, **{key: _normal(each) for key, each in kwargs.items()})
-
-    return wrapped
-
-
-def _normal(value: Any) -> Any:
-    """Return a copy of an inference tensor, which autograd does not take; all else as it is."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from trajmatch import _extension  # noqa: F401  registers the operators
+from trajmatch.ops.errors import public_operator
 
 
+@public_operator
 def dsa(images: Tensor, parameters: Tensor) -> Tensor:
     """Augments every image by its own parameters (DSA; Zhao and Bilen, ICML 2021).
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from trajmatch import reference
+from trajmatch.ops.arguments import Augment, DsaReplay
+from trajmatch.ops.errors import explained
 from trajmatch.ops.replay import (
     Conditions,
     Fingerprints,
     RandomState,
-    explained,
     twice_differentiable,
 )
 from trajmatch.ops.student import autograd_gradient
-
-Augment = Callable[[Tensor, int], Tensor]
 
 
 class StepJvp(NamedTuple):
@@ -37,21 +36,6 @@ class StepJvp(NamedTuple):
     grad_images: Tensor
     grad_labels: Tensor | None
     gradient: Tensor | None = None
-
-
-@runtime_checkable
-class DsaReplay(Protocol):
-    """An augmentation that can say what it does in the terms of :func:`trajmatch.ops.dsa`.
-
-    :meth:`trajmatch.data.DSA.replay` makes one. An unrolled loop on the engine then augments by
-    itself instead of calling it.
-    """
-
-    def __call__(self, images: Tensor, step: int) -> Tensor:
-        """The augmented images of a step."""
-
-    def dsa_parameters(self, step: int, count: int, height: int, width: int) -> Tensor:
-        """The rows ``[count, 5]`` by which a call with that step transforms its images."""
 
 
 class Student(Protocol):
@@ -138,9 +122,26 @@ class Loop:
         self.fingerprints = Fingerprints()
         self.random_states: list[RandomState] = []
 
-    def _batch(self, images: Tensor, step: int) -> Tensor:
-        batch = images[self.batches[step]]
-        return batch if self.augment is None else self.augment(batch, step)
+    def _augmented(self, batch: Tensor, step: int) -> Tensor:
+        """The images that the student sees in a step."""
+        if self.augment is None:
+            return batch
+        shown = self.augment(batch, step)
+        self._check_augmented(batch, shown)
+        return shown
+
+    def _check_augmented(self, batch: Tensor, shown: Tensor) -> None:
+        """Raise unless an augmentation returned images that the student takes."""
+        came, wanted = type(shown).__name__, f"a torch.Tensor of shape {list(batch.shape)}"
+        if isinstance(shown, Tensor):
+            # A module may take other sizes; the engine's networks have one.
+            fits = shown.shape[:1] == batch.shape[:1]
+            fits = fits and (self.model is not None or shown.shape == batch.shape)
+            if fits and shown.dtype == batch.dtype and shown.device == batch.device:
+                return
+            came = f"{shown.dtype} of shape {list(shown.shape)} on {shown.device}"
+            wanted = f"{batch.dtype} of shape {list(batch.shape)} on {batch.device}"
+        raise ValueError(f"trajmatch::unroll: expected augment to return {wanted}, but got {came}")
 
     def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient of a step on its augmented batch. ``[P]``."""
@@ -180,7 +181,8 @@ class Loop:
         for step, batch in enumerate(self.batches):
             trajectory.append(theta)
             self._keep_random_state(theta.device)
-            grad = self.gradient(step, theta, self._batch(images, step), labels[batch])
+            shown = self._augmented(images[batch], step)
+            grad = self.gradient(step, theta, shown, labels[batch])
             theta, buffer = torch.ops.trajmatch.sgd_step(theta, grad, lr, buffer, self.momentum)
             if step + 1 in self.counts:
                 reached[step + 1] = theta
@@ -241,7 +243,7 @@ class Loop:
             # The augmentation is replayed with its graph, which carries the images' gradient back.
             with torch.enable_grad():
                 raw = images[batch].requires_grad_()
-                shown = raw if self.augment is None else self.augment(raw, step)
+                shown = self._augmented(raw, step)
             directional, hessian_r, image_share, label_share, _ = self.jvp(
                 step, trajectory[step], shown.detach(), labels[batch], r
             )

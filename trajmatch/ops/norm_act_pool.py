@@ -11,8 +11,10 @@ from trajmatch import _extension  # noqa: F401  registers the operators
 from trajmatch.networks.convnet import ACTIVATIONS, NORMS, POOLINGS
 from trajmatch.networks.layers import GROUP_NORM_GROUPS, NORM_EPS
 from trajmatch.ops._registration import forbid_autograd
+from trajmatch.ops.errors import public_operator
 
 
+@public_operator
 def norm_act_pool(
     x: Tensor,
     weight: Tensor | None = None,

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from trajmatch import _extension  # noqa: F401  registers the operators
+from trajmatch.ops.errors import public_operator
 
 
+@public_operator
 def param_distance(student: Tensor, target: Tensor, start: Tensor) -> Tensor:
     """``|student - target|^2 / |start - target|^2``, the matching loss of MTT (section 3.2).
 

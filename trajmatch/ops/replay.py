@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -165,34 +164,6 @@ def twice_differentiable() -> Iterator[None]:
         if "torch._dynamo" in sys.modules and not torch.compiler.is_compiling():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
-
-
-@contextmanager
-def explained(op: str) -> Iterator[None]:
-    """Say in the terms of the operator what PyTorch finds wrong inside of it."""
-    try:
-        yield
-    except IndexError as error:
-        if found := re.fullmatch(r"Target (-?\d+) is out of bounds.", str(error)):
-            raise ValueError(
-                f"trajmatch::{op}: expected labels to lie in [0, K), where K is the number of the "
-                f"model's logits, but got {found[1]}"
-            ) from error
-        raise
-    except RuntimeError as error:
-        text = str(error)
-        if "functorch transforms" in text:
-            raise NotImplementedError(
-                f"trajmatch::{op}: expected to be called outside of torch.func transforms; use "
-                f"torch.autograd.grad, or trajmatch.reference.{op}"
-            ) from error
-        if "is not implemented" in text or "does not currently support double backward" in text:
-            raise NotImplementedError(
-                f"trajmatch::{op}: expected a model that is twice differentiable, but got one with "
-                f"a layer that is not ({text.splitlines()[0]}); `trajmatch doctor --network` names "
-                "the layer"
-            ) from error
-        raise
 
 
 Modes = Sequence[tuple[nn.Module, bool]]

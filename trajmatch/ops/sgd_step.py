@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trajmatch import _extension  # noqa: F401  registers the operators
+from trajmatch.ops.errors import public_operator
 
 
-def as_scalar(value: Tensor | float, like: Tensor) -> Tensor:
+def as_scalar(value: Any, like: Tensor) -> Tensor:
     """A learning rate as a scalar tensor with dtype and device of ``like``."""
     if isinstance(value, Tensor):
         return value
-    return torch.full((), value, dtype=like.dtype, device=like.device)
+    if not isinstance(value, Real):
+        raise TypeError(
+            "trajmatch: expected lr to be a number or a tensor of shape [], "
+            f"but got {type(value).__name__}"
+        )
+    return torch.full((), float(value), dtype=like.dtype, device=like.device)
 
 
+@public_operator
 def sgd_step(
     theta: Tensor,
     grad: Tensor,
@@ -45,6 +53,7 @@ def sgd_step(
     return torch.ops.trajmatch.sgd_step(theta, grad, as_scalar(lr, theta), buffer, momentum)
 
 
+@public_operator
 def sgd_step_adjoint(
     grad_theta_out: Tensor,
     grad_buffer_out: Tensor | None,

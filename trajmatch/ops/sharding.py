@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from trajmatch.ops.arguments import Augment, DsaReplay
 from trajmatch.ops.dsa import dsa
-from trajmatch.ops.loop import Augment, DsaReplay, Loop, StepJvp, Student
+from trajmatch.ops.loop import Loop, StepJvp, Student
 
 
 class Shards(Protocol):

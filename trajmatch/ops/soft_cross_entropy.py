@@ -9,8 +9,10 @@ from torch import Tensor
 
 from trajmatch import _extension  # noqa: F401  registers the operators
 from trajmatch.ops._registration import forbid_autograd
+from trajmatch.ops.errors import public_operator
 
 
+@public_operator
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of a batch; soft labels are logits, as DATM stores them (section 3.3).
 

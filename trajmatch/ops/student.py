@@ -11,7 +11,8 @@ from trajmatch import reference
 from trajmatch._extension import _C
 from trajmatch.networks.engine import engine_description
 from trajmatch.ops._registration import forbid_autograd
-from trajmatch.ops.arguments import ArrayLike, Expect, student_operator
+from trajmatch.ops.arguments import ArrayLike, Expect
+from trajmatch.ops.errors import public_operator
 from trajmatch.ops.replay import twice_differentiable
 from trajmatch.reference import GradientJvp
 
@@ -26,10 +27,11 @@ def engine_for(model: nn.Module) -> str:
     ``MLP`` without batch norm. Every other module, subclasses of these among them, runs eagerly on
     autograd: exact as well, one step's graph at a time.
     """
+    model = Expect("engine_for").module(model)
     return "autograd" if engine_description(model) is None else "engine"
 
 
-@student_operator
+@public_operator
 def gradient(
     model: nn.Module,
     theta: Tensor,
@@ -85,7 +87,7 @@ def gradient(
     return value, grad
 
 
-@student_operator
+@public_operator
 def gradient_jvp(
     model: nn.Module,
     theta: Tensor,
@@ -161,7 +163,7 @@ def autograd_gradient(
     return value.detach(), grad
 
 
-@student_operator
+@public_operator
 def image_gradient(
     model: nn.Module,
     theta: Tensor,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,24 +12,17 @@ from trajmatch._extension import _C
 from trajmatch.networks.engine import engine_description
 from trajmatch.networks.independence import treats_images_alone
 from trajmatch.ops._registration import forbid_autograd
-from trajmatch.ops.arguments import ArrayLike, Expect, student_operator
+from trajmatch.ops.arguments import ArrayLike, Augment, DsaReplay, Expect
 from trajmatch.ops.dsa_parameters import COLUMNS
-from trajmatch.ops.loop import (
-    Augment,
-    AutogradStudent,
-    DsaReplay,
-    EngineStudent,
-    Loop,
-    Student,
-    Unroll,
-)
+from trajmatch.ops.errors import public_operator
+from trajmatch.ops.loop import AutogradStudent, EngineStudent, Loop, Student, Unroll
 from trajmatch.ops.micro_batches import MicroBatches
 from trajmatch.ops.sgd_step import as_scalar
 from trajmatch.ops.sharding import ShardedLoop, Shards
 from trajmatch.ops.student import engine_for
 
 
-@student_operator
+@public_operator
 def unroll(
     model: nn.Module,
     theta0: Tensor,
@@ -129,7 +122,8 @@ def unroll(
     expect.like("lr", lr, theta0, "theta0")
     expect.shape("lr", lr, [])
     flat, sizes = _flatten(expect, batches, theta0)
-    counts = [len(sizes)] if steps is None else [int(count) for count in steps]
+    counts = [len(sizes)] if steps is None else expect.counts("steps", steps)
+    expect.augment(augment)
     expect.that(len(counts) > 0, "steps", "name at least one count of steps", "none")
     for count in counts:
         expect.that(1 <= count <= len(sizes), "steps", f"lie in 1..{len(sizes)}", count)
@@ -210,11 +204,13 @@ def tape_bytes(
         What ``tape_bytes`` of :func:`unroll` must be for every step's activations to be kept; 0 for
         a module that does not run on the engine, of which none are.
     """
-    network = engine_description(model, precise)
+    expect = Expect("tape_bytes")
+    batch_sizes = expect.counts("batch_sizes", batch_sizes)
+    network = engine_description(expect.module(model), precise)
     if network is None:
         return 0
     double, cuda = dtype == torch.float64, torch.device(device).type == "cuda"
-    elements = _C.tape_elements(network, list(batch_sizes), 2**62, double, cuda)
+    elements = _C.tape_elements(network, batch_sizes, 2**62, double, cuda)
     return elements * (8 if double else 4)
 
 
@@ -231,6 +227,9 @@ def _flatten(
         # A copy: the caller may use the memory again before the backward pass.
         flat = batches.reshape(-1).clone()
     else:
+        if not isinstance(batches, Iterable):
+            wanted = "be a tensor of shape [N, B], or a sequence of tensors or lists"
+            raise TypeError(expect.message("batches", wanted, type(batches).__name__))
         rows = [expect.tensor("batches", each, like.device, like.dtype) for each in batches]
         for row in rows:
             expect.that(row.dim() == 1, "every batch", "have 1 dimension", list(row.shape))

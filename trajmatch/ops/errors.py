@@ -1,0 +1,76 @@
+"""Errors of PyTorch inside of an operator, in the operator's own terms."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_LABEL = re.compile(r"Target (-?\d+) is out of bounds.")
+_KIND = re.compile(r"Expected a value of type '(.+?)' for argument '(\w+)' but .* type '(\w+)'")
+
+
+@contextmanager
+def explained(op: str) -> Iterator[None]:
+    """Say in the terms of the operator what PyTorch finds wrong inside of it."""
+    try:
+        yield
+    except IndexError as error:
+        if found := _LABEL.fullmatch(str(error)):
+            raise ValueError(
+                f"trajmatch::{op}: expected labels to lie in [0, K), where K is the number of the "
+                f"model's logits, but got {found[1]}"
+            ) from error
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        if found := _KIND.search(text):
+            wanted, argument, came = found.groups()
+            raise TypeError(
+                f"trajmatch::{op}: expected {argument} to be a {wanted}, but got {came}"
+            ) from error
+        if "functorch transforms" in text:
+            raise NotImplementedError(
+                f"trajmatch::{op}: expected to be called outside of torch.func transforms; use "
+                f"torch.autograd.grad, or trajmatch.reference.{op}"
+            ) from error
+        if "is not implemented" in text or "does not currently support double backward" in text:
+            raise NotImplementedError(
+                f"trajmatch::{op}: expected a model that is twice differentiable, but got one with "
+                f"a layer that is not ({text.splitlines()[0]}); `trajmatch doctor --network` names "
+                "the layer"
+            ) from error
+        raise
+
+
+def public_operator(function: Callable[P, R]) -> Callable[P, R]:
+    """Explain the errors of an operator, and make it work in inference mode.
+
+    In inference mode results are those of ``torch.no_grad``: student gradients need autograd.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        with explained(function.__name__):
+            if not torch.is_inference_mode_enabled():
+                return function(*args, **kwargs)
+            with torch.inference_mode(False), torch.no_grad():
+                normal = [_normal(each) for each in args]
+                return function(*normal, **{key: _normal(each) for key, each in kwargs.items()})
+
+    return wrapped
+
+
+def _normal(value: Any) -> Any:
+    """Return a copy of an inference tensor, which autograd does not take; all else as it is."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
