@@ -2192,8 +2192,8 @@ CALLS: list[Mistake] = [
         expects=("images",),
     ),
     _wrong("images-None", IMAGES, "images = None", expects=("images",)),
-    _wrong("labels-list", LABELS, "labels = list(range(10))\n", expects=("labels",)),
-    _wrong("labels-numpy", LABELS, "labels = numpy.arange(10)\n", expects=("labels",)),
+    _wrong("labels-list", LABELS, "labels = list(range(10))\n", works=True),
+    _wrong("labels-numpy", LABELS, "labels = numpy.arange(10)\n", works=True),
     _wrong(
         "labels-int32",
         LABELS,
@@ -2242,9 +2242,9 @@ CALLS: list[Mistake] = [
         expects=("batches",),
     ),
     _wrong("batches-one-step", BATCHES, "batches = torch.arange(10)", expects=("batches",)),
-    _wrong("batches-lists", BATCHES, "batches = [[0, 1, 2], [3, 4, 5]]", expects=("batches",)),
+    _wrong("batches-lists", BATCHES, "batches = [[0, 1, 2], [3, 4, 5]]", works=True),
     _wrong("batches-a-number", BATCHES, "batches = 5", expects=("batches",)),
-    _wrong("batches-numpy", BATCHES, "batches = numpy.arange(10)[None]", expects=("batches",)),
+    _wrong("batches-numpy", BATCHES, "batches = numpy.arange(10)[None]", works=True),
     _wrong(
         "batches-none",
         BATCHES,
@@ -2324,7 +2324,7 @@ CALLS: list[Mistake] = [
     Call(
         "lr-and-batches-swapped",
         EXAMPLE.replace("images, labels, lr, batches", "images, labels, batches, lr"),
-        expects=("batches",),
+        expects=("lr",),
     ),
     Call(
         "batches-forgotten",
@@ -2366,7 +2366,7 @@ CALLS: list[Mistake] = [
             "networks.ConvNet(in_channels=3, num_classes=10, image_size=16, width=16, depth=2)",
             "torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.Linear(768, 10))",
         ),
-        expects=("dropout",),
+        outcome="either",
     ),
     Call(
         "batch-norm-micro-batch",
@@ -2505,7 +2505,7 @@ CALLS: list[Mistake] = [
         "m = networks.ConvNet(3, 10, 16, 16, 2)\n"
         "ops.gradient_jvp(m, networks.flat_parameters(m), torch.rand(2, 3, 16, "
         "16), torch.tensor([0, 1]))",
-        expects=("tangent",),
+        works=True,
     ),
     _alone(
         "jvp-short-direction",
