@@ -177,7 +177,7 @@ def test_what_is_not_an_event_ends_the_run(functions: Any) -> None:
 
 
 def ended(pid: int) -> bool:
-    """Whether a process is gone, or will be within seconds."""
+    """True if a process is gone, or will be within seconds."""
     for _ in range(100):
         try:
             os.kill(pid, 0)

@@ -36,7 +36,7 @@ class Interrupted(BaseException):
         status: The exit status that says so: 128 and the signal's number, or
             :data:`OUT_OF_TIME`.
         kept: The state on the disk, for people; empty where nothing was written for that.
-        resumes: Whether ``--resume`` goes on from there, if the command has that flag.
+        resumes: True if ``--resume`` goes on from there, in commands that have that flag.
     """
 
     def __init__(self, cause: str, status: int) -> None:

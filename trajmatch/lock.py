@@ -31,8 +31,8 @@ def locked(path: Path, *, inside: bool = False) -> Iterator[None]:
 
     Args:
         path: The file or folder.
-        inside: Whether the lock file lies in the folder ``path``, which is then made, rather than
-            beside ``path``. The folder of ``path`` need not be writable then.
+        inside: True to put the lock file into the folder ``path``, which is made if it is missing,
+            rather than beside ``path``. The parent of ``path`` need not be writable then.
 
     Raises:
         UserError: Another process holds the lock (it is named), or the lock file cannot be written.
@@ -98,7 +98,7 @@ def _acquire(file: Path, path: Path) -> int | None:
 
 
 def _is_there(descriptor: int, file: Path) -> bool:
-    """Whether an open file still has its name: the holder before may have removed it."""
+    """True if an open file still has its name: the holder before may have removed it."""
     try:
         return os.path.samestat(os.fstat(descriptor), file.stat())
     except FileNotFoundError:

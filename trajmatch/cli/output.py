@@ -19,7 +19,7 @@ def json_alone(wanted: bool) -> Iterator[None]:
     A module of the user, a data set's loader or a C library may print at any time.
 
     Args:
-        wanted: Whether the command prints JSON; otherwise nothing changes.
+        wanted: True if the command prints JSON; otherwise nothing changes.
     """
     if not wanted:
         yield
@@ -44,7 +44,7 @@ def print_json(result: Any, *, sort_keys: bool = True) -> None:
 
     Args:
         result: What JSON can hold.
-        sort_keys: Whether keys are sorted or in the order of the result.
+        sort_keys: True for sorted keys, false for the order of the result.
     """
     print(json.dumps(result, indent=2, sort_keys=sort_keys), flush=True)
     atexit.register(_end_output)

@@ -33,7 +33,7 @@ class Records:
     """Records of trainings, each a JSON file that is written whole or not at all.
 
     Args:
-        folder: Where they are; made by :meth:`open`.
+        folder: Their folder; made by :meth:`open`.
         layout: Names in the folder.
     """
 
@@ -47,11 +47,11 @@ class Records:
         """Begin with no record, or go on with those that are there.
 
         Args:
-            folder: Where the records are to be.
+            folder: Folder of the records.
             layout: Names in the folder.
             description: All that decides the content of a record but its kind and name, as JSON can
                 hold it.
-            resume: Whether to go on where there are records already.
+            resume: True to go on where there are records already.
 
         Returns:
             The records.
@@ -119,7 +119,7 @@ class Records:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value from a file is a finite number."""
+    """True if a value from a file is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 

@@ -24,10 +24,10 @@ def work_together(
     """Train experts in child processes; each process writes what it has finished.
 
     Args:
-        store: Where they belong.
-        experts: Their numbers.
-        workers: Processes.
-        device: Where to train.
+        store: Store of the experts.
+        experts: Numbers of the experts.
+        workers: Number of processes.
+        device: Device that trains.
         on_epoch: Called for each expert after every epoch.
         checkpoint_seconds: Seconds from one checkpoint of an unfinished expert to the next.
         test_every: Epochs from one test to the next; 0 chooses.
