@@ -26,6 +26,7 @@ from trajmatch.distill.step_size import StepSize
 from trajmatch.distill.terms import find_term
 from trajmatch.errors import UserError
 from trajmatch.evaluate.device import check_device
+from trajmatch.evaluate.protocol import named
 from trajmatch.experts.store import Store
 from trajmatch.random import derive_seed, generator
 
@@ -259,7 +260,7 @@ def prepare(config: DistillConfig) -> Problem:
         dataset=dataset.preprocessed_as(store.manifest["preprocessing"], store.zca),
         training=training,
         held_out=(held_out[0], held_out[1]),
-        model=_network(store, config.min_start_epoch).to(device),
+        model=_network(store, config, len(dataset.class_names)).to(device),
         window=window,
         loss=loss,
         dsa=dsa,
@@ -278,15 +279,23 @@ def _match_names(iteration: int, match: int) -> tuple[int, ...]:
     return (iteration, match) if match else (iteration,)
 
 
-def _network(store: Store, epoch: int) -> nn.Module:
-    """The experts' network; its parameters must be as many as a snapshot has."""
-    spec = store.manifest["network"]
+def _network(store: Store, config: DistillConfig, num_classes: int) -> nn.Module:
+    """Build the experts' network, which must fit the snapshots and train on the batches."""
+    spec, images = store.manifest["network"], config.ipc * num_classes
     try:
         model = networks.build_student(spec)
         networks.check_student(model)
     except ValueError as error:
         raise UserError(f"the network of {store.path} cannot be used: {error}") from error
-    count, kept = networks.num_parameters(model), len(store.snapshot(0, epoch))
+    try:
+        networks.check_batches(model, images, config.batch_syn, "--batch-syn")
+        if config.eval_every:
+            size = named(config.eval_protocol).batch_size
+            networks.check_batches(model, images, size, "the batch size of --eval-protocol,")
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    count = networks.num_parameters(model)
+    kept = len(store.snapshot(0, config.min_start_epoch))
     if count != kept:
         raise UserError(
             f"{store.path} says that its experts are {spec}, which has {count} parameters, but "

@@ -109,9 +109,24 @@ class _Evaluation:
         )
         if config.k_center:
             self._sets.k_center(0)  # a store that cannot be used is found here
+        self._check_batches()
         self._rounds = 0
         self._outcomes: dict[tuple[str, str], Outcome] = {}  # by training set and name
         self.records: Records | None = None
+
+    def _check_batches(self) -> None:
+        """Make sure that every network trains on the batches of every set."""
+        size, steps = self._protocol.batch_size, self._protocol.steps
+        counts = {len(getattr(self._sets, name)(0)[1]) for name in self._config.training_sets}
+        for _, spec in self._specs:
+            model = networks.build(spec)
+            for count in counts:
+                if steps is not None and steps <= count // size:
+                    continue  # it never comes to the last batch
+                try:
+                    networks.check_batches(model, count, size, "--batch-size")
+                except ValueError as error:
+                    raise UserError(str(error)) from error
 
     def keep(self, folder: Path) -> None:
         """Keep a record of each network in a folder, and go on from those that are there."""

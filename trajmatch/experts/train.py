@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trajmatch import interruption
+from trajmatch import interruption, networks
 from trajmatch.data import Dataset, load_dataset, zca
 from trajmatch.data.dsa import DSA
 from trajmatch.errors import UserError
@@ -152,7 +152,7 @@ def automatic_workers(device: str, width: int) -> int:
 
 
 def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[str, Any]:
-    """The manifest of the store that a configuration asks for.
+    """Describe the store that a configuration asks for: its manifest.
 
     Args:
         config: The configuration.
@@ -163,11 +163,14 @@ def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[
         What :meth:`trajmatch.experts.Store.create` takes.
 
     Raises:
-        UserError: There is no such network for these images, it cannot be a student's, or there is
-            no such augmentation.
+        UserError: There is no such network for these images, it cannot be a student's or be trained
+            by such batches, or there is no such augmentation.
     """
     try:
         spec = network_spec(config, dataset)
+        count = len(training.train_labels)
+        model = networks.build_student(spec)
+        networks.check_batches(model, count, config.batch_size, "--batch-size")
         dsa = DSA(config.dsa)
     except ValueError as error:
         raise UserError(str(error)) from error

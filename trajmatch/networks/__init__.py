@@ -5,6 +5,7 @@ from trajmatch.networks.buffers import flat_buffers, load_flat_buffers, num_buff
 from trajmatch.networks.convnet import ConvNet
 from trajmatch.networks.differentiable import (
     Layer,
+    check_batches,
     check_student,
     check_twice_differentiable,
     examine,
@@ -38,6 +39,7 @@ __all__ = [
     "build",
     "build_student",
     "call_flat",
+    "check_batches",
     "check_runs",
     "check_student",
     "check_twice_differentiable",

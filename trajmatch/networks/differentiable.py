@@ -82,6 +82,39 @@ def check_runs_on(model: nn.Module, image_shape: Sequence[int]) -> None:
         _call(twin, images)
 
 
+def check_batches(model: nn.Module, count: int, batch_size: int | None, flag: str) -> None:
+    """Make sure that a network trains on the last batch of a set, which may be a single image.
+
+    Batch norm has no variance of one value, so in training it refuses one image wherever its
+    features have been pooled to one pixel.
+
+    Args:
+        model: A network of the package; it is left as it is.
+        count: Images in the set.
+        batch_size: Images in a batch; ``None``, or more than there are, takes all.
+        flag: Option with the batch size, for the message.
+
+    Raises:
+        ValueError: A batch has one image, and the network cannot be trained on one.
+    """
+    size = min(batch_size or count, count)
+    if size > 1 and count % size != 1:
+        return
+    spec = model.spec()  # type: ignore[operator]
+    twin, images = _twin(model, (spec["in_channels"], spec["image_size"], spec["image_size"]))
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            _call(twin.train(), images[:1])
+    except ValueError as error:
+        fitting = [each for each in range(2, count + 1) if count % each != 1]
+        nearest = min(fitting, key=lambda each: abs(each - size), default=None)
+        raise ValueError(
+            f"{flag} {size} makes a batch of one of the {count} images, on which {_title(model)} "
+            f"cannot be trained ({first_line(error)}); "
+            + (f"choose another, e.g. {flag} {nearest}" if nearest else "it takes more images")
+        ) from error
+
+
 def check_twice_differentiable(model: nn.Module, image_shape: Sequence[int]) -> None:
     """Differentiates a network twice on a few random images.
 
