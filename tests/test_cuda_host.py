@@ -105,34 +105,38 @@ def run_tests_of(operators: tuple[str, ...], module: Path, order: int) -> str:
     return result.stdout
 
 
-#: Prints whether the default choice of blocks gives the bits of the library's, and keeps as much.
-FIRST_LAYER = """
-import emulated_module, os, torch
+#: Prints whether a choice of blocks gives the bits of the library's, and keeps as much.
+BLOCKS = """
+import emulated_module, os, sys, torch
 from trajmatch import networks, ops, random
 
+os.environ["TRAJMATCH_CUDA_BLOCKS"], width, depth = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 draw = random.generator(0, "card")
-model = networks.initialise(networks.ConvNet(3, 4, 32, width=16, depth=1), draw)
+model = networks.initialise(networks.ConvNet(3, 4, 32, width=width, depth=depth), draw)
 theta, images = networks.flat_parameters(model), torch.randn(2, 3, 32, 32, generator=draw)
 
 def found():
     results = ops.gradient_jvp(model, theta, images, torch.tensor([0, 3]), theta.flip(0))
     return ops.tape_bytes(model, [2], device="cuda"), results.grad_theta, results.grad_images
 
-default = found()
+chosen = found()
 os.environ["TRAJMATCH_CUDA_BLOCKS"] = "library"
 library = found()
-print(default[0] == library[0], *(torch.equal(*pair) for pair in zip(default[1:], library[1:])))
-for one, other in zip(default[1:], library[1:]):
+print(chosen[0] == library[0], *(torch.equal(*pair) for pair in zip(chosen[1:], library[1:])))
+for one, other in zip(chosen[1:], library[1:]):
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 """
 
 
-@pytest.mark.parametrize(("shared_kib", "library"), [(64, True), (99, False)])
-def test_a_card_with_little_shared_memory_gets_the_library_s_first_layer(
-    emulated_module: Path, shared_kib: int, library: bool
+@pytest.mark.parametrize(
+    ("blocks", "width", "depth", "shared_kib", "library"),
+    [("first", 16, 1, 64, True), ("first", 16, 1, 99, False), ("tf32", 128, 2, 64, True)],
+)
+def test_a_card_with_little_shared_memory_gets_the_library_s_blocks(
+    emulated_module: Path, blocks: str, width: int, depth: int, shared_kib: int, library: bool
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FIRST_LAYER],
+        [sys.executable, "-c", BLOCKS, blocks, str(width), str(depth)],
         env={**environment_of(emulated_module), "TRAJMATCH_EMULATOR_SHARED_KIB": str(shared_kib)},
         capture_output=True,
         text=True,

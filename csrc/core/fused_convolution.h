@@ -149,6 +149,9 @@ struct FusedConvolutionWeight {
 };
 
 namespace cuda {
+// Whether the current device has the shared memory that the kernels ask for, whatever the batch.
+bool fused_convolution_fits_device(const FusedConvolutionShape& shape, ProductKind forward_kind,
+                                   ProductKind kind);
 void launch_pack_convolution(const PackConvolution& params, Stream stream);
 void launch_fused_convolution(const FusedConvolution& params, Stream stream);
 void launch_fused_block_forward(const FusedBlockForward& params, Stream stream);

@@ -11,7 +11,11 @@
 // x and all of dy, 0.2 MB or in half precision 0.1, from L2; shares of 0.59 MB a split, written and
 // read once.
 
+#include <algorithm>
+#include <type_traits>
+
 #include "core/fused_convolution.h"
+#include "cuda/convolution_pipeline.cuh"
 #include "cuda/half_operand.cuh"
 #include "cuda/sum_shares.cuh"
 #include "cuda/weight_gradient_products.cuh"
@@ -95,55 +99,69 @@ __global__ void __launch_bounds__(kThreads, 1)
                                   (ky * 3 * channels + first_input) * channels + output);
 }
 
-template <int side, int channels, ProductKind kind>
-void launch(const FusedConvolutionWeight& params, Stream stream) {
-  using S = Strips<side, channels, kind>;
-  const FusedConvolutionShape& shape = params.shape;
-  const dim3 grid(grid_size(params.splits), 3 * channels / S::kInputs,
-                  grid_size(shape.trajectories));
-  allow_dynamic_shared(fused_convolution_weight_kernel<side, channels, kind>, S::kBytes);
-  TM_LAUNCH((fused_convolution_weight_kernel<side, channels, kind>), grid, kThreads, S::kBytes,
-            stream, params);
-  const int64_t size = shape.weight_size(), shares = params.splits * S::kParts;
-  launch_sum_shares({{{params.partial, params.grad_weight, shares, size, size, shares * size,
-                       params.parameter_stride, channels}},
-                     1,
-                     shape.trajectories},
-                    stream);
-}
-
-template <int side, int channels>
-void launch(const FusedConvolutionWeight& params, Stream stream) {
-  switch (params.kind) {
-    case ProductKind::kPlain:
-      return launch<side, channels, ProductKind::kPlain>(params, stream);
-    case ProductKind::kFp16:
-      return launch<side, channels, ProductKind::kFp16>(params, stream);
-    default:
-      return launch<side, channels, ProductKind::kTf32>(params, stream);
-  }
-}
-
-template <int side>
-void launch(const FusedConvolutionWeight& params, Stream stream) {
-  switch (params.shape.channels) {
-    case 128:
-      return launch<side, 128>(params, stream);
-    case 64:
-      return launch<side, 64>(params, stream);
-    default:
-      return launch<side, 32>(params, stream);
+// Calls body(side, channels, kind) with all as types of constants, for what the shape and kind say.
+template <class Body>
+void with_strips(const FusedConvolutionShape& shape, ProductKind kind, const Body& body) {
+  const auto with_kind = [&](auto side, auto channels) {
+    switch (kind) {
+      case ProductKind::kPlain:
+        return body(side, channels, std::integral_constant<ProductKind, ProductKind::kPlain>());
+      case ProductKind::kFp16:
+        return body(side, channels, std::integral_constant<ProductKind, ProductKind::kFp16>());
+      default:
+        return body(side, channels, std::integral_constant<ProductKind, ProductKind::kTf32>());
+    }
+  };
+  const auto with_channels = [&](auto side) {
+    switch (shape.channels) {
+      case 128:
+        return with_kind(side, std::integral_constant<int, 128>());
+      case 64:
+        return with_kind(side, std::integral_constant<int, 64>());
+      default:
+        return with_kind(side, std::integral_constant<int, 32>());
+    }
+  };
+  if (shape.size == 16) {
+    with_channels(std::integral_constant<int, 16>());
+  } else {
+    with_channels(std::integral_constant<int, 8>());
   }
 }
 
 }  // namespace
 
-void launch_fused_convolution_weight(const FusedConvolutionWeight& params, Stream stream) {
-  if (params.shape.size == 16) {
-    launch<16>(params, stream);
-  } else {
-    launch<8>(params, stream);
+bool fused_convolution_fits_device(const FusedConvolutionShape& shape, ProductKind forward_kind,
+                                   ProductKind kind) {
+  size_t most = 0;
+  with_strips(shape, kind, [&](auto side, auto channels, auto products) {
+    most = Strips<side(), channels(), products()>::kBytes;
+  });
+  for (const ProductKind each : {forward_kind, kind}) {
+    // The widest tile takes the most.
+    fused::with_tile<true>({shape, each, shape.channels}, [&](auto tile, auto products) {
+      most = std::max(most, fused::Chunk<decltype(tile), products()>::kBytes);
+    });
   }
+  return has_dynamic_shared(most);
+}
+
+void launch_fused_convolution_weight(const FusedConvolutionWeight& params, Stream stream) {
+  with_strips(params.shape, params.kind, [&](auto side, auto channels, auto kind) {
+    using S = Strips<side(), channels(), kind()>;
+    const FusedConvolutionShape& shape = params.shape;
+    const dim3 grid(grid_size(params.splits), 3 * channels() / S::kInputs,
+                    grid_size(shape.trajectories));
+    allow_dynamic_shared(fused_convolution_weight_kernel<side(), channels(), kind()>, S::kBytes);
+    TM_LAUNCH((fused_convolution_weight_kernel<side(), channels(), kind()>), grid, kThreads,
+              S::kBytes, stream, params);
+    const int64_t size = shape.weight_size(), shares = params.splits * S::kParts;
+    launch_sum_shares({{{params.partial, params.grad_weight, shares, size, size, shares * size,
+                         params.parameter_stride, channels()}},
+                       1,
+                       shape.trajectories},
+                      stream);
+  });
 }
 
 }  // namespace trajmatch::cuda

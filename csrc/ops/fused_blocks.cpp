@@ -17,7 +17,15 @@ namespace trajmatch {
 
 namespace {
 
-#ifndef TRAJMATCH_WITH_CUDA
+#ifdef TRAJMATCH_WITH_CUDA
+using cuda::first_layer_fits_device;
+using cuda::fused_convolution_fits_device;
+#else
+bool first_layer_fits_device(const FirstLayerShape&) { return true; }
+bool fused_convolution_fits_device(const FusedConvolutionShape&, ProductKind, ProductKind) {
+  return true;
+}
+
 template <class Params>
 [[noreturn]] void missing(const char* launcher, const Params&) {
   throw std::logic_error(std::string("trajmatch: ") + launcher + " needs a build with CUDA");
@@ -63,11 +71,7 @@ bool FusedBlocks::takes_first(const Network& network, bool float32) {
     return false;
   }
   const FirstLayerShape shape = first_shape_of(network, 0);
-#ifdef TRAJMATCH_WITH_CUDA
-  return shape.fits() && cuda::first_layer_fits_device(shape);
-#else
-  return shape.fits();
-#endif
+  return shape.fits() && first_layer_fits_device(shape);
 }
 
 FusedBlocks::FusedBlocks(const Network& network, Workspace& workspace, const Tensor& like)
@@ -85,7 +89,8 @@ FusedBlocks::FusedBlocks(const Network& network, Workspace& workspace, const Ten
   }
   for (size_t i = 1; i < takes_.size() && choice != "first"; ++i) {
     const Block& block = network.blocks[i];
-    takes_[i] = is_plain(network, block) && block.padding == 1 && deep_shape(i).fits();
+    takes_[i] = is_plain(network, block) && block.padding == 1 && deep_shape(i).fits() &&
+                fused_convolution_fits_device(deep_shape(i), forward_kind_, kind_);
   }
 }
 
