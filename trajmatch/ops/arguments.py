@@ -75,6 +75,8 @@ class Expect:
         self.device(argument, tensor, other, name)
         if tensor.dtype != other.dtype:
             raise TypeError(self.message(argument, f"be {_name(other.dtype)}", _name(tensor.dtype)))
+        if tensor.layout != torch.strided:
+            raise TypeError(self.message(argument, "be a dense tensor", tensor.layout))
 
     def device(self, argument: str, tensor: Tensor, other: Tensor, name: str) -> None:
         """Raise ValueError unless the tensor is on the device of another."""
