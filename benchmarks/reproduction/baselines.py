@@ -60,11 +60,12 @@ def distilled_baseline(recipe: Recipe) -> Published | None:
 def random_baseline(recipe: Recipe) -> Published | None:
     """What as many random real images of the recipe's data set give its network, where known."""
     ipc = recipe.distill.get("ipc", DistillConfig.ipc)
-    found = RANDOM_REAL.get(recipe.data, {}).get(ipc)
+    name = recipe.data.partition("?")[0]
+    found = RANDOM_REAL.get(name, {}).get(ipc)
     if found is None:
         return None
     experts = ExpertConfig(out=Path("experts"), **recipe.expert)
-    tested = ExpertConfig(out=Path("experts"), depth=DEPTHS[recipe.data])
+    tested = ExpertConfig(out=Path("experts"), depth=DEPTHS[name])
     if any(getattr(experts, name) != getattr(tested, name) for name in _NETWORK):
         return None
     return Published(*found, SOURCE)

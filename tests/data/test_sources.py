@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from trajmatch.data import SHIPPED, load_dataset, resolve_uri
+from trajmatch.data.sources import absolute_uri, moved_uri, of_recipe
 from trajmatch.errors import UserError
 
 
@@ -115,3 +116,122 @@ def test_a_name_that_is_a_path_finds_nothing(tmp_path, monkeypatch):
 def test_the_shipped_set_needs_no_folder(monkeypatch):
     monkeypatch.delenv("TRAJMATCH_DATA", raising=False)
     assert resolve_uri(SHIPPED) == SHIPPED
+
+
+# Did you mean
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("photos", "imagefolder:photos"),
+        ("./photos", "imagefolder:./photos"),
+        ("ImageFolder:photos", "imagefolder:photos"),
+        ("image-folder:photos", "imagefolder:photos"),
+        ("pictures:photos", "imagefolder:photos"),
+        ("pets.npz", "npz:pets.npz"),
+        ("NPZ:pets.npz", "npz:pets.npz"),
+        ("CIFAR10", "cifar10:ROOT"),
+        ("cifar-10:ROOT", "cifar10:ROOT"),
+        ("CIFAR100:", "cifar100:ROOT"),
+        ("official", "cifar10:official"),
+        ("FashionMNIST:root", "fashion-mnist:root"),
+        ("fashion_mnist_mini", "fashion-mnist-mini"),
+        ("tiny_imagenet:/x", "tiny-imagenet:/x"),
+    ],
+)
+def test_what_was_meant_is_said(tmp_path, monkeypatch, given, meant):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    touch(tmp_path / "pets.npz")
+    touch(tmp_path / "official" / "cifar-10-batches-bin" / "data_batch_1.bin")
+    with pytest.raises(UserError) as refusal:
+        load_dataset(given)
+    assert f"no data source {given!r} (did you mean {meant}?)" in str(refusal.value)
+
+
+def test_a_full_path_is_explained_and_nonsense_is_not(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match=rf"\(did you mean imagefolder:{tmp_path}\?\)"):
+        load_dataset(str(tmp_path))
+    with pytest.raises(UserError, match=r"no data source 'qqq'; give one of"):
+        load_dataset("qqq")
+
+
+def test_an_address_that_is_not_utf8_is_refused():
+    with pytest.raises(UserError, match=r"address of the data set b'imagefolder:caf\\xe9' is not"):
+        load_dataset("imagefolder:caf\udce9")
+
+
+# Where the data lies
+
+
+@pytest.mark.parametrize(
+    ("given", "absolute"),
+    [
+        ("imagefolder:photos?size=8&test=0.5", "imagefolder:{here}/photos?size=8&test=0.5"),
+        ("npz:../a.npz", "npz:{above}/a.npz"),
+        ("cifar10:~/data", "cifar10:{home}/data"),
+        ("hf:photos", "hf:{here}/photos"),
+        ("hf:user/name", "hf:user/name"),
+        ("cifar10?classes=1,2", "cifar10?classes=1,2"),
+        ("module:function", "module:function"),
+        (None, None),
+    ],
+)
+def test_paths_are_made_absolute(tmp_path, monkeypatch, given, absolute):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    places = {"here": tmp_path, "above": tmp_path.parent, "home": tmp_path / "home"}
+    assert absolute_uri(given) == (absolute and absolute.format(**places))
+
+
+def test_data_that_moved_with_a_store_is_found(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "data" / "photos").mkdir(parents=True)
+    (old / "runs" / "experts").mkdir(parents=True)
+    uri = f"imagefolder:{old}/data/photos?size=8"
+    assert moved_uri(uri, old / "runs" / "experts") == uri
+    old.rename(new)
+    found = f"imagefolder:{new}/data/photos?size=8"
+    assert moved_uri(uri, new / "runs" / "experts") == found
+    assert moved_uri("imagefolder:data/photos?size=8", new / "runs" / "experts") == found
+    (new / "data").rename(tmp_path / "gone")
+    assert moved_uri(uri, new / "runs" / "experts") == uri
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "completed"),
+    [
+        ("cifar10:R", "cifar10?statistics=published", "cifar10:R?statistics=published"),
+        ("imagenet:R?size=8&subset=fruit", "imagenet?subset=fruit&size=8", None),
+        ("imagenet:R", "imagenet?subset=fruit", "imagenet:R?subset=fruit"),
+        ("imagefolder:a/cifar10", "cifar10", None),
+        ("cifar10", "cifar10", None),
+        ("npz:x.npz", "", None),
+        (None, "cifar10", None),
+    ],
+)
+def test_options_of_a_recipe_hold_for_the_same_set(given, wanted, completed):
+    assert of_recipe(given, wanted, "r") == (completed or given)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("cifar100:R", "cifar10"),
+        ("imagefolder:photos?size=32", "cifar10?statistics=published"),
+        ("cifar10:R?statistics=pixels", "cifar10?statistics=published"),
+        ("cifar10:R?classes=cat,dog", "cifar10"),
+        ("imagenet:R?subset=woof", "imagenet?subset=fruit"),
+        ("fashion-mnist-mini", "fashion-mnist"),
+    ],
+)
+def test_a_recipe_of_another_data_set_says_so(given, wanted):
+    with pytest.warns(UserWarning, match=r"recipe mtt/x is for the data set .*, but the data is"):
+        assert of_recipe(given, wanted, "mtt/x") == given

@@ -7,6 +7,7 @@ from PIL import Image
 
 from trajmatch.data import load_dataset, resolve_uri, wordnet
 from trajmatch.data.imagenet_subsets import SUBSETS
+from trajmatch.data.statistics import PUBLISHED
 from trajmatch.errors import UserError
 
 TINY = {"n01443537": "goldfish, Carassius auratus", "n02123394": "Persian cat", "n02124075": "lynx"}
@@ -54,9 +55,9 @@ def test_tiny_imagenet(tmp_path, parent):
     assert dataset.test_labels.tolist() == [0, 1, 2]
     assert np.array_equal(dataset.train_images.numpy(), np.stack(train))
     assert np.array_equal(dataset.test_images.numpy(), np.stack(val))
-    assert (dataset.mean, dataset.std) == wordnet.STATISTICS
+    assert (dataset.mean, dataset.std) == PUBLISHED["imagenet"]
     rest, _, _ = dataset.without_holdout(0.5, 0)
-    assert (rest.mean, rest.std) == wordnet.STATISTICS
+    assert (rest.mean, rest.std) == PUBLISHED["imagenet"]
 
 
 def test_tiny_imagenet_has_classes_by_name_and_by_identifier(tmp_path):
@@ -67,7 +68,7 @@ def test_tiny_imagenet_has_classes_by_name_and_by_identifier(tmp_path):
     assert dataset.class_names == ("lynx", "Persian cat")
     assert dataset.train_labels.tolist() == [0, 0, 1, 1]
     assert dataset.train_images.shape == (4, 3, 32, 32)
-    assert (dataset.mean, dataset.std) == wordnet.STATISTICS
+    assert (dataset.mean, dataset.std) == PUBLISHED["imagenet"]
 
 
 def test_names_that_two_classes_share_get_their_identifier(tmp_path):
@@ -118,7 +119,7 @@ def test_a_subset_of_imagenet_has_the_order_of_mtt(tmp_path):
     assert dataset.class_names[:3] == ("peacock", "flamingo", "macaw")
     assert dataset.train_images.shape == (20, 3, 16, 16)
     assert dataset.test_labels.tolist() == [label for label in range(10) for _ in range(2)]
-    assert (dataset.mean, dataset.std) == wordnet.STATISTICS
+    assert (dataset.mean, dataset.std) == PUBLISHED["imagenet"]
     some = load_dataset(f"imagenet:{tmp_path}?subset=squawk&size=16&classes=toucan,0")
     assert some.class_names == ("toucan", "peacock")
 

@@ -20,7 +20,7 @@ from trajmatch.distill import DistillConfig, distill
 from trajmatch.errors import UserError
 from trajmatch.exchange import ConvertConfig, convert
 from trajmatch.exchange.buffers import Buffer
-from trajmatch.exchange.origin import statistics_of_mtt
+from trajmatch.exchange.origin import preprocessed
 from trajmatch.experts import ExpertConfig, Store, train_experts
 
 NETWORK = "convnet:width=4,depth=1"
@@ -305,10 +305,15 @@ def test_the_constants_of_mtt(refusal, data: str) -> None:
     }
     channels = {"mean": (0.5,) * 3, "std": (0.2,) * 3}
     cifar = dataclasses.replace(dataset, name="cifar100?classes=1,2,3", **colour, **channels)
-    assert statistics_of_mtt(cifar) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-    published = dataclasses.replace(dataset, published_statistics=True)
-    assert statistics_of_mtt(published) == (dataset.mean, dataset.std)
-    assert "not known here; give --mean and --std" in refusal(content(), preprocessing="mtt")
+    config = ConvertConfig(source=Path("x"), out=Path("y"))
+    for given, mean, std in (
+        (cifar, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        (dataclasses.replace(dataset, published_statistics=True), dataset.mean, dataset.std),
+    ):
+        found = preprocessed(given, "mtt", config)
+        assert (found.mean, found.std) == (mean, std)
+    message = refusal(content(), preprocessing="mtt")
+    assert "no published statistics of the data set" in message and "--mean and --std" in message
 
 
 @pytest.mark.parametrize(

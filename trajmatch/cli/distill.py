@@ -29,7 +29,9 @@ def run(argv: list[str]) -> int:
 
     from trajmatch.cli.health import print_health
     from trajmatch.cli.progress import Progress
+    from trajmatch.data.sources import say_other_data
     from trajmatch.distill import distill
+    from trajmatch.experts import Store
     from trajmatch.parallel import joined, local_device
     from trajmatch.progress import duration
 
@@ -41,6 +43,10 @@ def run(argv: list[str]) -> int:
             file=sys.stderr,
         )
 
+    if recipe and recipe.data:
+        name = Store.open(config.experts).manifest["dataset"]["name"]
+        if name != recipe.data:
+            say_other_data(f"{name} (of {config.experts})", recipe.data, recipe.name)
     config = replace(config, device=local_device(config.device))
     with joined(config.device, config.timeout) as ranks:
         quiet = config.quiet or not ranks.is_writer

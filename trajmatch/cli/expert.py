@@ -29,9 +29,12 @@ def run(argv: list[str]) -> int:
     config = parse(ExpertConfig, argv, "trajmatch expert", defaults=defaults)
 
     from trajmatch.cli.progress import Progress
+    from trajmatch.data.sources import of_recipe
     from trajmatch.experts import train_experts
     from trajmatch.parallel import joined, local_device
 
+    if recipe:
+        config = replace(config, data=of_recipe(config.data, recipe.data, recipe.name))
     config = replace(config, device=local_device(config.device))
     epochs = config.num_experts * config.epochs
     with joined(config.device) as ranks:

@@ -92,15 +92,18 @@ def run(argv: list[str]) -> int:
     """
     from trajmatch.cli.arguments import recipe_of
 
-    config, stages = _parse(argv, recipe_of(argv) or Recipe(name=""))
+    recipe = recipe_of(argv) or Recipe(name="")
+    config, stages = _parse(argv, recipe)
 
     from trajmatch import interruption
     from trajmatch.cli.demo import print_summary
     from trajmatch.cli.health import print_health
     from trajmatch.cli.progress import Progress
+    from trajmatch.data.sources import of_recipe
     from trajmatch.pipeline import run_pipeline
 
-    pipeline = pipeline_of(config, stages)
+    data = of_recipe(config.data, recipe.data, recipe.name)
+    pipeline = pipeline_of(dataclasses.replace(config, data=data), stages)
     with interruption.time_limit(config.max_time):
         summary = run_pipeline(
             pipeline,

@@ -312,7 +312,7 @@ def _opaque(image: Image, options: Options, lost: list[str]) -> Image:
     from PIL import Image
 
     image = image.convert("RGBA")
-    if image.getextrema()[3][0] < 255:
+    if min(image.getchannel("A").tobytes()) < 255:
         if options.alpha == "drop":
             lost.append(_TRANSPARENT)
         else:

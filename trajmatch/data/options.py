@@ -17,6 +17,9 @@ class Options:
 
     Attributes:
         classes: Names of the classes wanted, or their numbers; empty: all.
+        statistics: ``"published"`` normalises by the constants of the papers' programs,
+            ``"pixels"`` by the mean and deviation of the training images; None leaves it to the
+            set: the constants for ImageNet's, else the pixels'.
         size: Height and width to resize to, in pixels; None: as the files are.
         subset: Name of a published list of classes.
         train: Name of the part of the training images.
@@ -36,6 +39,7 @@ class Options:
     """
 
     classes: tuple[str, ...] = ()
+    statistics: str | None = None
     size: int | None = None
     subset: str | None = None
     train: str | None = None
@@ -58,7 +62,11 @@ class Options:
 #: Options of all sources that decode image files.
 OF_IMAGES = ("size", "exif", "alpha", "bits", "large")
 
+#: Options of every source.
+OF_ALL = ("classes", "statistics")
+
 _CHOICES = {
+    "statistics": ("published", "pixels"),
     "exif": ("ignore", "turn"),
     "alpha": ("drop", "white", "black"),
     "bits": ("clip", "scale"),

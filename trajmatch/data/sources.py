@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from trajmatch.data import (
+    checks,
     cifar,
     folder,
     function,
@@ -23,7 +27,9 @@ from trajmatch.data import (
 from trajmatch.data.dataset import Dataset
 from trajmatch.data.options import Options
 from trajmatch.data.reading import readable
+from trajmatch.data.statistics import channel_statistics, published_statistics
 from trajmatch.errors import UserError
+from trajmatch.importing import import_object
 
 #: The data set inside the package, which needs no download: the default wherever none is named.
 SHIPPED = shipped.NAME
@@ -37,7 +43,7 @@ class _Source(NamedTuple):
     load: Callable[[Path, Options], Dataset]
     # A set with a fixed name can be looked for in a folder; a user's own is named after its path.
     found_in: Callable[[Path], bool] | None = None
-    options: tuple[str, ...] = ("classes",)
+    options: tuple[str, ...] = ()  # beside those of every source
 
 
 def _whole(load: Callable[[Path], Dataset]) -> Callable[[Path, Options], Dataset]:
@@ -69,22 +75,20 @@ _SOURCES = {
         "ROOT",
         wordnet.load_imagenet,
         wordnet.imagenet_found_in,
-        ("classes", "subset", *options.OF_IMAGES),
+        ("subset", *options.OF_IMAGES),
     ),
-    "imagefolder": _Source(
-        "PATH", folder.load, options=("classes", "train", "test", *options.OF_IMAGES)
-    ),
-    "npz": _Source("FILE", _npz, options=("classes", "train", "test")),
+    "imagefolder": _Source("PATH", folder.load, options=("train", "test", *options.OF_IMAGES)),
+    "npz": _Source("FILE", _npz, options=("train", "test")),
     "hf": _Source(
         "NAME",
         huggingface.load,
-        options=("classes", "train", "test", "config", "image", "label", *options.OF_IMAGES),
+        options=("train", "test", "config", "image", "label", *options.OF_IMAGES),
     ),
 }
 
 
 def load_dataset(uri: str | None = None) -> Dataset:
-    """Loads a data set.
+    """Load a data set.
 
     Args:
         uri: One of
@@ -99,18 +103,21 @@ def load_dataset(uri: str | None = None) -> Dataset:
             - ``imagenet:ROOT?subset=nette`` (or ``woof``, ``fruit``, ``meow``, ``squawk``,
               ``yellow``; or ``?classes=`` with WordNet ids): folders ``train/WNID`` and
               ``val/WNID``, resized to 128 x 128 pixels unless ``size`` says otherwise;
-            - ``imagefolder:PATH``: ``PATH/train/CLASS/*`` and ``PATH/test/CLASS/*`` (or ``val``),
-              or ``PATH/CLASS/*``, of which a quarter (``?test=0.25``) becomes the test set; square
-              images of one size, or ``?size=N``;
+            - ``imagefolder:PATH``: ``PATH/train/CLASS/*`` and ``PATH/test/CLASS/*`` (or ``val``;
+              ``?train=NAME&test=NAME`` names other folders), or ``PATH/CLASS/*``, of which a
+              quarter (``?test=0.25``) becomes the test set; square images of one size, or
+              ``?size=N``;
             - ``npz:FILE``: arrays ``x_train``, ``y_train``, ``x_test``, ``y_test`` (or
-              ``train_images``, ``train_labels``, ``test_images``, ``test_labels``), and
-              ``class_names`` if wanted;
+              ``train_images``, ``train_labels``, ``test_images``, ``test_labels``;
+              ``?train=NAME&test=NAME`` takes others), and ``class_names`` if wanted;
             - ``hf:NAME``: a data set of the Hugging Face hub (``pip install trajmatch[hf]``);
             - ``package.module:function``: a function of the user's that returns a :class:`Dataset`,
               a mapping of arrays as in an ``.npz`` file, or a tuple of them.
 
             ``?classes=cat,dog`` or ``?classes=0,3`` behind any of them takes some of the classes,
-            in that order; several options are joined by ``&``. A set with a fixed name is looked
+            in that order, ``?statistics=published`` normalises by the constants of the papers'
+            programs, and ``exif``, ``alpha``, ``bits`` and ``large`` say how image files are read;
+            several options are joined by ``&``. A set with a fixed name is looked
             for by that alone where ``TRAJMATCH_DATA`` points: ``cifar10``. None means
             ``fashion-mnist-mini``.
 
@@ -121,14 +128,16 @@ def load_dataset(uri: str | None = None) -> Dataset:
     Raises:
         UserError: There is no such source or option, or what it holds cannot be used.
     """
-    address, text = options.split(SHIPPED if uri is None else uri)
+    whole = SHIPPED if uri is None else uri
+    checks.check_text("the address of the data set", whole)
+    address, text = options.split(whole)
     scheme, colon, path = address.partition(":")
     source = _SOURCES.get(scheme)
     if address == SHIPPED:
-        given = options.parse(text, ("classes",), address)
+        given = options.parse(text, options.OF_ALL, address)
         dataset = _take_classes(shipped.load(), given)
     elif source is not None and source.found_in and not colon:
-        found = resolve_uri(str(uri))
+        found = resolve_uri(whole)
         if found is None:
             raise UserError(
                 f"{uri!r} is in no folder that {SEARCH_VARIABLE} lists "
@@ -140,15 +149,165 @@ def load_dataset(uri: str | None = None) -> Dataset:
         form = f"{scheme}:{source.path}"
         if not colon or not path:
             raise UserError(f"{uri!r} lacks a path; write {form}")
-        given = options.parse(text, source.options, form)
+        given = options.parse(text, (*options.OF_ALL, *source.options), form)
         with readable(path):
             dataset = source.load(Path(os.path.expanduser(path)), given)
     elif function.is_function(address):
-        given = options.parse(text, ("classes",), address)
+        given = options.parse(text, options.OF_ALL, address)
+        try:
+            import_object(address)
+        except UserError as error:
+            if meant := _meant(address):
+                raise UserError(f"there is no data source {uri!r}{meant}; {error}") from error
+            raise
         dataset = _take_classes(function.load(address), given)
     else:
-        raise UserError(f"there is no data source {uri!r}; give one of {_forms()}")
+        raise UserError(f"there is no data source {uri!r}{_meant(address)}; give one of {_forms()}")
+    dataset = _normalised_by(dataset, given.statistics)
     return dataclasses.replace(dataset, name=f"{dataset.name}?{text}") if text else dataset
+
+
+def _normalised_by(dataset: Dataset, statistics: str | None) -> Dataset:
+    """The same set with published statistics, or with those of its pixels."""
+    published = statistics == "published"
+    if statistics is None or published == dataset.published_statistics:
+        return dataset
+    instead = "leave out ?statistics=published"
+    mean, std = (
+        published_statistics(dataset.name, dataset.channels, instead)
+        if published
+        else channel_statistics(dataset.train_images)
+    )
+    return dataclasses.replace(dataset, mean=mean, std=std, published_statistics=published)
+
+
+def absolute_uri(uri: str | None) -> str | None:
+    """Make the path in an address absolute, so that it is found from another folder.
+
+    Args:
+        uri: What :func:`load_dataset` takes.
+
+    Returns:
+        The same; what is known by its name alone (a set of ``TRAJMATCH_DATA``, of the hub, a
+        function) as it is.
+
+    Raises:
+        UserError: The path is not UTF-8.
+    """
+    scheme, path, text = _taken_apart(uri)
+    if not path or scheme not in _SOURCES or (scheme == "hf" and not Path(path).is_dir()):
+        return uri
+    absolute = f"{scheme}:{os.path.abspath(os.path.expanduser(path))}{text}"
+    checks.check_text("the address of the data set", absolute)
+    return absolute
+
+
+def moved_uri(uri: str | None, beside: Path) -> str | None:
+    """Find data that was moved together with a store or file made of it.
+
+    Args:
+        uri: Where the data was.
+        beside: The store or file.
+
+    Returns:
+        The address with the path of the nearest place around ``beside`` that ends as the path given
+        does; that path itself where it exists, and where there is no such place.
+    """
+    scheme, path, text = _taken_apart(uri)
+    if not path or scheme not in _SOURCES or scheme == "hf" or Path(path).expanduser().exists():
+        return uri
+    parts = Path(path).parts
+    for around in beside.absolute().parents:
+        for number in range(1, len(parts) + 1):
+            place = around.joinpath(*parts[-number:])
+            if place.exists():
+                return f"{scheme}:{place}{text}"
+    return uri
+
+
+def of_recipe(uri: str | None, wanted: str, recipe: str) -> str | None:
+    """Complete the address of a data set by the options that a recipe has for that set.
+
+    Args:
+        uri: The address given.
+        wanted: Name of the recipe's data set, with its options; empty for any.
+        recipe: Name of the recipe, for the warning that it is for another data set.
+
+    Returns:
+        The address; with the options of the recipe that it leaves open if it is of that set.
+    """
+    if not wanted or uri is None:
+        return uri
+    base, options_of_recipe = options.split(wanted)
+    scheme, path, _ = _taken_apart(uri)
+    address, text = options.split(uri)
+    source = _SOURCES.get(scheme)
+    name = scheme if not path or (source and source.found_in) else Path(path).stem
+    given = [option for option in text.split("&") if option]
+    expected = [option for option in options_of_recipe.split("&") if option]
+    if name == base:
+        named = {option.partition("=")[0] for option in given}
+        given += [option for option in expected if option.partition("=")[0] not in named]
+    if name != base or set(given) != set(expected):
+        say_other_data(uri, wanted, recipe)
+    return "?".join(filter(None, (address, "&".join(given))))
+
+
+def say_other_data(given: str, wanted: str, recipe: str) -> None:
+    """Warn that a recipe is used for another data set than it is made for.
+
+    Args:
+        given: The data set.
+        wanted: That of the recipe.
+        recipe: Name of the recipe.
+    """
+    warnings.warn(
+        f"recipe {recipe} is for the data set {wanted}, but the data is {given}: its settings may "
+        "not fit, and a published accuracy is not of this data",
+        stacklevel=2,
+    )
+
+
+def _taken_apart(uri: str | None) -> tuple[str, str, str]:
+    """Scheme, path and ``?options`` of an address."""
+    address, text = options.split(uri or "")
+    scheme, _, path = address.partition(":")
+    return scheme, path, f"?{text}" if text else ""
+
+
+def _meant(address: str) -> str:
+    """`` (did you mean ADDRESS?)`` by what the path is and by the names of sources, or nothing."""
+    scheme, colon, path = address.partition(":")
+    sources = {_folded(name): name for name in _SOURCES}
+    close = difflib.get_close_matches(_folded(scheme), [*sources, _folded(SHIPPED)], n=1)
+    place = path if colon else address
+    if colon and close and close[0] in sources:
+        form = f"{sources[close[0]]}:{path or _SOURCES[sources[close[0]]].path}"
+    elif kind := _kind(Path(os.path.expanduser(place))):
+        form = f"{kind}:{place}"
+    elif close:
+        name = sources.get(close[0], SHIPPED)
+        form = f"{name}:{_SOURCES[name].path}" if name in _SOURCES else name
+    else:
+        return ""
+    return f" (did you mean {form}?)"
+
+
+def _folded(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def _kind(place: Path) -> str | None:
+    """The source that reads a file or folder."""
+    with contextlib.suppress(OSError):
+        if place.is_file():
+            return "npz" if place.suffix == ".npz" else None
+        for name, source in _SOURCES.items():
+            if source.found_in and source.found_in(place):
+                return name
+        if folder.found_in(place):
+            return "imagefolder"
+    return None
 
 
 def resolve_uri(name: str) -> str | None:

@@ -13,10 +13,8 @@ from trajmatch.data.decode import Labelled
 from trajmatch.data.imagenet_subsets import SUBSETS
 from trajmatch.data.options import Options, choose_classes, nearest
 from trajmatch.data.reading import check_folder, visible
+from trajmatch.data.statistics import PUBLISHED
 from trajmatch.errors import UserError
-
-#: Mean and standard deviation of ImageNet's channels that all papers use.
-STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 #: Side of the images that ImageNet's subsets are resized to, in pixels (MTT: 128).
 IMAGENET_SIZE = 128
@@ -195,4 +193,4 @@ def _dataset(
 ) -> Dataset:
     size = options.size or size
     train, test = decode.decode(str(folder), splits, size, options, colour=True)
-    return Dataset.from_arrays(name, *train, *test, class_names=names, statistics=STATISTICS)
+    return Dataset.from_arrays(name, *train, *test, class_names=names, statistics=PUBLISHED[name])

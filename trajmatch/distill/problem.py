@@ -13,6 +13,7 @@ from trajmatch import artifact, networks
 from trajmatch.artifact import Artifact
 from trajmatch.data import Dataset, load_dataset
 from trajmatch.data.dsa import DSA
+from trajmatch.data.sources import moved_uri
 from trajmatch.distill import initialise
 from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.final_experts import FinalExperts
@@ -249,7 +250,7 @@ def prepare(config: DistillConfig) -> Problem:
         )
     dsa = DSA(store.manifest["recipe"]["dsa"] if config.dsa is None else config.dsa)
     source = None if config.init_from is None else artifact.load(config.init_from)
-    dataset = load_dataset(store.manifest["data"] if config.data is None else config.data)
+    dataset = load_dataset(config.data or moved_uri(store.manifest["data"], store.path))
     training, *held_out = store.training_set(dataset)
     lr_init = config.lr_init
     if lr_init is None:

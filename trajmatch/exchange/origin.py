@@ -9,17 +9,12 @@ from typing import Any
 
 from trajmatch import networks
 from trajmatch.data import DSA, ChannelNormalisation, Dataset, Preprocessing, load_dataset, zca
+from trajmatch.data.statistics import published_statistics
 from trajmatch.errors import UserError
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.experts.config import ExpertConfig
 from trajmatch.experts.network import network_spec
 from trajmatch.experts.train import recipe_of
-
-#: Mean and standard deviation of each channel in MTT's code, which all later ones have taken over;
-#: CIFAR-100 has those of CIFAR-10 there. The deviation is smaller than that of the pixels (0.247
-#: for red), so images normalised by the one look to a network like others than by the other.
-_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-_MTT = {"cifar10": _CIFAR, "cifar100": _CIFAR}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +81,7 @@ def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
     dataset = load_dataset(config.data)
     return Origin(
         data=config.data,
-        dataset=_preprocessed(dataset, kind, config),
+        dataset=preprocessed(dataset, kind, config),
         network=_network(dataset, config, expert),
         dsa=DSA(dsa).spec,
         recipe={} if expert is None else recipe_of(expert),
@@ -114,10 +109,21 @@ def _network(
         raise UserError(str(error)) from error
 
 
-def _preprocessed(dataset: Dataset, kind: str | None, config: ConvertConfig) -> Dataset:
+def preprocessed(dataset: Dataset, kind: str | None, config: ConvertConfig) -> Dataset:
+    """Give a data set the preprocessing that the network of some files saw.
+
+    Args:
+        dataset: The data set.
+        kind: ``"zca"``, ``"mtt"`` or ``"data"``, as :class:`ConvertConfig` has it; None takes the
+            ``mean`` and ``std`` of the configuration.
+        config: The flags.
+
+    Raises:
+        UserError: The constants are not known for this set, or are not one for each channel.
+    """
     if kind == "zca":
         return dataset.whitened(zca.fit(dataset.train_images))
-    if kind == "data":
+    if kind == "data" or (kind == "mtt" and dataset.published_statistics):
         return dataset
     if config.mean is not None and config.std is not None:
         mean, std = config.mean, config.std
@@ -128,25 +134,6 @@ def _preprocessed(dataset: Dataset, kind: str | None, config: ConvertConfig) -> 
                     f"{dataset.name}, but is {len(numbers)}"
                 )
     else:
-        mean, std = statistics_of_mtt(dataset)
+        instead = "give --mean and --std, one number for each channel, or --preprocessing data"
+        mean, std = published_statistics(dataset.name, dataset.channels, instead)
     return dataset.preprocessed_as(ChannelNormalisation(mean, std).spec(), None)
-
-
-def statistics_of_mtt(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel by which MTT's code normalises a data set.
-
-    Args:
-        dataset: The data set; its name counts, or that its statistics are published ones.
-
-    Raises:
-        UserError: They are not known here.
-    """
-    if dataset.published_statistics:
-        return dataset.mean, dataset.std
-    name = dataset.name.partition("?")[0]
-    if name not in _MTT:
-        raise UserError(
-            f"the constants by which MTT's code normalises {name} are not known here; give --mean "
-            "and --std, one number for each channel, or --preprocessing data"
-        )
-    return _MTT[name]

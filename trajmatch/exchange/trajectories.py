@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trajmatch import networks
+from trajmatch.data.sources import absolute_uri
 from trajmatch.errors import UserError
 from trajmatch.evaluate.measure import accuracy
 from trajmatch.exchange.buffers import Buffer, write_buffers
@@ -109,7 +110,7 @@ def _check_student(spec: dict[str, Any]) -> None:
 def _manifest(origin: Origin, experts: int, epochs: int, kept: list[int]) -> dict[str, Any]:
     dataset = origin.dataset
     return {
-        "data": origin.data,
+        "data": absolute_uri(origin.data),
         "dataset": describe_dataset(dataset),
         "holdout": {"fraction": 0.0, "seed": 0, "training_fingerprint": dataset.fingerprint},
         "preprocessing": origin.preprocessing.spec(),

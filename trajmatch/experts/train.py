@@ -11,6 +11,7 @@ import torch
 from trajmatch import interruption, networks
 from trajmatch.data import Dataset, load_dataset, zca
 from trajmatch.data.dsa import DSA
+from trajmatch.data.sources import absolute_uri
 from trajmatch.errors import UserError
 from trajmatch.evaluate.device import check_device
 from trajmatch.experts.checkpoint import Checkpoints
@@ -175,7 +176,7 @@ def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[
     except ValueError as error:
         raise UserError(str(error)) from error
     return {
-        "data": config.data,
+        "data": absolute_uri(config.data),
         "dataset": describe_dataset(dataset),
         "holdout": {
             "fraction": config.holdout,

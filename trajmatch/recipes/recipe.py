@@ -77,7 +77,8 @@ class Recipe:
     Attributes:
         name: ``METHOD/DATA/NAME`` in the package, or the path it was read from.
         title: What it makes.
-        data: The data set, as :func:`trajmatch.data.resolve_uri` takes its name; empty for any.
+        data: The data set, as :func:`trajmatch.data.resolve_uri` takes its name; empty for any. Its
+            options hold for a ``--data`` of the same set that leaves them open.
         paper: Where the method comes from.
         settings: Where the settings come from.
         accuracy: Published test accuracy in percent; None where it is not available.
