@@ -125,6 +125,18 @@ def test_python_m_is_the_same_program():
     assert subprocess.check_output(command, text=True) == f"trajmatch {__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("closed", "arguments", "status", "printed"),
+    [("1", "--version", 0, ""), ("2", "nonsense", 2, ""), ("0", "--version", 0, "trajmatch ")],
+)
+def test_closed_streams_change_no_other_stream(closed, arguments, status, printed):
+    """A message for a stream that is closed is lost; it is not printed on another one."""
+    command = f'"{sys.executable}" -m trajmatch {arguments} {closed}>&-'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert done.stdout.startswith(printed) and bool(done.stdout) == bool(printed)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_a_help(capsys, name):
     with pytest.raises(SystemExit) as stop:

@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    _open_streams()
     with _any_encoding():
         return _main(list(sys.argv[1:] if argv is None else argv))
 
@@ -105,6 +106,16 @@ def _main(arguments: list[str]) -> int:
             raise
         _give_up_output()
         return _fail(f"cannot write the output: {error.strerror}")
+
+
+def _open_streams() -> None:
+    """Open the null device in place of standard streams that are closed.
+
+    Messages for a closed stream would be printed on another one, and files would take its number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for as long as it runs)
 
 
 def _give_up_output() -> None:
