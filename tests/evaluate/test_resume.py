@@ -142,6 +142,17 @@ def test_another_file_is_refused_and_a_score_is_none(
         evaluate_artifact(config)
 
 
+def test_results_of_something_else_are_not_written_over(
+    configure: Callable[..., EvalConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "result.json").write_text("{}")
+    for resume in (False, True):
+        with pytest.raises(UserError, match=r"has a result.json that is of no evaluation; choose"):
+            evaluate_artifact(configure(out=tmp_path / "out", resume=resume))
+    assert (tmp_path / "out" / "result.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"network": "x", "accuracy": 1.0}'])
 def test_a_damaged_record_is_named(
     configure: Callable[..., EvalConfig], tmp_path: Path, content: str

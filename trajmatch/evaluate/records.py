@@ -64,6 +64,10 @@ class Records:
         path = folder / f"{what}.json"
         wanted = {"format": f"trajmatch {layout.command}", "version": 1, **description}
         if not path.exists():
+            if (folder / RESULT).exists():
+                raise UserError(
+                    f"{folder} has a {RESULT} that is of no {what}; choose another --out"
+                )
             files.check_writable(folder)
             files.write_json(path, wanted)
             return cls(folder, layout)
