@@ -109,11 +109,11 @@ def test_an_evaluation_can_grow(
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"epochs": 2}, "protocol"),
-        ({"equal_steps": 2, "epochs": None}, "protocol"),
-        ({"protocol": "datm"}, "protocol"),
-        ({"batch_size": 3}, "protocol"),
-        ({"seed": 1}, "seed"),
+        ({"epochs": 2}, r"protocol\.epochs = 1 \(asked for: 2\)"),
+        ({"equal_steps": 2, "epochs": None}, r"protocol\.steps = None \(asked for: 2\)"),
+        ({"protocol": "datm"}, r"protocol\.name = mtt \(asked for: datm\)"),
+        ({"batch_size": 3}, r"protocol\.batch_size = 256 \(asked for: 3\)"),
+        ({"seed": 1}, r"seed = 0 \(asked for: 1\)"),
     ],
 )
 def test_other_settings_are_refused(
@@ -123,7 +123,7 @@ def test_other_settings_are_refused(
     evaluate_artifact(config)
     before = {path: path.read_bytes() for path in config.out.rglob("*.json")}
     assert len(before) == 8 + 2
-    with pytest.raises(UserError, match=f"holds an evaluation with {field} = .*repeat the flags"):
+    with pytest.raises(UserError, match=f"holds an evaluation with .*{field}.*repeat the flags"):
         evaluate_artifact(configure(out=tmp_path / "out", resume=True, **changes))
     with pytest.raises(UserError, match="holds an evaluation already; add --resume to go on"):
         evaluate_artifact(config)

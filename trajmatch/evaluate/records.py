@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from trajmatch import files
 from trajmatch.errors import UserError
+from trajmatch.experts.store import differences
 
 RESULT = "result.json"
 
@@ -76,14 +77,14 @@ class Records:
                 f"{folder} holds {_article(what)} already; add --resume to go on with it, or "
                 "choose another --out"
             )
-        have = files.read_json(path)
-        for field, value in wanted.items():
-            if have.get(field) != value:
-                raise UserError(
-                    f"{folder} holds {_article(what)} with {field} = {have.get(field)}, but "
-                    f"{value} is asked for; repeat the flags it was made with, or choose another "
-                    "--out"
-                )
+        found = files.read_json(path)
+        have = {field: found.get(field) for field in wanted}
+        if different := differences(have, wanted):
+            settings = ", ".join(f"{name} = {of} (asked for: {to})" for name, of, to in different)
+            raise UserError(
+                f"{folder} holds {_article(what)} with {settings}; repeat the flags it was made "
+                "with, or choose another --out"
+            )
         return cls(folder, layout)
 
     def read(self, kind: str, name: str) -> dict[str, Any] | None:
