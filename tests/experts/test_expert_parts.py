@@ -238,6 +238,12 @@ def test_how_often_experts_are_tested_changes_no_snapshot(make_config: Any, tmp_
     assert grown.metrics(0)["accuracy"][0] is None and grown.metrics(1)["accuracy"][0] is not None
 
 
+def test_a_batch_size_beyond_the_set_is_the_set(make_config: Any, tmp_path: Any) -> None:
+    whole = train_experts(make_config(num_experts=1, batch_size=36))
+    more = train_experts(make_config(num_experts=1, batch_size=10**20, out=tmp_path / "more"))
+    assert torch.equal(more.snapshot(0, 2), whole.snapshot(0, 2))
+
+
 def test_only_the_epochs_asked_for_are_kept(make_config: Any, tmp_path: Any) -> None:
     whole = train_experts(make_config(num_experts=1, epochs=4, out=tmp_path / "whole"))
     part = train_experts(make_config(num_experts=1, epochs=4, out=tmp_path / "part", keep="1-2"))

@@ -136,6 +136,9 @@ def functions(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     def make(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes))
 
+    def failing(**sizes: int) -> nn.Module:
+        raise IndexError("layer 7")
+
     module = ModuleType("my_networks")
     module.__spec__ = sys.__spec__  # what find_spec looks at
     module.make = make
@@ -144,6 +147,9 @@ def functions(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module.wide = lambda **sizes: make(**{**sizes, "num_classes": 7})
     module.text = lambda **sizes: "a network"
     module.stubborn = lambda: None
+    module.failing = failing
+    module.nothing = lambda **sizes: None
+    module.double = lambda **sizes: make(**sizes).double()
     monkeypatch.setitem(sys.modules, "my_networks", module)
     return module
 
@@ -174,7 +180,10 @@ def test_a_users_function(functions: ModuleType) -> None:
         ("random", r"External draws random numbers \(in module\.0, a Dropout\)"),
         ("wide", r"my_networks:wide: expected logits of shape \[3, 3\], but got \[3, 7\]"),
         ("text", "to return a torch.nn.Module with parameters, but got str"),
-        ("stubborn", "to take in_channels, num_classes and image_size, but it raised TypeError"),
+        ("stubborn", "called with in_channels, num_classes and image_size, failed: TypeError"),
+        ("failing", r"failed: IndexError: layer 7 \(.*test_differentiable\.py, line \d+\)"),
+        ("nothing", "with parameters, but got None"),
+        ("double", r"to be float32, but got float64; return the network with \.float\(\)"),
         ("missing", "the module my_networks .* has no 'missing'"),
     ],
 )

@@ -38,8 +38,9 @@ class Epoch(NamedTuple):
         """The batches of every step, those of all experts stacked; the last may be smaller.
 
         Args:
-            size: Images in a batch.
+            size: Images in a batch; at most all are taken.
         """
+        size = min(size, self.indices.shape[1])
         columns = zip(
             self.indices.split(size, dim=1),
             self.dsa.split(size, dim=1),
@@ -93,6 +94,6 @@ class EpochDraws:
         if self._dsa.spec == "none":
             return torch.empty(count, 0, dtype=torch.float64)
         rows = torch.empty(count, COLUMNS, dtype=torch.float64)
-        for batch in rows.split(self._recipe["batch_size"]):
+        for batch in rows.split(min(self._recipe["batch_size"], count)):
             batch.copy_(self._dsa.draw(len(batch), height, width, augmentation).rows)
         return rows

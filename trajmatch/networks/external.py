@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from trajmatch.importing import import_object
+from trajmatch.importing import blamed, import_object
 from trajmatch.networks.layers import ImageClassifier
 
 TORCHVISION = "torchvision"
@@ -142,24 +142,26 @@ def _replace_first_convolution(model: nn.Module, in_channels: int) -> None:
 def _made_by_function(module: str, function: str, sizes: dict[str, Any]) -> nn.Module:
     name = f"{module}:{function}"
     make = import_object(name)
-    try:
+    if not callable(make):
+        raise ValueError(f"expected {name} to be a function, but got a {type(make).__name__}")
+    with blamed(f"the function {name}, called with in_channels, num_classes and image_size,"):
         model = make(**sizes)
-    except TypeError as error:
-        raise ValueError(
-            f"expected the function {name} to take in_channels, num_classes and image_size, but "
-            f"it raised {type(error).__name__}: {error}"
-        ) from error
     if not isinstance(model, nn.Module) or not any(
         each.is_floating_point() for each in model.parameters()
     ):
         raise ValueError(
             f"expected the function {name} to return a torch.nn.Module with parameters, but got "
-            f"{type(model).__name__}"
+            + ("None" if model is None else type(model).__name__)
         )
     if not any(each.requires_grad for each in model.parameters()):
         raise ValueError(
             f"expected the network of {name} to have a parameter to train, but all of them are "
             "frozen (requires_grad=False)"
+        )
+    if other := {each.dtype for each in model.parameters()} - {torch.float32}:
+        raise ValueError(
+            f"expected the parameters of {name} to be float32, but got "
+            f"{str(min(other, key=str)).removeprefix('torch.')}; return the network with .float()"
         )
     if any(each.device != torch.device("cpu") for each in model.parameters()):
         raise ValueError(f"expected the network of {name} to be on the CPU when it is made")
