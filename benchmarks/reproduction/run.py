@@ -19,6 +19,7 @@ from trajmatch import artifact, files
 from trajmatch.artifact import Artifact
 from trajmatch.cli.run import RunConfig, pipeline_of
 from trajmatch.data import Dataset, load_dataset, resolve_uri
+from trajmatch.data.sources import of_recipe
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.errors import UserError
 from trajmatch.evaluate import EvalConfig, Outcome, Score, TrainingSets, train_fresh
@@ -71,7 +72,7 @@ def reproduce(
     check_identity(planned.recipe, out, clock, device, seed)
     if (out / "result.json").exists():
         return files.read_json(out / "result.json")
-    uri = data or find_data(recipe)
+    uri = of_recipe(data, recipe.data) or find_data(recipe)
     pipeline = pipeline_of(
         RunConfig(recipe=recipe.name, out=out, data=uri, seed=seed, device=device, resume=True),
         sections(planned.recipe),

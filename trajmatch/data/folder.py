@@ -85,8 +85,12 @@ def _parts(root: Path, options: Options) -> tuple[Path, Path | None]:
         say_left_out(str(root), left_out, options)
         return root / train, root / test if test else None
     # A folder with images in it is a class of that name.
-    alone = train or test
-    if present and (not alone or any(entry.is_file() for entry in visible(root / alone))):
+    alone, named = train or test, isinstance(options.test, str)
+    if (
+        present
+        and not named
+        and (not alone or any(entry.is_file() for entry in visible(root / alone)))
+    ):
         return root, None
     raise UserError(
         f"{root} should hold {_LAYOUT}, but holds {', '.join(present) or 'nothing'}; sort the "

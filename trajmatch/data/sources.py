@@ -225,13 +225,14 @@ def moved_uri(uri: str | None, beside: Path) -> str | None:
     return uri
 
 
-def of_recipe(uri: str | None, wanted: str, recipe: str) -> str | None:
+def of_recipe(uri: str | None, wanted: str, recipe: str = "") -> str | None:
     """Complete the address of a data set by the options that a recipe has for that set.
 
     Args:
         uri: The address given.
         wanted: Name of the recipe's data set, with its options; empty for any.
-        recipe: Name of the recipe, for the warning that it is for another data set.
+        recipe: Name of the recipe, for the warning that it is for another data set; empty for no
+            warning.
 
     Returns:
         The address; with the options of the recipe that it leaves open if it is of that set.
@@ -248,7 +249,7 @@ def of_recipe(uri: str | None, wanted: str, recipe: str) -> str | None:
     if name == base:
         named = {option.partition("=")[0] for option in given}
         given += [option for option in expected if option.partition("=")[0] not in named]
-    if name != base or set(given) != set(expected):
+    if recipe and (name != base or set(given) != set(expected)):
         say_other_data(uri, wanted, recipe)
     return "?".join(filter(None, (address, "&".join(given))))
 
