@@ -168,8 +168,8 @@ def test_files_are_as_readable_as_the_user_wants(tmp_path, umask):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_json_has_no_word_for_what_is_not_finite(tmp_path, value):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "caf\udce9"])
+def test_json_has_no_word_for_what_is_not_finite_or_not_utf8(tmp_path, value):
     with pytest.raises(UserError, match=r"cannot write .*x: "):
         files.write_json(tmp_path / "x", {"loss": [value]})
     with pytest.raises(UserError, match=r"cannot write .*x: "):

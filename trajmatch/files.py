@@ -450,9 +450,10 @@ def _sizes(numbers: Any) -> list[int] | None:
 def _to_json(path: PathLike, obj: Any, indent: int | None = None, most: int = MOST_JSON) -> str:
     try:
         text = json.dumps(obj, sort_keys=True, indent=indent, allow_nan=False, ensure_ascii=False)
-    except ValueError as error:
+        size = len(text.encode())
+    except ValueError as error:  # NaN, or a name that is not UTF-8
         raise UserError(f"cannot write {path}: {error}") from error
-    if len(text.encode()) > most:
+    if size > most:
         raise UserError(
             f"cannot write {path}: its description would have more than {most} bytes, and could "
             "not be read again"

@@ -1,6 +1,8 @@
 """URIs of data sets, and finding a set by its name."""
 
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,10 @@ from PIL import Image
 
 from trajmatch.data import SHIPPED, load_dataset, resolve_uri
 from trajmatch.data.sources import absolute_uri, moved_uri, of_recipe
+from trajmatch.distill import DistillConfig
+from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
+from trajmatch.experts import ExpertConfig, train_experts
 
 
 @pytest.mark.parametrize("uri", ["", "pets", "pets:/data", "/data/pets.npz", "Cifar10:/data", ":x"])
@@ -235,3 +240,24 @@ def test_options_of_a_recipe_hold_for_the_same_set(given, wanted, completed):
 def test_a_recipe_of_another_data_set_says_so(given, wanted):
     with pytest.warns(UserWarning, match=r"recipe mtt/x is for the data set .*, but the data is"):
         assert of_recipe(given, wanted, "mtt/x") == given
+
+
+def test_a_store_finds_its_data_from_another_folder_and_after_both_moved(tmp_path, monkeypatch):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    images, labels = np.arange(512, dtype=np.uint16).reshape(8, 8, 8) % 251, np.arange(8) % 2
+    images = images.astype(np.uint8)
+    np.savez(old / "a.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    monkeypatch.chdir(old)
+    train_experts(
+        ExpertConfig(
+            out=Path("experts"), data="npz:a.npz", num_experts=1, epochs=1, width=4, depth=1
+        )
+    )
+    monkeypatch.chdir(tmp_path)
+    config = DistillConfig(experts=old / "experts", out=tmp_path / "x", ipc=1, expert_epochs=1)
+    found = prepare(replace(config, max_start_epoch=1))
+    assert found.store.manifest["data"] == f"npz:{old / 'a.npz'}"
+    old.rename(new)
+    moved = prepare(replace(config, experts=new / "experts", max_start_epoch=1))
+    assert moved.dataset.fingerprint == found.dataset.fingerprint
