@@ -221,6 +221,11 @@ def test_a_single_class_is_refused(tmp_path):
     assert "at least 2 classes are needed, but there are 1 (cat)" in refusal(tmp_path)
 
 
+def test_the_folder_around_a_set_is_told_from_it(tmp_path):
+    write_all(tmp_path / "archive" / "pets")
+    assert f"did you mean {tmp_path / 'archive' / 'pets'}?" in refusal(tmp_path / "archive")
+
+
 def test_an_image_outside_of_a_class_is_refused(tmp_path):
     write_all(tmp_path)
     write(tmp_path / "train" / "0.png", picture(COLOUR, 0))

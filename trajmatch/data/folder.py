@@ -43,6 +43,8 @@ def load(root: Path, options: Options) -> Dataset:
     check_folder(root)
     train, test = _parts(root, options)
     present = [entry.name for entry in visible(train) if entry.is_dir()]
+    if len(present) == 1 and found_in(train / present[0]):
+        raise UserError(f"{train} holds a single folder; did you mean {train / present[0]}?")
     if present:
         checks.check_class_names(str(train), present)
     chosen = choose_classes(str(root), present, options.classes) if present else []
@@ -119,8 +121,8 @@ def _list_files(split: Path, present: list[str], names: list[str]) -> list[Label
     for entry in visible(split):
         if not entry.is_dir():
             raise UserError(
-                f"{entry} is a file where a folder of images of one class was expected; "
-                "move it into the folder of its class, or away"
+                f"{entry} is a file where a folder of images of one class was expected; move it "
+                "into the folder of its class, or away, or choose another part with ?test=NAME"
             )
         name = known.get(composed(entry.name))
         if name is None:

@@ -130,6 +130,8 @@ def load_dataset(uri: str | None = None) -> Dataset:
     """
     whole = SHIPPED if uri is None else uri
     checks.check_text("the address of the data set", whole)
+    if "\0" in whole:
+        raise UserError(f"the address of the data set {whole!r} has a zero byte; leave it out")
     address, text = options.split(whole)
     scheme, colon, path = address.partition(":")
     source = _SOURCES.get(scheme)
