@@ -55,7 +55,7 @@ def run(settings: Settings, record: Record) -> None:
         max_start_epoch=epochs - 1,
         device=settings.device,
         quiet=True,
-        snapshots=False,
+        snapshots=0,
     )
     replays = Replays(settings)
     began = time.perf_counter()

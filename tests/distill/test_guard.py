@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trajmatch.distill import checkpoint, distill, guard, outer
+from trajmatch.distill import checkpoint, distill, guard, loop, outer
 from trajmatch.distill.guard import FEWEST, MAX_REFUSALS, check_refusals, find_fault, find_spike
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.loop import outer_iteration
@@ -165,12 +165,12 @@ def change_gradients(
     monkeypatch: pytest.MonkeyPatch, change: Callable[[int, OuterGradient], OuterGradient]
 ) -> None:
     """Gives the loop what ``change`` makes of the first, second, ... gradient."""
-    true_gradient, numbers = outer.outer_gradient, itertools.count(1)
+    true_gradients, numbers = outer.outer_gradients, itertools.count(1)
 
     def changed(*args, **kwargs):
-        return change(next(numbers), true_gradient(*args, **kwargs))
+        return [change(next(numbers), each) for each in true_gradients(*args, **kwargs)]
 
-    monkeypatch.setattr(outer, "outer_gradient", changed)
+    monkeypatch.setattr(loop, "outer_gradients", changed)
 
 
 def of_norm(norm: float) -> OuterGradient:

@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 def run(name):
     config = DistillConfig(
         experts=Path(store), out=Path(folder, name), ipc=12, iterations=2, student_steps=150,
-        expert_epochs=1, max_start_epoch=3, lr_img=10.0, device=device, snapshots=False,
+        expert_epochs=1, max_start_epoch=3, lr_img=10.0, device=device, snapshots=0,
     )
     distill(config)
     release(torch.device(device))
