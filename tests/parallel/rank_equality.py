@@ -136,12 +136,12 @@ def step_in_float32(ranks: Ranks) -> dict[str, float]:
     loop = ShardedLoop(ranks, student, [torch.arange(10)], [1], 0.0, None, True)
     (mine,) = loop.batches
     gradient = loop.gradient(0, theta, images[mine], labels[mine])
-    _, tangent, image_share, _ = loop.jvp(0, theta, images[mine], labels[mine], direction)
-    _, whole_tangent, whole_share, _ = student.jvp(theta, images, labels, direction)
+    own = loop.jvp(0, theta, images[mine], labels[mine], direction)
+    whole = student.jvp(theta, images, labels, direction)
     return {
         "gradient": apart(gradient, student.gradient(theta, images, labels)),
-        "tangent": apart(tangent, whole_tangent),
-        "image share": apart(image_share, whole_share[mine]),
+        "tangent": apart(own.grad_theta, whole.grad_theta),
+        "image share": apart(own.grad_images, whole.grad_images[mine]),
     }
 
 
