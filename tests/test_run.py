@@ -102,12 +102,64 @@ def test_what_is_there_is_not_touched(
     assert "holds an earlier run" in capsys.readouterr().err
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_flags_of_the_stages_and_experts_that_are_there(
+    photos: Path, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--recipe", recipe, "--data", f"imagefolder:{photos}?size=12", "--quiet"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run(*data, "--out", str(first), "--ipc", "2", "--seeds", "1", "--lr", "0.02") == 0
+    made = artifact.load(first / "distilled.safetensors")
+    assert (made.ipc, made.recipe["experts"]["lr"]) == (2, 0.02)
+    summary = json.loads((first / "summary.json").read_text())
+    assert (summary["distilled"]["seeds"], summary["experts"]["number"]) == (1, 2)
+    assert summary["command"].startswith("trajmatch run --recipe")
+    before = contents(first / "experts")
+
+    experts = ["--experts", str(first / "experts")]
+    assert run(*data, "--out", str(second), *experts, "--ipc", "2", "--seeds", "1") == 0
+    assert not (second / "experts").exists() and contents(first / "experts") == before
+    assert (second / "distilled.safetensors").read_bytes() == (
+        first / "distilled.safetensors"
+    ).read_bytes()
+    assert "experts" not in json.loads((second / "summary.json").read_text())["stage_seconds"]
+    page = (second / "report.html").read_text()
+    assert "expert.lr" in page and "distill.ipc" in page and "expert.epochs" not in page
+
+    capsys.readouterr()
+    third = tmp_path / "third"
+    for more, message in (
+        (["--lr", "0.5"], "--lr is for the training of experts, and --experts has some"),
+        (["--expert.epochs", "9"], "--expert.epochs is for the training of experts"),
+        (["--max-start-epoch", "9"], "--max-start-epoch 9"),
+    ):
+        assert run(*data, "--out", str(third), *experts, *more) == 2
+        assert message in capsys.readouterr().err
+    other = data_of_another_size(tmp_path)
+    assert run(*data, "--out", str(third), *experts, "--data", other) == 2
+    assert "give the same data with --data" in capsys.readouterr().err
+    assert run(*data, "--out", str(third), "--experts", str(tmp_path / "none")) == 2
+    assert "is not a store of experts" in capsys.readouterr().err
+    assert contents(first / "experts") == before
+
+
+def data_of_another_size(folder: Path) -> str:
+    labels = np.arange(20) % 2
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    path = folder / "other.npz"
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    return f"npz:{path}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--recipe", "cpu/own/ipc2"], "did you mean cpu/own/ipc1"),
         (["--recipe", "mtt/cifar10/ipc1"], "'cifar10' is in no folder that TRAJMATCH_DATA lists"),
-        (["--recipe", "cpu/own/ipc1", "--distill.ipc", "0"], "--ipc should be at least 1"),
+        (["--recipe", "cpu/own/ipc1", "--distill.ipc", "0"], "--distill.ipc should be at least 1"),
     ],
 )
 def test_mistakes_are_told_before_any_work(

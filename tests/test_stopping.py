@@ -210,7 +210,5 @@ def test_a_time_that_is_none_is_refused(command: str, capsys: pytest.CaptureFixt
         "eval": ["file"],
         "nas": ["file", "--out", "x"],
     }
-    with pytest.raises(SystemExit):
-        main([command, *arguments[command], "--max-time", "soon"])
-    err = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert "should be a duration such as" in err
+    assert main([command, *arguments[command], "--max-time", "soon"]) == 2
+    assert "should be a duration such as" in capsys.readouterr().err

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trajmatch.distill.config import DistillConfig
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.experts.config import ExpertConfig
+from trajmatch.fields import settle
 from trajmatch.pipeline import Folder, Pipeline, run_pipeline
 from trajmatch.progress import Stages, silent
 
@@ -56,6 +57,10 @@ class DemoConfig:
     quiet: bool = False
     """Print nothing but errors."""
 
+    def __post_init__(self) -> None:
+        """Check the types; the stages check the ranges."""
+        settle(self)
+
     @property
     def folder(self) -> Folder:
         """Where everything goes."""
@@ -99,12 +104,13 @@ class DemoConfig:
         return Pipeline(folder, expert, distill, evaluate)
 
 
-def run_demo(config: DemoConfig, stages: Stages = silent) -> dict[str, Any]:
-    """The stages of a demo; see :func:`trajmatch.pipeline.run_pipeline`.
+def run_demo(config: DemoConfig, stages: Stages = silent, command: str = "") -> dict[str, Any]:
+    """Run the stages of a demo; see :func:`trajmatch.pipeline.run_pipeline`.
 
     Args:
         config: What to do, and in which folder.
         stages: Shows the progress of each stage; by default nothing does.
+        command: What was typed, for the report.
 
     Returns:
         The content of ``summary.json``.
@@ -112,4 +118,4 @@ def run_demo(config: DemoConfig, stages: Stages = silent) -> dict[str, Any]:
     Raises:
         UserError: The folder cannot be written or holds an earlier run, or a setting is wrong.
     """
-    return run_pipeline(config.pipeline(), stages)
+    return run_pipeline(replace(config.pipeline(), command=command), stages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import time
 import warnings
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from trajmatch.distill.config import DistillConfig
     from trajmatch.evaluate.config import EvalConfig
     from trajmatch.experts.config import ExpertConfig
+    from trajmatch.experts.store import Store
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,18 @@ class Pipeline:
 
     Attributes:
         folder: Where everything is written.
-        expert: The first stage; writes ``folder.store``.
-        distill: The second; reads that and writes ``folder.artifact``.
+        expert: The first stage; writes ``folder.store``. None: there are experts already, where
+            ``distill`` says.
+        distill: The second; reads them and writes ``folder.artifact``.
         evaluate: The third; reads that.
+        command: What was typed, for the report; empty where it was called from Python.
     """
 
     folder: Folder
-    expert: ExpertConfig
+    expert: ExpertConfig | None
     distill: DistillConfig
     evaluate: EvalConfig
+    command: str = ""
 
 
 def run_pipeline(
@@ -116,8 +121,11 @@ def run_pipeline(
 
     Returns:
         The content of ``summary.json``: ``seconds`` of this call in all and ``stage_seconds`` of
-        each stage; ``distilled`` and ``random_real``, each with ``mean``, ``std``, ``accuracies``
-        and ``seeds``; ``improvement`` in points; ``protocol``, ``dataset``, ``images_per_class``.
+        each stage; ``distilled`` and ``random_real`` (and other baselines that were asked for),
+        each with ``mean``, ``std``, ``accuracies`` and ``seeds``; ``improvement`` in points and
+        ``improvement_error``, its standard error for a test set of this size; ``protocol``,
+        ``dataset``, ``training_images``, ``test_images``, ``images_per_class``; ``experts``, their
+        ``number`` and test ``accuracies``; ``command``, the command line.
 
     Raises:
         UserError: The folder cannot be written, is being written by another process or holds an
@@ -138,15 +146,17 @@ def _run(
     """Run the stages while the folder is locked."""
     from trajmatch import artifact, files
     from trajmatch.distill.loop import distill
-    from trajmatch.evaluate.distilled import evaluate_artifact
+    from trajmatch.evaluate.distilled import SETS, evaluate_artifact
+    from trajmatch.experts.store import Store
     from trajmatch.experts.train import train_experts
     from trajmatch.report import ReportConfig, write_report
 
     folder, clock = pipeline.folder, _Clock(stages)
     experts = pipeline.expert
     evaluate = replace(pipeline.evaluate, out=folder.evaluation, resume=True)
-    with clock.stage("experts", experts.num_experts * experts.epochs) as progress:
-        train_experts(experts, progress)
+    if experts is not None:
+        with clock.stage("experts", experts.num_experts * experts.epochs) as progress:
+            train_experts(experts, progress)
     if before_distillation is not None:
         before_distillation(pipeline.distill)
     with clock.stage("distillation", pipeline.distill.iterations) as progress:
@@ -163,11 +173,17 @@ def _run(
         "stage_seconds": clock.stage_seconds,
         "dataset": distilled.dataset_name,
         "images_per_class": distilled.ipc,
-        "random_real": scores["random_real"],
-        "distilled": scores["distilled"],
-        "improvement": scores["distilled"]["mean"] - scores["random_real"]["mean"],
+        "training_images": scores["dataset"]["training_images"],
+        "test_images": scores["dataset"]["test_images"],
+        "experts": _accuracies(Store.open(pipeline.distill.experts)),
+        **{name: scores[name] for name in SETS if scores[name] is not None},
         "protocol": scores["protocol"],
+        "command": pipeline.command,
     }
+    if scores["random_real"] is not None:
+        means = scores["distilled"]["mean"], scores["random_real"]["mean"]
+        summary["improvement"] = means[0] - means[1]
+        summary["improvement_error"] = difference_error(*means, summary["test_images"])
     files.write_json(folder.summary, summary)
     shutil.rmtree(folder.evaluation, ignore_errors=True)
     for path, write in (
@@ -191,8 +207,14 @@ def table(summary: dict[str, Any]) -> str:
     rows = [
         ("training set", "images", "test accuracy"),
         *(
-            (name, f"{summary['images_per_class']} per class", _accuracy(summary[key]))
-            for name, key in (("random real", "random_real"), ("distilled", "distilled"))
+            (name, images, _accuracy(summary[key]))
+            for name, key, images in (
+                ("random real", "random_real", f"{summary['images_per_class']} per class"),
+                ("k-center real", "k_center", f"{summary['images_per_class']} per class"),
+                ("all real", "whole_real", f"{summary['training_images']}"),
+                ("distilled", "distilled", f"{summary['images_per_class']} per class"),
+            )
+            if key in summary
         ),
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -202,6 +224,27 @@ def table(summary: dict[str, Any]) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def sampling_error(accuracy: float, test_images: int) -> float:
+    """Return the standard error of an accuracy that the number of test images implies.
+
+    Args:
+        accuracy: In percent.
+        test_images: How many images it was measured on.
+
+    Returns:
+        The binomial standard error in points, whatever the number of networks.
+    """
+    return math.sqrt(accuracy * (100 - accuracy) / test_images)
+
+
+def difference_error(first: float, second: float, test_images: int) -> float:
+    """Return the standard error of the difference of two accuracies on one test set, in points.
+
+    Both are taken to be independent. That they are of the same images makes the true error smaller.
+    """
+    return math.hypot(sampling_error(first, test_images), sampling_error(second, test_images))
 
 
 class _Clock:
@@ -246,6 +289,13 @@ def _draw(path: Path, shown: Artifact) -> None:
 
     pixels = shown.preprocessing.invert(shown.images)
     files.write_bytes(path, pictures.grid(pixels, shown.hard_labels, shown.class_names))
+
+
+def _accuracies(store: Store) -> dict[str, Any]:
+    """The number of experts, and the test accuracies in percent of those that were tested."""
+    metrics = [store.metrics(expert) for expert in range(store.num_experts)]
+    accuracies = [each["test_accuracy"] for each in metrics if "test_accuracy" in each]
+    return {"number": store.num_experts, "accuracies": accuracies}
 
 
 def _accuracy(score: dict[str, Any]) -> str:

@@ -40,7 +40,12 @@ def test_scores_the_file_by_what_it_says(
     )
     assert result["distilled"] == score.as_dict()
     assert result["protocol"] == score.protocol
-    assert result["dataset"] == {"name": "tiny", "fingerprint": dataset.fingerprint}
+    assert result["dataset"] == {
+        "name": "tiny",
+        "fingerprint": dataset.fingerprint,
+        "training_images": len(dataset.train_images),
+        "test_images": len(dataset.test_images),
+    }
     assert (result["images_per_class"], result["seed"]) == (2, 3)
 
 

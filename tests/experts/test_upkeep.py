@@ -232,6 +232,5 @@ def test_merge_names_what_differs(store: Store, tmp_path: Path, tiny_data: str) 
 def test_an_unknown_action_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "verfy"]) == 2
     assert "no action 'verfy' (did you mean verify?)" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["store", "merge", "one", "--out", "x"])
+    assert main(["store", "merge", "one", "--out", "x"]) == 2
     assert "needs two stores or more" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from trajmatch.demo import DemoConfig, run_demo
@@ -23,7 +24,8 @@ def run(argv: list[str]) -> int:
 
     from trajmatch.cli.progress import Progress
 
-    summary = run_demo(config, lambda total, title: Progress(total, title, config.quiet))
+    command = shlex.join(["trajmatch", "demo", *argv])
+    summary = run_demo(config, lambda total, title: Progress(total, title, config.quiet), command)
     if not config.quiet:
         print_summary(summary, config.folder)
     return 0
@@ -37,7 +39,12 @@ def print_summary(summary: dict[str, Any], folder: Folder) -> None:
         folder: Where it wrote.
     """
     print(table(summary))
-    print(f"{summary['improvement']:+.1f} points, {summary['seconds']:.0f} s in all")
+    if "improvement" in summary:
+        print(
+            f"{summary['improvement']:+.1f} points over random real images (standard error "
+            f"{summary['improvement_error']:.1f}, from {summary['test_images']} test images)"
+        )
+    print(f"{summary['seconds']:.0f} s in all")
     for path, what in folder.contents():
         if path.exists():
             print(f"{path}: {what}")

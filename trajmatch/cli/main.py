@@ -87,7 +87,9 @@ def _main(arguments: list[str]) -> int:
         sys.stdout.flush()
         return status
     except UserError as error:
-        return _fail(str(error))
+        from trajmatch.cli.arguments import as_typed
+
+        return _fail(as_typed(str(error), arguments))
     except ImportError as error:
         if error.name != "trajmatch._C":
             raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from dataclasses import dataclass
 
 from trajmatch.recipes import Recipe, find_recipe, recipe_names
@@ -45,18 +47,20 @@ def run(argv: list[str]) -> int:
 
 
 def _print_list(recipes: list[Recipe]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("recipe", "makes"):
-        table.add_column(column)
-    table.add_column("published %", justify="right")
-    for recipe in recipes:
-        table.add_row(recipe.name, recipe.title, _accuracy(recipe))
-    table.caption = "trajmatch recipes NAME explains one; trajmatch run --recipe NAME runs it"
-    Console().print(table)
+    """Print a line for each recipe: its whole name, and of the rest what the terminal can show."""
+    columns = [
+        (recipe.name, "-" if recipe.accuracy is None else _accuracy(recipe), recipe.title)
+        for recipe in recipes
+    ]
+    first, second = (max(len(row[column]) for row in columns) for column in (0, 1))
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for name, accuracy, title in columns:
+        print(f"{name:{first}}  {accuracy:>{second}}  {title}"[:room].rstrip())
+    print(
+        "columns: recipe, published test accuracy in %, what it makes; trajmatch recipes NAME "
+        "explains one, trajmatch run --recipe NAME runs it",
+        file=sys.stderr,
+    )
 
 
 def explained(recipe: Recipe) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trajmatch.distill.config import DistillConfig
+from trajmatch.errors import UserError
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.experts.config import ExpertConfig
 from trajmatch.interruption import seconds
@@ -50,13 +52,20 @@ _STAGES: dict[str, type[Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Run a recipe from real images to accuracy: experts, distillation and evaluation."""
+    """Run a recipe from real images to accuracy: experts, distillation and evaluation.
+
+    Flags of the stages need their prefix only where two stages have the same: --ipc 5 is
+    --distill.ipc 5, but --expert.epochs and --evaluate.epochs differ.
+    """
 
     recipe: str
     """The recipe, e.g. cpu/own/ipc1 (`trajmatch recipes` lists them), or a file of your own, ending
     in .toml."""
     out: Path
     """Folder for the experts, the distilled set, the pictures, summary.json and report.html."""
+    experts: Path | None = None
+    """Store of experts that are there already, e.g. of an earlier run: they are used as they are,
+    and none are trained. Default: train them as the recipe says."""
     data: str | None = None
     """Data set, e.g. cifar10:ROOT or imagefolder:PATH. Default: that of the recipe, looked for
     where TRAJMATCH_DATA points."""
@@ -103,7 +112,8 @@ def run(argv: list[str]) -> int:
     from trajmatch.pipeline import run_pipeline
 
     data = of_recipe(config.data, recipe.data, recipe.name)
-    pipeline = pipeline_of(dataclasses.replace(config, data=data), stages)
+    pipeline = pipeline_of(replace(config, data=data), stages)
+    pipeline = replace(pipeline, command=shlex.join(["trajmatch", "run", *argv]))
     with interruption.time_limit(config.max_time):
         summary = run_pipeline(
             pipeline,
@@ -132,41 +142,40 @@ def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> P
     resumed: dict[str, Any] = {**shared, "recipe": config.recipe, "resume": config.resume}
     return Pipeline(
         folder,
-        ExpertConfig(out=folder.store, **resumed, **stages["expert"]),
-        DistillConfig(experts=folder.store, out=folder.artifact, **resumed, **stages["distill"]),
+        ExpertConfig(out=folder.store, **resumed, **stages["expert"])
+        if config.experts is None
+        else None,
+        DistillConfig(
+            experts=config.experts or folder.store,
+            out=folder.artifact,
+            **resumed,
+            **stages["distill"],
+        ),
         EvalConfig(file=folder.artifact, **shared, **stages["evaluate"]),
     )
 
 
 def _parse(argv: list[str], recipe: Recipe) -> tuple[RunConfig, dict[str, dict[str, Any]]]:
     """The shared fields, and those of each stage: the recipe's, unless a flag has another value."""
-    import tyro
+    from trajmatch.cli.arguments import fill, with_defaults
 
-    from trajmatch.cli.arguments import with_defaults
-
-    nested = [
-        (
-            name,
-            with_defaults(
-                config,
-                {**_stand_ins(name), **getattr(recipe, name)},
-                hidden=_SHARED[name],
-            ),
+    defaults = {name: {**_stand_ins(name), **getattr(recipe, name)} for name in _STAGES}
+    nested = {
+        name: with_defaults(
+            config, defaults[name], hidden=_SHARED[name], short=_fields_of_one(name)
         )
         for name, config in _STAGES.items()
-    ]
-    fields = [(name, each, dataclasses.field(default_factory=each)) for name, each in nested]
+    }
+    shared = with_defaults(RunConfig, {"data": recipe.data or None})
     whole = dataclasses.make_dataclass(
         "RunConfig",
-        fields,
-        bases=(with_defaults(RunConfig, {"data": recipe.data or None}),),
+        [(name, each, dataclasses.field(default_factory=each)) for name, each in nested.items()],
+        bases=(shared,),
         frozen=True,
         kw_only=True,
     )
-    whole.__doc__, whole.__module__ = RunConfig.__doc__, RunConfig.__module__
-    given: Any = tyro.cli(
-        whole, args=argv, prog="trajmatch run", config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    whole.__doc__, whole.__module__ = shared.__doc__, shared.__module__
+    given = fill(whole, argv, "trajmatch run")
     own = {field.name: getattr(given, field.name) for field in dataclasses.fields(RunConfig)}
     stages = {
         name: {
@@ -176,7 +185,29 @@ def _parse(argv: list[str], recipe: Recipe) -> tuple[RunConfig, dict[str, dict[s
         }
         for name, config in _STAGES.items()
     }
+    if own["experts"] is not None:
+        _check_no_training(stages["expert"], nested["expert"]())
     return RunConfig(**own), stages
+
+
+def _fields_of_one(stage: str) -> list[str]:
+    """Fields that no other stage and not the run itself has: their flag needs no prefix."""
+    others = {field.name for field in dataclasses.fields(RunConfig)}
+    for name, config in _STAGES.items():
+        if name != stage:
+            others |= {f.name for f in dataclasses.fields(config) if f.name not in _SHARED[name]}
+    return [field.name for field in dataclasses.fields(_STAGES[stage]) if field.name not in others]
+
+
+def _check_no_training(given: Mapping[str, Any], defaults: Any) -> None:
+    """Make sure that no flag of the experts' training is given beside --experts."""
+    for name, value in given.items():
+        if value != getattr(defaults, name):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{flag} is for the training of experts, and --experts has some that are trained; "
+                "leave one of them out"
+            )
 
 
 def _stand_ins(stage: str) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def evaluate_artifact(
           ``network``, the scores and the ``protocol``; those above are the first's;
         - ``selection``: how the distilled images were chosen among the iterates of their run;
         - ``k_center_features``: what k-center measured distances in, or None;
-        - ``dataset``: ``name`` and ``fingerprint``; ``images_per_class``; ``seed``.
+        - ``dataset``: ``name``, ``fingerprint``, numbers of ``training_images`` and
+          ``test_images``; ``images_per_class``; ``seed``.
 
     Raises:
         UserError: The file cannot be used, the data set is not found or is another one, there is
@@ -206,7 +207,12 @@ class _Evaluation:
             "networks": scores,
             "selection": self._distilled.selection,
             "k_center_features": features,
-            "dataset": {"name": self._dataset.name, "fingerprint": self._dataset.fingerprint},
+            "dataset": {
+                "name": self._dataset.name,
+                "fingerprint": self._dataset.fingerprint,
+                "training_images": len(self._dataset.train_images),
+                "test_images": len(self._dataset.test_images),
+            },
             "images_per_class": self._distilled.ipc,
             "seed": config.seed,
         }
