@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -9,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from trajmatch.report.axes import Axis, fitting, round_numbers, written
+from trajmatch.report.axes import CHARACTER, Axis, fitting, round_numbers, written
 from trajmatch.report.charts import Curve, Level, histogram, line_chart, smoothed, thinned
 
 LABELS = {"x_label": "iteration", "y_label": "loss", "description": "what is to be seen"}
@@ -139,3 +140,66 @@ def test_a_thinned_curve_keeps_its_gaps() -> None:
 
 def test_axis_ends_are_where_they_should_be() -> None:
     assert Axis(0, 10, 60, 460).place(5) == 260
+
+
+# --- labels
+
+
+def boxes(figure: str) -> list[tuple[float, float, float, float, str]]:
+    """Left, top, right and bottom of every text, as wide as the usual fonts make it at most."""
+    found = []
+    for text in drawn(figure).iter("text"):
+        place, shown = {name: text.attrib[name] for name in ("x", "y")}, "".join(text.itertext())
+        x, y, width = float(place["x"]), float(place["y"]), CHARACTER * len(shown)
+        part = {"end": 1.0, "middle": 0.5, "start": 0.0}[text.attrib["text-anchor"]]
+        if "transform" in text.attrib:  # turned by a quarter around its place
+            found.append((x - 10, y - width / 2, x + 3, y + width / 2, shown))
+        else:
+            found.append((x - part * width, y - 10, x + (1 - part) * width, y + 3, shown))
+    return found
+
+
+def check_labels(figure: str) -> None:
+    """No text lies over another one, or beyond the picture."""
+    svg = next(drawn(figure).iter("svg"))
+    _, _, width, height = map(float, svg.attrib["viewBox"].split())
+    placed = boxes(figure)
+    for left, top, right, bottom, text in placed:
+        assert left >= 0 and top >= 0 and right <= width and bottom <= height, text
+    for one, other in itertools.combinations(placed, 2):
+        beside = one[2] <= other[0] or other[2] <= one[0]
+        above = one[3] <= other[1] or other[3] <= one[1]
+        assert beside or above, (one[4], other[4])
+    assert sum(text.attrib["y"] == "223" for text in drawn(figure).iter("text")) >= 1
+    assert len({*placed}) == len(placed) >= 5
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (0.0, 1.0),
+        (0.9331, 1.0671),
+        (1e-7, 3e-6),
+        (0.00120512, 0.00120519),
+        (12345.678, 12345.679),
+        (-2000.5, 1e6),
+        (1e-5, 1e9),
+        (1e97, -1e97),
+        (6.5e9, 6.6e9),
+        (-1.0, -1.0 - 1e-7),
+    ],
+)
+@pytest.mark.parametrize("last", [1, 2, 9, 40, 1000, 99_999, 5_000_000, 2**31])
+def test_labels_of_a_line_chart_do_not_overlap(values: tuple[float, float], last: int) -> None:
+    labels = {"x_label": "outer iteration", "y_label": "matching loss L", "description": ""}
+    curve = Curve("a", "first", [(1, values[0]), (max(last, 2), values[1])])
+    check_labels(line_chart([curve], **labels))
+
+
+@pytest.mark.parametrize(
+    "numbers", [[0], [7], [0, 1], [0, 19], [3, 88], [0, 99], [900, 1200], [0, 10**6], [2**31 - 9]]
+)
+@pytest.mark.parametrize("count", [1, 12, 99_999, 10**9])
+def test_labels_of_a_histogram_do_not_overlap(numbers: list[int], count: int) -> None:
+    figure = histogram(dict.fromkeys(numbers, count), x_label="start epoch", description="")
+    check_labels(figure)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: A curve whose largest value is so many times its smallest is drawn on a logarithmic axis.
 _LOG_RATIO = 50.0
+
+
+#: Width of a character of a label: of the widest digit of the usual fonts, at the page's size.
+CHARACTER = 8.3
+#: Labels beside each other are so far apart at least.
+_BETWEEN = 8
 
 
 @dataclass(frozen=True)
@@ -88,5 +95,46 @@ def round_numbers(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def written(value: float) -> str:
-    """A number as it is written at an axis."""
+    """A number as it is written at a point."""
     return f"{value:.6g}"
+
+
+def labels(ticks: Sequence[float]) -> list[str]:
+    """Write the numbers at an axis with as many digits as tell them apart.
+
+    Args:
+        ticks: Numbers, all different.
+    """
+    for digits in range(6, 18):
+        texts = [f"{tick:.{digits}g}" for tick in ticks]
+        if len({*texts}) == len(ticks):
+            break
+    return texts
+
+
+def width_of(text: str) -> float:
+    """Return the room that a label takes at most."""
+    return CHARACTER * len(text)
+
+
+def whole_ticks(axis: Axis, end: float, about: int) -> list[tuple[float, str]]:
+    """Choose whole numbers to write below an axis, so few that their labels do not overlap.
+
+    Args:
+        axis: A horizontal axis that is not logarithmic.
+        end: Where the page ends.
+        about: How many there should be at most, about.
+
+    Returns:
+        Place and label of each.
+    """
+    for number in range(about, 0, -1):
+        ticks = [tick for tick in round_numbers(axis.low, axis.high, number) if tick == int(tick)]
+        found = [*zip(map(axis.place, ticks), labels(ticks), strict=True)] if ticks else []
+        apart = all(
+            right - left >= (width_of(first) + width_of(second)) / 2 + _BETWEEN
+            for (left, first), (right, second) in itertools.pairwise(found)
+        )
+        if apart and all(place + width_of(text) / 2 <= end for place, text in found):
+            return found
+    return []

@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trajmatch.report.axes import Axis, fitting, round_numbers, written
+from trajmatch.report.axes import Axis, fitting, labels, whole_ticks, width_of, written
 from trajmatch.report.html import Html, element, join
 
 _WIDTH, _HEIGHT = 480, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 458, 10, 205
+#: Room on the left for the label of the y axis; its numbers end so far from the axis.
+_LABEL, _GAP = 24, 6
 #: A histogram has at most so many bars; of more numbers several share one.
 _BARS = 40
 
@@ -73,11 +75,12 @@ def line_chart(
         for (_, y), error in zip(curve.points, curve.errors or (), strict=False):
             ys += [] if y is None else [y - error, y + error]
     xs = [x for x, _ in points]
-    x_axis = Axis(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, _LEFT, _RIGHT)
     y_axis = fitting(ys, _BOTTOM, _TOP)
+    last = max(xs) if max(xs) > min(xs) else min(xs) + 1
+    x_axis = Axis(min(xs), last, _left(y_axis), _RIGHT)
     drawn = [
-        _frame(x_axis, y_axis, round_numbers(x_axis.low, x_axis.high), x_label, y_label),
-        *(_level(level, y_axis) for level in levels),
+        _frame(x_axis, y_axis, whole_ticks(x_axis, _WIDTH, 5), x_label, y_label),
+        *(_level(level, x_axis, y_axis) for level in levels),
         *(_curve(curve, x_axis, y_axis) for curve in curves),
     ]
     legend = [
@@ -103,10 +106,9 @@ def histogram(counts: Mapping[int, int], *, x_label: str, description: str) -> H
     bars = [0] * ((high - low) // size + 1)
     for number, count in counts.items():
         bars[(number - low) // size] += count
-    x_axis = Axis(low - 0.5, low + len(bars) * size - 0.5, _LEFT, _RIGHT)
     y_axis = Axis(0, 1.06 * max(bars), _BOTTOM, _TOP)
-    ticks = [tick for tick in round_numbers(x_axis.low, x_axis.high, 8) if tick == int(tick)]
-    drawn = [_frame(x_axis, y_axis, ticks, x_label, "draws")]
+    x_axis = Axis(low - 0.5, low + len(bars) * size - 0.5, _left(y_axis), _RIGHT)
+    drawn = [_frame(x_axis, y_axis, whole_ticks(x_axis, _WIDTH, 8), x_label, "draws")]
     for index, count in enumerate(bars):
         first = low + index * size
         last = first + size - 1
@@ -189,22 +191,28 @@ def _figure(drawn: Sequence[Html], description: str, *below: Html) -> Html:
     return element("figure", svg, element("figcaption", description, *below))
 
 
+def _left(y_axis: Axis) -> float:
+    """Where the x axis begins, so that the numbers at the y axis have room."""
+    widest = max(map(width_of, labels(y_axis.ticks)))
+    return max(_LEFT, round(_LABEL + widest + _GAP, 1))
+
+
 def _frame(
-    x_axis: Axis, y_axis: Axis, x_ticks: Sequence[float], x_label: str, y_label: str
+    x_axis: Axis, y_axis: Axis, x_ticks: Sequence[tuple[float, str]], x_label: str, y_label: str
 ) -> Html:
     parts = []
-    for tick in y_axis.ticks:
+    left = x_axis.begin
+    for tick, label in zip(y_axis.ticks, labels(y_axis.ticks), strict=True):
         y = y_axis.place(tick)
-        parts.append(_line("grid", _LEFT, y, _RIGHT, y))
-        parts.append(_text(written(tick), _LEFT - 6, y + 4, "end"))
-    for tick in x_ticks:
-        x = x_axis.place(tick)
+        parts.append(_line("grid", left, y, _RIGHT, y))
+        parts.append(_text(label, left - _GAP, y + 4, "end"))
+    for x, label in x_ticks:
         parts.append(_line("axis", x, _BOTTOM, x, _BOTTOM + 4))
-        parts.append(_text(written(tick), x, _BOTTOM + 18, "middle"))
+        parts.append(_text(label, x, _BOTTOM + 18, "middle"))
     middle = (_TOP + _BOTTOM) / 2
     parts += [
-        _line("axis", _LEFT, _BOTTOM, _RIGHT, _BOTTOM),
-        _text(x_label, (_LEFT + _RIGHT) / 2, _HEIGHT - 8, "middle"),
+        _line("axis", left, _BOTTOM, _RIGHT, _BOTTOM),
+        _text(x_label, round((left + _RIGHT) / 2, 1), _HEIGHT - 8, "middle"),
         _text(y_label, 13, middle, "middle", transform=f"rotate(-90 13 {middle})"),
     ]
     return element("g", *parts)
@@ -232,9 +240,9 @@ def _curve(curve: Curve, x_axis: Axis, y_axis: Axis) -> Html:
     return join(path, *marks)
 
 
-def _level(level: Level, y_axis: Axis) -> Html:
+def _level(level: Level, x_axis: Axis, y_axis: Axis) -> Html:
     y = y_axis.place(level.value)
-    return _line(f"{level.kind} level", _LEFT, y, _RIGHT, y)
+    return _line(f"{level.kind} level", x_axis.begin, y, _RIGHT, y)
 
 
 def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Html:

@@ -44,7 +44,7 @@ def page(run: Run) -> Html:
     parts = {
         "Accuracy": sections.accuracy(run),
         "Images": sections.pictures(run),
-        "Course of the run": sections.course(run.history),
+        "Course of the run": sections.course(run),
         "Time": sections.time(run),
         "Configuration": sections.configuration(run),
     }

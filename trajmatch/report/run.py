@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from trajmatch import artifact, files, snapshots
 from trajmatch.artifact import Artifact
 from trajmatch.errors import UserError
+from trajmatch.recipes import Recipe, find_recipe
 from trajmatch.report import history, scores
 from trajmatch.report.config import ReportConfig
 from trajmatch.report.history import History
@@ -25,6 +28,11 @@ class Run:
         snapshots: The images on the way; None: there are none.
         scores: What evaluations found.
         stage_seconds: What each stage of `trajmatch run` took.
+        training_images: Real images that were distilled; None: unknown.
+        test_images: Images that accuracies were measured on; None: unknown.
+        expert_accuracies: Test accuracy of each expert in percent; empty: unknown.
+        command: The command line; empty: unknown.
+        recipe: The recipe that the run names, as it is today; None: it named none, or it is gone.
     """
 
     artifact: Artifact
@@ -32,6 +40,11 @@ class Run:
     snapshots: Snapshots | None
     scores: list[Score] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    training_images: int | None = None
+    test_images: int | None = None
+    expert_accuracies: Sequence[float] = ()
+    command: str = ""
+    recipe: Recipe | None = None
 
     @property
     def network(self) -> str:
@@ -65,18 +78,33 @@ def read(config: ReportConfig) -> Run:
     images_path = config.snapshots or _if_there(files.beside(path, ".snapshots.safetensors"))
     found: list[Score] = []
     seconds: dict[str, float] = {}
+    about: dict[str, Any] = {}
     if config.summary is not None:
         found += scores.of_summary(config.summary, str(distilled.network["name"]))
         seconds = scores.stage_seconds(config.summary)
+        about |= scores.about(config.summary)
     for each in config.evaluation:
         found += scores.of_evaluation(each)
+        about = {**scores.about(each), **about}
     return Run(
         artifact=distilled,
         history=told,
         snapshots=None if images_path is None else snapshots.of_artifact(images_path, distilled),
         scores=found,
         stage_seconds=seconds,
+        recipe=_recipe(distilled.recipe.get("recipe")),
+        **about,
     )
+
+
+def _recipe(name: object) -> Recipe | None:
+    """The recipe of a name or path; None where there is none that can be read."""
+    if not isinstance(name, str):
+        return None
+    try:
+        return find_recipe(name)
+    except UserError:
+        return None
 
 
 def _if_there(path: Path) -> Path | None:

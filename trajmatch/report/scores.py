@@ -97,6 +97,38 @@ def stage_seconds(path: Path) -> dict[str, float]:
     return {str(name): float(seconds) for name, seconds in stages.items()}
 
 
+def about(path: Path) -> dict[str, Any]:
+    """What `trajmatch run` or `trajmatch eval --json` says besides the scores.
+
+    Args:
+        path: The ``summary.json`` of a run, or what an evaluation printed.
+
+    Returns:
+        ``training_images``, ``test_images``, ``expert_accuracies`` and ``command``, as far as they
+        are there.
+
+    Raises:
+        UserError: The file cannot be read, or one of them is something else.
+    """
+    content = _read(path)
+    sizes = content["dataset"] if isinstance(content.get("dataset"), dict) else content
+    found: dict[str, Any] = {}
+    for name in ("training_images", "test_images"):
+        if name in sizes:
+            if not (_is_count(sizes[name]) and sizes[name] > 0):
+                raise _foreign(path, f"its {name} are no number")
+            found[name] = sizes[name]
+    experts = content.get("experts")
+    if isinstance(experts, dict):
+        accuracies = experts.get("accuracies")
+        if not (isinstance(accuracies, list) and all(map(_is_number, accuracies))):
+            raise _foreign(path, "the accuracies of its experts are no numbers")
+        found["expert_accuracies"] = accuracies
+    if isinstance(content.get("command"), str):
+        found["command"] = content["command"]
+    return found
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_FILE:

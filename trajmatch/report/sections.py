@@ -7,8 +7,10 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from trajmatch.pipeline import difference_error, sampling_error
 from trajmatch.progress import duration
-from trajmatch.report import images
+from trajmatch.recipes.deviations import deviations
+from trajmatch.report import images, losses
 from trajmatch.report.charts import Curve, Level, histogram, line_chart, smoothed, thinned
 from trajmatch.report.history import Evaluation, History
 from trajmatch.report.html import Html, element, join, table
@@ -29,13 +31,15 @@ def facts(run: Run) -> Html:
     colours = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
     named = {
         "data set": distilled.dataset_name,
-        "images": f"{len(distilled.images)} in {distilled.num_classes} classes",
+        **_real_images(run),
+        "distilled images": f"{len(distilled.images)} in {distilled.num_classes} classes",
         "size": f"{width} x {height} pixels, {colours}",
         "labels": {"index": "classes", "logit": "learned logits"}[distilled.label_kind],
         "step size": f"{distilled.lr:.6g}",
         "iterate": distilled.selection,
         "distilled for": run.network,
         "seed": str(distilled.seed),
+        **_experts(run),
     }
     parts = [
         element("div", element("dt", name), element("dd", value)) for name, value in named.items()
@@ -45,7 +49,7 @@ def facts(run: Run) -> Html:
 
 def accuracy(run: Run) -> Html:
     """Test accuracies beside the baselines, and over the iterations."""
-    parts = [_score_tables(run.scores)] if run.scores else []
+    parts = [_score_tables(run.scores, run.test_images)] if run.scores else []
     evaluations = run.history.evaluations if run.history else []
     if evaluations:
         parts.append(_accuracy_chart(evaluations, run.scores, run.network))
@@ -70,11 +74,23 @@ def accuracy(run: Run) -> Html:
                 ".",
             )
         )
+    elif all(score.trained_on != "whole_real" for score in run.scores):
+        notes.append(
+            element(
+                "p",
+                "What networks reach that are trained on all real images is not known here; ",
+                element("code", "trajmatch eval FILE --whole-real --json"),
+                " finds it, for ",
+                element("code", "trajmatch report --evaluation"),
+                ".",
+            )
+        )
     return join(element("div", *parts, class_="charts"), *notes)
 
 
-def course(told: History | None) -> Html:
-    """Matching loss, step size, what was drawn, what was refused, and the time."""
+def course(run: Run) -> Html:
+    """Matching loss and what it means, step size, what was drawn, and what was refused."""
+    told = run.history
     if told is None or not told.iterations:
         return element("p", "There is no log of this run beside its result.")
     charts = [
@@ -83,7 +99,8 @@ def course(told: History | None) -> Html:
         *_draws(told.start_epochs, "start epoch", "How often each start epoch s was drawn"),
         *_draws(told.experts, "expert", "How often each expert was drawn"),
     ]
-    return join(element("div", *charts, class_="charts"), _updates(told))
+    verdict = element("p", losses.verdict(told.losses, run.artifact.recipe))
+    return join(verdict, element("div", *charts, class_="charts"), _updates(told))
 
 
 def time(run: Run) -> Html:
@@ -145,12 +162,80 @@ def configuration(run: Run) -> Html:
     rows = [[name, element("code", value)] for name, value in _flat(made)]
     whole = json.dumps(made, indent=2, sort_keys=True)
     return join(
+        _command(run),
+        _deviations(run),
         table(["setting", "value"], rows, "The configuration, as it is in the distilled file"),
         element("details", element("summary", "The same as JSON"), element("pre", whole)),
     )
 
 
-def _score_tables(scores: Sequence[Score]) -> Html:
+def _real_images(run: Run) -> dict[str, str]:
+    if run.training_images is None or run.test_images is None:
+        return {}
+    return {"real images": f"{run.training_images} for training, {run.test_images} for testing"}
+
+
+def _experts(run: Run) -> dict[str, str]:
+    """The experts' accuracy, which the distilled images cannot be expected to exceed."""
+    found = run.expert_accuracies
+    if not found:
+        return {}
+    mean, low, high = statistics.fmean(found), min(found), max(found)
+    return {
+        "test accuracy of experts": f"{mean:.1f} % ({len(found)} of them, {low:.1f} to {high:.1f})"
+    }
+
+
+def _command(run: Run) -> Html:
+    if not run.command:
+        return Html("")
+    return element("p", "Made by ", element("code", run.command))
+
+
+def _deviations(run: Run) -> Html:
+    """What is not as in the recipe, field by field."""
+    name = run.artifact.recipe.get("recipe")
+    if name is None:
+        return element("p", "The run named no recipe.")
+    if run.recipe is None:
+        sentence = f"The recipe {name} cannot be read here, so nothing is compared with it."
+        return element("p", sentence)
+    found = deviations(run.recipe, run.artifact)
+    if not found:
+        return element("p", f"All settings of experts and distillation are those of {name}.")
+    rows = [[each.name, json.dumps(each.wanted), json.dumps(each.found)] for each in found]
+    heads = ["setting", "in the recipe", "in this run"]
+    return table(heads, rows, f"Settings that are not those of the recipe {name}")
+
+
+def _test_set_error(scores: Sequence[Score], test_images: int | None) -> list[Html]:
+    """What a test set of this size leaves open, in a sentence for each architecture."""
+    if test_images is None:
+        return []
+    sentences = []
+    for network in dict.fromkeys(score.network for score in scores):
+        found = {each.trained_on: each for each in scores if each.network == network}
+        score = found.get("distilled")
+        if score is None:
+            continue
+        error = sampling_error(score.mean, test_images)
+        sentence = (
+            f"{network}: {score.mean:.1f} % has a standard error of {error:.1f} points because "
+            f"there are {test_images} test images, whatever the number of networks."
+        )
+        if "random_real" in found:
+            other = found["random_real"].mean
+            gain, error = score.mean - other, difference_error(score.mean, other, test_images)
+            verdict = "more" if abs(gain) > 2 * error else "no more"
+            sentence += (
+                f" Distilled images are {gain:+.1f} ± {error:.1f} points from random real images: "
+                f"{verdict} than twice the standard error."
+            )
+        sentences.append(element("p", sentence, class_="note"))
+    return sentences
+
+
+def _score_tables(scores: Sequence[Score], test_images: int | None) -> Html:
     """Rows are networks, columns what they were trained on; one table for each protocol."""
     parts = []
     for protocol in dict.fromkeys(score.protocol for score in scores):
@@ -165,6 +250,7 @@ def _score_tables(scores: Sequence[Score]) -> Html:
         )
         heads = ["network", *(TRAINED_ON[key] for key in columns)]
         parts.append(table(heads, rows, caption))
+    parts += _test_set_error(scores, test_images)
     if diverged := sum(score.diverged or 0 for score in scores):
         sentence = f"{diverged} of the networks diverged and count as getting no image right."
         parts.append(element("p", sentence, class_="note"))

@@ -1,0 +1,71 @@
+"""Settings of a result that are not those of its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trajmatch.artifact import Artifact
+from trajmatch.data.dsa import DSA
+from trajmatch.distill.config import DistillConfig
+from trajmatch.distill.problem import DEFAULT_LR_INIT
+from trajmatch.experts.config import ExpertConfig
+from trajmatch.recipes.recipe import Recipe
+
+_CONVNET = ("width", "depth", "norm", "activation", "pooling")
+
+
+class Deviation(NamedTuple):
+    """A setting that differs.
+
+    Attributes:
+        name: The field, with its section: ``expert.epochs`` or ``distill.lr_img``.
+        wanted: Its value in the recipe, or the default where the recipe has none.
+        found: Its value in the result.
+    """
+
+    name: str
+    wanted: Any
+    found: Any
+
+
+def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
+    """Compare what made a distilled set with a recipe, field by field.
+
+    Args:
+        recipe: The recipe.
+        distilled: The set.
+
+    Returns:
+        The fields that both have and that differ, experts first.
+    """
+    expert = ExpertConfig(out=Path("store"), **recipe.expert)
+    distill = DistillConfig(experts=Path("store"), out=Path("set"), **recipe.distill)
+    experts = distilled.recipe.get("experts")
+    found = experts if isinstance(experts, dict) else {}
+    found = {**found, "zca": distilled.zca is not None}
+    if isinstance(found.get("holdout"), dict):
+        found["holdout"] = found["holdout"].get("fraction")
+    if expert.network == "convnet" and distilled.network.get("name") == "ConvNet":
+        found |= {name: distilled.network.get(name) for name in _CONVNET}
+    wanted = {name: getattr(expert, name) for name in found if hasattr(expert, name)}
+    wanted.pop("seed", None)
+    wanted["dsa"] = DSA(expert.dsa).spec
+    settings = {**distill.settings(), "lr_init": distill.lr_init or DEFAULT_LR_INIT}
+    settings["dsa"] = wanted["dsa"] if distill.dsa is None else DSA(distill.dsa).spec
+    settings.pop("recipe")
+    return [
+        *_differing("expert", wanted, found),
+        *_differing("distill", settings, distilled.recipe),
+    ]
+
+
+def _differing(
+    section: str, wanted: Mapping[str, Any], found: Mapping[str, Any]
+) -> list[Deviation]:
+    return [
+        Deviation(f"{section}.{name}", value, found[name])
+        for name, value in wanted.items()
+        if name in found and found[name] != value
+    ]
