@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None, scale: Scale = CIFAR10) -> int:
         print(f"{clock.spent:.0f} s are spent in all; the same command goes on")
         return COME_AGAIN
     except UserError as error:
-        print(f"compare_methods: error: {error}", file=sys.stderr)
+        print(f"compare_methods: error: {error.args[0]}", file=sys.stderr)
         return 2
     print(page.result(record))
     return 0

@@ -76,7 +76,7 @@ def main() -> int:
             ),
         )
     except UserError as error:
-        print(f"grid.py: error: {error}", file=sys.stderr)
+        print(f"grid.py: error: {error.args[0]}", file=sys.stderr)
         return 2
     cells = finished_cells(record)
     console.print(tables.outer_table(cells), *tables.notes(cells), tables.ratio_table(cells))

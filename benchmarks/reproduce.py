@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{clock.spent:.0f} of {budget:.0f} s are spent; the same command goes on")
         return COME_AGAIN
     except UserError as error:
-        print(f"reproduce: error: {error}", file=sys.stderr)
+        print(f"reproduce: error: {error.args[0]}", file=sys.stderr)
         return 2
     print(as_text(result))
     return 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from trajmatch.cli.main import SPIN_COUNT
+from trajmatch.errors import in_flags
 
 # As in the program itself, before torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
@@ -29,6 +30,13 @@ TOLERANCES: dict[torch.dtype, dict[str, float]] = {
     torch.float64: {"rtol": 1e-9, "atol": 1e-11},
     torch.float32: {"rtol": 1e-4, "atol": 1e-5},
 }
+
+
+@pytest.fixture(autouse=True)
+def _flags_in_messages() -> Iterator[None]:
+    """Messages read as on the command line, wherever they are raised."""
+    with in_flags():
+        yield
 
 
 @pytest.fixture(autouse=True)

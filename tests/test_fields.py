@@ -13,6 +13,7 @@ import pytest
 
 import trajmatch
 from trajmatch import artifact, snapshots
+from trajmatch.cli.main import main
 from trajmatch.demo import DemoConfig
 from trajmatch.distill import DistillConfig
 from trajmatch.errors import UserError
@@ -126,3 +127,17 @@ def test_functions_take_texts(tmp_path: Path) -> None:
         upkeep.trim(str(tmp_path), str(tmp_path / "out"))
     with pytest.raises(UserError, match="not a store"):
         upkeep.merge([str(tmp_path)], str(tmp_path / "out"))
+
+
+def test_messages_name_arguments_in_python_and_flags_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trajmatch.errors._on_command_line", False)
+    with pytest.raises(UserError, match=r"^lr_init should be a number above 0, but is -1$"):
+        DistillConfig(experts="s", out="d", lr_init=-1)
+    error = UserError("--lr-img 3 is large; `trajmatch run --lr-img 1` -- or a--b -x /--y_z")
+    assert str(error) == "lr_img 3 is large; `trajmatch run --lr-img 1` -- or a--b -x /y_z"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert main(["distill", "--experts=s", "--out=d", "--lr-init=-1"]) == 2
+    assert "--lr-init should be a number above 0, but is -1" in capsys.readouterr().err
+    assert str(error).startswith("lr_img")  # as before

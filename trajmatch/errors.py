@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+
+_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
+
+_on_command_line = False
 
 
 class UserError(ValueError):
     """Something the user gave cannot be used: a file, a data set, a value of the configuration.
 
-    The message says what came, what was wanted and what to do. The command line prints it as it is,
-    without a traceback, and exits with status 2; from Python it is an ordinary ``ValueError``.
+    The message says what came, what was wanted and what to do, with settings named as flags
+    (``--lr-img``). The command line prints it so, without a traceback, and exits with status 2. In
+    Python it is an ordinary ``ValueError`` that names arguments instead (``lr_img``).
     """
+
+    def __str__(self) -> str:
+        """Return the message with the names that settings have where it is read."""
+        text = super().__str__()
+        if _on_command_line:
+            return text
+        parts = text.split("`")  # commands of the program stand in backticks, and keep their flags
+        parts[::2] = [_FLAG.sub(_argument, part) for part in parts[::2]]
+        return "`".join(parts)
+
+
+@contextlib.contextmanager
+def in_flags() -> Iterator[None]:
+    """Let messages name settings as flags: the reader is at a command line."""
+    global _on_command_line
+    before, _on_command_line = _on_command_line, True
+    try:
+        yield
+    finally:
+        _on_command_line = before
+
+
+def _argument(flag: re.Match[str]) -> str:
+    return flag[1].replace("-", "_")
 
 
 def closest(name: str, names: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from trajmatch import interruption
-from trajmatch.errors import UserError, closest
+from trajmatch.errors import UserError, closest, in_flags
 
 
 class Command(NamedTuple):
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     _open_streams()
-    with _any_encoding():
+    with _any_encoding(), in_flags():
         return _main(list(sys.argv[1:] if argv is None else argv))
 
 

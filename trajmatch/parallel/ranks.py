@@ -163,7 +163,7 @@ class DistributedRanks(Ranks):
         try:
             value = function()
         except UserError as error:
-            self._store.set(key, json.dumps({"error": str(error)}))
+            self._store.set(key, json.dumps({"error": error.args[0]}))
             raise
         with answering():
             self._store.set(key, json.dumps({"value": value}))
