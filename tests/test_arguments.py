@@ -163,6 +163,9 @@ def test_every_mistake_is_one_line_that_names_the_flag_as_typed(
         ("distill --labels sof", "should be one of hard, soft, but is 'sof' (did you mean soft?)"),
         ("distill e o", "trajmatch distill does not know what to do with 'e'"),
         ("show", "trajmatch show needs FILE; see trajmatch show --help"),
+        ("store ls", "trajmatch store ls needs PATHS; see trajmatch store ls --help"),
+        ("store verify", "trajmatch store verify needs PATHS; see "),
+        ("recipes mtt", "no recipe 'mtt' (did you mean mtt/"),
         ("run --recipe cpu/own/ipc1 --out o --ipc 0", "--ipc should be at least 1, but is 0"),
         ("run --recipe cpu/own/ipc1 --out o --distill.ipc=0", "--distill.ipc should be at least"),
         (

@@ -108,11 +108,12 @@ def test_no_public_function_insists_on_a_path_object() -> None:
 def _names(module: Any) -> list[str]:
     for name in getattr(module, "__all__", ()):
         getattr(module, name)  # loads what is loaded on first use
-    return [
+    own = [
         name
-        for name in getattr(module, "__all__", vars(module))
-        if name in vars(module) and not name.startswith("_")
+        for name, each in vars(module).items()
+        if getattr(each, "__module__", "") == module.__name__ and not name.startswith("_")
     ]
+    return [name for name in getattr(module, "__all__", own) if name in vars(module)]
 
 
 def test_functions_take_texts(tmp_path: Path) -> None:

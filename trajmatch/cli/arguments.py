@@ -57,6 +57,9 @@ def parse(
         UserError: A flag is unknown or missing, or a value is refused.
     """
     given = fill(with_defaults(config_class, defaults or {}, positional), argv, prog)
+    for name in positional:
+        if getattr(given, name) == ():
+            raise UserError(f"{prog} needs {name.upper()}; see {prog} --help")
     # the class itself and not the marked one, which cannot be pickled for another process
     names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
     return config_class(**{name: getattr(given, name) for name in names})

@@ -173,4 +173,5 @@ def from_store(config: ConvertConfig) -> str:
             stacklevel=2,
         )
     count = -(-store.num_experts // per_file)
-    return f"{config.out}: {store.num_experts} experts in {count} files replay_buffer_*.pt"
+    files = "1 file" if count == 1 else f"{count} files"
+    return f"{config.out}: {store.num_experts} experts in {files} replay_buffer_*.pt"

@@ -46,6 +46,9 @@ def verify(path: files.PathLike) -> Iterator[Verdict]:
         A verdict on each file, as soon as it is known.
     """
     path = Path(path)
+    if not path.exists():
+        yield Verdict(path, "missing", f"there is no {path}")
+        return
     if not path.is_dir():
         yield _verdict(path, partial(_read_file, path))
         return

@@ -130,9 +130,12 @@ def find_recipe(name: str) -> Recipe:
         return load_recipe(Path(name), name)
     names = recipe_names()
     if name not in names:
+        beginning = [each for each in names if each.startswith(f"{name.rstrip('/')}/")]
+        meant = f" (did you mean {' or '.join(beginning[:3])}?)" if beginning else ""
+        meant = meant or closest(name, names)
         raise UserError(
-            f"there is no recipe {name!r}{closest(name, names)}; `trajmatch recipes` lists them, "
-            "and a file of your own is given by its path, ending in .toml"
+            f"there is no recipe {name!r}{meant}; `trajmatch recipes` lists them, and a file of "
+            "your own is given by its path, ending in .toml"
         )
     return load_recipe(FOLDER / f"{name}.toml", name)
 
