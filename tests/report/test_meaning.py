@@ -138,6 +138,9 @@ def own(tmp_path: Path, distilled: Artifact) -> Recipe:
         expert_epochs = 1
         max_start_epoch = 2
         lr_init = 0.02
+        [evaluate]
+        seeds = 2
+        epochs = 3
         """
     )
     return load_recipe(path, str(path))
@@ -145,6 +148,9 @@ def own(tmp_path: Path, distilled: Artifact) -> Recipe:
 
 def test_a_run_of_a_recipe_deviates_in_nothing(own: Recipe, distilled: Artifact) -> None:
     assert deviations(own, distilled) == []
+    open_ = {name: value for name, value in own.distill.items() if name != "max_start_epoch"}
+    (found,) = deviations(dataclasses.replace(own, distill=open_), distilled)
+    assert found == Deviation("distill.max_start_epoch", 3, 2)  # as the run would make it out
 
 
 @pytest.mark.parametrize(
@@ -161,6 +167,9 @@ def test_a_run_of_a_recipe_deviates_in_nothing(own: Recipe, distilled: Artifact)
         ("distill", "terms", ("final", "intermediate"), ["final"]),
         ("distill", "lr_init", 0.5, 0.02),
         ("distill", "dsa", "flip", "color_crop_cutout_flip_scale_rotate"),
+        ("distill", "max_start_epoch", 1, 2),
+        ("evaluate", "seeds", 5, 2),
+        ("evaluate", "batch_size", 7, 256),
     ],
 )
 def test_every_setting_that_differs_is_named(
@@ -179,7 +188,8 @@ def test_every_recipe_can_be_compared(distilled: Artifact) -> None:
 
 def test_a_set_from_elsewhere_can_be_compared(own: Recipe, distilled: Artifact) -> None:
     for recipe in ({}, {"experts": "unknown"}, {"experts": {"dsa": 3, "holdout": {}}}):
-        deviations(own, dataclasses.replace(distilled, recipe=recipe))
+        for scores in ((), ({"split": "test"},), ({"split": "test", "protocol": {"name": 3}},)):
+            deviations(own, dataclasses.replace(distilled, recipe=recipe, scores=scores))
 
 
 def test_the_page_says_what_it_knows(folder: Path, tmp_path: Path, own: Recipe) -> None:
@@ -188,7 +198,7 @@ def test_the_page_says_what_it_knows(folder: Path, tmp_path: Path, own: Recipe) 
     file = tmp_path / "run" / "distilled.safetensors"
     found = artifact.load(file)
     for name, words in (
-        (own.name, "All settings of experts and distillation are those of"),
+        (own.name, "All settings are those of"),
         ("cpu/own/ipc1", "Settings that are not those of the recipe cpu/own/ipc1"),
         ("gone.toml", "The recipe gone.toml cannot be read here"),
     ):

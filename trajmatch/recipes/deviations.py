@@ -10,7 +10,8 @@ from trajmatch.artifact import Artifact
 from trajmatch.data.dsa import DSA
 from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.problem import DEFAULT_LR_INIT
-from trajmatch.experts.config import ExpertConfig
+from trajmatch.evaluate.config import EvalConfig
+from trajmatch.experts.config import ExpertConfig, kept_epochs
 from trajmatch.recipes.recipe import Recipe
 
 _CONVNET = ("width", "depth", "norm", "activation", "pooling")
@@ -52,13 +53,34 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
     wanted = {name: getattr(expert, name) for name in found if hasattr(expert, name)}
     wanted.pop("seed", None)
     wanted["dsa"] = DSA(expert.dsa).spec
-    settings = {**distill.settings(), "lr_init": distill.lr_init or DEFAULT_LR_INIT}
+    # What is left open in a recipe is made out by the run.
+    settings = {
+        **distill.settings(),
+        "lr_init": distill.lr_init or DEFAULT_LR_INIT,
+        "max_start_epoch": distill.window_end(kept_epochs(expert.keep, expert.epochs)),
+    }
     settings["dsa"] = wanted["dsa"] if distill.dsa is None else DSA(distill.dsa).spec
     settings.pop("recipe")
     return [
         *_differing("expert", wanted, found),
         *_differing("distill", settings, distilled.recipe),
+        *_of_evaluation(recipe, distilled),
     ]
+
+
+def _of_evaluation(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
+    """Compare the protocol of the last score on the test set, where there is one."""
+    found = next((each for each in distilled.scores[::-1] if each.get("split") == "test"), {})
+    protocol = found.get("protocol")
+    if not isinstance(protocol, dict):
+        return []
+    config = EvalConfig(file=Path("set"), **recipe.evaluate)
+    wanted = config.training_protocol(distilled.lr, distilled.dsa).describe()
+    return _differing(
+        "evaluate",
+        {"seeds": config.seeds, **wanted},
+        {"seeds": found.get("seeds", config.seeds), **protocol},
+    )
 
 
 def _differing(

@@ -202,7 +202,7 @@ def _deviations(run: Run) -> Html:
         return element("p", sentence)
     found = deviations(run.recipe, run.artifact)
     if not found:
-        return element("p", f"All settings of experts and distillation are those of {name}.")
+        return element("p", f"All settings are those of {name}.")
     rows = [[each.name, json.dumps(each.wanted), json.dumps(each.found)] for each in found]
     heads = ["setting", "in the recipe", "in this run"]
     return table(heads, rows, f"Settings that are not those of the recipe {name}")
