@@ -234,8 +234,11 @@ def sampling_error(accuracy: float, test_images: int) -> float:
         test_images: How many images it was measured on.
 
     Returns:
-        The binomial standard error in points, whatever the number of networks.
+        The binomial standard error in points, whatever the number of networks. At 0 and 100 %,
+        where it would be 0, that of half an image right or wrong.
     """
+    half = 50 / test_images
+    accuracy = min(max(accuracy, half), 100 - half)
     return math.sqrt(accuracy * (100 - accuracy) / test_images)
 
 

@@ -40,7 +40,8 @@ def test_the_error_is_the_spread_over_test_sets_of_this_size(accuracy: float, im
     ]
     spread = math.sqrt(sum((each - accuracy) ** 2 for each in measured) / len(measured))
     assert sampling_error(accuracy, images) == pytest.approx(spread, rel=0.06)
-    assert sampling_error(0, images) == sampling_error(100, images) == 0
+    half = sampling_error(50 / images, images)
+    assert sampling_error(0, images) == pytest.approx(sampling_error(100, images)) == half > 0
     both = difference_error(accuracy, 50, images)
     assert both == pytest.approx(math.hypot(spread, 50 / math.sqrt(images)), rel=0.06)
 
@@ -211,7 +212,7 @@ def test_the_page_says_what_it_knows(folder: Path, tmp_path: Path, own: Recipe) 
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
     content = page(tmp_path / "run", tmp_path)
     assert "Made by <code>trajmatch run --out &lt;x&gt;</code>" in content
-    assert "50.0 % (2 of them, 40.0 to 60.0)" in content
+    assert "50.0 % (from 40.0 to 60.0, 2 experts)" in content
     assert "trained on all real images is not known here" in content
 
 

@@ -182,7 +182,7 @@ def _experts(run: Run) -> dict[str, str]:
         return {}
     mean, low, high = statistics.fmean(found), min(found), max(found)
     return {
-        "test accuracy of experts": f"{mean:.1f} % ({len(found)} of them, {low:.1f} to {high:.1f})"
+        "test accuracy of experts": f"{mean:.1f} % (from {low:.1f} to {high:.1f}, {len(found)} experts)"
     }
 
 
