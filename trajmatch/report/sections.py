@@ -181,9 +181,8 @@ def _experts(run: Run) -> dict[str, str]:
     if not found:
         return {}
     mean, low, high = statistics.fmean(found), min(found), max(found)
-    return {
-        "test accuracy of experts": f"{mean:.1f} % (from {low:.1f} to {high:.1f}, {len(found)} experts)"
-    }
+    told = f"{mean:.1f} % (from {low:.1f} to {high:.1f}, {len(found)} experts)"
+    return {"test accuracy of experts": told}
 
 
 def _command(run: Run) -> Html:
