@@ -472,7 +472,7 @@ def test_a_setting_out_of_its_range_is_refused(settings: dict, message: str) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sizes", "4,2"], "a size should be width,batch,N"),
+        (["--sizes", "4,2"], "--sizes should be width,batch,N"),
         (["--device", "nowhere"], "--device should be cpu or a CUDA device"),
     ],
 )

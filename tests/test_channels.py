@@ -63,6 +63,11 @@ def test_a_png_of_more_channels_is_refused() -> None:
         pictures.png(torch.zeros(5, 2, 2, dtype=torch.uint8))
 
 
+def test_a_picture_that_nothing_can_show_is_refused() -> None:
+    with pytest.raises(UserError, match="pixels; take a smaller --scale"):
+        pictures.grid(torch.rand(1, 3, 8, 8), torch.tensor([0]), ["a"], scale=99999)
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("recipe") / "tiny.toml"

@@ -173,3 +173,16 @@ def test_mistakes_are_told_before_any_work(
     assert run(*arguments, "--out", str(tmp_path / "out")) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out" / "experts").exists()
+
+
+def test_what_would_fail_later_or_harm_is_refused_first(
+    recipe: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(photos.rglob("*"))
+    data = ["--recipe", recipe, "--data", f"imagefolder:{photos}?size=12"]
+    assert run(*data, "--out", str(photos)) == 2
+    assert "is not the folder of a run: it holds the folder bright" in capsys.readouterr().err
+    assert sorted(photos.rglob("*")) == before
+    assert run(*data, "--out", str(tmp_path / "out"), "--max-start-epoch", "9") == 2
+    assert "--max-start-epoch 9 with --expert-epochs 1 needs" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

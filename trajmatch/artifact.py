@@ -108,7 +108,10 @@ class Artifact:
     zca: ZCA | None = None
 
     def __post_init__(self) -> None:
-        """Checks every field; see the class."""
+        """Check every field; see the class."""
+        for name in ("images", "labels"):
+            found = type(getattr(self, name)).__name__
+            _check(found == "Tensor", f"the {name}", "a tensor", f"of type {found}")
         _check_images(self.images)
         _check_class_names(self.class_names)
         _check_labels(self.labels, self.label_kind, len(self.images), self.num_classes)
@@ -300,7 +303,7 @@ def log_probabilities(probabilities: Tensor) -> Tensor:
 
 
 def save(path: str | os.PathLike[str], artifact: Artifact) -> None:
-    """Writes an artifact, whole or not at all.
+    """Write an artifact, whole or not at all.
 
     Args:
         path: The file. Its folder must exist.
@@ -309,6 +312,8 @@ def save(path: str | os.PathLike[str], artifact: Artifact) -> None:
     Raises:
         UserError: The file cannot be written.
     """
+    if not isinstance(artifact, Artifact):
+        raise TypeError(f"expected artifact to be an Artifact, but got {type(artifact).__name__}")
     tensors = {name: getattr(artifact, name) for name in _TENSORS}
     tensors |= artifact.preprocessing.tensors()
     description = artifact._description()

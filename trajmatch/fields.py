@@ -85,8 +85,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return listed and all(_fits(each, get_args(hint)[0]) for each in value)
     if isinstance(value, bool):
         return hint is bool
-    if hint is int:
-        return isinstance(value, numbers.Integral)
+    if hint is int:  # of 64 bits, as in files and in torch
+        return isinstance(value, numbers.Integral) and abs(int(value)) < 2**63
     if hint is float:
         if isinstance(value, numbers.Integral):
             return abs(int(value)) < 2**1000  # beyond that there is no such float

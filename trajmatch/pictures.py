@@ -26,6 +26,8 @@ _GAP = 4
 _FONT_SIZE = 16
 _LONGEST_NAME = 60
 _PAPER, _INK = 255, 0
+#: No viewer shows more; as RGB they take 768 MB.
+_MOST_PIXELS = 2**28
 
 
 def png(image: Tensor) -> bytes:
@@ -92,6 +94,9 @@ def table(
 
     Returns:
         The picture.
+
+    Raises:
+        UserError: It would have more than 2^28 pixels.
     """
     channels, height, width = next(row for row in rows if row)[0].shape
     scale = scale or max(1, -(-_COMFORTABLE_SIZE // width))
@@ -104,6 +109,11 @@ def table(
     line_height = _FONT_SIZE + _GAP
     top = _GAP + line_height * (bool(title) + bool(heads))
     width = max(margin + max(map(len, rows)) * column_width, 2 * _GAP + int(font.getlength(title)))
+    if width * (top + len(rows) * row_height) > _MOST_PIXELS:
+        raise UserError(
+            f"the picture would have {width} x {top + len(rows) * row_height} pixels; take a "
+            f"smaller --scale (now {scale}) or --per-class"
+        )
     grey = channels == 1
     canvas = Image.new(
         "L" if grey else "RGB",

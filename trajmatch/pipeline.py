@@ -134,8 +134,27 @@ def run_pipeline(
     folder = pipeline.folder
     if folder.summary.exists() and not pipeline.distill.resume:
         raise UserError(f"{folder.path} holds an earlier run; give --out a new folder")
+    _check_beginning(pipeline)
     with locked(folder.path, inside=True):
         return _run(pipeline, stages, before_distillation)
+
+
+def _check_beginning(pipeline: Pipeline) -> None:
+    """Find what would end the run after hours, or would harm a folder of something else."""
+    from trajmatch.distill.problem import segments_of
+    from trajmatch.experts.config import kept_epochs
+
+    folder, experts = pipeline.folder, pipeline.expert
+    ours = {folder.store, folder.evaluation}
+    there = folder.path.iterdir() if folder.path.is_dir() else ()
+    foreign = sorted(path.name for path in there if path.is_dir() and path not in ours)
+    if visible := [name for name in foreign if not name.startswith(".")]:
+        raise UserError(
+            f"{folder.path} is not the folder of a run: it holds the folder {visible[0]}; give "
+            "--out a new folder"
+        )
+    if experts is not None:
+        segments_of(pipeline.distill, kept_epochs(experts.keep, experts.epochs))
 
 
 def _run(

@@ -36,7 +36,7 @@ class Size:
         """
         for name, value in vars(self).items():
             if value < 1:
-                raise UserError(f"a benchmark's {name} should be at least 1, but is {value}")
+                raise UserError(f"the {name} in --sizes should be at least 1, but is {value}")
 
     @property
     def key(self) -> str:
@@ -77,6 +77,6 @@ def parse_size(text: str) -> Size:
     numbers = text.split(",")
     if len(numbers) != 3 or not all(number.strip().isdecimal() for number in numbers):
         raise UserError(
-            f"a size should be width,batch,N, three whole numbers such as 32,10,20, but is {text!r}"
+            f"--sizes should be width,batch,N, whole numbers such as 32,10,20, but is {text!r}"
         )
     return Size(*map(int, numbers))

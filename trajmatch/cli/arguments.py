@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 
+#: Attribute of a class of :func:`with_defaults`: the class that has the documentation.
+_DOCUMENTED = "_documented"
+
 
 def parse(
     config_class: type[Config],
@@ -120,6 +123,7 @@ def with_defaults(
         config_class.__name__, changed, bases=(config_class,), frozen=True, kw_only=True
     )
     marked.__doc__, marked.__module__ = _description(config_class), config_class.__module__
+    setattr(marked, _DOCUMENTED, config_class)
     return marked
 
 
@@ -276,4 +280,17 @@ def _unknown(prog: str, tokens: Sequence[str], marked: type[Any]) -> str:
     if len(ways) > 1:
         return f"{token} is a flag of several stages: say which with {' or '.join(ways)}"
     names = {*known, *itertools.chain(*known.values())}
-    return f"{prog} has no flag {token}{closest(token, names)}"
+    meant = closest(token, names)
+    if papers := _by_papers_name(marked, token[2:].replace("-", "_")):
+        meant = f" (did you mean {papers}?)"
+    return f"{prog} has no flag {token}{meant}"
+
+
+def _by_papers_name(marked: type[Any], name: str) -> str | None:
+    """Find the flag that the help calls by a name of the papers' programs, as in (MTT: name)."""
+    for field in dataclasses.fields(marked):
+        nested = field.type if dataclasses.is_dataclass(field.type) else None
+        for each, text in _documentation(getattr(nested or marked, _DOCUMENTED)).items():
+            if re.search(rf"\b[A-Z]+: {re.escape(name)}\b", text):
+                return _flag(f"{field.name}.{each}" if nested else each)
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -86,7 +87,7 @@ def run(argv: list[str]) -> int:
     """
     actions = {"verify": _verify, "ls": _list, "trim": _trim, "merge": _merge}
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
+        print(USAGE, file=sys.stdout if argv else sys.stderr)
         raise SystemExit(0 if argv else 2)
     if argv[0] not in actions:
         raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -232,17 +232,8 @@ def prepare(config: DistillConfig) -> Problem:
     check_device(config.device)
     device = torch.device(config.device)
     store = Store.open(config.experts)
-    end = config.window_end(store.snapshots_kept)
-    config = replace(config, max_start_epoch=end)
-    window = StartEpochWindow(
-        config.min_start_epoch,
-        end,
-        config.first_max_start_epoch,
-        config.growth_iterations,
-    )
-    loss = MatchingLoss(tuple(map(find_term, config.terms)), config.expert_epochs)
-    between = loss.between(config.student_steps)
-    window.check(store.snapshots_kept, config.expert_epochs, between)
+    config = replace(config, max_start_epoch=config.window_end(store.snapshots_kept))
+    window, loss = segments_of(config, store.snapshots_kept)
     if config.select == "holdout" and store.manifest["holdout"]["fraction"] == 0:
         raise UserError(
             f"--select holdout needs images that no expert saw, but {config.experts} was made "
@@ -269,6 +260,30 @@ def prepare(config: DistillConfig) -> Problem:
         lr_init=lr_init,
         device=device,
     )
+
+
+def segments_of(
+    config: DistillConfig, snapshots_kept: Collection[int]
+) -> tuple[StartEpochWindow, MatchingLoss]:
+    """Make out which segments are drawn, and how they are compared.
+
+    Args:
+        config: What is asked for.
+        snapshots_kept: Epochs of which there are the experts' parameters, or will be.
+
+    Raises:
+        UserError: A segment would need another epoch, or there is no such term.
+    """
+    window = StartEpochWindow(
+        config.min_start_epoch,
+        config.window_end(snapshots_kept),
+        config.first_max_start_epoch,
+        config.growth_iterations,
+    )
+    loss = MatchingLoss(tuple(map(find_term, config.terms)), config.expert_epochs)
+    between = loss.between(config.student_steps)
+    window.check(snapshots_kept, config.expert_epochs, between)
+    return window, loss
 
 
 def _match_names(iteration: int, match: int) -> tuple[int, ...]:

@@ -64,7 +64,7 @@ class StartEpochWindow:
             raise UserError(
                 f"--max-start-epoch {self.maximum} with --expert-epochs {expert_epochs} needs the "
                 f"experts' parameters up to epoch {last_start} + {expert_epochs} = "
-                f"{last_start + expert_epochs}, but the store has epochs {spans(snapshots_kept)} "
+                f"{last_start + expert_epochs}, but they have epochs {spans(snapshots_kept)} "
                 f"(missing: {spans(missing)}); lower one of the two, or train experts for longer"
             )
 

@@ -176,6 +176,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
     except UserError:
         raise
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no recipe: it is not UTF-8 (byte {error.start})") from error
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise UserError(f"{path} is no recipe: {error}") from error
 
