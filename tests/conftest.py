@@ -14,6 +14,9 @@ from trajmatch.errors import in_flags
 # As in the program itself, before torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
+# Equal bytes are promised on the CPU, where what a test does not say computes, GPU or not.
+os.environ["TRAJMATCH_DEVICE"] = "cpu"
+
 # Programs that tests start import what is installed, not the source folder that they start in.
 os.environ["PYTHONSAFEPATH"] = "1"
 

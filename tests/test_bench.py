@@ -473,7 +473,7 @@ def test_a_setting_out_of_its_range_is_refused(settings: dict, message: str) -> 
     ("arguments", "message"),
     [
         (["--sizes", "4,2"], "--sizes should be width,batch,N"),
-        (["--device", "nowhere"], "--device should be cpu or a CUDA device"),
+        (["--device", "nowhere"], "--device should be auto, cpu, cuda or cuda:N, but is 'nowhere'"),
     ],
 )
 def test_a_wrong_argument_is_a_message(

@@ -107,7 +107,7 @@ OURS = {
     "resume max_time seed device quiet",
     "nas": "file out data proxy k_center_store depths widths activations norms poolings "
     "count protocol real_scores top seeds seed resume max_time json device quiet",
-    "demo": "out data width depth seed resume quiet",
+    "demo": "out data width depth seed device resume quiet",
 }
 CONFIGS = {
     "expert": ExpertConfig,

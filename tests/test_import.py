@@ -144,7 +144,9 @@ def test_an_extension_that_was_not_built_is_explained(without_extension):
     message = import_failure(without_extension)
     assert f"has not been built (there is none in {without_extension})" in message
     assert f"running now: torch {torch.__version__}, {sys.implementation.cache_tag}" in message
-    assert f"{sys.executable} -m pip install --force-reinstall --no-deps ." in message
+    assert (
+        f"{sys.executable} -m pip install --no-cache-dir --force-reinstall --no-deps ." in message
+    )
 
 
 def test_an_extension_that_cannot_be_loaded_says_what_it_was_built_for(without_extension):

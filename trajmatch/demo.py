@@ -52,6 +52,8 @@ class DemoConfig:
     """Epochs that each of them is trained (MTT: epoch_eval_train)."""
     seed: int = 0
     """Seed of everything random."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda, cuda:N, or auto: a GPU where one can be used, else the CPU."""
     resume: bool = False
     """Go on with an interrupted demo."""
     quiet: bool = False
@@ -77,6 +79,7 @@ class DemoConfig:
             width=self.width,
             depth=self.depth,
             seed=self.seed,
+            device=self.device,
             resume=self.resume,
         )
         distill = DistillConfig(
@@ -92,6 +95,7 @@ class DemoConfig:
             lr_lr=self.lr_lr,
             lr_init=self.lr_init,
             seed=self.seed,
+            device=self.device,
             resume=self.resume,
         )
         evaluate = EvalConfig(
@@ -100,6 +104,7 @@ class DemoConfig:
             seeds=self.seeds,
             epochs=self.eval_epochs,
             seed=self.seed,
+            device=self.device,
         )
         return Pipeline(folder, expert, distill, evaluate)
 

@@ -159,7 +159,9 @@ def test_other_data(make_artifact: MakeArtifact, other_data: str, tiny_data: str
 
 
 def test_no_such_device(make_artifact: MakeArtifact, tiny_data: str) -> None:
-    with pytest.raises(UserError, match=r"--device should be cpu .* but is toaster"):
+    with pytest.raises(
+        UserError, match="--device should be auto, cpu, cuda or cuda:N, but is 'toaster'"
+    ):
         evaluate_artifact(config(make_artifact(), data=tiny_data, device="toaster"))
 
 

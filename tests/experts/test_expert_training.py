@@ -374,7 +374,7 @@ def test_a_store_that_became_unwritable_is_found_before_training(
         ({"depth": 4}, "image_size"),
         ({"norm": "group", "width": 5}, "width"),
         ({"dsa": "wobble"}, "wobble"),
-        ({"device": "toaster"}, "--device should be cpu .* but is toaster"),
+        ({"device": "toaster"}, "--device should be auto, cpu, cuda or cuda:N, but is 'toaster'"),
         ({"data": "npz:/nowhere.npz"}, "nowhere"),
     ],
 )

@@ -173,7 +173,7 @@ def test_on_a_gpu_the_experts_of_a_group_share_a_process(
         calls.append((device, at_once))
         work(store, training, experts, "cpu", on_epoch, at_once, checkpoint_seconds)
 
-    monkeypatch.setattr(train, "check_device", lambda device: None)
+    monkeypatch.setattr(train, "usable_device", lambda device: device)
     monkeypatch.setattr(train, "work", worked)
     train_experts(make_config(num_experts=3, workers=2, device="cuda"))
     train_experts(make_config(num_experts=5, workers=0, device="cuda", resume=True))

@@ -15,8 +15,8 @@ class BenchConfig:
         UserError: A value is out of its range.
     """
 
-    device: str = "cpu"
-    """Where to run: cpu, cuda or cuda:N."""
+    device: str = "auto"
+    """Where to run: cpu, cuda, cuda:N, or auto: a GPU where one can be used, else the CPU."""
     seconds: float = 120.0
     """Time to spend, about; torch.compile takes part where it is likely to finish in time."""
     rounds: int = 3

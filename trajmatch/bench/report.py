@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Group
@@ -14,7 +15,7 @@ from trajmatch.bench.memory import memory_over_steps, predicted_bytes
 from trajmatch.bench.outer import measure_cell
 from trajmatch.bench.rates import machine_rates
 from trajmatch.bench.sizes import Size, parse_size
-from trajmatch.evaluate.device import check_device
+from trajmatch.evaluate.device import usable_device
 from trajmatch.progress import NoProgress, ProgressLike
 
 #: Seconds that parts take on two cores: what must be left for those that are still to come.
@@ -48,7 +49,7 @@ def run_bench(config: BenchConfig, progress: ProgressLike | None = None) -> dict
     Raises:
         UserError: There is no such device or size.
     """
-    check_device(config.device)
+    config = replace(config, device=usable_device(config.device))
     sizes = [parse_size(text) for text in config.sizes]
     progress = progress or NoProgress()
     began = time.perf_counter()

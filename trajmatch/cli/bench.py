@@ -20,9 +20,11 @@ def run(argv: list[str]) -> int:
     from rich.console import Console
 
     from trajmatch.bench.report import OTHER_PARTS, as_tables, run_bench
+    from trajmatch.cli.device import with_device
     from trajmatch.cli.output import json_alone, print_json
     from trajmatch.cli.progress import Progress
 
+    config = with_device(config)
     progress = Progress(len(config.sizes) + OTHER_PARTS, "bench", config.quiet)
     with json_alone(config.json), progress:
         record = run_bench(config, progress)

@@ -22,8 +22,10 @@ def run(argv: list[str]) -> int:
 
     config = parse(DemoConfig, argv, "trajmatch demo")
 
+    from trajmatch.cli.device import with_device
     from trajmatch.cli.progress import Progress
 
+    config = with_device(config)
     command = shlex.join(["trajmatch", "demo", *argv])
     summary = run_demo(config, lambda total, title: Progress(total, title, config.quiet), command)
     if not config.quiet:

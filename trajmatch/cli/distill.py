@@ -27,6 +27,7 @@ def run(argv: list[str]) -> int:
     defaults = recipe.distill if recipe else {}
     config = parse(DistillConfig, argv, "trajmatch distill", defaults=defaults)
 
+    from trajmatch.cli.device import with_device
     from trajmatch.cli.health import print_health
     from trajmatch.cli.progress import Progress
     from trajmatch.data.sources import say_other_data
@@ -43,6 +44,7 @@ def run(argv: list[str]) -> int:
             file=sys.stderr,
         )
 
+    config = with_device(config)
     if recipe and recipe.data:
         name = Store.open(config.experts).manifest["dataset"]["name"]
         if name != recipe.data:

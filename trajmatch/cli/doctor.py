@@ -70,26 +70,31 @@ def examine() -> dict[str, Any]:
     """Looks at this installation.
 
     Returns:
-        What JSON can hold: ``versions``, ``devices``, ``build`` (see
-        :func:`trajmatch._extension.build_info`), ``operators`` (name to dispatch keys with a
-        kernel), ``self_test`` (a list of outcomes) and ``passed``.
+        What JSON can hold: ``versions``, ``devices``, ``faults`` (name of a GPU to the reason why
+        it cannot be used), ``build`` (see :func:`trajmatch._extension.build_info`), ``operators``
+        (name to dispatch keys with a kernel), ``self_test`` (a list of outcomes) and ``passed``.
     """
     import torch
 
     from trajmatch._extension import build_info
     from trajmatch.cli.selftest import run_cases
+    from trajmatch.evaluate.device import cuda_fault
 
-    build = build_info()
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    outcomes = run_cases(["cpu", "cuda"] if gpus and build["cuda"] else ["cpu"])
+    gpus = {f"cuda:{i}": cuda_fault(i) for i in range(torch.cuda.device_count())}
+    usable = [name for name, fault in gpus.items() if fault is None]
+    outcomes = run_cases(["cpu", *usable[:1]])
     return {
         "versions": {
             "trajmatch": __version__,
             "python": sys.version.split()[0],
             **{name: _version(name) for name in PACKAGES},
         },
-        "devices": [f"CPU with {torch.get_num_threads()} threads", *gpus],
-        "build": build,
+        "devices": [
+            f"CPU with {torch.get_num_threads()} threads",
+            *(f"{name} ({torch.cuda.get_device_name(name)})" for name in usable),
+        ],
+        "faults": {name: str(fault) for name, fault in gpus.items() if fault is not None},
+        "build": build_info(),
         "operators": operators(),
         "self_test": [asdict(outcome) | {"passed": outcome.passed} for outcome in outcomes],
         "passed": all(outcome.passed for outcome in outcomes),
@@ -101,12 +106,15 @@ def operators() -> dict[str, list[str]]:
     import torch
 
     import trajmatch.ops  # noqa: F401 (registers them)
+    from trajmatch._extension import missing_kernels
 
+    # without CUDA kernels, what is registered for CUDA says so
+    keys = [key for key in DISPATCH_KEYS if key != "CUDA" or missing_kernels() is None]
     namespace = "trajmatch::"
     names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith(namespace)]
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return {
-        name.removeprefix(namespace): [key for key in DISPATCH_KEYS if has_kernel(name, key)]
+        name.removeprefix(namespace): [key for key in keys if has_kernel(name, key)]
         for name in sorted(names)
     }
 
@@ -118,6 +126,7 @@ def as_text(report: dict[str, Any]) -> str:
     lines = [
         ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         f"devices: {', '.join(report['devices'])}",
+        *(f"  {name} cannot be used: {fault}" for name, fault in report["faults"].items()),
         "",
         f"compiled with {build['compiler']}",
         f"  against torch {build['torch']}; runs with torch {build['torch_interface']} and later",
@@ -125,6 +134,7 @@ def as_text(report: dict[str, Any]) -> str:
     ]
     for part in build["left_out"]:
         lines += [f"  left out: {part['what']}, because {part['why']}.", f"    {part['mend']}."]
+    verdict = "All is well" + (", but for the GPU: see above." if report["faults"] else ".")
     return "\n".join(
         [
             *lines,
@@ -133,7 +143,7 @@ def as_text(report: dict[str, Any]) -> str:
             "",
             *_self_test_table(report["self_test"]),
             "",
-            "All is well." if report["passed"] else "The self-test FAILED: do not trust results.",
+            verdict if report["passed"] else "The self-test FAILED: do not trust results.",
         ]
     )
 

@@ -28,10 +28,12 @@ def run(argv: list[str]) -> int:
 
     config = parse(EvalConfig, argv, "trajmatch eval", "file")
 
+    from trajmatch.cli.device import with_device
     from trajmatch.cli.output import json_alone, print_json
     from trajmatch.cli.progress import Progress
     from trajmatch.evaluate import evaluate_artifact
 
+    config = with_device(config)
     results: list[dict[str, Any]] = []
 
     unit = "epochs" if config.equal_steps is None else "steps"

@@ -28,11 +28,13 @@ def run(argv: list[str]) -> int:
     defaults = {**recipe.expert, "data": recipe.data or None} if recipe else {}
     config = parse(ExpertConfig, argv, "trajmatch expert", defaults=defaults)
 
+    from trajmatch.cli.device import with_device
     from trajmatch.cli.progress import Progress
     from trajmatch.data.sources import of_recipe
     from trajmatch.experts import train_experts
     from trajmatch.parallel import joined, local_device
 
+    config = with_device(config)
     if recipe:
         config = replace(config, data=of_recipe(config.data, recipe.data, recipe.name))
     config = replace(config, device=local_device(config.device))

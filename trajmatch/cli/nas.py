@@ -20,10 +20,12 @@ def run(argv: list[str]) -> int:
 
     config = parse(NasConfig, argv, "trajmatch nas", "file")
 
+    from trajmatch.cli.device import with_device
     from trajmatch.cli.output import json_alone, print_json
     from trajmatch.cli.progress import Progress
     from trajmatch.nas.loop import search
 
+    config = with_device(config)
     with json_alone(config.json):
         result = search(config, lambda total, title: Progress(total, title, config.quiet))
     if config.json:

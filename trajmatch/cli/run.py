@@ -71,8 +71,8 @@ class RunConfig:
     where TRAJMATCH_DATA points."""
     seed: int = 0
     """Seed of everything random."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda or cuda:N."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda, cuda:N, or auto: a GPU where one can be used, else the CPU."""
     resume: bool = False
     """Go on with an interrupted run."""
     max_time: str | None = None
@@ -106,11 +106,13 @@ def run(argv: list[str]) -> int:
 
     from trajmatch import interruption
     from trajmatch.cli.demo import print_summary
+    from trajmatch.cli.device import with_device
     from trajmatch.cli.health import print_health
     from trajmatch.cli.progress import Progress
     from trajmatch.data.sources import of_recipe
     from trajmatch.pipeline import run_pipeline
 
+    config = with_device(config)
     data = of_recipe(config.data, recipe.data, recipe.name)
     pipeline = pipeline_of(replace(config, data=data), stages)
     pipeline = replace(pipeline, command=shlex.join(["trajmatch", "run", *argv]))

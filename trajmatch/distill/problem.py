@@ -26,7 +26,7 @@ from trajmatch.distill.state import State, Streams
 from trajmatch.distill.step_size import StepSize
 from trajmatch.distill.terms import find_term
 from trajmatch.errors import UserError
-from trajmatch.evaluate.device import check_device
+from trajmatch.evaluate.device import usable_device
 from trajmatch.evaluate.protocol import named
 from trajmatch.experts.store import Store
 from trajmatch.random import derive_seed, generator
@@ -229,8 +229,7 @@ def prepare(config: DistillConfig) -> Problem:
     Raises:
         UserError: Something is missing or does not fit; the message names it.
     """
-    check_device(config.device)
-    device = torch.device(config.device)
+    device = torch.device(usable_device(config.device))
     store = Store.open(config.experts)
     config = replace(config, max_start_epoch=config.window_end(store.snapshots_kept))
     window, loss = segments_of(config, store.snapshots_kept)

@@ -63,8 +63,8 @@ class EvalConfig:
     """Print JSON, and nothing else, on the standard output."""
     seed: int = 0
     """Seed of initialisations, batch order, augmentation, dropout and the random real images."""
-    device: str = "cpu"
-    """Where to train: cpu, cuda or cuda:N."""
+    device: str = "auto"
+    """Where to train: cpu, cuda, cuda:N, or auto: a GPU where one can be used, else the CPU."""
     quiet: bool = False
     """Print no progress."""
 

@@ -16,7 +16,7 @@ from trajmatch.data import Dataset, load_dataset, resolve_uri
 from trajmatch.errors import UserError
 from trajmatch.evaluate.baselines import TrainingSets
 from trajmatch.evaluate.config import EvalConfig
-from trajmatch.evaluate.device import check_device
+from trajmatch.evaluate.device import usable_device
 from trajmatch.evaluate.records import Layout, Records
 from trajmatch.evaluate.scores import Score, evaluate_each
 from trajmatch.evaluate.training import Outcome
@@ -70,6 +70,7 @@ def evaluate_artifact(
         Interrupted: ``config.max_time`` is up, or the program handles signals
             (:func:`trajmatch.interruption.signals`) and got one.
     """
+    config = replace(config, device=usable_device(config.device))
     evaluation = _Evaluation(config, progress or NoProgress())
     with ExitStack() as stack:
         if config.records is not None:
@@ -98,7 +99,6 @@ class _Evaluation:
     """
 
     def __init__(self, config: EvalConfig, progress: ProgressLike) -> None:
-        check_device(config.device)
         self._config, self._progress = config, progress
         self._distilled = artifact.load(config.file)
         self._dataset = source_dataset(self._distilled, config.file, config.data)

@@ -103,8 +103,8 @@ class ExpertConfig:
     workers: int = 0
     """Experts trained at a time: processes on the CPU, in lockstep in one process on a GPU. 0
     chooses, and an expert is the same for every choice."""
-    device: str = "cpu"
-    """Where to train: cpu, cuda or cuda:N."""
+    device: str = "auto"
+    """Where to train: cpu, cuda, cuda:N, or auto: a GPU where one can be used, else the CPU."""
     quiet: bool = False
     """Print no progress."""
 

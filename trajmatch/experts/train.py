@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from trajmatch.data import Dataset, load_dataset, zca
 from trajmatch.data.dsa import DSA
 from trajmatch.data.sources import absolute_uri
 from trajmatch.errors import UserError
-from trajmatch.evaluate.device import check_device
+from trajmatch.evaluate.device import usable_device
 from trajmatch.experts.checkpoint import Checkpoints
 from trajmatch.experts.config import ExpertConfig, kept_epochs
 from trajmatch.experts.network import network_spec
@@ -59,7 +60,7 @@ def train_experts(
             (:func:`trajmatch.interruption.signals`) and got one. Finished experts are kept, and
             checkpoints of those in training.
     """
-    check_device(config.device)
+    config = replace(config, device=usable_device(config.device))
     dataset = load_dataset(config.data)
     training, _, _ = hold_out(dataset, config.holdout, config.seed)
     manifest = describe(config, dataset, training)

@@ -80,8 +80,8 @@ class NasConfig:
     that was in training."""
     json: bool = False
     """Print JSON, and nothing else, on the standard output."""
-    device: str = "cpu"
-    """Where to train: cpu, cuda or cuda:N."""
+    device: str = "auto"
+    """Where to train: cpu, cuda, cuda:N, or auto: a GPU where one can be used, else the CPU."""
     quiet: bool = False
     """Print no progress."""
 

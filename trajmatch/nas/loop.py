@@ -7,13 +7,14 @@ the next. Accuracies are on the test images, as in FTD; a network that diverged 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from trajmatch import artifact, interruption
 from trajmatch.artifact import Artifact
 from trajmatch.data import Dataset
 from trajmatch.evaluate.baselines import TrainingSet, TrainingSets
-from trajmatch.evaluate.device import check_device
+from trajmatch.evaluate.device import usable_device
 from trajmatch.evaluate.distilled import k_center_features, source_dataset
 from trajmatch.evaluate.records import Records
 from trajmatch.evaluate.scores import evaluate_each
@@ -51,7 +52,7 @@ def search(config: NasConfig, stages: Stages = silent) -> dict[str, Any]:
             images.
         Interrupted: ``config.max_time`` is up; the records of all networks before are there.
     """
-    check_device(config.device)
+    config = replace(config, device=usable_device(config.device))
     distilled = artifact.load(config.file)
     dataset = source_dataset(distilled, config.file, config.data)
     architectures = choose(config)

@@ -1,0 +1,33 @@
+"""The device of a command, chosen and said before anything is read."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from typing import Any, TypeVar
+
+Config = TypeVar("Config", bound=Any)
+
+
+def with_device(config: Config) -> Config:
+    """A configuration with the device to compute on in place of ``auto``, which is printed.
+
+    Args:
+        config: A configuration with ``device`` and ``quiet``.
+
+    Returns:
+        The same with a device that can be used.
+
+    Raises:
+        UserError: The device is not there or cannot be used.
+    """
+    from trajmatch.evaluate.device import automatic_device, usable_device
+
+    if config.device != "auto":
+        usable_device(config.device)
+        return config
+    device, why = automatic_device()
+    if why and not config.quiet and os.environ.get("RANK", "0") == "0":
+        print(f"trajmatch: --device auto takes {device} ({why})", file=sys.stderr)
+    return replace(config, device=device)
