@@ -180,13 +180,31 @@ def test_torchvision_works_beside_this_torch():
     assert answer.stdout.startswith("CIFAR10 make_grid "), answer.stderr
 
 
-def test_a_torchvision_that_fails_otherwise_is_explained(tmp_path):
-    (tmp_path / "torchvision.py").write_text("raise OSError('libcudart.so.13 is missing')")
-    code = (
-        "from trajmatch.errors import UserError\n"
-        "try: import trajmatch._torchvision\n"
-        "except UserError as error: print(error)"
+@pytest.mark.parametrize(
+    ("torch_release", "arguments"),
+    [
+        # the registry has one wheel for one CUDA, and pip is content with what is installed
+        (
+            "2.11.0+cu126",
+            "'torchvision==0.26.*' --index-url https://download.pytorch.org/whl/cu126",
+        ),
+        ("2.13.0+cpu", "'torchvision==0.28.*' --index-url https://download.pytorch.org/whl/cpu"),
+        ("2.13.0", "'torchvision==0.28.*'"),
+        ("2.14.0a0+5228986c39.nv25.06", "'torchvision==0.29.*'"),
+    ],
+)
+def test_a_torchvision_that_fails_otherwise_is_explained(monkeypatch, torch_release, arguments):
+    from trajmatch import _torchvision
+
+    def fail():
+        raise OSError("libcudart.so.13 is missing")
+
+    monkeypatch.setattr(_torchvision, "_import", fail)
+    monkeypatch.setattr(_torchvision.torch, "__version__", torch_release)
+    with pytest.raises(trajmatch.UserError) as explained:
+        _torchvision._load()
+    assert str(explained.value) == (
+        "torchvision cannot be imported: OSError: libcudart.so.13 is missing. Install the one that "
+        f"belongs to torch {torch_release}: {sys.executable} -m pip install --force-reinstall "
+        f"--no-deps {arguments}"
     )
-    message = run_python(code, PYTHONPATH=str(tmp_path)).stdout
-    assert "torchvision cannot be imported: OSError: libcudart.so.13 is missing" in message
-    assert "pip install 'torchvision==0." in message

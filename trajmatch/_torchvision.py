@@ -10,6 +10,7 @@ Data sets, transforms and picture grids then work.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from types import ModuleType
 
@@ -45,10 +46,14 @@ def _load() -> ModuleType:
     try:
         return _import()
     except Exception as error:
-        minor = int(torch.__version__.split(".")[1])
+        release, _, variant = torch.__version__.partition("+")
+        minor = int(release.split(".")[1])
+        published = re.fullmatch(r"cpu|cu\d+|rocm[\d.]+", variant)
+        index = f" --index-url https://download.pytorch.org/whl/{variant}" if published else ""
         raise UserError(
-            f"torchvision cannot be imported: {type(error).__name__}: {error}. Install the release "
-            f"that belongs to torch 2.{minor}: pip install 'torchvision==0.{minor + 15}.*'"
+            f"torchvision cannot be imported: {type(error).__name__}: {error}. Install the one "
+            f"that belongs to torch {torch.__version__}: {sys.executable} -m pip install "
+            f"--force-reinstall --no-deps 'torchvision==0.{minor + 15}.*'{index}"
         ) from error
 
 
