@@ -104,6 +104,16 @@ def test_the_examples_with_operators_run() -> None:
         exec(compile(example, "docs/ops.md", "exec"), {})
 
 
+def test_the_calls_that_stand_for_commands_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "python.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    exec(compile(example, "docs/python.md", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out.endswith("torch.Size([10, 1, 28, 28])\n")
+
+
 def test_every_operator_is_in_the_reference() -> None:
     text = (DOCS / "ops.md").read_text()
     assert [name for name in ops.__all__ if name.islower() and f"{name}" not in text] == []
