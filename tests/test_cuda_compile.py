@@ -15,6 +15,8 @@ import pytest
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 ARCHITECTURES = ("80", "90", "100")
+OTHERS = ("75", "86", "89", "120")  # what else is compiled for by default
+SAMPLE = "half_operand.cu"  # the one that is always compiled for these too
 
 REGISTERS = re.compile(r"Used (\d+) registers")
 SHARED = re.compile(r"(\d+) bytes smem")
@@ -71,13 +73,35 @@ ptxas info    : Used 40 registers, used 1 barriers, 64 bytes smem, 408 bytes cme
     assert list(parse(report)) == [Kernel("kernel", "sm_90", stack=28, registers=40, shared=64)]
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
-def test_kernels_compile_without_spills(source: Path, tmp_path: Path) -> None:
+def test_every_architecture_of_the_build_is_compiled_here() -> None:
+    build = (CSRC.parent / "_build/cuda_toolkit.py").read_text()
+    (default,) = re.findall(r"^ARCHITECTURES = (.*)$", build, re.M)
+    assert sorted(re.findall(r"[\d.]+", default.replace(".", ""))) == sorted(ARCHITECTURES + OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("source", "architectures"),
+    [
+        *(pytest.param(source, ARCHITECTURES, id=source.name) for source in SOURCES),
+        *(
+            pytest.param(
+                source,
+                OTHERS,
+                id=f"{source.name} for others",
+                marks=[] if source.name == SAMPLE else pytest.mark.slow,
+            )
+            for source in SOURCES
+        ),
+    ],
+)
+def test_kernels_compile_without_spills(
+    source: Path, architectures: tuple[str, ...], tmp_path: Path
+) -> None:
     """Prints registers and shared memory; pytest shows them with -s or on failure."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("nvcc is not installed")
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
     flags = ["-std=c++17", "-O3", "--threads=0", f"-I{CSRC}"]
     flags += ["-Xptxas=-v,-warn-spills", "-Xcompiler=-Wall,-Wextra"]
     result = subprocess.run(
@@ -89,7 +113,7 @@ def test_kernels_compile_without_spills(source: Path, tmp_path: Path) -> None:
     report = result.stdout + result.stderr
     assert result.returncode == 0, report
     kernels = list(parse(report))
-    assert {kernel.architecture for kernel in kernels} == {f"sm_{arch}" for arch in ARCHITECTURES}
+    assert {kernel.architecture for kernel in kernels} == {f"sm_{arch}" for arch in architectures}
     for kernel, name in zip(kernels, readable([k.name for k in kernels]), strict=True):
         print(
             f"{kernel.architecture:7}{kernel.registers:4} registers"
