@@ -42,7 +42,7 @@ def evaluate_artifact(
     of the images as labels: on a random draw of its own of as many images of each class, on those
     that k-center chooses, or on the whole training set. The score of random images hardly depends
     on the step size (one image per class of Fashion-MNIST: 49.6 to 51.6 % from 0.1 down to 0.001).
-    One seed gives the same result every time; on a CPU, on the same number of threads.
+    On the CPU one seed gives the same result every time, on the same number of threads.
 
     Args:
         config: What to evaluate, and how.
