@@ -14,6 +14,7 @@ from trajmatch import ops
 from trajmatch.distill import distill
 from trajmatch.distill import loop as loop_module
 from trajmatch.distill import plan as plan_module
+from trajmatch.distill.batches import student_batches
 from trajmatch.distill.outer import Match, OuterGradient, StudentSteps, outer_gradients
 from trajmatch.distill.plan import (
     Forecast,
@@ -38,6 +39,13 @@ OUT_OF_MEMORY = (
 def first_forecast(problem: Problem, plan: Plan) -> Forecast:
     state = problem.initial_state()
     return forecast(problem, state.synthetic, state.step_size.value, plan)
+
+
+def batch_sizes(problem: Problem) -> list[int]:
+    """Images in each student step; not all the same."""
+    config = problem.config
+    batches = student_batches(6, config.batch_syn, config.student_steps, torch.Generator())
+    return [len(batch) for batch in batches]
 
 
 class Starved:
@@ -147,7 +155,7 @@ def test_the_display_changes_no_byte_where_memory_is_short(
 
 def test_the_announcement_adds_up(configure) -> None:
     found = first_forecast(prepare(configure()), Plan(1024 * MEGA))
-    kept = ops.tape_bytes(prepare(configure()).model, [4, 2, 4])
+    kept = ops.tape_bytes(prepare(configure()).model, batch_sizes(prepare(configure())))
     assert found.kept_bytes == kept < found.peak_bytes
     assert str(
         replace(found, peak_bytes=290_000_000, kept_bytes=85_000_000, free_bytes=10**10)
@@ -160,7 +168,7 @@ def test_the_announcement_adds_up(configure) -> None:
 @pytest.mark.parametrize("steps", range(4))
 def test_the_last_steps_that_fit_are_kept(configure, steps: int) -> None:
     problem = prepare(configure())
-    sizes = [4, 2, 4][3 - steps :]
+    sizes = batch_sizes(problem)[3 - steps :]
     limit = ops.tape_bytes(problem.model, sizes) if sizes else 0
     assert first_forecast(problem, Plan(limit)).kept_bytes == limit
     assert first_forecast(problem, Plan(limit + 1)).kept_bytes == limit
