@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -97,12 +96,6 @@ def test_a_name_that_cannot_be_written_is_escaped_in_messages(
     assert err.startswith("trajmatch: error: there is no ") and "\n" not in err[:-1]
     if encoding == "ascii":
         assert ascii(name)[1:-1].replace("\\xb1", "+-") in err
-
-
-def test_a_closed_output_is_no_mistake() -> None:
-    code = "from trajmatch.cli.main import main; raise SystemExit(main(['recipes']))"
-    shell = f'"{sys.executable}" -c "{code}" >&- 2>/dev/null'
-    assert subprocess.run(shell, shell=True).returncode == 0
 
 
 def test_json_is_the_same_in_every_encoding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,9 +129,6 @@ def _give_up_output() -> None:
 def _any_encoding() -> Iterator[None]:
     """Print text in a form that the encoding of the terminal has, instead of failing."""
     codecs.register_error("trajmatch", _in_plain_characters)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # it was closed before the program began
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     streams = [each for each in (sys.stdout, sys.stderr) if isinstance(each, io.TextIOWrapper)]
     before = [stream.errors for stream in streams]
     for stream in streams:
