@@ -62,7 +62,7 @@ def run(settings: Settings, record: Record) -> None:
     with mock.patch.object(loop_module, "graph_for", lambda problem, ranks: replays.graph):
         distill(config)
     lines = [json.loads(line) for line in config.log_path.read_text().splitlines()]
-    wall = statistics.median(line["seconds"] for line in lines[2:])  # the second one records
+    wall = statistics.median(line["seconds"] for line in lines[2:])  # of the same iterations
     record.put("seconds", time.perf_counter() - began)
     record.put("wall_seconds_an_iteration", wall)
     if not replays.graph.recorded:
@@ -83,11 +83,14 @@ class Replays:
         self.graph = MatchGraph(self._recorded)
 
     def seconds(self) -> list[float]:
-        """The times of all replays but the first, which is a comparison."""
+        """Times of the replays from the third iteration on.
+
+        The two before are a comparison, and that of the iteration which records.
+        """
         if not self._cuda:
-            return [ended - began for began, ended in self._marks[1:]]
+            return [ended - began for began, ended in self._marks[2:]]
         torch.cuda.synchronize()
-        return [began.elapsed_time(ended) / 1000 for began, ended in self._marks[1:]]
+        return [began.elapsed_time(ended) / 1000 for began, ended in self._marks[2:]]
 
     def _recorded(self, function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
         outputs, replay = self._record(function)
