@@ -141,6 +141,7 @@ def run_pipeline(
 
 def _check_beginning(pipeline: Pipeline) -> None:
     """Find what would end the run after hours, or would harm a folder of something else."""
+    from trajmatch import networks
     from trajmatch.distill.problem import segments_of
     from trajmatch.experts.config import kept_epochs
 
@@ -155,6 +156,11 @@ def _check_beginning(pipeline: Pipeline) -> None:
         )
     if experts is not None:
         segments_of(pipeline.distill, kept_epochs(experts.keep, experts.epochs))
+    for text in pipeline.evaluate.network:
+        try:
+            networks.specify(text, in_channels=3, num_classes=10, image_size=256)
+        except ValueError as error:  # a name or an option, for all of them go with such images
+            raise UserError(f"--evaluate.network {text}: {error}") from error
 
 
 def _run(

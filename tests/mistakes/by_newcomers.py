@@ -388,7 +388,7 @@ COMMANDS: list[Mistake] = [
     Command(
         "run-too-few-epochs",
         "trajmatch run --recipe cpu/own/ipc1 --data imagefolder:photos --out x --expert.epochs 2",
-        expects=("--distill.max-start-epoch",),
+        expects=("--max-start-epoch",),
         forbids=("8/8",),
     ),
     Command(
@@ -400,7 +400,7 @@ COMMANDS: list[Mistake] = [
         forbids=("8/8",),
     ),
     # evaluation
-    Command("evaluate-nothing", "trajmatch eval --data npz:d.npz", expects=("PATH",)),
+    Command("evaluate-nothing", "trajmatch eval --data npz:d.npz", expects=("FILE",)),
     Command("evaluate-missing", f"{EVAL} e.safetensors", expects=("e.safetensors",)),
     Command("evaluate-a-store", f"{EVAL} experts", expects=("experts",)),
     Command(

@@ -107,11 +107,13 @@ def with_defaults(
     changed = []
     for field in dataclasses.fields(config_class):
         name, hint, default = field.name, hints[field.name], defaults.get(field.name, field.default)
+        several = name in positional and get_origin(hint) is tuple
+        shown = "(required)" if several else "" if default is None else None
         marks: list[Any] = [
             tyro.conf.arg(
                 help=documentation[name],
-                help_behavior_hint="" if default is None else None,
-                metavar=_metavar(hint),
+                help_behavior_hint=shown,
+                metavar=_metavar(hint, name if name in positional else ""),
                 aliases=(_flag(name, default),) if name in short else None,
             )
         ]
@@ -200,8 +202,10 @@ def _wrapped(marked: type[Any]) -> str:
     return textwrap.fill(text, width - 2, initial_indent=indent, subsequent_indent=indent)
 
 
-def _metavar(hint: Any) -> str | None:
-    """Name the value of a flag that can be left out; None leaves it to tyro."""
+def _metavar(hint: Any, positional: str) -> str | None:
+    """Name a value by position, or that of a flag that can be left out; None leaves it to tyro."""
+    if positional:
+        return positional.upper() + (" ..." if get_origin(hint) is tuple else "")
     kinds = [each for each in get_args(hint) if each is not type(None)]
     if type(None) not in get_args(hint) or len(kinds) != 1 or get_origin(kinds[0]) is tuple:
         return None

@@ -44,11 +44,13 @@ def verify(path: files.PathLike) -> Iterator[Verdict]:
 
     Yields:
         A verdict on each file, as soon as it is known.
+
+    Raises:
+        UserError: There is no such folder or file.
     """
     path = Path(path)
     if not path.exists():
-        yield Verdict(path, "missing", f"there is no {path}")
-        return
+        raise UserError(f"there is no {path}; give a store of experts, or a file of this program")
     if not path.is_dir():
         yield _verdict(path, partial(_read_file, path))
         return
