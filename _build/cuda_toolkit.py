@@ -19,7 +19,7 @@ ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 USUAL_HOME = "/usr/local/cuda"
 DRIVER = "libcuda.so.1"
 REINSTALL = (
-    "pip install --no-cache-dir --force-reinstall --no-deps . (in trajmatch's source folder)"
+    "`pip install --no-cache-dir --force-reinstall --no-deps .` in trajmatch's source folder"
 )
 
 
@@ -106,7 +106,7 @@ def find_nvcc(torch_cuda: str | None, newest_major: int) -> Nvcc:
     toolkit = "the CUDA toolkit, with CUDA_HOME set to its folder"
     none_found = CudaUnavailable(
         f"no nvcc in {home}/bin" if home else "no nvcc was found",
-        f"Install {toolkit}, or: pip install '{packages}'" if packages else f"Install {toolkit}",
+        f"Install {toolkit}, or: `pip install '{packages}'`" if packages else f"Install {toolkit}",
     )
     raise [*reasons, none_found][0]
 

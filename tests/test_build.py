@@ -407,7 +407,7 @@ def test_cuda_is_built_with_a_cuda_torch_and_nvcc(toolkit):
             "13.0",
             {"CUDA_HOME": "/nowhere"},
             "no nvcc in /nowhere/bin",
-            "or: pip install 'cuda-toolkit[nvcc,cccl]==13.0.*', then: pip",
+            "or: `pip install 'cuda-toolkit[nvcc,cccl]==13.0.*'`, then: `pip",
         ),
         (
             "11.8",
@@ -425,7 +425,7 @@ def test_cuda_is_left_out_with_a_reason(toolkit, monkeypatch, torch_cuda, enviro
     assert why in left_out.value.why
     assert mend in left_out.value.mend
     # a wheel of the build without the kernels must not come out of pip's cache again
-    assert "pip install --no-cache-dir --force-reinstall --no-deps ." in left_out.value.mend
+    assert "`pip install --no-cache-dir --force-reinstall --no-deps .`" in left_out.value.mend
 
 
 @pytest.mark.parametrize(("driver", "taken"), [("12.8", True), ("11.8", False)])

@@ -205,6 +205,6 @@ def test_a_torchvision_that_fails_otherwise_is_explained(monkeypatch, torch_rele
         _torchvision._load()
     assert str(explained.value) == (
         "torchvision cannot be imported: OSError: libcudart.so.13 is missing. Install the one that "
-        f"belongs to torch {torch_release}: {sys.executable} -m pip install --force-reinstall "
-        f"--no-deps {arguments}"
+        f"belongs to torch {torch_release}: `{sys.executable} -m pip install --force-reinstall "
+        f"--no-deps {arguments}`"
     )

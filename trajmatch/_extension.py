@@ -51,7 +51,7 @@ def _explain(error: ImportError) -> str:
     return (
         f"the compiled part of trajmatch {state}; running now: torch {torch.__version__}, "
         f"{sys.implementation.cache_tag}. Build it for these, in the source folder of trajmatch: "
-        f"{REINSTALL} (the cause: {error})"
+        f"`{REINSTALL}` (the cause: {error})"
     )
 
 

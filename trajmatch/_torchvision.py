@@ -52,8 +52,8 @@ def _load() -> ModuleType:
         index = f" --index-url https://download.pytorch.org/whl/{variant}" if published else ""
         raise UserError(
             f"torchvision cannot be imported: {type(error).__name__}: {error}. Install the one "
-            f"that belongs to torch {torch.__version__}: {sys.executable} -m pip install "
-            f"--force-reinstall --no-deps 'torchvision==0.{minor + 15}.*'{index}"
+            f"that belongs to torch {torch.__version__}: `{sys.executable} -m pip install "
+            f"--force-reinstall --no-deps 'torchvision==0.{minor + 15}.*'{index}`"
         ) from error
 
 

@@ -68,8 +68,8 @@ FAULTS = {
     "torch without CUDA": (
         {"torch_cuda": None},
         "was built without CUDA",
-        f"Install a torch with CUDA, then, in the source folder of trajmatch: {sys.executable} "
-        f"{REINSTALL}",
+        f"Install a torch with CUDA, then, in the source folder of trajmatch: `{sys.executable} "
+        f"{REINSTALL}`",
     ),
     "no GPU": ({"capabilities": ()}, "torch sees no GPU", "CUDA_VISIBLE_DEVICES"),
     "no kernels": (
@@ -81,7 +81,7 @@ FAULTS = {
         {"capabilities": ((7, 5),)},
         "the kernels were compiled for 8.0, 9.0+PTX and not for NVIDIA Stand-in, of compute "
         "capability 7.5",
-        f"TORCH_CUDA_ARCH_LIST=7.5 {sys.executable} {REINSTALL}",
+        f"`TORCH_CUDA_ARCH_LIST=7.5 {sys.executable} {REINSTALL}`",
     ),
     "too old a card": (
         {"capabilities": ((7, 0),)},
@@ -112,6 +112,14 @@ def test_a_gpu_that_cannot_be_used_is_refused_with_what_mends_it(machine, kind):
         device.usable_device("cuda")
     assert str(refused.value) == f"--device cuda cannot be used: {fault}"
     assert "\n" not in str(refused.value)
+
+
+def test_commands_that_mend_keep_their_flags_in_python(machine, monkeypatch):
+    machine(capabilities=((7, 5),))
+    monkeypatch.setattr("trajmatch.errors._on_command_line", False)
+    with pytest.raises(UserError, match=r"^device cuda cannot be used: ") as refused:
+        device.usable_device("cuda")
+    assert REINSTALL in str(refused.value)
 
 
 def test_a_driver_that_torch_cannot_use_is_told_in_its_words(machine, monkeypatch):

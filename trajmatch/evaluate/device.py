@@ -88,7 +88,7 @@ def cuda_fault(index: int | None = None) -> Fault | None:
     if torch.version.cuda is None:
         return Fault(
             f"torch {torch.__version__} was built without CUDA",
-            f"Install a torch with CUDA, then, in the source folder of trajmatch: {REINSTALL}",
+            f"Install a torch with CUDA, then, in the source folder of trajmatch: `{REINSTALL}`",
         )
     gpus = torch.cuda.device_count()
     if gpus == 0:
@@ -117,7 +117,7 @@ def _kernel_fault(index: int) -> Fault | None:
             f"the kernels were compiled by nvcc {build['cuda']}, but the driver is made for CUDA "
             f"{driver[0]}.{driver[1]}",
             f"Install a newer driver; or set CUDA_HOME to a toolkit of CUDA {driver[0]}, and then, "
-            f"in the source folder of trajmatch: {REINSTALL}",
+            f"in the source folder of trajmatch: `{REINSTALL}`",
         )
     capability = torch.cuda.get_device_capability(index)
     if _covers(build["architectures"], capability, takes_ptx=driver >= nvcc):
@@ -128,7 +128,7 @@ def _kernel_fault(index: int) -> Fault | None:
         return Fault(f"the kernels do not run on {gpu}", "They need 7.5 or later")
     return Fault(
         f"the kernels were compiled for {', '.join(build['architectures'])} and not for {gpu}",
-        f"In the source folder of trajmatch: TORCH_CUDA_ARCH_LIST={number_of_it} {REINSTALL}",
+        f"In the source folder of trajmatch: `TORCH_CUDA_ARCH_LIST={number_of_it} {REINSTALL}`",
     )
 
 
