@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trajmatch import networks, ops, reference
@@ -162,6 +163,28 @@ def test_gradients_of_torch_func_are_refused(model: nn.Module) -> None:
     images = arguments.pop("images")
     with pytest.raises(NotImplementedError, match=r"outside of torch.func transforms"):
         torch.func.grad(lambda x: ops.unroll(model, images=x, **arguments).sum())(images)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # PyTorch's own
+@BOTH
+def test_forward_mode_derivatives_are_refused(model: nn.Module) -> None:
+    arguments = given(model)
+    images = arguments.pop("images")
+    theta, target = arguments["theta0"], arguments["theta0"] + 1
+
+    def refused(function: Callable[[Tensor], Tensor], at: Tensor) -> None:
+        with pytest.raises(NotImplementedError, match="without forward-mode tangents"):
+            torch.func.jvp(function, (at,), (torch.ones_like(at),))
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(at, torch.ones_like(at))
+            with pytest.raises(NotImplementedError, match="without forward-mode tangents"):
+                function(dual)
+
+    refused(lambda x: ops.unroll(model, images=x, **arguments), images)
+    refused(lambda x: ops.param_distance(x, target, theta), theta + 0.5)
+    refused(lambda x: ops.gradient(model, theta, x, arguments["labels"])[1], images)
+    with forward_ad.dual_level():  # of something else
+        ops.unroll(model, images=images, **arguments)
 
 
 class Attention(nn.Module):

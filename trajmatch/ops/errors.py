@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,6 +55,8 @@ def explained(op: str) -> Iterator[None]:
 def public_operator(function: Callable[P, R]) -> Callable[P, R]:
     """Explain the errors of an operator, and make it work in inference mode.
 
+    Forward-mode derivatives are refused, since operators in C++ have none.
+
     In inference mode results are those of ``torch.no_grad``: student gradients need autograd.
     """
 
@@ -61,6 +64,7 @@ def public_operator(function: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
+        _refuse_tangents(function.__name__, (*args, *kwargs.values()))
         with explained(function.__name__):
             if not torch.is_inference_mode_enabled():
                 return function(*args, **kwargs)
@@ -69,6 +73,20 @@ def public_operator(function: Callable[P, R]) -> Callable[P, R]:
                 return function(*normal, **{key: _normal(each) for key, each in kwargs.items()})
 
     return wrapped
+
+
+def _refuse_tangents(op: str, values: Iterable[Any]) -> None:
+    """Raise NotImplementedError for a forward-mode tangent, which PyTorch would take for zero."""
+    if forward_ad._current_level < 0:  # outside of torch.func.jvp and forward_ad.dual_level
+        return
+    if any(
+        isinstance(each, Tensor) and forward_ad.unpack_dual(each).tangent is not None
+        for each in values
+    ):
+        raise NotImplementedError(
+            f"trajmatch::{op}: expected tensors without forward-mode tangents; use "
+            f"trajmatch.reference.{op}, or trajmatch.ops.gradient_jvp for a student's gradient"
+        )
 
 
 def _normal(value: Any) -> Any:
