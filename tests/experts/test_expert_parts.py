@@ -240,7 +240,7 @@ def test_how_often_experts_are_tested_changes_no_snapshot(make_config: Any, tmp_
 
 def test_a_batch_size_beyond_the_set_is_the_set(make_config: Any, tmp_path: Any) -> None:
     whole = train_experts(make_config(num_experts=1, batch_size=36))
-    more = train_experts(make_config(num_experts=1, batch_size=10**20, out=tmp_path / "more"))
+    more = train_experts(make_config(num_experts=1, batch_size=10**15, out=tmp_path / "more"))
     assert torch.equal(more.snapshot(0, 2), whole.snapshot(0, 2))
 
 
