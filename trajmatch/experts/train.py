@@ -66,7 +66,9 @@ def train_experts(
     manifest = describe(config, dataset, training)
     with ExitStack() as stack:
         ranks.from_writer(lambda: stack.enter_context(locked(config.out, inside=True)))
-        return _train(config, manifest, training, progress or NoProgress(), ranks, tell)
+        store = _train(config, manifest, training, progress or NoProgress(), ranks, tell)
+    ranks.meet()  # so that no process returns while the lock is still in the folder
+    return store
 
 
 def _train(
