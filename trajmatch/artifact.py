@@ -211,9 +211,16 @@ class Artifact:
 
         Returns:
             The model itself.
+
+        Raises:
+            TypeError: The model is no module.
+            ValueError: It does not run on images of this size.
         """
         from trajmatch.evaluate import Protocol, train
+        from trajmatch.networks import check_runs_on
+        from trajmatch.ops.arguments import Expect
 
+        check_runs_on(Expect("train").module(model), self.images.shape[1:])
         protocol = Protocol(lr=self.lr, dsa=self.dsa, epochs=epochs)
         trained: nn.Module = train(model, self.images, self.labels, protocol, seed)
         return trained

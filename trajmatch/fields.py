@@ -29,6 +29,14 @@ def settle(config: object) -> None:
         object.__setattr__(config, name, _settled(value, hint))
 
 
+def expect_config(function: str, config: object, kind: type[Any]) -> None:
+    """Raise TypeError unless a function was given its configuration."""
+    if not isinstance(config, kind):
+        raise TypeError(
+            f"{function}: expected config to be a {kind.__name__}, but got {type(config).__name__}"
+        )
+
+
 def check_types(config: type[Any], content: Mapping[str, Any]) -> None:
     """Make sure that every value is of the type that its field has.
 

@@ -25,6 +25,8 @@ def derive_seed(seed: int, *names: str | int) -> int:
     Returns:
         A number from 0 to ``2**63 - 1``, the same on every machine.
     """
+    if not isinstance(seed, int):
+        raise TypeError(f"expected seed to be an int, but got {seed!r}")
     text = f"{seed}/{'/'.join(map(str, names))}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

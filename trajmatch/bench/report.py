@@ -16,6 +16,7 @@ from trajmatch.bench.outer import measure_cell
 from trajmatch.bench.rates import machine_rates
 from trajmatch.bench.sizes import Size, parse_size
 from trajmatch.evaluate.device import usable_device
+from trajmatch.fields import expect_config
 from trajmatch.progress import NoProgress, ProgressLike
 
 #: Seconds that parts take on two cores: what must be left for those that are still to come.
@@ -49,6 +50,7 @@ def run_bench(config: BenchConfig, progress: ProgressLike | None = None) -> dict
     Raises:
         UserError: There is no such device or size.
     """
+    expect_config("run_bench", config, BenchConfig)
     config = replace(config, device=usable_device(config.device))
     sizes = [parse_size(text) for text in config.sizes]
     progress = progress or NoProgress()

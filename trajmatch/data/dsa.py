@@ -55,6 +55,11 @@ class DSA:
 
     def __init__(self, strategy: str = "color_crop_cutout_flip_scale_rotate") -> None:
         """Takes the strategy apart."""
+        if not isinstance(strategy, str):
+            raise TypeError(
+                "DSA: expected strategy to be a text such as 'flip_crop', but got "
+                f"{type(strategy).__name__}"
+            )
         groups = () if strategy == "none" else tuple(strategy.split("_"))
         if not set(groups) <= set(_GROUPS) or len(set(groups)) < len(groups):
             raise UserError(

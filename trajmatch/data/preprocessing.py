@@ -91,16 +91,26 @@ class ChannelNormalisation(Preprocessing):
 
     def apply(self, images: Tensor) -> Tensor:
         """Pixels as network inputs; see :meth:`Preprocessing.apply`."""
+        self._check_channels(images)
         shift, scale = self._constants
         return unit(images).sub_(shift).div_(scale)
 
     def invert(self, images: Tensor) -> Tensor:
         """Network inputs as pixels; see :meth:`Preprocessing.invert`."""
+        self._check_channels(images)
         mean, std = (
             torch.tensor(each, dtype=images.dtype, device=images.device).view(-1, 1, 1)
             for each in (self.mean, self.std)
         )
         return torch.addcmul(mean, images, std)
+
+    def _check_channels(self, images: Tensor) -> None:
+        """Raise ValueError for images that have another number of channels."""
+        if images.shape[-3] != len(self.mean):
+            raise ValueError(
+                f"expected mean and std to have {images.shape[-3]} numbers, one for each channel, "
+                f"but got {len(self.mean)}"
+            )
 
     def to(self, device: str | torch.device) -> ChannelNormalisation:
         """The same on a device."""

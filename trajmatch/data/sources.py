@@ -87,7 +87,7 @@ _SOURCES = {
 }
 
 
-def load_dataset(uri: str | None = None) -> Dataset:
+def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
     """Load a data set.
 
     Args:
@@ -128,7 +128,12 @@ def load_dataset(uri: str | None = None) -> Dataset:
     Raises:
         UserError: There is no such source or option, or what it holds cannot be used.
     """
-    whole = SHIPPED if uri is None else uri
+    if not isinstance(uri, str | os.PathLike | None):
+        raise TypeError(
+            "load_dataset: expected uri to be a text such as npz:FILE, but got "
+            f"{type(uri).__name__}"
+        )
+    whole = SHIPPED if uri is None else os.fspath(uri)
     checks.check_text("the address of the data set", whole)
     if "\0" in whole:
         raise UserError(f"the address of the data set {whole!r} has a zero byte; leave it out")

@@ -46,6 +46,7 @@ from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.selection import evaluate_iterate, is_due
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
+from trajmatch.fields import expect_config
 from trajmatch.lock import locked
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.progress import NoProgress, ProgressLike
@@ -90,6 +91,7 @@ def distill(
             (:func:`trajmatch.interruption.signals`) and got one. The checkpoint is of the last
             whole iteration.
     """
+    expect_config("distill", config, DistillConfig)
     with ExitStack() as stack:
         ranks.from_writer(lambda: _lock_output(config, stack))
         return _distill(config, progress or NoProgress(), ranks, tell)

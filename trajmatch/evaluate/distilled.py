@@ -20,6 +20,7 @@ from trajmatch.evaluate.device import usable_device
 from trajmatch.evaluate.records import Layout, Records
 from trajmatch.evaluate.scores import Score, evaluate_each
 from trajmatch.evaluate.training import Outcome
+from trajmatch.fields import expect_config
 from trajmatch.lock import locked
 from trajmatch.progress import NoProgress, ProgressLike
 
@@ -70,6 +71,7 @@ def evaluate_artifact(
         Interrupted: ``config.max_time`` is up, or the program handles signals
             (:func:`trajmatch.interruption.signals`) and got one.
     """
+    expect_config("evaluate_artifact", config, EvalConfig)
     config = replace(config, device=usable_device(config.device))
     evaluation = _Evaluation(config, progress or NoProgress())
     with ExitStack() as stack:

@@ -37,7 +37,15 @@ def accuracy(
 
     Returns:
         A number from 0 to 100.
+
+    Raises:
+        ValueError: Images and labels are empty or differ in number.
     """
+    if len(images) != len(labels) or len(images) == 0:
+        raise ValueError(
+            "accuracy: expected as many labels as images, and at least one, but got "
+            f"{len(images)} images and {len(labels)} labels"
+        )
     device = next(model.parameters()).device
     size = _BATCH_CPU if device.type == "cpu" else _BATCH_GPU
     model.eval()

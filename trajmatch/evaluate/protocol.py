@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trajmatch.errors import UserError, closest
+from trajmatch.fields import settle
 
 #: MTT's augmentation: all six groups.
 MTT_DSA = "color_crop_cutout_flip_scale_rotate"
@@ -47,6 +48,15 @@ class Protocol:
     test_every: int = 0
     steps: int | None = None
     name: str = "mtt"
+
+    def __post_init__(self) -> None:
+        """Check every field; see the class."""
+        settle(self)
+        for name, least in (("epochs", 0), ("batch_size", 1), ("test_every", 0), ("steps", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} should be at least {least}, but is {value}")
 
     @property
     def num_epochs(self) -> int:

@@ -22,6 +22,7 @@ from trajmatch.experts.pool import work_together
 from trajmatch.experts.space import Space, check_space, space_for
 from trajmatch.experts.store import Store, describe_dataset, exists, hold_out
 from trajmatch.experts.worker import work
+from trajmatch.fields import expect_config
 from trajmatch.lock import locked
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.progress import NoProgress, ProgressLike
@@ -60,6 +61,7 @@ def train_experts(
             (:func:`trajmatch.interruption.signals`) and got one. Finished experts are kept, and
             checkpoints of those in training.
     """
+    expect_config("train_experts", config, ExpertConfig)
     config = replace(config, device=usable_device(config.device))
     dataset = load_dataset(config.data)
     training, _, _ = hold_out(dataset, config.holdout, config.seed)

@@ -18,6 +18,7 @@ from trajmatch.evaluate.device import usable_device
 from trajmatch.evaluate.distilled import k_center_features, source_dataset
 from trajmatch.evaluate.records import Records
 from trajmatch.evaluate.scores import evaluate_each
+from trajmatch.fields import expect_config
 from trajmatch.lock import locked
 from trajmatch.nas.config import NasConfig
 from trajmatch.nas.ranking import rank_correlations
@@ -52,6 +53,7 @@ def search(config: NasConfig, stages: Stages = silent) -> dict[str, Any]:
             images.
         Interrupted: ``config.max_time`` is up; the records of all networks before are there.
     """
+    expect_config("search", config, NasConfig)
     config = replace(config, device=usable_device(config.device))
     distilled = artifact.load(config.file)
     dataset = source_dataset(distilled, config.file, config.data)

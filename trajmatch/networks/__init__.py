@@ -6,6 +6,7 @@ from trajmatch.networks.convnet import ConvNet
 from trajmatch.networks.differentiable import (
     Layer,
     check_batches,
+    check_runs_on,
     check_student,
     check_twice_differentiable,
     examine,
@@ -41,6 +42,7 @@ __all__ = [
     "call_flat",
     "check_batches",
     "check_runs",
+    "check_runs_on",
     "check_student",
     "check_twice_differentiable",
     "engine_description",
