@@ -138,8 +138,11 @@ bool fused_convolution_fits_device(const FusedConvolutionShape& shape, ProductKi
     most = Strips<side(), channels(), products()>::kBytes;
   });
   for (const ProductKind each : {forward_kind, kind}) {
-    // The widest tile takes the most.
-    fused::with_tile<true>({shape, each, shape.channels}, [&](auto tile, auto products) {
+    FusedConvolution widest{};  // the tile that takes the most
+    widest.shape = shape;
+    widest.kind = each;
+    widest.tile_channels = shape.channels;
+    fused::with_tile<true>(widest, [&](auto tile, auto products) {
       most = std::max(most, fused::Chunk<decltype(tile), products()>::kBytes);
     });
   }
