@@ -132,7 +132,7 @@ def _nvcc(torch_cuda: str | None) -> list[str]:
 
 
 def _pip_gets(requirement: str) -> bool:
-    """Whether pip would find a requirement, within seconds."""
+    """Ask pip, for a few seconds at most, if it would find a requirement."""
     calling = Path(f"/proc/{os.getppid()}/cmdline")  # pip tells a backend nothing of its options
     if calling.exists() and b"--no-index" in calling.read_bytes().split(b"\0"):
         return False

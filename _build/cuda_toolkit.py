@@ -112,7 +112,7 @@ def find_nvcc(torch_cuda: str | None, newest_major: int) -> Nvcc:
 
 
 def nvcc_packages(torch_cuda: str | None) -> str | None:
-    """What pip needs to install nvcc, in the release of torch's CUDA.
+    """Requirements by which pip installs nvcc, in the release of torch's CUDA.
 
     Args:
         torch_cuda: The CUDA release of torch.
@@ -138,7 +138,7 @@ def driver_release() -> str | None:
 
 
 def architectures(nvcc: Nvcc) -> list[str]:
-    """What to compile for: ``TORCH_CUDA_ARCH_LIST``, or the GPUs here, or the usual ones.
+    """Architectures to compile for: ``TORCH_CUDA_ARCH_LIST``, the GPUs here, or the usual ones.
 
     The last of them is compiled to PTX as well, which later GPUs compile when they first load it.
 
@@ -190,7 +190,7 @@ def _programs() -> Iterator[str]:
 
 
 def _examine(program: str) -> Nvcc:
-    """What an nvcc is, having compiled an empty file.
+    """Describe an nvcc that has compiled an empty file.
 
     Raises:
         CudaUnavailable: It cannot, or its toolkit is incomplete.

@@ -90,7 +90,7 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_imports_are_those_of_the_parent(
     functions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not those of the current folder, unless the parent has it on its path."""
+    """Modules of the current folder are not imported, unless the parent has it on its path."""
     clone = tmp_path / "clone"
     (clone / "trajmatch").mkdir(parents=True)
     (clone / "trajmatch" / "__init__.py").write_text("raise SystemExit('of the clone')")

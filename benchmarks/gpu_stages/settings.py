@@ -1,4 +1,4 @@
-"""The stages of gpu_check.py, what each is told, and where it puts what it finds."""
+"""The stages of gpu_check.py, with their arguments and their results."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ struct FirstLayerBackwardTangent {
 };
 
 namespace cuda {
-// Whether the current device has the shared memory that the kernels ask for.
+// True if the current device has the shared memory that the kernels ask for.
 bool first_layer_fits_device(const FirstLayerShape& shape);
 void launch_first_layer_forward(const FirstLayerForward& params, Stream stream);
 void launch_first_layer_tangent(const FirstLayerTangent& params, Stream stream);

@@ -149,7 +149,7 @@ struct FusedConvolutionWeight {
 };
 
 namespace cuda {
-// Whether the current device has the shared memory that the kernels ask for, whatever the batch.
+// True if the current device has the shared memory that the kernels ask for, whatever the batch.
 bool fused_convolution_fits_device(const FusedConvolutionShape& shape, ProductKind forward_kind,
                                    ProductKind kind);
 void launch_pack_convolution(const PackConvolution& params, Stream stream);

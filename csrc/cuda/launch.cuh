@@ -47,7 +47,7 @@ inline unsigned grid_size(int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
-// Whether a block may have so much dynamic shared memory on the current device. Where there is
+// True if a block may have this much dynamic shared memory on the current device. Where there is
 // none, as in a forecast on another machine, as on most: sm_75 with its 64 KiB is the exception.
 inline bool has_dynamic_shared(size_t bytes) {
   int device = 0, most = 0;

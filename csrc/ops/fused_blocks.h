@@ -33,7 +33,7 @@ class FusedBlocks {
   FusedBlocks(const Network& network, Workspace& workspace, const Tensor& like);
 
   bool takes(size_t index) const { return takes_[index]; }
-  // Whether the first block's kernels take it, which do not keep y, on a GPU or its emulation: it
+  // True if the first block's kernels, which do not keep y, take it on a GPU or its emulation: it
   // has their shape, and the current device the shared memory that they need.
   static bool takes_first(const Network& network, bool float32);
 

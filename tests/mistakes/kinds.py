@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Outcome = Literal["refused", "told", "works", "either"]
-"""What a good program does with a mistake.
+"""Answers of a good program to a mistake.
 
 It refuses it with a message; does that, or goes on with a warning; copes with it; or one of all."""
 
 Setup = Callable[[], object]
-"""What writes files into the current folder before the mistake is made."""
+"""A function that writes files into the current folder before the mistake is made."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ JARGON = (
     r"|\[Errno|UnpicklingError|size mismatch|dtype number|torch_call_dispatcher|Facebook"
     r"|tensor\(\[|codec can't|Segmentation|core dumped|torch\._C|must match the size of tensor"
 )
-"""What a message of Python or torch has, and one for the user has not."""
+"""Words of messages of Python or torch that are not for the user."""
 
 JARGON_OF_COMMANDS = JARGON + r"|NoneType|<class '"
 """The same for those who did not write Python."""
@@ -224,7 +224,7 @@ def _without_torchrun(text: str) -> str:
 
 
 def _messages(text: str) -> int:
-    """How many error messages there are: lines of the program's, or boxes of its parser."""
+    """Count the error messages: lines of the program, or boxes of its parser."""
     lines = re.findall(r"^trajmatch: (?:error:|stopped by) \S.*", text, flags=re.MULTILINE)
     boxes = re.findall(r"^(?:╭─|\+-) [A-Z].*\n.*", text, flags=re.MULTILINE)
     usage = re.findall(r"^usage: trajmatch", text, flags=re.MULTILINE)
@@ -284,7 +284,7 @@ def _inventory(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def _touched(folder: Path, before: dict[Path, tuple[int, int]]) -> list[str]:
-    """What a command that was refused has changed: files, or folders that it put something into."""
+    """Files that a refused command changed, and folders that it put something into."""
     after = _inventory(folder)
     changed = [path for path in before if before[path] != after.get(path)]
     added = [path for path in after if path not in before and path.parent in before]
@@ -326,7 +326,7 @@ def _writable(folder: Path) -> None:
 
 
 def _plain(mistake: Command) -> bool:
-    """Whether the command needs neither a shell nor a process of its own."""
+    """True if the command needs neither a shell nor a process of its own."""
     if mistake.own_process or not isinstance(mistake.line, str):
         return False
     if set(mistake.environment) - {"PYTHONPATH"}:

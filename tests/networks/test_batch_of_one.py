@@ -1,4 +1,4 @@
-"""A batch of one image, on which batch norm of one pixel cannot be trained, is told beforehand."""
+"""A batch of one image, on which batch norm of one pixel cannot be trained, is found beforehand."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_experts_say_so_before_anything_is_written(data: str, tmp_path: Path) ->
     with pytest.raises(UserError, match=message):
         experts(data, tmp_path / "store", batch_size=16)
     assert not (tmp_path / "store").exists()
-    # What is held out is not counted: 24 images are left.
+    # Images that are held out do not count: 24 are left.
     experts(data, tmp_path / "store", batch_size=16, holdout=0.25)
     with pytest.raises(UserError, match="one of the 24 images"):
         experts(data, tmp_path / "other", batch_size=23, holdout=0.25)

@@ -143,7 +143,7 @@ def test_initialisation_keeps_them_in_any_module() -> None:
     networks.initialise(plain, generator(1))
     networks.initialise(frozen, generator(1))
     assert torch.equal(frozen.features[0].weight, kept)
-    # What is not frozen is drawn as if nothing were.
+    # The other parameters are drawn as if nothing were frozen.
     assert torch.equal(frozen.classifier.weight, plain.classifier.weight)
 
 

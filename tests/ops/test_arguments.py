@@ -1,4 +1,4 @@
-"""What the student's operators take, and what they say of the rest: the same on both paths."""
+"""Arguments that the student's operators take, and refuse: the same on both paths."""
 
 from __future__ import annotations
 

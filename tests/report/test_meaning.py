@@ -1,4 +1,4 @@
-"""What the page says about the numbers: test set, matching loss, recipe, experts, command."""
+"""The page explains its numbers: test set, matching loss, recipe, experts, command."""
 
 from __future__ import annotations
 

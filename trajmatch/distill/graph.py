@@ -87,7 +87,7 @@ class MatchGraph:
     """:func:`trajmatch.distill.outer.outer_gradients` by replaying a graph.
 
     Matches are recorded when as many of the same shapes come the second time. Where that fails,
-    this is said once as a warning, and matches run without a graph as long as their steps are taken
+    a warning says so once, and matches run without a graph as long as their steps are taken
     in the same way. A leaner plan, for which there may be memory, is tried again.
 
     Args:
