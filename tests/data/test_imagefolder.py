@@ -1,6 +1,7 @@
 """Data sets from image files in one folder per class."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -246,11 +247,33 @@ def test_images_that_are_not_square_are_named(tmp_path):
     assert "1.png should be square, but is 4 pixels wide and 6 high" in refusal(tmp_path)
 
 
-def test_what_is_no_image_is_named(tmp_path):
-    write_all(tmp_path)
-    path = tmp_path / "train" / "dog" / "notes.txt"
+def test_files_of_other_kinds_are_left_out_with_a_word(tmp_path):
+    root = write_all(tmp_path)
+    wanted = load_dataset(f"imagefolder:{root}")
+    path = root / "train" / "dog" / "notes.txt"
     path.write_text("two dogs")
-    assert f"{path} cannot be read as an image" in refusal(tmp_path)
+    with pytest.warns(UserWarning, match=rf"1 of \d+ files are no images .*{path}"):
+        found = load_dataset(f"imagefolder:{root}")
+    assert found.fingerprint == wanted.fingerprint
+    # An image without an ending is one, and a file with an image's ending has to be one.
+    shutil.copy(next((root / "train" / "dog").glob("*.png")), root / "train" / "dog" / "picture")
+    path.unlink()
+    assert len(load_dataset(f"imagefolder:{root}").train_images) == len(wanted.train_images) + 1
+
+
+def test_a_file_that_cannot_be_read_is_no_damaged_image(tmp_path):
+    root = write_all(tmp_path)
+    path = root / "train" / "dog" / "link.png"
+    path.symlink_to(tmp_path / "gone.png")
+    assert f"cannot read {path}: No such file or directory" in refusal(root)
+
+
+def test_a_class_without_test_images_is_named(tmp_path):
+    root = write_all(tmp_path)
+    names = sorted(each.name for each in (root / "test").iterdir())
+    shutil.rmtree(root / "test" / names[0])
+    with pytest.warns(UserWarning, match=f"no test image is of class {names[0]}"):
+        load_dataset(f"imagefolder:{root}")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp"])

@@ -1,5 +1,7 @@
 """ImageNet's subsets and Tiny ImageNet from their folders."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -95,7 +97,7 @@ def test_a_tiny_imagenet_that_is_not_whole_is_refused(tmp_path):
     annotations.write_text(lines + "val_9.JPEG\tn99999999\t0\n")
     assert "val_annotations.txt is damaged: 'val_9.JPEG" in refusal(uri)
     annotations.write_text(lines + "val_9.JPEG\tn02123394\t0\n")
-    assert "val_9.JPEG cannot be read as an image" in refusal(uri)
+    assert re.search("cannot read .*val_9.JPEG: No such file or directory", refusal(uri))
     annotations.unlink()
     assert f"{annotations} is missing" in refusal(uri)
     (root / "train" / "n02123394").rename(root / "train" / "n02123395")

@@ -228,6 +228,21 @@ def has_colour(image: Image) -> bool:
     return image.mode not in _GREY and not image.mode.startswith(_DEEP)
 
 
+def is_image(path: Path) -> bool:
+    """True for a file with the ending of an image, or whose head is that of one."""
+    from PIL import Image, UnidentifiedImageError
+
+    if path.suffix.lower() in Image.registered_extensions():
+        return True
+    try:
+        with Image.open(path):
+            return True
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # it is one, or cannot be read: whoever decodes it says so
+        return True
+
+
 @contextmanager
 def opened(source: Path | BytesIO, name: str = "") -> Iterator[Image]:
     """Open an image file; only its head is read until more is asked for.
@@ -255,6 +270,8 @@ def opened(source: Path | BytesIO, name: str = "") -> Iterator[Image]:
             "you trust it"
         ) from error
     except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"cannot read {name or source}: {error.strerror}") from error
         raise UserError(
             f"{name or source} cannot be read as an image ({error}); mend it or move it away"
         ) from error

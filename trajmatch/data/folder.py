@@ -25,9 +25,9 @@ def load(root: Path, options: Options) -> Dataset:
     usual names), or only ``root/train/CLASS``, or ``root/CLASS``; without test images, a part of
     each class becomes the test set, which is said. Classes are the subfolders in alphabetical
     order; the images of a class are all files in its folder and in the folders there, in the order
-    of torchvision's ``ImageFolder``. Hidden files and those that systems make are left out; every
-    other file must be an image. Without ``size`` all images must be square and of one size. The set
-    is grey where all images are, else RGB.
+    of torchvision's ``ImageFolder``. Hidden files and those that systems make are left out, and so,
+    with a warning, are files of other kinds. Without ``size`` all images must be square and of one
+    size. The set is grey where all images are, else RGB.
 
     Args:
         root: The folder.
@@ -49,9 +49,9 @@ def load(root: Path, options: Options) -> Dataset:
         checks.check_class_names(str(train), present)
     chosen = choose_classes(str(root), present, options.classes) if present else []
     names = [present[index] for index in chosen]
-    train_files = _list_files(train, present, names)
+    train_files = _images_among(train, _list_files(train, present, names))
     if test is not None:
-        test_files = _list_files(test, present, names)
+        test_files = _images_among(test, _list_files(test, present, names))
     else:
         _warn_of_parts(root, train_files)
         labels = torch.tensor([label for _, label in train_files])
@@ -132,6 +132,21 @@ def _list_files(split: Path, present: list[str], names: list[str]) -> list[Label
             )
         if name in names:
             files += [Labelled(path, names.index(name)) for path in files_below(entry)]
-    if not files:
-        raise UserError(f"{split} holds no images; put them into one folder per class there")
     return files
+
+
+def _images_among(split: Path, files: list[Labelled]) -> list[Labelled]:
+    """The files that are images by their ending or content; a damaged image counts as one."""
+    images: list[Labelled] = []
+    others: list[Labelled] = []
+    for file in files:
+        (images if decode.is_image(file.path) else others).append(file)
+    if not images:
+        raise UserError(f"{split} holds no images; put them into one folder per class there")
+    if others:
+        warnings.warn(
+            f"{split}: {len(others)} of {len(files)} files are no images and are left out, for "
+            f"example {others[0].path}",
+            stacklevel=3,
+        )
+    return images

@@ -201,6 +201,8 @@ def _images(what: str, array: _Array) -> Tensor:
             f"{what} should be uint8, 0 to 255, but is {array.dtype}; convert it "
             "(numbers from 0 to 1: multiply by 255 and round)"
         )
+    if array.ndim and len(array) == 0:
+        raise UserError(f"{what} holds no images")
     if array.ndim == 3:
         return torch.from_numpy(np.ascontiguousarray(array[:, None]))
     if array.ndim != 4:

@@ -171,7 +171,20 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
     else:
         raise UserError(f"there is no data source {uri!r}{_meant(address)}; give one of {_forms()}")
     dataset = _normalised_by(dataset, given.statistics)
+    _warn_of_untested(dataset)
     return dataclasses.replace(dataset, name=f"{dataset.name}?{text}") if text else dataset
+
+
+def _warn_of_untested(dataset: Dataset) -> None:
+    """Warn if classes have no test images."""
+    tested = set(dataset.test_labels.unique().tolist())
+    lacking = [name for label, name in enumerate(dataset.class_names) if label not in tested]
+    if lacking:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        warnings.warn(
+            f"data set {dataset.name}: no test image is of class {', '.join(lacking[:3])}{more}",
+            stacklevel=3,
+        )
 
 
 def _normalised_by(dataset: Dataset, statistics: str | None) -> Dataset:

@@ -40,22 +40,23 @@ def load_imagenet(root: Path, options: Options) -> Dataset:
         OSError: A folder cannot be read.
         UserError: The folders are not as described, a class is missing, or a file cannot be used.
     """
+    if options.subset is not None and options.subset not in SUBSETS:
+        raise UserError(
+            f"ImageNet has no subset {options.subset!r}; {nearest(options.subset, list(SUBSETS))}"
+        )
     check_folder(root)
     folder = _imagenet_in(root)
     if folder is None:
         raise UserError(
             f"{root} should hold train/WNID/IMAGE and val/WNID/IMAGE, with WordNet ids such as "
-            "n01440764 as names of folders; sort the validation images into such folders, too"
+            "n01440764 as names of folders; sort the validation images into such folders, too, and "
+            f"choose classes by ?subset=NAME ({', '.join(SUBSETS)}) or ?classes=WNID,WNID"
         )
     present = _wordnet_folders(folder / "train")
     if options.subset is None:
         named = {identifier: identifier for identifier in present}
-    elif options.subset in SUBSETS:
-        named = SUBSETS[options.subset]
     else:
-        raise UserError(
-            f"ImageNet has no subset {options.subset!r}; {nearest(options.subset, list(SUBSETS))}"
-        )
+        named = SUBSETS[options.subset]
     chosen = _choose(str(folder), named, options.classes)
     for split in ("train", "val"):
         lacking = sorted(set(chosen) - set(_wordnet_folders(folder / split)))
