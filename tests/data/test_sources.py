@@ -16,7 +16,7 @@ from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, train_experts
 
 
-@pytest.mark.parametrize("uri", ["", "pets", "pets:/data", "/data/pets.npz", "Cifar10:/data", ":x"])
+@pytest.mark.parametrize("uri", ["pets", "pets:/data", "/data/pets.npz", "Cifar10:/data", ":x"])
 def test_an_unknown_source_lists_the_known_ones(uri):
     with pytest.raises(UserError, match="there is no data source") as refusal:
         load_dataset(uri)
@@ -24,6 +24,12 @@ def test_an_unknown_source_lists_the_known_ones(uri):
                  "imagefolder:PATH", "npz:FILE", "svhn:ROOT", "tiny-imagenet:ROOT", "imagenet:ROOT",
                  "hf:NAME", "package.module:function"):  # fmt: skip
         assert form in str(refusal.value)
+
+
+@pytest.mark.parametrize("uri", ["", "?classes=0,1"])
+def test_an_address_without_a_source_names_the_flag(uri):
+    with pytest.raises(UserError, match=r"--data '.*' names no data set; give one of .*npz:FILE"):
+        load_dataset(uri)
 
 
 @pytest.mark.parametrize(("uri", "form"), [("cifar10:", "cifar10:ROOT"), ("npz", "npz:FILE")])
@@ -34,8 +40,15 @@ def test_a_source_without_a_path_is_refused(uri, form):
 
 def test_a_set_with_a_fixed_name_is_looked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("TRAJMATCH_DATA", str(tmp_path))
-    with pytest.raises(UserError, match=f"'mnist' is in no folder that .*{tmp_path}.*mnist:ROOT"):
+    with pytest.raises(
+        UserError, match=f"'mnist' is in no folder that .*{tmp_path}.*--data mnist:ROOT"
+    ):
         load_dataset("mnist")
+    gone = tmp_path / "gone"
+    monkeypatch.setenv("TRAJMATCH_DATA", f"{tmp_path}{os.pathsep}{gone}")
+    with pytest.raises(UserError, match=rf"\({tmp_path}, {gone}, which is no folder\)"):
+        load_dataset("mnist")
+    monkeypatch.setenv("TRAJMATCH_DATA", str(tmp_path))
     images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
     images[1] = 9
     for folder in ("train", "test"):

@@ -144,7 +144,7 @@ def test_data_that_is_not_found(
     make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TRAJMATCH_DATA", raising=False)
-    with pytest.raises(UserError, match=r"'tiny'.*TRAJMATCH_DATA; say where it is with --data"):
+    with pytest.raises(UserError, match=r"'tiny'.*\(it is empty\); say where it is with --data"):
         evaluate_artifact(config(make_artifact()))
 
 

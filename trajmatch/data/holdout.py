@@ -37,9 +37,9 @@ def split_holdout(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, T
         count = round(fraction * len(members))
         if not 0 < count < len(members):
             raise UserError(
-                f"holding out {fraction:g} of class {label} would put {count} of its "
-                f"{len(members)} images aside; each class needs an image on both sides: "
-                "choose another fraction, or add images"
+                f"--holdout {fraction:g} would put {count} of the {len(members)} images of class "
+                f"{label} aside; each class needs an image on both sides: choose another fraction, "
+                "or add images"
             )
         order = torch.randperm(len(members), generator=generator(seed, "holdout", label))
         held_out[members[order[:count]]] = True

@@ -147,9 +147,8 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
         found = resolve_uri(whole)
         if found is None:
             raise UserError(
-                f"{uri!r} is in no folder that {SEARCH_VARIABLE} lists "
-                f"({os.environ.get(SEARCH_VARIABLE) or 'it is empty'}); put it there, or write "
-                f"{scheme}:{source.path}"
+                f"{uri!r} is in no folder that {SEARCH_VARIABLE} lists ({searched_folders()}); put "
+                f"it there, or give --data {scheme}:{source.path}"
             )
         return load_dataset(found)
     elif source is not None:
@@ -168,6 +167,8 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
                 raise UserError(f"there is no data source {uri!r}{meant}; {error}") from error
             raise
         dataset = _take_classes(function.load(address), given)
+    elif not address:
+        raise UserError(f"--data {uri!r} names no data set; give one of {_forms()}")
     else:
         raise UserError(f"there is no data source {uri!r}{_meant(address)}; give one of {_forms()}")
     dataset = _normalised_by(dataset, given.statistics)
@@ -359,6 +360,17 @@ def resolve_uri(name: str) -> str | None:
             if uri := _find(base, Path(os.path.expanduser(entry))):
                 return uri + suffix
     return None
+
+
+def searched_folders() -> str:
+    """List the folders of ``TRAJMATCH_DATA`` for a message, and say which do not exist."""
+    entries = filter(None, os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep))
+    return ", ".join(map(_as_found, entries)) or "it is empty"
+
+
+def _as_found(entry: str) -> str:
+    there = os.path.isdir(os.path.expanduser(entry))
+    return entry if there else f"{entry}, which is no folder"
 
 
 def _find(name: str, root: Path) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 from trajmatch import artifact, files, interruption, networks
 from trajmatch.artifact import Artifact
 from trajmatch.data import Dataset, load_dataset, resolve_uri
+from trajmatch.data.sources import SEARCH_VARIABLE, searched_folders
 from trajmatch.errors import UserError
 from trajmatch.evaluate.baselines import TrainingSets
 from trajmatch.evaluate.config import EvalConfig
@@ -302,8 +303,9 @@ def source_dataset(distilled: Artifact, file: Path, data: str | None) -> Dataset
     uri = data or resolve_uri(name)
     if uri is None:
         raise UserError(
-            f"{file} was distilled from the data set {name!r}, which is neither shipped nor "
-            "found under the folder in TRAJMATCH_DATA; say where it is with --data"
+            f"{file} was distilled from the data set {name!r}, which is neither shipped nor in a "
+            f"folder that {SEARCH_VARIABLE} lists ({searched_folders()}); say where it is with "
+            "--data"
         )
     dataset = load_dataset(uri)
     if dataset.fingerprint != distilled.dataset_fingerprint:
