@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from trajmatch.distill import distill
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
+from trajmatch.experts import Store, manifest
 
 
 def test_no_store(configure, tmp_path) -> None:
@@ -54,13 +56,21 @@ def test_experts_too_short_for_any_segment(configure) -> None:
 
 
 def test_another_data_set(configure, make_data, tmp_path) -> None:
-    with pytest.raises(UserError, match=r"trained on the data set 'shapes'"):
+    with pytest.raises(UserError, match=r"trained on npz:.*shapes.npz, but npz:.* other images"):
         prepare(configure(data=make_data(tmp_path / "shapes.npz", seed=1)))
 
 
 def test_data_that_is_gone(configure, tmp_path) -> None:
     with pytest.raises(UserError, match="gone"):
         prepare(configure(data=f"npz:{tmp_path / 'gone.npz'}"))
+
+
+def test_data_that_the_store_names_and_that_is_gone(configure, tmp_path) -> None:
+    config, gone = configure(data=None), f"npz:{tmp_path / 'gone.npz'}"
+    store = Store.open(shutil.copytree(config.experts, tmp_path / "moved"))
+    manifest.write(store.path, {**store.manifest, "data": gone})
+    with pytest.raises(UserError, match=rf"trained on {gone}: cannot read .* where with --data"):
+        prepare(replace(config, experts=store.path))
 
 
 def test_more_images_than_a_class_has(configure) -> None:

@@ -333,10 +333,10 @@ def test_resume_of_another_configuration(
     assert contents(config.out) == before
 
 
-def test_resume_with_other_data(make_config: MakeConfig, other_data: str) -> None:
+def test_resume_with_other_data(make_config: MakeConfig, tiny_data: str, other_data: str) -> None:
     config = make_config(num_experts=1)
     train_experts(config)
-    with pytest.raises(UserError, match=r"made with dataset\.fingerprint"):
+    with pytest.raises(UserError, match=f"on {tiny_data}, but {other_data} holds other"):
         train_experts(make_config(num_experts=1, data=other_data, resume=True))
 
 

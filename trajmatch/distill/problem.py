@@ -240,8 +240,17 @@ def prepare(config: DistillConfig) -> Problem:
         )
     dsa = DSA(store.manifest["recipe"]["dsa"] if config.dsa is None else config.dsa)
     source = None if config.init_from is None else artifact.load(config.init_from)
-    dataset = load_dataset(config.data or moved_uri(store.manifest["data"], store.path))
-    training, *held_out = store.training_set(dataset)
+    address = config.data or moved_uri(store.manifest["data"], store.path)
+    try:
+        dataset = load_dataset(address)
+    except UserError as error:
+        if config.data:
+            raise
+        raise UserError(
+            f"the experts of {store.path} were trained on {address}: {error}; if it is elsewhere "
+            "now, say where with --data"
+        ) from error
+    training, *held_out = store.training_set(dataset, address)
     lr_init = config.lr_init
     if lr_init is None:
         lr_init = DEFAULT_LR_INIT if source is None else source.lr

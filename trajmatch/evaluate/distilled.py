@@ -13,6 +13,7 @@ from typing import Any
 from trajmatch import artifact, files, interruption, networks
 from trajmatch.artifact import Artifact
 from trajmatch.data import Dataset, load_dataset, resolve_uri
+from trajmatch.data.identity import check_same_data, describe_dataset
 from trajmatch.data.sources import SEARCH_VARIABLE, searched_folders
 from trajmatch.errors import UserError
 from trajmatch.evaluate.baselines import TrainingSets
@@ -308,10 +309,13 @@ def source_dataset(distilled: Artifact, file: Path, data: str | None) -> Dataset
             "--data"
         )
     dataset = load_dataset(uri)
-    if dataset.fingerprint != distilled.dataset_fingerprint:
-        raise UserError(
-            f"{file} was distilled from the data set {name!r} with fingerprint "
-            f"{distilled.dataset_fingerprint[:16]}..., but {uri} holds {dataset.name!r} with "
-            f"fingerprint {dataset.fingerprint[:16]}...; give the same data with --data"
-        )
+    known = {
+        "name": name,
+        "fingerprint": distilled.dataset_fingerprint,
+        "class_names": list(distilled.class_names),
+        "shape": list(distilled.images.shape[1:]),
+    }
+    check_same_data(
+        f"{file} was distilled from", known, describe_dataset(dataset), given_address=uri
+    )
     return dataset

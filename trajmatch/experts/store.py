@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trajmatch import files
+from trajmatch.data.identity import check_same_data, describe_dataset
 from trajmatch.data.zca import KIND, ZCA, from_parts
 from trajmatch.errors import UserError
 from trajmatch.experts import manifest as manifest_file
@@ -256,7 +257,7 @@ class Store:
         path = self.path / PREPROCESSING
         tensors, metadata = files.load_tensors(path)
         if metadata.get("store") != self.identity:
-            raise UserError(f"{path} belongs to another store; make the store again")
+            raise self._misfit(path, "another store")
         try:
             return from_parts(spec, tensors)
         except UserError as error:
@@ -410,6 +411,7 @@ class Store:
                 "training; train another store and merge the two"
             )
         wanted = {**_KIND, **manifest}
+        self._check_data(wanted["dataset"], wanted["data"])
         for field, have, want in differences(self.manifest, wanted):
             if field not in _NOT_IDENTITY:
                 raise UserError(
@@ -427,29 +429,26 @@ class Store:
             self.manifest = wanted
             self._write_manifest()
 
-    def check_dataset(self, dataset: Dataset) -> None:
-        """Makes sure that a data set is the one the experts were trained on.
+    def check_dataset(self, dataset: Dataset, address: str | None = None) -> None:
+        """Make sure that a data set is the one the experts were trained on.
 
         Args:
             dataset: The whole data set, before anything is held out.
+            address: Where it was read from, for the message. Default: its name.
 
         Raises:
-            UserError: It is another one; the field that differs is named.
+            UserError: It is another one; the message says in what it differs.
         """
-        have, want = self.manifest["dataset"], describe_dataset(dataset)
-        for field in ("shape", "class_names", "fingerprint"):
-            if have[field] != want[field]:
-                raise UserError(
-                    f"the experts of {self.path} were trained on the data set {have['name']!r} "
-                    f"with {field} {_show(have[field])}, but {dataset.name!r} has {field} "
-                    f"{_show(want[field])}; give the same data with --data"
-                )
+        self._check_data(describe_dataset(dataset), address)
 
-    def training_set(self, dataset: Dataset) -> tuple[Dataset, Tensor, Tensor]:
-        """Splits the whole data set into what the experts saw and what was held out.
+    def training_set(
+        self, dataset: Dataset, address: str | None = None
+    ) -> tuple[Dataset, Tensor, Tensor]:
+        """Split the whole data set into the images that the experts saw and those held out.
 
         Args:
             dataset: The whole data set.
+            address: Where it was read from, for messages. Default: its name.
 
         Returns:
             The data set without the part held out, preprocessed as the experts saw it; images of
@@ -459,7 +458,7 @@ class Store:
         Raises:
             UserError: It is not the data set that the experts were trained on.
         """
-        self.check_dataset(dataset)
+        self.check_dataset(dataset, address)
         held_out = self.manifest["holdout"]
         training, images, labels = hold_out(dataset, held_out["fraction"], held_out["seed"])
         if training.fingerprint != held_out["training_fingerprint"]:
@@ -486,18 +485,27 @@ class Store:
                 f"network given has {_show(want)}; use the network of the store"
             )
 
+    def _check_data(self, given: Mapping[str, Any], address: str | None) -> None:
+        """Make sure that a data set, by its description, is that of the experts."""
+        made = f"the experts of {self.path} were trained on"
+        check_same_data(made, self.manifest["dataset"], given, self.manifest["data"], address)
+
     def _description(self, expert: int) -> dict[str, Any]:
         """The metadata of an expert's file, which is this expert's."""
         path = self.expert_path(expert)
         metadata = files.read_metadata(path)
         if metadata.get("store") != self.identity or metadata.get("expert") != expert:
-            raise UserError(
-                f"{path} belongs to another store or to another expert; delete it and run the same "
-                "`trajmatch expert` with --resume"
-            )
+            raise self._misfit(path, "another store or to another expert")
         if not isinstance(metadata.get("metrics"), dict):
             raise UserError(f"{path} is damaged: its metrics are {metadata.get('metrics')!r:.100}")
         return metadata
+
+    def _misfit(self, path: Path, owner: str) -> UserError:
+        """Return the error for a file of the folder that the manifest does not describe."""
+        return UserError(
+            f"{path} belongs to {owner} than {self.path / manifest_file.NAME} describes; if one of "
+            "the two was changed or exchanged by hand, put back what was there"
+        )
 
     def _sweep(self) -> None:
         """Removes what a killed run left: parts of files, and checkpoints of finished experts."""
@@ -519,16 +527,6 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Ten
     if fraction == 0:
         return dataset, dataset.train_images[:0], dataset.train_labels[:0]
     return dataset.without_holdout(fraction, seed)
-
-
-def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """The entry ``dataset`` of a manifest."""
-    return {
-        "name": dataset.name,
-        "fingerprint": dataset.fingerprint,
-        "class_names": list(dataset.class_names),
-        "shape": list(dataset.train_images.shape[1:]),
-    }
 
 
 def _dtype(manifest: Mapping[str, Any]) -> torch.dtype:

@@ -12,6 +12,7 @@ import torch
 from trajmatch import interruption, networks
 from trajmatch.data import Dataset, load_dataset, zca
 from trajmatch.data.dsa import DSA
+from trajmatch.data.identity import describe_dataset
 from trajmatch.data.sources import absolute_uri
 from trajmatch.errors import UserError
 from trajmatch.evaluate.device import usable_device
@@ -20,7 +21,7 @@ from trajmatch.experts.config import ExpertConfig, kept_epochs
 from trajmatch.experts.network import network_spec
 from trajmatch.experts.pool import work_together
 from trajmatch.experts.space import Space, check_space, space_for
-from trajmatch.experts.store import Store, describe_dataset, exists, hold_out
+from trajmatch.experts.store import Store, exists, hold_out
 from trajmatch.experts.worker import work
 from trajmatch.fields import expect_config
 from trajmatch.lock import locked
