@@ -304,7 +304,18 @@ COMMANDS: list[Mistake] = [
         arrays(x_train=lambda x: x // 2),
         expects=("bad.npz",),
     ),
-    Command("distil-data-gone", DISTILL, remove("d.npz"), expects=("d.npz", "--data")),
+    Command(
+        "distil-data-gone",
+        DISTILL,
+        both(
+            remove("d.npz"),
+            edit(
+                "experts/store.json",
+                lambda s: (s.pop("checksum"), s.update(data="npz:/gone/d.npz")),
+            ),
+        ),
+        expects=("d.npz", "--data"),
+    ),
     Command("distil-data-a-path", f"{DISTILL} --data d.npz", expects=("npz:",)),
     Command(
         "interrupted-again",
