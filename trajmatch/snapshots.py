@@ -148,6 +148,13 @@ def of_artifact(path: str | os.PathLike[str], artifact: Artifact) -> Snapshots:
                 f"{path} holds snapshots of another run: its {name} is "
                 f"{found.identity.get(name)}, and that of the distilled set is {made.get(name)}"
             )
+    # Snapshots of a run that went on to another number of iterations say the number it began with.
+    begun_for, end = found.identity.get("iterations"), made.get("iterations")
+    if end not in (begun_for, *found.iterations[-1:]):
+        raise UserError(
+            f"{path} holds snapshots of another run: its iterations are {begun_for}, and those of "
+            f"the distilled set are {end}"
+        )
     shape, wanted = tuple(found.images.shape[2:]), tuple(artifact.images.shape[1:])
     known = bool(((found.labels >= 0) & (found.labels < artifact.num_classes)).all())
     if found.images.numel() == 0 or shape != wanted or not known:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from trajmatch import artifact, snapshots
 from trajmatch.cli.main import main
+from trajmatch.errors import UserError
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -51,6 +54,27 @@ def test_snapshots_of_another_run(
     message = fails(capsys, str(artifact_path), "--out", out, "--snapshots", elsewhere)
     assert "holds snapshots of another run: its eval_epochs is" in message
     assert not (tmp_path / "x.gif").exists()
+
+
+@pytest.mark.parametrize(
+    ("begun_for", "last", "of_the_run"),
+    [(12, 12, True), (40, 12, True), (7, 12, True), (12, 8, True), (40, 0, False), (7, 7, False)],
+)
+def test_snapshots_of_a_run_of_other_iterations(
+    folder: Path, tmp_path: Path, begun_for: int, last: int, of_the_run: bool
+) -> None:
+    """A run of 12; one that went on to 12 may have been begun for more or fewer."""
+    distilled = artifact.load(folder / "distilled.safetensors")
+    found = snapshots.load(folder / "distilled.snapshots.safetensors").until(0)
+    found = dataclasses.replace(
+        found, iterations=(last,), identity={**found.identity, "iterations": begun_for}
+    )
+    snapshots.save(tmp_path / "s.safetensors", found)
+    if of_the_run:
+        assert snapshots.of_artifact(tmp_path / "s.safetensors", distilled).iterations == (last,)
+    else:
+        with pytest.raises(UserError, match=f"another run: its iterations are {begun_for}, .* 12"):
+            snapshots.of_artifact(tmp_path / "s.safetensors", distilled)
 
 
 @pytest.mark.parametrize(

@@ -112,11 +112,18 @@ def _if_there(path: Path) -> Path | None:
 
 
 def _check_log(path: Path, told: History, distilled: Artifact) -> None:
-    """Makes sure that a log ends with the step size that the result has, if it is its last."""
-    if distilled.selection != "last" or not told.iterations:
+    """Make sure that a log ends when the run did, or before, and with the step size of the result.
+
+    A log that ends before is of a run that was continued with another log.
+    """
+    last, end = told.iterations[-1:], distilled.recipe.get("iterations")
+    if last and end is not None and last[0] > end:
+        raise UserError(
+            f"{path} is the log of another run: it has iteration {last[0]}, and the distilled set "
+            f"was made in {end}; give its own with --log"
+        )
+    if distilled.selection != "last" or last != [end]:
         return
-    if told.iterations[-1] != distilled.recipe.get("iterations"):
-        return  # of a run that was cut or continued elsewhere: nothing can be compared
     if told.step_sizes[-1] != distilled.lr:
         raise UserError(
             f"{path} is the log of another run: it ends with the step size "
