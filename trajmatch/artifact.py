@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ FORMAT = "trajmatch artifact"
 FORMAT_VERSION = 2
 
 SELECTIONS = ("last", "holdout", "test-max")
+
+#: Endings of other kinds of files, for a warning.
+_OTHER_ENDINGS = (".gif", ".h5", ".jpg", ".json", ".npy", ".npz", ".pkl", ".png", ".pt", ".pth")
 
 _TENSORS = ("images", "labels", "pixels")
 #: Fields of the description, with the type that each has in the file.
@@ -307,6 +311,21 @@ def log_probabilities(probabilities: Tensor) -> Tensor:
             "give logits as labels instead"
         )
     return rows.float().clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+def warn_of_ending(path: Path) -> None:
+    """Warn of a file name that ends as files of another kind do, before an artifact is written.
+
+    Args:
+        path: The file.
+    """
+    if path.suffix.lower() in _OTHER_ENDINGS:
+        warnings.warn(
+            f"{path} will be a safetensors file, which programs that read {path.suffix} files "
+            "cannot open; give it a name that ends in .safetensors, and `trajmatch export` writes "
+            "other kinds",
+            stacklevel=2,
+        )
 
 
 def save(path: str | os.PathLike[str], artifact: Artifact) -> None:

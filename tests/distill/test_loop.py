@@ -206,6 +206,16 @@ def test_a_run_can_be_cut_short_but_not_below_its_checkpoint(configure) -> None:
     assert artifact.load(config.out).recipe["iterations"] == 6
 
 
+@pytest.mark.parametrize("ending", [".pt", ".npz", ".PNG"])
+def test_an_ending_of_another_kind_of_file_is_warned_of(configure, tmp_path, ending) -> None:
+    plain = configure(out=tmp_path / "plain", iterations=1)
+    distill(plain)
+    config = configure(out=tmp_path / f"x{ending}", iterations=1)
+    with pytest.warns(UserWarning, match=rf"x{ending} will be a safetensors file"):
+        distill(config)
+    assert config.out.read_bytes() == plain.out.read_bytes()
+
+
 @pytest.mark.parametrize("which", ["out", "checkpoint_path", "log_path"])
 def test_what_is_there_is_refused_without_resume(configure, which) -> None:
     config = configure()

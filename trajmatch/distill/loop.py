@@ -382,6 +382,7 @@ def _check_output(config: DistillConfig) -> None:
                 f"{path} is there already; add --resume to go on with that run, remove it, or "
                 "choose another --out"
             )
+    artifact.warn_of_ending(config.out)
     for folder in {path.parent for path in written}:
         files.check_writable(folder)
         files.remove_leftovers(folder)

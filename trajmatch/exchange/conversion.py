@@ -83,6 +83,7 @@ def _check_flags(config: ConvertConfig, kind: str, *allowed: str) -> None:
 
 
 def _to_artifact(config: ConvertConfig, found: SetFiles) -> str:
+    artifact.warn_of_ending(config.out)
     distilled = read_set(found, find_origin(config, lacking(found, config)), config)
     files.check_writable(config.out.parent)
     artifact.save(config.out, distilled)
