@@ -61,7 +61,7 @@ def test_fingerprints_are_shown_only_where_all_else_is_equal() -> None:
 
 
 def test_without_addresses_the_names_are_shown() -> None:
-    with pytest.raises(UserError, match=r"from pets, but animals holds other images"):
+    with pytest.raises(UserError, match=r"set 'pets', but the data set 'animals' holds"):
         check_same_data(
             "x was made from", KNOWN, {**KNOWN, "name": "animals", "fingerprint": "c" * 64}
         )

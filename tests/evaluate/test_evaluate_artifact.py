@@ -151,7 +151,9 @@ def test_data_that_is_not_found(
 def test_other_data(make_artifact: MakeArtifact, other_data: str, tiny_data: str) -> None:
     mine = load_dataset(tiny_data).fingerprint[:16]
     other = load_dataset(other_data).fingerprint[:16]
-    with pytest.raises(UserError, match=rf"from tiny, .*other.npz .*{other}\.\.\. .* {mine}"):
+    with pytest.raises(
+        UserError, match=rf"from the data set 'tiny', .*other.npz .*{other}\.\.\. .* {mine}"
+    ):
         evaluate_artifact(config(make_artifact(), data=other_data))
 
 

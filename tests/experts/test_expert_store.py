@@ -201,7 +201,7 @@ def test_fingerprint_covers_the_number_of_experts(store: Store) -> None:
 def test_check_dataset(make_config: MakeConfig, tiny_data: str, other_data: str) -> None:
     store = train_experts(make_config(num_experts=1, epochs=1))
     store.check_dataset(load_dataset(tiny_data))
-    with pytest.raises(UserError, match=r"on npz:.* but other holds other images"):
+    with pytest.raises(UserError, match=r"on npz:.* but the data set 'other' holds other"):
         store.check_dataset(load_dataset(other_data))
     with pytest.raises(UserError, match=r"and 8x8 pixels, but .* and 28x28 pixels"):
         store.check_dataset(load_dataset())

@@ -43,7 +43,8 @@ def check_same_data(
     """
     if known["fingerprint"] == given["fingerprint"]:
         return
-    first, second = known_address or known["name"], given_address or given["name"]
+    first = known_address or f"the data set {known['name']!r}"
+    second = given_address or f"the data set {given['name']!r}"
     pairs = [(have, want) for have, want in _traits(known, given) if have != want]
     if pairs:
         has, got = (" and ".join(side) for side in zip(*pairs, strict=True))

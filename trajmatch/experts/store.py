@@ -395,11 +395,12 @@ class Store:
                         "not finite"
                     )
 
-    def resume(self, manifest: dict[str, Any]) -> None:
-        """Makes this the store that a configuration asks for, if they differ in size at most.
+    def resume(self, manifest: dict[str, Any], address: str | None = None) -> None:
+        """Make this the store that a configuration asks for, if they differ in size at most.
 
         Args:
-            manifest: What the configuration gives, as for :meth:`create`.
+            manifest: Description of the store asked for, as for :meth:`create`.
+            address: Address of the data set, for the message. Default: its name.
 
         Raises:
             UserError: A field differs (it is named), the store is larger than asked for, or it
@@ -411,7 +412,7 @@ class Store:
                 "training; train another store and merge the two"
             )
         wanted = {**_KIND, **manifest}
-        self._check_data(wanted["dataset"], wanted["data"])
+        self._check_data(wanted["dataset"], address)
         for field, have, want in differences(self.manifest, wanted):
             if field not in _NOT_IDENTITY:
                 raise UserError(

@@ -122,7 +122,7 @@ def _made_ready(
     """Makes the store, or takes up the one that is there; the experts that it lacks."""
     if config.resume and exists(config.out):
         store = Store.open(config.out, complete=False)
-        store.resume(manifest)
+        store.resume(manifest, config.data)
     else:
         Store.check_new(config.out)
         check_space(config.out, space_for(config.out, manifest, config.num_experts))
