@@ -104,7 +104,8 @@ def test_mistakes_end_with_a_message(arguments, extra, message, capsys, tmp_path
 
 def test_a_data_set_that_is_not_the_experts(arguments, make_data, tmp_path, capsys) -> None:
     other = make_data(tmp_path / "other.npz", seed=1)
-    assert "trained on the data set 'shapes'" in fails(capsys, [*arguments, "--data", other])
+    message = fails(capsys, [*arguments, "--data", other])
+    assert f"but {other} holds other images" in message
 
 
 def test_a_damaged_store(arguments, store, tmp_path, capsys) -> None:

@@ -48,6 +48,14 @@ def read(tmp_path: Path, data: str) -> Callable[..., Artifact]:
     return read
 
 
+def test_an_ending_of_another_kind_of_file_is_warned_of(file, distilled, tmp_path, data) -> None:
+    convert(ConvertConfig(source=file, out=tmp_path / "set"))
+    kind = "logit" if distilled.label_kind == "logit" else None
+    given = {"data": data, **ORIGIN, "preprocessing": "data", "labels": kind}
+    with pytest.warns(UserWarning, match="out.pt will be a safetensors file"):
+        convert(ConvertConfig(source=tmp_path / "set", out=tmp_path / "out.pt", **given))
+
+
 # --- there and back
 
 
