@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trajmatch.errors import UserError, closest
+from trajmatch.memory import is_out_of_memory
 
 _PACKAGE = str(Path(__file__).parent)
 
@@ -65,6 +66,8 @@ def import_object(address: str) -> Any:
 def blamed(what: str) -> Iterator[None]:
     """Turn an exception of a user's code into a message that names its line.
 
+    An allocation that fails is no fault of that code: its exception passes as it is.
+
     Args:
         what: The code that runs in the block, for the message.
 
@@ -76,7 +79,18 @@ def blamed(what: str) -> Iterator[None]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{what} failed: {type(error).__name__}: {error}{_place(error)}") from error
+
+
+def described(value: object) -> str:
+    """Name the kind of what a user's code made, in words for a message."""
+    if value is None:
+        return "None"
+    size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}{size}"
 
 
 def _place(error: BaseException) -> str:

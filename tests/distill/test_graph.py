@@ -19,6 +19,7 @@ from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.matching import MatchingLoss, Segment
 from trajmatch.distill.outer import Match, OuterGradient, StudentSteps, outer_gradients
 from trajmatch.distill.terms import find_term
+from trajmatch.errors import UserError
 from trajmatch.random import generator
 from trajmatch.recording import call_again, cuda_graph
 
@@ -151,9 +152,10 @@ def test_an_expert_that_stands_still_is_seen() -> None:
     assert [each.stands_still for each in found] == [False, True]
 
 
-def test_what_cannot_be_recorded_runs_without_and_says_so() -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, UserError])
+def test_what_cannot_be_recorded_runs_without_and_says_so(kind: type[Exception]) -> None:
     def refuse(function):
-        raise RuntimeError("operation not permitted")
+        raise kind("operation not permitted")
 
     graph = MatchGraph(refuse)
     graph(*matches(0), **CHOICES)

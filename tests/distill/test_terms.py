@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trajmatch.distill.matching import MatchingLoss, Segment
-from trajmatch.distill.terms import TERMS, Course, Final, Intermediate, Waypoint, find_term
+from trajmatch.distill.terms import TERMS, Course, Final, Intermediate, Term, Waypoint, find_term
 from trajmatch.errors import UserError
 
 START = torch.tensor([3.0, 0.0], dtype=torch.float64)
@@ -129,7 +129,7 @@ class Returns(Farthest):
     [
         (0.5, "should return its loss as a tensor of one number .*but returned 0.5; leave out"),
         (None, "but returned None"),
-        (torch.ones(2), r"but returned \[2\]; .*sum up"),
+        (torch.ones(2), r"but returned a tensor of shape \[2\]; .*sum up"),
         (torch.ones(()), "does not depend on the student's parameters"),
     ],
 )
@@ -139,13 +139,71 @@ def test_a_loss_that_cannot_be_differentiated(value: object, message: str) -> No
         MatchingLoss((Returns(value),), epochs=3)(SEGMENT, student, 2)
 
 
-def test_points_that_are_none() -> None:
-    class Pairs(Farthest):
-        def waypoints(self, steps: int, epochs: int) -> list[Waypoint]:
-            return [(steps, epochs)]  # type: ignore[list-item]
+class Points(Farthest):
+    def __init__(self, points: object) -> None:
+        self.points = points
 
-    with pytest.raises(UserError, match=r"should return trajmatch\.distill\.terms\.Waypoint"):
-        MatchingLoss((Pairs(),)).student_steps(2)
+    def waypoints(self, steps: int, epochs: int) -> list[Waypoint]:
+        return self.points  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([], "at least one Waypoint, but returned none"),
+        (None, "but returned None"),
+        (3, "but returned an int"),
+        ([(2, 3)], r"should return trajmatch\.distill\.terms\.Waypoint .*but returned \(2, 3\)"),
+    ],
+)
+def test_points_that_are_none(points: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        MatchingLoss((Points(points),)).student_steps(2)
+
+
+def test_points_of_any_iterable_and_a_term_without_points_beside_another() -> None:
+    point = Waypoint(1, 1)
+    loss = MatchingLoss((Points(iter([point])), Points([])))
+    assert loss.waypoints(2) == [point]
+
+
+class Broken(Farthest):
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def loss(self, course: Course) -> torch.Tensor:
+        raise self.error
+
+
+OWN = ("final", "mine:Mine")
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (Beyond(), "asks for"),
+        (Points(None), "returned None"),
+        (Returns(None), "returned None"),
+        (Broken(KeyError(99)), r"steps \[1, 2\] .*KeyError: 99 \(.*test_terms.py, line \d+\)"),
+    ],
+)
+def test_what_is_wrong_with_a_term_is_said_by_its_name(term: Term, message: str) -> None:
+    loss = MatchingLoss((Final(), term), epochs=3, names=OWN)
+    with pytest.raises(UserError, match=f"--terms mine:Mine.*{message}"):
+        loss.student_steps(2)
+        loss(SEGMENT, students(1, 2), 2)
+
+
+def test_terms_that_do_not_depend_on_the_student_are_named() -> None:
+    student = {step: each.requires_grad_() for step, each in students(1, 2).items()}
+    loss = MatchingLoss((Returns(torch.ones(())),), epochs=3, names=("mine:Mine",))
+    with pytest.raises(UserError, match=r"--terms mine:Mine: .*does not depend"):
+        loss(SEGMENT, student, 2)
+
+
+def test_memory_that_runs_out_in_a_term_is_not_its_fault() -> None:
+    with pytest.raises(MemoryError):
+        MatchingLoss((Broken(MemoryError()),), epochs=3)(SEGMENT, students(1, 2), 2)
 
 
 def test_named_terms_have_their_methods() -> None:

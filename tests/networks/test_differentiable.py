@@ -179,7 +179,7 @@ def test_a_users_function(functions: ModuleType) -> None:
         ("rough", r"of my_networks:rough its layer module\.1 \(Hardsigmoid\)"),
         ("random", r"External draws random numbers \(in module\.0, a Dropout\)"),
         ("wide", r"my_networks:wide: expected logits of shape \[3, 3\], but got \[3, 7\]"),
-        ("text", "to return a torch.nn.Module with parameters, but got str"),
+        ("text", "to return a torch.nn.Module with parameters, but got a str"),
         ("stubborn", "called with in_channels, num_classes and image_size, failed: TypeError"),
         ("failing", r"failed: IndexError: layer 7 \(.*test_differentiable\.py, line \d+\)"),
         ("nothing", "with parameters, but got None"),

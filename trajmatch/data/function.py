@@ -12,7 +12,7 @@ import torch
 from trajmatch.data import npz
 from trajmatch.data.dataset import Dataset
 from trajmatch.errors import UserError
-from trajmatch.importing import blamed, import_object
+from trajmatch.importing import blamed, described, import_object
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -40,7 +40,7 @@ def load(uri: str) -> Dataset:
     """
     function, name = import_object(uri), uri.partition(":")[2]
     if not callable(function):
-        raise UserError(f"{uri} should be a function, but is {_describe(function)}")
+        raise UserError(f"{uri} should be a function, but is {described(function)}")
     with blamed(uri):
         made = function()
     if isinstance(made, Dataset):
@@ -50,7 +50,7 @@ def load(uri: str) -> Dataset:
     if not isinstance(made, Mapping):
         raise UserError(
             f"{uri} should return a trajmatch.data.Dataset, a mapping of arrays "
-            f"({', '.join(npz.KEYS[0])}) or a tuple of them, but returned {_describe(made)}"
+            f"({', '.join(npz.KEYS[0])}) or a tuple of them, but returned {described(made)}"
         )
     arrays = {str(key): _array(value) for key, value in made.items()}
     return npz.from_arrays(uri, name, arrays)
@@ -58,9 +58,3 @@ def load(uri: str) -> Dataset:
 
 def _array(value: Any) -> np.ndarray[Any, np.dtype[Any]]:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"

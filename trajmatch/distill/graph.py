@@ -28,6 +28,7 @@ from trajmatch.distill.outer import (
     differentiate,
     outer_gradients,
 )
+from trajmatch.errors import UserError
 from trajmatch.ops.arguments import DsaReplay
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.recording import Record, checked, cuda_graph
@@ -141,7 +142,7 @@ class MatchGraph:
     ) -> _Recording | None:
         try:
             return _recorded(self._record, signature, inputs, step_size)
-        except RuntimeError as error:
+        except (RuntimeError, UserError) as error:  # the latter of a term of the user's own
             self._failed = signature[1]
             _warn(f"it could not be recorded ({error})")
             return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from trajmatch.distill.terms import Course, Final, Term, Waypoint
 from trajmatch.errors import UserError
+from trajmatch.importing import blamed, described
 
 
 @dataclass(frozen=True)
@@ -35,30 +36,40 @@ class MatchingLoss:
     Attributes:
         terms: At least one.
         epochs: Length ``M`` of the segments in epochs of the expert.
+        names: Names of the terms for messages, such as ``package.module:NAME``; empty takes their
+            classes.
     """
 
     terms: tuple[Term, ...] = (Final(),)
     epochs: int = 1
+    names: tuple[str, ...] = ()
+
+    def _named(self) -> list[tuple[str, Term]]:
+        """Each term with its name for messages."""
+        names = self.names or [type(term).__name__ for term in self.terms]
+        return list(zip(names, self.terms, strict=True))
 
     def waypoints(self, steps: int) -> list[Waypoint]:
         """List the points at which the terms compare a student of ``N`` steps with the expert.
 
         Raises:
-            UserError: A point lies outside the segment, or is no :class:`Waypoint`.
+            UserError: There is no point, or one lies outside the segment, or a term fails or
+                returns something else than :class:`Waypoint` objects.
         """
-        points = [point for term in self.terms for point in term.waypoints(steps, self.epochs)]
-        for point in points:
-            if not isinstance(point, Waypoint):
-                raise UserError(
-                    f"waypoints of a matching term should return trajmatch.distill.terms.Waypoint "
-                    f"objects, but returned {point!r:.100}"
-                )
-            if not (1 <= point.step <= steps and 1 <= point.epoch <= self.epochs):
-                raise UserError(
-                    f"a matching term asks for {point}, but a segment has steps 1 to {steps} and "
-                    f"epochs 1 to {self.epochs}"
-                )
+        points = [
+            point
+            for name, term in self._named()
+            for point in _waypoints_of(name, term, steps, self.epochs)
+        ]
+        if not points:
+            raise UserError(
+                f"--terms {self._listed()}: waypoints should return at least one Waypoint, but "
+                "returned none, so that nothing would be compared"
+            )
         return points
+
+    def _listed(self) -> str:
+        return " ".join(name for name, _ in self._named())
 
     def student_steps(self, steps: int) -> list[int]:
         """Steps after which the parameters of a student of ``N`` steps are needed, ascending."""
@@ -80,30 +91,58 @@ class MatchingLoss:
             The loss. ``[]``; differentiable in the student's parameters.
 
         Raises:
-            UserError: A term returns something else than one number in a tensor, or the loss does
-                not depend on the student.
+            UserError: A term fails or returns something else than one number in a tensor, or the
+                loss does not depend on the student.
         """
         expert = {**segment.between, self.epochs: segment.target}
         course = Course(segment.start, student, expert, steps, self.epochs)
-        losses = [_loss_of(term, course) for term in self.terms]
+        losses = [_loss_of(name, term, course) for name, term in self._named()]
         total = losses[0]
         for loss in losses[1:]:
             total = total + loss
         if not total.requires_grad and any(each.requires_grad for each in student.values()):
             raise UserError(
-                "the matching loss does not depend on the student's parameters, so that nothing "
-                "could be learned from it; a matching term of your own must not detach them"
+                f"--terms {self._listed()}: the matching loss does not depend on the student's "
+                "parameters, so that nothing could be learned from it; a matching term of your own "
+                "must not detach them"
             )
         return total
 
 
-def _loss_of(term: Term, course: Course) -> Tensor:
-    loss = term.loss(course)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        came = list(loss.shape) if isinstance(loss, Tensor) else repr(loss)
+def _waypoints_of(name: str, term: Term, steps: int, epochs: int) -> list[Waypoint]:
+    with blamed(f"waypoints of --terms {name}"):
+        made = term.waypoints(steps, epochs)
+        points = list(made) if isinstance(made, Iterable) else None
+    if points is None:
         raise UserError(
-            f"the matching term {type(term).__name__} should return its loss as a tensor of one "
-            f"number that can be differentiated, but returned {came}; leave out .item() and sum "
-            "up what has several numbers"
+            f"--terms {name}: waypoints should return a list of trajmatch.distill.terms.Waypoint "
+            f"objects, but returned {described(made)}"
+        )
+    for point in points:
+        if not isinstance(point, Waypoint):
+            raise UserError(
+                f"--terms {name}: waypoints should return trajmatch.distill.terms.Waypoint "
+                f"objects, but returned {point!r:.100}"
+            )
+        if not (1 <= point.step <= steps and 1 <= point.epoch <= epochs):
+            raise UserError(
+                f"--terms {name} asks for {point}, but a segment has steps 1 to {steps} and "
+                f"epochs 1 to {epochs}"
+            )
+    return points
+
+
+def _loss_of(name: str, term: Term, course: Course) -> Tensor:
+    with blamed(
+        f"loss of --terms {name}, given the student at steps {sorted(course.student)} and the "
+        f"expert at epochs {sorted(course.expert)},"
+    ):
+        loss = term.loss(course)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        came = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise UserError(
+            f"--terms {name} should return its loss as a tensor of one number that can be "
+            f"differentiated, but returned {came}; leave out .item() and sum up what has several "
+            "numbers"
         )
     return loss

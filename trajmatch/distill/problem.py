@@ -288,7 +288,8 @@ def segments_of(
         config.first_max_start_epoch,
         config.growth_iterations,
     )
-    loss = MatchingLoss(tuple(map(find_term, config.terms)), config.expert_epochs)
+    terms = tuple(map(find_term, config.terms))
+    loss = MatchingLoss(terms, config.expert_epochs, tuple(config.terms))
     between = loss.between(config.student_steps)
     window.check(snapshots_kept, config.expert_epochs, between)
     return window, loss

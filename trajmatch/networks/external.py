@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from trajmatch.importing import blamed, import_object
+from trajmatch.importing import blamed, described, import_object
 from trajmatch.networks.layers import ImageClassifier
 
 TORCHVISION = "torchvision"
@@ -143,7 +143,7 @@ def _made_by_function(module: str, function: str, sizes: dict[str, Any]) -> nn.M
     name = f"{module}:{function}"
     make = import_object(name)
     if not callable(make):
-        raise ValueError(f"expected {name} to be a function, but got a {type(make).__name__}")
+        raise ValueError(f"expected {name} to be a function, but got {described(make)}")
     with blamed(f"the function {name}, called with in_channels, num_classes and image_size,"):
         model = make(**sizes)
     if not isinstance(model, nn.Module) or not any(
@@ -151,7 +151,7 @@ def _made_by_function(module: str, function: str, sizes: dict[str, Any]) -> nn.M
     ):
         raise ValueError(
             f"expected the function {name} to return a torch.nn.Module with parameters, but got "
-            + ("None" if model is None else type(model).__name__)
+            f"{described(model)}"
         )
     if not any(each.requires_grad for each in model.parameters()):
         raise ValueError(
