@@ -376,14 +376,37 @@ def test_safetensors_of_others_are_refused(tmp_path, metadata):
             read(tmp_path / "x")
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"a": 1', "[1, 2]", '"text"', '{"a": NaN}'])
-def test_json_that_is_no_object_is_refused(tmp_path, text):
+@pytest.mark.parametrize("text", ["", "{", '{"a": 1', '{"a": NaN}'])
+def test_json_that_is_cut_off_is_refused(tmp_path, text):
     (tmp_path / "x").write_text(text)
-    with pytest.raises(UserError, match=r"x (is cut off|should hold a JSON object)"):
+    with pytest.raises(UserError, match=r"x is cut off"):
+        files.read_json(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("[1, 2]", "an array"),
+        ('"text"', "a string"),
+        ("1", "a number"),
+        ("1.5", "a number"),
+        ("null", "null"),
+        ("true", "true"),
+    ],
+)
+def test_json_that_is_no_object_is_refused_in_words_of_json(tmp_path, text, kind):
+    (tmp_path / "x").write_text(text)
+    with pytest.raises(UserError, match=f"x should hold a JSON object, but holds {kind}$"):
         files.read_json(tmp_path / "x")
 
 
 def test_json_that_is_no_text_is_refused(tmp_path):
-    (tmp_path / "x").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="x is not a JSON file"):
+    (tmp_path / "x").write_bytes(b"{\xff\xfe")
+    with pytest.raises(UserError, match=r"x is not a JSON file: it is not UTF-8 \(byte 1\)$"):
+        files.read_json(tmp_path / "x")
+
+
+def test_json_that_is_too_deep_is_refused(tmp_path):
+    (tmp_path / "x").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"it is nested too deeply$"):
         files.read_json(tmp_path / "x")

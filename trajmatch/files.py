@@ -119,7 +119,9 @@ def read_json(path: PathLike) -> dict[str, Any]:
             raise UserError(f"{path} is no description: it has more than {MOST_JSON} bytes")
         text = raw.decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a JSON file: {error}") from error
+        raise UserError(
+            f"{path} is not a JSON file: it is not UTF-8 (byte {error.start})"
+        ) from error
     except OSError as error:
         _fail_to_read(path, error)
     return _from_json(path, text)
@@ -407,7 +409,9 @@ def _read_header(path: Path) -> str:
     try:
         header = _from_json(path, raw.decode())
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
+        raise UserError(
+            f"{path} is damaged or not a safetensors file: its header is not UTF-8"
+        ) from error
     metadata = header.pop("__metadata__", None)
     for name, entry in header.items():
         if not _is_sound(entry, size - 8 - claimed):
@@ -467,9 +471,12 @@ def _from_json(path: PathLike, text: str) -> dict[str, Any]:
             text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded
         )
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is cut off or does not hold valid JSON: {error}") from error
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path} is cut off or does not hold valid JSON: {why}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} should hold a JSON object, but holds a {type(content).__name__}")
+        kinds = {list: "an array", str: "a string", int: "a number", float: "a number"}
+        came = kinds.get(type(content)) or json.dumps(content)  # null, true or false
+        raise UserError(f"{path} should hold a JSON object, but holds {came}")
     return content
 
 

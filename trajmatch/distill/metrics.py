@@ -93,8 +93,13 @@ def _lines_until(path: Path, iteration: int) -> list[str]:
     kept = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the log {path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the log {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not a log of this program (byte {error.start} is not UTF-8); choose "
+            "another --log"
+        ) from error
     for number, line in enumerate(lines, start=1):
         try:
             done = json.loads(line)["iteration"]
