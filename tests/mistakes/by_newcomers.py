@@ -1822,14 +1822,24 @@ OWN_PARTS: list[Mistake] = [
     Command(
         "own-data-here",
         f"{EXPERT} --data mine:load",
-        write("mine.py", "def load():\n    pass\n"),
-        expects=("PYTHONPATH",),
+        write(
+            "mine.py",
+            "import numpy\ndef load():\n"
+            "    images, labels = numpy.zeros((8, 16, 16), 'uint8'), numpy.arange(8) % 2\n"
+            "    images[labels == 1] = 200\n"
+            "    return images, labels, images, labels\n",
+        ),
+        outcome="works",
     ),
     Command(
         "net-here",
         OWN,
-        write("mine.py", NETWORK + "return torch.nn.Linear(in_channels, num_classes)\n"),
-        expects=("PYTHONPATH",),
+        write(
+            "mine.py",
+            NETWORK + "return torch.nn.Sequential(\n"
+            "        torch.nn.Flatten(), torch.nn.Linear(in_channels * 256, num_classes))\n",
+        ),
+        outcome="works",
     ),
     Command(
         "term-here",
@@ -1839,8 +1849,7 @@ OWN_PARTS: list[Mistake] = [
             TERM + WAYPOINTS + "    def loss(self, course):\n"
             "        return course.student[course.steps].sum()\n",
         ),
-        outcome="either",
-        expects=("PYTHONPATH",),
+        outcome="works",
     ),
 ]
 """Networks and matching terms of the user's own, with a mistake in them."""
