@@ -92,6 +92,30 @@ def test_an_interruption_says_how_to_go_on(command, capsys, resumes, advice):
     assert capsys.readouterr().err == message
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 byte")]
+)
+def test_memory_that_runs_out_is_one_message(command, capsys, error):
+    command(raising(error))
+    assert main(["probe"]) == 2
+    assert capsys.readouterr().err.startswith("trajmatch: error: there is not enough memory (")
+
+
+def test_a_folder_that_was_deleted_is_one_message(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["recipes"]) == 2
+    assert "error: the current folder was deleted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", ["1", "2"])
+def test_a_terminal_of_few_columns_gets_a_message(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["expert"]) == 2
+    assert capsys.readouterr().err.count("error: trajmatch expert needs --out") == 1
+
+
 def test_a_missing_extension_is_one_message(command, capsys):
     command(raising(ImportError("build it", name="trajmatch._C")))
     assert main(["probe"]) == 2

@@ -139,3 +139,12 @@ def test_the_program_says_it_without_the_memory_for_it(tmp_path):
         timeout=60,
     )
     assert found.returncode == 2 and "image 3 has label 1000000000" in found.stderr
+
+
+def test_images_that_a_limit_of_the_process_refuses_are_one_message(monkeypatch):
+    def refuse(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(decode.np, "empty", refuse)
+    with pytest.raises(UserError, match=r"memory for 12 images of 8 x 8 pixels; .*\?size="):
+        decode.empty_images(12, 8, colour=True)

@@ -11,8 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from trajmatch.cli import main as program
 from trajmatch.cli.main import main
 from trajmatch.errors import UserError
+from trajmatch.interruption import Interrupted
 from trajmatch.parallel import ALONE, Ranks, is_launched, joined, launch, local_device
 from trajmatch.parallel.ranks import DistributedRanks, LostRank, answering, first_that_differs
 
@@ -173,7 +175,31 @@ def test_every_process_takes_a_gpu_of_its_own(launched) -> None:
 
 
 def test_a_command_that_cannot_be_divided_is_refused(launched, capsys) -> None:
+    launched.setenv("RANK", "0")
     assert main(["recipes"]) == 2
     message = capsys.readouterr().err
     assert "3 processes of trajmatch recipes, which is one" in message
     assert "which is for expert and distill" in message
+
+
+@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [program._GRACE])])
+def test_before_they_join_the_first_process_tells_at_once(launched, capsys, rank, waits) -> None:
+    slept: list[float] = []
+    launched.setattr(program.time, "sleep", slept.append)
+    launched.setenv("RANK", rank)
+    assert main(["distil"]) == 2
+    assert slept == waits  # in which torchrun ends the others
+    assert "there is no command 'distil'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "messages"), [("0", 1), ("1", 0)])
+def test_before_they_join_only_the_first_process_says_that_it_was_stopped(
+    launched, capsys, rank, messages
+) -> None:
+    def stop(arguments: list[str]) -> int:
+        raise Interrupted("SIGTERM", 143)
+
+    launched.setattr(program, "_dispatch", stop)
+    launched.setenv("RANK", rank)
+    assert main(["distill"]) == 143
+    assert capsys.readouterr().err.count("stopped by SIGTERM") == messages

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import inspect
 import itertools
+import os
 import re
 import shutil
 import textwrap
@@ -27,6 +28,9 @@ from trajmatch.errors import UserError, closest
 
 if TYPE_CHECKING:
     from trajmatch.recipes import Recipe
+
+#: Columns of a help text at least: in one or two, tyro does not end. The terminal breaks its lines.
+_NARROWEST = 20
 
 Config = TypeVar("Config")
 
@@ -72,6 +76,8 @@ def fill(marked: Any, argv: Sequence[str], prog: str) -> Any:
     """Fill a dataclass of :func:`with_defaults` from arguments; see :func:`parse`."""
     import tyro
 
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)
     with _plain_messages(tyro, marked, prog):
         return tyro.cli(
             marked,

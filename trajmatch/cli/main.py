@@ -9,6 +9,7 @@ import importlib
 import io
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -53,6 +54,9 @@ COMMANDS = {
 # OpenMP reads this when torch loads it.
 SPIN_COUNT = "3000"
 
+#: Seconds that a process of torchrun leaves to the first one to say what is wrong.
+_GRACE = 10.0
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: Plain spellings of the characters of our own texts, for terminals that lack them.
@@ -89,12 +93,23 @@ def _main(arguments: list[str]) -> int:
     except UserError as error:
         from trajmatch.cli.arguments import as_typed
 
+        if _leaves_message():
+            time.sleep(_GRACE)  # SIGTERM, which torchrun sends after the first's message, ends it
         return _fail(as_typed(str(error), arguments))
+    except (MemoryError, RuntimeError) as error:
+        from trajmatch.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).splitlines()), "an allocation failed")
+        return _fail(f"there is not enough memory ({reason}); ask for less, or free some")
     except ImportError as error:
         if error.name != "trajmatch._C":
             raise
         return _fail(str(error))
     except interruption.Interrupted as stop:
+        if _leaves_message():
+            return stop.status
         kept = stop.kept or "what was written is whole"
         message = f"stopped by {stop.cause}; {kept}"
         return _stopped(message, arguments, stop.status, stop.resumes)
@@ -108,6 +123,18 @@ def _main(arguments: list[str]) -> int:
             raise
         _give_up_output()
         return _fail(f"cannot write the output: {error.strerror}")
+
+
+def _leaves_message() -> bool:
+    """True in a process of torchrun whose message another one prints.
+
+    Until they have joined (:func:`trajmatch.parallel.joined`, which then finds one that tells), all
+    processes refuse the same arguments, and the first tells.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0":
+        return False
+    distributed = sys.modules.get("torch.distributed")  # not there: torch is not loaded yet
+    return distributed is None or not distributed.is_initialized()
 
 
 def _open_streams() -> None:
@@ -187,13 +214,19 @@ def _dispatch(arguments: list[str]) -> int:
         print("trajmatch", __version__)
         return 0
     if name not in COMMANDS:
-        return _fail(f"there is no command {name!r}{closest(name, COMMANDS)}; see trajmatch --help")
+        raise UserError(
+            f"there is no command {name!r}{closest(name, COMMANDS)}; see trajmatch --help"
+        )
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the current folder was deleted; change to another one") from error
     if "TORCHELASTIC_RUN_ID" in os.environ and not COMMANDS[name].divides:
         from trajmatch.parallel import is_launched
 
         if is_launched():
             shared = " and ".join(each for each in COMMANDS if COMMANDS[each].divides)
-            return _fail(
+            raise UserError(
                 f"torchrun started {os.environ['WORLD_SIZE']} processes of trajmatch {name}, which "
                 f"is one; start it without torchrun, which is for {shared}"
             )

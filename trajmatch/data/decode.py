@@ -163,12 +163,15 @@ def empty_images(count: int, size: int, *, colour: bool) -> np.ndarray[Any, np.d
         UserError: There is less memory.
     """
     shape = (count, 3 if colour else 1, size, size)
-    check_memory(
+    what, advice = (
         f"{count} images of {size} x {size} pixels",
-        math.prod(shape),
         "choose a smaller ?size= or fewer ?classes=",
     )
-    return np.empty(shape, np.uint8)
+    check_memory(what, math.prod(shape), advice)
+    try:
+        return np.empty(shape, np.uint8)
+    except MemoryError as error:  # a limit of the process, such as that of `ulimit -v`
+        raise UserError(f"there is not enough memory for {what}; {advice}") from error
 
 
 def to_array(

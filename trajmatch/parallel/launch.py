@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -108,7 +108,8 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
         if ranks.fail():
             raise
         if isinstance(error, Exception):  # ctrl-C has reached all of them
-            time.sleep(_GRACE)
+            with suppress(Interrupted):  # torchrun has ended this one
+                time.sleep(_GRACE)
         status = error.status if isinstance(error, Interrupted) else _FAILED
         raise SystemExit(status) from error
     dist.destroy_process_group()
