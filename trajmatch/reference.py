@@ -192,8 +192,12 @@ def gradient_and_jvp(
     tangent: Tensor | None = None,
     image_tangent: Tensor | None = None,
     loss: str = "cross_entropy",
+    examine: bool = False,
 ) -> tuple[Tensor, GradientJvp]:
-    """The gradient in the parameters ``[P]``, and its derivative as of :func:`gradient_jvp`."""
+    """The gradient in the parameters ``[P]``, and its derivative as of :func:`gradient_jvp`.
+
+    With ``examine``, raise NotImplementedError if a backward pass of the model is not in the graph.
+    """
     soft = labels is not None and labels.is_floating_point() and loss == "cross_entropy"
     theta = theta.detach().requires_grad_()
     images = images.detach().requires_grad_()
@@ -205,6 +209,8 @@ def gradient_and_jvp(
     with torch.enable_grad():
         value = loss_value(model, theta, images, labels, loss)
         grads = torch.autograd.grad(value, inputs[:2], create_graph=True)
+        if examine:
+            _check_graph(grads)
         pairs = zip(grads, (tangent, image_tangent), strict=True)
         directional = sum(((g * t).sum() for g, t in pairs if t is not None), torch.zeros(()))
         # Hessians are symmetric: the gradients' tangent is the gradient of <gradients, tangents>.
@@ -216,6 +222,23 @@ def gradient_and_jvp(
     return grads[0].detach(), GradientJvp(
         directional.detach().to(theta.dtype), seconds[0], seconds[1], seconds[2] if soft else None
     )
+
+
+def _check_graph(grads: Sequence[Tensor]) -> None:
+    """Raise NotImplementedError for a backward pass that PyTorch would take for a constant."""
+    nodes, seen = [grad.grad_fn for grad in grads], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":  # that of once_differentiable
+            raise NotImplementedError(
+                "trajmatch: expected a model that is twice differentiable, but got one with a "
+                "torch.autograd.Function whose backward is once_differentiable; "
+                "`trajmatch doctor --network` names the layer"
+            )
+        nodes.extend(each for each, _ in node.next_functions)
 
 
 def unroll(

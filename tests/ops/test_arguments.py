@@ -229,6 +229,41 @@ def test_a_module_without_second_derivatives_is_named_as_such() -> None:
         end.sum().backward()
 
 
+class _Sine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * x.cos()
+
+
+class ConstantBackward(nn.Module):
+    """PyTorch takes the backward pass of one layer for a constant, without an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(192, 6), nn.Linear(6, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(_Sine.apply(self.body(images.flatten(1))))
+
+
+def test_a_backward_pass_outside_of_the_graph_is_refused() -> None:
+    model = ConstantBackward()
+    arguments = given(model)
+    theta, images, labels = (arguments[name] for name in ("theta0", "images", "labels"))
+    with pytest.raises(NotImplementedError, match="backward is once_differentiable"):
+        ops.gradient_jvp(model, theta, images, labels, theta)
+    end = ops.unroll(model, **{**arguments, "images": images.requires_grad_()})
+    with pytest.raises(NotImplementedError, match="backward is once_differentiable"):
+        end.sum().backward()
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(
     ("model", "kind", "match"),

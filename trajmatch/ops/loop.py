@@ -76,6 +76,7 @@ class AutogradStudent:
 
     def __init__(self, model: nn.Module, loss_scale: float) -> None:
         self.model, self.scale = model, loss_scale
+        self._examined = False
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient in the parameters. ``[P]``."""
@@ -84,7 +85,10 @@ class AutogradStudent:
 
     def jvp(self, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor) -> StepJvp:
         """Its derivative along ``r``, with those of loss, images and labels."""
-        grad, result = reference.gradient_and_jvp(self.model, theta, images, labels, self.scale * r)
+        grad, result = reference.gradient_and_jvp(
+            self.model, theta, images, labels, self.scale * r, examine=not self._examined
+        )
+        self._examined = True
         return StepJvp(*result, self.scale * grad)
 
 

@@ -124,13 +124,14 @@ def gradient_jvp(
     Raises:
         ValueError: A shape, device, label or choice does not fit the model.
         TypeError: A dtype is not supported.
+        NotImplementedError: The model is not twice differentiable.
     """
     model, labels = _checked("gradient_jvp", model, theta, images, labels, loss)
     if engine_for(model) == "autograd":
         with twice_differentiable():
-            return reference.gradient_jvp(
-                model, theta, images, labels, tangent, image_tangent, loss
-            )
+            return reference.gradient_and_jvp(
+                model, theta, images, labels, tangent, image_tangent, loss, examine=True
+            )[1]
     labels = _labels(images, labels)
     directional, grad_theta, grad_images, grad_labels = torch.ops.trajmatch.student_gradient_jvp(
         theta.detach(),
