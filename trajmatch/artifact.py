@@ -313,15 +313,16 @@ def log_probabilities(probabilities: Tensor) -> Tensor:
     return rows.float().clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
-def warn_of_ending(path: Path) -> None:
+def warn_of_ending(path: str | os.PathLike[str]) -> None:
     """Warn of a file name that ends as files of another kind do, before an artifact is written.
 
     Args:
         path: The file.
     """
-    if path.suffix.lower() in _OTHER_ENDINGS:
+    suffix = Path(path).suffix
+    if suffix.lower() in _OTHER_ENDINGS:
         warnings.warn(
-            f"{path} will be a safetensors file, which programs that read {path.suffix} files "
+            f"{path} will be a safetensors file, which programs that read {suffix} files "
             "cannot open; give it a name that ends in .safetensors, and `trajmatch export` writes "
             "other kinds",
             stacklevel=2,
