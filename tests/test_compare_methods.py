@@ -127,6 +127,7 @@ def test_methods_differ_and_so_do_seeds(whole) -> None:
     assert len(set(prints)) == len(prints) == 2 * 2 * len(METHODS)
 
 
+@pytest.mark.slow
 def test_slices_give_the_same_as_one_run(whole, squares, tmp_path) -> None:
     calls = 0
     while True:
@@ -142,6 +143,7 @@ def test_slices_give_the_same_as_one_run(whole, squares, tmp_path) -> None:
         assert record[name] == whole[1][name]
 
 
+@pytest.mark.slow
 def test_the_program(squares, tmp_path, capsys) -> None:
     copy = tmp_path / "page.md"
     copyfile(PAGE, copy)
