@@ -125,6 +125,7 @@ class Loop:
         self.fixed = model is None and (augment is None or isinstance(augment, DsaReplay))
         self.fingerprints = Fingerprints()
         self.random_states: list[RandomState] = []
+        self._tangent_scale: Tensor | None = None
 
     def _augmented(self, batch: Tensor, step: int) -> Tensor:
         """The images that the student sees in a step."""
@@ -156,12 +157,21 @@ class Loop:
 
     def jvp(self, step: int, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor) -> StepJvp:
         """Its derivative along ``r``."""
-        found = self.student.jvp(theta, images, labels, r)
+        scale = self._tangent_scale
+        found = self.student.jvp(theta, images, labels, r if scale is None else scale * r)
         if not self.fixed:
             again = images if self.model is None else found.gradient
             assert again is not None
             self.fingerprints.repeat(step, again)
-        return found
+        if scale is None:
+            return found
+        return StepJvp(
+            found.directional / scale,
+            found.grad_theta / scale,
+            found.grad_images / scale,
+            None if found.grad_labels is None else found.grad_labels / scale,
+            found.gradient,
+        )
 
     def _keep_random_state(self, device: torch.device) -> None:
         """Keep the states of the random generators; equal ones are one object."""
@@ -231,6 +241,10 @@ class Loop:
         ``adjoint`` is that of the parameters, ``lr * r`` that of the step's gradient; see
         ``csrc/core/sgd_step.h``.
         """
+        if self.conditions.casts:
+            # Autocast rounds each product, so its tangent has the size that a graph of all steps
+            # gives it: both then round alike.
+            self._tangent_scale = torch.where(lr == 0, torch.ones_like(lr), lr)
         adjoint = torch.zeros_like(trajectory[0])
         r = torch.zeros_like(adjoint)
         grad_images = torch.zeros_like(images)
