@@ -53,7 +53,7 @@ class DemoConfig:
     seed: int = 0
     """Seed of everything random."""
     device: str = "auto"
-    """Where to compute: cpu, cuda, cuda:N, or auto: a GPU where one can be used, else the CPU."""
+    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
     resume: bool = False
     """Go on with an interrupted demo."""
     quiet: bool = False

@@ -58,7 +58,7 @@ class Folder:
 
     @property
     def evaluation(self) -> Path:
-        """Where the records of the evaluation are until the summary is written."""
+        """Folder of the records of the evaluation until the summary is written."""
         return self.path / "evaluation"
 
     @property

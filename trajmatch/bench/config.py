@@ -16,7 +16,7 @@ class BenchConfig:
     """
 
     device: str = "auto"
-    """Where to run: cpu, cuda, cuda:N, or auto: a GPU where one can be used, else the CPU."""
+    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
     seconds: float = 120.0
     """Time to spend, about; torch.compile takes part where it is likely to finish in time."""
     rounds: int = 3

@@ -72,7 +72,7 @@ class RunConfig:
     seed: int = 0
     """Seed of everything random."""
     device: str = "auto"
-    """Where to compute: cpu, cuda, cuda:N, or auto: a GPU where one can be used, else the CPU."""
+    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
     resume: bool = False
     """Go on with an interrupted run."""
     max_time: str | None = None

@@ -31,7 +31,7 @@ _Out = TypeVar("_Out")
 _GREY = ("1", "L", "LA")
 # Sixteen bits or more, or floating point, in one channel.
 _DEEP = ("I", "F")
-# What is lost of an image by default, as torchvision loses it.
+# Losses of an image by default, as in torchvision.
 _TURNED = (
     "are not upright, by their EXIF data, and are left so, as torchvision does; ?exif=turn turns "
     "them"

@@ -171,7 +171,7 @@ class DistillConfig:
     quiet: bool = False
     """Print nothing but errors."""
     device: str = "auto"
-    """Where to compute: cpu, cuda, cuda:N, or auto: a GPU where one can be used, else the CPU."""
+    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
     tape_mb: int | None = None
     """MB that the student engine may keep activations in, to save the adjoint computing them again;
     it keeps those of as many steps as fit, and the result is the same, on the CPU to the bit.

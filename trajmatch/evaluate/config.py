@@ -64,7 +64,7 @@ class EvalConfig:
     seed: int = 0
     """Seed of initialisations, batch order, augmentation, dropout and the random real images."""
     device: str = "auto"
-    """Where to train: cpu, cuda, cuda:N, or auto: a GPU where one can be used, else the CPU."""
+    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
     quiet: bool = False
     """Print no progress."""
 

@@ -140,7 +140,7 @@ def _driver_release() -> tuple[int, int]:
 
 
 def _covers(architectures: Sequence[str], capability: tuple[int, int], *, takes_ptx: bool) -> bool:
-    """Whether one of the architectures of a build runs on GPUs of a compute capability."""
+    """True if one of the architectures of a build runs on GPUs of a compute capability."""
     for architecture in architectures:
         number, _, ptx = architecture.partition("+")
         major, minor = map(int, number.rstrip("af").split("."))

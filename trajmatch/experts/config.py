@@ -104,7 +104,7 @@ class ExpertConfig:
     """Experts trained at a time: processes on the CPU, in lockstep in one process on a GPU. 0
     chooses, and an expert is the same for every choice."""
     device: str = "auto"
-    """Where to train: cpu, cuda, cuda:N, or auto: a GPU where one can be used, else the CPU."""
+    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
     quiet: bool = False
     """Print no progress."""
 

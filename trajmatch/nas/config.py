@@ -81,7 +81,7 @@ class NasConfig:
     json: bool = False
     """Print JSON, and nothing else, on the standard output."""
     device: str = "auto"
-    """Where to train: cpu, cuda, cuda:N, or auto: a GPU where one can be used, else the CPU."""
+    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
     quiet: bool = False
     """Print no progress."""
 
