@@ -373,7 +373,7 @@ def test_accents_of_class_names_are_compared_in_one_form(tmp_path):
     assert "every class needs a name of its own" in refusal(root)
 
 
-# What files say beside their pixels
+# EXIF, transparency and depth of image files
 
 
 @pytest.fixture

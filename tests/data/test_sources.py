@@ -184,7 +184,7 @@ def test_an_address_that_is_not_utf8_is_refused():
         load_dataset("npz:\0")
 
 
-# Where the data lies
+# Paths of data sets
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_the_page_says_what_it_knows(folder: Path, tmp_path: Path, own: Recipe) 
     found = artifact.load(file)
     for name, words in (
         (own.name, "All settings are those of"),
-        ("cpu/own/ipc1", "Settings that are not those of the recipe cpu/own/ipc1"),
+        ("cpu/own/ipc1", "Settings that differ from the recipe cpu/own/ipc1"),
         ("gone.toml", "The recipe gone.toml cannot be read here"),
     ):
         recipe = {**found.recipe, "recipe": name}

@@ -339,7 +339,7 @@ def _images_alone(problem: Problem) -> bool:
 
 
 def _kept_bytes(problem: Problem, plan: Plan, batches: Sequence[Tensor]) -> int:
-    """Bytes of activations kept for the adjoint: those of the last steps, as many as fit."""
+    """Bytes of activations kept for the adjoint: as many of the last steps as fit."""
     sizes = [len(batch) for batch in batches]
     if plan.micro_batch is not None and max(sizes) > plan.micro_batch:
         return 0  # the loop over the steps is Python then, which keeps none

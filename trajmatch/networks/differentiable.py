@@ -59,7 +59,7 @@ def check_student(model: nn.Module) -> None:
                 f"{model.name} trains as expert and student without its layers "
                 f"{', '.join(model.switched_off)}, because a student's steps must come out the "
                 "same when they are repeated",
-                stacklevel=1,  # one place, so that it is said once
+                stacklevel=1,  # one place, so that the warning appears once
             )
         spec = model.spec()
         check_twice_differentiable(

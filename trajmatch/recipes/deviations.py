@@ -53,7 +53,7 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
     wanted = {name: getattr(expert, name) for name in found if hasattr(expert, name)}
     wanted.pop("seed", None)
     wanted["dsa"] = DSA(expert.dsa).spec
-    # What is left open in a recipe is made out by the run.
+    # The run chooses the settings that a recipe leaves open.
     settings = {
         **distill.settings(),
         "lr_init": distill.lr_init or DEFAULT_LR_INIT,

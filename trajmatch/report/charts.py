@@ -192,7 +192,7 @@ def _figure(drawn: Sequence[Html], description: str, *below: Html) -> Html:
 
 
 def _left(y_axis: Axis) -> float:
-    """Where the x axis begins, so that the numbers at the y axis have room."""
+    """Left end of the x axis, with room for the numbers at the y axis."""
     widest = max(map(width_of, labels(y_axis.ticks)))
     return max(_LEFT, round(_LABEL + widest + _GAP, 1))
 

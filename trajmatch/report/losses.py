@@ -1,4 +1,4 @@
-"""What a matching loss says, in words."""
+"""The meaning of a matching loss, in words."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def stage_seconds(path: Path) -> dict[str, float]:
 
 
 def about(path: Path) -> dict[str, Any]:
-    """What `trajmatch run` or `trajmatch eval --json` says besides the scores.
+    """Read the facts that `trajmatch run` or `trajmatch eval --json` gives besides the scores.
 
     Args:
         path: The ``summary.json`` of a run, or what an evaluation printed.

@@ -192,7 +192,7 @@ def _command(run: Run) -> Html:
 
 
 def _deviations(run: Run) -> Html:
-    """What is not as in the recipe, field by field."""
+    """Settings that differ from the recipe, field by field."""
     name = run.artifact.recipe.get("recipe")
     if name is None:
         return element("p", "The run named no recipe.")
@@ -204,11 +204,11 @@ def _deviations(run: Run) -> Html:
         return element("p", f"All settings are those of {name}.")
     rows = [[each.name, json.dumps(each.wanted), json.dumps(each.found)] for each in found]
     heads = ["setting", "in the recipe", "in this run"]
-    return table(heads, rows, f"Settings that are not those of the recipe {name}")
+    return table(heads, rows, f"Settings that differ from the recipe {name}")
 
 
 def _test_set_error(scores: Sequence[Score], test_images: int | None) -> list[Html]:
-    """What a test set of this size leaves open, in a sentence for each architecture."""
+    """Sampling error that a test set of this size implies, in a sentence for each architecture."""
     if test_images is None:
         return []
     sentences = []
