@@ -55,6 +55,17 @@ def test_flat_parameters_follow_the_order_of_parameters() -> None:
     assert model.classifier.weight.any()
 
 
+def test_a_vector_is_split_by_name() -> None:
+    model = ConvNet(1, 2, 4, width=2, depth=1)
+    theta = networks.flat_parameters(model).requires_grad_()
+    parts = networks.split(theta, networks.parameter_shapes(model))
+    named = dict(model.named_parameters())
+    assert list(parts) == list(named)
+    assert all(torch.equal(parts[name], named[name]) for name in named)
+    (grad,) = torch.autograd.grad(parts["classifier.bias"].sum(), theta)
+    assert torch.equal(grad.nonzero().flatten(), torch.arange(len(theta) - 2, len(theta)))
+
+
 def test_initialise_draws_pytorchs_default_from_the_generator() -> None:
     model = ConvNet(3, 10, 16, width=64, depth=2)
     first = networks.flat_parameters(networks.initialise(model, torch.Generator().manual_seed(1)))

@@ -18,6 +18,8 @@ from trajmatch.networks.flat import (
     flat_parameters,
     load_flat_parameters,
     num_parameters,
+    parameter_shapes,
+    split,
     trainable,
 )
 from trajmatch.networks.initialise import initialise
@@ -56,6 +58,8 @@ __all__ = [
     "load_flat_parameters",
     "num_buffers",
     "num_parameters",
+    "parameter_shapes",
     "specify",
+    "split",
     "trainable",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -10,6 +12,27 @@ from torch.func import functional_call
 def num_parameters(model: nn.Module) -> int:
     """Number of parameters ``P`` of the model."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Shapes of the parameters by name, in the order of a flat vector."""
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def split(theta: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Views of a flat vector ``[P]`` by parameter name.
+
+    Args:
+        theta: The vector: parameters, or a gradient or difference of parameters.
+        shapes: Result of :func:`parameter_shapes`.
+
+    Returns:
+        One view for each name, in its shape.
+    """
+    parts = theta.split([shape.numel() for shape in shapes.values()])
+    return {
+        name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
 
 
 def flat_parameters(model: nn.Module) -> Tensor:
@@ -75,12 +98,9 @@ def split_flat(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
             f"expected theta to have shape [{expected}] (the parameters of "
             f"{type(model).__name__}), but got {list(theta.shape)}"
         )
-    named = dict(model.named_parameters())
-    parts = theta.split([parameter.numel() for parameter in named.values()])
-    return {
-        name: (part if parameter.requires_grad else part.detach()).view(parameter.shape)
-        for (name, parameter), part in zip(named.items(), parts, strict=True)
-    }
+    frozen = {name for name, each in model.named_parameters() if not each.requires_grad}
+    views = split(theta, parameter_shapes(model))
+    return {name: view.detach() if name in frozen else view for name, view in views.items()}
 
 
 def call_flat(
