@@ -10,8 +10,9 @@ from trajmatch.distill.config import DistillConfig
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.experts.config import ExpertConfig
 from trajmatch.fields import settle
-from trajmatch.pipeline import Folder, Pipeline, run_pipeline
+from trajmatch.pipeline import Pipeline, run_pipeline
 from trajmatch.progress import Stages, silent
+from trajmatch.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +65,9 @@ class DemoConfig:
         settle(self)
 
     @property
-    def folder(self) -> Folder:
+    def folder(self) -> RunFolder:
         """Where everything goes."""
-        return Folder(self.out)
+        return RunFolder(self.out)
 
     def pipeline(self) -> Pipeline:
         """The stages in full."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 import time
 import warnings
@@ -17,6 +16,7 @@ from trajmatch import interruption
 from trajmatch.errors import UserError
 from trajmatch.lock import locked
 from trajmatch.progress import ProgressLike, Stages, silent
+from trajmatch.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from trajmatch.artifact import Artifact
@@ -24,63 +24,6 @@ if TYPE_CHECKING:
     from trajmatch.evaluate.config import EvalConfig
     from trajmatch.experts.config import ExpertConfig
     from trajmatch.experts.store import Store
-
-
-@dataclass(frozen=True)
-class Folder:
-    """Where a pipeline writes.
-
-    Attributes:
-        path: The folder.
-    """
-
-    path: Path
-
-    @property
-    def store(self) -> Path:
-        """Where the experts go."""
-        return self.path / "experts"
-
-    @property
-    def artifact(self) -> Path:
-        """Where the distilled set goes."""
-        return self.path / "distilled.safetensors"
-
-    @property
-    def initial_picture(self) -> Path:
-        """Picture of the images that the distillation begins with."""
-        return self.path / "initial.png"
-
-    @property
-    def distilled_picture(self) -> Path:
-        """Picture of the distilled images."""
-        return self.path / "distilled.png"
-
-    @property
-    def evaluation(self) -> Path:
-        """Folder of the records of the evaluation until the summary is written."""
-        return self.path / "evaluation"
-
-    @property
-    def summary(self) -> Path:
-        """Where the numbers go."""
-        return self.path / "summary.json"
-
-    @property
-    def report(self) -> Path:
-        """Where the whole run is shown on one page."""
-        return self.path / "report.html"
-
-    def contents(self) -> list[tuple[Path, str]]:
-        """The files with what each is, for a reader."""
-        return [
-            (self.store, "experts"),
-            (self.artifact, "distilled images, with all that is needed to use them"),
-            (self.initial_picture, "the images at the beginning"),
-            (self.distilled_picture, "the images at the end"),
-            (self.summary, "the numbers"),
-            (self.report, "all of it on one page, for a browser"),
-        ]
 
 
 @dataclass(frozen=True)
@@ -96,7 +39,7 @@ class Pipeline:
         command: What was typed, for the report; empty where it was called from Python.
     """
 
-    folder: Folder
+    folder: RunFolder
     expert: ExpertConfig | None
     distill: DistillConfig
     evaluate: EvalConfig
@@ -172,6 +115,7 @@ def _run(
     from trajmatch import artifact, files
     from trajmatch.distill.loop import distill
     from trajmatch.evaluate.distilled import SETS, evaluate_artifact
+    from trajmatch.evaluate.scores import difference_error
     from trajmatch.experts.store import Store
     from trajmatch.experts.train import train_experts
     from trajmatch.report import ReportConfig, write_report
@@ -249,30 +193,6 @@ def table(summary: dict[str, Any]) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
-
-
-def sampling_error(accuracy: float, test_images: int) -> float:
-    """Return the standard error of an accuracy that the number of test images implies.
-
-    Args:
-        accuracy: In percent.
-        test_images: How many images it was measured on.
-
-    Returns:
-        The binomial standard error in points, whatever the number of networks. At 0 and 100 %,
-        where it would be 0, that of half an image right or wrong.
-    """
-    half = 50 / test_images
-    accuracy = min(max(accuracy, half), 100 - half)
-    return math.sqrt(accuracy * (100 - accuracy) / test_images)
-
-
-def difference_error(first: float, second: float, test_images: int) -> float:
-    """Return the standard error of the difference of two accuracies on one test set, in points.
-
-    Both are taken to be independent. That they are of the same images makes the true error smaller.
-    """
-    return math.hypot(sampling_error(first, test_images), sampling_error(second, test_images))
 
 
 class _Clock:

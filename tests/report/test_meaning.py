@@ -13,7 +13,7 @@ import pytest
 
 from trajmatch import artifact
 from trajmatch.artifact import Artifact
-from trajmatch.pipeline import difference_error, sampling_error
+from trajmatch.evaluate.scores import difference_error, sampling_error
 from trajmatch.recipes import Recipe, find_recipe, load_recipe, recipe_names
 from trajmatch.recipes.deviations import Deviation, deviations
 from trajmatch.report import ReportConfig, write_report

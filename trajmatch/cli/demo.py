@@ -6,7 +6,8 @@ import shlex
 from typing import Any
 
 from trajmatch.demo import DemoConfig, run_demo
-from trajmatch.pipeline import Folder, table
+from trajmatch.pipeline import table
+from trajmatch.run_folder import RunFolder
 
 
 def run(argv: list[str]) -> int:
@@ -33,7 +34,7 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def print_summary(summary: dict[str, Any], folder: Folder) -> None:
+def print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
     """Prints what came of a pipeline, and where it is.
 
     Args:

@@ -14,8 +14,9 @@ from trajmatch.errors import UserError
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.experts.config import ExpertConfig
 from trajmatch.interruption import seconds
-from trajmatch.pipeline import Folder, Pipeline
+from trajmatch.pipeline import Pipeline
 from trajmatch.recipes import Recipe
+from trajmatch.run_folder import RunFolder
 
 #: Fields of the stages that the run decides for all of them.
 _SHARED = {
@@ -134,7 +135,7 @@ def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> P
         config: What they share.
         stages: The other fields of ``expert``, ``distill`` and ``evaluate``.
     """
-    folder = Folder(config.out)
+    folder = RunFolder(config.out)
     shared: dict[str, Any] = {
         "data": config.data,
         "seed": config.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -196,3 +197,27 @@ def evaluate_set(
         device,
         on_epoch,
     )
+
+
+def sampling_error(accuracy: float, test_images: int) -> float:
+    """Return the standard error of an accuracy that the number of test images implies.
+
+    Args:
+        accuracy: In percent.
+        test_images: How many images it was measured on.
+
+    Returns:
+        The binomial standard error in points, whatever the number of networks. At 0 and 100 %,
+        where it would be 0, that of half an image right or wrong.
+    """
+    half = 50 / test_images
+    accuracy = min(max(accuracy, half), 100 - half)
+    return math.sqrt(accuracy * (100 - accuracy) / test_images)
+
+
+def difference_error(first: float, second: float, test_images: int) -> float:
+    """Return the standard error of the difference of two accuracies on one test set, in points.
+
+    Both are taken to be independent. That they are of the same images makes the true error smaller.
+    """
+    return math.hypot(sampling_error(first, test_images), sampling_error(second, test_images))

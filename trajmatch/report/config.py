@@ -8,7 +8,7 @@ from pathlib import Path
 from trajmatch import files
 from trajmatch.errors import UserError
 from trajmatch.fields import settle
-from trajmatch.pipeline import Folder
+from trajmatch.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class ReportConfig:
     @property
     def artifact(self) -> Path:
         """The distilled set."""
-        return Folder(self.run).artifact if self.run.is_dir() else self.run
+        return RunFolder(self.run).artifact if self.run.is_dir() else self.run
 
     @property
     def report(self) -> Path:
@@ -49,12 +49,12 @@ class ReportConfig:
         if self.out is not None:
             return self.out
         if self.run.is_dir():
-            return Folder(self.run).report
+            return RunFolder(self.run).report
         return files.beside(self.run, ".html")
 
     @property
     def summary(self) -> Path | None:
         """The numbers of `trajmatch run`, where it made the distilled set."""
-        folder = Folder(self.artifact.parent)
+        folder = RunFolder(self.artifact.parent)
         known = folder.artifact == self.artifact and folder.summary.exists()
         return folder.summary if known else None

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trajmatch.pipeline import difference_error, sampling_error
+from trajmatch.evaluate.scores import difference_error, sampling_error
 from trajmatch.progress import duration
 from trajmatch.recipes.deviations import deviations
 from trajmatch.report import images, losses
