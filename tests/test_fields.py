@@ -20,7 +20,6 @@ from trajmatch.errors import UserError
 from trajmatch.evaluate import EvalConfig
 from trajmatch.exchange import ConvertConfig, ExportConfig
 from trajmatch.experts import ExpertConfig, Store, upkeep
-from trajmatch.nas import NasConfig
 from trajmatch.recipes import load_recipe
 from trajmatch.report import ReportConfig
 
@@ -29,7 +28,6 @@ REQUIRED: dict[type[Any], dict[str, Any]] = {
     ExpertConfig: {"out": "store"},
     DistillConfig: {"experts": "store", "out": "d.safetensors"},
     EvalConfig: {"file": "d.safetensors"},
-    NasConfig: {"file": "d.safetensors", "out": "search"},
     ConvertConfig: {"source": "pt", "out": "store"},
     ExportConfig: {"file": "d.safetensors", "to": "npz", "out": "d.npz"},
     ReportConfig: {"run": "result"},

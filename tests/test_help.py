@@ -12,7 +12,6 @@ from trajmatch.demo import DemoConfig
 from trajmatch.distill.config import DistillConfig
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.experts.config import ExpertConfig
-from trajmatch.nas.config import NasConfig
 
 # What the papers, or the programs of their authors, call it: what the help has to contain.
 SYMBOLS = {
@@ -79,7 +78,6 @@ SYMBOLS = {
         "epochs": "MTT: epoch_eval_train",
         "batch_size": "MTT: batch_train",
     },
-    "nas": {"epochs": "FTD: 200", "real_epochs": "FTD: 200", "real_lr": "eta", "top_by": "FTD"},
     "demo": {
         "num_experts": "MTT: num_experts",
         "epochs": "MTT: train_epochs",
@@ -105,15 +103,12 @@ OURS = {
     "parallel timeout",
     "eval": "file out data equal_steps random_baseline k_center k_center_store whole_real json "
     "resume max_time seed device quiet",
-    "nas": "file out data proxy k_center_store depths widths activations norms poolings "
-    "count protocol real_scores top seeds seed resume max_time json device quiet",
     "demo": "out data width depth seed device resume quiet",
 }
 CONFIGS = {
     "expert": ExpertConfig,
     "distill": DistillConfig,
     "eval": EvalConfig,
-    "nas": NasConfig,
     "demo": DemoConfig,
 }
 

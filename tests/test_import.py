@@ -51,7 +51,6 @@ def best_seconds(*command):
         "trajmatch.experts.config",
         "trajmatch.distill.config",
         "trajmatch.evaluate.config",
-        "trajmatch.nas.config",
         "trajmatch.report.config",
         "trajmatch.cli.show",
     ],

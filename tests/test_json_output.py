@@ -89,14 +89,10 @@ def chatty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 EVAL = "eval {} --data chatty:data --network chatty:network --seeds 1 --epochs 1 --json --quiet"
-NAS = (
-    "nas {} --out {}.search --data chatty:data --depths 1 --widths 32 --activations relu --norms "
-    "none batch --poolings none --epochs 1 --real-epochs 1 --json --quiet"
-)
 DOCTOR = "doctor --network chatty:network --image-size 8 --channels 1 --classes 3 --json"
 
 
-@pytest.mark.parametrize("command", [EVAL, NAS, DOCTOR], ids=["eval", "nas", "doctor"])
+@pytest.mark.parametrize("command", [EVAL, DOCTOR], ids=["eval", "doctor"])
 def test_json_is_all_of_the_standard_output(
     chatty: str, capfd: pytest.CaptureFixture[str], command: str
 ) -> None:

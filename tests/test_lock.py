@@ -208,7 +208,6 @@ def contents(tmp_path: Path) -> Callable[[], dict[str, bytes]]:
         ("log", False, "distill --experts x --out n --log log"),
         ("evaluation", True, f"eval d.safetensors --data {DATA} --out evaluation"),
         ("d.eval", True, f"eval d.safetensors --data {DATA} --resume"),
-        ("search", True, f"nas d.safetensors --data {DATA} --out search --depths 1 --count 2"),
         ("new", True, f"run --recipe cpu/own/ipc1 --data {DATA} --out new"),
         ("new", True, f"demo --data {DATA} --out new --resume"),
         ("new", False, "store trim x --out new --experts 0"),

@@ -201,14 +201,13 @@ def test_the_time_of_a_whole_run_is_up(
     }
 
 
-@pytest.mark.parametrize("command", ["expert", "distill", "run", "eval", "nas"])
+@pytest.mark.parametrize("command", ["expert", "distill", "run", "eval"])
 def test_a_time_that_is_none_is_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = {
         "expert": ["--out", "x"],
         "distill": ["--experts", "x", "--out", "y"],
         "run": ["--recipe", "cpu/own/ipc1", "--out", "x", "--data", DATA],
         "eval": ["file"],
-        "nas": ["file", "--out", "x"],
     }
     assert main([command, *arguments[command], "--max-time", "soon"]) == 2
     assert "should be a duration such as" in capsys.readouterr().err

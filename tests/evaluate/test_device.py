@@ -19,8 +19,6 @@ from trajmatch.cli.main import main
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.evaluate import EvalConfig, device, evaluate_artifact
 from trajmatch.experts import ExpertConfig, train_experts
-from trajmatch.nas.config import NasConfig
-from trajmatch.nas.loop import search
 
 LEFT_OUT = {"what": "CUDA kernels", "why": "no nvcc was found", "mend": "Install it, then: pip"}
 REINSTALL = "-m pip install --no-cache-dir --force-reinstall --no-deps ."
@@ -225,7 +223,6 @@ COMMANDS = {
     "expert": ["--out", "no/store"],
     "distill": ["--experts", "no/store", "--out", "no/file"],
     "eval": ["no/file"],
-    "nas": ["no/file", "--out", "no/folder"],
     "run": ["--recipe", "cpu/own/ipc1", "--out", "no/folder"],
     "demo": ["--out", "no/folder"],
     "bench": [],
@@ -254,7 +251,6 @@ CALLS = {
         DistillConfig(experts=Path("no/store"), out=Path("no.safetensors"), device="cuda")
     ),
     "evaluate_artifact": lambda: evaluate_artifact(EvalConfig(file=Path("no"), device="cuda")),
-    "search": lambda: search(NasConfig(file=Path("no"), out=Path("no"), device="cuda")),
     "run_bench": lambda: bench.run_bench(BenchConfig(device="cuda")),
 }
 

@@ -49,11 +49,6 @@ DISTILL = f"trajmatch distill --experts experts --out x.safetensors {STUDENT}"
 """A good distillation."""
 EVAL = "trajmatch eval --data npz:d.npz --seeds 1 --epochs 1 --no-random-baseline"
 """An evaluation, without its file."""
-NAS = (
-    "trajmatch nas d.safetensors --data npz:d.npz --depths 2 --widths 32 --activations relu "
-    "--norms none instance --poolings average --epochs 1 --real-epochs 1 --top 2"
-)
-"""A search in two networks, without its folder."""
 
 RECIPE = """
 [expert]
@@ -457,35 +452,6 @@ COMMANDS: list[Mistake] = [
         "eval-store-missing", f"{EVAL} d.safetensors --k-center --k-center-store e", expects=("e",)
     ),
     Command("eval-batch-zero", f"{EVAL} d.safetensors --batch-size 0", expects=("--batch-size",)),
-    # architecture search
-    Command("nas-no-out", NAS, expects=("--out",)),
-    Command("nas-depth-zero", f"{NAS} --out x --depths 0", expects=("depth",)),
-    Command("nas-depth-nine", f"{NAS} --out x --depths 9", expects=("depth",)),
-    Command("nas-width-a-word", f"{NAS} --out x --widths wide", expects=("--widths", "wide")),
-    Command("nas-unknown-norm", f"{NAS} --out x --norms bach", expects=("bach",)),
-    Command("nas-no-norms", f"{NAS} --out x --norms", expects=("--norms",)),
-    Command("nas-count-zero", f"{NAS} --out x --count 0", expects=("--count",)),
-    Command("nas-count-too-large", f"{NAS} --out x --count 99", outcome="either"),
-    Command("nas-scores-missing", f"{NAS} --out x --real-scores r.json", expects=("r.json",)),
-    Command("nas-scores-not-json", f"{NAS} --out x --real-scores d.npz", expects=("d.npz",)),
-    Command(
-        "nas-scores-of-others",
-        f"{NAS} --out x --real-scores r.json",
-        write("r.json", '{"real": {"d9-w1-relu-none-max": 3}}'),
-        expects=("r.json",),
-    ),
-    Command(
-        "nas-scores-a-list",
-        f"{NAS} --out x --real-scores r.json",
-        write("r.json", "[1]"),
-        expects=("r.json",),
-    ),
-    Command("nas-top-negative", f"{NAS} --out x --top -1", expects=("--top",)),
-    Command("nas-seeds-zero", f"{NAS} --out x --seeds 0", expects=("--seeds",)),
-    Command("nas-out-a-file", f"{NAS} --out d.npz", expects=("d.npz",)),
-    Command(
-        "nas-k-center-store-alone", f"{NAS} --out x --k-center-store experts", expects=("k-center",)
-    ),
     # stores
     Command("store-no-action", "trajmatch store", outcome="either"),
     Command("store-unknown-action", "trajmatch store list experts", expects=("list",)),

@@ -35,7 +35,6 @@ COMMANDS = {
         "distill", "distil a few images per class from a store of experts", True, True
     ),
     "eval": Command("evaluate", "train fresh networks on distilled images and test them", True),
-    "nas": Command("nas", "rank architectures on distilled images and on the real data", True),
     "store": Command("store", "check, list, cut down or merge stores of experts"),
     "show": Command("show", "draw distilled images as a picture or an animation"),
     "report": Command("report", "what a run did and what came of it, as one HTML file"),
