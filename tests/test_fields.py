@@ -19,7 +19,7 @@ from trajmatch.distill import DistillConfig
 from trajmatch.errors import UserError
 from trajmatch.evaluate import EvalConfig
 from trajmatch.exchange import ConvertConfig, ExportConfig
-from trajmatch.experts import ExpertConfig, Store, upkeep
+from trajmatch.experts import ExpertConfig, Store, store_maintenance
 from trajmatch.recipes import load_recipe
 from trajmatch.report import ReportConfig
 
@@ -89,7 +89,12 @@ def test_mistakes_are_told_in_words(values: dict[str, Any], message: str) -> Non
 
 def test_no_public_function_insists_on_a_path_object() -> None:
     modules = [importlib.import_module(f"trajmatch.{name}") for name in trajmatch._MODULES]
-    modules += [artifact, snapshots, upkeep, importlib.import_module("trajmatch.recipes")]
+    modules += [
+        artifact,
+        snapshots,
+        store_maintenance,
+        importlib.import_module("trajmatch.recipes"),
+    ]
     public = [vars(module)[name] for module in modules for name in _names(module)]
     classes = [each for each in public if inspect.isclass(each)]
     functions = [each for each in public if inspect.isfunction(each)]
@@ -120,12 +125,12 @@ def test_functions_take_texts(tmp_path: Path) -> None:
     assert load_recipe(str(path), "mine").title == "mine"
     with pytest.raises(UserError, match="is not a store of experts"):
         Store.open(str(tmp_path))
-    assert [each.status for each in upkeep.verify(str(tmp_path))] == ["damaged"]
+    assert [each.status for each in store_maintenance.verify(str(tmp_path))] == ["damaged"]
     Store.check_new(str(tmp_path / "new"))
     with pytest.raises(UserError, match="not a store"):
-        upkeep.trim(str(tmp_path), str(tmp_path / "out"))
+        store_maintenance.trim(str(tmp_path), str(tmp_path / "out"))
     with pytest.raises(UserError, match="not a store"):
-        upkeep.merge([str(tmp_path)], str(tmp_path / "out"))
+        store_maintenance.merge([str(tmp_path)], str(tmp_path / "out"))
 
 
 def test_messages_name_arguments_in_python_and_flags_on_the_command_line(

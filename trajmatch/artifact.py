@@ -220,9 +220,10 @@ class Artifact:
             TypeError: The model is no module.
             ValueError: It does not run on images of this size.
         """
-        from trajmatch.evaluate import Protocol, train
         from trajmatch.networks import check_runs_on
         from trajmatch.ops.arguments import Expect
+        from trajmatch.protocol import Protocol
+        from trajmatch.training import train
 
         check_runs_on(Expect("train").module(model), self.images.shape[1:])
         protocol = Protocol(lr=self.lr, dsa=self.dsa, epochs=epochs)

@@ -20,10 +20,10 @@ from comparison.methods import EXPERTS, METHODS, REAL, Scale, distill_fields
 from trajmatch import artifact, files, networks
 from trajmatch.data import Dataset, load_dataset
 from trajmatch.distill import DistillConfig, distill
-from trajmatch.distill.final_experts import FinalExperts
 from trajmatch.errors import UserError
 from trajmatch.evaluate import Protocol, k_center, random_subset, train_and_test
 from trajmatch.experts import ExpertConfig, train_experts
+from trajmatch.experts.final import FinalExperts
 from trajmatch.experts.store import Store, exists
 from trajmatch.experts.train import automatic_workers
 from trajmatch.random import derive_seed, generator

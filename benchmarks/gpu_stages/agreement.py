@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gpu_stages.settings import Record, Settings
 from trajmatch import networks, ops, random, reference
 from trajmatch.data import DSA
-from trajmatch.evaluate.protocol import MTT_DSA
+from trajmatch.protocol import MTT_DSA
 
 Operators = Any  # trajmatch.ops or trajmatch.reference: they have the same functions
 

@@ -13,7 +13,7 @@ from trajmatch import ops
 from trajmatch.bench.problem import Problem, make_problem
 from trajmatch.bench.sizes import Size
 from trajmatch.data import DSA
-from trajmatch.evaluate.protocol import MTT_DSA
+from trajmatch.protocol import MTT_DSA
 
 #: Enough steps for what happens once in an iteration to be little of each.
 SIZES = [Size(128, 100, 10), Size(128, 10, 10)]

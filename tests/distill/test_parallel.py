@@ -34,7 +34,7 @@ class Fellows(Ranks):
     def gather(self, tensor: Tensor) -> list[Tensor]:
         return [self.changed(tensor, rank) if rank else tensor for rank in range(self.size)]
 
-    def copy_from_writer_(self, tensor: Tensor) -> None:
+    def broadcast_(self, tensor: Tensor) -> None:
         self.copied += 1
 
 
@@ -65,7 +65,7 @@ def test_gradients_come_in_the_order_of_the_matches(soft: bool, count: int) -> N
         recorder = Recorder(size)
         recorder.rank = rank
         with pytest.raises(IndexError):  # nothing comes back from this one
-            gather_gradients(recorder, recorder.share(made), count)
+            gather_gradients(recorder, recorder.shard(made), count)
 
     class Player(Fellows):
         calls = 0

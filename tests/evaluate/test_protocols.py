@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from trajmatch import networks
 from trajmatch.errors import UserError
 from trajmatch.evaluate import PROTOCOLS, EvalConfig, Outcome, Protocol, accuracy, train
-from trajmatch.evaluate.protocol import named
 from trajmatch.evaluate.scores import Score, evaluate_set
-from trajmatch.evaluate.training import train_fresh
+from trajmatch.protocol import named
 from trajmatch.random import derive_seed, generator
+from trajmatch.training import train_fresh
 
 SPEC = networks.ConvNet(1, 3, 8, width=4, depth=1).spec()
 
@@ -136,7 +136,7 @@ def test_maximum_is_that_of_the_tests_and_the_score_the_last(
         modes.append(model.training)
         return next(found)
 
-    monkeypatch.setattr("trajmatch.evaluate.training.accuracy", scripted)
+    monkeypatch.setattr("trajmatch.training.accuracy", scripted)
     protocol = Protocol(dsa="none", epochs=10, test_every=5)
     assert train_fresh(*toy(6), SPEC, protocol, *toy(6)) == Outcome(50.0, 80.0, False)
     assert modes == [True] * 3  # training went on after each test

@@ -168,11 +168,11 @@ def matches(ranks: Ranks, store: Path, folder: Path) -> dict[str, bool]:
         "select": "test-max",
     }
     shared = config(store, folder / "shared", **settings)
-    if ranks.is_writer:
+    if ranks.is_rank_0:
         with contextlib.suppress(KeyboardInterrupt):
             distill(shared, Interruption())
         assert shared.checkpoint_path.exists() and not shared.out.exists()
-    ranks.meet()
+    ranks.barrier()
     result = distill(replace(shared, resume=True), ranks=ranks)
     alone = replace(shared, out=folder / "alone" / str(ranks.rank))
     wanted = distill(alone)
@@ -209,7 +209,7 @@ def plan(ranks: Ranks, store: Path, folder: Path) -> dict[str, bool]:
         distill(asked, ranks=ranks, tell=lambda found: announced.append(found.plan))
     one_by_one = Plan(0, micro_batch=1)
     return {
-        "announced": announced == ([one_by_one] if ranks.is_writer else []),
+        "announced": announced == ([one_by_one] if ranks.is_rank_0 else []),
         "used": used == {(one_by_one.tape_bytes, one_by_one.micro_batch)},
     }
 
@@ -230,8 +230,8 @@ def experts(ranks: Ranks, store: Path, folder: Path) -> dict[str, bool]:
     )
     whole = train_experts(asked, ranks=ranks)
     contents = {path.name: path.read_bytes() for path in folder.iterdir()}
-    ranks.meet()
-    if ranks.is_writer:
+    ranks.barrier()
+    if ranks.is_rank_0:
         for expert in (0, 3, 4):
             whole.expert_path(expert).unlink()
     train_experts(replace(asked, resume=True), ranks=ranks)
@@ -246,10 +246,10 @@ def experts(ranks: Ranks, store: Path, folder: Path) -> dict[str, bool]:
 
 def words(ranks: Ranks) -> dict[str, bool]:
     """What processes say to each other besides tensors."""
-    number = ranks.from_writer(lambda: [0.1 + 0.2, ranks.rank])
+    number = ranks.on_rank_0(lambda: [0.1 + 0.2, ranks.rank])
     count = ranks.counter()
     count()
-    ranks.meet()
+    ranks.barrier()
     return {"writer": number == [0.1 + 0.2, 0], "counter": count() > ranks.size}
 
 

@@ -39,18 +39,18 @@ def test_one_process_works_alone() -> None:
     ranks = Ranks()
     tensor = torch.tensor([1.5])
     ranks.sum_(tensor)
-    ranks.copy_from_writer_(tensor)
-    ranks.meet()
+    ranks.broadcast_(tensor)
+    ranks.barrier()
     count = ranks.counter()
-    assert (ranks.is_writer, ranks.size, tensor.item()) == (True, 1, 1.5)
-    assert ranks.share("abc") == ["a", "b", "c"]
+    assert (ranks.is_rank_0, ranks.size, tensor.item()) == (True, 1, 1.5)
+    assert ranks.shard("abc") == ["a", "b", "c"]
     assert ranks.gather(tensor)[0] is tensor
-    assert ranks.from_writer(lambda: {"x": 1}) == {"x": 1}
+    assert ranks.on_rank_0(lambda: {"x": 1}) == {"x": 1}
     assert (count(), count(), ranks.counter()()) == (1, 2, 1)
 
 
 def test_every_item_is_shared_once() -> None:
-    shares = together(lambda ranks: ranks.share(range(8)))
+    shares = together(lambda ranks: ranks.shard(range(8)))
     assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]
 
 
@@ -61,7 +61,7 @@ def test_what_the_writer_finds_is_the_same_for_all() -> None:
         called.append(threading.get_ident())
         return {"mean": 0.1 + 0.2, "none": None, "nan": float("nan")}
 
-    for found in together(lambda ranks: (ranks.from_writer(function), ranks.from_writer(list))):
+    for found in together(lambda ranks: (ranks.on_rank_0(function), ranks.on_rank_0(list))):
         assert found[0]["mean"] == 0.1 + 0.2
         assert found[0]["nan"] != found[0]["nan"]
         assert found[1] == []
@@ -72,7 +72,7 @@ def test_a_mistake_that_the_writer_finds_is_one_of_all() -> None:
     def refuse() -> None:
         raise UserError("there is no such file")
 
-    for error in together(lambda ranks: ranks.from_writer(refuse)):
+    for error in together(lambda ranks: ranks.on_rank_0(refuse)):
         assert isinstance(error, UserError) and str(error) == "there is no such file"
 
 
@@ -80,7 +80,7 @@ def test_nobody_waits_for_a_process_that_has_failed() -> None:
     def function(ranks: Ranks) -> None:
         if ranks.rank == 1:
             raise KeyError("a mistake in the program")
-        ranks.meet()
+        ranks.barrier()
 
     first, second, third = together(function)
     assert isinstance(second, KeyError)
@@ -95,7 +95,7 @@ def test_nobody_goes_on_before_all_are_there() -> None:
         for _ in range(5):
             count()
         arrived.append(ranks.rank)
-        ranks.meet()
+        ranks.barrier()
         return len(arrived), count()
 
     found = together(function)

@@ -15,7 +15,7 @@ from trajmatch.bench.memory import memory_over_steps, predicted_bytes
 from trajmatch.bench.outer import measure_cell
 from trajmatch.bench.rates import machine_rates
 from trajmatch.bench.sizes import Size, parse_size
-from trajmatch.evaluate.device import usable_device
+from trajmatch.device import usable_device
 from trajmatch.fields import expect_config
 from trajmatch.progress import NoProgress, ProgressLike
 

@@ -22,7 +22,7 @@ def with_device(config: Config) -> Config:
     Raises:
         UserError: The device is not there or cannot be used.
     """
-    from trajmatch.evaluate.device import automatic_device, usable_device
+    from trajmatch.device import automatic_device, usable_device
 
     if config.device != "auto":
         usable_device(config.device)

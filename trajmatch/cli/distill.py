@@ -51,7 +51,7 @@ def run(argv: list[str]) -> int:
             say_other_data(f"{name} (of {config.experts})", recipe.data, recipe.name)
     config = replace(config, device=local_device(config.device))
     with joined(config.device, config.timeout) as ranks:
-        quiet = config.quiet or not ranks.is_writer
+        quiet = config.quiet or not ranks.is_rank_0
         if not quiet:
             print_health(config)
         with Progress(config.iterations, "distill", quiet) as progress:

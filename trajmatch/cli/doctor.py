@@ -78,7 +78,7 @@ def examine() -> dict[str, Any]:
 
     from trajmatch._extension import build_info
     from trajmatch.cli.selftest import run_cases
-    from trajmatch.evaluate.device import cuda_fault
+    from trajmatch.device import cuda_fault
 
     gpus = {f"cuda:{i}": cuda_fault(i) for i in range(torch.cuda.device_count())}
     usable = [name for name, fault in gpus.items() if fault is None]

@@ -10,7 +10,7 @@ from trajmatch.experts.config import ExpertConfig
 
 if TYPE_CHECKING:
     from trajmatch.experts import Store
-    from trajmatch.experts.space import Space
+    from trajmatch.experts.disk_space import Space
 
 
 def run(argv: list[str]) -> int:
@@ -40,7 +40,7 @@ def run(argv: list[str]) -> int:
     config = replace(config, device=local_device(config.device))
     epochs = config.num_experts * config.epochs
     with joined(config.device) as ranks:
-        quiet = config.quiet or not ranks.is_writer
+        quiet = config.quiet or not ranks.is_rank_0
         with Progress(epochs, "expert epochs", quiet) as progress:
             store = train_experts(config, progress, ranks, None if config.quiet else _tell)
     if not quiet:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 from trajmatch.errors import UserError, closest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from trajmatch.experts import Store
+    from trajmatch.experts.store_maintenance import Verdict
 
 USAGE = """usage: trajmatch store ACTION [ARGUMENTS]
 
@@ -99,18 +102,43 @@ def run(argv: list[str]) -> int:
 
 def _verify(argv: list[str]) -> int:
     from trajmatch.cli.arguments import parse
-    from trajmatch.experts.upkeep import verify
 
     config = parse(VerifyConfig, argv, "trajmatch store verify", "paths")
     counts: dict[str, int] = {}
     for path in config.paths:
-        for verdict in verify(path):
+        for verdict in verdicts(path):
             counts[verdict.status] = counts.get(verdict.status, 0) + 1
             if verdict.status in ("damaged", "missing") or not config.quiet:
                 print(f"{verdict.status:11}  {verdict.detail or verdict.path}")
     if not config.quiet:
         print(", ".join(f"{number} {status}" for status, number in counts.items()))
     return 1 if {"damaged", "missing"} & counts.keys() else 0
+
+
+def verdicts(path: Path) -> Iterable[Verdict]:
+    """Read every byte of a store or file of this program, and compare it with its checksums.
+
+    Args:
+        path: A store of experts, a distilled set, or another file of tensors.
+
+    Returns:
+        A verdict on each file, as soon as it is known.
+
+    Raises:
+        UserError: There is no such folder or file.
+    """
+    from trajmatch import artifact, files
+    from trajmatch.experts.store_maintenance import judge, verify
+
+    def read() -> None:
+        if files.read_metadata(path).get("format") == artifact.FORMAT:
+            artifact.load(path)
+        else:
+            files.load_tensors(path)
+
+    if not path.exists():
+        raise UserError(f"there is no {path}; give a store of experts, or a file of this program")
+    return verify(path) if path.is_dir() else [judge(path, read)]
 
 
 def _list(argv: list[str]) -> int:
@@ -125,7 +153,7 @@ def _list(argv: list[str]) -> int:
 
 def _trim(argv: list[str]) -> int:
     from trajmatch.cli.arguments import parse
-    from trajmatch.experts.upkeep import trim
+    from trajmatch.experts.store_maintenance import trim
 
     config = parse(TrimConfig, argv, "trajmatch store trim", "path")
     _print_made(trim(config.path, config.out, config.keep, config.experts))
@@ -134,7 +162,7 @@ def _trim(argv: list[str]) -> int:
 
 def _merge(argv: list[str]) -> int:
     from trajmatch.cli.arguments import parse
-    from trajmatch.experts.upkeep import merge
+    from trajmatch.experts.store_maintenance import merge
 
     config = parse(MergeConfig, argv, "trajmatch store merge", "paths")
     _print_made(merge(config.paths, config.out))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trajmatch.distill.final_experts import FinalExperts
 from trajmatch.errors import UserError
+from trajmatch.experts.final import FinalExperts
 from trajmatch.memory import check_memory
 
 if TYPE_CHECKING:

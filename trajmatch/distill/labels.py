@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trajmatch.distill.final_experts import FinalExperts
+from trajmatch.experts.final import FinalExperts
 
 
 def soft_labels(images: Tensor, classes: Tensor, experts: FinalExperts) -> Tensor:

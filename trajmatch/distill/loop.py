@@ -93,7 +93,7 @@ def distill(
     """
     expect_config("distill", config, DistillConfig)
     with ExitStack() as stack:
-        ranks.from_writer(lambda: _lock_output(config, stack))
+        ranks.on_rank_0(lambda: _lock_output(config, stack))
         return _distill(config, progress or NoProgress(), ranks, tell)
 
 
@@ -101,9 +101,9 @@ def _distill(
     config: DistillConfig, progress: ProgressLike, ranks: Ranks, tell: Tell | None
 ) -> Artifact:
     """Distil while the output is locked."""
-    ranks.from_writer(lambda: _check_output(config))
+    ranks.on_rank_0(lambda: _check_output(config))
     problem = prepare(config)
-    if ranks.from_writer(config.out.exists):
+    if ranks.on_rank_0(config.out.exists):
         return _finished(problem)
     check_parts(problem)
     state = _begin(problem)
@@ -113,7 +113,7 @@ def _distill(
     if ranks.size == 1 or config.parallel == "matches":  # shared batches keep no tape
         _check_tape(problem, len(state.synthetic.images))
     compute = _computing(problem, state, ranks, tell)
-    album = Album(problem, state) if ranks.is_writer else None
+    album = Album(problem, state) if ranks.is_rank_0 else None
     with _log(problem, state, ranks) as log, _interruptible(problem, state, ranks):
         if is_due(config, state):  # the run was cut short at its checkpoint
             log.write(**evaluate_iterate(problem, state, ranks))
@@ -132,15 +132,15 @@ def _distill(
                 album.take_if_due(state)
             if state.iteration % config.checkpoint_every == 0:
                 check_in_step(state, ranks)
-                if ranks.is_writer:
+                if ranks.is_rank_0:
                     checkpoint.save(config.checkpoint_path, state, problem.identity)
             progress.update(state.iteration, loss=numbers["loss"], **_shown(state))
     result = problem.artifact(state)
     check_in_step(state, ranks)
-    if ranks.is_writer:
+    if ranks.is_rank_0:
         artifact.save(config.out, result)
         config.checkpoint_path.unlink(missing_ok=True)
-    ranks.meet()
+    ranks.barrier()
     return result
 
 
@@ -156,14 +156,14 @@ def _computing(problem: Problem, state: State, ranks: Ranks, tell: Tell | None) 
         return found.plan.tape_bytes, found.plan.micro_batch
 
     if state.iteration < problem.config.iterations:
-        plan = Plan(*ranks.from_writer(chosen))
+        plan = Plan(*ranks.on_rank_0(chosen))
     compute = graph_for(problem, ranks) or outer_gradients
     return WithinMemory(compute, problem, plan, alone=not shared)
 
 
 def _log(problem: Problem, state: State, ranks: Ranks) -> MetricsLog | nullcontext[NoLog]:
     """The log of the run, where this process is the one that writes it."""
-    if not ranks.is_writer:
+    if not ranks.is_rank_0:
         return nullcontext(NoLog())
     followers = followers_of(problem, state.iteration)
     return MetricsLog(problem.config.log_path, state.iteration, followers)
@@ -189,7 +189,7 @@ def _interruptible(problem: Problem, state: State, ranks: Ranks) -> Iterator[Non
         try:
             yield
         except interruption.Interrupted as stop:
-            if ranks.is_writer:
+            if ranks.is_rank_0:
                 checkpoint.save(config.checkpoint_path, state, problem.identity)
             stop.kept = f"{config.checkpoint_path} has iteration {state.iteration}"
             raise
@@ -237,7 +237,7 @@ def outer_iteration(
     draws = [draw_match(problem, state, number) for number in range(config.matches)]
     gradients = compute(
         problem.model,
-        [draw.match() for draw in (ranks.share(draws) if by_match else draws)],
+        [draw.match() for draw in (ranks.shard(draws) if by_match else draws)],
         state.synthetic,
         state.step_size.value,
         steps=StudentSteps(

@@ -126,7 +126,7 @@ def start_same(problem: Problem, state: State, ranks: Ranks) -> None:
     """
     if ranks.size == 1:
         return
-    ranks.meet()  # without a limit: to read the data takes one longer than another
+    ranks.barrier()  # without a limit: to read the data takes one longer than another
     config = problem.config
     run = [problem.identity, config.parallel, config.checkpoint_every, state.iteration]
     other = first_that_differs(ranks, [json.dumps(run, sort_keys=True)])
@@ -137,7 +137,7 @@ def start_same(problem: Problem, state: State, ranks: Ranks) -> None:
             "machines share"
         )
     for tensor in _tensors(state):
-        ranks.copy_from_writer_(tensor)
+        ranks.broadcast_(tensor)
 
 
 def check_in_step(state: State, ranks: Ranks) -> None:

@@ -14,9 +14,9 @@ from trajmatch.artifact import Artifact
 from trajmatch.data import Dataset, load_dataset
 from trajmatch.data.dsa import DSA
 from trajmatch.data.sources import moved_uri
+from trajmatch.device import usable_device
 from trajmatch.distill import initialise
 from trajmatch.distill.config import DistillConfig
-from trajmatch.distill.final_experts import FinalExperts
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.labels import soft_labels
 from trajmatch.distill.matching import MatchingLoss, Segment
@@ -26,9 +26,9 @@ from trajmatch.distill.state import State, Streams
 from trajmatch.distill.step_size import StepSize
 from trajmatch.distill.terms import find_term
 from trajmatch.errors import UserError
-from trajmatch.evaluate.device import usable_device
-from trajmatch.evaluate.protocol import named
+from trajmatch.experts.final import FinalExperts
 from trajmatch.experts.store import Store
+from trajmatch.protocol import named
 from trajmatch.random import derive_seed, generator
 
 #: Step size of the student at first where nothing else is said (MTT: lr_teacher).

@@ -46,7 +46,7 @@ def evaluate_iterate(problem: Problem, state: State, ranks: Ranks = ALONE) -> di
     Returns:
         What the log shall have.
     """
-    numbers = ranks.from_writer(lambda: _score(problem, state))
+    numbers = ranks.on_rank_0(lambda: _score(problem, state))
     protocol = numbers.pop("protocol")
     state.scores.append({**numbers, "protocol": protocol})
     best, mean = state.best, numbers["mean"]

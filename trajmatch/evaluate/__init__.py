@@ -8,17 +8,17 @@ from typing import Any
 # Loaded on first use: the configuration is needed before, and without, PyTorch.
 _NAMES = {
     "PROTOCOLS": "protocol",
-    "EvalConfig": "config",
+    "EvalConfig": "evaluate.config",
     "Outcome": "training",
     "Protocol": "protocol",
-    "Score": "scores",
-    "TrainingSets": "baselines",
-    "accuracy": "measure",
-    "evaluate_artifact": "distilled",
-    "evaluate_each": "scores",
-    "evaluate_set": "scores",
-    "k_center": "baselines",
-    "random_subset": "baselines",
+    "Score": "evaluate.scores",
+    "TrainingSets": "evaluate.baselines",
+    "accuracy": "inference",
+    "evaluate_artifact": "evaluate.distilled",
+    "evaluate_each": "evaluate.scores",
+    "evaluate_set": "evaluate.scores",
+    "k_center": "evaluate.baselines",
+    "random_subset": "evaluate.baselines",
     "train": "training",
     "train_and_test": "training",
     "train_fresh": "training",
@@ -46,4 +46,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+    return getattr(importlib.import_module(f"trajmatch.{_NAMES[name]}"), name)

@@ -11,6 +11,8 @@ from torch import Tensor
 from trajmatch import networks
 from trajmatch.artifact import Artifact
 from trajmatch.data import Dataset
+from trajmatch.experts.final import FinalExperts
+from trajmatch.experts.store import Store
 from trajmatch.random import generator
 
 #: Images and labels for network 0, 1, ...
@@ -82,9 +84,6 @@ class TrainingSets:
     def _features(self) -> Tensor:
         if self._store is None:
             return self._distilled.preprocessing.apply(self._dataset.train_images).flatten(1)
-        from trajmatch.distill.final_experts import FinalExperts
-        from trajmatch.experts.store import Store
-
         store = Store.open(self._store)
         seen, _, _ = store.training_set(self._dataset)
         model = networks.build(store.manifest["network"]).to(self._device)

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from trajmatch import files
 from trajmatch.errors import UserError
-from trajmatch.evaluate.protocol import Protocol, named
 from trajmatch.fields import settle
 from trajmatch.interruption import seconds
+from trajmatch.protocol import Protocol, named
 
 
 @dataclass(frozen=True, kw_only=True)

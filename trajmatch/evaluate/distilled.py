@@ -15,16 +15,17 @@ from trajmatch.artifact import Artifact
 from trajmatch.data import Dataset, load_dataset, resolve_uri
 from trajmatch.data.identity import check_same_data, describe_dataset
 from trajmatch.data.sources import SEARCH_VARIABLE, searched_folders
+from trajmatch.device import usable_device
 from trajmatch.errors import UserError
 from trajmatch.evaluate.baselines import TrainingSets
 from trajmatch.evaluate.config import EvalConfig
-from trajmatch.evaluate.device import usable_device
 from trajmatch.evaluate.records import Layout, Records
 from trajmatch.evaluate.scores import Score, evaluate_each
-from trajmatch.evaluate.training import Outcome
+from trajmatch.experts.store import Store
 from trajmatch.fields import expect_config
 from trajmatch.lock import locked
 from trajmatch.progress import NoProgress, ProgressLike
+from trajmatch.training import Outcome
 
 #: What networks can be trained on, by their names in the result.
 SETS = ("distilled", "random_real", "k_center", "whole_real")
@@ -135,8 +136,6 @@ class _Evaluation:
 
     def keep(self, folder: Path) -> None:
         """Keep a record of each network in a folder, and go on from those that are there."""
-        from trajmatch.experts.store import Store
-
         config, store = self._config, self._config.k_center_store
         description = {
             "file": replace(self._distilled, scores=()).fingerprint,

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trajmatch.evaluate.protocol import MTT_DSA, Protocol, named
-from trajmatch.evaluate.training import Outcome, train_fresh
+from trajmatch.protocol import MTT_DSA, Protocol, named
 from trajmatch.random import derive_seed
+from trajmatch.training import Outcome, train_fresh
 
 
 @dataclass(frozen=True)

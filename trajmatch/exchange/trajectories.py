@@ -14,13 +14,13 @@ from trajmatch import networks
 from trajmatch.data.identity import describe_dataset
 from trajmatch.data.sources import absolute_uri
 from trajmatch.errors import UserError
-from trajmatch.evaluate.measure import accuracy
 from trajmatch.exchange.buffers import Buffer, write_buffers
 from trajmatch.exchange.config import PER_FILE, ConvertConfig
 from trajmatch.exchange.origin import Origin, find_origin
 from trajmatch.exchange.whole import whole_folder
 from trajmatch.experts.config import kept_epochs
 from trajmatch.experts.store import Store
+from trajmatch.inference import accuracy
 from trajmatch.progress import ProgressLike
 
 #: Test images that tell whether experts were given the right network and preprocessing.

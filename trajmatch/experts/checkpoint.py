@@ -16,9 +16,9 @@ from torch import Tensor
 
 from trajmatch import files, interruption
 from trajmatch.errors import UserError
-from trajmatch.experts.journal import Health, Journal
 from trajmatch.experts.step import ExpertState
 from trajmatch.experts.store import Store
+from trajmatch.experts.trajectory_recorder import Health, TrajectoryRecorder
 
 FORMAT = "trajmatch expert checkpoint"
 FORMAT_VERSION = 1
@@ -48,13 +48,13 @@ class Training(NamedTuple):
     Attributes:
         expert: Its number.
         state: What its steps change.
-        journal: What is kept of it.
+        recorder: What is kept of it.
         total: Loss of the epoch up to now, summed over images. ``[]``, float64.
     """
 
     expert: int
     state: ExpertState
-    journal: Journal
+    recorder: TrajectoryRecorder
     total: Tensor
 
 
@@ -102,7 +102,7 @@ class Checkpoints:
             for name, each in training.state._asdict().items():
                 _copy(each, tensors[name])
             _copy(training.total, tensors["total"])
-            training.journal.restore(tensors, health)
+            training.recorder.restore(tensors, health)
         except (KeyError, ValueError) as error:
             raise _damaged(self._store, training.expert, error) from error
 
@@ -133,16 +133,16 @@ class Checkpoints:
             self._due = ended + max(self._every, (ended - began) / _SHARE)
 
     def _write(self, place: Place, group: Sequence[Training]) -> None:
-        for expert, state, journal, total in group:
+        for expert, state, recorder, total in group:
             description = {
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,
                 "store": self._store.identity,
                 "expert": expert,
                 "place": list(place),
-                "health": journal.health(),
+                "health": recorder.health(),
             }
-            tensors = {**state._asdict(), **journal.tensors(), "total": total}
+            tensors = {**state._asdict(), **recorder.tensors(), "total": total}
             # What is not finite is found at the end of the epoch, and said there.
             files.save_tensors(
                 self._store.checkpoint_path(expert), tensors, description, allow_nonfinite=True

@@ -14,13 +14,13 @@ from trajmatch.data import Dataset, load_dataset, zca
 from trajmatch.data.dsa import DSA
 from trajmatch.data.identity import describe_dataset
 from trajmatch.data.sources import absolute_uri
+from trajmatch.device import usable_device
 from trajmatch.errors import UserError
-from trajmatch.evaluate.device import usable_device
 from trajmatch.experts.checkpoint import Checkpoints
 from trajmatch.experts.config import ExpertConfig, kept_epochs
+from trajmatch.experts.disk_space import Space, check_space, space_for
 from trajmatch.experts.network import network_spec
 from trajmatch.experts.pool import work_together
-from trajmatch.experts.space import Space, check_space, space_for
 from trajmatch.experts.store import Store, exists, hold_out
 from trajmatch.experts.worker import work
 from trajmatch.fields import expect_config
@@ -47,8 +47,8 @@ def train_experts(
         config: What to train, and where to write it.
         progress: Told after every epoch how many epochs of all experts are done, with ``expert``,
             its ``loss`` and the ``accuracy`` of its last test.
-        ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this;
-            each trains every so-manieth of the experts that are missing, and one makes the store.
+        ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this.
+            Missing experts are dealt out round-robin over the ranks; rank 0 creates the store.
         tell: Told before the first epoch what the experts that are missing will take of the disk.
 
     Returns:
@@ -68,9 +68,9 @@ def train_experts(
     training, _, _ = hold_out(dataset, config.holdout, config.seed)
     manifest = describe(config, dataset, training)
     with ExitStack() as stack:
-        ranks.from_writer(lambda: stack.enter_context(locked(config.out, inside=True)))
+        ranks.on_rank_0(lambda: stack.enter_context(locked(config.out, inside=True)))
         store = _train(config, manifest, training, progress or NoProgress(), ranks, tell)
-    ranks.meet()  # so that no process returns while the lock is still in the folder
+    ranks.barrier()  # so that no process returns while the lock is still in the folder
     return store
 
 
@@ -83,7 +83,7 @@ def _train(
     tell: Callable[[Space], None] | None,
 ) -> Store:
     """Train the experts that the store lacks, while it is locked."""
-    missing = ranks.from_writer(lambda: _made_ready(config, manifest, training, tell))
+    missing = ranks.on_rank_0(lambda: _made_ready(config, manifest, training, tell))
     store = Store.open(config.out, complete=False)
     training = training.whitened(store.zca)
 
@@ -99,7 +99,7 @@ def _train(
         latest[expert] = {**latest.get(expert, {}), **numbers}
         progress.update(done + epochs(), expert=expert, **latest[expert])
 
-    share = ranks.share(missing)
+    share = ranks.shard(missing)
     at_once = min(
         config.workers or automatic_workers(config.device, config.width), max(1, len(share))
     )
@@ -109,7 +109,7 @@ def _train(
             work_together(store, share, at_once, config.device, on_epoch, *pace)
         else:
             work(store, training, share, config.device, on_epoch, at_once, *pace)
-        ranks.meet()
+        ranks.barrier()
     return Store.open(config.out)
 
 

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from trajmatch import networks
 from trajmatch.data import Dataset
 from trajmatch.errors import UserError
-from trajmatch.evaluate.measure import accuracy
 from trajmatch.experts.checkpoint import BEGINNING, Checkpoints, Place, Training
 from trajmatch.experts.epoch import EpochDraws
-from trajmatch.experts.journal import Journal
 from trajmatch.experts.lockstep import steps_for
 from trajmatch.experts.optimiser import Adam, Sgd
 from trajmatch.experts.penalty import GradientPenalty
 from trajmatch.experts.schedule import decay_epoch
 from trajmatch.experts.sharpness import Gsam
 from trajmatch.experts.step import ExpertState, ExpertStep
+from trajmatch.experts.trajectory_recorder import TrajectoryRecorder
+from trajmatch.inference import accuracy
 from trajmatch.random import generator
 
 #: Snapshots ``[S, P]``, float32, on the CPU, one row for each epoch that the store keeps; the
@@ -114,9 +114,9 @@ def train_lockstep(
     test_every = test_every or test.interval(len(training.train_labels))
     count = len(training.train_labels)
     draws = EpochDraws(recipe, seed, experts, training.train_images.shape)
-    journals = [Journal(state, manifest["snapshots"]) for state in states]
+    recorders = [TrajectoryRecorder(state, manifest["snapshots"]) for state in states]
     totals = torch.zeros(len(experts), dtype=torch.float64, device=device)
-    group = [Training(*each) for each in zip(experts, states, journals, totals, strict=True)]
+    group = [Training(*each) for each in zip(experts, states, recorders, totals, strict=True)]
     begun = _restored(checkpoints, group)
     draws.skip(begun.epoch)
     drawn = draws.draw()
@@ -134,24 +134,24 @@ def train_lockstep(
             if epoch - 1 == decay_epoch(recipe["epochs"]) and recipe["lr_decay"] != 1:
                 for state in states:
                     state.restart_optimiser()
-            for expert, state, journal, total in zip(
-                experts, states, journals, totals.tolist(), strict=True
+            for expert, state, recorder, total in zip(
+                experts, states, recorders, totals.tolist(), strict=True
             ):
                 loss = total / count
                 _check_loss(expert, epoch, loss, state.theta, recipe["lr"], training.num_classes)
                 numbers = {"loss": loss}
                 if epoch % test_every == 0 or epoch == recipe["epochs"]:
                     numbers["accuracy"] = test.accuracy(state, test.stride)
-                journal.enter(epoch, state, loss, numbers.get("accuracy"))
+                recorder.record(epoch, state, loss, numbers.get("accuracy"))
                 on_epoch(expert, numbers)
             totals.zero_()
     if test.stride == 1:
-        accuracies = [journal.accuracy for journal in journals]
+        accuracies = [recorder.accuracy for recorder in recorders]
     else:
         accuracies = [test.accuracy(state) for state in states]
     return [
-        (journal.snapshots, journal.metrics(accuracy), journal.buffers)
-        for journal, accuracy in zip(journals, accuracies, strict=True)
+        (recorder.snapshots, recorder.metrics(accuracy), recorder.buffers)
+        for recorder, accuracy in zip(recorders, accuracies, strict=True)
     ]
 
 

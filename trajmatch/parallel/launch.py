@@ -17,29 +17,29 @@ from trajmatch.errors import UserError
 from trajmatch.interruption import Interrupted
 from trajmatch.parallel.ranks import ALONE, DistributedRanks, Ranks, answering
 
-#: Seconds that an exchange may take where nothing else is said.
+#: Seconds that an exchange of tensors may take by default.
 DEFAULT_TIMEOUT = 600.0
 
-#: Exit status of a process that leaves the message to another one.
+#: Exit status of a process when another one reports the failure.
 _FAILED = 2
 
-#: Seconds that it leaves to that one: torchrun ends the others as soon as it sees one end.
+#: Seconds to leave to the reporting one: torchrun ends the others as soon as it sees one end.
 _GRACE = 10.0
 
 
 def is_launched() -> bool:
-    """Whether torchrun started this process as one of several."""
+    """True if torchrun started this process as one of several."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def local_device(device: str) -> str:
-    """Where this process computes: each on a machine takes the GPU of its own number.
+    """Return the device of this process: each on a machine takes the GPU of its own number.
 
     Args:
-        device: What all were given: cpu or cuda.
+        device: The ``--device`` of the run: cpu or cuda.
 
     Returns:
-        What ``--device`` would be of this process alone.
+        The ``--device`` of this process alone.
 
     Raises:
         UserError: One GPU is named, for all of them, or the machine has too few.
@@ -62,10 +62,10 @@ def local_device(device: str) -> str:
 
 @contextmanager
 def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
-    """The processes of a run, joined while the context lasts; one process joins nobody.
+    """Join the processes of a run while the context lasts; one process joins nobody.
 
-    If the run fails, one process lets the error through and the others end without a word, with
-    status 2. Of those whose warnings would all be the same, only the writer shows them.
+    If the run fails, one process raises the error and the others exit silently with status 2. Only
+    rank 0 shows warnings, because those of the others would be the same.
 
     Args:
         device: Where this process computes; it decides between Gloo and NCCL.
@@ -89,7 +89,7 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"trajmatch/{attempt}", store)  # type: ignore[attr-defined]
     ranks = DistributedRanks(store, rank, size, torch.device(device if on_gpu else "cpu"))
-    ranks.meet()  # they may start at very different times, which is nobody's failure
+    ranks.barrier()  # without a time limit: they may start at very different times
     with answering():
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
@@ -100,7 +100,7 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
         )
     try:
         with warnings.catch_warnings():
-            if not ranks.is_writer:
+            if not ranks.is_rank_0:
                 warnings.simplefilter("ignore")
             yield ranks
     except BaseException as error:

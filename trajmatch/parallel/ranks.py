@@ -1,9 +1,8 @@
-"""The processes of a run as one of them sees them: who it is, and how it exchanges tensors.
+"""The processes of a run: rank, size, and the collectives between them.
 
 Tensors go through a process group of torch.distributed (Gloo on the CPU, NCCL on CUDA), in every
-iteration and with a time limit. What is said now and then (has the writer finished?) goes through
-the key-value store by which the processes found each other, without a limit: a rank may evaluate
-for an hour. There is no pickle in either.
+iteration and with a time limit. Rare messages (results of rank 0, barriers) go through the store of
+the rendezvous, without a limit: a rank may evaluate for an hour. Neither uses pickle.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class LostRank(UserError):
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turns torch.distributed's errors into one that says what to do."""
+    """Turn errors of torch.distributed into one that says what to do."""
     try:
         yield
     except RuntimeError as error:
@@ -57,59 +56,59 @@ class Ranks:
 
     Attributes:
         rank: Number of this process, from 0.
-        size: How many there are.
+        size: Number of processes.
     """
 
     rank = 0
     size = 1
 
     @property
-    def is_writer(self) -> bool:
-        """Whether this is the process that writes the files that all share, and that tells."""
+    def is_rank_0(self) -> bool:
+        """True in the process that writes the shared files and prints."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> list[T]:
-        """What this process takes of some items: every so-manieth, beginning with its number."""
+    def shard(self, items: Sequence[T]) -> list[T]:
+        """Return the items of this rank when all are dealt out round-robin."""
         return list(items[self.rank :: self.size])
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """The tensors of all processes, by rank; shapes and dtypes must be the same."""
+        """Return the tensors of all ranks, in order; shapes and dtypes must be the same."""
         return [tensor]
 
     def sum_(self, tensor: Tensor) -> None:
-        """Replaces a tensor by its sum over all processes, the same bits in each."""
+        """Replace a tensor by its sum over all ranks, the same bits in each."""
 
-    def copy_from_writer_(self, tensor: Tensor) -> None:
-        """Replaces a tensor by the writer's."""
+    def broadcast_(self, tensor: Tensor) -> None:
+        """Replace a tensor by that of rank 0."""
 
-    def from_writer(self, function: Callable[[], Any]) -> Any:
-        """Calls a function in the writer alone; the others wait for it, however long it takes.
+    def on_rank_0(self, function: Callable[[], Any]) -> Any:
+        """Call a function on rank 0 alone and broadcast its result; there is no time limit.
 
         Args:
-            function: Returns what JSON can hold, floats exactly.
+            function: Returns a JSON value; floats are exact.
 
         Returns:
-            Its result, in every process.
+            Its result, on every rank.
 
         Raises:
-            UserError: The function raised it; all processes do.
-            LostRank: The writer has ended.
+            UserError: The function raised it; all ranks do.
+            LostRank: Rank 0 has ended.
         """
         return function()
 
     def counter(self) -> Callable[[], int]:
-        """A counter that all processes share: a call adds one and returns what it is then."""
+        """Return a counter that all ranks share: each call adds one and returns the sum."""
         return itertools.count(1).__next__
 
-    def meet(self) -> None:
-        """Waits until all processes are here, however long that takes.
+    def barrier(self) -> None:
+        """Wait, without a time limit, until all ranks are here.
 
         Raises:
             LostRank: One of them has ended before.
         """
 
     def fail(self) -> bool:
-        """Notes that the run fails; whether this process is the first to do so, and should tell."""
+        """Record that the run fails; return True in the first rank that does, which reports it."""
         return True
 
 
@@ -121,17 +120,17 @@ class DistributedRanks(Ranks):
     """Processes that torch.distributed has joined.
 
     Args:
-        store: Where they found each other.
+        store: The key-value store of their rendezvous.
         rank: Number of this process.
-        size: How many there are.
-        device: Where the tensors go from and to: what the process group's backend needs.
+        size: Number of processes.
+        device: Device of the exchanged tensors: the one that the process group's backend needs.
     """
 
     def __init__(self, store: Store, rank: int, size: int, device: torch.device) -> None:
         self.rank, self.size = rank, size
         self._store, self._device = store, device
-        # Calls that all processes make in the same order have keys by their number.
-        self._told = self._counters = 0
+        # All ranks make these calls in the same order, so numbers make keys.
+        self._results = self._counters = 0
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """See :class:`Ranks`."""
@@ -146,16 +145,16 @@ class DistributedRanks(Ranks):
         with answering():
             dist.all_reduce(tensor)
 
-    def copy_from_writer_(self, tensor: Tensor) -> None:
+    def broadcast_(self, tensor: Tensor) -> None:
         """See :class:`Ranks`; the tensor must be on the device of the process group."""
         with answering():
             dist.broadcast(tensor, 0)
 
-    def from_writer(self, function: Callable[[], Any]) -> Any:
+    def on_rank_0(self, function: Callable[[], Any]) -> Any:
         """See :class:`Ranks`."""
-        self._told += 1
-        key = f"told/{self._told}"
-        if not self.is_writer:
+        self._results += 1
+        key = f"result/{self._results}"
+        if not self.is_rank_0:
             answer = json.loads(self._wait_for(key))
             if "error" in answer:
                 raise UserError(answer["error"])
@@ -174,10 +173,10 @@ class DistributedRanks(Ranks):
         self._counters += 1
         return partial(self._add_one, f"count/{self._counters}")
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """See :class:`Ranks`."""
         here = self.counter()
-        key = f"met/{self._counters}"
+        key = f"barrier/{self._counters}"
         if here() == self.size:
             with answering():
                 self._store.set(key, "all")
@@ -195,10 +194,7 @@ class DistributedRanks(Ranks):
             return self._store.add(key, 1)
 
     def _wait_for(self, key: str) -> bytes:
-        """The value of a key, when it is there.
-
-        It looks again and again rather than wait in the store, so that ctrl-C is heard.
-        """
+        """Return the value of a key once it is there; polls, so that ctrl-C is heard."""
         pause = _SHORTEST_LOOK
         with answering():
             while not self._store.check([key]):
@@ -210,14 +206,14 @@ class DistributedRanks(Ranks):
 
 
 def first_that_differs(ranks: Ranks, parts: Iterable[Tensor | str]) -> int | None:
-    """Compares what should be the same in all processes.
+    """Compare what should be the same on all ranks.
 
     Args:
-        ranks: The processes.
+        ranks: The processes of the run.
         parts: Texts and tensors of one dimension or more.
 
     Returns:
-        The first process whose bytes are not those of the writer; None where all are the same.
+        The first rank whose bytes differ from those of rank 0; None where all are the same.
     """
     digest = hashlib.sha256()
     for part in parts:

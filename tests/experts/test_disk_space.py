@@ -9,7 +9,7 @@ import pytest
 
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, train_experts
-from trajmatch.experts.space import Space
+from trajmatch.experts.disk_space import Space
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -37,23 +37,15 @@ class Verdict(NamedTuple):
 
 
 def verify(path: files.PathLike) -> Iterator[Verdict]:
-    """Read every byte of a store, or of one file, and compare it with its checksum.
+    """Read every byte of a store and compare it with its checksums.
 
     Args:
-        path: A store of experts, a distilled set, or another file of tensors of this program.
+        path: The folder of the store.
 
     Yields:
         A verdict on each file, as soon as it is known.
-
-    Raises:
-        UserError: There is no such folder or file.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"there is no {path}; give a store of experts, or a file of this program")
-    if not path.is_dir():
-        yield _verdict(path, partial(_read_file, path))
-        return
     try:
         store = Store(path, manifest_file.read(path))
     except UserError as error:
@@ -63,14 +55,14 @@ def verify(path: files.PathLike) -> Iterator[Verdict]:
     status = "ok" if files.CHECKSUM in stored else "no checksum"
     yield Verdict(path / manifest_file.NAME, status)
     if (path / PREPROCESSING).exists() or store.manifest["preprocessing"].get("kind"):
-        yield _verdict(path / PREPROCESSING, lambda: store.zca)
+        yield judge(path / PREPROCESSING, lambda: store.zca)
     missing = {*store.missing()}
     for expert in range(store.num_experts):
         file, checkpoint = store.expert_path(expert), store.checkpoint_path(expert)
         if expert not in missing:
-            yield _verdict(file, partial(store.check_whole, expert))
+            yield judge(file, partial(store.check_whole, expert))
         elif checkpoint.exists():
-            sound = _verdict(checkpoint, partial(files.load_tensors, checkpoint))
+            sound = judge(checkpoint, partial(files.load_tensors, checkpoint))
             yield sound if sound.status == "damaged" else sound._replace(status="unfinished")
         else:
             yield Verdict(file, "missing")
@@ -233,18 +225,15 @@ def _same_expert(one: tuple[Store, int], other: tuple[Store, int]) -> bool:
     )
 
 
-def _read_file(path: Path) -> None:
-    from trajmatch import artifact
+def judge(path: files.PathLike, read: Callable[[], object]) -> Verdict:
+    """Read a file and return the verdict on it.
 
-    if files.read_metadata(path).get("format") == artifact.FORMAT:
-        artifact.load(path)
-    else:
-        files.load_tensors(path)
-
-
-def _verdict(path: Path, read: Callable[[], object]) -> Verdict:
+    Args:
+        path: The file.
+        read: Reads all of it, and raises UserError if it is damaged.
+    """
     try:
         read()
-        return Verdict(path, "ok" if files.has_checksum(path) else "no checksum")
+        return Verdict(Path(path), "ok" if files.has_checksum(path) else "no checksum")
     except UserError as error:
-        return Verdict(path, "damaged", str(error))
+        return Verdict(Path(path), "damaged", str(error))

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from trajmatch import networks, ops
 from trajmatch.data.dsa import DSA
-from trajmatch.evaluate.measure import accuracy
-from trajmatch.evaluate.protocol import MTT_DSA, Protocol
+from trajmatch.inference import accuracy
 from trajmatch.networks.flat import decayed
+from trajmatch.protocol import MTT_DSA, Protocol
 from trajmatch.random import derive_seed, generator
 
 _Batches = Iterator[tuple[Tensor, Tensor]]

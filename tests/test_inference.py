@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from trajmatch import networks
-from trajmatch.evaluate import forward
-from trajmatch.evaluate.forward import logits
+from trajmatch import inference, networks
+from trajmatch.inference import logits
 from trajmatch.networks.convnet import ACTIVATIONS, NORMS, POOLINGS
 from trajmatch.random import generator
 
@@ -33,13 +32,13 @@ def test_every_convnet(norm: str, activation: str, pooling: str, device: torch.d
 
 def test_a_convnet_does_not_run_module_by_module(monkeypatch) -> None:
     calls = []
-    fused = forward.ops.norm_act_pool
+    fused = inference.ops.norm_act_pool
 
     def counted(*args, **kwargs):
         calls.append(1)
         return fused(*args, **kwargs)
 
-    monkeypatch.setattr(forward.ops, "norm_act_pool", counted)
+    monkeypatch.setattr(inference.ops, "norm_act_pool", counted)
     logits(networks.ConvNet(1, 3, 8, width=4, depth=2), torch.randn(2, 1, 8, 8))
     assert len(calls) == 2
 

@@ -14,7 +14,7 @@ from trajmatch.experts.step import ExpertState
 Health = Mapping[str, Sequence[float | None]]
 
 
-class Journal:
+class TrajectoryRecorder:
     """Snapshots and health of one expert, epoch by epoch.
 
     Args:
@@ -34,7 +34,7 @@ class Journal:
         self._filled = 0
         self._keep(0, state)
 
-    def enter(self, epoch: int, state: ExpertState, loss: float, accuracy: float | None) -> None:
+    def record(self, epoch: int, state: ExpertState, loss: float, accuracy: float | None) -> None:
         """Add an epoch.
 
         Args:
@@ -82,7 +82,7 @@ class Journal:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], health: Mapping[str, Any]) -> None:
-        """Take up a journal where it was left.
+        """Continue a recording where it was left.
 
         Args:
             tensors: What :meth:`tensors` gave, perhaps with others.

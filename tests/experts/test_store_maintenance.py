@@ -12,9 +12,10 @@ import torch
 
 from trajmatch import artifact, files
 from trajmatch.cli.main import main
+from trajmatch.cli.store import verdicts
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train_experts
-from trajmatch.experts.upkeep import merge, trim, verify
+from trajmatch.experts.store_maintenance import merge, trim, verify
 
 MakeConfig = Callable[..., ExpertConfig]
 Contents = Callable[[Path], dict[str, bytes]]
@@ -110,12 +111,12 @@ def test_files_without_checksum_are_read_and_told(store: Store, tmp_path: Path) 
 def test_verifies_a_single_file(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     files.save_tensors(path, {"a": torch.ones(3)}, {"format": artifact.FORMAT})
-    (verdict,) = verify(path)
+    (verdict,) = verdicts(path)
     assert verdict.status == "damaged" and "has format version None" in verdict.detail
     files.save_tensors(path, {"a": torch.ones(3)}, {"format": "something else"})
-    assert [verdict.status for verdict in verify(path)] == ["ok"]
+    assert [verdict.status for verdict in verdicts(path)] == ["ok"]
     flip(path, -1)
-    assert [verdict.status for verdict in verify(path)] == ["damaged"]
+    assert [verdict.status for verdict in verdicts(path)] == ["damaged"]
 
 
 # --- ls
