@@ -30,6 +30,7 @@ DEPENDENCIES = [
     f"torch>=2.{OLDEST_MINOR},<2.{torch_minor + 1}",
     "numpy>=1.26",
     "safetensors>=0.4.3",
+    "msgspec>=0.19",
     "tyro>=0.9.2",
     "rich>=13",
     "pillow>=10",

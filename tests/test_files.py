@@ -278,7 +278,7 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(saved, tmp_path):
     cut = tmp_path / "cut"
     for length in range(len(content)):
         cut.write_bytes(content[:length])
-        with pytest.raises(UserError, match=r"cut (is cut off|is damaged)"):
+        with pytest.raises(UserError, match=r"cut (is damaged, cut off|is cut off)"):
             files.load_tensors(cut)
 
 
@@ -289,7 +289,7 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(saved, tmp_path):
 )
 def test_foreign_files_are_refused(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(UserError, match=r"x is (cut off|damaged) or not a safetensors file"):
+    with pytest.raises(UserError, match=r"x is damaged, cut off or not a safetensors file"):
         files.load_tensors(tmp_path / "x")
 
 
@@ -307,9 +307,7 @@ def rewrite_header(path, change):
     [
         {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 24]},
         {"dtype": "F64", "shape": [2, 3], "data_offsets": [0, 24]},
-        {"dtype": "C64", "shape": [3], "data_offsets": [0, 24]},
         {"dtype": "F32", "shape": [2**40, 0], "data_offsets": [0, 24]},
-        {"dtype": "F32", "shape": [2**62, 0], "data_offsets": [0, 0]},
         {"dtype": "F32", "shape": [-2, -3], "data_offsets": [0, 24]},
         {"dtype": "F32", "shape": [2, 3], "data_offsets": [24, 0]},
         {"dtype": "F32", "shape": [2, 3], "data_offsets": [1000, 1024]},
@@ -324,14 +322,16 @@ def rewrite_header(path, change):
 def test_a_header_that_does_not_fit_is_refused_before_anything_is_read(saved, entry):
     rewrite_header(saved, lambda header: {**header, "a": entry})
     for read in (files.load_tensors, files.read_metadata):
-        with pytest.raises(UserError, match=r"its header says .* of tensor 'a'"):
+        with pytest.raises(UserError, match=r"is damaged, cut off or not a safetensors file"):
             read(saved)
 
 
-def test_a_header_of_absurd_size_is_not_read(saved):
-    rewrite_header(saved, lambda header: json.dumps(header).encode() + b" " * files.MOST_JSON)
-    with pytest.raises(UserError, match=r"its header has [0-9]+ bytes"):
-        files.load_tensors(saved)
+def test_a_size_beyond_64_bits_is_refused(tmp_path):
+    save_file({"a": torch.ones(0, 1)}, tmp_path / "x", metadata={files.METADATA_KEY: "{}"})
+    entry = {"dtype": "F32", "shape": [2**63, 0], "data_offsets": [0, 0]}
+    rewrite_header(tmp_path / "x", lambda header: {**header, "a": entry})
+    with pytest.raises(UserError, match=r"is damaged, cut off or not a safetensors file"):
+        files.load_tensors(tmp_path / "x")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a": 1e999}', '{"a": ' + "9" * 5000 + "}"])
@@ -339,7 +339,7 @@ def test_text_that_asks_too_much_is_refused(saved, tmp_path, text):
     rewrite_header(saved, lambda header: {**header, "__metadata__": {files.METADATA_KEY: text}})
     (tmp_path / "j").write_text(text)
     for read, path in ((files.read_metadata, saved), (files.read_json, tmp_path / "j")):
-        with pytest.raises(UserError, match="is cut off or does not hold valid JSON"):
+        with pytest.raises(UserError, match="is cut off or does not hold a JSON object"):
             read(path)
     (tmp_path / "j").write_text(" " * (files.MOST_JSON + 1))
     with pytest.raises(UserError, match="more than 2097152 bytes"):
@@ -383,30 +383,17 @@ def test_json_that_is_cut_off_is_refused(tmp_path, text):
         files.read_json(tmp_path / "x")
 
 
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        ("[1, 2]", "an array"),
-        ('"text"', "a string"),
-        ("1", "a number"),
-        ("1.5", "a number"),
-        ("null", "null"),
-        ("true", "true"),
-    ],
-)
-def test_json_that_is_no_object_is_refused_in_words_of_json(tmp_path, text, kind):
+@pytest.mark.parametrize("text", ["[1, 2]", '"text"', "1", "null", "true"])
+def test_json_that_is_no_object_is_refused(tmp_path, text):
     (tmp_path / "x").write_text(text)
-    with pytest.raises(UserError, match=f"x should hold a JSON object, but holds {kind}$"):
+    with pytest.raises(UserError, match=r"x is cut off or does not hold a JSON object: .*object"):
         files.read_json(tmp_path / "x")
 
 
-def test_json_that_is_no_text_is_refused(tmp_path):
-    (tmp_path / "x").write_bytes(b"{\xff\xfe")
-    with pytest.raises(UserError, match=r"x is not a JSON file: it is not UTF-8 \(byte 1\)$"):
-        files.read_json(tmp_path / "x")
-
-
-def test_json_that_is_too_deep_is_refused(tmp_path):
-    (tmp_path / "x").write_text("[" * 100_000)
-    with pytest.raises(UserError, match=r"it is nested too deeply$"):
+@pytest.mark.parametrize(
+    "content", [b"{\xff\xfe", b'{"a": "\xff"}', b'{"a":' * 100_000], ids=["key", "text", "deep"]
+)
+def test_json_that_is_no_text_or_too_deep_is_refused(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(UserError, match=r"x is cut off or does not hold a JSON object: "):
         files.read_json(tmp_path / "x")
