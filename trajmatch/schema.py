@@ -1,0 +1,158 @@
+"""Types of settings and of what files hold: their ranges, and messages for what does not fit.
+
+A range stands in the type of a field (``ipc: PositiveInt``), for values from Python, from the
+command line and from TOML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+import os
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from trajmatch.errors import UserError, closest
+
+T = TypeVar("T")
+
+_INT = 2**63 - 1  # as in files and in torch
+_FLOAT = sys.float_info.max
+
+Int = Annotated[int, Meta(ge=-_INT, le=_INT)]
+Count = Annotated[int, Meta(ge=0, le=_INT)]
+PositiveInt = Annotated[int, Meta(ge=1, le=_INT)]
+NonNegative = Annotated[float, Meta(ge=0, le=_FLOAT)]
+Positive = Annotated[float, Meta(gt=0, le=_FLOAT)]
+#: From 0, and below 1.
+Fraction = Annotated[float, Meta(ge=0, lt=1)]
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+_BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+
+
+class Settings:
+    """Base of frozen dataclasses whose values are checked against the types of their fields.
+
+    Raises:
+        UserError: A value does not fit; it is named as a flag.
+    """
+
+    def __post_init__(self) -> None:
+        """Bring every field into its type: texts into paths, lists into tuples."""
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            given = _plain(getattr(self, name))
+            value = setting(given, hint, flag(name))
+            # a whole number for a float stays whole, as files of it are to stay the same
+            object.__setattr__(self, name, given if given == value else value)
+
+
+def setting(value: Any, kind: Any, name: str) -> Any:
+    """Convert the value of a setting to its type.
+
+    Args:
+        value: From Python or TOML.
+        kind: The annotation of the field.
+        name: The setting as the user writes it.
+
+    Raises:
+        UserError: It does not fit; the message says what does.
+    """
+    try:
+        return msgspec.convert(value, kind, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        choices = next((get_args(each) for each in _kinds(kind) if get_origin(each) is Literal), ())
+        meant = closest(value, map(str, choices)) if isinstance(value, str) else ""
+        raise UserError(f"{name} should be {shown(kind)}, but is {value!r}{meant}") from error
+
+
+def settings_of(config: Any, kind: type[Any]) -> dict[str, Any]:
+    """Return the fields of a configuration that one of its base classes has, as JSON holds them."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(kind)}
+    return {k: list(each) if isinstance(each, tuple) else each for k, each in values.items()}
+
+
+def convert(content: Any, kind: type[T], place: str) -> T:
+    """Convert what was read from a file to its type.
+
+    Args:
+        content: As JSON holds it.
+        kind: Such as a ``msgspec.Struct`` or a ``TypedDict``.
+        place: The beginning of the message, e.g. ``"store.json is damaged"``.
+
+    Raises:
+        UserError: It does not fit; the message says where.
+    """
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        expected, _, path = str(error).partition(" - at `$")
+        path, value = path.rstrip("`"), content
+        for key in re.findall(r"[^.\[\]]+", path.partition("[...]")[0]):
+            value = value[int(key)] if isinstance(value, list) else value[key]
+        name = path.lstrip(".") or "content"
+        raise UserError(f"{place}: its {name} is {value!r:.100} ({expected})") from error
+
+
+def expect_config(function: str, config: object, kind: type[Any]) -> None:
+    """Raise TypeError unless a function was given its configuration."""
+    if not isinstance(config, kind):
+        raise TypeError(
+            f"{function}: expected config to be a {kind.__name__}, but got {type(config).__name__}"
+        )
+
+
+def flag(name: str) -> str:
+    """Return the flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def shown(kind: Any) -> str:
+    """Describe a type to a user."""
+    if len(kinds := _kinds(kind)) > 1:
+        return " or ".join(map(shown, kinds))
+    kind = kinds[0]
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    metas = [each for each in getattr(kind, "__metadata__", ()) if isinstance(each, Meta)]
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if get_origin(kind) is tuple:
+        return f"a list, each {shown(get_args(kind)[0])}"
+    bounds = {name: getattr(each, name) for each in metas for name in _BOUNDS}
+    finite = "finite " if bounds.get("le") == _FLOAT else ""
+    told = [
+        f"{words} {bounds[name]}"
+        for name, words in _BOUNDS.items()
+        if bounds.get(name) is not None and abs(bounds[name]) not in (_INT, _FLOAT)
+    ]
+    named = _NAMES.get(kind, "a text").replace("number", finite + "number")
+    return f"{named} {' and '.join(told).replace('and of', 'and')}".strip()
+
+
+def _kinds(kind: Any) -> list[Any]:
+    """The alternatives of a union but None."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return [each for each in get_args(kind) if each is not type(None)]
+    return [kind]
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy as those of Python."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def _path(kind: type[Any], value: Any) -> Any:
+    """Convert to a type that msgspec does not know, which is a path."""
+    if isinstance(value, str | os.PathLike):
+        return kind(value)
+    raise TypeError(f"expected a path, but got {value!r}")
