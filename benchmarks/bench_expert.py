@@ -10,8 +10,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-
-from trajmatch.bench.expert import KINDS, measure_expert
+from bench.expert import KINDS, measure_expert
 
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-
-from trajmatch.bench.memory import memory_over_steps, predicted_bytes
-from trajmatch.bench.sizes import TINY, Size
+from bench.memory import memory_over_steps, predicted_bytes
+from bench.sizes import TINY, Size
 
 SIZES = [Size(32, 50, 80), Size(128, 50, 80)]
 STEPS = {

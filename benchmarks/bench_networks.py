@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from bench.agreement import relative
+from bench.timing import alternate
 from torch import Tensor, nn
 
 from trajmatch import networks, ops
-from trajmatch.bench.agreement import relative
-from trajmatch.bench.timing import alternate
 
 #: Name, images in a batch, student steps.
 CASES = [

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from bench.agreement import relative
+from bench.timing import alternate, seconds
+from bench.variants import adjoint_step, quiet, student_step
 from torch import Tensor
 from torch.func import vjp
 
 from trajmatch import networks, ops, reference
-from trajmatch.bench.agreement import relative
-from trajmatch.bench.timing import alternate, seconds
-from trajmatch.bench.variants import adjoint_step, quiet, student_step
 from trajmatch.data import DSA
 
 #: Calls are repeated until a round takes this long.

@@ -13,11 +13,10 @@ from functools import cache
 from typing import Any
 
 import pytest
-
-from trajmatch.bench.grid import ALL_CELLS, memory_of_baselines, rows_of_memory
-from trajmatch.bench.outer import measure_cell
-from trajmatch.bench.sizes import TINY, Size
-from trajmatch.bench.variants import TRACED_VARIANTS, VARIANTS
+from bench.grid import ALL_CELLS, memory_of_baselines, rows_of_memory
+from bench.outer import measure_cell
+from bench.sizes import TINY, Size
+from bench.variants import TRACED_VARIANTS, VARIANTS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -15,8 +15,8 @@ from trajmatch.cli.main import SPIN_COUNT
 os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 import torch
+from bench import facts
 
-from trajmatch.bench import facts
 from trajmatch.memory import keep_freed_memory
 
 keep_freed_memory()  # likewise; it serves all that is compared

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench import facts
+from bench.timing import seconds
 
 from trajmatch import files, networks, ops
-from trajmatch.bench import facts
-from trajmatch.bench.timing import seconds
 from trajmatch.cli.arguments import parse
 from trajmatch.data.dsa import DSA
 from trajmatch.memory import keep_freed_memory, peak_bytes

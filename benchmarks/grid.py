@@ -47,12 +47,12 @@ def main() -> int:
 
     from functools import partial
 
+    from bench import tables
+    from bench.grid import ALL_CELLS, finished_cells, run_grid
+    from bench.outer import measure_cells
+    from bench.sizes import parse_size
     from rich.console import Console
 
-    from trajmatch.bench import tables
-    from trajmatch.bench.grid import ALL_CELLS, finished_cells, run_grid
-    from trajmatch.bench.process import measure_cells
-    from trajmatch.bench.sizes import parse_size
     from trajmatch.memory import keep_freed_memory
 
     keep_freed_memory()

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench import facts
+from bench.problem import make_problem
+from bench.rates import machine_rates
+from bench.sizes import Size, parse_size
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from trajmatch import files
 from trajmatch._extension import _C
-from trajmatch.bench import facts
-from trajmatch.bench.problem import make_problem
-from trajmatch.bench.rates import machine_rates
-from trajmatch.bench.sizes import Size, parse_size
 from trajmatch.cli.arguments import parse
 from trajmatch.memory import keep_freed_memory
 from trajmatch.networks import ConvNet

@@ -19,10 +19,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from bench import facts
+from bench.sizes import GRID, Size, parse_size
 
 from trajmatch import files, memory, networks
-from trajmatch.bench import facts
-from trajmatch.bench.sizes import GRID, Size, parse_size
 from trajmatch.cli.arguments import parse
 from trajmatch.data import load_dataset
 from trajmatch.distill import DistillConfig

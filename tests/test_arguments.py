@@ -172,7 +172,6 @@ def test_every_mistake_is_one_line_that_names_the_flag_as_typed(
             "(did you mean --distill.student-steps",
         ),
         ("expert --out o --seed 99999999999999999999", "--seed should be a whole number, but is"),
-        ("bench --sizes 32x10x20", "--sizes should be width,batch,N"),
         ("recipes mtt", "no recipe 'mtt' (did you mean mtt/"),
         ("run --recipe cpu/own/ipc1 --out o --ipc 0", "--ipc should be at least 1, but is 0"),
         ("run --recipe cpu/own/ipc1 --out o --distill.ipc=0", "--distill.ipc should be at least"),

@@ -6,26 +6,26 @@ import json
 import time
 from functools import partial
 
+import machine
 import pytest
 import torch
+from bench import memory as memory_module
+from bench import outer, tables
+from bench.agreement import ALL_STEPS, FIRST_STEP, agreement
+from bench.expert import KINDS, measure_expert
+from bench.flops import forward_flops, outer_flops
+from bench.names import BASELINES, OURS
+from bench.problem import Problem, make_problem
+from bench.rates import machine_rates
+from bench.sizes import GRID, HEADLINE, TINY, Size, parse_size
+from bench.timing import alternate, fit_line, summary
+from bench.variants import TRACED_VARIANTS, VARIANTS, OuterGradient
 from rich.console import Console
 
-from trajmatch.bench import memory as memory_module
-from trajmatch.bench import outer, report, tables
-from trajmatch.bench.agreement import ALL_STEPS, FIRST_STEP, agreement
-from trajmatch.bench.config import BenchConfig
-from trajmatch.bench.expert import KINDS, measure_expert
-from trajmatch.bench.flops import forward_flops, outer_flops
-from trajmatch.bench.names import BASELINES, OURS
-from trajmatch.bench.problem import Problem, make_problem
-from trajmatch.bench.process import measure_cells, measure_peak
-from trajmatch.bench.rates import machine_rates
-from trajmatch.bench.sizes import GRID, HEADLINE, TINY, Size, parse_size
-from trajmatch.bench.timing import alternate, fit_line, summary
-from trajmatch.bench.variants import TRACED_VARIANTS, VARIANTS, OuterGradient
-from trajmatch.cli.main import main
 from trajmatch.errors import UserError
 from trajmatch.networks import ConvNet
+
+pytestmark = pytest.mark.harness
 
 FAST = {name: VARIANTS[name] for name in ("trajmatch", "eager_unroll_nchw")}
 
@@ -292,14 +292,14 @@ def test_what_does_not_run_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_memory_is_that_of_a_process_of_its_own() -> None:
     ballast = torch.ones(2**28, dtype=torch.uint8)
-    found = measure_peak(TINY, "trajmatch", "cpu")
+    found = memory_module.measure_peak(TINY, "trajmatch", "cpu")
     assert 0 < found["idle_bytes"] <= found["peak_bytes"] < 2**30
     assert len(ballast) > found["peak_bytes"] - found["idle_bytes"]
 
 
 def test_a_process_that_fails_is_an_error() -> None:
     with pytest.raises(UserError, match="ended with status 1"):
-        list(measure_cells([TINY], device="nowhere"))
+        list(outer.measure_cells([TINY], device="nowhere"))
 
 
 # --- experts and rates
@@ -397,19 +397,19 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_expert = {"steps": 2, "rounds": 1, "image_size": 8, "depth": 1}
     memory = {"steps": [1, 3], "intercept": 2e9, "slope": 1e6}
     memory["peaks"] = [{"peak_bytes": 2.001e9}, {"peak_bytes": 2.003e9}]
-    monkeypatch.setattr(report, "machine_rates", RATES)
-    monkeypatch.setattr(report, "memory_over_steps", lambda *_: dict(memory))
+    monkeypatch.setattr(machine, "machine_rates", RATES)
+    monkeypatch.setattr(machine, "memory_over_steps", lambda *_: dict(memory))
     monkeypatch.setattr(
-        report, "measure_expert", lambda width, **_: measure_expert(width, 6, **tiny_expert)
+        machine, "measure_expert", lambda width, **_: measure_expert(width, 6, **tiny_expert)
     )
-    monkeypatch.setattr(report, "measure_cell", partial(outer.measure_cell, variants=FAST))
+    monkeypatch.setattr(machine, "measure_cell", partial(outer.measure_cell, variants=FAST))
 
 
-ARGUMENTS = ["bench", "--sizes", "4,2,2", "--rounds", "1", "--seconds", "1", "--quiet"]
+ARGUMENTS = ["--sizes", "4,2,2", "--rounds", "1", "--seconds", "1"]
 
 
 def test_the_command_prints_tables(small: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(ARGUMENTS) == 0
+    assert machine.main(ARGUMENTS) == 0
     text = capsys.readouterr().out
     for title in ("Outer iteration", "Expert step", "Peak memory", "Rates"):
         assert title in text
@@ -418,7 +418,7 @@ def test_the_command_prints_tables(small: None, capsys: pytest.CaptureFixture[st
 
 
 def test_the_command_prints_the_record(small: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*ARGUMENTS, "--json"]) == 0
+    assert machine.main([*ARGUMENTS, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert set(record) == {
         *("machine", "origin", "rates", "cells", "summary", "memory", "experts", "seconds")
@@ -428,16 +428,8 @@ def test_the_command_prints_the_record(small: None, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(("allowed", "compiles"), [(10.0, False), (100.0, True)])
-def test_slow_baselines_take_part_where_there_is_time(
-    monkeypatch: pytest.MonkeyPatch, allowed: float, compiles: bool
-) -> None:
-    left_out = {}
-
-    def measure(size: Size, leave_out: dict[str, str], **_: object) -> None:
-        left_out.update(leave_out)
-
-    monkeypatch.setattr(report, "measure_cell", measure)
-    report._cell(BenchConfig(seconds=77), TINY, allowed)
+def test_slow_baselines_take_part_where_there_is_time(allowed: float, compiles: bool) -> None:
+    left_out = machine.within(allowed, 77)["leave_out"]
     assert set(left_out) == (set() if compiles else {"compiled_adjoint", "func_adjoint"})
     assert all("--seconds more than 77" in reason for reason in left_out.values())
 
@@ -450,28 +442,17 @@ def test_results_that_disagree_are_a_failure(
         return right._replace(images=1.1 * right.images)
 
     variants = {**FAST, "trajmatch": wrong}
-    monkeypatch.setattr(report, "measure_cell", partial(outer.measure_cell, variants=variants))
-    assert main(ARGUMENTS) == 1
+    monkeypatch.setattr(machine, "measure_cell", partial(outer.measure_cell, variants=variants))
+    assert machine.main(ARGUMENTS) == 1
     assert "the variants disagree" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"seconds": 0.0}, "--seconds should be positive"),
-        ({"seconds": float("nan")}, "--seconds should be positive"),
-        ({"rounds": 0}, "--rounds should be at least 1"),
-        ({"sizes": ()}, "--sizes should name at least one"),
-    ],
-)
-def test_a_setting_out_of_its_range_is_refused(settings: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        BenchConfig(**settings)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--seconds", "0"], "--seconds should be positive"),
+        (["--seconds", "nan"], "--seconds should be positive"),
+        (["--rounds", "0"], "--rounds should be at least 1"),
         (["--sizes", "4,2"], "--sizes should be width,batch,N"),
         (["--device", "nowhere"], "--device should be auto, cpu, cuda or cuda:N, but is 'nowhere'"),
     ],
@@ -479,5 +460,5 @@ def test_a_setting_out_of_its_range_is_refused(settings: dict, message: str) -> 
 def test_a_wrong_argument_is_a_message(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", "--quiet", *arguments]) == 2
+    assert machine.main(arguments) == 2
     assert message in capsys.readouterr().err

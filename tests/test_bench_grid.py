@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from trajmatch.bench import facts
-from trajmatch.bench.grid import (
+from bench import facts
+from bench.grid import (
     ALL_CELLS,
     MEMORY_OF,
     finished_cells,
@@ -18,8 +17,11 @@ from trajmatch.bench.grid import (
     rows_of_memory,
     run_grid,
 )
-from trajmatch.bench.sizes import GRID, HEADLINE, Size
+from bench.sizes import GRID, HEADLINE, Size
+
 from trajmatch.errors import UserError
+
+pytestmark = pytest.mark.harness
 
 CELLS = [Size(4, 2, 1), Size(4, 2, 3), Size(4, 5, 1)]
 
@@ -94,7 +96,7 @@ def test_finished_cells_are_skipped(path: Path) -> None:
 
 def test_a_stopped_run_goes_on_where_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([0.0, 0.0, 0.0, 9.0, 9.0])  # the time is up after the first cell
-    monkeypatch.setattr("trajmatch.bench.grid.time.monotonic", lambda: next(ticks))
+    monkeypatch.setattr("bench.grid.time.monotonic", lambda: next(ticks))
     stopped, lines = Measurements(), []
     run(path, stopped, budget=5.0, tell=lines.append)
     assert lines[-1] == "2 cells are left; call again to go on"

@@ -24,6 +24,8 @@ from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig
 from trajmatch.experts.store import Store
 
+pytestmark = pytest.mark.harness
+
 COMMON = {"student_steps": 4, "max_start_epoch": 2, "lr_img": 1.0, "lr_lr": 1e-6, "lr_init": 0.02}
 TINY = Scale(
     experts={

@@ -12,8 +12,6 @@ import pytest
 import torch
 
 from trajmatch import UserError, _extension, device
-from trajmatch.bench import report as bench
-from trajmatch.bench.config import BenchConfig
 from trajmatch.cli import doctor, selftest
 from trajmatch.cli.main import main
 from trajmatch.distill import DistillConfig, distill
@@ -225,7 +223,6 @@ COMMANDS = {
     "eval": ["no/file"],
     "run": ["--recipe", "cpu/own/ipc1", "--out", "no/folder"],
     "demo": ["--out", "no/folder"],
-    "bench": [],
 }
 
 
@@ -251,7 +248,6 @@ CALLS = {
         DistillConfig(experts=Path("no/store"), out=Path("no.safetensors"), device="cuda")
     ),
     "evaluate_artifact": lambda: evaluate_artifact(EvalConfig(file=Path("no"), device="cuda")),
-    "run_bench": lambda: bench.run_bench(BenchConfig(device="cuda")),
 }
 
 
@@ -287,7 +283,7 @@ def test_only_the_first_of_several_processes_says_what_auto_took(machine, capsys
 
     machine(torch_cuda=None)
     monkeypatch.setenv("RANK", "1")
-    assert with_device(BenchConfig()).device == "cpu"
+    assert with_device(EvalConfig(file=Path("no"))).device == "cpu"
     assert capsys.readouterr().err == ""
 
 

@@ -16,6 +16,9 @@ from typing import Any
 import gpu_check
 import pytest
 import torch
+from bench.problem import make_problem
+from bench.sizes import Size
+from bench.variants import VARIANTS
 from gpu_stages import (
     agreement,
     build,
@@ -38,11 +41,10 @@ from gpu_stages import (
 from gpu_stages.settings import STAGES, NotRun, Record, Settings
 
 from trajmatch import networks, ops
-from trajmatch.bench.problem import make_problem
-from trajmatch.bench.sizes import Size
-from trajmatch.bench.variants import VARIANTS
 from trajmatch.random import generator
 from trajmatch.recording import call_again
+
+pytestmark = pytest.mark.harness
 
 SOURCE = Path(__file__).resolve().parents[1]
 PROGRAM = SOURCE / "benchmarks" / "gpu_check.py"

@@ -12,7 +12,6 @@ import pytest
 
 from trajmatch import artifact
 from trajmatch.artifact import Artifact
-from trajmatch.cli import bench as bench_command
 from trajmatch.cli.main import main
 from trajmatch.data import load_dataset
 
@@ -104,21 +103,6 @@ def test_json_is_all_of_the_standard_output(
         assert f"{kind} at import" in err
     print("after the command")
     assert capfd.readouterr().out == "after the command\n"
-
-
-def test_json_of_a_benchmark_is_all_of_the_standard_output(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], chatty: str
-) -> None:
-    def run_bench(*_: object) -> dict[str, Any]:
-        __import__("chatty")
-        return {"cells": [], "experts": []}
-
-    monkeypatch.setattr("trajmatch.bench.report.run_bench", run_bench)
-    capfd.readouterr()
-    assert bench_command.run(["--json", "--quiet"]) == 0
-    out, err = capfd.readouterr()
-    assert json.loads(out) == {"cells": [], "experts": []}
-    assert "python at import" in err
 
 
 PROGRAM = """

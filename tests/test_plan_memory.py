@@ -8,6 +8,8 @@ from pathlib import Path
 import plan_memory
 import pytest
 
+pytestmark = pytest.mark.harness
+
 
 def test_the_prediction_is_near_what_it_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

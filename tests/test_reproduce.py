@@ -24,6 +24,8 @@ from trajmatch.errors import UserError
 from trajmatch.evaluate import EvalConfig, evaluate_artifact
 from trajmatch.recipes import Recipe, find_recipe, recipe_names
 
+pytestmark = pytest.mark.harness
+
 SMOKE_FILE = Path(program.__file__).parent / "reproduction" / "smoke.toml"
 
 

@@ -8,13 +8,13 @@ from itertools import product
 from typing import Any
 
 import torch
+from bench.problem import make_problem
+from bench.sizes import Size
+from bench.variants import VARIANTS
 
 from gpu_stages.measure import measure
 from gpu_stages.replays import record_for, replayed
 from gpu_stages.settings import Record, Settings
-from trajmatch.bench.problem import make_problem
-from trajmatch.bench.sizes import Size
-from trajmatch.bench.variants import VARIANTS
 from trajmatch.distill.outer import StudentSteps
 
 SIZES = [Size(128, 100, 20), Size(32, 10, 20)]

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import torch
 import torch.nn.functional as F
+from bench.problem import Problem
+from bench.variants import OuterGradient
 from jax import Array, lax
 from torch import Tensor
 
-from trajmatch.bench.problem import Problem
-from trajmatch.bench.variants import OuterGradient
 from trajmatch.networks.convnet import ConvNet, first_padding
 from trajmatch.networks.flat import split_flat
 from trajmatch.networks.layers import NORM_EPS

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from bench.agreement import ALL_STEPS, agreement
+from bench.problem import make_problem
+from bench.sizes import Size
+from bench.variants import trajmatch
 
 from gpu_stages.settings import Record, Settings
 from trajmatch import ops
-from trajmatch.bench.agreement import ALL_STEPS, agreement
-from trajmatch.bench.problem import make_problem
-from trajmatch.bench.sizes import Size
-from trajmatch.bench.variants import trajmatch
 from trajmatch.distill.plan import release
 from trajmatch.memory import is_out_of_memory
 

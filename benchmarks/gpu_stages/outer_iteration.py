@@ -1,7 +1,7 @@
 """Time and memory of one outer iteration: ours beside eager and compiled PyTorch, and JAX.
 
 Same process, same numerics: convolutions in TF32 on a GPU, as PyTorch has them by default. The
-variants are those of :mod:`trajmatch.bench.variants`, and ours besides as a graph, with a tape, and
+variants are those of :mod:`bench.variants`, and ours besides as a graph, with a tape, and
 with every choice of the blocks that run as one kernel. JAX has its own stream and memory: the
 host's clock times it, and nobody counts its memory.
 """
@@ -16,15 +16,15 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from bench.agreement import difference
+from bench.problem import Problem, make_problem
+from bench.sizes import Size
+from bench.variants import TRACED_VARIANTS, VARIANTS, OuterGradient
+from bench.variants import trajmatch as ours
 
 from gpu_stages.measure import measure
 from gpu_stages.replays import record_for, replayed
 from gpu_stages.settings import Record, Settings
-from trajmatch.bench.agreement import difference
-from trajmatch.bench.problem import Problem, make_problem
-from trajmatch.bench.sizes import Size
-from trajmatch.bench.variants import TRACED_VARIANTS, VARIANTS, OuterGradient
-from trajmatch.bench.variants import trajmatch as ours
 from trajmatch.distill.outer import StudentSteps
 from trajmatch.distill.plan import release
 from trajmatch.memory import is_out_of_memory

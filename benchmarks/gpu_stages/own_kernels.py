@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from bench.variants import OuterGradient
 from torch import Tensor
 
 from gpu_stages.agreement import Case, cases
 from gpu_stages.outer_iteration import with_blocks
 from gpu_stages.settings import Record, Settings
 from trajmatch import networks, ops, random
-from trajmatch.bench.variants import OuterGradient
 
 #: Values of TRAJMATCH_CUDA_BLOCKS that leave no convolution to the library.
 BLOCKS = ("float32", "tf32", "fp16")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench.problem import make_problem
+from bench.sizes import Size
+
 from gpu_stages.outer_iteration import eager, ratios, summary, timed
 from gpu_stages.settings import Record, Settings
-from trajmatch.bench.problem import make_problem
-from trajmatch.bench.sizes import Size
 
 #: Depths of the papers' networks for these images.
 SIZES = [Size(128, 10, 10, depth=4, image_size=64), Size(128, 10, 10, depth=5, image_size=128)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from bench.problem import Problem
+from bench.variants import OuterGradient
 
 from gpu_stages.settings import Settings
-from trajmatch.bench.problem import Problem
-from trajmatch.bench.variants import OuterGradient
 from trajmatch.distill.graph import MatchGraph
 from trajmatch.distill.initialise import SyntheticSet
 from trajmatch.distill.matching import MatchingLoss, Segment

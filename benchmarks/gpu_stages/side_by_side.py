@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from bench.agreement import ALL_STEPS, agreement, relative
+from bench.expert import TOLERANCE
+from bench.problem import make_problem
+from bench.sizes import Size
+from bench.variants import VARIANTS
 from torch import Tensor
 
 from gpu_stages.measure import measure
 from gpu_stages.replays import record_for, replayed
 from gpu_stages.settings import Record, Settings
 from trajmatch import networks, random
-from trajmatch.bench.agreement import ALL_STEPS, agreement, relative
-from trajmatch.bench.expert import TOLERANCE
-from trajmatch.bench.problem import make_problem
-from trajmatch.bench.sizes import Size
-from trajmatch.bench.variants import VARIANTS
 from trajmatch.data import normaliser
 from trajmatch.experts.lockstep import PlainSteps, ReplayedSteps, TakeSteps
 from trajmatch.experts.step import Batch, ExpertState, ExpertStep

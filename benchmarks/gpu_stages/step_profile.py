@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from bench.problem import Problem, make_problem
+from bench.sizes import Size
 from torch.profiler import DeviceType, ProfilerActivity, profile
 
 from gpu_stages.settings import Record, Settings
 from trajmatch import ops
-from trajmatch.bench.problem import Problem, make_problem
-from trajmatch.bench.sizes import Size
 from trajmatch.data import DSA
 from trajmatch.protocol import MTT_DSA
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from bench.agreement import ALL_STEPS, agreement
+from bench.problem import make_problem
+from bench.sizes import Size
+from bench.variants import VARIANTS
 
 from gpu_stages.replays import replayed
 from gpu_stages.settings import NotRun, Record, Settings
-from trajmatch.bench.agreement import ALL_STEPS, agreement
-from trajmatch.bench.problem import make_problem
-from trajmatch.bench.sizes import Size
-from trajmatch.bench.variants import VARIANTS
 from trajmatch.recording import call_again, cuda_graph
 
 SIZE = Size(32, 10, 20)

@@ -662,14 +662,6 @@ COMMANDS: list[Mistake] = [
         expects=("epoch",),
         forbids=("2/8",),
     ),
-    Command(
-        "bench-sizes-with-x", "trajmatch bench --sizes 32x10x20", expects=("--sizes", "32x10x20")
-    ),
-    Command("bench-sizes-short", "trajmatch bench --sizes 32,10", expects=("--sizes", "32,10")),
-    Command("bench-sizes-zero", "trajmatch bench --sizes 0,10,20", expects=("--sizes",)),
-    Command("bench-rounds-zero", "trajmatch bench --rounds 0", expects=("--rounds",)),
-    Command("bench-seconds-negative", "trajmatch bench --seconds -1", expects=("--seconds",)),
-    Command("bench-device", "trajmatch bench --device cuda", expects=("cuda",)),
     Command("doctor-network", "trajmatch doctor --network convnt", expects=("convnt", "convnet")),
     Command(
         "doctor-no-classes",

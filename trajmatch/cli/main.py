@@ -43,7 +43,6 @@ COMMANDS = {
     "run": Command("run", "experts, distillation and evaluation of a recipe, in one folder", True),
     "recipes": Command("recipes", "list the recipes of published results, or explain one"),
     "demo": Command("demo", "all of it in two minutes, on data that is included"),
-    "bench": Command("bench", "time this machine beside PyTorch's ways of doing the same"),
     "doctor": Command("doctor", "what is installed, what was built, and whether it works"),
 }
 

@@ -10,13 +10,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from bench import facts
+from bench.memory import memory_over_steps
+from bench.outer import measure_cells
+from bench.rates import machine_rates
+from bench.sizes import GRID, HEADLINE, Size
+from bench.tables import ratio_summary
 from trajmatch import files
-from trajmatch.bench import facts
-from trajmatch.bench.memory import memory_over_steps
-from trajmatch.bench.process import measure_cells
-from trajmatch.bench.rates import machine_rates
-from trajmatch.bench.sizes import GRID, HEADLINE, Size
-from trajmatch.bench.tables import ratio_summary
 from trajmatch.errors import UserError
 
 #: Cells in the order in which they are measured.
@@ -57,13 +57,13 @@ def run_grid(
         budget: Seconds after which no further cell is begun.
         fresh: Whether to measure again what the record holds.
         tell: Told what is being done.
-        measure: Measures cells of one shape: :func:`trajmatch.bench.process.measure_cells`.
+        measure: Measures cells of one shape: :func:`bench.outer.measure_cells`.
         measure_memory: Measures the memory that the baselines of a shape need.
         measure_rates: Measures what a device can do.
 
     Returns:
-        The record: ``machine``; ``rates`` (:mod:`trajmatch.bench.rates`); ``cells`` by size
-        (:func:`trajmatch.bench.outer.measure_cell`), each with its ``origin``; ``memory`` by shape;
+        The record: ``machine``; ``rates`` (:mod:`bench.rates`); ``cells`` by size
+        (:func:`bench.outer.measure_cell`), each with its ``origin``; ``memory`` by shape;
         ``summary``, the worst ratios and geometric means.
 
     Raises:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bench.sizes import Size
 from trajmatch import networks
-from trajmatch.bench.sizes import Size
 from trajmatch.networks import ConvNet
 from trajmatch.random import generator
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
 
-from trajmatch.bench.agreement import ALL_STEPS, FIRST_STEP, agreement
-from trajmatch.bench.flops import outer_flops
-from trajmatch.bench.memory import limit_bytes, predicted_bytes
-from trajmatch.bench.names import BASELINES, OURS
-from trajmatch.bench.problem import Problem, make_problem
-from trajmatch.bench.process import first_line
-from trajmatch.bench.sizes import Size
-from trajmatch.bench.timing import alternate, fit_line, seconds, summary
-from trajmatch.bench.variants import VARIANTS, OuterGradient, Variant, func_adjoint
+from bench.agreement import ALL_STEPS, FIRST_STEP, agreement
+from bench.flops import outer_flops
+from bench.memory import limit_bytes, predicted_bytes
+from bench.names import BASELINES, OURS
+from bench.problem import Problem, make_problem
+from bench.process import in_process
+from bench.sizes import Size
+from bench.timing import alternate, fit_line, seconds, summary
+from bench.variants import VARIANTS, OuterGradient, Variant, first_line, func_adjoint
+from trajmatch.children import Emit, Job
+from trajmatch.memory import keep_freed_memory
 
 #: Rounds of every measurement, at least.
 ROUNDS = 5
@@ -55,8 +57,8 @@ def measure_cell(
         device: Where to run.
         rounds: Timed rounds of each variant.
         seconds_per_variant: What they may take, about.
-        memory: What each variant needs (:func:`trajmatch.bench.memory.memory_over_steps`). One that
-            needs more than :func:`trajmatch.bench.memory.limit_bytes` is not run.
+        memory: What each variant needs (:func:`bench.memory.memory_over_steps`). One that
+            needs more than :func:`bench.memory.limit_bytes` is not run.
         leave_out: Variants that are not to be run, each with the reason.
         variants: What to measure.
 
@@ -103,6 +105,23 @@ def measure_cell(
             if "seconds" in each
         },
     }
+
+
+def measure_cells(sizes: Sequence[Size], **settings: Any) -> Generator[dict[str, Any], None, None]:
+    """Measure cells in a fresh process and yield each as soon as it is finished.
+
+    Args:
+        sizes: The sizes, of one shape, so that compiled steps serve all.
+        settings: Arguments of :func:`measure_cell`, as JSON can hold them.
+    """
+    return in_process(cells, {"sizes": [asdict(size) for size in sizes], "settings": settings})
+
+
+def cells(job: Job, emit: Emit) -> None:
+    """Measure sizes one after the other; see :func:`measure_cells`."""
+    keep_freed_memory()  # as in the program trajmatch; it serves all variants
+    for size in job["sizes"]:
+        emit(measure_cell(Size(**size), **job["settings"]))
 
 
 def plan_steps(steps: int, seconds_per_step: float, allowed: float) -> list[int]:

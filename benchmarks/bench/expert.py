@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from bench.agreement import relative
+from bench.timing import alternate, summary
 from trajmatch import networks
-from trajmatch.bench.agreement import relative
-from trajmatch.bench.timing import alternate, summary
 from trajmatch.data import Dataset
 from trajmatch.data.dsa import DSA
 from trajmatch.experts.config import ExpertConfig

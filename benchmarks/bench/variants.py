@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, jvp
 
+from bench.problem import Problem
 from trajmatch import ops, reference
-from trajmatch.bench.problem import Problem
 
 
 class OuterGradient(NamedTuple):
@@ -157,6 +157,12 @@ def _compiled_steps(
     torch.compiler.reset()
     compiled = partial(torch.compile, fullgraph=True, dynamic=False, backend=backend, mode=mode)
     return compiled(student_step), compiled(adjoint_step)
+
+
+def first_line(error: BaseException) -> str:
+    """Return an exception in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 #: All variants by the names that they have in records.

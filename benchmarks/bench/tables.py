@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from trajmatch.bench.names import BASELINES, OURS
+from bench.names import BASELINES, OURS
 
 #: Statuses that are shown instead of a time; the others are explained below the table.
 SHORT = {
@@ -25,7 +25,7 @@ def outer_table(cells: Sequence[dict[str, Any]]) -> Table:
     """Times of the outer iteration with ratios: a row for each cell, a column for each baseline.
 
     Args:
-        cells: Cells of a record, see :func:`trajmatch.bench.outer.measure_cell`.
+        cells: Cells of a record, see :func:`bench.outer.measure_cell`.
 
     Returns:
         The table. A time that was extrapolated is marked ``~``, a cell whose variants disagree
@@ -95,7 +95,7 @@ def ratio_table(cells: Sequence[dict[str, Any]]) -> Table:
 
 
 def expert_table(records: Sequence[dict[str, Any]]) -> Table:
-    """Times of expert steps, from records of :func:`trajmatch.bench.expert.measure_expert`."""
+    """Times of expert steps, from records of :func:`bench.expert.measure_expert`."""
     table = _table("Expert step, median ms", "width, batch")
     for name in ("threads", "augmentation", "trajmatch", "eager", "ratio"):
         table.add_column(name, justify="right")
@@ -114,7 +114,7 @@ def expert_table(records: Sequence[dict[str, Any]]) -> Table:
 
 
 def memory_table(memory: dict[str, Any]) -> Table:
-    """Peak memory by variant, from :func:`trajmatch.bench.memory.memory_over_steps`."""
+    """Peak memory by variant, from :func:`bench.memory.memory_over_steps`."""
     size = memory["size"]
     table = _table(
         f"Peak memory of a process, width {size['width']}, batch {size['batch']}", "variant"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from trajmatch.bench.sizes import Size
+from bench.sizes import Size
 from trajmatch.networks import ConvNet
 from trajmatch.networks.convnet import feature_sizes
 

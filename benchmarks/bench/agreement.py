@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trajmatch.bench.variants import OuterGradient
+from bench.variants import OuterGradient
 
 #: Largest relative differences, each of a whole vector, ``images_median`` of the median image.
 #:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from bench.timing import seconds
 from trajmatch import ops
-from trajmatch.bench.timing import seconds
 
 #: Sides of the matrices, and channels and batch of the convolution, of which the best rate counts.
 MATRIX_SIDES = (512, 1024, 2048)
