@@ -38,7 +38,7 @@ def run(argv: list[str]) -> int:
     if recipe:
         config = replace(config, data=of_recipe(config.data, recipe.data, recipe.name))
     config = replace(config, device=local_device(config.device))
-    epochs = config.num_experts * config.epochs
+    epochs = config.num_experts * config.trained_epochs
     with joined(config.device) as ranks:
         quiet = config.quiet or not ranks.is_rank_0
         with Progress(epochs, "expert epochs", quiet) as progress:

@@ -74,14 +74,14 @@ class Checkpoints:
         self._due = clock() + every
 
     def place(self, expert: int) -> Place:
-        """How far an expert was trained; the beginning where it has no checkpoint.
+        """How far an expert was trained: to its checkpoint, or to the end of a part of the course.
 
         Raises:
             UserError: The checkpoint is damaged, or belongs to another store or expert.
         """
         path = self._store.checkpoint_path(expert)
         if not path.exists():
-            return BEGINNING
+            return Place(self._store.epochs_of(expert), 0)
         return _parse(self._store, expert, files.read_metadata(path))[0]
 
     def restore(self, training: Training) -> None:
@@ -93,11 +93,18 @@ class Checkpoints:
         Raises:
             UserError: The checkpoint is damaged, or belongs to another store or expert.
         """
-        path = self._store.checkpoint_path(training.expert)
-        if not path.exists():
+        store, expert = self._store, training.expert
+        if store.checkpoint_path(expert).exists():
+            tensors, description = files.load_tensors(store.checkpoint_path(expert))
+            _, health = _parse(store, expert, description)
+        elif store.epochs_of(expert):
+            tensors, _ = files.load_tensors(store.expert_path(expert))
+            rows = tensors["snapshots"].float()
+            empty = {"buffers": rows[:, :0], "last": tensors["theta"], "total": training.total}
+            tensors = {**empty, **tensors, "snapshots": rows}
+            health = store.metrics(expert)
+        else:
             return
-        tensors, description = files.load_tensors(path)
-        _, health = _parse(self._store, training.expert, description)
         try:
             for name, each in training.state._asdict().items():
                 _copy(each, tensors[name])
@@ -140,7 +147,7 @@ class Checkpoints:
                 "store": self._store.identity,
                 "expert": expert,
                 "place": list(place),
-                "health": recorder.health(),
+                "health": recorder.health,
             }
             tensors = {**state._asdict(), **recorder.tensors(), "total": total}
             # What is not finite is found at the end of the epoch, and said there.

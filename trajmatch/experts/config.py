@@ -36,6 +36,9 @@ class ExpertConfig:
     epochs: int = 50
     """Epochs of each expert (MTT: train_epochs); there is a snapshot theta*_t after each and one
     before the first."""
+    until_epoch: int | None = None
+    """Train the first so many of the --epochs alone, as far as a distillation reads them; --resume
+    with more, or without this flag, goes on from there. Default: all."""
     batch_size: int = 256
     """Real images per SGD step (MTT: batch_train)."""
     lr: float = 0.01
@@ -114,6 +117,13 @@ class ExpertConfig:
         wanted = f"1 to {MOST_EXPERTS}"
         _check(1 <= self.num_experts <= MOST_EXPERTS, "num_experts", wanted, self.num_experts)
         _check(1 <= self.epochs <= MOST_EPOCHS, "epochs", f"1 to {MOST_EPOCHS}", self.epochs)
+        if self.until_epoch is not None:
+            _check(
+                1 <= self.until_epoch <= self.epochs,
+                "until_epoch",
+                f"1 to --epochs {self.epochs}",
+                self.until_epoch,
+            )
         _check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
         _check(math.isfinite(self.lr) and self.lr > 0, "lr", "positive", self.lr)
         _check(0 <= self.momentum < 1, "momentum", "at least 0 and below 1", self.momentum)
@@ -148,6 +158,11 @@ class ExpertConfig:
         if self.max_time is not None:
             seconds(self.max_time)
         _check(self.workers >= 0, "workers", "at least 0", self.workers)
+
+    @property
+    def trained_epochs(self) -> int:
+        """Epochs of the course that are trained."""
+        return self.epochs if self.until_epoch is None else self.until_epoch
 
 
 def kept_epochs(keep: str, epochs: int) -> list[int]:

@@ -103,6 +103,9 @@ def read(folder: Path) -> dict[str, Any]:
     for field, holds in _FIELDS.items():
         if not holds(manifest[field]):
             raise UserError(f"{path} is damaged: its {field} is {manifest[field]!r:.100}")
+    epochs = manifest.get("trained_epochs", 1)
+    if not (type(epochs) is int and epochs >= 1):
+        raise UserError(f"{path} is damaged: its trained_epochs is {epochs!r:.100}")
     if "sources" in manifest:
         sources = manifest["sources"]
         if not _are_sources(sources) or len(sources) != manifest["num_experts"]:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 PREPROCESSING = "preprocessing.safetensors"
 
 _KIND = {"format": manifest_file.FORMAT, "version": manifest_file.VERSION}
-# What may change while a store stays the same one: where its data lies, and how far it has grown.
-_NOT_IDENTITY = ("data", "num_experts")
+# Entries that may change while a store stays the same: the place of its data, and its size.
+_NOT_IDENTITY = ("data", "num_experts", "trained_epochs")
 
 
 class Store:
@@ -46,7 +46,7 @@ class Store:
         path: The folder.
         manifest: Content of ``store.json``:
 
-            - ``format``, ``version``: what this folder is;
+            - ``format``, ``version``: kind and version of the folder;
             - ``data``: the ``--data`` given, or None (no part of any fingerprint);
             - ``dataset``: ``name``, ``fingerprint``, ``class_names`` and ``shape`` (``[C, H, W]``)
               of the whole data set;
@@ -56,7 +56,10 @@ class Store:
               ``eps``;
             - ``network``: the network's ``spec()``;
             - ``recipe``: optimiser and hyper-parameters, ``dsa`` among them;
-            - ``seed``, ``num_experts``, ``dtype``, ``snapshots`` (the epochs kept);
+            - ``seed``, ``num_experts``, ``dtype``, ``snapshots`` (the epochs kept of the whole
+              course);
+            - ``trained_epochs``, only where experts are trained for the first epochs of the course
+              alone: their number (no part of any fingerprint);
             - ``sources``, only where experts were taken from several stores or left out: the
               ``seed`` and number (``expert``) with which each was trained. Where seeds differ,
               ``seed`` is None.
@@ -65,11 +68,11 @@ class Store:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
-        self._row_checksums: dict[int, dict[str, list[int]]] = {}
+        self._rows_known: dict[int, tuple[list[int], dict[str, list[int]]]] = {}
         self._sound: set[tuple[str, int, int]] = set()  # tensor, expert, row
 
     def __repr__(self) -> str:
-        """Say in one line where the store is and whose experts it holds."""
+        """Return the place of the store and the experts in it, in one line."""
         data, network = self.manifest["dataset"]["name"], self.manifest["network"]["name"]
         return f"<Store {self.path}: {self.num_experts} experts, {network} on {data}>"
 
@@ -85,23 +88,20 @@ class Store:
             zca: The whitening, where ``preprocessing`` in the manifest says that there is one.
 
         Raises:
-            ValueError: ``zca`` and manifest do not fit each other.
             UserError: There is a store already, there are other files, or the folder cannot be
                 written.
         """
-        if (manifest["preprocessing"].get("kind") == KIND) != (zca is not None):
-            raise ValueError("expected zca to be given exactly where the manifest has it")
-        path = Path(path)
         cls.check_new(path)
-        store = cls(path, {**_KIND, **manifest})
+        store = cls(Path(path), {**_KIND, **manifest})
         if zca is not None:
-            files.save_tensors(path / PREPROCESSING, zca.tensors(), {"store": store.identity})
-        store._write_manifest()  # last: a folder with a manifest is a store
+            files.save_tensors(store.path / PREPROCESSING, zca.tensors(), {"store": store.identity})
+        # Last: a folder with a manifest is a store.
+        manifest_file.write(store.path, store.manifest)
         return store
 
     @staticmethod
     def check_new(path: files.PathLike) -> None:
-        """Make sure that a store can be made in a folder, and makes the folder.
+        """Make a folder, and make sure that a store can be made in it.
 
         Args:
             path: The folder.
@@ -131,11 +131,11 @@ class Store:
 
     @classmethod
     def open(cls, path: files.PathLike, *, complete: bool = True) -> Store:
-        """Opens a store and checks the header of every expert's file.
+        """Open a store and check the header of every expert's file.
 
         Args:
             path: The folder.
-            complete: Whether an expert may not be missing.
+            complete: True if no expert may be missing.
 
         Raises:
             UserError: There is no store, it is of another version, a file is damaged or belongs to
@@ -154,9 +154,6 @@ class Store:
                 f"{path} lacks {len(missing)} of {store.num_experts} experts (the first is "
                 f"number {missing[0]}); run the same `trajmatch expert` with --resume"
             )
-        for expert in range(store.num_experts):
-            if expert not in missing:
-                store._description(expert)
         return store
 
     @property
@@ -165,33 +162,63 @@ class Store:
         return int(self.manifest["num_experts"])
 
     @property
+    def course(self) -> int:
+        """Last epoch of the whole course that the experts' schedules are made for."""
+        return int(self.manifest["snapshots"][-1])
+
+    @property
+    def trained_epochs(self) -> int:
+        """Epochs that every expert is trained for when the store is complete."""
+        return int(self.manifest.get("trained_epochs", self.course))
+
+    @property
     def snapshots_kept(self) -> list[int]:
         """Epochs that have a snapshot, ascending; 0 is the initialisation."""
-        return list(self.manifest["snapshots"])
+        return self._kept(self.trained_epochs)
 
     @property
     def identity(self) -> str:
-        """Hash of what made every expert: all but their number and the place of the data."""
-        made = {k: v for k, v in self.manifest.items() if k not in _NOT_IDENTITY}
-        return files.json_checksum(made)
+        """Hash of the manifest without the entries that may change: it decides every expert."""
+        return files.json_checksum(
+            {k: v for k, v in self.manifest.items() if k not in _NOT_IDENTITY}
+        )
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that defines the store: :attr:`identity` and the number of experts."""
-        return files.json_checksum({k: v for k, v in self.manifest.items() if k != "data"})
+        """Hash of :attr:`identity` and the number of experts."""
+        free = ("data", "trained_epochs")
+        return files.json_checksum({k: v for k, v in self.manifest.items() if k not in free})
 
     def expert_path(self, expert: int) -> Path:
         """File of one expert."""
         return self.path / f"expert_{expert:04d}.safetensors"
 
     def checkpoint_path(self, expert: int) -> Path:
-        """Where an expert is kept that is still in training (hidden, and gone afterwards)."""
+        """Hidden file of an expert in training."""
         return self.path / f".expert_{expert:04d}.checkpoint.safetensors"
 
+    def epochs_of(self, expert: int) -> int:
+        """Return the epochs that an expert is trained for; 0 if it has no file.
+
+        Raises:
+            UserError: The file is damaged, or belongs to another store or expert.
+        """
+        if not self.expert_path(expert).exists():
+            return 0
+        return int(self._description(expert).get("epochs", self.course))
+
     def missing(self) -> list[int]:
-        """Experts that have no file yet, ascending."""
-        there = {path.name for path in self.path.iterdir()}
-        return [i for i in range(self.num_experts) if self.expert_path(i).name not in there]
+        """Experts without a file, or trained for fewer epochs than the store says, ascending.
+
+        Raises:
+            UserError: A file is damaged, or belongs to another store or expert.
+        """
+        experts = range(self.num_experts)
+        return [each for each in experts if self.epochs_of(each) < self.trained_epochs]
+
+    def finished(self) -> list[int]:
+        """Experts that are not :meth:`missing`, ascending."""
+        return sorted({*range(self.num_experts)}.difference(self.missing()))
 
     def origin(self, expert: int) -> dict[str, int]:
         """The ``seed`` and number (``expert``) with which an expert was trained."""
@@ -206,8 +233,9 @@ class Store:
         snapshots: Tensor,
         metrics: Mapping[str, Any],
         buffers: Tensor | None = None,
+        state: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Writes one expert as a whole, or nothing.
+        """Write one expert as a whole, or nothing.
 
         Args:
             expert: Its number.
@@ -216,33 +244,24 @@ class Store:
             buffers: Buffers of the network that belong to the snapshots
                 (:func:`trajmatch.networks.flat_buffers`). ``[S, Q]``, float32; None or ``[S, 0]``
                 where the network has none.
+            state: State of the training after the last of :attr:`trained_epochs`, from which it can
+                go on; None after the whole course.
 
         Raises:
-            ValueError: ``snapshots`` or ``buffers`` has another number of rows or another dtype
-                than the store.
             UserError: A value is not finite, or the file cannot be written.
         """
-        import torch
-
-        rows = len(self.snapshots_kept)
-        tensors = {"snapshots": snapshots}
-        if buffers is not None:
-            tensors["buffers"] = buffers
-        for name, each in tensors.items():
-            if each.dim() != 2 or each.shape[0] != rows or each.dtype != torch.float32:
-                raise ValueError(
-                    f"expected {name} to be float32 [{rows}, P] (the epochs this store keeps), "
-                    f"but got {each.dtype} {list(each.shape)}"
-                )
-        tensors["snapshots"] = snapshots.to(_dtype(self.manifest))
-        kept = {name: each for name, each in tensors.items() if each.numel() > 0}
+        rows = {"snapshots": snapshots.to(_dtype(self.manifest))}
+        if buffers is not None and buffers.numel():
+            rows["buffers"] = buffers
         description = {
             "store": self.identity,
             "expert": expert,
             "metrics": dict(metrics),
-            "rows": {name: [_checksum(row) for row in each] for name, each in kept.items()},
+            "rows": {name: [_checksum(row) for row in each] for name, each in rows.items()},
         }
-        files.save_tensors(self.expert_path(expert), kept, description)
+        if state is not None:
+            description["epochs"] = self.trained_epochs
+        files.save_tensors(self.expert_path(expert), {**rows, **(state or {})}, description)
 
     @cached_property
     def zca(self) -> ZCA | None:
@@ -264,7 +283,7 @@ class Store:
             raise UserError(f"{path} is damaged: {error}") from error
 
     def snapshot(self, expert: int, epoch: int) -> Tensor:
-        """Parameters of one expert after one epoch; only these are read.
+        """Return the parameters of one expert after one epoch; only these are read.
 
         Args:
             expert: Its number.
@@ -281,23 +300,15 @@ class Store:
         return snapshot
 
     def buffers(self, expert: int, epoch: int) -> Tensor | None:
-        """Buffers of one expert after one epoch, as :meth:`snapshot` gives its parameters.
+        """Return the buffers of one expert after one epoch; None for a network without buffers.
 
-        Args:
-            expert: Its number.
-            epoch: One of :attr:`snapshots_kept`.
-
-        Returns:
-            What :func:`trajmatch.networks.load_flat_buffers` takes: ``[Q]``, float32, on the CPU;
-            None for a network without buffers.
-
-        Raises:
-            UserError: As for :meth:`snapshot`.
+        Args and errors are those of :meth:`snapshot`; :func:`trajmatch.networks.load_flat_buffers`
+        takes the result: ``[Q]``, float32, on the CPU.
         """
         return self._row("buffers", expert, epoch)
 
     def load_into(self, model: nn.Module, expert: int, epoch: int) -> None:
-        """Copies the parameters and buffers of one expert after one epoch into its network.
+        """Copy the parameters and buffers of one expert after one epoch into its network.
 
         Args:
             model: The network of the store.
@@ -316,26 +327,25 @@ class Store:
             networks.load_flat_buffers(model, buffers)
 
     def _row(self, tensor: str, expert: int, epoch: int) -> Tensor | None:
-        """The row of a tensor that belongs to an epoch; None where the file has no such tensor."""
+        """Return the row of a tensor for an epoch; None where the file has no such tensor."""
         if not 0 <= expert < self.num_experts:
             raise UserError(
                 f"{self.path} has experts 0 to {self.num_experts - 1}, but {expert} was asked for"
             )
-        if epoch not in self.manifest["snapshots"]:
-            kept = self.snapshots_kept
+        kept, checksums = self._rows(expert)
+        if epoch not in kept:
             raise UserError(
                 f"{self.path} keeps the snapshots of epochs {kept[0]} to {kept[-1]}, "
                 f"but {epoch} was asked for"
             )
-        row = self.manifest["snapshots"].index(epoch)
-        path, checksums = self.expert_path(expert), self._checksums(expert)
+        row, path = kept.index(epoch), self.expert_path(expert)
         with files.open_tensors(path) as handle:
             if tensor not in handle.keys():  # noqa: SIM118 (not a mapping)
                 if tensor in (checksums or ["snapshots"]):
                     raise UserError(f"{path} is damaged: it has no tensor {tensor!r}")
                 return None
             shape = handle.get_slice(tensor).get_shape()
-            if len(shape) != 2 or shape[0] != len(self.manifest["snapshots"]):
+            if len(shape) != 2 or shape[0] != len(kept):
                 raise UserError(f"{path} is damaged: the shape of {tensor!r} is {shape}")
             mapped: Tensor = handle.get_slice(tensor)[row : row + 1]
             found = mapped[0].clone()
@@ -349,26 +359,31 @@ class Store:
             self._sound.add((tensor, expert, row))
         return found.float()
 
-    def _checksums(self, expert: int) -> dict[str, list[int]]:
-        """A checksum of each row of an expert's tensors; empty for a file that has none."""
-        if expert not in self._row_checksums:
-            rows = self._description(expert).get("rows", {})
-            kept = len(self.manifest["snapshots"])
-            if not isinstance(rows, dict) or any(
-                not isinstance(each, list) or len(each) != kept for each in rows.values()
+    def _rows(self, expert: int) -> tuple[list[int], dict[str, list[int]]]:
+        """Return the epochs of an expert's rows, and a checksum of each row (old files: none)."""
+        if expert not in self._rows_known:
+            description = self._description(expert)
+            kept = self._kept(description.get("epochs", self.course))
+            checksums = description.get("rows", {})
+            if not isinstance(checksums, dict) or any(
+                not isinstance(each, list) or len(each) != len(kept) for each in checksums.values()
             ):
                 path = self.expert_path(expert)
-                raise UserError(f"{path} is damaged: its rows are {rows!r:.100}")
-            self._row_checksums[expert] = rows
-        return self._row_checksums[expert]
+                raise UserError(f"{path} is damaged: its rows are {checksums!r:.100}")
+            self._rows_known[expert] = kept, checksums
+        return self._rows_known[expert]
+
+    def _kept(self, epochs: int) -> list[int]:
+        """Return the epochs kept of those that are trained."""
+        return [epoch for epoch in self.manifest["snapshots"] if epoch <= epochs]
 
     def metrics(self, expert: int) -> dict[str, Any]:
-        """Health of one expert, as its training recorded it.
+        """Return the health of one expert, as its training recorded it.
 
         Returns:
             ``train_loss``, ``displacement`` (``|theta*_{t+1} - theta*_t|``) and ``accuracy`` (on up
             to 4,000 of the test images, in percent; None after an epoch without a test), one value
-            an epoch; and ``test_accuracy`` of the last epoch on all of them.
+            an epoch; and ``test_accuracy`` of the last epoch trained, on all of them.
 
         Raises:
             UserError: The file is missing or damaged.
@@ -377,7 +392,7 @@ class Store:
         return metrics
 
     def check_whole(self, expert: int) -> None:
-        """Reads all of an expert and checks it.
+        """Read all of an expert and check it.
 
         Args:
             expert: Its number.
@@ -385,9 +400,9 @@ class Store:
         Raises:
             UserError: The file is damaged, or belongs to another store or expert.
         """
-        self._description(expert)
-        for tensor in files.load_tensors(self.expert_path(expert))[0]:
-            for epoch in self.snapshots_kept:
+        tensors, _ = files.load_tensors(self.expert_path(expert))
+        for tensor in ("snapshots", "buffers"):
+            for epoch in self._rows(expert)[0] if tensor in tensors else ():
                 row = self._row(tensor, expert, epoch)
                 if row is not None and not row.isfinite().all():
                     raise UserError(
@@ -396,15 +411,16 @@ class Store:
                     )
 
     def resume(self, manifest: dict[str, Any], address: str | None = None) -> None:
-        """Make this the store that a configuration asks for, if they differ in size at most.
+        """Make this the store that a configuration asks for, if only its size has to grow.
 
         Args:
-            manifest: Description of the store asked for, as for :meth:`create`.
+            manifest: Description of the store asked for, as for :meth:`create`. If it asks for
+                fewer epochs of the course than the store has, these stay.
             address: Address of the data set, for the message. Default: its name.
 
         Raises:
-            UserError: A field differs (it is named), the store is larger than asked for, or it
-                cannot be written.
+            UserError: A field differs (it is named), the store has more experts than asked for, or
+                it cannot be written.
         """
         if "sources" in self.manifest:
             raise UserError(
@@ -424,23 +440,16 @@ class Store:
                 f"{self.path} was made with num_experts = {self.num_experts}, but "
                 f"{wanted['num_experts']} is asked for; a store can grow but not shrink"
             )
+        epochs = max(self.trained_epochs, wanted.pop("trained_epochs", self.course))
+        if epochs < self.course:
+            wanted["trained_epochs"] = epochs
         files.check_writable(self.path)
-        self._sweep()
+        files.remove_leftovers(self.path)
         if wanted != self.manifest:
             self.manifest = wanted
-            self._write_manifest()
-
-    def check_dataset(self, dataset: Dataset, address: str | None = None) -> None:
-        """Make sure that a data set is the one the experts were trained on.
-
-        Args:
-            dataset: The whole data set, before anything is held out.
-            address: Where it was read from, for the message. Default: its name.
-
-        Raises:
-            UserError: It is another one; the message says in what it differs.
-        """
-        self._check_data(describe_dataset(dataset), address)
+            manifest_file.write(self.path, wanted)
+        for expert in self.finished():
+            self.checkpoint_path(expert).unlink(missing_ok=True)  # its run was killed
 
     def training_set(
         self, dataset: Dataset, address: str | None = None
@@ -457,9 +466,10 @@ class Store:
             store without ``--holdout``.
 
         Raises:
-            UserError: It is not the data set that the experts were trained on.
+            UserError: It is not the data set that the experts were trained on; the message says in
+                what it differs.
         """
-        self.check_dataset(dataset, address)
+        self._check_data(describe_dataset(dataset), address)
         held_out = self.manifest["holdout"]
         training, images, labels = hold_out(dataset, held_out["fraction"], held_out["seed"])
         if training.fingerprint != held_out["training_fingerprint"]:
@@ -471,34 +481,21 @@ class Store:
         training = training.preprocessed_as(self.manifest["preprocessing"], self.zca)
         return training, images, labels
 
-    def check_network(self, spec: Mapping[str, Any]) -> None:
-        """Makes sure that a network is the experts' network.
-
-        Args:
-            spec: The network's ``spec()``.
-
-        Raises:
-            UserError: It is another one; the field that differs is named.
-        """
-        for field, have, want in differences(self.manifest["network"], dict(spec)):
-            raise UserError(
-                f"the experts of {self.path} are networks with {field} = {_show(have)}, but the "
-                f"network given has {_show(want)}; use the network of the store"
-            )
-
     def _check_data(self, given: Mapping[str, Any], address: str | None) -> None:
         """Make sure that a data set, by its description, is that of the experts."""
         made = f"the experts of {self.path} were trained on"
         check_same_data(made, self.manifest["dataset"], given, self.manifest["data"], address)
 
     def _description(self, expert: int) -> dict[str, Any]:
-        """The metadata of an expert's file, which is this expert's."""
+        """Return the metadata of an expert's file, which is this expert's."""
         path = self.expert_path(expert)
         metadata = files.read_metadata(path)
         if metadata.get("store") != self.identity or metadata.get("expert") != expert:
             raise self._misfit(path, "another store or to another expert")
         if not isinstance(metadata.get("metrics"), dict):
             raise UserError(f"{path} is damaged: its metrics are {metadata.get('metrics')!r:.100}")
+        if type(metadata.get("epochs", 0)) is not int:
+            raise UserError(f"{path} is damaged: its epochs are {metadata['epochs']!r:.100}")
         return metadata
 
     def _misfit(self, path: Path, owner: str) -> UserError:
@@ -507,15 +504,6 @@ class Store:
             f"{path} belongs to {owner} than {self.path / manifest_file.NAME} describes; if one of "
             "the two was changed or exchanged by hand, put back what was there"
         )
-
-    def _sweep(self) -> None:
-        """Removes what a killed run left: parts of files, and checkpoints of finished experts."""
-        files.remove_leftovers(self.path)
-        for expert in {*range(self.num_experts)}.difference(self.missing()):
-            self.checkpoint_path(expert).unlink(missing_ok=True)
-
-    def _write_manifest(self) -> None:
-        manifest_file.write(self.path, self.manifest)
 
 
 def exists(path: files.PathLike) -> bool:

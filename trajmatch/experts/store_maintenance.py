@@ -56,16 +56,22 @@ def verify(path: files.PathLike) -> Iterator[Verdict]:
     yield Verdict(path / manifest_file.NAME, status)
     if (path / PREPROCESSING).exists() or store.manifest["preprocessing"].get("kind"):
         yield judge(path / PREPROCESSING, lambda: store.zca)
-    missing = {*store.missing()}
     for expert in range(store.num_experts):
-        file, checkpoint = store.expert_path(expert), store.checkpoint_path(expert)
-        if expert not in missing:
-            yield judge(file, partial(store.check_whole, expert))
-        elif checkpoint.exists():
-            sound = judge(checkpoint, partial(files.load_tensors, checkpoint))
-            yield sound if sound.status == "damaged" else sound._replace(status="unfinished")
-        else:
-            yield Verdict(file, "missing")
+        yield _judge_expert(store, expert)
+
+
+def _judge_expert(store: Store, expert: int) -> Verdict:
+    """Read the file of an expert, or its checkpoint, and return the verdict on it."""
+    file, checkpoint = store.expert_path(expert), store.checkpoint_path(expert)
+    if file.exists():
+        verdict = judge(file, partial(store.check_whole, expert))
+        if verdict.status == "damaged" or store.epochs_of(expert) >= store.trained_epochs:
+            return verdict
+    elif checkpoint.exists():
+        verdict = judge(checkpoint, partial(files.load_tensors, checkpoint))
+    else:
+        return Verdict(file, "missing")
+    return verdict if verdict.status == "damaged" else verdict._replace(status="unfinished")
 
 
 def trim(
@@ -90,14 +96,13 @@ def trim(
         UserError: An epoch or expert is not there, a file is damaged, or nothing can be written.
     """
     store = Store.open(path, complete=False)
-    there = [each for each in range(store.num_experts) if each not in {*store.missing()}]
-    chosen = there
+    chosen = there = store.finished()
     if experts != "all":
         chosen = sorted(numbers_of(experts, store.num_experts - 1, "experts", "experts"))
-    epochs = store.snapshots_kept
+    epochs = have_epochs = store.manifest["snapshots"]
     if keep != "all":
-        epochs = kept_epochs(keep, epochs[-1])
-    for what, wanted, have in (("expert", chosen, there), ("epoch", epochs, store.snapshots_kept)):
+        epochs = kept_epochs(keep, store.course)
+    for what, wanted, have in (("expert", chosen, there), ("epoch", epochs, have_epochs)):
         if lacking := sorted({*wanted} - {*have}):
             raise UserError(f"{path} has no {what} {lacking[0]}; choose among those that it has")
     if not chosen:
@@ -131,8 +136,7 @@ def merge(paths: Sequence[files.PathLike], out: files.PathLike) -> Store:
         _check_same_kind(first, other)
     members: dict[tuple[int, int], tuple[Store, int]] = {}
     for store in stores:
-        missing = {*store.missing()}
-        for expert in (each for each in range(store.num_experts) if each not in missing):
+        for expert in store.finished():
             origin = store.origin(expert)
             key = origin["seed"], origin["expert"]
             if key in members and not _same_expert(members[key], (store, expert)):
@@ -178,15 +182,16 @@ def _assemble(out: Path, manifest: dict[str, Any], members: Sequence[tuple[Store
 
 
 def _copy(source: Store, expert: int, store: Store, number: int) -> None:
-    """Copies the epochs of an expert that a store keeps."""
+    """Copy the epochs of an expert that a store keeps."""
     tensors, _ = files.load_tensors(source.expert_path(expert))
     rows = [source.snapshots_kept.index(epoch) for epoch in store.snapshots_kept]
-    buffers = tensors.get("buffers")
+    snapshots, buffers = tensors.pop("snapshots"), tensors.pop("buffers", None)
     store.write_expert(
         number,
-        tensors["snapshots"].float()[rows],
+        snapshots.float()[rows],
         source.metrics(expert),
         None if buffers is None else buffers[rows],
+        tensors or None,
     )
 
 

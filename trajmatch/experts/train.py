@@ -88,7 +88,7 @@ def _train(
     training = training.whitened(store.zca)
 
     begun = Checkpoints(store, config.checkpoint_seconds)
-    done = (store.num_experts - len(missing)) * config.epochs
+    done = (store.num_experts - len(missing)) * config.trained_epochs
     done += sum(begun.place(expert).epoch for expert in missing)
     progress.update(done)
     epochs = ranks.counter()
@@ -181,7 +181,9 @@ def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[
         dsa = DSA(config.dsa)
     except ValueError as error:
         raise UserError(str(error)) from error
+    trained = config.trained_epochs
     return {
+        **({"trained_epochs": trained} if trained < config.epochs else {}),
         "data": absolute_uri(config.data),
         "dataset": describe_dataset(dataset),
         "holdout": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,26 @@ from trajmatch.experts.trajectory_recorder import TrajectoryRecorder
 from trajmatch.inference import accuracy
 from trajmatch.random import generator
 
-#: Snapshots ``[S, P]``, float32, on the CPU, one row for each epoch that the store keeps; the
-#: metrics that :meth:`trajmatch.experts.Store.metrics` lists; and the buffers ``[S, Q]`` that
-#: belong to the snapshots (the running statistics of batch norm).
-Trajectory = tuple[Tensor, dict[str, Any], Tensor]
 
-#: Told the number of an expert after each of its epochs, with its ``loss`` (mean training loss)
-#: and, where it was tested, its ``accuracy`` (in percent).
+class Trajectory(NamedTuple):
+    """What is kept of an expert: arguments of :meth:`trajmatch.experts.Store.write_expert`.
+
+    Attributes:
+        snapshots: One row for each epoch that the store keeps. ``[S, P]``, float32, on the CPU.
+        metrics: What :meth:`trajmatch.experts.Store.metrics` lists.
+        buffers: Buffers that belong to the snapshots (running statistics of batch norm).
+            ``[S, Q]``.
+        state: State of a training that is not at the end of its course; None at the end.
+    """
+
+    snapshots: Tensor
+    metrics: dict[str, Any]
+    buffers: Tensor
+    state: dict[str, Tensor] | None
+
+
+#: Callback after each epoch of an expert, with its number, ``loss`` (mean training loss) and, where
+#: it was tested, ``accuracy`` (in percent).
 OnEpoch = Callable[[int, dict[str, float]], None]
 
 #: Test images that tell how an expert does during training: fewer than twice as many.
@@ -82,15 +95,16 @@ def train_lockstep(
     on the same number (:func:`trajmatch.experts.train_experts`: one).
 
     Args:
-        manifest: Manifest of the store; ``network``, ``recipe``, ``seed`` and ``snapshots`` are
-            used.
+        manifest: Manifest of the store; ``network``, ``recipe``, ``seed``, ``snapshots`` and
+            ``trained_epochs`` are used.
         training: What the experts see. Images stay uint8 until they are in a batch.
         experts: Their numbers.
         device: Where to train.
         on_epoch: Called for each expert after every epoch.
         checkpoints: Where the training goes on from and where it is kept; all of these experts must
             be at the same place. None: it begins at the beginning and cannot be stopped.
-        test_every: Epochs from one test to the next; 0 chooses. The last epoch is always tested.
+        test_every: Epochs from one test to the next; 0 chooses. The last epoch is always tested,
+            that of the course and that of the part that is trained.
 
     Returns:
         What is kept of each expert.
@@ -100,6 +114,8 @@ def train_lockstep(
         Interrupted: The run was stopped from outside, after writing a checkpoint.
     """
     recipe, seed = manifest["recipe"], manifest["seed"]
+    last = manifest.get("trained_epochs", recipe["epochs"])
+    kept = [epoch for epoch in manifest["snapshots"] if epoch <= last]
     model = networks.build_student(manifest["network"]).to(device)
     step = _step(model, training, recipe, device)
     steps, states = [], []
@@ -114,14 +130,14 @@ def train_lockstep(
     test_every = test_every or test.interval(len(training.train_labels))
     count = len(training.train_labels)
     draws = EpochDraws(recipe, seed, experts, training.train_images.shape)
-    recorders = [TrajectoryRecorder(state, manifest["snapshots"]) for state in states]
+    recorders = [TrajectoryRecorder(state, kept) for state in states]
     totals = torch.zeros(len(experts), dtype=torch.float64, device=device)
     group = [Training(*each) for each in zip(experts, states, recorders, totals, strict=True)]
     begun = _restored(checkpoints, group)
     draws.skip(begun.epoch)
     drawn = draws.draw()
     with torch.no_grad():
-        for epoch in range(begun.epoch + 1, recipe["epochs"] + 1):
+        for epoch in range(begun.epoch + 1, last + 1):
             for index, batch in enumerate(drawn.to(device).batches(recipe["batch_size"])):
                 place = Place(epoch - 1, index)
                 if place < begun:
@@ -129,7 +145,7 @@ def train_lockstep(
                 if checkpoints:
                     checkpoints.visit(place, group)
                 totals += take_steps(batch) * batch.indices.shape[1]
-            if epoch < recipe["epochs"]:
+            if epoch < last:
                 drawn = draws.draw()  # while a GPU still takes the steps
             if epoch - 1 == decay_epoch(recipe["epochs"]) and recipe["lr_decay"] != 1:
                 for state in states:
@@ -145,14 +161,15 @@ def train_lockstep(
                 recorder.record(epoch, state, loss, numbers.get("accuracy"))
                 on_epoch(expert, numbers)
             totals.zero_()
-    if test.stride == 1:
-        accuracies = [recorder.accuracy for recorder in recorders]
-    else:
-        accuracies = [test.accuracy(state) for state in states]
-    return [
-        (recorder.snapshots, recorder.metrics(accuracy), recorder.buffers)
-        for recorder, accuracy in zip(recorders, accuracies, strict=True)
-    ]
+    trajectories = []
+    for state, recorder in zip(states, recorders, strict=True):
+        accuracy = recorder.health["accuracy"][-1] if test.stride == 1 else None
+        if accuracy is None:
+            accuracy = test.accuracy(state)
+        metrics = {**recorder.health, "test_accuracy": accuracy}
+        goes_on = state._asdict() if last < recipe["epochs"] else None
+        trajectories.append(Trajectory(recorder.snapshots, metrics, recorder.buffers, goes_on))
+    return trajectories
 
 
 def _step(

@@ -58,8 +58,8 @@ def work(
             trained = train_lockstep(
                 store.manifest, training, group, device, on_epoch, checkpoints, test_every
             )
-            for expert, (snapshots, metrics, buffers) in zip(group, trained, strict=True):
-                store.write_expert(expert, snapshots, metrics, buffers)
+            for expert, trajectory in zip(group, trained, strict=True):
+                store.write_expert(expert, *trajectory)
                 store.checkpoint_path(expert).unlink(missing_ok=True)
 
 

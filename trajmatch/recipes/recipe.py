@@ -29,6 +29,7 @@ _OF_A_RUN = {
     "expert": (
         "out",
         "data",
+        "until_epoch",
         "resume",
         "checkpoint_seconds",
         "test_every",
