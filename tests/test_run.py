@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from PIL import Image
 
 from trajmatch import artifact
 from trajmatch.cli.main import main
+from trajmatch.distill.config import DistillConfig
 from trajmatch.evaluate import EvalConfig, evaluate_artifact
+from trajmatch.experts import ExpertConfig, Store
+from trajmatch.pipeline import as_far_as_read
 
 RECIPE = """
 title = "a recipe of one's own"
@@ -100,6 +104,49 @@ def test_what_is_there_is_not_touched(
     assert run(*arguments, "--quiet") == 0
     assert run(*arguments) == 2
     assert "holds an earlier run" in capsys.readouterr().err
+
+
+def test_experts_are_trained_as_far_as_they_are_read(
+    photos: Path, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of three epochs, or all of them: the distilled set is the same."""
+    arguments = ["--recipe", recipe, "--data", f"imagefolder:{photos}?size=12", "--seeds", "1"]
+    part, whole = ([*arguments, "--out", str(tmp_path / name)] for name in ("part", "whole"))
+    said = "trained for the first 2 of 3 epochs, as far as the distillation reads them"
+    assert run(*part) == 0
+    assert said in capsys.readouterr().err
+    assert run(*whole, "--full-experts") == 0
+    assert said not in capsys.readouterr().err
+    experts = {"part": tmp_path / "part/experts", "whole": tmp_path / "whole/experts"}
+    assert {name: Store.open(path).reached for name, path in experts.items()} == {
+        "part": "epoch 2 of 3",
+        "whole": "epoch 3",
+    }
+    made = {name: (path.parent / "distilled.safetensors") for name, path in experts.items()}
+    assert made["part"].read_bytes() == made["whole"].read_bytes()
+    summary = json.loads((tmp_path / "part/summary.json").read_text())
+    assert (summary["experts"]["epoch"], summary["experts"]["epochs"]) == (2, 3)
+    assert run(*part, "--resume", "--full-experts", "--quiet") == 0
+    assert contents(experts["part"]) == contents(experts["whole"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "until"),
+    [
+        ({}, 2),
+        ({"init": "noise", "min_start_epoch": 0, "max_start_epoch": 1}, 1),
+        ({"init": "correct"}, 3),
+        ({"init": "correct", "init_from": Path("d.safetensors")}, 2),
+        ({"init": "representative"}, 3),
+        ({"labels": "soft"}, 3),
+        ({"max_start_epoch": 9}, 3),  # is refused a moment later
+    ],
+)
+def test_the_last_epoch_that_is_read(flags: dict[str, Any], until: int) -> None:
+    expert = ExpertConfig(out=Path("e"), epochs=3)
+    settings = {"expert_epochs": 1, "max_start_epoch": 2, **flags}
+    distill = DistillConfig(experts=Path("e"), out=Path("d"), **settings)
+    assert as_far_as_read(expert, distill).trained_epochs == until
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -46,6 +46,19 @@ class Pipeline:
     command: str = ""
 
 
+def as_far_as_read(expert: ExpertConfig, distill: DistillConfig) -> ExpertConfig:
+    """Return the experts' configuration with only those epochs that a distillation reads.
+
+    Args:
+        expert: The whole course.
+        distill: What reads the experts.
+    """
+    from trajmatch.experts.config import kept_epochs
+
+    last = distill.last_epoch_read(kept_epochs(expert.keep, expert.epochs))
+    return replace(expert, until_epoch=min(last, expert.epochs))
+
+
 def run_pipeline(
     pipeline: Pipeline,
     stages: Stages = silent,
@@ -68,7 +81,8 @@ def run_pipeline(
         each with ``mean``, ``std``, ``accuracies`` and ``seeds``; ``improvement`` in points and
         ``improvement_error``, its standard error for a test set of this size; ``protocol``,
         ``dataset``, ``training_images``, ``test_images``, ``images_per_class``; ``experts``, their
-        ``number`` and test ``accuracies``; ``command``, the command line.
+        ``number`` and test ``accuracies`` after ``epoch`` of their course of ``epochs``;
+        ``command``, the command line.
 
     Raises:
         UserError: The folder cannot be written, is being written by another process or holds an
@@ -124,7 +138,7 @@ def _run(
     experts = pipeline.expert
     evaluate = replace(pipeline.evaluate, out=folder.evaluation, resume=True)
     if experts is not None:
-        with clock.stage("experts", experts.num_experts * experts.epochs) as progress:
+        with clock.stage("experts", experts.num_experts * experts.trained_epochs) as progress:
             train_experts(experts, progress)
     if before_distillation is not None:
         before_distillation(pipeline.distill)
@@ -144,7 +158,7 @@ def _run(
         "images_per_class": distilled.ipc,
         "training_images": scores["dataset"]["training_images"],
         "test_images": scores["dataset"]["test_images"],
-        "experts": _accuracies(Store.open(pipeline.distill.experts)),
+        "experts": _about_experts(Store.open(pipeline.distill.experts)),
         **{name: scores[name] for name in SETS if scores[name] is not None},
         "protocol": scores["protocol"],
         "command": pipeline.command,
@@ -239,11 +253,16 @@ def _draw(path: Path, shown: Artifact) -> None:
     files.write_bytes(path, pictures.grid(pixels, shown.hard_labels, shown.class_names))
 
 
-def _accuracies(store: Store) -> dict[str, Any]:
+def _about_experts(store: Store) -> dict[str, Any]:
     """The number of experts, and the test accuracies in percent of those that were tested."""
     metrics = [store.metrics(expert) for expert in range(store.num_experts)]
     accuracies = [each["test_accuracy"] for each in metrics if "test_accuracy" in each]
-    return {"number": store.num_experts, "accuracies": accuracies}
+    return {
+        "number": store.num_experts,
+        "accuracies": accuracies,
+        "epoch": store.trained_epochs,
+        "epochs": store.course,
+    }
 
 
 def _accuracy(score: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,3 +45,86 @@ def test_goes_on_to_the_same_bytes(
                 assert torch.equal(part.snapshot(expert, epoch), at_once.snapshot(expert, epoch))
         assert (part.identity, part.fingerprint) == (at_once.identity, at_once.fingerprint)
     assert contents(part.path) == contents(at_once.path)
+
+
+def test_a_part_needs_no_later_epoch_than_it_has(
+    make_config: MakeConfig, tmp_path: Path, contents: Contents
+) -> None:
+    store = train_experts(make_config(epochs=4, until_epoch=2))
+    assert store.manifest["trained_epochs"] == 2 and store.manifest["snapshots"] == [0, 1, 2, 3, 4]
+    assert len(store.metrics(0)["train_loss"]) == 2 and "test_accuracy" in store.metrics(0)
+    before = contents(store.path)
+    train_experts(make_config(epochs=4, until_epoch=1, resume=True))  # has these epochs already
+    assert contents(store.path) == before
+    with pytest.raises(UserError, match="epochs 0 to 2, but 3 was asked for"):
+        store.snapshot(0, 3)
+    with pytest.raises(UserError, match=r"made with recipe\.epochs = 4, but 2 is asked for"):
+        train_experts(make_config(epochs=2, resume=True))
+
+
+def test_experts_that_are_not_extended_yet_are_missing(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = train_experts(make_config(epochs=3, until_epoch=1))
+    store.resume({k: v for k, v in store.manifest.items() if k != "trained_epochs"})
+    with pytest.raises(UserError, match=r"lacks 2 of 2 experts .* --resume"):
+        Store.open(store.path)
+    assert [each.status for each in verify(store.path)] == ["ok", "unfinished", "unfinished"]
+    whole = train_experts(make_config(epochs=3, resume=True))
+    assert [each.status for each in verify(whole.path)] == ["ok"] * 3
+
+
+def test_a_part_is_trimmed_and_merged_with_its_state(
+    make_config: MakeConfig, contents: Contents, tmp_path: Path
+) -> None:
+    """What is left goes on to the same bytes, too."""
+    small = {"epochs": 4, "momentum": 0.9}
+    part = train_experts(make_config(**small, until_epoch=2))
+    trimmed = trim(part.path, tmp_path / "trimmed", keep="0-1", experts="0")
+    assert trimmed.snapshots_kept == [0, 1]
+    small = {**small, "keep": "0-1", "num_experts": 1}
+    train_experts(make_config(**small, out=trimmed.path, resume=True))
+    at_once = train_experts(make_config(**small, out=tmp_path / "at once"))
+    assert contents(trimmed.path) == contents(at_once.path)
+    other = train_experts(make_config(epochs=4, momentum=0.9, seed=1, out=tmp_path / "other"))
+    with pytest.raises(UserError, match="their trained_epochs differ: 2 and None"):
+        merge([part.path, other.path], tmp_path / "merged")
+
+
+@pytest.mark.parametrize("until", [0, 3])
+def test_epochs_beyond_the_course(make_config: MakeConfig, until: int) -> None:
+    with pytest.raises(UserError, match=f"--until-epoch should be 1 to .*2, but is {until}"):
+        make_config(epochs=2, until_epoch=until)
+
+
+def test_a_distillation_says_how_to_extend_the_store(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = train_experts(make_config(epochs=4, until_epoch=2))
+    command = ["distill", "--experts", str(store.path), "--out", str(tmp_path / "d.safetensors")]
+    command += [
+        "--iterations",
+        "1",
+        "--student-steps",
+        "1",
+        "--expert-epochs",
+        "1",
+        "--lr-img",
+        "1",
+    ]
+
+    def refusal(*flags: str) -> str:
+        assert main([*command, *flags]) == 2
+        return capsys.readouterr().err
+
+    assert "epoch 4, but" in refusal() and "segments start" not in refusal("--quiet")
+    message = refusal("--max-start-epoch", "3")
+    assert "trained for the first 2 of 4 epochs" in message
+    assert "--until-epoch 3 --resume" in message
+    for flags in (["--init", "correct"], ["--labels", "soft"]):
+        assert "--until-epoch 4 --resume" in refusal("--max-start-epoch", "1", *flags)
+    assert main([*command, "--max-start-epoch", "2"]) == 0
+    capsys.readouterr()
+    assert main(["store", "ls", str(store.path)]) == 0
+    shown = capsys.readouterr().out
+    assert "trained to epoch 2 of 4" in shown and "on the test images after epoch 2 of 4" in shown

@@ -76,12 +76,6 @@ def test_another_network(make_config: MakeConfig) -> None:
     assert store.metrics(0)["train_loss"][1] < store.metrics(0)["train_loss"][0]
 
 
-def test_the_buffers_of_a_store_have_a_row_for_each_snapshot(make_config: MakeConfig) -> None:
-    store = train_experts(make_config(num_experts=1, epochs=1))
-    with pytest.raises(ValueError, match=r"expected buffers to be float32 \[2, P\]"):
-        store.write_expert(0, torch.zeros(2, 5), {}, torch.zeros(3, 4))
-
-
 # --- which network
 
 

@@ -85,14 +85,6 @@ def test_no_such_snapshot(store: Store, expert: int, epoch: int) -> None:
 # --- writing
 
 
-@pytest.mark.parametrize(
-    "snapshots", [torch.zeros(2, 5), torch.zeros(3), torch.zeros(3, 5, dtype=torch.float64)]
-)
-def test_write_refuses_other_shapes(store: Store, snapshots: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"expected snapshots to be float32 \[3, P\]"):
-        store.write_expert(0, snapshots, {})
-
-
 def test_write_refuses_what_is_not_finite(store: Store) -> None:
     before = store.expert_path(0).read_bytes()
     with pytest.raises(UserError, match="not finite"):
@@ -198,13 +190,15 @@ def test_fingerprint_covers_the_number_of_experts(store: Store) -> None:
 # --- what it is used with
 
 
-def test_check_dataset(make_config: MakeConfig, tiny_data: str, other_data: str) -> None:
+def test_other_data_sets_are_refused(
+    make_config: MakeConfig, tiny_data: str, other_data: str
+) -> None:
     store = train_experts(make_config(num_experts=1, epochs=1))
-    store.check_dataset(load_dataset(tiny_data))
+    store.training_set(load_dataset(tiny_data))
     with pytest.raises(UserError, match=r"on npz:.* but the data set 'other' holds other"):
-        store.check_dataset(load_dataset(other_data))
+        store.training_set(load_dataset(other_data))
     with pytest.raises(UserError, match=r"and 8x8 pixels, but .* and 28x28 pixels"):
-        store.check_dataset(load_dataset())
+        store.training_set(load_dataset())
 
 
 def test_training_set_without_holdout_is_the_whole(make_config: MakeConfig, tiny_data: str) -> None:
@@ -213,12 +207,6 @@ def test_training_set_without_holdout_is_the_whole(make_config: MakeConfig, tiny
     training, images, labels = store.training_set(dataset)
     assert training is dataset
     assert (images.shape, labels.shape) == ((0, 1, 8, 8), (0,))
-
-
-def test_check_network(store: Store) -> None:
-    store.check_network(MANIFEST["network"])
-    with pytest.raises(UserError, match=r"networks with depth = 1, but .* has 2"):
-        store.check_network({**MANIFEST["network"], "depth": 2})
 
 
 # --- whitening
@@ -258,16 +246,6 @@ def test_whitening_that_is_missing_or_damaged_is_named(whitened: Store, store: S
     assert "cut off" in refusal()
     path.unlink()
     assert "cannot read" in refusal()
-
-
-def test_whitening_and_manifest_must_fit(tmp_path: Path, whitened: Store) -> None:
-    for manifest, transform in (
-        (MANIFEST, whitened.zca),
-        ({**MANIFEST, "preprocessing": zca.spec()}, None),
-    ):
-        with pytest.raises(ValueError, match="zca to be given exactly where the manifest has it"):
-            Store.create(tmp_path / "new", manifest, transform)
-    assert not (tmp_path / "new").exists()
 
 
 def test_whitening_left_by_an_interruption_is_replaced(whitened: Store) -> None:

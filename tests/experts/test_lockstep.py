@@ -114,7 +114,7 @@ RECIPES = [
 def assert_written_out(manifest: dict[str, Any], dataset: Dataset, experts: list[int]) -> None:
     trained = train_lockstep(manifest, dataset, experts)
     assert len(trained) == len(experts)
-    for expert, (snapshots, metrics, _) in zip(experts, trained, strict=True):
+    for expert, (snapshots, metrics, *_) in zip(experts, trained, strict=True):
         wanted, losses = written_out(manifest, dataset, expert)
         assert snapshots.numpy().tobytes() == wanted.numpy().tobytes()
         assert metrics["train_loss"] == losses
@@ -137,8 +137,8 @@ def test_replayed_they_are_the_same(dataset, record, recipe, experts) -> None:
 
 
 def test_one_expert_is_a_group_of_one(dataset) -> None:
-    snapshots, metrics, _ = train_expert(manifest_of(), dataset, 3)
-    other, other_metrics, _ = train_lockstep(manifest_of(), dataset, [3, 4])[0]
+    snapshots, metrics, *_ = train_expert(manifest_of(), dataset, 3)
+    other, other_metrics, *_ = train_lockstep(manifest_of(), dataset, [3, 4])[0]
     assert torch.equal(snapshots, other) and metrics == other_metrics
 
 

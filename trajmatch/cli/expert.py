@@ -77,7 +77,9 @@ def _print_health(store: Store) -> None:
             f"{steps[0]:.3f}",
             f"{steps[-1]:.3f}",
         )
-    table.caption = "step: distance that the parameters moved in an epoch"
+    table.caption = (
+        f"trained to {store.reached}; step: distance that the parameters moved in an epoch"
+    )
     network = networks.build(store.manifest["network"])
     print(
         f"{store.path}: {store.num_experts} experts, {store.manifest['network']['name']} with "

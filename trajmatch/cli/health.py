@@ -24,11 +24,12 @@ def print_health(config: DistillConfig) -> None:
     from trajmatch.experts.health import examine, examine_window
 
     store = Store.open(config.experts)
-    first, end = config.min_start_epoch, config.window_end(store.snapshots_kept)
+    course = store.manifest["snapshots"]
+    first, end = config.min_start_epoch, config.window_end(course)
     if config.max_start_epoch is None:
         print(
             f"segments start from epochs {first} to {end - 1}: --max-start-epoch is {end} by "
-            f"default for experts with epochs {spans(store.snapshots_kept)}",
+            f"default for experts with epochs {spans(course)}",
             file=sys.stderr,
         )
     warn(examine(store) or examine_window(store, first, end, config.expert_epochs))

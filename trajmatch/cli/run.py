@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +15,23 @@ from trajmatch.errors import UserError
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.experts.config import ExpertConfig
 from trajmatch.interruption import seconds
-from trajmatch.pipeline import Pipeline
+from trajmatch.pipeline import Pipeline, as_far_as_read
 from trajmatch.recipes import Recipe
 from trajmatch.run_folder import RunFolder
 
 #: Fields of the stages that the run decides for all of them.
 _SHARED = {
-    "expert": ("recipe", "out", "data", "seed", "resume", "max_time", "device", "quiet"),
+    "expert": (
+        "recipe",
+        "out",
+        "data",
+        "until_epoch",
+        "seed",
+        "resume",
+        "max_time",
+        "device",
+        "quiet",
+    ),
     "distill": (
         "recipe",
         "experts",
@@ -67,6 +78,8 @@ class RunConfig:
     experts: Path | None = None
     """Store of experts that are there already, e.g. of an earlier run: they are used as they are,
     and none are trained. Default: train them as the recipe says."""
+    full_experts: bool = False
+    """Train the experts to their last epoch, not only as far as the distillation reads them."""
     data: str | None = None
     """Data set, e.g. cifar10:ROOT or imagefolder:PATH. Default: that of the recipe, looked for
     where TRAJMATCH_DATA points."""
@@ -117,6 +130,13 @@ def run(argv: list[str]) -> int:
     data = of_recipe(config.data, recipe.data, recipe.name)
     pipeline = pipeline_of(replace(config, data=data), stages)
     pipeline = replace(pipeline, command=shlex.join(["trajmatch", "run", *argv]))
+    expert = pipeline.expert
+    if expert is not None and expert.trained_epochs < expert.epochs and not config.quiet:
+        print(
+            f"experts are trained for the first {expert.trained_epochs} of {expert.epochs} epochs, "
+            "as far as the distillation reads them (--full-experts trains them whole)",
+            file=sys.stderr,
+        )
     with interruption.time_limit(config.max_time):
         summary = run_pipeline(
             pipeline,
@@ -143,19 +163,20 @@ def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> P
         "quiet": True,
     }
     resumed: dict[str, Any] = {**shared, "recipe": config.recipe, "resume": config.resume}
-    return Pipeline(
-        folder,
-        ExpertConfig(out=folder.store, **resumed, **stages["expert"])
-        if config.experts is None
-        else None,
-        DistillConfig(
-            experts=config.experts or folder.store,
-            out=folder.artifact,
-            **resumed,
-            **stages["distill"],
-        ),
-        EvalConfig(file=folder.artifact, **shared, **stages["evaluate"]),
+    distill = DistillConfig(
+        experts=config.experts or folder.store,
+        out=folder.artifact,
+        **resumed,
+        **stages["distill"],
     )
+    evaluate = EvalConfig(file=folder.artifact, **shared, **stages["evaluate"])
+    expert = None
+    if config.experts is None:
+        expert = ExpertConfig(out=folder.store, **resumed, **stages["expert"])
+        ends = evaluate.k_center_store and evaluate.k_center_store.resolve()
+        if not config.full_experts and ends != folder.store.resolve():
+            expert = as_far_as_read(expert, distill)
+    return Pipeline(folder, expert, distill, evaluate)
 
 
 def _parse(argv: list[str], recipe: Recipe) -> tuple[RunConfig, dict[str, dict[str, Any]]]:

@@ -199,14 +199,16 @@ def described(store: Store) -> list[str]:
         f"{manifest['dataset']['shape']}, held out {manifest['holdout']['fraction']:g}",
         f"  preprocessing {manifest['preprocessing'].get('kind', 'normalised channels')}",
         f"  recipe        {', '.join(f'{name} {value}' for name, value in recipe.items())}",
-        f"  epochs kept   {spans(store.snapshots_kept)}",
+        f"  epochs kept   {spans(store.snapshots_kept)}, trained to {store.reached}",
         f"  size          {_bytes(store)}, {manifest['dtype']}",
     ]
     if there:
         metrics = [store.metrics(expert) for expert in there]
         accuracies = [each["test_accuracy"] for each in metrics if "test_accuracy" in each]
         if accuracies:
-            lines.append(f"  accuracy      {_range(accuracies)} % on the test images")
+            lines.append(
+                f"  accuracy      {_range(accuracies)} % on the test images after {store.reached}"
+            )
         for name, what in (("displacement", "displacement"), ("train_loss", "training loss")):
             rows = [each[name] for each in metrics if each.get(name)]
             if rows:

@@ -288,6 +288,17 @@ class DistillConfig:
             end += 1
         return max(end, self.min_start_epoch + 1)
 
+    def last_epoch_read(self, snapshots_kept: Collection[int]) -> int:
+        """Return the last epoch of the experts that a run reads.
+
+        Args:
+            snapshots_kept: Epochs kept of the experts' whole course.
+        """
+        chosen = self.init_from is None and self.init in ("correct", "representative")
+        if chosen or self.labels == "soft":  # what the experts say at the end of their course
+            return max(snapshots_kept)
+        return self.window_end(snapshots_kept) - 1 + self.expert_epochs
+
     @property
     def checkpoint_path(self) -> Path:
         """Where the state of an unfinished run is kept: beside the artifact."""

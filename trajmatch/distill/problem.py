@@ -231,8 +231,12 @@ def prepare(config: DistillConfig) -> Problem:
     """
     device = torch.device(usable_device(config.device))
     store = Store.open(config.experts)
-    config = replace(config, max_start_epoch=config.window_end(store.snapshots_kept))
-    window, loss = segments_of(config, store.snapshots_kept)
+    course = store.manifest["snapshots"]
+    config = replace(config, max_start_epoch=config.window_end(course))
+    window, loss = segments_of(config, course)
+    last = window.maximum - 1 + config.expert_epochs
+    flags = f"--max-start-epoch {window.maximum} with --expert-epochs {config.expert_epochs}"
+    store.check_trained(last, flags)
     if config.select == "holdout" and store.manifest["holdout"]["fraction"] == 0:
         raise UserError(
             f"--select holdout needs images that no expert saw, but {config.experts} was made "

@@ -27,6 +27,7 @@ class FinalExperts:
     def __init__(self, store: Store, model: nn.Module, purpose: str) -> None:
         """Make sure that the last epoch is there; see the class."""
         self._epoch = int(store.manifest["recipe"]["epochs"])
+        store.check_trained(self._epoch, purpose)
         if self._epoch not in store.snapshots_kept:
             raise UserError(
                 f"{purpose} asks what the experts say after their last epoch, {self._epoch}, which "

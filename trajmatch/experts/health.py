@@ -67,7 +67,8 @@ def examine(store: Store) -> list[str]:
         ),
         (
             untrained,
-            f"reached less than {least:.1f} % test accuracy ({chance:.1f} % is chance)",
+            f"reached less than {least:.1f} % test accuracy ({chance:.1f} % is chance) after "
+            f"{store.reached}",
             "train for more epochs or raise --lr of `trajmatch expert`",
         ),
     ]

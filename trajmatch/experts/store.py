@@ -172,6 +172,12 @@ class Store:
         return int(self.manifest.get("trained_epochs", self.course))
 
     @property
+    def reached(self) -> str:
+        """The last epoch trained, in words."""
+        part = f" of {self.course}" if self.trained_epochs < self.course else ""
+        return f"epoch {self.trained_epochs}{part}"
+
+    @property
     def snapshots_kept(self) -> list[int]:
         """Epochs that have a snapshot, ascending; 0 is the initialisation."""
         return self._kept(self.trained_epochs)
@@ -226,6 +232,24 @@ class Store:
         if sources is None:
             return {"seed": self.manifest["seed"], "expert": expert}
         return dict(sources[expert])
+
+    def check_trained(self, epoch: int, purpose: str) -> None:
+        """Make sure that the experts are trained up to an epoch of their course.
+
+        Args:
+            epoch: The epoch.
+            purpose: The flags that ask for it, for the message.
+
+        Raises:
+            UserError: They are not; the message says how to extend the store.
+        """
+        if self.trained_epochs < epoch <= self.course:
+            raise UserError(
+                f"{purpose} needs the experts after epoch {epoch}, but those of {self.path} are "
+                f"trained for the first {self.trained_epochs} of {self.course} epochs; to go on, "
+                f"repeat the `trajmatch expert` that made them with --until-epoch {epoch} --resume,"
+                " or the `trajmatch run` with --full-experts --resume"
+            )
 
     def write_expert(
         self,
