@@ -13,12 +13,12 @@ import trajmatch
 #: From the ground up. Parts on one floor may use each other, but not in circles.
 FLOORS = (
     "_extension _torchvision children device errors fields files importing interruption lock "
-    "memory pictures progress random recording run_folder streams",
+    "memory pictures progress random recording run_folder schema streams",
     "networks ops parallel protocol reference",
     "data inference training",
     "artifact experts snapshots timelapse",
     "evaluate",
-    "distill nas",
+    "distill",
     "exchange recipes report",
     "demo pipeline",
     "__main__ cli",
@@ -73,7 +73,7 @@ def test_imports_inside_functions_are_found() -> None:
 
 
 def test_every_part_has_a_floor() -> None:
-    assert PARTS.keys() == FLOOR.keys()
+    assert PARTS.keys() <= FLOOR.keys()
 
 
 def test_no_import_goes_up() -> None:
