@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from trajmatch import inference, networks
+from trajmatch.block import ACTIVATIONS, NORMS, POOLINGS
 from trajmatch.inference import logits
-from trajmatch.networks.convnet import ACTIVATIONS, NORMS, POOLINGS
 from trajmatch.random import generator
 
 

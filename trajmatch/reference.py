@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trajmatch.networks.convnet import LEAKY_SLOPE
+from trajmatch.block import GROUP_NORM_GROUPS, LEAKY_SLOPE, NORM_EPS
 from trajmatch.networks.flat import call_flat
-from trajmatch.networks.layers import GROUP_NORM_GROUPS, NORM_EPS
 
 
 class GradientJvp(NamedTuple):

@@ -22,9 +22,9 @@ from bench.variants import OuterGradient
 from jax import Array, lax
 from torch import Tensor
 
+from trajmatch.block import NORM_EPS
 from trajmatch.networks.convnet import ConvNet, first_padding
 from trajmatch.networks.flat import split_flat
-from trajmatch.networks.layers import NORM_EPS
 
 #: PyTorch's defaults on a GPU: convolutions in TF32, all other products in float32. Both hold for
 #: the derivatives too, which take the precision over; neither does anything on a CPU.

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from trajmatch import networks
+from trajmatch.block import NORMS, POOLINGS
 from trajmatch.networks import ConvNet
-from trajmatch.networks.convnet import NORMS, POOLINGS
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trajmatch import ops, reference
-from trajmatch.networks.convnet import ACTIVATIONS, NORMS, POOLINGS
+from trajmatch.block import ACTIVATIONS, NORMS, POOLINGS
 
 CHOICES = list(itertools.product(NORMS, ACTIVATIONS, POOLINGS))
 # Batch, channels, height, width: odd and even planes, channels that fill no vector, one pixel row.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from trajmatch import networks, ops, reference
+from trajmatch.block import NORMS
 from trajmatch.networks import ConvNet
-from trajmatch.networks.convnet import NORMS
 
 Check = Callable[..., None]
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from trajmatch import networks, ops, reference
+from trajmatch.block import ACTIVATIONS, NORMS, POOLINGS
 from trajmatch.data import DSA
 from trajmatch.networks import ConvNet
-from trajmatch.networks.convnet import ACTIVATIONS, NORMS, POOLINGS
 
 Check = Callable[..., None]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trajmatch import networks, ops
-from trajmatch.networks.convnet import NORMS
+from trajmatch.block import NORMS
 
 Check = Callable[..., None]
 EXACT = 1e-9

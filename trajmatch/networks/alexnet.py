@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from trajmatch.networks.layers import (
-    ImageClassifier,
-    check_size_left,
-    convolved,
-    first_stride,
-    growth,
-)
+from trajmatch.networks.layers import ImageClassifier, convolved, first_stride, growth
 
 
 class AlexNet(ImageClassifier):
@@ -37,10 +31,10 @@ class AlexNet(ImageClassifier):
     ) -> None:
         super().__init__(in_channels, num_classes, image_size, width=width)
         if width % 2:
-            raise ValueError(f"AlexNet: expected width to be even, but got {width}")
+            raise ValueError(self._message("width", "even", width))
         padding, stride = 2 + growth(image_size), first_stride(image_size)
         size = convolved(image_size, 5, padding, stride) // 8
-        check_size_left("AlexNet", size, image_size)
+        self._check_size_left(size)
         second, third = width * 3 // 2, width * 2
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, width, 5, stride=stride, padding=padding),
@@ -58,7 +52,3 @@ class AlexNet(ImageClassifier):
             nn.MaxPool2d(2),
         )
         self.classifier = nn.Linear(second * size**2, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` of images ``[B, in_channels, image_size, image_size]``."""
-        return self.classifier(self.features(images).flatten(1))

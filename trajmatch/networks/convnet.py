@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from trajmatch.networks.layers import (
-    check_choice,
-    check_norm,
-    check_positive,
+    ACTIVATION_LAYERS,
+    POOLING_LAYERS,
+    ImageClassifier,
     growth,
     norm_layers,
 )
 
-#: What the engine runs, in the order of its enumerations (``csrc/core/norm_act_pool.h``). Networks
-#: with batch norm, which joins the images of a batch, run on autograd.
-NORMS = ("none", "instance", "group", "layer")
-ACTIVATIONS = ("none", "relu", "leaky_relu", "sigmoid")
-POOLINGS = ("none", "average", "max")
-
-#: Slope of the leaky ReLU for negative inputs, PyTorch's default.
-LEAKY_SLOPE = 0.01
 #: More blocks than any image has poolings and any experiment wants.
 MOST_BLOCKS = 100
 
@@ -47,7 +38,7 @@ def feature_sizes(image_size: int, depth: int, pooling: str) -> list[int]:
     return [*sizes, size]
 
 
-class ConvNet(nn.Module):
+class ConvNet(ImageClassifier):
     """``depth`` blocks of 3x3 convolution, norm, activation and 2x2 pooling, then a linear layer.
 
     Instance norm is ``GroupNorm(C, C)`` with affine parameters, group norm has 4 groups, layer
@@ -84,28 +75,23 @@ class ConvNet(nn.Module):
         activation: str = "relu",
         pooling: str = "average",
     ) -> None:
-        super().__init__()
-        check_positive(
-            "ConvNet",
-            in_channels=in_channels,
-            num_classes=num_classes,
-            image_size=image_size,
+        super().__init__(
+            in_channels,
+            num_classes,
+            image_size,
             width=width,
             depth=depth,
+            norm=norm,
+            activation=activation,
+            pooling=pooling,
         )
         if depth > MOST_BLOCKS:  # before a loop or a list of that length
-            raise ValueError(
-                f"ConvNet: expected depth to be at most {MOST_BLOCKS}, but got {depth}"
-            )
-        check_norm("ConvNet", norm, width)
-        check_choice("ConvNet", "activation", activation, ACTIVATIONS)
-        check_choice("ConvNet", "pooling", pooling, POOLINGS)
+            raise ValueError(self._message("depth", f"at most {MOST_BLOCKS}", depth))
         sizes = feature_sizes(image_size, depth, pooling)
         if sizes[-1] < 1:
-            raise ValueError(
-                f"ConvNet: expected image_size to be at least {2**depth} for {depth} poolings "
-                f"by 2, but got {image_size}; use a smaller depth or pooling='none'"
-            )
+            wanted = f"at least {2**depth} for {depth} poolings by 2"
+            message = self._message("image_size", wanted, image_size)
+            raise ValueError(f"{message}; use a smaller depth or pooling='none'")
         self.in_channels, self.num_classes, self.image_size = in_channels, num_classes, image_size
         self.width, self.depth = width, depth
         self.norm, self.activation, self.pooling = norm, activation, pooling
@@ -116,44 +102,10 @@ class ConvNet(nn.Module):
             padding = first_padding(image_size) if index == 0 else 1
             blocks.append(nn.Conv2d(channels, width, kernel_size=3, padding=padding))
             blocks.extend(norm_layers(norm, width, sizes[index]))
-            blocks.extend(_activation(activation))
-            blocks.extend(_pooling(pooling))
+            if activation != "none":
+                blocks.append(ACTIVATION_LAYERS[activation]())
+            if pooling != "none":
+                blocks.append(POOLING_LAYERS[pooling](2))
             channels = width
         self.features = nn.Sequential(*blocks)
         self.classifier = nn.Linear(width * sizes[-1] ** 2, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` of images ``[B, in_channels, image_size, image_size]``."""
-        return self.classifier(self.features(images).flatten(1))
-
-    def spec(self) -> dict[str, Any]:
-        """What :func:`trajmatch.networks.build` needs to make this network again."""
-        return {
-            "name": "ConvNet",
-            "in_channels": self.in_channels,
-            "num_classes": self.num_classes,
-            "image_size": self.image_size,
-            "width": self.width,
-            "depth": self.depth,
-            "norm": self.norm,
-            "activation": self.activation,
-            "pooling": self.pooling,
-        }
-
-
-def _activation(activation: str) -> list[nn.Module]:
-    if activation == "relu":
-        return [nn.ReLU()]
-    if activation == "leaky_relu":
-        return [nn.LeakyReLU(LEAKY_SLOPE)]
-    if activation == "sigmoid":
-        return [nn.Sigmoid()]
-    return []
-
-
-def _pooling(pooling: str) -> list[nn.Module]:
-    if pooling == "average":
-        return [nn.AvgPool2d(2)]
-    if pooling == "max":
-        return [nn.MaxPool2d(2)]
-    return []

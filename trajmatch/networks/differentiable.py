@@ -1,4 +1,4 @@
-"""Whether a network can be a student: twice differentiable, layer by layer, and repeatable.
+"""Checks that a network can be a student: twice differentiable, layer by layer, and repeatable.
 
 The adjoint of a student's steps differentiates the gradient of its loss. An operator whose
 backward pass has no derivative of its own stops that, or, worse, drops a term without a word.
@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_map_only
 
 from trajmatch.networks.external import External
-from trajmatch.networks.randomness import refuse_randomness
 from trajmatch.networks.second_derivative import first_line, obstacle
 
 _BATCH = 3  # images; batch norm needs more than one
@@ -25,13 +25,13 @@ _BATCH = 3  # images; batch norm needs more than one
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a network, and what stands against differentiating it twice.
+    """One layer of a network, and the reason why it cannot be differentiated twice.
 
     Attributes:
         name: As in ``named_modules()``; empty for the network itself.
         type: Its class.
-        parameters: How many it has, those of modules within it not counted.
-        obstacle: Why it is not twice differentiable; None where it is.
+        parameters: Their number, without those of modules within it.
+        obstacle: Reason why it is not twice differentiable; None if it is.
     """
 
     name: str
@@ -116,7 +116,7 @@ def check_batches(model: nn.Module, count: int, batch_size: int | None, flag: st
 
 
 def check_twice_differentiable(model: nn.Module, image_shape: Sequence[int]) -> None:
-    """Differentiates a network twice on a few random images.
+    """Differentiate a network twice on a few random images.
 
     Args:
         model: Any module; it is left as it is.
@@ -137,10 +137,9 @@ def check_twice_differentiable(model: nn.Module, image_shape: Sequence[int]) -> 
 
 
 def examine(model: nn.Module, image_shape: Sequence[int]) -> list[Layer]:
-    """Differentiates every layer of a network twice, each alone, and the network as a whole.
+    """Differentiate every layer of a network twice, each alone, and the network as a whole.
 
-    A copy of the network runs on the CPU on a few random images: in its own dtype to see which
-    derivatives exist, and in float64 to compare them with differences of gradients.
+    A copy of the network runs on the CPU on a few random images.
 
     Args:
         model: Any module; it is left as it is.
@@ -157,13 +156,12 @@ def examine(model: nn.Module, image_shape: Sequence[int]) -> list[Layer]:
     twin, images = _twin(model, image_shape)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         calls = _recorded_calls(twin, images)
-        obstacles = {
-            name: obstacle(module, *calls[name])
-            for name, module in twin.named_modules()
-            if name in calls and _is_leaf(module)
+        called = [(name, module) for name, module in twin.named_modules() if name in calls]
+        obstacles: Mapping[str, str | None] = {
+            name: obstacle(module, *calls[name]) for name, module in called if _is_leaf(module)
         }
         if not any(obstacles.values()):
-            obstacles.update(_innermost(twin, calls))
+            obstacles = _innermost(called, calls)
     return [
         Layer(
             name,
@@ -193,28 +191,37 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _recorded_calls(model: nn.Module, images: Tensor) -> dict[str, _Call]:
-    """Arguments with which the network calls each of its modules (the last time, if often)."""
+    """Arguments of the last call of each module; raise ValueError for random numbers."""
     calls: dict[str, _Call] = {}
+    handles = []
+    for name, module in model.named_modules():
 
-    def record(name: str, module: nn.Module) -> RemovableHandle:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # Copies: layers that work in place overwrite what they were given.
-            calls[name] = (tuple(map(_copied, args)), {k: _copied(v) for k, v in kwargs.items()})
+        def record(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            # Copies: layers that work in place overwrite their arguments.
+            calls[name] = tree_map_only(Tensor, lambda each: each.detach().clone(), (args, kwargs))
 
-        return module.register_forward_pre_hook(hook, with_kwargs=True)
-
-    handles = [record(name, module) for name, module in model.named_modules()]
-    try:
-        with refuse_randomness(model, images.device):
-            _call(model, images)
-    finally:
-        for handle in handles:
-            handle.remove()
+        handles.append(module.register_forward_pre_hook(record, with_kwargs=True))
+    before = torch.get_rng_state()
+    _call(model, images)
+    for handle in handles:
+        handle.remove()
+    if not torch.equal(before, torch.get_rng_state()):
+        kinds = (_DropoutNd, nn.RReLU)
+        drawing = (
+            f" (in {name or 'itself'}, a {type(module).__name__})"
+            for name, module in model.named_modules()
+            if module.training and isinstance(module, kinds)
+        )
+        raise ValueError(
+            f"expected a network without randomness, but {type(model).__name__} draws random "
+            f"numbers{next(drawing, '')}: its steps could not be repeated exactly; set the "
+            "probability of its dropout to 0, or put it into evaluation mode"
+        )
     return calls
 
 
 def _call(model: nn.Module, images: Tensor) -> None:
-    """Call the network, and raise ValueError where that fails."""
+    """Call the network; raise ValueError if that fails."""
     try:
         model(images)
     except (RuntimeError, TypeError, AssertionError) as error:
@@ -224,23 +231,21 @@ def _call(model: nn.Module, images: Tensor) -> None:
         ) from error
 
 
-def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def _innermost(model: nn.Module, calls: Mapping[str, _Call]) -> dict[str, str]:
-    """The innermost module that cannot be differentiated twice, with the reason."""
-    why = obstacle(model, *calls[""])
-    if why is None:
-        return {}
-    innermost = ""
-    for name, module in model.named_modules():  # from the outside to the inside
-        inside = name.startswith(f"{innermost}." if innermost else "")
-        if inside and name and name in calls and not _is_leaf(module):
-            reason = obstacle(module, *calls[name])
-            if reason is not None:
-                innermost, why = name, reason
-    return {innermost: why}
+def _innermost(
+    called: Sequence[tuple[str, nn.Module]], calls: Mapping[str, _Call]
+) -> dict[str, str]:
+    """Innermost module that is not twice differentiable although its layers are, and the reason."""
+    found: dict[str, str] = {}
+    for name, module in called:  # from the outside to the inside
+        outside = next(iter(found), "")
+        if _is_leaf(module) or not name.startswith(f"{outside}." if outside else ""):
+            continue
+        reason = obstacle(module, *calls[name])
+        if reason is not None:
+            found = {name: reason}
+        elif not name:
+            break  # the network as a whole is
+    return found
 
 
 def _title(model: nn.Module) -> str:

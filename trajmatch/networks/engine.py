@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from torch import nn
 
+from trajmatch.block import ACTIVATIONS, NORMS, POOLINGS
 from trajmatch.networks.alexnet import AlexNet
-from trajmatch.networks.convnet import ACTIVATIONS, NORMS, POOLINGS, ConvNet
-from trajmatch.networks.layers import convolved
+from trajmatch.networks.convnet import ConvNet
+from trajmatch.networks.layers import ACTIVATION_LAYERS, POOLING_LAYERS, convolved
 from trajmatch.networks.lenet import LeNet
 from trajmatch.networks.mlp import MLP
 from trajmatch.networks.vgg import VGG11
 
 _SEQUENTIAL = (ConvNet, AlexNet, VGG11, LeNet, MLP)
-_ACTIVATIONS = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu", nn.Sigmoid: "sigmoid"}
-_POOLINGS = {nn.AvgPool2d: "average", nn.MaxPool2d: "max"}
 # Places in a block, after channels, kernel, stride and padding of its convolution.
 _NORM, _ACTIVATION, _POOLING = 4, 5, 6
+#: Place and number of the layers of which each type has one.
+_NUMBERS: dict[type[nn.Module], tuple[int, int]] = {
+    **{kind: (_ACTIVATION, ACTIVATIONS.index(name)) for name, kind in ACTIVATION_LAYERS.items()},
+    **{kind: (_POOLING, POOLINGS.index(name)) for name, kind in POOLING_LAYERS.items()},
+    nn.LayerNorm: (_NORM, NORMS.index("layer")),
+}
 
 
 def engine_description(model: nn.Module, precise: bool = False) -> list[int] | None:
@@ -50,8 +55,12 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
             blocks.append(_convolution(layer, size))
             size = convolved(size, *(blocks[-1][place] for place in (1, 3, 2)))
             continue
-        place, number = _what_follows(layer)
-        if number is None:
+        if isinstance(layer, nn.GroupNorm):
+            instance = layer.num_groups == layer.num_channels
+            place, number = _NORM, NORMS.index("instance" if instance else "group")
+        elif type(layer) in _NUMBERS:
+            place, number = _NUMBERS[type(layer)]
+        else:  # batch norm
             return None
         if blocks[-1][place]:  # a pooling of what is pooled already
             blocks.append([blocks[-1][0], 0, 1, 0, 0, 0, 0])
@@ -74,15 +83,3 @@ def _convolution(layer: nn.Conv2d | nn.Linear, size: int) -> list[int]:
     padding = layer.padding[0]
     assert isinstance(padding, int)
     return [layer.out_channels, layer.kernel_size[0], layer.stride[0], padding, 0, 0, 0]
-
-
-def _what_follows(layer: nn.Module) -> tuple[int, int | None]:
-    """A layer's place in its block, and its number there; None where the engine has none."""
-    if type(layer) in _ACTIVATIONS:
-        return _ACTIVATION, ACTIVATIONS.index(_ACTIVATIONS[type(layer)])
-    if type(layer) in _POOLINGS:
-        return _POOLING, POOLINGS.index(_POOLINGS[type(layer)])
-    if isinstance(layer, nn.GroupNorm):
-        norm = "instance" if layer.num_groups == layer.num_channels else "group"
-        return _NORM, NORMS.index(norm)
-    return _NORM, NORMS.index("layer") if isinstance(layer, nn.LayerNorm) else None

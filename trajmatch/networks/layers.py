@@ -1,17 +1,19 @@
-"""What the networks have in common: norms by name, sizes of activations, checks of arguments."""
+"""Base class of the networks, and what they share: layers by name and sizes of activations."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-#: Groups of ``norm="group"`` (METHODS: ``GroupNorm(4, C)``).
-GROUP_NORM_GROUPS = 4
-#: Added to the variance, PyTorch's default for every norm used here.
-NORM_EPS = 1e-5
+from trajmatch.block import ACTIVATIONS, GROUP_NORM_GROUPS, NORM_EPS, NORMS, POOLINGS
+
 #: Norms that every network with norms can have.
-ALL_NORMS = ("none", "batch", "instance", "group", "layer")
+ALL_NORMS = (*NORMS, "batch")
+_CHOICES = {"norm": ALL_NORMS, "activation": ACTIVATIONS, "pooling": POOLINGS}
+
+ACTIVATION_LAYERS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid}
+POOLING_LAYERS = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
 
 #: Side of the images from which on the first convolution of AlexNet, ResNet18 and LeNet has stride
 #: 2, VGG11 pools once more and the MLP has one hidden layer (PAD's networks for Tiny ImageNet).
@@ -19,33 +21,63 @@ LARGE_IMAGE = 64
 
 
 class ImageClassifier(nn.Module):
-    """A network for square images that knows the arguments it was made with.
+    """A network for square images that knows its arguments: ``features``, then ``classifier``.
 
     Args:
         in_channels: Channels of the images.
         num_classes: Number of logits.
         image_size: Side of the square images in pixels.
-        **choices: Other arguments of the class, for :meth:`spec`.
+        **options: Other arguments of the class.
 
     Raises:
-        ValueError: A size is not positive.
+        ValueError: A size is not positive, a choice is unknown, or the width does not divide into
+            the groups of group norm.
+        TypeError: A size is not a whole number.
     """
 
+    features: nn.Sequential
+    classifier: nn.Module
+
     def __init__(
-        self, in_channels: int, num_classes: int, image_size: int, **choices: int | str
+        self, in_channels: int, num_classes: int, image_size: int, **options: int | str
     ) -> None:
         super().__init__()
-        self._arguments: dict[str, Any] = {
-            "in_channels": in_channels,
-            "num_classes": num_classes,
-            "image_size": image_size,
-            **choices,
-        }
-        sizes = {name: each for name, each in self._arguments.items() if not isinstance(each, str)}
-        check_positive(type(self).__name__, **sizes)
+        sizes = {"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size}
+        self._arguments: dict[str, Any] = {**sizes, **options}
+        for name, value in self._arguments.items():
+            if name in _CHOICES:
+                wanted, fits = f"one of {', '.join(_CHOICES[name])}", value in _CHOICES[name]
+            elif isinstance(value, int):
+                wanted, fits = "at least 1", value >= 1
+            else:
+                raise TypeError(self._message(name, "an int", value))
+            if not fits:
+                raise ValueError(self._message(name, wanted, value))
+        width = options.get("width", 0)
+        if options.get("norm") == "group" and width % GROUP_NORM_GROUPS:
+            wanted = f"a multiple of {GROUP_NORM_GROUPS} for norm='group'"
+            raise ValueError(self._message("width", wanted, width))
+
+    def _message(self, argument: str, wanted: str, came: object) -> str:
+        return f"{type(self).__name__}: expected {argument} to be {wanted}, but got {came!r}"
+
+    def _check_size_left(self, size: int) -> None:
+        """Raise ValueError if nothing is left of the images after the last pooling."""
+        if size < 1:
+            raise ValueError(
+                self._message(
+                    "image_size", "large enough for its poolings", self._arguments["image_size"]
+                )
+                + "; use a larger image or another network"
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, num_classes]`` of images ``[B, in_channels, image_size, image_size]``."""
+        logits: Tensor = self.classifier(self.features(images).flatten(1))
+        return logits
 
     def spec(self) -> dict[str, Any]:
-        """What :func:`trajmatch.networks.build` needs to make this network again."""
+        """Arguments of :func:`trajmatch.networks.build` that make this network again."""
         return {"name": type(self).__name__, **self._arguments}
 
 
@@ -79,39 +111,3 @@ def first_stride(image_size: int) -> int:
 def convolved(size: int, kernel: int, padding: int, stride: int = 1) -> int:
     """Side of the output of a convolution."""
     return (size + 2 * padding - kernel) // stride + 1
-
-
-def check_positive(network: str, **sizes: int) -> None:
-    """Raise ValueError for a size below 1, and TypeError for one that is no whole number."""
-    for name, value in sizes.items():
-        if not isinstance(value, int):
-            raise TypeError(f"{network}: expected {name} to be an int, but got {value!r}")
-        if value < 1:
-            raise ValueError(f"{network}: expected {name} to be at least 1, but got {value}")
-
-
-def check_choice(network: str, name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError for a choice that there is not."""
-    if value not in choices:
-        raise ValueError(
-            f"{network}: expected {name} to be one of {', '.join(choices)}, but got {value!r}"
-        )
-
-
-def check_norm(network: str, norm: str, width: int) -> None:
-    """Raise ValueError for an unknown norm, or a width that group norm cannot divide."""
-    check_choice(network, "norm", norm, ALL_NORMS)
-    if norm == "group" and width % GROUP_NORM_GROUPS:
-        raise ValueError(
-            f"{network}: expected width to be a multiple of {GROUP_NORM_GROUPS} "
-            f"for norm='group', but got {width}"
-        )
-
-
-def check_size_left(network: str, size: int, image_size: int) -> None:
-    """Raise ValueError where nothing is left of the images after the last pooling."""
-    if size < 1:
-        raise ValueError(
-            f"{network}: expected image_size to be large enough for its poolings, but got "
-            f"{image_size}; use a larger image or another network"
-        )

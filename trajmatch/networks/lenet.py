@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from trajmatch.networks.layers import (
-    ImageClassifier,
-    check_size_left,
-    convolved,
-    first_stride,
-    growth,
-)
+from trajmatch.networks.layers import ImageClassifier, convolved, first_stride, growth
 
 
 class LeNet(ImageClassifier):
@@ -35,7 +29,7 @@ class LeNet(ImageClassifier):
         super().__init__(in_channels, num_classes, image_size)
         padding, stride = growth(image_size), first_stride(image_size)
         size = convolved(convolved(image_size, 5, padding, stride) // 2, 5, 0) // 2
-        check_size_left("LeNet", size, image_size)
+        self._check_size_left(size)
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, 6, 5, stride=stride, padding=padding),
             nn.ReLU(),
@@ -51,7 +45,3 @@ class LeNet(ImageClassifier):
             nn.ReLU(),
             nn.Linear(84, num_classes),
         )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` of images ``[B, in_channels, image_size, image_size]``."""
-        return self.classifier(self.features(images).flatten(1))

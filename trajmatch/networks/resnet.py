@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from trajmatch.networks.layers import (
     ImageClassifier,
-    check_norm,
-    check_size_left,
     convolved,
     first_stride,
     growth,
@@ -51,11 +49,9 @@ class ResNet18(ImageClassifier):
         norm: str = "instance",
     ) -> None:
         super().__init__(in_channels, num_classes, image_size, width=width, norm=norm)
-        name = type(self).__name__
-        check_norm(name, norm, width)
         padding, stride = 1 + growth(image_size), first_stride(image_size)
         size = convolved(image_size, 3, padding, stride)
-        check_size_left(name, size // 2 ** (_STAGES - 1), image_size)
+        self._check_size_left(size // 2 ** (_STAGES - 1))
         self.first = nn.Sequential(
             nn.Conv2d(in_channels, width, 3, stride, padding, bias=norm == "none"),
             *norm_layers(norm, width, size),

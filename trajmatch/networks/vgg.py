@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from trajmatch.networks.layers import (
-    LARGE_IMAGE,
-    ImageClassifier,
-    check_norm,
-    check_size_left,
-    growth,
-    norm_layers,
-)
+from trajmatch.networks.layers import LARGE_IMAGE, ImageClassifier, growth, norm_layers
 
 #: Channels of the convolutions, in multiples of the width; after each group a 2x2 max-pooling.
 _GROUPS = ((1,), (2,), (4, 4), (8, 8), (8, 8))
@@ -47,10 +40,7 @@ class VGG11(ImageClassifier):
         norm: str = "instance",
     ) -> None:
         super().__init__(in_channels, num_classes, image_size, width=width, norm=norm)
-        check_norm("VGG11", norm, width)
         size = image_size + 2 * growth(image_size)
-        poolings = len(_GROUPS) + (image_size >= LARGE_IMAGE)
-        check_size_left("VGG11", size // 2**poolings, image_size)
         layers: list[nn.Module] = []
         channels, padding = in_channels, 1 + growth(image_size)
         for group in _GROUPS:
@@ -64,9 +54,6 @@ class VGG11(ImageClassifier):
         if image_size >= LARGE_IMAGE:
             layers.append(nn.MaxPool2d(2))
             size //= 2
+        self._check_size_left(size)
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels * size**2, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` of images ``[B, in_channels, image_size, image_size]``."""
-        return self.classifier(self.features(images).flatten(1))

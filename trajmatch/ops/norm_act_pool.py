@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from trajmatch import _extension  # noqa: F401  registers the operators
-from trajmatch.networks.convnet import ACTIVATIONS, NORMS, POOLINGS
-from trajmatch.networks.layers import GROUP_NORM_GROUPS, NORM_EPS
+from trajmatch.block import ACTIVATIONS, GROUP_NORM_GROUPS, NORM_EPS, NORMS, POOLINGS
 from trajmatch.ops._registration import forbid_autograd
 from trajmatch.ops.errors import public_operator
 
