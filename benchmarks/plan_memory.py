@@ -27,7 +27,7 @@ from trajmatch.cli.arguments import parse
 from trajmatch.data import load_dataset
 from trajmatch.distill import DistillConfig
 from trajmatch.distill.loop import distill
-from trajmatch.distill.plan import Forecast
+from trajmatch.distill.memory_plan import Forecast
 from trajmatch.experts import ExpertConfig, Store
 from trajmatch.experts.train import describe
 

@@ -5,8 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import torch
+
+from trajmatch.data.dsa import DSA
+from trajmatch.distill.images.pixels import Pixels
+from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
+from trajmatch.distill.objectives.matching import MatchingLoss
+from trajmatch.distill.objectives.schedule import StartEpochWindow
 from trajmatch.recording import call_again
 
 
@@ -41,3 +49,13 @@ class Interrupter:
 def lines_of(log: Path) -> list[dict[str, Any]]:
     """The objects of a log with one JSON object in each line."""
     return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def objective_of(model: torch.nn.Module, loss: MatchingLoss, **settings: Any) -> MatchTrajectory:
+    """The objective of a run with no store: for matches that a test makes by hand."""
+    chosen = {"student_momentum": 0.0, "precise": False, "gradient": "exact", **settings}
+    size: Any = SimpleNamespace(manifest={"network": {"image_size": 8}})
+    config: Any = SimpleNamespace(**chosen)
+    device = next(model.parameters()).device
+    window = StartEpochWindow(0, 1)
+    return MatchTrajectory(config, model, size, window, loss, DSA("none"), Pixels(), device)

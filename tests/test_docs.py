@@ -14,8 +14,8 @@ import trajmatch
 from trajmatch import ops
 from trajmatch.cli.arguments import parse, recipe_of
 from trajmatch.distill import DistillConfig, distill
-from trajmatch.distill.matching import MatchingLoss, Segment
-from trajmatch.distill.terms import find_term
+from trajmatch.distill.objectives.matching import MatchingLoss
+from trajmatch.distill.terms import Course, find_term
 from trajmatch.experts import ExpertConfig, train_experts
 from trajmatch.recipes import recipe_names
 
@@ -42,7 +42,7 @@ def test_the_term_of_the_documentation(own_term: str) -> None:
     end = torch.tensor([1.0, 3.0])
     cosine = (2 * 4) / (2 * 5)
     distance = ops.param_distance(end, target, start).item()
-    found = loss(Segment(start, target), {5: end}, 5).item()
+    found = loss(Course(start, {5: end}, {2: target}, 5, 2)).item()
     assert found == pytest.approx(distance + 1 - cosine)
 
 

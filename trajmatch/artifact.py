@@ -16,7 +16,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +42,7 @@ SELECTIONS = ("last", "holdout", "test-max")
 _OTHER_ENDINGS = (".gif", ".h5", ".jpg", ".json", ".npy", ".npz", ".pkl", ".png", ".pt", ".pth")
 
 _TENSORS = ("images", "labels", "pixels")
+_PARAMETER = "parameter."
 #: Fields of the description, with the type that each has in the file.
 _DESCRIPTION: dict[str, type | tuple[type, ...]] = {
     "label_kind": str,
@@ -87,6 +88,8 @@ class Artifact:
         scores: Results of evaluations, each with its protocol.
         selection: How the set was chosen among the iterates: ``"last"``, ``"holdout"`` or
             ``"test-max"``.
+        parametrisation: Parametrisation of the images (``distill --images``); None: pixels.
+        parameters: The tensors that it made the images of, by name; empty for pixels.
 
     Raises:
         UserError: A field does not fit the others; the message names it.
@@ -110,6 +113,8 @@ class Artifact:
     scores: tuple[dict[str, Any], ...] = ()
     selection: Literal["last", "holdout", "test-max"] = "last"
     zca: ZCA | None = None
+    parametrisation: str | None = None
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check every field; see the class."""
@@ -191,7 +196,7 @@ class Artifact:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of tensors and description, in hexadecimal."""
-        tensors = {"images": self.images, "labels": self.labels}
+        tensors = {"images": self.images, "labels": self.labels, **self._named_parameters()}
         return _fingerprint({**tensors, **self.preprocessing.tensors()}, self._description())
 
     def with_score(self, score: Mapping[str, Any]) -> Artifact:
@@ -281,7 +286,15 @@ class Artifact:
 
     def _description(self) -> dict[str, Any]:
         description = {name: getattr(self, name) for name in _DESCRIPTION}
-        return description if self.zca is None else {**description, "zca": self.zca.spec()}
+        if self.zca is not None:
+            description["zca"] = self.zca.spec()
+        if self.parametrisation is not None:
+            description["parametrisation"] = self.parametrisation
+        return description
+
+    def _named_parameters(self) -> dict[str, Tensor]:
+        """Return the parameters under the names that they have in a file."""
+        return {f"{_PARAMETER}{name}": tensor for name, tensor in self.parameters.items()}
 
 
 def log_probabilities(probabilities: Tensor) -> Tensor:
@@ -343,7 +356,7 @@ def save(path: str | os.PathLike[str], artifact: Artifact) -> None:
     if not isinstance(artifact, Artifact):
         raise TypeError(f"expected artifact to be an Artifact, but got {type(artifact).__name__}")
     tensors = {name: getattr(artifact, name) for name in _TENSORS}
-    tensors |= artifact.preprocessing.tensors()
+    tensors |= artifact.preprocessing.tensors() | artifact._named_parameters()
     description = artifact._description()
     files.save_tensors(
         path,
@@ -390,7 +403,18 @@ def load(path: str | os.PathLike[str]) -> Artifact:
     fields = {name: _untuple(metadata[name]) for name in _DESCRIPTION}
     try:
         zca = from_parts(metadata["zca"], tensors) if "zca" in metadata else None
-        artifact = Artifact(images=tensors["images"], labels=tensors["labels"], zca=zca, **fields)
+        artifact = Artifact(
+            images=tensors["images"],
+            labels=tensors["labels"],
+            zca=zca,
+            parametrisation=metadata.get("parametrisation"),
+            parameters={
+                name.removeprefix(_PARAMETER): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(_PARAMETER)
+            },
+            **fields,
+        )
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from error
     if metadata.get("sha256") != artifact.fingerprint:

@@ -99,7 +99,7 @@ def run_pipeline(
 def _check_beginning(pipeline: Pipeline) -> None:
     """Find what would end the run after hours, or would harm a folder of something else."""
     from trajmatch import networks
-    from trajmatch.distill.problem import segments_of
+    from trajmatch.distill.objectives.match_trajectory import segments_of
     from trajmatch.experts.config import kept_epochs
 
     folder, experts = pipeline.folder, pipeline.expert

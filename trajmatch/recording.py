@@ -6,11 +6,14 @@ function, which shows on any device that the buffers hold what they should.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from trajmatch.errors import UserError
 from trajmatch.streams import Outputs
 
 #: Runs a function, and gives its results with what fills them anew from the same inputs.
@@ -19,10 +22,109 @@ Record = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], None]]]
 #: Runs before a recording, in which libraries choose their algorithms and allocate.
 _WARM_UP = 2
 
-#: How far a replay may be from a call, relative to the call's result; as in bench/agreement.py. The
+#: How far a replay may be from a call, relative to the call's result; as in the benchmarks. The
 #: convolution library may add in another order every time, which through many steps with TF32
 #: products moves more than the last bits. A graph that is empty or of another device is off by 1.
 _BOUND = 0.2
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A recording with the memory that it reads and fills."""
+
+    memory: Sequence[Tensor]
+    outputs: Outputs
+    replay: Callable[[], None]
+
+
+class Replayed:
+    """Calls functions of tensors, and replays a recording of those that are called again.
+
+    A function is recorded the second time that it comes with inputs of the same shapes. If
+    recording fails, a warning says so once, and that function is called from then on.
+
+    Args:
+        what: What runs without a graph where recording fails, for the warning.
+        remedy: What silences the warning; empty: nothing.
+        keep: Recordings to hold; another one takes the place of the oldest.
+        record: Records a function.
+    """
+
+    def __init__(
+        self, what: str, remedy: str = "", *, keep: int = 1, record: Record | None = None
+    ) -> None:
+        self._what, self._remedy, self._keep = what, remedy, keep
+        self._record = record or cuda_graph
+        self._recordings: dict[Hashable, _Recording] = {}
+        self._seen: set[Hashable] = set()
+        self._failed: set[Hashable] = set()
+        self._said: set[str] = set()
+
+    @property
+    def recorded(self) -> bool:
+        """True once a recording is there."""
+        return bool(self._recordings)
+
+    def __call__(
+        self,
+        kind: Hashable,
+        inputs: Sequence[Tensor],
+        function: Callable[[Sequence[Tensor]], Outputs],
+        state: Sequence[Tensor] = (),
+    ) -> Outputs:
+        """Call a function of some inputs, or replay it.
+
+        Args:
+            kind: All that makes the function another one, beside shapes, dtypes and devices.
+            inputs: Copied into memory of its own when recorded.
+            function: From inputs to outputs; writes to ``state`` and nothing else.
+            state: Tensors that every call changes.
+
+        Returns:
+            The outputs; after a replay, copies.
+        """
+        key = (kind, tuple((each.shape, each.dtype, each.device) for each in inputs))
+        if key in self._seen and key not in self._recordings and key not in self._failed:
+            self._try_to_record(key, inputs, function, state)
+        self._seen.add(key)
+        recording = self._recordings.get(key)
+        if recording is None:
+            return function(inputs)
+        for memory, value in zip(recording.memory, inputs, strict=True):
+            memory.copy_(value)
+        recording.replay()
+        return tuple(each.clone() for each in recording.outputs)
+
+    def _try_to_record(
+        self,
+        key: Hashable,
+        inputs: Sequence[Tensor],
+        function: Callable[[Sequence[Tensor]], Outputs],
+        state: Sequence[Tensor],
+    ) -> None:
+        while len(self._recordings) >= self._keep:
+            del self._recordings[next(iter(self._recordings))]
+        memory = [each.to(inputs[0].device, copy=True) for each in inputs]
+        try:
+            made = checked(self._record, lambda: function(memory), state)
+        except (RuntimeError, UserError) as error:  # the latter of a user's own function
+            self._failed.add(key)
+            reason = f"it could not be recorded ({error})"
+            if reason not in self._said:
+                self._said.add(reason)
+                warn_without_graph(self._what, reason, self._remedy)
+        else:
+            self._recordings[key] = _Recording(memory, *made)
+
+
+def warn_without_graph(what: str, reason: str, remedy: str = "") -> None:
+    """Warn that something (``the outer iteration runs``) has no CUDA graph, and why."""
+    warnings.warn(
+        f"{what} without a CUDA graph, which is slower, because {reason}"
+        + (f"; {remedy} silences this" if remedy else ""),
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def checked(

@@ -15,11 +15,11 @@ from bench.variants import VARIANTS
 from gpu_stages.measure import measure
 from gpu_stages.replays import record_for, replayed
 from gpu_stages.settings import Record, Settings
-from trajmatch.distill.outer import StudentSteps
+from trajmatch.distill.objectives import Plan
 
 SIZES = [Size(128, 100, 20), Size(32, 10, 20)]
 SMALLEST = [Size(4, 3, 2, depth=2, image_size=8)]
-STEPS = StudentSteps(tape_bytes=16 * 2**30)
+PLAN = Plan(tape_bytes=16 * 2**30)
 
 
 def run(settings: Settings, record: Record) -> None:
@@ -30,7 +30,7 @@ def run(settings: Settings, record: Record) -> None:
             name = f"benchmark {benchmark}, deterministic {deterministic}"
             with cudnn(benchmark, deterministic):
                 problem = make_problem(size, settings.device)
-                graph = replayed(problem, record_for(settings), steps=STEPS)
+                graph = replayed(problem, record_for(settings), plan=PLAN)
                 times = measure(graph, settings.device, 2 if settings.quick else 7, 3, longest=2.0)
                 pairs = zip(*(VARIANTS["trajmatch"](problem) for _ in range(2)), strict=True)
                 same = all(torch.equal(*pair) for pair in pairs)

@@ -25,8 +25,8 @@ from bench.variants import trajmatch as ours
 from gpu_stages.measure import measure
 from gpu_stages.replays import record_for, replayed
 from gpu_stages.settings import Record, Settings
-from trajmatch.distill.outer import StudentSteps
-from trajmatch.distill.plan import release
+from trajmatch.distill.memory_plan import release
+from trajmatch.distill.objectives import Plan
 from trajmatch.memory import is_out_of_memory
 from trajmatch.recording import cuda_graph
 
@@ -83,15 +83,15 @@ def run(settings: Settings, record: Record) -> None:
 def eager(problem: Problem, settings: Settings) -> Iterator[tuple[str, Implementation]]:
     """Names and functions of what runs at once."""
     yield "trajmatch", partial(VARIANTS["trajmatch"], problem)
-    taped = StudentSteps(tape_bytes=TAPE_BYTES)
+    taped = Plan(tape_bytes=TAPE_BYTES)
     graph = replayed(problem, record_for(settings))
     yield "trajmatch_graph", lambda: graph()[0]
     if settings.device == "cuda":
         yield "trajmatch_tape", partial(ours, problem, TAPE_BYTES)
-        taped_graph = replayed(problem, cuda_graph, steps=taped)
+        taped_graph = replayed(problem, cuda_graph, plan=taped)
         yield "trajmatch_tape_graph", lambda: taped_graph()[0]
         for kind in BLOCKS:
-            fused = replayed(problem, cuda_graph, steps=taped)
+            fused = replayed(problem, cuda_graph, plan=taped)
             yield f"trajmatch_{kind}_tape_graph", with_blocks(kind, lambda run=fused: run()[0])
     for name in ("eager_unroll_nchw", "eager_unroll_nhwc", "func_adjoint"):
         yield name, partial(VARIANTS[name], problem)

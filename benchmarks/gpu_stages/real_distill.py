@@ -15,7 +15,9 @@ from gpu_stages.replays import record_for
 from gpu_stages.settings import Record, Settings
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.distill import loop as loop_module
-from trajmatch.distill.graph import MatchGraph
+from trajmatch.distill.gradients import Graph
+from trajmatch.distill.parallel import Division
+from trajmatch.distill.problem import Problem
 from trajmatch.experts import ExpertConfig, train_experts
 from trajmatch.streams import Outputs
 
@@ -59,13 +61,13 @@ def run(settings: Settings, record: Record) -> None:
     )
     replays = Replays(settings)
     began = time.perf_counter()
-    with mock.patch.object(loop_module, "graph_for", lambda problem, ranks: replays.graph):
+    with mock.patch.object(loop_module, "gradients_for", replays.for_run):
         distill(config)
     lines = [json.loads(line) for line in config.log_path.read_text().splitlines()]
     wall = statistics.median(line["seconds"] for line in lines[2:])  # of the same iterations
     record.put("seconds", time.perf_counter() - began)
     record.put("wall_seconds_an_iteration", wall)
-    if not replays.graph.recorded:
+    if replays.graph is None or not replays.graph.recorded:
         record.fault("the iterations ran without a graph")
         return
     replay = statistics.median(replays.seconds())
@@ -80,7 +82,12 @@ class Replays:
     def __init__(self, settings: Settings) -> None:
         self._record, self._cuda = record_for(settings), settings.device == "cuda"
         self._marks: list[tuple[Any, Any]] = []
-        self.graph = MatchGraph(self._recorded)
+        self.graph: Graph | None = None
+
+    def for_run(self, problem: Problem, division: Division) -> Graph:
+        """In the place of :func:`trajmatch.distill.gradients.gradients_for`."""
+        self.graph = Graph(problem.objective, self._recorded)
+        return self.graph
 
     def seconds(self) -> list[float]:
         """Times of the replays from the third iteration on.

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from bench.problem import Problem
 from bench.variants import OuterGradient
 
 from gpu_stages.settings import Settings
-from trajmatch.distill.graph import MatchGraph
-from trajmatch.distill.initialise import SyntheticSet
-from trajmatch.distill.matching import MatchingLoss, Segment
-from trajmatch.distill.outer import Match, StudentSteps
+from trajmatch.data.dsa import DSA
+from trajmatch.distill import DistillConfig
+from trajmatch.distill.gradients import Graph
+from trajmatch.distill.images.pixels import Pixels
+from trajmatch.distill.objectives import Plan
+from trajmatch.distill.objectives.match_trajectory import Match, MatchTrajectory
+from trajmatch.distill.objectives.matching import MatchingLoss
+from trajmatch.distill.objectives.schedule import StartEpochWindow
 from trajmatch.recording import Record, call_again, cuda_graph
 
 
@@ -22,7 +28,7 @@ def record_for(settings: Settings) -> Record:
 
 
 def replayed(
-    problem: Problem, record: Record, count: int = 1, steps: StudentSteps | None = None
+    problem: Problem, record: Record, count: int = 1, plan: Plan | None = None
 ) -> Callable[[], list[OuterGradient]]:
     """An outer iteration of some matches, all the same, with the inputs copied each time.
 
@@ -30,25 +36,38 @@ def replayed(
         problem: What to differentiate.
         record: What records; the second call does, and all later ones replay.
         count: Matches.
-        steps: How the student's steps are taken (default: with no tape).
+        plan: How much memory they may take (default: with no tape).
 
     Returns:
         Gives the gradients of every match.
     """
-    graph, chosen = MatchGraph(record), steps or StudentSteps()
-    segment = Segment(problem.start, problem.target)
-    matches = [Match(segment, problem.batches.unbind(0), None)] * count
-    synthetic, lr = SyntheticSet(problem.images, problem.labels), float(problem.lr)
+    no_store: Any = None  # nothing is read from it
+    objective = MatchTrajectory(
+        DistillConfig(experts=Path(), out=Path()),
+        problem.model,
+        no_store,
+        StartEpochWindow(0, 1),
+        MatchingLoss(),
+        DSA("none"),
+        Pixels(),
+        problem.images.device,
+    )
+    graph = Graph(objective, record)
+    match = Match(problem.start, {1: problem.target}, problem.batches.unbind(0))
+    leaves = {
+        "images": problem.images.detach().requires_grad_(),
+        "step_size": problem.lr.detach().requires_grad_(),
+        "labels": problem.labels,
+    }
 
     def outer_iteration() -> list[OuterGradient]:
-        found = graph(problem.model, matches, synthetic, lr, steps=chosen, loss=MatchingLoss())
         return [
             OuterGradient(
                 torch.full_like(problem.lr, each.loss),
-                each.images,
-                torch.full_like(problem.lr, each.step_size),
+                each.gradients["images"],
+                torch.full_like(problem.lr, each.gradients["step_size"].item()),
             )
-            for each in found
+            for each in graph([match] * count, leaves, plan or Plan())
         ]
 
     return outer_iteration

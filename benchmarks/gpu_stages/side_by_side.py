@@ -18,7 +18,7 @@ from gpu_stages.replays import record_for, replayed
 from gpu_stages.settings import Record, Settings
 from trajmatch import networks, random
 from trajmatch.data import normaliser
-from trajmatch.experts.lockstep import PlainSteps, ReplayedSteps, TakeSteps
+from trajmatch.experts.lockstep import called, steps_for
 from trajmatch.experts.step import Batch, ExpertState, ExpertStep
 
 COUNTS = (1, 4)
@@ -86,11 +86,14 @@ def experts(size: Size, count: int, settings: Settings, replay: bool) -> Callabl
         torch.full((count,), 0.01, device=device),
         torch.ones(count, device=device),
     )
-    take: TakeSteps = (
-        ReplayedSteps([step] * count, states, record_for(settings))
-        if replay
-        else PlainSteps([step] * count, states)
-    )
+    steps, where = [step] * count, torch.device(device)
+    if replay:
+        take = steps_for(steps, states, where, record_for(settings))
+    else:
+        call = called(steps, states, where)
+
+        def take(batch: Batch) -> Tensor:
+            return call(batch)[0]
 
     def loop() -> list[Tensor]:
         with torch.no_grad():

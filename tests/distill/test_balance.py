@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from trajmatch.distill.balance import balance
+from trajmatch.distill.objectives.balance import balance
 
 
 @pytest.mark.parametrize(

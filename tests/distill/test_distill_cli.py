@@ -157,7 +157,8 @@ def test_ctrl_c_leaves_a_whole_checkpoint(arguments, tmp_path) -> None:
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "go on with --resume" in error and "Traceback" not in error
-    done = files.read_metadata(checkpoint)["iteration"]  # that of ctrl-C, or the last regular one
+    progress = files.read_metadata(checkpoint)["progress"]
+    done = progress["iteration"]  # that of ctrl-C, or the last regular one
     finish = [*arguments, "--iterations", str(done + 1), "--resume", "--quiet"]
     assert main(finish) == 0
     assert artifact.load(tmp_path / "d.safetensors").recipe["iterations"] == done + 1

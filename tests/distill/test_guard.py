@@ -2,36 +2,62 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
 
-from trajmatch.distill import checkpoint, distill, guard, loop, outer
+from trajmatch.distill import checkpoint, distill, guard, loop
+from trajmatch.distill.gradients import one_by_one
 from trajmatch.distill.guard import FEWEST, MAX_REFUSALS, check_refusals, find_fault, find_spike
-from trajmatch.distill.initialise import SyntheticSet
-from trajmatch.distill.loop import outer_iteration
-from trajmatch.distill.outer import OuterGradient, Update
+from trajmatch.distill.iteration import outer_iteration
+from trajmatch.distill.objectives import OuterGradient, Plan
+from trajmatch.distill.parameters import SGD, OuterParameter
 from trajmatch.distill.problem import prepare
-from trajmatch.distill.step_size import StepSize
+from trajmatch.distill.state import State
 from trajmatch.errors import UserError
 
 NAN, INF = float("nan"), float("inf")
-GRADIENT = OuterGradient(loss=0.9, images=torch.zeros(2), step_size=1.0, stands_still=False)
-UPDATE = Update(images=torch.zeros(2), buffer=torch.zeros(2), step_size=StepSize(0.01))
+ZERO = torch.zeros(2)
+GRADIENTS = {"images": ZERO, "step_size": torch.tensor(1.0)}
+LR_INIT = 0.05
+RULES = {
+    "images": SGD(1.0, 0.5, "--lr-img"),
+    "labels": SGD(1.0, 0.5, "--lr-label"),
+    "step_size": SGD(1.0, 0.5, "--lr-lr", positive=True),
+}
+
+
+def parameters(**changed: Tensor | float) -> dict[str, OuterParameter]:
+    """Outer parameters, some of them set."""
+    values = {"images": ZERO, "labels": ZERO, "step_size": 0.01, **changed}
+    return {
+        name: OuterParameter.new(torch.as_tensor(value, dtype=torch.float64), RULES[name])
+        for name, value in values.items()
+    }
+
+
+def gradient(loss: float = 0.9, meaningful: bool = True, **changed: Tensor) -> OuterGradient:
+    return OuterGradient(loss, {**GRADIENTS, **changed}, meaningful)
 
 
 @pytest.fixture
-def state(configure):
+def state(configure) -> State:
     fresh = prepare(configure()).initial_state()
-    fresh.applied = 5
-    fresh.synthetic = SyntheticSet(torch.zeros(2), torch.zeros(2))
-    fresh.step_size = StepSize(0.01)
-    fresh.lr_init = 0.05
+    fresh.applied, fresh.parameters = 5, parameters()
     return fresh
 
 
+def cause_and_remedy(
+    state: State, gradient: OuterGradient, update: dict[str, OuterParameter]
+) -> str:
+    fault = find_fault(gradient, update, state, LR_INIT)
+    return f"{fault.cause}; {fault.remedy}" if fault else "sound"
+
+
 def test_a_sound_update_has_no_fault(state) -> None:
-    assert find_fault(GRADIENT, UPDATE, state) is None
+    assert cause_and_remedy(state, gradient(), parameters()) == "sound"
 
 
 @pytest.mark.parametrize(
@@ -40,58 +66,51 @@ def test_a_sound_update_has_no_fault(state) -> None:
         ({"loss": NAN}, "the matching loss"),
         ({"loss": INF}, "the matching loss"),
         ({"images": torch.tensor([0.0, NAN])}, "the gradient of the images"),
-        ({"step_size": -INF}, "the gradient of the step size"),
-        ({"stands_still": True, "loss": NAN}, "the expert does not move"),
+        ({"step_size": torch.tensor(-INF)}, "the gradient of the step size"),
+        ({"meaningful": False, "loss": NAN}, "the expert does not move"),
     ],
 )
 def test_what_is_not_finite_in_the_gradient(state, changes, cause) -> None:
-    assert cause in find_fault(replace(GRADIENT, **changes), UPDATE, state).cause
+    assert cause in cause_and_remedy(state, gradient(**changes), parameters())
 
 
 @pytest.mark.parametrize(
-    ("changes", "cause", "remedy"),
+    ("changes", "message"),
     [
-        ({"images": torch.tensor([INF, 0.0])}, "the images", "--lr-img"),
-        ({"buffer": torch.tensor([INF, 0.0])}, "the images", "--lr-img"),
-        ({"step_size": StepSize(INF)}, "the step size would become inf", "--lr-lr"),
-        ({"step_size": StepSize(NAN)}, "the step size would become nan", "--lr-lr"),
-        ({"step_size": StepSize(0.0)}, "the step size would become 0", "--lr-lr"),
-        ({"step_size": StepSize(-0.1)}, "the step size would become -0.1", "--lr-lr"),
-        ({"step_size": StepSize(1e-46)}, "the step size would become 1e-46", "--lr-lr"),
+        ({"images": torch.tensor([INF, 0.0])}, "the images would not be finite; lower --lr-img"),
+        ({"labels": torch.tensor([INF, 0.0])}, "the labels would not be finite; lower --lr-label"),
+        ({"step_size": INF}, "the step size would become inf; lower --lr-lr"),
+        ({"step_size": NAN}, "the step size would become nan; lower --lr-lr"),
+        ({"step_size": 0.0}, "the step size would become 0; lower --lr-lr"),
+        ({"step_size": -0.1}, "the step size would become -0.1; lower --lr-lr"),
+        ({"step_size": 1e-46}, "the step size would become 1e-46; lower --lr-lr"),
+        ({"images": torch.tensor([0.0, 20.0])}, "images would change by 14.1 times their size"),
+        ({"labels": torch.tensor([20.0, 0.0])}, "labels would change by 14.1 times their size"),
+        ({"step_size": 0.11}, "step size would go from 0.01 to 0.11; lower --lr-lr"),
+        ({"step_size": 0.0009}, "step size would go from 0.01 to 0.0009; lower --lr-lr"),
     ],
 )
-def test_what_is_not_usable_in_the_update(state, changes, cause, remedy) -> None:
-    fault = find_fault(GRADIENT, replace(UPDATE, **changes), state)
-    assert cause in fault.cause
-    assert remedy in fault.remedy
+def test_what_is_not_usable_in_the_update(state, changes, message) -> None:
+    assert message in cause_and_remedy(state, gradient(), parameters(**changes))
+
+
+def test_a_velocity_that_is_not_finite(state) -> None:
+    update = parameters()
+    update["images"] = replace(update["images"], velocity=torch.tensor([INF, 0.0]))
+    assert "the images would not be finite" in cause_and_remedy(state, gradient(), update)
+
+
+def test_a_loss_that_explodes(state) -> None:
+    found = cause_and_remedy(state, gradient(loss=10001.0), parameters())
+    assert found == "the matching loss is 1e+04; lower --lr-img"
 
 
 @pytest.mark.parametrize(
-    ("gradient", "update", "cause", "remedy"),
-    [
-        ({"loss": 10001.0}, {}, "the matching loss is 1e+04", "--lr-img"),
-        ({}, {"images": torch.tensor([0.0, 20.0])}, "images would change by 14.1 t", "--lr-img"),
-        ({}, {"labels": torch.tensor([20.0, 0.0])}, "labels would change by 14.1 t", "--lr-label"),
-        ({}, {"step_size": StepSize(0.11)}, "step size would go from 0.01 to 0.11", "--lr-lr"),
-        ({}, {"step_size": StepSize(0.0009)}, "step size would go from 0.01 to 0.0009", "--lr-lr"),
-    ],
+    ("loss", "update"),
+    [(9999.0, {}), (0.9, {"images": torch.tensor([0.0, 14.0])}), (0.9, {"step_size": 0.09})],
 )
-def test_what_explodes(state, gradient, update, cause, remedy) -> None:
-    fault = find_fault(replace(GRADIENT, **gradient), replace(UPDATE, **update), state)
-    assert cause in fault.cause
-    assert remedy in fault.remedy
-
-
-@pytest.mark.parametrize(
-    ("gradient", "update"),
-    [
-        ({"loss": 9999.0}, {}),
-        ({}, {"images": torch.tensor([0.0, 14.0])}),
-        ({}, {"step_size": StepSize(0.09)}),
-    ],
-)
-def test_what_is_large_but_does_not_explode(state, gradient, update) -> None:
-    assert find_fault(replace(GRADIENT, **gradient), replace(UPDATE, **update), state) is None
+def test_what_is_large_but_does_not_explode(state, loss, update) -> None:
+    assert cause_and_remedy(state, gradient(loss=loss), parameters(**update)) == "sound"
 
 
 #: Settings with which users of the papers' scripts got NaN pixels, a negative step size or a loss
@@ -113,9 +132,12 @@ def test_known_failures_stop_with_the_reason_and_nothing_broken(configure, name)
         distill(config)
     assert not config.out.exists()
     problem = prepare(config)
-    state = checkpoint.load(config.checkpoint_path, problem.identity, problem.device)
-    assert state.synthetic.images.isfinite().all() and state.buffer.isfinite().all()
-    assert 0 < state.step_size.value < 1e7
+    state = checkpoint.load(config.checkpoint_path, problem)
+    assert (
+        state.parameters["images"].value.isfinite().all()
+        and state.parameters["images"].velocity.isfinite().all()
+    )
+    assert 0 < state.step_size < 1e7
 
 
 @pytest.mark.parametrize(
@@ -123,8 +145,8 @@ def test_known_failures_stop_with_the_reason_and_nothing_broken(configure, name)
     [(0, 0.05, "--lr-init"), (5, 0.2, "--lr-lr"), (5, 0.05, "--lr-img")],
 )
 def test_the_remedy_for_a_student_that_diverges(state, applied, step_size, flag) -> None:
-    state.applied, state.step_size = applied, StepSize(step_size)
-    assert flag in find_fault(replace(GRADIENT, loss=NAN), UPDATE, state).remedy
+    state.applied, state.parameters = applied, parameters(step_size=step_size)
+    assert flag in cause_and_remedy(state, gradient(loss=NAN), state.parameters)
 
 
 def test_the_run_ends_at_the_limit_and_not_before(state) -> None:
@@ -136,45 +158,45 @@ def test_the_run_ends_at_the_limit_and_not_before(state) -> None:
         check_refusals(fault, state)
 
 
-def test_a_refused_update_changes_nothing_but_the_counts(configure, monkeypatch) -> None:
+Change = Callable[[int, OuterGradient], OuterGradient]
+
+
+def changing(change: Change, objective, tasks, leaves, plan=None) -> list[OuterGradient]:
+    """What ``change`` makes of the first, second, ... gradient."""
+    found = one_by_one(objective, tasks, leaves, Plan())
+    return [change(number, each) for number, each in enumerate(found, start=1)]
+
+
+def with_images(each: OuterGradient, factor: float) -> OuterGradient:
+    return replace(each, gradients={**each.gradients, "images": factor * each.gradients["images"]})
+
+
+def test_a_refused_update_changes_nothing_but_the_counts(configure) -> None:
     problem = prepare(configure())
     state = problem.initial_state()
     outer_iteration(problem, state)
-    images, buffer, step_size = state.synthetic.images, state.buffer, state.step_size
-    true_gradient = outer.outer_gradient
-
-    def poisoned(*args, **kwargs):
-        gradient = true_gradient(*args, **kwargs)
-        gradient.images[0] = NAN
-        return gradient
-
-    with monkeypatch.context() as patch:
-        patch.setattr(outer, "outer_gradient", poisoned)
-        numbers, fault = outer_iteration(problem, state)
+    before = dict(state.parameters)
+    poisoned = partial(changing, lambda _, each: with_images(each, NAN), problem.objective)
+    numbers, fault = outer_iteration(problem, state, poisoned)
     assert numbers["refused"] == fault.cause == "the gradient of the images is not finite"
-    assert torch.equal(state.synthetic.images, images)
-    assert torch.equal(state.buffer, buffer)
-    assert state.step_size == step_size
+    assert all(state.parameters[name] is before[name] for name in before)
     assert (state.iteration, state.applied, state.refusals) == (2, 1, 1)
     outer_iteration(problem, state)
     assert (state.applied, state.refusals) == (2, 0)
-    assert not torch.equal(state.synthetic.images, images)
+    assert not torch.equal(state.parameters["images"].value, before["images"].value)
 
 
-def change_gradients(
-    monkeypatch: pytest.MonkeyPatch, change: Callable[[int, OuterGradient], OuterGradient]
-) -> None:
-    """Gives the loop what ``change`` makes of the first, second, ... gradient."""
-    true_gradients, numbers = outer.outer_gradients, itertools.count(1)
-
-    def changed(*args, **kwargs):
-        return [change(next(numbers), each) for each in true_gradients(*args, **kwargs)]
-
-    monkeypatch.setattr(loop, "outer_gradients", changed)
+def change_gradients(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
+    """Gives the loop what ``change`` makes of the first, second, ... gradient of the run."""
+    calls = itertools.count(1)
+    counted = partial(changing, lambda _, each: change(next(calls), each))
+    monkeypatch.setattr(
+        loop, "gradients_for", lambda problem, division: partial(counted, problem.objective)
+    )
 
 
 def of_norm(norm: float) -> OuterGradient:
-    return replace(GRADIENT, images=torch.tensor([0.6 * norm, -0.8 * norm]))
+    return gradient(images=torch.tensor([0.6 * norm, -0.8 * norm]))
 
 
 def test_a_spike_is_a_gradient_far_above_the_median_of_those_before(state) -> None:
@@ -204,7 +226,7 @@ def test_a_spike_is_left_out_and_the_run_goes_on(configure, monkeypatch, limit) 
 
     def spiking(call: int, gradient: OuterGradient) -> OuterGradient:
         spike = FEWEST < call <= FEWEST + 12  # more than the refusals that end a run
-        return replace(gradient, images=300 * gradient.images) if spike else gradient
+        return with_images(gradient, 300) if spike else gradient
 
     change_gradients(monkeypatch, spiking)
     result = distill(config)

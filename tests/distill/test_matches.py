@@ -8,26 +8,25 @@ from stand_ins import Interrupter, lines_of
 
 from trajmatch import artifact
 from trajmatch.data import DSA
-from trajmatch.distill import distill, outer
+from trajmatch.distill import distill
 from trajmatch.distill.batches import student_batches
-from trajmatch.distill.loop import outer_iteration
-from trajmatch.distill.matching import MatchingLoss
-from trajmatch.distill.outer import (
-    Match,
-    OuterGradient,
-    StudentSteps,
-    mean_gradient,
-    outer_gradient,
-    propose_update,
-)
+from trajmatch.distill.gradients import one_by_one
+from trajmatch.distill.iteration import outer_iteration
+from trajmatch.distill.objectives import OuterGradient, Plan, mean_gradient
+from trajmatch.distill.objectives.match_trajectory import Match
+from trajmatch.distill.parameters import leaves
 from trajmatch.distill.problem import Problem, prepare
-from trajmatch.distill.state import State, Streams
+from trajmatch.distill.state import State
 from trajmatch.errors import UserError
-from trajmatch.random import derive_seed
+from trajmatch.random import derive_seed, generator
 
 
 def match_by_hand(
-    problem: Problem, state: State, streams: Streams, order: list[int], *names: int
+    problem: Problem,
+    state: State,
+    streams: dict[str, torch.Generator],
+    order: list[int],
+    *names: int,
 ) -> OuterGradient:
     """One match from draws made here; ``order`` holds the experts that are left of a permutation.
 
@@ -40,55 +39,48 @@ def match_by_hand(
     """
     config = problem.config
     if not order:
-        order.extend(torch.randperm(2, generator=streams.experts).tolist())
-    segment = problem.segment(
-        order.pop(0), int(torch.randint(0, 3, (), generator=streams.start_epochs)), state.iteration
-    )
-    match = Match(
-        segment,
-        student_batches(6, config.batch_syn, config.student_steps, streams.batches),
-        DSA().replay(derive_seed(config.seed, "distill", "dsa", *names)),
-    )
-    return outer_gradient(
-        problem.model,
-        match,
-        state.synthetic,
-        state.step_size.value,
-        steps=StudentSteps(config.student_momentum),
-        loss=MatchingLoss(),
-    )
+        order.extend(torch.randperm(2, generator=streams["experts"]).tolist())
+    expert = order.pop(0)
+    epoch = int(torch.randint(0, 3, (), generator=streams["start_epochs"]))
+    start, target = (problem.store.snapshot(expert, each) for each in (epoch, epoch + 1))
+    batches = student_batches(6, config.batch_syn, config.student_steps, streams["batches"])
+    augment = DSA().replay(derive_seed(config.seed, "distill", "dsa", *names))
+    match = Match(start, {1: target}, batches, augment)
+    (made,) = one_by_one(problem.objective, [match], leaves(state.parameters, "cpu"), Plan())
+    return made
 
 
 @pytest.mark.parametrize("matches", [1, 2, 3])
 def test_an_iteration_is_one_step_along_the_mean_of_hand_made_matches(configure, matches) -> None:
     problem = prepare(configure(matches=matches))
     state = problem.initial_state()
-    streams, order = Streams.of_seed(0), []
+    streams = {
+        name: generator(0, "distill", name) for name in ("experts", "start_epochs", "batches")
+    }
+    order: list[int] = []
     for iteration in range(4):
         seeds = [(iteration,), (iteration, 1), (iteration, 2)][:matches]
         made = [match_by_hand(problem, state, streams, order, *names) for names in seeds]
-        mean = OuterGradient(
-            loss=sum(each.loss for each in made) / matches,
-            images=sum(each.images for each in made) / matches,
-            step_size=sum(each.step_size for each in made) / matches,
-            stands_still=False,
-        )
-        wanted = propose_update(state, mean, problem.config)
+        wanted = {
+            name: state.parameters[name].updated(
+                sum(each.gradients[name] for each in made) / matches
+            )
+            for name in ("images", "step_size")
+        }
         numbers, fault = outer_iteration(problem, state)
         assert fault is None
-        assert numbers["loss"] == mean.loss
-        assert torch.equal(state.synthetic.images, wanted.images)
-        assert torch.equal(state.buffer, wanted.buffer)
-        assert state.step_size == wanted.step_size
+        assert numbers["loss"] == sum(each.loss for each in made) / matches
+        for name, parameter in wanted.items():
+            assert torch.equal(state.parameters[name].value, parameter.value)
+            assert torch.equal(state.parameters[name].velocity, parameter.velocity)
     assert (state.iteration, state.applied) == (4, 4)
 
 
 def test_the_mean_of_one_match_is_the_match() -> None:
     images = torch.tensor([1.5, -0.0, 3e-45])
-    only = OuterGradient(loss=0.7, images=images, step_size=-0.3, stands_still=False)
-    mean = mean_gradient([only])
-    assert (mean.loss, mean.step_size, mean.stands_still) == (0.7, -0.3, False)
-    assert mean.images.numpy().tobytes() == images.numpy().tobytes()
+    mean = mean_gradient([OuterGradient(0.7, {"images": images})])
+    assert (mean.loss, mean.meaningful) == (0.7, True)
+    assert mean.gradients["images"].numpy().tobytes() == images.numpy().tobytes()
 
 
 def test_the_log_has_every_match(configure) -> None:
@@ -130,28 +122,23 @@ def test_the_number_is_part_of_the_recipe(configure, tmp_path) -> None:
         distill(replace(config, matches=1, resume=True))
 
 
-def test_one_match_that_is_not_finite_spoils_the_update(configure, monkeypatch) -> None:
+def test_one_match_that_is_not_finite_spoils_the_update(configure) -> None:
     problem = prepare(configure(matches=2))
     state = problem.initial_state()
-    images = state.synthetic.images
-    calls = 0
+    images = state.parameters["images"].value
 
-    def poisoned_every_second(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        gradient = outer_gradient(*args, **kwargs)
-        return gradient if calls % 2 else replace(gradient, loss=float("nan"))
+    def second_poisoned(tasks, parameters):
+        one, other = one_by_one(problem.objective, tasks, parameters, Plan())
+        return [one, replace(other, loss=float("nan"))]
 
-    monkeypatch.setattr(outer, "outer_gradient", poisoned_every_second)
-    numbers, fault = outer_iteration(problem, state)
+    numbers, fault = outer_iteration(problem, state, second_poisoned)
     assert numbers["refused"] == fault.cause == "the matching loss is not finite"
-    assert torch.equal(state.synthetic.images, images)
+    assert torch.equal(state.parameters["images"].value, images)
     assert (state.iteration, state.applied, state.refusals) == (1, 0, 1)
 
 
 def test_one_expert_that_stands_still_is_seen() -> None:
-    images = torch.zeros(2)
-    moving = OuterGradient(loss=0.5, images=images, step_size=0.0, stands_still=False)
-    still = OuterGradient(loss=float("nan"), images=images, step_size=0.0, stands_still=True)
-    assert mean_gradient([moving, still]).stands_still
-    assert not mean_gradient([moving, moving]).stands_still
+    moving = OuterGradient(0.5, {"images": torch.zeros(2)})
+    still = replace(moving, loss=float("nan"), meaningful=False)
+    assert not mean_gradient([moving, still]).meaningful
+    assert mean_gradient([moving, moving]).meaningful

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from trajmatch import networks
-from trajmatch.distill import graph
-from trajmatch.distill.outer import OuterGradient
+from trajmatch.distill.gradients import Graph, gradients_for
+from trajmatch.distill.objectives import OuterGradient
 from trajmatch.distill.parallel import (
+    Division,
     check_division,
     check_in_step,
-    gather_gradients,
     start_same,
 )
 from trajmatch.distill.problem import prepare
@@ -39,13 +39,13 @@ class Fellows(Ranks):
 
 
 def gradient(number: int, soft: bool) -> OuterGradient:
-    return OuterGradient(
-        loss=0.1 + number,
-        images=torch.full((2, 1, 3, 3), float(number)),
-        step_size=-number / 3,
-        stands_still=number == 1,
-        labels=torch.full((2, 4), number + 0.5) if soft else None,
-    )
+    gradients = {
+        "images": torch.full((2, 1, 3, 3), float(number)),
+        "step_size": torch.tensor(-number / 3, dtype=torch.float64),
+    }
+    if soft:
+        gradients["labels"] = torch.full((2, 4), number + 0.5)
+    return OuterGradient(0.1 + number, gradients, meaningful=number != 1)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -65,7 +65,7 @@ def test_gradients_come_in_the_order_of_the_matches(soft: bool, count: int) -> N
         recorder = Recorder(size)
         recorder.rank = rank
         with pytest.raises(IndexError):  # nothing comes back from this one
-            gather_gradients(recorder, recorder.shard(made), count)
+            Division(recorder).gather(Division(recorder).own(made), count)
 
     class Player(Fellows):
         calls = 0
@@ -74,18 +74,18 @@ def test_gradients_come_in_the_order_of_the_matches(soft: bool, count: int) -> N
             self.calls += 1
             return [each[self.calls - 1] for each in sent]
 
-    found = gather_gradients(Player(size), made[::size], count)
+    found = Division(Player(size)).gather(made[::size], count)
     for one, other in zip(found, made, strict=True):
-        assert (one.loss, one.step_size) == (other.loss, other.step_size)
-        assert one.stands_still is other.stands_still
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels) if soft else one.labels is None
+        assert (one.loss, one.meaningful) == (other.loss, other.meaningful)
+        assert one.gradients.keys() == other.gradients.keys()
+        for name, each in one.gradients.items():
+            assert torch.equal(each, other.gradients[name])
 
 
 def test_one_process_keeps_its_gradients() -> None:
     made = [gradient(0, True), gradient(1, True)]
-    kept = gather_gradients(ALONE, made, 2)
-    assert all(one is other for one, other in zip(kept, made, strict=True))
+    assert Division().gather(made, 2) == made
+    assert Division(Fellows(2), by_batch=True).gather(made, 2) == made
 
 
 def test_a_process_without_a_match_is_refused(configure) -> None:
@@ -127,7 +127,7 @@ def test_all_begin_the_same_run(configure) -> None:
     state = problem.initial_state()
     fellows = Fellows(3)
     start_same(problem, state, fellows)
-    assert fellows.copied == 4  # images, labels, momentum buffer, average
+    assert fellows.copied == 6  # images, labels, step size, two momentum buffers, average
     with pytest.raises(UserError, match="processes 0 and 2 of this run have other settings"):
         start_same(problem, state, Fellows(3, lambda tensor, rank: tensor + rank // 2))
     start_same(problem, state, ALONE)
@@ -141,12 +141,10 @@ def test_processes_that_drift_apart_are_noticed(configure) -> None:
         check_in_step(state, Fellows(2, lambda tensor, rank: tensor + 1))
 
 
-def test_shared_batches_have_no_graph() -> None:
-    def problem(parallel: str) -> SimpleNamespace:
-        config = SimpleNamespace(graph=True, parallel=parallel)
-        return SimpleNamespace(device=torch.device("cuda"), config=config, model=CONVNET)
-
+def test_shared_batches_have_no_graph(configure) -> None:
+    problem = replace(prepare(configure()), model=CONVNET, device=torch.device("cuda"))
     with pytest.warns(RuntimeWarning, match="--parallel batch exchanges tensors in every"):
-        assert graph.graph_for(problem("batch"), Fellows(2)) is None
-    assert graph.graph_for(problem("batch"), ALONE) is not None
-    assert graph.graph_for(problem("matches"), Fellows(2)) is not None
+        found = gradients_for(problem, Division(Fellows(2), by_batch=True))
+    assert not isinstance(found, Graph)
+    assert isinstance(gradients_for(problem, Division(ALONE, by_batch=True)), Graph)
+    assert isinstance(gradients_for(problem, Division(Fellows(2))), Graph)

@@ -9,10 +9,10 @@ from stand_ins import Interrupter, lines_of
 
 from trajmatch import artifact, networks, ops
 from trajmatch.distill import distill, initialise
-from trajmatch.distill.balance import balance
+from trajmatch.distill.iteration import outer_iteration
 from trajmatch.distill.labels import soft_labels
-from trajmatch.distill.loop import draw_match, outer_iteration
-from trajmatch.distill.perturbation import perturbed
+from trajmatch.distill.objectives.balance import balance
+from trajmatch.distill.objectives.perturbation import perturbed
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts
@@ -61,16 +61,15 @@ def test_all_together_goes_on_with_equal_bytes(configure, tmp_path) -> None:
 def test_a_match_starts_perturbed_and_balanced(configure) -> None:
     problem = prepare(configure(perturb=1.0, balance=True, max_start_epoch=3))
     state = problem.initial_state()
-    state.iteration = 5
-    draw = draw_match(problem, state, 1)
-    match = draw.match()
+    draw = state.draws.draw(5, 1, 6)
+    match = problem.objective.task(draw)
     snapshot = problem.store.snapshot(draw.expert, draw.start_epoch)
     stream = generator(0, "distill", "perturbation", 5, 1)
     wanted = perturbed(problem.model, snapshot, 1.0, stream)
-    assert torch.equal(match.segment.start, wanted)
+    assert torch.equal(match.start, wanted)
     assert not torch.equal(wanted, snapshot)
     target = problem.store.snapshot(draw.expert, draw.start_epoch + 1)
-    assert torch.equal(match.segment.target, target)
+    assert torch.equal(match.expert[1], target)
     assert match.loss_scale == balance(draw.start_epoch, 3)
 
 
@@ -98,11 +97,11 @@ def test_updates_above_the_limit_are_left_out(configure) -> None:
     state = problem.initial_state()
     skipped = 0
     for _ in range(8):
-        before = state.synthetic.images
+        before = state.parameters["images"].value
         numbers, fault = outer_iteration(problem, state)
         assert fault is None
         assert numbers["skipped"] == (numbers["loss"] > limit)
-        assert numbers["skipped"] == torch.equal(before, state.synthetic.images)
+        assert numbers["skipped"] == torch.equal(before, state.parameters["images"].value)
         skipped += numbers["skipped"]
         assert state.applied + skipped == state.iteration
     assert 0 < skipped < 8
@@ -118,14 +117,14 @@ def test_the_average_is_what_is_written(configure, tmp_path) -> None:
     plain = configure(iterations=3)
     problem = prepare(plain)
     state = problem.initial_state()
-    wanted = state.synthetic.images.double()
+    wanted = state.parameters["images"].value.double()
     for _ in range(3):
         outer_iteration(problem, state)
-        wanted = 0.8 * wanted + 0.2 * state.synthetic.images.double()
+        wanted = 0.8 * wanted + 0.2 * state.parameters["images"].value.double()
     averaged = distill(configure(iterations=3, ema=0.8, out=tmp_path / "averaged"))
     torch.testing.assert_close(averaged.images.double(), wanted, rtol=1e-6, atol=1e-6)
-    assert not torch.allclose(averaged.images, state.synthetic.images)
-    assert averaged.lr == state.step_size.value  # the step size is not averaged
+    assert not torch.allclose(averaged.images, state.parameters["images"].value)
+    assert averaged.lr == state.step_size  # the step size is not averaged
 
 
 @pytest.mark.parametrize("whose", ["right", "first"])
@@ -155,7 +154,7 @@ def test_teslas_gradient_leaves_out_the_hessians(configure) -> None:
     for problem in problems:
         state = problem.initial_state()
         outer_iteration(problem, state)
-        images.append(state.synthetic.images)
+        images.append(state.parameters["images"].value)
     assert not torch.allclose(*images)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,20 @@ import torch
 from trajmatch import ops
 from trajmatch.distill import distill
 from trajmatch.distill import loop as loop_module
-from trajmatch.distill import plan as plan_module
+from trajmatch.distill import memory_plan as plan_module
 from trajmatch.distill.batches import student_batches
-from trajmatch.distill.outer import Match, OuterGradient, StudentSteps, outer_gradients
-from trajmatch.distill.plan import (
+from trajmatch.distill.gradients import one_by_one
+from trajmatch.distill.iteration import outer_iteration
+from trajmatch.distill.memory_plan import (
     Forecast,
-    Plan,
     WithinMemory,
     choose,
     forecast,
     leaner,
     planned,
 )
+from trajmatch.distill.objectives import OuterGradient, Plan
+from trajmatch.distill.parameters import leaves
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.errors import UserError
 
@@ -37,8 +40,11 @@ OUT_OF_MEMORY = (
 
 
 def first_forecast(problem: Problem, plan: Plan) -> Forecast:
-    state = problem.initial_state()
-    return forecast(problem, state.synthetic, state.step_size.value, plan)
+    return forecast(problem, first_leaves(problem), plan)
+
+
+def first_leaves(problem: Problem) -> dict[str, torch.Tensor]:
+    return leaves(problem.initial_state().parameters, "cpu")
 
 
 def batch_sizes(problem: Problem) -> list[int]:
@@ -49,21 +55,25 @@ def batch_sizes(problem: Problem) -> list[int]:
 
 
 class Starved:
-    """Computes like ``outer_gradients``, but has memory for some plans only."""
+    """Computes gradients one by one, but has memory for some plans only."""
 
-    def __init__(self, enough: Callable[[StudentSteps], bool], error: Exception) -> None:
+    def __init__(self, enough: Callable[[Plan], bool], error: Exception) -> None:
         self.enough, self.error = enough, error
-        self.asked: list[tuple[int, int | None]] = []
+        self.asked: list[Plan] = []
         self.seen: list[list[list[int]]] = []
 
-    def __call__(self, model: Any, matches: Sequence[Match], *rest: Any, **choices: Any) -> Any:
-        steps = choices["steps"]
-        self.asked.append((steps.tape_bytes, steps.micro_batch))
-        self.seen.append([batch.tolist() for batch in matches[0].batches])
-        if not self.enough(steps):
+    def for_run(self, problem: Problem, division: object) -> Any:
+        """In the place of ``gradients_for``."""
+        return partial(self, problem.objective)
+
+    def __call__(
+        self, objective: Any, tasks: Sequence[Any], leaves: Any, plan: Plan
+    ) -> list[OuterGradient]:
+        self.asked.append(plan)
+        self.seen.append([batch.tolist() for batch in tasks[0].batches])
+        if not self.enough(plan):
             raise self.error
-        found: list[OuterGradient] = outer_gradients(model, matches, *rest, **choices)
-        return found
+        return one_by_one(objective, tasks, leaves, plan)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
@@ -71,17 +81,18 @@ def test_the_same_iteration_by_a_leaner_plan(
     configure, monkeypatch: pytest.MonkeyPatch, tmp_path, error: Exception
 ) -> None:
     plain = distill(configure(out=tmp_path / "plain"))
-    starved = Starved(lambda steps: steps.tape_bytes == 0, error)
-    monkeypatch.setattr(loop_module, "outer_gradients", starved)
+    starved = Starved(lambda plan: plan.tape_bytes == 0, error)
+    monkeypatch.setattr(loop_module, "gradients_for", starved.for_run)
     with pytest.warns(UserWarning, match=r"\(at most 1024 MB of .*\); going on with no act"):
         result = distill(configure())
-    assert [tape for tape, _ in starved.asked[:3]] == [1024 * MEGA, 0, 0]
+    assert [plan.tape_bytes for plan in starved.asked[:3]] == [1024 * MEGA, 0, 0]
     assert starved.seen[0] == starved.seen[1] != starved.seen[2]
     assert torch.equal(result.images, plain.images)
 
 
 def test_memory_that_no_plan_helps(configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_module, "outer_gradients", Starved(lambda steps: False, MemoryError()))
+    starved = Starved(lambda plan: False, MemoryError())
+    monkeypatch.setattr(loop_module, "gradients_for", starved.for_run)
     with (
         pytest.warns(UserWarning, match="memory ran out"),
         pytest.raises(UserError, match=r"by the leanest plan .* fewer --student-steps \(now"),
@@ -90,8 +101,8 @@ def test_memory_that_no_plan_helps(configure, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_other_errors_stay_what_they_are(configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    starved = Starved(lambda steps: False, RuntimeError("sizes do not match"))
-    monkeypatch.setattr(loop_module, "outer_gradients", starved)
+    starved = Starved(lambda plan: False, RuntimeError("sizes do not match"))
+    monkeypatch.setattr(loop_module, "gradients_for", starved.for_run)
     with pytest.raises(RuntimeError, match="sizes do not match"):
         distill(configure())
 
@@ -177,10 +188,11 @@ def test_the_last_steps_that_fit_are_kept(configure, steps: int) -> None:
 def test_memory_that_runs_out_while_others_wait_ends_the_run(configure) -> None:
     problem = prepare(configure())
     state = problem.initial_state()
-    starved = Starved(lambda steps: False, MemoryError("not enough"))
-    compute = WithinMemory(starved, problem, planned(problem, shared=True), alone=False)
+    starved = Starved(lambda plan: False, MemoryError("not enough"))
+    gradients = starved.for_run(problem, None)
+    compute = WithinMemory(gradients, problem, planned(problem, shared=True), alone=False)
     with pytest.raises(UserError, match=r"no activations kept\): not enough; take fewer"):
-        loop_module.outer_iteration(problem, state, compute)
+        outer_iteration(problem, state, compute)
     assert len(starved.asked) == 1
 
 
@@ -194,16 +206,15 @@ def test_memory_grows_by_a_vector_a_step_and_by_what_is_kept(configure) -> None:
 
 def test_the_plan_is_the_first_that_fits(configure, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = prepare(configure())
-    state = problem.initial_state()
 
-    def needs(_: Problem, synthetic: Any, lr: float, plan: Plan) -> Forecast:
+    def needs(_: Problem, leaves: Any, plan: Plan) -> Forecast:
         return Forecast(plan, 1.0, 0, 100 if plan.tape_bytes else 10, free_bytes=50)
 
     monkeypatch.setattr(plan_module, "forecast", needs)
-    assert choose(problem, state.synthetic, 0.1, planned(problem)).plan == Plan()
+    assert choose(problem, first_leaves(problem), planned(problem)).plan == Plan()
     never = replace(problem, config=replace(problem.config, tape_mb=0))
     monkeypatch.setattr(plan_module, "forecast", lambda *_: Forecast(Plan(), 1.0, 0, 99, 50))
-    assert not choose(never, state.synthetic, 0.1, planned(never)).fits
+    assert not choose(never, first_leaves(problem), planned(never)).fits
 
 
 def test_the_tape_of_a_gpu_is_for_all_matches(configure) -> None:

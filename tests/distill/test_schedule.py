@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch import Tensor
 
-from trajmatch.distill.schedule import ExpertOrder, StartEpochWindow
+from trajmatch.distill.objectives.match_trajectory import Draws
+from trajmatch.distill.objectives.schedule import StartEpochWindow
 from trajmatch.errors import UserError
 from trajmatch.random import generator
 
@@ -36,9 +38,9 @@ def test_growing_window_draws_what_it_has_reached() -> None:
 
 def test_epochs_in_between_are_needed_too() -> None:
     window = StartEpochWindow(0, 1)
-    window.check([0, 3], 3)
+    window.check([0, 3], [3])
     with pytest.raises(UserError, match="missing: 2"):
-        window.check([0, 1, 3], 3, [1, 2])
+        window.check([0, 1, 3], [1, 2, 3])
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,7 @@ def test_epochs_in_between_are_needed_too() -> None:
     ],
 )
 def test_window_inside_the_store(window, expert_epochs, kept) -> None:
-    window.check(list(kept), expert_epochs)
+    window.check(list(kept), [expert_epochs])
 
 
 @pytest.mark.parametrize(
@@ -62,24 +64,30 @@ def test_window_inside_the_store(window, expert_epochs, kept) -> None:
 )
 def test_window_outside_the_store_names_epochs_and_flags(window, kept, missing) -> None:
     with pytest.raises(UserError) as error:
-        window.check(kept, 2)
+        window.check(kept, [2])
     message = str(error.value)
     assert missing in message
     assert f"--max-start-epoch {window.maximum} with --expert-epochs 2" in message
     assert f"{window.maximum - 1} + 2 = {window.maximum + 1}" in message
 
 
+def draws(num_experts: int) -> Draws:
+    return Draws(0, num_experts, StartEpochWindow(0, 3), 4, 5)
+
+
 def test_experts_come_once_each_in_changing_order() -> None:
-    order, draw = ExpertOrder(5), generator(0, "test")
-    rounds = [[order.draw(draw) for _ in range(5)] for _ in range(4)]
+    stream = draws(5)
+    rounds = [[stream.draw(0, 0, 6).expert for _ in range(5)] for _ in range(4)]
     assert all(sorted(experts) == list(range(5)) for experts in rounds)
     assert len(set(map(tuple, rounds))) > 1
 
 
-def test_expert_order_goes_on_from_the_middle() -> None:
-    order, draw = ExpertOrder(4), generator(1, "test")
+def test_draws_go_on_from_the_middle() -> None:
+    one, other = draws(4), draws(4)
     for _ in range(6):
-        order.draw(draw)
-    again, draw_again = ExpertOrder(4, order.order, order.used), generator(0)
-    draw_again.set_state(draw.get_state())
-    assert [order.draw(draw) for _ in range(9)] == [again.draw(draw_again) for _ in range(9)]
+        one.draw(0, 0, 6)
+    other.load_state_dict(one.state_dict())
+    for _ in range(9):
+        first, second = one.draw(0, 0, 6), other.draw(0, 0, 6)
+        assert first.logged() == second.logged()
+        assert [*map(Tensor.tolist, first.batches)] == [*map(Tensor.tolist, second.batches)]

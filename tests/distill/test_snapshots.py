@@ -11,7 +11,7 @@ from stand_ins import Interrupter
 
 from trajmatch import artifact, files, snapshots
 from trajmatch.distill import DistillConfig, distill
-from trajmatch.distill.album import Album, due_iterations
+from trajmatch.distill.image_snapshots import ImageSnapshots, due_iterations
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
 
@@ -138,14 +138,14 @@ def test_an_earlier_file_is_refused_without_resume(configure: Configure) -> None
 
 
 def test_large_sets_have_a_part_of_each_class(configure: Configure, monkeypatch) -> None:
-    from trajmatch.distill import album
+    from trajmatch.distill import image_snapshots
 
     config = configure(ipc=4, iterations=1)
     state_of = prepare(config).initial_state
     for limit, kept in ((2**20, 4), (3 * 64 * 3, 3), (1, 1)):
-        monkeypatch.setattr(album, "VALUES", limit)
+        monkeypatch.setattr(image_snapshots, "VALUES", limit)
         config.snapshots_path.unlink(missing_ok=True)
-        Album(prepare(config), state_of())
+        ImageSnapshots(prepare(config), state_of())
         found = snapshots.load(config.snapshots_path)
         assert found.labels.tolist() == [k for k in range(3) for _ in range(kept)]
         first = artifact_pixels(config, [4 * k + n for k in range(3) for n in range(kept)])

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from trajmatch.distill.matching import MatchingLoss, Segment
+from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.terms import TERMS, Course, Final, Intermediate, Term, Waypoint, find_term
 from trajmatch.errors import UserError
 
@@ -17,7 +17,6 @@ EXPERT = {
     2: torch.tensor([0.0, 2.0], dtype=torch.float64),
     3: torch.tensor([0.0, 4.0], dtype=torch.float64),
 }
-SEGMENT = Segment(START, EXPERT[3], {1: EXPERT[1], 2: EXPERT[2]})
 
 
 def distance(student: torch.Tensor, epoch: int) -> float:
@@ -27,6 +26,10 @@ def distance(student: torch.Tensor, epoch: int) -> float:
     return math.fsum(away) / math.fsum(path)
 
 
+def course(student: dict[int, torch.Tensor], steps: int) -> Course:
+    return Course(START, student, EXPERT, steps, 3)
+
+
 def students(*steps: int) -> dict[int, torch.Tensor]:
     return {step: torch.tensor([0.5 * step, 7.0 / step], dtype=torch.float64) for step in steps}
 
@@ -34,10 +37,8 @@ def students(*steps: int) -> dict[int, torch.Tensor]:
 def test_the_final_term() -> None:
     student = students(7)
     loss = MatchingLoss((Final(),), epochs=3)
-    assert (loss.student_steps(7), loss.between(7)) == ([7], [])
-    assert loss(Segment(START, EXPERT[3]), student, 7).item() == pytest.approx(
-        distance(student[7], 3)
-    )
+    assert (loss.student_steps(7), loss.expert_epochs(7)) == ([7], [3])
+    assert loss(course(student, 7)).item() == pytest.approx(distance(student[7], 3))
 
 
 @pytest.mark.parametrize(
@@ -47,10 +48,10 @@ def test_intermediate_terms(name: str, weights: tuple[float, float]) -> None:
     # floor(7 / 3) = 2 steps for each epoch, so that the points are steps 2 and 4.
     student = students(2, 4, 7)
     loss = MatchingLoss((find_term("final"), find_term(name)), epochs=3)
-    assert (loss.student_steps(7), loss.between(7)) == ([2, 4, 7], [1, 2])
+    assert (loss.student_steps(7), loss.expert_epochs(7)) == ([2, 4, 7], [1, 2, 3])
     between = weights[0] * distance(student[2], 1) + weights[1] * distance(student[4], 2)
     wanted = distance(student[7], 3) + between
-    assert loss(SEGMENT, student, 7).item() == pytest.approx(wanted)
+    assert loss(course(student, 7)).item() == pytest.approx(wanted)
 
 
 def test_there_is_nothing_between_the_ends_of_one_epoch() -> None:
@@ -94,7 +95,7 @@ def test_a_term_of_ones_own(own_module: None, name: str) -> None:
     loss = MatchingLoss((find_term(f"terms_of_mine:{name}"),), epochs=3)
     assert loss.student_steps(2) == [1, 2]
     # student (1, 3.5) and expert (0, 4) at the end; the path to epoch 1 is (2, -1)
-    assert loss(SEGMENT, student, 2).item() == pytest.approx(1.0 / 2.0)
+    assert loss(course(student, 2)).item() == pytest.approx(1.0 / 2.0)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ class Returns(Farthest):
 def test_a_loss_that_cannot_be_differentiated(value: object, message: str) -> None:
     student = {step: each.requires_grad_() for step, each in students(1, 2).items()}
     with pytest.raises(UserError, match=message):
-        MatchingLoss((Returns(value),), epochs=3)(SEGMENT, student, 2)
+        MatchingLoss((Returns(value),), epochs=3)(course(student, 2))
 
 
 class Points(Farthest):
@@ -191,21 +192,31 @@ def test_what_is_wrong_with_a_term_is_said_by_its_name(term: Term, message: str)
     loss = MatchingLoss((Final(), term), epochs=3, names=OWN)
     with pytest.raises(UserError, match=f"--terms mine:Mine.*{message}"):
         loss.student_steps(2)
-        loss(SEGMENT, students(1, 2), 2)
+        loss(course(students(1, 2), 2))
 
 
 def test_terms_that_do_not_depend_on_the_student_are_named() -> None:
     student = {step: each.requires_grad_() for step, each in students(1, 2).items()}
     loss = MatchingLoss((Returns(torch.ones(())),), epochs=3, names=("mine:Mine",))
     with pytest.raises(UserError, match=r"--terms mine:Mine: .*does not depend"):
-        loss(SEGMENT, student, 2)
+        loss(course(student, 2))
 
 
 def test_memory_that_runs_out_in_a_term_is_not_its_fault() -> None:
     with pytest.raises(MemoryError):
-        MatchingLoss((Broken(MemoryError()),), epochs=3)(SEGMENT, students(1, 2), 2)
+        MatchingLoss((Broken(MemoryError()),), epochs=3)(course(students(1, 2), 2))
 
 
 def test_named_terms_have_their_methods() -> None:
     for name, term in TERMS.items():
         assert find_term(name) is term
+
+
+def test_a_term_sees_names_and_shapes() -> None:
+    shapes = {"weight": torch.Size([1, 1]), "bias": torch.Size([1])}
+    seen = Course(START, {}, EXPERT, 2, 3, shapes)
+    parts = seen.split(EXPERT[2])
+    assert {name: part.tolist() for name, part in parts.items()} == {
+        "weight": [[0.0]],
+        "bias": [2.0],
+    }

@@ -66,13 +66,13 @@ def test_test_images_are_whitened_by_the_file(
     config = configure(experts=whitened_store, iterations=1)
     distill(config)
     seen = []
-    train_fresh = distilled.train_fresh
+    evaluate_each = distilled.evaluate_each
 
-    def spy(images, labels, network, protocol, test_images, *rest, **named):
-        seen.append((test_images, images))
-        return train_fresh(images, labels, network, protocol, test_images, *rest, **named)
+    def spy(training_set, network, protocol, test_images, *rest):
+        seen.append((test_images, training_set(0)[0]))
+        return evaluate_each(training_set, network, protocol, test_images, *rest)
 
-    monkeypatch.setattr(distilled, "train_fresh", spy)
+    monkeypatch.setattr(distilled, "evaluate_each", spy)
     evaluate_artifact(EvalConfig(file=config.out, data=data, seeds=1, epochs=1))
     transform = Store.open(whitened_store).zca
     dataset = load_dataset(data)

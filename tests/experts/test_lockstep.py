@@ -6,7 +6,6 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from trajmatch.data import DSA, Dataset, load_dataset
 from trajmatch.data.statistics import normaliser
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train, train_experts, trajectory
-from trajmatch.experts.lockstep import PlainSteps, ReplayedSteps, steps_for
+from trajmatch.experts.lockstep import TakeSteps, steps_for
 from trajmatch.experts.optimiser import Adam, Sgd
 from trajmatch.experts.penalty import GradientPenalty
 from trajmatch.experts.sharpness import Gsam
@@ -28,10 +27,11 @@ from trajmatch.experts.step import Batch, ExpertState, ExpertStep
 from trajmatch.experts.trajectory import train_expert, train_lockstep
 from trajmatch.experts.worker import work
 from trajmatch.random import generator
-from trajmatch.recording import cuda_graph
 
 MakeConfig = Callable[..., ExpertConfig]
 Contents = Callable[[Path], dict[str, bytes]]
+
+CPU = torch.device("cpu")
 
 FULL_DSA = "color_crop_cutout_flip_scale_rotate"
 
@@ -45,7 +45,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Counting:
     """Lets all experts be trained by replays of what this recorded."""
     counting = Counting()
     monkeypatch.setattr(
-        trajectory, "steps_for", lambda step, states, device: ReplayedSteps(step, states, counting)
+        trajectory, "steps_for", lambda step, states, device: steps_for(step, states, CPU, counting)
     )
     return counting
 
@@ -231,10 +231,10 @@ def batches(count: int, number: int, size: int = 6, device: str = "cpu") -> Batc
 
 
 def assert_same_steps(
-    count: int, replayed: ReplayedSteps, states: list[ExpertState], **choices: Any
+    count: int, replayed: TakeSteps, states: list[ExpertState], **choices: Any
 ) -> None:
     plain_steps, plain_states = group(count, **choices)
-    plain = PlainSteps(plain_steps, plain_states)
+    plain = steps_for(plain_steps, plain_states, CPU)
     losses = []
     for number, size in enumerate([6, 6, 4, 6, 4, 6]):
         losses.append(replayed(batches(count, number, size)))
@@ -250,17 +250,17 @@ def assert_same_steps(
 def test_replays_read_batch_and_learning_rate_anew(count, parts) -> None:
     record = Counting()
     steps, states = group(count, **PARTS[parts])
-    assert_same_steps(count, ReplayedSteps(steps, states, record), states, **PARTS[parts])
+    assert_same_steps(count, steps_for(steps, states, CPU, record), states, **PARTS[parts])
     assert (record.recordings, record.replays) == (2, 2 + 4)  # the first are compared with calls
 
 
 def test_every_expert_has_statistics_of_its_own() -> None:
     steps, states = group(2, norm="batch")
     assert len(states[0].statistics) > 0
-    assert_same_steps(2, ReplayedSteps(steps, states, Counting()), states, norm="batch")
+    assert_same_steps(2, steps_for(steps, states, CPU, Counting()), states, norm="batch")
     assert not torch.equal(states[0].statistics, states[1].statistics)
     alone_steps, alone = group(1, norm="batch")
-    plain = PlainSteps(alone_steps, alone)
+    plain = steps_for(alone_steps, alone, CPU)
     for number, size in enumerate([6, 6, 4, 6, 4, 6]):
         plain(Batch(*(each[:1] for each in batches(2, number, size))))
     assert torch.equal(alone[0].statistics, states[0].statistics)
@@ -268,7 +268,7 @@ def test_every_expert_has_statistics_of_its_own() -> None:
 
 def test_steps_that_cannot_be_recorded_are_called_and_it_is_said_once() -> None:
     calls, states = group(2)
-    steps = ReplayedSteps(calls, states, refuse)
+    steps = steps_for(calls, states, CPU, refuse)
     with pytest.warns(RuntimeWarning, match="without a CUDA graph.*not permitted") as told:
         assert_same_steps(2, steps, states)
     assert len(told) == 1
@@ -282,13 +282,7 @@ def test_a_recording_that_fails_half_way_changes_no_state() -> None:
     steps, states = group(2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        assert_same_steps(2, ReplayedSteps(steps, states, half_way), states)
-
-
-def test_only_cuda_has_a_graph() -> None:
-    steps, states = group(2)
-    assert isinstance(steps_for(steps, states, torch.device("cpu")), PlainSteps)
-    assert isinstance(steps_for(steps, states, torch.device("cuda")), ReplayedSteps)
+        assert_same_steps(2, steps_for(steps, states, CPU, half_way), states)
 
 
 @pytest.mark.cuda
@@ -296,8 +290,8 @@ def test_only_cuda_has_a_graph() -> None:
 def test_a_cuda_graph_takes_the_steps_of_calls(count) -> None:
     steps, states = group(count, "cuda")
     plain_steps, plain_states = group(count, "cuda")
-    plain = PlainSteps(plain_steps, plain_states)
-    replayed = ReplayedSteps(steps, states, partial(cuda_graph, device=torch.device("cuda")))
+    plain = steps_for(plain_steps, plain_states, CPU)
+    replayed = steps_for(steps, states, torch.device("cuda"))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")  # it would say that recording failed
         for number, size in enumerate([6, 6, 4, 6, 4, 6]):

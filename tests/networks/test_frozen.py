@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from trajmatch import artifact, networks
 from trajmatch.data import load_dataset
 from trajmatch.distill import DistillConfig, distill
-from trajmatch.distill import problem as problem_module
-from trajmatch.distill.perturbation import perturbed
+from trajmatch.distill.objectives import match_trajectory
+from trajmatch.distill.objectives.perturbation import perturbed
 from trajmatch.evaluate import Protocol, train
 from trajmatch.experts import ExpertConfig, Store, train_experts
 from trajmatch.random import generator
@@ -104,7 +104,7 @@ def test_a_student_keeps_them_and_matches_the_rest(
         starts.append(perturbed(*arguments))
         return starts[-1]
 
-    monkeypatch.setattr(problem_module, "perturbed", watched)
+    monkeypatch.setattr(match_trajectory, "perturbed", watched)
     config = DistillConfig(
         experts=store.path,
         out=tmp_path / "d.safetensors",

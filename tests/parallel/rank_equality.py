@@ -11,6 +11,7 @@ import contextlib
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,11 +22,12 @@ from torch import Tensor
 from trajmatch import networks
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.distill import loop as loop_module
-from trajmatch.distill import plan as plan_module
-from trajmatch.distill.loop import outer_iteration
-from trajmatch.distill.outer import StudentSteps, outer_gradients
-from trajmatch.distill.parallel import check_division, check_in_step
-from trajmatch.distill.plan import Plan
+from trajmatch.distill import memory_plan as plan_module
+from trajmatch.distill.gradients import gradients_for
+from trajmatch.distill.iteration import outer_iteration
+from trajmatch.distill.memory_plan import planned
+from trajmatch.distill.objectives import Plan
+from trajmatch.distill.parallel import Division, check_division, check_in_step
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.state import State
 from trajmatch.experts import ExpertConfig, Store, train_experts
@@ -73,13 +75,17 @@ def config(store: Path, out: Path, **settings: Any) -> DistillConfig:
 def in_double(problem: Problem) -> tuple[Problem, State]:
     """The run and its first state in float64; the engine computes in the dtype of its inputs."""
     state = problem.initial_state()
-    for name in ("buffer", "label_buffer", "average"):
-        tensor = getattr(state, name)
-        setattr(state, name, None if tensor is None else tensor.double())
-    images, labels = state.synthetic.images.double(), state.synthetic.labels
-    labels = labels.double() if labels.is_floating_point() else labels
-    state.synthetic = replace(state.synthetic, images=images, labels=labels)
-    return replace(problem, store=DoubleStore(problem.store)), state
+
+    def double(tensor: Tensor) -> Tensor:
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    for name, each in state.parameters.items():
+        value, velocity = double(each.value), double(each.velocity)
+        state.parameters[name] = replace(each, value=value, velocity=velocity)
+    state.average = {name: double(each) for name, each in state.average.items()}
+    store: Any = DoubleStore(problem.store)
+    objective = replace(problem.objective, store=store)
+    return replace(problem, store=store, objective=objective), state
 
 
 def apart(got: Tensor, wanted: Tensor) -> float:
@@ -91,21 +97,23 @@ def batch_in_float64(ranks: Ranks, store: Path, **settings: Any) -> dict[str, fl
     single = prepare(config(store, Path("-"), parallel="batch", **settings))
     (problem, shared), (_, alone) = in_double(single), in_double(single)
     check_division(problem, shared, ranks)
-    first = shared.synthetic.images.clone()
+    first = shared.parameters["images"].value.clone()
+    division = Division(ranks, by_batch=True)
+    gradients = partial(gradients_for(problem, division), plan=planned(problem, shared=True))
     for _ in range(ITERATIONS):
-        together, fault = outer_iteration(problem, shared, ranks=ranks)
+        together, fault = outer_iteration(problem, shared, gradients, division)
         by_itself, _ = outer_iteration(problem, alone)
         assert fault is None
     check_in_step(shared, ranks)
     assert shared.iteration == shared.applied == ITERATIONS
-    assert apart(shared.synthetic.images, first) > 1e-3  # the images did move
+    assert apart(shared.parameters["images"].value, first) > 1e-3  # the images did move
     found = {
-        "images": apart(shared.synthetic.images, alone.synthetic.images),
-        "step size": abs(shared.step_size.value / alone.step_size.value - 1),
+        "images": apart(shared.parameters["images"].value, alone.parameters["images"].value),
+        "step size": abs(shared.step_size / alone.step_size - 1),
         "loss": abs(together["loss"] / by_itself["loss"] - 1),
     }
-    if shared.label_buffer is not None:
-        found["labels"] = apart(shared.synthetic.labels, alone.synthetic.labels)
+    if settings.get("labels") == "soft":
+        found["labels"] = apart(shared.parameters["labels"].value, alone.parameters["labels"].value)
     return found
 
 
@@ -195,22 +203,27 @@ def matches(ranks: Ranks, store: Path, folder: Path) -> dict[str, bool]:
 def plan(ranks: Ranks, store: Path, folder: Path) -> dict[str, bool]:
     """Plans of ``--parallel batch`` where memory is short: announced, and computed by."""
     announced: list[Plan] = []
-    used: set[tuple[int, int | None]] = set()
+    used: set[Plan] = set()
 
-    def watched(*arguments: Any, steps: StudentSteps, loss: Any) -> Any:
-        used.add((steps.tape_bytes, steps.micro_batch))
-        return outer_gradients(*arguments, steps=steps, loss=loss)
+    def watched(problem: Problem, division: Division) -> Any:
+        gradients = gradients_for(problem, division)
+
+        def remembered(tasks: Any, leaves: Any, plan: Plan) -> Any:
+            used.add(plan)
+            return gradients(tasks, leaves, plan)
+
+        return remembered
 
     with (
         mock.patch.object(plan_module, "free_bytes", lambda device: -1),
-        mock.patch.object(loop_module, "outer_gradients", watched),
+        mock.patch.object(loop_module, "gradients_for", watched),
     ):
         asked = config(store, folder, parallel="batch", iterations=2)
         distill(asked, ranks=ranks, tell=lambda found: announced.append(found.plan))
     one_by_one = Plan(0, micro_batch=1)
     return {
         "announced": announced == ([one_by_one] if ranks.is_rank_0 else []),
-        "used": used == {(one_by_one.tape_bytes, one_by_one.micro_batch)},
+        "used": used == {one_by_one},
     }
 
 

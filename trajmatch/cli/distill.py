@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from trajmatch.distill.config import DistillConfig
 
 if TYPE_CHECKING:
-    from trajmatch.distill.plan import Forecast
+    from trajmatch.distill.memory_plan import Forecast
 
 
 def run(argv: list[str]) -> int:

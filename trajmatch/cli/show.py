@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from trajmatch import files
 from trajmatch.errors import UserError
 
 if TYPE_CHECKING:
     from trajmatch.artifact import Artifact
+    from trajmatch.snapshots import Snapshots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class ShowConfig:
     """Images of each class. Default: all; with --strip, one."""
 
     def __post_init__(self) -> None:
-        """Check the ranges.
+        """Checks the ranges.
 
         Raises:
             UserError: A value is out of its range.
@@ -57,24 +58,32 @@ class ShowConfig:
 
     @property
     def picture(self) -> Path:
-        """Path of the picture."""
+        """Where the picture goes."""
         return self.file.with_suffix(".png") if self.out is None else self.out
 
     @property
     def animated(self) -> bool:
-        """True for an animation."""
+        """Whether it is an animation."""
         return self.picture.suffix.lower() == ".gif"
 
 
 def run(argv: list[str]) -> int:
-    """Run the command on the arguments after its name; return the exit status."""
+    """Runs the command.
+
+    Args:
+        argv: Arguments after the command's name.
+
+    Returns:
+        The exit status.
+    """
     from trajmatch.cli.arguments import parse
 
     config = parse(ShowConfig, argv, "trajmatch show", "file")
 
     from trajmatch import artifact
 
-    picture = _draw(config, artifact.load(config.file))
+    distilled = artifact.load(config.file)
+    picture = _draw(config, distilled)
     files.check_writable(config.picture.parent)
     files.write_bytes(config.picture, picture)
     print(config.picture)
@@ -82,20 +91,45 @@ def run(argv: list[str]) -> int:
 
 
 def _draw(config: ShowConfig, distilled: Artifact) -> bytes:
-    from trajmatch import pictures, snapshots
+    from trajmatch import pictures, timelapse
 
     names = distilled.class_names
-    look: Any = {"clip": config.clip, "scale": config.scale, "per_class": config.per_class}
-    if not (config.animated or config.strip):
-        pixels = distilled.preprocessing.invert(distilled.images)
-        return pictures.grid(pixels, distilled.hard_labels, names, **look)
-    path = config.snapshots or files.beside(config.file, ".snapshots.safetensors")
-    if config.snapshots is None and not path.exists():
-        raise UserError(
-            f"{config.file} has no images of its iterations beside it ({path.name}); say where "
-            "they are with --snapshots, or distil without --snapshots 0"
+    if config.animated:
+        return timelapse.animation(
+            _snapshots(config, distilled),
+            names,
+            clip=config.clip,
+            scale=config.scale,
+            per_class=config.per_class,
+            frame_seconds=config.frame_seconds,
         )
-    found = snapshots.of_artifact(path, distilled)
     if config.strip:
-        return snapshots.strip(found, names, **look)
-    return snapshots.animation(found, names, frame_seconds=config.frame_seconds, **look)
+        return timelapse.strip(
+            _snapshots(config, distilled),
+            names,
+            clip=config.clip,
+            scale=config.scale,
+            per_class=config.per_class,
+        )
+    return pictures.grid(
+        distilled.preprocessing.invert(distilled.images),
+        distilled.hard_labels,
+        names,
+        clip=config.clip,
+        scale=config.scale,
+        per_class=config.per_class,
+    )
+
+
+def _snapshots(config: ShowConfig, distilled: Artifact) -> Snapshots:
+    from trajmatch import snapshots
+
+    path = config.snapshots
+    if path is None:
+        path = files.beside(config.file, ".snapshots.safetensors")
+        if not path.exists():
+            raise UserError(
+                f"{config.file} has no images of its iterations beside it ({path.name}); say where "
+                "they are with --snapshots, or distil without --snapshots 0"
+            )
+    return snapshots.of_artifact(path, distilled)

@@ -112,6 +112,9 @@ class DistillConfig:
     """How eta is updated: exp stays positive, raw is the papers' plain SGD step."""
     batch_syn: int | None = None
     """Synthetic images in one student step (MTT: batch_syn). Default: all of them."""
+    images: str = "pixels"
+    """Parametrisation of the images: pixels, or package.module:NAME of your own, with settings
+    behind a colon (:size=16)."""
     init: Literal["real", "noise", "representative", "correct"] = "real"
     """First synthetic images: random real images of each class, or noise (MTT: pix_init); real
     images nearest to the centres of k-means in an expert's logits (AST); or random real images that

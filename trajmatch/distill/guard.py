@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from trajmatch.distill.outer import OuterGradient, Update
+from trajmatch.distill.objectives import OuterGradient
+from trajmatch.distill.parameters import OuterParameter, of_images
 from trajmatch.distill.state import USUAL, State
 from trajmatch.errors import UserError
 
@@ -50,73 +52,85 @@ class Fault:
     lasting: bool = True
 
 
-def find_fault(gradient: OuterGradient, update: Update, state: State) -> Fault | None:
-    """Looks for what is not finite, or explodes, in one outer iteration.
+def find_fault(
+    gradient: OuterGradient, update: Mapping[str, OuterParameter], state: State, lr_init: float
+) -> Fault | None:
+    """Look for a loss, gradient or update that is not finite or explodes.
 
     Args:
         gradient: Loss and gradients of the iteration.
-        update: What would come of them.
-        state: What they were taken at.
+        update: The parameters that would come of them.
+        state: The state that they were taken at.
+        lr_init: Step size at the beginning of the run.
 
     Returns:
         The first fault found, or ``None`` where the update is sound.
     """
-    if gradient.stands_still:
+    if not gradient.meaningful:
         return Fault(
             "the expert does not move between start and target epoch",
             "choose other start epochs (--min-start-epoch, --max-start-epoch) or other experts",
         )
-    for what, finite in (
-        ("the matching loss", math.isfinite(gradient.loss)),
-        ("the gradient of the images", bool(gradient.images.isfinite().all())),
-        ("the gradient of the step size", math.isfinite(gradient.step_size)),
-        ("the gradient of the labels", _finite(gradient.labels)),
-    ):
-        if not finite:
-            return Fault(f"{what} is not finite", _remedy(state))
+    if not math.isfinite(gradient.loss):
+        return Fault("the matching loss is not finite", _remedy(state, lr_init))
+    for name, each in gradient.gradients.items():
+        if not each.isfinite().all():
+            cause = f"the gradient of the {_words(name)} is not finite"
+            return Fault(cause, _remedy(state, lr_init))
     if gradient.loss > MOST_LOSS:
-        return Fault(f"the matching loss is {gradient.loss:.3g}", _remedy(state))
-    if not (update.images.isfinite().all() and update.buffer.isfinite().all()):
-        return Fault("the images would not be finite", _lower("--lr-img"))
-    if not (_finite(update.labels) and _finite(update.label_buffer)):
-        return Fault("the labels would not be finite", _lower("--lr-label"))
-    before, after = state.step_size.value, update.step_size.value
-    if not _SMALLEST <= after <= _LARGEST:
-        return Fault(f"the step size would become {after:.4g}", _lower("--lr-lr"))
-    if not before / MOST_CHANGE <= after <= before * MOST_CHANGE:
-        return Fault(f"the step size would go from {before:.4g} to {after:.4g}", _lower("--lr-lr"))
-    for what, old, new, flag in (
-        ("images", state.synthetic.images, update.images, "--lr-img"),
-        ("labels", state.synthetic.labels, update.labels, "--lr-label"),
-    ):
-        if new is not None and (change := _change(old, new)) > MOST_CHANGE:
-            return Fault(f"the {what} would change by {change:.3g} times their size", _lower(flag))
+        return Fault(f"the matching loss is {gradient.loss:.3g}", _remedy(state, lr_init))
+    faults = (_fault_of(name, state.parameters[name], new) for name, new in update.items())
+    return next((fault for fault in faults if fault), None)
+
+
+def _fault_of(name: str, old: OuterParameter, new: OuterParameter) -> Fault | None:
+    """Return the fault of one parameter's update."""
+    if new.optimiser is None:
+        return None
+    before, after, remedy = old.value, new.value, f"lower {new.optimiser.flag}"
+    if new.optimiser.positive:
+        if not ((after >= _SMALLEST) & (after <= _LARGEST)).all():
+            return Fault(f"the {_words(name)} would become {_shown(after)}", remedy)
+        if not ((after >= before / MOST_CHANGE) & (after <= before * MOST_CHANGE)).all():
+            cause = f"the {_words(name)} would go from {_shown(before)} to {_shown(after)}"
+            return Fault(cause, remedy)
+        return None
+    if not (after.isfinite().all() and new.velocity.isfinite().all()):
+        return Fault(f"the {_words(name)} would not be finite", remedy)
+    if (change := _change(before, after)) > MOST_CHANGE:
+        return Fault(f"the {_words(name)} would change by {change:.3g} times their size", remedy)
     return None
 
 
 def find_spike(gradient: OuterGradient, state: State, limit: float) -> Fault | None:
-    """Looks for a gradient that is far larger than those before it.
+    """Look for a gradient of the images that is far larger than those before it.
 
-    Now and then a small change of the images changes where many student steps end by leaps, at a
+    Now and then a small change of the images changes abruptly where many student steps end, at a
     loss like any other. That gradient is hundreds of times as large as its neighbours, and one
-    update along it undoes what hundreds have done. If gradients stay that large, they become usual.
+    update along it undoes hundreds of others. If gradients stay that large, they become usual.
 
     Args:
-        gradient: That of the iteration, finite.
+        gradient: The gradient of the iteration, finite.
         state: Has the norms of those before, and gets this one's.
         limit: How many times their median is unusual.
 
     Returns:
         The fault, or ``None``.
     """
-    norm = float(torch.linalg.vector_norm(gradient.images, dtype=torch.float64))
+    images = [name for name in of_images(state.parameters) if name in gradient.gradients]
+    norm = math.hypot(
+        *(
+            float(torch.linalg.vector_norm(gradient.gradients[name], dtype=torch.float64))
+            for name in images
+        )
+    )
     before = state.gradient_norms
     usual = median(before) if len(before) >= FEWEST else 0.0
     state.gradient_norms = [*before, norm][-USUAL:]
     if usual > 0 and norm > limit * usual:
         times = norm / usual
         cause = f"the gradient of the images is {times:.3g} times as large as usual"
-        return Fault(cause, _lower("--lr-img"), lasting=False)
+        return Fault(cause, "lower --lr-img", lasting=False)
     return None
 
 
@@ -133,7 +147,7 @@ def check_refusals(fault: Fault, state: State) -> None:
     if state.refusals >= MAX_REFUSALS:
         raise UserError(
             f"stopped at iteration {state.iteration}: the last {state.refusals} updates were "
-            f"refused, because {fault.cause} (step size {state.step_size.value:.4g}); "
+            f"refused, because {fault.cause} (step size {state.step_size:.4g}); "
             f"{fault.remedy}. What was written before is whole"
         )
 
@@ -153,29 +167,31 @@ def check_skips(limit: float, loss: float, state: State) -> None:
         raise UserError(
             f"stopped at iteration {state.iteration}: the last {state.skips} updates were left "
             f"out, because the matching loss stays above --skip-above {limit:g} (it is "
-            f"{loss:.4g}, with step size {state.step_size.value:.4g}). A loss of 1 is that of a "
+            f"{loss:.4g}, with step size {state.step_size:.4g}). A loss of 1 is that of a "
             "student that stays where it is: lower --lr-init, raise --skip-above, or choose other "
             "start epochs. What was written before is whole"
         )
 
 
-def _finite(tensor: Tensor | None) -> bool:
-    return tensor is None or bool(tensor.isfinite().all())
-
-
 def _change(old: Tensor, new: Tensor) -> float:
-    """How much numbers change, relative to what they are, or to numbers of variance 1."""
+    """Return the change relative to the size of the numbers, or to numbers of variance 1."""
     return float((new - old).norm() / old.norm().clamp(min=math.sqrt(old.numel())))
 
 
-def _lower(flag: str) -> str:
-    return f"lower {flag}"
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
-def _remedy(state: State) -> str:
+def _shown(value: Tensor) -> str:
+    """Return a number, or the least and the largest of several, for a message."""
+    low, high = value.min().item(), value.max().item()
+    return f"{low:.4g}" if value.dim() == 0 else f"{low:.4g} to {high:.4g}"
+
+
+def _remedy(state: State, lr_init: float) -> str:
     """A student that diverges does so because of its step size, or else because of its images."""
     if state.applied == 0:
-        return f"lower --lr-init (now {state.lr_init:.4g})"
-    if state.step_size.value > 2 * state.lr_init:
-        return f"lower --lr-lr (the step size has grown from {state.lr_init:.4g})"
+        return f"lower --lr-init (now {lr_init:.4g})"
+    if state.step_size > 2 * lr_init:
+        return f"lower --lr-lr (the step size has grown from {lr_init:.4g})"
     return "lower --lr-img"

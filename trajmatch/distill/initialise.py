@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from trajmatch.distill.parameters import SyntheticSet
 from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts
 from trajmatch.memory import check_memory
@@ -17,19 +17,6 @@ from trajmatch.memory import check_memory
 if TYPE_CHECKING:
     from trajmatch.artifact import Artifact
     from trajmatch.data import Dataset
-
-
-@dataclass(frozen=True)
-class SyntheticSet:
-    """Images with labels, ordered by class.
-
-    Attributes:
-        images: In normalised space. ``[n, C, H, W]``, float32.
-        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
-    """
-
-    images: Tensor
-    labels: Tensor
 
 
 def from_real(dataset: Dataset, ipc: int, generator: torch.Generator) -> SyntheticSet:

@@ -1,47 +1,29 @@
-"""The outer loop: trajectory matching, one expert segment after another."""
+"""The life of a run: from an empty or interrupted output to the distilled set."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import astuple
 
 import torch
-from torch import Tensor
 
 from trajmatch import artifact, files, interruption, ops
 from trajmatch.artifact import Artifact
 from trajmatch.distill import checkpoint
-from trajmatch.distill.album import Album
-from trajmatch.distill.average import moving_average
-from trajmatch.distill.balance import balance
-from trajmatch.distill.batches import student_batches
 from trajmatch.distill.config import DistillConfig
-from trajmatch.distill.followers import followers_of
-from trajmatch.distill.graph import graph_for
-from trajmatch.distill.guard import (
-    Fault,
-    check_refusals,
-    check_skips,
-    find_fault,
-    find_spike,
-)
-from trajmatch.distill.initialise import SyntheticSet
+from trajmatch.distill.gradients import gradients_for
+from trajmatch.distill.guard import check_refusals, check_skips
+from trajmatch.distill.image_snapshots import ImageSnapshots
+from trajmatch.distill.iteration import outer_iteration
+from trajmatch.distill.loggers import loggers_for
+from trajmatch.distill.memory_plan import Tell, WithinMemory, check_parts, choose, planned
 from trajmatch.distill.metrics import MetricsLog, NoLog
-from trajmatch.distill.outer import (
-    Match,
-    OuterGradient,
-    StudentSteps,
-    Update,
-    mean_gradient,
-    outer_gradients,
-    propose_update,
-)
-from trajmatch.distill.parallel import check_division, check_in_step, gather_gradients, start_same
-from trajmatch.distill.plan import Gradients, Plan, Tell, WithinMemory, check_parts, choose, planned
+from trajmatch.distill.objectives import Plan
+from trajmatch.distill.parallel import Division, check_division, check_in_step, start_same
+from trajmatch.distill.parameters import LABELS, leaves
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.selection import evaluate_iterate, is_due
 from trajmatch.distill.state import State
@@ -107,20 +89,19 @@ def _distill(
         return _finished(problem)
     check_parts(problem)
     state = _begin(problem)
+    division = Division(ranks, config.parallel == "batch")
     start_same(problem, state, ranks)
     check_division(problem, state, ranks)
     progress.update(state.iteration)
-    if ranks.size == 1 or config.parallel == "matches":  # shared batches keep no tape
-        _check_tape(problem, len(state.synthetic.images))
-    compute = _computing(problem, state, ranks, tell)
-    album = Album(problem, state) if ranks.is_rank_0 else None
+    compute = _computing(problem, state, division, tell)
+    snapshots = ImageSnapshots(problem, state) if ranks.is_rank_0 else None
     with _log(problem, state, ranks) as log, _interruptible(problem, state, ranks):
         if is_due(config, state):  # the run was cut short at its checkpoint
             log.write(**evaluate_iterate(problem, state, ranks))
         while state.iteration < config.iterations:
             _check_interruption(problem, ranks)
             began = time.perf_counter()
-            numbers, fault = outer_iteration(problem, state, compute, ranks)
+            numbers, fault = outer_iteration(problem, state, compute, division)
             log.write(**numbers, seconds=time.perf_counter() - began)
             if fault is not None:
                 check_refusals(fault, state)
@@ -128,8 +109,8 @@ def _distill(
                 check_skips(config.skip_above, numbers["loss"], state)
             if is_due(config, state):
                 log.write(**evaluate_iterate(problem, state, ranks))
-            if album is not None:
-                album.take_if_due(state)
+            if snapshots is not None:
+                snapshots.take_if_due(state)
             if state.iteration % config.checkpoint_every == 0:
                 check_in_step(state, ranks)
                 if ranks.is_rank_0:
@@ -144,29 +125,32 @@ def _distill(
     return result
 
 
-def _computing(problem: Problem, state: State, ranks: Ranks, tell: Tell | None) -> Gradients:
-    """The computation of the gradients, by a plan that fits into memory, the same on all ranks."""
-    shared = ranks.size > 1 and problem.config.parallel == "batch"
+def _computing(
+    problem: Problem, state: State, division: Division, tell: Tell | None
+) -> WithinMemory:
+    """Return the computation of the gradients, by a plan that fits into memory, on all ranks."""
+    shared, images = division.shares_steps, len(state.parameters[LABELS].value)
     plan = planned(problem, shared)
+    if not shared:  # which keeps no activations
+        _check_tape(problem, plan, images)
 
     def chosen() -> tuple[int, int | None]:
-        found = choose(problem, state.synthetic, state.step_size.value, plan)
+        found = choose(problem, leaves(state.parameters, problem.device), plan)
         if tell is not None:
             tell(found)
-        return found.plan.tape_bytes, found.plan.micro_batch
+        return astuple(found.plan)
 
     if state.iteration < problem.config.iterations:
-        plan = Plan(*ranks.on_rank_0(chosen))
-    compute = graph_for(problem, ranks) or outer_gradients
-    return WithinMemory(compute, problem, plan, alone=not shared)
+        plan = Plan(*division.ranks.on_rank_0(chosen))
+    return WithinMemory(gradients_for(problem, division), problem, plan, alone=not shared)
 
 
 def _log(problem: Problem, state: State, ranks: Ranks) -> MetricsLog | nullcontext[NoLog]:
     """The log of the run, where this process is the one that writes it."""
     if not ranks.is_rank_0:
         return nullcontext(NoLog())
-    followers = followers_of(problem, state.iteration)
-    return MetricsLog(problem.config.log_path, state.iteration, followers)
+    loggers = loggers_for(problem, state.iteration)
+    return MetricsLog(problem.config.log_path, state.iteration, loggers)
 
 
 def _check_interruption(problem: Problem, ranks: Ranks) -> None:
@@ -195,162 +179,24 @@ def _interruptible(problem: Problem, state: State, ranks: Ranks) -> Iterator[Non
             raise
 
 
-def _check_tape(problem: Problem, num_images: int) -> None:
-    """Warns where the memory for activations does not hold those of one student step."""
+def _check_tape(problem: Problem, plan: Plan, num_images: int) -> None:
+    """Warn where the memory for activations does not hold those of one student step."""
     config, mega = problem.config, 2**20
     count = min(config.batch_syn or num_images, num_images)
     step = ops.tape_bytes(problem.model, [count], precise=config.precise, device=problem.device)
-    tape_bytes = planned(problem).tape_bytes
-    if 0 < tape_bytes < step:
+    if 0 < plan.tape_bytes < step:
         warnings.warn(
-            f"--tape-mb {tape_bytes // mega} is too small for the activations of one student step, "
-            f"{step / mega:.0f} MB; all are computed again in the backward pass. "
+            f"--tape-mb {plan.tape_bytes // mega} is too small for the activations of one student "
+            f"step, {step / mega:.0f} MB; all are computed again in the backward pass. "
             f"--tape-mb {-(-step * config.student_steps // mega)} keeps those of all "
             f"{config.student_steps} steps, --tape-mb 0 is silent.",
-            stacklevel=3,
+            stacklevel=4,
         )
-
-
-def outer_iteration(
-    problem: Problem,
-    state: State,
-    compute: Gradients = outer_gradients,
-    ranks: Ranks = ALONE,
-) -> tuple[dict[str, Any], Fault | None]:
-    """One outer iteration: draws segments, differentiates, and applies the update if it is sound.
-
-    Args:
-        problem: What the run works on.
-        state: Is brought forward by one iteration.
-        compute: The computation of the gradients of the matches, which also decides how many
-            activations are kept and how batches are divided (:class:`WithinMemory`).
-        ranks: The processes of the run, which divide the work as ``--parallel`` says.
-
-    Returns:
-        What the log shall have (``iteration``, ``loss``, ``step_size``, ``refused``, the cause or
-        ``None``, and ``start_epoch`` and ``expert``; or, of several matches, ``start_epochs``,
-        ``experts`` and ``losses``; with ``--skip-above`` also ``skipped``), and why the update was
-        refused.
-    """
-    config = problem.config
-    by_match = config.parallel == "matches"
-    draws = [draw_match(problem, state, number) for number in range(config.matches)]
-    gradients = compute(
-        problem.model,
-        [draw.match() for draw in (ranks.shard(draws) if by_match else draws)],
-        state.synthetic,
-        state.step_size.value,
-        steps=StudentSteps(
-            momentum=config.student_momentum,
-            precise=config.precise,
-            exact=config.gradient == "exact",
-            shards=None if by_match else ranks,
-        ),
-        loss=problem.loss,
-    )
-    if by_match:
-        gradients = gather_gradients(ranks, gradients, len(draws))
-    gradient = mean_gradient(gradients)
-    update = propose_update(state, gradient, config)
-    fault = find_fault(gradient, update, state)
-    if fault is None and config.spike_above is not None:
-        fault = find_spike(gradient, state, config.spike_above)
-    skipped = config.skip_above is not None and gradient.loss > config.skip_above
-    state.iteration += 1
-    if fault is not None:
-        state.refusals += fault.lasting
-    elif skipped:
-        state.refusals, state.skips = 0, state.skips + 1
-    else:
-        _apply(update, state, config)
-    numbers = {
-        "iteration": state.iteration,
-        "loss": gradient.loss,
-        "step_size": state.step_size.value,
-        **_drawn(draws, gradients),
-        "refused": None if fault is None else fault.cause,
-    }
-    if config.skip_above is not None:
-        numbers["skipped"] = fault is None and skipped
-    return numbers, fault
-
-
-def _apply(update: Update, state: State, config: DistillConfig) -> None:
-    """Makes an update that was found to be sound."""
-    labels = state.synthetic.labels if update.labels is None else update.labels
-    state.synthetic = SyntheticSet(update.images, labels)
-    state.buffer, state.step_size = update.buffer, update.step_size
-    state.label_buffer = update.label_buffer
-    if state.average is not None:
-        state.average = moving_average(state.average, update.images, config.ema)
-    state.applied += 1
-    state.refusals = state.skips = 0
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What was drawn for one match.
-
-    Attributes:
-        expert: Number of the expert.
-        start_epoch: Epoch s where the segment starts.
-        match: Reads the segment, and gives it with the student's batches and their augmentation.
-    """
-
-    expert: int
-    start_epoch: int
-    match: Callable[[], Match]
-
-
-def draw_match(problem: Problem, state: State, number: int) -> Draw:
-    """Draws expert, start epoch and student batches.
-
-    Args:
-        problem: What the run works on.
-        state: Its random streams are drawn from; nothing else of it changes.
-        number: Which match of the outer iteration this is, from 0.
-
-    Returns:
-        What was drawn.
-    """
-    config = problem.config
-    expert = state.order.draw(state.streams.experts)
-    start_epoch = problem.window.draw(state.iteration, state.streams.start_epochs)
-    batches = student_batches(
-        len(state.synthetic.images), config.batch_syn, config.student_steps, state.streams.batches
-    )
-    iteration = state.iteration
-
-    def match() -> Match:
-        return Match(
-            problem.segment(expert, start_epoch, iteration, number),
-            _together(batches, problem.device),
-            problem.augmentation(iteration, number),
-            balance(start_epoch, problem.window.maximum) if config.balance else 1.0,
-        )
-
-    return Draw(expert, start_epoch, match)
-
-
-def _together(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """The batches on a device, moved at once, since every move makes the host wait."""
-    return torch.cat([*batches]).to(device).split([len(batch) for batch in batches])
-
-
-def _drawn(draws: Sequence[Draw], gradients: Sequence[OuterGradient]) -> dict[str, Any]:
-    """What the log shall have of the matches."""
-    if len(draws) == 1:
-        return {"start_epoch": draws[0].start_epoch, "expert": draws[0].expert}
-    return {
-        "start_epochs": [draw.start_epoch for draw in draws],
-        "experts": [draw.expert for draw in draws],
-        "losses": [gradient.loss for gradient in gradients],
-    }
 
 
 def _shown(state: State) -> dict[str, float]:
     """Numbers of the state that a user wants to watch."""
-    shown = {"step_size": state.step_size.value}
+    shown = {"step_size": state.step_size}
     if state.scores:
         shown["accuracy"] = state.scores[-1]["mean"]
     if dropped := state.iteration - state.applied:
@@ -393,7 +239,7 @@ def _begin(problem: Problem) -> State:
     config = problem.config
     if not config.checkpoint_path.exists():
         return problem.initial_state()
-    state = checkpoint.load(config.checkpoint_path, problem.identity, problem.device)
+    state = checkpoint.load(config.checkpoint_path, problem)
     if state.iteration > config.iterations:
         raise UserError(
             f"{config.checkpoint_path} is of iteration {state.iteration}, beyond --iterations "

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from trajmatch import files
-from trajmatch.distill.followers import Follower
+from trajmatch.distill.loggers import Logger
 from trajmatch.errors import UserError
 
 
@@ -23,16 +23,16 @@ class MetricsLog:
     Args:
         path: The file.
         iteration: Outer iterations done; lines after it are dropped.
-        followers: Are told what every new line holds, and closed at the end.
+        loggers: Are told what every new line holds, and closed at the end.
 
     Raises:
         UserError: The file cannot be read or written, or is not such a log.
     """
 
-    def __init__(self, path: Path, iteration: int, followers: Sequence[Follower] = ()) -> None:
+    def __init__(self, path: Path, iteration: int, loggers: Sequence[Logger] = ()) -> None:
         """Drops what is beyond the checkpoint; see the class."""
         self._path = path
-        self._followers = followers
+        self._loggers = loggers
         files.check_writable(path.parent)
         kept = _lines_until(path, iteration) if path.exists() else []
         files.write_text(path, "".join(kept))
@@ -60,8 +60,8 @@ class MetricsLog:
                 if value is None:
                     raise UserError(f"cannot write {self._path}: {error.strerror}") from error
             finally:
-                for follower in self._followers:
-                    follower.close()
+                for logger in self._loggers:
+                    logger.close()
 
     def write(self, **numbers: Any) -> None:
         """Appends a line. What is not finite becomes null, for which JSON has a word."""
@@ -71,8 +71,8 @@ class MetricsLog:
             self._file.write(json.dumps(finite) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from error
-        for follower in self._followers:
-            follower.write(finite)
+        for logger in self._loggers:
+            logger.write(finite)
 
 
 class NoLog:

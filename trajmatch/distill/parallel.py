@@ -10,22 +10,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from trajmatch import ops
-from trajmatch.distill.outer import OuterGradient
+from trajmatch.distill.objectives import OuterGradient
+from trajmatch.distill.parameters import LABELS, learned, values
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
 from trajmatch.networks.independence import treats_images_alone
-from trajmatch.parallel import Ranks
+from trajmatch.parallel import ALONE, Ranks
 from trajmatch.parallel.ranks import first_that_differs
+
+T = TypeVar("T")
 
 
 def check_division(problem: Problem, state: State, ranks: Ranks) -> None:
-    """Makes sure that the work can be divided as the configuration says.
+    """Make sure that the work can be divided as the configuration says.
 
     Args:
         problem: What the run works on.
@@ -35,7 +40,7 @@ def check_division(problem: Problem, state: State, ranks: Ranks) -> None:
     Raises:
         UserError: There are more processes than parts, or the network mixes the images of a batch.
     """
-    config, images = problem.config, state.synthetic.images
+    config, count = problem.config, len(state.parameters[LABELS].value)
     if ranks.size == 1:
         return
     if config.parallel == "matches":
@@ -47,7 +52,7 @@ def check_division(problem: Problem, state: State, ranks: Ranks) -> None:
                 "--parallel batch"
             )
         return
-    batch = min(config.batch_syn or len(images), len(images))
+    batch = min(config.batch_syn or count, count)
     if batch < ranks.size:
         raise UserError(
             f"--parallel batch gives each process an image or more of every batch, but batches "
@@ -55,7 +60,7 @@ def check_division(problem: Problem, state: State, ranks: Ranks) -> None:
         )
     if ops.engine_for(problem.model) == "autograd":
         theta = problem.store.snapshot(0, config.min_start_epoch).to(problem.device)
-        if not treats_images_alone(problem.model, theta, images):
+        if not treats_images_alone(problem.model, theta, problem.render(state.result).images):
             raise UserError(
                 "--parallel batch cannot share the batches of this network: its images depend on "
                 "each other, as batch norm's do through the statistics of the batch, so that the "
@@ -64,61 +69,69 @@ def check_division(problem: Problem, state: State, ranks: Ranks) -> None:
             )
 
 
-def gather_gradients(ranks: Ranks, own: Sequence[OuterGradient], count: int) -> list[OuterGradient]:
-    """The gradients of all matches, from the processes that made them.
+@dataclass(frozen=True)
+class Division:
+    """How the tasks of an outer iteration are divided among processes.
 
-    Args:
+    Attributes:
         ranks: The processes of the run.
-        own: Those of the matches that :meth:`Ranks.share` gave this process; at least one.
-        count: Matches in all.
-
-    Returns:
-        One for each match, in their order, the same bits in every process.
+        by_batch: True if all of them take part in every student step (``--parallel batch``); False
+            if each has tasks of its own.
     """
-    if ranks.size == 1:
-        return list(own)
-    rows = -(-count // ranks.size)
-    numbers = torch.zeros(rows, 3, dtype=torch.float64)
-    for row, gradient in enumerate(own):
-        numbers[row] = torch.tensor(
-            [gradient.loss, gradient.step_size, gradient.stands_still], dtype=torch.float64
-        )
-    told = ranks.gather(numbers)
-    images = _gathered(ranks, [gradient.images for gradient in own], rows)
-    labels = _gathered(ranks, [each.labels for each in own if each.labels is not None], rows)
-    gradients = []
-    for match in range(count):
-        row, rank = divmod(match, ranks.size)
-        loss, step_size, stands_still = told[rank][row].tolist()
-        gradients.append(
-            OuterGradient(
-                loss=loss,
-                images=images[rank][row],
-                step_size=step_size,
-                stands_still=bool(stands_still),
-                labels=labels[rank][row] if labels else None,
-            )
-        )
-    return gradients
 
+    ranks: Ranks = ALONE
+    by_batch: bool = False
 
-def _gathered(ranks: Ranks, own: Sequence[Tensor], rows: int) -> list[Tensor]:
-    """Stacked tensors of all processes ``[rows, ...]``, with zeros where one has fewer."""
-    if not own:
-        return []
-    missing = [torch.zeros_like(own[0])] * (rows - len(own))
-    return ranks.gather(torch.stack([*own, *missing]))
+    @property
+    def shares_steps(self) -> bool:
+        """True if a student step needs other processes."""
+        return self.by_batch and self.ranks.size > 1
+
+    def own(self, draws: Sequence[T]) -> list[T]:
+        """Return the tasks of this process."""
+        return list(draws) if self.by_batch else self.ranks.shard(draws)
+
+    def gather(self, own: Sequence[OuterGradient], count: int) -> list[OuterGradient]:
+        """Return the gradients of all tasks, in their order, the same bits in every process.
+
+        Args:
+            own: The gradients of this process's tasks; at least one.
+            count: Tasks in all.
+        """
+        ranks = self.ranks
+        if self.by_batch or ranks.size == 1:
+            return list(own)
+        rows = -(-count // ranks.size)
+
+        def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
+            """Stacked tensors of all processes ``[rows, ...]``, with zeros where one has fewer."""
+            missing = [torch.zeros_like(tensors[0])] * (rows - len(tensors))
+            return ranks.gather(torch.stack([*tensors, *missing]))
+
+        numbers = gathered(
+            [torch.tensor([each.loss, each.meaningful], dtype=torch.float64) for each in own]
+        )
+        tensors = {
+            name: gathered([each.gradients[name] for each in own]) for name in own[0].gradients
+        }
+        gradients = []
+        for task in range(count):
+            row, rank = divmod(task, ranks.size)
+            loss, meaningful = numbers[rank][row].tolist()
+            by_name = {name: each[rank][row] for name, each in tensors.items()}
+            gradients.append(OuterGradient(loss, by_name, bool(meaningful)))
+        return gradients
 
 
 def start_same(problem: Problem, state: State, ranks: Ranks) -> None:
-    """Makes sure that all processes begin the same run, and gives them the writer's images.
+    """Make sure that all processes begin the same run, and gives them the writer's images.
 
     Each has made the first images and labels for itself, but what experts say of images may differ
     in the last bit from one machine to another.
 
     Args:
         problem: What the run works on.
-        state: The state at the beginning; images, labels and their buffers are changed.
+        state: The state at the beginning; its tensors are changed.
         ranks: The processes of the run.
 
     Raises:
@@ -137,11 +150,13 @@ def start_same(problem: Problem, state: State, ranks: Ranks) -> None:
             "machines share"
         )
     for tensor in _tensors(state):
-        ranks.broadcast_(tensor)
+        moved = tensor.to(problem.device)
+        ranks.broadcast_(moved)
+        tensor.copy_(moved)
 
 
 def check_in_step(state: State, ranks: Ranks) -> None:
-    """Makes sure that all processes hold the same images, labels and step size.
+    """Make sure that all processes hold the same images, labels and step size.
 
     Args:
         state: That of this process.
@@ -152,8 +167,7 @@ def check_in_step(state: State, ranks: Ranks) -> None:
     """
     if ranks.size == 1:
         return
-    numbers = torch.tensor([state.step_size.value, state.step_size.buffer], dtype=torch.float64)
-    other = first_that_differs(ranks, [*_tensors(state), numbers])
+    other = first_that_differs(ranks, [each.reshape(-1) for each in _tensors(state)])
     if other is not None:
         raise UserError(
             f"after iteration {state.iteration}, processes 0 and {other} no longer have the same "
@@ -163,6 +177,5 @@ def check_in_step(state: State, ranks: Ranks) -> None:
 
 
 def _tensors(state: State) -> list[Tensor]:
-    optional = (state.label_buffer, state.average)
-    present = [each for each in optional if each is not None]
-    return [state.synthetic.images, state.synthetic.labels, state.buffer, *present]
+    moved = [each.velocity for each in learned(state.parameters).values()]
+    return [*values(state.parameters).values(), *moved, *state.average.values()]

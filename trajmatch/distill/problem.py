@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,19 +17,28 @@ from trajmatch.data.sources import moved_uri
 from trajmatch.device import usable_device
 from trajmatch.distill import initialise
 from trajmatch.distill.config import DistillConfig
-from trajmatch.distill.initialise import SyntheticSet
+from trajmatch.distill.images import (
+    Parametrisation,
+    find_parametrisation,
+    initial_parameters,
+    render,
+)
 from trajmatch.distill.labels import soft_labels
-from trajmatch.distill.matching import MatchingLoss, Segment
-from trajmatch.distill.perturbation import perturbed
-from trajmatch.distill.schedule import ExpertOrder, StartEpochWindow
-from trajmatch.distill.state import State, Streams
-from trajmatch.distill.step_size import StepSize
-from trajmatch.distill.terms import find_term
+from trajmatch.distill.objectives.match_trajectory import MatchTrajectory, segments_of
+from trajmatch.distill.parameters import (
+    LABELS,
+    SGD,
+    STEP_SIZE,
+    OuterParameter,
+    SyntheticSet,
+    of_images,
+)
+from trajmatch.distill.state import State
 from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts
 from trajmatch.experts.store import Store
 from trajmatch.protocol import named
-from trajmatch.random import derive_seed, generator
+from trajmatch.random import generator
 
 #: Step size of the student at first where nothing else is said (MTT: lr_teacher).
 DEFAULT_LR_INIT = 0.01
@@ -47,9 +56,9 @@ class Problem:
         held_out: Images ``[N, C, H, W]``, uint8, and labels ``[N]``, int64, that neither sees;
             empty for a store without holdout.
         model: The network of experts and students.
-        window: Start epochs.
-        loss: What is made of where the students go.
         dsa: Augmentation of the student's batches.
+        parametrisation: How images come of the outer parameters.
+        objective: What the synthetic set is learned for.
         source: The earlier result to start from, if any.
         lr_init: Step size at the beginning.
         device: Where to compute.
@@ -61,18 +70,21 @@ class Problem:
     training: Dataset
     held_out: tuple[Tensor, Tensor]
     model: nn.Module
-    window: StartEpochWindow
-    loss: MatchingLoss
     dsa: DSA
+    parametrisation: Parametrisation
+    objective: MatchTrajectory
     source: Artifact | None
     lr_init: float
     device: torch.device
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the result: two runs with the same identity write the same bytes."""
+        """Settings that decide the result: runs with the same identity write the same bytes."""
+        settings = self.config.settings()
+        if settings["images"] == "pixels":  # as it always was
+            del settings["images"]
         identity = {
-            **self.config.settings(),
+            **settings,
             "dsa": self.dsa.spec,
             "lr_init": self.lr_init,
             "seed": self.config.seed,
@@ -89,7 +101,7 @@ class Problem:
         return identity
 
     def initial_set(self) -> SyntheticSet:
-        """The synthetic images that the run begins with.
+        """Return the synthetic images that the run begins with.
 
         Raises:
             UserError: The data or the earlier result cannot give as many as are asked for.
@@ -124,61 +136,49 @@ class Problem:
         return FinalExperts(self.store, self.model, purpose)
 
     def initial_state(self) -> State:
-        """The state before the first iteration.
+        """Return the state before the first iteration.
 
         Raises:
-            UserError: See :meth:`initial_set`.
+            UserError: See :meth:`initial_set`; or the parametrisation fails.
         """
         first = self.initial_set()
-        synthetic = SyntheticSet(first.images.to(self.device), first.labels.to(self.device))
+        images = initial_parameters(self.parametrisation, self.config.images, first.images)
+        step_size = torch.tensor(self.lr_init, dtype=torch.float64)
+        state = self.state({**images, STEP_SIZE: step_size, LABELS: first.labels})
+        if self.config.ema:
+            values = {name: state.parameters[name].value for name in of_images(images)}
+            state.average = {
+                name: value.clone() for name, value in values.items() if value.is_floating_point()
+            }
+        return state
+
+    def state(self, values: Mapping[str, Tensor]) -> State:
+        """Return the state before the first iteration with given outer parameters."""
         return State(
-            synthetic=synthetic,
-            buffer=torch.zeros_like(synthetic.images),
-            step_size=StepSize(self.lr_init),
-            lr_init=self.lr_init,
-            streams=Streams.of_seed(self.config.seed),
-            order=ExpertOrder(self.store.num_experts),
-            label_buffer=torch.zeros_like(synthetic.labels)
-            if self.config.labels == "soft"
-            else None,
-            average=synthetic.images.clone() if self.config.ema else None,
+            parameters={name: self._parameter(name, value) for name, value in values.items()},
+            draws=self.objective.draws(),
         )
 
-    def segment(self, expert: int, start_epoch: int, iteration: int, match: int = 0) -> Segment:
-        """A piece of an expert's trajectory; only the snapshots that the loss looks at are read.
+    def _parameter(self, name: str, value: Tensor) -> OuterParameter:
+        """Return an outer parameter with the optimiser that the configuration gives it."""
+        config = self.config
+        if name == STEP_SIZE:
+            exponential = config.lr_param == "exp"
+            rule = SGD(config.lr_lr, config.momentum_lr, "--lr-lr", True, exponential)
+            return OuterParameter.new(value.cpu(), rule)
+        given = name == LABELS and config.labels == "hard"  # soft ones too, with --init-from
+        if given or not value.is_floating_point():
+            return OuterParameter.new(value.to(self.device))
+        if name == LABELS:
+            rule = SGD(config.lr_label, config.momentum_label, "--lr-label")
+        else:
+            rule = SGD(config.lr_img, config.momentum_img, "--lr-img")
+        return OuterParameter.new(value.to(self.device), rule)
 
-        Args:
-            expert: Number of the expert.
-            start_epoch: Where it starts.
-            iteration: Outer iteration, which decides the perturbation of the start.
-            match: Which match of it.
-        """
-        start = self.store.snapshot(expert, start_epoch)
-        if self.config.perturb:
-            draw = generator(
-                self.config.seed, "distill", "perturbation", *_match_names(iteration, match)
-            )
-            start = perturbed(self.model, start, self.config.perturb, draw)
-        return Segment(
-            start=start.to(self.device),
-            target=self._after(expert, start_epoch, self.config.expert_epochs),
-            between={
-                epochs: self._after(expert, start_epoch, epochs)
-                for epochs in self.loss.between(self.config.student_steps)
-            },
-        )
-
-    def _after(self, expert: int, start_epoch: int, epochs: int) -> Tensor:
-        return self.store.snapshot(expert, start_epoch + epochs).to(self.device)
-
-    def augmentation(
-        self, iteration: int, match: int = 0
-    ) -> Callable[[Tensor, int], Tensor] | None:
-        """The augmentation of one match of an outer iteration, the same at every call."""
-        if self.dsa.spec == "none":
-            return None
-        names = _match_names(iteration, match)
-        return self.dsa.replay(derive_seed(self.config.seed, "distill", "dsa", *names))
+    def render(self, values: Mapping[str, Tensor]) -> SyntheticSet:
+        """Return the synthetic set of some outer parameters, detached."""
+        with torch.no_grad():
+            return render(self.parametrisation, values)
 
     def artifact(self, state: State) -> Artifact:
         """The result of a run: the best iterate where one was chosen, or else the last.
@@ -191,15 +191,14 @@ class Problem:
         """
         recipe = self.identity
         seed = recipe.pop("seed")
-        result, lr = state.result, state.step_size.value
-        if state.best is not None:
-            result, lr = SyntheticSet(state.best.images, state.best.labels), state.best.step_size
-        images, labels = result.images, result.labels.cpu()
+        values = state.best_values if state.best is not None else state.result
+        images, labels = (each.cpu() for each in self.render(values))
+        pixels = self.config.images == "pixels"
         return Artifact(
-            images=images.cpu(),
+            images=images,
             labels=labels,
             label_kind="logit" if labels.is_floating_point() else "index",
-            lr=lr,
+            lr=values[STEP_SIZE].item(),
             mean=self.training.mean,
             std=self.training.std,
             zca=self.training.zca,
@@ -214,11 +213,13 @@ class Problem:
             versions=artifact.current_versions(),
             scores=tuple(state.scores),
             selection=self.config.select,
+            parametrisation=None if pixels else self.config.images,
+            parameters={} if pixels else {each: values[each].cpu() for each in of_images(values)},
         )
 
 
 def prepare(config: DistillConfig) -> Problem:
-    """Opens store, data and earlier result, and checks that they fit together.
+    """Open store, data and earlier result, and checks that they fit together.
 
     Args:
         config: What is asked for.
@@ -237,6 +238,7 @@ def prepare(config: DistillConfig) -> Problem:
     last = window.maximum - 1 + config.expert_epochs
     flags = f"--max-start-epoch {window.maximum} with --expert-epochs {config.expert_epochs}"
     store.check_trained(last, flags)
+    parametrisation = find_parametrisation(config.images)
     if config.select == "holdout" and store.manifest["holdout"]["fraction"] == 0:
         raise UserError(
             f"--select holdout needs images that no expert saw, but {config.experts} was made "
@@ -258,54 +260,21 @@ def prepare(config: DistillConfig) -> Problem:
     lr_init = config.lr_init
     if lr_init is None:
         lr_init = DEFAULT_LR_INIT if source is None else source.lr
+    model = _network(store, config, len(dataset.class_names)).to(device)
     return Problem(
         config=config,
         store=store,
         dataset=dataset.preprocessed_as(store.manifest["preprocessing"], store.zca),
         training=training,
         held_out=(held_out[0], held_out[1]),
-        model=_network(store, config, len(dataset.class_names)).to(device),
-        window=window,
-        loss=loss,
+        model=model,
         dsa=dsa,
+        parametrisation=parametrisation,
+        objective=MatchTrajectory(config, model, store, window, loss, dsa, parametrisation, device),
         source=source,
         lr_init=lr_init,
         device=device,
     )
-
-
-def segments_of(
-    config: DistillConfig, snapshots_kept: Collection[int]
-) -> tuple[StartEpochWindow, MatchingLoss]:
-    """Make out which segments are drawn, and how they are compared.
-
-    Args:
-        config: What is asked for.
-        snapshots_kept: Epochs of which there are the experts' parameters, or will be.
-
-    Raises:
-        UserError: A segment would need another epoch, or there is no such term.
-    """
-    window = StartEpochWindow(
-        config.min_start_epoch,
-        config.window_end(snapshots_kept),
-        config.first_max_start_epoch,
-        config.growth_iterations,
-    )
-    terms = tuple(map(find_term, config.terms))
-    loss = MatchingLoss(terms, config.expert_epochs, tuple(config.terms))
-    between = loss.between(config.student_steps)
-    window.check(snapshots_kept, config.expert_epochs, between)
-    return window, loss
-
-
-def _match_names(iteration: int, match: int) -> tuple[int, ...]:
-    """What a match's random streams are named after.
-
-    The first match is named by its iteration alone, so that it is the same for any number of
-    matches.
-    """
-    return (iteration, match) if match else (iteration,)
 
 
 def _network(store: Store, config: DistillConfig, num_classes: int) -> nn.Module:

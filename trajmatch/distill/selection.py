@@ -9,7 +9,7 @@ from torch import Tensor
 from trajmatch import interruption
 from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.problem import Problem
-from trajmatch.distill.state import State
+from trajmatch.distill.state import Best, State
 from trajmatch.evaluate.scores import evaluate_set
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.random import derive_seed
@@ -51,7 +51,7 @@ def evaluate_iterate(problem: Problem, state: State, ranks: Ranks = ALONE) -> di
     state.scores.append({**numbers, "protocol": protocol})
     best, mean = state.best, numbers["mean"]
     if problem.config.select != "last" and (best is None or mean > best.accuracy):
-        state.best = state.iterate(mean)
+        state.best, state.best_values = Best(state.iteration, mean), dict(state.result)
     return numbers
 
 
@@ -59,12 +59,13 @@ def _score(problem: Problem, state: State) -> dict[str, Any]:
     """What an evaluation finds, with its ``protocol``."""
     config = problem.config
     split, images, labels = _test_split(problem)
+    synthetic = problem.render(state.result)
     with interruption.released():  # it takes minutes and changes nothing
         score = evaluate_set(
-            state.result.images,
-            state.result.labels,
+            synthetic.images,
+            synthetic.labels,
             problem.store.manifest["network"],
-            state.step_size.value,
+            state.step_size,
             problem.training.normalise(images),
             labels,
             seeds=config.eval_seeds,

@@ -7,14 +7,16 @@ The matching loss is the sum of the terms that a run names. A term is an object 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from trajmatch import ops
 from trajmatch.errors import UserError, closest
 from trajmatch.importing import blamed, import_object
+from trajmatch.networks.flat import split
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Course:
             epoch. ``[P]`` each.
         steps: Student steps ``N``.
         epochs: Expert epochs ``M``.
+        shapes: Shapes of the network's parameters by name, in the order of the vectors.
     """
 
     start: Tensor
@@ -49,6 +52,11 @@ class Course:
     expert: Mapping[int, Tensor]
     steps: int
     epochs: int
+    shapes: Mapping[str, torch.Size] = field(default_factory=dict)
+
+    def split(self, theta: Tensor) -> dict[str, Tensor]:
+        """Return views of a vector ``[P]``, one for each parameter of the network, by name."""
+        return split(theta, self.shapes)
 
     def distance(self, waypoint: Waypoint) -> Tensor:
         """``|student - expert|^2 / |start - expert|^2`` at a waypoint. ``[]``."""

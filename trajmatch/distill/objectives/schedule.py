@@ -1,12 +1,11 @@
-"""Which expert an outer iteration follows, and from which epoch."""
+"""Start epochs: where in the trajectories of the experts students start."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from trajmatch.errors import UserError
 from trajmatch.experts.config import spans
@@ -43,21 +42,19 @@ class StartEpochWindow:
         """The start epoch of one match of an outer iteration, counted from 0."""
         return int(torch.randint(self.minimum, self.end(iteration), (), generator=generator))
 
-    def check(
-        self, snapshots_kept: Collection[int], expert_epochs: int, between: Collection[int] = ()
-    ) -> None:
-        """Makes sure that every segment of the window is in the store.
+    def check(self, snapshots_kept: Collection[int], epochs_after: Sequence[int]) -> None:
+        """Make sure that every segment of the window is in the store.
 
         Args:
             snapshots_kept: Epochs of which the store has the parameters.
-            expert_epochs: Length ``M`` of a segment.
-            between: Epochs after the start, other than ``M``, that matching terms look at.
+            epochs_after: Epochs after the start that the loss looks at, ascending.
 
         Raises:
             UserError: A start epoch, or one that is needed after it, is not among them.
         """
+        expert_epochs = epochs_after[-1]
         starts = range(self.minimum, self.maximum)
-        needed = {start + after for start in starts for after in (0, *between, expert_epochs)}
+        needed = {start + after for start in starts for after in (0, *epochs_after)}
         missing = sorted(needed - set(snapshots_kept))
         if missing:
             last_start = self.maximum - 1
@@ -67,27 +64,3 @@ class StartEpochWindow:
                 f"{last_start + expert_epochs}, but they have epochs {spans(snapshots_kept)} "
                 f"(missing: {spans(missing)}); lower one of the two, or train experts for longer"
             )
-
-
-@dataclass
-class ExpertOrder:
-    """Experts one after another in shuffled order, shuffled anew when all have been used.
-
-    Attributes:
-        count: Number of experts.
-        order: The current permutation. ``[count]``, int64; empty before the first draw.
-        used: How many of it have been used.
-    """
-
-    count: int
-    order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    used: int = 0
-
-    def draw(self, generator: torch.Generator) -> int:
-        """The expert of one match."""
-        if self.used >= len(self.order):
-            self.order = torch.randperm(self.count, generator=generator)
-            self.used = 0
-        expert = int(self.order[self.used])
-        self.used += 1
-        return expert

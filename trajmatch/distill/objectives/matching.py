@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from trajmatch.distill.terms import Course, Final, Term, Waypoint
 from trajmatch.errors import UserError
 from trajmatch.importing import blamed, described
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of an expert's trajectory.
-
-    Attributes:
-        start: Where the student starts: the expert's parameters at the start epoch, perturbed where
-            the run perturbs them. ``[P]``.
-        target: The expert's parameters ``M`` epochs later. ``[P]``.
-        between: Those at epochs in between that the matching loss looks at, by epochs after the
-            start. ``[P]`` each.
-    """
-
-    start: Tensor
-    target: Tensor
-    between: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,32 +58,22 @@ class MatchingLoss:
         """Steps after which the parameters of a student of ``N`` steps are needed, ascending."""
         return sorted({point.step for point in self.waypoints(steps)})
 
-    def between(self, steps: int) -> list[int]:
-        """Epochs after the start, other than ``M``, at which the expert is needed, ascending."""
-        return sorted({point.epoch for point in self.waypoints(steps)} - {self.epochs})
+    def expert_epochs(self, steps: int) -> list[int]:
+        """Epochs after the start at which the expert is needed, ascending; the last is ``M``."""
+        return sorted({point.epoch for point in self.waypoints(steps)} | {self.epochs})
 
-    def __call__(self, segment: Segment, student: Mapping[int, Tensor], steps: int) -> Tensor:
-        """The loss of one match.
-
-        Args:
-            segment: What is matched.
-            student: The student's parameters after the steps of :meth:`student_steps`. ``[P]``.
-            steps: Student steps ``N``.
-
-        Returns:
-            The loss. ``[]``; differentiable in the student's parameters.
+    def __call__(self, course: Course) -> Tensor:
+        """Return the loss of one match. ``[]``; differentiable in the student's parameters.
 
         Raises:
             UserError: A term fails or returns something else than one number in a tensor, or the
                 loss does not depend on the student.
         """
-        expert = {**segment.between, self.epochs: segment.target}
-        course = Course(segment.start, student, expert, steps, self.epochs)
         losses = [_loss_of(name, term, course) for name, term in self._named()]
         total = losses[0]
         for loss in losses[1:]:
             total = total + loss
-        if not total.requires_grad and any(each.requires_grad for each in student.values()):
+        if not total.requires_grad and any(each.requires_grad for each in course.student.values()):
             raise UserError(
                 f"--terms {self._listed()}: the matching loss does not depend on the student's "
                 "parameters, so that nothing could be learned from it; a matching term of your own "

@@ -1,30 +1,29 @@
-"""How an outer iteration is computed within the memory that there is.
+"""The memory plan: how an outer iteration is computed within the memory that there is.
 
-A plan is what changes memory and time and, but for rounding, not the result: how many activations
-are kept for the adjoint, and how many images go through the network at once. A short trial tells
-beforehand what a plan needs. Where memory runs out all the same, the next leaner plan computes the
-same iteration with the same draws.
+A plan changes memory and time and, but for rounding, not the result: how many activations are kept
+for the adjoint, and how many images go through the network at once. A short trial predicts the
+needs of a plan. Where memory runs out all the same, the next leaner plan computes the same
+iteration with the same draws.
 """
 
 from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, takewhile
 from time import perf_counter
-from typing import Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trajmatch import ops
-from trajmatch.distill.batches import student_batches
-from trajmatch.distill.initialise import SyntheticSet
-from trajmatch.distill.matching import MatchingLoss
-from trajmatch.distill.outer import Match, OuterGradient, StudentSteps, outer_gradients
+from trajmatch.distill.gradients import Gradients, one_by_one
+from trajmatch.distill.objectives import OuterGradient, Plan
+from trajmatch.distill.parameters import LABELS
 from trajmatch.distill.problem import Problem
 from trajmatch.errors import UserError
 from trajmatch.memory import (
@@ -36,7 +35,6 @@ from trajmatch.memory import (
 )
 from trajmatch.networks import ConvNet
 from trajmatch.networks.independence import treats_images_alone
-from trajmatch.random import generator
 
 _MEGA = 2**20
 
@@ -50,28 +48,6 @@ _TRIAL_STEPS = (1, 3)
 
 #: Part of the free memory that a run may take, by what is predicted for it.
 _PART = 0.9
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Choices of memory against time.
-
-    Attributes:
-        tape_bytes: Memory for activations that the engine keeps for the adjoint of a match.
-        micro_batch: Images that go through the network at once; None: the whole student batch.
-    """
-
-    tape_bytes: int = 0
-    micro_batch: int | None = None
-
-    def __str__(self) -> str:
-        limit = f"at most {self.tape_bytes / _MEGA:.0f} MB of" if self.tape_bytes else "no"
-        return f"{limit} activations kept{self.parts}"
-
-    @property
-    def parts(self) -> str:
-        """Text for divided batches, empty where they are whole."""
-        return f", {self.micro_batch} images at a time" if self.micro_batch else ""
 
 
 @dataclass(frozen=True)
@@ -101,31 +77,15 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """Whether there is memory for it, with a reserve."""
+        """True if there is memory for it, with a reserve."""
         return self.more_bytes <= _PART * self.free_bytes
 
 
-class Gradients(Protocol):
-    """:func:`trajmatch.distill.outer.outer_gradients`, or what computes the same."""
-
-    def __call__(
-        self,
-        model: nn.Module,
-        matches: Sequence[Match],
-        synthetic: SyntheticSet,
-        step_size: float,
-        *,
-        steps: StudentSteps,
-        loss: MatchingLoss,
-    ) -> list[OuterGradient]:
-        """The gradients of several matches at the same images and step size."""
-
-
 class WithinMemory:
-    """A computation of gradients by a plan, and by leaner ones from where memory runs out.
+    """Gradients by a plan, and by leaner ones where memory runs out.
 
     Args:
-        gradients: The computation.
+        gradients: Computes them.
         problem: What the run works on.
         plan: The plan to begin with.
         alone: False where other processes take part in every student step: they wait for this one,
@@ -139,32 +99,22 @@ class WithinMemory:
         self.plan = plan
 
     def __call__(
-        self,
-        model: nn.Module,
-        matches: Sequence[Match],
-        synthetic: SyntheticSet,
-        step_size: float,
-        *,
-        steps: StudentSteps,
-        loss: MatchingLoss,
+        self, tasks: Sequence[Any], parameters: Mapping[str, Tensor]
     ) -> list[OuterGradient]:
-        """Arguments and results are those of ``outer_gradients``.
+        """Return the gradients of each task.
 
         Raises:
             UserError: Memory runs out by the leanest plan, or where others wait.
         """
         while True:
-            steps = replace(
-                steps, tape_bytes=self.plan.tape_bytes, micro_batch=self.plan.micro_batch
-            )
             try:
-                return self._gradients(model, matches, synthetic, step_size, steps=steps, loss=loss)
+                return self._gradients(tasks, parameters, self.plan)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 reason = str(error)
             # Out of the handler, where the exception holds what the attempt had.
-            self.plan = self._leaner(len(synthetic.images), reason)
+            self.plan = self._leaner(len(parameters[LABELS]), reason)
 
     def _leaner(self, images: int, reason: str) -> Plan:
         release(self._problem.device)
@@ -180,11 +130,11 @@ class WithinMemory:
 
 
 def planned(problem: Problem, shared: bool = False) -> Plan:
-    """The plan that the configuration asks for.
+    """Return the plan that the configuration asks for.
 
     Args:
         problem: What the run works on.
-        shared: Whether processes share every batch (``--parallel batch``); they keep no
+        shared: True if processes share every batch (``--parallel batch``); they keep no
             activations.
     """
     config, tape_mb = problem.config, problem.config.tape_mb
@@ -196,17 +146,15 @@ def planned(problem: Problem, shared: bool = False) -> Plan:
 
 
 def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
-    """The next plan that takes less memory.
+    """Return the next plan that takes less memory: no kept activations, then half of the images.
+
+    None where neither helps: a ConvNet on the CPU engine takes a few images at a time anyway, other
+    networks treat images together, and one image cannot be divided.
 
     Args:
         problem: What the run works on.
         plan: The plan that takes too much.
         images: Synthetic images in all.
-
-    Returns:
-        It without kept activations, or else with half of the images at a time; None where neither
-        helps: of a ConvNet on the CPU engine, which takes a few at a time anyway, where the network
-        treats images together, and where it is one.
     """
     if plan.tape_bytes:
         return replace(plan, tape_bytes=0)
@@ -220,17 +168,10 @@ def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
     return replace(plan, micro_batch=-(-now // 2))
 
 
-def choose(problem: Problem, synthetic: SyntheticSet, step_size: float, plan: Plan) -> Forecast:
-    """The forecast of a plan, or of the first leaner one that should fit into memory.
+def choose(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> Forecast:
+    """Return the forecast of a plan, or of the first leaner one that should fit into memory.
 
-    Args:
-        problem: What the run works on.
-        synthetic: The images that it begins with.
-        step_size: Their step size.
-        plan: The plan to begin with.
-
-    Returns:
-        The forecast; of the leanest plan where none should fit: the prediction is no proof.
+    Of the leanest plan where none should fit: the prediction is no proof.
 
     Raises:
         UserError: Memory runs out in the trial of the leanest plan.
@@ -238,7 +179,7 @@ def choose(problem: Problem, synthetic: SyntheticSet, step_size: float, plan: Pl
     reason = ""
     while True:
         try:
-            found = forecast(problem, synthetic, step_size, plan)
+            found = forecast(problem, parameters, plan)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -246,7 +187,7 @@ def choose(problem: Problem, synthetic: SyntheticSet, step_size: float, plan: Pl
         release(problem.device)
         if found is not None and found.fits:
             return found
-        next_plan = leaner(problem, plan, len(synthetic.images))
+        next_plan = leaner(problem, plan, len(parameters[LABELS]))
         if next_plan is None and found is not None:
             return found
         if next_plan is None:
@@ -254,47 +195,28 @@ def choose(problem: Problem, synthetic: SyntheticSet, step_size: float, plan: Pl
         plan = next_plan
 
 
-def forecast(problem: Problem, synthetic: SyntheticSet, step_size: float, plan: Plan) -> Forecast:
-    """The forecast of a plan, by a trial of at most ``1 + 1 + 3`` student steps of one match.
+def forecast(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> Forecast:
+    """Predict time and memory of a plan by a trial of at most ``1 + 1 + 3`` student steps.
 
     Memory grows by one parameter vector with each step, and by the activations that are kept; all
-    else is in the trial.
-
-    Args:
-        problem: What the run works on; no random stream of the run is drawn from.
-        synthetic: The images that it begins with.
-        step_size: Their step size.
-        plan: The plan.
-
-    Returns:
-        The forecast.
+    else is in the trial. No random stream of the run is drawn from.
     """
     config, device = problem.config, problem.device
-    draw = generator(config.seed, "distill", "plan")
-    batches = student_batches(len(synthetic.images), config.batch_syn, config.student_steps, draw)
-    segment = problem.segment(0, config.min_start_epoch, 1)
-    loss = MatchingLoss(epochs=config.expert_epochs)
+    objective, match = problem.objective.trial(len(parameters[LABELS]))
+    batches = match.batches
     counts = sorted({min(count, len(batches)) for count in _TRIAL_STEPS})
     before = peak_bytes(device)
 
     def seconds(count: int) -> float:
-        some = [batch.to(device) for batch in batches[:count]]
-        steps = StudentSteps(
-            momentum=config.student_momentum,
-            precise=config.precise,
-            tape_bytes=plan.tape_bytes,
-            micro_batch=plan.micro_batch,
-        )
-        match = Match(segment, some, problem.augmentation(1))
         began = perf_counter()
-        outer_gradients(problem.model, [match], synthetic, step_size, steps=steps, loss=loss)
+        one_by_one(objective, [replace(match, batches=batches[:count])], parameters, plan)
         return perf_counter() - began  # its numbers were read, so the device has finished
 
     seconds(counts[0])  # allocates, and chooses algorithms
     whole_life = not reset_peak(device)
     times = [seconds(count) for count in counts]
     in_trial = before if whole_life else peak_bytes(device)
-    grown = (len(batches) - counts[-1]) * segment.start.numel() * segment.start.element_size()
+    grown = (len(batches) - counts[-1]) * match.start.numel() * match.start.element_size()
     kept = _kept_bytes(problem, plan, batches)
     grown += kept - _kept_bytes(problem, plan, batches[: counts[-1]])
     peak = max(before, in_trial + grown)

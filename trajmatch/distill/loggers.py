@@ -20,7 +20,7 @@ _OF_EVALUATION = ("mean", "std", "diverged")
 _NO_CURVE = ("iteration", "seeds")
 
 
-class Follower(Protocol):
+class Logger(Protocol):
     """Somebody who is told what each line of a log holds."""
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -34,7 +34,7 @@ class Follower(Protocol):
         """Hears that there are no more lines."""
 
 
-def followers_of(problem: Problem, iteration: int) -> Sequence[Follower]:
+def loggers_for(problem: Problem, iteration: int) -> Sequence[Logger]:
     """Those that the configuration asks for.
 
     Args:
@@ -48,12 +48,12 @@ def followers_of(problem: Problem, iteration: int) -> Sequence[Follower]:
         UserError: What is asked for is not installed, or refuses.
     """
     config = problem.config
-    followers: list[Follower] = []
+    loggers: list[Logger] = []
     if config.tensorboard is not None:
-        followers.append(TensorBoard(config.tensorboard, iteration))
+        loggers.append(TensorBoard(config.tensorboard, iteration))
     if config.wandb is not None:
-        followers.append(Wandb(config.wandb, problem.identity, config.out, config.quiet))
-    return followers
+        loggers.append(Wandb(config.wandb, problem.identity, config.out, config.quiet))
+    return loggers
 
 
 class TensorBoard:
@@ -79,7 +79,7 @@ class TensorBoard:
             raise UserError(f"--tensorboard: cannot write in {folder}: {error.strerror}") from error
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Adds a point to every curve; see :class:`Follower`."""
+        """Adds a point to every curve; see :class:`Logger`."""
         for name, value in curves(line).items():
             self._writer.add_scalar(name, value, line["iteration"])
 
@@ -126,7 +126,7 @@ class Wandb:
             raise UserError(f"--wandb {project}: {error}") from error
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Adds a point to every curve; see :class:`Follower`."""
+        """Adds a point to every curve; see :class:`Logger`."""
         # An evaluation belongs to the step of the line before it, which wandb keeps open until a
         # later step comes.
         self._run.log(curves(line), step=line["iteration"])

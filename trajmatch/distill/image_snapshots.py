@@ -20,7 +20,7 @@ IMAGES_PER_CLASS = 10
 VALUES = 2**20
 
 
-class Album:
+class ImageSnapshots:
     """Writes snapshots beside the artifact; with ``--snapshots 0`` it does nothing.
 
     A run that goes on drops those beyond its checkpoint first, because it takes them again: they
@@ -46,7 +46,7 @@ class Album:
         self._last = -1
         if not self._due:
             return
-        self._chosen = _some_of_each_class(state.result.images, config.ipc)
+        self._chosen = _some_of_each_class(problem.render(state.result).images, config.ipc)
         if state.iteration > 0 and (found := self._load()):
             checkpoint.check_same_run(
                 self._path, dict(found.identity), problem.identity, ignore=("iterations",)
@@ -69,7 +69,7 @@ class Album:
         """
         if state.iteration not in self._due or state.iteration <= self._last:
             return
-        images = state.result.images.detach().cpu()[self._chosen]
+        images = self._problem.render(state.result).images.cpu()[self._chosen]
         pixels = self._problem.training.preprocessing.to("cpu").invert(images)
         before = (self._load() if self._last >= 0 else None) or self._none(pixels)
         snapshots.save(self._path, before.with_images(state.iteration, pixels))

@@ -1,0 +1,92 @@
+"""Outer parameters and their optimisers."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from trajmatch.distill.parameters import SGD, OuterParameter, leaves, moving_average
+from trajmatch.random import generator
+
+
+def eta(value: float, **rule: object) -> OuterParameter:
+    """The step size, as a run has it."""
+    return OuterParameter.new(
+        torch.tensor(value, dtype=torch.float64),
+        SGD(**{"lr": 1e-3, "momentum": 0.5, "flag": "--lr-lr", "positive": True, **rule}),
+    )
+
+
+def of(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def test_it_is_the_sgd_of_pytorch() -> None:
+    value = torch.randn(3, 1, 4, 4, generator=generator(0))
+    ours = OuterParameter.new(value, SGD(7.0, 0.5, "--lr-img"))
+    theirs = torch.nn.Parameter(value.clone())
+    optimiser = torch.optim.SGD([theirs], lr=7.0, momentum=0.5)
+    for number in range(3):
+        theirs.grad = torch.randn(value.shape, generator=generator(1, number))
+        optimiser.step()
+        ours = ours.updated(theirs.grad)
+        torch.testing.assert_close(ours.value, theirs.detach())
+
+
+def test_a_constant_stays() -> None:
+    labels = OuterParameter.new(torch.arange(3))
+    assert labels.updated(None) is labels
+    assert not leaves({"labels": labels, "eta": eta(0.1)}, "cpu")["labels"].requires_grad
+    assert leaves({"eta": eta(0.1)}, "cpu")["eta"].requires_grad
+
+
+def test_multiplicative_steps() -> None:
+    one = eta(0.01, multiplicative=True).updated(of(2.0))
+    assert one.value.item() == 0.01 * math.exp(-1e-3 * 2.0 / 0.01)
+    two = one.updated(of(-4.0))
+    assert two.velocity.item() == -3.0
+    assert two.value.item() == one.value.item() * math.exp(3e-3 / one.value.item())
+
+
+@pytest.mark.parametrize("lr", [1e-6, 1e-7])
+def test_multiplicative_steps_are_the_plain_ones_to_first_order(lr: float) -> None:
+    plain, multiplicative = (
+        eta(0.02, lr=lr, multiplicative=which).updated(of(3.5)).value.item()
+        for which in (False, True)
+    )
+    change = 3.5 * lr
+    assert plain == pytest.approx(0.02 - change, rel=1e-15)
+    assert multiplicative - plain == pytest.approx(change**2 / (2 * 0.02), rel=1e-3)
+
+
+def test_a_multiplicative_step_stays_positive_where_a_plain_one_does_not() -> None:
+    assert eta(0.01).updated(of(100.0)).value < 0
+    assert eta(0.01, multiplicative=True).updated(of(100.0)).value > 0
+
+
+def test_too_large_for_a_number_is_infinite() -> None:
+    assert eta(1e-3, lr=1.0, multiplicative=True).updated(of(-1e9)).value == math.inf
+
+
+def test_an_update_smaller_than_single_precision_is_kept() -> None:
+    step = eta(0.01, lr=1e-12, momentum=0.0, multiplicative=True)
+    for _ in range(10):
+        step = step.updated(torch.tensor(1.0))  # float32, as gradients come
+    assert step.value.item() == pytest.approx(0.01 - 1e-11, rel=1e-13)
+
+
+def test_the_first_images_keep_the_weight_beta_to_the_k_in_the_average() -> None:
+    first = torch.tensor([8.0, -3.0], dtype=torch.float64)
+    updates = [torch.tensor([1.0, k], dtype=torch.float64) for k in range(1, 6)]
+    average, beta = first, 0.9
+    for images in updates:
+        average = moving_average(average, images, beta)
+    weights = [(1 - beta) * beta ** (5 - k) for k in range(1, 6)]
+    expected = beta**5 * first + sum(
+        weight * images for weight, images in zip(weights, updates, strict=True)
+    )
+    torch.testing.assert_close(average, expected, rtol=1e-12, atol=0)
+    # not divided by 1 - beta^k: of images that are 0 the first ones' share remains
+    assert moving_average(first, 0 * first, 0.9999)[0].item() == pytest.approx(8 * 0.9999)
+    assert moving_average(first, updates[0], 0.0).tolist() == updates[0].tolist()

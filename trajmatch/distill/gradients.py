@@ -1,0 +1,110 @@
+"""The gradients of an outer iteration: one task after another, or all of them as one CUDA graph.
+
+A match of ``N`` student steps is thousands of short launches, which cost more to issue than to run
+where the student is small. They are the same every time; only the numbers in the inputs differ. So
+the inputs are copied into tensors that stay where they are, and the graph recorded from those is
+replayed. Several tasks are branches of the graph, side by side: one small student does not fill the
+device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+
+from trajmatch import ops
+from trajmatch.distill.objectives import Objective, OuterGradient, Plan, read
+from trajmatch.distill.parallel import Division
+from trajmatch.distill.problem import Problem
+from trajmatch.recording import Record, Replayed, cuda_graph, warn_without_graph
+from trajmatch.streams import Outputs, side_by_side
+
+#: From tasks, outer parameters and a plan to the gradients of each task.
+Gradients = Callable[[Sequence[Any], Mapping[str, Tensor], Plan], list[OuterGradient]]
+
+_WHAT, _REMEDY = "the outer iteration runs", "--no-graph"
+
+
+def one_by_one(
+    objective: Objective,
+    tasks: Sequence[Any],
+    parameters: Mapping[str, Tensor],
+    plan: Plan,
+) -> list[OuterGradient]:
+    """Differentiate the tasks one after another."""
+    results = []
+    for task in tasks:
+        results += read([objective.differentiate(task, parameters, plan)], parameters)
+    return results
+
+
+class Graph:
+    """:func:`one_by_one` by replaying a graph.
+
+    Args:
+        objective: What is differentiated.
+        record: Records a function.
+    """
+
+    def __init__(self, objective: Objective, record: Record) -> None:
+        self._objective = objective
+        self._replayed = Replayed(_WHAT, _REMEDY, record=record)
+
+    @property
+    def recorded(self) -> bool:
+        """True once a graph has been recorded."""
+        return self._replayed.recorded
+
+    def __call__(
+        self, tasks: Sequence[Any], parameters: Mapping[str, Tensor], plan: Plan
+    ) -> list[OuterGradient]:
+        """See :data:`Gradients`."""
+        objective = self._objective
+        kinds, inputs = zip(*(objective.inputs(task) for task in tasks), strict=True)
+        learned = [value.requires_grad for value in parameters.values()]
+
+        def all_tasks(tensors: Sequence[Tensor]) -> Outputs:
+            rest = iter(tensors)
+            memory = {
+                name: value.detach().requires_grad_(required)
+                for name, value, required in zip(parameters, rest, learned, strict=False)
+            }
+            own = [
+                objective.with_inputs(kind, list(islice(rest, len(each))))
+                for kind, each in zip(kinds, inputs, strict=True)
+            ]
+            functions = [partial(objective.differentiate, each, memory, plan) for each in own]
+            device = tensors[0].device
+            return tuple(each for result in side_by_side(functions, device) for each in result)
+
+        flat = [value.detach() for value in parameters.values()]
+        flat += [each for own in inputs for each in own]
+        outputs = self._replayed((plan, kinds, tuple(learned)), flat, all_tasks)
+        count = len(outputs) // len(tasks)
+        return read([outputs[at : at + count] for at in range(0, len(outputs), count)], parameters)
+
+
+def gradients_for(problem: Problem, division: Division | None = None) -> Gradients:
+    """Return the computation of a run's gradients: a graph on a CUDA device, unless refused.
+
+    A reason other than the device and ``--no-graph``, which the user knows, is a warning.
+    """
+    division, objective = division or Division(), problem.objective
+    if division.by_batch:
+        objective = replace(objective, shards=division.ranks)
+    plain = partial(one_by_one, objective)
+    if problem.device.type != "cuda" or not problem.config.graph:
+        return plain
+    if ops.engine_for(problem.model) != "engine":
+        reason = "the experts' network is not one that the engine knows"
+    elif division.shares_steps:
+        reason = "--parallel batch exchanges tensors in every student step"
+    else:
+        return Graph(objective, partial(cuda_graph, device=problem.device))
+    warn_without_graph(_WHAT, reason, _REMEDY)
+    return plain

@@ -1,0 +1,100 @@
+"""One outer iteration: draw, differentiate, and apply the update if it is sound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from trajmatch.distill.gradients import one_by_one
+from trajmatch.distill.guard import Fault, find_fault, find_spike
+from trajmatch.distill.objectives import Draw, OuterGradient, Plan, mean_gradient
+from trajmatch.distill.parallel import Division
+from trajmatch.distill.parameters import LABELS, OuterParameter, leaves, moving_average
+from trajmatch.distill.problem import Problem
+from trajmatch.distill.state import State
+
+#: From the tasks of this process and outer parameters to the gradients of each task.
+Compute = Callable[[Sequence[Any], Mapping[str, Tensor]], list[OuterGradient]]
+
+
+def outer_iteration(
+    problem: Problem,
+    state: State,
+    compute: Compute | None = None,
+    division: Division | None = None,
+) -> tuple[dict[str, Any], Fault | None]:
+    """Advance a run by one outer iteration.
+
+    Args:
+        problem: What the run works on.
+        state: Advanced by one iteration.
+        compute: Computes the gradients of the tasks; None: one after another, by no plan.
+        division: Divides the work among processes; None: this one works alone.
+
+    Returns:
+        The numbers for the log (``iteration``, ``loss``, ``step_size``, ``refused``, the cause or
+        ``None``, and what was drawn; of several tasks also ``losses``; with ``--skip-above``
+        also ``skipped``), and the reason if the update was refused.
+    """
+    config, division = problem.config, division or Division()
+    compute = compute or partial(_one_by_one, problem)
+    images = len(state.parameters[LABELS].value)
+    draws = [state.draws.draw(state.iteration, k, images) for k in range(config.matches)]
+    tasks = [problem.objective.task(draw) for draw in division.own(draws)]
+    gradients = compute(tasks, leaves(state.parameters, problem.device))
+    gradients = division.gather(gradients, len(draws))
+    gradient = mean_gradient(gradients)
+    update = {
+        name: parameter.updated(gradient.gradients.get(name))
+        for name, parameter in state.parameters.items()
+    }
+    fault = find_fault(gradient, update, state, problem.lr_init)
+    if fault is None and config.spike_above is not None:
+        fault = find_spike(gradient, state, config.spike_above)
+    skipped = config.skip_above is not None and gradient.loss > config.skip_above
+    state.iteration += 1
+    if fault is not None:
+        state.refusals += fault.lasting
+    elif skipped:
+        state.refusals, state.skips = 0, state.skips + 1
+    else:
+        _apply(update, state, config.ema)
+    numbers = {
+        "iteration": state.iteration,
+        "loss": gradient.loss,
+        "step_size": state.step_size,
+        **_drawn(draws, gradients),
+        "refused": None if fault is None else fault.cause,
+    }
+    if config.skip_above is not None:
+        numbers["skipped"] = fault is None and skipped
+    return numbers, fault
+
+
+def _one_by_one(
+    problem: Problem, tasks: Sequence[Any], parameters: Mapping[str, Tensor]
+) -> list[OuterGradient]:
+    return one_by_one(problem.objective, tasks, parameters, Plan())
+
+
+def _apply(update: dict[str, OuterParameter], state: State, decay: float) -> None:
+    """Apply an update that was found to be sound."""
+    state.parameters = update
+    state.average = {
+        name: moving_average(average, update[name].value, decay)
+        for name, average in state.average.items()
+    }
+    state.applied += 1
+    state.refusals = state.skips = 0
+
+
+def _drawn(draws: Sequence[Draw], gradients: Sequence[OuterGradient]) -> dict[str, Any]:
+    """Return the draws for the log: as they are, or lists of several."""
+    if len(draws) == 1:
+        return draws[0].logged()
+    logged = [draw.logged() for draw in draws]
+    lists: dict[str, Any] = {f"{name}s": [each[name] for each in logged] for name in logged[0]}
+    return {**lists, "losses": [gradient.loss for gradient in gradients]}

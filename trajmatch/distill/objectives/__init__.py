@@ -1,0 +1,139 @@
+"""Objectives: what the synthetic set is learned for.
+
+An objective draws what one outer iteration does and differentiates it. Recording CUDA graphs,
+leaner plans and the division among processes are written around any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Choices of memory against time, which change the result by rounding at most.
+
+    Attributes:
+        tape_bytes: Memory for activations that the engine keeps for the adjoint of a task.
+        micro_batch: Images that go through the network at once; None: the whole student batch.
+    """
+
+    tape_bytes: int = 0
+    micro_batch: int | None = None
+
+    def __str__(self) -> str:
+        limit = f"at most {self.tape_bytes / 2**20:.0f} MB of" if self.tape_bytes else "no"
+        return f"{limit} activations kept{self.parts}"
+
+    @property
+    def parts(self) -> str:
+        """Text for divided batches, empty where they are whole."""
+        return f", {self.micro_batch} images at a time" if self.micro_batch else ""
+
+
+class Draw(Protocol):
+    """The random choices for one task of an outer iteration."""
+
+    def logged(self) -> dict[str, Any]:
+        """Return the choices that the log records, by name."""
+
+
+class Draws(Protocol):
+    """The random state of a run, from which every task is drawn."""
+
+    def draw(self, iteration: int, number: int, images: int) -> Any:
+        """Draw one task.
+
+        Args:
+            iteration: Outer iterations done.
+            number: Number of the task in its outer iteration, from 0.
+            images: Synthetic images in all.
+        """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state as tensors."""
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the state of :meth:`state_dict`."""
+
+
+class Objective(Protocol):
+    """One objective of a run; immutable."""
+
+    def draws(self) -> Draws:
+        """Return the random state at the beginning of the run."""
+
+    def task(self, draw: Any) -> Any:
+        """Read what a task needs from the store."""
+
+    def differentiate(
+        self, task: Any, parameters: Mapping[str, Tensor], plan: Plan
+    ) -> tuple[Tensor, ...]:
+        """Compute the loss of one task and its gradients, without waiting for a device.
+
+        Args:
+            task: From :meth:`task`.
+            parameters: Outer parameters; those that are learned require a gradient.
+            plan: Memory against time.
+
+        Returns:
+            The loss ``[]``, detached; whether it means anything ``[]``, bool; and the gradient in
+            each parameter that is learned, in their order.
+        """
+
+    def inputs(self, task: Any) -> tuple[Hashable, list[Tensor]]:
+        """Split a task into the part that a recording fixes and the tensors that it reads."""
+
+    def with_inputs(self, kind: Any, inputs: Sequence[Tensor]) -> Any:
+        """Make a task of the two parts of :meth:`inputs`."""
+
+
+@dataclass(frozen=True)
+class OuterGradient:
+    """The loss of one task, or of one outer iteration, and its gradients.
+
+    Attributes:
+        loss: The loss.
+        gradients: By name of the outer parameter, in its shape. Numbers are float64 on the CPU.
+        meaningful: False if the loss means nothing: the expert did not move.
+    """
+
+    loss: float
+    gradients: Mapping[str, Tensor]
+    meaningful: bool = True
+
+
+def read(
+    results: Sequence[Sequence[Tensor]], parameters: Mapping[str, Tensor]
+) -> list[OuterGradient]:
+    """Read what :meth:`Objective.differentiate` returned for several tasks.
+
+    Every number is read at once, because reading waits for the device.
+    """
+    names = [name for name, value in parameters.items() if value.requires_grad]
+    numbers = torch.stack([each.double() for own in results for each in own if each.dim() == 0])
+    rows = iter(numbers.cpu())
+    gradients = []
+    for own in results:
+        loss, meaningful, *found = (next(rows) if each.dim() == 0 else each for each in own)
+        by_name = dict(zip(names, found, strict=True))
+        gradients.append(OuterGradient(float(loss), by_name, bool(meaningful)))
+    return gradients
+
+
+def mean_gradient(gradients: Sequence[OuterGradient]) -> OuterGradient:
+    """Return loss and gradients of the mean of several tasks' losses; of one task, its own."""
+    count, first = len(gradients), gradients[0]
+    total = dict(first.gradients)
+    for gradient in gradients[1:]:
+        total = {name: each + gradient.gradients[name] for name, each in total.items()}
+    return OuterGradient(
+        loss=sum(gradient.loss for gradient in gradients) / count,
+        gradients={name: each / count for name, each in total.items()},
+        meaningful=all(gradient.meaningful for gradient in gradients),
+    )

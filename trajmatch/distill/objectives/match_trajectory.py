@@ -1,0 +1,315 @@
+"""Trajectory matching: the student should end where the expert went (MTT, FTD, AST, DATM).
+
+A student starts from an expert's parameters after some epoch and trains on the synthetic images for
+``N`` steps. The loss is how far it is then from the expert ``M`` epochs later (MTT, Cazenavette et
+al., CVPR 2022), or a sum of such terms. The gradient is exact through all student steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trajmatch import networks, ops
+from trajmatch.data.dsa import DSA
+from trajmatch.distill.batches import student_batches
+from trajmatch.distill.config import DistillConfig
+from trajmatch.distill.images import Parametrisation, render
+from trajmatch.distill.objectives import Plan
+from trajmatch.distill.objectives.balance import balance
+from trajmatch.distill.objectives.matching import MatchingLoss
+from trajmatch.distill.objectives.perturbation import perturbed
+from trajmatch.distill.objectives.schedule import StartEpochWindow
+from trajmatch.distill.parameters import STEP_SIZE
+from trajmatch.distill.terms import Course, find_term
+from trajmatch.experts.store import Store
+from trajmatch.ops import Shards
+from trajmatch.ops.arguments import DsaReplay
+from trajmatch.random import derive_seed, generator
+
+_STREAMS = ("experts", "start_epochs", "batches")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random choices for one match.
+
+    Attributes:
+        iteration: Outer iterations done.
+        number: Number of the match in its iteration; with it, it names the match's own streams.
+        expert: Number of the expert.
+        start_epoch: Epoch ``s`` where the student starts.
+        batches: Indices into the synthetic images, one vector ``[B]`` for each student step.
+    """
+
+    iteration: int
+    number: int
+    expert: int
+    start_epoch: int
+    batches: Sequence[Tensor]
+
+    @property
+    def names(self) -> tuple[int, ...]:
+        """Names of the match's streams: the first match's are the same for any number of them."""
+        return (self.iteration, self.number) if self.number else (self.iteration,)
+
+    def logged(self) -> dict[str, Any]:
+        """Return the choices that the log records, by name."""
+        return {"start_epoch": self.start_epoch, "expert": self.expert}
+
+
+class Draws:
+    """The random state of a run.
+
+    Experts come one after another in shuffled order, shuffled anew when all have been used.
+
+    Args:
+        seed: Seed of the run.
+        num_experts: Experts in the store.
+        window: Start epochs.
+        batch_size: Synthetic images in a student step; None: all.
+        steps: Student steps ``N``.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        num_experts: int,
+        window: StartEpochWindow,
+        batch_size: int | None,
+        steps: int,
+    ) -> None:
+        self._streams = {name: generator(seed, "distill", name) for name in _STREAMS}
+        self._left = torch.empty(0, dtype=torch.int64)  # experts of the current permutation
+        self._num_experts, self._window = num_experts, window
+        self._batch_size, self._steps = batch_size, steps
+
+    def draw(self, iteration: int, number: int, images: int) -> Draw:
+        """Draw one match; see :class:`trajmatch.distill.objectives.Draws`."""
+        if len(self._left) == 0:
+            self._left = torch.randperm(self._num_experts, generator=self._streams["experts"])
+        expert, self._left = int(self._left[0]), self._left[1:]
+        start_epoch = self._window.draw(iteration, self._streams["start_epochs"])
+        batches = student_batches(images, self._batch_size, self._steps, self._streams["batches"])
+        return Draw(iteration, number, expert, start_epoch, batches)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state as tensors."""
+        streams = {name: stream.get_state() for name, stream in self._streams.items()}
+        return {**streams, "experts_left": self._left.clone()}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the state of :meth:`state_dict`."""
+        for name, stream in self._streams.items():
+            stream.set_state(tensors[name])
+        self._left = tensors["experts_left"]
+
+
+@dataclass(frozen=True)
+class Match:
+    """What one student trains along.
+
+    Attributes:
+        start: Parameters that the student starts from: the expert's at the start epoch, perturbed
+            where the run perturbs them. ``[P]``.
+        expert: The expert's parameters at the epochs after the start that the loss looks at; the
+            last is ``M``. ``[P]`` each.
+        batches: Indices into the synthetic images, one vector ``[B]`` for each student step.
+        augment: DSA of the batches; None: none.
+        loss_scale: ``kappa``, the factor of the student's loss; a number or ``[]``.
+    """
+
+    start: Tensor
+    expert: Mapping[int, Tensor]
+    batches: Sequence[Tensor]
+    augment: DsaReplay | None = None
+    loss_scale: float | Tensor = 1.0
+
+
+@dataclass(frozen=True)
+class MatchTrajectory:
+    """The objective; see :class:`trajmatch.distill.objectives.Objective`.
+
+    Attributes:
+        settings: The configuration of the run.
+        model: The network of experts and students.
+        store: The experts.
+        window: Start epochs.
+        loss: The matching loss.
+        dsa: Augmentation of the student's batches.
+        parametrisation: How images come of the outer parameters.
+        device: Where to compute.
+        shards: The processes that share every student batch; None: this one computes it alone.
+    """
+
+    settings: DistillConfig
+    model: nn.Module
+    store: Store
+    window: StartEpochWindow
+    loss: MatchingLoss
+    dsa: DSA
+    parametrisation: Parametrisation
+    device: torch.device
+    shards: Shards | None = None
+
+    def draws(self) -> Draws:
+        """Return the random state at the beginning of the run."""
+        settings = self.settings
+        return Draws(
+            settings.seed,
+            self.store.num_experts,
+            self.window,
+            settings.batch_syn,
+            settings.student_steps,
+        )
+
+    def task(self, draw: Draw) -> Match:
+        """Read the snapshots that the loss looks at, and no others."""
+        settings, store = self.settings, self.store
+        start = store.snapshot(draw.expert, draw.start_epoch)
+        if settings.perturb:
+            noise = generator(settings.seed, "distill", "perturbation", *draw.names)
+            start = perturbed(self.model, start, settings.perturb, noise)
+        augment = None
+        if self.dsa.spec != "none":
+            augment = self.dsa.replay(derive_seed(settings.seed, "distill", "dsa", *draw.names))
+        return Match(
+            start=start.to(self.device),
+            expert={
+                epoch: store.snapshot(draw.expert, draw.start_epoch + epoch).to(self.device)
+                for epoch in self.loss.expert_epochs(len(draw.batches))
+            },
+            # Moved at once, since every move makes the host wait.
+            batches=torch.cat([*draw.batches])
+            .to(self.device)
+            .split([len(batch) for batch in draw.batches]),
+            augment=augment,
+            loss_scale=balance(draw.start_epoch, self.window.maximum) if settings.balance else 1.0,
+        )
+
+    def differentiate(
+        self, task: Match, parameters: Mapping[str, Tensor], plan: Plan
+    ) -> tuple[Tensor, ...]:
+        """Train a student along a match, and differentiate the matching loss."""
+        # A leaf of autograd belongs to one stream: each match has its own.
+        leaves = {
+            name: value.detach().requires_grad_(value.requires_grad)
+            for name, value in parameters.items()
+        }
+        images, labels = render(self.parametrisation, leaves)
+        lr = leaves[STEP_SIZE].to(images.dtype)
+        steps = len(task.batches)
+        counts = self.loss.student_steps(steps)
+        thetas = ops.unroll(
+            self.model,
+            task.start,
+            images,
+            labels,
+            # A factor of the loss in every step is one of the step size.
+            lr * task.loss_scale,
+            task.batches,
+            momentum=self.settings.student_momentum,
+            steps=counts,
+            precise=self.settings.precise,
+            tape_bytes=plan.tape_bytes,
+            exact=self.settings.gradient == "exact",
+            micro_batch=plan.micro_batch,
+            shards=self.shards,
+            augment=task.augment,
+        )
+        course = Course(
+            start=task.start,
+            student=dict(zip(counts, thetas.unbind(), strict=True)),
+            expert=task.expert,
+            steps=steps,
+            epochs=self.loss.epochs,
+            shapes=networks.parameter_shapes(self.model),
+        )
+        value = self.loss(course)
+        moves = (task.start != task.expert[self.loss.epochs]).any()
+        learned = [leaf for leaf in leaves.values() if leaf.requires_grad]
+        return value.detach(), moves, *torch.autograd.grad(value, learned)
+
+    def inputs(self, task: Match) -> tuple[Any, list[Tensor]]:
+        """Split a match into what a recording fixes and the tensors that it reads."""
+        sizes = tuple(len(batch) for batch in task.batches)
+        tensors = [task.start, *task.expert.values(), torch.cat([*task.batches])]
+        tensors.append(torch.as_tensor(task.loss_scale, dtype=task.start.dtype))
+        if task.augment is not None:
+            side = self.store.manifest["network"]["image_size"]
+            rows = [
+                task.augment.dsa_parameters(step, count, side, side)
+                for step, count in enumerate(sizes)
+            ]
+            tensors.append(torch.cat(rows))
+        return (sizes, tuple(task.expert), task.augment is not None), tensors
+
+    def with_inputs(self, kind: Any, inputs: Sequence[Tensor]) -> Match:
+        """Make a match whose numbers lie in the memory that a recording reads."""
+        sizes, epochs, augments = kind
+        start, *expert = inputs[: 1 + len(epochs)]
+        indices, scale, *rows = inputs[1 + len(epochs) :]
+        return Match(
+            start,
+            dict(zip(epochs, expert, strict=True)),
+            indices.split(sizes),
+            _BufferedDsa(rows[0].split(sizes)) if augments else None,
+            scale,
+        )
+
+    def trial(self, images: int) -> tuple[MatchTrajectory, Match]:
+        """Return a match to measure time and memory by, and the objective to call with it.
+
+        It is drawn from a stream of its own. Its loss looks at the end alone, so that it may have
+        fewer steps (:func:`dataclasses.replace` of its ``batches``).
+        """
+        settings = self.settings
+        batches = student_batches(
+            images,
+            settings.batch_syn,
+            settings.student_steps,
+            generator(settings.seed, "distill", "plan"),
+        )
+        objective = replace(self, loss=MatchingLoss(epochs=self.loss.epochs), shards=None)
+        return objective, objective.task(Draw(1, 0, 0, self.window.minimum, batches))
+
+
+def segments_of(
+    config: DistillConfig, snapshots_kept: Collection[int]
+) -> tuple[StartEpochWindow, MatchingLoss]:
+    """Return the start epochs of a run and its matching loss.
+
+    Args:
+        config: What is asked for.
+        snapshots_kept: Epochs of which there are the experts' parameters, or will be.
+
+    Raises:
+        UserError: A segment would need another epoch, or there is no such term.
+    """
+    window = StartEpochWindow(
+        config.min_start_epoch,
+        config.window_end(snapshots_kept),
+        config.first_max_start_epoch,
+        config.growth_iterations,
+    )
+    terms = tuple(map(find_term, config.terms))
+    loss = MatchingLoss(terms, config.expert_epochs, tuple(config.terms))
+    window.check(snapshots_kept, loss.expert_epochs(config.student_steps))
+    return window, loss
+
+
+class _BufferedDsa:
+    """DSA whose parameters lie in memory that a recording reads, ``[B, 5]`` for each step."""
+
+    def __init__(self, rows: Sequence[Tensor]) -> None:
+        self._rows = rows
+
+    def __call__(self, images: Tensor, step: int) -> Tensor:
+        return ops.dsa(images, self._rows[step])
+
+    def dsa_parameters(self, step: int, count: int, height: int, width: int) -> Tensor:
+        return self._rows[step]
