@@ -11,16 +11,11 @@ from setuptools import Extension, setup
 from torch_release import (
     NEWEST_TESTED_MINOR,
     OLDEST_MINOR,
-    UnsuitableTorch,
     find_torch,
     torchvision_requirement,
 )
 
-try:
-    torch = find_torch()
-except UnsuitableTorch as error:
-    raise SystemExit(f"trajmatch: {error}") from error
-
+torch = find_torch()
 torch_minor = torch.minor if torch else NEWEST_TESTED_MINOR
 
 DEPENDENCIES = [

@@ -24,17 +24,20 @@ import subprocess
 import sys
 import tempfile
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import python_release  # noqa: F401  stops where Python is too old
 from cuda_toolkit import CudaUnavailable, choose_nvcc, nvcc_packages
-from torch_release import UnsuitableTorch, find_torch
+from ninja_build import find_ninja
+from torch_release import find_torch
 
 FALLBACK_TORCH = "torch==2.13.0"
 FALLBACK_CUDA = "13.0"  # that of PyPI's FALLBACK_TORCH
 SETUPTOOLS = "setuptools>=77"  # the first that knows `license = "MIT"` as an SPDX expression
 PYBIND11 = "pybind11>=2.13"
+NINJA = "ninja>=1.11"  # the first that times a file by the beginning of its command
 
 Settings = dict[str, "str | list[str] | None"] | None
 
@@ -42,36 +45,23 @@ Settings = dict[str, "str | list[str] | None"] | None
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
     """What pip must install before it calls :func:`build_wheel`."""
     _import_from_target()
-    try:
-        torch = find_torch()
-    except UnsuitableTorch as error:
-        raise SystemExit(f"trajmatch: {error}") from error
+    torch = find_torch()
+    ninja = [] if find_ninja() else [NINJA]
     if torch is None:
-        return [SETUPTOOLS, PYBIND11, FALLBACK_TORCH, *_nvcc(FALLBACK_CUDA)]
+        return [SETUPTOOLS, PYBIND11, *ninja, FALLBACK_TORCH, *_nvcc(FALLBACK_CUDA)]
     # pybind11 is not asked for here: torch brings a copy of its headers, so that this needs no
     # network; setup.py prefers an installed pybind11.
-    setuptools_major = int(_target_packages().get("setuptools", "0").split(".")[0])
-    return [*([] if setuptools_major >= 77 else [SETUPTOOLS]), *_nvcc(torch.cuda)]
+    found = metadata.distributions(name="setuptools")
+    recent = any(int(each.version.split(".")[0]) >= 77 for each in found)
+    return [*([] if recent else [SETUPTOOLS]), *ninja, *_nvcc(torch.cuda)]
 
 
-def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
-    """What pip must install before it calls :func:`build_editable`."""
-    return get_requires_for_build_wheel(config_settings)
+get_requires_for_build_editable = get_requires_for_build_wheel
 
 
 def get_requires_for_build_sdist(config_settings: Settings = None) -> list[str]:
     """What pip must install before it calls :func:`build_sdist`: nothing is compiled."""
     return [SETUPTOOLS]
-
-
-def prepare_metadata_for_build_wheel(directory: str, config_settings: Settings = None) -> str:
-    """Writes the metadata that the wheel will have."""
-    return _setuptools().prepare_metadata_for_build_wheel(directory, config_settings)
-
-
-def prepare_metadata_for_build_editable(directory: str, config_settings: Settings = None) -> str:
-    """Writes the metadata that the editable wheel will have."""
-    return _setuptools().prepare_metadata_for_build_editable(directory, config_settings)
 
 
 def build_wheel(
@@ -83,36 +73,9 @@ def build_wheel(
     return _setuptools().build_wheel(directory, config_settings, metadata_directory)
 
 
-def build_editable(
-    directory: str, config_settings: Settings = None, metadata_directory: str | None = None
-) -> str:
-    """Builds the extension inside the source tree and a wheel that points to it."""
-    return _setuptools().build_editable(directory, config_settings, metadata_directory)
-
-
-def build_sdist(directory: str, config_settings: Settings = None) -> str:
-    """Packs the source distribution."""
-    return _setuptools().build_sdist(directory, config_settings)
-
-
-def _target_path() -> list[str]:
-    """The search path of the interpreter without what pip's isolation adds and hides."""
-    answer = subprocess.run(
-        [sys.executable, "-c", "import json, sys; print(json.dumps([p for p in sys.path if p]))"],
-        env=_outside(),
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return json.loads(answer.stdout)
-
-
-def _target_packages() -> dict[str, str]:
-    """Name and version of what is installed where the package will be."""
-    packages: dict[str, str] = {}
-    for distribution in metadata.distributions(path=_target_path()):
-        packages.setdefault((distribution.metadata["Name"] or "").lower(), distribution.version)
-    return packages
+def __getattr__(hook: str) -> Any:
+    """Every other hook is the one of setuptools."""
+    return getattr(_setuptools(), hook)
 
 
 def _nvcc(torch_cuda: str | None) -> list[str]:
@@ -127,7 +90,7 @@ def _nvcc(torch_cuda: str | None) -> list[str]:
     try:
         choose_nvcc(torch_cuda)
     except (CudaUnavailable, SystemExit):
-        return [packages] if "pip" not in _target_packages() or _pip_gets(packages) else []
+        return [packages] if find_spec("pip") is None or _pip_gets(packages) else []
     return []
 
 
@@ -137,10 +100,9 @@ def _pip_gets(requirement: str) -> bool:
     if calling.exists() and b"--no-index" in calling.read_bytes().split(b"\0"):
         return False
     with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet"]
-        place = ["--ignore-installed", "--no-user", "--prefix", folder]
-        patience = ["--retries", "0", "--timeout", "15"]
-        command = [*pip, *place, *patience, requirement]
+        pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-user"]
+        options = ["--ignore-installed", "--prefix", folder, "--retries", "0", "--timeout", "15"]
+        command = [*pip, *options, requirement]
         return subprocess.run(command, env=_outside(), capture_output=True).returncode == 0
 
 
@@ -150,8 +112,10 @@ def _outside() -> dict[str, str]:
 
 
 def _import_from_target() -> None:
-    """Makes the target's packages importable, behind those of the build environment."""
-    sys.path.extend(path for path in _target_path() if path not in sys.path)
+    """Makes importable what the target has, behind the packages of the build environment."""
+    code = "import json, sys; print(json.dumps([path for path in sys.path if path]))"
+    answer = subprocess.check_output([sys.executable, "-c", code], env=_outside())
+    sys.path.extend(path for path in json.loads(answer) if path not in sys.path)
 
 
 def _setuptools() -> Any:

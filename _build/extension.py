@@ -1,7 +1,7 @@
 """Builds ``trajmatch._C``: the sources of csrc/sources.json, with what the machine has to offer.
 
-Only a compiler and torch are indispensable. Whatever else cannot be built is left out, said here,
-and recorded in the module together with what puts it right (``trajmatch doctor`` shows it).
+Only a compiler, ninja and torch are indispensable. Anything else that cannot be built is left out,
+said here, and recorded in the module with its remedy (``trajmatch doctor`` shows it).
 """
 
 from __future__ import annotations
@@ -17,15 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from compilation import CompileError, Job, compile_changed, run
-from cuda_toolkit import (
-    CudaUnavailable,
-    Nvcc,
-    architecture_flags,
-    architectures,
-    choose_nvcc,
-    host_compiler_flags,
-)
+from cuda_toolkit import CudaUnavailable, Nvcc, architecture_flags, architectures, choose_nvcc
+from ninja_build import BuildError, NinjaBuild, run, write_if_changed
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from torch_release import NEWEST_TESTED_MINOR, OLDEST_MINOR, TorchRelease, find_torch
@@ -49,27 +42,25 @@ class BuildExtension(build_ext):
     """The ``build_ext`` command for the one extension module of the package."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Compiles what changed, and links."""
+        """Make what changed, and put the module where it belongs."""
         torch = find_torch()
         if torch is None:
             raise SystemExit(
                 "trajmatch is compiled against the torch it will run with, and there is none here. "
                 f"Install it first: pip install torch==2.{NEWEST_TESTED_MINOR}.0"
             )
+        built = build(torch)
         module = Path(self.get_ext_fullpath(ext.name))
-        try:
-            build(torch, module)
-        except CompileError as error:
-            raise SystemExit(f"trajmatch cannot be built:\n{error}") from error
+        put(built, module)
         # Python started in the source folder finds the package there: let it find all of it.
-        put(module, Path("trajmatch", module.name))
+        put(built, Path("trajmatch", module.name))
 
 
-def build(torch: TorchRelease, module: Path) -> None:
-    """Builds the module and prints what is in it.
+def build(torch: TorchRelease) -> Path:
+    """Makes the module and prints what is in it.
 
     Raises:
-        CompileError: A source that cannot be left out does not compile.
+        BuildError: A source that cannot be left out does not compile.
         SystemExit: There is no compiler, or the environment asks for what is impossible.
     """
     cxx = find_cxx()
@@ -80,72 +71,74 @@ def build(torch: TorchRelease, module: Path) -> None:
         "torch": torch.version,
         "torch_interface": f"2.{OLDEST_MINOR}",
         "python": sys.implementation.cache_tag,
-        "compiler": run([*cxx, "--version"]).splitlines()[0],
+        "compiler": run(*cxx, "--version")[1].partition("\n")[0],
         "openmp": openmp == ["-fopenmp"],
         "cuda": nvcc.release if nvcc else None,
         "architectures": architectures(nvcc) if nvcc else [],
         "left_out": left_out,
     }
-    write_facts(facts)
-    compiler = (*cxx, *cxx_flags(torch), *openmp, *(["-DTRAJMATCH_WITH_CUDA"] if nvcc else []))
-    jobs = jobs_of("cpu", compiler) + jobs_of("torch", compiler)
-    compile_changed(jobs)
-
-    objects = [str(job.object) for job in jobs] + cuda_objects
-    link = [*cxx, *LINK_FLAGS, *openmp, *objects]
-    link += [f"-L{torch.library_dir}", *TORCH_LIBRARIES]
-    if nvcc:
-        link += [str(nvcc.static_runtime), "-ldl", "-lrt", "-lpthread"]
-    module.parent.mkdir(parents=True, exist_ok=True)
-    run([*link, *shlex.split(os.environ.get("LDFLAGS", "")), "-o", str(module)])
+    literal = f'R"json(trajmatch-build-facts{json.dumps(facts)})json"'
+    write_if_changed(OBJECTS / "build_facts.h", f"constexpr char kBuildFacts[] = {literal};\n")
+    with_cuda = ["-DTRAJMATCH_WITH_CUDA"] if nvcc else []
+    runtime = [nvcc.static_runtime, "-ldl", "-lrt", "-lpthread"] if nvcc else []
+    ninja = NinjaBuild(OBJECTS)
+    sources = SOURCES["cpu"] + SOURCES["torch"]
+    objects = add_objects(ninja, sources, [*cxx, *cxx_flags(torch), *openmp, *with_cuda])
+    libraries = [f"-L{torch.root}/lib", *TORCH_LIBRARIES, *runtime, *words_of("LDFLAGS")]
+    linker = [*cxx, *LINK_FLAGS, *openmp]
+    module = ninja.link(OBJECTS / "_C.so", [*objects, *cuda_objects], linker, libraries)
+    ninja.run()
     report(facts)
+    return module
 
 
 def put(module: Path, place: Path) -> None:
     """Copies the module; a running program keeps the one that it has loaded."""
+    place.parent.mkdir(parents=True, exist_ok=True)
     unfinished = f"{place}.{os.getpid()}"
     shutil.copy(module, unfinished)
     os.replace(unfinished, place)
 
 
-def jobs_of(group: str, compiler: tuple[str, ...]) -> list[Job]:
-    """The compilations of one group of sources.json."""
-    return [Job(CSRC / path, OBJECTS / f"{path}.o", compiler) for path in SOURCES[group]]
+def add_objects(ninja: NinjaBuild, sources: list[str], compiler: list[str]) -> list[Path]:
+    """Adds the objects of some of csrc's sources."""
+    return [ninja.compile(ninja.folder / f"{path}.o", CSRC / path, compiler) for path in sources]
 
 
 def find_cxx() -> list[str]:
     """The C++ compiler: ``CXX``, or the first of the usual names."""
-    if os.environ.get("CXX"):
-        return shlex.split(os.environ["CXX"])
-    for name in ("g++", "c++", "clang++"):
-        if shutil.which(name):
-            return [name]
-    raise SystemExit("trajmatch needs a C++17 compiler and finds none: install g++ or set CXX")
+    commands = [words_of("CXX")] if words_of("CXX") else [["g++"], ["c++"], ["clang++"]]
+    for command in commands:
+        if shutil.which(command[0]):
+            return command
+    names = ", ".join(command[0] for command in commands)
+    raise SystemExit(
+        f"trajmatch needs a C++17 compiler and finds none of {names}: install g++ or set CXX"
+    )
+
+
+def words_of(variable: str) -> list[str]:
+    """The words of an environment variable."""
+    return shlex.split(os.environ.get(variable, ""))
 
 
 def cxx_flags(torch: TorchRelease) -> list[str]:
     """The flags of every C++ source."""
     # An installed pybind11 comes before torch's folder, which holds an older copy of it.
     pybind11 = find_spec("pybind11")
-    pybind11_dirs = (
-        [f"{path}/include" for path in pybind11.submodule_search_locations or ()]
-        if pybind11
-        else []
-    )
-    system_dirs = [*pybind11_dirs, sysconfig.get_path("include"), *torch.include_dirs]
+    pybind11_dirs = pybind11.submodule_search_locations or [] if pybind11 else []
+    system_dirs = [
+        *(f"{path}/include" for path in pybind11_dirs),
+        sysconfig.get_path("include"),
+        torch.root / "include",
+    ]
     return [
-        "-std=c++17",
-        "-O3",
-        "-g0",
-        "-Wall",
-        "-Wno-psabi",  # how wide packs are passed between functions of one file
-        "-fPIC",
-        "-fvisibility=hidden",
+        *("-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden"),
+        *("-Wall", "-Wno-psabi"),  # psabi: how wide packs are passed between functions of one file
         f"-DTORCH_TARGET_VERSION=0x{2:02x}{OLDEST_MINOR:02x}000000000000",
-        f"-I{CSRC}",
-        f"-I{OBJECTS}",
+        *(f"-I{folder}" for folder in (CSRC, OBJECTS)),
         *(f"-isystem{path}" for path in system_dirs),
-        *shlex.split(os.environ.get("CXXFLAGS", "")),
+        *words_of("CXXFLAGS"),
     ]
 
 
@@ -154,71 +147,46 @@ def probe_openmp(cxx: list[str], left_out: LeftOut) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
         source.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
-        try:
-            run([*cxx, "-fopenmp", str(source), "-o", str(source.with_suffix(""))])
-        except CompileError:
-            left_out.append(
-                {
-                    "what": "OpenMP threads (those of torch are used all the same)",
-                    "why": f"{cxx[0]} does not compile a program with -fopenmp",
-                    "mend": "Install the compiler's OpenMP library and install trajmatch again",
-                }
-            )
-            return ["-fopenmp-simd"]
-    return ["-fopenmp"]
+        status, _ = run(*cxx, "-fopenmp", str(source), "-o", str(source.with_suffix("")))
+    if status == 0:
+        return ["-fopenmp"]
+    left_out.append(
+        {
+            "what": "OpenMP threads (those of torch are used all the same)",
+            "why": f"{cxx[0]} does not compile a program with -fopenmp",
+            "mend": "Install the compiler's OpenMP library and install trajmatch again",
+        }
+    )
+    return ["-fopenmp-simd"]
 
 
-def build_cuda(torch: TorchRelease, left_out: LeftOut) -> tuple[Nvcc | None, list[str]]:
+def build_cuda(torch: TorchRelease, left_out: LeftOut) -> tuple[Nvcc | None, list[Path]]:
     """Compiles the kernels where that is wanted and possible; gives nvcc and the objects."""
+    ninja = NinjaBuild(OBJECTS / "cuda")
+    flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", f"-I{CSRC}"]
     try:
         nvcc = choose_nvcc(torch.cuda)
-        jobs = jobs_of("cuda", (nvcc.program, *nvcc_flags(nvcc)))
-        try:
-            compile_changed(jobs)
-        except CompileError as error:
-            if os.environ.get("TRAJMATCH_CUDA") == "1":
-                raise
-            print(error, flush=True)
-            raise CudaUnavailable(
-                f"nvcc {nvcc.release} does not compile them (the output is above)",
-                "Set TRAJMATCH_CUDA=1 and give pip -v to see why",
-            ) from error
+        compiler = [*nvcc.command, *flags, *architecture_flags(architectures(nvcc))]
+        objects = add_objects(ninja, SOURCES["cuda"], compiler)
+        ninja.run()
+        return nvcc, objects
     except CudaUnavailable as error:
-        left_out.append({"what": "CUDA kernels", "why": error.why, "mend": error.mend})
-        return None, []
-    return nvcc, [str(job.object) for job in jobs]
-
-
-def nvcc_flags(nvcc: Nvcc) -> list[str]:
-    """The flags of every CUDA source."""
-    return [
-        "-std=c++17",
-        "-O3",
-        "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall",
-        f"-I{CSRC}",
-        *architecture_flags(architectures(nvcc)),
-        *host_compiler_flags(),
-    ]
-
-
-def write_facts(facts: dict[str, Any]) -> None:
-    """Writes the header that bindings.cpp includes, only when it changes."""
-    text = (
-        f'constexpr char kBuildFacts[] = R"json(trajmatch-build-facts{json.dumps(facts)})json";\n'
-    )
-    header = OBJECTS / "build_facts.h"
-    if not header.exists() or header.read_text() != text:
-        header.parent.mkdir(parents=True, exist_ok=True)
-        header.write_text(text)
+        reason = error
+    except BuildError:
+        if os.environ.get("TRAJMATCH_CUDA") == "1":
+            raise
+        reason = CudaUnavailable(
+            f"nvcc {nvcc.release} does not compile them (the output is above)",
+            "Set TRAJMATCH_CUDA=1 and give pip -v to see why",
+        )
+    left_out.append({"what": "CUDA kernels", "why": reason.why, "mend": reason.mend})
+    return None, []
 
 
 def report(facts: dict[str, Any]) -> None:
-    """Says what was built, and what was not."""
-    cuda = (
-        f"CUDA {facts['cuda']} for {', '.join(facts['architectures'])}"
-        if facts["cuda"]
-        else "CPU only"
-    )
+    """Prints what was built, and what was not."""
+    architectures = ", ".join(facts["architectures"])
+    cuda = f"CUDA {facts['cuda']} for {architectures}" if facts["cuda"] else "CPU only"
     print(f"trajmatch: built against torch {facts['torch']}, {cuda}")
     for part in facts["left_out"]:
         print(f"trajmatch: left out: {part['what']}, because {part['why']}. {part['mend']}.")

@@ -11,39 +11,21 @@ OLDEST_MINOR = 11  # the extension uses the stable interface of torch 2.11
 NEWEST_TESTED_MINOR = 13
 
 
-class UnsuitableTorch(Exception):
-    """The torch that was found cannot be built against."""
-
-
 @dataclass(frozen=True)
 class TorchRelease:
     """An installed torch."""
 
     version: str  # with the local part, e.g. "2.13.0+cpu"
+    minor: int  # the M of 2.M
     cuda: str | None  # the CUDA release it was built with, e.g. "13.0"
     root: Path  # the package's folder
-
-    @property
-    def minor(self) -> int:
-        """The M of 2.M."""
-        return int(self.version.split(".")[1])
-
-    @property
-    def include_dirs(self) -> list[Path]:
-        """Where its headers are."""
-        return [self.root / "include", self.root / "include/torch/csrc/api/include"]
-
-    @property
-    def library_dir(self) -> Path:
-        """Where libtorch is."""
-        return self.root / "lib"
 
 
 def find_torch() -> TorchRelease | None:
     """The torch on the search path, or None.
 
     Raises:
-        UnsuitableTorch: There is one, but it is older than 2.11 or not a torch 2.
+        SystemExit: There is one, but it is older than 2.11 or not a torch 2.
     """
     spec = find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
@@ -53,11 +35,11 @@ def find_torch() -> TorchRelease | None:
     version: str = facts["__version__"]
     major, minor = map(int, version.split(".")[:2])
     if major != 2 or minor < OLDEST_MINOR:
-        raise UnsuitableTorch(
+        raise SystemExit(
             f"trajmatch needs torch 2.{OLDEST_MINOR} or later of the 2.x series, but {root} is "
             f"torch {version}. Install another first: pip install torch==2.{NEWEST_TESTED_MINOR}.0"
         )
-    return TorchRelease(version, facts["cuda"], root)
+    return TorchRelease(version, minor, facts["cuda"], root)
 
 
 def torchvision_requirement(torch_minor: int) -> str:

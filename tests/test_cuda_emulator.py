@@ -10,15 +10,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-EMULATOR = ROOT / "tests" / "emulator"
-CSRC = ROOT / "csrc"
+from compiled import CSRC, EMULATOR, compiled
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 
@@ -43,27 +39,6 @@ ENVIRONMENT = {
     "TSAN_OPTIONS": "halt_on_error=1",
 }
 
-Compile = Callable[[list[Path], list[str]], list[Path]]
-
-
-@pytest.fixture(scope="module")
-def compile_sources(tmp_path_factory: pytest.TempPathFactory) -> Compile:
-    """Compiles sources with the given flags; what has been compiled so is not compiled again."""
-    folder = tmp_path_factory.mktemp("emulator")
-
-    def compile_sources(sources: list[Path], flags: list[str]) -> list[Path]:
-        def compile_one(source: Path) -> Path:
-            name = "_".join([*source.relative_to(ROOT).parts, *flags]).replace("/", "_")
-            target = folder / f"{name[:200]}.o"
-            if not target.exists():
-                run([*CXX, *flags, "-x", "c++", "-c", str(source), "-o", str(target)])
-            return target
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(compile_one, sources))
-
-    return compile_sources
-
 
 def run(command: list[str], environment: dict[str, str] | None = None) -> str:
     """Runs a command that must succeed."""
@@ -80,50 +55,45 @@ def run_any(
     )
 
 
-def link(objects: list[Path], flags: list[str], program: Path) -> Path:
-    sanitizers = [flag for flag in flags if flag.startswith("-fsanitize")]
-    run(["g++", *sanitizers, *map(str, objects), "-o", str(program), "-pthread"])
-    return program
+def build(name: str, *parts: tuple[list[Path], list[str]], sanitizers: list[str]) -> Path:
+    """A program of sources with their flags, and of the emulator."""
+    compilers = [(sources, [*CXX, *flags, "-x", "c++"]) for sources, flags in parts]
+    return compiled(name, compilers, ["g++", *sanitizers], "-pthread")
 
 
-def runtime_sources() -> list[Path]:
-    return sorted((EMULATOR / "runtime").glob("*.cpp"))
+def build_self_test(name: str, flags: list[str], runtime_flags: list[str]) -> Path:
+    return build(
+        name,
+        ([EMULATOR / "test_emulator.cpp"], flags),
+        (sorted(EMULATOR.glob("runtime/*.cpp")), runtime_flags),
+        sanitizers=[flag for flag in flags if flag.startswith("-fsanitize")],
+    )
 
 
-def build_self_test(
-    compile_sources: Compile, flags: list[str], runtime_flags: list[str], program: Path
-) -> Path:
-    objects = compile_sources([EMULATOR / "test_emulator.cpp"], flags)
-    return link(objects + compile_sources(runtime_sources(), runtime_flags), flags, program)
-
-
-def build_kernel_test(
-    compile_sources: Compile, flags: list[str], runtime_flags: list[str], program: Path
-) -> Path:
-    families = sorted((EMULATOR / "kernels").glob("*.cpp"))
-    sources = [EMULATOR / "test_kernels.cpp", *families]
+def build_kernel_test(name: str, flags: list[str], runtime_flags: list[str]) -> Path:
+    families = sorted(EMULATOR.glob("kernels/*.cpp"))
     loops = [CSRC / "cpu" / name for name in ("isa.cpp", *(path.name for path in families))]
-    references = [path for path in loops if path.exists()]
-    unchecked = [flag for flag in flags if flag.startswith("-D")]
-    objects = [
-        *compile_sources(sorted((CSRC / "cuda").glob("*.cu")), flags),
-        *compile_sources(runtime_sources(), runtime_flags),
-        *compile_sources(sources, ["-O1", *unchecked]),
-        *compile_sources(references, REFERENCE_FLAGS),
-    ]
-    return link(objects, flags, program)
+    return build(
+        name,
+        (sorted(CSRC.glob("cuda/*.cu")), flags),
+        (sorted(EMULATOR.glob("runtime/*.cpp")), runtime_flags),
+        (
+            [EMULATOR / "test_kernels.cpp", *families],
+            ["-O1", *(flag for flag in flags if flag.startswith("-D"))],
+        ),
+        ([path for path in loops if path.exists()], REFERENCE_FLAGS),
+        sanitizers=[flag for flag in flags if flag.startswith("-fsanitize")],
+    )
 
 
 @pytest.fixture(scope="module")
-def self_test(compile_sources: Compile, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("self_test") / "test_emulator"
-    return build_self_test(compile_sources, ADDRESS_FLAGS, ADDRESS_RUNTIME_FLAGS, program)
+def self_test() -> Path:
+    return build_self_test("test_emulator", ADDRESS_FLAGS, ADDRESS_RUNTIME_FLAGS)
 
 
 @pytest.fixture(scope="module")
-def race_self_test(compile_sources: Compile, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("race_self_test") / "test_emulator"
-    return build_self_test(compile_sources, THREAD_FLAGS, THREAD_FLAGS, program)
+def race_self_test() -> Path:
+    return build_self_test("race_test_emulator", THREAD_FLAGS, THREAD_FLAGS)
 
 
 @pytest.mark.parametrize("order", range(4))
@@ -164,17 +134,15 @@ def test_a_sound_kernel_gives_no_report(self_test: Path) -> None:
     assert "fault none went unnoticed" in run([str(self_test), "fault", "none"])
 
 
-def test_fibers_of_other_processors(compile_sources: Compile, tmp_path: Path) -> None:
+def test_fibers_of_other_processors() -> None:
     """Without the assembly of x86-64, the fibers of the C library do."""
     flags = ["-O1", "-DTRAJMATCH_EMULATOR_UCONTEXT"]
-    program = build_self_test(compile_sources, flags, flags, tmp_path / "test_emulator")
+    program = build_self_test("ucontext_test_emulator", flags, flags)
     assert "22 of 22 cases passed" in run([str(program)])
 
 
-def test_kernels_agree_with_the_cpu_loops(compile_sources: Compile, tmp_path: Path) -> None:
-    program = build_kernel_test(
-        compile_sources, ADDRESS_FLAGS, ADDRESS_RUNTIME_FLAGS, tmp_path / "test_kernels"
-    )
+def test_kernels_agree_with_the_cpu_loops() -> None:
+    program = build_kernel_test("test_kernels", ADDRESS_FLAGS, ADDRESS_RUNTIME_FLAGS)
     shares = min(os.cpu_count() or 1, 8)
     commands = [[str(program), "--share", str(first), str(shares)] for first in range(shares)]
     with ThreadPoolExecutor(shares) as pool:
@@ -195,10 +163,8 @@ def test_sound_kernels_have_no_races(race_self_test: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kernels_have_no_races(compile_sources: Compile, tmp_path: Path) -> None:
-    program = build_kernel_test(
-        compile_sources, THREAD_FLAGS, THREAD_FLAGS, tmp_path / "test_kernels"
-    )
+def test_kernels_have_no_races() -> None:
+    program = build_kernel_test("race_test_kernels", THREAD_FLAGS, THREAD_FLAGS)
     small = [
         *("param_distance backward 257", "param_distance 257", "sgd_step 257"),
         *("batch_rows 3 of 10", "dsa forward of 2 x 1 x 6", "soft_cross_entropy 5 of 33"),

@@ -9,22 +9,16 @@ loop is linked in: a call of one would end the process.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-CSRC = ROOT / "csrc"
-EMULATOR = ROOT / "tests" / "emulator"
-BUILD = ROOT / "build" / f"emulated-{sys.implementation.cache_tag}"  # objects are used again
-FACTS = 'constexpr char kBuildFacts[] = R"json(trajmatch-build-facts{"emulated": true})json";\n'
+from compiled import CSRC, EMULATOR, ROOT, compiled
+from torch_release import find_torch
 
 ENGINE = ("student", "unroll", "unroll_networks", "fused_blocks")
 OPERATORS = ("norm_act_pool", "param_distance", "sgd_step", "soft_cross_entropy")
@@ -34,51 +28,30 @@ PYTHON_ONLY = ("opcheck", "compiles", "gradcheck", "errors", "other_modules", "o
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 
 
-def load(name: str) -> ModuleType:
-    """A module of _build, which is not part of the package but a script's neighbour."""
-    # Under a name of its own: tests/test_build.py replaces parts of the module that it loads.
-    name_here = f"host_{name}"
-    spec = importlib.util.spec_from_file_location(name_here, ROOT / "_build" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name_here] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-compilation = load("compilation")
-torch_release = load("torch_release")
-
-
 @pytest.fixture(scope="module")
 def emulated_module() -> Path:
     """Builds the module: about 35 seconds of one core, nothing where no source changed."""
-    torch = torch_release.find_torch()
+    torch = find_torch()
     assert torch is not None
-    BUILD.mkdir(parents=True, exist_ok=True)
-    facts = BUILD / "build_facts.h"
-    if not facts.exists() or facts.read_text() != FACTS:
-        facts.write_text(FACTS)
     # Quick to compile is what matters; the kernels alone are worth optimising.
     compiler = [
         *("g++", "-std=c++20", "-fPIC", "-fvisibility=hidden"),
         *("-DTRAJMATCH_WITH_CUDA", "-DTRAJMATCH_EMULATED"),
         "-DTORCH_TARGET_VERSION=0x020b000000000000",
-        *(f"-I{folder}" for folder in (CSRC, EMULATOR, BUILD)),
-        *(f"-isystem{path}" for path in (sysconfig.get_path("include"), *torch.include_dirs)),
+        *(f"-I{folder}" for folder in (CSRC, EMULATOR, EMULATOR / "host")),
+        *(f"-isystem{path}" for path in (sysconfig.get_path("include"), torch.root / "include")),
     ]
     kernels = [*CSRC.glob("cuda/*.cu"), *EMULATOR.glob("runtime/*.cpp")]
     host = [*CSRC.glob("*.cpp"), *CSRC.glob("ops/*.cpp"), *EMULATOR.glob("host/*.cpp")]
-    jobs = [
-        compilation.Job(source, BUILD / f"{source.relative_to(ROOT)}.o", (*compiler, *flags))
-        for sources, flags in ((kernels, ("-O1", "-x", "c++")), (host, ("-O0",)))
-        for source in sources
-    ]
-    compilation.compile_changed(jobs)
-    module = BUILD / "_C.so"
-    libraries = [f"-L{torch.library_dir}", "-ltorch_cpu", "-lc10", "-pthread"]
-    objects = [str(job.object) for job in jobs]
-    compilation.run(["g++", "-shared", *objects, *libraries, "-o", str(module)])
-    return module
+    return compiled(
+        "_C.so",
+        [
+            (sorted(kernels), [*compiler, "-O1", "-x", "c++"]),
+            (sorted(host), [*compiler, "-O0"]),
+        ],
+        ["g++", "-shared"],
+        *(f"-L{torch.root}/lib", "-ltorch_cpu", "-lc10", "-pthread"),
+    )
 
 
 def environment_of(module: Path) -> dict[str, str]:
