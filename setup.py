@@ -26,7 +26,6 @@ DEPENDENCIES = [
     "numpy>=1.26",
     "safetensors>=0.4.3",
     "msgspec>=0.19",
-    "tyro>=0.9.2",
     "rich>=13",
     "pillow>=10",
     "matplotlib>=3.8",

@@ -109,13 +109,6 @@ def test_a_folder_that_was_deleted_is_one_message(tmp_path, monkeypatch, capsys)
     assert "error: the current folder was deleted" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("columns", ["1", "2"])
-def test_a_terminal_of_few_columns_gets_a_message(columns, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", columns)
-    assert main(["expert"]) == 2
-    assert capsys.readouterr().err.count("error: trajmatch expert needs --out") == 1
-
-
 def test_a_missing_extension_is_one_message(command, capsys):
     command(raising(ImportError("build it", name="trajmatch._C")))
     assert main(["probe"]) == 2
@@ -159,15 +152,6 @@ def test_closed_streams_change_no_other_stream(closed, arguments, status, printe
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (status, "")
     assert done.stdout.startswith(printed) and bool(done.stdout) == bool(printed)
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_a_help(capsys, name):
-    with pytest.raises(SystemExit) as stop:
-        main([name, "--help"])
-    out, err = capsys.readouterr()
-    assert (stop.value.code, err) == (0, "")
-    assert out.startswith(f"usage: trajmatch {name} ")
 
 
 @pytest.mark.parametrize(

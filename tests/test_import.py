@@ -12,7 +12,7 @@ import pytest
 
 import trajmatch
 
-HEAVY = ["torch", "torchvision", "numpy", "tyro", "rich", "safetensors", "matplotlib", "PIL"]
+HEAVY = ["torch", "torchvision", "numpy", "rich", "safetensors", "matplotlib", "PIL"]
 REPEATS = 5
 
 

@@ -6,7 +6,7 @@ from gpu_stages.settings import Record, Settings
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Examines the installation; the command itself is not called, for it needs tyro."""
+    """Examine the installation, without the command, and record the report."""
     from trajmatch.cli.doctor import as_text, examine
 
     report = examine()

@@ -469,7 +469,7 @@ COMMANDS: list[Mistake] = [
         "trim-a-word", "trajmatch store trim experts --out x --experts all,1", expects=("all",)
     ),
     Command("merge-one", "trajmatch store merge experts --out x", outcome="either"),
-    Command("merge-none", "trajmatch store merge --out x", expects=("two stores",)),
+    Command("merge-none", "trajmatch store merge --out x", expects=("PATHS",)),
     Command("merge-twice", "trajmatch store merge experts experts --out x", outcome="either"),
     Command("merge-other", "trajmatch store merge experts half --out x", expects=("half",)),
     # pictures and reports

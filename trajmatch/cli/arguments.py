@@ -1,23 +1,20 @@
-"""Command-line arguments to a configuration: the flags are the fields of its dataclass."""
+"""Command-line arguments to configurations: the flags are the fields of a dataclass."""
 
 from __future__ import annotations
 
+import argparse
 import ast
-import contextlib
 import dataclasses
 import inspect
 import itertools
-import os
 import re
-import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import NoneType
 from typing import (
     TYPE_CHECKING,
-    Annotated,
     Any,
-    Literal,
+    NamedTuple,
     TypeVar,
     get_args,
     get_origin,
@@ -25,21 +22,51 @@ from typing import (
 )
 
 from trajmatch.errors import UserError, closest
+from trajmatch.fields import shown
 
 if TYPE_CHECKING:
     from trajmatch.recipes import Recipe
 
-#: Columns of a help text at least: in one or two, tyro does not end. The terminal breaks its lines.
-_NARROWEST = 20
-
 Config = TypeVar("Config")
 
-#: Attribute of a class of :func:`with_defaults`: the class that has the documentation.
-_DOCUMENTED = "_documented"
+
+class Section(NamedTuple):
+    """A configuration whose fields are flags.
+
+    Attributes:
+        config: A dataclass; each field with a line of documentation below it.
+        defaults: Values of fields that are not given, in place of those of the class.
+        positional: Fields that are given by position instead of by a flag.
+        hidden: Fields that cannot be given.
+        stage: First part of the flags, and heading in the help, where several sections are read.
+        short: Fields whose flag is also known without the stage.
+    """
+
+    config: type[Any]
+    defaults: Mapping[str, Any] = {}
+    positional: Collection[str] = ()
+    hidden: Collection[str] = ()
+    stage: str = ""
+    short: Collection[str] = ()
+
+
+class _Option(NamedTuple):
+    """A field that can be given, and how argparse knows it."""
+
+    section: Section
+    field: str
+    kind: Any  # type of the value, or of each of several
+    required: bool
+    action: argparse.Action
+
+    @property
+    def shown(self) -> str:
+        """Its flag, or its name in capitals where it is given by position."""
+        return str([*self.action.option_strings, self.action.metavar][0])
 
 
 def parse(
-    config_class: type[Config],
+    config: type[Config],
     argv: Sequence[str],
     prog: str,
     *positional: str,
@@ -51,7 +78,7 @@ def parse(
     with status 0.
 
     Args:
-        config_class: A dataclass; each field with a line of documentation below it.
+        config: A dataclass; each field with a line of documentation below it.
         argv: The arguments behind the name of the command.
         prog: The command as the user types it, e.g. ``"trajmatch eval"``.
         positional: Fields that are given by position instead of by a flag.
@@ -63,76 +90,137 @@ def parse(
     Raises:
         UserError: A flag is unknown or missing, or a value is refused.
     """
-    given = fill(with_defaults(config_class, defaults or {}, positional), argv, prog)
-    for name in positional:
-        if getattr(given, name) == ():
-            raise UserError(f"{prog} needs {name.upper()}; see {prog} --help")
-    # the class itself and not the marked one, which cannot be pickled for another process
-    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
-    return config_class(**{name: getattr(given, name) for name in names})
+    (given,) = read([Section(config, defaults or {}, positional)], argv, prog)
+    return config(**{**(defaults or {}), **given})
 
 
-def fill(marked: Any, argv: Sequence[str], prog: str) -> Any:
-    """Fill a dataclass of :func:`with_defaults` from arguments; see :func:`parse`."""
-    import tyro
-
-    if shutil.get_terminal_size().columns < _NARROWEST:
-        os.environ["COLUMNS"] = str(_NARROWEST)
-    with _plain_messages(tyro, marked, prog):
-        return tyro.cli(
-            marked,
-            args=list(argv),
-            prog=prog,
-            description=_wrapped(marked),
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-
-
-def with_defaults(
-    config_class: type[Any],
-    defaults: Mapping[str, Any],
-    positional: Sequence[str] = (),
-    hidden: Sequence[str] = (),
-    short: Sequence[str] = (),
-) -> Any:
-    """Make a configuration class whose fields have other defaults, for tyro.
-
-    Args:
-        config_class: A dataclass.
-        defaults: Values of some fields.
-        positional: Fields that are given by position.
-        hidden: Fields that have no flag; each must have a default.
-        short: Fields of a nested configuration whose flag is also known without the prefix.
-
-    Returns:
-        A dataclass that inherits from it.
-    """
-    import tyro
-
-    documentation, hints = _documentation(config_class), get_type_hints(config_class)
-    changed = []
-    for field in dataclasses.fields(config_class):
-        name, hint, default = field.name, hints[field.name], defaults.get(field.name, field.default)
-        several = name in positional and get_origin(hint) is tuple
-        shown = "(required)" if several else "" if default is None else None
-        marks: list[Any] = [
-            tyro.conf.arg(
-                help=documentation[name],
-                help_behavior_hint=shown,
-                metavar=_metavar(hint, name if name in positional else ""),
-                aliases=(_flag(name, default),) if name in short else None,
-            )
-        ]
-        marks += [tyro.conf.Positional] if name in positional else []
-        marks += [tyro.conf.Suppress, tyro.conf.Fixed] if name in hidden else []
-        annotated: Any = Annotated[(hint, *marks)]
-        changed.append((name, annotated, dataclasses.field(default=default)))
-    marked = dataclasses.make_dataclass(
-        config_class.__name__, changed, bases=(config_class,), frozen=True, kw_only=True
+def read(sections: Sequence[Section], argv: Sequence[str], prog: str) -> list[dict[str, Any]]:
+    """Read the values that are given to the fields of several configurations; see :func:`parse`."""
+    text = (sections[0].config.__doc__ or "").partition("Raises:")[0]
+    parser = argparse.ArgumentParser(
+        description=" ".join(text.split()),
+        argument_default=argparse.SUPPRESS,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
-    marked.__doc__, marked.__module__ = _description(config_class), config_class.__module__
-    setattr(marked, _DOCUMENTED, config_class)
-    return marked
+    options = [option for section in sections for option in _add_options(parser, section)]
+    needed = [f"{each.shown} ..." for each in options if each.required]
+    parser.usage = " ".join([prog, *needed, "[OPTIONS]"])
+    # The programs of the papers have underscores in their flags.
+    tokens = [re.sub(r"^--[^=]+", lambda flag: flag[0].replace("_", "-"), each) for each in argv]
+    try:
+        found, unknown = parser.parse_known_intermixed_args(tokens)
+    except argparse.ArgumentError as error:
+        flag = (error.argument_name or "").split("/")[-1]
+        raise UserError(f"{flag}: {error.message}; see {prog} --help") from error
+    if unknown:
+        raise UserError(f"{_refusal(unknown, options, prog)}; see {prog} --help")
+    given = {key: value for key, value in vars(found).items() if value is not None}
+    for option in options:
+        if option.action.nargs == "?" and option.action.dest not in given:
+            # In `--network convnet FILE` the list before it has taken the file.
+            for values in [*given.values()]:
+                if isinstance(values, list) and len(values) > 1 and values[-1] == tokens[-1]:
+                    given[option.action.dest] = values.pop()
+    missing = [each.shown for each in options if each.required and not given.get(each.action.dest)]
+    if missing:
+        raise UserError(f"{prog} needs {' and '.join(missing)}; see {prog} --help")
+    return [
+        {
+            each.field: _converted(given[each.action.dest], each)
+            for each in options
+            if each.section is section and each.action.dest in given
+        }
+        for section in sections
+    ]
+
+
+def _add_options(parser: argparse.ArgumentParser, section: Section) -> Iterator[_Option]:
+    """Make the fields of a configuration known; what is not given is left out of the result."""
+    texts, hints = _documentation(section.config), get_type_hints(section.config)
+    group = parser.add_argument_group(section.stage) if section.stage else parser
+    for field in dataclasses.fields(section.config):
+        if field.name in section.hidden:
+            continue
+        default = section.defaults.get(field.name, field.default)
+        kind, several = _kind(hints[field.name])
+        flag = ("no-" if default is True else "") + field.name.replace("_", "-")
+        flags = [f"--{section.stage}.{flag}"] if section.stage else []
+        flags += [f"--{flag}"] if not section.stage or field.name in section.short else []
+        settings: dict[str, Any] = {
+            "dest": f"{section.stage}.{field.name}",
+            "help": texts[field.name].replace("%", "%%") + _shown_default(default),
+        }
+        if kind is bool:
+            settings |= {"action": "store_const", "const": default is not True}
+        elif field.name in section.positional:
+            flags = []
+            settings |= {"nargs": "*" if several else "?", "metavar": field.name.upper()}
+        else:
+            choices = ",".join(map(str, get_args(kind)))
+            metavar = f"{{{choices}}}" if choices else kind.__name__.upper()
+            settings |= {"nargs": "*" if several else None, "metavar": metavar}
+        action = group.add_argument(*flags, **settings)
+        yield _Option(section, field.name, kind, default is dataclasses.MISSING, action)
+
+
+def _kind(hint: Any) -> tuple[Any, bool]:
+    """Type of a value that is given, or of each of several, and whether there are several."""
+    kinds = [each for each in get_args(hint) if each is not NoneType]
+    if NoneType in get_args(hint):
+        return _kind(kinds[0])
+    return (kinds[0], True) if get_origin(hint) is tuple else (hint, False)
+
+
+def _shown_default(default: Any) -> str:
+    if default is dataclasses.MISSING:
+        return " (required)"
+    if default is None or default == () or isinstance(default, bool):
+        return ""
+    values = default if isinstance(default, tuple | list) else [default]
+    return f" (default: {' '.join(map(str, values))})"
+
+
+def _converted(value: Any, option: _Option) -> Any:
+    """The value of an option from its text, or texts."""
+    if isinstance(value, list):
+        return tuple(_converted(each, option) for each in value)
+    choices = {str(each): each for each in get_args(option.kind)}
+    try:
+        return value if option.kind is bool else choices[value] if choices else option.kind(value)
+    except (KeyError, ValueError):
+        meant = closest(value, choices)
+        raise UserError(
+            f"{option.shown} should be {shown(option.kind)}, but is {value!r}{meant}"
+        ) from None
+
+
+def _refusal(unknown: Sequence[str], options: Sequence[_Option], prog: str) -> str:
+    """Say of the first argument that is not known what was meant."""
+    token = next((each for each in unknown if each.startswith("-")), unknown[0]).partition("=")[0]
+    if not token.startswith("-"):
+        return f"{prog} does not know what to do with {token!r}"
+    name = token.lstrip("-").rpartition(".")[2]
+    flags = [each for each in options if each.action.option_strings]
+    meant = [each.shown for each in flags if each.field.replace("_", "-") == name]
+    # The help names what the papers' programs have, as in (MTT: lr_img).
+    papers = re.compile(rf"\b[A-Z]+: {re.escape(name.replace('-', '_'))}\b")
+    meant = meant or [each.shown for each in flags if papers.search(each.action.help or "")][:1]
+    names = [each for flag in flags for each in flag.action.option_strings]
+    hint = f" (did you mean {' or '.join(meant)}?)" if meant else closest(token, names)
+    return f"{prog} has no flag {token}{hint}"
+
+
+def _documentation(config_class: type[Any]) -> dict[str, str]:
+    """Read the text below each field of a class, without its line breaks."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for field, text in itertools.pairwise(tree.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            assert isinstance(field.target, ast.Name) and isinstance(text.value, ast.Constant)
+            found[field.target.id] = " ".join(str(text.value.value).split())
+    return found
 
 
 def as_typed(message: str, argv: Sequence[str]) -> str:
@@ -144,19 +232,17 @@ def as_typed(message: str, argv: Sequence[str]) -> str:
         message: The message, with flags by the names of their fields.
         argv: The arguments.
     """
-    typed = {
-        "--" + token.partition("=")[0][2:].rpartition(".")[2].replace("_", "-"): token
-        for token in argv
-        if token.startswith("--")
-    }
+    # by the last part of their names; a flag stands before =
+    ways = [token.partition("=")[0] for token in argv if token.startswith("--")]
+    typed = {way.lstrip("-").rpartition(".")[2].replace("_", "-"): way for way in ways}
 
-    def spelled(match: re.Match[str]) -> str:
-        way = typed.get(match[0], "").partition("=")[0]
-        return match[0] if way in message else way
+    def spelled(flag: re.Match[str]) -> str:
+        way = typed.get(flag[0].lstrip("-").rpartition(".")[2], flag[0])
+        return flag[0] if way in message else way
 
     # Commands that a message suggests stand in backticks.
     parts = message.split("`")
-    parts[::2] = [re.sub(r"--[a-z][a-z0-9-]*(?![\w.])", spelled, part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"--[a-z](?:[.-]?[a-z0-9])*", spelled, part) for part in parts[::2]]
     return "`".join(parts)
 
 
@@ -180,127 +266,4 @@ def recipe_of(argv: Sequence[str]) -> Recipe | None:
             from trajmatch.recipes import find_recipe
 
             return find_recipe(value if equals else argv[number + 1])
-    return None
-
-
-def _documentation(config_class: type[Any]) -> dict[str, str]:
-    """Read the text below each field of a class, without its line breaks."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body
-    assert isinstance(tree, ast.ClassDef)
-    found = {}
-    for field, text in itertools.pairwise(tree.body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            assert isinstance(field.target, ast.Name) and isinstance(text.value, ast.Constant)
-            found[field.target.id] = " ".join(str(text.value.value).split())
-    return found
-
-
-def _description(config_class: type[Any]) -> str:
-    """Read what a class is for, without line breaks."""
-    text = (config_class.__doc__ or "").partition("Raises:")[0]
-    return " ".join(text.split())
-
-
-def _wrapped(marked: type[Any]) -> str:
-    """Wrap the description of a class to the terminal; tyro joins lines that are not indented."""
-    width, indent = shutil.get_terminal_size().columns, "  "
-    text = marked.__doc__ or ""
-    return textwrap.fill(text, width - 2, initial_indent=indent, subsequent_indent=indent)
-
-
-def _metavar(hint: Any, positional: str) -> str | None:
-    """Name a value by position, or that of a flag that can be left out; None leaves it to tyro."""
-    if positional:
-        return positional.upper() + (" ..." if get_origin(hint) is tuple else "")
-    kinds = [each for each in get_args(hint) if each is not type(None)]
-    if type(None) not in get_args(hint) or len(kinds) != 1 or get_origin(kinds[0]) is tuple:
-        return None
-    if get_origin(kinds[0]) is Literal:
-        return "{" + ",".join(map(str, get_args(kinds[0]))) + "}"
-    return {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}[kinds[0]]
-
-
-def _flag(name: str, default: object = None) -> str:
-    """The flag of a field; of one that is true by default the flag that switches it off."""
-    return ("--no-" if default is True else "--") + name.replace("_", "-")
-
-
-def _plain_messages(
-    tyro: Any, marked: type[Any], prog: str
-) -> contextlib.AbstractContextManager[None]:
-    """Replace what tyro says of mistakes, in boxes and its own words, by one line of ours."""
-    events = getattr(tyro, "_errors", None)
-    if events is None:  # another release, which says it in its own way
-        return contextlib.nullcontext()
-
-    def refuse(event: Any) -> None:
-        kind, help_ = type(event).__name__, f"see {prog} --help"
-        flag = _shown_flag(event.argument) if getattr(event, "argument", None) else ""
-        tokens = getattr(event, "tokens", getattr(event, "unrecognized_tokens", []))
-        if tokens:
-            raise UserError(f"{_unknown(prog, tokens, marked)}; {help_}")
-        if kind == "MissingArgs":
-            missing = " and ".join(_shown_flag(each.arg) for each in event.missing_arguments)
-            raise UserError(f"{prog} needs {missing}; {help_}")
-        if kind == "InvalidChoice":
-            meant = closest(event.value, event.choices)
-            choices = ", ".join(event.choices)
-            raise UserError(f"{flag} should be one of {choices}, but is {event.value!r}{meant}")
-        if kind == "BadValue" and event.reason == "fixed":
-            raise UserError(f"{flag} is set by {prog} itself; leave it out")
-        if kind == "BadValue":
-            raise UserError(f"{flag} needs a value; {help_}")
-        if kind == "InstantiationFailure" and flag:
-            from trajmatch.fields import shown
-
-            value, wanted = re.search(r"'.*'", event.message), event.argument.field.type_stripped
-            given = value[0] if value else event.message
-            raise UserError(f"{flag} should be {shown(wanted)}, but is {given}")
-        if kind == "InstantiationFailure":
-            raise UserError(event.message)
-
-    manager: contextlib.AbstractContextManager[None] = events.on_parse_error(refuse)
-    return manager
-
-
-def _shown_flag(argument: Any) -> str:
-    """The flag of an argument as the help has it; its name in capitals where it has no flag."""
-    if argument.is_positional():
-        return str(argument.field.intern_name).upper()
-    return str(argument.lowered.name_or_flags[0])
-
-
-def _unknown(prog: str, tokens: Sequence[str], marked: type[Any]) -> str:
-    """Say of the first argument that is not known what was meant."""
-    token = next((each for each in tokens if each.startswith("-")), tokens[0]).partition("=")[0]
-    if not token.startswith("-"):
-        return f"{prog} does not know what to do with {token!r}"
-    known: dict[str, list[str]] = {}
-    for field in dataclasses.fields(marked):
-        nested = field.type if dataclasses.is_dataclass(field.type) else None
-        for each in dataclasses.fields(nested) if nested else (field,):
-            short = _flag(each.name, each.default)
-            long = short.replace("--", f"--{field.name}.") if nested else short
-            known.setdefault(short, []).append(long)
-    short = "--" + token[2:].rpartition(".")[2].replace("_", "-")
-    ways = known.get(short, [])
-    if short != token and token in ways:  # a field of a stage that has no flag of its own
-        own = f"give {short}, which is for all stages" if short in ways else "leave it out"
-        return f"{token} is set by {prog} itself; {own}"
-    if len(ways) > 1:
-        return f"{token} is a flag of several stages: say which with {' or '.join(ways)}"
-    names = {*known, *itertools.chain(*known.values())}
-    meant = closest(token, names)
-    if papers := _by_papers_name(marked, token[2:].replace("-", "_")):
-        meant = f" (did you mean {papers}?)"
-    return f"{prog} has no flag {token}{meant}"
-
-
-def _by_papers_name(marked: type[Any], name: str) -> str | None:
-    """Find the flag that the help calls by a name of the papers' programs, as in (MTT: name)."""
-    for field in dataclasses.fields(marked):
-        nested = field.type if dataclasses.is_dataclass(field.type) else None
-        for each, text in _documentation(getattr(nested or marked, _DOCUMENTED)).items():
-            if re.search(rf"\b[A-Z]+: {re.escape(name)}\b", text):
-                return _flag(f"{field.name}.{each}" if nested else each)
     return None

@@ -181,37 +181,26 @@ def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> P
 
 def _parse(argv: list[str], recipe: Recipe) -> tuple[RunConfig, dict[str, dict[str, Any]]]:
     """The shared fields, and those of each stage: the recipe's, unless a flag has another value."""
-    from trajmatch.cli.arguments import fill, with_defaults
+    from trajmatch.cli.arguments import Section, read
 
-    defaults = {name: {**_stand_ins(name), **getattr(recipe, name)} for name in _STAGES}
-    nested = {
-        name: with_defaults(
-            config, defaults[name], hidden=_SHARED[name], short=_fields_of_one(name)
+    defaults = {name: getattr(recipe, name) for name in _STAGES}
+    sections = [
+        Section(RunConfig, {"data": recipe.data or None}),
+        *(
+            Section(config, defaults[name], (), _SHARED[name], name, _fields_of_one(name))
+            for name, config in _STAGES.items()
+        ),
+    ]
+    own, *given = read(sections, argv, "trajmatch run")
+    stages = dict(zip(_STAGES, given, strict=True))
+    if own.get("experts") is not None and stages["expert"]:
+        flag = "--" + next(iter(stages["expert"])).replace("_", "-")
+        raise UserError(
+            f"{flag} is for the training of experts, and --experts has some that are trained; "
+            "leave one of them out"
         )
-        for name, config in _STAGES.items()
-    }
-    shared = with_defaults(RunConfig, {"data": recipe.data or None})
-    whole = dataclasses.make_dataclass(
-        "RunConfig",
-        [(name, each, dataclasses.field(default_factory=each)) for name, each in nested.items()],
-        bases=(shared,),
-        frozen=True,
-        kw_only=True,
-    )
-    whole.__doc__, whole.__module__ = shared.__doc__, shared.__module__
-    given = fill(whole, argv, "trajmatch run")
-    own = {field.name: getattr(given, field.name) for field in dataclasses.fields(RunConfig)}
-    stages = {
-        name: {
-            field.name: getattr(getattr(given, name), field.name)
-            for field in dataclasses.fields(config)
-            if field.name not in _SHARED[name]
-        }
-        for name, config in _STAGES.items()
-    }
-    if own["experts"] is not None:
-        _check_no_training(stages["expert"], nested["expert"]())
-    return RunConfig(**own), stages
+    config = RunConfig(**{"data": recipe.data or None, **own})
+    return config, {name: {**defaults[name], **stages[name]} for name in _STAGES}
 
 
 def _fields_of_one(stage: str) -> list[str]:
@@ -221,29 +210,3 @@ def _fields_of_one(stage: str) -> list[str]:
         if name != stage:
             others |= {f.name for f in dataclasses.fields(config) if f.name not in _SHARED[name]}
     return [field.name for field in dataclasses.fields(_STAGES[stage]) if field.name not in others]
-
-
-def _check_no_training(given: Mapping[str, Any], defaults: Any) -> None:
-    """Make sure that no flag of the experts' training is given beside --experts."""
-    for name, value in given.items():
-        if value != getattr(defaults, name):
-            flag = "--" + name.replace("_", "-")
-            raise UserError(
-                f"{flag} is for the training of experts, and --experts has some that are trained; "
-                "leave one of them out"
-            )
-
-
-def _stand_ins(stage: str) -> dict[str, Any]:
-    """Values of the shared fields that have no default; the run has its own."""
-    required = {
-        field.name
-        for field in dataclasses.fields(_STAGES[stage])
-        if field.default is dataclasses.MISSING
-    }
-    defaults = {
-        field.name: field.default
-        for field in dataclasses.fields(_STAGES[stage])
-        if field.name in _SHARED[stage] and field.name not in required
-    }
-    return {**defaults, **dict.fromkeys(required, Path("-"))}
