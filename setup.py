@@ -25,6 +25,7 @@ DEPENDENCIES = [
     f"torch>=2.{OLDEST_MINOR},<2.{torch_minor + 1}",
     "numpy>=1.26",
     "safetensors>=0.4.3",
+    "jinja2>=3.1",
     "msgspec>=0.19",
     "rich>=13",
     "pillow>=10",

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import trajmatch
-from trajmatch import pictures, timelapse
+from trajmatch import pictures, snapshots
 from trajmatch.cli.main import main
 from trajmatch.data import load_dataset
 from trajmatch.errors import UserError
@@ -36,13 +36,13 @@ def test_a_picture_shows_the_first_channels(channels: int) -> None:
 @pytest.mark.parametrize("clip", ["sigma", "unit"])
 def test_every_kind_of_picture_is_made_of_any_number_of_channels(channels: int, clip: str) -> None:
     images, labels = torch.rand(4, channels, 6, 6), torch.tensor([0, 0, 1, 1])
-    snapshots = Snapshots(
+    taken = Snapshots(
         iterations=(0, 5), images=images.expand(2, *images.shape).half(), labels=labels, identity={}
     )
     made = [
         pictures.grid(images, labels, ["a", "b"], clip=clip),
-        timelapse.strip(snapshots, ["a", "b"], clip=clip),
-        timelapse.animation(snapshots, ["a", "b"], clip=clip),
+        snapshots.strip(taken, ["a", "b"], clip=clip),
+        snapshots.animation(taken, ["a", "b"], clip=clip),
     ]
     for each in made:
         with Image.open(io.BytesIO(each)) as picture:
@@ -130,7 +130,7 @@ def test_what_is_optional_cannot_undo_a_run(
     arguments = ["run", "--recipe", recipe, "--data", data, "--out", str(out)]
     with monkeypatch.context() as patch:
         patch.setattr(pictures, "grid", broken)
-        patch.setattr("trajmatch.report.sections.accuracy", broken)
+        patch.setattr("trajmatch.report.sections.facts", broken)
         with pytest.warns(UserWarning) as told:
             assert main(arguments) == 0
     names = ("initial.png", "distilled.png", "report.html")

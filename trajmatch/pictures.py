@@ -7,6 +7,7 @@ and blue. A PNG of a single image keeps up to four channels (grey, grey and alph
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -20,29 +21,27 @@ Clip = Literal["sigma", "unit"]
 
 #: Width of the band that ``clip="sigma"`` shows, in standard deviations (MTT's own pictures).
 _SIGMAS = 2.5
-#: Enlarged images are at least so many pixels wide where the caller does not say.
+#: Enlarged images are at least this many pixels wide where the caller does not say.
 _COMFORTABLE_SIZE = 96
 _GAP = 4
 _FONT_SIZE = 16
 _LONGEST_NAME = 60
-_PAPER, _INK = 255, 0
+#: Room for "iteration 10000000".
+_TITLE_WIDTH = 160
 #: No viewer shows more; as RGB they take 768 MB.
 _MOST_PIXELS = 2**28
 
 
 def png(image: Tensor) -> bytes:
-    """One image as a PNG file.
+    """Encode an image as a PNG file.
 
     Args:
         image: ``[C, H, W]``, uint8, with 1 to 4 channels; all are kept.
 
-    Returns:
-        The content of the file.
-
     Raises:
         UserError: It has more channels.
     """
-    return encode(to_pillow(image))
+    return encode(_to_pillow(image))
 
 
 def grid(
@@ -54,7 +53,7 @@ def grid(
     scale: int | None = None,
     per_class: int | None = None,
 ) -> bytes:
-    """Images of a set as a PNG: one row per class, its name in front.
+    """Draw the images of a set as a PNG file: one row per class, its name in front.
 
     Args:
         images: Pixel values, real images from 0 to 1, not clipped. ``[n, C, H, W]``, floating
@@ -66,9 +65,6 @@ def grid(
             beyond 0 and 1.
         scale: Enlargement, by nearest neighbour. Default: so that images are 96 pixels wide.
         per_class: Images to show of each class. Default: all.
-
-    Returns:
-        The content of the file.
     """
     pixels = to_pixels(images, clip)
     rows = [[*pixels[labels == index][:per_class]] for index in range(len(class_names))]
@@ -83,55 +79,46 @@ def table(
     title: str = "",
     scale: int | None = None,
 ) -> Image.Image:
-    """Images in rows, each with a name in front.
+    """Draw images in rows, each with a name in front.
 
     Args:
-        rows: Images of one size, as :func:`to_pixels` gives them. One row at least has one.
+        rows: Images of one size, as :func:`to_pixels` gives them. At least one row has one.
         names: Name of each row.
-        heads: What stands above each column. Default: nothing, and no room for it.
-        title: Text above everything. Default: none, and no room for it.
+        heads: Heads of the columns.
+        title: Text above the rows, in place of ``heads``.
         scale: Enlargement, by nearest neighbour. Default: so that images are 96 pixels wide.
 
-    Returns:
-        The picture.
-
     Raises:
-        UserError: It would have more than 2^28 pixels.
+        UserError: The picture would have more than 2^28 pixels.
     """
     channels, height, width = next(row for row in rows if row)[0].shape
-    scale = scale or max(1, -(-_COMFORTABLE_SIZE // width))
-    names, heads = [*map(_one_line, names)], [*map(_one_line, heads)]
+    scale = scale or math.ceil(_COMFORTABLE_SIZE / width)
+    tile = (width * scale, height * scale)
+    names = [*map(_one_line, names)]
     font = ImageFont.load_default(_FONT_SIZE)
-    margin = _GAP + max(int(font.getlength(name)) for name in names) + 2 * _GAP
-    tile_size = (width * scale, height * scale)
-    column_width = max([tile_size[0], *(int(font.getlength(head)) for head in heads)]) + _GAP
-    row_height = tile_size[1] + _GAP
-    line_height = _FONT_SIZE + _GAP
-    top = _GAP + line_height * (bool(title) + bool(heads))
-    width = max(margin + max(map(len, rows)) * column_width, 2 * _GAP + int(font.getlength(title)))
-    if width * (top + len(rows) * row_height) > _MOST_PIXELS:
-        raise UserError(
-            f"the picture would have {width} x {top + len(rows) * row_height} pixels; take a "
-            f"smaller --scale (now {scale}) or --per-class"
-        )
-    grey = channels == 1
-    canvas = Image.new(
-        "L" if grey else "RGB",
-        (width, top + len(rows) * row_height),
-        _PAPER if grey else (_PAPER,) * 3,
+    margin = max(int(font.getlength(name)) for name in names) + 3 * _GAP
+    column_width = max(tile[0], *(int(font.getlength(head)) for head in ("", *heads))) + _GAP
+    top = _GAP + (_FONT_SIZE + _GAP if heads or title else 0)
+    size = (
+        max(margin + max(map(len, rows)) * column_width, _TITLE_WIDTH if title else 0),
+        top + len(rows) * (tile[1] + _GAP),
     )
+    if math.prod(size) > _MOST_PIXELS:
+        raise UserError(
+            f"the picture would have {size[0]} x {size[1]} pixels; take a smaller --scale (now "
+            f"{scale}) or --per-class"
+        )
+    canvas = Image.new("L" if channels == 1 else "RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
-    ink = _INK if grey else (_INK,) * 3
-    draw.text((_GAP, _GAP), title, fill=ink, font=font)
+    draw.text((_GAP, _GAP), title, "black", font)
     for column, head in enumerate(heads):
-        place = (margin + column * column_width, top - line_height)
-        draw.text(place, head, fill=ink, font=font)
+        draw.text((margin + column * column_width, _GAP), head, "black", font)
     for name, members in zip(names, rows, strict=True):
-        draw.text((_GAP, top + tile_size[1] / 2), name, fill=ink, font=font, anchor="lm")
+        draw.text((_GAP, top + tile[1] / 2), name, "black", font, anchor="lm")
         for column, image in enumerate(members):
-            tile = to_pillow(image).resize(tile_size, Image.Resampling.NEAREST)
-            canvas.paste(tile, (margin + column * column_width, top))
-        top += row_height
+            enlarged = _to_pillow(image).resize(tile, Image.Resampling.NEAREST)
+            canvas.paste(enlarged, (margin + column * column_width, top))
+        top += tile[1] + _GAP
     return canvas
 
 
@@ -162,33 +149,24 @@ def to_pixels(images: Tensor, clip: Clip) -> Tensor:
     return pixels
 
 
-def to_pillow(image: Tensor) -> Image.Image:
-    """Convert one image for Pillow, in the mode L, LA, RGB or RGBA.
-
-    Args:
-        image: ``[C, H, W]``, uint8, with 1 to 4 channels.
-
-    Raises:
-        UserError: It has more channels.
-    """
-    if image.shape[0] > 4:
-        raise UserError(
-            f"a PNG file has at most 4 channels, but these images have {image.shape[0]}; "
-            "`trajmatch export --to npz` or `--to torch` keeps them all"
-        )
-    if image.shape[0] == 1:
-        return Image.fromarray(image[0].numpy())
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-
-
 def encode(image: Image.Image) -> bytes:
-    """A picture as a PNG file."""
+    """Encode a picture as a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
+def _to_pillow(image: Tensor) -> Image.Image:
+    """Convert an image ``[C, H, W]``, uint8, with 1 to 4 channels for Pillow."""
+    if image.shape[0] > 4:
+        raise UserError(
+            f"a PNG file has at most 4 channels, but these images have {image.shape[0]}; "
+            "`trajmatch export --to npz` or `--to torch` keeps them all"
+        )
+    return Image.fromarray(image.permute(1, 2, 0).squeeze(2).contiguous().numpy())
+
+
 def _one_line(name: str) -> str:
-    """A name without line breaks, which a row has no room for, and not longer than a picture."""
+    """Return a name without line breaks, cut where it is long."""
     line = " ".join(name.split())
     return line if len(line) <= _LONGEST_NAME else line[: _LONGEST_NAME - 1] + "\u2026"

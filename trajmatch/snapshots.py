@@ -1,22 +1,24 @@
-"""Pixels of the images at several iterations of a distillation, in one file.
+"""Pixels of the images at several iterations of a distillation: their file, and its pictures.
 
-The file lies beside the artifact and is there to be looked at: `trajmatch show` animates it and
-`trajmatch report` draws it. The preprocessing is undone; of large sets it has a part of each class.
+The file lies beside the artifact and is there to be looked at, by `trajmatch show` and `trajmatch
+report`. The preprocessing is undone; of large sets it has a part of each class.
 """
 
 from __future__ import annotations
 
-import itertools
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from torch import Tensor
 
-from trajmatch import files
+from trajmatch import files, pictures
 from trajmatch.errors import UserError
+from trajmatch.schema import Count, convert
 
 if TYPE_CHECKING:
     from trajmatch.artifact import Artifact
@@ -26,6 +28,9 @@ FORMAT_VERSION = 1
 
 #: Half precision: a distilled pixel of size 1 is still kept to a quarter of a grey level.
 DTYPE = torch.float16
+
+#: The last frame of an animation stays this many times as long as the others.
+_LAST_FRAMES = 4
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,12 @@ class Snapshots:
         return f"<Snapshots of {len(self.labels)} images after {[*self.iterations]} iterations>"
 
     def until(self, iteration: int) -> Snapshots:
-        """Those taken at an iteration or before."""
+        """Return the snapshots taken at an iteration or before."""
         kept = sum(taken <= iteration for taken in self.iterations)
         return replace(self, iterations=self.iterations[:kept], images=self.images[:kept])
 
     def with_images(self, iteration: int, images: Tensor) -> Snapshots:
-        """The same and one more.
+        """Return the same and one more.
 
         Args:
             iteration: When it is taken, after all others.
@@ -69,9 +74,20 @@ class Snapshots:
             images=torch.cat([self.images, newest]),
         )
 
+    def pixels(self, clip: pictures.Clip) -> list[Tensor]:
+        """Return the pixels to show of each snapshot. ``[n, 1 or 3, H, W]`` each, uint8."""
+        return [pictures.to_pixels(images.float(), clip) for images in self.images]
+
+
+class _Description(msgspec.Struct):
+    """Metadata of the file."""
+
+    iterations: tuple[Count, ...]
+    identity: dict[str, Any]
+
 
 def save(path: str | os.PathLike[str], snapshots: Snapshots) -> None:
-    """Writes snapshots, whole or not at all.
+    """Write snapshots, whole or not at all.
 
     Args:
         path: The file. Its folder must exist.
@@ -93,13 +109,10 @@ def save(path: str | os.PathLike[str], snapshots: Snapshots) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Snapshots:
-    """Reads snapshots.
+    """Read snapshots.
 
     Args:
         path: A file that :func:`save` wrote.
-
-    Returns:
-        The snapshots.
 
     Raises:
         UserError: The file is missing, damaged or of another kind.
@@ -110,32 +123,25 @@ def load(path: str | os.PathLike[str]) -> Snapshots:
             f"{path} does not hold snapshots that this version reads, but a "
             f"{metadata.get('format', 'file of another kind')}; give what `trajmatch distill` wrote"
         )
-    iterations, identity = metadata.get("iterations"), metadata.get("identity")
-    images, labels = tensors.get("images"), tensors.get("labels")
+    description = convert(metadata, _Description, f"{path} is damaged")
+    images, labels, taken = tensors.get("images"), tensors.get("labels"), description.iterations
     if (
         images is None
         or labels is None
-        or images.dtype != DTYPE
-        or labels.dtype != torch.int64
-        or images.ndim != 5
-        or labels.shape != images.shape[1:2]
-        or not isinstance(identity, dict)
-        or not _ascending(iterations, len(images))
+        or (images.dtype, images.ndim, labels.dtype) != (DTYPE, 5, torch.int64)
+        or (len(taken), *labels.shape) != images.shape[:2]
+        or sorted({*taken}) != [*taken]
     ):
         raise UserError(f"{path} is damaged: its tensors do not fit its description")
-    assert isinstance(iterations, list)
-    return Snapshots(tuple(iterations), images, labels, identity)
+    return Snapshots(taken, images, labels, description.identity)
 
 
 def of_artifact(path: str | os.PathLike[str], artifact: Artifact) -> Snapshots:
-    """Reads the snapshots of the run that an artifact came from.
+    """Read the snapshots of the run that an artifact came from; one at least.
 
     Args:
         path: A file that :func:`save` wrote.
         artifact: The result of the run.
-
-    Returns:
-        The snapshots; one at least.
 
     Raises:
         UserError: See :func:`load`; or they are of another run, or there is none.
@@ -162,11 +168,71 @@ def of_artifact(path: str | os.PathLike[str], artifact: Artifact) -> Snapshots:
     return found
 
 
-def _ascending(iterations: object, count: int) -> bool:
-    """Whether something from a file is that many whole numbers, each above the one before."""
-    return (
-        isinstance(iterations, list)
-        and len(iterations) == count
-        and all(type(each) is int and each >= 0 for each in iterations)
-        and all(one < other for one, other in itertools.pairwise(iterations))
+def animation(
+    snapshots: Snapshots,
+    class_names: Sequence[str],
+    *,
+    clip: pictures.Clip = "sigma",
+    scale: int | None = None,
+    per_class: int | None = None,
+    frame_seconds: float = 0.5,
+) -> bytes:
+    """Draw an animated GIF file: a frame per snapshot, a row per class, the iteration above.
+
+    Args:
+        snapshots: One or more.
+        class_names: Name of each class.
+        clip: See :func:`trajmatch.pictures.grid`; each snapshot is scaled by itself.
+        scale: Enlargement. Default: so that images are 96 pixels wide.
+        per_class: Images to show of each class. Default: all that there are.
+        frame_seconds: How long a frame stays; the last stays four times as long.
+    """
+    frames = [
+        pictures.table(
+            [[*pixels[snapshots.labels == k][:per_class]] for k in range(len(class_names))],
+            class_names,
+            title=f"iteration {iteration}",
+            scale=scale,
+        )
+        for iteration, pixels in zip(snapshots.iterations, snapshots.pixels(clip), strict=True)
+    ]
+    milliseconds = round(1000 * frame_seconds)
+    durations = [milliseconds] * (len(frames) - 1) + [_LAST_FRAMES * milliseconds]
+    buffer = io.BytesIO()
+    frames[0].save(
+        buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
+    )
+    return buffer.getvalue()
+
+
+def strip(
+    snapshots: Snapshots,
+    class_names: Sequence[str],
+    *,
+    clip: pictures.Clip = "sigma",
+    scale: int | None = None,
+    per_class: int | None = None,
+) -> bytes:
+    """Draw a PNG file with a column for each snapshot and a row for each image.
+
+    Args:
+        snapshots: One or more.
+        class_names: Name of each class.
+        clip: See :func:`animation`.
+        scale: See :func:`animation`.
+        per_class: Images to show of each class. Default: 1.
+    """
+    columns = snapshots.pixels(clip)
+    rows = [
+        (name, int(number))
+        for k, name in enumerate(class_names)
+        for number in (snapshots.labels == k).nonzero().flatten()[: per_class or 1]
+    ]
+    return pictures.encode(
+        pictures.table(
+            [[column[number] for column in columns] for _, number in rows],
+            [name for name, _ in rows],
+            heads=[*map(str, snapshots.iterations)],
+            scale=scale,
+        )
     )

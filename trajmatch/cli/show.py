@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trajmatch import files
 from trajmatch.errors import UserError
 
 if TYPE_CHECKING:
     from trajmatch.artifact import Artifact
-    from trajmatch.snapshots import Snapshots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,7 @@ class ShowConfig:
     """Images of each class. Default: all; with --strip, one."""
 
     def __post_init__(self) -> None:
-        """Checks the ranges.
+        """Check the ranges.
 
         Raises:
             UserError: A value is out of its range.
@@ -58,32 +57,24 @@ class ShowConfig:
 
     @property
     def picture(self) -> Path:
-        """Where the picture goes."""
+        """Path of the picture."""
         return self.file.with_suffix(".png") if self.out is None else self.out
 
     @property
     def animated(self) -> bool:
-        """Whether it is an animation."""
+        """True for an animation."""
         return self.picture.suffix.lower() == ".gif"
 
 
 def run(argv: list[str]) -> int:
-    """Runs the command.
-
-    Args:
-        argv: Arguments after the command's name.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command on the arguments after its name; return the exit status."""
     from trajmatch.cli.arguments import parse
 
     config = parse(ShowConfig, argv, "trajmatch show", "file")
 
     from trajmatch import artifact
 
-    distilled = artifact.load(config.file)
-    picture = _draw(config, distilled)
+    picture = _draw(config, artifact.load(config.file))
     files.check_writable(config.picture.parent)
     files.write_bytes(config.picture, picture)
     print(config.picture)
@@ -91,45 +82,20 @@ def run(argv: list[str]) -> int:
 
 
 def _draw(config: ShowConfig, distilled: Artifact) -> bytes:
-    from trajmatch import pictures, timelapse
+    from trajmatch import pictures, snapshots
 
     names = distilled.class_names
-    if config.animated:
-        return timelapse.animation(
-            _snapshots(config, distilled),
-            names,
-            clip=config.clip,
-            scale=config.scale,
-            per_class=config.per_class,
-            frame_seconds=config.frame_seconds,
+    look: Any = {"clip": config.clip, "scale": config.scale, "per_class": config.per_class}
+    if not (config.animated or config.strip):
+        pixels = distilled.preprocessing.invert(distilled.images)
+        return pictures.grid(pixels, distilled.hard_labels, names, **look)
+    path = config.snapshots or files.beside(config.file, ".snapshots.safetensors")
+    if config.snapshots is None and not path.exists():
+        raise UserError(
+            f"{config.file} has no images of its iterations beside it ({path.name}); say where "
+            "they are with --snapshots, or distil without --snapshots 0"
         )
+    found = snapshots.of_artifact(path, distilled)
     if config.strip:
-        return timelapse.strip(
-            _snapshots(config, distilled),
-            names,
-            clip=config.clip,
-            scale=config.scale,
-            per_class=config.per_class,
-        )
-    return pictures.grid(
-        distilled.preprocessing.invert(distilled.images),
-        distilled.hard_labels,
-        names,
-        clip=config.clip,
-        scale=config.scale,
-        per_class=config.per_class,
-    )
-
-
-def _snapshots(config: ShowConfig, distilled: Artifact) -> Snapshots:
-    from trajmatch import snapshots
-
-    path = config.snapshots
-    if path is None:
-        path = files.beside(config.file, ".snapshots.safetensors")
-        if not path.exists():
-            raise UserError(
-                f"{config.file} has no images of its iterations beside it ({path.name}); say where "
-                "they are with --snapshots, or distil without --snapshots 0"
-            )
-    return snapshots.of_artifact(path, distilled)
+        return snapshots.strip(found, names, **look)
+    return snapshots.animation(found, names, frame_seconds=config.frame_seconds, **look)

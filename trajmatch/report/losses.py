@@ -22,7 +22,7 @@ def verdict(losses: Sequence[float | None], settings: Mapping[str, Any]) -> str:
     """Say what the matching loss of a run means.
 
     Args:
-        losses: That of each iteration; None where it was not finite.
+        losses: Loss of each iteration; None where it was not finite.
         settings: Of the distilled set: ``terms``, ``student_steps`` and ``expert_epochs``.
 
     Returns:

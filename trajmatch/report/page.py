@@ -1,22 +1,24 @@
-"""The page: sections, style, and a policy that lets it load nothing."""
+"""The page: values of the run in the template ``page.html``."""
 
 from __future__ import annotations
 
-from importlib import resources
+import json
+import re
+
+import jinja2
 
 from trajmatch import __version__, files
+from trajmatch.report import images, losses, sections
 from trajmatch.report import run as runs
-from trajmatch.report import sections
 from trajmatch.report.config import ReportConfig
-from trajmatch.report.html import Html, element, join
 from trajmatch.report.run import Run
 
-#: Nothing is fetched and no script runs, whatever the names in a run hold.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+#: No page may hold control characters, or halves of surrogate pairs, which JSON can bring.
+_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def write_report(config: ReportConfig) -> None:
-    """Writes the report of a run. Equal runs give equal bytes.
+    """Write the report of a run. Equal runs give equal bytes.
 
     Args:
         config: Where the run and the report are.
@@ -30,54 +32,36 @@ def write_report(config: ReportConfig) -> None:
     files.write_text(config.report, content)
 
 
-def page(run: Run) -> Html:
-    """The report of a run.
-
-    Args:
-        run: What it left.
-
-    Returns:
-        An HTML document that needs no other file.
-    """
-    images = "1 image" if run.artifact.ipc == 1 else f"{run.artifact.ipc} images"
-    title = f"{run.artifact.dataset_name}, {images} per class"
-    parts = {
-        "Accuracy": sections.accuracy(run),
-        "Images": sections.pictures(run),
-        "Course of the run": sections.course(run),
-        "Time": sections.time(run),
-        "Configuration": sections.configuration(run),
-    }
-    links = [element("li", element("a", name, href=f"#{_anchor(name)}")) for name in parts]
-    body = element(
-        "main",
-        element("p", "Dataset distillation by trajectory matching", class_="kicker"),
-        element("h1", title),
-        sections.facts(run),
-        element("nav", element("ul", *links), aria_label="Sections"),
-        *(
-            element("section", element("h2", name, id=_anchor(name)), content)
-            for name, content in parts.items()
-        ),
-        element("footer", f"Written by trajmatch {__version__}."),
+def page(run: Run) -> str:
+    """Return the report of a run, an HTML document that needs no other file."""
+    distilled, told = run.artifact, run.history.iterations if run.history else []
+    count = "1 image" if distilled.ipc == 1 else f"{distilled.ipc} images"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("trajmatch.report", ""),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{title}: distillation report"),
-        element("style", _style()),
+    made = sections.settings(run)
+    content = environment.get_template("page.html").render(
+        title=f"{distilled.dataset_name}, {count} per class",
+        facts=sections.facts(run),
+        scores=sections.score_tables(run.scores),
+        errors=sections.errors(run.scores, run.sizes.test_images),
+        whole_real=any(each.whole_real for each in run.scores),
+        accuracy_chart=sections.accuracy_chart(run),
+        channels=distilled.images.shape[1],
+        on_the_way=run.snapshots and images.over_iterations(run.snapshots, distilled.class_names),
+        distilled=images.of_classes(distilled),
+        verdict=losses.verdict([each.loss for each in told], distilled.recipe) if told else "",
+        course_charts=sections.course_charts(told) if told else [],
+        updates=sections.updates(told),
+        time=sections.time(run),
+        command=run.summary.command if run.summary else "",
+        recipe=distilled.recipe.get("recipe"),
+        deviations=sections.deviations_table(run),
+        settings=sections.settings_table(made),
+        settings_json=json.dumps(made, indent=2, sort_keys=True),
+        version=__version__,
     )
-    document = element("html", head, element("body", body), lang="en")
-    return join(Html("<!doctype html>\n"), document, Html("\n"))
-
-
-def _style() -> Html:
-    """The style sheet, which is ours and holds nothing to escape."""
-    return Html(resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8"))
-
-
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
+    return _NOT_TEXT.sub("\ufffd", content)

@@ -1,11 +1,10 @@
-"""All that a run left, read and checked to belong together."""
+"""Everything that a run left, read and checked to belong together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trajmatch import artifact, files, snapshots
 from trajmatch.artifact import Artifact
@@ -14,55 +13,41 @@ from trajmatch.recipes import Recipe, find_recipe
 from trajmatch.report import history, scores
 from trajmatch.report.config import ReportConfig
 from trajmatch.report.history import History
-from trajmatch.report.scores import Score
+from trajmatch.report.scores import Evaluated, Scores, Sizes, Summary
 from trajmatch.snapshots import Snapshots
 
 
 @dataclass(frozen=True)
 class Run:
-    """What there is of a run.
+    """A run.
 
     Attributes:
         artifact: The distilled set.
         history: The run iteration by iteration; None: there is no log.
         snapshots: The images on the way; None: there are none.
-        scores: What evaluations found.
-        stage_seconds: What each stage of `trajmatch run` took.
-        training_images: Real images that were distilled; None: unknown.
-        test_images: Images that accuracies were measured on; None: unknown.
-        expert_accuracies: Test accuracy of each expert in percent; empty: unknown.
-        command: The command line; empty: unknown.
+        scores: Results of evaluations, for each architecture.
+        sizes: Numbers of real images, as far as they are known.
+        summary: Numbers of `trajmatch run`; None: it did not make the distilled set.
         recipe: The recipe that the run names, as it is today; None: it named none, or it is gone.
     """
 
     artifact: Artifact
     history: History | None
     snapshots: Snapshots | None
-    scores: list[Score] = field(default_factory=list)
-    stage_seconds: dict[str, float] = field(default_factory=dict)
-    training_images: int | None = None
-    test_images: int | None = None
-    expert_accuracies: Sequence[float] = ()
-    command: str = ""
-    recipe: Recipe | None = None
-
-    @property
-    def network(self) -> str:
-        """The architecture that was distilled for."""
-        return str(self.artifact.network["name"])
+    scores: list[Scores]
+    sizes: Sizes
+    summary: Summary | None
+    recipe: Recipe | None
 
 
 def read(config: ReportConfig) -> Run:
-    """Reads what a report is made of.
+    """Read the files that a report is made of.
 
     Args:
-        config: Says where it is.
-
-    Returns:
-        What there is. Of log and snapshots, what was not asked for by name may be missing.
+        config: Says where they are.
 
     Raises:
-        UserError: Something is missing, damaged, or of another run.
+        UserError: A file is missing that was asked for, or one is damaged or of another run.
     """
     path = config.artifact
     if not path.exists():
@@ -72,37 +57,33 @@ def read(config: ReportConfig) -> Run:
         )
     distilled = artifact.load(path)
     log_path = config.log or _if_there(files.beside(path, ".jsonl"))
-    told = None if log_path is None else history.read(log_path)
-    if told is not None and log_path is not None:
-        _check_log(log_path, told, distilled)
     images_path = config.snapshots or _if_there(files.beside(path, ".snapshots.safetensors"))
-    found: list[Score] = []
-    seconds: dict[str, float] = {}
-    about: dict[str, Any] = {}
-    if config.summary is not None:
-        found += scores.of_summary(config.summary, str(distilled.network["name"]))
-        seconds = scores.stage_seconds(config.summary)
-        about |= scores.about(config.summary)
-    for each in config.evaluation:
-        found += scores.of_evaluation(each)
-        about = {**scores.about(each), **about}
+    summary = scores.read(config.summary, Summary) if config.summary else None
+    if summary is not None:
+        summary.network = str(distilled.network["name"])
+    evaluated = [scores.read(each, Evaluated) for each in config.evaluation]
+    sizes = [each.dataset for each in evaluated]
+    if summary is not None:
+        sizes.insert(0, Sizes(summary.training_images, summary.test_images))
     return Run(
         artifact=distilled,
-        history=told,
+        history=None if log_path is None else _log(log_path, distilled),
         snapshots=None if images_path is None else snapshots.of_artifact(images_path, distilled),
-        scores=found,
-        stage_seconds=seconds,
-        recipe=_recipe(distilled.recipe.get("recipe")),
-        **about,
+        scores=[
+            *([summary] if summary else []),
+            *(scores for each in evaluated for scores in each.networks),
+        ],
+        sizes=next((each for each in sizes if each.test_images), Sizes()),
+        summary=summary,
+        recipe=_recipe(distilled.recipe),
     )
 
 
-def _recipe(name: object) -> Recipe | None:
-    """The recipe of a name or path; None where there is none that can be read."""
-    if not isinstance(name, str):
-        return None
+def _recipe(settings: Mapping[str, object]) -> Recipe | None:
+    """Return the recipe that a run named; None where there is none that can be read."""
+    name = settings.get("recipe")
     try:
-        return find_recipe(name)
+        return find_recipe(name) if isinstance(name, str) else None
     except UserError:
         return None
 
@@ -111,22 +92,21 @@ def _if_there(path: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def _check_log(path: Path, told: History, distilled: Artifact) -> None:
-    """Make sure that a log ends when the run did, or before, and with the step size of the result.
+def _log(path: Path, distilled: Artifact) -> History:
+    """Read a log that ends when the run did, with its step size, or before.
 
     A log that ends before is of a run that was continued with another log.
     """
-    last, end = told.iterations[-1:], distilled.recipe.get("iterations")
-    if last and end is not None and last[0] > end:
-        raise UserError(
-            f"{path} is the log of another run: it has iteration {last[0]}, and the distilled set "
-            f"was made in {end}; give its own with --log"
+    found, end = history.read(path), distilled.recipe.get("iterations")
+    last = found.iterations[-1] if found.iterations else None
+    if last is None or end is None:
+        return found
+    if last.iteration > end:
+        why = f"it has iteration {last.iteration}, and the distilled set was made in {end}"
+    elif last.iteration == end and distilled.selection == "last" and last.step_size != distilled.lr:
+        why = (
+            f"it ends with the step size {last.step_size}, and the distilled set has {distilled.lr}"
         )
-    if distilled.selection != "last" or last != [end]:
-        return
-    if told.step_sizes[-1] != distilled.lr:
-        raise UserError(
-            f"{path} is the log of another run: it ends with the step size "
-            f"{told.step_sizes[-1]}, and the distilled set has {distilled.lr}; give its own with "
-            "--log"
-        )
+    else:
+        return found
+    raise UserError(f"{path} is the log of another run: {why}; give its own with --log")

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from trajmatch import pictures, timelapse
+from trajmatch import pictures, snapshots
 from trajmatch.snapshots import Snapshots
 
 NAMES = ("first", "se\ncond", "empty")
 
 
-def snapshots(channels: int = 1, count: int = 3) -> Snapshots:
+def taken(channels: int = 1, count: int = 3) -> Snapshots:
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(count, 4, channels, 5, 6, generator=draw).half()
     return Snapshots((0, 40, 1000)[:count], images, torch.tensor([0, 0, 1, 1]), {})
@@ -41,13 +41,11 @@ def opened(content: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_animation_has_a_frame_for_each_snapshot(channels) -> None:
-    content = timelapse.animation(
-        snapshots(channels), NAMES, scale=8, clip="unit", frame_seconds=0.2
-    )
+    content = snapshots.animation(taken(channels), NAMES, scale=8, clip="unit", frame_seconds=0.2)
     frames = frames_of(content)
     assert [duration for _, duration in frames] == [200, 200, 800]
     for number, (frame, _) in enumerate(frames):
-        expected = pictures.to_pixels(snapshots(channels).images[number].float(), "unit")[0]
+        expected = pictures.to_pixels(taken(channels).images[number].float(), "unit")[0]
         tile = frame[24 : 24 + 40, -2 * 52 : -2 * 52 + 48][4::8, 4::8].astype(int)
         shown = torch.from_numpy(tile).permute(2, 0, 1)
         limit = 0 if channels == 1 else 40  # a GIF has 256 colours, and each of these is another
@@ -58,16 +56,16 @@ def test_an_animation_has_a_frame_for_each_snapshot(channels) -> None:
 
 def test_an_animation_of_one_snapshot_and_of_one_image_of_each_class() -> None:
     (frame, _), wide = (
-        frames_of(timelapse.animation(snapshots(count=1), NAMES, scale=8, per_class=1))[0],
-        frames_of(timelapse.animation(snapshots(count=1), NAMES, scale=8))[0][0],
+        frames_of(snapshots.animation(taken(count=1), NAMES, scale=8, per_class=1))[0],
+        frames_of(snapshots.animation(taken(count=1), NAMES, scale=8))[0][0],
     )
     assert frame.shape[1] < wide.shape[1]
 
 
 def test_a_strip_has_a_column_for_each_snapshot_and_a_row_for_each_image() -> None:
-    shown = snapshots()
-    one = opened(timelapse.strip(shown, NAMES, scale=8, clip="unit"))
-    two = opened(timelapse.strip(shown, NAMES, scale=8, clip="unit", per_class=2))
+    shown = taken()
+    one = opened(snapshots.strip(shown, NAMES, scale=8, clip="unit"))
+    two = opened(snapshots.strip(shown, NAMES, scale=8, clip="unit", per_class=2))
     assert one.shape[0] == 24 + 2 * 44 and two.shape[0] == 24 + 4 * 44
     for column in range(3):
         expected = pictures.to_pixels(shown.images[column].float(), "unit")
@@ -79,23 +77,23 @@ def test_a_strip_has_a_column_for_each_snapshot_and_a_row_for_each_image() -> No
 
 
 def test_frames_are_of_one_size_where_a_title_is_wider_than_the_images() -> None:
-    frames = frames_of(timelapse.animation(snapshots(), ("a", "b", "c"), scale=1, per_class=1))
+    frames = frames_of(snapshots.animation(taken(), ("a", "b", "c"), scale=1, per_class=1))
     assert len({frame.shape for frame, _ in frames}) == 1
     assert frames[0][0].shape[1] > 60
 
 
 def test_each_snapshot_is_scaled_by_itself() -> None:
-    shown = snapshots()
+    shown = taken()
     loud = replace(shown, images=torch.cat([shown.images[:2], 100 * shown.images[2:]]))
-    one, two = (timelapse.strip(each, NAMES, scale=2) for each in (shown, loud))
+    one, two = (snapshots.strip(each, NAMES, scale=2) for each in (shown, loud))
     assert np.abs(opened(one).astype(int) - opened(two)).max() <= 1
 
 
 def test_equal_snapshots_equal_bytes() -> None:
-    for draw in (timelapse.animation, timelapse.strip):
-        assert draw(snapshots(3), NAMES) == draw(snapshots(3), NAMES)
+    for draw in (snapshots.animation, snapshots.strip):
+        assert draw(taken(3), NAMES) == draw(taken(3), NAMES)
 
 
 def test_a_long_name_is_cut() -> None:
-    picture = timelapse.strip(snapshots(count=1), ("x" * 5000, "y", "z"))
+    picture = snapshots.strip(taken(count=1), ("x" * 5000, "y", "z"))
     assert opened(picture).shape[1] < 1000
