@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from trajmatch import artifact
 from trajmatch.artifact import Artifact
 from trajmatch.data import load_dataset
-from trajmatch.evaluate import scores
+from trajmatch.evaluate import distilled
 from trajmatch.networks import ConvNet
 
 PATH = Path(__file__).parents[1] / "examples" / "nas.py"
@@ -74,13 +74,13 @@ def test_search(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trained: list[Any] = []
-    train_fresh = scores.train_fresh
+    train_fresh = distilled.train_fresh
 
     def train(*given: Any, **named: Any) -> Any:
         trained.append((given[2]["depth"], given[2]["norm"], len(given[0])))
         return train_fresh(*given, **named)
 
-    monkeypatch.setattr(scores, "train_fresh", train)
+    monkeypatch.setattr(distilled, "train_fresh", train)
     nas.search(arguments)
     networks = [(depth, norm) for depth in (1, 2) for norm in ("none", "batch")]
     assert {*trained} == {(*each, size) for each in networks for size in (3, 30)}

@@ -14,7 +14,7 @@ from trajmatch import networks, ops
 from trajmatch.data.dsa import DSA
 from trajmatch.inference import accuracy
 from trajmatch.networks.flat import decayed
-from trajmatch.protocol import MTT_DSA, Protocol
+from trajmatch.protocol import Protocol
 from trajmatch.random import derive_seed, generator
 
 _Batches = Iterator[tuple[Tensor, Tensor]]
@@ -105,7 +105,7 @@ def train_fresh(
     device: str | torch.device = "cpu",
     on_epoch: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Trains a fresh network on a set of images and tests it on others.
+    """Train a fresh network on a set of images and tests it on others.
 
     Args:
         images: As the network sees them (normalised). ``[n, C, H, W]``, float32.
@@ -136,51 +136,8 @@ def train_fresh(
     return Outcome(tests[-1], max_accuracy, _diverged(model))
 
 
-def train_and_test(
-    images: Tensor,
-    labels: Tensor,
-    network_spec: dict[str, Any],
-    lr: float,
-    test_images: Tensor,
-    test_labels: Tensor,
-    seed: int = 0,
-    epochs: int = 1000,
-    batch_size: int = 256,
-    dsa: str = MTT_DSA,
-    device: str | torch.device = "cpu",
-    on_epoch: Callable[[], None] = lambda: None,
-) -> float:
-    """Trains a fresh network on a set of images by MTT's protocol and tests it on others.
-
-    Args:
-        images: As the network sees them (normalised). ``[n, C, H, W]``, float32.
-        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
-        network_spec: The network, as :func:`trajmatch.networks.build` takes it.
-        lr: Step size; for a distilled set the learned one.
-        test_images: Normalised likewise. ``[N, C, H, W]``, float32.
-        test_labels: Class indices ``[N]``, int64.
-        seed: Seed of initialisation, batch order and augmentation.
-        epochs: Number that the schedule is made from; one more is run.
-        batch_size: Images per step.
-        dsa: Augmentation to train with.
-        device: Where to train.
-        on_epoch: Called after every epoch.
-
-    Returns:
-        Test accuracy in percent. A network that diverged gets no image right.
-
-    Raises:
-        ValueError: Images, labels and network do not fit each other.
-    """
-    protocol = Protocol(lr=lr, dsa=dsa, epochs=epochs, batch_size=batch_size)
-    outcome = train_fresh(
-        images, labels, network_spec, protocol, test_images, test_labels, seed, device, on_epoch
-    )
-    return outcome.accuracy
-
-
 def _diverged(model: nn.Module) -> bool:
-    """Whether a parameter or a running statistic is not finite."""
+    """True if a parameter or a running statistic is not finite."""
     state = itertools.chain(model.parameters(), model.buffers())
     return not all(bool(tensor.isfinite().all()) for tensor in state)
 

@@ -78,7 +78,7 @@ def _accuracy(record: dict[str, Any], name: str, ipc: int) -> str:
 
 
 def _mean_and_std(values: Sequence[float]) -> str:
-    score = Score.of(values, {})
+    score = Score(tuple(values), {})
     return f"{score.mean:.1f} ± {score.std:.1f}"
 
 

@@ -21,7 +21,7 @@ from trajmatch import artifact, files, networks
 from trajmatch.data import Dataset, load_dataset
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.errors import UserError
-from trajmatch.evaluate import Protocol, k_center, random_subset, train_and_test
+from trajmatch.evaluate import Protocol, k_center, random_subset, train_fresh
 from trajmatch.experts import ExpertConfig, train_experts
 from trajmatch.experts.final import FinalExperts
 from trajmatch.experts.store import Store, exists
@@ -184,23 +184,22 @@ class Comparison:
         entry.update(found.facts, step_size=found.step_size)
         test_images = self.training.normalise(self.dataset.test_images)
         network_spec = self.experts("plain").manifest["network"]
+        protocol = Protocol(lr=found.step_size, epochs=self.scale.eval_epochs)
         with self.clock.part(f"networks, {run.ipc} per class"):
             for network in range(len(entry["accuracies"]), self.scale.networks):
                 self.clock.has_time(1.0)
-                accuracy = train_and_test(
+                outcome = train_fresh(
                     found.images,
                     found.labels,
                     network_spec,
-                    found.step_size,
+                    protocol,
                     test_images,
                     self.dataset.test_labels,
                     # the same for all methods, whose networks thus begin alike
                     seed=derive_seed(run.seed, "compare", network),
-                    epochs=self.scale.eval_epochs,
-                    batch_size=Protocol.batch_size,
                     device=self.device,
                 )
-                entry["accuracies"].append(accuracy)
+                entry["accuracies"].append(outcome.accuracy)
                 self.clock.done()
         return entry["accuracies"]
 

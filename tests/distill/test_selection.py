@@ -20,7 +20,7 @@ def scripted(monkeypatch):
 
         def evaluate_set(images, labels, spec, lr, test_images, test_labels, **settings):
             calls.append((images.clone(), lr, len(test_labels)))
-            return Score.of([remaining.pop(0)], {"name": "scripted"})
+            return Score((remaining.pop(0),), {"name": "scripted"})
 
         monkeypatch.setattr(selection, "evaluate_set", evaluate_set)
         return calls

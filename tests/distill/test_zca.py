@@ -66,13 +66,13 @@ def test_test_images_are_whitened_by_the_file(
     config = configure(experts=whitened_store, iterations=1)
     distill(config)
     seen = []
-    evaluate_each = distilled.evaluate_each
+    train_fresh = distilled.train_fresh
 
-    def spy(training_set, network, protocol, test_images, *rest):
-        seen.append((test_images, training_set(0)[0]))
-        return evaluate_each(training_set, network, protocol, test_images, *rest)
+    def spy(images, labels, network, protocol, test_images, *rest, **named):
+        seen.append((test_images, images))
+        return train_fresh(images, labels, network, protocol, test_images, *rest, **named)
 
-    monkeypatch.setattr(distilled, "evaluate_each", spy)
+    monkeypatch.setattr(distilled, "train_fresh", spy)
     evaluate_artifact(EvalConfig(file=config.out, data=data, seeds=1, epochs=1))
     transform = Store.open(whitened_store).zca
     dataset = load_dataset(data)

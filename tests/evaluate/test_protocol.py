@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trajmatch import networks, ops
+from trajmatch import inference, networks, ops
 from trajmatch.data import DSA, load_dataset
-from trajmatch.evaluate import Protocol, accuracy, measure, train, train_and_test
+from trajmatch.evaluate import Protocol, accuracy, train, train_fresh
 from trajmatch.random import generator
 
 DSA_SPEC = "color_crop_cutout_flip_scale_rotate"
@@ -159,7 +159,7 @@ def test_refuses_sets_that_do_not_fit(
 def test_accuracy_is_the_share_of_right_answers(
     network_spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    monkeypatch.setattr(measure, "_BATCH_CPU", 4)
+    monkeypatch.setattr(inference, "_BATCH_CPU", 4)
     model, (images, labels) = fresh(network_spec), toy_set(count)
     right = (model(images).argmax(dim=1) == labels).sum().item()
     assert accuracy(model, images, labels) == pytest.approx(100 * right / count)
@@ -208,21 +208,20 @@ def test_dropout_stays_on_and_follows_the_seed() -> None:
 
 def test_a_network_that_diverged_gets_nothing_right(network_spec: dict[str, Any]) -> None:
     images, labels = toy_set()
-    assert train_and_test(images, labels, network_spec, 1e30, images, labels, epochs=3) == 0
+    protocol = Protocol(lr=1e30, epochs=3)
+    assert train_fresh(images, labels, network_spec, protocol, images, labels).accuracy == 0
     # argmax alone would name class 0 and be right for a third of the images.
     assert (labels == 0).any()
 
 
-def test_train_and_test_learns(network_spec: dict[str, Any], tiny_data: str) -> None:
+def test_a_fresh_network_learns(network_spec: dict[str, Any], tiny_data: str) -> None:
     dataset = load_dataset(tiny_data)
-    percent = train_and_test(
+    outcome = train_fresh(
         dataset.normalise(dataset.train_images),
         dataset.train_labels,
         network_spec,
-        0.05,
+        Protocol(lr=0.05, epochs=40, dsa="none"),
         dataset.normalise(dataset.test_images),
         dataset.test_labels,
-        epochs=40,
-        dsa="none",
     )
-    assert percent > 80
+    assert outcome.accuracy > 80

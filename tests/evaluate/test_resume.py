@@ -14,7 +14,7 @@ import pytest
 from trajmatch import artifact, interruption
 from trajmatch.cli.main import main
 from trajmatch.errors import UserError
-from trajmatch.evaluate import EvalConfig, evaluate_artifact, scores
+from trajmatch.evaluate import EvalConfig, distilled, evaluate_artifact
 
 MakeArtifact = Callable[..., Path]
 Counted = Callable[[int], list[Any]]
@@ -34,7 +34,7 @@ def configure(make_artifact: MakeArtifact, tiny_data: str) -> Callable[..., Eval
 @pytest.fixture
 def stopped_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[Any]]:
     """Sends SIGTERM in the n-th epoch from here on; gives the seeds of the trainings begun."""
-    train_fresh, check = scores.train_fresh, interruption.check
+    train_fresh, check = distilled.train_fresh, interruption.check
 
     def install(epoch: int) -> list[Any]:
         begun: list[Any] = []
@@ -50,7 +50,7 @@ def stopped_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[Any]]:
                 os.kill(os.getpid(), signal.SIGTERM)
             check()
 
-        monkeypatch.setattr(scores, "train_fresh", counted)
+        monkeypatch.setattr(distilled, "train_fresh", counted)
         monkeypatch.setattr(interruption, "check", look)
         return begun
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trajmatch.data import Dataset, load_dataset
-from trajmatch.evaluate import Score, evaluate_set, random_subset, train_and_test
+from trajmatch.evaluate import Protocol, Score, evaluate_set, random_subset, train_fresh
 from trajmatch.random import derive_seed, generator
 
 
@@ -48,24 +48,22 @@ def test_score_is_mean_and_population_deviation(
 
 
 def test_population_deviation_of_known_numbers() -> None:
-    score = Score.of([40.0, 50.0, 60.0], {})
+    score = Score((40.0, 50.0, 60.0), {})
     assert (score.mean, score.std) == (50.0, pytest.approx((200 / 3) ** 0.5))
 
 
 def test_each_network_has_a_seed_of_its_own(dataset: Dataset, network_spec: dict[str, Any]) -> None:
     score = evaluate(dataset, network_spec)
     alone = [
-        train_and_test(
+        train_fresh(
             dataset.normalise(dataset.train_images[:6]),
             dataset.train_labels[:6],
             network_spec,
-            0.05,
+            Protocol(lr=0.05, epochs=8, dsa="flip"),
             dataset.normalise(dataset.test_images),
             dataset.test_labels,
             seed=derive_seed(0, "evaluate", network),
-            epochs=8,
-            dsa="flip",
-        )
+        ).accuracy
         for network in range(3)
     ]
     assert list(score.accuracies) == alone

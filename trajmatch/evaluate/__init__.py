@@ -15,12 +15,10 @@ _NAMES = {
     "TrainingSets": "evaluate.baselines",
     "accuracy": "inference",
     "evaluate_artifact": "evaluate.distilled",
-    "evaluate_each": "evaluate.scores",
     "evaluate_set": "evaluate.scores",
     "k_center": "evaluate.baselines",
     "random_subset": "evaluate.baselines",
     "train": "training",
-    "train_and_test": "training",
     "train_fresh": "training",
 }
 
@@ -33,12 +31,10 @@ __all__ = [
     "TrainingSets",
     "accuracy",
     "evaluate_artifact",
-    "evaluate_each",
     "evaluate_set",
     "k_center",
     "random_subset",
     "train",
-    "train_and_test",
     "train_fresh",
 ]
 

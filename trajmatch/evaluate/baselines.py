@@ -1,8 +1,8 @@
-"""What a distilled set is compared with: real images, drawn, chosen, or all of them."""
+"""Sets to compare a distilled one with: real images, drawn, chosen, or all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,9 +14,6 @@ from trajmatch.data import Dataset
 from trajmatch.experts.final import FinalExperts
 from trajmatch.experts.store import Store
 from trajmatch.random import generator
-
-#: Images and labels for network 0, 1, ...
-TrainingSet = Callable[[int], tuple[Tensor, Tensor]]
 
 
 class TrainingSets:
@@ -42,14 +39,9 @@ class TrainingSets:
         k_center_store: Path | None = None,
         device: str = "cpu",
     ) -> None:
-        """Reads nothing yet; see the class."""
-        self._distilled = distilled
-        self._dataset = dataset
-        self._seed = seed
-        self._store = k_center_store
-        self._device = device
-        self._chosen: Tensor | None = None
-        self._whole: Tensor | None = None
+        """Read nothing yet; see the class."""
+        self._distilled, self._dataset, self._seed = distilled, dataset, seed
+        self._store, self._device = k_center_store, device
 
     def distilled(self, network: int) -> tuple[Tensor, Tensor]:
         """The distilled set, the same for every network."""
@@ -66,16 +58,20 @@ class TrainingSets:
         Raises:
             UserError: The store cannot be used, or is of another data set.
         """
-        if self._chosen is None:
-            labels = self._dataset.train_labels
-            self._chosen = k_center(self._features(), labels, self._distilled.ipc)
-        return self._real(self._chosen)
+        return self._centers
 
     def whole_real(self, network: int) -> tuple[Tensor, Tensor]:
         """The whole training set."""
-        if self._whole is None:
-            self._whole = self._distilled.preprocessing.apply(self._dataset.train_images)
         return self._whole, self._dataset.train_labels
+
+    @cached_property
+    def _centers(self) -> tuple[Tensor, Tensor]:
+        labels = self._dataset.train_labels
+        return self._real(k_center(self._features(), labels, self._distilled.ipc))
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        return self._distilled.preprocessing.apply(self._dataset.train_images)
 
     def _real(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         images = self._distilled.preprocessing.apply(self._dataset.train_images[chosen])

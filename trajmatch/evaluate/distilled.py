@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trajmatch import artifact, files, interruption, networks
 from trajmatch.artifact import Artifact
@@ -20,12 +19,13 @@ from trajmatch.errors import UserError
 from trajmatch.evaluate.baselines import TrainingSets
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.evaluate.records import Layout, Records
-from trajmatch.evaluate.scores import Score, evaluate_each
+from trajmatch.evaluate.scores import Score
 from trajmatch.experts.store import Store
 from trajmatch.fields import expect_config
 from trajmatch.lock import locked
 from trajmatch.progress import NoProgress, ProgressLike
-from trajmatch.training import Outcome
+from trajmatch.random import derive_seed
+from trajmatch.training import Outcome, train_fresh
 
 #: What networks can be trained on, by their names in the result.
 SETS = ("distilled", "random_real", "k_center", "whole_real")
@@ -50,7 +50,7 @@ def evaluate_artifact(
 
     Args:
         config: What to evaluate, and how.
-        progress: Told how many epochs (steps with ``equal_steps``) of all networks are done.
+        progress: Updated with the epochs (steps with ``equal_steps``) of all networks done.
         on_stop: Called with the result of the networks that are finished, if there are any, where
             the evaluation is stopped. It has ``unfinished``: how many are ``done`` ``of`` all.
 
@@ -92,12 +92,26 @@ def evaluate_artifact(
         return evaluation.result()
 
 
+class _Training(NamedTuple):
+    """A network to train: number ``number`` of an architecture, on one of the :data:`SETS`."""
+
+    spec: dict[str, Any]
+    kind: str
+    number: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Kind and name of its record."""
+        slug = re.sub(r"\W+", "-", str(self.spec["name"]))
+        return self.kind, f"{slug}-{files.json_checksum(self.spec)[:16]}-{self.number}"
+
+
 class _Evaluation:
     """Networks to train, and the outcomes of those that are finished.
 
     Args:
         config: What to evaluate, and how.
-        progress: Told how many rounds of all networks are done.
+        progress: Updated with the rounds of all networks that are done.
 
     Raises:
         UserError: Something that was given cannot be used; found before anything is trained.
@@ -113,17 +127,22 @@ class _Evaluation:
         self._sets = TrainingSets(
             self._distilled, self._dataset, config.seed, config.k_center_store, config.device
         )
-        if config.k_center:
-            self._sets.k_center(0)  # a store that cannot be used is found here
+        trainings = [
+            _Training(spec, kind, number)
+            for _, spec in self._specs
+            for kind in config.training_sets
+            for number in range(config.seeds)
+        ]
+        self._trainings = {each.key: each for each in trainings}
         self._check_batches()
         self._rounds = 0
-        self._outcomes: dict[tuple[str, str], Outcome] = {}  # by training set and name
+        self._outcomes: dict[tuple[str, str], Outcome] = {}
         self.records: Records | None = None
 
     def _check_batches(self) -> None:
         """Make sure that every network trains on the batches of every set."""
         size, steps = self._protocol.batch_size, self._protocol.steps
-        counts = {len(getattr(self._sets, name)(0)[1]) for name in self._config.training_sets}
+        counts = {len(getattr(self._sets, kind)(0)[1]) for kind in self._config.training_sets}
         for _, spec in self._specs:
             model = networks.build(spec)
             for count in counts:
@@ -145,11 +164,9 @@ class _Evaluation:
             "k_center_store": None if store is None else Store.open(store).fingerprint,
         }
         self.records = Records.open(folder, LAYOUT, description, config.resume)
-        for _, spec in self._specs:
-            for key in self._keys(spec):
-                if (record := self.records.read(*key)) is not None:
-                    fields = {field: record[field] for field in LAYOUT.fields}
-                    self._outcomes[key] = Outcome(**fields)
+        for key in self._trainings:
+            if (record := self.records.read(*key)) is not None:
+                self._outcomes[key] = Outcome(**{field: record[field] for field in LAYOUT.fields})
         if self._outcomes:
             self._rounds = self.done * self._protocol.num_rounds
             self._progress.update(self._rounds)
@@ -160,56 +177,44 @@ class _Evaluation:
         return len(self._outcomes)
 
     @property
-    def total(self) -> int:
-        """Number of networks in all."""
-        return len({key for _, spec in self._specs for key in self._keys(spec)})
-
-    @property
     def kept(self) -> str:
         """The state on the disk, for people."""
         if self.records is None:
             return "nothing was kept; an evaluation with --resume keeps each finished network"
-        return f"{self.records.folder} has {self.done} of {self.total} networks"
+        return f"{self.records.folder} has {self.done} of {len(self._trainings)} networks"
 
     def train_all(self) -> None:
         """Train and test the networks that have no record."""
-        config = self._config
-        for _, spec in self._specs:
-            for name in config.training_sets:
-                evaluate_each(
-                    getattr(self._sets, name),
-                    spec,
-                    self._protocol,
-                    self._test_images,
-                    self._dataset.test_labels,
-                    config.seeds,
-                    config.seed,
-                    config.device,
-                    self._on_epoch,
-                    partial(self._outcome, name, spec),
-                )
+        for key, (spec, kind, number) in self._trainings.items():
+            if key in self._outcomes:
+                continue
+            images, labels = getattr(self._sets, kind)(number)
+            outcome = train_fresh(
+                images,
+                labels,
+                spec,
+                self._protocol,
+                self._test_images,
+                self._dataset.test_labels,
+                seed=derive_seed(self._config.seed, "evaluate", number),
+                device=self._config.device,
+                on_epoch=self._on_epoch,
+            )
+            if self.records is not None:
+                self.records.write(*key, asdict(outcome))
+            self._outcomes[key] = outcome
 
     def result(self) -> dict[str, Any]:
-        """The result of the networks that are finished, one at least; written beside records."""
-        config, scores = self._config, []
-        for name, spec in self._specs:
-            protocol = {**self._protocol.describe(), "network": spec}
-            found: dict[str, list[Outcome]] = {}
-            for key in self._keys(spec):
-                if key in self._outcomes:
-                    found.setdefault(key[0], []).append(self._outcomes[key])
-            if found:
-                each = {kind: Score.of_outcomes(of, protocol) for kind, of in found.items()}
-                numbers = {kind: score.as_dict() for kind, score in each.items()}
-                scores.append(
-                    {"network": name, **dict.fromkeys(SETS), **numbers, "protocol": protocol}
-                )
-        features = k_center_features(config.k_center_store) if config.k_center else None
+        """Return the result of the networks that are finished; written beside records."""
+        config = self._config
+        scores = [found for each in self._specs if (found := self._scores(*each)) is not None]
         result = {
             **{key: value for key, value in scores[0].items() if key != "network"},
             "networks": scores,
             "selection": self._distilled.selection,
-            "k_center_features": features,
+            "k_center_features": k_center_features(config.k_center_store)
+            if config.k_center
+            else None,
             "dataset": {
                 "name": self._dataset.name,
                 "fingerprint": self._dataset.fingerprint,
@@ -219,28 +224,21 @@ class _Evaluation:
             "images_per_class": self._distilled.ipc,
             "seed": config.seed,
         }
-        if self.done < self.total:
-            result["unfinished"] = {"done": self.done, "of": self.total}
+        if self.done < len(self._trainings):
+            result["unfinished"] = {"done": self.done, "of": len(self._trainings)}
         if self.records is not None:
             self.records.write_result(result)
         return result
 
-    def _outcome(
-        self, training_set: str, spec: dict[str, Any], network: int, train: Callable[[], Outcome]
-    ) -> Outcome:
-        """The outcome of a network that is known, or is now trained."""
-        key = training_set, _name(spec, network)
-        if key not in self._outcomes:
-            outcome = train()
-            if self.records is not None:
-                self.records.write(*key, asdict(outcome))
-            self._outcomes[key] = outcome
-        return self._outcomes[key]
-
-    def _keys(self, spec: dict[str, Any]) -> list[tuple[str, str]]:
-        """Training sets and names of all networks of an architecture."""
-        numbers = range(self._config.seeds)
-        return [(kind, _name(spec, k)) for kind in self._config.training_sets for k in numbers]
+    def _scores(self, name: str, spec: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the scores of an architecture on each set; None where no network is finished."""
+        protocol = {**self._protocol.describe(), "network": spec}
+        scores: dict[str, Any] = dict.fromkeys(SETS)
+        for kind in self._config.training_sets:
+            keys = [_Training(spec, kind, number).key for number in range(self._config.seeds)]
+            if outcomes := [self._outcomes[key] for key in keys if key in self._outcomes]:
+                scores[kind] = Score.of_outcomes(outcomes, protocol).as_dict()
+        return {"network": name, **scores, "protocol": protocol} if any(scores.values()) else None
 
     def _on_epoch(self) -> None:
         self._rounds += 1
@@ -248,14 +246,8 @@ class _Evaluation:
         interruption.check()
 
 
-def _name(spec: dict[str, Any], network: int) -> str:
-    """Name of a network's record."""
-    slug = re.sub(r"\W+", "-", str(spec["name"]))
-    return f"{slug}-{files.json_checksum(spec)[:16]}-{network}"
-
-
 def k_center_features(store: Path | None) -> str:
-    """What k-center measures distances in, in words."""
+    """Describe the features that k-center measures distances in."""
     return "preprocessed pixels" if store is None else f"logits of expert 0 of {store.name}"
 
 

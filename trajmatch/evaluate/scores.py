@@ -6,13 +6,12 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trajmatch.protocol import MTT_DSA, Protocol, named
+from trajmatch.protocol import MTT_DSA, named
 from trajmatch.random import derive_seed
 from trajmatch.training import Outcome, train_fresh
 
@@ -22,120 +21,66 @@ class Score:
     """Test accuracy of networks that were trained on a set, in percent.
 
     Attributes:
-        mean: Mean over the networks.
-        std: Standard deviation over the networks, of the population (divided by their number, as
-            the papers' code does).
         accuracies: One for each network.
         protocol: How they were trained; see :meth:`trajmatch.evaluate.Protocol.describe`.
-        seeds: Number of networks.
-        diverged: How many of them diverged; they count as getting no image right. None: unknown.
+        diverged: Number of networks that diverged; they count as getting no image right. None:
+            unknown.
         max_accuracies: The highest test of each network, where the protocol tests on the way: an
             estimate that is not honest, for it is chosen on the test set.
     """
 
-    mean: float
-    std: float
     accuracies: tuple[float, ...]
     protocol: dict[str, Any]
-    seeds: int
     diverged: int | None = None
     max_accuracies: tuple[float, ...] | None = None
 
     @classmethod
-    def of(cls, accuracies: Sequence[float], protocol: dict[str, Any]) -> Score:
-        """The score of networks with these accuracies."""
-        return cls(
-            mean=statistics.fmean(accuracies),
-            std=statistics.pstdev(accuracies),
-            accuracies=tuple(accuracies),
-            protocol=protocol,
-            seeds=len(accuracies),
-        )
-
-    @classmethod
     def of_outcomes(cls, outcomes: Sequence[Outcome], protocol: dict[str, Any]) -> Score:
-        """The score of trained networks: that of their last tests."""
+        """Return the score of trained networks: that of their last tests."""
         maxima = tuple(each.max_accuracy for each in outcomes if each.max_accuracy is not None)
-        return replace(
-            cls.of([each.accuracy for each in outcomes], protocol),
+        return cls(
+            accuracies=tuple(each.accuracy for each in outcomes),
+            protocol=protocol,
             diverged=sum(each.diverged for each in outcomes),
             max_accuracies=maxima or None,
         )
 
+    @property
+    def mean(self) -> float:
+        """Mean over the networks."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the population (divided by the number, as in the papers' code)."""
+        return statistics.pstdev(self.accuracies)
+
+    @property
+    def seeds(self) -> int:
+        """Number of networks."""
+        return len(self.accuracies)
+
     def as_dict(self) -> dict[str, Any]:
-        """The numbers, as JSON can hold them.
+        """Return the numbers, as JSON can hold them.
 
         Returns:
             ``mean``, ``std``, ``accuracies``, ``seeds`` and ``diverged``; with the maxima over the
             tests also ``test_max``: their ``mean``, ``std`` and ``accuracies``, and ``chosen``, how
             they came about.
         """
-        numbers: dict[str, Any] = {
-            "mean": self.mean,
-            "std": self.std,
-            "accuracies": list(self.accuracies),
-            "seeds": self.seeds,
-            "diverged": self.diverged,
-        }
+        numbers = {**_numbers(self.accuracies), "seeds": self.seeds, "diverged": self.diverged}
         if self.max_accuracies is not None:
-            numbers["test_max"] = {
-                "mean": statistics.fmean(self.max_accuracies),
-                "std": statistics.pstdev(self.max_accuracies),
-                "accuracies": list(self.max_accuracies),
-                "chosen": "the highest test of each network, on the test set: not an estimate",
-            }
+            chosen = "the highest test of each network, on the test set: not an estimate"
+            numbers["test_max"] = {**_numbers(self.max_accuracies), "chosen": chosen}
         return numbers
 
 
-def evaluate_each(
-    training_set: Callable[[int], tuple[Tensor, Tensor]],
-    network_spec: dict[str, Any],
-    protocol: Protocol,
-    test_images: Tensor,
-    test_labels: Tensor,
-    seeds: int = 5,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    on_epoch: Callable[[], None] = lambda: None,
-    outcome_of: Callable[[int, Callable[[], Outcome]], Outcome] = lambda network, train: train(),
-) -> Score:
-    """Train several fresh networks, each on a set of its own, and test them.
-
-    Args:
-        training_set: Images ``[n, C, H, W]``, float32, normalised, and labels ``[n]`` or ``[n, K]``
-            for network 0, 1, ...
-        network_spec: The network, as :func:`trajmatch.networks.build` takes it.
-        protocol: How to train.
-        test_images: Normalised by the same statistics. ``[N, C, H, W]``, float32.
-        test_labels: Class indices ``[N]``, int64.
-        seeds: Number of networks.
-        seed: Seed of the evaluation; network ``k`` depends on it and on ``k`` only.
-        device: Where to train.
-        on_epoch: Called after every round of every network.
-        outcome_of: Gives the outcome of network ``k`` from ``k`` and the function that trains it,
-            which need not be called where the outcome is known.
-
-    Returns:
-        The score.
-
-    Raises:
-        ValueError: Images, labels and network do not fit each other.
-    """
-
-    def train(network: int) -> Outcome:
-        return train_fresh(
-            *training_set(network),
-            network_spec,
-            protocol,
-            test_images,
-            test_labels,
-            seed=derive_seed(seed, "evaluate", network),
-            device=device,
-            on_epoch=on_epoch,
-        )
-
-    outcomes = [outcome_of(network, partial(train, network)) for network in range(seeds)]
-    return Score.of_outcomes(outcomes, {**protocol.describe(), "network": network_spec})
+def _numbers(accuracies: Sequence[float]) -> dict[str, Any]:
+    return {
+        "mean": statistics.fmean(accuracies),
+        "std": statistics.pstdev(accuracies),
+        "accuracies": list(accuracies),
+    }
 
 
 def evaluate_set(
@@ -154,14 +99,14 @@ def evaluate_set(
     on_epoch: Callable[[], None] = lambda: None,
     protocol: str = "mtt",
 ) -> Score:
-    """Trains several fresh networks on one set of images and tests each.
+    """Train several fresh networks on one set of images and test each.
 
     Args:
         images: As the networks see them (normalised). ``[n, C, H, W]``, float32.
         labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
         network_spec: The network, as :func:`trajmatch.networks.build` takes it.
         lr: Step size; for a distilled set the learned one.
-        test_images: Normalised likewise. ``[N, C, H, W]``, float32.
+        test_images: Normalised by the same statistics. ``[N, C, H, W]``, float32.
         test_labels: Class indices ``[N]``, int64.
         seeds: Number of networks.
         seed: Seed of the evaluation; network ``k`` depends on it and on ``k`` only.
@@ -179,24 +124,26 @@ def evaluate_set(
         UserError: There is no such protocol.
         ValueError: Images, labels and network do not fit each other.
     """
-    settings = named(protocol)
-    return evaluate_each(
-        lambda network: (images, labels),
-        network_spec,
-        replace(
+    settings = replace(named(protocol), lr=lr, dsa=dsa)
+    if epochs is not None:
+        settings = replace(settings, epochs=epochs)
+    if batch_size is not None:
+        settings = replace(settings, batch_size=batch_size)
+    outcomes = [
+        train_fresh(
+            images,
+            labels,
+            network_spec,
             settings,
-            lr=lr,
-            dsa=dsa,
-            epochs=settings.epochs if epochs is None else epochs,
-            batch_size=settings.batch_size if batch_size is None else batch_size,
-        ),
-        test_images,
-        test_labels,
-        seeds,
-        seed,
-        device,
-        on_epoch,
-    )
+            test_images,
+            test_labels,
+            derive_seed(seed, "evaluate", network),
+            device,
+            on_epoch,
+        )
+        for network in range(seeds)
+    ]
+    return Score.of_outcomes(outcomes, {**settings.describe(), "network": network_spec})
 
 
 def sampling_error(accuracy: float, test_images: int) -> float:
