@@ -126,6 +126,7 @@ def test_experts_are_trained_as_far_as_they_are_read(
     assert made["part"].read_bytes() == made["whole"].read_bytes()
     summary = json.loads((tmp_path / "part/summary.json").read_text())
     assert (summary["experts"]["epoch"], summary["experts"]["epochs"]) == (2, 3)
+    assert "2 experts, after epoch 2 of 3" in (tmp_path / "part/report.html").read_text()
     assert run(*part, "--resume", "--full-experts", "--quiet") == 0
     assert contents(experts["part"]) == contents(experts["whole"])
 

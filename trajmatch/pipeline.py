@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import time
 import warnings
@@ -19,6 +18,8 @@ from trajmatch.progress import ProgressLike, Stages, silent
 from trajmatch.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from trajmatch.artifact import Artifact
     from trajmatch.distill.config import DistillConfig
     from trajmatch.evaluate.config import EvalConfig
@@ -132,19 +133,27 @@ def _run(
     from trajmatch.evaluate.scores import difference_error
     from trajmatch.experts.store import Store
     from trajmatch.experts.train import train_experts
-    from trajmatch.report import ReportConfig, write_report
 
-    folder, clock = pipeline.folder, _Clock(stages)
-    experts = pipeline.expert
+    folder, experts = pipeline.folder, pipeline.expert
     evaluate = replace(pipeline.evaluate, out=folder.evaluation, resume=True)
+    began, stage_seconds = time.perf_counter(), {}
+
+    @contextmanager
+    def stage(title: str, total: int) -> Iterator[ProgressLike]:
+        interruption.check()
+        beginning = time.perf_counter()
+        with stages(total, title) as progress:
+            yield progress
+        stage_seconds[title] = time.perf_counter() - beginning
+
     if experts is not None:
-        with clock.stage("experts", experts.num_experts * experts.trained_epochs) as progress:
+        with stage("experts", experts.num_experts * experts.trained_epochs) as progress:
             train_experts(experts, progress)
     if before_distillation is not None:
         before_distillation(pipeline.distill)
-    with clock.stage("distillation", pipeline.distill.iterations) as progress:
+    with stage("distillation", pipeline.distill.iterations) as progress:
         distilled = distill(pipeline.distill, progress)
-    with clock.stage("evaluation", evaluate.total_rounds) as progress:
+    with stage("evaluation", evaluate.total_rounds) as progress:
         scores = evaluate_artifact(evaluate, progress)
 
     score = {"split": "test", "protocol": scores["protocol"], **scores["distilled"]}
@@ -152,8 +161,8 @@ def _run(
         distilled = distilled.with_score(score)
         artifact.save(folder.artifact, distilled)
     summary = {
-        "seconds": clock.seconds,
-        "stage_seconds": clock.stage_seconds,
+        "seconds": time.perf_counter() - began,
+        "stage_seconds": stage_seconds,
         "dataset": distilled.dataset_name,
         "images_per_class": distilled.ipc,
         "training_images": scores["dataset"]["training_images"],
@@ -169,101 +178,71 @@ def _run(
         summary["improvement_error"] = difference_error(*means, summary["test_images"])
     files.write_json(folder.summary, summary)
     shutil.rmtree(folder.evaluation, ignore_errors=True)
-    for path, write in (
-        (folder.initial_picture, lambda: _draw_initial(pipeline, distilled)),
-        (folder.distilled_picture, lambda: _draw(folder.distilled_picture, distilled)),
-        (folder.report, lambda: write_report(ReportConfig(run=folder.path, out=folder.report))),
-    ):
-        _try(write, path)
+    _illustrate(pipeline, distilled)
     return summary
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The accuracies of a summary as a table.
-
-    Args:
-        summary: What :func:`run_pipeline` returned.
-
-    Returns:
-        Lines without a line break after the last.
-    """
-    rows = [
-        ("training set", "images", "test accuracy"),
-        *(
-            (name, images, _accuracy(summary[key]))
-            for name, key, images in (
-                ("random real", "random_real", f"{summary['images_per_class']} per class"),
-                ("k-center real", "k_center", f"{summary['images_per_class']} per class"),
-                ("all real", "whole_real", f"{summary['training_images']}"),
-                ("distilled", "distilled", f"{summary['images_per_class']} per class"),
-            )
-            if key in summary
-        ),
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
-
-
-class _Clock:
-    """Times the stages and shows their progress."""
-
-    def __init__(self, stages: Stages) -> None:
-        self._stages = stages
-        self._began = time.perf_counter()
-        self.stage_seconds: dict[str, float] = {}
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._began
-
-    @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[ProgressLike]:
-        interruption.check()
-        began = time.perf_counter()
-        with self._stages(total, title) as progress:
-            yield progress
-        self.stage_seconds[title] = time.perf_counter() - began
-
-
-def _try(write: Callable[[], None], path: Path) -> None:
-    """Write something that a run can do without; a failure becomes a warning."""
-    try:
-        write()
-    except Exception as error:
-        why = str(error) or type(error).__name__
-        warnings.warn(f"{path} is not written: {why}; the results are whole", stacklevel=3)
-
-
-def _draw_initial(pipeline: Pipeline, distilled: Artifact) -> None:
-    from trajmatch.distill.problem import prepare
-
-    first = prepare(pipeline.distill).initial_set().images
-    _draw(pipeline.folder.initial_picture, dataclasses.replace(distilled, images=first))
-
-
-def _draw(path: Path, shown: Artifact) -> None:
+def _illustrate(pipeline: Pipeline, distilled: Artifact) -> None:
+    """Draw pictures and write the report; what fails becomes a warning, as a run can do without."""
     from trajmatch import files, pictures
+    from trajmatch.distill.problem import prepare
+    from trajmatch.report import ReportConfig, write_report
 
-    pixels = shown.preprocessing.invert(shown.images)
-    files.write_bytes(path, pictures.grid(pixels, shown.hard_labels, shown.class_names))
+    folder = pipeline.folder
+
+    def draw(path: Path, images: Tensor) -> None:
+        pixels = distilled.preprocessing.invert(images)
+        shown = pictures.grid(pixels, distilled.hard_labels, distilled.class_names)
+        files.write_bytes(path, shown)
+
+    def draw_initial() -> None:
+        draw(folder.initial_picture, prepare(pipeline.distill).initial_set().images)
+
+    steps: dict[Path, Callable[[], object]] = {
+        folder.initial_picture: draw_initial,
+        folder.distilled_picture: lambda: draw(folder.distilled_picture, distilled.images),
+        folder.report: lambda: write_report(ReportConfig(run=folder.path, out=folder.report)),
+    }
+    for path, write in steps.items():
+        try:
+            write()
+        except Exception as error:
+            why = str(error) or type(error).__name__
+            warnings.warn(f"{path} is not written: {why}; the results are whole", stacklevel=3)
 
 
 def _about_experts(store: Store) -> dict[str, Any]:
-    """The number of experts, and the test accuracies in percent of those that were tested."""
+    """Return the number of experts, and the accuracies of those that were tested, in percent."""
     metrics = [store.metrics(expert) for expert in range(store.num_experts)]
-    accuracies = [each["test_accuracy"] for each in metrics if "test_accuracy" in each]
     return {
         "number": store.num_experts,
-        "accuracies": accuracies,
+        "accuracies": [each["test_accuracy"] for each in metrics if "test_accuracy" in each],
         "epoch": store.trained_epochs,
         "epochs": store.course,
     }
 
 
-def _accuracy(score: dict[str, Any]) -> str:
-    return f"{score['mean']:.1f} +- {score['std']:.1f} % ({score['seeds']} networks)"
+def table(summary: dict[str, Any]) -> str:
+    """Tabulate the accuracies of a summary.
+
+    Args:
+        summary: The result of :func:`run_pipeline`.
+
+    Returns:
+        Lines without a line break after the last.
+    """
+    per_class = f"{summary['images_per_class']} per class"
+    sets = (
+        ("random real", per_class, summary.get("random_real")),
+        ("k-center real", per_class, summary.get("k_center")),
+        ("all real", f"{summary['training_images']}", summary.get("whole_real")),
+        ("distilled", per_class, summary["distilled"]),
+    )
+    rows = [("training set", "images", "test accuracy")]
+    for name, images, score in sets:
+        if score is not None:
+            accuracy = f"{score['mean']:.1f} +- {score['std']:.1f} % ({score['seeds']} networks)"
+            rows.append((name, images, accuracy))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ("-" * widths[0], "-" * widths[1], "-" * widths[2]))
+    return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c}" for a, b, c in rows)

@@ -79,9 +79,11 @@ class Sizes(msgspec.Struct):
 
 
 class Experts(msgspec.Struct):
-    """Test accuracy of each expert in percent."""
+    """Test accuracy of each expert in percent, after an epoch of the course of ``epochs``."""
 
     accuracies: tuple[Number, ...] = ()
+    epoch: PositiveInt | None = None
+    epochs: PositiveInt | None = None
 
 
 class Summary(Scores):

@@ -43,10 +43,12 @@ def facts(run: Run) -> dict[str, str]:
     if not (sizes.training_images and sizes.test_images):
         del found["real images"]
     # The distilled images cannot be expected to exceed the accuracy of the experts.
-    if experts := run.summary.experts.accuracies if run.summary else ():
+    if run.summary and (experts := run.summary.experts).accuracies:
+        each = experts.accuracies
+        reached = f", after epoch {experts.epoch} of {experts.epochs}" if experts.epoch else ""
         found["test accuracy of experts"] = (
-            f"{statistics.fmean(experts):.1f} % (from {min(experts):.1f} to {max(experts):.1f}, "
-            f"{len(experts)} experts)"
+            f"{statistics.fmean(each):.1f} % (from {min(each):.1f} to {max(each):.1f}, "
+            f"{len(each)} experts{reached})"
         )
     return found
 
