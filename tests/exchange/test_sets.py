@@ -194,7 +194,7 @@ def test_a_copy_to_look_at_is_refused(write, read) -> None:
         ({"labels": "text"}, "labels_best.pt should hold one tensor, but holds a str"),
         ({"lr": torch.tensor(-0.1)}, "positive number, but holds -0.1"),
         ({"lr": torch.tensor(float("nan"))}, "positive number, but holds nan"),
-        ({"lr": torch.ones(2)}, r"holds a tensor \[2\]"),
+        ({"lr": torch.ones(2)}, "holds a Tensor"),
         ({"lr": torch.tensor(1)}, "positive number, but holds 1"),
         ({"lr": {}}, "holds a dict"),
     ],

@@ -19,8 +19,8 @@ from trajmatch.data import load_dataset
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.errors import UserError
 from trajmatch.exchange import ConvertConfig, convert
-from trajmatch.exchange.buffers import Buffer
 from trajmatch.exchange.origin import preprocessed
+from trajmatch.exchange.trajectories import read_trajectories
 from trajmatch.experts import ExpertConfig, Store, train_experts
 
 NETWORK = "convnet:width=4,depth=1"
@@ -361,12 +361,12 @@ def changed(expert: int, epoch: int, tensor: int, value: Any) -> Content:
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        (torch.zeros(3), "should be a list of 1 or more experts, but is Tensor"),
-        ({"state": torch.zeros(3)}, "experts, but is dict"),
-        ([], "1 or more experts, but is 0"),
-        ([[]], "expert 0 should be a list of 2 or more snapshots, but is 0"),
-        (content(snapshots=1), "2 or more snapshots, but is 1"),
-        ([[torch.zeros(3), torch.zeros(3)]], "epoch 0 should be a list of 1 or more tensors"),
+        (torch.zeros(3), "is not a list of experts, each a list of two or more snapshots, each"),
+        ({"state": torch.zeros(3)}, "list of tensors: Expected `array`, got `object`"),
+        ([], "of tensors: Expected `array` of length >= 1"),
+        ([[]], "Expected `array` of length >= 2 - at `$[0]`"),
+        (content(snapshots=1), "Expected `array` of length >= 2 - at `$[0]`"),
+        ([[torch.zeros(3), torch.zeros(3)]], "Expected `array`, got `Tensor` - at `$[0][0]`"),
         (
             changed(1, 2, 0, torch.zeros(8, 1, 3, 3)),
             "expert 1, epoch 2: tensor 1 should be features.0.weight of ConvNet, [4, 1, 3, 3], "
@@ -409,12 +409,12 @@ def test_fuzzed_files_give_a_message_or_parameters_of_the_network(tmp_path: Path
     shapes = [(2, 4), (2,), (2, 2), (2,), (2, 2), (2,)]
     torch.save([[[torch.randn(shape) for shape in shapes] for _ in range(3)]], sound)
     archive(path, pickle_in(sound), storages=18)
-    assert Buffer(path, spec).lengths == [3]
+    assert [len(expert) for expert in read_trajectories(path, spec)] == [3]
     for changed in mutations(pickle_in(sound), count):
         archive(path, changed, storages=18)
         try:
-            experts = list(Buffer(path, spec).trajectories())
+            experts = read_trajectories(path, spec)
         except UserError:
             continue
-        for rows in experts:
-            assert rows.shape[1] == 22 and rows.isfinite().all()
+        for snapshot in (each for expert in experts for each in expert):
+            assert [tuple(tensor.shape) for tensor in snapshot] == shapes

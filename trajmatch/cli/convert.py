@@ -6,23 +6,16 @@ from trajmatch.exchange.config import ConvertConfig
 
 
 def run(argv: list[str]) -> int:
-    """Runs the command.
-
-    Args:
-        argv: Arguments after the command's name.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command on the arguments after its name; return the exit status."""
     from trajmatch.cli.arguments import parse
 
     config = parse(ConvertConfig, argv, "trajmatch convert", "source")
 
     from trajmatch.cli.progress import Progress
-    from trajmatch.exchange.buffers import find_buffers
     from trajmatch.exchange.conversion import convert
+    from trajmatch.exchange.trajectories import find_trajectories
 
-    files = len(find_buffers(config.source))
+    files = len(find_trajectories(config.source))
     with Progress(files, "files of trajectories", config.quiet or files == 0) as progress:
         made = convert(config, progress)
     print(made)

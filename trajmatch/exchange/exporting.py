@@ -9,83 +9,59 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from trajmatch import artifact, files
 from trajmatch.artifact import Artifact
-from trajmatch.exchange.card import dataset_card
 from trajmatch.exchange.config import ExportConfig
 from trajmatch.exchange.whole import check_new, whole_folder
 from trajmatch.lock import locked
 
 DESCRIPTION = "distilled.json"
+#: Attributes of an artifact that are in the description as they are.
+_AS_THEY_ARE = (
+    *("lr", "label_kind", "class_names", "dsa", "network", "ipc", "recipe", "seed", "scores"),
+    *("selection", "versions", "fingerprint"),
+)
 
 
 def export(config: ExportConfig) -> str:
-    """Writes a distilled set in another form, whole or not at all.
+    """Write a distilled set in another form, whole or not at all.
 
     Args:
         config: The set, the form, and where to write.
 
     Returns:
-        What was written, in a sentence.
+        A sentence that says what was written.
 
     Raises:
         UserError: The set cannot be read, or there is something where it should be written.
     """
     check_new(config.out)
     distilled = artifact.load(config.file)
+    made = f"{config.out}: {len(distilled.images)} images of {distilled.num_classes} classes"
     with locked(config.out):
         check_new(config.out)  # now nobody else makes it
-        _export(config, distilled)
-    lost = ""
-    if config.to in ("imagefolder", "huggingface"):
-        lost = (
-            f"; {_clipped(distilled):.1%} of the pixel values lie outside of 0 to 255 and are cut, "
-            "so that networks trained on these files differ from those trained on --to npz or torch"
-        )
-    return f"{config.out}: {len(distilled.images)} images of {distilled.num_classes} classes{lost}"
-
-
-def _export(config: ExportConfig, distilled: Artifact) -> None:
-    """Write the set in the form that is asked for."""
-    if config.to == "imagefolder":
+        if config.to in ("npz", "torch"):
+            files.write_bytes(config.out, _numbers(distilled, config.to))
+            return made
         with whole_folder(config.out) as folder:
-            _write_images(distilled, folder)
-    elif config.to == "huggingface":
-        with whole_folder(config.out) as folder:
-            _write_huggingface(distilled, folder)
-    else:
-        files.write_bytes(config.out, _npz(distilled) if config.to == "npz" else _torch(distilled))
+            _write_pictures(distilled, folder, hub=config.to == "huggingface")
+    return (
+        f"{made}; {_clipped(distilled):.1%} of the pixel values lie outside of 0 to 255 and are "
+        "cut, so that networks trained on these files differ from those trained on --to npz or "
+        "torch"
+    )
 
 
 def describe(distilled: Artifact) -> dict[str, Any]:
-    """What a distilled set says about itself, for JSON.
+    """Return the description of a distilled set, as JSON can hold it.
 
-    Args:
-        distilled: The set.
-
-    Returns:
-        ``lr`` (the learned step size), ``label_kind``, ``class_names``, ``preprocessing`` (its
-        ``spec()``), ``dsa``, ``network``, ``dataset``, ``ipc``, ``recipe``, ``seed``, ``scores``,
-        ``selection``, ``versions``, the ``fingerprint`` of the set, and ``clipped``, the part of
-        the pixel values that do not fit into 8 bits.
+    ``clipped`` is the part of the pixel values that do not fit into 8 bits.
     """
     return {
-        "lr": distilled.lr,
-        "label_kind": distilled.label_kind,
-        "class_names": list(distilled.class_names),
+        **{name: getattr(distilled, name) for name in _AS_THEY_ARE},
         "preprocessing": distilled.preprocessing.spec(),
-        "dsa": distilled.dsa,
-        "network": distilled.network,
         "dataset": {"name": distilled.dataset_name, "fingerprint": distilled.dataset_fingerprint},
-        "ipc": distilled.ipc,
-        "recipe": distilled.recipe,
-        "seed": distilled.seed,
-        "scores": list(distilled.scores),
-        "selection": distilled.selection,
-        "versions": distilled.versions,
-        "fingerprint": distilled.fingerprint,
         "clipped": _clipped(distilled),
     }
 
@@ -96,61 +72,86 @@ def _clipped(distilled: Artifact) -> float:
     return ((pixels < 0) | (pixels > 255)).double().mean().item()
 
 
-def _entries(distilled: Artifact, paths: list[Path]) -> list[dict[str, Any]]:
-    """Name, class and, where labels are soft, target logits of each image."""
+def _write_pictures(distilled: Artifact, folder: Path, hub: bool) -> None:
+    """Write PNG files and the description; for the hub in the layout of its imagefolder builder."""
+    images = folder / "train" if hub else folder
     entries: list[dict[str, Any]] = [
         {"file_name": path.as_posix(), "label": label}
-        for path, label in zip(paths, distilled.hard_labels.tolist(), strict=True)
+        for path, label in zip(
+            distilled.to_images(images), distilled.hard_labels.tolist(), strict=True
+        )
     ]
     if distilled.label_kind == "logit":
         for entry, logits in zip(entries, distilled.labels.tolist(), strict=True):
             entry["logits"] = logits
-    return entries
+    if hub:
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        files.write_text(images / "metadata.jsonl", lines)
+        files.write_text(folder / "README.md", _card(distilled))
+    listed = {} if hub else {"images": entries}
+    files.write_json(folder / DESCRIPTION, {**describe(distilled), **listed})
 
 
-def _write_images(distilled: Artifact, folder: Path) -> None:
-    paths = distilled.to_images(folder)
-    description = {**describe(distilled), "images": _entries(distilled, paths)}
-    files.write_json(folder / DESCRIPTION, description)
+def _card(distilled: Artifact) -> str:
+    """Return the text of the card: a head in YAML, of which JSON is a part, and Markdown.
+
+    The fingerprint is in the head because the package ``datasets`` tells folders of one name apart
+    by their heads alone, and would return the images that it read first.
+    """
+    names = {str(index): name for index, name in enumerate(distilled.class_names)}
+    soft = distilled.label_kind == "logit"
+    logits = [{"name": "logits", "sequence": "float32"}] if soft else []
+    head = {
+        "task_categories": ["image-classification"],
+        "configs": [
+            {
+                "config_name": "default",
+                "description": f"distilled set {distilled.fingerprint}",
+                "data_files": [{"split": "train", "path": "train/**"}],
+                "features": [
+                    {"name": "image", "dtype": "image"},
+                    {"name": "label", "dtype": {"class_label": {"names": names}}},
+                    *logits,
+                ],
+            }
+        ],
+    }
+    target = ", and target logits (their softmax is the target)" if soft else ""
+    return f"""---
+{json.dumps(head, indent=2)}
+---
+
+# {distilled.dataset_name}, distilled to {distilled.ipc} images per class
+
+Made by trajmatch. Labels are class indices{target}.
+
+- learned step size: {distilled.lr!r}
+- preprocessing of training and test images: `{json.dumps(distilled.preprocessing.spec())}`
+- augmentation (DSA): `{distilled.dsa}`
+- network: `{json.dumps(distilled.network)}`
+
+The images are pixels, rounded and cut to 8 bits; `{DESCRIPTION}` has the rest.
+"""
 
 
-def _write_huggingface(distilled: Artifact, folder: Path) -> None:
-    """The layout of the ``imagefolder`` builder; a card beside it gives the types of columns."""
-    split = folder / "train"
-    paths = distilled.to_images(split)
-    lines = [json.dumps(entry, ensure_ascii=False) for entry in _entries(distilled, paths)]
-    files.write_text(split / "metadata.jsonl", "\n".join(lines) + "\n")
-    files.write_json(folder / DESCRIPTION, describe(distilled))
-    files.write_text(folder / "README.md", dataset_card(distilled))
-
-
-def _tensors(distilled: Artifact) -> dict[str, Tensor]:
-    """Images as trained, labels, pixels, and what test images must go through."""
-    tensors = {
+def _numbers(distilled: Artifact, form: str) -> bytes:
+    """Return the file of images as trained, labels, pixels and preprocessing of test images."""
+    content: dict[str, Any] = {
         "images": distilled.images,
         "labels": distilled.labels,
         "pixels": distilled.pixels,
         "lr": torch.tensor(distilled.lr, dtype=torch.float64),
     }
-    if distilled.zca is not None:
-        return {**tensors, "zca_mean": distilled.zca.mean, "zca_matrix": distilled.zca.matrix}
-    mean, std = torch.tensor(distilled.mean), torch.tensor(distilled.std)
-    return {**tensors, "mean": mean, "std": std}
-
-
-def _npz(distilled: Artifact) -> bytes:
-    arrays = {name: tensor.numpy() for name, tensor in _tensors(distilled).items()}
-    arrays["class_names"] = np.array(distilled.class_names)
-    arrays["description"] = np.array(json.dumps(describe(distilled), sort_keys=True))
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def _torch(distilled: Artifact) -> bytes:
-    content: dict[str, Any] = dict(_tensors(distilled))
+    if (zca := distilled.zca) is not None:
+        content |= {"zca_mean": zca.mean, "zca_matrix": zca.matrix}
+    else:
+        content |= {"mean": torch.tensor(distilled.mean), "std": torch.tensor(distilled.std)}
     content["class_names"] = list(distilled.class_names)
     content["description"] = json.dumps(describe(distilled), sort_keys=True)
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    if form == "torch":
+        torch.save(content, buffer)
+    else:
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in content.items()}
+        np.savez(buffer, **arrays)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What the papers' files do not say: data set, network, preprocessing and augmentation."""
+"""Facts that the papers' files do not hold: data set, network, preprocessing and augmentation."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from trajmatch import networks
-from trajmatch.data import DSA, ChannelNormalisation, Dataset, Preprocessing, load_dataset, zca
+from trajmatch.data import DSA, ChannelNormalisation, Dataset, load_dataset, zca
 from trajmatch.data.statistics import published_statistics
 from trajmatch.errors import UserError
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.experts.config import ExpertConfig
 from trajmatch.experts.network import network_spec
 from trajmatch.experts.train import recipe_of
+from trajmatch.recipes import find_recipe
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Origin:
     """Where files come from.
 
@@ -35,40 +36,33 @@ class Origin:
     dsa: str
     recipe: dict[str, Any]
 
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """The map between pixels and network inputs."""
-        return self.dataset.preprocessing
-
 
 def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
-    """Gathers from flags and recipe what the files do not say.
+    """Gather from flags and recipe what the files do not say.
 
     Args:
         config: The flags.
         lacking: Flags, with what they say, that the caller misses; they are asked for together
             with those missed here.
 
-    Returns:
-        All of it.
-
     Raises:
         UserError: A flag is missing (all that are missing are named), or does not fit the others.
     """
-    expert = _expert_of(config.recipe)
-    kind = config.preprocessing
-    if expert is not None and kind is None and config.mean is None:
-        kind = "zca" if expert.zca else "mtt"
-    dsa = config.dsa if config.dsa is not None or expert is None else expert.dsa
-    of_recipe = {
-        "--network (e.g. convnet)": config.network is None and expert is None,
-        "--preprocessing (zca, mtt or data; or --mean and --std)": kind is None
-        and config.mean is None,
-        "--dsa (the augmentation, e.g. color_crop_cutout_flip_scale_rotate)": dsa is None,
-    }
-    missing = [flag for flag, holds in of_recipe.items() if holds]
+    expert, kind, dsa = None, config.preprocessing, config.dsa
+    if config.recipe is not None:
+        expert = ExpertConfig(out=Path("store"), **find_recipe(config.recipe).expert)
+        dsa = expert.dsa if dsa is None else dsa
+        if kind is None and config.mean is None:
+            kind = "zca" if expert.zca else "mtt"
+    missing = []
+    if config.network is None and expert is None:
+        missing.append("--network (e.g. convnet)")
+    if kind is None and config.mean is None:
+        missing.append("--preprocessing (zca, mtt or data; or --mean and --std)")
+    if dsa is None:
+        missing.append("--dsa (the augmentation, e.g. color_crop_cutout_flip_scale_rotate)")
     advice = ""
-    if missing and expert is None:
+    if missing:
         advice = "; --recipe (e.g. mtt/cifar10/ipc10) stands for --network, --preprocessing, --dsa"
     if config.data is None:
         missing.insert(0, "--data (the data set, e.g. cifar10:ROOT)")
@@ -79,34 +73,21 @@ def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
             f"{advice}"
         )
     dataset = load_dataset(config.data)
+    try:
+        if config.network is None and expert is not None:
+            network = network_spec(expert, dataset)
+        else:
+            sizes = (dataset.channels, dataset.num_classes, dataset.image_size)
+            network = networks.specify(str(config.network), *sizes)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     return Origin(
         data=config.data,
         dataset=preprocessed(dataset, kind, config),
-        network=_network(dataset, config, expert),
+        network=network,
         dsa=DSA(dsa).spec,
         recipe={} if expert is None else recipe_of(expert),
     )
-
-
-def _expert_of(name: str | None) -> ExpertConfig | None:
-    """The experts that a recipe trains."""
-    if name is None:
-        return None
-    from trajmatch.recipes import find_recipe
-
-    return ExpertConfig(out=Path("store"), **find_recipe(name).expert)
-
-
-def _network(
-    dataset: Dataset, config: ConvertConfig, expert: ExpertConfig | None
-) -> dict[str, Any]:
-    try:
-        if config.network is None and expert is not None:
-            return network_spec(expert, dataset)
-        sizes = (dataset.channels, dataset.num_classes, dataset.image_size)
-        return networks.specify(str(config.network), *sizes)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def preprocessed(dataset: Dataset, kind: str | None, config: ConvertConfig) -> Dataset:

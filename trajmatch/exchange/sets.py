@@ -9,163 +9,141 @@ from __future__ import annotations
 import math
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from trajmatch import artifact, files
 from trajmatch.artifact import Artifact, current_versions, log_probabilities
 from trajmatch.errors import UserError
-from trajmatch.exchange import pickles
+from trajmatch.exchange import torch_files
 from trajmatch.exchange.config import ConvertConfig
-from trajmatch.exchange.origin import Origin
+from trajmatch.exchange.origin import find_origin
+from trajmatch.exchange.whole import whole_folder
 
-_IMAGES, _LABELS, _LR = "images", "labels", "lr"
-#: What the scripts write beside the images of a whitened set, to look at.
+#: Beginning of the names of copies to look at, which the scripts write of a whitened set.
 _FOR_LOOKING = "images_zca"
 
 
-class SetFiles(NamedTuple):
-    """The files of one set; the last is None where there is none."""
-
-    images: Path
-    labels: Path
-    lr: Path | None
-
-
-def find_set(source: Path) -> SetFiles | None:
-    """The files of a distilled set that a path stands for.
-
-    Args:
-        source: The images, or the folder of one set.
-
-    Returns:
-        The files; None where there are no images.
+def find_images(source: Path) -> Path | None:
+    """Return the file of images at a path, or of the one set in a folder; None: there is none.
 
     Raises:
-        UserError: The labels are missing, the images are a copy to look at, or there are several
-            sets in the folder.
+        UserError: The images are a copy to look at, or there are several sets in the folder.
     """
     if source.is_dir():
         found = sorted(
-            path for path in source.glob(f"{_IMAGES}*.pt") if not path.name.startswith(_FOR_LOOKING)
+            path for path in source.glob("images*.pt") if not path.name.startswith(_FOR_LOOKING)
         )
         if len(found) > 1:
             raise UserError(
                 f"{source} holds several sets ({', '.join(path.name for path in found[:4])}); "
                 "give the path of the images wanted"
             )
-        if not found:
-            return None
-        source = found[0]
-    if not (source.name.startswith(_IMAGES) and source.suffix == ".pt"):
+        return found[0] if found else None
+    if not (source.name.startswith("images") and source.suffix == ".pt"):
         return None
     if source.name.startswith(_FOR_LOOKING):
         raise UserError(
             f"{source} is a copy to look at, with the whitening undone; give the images that were "
-            f"trained, {source.name.replace(_FOR_LOOKING, _IMAGES)}"
+            f"trained, {source.name.replace(_FOR_LOOKING, 'images')}"
         )
-    labels, lr = (source.with_name(name + source.name[len(_IMAGES) :]) for name in (_LABELS, _LR))
-    if not labels.is_file():
-        raise UserError(f"{source} has no labels beside it; put them there as {labels.name}")
-    return SetFiles(source, labels, lr if lr.is_file() else None)
+    return source
 
 
-def lacking(found: SetFiles, config: ConvertConfig) -> list[str]:
-    """What neither the files of a set nor the flags say.
+def to_artifact(config: ConvertConfig, images_file: Path) -> str:
+    """Make a distilled set of images, with the labels and the step size beside them.
 
     Args:
-        found: The files.
-        config: ``lr`` and ``labels`` are looked at.
+        config: What the files do not say, and where to write.
+        images_file: The file of the images.
 
     Returns:
-        The flags, each with what it says.
-
-    Raises:
-        UserError: The labels cannot be read.
-    """
-    flags = []
-    if found.lr is None and config.lr is None:
-        name = found.images.name.replace(_IMAGES, _LR, 1)
-        flags.append(f"--lr (eta, the learned step size, since there is no {name})")
-    if config.labels is None and _tensor(found.labels).is_floating_point():
-        flags.append(
-            "--labels (what those of floating point are: logit, as DATM's, or probability)"
-        )
-    return flags
-
-
-def read_set(found: SetFiles, origin: Origin, config: ConvertConfig) -> Artifact:
-    """Reads a distilled set.
-
-    Args:
-        found: Its files.
-        origin: What they do not say.
-        config: ``lr`` and ``labels`` are used; nothing is :func:`lacking`.
-
-    Returns:
-        The set as one object, its numbers as they were in the files.
+        A sentence that says what was made.
 
     Raises:
         UserError: A file cannot be used, or does not fit what is said of it.
     """
-    images, labels = (_tensor(path) for path in (found.images, found.labels))
-    lr = _step_size(found, config.lr)
-    zca = origin.dataset.zca
-    count, classes = len(images) if images.ndim else 0, origin.dataset.num_classes
+    artifact.warn_of_ending(config.out)
+    labels_file, lr_file = (
+        images_file.with_name(images_file.name.replace("images", name, 1))
+        for name in ("labels", "lr")
+    )
+    if not labels_file.is_file():
+        raise UserError(
+            f"{images_file} has no labels beside it; put them there as {labels_file.name}"
+        )
+    labels = _tensor(labels_file)
+    lacking = []
+    if config.lr is None and not lr_file.is_file():
+        lacking.append(f"--lr (eta, the learned step size, since there is no {lr_file.name})")
+    if config.labels is None and labels.is_floating_point():
+        lacking.append(
+            "--labels (what those of floating point are: logit, as DATM's, or probability)"
+        )
+    origin = find_origin(config, lacking)
+    dataset, images = origin.dataset, _tensor(images_file)
+    count, classes = len(images) if images.ndim else 0, dataset.num_classes
     if count == 0 or count % classes:
         raise UserError(
-            f"{found.images} holds {count} images, which is no multiple of the {classes} classes "
-            f"of {origin.dataset.name}; give the --data that they were made from"
+            f"{images_file} holds {count} images, which is no multiple of the {classes} classes "
+            f"of {dataset.name}; give the --data that they were made from"
         )
-    kind, labels = _labels(found.labels, labels, config.labels)
-    if images.is_floating_point():
-        images = _single(found.images, images)
+    lr = _step_size(lr_file, config.lr)
+    kind, labels = _labels(labels_file, labels, config.labels)
     try:
-        return Artifact(
-            images=images,
+        distilled = Artifact(
+            images=_single(images_file, images),
             labels=labels,
             label_kind=kind,
             lr=lr,
-            mean=origin.dataset.mean,
-            std=origin.dataset.std,
-            zca=zca,
+            mean=dataset.mean,
+            std=dataset.std,
+            zca=dataset.zca,
             dsa=origin.dsa,
             network=origin.network,
-            class_names=origin.dataset.class_names,
-            dataset_name=origin.dataset.name,
-            dataset_fingerprint=origin.dataset.fingerprint,
+            class_names=dataset.class_names,
+            dataset_name=dataset.name,
+            dataset_fingerprint=dataset.fingerprint,
             ipc=count // classes,
-            recipe={"converted_from": _IMAGES, "recipe": config.recipe},
+            recipe={"converted_from": "images", "recipe": config.recipe},
             seed=0,
             versions=current_versions(),
         )
     except UserError as error:
-        raise UserError(
-            f"{found.images} and {found.labels.name} cannot be used: {error}"
-        ) from error
+        raise UserError(f"{images_file} and {labels_file.name} cannot be used: {error}") from error
+    files.check_writable(config.out.parent)
+    artifact.save(config.out, distilled)
+    return f"{config.out}: {count} images of {classes} classes, step size {lr:g}"
 
 
-def write_set(distilled: Artifact, folder: Path) -> None:
-    """Writes a distilled set as the papers' scripts read it.
+def from_artifact(config: ConvertConfig) -> str:
+    """Write a distilled set as the papers' scripts read it.
 
     Args:
-        distilled: The set.
-        folder: Where to write ``images.pt``, ``labels.pt`` and ``lr.pt``.
+        config: The set, and where to write.
+
+    Returns:
+        A sentence that says what was made.
 
     Raises:
-        UserError: A file cannot be written.
+        UserError: The set cannot be read, or a file cannot be written.
     """
-    pickles.save(folder / f"{_IMAGES}.pt", distilled.images)
-    pickles.save(folder / f"{_LABELS}.pt", distilled.labels)
-    single = torch.tensor(distilled.lr, dtype=torch.float32)
-    double = torch.tensor(distilled.lr, dtype=torch.float64)
+    distilled = artifact.load(config.source)
     # The scripts write float32, which does not have every step size.
-    pickles.save(folder / f"{_LR}.pt", single if single.item() == distilled.lr else double)
+    lr = torch.tensor(distilled.lr, dtype=torch.float32)
+    if lr.item() != distilled.lr:
+        lr = torch.tensor(distilled.lr, dtype=torch.float64)
+    with whole_folder(config.out) as folder:
+        torch_files.save(folder / "images.pt", distilled.images)
+        torch_files.save(folder / "labels.pt", distilled.labels)
+        torch_files.save(folder / "lr.pt", lr)
+    return f"{config.out}: images.pt, labels.pt and lr.pt of {len(distilled.images)} images"
 
 
 def _tensor(path: Path) -> Tensor:
-    content = pickles.load(path)
+    content = torch_files.load(path)
     if not isinstance(content, Tensor):
         raise UserError(f"{path} should hold one tensor, but holds a {type(content).__name__}")
     # A tensor can claim any size over numbers that it repeats.
@@ -176,18 +154,19 @@ def _tensor(path: Path) -> Tensor:
     return content.detach().clone(memory_format=torch.contiguous_format)
 
 
-def _step_size(found: SetFiles, given: float | None) -> float:
-    if found.lr is None:
+def _step_size(path: Path, given: float | None) -> float:
+    """Return the step size of the file, where there is one, or of the flag."""
+    if not path.is_file():
         assert given is not None  # else it is lacking
         return given
     if given is not None:
-        raise UserError(f"{found.lr} has the learned step size; leave out --lr")
-    content = pickles.load(found.lr)
+        raise UserError(f"{path} has the learned step size; leave out --lr")
+    content = torch_files.load(path)
     value = content.item() if isinstance(content, Tensor) and content.numel() == 1 else content
     if not isinstance(value, float) or not (math.isfinite(value) and value > 0):
+        shown = value if isinstance(value, int | float) else f"a {type(value).__name__}"
         raise UserError(
-            f"{found.lr} should hold the learned step size, a positive number, but holds "
-            f"{_briefly(value)}"
+            f"{path} should hold the learned step size, a positive number, but holds {shown}"
         )
     return value
 
@@ -205,16 +184,12 @@ def _labels(path: Path, labels: Tensor, kind: str | None) -> tuple[Any, Tensor]:
 
 
 def _single(path: Path, tensor: Tensor) -> Tensor:
-    """The tensor as float32, with a warning where that rounds."""
+    """Return floating-point numbers as float32, with a warning where that rounds."""
+    if not tensor.is_floating_point():
+        return tensor
     single = tensor.float()
     if single.isfinite().all() and not torch.equal(single.to(tensor.dtype), tensor):
         warnings.warn(
             f"{path} holds numbers of {tensor.dtype}, which are rounded to float32", stacklevel=2
         )
     return single
-
-
-def _briefly(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor {list(value.shape)}"
-    return repr(value) if isinstance(value, int | float | str) else f"a {type(value).__name__}"

@@ -1,20 +1,29 @@
-"""Experts: files of trajectories to a store, and back."""
+"""Experts of the papers' scripts, ``replay_buffer_*.pt``: to a store, and back.
+
+A file is a list of experts, each a list of snapshots (epoch 0 is the initialisation), each the list
+of the network's parameters in the order of ``model.parameters()``. Nothing else is in it.
+"""
 
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from trajmatch import networks
 from trajmatch.data.identity import describe_dataset
+from trajmatch.data.reading import readable
 from trajmatch.data.sources import absolute_uri
 from trajmatch.errors import UserError
-from trajmatch.exchange.buffers import Buffer, write_buffers
+from trajmatch.exchange import torch_files
 from trajmatch.exchange.config import PER_FILE, ConvertConfig
 from trajmatch.exchange.origin import Origin, find_origin
 from trajmatch.exchange.whole import whole_folder
@@ -23,46 +32,85 @@ from trajmatch.experts.store import Store
 from trajmatch.inference import accuracy
 from trajmatch.progress import ProgressLike
 
-#: Test images that tell whether experts were given the right network and preprocessing.
+_NAME = re.compile(r"replay_buffer_(\d+)\.pt")
+#: Every number of these is one of float32, which stores are made of.
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+#: Experts, each snapshots, each the tensors of the parameters.
+_Content = Annotated[list[Annotated[list[list[Any]], Meta(min_length=2)]], Meta(min_length=1)]
+#: Test images that tell if experts were given the right network and preprocessing.
 _TESTED = 2000
 #: An expert that beats guessing by fewer percent than this was most likely given wrong ones.
 _ABOVE_CHANCE = 5.0
+_REFERENCES = (
+    "as MTT's script leaves them when it runs on a CPU (it keeps references, not copies); make "
+    "them again with `trajmatch expert`"
+)
 
 
-def to_store(config: ConvertConfig, buffers: list[Path], progress: ProgressLike) -> str:
-    """Makes a store of experts of files of trajectories.
+def find_trajectories(source: Path) -> list[Path]:
+    """List the files of trajectories in a folder, or of one path, in the order of their numbers.
+
+    Raises:
+        UserError: The folder cannot be read.
+    """
+    with readable(str(source)):
+        candidates = [*source.iterdir()] if source.is_dir() else [source]
+    found = [(match, path) for path in candidates if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=lambda each: int(each[0][1]))]
+
+
+def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -> str:
+    """Make a store of experts of files of trajectories.
 
     Args:
         config: What the files do not say, and where to write.
-        buffers: The files.
-        progress: Told how many of them are done.
+        paths: The files.
+        progress: Called with the number of files that are done.
 
     Returns:
-        What was made, in a sentence.
+        A sentence that says what was made.
 
     Raises:
         UserError: A file cannot be used, or does not fit what is said of it.
     """
     origin = find_origin(config)
-    _check_student(origin.network)
-    experts, length = _count(buffers, origin.network)
-    epochs = length - 1
+    _check_network(origin.network)
+    experts, length = _count(paths, origin.network)
+    epochs, dataset = length - 1, origin.dataset
     kept = kept_epochs(config.keep or "all", epochs)
-    manifest = _manifest(origin, experts, epochs, kept)
-    measured = 0.0
+    manifest = {
+        "data": absolute_uri(origin.data),
+        "dataset": describe_dataset(dataset),
+        "holdout": {"fraction": 0.0, "seed": 0, "training_fingerprint": dataset.fingerprint},
+        "preprocessing": dataset.preprocessing.spec(),
+        "network": origin.network,
+        "recipe": {
+            **origin.recipe,
+            "epochs": epochs,
+            "dsa": origin.dsa,
+            "converted_from": "replay_buffer",
+        },
+        "seed": None,  # the files do not say
+        "num_experts": experts,
+        "dtype": "float32",
+        "snapshots": kept,
+    }
+    measured, done = 0.0, 0
     with whole_folder(config.out) as folder:
-        store = Store.create(folder, manifest, origin.dataset.zca)
-        done = 0
-        for number, path in enumerate(buffers, start=1):
-            for snapshots in Buffer(path, origin.network).trajectories():
+        store = Store.create(folder, manifest, dataset.zca)
+        for number, path in enumerate(paths, start=1):
+            for place, trajectory in enumerate(read_trajectories(path, origin.network)):
+                rows = _rows(trajectory, path, place)
                 if done == 0:
-                    measured = _test(origin, snapshots[-1])
-                store.write_expert(
-                    done, snapshots[kept], {"displacement": _displacement(snapshots)}
-                )
+                    measured = _test(origin, rows[-1])
+                moved = [
+                    (end - start).norm(dtype=torch.float64).item()
+                    for start, end in itertools.pairwise(rows)
+                ]
+                store.write_expert(done, rows[kept], {"displacement": moved})
                 done += 1
             progress.update(number)
-    chance = 100 / origin.dataset.num_classes
+    chance = 100 / dataset.num_classes
     if measured < chance + _ABOVE_CHANCE:
         warnings.warn(
             f"expert 0 gets {measured:.1f} % of the test images right after its last epoch, hardly "
@@ -76,25 +124,98 @@ def to_store(config: ConvertConfig, buffers: list[Path], progress: ProgressLike)
     )
 
 
-def _count(buffers: list[Path], network: dict[str, Any]) -> tuple[int, int]:
-    """Experts in all of the files, and snapshots of each expert."""
-    lengths = [
-        (path, number, length)
-        for path in buffers
-        for number, length in enumerate(Buffer(path, network).lengths)
+def read_trajectories(path: Path, spec: dict[str, Any]) -> list[list[list[Tensor]]]:
+    """Read a file of trajectories and check its structure; no number is read yet.
+
+    Args:
+        path: The file.
+        spec: ``spec()`` of the network that they are of.
+
+    Returns:
+        For each expert, for each of its snapshots, the parameters of the network.
+
+    Raises:
+        UserError: The file cannot be used; the first thing that does not fit is named.
+    """
+    shapes, size = _shapes(spec), 0
+    try:
+        trajectories = msgspec.convert(torch_files.load(path), _Content)
+    except msgspec.ValidationError as error:
+        raise UserError(
+            f"{path} is not a list of experts, each a list of two or more snapshots, each a list "
+            f"of tensors: {error}"
+        ) from error
+    for number, trajectory in enumerate(trajectories):
+        for epoch, snapshot in enumerate(trajectory):
+            place = f"{path}, expert {number}, epoch {epoch}"
+            _check_snapshot(snapshot, shapes, place, spec["name"])
+            size += sum(tensor.nbytes for tensor in snapshot)
+            # Each number of a file is one number in memory, unless tensors share it.
+            if size > path.stat().st_size:
+                raise UserError(
+                    f"{place}: snapshots share their numbers with each other, {_REFERENCES}"
+                )
+    return trajectories
+
+
+def _check_snapshot(
+    snapshot: list[Any], shapes: Mapping[str, torch.Size], place: str, network: str
+) -> None:
+    """Compare a snapshot with the parameters of the network."""
+    wanted = [(name, str([*shape])) for name, shape in shapes.items()]
+    for number, (tensor, (name, shape)) in enumerate(
+        itertools.zip_longest(snapshot, wanted, fillvalue=("no parameter", "nothing")), start=1
+    ):
+        have = str([*tensor.shape]) if isinstance(tensor, Tensor) else "nothing"
+        if have != shape:
+            raise UserError(
+                f"{place}: tensor {number} should be {name} of {network}, {shape}, but is {have}; "
+                "give the --network and --data that the experts were trained with"
+            )
+        if isinstance(tensor, Tensor) and tensor.dtype not in _DTYPES:
+            raise UserError(
+                f"{place}: tensor {number} ({name}) is {tensor.dtype}, which float32 cannot hold "
+                "to the bit; convert it to float32 first"
+            )
+
+
+def _rows(trajectory: list[list[Tensor]], path: Path, expert: int) -> Tensor:
+    """Flatten the snapshots of an expert. ``[S, P]``, float32, in memory of its own."""
+    flat = [torch.cat([each.detach().reshape(-1) for each in snapshot]) for snapshot in trajectory]
+    rows = torch.stack(flat).float()
+    finite = rows.isfinite().all(dim=1).tolist()
+    if not all(finite):
+        raise UserError(
+            f"{path}: expert {expert} diverged: its parameters after epoch {finite.index(False)} "
+            "are not all finite; leave the file out"
+        )
+    if (rows == rows[0]).all():
+        raise UserError(
+            f"{path}: all {len(rows)} snapshots of expert {expert} are the same, {_REFERENCES}"
+        )
+    return rows
+
+
+def _count(paths: list[Path], spec: dict[str, Any]) -> tuple[int, int]:
+    """Count the experts in all files, and the snapshots of each, which are equally many."""
+    counted = [
+        (path, number, len(trajectory))
+        for path in paths
+        for number, trajectory in enumerate(read_trajectories(path, spec))
     ]
-    first = lengths[0][2]
-    for path, number, length in lengths:
-        if length != first:
+    wanted = counted[0][2]
+    for path, number, length in counted:
+        if length != wanted:
             raise UserError(
                 f"{path}: expert {number} has {length} snapshots, but the first one of "
-                f"{buffers[0].name} has {first}; convert files of other lengths to a store of "
+                f"{paths[0].name} has {wanted}; convert files of other lengths to a store of "
                 "their own"
             )
-    return len(lengths), first
+    return len(counted), wanted
 
 
-def _check_student(spec: dict[str, Any]) -> None:
+def _check_network(spec: dict[str, Any]) -> None:
+    """Make sure that experts of a network can be matched, and tested from its parameters alone."""
     model = networks.build_student(spec)
     try:
         networks.check_student(model)
@@ -108,29 +229,19 @@ def _check_student(spec: dict[str, Any]) -> None:
         )
 
 
-def _manifest(origin: Origin, experts: int, epochs: int, kept: list[int]) -> dict[str, Any]:
-    dataset = origin.dataset
-    return {
-        "data": absolute_uri(origin.data),
-        "dataset": describe_dataset(dataset),
-        "holdout": {"fraction": 0.0, "seed": 0, "training_fingerprint": dataset.fingerprint},
-        "preprocessing": origin.preprocessing.spec(),
-        "network": origin.network,
-        "recipe": {
-            **origin.recipe,
-            "epochs": epochs,
-            "dsa": origin.dsa,
-            "converted_from": "replay_buffer",
-        },
-        "seed": None,  # the files do not say
-        "num_experts": experts,
-        "dtype": "float32",
-        "snapshots": kept,
-    }
+def _shapes(spec: dict[str, Any]) -> dict[str, torch.Size]:
+    """Return the shape of each parameter of a network, in order."""
+    # A network from elsewhere may do what cannot be done without memory.
+    device = "cpu" if networks.is_external(spec["name"]) else "meta"
+    try:
+        with torch.device(device):
+            return networks.parameter_shapes(networks.build(spec))
+    except ValueError as error:
+        raise UserError(f"the network {spec} cannot be built: {error}") from error
 
 
 def _test(origin: Origin, theta: Tensor) -> float:
-    """Accuracy of an expert on some of the test images, in percent."""
+    """Measure the accuracy of an expert on some of the test images, in percent."""
     model = networks.build(origin.network)
     networks.load_flat_parameters(model, theta)
     dataset = origin.dataset
@@ -139,40 +250,59 @@ def _test(origin: Origin, theta: Tensor) -> float:
     return accuracy(model, images, dataset.test_labels[::every])
 
 
-def _displacement(snapshots: Tensor) -> list[float]:
-    """How far the parameters moved in each epoch, as training records it."""
-    steps = itertools.pairwise(snapshots)
-    return [(end - start).norm(dtype=torch.float64).item() for start, end in steps]
-
-
 def from_store(config: ConvertConfig) -> str:
-    """Makes files of trajectories of a store of experts.
+    """Make files of trajectories of a store of experts.
+
+    Epochs behind a gap are left out with a warning, because the place in a list is the epoch.
 
     Args:
         config: The store, and where to write.
 
     Returns:
-        What was made, in a sentence.
+        A sentence that says what was made.
 
     Raises:
-        UserError: The store cannot be used, or nothing can be written.
+        UserError: The store cannot be used or lacks the epochs 0 or 1, or nothing can be written.
     """
-    store = Store.open(config.source)
-    if store.buffers(0, store.snapshots_kept[0]) is not None:
+    store, per_file = Store.open(config.source), config.per_file or PER_FILE
+    kept = store.snapshots_kept
+    epochs = [epoch for place, epoch in enumerate(kept) if epoch == place]
+    if len(epochs) < 2:
+        raise UserError(
+            f"{store.path} keeps the epochs {', '.join(map(str, kept[:3]))}, ..., but trajectories "
+            "of the papers' scripts begin with the epochs 0 and 1; train experts that keep them "
+            "(--keep)"
+        )
+    if store.buffers(0, kept[0]) is not None:
         warnings.warn(
             f"files of trajectories have no place for the running statistics of batch norm that "
             f"{config.source} keeps; they are left out",
             stacklevel=2,
         )
-    per_file = config.per_file or PER_FILE
+    shapes = _shapes(store.manifest["network"])
+    starts = range(0, store.num_experts, per_file)
     with whole_folder(config.out) as folder:
-        left_out = write_buffers(store, folder, per_file)
-    if left_out:
+        for number, start in enumerate(starts):
+            trajectories = [
+                [_parameters(store.snapshot(expert, epoch), shapes) for epoch in epochs]
+                for expert in range(start, min(start + per_file, store.num_experts))
+            ]
+            torch_files.save(folder / f"replay_buffer_{number}.pt", trajectories)
+    if left_out := kept[len(epochs) :]:
         warnings.warn(
             f"{config.source} keeps epochs with a gap before them ({left_out[0]} is the first); "
             "they are left out, because the place in a list of snapshots is the epoch",
             stacklevel=2,
         )
-    count = -(-store.num_experts // per_file)
-    files = "1 file" if count == 1 else f"{count} files"
+    files = "1 file" if len(starts) == 1 else f"{len(starts)} files"
     return f"{config.out}: {store.num_experts} experts in {files} replay_buffer_*.pt"
+
+
+def _parameters(theta: Tensor, shapes: Mapping[str, torch.Size]) -> list[Tensor]:
+    """Split a flat vector into parameters, each in memory of its own."""
+    if len(theta) != sum(shape.numel() for shape in shapes.values()):
+        raise UserError(
+            f"the network of the store does not have {len(theta)} parameters, as its snapshots do; "
+            "make the store again"
+        )
+    return [part.clone() for part in networks.split(theta, shapes).values()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import os
 import pickle
 import subprocess
@@ -16,7 +15,7 @@ import torch
 from mutants import archive, mutations, pickle_in
 
 from trajmatch.errors import UserError
-from trajmatch.exchange import pickles
+from trajmatch.exchange import torch_files
 
 FUZZED = 150
 LONG_FUZZED = 10_000
@@ -50,7 +49,7 @@ def equal(first: Any, second: Any) -> bool:
 
 
 def test_lists_of_tensors_are_read(path: Path) -> None:
-    assert equal(pickles.load(path), sound())
+    assert equal(torch_files.load(path), sound())
 
 
 @pytest.mark.parametrize(
@@ -61,57 +60,47 @@ def test_lists_of_tensors_are_read(path: Path) -> None:
     ],
 )
 def test_dtypes_are_read(tmp_path: Path, content: Any) -> None:
-    pickles.save(tmp_path / "a.pt", content)
-    assert equal(pickles.load(tmp_path / "a.pt"), content)
+    torch_files.save(tmp_path / "a.pt", content)
+    assert equal(torch_files.load(tmp_path / "a.pt"), content)
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write .*No such file"):
-        pickles.save(tmp_path / "missing" / "a.pt", torch.zeros(1))
+        torch_files.save(tmp_path / "missing" / "a.pt", torch.zeros(1))
     with pytest.raises(UserError, match="cannot write /dev/full"):
-        pickles.save(Path("/dev/full"), torch.zeros(10**6))
+        torch_files.save(Path("/dev/full"), torch.zeros(10**6))
 
 
 # --- pickles that do something
 
 
 @pytest.mark.parametrize(
-    ("content", "name"),
+    "content",
     [
-        (Call(os.system, "touch PATH"), "posix.system"),
-        (Call(eval, "open('PATH', 'w')"), "__builtin__.eval"),
-        (Call(bytearray, 10**12), "__builtin__.bytearray"),
-        (Call(torch.UntypedStorage, 10**12), "torch.storage.UntypedStorage"),
-        (Call(torch.Tensor, 10**12), "torch._tensor.Tensor|torch.Tensor"),
-        (collections.Counter("ab"), "collections.Counter"),
-        (torch.nn.Linear(2, 2), r"[\w.]+"),
-        (torch.zeros(2, 2).to_sparse(), r"torch[\w.]*"),
-        (Path("x"), "pathlib"),
+        Call(os.system, "touch PATH"),
+        Call(eval, "open('PATH', 'w')"),
+        Call(torch.UntypedStorage, 10**12),
+        torch.nn.Linear(2, 2),
+        Path("x"),
     ],
 )
-def test_a_pickle_that_names_anything_but_tensors_is_refused(tmp_path, content, name) -> None:
+def test_a_pickle_that_holds_anything_but_tensors_is_refused(tmp_path, content) -> None:
     made = tmp_path / "made"
     if isinstance(content, Call):
         function, arguments = content.__reduce__()
         texts = [a.replace("PATH", str(made)) if isinstance(a, str) else a for a in arguments]
         content = Call(function, *texts)
     torch.save([content], tmp_path / "a.pt")
-    with pytest.raises(UserError, match=rf"holds ({name}).*can run a program"):
-        pickles.load(tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"holds anything but tensors.*can run a program"):
+        torch_files.load(tmp_path / "a.pt")
     assert not made.exists()
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
-def test_every_way_to_name_something_is_seen(tmp_path: Path, protocol: int) -> None:
+def test_a_pickle_that_asks_for_memory_is_refused(tmp_path: Path, protocol: int) -> None:
     archive(tmp_path / "a.pt", pickle.dumps([Call(bytearray, 10**12)], protocol))
-    with pytest.raises(UserError, match=r"holds (STACK_GLOBAL|__builtin__.bytearray)"):
-        pickles.load(tmp_path / "a.pt")
-
-
-def test_a_name_with_a_backslash_is_refused(tmp_path: Path) -> None:
-    archive(tmp_path / "a.pt", b"\x80\x02ctorch\\d\nFloatStorage\n.")
-    with pytest.raises(UserError, match=r"is damaged: .*escape"):
-        pickles.load(tmp_path / "a.pt")
+    with pytest.raises(UserError, match="holds a bytearray"):
+        torch_files.load(tmp_path / "a.pt")
 
 
 # --- what is not sound
@@ -119,8 +108,8 @@ def test_a_name_with_a_backslash_is_refused(tmp_path: Path) -> None:
 
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     archive(tmp_path / "a.pt", bytes(10**7), compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(UserError, match=r"compressed, but torch\.save compresses nothing"):
-        pickles.load(tmp_path / "a.pt")
+    with pytest.raises(UserError, match="more than its"):
+        torch_files.load(tmp_path / "a.pt")
 
 
 def test_an_archive_whose_entries_overlap_is_refused(tmp_path: Path) -> None:
@@ -132,33 +121,26 @@ def test_an_archive_whose_entries_overlap_is_refused(tmp_path: Path) -> None:
         file.filelist[0].file_size += 10**6
         file._didModify = True
     with pytest.raises(UserError, match="more than its"):
-        pickles.load(tmp_path / "a.pt")
-
-
-def test_a_large_pickle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pickles, "_MOST_PICKLE_BYTES", 100)
-    torch.save(sound(), tmp_path / "a.pt")
-    with pytest.raises(UserError, match="at most 100 are read"):
-        pickles.load(tmp_path / "a.pt")
+        torch_files.load(tmp_path / "a.pt")
 
 
 def test_the_form_before_release_1_6_is_refused_with_what_to_do(tmp_path: Path) -> None:
     torch.save(sound(), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(UserError, match=r"since release 1.6 .*torch.save\(torch.load"):
-        pickles.load(tmp_path / "a.pt")
+        torch_files.load(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"PK\x05\x06" + bytes(18), bytes(1000)])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.pt").write_bytes(content)
-    with pytest.raises(UserError, match=r"a.pt is (cut off|a zip archive, but not one)"):
-        pickles.load(tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a.pt is (cut off, )?damaged"):
+        torch_files.load(tmp_path / "a.pt")
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.pt", tmp_path):
         with pytest.raises(UserError, match="cannot read"):
-            pickles.load(path)
+            torch_files.load(path)
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
@@ -166,7 +148,7 @@ def test_a_file_that_is_cut_off_is_refused(path: Path, part: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * part)])
     with pytest.raises(UserError, match="cut off"):
-        pickles.load(path)
+        torch_files.load(path)
 
 
 def test_a_changed_number_is_found(path: Path) -> None:
@@ -175,7 +157,7 @@ def test_a_changed_number_is_found(path: Path) -> None:
     content[place] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="does not fit its checksum"):
-        pickles.load(path)
+        torch_files.load(path)
 
 
 @pytest.mark.parametrize("count", [FUZZED, pytest.param(LONG_FUZZED, marks=pytest.mark.slow)])
@@ -184,7 +166,7 @@ def test_fuzzed_files_give_a_message_or_the_numbers_of_the_sound_file(path, coun
     for content in mutations(path.read_bytes(), count):
         path.write_bytes(content)
         try:
-            assert equal(pickles.load(path), sound())
+            assert equal(torch_files.load(path), sound())
         except UserError:
             refused += 1
     assert refused > count // 2
@@ -197,7 +179,7 @@ def test_fuzzed_pickles_in_a_sound_archive_give_a_message_or_plain_content(path,
     for changed in mutations(content, count):
         archive(path, changed)
         try:
-            numbers = sum(tensor.numel() for tensor in tensors_in(pickles.load(path)))
+            numbers = sum(tensor.numel() for tensor in tensors_in(torch_files.load(path)))
         except UserError:
             continue
         assert numbers <= 10**6
@@ -217,17 +199,17 @@ import sys
 from pathlib import Path
 import torch
 from trajmatch.errors import UserError
-from trajmatch.exchange import pickles
+from trajmatch.exchange import torch_files
 
 def address_space():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmPeak")) // 1024
 
-pickles.load(Path(sys.argv[1]))
+torch_files.load(Path(sys.argv[1]))
 before = address_space()
 for name in sys.argv[2:]:
     try:
-        pickles.load(Path(name))
+        torch_files.load(Path(name))
     except UserError:
         continue
     if not name.endswith("view"):
