@@ -24,89 +24,260 @@ which is 3.0 of the 4 hours that it may take.
 
 from __future__ import annotations
 
-import os
+import argparse
+import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import product
 from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from bench.program import program
+from comparison import page
+from comparison.methods import CIFAR10, EXPERTS, METHODS, REAL, Scale, distill_fields
+from doc_pages import fill
+from slices import COME_AGAIN, SliceOver, Slices, duration
+from torch import Tensor, cat
+
+from trajmatch import files, networks
+from trajmatch.data import Dataset, load_dataset, resolve_uri
+from trajmatch.distill import DistillConfig
+from trajmatch.errors import UserError
+from trajmatch.evaluate import Protocol, k_center, random_subset, train_fresh
+from trajmatch.experts import ExpertConfig, Store
+from trajmatch.experts.final import FinalExperts
+from trajmatch.random import derive_seed, generator
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # also where Python is told not to look beside its program
-
-from comparison.methods import CIFAR10, Scale  # noqa: E402
-from reproduction.clock import SliceOver, duration  # noqa: E402
-
-from trajmatch.cli.arguments import parse  # noqa: E402
-from trajmatch.cli.main import SPIN_COUNT  # noqa: E402
-from trajmatch.errors import UserError  # noqa: E402
-
-#: Exit status of a call that ended with its budget: come again (EX_TEMPFAIL of sysexits.h).
-COME_AGAIN = 75
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """Compare the methods, or go on with it, and fill in the page of the docs when all is done."""
-
-    out: Path
-    """Folder for experts and distilled images."""
-    data: str | None = None
-    """Data set, e.g. cifar10:ROOT. Default: cifar10 under a folder in TRAJMATCH_DATA."""
-    budget: str | None = None
-    """Time for this call, e.g. 90s, 25m or 1.5h. Default: no limit."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda or cuda:N."""
-    record: Path = HERE / "results" / "comparison.json"
-    """The record of all that was measured."""
-    page: Path = HERE.parent / "docs" / "comparison.md"
-    """Markdown page whose result is filled in when the record is complete."""
-
-
-def main(argv: Sequence[str] | None = None, scale: Scale = CIFAR10) -> int:
-    """Runs the program.
-
-    Args:
-        argv: The arguments; None: those of the process.
-        scale: What is the same for all methods.
-
-    Returns:
-        The exit status: 0, 2 for a mistake of the user, or :data:`COME_AGAIN`.
-    """
-    arguments = sys.argv[1:] if argv is None else argv
-    config = parse(CompareConfig, arguments, "benchmarks/compare_methods.py")
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # as in the program trajmatch
-
-    import doc_pages
-    from comparison import page
-    from comparison.run import compare
-    from reproduction.clock import Clock
-
-    from trajmatch import files
-    from trajmatch.data import resolve_uri
-    from trajmatch.memory import keep_freed_memory
-
-    keep_freed_memory()
+@program
+def main(argv: Sequence[str] | None, scale: Scale = CIFAR10) -> int:
+    """Compare the methods; the status is 0, 2 for a mistake of the user, or 75."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for experts and images")
+    parser.add_argument("--data", help="data set, e.g. cifar10:ROOT (by TRAJMATCH_DATA)")
+    parser.add_argument("--budget", type=duration, help="time for this call, e.g. 25m (no limit)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--record", type=Path, default=HERE / "results" / "comparison.json")
+    parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "comparison.md")
+    given = parser.parse_args(argv)
+    uri = given.data or resolve_uri("cifar10")
+    if uri is None:
+        raise UserError(
+            "the data set 'cifar10' is not found under the folders in TRAJMATCH_DATA; say where "
+            "it is with --data"
+        )
+    for folder in (given.out, given.record.parent):
+        files.check_writable(folder)
+    slices = Slices(given.record, slice_seconds=given.budget)
     try:
-        budget = None if config.budget is None else duration(config.budget)
-        uri = config.data or resolve_uri("cifar10")
-        if uri is None:
-            raise UserError(
-                "the data set 'cifar10' is not found under the folders in TRAJMATCH_DATA; say "
-                "where it is with --data"
-            )
-        for folder in (config.out, config.record.parent):
-            files.check_writable(folder)
-        clock = Clock(config.record, float("inf"), budget)
-        record = compare(scale, uri, config.out, clock, config.device)
-        doc_pages.fill(config.page, "result", page.result(record))
+        record = compare(scale, uri, given.out, slices, given.device)
     except SliceOver:
-        print(f"{clock.spent:.0f} s are spent in all; the same command goes on")
+        print(f"{slices.spent:.0f} s are spent in all; the same command goes on")
         return COME_AGAIN
-    except UserError as error:
-        print(f"compare_methods: error: {error.args[0]}", file=sys.stderr)
-        return 2
+    fill(given.page, "result", page.result(record))
     print(page.result(record))
     return 0
+
+
+def compare(
+    scale: Scale, uri: str, out: Path, slices: Slices, device: str = "cpu"
+) -> dict[str, Any]:
+    """Compare all methods, or do what earlier calls left of it.
+
+    Every run of every method is one entry of ``record["cells"][method][ipc]``; the runs come in the
+    order of their seeds, so that an unfinished record has the same runs of every method. What is in
+    the record is not done again, even where the folder is gone.
+
+    Args:
+        scale: What is the same for all.
+        uri: Data set.
+        out: Folder for experts and distilled images.
+        slices: State, which is the record, and time.
+        device: Where to compute.
+
+    Returns:
+        The record, complete.
+
+    Raises:
+        SliceOver: The time of this call is over; the same call goes on.
+        UserError: Data or folder cannot be used, or the record is of another comparison.
+    """
+    comparison = Comparison(scale, uri, load_dataset(uri), out, slices, device)
+    fields = {
+        name: {ipc: distill_fields(name, scale, ipc) for ipc in scale.distill} for name in METHODS
+    }
+    slices.begin(
+        {
+            "scale": asdict(scale),
+            "experts": EXPERTS,
+            "methods": fields,
+            "data": comparison.dataset.fingerprint,
+            "device": device,
+        },
+        device,
+    )
+    for seed, ipc, method in product(range(scale.seeds), scale.distill, (*REAL, *METHODS)):
+        runs = slices.state.setdefault("cells", {}).setdefault(method, {}).setdefault(str(ipc), [])
+        if len(runs) == seed:
+            runs.append({"accuracies": []})
+        if len(runs[seed]["accuracies"]) < scale.networks:
+            comparison.run(method, ipc, seed, runs[seed])
+            accuracy = fmean(runs[seed]["accuracies"])
+            print(f"{method}, {ipc} per class, seed {seed}: {accuracy:.2f} %", flush=True)
+    slices.save()  # with the seconds since the last piece
+    return slices.state
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """A set that the networks of a run are trained on.
+
+    Attributes:
+        images: Normalised. ``[n, C, H, W]``, float32.
+        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
+        step_size: Step size of the training.
+        facts: What the record says of it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    step_size: float
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of a comparison.
+
+    Attributes:
+        scale: What is the same for all methods.
+        uri: Where the data set is.
+        dataset: The data set.
+        out: Folder for experts and distilled images.
+        slices: State, which is the record, and time.
+        device: Where to compute.
+    """
+
+    scale: Scale
+    uri: str
+    dataset: Dataset
+    out: Path
+    slices: Slices
+    device: str
+
+    def run(self, method: str, ipc: int, seed: int, entry: dict[str, Any]) -> None:
+        """Train and test the networks of a run that its entry in the record lacks.
+
+        Raises:
+            SliceOver: The time of this call is over.
+        """
+        make = self._real if method in REAL else self._distilled
+        found = make(method, ipc, seed)
+        entry.update(found.facts, step_size=found.step_size)
+        test_images = self.training.normalise(self.dataset.test_images)
+        spec = self.experts("plain").manifest["network"]
+        protocol = Protocol(lr=found.step_size, epochs=self.scale.eval_epochs)
+        done: list[float] = entry["accuracies"]
+        part = f"networks, {ipc} per class"
+        for piece in self.slices.pieces(part, len(done), self.scale.networks):
+            outcome = train_fresh(
+                found.images,
+                found.labels,
+                spec,
+                protocol,
+                test_images,
+                self.dataset.test_labels,
+                # the same for all methods, whose networks thus begin alike
+                seed=derive_seed(seed, "compare", piece.start),
+                device=self.device,
+            )
+            done.append(outcome.accuracy)
+
+    @cached_property
+    def training(self) -> Dataset:
+        """The training images that experts and methods see."""
+        return self.experts("plain").training_set(self.dataset)[0]
+
+    def experts(self, kind: str) -> Store:
+        """Return the experts of a kind; those that are missing are trained."""
+        config = ExpertConfig(
+            out=self.out / "experts" / kind,
+            data=self.uri,
+            device=self.device,
+            resume=True,
+            quiet=True,
+            **{**self.scale.experts, **EXPERTS[kind]},
+        )
+        store = self.slices.experts(f"{kind} experts", config)
+        found = [store.metrics(number)["test_accuracy"] for number in range(store.num_experts)]
+        self.slices.state.setdefault("experts", {})[kind] = found
+        return store
+
+    def _real(self, method: str, ipc: int, seed: int) -> TrainingSet:
+        """Choose real images from those that the experts saw."""
+        training = self.training
+        if method == "random real":
+            draw = generator(seed, "compare", method, ipc)
+            chosen = random_subset(training.train_labels, ipc, draw)
+        else:
+            chosen = k_center(self._logits(seed), training.train_labels, ipc)
+        images = training.normalise(training.train_images[chosen])
+        return TrainingSet(images, training.train_labels[chosen], self.scale.real_lr, {})
+
+    def _logits(self, seed: int) -> Tensor:
+        """Return the logits of a plain expert for all images, ``[N, K]``; another for each seed."""
+        store = self.experts("plain")
+        model = networks.build(store.manifest["network"]).to(self.device)
+        experts = FinalExperts(store, model, "k-center")
+        parts = self.training.train_images.split(1000)  # normalised at once, they take four times
+        expert = seed % experts.count
+        return cat([experts.logits(expert, self.training.normalise(part)) for part in parts])
+
+    def _distilled(self, method: str, ipc: int, seed: int) -> TrainingSet:
+        """Distil by a method."""
+        store = self.experts(METHODS[method].experts)
+        files.check_writable(self.out / "distilled")
+        config = DistillConfig(
+            experts=store.path,
+            out=self.out / "distilled" / f"{method.lower()}-ipc{ipc}-seed{seed}.safetensors",
+            data=self.uri,
+            seed=seed,
+            device=self.device,
+            checkpoint_every=self.scale.checkpoint_every,
+            resume=True,
+            quiet=True,
+            **distill_fields(method, self.scale, ipc),
+        )
+        result = self.slices.distil(f"{method}, {ipc} per class", config)
+        facts = {**matching(config.log_path), "fingerprint": result.fingerprint}
+        return TrainingSet(result.images, result.labels, result.lr, facts)
+
+
+def matching(log: Path) -> dict[str, Any]:
+    """Summarise the log of a distillation.
+
+    Args:
+        log: Its metrics.
+
+    Returns:
+        ``matching_loss``: its mean over the first and the last tenth of the iterations, and
+        ``skipped`` and ``refused``: the number of updates that were not made.
+    """
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    losses = [line["loss"] for line in lines if line["loss"] is not None]
+    tenth = max(1, len(losses) // 10)
+    return {
+        "matching_loss": [fmean(losses[:tenth]), fmean(losses[-tenth:])],
+        "skipped": sum(line.get("skipped", False) for line in lines),
+        "refused": sum(line["refused"] is not None for line in lines),
+    }
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
     python benchmarks/reproduce.py mtt/cifar10/ipc10 --data cifar10:ROOT --out runs/ipc10
     python benchmarks/reproduce.py mtt/cifar10/ipc10 --data cifar10:ROOT --out runs/ipc10 \
         --budget 25m --slice 9m      # as often as it ends with status 75
-    python benchmarks/reproduce.py benchmarks/reproduction/smoke.toml --device cpu --out runs/smoke
+    python benchmarks/reproduce.py benchmarks/smoke.toml --device cpu --out runs/smoke
 
 Takes any recipe that ``trajmatch run`` takes. Trains as many experts and runs as many outer
 iterations as fit into the budget, up to what the recipe says, and evaluates the distilled and
-random real images by its protocol. All that it did, with times, counts, departures and accuracies
-beside the published ones, is in ``result.json``. With ``--slice`` a run ends in time with its state
-on disk, and the same command goes on.
+random real images by its protocol. All that it did, with times, counts, departures and
+accuracies beside the published ones, is in ``result.json``. With ``--slice`` a call ends in time
+with its state on disk, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -17,72 +17,174 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # also where Python is told not to look beside its program
+from bench.program import program
+from published import Published, distilled_baseline, random_baseline
+from slices import COME_AGAIN, SliceOver, Slices, duration
 
-from reproduction.baselines import Published  # noqa: E402
-from reproduction.clock import Clock, SliceOver, duration  # noqa: E402
-from reproduction.run import reproduce  # noqa: E402
+from trajmatch import files
+from trajmatch.artifact import Artifact
+from trajmatch.cli.run import RunConfig, pipeline_of
+from trajmatch.data import resolve_uri
+from trajmatch.data.sources import of_recipe
+from trajmatch.errors import UserError
+from trajmatch.evaluate import EvalConfig, evaluate_artifact
+from trajmatch.recipes import Recipe, find_recipe
 
-from trajmatch import files  # noqa: E402
-from trajmatch.errors import UserError  # noqa: E402
-from trajmatch.memory import keep_freed_memory  # noqa: E402
-from trajmatch.recipes import find_recipe  # noqa: E402
-
-#: Exit status of a run that ended with its slice: come again (EX_TEMPFAIL of sysexits.h).
-COME_AGAIN = 75
+#: Shares of the budget after which experts and distillation end; the rest is for the evaluation.
+SHARES = {"experts": 0.35, "distillation": 0.85}
+#: Iterations after which the time is looked at, where the recipe does not say it.
+CHECKPOINT_EVERY = 20
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a recipe; the status is 0, 2 for a mistake of the user, or :data:`COME_AGAIN`."""
-    arguments = parse(argv)
-    keep_freed_memory()
+@program
+def main(argv: Sequence[str] | None) -> int:
+    """Run a recipe; the status is 0, 2 for a mistake of the user, or 75."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", help="a name that `trajmatch recipes` lists, or a .toml file")
+    parser.add_argument("--budget", type=duration, default=1500.0, help="for everything (25m)")
+    parser.add_argument("--slice", type=duration, help="time for this call (no limit)")
+    parser.add_argument("--data", help="data set, e.g. cifar10:ROOT (by TRAJMATCH_DATA)")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for all that is written")
+    given = parser.parse_args(argv)
+    recipe = find_recipe(given.recipe)
+    files.check_writable(given.out)
+    slices = Slices(given.out / "state.json", given.budget, given.slice)
     try:
-        recipe = find_recipe(arguments.recipe)
-        slice_seconds = None if arguments.slice is None else duration(arguments.slice)
-        budget = duration(arguments.budget)
-        files.check_writable(arguments.out)
-        clock = Clock(arguments.out / "state.json", budget, slice_seconds)
-        result = reproduce(
-            recipe,
-            arguments.out,
-            clock,
-            arguments.data,
-            arguments.device,
-            arguments.seed,
-        )
+        result = reproduce(recipe, given.out, slices, given.data, given.device, given.seed)
     except SliceOver:
-        print(f"{clock.spent:.0f} of {budget:.0f} s are spent; the same command goes on")
+        print(f"{slices.spent:.0f} of {given.budget:.0f} s are spent; the same command goes on")
         return COME_AGAIN
-    except UserError as error:
-        print(f"reproduce: error: {error.args[0]}", file=sys.stderr)
-        return 2
     print(as_text(result))
     return 0
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "recipe",
-        metavar="RECIPE",
-        help="such as mtt/cifar10/ipc10 (`trajmatch recipes` lists them), or a .toml file",
-    )
-    parser.add_argument("--budget", default="25m", help="time for everything, e.g. 25m")
-    parser.add_argument("--slice", help="time for this run, e.g. 9m (default: no limit)")
-    parser.add_argument("--data", help="data set, e.g. cifar10:ROOT (default: by TRAJMATCH_DATA)")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for all that is written")
-    return parser.parse_args(argv)
+def reproduce(
+    recipe: Recipe,
+    out: Path,
+    slices: Slices,
+    data: str | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Run a recipe, or what earlier calls left of it.
+
+    Args:
+        recipe: The recipe.
+        out: Folder for experts, images and ``result.json``.
+        slices: State and budget.
+        data: URI of the data set; None: it is found by its name.
+        device: Where to compute.
+        seed: Seed of everything random.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        SliceOver: The time of this call is over; the same call goes on.
+        UserError: Recipe, data or folder cannot be used, or the folder holds another run.
+    """
+    distill = {"checkpoint_every": CHECKPOINT_EVERY, **recipe.distill}
+    sections = {"expert": recipe.expert, "distill": distill, "evaluate": recipe.evaluate}
+    slices.begin({"recipe": recipe.name, "device": device, "seed": seed, **sections}, device)
+    if (out / "result.json").exists():
+        return files.read_json(out / "result.json")
+    uri = of_recipe(data, recipe.data) or find_data(recipe)
+    run = RunConfig(recipe=recipe.name, out=out, data=uri, seed=seed, device=device, resume=True)
+    pipeline = pipeline_of(run, sections)
+    assert pipeline.expert is not None
+    store = slices.experts("experts", pipeline.expert, SHARES["experts"])
+    distilled = slices.distil("distillation", pipeline.distill, SHARES["distillation"])
+    scores = evaluate(pipeline.evaluate, slices)
+    counts = {
+        "experts": (store.num_experts, pipeline.expert.num_experts),
+        "iterations": (distilled.recipe["iterations"], pipeline.distill.iterations),
+        "networks": (scores["distilled"]["seeds"], pipeline.evaluate.seeds),
+    }
+    published = {"distilled": distilled_baseline(recipe), "random_real": random_baseline(recipe)}
+    state = slices.state
+    result = {
+        "recipe": recipe.name,
+        **{name: scores[name] for name in ("distilled", "random_real", "protocol")},
+        "published": {name: each and asdict(each) for name, each in published.items()},
+        "notes": list(recipe.notes),
+        "departures": departures(recipe, distilled, counts),
+        "counts": {what: {"done": done, "wanted": n} for what, (done, n) in counts.items()},
+        "seconds": {**state["seconds"], "all": sum(state["seconds"].values())},
+        "slices": state["calls"],
+        "settings": {
+            "experts": store.manifest["recipe"],
+            "distillation": distilled.recipe,
+            "step_size": distilled.lr,
+        },
+        "device": state["device"],
+        "versions": distilled.versions,
+        "commits": state["commits"],
+        "fingerprint": distilled.fingerprint,
+    }
+    files.write_json(out / "result.json", result)
+    return result
+
+
+def find_data(recipe: Recipe) -> str:
+    """Return the URI of the recipe's data set, by its name.
+
+    Raises:
+        UserError: The recipe is for any data, or the data set is not found.
+    """
+    if not recipe.data:
+        raise UserError(f"recipe {recipe.name} is for any data set; say which with --data")
+    uri = resolve_uri(recipe.data)
+    if uri is None:
+        raise UserError(
+            f"the data set {recipe.data!r} is not found under the folders in TRAJMATCH_DATA; say "
+            "where it is with --data"
+        )
+    return uri
+
+
+def evaluate(config: EvalConfig, slices: Slices) -> dict[str, Any]:
+    """Train and test as many networks as there is time for, one more on each set at a time."""
+    folder = config.file.parent / "evaluation"
+    config = replace(config, out=folder, resume=True, quiet=True)
+    done: int = slices.state.get("networks", 0)
+    for piece in slices.pieces("evaluation", done, config.seeds):
+        evaluate_artifact(replace(config, seeds=piece.stop))
+        slices.state["networks"] = piece.stop
+    return files.read_json(folder / "result.json")
+
+
+def departures(
+    recipe: Recipe, distilled: Artifact, counts: dict[str, tuple[int, int]]
+) -> list[str]:
+    """Say what is not as published.
+
+    Args:
+        recipe: As it was published.
+        distilled: The result.
+        counts: What was done and what was wanted of everything that is counted.
+    """
+    data = distilled.dataset_name
+    wanted_data = recipe.data or data
+    return [
+        *([] if data == wanted_data else [f"the data set is {data!r} instead of {wanted_data!r}"]),
+        *(
+            f"{done} {what} instead of {wanted}, for want of time"
+            for what, (done, wanted) in counts.items()
+            if done < wanted
+        ),
+    ]
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """The result for a reader."""
+    """Format the result for a reader."""
     lines = []
     for title, name in (("random real", "random_real"), ("distilled", "distilled")):
         score, published = result[name], result["published"][name]
@@ -93,7 +195,7 @@ def as_text(result: dict[str, Any]) -> str:
         )
     lines += [f"note: {note}" for note in result["notes"]]
     lines += [f"but: {departure}" for departure in result["departures"]]
-    lines.append(f"{result['seconds']['all']:.0f} s in {result['slices']} runs")
+    lines.append(f"{result['seconds']['all']:.0f} s in {result['slices']} calls")
     return "\n".join(lines)
 
 

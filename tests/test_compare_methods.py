@@ -12,11 +12,11 @@ import compare_methods as program
 import doc_pages
 import numpy as np
 import pytest
+from compare_methods import compare, matching
 from comparison import page
 from comparison.methods import CIFAR10, EXPERTS, METHODS, REAL, Scale, distill_fields
 from comparison.methods import heavy_ball_gain as gain
-from comparison.run import compare, matching
-from reproduction.clock import Clock, SliceOver
+from slices import SliceOver, Slices
 
 from trajmatch import artifact, files
 from trajmatch.distill import DistillConfig
@@ -77,8 +77,8 @@ def squares(tmp_path_factory) -> str:
 
 
 def start(folder: Path, uri: str, slice_seconds: float | None = None) -> dict:
-    clock = Clock(folder / "record.json", float("inf"), slice_seconds, Ticks())
-    return compare(TINY, uri, folder, clock, say=lambda text: None)
+    state = Slices(folder / "record.json", slice_seconds=slice_seconds, now=Ticks())
+    return compare(TINY, uri, folder, state)
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +175,9 @@ def test_what_is_in_the_record_is_not_done_again(whole, squares, tmp_path, capsy
 
 
 def test_another_comparison_in_the_same_record(whole, squares) -> None:
-    clock = Clock(whole[0] / "record.json", float("inf"))
-    with pytest.raises(UserError, match=r"other scale, methods; give --record"):
-        compare(replace(TINY, iterations=20), squares, whole[0], clock)
+    state = Slices(whole[0] / "record.json")
+    with pytest.raises(UserError, match=r"work with another scale, methods; write to a new place"):
+        compare(replace(TINY, iterations=20), squares, whole[0], state)
 
 
 def test_the_table_by_hand(whole) -> None:

@@ -10,15 +10,15 @@ from trajmatch.errors import UserError, in_flags
 from trajmatch.memory import keep_freed_memory
 
 
-def program(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+def program(main: Callable[..., int]) -> Callable[..., int]:
     """Let a main function run as the program trajmatch does: same allocator, errors as messages."""
 
     @functools.wraps(main)
-    def run(argv: Sequence[str] | None = None) -> int:
+    def run(argv: Sequence[str] | None = None, *more: object) -> int:
         keep_freed_memory()
         try:
             with in_flags():
-                return main(argv)
+                return main(argv, *more)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -7,29 +7,34 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
+from comparison.methods import EXPERTS, METHODS, REAL, Scale, distill_fields
 from doc_pages import table
 
-from comparison.methods import EXPERTS, METHODS, REAL, Scale, distill_fields
-from comparison.run import Run, is_finished
 from trajmatch.evaluate import Score
 
 NOT_COMPLETE = "The record is not complete yet: these numbers are still to be measured."
 
 
 def is_complete(record: dict[str, Any] | None) -> bool:
-    """Whether a record has every run of every method."""
+    """True if a record has every run of every method, with all its networks."""
     if record is None or "identity" not in record:
         return False
     scale = record["identity"]["scale"]
-    runs = product((*REAL, *METHODS), map(int, scale["distill"]), range(scale["seeds"]))
-    return all(is_finished(record, Run(*run)) for run in runs)
+    cells = (
+        record["cells"].get(name, {}).get(ipc, [])
+        for name, ipc in product((*REAL, *METHODS), scale["distill"])
+    )
+    return all(
+        [len(run["accuracies"]) for run in runs] == [scale["networks"]] * scale["seeds"]
+        for runs in cells
+    )
 
 
 def result(record: dict[str, Any] | None) -> str:
     """The result in Markdown, or a sentence that there is none yet.
 
     Args:
-        record: What :func:`comparison.run.compare` returns, complete or not; None: there is none.
+        record: The record of :func:`compare_methods.compare`, complete or not; None: there is none.
     """
     if record is None or not is_complete(record):
         return NOT_COMPLETE

@@ -51,14 +51,14 @@ _NETWORK = ("network", "width", "depth", "norm", "activation", "pooling")
 
 
 def distilled_baseline(recipe: Recipe) -> Published | None:
-    """The accuracy that the recipe's distilled images are published with."""
+    """Return the accuracy that the recipe's distilled images are published with."""
     if recipe.accuracy is None:
         return None
     return Published(recipe.accuracy, recipe.std, recipe.accuracy_source)
 
 
 def random_baseline(recipe: Recipe) -> Published | None:
-    """What as many random real images of the recipe's data set give its network, where known."""
+    """Return the accuracy of as many random real images with the recipe's network, if known."""
     ipc = recipe.distill.get("ipc", DistillConfig.ipc)
     name = recipe.data.partition("?")[0]
     found = RANDOM_REAL.get(name, {}).get(ipc)
@@ -66,6 +66,6 @@ def random_baseline(recipe: Recipe) -> Published | None:
         return None
     experts = ExpertConfig(out=Path("experts"), **recipe.expert)
     tested = ExpertConfig(out=Path("experts"), depth=DEPTHS[name])
-    if any(getattr(experts, name) != getattr(tested, name) for name in _NETWORK):
+    if any(getattr(experts, field) != getattr(tested, field) for field in _NETWORK):
         return None
     return Published(*found, SOURCE)
