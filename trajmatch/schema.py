@@ -53,19 +53,20 @@ class Settings:
             object.__setattr__(self, name, given if given == value else value)
 
 
-def setting(value: Any, kind: Any, name: str) -> Any:
+def setting(value: Any, kind: Any, name: str, *, strict: bool = True) -> Any:
     """Convert the value of a setting to its type.
 
     Args:
         value: From Python or TOML.
         kind: The annotation of the field.
         name: The setting as the user writes it.
+        strict: False to take numbers and truth values from texts.
 
     Raises:
         UserError: It does not fit; the message says what does.
     """
     try:
-        return msgspec.convert(value, kind, dec_hook=_path)
+        return msgspec.convert(value, kind, dec_hook=_path, strict=strict)
     except msgspec.ValidationError as error:
         choices = next((get_args(each) for each in _kinds(kind) if get_origin(each) is Literal), ())
         meant = closest(value, map(str, choices)) if isinstance(value, str) else ""

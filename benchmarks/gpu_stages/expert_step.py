@@ -12,7 +12,7 @@ from torch import Tensor
 from gpu_stages.measure import measure
 from gpu_stages.settings import Record, Settings
 from trajmatch import networks, ops, random
-from trajmatch.data import DSA, normaliser
+from trajmatch.data import DSA, ChannelNormalisation
 
 LR = 0.01
 
@@ -26,7 +26,7 @@ def run(settings: Settings, record: Record) -> None:
     labels = (torch.arange(batch) % 10).to(settings.device)
     network = networks.ConvNet(3, 10, size, width=width, depth=depth)
     networks.initialise(network, draw).to(settings.device)
-    normalise = normaliser((0.5,) * 3, (0.25,) * 3, settings.device)
+    normalise = ChannelNormalisation((0.5,) * 3, (0.25,) * 3, settings.device).apply
     images = normalise(pixels)
 
     loops = {

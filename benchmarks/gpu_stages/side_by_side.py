@@ -17,7 +17,7 @@ from gpu_stages.measure import measure
 from gpu_stages.replays import record_for, replayed
 from gpu_stages.settings import Record, Settings
 from trajmatch import networks, random
-from trajmatch.data import normaliser
+from trajmatch.data import ChannelNormalisation
 from trajmatch.experts.lockstep import called, steps_for
 from trajmatch.experts.step import Batch, ExpertState, ExpertStep
 
@@ -74,7 +74,7 @@ def experts(size: Size, count: int, settings: Settings, replay: bool) -> Callabl
         model,
         pixels.to(device),
         (torch.arange(size.batch) % size.num_classes).to(device),
-        normaliser((0.5,) * 3, (0.25,) * 3, device),
+        ChannelNormalisation((0.5,) * 3, (0.25,) * 3, device).apply,
     )
     states = []
     for _ in range(count):

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from trajmatch.data import Dataset, channel_statistics, denormalise, normalise, normaliser
+from trajmatch.data import ChannelNormalisation, Dataset, channel_statistics
 from trajmatch.errors import UserError
-from trajmatch.random import generator
 
 
 def arrays(channels=3, per_class=4):
@@ -73,35 +72,20 @@ def test_normalised_training_images_have_mean_0_and_deviation_1():
 
 def test_normalise_by_hand():
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
-    result = normalise(pixels, mean=(0.5, 0.2, 0), std=(0.5, 0.1, 2))
+    result = ChannelNormalisation((0.5, 0.2, 0), (0.5, 0.1, 2)).apply(pixels)
     torch.testing.assert_close(result.flatten(), torch.tensor([-1.0, 0.0, 0.5]))
 
 
-def test_a_normaliser_is_made_once_for_many_batches(device):
-    of_batch = normaliser((0.5, 0.2, 0), (0.5, 0.1, 2), device)
-    for seed in range(2):
-        images = torch.randint(0, 256, (4, 3, 5, 5), generator=generator(seed), dtype=torch.uint8)
-        images = images.to(device)
-        assert torch.equal(of_batch(images), normalise(images, (0.5, 0.2, 0), (0.5, 0.1, 2)))
-    with pytest.raises(TypeError, match="expected images to be uint8"):
-        of_batch(torch.zeros(1, 3, 2, 2, device=device))
-
-
-def test_denormalise_undoes_normalise_and_stays_within_the_range():
+def test_the_inverse_undoes_it():
     dataset = Dataset.from_arrays(**arrays())
     images = dataset.train_images
-    restored = dataset.denormalise(dataset.normalise(images))
+    restored = dataset.preprocessing.invert(dataset.normalise(images))
     assert torch.equal((restored * 255).round().to(torch.uint8), images)
-    learned = torch.tensor([-9.0, 9.0], dtype=torch.float64).view(2, 1, 1, 1)
-    shown = denormalise(learned, mean=(0.5,), std=(0.25,))
-    assert shown.flatten().tolist() == [0, 1] and shown.dtype == torch.float64
 
 
-def test_normalise_and_denormalise_refuse_each_others_images():
+def test_only_pixels_are_normalised():
     with pytest.raises(TypeError, match=r"uint8, but got torch\.float32"):
-        normalise(torch.zeros(1, 1, 2, 2), (0.5,), (0.5,))
-    with pytest.raises(TypeError, match=r"floating point, got torch\.uint8"):
-        denormalise(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), (0.5,), (0.5,))
+        Dataset.from_arrays(**arrays()).normalise(torch.zeros(1, 3, 2, 2))
 
 
 # Fingerprint

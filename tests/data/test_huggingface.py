@@ -120,12 +120,12 @@ def test_what_cannot_be_used_is_named(hub):
         (
             "text",
             {"train": split([0, 1], 0, text=Value(), label=ClassLabel("a", "b"))},
-            r"has 0 columns of images \(its columns: text \(Value\), label \(ClassLabel\)\)",
+            r"has 0 columns of images \(its columns: text \(Value \), label \(ClassLabel \)\)",
         ),
         (
             "sizes",
             {"train": split([0, 1, 2], 0), "test": split([0, 1, 2], 9, (6, 7, 3))},
-            "hf:sizes, split test, row 0 is 7 x 6 pixels, where 6 x 6 was expected; add .size=N",
+            "hf:sizes, split test, row 0 is 7 x 6 pixels, should be square; .* add .size=N",
         ),
     ):
         if splits is not None:

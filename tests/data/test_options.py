@@ -1,21 +1,36 @@
 """Options behind a URI: what they may be, and classes by name or number."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
-from trajmatch.data import load_dataset, options, resolve_uri
-from trajmatch.data.options import Options, choose_classes
+from trajmatch.data import load_dataset, resolve_uri
+from trajmatch.data.options import (
+    DownloadOptions,
+    ImageOptions,
+    Options,
+    PartOptions,
+    choose_classes,
+    parse,
+)
 from trajmatch.errors import UserError
 
 NAMES = ("airplane", "cat", "dog", "3", "T-shirt/top")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Every(ImageOptions, PartOptions, DownloadOptions):
+    """All kinds of options."""
+
+
 def test_values_are_read():
-    assert options.parse("", ("classes",), "x") == Options()
-    text = "classes=cat,black%2C%20white,%26&size=64&test=0.25"
-    assert options.parse(text, ("classes", "size", "test"), "x") == Options(
-        classes=("cat", "black, white", "&"), size=64, test=0.25, text=text
+    assert parse("", Options, "x") == Options()
+    text = "classes=cat,black%2C%20white,%26&size=64&test=0.25&download=true&exif=turn"
+    assert parse(text, Every, "x") == Every(
+        classes=("cat", "black, white", "&"), size=64, test="0.25", download=True, exif="turn"
     )
+    assert Every(test="0.25").fraction == 0.25 and Every(test="val").fraction is None
 
 
 @pytest.mark.parametrize(
@@ -25,17 +40,23 @@ def test_values_are_read():
         ("size=3&size=3", "x: the option size is given twice"),
         ("size", "x: the option size has no value; write size=..."),
         ("classes=", "x: the option classes has no value"),
-        ("size=big", "x: size should be a whole number of pixels, but is 'big'"),
-        ("size=0", "x: size should be a whole number of pixels, but is '0'"),
-        ("test=1", "x: test should be a number between 0 and 1, or the name of a part, but is '1'"),
-        ("test=nan", "x: test should be a number between 0 and 1, .*, but is 'nan'"),
-        ("exif=rotate", "x: exif should be ignore or turn, but is 'rotate'"),
-        ("alpha=grey", "x: alpha should be drop or white or black, but is 'grey'"),
+        ("size=big", "x: size should be a whole number of at least 1, but is 'big'"),
+        ("size=0", "x: size should be a whole number of at least 1, but is '0'"),
+        ("exif=turned", "x: exif should be one of ignore, turn, but is 'turned'"),
+        ("alpha=grey", "x: alpha should be one of drop, white, black, but is 'grey'"),
+        ("download=yes", "x: download should be true or false, but is 'yes'"),
     ],
 )
 def test_what_cannot_be_used_is_named(text, message):
     with pytest.raises(UserError, match="^" + message.replace("...", r"\.\.\.")):
-        options.parse(text, ("classes", "size", "test", "exif", "alpha"), "x")
+        parse(text, Every, "x")
+
+
+@pytest.mark.parametrize("given", ["1", "0", "25", "nan", "-0.5"])
+def test_a_fraction_out_of_range_is_refused(given):
+    message = r"\?test= should be a number between 0 and 1, or the name of a part, but is '"
+    with pytest.raises(UserError, match=message + given):
+        Every(test=given).fraction  # noqa: B018
 
 
 def test_classes_by_name_second_name_and_number():

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from trajmatch.data import SHIPPED, load_dataset, shipped
+from trajmatch.data import SHIPPED, load_dataset
+from trajmatch.data.readers import shipped
 from trajmatch.errors import UserError
 
 FILES = resources.files("trajmatch.data").joinpath("fashion_mnist_mini")
@@ -36,7 +37,7 @@ def test_content_is_what_it_always_was(dataset):
     assert dataset.fingerprint == (
         "6acbd8c8ff9b85933fab5c1dff2bf782795aafcc6dfb6e36e691ca8ed52cf7f4"
     )
-    assert shipped.load.__wrapped__().fingerprint == dataset.fingerprint
+    assert shipped._whole.__wrapped__().fingerprint == dataset.fingerprint
     assert load_dataset(SHIPPED) is dataset
 
 
@@ -64,7 +65,7 @@ def test_damaged_and_missing_files_are_refused(tmp_path, monkeypatch, name):
     with resources.as_file(FILES) as folder:
         shutil.copytree(folder, copy)
     monkeypatch.setattr(resources, "files", lambda package: tmp_path)
-    monkeypatch.setattr(shipped, "load", shipped.load.__wrapped__)
+    monkeypatch.setattr(shipped, "_whole", shipped._whole.__wrapped__)
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)

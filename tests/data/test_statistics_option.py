@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from trajmatch.data import channel_statistics, load_dataset
-from trajmatch.data.statistics import PUBLISHED
+from trajmatch.data.statistics import published_statistics
 from trajmatch.errors import UserError
 from trajmatch.recipes import find_recipe, recipe_names
 
@@ -50,7 +50,7 @@ def test_imagenet_has_them_unless_the_pixels_are_asked_for(tmp_path):
     uri = f"imagenet:{tmp_path}?size=8"
     for address in (uri, f"{uri}&statistics=published"):
         dataset = load_dataset(address)
-        assert (dataset.mean, dataset.std) == PUBLISHED["imagenet"]
+        assert (dataset.mean, dataset.std) == published_statistics("imagenet", 3, "")
     pixels = load_dataset(f"{uri}&statistics=pixels")
     assert (pixels.mean, pixels.std) == channel_statistics(pixels.train_images)
 
@@ -62,7 +62,7 @@ def test_a_set_without_published_constants_refuses_them(tmp_path):
         np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
         with pytest.raises(UserError, match=f"no published statistics of the data set {name} with"):
             load_dataset(f"npz:{path}?statistics=published")
-    with pytest.raises(UserError, match="statistics should be published or pixels, but is 'mtt'"):
+    with pytest.raises(UserError, match="should be one of published, pixels, but is 'mtt'"):
         load_dataset("fashion-mnist-mini?statistics=mtt")
 
 

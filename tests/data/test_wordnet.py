@@ -7,11 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from trajmatch.data import load_dataset, resolve_uri, wordnet
-from trajmatch.data.imagenet_subsets import SUBSETS
-from trajmatch.data.statistics import PUBLISHED
+from trajmatch.data import load_dataset, resolve_uri
+from trajmatch.data.known_sets import KNOWN_SETS
+from trajmatch.data.readers import wordnet
+from trajmatch.data.statistics import published_statistics
 from trajmatch.errors import UserError
 
+SUBSETS = KNOWN_SETS["imagenet"].subsets
+IMAGENET = published_statistics("imagenet", 3, "")
 TINY = {"n01443537": "goldfish, Carassius auratus", "n02123394": "Persian cat", "n02124075": "lynx"}
 
 
@@ -57,9 +60,9 @@ def test_tiny_imagenet(tmp_path, parent):
     assert dataset.test_labels.tolist() == [0, 1, 2]
     assert np.array_equal(dataset.train_images.numpy(), np.stack(train))
     assert np.array_equal(dataset.test_images.numpy(), np.stack(val))
-    assert (dataset.mean, dataset.std) == PUBLISHED["imagenet"]
+    assert (dataset.mean, dataset.std) == IMAGENET
     rest, _, _ = dataset.without_holdout(0.5, 0)
-    assert (rest.mean, rest.std) == PUBLISHED["imagenet"]
+    assert (rest.mean, rest.std) == IMAGENET
 
 
 def test_tiny_imagenet_has_classes_by_name_and_by_identifier(tmp_path):
@@ -70,7 +73,7 @@ def test_tiny_imagenet_has_classes_by_name_and_by_identifier(tmp_path):
     assert dataset.class_names == ("lynx", "Persian cat")
     assert dataset.train_labels.tolist() == [0, 0, 1, 1]
     assert dataset.train_images.shape == (4, 3, 32, 32)
-    assert (dataset.mean, dataset.std) == PUBLISHED["imagenet"]
+    assert (dataset.mean, dataset.std) == IMAGENET
 
 
 def test_names_that_two_classes_share_get_their_identifier(tmp_path):
@@ -121,7 +124,7 @@ def test_a_subset_of_imagenet_has_the_order_of_mtt(tmp_path):
     assert dataset.class_names[:3] == ("peacock", "flamingo", "macaw")
     assert dataset.train_images.shape == (20, 3, 16, 16)
     assert dataset.test_labels.tolist() == [label for label in range(10) for _ in range(2)]
-    assert (dataset.mean, dataset.std) == PUBLISHED["imagenet"]
+    assert (dataset.mean, dataset.std) == IMAGENET
     some = load_dataset(f"imagenet:{tmp_path}?subset=squawk&size=16&classes=toucan,0")
     assert some.class_names == ("toucan", "peacock")
 

@@ -15,8 +15,7 @@ from stand_ins import Counting
 from torch import Tensor
 
 from trajmatch import networks, ops
-from trajmatch.data import DSA, Dataset, load_dataset
-from trajmatch.data.statistics import normaliser
+from trajmatch.data import DSA, ChannelNormalisation, Dataset, load_dataset
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train, train_experts, trajectory
 from trajmatch.experts.lockstep import TakeSteps, steps_for
@@ -208,7 +207,7 @@ def group(
         model,
         pixels.to(device),
         (torch.arange(10) % 3).to(device),
-        normaliser((0.5,), (0.25,), device),
+        ChannelNormalisation((0.5,), (0.25,), device).apply,
         **parts,
     )
     states = []

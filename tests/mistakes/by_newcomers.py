@@ -2761,17 +2761,16 @@ CALLS: list[Mistake] = [
     Call(
         "normalise-floats",
         "import torch\n"
-        "from trajmatch import data\n"
-        "x = data.normalise(torch.rand(2, 3, 4, 4), (0.5,), (0.5,))\n"
+        "from trajmatch.data import ChannelNormalisation\n"
+        "x = ChannelNormalisation((0.5,), (0.5,)).apply(torch.rand(2, 3, 4, 4))\n"
         "assert x.max() > 0\n",
         outcome="either",
     ),
     Call(
         "normalise-channels",
         "import torch\n"
-        "from trajmatch import data\n"
-        "data.normalise(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), (0.5, 0.5), "
-        "(0.5, 0.5))\n",
+        "from trajmatch.data import ChannelNormalisation\n"
+        "ChannelNormalisation((0.5, 0.5), (0.5, 0.5)).apply(torch.zeros(2, 3, 4, 4))\n",
         expects=("channel",),
     ),
     Call(

@@ -4,7 +4,7 @@ from trajmatch.data.dataset import Dataset
 from trajmatch.data.dsa import DSA
 from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing
 from trajmatch.data.sources import SHIPPED, load_dataset, resolve_uri
-from trajmatch.data.statistics import channel_statistics, denormalise, normalise, normaliser
+from trajmatch.data.statistics import channel_statistics
 from trajmatch.data.zca import ZCA
 
 __all__ = [
@@ -15,9 +15,6 @@ __all__ = [
     "Dataset",
     "Preprocessing",
     "channel_statistics",
-    "denormalise",
     "load_dataset",
-    "normalise",
-    "normaliser",
     "resolve_uri",
 ]

@@ -1,4 +1,4 @@
-"""What every data set must satisfy before anything is trained on it."""
+"""Checks of images, labels and names before anything is trained on them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from trajmatch.errors import UserError
 
 
 def check_images(what: str, images: Tensor) -> None:
-    """Refuses anything but at least one square 8-bit image.
+    """Refuse anything but at least one square 8-bit image.
 
     Args:
-        what: What the images are, for the message, e.g. ``"data set pets: training images"``.
+        what: Name of the images, for the message, e.g. ``"data set pets: training images"``.
         images: Wanted: ``[N, C, S, S]``, uint8, on the CPU.
 
     Raises:
@@ -40,12 +40,12 @@ def check_images(what: str, images: Tensor) -> None:
 
 
 def check_labels(what: str, labels: Tensor, count: int, class_names: Sequence[str]) -> None:
-    """Refuses labels that are not one class index per image.
+    """Refuse labels that are not one class index per image.
 
     Args:
-        what: What the labels are, for the message, e.g. ``"data set pets: training labels"``.
+        what: Name of the labels, for the message, e.g. ``"data set pets: training labels"``.
         labels: Wanted: ``[count]``, int64, from 0 to the number of classes less one.
-        count: How many images there are.
+        count: Number of images.
         class_names: One name per class.
 
     Raises:
@@ -71,52 +71,13 @@ def check_labels(what: str, labels: Tensor, count: int, class_names: Sequence[st
         )
 
 
-def check_every_class_present(what: str, labels: Tensor, class_names: Sequence[str]) -> None:
-    """Refuses training labels that leave a class without an image.
-
-    Args:
-        what: What the labels are, for the message.
-        labels: ``[N]``, int64, already within range.
-        class_names: One name per class.
-
-    Raises:
-        UserError: A class has no image.
-    """
-    missing = torch.nonzero(torch.bincount(labels, minlength=len(class_names)) == 0).flatten()
-    if len(missing):
-        first = int(missing[0])
-        raise UserError(
-            f"{what}: no image has label {first} ({class_names[first]}), of {len(class_names)} "
-            "classes; add images, or remove the class and renumber the others without gaps"
-        )
-
-
-def check_same_shape(what: str, train_images: Tensor, test_images: Tensor) -> None:
-    """Refuses training and test images of different size or number of channels.
-
-    Args:
-        what: Whose images they are, for the message.
-        train_images: ``[N, C, H, W]``.
-        test_images: ``[M, C, H, W]``.
-
-    Raises:
-        UserError: They differ.
-    """
-    train, test = list(train_images.shape[1:]), list(test_images.shape[1:])
-    if train != test:
-        raise UserError(
-            f"{what}: training and test images should have the same channels and size, "
-            f"but have {train} and {test} (channels, height, width); convert one of them"
-        )
-
-
 def check_class_names(what: str, class_names: Sequence[str]) -> None:
     """Refuse fewer than two classes, and names that are empty, given twice or not UTF-8.
 
     Names are compared in the Unicode form NFC.
 
     Args:
-        what: Whose names they are, for the message.
+        what: Name of the data set, for the message.
         class_names: One name per class.
 
     Raises:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trajmatch.data import checks
 from trajmatch.data.holdout import split_holdout
+from trajmatch.data.options import choose_classes
 from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing
 from trajmatch.data.statistics import channel_statistics
 from trajmatch.data.zca import ZCA
@@ -28,19 +29,20 @@ class Dataset:
     """Training and test images of ``K`` classes, in memory, on the CPU.
 
     Everything is checked on construction, so that a wrong label is found before anything is trained
-    on it. Use :meth:`from_arrays` where the statistics are still to be found.
+    on it. :meth:`from_arrays` takes labels of any integer type.
 
     Attributes:
-        name: What the set is called in files and tables; never a path.
+        name: Name of the set in files and tables; never a path.
         train_images: ``[N, C, S, S]``, uint8.
         train_labels: ``[N]``, int64, from 0 to ``K - 1``; every class has an image.
         test_images: ``[M, C, S, S]``, uint8.
         test_labels: ``[M]``, int64, from 0 to ``K - 1``.
         class_names: One name per class, in the order of the labels.
-        mean: Mean of the training images per channel, pixels as numbers from 0 to 1.
-        std: Their standard deviation, likewise.
-        published_statistics: Whether mean and std are the ones that all papers use for this set;
-            then a part of it has the same.
+        mean: Mean of the training images per channel, pixels as numbers from 0 to 1; found if it is
+            not given.
+        std: Their standard deviation.
+        published_statistics: True if mean and std are the constants that all papers use for this
+            set; a part of it has the same.
         zca: The whitening that replaces the normalisation of each channel; None: there is none.
 
     Raises:
@@ -53,8 +55,8 @@ class Dataset:
     test_images: Tensor
     test_labels: Tensor
     class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     published_statistics: bool = False
     zca: ZCA | None = None
 
@@ -66,15 +68,33 @@ class Dataset:
         )
 
     def __post_init__(self) -> None:
-        """Checks images, labels and class names."""
-        _check(
-            self.name,
-            self.train_images,
-            self.train_labels,
-            self.test_images,
-            self.test_labels,
-            self.class_names,
-        )
+        """Check images, labels and class names, and find the statistics unless they are given."""
+        what = f"data set {self.name}"
+        checks.check_class_names(what, self.class_names)
+        for part, images, labels in (
+            ("training", self.train_images, self.train_labels),
+            ("test", self.test_images, self.test_labels),
+        ):
+            checks.check_images(f"{what}: {part} images", images)
+            checks.check_labels(f"{what}: {part} labels", labels, len(images), self.class_names)
+        counts = torch.bincount(self.train_labels, minlength=self.num_classes).tolist()
+        if 0 in counts:
+            first = counts.index(0)
+            raise UserError(
+                f"{what}: training labels: no image has label {first} ({self.class_names[first]}), "
+                f"of {self.num_classes} classes; add images, or remove the class and renumber the "
+                "others without gaps"
+            )
+        shapes = [list(images.shape[1:]) for images in (self.train_images, self.test_images)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"{what}: training and test images should have the same channels and size, but "
+                f"have {shapes[0]} and {shapes[1]} (channels, height, width); convert one of them"
+            )
+        if not self.mean:
+            mean, std = channel_statistics(self.train_images)
+            object.__setattr__(self, "mean", mean)
+            object.__setattr__(self, "std", std)
 
     @classmethod
     def from_arrays(
@@ -87,10 +107,10 @@ class Dataset:
         class_names: Sequence[str],
         statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     ) -> Dataset:
-        """Checks the arrays and finds the statistics of the training images.
+        """Make a data set of arrays.
 
         Args:
-            name: What the set is called in files and tables.
+            name: Name of the set in files and tables.
             train_images: ``[N, C, S, S]``, uint8.
             train_labels: ``[N]``, any integer dtype, from 0 to ``K - 1``.
             test_images: ``[M, C, S, S]``, uint8.
@@ -105,20 +125,14 @@ class Dataset:
         Raises:
             UserError: Images or labels cannot be used.
         """
-        train_labels, test_labels = _widen(train_labels), _widen(test_labels)
-        names = tuple(class_names)
-        # Before the statistics, which would fail on wrong images with a message of their own.
-        _check(name, train_images, train_labels, test_images, test_labels, names)
-        mean, std = statistics or channel_statistics(train_images)
         return cls(
             name,
             train_images,
-            train_labels,
+            _widen(train_labels),
             test_images,
-            test_labels,
-            names,
-            mean=mean,
-            std=std,
+            _widen(test_labels),
+            tuple(class_names),
+            *(statistics or ((), ())),
             published_statistics=statistics is not None,
         )
 
@@ -160,7 +174,7 @@ class Dataset:
         return self.zca or ChannelNormalisation(self.mean, self.std)
 
     def whitened(self, zca: ZCA | None) -> Dataset:
-        """The same set with ZCA in place of the normalisation of each channel.
+        """Return the same set with ZCA in place of the normalisation of each channel.
 
         Args:
             zca: The transform, fitted on the images that may be seen; None changes nothing.
@@ -180,7 +194,7 @@ class Dataset:
         return self if zca is None else dataclasses.replace(self, zca=zca)
 
     def preprocessed_as(self, spec: Mapping[str, Any], zca: ZCA | None) -> Dataset:
-        """The same set with the preprocessing that something made of it describes.
+        """Return the same set with the preprocessing that something made of it describes.
 
         Experts from elsewhere may have seen images normalised by other statistics than these.
 
@@ -199,7 +213,7 @@ class Dataset:
         return dataclasses.replace(self, mean=tuple(spec["mean"]), std=tuple(spec["std"]))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Pixels as network inputs, by this set's :attr:`preprocessing`.
+        """Turn pixels into network inputs by this set's :attr:`preprocessing`.
 
         Args:
             images: ``[N, C, S, S]``, uint8, on any device.
@@ -214,26 +228,8 @@ class Dataset:
             raise TypeError(f"normalise: expected images to be uint8, but got {images.dtype}")
         return self.preprocessing.to(images.device).apply(images)
 
-    def denormalise(self, images: Tensor) -> Tensor:
-        """Network inputs as pictures, by this set's :attr:`preprocessing`.
-
-        Args:
-            images: ``[N, C, S, S]``, floating point, on any device.
-
-        Returns:
-            ``[N, C, S, S]``, cut to 0 to 1, dtype and device of ``images``.
-
-        Raises:
-            TypeError: ``images`` is not floating point.
-        """
-        if not images.is_floating_point():
-            raise TypeError(
-                f"denormalise: expected images to be floating point, got {images.dtype}"
-            )
-        return self.preprocessing.to(images.device).invert(images).clamp(0, 1)
-
     def without_holdout(self, fraction: float, seed: int) -> tuple[Dataset, Tensor, Tensor]:
-        """Sets a random part of every class of the training set aside.
+        """Set a random part of every class of the training set aside.
 
         What is left is a data set of its own: statistics (unless published ones) and fingerprint
         are those of its own images, so that nothing made from it has seen the part set aside.
@@ -262,21 +258,25 @@ class Dataset:
         )
         return rest, self.train_images[held_out], self.train_labels[held_out]
 
-    def of_classes(self, indices: Sequence[int]) -> Dataset:
-        """The part of the set that has some of its classes.
+    def of_classes(self, wanted: Sequence[str]) -> Dataset:
+        """Take some of the classes.
 
         Args:
-            indices: Their labels, each once; the first becomes class 0, and so on.
+            wanted: Their names or numbers; the first becomes class 0, and so on. Empty: all.
 
         Returns:
             A data set of its own, with statistics (unless published ones) and fingerprint of its
-            own images.
+            own images; the set itself for all classes.
 
         Raises:
-            UserError: There are fewer than two classes, or there is no test image of them.
+            UserError: There is no such class, there are fewer than two, or there is no test image
+                of them.
         """
+        if not wanted:
+            return self
+        labels = choose_classes(self.name, self.class_names, wanted)
         renumbered = torch.full((self.num_classes,), -1)
-        renumbered[torch.tensor(indices, dtype=torch.int64)] = torch.arange(len(indices))
+        renumbered[labels] = torch.arange(len(labels))
         train, test = renumbered[self.train_labels], renumbered[self.test_labels]
         return Dataset.from_arrays(
             self.name,
@@ -284,33 +284,13 @@ class Dataset:
             train[train >= 0],
             self.test_images[test >= 0],
             test[test >= 0],
-            [self.class_names[index] for index in indices],
+            [self.class_names[label] for label in labels],
             self._fixed_statistics,
         )
 
     @property
     def _fixed_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         return (self.mean, self.std) if self.published_statistics else None
-
-
-def _check(
-    name: str,
-    train_images: Tensor,
-    train_labels: Tensor,
-    test_images: Tensor,
-    test_labels: Tensor,
-    class_names: Sequence[str],
-) -> None:
-    what = f"data set {name}"
-    checks.check_class_names(what, class_names)
-    for split, images, labels in (
-        ("training", train_images, train_labels),
-        ("test", test_images, test_labels),
-    ):
-        checks.check_images(f"{what}: {split} images", images)
-        checks.check_labels(f"{what}: {split} labels", labels, len(images), class_names)
-    checks.check_every_class_present(f"{what}: training labels", train_labels, class_names)
-    checks.check_same_shape(what, train_images, test_images)
 
 
 def _widen(labels: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Image files as arrays: decoded with Pillow in a few threads, checked, resized where asked for."""
+"""Pictures as arrays: decoded with Pillow in a few threads, checked, resized where asked for."""
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import struct
@@ -10,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -18,7 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trajmatch.data.options import Options
+from trajmatch.data.dataset import Dataset
+from trajmatch.data.known_sets import KnownSet
+from trajmatch.data.options import ImageOptions
+from trajmatch.data.parts import split_parts
 from trajmatch.errors import UserError
 from trajmatch.memory import check_memory
 
@@ -52,183 +55,76 @@ _MOST_PIXELS = 178_956_970
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 # Decoding releases Python's lock; beyond a few threads the copies between them take over.
 _THREADS = 8
-# Files that the threads know of at a time; each takes a little memory, and a set can have millions.
+# Pictures that the threads know of at a time: there can be millions, and each takes some memory.
 _AT_ONCE = 4096
 
 
-class Labelled(NamedTuple):
-    """A file and the class of the image in it."""
+class Picture(NamedTuple):
+    """A picture that is still to be decoded, and the class of what it shows.
 
-    path: Path
+    Attributes:
+        label: Index of the class.
+        source: The file; or a function that returns the file, its bytes, or an image of Pillow.
+        name: Name of the picture, for messages; empty takes the file.
+    """
+
     label: int
+    source: Path | Callable[[], Any]
+    name: str = ""
+
+    def __str__(self) -> str:
+        """Return the name for messages."""
+        return self.name or str(self.source)
 
 
-def inspect(files: Sequence[Labelled], options: Options) -> tuple[int, bool]:
-    """Find the side of all images and whether any has colour, from the files' heads.
+def load_pictures(
+    what: str,
+    name: str,
+    parts: Sequence[Sequence[Picture]],
+    class_names: Sequence[str],
+    options: ImageOptions,
+    *,
+    fraction: float | None = None,
+    known: KnownSet | None = None,
+) -> Dataset:
+    """Make a data set of pictures.
+
+    Without ``size`` all must be square and of one size. The set is grey where all of them are, else
+    RGB.
 
     Args:
-        files: The files.
-        options: ``size`` and ``large`` count.
+        what: Name of the data set, for messages.
+        name: Name of the data set.
+        parts: Training and test pictures; if there are no test pictures, a part of each class of
+            the training pictures is set aside.
+        class_names: In the order of the labels.
+        options: How pictures are decoded.
+        fraction: Part of each class to set aside.
+        known: Makes a set RGB whatever the pictures are, with the statistics of this table;
+            ``size`` is given then.
 
     Returns:
-        Side of the images in pixels, ``size`` if that is given; and True if an image has colour.
+        The data set.
 
     Raises:
-        UserError: An image cannot be read; or, without ``size``, is not square or of another size.
+        UserError: A picture cannot be used, or they do not fit into the memory.
     """
-    size, colour = options.size or 0, False
-    with limits(options):
-        heads = zip(files, _map(_head, files), strict=True)
-        for file, (width, height, coloured) in heads:
-            colour = colour or coloured
-            if options.size is not None:
-                continue
-            size = size or width
-            if width != height:
-                raise UserError(
-                    f"{file.path} should be square, but is {width} pixels wide and {height} high; "
-                    "crop or resize the images, or add ?size=N (pixels) to the data's address"
-                )
-            if width != size:
-                raise UserError(
-                    f"{file.path} is {width} x {width} pixels, but {files[0].path} is {size} x "
-                    f"{size}; all images should have one size: resize them, or add ?size=N "
-                    "(pixels) to the data's address"
-                )
-    return size, colour
-
-
-def decode(
-    what: str, parts: Sequence[Sequence[Labelled]], size: int, options: Options, *, colour: bool
-) -> list[tuple[Tensor, Tensor]]:
-    """Decode the image files of some parts; those of another size are resized.
-
-    Args:
-        what: Whose files they are, for messages.
-        parts: The files of each part.
-        size: Side of the result in pixels; see :func:`to_array`.
-        options: ``exif``, ``alpha``, ``bits`` and ``large`` count.
-        colour: True for RGB, False for grey.
-
-    Returns:
-        Of each part, images ``[N, C, size, size]``, uint8, and labels ``[N]``, int64.
-
-    Raises:
-        UserError: An image cannot be used, or they do not fit into the memory.
-    """
-    lost: list[str] = []
-
-    def decoded(files: Sequence[Labelled]) -> tuple[Tensor, Tensor]:
-        images = empty_images(len(files), size, colour=colour)
-
-        def fill(entry: tuple[int, Labelled]) -> None:
-            index, (path, _) = entry
-            with opened(path) as image:
-                images[index] = to_array(str(path), image, size, options, lost, colour=colour)
-
-        for _ in _map(fill, list(enumerate(files))):
-            pass
-        return torch.from_numpy(images), torch.tensor([label for _, label in files])
-
-    with limits(options):
-        pairs = [decoded(files) for files in parts]
-    say_lost(what, lost, sum(map(len, parts)))
-    return pairs
-
-
-def say_lost(what: str, lost: Sequence[str], count: int) -> None:
-    """Warn of what image files say and the images do not show; see :func:`to_array`.
-
-    Args:
-        what: Whose files they are.
-        lost: An entry for each loss.
-        count: Number of all images.
-    """
-    for kind, number in sorted(Counter(lost).items()):
-        warnings.warn(f"{what}: {number} of {count} images {kind}", stacklevel=2)
-
-
-def empty_images(count: int, size: int, *, colour: bool) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Allocate memory for images.
-
-    Args:
-        count: Number of images.
-        size: Their side in pixels.
-        colour: True for three channels, False for one.
-
-    Returns:
-        ``[count, C, size, size]``, uint8, not initialised.
-
-    Raises:
-        UserError: There is less memory.
-    """
-    shape = (count, 3 if colour else 1, size, size)
-    what, advice = (
-        f"{count} images of {size} x {size} pixels",
-        "choose a smaller ?size= or fewer ?classes=",
-    )
-    check_memory(what, math.prod(shape), advice)
-    try:
-        return np.empty(shape, np.uint8)
-    except MemoryError as error:  # a limit of the process, such as that of `ulimit -v`
-        raise UserError(f"there is not enough memory for {what}; {advice}") from error
-
-
-def to_array(
-    what: str, image: Image, size: int, options: Options, lost: list[str], *, colour: bool
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Convert an image to an array of one size.
-
-    The shorter side is resized to ``size`` (bilinear, with the area of a pixel that shrinks taken
-    into account) and the middle is cut out, as torchvision's ``Resize`` and ``CenterCrop`` do.
-    By default EXIF orientation, transparency and more than 8 bits are treated as torchvision's
-    image loader treats them.
-
-    Args:
-        what: Name of the image, for messages.
-        image: The image.
-        size: Side of the result in pixels.
-        options: ``exif``, ``alpha``, ``bits`` and ``large`` count.
-        lost: Gets an entry for each thing that the file says and the result does not show.
-        colour: True for RGB, False for grey.
-
-    Returns:
-        ``[C, size, size]``, uint8.
-
-    Raises:
-        UserError: It has floating-point numbers that are to be scaled, or is too long to be
-            resized.
-    """
-    from PIL import Image, ImageOps
-
-    if _orientation(image) > 1:
-        if options.exif == "turn":
-            image = ImageOps.exif_transpose(image)
+    if len(parts) == 1:
+        labels = torch.tensor([picture.label for picture in parts[0]])
+        split = split_parts(what, labels, class_names, fraction)
+        parts = [[parts[0][index] for index in rows] for rows in split]
+    with _limits(options):
+        if known and options.size:
+            shape = (3, options.size, options.size)
         else:
-            lost.append(_TURNED)
-    if image.mode.startswith(_DEEP):
-        image = _eight_bits(what, image, options, lost)
-    if image.has_transparency_data:
-        image = _opaque(image, options, lost)
-    image = image.convert("RGB" if colour else "L")
-    width, height = image.size
-    if (width, height) != (size, size):
-        shorter = min(width, height)
-        resized = size * width // shorter, size * height // shorter
-        if math.prod(resized) > _MOST_PIXELS and options.large == "refuse":
-            raise UserError(
-                f"{what} is {width} x {height} pixels, which is too long to be resized to {size}; "
-                "crop it"
-            )
-        image = image.resize(resized, Image.Resampling.BILINEAR)
-        left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
-        image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image).reshape(size, size, -1).transpose(2, 0, 1)
-
-
-def has_colour(image: Image) -> bool:
-    """True if an image has more than one channel, by its mode (a palette counts as colour)."""
-    return image.mode not in _GREY and not image.mode.startswith(_DEEP)
+            shape = _shape([picture for part in parts for picture in part], options)
+        lost: list[str] = []
+        train, test = (_decode(part, shape, options, lost) for part in parts)
+    for kind, number in sorted(Counter(lost).items()):
+        count = sum(map(len, parts))
+        warnings.warn(f"{what}: {number} of {count} images {kind}", stacklevel=2)
+    statistics = (known.mean, known.std) if known else None
+    return Dataset.from_arrays(name, *train, *test, class_names, statistics)
 
 
 def is_image(path: Path) -> bool:
@@ -246,42 +142,144 @@ def is_image(path: Path) -> bool:
         return True
 
 
-@contextmanager
-def opened(source: Path | BytesIO, name: str = "") -> Iterator[Image]:
-    """Open an image file; only its head is read until more is asked for.
+def to_array(
+    what: str, image: Image, shape: tuple[int, int, int], options: ImageOptions, lost: list[str]
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Convert an image to an array of one size.
+
+    The shorter side is resized to the side wanted (bilinear, with the area of a pixel that shrinks
+    taken into account) and the middle is cut out, as torchvision's ``Resize`` and ``CenterCrop``
+    do. By default EXIF orientation, transparency and more than 8 bits are treated as torchvision's
+    image loader treats them.
 
     Args:
-        source: The file.
-        name: Its name for messages; empty takes the path.
+        what: Name of the image, for messages.
+        image: The image.
+        shape: ``(C, S, S)``, with 3 channels for RGB and 1 for grey.
+        options: ``exif``, ``alpha``, ``bits`` and ``large`` count.
+        lost: Gets an entry for each thing that the file says and the result does not show.
 
-    Yields:
-        The image.
+    Returns:
+        ``[C, S, S]``, uint8.
 
     Raises:
-        UserError: It is no image, or is damaged; inside the block, too.
+        UserError: It has floating-point numbers that are to be scaled, or is too long to be
+            resized.
     """
+    from PIL import Image, ImageOps
+
+    if _orientation(image) > 1:
+        if options.exif == "turn":
+            image = ImageOps.exif_transpose(image)
+        else:
+            lost.append(_TURNED)
+    if image.mode.startswith(_DEEP):
+        image = _eight_bits(what, image, options, lost)
+    if image.has_transparency_data:
+        image = _opaque(image, options, lost)
+    channels, size, _ = shape
+    image = image.convert("RGB" if channels == 3 else "L")
+    width, height = image.size
+    if (width, height) != (size, size):
+        shorter = min(width, height)
+        resized = size * width // shorter, size * height // shorter
+        if math.prod(resized) > _MOST_PIXELS and options.large == "refuse":
+            raise UserError(
+                f"{what} is {width} x {height} pixels, which is too long to be resized to {size}; "
+                "crop it"
+            )
+        image = image.resize(resized, Image.Resampling.BILINEAR)
+        left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image).reshape(size, size, -1).transpose(2, 0, 1)
+
+
+def _shape(pictures: Sequence[Picture], options: ImageOptions) -> tuple[int, int, int]:
+    """Find the shape of all images ``(C, S, S)`` from the heads of their files."""
+    size, channels = options.size or 0, 1
+    heads = zip(pictures, _map(_head, pictures), strict=True)
+    for picture, (width, height, coloured) in heads:
+        channels = 3 if coloured else channels
+        size = size or width
+        if options.size is None and (width, height) != (size, size):
+            first = f"but {pictures[0]} is {size} x {size}"
+            wanted = "should be square" if width != height else first
+            raise UserError(
+                f"{picture} is {width} x {height} pixels, {wanted}; all images should be square "
+                "and of one size: crop or resize them, or add ?size=N (pixels) to the data's "
+                "address"
+            )
+    return channels, size, size
+
+
+def _decode(
+    pictures: Sequence[Picture],
+    shape: tuple[int, int, int],
+    options: ImageOptions,
+    lost: list[str],
+) -> tuple[Tensor, Tensor]:
+    """Images ``[N, C, S, S]``, uint8, and labels ``[N]`` of pictures."""
+    images = empty_images(len(pictures), shape)
+
+    def fill(entry: tuple[int, Picture]) -> None:
+        index, picture = entry
+        with _opened(picture) as image:
+            images[index] = to_array(str(picture), image, shape, options, lost)
+
+    for _ in _map(fill, list(enumerate(pictures))):
+        pass
+    return torch.from_numpy(images), torch.tensor([label for label, *_ in pictures])
+
+
+def empty_images(count: int, shape: tuple[int, int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Allocate memory for images ``[count, C, S, S]``; raise UserError if there is less."""
+    what, advice = (
+        f"{count} images of {shape[1]} x {shape[2]} pixels",
+        "choose a smaller ?size= or fewer ?classes=",
+    )
+    check_memory(what, count * math.prod(shape), advice)
+    try:
+        return np.empty((count, *shape), np.uint8)
+    except MemoryError as error:  # a limit of the process, such as that of `ulimit -v`
+        raise UserError(f"there is not enough memory for {what}; {advice}") from error
+
+
+def _head(picture: Picture) -> tuple[int, int, bool]:
+    """Width and height, and True if there is more than one channel (as in a palette)."""
+    with _opened(picture) as image:
+        grey = image.mode in _GREY or image.mode.startswith(_DEEP)
+        return *image.size, not grey
+
+
+@contextmanager
+def _opened(picture: Picture) -> Iterator[Image]:
+    """Open a picture; of a file only the head is read until more is asked for."""
     from PIL import Image
 
     try:
-        with Image.open(source) as image:
+        source = picture.source if isinstance(picture.source, Path) else picture.source()
+        if isinstance(source, Image.Image):
+            yield source
+            return
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             yield image
     except UserError:
         raise
     except Image.DecompressionBombError as error:
         raise UserError(
-            f"{name or source} is too large ({error}); add ?large=allow to the data's address if "
-            "you trust it"
+            f"{picture} is too large ({error}); add ?large=allow to the data's address if you "
+            "trust it"
         ) from error
     except _UNREADABLE as error:
         if isinstance(error, OSError) and error.strerror:
-            raise UserError(f"cannot read {name or source}: {error.strerror}") from error
+            raise UserError(f"cannot read {picture}: {error.strerror}") from error
         raise UserError(
-            f"{name or source} cannot be read as an image ({error}); mend it or move it away"
+            f"{picture} cannot be read as an image ({error}); mend it or move it away"
         ) from error
 
 
 @contextmanager
-def limits(options: Options) -> Iterator[None]:
+def _limits(options: ImageOptions) -> Iterator[None]:
     """Let Pillow read large images inside the block: silently up to its limit, or all of them."""
     from PIL import Image
 
@@ -296,11 +294,6 @@ def limits(options: Options) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = most
 
 
-def _head(file: Labelled) -> tuple[int, int, bool]:
-    with opened(file.path) as image:
-        return *image.size, has_colour(image)
-
-
 def _orientation(image: Image) -> int:
     """Orientation of EXIF, 1 to 8; 1 is upright, and 0 for none or one that cannot be read."""
     # Pillow would decode the whole of a PNG file in search of more.
@@ -311,7 +304,7 @@ def _orientation(image: Image) -> int:
     return 0
 
 
-def _eight_bits(what: str, image: Image, options: Options, lost: list[str]) -> Image:
+def _eight_bits(what: str, image: Image, options: ImageOptions, lost: list[str]) -> Image:
     """Convert an image of more than 8 bits a channel to grey."""
     from PIL import Image
 
@@ -327,7 +320,7 @@ def _eight_bits(what: str, image: Image, options: Options, lost: list[str]) -> I
     return Image.fromarray(np.nan_to_num(values).clip(0, 255).astype(np.uint8))
 
 
-def _opaque(image: Image, options: Options, lost: list[str]) -> Image:
+def _opaque(image: Image, options: ImageOptions, lost: list[str]) -> Image:
     """Remove the alpha channel of an image, which may say nothing."""
     from PIL import Image
 

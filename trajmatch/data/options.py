@@ -1,33 +1,81 @@
-"""What can follow the path in the URI of a data set: ``?classes=cat,dog&size=64``."""
+"""What can follow the path in the address of a data set: ``?classes=cat,dog&size=64``.
+
+The types say which options there are: a reader takes those of one type, perhaps made of several.
+"""
 
 from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_type_hints
 from urllib.parse import unquote
 
 from trajmatch.errors import UserError
+from trajmatch.schema import PositiveInt, setting
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a data source; what a source does not take is refused before it is loaded.
+    """Options of every source.
 
     Attributes:
         classes: Names of the classes wanted, or their numbers; empty: all.
         statistics: ``"published"`` normalises by the constants of the papers' programs,
             ``"pixels"`` by the mean and deviation of the training images; None leaves it to the
             set: the constants for ImageNet's, else the pixels'.
-        size: Height and width to resize to, in pixels; None: as the files are.
-        subset: Name of a published list of classes.
+    """
+
+    classes: tuple[str, ...] = ()
+    statistics: Literal["published", "pixels"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadOptions(Options):
+    """Options of sets that torchvision downloads.
+
+    Attributes:
+        download: True to download what is missing.
+    """
+
+    download: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOptions(Options):
+    """Options of sets whose parts have names.
+
+    Attributes:
         train: Name of the part of the training images.
         test: Name of the part of the test images; or, where there is none, the fraction of each
             class to set aside as test images.
-        config: Name of one of several data sets under one name.
-        image: Column of the images.
-        label: Column of the labels.
+    """
+
+    train: str | None = None
+    test: str | None = None
+
+    @property
+    def fraction(self) -> float | None:
+        """Fraction of each class to set aside as test images; None if none is given."""
+        try:
+            fraction = float(self.test or "")
+        except ValueError:
+            return None
+        if not 0 < fraction < 1:
+            raise UserError(
+                "?test= should be a number between 0 and 1, or the name of a part, but is "
+                f"{self.test!r}"
+            )
+        return fraction
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(Options):
+    """Options of sets of image files.
+
+    Attributes:
+        size: Height and width to resize to, in pixels; None: as the files are.
         exif: ``"turn"`` turns photographs as their EXIF data says; ``"ignore"`` is the default of
             torchvision, as that of the next two.
         alpha: ``"white"`` or ``"black"`` puts transparent images on that background, ``"drop"``
@@ -35,60 +83,27 @@ class Options:
         bits: ``"scale"`` takes the upper 8 of 16 bits of grey images, ``"clip"`` cuts values above
             255.
         large: ``"allow"`` reads images of more than 179 million pixels, which Pillow refuses.
-        text: The options as they were given, behind the ``?``.
     """
 
-    classes: tuple[str, ...] = ()
-    statistics: str | None = None
-    size: int | None = None
-    subset: str | None = None
-    train: str | None = None
-    test: float | str | None = None
-    config: str | None = None
-    image: str | None = None
-    label: str | None = None
-    exif: str = "ignore"
-    alpha: str = "drop"
-    bits: str = "clip"
-    large: str = "refuse"
-    text: str = ""
-
-    @property
-    def fraction(self) -> float | None:
-        """Fraction of each class to set aside as test images; None if none is given."""
-        return self.test if isinstance(self.test, float) else None
+    size: PositiveInt | None = None
+    exif: Literal["ignore", "turn"] = "ignore"
+    alpha: Literal["drop", "white", "black"] = "drop"
+    bits: Literal["clip", "scale"] = "clip"
+    large: Literal["refuse", "allow"] = "refuse"
 
 
-#: Options of all sources that decode image files.
-OF_IMAGES = ("size", "exif", "alpha", "bits", "large")
-
-#: Options of every source.
-OF_ALL = ("classes", "statistics")
-
-_CHOICES = {
-    "statistics": ("published", "pixels"),
-    "exif": ("ignore", "turn"),
-    "alpha": ("drop", "white", "black"),
-    "bits": ("clip", "scale"),
-    "large": ("refuse", "allow"),
-}
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
-def split(uri: str) -> tuple[str, str]:
-    """Split a URI or name into the part before the ``?`` and the options behind it, if any."""
-    path, _, text = uri.partition("?")
-    return path, text
-
-
-def parse(text: str, allowed: Collection[str], what: str) -> Options:
-    """Reads options.
+def parse(text: str, kind: type[OptionsT], what: str) -> OptionsT:
+    """Read options.
 
     Values may be percent-encoded, for class names with a comma or an ampersand.
 
     Args:
         text: What stands behind the ``?``.
-        allowed: Names of the options that the source takes.
-        what: Whose options they are, for messages.
+        kind: The options that the source takes.
+        what: Name of the source, for messages.
 
     Returns:
         The options.
@@ -96,17 +111,21 @@ def parse(text: str, allowed: Collection[str], what: str) -> Options:
     Raises:
         UserError: An option is unknown, given twice, or its value cannot be used.
     """
-    values: dict[str, object] = {}
+    known = get_type_hints(kind, include_extras=True)
+    values: dict[str, Any] = {}
     for part in filter(None, text.split("&")):
-        name, equals, value = part.partition("=")
-        if name not in allowed:
-            raise UserError(f"{what} takes no option {name!r}; {_known(name, allowed)}")
+        name, _, value = part.partition("=")
+        if name not in known:
+            raise UserError(f"{what} takes no option {name!r}; {nearest(name, list(known))}")
         if name in values:
             raise UserError(f"{what}: the option {name} is given twice; give it once")
-        if not equals or not value:
+        if not value:
             raise UserError(f"{what}: the option {name} has no value; write {name}=...")
-        values[name] = _read(what, name, value)
-    return Options(**values, text=text)  # type: ignore[arg-type]
+        given: Any = unquote(value)
+        if name == "classes":
+            given = [unquote(entry).strip() for entry in value.split(",")]
+        values[name] = setting(given, known[name], f"{what}: {name}", strict=False)
+    return kind(**values)
 
 
 def nearest(given: str, known: Sequence[str]) -> str:
@@ -127,47 +146,13 @@ def nearest(given: str, known: Sequence[str]) -> str:
     return f"there are {', '.join(known[:10])}{more}"
 
 
-def _known(name: str, allowed: Collection[str]) -> str:
-    return nearest(name, list(allowed)) if allowed else "it takes none"
-
-
-def _read(what: str, name: str, value: str) -> object:
-    if name == "classes":
-        return tuple(unquote(entry).strip() for entry in value.split(","))
-    text = unquote(value)
-    try:
-        if name == "size":
-            size = int(text)
-            if size < 1:
-                raise ValueError
-            return size
-    except ValueError:
-        raise UserError(
-            f"{what}: size should be a whole number of pixels, but is {text!r:.40}"
-        ) from None
-    if name == "test":
-        try:
-            fraction = float(text)
-        except ValueError:
-            return text  # the name of a part
-        if not 0 < fraction < 1:
-            raise UserError(
-                f"{what}: test should be a number between 0 and 1, or the name of a part, but is "
-                f"{text!r}"
-            )
-        return fraction
-    if text not in _CHOICES.get(name, (text,)):
-        raise UserError(f"{what}: {name} should be {' or '.join(_CHOICES[name])}, but is {text!r}")
-    return text
-
-
 def choose_classes(
     what: str, names: Sequence[str], wanted: Sequence[str], others: Sequence[str] = ()
 ) -> list[int]:
     """Find classes by name or number.
 
     Args:
-        what: Whose classes they are, for messages.
+        what: Name of the data set, for messages.
         names: Names of all classes, in the order of the labels.
         wanted: Names, or numbers where no class has such a name; empty: all.
         others: Second names of all classes, such as the identifiers of WordNet.
@@ -178,23 +163,19 @@ def choose_classes(
     Raises:
         UserError: There is no such class, or one is given twice.
     """
+    labels = {str(label): label for label in range(len(names))}
+    for each in (others, names):  # a name counts before a second name, and this before a number
+        labels |= {composed(name): label for label, name in reversed([*enumerate(each)])}
     chosen: list[int] = []
-    names, others = (list(map(composed, each)) for each in (names, others))
     for name in map(composed, wanted):
-        if name in names:
-            index = names.index(name)
-        elif name in others:
-            index = others.index(name)
-        elif name.isdecimal() and len(name) < 10 and int(name) < len(names):
-            index = int(name)
-        else:
+        if name not in labels:
             raise UserError(
                 f"{what} has no class {name!r}; {nearest(name, [*names, *others])} "
                 f"(or give numbers from 0 to {len(names) - 1})"
             )
-        if index in chosen:
-            raise UserError(f"{what}: class {names[index]!r} is given twice; give it once")
-        chosen.append(index)
+        if labels[name] in chosen:
+            raise UserError(f"{what}: class {names[labels[name]]!r} is given twice; give it once")
+        chosen.append(labels[name])
     return chosen if wanted else list(range(len(names)))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from trajmatch.data.options import Options, composed, nearest
+from trajmatch.data.options import PartOptions, composed, nearest
 from trajmatch.errors import UserError
 from trajmatch.random import generator
 
@@ -21,12 +21,12 @@ TEST = ("test", "testing", "validation", "valid", "val")
 
 
 def find_parts(
-    what: str, present: Sequence[str], options: Options
+    what: str, present: Sequence[str], options: PartOptions
 ) -> tuple[str | None, str | None]:
     """Choose the parts of the training and of the test images, in any case.
 
     Args:
-        what: Whose parts they are, for messages.
+        what: Name of the data set, for messages.
         present: Names of all parts.
         options: ``train`` and ``test`` count.
 
@@ -37,25 +37,26 @@ def find_parts(
         UserError: A part that the options name is not there, or there are test images beside the
             fraction that the options ask for.
     """
+    fraction = options.fraction
     train = _part(what, present, "train", options.train, TRAIN)
-    named = options.test if isinstance(options.test, str) else None
+    named = options.test if fraction is None else None
     test = _part(what, [each for each in present if each != train], "test", named, TEST)
-    if test is not None and options.fraction is not None:
+    if test is not None and fraction is not None:
         raise UserError(
-            f"{what} has test images of its own, in {test}; leave out ?test={options.fraction:g}"
+            f"{what} has test images of its own, in {test}; leave out ?test={fraction:g}"
         )
     return train, test
 
 
-def say_left_out(what: str, names: Iterable[str], options: Options) -> None:
+def say_left_out(what: str, names: Iterable[str], options: PartOptions) -> None:
     """Warn of parts that are not read, if there are any and the options do not choose.
 
     Args:
-        what: Whose parts they are.
+        what: Name of the data set.
         names: Their names.
         options: ``train`` and ``test`` count.
     """
-    chosen = options.train or isinstance(options.test, str)
+    chosen = options.train or (options.test and options.fraction is None)
     if not chosen and (listed := ", ".join(map(repr, names))):
         warnings.warn(
             f"{what}: {listed} is left out; ?train=NAME and ?test=NAME choose the parts that are "
@@ -72,7 +73,7 @@ def split_parts(
     Each class has a random stream of its own, and has an image on both sides at least.
 
     Args:
-        what: Whose images they are, for messages.
+        what: Name of the data set, for messages.
         labels: ``[N]``, int64.
         names: Names of the classes.
         fraction: Part of each class to set aside, between 0 and 1; None takes
@@ -111,12 +112,11 @@ def _part(
     what: str, present: Sequence[str], option: str, given: str | None, usual: Sequence[str]
 ) -> str | None:
     """Name of the part that is given, or of the first one with a usual name."""
-    names = usual if given is None else (given,)
-    exactly: tuple[Callable[[str], str], ...] = (composed, lambda name: composed(name).casefold())
-    for name in names:
-        for form in exactly:
-            if match := next((each for each in present if form(each) == form(name)), None):
-                return match
+    names = {composed(each).casefold(): each for each in reversed(present)}
+    names |= {composed(each): each for each in reversed(present)}
+    for name in map(composed, usual if given is None else (given,)):
+        if match := names.get(name, names.get(name.casefold())):
+            return match
     if given is not None:
         hint = nearest(given, present) if present else "there are none"
         raise UserError(f"{what} has no part {given!r}, which ?{option}= names; {hint}")

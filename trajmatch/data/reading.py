@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from trajmatch.errors import UserError
 
@@ -70,10 +67,10 @@ def _fail(error: OSError) -> None:
 
 @contextmanager
 def readable(what: str) -> Iterator[None]:
-    """Turns what the operating system refuses inside the block into a message.
+    """Turn what the operating system refuses inside the block into a message.
 
     Args:
-        what: What is being read, for the message where the system names no file.
+        what: Name of the file or folder, for the message where the system gives none.
 
     Raises:
         UserError: A file or folder cannot be read.
@@ -87,31 +84,8 @@ def readable(what: str) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def unpacked(path: Path) -> Iterator[BinaryIO]:
-    """Open a file, which is packed with gzip if its name ends in ``.gz``.
-
-    Args:
-        path: The file.
-
-    Yields:
-        The content, as a file.
-
-    Raises:
-        OSError: It cannot be read.
-        UserError: It is damaged; raised inside the block, too.
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield file  # type: ignore[misc]
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(
-            f"{path} is cut off or not a gzip file ({error}); download it again"
-        ) from error
-
-
 def check_folder(path: Path) -> None:
-    """Makes sure that a folder is there.
+    """Make sure that a folder is there.
 
     Args:
         path: The folder.

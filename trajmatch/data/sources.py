@@ -1,31 +1,21 @@
-"""Where data sets come from: a URI, ``scheme:path?options``, and the reader of its scheme."""
+"""Where data sets come from: the sources of all readers, by address or by name."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import os
+import pkgutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import get_type_hints
 
-from trajmatch.data import (
-    checks,
-    cifar,
-    folder,
-    function,
-    huggingface,
-    mnist,
-    npz,
-    options,
-    shipped,
-    svhn,
-    wordnet,
-)
+from trajmatch.data import checks, options, readers
+from trajmatch.data.address import Address, Source
 from trajmatch.data.dataset import Dataset
-from trajmatch.data.options import Options
+from trajmatch.data.readers import function, imagefolder, shipped
 from trajmatch.data.reading import readable
 from trajmatch.data.statistics import channel_statistics, published_statistics
 from trajmatch.errors import UserError
@@ -37,54 +27,9 @@ SHIPPED = shipped.NAME
 #: Folders to search for data sets that are known only by name, separated as in ``PATH``.
 SEARCH_VARIABLE = "TRAJMATCH_DATA"
 
-
-class _Source(NamedTuple):
-    path: str  # what stands after the colon
-    load: Callable[[Path, Options], Dataset]
-    # A set with a fixed name can be looked for in a folder; a user's own is named after its path.
-    found_in: Callable[[Path], bool] | None = None
-    options: tuple[str, ...] = ()  # beside those of every source
-
-
-def _whole(load: Callable[[Path], Dataset]) -> Callable[[Path, Options], Dataset]:
-    """A reader of whole sets, of which the classes wanted are taken afterwards."""
-    return lambda path, given: _take_classes(load(path), given)
-
-
-def _take_classes(dataset: Dataset, given: Options) -> Dataset:
-    if not given.classes:
-        return dataset
-    names = dataset.class_names
-    return dataset.of_classes(options.choose_classes(dataset.name, names, given.classes))
-
-
-def _npz(path: Path, given: Options) -> Dataset:
-    return _take_classes(npz.load(path, given), given)
-
-
-_SOURCES = {
-    "fashion-mnist": _Source("ROOT", _whole(mnist.FASHION.load), mnist.FASHION.found_in),
-    "mnist": _Source("ROOT", _whole(mnist.DIGITS.load), mnist.DIGITS.found_in),
-    "cifar10": _Source("ROOT", _whole(cifar.CIFAR10.load), cifar.CIFAR10.found_in),
-    "cifar100": _Source("ROOT", _whole(cifar.CIFAR100.load), cifar.CIFAR100.found_in),
-    "svhn": _Source("ROOT", _whole(svhn.load), svhn.found_in),
-    "tiny-imagenet": _Source(
-        "ROOT", wordnet.load_tiny, wordnet.tiny_found_in, ("classes", *options.OF_IMAGES)
-    ),
-    "imagenet": _Source(
-        "ROOT",
-        wordnet.load_imagenet,
-        wordnet.imagenet_found_in,
-        ("subset", *options.OF_IMAGES),
-    ),
-    "imagefolder": _Source("PATH", folder.load, options=("train", "test", *options.OF_IMAGES)),
-    "npz": _Source("FILE", _npz, options=("train", "test")),
-    "hf": _Source(
-        "NAME",
-        huggingface.load,
-        options=("train", "test", "config", "image", "label", *options.OF_IMAGES),
-    ),
-}
+_SOURCES: dict[str, Source] = {}
+for _module in pkgutil.iter_modules(readers.__path__, f"{readers.__name__}."):
+    _SOURCES |= importlib.import_module(_module.name).SOURCES
 
 
 def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
@@ -94,11 +39,14 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
         uri: One of
 
             - ``fashion-mnist-mini``: 10,000 + 2,000 images of Fashion-MNIST, part of the package;
-            - ``fashion-mnist:ROOT``, ``mnist:ROOT``: the four original IDX files, packed with gzip
-              or not, in ROOT or where torchvision puts them under ROOT;
-            - ``cifar10:ROOT``, ``cifar100:ROOT``: the official binary or Python version, in ROOT or
-              in the subfolder that its archive unpacks to;
-            - ``svhn:ROOT``: the two official MATLAB files of cropped digits;
+            - ``cifar10:ROOT``, ``cifar100:ROOT``, ``svhn:ROOT``, ``mnist:ROOT``,
+              ``fashion-mnist:ROOT``: the official files, in ROOT or where torchvision puts them
+              under ROOT; ``?download=true`` gets them. Of CIFAR also the binary version, of MNIST
+              and Fashion-MNIST also packed with gzip;
+            - ``torchvision:NAME:ROOT``: any other data set for classification of
+              ``torchvision.datasets``, by the name of its class, such as ``STL10``;
+              ``?download=true``, ``?train=NAME&test=NAME`` (values of its argument ``split``) and
+              ``?size=N``;
             - ``tiny-imagenet:ROOT``: as its archive unpacks, 64 x 64 pixels;
             - ``imagenet:ROOT?subset=nette`` (or ``woof``, ``fruit``, ``meow``, ``squawk``,
               ``yellow``; or ``?classes=`` with WordNet ids): folders ``train/WNID`` and
@@ -137,43 +85,51 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
     checks.check_text("the address of the data set", whole)
     if "\0" in whole:
         raise UserError(f"the address of the data set {whole!r} has a zero byte; leave it out")
-    address, text = options.split(whole)
-    scheme, colon, path = address.partition(":")
-    source = _SOURCES.get(scheme)
-    if address == SHIPPED:
-        given = options.parse(text, options.OF_ALL, address)
-        dataset = _take_classes(shipped.load(), given)
-    elif source is not None and source.found_in and not colon:
+    address = Address.parse(whole)
+    source = _source(address)
+    if source is None:
+        if not address.base:
+            raise UserError(f"--data {uri!r} names no data set; give one of {_forms()}")
+        raise UserError(f"there is no data source {uri!r}{_meant(address)}; give one of {_forms()}")
+    form = _form(address.source, source)
+    nothing = whole.partition("?")[0].endswith(":")
+    if nothing or (source.path and not address.path):
+        if nothing or source.found_in is None:
+            raise UserError(f"{uri!r} lacks a path; write {form}")
         found = resolve_uri(whole)
         if found is None:
             raise UserError(
                 f"{uri!r} is in no folder that {SEARCH_VARIABLE} lists ({searched_folders()}); put "
-                f"it there, or give --data {scheme}:{source.path}"
+                f"it there, or give --data {form}"
             )
         return load_dataset(found)
-    elif source is not None:
-        form = f"{scheme}:{source.path}"
-        if not colon or not path:
-            raise UserError(f"{uri!r} lacks a path; write {form}")
-        given = options.parse(text, (*options.OF_ALL, *source.options), form)
-        with readable(path):
-            dataset = source.load(Path(os.path.expanduser(path)), given)
-    elif function.is_function(address):
-        given = options.parse(text, options.OF_ALL, address)
-        try:
-            import_object(address)
-        except UserError as error:
-            if meant := _meant(address):
-                raise UserError(f"there is no data source {uri!r}{meant}; {error}") from error
-            raise
-        dataset = _take_classes(function.load(address), given)
-    elif not address:
-        raise UserError(f"--data {uri!r} names no data set; give one of {_forms()}")
-    else:
-        raise UserError(f"there is no data source {uri!r}{_meant(address)}; give one of {_forms()}")
-    dataset = _normalised_by(dataset, given.statistics)
+    given = options.parse(address.options, get_type_hints(source.load)["options"], form)
+    with readable(address.path):
+        dataset = _normalised_by(source.load(address, given), given.statistics)
     _warn_of_untested(dataset)
-    return dataclasses.replace(dataset, name=f"{dataset.name}?{text}") if text else dataset
+    settings = "&".join(_settings(address))
+    return dataclasses.replace(dataset, name=f"{dataset.name}?{settings}") if settings else dataset
+
+
+def _source(address: Address) -> Source | None:
+    """The source of an address; of a function that there is not, raise what is wrong with it."""
+    source = _SOURCES.get(address.source)
+    if source is not None and (source.path or not address.path):
+        return source
+    if not function.is_function(address):
+        return None
+    try:
+        import_object(address.base)
+    except UserError as error:
+        if meant := _meant(address):
+            raise UserError(f"there is no data source {address.base!r}{meant}; {error}") from error
+        raise
+    return function.SOURCES["package.module"]._replace(path=address.path)
+
+
+def _settings(address: Address) -> list[str]:
+    """The options that decide what a data set is, and not only where it comes from."""
+    return [each for each in address.options.split("&") if each and each != "download=true"]
 
 
 def _warn_of_untested(dataset: Dataset) -> None:
@@ -206,7 +162,7 @@ def absolute_uri(uri: str | None) -> str | None:
     """Make the path in an address absolute, so that it is found from another folder.
 
     Args:
-        uri: What :func:`load_dataset` takes.
+        uri: As :func:`load_dataset` takes it.
 
     Returns:
         The same; what is known by its name alone (a set of ``TRAJMATCH_DATA``, of the hub, a
@@ -215,10 +171,10 @@ def absolute_uri(uri: str | None) -> str | None:
     Raises:
         UserError: The path is not UTF-8.
     """
-    scheme, path, text = _taken_apart(uri)
-    if not path or scheme not in _SOURCES or (scheme == "hf" and not Path(path).is_dir()):
+    address = Address.parse(uri or "")
+    if not _is_local(address):
         return uri
-    absolute = f"{scheme}:{os.path.abspath(os.path.expanduser(path))}{text}"
+    absolute = str(address._replace(path=os.path.abspath(address.place)))
     checks.check_text("the address of the data set", absolute)
     return absolute
 
@@ -234,16 +190,22 @@ def moved_uri(uri: str | None, beside: Path) -> str | None:
         The address with the path of the nearest place around ``beside`` that ends as the path given
         does; that path itself where it exists, and where there is no such place.
     """
-    scheme, path, text = _taken_apart(uri)
-    if not path or scheme not in _SOURCES or scheme == "hf" or Path(path).expanduser().exists():
+    address = Address.parse(uri or "")
+    if not _is_local(address) or address.place.exists():
         return uri
-    parts = Path(path).parts
+    parts = Path(address.path).parts
     for around in beside.absolute().parents:
         for number in range(1, len(parts) + 1):
             place = around.joinpath(*parts[-number:])
             if place.exists():
-                return f"{scheme}:{place}{text}"
+                return str(address._replace(path=str(place)))
     return uri
+
+
+def _is_local(address: Address) -> bool:
+    """True if the path of an address is a place in the file system."""
+    known = address.path and address.source in _SOURCES
+    return bool(known) and (address.source != "hf" or address.place.is_dir())
 
 
 def of_recipe(uri: str | None, wanted: str, recipe: str = "") -> str | None:
@@ -260,19 +222,17 @@ def of_recipe(uri: str | None, wanted: str, recipe: str = "") -> str | None:
     """
     if not wanted or uri is None:
         return uri
-    base, options_of_recipe = options.split(wanted)
-    scheme, path, _ = _taken_apart(uri)
-    address, text = options.split(uri)
-    source = _SOURCES.get(scheme)
-    name = scheme if not path or (source and source.found_in) else Path(path).stem
-    given = [option for option in text.split("&") if option]
-    expected = [option for option in options_of_recipe.split("&") if option]
-    if name == base:
-        named = {option.partition("=")[0] for option in given}
-        given += [option for option in expected if option.partition("=")[0] not in named]
-    if recipe and (name != base or set(given) != set(expected)):
+    address, expected = Address.parse(uri), Address.parse(wanted)
+    source = _SOURCES.get(address.source)
+    fixed = not address.path or (source and source.found_in)
+    name = address.scheme if fixed else Path(address.path).stem
+    if name == expected.scheme:
+        named = {each.partition("=")[0] for each in _settings(address)}
+        open_ = [each for each in _settings(expected) if each.partition("=")[0] not in named]
+        address = address._replace(options="&".join(filter(None, [address.options, *open_])))
+    if recipe and (name != expected.scheme or {*_settings(address)} != {*_settings(expected)}):
         say_other_data(uri, wanted, recipe)
-    return "?".join(filter(None, (address, "&".join(given))))
+    return str(address)
 
 
 def say_other_data(given: str, wanted: str, recipe: str) -> None:
@@ -290,26 +250,18 @@ def say_other_data(given: str, wanted: str, recipe: str) -> None:
     )
 
 
-def _taken_apart(uri: str | None) -> tuple[str, str, str]:
-    """Scheme, path and ``?options`` of an address."""
-    address, text = options.split(uri or "")
-    scheme, _, path = address.partition(":")
-    return scheme, path, f"?{text}" if text else ""
-
-
-def _meant(address: str) -> str:
+def _meant(address: Address) -> str:
     """`` (did you mean ADDRESS?)`` by what the path is and by the names of sources, or nothing."""
-    scheme, colon, path = address.partition(":")
-    sources = {_folded(name): name for name in _SOURCES}
-    close = difflib.get_close_matches(_folded(scheme), [*sources, _folded(SHIPPED)], n=1)
-    place = path if colon else address
-    if colon and close and close[0] in sources:
-        form = f"{sources[close[0]]}:{path or _SOURCES[sources[close[0]]].path}"
+    names = {_folded(name): name for name in _SOURCES}
+    close = difflib.get_close_matches(_folded(address.source), names, n=1)
+    name = names[close[0]] if close else ""
+    place = address.path or address.scheme
+    if name and address.path and _SOURCES[name].path:
+        form = f"{name}:{address.path}"
     elif kind := _kind(Path(os.path.expanduser(place))):
         form = f"{kind}:{place}"
-    elif close:
-        name = sources.get(close[0], SHIPPED)
-        form = f"{name}:{_SOURCES[name].path}" if name in _SOURCES else name
+    elif name:
+        form = _form(name, _SOURCES[name])
     else:
         return ""
     return f" (did you mean {form}?)"
@@ -325,20 +277,19 @@ def _kind(place: Path) -> str | None:
         if place.is_file():
             return "npz" if place.suffix == ".npz" else None
         for name, source in _SOURCES.items():
-            if source.found_in and source.found_in(place):
+            if source.found_in and source.found_in(Address(name, str(place))):
                 return name
-        if folder.found_in(place):
+        if imagefolder.found_in(place):
             return "imagefolder"
     return None
 
 
 def resolve_uri(name: str) -> str | None:
-    """Finds a data set that is known only by its name.
+    """Find a data set that is known only by its name.
 
-    Looks at the shipped set, then into the folders that the environment variable
-    ``TRAJMATCH_DATA`` lists: for the known sets, for a subfolder of that name with class folders,
-    and for an ``.npz`` file of that name. Nothing is read; whether it is the right set, its
-    fingerprint must say.
+    The shipped set is known; others are looked for in the folders that the environment variable
+    ``TRAJMATCH_DATA`` lists: the known sets, a subfolder of that name with class folders, and an
+    ``.npz`` file of that name. Nothing is read; the fingerprint says if it is the right set.
 
     Args:
         name: :attr:`Dataset.name`, e.g. ``"cifar10"`` or ``"cifar10?classes=cat,dog"``.
@@ -349,16 +300,15 @@ def resolve_uri(name: str) -> str | None:
     Raises:
         UserError: A folder in the list cannot be searched.
     """
-    base, text = options.split(name)
-    suffix = f"?{text}" if text else ""
+    base, _, text = name.partition("?")
     if base == SHIPPED:
         return name
     if base in ("", "..") or Path(base).name != base:  # a path is no name: look nowhere else
         return None
     for entry in filter(None, os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep)):
         with readable(f"{entry}, listed in {SEARCH_VARIABLE}"):
-            if uri := _find(base, Path(os.path.expanduser(entry))):
-                return uri + suffix
+            if found := _find(base, Path(os.path.expanduser(entry))):
+                return str(found._replace(options=text))
     return None
 
 
@@ -373,17 +323,20 @@ def _as_found(entry: str) -> str:
     return entry if there else f"{entry}, which is no folder"
 
 
-def _find(name: str, root: Path) -> str | None:
-    source = _SOURCES.get(name)
-    if source and source.found_in and source.found_in(root):
-        return f"{name}:{root}"
-    if folder.found_in(root / name):
-        return f"imagefolder:{root / name}"
+def _find(name: str, root: Path) -> Address | None:
+    source, address = _SOURCES.get(name), Address(name, str(root))
+    if source and source.found_in and source.found_in(address):
+        return address
+    if imagefolder.found_in(root / name):
+        return Address("imagefolder", str(root / name))
     if (root / f"{name}.npz").is_file():
-        return f"npz:{root / name}.npz"
+        return Address("npz", f"{root / name}.npz")
     return None
 
 
+def _form(name: str, source: Source) -> str:
+    return ":".join(filter(None, (name, source.path)))
+
+
 def _forms() -> str:
-    forms = [f"{name}:{source.path}" for name, source in _SOURCES.items()]
-    return ", ".join([SHIPPED, *forms, "package.module:function"])
+    return ", ".join(_form(name, source) for name, source in _SOURCES.items())

@@ -15,12 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trajmatch.data.address import Address, Source
 from trajmatch.data.dataset import Dataset
-from trajmatch.data.mnist import FASHION
+from trajmatch.data.known_sets import KNOWN_SETS
+from trajmatch.data.options import Options
 from trajmatch.errors import UserError
 
 NAME = "fashion-mnist-mini"
 
+_CLASSES = KNOWN_SETS["fashion-mnist"].classes
 _SIDE = 28  # pixels
 _SHA256 = {
     "train.png": "b71ccf353aa6f6792d939b621c86dbe86c3cccb992f991408cda83648cdd066b",
@@ -28,9 +31,12 @@ _SHA256 = {
 }
 
 
-@cache
-def load() -> Dataset:
-    """Loads the first 1,000 training and the first 200 test images of each class of Fashion-MNIST.
+def load(address: Address, options: Options) -> Dataset:
+    """Load the first 1,000 training and the first 200 test images of each class of Fashion-MNIST.
+
+    Args:
+        address: The name.
+        options: All count.
 
     Returns:
         The data set: 10,000 + 2,000 images of 28 x 28 pixels in one channel, sorted by class. The
@@ -39,7 +45,12 @@ def load() -> Dataset:
     Raises:
         UserError: A file of the package is missing or damaged.
     """
-    return Dataset.from_arrays(NAME, *_read("train.png"), *_read("test.png"), FASHION.class_names)
+    return _whole().of_classes(options.classes)
+
+
+@cache
+def _whole() -> Dataset:
+    return Dataset.from_arrays(NAME, *_read("train.png"), *_read("test.png"), _CLASSES)
 
 
 def _read(name: str) -> tuple[Tensor, Tensor]:
@@ -61,5 +72,8 @@ def _read(name: str) -> tuple[Tensor, Tensor]:
     rows, columns = pixels.shape[0] // _SIDE, pixels.shape[1] // _SIDE
     images = pixels.reshape(rows, _SIDE, columns, _SIDE).transpose(0, 2, 1, 3)
     images = images.reshape(-1, 1, _SIDE, _SIDE)
-    labels = np.arange(len(images)) // (len(images) // len(FASHION.class_names))
+    labels = np.arange(len(images)) // (len(images) // len(_CLASSES))
     return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+SOURCES = {NAME: Source("", load)}

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from trajmatch.data import checks, decode
+from trajmatch.data.address import Address, Source
 from trajmatch.data.dataset import Dataset
-from trajmatch.data.decode import Labelled
-from trajmatch.data.options import Options, choose_classes, composed
-from trajmatch.data.parts import TEST, TRAIN, find_parts, say_left_out, split_parts
+from trajmatch.data.decode import Picture
+from trajmatch.data.options import ImageOptions, PartOptions, choose_classes, composed
+from trajmatch.data.parts import TEST, TRAIN, find_parts, say_left_out
 from trajmatch.data.reading import check_folder, files_below, visible
 from trajmatch.errors import UserError
 
 _LAYOUT = "train/CLASS/IMAGE and test/CLASS/IMAGE (or val), or CLASS/IMAGE"
 
 
-def load(root: Path, options: Options) -> Dataset:
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions(ImageOptions, PartOptions):
+    """Options of a folder of images."""
+
+
+def load(address: Address, options: FolderOptions) -> Dataset:
     """Load every image file of a folder.
 
     Either ``root/train/CLASS`` and ``root/test/CLASS`` (or ``val``, in any case and under the other
     usual names), or only ``root/train/CLASS``, or ``root/CLASS``; without test images, a part of
-    each class becomes the test set, which is said. Classes are the subfolders in alphabetical
+    each class becomes the test set, with a warning. Classes are the subfolders in alphabetical
     order; the images of a class are all files in its folder and in the folders there, in the order
     of torchvision's ``ImageFolder``. Hidden files and those that systems make are left out, and so,
-    with a warning, are files of other kinds. Without ``size`` all images must be square and of one
-    size. The set is grey where all images are, else RGB.
+    with a warning, are files of other kinds.
 
     Args:
-        root: The folder.
-        options: ``classes``, ``train``, ``test`` and those of images count.
+        address: The folder ``root``.
+        options: All count.
 
     Returns:
         The data set, named after the folder.
@@ -40,6 +45,7 @@ def load(root: Path, options: Options) -> Dataset:
         OSError: A folder cannot be read.
         UserError: The folders are not as described, or a file cannot be used.
     """
+    root = address.place
     check_folder(root)
     train, test = _parts(root, options)
     present = [entry.name for entry in visible(train) if entry.is_dir()]
@@ -47,27 +53,19 @@ def load(root: Path, options: Options) -> Dataset:
         raise UserError(f"{train} holds a single folder; did you mean {train / present[0]}?")
     if present:
         checks.check_class_names(str(train), present)
-    chosen = choose_classes(str(root), present, options.classes) if present else []
-    names = [present[index] for index in chosen]
-    train_files = _images_among(train, _list_files(train, present, names))
+    names = [present[index] for index in choose_classes(str(root), present, options.classes)]
+    parts = [_pictures(train, present, names)]
     if test is not None:
-        test_files = _images_among(test, _list_files(test, present, names))
+        parts.append(_pictures(test, present, names))
     else:
-        _warn_of_parts(root, train_files)
-        labels = torch.tensor([label for _, label in train_files])
-        split = split_parts(str(root), labels, names, options.fraction)
-        train_files, test_files = ([train_files[index] for index in each] for each in split)
-    size, colour = decode.inspect([*train_files, *test_files], options)
-    pairs = decode.decode(str(root), [train_files, test_files], size, options, colour=colour)
-    return Dataset.from_arrays(root.resolve().name, *pairs[0], *pairs[1], class_names=names)
+        _warn_of_parts(root, parts[0])
+    return decode.load_pictures(
+        str(root), root.resolve().name, parts, names, options, fraction=options.fraction
+    )
 
 
 def found_in(root: Path) -> bool:
-    """True if a folder has the layout of a data set.
-
-    Args:
-        root: The folder; it may be missing.
-    """
+    """True if a folder, which may be missing, has the layout of a data set."""
     if not root.is_dir():
         return False
     entries = visible(root)
@@ -76,7 +74,7 @@ def found_in(root: Path) -> bool:
     )
 
 
-def _parts(root: Path, options: Options) -> tuple[Path, Path | None]:
+def _parts(root: Path, options: FolderOptions) -> tuple[Path, Path | None]:
     """Folders of the training and of the test images; None where there are no test images."""
     present = [entry.name for entry in visible(root)]
     folders = [name for name in present if (root / name).is_dir()]
@@ -87,7 +85,7 @@ def _parts(root: Path, options: Options) -> tuple[Path, Path | None]:
         say_left_out(str(root), left_out, options)
         return root / train, root / test if test else None
     # A folder with images in it is a class of that name.
-    alone, named = train or test, isinstance(options.test, str)
+    alone, named = train or test, options.test and options.fraction is None
     if (
         present
         and not named
@@ -100,11 +98,11 @@ def _parts(root: Path, options: Options) -> tuple[Path, Path | None]:
     )
 
 
-def _warn_of_parts(root: Path, files: list[Labelled]) -> None:
+def _warn_of_parts(root: Path, pictures: Sequence[Picture]) -> None:
     """Warn if the folders of all classes hold the same folders, as parts of a data set would."""
     below: dict[int, set[str]] = {}
-    for path, label in files:
-        below.setdefault(label, set()).add(path.parent.name)
+    for picture in pictures:
+        below.setdefault(picture.label, set()).add(Path(str(picture)).parent.name)
     first = below.get(0, set())
     if len(first) > 1 and len(below) > 1 and all(each == first for each in below.values()):
         warnings.warn(
@@ -114,11 +112,15 @@ def _warn_of_parts(root: Path, files: list[Labelled]) -> None:
         )
 
 
-def _list_files(split: Path, present: list[str], names: list[str]) -> list[Labelled]:
-    """Files of the classes in ``names``; ``present`` are all classes of the training images."""
+def _pictures(part: Path, present: Sequence[str], names: Sequence[str]) -> list[Picture]:
+    """Pictures of the classes in ``names``; ``present`` are all classes of the training images.
+
+    Files are pictures by their ending or content; a damaged picture counts as one.
+    """
     known = {composed(name): name for name in present}
-    files = []
-    for entry in visible(split):
+    pictures: list[Picture] = []
+    others: list[Path] = []
+    for entry in visible(part):
         if not entry.is_dir():
             raise UserError(
                 f"{entry} is a file where a folder of images of one class was expected; move it "
@@ -130,23 +132,20 @@ def _list_files(split: Path, present: list[str], names: list[str]) -> list[Label
                 f"{entry} is no class of the training set ({', '.join(present) or 'it has none'}); "
                 "the folders of both must have the same names"
             )
-        if name in names:
-            files += [Labelled(path, names.index(name)) for path in files_below(entry)]
-    return files
-
-
-def _images_among(split: Path, files: list[Labelled]) -> list[Labelled]:
-    """The files that are images by their ending or content; a damaged image counts as one."""
-    images: list[Labelled] = []
-    others: list[Labelled] = []
-    for file in files:
-        (images if decode.is_image(file.path) else others).append(file)
-    if not images:
-        raise UserError(f"{split} holds no images; put them into one folder per class there")
+        for file in files_below(entry) if name in names else ():
+            if decode.is_image(file):
+                pictures.append(Picture(names.index(name), file))
+            else:
+                others.append(file)
+    if not pictures:
+        raise UserError(f"{part} holds no images; put them into one folder per class there")
     if others:
         warnings.warn(
-            f"{split}: {len(others)} of {len(files)} files are no images and are left out, for "
-            f"example {others[0].path}",
+            f"{part}: {len(others)} of {len(others) + len(pictures)} files are no images and are "
+            f"left out, for example {others[0]}",
             stacklevel=3,
         )
-    return images
+    return pictures
+
+
+SOURCES = {"imagefolder": Source("PATH", load)}

@@ -1,20 +1,13 @@
-"""CIFAR-10 and CIFAR-100 from small files in the official layouts."""
-
-import hashlib
-import os
-import pickle
+"""The binary version of CIFAR-10 and CIFAR-100, from small files."""
 
 import numpy as np
 import pytest
-import torch
 
-from trajmatch._torchvision import torchvision
 from trajmatch.data import load_dataset
-from trajmatch.data.cifar_names import CIFAR100
+from trajmatch.data.known_sets import KNOWN_SETS
 from trajmatch.errors import UserError
 
 BINARY = {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}
-PYTHON = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 CLASSES = {"cifar10": 10, "cifar100": 100}
 # Files of the binary version and images in each; every class has one image in training and test.
 SIZES = {
@@ -46,28 +39,6 @@ def write_binary(folder, name):
         (folder / file).write_bytes(b"".join(next(records).tobytes() for _ in range(count)))
 
 
-def write_python(folder, name, monkeypatch):
-    """The Python version; torchvision is told the MD5 sums of these files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    key = {"cifar10": "labels", "cifar100": "fine_labels"}[name]
-    reader = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
-    sums = {}
-    for split, (pixels, labels) in zip(("train", "test"), train_and_test(name), strict=True):
-        names = [file for file, _ in getattr(reader[name], f"{split}_list")]
-        parts = zip(np.split(pixels, len(names)), np.split(labels, len(names)), strict=True)
-        for file, (some, those) in zip(names, parts, strict=True):
-            sums[file] = write_pickle(folder / file, {"data": some, key: those.tolist()})
-        monkeypatch.setattr(reader[name], f"{split}_list", [[file, sums[file]] for file in names])
-    meta = reader[name].meta
-    md5 = write_pickle(folder / meta["filename"], {meta["key"]: ["unused"] * CLASSES[name]})
-    monkeypatch.setattr(reader[name], "meta", {**meta, "md5": md5})
-
-
-def write_pickle(path, content):
-    path.write_bytes(pickle.dumps(content))
-    return hashlib.md5(path.read_bytes()).hexdigest()
-
-
 def refusal(name, root):
     with pytest.raises(UserError) as caught:
         load_dataset(f"{name}:{root}")
@@ -92,65 +63,9 @@ def test_binary_version(tmp_path, name, parent):
     assert dataset.train_images[4, 2, 7, 30] == train_pixels[4, 2 * 1024 + 7 * 32 + 30]
 
 
-@pytest.mark.parametrize("name", PYTHON)
-@pytest.mark.parametrize("parent", [True, False])
-def test_python_version_is_the_same_data_set(tmp_path, monkeypatch, name, parent):
-    folder = tmp_path / "a" / (PYTHON[name] if parent else "renamed")
-    write_python(folder, name, monkeypatch)
-    write_binary(tmp_path / "b", name)
-    dataset = load_dataset(f"{name}:{tmp_path / 'a' if parent else folder}")
-    assert dataset.train_images.is_contiguous() and dataset.train_labels.dtype == torch.int64
-    assert dataset.fingerprint == load_dataset(f"{name}:{tmp_path / 'b'}").fingerprint
-
-
-class Trap:
-    """A pickle that makes a folder when it is read."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_the_trap_works(tmp_path):
-    pickle.loads(pickle.dumps(Trap(tmp_path / "sprung")))
-    assert (tmp_path / "sprung").is_dir()
-
-
-@pytest.mark.parametrize("name", PYTHON)
-def test_no_pickle_is_opened_before_all_sums_are_right(tmp_path, monkeypatch, name):
-    folder = tmp_path / PYTHON[name]
-    write_python(folder, name, monkeypatch)
-    for path in sorted(folder.iterdir()):
-        genuine = path.read_bytes()
-        path.write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-        message = refusal(name, tmp_path)
-        assert str(path) in message and "was not opened" in message
-        assert not (tmp_path / "sprung").exists()
-        path.write_bytes(genuine)
-    load_dataset(f"{name}:{tmp_path}")
-
-
-def test_files_that_are_not_the_authors_are_refused(tmp_path):
-    folder = tmp_path / PYTHON["cifar10"]
-    folder.mkdir()
-    for file in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]:
-        write_pickle(folder / file, {"data": [], "labels": []})
-    message = refusal("cifar10", tmp_path)
-    assert "data_batch_1 is missing or is not the official file of cifar10" in message
-    assert "c99cafc152244af753f735de768cd75f" in message  # published with the data set
-
-
 def test_names_of_cifar100():
-    assert len(CIFAR100) == 100 and list(CIFAR100) == sorted(CIFAR100)
-
-
-@pytest.mark.parametrize("name", BINARY)
-def test_a_folder_without_the_set_gets_the_layout(tmp_path, name):
-    message = refusal(name, tmp_path)
-    assert BINARY[name] in message and PYTHON[name] in message and "unpack" in message
-    assert "does not exist" in refusal(name, tmp_path / "missing")
+    names = KNOWN_SETS["cifar100"].classes
+    assert len(names) == 100 and list(names) == sorted(names)
 
 
 @pytest.mark.parametrize("file", SIZES["cifar10"])

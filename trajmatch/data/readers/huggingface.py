@@ -1,0 +1,215 @@
+"""Data sets of the Hugging Face hub, through the optional package ``datasets``."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from trajmatch.data.address import Address, Source
+from trajmatch.data.dataset import Dataset
+from trajmatch.data.decode import Picture, load_pictures
+from trajmatch.data.options import ImageOptions, PartOptions, choose_classes, nearest
+from trajmatch.data.parts import find_parts, say_left_out
+from trajmatch.errors import UserError
+
+# The column that holds the labels, where several columns could and none has a type of its own.
+_LABEL_NAMES = ("label", "labels", "class", "target", "y")
+_VALUES = ("int", "uint", "string", "large_string", "bool")
+_BYTES = ("binary", "large_binary", "binary_view")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubOptions(ImageOptions, PartOptions):
+    """Options of a data set of the hub.
+
+    Attributes:
+        config: Name of one of several data sets under one name.
+        image: Column of the images.
+        label: Column of the labels.
+    """
+
+    config: str | None = None
+    image: str | None = None
+    label: str | None = None
+
+
+def load(address: Address, options: HubOptions) -> Dataset:
+    """Load a data set by its name on the hub, or from a folder that ``datasets`` can read.
+
+    Columns are found by their type: the one ``Image``, or else the one of bytes or of ``bytes`` and
+    ``path``; the one ``ClassLabel``, or else a column of integers or strings, whose values in
+    order are the classes. Of the splits, ``train`` is used and one for testing, by their usual
+    names; without one, a part of each class becomes the test set. What is left out is said. No code
+    of the data set is run. The package turns images of the type ``Image`` as their EXIF data says.
+
+    Args:
+        address: What ``datasets.load_dataset`` takes: ``USER/NAME``, or a folder.
+        options: Parts are splits; all count.
+
+    Returns:
+        The data set, named after the last part of the name; grey where all images are, else RGB.
+
+    Raises:
+        UserError: The package is not installed, or the data set cannot be loaded or used.
+    """
+    what = address.base
+    splits = _load(what, address.place.as_posix(), options.config)
+    found = find_parts(what, list(splits), options)
+    if found[0] is None:
+        raise UserError(
+            f"{what} has no split 'train', but {', '.join(splits) or 'none'}; choose one with "
+            "?train=NAME"
+        )
+    say_left_out(what, [each for each in splits if each not in found], options)
+    features = splits[found[0]].features
+    image = _column(what, features, "image", options.image, (_is_image, _is_bytes))
+    label = _label_column(what, features, options.label)
+    classes = _classes(what, features[label], splits[found[0]][label], label)
+    all_names = list(map(str, classes))
+    chosen = choose_classes(what, all_names, options.classes)
+    values = list(range(len(classes))) if _is_class(features[label]) else classes
+    labels = {values[old]: new for new, old in enumerate(chosen)}
+    parts = []
+    for name in filter(None, found):
+        given = list(splits[name][label])
+        _check_labelled(f"{what}, split {name}", given, values)
+        parts.append(
+            [
+                Picture(
+                    labels[value],
+                    partial(_image, splits[name], row, image),
+                    f"{what}, split {name}, row {row}",
+                )
+                for row, value in enumerate(given)
+                if value in labels
+            ]
+        )
+    names = [all_names[index] for index in chosen]
+    return load_pictures(what, address.place.name, parts, names, options, fraction=options.fraction)
+
+
+def _load(what: str, name: str, config: str | None) -> Mapping[str, Any]:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        if error.name != "datasets":
+            raise
+        raise UserError(f"{what} needs the package datasets; pip install trajmatch[hf]") from error
+    try:
+        if not Path(name).is_dir():
+            return datasets.load_dataset(name, config)
+        # The package keeps what it has read of a folder by the folder's last name and the head of
+        # its README.md, and would return that for another folder, or for other files in this one.
+        # Its copy is mapped into memory, and readable after the deletion.
+        with tempfile.TemporaryDirectory("-trajmatch-hf", ignore_cleanup_errors=True) as cache:
+            return datasets.load_dataset(name, config, cache_dir=cache)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{what} cannot be loaded: {error}; check the name and the connection, and give "
+            "?config=NAME where the hub has several data sets under it"
+        ) from error
+
+
+def _image(split: Any, row: int, column: str) -> Any:
+    """An image of Pillow, the bytes of a file, or its path."""
+    value = split[row][column]
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or Path(str(value.get("path")))
+    if value is None:
+        raise ValueError("the row has none")
+    return value
+
+
+def _is_image(feature: Any) -> bool:
+    return type(feature).__name__ == "Image"
+
+
+def _is_bytes(feature: Any) -> bool:
+    return "bytes" in feature if isinstance(feature, Mapping) else _dtype(feature) in _BYTES
+
+
+def _is_class(feature: Any) -> bool:
+    return type(feature).__name__ == "ClassLabel"
+
+
+def _is_value(feature: Any) -> bool:
+    return _dtype(feature).startswith(_VALUES) and not _is_class(feature)
+
+
+def _dtype(feature: Any) -> str:
+    return str(getattr(feature, "dtype", ""))
+
+
+def _column(
+    what: str,
+    features: Mapping[str, Any],
+    option: str,
+    given: str | None,
+    kinds: Sequence[Callable[[Any], bool]],
+) -> str:
+    """Name of the one column of the first kind that there is, or of the one that was given."""
+    fits = [[name for name, feature in features.items() if kind(feature)] for kind in kinds]
+    if given is not None:
+        every = [name for names in fits for name in names]
+        if given not in every:
+            hint = nearest(given, every) if every else "it has none"
+            raise UserError(f"{what} has no column {given!r} of {option}s; {hint}")
+        return given
+    found: list[str] = next(filter(None, fits), [])
+    if len(found) != 1:
+        columns = ", ".join(
+            f"{name} ({type(each).__name__} {_dtype(each)})" for name, each in features.items()
+        )
+        raise UserError(
+            f"{what} has {len(found)} columns of {option}s (its columns: {columns}); "
+            + (f"choose one with ?{option}=NAME" if found else "it cannot be used")
+        )
+    return found[0]
+
+
+def _label_column(what: str, features: Mapping[str, Any], given: str | None) -> str:
+    """Name of the column of labels; where columns without names of classes vie, by its name."""
+    values = [name for name, feature in features.items() if _is_value(feature)]
+    if given is None and len(values) > 1 and not any(map(_is_class, features.values())):
+        given = next((name for usual in _LABEL_NAMES for name in values if name == usual), None)
+        if given is not None:
+            others = ", ".join(repr(name) for name in values if name != given)
+            warnings.warn(
+                f"{what}: the column {given!r} is taken for the labels, not {others}; ?label=NAME "
+                "chooses another",
+                stacklevel=2,
+            )
+    return _column(what, features, "label", given, (_is_class, _is_value))
+
+
+def _classes(what: str, feature: Any, values: Sequence[Any], label: str) -> list[Any]:
+    """Names of the classes, or the values of the training labels that stand for them."""
+    if _is_class(feature):
+        return list(feature.names)
+    given = [value for value in values if value is not None]
+    found = sorted(set(given))
+    if len(found) == len(given):
+        raise UserError(
+            f"{what}: the column {label!r} has another value in every row, so that it holds no "
+            "labels; choose another with ?label=NAME"
+        )
+    return found
+
+
+def _check_labelled(what: str, given: Sequence[Any], values: Sequence[Any]) -> None:
+    """Warn of rows without a class of the training rows; refuse a split of nothing else."""
+    known = set(values)
+    lacking = sum(value not in known for value in given)
+    message = f"{what}: {lacking} of {len(given)} rows have no label that is one of the classes"
+    if lacking == len(given):
+        raise UserError(f"{message}; choose another split with ?train=NAME or ?test=NAME")
+    if lacking:
+        warnings.warn(f"{message}; they are left out", stacklevel=2)
+
+
+SOURCES = {"hf": Source("NAME", load)}

@@ -1,0 +1,205 @@
+"""A user's own data set from NumPy arrays in one ``.npz`` file."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trajmatch.data import checks
+from trajmatch.data.address import Address, Source
+from trajmatch.data.dataset import Dataset
+from trajmatch.data.options import PartOptions
+from trajmatch.data.parts import find_parts, say_left_out, split_parts
+from trajmatch.errors import UserError
+
+#: Names of the arrays, in either of two ways.
+KEYS = (
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("train_images", "train_labels", "test_images", "test_labels"),
+)
+CLASS_NAMES = "class_names"
+
+#: Images and labels of a part, in the order of preference.
+_PATTERNS = (("x_NAME", "y_NAME"), ("X_NAME", "y_NAME"), ("NAME_images", "NAME_labels"))
+_NO_OPTIONS = PartOptions()
+# What numpy and zipfile raise for a file that is damaged or of another kind; of a size that only a
+# header claims, memory is asked for, but not touched before the content is there.
+_DAMAGED = (
+    ValueError,
+    EOFError,
+    KeyError,  # what is called like an array, but is none
+    MemoryError,
+    OverflowError,
+    RuntimeError,  # also what zipfile does not implement
+    SyntaxError,  # of the header, which is a Python literal
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+_Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def load(address: Address, options: PartOptions) -> Dataset:
+    """Load images and labels.
+
+    Images are uint8, ``[N, S, S]``, ``[N, S, S, C]`` or ``[N, C, S, S]``: the two equal axes are
+    height and width. Labels are integers, ``[N]`` or ``[N, 1]``. An array ``class_names`` of
+    strings is optional; without it the classes are called ``0``, ``1``, ... Pickled objects are
+    never read.
+
+    Args:
+        address: The file.
+        options: The part ``NAME`` stands for ``x_NAME`` and ``y_NAME``, or ``NAME_images`` and
+            ``NAME_labels``.
+
+    Returns:
+        The data set, named after the file.
+
+    Raises:
+        OSError: The file cannot be read.
+        UserError: The file is damaged, or its arrays cannot be used.
+    """
+    path = address.place
+    with path.open("rb") as file:
+        try:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UserError(f"{path} holds a single array; save several with numpy.savez")
+            pairs, _ = _choose(str(path), archive.files, options)
+            wanted = {key for pair in pairs for key in pair} | {CLASS_NAMES}
+            # of the others only the names are wanted, to say what is left out
+            arrays = {k: np.asarray(archive[k] if k in wanted else ()) for k in archive.files}
+        except UserError:
+            raise
+        except _DAMAGED as error:
+            raise UserError(
+                f"{path} is damaged or not an .npz file ({error}); save plain arrays of numbers, "
+                "not Python objects, with numpy.savez"
+            ) from error
+    return from_arrays(str(path), path.stem, arrays, options).of_classes(options.classes)
+
+
+def from_arrays(
+    what: str, name: str, arrays: Mapping[str, _Array], options: PartOptions = _NO_OPTIONS
+) -> Dataset:
+    """Make a data set of arrays with the names and shapes that a file has.
+
+    Args:
+        what: Where they come from, for messages.
+        name: Name of the data set.
+        arrays: As for :func:`load`; those of other names do not count.
+        options: As for :func:`load`.
+
+    Returns:
+        The data set, with all classes.
+
+    Raises:
+        UserError: The arrays cannot be used.
+    """
+    pairs, left_out = _choose(what, list(arrays), options)
+    parts = [
+        (_images(f"{what}: {images}", arrays[images]), _labels(f"{what}: {labels}", arrays[labels]))
+        for images, labels in pairs
+    ]
+    say_left_out(what, left_out, options)
+    names = _class_names(what, arrays, parts[0][1])
+    if len(parts) == 1:
+        images, labels = parts[0]
+        checks.check_labels(f"{what}: {pairs[0][1]}", labels, len(images), names)
+        split = split_parts(what, labels, names, options.fraction)
+        parts = [(images[rows], labels[rows]) for rows in split]
+    return Dataset.from_arrays(name, *parts[0], *parts[1], names)
+
+
+def _choose(
+    what: str, names: Sequence[str], options: PartOptions
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Names of images and labels for training and, if there are any, for testing; unread parts."""
+    found = {}
+    for images, labels in reversed(_PATTERNS):
+        prefix, suffix = images.split("NAME")
+        for name in names:
+            part = name.removeprefix(prefix).removesuffix(suffix)
+            pair = (images.replace("NAME", part), labels.replace("NAME", part))
+            if part and pair[0] == name and pair[1] in names:
+                found[part] = pair
+    train, test = find_parts(what, list(found), options)
+    if train is None or (test is None and options.fraction is None):
+        raise UserError(
+            f"{what} should hold the arrays {' or '.join(', '.join(keys) for keys in KEYS)}, "
+            f"but holds {', '.join(sorted(names)) or 'nothing'}; save them under those names, or "
+            "choose parts with ?train=NAME&test=NAME (x_NAME and y_NAME, or NAME_images and "
+            "NAME_labels)"
+        )
+    chosen = [part for part in (train, test) if part is not None]
+    return [found[part] for part in chosen], [part for part in found if part not in chosen]
+
+
+def _images(what: str, array: _Array) -> Tensor:
+    shape = list(array.shape)
+    if array.dtype != np.uint8:
+        raise UserError(
+            f"{what} should be uint8, 0 to 255, but is {array.dtype}; convert it "
+            "(numbers from 0 to 1: multiply by 255 and round)"
+        )
+    if array.ndim and len(array) == 0:
+        raise UserError(f"{what} holds no images")
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim != 4:
+        raise UserError(
+            f"{what} should have shape [N, S, S], [N, S, S, C] or [N, C, S, S], but has {shape}"
+        )
+    else:
+        channels_first, channels_last = shape[2] == shape[3], shape[1] == shape[2]
+        if channels_first and channels_last:
+            raise UserError(
+                f"{what} has shape {shape}, where channels cannot be told from height and width; "
+                "save it as [N, S, S] if it has one channel, or resize the images"
+            )
+        if not channels_first and not channels_last:
+            raise UserError(
+                f"{what} should hold square images, [N, S, S, C] or [N, C, S, S], but has shape "
+                f"{shape}; crop or resize them"
+            )
+        if channels_last:
+            array = array.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _labels(what: str, array: _Array) -> Tensor:
+    if not np.issubdtype(array.dtype, np.integer):
+        raise UserError(
+            f"{what} should hold whole numbers, one class index per image, but is "
+            f"{array.dtype}; convert it to integers"
+        )
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise UserError(
+            f"{what} should have shape [N], one class index per image, but have "
+            f"{list(array.shape)}; one-hot labels are converted by .argmax(axis=1)"
+        )
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _class_names(what: str, arrays: Mapping[str, _Array], labels: Tensor) -> list[str]:
+    if CLASS_NAMES in arrays:
+        names = arrays[CLASS_NAMES]
+        if names.ndim != 1 or names.dtype.kind != "U":
+            raise UserError(
+                f"{what}: class_names should be an array of strings, [K], but has dtype "
+                f"{names.dtype} and shape {list(names.shape)}"
+            )
+        return [str(name) for name in names]
+    # Every class has an image, so that there are as many as different labels, whatever these are.
+    return [str(label) for label in range(len(labels.unique()))]
+
+
+SOURCES = {"npz": Source("FILE", load)}

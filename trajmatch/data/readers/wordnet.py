@@ -1,0 +1,193 @@
+"""ImageNet's subsets and Tiny ImageNet: JPEG files in folders that are named after WordNet ids."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trajmatch.data.address import Address, Source
+from trajmatch.data.dataset import Dataset
+from trajmatch.data.decode import Picture, load_pictures
+from trajmatch.data.known_sets import KNOWN_SETS
+from trajmatch.data.options import ImageOptions, choose_classes, nearest
+from trajmatch.data.reading import check_folder, visible
+from trajmatch.errors import UserError
+
+_SUBSETS = KNOWN_SETS["imagenet"].subsets
+#: Side of the images in pixels (MTT: 128).
+_IMAGENET_SIZE = 128
+_TINY_SIZE = 64
+
+_TINY_FOLDER = "tiny-imagenet-200"
+_WORDNET_ID = re.compile(r"n\d{8}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageNetOptions(ImageOptions):
+    """Options of ImageNet.
+
+    Attributes:
+        subset: Name of a published list of classes: nette, woof, fruit, meow, squawk or yellow.
+    """
+
+    subset: str | None = None
+
+
+def load_imagenet(address: Address, options: ImageNetOptions) -> Dataset:
+    """Load a part of ImageNet from ``root/train/WNID/*`` and ``root/val/WNID/*``.
+
+    Args:
+        address: The folder ``root``, or its parent when it is called ``imagenet``.
+        options: ``classes`` are WordNet ids, or names within a subset; ``size`` is 128 if not
+            given.
+
+    Returns:
+        The data set, ``imagenet``, RGB, with the statistics that are published for ImageNet. The
+        classes of a subset are in the order in which MTT lists them.
+
+    Raises:
+        OSError: A folder cannot be read.
+        UserError: The folders are not as described, a class is missing, or a file cannot be used.
+    """
+    if options.subset is not None and options.subset not in _SUBSETS:
+        raise UserError(
+            f"ImageNet has no subset {options.subset!r}; {nearest(options.subset, list(_SUBSETS))}"
+        )
+    check_folder(address.place)
+    root = _imagenet_in(address.place)
+    if root is None:
+        raise UserError(
+            f"{address.place} should hold train/WNID/IMAGE and val/WNID/IMAGE, with WordNet ids "
+            "such as n01440764 as names of folders; sort the validation images into such folders, "
+            f"too, and choose classes by ?subset=NAME ({', '.join(_SUBSETS)}) or ?classes=WNID,WNID"
+        )
+    if options.subset is None:
+        named = {identifier: identifier for identifier in _wordnet_folders(root / "train")}
+    else:
+        named = _SUBSETS[options.subset]
+    chosen = _choose(str(root), named, options.classes)
+    for part in ("train", "val"):
+        lacking = sorted(set(chosen) - set(_wordnet_folders(root / part)))
+        if lacking:
+            raise UserError(
+                f"{root / part} lacks {len(lacking)} of the {len(chosen)} classes wanted (the "
+                f"first is {lacking[0]}, {chosen[lacking[0]]}); unpack them there"
+            )
+    parts = [
+        [
+            Picture(label, path)
+            for label, identifier in enumerate(chosen)
+            for path in visible(root / part / identifier)
+        ]
+        for part in ("train", "val")
+    ]
+    return _dataset(address, parts, list(chosen.values()), _IMAGENET_SIZE, options)
+
+
+def load_tiny(address: Address, options: ImageOptions) -> Dataset:
+    """Load Tiny ImageNet as its archive unpacks.
+
+    ``wnids.txt`` (the classes), ``words.txt`` (their names), ``train/WNID/images/*`` and
+    ``val/images/*`` with ``val/val_annotations.txt``; the test images have no labels, so the
+    validation images are the test set, as in the papers.
+
+    Args:
+        address: The folder that the archive unpacked to, or its parent.
+        options: ``classes`` are names or WordNet ids; ``size`` is 64 if not given.
+
+    Returns:
+        The data set, ``tiny-imagenet``, RGB, with the statistics that are published for ImageNet.
+        Classes are in the order of their WordNet ids; the name of a class is the first of its
+        synonyms.
+
+    Raises:
+        OSError: A file cannot be read.
+        UserError: Files are missing or cannot be used.
+    """
+    check_folder(address.place)
+    root = _tiny_in(address.place)
+    if root is None:
+        raise UserError(
+            f"{address.place} holds no wnids.txt, neither directly nor in {_TINY_FOLDER}; unpack "
+            "the archive of Tiny ImageNet there"
+        )
+    identifiers = sorted(_read(root / "wnids.txt").split())
+    named = _names(root / "words.txt", identifiers)
+    chosen = _choose(str(root), named, options.classes)
+    labels = {identifier: label for label, identifier in enumerate(chosen)}
+    train = []
+    for identifier, label in labels.items():
+        images = root / "train" / identifier / "images"
+        if not images.is_dir():
+            raise UserError(f"{images} is missing; unpack the whole archive again")
+        train += [Picture(label, path) for path in visible(images)]
+    test = []
+    annotations = root / "val" / "val_annotations.txt"
+    for line in _read(annotations).splitlines():
+        file, identifier, *_ = [*line.split("\t"), ""]
+        if identifier not in named:
+            raise UserError(
+                f"{annotations} is damaged: {line[:60]!r} names no class of wnids.txt; unpack the "
+                "archive again"
+            )
+        if identifier in labels:
+            test.append(Picture(labels[identifier], root / "val" / "images" / file))
+    return _dataset(address, [train, test], list(chosen.values()), _TINY_SIZE, options)
+
+
+def _imagenet_in(root: Path) -> Path | None:
+    folders = (root / "imagenet", root)
+    return next((f for f in folders if _wordnet_folders(f / "train")), None)
+
+
+def _tiny_in(root: Path) -> Path | None:
+    folders = (root / _TINY_FOLDER, root)
+    return next((f for f in folders if (f / "wnids.txt").is_file()), None)
+
+
+def _wordnet_folders(part: Path) -> list[str]:
+    if not part.is_dir():
+        return []
+    return sorted(entry.name for entry in part.iterdir() if _WORDNET_ID.fullmatch(entry.name))
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; unpack the whole archive again")
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _names(path: Path, identifiers: Sequence[str]) -> dict[str, str]:
+    """Name of each class: its first synonym, with the identifier where two have the same."""
+    synonyms = dict(line.split("\t", 1) for line in _read(path).splitlines() if "\t" in line)
+    first = {i: synonyms.get(i, i).partition(",")[0].strip() for i in identifiers}
+    often = Counter(first.values())
+    return {i: name if often[name] == 1 else f"{name} ({i})" for i, name in first.items()}
+
+
+def _choose(what: str, named: Mapping[str, str], wanted: Sequence[str]) -> dict[str, str]:
+    """The classes wanted, identifier to name, from all."""
+    identifiers = list(named)
+    chosen = choose_classes(what, list(named.values()), wanted, identifiers)
+    return {identifiers[index]: named[identifiers[index]] for index in chosen}
+
+
+def _dataset(
+    address: Address,
+    parts: Sequence[Sequence[Picture]],
+    names: Sequence[str],
+    size: int,
+    options: ImageOptions,
+) -> Dataset:
+    options = replace(options, size=options.size or size)
+    known = KNOWN_SETS[address.scheme]
+    return load_pictures(address.base, address.scheme, parts, names, options, known=known)
+
+
+SOURCES = {
+    "imagenet": Source("ROOT", load_imagenet, lambda address: bool(_imagenet_in(address.place))),
+    "tiny-imagenet": Source("ROOT", load_tiny, lambda address: bool(_tiny_in(address.place))),
+}
