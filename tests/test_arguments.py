@@ -105,8 +105,14 @@ def test_every_mistake_is_one_line_that_names_the_flag_as_typed(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("distill --ipc 0 --experts e --out o", "--ipc should be at least 1, but is 0"),
-        ("distill --init_clusters=0 --experts e --out o", "--init_clusters should be at least 1"),
+        (
+            "distill --ipc 0 --experts e --out o",
+            "--ipc should be a whole number of at least 1, but is 0",
+        ),
+        (
+            "distill --init_clusters=0 --experts e --out o",
+            "--init_clusters should be a whole number of at least 1",
+        ),
         ("distill --ipc 1", "trajmatch distill needs --experts and --out; see trajmatch distill"),
         ("distill --ipc", "--ipc: expected one argument; see trajmatch distill --help"),
         ("distill --lables soft", "has no flag --lables (did you mean --labels?)"),
@@ -126,8 +132,14 @@ def test_every_mistake_is_one_line_that_names_the_flag_as_typed(
         ),
         ("expert --out o --seed 99999999999999999999", "--seed should be a whole number, but is"),
         ("recipes mtt", "no recipe 'mtt' (did you mean mtt/"),
-        ("run --recipe cpu/own/ipc1 --out o --ipc 0", "--ipc should be at least 1, but is 0"),
-        ("run --recipe cpu/own/ipc1 --out o --distill.ipc=0", "--distill.ipc should be at least"),
+        (
+            "run --recipe cpu/own/ipc1 --out o --ipc 0",
+            "--ipc should be a whole number of at least 1, but is 0",
+        ),
+        (
+            "run --recipe cpu/own/ipc1 --out o --distill.ipc=0",
+            "--distill.ipc should be a whole number of at least",
+        ),
         (
             "run --recipe cpu/own/ipc1 --out o --epochs 3",
             "has no flag --epochs (did you mean --expert.epochs or --evaluate.epochs?)",

@@ -207,7 +207,10 @@ def data_of_another_size(folder: Path) -> str:
     [
         (["--recipe", "cpu/own/ipc2"], "did you mean cpu/own/ipc1"),
         (["--recipe", "mtt/cifar10/ipc1"], "'cifar10' is in no folder that TRAJMATCH_DATA lists"),
-        (["--recipe", "cpu/own/ipc1", "--distill.ipc", "0"], "--distill.ipc should be at least 1"),
+        (
+            ["--recipe", "cpu/own/ipc1", "--distill.ipc", "0"],
+            "--distill.ipc should be a whole number of at least 1",
+        ),
     ],
 )
 def test_mistakes_are_told_before_any_work(

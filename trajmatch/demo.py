@@ -9,14 +9,14 @@ from typing import Any
 from trajmatch.distill.config import DistillConfig
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.experts.config import ExpertConfig
-from trajmatch.fields import settle
 from trajmatch.pipeline import Pipeline, run_pipeline
 from trajmatch.progress import Stages, silent
 from trajmatch.run_folder import RunFolder
+from trajmatch.schema import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
+class DemoConfig(Settings):
     """Distil the shipped images to one per class, and compare them with random real ones."""
 
     out: Path
@@ -59,10 +59,6 @@ class DemoConfig:
     """Go on with an interrupted demo."""
     quiet: bool = False
     """Print nothing but errors."""
-
-    def __post_init__(self) -> None:
-        """Check the types; the stages check the ranges."""
-        settle(self)
 
     @property
     def folder(self) -> RunFolder:

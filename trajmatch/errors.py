@@ -23,11 +23,7 @@ class UserError(ValueError):
     def __str__(self) -> str:
         """Return the message with the names that settings have where it is read."""
         text = super().__str__()
-        if _on_command_line:
-            return text
-        parts = text.split("`")  # commands of the program stand in backticks, and keep their flags
-        parts[::2] = [_FLAG.sub(_argument, part) for part in parts[::2]]
-        return "`".join(parts)
+        return text if _on_command_line else in_arguments(text)
 
 
 @contextlib.contextmanager
@@ -41,8 +37,11 @@ def in_flags() -> Iterator[None]:
         _on_command_line = before
 
 
-def _argument(flag: re.Match[str]) -> str:
-    return flag[1].replace("-", "_")
+def in_arguments(text: str) -> str:
+    """Name settings as in Python and TOML; commands, which stand in backticks, keep their flags."""
+    parts = text.split("`")
+    parts[::2] = [_FLAG.sub(lambda flag: flag[1].replace("-", "_"), part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 def closest(name: str, names: Iterable[str]) -> str:

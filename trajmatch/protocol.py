@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trajmatch.errors import UserError, closest
-from trajmatch.fields import settle
+from trajmatch.schema import Count, PositiveInt, Settings
 
 #: MTT's augmentation: all six groups.
 MTT_DSA = "color_crop_cutout_flip_scale_rotate"
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Settings):
     """Hyper-parameters of one training; the defaults are MTT's.
 
     Attributes:
@@ -39,24 +39,15 @@ class Protocol:
 
     lr: float = 0.01
     dsa: str = MTT_DSA
-    epochs: int = 1000
-    batch_size: int = 256
+    epochs: Count = 1000
+    batch_size: PositiveInt = 256
     momentum: float = 0.9
     weight_decay: float = 5e-4
     lr_drop: float = 0.1
     momentum_after: float = 0.9
-    test_every: int = 0
-    steps: int | None = None
+    test_every: Count = 0
+    steps: PositiveInt | None = None
     name: str = "mtt"
-
-    def __post_init__(self) -> None:
-        """Check every field; see the class."""
-        settle(self)
-        for name, least in (("epochs", 0), ("batch_size", 1), ("test_every", 0), ("steps", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} should be at least {least}, but is {value}")
 
     @property
     def num_epochs(self) -> int:

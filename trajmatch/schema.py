@@ -6,12 +6,12 @@ command line and from TOML.
 
 from __future__ import annotations
 
-import dataclasses
 import numbers
 import os
 import re
 import sys
 import types
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from trajmatch.errors import UserError, closest
+from trajmatch.interruption import seconds
 
 T = TypeVar("T")
 
@@ -28,12 +29,19 @@ _FLOAT = sys.float_info.max
 Int = Annotated[int, Meta(ge=-_INT, le=_INT)]
 Count = Annotated[int, Meta(ge=0, le=_INT)]
 PositiveInt = Annotated[int, Meta(ge=1, le=_INT)]
+Finite = Annotated[float, Meta(ge=-_FLOAT, le=_FLOAT)]
 NonNegative = Annotated[float, Meta(ge=0, le=_FLOAT)]
 Positive = Annotated[float, Meta(gt=0, le=_FLOAT)]
 #: From 0, and below 1.
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Path: "a path",
+    dict: "a section",
+}
 _BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
 
 
@@ -51,6 +59,35 @@ class Settings:
             value = setting(given, hint, flag(name))
             # a whole number for a float stays whole, as files of it are to stay the same
             object.__setattr__(self, name, given if given == value else value)
+
+    def expect(self, name: str, holds: bool, wanted: str) -> None:
+        """Raise UserError unless a field fits the others."""
+        if not holds:
+            raise UserError(f"{flag(name)} should be {wanted}, but is {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Settings):
+    """Options that all runs have: what they work on and where, for how long and how loud."""
+
+    data: str | None = None
+    """Data set, e.g. cifar10:ROOT or imagefolder:PATH."""
+    seed: Int = 0
+    """Seed of everything random."""
+    device: str = "auto"
+    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
+    resume: bool = False
+    """Go on with an interrupted run."""
+    max_time: str | None = None
+    """Stop with a checkpoint after so long, e.g. 90m or 1h30m (exit status 75), for --resume."""
+    quiet: bool = False
+    """Print no progress."""
+
+    def __post_init__(self) -> None:
+        """Check the types, and that the time is a duration."""
+        super().__post_init__()
+        if self.max_time is not None:
+            seconds(self.max_time)
 
 
 def setting(value: Any, kind: Any, name: str, *, strict: bool = True) -> Any:
@@ -75,7 +112,7 @@ def setting(value: Any, kind: Any, name: str, *, strict: bool = True) -> Any:
 
 def settings_of(config: Any, kind: type[Any]) -> dict[str, Any]:
     """Return the fields of a configuration that one of its base classes has, as JSON holds them."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(kind)}
+    values = {field.name: getattr(config, field.name) for field in fields(kind)}
     return {k: list(each) if isinstance(each, tuple) else each for k, each in values.items()}
 
 
@@ -124,7 +161,8 @@ def shown(kind: Any) -> str:
     metas = [each for each in getattr(kind, "__metadata__", ()) if isinstance(each, Meta)]
     kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if get_origin(kind) is tuple:
-        return f"a list, each {shown(get_args(kind)[0])}"
+        some = " of one or more" if any(each.min_length for each in metas) else ""
+        return f"a list{some}, each {shown(get_args(kind)[0])}"
     bounds = {name: getattr(each, name) for each in metas for name in _BOUNDS}
     finite = "finite " if bounds.get("le") == _FLOAT else ""
     told = [
@@ -132,7 +170,7 @@ def shown(kind: Any) -> str:
         for name, words in _BOUNDS.items()
         if bounds.get(name) is not None and abs(bounds[name]) not in (_INT, _FLOAT)
     ]
-    named = _NAMES.get(kind, "a text").replace("number", finite + "number")
+    named = _NAMES.get(get_origin(kind) or kind, "a text").replace("number", finite + "number")
     return f"{named} {' and '.join(told).replace('and of', 'and')}".strip()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +15,10 @@ from bench.timing import alternate, summary
 from trajmatch import networks
 from trajmatch.data import Dataset
 from trajmatch.data.dsa import DSA
-from trajmatch.experts.config import ExpertConfig
-from trajmatch.experts.train import recipe_of
+from trajmatch.experts.config import TrainingSettings
 from trajmatch.experts.trajectory import train_expert
 from trajmatch.random import generator
+from trajmatch.schema import settings_of
 
 #: What experts are trained with: as in MTT, FTD and AST.
 KINDS: dict[str, dict[str, Any]] = {
@@ -73,16 +72,16 @@ def measure_expert(
     try:
         manifest = {
             "network": networks.ConvNet(3, 10, image_size, width=width, depth=depth).spec(),
-            "recipe": recipe_of(
-                ExpertConfig(
-                    out=Path("store"),
+            "recipe": settings_of(
+                TrainingSettings(
                     epochs=1,
                     batch_size=batch,
                     momentum=0.9,
                     weight_decay=5e-4,
                     dsa=dsa,
                     **KINDS[kind],
-                )
+                ),
+                TrainingSettings,
             ),
             "seed": 0,
             "snapshots": [1],

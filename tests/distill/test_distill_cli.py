@@ -85,7 +85,7 @@ def test_help_names_the_papers_symbols(capsys) -> None:
     [
         (["--max-start-epoch", "9"], "--max-start-epoch 9"),
         (["--ipc", "13"], "--ipc 13"),
-        (["--ipc", "0"], "--ipc should be at least 1, but is 0"),
+        (["--ipc", "0"], "--ipc should be a whole number of at least 1, but is 0"),
         (["--select", "holdout", "--eval-every", "1"], "--holdout"),
         (["--device", "abacus"], "--device"),
         (["--data", "npz:/nowhere/at/all.npz"], "/nowhere/at/all.npz"),

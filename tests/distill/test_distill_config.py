@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from trajmatch.distill import DistillConfig
+from trajmatch.distill.config import DistillSettings
 from trajmatch.errors import UserError
+from trajmatch.schema import settings_of
 
 
 def config(**settings: object) -> DistillConfig:
@@ -95,9 +97,11 @@ def test_recipe_holds_what_decides_the_result_and_nothing_else() -> None:
         checkpoint_every=7,
         seed=3,
     )
-    assert one.settings() == elsewhere.settings()
-    assert one.settings() != config(lr_img=6.0).settings()
-    assert not any(isinstance(value, Path) for value in one.settings().values())
+    first, same, other = (
+        settings_of(each, DistillSettings) for each in (one, elsewhere, config(lr_img=6.0))
+    )
+    assert first == same != other
+    assert not any(isinstance(value, Path) for value in first.values())
 
 
 def test_configuration_is_read_without_torch() -> None:

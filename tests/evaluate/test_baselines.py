@@ -125,7 +125,7 @@ def test_the_whole_set_is_all_of_it(make_artifact: MakeArtifact, tiny_data: str)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"equal_steps": 0}, "--equal-steps should be at least 1, but is 0"),
+        ({"equal_steps": 0}, "--equal-steps should be a whole number of at least 1, but is 0"),
         ({"equal_steps": 5, "epochs": 6}, "--equal-steps 5 and --epochs 6 both say how long"),
         ({"k_center_store": Path("experts")}, "--k-center-store is for --k-center alone"),
     ],

@@ -176,7 +176,7 @@ def test_no_such_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("field", ["seeds", "epochs", "batch_size"])
 def test_config_refuses_what_is_out_of_range(field: str) -> None:
     flag = "--" + field.replace("_", "-")
-    with pytest.raises(UserError, match=f"{flag} should be at least 1, but is 0"):
+    with pytest.raises(UserError, match=f"{flag} should be a whole number of at least 1, but is 0"):
         config(Path("file"), **{field: 0})
 
 

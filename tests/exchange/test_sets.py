@@ -224,11 +224,11 @@ def test_flags_that_do_not_fit(write, read, flags, message) -> None:
     ("flags", "message"),
     [
         ({"mean": (0.5,)}, "belong together"),
-        ({"mean": (0.5,), "std": (0.0,)}, "--std should be positive"),
-        ({"mean": (float("nan"),), "std": (1.0,)}, "--mean should be finite"),
+        ({"mean": (0.5,), "std": (0.0,)}, "--std should be a list, each a finite number above 0"),
+        ({"mean": (float("nan"),), "std": (1.0,)}, "--mean should be a list, each a finite"),
         ({"mean": (0.5,), "std": (1.0,), "preprocessing": "zca"}, "in place|take the place"),
-        ({"lr": 0.0}, "--lr should be positive"),
-        ({"per_file": 0}, "--per-file should be at least 1"),
+        ({"lr": 0.0}, "--lr should be a finite number above 0"),
+        ({"per_file": 0}, "--per-file should be a whole number of at least 1"),
     ],
 )
 def test_values_out_of_range(flags, message) -> None:

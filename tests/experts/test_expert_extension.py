@@ -93,7 +93,7 @@ def test_a_part_is_trimmed_and_merged_with_its_state(
 
 @pytest.mark.parametrize("until", [0, 3])
 def test_epochs_beyond_the_course(make_config: MakeConfig, until: int) -> None:
-    with pytest.raises(UserError, match=f"--until-epoch should be 1 to .*2, but is {until}"):
+    with pytest.raises(UserError, match=f"--until-epoch should be .*, but is {until}"):
         make_config(epochs=2, until_epoch=until)
 
 

@@ -22,7 +22,7 @@ from typing import (
 )
 
 from trajmatch.errors import UserError, closest
-from trajmatch.fields import shown
+from trajmatch.schema import shown
 
 if TYPE_CHECKING:
     from trajmatch.recipes import Recipe
@@ -139,7 +139,8 @@ def _add_options(parser: argparse.ArgumentParser, section: Section) -> Iterator[
     """Make the fields of a configuration known; what is not given is left out of the result."""
     texts, hints = _documentation(section.config), get_type_hints(section.config)
     group = parser.add_argument_group(section.stage) if section.stage else parser
-    for field in dataclasses.fields(section.config):
+    fields = dataclasses.fields(section.config)
+    for field in sorted(fields, key=lambda each: each.default is not dataclasses.MISSING):
         if field.name in section.hidden:
             continue
         default = section.defaults.get(field.name, field.default)
@@ -212,14 +213,15 @@ def _refusal(unknown: Sequence[str], options: Sequence[_Option], prog: str) -> s
 
 
 def _documentation(config_class: type[Any]) -> dict[str, str]:
-    """Read the text below each field of a class, without its line breaks."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body
-    assert isinstance(tree, ast.ClassDef)
+    """Read the text below each field of a class and its bases, without its line breaks."""
     found = {}
-    for field, text in itertools.pairwise(tree.body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            assert isinstance(field.target, ast.Name) and isinstance(text.value, ast.Constant)
-            found[field.target.id] = " ".join(str(text.value.value).split())
+    for base in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in itertools.pairwise(tree.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                assert isinstance(field.target, ast.Name) and isinstance(text.value, ast.Constant)
+                found[field.target.id] = " ".join(str(text.value.value).split())
     return found
 
 

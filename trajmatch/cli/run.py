@@ -14,56 +14,17 @@ from trajmatch.distill.config import DistillConfig
 from trajmatch.errors import UserError
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.experts.config import ExpertConfig
-from trajmatch.interruption import seconds
 from trajmatch.pipeline import Pipeline, as_far_as_read
 from trajmatch.recipes import Recipe
+from trajmatch.recipes.recipe import SECTIONS
 from trajmatch.run_folder import RunFolder
+from trajmatch.schema import RunOptions, settings_of
 
-#: Fields of the stages that the run decides for all of them.
-_SHARED = {
-    "expert": (
-        "recipe",
-        "out",
-        "data",
-        "until_epoch",
-        "seed",
-        "resume",
-        "max_time",
-        "device",
-        "quiet",
-    ),
-    "distill": (
-        "recipe",
-        "experts",
-        "out",
-        "data",
-        "seed",
-        "resume",
-        "max_time",
-        "device",
-        "quiet",
-    ),
-    "evaluate": (
-        "file",
-        "out",
-        "data",
-        "seed",
-        "resume",
-        "max_time",
-        "device",
-        "quiet",
-        "json",
-    ),
-}
-_STAGES: dict[str, type[Any]] = {
-    "expert": ExpertConfig,
-    "distill": DistillConfig,
-    "evaluate": EvalConfig,
-}
+_STAGES = {name: config for name, (_, config) in SECTIONS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(RunOptions):
     """Run a recipe from real images to accuracy: experts, distillation and evaluation.
 
     Flags of the stages need their prefix only where two stages have the same: --ipc 5 is
@@ -83,25 +44,12 @@ class RunConfig:
     data: str | None = None
     """Data set, e.g. cifar10:ROOT or imagefolder:PATH. Default: that of the recipe, looked for
     where TRAJMATCH_DATA points."""
-    seed: int = 0
-    """Seed of everything random."""
-    device: str = "auto"
-    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
-    resume: bool = False
-    """Go on with an interrupted run."""
-    max_time: str | None = None
-    """Stop with a checkpoint after so long, e.g. 90m or 1h30m (exit status 75), for --resume."""
     quiet: bool = False
     """Print nothing but errors."""
 
-    def __post_init__(self) -> None:
-        """Checks what the stages do not.
 
-        Raises:
-            UserError: ``max_time`` is no duration.
-        """
-        if self.max_time is not None:
-            seconds(self.max_time)
+#: Fields of the stages that the run decides.
+_DECIDED = {field.name for field in dataclasses.fields(RunConfig)} | {"until_epoch", "file", "json"}
 
 
 def run(argv: list[str]) -> int:
@@ -156,13 +104,8 @@ def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> P
         stages: The other fields of ``expert``, ``distill`` and ``evaluate``.
     """
     folder = RunFolder(config.out)
-    shared: dict[str, Any] = {
-        "data": config.data,
-        "seed": config.seed,
-        "device": config.device,
-        "quiet": True,
-    }
-    resumed: dict[str, Any] = {**shared, "recipe": config.recipe, "resume": config.resume}
+    shared = {**settings_of(config, RunOptions), "max_time": None, "quiet": True}
+    resumed = {**shared, "recipe": config.recipe}
     distill = DistillConfig(
         experts=config.experts or folder.store,
         out=folder.artifact,
@@ -187,7 +130,7 @@ def _parse(argv: list[str], recipe: Recipe) -> tuple[RunConfig, dict[str, dict[s
     sections = [
         Section(RunConfig, {"data": recipe.data or None}),
         *(
-            Section(config, defaults[name], (), _SHARED[name], name, _fields_of_one(name))
+            Section(config, defaults[name], (), _DECIDED, name, _fields_of_one(name))
             for name, config in _STAGES.items()
         ),
     ]
@@ -203,10 +146,8 @@ def _parse(argv: list[str], recipe: Recipe) -> tuple[RunConfig, dict[str, dict[s
     return config, {name: {**defaults[name], **stages[name]} for name in _STAGES}
 
 
-def _fields_of_one(stage: str) -> list[str]:
+def _fields_of_one(stage: str) -> set[str]:
     """Fields that no other stage and not the run itself has: their flag needs no prefix."""
-    others = {field.name for field in dataclasses.fields(RunConfig)}
-    for name, config in _STAGES.items():
-        if name != stage:
-            others |= {f.name for f in dataclasses.fields(config) if f.name not in _SHARED[name]}
-    return [field.name for field in dataclasses.fields(_STAGES[stage]) if field.name not in others]
+    names = {name: {f.name for f in dataclasses.fields(each)} for name, each in _STAGES.items()}
+    others = _DECIDED.union(*(each for name, each in names.items() if name != stage))
+    return names[stage] - others

@@ -1,116 +1,87 @@
-"""What a distillation run is told; importing this costs no torch."""
+"""Settings of a distillation and options of its run; importing this costs no torch."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from trajmatch import files
 from trajmatch.errors import UserError
-from trajmatch.experts.manifest import MOST_EPOCHS
-from trajmatch.fields import settle
-from trajmatch.interruption import seconds
-
-#: Fields that say where things are and how they are shown, and so change no byte of the images.
-_NOT_IN_RECIPE = (
-    "experts",
-    "out",
-    "data",
-    "init_from",
-    "checkpoint_every",
-    "max_time",
-    "log",
-    "snapshots",
-    "tensorboard",
-    "wandb",
-    "seed",
-    "resume",
-    "quiet",
-    "device",
-    "graph",
-    "tape_mb",
-    "micro_batch",
-    "parallel",
-    "timeout",
+from trajmatch.experts.manifest import Epochs
+from trajmatch.schema import (
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    RunOptions,
+    Settings,
 )
 
 #: End of the start epochs where nothing else is said and the experts have enough epochs.
 DEFAULT_MAX_START_EPOCH = 20
 
-_NOT_GROWING = "0 without --first-max-start-epoch, from which the window would grow"
-
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
-    """Distil an image set by matching the trajectories of a store of experts.
+class DistillSettings(Settings):
+    """Settings that decide the distilled set, beside experts, data and seed."""
 
-    Every part of MTT, FTD, AST and DATM is a choice of its own; the defaults are MTT's.
-    """
-
-    recipe: str | None = None
-    """Recipe whose settings are the defaults of all others, e.g. datm/cifar10/ipc10 (`trajmatch
-    recipes` lists them), or a file of your own, ending in .toml."""
-    experts: Path
-    """Store of expert trajectories theta*, as `trajmatch expert` writes it (MTT: buffer_path)."""
-    out: Path
-    """The artifact to write: images, labels, step size and all that is needed to use them."""
-    data: str | None = None
-    """Where the real images are, if not where the store says."""
-    ipc: int = 1
+    ipc: PositiveInt = 1
     """IPC: synthetic images per class (MTT: ipc)."""
-    iterations: int = 5000
+    iterations: PositiveInt = 5000
     """Outer iterations (MTT: Iteration)."""
-    student_steps: int = 20
+    student_steps: PositiveInt = 20
     """N: student steps on synthetic images in one outer iteration (MTT: syn_steps)."""
-    matches: int = 1
+    matches: PositiveInt = 1
     """K: trajectory segments matched in one outer iteration; each has an expert, a start epoch s,
     student batches and augmentation of its own, and the loss L is their mean (MTT: 1)."""
-    expert_epochs: int = 2
+    expert_epochs: Epochs = 2
     """M: epochs of the expert that the N student steps are to match (MTT: expert_epochs)."""
-    min_start_epoch: int = 0
+    min_start_epoch: Count = 0
     """First epoch s that a trajectory segment may start from (MTT: 0; DATM: T-)."""
-    max_start_epoch: int | None = None
+    max_start_epoch: Epochs | None = None
     """End of the start epochs: s is uniform in min..max-1 (MTT: max_start_epoch; DATM: T+).
     Default: 20, or fewer where the experts have fewer epochs."""
-    first_max_start_epoch: int | None = None
+    first_max_start_epoch: PositiveInt | None = None
     """T: end of the start epochs in the first iteration, from which it grows evenly to
     --max-start-epoch, from easy to hard (DATM). Default: it does not grow."""
-    growth_iterations: int = 0
+    growth_iterations: Count = 0
     """E: iterations until it has grown (DATM: expansion_end_epoch)."""
-    terms: tuple[str, ...] = ("final",)
+    terms: Annotated[tuple[str, ...], Meta(min_length=1)] = ("final",)
     """Terms whose sum is the matching loss L: final (MTT), intermediate (AST; the epochs of the
     expert in between), intermediate-rising (AST; these weighted by j/M), or package.module:NAME of
     one of your own."""
     balance: bool = False
     """Scale the student's loss by kappa(s), small for early start epochs (AST: balance_loss)."""
-    perturb: float = 0.0
+    perturb: NonNegative = 0.0
     """a: strength of the random perturbation of the weights that a student starts from (AST:
     weight_perturb, 1)."""
-    skip_above: float | None = None
+    skip_above: Annotated[float, Meta(gt=0)] | None = None
     """Leave out the update where the matching loss is above this (DATM: threshold, 1)."""
-    spike_above: float | None = 20.0
+    spike_above: Annotated[float, Meta(gt=1)] | None = 20.0
     """Leave out the update where the gradient of the images is so many times as large as usual, the
     median of the last 100; None never does, as in the papers' programs."""
     gradient: Literal["exact", "tesla"] = "exact"
     """How L is differentiated through the student's steps: exactly, or by the approximation of
     TESLA, which neglects how later steps depend on earlier ones."""
-    lr_img: float = 100.0
+    lr_img: NonNegative = 100.0
     """Learning rate of the synthetic images (MTT: lr_img)."""
-    lr_lr: float = 1e-5
+    lr_lr: NonNegative = 1e-5
     """Learning rate of the step size eta (MTT: lr_lr)."""
-    lr_init: float | None = None
+    lr_init: Positive | None = None
     """First value of eta, the student's step size (MTT: lr_teacher). Default 0.01, or, with
     --init-from, the step size of that file."""
-    momentum_img: float = 0.5
+    momentum_img: Fraction = 0.5
     """SGD momentum of the images (MTT: 0.5, no flag)."""
-    momentum_lr: float = 0.5
+    momentum_lr: Fraction = 0.5
     """SGD momentum of eta (MTT: 0.5, no flag)."""
     lr_param: Literal["exp", "raw"] = "exp"
     """How eta is updated: exp stays positive, raw is the papers' plain SGD step."""
-    batch_syn: int | None = None
+    batch_syn: PositiveInt | None = None
     """Synthetic images in one student step (MTT: batch_syn). Default: all of them."""
     images: str = "pixels"
     """Parametrisation of the images: pixels, or package.module:NAME of your own, with settings
@@ -119,159 +90,66 @@ class DistillConfig:
     """First synthetic images: random real images of each class, or noise (MTT: pix_init); real
     images nearest to the centres of k-means in an expert's logits (AST); or random real images that
     an expert classifies correctly (DATM)."""
-    init_clusters: int | None = None
+    init_clusters: PositiveInt | None = None
     """K: clusters of each class for --init representative. Default: IPC (AST: 10 or IPC)."""
-    init_from: Path | None = None
-    """Artifact whose images and labels to start from, instead of --init."""
     labels: Literal["hard", "soft"] = "hard"
     """Labels: the class of each image, or logits that begin as the mean of the experts that are
     right and are then learned (DATM)."""
     label_experts: Literal["right", "first"] = "right"
     """Whose logits soft labels begin with: the mean of the experts that are right, or those of
     expert 0 (DATM, for random real images)."""
-    lr_label: float = 2.0
+    lr_label: NonNegative = 2.0
     """Learning rate of soft labels (DATM: lr_y); 0 keeps them as they begin."""
-    momentum_label: float = 0.9
+    momentum_label: Fraction = 0.9
     """SGD momentum of soft labels (DATM: Momentum_y)."""
-    ema: float = 0.0
+    ema: Fraction = 0.0
     """beta: decay of the moving average of the images, which is then what is evaluated and written
     (FTD: ema_decay); 0 takes the images themselves."""
     dsa: str | None = None
     """A: differentiable augmentation of student batches (MTT: dsa_strategy). Default: that of the
     experts."""
-    student_momentum: float = 0.0
+    student_momentum: Fraction = 0.0
     """mu: momentum of the student's SGD (MTT: 0; AST: mom, 0.9)."""
     precise: bool = False
     """Do without the CPU engine's transforms that cost float32 accuracy; slower."""
     select: Literal["last", "holdout", "test-max"] = "last"
     """Which iterate is the result: the last, the best on the store's holdout, or the best on the
     test set (as the papers' tables have it; not an honest estimate)."""
-    eval_every: int = 0
+    eval_every: Count = 0
     """Evaluate every so many iterations (MTT: eval_it), and after the last; 0 never does."""
-    eval_seeds: int = 3
+    eval_seeds: PositiveInt = 3
     """Networks trained in each of these evaluations (MTT: num_eval)."""
-    eval_epochs: int = 1000
+    eval_epochs: PositiveInt = 1000
     """Epochs that each of them is trained (MTT: epoch_eval_train)."""
     eval_protocol: Literal["mtt", "datm", "ast"] = "mtt"
     """How they are trained and tested, as `trajmatch eval --protocol` says it."""
-    checkpoint_every: int = 100
-    """Iterations from one checkpoint to the next."""
-    max_time: str | None = None
-    """Stop with a checkpoint after so long, e.g. 90m or 1h30m (exit status 75), for --resume."""
-    log: Path | None = None
-    """Metrics of every iteration as JSON lines. Default: beside the artifact, ending in .jsonl."""
-    snapshots: int = 10
-    """How often to keep the images of the moment, for `trajmatch report` and `trajmatch show`, in a
-    file beside the artifact; 0 never does."""
-    tensorboard: Path | None = None
-    """Folder to write the metrics to for TensorBoard as well."""
-    wandb: str | None = None
-    """Project of Weights & Biases to send the metrics to as well."""
-    seed: int = 0
-    """Seed of every random draw of this run."""
-    resume: bool = False
-    """Go on from the checkpoint of an interrupted run; starts afresh where there is none."""
-    quiet: bool = False
-    """Print nothing but errors."""
-    device: str = "auto"
-    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
-    tape_mb: int | None = None
-    """MB that the student engine may keep activations in, to save the adjoint computing them again;
-    it keeps those of as many steps as fit, and the result is the same, on the CPU to the bit.
-    Default: 1024, and on a CUDA device 16384, fewer where memory runs out."""
-    micro_batch: int | None = None
-    """Synthetic images that go through the network at once, where a student step has more: less
-    memory, and the same gradient but for rounding. Default: all, and fewer where memory runs
-    out."""
-    graph: bool = True
-    """On a CUDA device, record the launches of an outer iteration once and replay them."""
-    parallel: Literal["matches", "batch"] = "matches"
-    """What several processes (torchrun) divide among them: the K matches of an outer iteration, for
-    the same bytes as one process on the CPU; or every student batch, for those of one process up to
-    the order of sums."""
-    timeout: float = 600.0
-    """Seconds that one of several processes waits for the others in an outer iteration before it
-    gives up."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked before anything is read.
-
-        Raises:
-            UserError: A value is of another type or out of its range.
-        """
-        settle(self)
-        for name in (
-            "ipc",
-            "iterations",
-            "student_steps",
-            "matches",
-            "expert_epochs",
-            "eval_seeds",
-            "eval_epochs",
-            "checkpoint_every",
-        ):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("min_start_epoch", "eval_every", "snapshots", "seed"):
-            self._check(name, getattr(self, name) >= 0, "at least 0")
-        self._check("tape_mb", self.tape_mb is None or self.tape_mb >= 0, "at least 0")
-        end = self.max_start_epoch
-        for name, value in (("expert_epochs", self.expert_epochs), ("max_start_epoch", end)):
-            self._check(name, value is None or value <= MOST_EPOCHS, f"at most {MOST_EPOCHS}")
-        for name in ("lr_img", "lr_lr", "lr_label", "perturb"):
-            value = getattr(self, name)
-            self._check(name, math.isfinite(value) and value >= 0, "a number of at least 0")
-        if self.lr_init is not None:
-            positive = math.isfinite(self.lr_init) and self.lr_init > 0
-            self._check("lr_init", positive, "a number above 0")
-        for name in ("momentum_img", "momentum_lr", "momentum_label", "student_momentum", "ema"):
-            self._check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        self._check("timeout", math.isfinite(self.timeout) and self.timeout > 0, "a number above 0")
-        for name in ("batch_syn", "micro_batch"):
-            value = getattr(self, name)
-            self._check(name, value is None or value >= 1, "at least 1")
+        """Check the types, and what one setting asks of another."""
+        super().__post_init__()
+        start, first, end = self.min_start_epoch, self.first_max_start_epoch, self.max_start_epoch
         if end is None:
             below = f"below {DEFAULT_MAX_START_EPOCH}, or with a --max-start-epoch above it"
-            self._check("min_start_epoch", self.min_start_epoch < DEFAULT_MAX_START_EPOCH, below)
+            self.expect("min_start_epoch", start < DEFAULT_MAX_START_EPOCH, below)
         else:
-            above = f"above --min-start-epoch {self.min_start_epoch}"
-            self._check("max_start_epoch", end > self.min_start_epoch, above)
-        self._check_parts()
+            self.expect("max_start_epoch", end > start, f"above --min-start-epoch {start}")
+        growth = self.growth_iterations
+        if first is None:
+            without = "0 without --first-max-start-epoch, from which the window would grow"
+            self.expect("growth_iterations", growth == 0, without)
+        else:
+            fits = start < first and (end is None or first <= end)
+            between = f"above --min-start-epoch {start} and at most --max-start-epoch {end or ''}"
+            self.expect("first_max_start_epoch", fits, between.strip())
+            self.expect("growth_iterations", growth >= 1, "at least 1")
+        if self.init_clusters is not None and self.init != "representative":
+            raise UserError(
+                "--init-clusters is for --init representative alone; leave one of them out"
+            )
         if self.select != "last" and self.eval_every == 0:
             raise UserError(
                 f"--select {self.select} chooses among evaluated iterates, but --eval-every is 0; "
                 "say how often to evaluate, e.g. --eval-every 500"
-            )
-
-    def _check_parts(self) -> None:
-        """Checks what one part asks of another."""
-        if self.first_max_start_epoch is None:
-            self._check("growth_iterations", self.growth_iterations == 0, _NOT_GROWING)
-        else:
-            end = self.max_start_epoch
-            fits = self.min_start_epoch < self.first_max_start_epoch
-            fits = fits and (end is None or self.first_max_start_epoch <= end)
-            between = f"above --min-start-epoch {self.min_start_epoch} and at most " + (
-                f"--max-start-epoch {end or ''}".strip()
-            )
-            self._check("first_max_start_epoch", fits, between)
-            self._check("growth_iterations", self.growth_iterations >= 1, "at least 1")
-        self._check("terms", len(self.terms) > 0, "one term or more, e.g. final")
-        if self.skip_above is not None:
-            self._check("skip_above", self.skip_above > 0, "a number above 0")
-        if self.spike_above is not None:
-            self._check("spike_above", self.spike_above > 1, "a number above 1")
-        if self.max_time is not None:
-            seconds(self.max_time)
-        if self.init_clusters is not None:
-            self._check("init_clusters", self.init_clusters >= 1, "at least 1")
-            if self.init != "representative" or self.init_from is not None:
-                raise UserError(
-                    "--init-clusters is for --init representative alone; leave one of them out"
-                )
-        if self.labels == "soft" and self.init == "noise" and self.init_from is None:
-            raise UserError(
-                "--labels soft begins with what the experts say of the first images, and they can "
-                "say nothing of --init noise; use real, representative or correct"
             )
 
     def window_end(self, snapshots_kept: Collection[int]) -> int:
@@ -290,6 +168,71 @@ class DistillConfig:
         while end < DEFAULT_MAX_START_EPOCH and {end, end + self.expert_epochs} <= kept:
             end += 1
         return max(end, self.min_start_epoch + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(RunOptions, DistillSettings):
+    """Distil an image set by matching the trajectories of a store of experts.
+
+    Every part of MTT, FTD, AST and DATM is a choice of its own; the defaults are MTT's.
+    """
+
+    recipe: str | None = None
+    """Recipe whose settings are the defaults of all others, e.g. datm/cifar10/ipc10 (`trajmatch
+    recipes` lists them), or a file of your own, ending in .toml."""
+    experts: Path
+    """Store of expert trajectories theta*, as `trajmatch expert` writes it (MTT: buffer_path)."""
+    out: Path
+    """The artifact to write: images, labels, step size and all that is needed to use them."""
+    data: str | None = None
+    """Where the real images are, if not where the store says."""
+    init_from: Path | None = None
+    """Artifact whose images and labels to start from, instead of --init."""
+    checkpoint_every: PositiveInt = 100
+    """Iterations from one checkpoint to the next."""
+    log: Path | None = None
+    """Metrics of every iteration as JSON lines. Default: beside the artifact, ending in .jsonl."""
+    snapshots: Count = 10
+    """How often to keep the images of the moment, for `trajmatch report` and `trajmatch show`, in a
+    file beside the artifact; 0 never does."""
+    tensorboard: Path | None = None
+    """Folder to write the metrics to for TensorBoard as well."""
+    wandb: str | None = None
+    """Project of Weights & Biases to send the metrics to as well."""
+    seed: Count = 0
+    """Seed of every random draw of this run."""
+    resume: bool = False
+    """Go on from the checkpoint of an interrupted run; starts afresh where there is none."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    tape_mb: Count | None = None
+    """MB that the student engine may keep activations in, to save the adjoint computing them again;
+    it keeps those of as many steps as fit, and the result is the same, on the CPU to the bit.
+    Default: 1024, and on a CUDA device 16384, fewer where memory runs out."""
+    micro_batch: PositiveInt | None = None
+    """Synthetic images that go through the network at once, where a student step has more: less
+    memory, and the same gradient but for rounding. Default: all, and fewer where memory runs
+    out."""
+    graph: bool = True
+    """On a CUDA device, record the launches of an outer iteration once and replay them."""
+    parallel: Literal["matches", "batch"] = "matches"
+    """What several processes (torchrun) divide among them: the K matches of an outer iteration, for
+    the same bytes as one process on the CPU; or every student batch, for those of one process up to
+    the order of sums."""
+    timeout: Positive = 600.0
+    """Seconds that one of several processes waits for the others in an outer iteration before it
+    gives up."""
+
+    def __post_init__(self) -> None:
+        """Check the settings, and what they ask of the images that the run begins with."""
+        super().__post_init__()
+        if self.init_from is not None and self.init_clusters is not None:
+            raise UserError("--init-clusters is not for --init-from; leave one of them out")
+        if self.init_from is None and (self.labels, self.init) == ("soft", "noise"):
+            raise UserError(
+                "--labels soft begins with what the experts say of the first images, and they can "
+                "say nothing of --init noise; use real, representative or correct"
+            )
 
     def last_epoch_read(self, snapshots_kept: Collection[int]) -> int:
         """Return the last epoch of the experts that a run reads.
@@ -316,16 +259,3 @@ class DistillConfig:
     def snapshots_path(self) -> Path:
         """Where the images of several iterations are kept: beside the artifact."""
         return files.beside(self.out, ".snapshots.safetensors")
-
-    def settings(self) -> dict[str, Any]:
-        """The fields that decide the result, without the seed: no path, device or display."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-            if name not in _NOT_IN_RECIPE
-        }
-
-    def _check(self, name: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} should be {wanted}, but is {getattr(self, name)}")

@@ -28,10 +28,10 @@ from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.selection import evaluate_iterate, is_due
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
-from trajmatch.fields import expect_config
 from trajmatch.lock import locked
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.progress import NoProgress, ProgressLike
+from trajmatch.schema import expect_config
 
 
 def distill(

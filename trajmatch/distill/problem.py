@@ -16,7 +16,7 @@ from trajmatch.data.dsa import DSA
 from trajmatch.data.sources import moved_uri
 from trajmatch.device import usable_device
 from trajmatch.distill import initialise
-from trajmatch.distill.config import DistillConfig
+from trajmatch.distill.config import DistillConfig, DistillSettings
 from trajmatch.distill.images import (
     Parametrisation,
     find_parametrisation,
@@ -39,6 +39,7 @@ from trajmatch.experts.final import FinalExperts
 from trajmatch.experts.store import Store
 from trajmatch.protocol import named
 from trajmatch.random import generator
+from trajmatch.schema import settings_of
 
 #: Step size of the student at first where nothing else is said (MTT: lr_teacher).
 DEFAULT_LR_INIT = 0.01
@@ -80,10 +81,11 @@ class Problem:
     @property
     def identity(self) -> dict[str, Any]:
         """Settings that decide the result: runs with the same identity write the same bytes."""
-        settings = self.config.settings()
+        settings = settings_of(self.config, DistillSettings)
         if settings["images"] == "pixels":  # as it always was
             del settings["images"]
         identity = {
+            "recipe": self.config.recipe,
             **settings,
             "dsa": self.dsa.spec,
             "lr_init": self.lr_init,

@@ -1,4 +1,4 @@
-"""What an evaluation is: the fields are the flags of ``trajmatch eval``."""
+"""Settings of an evaluation and options of its run."""
 
 from __future__ import annotations
 
@@ -8,41 +8,29 @@ from typing import Any, Literal
 
 from trajmatch import files
 from trajmatch.errors import UserError
-from trajmatch.fields import settle
-from trajmatch.interruption import seconds
 from trajmatch.protocol import Protocol, named
+from trajmatch.schema import PositiveInt, RunOptions, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Train fresh networks on a distilled set and test them on the real test images.
+class EvalSettings(Settings):
+    """Settings that decide the scores, beside the distilled set and the seed."""
 
-    Raises:
-        UserError: A value is out of its range.
-    """
-
-    file: Path
-    """The distilled set, a file that `trajmatch distill` wrote."""
-    out: Path | None = None
-    """Folder for a record of each network and result.json, from which --resume goes on. Default:
-    none, or with --resume or --max-time a folder beside the file that ends in .eval."""
-    data: str | None = None
-    """Data set with the test images; by default found by the name that is in the file."""
     network: tuple[str, ...] = ()
     """Networks to train, e.g. convnet alexnet vgg11:batch resnet18 (MTT: eval_mode names a list of
     them); by default that of the file."""
-    seeds: int = 5
+    seeds: PositiveInt = 5
     """Networks to train (MTT: num_eval)."""
     protocol: Literal["mtt", "datm", "ast"] = "mtt"
     """How each network is trained and tested: as in the code of MTT, DATM or AST. The score is the
     last test in all of them; the maximum over the tests of AST is told beside it."""
-    epochs: int | None = None
+    epochs: PositiveInt | None = None
     """Epochs of each network (MTT: epoch_eval_train; the loop runs one more). Default: the
     protocol's, 1000 in all of them."""
-    equal_steps: int | None = None
+    equal_steps: PositiveInt | None = None
     """Train every network for so many SGD steps, on whatever number of images, instead of so many
     epochs."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Images per SGD step (MTT: batch_train). Default: the protocol's."""
     random_baseline: bool = True
     """Train as many networks on random real images of the same number."""
@@ -54,30 +42,10 @@ class EvalConfig:
     last epoch. Default: in the preprocessed pixels."""
     whole_real: bool = False
     """Train as many on the whole real training set."""
-    resume: bool = False
-    """Go on with a stopped evaluation; --seeds, --network and the sets may grow."""
-    max_time: str | None = None
-    """Stop after so long, e.g. 90m or 1h30m (exit status 75), for --resume; the network that was in
-    training begins anew."""
-    json: bool = False
-    """Print JSON, and nothing else, on the standard output."""
-    seed: int = 0
-    """Seed of initialisations, batch order, augmentation, dropout and the random real images."""
-    device: str = "auto"
-    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
-    quiet: bool = False
-    """Print no progress."""
 
     def __post_init__(self) -> None:
-        """Check types and ranges; see the class."""
-        settle(self)
-        for field in ("seeds", "epochs", "batch_size", "equal_steps"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                flag = "--" + field.replace("_", "-")
-                raise UserError(f"{flag} should be at least 1, but is {value}")
-        if self.max_time is not None:
-            seconds(self.max_time)
+        """Check the types, and that the settings do not contradict each other."""
+        super().__post_init__()
         if self.equal_steps is not None and self.epochs is not None:
             raise UserError(
                 f"--equal-steps {self.equal_steps} and --epochs {self.epochs} both say how long to "
@@ -85,13 +53,6 @@ class EvalConfig:
             )
         if self.k_center_store is not None and not self.k_center:
             raise UserError("--k-center-store is for --k-center alone; add --k-center")
-
-    @property
-    def records(self) -> Path | None:
-        """Folder for a record of each network; None where none is kept."""
-        if self.out is not None or not (self.resume or self.max_time):
-            return self.out
-        return files.beside(self.file, ".eval")
 
     def training_protocol(self, lr: float, dsa: str) -> Protocol:
         """The protocol with all that was asked for.
@@ -127,3 +88,27 @@ class EvalConfig:
         """Epochs (or, with equal steps, steps) of all networks, for a display of progress."""
         networks = max(1, len(self.network)) * self.seeds * len(self.training_sets)
         return networks * self.training_protocol(lr=1.0, dsa="none").num_rounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(RunOptions, EvalSettings):
+    """Train fresh networks on a distilled set and test them on the real test images."""
+
+    file: Path
+    """The distilled set, a file that `trajmatch distill` wrote."""
+    out: Path | None = None
+    """Folder for a record of each network and result.json, from which --resume goes on. Default:
+    none, or with --resume or --max-time a folder beside the file that ends in .eval."""
+    data: str | None = None
+    """Data set with the test images; by default found by the name that is in the file."""
+    resume: bool = False
+    """Go on with a stopped evaluation; --seeds, --network and the sets may grow."""
+    json: bool = False
+    """Print JSON, and nothing else, on the standard output."""
+
+    @property
+    def records(self) -> Path | None:
+        """Folder for a record of each network; None where none is kept."""
+        if self.out is not None or not (self.resume or self.max_time):
+            return self.out
+        return files.beside(self.file, ".eval")

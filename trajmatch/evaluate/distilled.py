@@ -21,10 +21,10 @@ from trajmatch.evaluate.config import EvalConfig
 from trajmatch.evaluate.records import Layout, Records
 from trajmatch.evaluate.scores import Score
 from trajmatch.experts.store import Store
-from trajmatch.fields import expect_config
 from trajmatch.lock import locked
 from trajmatch.progress import NoProgress, ProgressLike
 from trajmatch.random import derive_seed
+from trajmatch.schema import expect_config
 from trajmatch.training import Outcome, train_fresh
 
 #: What networks can be trained on, by their names in the result.

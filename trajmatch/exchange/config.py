@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from trajmatch.errors import UserError
-from trajmatch.fields import settle
+from trajmatch.schema import Finite, Positive, PositiveInt, Settings
 
 #: Experts in a file where nothing is said, as the scripts of the papers write them.
 PER_FILE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
+class ConvertConfig(Settings):
     """Convert files of the papers' scripts into a store or a distilled set, or back.
 
     SOURCE decides the direction: trajectories (replay_buffer_*.pt) become a store of experts, a
     store becomes trajectories; images, labels and step size (images_*.pt, labels_*.pt, lr_*.pt)
     become a distilled set, a distilled set becomes those three. Numbers are kept to the bit.
-
-    Raises:
-        UserError: A value is out of its range.
     """
 
     source: Path
@@ -41,46 +37,36 @@ class ConvertConfig:
     preprocessing: Literal["zca", "mtt", "data"] | None = None
     """What the network saw: images whitened (zca), normalised by the constants of MTT's code for
     this data set (mtt), or by the mean and deviation of the training images (data)."""
-    mean: tuple[float, ...] | None = None
+    mean: tuple[Finite, ...] | None = None
     """Mean of each channel, pixels from 0 to 1; with --std in place of --preprocessing."""
-    std: tuple[float, ...] | None = None
+    std: tuple[Positive, ...] | None = None
     """Standard deviation of each channel."""
     dsa: str | None = None
     """Groups of the augmentation A (DSA) that they were made with, e.g.
     color_crop_cutout_flip_scale_rotate, or none."""
-    lr: float | None = None
+    lr: Positive | None = None
     """eta: learned step size (syn_lr), for images without a file lr_*.pt: MTT's script writes
     none."""
     labels: Literal["logit", "probability"] | None = None
     """What labels of floating point are: target logits (as DATM's) or probabilities."""
     keep: str | None = None
     """Epochs to keep of trajectories, e.g. 0-22; the last one is kept always. Default: all."""
-    per_file: int | None = None
+    per_file: PositiveInt | None = None
     """Experts in each replay_buffer_*.pt that is written. Default: 10."""
     quiet: bool = False
     """Print no progress."""
 
     def __post_init__(self) -> None:
         """Check types and ranges; see the class."""
-        settle(self)
+        super().__post_init__()
         if (self.mean is None) != (self.std is None):
             raise UserError("--mean and --std belong together; give both, or --preprocessing")
-        if self.mean is not None and self.std is not None:
-            if self.preprocessing is not None:
-                raise UserError("--mean and --std take the place of --preprocessing; leave it out")
-            for flag, numbers in (("--mean", self.mean), ("--std", self.std)):
-                if not all(map(math.isfinite, numbers)):
-                    raise UserError(f"{flag} should be finite numbers, but is {numbers}")
-            if not all(number > 0 for number in self.std):
-                raise UserError(f"--std should be positive numbers, but is {self.std}")
-        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
-            raise UserError(f"--lr should be positive, but is {self.lr}")
-        if self.per_file is not None and self.per_file < 1:
-            raise UserError(f"--per-file should be at least 1, but is {self.per_file}")
+        if self.mean is not None and self.preprocessing is not None:
+            raise UserError("--mean and --std take the place of --preprocessing; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(Settings):
     """Write a distilled set in a form that other programs read."""
 
     file: Path
@@ -95,7 +81,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         """Check the types, and the name of the file."""
-        settle(self)
+        super().__post_init__()
         wanted = {"npz": ".npz", "torch": ".pt"}.get(self.to)
         if wanted is not None and self.out.suffix != wanted:
             raise UserError(f"--out should end in {wanted} for --to {self.to}, but is {self.out}")

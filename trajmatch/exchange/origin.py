@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from trajmatch import networks
@@ -12,10 +11,10 @@ from trajmatch.data import DSA, ChannelNormalisation, Dataset, load_dataset, zca
 from trajmatch.data.statistics import published_statistics
 from trajmatch.errors import UserError
 from trajmatch.exchange.config import ConvertConfig
-from trajmatch.experts.config import ExpertConfig
+from trajmatch.experts.config import ExpertSettings, TrainingSettings
 from trajmatch.experts.network import network_spec
-from trajmatch.experts.train import recipe_of
 from trajmatch.recipes import find_recipe
+from trajmatch.schema import settings_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
     """
     expert, kind, dsa = None, config.preprocessing, config.dsa
     if config.recipe is not None:
-        expert = ExpertConfig(out=Path("store"), **find_recipe(config.recipe).expert)
+        expert = ExpertSettings(**find_recipe(config.recipe).expert)
         dsa = expert.dsa if dsa is None else dsa
         if kind is None and config.mean is None:
             kind = "zca" if expert.zca else "mtt"
@@ -86,7 +85,7 @@ def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
         dataset=preprocessed(dataset, kind, config),
         network=network,
         dsa=DSA(dsa).spec,
-        recipe={} if expert is None else recipe_of(expert),
+        recipe={} if expert is None else settings_of(expert, TrainingSettings),
     )
 
 

@@ -1,27 +1,122 @@
-"""What an expert run is: the fields are the flags of ``trajmatch expert``."""
+"""Settings of experts and options of their training."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from trajmatch.errors import UserError
-from trajmatch.experts.manifest import MOST_EPOCHS, MOST_EXPERTS
-from trajmatch.fields import settle
-from trajmatch.interruption import seconds
+from trajmatch.experts.manifest import MOST_EXPERTS, Epochs
+from trajmatch.schema import (
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    RunOptions,
+    Settings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertConfig:
-    """Train experts on the real images and keep their trajectories (the defaults are MTT's).
+class TrainingSettings(Settings):
+    """Settings of every step of training and of its schedules: a store's ``recipe``."""
 
-    Raises:
-        UserError: A value is out of its range.
-    """
+    epochs: Epochs = 50
+    """Epochs of each expert (MTT: train_epochs); there is a snapshot theta*_t after each and one
+    before the first."""
+    batch_size: PositiveInt = 256
+    """Real images per SGD step (MTT: batch_train)."""
+    lr: Positive = 0.01
+    """Learning rate of the experts (MTT: lr_teacher)."""
+    momentum: Fraction = 0.0
+    """mu: momentum of the experts (MTT: mom, 0; AST: 0.9)."""
+    weight_decay: NonNegative = 0.0
+    """Weight decay of the experts, added to the gradient as torch.optim.SGD does (MTT: l2, 0; AST:
+    1e-3)."""
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    """Optimiser of the experts (AST: optim); Adam takes no --momentum."""
+    lr_decay: Positive = 1.0
+    """Factor of the learning rate after half of the epochs, where the optimiser begins anew (AST:
+    0.6); 1 leaves it as it is."""
+    rho: NonNegative = 0.0
+    """rho: how far GSAM looks for a sharper place, relative to each parameter (FTD: 0.01); 0 does
+    without. Twice the cost of a step."""
+    alpha: NonNegative = 0.0
+    """alpha: share of the orthogonal component that GSAM takes away (FTD: 0.3 to 1)."""
+    loss_scale: Literal["constant", "rising"] = "constant"
+    """Factor of the loss: 1, or rising from 0.5 to 1 over ten epochs (AST: clipping loss)."""
+    penalty: NonNegative = 0.0
+    """lambda: weight of the penalty on the logits' gradient in the images (AST: 2); 0 does
+    without."""
+    penalty_norm: Literal["pixel", "image"] = "pixel"
+    """What the penalty takes norms of: each pixel's channels (AST's code), or each image."""
+    dsa: str = "color_crop_cutout_flip_scale_rotate"
+    """A: groups of the augmentation (MTT: dsa_strategy), joined by underscores; none switches it
+    off."""
+
+    def __post_init__(self) -> None:
+        """Check the types, and what one setting asks of another."""
+        super().__post_init__()
+        if self.alpha and not self.rho:
+            raise UserError(
+                f"--alpha {self.alpha:g} is a part of GSAM, which --rho 0 leaves out; give --rho "
+                "as well, e.g. --rho 0.01"
+            )
+        if self.optimiser == "adam":
+            self.expect("momentum", self.momentum == 0, "0 for --optimiser adam")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvNetSettings(Settings):
+    """Settings of the ConvNet."""
+
+    width: PositiveInt = 128
+    """Channels of the ConvNet."""
+    depth: PositiveInt = 3
+    """Blocks of the ConvNet (papers: 3 for 32 pixels, 4 for 64, 5 for 128)."""
+    norm: Literal["instance", "group", "layer", "batch", "none"] = "instance"
+    """Norm of the ConvNet."""
+    activation: Literal["relu", "leaky_relu", "sigmoid", "none"] = "relu"
+    """Activation of the ConvNet."""
+    pooling: Literal["average", "max", "none"] = "average"
+    """Pooling of the ConvNet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertSettings(ConvNetSettings, TrainingSettings):
+    """Settings that decide the experts, beside data and seed."""
+
+    num_experts: Annotated[int, Meta(ge=1, le=MOST_EXPERTS)] = 100
+    """Experts to train (MTT: num_experts)."""
+    zca: bool = False
+    """Whiten the images (MTT: zca; eps 0.1) instead of normalising each channel."""
+    network: str = "convnet"
+    """Network (MTT: model): convnet with the five flags below, or a name with options of its own,
+    such as alexnet, vgg11:batch, resnet18:group,width=32, torchvision:NAME or
+    package.module:function."""
+    keep: str = "all"
+    """Epochs whose parameters are kept, e.g. 0-22: those that segments will touch. The last one is
+    kept always. Default: all."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Numbers of the store; bfloat16 takes half of the disk, and 8 instead of 24 bits."""
+    holdout: Fraction = 0.0
+    """Fraction of the training images that no expert and no initialisation sees."""
+
+    def __post_init__(self) -> None:
+        """Check the settings of training, and that ``keep`` lists epochs."""
+        super().__post_init__()
+        kept_epochs(self.keep, self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig(RunOptions, ExpertSettings):
+    """Train experts on the real images and keep their trajectories (the defaults are MTT's)."""
 
     recipe: str | None = None
     """Recipe whose settings are the defaults of all others, e.g. datm/cifar10/ipc10 (`trajmatch
@@ -31,133 +126,26 @@ class ExpertConfig:
     data: str | None = None
     """Data set, e.g. cifar10:ROOT or imagefolder:PATH?size=64; without it the shipped
     fashion-mnist-mini."""
-    num_experts: int = 100
-    """Experts to train (MTT: num_experts)."""
-    epochs: int = 50
-    """Epochs of each expert (MTT: train_epochs); there is a snapshot theta*_t after each and one
-    before the first."""
-    until_epoch: int | None = None
+    until_epoch: PositiveInt | None = None
     """Train the first so many of the --epochs alone, as far as a distillation reads them; --resume
     with more, or without this flag, goes on from there. Default: all."""
-    batch_size: int = 256
-    """Real images per SGD step (MTT: batch_train)."""
-    lr: float = 0.01
-    """Learning rate of the experts (MTT: lr_teacher)."""
-    momentum: float = 0.0
-    """mu: momentum of the experts (MTT: mom, 0; AST: 0.9)."""
-    weight_decay: float = 0.0
-    """Weight decay of the experts, added to the gradient as torch.optim.SGD does (MTT: l2, 0; AST:
-    1e-3)."""
-    optimiser: Literal["sgd", "adam"] = "sgd"
-    """Optimiser of the experts (AST: optim); Adam takes no --momentum."""
-    lr_decay: float = 1.0
-    """Factor of the learning rate after half of the epochs, where the optimiser begins anew (AST:
-    0.6); 1 leaves it as it is."""
-    rho: float = 0.0
-    """rho: how far GSAM looks for a sharper place, relative to each parameter (FTD: 0.01); 0 does
-    without. Twice the cost of a step."""
-    alpha: float = 0.0
-    """alpha: share of the orthogonal component that GSAM takes away (FTD: 0.3 to 1)."""
-    loss_scale: Literal["constant", "rising"] = "constant"
-    """Factor of the loss: 1, or rising from 0.5 to 1 over ten epochs (AST: clipping loss)."""
-    penalty: float = 0.0
-    """lambda: weight of the penalty on the logits' gradient in the images (AST: 2); 0 does
-    without."""
-    penalty_norm: Literal["pixel", "image"] = "pixel"
-    """What the penalty takes norms of: each pixel's channels (AST's code), or each image."""
-    dsa: str = "color_crop_cutout_flip_scale_rotate"
-    """A: groups of the augmentation (MTT: dsa_strategy), joined by underscores; none switches it
-    off."""
-    zca: bool = False
-    """Whiten the images (MTT: zca; eps 0.1) instead of normalising each channel."""
-    network: str = "convnet"
-    """Network (MTT: model): convnet with the five flags below, or a name with options of its own,
-    such as alexnet, vgg11:batch, resnet18:group,width=32, torchvision:NAME or
-    package.module:function."""
-    width: int = 128
-    """Channels of the ConvNet."""
-    depth: int = 3
-    """Blocks of the ConvNet (papers: 3 for 32 pixels, 4 for 64, 5 for 128)."""
-    norm: Literal["instance", "group", "layer", "batch", "none"] = "instance"
-    """Norm of the ConvNet."""
-    activation: Literal["relu", "leaky_relu", "sigmoid", "none"] = "relu"
-    """Activation of the ConvNet."""
-    pooling: Literal["average", "max", "none"] = "average"
-    """Pooling of the ConvNet."""
-    keep: str = "all"
-    """Epochs whose parameters are kept, e.g. 0-22: those that segments will touch. The last one is
-    kept always. Default: all."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Numbers of the store; bfloat16 takes half of the disk, and 8 instead of 24 bits."""
-    holdout: float = 0.0
-    """Fraction of the training images that no expert and no initialisation sees."""
-    seed: int = 0
-    """Seed of everything random; expert i depends on it and on i only."""
     resume: bool = False
     """Train only the experts that an existing store lacks."""
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: Annotated[float, Meta(ge=0)] = 60.0
     """Seconds of training from one checkpoint of an unfinished expert to the next; they take a
     twentieth of the time at most."""
-    test_every: int = 0
+    test_every: Count = 0
     """Epochs from one test of an expert to the next; the last epoch is always tested. 0 chooses:
     tests see at most a fifth as many images as training does."""
-    max_time: str | None = None
-    """Stop with a checkpoint after so long, e.g. 90m or 1h30m (exit status 75), for --resume."""
-    workers: int = 0
+    workers: Count = 0
     """Experts trained at a time: processes on the CPU, in lockstep in one process on a GPU. 0
     chooses, and an expert is the same for every choice."""
-    device: str = "auto"
-    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
-    quiet: bool = False
-    """Print no progress."""
 
     def __post_init__(self) -> None:
-        """Check types and ranges; see the class."""
-        settle(self)
-        wanted = f"1 to {MOST_EXPERTS}"
-        _check(1 <= self.num_experts <= MOST_EXPERTS, "num_experts", wanted, self.num_experts)
-        _check(1 <= self.epochs <= MOST_EPOCHS, "epochs", f"1 to {MOST_EPOCHS}", self.epochs)
-        if self.until_epoch is not None:
-            _check(
-                1 <= self.until_epoch <= self.epochs,
-                "until_epoch",
-                f"1 to --epochs {self.epochs}",
-                self.until_epoch,
-            )
-        _check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
-        _check(math.isfinite(self.lr) and self.lr > 0, "lr", "positive", self.lr)
-        _check(0 <= self.momentum < 1, "momentum", "at least 0 and below 1", self.momentum)
-        _check(
-            math.isfinite(self.weight_decay) and self.weight_decay >= 0,
-            "weight_decay",
-            "at least 0",
-            self.weight_decay,
-        )
-        for field in ("lr_decay", "rho", "alpha", "penalty"):
-            value = getattr(self, field)
-            _check(math.isfinite(value) and value >= 0, field, "a number of at least 0", value)
-        _check(self.lr_decay > 0, "lr_decay", "above 0", self.lr_decay)
-        if self.alpha and not self.rho:
-            raise UserError(
-                f"--alpha {self.alpha:g} is a part of GSAM, which --rho 0 leaves out; give --rho "
-                "as well, e.g. --rho 0.01"
-            )
-        if self.optimiser == "adam":
-            _check(self.momentum == 0, "momentum", "0 for --optimiser adam", self.momentum)
-        kept_epochs(self.keep, self.epochs)
-        _check(self.width >= 1, "width", "at least 1", self.width)
-        _check(self.depth >= 1, "depth", "at least 1", self.depth)
-        _check(0 <= self.holdout < 1, "holdout", "at least 0 and below 1", self.holdout)
-        _check(
-            self.checkpoint_seconds >= 0,
-            "checkpoint_seconds",
-            "at least 0",
-            self.checkpoint_seconds,
-        )
-        _check(self.test_every >= 0, "test_every", "at least 0", self.test_every)
-        if self.max_time is not None:
-            seconds(self.max_time)
-        _check(self.workers >= 0, "workers", "at least 0", self.workers)
+        """Check the settings, and that they have as many epochs."""
+        super().__post_init__()
+        wanted = f"at most --epochs {self.epochs}"
+        self.expect("until_epoch", self.trained_epochs <= self.epochs, wanted)
 
     @property
     def trained_epochs(self) -> int:
@@ -220,9 +208,3 @@ def spans(numbers: Collection[int]) -> str:
         else:
             found.append([number])
     return ", ".join("-".join(map(str, span)) for span in found)
-
-
-def _check(holds: bool, field: str, wanted: str, value: object) -> None:
-    if not holds:
-        flag = "--" + field.replace("_", "-")
-        raise UserError(f"{flag} should be {wanted}, but is {value}")

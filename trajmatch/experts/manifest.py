@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from trajmatch import files
 from trajmatch.errors import UserError
@@ -15,6 +17,7 @@ NAME = "store.json"
 
 #: Bounds of what a store can have, so that a damaged number costs no memory and no time.
 MOST_EXPERTS = MOST_EPOCHS = 100_000
+Epochs = Annotated[int, Meta(ge=1, le=MOST_EPOCHS)]
 
 
 def _is_count(value: Any) -> bool:

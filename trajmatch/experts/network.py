@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 from trajmatch import networks
 from trajmatch.data import Dataset
-from trajmatch.experts.config import ExpertConfig
-
-#: Fields that describe the ConvNet alone.
-_CONVNET_FIELDS = ("width", "depth", "norm", "activation", "pooling")
+from trajmatch.experts.config import ConvNetSettings, ExpertSettings
+from trajmatch.schema import settings_of
 
 
-def network_spec(config: ExpertConfig, dataset: Dataset) -> dict[str, Any]:
+def network_spec(config: ExpertSettings, dataset: Dataset) -> dict[str, Any]:
     """What :func:`trajmatch.networks.build` needs to make the experts' network.
 
     Args:
@@ -29,12 +26,11 @@ def network_spec(config: ExpertConfig, dataset: Dataset) -> dict[str, Any]:
             fields of the ConvNet are given for another network.
     """
     sizes = (dataset.channels, dataset.num_classes, dataset.image_size)
-    defaults = {field.name: field.default for field in fields(config)}
-    chosen = {name: getattr(config, name) for name in _CONVNET_FIELDS}
+    chosen, defaults = settings_of(config, ConvNetSettings), ConvNetSettings()
     if config.network == "convnet":
         return networks.ConvNet(*sizes, **chosen).spec()
     for name, value in chosen.items():
-        if value != defaults[name]:
+        if value != getattr(defaults, name):
             raise ValueError(
                 f"--{name} {value} describes --network convnet, but --network is "
                 f"{config.network}; others take options behind the name, as in vgg11:batch,width=32"

@@ -17,16 +17,16 @@ from trajmatch.data.sources import absolute_uri
 from trajmatch.device import usable_device
 from trajmatch.errors import UserError
 from trajmatch.experts.checkpoint import Checkpoints
-from trajmatch.experts.config import ExpertConfig, kept_epochs
+from trajmatch.experts.config import ExpertConfig, TrainingSettings, kept_epochs
 from trajmatch.experts.disk_space import Space, check_space, space_for
 from trajmatch.experts.network import network_spec
 from trajmatch.experts.pool import work_together
 from trajmatch.experts.store import Store, exists, hold_out
 from trajmatch.experts.worker import work
-from trajmatch.fields import expect_config
 from trajmatch.lock import locked
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.progress import NoProgress, ProgressLike
+from trajmatch.schema import expect_config, settings_of
 
 
 def train_experts(
@@ -193,29 +193,9 @@ def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[
         },
         "preprocessing": zca.spec() if config.zca else training.preprocessing.spec(),
         "network": spec,
-        "recipe": {**recipe_of(config), "dsa": dsa.spec},
+        "recipe": {**settings_of(config, TrainingSettings), "dsa": dsa.spec},
         "seed": config.seed,
         "num_experts": config.num_experts,
         "dtype": config.dtype,
         "snapshots": kept_epochs(config.keep, config.epochs),
     }
-
-
-def recipe_of(config: ExpertConfig) -> dict[str, Any]:
-    """The entry ``recipe`` of a manifest: what a step of training and its schedules depend on."""
-    names = (
-        "optimiser",
-        "epochs",
-        "batch_size",
-        "lr",
-        "momentum",
-        "weight_decay",
-        "lr_decay",
-        "rho",
-        "alpha",
-        "loss_scale",
-        "penalty",
-        "penalty_norm",
-        "dsa",
-    )
-    return {name: getattr(config, name) for name in names}

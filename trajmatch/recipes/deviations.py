@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from trajmatch.artifact import Artifact
 from trajmatch.data.dsa import DSA
-from trajmatch.distill.config import DistillConfig
+from trajmatch.distill.config import DistillSettings
 from trajmatch.distill.problem import DEFAULT_LR_INIT
-from trajmatch.evaluate.config import EvalConfig
-from trajmatch.experts.config import ExpertConfig, kept_epochs
+from trajmatch.evaluate.config import EvalSettings
+from trajmatch.experts.config import ConvNetSettings, ExpertSettings, kept_epochs
 from trajmatch.recipes.recipe import Recipe
-
-_CONVNET = ("width", "depth", "norm", "activation", "pooling")
+from trajmatch.schema import settings_of
 
 
 class Deviation(NamedTuple):
@@ -41,26 +40,23 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
     Returns:
         The fields that both have and that differ, experts first.
     """
-    expert = ExpertConfig(out=Path("store"), **recipe.expert)
-    distill = DistillConfig(experts=Path("store"), out=Path("set"), **recipe.distill)
+    expert, distill = ExpertSettings(**recipe.expert), DistillSettings(**recipe.distill)
     experts = distilled.recipe.get("experts")
     found = experts if isinstance(experts, dict) else {}
     found = {**found, "zca": distilled.zca is not None}
     if isinstance(found.get("holdout"), dict):
         found["holdout"] = found["holdout"].get("fraction")
     if expert.network == "convnet" and distilled.network.get("name") == "ConvNet":
-        found |= {name: distilled.network.get(name) for name in _CONVNET}
+        found |= {each.name: distilled.network.get(each.name) for each in fields(ConvNetSettings)}
     wanted = {name: getattr(expert, name) for name in found if hasattr(expert, name)}
-    wanted.pop("seed", None)
     wanted["dsa"] = DSA(expert.dsa).spec
     # The run chooses the settings that a recipe leaves open.
     settings = {
-        **distill.settings(),
+        **settings_of(distill, DistillSettings),
         "lr_init": distill.lr_init or DEFAULT_LR_INIT,
         "max_start_epoch": distill.window_end(kept_epochs(expert.keep, expert.epochs)),
     }
     settings["dsa"] = wanted["dsa"] if distill.dsa is None else DSA(distill.dsa).spec
-    settings.pop("recipe")
     return [
         *_differing("expert", wanted, found),
         *_differing("distill", settings, distilled.recipe),
@@ -74,7 +70,7 @@ def _of_evaluation(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
     protocol = found.get("protocol")
     if not isinstance(protocol, dict):
         return []
-    config = EvalConfig(file=Path("set"), **recipe.evaluate)
+    config = EvalSettings(**recipe.evaluate)
     wanted = config.training_protocol(distilled.lr, distilled.dsa).describe()
     return _differing(
         "evaluate",

@@ -1,20 +1,19 @@
-"""Reading and checking of recipe files."""
+"""Recipe files: reading, and checks of all that they hold."""
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from trajmatch import files
-from trajmatch.distill.config import DistillConfig
-from trajmatch.errors import UserError, closest
-from trajmatch.evaluate.config import EvalConfig
-from trajmatch.experts.config import ExpertConfig, kept_epochs
-from trajmatch.fields import check_types, to_fields
+from trajmatch.distill.config import DistillConfig, DistillSettings
+from trajmatch.errors import UserError, closest, in_arguments
+from trajmatch.evaluate.config import EvalConfig, EvalSettings
+from trajmatch.experts.config import ExpertConfig, ExpertSettings, kept_epochs
+from trajmatch.schema import Finite, Settings, setting
 
 #: Where the recipes of the package are: ``METHOD/DATA/NAME.toml``.
 FOLDER = Path(__file__).parent
@@ -24,55 +23,16 @@ _MOST_BYTES = 2**16
 
 NOT_AVAILABLE = "not available"
 
-#: Fields that belong to a run and not to a recipe: where things are, and how they are shown.
-_OF_A_RUN = {
-    "expert": (
-        "out",
-        "data",
-        "until_epoch",
-        "resume",
-        "checkpoint_seconds",
-        "test_every",
-        "max_time",
-        "workers",
-        "device",
-        "quiet",
-        "seed",
-        "recipe",
-    ),
-    "distill": (
-        "experts",
-        "out",
-        "data",
-        "init_from",
-        "max_time",
-        "log",
-        "resume",
-        "quiet",
-        "device",
-        "parallel",
-        "timeout",
-        "seed",
-        "recipe",
-    ),
-    "evaluate": ("file", "out", "data", "json", "resume", "max_time", "device", "quiet", "seed"),
+#: The sections of a recipe: settings that it has, and the configuration of their command.
+SECTIONS: dict[str, tuple[type[Any], type[Any]]] = {
+    "expert": (ExpertSettings, ExpertConfig),
+    "distill": (DistillSettings, DistillConfig),
+    "evaluate": (EvalSettings, EvalConfig),
 }
-_CONFIGS: dict[str, type[Any]] = {
-    "expert": ExpertConfig,
-    "distill": DistillConfig,
-    "evaluate": EvalConfig,
-}
-#: What the configurations cannot do without, to try their checks.
-_STAND_INS = {
-    "expert": {"out": Path("store")},
-    "distill": {"experts": Path("store"), "out": Path("distilled")},
-    "evaluate": {"file": Path("distilled")},
-}
-_TEXTS = ("title", "paper", "settings", "data", "accuracy_source")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Settings):
     """The settings of a result.
 
     Attributes:
@@ -86,9 +46,9 @@ class Recipe:
         std: Its published standard deviation.
         accuracy_source: Where both are published.
         notes: What to know: errors of the source, other readings.
-        expert: Fields of :class:`ExpertConfig`.
-        distill: Fields of :class:`DistillConfig`.
-        evaluate: Fields of :class:`EvalConfig`.
+        expert: Fields of :class:`ExpertSettings` that are not the defaults.
+        distill: Those of :class:`DistillSettings`.
+        evaluate: Those of :class:`EvalSettings`.
     """
 
     name: str
@@ -96,20 +56,18 @@ class Recipe:
     data: str = ""
     paper: str = ""
     settings: str = ""
-    accuracy: float | None = None
-    std: float | None = None
+    accuracy: Finite | None = None
+    std: Finite | None = None
     accuracy_source: str = ""
     notes: tuple[str, ...] = ()
-    expert: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    distill: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    evaluate: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    expert: dict[str, Any] = field(default_factory=dict)
+    distill: dict[str, Any] = field(default_factory=dict)
+    evaluate: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it; an unknown accuracy is ``"not available"``."""
-        content = dataclasses.asdict(self)
-        if self.accuracy is None:
-            content["accuracy"] = NOT_AVAILABLE
-        return content
+        """Return all of it, as JSON can hold it; an unknown accuracy is ``"not available"``."""
+        accuracy = NOT_AVAILABLE if self.accuracy is None else self.accuracy
+        return {**asdict(self), "accuracy": accuracy}
 
 
 def recipe_names() -> list[str]:
@@ -142,26 +100,25 @@ def find_recipe(name: str) -> Recipe:
 
 
 def load_recipe(path: files.PathLike, name: str) -> Recipe:
-    """Reads a recipe and checks all of it.
+    """Read a recipe and check all of it.
 
     Args:
         path: The file.
-        name: What it is called.
+        name: The name that messages call it by.
 
     Raises:
         UserError: It cannot be read, is no TOML, or has a field that is unknown, of the wrong kind,
             out of its range or in contradiction to another one; the message names it.
     """
     content = _read(Path(path))
-    known = [field.name for field in dataclasses.fields(Recipe) if field.name != "name"]
-    for key, value in content.items():
-        if key not in known:
-            raise UserError(f"recipe {name} has an unknown entry {key!r}{closest(key, known)}")
-        if key in _TEXTS and not isinstance(value, str):
-            raise UserError(f"recipe {name}: {key} should be a text, but is {value!r}")
-    for section in _CONFIGS:
-        content[section] = _section(name, section, content.get(section, {}))
-    recipe = Recipe(name=name, **_about(name, content))
+    _check_known(content, {each.name for each in fields(Recipe)} - {"name"}, f"recipe {name}")
+    known = {k: v for k, v in content.items() if v != NOT_AVAILABLE or k not in ("accuracy", "std")}
+    try:
+        recipe = Recipe(name=name, **known)
+    except UserError as error:
+        raise UserError(f"recipe {name}: {in_arguments(error.args[0])}") from error
+    sections: dict[str, Any] = {each: _section(each, recipe) for each in SECTIONS}
+    recipe = replace(recipe, **sections)
     _check_window(recipe)
     return recipe
 
@@ -171,67 +128,43 @@ def _read(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             raw = file.read(_MOST_BYTES + 1)
         if len(raw) > _MOST_BYTES:
-            raise UserError(f"{path} is no recipe: it has more than {_MOST_BYTES} bytes")
+            raise ValueError(f"it has more than {_MOST_BYTES} bytes")
         return tomllib.loads(raw.decode())
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except UserError:
-        raise
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no recipe: it is not UTF-8 (byte {error.start})") from error
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise UserError(f"{path} is no recipe: {error}") from error
 
 
-def _about(name: str, content: dict[str, Any]) -> dict[str, Any]:
-    """The entries outside of the sections, checked, with the sections as they are."""
-    about = dict(content)
-    notes = about.get("notes", [])
-    if not (isinstance(notes, list) and all(isinstance(note, str) for note in notes)):
-        raise UserError(f"recipe {name}: notes should be a list of texts, but is {notes!r}")
-    about["notes"] = tuple(notes)
-    for key in ("accuracy", "std"):
-        value = about.get(key)
-        if value == NOT_AVAILABLE:
-            about[key] = None
-        elif value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise UserError(
-                f"recipe {name}: {key} should be a number or {NOT_AVAILABLE!r}, but is {value!r}"
-            )
-    return about
-
-
-def _section(name: str, section: str, content: Any) -> dict[str, Any]:
-    """The fields of one configuration, of the right types and accepted by its checks."""
-    if not isinstance(content, dict):
-        raise UserError(f"recipe {name}: {section} should be a section, but is {content!r}")
-    config = _CONFIGS[section]
-    known = [
-        field.name for field in dataclasses.fields(config) if field.name not in _OF_A_RUN[section]
-    ]
-    for key in content:
-        if key in _OF_A_RUN[section]:
-            raise UserError(
-                f"recipe {name} sets {key} in [{section}], which belongs to a run: give it as a "
-                "flag"
-            )
-        if key not in known:
-            raise UserError(
-                f"recipe {name} has an unknown field {key!r} in [{section}]{closest(key, known)}"
-            )
+def _section(section: str, recipe: Recipe) -> dict[str, Any]:
+    """Convert the settings of a section to the types of their fields, and check them."""
+    where, content = f"recipe {recipe.name}, [{section}]", getattr(recipe, section)
+    settings, config = SECTIONS[section]
+    types = get_type_hints(settings, include_extras=True)
+    of_run = {each.name for each in fields(config)} - types.keys()
+    if given := sorted(of_run & content.keys()):
+        raise UserError(f"{where} sets {given[0]}, which belongs to a run: give it as a flag")
+    _check_known(content, types, where)
     try:
-        check_types(config, content)
-        fields = to_fields(config, content)
-        config(**_STAND_INS[section], **fields)
+        values = {key: setting(value, types[key], key) for key, value in content.items()}
+        settings(**values)
     except UserError as error:
-        raise UserError(f"recipe {name}, [{section}]: {error}") from error
-    return fields
+        raise UserError(f"{where}: {in_arguments(error.args[0])}") from error
+    return values
+
+
+def _check_known(content: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Raise UserError for an entry that is not known."""
+    if unknown := sorted(content.keys() - {*known}):
+        raise UserError(f"{where} has an unknown entry {unknown[0]!r}{closest(unknown[0], known)}")
 
 
 def _check_window(recipe: Recipe) -> None:
-    """Makes sure that the experts keep what the distillation starts from and matches."""
-    expert = ExpertConfig(out=Path("store"), **recipe.expert)
-    distill = DistillConfig(experts=Path("store"), out=Path("distilled"), **recipe.distill)
+    """Make sure that the experts keep what the distillation starts from and matches."""
+    expert = ExpertSettings(**recipe.expert)
+    distill = DistillSettings(**recipe.distill)
     kept = kept_epochs(expert.keep, expert.epochs)
     starts = range(distill.min_start_epoch, distill.window_end(kept))
     needed = {start + after for start in starts for after in (0, distill.expert_epochs)}

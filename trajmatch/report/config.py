@@ -7,12 +7,12 @@ from pathlib import Path
 
 from trajmatch import files
 from trajmatch.errors import UserError
-from trajmatch.fields import settle
 from trajmatch.run_folder import RunFolder
+from trajmatch.schema import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(Settings):
     """Write a report of a run: one HTML file that opens without a network."""
 
     run: Path
@@ -34,7 +34,7 @@ class ReportConfig:
         Raises:
             UserError: It is not that of an HTML file.
         """
-        settle(self)
+        super().__post_init__()
         if self.report.suffix.lower() not in (".html", ".htm"):
             raise UserError(f"--out should end in .html, but is {self.out}")
 

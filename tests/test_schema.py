@@ -74,12 +74,15 @@ def test_numbers_of_numpy_and_lists_are_taken() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"ipc": "5"}, "--ipc should be a whole number, but is '5'"),
-        ({"ipc": True}, "--ipc should be a whole number, but is True"),
-        ({"lr_img": "10"}, "--lr-img should be a number, but is '10'"),
+        ({"ipc": "5"}, "--ipc should be a whole number of at least 1, but is '5'"),
+        ({"ipc": True}, "--ipc should be a whole number of at least 1, but is True"),
+        ({"lr_img": "10"}, "--lr-img should be a finite number of at least 0, but is '10'"),
         ({"labels": "sof"}, r"one of hard, soft, but is 'sof' \(did you mean soft\?\)"),
-        ({"terms": "final"}, "--terms should be a list, each a text, but is 'final'"),
-        ({"batch_syn": 2.5}, "--batch-syn should be a whole number, but is 2.5"),
+        (
+            {"terms": "final"},
+            "a list of one or more, each a text, but is 'final'",
+        ),
+        ({"batch_syn": 2.5}, "--batch-syn should be a whole number of at least 1, but is 2.5"),
     ],
 )
 def test_mistakes_are_told_in_words(values: dict[str, Any], message: str) -> None:
@@ -137,11 +140,11 @@ def test_messages_name_arguments_in_python_and_flags_on_the_command_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("trajmatch.errors._on_command_line", False)
-    with pytest.raises(UserError, match=r"^lr_init should be a number above 0, but is -1$"):
+    with pytest.raises(UserError, match=r"^lr_init should be a finite number above 0, but is -1$"):
         DistillConfig(experts="s", out="d", lr_init=-1)
     error = UserError("--lr-img 3 is large; `trajmatch run --lr-img 1` -- or a--b -x /--y_z")
     assert str(error) == "lr_img 3 is large; `trajmatch run --lr-img 1` -- or a--b -x /y_z"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert main(["distill", "--experts=s", "--out=d", "--lr-init=-1"]) == 2
-    assert "--lr-init should be a number above 0, but is -1" in capsys.readouterr().err
+    assert "--lr-init should be a finite number above 0, but is -1" in capsys.readouterr().err
     assert str(error).startswith("lr_img")  # as before
