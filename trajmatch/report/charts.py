@@ -12,8 +12,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from trajmatch.report.parts import data_url
+
+Numbers = NDArray[np.float64]
 
 #: Curves from this ratio of their largest to their smallest value have a logarithmic axis.
 _LOG_RATIO = 50.0
@@ -57,7 +60,7 @@ class Curve(NamedTuple):
 
     name: str
     x: Sequence[float]
-    y: Sequence[float]
+    y: Numbers | Sequence[float]
     errors: Sequence[float] | None = None
     colour: str | None = None
 
@@ -86,7 +89,8 @@ def line_chart(
                 axes.errorbar(curve.x, curve.y, curve.errors, fmt="none", ecolor=line.get_color())
         for number, (name, value) in enumerate((levels or {}).items(), start=len(curves)):
             axes.axhline(value, color=f"C{number}", linestyle="--", label=name)
-        finite = [y for curve in curves for y in curve.y if math.isfinite(y)]
+        values = np.concatenate([curve.y for curve in curves])
+        finite = values[np.isfinite(values)]
         if min(finite) > 0 and max(finite) / min(finite) > _LOG_RATIO:
             axes.set_yscale("log")
         handles, names = axes.get_legend_handles_labels()
@@ -115,16 +119,12 @@ def histogram(counts: Mapping[int, int], x_label: str, description: str) -> Char
     return Chart(_svg(draw, x_label, "draws"), description)
 
 
-def smoothed(values: Sequence[float], window: int) -> list[float]:
+def smoothed(values: Numbers, window: int) -> Numbers:
     """Average the finite values in a window around each value; NaN where it has none."""
-    numbers = np.asarray(values, dtype=float)
-    finite, ones = np.isfinite(numbers), np.ones(window)
+    finite, ones = np.isfinite(values), np.ones(window)
     counts = np.convolve(finite, ones, "same")
-    sums = np.convolve(np.where(finite, numbers, 0.0), ones, "same")
-    means: list[float] = np.divide(
-        sums, counts, out=np.full(len(numbers), np.nan), where=counts > 0
-    ).tolist()
-    return means
+    sums = np.convolve(np.where(finite, values, 0), ones, "same")
+    return np.where(counts > 0, sums / counts.clip(1), np.nan)
 
 
 def _svg(draw: Callable[[Axes], None], x_label: str, y_label: str) -> bytes:

@@ -34,34 +34,30 @@ def write_report(config: ReportConfig) -> None:
 
 def page(run: Run) -> str:
     """Return the report of a run, an HTML document that needs no other file."""
-    distilled, told = run.artifact, run.history.iterations if run.history else []
-    count = "1 image" if distilled.ipc == 1 else f"{distilled.ipc} images"
+    distilled, told = run.artifact, run.history.iterations
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trajmatch.report", ""),
         autoescape=True,
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    made = sections.settings(run)
+    settings = sections.settings(distilled)
     content = environment.get_template("page.html").render(
-        title=f"{distilled.dataset_name}, {count} per class",
-        facts=sections.facts(run),
-        scores=sections.score_tables(run.scores),
-        errors=sections.errors(run.scores, run.sizes.test_images),
-        whole_real=any(each.whole_real for each in run.scores),
+        artifact=distilled,
+        results=run.results,
+        scores=sections.score_tables(run.results.networks),
+        errors=sections.errors(run.results),
         accuracy_chart=sections.accuracy_chart(run),
-        channels=distilled.images.shape[1],
         on_the_way=run.snapshots and images.over_iterations(run.snapshots, distilled.class_names),
         distilled=images.of_classes(distilled),
         verdict=losses.verdict([each.loss for each in told], distilled.recipe) if told else "",
         course_charts=sections.course_charts(told) if told else [],
         updates=sections.updates(told),
-        time=sections.time(run),
-        command=run.summary.command if run.summary else "",
+        times=sections.times(run),
         recipe=distilled.recipe.get("recipe"),
-        deviations=sections.deviations_table(run),
-        settings=sections.settings_table(made),
-        settings_json=json.dumps(made, indent=2, sort_keys=True),
+        deviations=run.recipe and sections.deviation_rows(run.recipe, distilled),
+        settings=[*sections.flat(settings)],
+        settings_json=json.dumps(settings, indent=2, sort_keys=True),
         version=__version__,
     )
     return _NOT_TEXT.sub("\ufffd", content)

@@ -30,13 +30,11 @@ class Table(NamedTuple):
         caption: Text above it.
         heads: Heads of the columns.
         rows: Cells of each row, the first is the row's head.
-        kind: Class of the style sheet.
     """
 
     caption: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str | Picture]]
-    kind: str = ""
 
 
 def data_url(kind: str, content: bytes) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from trajmatch import artifact, files, snapshots
 from trajmatch.artifact import Artifact
@@ -13,30 +13,25 @@ from trajmatch.recipes import Recipe, find_recipe
 from trajmatch.report import history, scores
 from trajmatch.report.config import ReportConfig
 from trajmatch.report.history import History
-from trajmatch.report.scores import Evaluated, Scores, Sizes, Summary
+from trajmatch.report.scores import Results
 from trajmatch.snapshots import Snapshots
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """A run.
 
     Attributes:
         artifact: The distilled set.
-        history: The run iteration by iteration; None: there is no log.
+        history: The run iteration by iteration; empty where there is no log.
         snapshots: The images on the way; None: there are none.
-        scores: Results of evaluations, for each architecture.
-        sizes: Numbers of real images, as far as they are known.
-        summary: Numbers of `trajmatch run`; None: it did not make the distilled set.
+        results: Results of evaluations, perhaps none.
         recipe: The recipe that the run names, as it is today; None: it named none, or it is gone.
     """
 
     artifact: Artifact
-    history: History | None
+    history: History
     snapshots: Snapshots | None
-    scores: list[Scores]
-    sizes: Sizes
-    summary: Summary | None
+    results: Results
     recipe: Recipe | None
 
 
@@ -56,25 +51,18 @@ def read(config: ReportConfig) -> Run:
             "that `trajmatch distill` wrote"
         )
     distilled = artifact.load(path)
-    log_path = config.log or _if_there(files.beside(path, ".jsonl"))
-    images_path = config.snapshots or _if_there(files.beside(path, ".snapshots.safetensors"))
-    summary = scores.read(config.summary, Summary) if config.summary else None
-    if summary is not None:
-        summary.network = str(distilled.network["name"])
-    evaluated = [scores.read(each, Evaluated) for each in config.evaluation]
-    sizes = [each.dataset for each in evaluated]
-    if summary is not None:
-        sizes.insert(0, Sizes(summary.training_images, summary.test_images))
+    log = config.log or files.beside(path, ".jsonl")
+    images = config.snapshots or files.beside(path, ".snapshots.safetensors")
+    results = [scores.read(each) for each in config.evaluation]
+    if config.summary is not None:
+        results.insert(0, scores.read(config.summary, str(distilled.network["name"])))
     return Run(
         artifact=distilled,
-        history=None if log_path is None else _log(log_path, distilled),
-        snapshots=None if images_path is None else snapshots.of_artifact(images_path, distilled),
-        scores=[
-            *([summary] if summary else []),
-            *(scores for each in evaluated for scores in each.networks),
-        ],
-        sizes=next((each for each in sizes if each.test_images), Sizes()),
-        summary=summary,
+        history=_log(log, distilled) if config.log or log.exists() else History([], []),
+        snapshots=snapshots.of_artifact(images, distilled)
+        if config.snapshots or images.exists()
+        else None,
+        results=scores.gathered(results),
         recipe=_recipe(distilled.recipe),
     )
 
@@ -86,10 +74,6 @@ def _recipe(settings: Mapping[str, object]) -> Recipe | None:
         return find_recipe(name) if isinstance(name, str) else None
     except UserError:
         return None
-
-
-def _if_there(path: Path) -> Path | None:
-    return path if path.exists() else None
 
 
 def _log(path: Path, distilled: Artifact) -> History:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -70,6 +71,11 @@ class Scores(msgspec.Struct):
         all_ = ((name, getattr(self, name)) for name in TRAINED_ON)
         return {name: accuracy for name, accuracy in all_ if accuracy is not None}
 
+    @property
+    def diverged(self) -> int:
+        """Number of networks that diverged, as far as it is known."""
+        return sum(each.diverged or 0 for each in self.found.values())
+
 
 class Sizes(msgspec.Struct):
     """Numbers of real images."""
@@ -86,35 +92,38 @@ class Experts(msgspec.Struct):
     epochs: PositiveInt | None = None
 
 
-class Summary(Scores):
-    """The ``summary.json`` of `trajmatch run`."""
+class Results(msgspec.Struct):
+    """Scores of each architecture, and what else is in the file."""
 
-    training_images: PositiveInt | None = None
-    test_images: PositiveInt | None = None
+    networks: Annotated[list[Scores], Meta(min_length=1)]
+    dataset: Sizes = msgspec.field(default_factory=Sizes)
     stage_seconds: dict[str, Number] = {}
     experts: Experts = msgspec.field(default_factory=Experts)
     command: str = ""
 
 
-class Evaluated(msgspec.Struct):
-    """The output of `trajmatch eval --json`."""
-
-    networks: Annotated[list[Scores], Meta(min_length=1)]
-    dataset: Sizes = msgspec.field(default_factory=Sizes)
-
-
-File = TypeVar("File", Summary, Evaluated)
-
-
-def read(path: Path, kind: type[File]) -> File:
-    """Read a file of scores.
+def read(path: Path, network: str | None = None) -> Results:
+    """Read the ``summary.json`` of `trajmatch run`, or the output of `trajmatch eval --json`.
 
     Args:
         path: The file.
-        kind: Its type.
+        network: The architecture, which a summary does not name. Default: it is no summary.
 
     Raises:
         UserError: The file cannot be read or is something else.
     """
+    content = files.read_json(path)
+    if network is not None:
+        content |= {"networks": [{**content, "network": network}], "dataset": content.copy()}
     writers = "`trajmatch run` or `trajmatch eval --json`"
-    return convert(files.read_json(path), kind, f"{path} is not what {writers} writes")
+    return convert(content, Results, f"{path} is not what {writers} writes")
+
+
+def gathered(found: Sequence[Results]) -> Results:
+    """Join the networks of several files; the rest is that of the first that has it."""
+    first = found[0] if found else Results([])
+    return msgspec.structs.replace(
+        first,
+        networks=[network for each in found for network in each.networks],
+        dataset=next((each.dataset for each in found if each.dataset.test_images), Sizes()),
+    )
