@@ -16,7 +16,7 @@ from trajmatch import networks
 from trajmatch.data import Dataset
 from trajmatch.data.dsa import DSA
 from trajmatch.experts.config import TrainingSettings
-from trajmatch.experts.trajectory import train_expert
+from trajmatch.experts.trajectory import train_lockstep
 from trajmatch.random import generator
 from trajmatch.schema import settings_of
 
@@ -88,7 +88,7 @@ def measure_expert(
         }
         images = _images(batch * steps, image_size)
         functions: dict[str, Callable[[], Tensor]] = {
-            "trajmatch": lambda: train_expert(manifest, images, 0, device)[0][-1],
+            "trajmatch": lambda: train_lockstep(manifest, images, [0], device)[0].snapshots[-1],
             "eager_nchw": lambda: eager_epoch(manifest, images, device, torch.contiguous_format),
             "eager_nhwc": lambda: eager_epoch(manifest, images, device, torch.channels_last),
         }

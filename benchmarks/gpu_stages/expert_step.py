@@ -50,7 +50,7 @@ def run(settings: Settings, record: Record) -> None:
 def ours(
     network: networks.ConvNet, batch: Callable[[], Tensor], labels: Tensor, steps: int
 ) -> Callable[[], None]:
-    """The loop of :func:`trajmatch.experts.trajectory.train_expert`."""
+    """The loop of :func:`trajmatch.experts.trajectory.train_lockstep`."""
     start = networks.flat_parameters(network)
 
     def loop() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, train_experts
-from trajmatch.experts.disk_space import Space
+from trajmatch.experts.disk_space import DiskSpace
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -19,10 +19,19 @@ def config_of(path, **settings) -> ExpertConfig:
     return ExpertConfig(out=path / "store", **{**small, **settings})
 
 
-@pytest.mark.parametrize("settings", [{}, {"dtype": "bfloat16"}, {"norm": "batch"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"dtype": "bfloat16"},
+        {"norm": "batch"},
+        {"keep": "0-2", "until_epoch": 2},
+        {"keep": "0-2", "until_epoch": 2, "optimiser": "adam"},
+    ],
+)
 def test_the_files_are_as_large_as_told(tmp_path, settings) -> None:
-    told: list[Space] = []
-    store = train_experts(config_of(tmp_path, **settings), tell=told.append)
+    told: list[DiskSpace] = []
+    store = train_experts(config_of(tmp_path, **settings), announce=told.append)
     files = sum(file.stat().st_size for file in store.path.glob("expert_*.safetensors"))
     (space,) = told
     assert (space.experts, space.snapshots) == (2, 3)

@@ -16,7 +16,7 @@ from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train_experts
 from trajmatch.experts.checkpoint import Checkpoints, Place
 from trajmatch.experts.train import describe
-from trajmatch.experts.worker import work
+from trajmatch.experts.workers import work
 
 MakeConfig = Callable[..., ExpertConfig]
 Contents = Callable[[Path], dict[str, bytes]]

@@ -108,12 +108,12 @@ def test_adam_is_that_of_pytorch(weight_decay: float) -> None:
     theta = torch.randn(7, generator=draw, dtype=torch.float64)
     parameter = torch.nn.Parameter(theta.clone())
     reference = torch.optim.Adam([parameter], lr=0.03, weight_decay=weight_decay)
-    memory = torch.zeros(7).double(), torch.zeros(7).double(), torch.zeros(()).double()
+    memory = Adam().memory(theta)
     for _ in range(5):
         grad = torch.randn(7, generator=draw, dtype=torch.float64)
         parameter.grad = grad.clone()
         reference.step()
-        Adam(weight_decay)(theta, grad, torch.tensor(0.03, dtype=torch.float64), *memory)
+        Adam(weight_decay)(theta, grad, torch.tensor(0.03, dtype=torch.float64), memory)
         torch.testing.assert_close(theta, parameter.detach(), rtol=1e-12, atol=1e-14)
 
 
@@ -301,11 +301,11 @@ def test_sgd_is_that_of_pytorch() -> None:
     theta = torch.randn(6, generator=draw, dtype=torch.float64)
     parameter = torch.nn.Parameter(theta.clone())
     reference = torch.optim.SGD([parameter], lr=0.1, momentum=0.8, weight_decay=0.02)
-    momentum, unused = torch.zeros(6).double(), torch.zeros(0)
+    memory = Sgd().memory(theta)
     for _ in range(4):
         grad = torch.randn(6, generator=draw, dtype=torch.float64)
         parameter.grad = grad.clone()
         reference.step()
         lr = torch.tensor(0.1, dtype=torch.float64)
-        Sgd(0.8, 0.02)(theta, grad, lr, momentum, unused, unused)
+        Sgd(0.8, 0.02)(theta, grad, lr, memory)
         torch.testing.assert_close(theta, parameter.detach(), rtol=1e-12, atol=1e-14)

@@ -10,7 +10,7 @@ from trajmatch.experts.config import ExpertConfig
 
 if TYPE_CHECKING:
     from trajmatch.experts import Store
-    from trajmatch.experts.disk_space import Space
+    from trajmatch.experts.disk_space import DiskSpace
 
 
 def run(argv: list[str]) -> int:
@@ -39,17 +39,18 @@ def run(argv: list[str]) -> int:
         config = replace(config, data=of_recipe(config.data, recipe.data, recipe.name))
     config = replace(config, device=local_device(config.device))
     epochs = config.num_experts * config.trained_epochs
+
+    def announce(space: DiskSpace) -> None:
+        if not config.quiet:
+            print(space, file=sys.stderr)
+
     with joined(config.device) as ranks:
         quiet = config.quiet or not ranks.is_rank_0
         with Progress(epochs, "expert epochs", quiet) as progress:
-            store = train_experts(config, progress, ranks, None if config.quiet else _tell)
+            store = train_experts(config, progress, ranks, announce)
     if not quiet:
         _print_health(store)
     return 0
-
-
-def _tell(space: Space) -> None:
-    print(space, file=sys.stderr)
 
 
 def _print_health(store: Store) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 _NAMES = {
     "ExpertConfig": "config",
     "Store": "store",
-    "train_expert": "trajectory",
     "train_experts": "train",
 }
 
-__all__ = ["ExpertConfig", "Store", "train_expert", "train_experts"]
+__all__ = ["ExpertConfig", "Store", "train_experts"]
 
 
 def __getattr__(name: str) -> Any:

@@ -106,7 +106,7 @@ class Checkpoints:
         else:
             return
         try:
-            for name, each in training.state._asdict().items():
+            for name, each in training.state.tensors().items():
                 _copy(each, tensors[name])
             _copy(training.total, tensors["total"])
             training.recorder.restore(tensors, health)
@@ -149,7 +149,7 @@ class Checkpoints:
                 "place": list(place),
                 "health": recorder.health,
             }
-            tensors = {**state._asdict(), **recorder.tensors(), "total": total}
+            tensors = {**state.tensors(), **recorder.tensors(), "total": total}
             # What is not finite is found at the end of the epoch, and said there.
             files.save_tensors(
                 self._store.checkpoint_path(expert), tensors, description, allow_nonfinite=True

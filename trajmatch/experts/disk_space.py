@@ -1,4 +1,4 @@
-"""The disk that experts take."""
+"""Disk space of experts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
-class Space:
-    """What experts will take, and what there is.
+class DiskSpace:
+    """Disk space that experts need, and that there is.
 
     Attributes:
         experts: Experts to be written.
         snapshots: Snapshots of each.
-        needed_bytes: Disk for all of them.
-        free_bytes: Disk that is free where they go.
+        needed_bytes: Needed for all of them.
+        free_bytes: Free in the folder of the store.
     """
 
     experts: int
@@ -36,36 +36,28 @@ class Space:
         )
 
 
-def space_for(path: Path, manifest: dict[str, Any], experts: int) -> Space:
-    """The disk that so many experts of a store will take.
+def check_disk_space(path: Path, manifest: dict[str, Any], experts: int) -> DiskSpace:
+    """Make sure that experts of a store will fit on the disk.
 
     Args:
         path: The folder of the store, which is there.
         manifest: Its description.
-        experts: How many are still to be written.
-
-    Returns:
-        What they take, and what is free.
-    """
-    model = networks.build(manifest["network"])
-    numbers = networks.num_parameters(model) + networks.num_buffers(model)
-    snapshots = len(manifest["snapshots"])
-    return Space(
-        experts=experts,
-        snapshots=snapshots,
-        needed_bytes=experts * snapshots * numbers * _BYTES[manifest["dtype"]],
-        free_bytes=shutil.disk_usage(path).free,
-    )
-
-
-def check_space(path: Path, space: Space) -> None:
-    """Makes sure that the experts will fit on the disk.
+        experts: Number of experts that are still to be written.
 
     Raises:
         UserError: They will not.
     """
+    model = networks.build(manifest["network"])
+    numbers = networks.num_parameters(model) + networks.num_buffers(model)
+    last = manifest.get("trained_epochs", manifest["snapshots"][-1])
+    snapshots = sum(epoch <= last for epoch in manifest["snapshots"])
+    each = snapshots * numbers * _BYTES[manifest["dtype"]]
+    if last < manifest["snapshots"][-1]:  # parameters and memory of the optimiser, to go on from
+        each += numbers * 4 * (3 if manifest["recipe"]["optimiser"] == "adam" else 2)
+    space = DiskSpace(experts, snapshots, experts * each, shutil.disk_usage(path).free)
     if space.needed_bytes > space.free_bytes:
         raise UserError(
             f"{path} has no room for {space}; keep fewer epochs (--keep, those that segments will "
             "touch), take --dtype bfloat16, train fewer --num-experts, or choose another --out"
         )
+    return space

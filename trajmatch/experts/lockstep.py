@@ -42,7 +42,7 @@ def steps_for(
     # One for the last batch of an epoch, where that is smaller. A recording takes steps, but none
     # of them counts.
     replayed = Replayed("the experts' steps run", keep=2, record=record)
-    flat = [each for state in states for each in state]
+    flat = [each for state in states for each in state.tensors().values()]
     return lambda batch: replayed(None, batch, function, flat)[0]
 
 

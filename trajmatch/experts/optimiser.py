@@ -1,13 +1,16 @@
-"""The optimisers of the experts, on flat vectors and in place."""
+"""The optimisers of the experts, on flat vectors and in place; their memory is tensors by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from trajmatch import ops
 from trajmatch.networks.flat import decayed
+
+Memory = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -24,30 +27,24 @@ class Sgd:
     weight_decay: float = 0.0
     trainable: Tensor | None = None
 
-    def __call__(
-        self,
-        theta: Tensor,
-        grad: Tensor,
-        lr: Tensor,
-        momentum: Tensor,
-        squares: Tensor,
-        taken: Tensor,
-    ) -> None:
+    def memory(self, theta: Tensor) -> Memory:
+        """Return ``b`` before the first step: zeros, which change no bit of that step."""
+        return {"momentum": torch.zeros_like(theta)}
+
+    def __call__(self, theta: Tensor, grad: Tensor, lr: Tensor, memory: Memory) -> None:
         """Take a step.
 
         Args:
             theta: Parameters. ``[P]``; is changed.
             grad: Gradient at them. ``[P]``.
             lr: Learning rate. ``[]``.
-            momentum: Momentum buffer ``b``. ``[P]``; is changed.
-            squares: Not used.
-            taken: Not used.
+            memory: As :meth:`memory` makes it; is changed.
         """
         if self.weight_decay:
             grad = decayed(grad, theta, self.weight_decay, self.trainable)
-        stepped, buffer = ops.sgd_step(theta, grad, lr, momentum, self.momentum)
+        stepped, buffer = ops.sgd_step(theta, grad, lr, memory["momentum"], self.momentum)
         theta.copy_(stepped)
-        momentum.copy_(buffer)
+        memory["momentum"].copy_(buffer)
 
 
 @dataclass(frozen=True)
@@ -66,30 +63,19 @@ class Adam:
     eps: float = 1e-8
     trainable: Tensor | None = None
 
-    def __call__(
-        self,
-        theta: Tensor,
-        grad: Tensor,
-        lr: Tensor,
-        momentum: Tensor,
-        squares: Tensor,
-        taken: Tensor,
-    ) -> None:
-        """Take a step.
+    def memory(self, theta: Tensor) -> Memory:
+        """Return the means before the first step, and the number of steps taken."""
+        zeros = torch.zeros_like
+        return {"momentum": zeros(theta), "squares": zeros(theta), "taken": theta.new_zeros(())}
 
-        Args:
-            theta: Parameters. ``[P]``; is changed.
-            grad: Gradient at them. ``[P]``.
-            lr: Learning rate. ``[]``.
-            momentum: Mean of the gradients. ``[P]``; is changed.
-            squares: Mean of their squares. ``[P]``; is changed.
-            taken: Steps done. ``[]``; is changed.
-        """
+    def __call__(self, theta: Tensor, grad: Tensor, lr: Tensor, memory: Memory) -> None:
+        """Take a step; the arguments are those of :class:`Sgd`."""
         if self.weight_decay:
             grad = decayed(grad, theta, self.weight_decay, self.trainable)
         first, second = self.betas
+        taken, mean, squares = memory["taken"], memory["momentum"], memory["squares"]
         taken.add_(1)
-        momentum.lerp_(grad, 1 - first)
+        mean.lerp_(grad, 1 - first)
         squares.mul_(second).addcmul_(grad, grad, value=1 - second)
         root = (squares / (1 - second**taken)).sqrt_().add_(self.eps)
-        theta.sub_(lr / (1 - first**taken) * momentum / root)
+        theta.sub_(lr / (1 - first**taken) * mean / root)

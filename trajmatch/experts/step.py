@@ -1,8 +1,8 @@
 """One training step of an expert, as a function of its state and its batch alone.
 
-What a step changes is in :class:`ExpertState`, in place, and what differs from step to step is in
-:class:`Batch`, all of it tensors. So it does not matter to a step how it is run: called, or
-recorded once and replayed on the same memory (:mod:`trajmatch.experts.lockstep`).
+A step changes :class:`ExpertState` in place and reads :class:`Batch`; all of both are tensors. So
+it may be called, or recorded once and replayed on the same memory
+(:mod:`trajmatch.experts.lockstep`).
 """
 
 from __future__ import annotations
@@ -11,63 +11,57 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from trajmatch import networks, ops
-from trajmatch.experts.optimiser import Adam, Sgd
+from trajmatch.experts.optimiser import Adam, Memory, Sgd
 from trajmatch.experts.penalty import GradientPenalty
 from trajmatch.experts.sharpness import Gsam
 
 
-class ExpertState(NamedTuple):
-    """What a step changes, in place.
+@dataclass(frozen=True)
+class ExpertState:
+    """Tensors that a step changes, in place.
 
     Attributes:
         theta: Parameters. ``[P]``, float32.
-        momentum: The optimiser's mean of gradients. ``[P]``; at first zeros, with which the first
-            step is the one without a buffer, bit by bit.
-        squares: Adam's mean of their squares. ``[P]``; ``[0]`` for SGD.
-        taken: Steps since the optimiser began. ``[]``, float32.
+        memory: Memory of the optimiser, by name.
         statistics: The network's buffers, the running statistics of batch norm. ``[Q]``.
     """
 
     theta: Tensor
-    momentum: Tensor
-    squares: Tensor
-    taken: Tensor
+    memory: Memory
     statistics: Tensor
 
     @classmethod
     def begin(cls, model: nn.Module, optimiser: Sgd | Adam) -> ExpertState:
-        """The state before the first step.
+        """Return the state before the first step.
 
         Args:
             model: The initialised network; it stays as it is.
-            optimiser: What will take the steps.
+            optimiser: Takes the steps.
         """
         theta = networks.flat_parameters(model)
-        return cls(
-            theta,
-            torch.zeros_like(theta),
-            torch.zeros_like(theta) if isinstance(optimiser, Adam) else theta.new_zeros(0),
-            theta.new_zeros(()),
-            networks.flat_buffers(model).to(theta.device),
-        )
+        buffers = networks.flat_buffers(model).to(theta.device)
+        return cls(theta, optimiser.memory(theta), buffers)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all of it by name, for checkpoints."""
+        return {"theta": self.theta, **self.memory, "statistics": self.statistics}
 
     def restart_optimiser(self) -> None:
-        """Forgets what the optimiser remembers."""
-        for memory in (self.momentum, self.squares, self.taken):
+        """Set the optimiser's memory to zero."""
+        for memory in self.memory.values():
             memory.zero_()
 
 
 class Batch(NamedTuple):
-    """What a step reads that differs from step to step, on the device of the images.
+    """Inputs of a step that differ from step to step, on the device of the images.
 
     Attributes:
-        indices: Which images. ``[B]``, int64.
-        dsa: How each is augmented (:func:`trajmatch.ops.dsa`). ``[B, 5]``, float64; ``[B, 0]``
-            where none is.
+        indices: Numbers of the images. ``[B]``, int64.
+        dsa: Augmentation of each (:func:`trajmatch.ops.dsa`). ``[B, 5]``, float64; ``[B, 0]``
+            without augmentation.
         lr: Learning rate. ``[]``, float32.
         loss_scale: Factor of the loss (AST: ``c_e``). ``[]``, float32.
     """
@@ -78,7 +72,7 @@ class Batch(NamedTuple):
     loss_scale: Tensor
 
     def of(self, expert: int) -> Batch:
-        """The batch of one expert, where the batches of several are stacked."""
+        """Return the batch of one expert of several stacked ones."""
         return Batch(*(each[expert] for each in self))
 
 
@@ -91,7 +85,7 @@ class ExpertStep:
         images: All training images. ``[n, C, H, W]``, uint8.
         labels: ``[n]``, int64.
         normalise: Maps pixels to inputs of the network.
-        optimiser: What makes a step of a gradient.
+        optimiser: Makes a step of a gradient.
         penalty: AST's penalty on input gradients, where there is one.
         gsam: FTD's flattening, where there is one.
     """
@@ -105,11 +99,11 @@ class ExpertStep:
     gsam: Gsam | None = None
 
     def __call__(self, state: ExpertState, batch: Batch) -> Tensor:
-        """Takes the step.
+        """Take the step.
 
         Args:
-            state: Is brought forward.
-            batch: What the expert sees.
+            state: Is changed in place.
+            batch: The images and how they are seen.
 
         Returns:
             The cross-entropy before the step. ``[]``, float32.
@@ -122,7 +116,7 @@ class ExpertStep:
             networks.load_flat_buffers(self.model, state.statistics)
 
         def gradient(theta: Tensor, counts: bool = False) -> tuple[Tensor, Tensor]:
-            """Loss and gradient of the whole objective; only what counts enters statistics."""
+            """Return loss and gradient of the objective; update running statistics if it counts."""
             loss, grad = ops.gradient(self.model, theta, shown, labels, update_buffers=counts)
             grad = grad * batch.loss_scale
             if self.penalty is not None:
@@ -132,7 +126,7 @@ class ExpertStep:
         loss, grad = gradient(state.theta, counts=True)
         if self.gsam is not None:
             grad = self.gsam(state.theta, grad, lambda theta: gradient(theta)[1])
-        self.optimiser(state.theta, grad, batch.lr, state.momentum, state.squares, state.taken)
+        self.optimiser(state.theta, grad, batch.lr, state.memory)
         if has_statistics:
             state.statistics.copy_(networks.flat_buffers(self.model))
         return loss

@@ -18,11 +18,10 @@ from trajmatch.device import usable_device
 from trajmatch.errors import UserError
 from trajmatch.experts.checkpoint import Checkpoints
 from trajmatch.experts.config import ExpertConfig, TrainingSettings, kept_epochs
-from trajmatch.experts.disk_space import Space, check_space, space_for
+from trajmatch.experts.disk_space import DiskSpace, check_disk_space
 from trajmatch.experts.network import network_spec
-from trajmatch.experts.pool import work_together
 from trajmatch.experts.store import Store, exists, hold_out
-from trajmatch.experts.worker import work
+from trajmatch.experts.workers import work, work_together
 from trajmatch.lock import locked
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.progress import NoProgress, ProgressLike
@@ -33,9 +32,9 @@ def train_experts(
     config: ExpertConfig,
     progress: ProgressLike | None = None,
     ranks: Ranks = ALONE,
-    tell: Callable[[Space], None] | None = None,
+    announce: Callable[[DiskSpace], None] = lambda space: None,
 ) -> Store:
-    """Trains experts on the real images and keeps a snapshot of each after every epoch.
+    """Train experts on the real images and keep a snapshot of each after every epoch.
 
     Expert ``i`` depends on the configuration, the data and ``i`` only, not on how many are trained,
     in which order, at how many a time or after which interruption. The last bits of a convolution
@@ -45,11 +44,11 @@ def train_experts(
 
     Args:
         config: What to train, and where to write it.
-        progress: Told after every epoch how many epochs of all experts are done, with ``expert``,
-            its ``loss`` and the ``accuracy`` of its last test.
+        progress: Updated after every epoch with the number of epochs completed across all experts,
+            and with ``expert``, its ``loss`` and the ``accuracy`` of its last test.
         ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this.
             Missing experts are dealt out round-robin over the ranks; rank 0 creates the store.
-        tell: Told before the first epoch what the experts that are missing will take of the disk.
+        announce: Called before the first epoch with the disk space of the missing experts.
 
     Returns:
         The store, complete.
@@ -69,85 +68,76 @@ def train_experts(
     manifest = describe(config, dataset, training)
     with ExitStack() as stack:
         ranks.on_rank_0(lambda: stack.enter_context(locked(config.out, inside=True)))
-        store = _train(config, manifest, training, progress or NoProgress(), ranks, tell)
+        missing = ranks.on_rank_0(lambda: _prepare(config, manifest, training, announce))
+        store = Store.open(config.out, complete=False)
+        _train(store, missing, config, training.whitened(store.zca), progress, ranks)
     ranks.barrier()  # so that no process returns while the lock is still in the folder
-    return store
+    return Store.open(config.out)
 
 
-def _train(
+def _prepare(
     config: ExpertConfig,
     manifest: dict[str, Any],
     training: Dataset,
-    progress: ProgressLike,
-    ranks: Ranks,
-    tell: Callable[[Space], None] | None,
-) -> Store:
-    """Train the experts that the store lacks, while it is locked."""
-    missing = ranks.on_rank_0(lambda: _made_ready(config, manifest, training, tell))
-    store = Store.open(config.out, complete=False)
-    training = training.whitened(store.zca)
+    announce: Callable[[DiskSpace], None],
+) -> list[int]:
+    """Make the store or take up the one that is there, and return the experts that it lacks."""
+    store = None
+    if config.resume and exists(config.out):
+        store = Store.open(config.out, complete=False)
+        store.resume(manifest, config.data)
+        space = check_disk_space(config.out, store.manifest, len(store.missing()))
+    else:
+        Store.check_new(config.out)
+        space = check_disk_space(config.out, manifest, config.num_experts)
+        transform = zca.fit(training.train_images) if config.zca else None
+        store = Store.create(config.out, manifest, transform)
+    if space.experts:
+        announce(space)
+    return store.missing()
 
+
+def _train(
+    store: Store,
+    missing: list[int],
+    config: ExpertConfig,
+    training: Dataset,
+    progress: ProgressLike | None,
+    ranks: Ranks,
+) -> None:
+    """Train the experts that a store lacks, while it is locked."""
+    progress, epochs = progress or NoProgress(), ranks.counter()
     begun = Checkpoints(store, config.checkpoint_seconds)
     done = (store.num_experts - len(missing)) * config.trained_epochs
     done += sum(begun.place(expert).epoch for expert in missing)
     progress.update(done)
-    epochs = ranks.counter()
-
     latest: dict[int, dict[str, float]] = {}
 
     def on_epoch(expert: int, numbers: dict[str, float]) -> None:
         latest[expert] = {**latest.get(expert, {}), **numbers}
         progress.update(done + epochs(), expert=expert, **latest[expert])
 
-    share = ranks.shard(missing)
-    at_once = min(
-        config.workers or automatic_workers(config.device, config.width), max(1, len(share))
-    )
+    shard = ranks.shard(missing)
+    at_once = config.workers or automatic_workers(config.device, config.width)
+    at_once = min(at_once, max(1, len(shard)))
     pace = config.checkpoint_seconds, config.test_every
     with interruption.time_limit(config.max_time):
         if at_once > 1 and torch.device(config.device).type == "cpu":
-            work_together(store, share, at_once, config.device, on_epoch, *pace)
+            work_together(store, shard, at_once, on_epoch, *pace)
         else:
-            work(store, training, share, config.device, on_epoch, at_once, *pace)
+            work(store, training, shard, config.device, on_epoch, at_once, *pace)
         ranks.barrier()
-    return Store.open(config.out)
-
-
-def _made_ready(
-    config: ExpertConfig,
-    manifest: dict[str, Any],
-    training: Dataset,
-    tell: Callable[[Space], None] | None,
-) -> list[int]:
-    """Makes the store, or takes up the one that is there; the experts that it lacks."""
-    if config.resume and exists(config.out):
-        store = Store.open(config.out, complete=False)
-        store.resume(manifest, config.data)
-    else:
-        Store.check_new(config.out)
-        check_space(config.out, space_for(config.out, manifest, config.num_experts))
-        transform = zca.fit(training.train_images) if config.zca else None
-        store = Store.create(config.out, manifest, transform)
-    missing = store.missing()
-    space = space_for(config.out, manifest, len(missing))
-    check_space(config.out, space)
-    if tell is not None and missing:
-        tell(space)
-    return missing
 
 
 def automatic_workers(device: str, width: int) -> int:
-    """Experts trained at a time where the configuration leaves it open.
+    """Return the number of experts to train at a time.
 
     On the CPU as many as PyTorch would use threads (its cores, or ``OMP_NUM_THREADS``): two experts
     on a thread each train 6 % faster than one after the other on both (ConvNet of width 32 and of
-    width 128, batches of 256, two cores).
-
-    On a GPU four of up to 64 channels, and of wider ones one. This is arithmetic, not measured: a
-    step is some 25 launches with gaps of about 2 us, so 50 us in which one expert leaves an H200
-    idle. With batches of 256 it is busy for about 60 us at width 32, 160 us at width 64 and 460 us
-    at width 128 (products at 250 TFLOP/s, and five passes over the first layer at 4.3 TB/s). So
-    there is a quarter or more to gain up to width 64, and a tenth at 128.
+    width 128, batches of 256, two cores). On a GPU four of up to 64 channels, and of wider ones
+    one: by arithmetic, not by measurement, the gaps between a step's launches leave an H200 idle
+    for about 50 us, and a step of batches of 256 computes for 60 us at width 32, for 160 us at
+    width 64 and for 460 us at width 128.
 
     Args:
         device: Where to train.

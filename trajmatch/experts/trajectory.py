@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -47,34 +48,14 @@ class Trajectory(NamedTuple):
 #: it was tested, ``accuracy`` (in percent).
 OnEpoch = Callable[[int, dict[str, float]], None]
 
-#: Test images that tell how an expert does during training: fewer than twice as many.
+#: An expert is tested during training on at least as many test images, and fewer than twice.
 _TESTED = 2000
 
 #: Training images for one test image, where the time between two tests is chosen.
 _TRAINED_PER_TESTED = 5
 
-#: A mean training loss of this many times that of guessing is no training any more.
+#: A mean training loss of this many times that of guessing is divergence.
 _ABSURD = 1000
-
-
-def train_expert(
-    manifest: dict[str, Any], training: Dataset, expert: int, device: str | torch.device = "cpu"
-) -> Trajectory:
-    """Trains one expert: :func:`train_lockstep` of one.
-
-    Args:
-        manifest: Manifest of the store.
-        training: What the expert sees.
-        expert: Its number.
-        device: Where to train.
-
-    Returns:
-        What is kept of it.
-
-    Raises:
-        UserError: The expert diverged.
-    """
-    return train_lockstep(manifest, training, [expert], device)[0]
 
 
 def train_lockstep(
@@ -97,7 +78,7 @@ def train_lockstep(
     Args:
         manifest: Manifest of the store; ``network``, ``recipe``, ``seed``, ``snapshots`` and
             ``trained_epochs`` are used.
-        training: What the experts see. Images stay uint8 until they are in a batch.
+        training: Images that the experts see; they stay uint8 until they are in a batch.
         experts: Their numbers.
         device: Where to train.
         on_epoch: Called for each expert after every epoch.
@@ -107,33 +88,37 @@ def train_lockstep(
             that of the course and that of the part that is trained.
 
     Returns:
-        What is kept of each expert.
+        The trajectory of each expert.
 
     Raises:
         UserError: An expert diverged, or a checkpoint cannot be read or written.
         Interrupted: The run was stopped from outside, after writing a checkpoint.
     """
     recipe, seed = manifest["recipe"], manifest["seed"]
-    last = manifest.get("trained_epochs", recipe["epochs"])
+    course = recipe["epochs"]
+    last = manifest.get("trained_epochs", course)
     kept = [epoch for epoch in manifest["snapshots"] if epoch <= last]
     model = networks.build_student(manifest["network"]).to(device)
     step = _step(model, training, recipe, device)
-    steps, states = [], []
-    for expert in experts:
+    steps, group = [], []
+    totals = torch.zeros(len(experts), dtype=torch.float64, device=device)
+    for expert, total in zip(experts, totals, strict=True):
         networks.initialise(model, generator(seed, "expert", expert, "initialisation"))
         # Where there are buffers, every expert has a network of its own to count them in.
         own = copy.deepcopy(model) if networks.num_buffers(model) else model
-        steps.append(ExpertStep(**{**vars(step), "model": own}))
-        states.append(ExpertState.begin(model, step.optimiser))
-    take_steps = steps_for(steps, states, torch.device(device))
-    test = _Test(model, training, device)
-    test_every = test_every or test.interval(len(training.train_labels))
+        steps.append(replace(step, model=own))
+        state = ExpertState.begin(model, step.optimiser)
+        group.append(Training(expert, state, TrajectoryRecorder(state, kept), total))
+    begun = BEGINNING
+    if checkpoints is not None:
+        (begun,) = {checkpoints.place(expert) for expert in experts}
+        for each in group:
+            checkpoints.restore(each)
+    take_steps = steps_for(steps, [each.state for each in group], torch.device(device))
     count = len(training.train_labels)
+    test = _Test(model, training, device)
+    test_every = test_every or test.interval(count)
     draws = EpochDraws(recipe, seed, experts, training.train_images.shape)
-    recorders = [TrajectoryRecorder(state, kept) for state in states]
-    totals = torch.zeros(len(experts), dtype=torch.float64, device=device)
-    group = [Training(*each) for each in zip(experts, states, recorders, totals, strict=True)]
-    begun = _restored(checkpoints, group)
     draws.skip(begun.epoch)
     drawn = draws.draw()
     with torch.no_grad():
@@ -147,27 +132,24 @@ def train_lockstep(
                 totals += take_steps(batch) * batch.indices.shape[1]
             if epoch < last:
                 drawn = draws.draw()  # while a GPU still takes the steps
-            if epoch - 1 == decay_epoch(recipe["epochs"]) and recipe["lr_decay"] != 1:
-                for state in states:
+            for (expert, state, recorder, _), total in zip(group, totals.tolist(), strict=True):
+                if epoch - 1 == decay_epoch(course) and recipe["lr_decay"] != 1:
                     state.restart_optimiser()
-            for expert, state, recorder, total in zip(
-                experts, states, recorders, totals.tolist(), strict=True
-            ):
                 loss = total / count
                 _check_loss(expert, epoch, loss, state.theta, recipe["lr"], training.num_classes)
                 numbers = {"loss": loss}
-                if epoch % test_every == 0 or epoch == recipe["epochs"]:
+                if epoch % test_every == 0 or epoch == course:
                     numbers["accuracy"] = test.accuracy(state, test.stride)
                 recorder.record(epoch, state, loss, numbers.get("accuracy"))
                 on_epoch(expert, numbers)
             totals.zero_()
     trajectories = []
-    for state, recorder in zip(states, recorders, strict=True):
+    for _, state, recorder, _ in group:
         accuracy = recorder.health["accuracy"][-1] if test.stride == 1 else None
         if accuracy is None:
             accuracy = test.accuracy(state)
         metrics = {**recorder.health, "test_accuracy": accuracy}
-        goes_on = state._asdict() if last < recipe["epochs"] else None
+        goes_on = state.tensors() if last < course else None
         trajectories.append(Trajectory(recorder.snapshots, metrics, recorder.buffers, goes_on))
     return trajectories
 
@@ -175,13 +157,13 @@ def train_lockstep(
 def _step(
     model: nn.Module, training: Dataset, recipe: dict[str, Any], device: str | torch.device
 ) -> ExpertStep:
-    """The step that a recipe describes."""
+    """Return the step that a recipe describes."""
     decay, trained = recipe["weight_decay"], networks.trainable(model)
-    if recipe["optimiser"] == "adam":
-        optimiser: Sgd | Adam = Adam(decay, trainable=trained)
-    else:
-        optimiser = Sgd(recipe["momentum"], decay, trained)
-    penalty = GradientPenalty(recipe["penalty"], recipe["penalty_norm"])
+    optimiser = (
+        Adam(decay, trainable=trained)
+        if recipe["optimiser"] == "adam"
+        else Sgd(recipe["momentum"], decay, trained)
+    )
     # On a GPU the images lie there as uint8, and are normalised and augmented there, by the batch
     # (whitened ones as float32).
     images, normalise = training.preprocessing.staged(training.train_images.to(device))
@@ -191,23 +173,15 @@ def _step(
         labels=training.train_labels.to(device),
         normalise=normalise,
         optimiser=optimiser,
-        penalty=penalty if recipe["penalty"] else None,
+        penalty=GradientPenalty(recipe["penalty"], recipe["penalty_norm"])
+        if recipe["penalty"]
+        else None,
         gsam=Gsam(recipe["rho"], recipe["alpha"]) if recipe["rho"] else None,
     )
 
 
-def _restored(checkpoints: Checkpoints | None, group: Sequence[Training]) -> Place:
-    """Brings experts to where their checkpoints are, and says where that is."""
-    if checkpoints is None:
-        return BEGINNING
-    (place,) = {checkpoints.place(each.expert) for each in group}
-    for each in group:
-        checkpoints.restore(each)
-    return place
-
-
 class _Test:
-    """The test images as the experts' network sees them.
+    """The test images, preprocessed for the experts' network.
 
     Args:
         model: The network; a copy of it is tested.
@@ -222,7 +196,7 @@ class _Test:
         )
 
     def accuracy(self, state: ExpertState, stride: int = 1) -> float:
-        """Accuracy of an expert on the test images, or on some at equal distances, in percent."""
+        """Return the accuracy of an expert on every ``stride``-th test image, in percent."""
         networks.load_flat_parameters(self._model, state.theta)
         networks.load_flat_buffers(self._model, state.statistics)
         images, labels = self._images[::stride], self._labels[::stride]
@@ -234,7 +208,7 @@ class _Test:
         return max(1, len(self._labels) // _TESTED)
 
     def interval(self, trained: int) -> int:
-        """Epochs between tests so that these see a fifth of the training images at most."""
+        """Return the epochs between tests that see a fifth of the training images at most."""
         tested = len(self._labels[:: self.stride])
         return max(1, -(-tested * _TRAINED_PER_TESTED // trained))
 

@@ -1,4 +1,4 @@
-"""Training of some experts of a store, in this process or in one of several that share a store."""
+"""Training of some experts of a store: in this process, or in several that share the store."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from trajmatch import interruption
-from trajmatch.children import Emit, Job
+from trajmatch.children import Emit, Failed, Job, children
 from trajmatch.data import Dataset, load_dataset
+from trajmatch.errors import UserError
 from trajmatch.experts.checkpoint import Checkpoints, Place
 from trajmatch.experts.store import Store
 from trajmatch.experts.trajectory import OnEpoch, train_lockstep
@@ -34,13 +35,13 @@ def work(
     checkpoint_seconds: float = math.inf,
     test_every: int = 0,
 ) -> None:
-    """Trains experts, one group after another, and writes each when its group is finished.
+    """Train experts, one group after another, and write each when its group is finished.
 
     An expert with a checkpoint goes on from there.
 
     Args:
-        store: Where they belong.
-        training: What they see.
+        store: The store of the experts.
+        training: Images that they see.
         experts: Their numbers.
         device: Where to train.
         on_epoch: Called for each expert after every epoch.
@@ -66,7 +67,7 @@ def work(
 def _groups(
     checkpoints: Checkpoints, experts: Sequence[int], at_once: int
 ) -> Iterator[Sequence[int]]:
-    """Experts that are at the same place, not too many together; the furthest first."""
+    """Group experts that are at the same place, not too many together; the furthest first."""
     by_place: dict[Place, list[int]] = {}
     for expert in experts:
         by_place.setdefault(checkpoints.place(expert), []).append(expert)
@@ -74,37 +75,6 @@ def _groups(
         there = by_place[place]
         for first in range(0, len(there), at_once):
             yield there[first : first + at_once]
-
-
-def work_on(job: Job, emit: Emit) -> None:
-    """Train experts as a child process; see :func:`trajmatch.experts.pool.work_together`.
-
-    SIGTERM makes it write checkpoints of the experts in training and stop.
-
-    Args:
-        job: ``store``, ``experts``, ``device``, ``checkpoint_seconds`` and ``test_every`` for
-            :func:`work`.
-        emit: Called with ``expert`` and ``numbers`` after every epoch.
-
-    Raises:
-        UserError: As for :func:`work`.
-        Interrupted: After SIGTERM.
-    """
-    keep_freed_memory()
-    with interruption.signals():
-        store = Store.open(Path(job["store"]), complete=False)
-        with warnings.catch_warnings(action="ignore"):  # the parent has shown them
-            dataset = load_dataset(store.manifest["data"])
-        training, _, _ = store.training_set(dataset)
-        work(
-            store,
-            training,
-            job["experts"],
-            job["device"],
-            lambda expert, numbers: emit({"expert": expert, "numbers": numbers}),
-            checkpoint_seconds=job["checkpoint_seconds"],
-            test_every=job["test_every"],
-        )
 
 
 @contextlib.contextmanager
@@ -115,3 +85,62 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def work_together(
+    store: Store,
+    experts: Sequence[int],
+    workers: int,
+    on_epoch: OnEpoch,
+    checkpoint_seconds: float,
+    test_every: int,
+) -> None:
+    """Train experts on the CPU in child processes; each writes the experts that it has finished.
+
+    Args:
+        store: The store of the experts.
+        experts: Their numbers.
+        workers: Number of processes.
+        on_epoch: Called for each expert after every epoch.
+        checkpoint_seconds: As for :func:`work`.
+        test_every: As for :func:`work`.
+
+    Raises:
+        UserError: An expert diverged, a file cannot be read or written, or a worker was killed,
+            as happens when memory is short. The other workers are stopped.
+        Interrupted: The run was stopped from outside. The workers have written checkpoints.
+        RuntimeError: A worker failed; its own message is on the standard error stream.
+    """
+    pace = {"checkpoint_seconds": checkpoint_seconds, "test_every": test_every}
+    jobs = [
+        {"store": str(store.path), "experts": experts[first::workers], "pace": pace}
+        for first in range(workers)
+    ]
+    try:
+        with children(work_on, jobs, {"OMP_NUM_THREADS": str(THREADS)}) as events:
+            for event in events:
+                on_epoch(event["expert"], event["numbers"])
+    except Failed as failure:
+        if failure.status > 0:
+            raise RuntimeError(
+                f"a process that trains experts failed with exit status {failure.status}"
+            ) from failure
+        raise UserError(
+            f"a process that trains experts was killed by signal {-failure.status}; if memory is "
+            "short, choose a smaller --workers or --batch-size, and go on with --resume"
+        ) from failure
+
+
+def work_on(job: Job, emit: Emit) -> None:
+    """Train experts as a child process of :func:`work_together`, until SIGTERM at the latest."""
+    keep_freed_memory()
+    with interruption.signals():
+        store = Store.open(Path(job["store"]), complete=False)
+        with warnings.catch_warnings(action="ignore"):  # the parent has shown them
+            dataset = load_dataset(store.manifest["data"])
+        training, _, _ = store.training_set(dataset)
+
+        def on_epoch(expert: int, numbers: dict[str, float]) -> None:
+            emit({"expert": expert, "numbers": numbers})
+
+        work(store, training, job["experts"], "cpu", on_epoch, **job["pace"])
