@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from trajmatch import networks, ops
 from trajmatch.data import DSA
 from trajmatch.networks.independence import treats_images_alone
-from trajmatch.ops.loop import EngineStudent
+from trajmatch.ops.loop import Steps
 from trajmatch.ops.sharding import ShardedLoop
+from trajmatch.ops.student import EngineStudent
 
 IMAGES, CLASSES, SIZE = 7, 3, 8
 
@@ -125,8 +126,8 @@ def test_every_image_is_of_one_process() -> None:
 
     def part(shards: Member) -> None:
         student = EngineStudent(networks.engine_description(convnet()), 1.0)
-        loop = ShardedLoop(shards, student, [batch], [1], 0.0, None, True)
-        (seen[shards.rank],) = loop.batches
+        loop = ShardedLoop(shards, student, Steps([batch], [1], 0.0, None, True))
+        (seen[shards.rank],) = loop.steps.batches
 
     Threads(3).run(part)
     assert [len(seen[rank]) for rank in range(3)] == [1, 2, 2]

@@ -32,8 +32,9 @@ from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.state import State
 from trajmatch.experts import ExpertConfig, Store, train_experts
 from trajmatch.memory import one_thread
-from trajmatch.ops.loop import EngineStudent
+from trajmatch.ops.loop import Steps
 from trajmatch.ops.sharding import ShardedLoop
+from trajmatch.ops.student import EngineStudent
 from trajmatch.parallel import Ranks, joined
 
 ITERATIONS = 20
@@ -141,13 +142,13 @@ def step_in_float32(ranks: Ranks) -> dict[str, float]:
     images, labels = with_margin(model, 10, 2e-4), torch.arange(10) % 4
     direction = torch.randn_like(theta)
     student = EngineStudent(networks.engine_description(model), 1.0)
-    loop = ShardedLoop(ranks, student, [torch.arange(10)], [1], 0.0, None, True)
-    (mine,) = loop.batches
+    loop = ShardedLoop(ranks, student, Steps([torch.arange(10)], [1], 0.0, None, True))
+    (mine,) = loop.steps.batches
     gradient = loop.gradient(0, theta, images[mine], labels[mine])
     own = loop.jvp(0, theta, images[mine], labels[mine], direction)
-    whole = student.jvp(theta, images, labels, direction)
+    _, whole = student.jvp(theta, images, labels, direction)
     return {
-        "gradient": apart(gradient, student.gradient(theta, images, labels)),
+        "gradient": apart(gradient, student.gradient(theta, images, labels)[1]),
         "tangent": apart(own.grad_theta, whole.grad_theta),
         "image share": apart(own.grad_images, whole.grad_images[mine]),
     }

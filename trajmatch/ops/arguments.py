@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trajmatch.networks.engine import uncompiled
+from trajmatch.networks.flat import num_parameters
 
 #: A tensor, a NumPy array, or nested sequences of numbers.
 ArrayLike = Tensor | Sequence[Any] | Any
@@ -63,63 +64,57 @@ class Expect:
 
     def floating(self, argument: str, tensor: Tensor) -> None:
         """Raise TypeError unless the argument is a float32 or float64 tensor."""
-        if not isinstance(tensor, Tensor):
-            raise TypeError(self.message(argument, "be a torch.Tensor", type(tensor).__name__))
+        self._is_tensor(argument, tensor)
         if tensor.dtype not in (torch.float32, torch.float64):
             raise TypeError(self.message(argument, "be float32 or float64", _name(tensor.dtype)))
 
-    def like(self, argument: str, tensor: Tensor, other: Tensor, name: str) -> None:
-        """Raise unless the argument is a tensor with dtype and device of another."""
-        if not isinstance(tensor, Tensor):
-            raise TypeError(self.message(argument, "be a torch.Tensor", type(tensor).__name__))
-        self.device(argument, tensor, other, name)
-        if tensor.dtype != other.dtype:
-            raise TypeError(self.message(argument, f"be {_name(other.dtype)}", _name(tensor.dtype)))
+    def like(
+        self,
+        argument: str,
+        tensor: Tensor,
+        other: Tensor,
+        name: str,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Raise unless the argument is a dense tensor on the device of another, in its dtype."""
+        self._is_tensor(argument, tensor)
+        wanted = f"be on {other.device} (the device of {name})"
+        self.that(tensor.device == other.device, argument, wanted, tensor.device)
+        dtype = dtype or other.dtype
+        if tensor.dtype != dtype:
+            raise TypeError(self.message(argument, f"be {_name(dtype)}", _name(tensor.dtype)))
         if tensor.layout != torch.strided:
             raise TypeError(self.message(argument, "be a dense tensor", tensor.layout))
 
-    def device(self, argument: str, tensor: Tensor, other: Tensor, name: str) -> None:
-        """Raise ValueError unless the tensor is on the device of another."""
-        wanted = f"be on {other.device} (the device of {name})"
-        self.that(tensor.device == other.device, argument, wanted, tensor.device)
+    def _is_tensor(self, argument: str, value: object) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(self.message(argument, "be a torch.Tensor", type(value).__name__))
 
     def module(self, model: Any) -> nn.Module:
         """Return a module as it was before ``torch.compile``; raise TypeError for anything else."""
         if not isinstance(model, nn.Module):
-            came = (
-                f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
-            )
+            kind = type(model).__name__
+            came = f"the class {model.__name__}" if isinstance(model, type) else kind
             raise TypeError(self.message("model", "be a torch.nn.Module", came))
         return uncompiled(model)
 
     def model(self, model: nn.Module) -> nn.Module:
-        """Return the module that is to be called; raise where it cannot be a student."""
+        """Return the module that is to be called; raise if it cannot be a student."""
         model = self.module(model)
         kind = type(model).__name__
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            raise TypeError(
-                self.message("model", "be the network itself", f"{kind}; pass model.module")
-            )
+            came = f"{kind}; pass model.module"
+            raise TypeError(self.message("model", "be the network itself", came))
         if isinstance(model, torch.jit.ScriptModule):
-            raise TypeError(
-                self.message(
-                    "model", "be a module that Python runs", f"{kind}; pass the one it was made of"
-                )
-            )
-        trainable = False
+            came = f"{kind}; pass the one it was made of"
+            raise TypeError(self.message("model", "be a module that Python runs", came))
         for name, parameter in model.named_parameters():
-            if isinstance(parameter, nn.UninitializedParameter):
-                raise ValueError(
-                    self.message(
-                        "model",
-                        "have initialised parameters",
-                        f"the lazy {name}; call the model on a batch first",
-                    )
-                )
-            trainable = trainable or parameter.requires_grad
-        self.that(
-            trainable, "model", "have parameters to train", f"{kind}, where requires_grad is False"
-        )
+            lazy = isinstance(parameter, nn.UninitializedParameter)
+            came = f"the lazy {name}; call the model on a batch first"
+            self.that(not lazy, "model", "have initialised parameters", came)
+        trained = any(each.requires_grad for each in model.parameters())
+        came = f"{kind}, where requires_grad is False"
+        self.that(trained, "model", "have parameters to train", came)
         return model
 
     def counts(self, argument: str, values: Sequence[int]) -> list[int]:
@@ -140,19 +135,17 @@ class Expect:
         elif callable(augment):
             try:
                 inspect.signature(augment).bind(None, 0)
+                return
             except ValueError:  # a builtin does not tell
                 return
             except TypeError as error:
                 came += f" ({error})"
-            else:
-                return
         raise TypeError(self.message("augment", "be a function of (images, step)", came))
 
     def theta(self, argument: str, theta: Tensor, model: nn.Module) -> None:
         """Raise unless the tensor can be the parameters of the model."""
         self.floating(argument, theta)
-        size = sum(parameter.numel() for parameter in model.parameters())
-        self.shape(argument, theta, [size])
+        self.shape(argument, theta, [num_parameters(model)])
 
     def images(self, images: Tensor, theta: Tensor, name: str, engine: bool) -> None:
         """Raise unless the tensor can be a batch of images; of any shape on autograd."""
@@ -179,7 +172,7 @@ class Expect:
             fits = labels.dim() == 2 and len(labels) == count
             self.that(fits, "labels", wanted, list(labels.shape))
         else:
-            self.device("labels", labels, images, "images")
+            self.like("labels", labels, images, "images", torch.int64)
             self.shape("labels", labels, [count])
         return labels
 

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trajmatch import _extension  # noqa: F401  registers the operators
 from trajmatch.ops.errors import public_operator
+from trajmatch.ops.registration import register
 
 
 @public_operator
 def dsa(images: Tensor, parameters: Tensor) -> Tensor:
-    """Augments every image by its own parameters (DSA; Zhao and Bilen, ICML 2021).
+    """Augment every image by its own parameters (DSA; Zhao and Bilen, ICML 2021).
 
     Each image goes through a map that is linear in it, plus a constant for colour. So the backward
     pass is the transposed map; and the same parameters give the same map again, bit by bit.
@@ -43,28 +43,20 @@ def dsa(images: Tensor, parameters: Tensor) -> Tensor:
     return torch.ops.trajmatch.dsa(images, parameters)
 
 
-def _like(images: Tensor, parameters: Tensor) -> Tensor:
+def _like(images: Tensor) -> Tensor:
     last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
     memory_format = torch.channels_last if last else torch.contiguous_format
     return torch.empty_like(images, memory_format=memory_format)
 
 
-def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1])
+def _backward(saved: Any, grad_out: Tensor) -> tuple[Tensor]:
+    return (torch.ops.trajmatch.dsa_backward(grad_out, saved.parameters),)
 
 
-def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None]:
-    return torch.ops.trajmatch.dsa_backward(grad_out, *ctx.saved_tensors), None
+def _backward_backward(saved: Any, tangent: Tensor) -> tuple[Tensor]:
+    return (torch.ops.trajmatch.dsa_tangent(tangent, saved.parameters),)
 
 
-def _transposed(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None]:
-    return torch.ops.trajmatch.dsa_tangent(grad_out, *ctx.saved_tensors), None
-
-
-for _name, _adjoint in (
-    ("dsa", _backward),
-    ("dsa_tangent", _backward),
-    ("dsa_backward", _transposed),
-):
-    torch.library.register_fake(f"trajmatch::{_name}", _like)
-    torch.library.register_autograd(f"trajmatch::{_name}", _adjoint, setup_context=_setup)
+register("dsa", lambda given: _like(given.images), _backward, save="parameters")
+register("dsa_tangent", lambda given: _like(given.images_tangent), _backward, save="parameters")
+register("dsa_backward", lambda given: _like(given.grad_out), _backward_backward, save="parameters")

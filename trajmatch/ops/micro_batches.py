@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from trajmatch.ops.loop import StepJvp, Student
+from trajmatch.ops.student import Student
+from trajmatch.reference import GradientJvp
 
 
 class MicroBatches:
@@ -25,29 +26,32 @@ class MicroBatches:
     def __init__(self, student: Student, most: int) -> None:
         self._student, self._most = student, most
 
-    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """The gradient of the loss of a batch in the parameters. ``[P]``."""
-        total = torch.zeros_like(theta)
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of a batch and its gradient in the parameters."""
+        value, total = theta.new_zeros(()), torch.zeros_like(theta)
         for part, targets, weight in self._parts(images, labels):
-            total += weight * self._student.gradient(theta, part, targets)
-        return total
+            share, grad = self._student.gradient(theta, part, targets)
+            value += weight * share
+            total += weight * grad
+        return value, total
 
-    def jvp(self, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor) -> StepJvp:
-        """Its derivative along ``r``, with those of loss, images and labels."""
-        directional, grad_theta = torch.zeros_like(theta[0]), torch.zeros_like(theta)
-        gradient = torch.zeros_like(theta)
-        of_images, of_labels = [], []
+    def jvp(
+        self, theta: Tensor, images: Tensor, labels: Tensor, tangent: Tensor
+    ) -> tuple[Tensor | None, GradientJvp]:
+        """The gradient again, and its derivatives along a direction of the parameters."""
+        directional, grad_theta = theta.new_zeros(()), torch.zeros_like(theta)
+        gradient, of_images, of_labels = torch.zeros_like(theta), [], []
         for part, targets, weight in self._parts(images, labels):
-            found = self._student.jvp(theta, part, targets, r)
+            again, found = self._student.jvp(theta, part, targets, tangent)
             directional += weight * found.directional
             grad_theta += weight * found.grad_theta
             of_images.append(weight * found.grad_images)
             if found.grad_labels is not None:
                 of_labels.append(weight * found.grad_labels)
-            if found.gradient is not None:
-                gradient += weight * found.gradient
+            if again is not None:
+                gradient += weight * again
         grad_labels = torch.cat(of_labels) if of_labels else None
-        return StepJvp(directional, grad_theta, torch.cat(of_images), grad_labels, gradient)
+        return gradient, GradientJvp(directional, grad_theta, torch.cat(of_images), grad_labels)
 
     def _parts(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
         """Images and labels of each part, and its share of the batch."""

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trajmatch import _extension  # noqa: F401  registers the operators
 from trajmatch.block import ACTIVATIONS, GROUP_NORM_GROUPS, NORM_EPS, NORMS, POOLINGS
-from trajmatch.ops._registration import forbid_autograd
 from trajmatch.ops.errors import public_operator
+from trajmatch.ops.registration import register
 
 
 @public_operator
@@ -81,165 +80,56 @@ def norm_act_pool(
     )[0]
 
 
-def _pooled(x: Tensor, pooling: int) -> Tensor:
-    batch, channels, height, width = x.shape
-    shrink = 1 if POOLINGS[pooling] == "none" else 2
-    return torch.empty(
-        (batch, channels, height // shrink, width // shrink),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last,
+def _fake(given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch, channels, height, width = given.x.shape
+    shrink = 1 if POOLINGS[given.pooling] == "none" else 2
+    pooled = given.x.new_empty((batch, channels, height // shrink, width // shrink))
+    statistics = (given.x.new_empty((batch, given.groups)) for _ in range(2))
+    return torch.empty_like(pooled, memory_format=torch.channels_last), *statistics
+
+
+def _backward(saved: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+    return torch.ops.trajmatch.norm_act_pool_backward(
+        grad_out, saved.x, saved.weight, saved.bias, saved.mean, saved.rstd, *saved.choices
     )
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-def _affine(x: Tensor, elementwise: bool) -> Tensor:
-    return x.new_empty(x.shape[1:] if elementwise else x.shape[1:2])
-
-
-@torch.library.register_fake("trajmatch::norm_act_pool")
-def _(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    groups: int,
-    elementwise: bool,
-    activation: int,
-    pooling: int,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = (x.shape[0], groups)
-    return _pooled(x, pooling), x.new_empty(statistics), x.new_empty(statistics)
-
-
-@torch.library.register_fake("trajmatch::norm_act_pool_backward")
-def _(
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    groups: int,
-    elementwise: bool,
-    activation: int,
-    pooling: int,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _like(x), _affine(x, elementwise), _affine(x, elementwise)
-
-
-@torch.library.register_fake("trajmatch::norm_act_pool_tangent")
-def _(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    x_tangent: Tensor,
-    weight_tangent: Tensor | None,
-    bias_tangent: Tensor | None,
-    groups: int,
-    elementwise: bool,
-    activation: int,
-    pooling: int,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _pooled(x, pooling), mean.new_empty(mean.shape), mean.new_empty(mean.shape)
-
-
-@torch.library.register_fake("trajmatch::norm_act_pool_backward_tangent")
-def _(
-    grad_out: Tensor,
-    grad_out_tangent: Tensor | None,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    x_tangent: Tensor,
-    weight_tangent: Tensor | None,
-    bias_tangent: Tensor | None,
-    mean_tangent: Tensor,
-    projection: Tensor,
-    groups: int,
-    elementwise: bool,
-    activation: int,
-    pooling: int,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _like(x), _affine(x, elementwise), _affine(x, elementwise)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, *ctx.choices = inputs
-    _, mean, rstd = output
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, weight, bias, mean, rstd)
-
-
-def _backward(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, mean, rstd = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = torch.ops.trajmatch.norm_act_pool_backward(
-        grad_out, x, weight, bias, mean, rstd, *ctx.choices
-    )
-    return (
-        grad_x,
-        None if weight is None else grad_weight,
-        None if bias is None else grad_bias,
-        *(None for _ in ctx.choices),
-    )
-
-
-def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, groups, elementwise, activation, pooling, eps = inputs
-    ctx.choices = (groups, elementwise, activation, pooling, eps)
-    ctx.save_for_backward(*tensors)
+def _fake_backward(given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    affine = given.x.shape[1:] if given.elementwise else given.x.shape[1:2]
+    grad_x = torch.empty_like(given.x, memory_format=torch.channels_last)
+    return grad_x, given.x.new_empty(affine), given.x.new_empty(affine)
 
 
 def _backward_backward(
-    ctx: Any, v_x: Tensor, v_weight: Tensor, v_bias: Tensor
-) -> tuple[Tensor | None, ...]:
+    saved: Any, v_x: Tensor, v_weight: Tensor, v_bias: Tensor
+) -> tuple[Tensor, ...]:
     # The gradient of <grad_out, out> in (x, weight, bias) has a symmetric Jacobian, so its adjoint
     # is its tangent; and it is linear in grad_out, with the tangent of the forward as the factor.
-    grad_out, x, weight, bias, mean, rstd = ctx.saved_tensors
-    weight_tangent = None if weight is None else v_weight
-    bias_tangent = None if bias is None else v_bias
-    out_tangent, mean_tangent, projection = torch.ops.trajmatch.norm_act_pool_tangent(
-        x, weight, bias, mean, rstd, v_x, weight_tangent, bias_tangent, *ctx.choices
-    )
-    grad_x, grad_weight, grad_bias = torch.ops.trajmatch.norm_act_pool_backward_tangent(
-        grad_out,
-        None,
-        x,
-        weight,
-        bias,
-        mean,
-        rstd,
+    at = (saved.x, saved.weight, saved.bias, saved.mean, saved.rstd)
+    tangents = (
         v_x,
-        weight_tangent,
-        bias_tangent,
-        mean_tangent,
-        projection,
-        *ctx.choices,
+        None if saved.weight is None else v_weight,
+        None if saved.bias is None else v_bias,
     )
-    return (
-        out_tangent,
-        grad_x,
-        None if weight is None else grad_weight,
-        None if bias is None else grad_bias,
-        None,
-        None,
-        *(None for _ in ctx.choices),
+    out_tangent, *statistics = torch.ops.trajmatch.norm_act_pool_tangent(
+        *at, *tangents, *saved.choices
+    )
+    return out_tangent, *torch.ops.trajmatch.norm_act_pool_backward_tangent(
+        saved.grad_out, None, *at, *tangents, *statistics, *saved.choices
     )
 
 
-torch.library.register_autograd("trajmatch::norm_act_pool", _backward, setup_context=_setup)
-torch.library.register_autograd(
-    "trajmatch::norm_act_pool_backward", _backward_backward, setup_context=_setup_backward
+_SAVED = "x weight bias mean rstd"
+_INSTEAD = "trajmatch.reference.norm_act_pool has derivatives of any order"
+
+register(
+    "norm_act_pool",
+    _fake,
+    _backward,
+    save=_SAVED,
+    outputs="out mean rstd",
+    constant="mean rstd",
 )
-for _name in ("norm_act_pool_tangent", "norm_act_pool_backward_tangent"):
-    forbid_autograd(_name, "trajmatch.reference.norm_act_pool has derivatives of any order")
+register("norm_act_pool_backward", _fake_backward, _backward_backward, save=f"grad_out {_SAVED}")
+register("norm_act_pool_tangent", _fake, instead=_INSTEAD)
+register("norm_act_pool_backward_tangent", _fake_backward, instead=_INSTEAD)

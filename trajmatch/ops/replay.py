@@ -8,11 +8,11 @@ restored, as :mod:`torch.utils.checkpoint` does; what cannot is found by compari
 from __future__ import annotations
 
 import math
+import pickle
 import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,36 +20,26 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-class RandomState(NamedTuple):
-    """States of the global random generators of Python, NumPy and PyTorch."""
+def random_state(device: torch.device) -> bytes:
+    """States of the global random generators of Python, NumPy and PyTorch.
 
-    python: Any
-    numpy: Any
-    cpu: bytes
-    cuda: bytes
+    That of the device's generator is among them if it is a GPU that records no graph.
+    """
+    cuda = None
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        cuda = torch.cuda.get_rng_state(device).numpy()
+    states = (random.getstate(), np.random.get_state(), torch.get_rng_state().numpy(), cuda)
+    return pickle.dumps(states)
 
-    @classmethod
-    def now(cls, device: torch.device) -> RandomState:
-        """Read the states; of the device's generator where it is a GPU that records no graph."""
-        name, keys, *rest = cast(tuple[Any, ...], np.random.get_state())
-        cuda = b""
-        if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-            cuda = torch.cuda.get_rng_state(device).numpy().tobytes()
-        return cls(
-            random.getstate(),
-            (name, keys.tobytes(), *rest),
-            torch.get_rng_state().numpy().tobytes(),
-            cuda,
-        )
 
-    def restore(self, device: torch.device) -> None:
-        """Put all generators back into these states."""
-        random.setstate(self.python)
-        name, keys, *rest = self.numpy
-        np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
-        torch.set_rng_state(_bytes(self.cpu))
-        if self.cuda:
-            torch.cuda.set_rng_state(_bytes(self.cuda), device)
+def restore_random_state(state: bytes, device: torch.device) -> None:
+    """Put all generators back into the states of :func:`random_state`."""
+    python, numpy, cpu, cuda = pickle.loads(state)
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(torch.from_numpy(cpu))
+    if cuda is not None:
+        torch.cuda.set_rng_state(torch.from_numpy(cuda), device)
 
 
 class Conditions:
@@ -180,7 +170,3 @@ def _set(modes: Modes, buffers: Buffers) -> None:
         module.training = training
     for owner, name, buffer in buffers:
         owner[name] = buffer
-
-
-def _bytes(state: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(state), dtype=torch.uint8)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trajmatch import _extension  # noqa: F401  registers the operators
 from trajmatch.ops.errors import public_operator
+from trajmatch.ops.registration import register
 
 
 def as_scalar(value: Any, like: Tensor) -> Tensor:
@@ -84,56 +84,31 @@ def sgd_step_adjoint(
     )
 
 
-@torch.library.register_fake("trajmatch::sgd_step")
-def _(
-    theta: Tensor, grad: Tensor, lr: Tensor, buffer: Tensor | None, momentum: float
-) -> tuple[Tensor, Tensor]:
-    return theta.new_empty(theta.shape), theta.new_empty(theta.shape)
+def _fake(given: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(given.theta), torch.empty_like(given.theta)
 
 
-@torch.library.register_fake("trajmatch::sgd_step_adjoint")
-def _(
-    grad_theta_out: Tensor,
-    grad_buffer_out: Tensor | None,
-    buffer_out: Tensor,
-    lr: Tensor,
-    momentum: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    like = grad_theta_out
-    return like.new_empty(like.shape), like.new_empty(like.shape), like.new_empty(())
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, _, lr, buffer, ctx.momentum = inputs
-    ctx.has_buffer = buffer is not None
-    ctx.save_for_backward(lr, output[1])
-
-
-def _backward(ctx: Any, grad_theta: Tensor, grad_buffer: Tensor) -> tuple[Tensor | None, ...]:
-    lr, buffer_out = ctx.saved_tensors
+def _backward(saved: Any, grad_theta: Tensor, grad_buffer: Tensor) -> tuple[Tensor, ...]:
     grad_grad, grad_old_buffer, grad_lr = torch.ops.trajmatch.sgd_step_adjoint(
-        grad_theta, grad_buffer, buffer_out, lr, ctx.momentum
+        grad_theta, grad_buffer, saved.buffer_out, saved.lr, saved.momentum
     )
-    return grad_theta, grad_grad, grad_lr, grad_old_buffer if ctx.has_buffer else None, None
+    return grad_theta, grad_grad, grad_lr, grad_old_buffer
 
 
-def _setup_adjoint(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_theta_out, grad_buffer_out, buffer_out, lr, ctx.momentum = inputs
-    ctx.has_buffer = grad_buffer_out is not None
-    ctx.save_for_backward(grad_theta_out, buffer_out, lr)
+def _fake_adjoint(given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    like = given.grad_theta_out
+    return torch.empty_like(like), torch.empty_like(like), like.new_empty(())
 
 
 def _adjoint_backward(
-    ctx: Any, v_grad: Tensor, v_buffer: Tensor, v_lr: Tensor
-) -> tuple[Tensor | None, ...]:
+    saved: Any, v_grad: Tensor, v_buffer: Tensor, v_lr: Tensor
+) -> tuple[Tensor, ...]:
     # The adjoint is bilinear: grad_grad = c - lr a, grad_buffer = momentum grad_grad,
     # grad_lr = -<a, b>, with a, c the gradients that arrive and b the new buffer.
-    a, b, lr = ctx.saved_tensors
-    v = v_grad + ctx.momentum * v_buffer
-    return -lr * v - v_lr * b, v if ctx.has_buffer else None, -v_lr * a, -a.dot(v), None
+    a, b, lr = saved.grad_theta_out, saved.buffer_out, saved.lr
+    v = v_grad + saved.momentum * v_buffer
+    return -lr * v - v_lr * b, v, -v_lr * a, -a.dot(v)
 
 
-torch.library.register_autograd("trajmatch::sgd_step", _backward, setup_context=_setup)
-torch.library.register_autograd(
-    "trajmatch::sgd_step_adjoint", _adjoint_backward, setup_context=_setup_adjoint
-)
+register("sgd_step", _fake, _backward, save="lr buffer_out", outputs="theta_out buffer_out")
+register("sgd_step_adjoint", _fake_adjoint, _adjoint_backward, save="grad_theta_out buffer_out lr")

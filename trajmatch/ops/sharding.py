@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from trajmatch.ops.arguments import Augment, DsaReplay
+from trajmatch.ops.arguments import DsaReplay
 from trajmatch.ops.dsa import dsa
-from trajmatch.ops.loop import Loop, StepJvp, Student
+from trajmatch.ops.loop import Loop, Steps
+from trajmatch.ops.student import Student
+from trajmatch.reference import GradientJvp
 
 
 class Shards(Protocol):
@@ -38,29 +40,18 @@ class ShardedLoop(Loop):
 
     Args:
         shards: The processes.
-        student: One step of the student.
-        batches: Indices of the whole batches.
-        counts: As for :class:`Loop`.
-        momentum: Likewise.
-        augment: Likewise; None or a :class:`DsaReplay`.
-        exact: Likewise.
-        model: Likewise.
+        student: The student.
+        steps: What its steps are, with whole batches.
+        model: As for :class:`Loop`.
 
     Raises:
         NotImplementedError: ``augment`` is another function, of which a part cannot be taken.
     """
 
     def __init__(
-        self,
-        shards: Shards,
-        student: Student,
-        batches: Sequence[Tensor],
-        counts: list[int],
-        momentum: float,
-        augment: Augment | None,
-        exact: bool,
-        model: nn.Module | None = None,
+        self, shards: Shards, student: Student, steps: Steps, model: nn.Module | None = None
     ) -> None:
+        batches, augment = steps.batches, steps.augment
         if augment is not None and not isinstance(augment, DsaReplay):
             raise NotImplementedError(
                 "trajmatch::unroll: expected augment to be None or a DsaReplay where processes "
@@ -70,7 +61,7 @@ class ShardedLoop(Loop):
         own = [batch[part] for batch, part in zip(batches, parts, strict=True)]
         if augment is not None:
             augment = _PartOfDsa(augment, [len(batch) for batch in batches], parts)
-        super().__init__(student, own, counts, momentum, augment, exact, model)
+        super().__init__(student, steps._replace(batches=own, augment=augment), model)
         self.shards = shards
         self.weights = [len(mine) / len(batch) for mine, batch in zip(own, batches, strict=True)]
 
@@ -82,35 +73,28 @@ class ShardedLoop(Loop):
         self.shards.sum_(grad)
         return grad
 
-    def jvp(self, step: int, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor) -> StepJvp:
-        """The derivative along ``r``: ``H r`` of the whole batch, the others of this part."""
-        hessian_r, directional = torch.zeros_like(theta), theta.new_zeros(())
-        image_share = torch.zeros_like(images)
-        label_share = torch.zeros_like(labels) if labels.is_floating_point() else None
+    def jvp(
+        self, step: int, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor
+    ) -> GradientJvp:
+        """The derivatives along ``r``: ``H r`` of the whole batch, the others of this part."""
         if len(images) > 0:
-            directional, hessian_r, image_share, label_share, _ = super().jvp(
-                step, theta, images, labels, self.weights[step] * r
+            found = super().jvp(step, theta, images, labels, self.weights[step] * r)
+        else:
+            soft = torch.zeros_like(labels) if labels.is_floating_point() else None
+            found = GradientJvp(
+                theta.new_zeros(()), torch.zeros_like(theta), torch.zeros_like(images), soft
             )
-        if self.exact:
-            self.shards.sum_(hessian_r)
-        return StepJvp(directional, hessian_r, image_share, label_share)
+        if self.steps.exact:
+            self.shards.sum_(found.grad_theta)
+        return found
 
-    def adjoint(
-        self,
-        above: Tensor,
-        trajectory: Sequence[Tensor],
-        images: Tensor,
-        labels: Tensor,
-        lr: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    def adjoint(self, *problem: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Gradients of ``theta_0``, images, logit labels and step size, over all parts."""
-        adjoint, *parts = super().adjoint(above, trajectory, images, labels, lr)
-        for part in parts:
+        found = super().adjoint(*problem)
+        for part in found[1:]:
             if part is not None:
                 self.shards.sum_(part)
-        grad_images, grad_labels, grad_lr = parts
-        assert grad_images is not None and grad_lr is not None
-        return adjoint, grad_images, grad_labels, grad_lr
+        return found
 
 
 def _part(count: int, shards: Shards) -> slice:

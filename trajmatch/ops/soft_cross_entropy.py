@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trajmatch import _extension  # noqa: F401  registers the operators
-from trajmatch.ops._registration import forbid_autograd
 from trajmatch.ops.errors import public_operator
+from trajmatch.ops.registration import register
 
 
 @public_operator
@@ -33,66 +32,45 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.ops.trajmatch.soft_cross_entropy(logits, targets)
 
 
-def _like_targets(logits: Tensor, targets: Tensor) -> Tensor:
-    return logits.new_empty(logits.shape if targets.is_floating_point() else (0,))
+def _gradients(given: Any) -> tuple[Tensor, Tensor]:
+    soft = given.targets.is_floating_point()
+    targets = given.logits.new_empty(given.logits.shape if soft else (0,))
+    return given.logits.new_empty(given.logits.shape), targets
 
 
-@torch.library.register_fake("trajmatch::soft_cross_entropy")
-def _(logits: Tensor, targets: Tensor) -> Tensor:
-    return logits.new_empty(())
+def _backward(saved: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.trajmatch.soft_cross_entropy_backward(grad_loss, saved.logits, saved.targets)
 
 
-@torch.library.register_fake("trajmatch::soft_cross_entropy_backward")
-def _(grad_loss: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    return logits.new_empty(logits.shape), _like_targets(logits, targets)
-
-
-@torch.library.register_fake("trajmatch::soft_cross_entropy_backward_tangent")
-def _(
-    grad_loss: Tensor,
-    logits: Tensor,
-    targets: Tensor,
-    logits_tangent: Tensor | None,
-    targets_tangent: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return logits.new_empty(()), logits.new_empty(logits.shape), _like_targets(logits, targets)
-
-
-def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor | None]:
-    logits, targets = ctx.saved_tensors
-    grad_logits, grad_targets = torch.ops.trajmatch.soft_cross_entropy_backward(
-        grad_loss, logits, targets
-    )
-    return grad_logits, grad_targets if targets.is_floating_point() else None
-
-
-def _setup_backward(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward_backward(
-    ctx: Any, v_logits: Tensor, v_targets: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _backward_backward(saved: Any, v_logits: Tensor, v_targets: Tensor) -> tuple[Tensor, ...]:
     # Hessians are symmetric: the adjoint of the gradient is its tangent.
-    grad_loss, logits, targets = ctx.saved_tensors
-    soft = targets.is_floating_point()
+    grad_loss, soft = saved.grad_loss, saved.targets.is_floating_point()
     directional, logits_part, targets_part = (
         torch.ops.trajmatch.soft_cross_entropy_backward_tangent(
-            torch.ones_like(grad_loss), logits, targets, v_logits, v_targets if soft else None
+            torch.ones_like(grad_loss),
+            saved.logits,
+            saved.targets,
+            v_logits,
+            v_targets if soft else None,
         )
     )
-    return directional, grad_loss * logits_part, grad_loss * targets_part if soft else None
+    return directional, grad_loss * logits_part, grad_loss * targets_part
 
 
-torch.library.register_autograd("trajmatch::soft_cross_entropy", _backward, setup_context=_setup)
-torch.library.register_autograd(
-    "trajmatch::soft_cross_entropy_backward", _backward_backward, setup_context=_setup_backward
+register(
+    "soft_cross_entropy",
+    lambda given: given.logits.new_empty(()),
+    _backward,
+    save="logits targets",
 )
-forbid_autograd(
+register(
+    "soft_cross_entropy_backward",
+    _gradients,
+    _backward_backward,
+    save="grad_loss logits targets",
+)
+register(
     "soft_cross_entropy_backward_tangent",
-    "trajmatch.reference.soft_cross_entropy has derivatives of any order",
+    lambda given: (given.logits.new_empty(()), *_gradients(given)),
+    instead="trajmatch.reference.soft_cross_entropy has derivatives of any order",
 )

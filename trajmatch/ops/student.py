@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from trajmatch import reference
 from trajmatch._extension import _C
 from trajmatch.networks.engine import engine_description
-from trajmatch.ops._registration import forbid_autograd
 from trajmatch.ops.arguments import ArrayLike, Expect
 from trajmatch.ops.errors import public_operator
+from trajmatch.ops.registration import register
 from trajmatch.ops.replay import twice_differentiable
 from trajmatch.reference import GradientJvp
 
@@ -20,8 +20,135 @@ from trajmatch.reference import GradientJvp
 LOSSES = ("cross_entropy", "sum_logits")
 
 
+class Student(Protocol):
+    """A network with a loss, on one of two paths. Labels are ignored by the sum of logits."""
+
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of a batch ``[]``, and its gradient in the parameters ``[P]``."""
+
+    def jvp(
+        self, theta: Tensor, images: Tensor, labels: Tensor, tangent: Tensor
+    ) -> tuple[Tensor | None, GradientJvp]:
+        """Gradient in the parameters, if it is computed again, and its derivatives; detached."""
+
+
+class EngineStudent:
+    """A student on the engine.
+
+    Args:
+        network: Result of :func:`trajmatch.networks.engine_description`.
+        scale: Factor of the loss.
+        loss: One of :data:`LOSSES`.
+    """
+
+    def __init__(self, network: list[int], scale: float = 1.0, loss: str = LOSSES[0]) -> None:
+        self._settings = (network, LOSSES.index(loss), scale)
+
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and gradient in the parameters; both are differentiable once more."""
+        value, grad, _, _ = torch.ops.trajmatch.student_gradient(
+            theta, images, labels, *self._settings, False
+        )
+        return value, grad
+
+    def image_gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Gradient in the images, detached."""
+        with torch.no_grad():
+            grads: list[Tensor] = torch.ops.trajmatch.student_gradient(
+                theta, images, labels, *self._settings, True
+            )
+        return grads[2]
+
+    def jvp(
+        self,
+        theta: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        tangent: Tensor | None,
+        image_tangent: Tensor | None = None,
+    ) -> tuple[None, GradientJvp]:
+        """Derivatives of the gradients."""
+        with torch.no_grad():
+            found = torch.ops.trajmatch.student_gradient_jvp(
+                theta, images, labels, tangent, image_tangent, None, *self._settings
+            )
+        soft = _soft(labels, self._settings[1])
+        return None, GradientJvp._make(found if soft else (*found[:3], None))
+
+
+class AutogradStudent:
+    """A student that is any module, on PyTorch's autograd.
+
+    Args:
+        model: The module.
+        scale: Factor of the loss.
+        loss: One of :data:`LOSSES`.
+        update_buffers: As for :func:`gradient`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scale: float = 1.0,
+        loss: str = LOSSES[0],
+        update_buffers: bool = False,
+    ) -> None:
+        self.model, self._scale, self._loss = model, scale, loss
+        self._update_buffers, self._examined = update_buffers, False
+
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and gradient in the parameters; in a graph only where an input has one."""
+        inputs = (theta, images, labels)
+        if torch.is_grad_enabled() and any(each.requires_grad for each in inputs):
+            with twice_differentiable():
+                value, grad = reference.gradient(
+                    self.model, *inputs, self._loss, self._update_buffers
+                )
+        else:
+            theta = theta.detach().requires_grad_()
+            value, grad = self._differentiated(theta, (theta, images, labels))
+        return value, self._scale * grad
+
+    def image_gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Gradient in the images, detached."""
+        images = images.detach().requires_grad_()
+        return self._differentiated(images, (theta.detach(), images, labels))[1]
+
+    def _differentiated(
+        self, leaf: Tensor, inputs: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and gradient in a leaf, without the graph of a second derivative."""
+        with torch.enable_grad():
+            value = reference.loss_value(self.model, *inputs, self._loss, self._update_buffers)
+            (grad,) = torch.autograd.grad(value, leaf)
+        return value.detach(), grad
+
+    def jvp(
+        self,
+        theta: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        tangent: Tensor | None,
+        image_tangent: Tensor | None = None,
+    ) -> tuple[Tensor, GradientJvp]:
+        """The gradient in the parameters again, and the derivatives of the gradients."""
+        with twice_differentiable():
+            grad, found = reference.gradient_and_jvp(
+                self.model,
+                theta,
+                images,
+                labels,
+                None if tangent is None else self._scale * tangent,
+                image_tangent,
+                self._loss,
+                examine=not self._examined,
+            )
+        self._examined = True
+        return self._scale * grad, found
+
+
 def engine_for(model: nn.Module) -> str:
-    """Which path runs this model: ``"engine"`` (C++ and CUDA) or ``"autograd"`` (PyTorch).
+    """Path that runs this model: ``"engine"`` (C++ and CUDA) or ``"autograd"`` (PyTorch).
 
     The engine knows :class:`trajmatch.networks.ConvNet`, ``AlexNet``, ``VGG11``, ``LeNet`` and
     ``MLP`` without batch norm. Every other module, subclasses of these among them, runs eagerly on
@@ -66,25 +193,10 @@ def gradient(
         ValueError: A shape, device, label or choice does not fit the model.
         TypeError: A dtype is not supported.
     """
-    model, labels = _checked("gradient", model, theta, images, labels, loss)
-    if engine_for(model) == "autograd":
-        needed = torch.is_grad_enabled() and any(
-            each is not None and each.requires_grad for each in (theta, images, labels)
-        )
-        if needed:
-            with twice_differentiable():
-                return reference.gradient(model, theta, images, labels, loss, update_buffers)
-        return autograd_gradient(model, theta, images, labels, loss, update_buffers)
-    value, grad, _, _ = torch.ops.trajmatch.student_gradient(
-        theta,
-        images,
-        _labels(images, labels),
-        _describe(model, precise),
-        LOSSES.index(loss),
-        1.0,
-        False,
+    student, labels = _checked(
+        "gradient", model, theta, images, labels, loss, precise, update_buffers
     )
-    return value, grad
+    return student.gradient(theta, images, labels)
 
 
 @public_operator
@@ -126,42 +238,8 @@ def gradient_jvp(
         TypeError: A dtype is not supported.
         NotImplementedError: The model is not twice differentiable.
     """
-    model, labels = _checked("gradient_jvp", model, theta, images, labels, loss)
-    if engine_for(model) == "autograd":
-        with twice_differentiable():
-            return reference.gradient_and_jvp(
-                model, theta, images, labels, tangent, image_tangent, loss, examine=True
-            )[1]
-    labels = _labels(images, labels)
-    directional, grad_theta, grad_images, grad_labels = torch.ops.trajmatch.student_gradient_jvp(
-        theta.detach(),
-        images.detach(),
-        labels.detach(),
-        None if tangent is None else tangent.detach(),
-        None if image_tangent is None else image_tangent.detach(),
-        None,
-        _describe(model, precise),
-        LOSSES.index(loss),
-        1.0,
-    )
-    soft = loss == "cross_entropy" and labels.is_floating_point()
-    return GradientJvp(directional, grad_theta, grad_images, grad_labels if soft else None)
-
-
-def autograd_gradient(
-    model: nn.Module,
-    theta: Tensor,
-    images: Tensor,
-    labels: Tensor | None,
-    loss: str,
-    update_buffers: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Loss and gradient of any module, detached: without the graph of a second derivative."""
-    with torch.enable_grad():
-        theta = theta.detach().requires_grad_()
-        value = reference.loss_value(model, theta, images, labels, loss, update_buffers)
-        (grad,) = torch.autograd.grad(value, theta)
-    return value.detach(), grad
+    student, labels = _checked("gradient_jvp", model, theta, images, labels, loss, precise)
+    return student.jvp(theta, images, labels, tangent, image_tangent)[1]
 
 
 @public_operator
@@ -190,24 +268,8 @@ def image_gradient(
         ValueError: A shape, device, label or choice does not fit the model.
         TypeError: A dtype is not supported.
     """
-    model, labels = _checked("image_gradient", model, theta, images, labels, loss)
-    if engine_for(model) == "autograd":
-        with torch.enable_grad():
-            images = images.detach().requires_grad_()
-            value = reference.loss_value(model, theta.detach(), images, labels, loss)
-            (grad,) = torch.autograd.grad(value, images)
-        return grad
-    grads = torch.ops.trajmatch.student_gradient(
-        theta.detach(),
-        images.detach(),
-        _labels(images, labels).detach(),
-        _describe(model, precise),
-        LOSSES.index(loss),
-        1.0,
-        True,
-    )
-    found: Tensor = grads[2]
-    return found
+    student, labels = _checked("image_gradient", model, theta, images, labels, loss, precise)
+    return student.image_gradient(theta, images, labels)
 
 
 def release_workspace() -> None:
@@ -220,18 +282,6 @@ def release_workspace() -> None:
     _C.release_workspace()
 
 
-def check_loss(op: str, loss: str, labels: ArrayLike | None) -> None:
-    """Raise ValueError for an unknown loss, or for labels that it needs and does not have."""
-    if loss not in LOSSES:
-        raise ValueError(
-            f"trajmatch::{op}: expected loss to be one of {', '.join(LOSSES)}, but got {loss!r}"
-        )
-    if labels is None and loss == "cross_entropy":
-        raise ValueError(
-            f"trajmatch::{op}: expected labels to be given for loss='cross_entropy', but got None"
-        )
-
-
 def _checked(
     op: str,
     model: nn.Module,
@@ -239,79 +289,49 @@ def _checked(
     images: Tensor,
     labels: ArrayLike | None,
     loss: str,
-) -> tuple[nn.Module, Tensor | None]:
-    """The module to call and the labels as a tensor, after a check of all arguments."""
+    precise: bool,
+    update_buffers: bool = False,
+) -> tuple[EngineStudent | AutogradStudent, Tensor]:
+    """The student of an operator's arguments and the labels as a tensor, after all checks."""
     expect = Expect(op)
     model = expect.model(model)
-    expect.theta("theta", theta, model)
-    expect.images(images, theta, "theta", engine_for(model) == "engine")
-    check_loss(op, loss, labels)
-    return model, None if labels is None else expect.labels(labels, images)
-
-
-def _labels(images: Tensor, labels: Tensor | None) -> Tensor:
-    # The engine's operators take a tensor always; the sum of logits does not look at it.
-    if labels is not None:
-        return labels
-    return torch.empty(0, dtype=torch.int64, device=images.device)
-
-
-def _describe(model: nn.Module, precise: bool) -> list[int]:
     network = engine_description(model, precise)
-    assert network is not None
-    return network
+    expect.theta("theta", theta, model)
+    expect.images(images, theta, "theta", network is not None)
+    expect.that(loss in LOSSES, "loss", f"be one of {', '.join(LOSSES)}", repr(loss))
+    if labels is None:
+        expect.that(loss == "sum_logits", "labels", "be given for loss='cross_entropy'", None)
+        labels = torch.empty(0, dtype=torch.int64, device=images.device)
+    else:
+        labels = expect.labels(labels, images)
+    if network is None:
+        return AutogradStudent(model, 1.0, loss, update_buffers), labels
+    return EngineStudent(network, 1.0, loss), labels
 
 
 def _soft(labels: Tensor, loss: int) -> bool:
     return labels.is_floating_point() and LOSSES[loss] == "cross_entropy"
 
 
-@torch.library.register_fake("trajmatch::student_gradient")
-def _(
-    theta: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    network: list[int],
-    loss: int,
-    scale: float,
-    input_gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        theta.new_empty(()),
-        theta.new_empty(theta.shape),
-        theta.new_empty(images.shape if input_gradients else (0,)),
-        theta.new_empty(labels.shape if input_gradients and _soft(labels, loss) else (0,)),
+def _fake_jvp(given: Any) -> tuple[Tensor, ...]:
+    shapes = (
+        (),
+        given.theta.shape,
+        given.images.shape,
+        given.labels.shape if _soft(given.labels, given.loss) else (0,),
     )
+    return tuple(given.theta.new_empty(shape) for shape in shapes)
 
 
-@torch.library.register_fake("trajmatch::student_gradient_jvp")
-def _(
-    theta: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    tangent: Tensor | None,
-    image_tangent: Tensor | None,
-    label_tangent: Tensor | None,
-    network: list[int],
-    loss: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        theta.new_empty(()),
-        theta.new_empty(theta.shape),
-        theta.new_empty(images.shape),
-        theta.new_empty(labels.shape if _soft(labels, loss) else (0,)),
-    )
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    theta, images, labels, ctx.network, ctx.loss, ctx.scale, ctx.input_gradients = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(theta, images, labels)
+def _fake_gradient(given: Any) -> tuple[Tensor, ...]:
+    value, grad, *inputs = _fake_jvp(given)
+    if not given.input_gradients:
+        inputs = [value.new_empty((0,)) for _ in inputs]
+    return value, grad, *inputs
 
 
 def _backward(
-    ctx: Any,
+    saved: Any,
     c_loss: Tensor | None,
     c_theta: Tensor | None,
     c_images: Tensor | None,
@@ -319,27 +339,31 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     # The three gradients are the gradient of one scalar, so their Jacobian is symmetric and its
     # adjoint is its tangent; the loss adds c_loss times the gradients themselves.
-    theta, images, labels = ctx.saved_tensors
-    soft = _soft(labels, ctx.loss)
-    problem = (theta, images, labels)
-    choices = (ctx.network, ctx.loss, ctx.scale)
+    problem = (saved.theta, saved.images, saved.labels)
+    settings = (saved.network, saved.loss, saved.scale)
     totals: list[Tensor | None] = [None, None, None]
-    if not ctx.input_gradients:
+    if not saved.input_gradients:
         c_images = c_labels = None
-    elif not soft:
+    elif not _soft(saved.labels, saved.loss):
         c_labels = None
     if any(each is not None for each in (c_theta, c_images, c_labels)):
         _, *totals = torch.ops.trajmatch.student_gradient_jvp(
-            *problem, c_theta, c_images, c_labels, *choices
+            *problem, c_theta, c_images, c_labels, *settings
         )
     if c_loss is not None:
-        _, *grads = torch.ops.trajmatch.student_gradient(*problem, *choices, True)
+        _, *grads = torch.ops.trajmatch.student_gradient(*problem, *settings, True)
         totals = [
             c_loss * grad if total is None else total + c_loss * grad
             for total, grad in zip(totals, grads, strict=True)
         ]
-    return totals[0], totals[1], totals[2] if soft else None, None, None, None, None
+    return tuple(totals)
 
 
-torch.library.register_autograd("trajmatch::student_gradient", _backward, setup_context=_setup)
-forbid_autograd("student_gradient_jvp", "trajmatch.reference.gradient has derivatives of any order")
+register(
+    "student_gradient", _fake_gradient, _backward, save="theta images labels", materialize=False
+)
+register(
+    "student_gradient_jvp",
+    _fake_jvp,
+    instead="trajmatch.reference.gradient has derivatives of any order",
+)

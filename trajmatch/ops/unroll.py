@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from trajmatch._extension import _C
 from trajmatch.networks.engine import engine_description
 from trajmatch.networks.independence import treats_images_alone
-from trajmatch.ops._registration import forbid_autograd
 from trajmatch.ops.arguments import ArrayLike, Augment, DsaReplay, Expect
-from trajmatch.ops.dsa_parameters import COLUMNS
 from trajmatch.ops.errors import public_operator
-from trajmatch.ops.loop import AutogradStudent, EngineStudent, Loop, Student, Unroll
+from trajmatch.ops.loop import Loop, Steps, Unroll
 from trajmatch.ops.micro_batches import MicroBatches
+from trajmatch.ops.registration import register
 from trajmatch.ops.sgd_step import as_scalar
 from trajmatch.ops.sharding import ShardedLoop, Shards
-from trajmatch.ops.student import engine_for
+from trajmatch.ops.student import AutogradStudent, EngineStudent, Student
 
 
 @public_operator
@@ -131,28 +130,15 @@ def unroll(
     shared = shards is not None and shards.size > 1
     whole = network is not None and not (parted or shared)
     if whole and (augment is None or isinstance(augment, DsaReplay)):
-        keep = torch.is_grad_enabled() and any(
-            each.requires_grad for each in (theta0, images, labels, lr)
-        )
-        thetas, _, _ = torch.ops.trajmatch.student_unroll(
-            theta0,
-            images,
-            labels,
-            lr,
-            flat,
-            sizes,
-            counts,
-            network,
-            momentum,
-            loss_scale,
-            keep,
-            tape_bytes,
-            None if augment is None else _augmentation(augment, images, sizes),
-            exact,
-        )
+        given = (theta0, images, labels, lr)
+        keep = torch.is_grad_enabled() and any(each.requires_grad for each in given)
+        rows = None if augment is None else _augmentation(augment, images, sizes)
+        choices = (network, momentum, loss_scale, keep, tape_bytes, rows, exact)
+        thetas = torch.ops.trajmatch.student_unroll(*given, flat, sizes, counts, *choices)[0]
     else:
         _check_indices(expect, flat, len(images))
-        _check_parts(model, theta0, images, parted, shared)
+        if (parted or shared) and network is None:
+            _check_parts(expect, model, theta0, images, "micro_batch" if parted else "shards")
         student: Student = (
             AutogradStudent(model, loss_scale)
             if network is None
@@ -161,27 +147,26 @@ def unroll(
         if parted:
             assert micro_batch is not None
             student = MicroBatches(student, micro_batch)
-        own, called = flat.split(sizes), model if network is None else None
+        settings = Steps(flat.split(sizes), counts, momentum, augment, exact)
+        called = model if network is None else None
         if shards is None or not shared:
-            loop = Loop(student, own, counts, momentum, augment, exact, called)
+            loop = Loop(student, settings, called)
         else:
-            loop = ShardedLoop(shards, student, own, counts, momentum, augment, exact, called)
+            loop = ShardedLoop(shards, student, settings, called)
         thetas = Unroll.apply(loop, theta0, images, labels, lr)
     return thetas[0] if steps is None else thetas
 
 
 def _check_parts(
-    model: nn.Module, theta0: Tensor, images: Tensor, parted: bool, shared: bool
+    expect: Expect, model: nn.Module, theta0: Tensor, images: Tensor, argument: str
 ) -> None:
-    """Makes sure that batches can be parted, where they are; networks of the engine's can."""
-    if not (parted or shared) or engine_for(model) == "engine":
-        return
-    if not treats_images_alone(model, theta0.detach(), images.detach()):
-        name = "micro_batch" if parted else "shards"
-        raise ValueError(
-            f"trajmatch::unroll: expected {name} to be None for a network whose logits of an image "
-            f"depend on the others of its batch, as batch norm's do, but got {type(model).__name__}"
-        )
+    """Raise ValueError unless the batches of a module can be divided."""
+    wanted = (
+        "be None for a network whose logits of an image depend on the others of its batch, as "
+        "batch norm's do"
+    )
+    alone = treats_images_alone(model, theta0.detach(), images.detach())
+    expect.that(alone, argument, wanted, type(model).__name__)
 
 
 def tape_bytes(
@@ -201,8 +186,8 @@ def tape_bytes(
         device: Where it runs.
 
     Returns:
-        What ``tape_bytes`` of :func:`unroll` must be for every step's activations to be kept; 0 for
-        a module that does not run on the engine, of which none are.
+        The ``tape_bytes`` of :func:`unroll` with which it keeps every step's activations; 0 for
+        modules that run on autograd, which keep none.
     """
     expect = Expect("tape_bytes")
     batch_sizes = expect.counts("batch_sizes", batch_sizes)
@@ -218,9 +203,8 @@ def _flatten(
     expect: Expect, batches: ArrayLike | Sequence[ArrayLike], like: Tensor
 ) -> tuple[Tensor, list[int]]:
     """Indices of all steps as one vector of their own, and the number of indices of each step."""
-    if not isinstance(batches, Tensor) and hasattr(batches, "__array__"):
+    if hasattr(batches, "__array__"):  # tensors among them
         batches = expect.tensor("batches", batches, like.device, like.dtype)
-    if isinstance(batches, Tensor):
         wanted = "have 2 dimensions, or to be a sequence of one-dimensional tensors"
         expect.that(batches.dim() == 2, "batches", wanted, list(batches.shape))
         sizes = [batches.shape[1]] * len(batches)
@@ -236,13 +220,9 @@ def _flatten(
         sizes = [len(row) for row in rows]
         flat = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64, device=like.device)
     expect.that(len(sizes) > 0, "batches", "hold at least one step", "none")
-    expect.that(
-        min(sizes) > 0, "batches", "hold at least one image in every step", f"sizes {sizes}"
-    )
-    expect.device("batches", flat, like, "theta0")
-    if flat.dtype != torch.int64:
-        name = str(flat.dtype).removeprefix("torch.")
-        raise TypeError(expect.message("batches", "be int64", name))
+    wanted = "hold at least one image in every step"
+    expect.that(min(sizes) > 0, "batches", wanted, f"sizes {sizes}")
+    expect.like("batches", flat, like, "theta0", torch.int64)
     return flat, sizes
 
 
@@ -250,9 +230,7 @@ def _augmentation(augment: DsaReplay, images: Tensor, sizes: Sequence[int]) -> T
     """The parameters of all steps' images, in the order of the batches."""
     height, width = images.shape[2:]
     rows = [augment.dsa_parameters(step, size, height, width) for step, size in enumerate(sizes)]
-    return torch.cat(rows or [images.new_empty((0, COLUMNS), dtype=torch.float64)]).to(
-        images.device
-    )
+    return torch.cat(rows).to(images.device)
 
 
 def _check_indices(expect: Expect, flat: Tensor, count: int) -> None:
@@ -263,103 +241,51 @@ def _check_indices(expect: Expect, flat: Tensor, count: int) -> None:
         expect.that(high < count, "batches", f"hold indices in [0, {count})", high)
 
 
-@torch.library.register_fake("trajmatch::student_unroll")
-def _(
-    theta0: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    lr: Tensor,
-    batches: Tensor,
-    batch_sizes: list[int],
-    steps: list[int],
-    network: list[int],
-    momentum: float,
-    loss_scale: float,
-    keep_trajectory: bool,
-    tape_bytes: int,
-    augmentation: Tensor | None = None,
-    exact: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
-    size = theta0.shape[0]
-    rows = len(batch_sizes) if keep_trajectory else 0
-    kept = 0
-    if keep_trajectory:
-        double, cuda = theta0.dtype == torch.float64, theta0.device.type == "cuda"
-        kept = _C.tape_elements(network, batch_sizes, tape_bytes, double, cuda)
-    return (
-        theta0.new_empty((len(steps), size)),
-        theta0.new_empty((rows, size)),
-        theta0.new_empty((kept,)),
-    )
+def _fake(given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    theta, size = given.theta0, given.theta0.shape[0]
+    rows, kept = 0, 0
+    if given.keep_trajectory:
+        rows = len(given.batch_sizes)
+        double, cuda = theta.dtype == torch.float64, theta.device.type == "cuda"
+        kept = _C.tape_elements(given.network, given.batch_sizes, given.tape_bytes, double, cuda)
+    shapes = ((len(given.steps), size), (rows, size), (kept,))
+    thetas, trajectory, tapes = map(theta.new_empty, shapes)
+    return thetas, trajectory, tapes
 
 
-@torch.library.register_fake("trajmatch::student_unroll_adjoint")
-def _(
-    grad_thetas: Tensor,
-    trajectory: Tensor,
-    tapes: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    lr: Tensor,
-    batches: Tensor,
-    batch_sizes: list[int],
-    steps: list[int],
-    network: list[int],
-    momentum: float,
-    loss_scale: float,
-    augmentation: Tensor | None = None,
-    exact: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        trajectory.new_empty(trajectory.shape[1:]),
-        images.new_empty(images.shape),
-        images.new_empty(labels.shape if labels.is_floating_point() else (0,)),
-        trajectory.new_empty(()),
-    )
+def _fake_adjoint(given: Any) -> tuple[Tensor, ...]:
+    labels = given.labels.shape if given.labels.is_floating_point() else (0,)
+    shapes = (given.trajectory.shape[1:], given.images.shape, labels, ())
+    return tuple(map(given.trajectory.new_empty, shapes))
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, images, labels, lr, batches, *ctx.choices, keep_trajectory, _, augmentation, ctx.exact = (
-        inputs
-    )
-    if not keep_trajectory:
+_SAVED = "trajectory tapes images labels lr batches augmentation"
+
+
+def _backward(saved: Any, grad_thetas: Tensor, *_: None) -> tuple[Tensor, ...]:
+    if not saved.keep_trajectory:
         raise ValueError(
             "trajmatch::student_unroll: expected keep_trajectory to be true where a gradient is "
             "needed, but got false"
         )
-    _, trajectory, tapes = output
-    ctx.mark_non_differentiable(trajectory, tapes)
-    ctx.set_materialize_grads(False)  # zeros for the trajectory would double the memory
-    ctx.save_for_backward(trajectory, tapes, images, labels, lr, batches, augmentation)
-
-
-def _backward(ctx: Any, grad_thetas: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    trajectory, tapes, images, labels, lr, batches, augmentation = ctx.saved_tensors
-    grad_theta0, grad_images, grad_labels, grad_lr = torch.ops.trajmatch.student_unroll_adjoint(
-        grad_thetas,
-        trajectory,
-        tapes,
-        images,
-        labels,
-        lr,
-        batches,
-        *ctx.choices,
-        augmentation,
-        ctx.exact,
-    )
-    return (
-        grad_theta0,
-        grad_images,
-        grad_labels if labels.is_floating_point() else None,
-        grad_lr,
-        None,
-        *(None for _ in ctx.choices),
-        None,
-        None,
-        None,
-        None,
+    *tensors, augmentation = (getattr(saved, name) for name in _SAVED.split())
+    choices = (saved.batch_sizes, saved.steps, saved.network, saved.momentum, saved.loss_scale)
+    return torch.ops.trajmatch.student_unroll_adjoint(
+        grad_thetas, *tensors, *choices, augmentation, saved.exact
     )
 
 
-torch.library.register_autograd("trajmatch::student_unroll", _backward, setup_context=_setup)
-forbid_autograd("student_unroll_adjoint", "trajmatch.reference.unroll has derivatives of any order")
+register(
+    "student_unroll",
+    _fake,
+    _backward,
+    save=_SAVED,
+    outputs="thetas trajectory tapes",
+    constant="trajectory tapes",
+    materialize=False,  # zeros for the trajectory would double the memory
+)
+register(
+    "student_unroll_adjoint",
+    _fake_adjoint,
+    instead="trajmatch.reference.unroll has derivatives of any order",
+)

@@ -1,0 +1,69 @@
+"""Registration of an operator's fake and autograd implementations beside its schema in C++."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import zip_longest
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trajmatch import _extension  # noqa: F401  registers the operators
+
+
+def register(
+    name: str,
+    fake: Callable[[Any], Any],
+    backward: Callable[..., tuple[Tensor | None, ...]] | None = None,
+    *,
+    save: str = "",
+    outputs: str = "",
+    constant: str = "",
+    materialize: bool = True,
+    instead: str = "",
+) -> None:
+    """Register what PyTorch needs to know of ``trajmatch::name`` beside its kernels.
+
+    Args:
+        name: Name of the operator.
+        fake: Maps the inputs, attributes by the names of the schema, to tensors like the outputs.
+        backward: Maps (saved values, gradient of each output) to the gradients of the inputs in
+            their order. Gradients that are left out at the end, or not needed, become None. Saved
+            values are attributes: the tensors of ``save``, all inputs that are no tensors, and
+            ``choices``, the tuple of the latter. None: differentiating the operator is an error
+            instead of a silent zero.
+        save: Names of the tensors, inputs or outputs, that ``backward`` takes.
+        outputs: Names of the outputs.
+        constant: Names of the outputs that have no gradient.
+        materialize: False passes None instead of zeros for the gradient of an unused output.
+        instead: Advice for whoever differentiates an operator without ``backward``.
+    """
+    schema = getattr(torch.ops.trajmatch, name).default._schema
+    defaults = {each.name: each.default_value for each in schema.arguments}
+    others = [each.name for each in schema.arguments if "Tensor" not in str(each.type)]
+
+    def bound(inputs: tuple[Any, ...]) -> dict[str, Any]:
+        return defaults | dict(zip(defaults, inputs, strict=False))
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        results = output if isinstance(output, tuple) else (output,)
+        values = bound(inputs) | dict(zip(outputs.split(), results, strict=False))
+        ctx.mark_non_differentiable(*(values[each] for each in constant.split()))
+        ctx.set_materialize_grads(materialize)
+        ctx.save_for_backward(*(values[each] for each in save.split()))
+        ctx.others = {each: values[each] for each in others}
+
+    def differentiate(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
+        if backward is None:
+            raise NotImplementedError(f"trajmatch::{name} is not differentiable; {instead}")
+        tensors = dict(zip(save.split(), ctx.saved_tensors, strict=True))
+        choices = tuple(ctx.others.values())
+        grads = backward(SimpleNamespace(**tensors, **ctx.others, choices=choices), *above)
+        pairs = zip_longest(grads, ctx.needs_input_grad)
+        return tuple(grad if needed else None for grad, needed in pairs)
+
+    qualified = f"trajmatch::{name}"
+    torch.library.register_fake(qualified, lambda *inputs: fake(SimpleNamespace(**bound(inputs))))
+    torch.library.register_autograd(qualified, differentiate, setup_context=setup_context)
