@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ from PIL import Image
 
 import trajmatch
 from trajmatch.cli.main import main
-from trajmatch.demo import DemoConfig, run_demo
+from trajmatch.cli.run import RunConfig, pipeline_of
 from trajmatch.errors import UserError
-from trajmatch.pipeline import table
+from trajmatch.pipeline import Pipeline, run_pipeline, table
+from trajmatch.progress import NoProgress
 
 
 @pytest.fixture(scope="module")
@@ -30,35 +32,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"npz:{path}"
 
 
-def tiny(out: Path, data: str, **settings: object) -> DemoConfig:
-    return DemoConfig(
-        **{
-            "out": out,
-            "data": data,
-            "num_experts": 1,
-            "epochs": 3,
-            "width": 4,
-            "depth": 1,
-            "iterations": 4,
-            "student_steps": 2,
-            "expert_epochs": 1,
-            "max_start_epoch": 2,
-            "seeds": 2,
-            "eval_epochs": 3,
-            **settings,
-        }
-    )
+STAGES = {
+    "expert": {"num_experts": 1, "epochs": 3, "width": 4, "depth": 1},
+    "distill": {"iterations": 4, "student_steps": 2, "expert_epochs": 1, "max_start_epoch": 2},
+    "evaluate": {"seeds": 2, "epochs": 3},
+}
+
+
+def tiny(out: Path, data: str, resume: bool = False) -> Pipeline:
+    recipe = "cpu/demo"
+    return pipeline_of(RunConfig(recipe=recipe, out=out, data=data, resume=resume), STAGES)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, data: str) -> DemoConfig:
-    config = tiny(tmp_path_factory.mktemp("demo") / "out", data)
-    run_demo(config)
-    return config
+def finished(tmp_path_factory: pytest.TempPathFactory, data: str) -> Pipeline:
+    pipeline = tiny(tmp_path_factory.mktemp("demo") / "out", data)
+    run_pipeline(pipeline)
+    return pipeline
 
 
 def test_leaves_store_artifact_pictures_and_summary(finished) -> None:
-    assert {path.name for path in finished.out.iterdir()} == {
+    assert {path.name for path in finished.folder.path.iterdir()} == {
         "experts",
         "distilled.safetensors",
         "distilled.jsonl",
@@ -95,7 +89,7 @@ def test_artifact_carries_its_score(finished) -> None:
 
 
 def test_same_seed_same_artifact(finished, data, tmp_path) -> None:
-    run_demo(tiny(tmp_path / "again", data))
+    run_pipeline(tiny(tmp_path / "again", data))
     assert (tmp_path / "again" / finished.folder.artifact.name).read_bytes() == (
         finished.folder.artifact.read_bytes()
     )
@@ -104,8 +98,8 @@ def test_same_seed_same_artifact(finished, data, tmp_path) -> None:
 def test_an_earlier_demo_is_refused_or_resumed(finished, data) -> None:
     before = finished.folder.artifact.read_bytes()
     with pytest.raises(UserError, match="holds an earlier run"):
-        run_demo(finished)
-    run_demo(tiny(finished.out, data, resume=True))
+        run_pipeline(finished)
+    run_pipeline(tiny(finished.folder.path, data, resume=True))
     assert finished.folder.artifact.read_bytes() == before
 
 
@@ -114,20 +108,16 @@ def test_an_interrupted_demo_is_resumed(finished, data, tmp_path) -> None:
         def update(self, done: int, **numbers: float) -> None:
             raise KeyboardInterrupt
 
-    from contextlib import nullcontext
-
-    from trajmatch.progress import NoProgress
-
     def stages(total: int, title: str):
         return nullcontext(Interrupt() if title == "evaluation" else NoProgress())
 
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        run_demo(tiny(out, data), stages)
+        run_pipeline(tiny(out, data), stages)
     assert not (out / "summary.json").exists()
     with pytest.raises(UserError, match="--resume"):
-        run_demo(tiny(out, data))
-    run_demo(tiny(out, data, resume=True))
+        run_pipeline(tiny(out, data))
+    run_pipeline(tiny(out, data, resume=True))
     assert (
         out / finished.folder.artifact.name
     ).read_bytes() == finished.folder.artifact.read_bytes()
@@ -143,9 +133,18 @@ def test_table(finished) -> None:
 def test_command(data, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     arguments = [
-        *("demo", "--out", str(out), "--data", data, "--num-experts", "1", "--epochs", "2"),
+        *("demo", "--out", str(out), "--data", data, "--num-experts", "1", "--expert.epochs", "2"),
         *("--width", "4", "--depth", "1", "--iterations", "2", "--student-steps", "2"),
-        *("--expert-epochs", "1", "--max-start-epoch", "1", "--seeds", "1", "--eval-epochs", "2"),
+        *(
+            "--expert-epochs",
+            "1",
+            "--max-start-epoch",
+            "1",
+            "--seeds",
+            "1",
+            "--evaluate.epochs",
+            "2",
+        ),
     ]
     assert main(arguments) == 0
     printed = capsys.readouterr().out

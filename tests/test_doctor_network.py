@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from trajmatch import demo
+from trajmatch import lock
 from trajmatch.cli.main import main
 
 
@@ -54,8 +54,8 @@ def make_hard(monkeypatch: pytest.MonkeyPatch) -> str:
             torch.nn.Hardsigmoid(),
         )
 
-    monkeypatch.setattr(demo, "make_hard", make, raising=False)
-    return "trajmatch.demo:make_hard"
+    monkeypatch.setattr(lock, "make_hard", make, raising=False)
+    return "trajmatch.lock:make_hard"
 
 
 def test_a_layer_that_is_not_twice_differentiable(

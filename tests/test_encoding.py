@@ -42,9 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
     arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
     np.savez(path / "d.npz", class_names=np.array([*NAMES[:2], "x"]), **arrays)
-    settings = {"num-experts": 1, "epochs": 2, "width": 2, "depth": 1, "iterations": 1}
+    settings = {"num-experts": 1, "expert.epochs": 2, "width": 2, "depth": 1, "iterations": 1}
     settings |= {"student-steps": 1, "expert-epochs": 1, "max-start-epoch": 1}
-    settings |= {"seeds": 1, "eval-epochs": 1}
+    settings |= {"seeds": 1, "evaluate.epochs": 1}
     flags = [f"--{name}={value}" for name, value in settings.items()]
     data = ["--data", f"npz:{path / 'd.npz'}"]
     assert main(["demo", "--out", str(path / "out"), *data, *flags, "--quiet"]) == 0

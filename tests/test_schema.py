@@ -14,7 +14,6 @@ import pytest
 import trajmatch
 from trajmatch import artifact, snapshots
 from trajmatch.cli.main import main
-from trajmatch.demo import DemoConfig
 from trajmatch.distill import DistillConfig
 from trajmatch.errors import UserError
 from trajmatch.evaluate import EvalConfig
@@ -31,7 +30,6 @@ REQUIRED: dict[type[Any], dict[str, Any]] = {
     ConvertConfig: {"source": "pt", "out": "store"},
     ExportConfig: {"file": "d.safetensors", "to": "npz", "out": "d.npz"},
     ReportConfig: {"run": "result"},
-    DemoConfig: {"out": "result"},
 }
 FIELDS = [
     (config, name, hint) for config in REQUIRED for name, hint in get_type_hints(config).items()

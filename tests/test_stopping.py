@@ -176,7 +176,8 @@ def test_the_time_of_a_whole_run_is_up(
         "[distill]\niterations = 4\nstudent_steps = 2\nexpert_epochs = 1\nmax_start_epoch = 1\n"
         "[evaluate]\nseeds = 1\nepochs = 1\n"
     )
-    arguments = ["run", "--recipe", str(recipe), "--data", DATA, "--quiet", "--expert.workers", "1"]
+    arguments = ["run", "--recipe", str(recipe), "--data", DATA, "--quiet"]
+    arguments += ["--full-experts", "--expert.workers", "1"]
 
     def run(out: Path, *more: str) -> int:
         return main([*arguments, "--out", str(out), *more])

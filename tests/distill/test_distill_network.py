@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trajmatch import artifact, demo, ops
+from trajmatch import artifact, lock, ops
 from trajmatch.distill import distill
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
@@ -50,8 +50,8 @@ def test_a_function_that_changed_is_examined_again(configure, make_store, monkey
 
         return network
 
-    monkeypatch.setattr(demo, "network", make(), raising=False)
-    store = make_store(network="trajmatch.demo:network")
-    monkeypatch.setattr(demo, "network", make(nn.Hardsigmoid()))
+    monkeypatch.setattr(lock, "network", make(), raising=False)
+    store = make_store(network="trajmatch.lock:network")
+    monkeypatch.setattr(lock, "network", make(nn.Hardsigmoid()))
     with pytest.raises(UserError, match=r"cannot be used: .* layer module\.2 \(Hardsigmoid\)"):
         prepare(configure(experts=store))

@@ -230,8 +230,8 @@ def test_a_function_is_not_called_because_a_file_names_it(
         inputs = in_channels * image_size**2
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(inputs, num_classes))
 
-    monkeypatch.setattr("trajmatch.demo.make", make, raising=False)
-    name = "trajmatch.demo:make"
+    monkeypatch.setattr("trajmatch.lock.make", make, raising=False)
+    name = "trajmatch.lock:make"
     spec = {"name": name, "in_channels": 1, "num_classes": 3, "image_size": 8}
     file = make_artifact(network=spec)
     with pytest.raises(UserError, match=f"not called because a file says so; add --network {name}"):

@@ -651,14 +651,14 @@ COMMANDS: list[Mistake] = [
     Command(
         "demo-onto-photos",
         "trajmatch demo --out photos --num-experts 1 --max-start-epoch 1 --expert-epochs 1 "
-        "--epochs 1 --width 8 --iterations 1 --student-steps 1 --eval-epochs 1 --seeds 1",
+        "--expert.epochs 1 --width 8 --iterations 1 --student-steps 1 --seeds 1",
         expects=("photos",),
     ),
     Command("demo-no-out", "trajmatch demo", expects=("--out",)),
     Command("demo-missing-data", "trajmatch demo --out x --data npz:no.npz", expects=("no.npz",)),
     Command(
         "demo-too-many-epochs",
-        "trajmatch demo --out x --epochs 2",
+        "trajmatch demo --out x --expert.epochs 2",
         expects=("epoch",),
         forbids=("2/8",),
     ),

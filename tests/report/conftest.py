@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from trajmatch.demo import DemoConfig, run_demo
+from trajmatch.cli.run import RunConfig, pipeline_of
 from trajmatch.distill import DistillConfig, distill
+from trajmatch.pipeline import run_pipeline
 
 #: What a name must not do in a page: end its element, begin another, fetch something, add a line.
 CLASSES = ("<b>bright</b>", "<script src=http://x.invalid/>", 'dark" onload="x&amp;\nnew line')
@@ -34,20 +36,25 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
     """What `trajmatch run` or `trajmatch demo` leaves."""
     out = tmp_path_factory.mktemp("run") / "result"
-    settings = {"num_experts": 2, "epochs": 3, "width": 4, "depth": 1, "ipc": 2, "lr_img": 10.0}
-    run_demo(
-        DemoConfig(
-            out=out,
-            data=data,
-            iterations=12,
-            student_steps=2,
-            expert_epochs=1,
-            max_start_epoch=2,
-            seeds=2,
-            eval_epochs=3,
-            **settings,
-        )
-    )
+    stages = {
+        "expert": {"num_experts": 2, "epochs": 3, "width": 4, "depth": 1},
+        "distill": {
+            "iterations": 12,
+            "student_steps": 2,
+            "expert_epochs": 1,
+            "max_start_epoch": 2,
+            "ipc": 2,
+            "lr_img": 10.0,
+            "lr_lr": 1e-5,
+            "lr_init": 0.02,
+        },
+        "evaluate": {"seeds": 2, "epochs": 3},
+    }
+    config = RunConfig(recipe="cpu/demo", out=out, data=data, full_experts=True)
+    made = pipeline_of(config, stages)
+    assert made.expert is not None
+    expert, distillation = (replace(each, recipe=None) for each in (made.expert, made.distill))
+    run_pipeline(replace(made, expert=expert, distill=distillation))
     return out
 
 

@@ -53,21 +53,26 @@ _DECIDED = {field.name for field in dataclasses.fields(RunConfig)} | {"until_epo
 
 
 def run(argv: list[str]) -> int:
-    """Runs the command.
+    """Run the command with its arguments, and return the exit status."""
+    from trajmatch.cli.arguments import recipe_of
+
+    return run_recipe(recipe_of(argv) or Recipe(name=""), argv, "run")
+
+
+def run_recipe(recipe: Recipe, argv: list[str], command: str) -> int:
+    """Run a recipe.
 
     Args:
+        recipe: Values of what is not given.
         argv: Arguments after the command's name.
+        command: Name of the command.
 
     Returns:
         The exit status.
     """
-    from trajmatch.cli.arguments import recipe_of
-
-    recipe = recipe_of(argv) or Recipe(name="")
-    config, stages = _parse(argv, recipe)
+    config, stages = _parse(argv, recipe, command)
 
     from trajmatch import interruption
-    from trajmatch.cli.demo import print_summary
     from trajmatch.cli.device import with_device
     from trajmatch.cli.health import print_health
     from trajmatch.cli.progress import Progress
@@ -77,7 +82,7 @@ def run(argv: list[str]) -> int:
     config = with_device(config)
     data = of_recipe(config.data, recipe.data, recipe.name)
     pipeline = pipeline_of(replace(config, data=data), stages)
-    pipeline = replace(pipeline, command=shlex.join(["trajmatch", "run", *argv]))
+    pipeline = replace(pipeline, command=shlex.join(["trajmatch", command, *argv]))
     expert = pipeline.expert
     if expert is not None and expert.trained_epochs < expert.epochs and not config.quiet:
         print(
@@ -92,8 +97,24 @@ def run(argv: list[str]) -> int:
             None if config.quiet else print_health,
         )
     if not config.quiet:
-        print_summary(summary, pipeline.folder)
+        _print_summary(summary, pipeline.folder)
     return 0
+
+
+def _print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
+    """Print what came of a pipeline, and where it is."""
+    from trajmatch.pipeline import table
+
+    print(table(summary))
+    if "improvement" in summary:
+        print(
+            f"{summary['improvement']:+.1f} points over random real images (standard error "
+            f"{summary['improvement_error']:.1f}, from {summary['test_images']} test images)"
+        )
+    print(f"{summary['seconds']:.0f} s in all")
+    for path, what in folder.contents():
+        if path.exists():
+            print(f"{path}: {what}")
 
 
 def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> Pipeline:
@@ -122,19 +143,25 @@ def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> P
     return Pipeline(folder, expert, distill, evaluate)
 
 
-def _parse(argv: list[str], recipe: Recipe) -> tuple[RunConfig, dict[str, dict[str, Any]]]:
+def _parse(
+    argv: list[str], recipe: Recipe, command: str
+) -> tuple[RunConfig, dict[str, dict[str, Any]]]:
     """The shared fields, and those of each stage: the recipe's, unless a flag has another value."""
     from trajmatch.cli.arguments import Section, read
 
     defaults = {name: getattr(recipe, name) for name in _STAGES}
+    own_defaults = {"data": recipe.data or None}
+    hidden = []
+    if command == "demo":
+        own_defaults["recipe"], hidden = recipe.name, ["recipe"]
     sections = [
-        Section(RunConfig, {"data": recipe.data or None}),
+        Section(RunConfig, own_defaults, (), hidden),
         *(
             Section(config, defaults[name], (), _DECIDED, name, _fields_of_one(name))
             for name, config in _STAGES.items()
         ),
     ]
-    own, *given = read(sections, argv, "trajmatch run")
+    own, *given = read(sections, argv, f"trajmatch {command}")
     stages = dict(zip(_STAGES, given, strict=True))
     if own.get("experts") is not None and stages["expert"]:
         flag = "--" + next(iter(stages["expert"])).replace("_", "-")
@@ -142,7 +169,7 @@ def _parse(argv: list[str], recipe: Recipe) -> tuple[RunConfig, dict[str, dict[s
             f"{flag} is for the training of experts, and --experts has some that are trained; "
             "leave one of them out"
         )
-    config = RunConfig(**{"data": recipe.data or None, **own})
+    config = RunConfig(**{**own_defaults, **own})
     return config, {name: {**defaults[name], **stages[name]} for name in _STAGES}
 
 
