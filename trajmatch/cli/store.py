@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trajmatch.errors import UserError, closest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from trajmatch.experts import Store
     from trajmatch.experts.store_maintenance import Verdict
 
@@ -80,7 +79,7 @@ class MergeConfig:
 
 
 def run(argv: list[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: Arguments after the command's name.
@@ -88,22 +87,21 @@ def run(argv: list[str]) -> int:
     Returns:
         The exit status: 1 if a check found something.
     """
-    actions = {"verify": _verify, "ls": _list, "trim": _trim, "merge": _merge}
+    from trajmatch.cli.arguments import parse
+
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, file=sys.stdout if argv else sys.stderr)
         raise SystemExit(0 if argv else 2)
-    if argv[0] not in actions:
+    if argv[0] not in _ACTIONS:
         raise UserError(
-            f"trajmatch store has no action {argv[0]!r}{closest(argv[0], actions)}; it has "
-            f"{', '.join(actions)}"
+            f"trajmatch store has no action {argv[0]!r}{closest(argv[0], _ACTIONS)}; it has "
+            f"{', '.join(_ACTIONS)}"
         )
-    return actions[argv[0]](argv[1:])
+    config, positional, action = _ACTIONS[argv[0]]
+    return action(parse(config, argv[1:], f"trajmatch store {argv[0]}", positional)) or 0
 
 
-def _verify(argv: list[str]) -> int:
-    from trajmatch.cli.arguments import parse
-
-    config = parse(VerifyConfig, argv, "trajmatch store verify", "paths")
+def _verify(config: VerifyConfig) -> int:
     counts: dict[str, int] = {}
     for path in config.paths:
         for verdict in verdicts(path):
@@ -141,32 +139,32 @@ def verdicts(path: Path) -> Iterable[Verdict]:
     return verify(path) if path.is_dir() else [judge(path, read)]
 
 
-def _list(argv: list[str]) -> int:
-    from trajmatch.cli.arguments import parse
+def _list(config: ListConfig) -> None:
     from trajmatch.experts import Store
 
-    config = parse(ListConfig, argv, "trajmatch store ls", "paths")
     for path in config.paths:
         print("\n".join(described(Store.open(path, complete=False))))
-    return 0
 
 
-def _trim(argv: list[str]) -> int:
-    from trajmatch.cli.arguments import parse
+def _trim(config: TrimConfig) -> None:
     from trajmatch.experts.store_maintenance import trim
 
-    config = parse(TrimConfig, argv, "trajmatch store trim", "path")
     _print_made(trim(config.path, config.out, config.keep, config.experts))
-    return 0
 
 
-def _merge(argv: list[str]) -> int:
-    from trajmatch.cli.arguments import parse
+def _merge(config: MergeConfig) -> None:
     from trajmatch.experts.store_maintenance import merge
 
-    config = parse(MergeConfig, argv, "trajmatch store merge", "paths")
     _print_made(merge(config.paths, config.out))
-    return 0
+
+
+#: By the name of an action: its arguments, those given by position, and its function.
+_ACTIONS: dict[str, tuple[type[Any], str, Callable[[Any], int | None]]] = {
+    "verify": (VerifyConfig, "paths", _verify),
+    "ls": (ListConfig, "paths", _list),
+    "trim": (TrimConfig, "path", _trim),
+    "merge": (MergeConfig, "paths", _merge),
+}
 
 
 def _print_made(store: Store) -> None:
@@ -174,7 +172,7 @@ def _print_made(store: Store) -> None:
 
 
 def described(store: Store) -> list[str]:
-    """What is in a store, in lines for a reader.
+    """Describe a store in lines for a reader.
 
     Args:
         store: The store; it may lack experts.
@@ -182,45 +180,39 @@ def described(store: Store) -> list[str]:
     from trajmatch.experts.config import spans
     from trajmatch.experts.health import examine
 
-    manifest, missing = store.manifest, store.missing()
-    there = [expert for expert in range(store.num_experts) if expert not in {*missing}]
-    network, recipe = manifest["network"], manifest["recipe"]
-    whole = "" if not missing else f", {len(missing)} missing ({spans(missing)})"
-    seed = manifest["seed"]
+    manifest, missing, there = store.manifest, store.missing(), store.finished()
+    network, data, seed = dict(manifest["network"]), manifest["dataset"], manifest["seed"]
     if seed is None:
         seed = "several, see sources in store.json" if "sources" in manifest else "unknown"
-    options = ", ".join(f"{name} {value}" for name, value in network.items() if name != "name")
-    lines = [
+    whole = f", {len(missing)} missing ({spans(missing)})" if missing else ""
+    lines = {
+        "experts": f"{len(there)} of {store.num_experts}{whole}, seed {seed}",
+        "network": f"{network.pop('name', None)} ({_listed(network)})",
+        "data": f"{data['name']}, {len(data['class_names'])} classes, shape {data['shape']}, "
+        f"held out {manifest['holdout']['fraction']:g}",
+        "preprocessing": manifest["preprocessing"].get("kind", "normalised channels"),
+        "recipe": _listed(manifest["recipe"]),
+        "epochs kept": f"{spans(store.snapshots_kept)}, trained to {store.reached}",
+        "size": f"{_bytes(store)}, {manifest['dtype']}",
+    }
+    metrics = [store.metrics(expert) for expert in there]
+    if found := [each["test_accuracy"] for each in metrics if "test_accuracy" in each]:
+        range_ = f"{fmean(found):.1f} (from {min(found):.1f} to {max(found):.1f})"
+        lines["accuracy"] = f"{range_} % on the test images after {store.reached}"
+    for name, what in (("displacement", "displacement"), ("train_loss", "training loss")):
+        if rows := [each[name] for each in metrics if each.get(name)]:
+            first, last = (fmean(row[end] for row in rows) for end in (0, -1))
+            lines[what] = f"{first:.4g} in the first epoch, {last:.4g} in the last"
+    signs = [] if missing else examine(store)
+    return [
         f"{store.path}",
-        f"  experts       {len(there)} of {store.num_experts}{whole}, seed {seed}",
-        f"  network       {network.get('name')} ({options})",
-        f"  data          {manifest['dataset']['name']}, "
-        f"{len(manifest['dataset']['class_names'])} classes, shape "
-        f"{manifest['dataset']['shape']}, held out {manifest['holdout']['fraction']:g}",
-        f"  preprocessing {manifest['preprocessing'].get('kind', 'normalised channels')}",
-        f"  recipe        {', '.join(f'{name} {value}' for name, value in recipe.items())}",
-        f"  epochs kept   {spans(store.snapshots_kept)}, trained to {store.reached}",
-        f"  size          {_bytes(store)}, {manifest['dtype']}",
+        *(f"  {what:13} {text}" for what, text in lines.items()),
+        *(f"  unhealthy     {sign}" for sign in signs),
     ]
-    if there:
-        metrics = [store.metrics(expert) for expert in there]
-        accuracies = [each["test_accuracy"] for each in metrics if "test_accuracy" in each]
-        if accuracies:
-            lines.append(
-                f"  accuracy      {_range(accuracies)} % on the test images after {store.reached}"
-            )
-        for name, what in (("displacement", "displacement"), ("train_loss", "training loss")):
-            rows = [each[name] for each in metrics if each.get(name)]
-            if rows:
-                first, last = (fmean(row[end] for row in rows) for end in (0, -1))
-                lines.append(f"  {what:13} {first:.4g} in the first epoch, {last:.4g} in the last")
-    if not missing:
-        lines += [f"  unhealthy     {sign}" for sign in examine(store)]
-    return lines
 
 
-def _range(values: list[float]) -> str:
-    return f"{fmean(values):.1f} (from {min(values):.1f} to {max(values):.1f})"
+def _listed(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
 def _bytes(store: Store) -> str:

@@ -40,43 +40,30 @@ def examine(store: Store) -> list[str]:
     classes = len(store.manifest["dataset"]["class_names"])
     chance, guessing = 100 / max(1, classes), math.log(max(1, classes))
     least = chance + LEARNED * (100 - chance)
-    diverged, still, untrained = [], [], []
+    signs = {
+        f"diverged: the training loss ended above its beginning, or was above {EXPLODED} times "
+        f"the {guessing:.3g} of guessing": "lower --lr of `trajmatch expert`",
+        f"moved in some epoch less than {STILL:g} of the distance of another epoch: segments "
+        "from there have nothing to match": "raise --lr of `trajmatch expert`",
+        f"reached less than {least:.1f} % test accuracy ({chance:.1f} % is chance) after "
+        f"{store.reached}": "train for more epochs or raise --lr of `trajmatch expert`",
+    }
+    diverged, still, untrained = signs
+    found: dict[str, list[int]] = {sign: [] for sign in signs}
     for expert in range(store.num_experts):
         metrics = store.metrics(expert)
         losses, moved = _numbers(metrics, "train_loss"), _numbers(metrics, "displacement")
         learned = metrics.get("test_accuracy", 100.0) >= least
         exploded = not learned and max(losses, default=0.0) > EXPLODED * guessing
         if losses and (exploded or losses[-1] > max(losses[0], guessing)):
-            diverged.append(expert)
+            found[diverged].append(expert)
         elif moved and min(moved) <= STILL * max(moved):
-            still.append(expert)
+            found[still].append(expert)
         elif not learned:
-            untrained.append(expert)
-    signs = [
-        (
-            diverged,
-            f"diverged: the training loss ended above its beginning, or was above {EXPLODED} times "
-            f"the {guessing:.3g} of guessing",
-            "lower --lr of `trajmatch expert`",
-        ),
-        (
-            still,
-            f"moved in some epoch less than {STILL:g} of the distance of another epoch: segments "
-            "from there have nothing to match",
-            "raise --lr of `trajmatch expert`",
-        ),
-        (
-            untrained,
-            f"reached less than {least:.1f} % test accuracy ({chance:.1f} % is chance) after "
-            f"{store.reached}",
-            "train for more epochs or raise --lr of `trajmatch expert`",
-        ),
-    ]
-    found = [(f"{_experts(those)} {sign}", advice) for those, sign, advice in signs if those]
-    return [
-        f"{sentence}; {advice}" if number == 0 else sentence
-        for number, (sentence, advice) in enumerate(found)
-    ]
+            found[untrained].append(expert)
+    sentences = [f"{_experts(those)} {sign}" for sign, those in found.items() if those]
+    gravest = next((advice for sign, advice in signs.items() if found[sign]), "")
+    return [f"{sentences[0]}; {gravest}", *sentences[1:]] if sentences else []
 
 
 def examine_window(

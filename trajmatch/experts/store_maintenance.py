@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from trajmatch import files
 from trajmatch.errors import UserError
@@ -22,7 +23,7 @@ _FREE = ("data", "num_experts", "seed", "sources", "format", "version")
 
 
 class Verdict(NamedTuple):
-    """What was found out about a file.
+    """The finding on a file.
 
     Attributes:
         path: The file.
@@ -96,19 +97,19 @@ def trim(
         UserError: An epoch or expert is not there, a file is damaged, or nothing can be written.
     """
     store = Store.open(path, complete=False)
-    chosen = there = store.finished()
+    there, epochs = store.finished(), store.manifest["snapshots"]
+    chosen, kept = there, epochs
     if experts != "all":
         chosen = sorted(numbers_of(experts, store.num_experts - 1, "experts", "experts"))
-    epochs = have_epochs = store.manifest["snapshots"]
     if keep != "all":
-        epochs = kept_epochs(keep, store.course)
-    for what, wanted, have in (("expert", chosen, there), ("epoch", epochs, have_epochs)):
+        kept = kept_epochs(keep, store.course)
+    for what, wanted, have in (("expert", chosen, there), ("epoch", kept, epochs)):
         if lacking := sorted({*wanted} - {*have}):
             raise UserError(f"{path} has no {what} {lacking[0]}; choose among those that it has")
     if not chosen:
         raise UserError(f"{path} has no finished expert; nothing can be kept of it")
     members = [(store, expert) for expert in chosen]
-    return _assemble(Path(out), {**store.manifest, "snapshots": epochs}, members)
+    return _assemble(Path(out), {**store.manifest, "snapshots": kept}, members)
 
 
 def merge(paths: Sequence[files.PathLike], out: files.PathLike) -> Store:
@@ -131,25 +132,22 @@ def merge(paths: Sequence[files.PathLike], out: files.PathLike) -> Store:
             of them, a file is damaged, or nothing can be written.
     """
     stores = [Store.open(path, complete=False) for path in paths]
-    first, *others = stores
-    for other in others:
-        _check_same_kind(first, other)
     members: dict[tuple[int, int], tuple[Store, int]] = {}
     for store in stores:
+        _check_same_kind(stores[0], store)
         for expert in store.finished():
             origin = store.origin(expert)
             key = origin["seed"], origin["expert"]
-            if key in members and not _same_expert(members[key], (store, expert)):
-                earlier, number = members[key]
+            earlier, number = members.setdefault(key, (store, expert))
+            if earlier is not store and not _same_expert(earlier, number, store, expert):
                 raise UserError(
                     f"{earlier.expert_path(number)} and {store.expert_path(expert)} are both "
                     f"expert {key[1]} of seed {key[0]}, but differ; leave one of the stores out, "
                     "or that expert (`trajmatch store trim --experts`)"
                 )
-            members.setdefault(key, (store, expert))
     if not members:
         raise UserError("none of the stores has a finished expert")
-    return _assemble(Path(out), first.manifest, [members[key] for key in sorted(members)])
+    return _assemble(Path(out), stores[0].manifest, [members[key] for key in sorted(members)])
 
 
 def _assemble(out: Path, manifest: dict[str, Any], members: Sequence[tuple[Store, int]]) -> Store:
@@ -174,8 +172,9 @@ def _assemble(out: Path, manifest: dict[str, Any], members: Sequence[tuple[Store
             store = Store.create(building, described, members[0][0].zca)
             for number, (source, expert) in enumerate(members):
                 _copy(source, expert, store, number)
-            with _failing(out):
-                building.rename(out)
+            building.rename(out)
+        except OSError as error:
+            raise UserError(f"cannot write {out}: {error.strerror}") from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return Store.open(out)
@@ -195,16 +194,8 @@ def _copy(source: Store, expert: int, store: Store, number: int) -> None:
     )
 
 
-@contextlib.contextmanager
-def _failing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
 def _check_same_kind(first: Store, other: Store) -> None:
-    """Makes sure that two stores differ at most in what :data:`_FREE` names."""
+    """Make sure that two stores differ at most in what :data:`_FREE` names."""
     mine, theirs = (
         {name: value for name, value in store.manifest.items() if name not in _FREE}
         for store in (first, other)
@@ -219,12 +210,9 @@ def _check_same_kind(first: Store, other: Store) -> None:
         )
 
 
-def _same_expert(one: tuple[Store, int], other: tuple[Store, int]) -> bool:
-    import torch
-
-    mine, theirs = (
-        files.load_tensors(store.expert_path(number))[0] for store, number in (one, other)
-    )
+def _same_expert(one: Store, number: int, other: Store, expert: int) -> bool:
+    mine, _ = files.load_tensors(one.expert_path(number))
+    theirs, _ = files.load_tensors(other.expert_path(expert))
     return mine.keys() == theirs.keys() and all(
         torch.equal(tensor, theirs[name]) for name, tensor in mine.items()
     )
