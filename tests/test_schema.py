@@ -17,10 +17,10 @@ from trajmatch.cli.main import main
 from trajmatch.distill import DistillConfig
 from trajmatch.errors import UserError
 from trajmatch.evaluate import EvalConfig
-from trajmatch.exchange import ConvertConfig, ExportConfig
+from trajmatch.exchange.config import ConvertConfig, ExportConfig
 from trajmatch.experts import ExpertConfig, Store, store_maintenance
 from trajmatch.recipes import load_recipe
-from trajmatch.report import ReportConfig
+from trajmatch.report.config import ReportConfig
 
 #: Every configuration of the library, with the fields that it cannot do without.
 REQUIRED: dict[type[Any], dict[str, Any]] = {

@@ -186,7 +186,8 @@ def _illustrate(pipeline: Pipeline, distilled: Artifact) -> None:
     """Draw pictures and write the report; what fails becomes a warning, as a run can do without."""
     from trajmatch import files, pictures
     from trajmatch.distill.problem import prepare
-    from trajmatch.report import ReportConfig, write_report
+    from trajmatch.report.config import ReportConfig
+    from trajmatch.report.page import write_report
 
     folder = pipeline.folder
 

@@ -16,7 +16,8 @@ from trajmatch.artifact import Artifact
 from trajmatch.cli.main import main
 from trajmatch.data import load_dataset
 from trajmatch.errors import UserError
-from trajmatch.exchange import ExportConfig, export
+from trajmatch.exchange.config import ExportConfig
+from trajmatch.exchange.exporting import export
 
 
 def picture(path: Path) -> torch.Tensor:

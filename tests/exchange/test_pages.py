@@ -17,7 +17,7 @@ from trajmatch.artifact import Artifact
 from trajmatch.cli.arguments import parse
 from trajmatch.cli.main import main
 from trajmatch.data import load_dataset
-from trajmatch.exchange import ConvertConfig, ExportConfig
+from trajmatch.exchange.config import ConvertConfig, ExportConfig
 from trajmatch.experts import Store
 from trajmatch.recipes import find_recipe
 

@@ -14,7 +14,8 @@ from trajmatch import artifact
 from trajmatch.artifact import Artifact
 from trajmatch.data import load_dataset
 from trajmatch.errors import UserError
-from trajmatch.exchange import ConvertConfig, convert
+from trajmatch.exchange.config import ConvertConfig
+from trajmatch.exchange.conversion import convert
 
 ORIGIN = {"network": "convnet:width=4,depth=1", "preprocessing": "data", "dsa": "flip_crop"}
 LABELS = torch.arange(3).repeat_interleave(2)

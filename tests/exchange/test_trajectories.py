@@ -18,7 +18,8 @@ from trajmatch import networks
 from trajmatch.data import load_dataset
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.errors import UserError
-from trajmatch.exchange import ConvertConfig, convert
+from trajmatch.exchange.config import ConvertConfig
+from trajmatch.exchange.conversion import convert
 from trajmatch.exchange.origin import preprocessed
 from trajmatch.exchange.trajectories import read_trajectories
 from trajmatch.experts import ExpertConfig, Store, train_experts

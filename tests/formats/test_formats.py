@@ -14,7 +14,8 @@ import torch
 from trajmatch import artifact
 from trajmatch.errors import UserError
 from trajmatch.experts import Store, store_maintenance
-from trajmatch.report import ReportConfig, write_report
+from trajmatch.report.config import ReportConfig
+from trajmatch.report.page import write_report
 
 RELEASES = [
     path for path in sorted(Path(__file__).parent.iterdir()) if (path / "tiny.npz").exists()

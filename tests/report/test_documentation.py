@@ -10,7 +10,7 @@ from trajmatch.cli.arguments import parse
 from trajmatch.cli.show import ShowConfig
 from trajmatch.distill import DistillConfig
 from trajmatch.evaluate.config import EvalConfig
-from trajmatch.report import ReportConfig
+from trajmatch.report.config import ReportConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "report.md"
 COMMANDS = {

@@ -16,8 +16,9 @@ from trajmatch.artifact import Artifact
 from trajmatch.evaluate.scores import difference_error, sampling_error
 from trajmatch.recipes import Recipe, find_recipe, load_recipe, recipe_names
 from trajmatch.recipes.deviations import Deviation, deviations
-from trajmatch.report import ReportConfig, write_report
+from trajmatch.report.config import ReportConfig
 from trajmatch.report.losses import of_no_step, verdict
+from trajmatch.report.page import write_report
 
 SETTINGS = {"terms": ["final"], "student_steps": 20, "expert_epochs": 2}
 

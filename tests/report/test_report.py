@@ -16,7 +16,8 @@ import torch
 import trajmatch
 from trajmatch import artifact
 from trajmatch.cli.main import main
-from trajmatch.report import ReportConfig, write_report
+from trajmatch.report.config import ReportConfig
+from trajmatch.report.page import write_report
 
 from .conftest import CLASSES
 

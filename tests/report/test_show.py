@@ -82,8 +82,8 @@ def test_snapshots_of_a_run_of_other_iterations(
     [
         (["--out", "x.jpg"], "--out should end in .png or .gif"),
         (["--out", "x.gif", "--strip"], "--out should end in .png"),
-        (["--frame-seconds", "0"], "--frame-seconds should be at least 0.02"),
-        (["--frame-seconds", "nan"], "--frame-seconds should be at least 0.02"),
+        (["--frame-seconds", "0"], "--frame-seconds should be a number of at least 0.02"),
+        (["--frame-seconds", "nan"], "--frame-seconds should be a number of at least 0.02"),
     ],
 )
 def test_mistakes(folder: Path, capsys, extra: list[str], message: str) -> None:

@@ -6,14 +6,7 @@ from trajmatch.exchange.config import ExportConfig
 
 
 def run(argv: list[str]) -> int:
-    """Runs the command.
-
-    Args:
-        argv: Arguments after the command's name.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command on the arguments after its name; return the exit status."""
     from trajmatch.cli.arguments import parse
 
     config = parse(ExportConfig, argv, "trajmatch export", "file")

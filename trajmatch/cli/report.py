@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from trajmatch.report import ReportConfig
+from trajmatch.report.config import ReportConfig
 
 
 def run(argv: list[str]) -> int:
-    """Runs the command.
-
-    Args:
-        argv: Arguments after the command's name.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command on the arguments after its name; return the exit status."""
     from trajmatch.cli.arguments import parse
 
     config = parse(ReportConfig, argv, "trajmatch report", "run")
 
-    from trajmatch.report import write_report
+    from trajmatch.report.page import write_report
 
     write_report(config)
     print(config.report)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from msgspec import Meta
 
 from trajmatch import files
 from trajmatch.errors import UserError
+from trajmatch.schema import PositiveInt, Settings
 
 if TYPE_CHECKING:
     from trajmatch.artifact import Artifact
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowConfig:
+class ShowConfig(Settings):
     """Draw the images of a distilled set, one row per class, or how they came about."""
 
     file: Path
@@ -27,30 +29,19 @@ class ShowConfig:
     """Draw the iterations side by side in one PNG, a column for each."""
     snapshots: Path | None = None
     """The images over the iterations. Default: what `trajmatch distill` put beside the file."""
-    frame_seconds: float = 0.5
-    """How long an image of the animation stays; the last stays four times as long."""
+    frame_seconds: Annotated[float, Meta(ge=0.02, le=655)] = 0.5
+    """How long an image of the animation stays; the last stays four times as long. No viewer shows
+    a GIF faster than 0.02."""
     clip: Literal["sigma", "unit"] = "sigma"
     """sigma shows 2.5 standard deviations around the mean, unit the pixel values 0 to 1."""
-    scale: int | None = None
+    scale: PositiveInt | None = None
     """Enlargement. Default: so that an image is about 100 pixels wide."""
-    per_class: int | None = None
+    per_class: PositiveInt | None = None
     """Images of each class. Default: all; with --strip, one."""
 
     def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            UserError: A value is out of its range.
-        """
-        for name in ("scale", "per_class"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} should be at least 1, but is {value}")
-        if not (math.isfinite(self.frame_seconds) and self.frame_seconds >= 0.02):
-            raise UserError(
-                f"--frame-seconds should be at least 0.02, but is {self.frame_seconds}; no viewer "
-                "shows a GIF faster"
-            )
+        """Check types and ranges, and the name of the picture."""
+        super().__post_init__()
         endings = (".png",) if self.strip else (".png", ".gif")
         if self.picture.suffix.lower() not in endings:
             raise UserError(f"--out should end in {' or '.join(endings)}, but is {self.out}")

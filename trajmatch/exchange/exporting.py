@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import torch
 
@@ -93,45 +94,12 @@ def _write_pictures(distilled: Artifact, folder: Path, hub: bool) -> None:
 
 
 def _card(distilled: Artifact) -> str:
-    """Return the text of the card: a head in YAML, of which JSON is a part, and Markdown.
-
-    The fingerprint is in the head because the package ``datasets`` tells folders of one name apart
-    by their heads alone, and would return the images that it read first.
-    """
-    names = {str(index): name for index, name in enumerate(distilled.class_names)}
-    soft = distilled.label_kind == "logit"
-    logits = [{"name": "logits", "sequence": "float32"}] if soft else []
-    head = {
-        "task_categories": ["image-classification"],
-        "configs": [
-            {
-                "config_name": "default",
-                "description": f"distilled set {distilled.fingerprint}",
-                "data_files": [{"split": "train", "path": "train/**"}],
-                "features": [
-                    {"name": "image", "dtype": "image"},
-                    {"name": "label", "dtype": {"class_label": {"names": names}}},
-                    *logits,
-                ],
-            }
-        ],
-    }
-    target = ", and target logits (their softmax is the target)" if soft else ""
-    return f"""---
-{json.dumps(head, indent=2)}
----
-
-# {distilled.dataset_name}, distilled to {distilled.ipc} images per class
-
-Made by trajmatch. Labels are class indices{target}.
-
-- learned step size: {distilled.lr!r}
-- preprocessing of training and test images: `{json.dumps(distilled.preprocessing.spec())}`
-- augmentation (DSA): `{distilled.dsa}`
-- network: `{json.dumps(distilled.network)}`
-
-The images are pixels, rounded and cut to 8 bits; `{DESCRIPTION}` has the rest.
-"""
+    """Return the text of the card of a data set of the hub."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("trajmatch.exchange", ""), keep_trailing_newline=True
+    )
+    template = environment.get_template("card.md")
+    return template.render(artifact=distilled, json=json.dumps, description=DESCRIPTION)
 
 
 def _numbers(distilled: Artifact, form: str) -> bytes:

@@ -198,20 +198,20 @@ def _rows(trajectory: list[list[Tensor]], path: Path, expert: int) -> Tensor:
 
 def _count(paths: list[Path], spec: dict[str, Any]) -> tuple[int, int]:
     """Count the experts in all files, and the snapshots of each, which are equally many."""
-    counted = [
+    lengths = [
         (path, number, len(trajectory))
         for path in paths
         for number, trajectory in enumerate(read_trajectories(path, spec))
     ]
-    wanted = counted[0][2]
-    for path, number, length in counted:
-        if length != wanted:
+    first = lengths[0][2]
+    for path, number, length in lengths:
+        if length != first:
             raise UserError(
                 f"{path}: expert {number} has {length} snapshots, but the first one of "
-                f"{paths[0].name} has {wanted}; convert files of other lengths to a store of "
+                f"{paths[0].name} has {first}; convert files of other lengths to a store of "
                 "their own"
             )
-    return len(counted), wanted
+    return len(lengths), first
 
 
 def _check_network(spec: dict[str, Any]) -> None:
