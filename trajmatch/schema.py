@@ -116,13 +116,14 @@ def settings_of(config: Any, kind: type[Any]) -> dict[str, Any]:
     return {k: list(each) if isinstance(each, tuple) else each for k, each in values.items()}
 
 
-def convert(content: Any, kind: type[T], place: str) -> T:
+def convert(content: Any, kind: type[T], place: str, advice: str = "") -> T:
     """Convert what was read from a file to its type.
 
     Args:
         content: As JSON holds it.
         kind: Such as a ``msgspec.Struct`` or a ``TypedDict``.
         place: The beginning of the message, e.g. ``"store.json is damaged"``.
+        advice: The end of it, e.g. ``"; delete it"``.
 
     Raises:
         UserError: It does not fit; the message says where.
@@ -131,11 +132,14 @@ def convert(content: Any, kind: type[T], place: str) -> T:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
         expected, _, path = str(error).partition(" - at `$")
-        path, value = path.rstrip("`"), content
+        path, value = path.rstrip("`").lstrip("."), content
+        if lacking := re.fullmatch(r"Object missing required field `(.*)`", expected):
+            name = f"{path}.{lacking[1]}".lstrip(".")
+            raise UserError(f"{place}: it lacks {name}{advice}") from error
         for key in re.findall(r"[^.\[\]]+", path.partition("[...]")[0]):
             value = value[int(key)] if isinstance(value, list) else value[key]
-        name = path.lstrip(".") or "content"
-        raise UserError(f"{place}: its {name} is {value!r:.100} ({expected})") from error
+        found = f"its {path or 'content'} is {value!r:.100}"
+        raise UserError(f"{place}: {found} ({expected}){advice}") from error
 
 
 def expect_config(function: str, config: object, kind: type[Any]) -> None:

@@ -175,6 +175,7 @@ def test_a_checkpoint_left_beside_its_finished_expert_is_removed(
         {"place": [1]},
         {"health": {"train_loss": []}},
         {"health": {}},
+        {"health": {"train_loss": [None], "accuracy": [None], "displacement": [0.1]}},
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_named(
@@ -186,7 +187,7 @@ def test_a_checkpoint_that_does_not_fit_is_named(
     path = Store.open(make_config().out, complete=False).checkpoint_path(0)
     tensors, description = files.load_tensors(path)
     files.save_tensors(path, tensors, {**description, **change})
-    with pytest.raises(UserError, match=r"checkpoint.safetensors cannot be used .*; remove it"):
+    with pytest.raises(UserError, match=r"checkpoint.safetensors cannot be used: .*; remove it"):
         train_experts(make_config(resume=True))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from trajmatch.device import usable_device
 from trajmatch.errors import UserError
 from trajmatch.evaluate.baselines import TrainingSets
 from trajmatch.evaluate.config import EvalConfig
-from trajmatch.evaluate.records import Layout, Records
+from trajmatch.evaluate.records import Records
 from trajmatch.evaluate.scores import Score
 from trajmatch.experts.store import Store
 from trajmatch.lock import locked
@@ -29,8 +29,6 @@ from trajmatch.training import Outcome, train_fresh
 
 #: What networks can be trained on, by their names in the result.
 SETS = ("distilled", "random_real", "k_center", "whole_real")
-
-LAYOUT = Layout("eval", "evaluation", "network", ("accuracy", "max_accuracy", "diverged"))
 
 
 def evaluate_artifact(
@@ -163,10 +161,10 @@ class _Evaluation:
             "seed": config.seed,
             "k_center_store": None if store is None else Store.open(store).fingerprint,
         }
-        self.records = Records.open(folder, LAYOUT, description, config.resume)
+        self.records = Records(folder, description, config.resume)
         for key in self._trainings:
-            if (record := self.records.read(*key)) is not None:
-                self._outcomes[key] = Outcome(**{field: record[field] for field in LAYOUT.fields})
+            if (outcome := self.records.read(*key)) is not None:
+                self._outcomes[key] = outcome
         if self._outcomes:
             self._rounds = self.done * self._protocol.num_rounds
             self._progress.update(self._rounds)
@@ -201,7 +199,7 @@ class _Evaluation:
                 on_epoch=self._on_epoch,
             )
             if self.records is not None:
-                self.records.write(*key, asdict(outcome))
+                self.records.write(*key, outcome)
             self._outcomes[key] = outcome
 
     def result(self) -> dict[str, Any]:

@@ -8,9 +8,10 @@ together: an expert does not depend on those beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -19,9 +20,7 @@ from trajmatch.errors import UserError
 from trajmatch.experts.step import ExpertState
 from trajmatch.experts.store import Store
 from trajmatch.experts.trajectory_recorder import Health, TrajectoryRecorder
-
-FORMAT = "trajmatch expert checkpoint"
-FORMAT_VERSION = 1
+from trajmatch.schema import Count, convert
 
 #: Checkpoints take this share of the time at most, however large and slow to write they are.
 _SHARE = 0.05
@@ -35,11 +34,22 @@ class Place(NamedTuple):
         step: Steps taken of the next one.
     """
 
-    epoch: int
-    step: int
+    epoch: Count
+    step: Count
 
 
 BEGINNING = Place(0, 0)
+
+
+class Description(msgspec.Struct):
+    """What a checkpoint says beside its tensors."""
+
+    format: Literal["trajmatch expert checkpoint"]
+    format_version: Literal[1]
+    store: str
+    expert: Count
+    place: Place
+    health: Health
 
 
 class Training(NamedTuple):
@@ -82,7 +92,7 @@ class Checkpoints:
         path = self._store.checkpoint_path(expert)
         if not path.exists():
             return Place(self._store.epochs_of(expert), 0)
-        return _parse(self._store, expert, files.read_metadata(path))[0]
+        return _described(self._store, expert, files.read_metadata(path)).place
 
     def restore(self, training: Training) -> None:
         """Brings an expert that was just begun to where its checkpoint is, if it has one.
@@ -96,7 +106,7 @@ class Checkpoints:
         store, expert = self._store, training.expert
         if store.checkpoint_path(expert).exists():
             tensors, description = files.load_tensors(store.checkpoint_path(expert))
-            _, health = _parse(store, expert, description)
+            health: Mapping[str, Any] = _described(store, expert, description).health
         elif store.epochs_of(expert):
             tensors, _ = files.load_tensors(store.expert_path(expert))
             rows = tensors["snapshots"].float()
@@ -111,7 +121,10 @@ class Checkpoints:
             _copy(training.total, tensors["total"])
             training.recorder.restore(tensors, health)
         except (KeyError, ValueError) as error:
-            raise _damaged(self._store, training.expert, error) from error
+            raise UserError(
+                f"{store.checkpoint_path(expert)} cannot be used: {error}; remove it to train "
+                f"expert {expert} from its beginning"
+            ) from error
 
     def visit(self, place: Place, group: Sequence[Training]) -> None:
         """Writes a checkpoint if it is time for one, or if the run is to stop here.
@@ -141,49 +154,37 @@ class Checkpoints:
 
     def _write(self, place: Place, group: Sequence[Training]) -> None:
         for expert, state, recorder, total in group:
-            description = {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "store": self._store.identity,
-                "expert": expert,
-                "place": list(place),
-                "health": recorder.health,
-            }
+            description = Description(
+                format="trajmatch expert checkpoint",
+                format_version=1,
+                store=self._store.identity,
+                expert=expert,
+                place=place,
+                health=recorder.health,
+            )
             tensors = {**state.tensors(), **recorder.tensors(), "total": total}
             # What is not finite is found at the end of the epoch, and said there.
             files.save_tensors(
-                self._store.checkpoint_path(expert), tensors, description, allow_nonfinite=True
+                self._store.checkpoint_path(expert),
+                tensors,
+                msgspec.to_builtins(description),
+                allow_nonfinite=True,
             )
 
 
-def _parse(store: Store, expert: int, description: dict[str, Any]) -> tuple[Place, Health]:
-    """Place and health in the description of a checkpoint."""
-    version = (description.get("format"), description.get("format_version"))
-    if version != (FORMAT, FORMAT_VERSION):
-        raise _damaged(store, expert, f"it is a {version[0]!r} of version {version[1]!r}")
-    if (description.get("store"), description.get("expert")) != (store.identity, expert):
-        raise _damaged(store, expert, "it belongs to another store or to another expert")
-    place, health = description.get("place"), description.get("health")
-    epochs = store.manifest["recipe"].get("epochs")
-    if not (
-        isinstance(epochs, int)
-        and isinstance(place, list)
-        and [type(number) for number in place] == [int, int]
-        and 0 <= place[0] < epochs
-        and place[1] >= 0
-    ):
-        raise _damaged(store, expert, f"its place is {place!r}")
-    if not isinstance(health, dict) or any(
-        not isinstance(values, list)
-        or len(values) != place[0]
-        or any(
-            type(value) is not float and not (value is None and name == "accuracy")
-            for value in values
-        )
-        for name, values in health.items()
-    ):
-        raise _damaged(store, expert, "its health is not one number for each epoch")
-    return Place(*place), health
+def _described(store: Store, expert: int, description: dict[str, Any]) -> Description:
+    """Check the description of an expert's checkpoint."""
+    path = store.checkpoint_path(expert)
+    advice = f"; remove it to train expert {expert} from its beginning"
+    found = convert(description, Description, f"{path} cannot be used", advice)
+    epoch, values = found.place.epoch, [*dict[str, Any](found.health).values()]
+    if (found.store, found.expert) != (store.identity, expert):
+        cause = "it belongs to another store or to another expert"
+    elif epoch >= store.course or any(len(each) != epoch for each in values):
+        cause = f"its health is not one number for each of {epoch} epochs, of {store.course}"
+    else:
+        return found
+    raise UserError(f"{path} cannot be used: {cause}{advice}")
 
 
 def _copy(memory: Tensor, value: Tensor) -> None:
@@ -194,10 +195,3 @@ def _copy(memory: Tensor, value: Tensor) -> None:
         )
     with torch.no_grad():
         memory.copy_(value)
-
-
-def _damaged(store: Store, expert: int, cause: object) -> UserError:
-    return UserError(
-        f"{store.checkpoint_path(expert)} cannot be used ({cause}); remove it to train expert "
-        f"{expert} from its beginning"
-    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
 from trajmatch import files
 from trajmatch.errors import UserError
+from trajmatch.schema import Count, Fraction, Int, PositiveInt, convert
 
 FORMAT = "trajmatch-experts"
 VERSION = 1
@@ -20,68 +20,49 @@ MOST_EXPERTS = MOST_EPOCHS = 100_000
 Epochs = Annotated[int, Meta(ge=1, le=MOST_EPOCHS)]
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+class DatasetEntry(TypedDict):
+    """The whole data set; ``shape`` is ``[C, H, W]``."""
+
+    name: str
+    fingerprint: str
+    class_names: list[str]
+    shape: list[Count]
 
 
-def _has(**parts: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Whether a value is an object with such entries, perhaps among others."""
-    return lambda value: (
-        isinstance(value, dict) and all(holds(value.get(name)) for name, holds in parts.items())
-    )
+class HoldoutEntry(TypedDict):
+    """The part of the training images that the experts did not see, and the rest's fingerprint."""
+
+    fraction: Fraction
+    seed: Int
+    training_fingerprint: str
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+class SourceEntry(TypedDict):
+    """The seed and number with which an expert was trained."""
+
+    seed: Int
+    expert: Count
 
 
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
+class Manifest(TypedDict):
+    """Content of ``store.json``; :class:`trajmatch.experts.Store` says more of it."""
 
-
-def _is_list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(holds, value))
-
-
-def _is_fraction(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1
-
-
-def _are_epochs(value: Any) -> bool:
-    return (
-        _is_list_of(_is_count)(value)
-        and len(value) > 0
-        and value == sorted(set(value))
-        and value[-1] <= MOST_EPOCHS
-    )
-
-
-#: What every manifest has, and when it is sound; :class:`trajmatch.experts.Store` says what it is.
-_FIELDS: dict[str, Callable[[Any], bool]] = {
-    "data": lambda value: value is None or isinstance(value, str),
-    "dataset": _has(
-        name=_is_text,
-        fingerprint=_is_text,
-        class_names=_is_list_of(_is_text),
-        shape=_is_list_of(_is_count),
-    ),
-    "holdout": _has(
-        fraction=_is_fraction, seed=lambda value: type(value) is int, training_fingerprint=_is_text
-    ),
-    "preprocessing": _is_object,
-    "network": _is_object,
-    "recipe": _is_object,
-    # Nobody knows that of a converted store, and a merged one has several.
-    "seed": lambda value: value is None or type(value) is int,
-    "num_experts": lambda value: _is_count(value) and 1 <= value <= MOST_EXPERTS,
-    "dtype": lambda value: value in ("float32", "bfloat16"),
-    "snapshots": _are_epochs,
-}
-_are_sources = _is_list_of(_has(seed=lambda value: type(value) is int, expert=_is_count))
+    data: str | None
+    dataset: DatasetEntry
+    holdout: HoldoutEntry
+    preprocessing: dict[str, Any]
+    network: dict[str, Any]
+    recipe: dict[str, Any]
+    seed: Int | None  # None: of a converted store nobody knows it, and a merged one has several
+    num_experts: Annotated[int, Meta(ge=1, le=MOST_EXPERTS)]
+    dtype: Literal["float32", "bfloat16"]
+    snapshots: Annotated[list[Annotated[int, Meta(ge=0, le=MOST_EPOCHS)]], Meta(min_length=1)]
+    trained_epochs: NotRequired[PositiveInt]
+    sources: NotRequired[list[SourceEntry]]
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Reads the manifest of a store.
+    """Read the manifest of a store.
 
     Args:
         folder: The store.
@@ -100,19 +81,12 @@ def read(folder: Path) -> dict[str, Any]:
             f"but this release reads {FORMAT!r} version {VERSION}"
         )
     found = manifest.pop(files.CHECKSUM, None)
-    lacking = sorted(_FIELDS.keys() - manifest.keys())
-    if lacking:
-        raise UserError(f"{path} is damaged: it lacks {', '.join(lacking)}")
-    for field, holds in _FIELDS.items():
-        if not holds(manifest[field]):
-            raise UserError(f"{path} is damaged: its {field} is {manifest[field]!r:.100}")
-    epochs = manifest.get("trained_epochs", 1)
-    if not (type(epochs) is int and epochs >= 1):
-        raise UserError(f"{path} is damaged: its trained_epochs is {epochs!r:.100}")
-    if "sources" in manifest:
-        sources = manifest["sources"]
-        if not _are_sources(sources) or len(sources) != manifest["num_experts"]:
-            raise UserError(f"{path} is damaged: its sources are {sources!r:.100}")
+    known = convert(manifest, Manifest, f"{path} is damaged")
+    epochs, sources = known["snapshots"], known.get("sources")
+    if epochs != sorted(set(epochs)):
+        raise UserError(f"{path} is damaged: its snapshots are {epochs!r:.100}")
+    if sources is not None and len(sources) != known["num_experts"]:
+        raise UserError(f"{path} is damaged: its sources are {sources!r:.100}")
     if found is not None and found != files.json_checksum(manifest):
         raise UserError(
             f"{path} is damaged: its content does not fit its checksum; if you changed it by hand, "
@@ -122,7 +96,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes the manifest of a store, with a checksum.
+    """Write the manifest of a store, with a checksum.
 
     Args:
         folder: The store.

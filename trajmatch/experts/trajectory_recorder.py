@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from trajmatch.experts.step import ExpertState
 
-#: One value for each epoch, by name.
-Health = dict[str, list[float | None]]
+
+class Health(TypedDict):
+    """One value for each epoch; the accuracy of an epoch without a test is None."""
+
+    train_loss: list[float]
+    accuracy: list[float | None]
+    displacement: list[float]
 
 
 class TrajectoryRecorder:
@@ -47,8 +52,9 @@ class TrajectoryRecorder:
             accuracy: Test accuracy after it, in percent; None where it was not tested.
         """
         moved = (state.theta - self._last).norm(dtype=torch.float64).item()
-        for name, value in zip(self.health, (loss, accuracy, moved), strict=True):
-            self.health[name].append(value)
+        self.health["train_loss"].append(loss)
+        self.health["accuracy"].append(accuracy)
+        self.health["displacement"].append(moved)
         self._last.copy_(state.theta)
         self._keep(epoch, state)
 
@@ -78,7 +84,11 @@ class TrajectoryRecorder:
             if value.shape != memory.shape or value.dtype != memory.dtype:
                 raise ValueError(f"{name} is {value.dtype} {list(value.shape)}")
             memory.copy_(value)
-        self.health = {name: list(health[name]) for name in self.health}
+        self.health = {
+            "train_loss": [*health["train_loss"]],
+            "accuracy": [*health["accuracy"]],
+            "displacement": [*health["displacement"]],
+        }
 
     def _keep(self, epoch: int, state: ExpertState) -> None:
         if self._filled < len(self._kept) and self._kept[self._filled] == epoch:
