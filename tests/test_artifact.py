@@ -110,22 +110,25 @@ def test_pixels_are_in_the_file_with_the_normalisation_undone(path, distilled) -
         ({"labels": torch.zeros(8)}, "labels' dtype should be int64"),
         ({"labels": torch.zeros(8, 3), "label_kind": "logit"}, r"should be \[8, 4\]"),
         ({"labels": torch.full((8, 4), INF), "label_kind": "logit"}, "finite"),
-        ({"label_kind": "probability"}, "index or logit, but is probability"),
-        ({"lr": 0.0}, "step size should be positive, but is 0.0"),
-        ({"lr": NAN}, "step size"),
+        ({"label_kind": "probability"}, "one of index, logit, but is 'probability'"),
+        ({"lr": 0.0}, "lr should be a finite number above 0, but is 0.0"),
+        ({"lr": NAN}, "lr should be a finite number above 0"),
         ({"mean": (0.1, 0.2)}, "mean should be 3 numbers"),
-        ({"mean": (0.1, 0.2, "x")}, "mean should be 3 numbers"),
-        ({"std": (0.1, 0.0, 0.1)}, "standard deviation should be positive"),
-        ({"std": (0.1, INF, 0.1)}, "standard deviation should be 3 numbers"),
+        ({"mean": (0.1, 0.2, "x")}, "mean should be a list, each a finite number"),
+        ({"std": (0.1, 0.0, 0.1)}, "std should be a list, each a finite number above 0"),
+        ({"std": (0.1, INF, 0.1)}, "std should be a list, each a finite number above 0"),
         ({"dsa": "flip_swirl"}, "swirl"),
         ({"network": {**NETWORK, "num_classes": 5}}, "network's num_classes should be 4"),
         ({"network": {**NETWORK, "norm": "bath"}}, "cannot be built"),
         ({"network": {}}, "cannot be built"),
-        ({"class_names": ()}, "class names"),
-        ({"class_names": ("a", "b", "c", 4)}, "class names"),
-        ({"ipc": 0}, "images per class"),
-        ({"scores": (71.5,)}, "score"),
-        ({"selection": "best"}, "last, holdout, test-max, but is best"),
+        ({"class_names": ()}, "class_names should be a list of one or more"),
+        (
+            {"class_names": ("a", "b", "c", 4)},
+            "class_names should be a list of one or more",
+        ),
+        ({"ipc": 0}, "ipc should be a whole number of at least 1"),
+        ({"scores": (71.5,)}, "scores should be a list, each a section"),
+        ({"selection": "best"}, "last, holdout, test-max, but is 'best'"),
     ],
 )
 def test_refuses_what_does_not_fit(change, message) -> None:
@@ -229,9 +232,7 @@ def test_unwritable_place(distilled, tmp_path) -> None:
 def test_probabilities_are_kept_as_their_logarithm(tmp_path) -> None:
     soft = torch.softmax(torch.randn(8, 4, generator=torch.Generator().manual_seed(1)), dim=1)
     soft[0] = torch.tensor([0.0, 1.0, 0.0, 0.0])
-    settings = fields()
-    del settings["labels"], settings["label_kind"]
-    made = Artifact.from_probabilities(probabilities=soft, **settings)
+    made = Artifact(**fields(labels=log_probabilities(soft), label_kind="logit"))
     artifact.save(tmp_path / "soft", made)
     loaded = artifact.load(tmp_path / "soft")
     assert loaded.label_kind == "logit"
@@ -338,7 +339,7 @@ def test_damaged_whitening_is_found(whitened, tmp_path) -> None:
     with pytest.raises(UserError, match="is damaged: a ZCA transform should be described"):
         artifact.load(path)
     small = zca.fit(torch.randint(0, 256, (9, 3, 4, 4)).to(torch.uint8))
-    with pytest.raises(UserError, match=r"ZCA transform's images should be \[3, 8, 8\], but is"):
+    with pytest.raises(UserError, match=r"ZCA's images should be \[3, 8, 8\], but is"):
         Artifact(**fields(zca=small))
 
 

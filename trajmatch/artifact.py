@@ -11,16 +11,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from trajmatch import __version__, files, networks
@@ -28,6 +28,7 @@ from trajmatch.data.dsa import DSA
 from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing
 from trajmatch.data.zca import ZCA, from_parts
 from trajmatch.errors import UserError
+from trajmatch.schema import Finite, Positive, PositiveInt, settings_of, settle
 
 if TYPE_CHECKING:
     from torch.utils.data import TensorDataset
@@ -36,35 +37,36 @@ FORMAT = "trajmatch artifact"
 #: Version of a file with whitened images; without, files are of version 1, as they always were.
 FORMAT_VERSION = 2
 
-SELECTIONS = ("last", "holdout", "test-max")
-
 #: Endings of other kinds of files, for a warning.
 _OTHER_ENDINGS = (".gif", ".h5", ".jpg", ".json", ".npy", ".npz", ".pkl", ".png", ".pt", ".pth")
 
 _TENSORS = ("images", "labels", "pixels")
 _PARAMETER = "parameter."
-#: Fields of the description, with the type that each has in the file.
-_DESCRIPTION: dict[str, type | tuple[type, ...]] = {
-    "label_kind": str,
-    "lr": (int, float),
-    "mean": list,
-    "std": list,
-    "dsa": str,
-    "network": dict,
-    "class_names": list,
-    "dataset_name": str,
-    "dataset_fingerprint": str,
-    "ipc": int,
-    "recipe": dict,
-    "seed": int,
-    "versions": dict,
-    "scores": list,
-    "selection": str,
-}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Artifact:
+class Description:
+    """What the file of a distilled set says of it; :class:`Artifact` explains the fields."""
+
+    label_kind: Literal["index", "logit"]
+    lr: Positive
+    mean: tuple[Finite, ...]
+    std: tuple[Positive, ...]
+    dsa: str
+    network: dict[str, Any]
+    class_names: Annotated[tuple[str, ...], Meta(min_length=1)]
+    dataset_name: str
+    dataset_fingerprint: str
+    ipc: PositiveInt
+    recipe: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    scores: tuple[dict[str, Any], ...] = ()
+    selection: Literal["last", "holdout", "test-max"] = "last"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Artifact(Description):
     """A distilled set and everything needed to train on it.
 
     Attributes:
@@ -97,53 +99,36 @@ class Artifact:
 
     images: Tensor
     labels: Tensor
-    label_kind: Literal["index", "logit"]
-    lr: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    dsa: str
-    network: dict[str, Any]
-    class_names: tuple[str, ...]
-    dataset_name: str
-    dataset_fingerprint: str
-    ipc: int
-    recipe: dict[str, Any]
-    seed: int
-    versions: dict[str, str]
-    scores: tuple[dict[str, Any], ...] = ()
-    selection: Literal["last", "holdout", "test-max"] = "last"
     zca: ZCA | None = None
     parametrisation: str | None = None
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check every field; see the class."""
-        for name in ("images", "labels"):
-            found = type(getattr(self, name)).__name__
-            _check(found == "Tensor", f"the {name}", "a tensor", f"of type {found}")
-        _check_images(self.images)
-        _check_class_names(self.class_names)
-        _check_labels(self.labels, self.label_kind, len(self.images), self.num_classes)
-        _check_normalisation(self.mean, self.std, self.images.shape[1])
+        settle(self, str)
+        images, labels, classes = self.images, self.labels, self.num_classes
+        _check(images.dtype == torch.float32, "the images' dtype", "float32", images.dtype)
+        shape = list(images.shape)
+        _check(images.ndim == 4 and images.numel() > 0, "the images' shape", "[n, C, H, W]", shape)
+        hard = self.label_kind == "index"
+        dtype = torch.int64 if hard else torch.float32
+        _check(labels.dtype == dtype, "the labels' dtype", str(dtype)[6:], labels.dtype)
+        wanted = [len(images)] if hard else [len(images), classes]
+        found = list(labels.shape)
+        _check(found == wanted, "the labels' shape", str(wanted), found)
+        for name, tensor in (("images", images), ("labels", labels)):
+            _check(bool(tensor.isfinite().all()), f"every value of the {name}", "finite", "not")
+        if hard:
+            low, high = int(labels.min()), int(labels.max())
+            fit, range_ = low >= 0 and high < classes, f"from 0 to {classes - 1}"
+            _check(fit, "every label", range_, f"from {low} to {high}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            _check(len(values) == shape[1], name, f"{shape[1]} numbers (one per channel)", values)
         if self.zca is not None:
-            shape, wanted = list(self.zca.mean.shape), list(self.images.shape[1:])
-            _check(shape == wanted, "the shape of the ZCA transform's images", str(wanted), shape)
-        _check_network(self.network, self.images, self.num_classes)
+            found = list(self.zca.mean.shape)
+            _check(found == shape[1:], "the shape of the ZCA's images", str(shape[1:]), found)
+        _check_network(self.network, images, classes)
         DSA(self.dsa)
-        _check(math.isfinite(self.lr) and self.lr > 0, "the step size", "positive", self.lr)
-        _check(self.ipc >= 1, "the images per class", "at least 1", self.ipc)
-        _check(
-            all(isinstance(score, dict) for score in self.scores),
-            "every score",
-            "an object with its protocol",
-            self.scores,
-        )
-        _check(
-            self.selection in SELECTIONS,
-            "the selection",
-            f"one of {', '.join(SELECTIONS)}",
-            self.selection,
-        )
 
     def __repr__(self) -> str:
         """Say in one line what the set is, without its numbers."""
@@ -153,24 +138,6 @@ class Artifact:
             f"<Artifact of {self.dataset_name}: {count} images {shape} in {self.num_classes} "
             f"classes, {labels} labels, step size {self.lr:.4g}, {self.network.get('name')}>"
         )
-
-    @classmethod
-    def from_probabilities(cls, *, probabilities: Tensor, **fields: Any) -> Artifact:
-        """An artifact of images with soft labels given as probabilities.
-
-        The labels are kept as the probabilities' logarithm, whose softmax they are.
-
-        Args:
-            probabilities: Class probabilities of each image. ``[n, K]``, floating point.
-            **fields: The other fields, without ``labels`` and ``label_kind``.
-
-        Returns:
-            An artifact with ``label_kind="logit"``.
-
-        Raises:
-            UserError: A row is not a probability distribution, or another field does not fit.
-        """
-        return cls(labels=log_probabilities(probabilities), label_kind="logit", **fields)
 
     @property
     def num_classes(self) -> int:
@@ -285,7 +252,7 @@ class Artifact:
         return paths
 
     def _description(self) -> dict[str, Any]:
-        description = {name: getattr(self, name) for name in _DESCRIPTION}
+        description = settings_of(self, Description)
         if self.zca is not None:
             description["zca"] = self.zca.spec()
         if self.parametrisation is not None:
@@ -393,27 +360,24 @@ def load(path: str | os.PathLike[str]) -> Artifact:
             f"{__version__}, which reads versions 1 to {FORMAT_VERSION}; install the release that "
             "wrote the file"
         )
-    for name in _TENSORS:
-        if name not in tensors:
-            raise UserError(f"{path} is damaged: it has no tensor {name!r}")
-    for name, kind in _DESCRIPTION.items():
-        value = metadata.get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"{path} is damaged: its field {name!r} is {value!r}")
-    fields = {name: _untuple(metadata[name]) for name in _DESCRIPTION}
+    if missing := [f"no tensor {name!r}" for name in _TENSORS if name not in tensors]:
+        raise UserError(f"{path} is damaged: it has {missing[0]}")
+    names = [each.name for each in fields(Description)]
+    if missing := [f"no field {name!r}" for name in names if name not in metadata]:
+        raise UserError(f"{path} is damaged: it has {missing[0]}")
+    parameters = {
+        name.removeprefix(_PARAMETER): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(_PARAMETER)
+    }
     try:
-        zca = from_parts(metadata["zca"], tensors) if "zca" in metadata else None
         artifact = Artifact(
             images=tensors["images"],
             labels=tensors["labels"],
-            zca=zca,
+            zca=from_parts(metadata["zca"], tensors) if "zca" in metadata else None,
             parametrisation=metadata.get("parametrisation"),
-            parameters={
-                name.removeprefix(_PARAMETER): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(_PARAMETER)
-            },
-            **fields,
+            parameters=parameters,
+            **{name: metadata[name] for name in names},
         )
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from error
@@ -427,10 +391,6 @@ def current_versions() -> dict[str, str]:
     return {"trajmatch": __version__, "torch": torch.__version__}
 
 
-def _untuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _fingerprint(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, tensor in tensors.items():
@@ -442,56 +402,6 @@ def _fingerprint(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) 
 def _check(holds: bool, what: str, wanted: str, value: object) -> None:
     if not holds:
         raise UserError(f"{what} should be {wanted}, but is {value}")
-
-
-def _check_images(images: Tensor) -> None:
-    shape = list(images.shape)
-    _check(images.dtype == torch.float32, "the images' dtype", "float32", images.dtype)
-    _check(images.ndim == 4 and images.numel() > 0, "the images' shape", "[n, C, H, W]", shape)
-    _check(bool(images.isfinite().all()), "every value of the images", "finite", "not")
-
-
-def _check_class_names(names: tuple[str, ...]) -> None:
-    holds = len(names) > 0 and all(isinstance(name, str) for name in names)
-    _check(holds, "the class names", "one text or more", names)
-
-
-def _check_labels(labels: Tensor, kind: str, count: int, num_classes: int) -> None:
-    shape = list(labels.shape)
-    if kind == "index":
-        _check(labels.dtype == torch.int64, "the labels' dtype", "int64", labels.dtype)
-        _check(shape == [count], "the labels' shape", f"[{count}]", shape)
-        low, high = int(labels.min()), int(labels.max())
-        _check(
-            low >= 0 and high < num_classes,
-            "every label",
-            f"from 0 to {num_classes - 1}",
-            f"from {low} to {high}",
-        )
-    elif kind == "logit":
-        _check(labels.dtype == torch.float32, "the labels' dtype", "float32", labels.dtype)
-        wanted = [count, num_classes]
-        _check(shape == wanted, "the labels' shape", str(wanted), shape)
-        _check(bool(labels.isfinite().all()), "every label", "finite", "not")
-    else:
-        raise UserError(f"the kind of the labels should be index or logit, but is {kind}")
-
-
-def _check_normalisation(
-    mean: tuple[float, ...], std: tuple[float, ...], num_channels: int
-) -> None:
-    for what, values in (("mean", mean), ("standard deviation", std)):
-        _check(
-            len(values) == num_channels and all(map(_is_finite_number, values)),
-            f"the {what}",
-            f"{num_channels} numbers (one per channel)",
-            values,
-        )
-    _check(all(value > 0 for value in std), "the standard deviation", "positive", std)
-
-
-def _is_finite_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _check_network(spec: dict[str, Any], images: Tensor, num_classes: int) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -41,6 +42,7 @@ _NAMES = {
     bool: "true or false",
     Path: "a path",
     dict: "a section",
+    str: "a text",
 }
 _BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
 
@@ -53,17 +55,33 @@ class Settings:
     """
 
     def __post_init__(self) -> None:
-        """Bring every field into its type: texts into paths, lists into tuples."""
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            given = _plain(getattr(self, name))
-            value = setting(given, hint, flag(name))
-            # a whole number for a float stays whole, as files of it are to stay the same
-            object.__setattr__(self, name, given if given == value else value)
+        """Check the fields."""
+        settle(self, flag)
 
     def expect(self, name: str, holds: bool, wanted: str) -> None:
         """Raise UserError unless a field fits the others."""
         if not holds:
             raise UserError(f"{flag(name)} should be {wanted}, but is {getattr(self, name)}")
+
+
+def settle(record: Any, name_of: Callable[[str], str]) -> None:
+    """Bring the fields of a frozen dataclass into their types: texts into paths, lists into tuples.
+
+    Args:
+        record: In its ``__post_init__``.
+        name_of: Gives the name of a field in messages.
+
+    Raises:
+        UserError: A value does not fit the type of its field.
+    """
+    for name, kind in get_type_hints(type(record), include_extras=True).items():
+        given = _plain(getattr(record, name))
+        value = setting(given, kind, name_of(name))
+        if isinstance(given, list) and isinstance(value, tuple):
+            given = tuple(given)
+        # A whole number for a float stays whole: the bytes of files depend on it.
+        kept = given if value is given or given == value else value
+        object.__setattr__(record, name, kept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +121,7 @@ def setting(value: Any, kind: Any, name: str, *, strict: bool = True) -> Any:
         UserError: It does not fit; the message says what does.
     """
     try:
-        return msgspec.convert(value, kind, dec_hook=_path, strict=strict)
+        return msgspec.convert(value, kind, dec_hook=_other, strict=strict)
     except msgspec.ValidationError as error:
         choices = next((get_args(each) for each in _kinds(kind) if get_origin(each) is Literal), ())
         meant = closest(value, map(str, choices)) if isinstance(value, str) else ""
@@ -174,7 +192,8 @@ def shown(kind: Any) -> str:
         for name, words in _BOUNDS.items()
         if bounds.get(name) is not None and abs(bounds[name]) not in (_INT, _FLOAT)
     ]
-    named = _NAMES.get(get_origin(kind) or kind, "a text").replace("number", finite + "number")
+    kind = get_origin(kind) or kind
+    named = _NAMES.get(kind, f"a {kind.__name__}").replace("number", finite + "number")
     return f"{named} {' and '.join(told).replace('and of', 'and')}".strip()
 
 
@@ -194,8 +213,10 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
-def _path(kind: type[Any], value: Any) -> Any:
-    """Convert to a type that msgspec does not know, which is a path."""
-    if isinstance(value, str | os.PathLike):
-        return kind(value)
-    raise TypeError(f"expected a path, but got {value!r}")
+def _other(kind: type[Any], value: Any) -> Any:
+    """Convert to a type that msgspec does not know: a path, or a class of PyTorch or ours."""
+    if kind is Path and isinstance(value, str | os.PathLike):
+        return Path(value)
+    if isinstance(value, kind):
+        return value
+    raise TypeError(f"expected a {kind.__name__}, but got {value!r}")
