@@ -107,7 +107,7 @@ def test_a_signal_ends_a_distillation_with_a_checkpoint(
     message = f"stopped by {number.name}; {checkpoint} has iteration {iteration}; go on with"
     assert message in capsys.readouterr().err
     metadata = read_metadata(checkpoint)
-    assert (metadata["format"], metadata["iteration"]) == (FORMAT, iteration)
+    assert (metadata["format"], metadata["progress"]["iteration"]) == (FORMAT, iteration)
     monkeypatch.undo()
     assert distill(store, out, "--resume") == 0
     assert out.read_bytes() == whole.read_bytes()
