@@ -29,7 +29,7 @@ def test_a_window_outside_the_snapshots_kept(configure) -> None:
 def test_the_default_window_is_what_the_experts_have(configure, settings, end) -> None:
     """Of experts with epochs 0 to 4, for segments of 2 epochs unless said otherwise."""
     problem = prepare(configure(**{"max_start_epoch": None, "expert_epochs": 2, **settings}))
-    assert problem.window.maximum == problem.identity["max_start_epoch"] == end
+    assert problem.objective.window.maximum == problem.identity["max_start_epoch"] == end
 
 
 def test_a_run_by_the_default_window_is_the_run_that_names_it(configure, tmp_path) -> None:

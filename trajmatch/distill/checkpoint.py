@@ -19,6 +19,7 @@ from trajmatch.errors import UserError
 
 FORMAT = "trajmatch distillation checkpoint"
 FORMAT_VERSION = 4
+_OLD_VERSION = 3  # of release 0.1
 
 
 def save(path: Path, state: State, identity: dict[str, Any]) -> None:
@@ -63,7 +64,8 @@ def load(path: Path, problem: Problem) -> State:
         UserError: The file is damaged, not a checkpoint, or of a run with other settings.
     """
     tensors, description = files.load_tensors(path)
-    if (description.get("format"), description.get("format_version")) != (FORMAT, FORMAT_VERSION):
+    version = description.get("format_version")
+    if description.get("format") != FORMAT or version not in (_OLD_VERSION, FORMAT_VERSION):
         raise UserError(
             f"{path} is not a checkpoint that this version reads; remove it, or choose "
             "another --out"
@@ -73,6 +75,8 @@ def load(path: Path, problem: Problem) -> State:
         raise UserError(f"{path} is damaged (it is of no run); remove it to start afresh")
     check_same_run(path, found, problem.identity, ignore=("iterations",))
     try:
+        if version == _OLD_VERSION:
+            tensors, description = _of_0_1(tensors, description)
         progress = msgspec.convert(description["progress"], Progress)
         state = problem.state(_under("value", tensors, problem.device))
         for name, parameter in learned(state.parameters).items():
@@ -110,6 +114,28 @@ def check_same_run(
                 f"{name} = {wanted.get(name)} is asked for; repeat the settings it was made with, "
                 "or choose another --out"
             )
+
+
+def _of_0_1(
+    tensors: Mapping[str, Tensor], description: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Bring a checkpoint of release 0.1 into the present form."""
+    names = {
+        "images": "value.images",
+        "labels": "value.labels",
+        "buffer": "velocity.images",
+        "label_buffer": "velocity.labels",
+        "average": "average.images",
+    }
+    found = {names.get(k, k.replace("stream.", "draws.")): each for k, each in tensors.items()}
+    found["draws.experts_left"] = found.pop("order")[description["experts"][1] :]
+    numbers = dict(zip(("value", "velocity"), description["step_size"], strict=True))
+    progress = {each.name: description[each.name] for each in fields(Progress)}
+    if progress["best"] is not None:
+        numbers["best"] = progress["best"]["step_size"]
+    for name, number in numbers.items():
+        found[f"{name}.step_size"] = torch.tensor(number, dtype=torch.float64)
+    return found, {"progress": progress}
 
 
 def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

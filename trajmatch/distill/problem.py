@@ -156,8 +156,9 @@ class Problem:
 
     def state(self, values: Mapping[str, Tensor]) -> State:
         """Return the state before the first iteration with given outer parameters."""
+        names = [*sorted(of_images(values)), STEP_SIZE, LABELS]
         return State(
-            parameters={name: self._parameter(name, value) for name, value in values.items()},
+            parameters={name: self._parameter(name, values[name]) for name in names},
             draws=self.objective.draws(),
         )
 
