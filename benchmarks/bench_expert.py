@@ -1,51 +1,36 @@
 """Steps of expert training beside the eager loop.
 
-pytest benchmarks/bench_expert.py --benchmark-columns=min,median
+python benchmarks/bench_expert.py --out record.json
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import product
 
-import pytest
 from bench.expert import KINDS, measure_expert
+from bench.program import Row, parser, program, report
 
-STRATEGY = "color_crop_cutout_flip_scale_rotate"
-
-
-@cache
-def measured(
-    width: int, threads: int, dsa: str, kind: str, device: str, tiny: bool
-) -> dict[str, Any]:
-    choices: dict[str, Any] = {"dsa": dsa, "kind": kind, "device": device}
-    if tiny:
-        return measure_expert(4, 6, steps=2, rounds=1, threads=1, image_size=8, depth=1, **choices)
-    # Eager PyTorch takes seconds for a step at width 128.
-    steps = 8 if width < 128 else 3
-    return measure_expert(width, 256, steps=steps, threads=threads, **choices)
+from trajmatch.protocol import MTT_DSA
 
 
-@pytest.mark.parametrize("variant", ["trajmatch", "eager_nchw", "eager_nhwc"])
-@pytest.mark.parametrize("dsa", ["none", STRATEGY], ids=["plain", "dsa"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("width", [32, 128])
-def bench_expert_step(
-    replay: Callable[..., None],
-    device: str,
-    tiny: bool,
-    width: int,
-    threads: int,
-    kind: str,
-    dsa: str,
-    variant: str,
-) -> None:
-    record = measured(width, threads, dsa, kind, device, tiny)
-    assert record["agree"], record["differences"]
-    replay(
-        record["seconds"][variant]["rounds"],
-        f"expert step ({kind}), {device}, width {width}, {threads} threads, augmentation {dsa}",
-        ratio=record["ratio"],
-    )
+@program
+def main(argv: Sequence[str] | None) -> int:
+    """Measure all kinds of steps; the status is 1 if parameters differ."""
+    given = parser(__doc__).parse_args(argv)
+
+    def rows() -> Iterator[Row]:
+        for width, threads, kind, dsa in product((32, 128), (1, 2), KINDS, ("none", MTT_DSA)):
+            chosen = {"dsa": dsa, "kind": kind, "device": given.device}
+            if given.quick:
+                yield measure_expert(4, 6, 2, rounds=1, threads=1, image_size=8, depth=1, **chosen)
+            else:  # eager PyTorch takes seconds for a step at width 128
+                steps = 8 if width < 128 else 3
+                yield measure_expert(width, 256, steps, threads=threads, **chosen)
+
+    return report(rows(), given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

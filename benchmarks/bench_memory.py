@@ -1,6 +1,6 @@
 """Peak memory of each variant of the outer iteration, every measurement in a process of its own.
 
-    pytest benchmarks/bench_memory.py --benchmark-json=memory.json
+    python benchmarks/bench_memory.py --out record.json
 
 Ours is measured after 10 steps and after 80. The unrolled graph is measured after few steps and
 put on the line through them, since 80 steps of it may not fit.
@@ -8,11 +8,17 @@ put on the line through them, since 80 steps of it may not fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Sequence
 
-import pytest
-from bench.memory import memory_over_steps, predicted_bytes
+from bench import facts
+from bench.memory import memory_of
+from bench.program import parser, program
 from bench.sizes import TINY, Size
+from bench.tables import memory_table
+from rich.console import Console
+
+from trajmatch import files
 
 SIZES = [Size(32, 50, 80), Size(128, 50, 80)]
 STEPS = {
@@ -24,21 +30,20 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("variant", STEPS)
-@pytest.mark.parametrize("size", SIZES, ids=["width32", "width128"])
-def bench_peak_memory(
-    replay: Callable[..., None], device: str, tiny: bool, size: Size, variant: str
-) -> None:
-    if tiny:
-        if size.width != 32 or variant not in ("trajmatch", "eager_unroll_nchw"):
-            pytest.skip("a smoke test starts few processes")
-        size = TINY
-    memory = memory_over_steps(size, variant, device, (1, 2) if tiny else STEPS[variant])
-    if "unavailable" in memory:
-        pytest.skip(memory["unavailable"])
-    replay(
-        [0.0],
-        f"peak memory, {device}, width,batch {size.shape}",
-        memory=memory,
-        predicted_bytes=predicted_bytes(memory, size.steps),
-    )
+@program
+def main(argv: Sequence[str] | None) -> int:
+    """Measure both sizes."""
+    given = parser(__doc__).parse_args(argv)
+    if given.quick:
+        found = [memory_of(TINY, {"trajmatch": (1, 2)}, 80, given.device)]
+    else:
+        found = [memory_of(size, STEPS, size.steps, given.device) for size in SIZES]
+    Console().print(*map(memory_table, found))
+    if given.out is not None:
+        about = {"machine": facts.machine(given.device), "origin": facts.origin()}
+        files.write_json(given.out, {**about, "rows": found})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Steps of the papers' other sequential networks on the engine, beside the same on autograd.
 
-    pytest benchmarks/bench_networks.py --benchmark-columns=min,median
+    python benchmarks/bench_networks.py --out record.json
 
 An unroll with its adjoint, and a gradient alone, which is most of an expert's step. The autograd
 that it is compared with is our own adjoint over PyTorch's graph of one step, which runs what the
@@ -9,14 +9,14 @@ engine does not know: PyTorch's graph of all steps would be slower, and take mor
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
-from typing import Any
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
 
-import pytest
+import bench  # noqa: F401  before torch, which reads its settings of OpenMP
 import torch
 from bench.agreement import relative
-from bench.timing import alternate
+from bench.program import Row, compared, parser, program, report
 from torch import Tensor, nn
 
 from trajmatch import networks, ops
@@ -45,8 +45,8 @@ def on_autograd(model: nn.Module) -> nn.Module:
     return model
 
 
-@cache
-def measured(text: str, batch: int, steps: int, device: str, rounds: int) -> dict[str, Any]:
+def unrolled(text: str, batch: int, steps: int, device: str, rounds: int) -> Row:
+    """Time an unroll with its adjoint, after all agreed with float64 over one step."""
     torch.manual_seed(0)
     spec = networks.specify(text, 3, 10, 32)
     model = networks.build(spec).to(device)
@@ -69,7 +69,7 @@ def measured(text: str, batch: int, steps: int, device: str, rounds: int) -> dic
     tape = ops.tape_bytes(model, [batch] * steps, device=device)
     variants = {
         "trajmatch": partial(gradients, model, tape),
-        "trajmatch_no_tape": partial(gradients, model, 0),
+        "trajmatch without tape": partial(gradients, model, 0),
         "autograd": partial(gradients, other, 0),
     }
     exact = gradients(other.double(), 0, 1, torch.float64)
@@ -77,12 +77,13 @@ def measured(text: str, batch: int, steps: int, device: str, rounds: int) -> dic
     differences = {name: max(map(relative, run(steps=1), exact)) for name, run in variants.items()}
     for run in variants.values():
         run()
-    taken = alternate(variants, rounds, device)
-    return {"seconds": taken, "differences": differences, "steps": steps}
+    case = f"unroll and adjoint, {text}, batch {batch}, N = {steps}"
+    agree = max(differences.values()) < TOLERANCE
+    return compared(case, variants, rounds, device, differences=differences, agree=agree)
 
 
-@cache
-def measured_gradient(text: str, batch: int, device: str, rounds: int) -> dict[str, list[float]]:
+def gradient(text: str, batch: int, device: str, rounds: int) -> Row:
+    """Time a gradient alone."""
     spec = networks.specify(text, 3, 10, 32)
     model, other = (networks.build(spec).to(device) for _ in range(2))
     theta = networks.flat_parameters(model).detach()
@@ -92,33 +93,29 @@ def measured_gradient(text: str, batch: int, device: str, rounds: int) -> dict[s
         "trajmatch": partial(ops.gradient, model, theta, images, labels),
         "autograd": partial(ops.gradient, on_autograd(other), theta, images, labels),
     }
+    case = f"gradient, {text}, batch {batch}"
     for _ in range(2):  # the second without what a first call makes
-        alternate(variants, 1, device)
-    return alternate(variants, rounds, device)
+        compared(case, variants, 1, device)
+    return compared(case, variants, rounds, device)
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    tiny = metafunc.config.getoption("benchmark_disable")
-    metafunc.parametrize("case", TINY if tiny else CASES, ids=lambda case: case[0])
+@program
+def main(argv: Sequence[str] | None) -> int:
+    """Measure all networks; the status is 1 if results are far from float64."""
+    given = parser(__doc__).parse_args(argv)
+
+    def rows() -> Iterator[Row]:
+        for text, batch, steps in TINY if given.quick else CASES:
+            yield unrolled(text, batch, steps, given.device, 1 if given.quick else ROUNDS)
+            yield gradient(
+                text,
+                4 if given.quick else GRADIENT_BATCH,
+                given.device,
+                1 if given.quick else GRADIENT_ROUNDS,
+            )
+
+    return report(rows(), given)
 
 
-@pytest.mark.parametrize("variant", ["trajmatch", "trajmatch_no_tape", "autograd"])
-def bench_network(
-    replay: Callable[..., None], device: str, tiny: bool, case: tuple[str, int, int], variant: str
-) -> None:
-    record = measured(*case, device, 1 if tiny else ROUNDS)
-    assert record["differences"][variant] < TOLERANCE, record["differences"]
-    replay(
-        record["seconds"][variant],
-        f"unroll and adjoint, {device}, {case[0]}, batch {case[1]}, N = {case[2]}",
-        differences=record["differences"],
-    )
-
-
-@pytest.mark.parametrize("variant", ["trajmatch", "autograd"])
-def bench_gradient(
-    replay: Callable[..., None], device: str, tiny: bool, case: tuple[str, int, int], variant: str
-) -> None:
-    text, batch = case[0], 4 if tiny else GRADIENT_BATCH
-    taken = measured_gradient(text, batch, device, 1 if tiny else GRADIENT_ROUNDS)
-    replay(taken[variant], f"gradient, {device}, {text}, batch {batch}")
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Each fused operator with its derivatives, beside eager and compiled PyTorch.
 
-    pytest benchmarks/bench_ops.py --benchmark-columns=min,median
+    python benchmarks/bench_ops.py --out record.json
 
 The three compute the same and are timed in alternating rounds. The compiled one is the reference's
 formula with its derivatives by ``torch.func``, since a second derivative through autograd does not
@@ -9,15 +9,17 @@ compile.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import pytest
+import bench  # noqa: F401  before torch, which reads its settings of OpenMP
 import torch
 from bench.agreement import relative
-from bench.timing import alternate, seconds
+from bench.program import Row, compared, parser, program, report
+from bench.timing import seconds
 from bench.variants import adjoint_step, quiet, student_step
 from torch import Tensor
 from torch.func import vjp
@@ -170,9 +172,8 @@ CASES: dict[str, Callable[[str, bool], Case]] = {
 }
 
 
-@cache
-def measured(name: str, device: str, tiny: bool) -> dict[str, list[float]]:
-    """Seconds of a call in each round, by implementation, after all agreed."""
+def measured(name: str, device: str, tiny: bool) -> Row:
+    """Compare the implementations of a case and time them."""
     torch.manual_seed(0)
     torch.compiler.reset()
     case = CASES[name](device, tiny)
@@ -183,42 +184,33 @@ def measured(name: str, device: str, tiny: bool) -> dict[str, list[float]]:
         )
         calls["compiled"] = lambda: flat(compiled(*case.arguments))
     with quiet():
-        results = {implementation: call() for implementation, call in calls.items()}
-    for implementation, result in results.items():
-        # all results as one vector: some second derivatives are zero
-        found, wanted = (
-            torch.cat([x.flatten() for x in each]) for each in (result, results["eager"])
-        )
-        difference = relative(found, wanted)
-        assert difference <= TOLERANCE, f"{implementation} is off by {difference:.1e}"
+        # all results of a call as one vector: some second derivatives are zero
+        results = {key: torch.cat([x.flatten() for x in call()]) for key, call in calls.items()}
+    differences = {key: relative(found, results["eager"]) for key, found in results.items()}
     once = min(seconds(call, device) for call in calls.values())
     repeats = 1 if tiny else max(1, round(ROUND_SECONDS / once))
 
-    def repeated(call: Call) -> Callable[[], None]:
-        def run() -> None:
-            for _ in range(repeats):
-                call()
+    def repeated(call: Call) -> None:
+        for _ in range(repeats):
+            call()
 
-        return run
-
-    taken = alternate(
-        {implementation: repeated(call) for implementation, call in calls.items()},
+    return compared(
+        name,
+        {key: partial(repeated, call) for key, call in calls.items()},
         1 if tiny else ROUNDS,
         device,
+        repeats,
+        differences=differences,
+        agree=max(differences.values()) <= TOLERANCE,
     )
-    return {name: [each / repeats for each in rounds] for name, rounds in taken.items()}
 
 
-@pytest.mark.parametrize(
-    ("name", "implementation"),
-    [
-        (name, implementation)
-        for name in CASES
-        for implementation in ("trajmatch", "eager", "compiled")
-        if not (name.startswith("dsa") and implementation == "compiled")
-    ],
-)
-def bench_operator(
-    replay: Callable[..., None], device: str, tiny: bool, name: str, implementation: str
-) -> None:
-    replay(measured(name, device, tiny)[implementation], f"{name}, {device}")
+@program
+def main(argv: Sequence[str] | None) -> int:
+    """Measure all operators; the status is 1 if implementations differ."""
+    given = parser(__doc__).parse_args(argv)
+    return report((measured(name, given.device, given.quick) for name in CASES), given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

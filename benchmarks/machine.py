@@ -20,9 +20,9 @@ from typing import Any
 
 from bench import facts, tables
 from bench.expert import measure_expert
-from bench.memory import memory_over_steps, predicted_bytes
+from bench.memory import memory_of
 from bench.outer import measure_cell
-from bench.program import program
+from bench.program import line, program
 from bench.rates import machine_rates
 from bench.sizes import HEADLINE, Size, parse_size
 from rich.console import Console, Group
@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None) -> int:
     parser.add_argument(
         "--sizes",
         nargs="+",
-        default=[size.key for size in HEADLINE],
+        type=parse_size,
+        default=HEADLINE,
         help="outer iterations, each width,batch,N",
     )
     parser.add_argument("--json", action="store_true", help="print the whole record as JSON")
@@ -63,8 +64,7 @@ def main(argv: Sequence[str] | None) -> int:
         raise UserError(f"--seconds should be positive, but is {config.seconds}")
     if config.rounds < 1:
         raise UserError(f"--rounds should be at least 1, but is {config.rounds}")
-    sizes = [parse_size(text) for text in config.sizes]
-    record = measure(sizes, usable_device(config.device), config.seconds, config.rounds)
+    record = measure(config.sizes, usable_device(config.device), config.seconds, config.rounds)
     if config.json:
         print(json.dumps(record, indent=2))
     else:
@@ -89,7 +89,7 @@ def measure(sizes: Sequence[Size], device: str, seconds: float, rounds: int) -> 
         )
     record["summary"] = tables.ratio_summary(record["cells"])
     say("peak memory")
-    record["memory"] = memory(sizes[-1], device)
+    record["memory"] = memory_of(sizes[-1], MEMORY_STEPS, PREDICTED_STEPS, device)
     say("expert steps")
     record["experts"] = [
         measure_expert(width, steps=2, device=device, rounds=rounds)
@@ -114,21 +114,6 @@ def within(allowed: float, seconds: float) -> dict[str, Any]:
     return {"leave_out": leave_out, "seconds_per_variant": max(timing, CELL) / 3}
 
 
-def memory(size: Size, device: str) -> dict[str, Any]:
-    """Return peak memory at a few steps, and predicted for many."""
-    variants = {}
-    for name, steps in MEMORY_STEPS.items():
-        found = memory_over_steps(size, name, device, steps)
-        if "unavailable" not in found:
-            found["predicted_bytes"] = predicted_bytes(found, PREDICTED_STEPS)
-        variants[name] = found
-    return {
-        "size": {"width": size.width, "batch": size.batch},
-        "predicted_at": PREDICTED_STEPS,
-        "variants": variants,
-    }
-
-
 def as_tables(record: dict[str, Any]) -> Group:
     """Format the record for rich."""
     machine, origin, cells = record["machine"], record["origin"], record["cells"]
@@ -137,9 +122,9 @@ def as_tables(record: dict[str, Any]) -> Group:
         f"trajmatch {origin['trajmatch']} ({origin['commit'] or 'no commit'}), {origin['date']}",
         tables.outer_table(cells),
         *tables.notes(cells),
-        tables.expert_table(record["experts"]),
+        *map(line, record["experts"]),
         tables.memory_table(record["memory"]),
-        tables.rates_table(record["rates"], cells),
+        *tables.rate_lines(record["rates"], cells),
         tables.agreement_line(cells),
     )
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
+import bench_expert
+import bench_memory
+import bench_networks
+import bench_ops
 import machine
 import old_and_new
 import pytest
@@ -15,7 +20,7 @@ def test_the_machine_is_measured(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "machine_rates", lambda device: {})
-    monkeypatch.setattr(machine, "memory", lambda size, device: {})
+    monkeypatch.setattr(machine, "memory_of", lambda *_: {})
     monkeypatch.setattr(machine, "measure_expert", lambda width, **_: {"agree": True})
     sizes = ["--sizes", "4,2,2", "--rounds", "1", "--seconds", "1", "--device", "cpu"]
     assert machine.main([*sizes, "--json"]) == 0
@@ -31,6 +36,40 @@ def test_builds_that_differ_are_told_apart() -> None:
         "| mtt | 1 | **2 / 4** |  |",
         "| eval |  |  | 3 |",
     ]
+
+
+@pytest.mark.harness
+@pytest.mark.parametrize(
+    "module",
+    [bench_expert, bench_memory, bench_networks, bench_ops],
+    ids=lambda each: each.__name__,
+)
+def test_a_program_runs_at_its_smallest_sizes(module: ModuleType, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    assert module.main(["--quick", "--out", str(record)]) == 0
+    assert json.loads(record.read_text())["rows"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seconds", "nan"], "--seconds should be positive"),
+        (["--rounds", "0"], "--rounds should be at least 1"),
+        (["--device", "nowhere"], "--device should be auto, cpu, cuda or cuda:N, but is 'nowhere'"),
+    ],
+)
+def test_a_wrong_argument_is_a_message(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert machine.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_slow_baselines_take_part_where_there_is_time() -> None:
+    left_out = machine.within(10.0, 77)["leave_out"]
+    assert left_out.keys() == {"compiled_adjoint", "func_adjoint"}
+    assert all("--seconds more than 77" in reason for reason in left_out.values())
+    assert machine.within(100.0, 77)["leave_out"] == {}
 
 
 @pytest.mark.harness

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bench.agreement import relative
-from bench.timing import alternate, summary
+from bench.program import Row, compared
 from trajmatch import networks
 from trajmatch.data import Dataset
 from trajmatch.data.dsa import DSA
@@ -34,8 +34,8 @@ TOLERANCE = {"cpu": 1e-3, "cuda": 5e-2}
 def measure_expert(
     width: int,
     batch: int = 256,
-    *,
     steps: int = 4,
+    *,
     dsa: str = "none",
     kind: str = "plain",
     device: str = "cpu",
@@ -43,11 +43,11 @@ def measure_expert(
     threads: int | None = None,
     image_size: int = 32,
     depth: int = 3,
-) -> dict[str, Any]:
-    """Times an epoch of an expert's training beside the same epoch in eager PyTorch.
+) -> Row:
+    """Time an epoch of an expert's training beside the same epoch in eager PyTorch.
 
     Both normalise, augment and train on the same images in the same order from the same
-    initialisation; the eager loop runs in both memory layouts, of which the faster one counts.
+    initialisation; the eager loop runs in both memory layouts.
 
     Args:
         width: Channels of the ConvNet.
@@ -62,27 +62,19 @@ def measure_expert(
         depth: Blocks of the ConvNet.
 
     Returns:
-        What JSON can hold: the arguments; ``seconds`` of a step by variant (``trajmatch``,
-        ``eager_nchw``, ``eager_nhwc``), each with ``median``, ``min`` and ``rounds``; ``ratio`` of
-        the faster eager layout over ours; ``differences`` of the parameters reached, their
-        ``tolerance``, and ``agree``.
+        :func:`bench.program.compared` of a step by ``trajmatch``, ``eager_nchw`` and
+        ``eager_nhwc``, with the arguments, ``ratio`` of the faster eager layout over ours, and
+        ``differences`` of the parameters reached.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
+        recipe = TrainingSettings(
+            epochs=1, batch_size=batch, momentum=0.9, weight_decay=5e-4, dsa=dsa, **KINDS[kind]
+        )
         manifest = {
             "network": networks.ConvNet(3, 10, image_size, width=width, depth=depth).spec(),
-            "recipe": settings_of(
-                TrainingSettings(
-                    epochs=1,
-                    batch_size=batch,
-                    momentum=0.9,
-                    weight_decay=5e-4,
-                    dsa=dsa,
-                    **KINDS[kind],
-                ),
-                TrainingSettings,
-            ),
+            "recipe": settings_of(recipe, TrainingSettings),
             "seed": 0,
             "snapshots": [1],
         }
@@ -93,27 +85,26 @@ def measure_expert(
             "eager_nhwc": lambda: eager_epoch(manifest, images, device, torch.channels_last),
         }
         reached = {name: function() for name, function in functions.items()}
-        taken = alternate(functions, rounds, device)
+        differences = {name: relative(reached["trajmatch"], end) for name, end in reached.items()}
+        augmented = "no augmentation" if dsa == "none" else "DSA"
+        row = compared(
+            f"expert step, {kind}, width {width}, batch {batch}, {augmented}, "
+            f"{threads or before} threads",
+            functions,
+            rounds,
+            device,
+            steps,
+            width=width,
+            batch=batch,
+            dsa=dsa,
+            kind=kind,
+            threads=threads or before,
+            differences=differences,
+            agree=max(differences.values()) <= TOLERANCE[torch.device(device).type],
+        )
     finally:
         torch.set_num_threads(before)
-    per_step = {name: summary([t / steps for t in each]) for name, each in taken.items()}
-    eager = min(per_step[name]["median"] for name in ("eager_nchw", "eager_nhwc"))
-    differences = {name: relative(reached["trajmatch"], theta) for name, theta in reached.items()}
-    tolerance = TOLERANCE[torch.device(device).type]
-    return {
-        "width": width,
-        "batch": batch,
-        "steps": steps,
-        "dsa": dsa,
-        "kind": kind,
-        "device": device,
-        "threads": threads or before,
-        "seconds": per_step,
-        "ratio": eager / per_step["trajmatch"]["median"],
-        "differences": differences,
-        "tolerance": tolerance,
-        "agree": all(found <= tolerance for found in differences.values()),
-    }
+    return {**row, "ratio": min(row["ratios"].values())}
 
 
 def eager_epoch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -63,7 +63,30 @@ def memory_over_steps(
 
 def predicted_bytes(memory: dict[str, Any], steps: int) -> int:
     """Peak memory after that many steps, by the line of :func:`memory_over_steps`."""
-    return round(LinearFit(memory["intercept"], memory["slope"], 0.0).at(steps))
+    return round(LinearFit(memory["intercept"], memory["slope"]).at(steps))
+
+
+def memory_of(
+    size: Size, variants: Mapping[str, Sequence[int]], predicted_at: int, device: str
+) -> dict[str, Any]:
+    """Measure variants of one shape and predict their memory for more steps.
+
+    Args:
+        size: The shape.
+        variants: Numbers of steps at which each is measured.
+        predicted_at: Number of steps to predict.
+        device: Where they run.
+
+    Returns:
+        ``size``, ``predicted_at``, and ``variants``: of each :func:`memory_over_steps` with
+        ``predicted_bytes``.
+    """
+    found = {name: memory_over_steps(size, name, device, n) for name, n in variants.items()}
+    for each in found.values():
+        if "unavailable" not in each:
+            each["predicted_bytes"] = predicted_bytes(each, predicted_at)
+    about = {"width": size.width, "batch": size.batch}
+    return {"size": about, "predicted_at": predicted_at, "variants": found}
 
 
 def measure_peak(size: Size, variant: str, device: str) -> dict[str, Any]:

@@ -12,12 +12,19 @@ import torch
 from bench.agreement import ALL_STEPS, FIRST_STEP, agreement
 from bench.flops import outer_flops
 from bench.memory import limit_bytes, predicted_bytes
-from bench.names import BASELINES, OURS
 from bench.problem import Problem, make_problem
 from bench.process import in_process
 from bench.sizes import Size
 from bench.timing import alternate, fit_line, seconds, summary
-from bench.variants import VARIANTS, OuterGradient, Variant, first_line, func_adjoint
+from bench.variants import (
+    BASELINES,
+    OURS,
+    VARIANTS,
+    OuterGradient,
+    Variant,
+    first_line,
+    func_adjoint,
+)
 from trajmatch.children import Emit, Job
 from trajmatch.memory import keep_freed_memory
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, replace
 from itertools import product
-
-from trajmatch.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,6 @@ class Size:
     depth: int = 3
     image_size: int = 32
     num_classes: int = 10
-
-    def __post_init__(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-            UserError: A number is not positive.
-        """
-        for name, value in vars(self).items():
-            if value < 1:
-                raise UserError(f"the {name} in --sizes should be at least 1, but is {value}")
 
     @property
     def key(self) -> str:
@@ -69,14 +59,7 @@ TINY = Size(4, 3, 2, depth=1, image_size=8)
 
 
 def parse_size(text: str) -> Size:
-    """A size from ``"width,batch,N"``.
-
-    Raises:
-        UserError: The text is not three positive numbers.
-    """
-    numbers = text.split(",")
-    if len(numbers) != 3 or not all(number.strip().isdecimal() for number in numbers):
-        raise UserError(
-            f"--sizes should be width,batch,N, whole numbers such as 32,10,20, but is {text!r}"
-        )
-    return Size(*map(int, numbers))
+    """Size from ``"width,batch,N"``, as the type of an argument."""
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*){2}", text):
+        raise ArgumentTypeError(f"should be width,batch,N such as 32,10,20, but is {text!r}")
+    return Size(*map(int, text.split(",")))

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from bench.names import BASELINES, OURS
+from bench.variants import BASELINES, OURS
 
 #: Statuses that are shown instead of a time; the others are explained below the table.
 SHORT = {
@@ -35,10 +35,10 @@ def outer_table(cells: Sequence[dict[str, Any]]) -> Table:
     for name in ("trajmatch", "tape", *(name.partition("_")[0] for name in BASELINES), "GF/s"):
         table.add_column(name, justify="right", no_wrap=True)
     for cell in cells:
-        size, ratios = cell["size"], cell["ratios"].get("trajmatch", {})
+        ratios = cell["ratios"].get("trajmatch", {})
         mark = "" if cell["agreement"]["agree"] else "!"
         table.add_row(
-            f"{size['width']}, {size['batch']}, {size['steps']}{mark}",
+            _where(cell) + mark,
             *(_time([cell["rows"].get(name, {})]) for name in OURS),
             *(
                 _time([cell["rows"].get(name, {}) for name in names])
@@ -76,41 +76,14 @@ def ratio_summary(cells: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[s
     return found
 
 
-def ratio_table(cells: Sequence[dict[str, Any]]) -> Table:
-    """:func:`ratio_summary` as a table."""
-    table = _table("Ratios over all cells", "")
-    table.add_column("against")
-    for name in ("worst", "geometric mean", "cells"):
-        table.add_column(name, justify="right")
-    for ours, baselines in ratio_summary(cells).items():
-        for baseline, numbers in baselines.items():
-            table.add_row(
-                ours.replace("_", " "),
-                baseline.replace("_", " "),
-                f"{numbers['worst']:.2f}x",
-                f"{numbers['geometric_mean']:.2f}x",
-                f"{numbers['cells']:.0f}",
-            )
-    return table
-
-
-def expert_table(records: Sequence[dict[str, Any]]) -> Table:
-    """Times of expert steps, from records of :func:`bench.expert.measure_expert`."""
-    table = _table("Expert step, median ms", "width, batch")
-    for name in ("threads", "augmentation", "trajmatch", "eager", "ratio"):
-        table.add_column(name, justify="right")
-    for record in records:
-        seconds = record["seconds"]
-        eager = min(seconds[name]["median"] for name in ("eager_nchw", "eager_nhwc"))
-        table.add_row(
-            f"{record['width']}, {record['batch']}" + ("" if record["agree"] else " disagree"),
-            str(record["threads"]),
-            "none" if record["dsa"] == "none" else "DSA",
-            _milliseconds(seconds["trajmatch"]["median"]),
-            _milliseconds(eager),
-            f"{record['ratio']:.1f}x",
-        )
-    return table
+def ratio_lines(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """Format :func:`ratio_summary`, a line for each baseline."""
+    return [
+        f"{ours} against {baseline}: worst {numbers['worst']:.2f}x, geometric mean "
+        f"{numbers['geometric_mean']:.2f}x of {numbers['cells']} cells"
+        for ours, baselines in ratio_summary(cells).items()
+        for baseline, numbers in baselines.items()
+    ]
 
 
 def memory_table(memory: dict[str, Any]) -> Table:
@@ -140,28 +113,25 @@ def memory_table(memory: dict[str, Any]) -> Table:
     return table
 
 
-def rates_table(rates: dict[str, Any], cells: Sequence[dict[str, Any]]) -> Table:
-    """What the machine can do beside what was reached."""
-    table = _table("Rates", "what")
-    table.add_column("measured", justify="right")
-    table.add_row("best matrix product or convolution of PyTorch", _gflops(rates["product_gflops"]))
+def rate_lines(rates: dict[str, Any], cells: Sequence[dict[str, Any]]) -> list[str]:
+    """Format what the machine can do beside what was reached, a line each."""
+    products = {"best matrix product or convolution of PyTorch": rates["product_gflops"]}
     for cell in cells:
-        size = cell["size"]
-        what = f"outer iteration {size['width']}, {size['batch']}, {size['steps']} at 9F"
         if "trajmatch" in cell["gflops"]:
-            table.add_row(what, _gflops(cell["gflops"]["trajmatch"]))
-    table.add_row("copy", f"{rates['copy_gbps']:.1f} GB/s")
-    for name, rate in rates["vector_gbps"].items():
-        table.add_row(name, f"{rate:.1f} GB/s")
-    return table
+            name = f"outer iteration {_where(cell)} at 9F"
+            products[name] = cell["gflops"]["trajmatch"]
+    bytes_moved = {"copy": rates["copy_gbps"], **rates["vector_gbps"]}
+    return [
+        *(f"{name}: {rate:.0f} GFLOP/s" for name, rate in products.items()),
+        *(f"{name}: {rate:.1f} GB/s" for name, rate in bytes_moved.items()),
+    ]
 
 
 def notes(cells: Sequence[dict[str, Any]]) -> list[str]:
     """Why a time is missing, and which cells disagree: a line each."""
     lines = []
     for cell in cells:
-        size = cell["size"]
-        where = f"{size['width']}, {size['batch']}, {size['steps']}"
+        where = _where(cell)
         lines += [
             f"{where}: {name.replace('_', ' ')} {SHORT[row['status']]}: {escape(row['reason'])}"
             for name, row in cell["rows"].items()
@@ -192,6 +162,11 @@ def agreement_line(cells: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def _where(cell: dict[str, Any]) -> str:
+    size = cell["size"]
+    return f"{size['width']}, {size['batch']}, {size['steps']}"
+
+
 def _table(title: str, first: str) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
     table.add_column(first, no_wrap=True)
@@ -210,7 +185,3 @@ def _time(rows: Sequence[dict[str, Any]]) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.3g}" if seconds < 1 else f"{1000 * seconds:.0f}"
-
-
-def _gflops(rate: float) -> str:
-    return f"{rate:.0f} GFLOP/s"

@@ -5,40 +5,37 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import linear_regression, median
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 Key = TypeVar("Key", bound=Hashable)
 
 
-def synchronise(device: str | torch.device) -> None:
-    """Waits until a device has done what it was asked for."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def seconds(function: Callable[[], Any], device: str | torch.device = "cpu") -> float:
-    """The time of one call, up to the end of what it started on the device."""
-    synchronise(device)
+    """Time one call, up to the end of what it started on the device."""
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(device)
     began = time.perf_counter()
     function()
-    synchronise(device)
+    if on_gpu:
+        torch.cuda.synchronize(device)
     return time.perf_counter() - began
 
 
 def alternate(
     functions: Mapping[Key, Callable[[], Any]], rounds: int, device: str | torch.device = "cpu"
 ) -> dict[Key, list[float]]:
-    """Times functions in turn, round after round, so that a busy spell of the machine meets all.
+    """Time functions in turn, round after round, so that a busy spell of the machine meets all.
 
-    Each round begins with another function. Warm them up before.
+    ``torch.utils.benchmark`` times one function after another. Each round begins with another
+    function. Warm them up before.
 
     Args:
-        functions: What to time.
-        rounds: How often each.
+        functions: Functions to time.
+        rounds: Number of rounds.
         device: Where they work.
 
     Returns:
@@ -55,12 +52,11 @@ def alternate(
 
 
 def summary(rounds: Sequence[float]) -> dict[str, Any]:
-    """Median, minimum and all rounds, in seconds, for a record."""
+    """Return median, minimum and all rounds, in seconds, for a record."""
     return {"median": median(rounds), "min": min(rounds), "rounds": list(rounds)}
 
 
-@dataclass(frozen=True)
-class LinearFit:
+class LinearFit(NamedTuple):
     """A line through measurements at several numbers of steps.
 
     Attributes:
@@ -71,25 +67,16 @@ class LinearFit:
 
     intercept: float
     slope: float
-    error: float
+    error: float = 0.0
 
     def at(self, steps: float) -> float:
-        """The value on the line."""
+        """Return the value on the line."""
         return self.intercept + self.slope * steps
 
 
 def fit_line(steps: Sequence[float], values: Sequence[float]) -> LinearFit:
-    """The line of least squares.
-
-    Args:
-        steps: Where it was measured, at least two different numbers.
-        values: What was measured there, positive.
-
-    Returns:
-        The line.
-    """
+    """Fit a line of least squares to positive values at two or more numbers of steps."""
     slope, intercept = linear_regression(steps, values)
-    errors = [
-        abs(intercept + slope * at - value) / value for at, value in zip(steps, values, strict=True)
-    ]
-    return LinearFit(intercept, slope, max(errors))
+    line = LinearFit(intercept, slope)
+    errors = [abs(line.at(at) - value) / value for at, value in zip(steps, values, strict=True)]
+    return line._replace(error=max(errors))

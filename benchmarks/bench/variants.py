@@ -30,6 +30,16 @@ class OuterGradient(NamedTuple):
 
 Variant = Callable[[Problem], OuterGradient]
 
+#: Ours: without and with a tape of activations.
+OURS = ("trajmatch", "trajmatch_tape")
+
+#: Each baseline, and its variants, of which the faster one counts.
+BASELINES = {
+    "eager_unroll": ("eager_unroll_nchw", "eager_unroll_nhwc"),
+    "func_adjoint": ("func_adjoint",),
+    "compiled_adjoint": ("compiled_adjoint",),
+}
+
 #: Memory that the variant with a tape may keep activations in.
 TAPE_BYTES = 2 * 2**30
 

@@ -46,7 +46,7 @@ from trajmatch.recording import call_again
 
 pytestmark = pytest.mark.harness
 
-SOURCE = Path(__file__).resolve().parents[1]
+SOURCE = Path(__file__).resolve().parents[2]
 PROGRAM = SOURCE / "benchmarks" / "gpu_check.py"
 
 

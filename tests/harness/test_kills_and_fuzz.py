@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.harness
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def run(script: str, *arguments: str) -> list[str]:
