@@ -16,7 +16,7 @@ import torch
 
 from trajmatch import files
 from trajmatch.distill import DistillConfig, distill
-from trajmatch.distill.metrics import MetricsLog
+from trajmatch.distill.metrics import metrics_log
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train_experts
 
@@ -86,11 +86,11 @@ def test_a_log_that_cannot_grow_is_one_message_and_is_read_again(tmp_path: Path)
     with (
         files_of_at_most(100),
         pytest.raises(UserError, match=r"cannot write .*log: File too large"),
-        MetricsLog(path, 0) as log,
+        metrics_log(path, 0) as log,
     ):
         for iteration in range(1, 50):
-            log.write(iteration=iteration, loss=0.5)
-    with MetricsLog(path, 2):
+            log(iteration=iteration, loss=0.5)
+    with metrics_log(path, 2):
         pass
     assert path.read_text().count("\n") == 2
 

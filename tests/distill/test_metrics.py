@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from trajmatch.distill.metrics import MetricsLog
+from trajmatch.distill.metrics import metrics_log
 from trajmatch.errors import UserError
 
 
@@ -12,9 +12,9 @@ def lines(path: Path) -> list[dict[str, object]]:
 
 
 def write(path: Path, first: int, last: int) -> None:
-    with MetricsLog(path, first - 1) as log:
+    with metrics_log(path, first - 1) as log:
         for iteration in range(first, last + 1):
-            log.write(iteration=iteration, loss=1 / iteration)
+            log(iteration=iteration, loss=1 / iteration)
 
 
 def test_one_object_a_line(tmp_path) -> None:
@@ -23,14 +23,14 @@ def test_one_object_a_line(tmp_path) -> None:
 
 
 def test_what_is_not_finite_is_null(tmp_path) -> None:
-    with MetricsLog(tmp_path / "log", 0) as log:
-        log.write(iteration=1, loss=float("nan"), step_size=float("inf"))
+    with metrics_log(tmp_path / "log", 0) as log:
+        log(iteration=1, loss=float("nan"), step_size=float("inf"))
     assert lines(tmp_path / "log") == [{"iteration": 1, "loss": None, "step_size": None}]
 
 
 def test_what_is_not_finite_in_a_list_is_null(tmp_path) -> None:
-    with MetricsLog(tmp_path / "log", 0) as log:
-        log.write(iteration=1, losses=[0.5, float("nan")])
+    with metrics_log(tmp_path / "log", 0) as log:
+        log(iteration=1, losses=[0.5, float("nan")])
     assert lines(tmp_path / "log") == [{"iteration": 1, "losses": [0.5, None]}]
 
 
@@ -52,6 +52,6 @@ def test_a_line_cut_by_a_crash_is_dropped(tmp_path) -> None:
 def test_a_foreign_file_is_refused_and_kept(tmp_path, content) -> None:
     path = tmp_path / "log"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match="log"):
-        MetricsLog(path, 10)
+    with pytest.raises(UserError, match="log"), metrics_log(path, 10):
+        pass
     assert path.read_bytes() == content.encode("latin-1")

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, which are told what the log of a run gets.
+"""TensorBoard and Weights & Biases: loggers, which get every line of the log of a run.
 
 Neither is imported unless it is asked for, and without ``--wandb`` nothing goes over a network.
 """
@@ -21,28 +21,25 @@ _NO_CURVE = ("iteration", "seeds")
 
 
 class Logger(Protocol):
-    """Somebody who is told what each line of a log holds."""
+    """A receiver of the lines of a log."""
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Hears of a line.
+        """Record a line.
 
         Args:
             line: ``iteration`` and other values, as JSON can hold them.
         """
 
     def close(self) -> None:
-        """Hears that there are no more lines."""
+        """End the record."""
 
 
 def loggers_for(problem: Problem, iteration: int) -> Sequence[Logger]:
-    """Those that the configuration asks for.
+    """Return the loggers that the configuration asks for.
 
     Args:
         problem: What the run works on.
         iteration: Outer iterations done.
-
-    Returns:
-        None, one or two.
 
     Raises:
         UserError: What is asked for is not installed, or refuses.
@@ -57,7 +54,7 @@ def loggers_for(problem: Problem, iteration: int) -> Sequence[Logger]:
 
 
 class TensorBoard:
-    """Writes the curves into a folder for TensorBoard.
+    """Write the curves into a folder for TensorBoard.
 
     Args:
         folder: The folder.
@@ -68,7 +65,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, iteration: int) -> None:
-        """Opens the folder; see the class."""
+        """Open the folder; see the class."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -79,17 +76,17 @@ class TensorBoard:
             raise UserError(f"--tensorboard: cannot write in {folder}: {error.strerror}") from error
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Adds a point to every curve; see :class:`Logger`."""
+        """Add a point to every curve; see :class:`Logger`."""
         for name, value in curves(line).items():
             self._writer.add_scalar(name, value, line["iteration"])
 
     def close(self) -> None:
-        """Flushes and closes the files."""
+        """Flush and close the files."""
         self._writer.close()
 
 
 class Wandb:
-    """Sends the curves to a project of Weights & Biases.
+    """Send the curves to a project of Weights & Biases.
 
     A run that goes on continues its curves there: its id is made of what the run is and of where
     its artifact goes.
@@ -98,14 +95,14 @@ class Wandb:
         project: The project.
         identity: What the run is; shown there as its configuration.
         out: Where the artifact goes; gives the run its name.
-        quiet: Whether it shall print nothing.
+        quiet: Print nothing.
 
     Raises:
         UserError: wandb is not installed, or refuses.
     """
 
     def __init__(self, project: str, identity: Mapping[str, Any], out: Path, quiet: bool) -> None:
-        """Begins or continues a run; see the class."""
+        """Begin or continue a run; see the class."""
         try:
             import wandb
         except ImportError as error:
@@ -126,18 +123,18 @@ class Wandb:
             raise UserError(f"--wandb {project}: {error}") from error
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Adds a point to every curve; see :class:`Logger`."""
+        """Add a point to every curve; see :class:`Logger`."""
         # An evaluation belongs to the step of the line before it, which wandb keeps open until a
         # later step comes.
         self._run.log(curves(line), step=line["iteration"])
 
     def close(self) -> None:
-        """Ends the run there."""
+        """End the run there."""
         self._run.finish()
 
 
 def curves(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line of the log that make curves, by name.
+    """Return the numbers of a line of the log that make curves, by name.
 
     Args:
         line: An outer iteration, or an evaluation, which has a ``split``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import astuple
 
 import torch
@@ -20,7 +20,7 @@ from trajmatch.distill.image_snapshots import ImageSnapshots
 from trajmatch.distill.iteration import outer_iteration
 from trajmatch.distill.loggers import loggers_for
 from trajmatch.distill.memory_plan import Tell, WithinMemory, check_parts, choose, planned
-from trajmatch.distill.metrics import MetricsLog, NoLog
+from trajmatch.distill.metrics import Log, metrics_log
 from trajmatch.distill.objectives import Plan
 from trajmatch.distill.parallel import Division, check_division, check_in_step, start_same
 from trajmatch.distill.parameters import LABELS, leaves
@@ -40,7 +40,7 @@ def distill(
     ranks: Ranks = ALONE,
     tell: Tell | None = None,
 ) -> Artifact:
-    """Distils a data set and writes the result.
+    """Distil a data set and write the result.
 
     The synthetic images and the student's step size are trained so that a student, started from an
     expert's parameters after some epoch and trained on the synthetic images, ends where the expert
@@ -52,15 +52,15 @@ def distill(
 
     Args:
         config: What to do.
-        progress: Told after every outer iteration how many are done, with ``loss`` and
-            ``step_size``, the last ``accuracy`` in percent where there was an evaluation, and how
-            many updates were ``dropped``, where any was.
-        ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this;
-            one of them writes, evaluates and is told of the progress.
-        tell: Is given the forecast of the run before its first iteration. The forecast is made
-            with or without it, in one process, by a trial of at most five student steps, which is
-            less than one outer iteration of most runs: the run computes by the plan that should fit
-            into memory, and gets leaner where memory runs out all the same.
+        progress: Called after every outer iteration with the number of iterations done, ``loss``
+            and ``step_size``, the last ``accuracy`` in percent if there was an evaluation, and the
+            number of updates ``dropped``, if any.
+        ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this.
+            Rank 0 writes, evaluates and reports progress.
+        tell: Called with the forecast of the run before its first iteration. The forecast is made
+            with or without it, by a trial of at most five student steps on rank 0: the run computes
+            by the plan that should fit into memory, and by a leaner one where memory runs out all
+            the same.
 
     Returns:
         The result, which is also in ``config.out``.
@@ -97,18 +97,18 @@ def _distill(
     snapshots = ImageSnapshots(problem, state) if ranks.is_rank_0 else None
     with _log(problem, state, ranks) as log, _interruptible(problem, state, ranks):
         if is_due(config, state):  # the run was cut short at its checkpoint
-            log.write(**evaluate_iterate(problem, state, ranks))
+            log(**evaluate_iterate(problem, state, ranks))
         while state.iteration < config.iterations:
             _check_interruption(problem, ranks)
             began = time.perf_counter()
             numbers, fault = outer_iteration(problem, state, compute, division)
-            log.write(**numbers, seconds=time.perf_counter() - began)
+            log(**numbers, seconds=time.perf_counter() - began)
             if fault is not None:
                 check_refusals(fault, state)
             elif config.skip_above is not None:
                 check_skips(config.skip_above, numbers["loss"], state)
             if is_due(config, state):
-                log.write(**evaluate_iterate(problem, state, ranks))
+                log(**evaluate_iterate(problem, state, ranks))
             if snapshots is not None:
                 snapshots.take_if_due(state)
             if state.iteration % config.checkpoint_every == 0:
@@ -145,16 +145,16 @@ def _computing(
     return WithinMemory(gradients_for(problem, division), problem, plan, alone=not shared)
 
 
-def _log(problem: Problem, state: State, ranks: Ranks) -> MetricsLog | nullcontext[NoLog]:
-    """The log of the run, where this process is the one that writes it."""
+def _log(problem: Problem, state: State, ranks: Ranks) -> AbstractContextManager[Log]:
+    """Return the log of the run, which rank 0 writes."""
     if not ranks.is_rank_0:
-        return nullcontext(NoLog())
+        return nullcontext(lambda **numbers: None)
     loggers = loggers_for(problem, state.iteration)
-    return MetricsLog(problem.config.log_path, state.iteration, loggers)
+    return metrics_log(problem.config.log_path, state.iteration, loggers)
 
 
 def _check_interruption(problem: Problem, ranks: Ranks) -> None:
-    """Stops here if the run was asked to: all of its processes after the same iteration."""
+    """Stop here if the run was asked to: all ranks after the same iteration."""
     if ranks.size == 1:
         interruption.check()
         return
@@ -167,7 +167,7 @@ def _check_interruption(problem: Problem, ranks: Ranks) -> None:
 
 @contextmanager
 def _interruptible(problem: Problem, state: State, ranks: Ranks) -> Iterator[None]:
-    """Lets a run be stopped between two iterations, and writes a checkpoint then."""
+    """Let a run be stopped between two iterations, and write a checkpoint then."""
     config = problem.config
     with interruption.time_limit(config.max_time), interruption.held():
         try:
@@ -195,7 +195,7 @@ def _check_tape(problem: Problem, plan: Plan, num_images: int) -> None:
 
 
 def _shown(state: State) -> dict[str, float]:
-    """Numbers of the state that a user wants to watch."""
+    """Return the numbers of the state that a user wants to watch."""
     shown = {"step_size": state.step_size}
     if state.scores:
         shown["accuracy"] = state.scores[-1]["mean"]
@@ -212,7 +212,7 @@ def _lock_output(config: DistillConfig, stack: ExitStack) -> None:
 
 
 def _check_output(config: DistillConfig) -> None:
-    """Makes sure that the run harms nothing that is there, and can write where it shall."""
+    """Make sure that the run overwrites nothing and can write its files."""
     written = [config.out, config.checkpoint_path, config.log_path]
     if config.snapshots:
         written.append(config.snapshots_path)
@@ -235,7 +235,7 @@ def _check_output(config: DistillConfig) -> None:
 
 
 def _begin(problem: Problem) -> State:
-    """The state of the checkpoint, or the first state where there is none."""
+    """Return the state of the checkpoint, or the first state if there is none."""
     config = problem.config
     if not config.checkpoint_path.exists():
         return problem.initial_state()
@@ -249,7 +249,7 @@ def _begin(problem: Problem) -> State:
 
 
 def _finished(problem: Problem) -> Artifact:
-    """The result of an earlier run, after making sure that it is of this one."""
+    """Return the result that is there already, after checking that it is of this run."""
     out = problem.config.out
     result = artifact.load(out)
     found = {**result.recipe, "seed": result.seed}

@@ -1,85 +1,55 @@
-"""The log of a run: one JSON object per line, and whoever else is told."""
+"""The log of a run: one JSON object per line, which loggers get as well."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from trajmatch import files
 from trajmatch.distill.loggers import Logger
 from trajmatch.errors import UserError
 
+#: Writes the numbers of an outer iteration or an evaluation; every line has ``iteration``.
+Log = Callable[..., None]
 
-class MetricsLog:
-    """Appends one line for each outer iteration and each evaluation; every line has `iteration`.
 
-    A run that goes on drops the lines beyond its checkpoint first, because it does those iterations
-    again.
+@contextmanager
+def metrics_log(path: Path, iteration: int, loggers: Sequence[Logger] = ()) -> Iterator[Log]:
+    """Append to the log of a run.
+
+    A resumed run first drops the lines beyond its checkpoint, because it does those iterations
+    again. Numbers that are not finite become null, for which JSON has a word.
 
     Args:
         path: The file.
         iteration: Outer iterations done; lines after it are dropped.
-        loggers: Are told what every new line holds, and closed at the end.
+        loggers: Get every new line, and are closed at the end.
 
     Raises:
         UserError: The file cannot be read or written, or is not such a log.
     """
+    files.check_writable(path.parent)
+    kept = _lines_until(path, iteration) if path.exists() else []
+    files.write_text(path, "".join(kept))
 
-    def __init__(self, path: Path, iteration: int, loggers: Sequence[Logger] = ()) -> None:
-        """Drops what is beyond the checkpoint; see the class."""
-        self._path = path
-        self._loggers = loggers
-        files.check_writable(path.parent)
-        kept = _lines_until(path, iteration) if path.exists() else []
-        files.write_text(path, "".join(kept))
-        self._file: TextIO | None = None
-
-    def __enter__(self) -> MetricsLog:
-        """Opens the file for appending."""
+    def write(**numbers: Any) -> None:
+        line = {name: _finite(value) for name, value in numbers.items()}
         try:
-            self._file = self._path.open("a", encoding="utf-8", buffering=1)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror}") from error
-        return self
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        for logger in loggers:
+            logger.write(line)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            try:
-                self._file.close()  # which writes what is left
-            except OSError as error:
-                if value is None:
-                    raise UserError(f"cannot write {self._path}: {error.strerror}") from error
-            finally:
-                for logger in self._loggers:
-                    logger.close()
-
-    def write(self, **numbers: Any) -> None:
-        """Appends a line. What is not finite becomes null, for which JSON has a word."""
-        assert self._file is not None
-        finite = {name: _finite(value) for name, value in numbers.items()}
-        try:
-            self._file.write(json.dumps(finite) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror}") from error
-        for logger in self._loggers:
-            logger.write(finite)
-
-
-class NoLog:
-    """The log of a process that leaves it to another one."""
-
-    def write(self, **numbers: Any) -> None:
-        """Writes nothing."""
+    with ExitStack() as stack:
+        for logger in loggers:
+            stack.enter_context(closing(logger))
+        yield write
 
 
 def _finite(value: Any) -> Any:
@@ -89,7 +59,7 @@ def _finite(value: Any) -> Any:
 
 
 def _lines_until(path: Path, iteration: int) -> list[str]:
-    """The lines of the iterations up to and with the given one; a cut last line is dropped."""
+    """Return the lines of the iterations up to the given one; a cut last line is dropped."""
     kept = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -16,7 +16,7 @@ from trajmatch.random import derive_seed
 
 
 def is_due(config: DistillConfig, state: State) -> bool:
-    """Whether the images as they are should be evaluated now.
+    """Return True if the images should be evaluated now.
 
     Args:
         config: Says how often.
@@ -33,7 +33,7 @@ def is_due(config: DistillConfig, state: State) -> bool:
 
 
 def evaluate_iterate(problem: Problem, state: State, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """Trains fresh networks on the images as they are, and remembers the best iterate.
+    """Train fresh networks on the images as they are, and remember the best iterate.
 
     They are tested on the held-out images for ``--select holdout``, so that the choice knows
     nothing of the test set, and on the test set else.
@@ -41,10 +41,10 @@ def evaluate_iterate(problem: Problem, state: State, ranks: Ranks = ALONE) -> di
     Args:
         problem: What the run works on.
         state: Gains a score, and a best iterate if this is the best and one is to be chosen.
-        ranks: The processes of the run; one of them evaluates, and all learn the score.
+        ranks: The processes of the run; rank 0 evaluates and broadcasts the score.
 
     Returns:
-        What the log shall have.
+        The numbers for the log.
     """
     numbers = ranks.on_rank_0(lambda: _score(problem, state))
     protocol = numbers.pop("protocol")
@@ -56,7 +56,7 @@ def evaluate_iterate(problem: Problem, state: State, ranks: Ranks = ALONE) -> di
 
 
 def _score(problem: Problem, state: State) -> dict[str, Any]:
-    """What an evaluation finds, with its ``protocol``."""
+    """Return the numbers of an evaluation, with its ``protocol``."""
     config = problem.config
     split, images, labels = _test_split(problem)
     synthetic = problem.render(state.result)

@@ -73,7 +73,7 @@ class History(NamedTuple):
 
 
 def read(path: Path) -> History:
-    """Read the log that :class:`trajmatch.distill.metrics.MetricsLog` wrote.
+    """Read the log that :func:`trajmatch.distill.metrics.metrics_log` wrote.
 
     Args:
         path: The file. A last line that a crash has cut is left out.
