@@ -56,7 +56,7 @@ def data_of(name: str) -> Dataset:
     noise = torch.randint(-8, 9, (3, *patterns.shape), generator=draw)
     images = (patterns + noise).clamp(0, 255).to(torch.uint8)
     labels = torch.arange(classes)
-    return Dataset.from_arrays(
+    return Dataset(
         name=name or "own",
         train_images=images[:2].flatten(0, 1),
         train_labels=labels.repeat(2),

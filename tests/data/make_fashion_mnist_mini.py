@@ -4,7 +4,7 @@ usage: python tests/data/make_fashion_mnist_mini.py ROOT [OUT]
 
 ROOT holds the four original IDX files; OUT is where the sheets go, by default the folder of the
 package they belong to. The same files give the same pixels; the bytes also depend on the release of
-zlib. Put the printed SHA-256 sums into trajmatch/data/shipped.py.
+zlib. Put the printed SHA-256 sums into trajmatch/data/readers/shipped.py.
 """
 
 import hashlib

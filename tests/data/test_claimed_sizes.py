@@ -109,3 +109,8 @@ def test_images_that_a_limit_of_the_process_refuses_are_one_message(monkeypatch)
     monkeypatch.setattr(decode.np, "empty", refuse)
     with pytest.raises(UserError, match=r"memory for 12 images of 8 x 8 pixels; .*\?size="):
         decode.empty_images(12, (3, 8, 8))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is free is known on Linux only")
+def test_free_memory_is_plausible():
+    assert 10**7 < memory.available_memory() < 10**14

@@ -11,7 +11,7 @@ from trajmatch.errors import UserError
 
 
 def arrays(channels=3, per_class=4):
-    """Keyword arguments of Dataset.from_arrays for two classes of 4 x 4 pixels, always the same."""
+    """Keyword arguments of Dataset for two classes of 4 x 4 pixels, always the same."""
     count = 2 * per_class
     pixels = torch.arange((count + 2) * channels * 16).mul(37).remainder(256).to(torch.uint8)
     images = pixels.view(count + 2, channels, 4, 4)
@@ -26,14 +26,14 @@ def arrays(channels=3, per_class=4):
 
 
 def changed(**values):
-    return Dataset.from_arrays(**{**arrays(), **values})
+    return Dataset(**{**arrays(), **values})
 
 
 # Properties and statistics
 
 
 def test_properties():
-    dataset = Dataset.from_arrays(**arrays())
+    dataset = Dataset(**arrays())
     assert (dataset.num_classes, dataset.channels, dataset.image_size) == (2, 3, 4)
     assert dataset.class_names == ("cat", "dog")
     assert dataset.train_labels.dtype == torch.int64
@@ -41,7 +41,7 @@ def test_properties():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_statistics_are_those_of_numpy(channels):
-    dataset = Dataset.from_arrays(**arrays(channels))
+    dataset = Dataset(**arrays(channels))
     pixels = dataset.train_images.numpy().astype(np.float64) / 255
     np.testing.assert_allclose(dataset.mean, pixels.mean((0, 2, 3)), rtol=1e-14)
     np.testing.assert_allclose(dataset.std, pixels.std((0, 2, 3)), rtol=1e-13)
@@ -61,7 +61,7 @@ def test_a_channel_of_one_value_is_refused():
 
 
 def test_normalised_training_images_have_mean_0_and_deviation_1():
-    dataset = Dataset.from_arrays(**arrays())
+    dataset = Dataset(**arrays())
     normalised = dataset.normalise(dataset.train_images)
     assert normalised.dtype == torch.float32
     torch.testing.assert_close(normalised.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-6)
@@ -77,7 +77,7 @@ def test_normalise_by_hand():
 
 
 def test_the_inverse_undoes_it():
-    dataset = Dataset.from_arrays(**arrays())
+    dataset = Dataset(**arrays())
     images = dataset.train_images
     restored = dataset.preprocessing.invert(dataset.normalise(images))
     assert torch.equal((restored * 255).round().to(torch.uint8), images)
@@ -85,7 +85,7 @@ def test_the_inverse_undoes_it():
 
 def test_only_pixels_are_normalised():
     with pytest.raises(TypeError, match=r"uint8, but got torch\.float32"):
-        Dataset.from_arrays(**arrays()).normalise(torch.zeros(1, 3, 2, 2))
+        Dataset(**arrays()).normalise(torch.zeros(1, 3, 2, 2))
 
 
 # Fingerprint
@@ -93,7 +93,7 @@ def test_only_pixels_are_normalised():
 
 def test_fingerprint_is_the_same_everywhere():
     expected = "41e35ad1b212b7d69ba5102bc75c8b87aede487f632469e6bd4378f26d9aa03a"
-    assert Dataset.from_arrays(**arrays()).fingerprint == expected
+    assert Dataset(**arrays()).fingerprint == expected
     assert changed(name="another").fingerprint == expected
     strided = arrays()["train_images"].transpose(2, 3).contiguous().transpose(2, 3)
     assert not strided.is_contiguous()
@@ -128,7 +128,7 @@ def test_fingerprint_changes_with_any_content():
 
 def test_a_dataset_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Dataset.from_arrays(**arrays()).name = "other"
+        Dataset(**arrays()).name = "other"
 
 
 # Labels and images that cannot be used
@@ -230,6 +230,6 @@ def test_what_cannot_be_used_is_refused_in_one_message(case):
 
 
 def test_the_plain_constructor_checks_too():
-    dataset = Dataset.from_arrays(**arrays())
+    dataset = Dataset(**arrays())
     with pytest.raises(UserError, match="image 0 has label 9"):
         dataclasses.replace(dataset, train_labels=torch.full((8,), 9))

@@ -218,7 +218,7 @@ def test_none_is_the_identity():
 def test_the_strategy_can_be_read_back():
     assert DSA().spec == ALL
     assert DSA("flip_crop").spec == "flip_crop"
-    assert repr(DSA("flip_crop")) == "DSA('flip_crop')"
+    assert DSA("flip_crop") == DSA(spec="flip_crop") != DSA("crop_flip")
 
 
 @pytest.mark.parametrize(

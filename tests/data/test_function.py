@@ -29,7 +29,7 @@ def mapping():
 
 def whole():
     images, labels = torch.from_numpy(IMAGES).permute(0, 3, 1, 2), torch.from_numpy(LABELS)
-    return Dataset.from_arrays("pets", images, labels, images, labels, ("cat", "dog"))
+    return Dataset("pets", images, labels, images, labels, ("cat", "dog"))
 
 def three():
     return IMAGES, LABELS, IMAGES

@@ -15,7 +15,7 @@ def dataset(counts=(20, 20, 20)):
     images[:, 0, 0, 0] = torch.arange(len(labels)) % 256
     images[:, 0, 0, 1] = torch.arange(len(labels)) // 256
     names = [f"class {label}" for label in range(len(counts))]
-    return Dataset.from_arrays("numbered", images, labels, images[:3], labels[:3], names)
+    return Dataset("numbered", images, labels, images[:3], labels[:3], names)
 
 
 def numbers(images):
@@ -53,9 +53,9 @@ def test_each_class_is_drawn_on_its_own():
     order = torch.arange(60) % 3
     images = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 4, 4)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = torch.arange(60), 0
-    three = Dataset.from_arrays("three", images, order, images[:3], order[:3], list("abc"))
+    three = Dataset("three", images, order, images[:3], order[:3], list("abc"))
     first = order < 2
-    two = Dataset.from_arrays("two", images[first], order[first], images[:2], order[:2], list("ab"))
+    two = Dataset("two", images[first], order[first], images[:2], order[:2], list("ab"))
     _, of_three, labels = three.without_holdout(0.3, seed=0)
     _, of_two, _ = two.without_holdout(0.3, seed=0)
     assert torch.equal(of_three[labels < 2], of_two)

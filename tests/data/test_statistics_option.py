@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from trajmatch.data import channel_statistics, load_dataset
-from trajmatch.data.statistics import published_statistics
+from trajmatch.data.known_sets import published_statistics
 from trajmatch.errors import UserError
 from trajmatch.recipes import find_recipe, recipe_names
 

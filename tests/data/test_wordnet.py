@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 
 from trajmatch.data import load_dataset, resolve_uri
-from trajmatch.data.known_sets import KNOWN_SETS
+from trajmatch.data.known_sets import KNOWN_SETS, published_statistics
 from trajmatch.data.readers import wordnet
-from trajmatch.data.statistics import published_statistics
 from trajmatch.errors import UserError
 
 SUBSETS = KNOWN_SETS["imagenet"].subsets

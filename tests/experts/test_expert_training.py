@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trajmatch import networks
+from trajmatch import memory, networks
 from trajmatch.data import DSA, load_dataset, zca
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train_experts
@@ -189,10 +189,11 @@ def test_a_store_cannot_change_its_preprocessing(make_config: MakeConfig) -> Non
 def test_whitening_beyond_the_memory_leaves_no_store(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zca, "available_memory", lambda: 10**5)
     config = make_config(zca=True)
-    with pytest.raises(UserError, match=r"ZCA of 8 x 8 x 1 images needs .* leave out --zca"):
-        train_experts(config)
+    with monkeypatch.context() as little:
+        little.setattr(memory, "available_memory", lambda: 10**5)
+        with pytest.raises(UserError, match=r"ZCA, 64 x 64 numbers, take .* leave out --zca"):
+            train_experts(config)
     assert not exists(config.out)
     train_experts(make_config())  # the same folder can be used without
 

@@ -2,9 +2,12 @@
 
 from trajmatch.data.dataset import Dataset
 from trajmatch.data.dsa import DSA
-from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing
+from trajmatch.data.preprocessing import (
+    ChannelNormalisation,
+    Preprocessing,
+    channel_statistics,
+)
 from trajmatch.data.sources import SHIPPED, load_dataset, resolve_uri
-from trajmatch.data.statistics import channel_statistics
 from trajmatch.data.zca import ZCA
 
 __all__ = [

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from trajmatch.data import checks
-from trajmatch.data.holdout import split_holdout
 from trajmatch.data.options import choose_classes
-from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing
-from trajmatch.data.statistics import channel_statistics
+from trajmatch.data.parts import split_holdout
+from trajmatch.data.preprocessing import (
+    ChannelNormalisation,
+    Preprocessing,
+    channel_statistics,
+)
 from trajmatch.data.zca import ZCA
 from trajmatch.errors import UserError
 
@@ -29,15 +32,16 @@ class Dataset:
     """Training and test images of ``K`` classes, in memory, on the CPU.
 
     Everything is checked on construction, so that a wrong label is found before anything is trained
-    on it. :meth:`from_arrays` takes labels of any integer type.
+    on it.
 
     Attributes:
         name: Name of the set in files and tables; never a path.
         train_images: ``[N, C, S, S]``, uint8.
-        train_labels: ``[N]``, int64, from 0 to ``K - 1``; every class has an image.
+        train_labels: ``[N]``, from 0 to ``K - 1``, given as any integers and kept as int64; every
+            class has an image.
         test_images: ``[M, C, S, S]``, uint8.
-        test_labels: ``[M]``, int64, from 0 to ``K - 1``.
-        class_names: One name per class, in the order of the labels.
+        test_labels: ``[M]``, the same of the test images.
+        class_names: One name per class, in the order of the labels; kept as a tuple.
         mean: Mean of the training images per channel, pixels as numbers from 0 to 1; found if it is
             not given.
         std: Their standard deviation.
@@ -69,6 +73,11 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Check images, labels and class names, and find the statistics unless they are given."""
+        # A frozen class is set through its dictionary.
+        vars(self)["class_names"] = tuple(self.class_names)
+        for name in ("train_labels", "test_labels"):
+            if vars(self)[name].dtype in _INTEGERS:  # others are refused
+                vars(self)[name] = vars(self)[name].to(torch.int64)
         what = f"data set {self.name}"
         checks.check_class_names(what, self.class_names)
         for part, images, labels in (
@@ -93,48 +102,7 @@ class Dataset:
             )
         if not self.mean:
             mean, std = channel_statistics(self.train_images)
-            object.__setattr__(self, "mean", mean)
-            object.__setattr__(self, "std", std)
-
-    @classmethod
-    def from_arrays(
-        cls,
-        name: str,
-        train_images: Tensor,
-        train_labels: Tensor,
-        test_images: Tensor,
-        test_labels: Tensor,
-        class_names: Sequence[str],
-        statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
-    ) -> Dataset:
-        """Make a data set of arrays.
-
-        Args:
-            name: Name of the set in files and tables.
-            train_images: ``[N, C, S, S]``, uint8.
-            train_labels: ``[N]``, any integer dtype, from 0 to ``K - 1``.
-            test_images: ``[M, C, S, S]``, uint8.
-            test_labels: ``[M]``, any integer dtype.
-            class_names: One name per class, in the order of the labels.
-            statistics: Mean and standard deviation of each channel, where published ones are to be
-                used in place of those of these images.
-
-        Returns:
-            The data set.
-
-        Raises:
-            UserError: Images or labels cannot be used.
-        """
-        return cls(
-            name,
-            train_images,
-            _widen(train_labels),
-            test_images,
-            _widen(test_labels),
-            tuple(class_names),
-            *(statistics or ((), ())),
-            published_statistics=statistics is not None,
-        )
+            vars(self).update(mean=mean, std=std)
 
     @property
     def num_classes(self) -> int:
@@ -247,14 +215,8 @@ class Dataset:
                 both sides.
         """
         kept, held_out = split_holdout(self.train_labels, fraction, seed)
-        rest = Dataset.from_arrays(
-            self.name,
-            self.train_images[kept],
-            self.train_labels[kept],
-            self.test_images,
-            self.test_labels,
-            self.class_names,
-            self._fixed_statistics,
+        rest = self._part(
+            train_images=self.train_images[kept], train_labels=self.train_labels[kept]
         )
         return rest, self.train_images[held_out], self.train_labels[held_out]
 
@@ -278,21 +240,16 @@ class Dataset:
         renumbered = torch.full((self.num_classes,), -1)
         renumbered[labels] = torch.arange(len(labels))
         train, test = renumbered[self.train_labels], renumbered[self.test_labels]
-        return Dataset.from_arrays(
-            self.name,
-            self.train_images[train >= 0],
-            train[train >= 0],
-            self.test_images[test >= 0],
-            test[test >= 0],
-            [self.class_names[label] for label in labels],
-            self._fixed_statistics,
+        return self._part(
+            train_images=self.train_images[train >= 0],
+            train_labels=train[train >= 0],
+            test_images=self.test_images[test >= 0],
+            test_labels=test[test >= 0],
+            class_names=tuple(self.class_names[label] for label in labels),
         )
 
-    @property
-    def _fixed_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        return (self.mean, self.std) if self.published_statistics else None
-
-
-def _widen(labels: Tensor) -> Tensor:
-    """Class indices as int64; anything but integers stays, to be refused by the checks."""
-    return labels.to(torch.int64) if labels.dtype in _INTEGERS else labels
+    def _part(self, **changes: Any) -> Dataset:
+        """Some of the images, with statistics of their own unless these are published ones."""
+        if not self.published_statistics:
+            changes |= {"mean": (), "std": ()}
+        return dataclasses.replace(self, zca=None, **changes)

@@ -123,8 +123,8 @@ def load_pictures(
     for kind, number in sorted(Counter(lost).items()):
         count = sum(map(len, parts))
         warnings.warn(f"{what}: {number} of {count} images {kind}", stacklevel=2)
-    statistics = (known.mean, known.std) if known else None
-    return Dataset.from_arrays(name, *train, *test, class_names, statistics)
+    statistics = (known.mean, known.std, True) if known else ()
+    return Dataset(name, *train, *test, tuple(class_names), *statistics)
 
 
 def is_image(path: Path) -> bool:

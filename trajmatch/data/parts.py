@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ def split_parts(
 ) -> tuple[Tensor, Tensor]:
     """Set a part of each class aside as test images, always the same ones, and say so.
 
-    Each class has a random stream of its own, and has an image on both sides at least.
+    Each class has an image on both sides at least.
 
     Args:
         what: Name of the data set, for messages.
@@ -86,26 +86,73 @@ def split_parts(
         UserError: A class has a single image.
     """
     part = TEST_FRACTION if fraction is None else fraction
-    test = torch.zeros(len(labels), dtype=torch.bool)
-    for label, name in enumerate(names):
-        members = torch.nonzero(labels == label).flatten()
-        if len(members) == 1:
+
+    def count(label: int, members: int) -> int:
+        if members == 1:
             raise UserError(
-                f"{what} has no test images, and class {name!r} a single image, which cannot be "
-                "split into training and test; add images, or leave the class out"
+                f"{what} has no test images, and class {names[label]!r} a single image, which "
+                "cannot be split into training and test; add images, or leave the class out"
             )
-        count = min(max(round(part * len(members)), 1), len(members) - 1)
-        if count > 0:
-            order = torch.randperm(len(members), generator=generator(0, "test split", label))
-            test[members[order[:count]]] = True
+        return min(max(round(part * members), 1), members - 1)
+
+    train, test = _draw(labels, count, 0, "test split")
     if fraction is None:
         warnings.warn(
-            f"{what} has no test images: {int(test.sum())} of its {len(labels)} images, the same "
+            f"{what} has no test images: {len(test)} of its {len(labels)} images, the same "
             "ones every time, are used for testing and not for training; ?test=FRACTION sets "
             f"another part than {TEST_FRACTION:g} aside",
             stacklevel=2,
         )
-    return torch.nonzero(~test).flatten(), torch.nonzero(test).flatten()
+    return train, test
+
+
+def split_holdout(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw the same fraction of every class at random.
+
+    Args:
+        labels: ``[N]``, int64, from 0 to the number of classes less one.
+        fraction: Part of each class to draw, from 0 to below 1, rounded to whole images.
+        seed: Chooses the draw.
+
+    Returns:
+        ``(kept, held_out)``: indices into ``labels``, int64, each in ascending order.
+
+    Raises:
+        UserError: The fraction is out of range, or a class is too small to have an image on both
+            sides.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(
+            f"the fraction to hold out should be at least 0 and less than 1, but is {fraction}"
+        )
+
+    def count(label: int, members: int) -> int:
+        aside = round(fraction * members)
+        if fraction and not 0 < aside < members:
+            raise UserError(
+                f"--holdout {fraction:g} would put {aside} of the {members} images of class "
+                f"{label} aside; each class needs an image on both sides: choose another fraction, "
+                "or add images"
+            )
+        return aside
+
+    return _draw(labels, count, seed, "holdout")
+
+
+def _draw(
+    labels: Tensor, count: Callable[[int, int], int], seed: int, stream: str
+) -> tuple[Tensor, Tensor]:
+    """Indices of what stays and of what is drawn, in ascending order.
+
+    Each class has a random stream of its own, so what is drawn from one does not depend on the
+    others. ``count(label, members)`` says how many are drawn.
+    """
+    drawn = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique().tolist():
+        members = torch.nonzero(labels == label).flatten()
+        order = torch.randperm(len(members), generator=generator(seed, stream, label))
+        drawn[members[order[: count(label, len(members))]]] = True
+    return torch.nonzero(~drawn).flatten(), torch.nonzero(drawn).flatten()
 
 
 def _part(

@@ -6,6 +6,7 @@ kept in stores of experts and distilled files as JSON and, for the matrix of ZCA
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+from trajmatch.errors import UserError
 
 
 class Preprocessing(ABC):
@@ -146,3 +149,35 @@ def unit(images: Tensor) -> Tensor:
     if not images.is_floating_point():
         raise TypeError(f"expected images to be uint8 or floating point, but got {images.dtype}")
     return images.to(torch.float32, copy=True)
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all images and pixels.
+
+    The sums are made in integers, so the result is the same whatever the machine and the number of
+    threads.
+
+    Args:
+        images: ``[N, C, H, W]``, uint8, not empty.
+
+    Returns:
+        ``(mean, std)``, each of length ``C``, of the pixels as numbers from 0 to 1. The standard
+        deviation is that of the population (divided by the count, not by the count less one).
+
+    Raises:
+        UserError: A channel has one value everywhere, so that nothing can be divided by its spread.
+    """
+    count = images.numel() // images.shape[1]
+    mean, std = [], []
+    for channel in images.unbind(1):
+        histogram = torch.bincount(channel.flatten(), minlength=256).tolist()
+        total = sum(value * number for value, number in enumerate(histogram))
+        squares = sum(value * value * number for value, number in enumerate(histogram))
+        mean.append(total / (255 * count))
+        std.append(math.sqrt(count * squares - total * total) / (255 * count))
+    if 0.0 in std:
+        raise UserError(
+            f"channel {std.index(0.0)} of the training images has one value everywhere, so it "
+            "cannot be normalised; check the images, or leave the channel out"
+        )
+    return tuple(mean), tuple(std)

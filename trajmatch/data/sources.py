@@ -15,9 +15,10 @@ from typing import get_type_hints
 from trajmatch.data import checks, options, readers
 from trajmatch.data.address import Address, Source
 from trajmatch.data.dataset import Dataset
+from trajmatch.data.known_sets import published_statistics
+from trajmatch.data.preprocessing import channel_statistics
 from trajmatch.data.readers import function, imagefolder, shipped
 from trajmatch.data.reading import readable
-from trajmatch.data.statistics import channel_statistics, published_statistics
 from trajmatch.errors import UserError
 from trajmatch.importing import import_object
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from trajmatch.data.preprocessing import Preprocessing, unit
 from trajmatch.errors import UserError
-from trajmatch.memory import available_memory, one_thread
+from trajmatch.memory import check_memory, one_thread
 
 EPS = 0.1
 
@@ -61,7 +61,7 @@ class ZCA(Preprocessing):
         return f"<ZCA of images {list(self.mean.shape)}, eps {self.eps:g}>"
 
     def __post_init__(self) -> None:
-        """Checks that mean and matrix belong together."""
+        """Check that mean and matrix belong together."""
         dimension = self.mean.numel()
         holds = (
             self.mean.ndim == 3
@@ -78,7 +78,7 @@ class ZCA(Preprocessing):
             raise UserError(f"eps of a ZCA transform should be positive, but is {self.eps}")
 
     def apply(self, images: Tensor) -> Tensor:
-        """Pixels as network inputs; see :meth:`Preprocessing.apply`."""
+        """Turn pixels into network inputs; see :meth:`Preprocessing.apply`."""
         whitened = torch.empty(images.shape, dtype=torch.float32, device=images.device)
         for pixels, block in zip(images.split(_BLOCK), whitened.split(_BLOCK), strict=True):
             centred = unit(pixels).sub_(self.mean)
@@ -86,23 +86,23 @@ class ZCA(Preprocessing):
         return whitened
 
     def invert(self, images: Tensor) -> Tensor:
-        """Network inputs as pixels; see :meth:`Preprocessing.invert`."""
+        """Turn network inputs into pixels; see :meth:`Preprocessing.invert`."""
         columns = images.flatten(1).to(torch.float64).T
         solved = torch.cholesky_solve(columns, self._factor).T.reshape(images.shape)
         return solved.add_(self.mean).to(images.dtype)
 
     def to(self, device: str | torch.device) -> ZCA:
-        """The same on a device; the object itself where it is there already."""
+        """Return the same on a device; the object itself where it is there already."""
         if self.mean.device == torch.device(device):
             return self
         return ZCA(self.mean.to(device), self.matrix.to(device), self.eps)
 
     def staged(self, images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Whitens all images at once; see :meth:`Preprocessing.staged`."""
-        return self.to(images.device).apply(images), _as_it_is
+        """Whiten all images at once; see :meth:`Preprocessing.staged`."""
+        return self.to(images.device).apply(images), lambda batch: batch
 
     def spec(self) -> dict[str, Any]:
-        """``kind`` and ``eps``; mean and matrix are among the :meth:`tensors`."""
+        """Return ``kind`` and ``eps``; mean and matrix are among the :meth:`tensors`."""
         return spec(self.eps)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -120,12 +120,12 @@ class ZCA(Preprocessing):
 
 
 def spec(eps: float = EPS) -> dict[str, Any]:
-    """What :meth:`ZCA.spec` gives, before anything is fitted."""
+    """Return what :meth:`ZCA.spec` gives, before anything is fitted."""
     return {"kind": KIND, "eps": eps}
 
 
 def from_parts(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ZCA:
-    """The transform from what was written of it.
+    """Return the transform from what was written of it.
 
     Args:
         spec: What :meth:`ZCA.spec` gave.
@@ -138,11 +138,11 @@ def from_parts(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ZCA:
         UserError: Something is missing or does not fit together.
     """
     described = isinstance(spec, Mapping) and isinstance(spec.get("eps"), int | float)
-    if not described or spec.get("kind") != KIND:
-        raise UserError(f"a ZCA transform should be described by kind and eps, not by {spec}")
-    lacking = [name for name in (_MEAN, _TRIANGLE) if name not in tensors]
-    if lacking:
-        raise UserError(f"the ZCA transform lacks its tensor {lacking[0]!r}")
+    if not described or spec.get("kind") != KIND or not {_MEAN, _TRIANGLE} <= tensors.keys():
+        raise UserError(
+            f"a ZCA transform should be described by kind and eps, not by {spec}, and have the "
+            f"tensors {_MEAN} and {_TRIANGLE}"
+        )
     mean, triangle = tensors[_MEAN], tensors[_TRIANGLE]
     dimension = mean.numel()
     if list(triangle.shape) != [dimension * (dimension + 1) // 2]:
@@ -155,7 +155,7 @@ def from_parts(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ZCA:
 
 
 def fit(images: Tensor, eps: float = EPS) -> ZCA:
-    """Finds the whitening transform of a training set.
+    """Find the whitening transform of a training set.
 
     Images are taken in blocks, so that the memory is that of a few ``D x D`` matrices. The sums are
     made of integers without rounding, and the eigenvectors are found on one thread: the result does
@@ -172,10 +172,14 @@ def fit(images: Tensor, eps: float = EPS) -> ZCA:
         UserError: The matrices do not fit into the memory that is free, or there is one image only.
     """
     count, *shape = images.shape
-    check_memory(shape)
     if count < 2:
         raise UserError(f"ZCA needs at least 2 training images, but there is {count}")
     dimension = math.prod(shape)
+    check_memory(
+        f"the matrices of ZCA, {dimension} x {dimension} numbers,",
+        _MATRICES * 8 * dimension**2,
+        "leave out --zca, which normalises each channel instead, or use smaller images",
+    )
     total = torch.zeros(dimension, dtype=torch.float64)
     covariance = torch.zeros(dimension, dimension, dtype=torch.float64)
     for block in images.flatten(1).split(_BLOCK):
@@ -191,39 +195,11 @@ def fit(images: Tensor, eps: float = EPS) -> ZCA:
     return ZCA(mean.view(shape).to(torch.float32), _symmetric(matrix.to(torch.float32)), eps)
 
 
-def check_memory(shape: list[int], free: int | None = None) -> None:
-    """Refuses to whiten images whose matrices do not fit into the memory.
-
-    Args:
-        shape: Of an image: ``[C, S, S]``.
-        free: Bytes that may be used; None finds out.
-
-    Raises:
-        UserError: They do not fit.
-    """
-    dimension = math.prod(shape)
-    covariance = 8 * dimension**2
-    needed = _MATRICES * covariance
-    free = available_memory() if free is None else free
-    if needed > free:
-        channels, height, width = shape
-        raise UserError(
-            f"ZCA of {height} x {width} x {channels} images needs {needed / 1e9:.1f} GB of memory "
-            f"(their covariance alone, {dimension} x {dimension} numbers, is "
-            f"{covariance / 1e9:.1f} GB), but {free / 1e9:.1f} GB are free; leave out --zca, which "
-            "normalises each channel instead, or use smaller images"
-        )
-
-
 def _upper(dimension: int) -> Tensor:
-    """Where the upper triangle of a matrix is, the diagonal included. ``[D, D]``, bool."""
+    """Mask of the upper triangle of a matrix, the diagonal included. ``[D, D]``, bool."""
     return torch.ones(dimension, dimension, dtype=torch.bool).triu_()
 
 
 def _symmetric(matrix: Tensor) -> Tensor:
     """The symmetric matrix with this one's upper triangle."""
     return matrix.triu().add_(matrix.triu(1).T)
-
-
-def _as_it_is(images: Tensor) -> Tensor:
-    return images

@@ -8,7 +8,7 @@ from typing import Any
 
 from trajmatch import networks
 from trajmatch.data import DSA, ChannelNormalisation, Dataset, load_dataset, zca
-from trajmatch.data.statistics import published_statistics
+from trajmatch.data.known_sets import published_statistics
 from trajmatch.errors import UserError
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.experts.config import ExpertSettings, TrainingSettings

@@ -114,7 +114,7 @@ def from_arrays(
         checks.check_labels(f"{what}: {pairs[0][1]}", labels, len(images), names)
         split = split_parts(what, labels, names, options.fraction)
         parts = [(images[rows], labels[rows]) for rows in split]
-    return Dataset.from_arrays(name, *parts[0], *parts[1], names)
+    return Dataset(name, *parts[0], *parts[1], tuple(names))
 
 
 def _choose(

@@ -50,7 +50,7 @@ def load(address: Address, options: Options) -> Dataset:
 
 @cache
 def _whole() -> Dataset:
-    return Dataset.from_arrays(NAME, *_read("train.png"), *_read("test.png"), _CLASSES)
+    return Dataset(NAME, *_read("train.png"), *_read("test.png"), _CLASSES)
 
 
 def _read(name: str) -> tuple[Tensor, Tensor]:
