@@ -75,8 +75,9 @@ def test_the_layout_of_medmnist(tmp_path):
     assert np.array_equal(dataset.test_images.numpy(), expected)
     del content["val_images"]
     several = np.ones((18, 14), np.uint8)  # ChestMNIST: any number of the classes for each image
-    assert "should have shape [N], one class index per image, but have [18, 14]" in refusal(
-        tmp_path, **{**content, "train_labels": several}
+    assert (
+        "should hold whole numbers, [N], one class index per image, but has shape [18, 14]"
+        in refusal(tmp_path, **{**content, "train_labels": several})
     )
 
 
@@ -144,7 +145,7 @@ BAD = {
     ),
     "images as rows": (
         arrays(x_train=pixels(6, 48)),
-        "x_train should have shape [N, S, S], [N, S, S, C] or [N, C, S, S], but has [6, 48]",
+        "x_train should hold square images, [N, S, S], [N, S, S, C] or [N, C, S, S]",
     ),
     "images that are not square": (
         arrays(x_test=pixels(3, 4, 5, 3)),
@@ -152,7 +153,7 @@ BAD = {
     ),
     "channels as many as pixels": (
         arrays(x_train=pixels(6, 4, 4, 4)),
-        "where channels cannot be told from height and width",
+        "with C other than S, but has shape [6, 4, 4, 4]",
     ),
     "other test images": (
         arrays(x_test=pixels(3, 5, 5, 3)),
@@ -160,11 +161,11 @@ BAD = {
     ),
     "labels with a point": (
         arrays(y_train=np.zeros(6)),
-        "y_train should hold whole numbers, one class index per image, but is float64",
+        "y_train should hold whole numbers, [N], one class index per image, but has shape [6] and",
     ),
     "labels as vectors": (
         arrays(y_train=np.eye(6, 3, dtype=int)),
-        "should have shape [N], one class index per image, but have [6, 3]",
+        "one class index per image, but has shape [6, 3] and dtype int64; .argmax",
     ),
     "labels with a gap": (
         arrays(y_train=np.array([0, 1, 3, 0, 1, 3])),

@@ -7,7 +7,6 @@ import pytest
 
 from trajmatch.data import load_dataset, resolve_uri
 from trajmatch.data.options import (
-    DownloadOptions,
     ImageOptions,
     Options,
     PartOptions,
@@ -20,8 +19,10 @@ NAMES = ("airplane", "cat", "dog", "3", "T-shirt/top")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Every(ImageOptions, PartOptions, DownloadOptions):
+class Every(ImageOptions, PartOptions):
     """All kinds of options."""
+
+    download: bool = False
 
 
 def test_values_are_read():

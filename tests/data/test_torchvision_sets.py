@@ -189,7 +189,7 @@ def test_what_is_missing_is_downloaded_if_that_is_asked_for(tmp_path, official, 
     official(name)
     root = tmp_path / "data"
     message = refusal(f"{name}:{root}")
-    assert f"{name}:{root}: torchvision cannot read the set" in message
+    assert f"{name}:{root} cannot be read (Dataset not found" in message
     assert "add ?download=true to the data's address" in message
     assert not server[2] and not root.exists()
     check(load_dataset(f"{name}:{root}?download=true"), name)
@@ -208,7 +208,7 @@ def test_a_download_that_was_interrupted_is_made_again(tmp_path, official, serve
     for path in tmp_path.rglob(last):
         if "remote" not in path.parts:
             path.write_bytes(path.read_bytes()[:-1])
-    assert "cannot read the set" in refusal(f"{name}:{tmp_path}")
+    assert "cannot be read (" in refusal(f"{name}:{tmp_path}")
     if "mnist" in name:  # torchvision knows the sums of packed files only
         for path in tmp_path.glob("*/raw/*"):
             path.unlink()
@@ -248,9 +248,7 @@ def test_damaged_files_are_refused(tmp_path, official, name, damage):
     files = official(name)
     for file in files:
         write(tmp_path / PLACES[name][0], {**files, file: damage(files[file])})
-        assert f"{name}:{tmp_path}: torchvision cannot read the set" in refusal(
-            f"{name}:{tmp_path}"
-        )
+        assert f"{name}:{tmp_path} cannot be read (" in refusal(f"{name}:{tmp_path}")
 
 
 @pytest.mark.parametrize("file", idx_files(content("mnist")))
@@ -303,7 +301,7 @@ def test_no_pickle_is_opened_before_all_sums_are_right(tmp_path, official, name,
     for file in files:
         hostile = {**files, file: pickle.dumps(Trap(tmp_path / "sprung"))}
         write(tmp_path / PLACES[name][0], hostile)
-        assert "cannot read the set" in refusal(f"{name}:{tmp_path}{download}")
+        assert "cannot be read (" in refusal(f"{name}:{tmp_path}{download}")
         assert not (tmp_path / "sprung").exists()
 
 
@@ -313,7 +311,7 @@ def test_other_files_run_no_code(tmp_path):
         write(tmp_path / name / "processed", {file: trap})
     torch.save(Trap(tmp_path / "sprung"), tmp_path / "KMNIST" / "processed" / "test.pt")
     for uri in (f"mnist:{tmp_path}", f"torchvision:KMNIST:{tmp_path}"):
-        assert "torchvision cannot read the set" in refusal(uri)
+        assert "cannot be read (" in refusal(uri)
     for name in ("LSUN", "LSUNClass"):
         assert f"torchvision:{name} is not read: files of that set can run code" in refusal(
             f"torchvision:{name}:{tmp_path}"

@@ -6,8 +6,10 @@ One record per image: the label bytes (CIFAR-10: class; CIFAR-100: superclass, t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,9 +17,31 @@ from trajmatch.data.known_sets import Binary
 from trajmatch.errors import UserError
 from trajmatch.memory import check_memory
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 _PIXELS = 3 * 32 * 32
 
 _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Training or test images, as torchvision has the parts of a set.
+
+    Attributes:
+        data: ``[N, 3, 32, 32]``.
+        targets: ``[N]``.
+    """
+
+    data: _Bytes
+    targets: _Bytes
+
+    def __getitem__(self, index: int) -> tuple[Image, int]:
+        """Return an image of Pillow and its label."""
+        from PIL import Image
+
+        return Image.fromarray(self.data[index].transpose(1, 2, 0)), int(self.targets[index])
 
 
 def find(binary: Binary, root: Path) -> Path | None:
@@ -34,7 +58,7 @@ def find(binary: Binary, root: Path) -> Path | None:
     return next((f for f in folders if any((f / name).is_file() for name in files)), None)
 
 
-def read(binary: Binary, folder: Path) -> dict[str, _Bytes]:
+def read(binary: Binary, folder: Path) -> list[Part]:
     """Read the files.
 
     Args:
@@ -42,31 +66,30 @@ def read(binary: Binary, folder: Path) -> dict[str, _Bytes]:
         folder: The folder that :func:`find` found.
 
     Returns:
-        The arrays, as an ``.npz`` file has them.
+        The training and the test images.
 
     Raises:
-        OSError: A file cannot be read.
-        UserError: Files are missing or damaged.
+        OSError: A file is missing or cannot be read.
+        UserError: A file is damaged.
     """
-    arrays = {}
-    for part, names in (("train", binary.train), ("test", binary.test)):
-        blocks = [_records(folder / name, binary.label_bytes + _PIXELS) for name in names]
-        for name, block in zip(names, blocks, strict=True):
-            if len(block) != len(blocks[0]):
-                raise UserError(
-                    f"{folder / name} holds {len(block)} images, but {names[0]} holds "
-                    f"{len(blocks[0])}; one of them is cut off: unpack the archive again"
-                )
-        records = np.concatenate(blocks)
-        arrays[f"x_{part}"] = records[:, binary.label_bytes :].reshape(-1, 3, 32, 32)
-        arrays[f"y_{part}"] = records[:, binary.label_bytes - 1]
-    return arrays
+    return [_part(binary, folder, names) for names in (binary.train, binary.test)]
+
+
+def _part(binary: Binary, folder: Path, names: Sequence[str]) -> Part:
+    blocks = [_records(folder / name, binary.label_bytes + _PIXELS) for name in names]
+    for name, block in zip(names, blocks, strict=True):
+        if len(block) != len(blocks[0]):
+            raise UserError(
+                f"{folder / name} holds {len(block)} images, but {names[0]} holds "
+                f"{len(blocks[0])}; one of them is cut off: unpack the archive again"
+            )
+    records = np.concatenate(blocks)
+    images = records[:, binary.label_bytes :].reshape(-1, 3, 32, 32)
+    return Part(images, records[:, binary.label_bytes - 1])
 
 
 def _records(path: Path, length: int) -> _Bytes:
     """The records of one file, ``[N, length]``."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; unpack the whole archive again")
     size = path.stat().st_size
     if size == 0 or size % length:
         raise UserError(

@@ -83,7 +83,6 @@ def load_pictures(
     parts: Sequence[Sequence[Picture]],
     class_names: Sequence[str],
     options: ImageOptions,
-    *,
     fraction: float | None = None,
     known: KnownSet | None = None,
 ) -> Dataset:

@@ -62,11 +62,10 @@ def _traits(known: Mapping[str, Any], given: Mapping[str, Any]) -> list[tuple[st
     """Return pairs of words for classes, size and channels; equal words for what is equal."""
     sides = known, given
     names = [side["class_names"] for side in sides]
+    other = [k for k, pair in enumerate(zip(*names, strict=False)) if len({*pair}) > 1]
+    classes = [f"class {other[0]} named {each[other[0]]!r}" if other else "" for each in names]
     if len(names[0]) != len(names[1]):
         classes = [f"{len(each)} classes ({_listed(each)})" for each in names]
-    else:
-        k = next((k for k, pair in enumerate(zip(*names, strict=True)) if len({*pair}) > 1), None)
-        classes = ["", ""] if k is None else [f"class {k} named {each[k]!r}" for each in names]
     sizes = ["x".join(map(str, side["shape"][1:])) + " pixels" for side in sides]
     channels = [f"{side['shape'][0]} channel" + "s" * (side["shape"][0] > 1) for side in sides]
     return [(one, other) for one, other in (classes, sizes, channels)]

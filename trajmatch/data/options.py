@@ -32,17 +32,6 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DownloadOptions(Options):
-    """Options of sets that torchvision downloads.
-
-    Attributes:
-        download: True to download what is missing.
-    """
-
-    download: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class PartOptions(Options):
     """Options of sets whose parts have names.
 

@@ -68,7 +68,7 @@ def load(address: Address, options: HubOptions) -> Dataset:
     say_left_out(what, [each for each in splits if each not in found], options)
     features = splits[found[0]].features
     image = _column(what, features, "image", options.image, (_is_image, _is_bytes))
-    label = _label_column(what, features, options.label)
+    label = _column(what, features, "label", options.label, (_is_class, _is_value))
     classes = _classes(what, features[label], splits[found[0]][label], label)
     all_names = list(map(str, classes))
     chosen = choose_classes(what, all_names, options.classes)
@@ -154,37 +154,25 @@ def _column(
 ) -> str:
     """Name of the one column of the first kind that there is, or of the one that was given."""
     fits = [[name for name, feature in features.items() if kind(feature)] for kind in kinds]
-    if given is not None:
-        every = [name for names in fits for name in names]
-        if given not in every:
-            hint = nearest(given, every) if every else "it has none"
-            raise UserError(f"{what} has no column {given!r} of {option}s; {hint}")
-        return given
-    found: list[str] = next(filter(None, fits), [])
-    if len(found) != 1:
-        columns = ", ".join(
-            f"{name} ({type(each).__name__} {_dtype(each)})" for name, each in features.items()
+    every = [name for names in fits for name in names]
+    found = next(filter(None, fits), []) if given is None else [given]
+    usual = [name for name in _LABEL_NAMES if name in found and option == "label"]
+    if len(found) > 1 and not fits[0] and usual:
+        others = ", ".join(repr(name) for name in found if name != usual[0])
+        warnings.warn(
+            f"{what}: the column {usual[0]!r} is taken for the labels, not {others}; ?label=NAME "
+            "chooses another",
+            stacklevel=2,
         )
+        found = usual[:1]
+    if len(found) != 1 or found[0] not in every:
+        columns = ", ".join(f"{name} ({type(each).__name__})" for name, each in features.items())
+        hint = nearest(given or "", every) if every else "there are none"
         raise UserError(
-            f"{what} has {len(found)} columns of {option}s (its columns: {columns}); "
-            + (f"choose one with ?{option}=NAME" if found else "it cannot be used")
+            f"{what} (its columns: {columns}) needs ?{option}=NAME, the column of its {option}s; "
+            f"{hint}"
         )
     return found[0]
-
-
-def _label_column(what: str, features: Mapping[str, Any], given: str | None) -> str:
-    """Name of the column of labels; where columns without names of classes vie, by its name."""
-    values = [name for name, feature in features.items() if _is_value(feature)]
-    if given is None and len(values) > 1 and not any(map(_is_class, features.values())):
-        given = next((name for usual in _LABEL_NAMES for name in values if name == usual), None)
-        if given is not None:
-            others = ", ".join(repr(name) for name in values if name != given)
-            warnings.warn(
-                f"{what}: the column {given!r} is taken for the labels, not {others}; ?label=NAME "
-                "chooses another",
-                stacklevel=2,
-            )
-    return _column(what, features, "label", given, (_is_class, _is_value))
 
 
 def _classes(what: str, feature: Any, values: Sequence[Any], label: str) -> list[Any]:

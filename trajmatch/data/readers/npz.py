@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,20 +26,6 @@ CLASS_NAMES = "class_names"
 #: Images and labels of a part, in the order of preference.
 _PATTERNS = (("x_NAME", "y_NAME"), ("X_NAME", "y_NAME"), ("NAME_images", "NAME_labels"))
 _NO_OPTIONS = PartOptions()
-# What numpy and zipfile raise for a file that is damaged or of another kind; of a size that only a
-# header claims, memory is asked for, but not touched before the content is there.
-_DAMAGED = (
-    ValueError,
-    EOFError,
-    KeyError,  # what is called like an array, but is none
-    MemoryError,
-    OverflowError,
-    RuntimeError,  # also what zipfile does not implement
-    SyntaxError,  # of the header, which is a Python literal
-    zipfile.BadZipFile,
-    zlib.error,
-)
-
 _Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -73,11 +57,12 @@ def load(address: Address, options: PartOptions) -> Dataset:
                 raise UserError(f"{path} holds a single array; save several with numpy.savez")
             pairs, _ = _choose(str(path), archive.files, options)
             wanted = {key for pair in pairs for key in pair} | {CLASS_NAMES}
-            # of the others only the names are wanted, to say what is left out
+            # Of the others only the names are wanted, to say what is left out. Memory of a size
+            # that only a header claims is asked for, but not touched before the content is there.
             arrays = {k: np.asarray(archive[k] if k in wanted else ()) for k in archive.files}
-        except UserError:
+        except (UserError, OSError):
             raise
-        except _DAMAGED as error:
+        except Exception as error:  # of numpy, zipfile or zlib
             raise UserError(
                 f"{path} is damaged or not an .npz file ({error}); save plain arrays of numbers, "
                 "not Python objects, with numpy.savez"
@@ -148,43 +133,27 @@ def _images(what: str, array: _Array) -> Tensor:
             f"{what} should be uint8, 0 to 255, but is {array.dtype}; convert it "
             "(numbers from 0 to 1: multiply by 255 and round)"
         )
-    if array.ndim and len(array) == 0:
-        raise UserError(f"{what} holds no images")
+    if array.size == 0:
+        raise UserError(f"{what} holds no images (shape {shape})")
     if array.ndim == 3:
-        array = array[:, None]
-    elif array.ndim != 4:
+        return torch.from_numpy(np.ascontiguousarray(array[:, None]))
+    square = [axis for axis in (1, 2) if array.ndim == 4 and shape[axis] == shape[axis + 1]]
+    if len(square) != 1:
         raise UserError(
-            f"{what} should have shape [N, S, S], [N, S, S, C] or [N, C, S, S], but has {shape}"
+            f"{what} should hold square images, [N, S, S], [N, S, S, C] or [N, C, S, S] with C "
+            f"other than S, but has shape {shape}; crop or resize them"
         )
-    else:
-        channels_first, channels_last = shape[2] == shape[3], shape[1] == shape[2]
-        if channels_first and channels_last:
-            raise UserError(
-                f"{what} has shape {shape}, where channels cannot be told from height and width; "
-                "save it as [N, S, S] if it has one channel, or resize the images"
-            )
-        if not channels_first and not channels_last:
-            raise UserError(
-                f"{what} should hold square images, [N, S, S, C] or [N, C, S, S], but has shape "
-                f"{shape}; crop or resize them"
-            )
-        if channels_last:
-            array = array.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(array))
+    order = (0, 3, 1, 2) if square == [1] else (0, 1, 2, 3)
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(order)))
 
 
 def _labels(what: str, array: _Array) -> Tensor:
-    if not np.issubdtype(array.dtype, np.integer):
-        raise UserError(
-            f"{what} should hold whole numbers, one class index per image, but is "
-            f"{array.dtype}; convert it to integers"
-        )
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-    if array.ndim != 1:
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         raise UserError(
-            f"{what} should have shape [N], one class index per image, but have "
-            f"{list(array.shape)}; one-hot labels are converted by .argmax(axis=1)"
+            f"{what} should hold whole numbers, [N], one class index per image, but has shape "
+            f"{list(array.shape)} and dtype {array.dtype}; .argmax(axis=1) converts one-hot labels"
         )
     return torch.from_numpy(array.astype(np.int64))
 

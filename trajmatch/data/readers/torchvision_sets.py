@@ -8,8 +8,8 @@ import operator
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,8 @@ from trajmatch.data import cifar_binary
 from trajmatch.data.address import Address, Source
 from trajmatch.data.dataset import Dataset
 from trajmatch.data.decode import Picture, load_pictures
-from trajmatch.data.known_sets import KNOWN_SETS
-from trajmatch.data.options import (
-    DownloadOptions,
-    ImageOptions,
-    PartOptions,
-    choose_classes,
-    nearest,
-)
+from trajmatch.data.known_sets import KNOWN_SETS, KnownSet
+from trajmatch.data.options import ImageOptions, PartOptions, choose_classes, nearest
 from trajmatch.data.parts import TEST, TRAIN
 from trajmatch.data.readers import npz
 from trajmatch.errors import UserError
@@ -39,47 +33,68 @@ _UNSAFE = ("LSUN", "LSUNClass")
 # Values of ``split``, in the order of preference.
 _SPLITS = ((*TRAIN, "trainval", "train-standard"), TEST)
 
-_Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
-
 
 @dataclass(frozen=True, kw_only=True)
-class TorchvisionOptions(ImageOptions, PartOptions, DownloadOptions):
-    """Options of a class of torchvision.
+class TorchvisionOptions(ImageOptions, PartOptions):
+    """Options of a set of torchvision; parts are values of the argument ``split`` of its class.
 
     Attributes:
+        download: True to download what is missing.
         split: Argument ``split`` of a class that tells training and test images apart by ``train``
             (EMNIST).
     """
 
+    download: bool = False
     split: str | None = None
 
 
-def load_known(address: Address, options: DownloadOptions) -> Dataset:
-    """Load one of the usual sets from its official files.
+def load(address: Address, options: TorchvisionOptions) -> Dataset:
+    """Load one of the usual sets, or a set by the name of its class in ``torchvision.datasets``.
 
     Args:
-        address: The folder of the files, or the one in which torchvision puts them into a folder
-            of their own; those of MNIST and Fashion-MNIST may be packed with gzip.
+        address: The folder in which torchvision puts the files, under the name of a usual set or
+            ``torchvision:NAME``. Of a usual set also the folder of the files themselves; those of
+            MNIST and Fashion-MNIST may be packed with gzip.
         options: All count.
 
     Returns:
-        The data set, named after the scheme. Of SVHN the extra training images are left out, as in
-        the papers.
+        The data set, named after the scheme. Without a test part, a part of each class becomes the
+        test set. Of SVHN the extra training images are left out, as in the papers.
 
     Raises:
-        OSError: A file cannot be read.
-        UserError: A file is missing, damaged, or another than the official one.
+        UserError: There is no such class, it has no labelled pictures, or it cannot read or
+            download its files.
     """
-    known = KNOWN_SETS[address.scheme]
-    binary = known.binary and cifar_binary.find(known.binary, address.place)
-    if known.binary and binary:
-        arrays = cifar_binary.read(known.binary, binary)
-    else:
-        kind = _class_of(known.torchvision)
-        with _explained(address, options):
-            arrays = _known_arrays(kind, address, options)
-    arrays[npz.CLASS_NAMES] = np.array(known.classes)
-    return npz.from_arrays(address.base, address.scheme, arrays).of_classes(options.classes)
+    what, known = address.base, KNOWN_SETS.get(address.scheme, KnownSet())
+    with _explained(address, options):
+        parts = _read(address, known, options)
+        labels = [_labels(what, part) for part in parts]
+    present = [*range(len(known.classes))] or np.unique(labels[0]).tolist()
+    names = list(known.classes) or _class_names(parts[0], present)
+    count = len(names)  # labels of no class are to be found out of range
+    if options.size is None and len(parts) == 2 and all(map(_is_array, parts)):
+        arrays = {npz.CLASS_NAMES: np.array(names)}
+        new = {old: label for label, old in enumerate(present)}
+        for side, part, given in zip(("train", "test"), parts, labels, strict=True):
+            arrays[f"x_{side}"] = np.asarray(part.data)
+            arrays[f"y_{side}"] = np.array([new.get(each, max(each, count)) for each in given])
+        return npz.from_arrays(what, address.scheme, arrays).of_classes(options.classes)
+    chosen = choose_classes(what, names, options.classes)
+    new = {present[old]: label for label, old in enumerate(chosen)}
+    pictures = [
+        [
+            Picture(
+                new.get(label, max(label, count)),
+                partial(_picture, part, index),
+                f"{what}, {side} {index}",
+            )
+            for index, label in enumerate(given)
+            if label in new or label not in present
+        ]
+        for side, part, given in zip(("training image", "test image"), parts, labels, strict=False)
+    ]
+    chosen_names = [names[index] for index in chosen]
+    return load_pictures(what, address.scheme, pictures, chosen_names, options, options.fraction)
 
 
 def found_in(address: Address) -> bool:
@@ -89,49 +104,20 @@ def found_in(address: Address) -> bool:
     return files or bool(known.binary and cifar_binary.find(known.binary, root))
 
 
-def load(address: Address, options: TorchvisionOptions) -> Dataset:
-    """Load a set by the name of its class in ``torchvision.datasets``.
-
-    Args:
-        address: ``torchvision:NAME``, and the argument ``root`` of the class.
-        options: All count; parts are values of the argument ``split`` of the class.
-
-    Returns:
-        The data set, named after the class. Without a test part, a part of each class becomes the
-        test set.
-
-    Raises:
-        UserError: There is no such class, it has no labelled pictures, or it cannot read or
-            download its files.
-    """
-    what = address.base
-    kind = _class_of(address.scheme.partition(":")[2])
-    with _explained(address, options):
-        parts = _parts(kind, address.place, options)
-        arrays = _arrays(parts) if options.size is None and len(parts) == 2 else {}
-        labels = [arrays[key].tolist() for key in ("y_train", "y_test") if key in arrays]
-        labels = labels or [_labels(what, part) for part in parts]
-    present = np.unique(labels[0]).tolist()
-    names = _class_names(parts[0], present)
-    if arrays:
-        new = {old: label for label, old in enumerate(present)}
-        arrays["y_train"], arrays["y_test"] = (
-            np.array([new.get(label, -1) for label in each]) for each in labels
-        )
-        arrays[npz.CLASS_NAMES] = np.array(names)
-        return npz.from_arrays(what, address.scheme, arrays).of_classes(options.classes)
-    chosen = choose_classes(what, names, options.classes)
-    new = {present[old]: label for label, old in enumerate(chosen)}
-    pictures = [
-        [
-            Picture(new.get(label, -1), partial(_picture, part, index), f"{what}, {side} {index}")
-            for index, label in enumerate(each)
-            if label in new or label not in present
-        ]
-        for side, part, each in zip(("training image", "test image"), parts, labels, strict=False)
-    ]
-    names = [names[index] for index in chosen]
-    return load_pictures(what, address.scheme, pictures, names, options, fraction=options.fraction)
+def _read(address: Address, known: KnownSet, options: TorchvisionOptions) -> Sequence[Any]:
+    """The parts of a set; of a usual set, from wherever its files are."""
+    root = address.place
+    if known.binary and (folder := cifar_binary.find(known.binary, root)):
+        return cifar_binary.read(known.binary, folder)
+    kind = _class_of(known.torchvision or address.scheme.partition(":")[2])
+    files = (root / name for name in (*known.files, *known.more_files))
+    if file := next(filter(Path.is_file, files), None):
+        repaired = [Exception] if options.download else []  # by downloading the files again
+        with tempfile.TemporaryDirectory() as unpacked, suppress(*repaired):
+            raw = _unpack(kind, file.parent, unpacked) if file.suffix == ".gz" else file.parent
+            there = type(kind.__name__, (kind,), {"base_folder": "", "raw_folder": str(raw)})
+            return _parts(there, file.parent, replace(options, download=False))
+    return _parts(kind, root, options)
 
 
 def _class_of(name: str) -> Any:
@@ -145,9 +131,8 @@ def _class_of(name: str) -> Any:
         raise UserError(f"torchvision:{name} is not read: files of that set can run code")
     kind = getattr(torchvision.datasets, name)
     arguments = inspect.signature(kind).parameters
-    plain = {"root", "split", "kwargs"}
     needed = {each.name for each in arguments.values() if each.default is each.empty}
-    if "root" not in arguments or needed - plain:
+    if "root" not in arguments or needed - {"root", "split", "kwargs"}:
         raise UserError(f"torchvision:{name} is not a data set for classification")
     return kind
 
@@ -195,27 +180,7 @@ def _part(kind: Any, splits: Sequence[str], arguments: dict[str, Any]) -> Any:
                 raise
 
 
-def _known_arrays(kind: Any, address: Address, options: DownloadOptions) -> _Arrays:
-    """The arrays of one of the usual sets, whose files need not be where torchvision puts them."""
-    known, root = KNOWN_SETS[address.scheme], address.place
-    places = (root / name for name in (*known.files, *known.more_files))
-    file = next((place for place in places if place.is_file()), None)
-    if file is not None:
-        with tempfile.TemporaryDirectory() as unpacked, _suppressed(options):
-            if file.suffix == ".gz":
-                _unpack(kind, file.parent, unpacked)
-            raw = unpacked if file.suffix == ".gz" else str(file.parent)
-            there = type(kind.__name__, (kind,), {"base_folder": "", "raw_folder": raw})
-            return _arrays(_parts(there, file.parent, TorchvisionOptions()))
-    return _arrays(_parts(kind, root, TorchvisionOptions(download=options.download)))
-
-
-def _suppressed(options: DownloadOptions) -> suppress:
-    """Let a set that cannot be read be downloaded again, if it may be."""
-    return suppress(*([Exception] if options.download else []))
-
-
-def _unpack(kind: Any, folder: Path, place: str) -> None:
+def _unpack(kind: Any, folder: Path, place: str) -> str:
     """Unpack the official files of MNIST or Fashion-MNIST."""
     from trajmatch._torchvision import torchvision
 
@@ -223,30 +188,26 @@ def _unpack(kind: Any, folder: Path, place: str) -> None:
         if not torchvision.datasets.utils.check_integrity(folder / name, md5):
             raise RuntimeError(f"{folder / name} is missing or is not the official file")
         torchvision.datasets.utils.extract_archive(folder / name, place)
+    return place
 
 
-def _arrays(parts: Sequence[Any]) -> _Arrays:
-    """Arrays, as an ``.npz`` file has them, of parts that are kept as arrays; of others nothing."""
-    found: _Arrays = {}
-    for name, part in zip(("train", "test"), parts, strict=True):
-        images = getattr(part, "data", None)
-        labels: Any = getattr(part, "targets", getattr(part, "labels", None))
-        if not isinstance(images, np.ndarray | torch.Tensor) or np.ndim(labels) != 1:
-            return {}
-        found |= {f"x_{name}": np.asarray(images), f"y_{name}": np.asarray(labels)}
-    return found
+def _is_array(part: Any) -> bool:
+    """True if the images of a part are one array."""
+    return isinstance(getattr(part, "data", None), np.ndarray | torch.Tensor)
 
 
 def _labels(what: str, part: Any) -> list[int]:
-    """The labels of a part whose items are pictures with a label."""
+    """The labels of a part, whose items are pictures with a label."""
     from PIL import Image
 
-    try:
+    labels: Any = getattr(part, "targets", getattr(part, "labels", None))
+    if _is_array(part) and np.ndim(labels) == 1:
+        return list(map(int, labels))
+    picture = None
+    with suppress(TypeError, ValueError, NotImplementedError):
         picture, label = part[0]
-        operator.index(label)
-    except (TypeError, ValueError, NotImplementedError):
-        picture = None
-    if not isinstance(picture, Path | Image.Image):
+        label = operator.index(label)
+    if not isinstance(picture, Path | Image.Image) or not isinstance(label, int):
         raise UserError(
             f"{what} is not a data set for classification: it has no pictures with one label each"
         )
@@ -270,42 +231,28 @@ def _class_names(part: Any, present: Sequence[int]) -> list[str]:
 
 
 @contextmanager
-def _explained(address: Address, options: DownloadOptions) -> Iterator[None]:
-    """Turn what torchvision raises into a message; of several processes let one download."""
+def _explained(address: Address, options: TorchvisionOptions) -> Iterator[None]:
+    """Turn all exceptions into messages; let one process at a time download into a folder."""
+    folder = -1
     try:
-        with _alone(address.place) if options.download else nullcontext():
-            yield
+        if options.download:
+            address.place.mkdir(parents=True, exist_ok=True)
+            folder = os.open(address.place, os.O_RDONLY)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
     except UserError:
         raise
     except Exception as error:
-        remedy = (
-            "check the connection"
-            if options.download
-            else "put the official files there, or add ?download=true to the data's address"
-        )
         told = str(error).partition(" You can use")[0] or type(error).__name__
-        raise UserError(
-            f"{address.base}: torchvision cannot read the set ({told}); {remedy}"
-        ) from error
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Wait until no other process downloads into a folder."""
-    root.mkdir(parents=True, exist_ok=True)
-    folder = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
+        remedy = "put the official files there, or add ?download=true to the data's address"
+        if options.download:
+            remedy = "check the connection"
+        raise UserError(f"{address.base} cannot be read ({told}); {remedy}") from error
     finally:
-        os.close(folder)
+        if folder >= 0:
+            os.close(folder)
 
 
-SOURCES = {
-    "torchvision": Source("NAME:ROOT", load),
-    **{
-        name: Source("ROOT", load_known, found_in)
-        for name, known in KNOWN_SETS.items()
-        if known.torchvision
-    },
+SOURCES = {"torchvision": Source("NAME:ROOT", load)} | {
+    name: Source("ROOT", load, found_in) for name, known in KNOWN_SETS.items() if known.torchvision
 }

@@ -114,19 +114,18 @@ def load_tiny(address: Address, options: ImageOptions) -> Dataset:
             f"{address.place} holds no wnids.txt, neither directly nor in {_TINY_FOLDER}; unpack "
             "the archive of Tiny ImageNet there"
         )
-    identifiers = sorted(_read(root / "wnids.txt").split())
-    named = _names(root / "words.txt", identifiers)
+    identifiers = sorted((root / "wnids.txt").read_text("utf-8", "replace").split())
+    named = _names((root / "words.txt").read_text("utf-8", "replace"), identifiers)
     chosen = _choose(str(root), named, options.classes)
     labels = {identifier: label for label, identifier in enumerate(chosen)}
-    train = []
-    for identifier, label in labels.items():
-        images = root / "train" / identifier / "images"
-        if not images.is_dir():
-            raise UserError(f"{images} is missing; unpack the whole archive again")
-        train += [Picture(label, path) for path in visible(images)]
+    train = [
+        Picture(label, path)
+        for identifier, label in labels.items()
+        for path in visible(root / "train" / identifier / "images")
+    ]
     test = []
     annotations = root / "val" / "val_annotations.txt"
-    for line in _read(annotations).splitlines():
+    for line in annotations.read_text("utf-8", "replace").splitlines():
         file, identifier, *_ = [*line.split("\t"), ""]
         if identifier not in named:
             raise UserError(
@@ -154,15 +153,9 @@ def _wordnet_folders(part: Path) -> list[str]:
     return sorted(entry.name for entry in part.iterdir() if _WORDNET_ID.fullmatch(entry.name))
 
 
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"{path} is missing; unpack the whole archive again")
-    return path.read_text(encoding="utf-8", errors="replace")
-
-
-def _names(path: Path, identifiers: Sequence[str]) -> dict[str, str]:
+def _names(words: str, identifiers: Sequence[str]) -> dict[str, str]:
     """Name of each class: its first synonym, with the identifier where two have the same."""
-    synonyms = dict(line.split("\t", 1) for line in _read(path).splitlines() if "\t" in line)
+    synonyms = dict(line.split("\t", 1) for line in words.splitlines() if "\t" in line)
     first = {i: synonyms.get(i, i).partition(",")[0].strip() for i in identifiers}
     often = Counter(first.values())
     return {i: name if often[name] == 1 else f"{name} ({i})" for i, name in first.items()}
