@@ -12,8 +12,8 @@ import trajmatch
 
 #: From the ground up. Parts on one floor may use each other, but not in circles.
 FLOORS = (
-    "_extension _torchvision block children device errors fields files importing interruption lock "
-    "memory pictures progress random recording run_folder schema streams",
+    "_extension _torchvision block children device errors fields files importing interruption lazy "
+    "lock memory pictures progress random recording run_folder schema streams",
     "networks ops parallel protocol reference",
     "data inference training",
     "artifact experts snapshots timelapse",

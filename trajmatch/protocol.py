@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trajmatch.errors import UserError, closest
 from trajmatch.schema import Count, PositiveInt, Settings
 
 #: MTT's augmentation: all six groups.
@@ -101,32 +100,10 @@ class Protocol(Settings):
 
 
 #: The protocols of the papers' code, by name. AST returns the maximum over its tests as the
-#: accuracy; here the score is the last test of every protocol.
+#: accuracy; here the score is the last test of every protocol. Step size and augmentation are to be
+#: replaced by those of a set.
 PROTOCOLS = {
-    each.name: each
-    for each in (
-        Protocol(name="mtt"),
-        Protocol(name="datm", batch_size=128),
-        Protocol(name="ast", weight_decay=1e-3, lr_drop=0.5, momentum_after=0.8, test_every=20),
-    )
+    "mtt": Protocol(),
+    "datm": Protocol(name="datm", batch_size=128),
+    "ast": Protocol(name="ast", weight_decay=1e-3, lr_drop=0.5, momentum_after=0.8, test_every=20),
 }
-
-
-def named(name: str) -> Protocol:
-    """The protocol of a paper's code.
-
-    Args:
-        name: One of :data:`PROTOCOLS`.
-
-    Returns:
-        The protocol; step size and augmentation are still to be replaced by those of a set.
-
-    Raises:
-        UserError: There is none of this name.
-    """
-    if name not in PROTOCOLS:
-        raise UserError(
-            f"the protocol should be one of {', '.join(PROTOCOLS)}, but is {name!r}"
-            f"{closest(name, PROTOCOLS)}"
-        )
-    return PROTOCOLS[name]

@@ -18,8 +18,8 @@ def scripted(monkeypatch):
     def script(*means: float) -> list[tuple[torch.Tensor, float, int]]:
         remaining = list(means)
 
-        def evaluate_set(images, labels, spec, lr, test_images, test_labels, **settings):
-            calls.append((images.clone(), lr, len(test_labels)))
+        def evaluate_set(images, labels, spec, protocol, test_images, test_labels, *settings):
+            calls.append((images.clone(), protocol.lr, len(test_labels)))
             return Score((remaining.pop(0),), {"name": "scripted"})
 
         monkeypatch.setattr(selection, "evaluate_set", evaluate_set)

@@ -12,7 +12,7 @@ import torch
 
 from trajmatch.data import load_dataset
 from trajmatch.errors import UserError
-from trajmatch.evaluate import EvalConfig, Outcome, evaluate_artifact, evaluate_set
+from trajmatch.evaluate import EvalConfig, Outcome, Protocol, evaluate_artifact, evaluate_set
 
 MakeArtifact = Callable[..., Path]
 
@@ -30,13 +30,11 @@ def test_scores_the_file_by_what_it_says(
         dataset.normalise(dataset.train_images[:6]),
         dataset.train_labels[:6],
         network_spec,
-        0.03,
+        Protocol(lr=0.03, epochs=6, dsa="flip_crop"),
         dataset.normalise(dataset.test_images),
         dataset.test_labels,
         seeds=2,
         seed=3,
-        epochs=6,
-        dsa="flip_crop",
     )
     assert result["distilled"] == score.as_dict()
     assert result["protocol"] == score.protocol

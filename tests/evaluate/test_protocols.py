@@ -16,7 +16,6 @@ from trajmatch import networks
 from trajmatch.errors import UserError
 from trajmatch.evaluate import PROTOCOLS, EvalConfig, Outcome, Protocol, accuracy, train
 from trajmatch.evaluate.scores import Score, evaluate_set
-from trajmatch.protocol import named
 from trajmatch.random import derive_seed, generator
 from trajmatch.training import train_fresh
 
@@ -155,7 +154,7 @@ def test_tests_on_the_way_change_nothing() -> None:
 
 def test_no_such_protocol() -> None:
     with pytest.raises(UserError, match=r"one of mtt, datm, ast, but is 'dat' \(did you mean datm"):
-        named("dat")
+        EvalConfig(file=Path("file"), protocol="dat")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="one of mtt, datm, ast, but is 'ftd'"):
         EvalConfig(file=Path("file"), protocol="ftd")  # type: ignore[arg-type]
 
@@ -222,19 +221,14 @@ def test_description_says_what_was_run() -> None:
 # --- scores
 
 
-def test_score_of_a_protocol_by_name() -> None:
-    sets = *toy(6), SPEC, 0.1, *toy(30, seed=1)
-    score = evaluate_set(*sets, seeds=2, epochs=5, dsa="none", protocol="ast")
-    wanted = {"name": "ast", "lr": 0.1, "epochs": 5, "weight_decay": 1e-3, "dsa": "none"}
-    assert score.protocol == {**score.protocol, **wanted}
+def test_score_of_a_set() -> None:
     protocol = replace(PROTOCOLS["ast"], lr=0.1, epochs=5, dsa="none")
-    alone = [
-        train_fresh(*sets[:3], protocol, *sets[4:], seed=derive_seed(0, "evaluate", network))
-        for network in range(2)
-    ]
+    given = *toy(6), SPEC, protocol, *toy(30, seed=1)
+    score = evaluate_set(*given, seeds=2)
+    assert score.protocol == {**protocol.describe(), "network": SPEC}
+    alone = [train_fresh(*given, seed=derive_seed(0, "evaluate", network)) for network in range(2)]
     assert score.accuracies == tuple(each.accuracy for each in alone)
     assert score.max_accuracies == tuple(each.max_accuracy for each in alone)
-    assert evaluate_set(*sets, seeds=1, epochs=1, protocol="datm").protocol["batch_size"] == 128
 
 
 def test_maximum_is_told_beside_the_score() -> None:
@@ -248,6 +242,6 @@ def test_maximum_is_told_beside_the_score() -> None:
 
 def test_a_network_that_diverged_gets_nothing_right_and_is_counted() -> None:
     images, labels = toy(6)
-    score = evaluate_set(images, labels, SPEC, 1e30, images, labels, seeds=2, epochs=3)
+    score = evaluate_set(images, labels, SPEC, Protocol(lr=1e30, epochs=3), images, labels, seeds=2)
     assert (score.accuracies, score.diverged) == ((0.0, 0.0), 2)
     assert accuracy(fresh(0), images, labels) > 0  # class 0 is there to be guessed

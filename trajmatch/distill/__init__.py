@@ -8,8 +8,9 @@ what is not finite (`guard`), the choice of the result (`selection`), and the lo
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trajmatch.lazy import lazily
 
 if TYPE_CHECKING:
     from trajmatch.distill.config import DistillConfig
@@ -18,12 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["DistillConfig", "distill"]
 
 # Loaded when first used: the configuration is read by command lines that should not wait for torch.
-_MODULES = {"DistillConfig": "config", "distill": "loop"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(
+    __name__,
+    {"trajmatch.distill.config": "DistillConfig", "trajmatch.distill.loop": "distill"},
+)

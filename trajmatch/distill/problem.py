@@ -37,7 +37,7 @@ from trajmatch.distill.state import State
 from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts
 from trajmatch.experts.store import Store
-from trajmatch.protocol import named
+from trajmatch.protocol import PROTOCOLS
 from trajmatch.random import generator
 from trajmatch.schema import settings_of
 
@@ -291,7 +291,7 @@ def _network(store: Store, config: DistillConfig, num_classes: int) -> nn.Module
     try:
         networks.check_batches(model, images, config.batch_syn, "--batch-syn")
         if config.eval_every:
-            size = named(config.eval_protocol).batch_size
+            size = PROTOCOLS[config.eval_protocol].batch_size
             networks.check_batches(model, images, size, "the batch size of --eval-protocol,")
     except ValueError as error:
         raise UserError(str(error)) from error

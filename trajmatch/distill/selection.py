@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import Best, State
 from trajmatch.evaluate.scores import evaluate_set
 from trajmatch.parallel import ALONE, Ranks
+from trajmatch.protocol import PROTOCOLS
 from trajmatch.random import derive_seed
 
 
@@ -60,20 +62,23 @@ def _score(problem: Problem, state: State) -> dict[str, Any]:
     config = problem.config
     split, images, labels = _test_split(problem)
     synthetic = problem.render(state.result)
+    protocol = replace(
+        PROTOCOLS[config.eval_protocol],
+        lr=state.step_size,
+        dsa=problem.dsa.spec,
+        epochs=config.eval_epochs,
+    )
     with interruption.released():  # it takes minutes and changes nothing
         score = evaluate_set(
             synthetic.images,
             synthetic.labels,
             problem.store.manifest["network"],
-            state.step_size,
+            protocol,
             problem.training.normalise(images),
             labels,
-            seeds=config.eval_seeds,
-            seed=derive_seed(config.seed, "distill", "evaluation"),
-            epochs=config.eval_epochs,
-            dsa=problem.dsa.spec,
-            device=problem.device,
-            protocol=config.eval_protocol,
+            config.eval_seeds,
+            derive_seed(config.seed, "distill", "evaluation"),
+            problem.device,
         )
     numbers = {
         "iteration": state.iteration,

@@ -1,45 +1,15 @@
-"""How good a set of images is: fresh networks trained on it by a fixed protocol, and tested."""
+"""Evaluation of a set of images: fresh networks trained on it by a fixed protocol, and tested."""
 
-from __future__ import annotations
+from trajmatch.lazy import lazily
 
-import importlib
-from typing import Any
-
-# Loaded on first use: the configuration is needed before, and without, PyTorch.
-_NAMES = {
-    "PROTOCOLS": "protocol",
-    "EvalConfig": "evaluate.config",
-    "Outcome": "training",
-    "Protocol": "protocol",
-    "Score": "evaluate.scores",
-    "TrainingSets": "evaluate.baselines",
-    "accuracy": "inference",
-    "evaluate_artifact": "evaluate.distilled",
-    "evaluate_set": "evaluate.scores",
-    "k_center": "evaluate.baselines",
-    "random_subset": "evaluate.baselines",
-    "train": "training",
-    "train_fresh": "training",
+_MODULES = {
+    "trajmatch.evaluate.baselines": "TrainingSets k_center random_subset",
+    "trajmatch.evaluate.config": "EvalConfig",
+    "trajmatch.evaluate.distilled": "evaluate_artifact",
+    "trajmatch.evaluate.scores": "Score evaluate_set",
+    "trajmatch.inference": "accuracy",
+    "trajmatch.protocol": "PROTOCOLS Protocol",
+    "trajmatch.training": "Outcome train train_fresh",
 }
-
-__all__ = [
-    "PROTOCOLS",
-    "EvalConfig",
-    "Outcome",
-    "Protocol",
-    "Score",
-    "TrainingSets",
-    "accuracy",
-    "evaluate_artifact",
-    "evaluate_set",
-    "k_center",
-    "random_subset",
-    "train",
-    "train_fresh",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"trajmatch.{_NAMES[name]}"), name)
+__all__ = " ".join(_MODULES.values()).split()
+__getattr__ = lazily(__name__, _MODULES)

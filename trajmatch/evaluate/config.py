@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from trajmatch import files
 from trajmatch.errors import UserError
-from trajmatch.protocol import Protocol, named
+from trajmatch.protocol import PROTOCOLS, Protocol
 from trajmatch.schema import PositiveInt, RunOptions, Settings
 
 
@@ -70,7 +70,7 @@ class EvalSettings(Settings):
             "steps": self.equal_steps,
         }
         given = {field: value for field, value in asked.items() if value is not None}
-        return replace(named(self.protocol), lr=lr, dsa=dsa, **given)
+        return replace(PROTOCOLS[self.protocol], lr=lr, dsa=dsa, **given)
 
     @property
     def training_sets(self) -> tuple[str, ...]:

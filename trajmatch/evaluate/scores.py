@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trajmatch.protocol import MTT_DSA, named
+from trajmatch.protocol import Protocol
 from trajmatch.random import derive_seed
 from trajmatch.training import Outcome, train_fresh
 
@@ -87,17 +87,12 @@ def evaluate_set(
     images: Tensor,
     labels: Tensor,
     network_spec: dict[str, Any],
-    lr: float,
+    protocol: Protocol,
     test_images: Tensor,
     test_labels: Tensor,
     seeds: int = 5,
     seed: int = 0,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    dsa: str = MTT_DSA,
     device: str | torch.device = "cpu",
-    on_epoch: Callable[[], None] = lambda: None,
-    protocol: str = "mtt",
 ) -> Score:
     """Train several fresh networks on one set of images and test each.
 
@@ -105,45 +100,26 @@ def evaluate_set(
         images: As the networks see them (normalised). ``[n, C, H, W]``, float32.
         labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
         network_spec: The network, as :func:`trajmatch.networks.build` takes it.
-        lr: Step size; for a distilled set the learned one.
+        protocol: How to train, with the step size; that of a distilled set is learned.
         test_images: Normalised by the same statistics. ``[N, C, H, W]``, float32.
         test_labels: Class indices ``[N]``, int64.
         seeds: Number of networks.
         seed: Seed of the evaluation; network ``k`` depends on it and on ``k`` only.
-        epochs: Number that the schedule is made from; one more is run. None: the protocol's.
-        batch_size: Images per step. None: the protocol's.
-        dsa: Augmentation to train with.
         device: Where to train.
-        on_epoch: Called after every epoch of every network.
-        protocol: Name of the protocol, one of :data:`trajmatch.evaluate.PROTOCOLS`.
 
     Returns:
         The score.
 
     Raises:
-        UserError: There is no such protocol.
         ValueError: Images, labels and network do not fit each other.
     """
-    settings = replace(named(protocol), lr=lr, dsa=dsa)
-    if epochs is not None:
-        settings = replace(settings, epochs=epochs)
-    if batch_size is not None:
-        settings = replace(settings, batch_size=batch_size)
+    tests = test_images, test_labels
+    seeds_of = [derive_seed(seed, "evaluate", network) for network in range(seeds)]
     outcomes = [
-        train_fresh(
-            images,
-            labels,
-            network_spec,
-            settings,
-            test_images,
-            test_labels,
-            derive_seed(seed, "evaluate", network),
-            device,
-            on_epoch,
-        )
-        for network in range(seeds)
+        train_fresh(images, labels, network_spec, protocol, *tests, each, device)
+        for each in seeds_of
     ]
-    return Score.of_outcomes(outcomes, {**settings.describe(), "network": network_spec})
+    return Score.of_outcomes(outcomes, {**protocol.describe(), "network": network_spec})
 
 
 def sampling_error(accuracy: float, test_images: int) -> float:
