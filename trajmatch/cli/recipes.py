@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 
 from trajmatch.recipes import Recipe, find_recipe, recipe_names
+from trajmatch.recipes.recipe import SECTIONS
+from trajmatch.schema import flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class RecipesConfig:
 
 
 def run(argv: list[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: Arguments after the command's name.
@@ -31,10 +33,7 @@ def run(argv: list[str]) -> int:
     """
     from trajmatch.cli.arguments import parse
 
-    # A name by position reads better, and none is the list.
-    if argv and not argv[0].startswith("-"):
-        argv = ["--name", *argv]
-    config = parse(RecipesConfig, argv, "trajmatch recipes")
+    config = parse(RecipesConfig, argv, "trajmatch recipes", "name")
     names = recipe_names() if config.name is None else [config.name]
     recipes = [find_recipe(name) for name in names]
     if config.json:
@@ -75,13 +74,9 @@ def explained(recipe: Recipe) -> str:
         lines += [f"paper: {recipe.paper}", f"settings: {recipe.settings}"]
         lines += [f"published accuracy: {published}"]
     lines += [f"note: {note}" for note in recipe.notes]
-    for title, section in (
-        ("expert", recipe.expert),
-        ("distill", recipe.distill),
-        ("evaluate", recipe.evaluate),
-    ):
+    for title in SECTIONS:
         lines += ["", f"[{title}]"]
-        lines += [_flag(name, value) for name, value in section.items()]
+        lines += [_given(name, value) for name, value in getattr(recipe, title).items()]
     return "\n".join(lines)
 
 
@@ -91,9 +86,8 @@ def _accuracy(recipe: Recipe) -> str:
     return f"{recipe.accuracy} ± {recipe.std}" if recipe.std is not None else f"{recipe.accuracy}"
 
 
-def _flag(name: str, value: object) -> str:
+def _given(name: str, value: object) -> str:
     """A field as it is given on the command line."""
-    flag = "--" + name.replace("_", "-")
     if isinstance(value, bool):
-        return flag if value else flag.replace("--", "--no-", 1)
-    return f"{flag} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+        return flag(name if value else f"no-{name}")
+    return f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"

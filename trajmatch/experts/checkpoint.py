@@ -8,7 +8,7 @@ together: an expert does not depend on those beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -21,6 +21,8 @@ from trajmatch.experts.step import ExpertState
 from trajmatch.experts.store import Store
 from trajmatch.experts.trajectory_recorder import Health, TrajectoryRecorder
 from trajmatch.schema import Count, convert
+
+_ADVICE = "; remove it to train expert {} from its beginning"
 
 #: Checkpoints take this share of the time at most, however large and slow to write they are.
 _SHARE = 0.05
@@ -41,15 +43,14 @@ class Place(NamedTuple):
 BEGINNING = Place(0, 0)
 
 
-class Description(msgspec.Struct):
-    """What a checkpoint says beside its tensors."""
+class Description(msgspec.Struct, tag_field="format", tag="trajmatch expert checkpoint"):
+    """Description of an expert in training, beside its tensors."""
 
-    format: Literal["trajmatch expert checkpoint"]
-    format_version: Literal[1]
     store: str
     expert: Count
     place: Place
     health: Health
+    format_version: Literal[1] = 1
 
 
 class Training(NamedTuple):
@@ -66,6 +67,11 @@ class Training(NamedTuple):
     state: ExpertState
     recorder: TrajectoryRecorder
     total: Tensor
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint keeps, by name."""
+        return {**self.state.tensors(), **self.recorder.tensors(), "total": self.total}
 
 
 class Checkpoints:
@@ -95,10 +101,10 @@ class Checkpoints:
         return _described(self._store, expert, files.read_metadata(path)).place
 
     def restore(self, training: Training) -> None:
-        """Brings an expert that was just begun to where its checkpoint is, if it has one.
+        """Advance an expert that was just begun to its checkpoint, if it has one.
 
         Args:
-            training: Is brought forward.
+            training: The expert.
 
         Raises:
             UserError: The checkpoint is damaged, or belongs to another store or expert.
@@ -106,28 +112,25 @@ class Checkpoints:
         store, expert = self._store, training.expert
         if store.checkpoint_path(expert).exists():
             tensors, description = files.load_tensors(store.checkpoint_path(expert))
-            health: Mapping[str, Any] = _described(store, expert, description).health
+            health = _described(store, expert, description).health
         elif store.epochs_of(expert):
             tensors, _ = files.load_tensors(store.expert_path(expert))
             rows = tensors["snapshots"].float()
             empty = {"buffers": rows[:, :0], "last": tensors["theta"], "total": training.total}
             tensors = {**empty, **tensors, "snapshots": rows}
-            health = store.metrics(expert)
+            health = msgspec.convert(store.metrics(expert), Health)
         else:
             return
-        try:
-            for name, each in training.state.tensors().items():
-                _copy(each, tensors[name])
-            _copy(training.total, tensors["total"])
-            training.recorder.restore(tensors, health)
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"{store.checkpoint_path(expert)} cannot be used: {error}; remove it to train "
-                f"expert {expert} from its beginning"
-            ) from error
+        training.recorder.restore(health)
+        for name, memory in training.tensors.items():
+            value = tensors.get(name)
+            if value is None or (value.shape, value.dtype) != (memory.shape, memory.dtype):
+                raise _misfit(store, expert, f"its {name} is not {list(memory.shape)}")
+            with torch.no_grad():
+                memory.copy_(value)
 
     def visit(self, place: Place, group: Sequence[Training]) -> None:
-        """Writes a checkpoint if it is time for one, or if the run is to stop here.
+        """Write a checkpoint if it is time for one, or if the run is to stop here.
 
         Args:
             place: How far the experts are.
@@ -153,45 +156,26 @@ class Checkpoints:
             self._due = ended + max(self._every, (ended - began) / _SHARE)
 
     def _write(self, place: Place, group: Sequence[Training]) -> None:
-        for expert, state, recorder, total in group:
-            description = Description(
-                format="trajmatch expert checkpoint",
-                format_version=1,
-                store=self._store.identity,
-                expert=expert,
-                place=place,
-                health=recorder.health,
-            )
-            tensors = {**state.tensors(), **recorder.tensors(), "total": total}
+        for each in group:
+            path = self._store.checkpoint_path(each.expert)
+            found = Description(self._store.identity, each.expert, place, each.recorder.health)
             # What is not finite is found at the end of the epoch, and said there.
-            files.save_tensors(
-                self._store.checkpoint_path(expert),
-                tensors,
-                msgspec.to_builtins(description),
-                allow_nonfinite=True,
-            )
+            content = msgspec.to_builtins(found)
+            files.save_tensors(path, each.tensors, content, allow_nonfinite=True)
 
 
-def _described(store: Store, expert: int, description: dict[str, Any]) -> Description:
+def _described(store: Store, expert: int, content: dict[str, Any]) -> Description:
     """Check the description of an expert's checkpoint."""
-    path = store.checkpoint_path(expert)
-    advice = f"; remove it to train expert {expert} from its beginning"
-    found = convert(description, Description, f"{path} cannot be used", advice)
+    place = f"{store.checkpoint_path(expert)} cannot be used"
+    found = convert(content, Description, place, _ADVICE.format(expert))
     epoch, values = found.place.epoch, [*dict[str, Any](found.health).values()]
     if (found.store, found.expert) != (store.identity, expert):
-        cause = "it belongs to another store or to another expert"
-    elif epoch >= store.course or any(len(each) != epoch for each in values):
-        cause = f"its health is not one number for each of {epoch} epochs, of {store.course}"
-    else:
-        return found
-    raise UserError(f"{path} cannot be used: {cause}{advice}")
+        raise _misfit(store, expert, "it belongs to another store or to another expert")
+    if epoch >= store.course or any(len(each) != epoch for each in values):
+        raise _misfit(store, expert, "its health is not one number for each epoch")
+    return found
 
 
-def _copy(memory: Tensor, value: Tensor) -> None:
-    if value.shape != memory.shape or value.dtype != memory.dtype:
-        raise ValueError(
-            f"it has {value.dtype} {list(value.shape)} in place of {memory.dtype} "
-            f"{list(memory.shape)}"
-        )
-    with torch.no_grad():
-        memory.copy_(value)
+def _misfit(store: Store, expert: int, cause: str) -> UserError:
+    advice = _ADVICE.format(expert)
+    return UserError(f"{store.checkpoint_path(expert)} cannot be used: {cause}{advice}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -66,29 +66,11 @@ class TrajectoryRecorder:
             "last": self._last,
         }
 
-    def restore(self, tensors: Mapping[str, Tensor], health: Mapping[str, Any]) -> None:
-        """Continue a recording where it was left.
-
-        Args:
-            tensors: The :meth:`tensors` of then, perhaps with others.
-            health: The :attr:`health` of then, perhaps with other entries.
-
-        Raises:
-            KeyError: A part is missing.
-            ValueError: The shapes are not those of this expert.
-        """
+    def restore(self, health: Health) -> None:
+        """Continue a recording where it was left; the :meth:`tensors` are still to be filled."""
+        self.health = health
         epochs = len(health["train_loss"])
         self._filled = sum(epoch <= epochs for epoch in self._kept)
-        for name, memory in self.tensors().items():
-            value = tensors[name]
-            if value.shape != memory.shape or value.dtype != memory.dtype:
-                raise ValueError(f"{name} is {value.dtype} {list(value.shape)}")
-            memory.copy_(value)
-        self.health = {
-            "train_loss": [*health["train_loss"]],
-            "accuracy": [*health["accuracy"]],
-            "displacement": [*health["displacement"]],
-        }
 
     def _keep(self, epoch: int, state: ExpertState) -> None:
         if self._filled < len(self._kept) and self._kept[self._filled] == epoch:
