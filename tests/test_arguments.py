@@ -89,9 +89,10 @@ def test_every_mistake_is_one_line_that_names_the_flag_as_typed(
     mistakes = [(["--nonsense", "1"], "has no flag --nonsense")]
     for option in options:
         for flag in option.action.option_strings:
-            if option.kind in kinds:
+            kind = arguments._kind(option.hint)
+            if kind in [(each, False) for each in kinds]:
                 for spelling in (flag, "--" + flag[2:].replace("-", "_")):
-                    wanted = f"{spelling} should be {kinds[option.kind]}, but is 'x'"
+                    wanted = f"{spelling} should be {kinds[kind[0]]}, but is 'x'"
                     mistakes.append(([spelling, "x"], wanted))
     for mistake, message in mistakes[::part]:
         status, out, err = called(capsys, *command.split(), *given, *mistake)

@@ -22,7 +22,7 @@ from typing import (
 )
 
 from trajmatch.errors import UserError, closest
-from trajmatch.schema import shown
+from trajmatch.schema import setting
 
 if TYPE_CHECKING:
     from trajmatch.recipes import Recipe
@@ -55,7 +55,7 @@ class _Option(NamedTuple):
 
     section: Section
     field: str
-    kind: Any  # type of the value, or of each of several
+    hint: Any
     required: bool
     action: argparse.Action
 
@@ -127,7 +127,7 @@ def read(sections: Sequence[Section], argv: Sequence[str], prog: str) -> list[di
         raise UserError(f"{prog} needs {' and '.join(missing)}; see {prog} --help")
     return [
         {
-            each.field: _converted(given[each.action.dest], each)
+            each.field: setting(given[each.action.dest], each.hint, each.shown, strict=False)
             for each in options
             if each.section is section and each.action.dest in given
         }
@@ -162,7 +162,9 @@ def _add_options(parser: argparse.ArgumentParser, section: Section) -> Iterator[
             metavar = f"{{{choices}}}" if choices else kind.__name__.upper()
             settings |= {"nargs": "*" if several else None, "metavar": metavar}
         action = group.add_argument(*flags, **settings)
-        yield _Option(section, field.name, kind, default is dataclasses.MISSING, action)
+        yield _Option(
+            section, field.name, hints[field.name], default is dataclasses.MISSING, action
+        )
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
@@ -180,20 +182,6 @@ def _shown_default(default: Any) -> str:
         return ""
     values = default if isinstance(default, tuple | list) else [default]
     return f" (default: {' '.join(map(str, values))})"
-
-
-def _converted(value: Any, option: _Option) -> Any:
-    """The value of an option from its text, or texts."""
-    if isinstance(value, list):
-        return tuple(_converted(each, option) for each in value)
-    choices = {str(each): each for each in get_args(option.kind)}
-    try:
-        return value if option.kind is bool else choices[value] if choices else option.kind(value)
-    except (KeyError, ValueError):
-        meant = closest(value, choices)
-        raise UserError(
-            f"{option.shown} should be {shown(option.kind)}, but is {value!r}{meant}"
-        ) from None
 
 
 def _refusal(unknown: Sequence[str], options: Sequence[_Option], prog: str) -> str:
