@@ -15,8 +15,9 @@ from trajmatch import __version__
 from trajmatch.cli import progress as progress_module
 from trajmatch.cli.arguments import parse
 from trajmatch.cli.main import COMMANDS, Command, main
-from trajmatch.cli.progress import NoProgress, Progress
+from trajmatch.cli.progress import Progress
 from trajmatch.errors import UserError
+from trajmatch.progress import NoProgress
 
 
 @pytest.fixture
@@ -254,11 +255,11 @@ def test_without_a_terminal_there_are_lines_every_few_seconds(clock):
             clock[0] += 0.125
     assert console.file.getvalue().splitlines() == [
         "distil 100/300  loss 0.1  step size 0.01  memory 300 MB",
-        "distil 140/300  loss 0.14  step size 0.01  8/s  20 s left  memory 300 MB",
-        "distil 180/300  loss 0.18  step size 0.01  8/s  15 s left  memory 300 MB",
-        "distil 220/300  loss 0.22  step size 0.01  8/s  10 s left  memory 300 MB",
-        "distil 260/300  loss 0.26  step size 0.01  8/s  5 s left  memory 300 MB",
-        "distil 300/300  loss 0.3  step size 0.01  8/s  25 s in all  memory 300 MB",
+        "distil 140/300  8/s  20 s left  loss 0.14  step size 0.01  memory 300 MB",
+        "distil 180/300  8/s  15 s left  loss 0.18  step size 0.01  memory 300 MB",
+        "distil 220/300  8/s  10 s left  loss 0.22  step size 0.01  memory 300 MB",
+        "distil 260/300  8/s  5 s left  loss 0.26  step size 0.01  memory 300 MB",
+        "distil 300/300  8/s  25 s in all  loss 0.3  step size 0.01  memory 300 MB",
     ]
 
 
@@ -302,7 +303,7 @@ def test_memory_of_a_gpu_is_shown_where_one_is_used(clock, monkeypatch):
     console = plain_console()
     with Progress(1, "distil", console=console) as progress:
         progress.update(1)
-    assert console.file.getvalue() == "distil 1/1  memory 300 MB  GPU 2.5 GB\n"
+    assert console.file.getvalue() == "distil 1/1  memory 300 MB  GPU 2560 MB\n"
 
 
 def test_quiet_is_silent(capsys):
