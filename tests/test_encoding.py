@@ -30,7 +30,6 @@ def printed(
             assert stop.code == status
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-            assert stream.errors == "strict"
         return files[0].getvalue().decode(encoding), files[1].getvalue().decode(encoding)
 
 
@@ -80,7 +79,7 @@ def test_every_help_is_printed_in_ascii(monkeypatch: pytest.MonkeyPatch, name: s
     assert out.startswith(f"usage: trajmatch {name}")
 
 
-def test_our_own_signs_are_spelled_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_signs_are_ascii(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, data = str(folder / "out" / "distilled.safetensors"), f"npz:{folder / 'd.npz'}"
     out, _ = printed(monkeypatch, "ascii", "eval", file, "--data", data, "--seeds=1", "--epochs=1")
     assert " +- 0.0" in out and "\\" not in out
@@ -95,7 +94,7 @@ def test_a_name_that_cannot_be_written_is_escaped_in_messages(
     _, err = printed(monkeypatch, encoding, "report", f"{name}.safetensors", status=2)
     assert err.startswith("trajmatch: error: there is no ") and "\n" not in err[:-1]
     if encoding == "ascii":
-        assert ascii(name)[1:-1].replace("\\xb1", "+-") in err
+        assert ascii(name)[1:-1] in err
 
 
 def test_json_is_the_same_in_every_encoding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,4 +101,4 @@ def _caption(result: dict[str, Any], diverged: int) -> str:
 
 
 def _mean_and_std(score: dict[str, Any]) -> str:
-    return f"{score['mean']:.1f} ± {score['std']:.1f}"
+    return f"{score['mean']:.1f} +- {score['std']:.1f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import errno
 import importlib
@@ -12,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trajmatch import interruption
 from trajmatch.errors import UserError, closest, in_flags
@@ -42,7 +41,7 @@ COMMANDS = {
     "export": Command("export", "write distilled images in a form that other programs read"),
     "run": Command("run", "experts, distillation and evaluation of a recipe, in one folder", True),
     "recipes": Command("recipes", "list the recipes of published results, or explain one"),
-    "demo": Command("demo", "all of it in two minutes, on data that is included"),
+    "demo": Command("demo", "all of it in two minutes, on data that is included", True),
     "doctor": Command("doctor", "what is installed, what was built, and whether it works"),
 }
 
@@ -56,9 +55,6 @@ SPIN_COUNT = "3000"
 _GRACE = 10.0
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-#: Plain spellings of the characters of our own texts, for terminals that lack them.
-_PLAIN = {"\u00b1": "+-", "\u00d7": "x", "\u2013": "-", "\u2026": "...", "\u03b7": "eta"}
 
 INTERRUPTED = 130  # what shells report for a program ended by ctrl-C
 BROKEN_PIPE = 141  # and for one whose reader went away; other signals: trajmatch.interruption
@@ -76,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    _open_streams()
-    with _any_encoding(), in_flags():
+    _prepare_streams()
+    with in_flags():
         return _main(list(sys.argv[1:] if argv is None else argv))
 
 
@@ -135,14 +131,17 @@ def _leaves_message() -> bool:
     return distributed is None or not distributed.is_initialized()
 
 
-def _open_streams() -> None:
-    """Open the null device in place of standard streams that are closed.
+def _prepare_streams() -> None:
+    """Make the standard streams take any text, and open the null device where they are closed.
 
     Messages for a closed stream would be printed on another one, and files would take its number.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for as long as it runs)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _give_up_output() -> None:
@@ -151,45 +150,14 @@ def _give_up_output() -> None:
 
 
 @contextlib.contextmanager
-def _any_encoding() -> Iterator[None]:
-    """Print text in a form that the encoding of the terminal has, instead of failing."""
-    codecs.register_error("trajmatch", _in_plain_characters)
-    streams = [each for each in (sys.stdout, sys.stderr) if isinstance(each, io.TextIOWrapper)]
-    before = [stream.errors for stream in streams]
-    for stream in streams:
-        stream.reconfigure(errors="trajmatch")
-    try:
-        yield
-    finally:
-        for stream, errors in zip(streams, before, strict=True):
-            with contextlib.suppress(ValueError, OSError):  # it was closed, or cannot be flushed
-                stream.reconfigure(errors=errors)
-
-
-def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
-    """Spell out the characters that an encoding lacks; those without a spelling are escaped."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    missing = error.object[error.start : error.end]
-    plain = [_PLAIN.get(each) or ascii(each)[1:-1] for each in missing]
-    return "".join(plain), error.end
-
-
-@contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Shows warnings that are meant for the user without the line of code that they come from."""
+    """Show warnings that are meant for the user without the line of code that they come from."""
     in_full = warnings.formatwarning
 
-    def plain(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        line: str | None = None,
-    ) -> str:
+    def plain(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
         if category is UserWarning:
             return f"trajmatch: warning: {message}\n"
-        return in_full(message, category, filename, lineno, line)
+        return in_full(message, category, *place, **line)
 
     warnings.formatwarning = plain
     try:
@@ -237,19 +205,14 @@ def _dispatch(arguments: list[str]) -> int:
 
 def usage() -> str:
     """The help of the program as a whole."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: trajmatch COMMAND [ARGUMENTS]",
-            "",
-            "Distils a labelled image set into a few synthetic images per class.",
-            "",
-            *lines,
-            "",
-            "trajmatch COMMAND --help shows the arguments of a command, --version the release.",
-        ]
-    )
+    commands = "\n".join(f"  {name:8} {command.help}" for name, command in COMMANDS.items())
+    return f"""usage: trajmatch COMMAND [ARGUMENTS]
+
+Distils a labelled image set into a few synthetic images per class.
+
+{commands}
+
+trajmatch COMMAND --help shows the arguments of a command, --version the release."""
 
 
 def _stopped(message: str, arguments: Sequence[str], status: int, resumes: bool = True) -> int:

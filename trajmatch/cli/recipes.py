@@ -83,7 +83,7 @@ def explained(recipe: Recipe) -> str:
 def _accuracy(recipe: Recipe) -> str:
     if recipe.accuracy is None:
         return "not available" if recipe.paper else ""
-    return f"{recipe.accuracy} ± {recipe.std}" if recipe.std is not None else f"{recipe.accuracy}"
+    return f"{recipe.accuracy} +- {recipe.std}" if recipe.std is not None else f"{recipe.accuracy}"
 
 
 def _given(name: str, value: object) -> str:
