@@ -13,16 +13,16 @@ from typing import Any
 
 from trajmatch import __version__
 from trajmatch.cli.arguments import parse
-from trajmatch.cli.doctor_network import examine_network, network_as_text
-from trajmatch.cli.output import json_alone, print_json
+from trajmatch.cli.output import aligned, json_alone, print_json
 from trajmatch.errors import UserError
+from trajmatch.schema import PositiveInt, Settings
 
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
 DISPATCH_KEYS = ("CPU", "CUDA", "Meta", "Autograd")  # Meta: shapes only, for torch.compile
 
 
 @dataclass(frozen=True)
-class DoctorConfig:
+class DoctorConfig(Settings):
     """Say what is installed and what was built, and test the operators for a few seconds."""
 
     json: bool = False
@@ -31,24 +31,12 @@ class DoctorConfig:
     """Look at this network instead: what runs each layer, and whether it can be a student."""
     data: str | None = None
     """Data set that the network is for, in place of the three sizes below."""
-    image_size: int = 32
+    image_size: PositiveInt = 32
     """Side of the network's images in pixels."""
-    channels: int = 3
+    channels: PositiveInt = 3
     """Channels of the network's images."""
-    classes: int = 10
+    classes: PositiveInt = 10
     """Classes of the network."""
-
-    def __post_init__(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-            UserError: A size is not positive.
-        """
-        for field in ("image_size", "channels", "classes"):
-            value = getattr(self, field)
-            if value < 1:
-                flag = "--" + field.replace("_", "-")
-                raise UserError(f"{flag} should be at least 1, but is {value}")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -58,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         if config.network is None:
             report, text = examine(), as_text
         else:
-            report, text = examine_network(config.network, *_sizes(config)), network_as_text
+            report, text = examine_network(config), network_as_text
     if config.json:
         print_json(report, sort_keys=False)
     else:
@@ -87,7 +75,7 @@ def examine() -> dict[str, Any]:
         "versions": {
             "trajmatch": __version__,
             "python": sys.version.split()[0],
-            **{name: _version(name) for name in PACKAGES},
+            **{name: metadata.version(name) for name in PACKAGES},
         },
         "devices": [
             f"CPU with {torch.get_num_threads()} threads",
@@ -120,53 +108,94 @@ def operators() -> dict[str, list[str]]:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report for a reader."""
+    """The report of an installation for a reader."""
     build = report["build"]
     cuda = f"{build['cuda']} for {', '.join(build['architectures'])}" if build["cuda"] else "no"
-    lines = [
-        ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
-        f"devices: {', '.join(report['devices'])}",
-        *(f"  {name} cannot be used: {fault}" for name, fault in report["faults"].items()),
-        "",
-        f"compiled with {build['compiler']}",
-        f"  against torch {build['torch']}; runs with torch {build['torch_interface']} and later",
-        f"  OpenMP: {'yes' if build['openmp'] else 'no'}; CUDA: {cuda}",
-    ]
-    for part in build["left_out"]:
-        lines += [f"  left out: {part['what']}, because {part['why']}.", f"    {part['mend']}."]
+    left_out = (
+        f"  left out: {part['what']}, because {part['why']}.\n    {part['mend']}."
+        for part in build["left_out"]
+    )
+    operators = [("operator", *DISPATCH_KEYS)]
+    for name, keys in report["operators"].items():
+        operators.append((name, *("x" if key in keys else "-" for key in DISPATCH_KEYS)))
+    self_test = [("self-test", "device", "relative error in float64", "")]
+    for each in report["self_test"]:
+        failed = "" if each["passed"] else "FAILED"
+        self_test.append((each["case"], each["device"], f"{each['error']:.1e}", failed))
     verdict = "All is well" + (", but for the GPU: see above." if report["faults"] else ".")
     return "\n".join(
         [
-            *lines,
+            ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+            f"devices: {', '.join(report['devices'])}",
+            *(f"  {name} cannot be used: {fault}" for name, fault in report["faults"].items()),
             "",
-            *_operator_table(report["operators"]),
-            "",
-            *_self_test_table(report["self_test"]),
-            "",
+            f"compiled with {build['compiler']}",
+            f"  against torch {build['torch']}; runs with {build['torch_interface']} and later",
+            f"  OpenMP: {'yes' if build['openmp'] else 'no'}; CUDA: {cuda}",
+            *left_out,
+            f"\n{aligned(*operators)}\n\n{aligned(*self_test)}\n",
             verdict if report["passed"] else "The self-test FAILED: do not trust results.",
         ]
     )
 
 
-def _operator_table(operators: dict[str, list[str]]) -> list[str]:
-    width = max(map(len, operators), default=0)
-    rows = [f"{'operator':{width}}  " + "  ".join(DISPATCH_KEYS)]
-    for name, keys in operators.items():
-        marks = ["x" if key in keys else "-" for key in DISPATCH_KEYS]
-        columns = [f"{m:{len(key)}}" for m, key in zip(marks, DISPATCH_KEYS, strict=True)]
-        rows.append(f"{name:{width}}  " + "  ".join(columns).rstrip())
-    return rows
+def examine_network(config: DoctorConfig) -> dict[str, Any]:
+    """Look at a network as a student.
+
+    Returns:
+        What JSON can hold: ``network`` (its spec), ``parameters``, ``runs_by`` (see
+        :func:`trajmatch.ops.engine_for`), ``layers`` (``name``, ``type``, ``parameters``, ``runs``:
+        ``"engine"``, ``"autograd"`` or ``"not twice differentiable"``, and ``obstacle``, why, or
+        None) and ``passed``.
+
+    Raises:
+        UserError: There is no such network, it does not run on such images, or it draws random
+            numbers.
+    """
+    from trajmatch import networks, ops
+
+    channels, classes, size = _sizes(config)
+    try:
+        spec = networks.specify(config.network or "", channels, classes, size)
+        model = networks.build_student(spec)
+        layers = networks.examine(model, (channels, size, size))
+    except ValueError as error:
+        raise UserError(f"--network {config.network}: {error}") from error
+    engine = ops.engine_for(model)
+    return {
+        "network": spec,
+        "parameters": networks.num_parameters(model),
+        "runs_by": engine,
+        "layers": [
+            {
+                "name": layer.name,
+                "type": layer.type,
+                "parameters": layer.parameters,
+                "runs": engine if layer.obstacle is None else "not twice differentiable",
+                "obstacle": layer.obstacle,
+            }
+            for layer in layers
+        ],
+        "passed": all(layer.obstacle is None for layer in layers),
+    }
 
 
-def _self_test_table(outcomes: list[dict[str, Any]]) -> list[str]:
-    width = max(len(outcome["case"]) for outcome in outcomes)
-    rows = [f"{'self-test':{width}}  device  relative error in float64"]
-    for outcome in outcomes:
-        verdict = "" if outcome["passed"] else "  FAILED"
-        rows.append(
-            f"{outcome['case']:{width}}  {outcome['device']:6}  {outcome['error']:.1e}{verdict}"
-        )
-    return rows
+def network_as_text(report: dict[str, Any]) -> str:
+    """The report of a network for a reader."""
+    spec = report["network"]
+    options = ", ".join(f"{name} {value}" for name, value in spec.items() if name != "name")
+    rows = [("layer", "type", "parameters", "runs by")]
+    for layer in report["layers"]:
+        why = f": {layer['obstacle']}" if layer["obstacle"] else ""
+        size = f"{layer['parameters']:10,}"
+        rows.append((layer["name"] or "(all)", layer["type"], size, layer["runs"] + why))
+    verdict = (
+        f"It can be expert, student and evaluation network; steps run by: {report['runs_by']}."
+        if report["passed"]
+        else "It can be tested but not distilled: replace what is not twice differentiable."
+    )
+    head = f"{spec['name']}: {options}; {report['parameters']:,} parameters"
+    return f"{head}\n\n{aligned(*rows)}\n\n{verdict}"
 
 
 def _sizes(config: DoctorConfig) -> tuple[int, int, int]:
@@ -177,10 +206,3 @@ def _sizes(config: DoctorConfig) -> tuple[int, int, int]:
 
     dataset = load_dataset(config.data)
     return dataset.channels, dataset.num_classes, dataset.image_size
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -1,4 +1,4 @@
-"""JSON as all that a command prints on the standard output."""
+"""Tables, and JSON as all that a command prints on the standard output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ctypes
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -37,6 +37,13 @@ def json_alone(wanted: bool) -> Iterator[None]:
         ctypes.CDLL(None).fflush(None)  # what C has buffered for this descriptor
         os.dup2(output, 1)
         os.close(output)
+
+
+def aligned(*rows: Sequence[str]) -> str:
+    """Rows of texts as the lines of a table."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join(lines)
 
 
 def print_json(result: Any, *, sort_keys: bool = True) -> None:
