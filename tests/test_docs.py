@@ -28,11 +28,12 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def own_term(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (code,) = blocks("python")
-    (tmp_path / "direction.py").write_text(code)
+    """The term of the page, with its parametrisation beside it."""
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "direction", raising=False)
-    assert len(code.splitlines()) < 40
+    for name, code in zip(("direction", "low_resolution"), blocks("python"), strict=True):
+        (tmp_path / f"{name}.py").write_text(code)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        assert len(code.splitlines()) < 40
     return "direction:Direction"
 
 
@@ -46,7 +47,9 @@ def test_the_term_of_the_documentation(own_term: str) -> None:
     assert found == pytest.approx(distance + 1 - cosine)
 
 
-def test_a_run_with_the_term_of_the_documentation(own_term: str, tmp_path: Path) -> None:
+def test_a_run_with_term_and_parametrisation_of_the_documentation(
+    own_term: str, tmp_path: Path
+) -> None:
     store = tmp_path / "experts"
     settings = {"num_experts": 1, "epochs": 2, "width": 4, "depth": 1, "workers": 1}
     train_experts(ExpertConfig(out=store, data="fashion-mnist-mini?classes=0,1", **settings))
@@ -58,6 +61,7 @@ def test_a_run_with_the_term_of_the_documentation(own_term: str, tmp_path: Path)
             student_steps=2,
             max_start_epoch=1,
             terms=("final", own_term),
+            images="low_resolution:LowResolution:factor=2",
         )
     )
     assert result.recipe["terms"] == ["final", "direction:Direction"]
