@@ -33,7 +33,7 @@ DTYPE = torch.float16
 _LAST_FRAMES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Snapshots:
     """Some images of each class at several iterations.
 
@@ -49,10 +49,6 @@ class Snapshots:
     images: Tensor
     labels: Tensor
     identity: Mapping[str, Any]
-
-    def __repr__(self) -> str:
-        """Say in one line when they were taken, without the images."""
-        return f"<Snapshots of {len(self.labels)} images after {[*self.iterations]} iterations>"
 
     def until(self, iteration: int) -> Snapshots:
         """Return the snapshots taken at an iteration or before."""

@@ -370,7 +370,7 @@ def changed(expert: int, epoch: int, tensor: int, value: Any) -> Content:
         ([[torch.zeros(3), torch.zeros(3)]], "Expected `array`, got `Tensor` - at `$[0][0]`"),
         (
             changed(1, 2, 0, torch.zeros(8, 1, 3, 3)),
-            "expert 1, epoch 2: tensor 1 should be features.0.weight of ConvNet, [4, 1, 3, 3], "
+            "expert 1, epoch 2: tensor 1 should be features.0.weight of the network, [4, 1, 3, 3], "
             "but is [8, 1, 3, 3]",
         ),
         (changed(0, 0, 3, "text"), "tensor 4 should be features.1.bias"),
@@ -380,8 +380,11 @@ def changed(expert: int, epoch: int, tensor: int, value: Any) -> Content:
         (changed(0, 1, 1, torch.zeros(4, dtype=torch.int64)), "is torch.int64"),
         (changed(1, 2, 5, torch.tensor([0, 0, float("nan")])), "expert 1 diverged: its parameters"),
         (changed(0, 1, 5, torch.tensor([0, 0, float("inf")])), "after epoch 1 are not all finite"),
-        ([content()[0], content(snapshots=4)[0]], "expert 1 has 4 snapshots, but the first"),
-        ([[each[:-1] for each in content()[0]]], "classifier.bias of ConvNet, [3], but is nothing"),
+        ([content()[0], content(snapshots=4)[0]], "has an expert of 4 snapshots, but the first"),
+        (
+            [[each[:-1] for each in content()[0]]],
+            "of the network, [3], but is nothing",
+        ),
         ([[[*each, torch.zeros(1)] for each in content()[0]]], "should be no parameter"),
     ],
 )
@@ -407,15 +410,15 @@ def test_tensors_larger_than_their_numbers_are_refused(refusal) -> None:
 def test_fuzzed_files_give_a_message_or_parameters_of_the_network(tmp_path: Path, count) -> None:
     path, sound = tmp_path / "replay_buffer_0.pt", tmp_path / "sound.pt"
     spec = networks.specify("mlp:width=2", 1, 2, 2)
-    shapes = [(2, 4), (2,), (2, 2), (2,), (2, 2), (2,)]
-    torch.save([[[torch.randn(shape) for shape in shapes] for _ in range(3)]], sound)
+    shapes = networks.parameter_shapes(networks.build(spec))
+    torch.save([[[torch.randn(shape) for shape in shapes.values()] for _ in range(3)]], sound)
     archive(path, pickle_in(sound), storages=18)
-    assert [len(expert) for expert in read_trajectories(path, spec)] == [3]
+    assert [len(expert) for expert in read_trajectories(path, shapes)] == [3]
     for changed in mutations(pickle_in(sound), count):
         archive(path, changed, storages=18)
         try:
-            experts = read_trajectories(path, spec)
+            experts = read_trajectories(path, shapes)
         except UserError:
             continue
         for snapshot in (each for expert in experts for each in expert):
-            assert [tuple(tensor.shape) for tensor in snapshot] == shapes
+            assert [tensor.shape for tensor in snapshot] == [*shapes.values()]

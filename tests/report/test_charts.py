@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import sys
 import xml.etree.ElementTree as ET
@@ -39,23 +40,27 @@ def accuracy_chart() -> charts.Chart:
     return line_chart([curve], "accuracy %", "<what> is to be seen", levels)
 
 
+def svg(chart: charts.Chart) -> str:
+    return base64.b64decode(chart.source.removeprefix("data:image/svg+xml;base64,")).decode()
+
+
 def test_equal_numbers_equal_bytes_whatever_the_user_s_style() -> None:
-    svg = accuracy_chart().svg
+    source = accuracy_chart().source
     before = {"font.size": 30.0, "svg.hashsalt": None, "svg.fonttype": "none", "axes.grid": True}
     with matplotlib.rc_context(before):
-        assert accuracy_chart().svg == svg
+        assert accuracy_chart().source == source
         assert {name: matplotlib.rcParams[name] for name in before} == before
     assert accuracy_chart().description == "<what> is to be seen"
 
 
 def test_a_chart_is_a_picture_that_loads_nothing() -> None:
-    svg = accuracy_chart().svg.decode()
-    for element in ET.fromstring(svg).iter():
+    text = svg(accuracy_chart())
+    for element in ET.fromstring(text).iter():
         assert element.tag.rpartition("}")[2] not in ("script", "image", "metadata", "a")
         for name, value in element.attrib.items():
             assert "href" not in name or value.startswith("#")
             assert "url(" not in value or "url(#" in value
-    assert "date" not in svg and accuracy_chart().source.startswith("data:image/svg+xml;base64,")
+    assert "date" not in text
 
 
 def test_pyplot_is_not_needed() -> None:
@@ -105,7 +110,7 @@ def test_the_mean_over_a_window(values, window: int, means) -> None:
 
 def test_a_long_curve_is_drawn_with_few_bytes() -> None:
     noise = [0.5 + (31 * x % 101) / 500 for x in range(100_000)]
-    assert len(line_chart([Curve("a", range(100_000), noise)], "loss", "").svg) < 200_000
+    assert len(svg(line_chart([Curve("a", range(100_000), noise)], "loss", ""))) < 200_000
 
 
 def check_labels(figure: Figure) -> None:

@@ -260,7 +260,7 @@ def test_what_is_of_another_run_is_refused(
     assert "is the log of another run" in fails(capsys, str(folder), "--log", str(log), *out)
     log.write_text("\n".join([*text, json.dumps({**last, "iteration": 13})]) + "\n")
     message = fails(capsys, str(folder), "--log", str(log), *out)
-    assert "is the log of another run: it has iteration 13" in message
+    assert "is the log of another run: it ends with iteration 13" in message
     images = artifact_path.with_suffix(".snapshots.safetensors")
     message = fails(capsys, str(folder), "--snapshots", str(images), *out)
     assert "holds snapshots of another run" in message

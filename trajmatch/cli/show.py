@@ -51,11 +51,6 @@ class ShowConfig(Settings):
         """Path of the picture."""
         return self.file.with_suffix(".png") if self.out is None else self.out
 
-    @property
-    def animated(self) -> bool:
-        """True for an animation."""
-        return self.picture.suffix.lower() == ".gif"
-
 
 def run(argv: list[str]) -> int:
     """Run the command on the arguments after its name; return the exit status."""
@@ -77,7 +72,8 @@ def _draw(config: ShowConfig, distilled: Artifact) -> bytes:
 
     names = distilled.class_names
     look: Any = {"clip": config.clip, "scale": config.scale, "per_class": config.per_class}
-    if not (config.animated or config.strip):
+    animated = config.picture.suffix.lower() == ".gif"
+    if not (animated or config.strip):
         pixels = distilled.preprocessing.invert(distilled.images)
         return pictures.grid(pixels, distilled.hard_labels, names, **look)
     path = config.snapshots or files.beside(config.file, ".snapshots.safetensors")

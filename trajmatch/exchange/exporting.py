@@ -95,10 +95,8 @@ def _write_pictures(distilled: Artifact, folder: Path, hub: bool) -> None:
 
 def _card(distilled: Artifact) -> str:
     """Return the text of the card of a data set of the hub."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("trajmatch.exchange", ""), keep_trailing_newline=True
-    )
-    template = environment.get_template("card.md")
+    text = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    template = jinja2.Template(text, keep_trailing_newline=True)
     return template.render(artifact=distilled, json=json.dumps, description=DESCRIPTION)
 
 

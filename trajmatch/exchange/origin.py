@@ -53,13 +53,12 @@ def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
         dsa = expert.dsa if dsa is None else dsa
         if kind is None and config.mean is None:
             kind = "zca" if expert.zca else "mtt"
-    missing = []
-    if config.network is None and expert is None:
-        missing.append("--network (e.g. convnet)")
-    if kind is None and config.mean is None:
-        missing.append("--preprocessing (zca, mtt or data; or --mean and --std)")
-    if dsa is None:
-        missing.append("--dsa (the augmentation, e.g. color_crop_cutout_flip_scale_rotate)")
+    given = {
+        "--network (e.g. convnet)": config.network or expert,
+        "--preprocessing (zca, mtt or data; or --mean and --std)": kind or config.mean,
+        "--dsa (the augmentation, e.g. color_crop_cutout_flip_scale_rotate)": dsa,
+    }
+    missing = [flag for flag, value in given.items() if value is None]
     advice = ""
     if missing:
         advice = "; --recipe (e.g. mtt/cifar10/ipc10) stands for --network, --preprocessing, --dsa"

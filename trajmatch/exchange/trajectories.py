@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 import torch
 from msgspec import Meta
-from torch import Tensor
+from torch import Tensor, nn
 
 from trajmatch import networks
 from trajmatch.data.identity import describe_dataset
@@ -74,8 +74,22 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
         UserError: A file cannot be used, or does not fit what is said of it.
     """
     origin = find_origin(config)
-    _check_network(origin.network)
-    experts, length = _count(paths, origin.network)
+    model = _student(origin.network)
+    if networks.num_buffers(model):
+        raise UserError(
+            f"{origin.network['name']} with batch norm has running statistics, which files of "
+            "trajectories lack, and without which an expert cannot be tested; train experts with "
+            "`trajmatch expert`"
+        )
+    shapes = networks.parameter_shapes(model)
+    lengths = [(path, len(each)) for path in paths for each in read_trajectories(path, shapes)]
+    experts, length = len(lengths), lengths[0][1]
+    for path, other in lengths:
+        if other != length:
+            raise UserError(
+                f"{path} has an expert of {other} snapshots, but the first one of {paths[0].name} "
+                f"has {length}; convert files of other lengths to a store of their own"
+            )
     epochs, dataset = length - 1, origin.dataset
     kept = kept_epochs(config.keep or "all", epochs)
     manifest = {
@@ -99,7 +113,7 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
     with whole_folder(config.out) as folder:
         store = Store.create(folder, manifest, dataset.zca)
         for number, path in enumerate(paths, start=1):
-            for place, trajectory in enumerate(read_trajectories(path, origin.network)):
+            for place, trajectory in enumerate(read_trajectories(path, shapes)):
                 rows = _rows(trajectory, path, place)
                 if done == 0:
                     measured = _test(origin, rows[-1])
@@ -124,12 +138,12 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
     )
 
 
-def read_trajectories(path: Path, spec: dict[str, Any]) -> list[list[list[Tensor]]]:
+def read_trajectories(path: Path, shapes: Mapping[str, torch.Size]) -> list[list[list[Tensor]]]:
     """Read a file of trajectories and check its structure; no number is read yet.
 
     Args:
         path: The file.
-        spec: ``spec()`` of the network that they are of.
+        shapes: Shapes of the parameters of the network that they are of.
 
     Returns:
         For each expert, for each of its snapshots, the parameters of the network.
@@ -137,7 +151,7 @@ def read_trajectories(path: Path, spec: dict[str, Any]) -> list[list[list[Tensor
     Raises:
         UserError: The file cannot be used; the first thing that does not fit is named.
     """
-    shapes, size = _shapes(spec), 0
+    size = 0
     try:
         trajectories = msgspec.convert(torch_files.load(path), _Content)
     except msgspec.ValidationError as error:
@@ -148,7 +162,7 @@ def read_trajectories(path: Path, spec: dict[str, Any]) -> list[list[list[Tensor
     for number, trajectory in enumerate(trajectories):
         for epoch, snapshot in enumerate(trajectory):
             place = f"{path}, expert {number}, epoch {epoch}"
-            _check_snapshot(snapshot, shapes, place, spec["name"])
+            _check_snapshot(snapshot, shapes, place)
             size += sum(tensor.nbytes for tensor in snapshot)
             # Each number of a file is one number in memory, unless tensors share it.
             if size > path.stat().st_size:
@@ -158,9 +172,7 @@ def read_trajectories(path: Path, spec: dict[str, Any]) -> list[list[list[Tensor
     return trajectories
 
 
-def _check_snapshot(
-    snapshot: list[Any], shapes: Mapping[str, torch.Size], place: str, network: str
-) -> None:
+def _check_snapshot(snapshot: list[Any], shapes: Mapping[str, torch.Size], place: str) -> None:
     """Compare a snapshot with the parameters of the network."""
     wanted = [(name, str([*shape])) for name, shape in shapes.items()]
     for number, (tensor, (name, shape)) in enumerate(
@@ -169,8 +181,8 @@ def _check_snapshot(
         have = str([*tensor.shape]) if isinstance(tensor, Tensor) else "nothing"
         if have != shape:
             raise UserError(
-                f"{place}: tensor {number} should be {name} of {network}, {shape}, but is {have}; "
-                "give the --network and --data that the experts were trained with"
+                f"{place}: tensor {number} should be {name} of the network, {shape}, but is "
+                f"{have}; give the --network and --data that the experts were trained with"
             )
         if isinstance(tensor, Tensor) and tensor.dtype not in _DTYPES:
             raise UserError(
@@ -196,48 +208,14 @@ def _rows(trajectory: list[list[Tensor]], path: Path, expert: int) -> Tensor:
     return rows
 
 
-def _count(paths: list[Path], spec: dict[str, Any]) -> tuple[int, int]:
-    """Count the experts in all files, and the snapshots of each, which are equally many."""
-    lengths = [
-        (path, number, len(trajectory))
-        for path in paths
-        for number, trajectory in enumerate(read_trajectories(path, spec))
-    ]
-    first = lengths[0][2]
-    for path, number, length in lengths:
-        if length != first:
-            raise UserError(
-                f"{path}: expert {number} has {length} snapshots, but the first one of "
-                f"{paths[0].name} has {first}; convert files of other lengths to a store of "
-                "their own"
-            )
-    return len(lengths), first
-
-
-def _check_network(spec: dict[str, Any]) -> None:
-    """Make sure that experts of a network can be matched, and tested from its parameters alone."""
-    model = networks.build_student(spec)
+def _student(spec: dict[str, Any]) -> nn.Module:
+    """Build a network, and make sure that it can be a student."""
     try:
+        model = networks.build_student(spec)
         networks.check_student(model)
     except ValueError as error:
-        raise UserError(str(error)) from error
-    if networks.num_buffers(model):
-        raise UserError(
-            f"{spec['name']} with batch norm has running statistics, which files of trajectories "
-            "lack, and without which an expert cannot be tested; train experts with `trajmatch "
-            "expert`"
-        )
-
-
-def _shapes(spec: dict[str, Any]) -> dict[str, torch.Size]:
-    """Return the shape of each parameter of a network, in order."""
-    # A network from elsewhere may do what cannot be done without memory.
-    device = "cpu" if networks.is_external(spec["name"]) else "meta"
-    try:
-        with torch.device(device):
-            return networks.parameter_shapes(networks.build(spec))
-    except ValueError as error:
-        raise UserError(f"the network {spec} cannot be built: {error}") from error
+        raise UserError(f"the network {spec} cannot be used: {error}") from error
+    return model
 
 
 def _test(origin: Origin, theta: Tensor) -> float:
@@ -279,7 +257,7 @@ def from_store(config: ConvertConfig) -> str:
             f"{config.source} keeps; they are left out",
             stacklevel=2,
         )
-    shapes = _shapes(store.manifest["network"])
+    shapes = networks.parameter_shapes(_student(store.manifest["network"]))
     starts = range(0, store.num_experts, per_file)
     with whole_folder(config.out) as folder:
         for number, start in enumerate(starts):

@@ -34,17 +34,12 @@ class Chart(NamedTuple):
     """A picture and its description in words.
 
     Attributes:
-        svg: The picture. Equal numbers give equal bytes.
+        source: The picture as a URL that holds it. Equal numbers give equal bytes.
         description: Text below the chart, and its text for readers who do not see it.
     """
 
-    svg: bytes
+    source: str
     description: str
-
-    @property
-    def source(self) -> str:
-        """The picture as a URL."""
-        return data_url("image/svg+xml", self.svg)
 
 
 class Curve(NamedTuple):
@@ -127,7 +122,7 @@ def smoothed(values: Numbers, window: int) -> Numbers:
     return np.where(counts > 0, sums / counts.clip(1), np.nan)
 
 
-def _svg(draw: Callable[[Axes], None], x_label: str, y_label: str) -> bytes:
+def _svg(draw: Callable[[Axes], None], x_label: str, y_label: str) -> str:
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
         figure = Figure(figsize=(5, 2.9), layout="constrained")
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
@@ -139,4 +134,4 @@ def _svg(draw: Callable[[Axes], None], x_label: str, y_label: str) -> bytes:
         buffer = io.BytesIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=nothing)
-    return buffer.getvalue()
+    return data_url("image/svg+xml", buffer.getvalue())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import jinja2
 
 from trajmatch import __version__, files
+from trajmatch.evaluate.scores import difference_error, sampling_error
 from trajmatch.report import images, losses, sections
 from trajmatch.report import run as runs
 from trajmatch.report.config import ReportConfig
@@ -35,18 +37,18 @@ def write_report(config: ReportConfig) -> None:
 def page(run: Run) -> str:
     """Return the report of a run, an HTML document that needs no other file."""
     distilled, told = run.artifact, run.history.iterations
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("trajmatch.report", ""),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
+    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    template = jinja2.Template(
+        text, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
     settings = sections.settings(distilled)
-    content = environment.get_template("page.html").render(
+    content = template.render(
         artifact=distilled,
         results=run.results,
         scores=sections.score_tables(run.results.networks),
-        errors=sections.errors(run.results),
+        accuracies=sections.by_network(run.results.networks),
+        sampling_error=sampling_error,
+        difference_error=difference_error,
         accuracy_chart=sections.accuracy_chart(run),
         on_the_way=run.snapshots and images.over_iterations(run.snapshots, distilled.class_names),
         distilled=images.of_classes(distilled),

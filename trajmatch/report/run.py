@@ -83,14 +83,12 @@ def _log(path: Path, distilled: Artifact) -> History:
     """
     found, end = history.read(path), distilled.recipe.get("iterations")
     last = found.iterations[-1] if found.iterations else None
-    if last is None or end is None:
+    if last is None or end is None or last.iteration < end:
         return found
-    if last.iteration > end:
-        why = f"it has iteration {last.iteration}, and the distilled set was made in {end}"
-    elif last.iteration == end and distilled.selection == "last" and last.step_size != distilled.lr:
-        why = (
-            f"it ends with the step size {last.step_size}, and the distilled set has {distilled.lr}"
+    if last.iteration > end or (distilled.selection == "last" and last.step_size != distilled.lr):
+        raise UserError(
+            f"{path} is the log of another run: it ends with iteration {last.iteration} and step "
+            f"size {last.step_size}, and the distilled set was made in {end} and has the step size "
+            f"{distilled.lr}; give its own with --log"
         )
-    else:
-        return found
-    raise UserError(f"{path} is the log of another run: {why}; give its own with --log")
+    return found

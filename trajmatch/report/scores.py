@@ -44,10 +44,9 @@ class Protocol(msgspec.Struct):
 
     def __str__(self) -> str:
         """E.g. ``mtt, 1000 epochs``."""
-        length = f"{self.steps} steps" if self.steps is not None else ""
-        if self.steps is None and self.num_epochs is not None:
-            length = f"{self.num_epochs} epochs"
-        return ", ".join(filter(None, (self.name, length)))
+        numbers = {"steps": self.steps, "epochs": self.num_epochs}
+        lengths = [f"{number} {unit}" for unit, number in numbers.items() if number is not None]
+        return ", ".join(filter(None, [self.name, *lengths[:1]]))
 
 
 class Scores(msgspec.Struct):

@@ -6,12 +6,11 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from trajmatch.artifact import Artifact
-from trajmatch.evaluate.scores import difference_error, sampling_error
+from trajmatch.artifact import Artifact, Description
 from trajmatch.progress import duration
 from trajmatch.recipes import Recipe
 from trajmatch.recipes.deviations import deviations
@@ -19,7 +18,8 @@ from trajmatch.report.charts import PALE, Chart, Curve, histogram, line_chart, s
 from trajmatch.report.history import Iteration
 from trajmatch.report.parts import Table
 from trajmatch.report.run import Run
-from trajmatch.report.scores import TRAINED_ON, Accuracy, Results, Scores
+from trajmatch.report.scores import TRAINED_ON, Accuracy, Scores
+from trajmatch.schema import settings_of
 
 #: Parts of a run over which the loss is averaged.
 _WINDOWS = 40
@@ -31,7 +31,7 @@ def score_tables(found: Sequence[Scores]) -> list[Table]:
     """Tabulate accuracies: rows are networks, columns training sets; a table per protocol."""
     tables = []
     for protocol in dict.fromkeys(str(each.protocol) for each in found):
-        networks = _by_network(each for each in found if str(each.protocol) == protocol)
+        networks = by_network(each for each in found if str(each.protocol) == protocol)
         columns = [key for key in TRAINED_ON if any(key in each for each in networks.values())]
         rows = [
             [network, *(str(of.get(key, "")) for key in columns)]
@@ -41,40 +41,6 @@ def score_tables(found: Sequence[Scores]) -> list[Table]:
         caption += f"; protocol {protocol}" if protocol else ""
         tables.append(Table(caption, ["network", *(TRAINED_ON[key] for key in columns)], rows))
     return tables
-
-
-class Error(NamedTuple):
-    """Standard errors that the size of the test set implies for the accuracy of a network.
-
-    Attributes:
-        network: Architecture.
-        accuracy: Its accuracy after training on distilled images, in percent.
-        error: Standard error of it, in points.
-        gain: Points above random real images; None: unknown.
-        gain_error: Standard error of the gain.
-    """
-
-    network: str
-    accuracy: float
-    error: float
-    gain: float | None = None
-    gain_error: float = 0.0
-
-
-def errors(results: Results) -> list[Error]:
-    """Compute how far the size of the test set leaves the accuracies open, where it is known."""
-    found, images = [], results.dataset.test_images
-    for network, accuracies in _by_network(results.networks).items():
-        if images is None or "distilled" not in accuracies:
-            continue
-        mean = accuracies["distilled"].mean
-        error = Error(network, mean, sampling_error(mean, images))
-        if "random_real" in accuracies:
-            other = accuracies["random_real"].mean
-            gain_error = difference_error(mean, other, images)
-            error = error._replace(gain=mean - other, gain_error=gain_error)
-        found.append(error)
-    return found
 
 
 def accuracy_chart(run: Run) -> Chart | None:
@@ -87,7 +53,7 @@ def accuracy_chart(run: Run) -> Chart | None:
         of = [each for each in evaluations if each.split == split]
         x, y = [each.iteration for each in of], [each.mean for each in of]
         curves.append(Curve(f"distilled images ({split})", x, y, [each.std for each in of]))
-    baselines = _by_network(run.results.networks).get(str(run.artifact.network["name"]), {})
+    baselines = by_network(run.results.networks).get(str(run.artifact.network["name"]), {})
     first, last = evaluations[0], evaluations[-1]
     return line_chart(
         curves,
@@ -161,20 +127,11 @@ def times(run: Run) -> list[list[str]]:
 
 
 def settings(distilled: Artifact) -> dict[str, Any]:
-    """Return all that decides the result, as the file has it."""
-    return {
-        "recipe": distilled.recipe,
-        "seed": distilled.seed,
-        "versions": distilled.versions,
-        "network": distilled.network,
-        "augmentation": distilled.dsa,
-        "preprocessing": "ZCA whitening" if distilled.zca else "normalisation by channel",
-        "selection": distilled.selection,
-        "fingerprints": {
-            "data set": distilled.dataset_fingerprint,
-            "distilled set": distilled.fingerprint,
-        },
-    }
+    """Return what the distilled file says of itself, but for class names and scores."""
+    said = settings_of(distilled, Description)
+    del said["class_names"], said["scores"]
+    preprocessing = distilled.preprocessing.spec()
+    return {**said, "preprocessing": preprocessing, "fingerprint": distilled.fingerprint}
 
 
 def deviation_rows(recipe: Recipe, distilled: Artifact) -> list[list[str]]:
@@ -192,7 +149,7 @@ def flat(made: Mapping[str, Any], prefix: str = "") -> Iterator[list[str]]:
             yield [f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)]
 
 
-def _by_network(found: Iterable[Scores]) -> dict[str, dict[str, Accuracy]]:
+def by_network(found: Iterable[Scores]) -> dict[str, dict[str, Accuracy]]:
     """Gather the accuracies of each network by the sets that it was trained on."""
     networks: dict[str, dict[str, Accuracy]] = {}
     for each in found:
