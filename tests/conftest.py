@@ -20,12 +20,19 @@ os.environ["TRAJMATCH_DEVICE"] = "cpu"
 # Programs that tests start import what is installed, not the source folder that they start in.
 os.environ["PYTHONSAFEPATH"] = "1"
 
+# Where every core has a process that tests, threads would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 # A shell starts what it runs in the background with ctrl-C ignored, nohup with a lost terminal, and
 # programs hand that on to what they start. The tests are about what a terminal does.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# The tests of the default run: addopts in pyproject.toml.
+DEFAULT_MARKS = "not slow and not harness"
 
 # How far a result may be from an exact one, by its dtype. float64 is where correctness is judged;
 # in float32 two correct implementations differ by the order of their sums.
@@ -71,6 +78,17 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """The dtypes that the operators take."""
     chosen: torch.dtype = request.param
     return chosen
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Give the whole default run a process for each core, and chosen tests only this one."""
+    default = config.args_source is pytest.Config.ArgsSource.TESTPATHS and (
+        config.option.markexpr == DEFAULT_MARKS
+    )
+    if default and config.getoption("numprocesses", 0) is None and not config.option.usepdb:
+        config.option.numprocesses = min(len(os.sched_getaffinity(0)), 8)
+        config.option.dist = "worksteal"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
