@@ -6,18 +6,19 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import trajmatch
 from trajmatch import ops
-from trajmatch.cli.arguments import parse, recipe_of
+from trajmatch.cli.arguments import parse
+from trajmatch.cli.main import main
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.terms import Course, find_term
 from trajmatch.experts import ExpertConfig, train_experts
-from trajmatch.recipes import recipe_names
 
 METHODS = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
 
@@ -67,23 +68,40 @@ def test_a_run_with_term_and_parametrisation_of_the_documentation(
     assert result.recipe["terms"] == ["final", "direction:Direction"]
 
 
-def test_the_commands_of_the_documentation_are_understood() -> None:
-    for line in "".join(blocks("bash")).splitlines():
-        program, command, *argv = shlex.split(line)
-        assert program == "trajmatch"
-        recipe = recipe_of(argv)
-        if command == "expert":
-            assert recipe is not None
-            parse(ExpertConfig, argv, "trajmatch expert", defaults=recipe.expert)
-        elif command == "distill":
-            defaults = recipe.distill if recipe else {}
-            parse(DistillConfig, argv, "trajmatch distill", defaults=defaults)
-        else:
-            assert command == "run" and recipe is not None
-            assert recipe.name in recipe_names()
-
-
 DOCS = Path(__file__).parents[1] / "docs"
+PAGES = (*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md")
+
+
+class Understood(Exception):
+    """Raised where a command has its configuration and would begin."""
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """The arguments of each call of the program in the blocks of a page."""
+    blocks = re.findall(r"^```(?:bash|sh|text)\n(.*?)^```", page.read_text(), re.M | re.S)
+    lines = re.sub(r"(\\\n|\n +)", " ", "".join(blocks))  # of several lines one
+    calls = re.findall(r"(?:^|&& |-m )trajmatch +([a-z].*?) *(?:$|&&|>|\|)", lines, re.M)
+    return [shlex.split(call) for call in calls]
+
+
+@pytest.mark.parametrize("page", [*filter(commands_of, PAGES)], ids=lambda page: page.name)
+def test_the_commands_of_a_page_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begins(*_: object, **__: object) -> None:
+        raise Understood
+
+    def parse_only(*arguments: Any, **keywords: Any) -> None:
+        parse(*arguments, **keywords)
+        begins()
+
+    monkeypatch.setattr("trajmatch.cli.arguments.parse", parse_only)
+    monkeypatch.setattr("trajmatch.pipeline.run_pipeline", begins)
+    for argv in commands_of(page):
+        with pytest.raises(Understood):
+            assert main(argv) == 0, argv
+
+
+def test_pages_have_commands() -> None:
+    assert len([argv for page in PAGES for argv in commands_of(page)]) > 20
 
 
 def test_the_messages_that_are_explained_are_those_of_the_program() -> None:
@@ -124,8 +142,7 @@ def test_every_operator_is_in_the_reference() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    root = DOCS.parent
-    for page in (*DOCS.glob("*.md"), root / "README.md", root / "CONTRIBUTING.md"):
+    for page in PAGES:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             if not link.startswith("http"):
                 assert (page.parent / link).exists(), f"{page.name}: {link}"

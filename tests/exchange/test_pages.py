@@ -14,12 +14,9 @@ import torch
 
 from trajmatch import artifact
 from trajmatch.artifact import Artifact
-from trajmatch.cli.arguments import parse
 from trajmatch.cli.main import main
 from trajmatch.data import load_dataset
-from trajmatch.exchange.config import ConvertConfig, ExportConfig
 from trajmatch.experts import Store
-from trajmatch.recipes import find_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,19 +37,6 @@ def folder(
     (tmp_path / "experts").symlink_to(experts.path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def test_the_commands_of_the_page_are_understood() -> None:
-    commands = [shlex.split(line) for line in "".join(blocks("docs/files.md", "bash")).splitlines()]
-    assert len(commands) == 8
-    for program, command, *argv in commands:
-        assert program == "trajmatch"
-        if command == "convert":
-            config = parse(ConvertConfig, argv, "trajmatch convert", "source")
-            assert config.recipe is None or find_recipe(config.recipe)
-        else:
-            assert command == "export"
-            parse(ExportConfig, argv, "trajmatch export", "file")
 
 
 def test_the_exports_and_readers_of_the_page_run(folder: Path, capsys) -> None:
