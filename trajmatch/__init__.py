@@ -6,36 +6,24 @@ first used.
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
 
 _MODULES = (
-    "artifact",
-    "data",
-    "distill",
-    "errors",
-    "evaluate",
-    "experts",
-    "networks",
-    "ops",
-    "reference",
+    *("artifact", "data", "distill", "errors", "evaluate"),
+    *("experts", "networks", "ops", "reference"),
 )
 _NAMES = {"load": "artifact", "UserError": "errors"}  # public name: the module that defines it
-
-__all__ = ["UserError", "__version__", "load", *_MODULES]
+__all__ = ["__version__", *_NAMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"{__name__}.{name}")
-    else:
+    if name not in (*_NAMES, *_MODULES):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    module = import_module(f"{__name__}.{_NAMES.get(name, name)}")
+    return getattr(module, name) if name in _NAMES else module
 
 
 def __dir__() -> list[str]:
