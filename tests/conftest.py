@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from trajmatch.cli.main import SPIN_COUNT
-from trajmatch.errors import in_flags
+from trajmatch.errors import UserError
 
 # As in the program itself, before torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
@@ -43,10 +43,9 @@ TOLERANCES: dict[torch.dtype, dict[str, float]] = {
 
 
 @pytest.fixture(autouse=True)
-def _flags_in_messages() -> Iterator[None]:
+def _flags_in_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages read as on the command line, wherever they are raised."""
-    with in_flags():
-        yield
+    monkeypatch.setattr(UserError, "__str__", ValueError.__str__)
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from trajmatch import UserError, _extension, device
 from trajmatch.cli import doctor, selftest
 from trajmatch.cli.main import main
 from trajmatch.distill import DistillConfig, distill
+from trajmatch.errors import in_arguments
 from trajmatch.evaluate import EvalConfig, evaluate_artifact
 from trajmatch.experts import ExpertConfig, train_experts
 
@@ -112,10 +113,10 @@ def test_a_gpu_that_cannot_be_used_is_refused_with_what_mends_it(machine, kind):
 
 def test_commands_that_mend_keep_their_flags_in_python(machine, monkeypatch):
     machine(capabilities=((7, 5),))
-    monkeypatch.setattr("trajmatch.errors._on_command_line", False)
-    with pytest.raises(UserError, match=r"^device cuda cannot be used: ") as refused:
+    with pytest.raises(UserError) as refused:
         device.usable_device("cuda")
-    assert REINSTALL in str(refused.value)
+    message = in_arguments(refused.value.in_flags)
+    assert message.startswith("device cuda cannot be used: ") and REINSTALL in message
 
 
 def test_a_driver_that_torch_cannot_use_is_told_in_its_words(machine, monkeypatch):

@@ -171,7 +171,7 @@ def main(descriptor: int, module: str, name: str) -> int:
     except interruption.Interrupted as stop:
         return stop.status
     except UserError as error:
-        send({"error": error.args[0]})  # with flags; the parent knows where it is read
+        send({"error": error.in_flags})
         return 2
     return 0
 

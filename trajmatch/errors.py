@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
-
-_on_command_line = False
 
 
 class UserError(ValueError):
@@ -20,21 +17,17 @@ class UserError(ValueError):
     Python it is an ordinary ``ValueError`` that names arguments instead (``lr_img``).
     """
 
+    @property
+    def in_flags(self) -> str:
+        """The message for a reader at a command line."""
+        return super().__str__()
+
     def __str__(self) -> str:
-        """Return the message with the names that settings have where it is read."""
-        text = super().__str__()
-        return text if _on_command_line else in_arguments(text)
+        return in_arguments(self.in_flags)
 
-
-@contextlib.contextmanager
-def in_flags() -> Iterator[None]:
-    """Let messages name settings as flags: the reader is at a command line."""
-    global _on_command_line
-    before, _on_command_line = _on_command_line, True
-    try:
-        yield
-    finally:
-        _on_command_line = before
+    def __format__(self, spec: str) -> str:
+        """As a part of another message, which is told in its own way later, it keeps its flags."""
+        return format(self.in_flags, spec)
 
 
 def in_arguments(text: str) -> str:

@@ -208,7 +208,7 @@ def _illustrate(pipeline: Pipeline, distilled: Artifact) -> None:
         try:
             write()
         except Exception as error:
-            why = str(error) or type(error).__name__
+            why = f"{error}" or type(error).__name__
             warnings.warn(f"{path} is not written: {why}; the results are whole", stacklevel=3)
 
 

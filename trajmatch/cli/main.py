@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from trajmatch import interruption
-from trajmatch.errors import UserError, closest, in_flags
+from trajmatch.errors import UserError, closest
 
 
 class Command(NamedTuple):
@@ -73,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     _prepare_streams()
-    with in_flags():
-        return _main(list(sys.argv[1:] if argv is None else argv))
+    return _main(list(sys.argv[1:] if argv is None else argv))
 
 
 def _main(arguments: list[str]) -> int:
@@ -89,7 +88,7 @@ def _main(arguments: list[str]) -> int:
 
         if _leaves_message():
             time.sleep(_GRACE)  # SIGTERM, which torchrun sends after the first's message, ends it
-        return _fail(as_typed(str(error), arguments))
+        return _fail(as_typed(error.in_flags, arguments))
     except (MemoryError, RuntimeError) as error:
         from trajmatch.memory import is_out_of_memory
 

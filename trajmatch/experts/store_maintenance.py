@@ -50,7 +50,7 @@ def verify(path: files.PathLike) -> Iterator[Verdict]:
     try:
         store = Store(path, manifest_file.read(path))
     except UserError as error:
-        yield Verdict(path / manifest_file.NAME, "damaged", str(error))
+        yield Verdict(path / manifest_file.NAME, "damaged", f"{error}")
         return
     stored = files.read_json(path / manifest_file.NAME)
     status = "ok" if files.CHECKSUM in stored else "no checksum"
@@ -229,4 +229,4 @@ def judge(path: files.PathLike, read: Callable[[], object]) -> Verdict:
         read()
         return Verdict(Path(path), "ok" if files.has_checksum(path) else "no checksum")
     except UserError as error:
-        return Verdict(Path(path), "damaged", str(error))
+        return Verdict(Path(path), "damaged", f"{error}")

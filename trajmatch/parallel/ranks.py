@@ -162,7 +162,7 @@ class DistributedRanks(Ranks):
         try:
             value = function()
         except UserError as error:
-            self._store.set(key, json.dumps({"error": error.args[0]}))
+            self._store.set(key, json.dumps({"error": error.in_flags}))
             raise
         with answering():
             self._store.set(key, json.dumps({"value": value}))

@@ -116,7 +116,7 @@ def load_recipe(path: files.PathLike, name: str) -> Recipe:
     try:
         recipe = Recipe(name=name, **known)
     except UserError as error:
-        raise UserError(f"recipe {name}: {in_arguments(error.args[0])}") from error
+        raise UserError(f"recipe {name}: {in_arguments(error.in_flags)}") from error
     sections: dict[str, Any] = {each: _section(each, recipe) for each in SECTIONS}
     recipe = replace(recipe, **sections)
     _check_window(recipe)
@@ -151,7 +151,7 @@ def _section(section: str, recipe: Recipe) -> dict[str, Any]:
         values = {key: setting(value, types[key], key) for key, value in content.items()}
         settings(**values)
     except UserError as error:
-        raise UserError(f"{where}: {in_arguments(error.args[0])}") from error
+        raise UserError(f"{where}: {in_arguments(error.in_flags)}") from error
     return values
 
 
