@@ -13,28 +13,46 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trajmatch import files
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from trajmatch import files, networks
+from trajmatch.data import Dataset
 from trajmatch.data.identity import check_same_data, describe_dataset
 from trajmatch.data.zca import KIND, ZCA, from_parts
 from trajmatch.errors import UserError
 from trajmatch.experts import manifest as manifest_file
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
-    from trajmatch.data import Dataset
+from trajmatch.schema import PositiveInt, convert
 
 PREPROCESSING = "preprocessing.safetensors"
 
 _KIND = {"format": manifest_file.FORMAT, "version": manifest_file.VERSION}
 # Entries that may change while a store stays the same: the place of its data, and its size.
 _NOT_IDENTITY = ("data", "num_experts", "trained_epochs")
+
+
+class ExpertDescription(msgspec.Struct):
+    """Metadata of an expert's file.
+
+    Attributes:
+        store: Identity of its store.
+        expert: Its number.
+        metrics: See :meth:`Store.metrics`.
+        rows: A checksum of each row of its tensors; old files have none.
+        epochs: Epochs that it is trained for; None: its whole course.
+    """
+
+    store: str
+    expert: int
+    metrics: dict[str, Any]
+    rows: dict[str, list[int]] = {}
+    epochs: PositiveInt | None = None
 
 
 class Store:
@@ -68,7 +86,7 @@ class Store:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
-        self._rows_known: dict[int, tuple[list[int], dict[str, list[int]]]] = {}
+        self._descriptions: dict[int, ExpertDescription] = {}
         self._sound: set[tuple[str, int, int]] = set()  # tensor, expert, row
 
     def __repr__(self) -> str:
@@ -185,15 +203,15 @@ class Store:
     @property
     def identity(self) -> str:
         """Hash of the manifest without the entries that may change: it decides every expert."""
-        return files.json_checksum(
-            {k: v for k, v in self.manifest.items() if k not in _NOT_IDENTITY}
-        )
+        return self._hash(_NOT_IDENTITY)
 
     @property
     def fingerprint(self) -> str:
         """Hash of :attr:`identity` and the number of experts."""
-        free = ("data", "trained_epochs")
-        return files.json_checksum({k: v for k, v in self.manifest.items() if k not in free})
+        return self._hash(("data", "trained_epochs"))
+
+    def _hash(self, without: Collection[str]) -> str:
+        return files.json_checksum({k: v for k, v in self.manifest.items() if k not in without})
 
     def expert_path(self, expert: int) -> Path:
         """File of one expert."""
@@ -211,7 +229,7 @@ class Store:
         """
         if not self.expert_path(expert).exists():
             return 0
-        return int(self._description(expert).get("epochs", self.course))
+        return self._description(expert).epochs or self.course
 
     def missing(self) -> list[int]:
         """Experts without a file, or trained for fewer epochs than the store says, ascending.
@@ -274,7 +292,7 @@ class Store:
         Raises:
             UserError: A value is not finite, or the file cannot be written.
         """
-        rows = {"snapshots": snapshots.to(_dtype(self.manifest))}
+        rows = {"snapshots": snapshots.to(getattr(torch, self.manifest["dtype"]))}
         if buffers is not None and buffers.numel():
             rows["buffers"] = buffers
         description = {
@@ -282,9 +300,8 @@ class Store:
             "expert": expert,
             "metrics": dict(metrics),
             "rows": {name: [_checksum(row) for row in each] for name, each in rows.items()},
+            **({} if state is None else {"epochs": self.trained_epochs}),
         }
-        if state is not None:
-            description["epochs"] = self.trained_epochs
         files.save_tensors(self.expert_path(expert), {**rows, **(state or {})}, description)
 
     @cached_property
@@ -343,8 +360,6 @@ class Store:
             ValueError: The model is another network.
             UserError: As for :meth:`snapshot`.
         """
-        from trajmatch import networks
-
         networks.load_flat_parameters(model, self.snapshot(expert, epoch))
         buffers = self.buffers(expert, epoch)
         if buffers is not None:
@@ -356,25 +371,28 @@ class Store:
             raise UserError(
                 f"{self.path} has experts 0 to {self.num_experts - 1}, but {expert} was asked for"
             )
-        kept, checksums = self._rows(expert)
+        # Read once: it costs as much as a few percent of an outer iteration.
+        if expert not in self._descriptions:
+            self._descriptions[expert] = self._description(expert)
+        path, description = self.expert_path(expert), self._descriptions[expert]
+        kept, checksums = self._kept(description.epochs or self.course), description.rows
         if epoch not in kept:
             raise UserError(
                 f"{self.path} keeps the snapshots of epochs {kept[0]} to {kept[-1]}, "
                 f"but {epoch} was asked for"
             )
-        row, path = kept.index(epoch), self.expert_path(expert)
+        row = kept.index(epoch)
         with files.open_tensors(path) as handle:
             if tensor not in handle.keys():  # noqa: SIM118 (not a mapping)
                 if tensor in (checksums or ["snapshots"]):
                     raise UserError(f"{path} is damaged: it has no tensor {tensor!r}")
                 return None
-            shape = handle.get_slice(tensor).get_shape()
-            if len(shape) != 2 or shape[0] != len(kept):
+            rows = handle.get_slice(tensor)
+            if len(rows.get_shape()) != 2 or rows.get_shape()[0] != len(kept):
+                shape = rows.get_shape()
                 raise UserError(f"{path} is damaged: the shape of {tensor!r} is {shape}")
-            mapped: Tensor = handle.get_slice(tensor)[row : row + 1]
-            found = mapped[0].clone()
-        # Once is enough: it costs as much as a few percent of an outer iteration.
-        if checksums and (tensor, expert, row) not in self._sound:
+            found: Tensor = rows[row : row + 1][0].clone()
+        if checksums and (tensor, expert, row) not in self._sound:  # once is enough, too
             if _checksum(found) != checksums[tensor][row]:
                 raise UserError(
                     f"{path} is damaged: the {tensor} of epoch {epoch} do not fit their checksum; "
@@ -382,20 +400,6 @@ class Store:
                 )
             self._sound.add((tensor, expert, row))
         return found.float()
-
-    def _rows(self, expert: int) -> tuple[list[int], dict[str, list[int]]]:
-        """Return the epochs of an expert's rows, and a checksum of each row (old files: none)."""
-        if expert not in self._rows_known:
-            description = self._description(expert)
-            kept = self._kept(description.get("epochs", self.course))
-            checksums = description.get("rows", {})
-            if not isinstance(checksums, dict) or any(
-                not isinstance(each, list) or len(each) != len(kept) for each in checksums.values()
-            ):
-                path = self.expert_path(expert)
-                raise UserError(f"{path} is damaged: its rows are {checksums!r:.100}")
-            self._rows_known[expert] = kept, checksums
-        return self._rows_known[expert]
 
     def _kept(self, epochs: int) -> list[int]:
         """Return the epochs kept of those that are trained."""
@@ -412,8 +416,7 @@ class Store:
         Raises:
             UserError: The file is missing or damaged.
         """
-        metrics: dict[str, Any] = self._description(expert)["metrics"]
-        return metrics
+        return self._description(expert).metrics
 
     def check_whole(self, expert: int) -> None:
         """Read all of an expert and check it.
@@ -426,7 +429,7 @@ class Store:
         """
         tensors, _ = files.load_tensors(self.expert_path(expert))
         for tensor in ("snapshots", "buffers"):
-            for epoch in self._rows(expert)[0] if tensor in tensors else ():
+            for epoch in self._kept(self.epochs_of(expert)) if tensor in tensors else ():
                 row = self._row(tensor, expert, epoch)
                 if row is not None and not row.isfinite().all():
                     raise UserError(
@@ -510,17 +513,16 @@ class Store:
         made = f"the experts of {self.path} were trained on"
         check_same_data(made, self.manifest["dataset"], given, self.manifest["data"], address)
 
-    def _description(self, expert: int) -> dict[str, Any]:
-        """Return the metadata of an expert's file, which is this expert's."""
+    def _description(self, expert: int) -> ExpertDescription:
+        """Read the metadata of an expert's file and make sure that it is this expert's."""
         path = self.expert_path(expert)
-        metadata = files.read_metadata(path)
-        if metadata.get("store") != self.identity or metadata.get("expert") != expert:
+        found = convert(files.read_metadata(path), ExpertDescription, f"{path} is damaged")
+        if (found.store, found.expert) != (self.identity, expert):
             raise self._misfit(path, "another store or to another expert")
-        if not isinstance(metadata.get("metrics"), dict):
-            raise UserError(f"{path} is damaged: its metrics are {metadata.get('metrics')!r:.100}")
-        if type(metadata.get("epochs", 0)) is not int:
-            raise UserError(f"{path} is damaged: its epochs are {metadata['epochs']!r:.100}")
-        return metadata
+        rows = len(self._kept(found.epochs or self.course))
+        if any(len(each) != rows for each in found.rows.values()):
+            raise UserError(f"{path} is damaged: its rows are {found.rows!r:.100}")
+        return found
 
     def _misfit(self, path: Path, owner: str) -> UserError:
         """Return the error for a file of the folder that the manifest does not describe."""
@@ -542,17 +544,8 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Ten
     return dataset.without_holdout(fraction, seed)
 
 
-def _dtype(manifest: Mapping[str, Any]) -> torch.dtype:
-    """The dtype that snapshots are kept in."""
-    import torch
-
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[manifest["dtype"]]
-
-
 def _checksum(row: Tensor) -> int:
     """CRC-32 of a row as it is in the file."""
-    import torch
-
     return zlib.crc32(row.contiguous().view(torch.uint8).numpy().data)
 
 
