@@ -10,9 +10,9 @@ from PIL import Image
 
 import trajmatch
 from trajmatch.cli.main import main
-from trajmatch.cli.run import RunConfig, pipeline_of
+from trajmatch.cli.run import RunConfig, pipeline_of, table
 from trajmatch.errors import UserError
-from trajmatch.pipeline import Pipeline, run_pipeline, table
+from trajmatch.pipeline import Pipeline, run_pipeline
 from trajmatch.progress import NoProgress
 
 

@@ -9,22 +9,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trajmatch import interruption
+from torch import Tensor
+
+from trajmatch import artifact, files, interruption, networks, pictures
+from trajmatch.distill.config import DistillConfig
+from trajmatch.distill.loop import distill
+from trajmatch.distill.objectives.match_trajectory import segments_of
+from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
+from trajmatch.evaluate.config import EvalConfig
+from trajmatch.evaluate.distilled import SETS, evaluate_artifact
+from trajmatch.evaluate.scores import difference_error
+from trajmatch.experts.config import ExpertConfig, kept_epochs
+from trajmatch.experts.store import Store
+from trajmatch.experts.train import train_experts
 from trajmatch.lock import locked
 from trajmatch.progress import ProgressLike, Stages, silent
+from trajmatch.report.config import ReportConfig
+from trajmatch.report.page import write_report
 from trajmatch.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from trajmatch.artifact import Artifact
-    from trajmatch.distill.config import DistillConfig
-    from trajmatch.evaluate.config import EvalConfig
-    from trajmatch.experts.config import ExpertConfig
-    from trajmatch.experts.store import Store
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Pipeline:
             ``distill`` says.
         distill: The second; reads them and writes ``folder.artifact``.
         evaluate: The third; reads that.
-        command: What was typed, for the report; empty where it was called from Python.
+        command: The command line, for the report; empty for a call from Python.
     """
 
     folder: RunFolder
@@ -54,8 +59,6 @@ def as_far_as_read(expert: ExpertConfig, distill: DistillConfig) -> ExpertConfig
         expert: The whole course.
         distill: What reads the experts.
     """
-    from trajmatch.experts.config import kept_epochs
-
     last = distill.last_epoch_read(kept_epochs(expert.keep, expert.epochs))
     return replace(expert, until_epoch=min(last, expert.epochs))
 
@@ -99,10 +102,6 @@ def run_pipeline(
 
 def _check_beginning(pipeline: Pipeline) -> None:
     """Find what would end the run after hours, or would harm a folder of something else."""
-    from trajmatch import networks
-    from trajmatch.distill.objectives.match_trajectory import segments_of
-    from trajmatch.experts.config import kept_epochs
-
     folder, experts = pipeline.folder, pipeline.expert
     ours = {folder.store, folder.evaluation}
     there = folder.path.iterdir() if folder.path.is_dir() else ()
@@ -127,13 +126,6 @@ def _run(
     before_distillation: Callable[[DistillConfig], None] | None,
 ) -> dict[str, Any]:
     """Run the stages while the folder is locked."""
-    from trajmatch import artifact, files
-    from trajmatch.distill.loop import distill
-    from trajmatch.evaluate.distilled import SETS, evaluate_artifact
-    from trajmatch.evaluate.scores import difference_error
-    from trajmatch.experts.store import Store
-    from trajmatch.experts.train import train_experts
-
     folder, experts = pipeline.folder, pipeline.expert
     evaluate = replace(pipeline.evaluate, out=folder.evaluation, resume=True)
     began, stage_seconds = time.perf_counter(), {}
@@ -182,13 +174,8 @@ def _run(
     return summary
 
 
-def _illustrate(pipeline: Pipeline, distilled: Artifact) -> None:
+def _illustrate(pipeline: Pipeline, distilled: artifact.Artifact) -> None:
     """Draw pictures and write the report; what fails becomes a warning, as a run can do without."""
-    from trajmatch import files, pictures
-    from trajmatch.distill.problem import prepare
-    from trajmatch.report.config import ReportConfig
-    from trajmatch.report.page import write_report
-
     folder = pipeline.folder
 
     def draw(path: Path, images: Tensor) -> None:
@@ -221,29 +208,3 @@ def _about_experts(store: Store) -> dict[str, Any]:
         "epoch": store.trained_epochs,
         "epochs": store.course,
     }
-
-
-def table(summary: dict[str, Any]) -> str:
-    """Tabulate the accuracies of a summary.
-
-    Args:
-        summary: The result of :func:`run_pipeline`.
-
-    Returns:
-        Lines without a line break after the last.
-    """
-    per_class = f"{summary['images_per_class']} per class"
-    sets = (
-        ("random real", per_class, summary.get("random_real")),
-        ("k-center real", per_class, summary.get("k_center")),
-        ("all real", f"{summary['training_images']}", summary.get("whole_real")),
-        ("distilled", per_class, summary["distilled"]),
-    )
-    rows = [("training set", "images", "test accuracy")]
-    for name, images, score in sets:
-        if score is not None:
-            accuracy = f"{score['mean']:.1f} +- {score['std']:.1f} % ({score['seeds']} networks)"
-            rows.append((name, images, accuracy))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ("-" * widths[0], "-" * widths[1], "-" * widths[2]))
-    return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c}" for a, b, c in rows)

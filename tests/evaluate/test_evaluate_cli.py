@@ -41,7 +41,7 @@ def test_table_for_people(
     assert err == ""
     for key, label in (("distilled", "distilled images"), ("random_real", "random real images")):
         (line,) = [line for line in table.splitlines() if label in line]
-        assert f"{result[key]['mean']:.1f} ± {result[key]['std']:.1f}" in line
+        assert f"{result[key]['mean']:.1f} +- {result[key]['std']:.1f}" in line
 
 
 def test_no_random_baseline(

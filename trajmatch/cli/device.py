@@ -11,7 +11,7 @@ Config = TypeVar("Config", bound=Any)
 
 
 def with_device(config: Config) -> Config:
-    """A configuration with the device to compute on in place of ``auto``, which is printed.
+    """Replace ``auto`` by the device to compute on, which is printed, and ``cuda`` by a rank's GPU.
 
     Args:
         config: A configuration with ``device`` and ``quiet``.
@@ -23,11 +23,11 @@ def with_device(config: Config) -> Config:
         UserError: The device is not there or cannot be used.
     """
     from trajmatch.device import automatic_device, usable_device
+    from trajmatch.parallel import local_device
 
     if config.device != "auto":
-        usable_device(config.device)
-        return config
+        return replace(config, device=local_device(usable_device(config.device)))
     device, why = automatic_device()
     if why and not config.quiet and os.environ.get("RANK", "0") == "0":
         print(f"trajmatch: --device auto takes {device} ({why})", file=sys.stderr)
-    return replace(config, device=device)
+    return replace(config, device=local_device(device))

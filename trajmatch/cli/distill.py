@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trajmatch.distill.config import DistillConfig
@@ -13,14 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: list[str]) -> int:
-    """Runs the command.
-
-    Args:
-        argv: Arguments after the command's name.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with its arguments, and return the exit status."""
     from trajmatch.cli.arguments import parse, recipe_of
 
     recipe = recipe_of(argv)
@@ -33,10 +25,10 @@ def run(argv: list[str]) -> int:
     from trajmatch.data.sources import say_other_data
     from trajmatch.distill import distill
     from trajmatch.experts import Store
-    from trajmatch.parallel import joined, local_device
+    from trajmatch.parallel import joined
     from trajmatch.progress import duration
 
-    def tell(forecast: Forecast) -> None:
+    def announce(forecast: Forecast) -> None:
         print(
             f"{forecast.seconds:.3g} s an outer iteration, "
             f"{duration(forecast.seconds * config.iterations)} for {config.iterations}; "
@@ -49,13 +41,12 @@ def run(argv: list[str]) -> int:
         name = Store.open(config.experts).manifest["dataset"]["name"]
         if name != recipe.data:
             say_other_data(f"{name} (of {config.experts})", recipe.data, recipe.name)
-    config = replace(config, device=local_device(config.device))
     with joined(config.device, config.timeout) as ranks:
         quiet = config.quiet or not ranks.is_rank_0
         if not quiet:
             print_health(config)
         with Progress(config.iterations, "distill", quiet) as progress:
-            result = distill(config, progress, ranks, None if config.quiet else tell)
+            result = distill(config, progress, ranks, None if config.quiet else announce)
     if not quiet:
         print(f"{config.out}: {len(result.images)} images, step size {result.lr:.4g}")
         print(f"{config.log_path}: metrics")

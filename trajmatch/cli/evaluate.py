@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from trajmatch.cli.output import aligned, json_alone, print_json
 from trajmatch.evaluate.config import EvalConfig
 
 #: Sets of images in the order of the table, with what they are called there.
@@ -16,20 +17,12 @@ _LABELS = {
 
 
 def run(argv: list[str]) -> int:
-    """Runs the command.
-
-    Args:
-        argv: Arguments after the command's name.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with its arguments, and return the exit status."""
     from trajmatch.cli.arguments import parse
 
     config = parse(EvalConfig, argv, "trajmatch eval", "file")
 
     from trajmatch.cli.device import with_device
-    from trajmatch.cli.output import json_alone, print_json
     from trajmatch.cli.progress import Progress
     from trajmatch.evaluate import evaluate_artifact
 
@@ -51,32 +44,21 @@ def run(argv: list[str]) -> int:
 
 
 def _print_table(result: dict[str, Any]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    name, per_class = result["dataset"]["name"], result["images_per_class"]
-    table = Table(box=box.SIMPLE_HEAD, title=f"{name}, images per class: {per_class}")
-    several = len(result["networks"]) > 1
-    if several:
-        table.add_column("network")
-    table.add_column("trained on", no_wrap=True)
-    table.add_column("test accuracy %", justify="right")
-    table.add_column("each network", justify="right")
-    all_scores = [scores[key] for scores in result["networks"] for key in _LABELS if scores[key]]
-    tested_often = "test_max" in all_scores[0]
-    if tested_often:
-        table.add_column("maximum %", justify="right")
+    tested_often = "test_max" in result["distilled"]
+    rows = [("network", "trained on", "test accuracy %", "each network", "maximum %")]
+    diverged = 0
     for scores in result["networks"]:
-        name = [scores["network"]] if several else []
         for key, label in _LABELS.items():
-            score = scores[key]
-            if score is not None:
+            if (score := scores[key]) is not None:
+                diverged += score["diverged"]
                 each = " ".join(f"{accuracy:.1f}" for accuracy in score["accuracies"])
-                maximum = [_mean_and_std(score["test_max"])] if tested_often else []
-                table.add_row(*name, label, _mean_and_std(score), each, *maximum)
-    table.caption = _caption(result, sum(score["diverged"] for score in all_scores))
-    Console().print(table)
+                maximum = _mean_and_std(score["test_max"]) if tested_often else ""
+                rows.append((scores["network"], label, _mean_and_std(score), each, maximum))
+    first = 0 if len(result["networks"]) > 1 else 1
+    name, per_class = result["dataset"]["name"], result["images_per_class"]
+    print(f"{name}, images per class: {per_class}\n")
+    print(aligned(*(row[first : None if tested_often else -1] for row in rows), rule=True))
+    print(f"\n{_caption(result, diverged)}")
 
 
 def _caption(result: dict[str, Any], diverged: int) -> str:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from trajmatch.cli.output import aligned
 from trajmatch.experts.config import ExpertConfig
 
 if TYPE_CHECKING:
@@ -14,14 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: list[str]) -> int:
-    """Runs the command.
-
-    Args:
-        argv: Arguments after the command's name.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with its arguments, and return the exit status."""
     from trajmatch.cli.arguments import parse, recipe_of
 
     recipe = recipe_of(argv)
@@ -32,12 +26,11 @@ def run(argv: list[str]) -> int:
     from trajmatch.cli.progress import Progress
     from trajmatch.data.sources import of_recipe
     from trajmatch.experts import train_experts
-    from trajmatch.parallel import joined, local_device
+    from trajmatch.parallel import joined
 
     config = with_device(config)
     if recipe:
         config = replace(config, data=of_recipe(config.data, recipe.data, recipe.name))
-    config = replace(config, device=local_device(config.device))
     epochs = config.num_experts * config.trained_epochs
 
     def announce(space: DiskSpace) -> None:
@@ -55,36 +48,29 @@ def run(argv: list[str]) -> int:
 
 def _print_health(store: Store) -> None:
     """Print the numbers that tell a good expert from a bad one, and warnings about bad ones."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from trajmatch import networks, ops
     from trajmatch.cli.health import warn
     from trajmatch.experts.health import examine
 
-    table = Table(box=box.SIMPLE_HEAD)
-    columns = ("expert", "first loss", "last loss", "test accuracy %", "first step", "last step")
-    for column in columns:
-        table.add_column(column, justify="right")
+    rows = [("expert", "first loss", "last loss", "test accuracy %", "first step", "last step")]
     for expert in range(store.num_experts):
         metrics = store.metrics(expert)
         losses, steps = metrics["train_loss"], metrics["displacement"]
-        table.add_row(
-            str(expert),
-            f"{losses[0]:.3f}",
-            f"{losses[-1]:.3f}",
-            f"{metrics['test_accuracy']:.1f}",
-            f"{steps[0]:.3f}",
-            f"{steps[-1]:.3f}",
+        rows.append(
+            (
+                str(expert),
+                f"{losses[0]:.3f}",
+                f"{losses[-1]:.3f}",
+                f"{metrics['test_accuracy']:.1f}",
+                f"{steps[0]:.3f}",
+                f"{steps[-1]:.3f}",
+            )
         )
-    table.caption = (
-        f"trained to {store.reached}; step: distance that the parameters moved in an epoch"
-    )
     network = networks.build(store.manifest["network"])
     print(
         f"{store.path}: {store.num_experts} experts, {store.manifest['network']['name']} with "
-        f"{networks.num_parameters(network)} parameters, steps run by: {ops.engine_for(network)}"
+        f"{networks.num_parameters(network)} parameters, steps run by: {ops.engine_for(network)}; "
+        f"trained to {store.reached} (step: distance that the parameters moved in an epoch)\n"
     )
-    Console().print(table)
+    print(aligned(*rows, rule=True))
     warn(examine(store))

@@ -39,9 +39,10 @@ def json_alone(wanted: bool) -> Iterator[None]:
         os.close(output)
 
 
-def aligned(*rows: Sequence[str]) -> str:
-    """Rows of texts as the lines of a table."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def aligned(head: Sequence[str], *rows: Sequence[str], rule: bool = False) -> str:
+    """Return rows of texts as the lines of a table, perhaps with a rule below the first."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    rows = (head, *([["-" * width for width in widths]] if rule else []), *rows)
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join(lines)
 

@@ -8,17 +8,20 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from trajmatch.cli.output import aligned
 from trajmatch.distill.config import DistillConfig
 from trajmatch.errors import UserError
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.experts.config import ExpertConfig
-from trajmatch.pipeline import Pipeline, as_far_as_read
 from trajmatch.recipes import Recipe
 from trajmatch.recipes.recipe import SECTIONS
 from trajmatch.run_folder import RunFolder
 from trajmatch.schema import RunOptions, settings_of
+
+if TYPE_CHECKING:
+    from trajmatch.pipeline import Pipeline
 
 _STAGES = {name: config for name, (_, config) in SECTIONS.items()}
 
@@ -103,8 +106,6 @@ def run_recipe(recipe: Recipe, argv: list[str], command: str) -> int:
 
 def _print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
     """Print what came of a pipeline, and where it is."""
-    from trajmatch.pipeline import table
-
     print(table(summary))
     if "improvement" in summary:
         print(
@@ -117,6 +118,30 @@ def _print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
             print(f"{path}: {what}")
 
 
+def table(summary: dict[str, Any]) -> str:
+    """Tabulate the accuracies of a summary.
+
+    Args:
+        summary: The result of :func:`trajmatch.pipeline.run_pipeline`.
+
+    Returns:
+        Lines without a line break after the last.
+    """
+    per_class = f"{summary['images_per_class']} per class"
+    sets = (
+        ("random real", per_class, summary.get("random_real")),
+        ("k-center real", per_class, summary.get("k_center")),
+        ("all real", f"{summary['training_images']}", summary.get("whole_real")),
+        ("distilled", per_class, summary["distilled"]),
+    )
+    rows = [("training set", "images", "test accuracy")]
+    for name, images, score in sets:
+        if score is not None:
+            accuracy = f"{score['mean']:.1f} +- {score['std']:.1f} % ({score['seeds']} networks)"
+            rows.append((name, images, accuracy))
+    return aligned(*rows, rule=True)
+
+
 def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> Pipeline:
     """The configurations of the stages.
 
@@ -124,6 +149,8 @@ def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> P
         config: What they share.
         stages: The other fields of ``expert``, ``distill`` and ``evaluate``.
     """
+    from trajmatch.pipeline import Pipeline, as_far_as_read
+
     folder = RunFolder(config.out)
     shared = {**settings_of(config, RunOptions), "max_time": None, "quiet": True}
     resumed = {**shared, "recipe": config.recipe}
