@@ -74,7 +74,8 @@ def test_a_wrong_operator_fails_the_self_test(capsys, monkeypatch, wrong):
 
 
 def test_a_result_that_is_missing_is_an_error(monkeypatch):
-    monkeypatch.setattr(selftest, "CASES", [lambda module, device: [torch.ones(1)] * len(module)])
+    broken = selftest.Case([(1,)], lambda module, ones: (ones,) * len(module), 0)
+    monkeypatch.setattr(selftest, "CASES", {"broken": broken})
     monkeypatch.setattr(selftest, "reference", [1])
     monkeypatch.setattr(selftest, "ops", [1, 2])
     with pytest.raises(ValueError, match="zip"):

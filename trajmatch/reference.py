@@ -55,22 +55,18 @@ def norm_act_pool(
     eps: float = NORM_EPS,
 ) -> Tensor:
     """Norm, activation and 2x2 pooling of ``x [B, C, H, W]``."""
-    if norm in ("instance", "group"):
-        groups = x.shape[1] if norm == "instance" else GROUP_NORM_GROUPS
-        x = torch.group_norm(x, groups, weight, bias, eps)
-    elif norm == "layer":
+    if norm == "layer":
         x = F.layer_norm(x, list(x.shape[1:]), weight, bias, eps)
-    if activation == "relu":
-        x = F.relu(x)
-    elif activation == "leaky_relu":
+    elif norm != "none":
+        groups = x.shape[1] if norm == "instance" else GROUP_NORM_GROUPS
+        x = F.group_norm(x, groups, weight, bias, eps)
+    if activation == "leaky_relu":
         x = F.leaky_relu(x, LEAKY_SLOPE)
-    elif activation == "sigmoid":
-        x = torch.sigmoid(x)
-    if pooling == "average":
-        x = F.avg_pool2d(x, 2)
-    elif pooling == "max":
-        x = F.max_pool2d(x, 2)
-    return x
+    elif activation != "none":
+        x = {"relu": torch.relu, "sigmoid": torch.sigmoid}[activation](x)
+    if pooling == "none":
+        return x
+    return F.avg_pool2d(x, 2) if pooling == "average" else F.max_pool2d(x, 2)
 
 
 def dsa(images: Tensor, parameters: Tensor) -> Tensor:
@@ -101,13 +97,11 @@ def _color(
 
 def _crop(images: Tensor, shift_y: Tensor, shift_x: Tensor, *_: Tensor) -> Tensor:
     height, width = images.shape[2:]
-    image, channel, y, x = torch.meshgrid(
-        *(torch.arange(size, device=images.device) for size in images.shape), indexing="ij"
-    )
-    y, x = y + shift_y.long(), x + shift_x.long()
-    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    moved = images[image, channel, y.clamp(0, height - 1), x.clamp(0, width - 1)]
-    return moved.masked_fill(~inside, 0)
+    padded = F.pad(images, (width, width, height, height))
+    tops = (height + shift_y.flatten().long()).clamp(0, 2 * height).tolist()
+    lefts = (width + shift_x.flatten().long()).clamp(0, 2 * width).tolist()
+    moved = zip(padded, tops, lefts, strict=True)
+    return torch.stack([x[:, y : y + height, z : z + width] for x, y, z in moved])
 
 
 def _cutout(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
@@ -231,13 +225,13 @@ def _check_graph(grads: Sequence[Tensor]) -> None:
         if node is None or node in seen:
             continue
         seen.add(node)
+        nodes.extend(each for each, _ in node.next_functions)
         if node.name() == "torch::autograd::Error":  # that of once_differentiable
             raise NotImplementedError(
                 "trajmatch: expected a model that is twice differentiable, but got one with a "
                 "torch.autograd.Function whose backward is once_differentiable; "
                 "`trajmatch doctor --network` names the layer"
             )
-        nodes.extend(each for each, _ in node.next_functions)
 
 
 def unroll(

@@ -122,5 +122,7 @@ def test_errors_say_what_came() -> None:
         networks.build({"name": {}})
     with pytest.raises(ValueError, match="expected the arguments of ConvNet"):
         networks.build({"name": "ConvNet", "wdith": 3})
-    with pytest.raises(ValueError, match=r"expected theta to have shape \[20\] .*, but got \[3\]"):
+    with pytest.raises(
+        ValueError, match=r"expected the parameters of Linear to have shape \[20\], but got \[3\]"
+    ):
         networks.load_flat_parameters(nn.Linear(9, 2), torch.zeros(3))

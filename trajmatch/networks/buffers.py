@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from trajmatch.networks.flat import copy_flat
+
 
 def num_buffers(model: nn.Module) -> int:
     """Number of values ``Q`` in the buffers that a state dict holds."""
-    return sum(buffer.numel() for buffer in _kept(model))
+    return sum(buffer.numel() for buffer in _kept(model).values())
 
 
 def flat_buffers(model: nn.Module) -> Tensor:
@@ -20,7 +22,7 @@ def flat_buffers(model: nn.Module) -> Tensor:
 
     Counts, such as that of the batches seen, are exact up to ``2**24``.
     """
-    kept = [buffer.detach().reshape(-1).to(torch.float32) for buffer in _kept(model)]
+    kept = [buffer.detach().reshape(-1).to(torch.float32) for buffer in _kept(model).values()]
     return torch.cat(kept) if kept else torch.empty(0)
 
 
@@ -30,21 +32,10 @@ def load_flat_buffers(model: nn.Module, flat: Tensor) -> None:
     Raises:
         ValueError: ``flat`` is not ``[Q]`` of this model.
     """
-    kept = _kept(model)
-    expected = sum(buffer.numel() for buffer in kept)
-    if flat.shape != (expected,):
-        raise ValueError(
-            f"expected the buffers of {type(model).__name__} to have shape [{expected}], "
-            f"but got {list(flat.shape)}"
-        )
-    with torch.no_grad():
-        for buffer, value in zip(
-            kept, flat.split([buffer.numel() for buffer in kept]), strict=True
-        ):
-            buffer.copy_(value.view(buffer.shape))
+    copy_flat(flat, _kept(model), f"the buffers of {type(model).__name__}")
 
 
-def _kept(model: nn.Module) -> list[Tensor]:
+def _kept(model: nn.Module) -> dict[str, Tensor]:
     """The persistent buffers: the others (masks, tables) are made by the constructor."""
     state = model.state_dict(keep_vars=True)
-    return [buffer for name, buffer in model.named_buffers() if name in state]
+    return {name: buffer for name, buffer in model.named_buffers() if name in state}

@@ -109,7 +109,10 @@ def _torchvision_model(name: str, in_channels: int, num_classes: int) -> nn.Modu
         )
     model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
     if in_channels != 3:
-        _replace_first_convolution(model, in_channels)
+        first = next(each for each in model.modules() if isinstance(each, nn.Conv2d))
+        first.in_channels = in_channels
+        first.weight = nn.Parameter(first.weight[:, :1].repeat(1, in_channels, 1, 1))
+        first.reset_parameters()
     return model
 
 
@@ -121,22 +124,6 @@ def _switched_off(model: nn.Module) -> Iterator[str]:
         if isinstance(module, _DropoutNd | torchvision.ops.StochasticDepth) and module.p > 0:
             module.p = 0.0
             yield f"{name} ({type(module).__name__})"
-
-
-def _replace_first_convolution(model: nn.Module, in_channels: int) -> None:
-    for path, old in model.named_modules():
-        if isinstance(old, nn.Conv2d):
-            new = nn.Conv2d(
-                in_channels,
-                old.out_channels,
-                old.kernel_size,  # type: ignore[arg-type]
-                old.stride,  # type: ignore[arg-type]
-                old.padding,  # type: ignore[arg-type]
-                bias=old.bias is not None,
-            )
-            parent, _, attribute = path.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, new)
-            return
 
 
 def _made_by_function(module: str, function: str, sizes: dict[str, Any]) -> nn.Module:

@@ -19,20 +19,29 @@ def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
-def split(theta: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+def split(
+    flat: Tensor, shapes: Mapping[str, torch.Size], name: str = "the vector"
+) -> dict[str, Tensor]:
     """Views of a flat vector ``[P]`` by parameter name.
 
     Args:
-        theta: The vector: parameters, or a gradient or difference of parameters.
+        flat: The vector: parameters, or a gradient or difference of parameters.
         shapes: Result of :func:`parameter_shapes`.
+        name: Of the vector, for the message.
 
     Returns:
         One view for each name, in its shape.
+
+    Raises:
+        ValueError: The vector has another size.
     """
-    parts = theta.split([shape.numel() for shape in shapes.values()])
-    return {
-        name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
-    }
+    sizes = [shape.numel() for shape in shapes.values()]
+    if flat.shape != (sum(sizes),):
+        raise ValueError(
+            f"expected {name} to have shape [{sum(sizes)}], but got {list(flat.shape)}"
+        )
+    parts = zip(shapes.items(), flat.split(sizes), strict=True)
+    return {key: part.view(shape) for (key, shape), part in parts}
 
 
 def flat_parameters(model: nn.Module) -> Tensor:
@@ -77,11 +86,15 @@ def load_flat_parameters(model: nn.Module, theta: Tensor) -> None:
     Raises:
         ValueError: ``theta`` is not ``[P]`` of this model.
     """
+    copy_flat(theta, dict(model.named_parameters()), f"the parameters of {type(model).__name__}")
+
+
+def copy_flat(flat: Tensor, targets: Mapping[str, Tensor], name: str) -> None:
+    """Copy the parts of a flat vector into tensors; raise ValueError if they have another size."""
+    parts = split(flat, {key: each.shape for key, each in targets.items()}, name)
     with torch.no_grad():
-        for parameter, value in zip(
-            model.parameters(), split_flat(model, theta).values(), strict=True
-        ):
-            parameter.copy_(value)
+        for key, part in parts.items():
+            targets[key].copy_(part)
 
 
 def split_flat(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
@@ -92,15 +105,10 @@ def split_flat(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: ``theta`` is not ``[P]`` of this model.
     """
-    expected = num_parameters(model)
-    if theta.shape != (expected,):
-        raise ValueError(
-            f"expected theta to have shape [{expected}] (the parameters of "
-            f"{type(model).__name__}), but got {list(theta.shape)}"
-        )
     frozen = {name for name, each in model.named_parameters() if not each.requires_grad}
-    views = split(theta, parameter_shapes(model))
-    return {name: view.detach() if name in frozen else view for name, view in views.items()}
+    name = f"theta, the parameters of {type(model).__name__},"
+    views = split(theta, parameter_shapes(model), name)
+    return {key: view.detach() if key in frozen else view for key, view in views.items()}
 
 
 def call_flat(
@@ -111,14 +119,9 @@ def call_flat(
     Buffers are passed as copies, on the device and in the dtype of ``theta``, so that the model
     itself is left as it was; with ``update_buffers`` it uses and changes its own.
     """
-    buffers = {} if update_buffers else _copied_buffers(model, theta)
+    buffers = {}
+    if not update_buffers:
+        for name, buffer in model.named_buffers():
+            dtype = theta.dtype if buffer.is_floating_point() else buffer.dtype
+            buffers[name] = buffer.to(theta.device, dtype, copy=True)
     return functional_call(model, {**split_flat(model, theta), **buffers}, (images,))
-
-
-def _copied_buffers(model: nn.Module, like: Tensor) -> dict[str, Tensor]:
-    return {
-        name: buffer.to(
-            like.device, like.dtype if buffer.is_floating_point() else buffer.dtype, copy=True
-        )
-        for name, buffer in model.named_buffers()
-    }

@@ -57,6 +57,10 @@ class Expect:
         if not condition:
             raise ValueError(self.message(argument, wanted, came))
 
+    def choice(self, argument: str, value: str, choices: Sequence[str]) -> None:
+        """Raise ValueError unless the value is one of the choices."""
+        self.that(value in choices, argument, f"be one of {', '.join(choices)}", repr(value))
+
     def shape(self, argument: str, tensor: Tensor, shape: Sequence[int]) -> None:
         """Raise ValueError unless the tensor has this shape."""
         came = list(tensor.shape)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trajmatch.block import ACTIVATIONS, GROUP_NORM_GROUPS, NORM_EPS, NORMS, POOLINGS
+from trajmatch.ops.arguments import Expect
 from trajmatch.ops.errors import public_operator
 from trajmatch.ops.registration import register
 
@@ -48,36 +49,18 @@ def norm_act_pool(
         ValueError: A shape, device or choice does not fit.
         TypeError: A dtype is neither float32 nor float64, or they differ.
     """
-    for name, value, choices in (
-        ("norm", norm, NORMS),
-        ("activation", activation, ACTIVATIONS),
-        ("pooling", pooling, POOLINGS),
-    ):
-        if value not in choices:
-            raise ValueError(
-                f"trajmatch::norm_act_pool: expected {name} to be one of {', '.join(choices)}, "
-                f"but got {value!r}"
-            )
-    if x.dim() != 4:
-        raise ValueError(
-            f"trajmatch::norm_act_pool: expected x to have 4 dimensions, but got {list(x.shape)}"
-        )
-    if norm == "none" and (weight is not None or bias is not None):
-        raise ValueError(
-            "trajmatch::norm_act_pool: expected weight and bias to be None for norm='none', "
-            "but got a tensor"
-        )
+    expect = Expect("norm_act_pool")
+    expect.choice("norm", norm, NORMS)
+    expect.choice("activation", activation, ACTIVATIONS)
+    expect.choice("pooling", pooling, POOLINGS)
+    expect.that(x.dim() == 4, "x", "have 4 dimensions", list(x.shape))
+    affine = weight is not None or bias is not None
+    expect.that(
+        not (affine and norm == "none"), "weight and bias", "be None for norm='none'", "a tensor"
+    )
     groups = {"instance": x.shape[1], "group": GROUP_NORM_GROUPS, "layer": 1, "none": 0}[norm]
-    return torch.ops.trajmatch.norm_act_pool(
-        x,
-        weight,
-        bias,
-        groups,
-        norm == "layer",
-        ACTIVATIONS.index(activation),
-        POOLINGS.index(pooling),
-        eps,
-    )[0]
+    choices = (norm == "layer", ACTIVATIONS.index(activation), POOLINGS.index(pooling), eps)
+    return torch.ops.trajmatch.norm_act_pool(x, weight, bias, groups, *choices)[0]
 
 
 def _fake(given: Any) -> tuple[Tensor, Tensor, Tensor]:

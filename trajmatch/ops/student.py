@@ -298,7 +298,7 @@ def _checked(
     network = engine_description(model, precise)
     expect.theta("theta", theta, model)
     expect.images(images, theta, "theta", network is not None)
-    expect.that(loss in LOSSES, "loss", f"be one of {', '.join(LOSSES)}", repr(loss))
+    expect.choice("loss", loss, LOSSES)
     if labels is None:
         expect.that(loss == "sum_logits", "labels", "be given for loss='cross_entropy'", None)
         labels = torch.empty(0, dtype=torch.int64, device=images.device)
