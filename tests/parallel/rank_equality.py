@@ -34,7 +34,7 @@ from trajmatch.experts import ExpertConfig, Store, train_experts
 from trajmatch.memory import one_thread
 from trajmatch.ops.loop import Steps
 from trajmatch.ops.sharding import ShardedLoop
-from trajmatch.ops.student import EngineStudent
+from trajmatch.ops.student import EngineStudent, Point
 from trajmatch.parallel import Ranks, joined
 
 ITERATIONS = 20
@@ -144,11 +144,11 @@ def step_in_float32(ranks: Ranks) -> dict[str, float]:
     student = EngineStudent(networks.engine_description(model), 1.0)
     loop = ShardedLoop(ranks, student, Steps([torch.arange(10)], [1], 0.0, None, True))
     (mine,) = loop.steps.batches
-    gradient = loop.gradient(0, theta, images[mine], labels[mine])
-    own = loop.jvp(0, theta, images[mine], labels[mine], direction)
-    _, whole = student.jvp(theta, images, labels, direction)
+    gradient = loop.gradient(0, Point(theta, images[mine], labels[mine]))
+    own = loop.jvp(0, Point(theta, images[mine], labels[mine]), direction)
+    _, whole = student.jvp(Point(theta, images, labels), direction)
     return {
-        "gradient": apart(gradient, student.gradient(theta, images, labels)[1]),
+        "gradient": apart(gradient, student.gradient(Point(theta, images, labels))[1]),
         "tangent": apart(own.grad_theta, whole.grad_theta),
         "image share": apart(own.grad_images, whole.grad_images[mine]),
     }

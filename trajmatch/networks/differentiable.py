@@ -18,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_map_only
 
 from trajmatch.networks.external import External
+from trajmatch.networks.layers import ImageClassifier
 from trajmatch.networks.second_derivative import first_line, obstacle
 
 _BATCH = 3  # images; batch norm needs more than one
@@ -61,10 +62,7 @@ def check_student(model: nn.Module) -> None:
                 "same when they are repeated",
                 stacklevel=1,  # one place, so that the warning appears once
             )
-        spec = model.spec()
-        check_twice_differentiable(
-            model, (spec["in_channels"], spec["image_size"], spec["image_size"])
-        )
+        check_twice_differentiable(model, model.image_shape)
 
 
 def check_runs_on(model: nn.Module, image_shape: Sequence[int]) -> None:
@@ -82,7 +80,7 @@ def check_runs_on(model: nn.Module, image_shape: Sequence[int]) -> None:
         _call(twin, images)
 
 
-def check_batches(model: nn.Module, count: int, batch_size: int | None, flag: str) -> None:
+def check_batches(model: ImageClassifier, count: int, batch_size: int | None, flag: str) -> None:
     """Make sure that a network trains on the last batch of a set, which may be a single image.
 
     Batch norm has no variance of one value, so in training it refuses one image wherever its
@@ -100,8 +98,7 @@ def check_batches(model: nn.Module, count: int, batch_size: int | None, flag: st
     size = min(batch_size or count, count)
     if size > 1 and count % size != 1:
         return
-    spec = model.spec()  # type: ignore[operator]
-    twin, images = _twin(model, (spec["in_channels"], spec["image_size"], spec["image_size"]))
+    twin, images = _twin(model, model.image_shape)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             _call(twin.train(), images[:1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -51,8 +50,16 @@ class External(ImageClassifier):
 
         A function of the user's is asked to leave them out (:func:`check_student`).
         """
-        if not is_user_function(self.name):
-            self.switched_off = tuple(_switched_off(self.module))
+        if is_user_function(self.name):
+            return
+        from trajmatch._torchvision import torchvision
+
+        kinds, switched_off = (_DropoutNd, torchvision.ops.StochasticDepth), []
+        for name, module in self.module.named_modules():
+            if isinstance(module, kinds) and module.p > 0:
+                module.p = 0.0
+                switched_off.append(f"{name} ({type(module).__name__})")
+        self.switched_off = tuple(switched_off)
 
     def spec(self) -> dict[str, Any]:
         """What :func:`trajmatch.networks.build` needs to make this network again."""
@@ -114,16 +121,6 @@ def _torchvision_model(name: str, in_channels: int, num_classes: int) -> nn.Modu
         first.weight = nn.Parameter(first.weight[:, :1].repeat(1, in_channels, 1, 1))
         first.reset_parameters()
     return model
-
-
-def _switched_off(model: nn.Module) -> Iterator[str]:
-    """Set the probabilities of the layers that draw random numbers to 0, and name the layers."""
-    from trajmatch._torchvision import torchvision
-
-    for name, module in model.named_modules():
-        if isinstance(module, _DropoutNd | torchvision.ops.StochasticDepth) and module.p > 0:
-            module.p = 0.0
-            yield f"{name} ({type(module).__name__})"
 
 
 def _made_by_function(module: str, function: str, sizes: dict[str, Any]) -> nn.Module:

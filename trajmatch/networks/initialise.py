@@ -6,7 +6,7 @@ import copy
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from trajmatch.networks.external import External
@@ -44,7 +44,8 @@ def _initialise(module: nn.Module, generator: torch.Generator) -> None:
     if isinstance(module, nn.Conv2d | nn.Linear):
         bound = 1.0 / math.sqrt(module.weight[0].numel())
         for parameter in own:
-            parameter.copy_(_uniform(parameter, bound, generator))
+            values = torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.copy_(values.mul_(2.0 * bound).sub_(bound))
     elif isinstance(module, nn.GroupNorm | nn.LayerNorm | _NormBase):
         module.reset_parameters()  # draws nothing
     elif any(parameter.requires_grad for parameter in own):
@@ -66,8 +67,3 @@ def _reset(module: nn.Module, generator: torch.Generator) -> None:
         torch.default_generator.manual_seed(seed)
         twin.reset_parameters()  # type: ignore[operator]
     module.load_state_dict(twin.state_dict())
-
-
-def _uniform(like: Tensor, bound: float, generator: torch.Generator) -> Tensor:
-    values = torch.rand(like.shape, generator=generator, dtype=like.dtype)
-    return values.mul_(2.0 * bound).sub_(bound)

@@ -58,6 +58,12 @@ class ImageClassifier(nn.Module):
             wanted = f"a multiple of {GROUP_NORM_GROUPS} for norm='group'"
             raise ValueError(self._message("width", wanted, width))
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of the images."""
+        size = self._arguments["image_size"]
+        return self._arguments["in_channels"], size, size
+
     def _message(self, argument: str, wanted: str, came: object) -> str:
         return f"{type(self).__name__}: expected {argument} to be {wanted}, but got {came!r}"
 

@@ -7,7 +7,6 @@ import importlib.util
 from typing import Any
 
 import torch
-from torch import nn
 
 from trajmatch.importing import search_current_folder
 from trajmatch.memory import check_memory
@@ -15,12 +14,13 @@ from trajmatch.networks.alexnet import AlexNet
 from trajmatch.networks.convnet import ConvNet, default_depth
 from trajmatch.networks.differentiable import check_runs_on
 from trajmatch.networks.external import TORCHVISION, External, is_external
+from trajmatch.networks.layers import ImageClassifier
 from trajmatch.networks.lenet import LeNet
 from trajmatch.networks.mlp import MLP
 from trajmatch.networks.resnet import ResNet18, ResNet18_AP
 from trajmatch.networks.vgg import VGG11
 
-_NETWORKS: dict[str, type[nn.Module]] = {
+_NETWORKS: dict[str, type[ImageClassifier]] = {
     each.__name__: each for each in (ConvNet, AlexNet, VGG11, ResNet18, ResNet18_AP, LeNet, MLP)
 }
 #: As users write them, without regard to case, hyphens and underscores.
@@ -29,7 +29,7 @@ _BY_TEXT = {name.lower().replace("_", ""): name for name in _NETWORKS}
 NAMES = ("convnet", *_DEPTHS, "alexnet", "vgg11", "resnet18", "resnet18_ap", "lenet", "mlp")
 
 
-def build(spec: dict[str, Any]) -> nn.Module:
+def build(spec: dict[str, Any]) -> ImageClassifier:
     """Build the network that a ``spec()`` describes, with PyTorch's default initialisation.
 
     A name with a colon is ``torchvision:NAME`` or ``package.module:function``; the latter imports
@@ -57,7 +57,7 @@ def build(spec: dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def build_student(spec: dict[str, Any]) -> nn.Module:
+def build_student(spec: dict[str, Any]) -> ImageClassifier:
     """Build a network for experts and students, whose steps must come out the same when repeated.
 
     It is the one that :func:`build` makes, but for dropout and stochastic depth of a torchvision
@@ -72,7 +72,7 @@ def build_student(spec: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _on_meta(name: str, arguments: dict[str, Any]) -> nn.Module:
+def _on_meta(name: str, arguments: dict[str, Any]) -> ImageClassifier:
     """Build a network without memory, for its checks and defaults, if it would fit into memory."""
     what = f"the parameters of {name} with {arguments}"
     advice = "take a smaller width or depth"
@@ -122,7 +122,7 @@ def specify(text: str, in_channels: int, num_classes: int, image_size: int) -> d
     elif name == "ConvNet":
         arguments.setdefault("depth", default_depth(image_size))
     try:
-        return _on_meta(name, sizes | arguments).spec()  # type: ignore[operator]
+        return _on_meta(name, sizes | arguments).spec()
     except TypeError as error:
         given = ", ".join(arguments)
         raise ValueError(f"{text}: {name} does not have all of these options: {given}") from error
@@ -140,7 +140,8 @@ def check_runs(spec: dict[str, Any]) -> None:
         ValueError: It cannot be built, or does not run on its images.
     """
     if is_external(spec["name"]):
-        check_runs_on(build(spec), (spec["in_channels"], spec["image_size"], spec["image_size"]))
+        model = build(spec)
+        check_runs_on(model, model.image_shape)
 
 
 def _parse_options(text: str, options: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from trajmatch.ops.replay import (
     restore_random_state,
     twice_differentiable,
 )
-from trajmatch.ops.student import Student
+from trajmatch.ops.student import Point, Student
 from trajmatch.reference import GradientJvp
 
 
@@ -77,38 +77,23 @@ class Loop:
             wanted = f"{batch.dtype} of shape {list(batch.shape)} on {batch.device}"
         raise ValueError(f"trajmatch::unroll: expected augment to return {wanted}, but got {came}")
 
-    def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def gradient(self, step: int, at: Point) -> Tensor:
         """The gradient of a step on its augmented batch. ``[P]``."""
-        _, grad = self.student.gradient(theta, images, labels)
+        _, grad = self.student.gradient(at)
         if not self.fixed:
-            self.fingerprints.record(step, images if self.model is None else grad)
+            self.fingerprints.record(step, at.images if self.model is None else grad)
         return grad
 
-    def jvp(
-        self, step: int, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor
-    ) -> GradientJvp:
+    def jvp(self, step: int, at: Point, r: Tensor) -> GradientJvp:
         """Its derivatives along ``r``."""
         scale = self._tangent_scale
-        again, found = self.student.jvp(theta, images, labels, r if scale is None else scale * r)
+        again, found = self.student.jvp(at, r if scale is None else scale * r)
         if not self.fixed:
-            repeated = images if self.model is None or again is None else again
+            repeated = at.images if self.model is None or again is None else again
             self.fingerprints.repeat(step, repeated)
         if scale is None:
             return found
         return GradientJvp._make(None if each is None else each / scale for each in found)
-
-    def _keep_random_state(self, device: torch.device) -> None:
-        """Keep the states of the random generators; equal ones are one object."""
-        if self.fixed:
-            return
-        state = random_state(device)
-        same = self.random_states and self.random_states[-1] == state
-        self.random_states.append(self.random_states[-1] if same else state)
-
-    @property
-    def _draws(self) -> bool:
-        """True if the forward pass drew random numbers from the global generators."""
-        return bool(self.random_states) and self.random_states[0] is not self.random_states[-1]
 
     def forward(
         self, theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor
@@ -118,15 +103,17 @@ class Loop:
         self.conditions = Conditions(self.model, theta.device)
         for step, batch in enumerate(self.steps.batches):
             trajectory.append(theta)
-            self._keep_random_state(theta.device)
+            if not self.fixed:
+                self.random_states.append(random_state(theta.device))
             shown = self._augmented(images[batch], step)
-            grad = self.gradient(step, theta, shown, labels[batch])
+            grad = self.gradient(step, Point(theta, shown, labels[batch]))
             theta, buffer = torch.ops.trajmatch.sgd_step(
                 theta, grad, lr, buffer, self.steps.momentum
             )
             if step + 1 in self.steps.counts:
                 reached[step + 1] = theta
-        self._keep_random_state(theta.device)
+        # True if the steps drew random numbers from the global generators.
+        self._draws = not self.fixed and self.random_states[0] != random_state(theta.device)
         return torch.stack([reached[count] for count in self.steps.counts]), trajectory
 
     def adjoint(self, *problem: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
@@ -185,9 +172,8 @@ class Loop:
             with torch.enable_grad():
                 raw = images[batch].requires_grad_()
                 shown = self._augmented(raw, step)
-            directional, hessian_r, image_share, label_share = self.jvp(
-                step, trajectory[step], shown.detach(), labels[batch], r
-            )
+            at = Point(trajectory[step], shown.detach(), labels[batch])
+            directional, hessian_r, image_share, label_share = self.jvp(step, at, r)
             if augment is not None:
                 (image_share,) = torch.autograd.grad(
                     shown, raw, image_share, materialize_grads=True

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from trajmatch.ops.student import Student
+from trajmatch.ops.student import Point, Student
 from trajmatch.reference import GradientJvp
 
 
@@ -26,23 +26,21 @@ class MicroBatches:
     def __init__(self, student: Student, most: int) -> None:
         self._student, self._most = student, most
 
-    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
         """Loss of a batch and its gradient in the parameters."""
-        value, total = theta.new_zeros(()), torch.zeros_like(theta)
-        for part, targets, weight in self._parts(images, labels):
-            share, grad = self._student.gradient(theta, part, targets)
+        value, total = at.theta.new_zeros(()), torch.zeros_like(at.theta)
+        for part, weight in self._parts(at):
+            share, grad = self._student.gradient(part)
             value += weight * share
             total += weight * grad
         return value, total
 
-    def jvp(
-        self, theta: Tensor, images: Tensor, labels: Tensor, tangent: Tensor
-    ) -> tuple[Tensor | None, GradientJvp]:
+    def jvp(self, at: Point, tangent: Tensor) -> tuple[Tensor | None, GradientJvp]:
         """The gradient again, and its derivatives along a direction of the parameters."""
-        directional, grad_theta = theta.new_zeros(()), torch.zeros_like(theta)
-        gradient, of_images, of_labels = torch.zeros_like(theta), [], []
-        for part, targets, weight in self._parts(images, labels):
-            again, found = self._student.jvp(theta, part, targets, tangent)
+        directional, grad_theta = at.theta.new_zeros(()), torch.zeros_like(at.theta)
+        gradient, of_images, of_labels = torch.zeros_like(at.theta), [], []
+        for part, weight in self._parts(at):
+            again, found = self._student.jvp(part, tangent)
             directional += weight * found.directional
             grad_theta += weight * found.grad_theta
             of_images.append(weight * found.grad_images)
@@ -53,8 +51,8 @@ class MicroBatches:
         grad_labels = torch.cat(of_labels) if of_labels else None
         return gradient, GradientJvp(directional, grad_theta, torch.cat(of_images), grad_labels)
 
-    def _parts(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """Images and labels of each part, and its share of the batch."""
-        pairs = zip(images.split(self._most), labels.split(self._most), strict=True)
-        for part, targets in pairs:
-            yield part, targets, len(part) / len(images)
+    def _parts(self, at: Point) -> Iterator[tuple[Point, float]]:
+        """Each part, and its share of the batch."""
+        pairs = zip(at.images.split(self._most), at.labels.split(self._most), strict=True)
+        for images, labels in pairs:
+            yield Point(at.theta, images, labels), len(images) / len(at.images)

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from trajmatch.ops.arguments import DsaReplay
+from trajmatch.ops.arguments import Augment, DsaReplay
 from trajmatch.ops.dsa import dsa
 from trajmatch.ops.loop import Loop, Steps
-from trajmatch.ops.student import Student
+from trajmatch.ops.student import Point, Student
 from trajmatch.reference import GradientJvp
 
 
@@ -60,30 +60,31 @@ class ShardedLoop(Loop):
         parts = [_part(len(batch), shards) for batch in batches]
         own = [batch[part] for batch, part in zip(batches, parts, strict=True)]
         if augment is not None:
-            augment = _PartOfDsa(augment, [len(batch) for batch in batches], parts)
+            augment = _part_of_dsa(augment, [len(batch) for batch in batches], parts)
         super().__init__(student, steps._replace(batches=own, augment=augment), model)
         self.shards = shards
         self.weights = [len(mine) / len(batch) for mine, batch in zip(own, batches, strict=True)]
 
-    def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def gradient(self, step: int, at: Point) -> Tensor:
         """The gradient of the whole batch. ``[P]``."""
-        grad = torch.zeros_like(theta)
-        if len(images) > 0:
-            grad = self.weights[step] * super().gradient(step, theta, images, labels)
+        grad = torch.zeros_like(at.theta)
+        if len(at.images) > 0:
+            grad = self.weights[step] * super().gradient(step, at)
         self.shards.sum_(grad)
         return grad
 
-    def jvp(
-        self, step: int, theta: Tensor, images: Tensor, labels: Tensor, r: Tensor
-    ) -> GradientJvp:
+    def jvp(self, step: int, at: Point, r: Tensor) -> GradientJvp:
         """The derivatives along ``r``: ``H r`` of the whole batch, the others of this part."""
-        if len(images) > 0:
-            found = super().jvp(step, theta, images, labels, self.weights[step] * r)
+        if len(at.images) > 0:
+            found = super().jvp(step, at, self.weights[step] * r)
         else:
-            soft = torch.zeros_like(labels) if labels.is_floating_point() else None
-            found = GradientJvp(
-                theta.new_zeros(()), torch.zeros_like(theta), torch.zeros_like(images), soft
+            soft = torch.zeros_like(at.labels) if at.labels.is_floating_point() else None
+            zeros = (
+                at.theta.new_zeros(()),
+                torch.zeros_like(at.theta),
+                torch.zeros_like(at.images),
             )
+            found = GradientJvp(*zeros, soft)
         if self.steps.exact:
             self.shards.sum_(found.grad_theta)
         return found
@@ -102,21 +103,13 @@ def _part(count: int, shards: Shards) -> slice:
     return slice(count * shards.rank // shards.size, count * (shards.rank + 1) // shards.size)
 
 
-class _PartOfDsa:
-    """DSA of a part of every batch, drawn for the whole of it.
+def _part_of_dsa(augment: DsaReplay, sizes: Sequence[int], parts: Sequence[slice]) -> Augment:
+    """DSA of a part of every batch, drawn for the whole of it."""
 
-    Args:
-        augment: The augmentation of whole batches.
-        sizes: Images in each of them.
-        parts: The rows that are taken of each.
-    """
-
-    def __init__(self, augment: DsaReplay, sizes: Sequence[int], parts: Sequence[slice]) -> None:
-        self._augment, self._sizes, self._parts = augment, sizes, parts
-
-    def __call__(self, images: Tensor, step: int) -> Tensor:
+    def augmented(images: Tensor, step: int) -> Tensor:
         if len(images) == 0:
             return images
-        height, width = images.shape[2:]
-        rows = self._augment.dsa_parameters(step, self._sizes[step], height, width)
-        return dsa(images, rows[self._parts[step]].to(images.device))
+        rows = augment.dsa_parameters(step, sizes[step], *images.shape[2:])
+        return dsa(images, rows[parts[step]].to(images.device))
+
+    return augmented

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,27 @@ from trajmatch.reference import GradientJvp
 LOSSES = ("cross_entropy", "sum_logits")
 
 
-class Student(Protocol):
-    """A network with a loss, on one of two paths. Labels are ignored by the sum of logits."""
+class Point(NamedTuple):
+    """Where a loss is differentiated: parameters and a batch.
 
-    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    Attributes:
+        theta: ``[P]``.
+        images: ``[B, C, H, W]``.
+        labels: Class indices ``[B]`` or logits ``[B, K]``; the sum of logits ignores them.
+    """
+
+    theta: Tensor
+    images: Tensor
+    labels: Tensor
+
+
+class Student(Protocol):
+    """A network with a loss, on one of two paths."""
+
+    def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
         """Loss of a batch ``[]``, and its gradient in the parameters ``[P]``."""
 
-    def jvp(
-        self, theta: Tensor, images: Tensor, labels: Tensor, tangent: Tensor
-    ) -> tuple[Tensor | None, GradientJvp]:
+    def jvp(self, at: Point, tangent: Tensor) -> tuple[Tensor | None, GradientJvp]:
         """Gradient in the parameters, if it is computed again, and its derivatives; detached."""
 
 
@@ -44,35 +56,28 @@ class EngineStudent:
     def __init__(self, network: list[int], scale: float = 1.0, loss: str = LOSSES[0]) -> None:
         self._settings = (network, LOSSES.index(loss), scale)
 
-    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
         """Loss and gradient in the parameters; both are differentiable once more."""
-        value, grad, _, _ = torch.ops.trajmatch.student_gradient(
-            theta, images, labels, *self._settings, False
-        )
+        value, grad, _, _ = torch.ops.trajmatch.student_gradient(*at, *self._settings, False)
         return value, grad
 
-    def image_gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def image_gradient(self, at: Point) -> Tensor:
         """Gradient in the images, detached."""
         with torch.no_grad():
-            grads: list[Tensor] = torch.ops.trajmatch.student_gradient(
-                theta, images, labels, *self._settings, True
-            )
-        return grads[2]
+            gradients = torch.ops.trajmatch.student_gradient
+            _, _, grad_images, _ = gradients(*at, *self._settings, True)
+        found: Tensor = grad_images
+        return found
 
     def jvp(
-        self,
-        theta: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        tangent: Tensor | None,
-        image_tangent: Tensor | None = None,
+        self, at: Point, tangent: Tensor | None, image_tangent: Tensor | None = None
     ) -> tuple[None, GradientJvp]:
         """Derivatives of the gradients."""
         with torch.no_grad():
             found = torch.ops.trajmatch.student_gradient_jvp(
-                theta, images, labels, tangent, image_tangent, None, *self._settings
+                *at, tangent, image_tangent, None, *self._settings
             )
-        soft = _soft(labels, self._settings[1])
+        soft = _soft(at.labels, self._settings[1])
         return None, GradientJvp._make(found if soft else (*found[:3], None))
 
 
@@ -96,52 +101,36 @@ class AutogradStudent:
         self.model, self._scale, self._loss = model, scale, loss
         self._update_buffers, self._examined = update_buffers, False
 
-    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
         """Loss and gradient in the parameters; in a graph only where an input has one."""
-        inputs = (theta, images, labels)
-        if torch.is_grad_enabled() and any(each.requires_grad for each in inputs):
+        if torch.is_grad_enabled() and any(each.requires_grad for each in at):
             with twice_differentiable():
-                value, grad = reference.gradient(
-                    self.model, *inputs, self._loss, self._update_buffers
-                )
+                value, grad = reference.gradient(self.model, *at, self._loss, self._update_buffers)
         else:
-            theta = theta.detach().requires_grad_()
-            value, grad = self._differentiated(theta, (theta, images, labels))
+            theta = at.theta.detach().requires_grad_()
+            value, grad = self._differentiated(theta, at._replace(theta=theta))
         return value, self._scale * grad
 
-    def image_gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def image_gradient(self, at: Point) -> Tensor:
         """Gradient in the images, detached."""
-        images = images.detach().requires_grad_()
-        return self._differentiated(images, (theta.detach(), images, labels))[1]
+        images = at.images.detach().requires_grad_()
+        return self._differentiated(images, at._replace(theta=at.theta.detach(), images=images))[1]
 
-    def _differentiated(
-        self, leaf: Tensor, inputs: tuple[Tensor, Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _differentiated(self, leaf: Tensor, at: Point) -> tuple[Tensor, Tensor]:
         """Loss and gradient in a leaf, without the graph of a second derivative."""
         with torch.enable_grad():
-            value = reference.loss_value(self.model, *inputs, self._loss, self._update_buffers)
+            value = reference.loss_value(self.model, *at, self._loss, self._update_buffers)
             (grad,) = torch.autograd.grad(value, leaf)
         return value.detach(), grad
 
     def jvp(
-        self,
-        theta: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        tangent: Tensor | None,
-        image_tangent: Tensor | None = None,
+        self, at: Point, tangent: Tensor | None, image_tangent: Tensor | None = None
     ) -> tuple[Tensor, GradientJvp]:
         """The gradient in the parameters again, and the derivatives of the gradients."""
+        scaled = None if tangent is None else self._scale * tangent
         with twice_differentiable():
             grad, found = reference.gradient_and_jvp(
-                self.model,
-                theta,
-                images,
-                labels,
-                None if tangent is None else self._scale * tangent,
-                image_tangent,
-                self._loss,
-                examine=not self._examined,
+                self.model, *at, scaled, image_tangent, self._loss, not self._examined
             )
         self._examined = True
         return self._scale * grad, found
@@ -193,10 +182,8 @@ def gradient(
         ValueError: A shape, device, label or choice does not fit the model.
         TypeError: A dtype is not supported.
     """
-    student, labels = _checked(
-        "gradient", model, theta, images, labels, loss, precise, update_buffers
-    )
-    return student.gradient(theta, images, labels)
+    student, at = _checked("gradient", model, theta, images, labels, loss, precise, update_buffers)
+    return student.gradient(at)
 
 
 @public_operator
@@ -238,8 +225,8 @@ def gradient_jvp(
         TypeError: A dtype is not supported.
         NotImplementedError: The model is not twice differentiable.
     """
-    student, labels = _checked("gradient_jvp", model, theta, images, labels, loss, precise)
-    return student.jvp(theta, images, labels, tangent, image_tangent)[1]
+    student, at = _checked("gradient_jvp", model, theta, images, labels, loss, precise)
+    return student.jvp(at, tangent, image_tangent)[1]
 
 
 @public_operator
@@ -268,8 +255,8 @@ def image_gradient(
         ValueError: A shape, device, label or choice does not fit the model.
         TypeError: A dtype is not supported.
     """
-    student, labels = _checked("image_gradient", model, theta, images, labels, loss, precise)
-    return student.image_gradient(theta, images, labels)
+    student, at = _checked("image_gradient", model, theta, images, labels, loss, precise)
+    return student.image_gradient(at)
 
 
 def release_workspace() -> None:
@@ -291,8 +278,8 @@ def _checked(
     loss: str,
     precise: bool,
     update_buffers: bool = False,
-) -> tuple[EngineStudent | AutogradStudent, Tensor]:
-    """The student of an operator's arguments and the labels as a tensor, after all checks."""
+) -> tuple[EngineStudent | AutogradStudent, Point]:
+    """The student of an operator's arguments and where it is differentiated, after all checks."""
     expect = Expect(op)
     model = expect.model(model)
     network = engine_description(model, precise)
@@ -304,9 +291,10 @@ def _checked(
         labels = torch.empty(0, dtype=torch.int64, device=images.device)
     else:
         labels = expect.labels(labels, images)
+    at = Point(theta, images, labels)
     if network is None:
-        return AutogradStudent(model, 1.0, loss, update_buffers), labels
-    return EngineStudent(network, 1.0, loss), labels
+        return AutogradStudent(model, 1.0, loss, update_buffers), at
+    return EngineStudent(network, 1.0, loss), at
 
 
 def _soft(labels: Tensor, loss: int) -> bool:
