@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from trajmatch.errors import closest
 from trajmatch.importing import blamed, described, import_object
 from trajmatch.networks.layers import ImageClassifier
 
@@ -46,7 +46,7 @@ class External(ImageClassifier):
         self.switched_off: tuple[str, ...] = ()
 
     def switch_off_randomness(self) -> None:
-        """Switch off dropout and stochastic depth of a torchvision model, which takes no option.
+        """Switch off dropout and stochastic depth of a torchvision model, which has no option.
 
         A function of the user's is asked to leave them out (:func:`check_student`).
         """
@@ -93,12 +93,12 @@ class External(ImageClassifier):
 
 
 def is_external(name: object) -> bool:
-    """Whether a spec's name is one of :class:`External`."""
+    """Return True if a spec's name is one of :class:`External`."""
     return isinstance(name, str) and ":" in name
 
 
 def is_user_function(name: object) -> bool:
-    """Whether building the network calls a function that is not torchvision's."""
+    """Return True if building the network calls a function of the user's."""
     return is_external(name) and not str(name).startswith(f"{TORCHVISION}:")
 
 
@@ -108,11 +108,9 @@ def _torchvision_model(name: str, in_channels: int, num_classes: int) -> nn.Modu
     models = torchvision.models
     known = models.list_models(module=models)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
         raise ValueError(
             f"expected torchvision:NAME to name a classification model of torchvision "
-            f"{torchvision.__version__}, but got {name!r}"
-            + (f" (did you mean {close[0]}?)" if close else "")
+            f"{torchvision.__version__}, but got {name!r}{closest(name, known)}"
         )
     model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
     if in_channels != 3:
@@ -130,23 +128,22 @@ def _made_by_function(module: str, function: str, sizes: dict[str, Any]) -> nn.M
         raise ValueError(f"expected {name} to be a function, but got {described(make)}")
     with blamed(f"the function {name}, called with in_channels, num_classes and image_size,"):
         model = make(**sizes)
-    if not isinstance(model, nn.Module) or not any(
-        each.is_floating_point() for each in model.parameters()
-    ):
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
+    if not any(each.is_floating_point() for each in parameters):
         raise ValueError(
             f"expected the function {name} to return a torch.nn.Module with parameters, but got "
             f"{described(model)}"
         )
-    if not any(each.requires_grad for each in model.parameters()):
+    if not any(each.requires_grad for each in parameters):
         raise ValueError(
             f"expected the network of {name} to have a parameter to train, but all of them are "
             "frozen (requires_grad=False)"
         )
-    if other := {each.dtype for each in model.parameters()} - {torch.float32}:
+    if other := {each.dtype for each in parameters} - {torch.float32}:
         raise ValueError(
             f"expected the parameters of {name} to be float32, but got "
             f"{str(min(other, key=str)).removeprefix('torch.')}; return the network with .float()"
         )
-    if any(each.device != torch.device("cpu") for each in model.parameters()):
+    if any(each.device != torch.device("cpu") for each in parameters):
         raise ValueError(f"expected the network of {name} to be on the CPU when it is made")
     return model

@@ -57,12 +57,8 @@ def trainable(model: nn.Module) -> Tensor | None:
     """
     if all(parameter.requires_grad for parameter in model.parameters()):
         return None
-    return torch.cat(
-        [
-            torch.full_like(parameter, parameter.requires_grad).detach().reshape(-1)
-            for parameter in model.parameters()
-        ]
-    )
+    masks = (torch.full_like(each, each.requires_grad) for each in model.parameters())
+    return torch.cat([mask.detach().reshape(-1) for mask in masks])
 
 
 def decayed(grad: Tensor, theta: Tensor, weight_decay: float, trainable: Tensor | None) -> Tensor:

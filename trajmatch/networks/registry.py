@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from typing import Any
 
 import torch
 
+from trajmatch.errors import closest
 from trajmatch.importing import search_current_folder
 from trajmatch.memory import check_memory
 from trajmatch.networks.alexnet import AlexNet
@@ -164,16 +164,13 @@ def _check_external(text: str) -> None:
     origin, _, attribute = text.partition(":")
     if attribute and origin == TORCHVISION:
         return
-    package = origin.partition(".")[0]
+    package, reason = origin.partition(".")[0], ""
     if attribute.isidentifier() and package.isidentifier():
         search_current_folder()
         if importlib.util.find_spec(package) is not None:
             return
         reason = f"; there is no package {package!r} to import"
-    else:
-        reason = ""
-    close = difflib.get_close_matches(origin.lower(), NAMES, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else reason
+    hint = closest(origin.lower(), NAMES) or reason
     raise ValueError(
         f"expected the network to be one of {', '.join(NAMES)} (with :NORM,key=value), "
         f"torchvision:NAME or package.module:function, but got {text!r}{hint}"

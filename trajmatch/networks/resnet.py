@@ -112,6 +112,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         stride = 2 if halve and not average_pooling else 1
         pools = halve and average_pooling
+        halving: list[nn.Module] = [nn.AvgPool2d(2)] if pools else []
         bias = norm == "none"
         convolution_size = convolved(size, 3, 1, stride)
         #: Side of the output.
@@ -120,7 +121,7 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(in_channels, channels, 3, stride, 1, bias=bias),
             *norm_layers(norm, channels, convolution_size),
             nn.ReLU(),
-            *_halving(pools),
+            *halving,
             nn.Conv2d(channels, channels, 3, 1, 1, bias=bias),
             *norm_layers(norm, channels, self.size),
         )
@@ -128,7 +129,7 @@ class ResidualBlock(nn.Module):
         if halve or in_channels != channels:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, channels, 1, stride, bias=bias),
-                *_halving(pools),
+                *halving,
                 *norm_layers(norm, channels, self.size),
             )
         self.activation = nn.ReLU()
@@ -136,7 +137,3 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Activations ``[B, channels, size, size]`` of ``[B, in_channels, ..]``."""
         return self.activation(self.residual(x) + self.shortcut(x))
-
-
-def _halving(pools: bool) -> list[nn.Module]:
-    return [nn.AvgPool2d(2)] if pools else []

@@ -43,15 +43,13 @@ class VGG11(ImageClassifier):
         size = image_size + 2 * growth(image_size)
         layers: list[nn.Module] = []
         channels, padding = in_channels, 1 + growth(image_size)
-        for group in _GROUPS:
+        # From 64 pixels on, one more pooling without convolutions before it.
+        for group in (*_GROUPS, ()) if image_size >= LARGE_IMAGE else _GROUPS:
             for multiple in group:
                 layers.append(nn.Conv2d(channels, width * multiple, 3, padding=padding))
                 layers.extend(norm_layers(norm, width * multiple, size))
                 layers.append(nn.ReLU())
                 channels, padding = width * multiple, 1
-            layers.append(nn.MaxPool2d(2))
-            size //= 2
-        if image_size >= LARGE_IMAGE:
             layers.append(nn.MaxPool2d(2))
             size //= 2
         self._check_size_left(size)

@@ -169,14 +169,13 @@ class Expect:
         if not (labels.dtype == torch.int64 or labels.is_floating_point()):
             wanted = f"be int64 (class indices) or {_name(images.dtype)} (logits)"
             raise TypeError(self.message("labels", wanted, _name(labels.dtype)))
-        count = len(images)
-        if labels.is_floating_point():
-            self.like("labels", labels, images, "images")
+        count, soft = len(images), labels.is_floating_point()
+        self.like("labels", labels, images, "images", None if soft else torch.int64)
+        if soft:
             wanted = f"have shape [{count}, K] (logits of {count} images)"
             fits = labels.dim() == 2 and len(labels) == count
             self.that(fits, "labels", wanted, list(labels.shape))
         else:
-            self.like("labels", labels, images, "images", torch.int64)
             self.shape("labels", labels, [count])
         return labels
 

@@ -126,10 +126,10 @@ def unroll(
     expect.that(len(counts) > 0, "steps", "name at least one count of steps", "none")
     for count in counts:
         expect.that(1 <= count <= len(sizes), "steps", f"lie in 1..{len(sizes)}", count)
-    parted = micro_batch is not None and max(sizes, default=0) > micro_batch
-    shared = shards is not None and shards.size > 1
-    whole = network is not None and not (parted or shared)
-    if whole and (augment is None or isinstance(augment, DsaReplay)):
+    most = micro_batch if micro_batch is not None and max(sizes) > micro_batch else None
+    sharing = shards if shards is not None and shards.size > 1 else None
+    whole = most is None and sharing is None
+    if whole and network is not None and (augment is None or isinstance(augment, DsaReplay)):
         given = (theta0, images, labels, lr)
         keep = torch.is_grad_enabled() and any(each.requires_grad for each in given)
         rows = None if augment is None else _augmentation(augment, images, sizes)
@@ -137,36 +137,27 @@ def unroll(
         thetas = torch.ops.trajmatch.student_unroll(*given, flat, sizes, counts, *choices)[0]
     else:
         _check_indices(expect, flat, len(images))
-        if (parted or shared) and network is None:
-            _check_parts(expect, model, theta0, images, "micro_batch" if parted else "shards")
-        student: Student = (
-            AutogradStudent(model, loss_scale)
-            if network is None
-            else EngineStudent(network, loss_scale)
-        )
-        if parted:
-            assert micro_batch is not None
-            student = MicroBatches(student, micro_batch)
+        student: Student
+        if network is not None:
+            student, called = EngineStudent(network, loss_scale), None
+        else:
+            student, called = AutogradStudent(model, loss_scale), model
+            argument = "shards" if most is None else "micro_batch"
+            wanted = (
+                "be None for a network whose logits of an image depend on the others of its "
+                "batch, as batch norm's do"
+            )
+            alone = whole or treats_images_alone(model, theta0.detach(), images.detach())
+            expect.that(alone, argument, wanted, type(model).__name__)
+        if most is not None:
+            student = MicroBatches(student, most)
         settings = Steps(flat.split(sizes), counts, momentum, augment, exact)
-        called = model if network is None else None
-        if shards is None or not shared:
+        if sharing is None:
             loop = Loop(student, settings, called)
         else:
-            loop = ShardedLoop(shards, student, settings, called)
+            loop = ShardedLoop(sharing, student, settings, called)
         thetas = Unroll.apply(loop, theta0, images, labels, lr)
     return thetas[0] if steps is None else thetas
-
-
-def _check_parts(
-    expect: Expect, model: nn.Module, theta0: Tensor, images: Tensor, argument: str
-) -> None:
-    """Raise ValueError unless the batches of a module can be divided."""
-    wanted = (
-        "be None for a network whose logits of an image depend on the others of its batch, as "
-        "batch norm's do"
-    )
-    alone = treats_images_alone(model, theta0.detach(), images.detach())
-    expect.that(alone, argument, wanted, type(model).__name__)
 
 
 def tape_bytes(
