@@ -11,6 +11,7 @@ from PIL import Image
 
 from trajmatch import artifact, files
 from trajmatch.cli.main import main
+from trajmatch.distill import memory_plan
 
 
 @pytest.fixture
@@ -48,6 +49,22 @@ def test_distil_and_show(arguments, tmp_path, capsys) -> None:
     assert main([*shown, "--clip", "unit", "--per-class", "1"]) == 0
     with Image.open(target) as picture:
         assert picture.height == 4 + 3 * (2 * 8 + 4)
+
+
+def test_quiet_changes_no_byte_where_memory_is_short(
+    arguments, make_store, tmp_path, monkeypatch, capsys
+) -> None:
+    """Short of memory, batches are divided, which changes the last bits of a result."""
+    store = str(make_store("mlp", network="mlp", width=128, depth=3))
+    made = {}
+    for name, free, flags in (("enough", None, []), ("shown", -1, []), ("quiet", -1, ["--quiet"])):
+        if free is not None:
+            monkeypatch.setattr(memory_plan, "free_bytes", lambda device, free=free: free)
+        out = tmp_path / name
+        assert main([*arguments, "--experts", store, "--out", str(out), "--ipc", "2", *flags]) == 0
+        made[name] = out.read_bytes(), capsys.readouterr()
+    assert made["shown"][0] == made["quiet"][0] != made["enough"][0]
+    assert "1 images at a time" in made["shown"][1].err and made["quiet"][1] == ("", "")
 
 
 def test_the_default_window_is_said(arguments, tmp_path, capsys) -> None:
@@ -132,7 +149,10 @@ def test_show_refuses_a_checkpoint(arguments, store, tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize(
     ("extra", "message"),
-    [(["--out", "d.safetensors"], ".png"), (["--scale", "0"], "--scale should be at least 1")],
+    [
+        (["--out", "d.safetensors"], ".png"),
+        (["--scale", "0"], "--scale should be a whole number of at least 1"),
+    ],
 )
 def test_show_refuses_to_overwrite_the_set(arguments, tmp_path, extra, message, capsys) -> None:
     assert main([*arguments, "--quiet"]) == 0
