@@ -163,10 +163,9 @@ def _step_size(path: Path, given: float | None) -> float:
         raise UserError(f"{path} has the learned step size; leave out --lr")
     content = torch_files.load(path)
     value = content.item() if isinstance(content, Tensor) and content.numel() == 1 else content
-    if not isinstance(value, float) or not (math.isfinite(value) and value > 0):
-        shown = value if isinstance(value, int | float) else f"a {type(value).__name__}"
+    if not isinstance(value, float) or not 0 < value < math.inf:
         raise UserError(
-            f"{path} should hold the learned step size, a positive number, but holds {shown}"
+            f"{path} should hold the learned step size, a positive number, but holds {value!r:.40}"
         )
     return value
 

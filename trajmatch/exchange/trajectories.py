@@ -19,13 +19,14 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from trajmatch import networks
+from trajmatch.data import Dataset
 from trajmatch.data.identity import describe_dataset
 from trajmatch.data.reading import readable
 from trajmatch.data.sources import absolute_uri
 from trajmatch.errors import UserError
 from trajmatch.exchange import torch_files
 from trajmatch.exchange.config import PER_FILE, ConvertConfig
-from trajmatch.exchange.origin import Origin, find_origin
+from trajmatch.exchange.origin import find_origin
 from trajmatch.exchange.whole import whole_folder
 from trajmatch.experts.config import kept_epochs
 from trajmatch.experts.store import Store
@@ -116,7 +117,7 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
             for place, trajectory in enumerate(read_trajectories(path, shapes)):
                 rows = _rows(trajectory, path, place)
                 if done == 0:
-                    measured = _test(origin, rows[-1])
+                    measured = _test(model, rows[-1], dataset)
                 moved = [
                     (end - start).norm(dtype=torch.float64).item()
                     for start, end in itertools.pairwise(rows)
@@ -218,11 +219,9 @@ def _student(spec: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _test(origin: Origin, theta: Tensor) -> float:
+def _test(model: nn.Module, theta: Tensor, dataset: Dataset) -> float:
     """Measure the accuracy of an expert on some of the test images, in percent."""
-    model = networks.build(origin.network)
     networks.load_flat_parameters(model, theta)
-    dataset = origin.dataset
     every = max(1, len(dataset.test_labels) // _TESTED)
     images = dataset.normalise(dataset.test_images[::every])
     return accuracy(model, images, dataset.test_labels[::every])
