@@ -18,19 +18,11 @@ import torch
 
 from trajmatch.errors import UserError
 
-_ANNOTATED_OPERATORS = ("nms", "qnms")
-
 _library: torch.library.Library | None = None  # the schemas exist as long as this object
 
 
-def _define_operators() -> None:
-    global _library
-    _library = torch.library.Library("torchvision", "DEF")
-    for name in _ANNOTATED_OPERATORS:
-        _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
 def _import() -> ModuleType:
+    global _library
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as error:
@@ -38,7 +30,9 @@ def _import() -> ModuleType:
             raise
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]  # what the import had loaded before it stopped
-    _define_operators()
+    _library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return importlib.import_module("torchvision")
 
 

@@ -168,11 +168,11 @@ BAD = {
     ),
     "labels as vectors": (
         {"train_labels": torch.zeros(8, 2, dtype=torch.int64)},
-        r"shape \[8\], one class index per image, but have \[8, 2\]",
+        r"one class index per image, \[8\], but are int64 of shape \[8, 2\]",
     ),
     "fewer labels than images": (
         {"test_labels": torch.tensor([0])},
-        r"test labels should have shape \[2\].*, but have \[1\]",
+        r"test labels should be .*, \[2\], but are int64 of shape \[1\]",
     ),
     "one class": (
         {"class_names": ("cat",), "train_labels": torch.zeros(8, dtype=torch.int64)},
@@ -186,29 +186,29 @@ BAD = {
     ),
     "images without a channel axis": (
         {"train_images": torch.zeros(8, 4, 4, dtype=torch.uint8)},
-        r"\[N, C, H, W\], but have \[8, 4, 4\]",
+        r"\[N, C, S, S\], and at least one, but have shape \[8, 4, 4\]",
     ),
     "no training images": (
         {
             "train_images": torch.zeros(0, 3, 4, 4, dtype=torch.uint8),
             "train_labels": torch.zeros(0, dtype=torch.int64),
         },
-        "training images: there are none",
+        "training images should be square, .* and at least one, but have shape",
     ),
     "no test images": (
         {
             "test_images": torch.zeros(0, 3, 4, 4, dtype=torch.uint8),
             "test_labels": torch.zeros(0, dtype=torch.int64),
         },
-        "test images: there are none",
+        "test images should be square, .* and at least one, but have shape",
     ),
     "images without pixels": (
         {"train_images": torch.zeros(8, 3, 0, 0, dtype=torch.uint8)},
-        "training images: there are none",
+        "training images should be square, .* and at least one, but have shape",
     ),
     "images that are not square": (
         {"train_images": torch.zeros(8, 3, 4, 5, dtype=torch.uint8)},
-        "square, but are 4 pixels high and 5 wide",
+        r"should be square, .*, but have shape \[8, 3, 4, 5\]",
     ),
     "test images of another size": (
         {"test_images": torch.zeros(2, 3, 5, 5, dtype=torch.uint8)},

@@ -28,13 +28,9 @@ def check_images(what: str, images: Tensor) -> None:
             f"{what} should be uint8, 0 to 255, but are {_dtype(images)}; "
             "convert them (numbers from 0 to 1: multiply by 255 and round)"
         )
-    if images.ndim != 4:
-        raise UserError(f"{what} should have shape [N, C, H, W], but have {shape}")
-    if images.numel() == 0:
-        raise UserError(f"{what}: there are none (shape {shape}); at least one is needed")
-    if shape[2] != shape[3]:
+    if images.ndim != 4 or images.numel() == 0 or shape[2] != shape[3]:
         raise UserError(
-            f"{what} should be square, but are {shape[2]} pixels high and {shape[3]} wide; "
+            f"{what} should be square, [N, C, S, S], and at least one, but have shape {shape}; "
             "crop or resize them"
         )
 
@@ -52,15 +48,10 @@ def check_labels(what: str, labels: Tensor, count: int, class_names: Sequence[st
         UserError: They are something else.
     """
     classes = len(class_names)
-    if labels.dtype != torch.int64:
+    if labels.dtype != torch.int64 or list(labels.shape) != [count]:
         raise UserError(
-            f"{what} should be whole numbers (int64), one class index per image, but are "
-            f"{_dtype(labels)}; convert them to class indices"
-        )
-    if list(labels.shape) != [count]:
-        raise UserError(
-            f"{what} should have shape [{count}], one class index per image, "
-            f"but have {list(labels.shape)}"
+            f"{what} should be whole numbers (int64), one class index per image, [{count}], but "
+            f"are {_dtype(labels)} of shape {list(labels.shape)}"
         )
     outside = torch.nonzero((labels < 0) | (labels >= classes)).flatten()
     if len(outside):

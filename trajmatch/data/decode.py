@@ -35,18 +35,9 @@ _GREY = ("1", "L", "LA")
 # Sixteen bits or more, or floating point, in one channel.
 _DEEP = ("I", "F")
 # Losses of an image by default, as in torchvision.
-_TURNED = (
-    "are not upright, by their EXIF data, and are left so, as torchvision does; ?exif=turn turns "
-    "them"
-)
-_TRANSPARENT = (
-    "are transparent in places, where the colour below the transparency shows, as with "
-    "torchvision; ?alpha=white puts them on white"
-)
-_DEEPER = (
-    "have values above 255, which become 255, as with torchvision; ?bits=scale takes the upper 8 "
-    "of 16 bits"
-)
+_TURNED = "are not upright, by their EXIF data, and are left so; ?exif=turn turns them"
+_TRANSPARENT = "are transparent in places, where the colour below shows; ?alpha=white covers it"
+_DEEPER = "have values above 255, which become 255; ?bits=scale takes the upper 8 of 16 bits"
 _ORIENTATION = 0x0112  # tag of EXIF
 # Pillow refuses to decode more, twice its Image.MAX_IMAGE_PIXELS.
 _MOST_PIXELS = 178_956_970
@@ -218,7 +209,13 @@ def _decode(
     lost: list[str],
 ) -> tuple[Tensor, Tensor]:
     """Images ``[N, C, S, S]``, uint8, and labels ``[N]`` of pictures."""
-    images = empty_images(len(pictures), shape)
+    what = f"{len(pictures)} images of {shape[1]} x {shape[2]} pixels"
+    advice = "choose a smaller ?size= or fewer ?classes="
+    check_memory(what, len(pictures) * math.prod(shape), advice)
+    try:
+        images = np.empty((len(pictures), *shape), np.uint8)
+    except MemoryError as error:  # a limit of the process, such as that of `ulimit -v`
+        raise UserError(f"there is not enough memory for {what}; {advice}") from error
 
     def fill(entry: tuple[int, Picture]) -> None:
         index, picture = entry
@@ -228,19 +225,6 @@ def _decode(
     for _ in _map(fill, list(enumerate(pictures))):
         pass
     return torch.from_numpy(images), torch.tensor([label for label, *_ in pictures])
-
-
-def empty_images(count: int, shape: tuple[int, int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Allocate memory for images ``[count, C, S, S]``; raise UserError if there is less."""
-    what, advice = (
-        f"{count} images of {shape[1]} x {shape[2]} pixels",
-        "choose a smaller ?size= or fewer ?classes=",
-    )
-    check_memory(what, count * math.prod(shape), advice)
-    try:
-        return np.empty((count, *shape), np.uint8)
-    except MemoryError as error:  # a limit of the process, such as that of `ulimit -v`
-        raise UserError(f"there is not enough memory for {what}; {advice}") from error
 
 
 def _head(picture: Picture) -> tuple[int, int, bool]:

@@ -45,17 +45,17 @@ def check_same_data(
         return
     first = known_address or f"the data set {known['name']!r}"
     second = given_address or f"the data set {given['name']!r}"
-    pairs = [(have, want) for have, want in _traits(known, given) if have != want]
+    pairs = [pair for pair in _traits(known, given) if len({*pair}) > 1]
     if pairs:
         has, got = (" and ".join(side) for side in zip(*pairs, strict=True))
-        told = f"{first} with {has}, but {second} has {got}"
-    else:
-        told = (
-            f"{first}, but {second} holds other images of the same size and classes, or in another "
-            f"order (fingerprint {given['fingerprint'][:16]}... instead of "
-            f"{known['fingerprint'][:16]}...)"
+        raise UserError(
+            f"{made} {first} with {has}, but {second} has {got}; give the same data with --data"
         )
-    raise UserError(f"{made} {told}; give the same data with --data")
+    marks = [f"{each['fingerprint'][:16]}..." for each in (given, known)]
+    raise UserError(
+        f"{made} {first}, but {second} holds other images of the same size and classes, or in "
+        f"another order (fingerprint {' instead of '.join(marks)}); give the same data with --data"
+    )
 
 
 def _traits(known: Mapping[str, Any], given: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -10,20 +10,8 @@ from pathlib import Path
 from trajmatch.errors import UserError
 
 #: What systems put into folders by themselves, in small letters; hidden files are left out as well.
-_JUNK = frozenset(
-    {
-        "thumbs.db",
-        "ehthumbs.db",
-        "desktop.ini",
-        "icon\r",
-        "__macosx",
-        "@eadir",
-        "$recycle.bin",
-        "system volume information",
-        "#recycle",
-        "lost+found",
-    }
-)
+_JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin",
+         "system volume information", "#recycle", "lost+found")  # fmt: skip
 
 
 def is_junk(name: str) -> bool:

@@ -16,7 +16,6 @@ from trajmatch.data import checks, options, readers
 from trajmatch.data.address import Address, Source
 from trajmatch.data.dataset import Dataset
 from trajmatch.data.known_sets import published_statistics
-from trajmatch.data.preprocessing import channel_statistics
 from trajmatch.data.readers import function, imagefolder, shipped
 from trajmatch.data.reading import readable
 from trajmatch.errors import UserError
@@ -130,7 +129,9 @@ def _source(address: Address) -> Source | None:
 
 def _settings(address: Address) -> list[str]:
     """The options that decide what a data set is, and not only where it comes from."""
-    return [each for each in address.options.split("&") if each and each != "download=true"]
+    return [
+        each for each in address.options.split("&") if each and not each.startswith("download=")
+    ]
 
 
 def _warn_of_untested(dataset: Dataset) -> None:
@@ -150,13 +151,11 @@ def _normalised_by(dataset: Dataset, statistics: str | None) -> Dataset:
     published = statistics == "published"
     if statistics is None or published == dataset.published_statistics:
         return dataset
+    if not published:  # the set finds its own
+        return dataclasses.replace(dataset, mean=(), std=(), published_statistics=False)
     instead = "leave out ?statistics=published"
-    mean, std = (
-        published_statistics(dataset.name, dataset.channels, instead)
-        if published
-        else channel_statistics(dataset.train_images)
-    )
-    return dataclasses.replace(dataset, mean=mean, std=std, published_statistics=published)
+    mean, std = published_statistics(dataset.name, dataset.channels, instead)
+    return dataclasses.replace(dataset, mean=mean, std=std, published_statistics=True)
 
 
 def absolute_uri(uri: str | None) -> str | None:
@@ -306,7 +305,7 @@ def resolve_uri(name: str) -> str | None:
         return name
     if base in ("", "..") or Path(base).name != base:  # a path is no name: look nowhere else
         return None
-    for entry in filter(None, os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep)):
+    for entry in _searched():
         with readable(f"{entry}, listed in {SEARCH_VARIABLE}"):
             if found := _find(base, Path(os.path.expanduser(entry))):
                 return str(found._replace(options=text))
@@ -315,13 +314,13 @@ def resolve_uri(name: str) -> str | None:
 
 def searched_folders() -> str:
     """List the folders of ``TRAJMATCH_DATA`` for a message, and say which do not exist."""
-    entries = filter(None, os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep))
-    return ", ".join(map(_as_found, entries)) or "it is empty"
+    there = {entry: os.path.isdir(os.path.expanduser(entry)) for entry in _searched()}
+    told = (each if is_there else f"{each}, which is no folder" for each, is_there in there.items())
+    return ", ".join(told) or "it is empty"
 
 
-def _as_found(entry: str) -> str:
-    there = os.path.isdir(os.path.expanduser(entry))
-    return entry if there else f"{entry}, which is no folder"
+def _searched() -> list[str]:
+    return [*filter(None, os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep))]
 
 
 def _find(name: str, root: Path) -> Address | None:

@@ -60,23 +60,6 @@ class ZCA(Preprocessing):
         """Say in one line what is whitened, without the matrix."""
         return f"<ZCA of images {list(self.mean.shape)}, eps {self.eps:g}>"
 
-    def __post_init__(self) -> None:
-        """Check that mean and matrix belong together."""
-        dimension = self.mean.numel()
-        holds = (
-            self.mean.ndim == 3
-            and list(self.matrix.shape) == [dimension, dimension]
-            and self.mean.dtype == self.matrix.dtype == torch.float32
-        )
-        if not holds:
-            raise UserError(
-                "a ZCA transform should have a mean [C, S, S] and a matrix [D, D] of float32 with "
-                f"D = C * S * S, but has {list(self.mean.shape)} of {self.mean.dtype} and "
-                f"{list(self.matrix.shape)} of {self.matrix.dtype}"
-            )
-        if not (math.isfinite(self.eps) and self.eps > 0):
-            raise UserError(f"eps of a ZCA transform should be positive, but is {self.eps}")
-
     def apply(self, images: Tensor) -> Tensor:
         """Turn pixels into network inputs; see :meth:`Preprocessing.apply`."""
         whitened = torch.empty(images.shape, dtype=torch.float32, device=images.device)
@@ -137,18 +120,22 @@ def from_parts(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ZCA:
     Raises:
         UserError: Something is missing or does not fit together.
     """
-    described = isinstance(spec, Mapping) and isinstance(spec.get("eps"), int | float)
-    if not described or spec.get("kind") != KIND or not {_MEAN, _TRIANGLE} <= tensors.keys():
-        raise UserError(
-            f"a ZCA transform should be described by kind and eps, not by {spec}, and have the "
-            f"tensors {_MEAN} and {_TRIANGLE}"
-        )
-    mean, triangle = tensors[_MEAN], tensors[_TRIANGLE]
+    described = isinstance(spec, Mapping) and spec.get("kind") == KIND
+    eps = spec.get("eps") if described else None
+    mean, triangle = (tensors.get(name, torch.empty(0)) for name in (_MEAN, _TRIANGLE))
     dimension = mean.numel()
-    if list(triangle.shape) != [dimension * (dimension + 1) // 2]:
+    fits = (
+        isinstance(eps, int | float)
+        and 0 < eps < math.inf
+        and mean.ndim == 3
+        and list(triangle.shape) == [dimension * (dimension + 1) // 2]
+        and mean.dtype == triangle.dtype == torch.float32
+    )
+    if not fits:
         raise UserError(
-            f"a ZCA transform with a mean {list(mean.shape)} should have a triangle "
-            f"[{dimension * (dimension + 1) // 2}], but has {list(triangle.shape)}"
+            f"a ZCA transform should have kind {KIND!r}, an eps above 0, and {_MEAN} [C, S, S] and "
+            f"{_TRIANGLE} [D (D + 1) / 2] of float32 with D = C * S * S, but has {spec}, "
+            f"{list(mean.shape)} of {mean.dtype} and {list(triangle.shape)} of {triangle.dtype}"
         )
     rows = triangle.new_zeros(dimension, dimension).masked_scatter_(_upper(dimension), triangle)
     return ZCA(mean, _symmetric(rows), float(spec["eps"]))

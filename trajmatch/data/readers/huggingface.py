@@ -61,10 +61,8 @@ def load(address: Address, options: HubOptions) -> Dataset:
     splits = _load(what, address.place.as_posix(), options.config)
     found = find_parts(what, list(splits), options)
     if found[0] is None:
-        raise UserError(
-            f"{what} has no split 'train', but {', '.join(splits) or 'none'}; choose one with "
-            "?train=NAME"
-        )
+        known = ", ".join(splits) or "none"
+        raise UserError(f"{what} has no split 'train', but {known}; choose one with ?train=NAME")
     say_left_out(what, [each for each in splits if each not in found], options)
     features = splits[found[0]].features
     image = _column(what, features, "image", options.image, (_is_image, _is_bytes))
