@@ -160,19 +160,19 @@ BAD = {
     ),
     "labels as numbers with a point": (
         {"train_labels": torch.zeros(8)},
-        "whole numbers .*, but are float32",
+        "whole numbers .*, but are torch.float32",
     ),
     "labels as truth values": (
         {"train_labels": torch.zeros(8, dtype=torch.bool)},
-        "whole numbers .*, but are bool",
+        "whole numbers .*, but are torch.bool",
     ),
     "labels as vectors": (
         {"train_labels": torch.zeros(8, 2, dtype=torch.int64)},
-        r"one class index per image, \[8\], but are int64 of shape \[8, 2\]",
+        r"one class index per image, \[8\], but are torch.int64 of shape \[8, 2\]",
     ),
     "fewer labels than images": (
         {"test_labels": torch.tensor([0])},
-        r"test labels should be .*, \[2\], but are int64 of shape \[1\]",
+        r"test labels should be .*, \[2\], but are torch.int64 of shape \[1\]",
     ),
     "one class": (
         {"class_names": ("cat",), "train_labels": torch.zeros(8, dtype=torch.int64)},
@@ -182,7 +182,7 @@ BAD = {
     "a class without a name": ({"class_names": ("", "cat")}, "class 0 is called ''"),
     "images as numbers from 0 to 1": (
         {"train_images": torch.rand(8, 3, 4, 4)},
-        "training images should be uint8, 0 to 255, but are float32; convert",
+        "training images should be uint8, 0 to 255, but are torch.float32; convert",
     ),
     "images without a channel axis": (
         {"train_images": torch.zeros(8, 4, 4, dtype=torch.uint8)},

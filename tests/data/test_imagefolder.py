@@ -293,7 +293,7 @@ def test_class_names_in_another_encoding_are_refused_before_an_image_is_read(tmp
         os.mkdir(folder)
         with open(folder + b"/0.png", "wb") as file:
             file.write(b"not read")
-    assert r"the class name b'caf\xe9' is not UTF-8; rename it" in refusal(tmp_path)
+    assert r"the class name 'caf\udce9' is not UTF-8; rename it" in refusal(tmp_path)
 
 
 # Layouts

@@ -197,7 +197,7 @@ BAD = {
     ),
     "class names that are no text": (
         arrays(class_names=np.array(["cat", "dog", "caf\udce9"])),
-        r"the class name b'caf\xe9' is not UTF-8; rename it",
+        r"the class name 'caf\udce9' is not UTF-8; rename it",
     ),
     "objects": (
         arrays(y_train=np.array([0, 1, 2, 0, 1, None])),

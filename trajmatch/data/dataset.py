@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trajmatch.data import checks
-from trajmatch.data.options import choose_classes
+from trajmatch.data.options import choose_classes, composed
 from trajmatch.data.parts import split_holdout
 from trajmatch.data.preprocessing import (
     ChannelNormalisation,
@@ -79,13 +78,13 @@ class Dataset:
             if vars(self)[name].dtype in _INTEGERS:  # others are refused
                 vars(self)[name] = vars(self)[name].to(torch.int64)
         what = f"data set {self.name}"
-        checks.check_class_names(what, self.class_names)
+        check_class_names(what, self.class_names)
         for part, images, labels in (
             ("training", self.train_images, self.train_labels),
             ("test", self.test_images, self.test_labels),
         ):
-            checks.check_images(f"{what}: {part} images", images)
-            checks.check_labels(f"{what}: {part} labels", labels, len(images), self.class_names)
+            _check_images(f"{what}: {part} images", images)
+            check_labels(f"{what}: {part} labels", labels, len(images), self.class_names)
         counts = torch.bincount(self.train_labels, minlength=self.num_classes).tolist()
         if 0 in counts:
             first = counts.index(0)
@@ -253,3 +252,87 @@ class Dataset:
         if not self.published_statistics:
             changes |= {"mean": (), "std": ()}
         return dataclasses.replace(self, zca=None, **changes)
+
+
+def _check_images(what: str, images: Tensor) -> None:
+    """Refuse anything but at least one square 8-bit image."""
+    shape = list(images.shape)
+    if images.dtype != torch.uint8:
+        raise UserError(
+            f"{what} should be uint8, 0 to 255, but are {images.dtype}; convert them (numbers from "
+            "0 to 1: multiply by 255 and round)"
+        )
+    if images.ndim != 4 or images.numel() == 0 or shape[2] != shape[3]:
+        raise UserError(
+            f"{what} should be square, [N, C, S, S], and at least one, but have shape {shape}; "
+            "crop or resize them"
+        )
+
+
+def check_labels(what: str, labels: Tensor, count: int, class_names: Sequence[str]) -> None:
+    """Refuse labels that are not one class index per image.
+
+    Args:
+        what: Name of the labels, for the message, e.g. ``"data set pets: training labels"``.
+        labels: Wanted: ``[count]``, int64, from 0 to the number of classes less one.
+        count: Number of images.
+        class_names: One name per class.
+
+    Raises:
+        UserError: They are something else.
+    """
+    classes = len(class_names)
+    if labels.dtype != torch.int64 or list(labels.shape) != [count]:
+        raise UserError(
+            f"{what} should be whole numbers (int64), one class index per image, [{count}], but "
+            f"are {labels.dtype} of shape {list(labels.shape)}"
+        )
+    outside = torch.nonzero((labels < 0) | (labels >= classes)).flatten()
+    if len(outside):
+        first = int(outside[0])
+        raise UserError(
+            f"{what} should run from 0 to {classes - 1} ({classes} classes), but image {first} has "
+            f"label {int(labels[first])}; renumber the classes from 0 without gaps"
+        )
+
+
+def check_class_names(what: str, class_names: Sequence[str]) -> None:
+    """Refuse fewer than two classes, and names that are empty, given twice or not UTF-8.
+
+    Names are compared in the Unicode form NFC.
+
+    Args:
+        what: Name of the data set, for the message.
+        class_names: One name per class.
+
+    Raises:
+        UserError: They cannot be used.
+    """
+    if len(class_names) < 2:
+        raise UserError(
+            f"{what}: at least 2 classes are needed, but there are {len(class_names)} "
+            f"({', '.join(class_names) or 'no names'})"
+        )
+    names = list(map(composed, class_names))
+    for index, name in enumerate(names):
+        check_text(f"{what}: the class name", name)
+        if not name or name in names[:index]:
+            raise UserError(
+                f"{what}: every class needs a name of its own, but class {index} is called {name!r}"
+            )
+
+
+def check_text(what: str, text: str) -> None:
+    """Refuse a text that UTF-8 cannot write: files are described in UTF-8.
+
+    Args:
+        what: Name of the text, for the message.
+        text: The text; Python keeps the bytes of file names in other encodings as surrogates.
+
+    Raises:
+        UserError: The text has a surrogate.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{what} {text!a} is not UTF-8; rename it") from None

@@ -90,16 +90,10 @@ class DSA:
             ValueError: ``images`` has another number of dimensions.
             TypeError: ``images`` is neither float32 nor float64.
         """
-        if images.ndim != 4:
-            raise ValueError(
-                f"DSA: expected images to have shape [B, C, H, W], but got {list(images.shape)}"
-            )
-        if not images.is_floating_point():
-            raise TypeError(f"DSA: expected images to be floating point, but got {images.dtype}")
         if not self._groups:
             return images
-        count, _, height, width = images.shape
-        return self.draw(count, height, width, generator)(images)
+        height, width = images.shape[-2:]
+        return self.draw(len(images), height, width, generator)(images)
 
     def draw(self, count: int, height: int, width: int, generator: Generator) -> Transformation:
         """Draw a group and its parameters, to be applied to any images of that size.

@@ -12,11 +12,11 @@ import warnings
 from pathlib import Path
 from typing import get_type_hints
 
-from trajmatch.data import checks, options, readers
+from trajmatch.data import options, readers
 from trajmatch.data.address import Address, Source
-from trajmatch.data.dataset import Dataset
+from trajmatch.data.dataset import Dataset, check_text
 from trajmatch.data.known_sets import published_statistics
-from trajmatch.data.readers import function, imagefolder, shipped
+from trajmatch.data.readers import arrays, imagefolder, shipped
 from trajmatch.data.reading import readable
 from trajmatch.errors import UserError
 from trajmatch.importing import import_object
@@ -76,13 +76,8 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
     Raises:
         UserError: There is no such source or option, or what it holds cannot be used.
     """
-    if not isinstance(uri, str | os.PathLike | None):
-        raise TypeError(
-            "load_dataset: expected uri to be a text such as npz:FILE, but got "
-            f"{type(uri).__name__}"
-        )
     whole = SHIPPED if uri is None else os.fspath(uri)
-    checks.check_text("the address of the data set", whole)
+    check_text("the address of the data set", whole)
     if "\0" in whole:
         raise UserError(f"the address of the data set {whole!r} has a zero byte; leave it out")
     address = Address.parse(whole)
@@ -116,7 +111,7 @@ def _source(address: Address) -> Source | None:
     source = _SOURCES.get(address.source)
     if source is not None and (source.path or not address.path):
         return source
-    if not function.is_function(address):
+    if not arrays.is_function(address):
         return None
     try:
         import_object(address.base)
@@ -124,7 +119,7 @@ def _source(address: Address) -> Source | None:
         if meant := _meant(address):
             raise UserError(f"there is no data source {address.base!r}{meant}; {error}") from error
         raise
-    return function.SOURCES["package.module"]._replace(path=address.path)
+    return arrays.SOURCES["package.module"]._replace(path=address.path)
 
 
 def _settings(address: Address) -> list[str]:
@@ -175,7 +170,7 @@ def absolute_uri(uri: str | None) -> str | None:
     if not _is_local(address):
         return uri
     absolute = str(address._replace(path=os.path.abspath(address.place)))
-    checks.check_text("the address of the data set", absolute)
+    check_text("the address of the data set", absolute)
     return absolute
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trajmatch.data import checks, decode
+from trajmatch.data import decode
 from trajmatch.data.address import Address, Source
-from trajmatch.data.dataset import Dataset
+from trajmatch.data.dataset import Dataset, check_class_names
 from trajmatch.data.decode import Picture
 from trajmatch.data.options import ImageOptions, PartOptions, choose_classes, composed
 from trajmatch.data.parts import TEST, TRAIN, find_parts, say_left_out
@@ -52,7 +52,7 @@ def load(address: Address, options: FolderOptions) -> Dataset:
     if len(present) == 1 and found_in(train / present[0]):
         raise UserError(f"{train} holds a single folder; did you mean {train / present[0]}?")
     if present:
-        checks.check_class_names(str(train), present)
+        check_class_names(str(train), present)
     names = [present[index] for index in choose_classes(str(root), present, options.classes)]
     parts = [_pictures(train, present, names)]
     if test is not None:

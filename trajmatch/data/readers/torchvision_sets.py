@@ -24,7 +24,7 @@ from trajmatch.data.decode import Picture, load_pictures
 from trajmatch.data.known_sets import KNOWN_SETS, KnownSet
 from trajmatch.data.options import ImageOptions, PartOptions, choose_classes, nearest
 from trajmatch.data.parts import TEST, TRAIN
-from trajmatch.data.readers import npz
+from trajmatch.data.readers.arrays import CLASS_NAMES, from_arrays
 from trajmatch.errors import UserError
 
 # Pickles, which run code when they are read, and no sum of these files is known. Those of CIFAR are
@@ -73,12 +73,12 @@ def load(address: Address, options: TorchvisionOptions) -> Dataset:
     names = list(known.classes) or _class_names(parts[0], present)
     count = len(names)  # labels of no class are to be found out of range
     if options.size is None and len(parts) == 2 and all(map(_is_array, parts)):
-        arrays = {npz.CLASS_NAMES: np.array(names)}
+        arrays = {CLASS_NAMES: np.array(names)}
         new = {old: label for label, old in enumerate(present)}
         for side, part, given in zip(("train", "test"), parts, labels, strict=True):
             arrays[f"x_{side}"] = np.asarray(part.data)
             arrays[f"y_{side}"] = np.array([new.get(each, max(each, count)) for each in given])
-        return npz.from_arrays(what, address.scheme, arrays).of_classes(options.classes)
+        return from_arrays(what, address.scheme, arrays).of_classes(options.classes)
     chosen = choose_classes(what, names, options.classes)
     new = {present[old]: label for label, old in enumerate(chosen)}
     pictures = [

@@ -1,7 +1,8 @@
-"""A user's own data set from NumPy arrays in one ``.npz`` file."""
+"""A user's own data set from arrays: of an ``.npz`` file, or of a function of the user's."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trajmatch.data import checks
 from trajmatch.data.address import Address, Source
-from trajmatch.data.dataset import Dataset
-from trajmatch.data.options import PartOptions
+from trajmatch.data.dataset import Dataset, check_labels
+from trajmatch.data.options import Options, PartOptions
 from trajmatch.data.parts import find_parts, say_left_out, split_parts
 from trajmatch.errors import UserError
+from trajmatch.importing import blamed, described, import_object
 
 #: Names of the arrays, in either of two ways.
 KEYS = (
@@ -26,10 +27,11 @@ CLASS_NAMES = "class_names"
 #: Images and labels of a part, in the order of preference.
 _PATTERNS = (("x_NAME", "y_NAME"), ("X_NAME", "y_NAME"), ("NAME_images", "NAME_labels"))
 _NO_OPTIONS = PartOptions()
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def load(address: Address, options: PartOptions) -> Dataset:
+def read(address: Address, options: PartOptions) -> Dataset:
     """Load images and labels.
 
     Images are uint8, ``[N, S, S]``, ``[N, S, S, C]`` or ``[N, C, S, S]``: the two equal axes are
@@ -55,11 +57,9 @@ def load(address: Address, options: PartOptions) -> Dataset:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(f"{path} holds a single array; save several with numpy.savez")
-            pairs, _ = _choose(str(path), archive.files, options)
-            wanted = {key for pair in pairs for key in pair} | {CLASS_NAMES}
-            # Of the others only the names are wanted, to say what is left out. Memory of a size
-            # that only a header claims is asked for, but not touched before the content is there.
-            arrays = {k: np.asarray(archive[k] if k in wanted else ()) for k in archive.files}
+            # Reads what is asked for. Memory of a size that only a header claims is asked for, but
+            # not touched before the content is there.
+            dataset = from_arrays(str(path), path.stem, archive, options)
         except (UserError, OSError):
             raise
         except Exception as error:  # of numpy, zipfile or zlib
@@ -67,7 +67,51 @@ def load(address: Address, options: PartOptions) -> Dataset:
                 f"{path} is damaged or not an .npz file ({error}); save plain arrays of numbers, "
                 "not Python objects, with numpy.savez"
             ) from error
-    return from_arrays(str(path), path.stem, arrays, options).of_classes(options.classes)
+    return dataset.of_classes(options.classes)
+
+
+def is_function(address: Address) -> bool:
+    """True if an address has the form ``package.module:function``."""
+    return _FUNCTION.fullmatch(address.base) is not None
+
+
+def call(address: Address, options: Options) -> Dataset:
+    """Call the function, without arguments, and make a data set of what it returns.
+
+    Args:
+        address: ``package.module:function``; the module is looked for where Python looks, and then
+            in the current folder.
+        options: All count.
+
+    Returns:
+        The data set: the :class:`~trajmatch.data.Dataset` that the function returns, or one of its
+        arrays, named after the function. The arrays are a mapping as in an ``.npz`` file
+        (``x_train``, ``y_train``, ``x_test``, ``y_test``, perhaps ``class_names``), or a tuple of
+        four or five in that order; NumPy arrays or tensors.
+
+    Raises:
+        UserError: There is no such module or function, it fails, or what it returns cannot be used.
+    """
+    what = address.base
+    function = import_object(what)
+    if not callable(function):
+        raise UserError(f"{what} should be a function, but is {described(function)}")
+    with blamed(what):
+        made = function()
+    if isinstance(made, Dataset):
+        return made.of_classes(options.classes)
+    if isinstance(made, tuple | list) and len(made) in (4, 5):
+        made = dict(zip((*KEYS[0], CLASS_NAMES), made, strict=False))
+    if not isinstance(made, Mapping):
+        raise UserError(
+            f"{what} should return a trajmatch.data.Dataset, a mapping of arrays "
+            f"({', '.join(KEYS[0])}) or a tuple of them, but returned {described(made)}"
+        )
+    arrays = {
+        str(key): np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+        for key, value in made.items()
+    }
+    return from_arrays(what, address.path, arrays).of_classes(options.classes)
 
 
 def from_arrays(
@@ -78,8 +122,8 @@ def from_arrays(
     Args:
         what: Where they come from, for messages.
         name: Name of the data set.
-        arrays: As for :func:`load`; those of other names do not count.
-        options: As for :func:`load`.
+        arrays: As for :func:`read`; those of other names do not count.
+        options: As for :func:`read`.
 
     Returns:
         The data set, with all classes.
@@ -89,14 +133,17 @@ def from_arrays(
     """
     pairs, left_out = _choose(what, list(arrays), options)
     parts = [
-        (_images(f"{what}: {images}", arrays[images]), _labels(f"{what}: {labels}", arrays[labels]))
+        (
+            _images(f"{what}: {images}", np.asarray(arrays[images])),
+            _labels(f"{what}: {labels}", np.asarray(arrays[labels])),
+        )
         for images, labels in pairs
     ]
     say_left_out(what, left_out, options)
     names = _class_names(what, arrays, parts[0][1])
     if len(parts) == 1:
         images, labels = parts[0]
-        checks.check_labels(f"{what}: {pairs[0][1]}", labels, len(images), names)
+        check_labels(f"{what}: {pairs[0][1]}", labels, len(images), names)
         split = split_parts(what, labels, names, options.fraction)
         parts = [(images[rows], labels[rows]) for rows in split]
     return Dataset(name, *parts[0], *parts[1], tuple(names))
@@ -171,4 +218,5 @@ def _class_names(what: str, arrays: Mapping[str, _Array], labels: Tensor) -> lis
     return [str(label) for label in range(len(labels.unique()))]
 
 
-SOURCES = {"npz": Source("FILE", load)}
+#: ``package.module`` stands for any module.
+SOURCES = {"npz": Source("FILE", read), "package.module": Source("function", call)}
