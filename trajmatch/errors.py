@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
 
@@ -28,6 +29,15 @@ class UserError(ValueError):
     def __format__(self, spec: str) -> str:
         """As a part of another message, which is told in its own way later, it keeps its flags."""
         return format(self.in_flags, spec)
+
+
+@contextlib.contextmanager
+def as_user_error(prefix: str = "") -> Iterator[None]:
+    """Turn a ValueError into a UserError, with a prefix to its message."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{prefix}{error}") from error
 
 
 def in_arguments(text: str) -> str:

@@ -18,7 +18,7 @@ from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.loop import distill
 from trajmatch.distill.objectives.match_trajectory import segments_of
 from trajmatch.distill.problem import prepare
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.evaluate.distilled import SETS, evaluate_artifact
 from trajmatch.evaluate.scores import difference_error
@@ -114,10 +114,8 @@ def _check_beginning(pipeline: Pipeline) -> None:
     if experts is not None:
         segments_of(pipeline.distill, kept_epochs(experts.keep, experts.epochs))
     for text in pipeline.evaluate.network:
-        try:
+        with as_user_error(f"--evaluate.network {text}: "):  # all of them go with such images
             networks.specify(text, in_channels=3, num_classes=10, image_size=256)
-        except ValueError as error:  # a name or an option, for all of them go with such images
-            raise UserError(f"--evaluate.network {text}: {error}") from error
 
 
 def _run(

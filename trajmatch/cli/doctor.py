@@ -14,7 +14,7 @@ from typing import Any
 from trajmatch import __version__
 from trajmatch.cli.arguments import parse
 from trajmatch.cli.output import aligned, json_alone, print_json
-from trajmatch.errors import UserError
+from trajmatch.errors import as_user_error
 from trajmatch.schema import PositiveInt, Settings
 
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
@@ -155,12 +155,10 @@ def examine_network(config: DoctorConfig) -> dict[str, Any]:
     from trajmatch import networks, ops
 
     channels, classes, size = _sizes(config)
-    try:
+    with as_user_error(f"--network {config.network}: "):
         spec = networks.specify(config.network or "", channels, classes, size)
         model = networks.build_student(spec)
         layers = networks.examine(model, (channels, size, size))
-    except ValueError as error:
-        raise UserError(f"--network {config.network}: {error}") from error
     engine = ops.engine_for(model)
     return {
         "network": spec,

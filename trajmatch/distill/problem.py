@@ -34,7 +34,7 @@ from trajmatch.distill.parameters import (
     of_images,
 )
 from trajmatch.distill.state import State
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 from trajmatch.experts.final import FinalExperts
 from trajmatch.experts.store import Store
 from trajmatch.protocol import PROTOCOLS
@@ -283,18 +283,14 @@ def prepare(config: DistillConfig) -> Problem:
 def _network(store: Store, config: DistillConfig, num_classes: int) -> nn.Module:
     """Build the experts' network, which must fit the snapshots and train on the batches."""
     spec, images = store.manifest["network"], config.ipc * num_classes
-    try:
+    with as_user_error(f"the network of {store.path} cannot be used: "):
         model = networks.build_student(spec)
         networks.check_student(model)
-    except ValueError as error:
-        raise UserError(f"the network of {store.path} cannot be used: {error}") from error
-    try:
+    with as_user_error():
         networks.check_batches(model, images, config.batch_syn, "--batch-syn")
         if config.eval_every:
             size = PROTOCOLS[config.eval_protocol].batch_size
             networks.check_batches(model, images, size, "the batch size of --eval-protocol,")
-    except ValueError as error:
-        raise UserError(str(error)) from error
     count = networks.num_parameters(model)
     kept = len(store.snapshot(0, config.min_start_epoch))
     if count != kept:

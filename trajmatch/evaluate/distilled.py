@@ -15,7 +15,7 @@ from trajmatch.data import Dataset, load_dataset, resolve_uri
 from trajmatch.data.identity import check_same_data, describe_dataset
 from trajmatch.data.sources import SEARCH_VARIABLE, searched_folders
 from trajmatch.device import usable_device
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 from trajmatch.evaluate.baselines import TrainingSets
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.evaluate.records import Records
@@ -146,10 +146,8 @@ class _Evaluation:
             for count in counts:
                 if steps is not None and steps <= count // size:
                     continue  # it never comes to the last batch
-                try:
+                with as_user_error():
                     networks.check_batches(model, count, size, "--batch-size")
-                except ValueError as error:
-                    raise UserError(str(error)) from error
 
     def keep(self, folder: Path) -> None:
         """Keep a record of each network in a folder, and go on from those that are there."""
@@ -204,15 +202,16 @@ class _Evaluation:
 
     def result(self) -> dict[str, Any]:
         """Return the result of the networks that are finished; written beside records."""
-        config = self._config
+        config, features = self._config, None
+        if config.k_center:
+            store = config.k_center_store
+            features = f"logits of expert 0 of {store.name}" if store else "preprocessed pixels"
         scores = [found for each in self._specs if (found := self._scores(*each)) is not None]
         result = {
             **{key: value for key, value in scores[0].items() if key != "network"},
             "networks": scores,
             "selection": self._distilled.selection,
-            "k_center_features": k_center_features(config.k_center_store)
-            if config.k_center
-            else None,
+            "k_center_features": features,
             "dataset": {
                 "name": self._dataset.name,
                 "fingerprint": self._dataset.fingerprint,
@@ -244,47 +243,32 @@ class _Evaluation:
         interruption.check()
 
 
-def k_center_features(store: Path | None) -> str:
-    """Describe the features that k-center measures distances in."""
-    return "preprocessed pixels" if store is None else f"logits of expert 0 of {store.name}"
-
-
 def _network_specs(distilled: Artifact, config: EvalConfig) -> list[tuple[str, dict[str, Any]]]:
-    """Names and specs of the networks to train; each can be built and runs on the images."""
-    own = distilled.network
-    named = [(text, _specified(text, distilled)) for text in config.network]
-    specs = named or [(str(own["name"]), own)]
-    if not named and networks.is_user_function(own["name"]):
+    """Return names and specs of the networks to train; each can be built and runs on the images."""
+    own, (_, channels, size, _) = distilled.network, distilled.images.shape
+    specs = []
+    for text in config.network:
+        with as_user_error(f"--network {text}: "):
+            specs.append((text, networks.specify(text, channels, distilled.num_classes, size)))
+    if not specs and networks.is_user_function(own["name"]):
         raise UserError(
             f"{config.file} was distilled for the network of the function {own['name']}, which is "
             f"not called because a file says so; add --network {own['name']}, or another network"
         )
-    try:
+    specs = specs or [(str(own["name"]), own)]
+    with as_user_error():
         for _, spec in specs:
             networks.check_runs(spec)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     return specs
 
 
-def _specified(text: str, distilled: Artifact) -> dict[str, Any]:
-    _, channels, size, _ = distilled.images.shape
-    try:
-        return networks.specify(text, channels, distilled.num_classes, size)
-    except ValueError as error:
-        raise UserError(f"--network {text}: {error}") from error
-
-
 def source_dataset(distilled: Artifact, file: Path, data: str | None) -> Dataset:
-    """The data set that was distilled, from where it was given or where its name leads.
+    """Load the data set that was distilled, from its given place or found by its name.
 
     Args:
         distilled: The distilled set.
         file: Where it was read from, for messages.
         data: Where the data set is; None: it is looked for by its name.
-
-    Returns:
-        The data set.
 
     Raises:
         UserError: It is not found, or is another one.

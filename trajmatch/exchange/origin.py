@@ -9,7 +9,7 @@ from typing import Any
 from trajmatch import networks
 from trajmatch.data import DSA, ChannelNormalisation, Dataset, load_dataset, zca
 from trajmatch.data.known_sets import published_statistics
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.experts.config import ExpertSettings, TrainingSettings
 from trajmatch.experts.network import network_spec
@@ -71,14 +71,12 @@ def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
             f"{advice}"
         )
     dataset = load_dataset(config.data)
-    try:
+    with as_user_error():
         if config.network is None and expert is not None:
             network = network_spec(expert, dataset)
         else:
             sizes = (dataset.channels, dataset.num_classes, dataset.image_size)
             network = networks.specify(str(config.network), *sizes)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     return Origin(
         data=config.data,
         dataset=preprocessed(dataset, kind, config),

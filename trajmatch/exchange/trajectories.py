@@ -23,7 +23,7 @@ from trajmatch.data import Dataset
 from trajmatch.data.identity import describe_dataset
 from trajmatch.data.reading import readable
 from trajmatch.data.sources import absolute_uri
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 from trajmatch.exchange import torch_files
 from trajmatch.exchange.config import PER_FILE, ConvertConfig
 from trajmatch.exchange.origin import find_origin
@@ -211,11 +211,9 @@ def _rows(trajectory: list[list[Tensor]], path: Path, expert: int) -> Tensor:
 
 def _student(spec: dict[str, Any]) -> nn.Module:
     """Build a network, and make sure that it can be a student."""
-    try:
+    with as_user_error(f"the network {spec} cannot be used: "):
         model = networks.build_student(spec)
         networks.check_student(model)
-    except ValueError as error:
-        raise UserError(f"the network {spec} cannot be used: {error}") from error
     return model
 
 

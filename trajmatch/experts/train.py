@@ -15,7 +15,7 @@ from trajmatch.data.dsa import DSA
 from trajmatch.data.identity import describe_dataset
 from trajmatch.data.sources import absolute_uri
 from trajmatch.device import usable_device
-from trajmatch.errors import UserError
+from trajmatch.errors import as_user_error
 from trajmatch.experts.checkpoint import Checkpoints
 from trajmatch.experts.config import ExpertConfig, TrainingSettings, kept_epochs
 from trajmatch.experts.disk_space import DiskSpace, check_disk_space
@@ -163,14 +163,12 @@ def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[
         UserError: There is no such network for these images, it cannot be a student's or be trained
             by such batches, or there is no such augmentation.
     """
-    try:
+    with as_user_error():
         spec = network_spec(config, dataset)
         count = len(training.train_labels)
         model = networks.build_student(spec)
         networks.check_batches(model, count, config.batch_size, "--batch-size")
         dsa = DSA(config.dsa)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     trained = config.trained_epochs
     return {
         **({"trained_epochs": trained} if trained < config.epochs else {}),
