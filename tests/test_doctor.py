@@ -28,10 +28,6 @@ def test_the_self_test_passes(report):
     }
 
 
-def test_the_self_test_takes_a_few_seconds(report):
-    assert sum(outcome["seconds"] for outcome in report["self_test"]) < 5
-
-
 def test_every_operator_is_listed_with_its_kernels(report):
     assert report["operators"].keys() >= {"param_distance", "sgd_step", "norm_act_pool"}
     for name, keys in report["operators"].items():

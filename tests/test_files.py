@@ -79,7 +79,7 @@ def test_an_interrupted_write_leaves_what_was_there_and_nothing_else(tmp_path, m
     assert os.listdir(tmp_path) == ["x"]
 
 
-@pytest.fixture(params=["flush a folder", "open a folder", "chmod"])
+@pytest.fixture(params=["flush a folder", "open a folder"])
 def failing(request, monkeypatch):
     """Makes an operation fail that a file needs not, with an error number of choice."""
 
@@ -98,7 +98,6 @@ def failing(request, monkeypatch):
         name, function = {
             "flush a folder": ("fsync", flush),
             "open a folder": ("open", open_to_flush),
-            "chmod": ("chmod", fail),
         }[request.param]
         monkeypatch.setattr(os, name, function)
 
@@ -198,12 +197,13 @@ def test_writing_below_a_file_names_path_and_cause(tmp_path):
 
 
 def test_what_killed_writers_left_is_removed_when_it_is_old(tmp_path):
-    old, young = (tmp_path / f".trajmatch-{digit * 16}.tmp" for digit in "01")
+    old, young, file = (tmp_path / f".trajmatch-{digit * 16}.tmp" for digit in "013")
+    file.touch()
     foreign = tmp_path / ".trajmatch-notes.tmp"
     for folder in (old, young, foreign):
         folder.mkdir()
         (folder / "content").touch()
-    for path in (old / "content", old, foreign / "content", foreign):
+    for path in (old / "content", old, foreign / "content", foreign, file):
         os.utime(path, (0, 0))
     (tmp_path / ".trajmatch-2222222222222222.tmp").symlink_to(foreign)
     files.remove_leftovers(tmp_path)

@@ -76,14 +76,11 @@ def without_seconds(log: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
-)
-@pytest.mark.parametrize(
-    ("module", "name", "call", "iteration"),
+    ("number", "status", "module", "name", "call", "iteration"),
     [
-        (loop, "outer_iteration", 2, 2),  # is finished
-        (selection, "evaluate_set", 1, 3),  # is given up, and done again
-        (selection, "evaluate_set", 2, 6),
+        (signal.SIGTERM, 143, loop, "outer_iteration", 2, 2),  # is finished
+        (signal.SIGINT, 130, selection, "evaluate_set", 1, 3),  # is given up, and done again
+        (signal.SIGHUP, 129, selection, "evaluate_set", 2, 6),
     ],
 )
 def test_a_signal_ends_a_distillation_with_a_checkpoint(

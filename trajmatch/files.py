@@ -64,8 +64,20 @@ def write_bytes(path: PathLike, data: bytes) -> None:
     Raises:
         UserError: It cannot be written.
     """
-    with _replacing(Path(path)) as temporary:
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"cannot write {path}: it is a device or a pipe; choose a file")
+    temporary = temporary_beside(path)
+    try:
         temporary.write_bytes(data)
+        flush(temporary)
+        os.replace(temporary, path)
+        flush(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {_cause(error)}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: PathLike, text: str) -> None:
@@ -121,8 +133,7 @@ def save_tensors(
     Raises:
         UserError: A tensor holds NaN or infinity, or the file cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if not allow_nonfinite:
         for name, tensor in tensors.items():
@@ -136,11 +147,7 @@ def save_tensors(
     checksum = {"metadata": json_checksum(content), "tensors": _checksum(separate)}
     described = {**content, CHECKSUM: checksum}
     text = _to_json(path, described, most=MOST_JSON // 2)
-    with _replacing(Path(path)) as temporary:
-        try:
-            save_file(separate, temporary, metadata={METADATA_KEY: text})
-        except SafetensorError as error:
-            raise UserError(f"cannot write {path}: {error}") from error
+    write_bytes(path, save(separate, metadata={METADATA_KEY: text}))
 
 
 def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -256,17 +263,19 @@ def check_writable(folder: PathLike) -> None:
 
 
 def remove_leftovers(folder: PathLike) -> None:
-    """Removes the unfinished files of writers that were killed an hour ago or earlier.
+    """Remove the unfinished files and folders of writers that were killed an hour ago or earlier.
 
     Args:
         folder: Where they were writing.
     """
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
-            if _LEFTOVER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                newest = max(each.stat().st_mtime for each in (entry, *os.scandir(entry)))
+            if _LEFTOVER.fullmatch(entry.name) and not entry.is_symlink():
+                within = os.scandir(entry) if entry.is_dir() else ()
+                newest = max(each.stat().st_mtime for each in (entry, *within))
                 if time.time() - newest > _LEFTOVER_AGE:
-                    shutil.rmtree(entry, ignore_errors=True)
+                    remove = shutil.rmtree if entry.is_dir() else os.unlink
+                    remove(entry.path)
 
 
 def temporary_beside(path: Path) -> Path:
@@ -286,48 +295,16 @@ def flush(path: Path) -> None:
     Raises:
         OSError: The disk fails or is full, or a file cannot be flushed.
     """
-    with optional() if path.is_dir() else contextlib.nullcontext():
+    folder = path.is_dir()
+    try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-@contextlib.contextmanager
-def optional() -> Iterator[None]:
-    """Ignore that a file system lacks an operation; errors of the disk itself pass."""
-    try:
-        yield
     except OSError as error:
-        if error.errno in _DISK_ERRORS:
+        if not folder or error.errno in _DISK_ERRORS:
             raise
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to, and renames it to ``path`` when all went well.
-
-    It is in a folder of its own, where safetensors puts files of other names that a kill leaves.
-    """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise UserError(f"cannot write {path}: it is a device or a pipe; choose a file")
-    folder = temporary_beside(path)
-    temporary = folder / "content"
-    try:
-        folder.mkdir()
-        temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode
-        yield temporary
-        with optional():
-            temporary.chmod(mode)  # safetensors leaves a file that only its owner may read
-        flush(temporary)
-        os.replace(temporary, path)
-        flush(path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {_cause(error)}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
