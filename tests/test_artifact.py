@@ -128,7 +128,7 @@ def test_pixels_are_in_the_file_with_the_normalisation_undone(path, distilled) -
         ),
         ({"ipc": 0}, "ipc should be a whole number of at least 1"),
         ({"scores": (71.5,)}, "scores should be a list, each a section"),
-        ({"selection": "best"}, "last, holdout, test-max, but is 'best'"),
+        ({"selection": "best"}, "holdout, last, test-max, but is 'best'"),
     ],
 )
 def test_refuses_what_does_not_fit(change, message) -> None:
@@ -214,7 +214,7 @@ def test_refuses_a_file_without_a_tensor(path, name) -> None:
     tensors, metadata = files.load_tensors(path)
     del tensors[name]
     files.save_tensors(path, tensors, metadata)
-    with pytest.raises(UserError, match=f"no tensor '{name}'"):
+    with pytest.raises(UserError, match=f"has no '{name}'"):
         artifact.load(path)
 
 

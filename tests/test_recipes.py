@@ -226,13 +226,16 @@ def write(path: Path, text: str) -> str:
         ("[destill]\nipc = 3", r"unknown entry 'destill' \(did you mean distill"),
         ("[distill]\nipc = 1.5", "ipc should be a whole number of at least 1, but is 1.5"),
         ("[distill]\nipc = true", r"\[distill\]: ipc should be a whole number .*, but is True"),
-        ('[distill]\ninit = "reel"', "init should be one of real, noise"),
+        ('[distill]\ninit = "reel"', "init should be one of correct, noise"),
         ('[distill]\nterms = "final"', "terms should be a list of one or more, each a text"),
         (
             "[distill]\nipc = 0",
             r"\[distill\]: ipc should be a whole number of at least 1, but is 0",
         ),
-        ("[distill]\nmin_start_epoch = 30", r"\[distill\]: min_start_epoch should be below"),
+        (
+            "[distill]\nmin_start_epoch = 30",
+            "min_start_epoch should be below max_start_epoch 20",
+        ),
         ("[distill]\nmax_start_epoch = 90", "contradicts itself: .* need epoch 91"),
         ('[expert]\nkeep = "0-5"\n[distill]\nmax_start_epoch = 20', "contradicts itself"),
         ('[expert]\nout = "here"', r"\[expert\] sets out, which belongs to a run"),

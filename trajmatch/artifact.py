@@ -17,11 +17,12 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from msgspec import Meta
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from trajmatch import __version__, files, networks
 from trajmatch.data.dsa import DSA
@@ -30,9 +31,6 @@ from trajmatch.data.zca import ZCA, from_parts
 from trajmatch.errors import UserError
 from trajmatch.schema import Finite, Positive, PositiveInt, settings_of, settle
 
-if TYPE_CHECKING:
-    from torch.utils.data import TensorDataset
-
 FORMAT = "trajmatch artifact"
 #: Version of a file with whitened images; without, files are of version 1, as they always were.
 FORMAT_VERSION = 2
@@ -40,7 +38,6 @@ FORMAT_VERSION = 2
 #: Endings of other kinds of files, for a warning.
 _OTHER_ENDINGS = (".gif", ".h5", ".jpg", ".json", ".npy", ".npz", ".pkl", ".png", ".pt", ".pth")
 
-_TENSORS = ("images", "labels", "pixels")
 _PARAMETER = "parameter."
 
 
@@ -120,8 +117,8 @@ class Artifact(Description):
             _check(bool(tensor.isfinite().all()), f"every value of the {name}", "finite", "not")
         if hard:
             low, high = int(labels.min()), int(labels.max())
-            fit, range_ = low >= 0 and high < classes, f"from 0 to {classes - 1}"
-            _check(fit, "every label", range_, f"from {low} to {high}")
+            known = low >= 0 and high < classes
+            _check(known, "every label", f"from 0 to {classes - 1}", f"from {low} to {high}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             _check(len(values) == shape[1], name, f"{shape[1]} numbers (one per channel)", values)
         if self.zca is not None:
@@ -163,8 +160,11 @@ class Artifact(Description):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of tensors and description, in hexadecimal."""
-        tensors = {"images": self.images, "labels": self.labels, **self._named_parameters()}
-        return _fingerprint({**tensors, **self.preprocessing.tensors()}, self._description())
+        digest = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
+        for name, tensor in self._tensors().items():
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def with_score(self, score: Mapping[str, Any]) -> Artifact:
         """The same set with one more evaluation's result, as JSON can hold it."""
@@ -172,8 +172,6 @@ class Artifact(Description):
 
     def dataset(self) -> TensorDataset:
         """Images and labels, as a data loader of PyTorch takes them."""
-        from torch.utils.data import TensorDataset
-
         return TensorDataset(self.images, self.labels)
 
     def train(self, model: nn.Module, *, epochs: int = 1000, seed: int = 0) -> nn.Module:
@@ -259,9 +257,11 @@ class Artifact(Description):
             description["parametrisation"] = self.parametrisation
         return description
 
-    def _named_parameters(self) -> dict[str, Tensor]:
-        """Return the parameters under the names that they have in a file."""
-        return {f"{_PARAMETER}{name}": tensor for name, tensor in self.parameters.items()}
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that define the set, by their names in a file."""
+        named = {f"{_PARAMETER}{name}": tensor for name, tensor in self.parameters.items()}
+        own = {"images": self.images, "labels": self.labels}
+        return {**own, **named, **self.preprocessing.tensors()}
 
 
 def log_probabilities(probabilities: Tensor) -> Tensor:
@@ -322,19 +322,13 @@ def save(path: str | os.PathLike[str], artifact: Artifact) -> None:
     """
     if not isinstance(artifact, Artifact):
         raise TypeError(f"expected artifact to be an Artifact, but got {type(artifact).__name__}")
-    tensors = {name: getattr(artifact, name) for name in _TENSORS}
-    tensors |= artifact.preprocessing.tensors() | artifact._named_parameters()
-    description = artifact._description()
-    files.save_tensors(
-        path,
-        tensors,
-        {
-            "format": FORMAT,
-            "format_version": 1 if artifact.zca is None else FORMAT_VERSION,
-            "sha256": artifact.fingerprint,
-            **description,
-        },
-    )
+    description = {
+        "format": FORMAT,
+        "format_version": 1 if artifact.zca is None else FORMAT_VERSION,
+        "sha256": artifact.fingerprint,
+        **artifact._description(),
+    }
+    files.save_tensors(path, {**artifact._tensors(), "pixels": artifact.pixels}, description)
 
 
 def load(path: str | os.PathLike[str]) -> Artifact:
@@ -360,11 +354,10 @@ def load(path: str | os.PathLike[str]) -> Artifact:
             f"{__version__}, which reads versions 1 to {FORMAT_VERSION}; install the release that "
             "wrote the file"
         )
-    if missing := [f"no tensor {name!r}" for name in _TENSORS if name not in tensors]:
-        raise UserError(f"{path} is damaged: it has {missing[0]}")
     names = [each.name for each in fields(Description)]
-    if missing := [f"no field {name!r}" for name in names if name not in metadata]:
-        raise UserError(f"{path} is damaged: it has {missing[0]}")
+    missing = [*({"images", "labels", "pixels"} - tensors.keys()), *({*names} - metadata.keys())]
+    if missing:
+        raise UserError(f"{path} is damaged: it has no {missing[0]!r}")
     parameters = {
         name.removeprefix(_PARAMETER): tensor
         for name, tensor in tensors.items()
@@ -391,14 +384,6 @@ def current_versions() -> dict[str, str]:
     return {"trajmatch": __version__, "torch": torch.__version__}
 
 
-def _fingerprint(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _check(holds: bool, what: str, wanted: str, value: object) -> None:
     if not holds:
         raise UserError(f"{what} should be {wanted}, but is {value}")
@@ -412,10 +397,6 @@ def _check_network(spec: dict[str, Any], images: Tensor, num_classes: int) -> No
                 networks.build(spec)
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise UserError(f"the network {spec} cannot be built: {error}") from error
-    for name, value in (
-        ("in_channels", images.shape[1]),
-        ("image_size", images.shape[2]),
-        ("image_size", images.shape[3]),
-        ("num_classes", num_classes),
-    ):
+    sizes = ("in_channels", "image_size", "image_size", "num_classes")
+    for name, value in zip(sizes, (*images.shape[1:], num_classes), strict=True):
         _check(spec.get(name) == value, f"the network's {name}", str(value), spec.get(name))

@@ -19,8 +19,8 @@ from trajmatch.distill.loop import distill
 from trajmatch.distill.objectives.match_trajectory import segments_of
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError, as_user_error
-from trajmatch.evaluate.config import EvalConfig
-from trajmatch.evaluate.distilled import SETS, evaluate_artifact
+from trajmatch.evaluate.config import SETS, EvalConfig
+from trajmatch.evaluate.distilled import evaluate_artifact
 from trajmatch.evaluate.scores import difference_error
 from trajmatch.experts.config import ExpertConfig, kept_epochs
 from trajmatch.experts.store import Store

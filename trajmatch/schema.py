@@ -10,13 +10,12 @@ import numbers
 import os
 import re
 import sys
-import types
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
-import msgspec
+import msgspec.inspect
 from msgspec import Meta
 
 from trajmatch.errors import UserError, closest
@@ -36,13 +35,12 @@ Positive = Annotated[float, Meta(gt=0, le=_FLOAT)]
 #: From 0, and below 1.
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 
-_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    Path: "a path",
-    dict: "a section",
-    str: "a text",
+_NAMES: dict[type[Any], str] = {
+    msgspec.inspect.IntType: "a whole number",
+    msgspec.inspect.FloatType: "a number",
+    msgspec.inspect.BoolType: "true or false",
+    msgspec.inspect.DictType: "a section",
+    msgspec.inspect.StrType: "a text",
 }
 _BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
 
@@ -123,9 +121,10 @@ def setting(value: Any, kind: Any, name: str, *, strict: bool = True) -> Any:
     try:
         return msgspec.convert(value, kind, dec_hook=_other, strict=strict)
     except msgspec.ValidationError as error:
-        choices = next((get_args(each) for each in _kinds(kind) if get_origin(each) is Literal), ())
-        meant = closest(value, map(str, choices)) if isinstance(value, str) else ""
-        raise UserError(f"{name} should be {shown(kind)}, but is {value!r}{meant}") from error
+        wanted = shown(kind)
+        choices = wanted.removeprefix("one of ").split(", ") if "one of " in wanted else ()
+        meant = closest(value, choices) if isinstance(value, str) else ""
+        raise UserError(f"{name} should be {wanted}, but is {value!r}{meant}") from error
 
 
 def settings_of(config: Any, kind: type[Any]) -> dict[str, Any]:
@@ -175,33 +174,29 @@ def flag(name: str) -> str:
 
 def shown(kind: Any) -> str:
     """Describe a type to a user."""
-    if len(kinds := _kinds(kind)) > 1:
-        return " or ".join(map(shown, kinds))
-    kind = kinds[0]
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
-    metas = [each for each in getattr(kind, "__metadata__", ()) if isinstance(each, Meta)]
-    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    if get_origin(kind) is tuple:
-        some = " of one or more" if any(each.min_length for each in metas) else ""
-        return f"a list{some}, each {shown(get_args(kind)[0])}"
-    bounds = {name: getattr(each, name) for each in metas for name in _BOUNDS}
-    finite = "finite " if bounds.get("le") == _FLOAT else ""
+    return _described(msgspec.inspect.type_info(kind))
+
+
+def _described(kind: Any) -> str:
+    if isinstance(kind, msgspec.inspect.UnionType):
+        kinds = (each for each in kind.types if not isinstance(each, msgspec.inspect.NoneType))
+        return " or ".join(map(_described, kinds))
+    if isinstance(kind, msgspec.inspect.LiteralType):
+        return "one of " + ", ".join(map(str, kind.values))
+    if isinstance(kind, msgspec.inspect.VarTupleType):
+        some = " of one or more" if kind.min_length else ""
+        return f"a list{some}, each {_described(kind.item_type)}"
+    if isinstance(kind, msgspec.inspect.CustomType):
+        return "a path" if kind.cls is Path else f"a {kind.cls.__name__}"
+    bounds = {words: getattr(kind, name, None) for name, words in _BOUNDS.items()}
     told = [
-        f"{words} {bounds[name]}"
-        for name, words in _BOUNDS.items()
-        if bounds.get(name) is not None and abs(bounds[name]) not in (_INT, _FLOAT)
+        f"{words} {bound}"
+        for words, bound in bounds.items()
+        if bound is not None and abs(bound) not in (_INT, _FLOAT)
     ]
-    kind = get_origin(kind) or kind
-    named = _NAMES.get(kind, f"a {kind.__name__}").replace("number", finite + "number")
+    finite = "finite number" if _FLOAT in bounds.values() else "number"
+    named = _NAMES[type(kind)].replace("number", finite)
     return f"{named} {' and '.join(told).replace('and of', 'and')}".strip()
-
-
-def _kinds(kind: Any) -> list[Any]:
-    """The alternatives of a union but None."""
-    if get_origin(kind) in (Union, types.UnionType):
-        return [each for each in get_args(kind) if each is not type(None)]
-    return [kind]
 
 
 def _plain(value: Any) -> Any:

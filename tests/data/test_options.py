@@ -44,7 +44,7 @@ def test_values_are_read():
         ("size=big", "x: size should be a whole number of at least 1, but is 'big'"),
         ("size=0", "x: size should be a whole number of at least 1, but is '0'"),
         ("exif=turned", "x: exif should be one of ignore, turn, but is 'turned'"),
-        ("alpha=grey", "x: alpha should be one of drop, white, black, but is 'grey'"),
+        ("alpha=grey", "x: alpha should be one of black, drop, white, but is 'grey'"),
         ("download=yes", "x: download should be true or false, but is 'yes'"),
     ],
 )

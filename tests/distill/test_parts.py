@@ -162,9 +162,12 @@ def test_teslas_gradient_leaves_out_the_hessians(configure) -> None:
     ("settings", "message"),
     [
         ({"first_max_start_epoch": 4}, r"--first-max-start-epoch should be above .* at most"),
-        ({"first_max_start_epoch": 2}, "--growth-iterations should be at least 1"),
+        (
+            {"first_max_start_epoch": 2},
+            "--growth-iterations should be .* 1 with it, but is 0",
+        ),
         ({"growth_iterations": 5}, "--growth-iterations should be 0 without --first-max"),
-        ({"terms": ()}, "--terms should be one term or more"),
+        ({"terms": ()}, "--terms should be a list of one or more"),
         ({"perturb": -1.0}, "--perturb should be a finite number of at least 0"),
         ({"skip_above": 0.0}, "--skip-above should be a number above 0"),
         ({"skip_above": math.nan}, "--skip-above should be a number above 0"),

@@ -127,21 +127,15 @@ class DistillSettings(Settings):
     def __post_init__(self) -> None:
         """Check the types, and what one setting asks of another."""
         super().__post_init__()
-        start, first, end = self.min_start_epoch, self.first_max_start_epoch, self.max_start_epoch
-        if end is None:
-            below = f"below {DEFAULT_MAX_START_EPOCH}, or with a --max-start-epoch above it"
-            self.expect("min_start_epoch", start < DEFAULT_MAX_START_EPOCH, below)
-        else:
-            self.expect("max_start_epoch", end > start, f"above --min-start-epoch {start}")
-        growth = self.growth_iterations
-        if first is None:
-            without = "0 without --first-max-start-epoch, from which the window would grow"
-            self.expect("growth_iterations", growth == 0, without)
-        else:
-            fits = start < first and (end is None or first <= end)
-            between = f"above --min-start-epoch {start} and at most --max-start-epoch {end or ''}"
-            self.expect("first_max_start_epoch", fits, between.strip())
-            self.expect("growth_iterations", growth >= 1, "at least 1")
+        start, first = self.min_start_epoch, self.first_max_start_epoch
+        end = self.max_start_epoch or DEFAULT_MAX_START_EPOCH
+        self.expect("min_start_epoch", start < end, f"below --max-start-epoch {end}")
+        if first is not None:
+            window = f"above --min-start-epoch {start} and at most --max-start-epoch {end}"
+            self.expect("first_max_start_epoch", start < first <= end, window)
+        growth = "0 without --first-max-start-epoch, and at least 1 with it"
+        grows = self.growth_iterations > 0
+        self.expect("growth_iterations", grows == (first is not None), growth)
         if self.init_clusters is not None and self.init != "representative":
             raise UserError(
                 "--init-clusters is for --init representative alone; leave one of them out"

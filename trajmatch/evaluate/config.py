@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,9 @@ from trajmatch import files
 from trajmatch.errors import UserError
 from trajmatch.protocol import PROTOCOLS, Protocol
 from trajmatch.schema import PositiveInt, RunOptions, Settings
+
+#: What networks can be trained on, by their names in the result.
+SETS = ("distilled", "random_real", "k_center", "whole_real")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +79,8 @@ class EvalSettings(Settings):
     @property
     def training_sets(self) -> tuple[str, ...]:
         """Names of the sets to train on, as the result has them."""
-        asked = {
-            "distilled": True,
-            "random_real": self.random_baseline,
-            "k_center": self.k_center,
-            "whole_real": self.whole_real,
-        }
-        return tuple(name for name, wanted in asked.items() if wanted)
+        asked = (True, self.random_baseline, self.k_center, self.whole_real)
+        return tuple(itertools.compress(SETS, asked))
 
     @property
     def total_rounds(self) -> int:

@@ -17,7 +17,7 @@ from trajmatch.data.sources import SEARCH_VARIABLE, searched_folders
 from trajmatch.device import usable_device
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.evaluate.baselines import TrainingSets
-from trajmatch.evaluate.config import EvalConfig
+from trajmatch.evaluate.config import SETS, EvalConfig
 from trajmatch.evaluate.records import Records
 from trajmatch.evaluate.scores import Score
 from trajmatch.experts.store import Store
@@ -26,9 +26,6 @@ from trajmatch.progress import NoProgress, ProgressLike
 from trajmatch.random import derive_seed
 from trajmatch.schema import expect_config
 from trajmatch.training import Outcome, train_fresh
-
-#: What networks can be trained on, by their names in the result.
-SETS = ("distilled", "random_real", "k_center", "whole_real")
 
 
 def evaluate_artifact(
