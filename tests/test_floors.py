@@ -16,7 +16,7 @@ FLOORS = (
     "lock memory pictures progress random recording run_folder schema streams",
     "networks ops parallel protocol reference",
     "data inference training",
-    "artifact experts snapshots timelapse",
+    "artifact experts snapshots",
     "evaluate",
     "distill",
     "exchange recipes report",

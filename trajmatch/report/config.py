@@ -48,9 +48,8 @@ class ReportConfig(Settings):
         """Where the report goes."""
         if self.out is not None:
             return self.out
-        if self.run.is_dir():
-            return RunFolder(self.run).report
-        return files.beside(self.run, ".html")
+        folder = RunFolder(self.run)
+        return folder.report if self.run.is_dir() else files.beside(self.run, ".html")
 
     @property
     def summary(self) -> Path | None:

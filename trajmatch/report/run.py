@@ -85,7 +85,8 @@ def _log(path: Path, distilled: Artifact) -> History:
     last = found.iterations[-1] if found.iterations else None
     if last is None or end is None or last.iteration < end:
         return found
-    if last.iteration > end or (distilled.selection == "last" and last.step_size != distilled.lr):
+    differs = distilled.selection == "last" and last.step_size != distilled.lr
+    if last.iteration > end or differs:
         raise UserError(
             f"{path} is the log of another run: it ends with iteration {last.iteration} and step "
             f"size {last.step_size}, and the distilled set was made in {end} and has the step size "

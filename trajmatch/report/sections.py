@@ -54,19 +54,15 @@ def accuracy_chart(run: Run) -> Chart | None:
         x, y = [each.iteration for each in of], [each.mean for each in of]
         curves.append(Curve(f"distilled images ({split})", x, y, [each.std for each in of]))
     baselines = by_network(run.results.networks).get(str(run.artifact.network["name"]), {})
+    baselines.pop("distilled", None)
+    levels = {f"{TRAINED_ON[key]}: {each.mean:.1f}": each.mean for key, each in baselines.items()}
     first, last = evaluations[0], evaluations[-1]
-    return line_chart(
-        curves,
-        "accuracy %",
+    text = (
         f"Accuracy of fresh networks trained on the images of the moment: {first.mean:.1f} % at "
         f"iteration {first.iteration}, {last.mean:.1f} ± {last.std:.1f} % at iteration "
-        f"{last.iteration}, over {last.seeds} networks",
-        {
-            f"{TRAINED_ON[key]}: {each.mean:.1f}": each.mean
-            for key, each in baselines.items()
-            if key != "distilled"
-        },
+        f"{last.iteration}, over {last.seeds} networks"
     )
+    return line_chart(curves, "accuracy %", text, levels)
 
 
 def course_charts(told: Sequence[Iteration]) -> list[Chart]:
