@@ -15,8 +15,7 @@ from bench import facts
 from bench.memory import memory_of
 from bench.program import parser, program
 from bench.sizes import TINY, Size
-from bench.tables import memory_table
-from rich.console import Console
+from bench.tables import memory_lines
 
 from trajmatch import files
 
@@ -38,7 +37,8 @@ def main(argv: Sequence[str] | None) -> int:
         found = [memory_of(TINY, {"trajmatch": (1, 2)}, 80, given.device)]
     else:
         found = [memory_of(size, STEPS, size.steps, given.device) for size in SIZES]
-    Console().print(*map(memory_table, found))
+    for each in found:
+        print(*memory_lines(each), sep="\n")
     if given.out is not None:
         about = {"machine": facts.machine(given.device), "origin": facts.origin()}
         files.write_json(given.out, {**about, "rows": found})

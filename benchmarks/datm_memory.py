@@ -12,103 +12,71 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
+import bench  # noqa: F401  before torch, which reads its settings of OpenMP
 import torch
 from bench import facts
+from bench.problem import make_problem
+from bench.program import parser, program
+from bench.sizes import TINY, Size
 from bench.timing import seconds
 
-from trajmatch import files, networks, ops
-from trajmatch.cli.arguments import parse
+from trajmatch import files, ops
 from trajmatch.data.dsa import DSA
-from trajmatch.memory import keep_freed_memory, peak_bytes
-from trajmatch.random import generator
+from trajmatch.memory import peak_bytes
+from trajmatch.protocol import MTT_DSA
+
+SIZE = Size(128, 1000, 80, num_classes=100)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatmConfig:
-    """Run outer iterations of DATM's size and report the peak of memory."""
-
-    outer_iterations: int = 2
-    """Outer iterations to run."""
-    steps: int = 80
-    """N: student steps in each."""
-    batch: int = 1000
-    """Synthetic images, all of which are in each step."""
-    width: int = 128
-    """Channels of the ConvNet."""
-    classes: int = 100
-    """Classes."""
-    tape_bytes: int = 0
-    """Memory that activations may be kept in."""
-    dsa: str = "color_crop_cutout_flip_scale_rotate"
-    """Augmentation; none switches it off."""
-    limit_gb: float = 12.0
-    """What the peak is held against, in 10^9 bytes."""
-    device: str = "cpu"
-    """Where to run: cpu, cuda or cuda:N."""
-    out: Path | None = None
-    """A file for the record, besides printing it."""
-
-
-def run(config: DatmConfig) -> dict[str, Any]:
-    """Runs the iterations and returns the record."""
-    device = config.device
-    draws = generator(0, "bench", "datm")
-    model = networks.ConvNet(3, config.classes, 32, width=config.width)
-    networks.initialise(model, draws)
-    start = networks.flat_parameters(model).to(device)
-    target = start + 0.01 * torch.randn(start.shape, generator=draws).to(device)
-    images = torch.randn(config.batch, 3, 32, 32, generator=draws).to(device).requires_grad_()
-    logits = torch.randn(config.batch, config.classes, generator=draws).to(device)
+@program
+def main(argv: Sequence[str] | None) -> int:
+    """Run the iterations and print the record."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--outer-iterations", type=int, default=2)
+    arguments.add_argument("--tape-bytes", type=int, default=0, help="memory for activations")
+    arguments.add_argument("--limit-gb", type=float, default=12.0, help="in 10^9 bytes")
+    given = arguments.parse_args(argv)
+    problem = make_problem(TINY if given.quick else SIZE, given.device)
+    images, lr = problem.images.requires_grad_(), problem.lr.requires_grad_()
+    logits = torch.randn(len(images), problem.size.num_classes, device=given.device)
     logits.requires_grad_()
-    lr = torch.tensor(0.01, device=device, requires_grad=True)
     optimiser = torch.optim.SGD([images, logits, lr], lr=1e-3)
-    batches = torch.stack(
-        [torch.randperm(config.batch, generator=draws) for _ in range(config.steps)]
-    ).to(device)
     losses = []
 
     def outer_iteration() -> None:
         end = ops.unroll(
-            model.to(device),
-            start,
+            problem.model,
+            problem.start,
             images,
             logits,
             lr,
-            batches,
-            augment=None if config.dsa == "none" else DSA(config.dsa).replay(seed=len(losses)),
-            tape_bytes=config.tape_bytes,
+            problem.batches,
+            augment=DSA(MTT_DSA).replay(seed=len(losses)),
+            tape_bytes=given.tape_bytes,
         )
-        loss = ops.param_distance(end, target, start)
+        loss = ops.param_distance(end, problem.target, problem.start)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
 
-    taken = [seconds(outer_iteration, device) for _ in range(config.outer_iterations)]
-    peak = peak_bytes(device)
-    return {
-        "settings": {name: value for name, value in asdict(config).items() if name != "out"},
-        "machine": facts.machine(device),
+    taken = [seconds(outer_iteration, given.device) for _ in range(given.outer_iterations)]
+    peak = peak_bytes(given.device)
+    record = {
+        "size": problem.size.key,
+        "tape_bytes": given.tape_bytes,
+        "machine": facts.machine(given.device),
         "origin": facts.origin(),
         "losses": losses,
         "seconds": taken,
         "peak_bytes": peak,
-        "within_limit": peak <= config.limit_gb * 1e9,
+        "within_limit": peak <= given.limit_gb * 1e9,
     }
-
-
-def main() -> int:
-    """Runs the program; returns its exit status."""
-    config = parse(DatmConfig, sys.argv[1:], "benchmarks/datm_memory.py")
-    keep_freed_memory()
-    record = run(config)
-    print(json.dumps(record, indent=2, sort_keys=True))
-    if config.out is not None:
-        files.write_json(config.out, record)
+    print(json.dumps(record, indent=2))
+    if given.out is not None:
+        files.write_json(given.out, record)
     return 0 if record["within_limit"] else 1
 
 

@@ -56,13 +56,18 @@ def main(argv: Sequence[str] | None) -> int:
     path = given.out or Path(__file__).parent / "results" / f"outer_iteration_{kind}.json"
     settings = {"rounds": given.rounds, "seconds_per_variant": given.seconds_per_variant}
     record = run_grid(path, given.cells, given.device, given.budget, given.fresh, **settings)
-    cells = finished_cells(record)
-    console = Console(width=140)
+    show(record)
+    print(path)
+    return 0 if all(cell["agreement"]["agree"] for cell in record["cells"].values()) else 1
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print the tables of a record."""
+    cells, console = finished_cells(record), Console(width=140)
+    console.print(tables.outer_table(cells))
     lines = [*tables.notes(cells), *tables.ratio_lines(cells)]
-    console.print(tables.outer_table(cells), *lines, sep="\n")
-    console.print(*tables.rate_lines(record["rates"], cells), sep="\n")
-    console.print(tables.agreement_line(cells), str(path), sep="\n")
-    return 0 if all(cell["agreement"]["agree"] for cell in cells) else 1
+    lines += [*tables.rate_lines(record["rates"], cells), tables.agreement_line(cells)]
+    console.print(*lines, sep="\n")
 
 
 def run_grid(

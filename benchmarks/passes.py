@@ -10,41 +10,24 @@ forward (``gradient``) and in the adjoint (``gradient_jvp``).
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+import bench  # noqa: F401  before torch, which reads its settings of OpenMP
 import torch
 from bench import facts
 from bench.problem import make_problem
+from bench.program import parser, program
 from bench.rates import machine_rates
-from bench.sizes import Size, parse_size
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from bench.sizes import HEADLINE, TINY, Size, parse_size
+from doc_pages import table
 
 from trajmatch import files
 from trajmatch._extension import _C
-from trajmatch.cli.arguments import parse
-from trajmatch.memory import keep_freed_memory
 from trajmatch.networks import ConvNet
 from trajmatch.ops import param_distance, unroll
 
 WARM_UP = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class PassesConfig:
-    """Measure the passes of the CPU engine."""
-
-    size: str = "128,50,6"
-    """Outer iteration: width,batch,N."""
-    tape_bytes: int = 2**31
-    """Memory that activations may be kept in."""
-    iterations: int = 10
-    """Outer iterations to add up."""
-    out: Path | None = None
-    """JSON file for the record."""
 
 
 def product_flops(network: ConvNet, tape: bool) -> dict[str, tuple[int, int]]:
@@ -116,25 +99,25 @@ def measure(size: Size, tape_bytes: int, iterations: int) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Runs the program; returns its exit status."""
-    config = parse(PassesConfig, sys.argv[1:], "benchmarks/passes.py")
-    keep_freed_memory()
-    record = measure(parse_size(config.size), config.tape_bytes, config.iterations)
-    table = Table("pass.layer", box=box.SIMPLE_HEAD)
-    for column in ("forward", "floor", "adjoint", "floor"):
-        table.add_column(column, justify="right")
+@program
+def main(argv: Sequence[str] | None) -> int:
+    """Print the passes and write the record."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--size", type=parse_size, default=HEADLINE[-1], help="width,batch,N")
+    arguments.add_argument("--tape-bytes", type=int, default=2**31, help="for activations")
+    arguments.add_argument("--iterations", type=int, default=10, help="outer iterations to add up")
+    given = arguments.parse_args(argv)
+    size = TINY if given.quick else given.size
+    record = measure(size, given.tape_bytes, given.iterations)
+    rows = []
     for name, found in record["passes"].items():
-        forward, adjoint = (f"{each:.2f}" if each else "" for each in found["floor_ms"] or (0, 0))
-        table.add_row(
-            name, f"{found['forward_ms']:.2f}", forward, f"{found['adjoint_ms']:.2f}", adjoint
-        )
-    sums = [sum(p[key] for p in record["passes"].values()) for key in ("forward_ms", "adjoint_ms")]
-    table.add_row("sum", f"{sums[0]:.2f}", "", f"{sums[1]:.2f}", "")
-    Console(width=80).print(table)
-    if config.out is not None:
-        record |= {"size": config.size, "machine": facts.machine("cpu"), "origin": facts.origin()}
-        files.write_json(config.out, record)
+        floors = [f"{each:.2f}" if each else "" for each in found["floor_ms"] or (0, 0)]
+        times = [f"{found[key]:.2f}" for key in ("forward_ms", "adjoint_ms")]
+        rows.append([name, times[0], floors[0], times[1], floors[1]])
+    print(table(["pass.layer", "forward", "floor", "adjoint", "floor"], rows))
+    if given.out is not None:
+        record |= {"size": size.key, "machine": facts.machine("cpu"), "origin": facts.origin()}
+        files.write_json(given.out, record)
     return 0
 
 

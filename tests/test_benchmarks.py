@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import bench_expert
 import bench_memory
 import bench_networks
 import bench_ops
+import grid
 import machine
 import old_and_new
 import pytest
 import same_bytes
+from bench.outer import measure_cell
+from bench.sizes import Size
+from bench.variants import VARIANTS
+
+FAST = {name: VARIANTS[name] for name in ("trajmatch", "eager_unroll_nchw")}
 
 
+@pytest.mark.harness
 def test_the_machine_is_measured(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "machine_rates", lambda device: {})
+    def measured(sizes: list[Size], **_: object) -> Iterator[dict[str, Any]]:
+        yield from (measure_cell(size, rounds=1, variants=FAST) for size in sizes)
+
+    monkeypatch.setattr(grid, "measure_cells", measured)
+    monkeypatch.setattr(grid, "machine_rates", lambda device: {"copy_gbps": 1.0})
+    monkeypatch.setattr(grid, "memory_over_steps", lambda *_: {})
     monkeypatch.setattr(machine, "memory_of", lambda *_: {})
     monkeypatch.setattr(machine, "measure_expert", lambda width, **_: {"agree": True})
-    sizes = ["--sizes", "4,2,2", "--rounds", "1", "--seconds", "1", "--device", "cpu"]
-    assert machine.main([*sizes, "--json"]) == 0
+    assert machine.main(["--sizes", "4,2,2", "--device", "cpu", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["cells"][0]["rows"]["trajmatch"]["status"] == "measured"
-    assert record["cells"][0]["agreement"]["agree"]
+    assert record["cells"]["4,2,2"]["rows"]["trajmatch"]["status"] == "measured"
+    assert record["cells"]["4,2,2"]["agreement"]["agree"]
 
 
 def test_builds_that_differ_are_told_apart() -> None:
@@ -48,28 +61,6 @@ def test_a_program_runs_at_its_smallest_sizes(module: ModuleType, tmp_path: Path
     record = tmp_path / "record.json"
     assert module.main(["--quick", "--out", str(record)]) == 0
     assert json.loads(record.read_text())["rows"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--seconds", "nan"], "--seconds should be positive"),
-        (["--rounds", "0"], "--rounds should be at least 1"),
-        (["--device", "nowhere"], "--device should be auto, cpu, cuda or cuda:N, but is 'nowhere'"),
-    ],
-)
-def test_a_wrong_argument_is_a_message(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert machine.main(arguments) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_slow_baselines_take_part_where_there_is_time() -> None:
-    left_out = machine.within(10.0, 77)["leave_out"]
-    assert left_out.keys() == {"compiled_adjoint", "func_adjoint"}
-    assert all("--seconds more than 77" in reason for reason in left_out.values())
-    assert machine.within(100.0, 77)["leave_out"] == {}
 
 
 @pytest.mark.harness

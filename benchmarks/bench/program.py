@@ -12,7 +12,7 @@ from typing import Any
 from bench import facts
 from bench.timing import alternate, summary
 from trajmatch import files
-from trajmatch.errors import UserError, in_flags
+from trajmatch.errors import UserError
 from trajmatch.memory import keep_freed_memory
 
 Row = dict[str, Any]
@@ -25,10 +25,9 @@ def program(main: Callable[..., int]) -> Callable[..., int]:
     def run(argv: Sequence[str] | None = None, *more: object) -> int:
         keep_freed_memory()
         try:
-            with in_flags():
-                return main(argv, *more)
+            return main(argv, *more)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error.in_flags}", file=sys.stderr)
             return 2
 
     return run

@@ -86,31 +86,18 @@ def ratio_lines(cells: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def memory_table(memory: dict[str, Any]) -> Table:
-    """Peak memory by variant, from :func:`bench.memory.memory_over_steps`."""
-    size = memory["size"]
-    table = _table(
-        f"Peak memory of a process, width {size['width']}, batch {size['batch']}", "variant"
-    )
-    counts = sorted({n for each in memory["variants"].values() for n in each.get("steps", [])})
-    for count in counts:
-        table.add_column(f"N = {count}", justify="right")
-    table.add_column("each step", justify="right")
-    table.add_column(f"N = {memory['predicted_at']}, predicted", justify="right")
+def memory_lines(memory: dict[str, Any]) -> list[str]:
+    """Format :func:`bench.memory.memory_of`, a line for each variant."""
+    size, many = memory["size"], memory["predicted_at"]
+    lines = []
     for name, each in memory["variants"].items():
-        if "unavailable" in each:
-            table.add_row(name.replace("_", " "), *[""] * len(counts), "", "does not run")
-            continue
-        peaks = {
-            n: peak["peak_bytes"] for n, peak in zip(each["steps"], each["peaks"], strict=True)
-        }
-        table.add_row(
-            name.replace("_", " "),
-            *(f"{peaks[n] / 1e9:.2f} GB" if n in peaks else "" for n in counts),
-            f"{each['slope'] / 1e6:.1f} MB",
-            f"{each['predicted_bytes'] / 1e9:.2f} GB",
-        )
-    return table
+        found = "does not run"
+        if "unavailable" not in each:
+            peaks = zip(each["steps"], each["peaks"], strict=True)
+            found = ", ".join(f"{peak['peak_bytes'] / 1e9:.2f} GB at N = {n}" for n, peak in peaks)
+            found += f"; {each['predicted_bytes'] / 1e9:.2f} GB predicted at {many}"
+        lines.append(f"peak memory, {size['width']}, {size['batch']}, {name}: {found}")
+    return lines
 
 
 def rate_lines(rates: dict[str, Any], cells: Sequence[dict[str, Any]]) -> list[str]:
