@@ -85,6 +85,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     default = config.args_source is pytest.Config.ArgsSource.TESTPATHS and (
         config.option.markexpr == DEFAULT_MARKS
     )
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one of those processes
+        return
     if default and config.getoption("numprocesses", 0) is None and not config.option.usepdb:
         config.option.numprocesses = min(len(os.sched_getaffinity(0)), 8)
         config.option.dist = "worksteal"
