@@ -1,4 +1,4 @@
-"""Which synthetic images each student step sees."""
+"""Student batches: the synthetic images that each student step sees."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class DistillSettings(Settings):
     """Leave out the update where the gradient of the images is so many times as large as usual, the
     median of the last 100; None never does, as in the papers' programs."""
     gradient: Literal["exact", "tesla"] = "exact"
-    """How L is differentiated through the student's steps: exactly, or by the approximation of
+    """Derivative of L through the student's steps: exact, or the approximation of
     TESLA, which neglects how later steps depend on earlier ones."""
     lr_img: NonNegative = 100.0
     """Learning rate of the synthetic images (MTT: lr_img)."""
@@ -80,7 +80,7 @@ class DistillSettings(Settings):
     momentum_lr: Fraction = 0.5
     """SGD momentum of eta (MTT: 0.5, no flag)."""
     lr_param: Literal["exp", "raw"] = "exp"
-    """How eta is updated: exp stays positive, raw is the papers' plain SGD step."""
+    """Update of eta: exp stays positive, raw is the papers' plain SGD step."""
     batch_syn: PositiveInt | None = None
     """Synthetic images in one student step (MTT: batch_syn). Default: all of them."""
     images: str = "pixels"
@@ -96,7 +96,7 @@ class DistillSettings(Settings):
     """Labels: the class of each image, or logits that begin as the mean of the experts that are
     right and are then learned (DATM)."""
     label_experts: Literal["right", "first"] = "right"
-    """Whose logits soft labels begin with: the mean of the experts that are right, or those of
+    """Logits that soft labels begin with: the mean of the experts that are right, or those of
     expert 0 (DATM, for random real images)."""
     lr_label: NonNegative = 2.0
     """Learning rate of soft labels (DATM: lr_y); 0 keeps them as they begin."""
@@ -113,8 +113,8 @@ class DistillSettings(Settings):
     precise: bool = False
     """Do without the CPU engine's transforms that cost float32 accuracy; slower."""
     select: Literal["last", "holdout", "test-max"] = "last"
-    """Which iterate is the result: the last, the best on the store's holdout, or the best on the
-    test set (as the papers' tables have it; not an honest estimate)."""
+    """Iterate that becomes the result: the last, the best on the store's holdout, or the best on
+    the test set (as the papers' tables have it; not an honest estimate)."""
     eval_every: Count = 0
     """Evaluate every so many iterations (MTT: eval_it), and after the last; 0 never does."""
     eval_seeds: PositiveInt = 3
@@ -122,7 +122,7 @@ class DistillSettings(Settings):
     eval_epochs: PositiveInt = 1000
     """Epochs that each of them is trained (MTT: epoch_eval_train)."""
     eval_protocol: Literal["mtt", "datm", "ast"] = "mtt"
-    """How they are trained and tested, as `trajmatch eval --protocol` says it."""
+    """Protocol of their training and test, as in `trajmatch eval --protocol`."""
 
     def __post_init__(self) -> None:
         """Check the types, and what one setting asks of another."""
@@ -179,7 +179,7 @@ class DistillConfig(RunOptions, DistillSettings):
     out: Path
     """The artifact to write: images, labels, step size and all that is needed to use them."""
     data: str | None = None
-    """Where the real images are, if not where the store says."""
+    """Real images, if they are not where the store says."""
     init_from: Path | None = None
     """Artifact whose images and labels to start from, instead of --init."""
     checkpoint_every: PositiveInt = 100
@@ -187,8 +187,8 @@ class DistillConfig(RunOptions, DistillSettings):
     log: Path | None = None
     """Metrics of every iteration as JSON lines. Default: beside the artifact, ending in .jsonl."""
     snapshots: Count = 10
-    """How often to keep the images of the moment, for `trajmatch report` and `trajmatch show`, in a
-    file beside the artifact; 0 never does."""
+    """Number of times to keep the images of the moment, for `trajmatch report` and `trajmatch
+    show`, in a file beside the artifact; 0 never does."""
     tensorboard: Path | None = None
     """Folder to write the metrics to for TensorBoard as well."""
     wandb: str | None = None
@@ -210,9 +210,9 @@ class DistillConfig(RunOptions, DistillSettings):
     graph: bool = True
     """On a CUDA device, record the launches of an outer iteration once and replay them."""
     parallel: Literal["matches", "batch"] = "matches"
-    """What several processes (torchrun) divide among them: the K matches of an outer iteration, for
-    the same bytes as one process on the CPU; or every student batch, for those of one process up to
-    the order of sums."""
+    """Work that several processes (torchrun) divide among them: the K matches of an outer
+    iteration, for the same bytes as one process on the CPU; or every student batch, for the result
+    of one process up to the order of sums."""
     timeout: Positive = 600.0
     """Seconds that one of several processes waits for the others in an outer iteration before it
     gives up."""
@@ -241,15 +241,15 @@ class DistillConfig(RunOptions, DistillSettings):
 
     @property
     def checkpoint_path(self) -> Path:
-        """Where the state of an unfinished run is kept: beside the artifact."""
+        """File of the state of an unfinished run, beside the artifact."""
         return files.beside(self.out, ".checkpoint.safetensors")
 
     @property
     def log_path(self) -> Path:
-        """Where the metrics go."""
+        """File of the metrics."""
         return self.log if self.log is not None else files.beside(self.out, ".jsonl")
 
     @property
     def snapshots_path(self) -> Path:
-        """Where the images of several iterations are kept: beside the artifact."""
+        """File of the images at several iterations, beside the artifact."""
         return files.beside(self.out, ".snapshots.safetensors")

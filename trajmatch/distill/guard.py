@@ -1,4 +1,4 @@
-"""Refuses updates that are not finite or explode, and ends a run that makes nothing else."""
+"""The guard: updates that are not finite or explode are refused, and end a hopeless run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from trajmatch.distill.parameters import OuterParameter, of_images
 from trajmatch.distill.state import USUAL, State
 from trajmatch.errors import UserError
 
-#: So many refusals in a row end the run: by then it does not recover by itself.
+#: Refusals in a row that end the run: by then it does not recover by itself.
 MAX_REFUSALS = 10
 
-#: So many updates in a row left out for their loss end the run. A few are what the limit is for:
+#: Updates in a row left out for their loss that end the run. The limit is meant for a few of them:
 #: segments that no step size fits.
 MAX_SKIPS = 100
 
@@ -26,8 +26,8 @@ MAX_SKIPS = 100
 #: far as the expert did, and its gradient points nowhere. Below, a step size may still be learned.
 MOST_LOSS = 1e4
 
-#: So many times their own size, or that of images of variance 1, images change in no update that
-#: leads anywhere; nor does the step size become so many times larger or smaller.
+#: Largest useful change in one update: of the images relative to their own size, or to images of
+#: variance 1, and of the step size as a factor.
 MOST_CHANGE = 10.0
 
 #: Gradients that must have been there before one of them can be unusual.
@@ -44,7 +44,7 @@ class Fault:
     Attributes:
         cause: What went wrong, as a clause.
         remedy: What to do about it.
-        lasting: Whether many of them in a row show that the run does not recover.
+        lasting: True if many of them in a row show that the run does not recover.
     """
 
     cause: str
@@ -135,7 +135,7 @@ def find_spike(gradient: OuterGradient, state: State, limit: float) -> Fault | N
 
 
 def check_refusals(fault: Fault, state: State) -> None:
-    """Ends the run after too many refusals in a row.
+    """End the run after too many refusals in a row.
 
     Args:
         fault: Why the last update was refused.
@@ -153,7 +153,7 @@ def check_refusals(fault: Fault, state: State) -> None:
 
 
 def check_skips(limit: float, loss: float, state: State) -> None:
-    """Ends the run where the matching loss stays above the limit.
+    """End the run where the matching loss stays above the limit.
 
     Args:
         limit: The loss above which updates are left out.

@@ -1,4 +1,4 @@
-"""Takes snapshots of the images during a run, so that one can look at how they came about."""
+"""Snapshots of the images during a run, to look at how they came about."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VALUES = 2**20
 
 
 class ImageSnapshots:
-    """Writes snapshots beside the artifact; with ``--snapshots 0`` it does nothing.
+    """Write snapshots beside the artifact; with ``--snapshots 0`` it does nothing.
 
     A run that goes on drops those beyond its checkpoint first, because it takes them again: they
     are then the same as those of a run that was never interrupted. Nothing is kept in memory.
@@ -37,7 +37,7 @@ class ImageSnapshots:
     """
 
     def __init__(self, problem: Problem, state: State) -> None:
-        """Drops what is beyond the checkpoint, and takes the first; see the class."""
+        """Drop snapshots beyond the checkpoint, and take the first; see the class."""
         config = problem.config
         self._problem = problem
         self._path = config.snapshots_path
@@ -58,7 +58,7 @@ class ImageSnapshots:
         self.take_if_due(state)
 
     def take_if_due(self, state: State) -> None:
-        """Adds a snapshot of the images as they are, where one is due and there is none yet.
+        """Add a snapshot of the images as they are, where one is due and there is none yet.
 
         Args:
             state: The state after an iteration, before its checkpoint: no snapshot is lost then
@@ -76,7 +76,7 @@ class ImageSnapshots:
         self._last = state.iteration
 
     def _load(self) -> Snapshots | None:
-        """The snapshots in the file; None where it is missing or, with a warning, damaged."""
+        """Return the snapshots in the file; None if it is missing or, with a warning, damaged."""
         if not self._path.exists():
             return None
         try:
@@ -96,7 +96,7 @@ class ImageSnapshots:
 
 
 def due_iterations(count: int, iterations: int) -> frozenset[int]:
-    """The iterations at which snapshots are taken: closer together at first, where more changes.
+    """Return the iterations at which snapshots are taken: closer together where more changes.
 
     Args:
         count: Snapshots after the beginning; 0 takes none at all.
@@ -111,7 +111,7 @@ def due_iterations(count: int, iterations: int) -> frozenset[int]:
 
 
 def _some_of_each_class(images: Tensor, ipc: int) -> Tensor:
-    """Numbers of the images to keep: the first of each class. ``[n]``, int64."""
+    """Return the numbers of the images to keep, the first of each class. ``[n]``, int64."""
     num_classes, values = len(images) // ipc, images[0].numel()
     count = max(1, min(ipc, IMAGES_PER_CLASS, VALUES // (num_classes * values)))
     return torch.cat([torch.arange(count) + ipc * k for k in range(num_classes)])

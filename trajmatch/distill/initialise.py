@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def from_real(dataset: Dataset, ipc: int, generator: torch.Generator) -> SyntheticSet:
-    """Random real images of each class (MTT: ``pix_init=real``).
+    """Draw random real images of each class (MTT: ``pix_init=real``).
 
     Args:
         dataset: Where they are taken from: its training images.
@@ -43,7 +43,7 @@ def from_real(dataset: Dataset, ipc: int, generator: torch.Generator) -> Synthet
 def from_correct(
     dataset: Dataset, ipc: int, experts: FinalExperts, generator: torch.Generator
 ) -> SyntheticSet:
-    """Random real images that an expert is right about (DATM: ``samples_predicted_correctly``).
+    """Draw real images that an expert is right about (DATM: ``samples_predicted_correctly``).
 
     The images of a class are looked at in random order. Those that expert 0 gets right are taken
     first; where they are fewer than ``ipc``, those that expert 1 gets right as well, and so on.
@@ -89,7 +89,7 @@ def from_representatives(
     generator: torch.Generator,
     clusters: int | None = None,
 ) -> SyntheticSet:
-    """Real images that stand for the clusters of their class (AST, representative initialisation).
+    """Choose real images for the clusters of their class (AST, representative initialisation).
 
     The logits that one random expert gives the images of a class are clustered by k-means; of each
     cluster the images nearest to its centre are taken, the same number of each. No image is taken
@@ -155,7 +155,7 @@ def from_noise(dataset: Dataset, ipc: int, generator: torch.Generator) -> Synthe
 
 
 def from_artifact(source: Artifact, path: Path, dataset: Dataset, ipc: int) -> SyntheticSet:
-    """Images and labels of an earlier result.
+    """Return images and labels of an earlier result.
 
     Args:
         source: The earlier result.
@@ -186,7 +186,7 @@ def from_artifact(source: Artifact, path: Path, dataset: Dataset, ipc: int) -> S
 
 
 def _members(dataset: Dataset, ipc: int) -> list[Tensor]:
-    """The training images of each class, by number.
+    """Return the training images of each class, by number.
 
     Raises:
         UserError: A class has fewer than ``ipc``.
@@ -203,7 +203,7 @@ def _members(dataset: Dataset, ipc: int) -> list[Tensor]:
 
 
 def _real(dataset: Dataset, chosen: list[Tensor]) -> SyntheticSet:
-    """Training images by number, class by class, with their labels."""
+    """Return training images by number, class by class, with their labels."""
     rows = torch.cat(chosen)
     images = dataset.train_images[rows]
     return SyntheticSet(dataset.normalise(images), dataset.train_labels[rows].clone())

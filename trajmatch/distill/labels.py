@@ -1,4 +1,4 @@
-"""DATM's soft labels: what the experts that are right say of an image."""
+"""DATM's soft labels: the logits of the experts that are right about an image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trajmatch.experts.final import FinalExperts
 
 
 def soft_labels(images: Tensor, classes: Tensor, experts: FinalExperts) -> Tensor:
-    """The mean logits of those experts that classify an image correctly (DATM).
+    """Return the mean logits of those experts that classify an image correctly (DATM).
 
     An image that no expert is right about gets the mean over all of them.
 

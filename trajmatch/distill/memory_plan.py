@@ -1,4 +1,4 @@
-"""The memory plan: how an outer iteration is computed within the memory that there is.
+"""The memory plan of a run, which fits an outer iteration into the memory that there is.
 
 A plan changes memory and time and, but for rounding, not the result: how many activations are kept
 for the adjoint, and how many images go through the network at once. A short trial predicts the
@@ -231,7 +231,7 @@ def forecast(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> 
 
 
 def release(device: torch.device) -> None:
-    """Gives back memory that is kept for the next call."""
+    """Give back memory that is kept for the next call."""
     gc.collect()
     ops.release_workspace()
     if device.type == "cuda":
@@ -239,7 +239,7 @@ def release(device: torch.device) -> None:
 
 
 def check_parts(problem: Problem) -> None:
-    """Makes sure that batches may be parted, where the configuration parts them.
+    """Make sure that batches may be divided, where the configuration divides them.
 
     Raises:
         UserError: The network treats the images of a batch together.
@@ -254,14 +254,14 @@ def check_parts(problem: Problem) -> None:
 
 
 def _images_alone(problem: Problem) -> bool:
-    """Whether the network treats each image of a batch alone."""
+    """Return True if the network treats each image of a batch alone."""
     theta = problem.store.snapshot(0, problem.config.min_start_epoch).to(problem.device)
     images = problem.training.normalise(problem.training.train_images[:4]).to(problem.device)
     return treats_images_alone(problem.model, theta, images)
 
 
 def _kept_bytes(problem: Problem, plan: Plan, batches: Sequence[Tensor]) -> int:
-    """Bytes of activations kept for the adjoint: as many of the last steps as fit."""
+    """Return the bytes of activations kept for the adjoint: as many of the last steps as fit."""
     sizes = [len(batch) for batch in batches]
     if plan.micro_batch is not None and max(sizes) > plan.micro_batch:
         return 0  # the loop over the steps is Python then, which keeps none
@@ -272,7 +272,7 @@ def _kept_bytes(problem: Problem, plan: Plan, batches: Sequence[Tensor]) -> int:
 
 
 def _on_line(counts: Sequence[int], times: Sequence[float], steps: int) -> float:
-    """The time of so many steps on the line through the measurements; at least their share."""
+    """Return the time of a number of steps on the line through the measurements."""
     if len(counts) == 1:
         return times[0] * steps / counts[0]
     slope = (times[-1] - times[0]) / (counts[-1] - counts[0])

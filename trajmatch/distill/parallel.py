@@ -1,4 +1,4 @@
-"""What several processes of a run divide, exchange and compare.
+"""Work that the processes of a run divide, and numbers that they exchange and compare.
 
 All of them draw the same random numbers and apply the same update, so that each holds the state of
 the run. With ``--parallel matches`` match ``k`` of an outer iteration is that of process ``k mod
@@ -71,7 +71,7 @@ def check_division(problem: Problem, state: State, ranks: Ranks) -> None:
 
 @dataclass(frozen=True)
 class Division:
-    """How the tasks of an outer iteration are divided among processes.
+    """The division of an outer iteration's tasks among processes.
 
     Attributes:
         ranks: The processes of the run.

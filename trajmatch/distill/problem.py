@@ -47,7 +47,7 @@ DEFAULT_LR_INIT = 0.01
 
 @dataclass(frozen=True)
 class Problem:
-    """What a run works on; nothing of it changes during the run.
+    """All that a run works on; nothing of it changes during the run.
 
     Attributes:
         config: The configuration, with the default window filled in.
@@ -184,13 +184,10 @@ class Problem:
             return render(self.parametrisation, values)
 
     def artifact(self, state: State) -> Artifact:
-        """The result of a run: the best iterate where one was chosen, or else the last.
+        """Return the result of a run: the best iterate if one was chosen, or else the last.
 
         Args:
             state: The state after the last iteration.
-
-        Returns:
-            What the run writes.
         """
         recipe = self.identity
         seed = recipe.pop("seed")

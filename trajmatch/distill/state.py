@@ -20,7 +20,7 @@ Count = Annotated[int, Meta(ge=0)]
 
 @dataclass(frozen=True)
 class Best:
-    """What speaks for the best iterate, whose tensors are beside it.
+    """The iteration and the accuracy of the best iterate.
 
     Attributes:
         iteration: Outer iterations done.
@@ -59,7 +59,7 @@ class Progress:
 
 @dataclass(kw_only=True)
 class State(Progress):
-    """What a checkpoint keeps.
+    """The state of a run, which a checkpoint keeps.
 
     Attributes:
         parameters: Outer parameters by name: those of the images, labels, step size.
@@ -80,5 +80,5 @@ class State(Progress):
 
     @property
     def result(self) -> dict[str, Tensor]:
-        """The values that the run would give if it ended now, by name: averages where there are."""
+        """The values that the run would give if it ended now, by name; averages if any."""
         return {**values(self.parameters), **self.average}

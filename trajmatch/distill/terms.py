@@ -1,4 +1,4 @@
-"""The terms of the matching loss: what of a student is compared with what of an expert.
+"""The terms of the matching loss: comparisons of a student with an expert.
 
 The matching loss is the sum of the terms that a run names. A term is an object with two methods,
 :class:`Term`; ``package.module:NAME`` brings one of a user's own.
@@ -34,7 +34,7 @@ class Waypoint:
 
 @dataclass(frozen=True)
 class Course:
-    """What a term sees of one match.
+    """The part of a match that a term sees.
 
     Attributes:
         start: theta_0, where the student started; perturbed, where the run perturbs it. ``[P]``.
@@ -70,10 +70,10 @@ class Term(Protocol):
     """One summand of the matching loss."""
 
     def waypoints(self, steps: int, epochs: int) -> Sequence[Waypoint]:
-        """The points that the term looks at, of ``N`` student steps and ``M`` expert epochs."""
+        """Return the points that the term looks at, of ``N`` steps and ``M`` epochs."""
 
     def loss(self, course: Course) -> Tensor:
-        """Its share of the loss. ``[]``; differentiable in the student's parameters."""
+        """Return its share of the loss. ``[]``; differentiable in the student's parameters."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Final:
         return [Waypoint(steps, epochs)]
 
     def loss(self, course: Course) -> Tensor:
-        """The relative squared distance at the end."""
+        """Return the relative squared distance at the end."""
         return course.distance(Waypoint(course.steps, course.epochs))
 
 
@@ -113,7 +113,7 @@ class Intermediate:
         return [Waypoint(steps // epochs * epoch, epoch) for epoch in range(1, epochs)]
 
     def loss(self, course: Course) -> Tensor:
-        """The weighted sum of the distances; 0 for ``M = 1``, which has no epoch in between."""
+        """Return the weighted sum of the distances; 0 for ``M = 1``, with no epoch in between."""
         total = course.start.new_zeros(())
         for waypoint in self.waypoints(course.steps, course.epochs):
             weight = 1.0 if self.weighting == "equal" else waypoint.epoch / course.epochs

@@ -20,7 +20,7 @@ from trajmatch.importing import blamed, described, import_object
 
 @runtime_checkable
 class Parametrisation(Protocol):
-    """How images come of the tensors that are learned."""
+    """A way to make images of the tensors that are learned."""
 
     def initial(self, images: Tensor) -> Mapping[str, Tensor]:
         """Return the first value of each parameter, by name.

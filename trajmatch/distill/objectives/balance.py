@@ -6,7 +6,7 @@ import math
 
 
 def balance(start_epoch: int, max_start_epoch: int) -> float:
-    """The factor ``kappa(s)`` of the student's loss (AST, balanced inner-loop loss).
+    """Return the factor ``kappa(s)`` of the student's loss (AST, balanced inner-loop loss).
 
     With ``h = floor(S_max / 2)`` it is ``log_5(s - h + 8)`` for ``s >= h`` and
     ``1 / log_5(h - s + 8)`` below, so that students take smaller steps early in training and larger

@@ -111,7 +111,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Match:
-    """What one student trains along.
+    """The path that one student trains along.
 
     Attributes:
         start: Parameters that the student starts from: the expert's at the start epoch, perturbed

@@ -1,4 +1,4 @@
-"""The matching loss: how far the student ended from where the expert went."""
+"""The matching loss: the distance between the student's end and the expert's."""
 
 from __future__ import annotations
 

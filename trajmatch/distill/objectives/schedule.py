@@ -33,13 +33,13 @@ class StartEpochWindow:
     growth: int = 0
 
     def end(self, iteration: int) -> int:
-        """The end of the window in an outer iteration, counted from 0."""
+        """Return the end of the window in an outer iteration, counted from 0."""
         if self.first_end is None or iteration >= self.growth:
             return self.maximum
         return self.first_end + (self.maximum - self.first_end) * iteration // self.growth
 
     def draw(self, iteration: int, generator: torch.Generator) -> int:
-        """The start epoch of one match of an outer iteration, counted from 0."""
+        """Draw the start epoch of one match of an outer iteration, counted from 0."""
         return int(torch.randint(self.minimum, self.end(iteration), (), generator=generator))
 
     def check(self, snapshots_kept: Collection[int], epochs_after: Sequence[int]) -> None:
