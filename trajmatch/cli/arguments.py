@@ -104,8 +104,10 @@ def read(sections: Sequence[Section], argv: Sequence[str], prog: str) -> list[di
         allow_abbrev=False,
     )
     options = [option for section in sections for option in _add_options(parser, section)]
-    needed = [f"{each.shown} ..." for each in options if each.required]
-    parser.usage = " ".join([prog, *needed, "[OPTIONS]"])
+    needed = [each for each in options if each.required]
+    flags = [f"{each.shown} {each.field.upper()}" for each in needed if each.action.option_strings]
+    others = [each.shown for each in needed if not each.action.option_strings]
+    parser.usage = " ".join([prog, *others, *flags, "[OPTIONS]"])
     # The programs of the papers have underscores in their flags.
     tokens = [re.sub(r"^--[^=]+", lambda flag: flag[0].replace("_", "-"), each) for each in argv]
     try:
