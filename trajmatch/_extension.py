@@ -1,4 +1,4 @@
-"""Loads the compiled part of the package and, when that fails, says what to do.
+"""The compiled part of the package, or an error that says what to do when it does not load.
 
 Import this module before using ``torch.ops.trajmatch``. There is no slower path to fall back to:
 a package that silently became slow would be reported as slow.
@@ -29,7 +29,7 @@ _MARKER = b"trajmatch-build-facts"
 
 
 def _facts_in(library: Path) -> dict[str, Any]:
-    """Reads the facts of a build out of the file, without loading it."""
+    """Read the facts of a build out of the file, without loading it."""
     content = library.read_bytes()
     start = content.find(_MARKER + b"{")
     if start < 0:
@@ -40,7 +40,7 @@ def _facts_in(library: Path) -> dict[str, Any]:
 
 
 def _explain(error: ImportError) -> str:
-    """A message with what was built, what runs now, and the command that puts it right."""
+    """Say what was built, what runs now, and the command that puts it right."""
     folder = Path(__file__).parent
     built = [facts for path in sorted(folder.glob("_C.*so")) if (facts := _facts_in(path))]
     if built:
@@ -72,7 +72,7 @@ class Fault(NamedTuple):
 
 
 def build_info() -> dict[str, Any]:
-    """The facts of the build of the compiled part, with what was left out.
+    """Return the facts of the build of the compiled part, with what was left out.
 
     Returns:
         ``torch`` (the release it was compiled against), ``torch_interface`` (the oldest it runs
@@ -84,7 +84,7 @@ def build_info() -> dict[str, Any]:
 
 
 def missing_kernels() -> Fault | None:
-    """The reason why the build has no CUDA kernels; None where it has them."""
+    """Return the reason why the build has no CUDA kernels; None where it has them."""
     (part,) = [p for p in build_info()["left_out"] if p["what"] == "CUDA kernels"] or [None]
     if part is None:
         return None
@@ -98,7 +98,7 @@ def _refuse(*_: Any, **__: Any) -> NoReturn:
 
 
 def _refuse_cuda_tensors() -> torch.library.Library:
-    """Registers, for every operator on CUDA tensors, an error; it lasts as long as the result."""
+    """Register an error for every operator on CUDA tensors; it lasts as long as the result."""
     library = torch.library.Library("trajmatch", "IMPL", "CUDA")
     for name in torch._C._dispatch_get_all_op_names():
         if name.startswith("trajmatch::"):
@@ -107,7 +107,7 @@ def _refuse_cuda_tensors() -> torch.library.Library:
 
 
 def _warn_of_idle_gpu() -> None:
-    """Warns of a GPU that stays idle; not in each process of torchrun, nor in programs started."""
+    """Warn of a GPU that stays idle; not in each process of torchrun, nor in programs started."""
     first = os.environ.get("LOCAL_RANK", "0") == "0" and "TRAJMATCH_WARNED" not in os.environ
     if first and torch.cuda.device_count() > 0:
         os.environ["TRAJMATCH_WARNED"] = "1"

@@ -46,7 +46,7 @@ sys.exit(main(int(descriptor), module, name))
 
 
 class Failed(Exception):
-    """A child ended by an error that is not the user's; its traceback is on the error stream.
+    """The end of a child by an error that is not the user's; its traceback is on the error stream.
 
     Attributes:
         status: Its exit status; negative: the number of the signal that killed it.

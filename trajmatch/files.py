@@ -55,7 +55,7 @@ _DISK_ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
-    """Writes a file, or leaves what was there.
+    """Write a file, or leave what was there.
 
     Args:
         path: The file. Its folder must exist.
@@ -81,12 +81,12 @@ def write_bytes(path: PathLike, data: bytes) -> None:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Writes a text in UTF-8, or leaves what was there; see :func:`write_bytes`."""
+    """Write a text in UTF-8, or leave what was there; see :func:`write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: PathLike, obj: Any) -> None:
-    """Writes an object as JSON with sorted keys, so that equal objects give equal bytes.
+    """Write an object as JSON with sorted keys, so that equal objects give equal bytes.
 
     Args:
         path: The file. Its folder must exist.
@@ -99,7 +99,7 @@ def write_json(path: PathLike, obj: Any) -> None:
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Read a JSON object.
 
     Args:
         path: The file.
@@ -122,13 +122,13 @@ def save_tensors(
     *,
     allow_nonfinite: bool = False,
 ) -> None:
-    """Writes named tensors and a description of them. Equal content gives equal bytes.
+    """Write named tensors and a description of them. Equal content gives equal bytes.
 
     Args:
         path: The file. Its folder must exist.
         tensors: What to write, of any shape, dtype and device.
         metadata: What JSON can hold, without an entry :data:`CHECKSUM`.
-        allow_nonfinite: Whether floating-point tensors may hold NaN or infinity.
+        allow_nonfinite: True to write NaN and infinity too.
 
     Raises:
         UserError: A tensor holds NaN or infinity, or the file cannot be written.
@@ -151,7 +151,7 @@ def save_tensors(
 
 
 def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads all of a file that :func:`save_tensors` wrote, and checks it.
+    """Read all of a file that :func:`save_tensors` wrote, and check it.
 
     Args:
         path: The file.
@@ -172,7 +172,7 @@ def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_metadata(path: PathLike) -> dict[str, Any]:
-    """Reads the metadata of a file that :func:`save_tensors` wrote, and no tensor.
+    """Read the metadata of a file that :func:`save_tensors` wrote, and no tensor.
 
     Args:
         path: The file.
@@ -208,7 +208,7 @@ def json_checksum(content: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def open_tensors(path: PathLike) -> Iterator[safe_open]:
-    """Maps a file that :func:`save_tensors` wrote, to read only parts of it.
+    """Map a file that :func:`save_tensors` wrote, to read only parts of it.
 
     Args:
         path: The file.
@@ -232,18 +232,18 @@ def open_tensors(path: PathLike) -> Iterator[safe_open]:
 
 
 def beside(path: PathLike, ending: str) -> Path:
-    """The file beside an artifact that has its name and another ending.
+    """Name the file beside an artifact that has its name and another ending.
 
     Args:
         path: The artifact, whose name may end in ``.safetensors``.
-        ending: That of the other file, e.g. ``".jsonl"``.
+        ending: Ending of the other file, e.g. ``".jsonl"``.
     """
     path = Path(path)
     return path.with_name(path.name.removesuffix(".safetensors") + ending)
 
 
 def check_writable(folder: PathLike) -> None:
-    """Makes a folder, with its parents, and makes sure that files can be written in it.
+    """Make a folder, with its parents, and make sure that files can be written in it.
 
     Args:
         folder: The folder. It may exist.
@@ -279,7 +279,7 @@ def remove_leftovers(folder: PathLike) -> None:
 
 
 def temporary_beside(path: Path) -> Path:
-    """New hidden name in the folder of a path; :func:`remove_leftovers` knows it."""
+    """A new hidden name in the folder of a path; :func:`remove_leftovers` knows it."""
     return path.with_name(f".trajmatch-{secrets.token_hex(8)}.tmp")
 
 

@@ -29,7 +29,7 @@ _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop. Like ``KeyboardInterrupt``, it is no error that one catches.
+    """A request to stop the run. Like ``KeyboardInterrupt``, it is not an error to catch.
 
     Attributes:
         cause: What stopped it, e.g. ``"SIGTERM"``.
@@ -45,7 +45,7 @@ class Interrupted(BaseException):
 
 
 class _Watch:
-    """What is known of the wish to stop."""
+    """State of this process: when it began, its deadline, and a signal that is pending."""
 
     def __init__(self) -> None:
         self.began: float | None = None  # of the program that handles signals
@@ -54,7 +54,7 @@ class _Watch:
         self.held = False
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal; a second ctrl-C does not wait for what the first one waits for."""
+        """Handle a signal; a second ctrl-C does not wait for what the first one waits for."""
         if self.pending is not None:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -69,7 +69,7 @@ _watch = _Watch()
 
 @contextmanager
 def signals() -> Iterator[None]:
-    """Makes ctrl-C, SIGTERM and SIGHUP stop the program by :class:`Interrupted`.
+    """Make ctrl-C, SIGTERM and SIGHUP stop the program by :class:`Interrupted`.
 
     A signal that the program was started to ignore (``nohup``) is ignored as before. Outside of the
     main thread, which alone hears of signals, this does nothing.
@@ -93,7 +93,7 @@ def signals() -> Iterator[None]:
 
 @contextmanager
 def time_limit(text: str | None) -> Iterator[None]:
-    """Lets :func:`check` raise when a time is up.
+    """Let :func:`check` raise when a time is up.
 
     It is counted from when the program began to handle :func:`signals`, or else from here. Of
     several limits the earliest counts.
@@ -117,7 +117,7 @@ def time_limit(text: str | None) -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Makes signals wait for :func:`check`, so that what is under way is not left in the middle."""
+    """Make signals wait for :func:`check`, so that work under way is not left in the middle."""
     before, _watch.held = _watch.held, True
     try:
         yield
@@ -141,7 +141,7 @@ def released() -> Iterator[None]:
 
 
 def check() -> None:
-    """Stops here if the run was asked to.
+    """Stop here if the run was asked to.
 
     Raises:
         Interrupted: There was a signal, or the time is up.
@@ -152,7 +152,7 @@ def check() -> None:
 
 
 def wish() -> Interrupted | None:
-    """What :func:`check` would raise."""
+    """Return what :func:`check` would raise, or None."""
     left = remaining()
     if _watch.pending is None and left is not None and left <= 0:
         return Interrupted("--max-time", OUT_OF_TIME)
@@ -165,7 +165,7 @@ def remaining() -> float | None:
 
 
 def seconds(text: str) -> float:
-    """A duration such as ``90m``, ``1h30m``, ``2d`` or ``45s``.
+    """Convert a duration such as ``90m``, ``1h30m``, ``2d`` or ``45s``.
 
     Args:
         text: Numbers, each with its unit: d, h, m or s.

@@ -61,7 +61,7 @@ def held() -> list[int]:
 
 
 def _acquire(file: Path, path: Path) -> int | None:
-    """A descriptor of the locked file; None where the file system has no locks."""
+    """Return a descriptor of the locked file; None where the file system has no locks."""
     for tries_left in reversed(range(_TRIES)):
         try:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)

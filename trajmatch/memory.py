@@ -23,7 +23,7 @@ _LARGEST_BLOCK = 2**30
 
 
 def keep_freed_memory() -> None:
-    """Makes the C library keep large blocks for the next use, where it is glibc.
+    """Make the C library keep large blocks for the next use, where it is glibc.
 
     By default it gives blocks of 32 MiB and more back to the kernel and gets new ones, zeroed page
     by page when they are first touched. A training step frees and wants the same blocks again and
@@ -38,7 +38,7 @@ def keep_freed_memory() -> None:
 
 
 def available_memory() -> int:
-    """Bytes that a program can still get without swapping, within the limit of its container.
+    """Return the bytes still free without swapping, within the limit of the container.
 
     Returns:
         What the kernel estimates where it is Linux; elsewhere all memory of the machine.
@@ -77,13 +77,13 @@ def check_memory(what: str, needed: int, advice: str) -> None:
 
 
 def reset_peak(device: str | torch.device) -> bool:
-    """Forgets the peak of memory so far.
+    """Forget the peak of memory so far.
 
     Args:
-        device: Whose: of the process where it is the CPU, of PyTorch's allocator on a GPU.
+        device: The CPU for the process, a GPU for PyTorch's allocator there.
 
     Returns:
-        Whether the system allows that; without it :func:`peak_bytes` is of the whole life.
+        True where the system allows that; otherwise :func:`peak_bytes` is of the whole life.
     """
     import torch
 
@@ -98,7 +98,7 @@ def reset_peak(device: str | torch.device) -> bool:
 
 
 def peak_bytes(device: str | torch.device) -> int:
-    """The largest use of memory so far: of PyTorch's allocator on a GPU, else of this process."""
+    """Return the peak of memory so far: of PyTorch's allocator on a GPU, else of this process."""
     import torch
 
     if torch.device(device).type == "cuda":
@@ -108,7 +108,7 @@ def peak_bytes(device: str | torch.device) -> int:
 
 
 def used_bytes(device: str | torch.device) -> int:
-    """What :func:`peak_bytes` is the largest of, at this moment."""
+    """Return the memory in use now, whose peak :func:`peak_bytes` is."""
     import torch
 
     if torch.device(device).type == "cuda":
@@ -117,7 +117,7 @@ def used_bytes(device: str | torch.device) -> int:
 
 
 def free_bytes(device: str | torch.device) -> int:
-    """What a process can still get: :func:`available_memory`, or the free memory of a GPU."""
+    """Return the free memory: :func:`available_memory`, or that of a GPU."""
     import torch
 
     if torch.device(device).type == "cuda":
@@ -174,7 +174,7 @@ def device_memory() -> int:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Computes on one thread inside the block, so that sums have one order on every machine."""
+    """Compute on one thread inside the block, so that sums have one order on every machine."""
     import torch
 
     before = torch.get_num_threads()

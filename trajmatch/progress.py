@@ -1,4 +1,4 @@
-"""What long-running functions tell about how far they are.
+"""Progress of long-running functions.
 
 They call ``update`` of the object they are given; :mod:`trajmatch.cli.progress` shows it.
 """
@@ -11,10 +11,10 @@ from typing import Protocol
 
 
 class ProgressLike(Protocol):
-    """Somebody who wants to know."""
+    """A receiver of progress."""
 
     def update(self, done: int, **numbers: float) -> None:
-        """Hears how far the work is.
+        """Take how far the work is.
 
         Args:
             done: Units of work that are finished, those of earlier, interrupted runs included.
@@ -23,10 +23,10 @@ class ProgressLike(Protocol):
 
 
 class NoProgress:
-    """Nobody."""
+    """A receiver that ignores it."""
 
     def update(self, done: int, **numbers: float) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
 
 #: Opens a display of progress for one stage of several, given its units of work and its title.
@@ -34,7 +34,7 @@ Stages = Callable[[int, str], AbstractContextManager[ProgressLike]]
 
 
 def silent(total: int, title: str) -> AbstractContextManager[ProgressLike]:
-    """Stages that nobody wants to know of."""
+    """Stages without a display."""
     return nullcontext(NoProgress())
 
 

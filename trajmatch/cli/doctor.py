@@ -40,7 +40,7 @@ class DoctorConfig(Settings):
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the command; the status is 1 when the self-test or the network fails."""
+    """Run the command; the status is 1 when the self-test or the network fails."""
     config = parse(DoctorConfig, argv, "trajmatch doctor")
     with json_alone(config.json):
         if config.network is None:
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """Looks at this installation.
+    """Look at this installation.
 
     Returns:
         What JSON can hold: ``versions``, ``devices``, ``faults`` (name of a GPU to the reason why
@@ -90,7 +90,7 @@ def examine() -> dict[str, Any]:
 
 
 def operators() -> dict[str, list[str]]:
-    """The registered operators, each with the dispatch keys that it has a kernel for."""
+    """Return the registered operators, each with the dispatch keys that it has a kernel for."""
     import torch
 
     import trajmatch.ops  # noqa: F401 (registers them)
@@ -108,7 +108,7 @@ def operators() -> dict[str, list[str]]:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report of an installation for a reader."""
+    """Format the report of an installation for a reader."""
     build = report["build"]
     cuda = f"{build['cuda']} for {', '.join(build['architectures'])}" if build["cuda"] else "no"
     left_out = (
@@ -179,7 +179,7 @@ def examine_network(config: DoctorConfig) -> dict[str, Any]:
 
 
 def network_as_text(report: dict[str, Any]) -> str:
-    """The report of a network for a reader."""
+    """Format the report of a network for a reader."""
     spec = report["network"]
     options = ", ".join(f"{name} {value}" for name, value in spec.items() if name != "name")
     rows = [("layer", "type", "parameters", "runs by")]

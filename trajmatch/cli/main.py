@@ -203,7 +203,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def usage() -> str:
-    """The help of the program as a whole."""
+    """Return the help of the program as a whole."""
     commands = "\n".join(f"  {name:8} {command.help}" for name, command in COMMANDS.items())
     return f"""usage: trajmatch COMMAND [ARGUMENTS]
 
