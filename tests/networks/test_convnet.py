@@ -9,21 +9,7 @@ import torch
 from torch import nn
 
 from trajmatch import networks
-from trajmatch.block import NORMS, POOLINGS
 from trajmatch.networks import ConvNet
-
-
-@pytest.mark.parametrize(
-    ("arguments", "parameters"),
-    [
-        ((3, 10, 32), 320_010),  # CIFAR-10, depth 3
-        ((3, 100, 32), 504_420),  # CIFAR-100
-        ((3, 200, 64, 128, 4), 857_160),  # Tiny ImageNet, depth 4
-        ((3, 10, 128, 128, 5), 615_690),  # ImageNet subsets, depth 5
-    ],
-)
-def test_parameter_counts_of_the_papers(arguments: tuple[int, ...], parameters: int) -> None:
-    assert networks.num_parameters(ConvNet(*arguments)) == parameters
 
 
 def test_28_pixels_become_32() -> None:
@@ -31,18 +17,6 @@ def test_28_pixels_become_32() -> None:
     model = ConvNet(1, 10, 28, width=8)
     assert model.classifier.in_features == 8 * 16
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_spec_builds_the_same_network(norm: str, pooling: str) -> None:
-    model = ConvNet(3, 5, 9, 8, 2, norm, "leaky_relu", pooling)
-    twin = networks.build(model.spec())
-    assert isinstance(twin, ConvNet)
-    assert networks.engine_description(twin) == networks.engine_description(model)
-    networks.load_flat_parameters(twin, networks.flat_parameters(model))
-    images = torch.randn(2, 3, 9, 9)
-    assert torch.equal(twin(images), model(images))
 
 
 def test_flat_parameters_follow_the_order_of_parameters() -> None:

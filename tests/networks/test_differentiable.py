@@ -104,14 +104,11 @@ def test_what_is_twice_differentiable_passes(layer: nn.Module) -> None:
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("text", "times"), [("alexnet:width=32", 3), ("vgg11:width=16", 1), ("resnet18:width=8", 1)]
-)
-def test_millions_of_kinks_are_no_obstacle(text: str, times: int) -> None:
+@pytest.mark.parametrize("text", ["alexnet:width=32", "vgg11:width=16", "resnet18:width=8"])
+def test_millions_of_kinks_are_no_obstacle(text: str) -> None:
     # Small numbers, equal numbers in a pooling window, and inputs of a ReLU that change sign.
-    for _ in range(times):
-        model = networks.build(networks.specify(text, 3, 10, 32))
-        assert not any(layer.obstacle for layer in networks.examine(model, (3, 32, 32)))
+    model = networks.build(networks.specify(text, 3, 10, 32))
+    assert not any(layer.obstacle for layer in networks.examine(model, (3, 32, 32)))
 
 
 def test_randomness_is_named() -> None:
@@ -200,8 +197,8 @@ def test_what_is_only_tested_need_not_be_twice_differentiable(functions: ModuleT
 
 
 def test_a_network_of_torchvision() -> None:
-    model = networks.build_student(networks.specify("torchvision:squeezenet1_1", 1, 3, 64))
-    assert model(torch.zeros(2, 1, 64, 64)).shape == (2, 3)
+    model = networks.build_student(networks.specify("torchvision:squeezenet1_1", 1, 3, 32))
+    assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
     assert model.module.features[0].in_channels == 1
     with pytest.warns(
         UserWarning, match=r"squeezenet1_1 .* without its layers classifier\.0 \(Dro"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from trajmatch import networks
+from trajmatch.block import POOLINGS
 from trajmatch.networks.layers import ALL_NORMS
 
 #: Narrow enough to be quick; the widths of the papers are tested without running the networks.
@@ -87,11 +88,21 @@ def test_every_norm(text: str, norm: str) -> None:
     assert (networks.num_buffers(model) > 0) == (norm == "batch")
 
 
-@pytest.mark.parametrize("text", ["resnet18_ap:layer,width=4", "alexnet:width=4", "lenet"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "resnet18_ap:layer,width=4",
+        "alexnet:width=4",
+        "lenet",
+        *(f"convnet:{norm},width=4,depth=2" for norm in ALL_NORMS),
+        *(f"convnet:width=4,activation=leaky_relu,pooling={pooling}" for pooling in POOLINGS),
+    ],
+)
 def test_spec_builds_the_same_network(text: str) -> None:
-    model = networks.build(networks.specify(text, 1, 5, 28))
-    twin = networks.build(model.spec())
-    assert twin.spec() == model.spec()
+    model = networks.build(networks.specify(text, 1, 5, 28)).eval()
+    twin = networks.build(model.spec()).eval()
+    assert type(twin) is type(model) and twin.spec() == model.spec()
+    assert networks.engine_description(twin) == networks.engine_description(model)
     networks.load_flat_parameters(twin, networks.flat_parameters(model))
     images = torch.randn(2, 1, 28, 28)
     assert torch.equal(twin(images), model(images))

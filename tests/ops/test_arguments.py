@@ -94,6 +94,7 @@ def test_lists_of_logits_have_the_dtype_of_the_images(model: nn.Module) -> None:
          {"images": torch.randn(6, 3, 8, 8).double()}),
         (ValueError, "images to hold at least one image", {"images": torch.randn(0, 3, 8, 8)}),
         (ValueError, r"steps to lie in 1..2, but got 0", {"steps": [0]}),
+        (ValueError, r"steps to lie in 1..2, but got 3", {"steps": [3]}),
     ],
 )  # fmt: skip
 def test_both_paths_refuse_alike(

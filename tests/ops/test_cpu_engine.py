@@ -107,8 +107,9 @@ def engine_errors(
     return errors([gradient, jvp.grad_theta, jvp.grad_images], exact)
 
 
-@pytest.mark.parametrize("width", [24, 32, 64, 100])
-@pytest.mark.parametrize("channels", [1, 3, 6])
+@pytest.mark.parametrize(
+    ("width", "channels"), [(24, 6), (32, 1), (32, 3), (64, 3), (64, 6), (100, 1), (100, 3)]
+)
 def test_float32_is_close_to_float64_at_sizes_of_use(width: int, channels: int) -> None:
     # Sigmoids, which have no side to fall on: what is compared is rounding alone.
     model = ConvNet(channels, 10, 32, width, activation="sigmoid")

@@ -90,15 +90,22 @@ def compare(
 def test_every_convnet_is_exact(
     device: torch.device, assert_close_as_vectors: Check, norm: str, activation: str, pooling: str
 ) -> None:
-    # Odd and even sizes, 1 and 3 channels, depth 1 to 4; unequal batches with repeated images.
+    # Odd and even sizes, 1 and 3 channels, depth 1 to 3; unequal batches with repeated images.
     batches = [torch.tensor(each, device=device) for each in ([0, 1, 2, 3], [4, 5, 0], [1, 1, 5])]
     for channels, size, depth, soft in ((1, 7, 1, False), (3, 8, 2, True), (1, 9, 3, True)):
         model = ConvNet(channels, 4, size, 4, depth, norm, activation, pooling)
         leaves = set_of(model, channels, size, soft, device)
         compare(model, leaves, batches, assert_close_as_vectors, momentum=0.5, loss_scale=1.3)
-    model = ConvNet(3, 4, 16, 4, 4, norm, activation, pooling)
+
+
+@pytest.mark.parametrize(("norm", "pooling"), list(itertools.product(NORMS, POOLINGS)))
+def test_four_blocks(
+    device: torch.device, assert_close_as_vectors: Check, norm: str, pooling: str
+) -> None:
+    model = ConvNet(3, 4, 16, 4, 4, norm, "relu", pooling)
     leaves = set_of(model, 3, 16, False, device)
-    compare(model, leaves, batches[:2], assert_close_as_vectors)
+    batches = [torch.tensor(each, device=device) for each in ([0, 1, 2, 3], [4, 5, 0])]
+    compare(model, leaves, batches, assert_close_as_vectors)
 
 
 def test_28_pixel_images_are_padded_to_32(
@@ -327,9 +334,8 @@ def test_errors_say_what_came(device: torch.device, augment: Any) -> None:
         with pytest.raises(kind, match=match):
             ops.unroll(model, **{**leaves, "batches": batches, "augment": augment, **changes})
 
-    theta, labels = leaves["theta0"], leaves["labels"]
-    raises(ValueError, r"expected theta0 to have shape .*, but got \[2\]", theta0=theta[:2])
-    raises(TypeError, "expected batches to be int64", batches=batches.int())
+    message = r"expected theta0 to have shape .*, but got \[2\]"
+    raises(ValueError, message, theta0=leaves["theta0"][:2])
     for shift, wrong in ((3, 6), (-1, -1)):
         if device.type == "cpu":
             told = rf"expected batches to hold indices in \[0, 6\), but got {wrong}"
@@ -338,10 +344,7 @@ def test_errors_say_what_came(device: torch.device, augment: Any) -> None:
             assert ops.unroll(model, **leaves, batches=batches + shift).isnan().any()
     raises(ValueError, "expected batches to have 2 dimensions", batches=batches[0])
     raises(ValueError, "expected every batch to have 1 dimension", batches=[batches])
-    raises(ValueError, "expected batches to hold at least one step", batches=[])
-    raises(ValueError, "expected steps to lie in 1..2, but got 3", steps=[3])
     raises(ValueError, "expected steps to name at least one", steps=[])
-    raises(ValueError, "expected labels to ", labels=labels[:5])
     raises(ValueError, r"expected lr to have shape \[\], but got \[1\]", lr=leaves["lr"][None])
     raises(ValueError, "expected tape_bytes to be at least 0, but got -1", tape_bytes=-1)
 
