@@ -130,7 +130,7 @@ def test_what_is_optional_cannot_undo_a_run(
     arguments = ["run", "--recipe", recipe, "--data", data, "--out", str(out)]
     with monkeypatch.context() as patch:
         patch.setattr(pictures, "grid", broken)
-        patch.setattr("trajmatch.report.sections.facts", broken)
+        patch.setattr("trajmatch.report.sections.score_tables", broken)
         with pytest.warns(UserWarning) as told:
             assert main(arguments) == 0
     names = ("initial.png", "distilled.png", "report.html")
