@@ -57,7 +57,7 @@ def as_far_as_read(expert: ExpertConfig, distill: DistillConfig) -> ExpertConfig
 
     Args:
         expert: The whole course.
-        distill: What reads the experts.
+        distill: The distillation that reads the experts.
     """
     last = distill.last_epoch_read(kept_epochs(expert.keep, expert.epochs))
     return replace(expert, until_epoch=min(last, expert.epochs))
@@ -74,7 +74,7 @@ def run_pipeline(
     report. Where one of these cannot be made, a warning names it and the run ends well.
 
     Args:
-        pipeline: What to do, and in which folder. With ``resume`` in the first two stages it goes
+        pipeline: The stages and their folder. With ``resume`` in the first two stages it goes
             on where it was interrupted.
         stages: Shows the progress of each stage.
         before_distillation: Called when the experts are there, e.g. to say how healthy they are.

@@ -1,4 +1,4 @@
-"""How networks are trained on a small set of images, as hyper-parameters; importing costs no torch.
+"""Hyper-parameters for training networks on a small set of images; importing costs no torch.
 
 A protocol is a fresh network, SGD with the learned step size, momentum and weight decay, DSA on,
 and a step size that drops once, when the momentum starts anew. The loop runs one epoch more than
@@ -33,7 +33,7 @@ class Protocol(Settings):
         test_every: Rounds from one test to the next, the first after index 0; 0 tests once, after
             the last.
         steps: SGD steps to train for, whatever the number of images, in place of ``epochs``.
-        name: What the protocol is called in tables and files.
+        name: Name of the protocol in tables and files.
     """
 
     lr: float = 0.01
@@ -60,7 +60,7 @@ class Protocol(Settings):
 
     @property
     def num_rounds(self) -> int:
-        """What the schedule counts: epochs or, with ``steps``, single steps."""
+        """Rounds of the schedule: epochs or, with ``steps``, single steps."""
         return self.num_epochs if self.steps is None else self.steps
 
     @property
@@ -70,18 +70,18 @@ class Protocol(Settings):
 
     @property
     def test_interval(self) -> int:
-        """Rounds from one test to the next; of ``steps`` so many that there are as many tests."""
+        """Rounds from one test to the next; with ``steps`` chosen for the same number of tests."""
         if self.steps is None or self.test_every == 0:
             return self.test_every
         return max(1, round(self.steps * self.test_every / self.num_epochs))
 
     def tests_after(self, index: int) -> bool:
-        """Whether the network is tested after the round of this index."""
+        """True if the network is tested after the round of this index."""
         last = index == self.num_rounds - 1
         return last or (self.test_interval > 0 and index % self.test_interval == 0)
 
     def describe(self) -> dict[str, Any]:
-        """All that a reader of a score needs to train in the same way, as JSON can hold it."""
+        """Return all that a reader of a score needs to train in the same way, as JSON holds it."""
         described = asdict(self)
         if self.steps is None:
             described |= {"num_epochs": self.num_epochs, "drop_epoch": self.drop_epoch}

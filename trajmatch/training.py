@@ -22,13 +22,13 @@ _Batches = Iterator[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the tests of one trained network found.
+    """Results of the tests of one trained network.
 
     Attributes:
         accuracy: After the last round, in percent; that of a network that diverged is 0.
         max_accuracy: The highest of all tests, chosen on the images that it is measured on; None
             where the protocol tests once.
-        diverged: Whether parameters or running statistics were not finite after the last round.
+        diverged: True if parameters or running statistics were not finite after the last round.
     """
 
     accuracy: float
@@ -105,14 +105,14 @@ def train_fresh(
     device: str | torch.device = "cpu",
     on_epoch: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Train a fresh network on a set of images and tests it on others.
+    """Train a fresh network on a set of images and test it on others.
 
     Args:
         images: As the network sees them (normalised). ``[n, C, H, W]``, float32.
         labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
         network_spec: The network, as :func:`trajmatch.networks.build` takes it.
         protocol: How to train, and when to test.
-        test_images: Normalised likewise. ``[N, C, H, W]``, float32.
+        test_images: Normalised by the same statistics. ``[N, C, H, W]``, float32.
         test_labels: Class indices ``[N]``, int64.
         seed: Seed of initialisation, batch order, augmentation and dropout.
         device: Where to train.

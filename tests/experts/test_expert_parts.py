@@ -17,9 +17,9 @@ from trajmatch.data import DSA, Dataset, load_dataset
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train_experts
 from trajmatch.experts.config import kept_epochs
+from trajmatch.experts.epoch import learning_rate, loss_scale
 from trajmatch.experts.optimiser import Adam, Sgd
 from trajmatch.experts.penalty import GradientPenalty
-from trajmatch.experts.schedule import learning_rate, loss_scale
 from trajmatch.experts.sharpness import Gsam
 from trajmatch.random import generator
 

@@ -146,7 +146,7 @@ def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> P
     """The configurations of the stages.
 
     Args:
-        config: What they share.
+        config: Settings that the stages share.
         stages: The other fields of ``expert``, ``distill`` and ``evaluate``.
     """
     from trajmatch.pipeline import Pipeline, as_far_as_read

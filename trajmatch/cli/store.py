@@ -69,7 +69,7 @@ class MergeConfig:
     """The new store: a folder that does not exist."""
 
     def __post_init__(self) -> None:
-        """Checks that there is something to merge.
+        """Check that there is something to merge.
 
         Raises:
             UserError: There is one store only.

@@ -88,7 +88,7 @@ class TrainingSets:
 
 
 def random_subset(labels: Tensor, images_per_class: int, draw: torch.Generator) -> Tensor:
-    """Draws the same number of images from every class, without repetition.
+    """Draw the same number of images from every class, without repetition.
 
     Args:
         labels: Class indices ``[N]``, int64.
@@ -104,14 +104,14 @@ def random_subset(labels: Tensor, images_per_class: int, draw: torch.Generator) 
 
 
 def k_center(features: Tensor, labels: Tensor, images_per_class: int) -> Tensor:
-    """Chooses the same number of images from every class by greedy k-center.
+    """Choose the same number of images from every class by greedy k-center.
 
     In each class the image nearest to the mean is taken first, then again and again the one that
     is farthest from those taken (Gonzalez 1985): no image is then more than twice as far from the
     nearest of them as with the best choice. Distances are Euclidean; of equals the first is taken.
 
     Args:
-        features: What distances are measured in, one row for each image. ``[N, F]``, floating
+        features: Coordinates for the distances, one row for each image. ``[N, F]``, floating
             point.
         labels: Class indices ``[N]``, int64.
         images_per_class: How many of each; all of a class that has fewer.
@@ -139,5 +139,5 @@ def _farthest_points(points: Tensor, count: int) -> Tensor:
 
 
 def _squared_distances(points: Tensor, centre: Tensor) -> Tensor:
-    """Of every row from one, as a sum of squares: exactly 0 between equals. ``[n]``."""
+    """Return the squared distance of every row from one; exactly 0 between equals. ``[n]``."""
     return (points - centre).square_().sum(dim=1)

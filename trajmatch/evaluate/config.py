@@ -27,13 +27,13 @@ class EvalSettings(Settings):
     """Networks to train (MTT: num_eval)."""
     protocol: Literal["mtt", "datm", "ast"] = "mtt"
     """How each network is trained and tested: as in the code of MTT, DATM or AST. The score is the
-    last test in all of them; the maximum over the tests of AST is told beside it."""
+    last test in all of them; the maximum over the tests of AST is reported beside it."""
     epochs: PositiveInt | None = None
     """Epochs of each network (MTT: epoch_eval_train; the loop runs one more). Default: the
     protocol's, 1000 in all of them."""
     equal_steps: PositiveInt | None = None
-    """Train every network for so many SGD steps, on whatever number of images, instead of so many
-    epochs."""
+    """Train every network for this number of SGD steps, whatever the number of images, instead of
+    --epochs."""
     batch_size: PositiveInt | None = None
     """Images per SGD step (MTT: batch_train). Default: the protocol's."""
     random_baseline: bool = True

@@ -44,7 +44,7 @@ def evaluate_artifact(
     On the CPU one seed gives the same result every time, on the same number of threads.
 
     Args:
-        config: What to evaluate, and how.
+        config: The distilled set and the protocol.
         progress: Updated with the epochs (steps with ``equal_steps``) of all networks done.
         on_stop: Called with the result of the networks that are finished, if there are any, where
             the evaluation is stopped. It has ``unfinished``: how many are ``done`` ``of`` all.
@@ -105,7 +105,7 @@ class _Evaluation:
     """Networks to train, and the outcomes of those that are finished.
 
     Args:
-        config: What to evaluate, and how.
+        config: The distilled set and the protocol.
         progress: Updated with the rounds of all networks that are done.
 
     Raises:

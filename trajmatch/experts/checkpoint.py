@@ -58,8 +58,8 @@ class Training(NamedTuple):
 
     Attributes:
         expert: Its number.
-        state: What its steps change.
-        recorder: What is kept of it.
+        state: The tensors that its steps change.
+        recorder: Its snapshots and health.
         total: Loss of the epoch up to now, summed over images. ``[]``, float64.
     """
 

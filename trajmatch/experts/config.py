@@ -55,7 +55,7 @@ class TrainingSettings(Settings):
     """lambda: weight of the penalty on the logits' gradient in the images (AST: 2); 0 does
     without."""
     penalty_norm: Literal["pixel", "image"] = "pixel"
-    """What the penalty takes norms of: each pixel's channels (AST's code), or each image."""
+    """Norms of the penalty: over each pixel's channels (AST's code), or over each image."""
     dsa: str = "color_crop_cutout_flip_scale_rotate"
     """A: groups of the augmentation (MTT: dsa_strategy), joined by underscores; none switches it
     off."""
@@ -127,8 +127,8 @@ class ExpertConfig(RunOptions, ExpertSettings):
     """Data set, e.g. cifar10:ROOT or imagefolder:PATH?size=64; without it the shipped
     fashion-mnist-mini."""
     until_epoch: PositiveInt | None = None
-    """Train the first so many of the --epochs alone, as far as a distillation reads them; --resume
-    with more, or without this flag, goes on from there. Default: all."""
+    """Train only the first N of the --epochs, as far as a distillation reads them; --resume with a
+    larger N, or without this flag, goes on from there. Default: all."""
     resume: bool = False
     """Train only the experts that an existing store lacks."""
     checkpoint_seconds: Annotated[float, Meta(ge=0)] = 60.0
@@ -172,13 +172,13 @@ def kept_epochs(keep: str, epochs: int) -> list[int]:
 
 
 def numbers_of(text: str, most: int, flag: str, what: str) -> set[int]:
-    """The numbers that a text such as ``"0-22,30"`` lists.
+    """Read the numbers that a text such as ``"0-22,30"`` lists.
 
     Args:
         text: Numbers and spans.
         most: The largest number that there is.
         flag: Name of the flag, for messages.
-        what: What has these numbers: ``"epochs"`` or ``"experts"``.
+        what: Plural noun of the numbered things: ``"epochs"`` or ``"experts"``.
 
     Raises:
         UserError: The text is no such list, or a number is beyond the largest.

@@ -1,4 +1,4 @@
-"""What the experts of a group see in an epoch: the order of the images and their augmentation."""
+"""Epochs of a group of experts: order and augmentation of the images, and the schedules."""
 
 from __future__ import annotations
 
@@ -9,18 +9,51 @@ import torch
 from torch import Tensor
 
 from trajmatch.data.dsa import DSA
-from trajmatch.experts.schedule import learning_rate, loss_scale
 from trajmatch.experts.step import Batch
 from trajmatch.ops.dsa_parameters import COLUMNS
 from trajmatch.random import generator
+
+
+def decay_epoch(epochs: int) -> int:
+    """Return the index of the epoch after which the rate drops: ``epochs // 2 + 1`` (MTT, AST)."""
+    return epochs // 2 + 1
+
+
+def learning_rate(recipe: dict[str, Any], index: int) -> float:
+    """Return the learning rate in an epoch.
+
+    Args:
+        recipe: ``recipe`` of the store's manifest: ``lr``, ``lr_decay`` and ``epochs``.
+        index: Index of the epoch, from 0.
+
+    Returns:
+        ``lr``, times ``lr_decay`` in the epochs after :func:`decay_epoch`.
+    """
+    decayed = index > decay_epoch(recipe["epochs"])
+    return float(recipe["lr"] * recipe["lr_decay"] if decayed else recipe["lr"])
+
+
+def loss_scale(recipe: dict[str, Any], index: int) -> float:
+    """Return the factor of the cross-entropy in an epoch (AST, "clipping loss": no clipping).
+
+    Args:
+        recipe: ``recipe`` of the store's manifest: ``loss_scale``, ``"constant"`` or ``"rising"``.
+        index: Index ``e`` of the epoch, from 0.
+
+    Returns:
+        1; for ``"rising"`` ``0.5 + 0.05 e`` in the first ten epochs.
+    """
+    if recipe["loss_scale"] == "constant" or index >= 10:
+        return 1.0
+    return 0.5 + 0.05 * index
 
 
 class Epoch(NamedTuple):
     """An epoch of several experts, cut up into batches of the same sizes.
 
     Attributes:
-        indices: The images in the order in which each expert sees them. ``[experts, n]``, int64.
-        dsa: How they are augmented. ``[experts, n, 5]``, float64; ``[experts, n, 0]`` without.
+        indices: Numbers of the images in the order of each expert. ``[experts, n]``, int64.
+        dsa: Their augmentation. ``[experts, n, 5]``, float64; ``[experts, n, 0]`` without.
         lr: Learning rate of each step. ``[experts, steps]``, float32.
         loss_scale: Factor of the loss in each step. ``[experts, steps]``, float32.
     """
@@ -31,11 +64,11 @@ class Epoch(NamedTuple):
     loss_scale: Tensor
 
     def to(self, device: str | torch.device) -> Epoch:
-        """The epoch on a device, moved at once: every move makes the host wait."""
+        """Move the epoch to a device, at once: every move makes the host wait."""
         return Epoch(*(each.to(device) for each in self))
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """The batches of every step, those of all experts stacked; the last may be smaller.
+        """Yield the batches of every step, those of all experts stacked; the last may be smaller.
 
         Args:
             size: Images in a batch; at most all are taken.
@@ -53,7 +86,7 @@ class Epoch(NamedTuple):
 
 
 class EpochDraws:
-    """Draws the epochs of several experts, each from generators of its own.
+    """Epochs of several experts, each drawn from generators of its own.
 
     Args:
         recipe: ``recipe`` of the store's manifest.
@@ -71,12 +104,12 @@ class EpochDraws:
         self._augmentations = [generator(seed, "expert", expert, "dsa") for expert in experts]
 
     def skip(self, epochs: int) -> None:
-        """Goes past epochs that are done: their draws are made and forgotten."""
+        """Skip epochs that are done: make their draws and forget them."""
         for _ in range(epochs):
             self.draw()
 
     def draw(self) -> Epoch:
-        """The next epoch, on the CPU."""
+        """Return the next epoch, on the CPU."""
         count = self._shape[0]
         steps = -(-count // self._recipe["batch_size"])
         shape = len(self._orders), steps
@@ -89,7 +122,7 @@ class EpochDraws:
         )
 
     def _rows(self, augmentation: torch.Generator) -> Tensor:
-        """DSA's parameters for the images of an expert, drawn batch by batch. ``[n, 5]``."""
+        """Draw DSA's parameters for the images of an expert, batch by batch. ``[n, 5]``."""
         count, _, height, width = self._shape
         if self._dsa.spec == "none":
             return torch.empty(count, 0, dtype=torch.float64)

@@ -11,12 +11,12 @@ from trajmatch.schema import settings_of
 
 
 def network_spec(config: ExpertSettings, dataset: Dataset) -> dict[str, Any]:
-    """What :func:`trajmatch.networks.build` needs to make the experts' network.
+    """Return the spec of the experts' network, for :func:`trajmatch.networks.build`.
 
     Args:
         config: ``network`` is ``"convnet"``, described by the fields of the ConvNet, or another
             text for :func:`trajmatch.networks.specify`, which has all options in it.
-        dataset: What the network is for.
+        dataset: The data set that the network classifies.
 
     Returns:
         The spec, checked: such a network can be built, and be a student.

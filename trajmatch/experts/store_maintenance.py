@@ -151,7 +151,7 @@ def merge(paths: Sequence[files.PathLike], out: files.PathLike) -> Store:
 
 
 def _assemble(out: Path, manifest: dict[str, Any], members: Sequence[tuple[Store, int]]) -> Store:
-    """Writes a store of experts that other stores have, whole or not at all."""
+    """Write a store of experts that other stores have, whole or not at all."""
     origins = [store.origin(expert) for store, expert in members]
     seeds = {origin["seed"] for origin in origins}
     seed = seeds.pop() if len(seeds) == 1 else None

@@ -43,7 +43,7 @@ def train_experts(
     trained by one process in lockstep.
 
     Args:
-        config: What to train, and where to write it.
+        config: Settings of the experts, and the folder of the store.
         progress: Updated after every epoch with the number of epochs completed across all experts,
             and with ``expert``, its ``loss`` and the ``accuracy`` of its last test.
         ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this.
@@ -82,7 +82,6 @@ def _prepare(
     announce: Callable[[DiskSpace], None],
 ) -> list[int]:
     """Make the store or take up the one that is there, and return the experts that it lacks."""
-    store = None
     if config.resume and exists(config.out):
         store = Store.open(config.out, complete=False)
         store.resume(manifest, config.data)
@@ -154,7 +153,7 @@ def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[
     Args:
         config: The configuration.
         dataset: The whole data set.
-        training: What is left of it for the experts.
+        training: The part of it that the experts see.
 
     Returns:
         What :meth:`trajmatch.experts.Store.create` takes.

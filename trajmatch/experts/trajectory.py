@@ -15,11 +15,10 @@ from trajmatch import networks
 from trajmatch.data import Dataset
 from trajmatch.errors import UserError
 from trajmatch.experts.checkpoint import BEGINNING, Checkpoints, Place, Training
-from trajmatch.experts.epoch import EpochDraws
+from trajmatch.experts.epoch import EpochDraws, decay_epoch
 from trajmatch.experts.lockstep import steps_for
 from trajmatch.experts.optimiser import Adam, Sgd
 from trajmatch.experts.penalty import GradientPenalty
-from trajmatch.experts.schedule import decay_epoch
 from trajmatch.experts.sharpness import Gsam
 from trajmatch.experts.step import ExpertState, ExpertStep
 from trajmatch.experts.trajectory_recorder import TrajectoryRecorder
@@ -28,11 +27,11 @@ from trajmatch.random import generator
 
 
 class Trajectory(NamedTuple):
-    """What is kept of an expert: arguments of :meth:`trajmatch.experts.Store.write_expert`.
+    """Result of a training: the arguments of :meth:`trajmatch.experts.Store.write_expert`.
 
     Attributes:
         snapshots: One row for each epoch that the store keeps. ``[S, P]``, float32, on the CPU.
-        metrics: What :meth:`trajmatch.experts.Store.metrics` lists.
+        metrics: See :meth:`trajmatch.experts.Store.metrics`.
         buffers: Buffers that belong to the snapshots (running statistics of batch norm).
             ``[S, Q]``.
         state: State of a training that is not at the end of its course; None at the end.

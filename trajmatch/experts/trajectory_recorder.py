@@ -1,4 +1,4 @@
-"""What is kept of an expert's training: snapshots and health."""
+"""The record of an expert's training: snapshots and health."""
 
 from __future__ import annotations
 
