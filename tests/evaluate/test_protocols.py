@@ -153,9 +153,9 @@ def test_tests_on_the_way_change_nothing() -> None:
 
 
 def test_no_such_protocol() -> None:
-    with pytest.raises(UserError, match=r"one of mtt, datm, ast, but is 'dat' \(did you mean datm"):
+    with pytest.raises(UserError, match=r"one of ast, datm, mtt, but is 'dat' \(did you mean datm"):
         EvalConfig(file=Path("file"), protocol="dat")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="one of mtt, datm, ast, but is 'ftd'"):
+    with pytest.raises(UserError, match="one of ast, datm, mtt, but is 'ftd'"):
         EvalConfig(file=Path("file"), protocol="ftd")  # type: ignore[arg-type]
 
 

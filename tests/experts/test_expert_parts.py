@@ -287,8 +287,8 @@ def test_lists_of_epochs(keep: str, epochs: list[int]) -> None:
         ({"penalty": math.inf}, "--penalty should be a finite number of at least 0"),
         ({"lr_decay": 0.0}, "--lr-decay should be a finite number above 0"),
         ({"optimiser": "adam", "momentum": 0.9}, "--momentum should be 0 for --optimiser adam"),
-        ({"optimiser": "lion"}, "--optimiser should be one of sgd, adam"),
-        ({"dtype": "float16"}, "--dtype should be one of float32, bfloat16"),
+        ({"optimiser": "lion"}, "--optimiser should be one of adam, sgd"),
+        ({"dtype": "float16"}, "--dtype should be one of bfloat16, float32"),
     ],
 )
 def test_settings_that_do_not_fit(make_config: Any, settings: Any, message: str) -> None:
