@@ -63,6 +63,12 @@ def test_binary_version(tmp_path, name, parent):
     assert dataset.train_images[4, 2, 7, 30] == train_pixels[4, 2 * 1024 + 7 * 32 + 30]
 
 
+def test_pictures_give_the_same_as_arrays(tmp_path):
+    write_binary(tmp_path, "cifar10")
+    arrays, pictures = (load_dataset(f"cifar10:{tmp_path}{size}") for size in ("", "?size=32"))
+    assert pictures.fingerprint == arrays.fingerprint
+
+
 def test_names_of_cifar100():
     names = KNOWN_SETS["cifar100"].classes
     assert len(names) == 100 and list(names) == sorted(names)

@@ -1,5 +1,6 @@
 """Data sets of torchvision: official files as tiny ones, downloads from a local server."""
 
+import concurrent.futures
 import functools
 import gzip
 import hashlib
@@ -29,6 +30,14 @@ PLACES = {
     "svhn": ["svhn", "SVHN", "."],
     "mnist": ["MNIST/raw", "MNIST", "raw", "."],
     "fashion-mnist": ["FashionMNIST/raw", "FashionMNIST", "raw", "."],
+}
+# Of the tiny sets, as version 0.1 read them: stores and distilled files have such numbers.
+FINGERPRINTS = {
+    "cifar10": "ff4e8f16b56f3f878195be8460114d26de24e1156040090bed017936ccd8b4e3",
+    "cifar100": "06bce518ac490364b16116698d679a04163cbab826624522c1ba0276997e6c37",
+    "svhn": "ed7b2691ea240e60ae74454e91275c2f0c1c0fcfbf9e1ea6f96de6021ffe9b93",
+    "mnist": "8fbc29efe2b981636f52767d284112bb54a54cfb678b9dafb7834687fba105a6",
+    "fashion-mnist": "955818cf566565b61e9f4099febe979fbe09d4dc6da3397612d71749ab83b13c",
 }
 
 
@@ -102,7 +111,7 @@ def server(tmp_path):
 
     handler = functools.partial(Handler, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever)
+        thread = threading.Thread(target=listening.serve_forever, args=[0.01])
         thread.start()
         yield folder, f"http://127.0.0.1:{listening.server_port}/", asked
         listening.shutdown()
@@ -161,6 +170,7 @@ def check(dataset, name):
     assert dataset.train_labels.tolist() == labels.tolist()
     assert dataset.test_labels.tolist() == test_labels.tolist()
     assert dataset.train_images.is_contiguous() and dataset.train_labels.dtype == torch.int64
+    assert dataset.fingerprint == FINGERPRINTS[name]
 
 
 def refusal(uri):
@@ -176,6 +186,15 @@ def test_official_files_are_read_in_every_usual_place(tmp_path, official, server
     write(tmp_path / "data" / place, official(name))
     check(load_dataset(f"{name}:{tmp_path / 'data'}"), name)
     assert not server[2]  # nothing was downloaded
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_give_the_same_as_arrays(tmp_path, official, name):
+    write(tmp_path, official(name))
+    uri = f"{name}:{tmp_path}?classes=3,1"
+    size = 28 if "mnist" in name else 32
+    assert load_dataset(f"{uri}&size={size}").fingerprint == load_dataset(uri).fingerprint
+    assert load_dataset(f"{uri}&size=8").image_size == 8
 
 
 @pytest.mark.parametrize("place", PLACES["mnist"])
@@ -229,6 +248,17 @@ def test_a_server_that_is_away_is_said(tmp_path, official, monkeypatch):
     monkeypatch.setattr(SETS.MNIST, "mirrors", ["http://127.0.0.1:1/"])
     message = refusal(f"mnist:{tmp_path}?download=true")
     assert "Connection refused" in message and "check the connection" in message
+
+
+def test_of_several_processes_one_downloads(tmp_path, official, server):
+    official("mnist")
+    load_dataset(f"mnist:{tmp_path / 'alone'}?download=true")
+    asked = len(server[2])
+    uri = f"mnist:{tmp_path / 'shared'}?download=true"
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for dataset in pool.map(load_dataset, [uri] * 4):
+            check(dataset, "mnist")
+    assert len(server[2]) == 2 * asked
 
 
 def test_downloading_is_no_part_of_the_name(tmp_path, official):
