@@ -227,7 +227,8 @@ def open_tensors(path: PathLike) -> Iterator[safe_open]:
     try:
         with safe_open(path, framework="pt", device="cpu") as handle:
             yield handle
-    except (SafetensorError, TypeError) as error:  # TypeError: a size beyond 64 bits beside a 0
+    # OSError: a pipe. TypeError: a size beyond 64 bits beside a 0.
+    except (OSError, SafetensorError, TypeError) as error:
         raise UserError(f"{path} is damaged, cut off or not a safetensors file: {error}") from error
 
 
