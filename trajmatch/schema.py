@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -19,7 +19,6 @@ import msgspec.inspect
 from msgspec import Meta
 
 from trajmatch.errors import UserError, closest
-from trajmatch.interruption import seconds
 
 T = TypeVar("T")
 
@@ -80,30 +79,6 @@ def settle(record: Any, name_of: Callable[[str], str]) -> None:
         # A whole number for a float stays whole: the bytes of files depend on it.
         kept = given if value is given or given == value else value
         object.__setattr__(record, name, kept)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions(Settings):
-    """Options that all runs have: what they work on and where, for how long and how loud."""
-
-    data: str | None = None
-    """Data set, e.g. cifar10:ROOT or imagefolder:PATH."""
-    seed: Int = 0
-    """Seed of everything random."""
-    device: str = "auto"
-    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
-    resume: bool = False
-    """Go on with an interrupted run."""
-    max_time: str | None = None
-    """Stop with a checkpoint after so long, e.g. 90m or 1h30m (exit status 75), for --resume."""
-    quiet: bool = False
-    """Print no progress."""
-
-    def __post_init__(self) -> None:
-        """Check the types, and that the time is a duration."""
-        super().__post_init__()
-        if self.max_time is not None:
-            seconds(self.max_time)
 
 
 def setting(value: Any, kind: Any, name: str, *, strict: bool = True) -> Any:

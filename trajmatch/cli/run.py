@@ -18,7 +18,8 @@ from trajmatch.experts.config import ExpertConfig
 from trajmatch.recipes import Recipe
 from trajmatch.recipes.recipe import SECTIONS
 from trajmatch.run_folder import RunFolder
-from trajmatch.schema import RunOptions, settings_of
+from trajmatch.run_options import RunOptions
+from trajmatch.schema import settings_of
 
 if TYPE_CHECKING:
     from trajmatch.pipeline import Pipeline

@@ -12,15 +12,8 @@ from msgspec import Meta
 from trajmatch import files
 from trajmatch.errors import UserError
 from trajmatch.experts.manifest import Epochs
-from trajmatch.schema import (
-    Count,
-    Fraction,
-    NonNegative,
-    Positive,
-    PositiveInt,
-    RunOptions,
-    Settings,
-)
+from trajmatch.run_options import RunOptions
+from trajmatch.schema import Count, Fraction, NonNegative, Positive, PositiveInt, Settings
 
 #: End of the start epochs where nothing else is said and the experts have enough epochs.
 DEFAULT_MAX_START_EPOCH = 20

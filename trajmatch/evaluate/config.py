@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from trajmatch import files
 from trajmatch.errors import UserError
 from trajmatch.protocol import PROTOCOLS, Protocol
-from trajmatch.schema import PositiveInt, RunOptions, Settings
+from trajmatch.run_options import RunOptions
+from trajmatch.schema import PositiveInt, Settings
 
 #: What networks can be trained on, by their names in the result.
 SETS = ("distilled", "random_real", "k_center", "whole_real")
@@ -59,7 +60,7 @@ class EvalSettings(Settings):
             raise UserError("--k-center-store is for --k-center alone; add --k-center")
 
     def training_protocol(self, lr: float, dsa: str) -> Protocol:
-        """The protocol with all that was asked for.
+        """Return the protocol with all that was asked for.
 
         Args:
             lr: Step size.
@@ -68,13 +69,10 @@ class EvalSettings(Settings):
         Returns:
             How each network is trained and tested.
         """
-        asked: dict[str, Any] = {
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "steps": self.equal_steps,
-        }
-        given = {field: value for field, value in asked.items() if value is not None}
-        return replace(PROTOCOLS[self.protocol], lr=lr, dsa=dsa, **given)
+        paper, steps = PROTOCOLS[self.protocol], self.equal_steps
+        epochs, batch_size = self.epochs or paper.epochs, self.batch_size or paper.batch_size
+        own = replace(paper, epochs=epochs, batch_size=batch_size, steps=steps)
+        return replace(own, lr=lr, dsa=dsa)
 
     @property
     def training_sets(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,15 +13,8 @@ from msgspec import Meta
 
 from trajmatch.errors import UserError
 from trajmatch.experts.manifest import MOST_EXPERTS, Epochs
-from trajmatch.schema import (
-    Count,
-    Fraction,
-    NonNegative,
-    Positive,
-    PositiveInt,
-    RunOptions,
-    Settings,
-)
+from trajmatch.run_options import RunOptions
+from trajmatch.schema import Count, Fraction, NonNegative, Positive, PositiveInt, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,25 +180,20 @@ def numbers_of(text: str, most: int, flag: str, what: str) -> set[int]:
     found: set[int] = set()
     for part in map(str.strip, text.split(",")):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part, re.ASCII)
-        if match is None:
-            raise UserError(
-                f"--{flag} {text} should be all, or {what} such as 0-22,30, but {part!r} is "
-                "neither a number nor a span"
-            )
-        first = int(match[1])
-        last = int(match[2] or first)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
         if not first <= last <= most:
-            raise UserError(f"--{flag} {text} asks for {part}, but there are {what} 0 to {most}")
+            raise UserError(
+                f"--{flag} {text} should be all, or numbers and spans such as 0-22,30 of the "
+                f"{what} 0 to {most}, but has {part!r}"
+            )
         found.update(range(first, last + 1))
     return found
 
 
 def spans(numbers: Collection[int]) -> str:
     """``0-3, 5, 8-10`` for some numbers; :func:`numbers_of` reads it."""
-    found: list[list[int]] = []
-    for number in sorted(numbers):
-        if found and number == found[-1][-1] + 1:
-            found[-1] = [found[-1][0], number]
-        else:
-            found.append([number])
-    return ", ".join("-".join(map(str, span)) for span in found)
+    found = []
+    for _, span in groupby(enumerate(sorted(numbers)), lambda each: each[1] - each[0]):
+        first, *others = (number for _, number in span)
+        found.append(f"{first}-{others[-1]}" if others else f"{first}")
+    return ", ".join(found)
