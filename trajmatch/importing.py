@@ -7,12 +7,14 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trajmatch.errors import UserError, closest
 from trajmatch.memory import is_out_of_memory
+
+T = TypeVar("T")
 
 _PACKAGE = str(Path(__file__).parent)
 
@@ -60,6 +62,28 @@ def import_object(address: str) -> Any:
             f"the module {module_name} ({place}) has no {name!r}{closest(name, vars(module))}"
         )
     return getattr(module, name)
+
+
+def named(flag: str, what: str, name: str, table: Mapping[str, T]) -> T | Any:
+    """Return the part of a name, or the object of ``package.module:NAME``.
+
+    Args:
+        flag: The flag that names it, for messages.
+        what: A word for what it is, for messages.
+        name: The name, or an address.
+        table: The parts that have a name.
+
+    Raises:
+        UserError: There is no such name, module or attribute.
+    """
+    if name in table:
+        return table[name]
+    if ":" not in name:
+        raise UserError(
+            f"{flag} has no {what} {name!r}{closest(name, table)}; there is {', '.join(table)}, "
+            "and package.module:NAME for one of your own"
+        )
+    return import_object(name)
 
 
 @contextlib.contextmanager

@@ -76,6 +76,8 @@ class DistillSettings(Settings):
     """Update of eta: exp stays positive, raw is the papers' plain SGD step."""
     batch_syn: PositiveInt | None = None
     """Synthetic images in one student step (MTT: batch_syn). Default: all of them."""
+    objective: str = "match-trajectory"
+    """Objective: match-trajectory, or package.module:NAME of your own."""
     images: str = "pixels"
     """Parametrisation of the images: pixels, or package.module:NAME of your own, with settings
     behind a colon (:size=16)."""

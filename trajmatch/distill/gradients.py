@@ -10,7 +10,6 @@ device.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -96,11 +95,13 @@ def gradients_for(problem: Problem, division: Division | None = None) -> Gradien
     """
     division, objective = division or Division(), problem.objective
     if division.by_batch:
-        objective = replace(objective, shards=division.ranks)
+        objective = objective.shared(division.ranks)
     plain = partial(one_by_one, objective)
     if problem.device.type != "cuda" or not problem.config.graph:
         return plain
-    if ops.engine_for(problem.model) != "engine":
+    if not objective.records:
+        reason = f"--objective {problem.config.objective} cannot be recorded"
+    elif ops.engine_for(problem.model) != "engine":
         reason = "the experts' network is not one that the engine knows"
     elif division.shares_steps:
         reason = "--parallel batch exchanges tensors in every student step"

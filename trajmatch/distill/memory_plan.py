@@ -202,27 +202,28 @@ def forecast(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> 
     else is in the trial. No random stream of the run is drawn from.
     """
     config, device = problem.config, problem.device
-    objective, match = problem.objective.trial(len(parameters[LABELS]))
-    batches = match.batches
-    counts = sorted({min(count, len(batches)) for count in _TRIAL_STEPS})
-    before = peak_bytes(device)
+    images, before = len(parameters[LABELS]), peak_bytes(device)
+    sizes = problem.objective.batch_sizes(images)
+    counts = sorted({min(count, len(sizes)) for count in _TRIAL_STEPS})
 
     def seconds(count: int) -> float:
+        objective, task = problem.objective.trial(images, count)
         began = perf_counter()
-        one_by_one(objective, [replace(match, batches=batches[:count])], parameters, plan)
+        one_by_one(objective, [task], parameters, plan)
         return perf_counter() - began  # its numbers were read, so the device has finished
 
     seconds(counts[0])  # allocates, and chooses algorithms
     whole_life = not reset_peak(device)
     times = [seconds(count) for count in counts]
     in_trial = before if whole_life else peak_bytes(device)
-    grown = (len(batches) - counts[-1]) * match.start.numel() * match.start.element_size()
-    kept = _kept_bytes(problem, plan, batches)
-    grown += kept - _kept_bytes(problem, plan, batches[: counts[-1]])
+    theta = sum(each.numel() * each.element_size() for each in problem.model.parameters())
+    kept = _kept_bytes(problem, plan, sizes)
+    grown = (len(sizes) - counts[-1]) * theta + kept
+    grown -= _kept_bytes(problem, plan, sizes[: counts[-1]])
     peak = max(before, in_trial + grown)
     return Forecast(
         plan=plan,
-        seconds=config.matches * _on_line(counts, times, len(batches)),
+        seconds=config.matches * _on_line(counts, times, len(sizes)),
         peak_bytes=peak,
         more_bytes=max(0, in_trial + grown - used_bytes(device)),
         free_bytes=free_bytes(device),
@@ -260,10 +261,9 @@ def _images_alone(problem: Problem) -> bool:
     return treats_images_alone(problem.model, theta, images)
 
 
-def _kept_bytes(problem: Problem, plan: Plan, batches: Sequence[Tensor]) -> int:
+def _kept_bytes(problem: Problem, plan: Plan, sizes: Sequence[int]) -> int:
     """Return the bytes of activations kept for the adjoint: as many of the last steps as fit."""
-    sizes = [len(batch) for batch in batches]
-    if plan.micro_batch is not None and max(sizes) > plan.micro_batch:
+    if plan.micro_batch is not None and max(sizes, default=0) > plan.micro_batch:
         return 0  # the loop over the steps is Python then, which keeps none
     tape = partial(ops.tape_bytes, precise=problem.config.precise, device=problem.device)
     step = {size: tape(problem.model, [size]) for size in set(sizes)}
@@ -274,7 +274,7 @@ def _kept_bytes(problem: Problem, plan: Plan, batches: Sequence[Tensor]) -> int:
 def _on_line(counts: Sequence[int], times: Sequence[float], steps: int) -> float:
     """Return the time of a number of steps on the line through the measurements."""
     if len(counts) == 1:
-        return times[0] * steps / counts[0]
+        return times[0] * max(1, steps) / max(1, counts[0])
     slope = (times[-1] - times[0]) / (counts[-1] - counts[0])
     if slope <= 0:  # noise
         return times[-1] * steps / counts[-1]

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trajmatch import artifact, networks
+from trajmatch import artifact
 from trajmatch.artifact import Artifact
-from trajmatch.data import Dataset, load_dataset
-from trajmatch.data.dsa import DSA
-from trajmatch.data.sources import moved_uri
-from trajmatch.device import usable_device
 from trajmatch.distill import initialise
 from trajmatch.distill.config import DistillConfig, DistillSettings
-from trajmatch.distill.images import (
-    Parametrisation,
-    find_parametrisation,
-    initial_parameters,
-    render,
-)
+from trajmatch.distill.images import initial_parameters, render
 from trajmatch.distill.labels import soft_labels
-from trajmatch.distill.objectives.match_trajectory import MatchTrajectory, segments_of
+from trajmatch.distill.objectives import Objective
+from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
 from trajmatch.distill.parameters import (
     LABELS,
     SGD,
@@ -33,57 +25,36 @@ from trajmatch.distill.parameters import (
     SyntheticSet,
     of_images,
 )
+from trajmatch.distill.setup import Setup, open_setup
 from trajmatch.distill.state import State
-from trajmatch.errors import UserError, as_user_error
+from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts
-from trajmatch.experts.store import Store
-from trajmatch.protocol import PROTOCOLS
+from trajmatch.importing import blamed, described, named
 from trajmatch.random import generator
 from trajmatch.schema import settings_of
 
-#: Step size of the student at first where nothing else is said (MTT: lr_teacher).
-DEFAULT_LR_INIT = 0.01
+#: The objectives that have a name.
+OBJECTIVES: dict[str, Callable[[Setup], Objective]] = {"match-trajectory": MatchTrajectory.of}
+
+#: Settings that 0.1 did not have, and their values of then; its runs are known without them.
+_SINCE_0_1 = {"objective": "match-trajectory", "images": "pixels"}
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(Setup):
     """All that a run works on; nothing of it changes during the run.
 
     Attributes:
-        config: The configuration, with the default window filled in.
-        store: The experts.
-        dataset: The whole data set.
-        training: The part of it that experts and initialisation may see.
-        held_out: Images ``[N, C, H, W]``, uint8, and labels ``[N]``, int64, that neither sees;
-            empty for a store without holdout.
-        model: The network of experts and students.
-        dsa: Augmentation of the student's batches.
-        parametrisation: How images come of the outer parameters.
-        objective: What the synthetic set is learned for.
-        source: The earlier result to start from, if any.
-        lr_init: Step size at the beginning.
-        device: Where to compute.
+        objective: The objective of the run.
     """
 
-    config: DistillConfig
-    store: Store
-    dataset: Dataset
-    training: Dataset
-    held_out: tuple[Tensor, Tensor]
-    model: nn.Module
-    dsa: DSA
-    parametrisation: Parametrisation
-    objective: MatchTrajectory
-    source: Artifact | None
-    lr_init: float
-    device: torch.device
+    objective: Objective
 
     @property
     def identity(self) -> dict[str, Any]:
         """Settings that decide the result: runs with the same identity write the same bytes."""
         settings = settings_of(self.config, DistillSettings)
-        if settings["images"] == "pixels":  # as it always was
-            del settings["images"]
+        settings = {k: v for k, v in settings.items() if _SINCE_0_1.get(k) != v}
         identity = {
             "recipe": self.config.recipe,
             **settings,
@@ -219,80 +190,28 @@ class Problem:
 
 
 def prepare(config: DistillConfig) -> Problem:
-    """Open store, data and earlier result, and checks that they fit together.
-
-    Args:
-        config: What is asked for.
-
-    Returns:
-        What the run works on.
+    """Open and check all that a run works on.
 
     Raises:
         UserError: Something is missing or does not fit; the message names it.
     """
-    device = torch.device(usable_device(config.device))
-    store = Store.open(config.experts)
-    course = store.manifest["snapshots"]
-    config = replace(config, max_start_epoch=config.window_end(course))
-    window, loss = segments_of(config, course)
-    last = window.maximum - 1 + config.expert_epochs
-    flags = f"--max-start-epoch {window.maximum} with --expert-epochs {config.expert_epochs}"
-    store.check_trained(last, flags)
-    parametrisation = find_parametrisation(config.images)
-    if config.select == "holdout" and store.manifest["holdout"]["fraction"] == 0:
-        raise UserError(
-            f"--select holdout needs images that no expert saw, but {config.experts} was made "
-            "without; train experts with --holdout, e.g. --holdout 0.1"
-        )
-    dsa = DSA(store.manifest["recipe"]["dsa"] if config.dsa is None else config.dsa)
-    source = None if config.init_from is None else artifact.load(config.init_from)
-    address = config.data or moved_uri(store.manifest["data"], store.path)
-    try:
-        dataset = load_dataset(address)
-    except UserError as error:
-        if config.data:
-            raise
-        raise UserError(
-            f"the experts of {store.path} were trained on {address}: {error}; if it is elsewhere "
-            "now, say where with --data"
-        ) from error
-    training, *held_out = store.training_set(dataset, address)
-    lr_init = config.lr_init
-    if lr_init is None:
-        lr_init = DEFAULT_LR_INIT if source is None else source.lr
-    model = _network(store, config, len(dataset.class_names)).to(device)
-    return Problem(
-        config=config,
-        store=store,
-        dataset=dataset.preprocessed_as(store.manifest["preprocessing"], store.zca),
-        training=training,
-        held_out=(held_out[0], held_out[1]),
-        model=model,
-        dsa=dsa,
-        parametrisation=parametrisation,
-        objective=MatchTrajectory(config, model, store, window, loss, dsa, parametrisation, device),
-        source=source,
-        lr_init=lr_init,
-        device=device,
-    )
+    setup = open_setup(config)
+    return Problem(**vars(setup), objective=_objective(setup))
 
 
-def _network(store: Store, config: DistillConfig, num_classes: int) -> nn.Module:
-    """Build the experts' network, which must fit the snapshots and train on the batches."""
-    spec, images = store.manifest["network"], config.ipc * num_classes
-    with as_user_error(f"the network of {store.path} cannot be used: "):
-        model = networks.build_student(spec)
-        networks.check_student(model)
-    with as_user_error():
-        networks.check_batches(model, images, config.batch_syn, "--batch-syn")
-        if config.eval_every:
-            size = PROTOCOLS[config.eval_protocol].batch_size
-            networks.check_batches(model, images, size, "the batch size of --eval-protocol,")
-    count = networks.num_parameters(model)
-    kept = len(store.snapshot(0, config.min_start_epoch))
-    if count != kept:
+def _objective(setup: Setup) -> Objective:
+    """Make the objective of a run.
+
+    Raises:
+        UserError: There is none of that name, or it fails.
+    """
+    name = setup.config.objective
+    kind = named("--objective", "objective", name, OBJECTIVES)
+    with blamed(f"--objective {name}"):
+        made = kind(setup)
+    if not isinstance(made, Objective):
         raise UserError(
-            f"{store.path} says that its experts are {spec}, which has {count} parameters, but "
-            f"its snapshots have {kept}; make the store again"
+            f"--objective {name} should be a subclass of trajmatch.distill.objectives.Objective, "
+            f"but made {described(made)}"
         )
-    return model
+    return made

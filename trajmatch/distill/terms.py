@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from trajmatch import ops
-from trajmatch.errors import UserError, closest
-from trajmatch.importing import blamed, import_object
+from trajmatch.errors import UserError
+from trajmatch.importing import blamed, named
 from trajmatch.networks.flat import split
 
 
@@ -139,14 +139,7 @@ def find_term(name: str) -> Term:
     Raises:
         UserError: There is none.
     """
-    if name in TERMS:
-        return TERMS[name]
-    if ":" not in name:
-        raise UserError(
-            f"--terms has no term {name!r}{closest(name, TERMS)}; there are {', '.join(TERMS)}, "
-            "and package.module:NAME for one of your own"
-        )
-    found = import_object(name)
+    found = named("--terms", "term", name, TERMS)
     with blamed(f"--terms {name}"):
         term = found() if isinstance(found, type) else found
     if not isinstance(term, Term):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from trajmatch.artifact import Artifact
 from trajmatch.data.dsa import DSA
 from trajmatch.distill.config import DistillSettings
-from trajmatch.distill.problem import DEFAULT_LR_INIT
+from trajmatch.distill.setup import DEFAULT_LR_INIT
 from trajmatch.evaluate.config import EvalSettings
 from trajmatch.experts.config import ExpertSettings, kept_epochs
 from trajmatch.recipes.recipe import Recipe

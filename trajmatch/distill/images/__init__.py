@@ -14,8 +14,8 @@ from torch import Tensor
 
 from trajmatch.distill.images.pixels import Pixels
 from trajmatch.distill.parameters import LABELS, STEP_SIZE, SyntheticSet
-from trajmatch.errors import UserError, closest
-from trajmatch.importing import blamed, described, import_object
+from trajmatch.errors import UserError
+from trajmatch.importing import blamed, described, named
 
 
 @runtime_checkable
@@ -55,15 +55,7 @@ def find_parametrisation(spec: str) -> Parametrisation:
         UserError: There is none, or it does not take these settings.
     """
     name, settings = _parsed(spec)
-    if name in PARAMETRISATIONS:
-        kind: Any = PARAMETRISATIONS[name]
-    elif ":" in name:
-        kind = import_object(name)
-    else:
-        raise UserError(
-            f"--images has no parametrisation {name!r}{closest(name, PARAMETRISATIONS)}; there is "
-            f"{', '.join(PARAMETRISATIONS)}, and package.module:NAME for one of your own"
-        )
+    kind: Any = named("--images", "parametrisation", name, PARAMETRISATIONS)
     with blamed(f"--images {spec}"):
         made = kind(**settings) if settings or isinstance(kind, type) else kind
     if not isinstance(made, Parametrisation):

@@ -1,17 +1,24 @@
 """Objectives: what the synthetic set is learned for.
 
 An objective draws what one outer iteration does and differentiates it. Recording CUDA graphs,
-leaner plans and the division among processes are written around any of them.
+leaner plans and the division among processes are written around any of them. Each is a class in a
+file of its own, with a line in ``distill/problem.py``; ``package.module:NAME`` brings one of a
+user's own.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from trajmatch.errors import UserError
+from trajmatch.ops import Shards
+from trajmatch.random import generator
 
 
 @dataclass(frozen=True)
@@ -43,10 +50,19 @@ class Draw(Protocol):
         """Return the choices that the log records, by name."""
 
 
-class Draws(Protocol):
-    """The random state of a run, from which every task is drawn."""
+class Draws(ABC):
+    """The random state of a run, from which every task is drawn.
 
-    def draw(self, iteration: int, number: int, images: int) -> Any:
+    Args:
+        seed: Seed of the run.
+        names: Names of the streams; each is drawn from for one purpose only.
+    """
+
+    def __init__(self, seed: int, *names: str) -> None:
+        self.streams = {name: generator(seed, "distill", name) for name in names}
+
+    @abstractmethod
+    def draw(self, iteration: int, number: int, images: int) -> Draw:
         """Draw one task.
 
         Args:
@@ -57,20 +73,32 @@ class Draws(Protocol):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state as tensors."""
+        return {name: stream.get_state() for name, stream in self.streams.items()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the state of :meth:`state_dict`."""
+        for name, stream in self.streams.items():
+            stream.set_state(tensors[name])
 
 
-class Objective(Protocol):
-    """One objective of a run; immutable."""
+class Objective(ABC):
+    """One objective of a run; immutable, and made from a :class:`trajmatch.distill.setup.Setup`.
 
+    Attributes:
+        records: True if tasks can be recorded as a CUDA graph (:meth:`inputs`).
+    """
+
+    records = False
+
+    @abstractmethod
     def draws(self) -> Draws:
         """Return the random state at the beginning of the run."""
 
+    @abstractmethod
     def task(self, draw: Any) -> Any:
-        """Read what a task needs from the store."""
+        """Read what a task needs of data and experts, onto the device."""
 
+    @abstractmethod
     def differentiate(
         self, task: Any, parameters: Mapping[str, Tensor], plan: Plan
     ) -> tuple[Tensor, ...]:
@@ -86,11 +114,30 @@ class Objective(Protocol):
             each parameter that is learned, in their order.
         """
 
+    def batch_sizes(self, images: int) -> list[int]:
+        """Return the number of images in each student step of a task; empty if it has none."""
+        return []
+
+    def trial(self, images: int, steps: int) -> tuple[Objective, Any]:
+        """Return a task to measure time and memory by, and the objective to call with it.
+
+        Args:
+            images: Synthetic images in all.
+            steps: Student steps of the task; 0 where a task has none.
+        """
+        return self, self.task(self.draws().draw(0, 0, images))
+
+    def shared(self, shards: Shards) -> Objective:
+        """Return the objective with student steps that processes share (``--parallel batch``)."""
+        raise UserError("--parallel batch is for --objective match-trajectory alone")
+
     def inputs(self, task: Any) -> tuple[Hashable, list[Tensor]]:
         """Split a task into the part that a recording fixes and the tensors that it reads."""
+        raise NotImplementedError
 
     def with_inputs(self, kind: Any, inputs: Sequence[Tensor]) -> Any:
         """Make a task of the two parts of :meth:`inputs`."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trajmatch import networks, ops
 from trajmatch.data.dsa import DSA
+from trajmatch.distill import objectives
 from trajmatch.distill.batches import student_batches
 from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.images import Parametrisation, render
@@ -25,13 +26,12 @@ from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.perturbation import perturbed
 from trajmatch.distill.objectives.schedule import StartEpochWindow
 from trajmatch.distill.parameters import STEP_SIZE
+from trajmatch.distill.setup import Setup
 from trajmatch.distill.terms import Course, find_term
 from trajmatch.experts.store import Store
 from trajmatch.ops import Shards
 from trajmatch.ops.arguments import DsaReplay
 from trajmatch.random import derive_seed, generator
-
-_STREAMS = ("experts", "start_epochs", "batches")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Draw:
         return {"start_epoch": self.start_epoch, "expert": self.expert}
 
 
-class Draws:
+class Draws(objectives.Draws):
     """The random state of a run.
 
     Experts come one after another in shuffled order, shuffled anew when all have been used.
@@ -83,29 +83,27 @@ class Draws:
         batch_size: int | None,
         steps: int,
     ) -> None:
-        self._streams = {name: generator(seed, "distill", name) for name in _STREAMS}
+        super().__init__(seed, "experts", "start_epochs", "batches")
         self._left = torch.empty(0, dtype=torch.int64)  # experts of the current permutation
         self._num_experts, self._window = num_experts, window
         self._batch_size, self._steps = batch_size, steps
 
     def draw(self, iteration: int, number: int, images: int) -> Draw:
-        """Draw one match; see :class:`trajmatch.distill.objectives.Draws`."""
+        """Draw one match."""
         if len(self._left) == 0:
-            self._left = torch.randperm(self._num_experts, generator=self._streams["experts"])
+            self._left = torch.randperm(self._num_experts, generator=self.streams["experts"])
         expert, self._left = int(self._left[0]), self._left[1:]
-        start_epoch = self._window.draw(iteration, self._streams["start_epochs"])
-        batches = student_batches(images, self._batch_size, self._steps, self._streams["batches"])
+        start_epoch = self._window.draw(iteration, self.streams["start_epochs"])
+        batches = student_batches(images, self._batch_size, self._steps, self.streams["batches"])
         return Draw(iteration, number, expert, start_epoch, batches)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state as tensors."""
-        streams = {name: stream.get_state() for name, stream in self._streams.items()}
-        return {**streams, "experts_left": self._left.clone()}
+        return {**super().state_dict(), "experts_left": self._left.clone()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the state of :meth:`state_dict`."""
-        for name, stream in self._streams.items():
-            stream.set_state(tensors[name])
+        super().load_state_dict(tensors)
         self._left = tensors["experts_left"]
 
 
@@ -131,7 +129,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class MatchTrajectory:
+class MatchTrajectory(objectives.Objective):
     """The objective; see :class:`trajmatch.distill.objectives.Objective`.
 
     Attributes:
@@ -155,6 +153,23 @@ class MatchTrajectory:
     parametrisation: Parametrisation
     device: torch.device
     shards: Shards | None = None
+
+    records = True
+
+    @classmethod
+    def of(cls, setup: Setup) -> MatchTrajectory:
+        """Return the objective of a run.
+
+        Raises:
+            UserError: A segment needs an epoch that the experts lack, or there is no such term.
+        """
+        config, store = setup.config, setup.store
+        window, loss = segments_of(config, store.manifest["snapshots"])
+        flags = f"--max-start-epoch {window.maximum} with --expert-epochs {config.expert_epochs}"
+        store.check_trained(window.maximum - 1 + config.expert_epochs, flags)
+        return cls(
+            config, setup.model, store, window, loss, setup.dsa, setup.parametrisation, setup.device
+        )
 
     def draws(self) -> Draws:
         """Return the random state at the beginning of the run."""
@@ -261,21 +276,27 @@ class MatchTrajectory:
             scale,
         )
 
-    def trial(self, images: int) -> tuple[MatchTrajectory, Match]:
-        """Return a match to measure time and memory by, and the objective to call with it.
+    def batch_sizes(self, images: int) -> list[int]:
+        """Return the number of images in each student step of a match."""
+        return [len(batch) for batch in self._trial_batches(images)]
 
-        It is drawn from a stream of its own. Its loss looks at the end alone, so that it may have
-        fewer steps (:func:`dataclasses.replace` of its ``batches``).
+    def trial(self, images: int, steps: int) -> tuple[MatchTrajectory, Match]:
+        """Return a match of some steps, drawn from a stream of its own, to measure by.
+
+        Its loss looks at the end alone, so that it may have fewer steps than the run.
         """
-        settings = self.settings
-        batches = student_batches(
-            images,
-            settings.batch_syn,
-            settings.student_steps,
-            generator(settings.seed, "distill", "plan"),
-        )
         objective = replace(self, loss=MatchingLoss(epochs=self.loss.epochs), shards=None)
+        batches = self._trial_batches(images)[:steps]
         return objective, objective.task(Draw(1, 0, 0, self.window.minimum, batches))
+
+    def _trial_batches(self, images: int) -> list[Tensor]:
+        settings = self.settings
+        stream = generator(settings.seed, "distill", "plan")
+        return student_batches(images, settings.batch_syn, settings.student_steps, stream)
+
+    def shared(self, shards: Shards) -> MatchTrajectory:
+        """Return the objective with student steps that processes share."""
+        return replace(self, shards=shards)
 
 
 def segments_of(
