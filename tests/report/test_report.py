@@ -274,7 +274,7 @@ def test_what_is_of_another_run_is_refused(
         {"networks": [{"network": 3}]},
         {"networks": [{"network": "x"}]},
         {"networks": [{"network": "x", "distilled": {"mean": "high", "std": 0, "seeds": 1}}]},
-        {"networks": [{"network": "x", "distilled": {"mean": 1.0, "std": 0, "seeds": -1}}]},
+        {"networks": [{"network": "x", "distilled": {"mean": 1.0, "std": 0, "diverged": -1}}]},
     ],
 )
 def test_a_foreign_evaluation_is_refused(

@@ -28,7 +28,7 @@ class ShowConfig(Settings):
     strip: bool = False
     """Draw the iterations side by side in one PNG, a column for each."""
     snapshots: Path | None = None
-    """The images over the iterations. Default: what `trajmatch distill` put beside the file."""
+    """Images over the iterations. Default: the file that `trajmatch distill` put beside the set."""
     frame_seconds: Annotated[float, Meta(ge=0.02, le=655)] = 0.5
     """How long an image of the animation stays; the last stays four times as long. No viewer shows
     a GIF faster than 0.02."""

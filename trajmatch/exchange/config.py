@@ -26,7 +26,7 @@ class ConvertConfig(Settings):
     """replay_buffer_*.pt or a folder of them; images_*.pt, with its labels beside it, or a folder
     of both; the folder of a store of experts; or a distilled set."""
     out: Path
-    """What to write: a new folder, or the file of a distilled set."""
+    """Output: a new folder, or the file of a distilled set."""
     data: str | None = None
     """Data set that the .pt files were made from, e.g. cifar10:ROOT."""
     recipe: str | None = None
@@ -35,8 +35,8 @@ class ConvertConfig(Settings):
     network: str | None = None
     """Network of the .pt files: convnet, convnet:width=32,depth=4, vgg11, ..."""
     preprocessing: Literal["zca", "mtt", "data"] | None = None
-    """What the network saw: images whitened (zca), normalised by the constants of MTT's code for
-    this data set (mtt), or by the mean and deviation of the training images (data)."""
+    """Preprocessing of the network's images: whitening (zca), normalisation by the constants of
+    MTT's code for this data set (mtt), or by mean and deviation of the training images (data)."""
     mean: tuple[Finite, ...] | None = None
     """Mean of each channel, pixels from 0 to 1; with --std in place of --preprocessing."""
     std: tuple[Positive, ...] | None = None
@@ -48,7 +48,7 @@ class ConvertConfig(Settings):
     """eta: learned step size (syn_lr), for images without a file lr_*.pt: MTT's script writes
     none."""
     labels: Literal["logit", "probability"] | None = None
-    """What labels of floating point are: target logits (as DATM's) or probabilities."""
+    """Kind of floating-point labels: target logits (as DATM's) or probabilities."""
     keep: str | None = None
     """Epochs to keep of trajectories, e.g. 0-22; the last one is kept always. Default: all."""
     per_file: PositiveInt | None = None
@@ -77,7 +77,7 @@ class ExportConfig(Settings):
     folder that datasets.load_dataset reads. Images of npz and torch are as they were trained, those
     of the other two are pixels."""
     out: Path
-    """What to write: a new folder, or a file for npz and torch."""
+    """Output: a new folder, or a file for npz and torch."""
 
     def __post_init__(self) -> None:
         """Check the types, and the name of the file."""

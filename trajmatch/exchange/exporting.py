@@ -18,6 +18,7 @@ from trajmatch.exchange.whole import check_new, whole_folder
 from trajmatch.lock import locked
 
 DESCRIPTION = "distilled.json"
+_CARD = Path(__file__).with_name("card.md")
 #: Attributes of an artifact that are in the description as they are.
 _AS_THEY_ARE = (
     *("lr", "label_kind", "class_names", "dsa", "network", "ipc", "recipe", "seed", "scores"),
@@ -88,16 +89,11 @@ def _write_pictures(distilled: Artifact, folder: Path, hub: bool) -> None:
     if hub:
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
         files.write_text(images / "metadata.jsonl", lines)
-        files.write_text(folder / "README.md", _card(distilled))
+        card = jinja2.Template(_CARD.read_text(encoding="utf-8"), keep_trailing_newline=True)
+        text = card.render(artifact=distilled, json=json.dumps, description=DESCRIPTION)
+        files.write_text(folder / "README.md", text)
     listed = {} if hub else {"images": entries}
     files.write_json(folder / DESCRIPTION, {**describe(distilled), **listed})
-
-
-def _card(distilled: Artifact) -> str:
-    """Return the text of the card of a data set of the hub."""
-    text = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
-    template = jinja2.Template(text, keep_trailing_newline=True)
-    return template.render(artifact=distilled, json=json.dumps, description=DESCRIPTION)
 
 
 def _numbers(distilled: Artifact, form: str) -> bytes:

@@ -14,7 +14,7 @@ from trajmatch.errors import UserError
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Gives a temporary folder to fill, and renames it to ``folder`` when all went well.
+    """Give a temporary folder to fill, and rename it to ``folder`` when all went well.
 
     Args:
         folder: The new folder; it does not exist, or is empty. Its parents are made.
@@ -42,7 +42,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_new(path: Path) -> None:
-    """Makes sure that nothing would be written over.
+    """Make sure that nothing would be written over.
 
     Args:
         path: The file or folder to make. It does not exist, or is an empty folder.

@@ -1,4 +1,4 @@
-"""What a report is made of: the fields are the flags of ``trajmatch report``."""
+"""Settings of a report: the fields are the flags of ``trajmatch report``."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class ReportConfig(Settings):
     """The report to write. Default: report.html in the folder, or beside the file, with its name
     and .html."""
     log: Path | None = None
-    """Metrics of the run. Default: what `trajmatch distill` put beside the distilled set."""
+    """Metrics of the run. Default: the log that `trajmatch distill` put beside the set."""
     snapshots: Path | None = None
-    """Images over the iterations. Default: likewise."""
+    """Images over the iterations. Default: the file beside the distilled set."""
     evaluation: tuple[Path, ...] = ()
-    """What `trajmatch eval --json` printed, one file or more: for the table of networks and the
+    """Output of `trajmatch eval --json`, one file or more: for the table of networks and the
     baselines."""
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class ReportConfig(Settings):
 
     @property
     def report(self) -> Path:
-        """Where the report goes."""
+        """Path of the report."""
         if self.out is not None:
             return self.out
         folder = RunFolder(self.run)

@@ -17,7 +17,6 @@ from trajmatch.snapshots import Snapshots
 _BYTES = 2**21
 #: Images on the page are about this many pixels high.
 _HEIGHT = 64
-_PAPER = 255
 
 
 def over_iterations(snapshots: Snapshots, class_names: Sequence[str]) -> Table:
@@ -44,20 +43,16 @@ def of_classes(distilled: Artifact) -> Table:
     room = _BYTES // pixels[0].numel()
     per_class = max(1, min(largest, room // distilled.num_classes))
     shown = members[: max(1, room // per_class)]
-    rows: list[list[str | Picture]] = [
-        [name, _picture(_side_by_side(images[:per_class]), f"distilled images of {name}")]
-        for name, images in zip(distilled.class_names, shown, strict=False)
-        if len(images)
-    ]
+    rows: list[list[str | Picture]] = []
+    for name, images in zip(distilled.class_names, shown, strict=False):
+        if len(images):
+            # Side by side, with a column of white between two.
+            joined = torch.cat([*pad(images[:per_class], (0, 1), value=255)], dim=2)[:, :, :-1]
+            rows.append([name, _picture(joined, f"distilled images of {name}")])
     parts = [f"the first {per_class} of each class"] if per_class < largest else []
     parts += [f"the first {len(shown)} classes"] if len(shown) < len(members) else []
     caption = ": ".join(filter(None, ["The distilled images", ", ".join(parts)]))
     return Table(caption, ["class", "images"], rows)
-
-
-def _side_by_side(images: Tensor) -> Tensor:
-    """Join images ``[n, C, H, W]`` with a column of paper between two. ``[C, H, n(W+1)-1]``."""
-    return torch.cat([*pad(images, (0, 1), value=_PAPER)], dim=2)[:, :, :-1]
 
 
 def _picture(pixels: Tensor, text: str) -> Picture:

@@ -27,7 +27,6 @@ class Accuracy(msgspec.Struct):
 
     mean: Number
     std: Number
-    seeds: Count
     diverged: Count | None = None
 
     def __str__(self) -> str:
