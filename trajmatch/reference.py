@@ -1,7 +1,7 @@
 """The operators of :mod:`trajmatch.ops` in plain PyTorch: slow, exact and easy to read.
 
 They are the oracle of the tests and the baseline of the benchmarks. Names, arguments and results
-are those of ``trajmatch.ops``, where they are documented; everything here is differentiable as
+are the same as in ``trajmatch.ops``, which documents them; everything here is differentiable as
 often as PyTorch makes it. ``unroll`` keeps the whole graph: its memory grows with the steps.
 """
 

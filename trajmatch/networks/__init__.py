@@ -4,7 +4,6 @@ from trajmatch.networks.alexnet import AlexNet
 from trajmatch.networks.buffers import flat_buffers, load_flat_buffers, num_buffers
 from trajmatch.networks.convnet import ConvNet
 from trajmatch.networks.differentiable import (
-    Layer,
     check_batches,
     check_runs_on,
     check_student,
@@ -35,7 +34,6 @@ __all__ = [
     "AlexNet",
     "ConvNet",
     "External",
-    "Layer",
     "LeNet",
     "ResNet18",
     "ResNet18_AP",

@@ -203,11 +203,10 @@ def _recorded_calls(model: nn.Module, images: Tensor) -> dict[str, _Call]:
     for handle in handles:
         handle.remove()
     if not torch.equal(before, torch.get_rng_state()):
-        kinds = (_DropoutNd, nn.RReLU)
         drawing = (
             f" (in {name or 'itself'}, a {type(module).__name__})"
             for name, module in model.named_modules()
-            if module.training and isinstance(module, kinds)
+            if module.training and isinstance(module, _DropoutNd | nn.RReLU)
         )
         raise ValueError(
             f"expected a network without randomness, but {type(model).__name__} draws random "

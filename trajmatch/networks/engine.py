@@ -1,4 +1,4 @@
-"""What the engine is told of a network that it runs: its blocks, as plain integers."""
+"""Description of a network for the engine: its blocks, as plain integers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trajmatch.networks.vgg import VGG11
 _SEQUENTIAL = (ConvNet, AlexNet, VGG11, LeNet, MLP)
 # Places in a block, after channels, kernel, stride and padding of its convolution.
 _NORM, _ACTIVATION, _POOLING = 4, 5, 6
-#: Place and number of the layers of which each type has one.
+#: Place and number of the layers that have one number for each type.
 _NUMBERS: dict[type[nn.Module], tuple[int, int]] = {
     **{kind: (_ACTIVATION, ACTIVATIONS.index(name)) for name, kind in ACTIVATION_LAYERS.items()},
     **{kind: (_POOLING, POOLINGS.index(name)) for name, kind in POOLING_LAYERS.items()},
@@ -32,7 +32,7 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
 
     Args:
         model: Any module.
-        precise: Whether the engine is to do without transforms that cost accuracy.
+        precise: True for an engine without transforms that cost accuracy.
 
     Returns:
         ``in_channels, num_classes, image_size, precise``, then of every block ``channels, kernel,
@@ -80,6 +80,5 @@ def _convolution(layer: nn.Conv2d | nn.Linear, size: int) -> list[int]:
     """A block of a convolution or linear layer alone; ``size`` is the side of its input."""
     if isinstance(layer, nn.Linear):
         return [layer.out_features, size, 1, 0, 0, 0, 0]
-    padding = layer.padding[0]
-    assert isinstance(padding, int)
-    return [layer.out_channels, layer.kernel_size[0], layer.stride[0], padding, 0, 0, 0]
+    kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
+    return [layer.out_channels, kernel, stride, padding, 0, 0, 0]

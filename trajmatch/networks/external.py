@@ -62,7 +62,7 @@ class External(ImageClassifier):
         self.switched_off = tuple(switched_off)
 
     def spec(self) -> dict[str, Any]:
-        """What :func:`trajmatch.networks.build` needs to make this network again."""
+        """Arguments of :func:`trajmatch.networks.build` that make this network again."""
         return {**super().spec(), "name": self.name}
 
     def reset_parameters(self) -> None:

@@ -1,4 +1,4 @@
-"""Whether a network treats each image of a batch alone, so that a batch can be parted."""
+"""Test that a network treats each image of a batch alone, so that a batch can be divided."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _INDEPENDENT = 1e-2
 
 
 def treats_images_alone(model: nn.Module, theta: Tensor, images: Tensor) -> bool:
-    """Whether the logits of an image do not depend on the others of its batch.
+    """Return True if the logits of an image do not depend on the others of its batch.
 
     Args:
         model: The network, in the mode that it is in.
         theta: Its parameters. ``[P]``.
-        images: Some images, of which the first is looked at. ``[n, C, H, W]``.
+        images: Some images; the first is looked at. ``[n, C, H, W]``.
 
     Returns:
         False for a batch norm in training mode, for example.

@@ -26,7 +26,7 @@ class ResNet18(ImageClassifier):
         in_channels: Channels of the images.
         num_classes: Number of logits.
         image_size: Side of the square images in pixels.
-        width: Channels of the first stage; every other stage has twice those of the one before.
+        width: Channels of the first stage; each further stage has twice as many.
         norm: ``"instance"``, ``"batch"``, ``"group"``, ``"layer"`` or ``"none"``.
 
     Raises:
@@ -37,7 +37,7 @@ class ResNet18(ImageClassifier):
         input ``[B, in_channels, image_size, image_size]``, output ``[B, num_classes]``.
     """
 
-    #: Whether blocks halve the image by average pooling, and the last activations are kept whole.
+    #: True if blocks halve the image by average pooling, and the last activations are kept whole.
     average_pooling = False
 
     def __init__(
@@ -67,12 +67,9 @@ class ResNet18(ImageClassifier):
                 blocks.append(block)
                 channels, size = width * 2**stage, block.size
         self.blocks = nn.Sequential(*blocks)
-        if self.average_pooling:
-            self.pooling: nn.Module = nn.Flatten()
-            self.classifier = nn.Linear(channels * size**2, num_classes)
-        else:
-            self.pooling = nn.Sequential(nn.AvgPool2d(size), nn.Flatten())
-            self.classifier = nn.Linear(channels, num_classes)
+        whole = self.average_pooling
+        self.pooling = nn.Sequential(*([] if whole else [nn.AvgPool2d(size)]), nn.Flatten())
+        self.classifier = nn.Linear(channels * size**2 if whole else channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` of images ``[B, in_channels, image_size, image_size]``."""
@@ -82,7 +79,7 @@ class ResNet18(ImageClassifier):
 class ResNet18_AP(ResNet18):
     """ResNet18 that halves the image by 2x2 average pooling, and keeps the last activations whole.
 
-    Arguments and errors are those of :class:`ResNet18`.
+    Arguments and errors as for :class:`ResNet18`.
     """
 
     average_pooling = True
@@ -96,8 +93,8 @@ class ResidualBlock(nn.Module):
         channels: Channels of the output.
         size: Side of the input in pixels.
         norm: The norm after each convolution.
-        halve: Whether the output has half the side.
-        average_pooling: Whether it is halved by average pooling, not by a stride.
+        halve: True if the output has half the side.
+        average_pooling: True for halving by average pooling instead of a stride.
     """
 
     def __init__(

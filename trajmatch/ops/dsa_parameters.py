@@ -47,13 +47,13 @@ def color(brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
 
 
 def crop(shift_y: Tensor, shift_x: Tensor) -> Tensor:
-    """Moves the window over the image; what comes in from outside is 0.
+    """Move the window over the image; what comes in from outside is 0.
 
     Pixel ``(y, x)`` of the result is pixel ``(y + shift_y, x + shift_x)`` of the image.
 
     Args:
         shift_y: Whole pixels. ``[B]``.
-        shift_x: Likewise. ``[B]``.
+        shift_x: Whole pixels. ``[B]``.
 
     Returns:
         ``[B, 5]``, float64.
@@ -62,7 +62,7 @@ def crop(shift_y: Tensor, shift_x: Tensor) -> Tensor:
 
 
 def cutout(top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """Sets a rectangle to 0; the part of it that lies outside of the image is lost.
+    """Set a rectangle to 0; the part of it that lies outside of the image is lost.
 
     Args:
         top: First row of the rectangle, possibly negative. ``[B]``.
@@ -77,10 +77,10 @@ def cutout(top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
 
 
 def flip(flipped: Tensor) -> Tensor:
-    """Exchanges left and right.
+    """Exchange left and right.
 
     Args:
-        flipped: Which images; the others stay what they are. ``[B]``, bool.
+        flipped: True for images to flip; the others stay as they are. ``[B]``, bool.
 
     Returns:
         ``[B, 5]``, float64.
@@ -89,7 +89,7 @@ def flip(flipped: Tensor) -> Tensor:
 
 
 def scale(scale_x: Tensor, scale_y: Tensor) -> Tensor:
-    """Shrinks or enlarges about the centre, bilinear, with 0 outside.
+    """Shrink or enlarge about the centre, bilinear, with 0 outside.
 
     With coordinates from -1 to 1 between the centres of the first and last pixel, the value at
     ``(x, y)`` is that of the image at ``(scale_x * x, scale_y * y)``: factors above 1 shrink.
@@ -105,7 +105,7 @@ def scale(scale_x: Tensor, scale_y: Tensor) -> Tensor:
 
 
 def rotate(angle: Tensor) -> Tensor:
-    """Turns about the centre, bilinear, with 0 outside.
+    """Turn about the centre, bilinear, with 0 outside.
 
     In the coordinates of :func:`scale`, the value at ``(x, y)`` is that of the image at
     ``(x cos a - y sin a, x sin a + y cos a)``; ``y`` points down, so positive angles turn the

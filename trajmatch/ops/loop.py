@@ -53,10 +53,9 @@ class Loop:
 
     def __init__(self, student: Student, steps: Steps, model: nn.Module | None = None) -> None:
         self.student, self.steps, self.model = student, steps, model
+        plain = steps.augment is None or isinstance(steps.augment, DsaReplay)
         # True if a step depends on nothing that can change before its repetition.
-        self.fixed = model is None and (
-            steps.augment is None or isinstance(steps.augment, DsaReplay)
-        )
+        self.fixed = plain and model is None
         self.fingerprints = Fingerprints()
         self.random_states: list[bytes] = []
         self._tangent_scale: Tensor | None = None

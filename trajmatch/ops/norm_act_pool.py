@@ -24,7 +24,7 @@ def norm_act_pool(
     pooling: str = "average",
     eps: float = NORM_EPS,
 ) -> Tensor:
-    """What follows a convolution in the ConvNet of the papers, in one kernel for each pass.
+    """Norm, activation and pooling of the papers' ConvNet, in one kernel for each pass.
 
     The passes are the forward pass, its backward, the tangent of the forward and the tangent of
     the backward; the last two are what a second differentiation calls. Work is done in
@@ -33,7 +33,7 @@ def norm_act_pool(
     Args:
         x: ``[B, C, H, W]``, float32 or float64.
         weight: Scale after normalisation, ``[C]``, or ``[C, H, W]`` for layer norm; None: 1.
-        bias: Shift, likewise; None: 0.
+        bias: Shift, in the shape of ``weight``; None: 0.
         norm: ``"instance"`` (``GroupNorm(C, C)``), ``"group"`` (4 groups), ``"layer"`` (over
             ``(C, H, W)``) or ``"none"``.
         activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"sigmoid"`` or ``"none"``.

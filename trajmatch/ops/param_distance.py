@@ -20,7 +20,7 @@ def param_distance(student: Tensor, target: Tensor, start: Tensor) -> Tensor:
     Args:
         student: Parameters after the student's steps. ``[P]``, float32 or float64.
         target: Expert parameters to reach, dtype, device and shape of ``student``.
-        start: Expert parameters the student began from, likewise.
+        start: Expert parameters the student began from, dtype, device and shape of ``student``.
 
     Returns:
         The loss. ``[]``, dtype of ``student``. Differentiable any number of times in all three.

@@ -27,7 +27,7 @@ class Shards(Protocol):
     size: int
 
     def sum_(self, tensor: Tensor) -> None:
-        """Replaces a tensor by its sum over all processes, the same bits in each."""
+        """Replace a tensor by its sum over all processes, the same bits in each."""
 
 
 class ShardedLoop(Loop):
@@ -45,7 +45,7 @@ class ShardedLoop(Loop):
         model: As for :class:`Loop`.
 
     Raises:
-        NotImplementedError: ``augment`` is another function, of which a part cannot be taken.
+        NotImplementedError: ``augment`` is another function, which cannot be applied to a part.
     """
 
     def __init__(

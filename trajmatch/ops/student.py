@@ -167,10 +167,10 @@ def gradient(
         labels: Class indices ``[B]`` (int64) or logits ``[B, K]``, a tensor, array or list; None
             for ``"sum_logits"``.
         loss: ``"cross_entropy"`` (mean over the batch) or ``"sum_logits"`` (the sum of all logits
-            of the batch, of which AST's gradient penalty takes the derivative).
+            of the batch; AST's gradient penalty takes its derivative).
         precise: On the CPU engine, in float32: Winograd F(2x2) in place of F(4x4), more
             accurate and slower (``docs/performance.md``).
-        update_buffers: Whether this pass counts in the model's own buffers, the running statistics
+        update_buffers: True if this pass counts in the model's own buffers, the running statistics
             of batch norm, as a training step does. Networks on the engine have none.
 
     Returns:

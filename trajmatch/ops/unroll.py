@@ -75,20 +75,20 @@ def unroll(
             must then do the same. A :class:`DsaReplay` on the engine is asked for its parameters
             instead, once.
         tape_bytes: Memory in bytes that may be spent on activations kept for the adjoint. The
-            engine then keeps those of the last steps, as many as fit, and saves recomputing them
-            (``docs/performance.md`` has both times); other networks keep none.
+            engine then keeps the last steps' activations, as many as fit, and need not recompute
+            them (``docs/performance.md`` has both times); other networks keep none.
         precise: As for :func:`trajmatch.ops.gradient`.
         exact: False leaves out how later steps depend on earlier ones (``lr h`` in the adjoint, the
             Hessians), so that only the direct share of each step remains. This is the gradient of
             TESLA (Cui et al., ICML 2023), an approximation that differs from the exact one in
             direction and length; it costs the same here. The parameters returned are the same.
-        micro_batch: Images that go through the network at once, where a batch has more: the same
-            gradient, up to the order of sums, in the memory of so many. The loop then is Python,
-            and on the CPU engine, which takes a few images at a time anyway, saves nothing.
+        micro_batch: Images that go through the network at once, if a batch has more: the same
+            gradient, up to the order of sums, in the memory of that many images. The loop then is
+            Python, and saves nothing on the CPU engine, which takes a few images at a time anyway.
         shards: Processes that share every batch, e.g. a :class:`trajmatch.parallel.Ranks`. All of
             them call this with the same arguments; each takes a part of every batch, and the sums
             over the parts are exchanged in every step, forward and in the adjoint. All get the same
-            results and gradients, those of one process up to the order of sums. The loop is Python
+            results and gradients, equal to one process up to the order of sums. The loop is Python
             then, and keeps no tape; ``augment`` must be None or a :class:`DsaReplay`, which is
             drawn for the whole batch.
 
@@ -132,7 +132,10 @@ def unroll(
     if whole and network is not None and (augment is None or isinstance(augment, DsaReplay)):
         given = (theta0, images, labels, lr)
         keep = torch.is_grad_enabled() and any(each.requires_grad for each in given)
-        rows = None if augment is None else _augmentation(augment, images, sizes)
+        rows = None
+        if augment is not None:  # of all steps' images, in the order of the batches
+            drawn = [augment.dsa_parameters(i, n, *images.shape[2:]) for i, n in enumerate(sizes)]
+            rows = torch.cat(drawn).to(images.device)
         choices = (network, momentum, loss_scale, keep, tape_bytes, rows, exact)
         thetas = torch.ops.trajmatch.student_unroll(*given, flat, sizes, counts, *choices)[0]
     else:
@@ -215,13 +218,6 @@ def _flatten(
     expect.that(min(sizes) > 0, "batches", wanted, f"sizes {sizes}")
     expect.like("batches", flat, like, "theta0", torch.int64)
     return flat, sizes
-
-
-def _augmentation(augment: DsaReplay, images: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The parameters of all steps' images, in the order of the batches."""
-    height, width = images.shape[2:]
-    rows = [augment.dsa_parameters(step, size, height, width) for step, size in enumerate(sizes)]
-    return torch.cat(rows).to(images.device)
 
 
 def _check_indices(expect: Expect, flat: Tensor, count: int) -> None:
