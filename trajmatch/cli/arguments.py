@@ -252,10 +252,11 @@ def recipe_of(argv: Sequence[str]) -> Recipe | None:
     Raises:
         UserError: There is no such recipe, or it cannot be used.
     """
-    for number, argument in enumerate(argv):
-        flag, equals, value = argument.partition("=")
-        if flag == "--recipe" and (equals or argv[number + 1 :]):
-            from trajmatch.recipes import find_recipe
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", nargs="?")
+    name = parser.parse_known_args(argv)[0].recipe
+    if name is None:
+        return None
+    from trajmatch.recipes import find_recipe
 
-            return find_recipe(value if equals else argv[number + 1])
-    return None
+    return find_recipe(name)
