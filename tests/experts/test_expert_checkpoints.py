@@ -101,13 +101,13 @@ def test_progress_counts_the_epochs_of_a_checkpoint(
 def test_a_group_goes_on_and_its_experts_may_part(
     make_config: MakeConfig, tmp_path: Path, contents: Contents, stop_at: StopAt
 ) -> None:
-    config = make_config(num_experts=3, epochs=3)
+    config = make_config(num_experts=3, epochs=3, checkpoint_seconds=1000, device="cpu")
     train_experts(config)
     dataset = load_dataset(config.data)
     store = Store.create(tmp_path / "group", describe(config, dataset, dataset))
 
     def train(at_once: int, experts: list[int]) -> None:
-        work(store, dataset, experts, "cpu", lambda expert, numbers: None, at_once, math.inf)
+        work(config, store, dataset, experts, lambda expert, numbers: None, at_once)
 
     stop_at(5)
     with pytest.raises(interruption.Interrupted):

@@ -144,12 +144,13 @@ def test_groups_write_the_bytes_of_one_at_a_time(
     at_once: int,
     groups: int,
 ) -> None:
-    manifest = train_experts(make_config(num_experts=4, out=tmp_path / "one")).manifest
+    config = make_config(num_experts=4, out=tmp_path / "one", device="cpu")
+    manifest = train_experts(config).manifest
     one_by_one = record.recordings
     store = Store.create(tmp_path / "groups", manifest)
     training, _, _ = store.training_set(load_dataset(manifest["data"]))
     told: list[int] = []
-    work(store, training, [0, 1, 2, 3], "cpu", lambda expert, _: told.append(expert), at_once)
+    work(config, store, training, [0, 1, 2, 3], lambda expert, _: told.append(expert), at_once)
     assert contents(tmp_path / "groups") == contents(tmp_path / "one")
     assert sorted(told) == [0, 0, 1, 1, 2, 2, 3, 3]
     # Each group records both sizes of batch.
@@ -161,10 +162,9 @@ def test_on_a_gpu_the_experts_of_a_group_share_a_process(
 ) -> None:
     calls: list[tuple[str, int]] = []
 
-    def worked(store, training, experts, device, on_epoch, at_once, checkpoint_seconds, test_every):
-        assert (checkpoint_seconds, test_every) == (60, 0)
-        calls.append((device, at_once))
-        work(store, training, experts, "cpu", on_epoch, at_once, checkpoint_seconds)
+    def worked(config, store, training, experts, on_epoch, at_once):
+        calls.append((config.device, at_once))
+        work(replace(config, device="cpu"), store, training, experts, on_epoch, at_once)
 
     monkeypatch.setattr(train, "usable_device", lambda device: device)
     monkeypatch.setattr(train, "work", worked)

@@ -119,12 +119,11 @@ def _train(
     shard = ranks.shard(missing)
     at_once = config.workers or automatic_workers(config.device, config.width)
     at_once = min(at_once, max(1, len(shard)))
-    pace = config.checkpoint_seconds, config.test_every
     with interruption.time_limit(config.max_time):
         if at_once > 1 and torch.device(config.device).type == "cpu":
-            work_together(store, shard, at_once, on_epoch, *pace)
+            work_together(config, shard, at_once, on_epoch)
         else:
-            work(store, training, shard, config.device, on_epoch, at_once, *pace)
+            work(config, store, training, shard, on_epoch, at_once)
         ranks.barrier()
 
 

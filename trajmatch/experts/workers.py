@@ -6,7 +6,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import asdict
 
 import torch
 
@@ -15,6 +15,7 @@ from trajmatch.children import Emit, Failed, Job, children
 from trajmatch.data import Dataset, load_dataset
 from trajmatch.errors import UserError
 from trajmatch.experts.checkpoint import Checkpoints, Place
+from trajmatch.experts.config import ExpertConfig
 from trajmatch.experts.store import Store
 from trajmatch.experts.trajectory import OnEpoch, train_lockstep
 from trajmatch.memory import keep_freed_memory
@@ -26,28 +27,24 @@ THREADS = 1
 
 
 def work(
+    config: ExpertConfig,
     store: Store,
     training: Dataset,
     experts: Sequence[int],
-    device: str,
     on_epoch: OnEpoch,
     at_once: int = 1,
-    checkpoint_seconds: float = math.inf,
-    test_every: int = 0,
 ) -> None:
     """Train experts, one group after another, and write each when its group is finished.
 
     An expert with a checkpoint goes on from there.
 
     Args:
+        config: Has the device, and how often experts are kept and tested.
         store: The store of the experts.
         training: Images that they see.
         experts: Their numbers.
-        device: Where to train.
         on_epoch: Called for each expert after every epoch.
         at_once: Experts of a group at most, which are trained in lockstep.
-        checkpoint_seconds: Seconds from one checkpoint of a group to the next.
-        test_every: Epochs from one test to the next; 0 chooses.
 
     Raises:
         UserError: An expert diverged, or a file cannot be read or written.
@@ -55,9 +52,15 @@ def work(
     """
     with _threads(THREADS), interruption.held():
         for group in _groups(Checkpoints(store, math.inf), experts, at_once):
-            checkpoints = Checkpoints(store, checkpoint_seconds)
+            checkpoints = Checkpoints(store, config.checkpoint_seconds)
             trained = train_lockstep(
-                store.manifest, training, group, device, on_epoch, checkpoints, test_every
+                store.manifest,
+                training,
+                group,
+                config.device,
+                on_epoch,
+                checkpoints,
+                config.test_every,
             )
             for expert, trajectory in zip(group, trained, strict=True):
                 store.write_expert(expert, *trajectory)
@@ -88,22 +91,15 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def work_together(
-    store: Store,
-    experts: Sequence[int],
-    workers: int,
-    on_epoch: OnEpoch,
-    checkpoint_seconds: float,
-    test_every: int,
+    config: ExpertConfig, experts: Sequence[int], workers: int, on_epoch: OnEpoch
 ) -> None:
     """Train experts on the CPU in child processes; each writes the experts that it has finished.
 
     Args:
-        store: The store of the experts.
-        experts: Their numbers.
+        config: Names the store; the rest is as for :func:`work`.
+        experts: Numbers of the experts.
         workers: Number of processes.
         on_epoch: Called for each expert after every epoch.
-        checkpoint_seconds: As for :func:`work`.
-        test_every: As for :func:`work`.
 
     Raises:
         UserError: An expert diverged, a file cannot be read or written, or a worker was killed,
@@ -111,11 +107,8 @@ def work_together(
         Interrupted: The run was stopped from outside. The workers have written checkpoints.
         RuntimeError: A worker failed; its own message is on the standard error stream.
     """
-    pace = {"checkpoint_seconds": checkpoint_seconds, "test_every": test_every}
-    jobs = [
-        {"store": str(store.path), "experts": experts[first::workers], "pace": pace}
-        for first in range(workers)
-    ]
+    settings = {**asdict(config), "out": str(config.out)}
+    jobs = [{"config": settings, "experts": experts[first::workers]} for first in range(workers)]
     try:
         with children(work_on, jobs, {"OMP_NUM_THREADS": str(THREADS)}) as events:
             for event in events:
@@ -135,7 +128,8 @@ def work_on(job: Job, emit: Emit) -> None:
     """Train experts as a child process of :func:`work_together`, until SIGTERM at the latest."""
     keep_freed_memory()
     with interruption.signals():
-        store = Store.open(Path(job["store"]), complete=False)
+        config = ExpertConfig(**job["config"])
+        store = Store.open(config.out, complete=False)
         with warnings.catch_warnings(action="ignore"):  # the parent has shown them
             dataset = load_dataset(store.manifest["data"])
         training, _, _ = store.training_set(dataset)
@@ -143,4 +137,4 @@ def work_on(job: Job, emit: Emit) -> None:
         def on_epoch(expert: int, numbers: dict[str, float]) -> None:
             emit({"expert": expert, "numbers": numbers})
 
-        work(store, training, job["experts"], "cpu", on_epoch, **job["pace"])
+        work(config, store, training, job["experts"], on_epoch)
