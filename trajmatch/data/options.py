@@ -1,6 +1,7 @@
-"""What can follow the path in the address of a data set: ``?classes=cat,dog&size=64``.
+"""Options behind the path in the address of a data set: ``?classes=cat,dog&size=64``.
 
-The types say which options there are: a reader takes those of one type, perhaps made of several.
+Each type has some options as its fields. A reader takes the options of one type, which may inherit
+from several.
 """
 
 from __future__ import annotations

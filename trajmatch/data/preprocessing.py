@@ -1,7 +1,7 @@
 """The map between pixels and network inputs, in one object that experts, students and tests share.
 
-It is per-channel normalisation, or ZCA whitening (:mod:`trajmatch.data.zca`). What describes it is
-kept in stores of experts and distilled files as JSON and, for the matrix of ZCA, as tensors.
+It is per-channel normalisation, or ZCA whitening (:mod:`trajmatch.data.zca`). Stores of experts and
+distilled files describe it as JSON and, for the matrix of ZCA, as tensors.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from trajmatch.errors import UserError
 
 
 class Preprocessing(ABC):
-    """How pixels become what a network sees, and back."""
+    """A map from pixels to network inputs, and back."""
 
     @abstractmethod
     def apply(self, images: Tensor) -> Tensor:
-        """Pixels as network inputs.
+        """Turn pixels into network inputs.
 
         Args:
             images: ``[N, C, S, S]``, uint8 from 0 to 255 or floating point from 0 to 1 (a learned
@@ -36,7 +36,7 @@ class Preprocessing(ABC):
 
     @abstractmethod
     def invert(self, images: Tensor) -> Tensor:
-        """Network inputs as pixels, not clipped: learned images leave the range of real ones.
+        """Turn network inputs into pixels, not clipped: learned images leave the real range.
 
         Args:
             images: ``[N, C, S, S]``, floating point, on the device of this object.
@@ -47,18 +47,18 @@ class Preprocessing(ABC):
 
     @abstractmethod
     def to(self, device: str | torch.device) -> Self:
-        """The same on a device: on a GPU, numbers from the host make it wait for the GPU."""
+        """Return the same on a device: on a GPU, numbers from the host make it wait for the GPU."""
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
-        """Description for JSON, as :func:`from_spec` takes it."""
+        """Return the description for JSON."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What of the description is a tensor, by name."""
+        """Return the tensors that the description needs, by name."""
         return {}
 
     def staged(self, images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Splits :meth:`apply` into what is done once and what is done for each batch.
+        """Split :meth:`apply` into what is done once and what is done for each batch.
 
         Args:
             images: ``[N, C, S, S]``, uint8, on any device.
@@ -71,7 +71,7 @@ class Preprocessing(ABC):
         return images, self.to(images.device).apply
 
     def same_as(self, other: Preprocessing) -> bool:
-        """Whether the other maps to the very same values."""
+        """True if the other maps to the very same values."""
         mine, theirs = self.tensors(), other.tensors()
         return self.spec() == other.spec() and all(
             torch.equal(tensor, theirs[name].to(tensor.device)) for name, tensor in mine.items()
@@ -84,7 +84,7 @@ class ChannelNormalisation(Preprocessing):
 
     Attributes:
         mean: One number per channel.
-        std: Likewise, not 0.
+        std: One number per channel, not 0.
         device: Where the images are.
     """
 
@@ -93,13 +93,13 @@ class ChannelNormalisation(Preprocessing):
     device: str | torch.device = "cpu"
 
     def apply(self, images: Tensor) -> Tensor:
-        """Pixels as network inputs; see :meth:`Preprocessing.apply`."""
+        """Turn pixels into network inputs; see :meth:`Preprocessing.apply`."""
         self._check_channels(images)
         shift, scale = self._constants
         return unit(images).sub_(shift).div_(scale)
 
     def invert(self, images: Tensor) -> Tensor:
-        """Network inputs as pixels; see :meth:`Preprocessing.invert`."""
+        """Turn network inputs into pixels; see :meth:`Preprocessing.invert`."""
         self._check_channels(images)
         mean, std = (
             torch.tensor(each, dtype=images.dtype, device=images.device).view(-1, 1, 1)
@@ -116,7 +116,7 @@ class ChannelNormalisation(Preprocessing):
             )
 
     def to(self, device: str | torch.device) -> ChannelNormalisation:
-        """The same on a device."""
+        """Return the same on a device."""
         return ChannelNormalisation(self.mean, self.std, device)
 
     def spec(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class ChannelNormalisation(Preprocessing):
 
 
 def unit(images: Tensor) -> Tensor:
-    """Pixels as numbers from 0 to 1.
+    """Return pixels as numbers from 0 to 1.
 
     Args:
         images: uint8, or floating point from 0 to 1 already.

@@ -1,4 +1,4 @@
-"""Where data sets come from: the sources of all readers, by address or by name."""
+"""Data sets by address or by name, from the sources of all readers."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _warn_of_untested(dataset: Dataset) -> None:
 
 
 def _normalised_by(dataset: Dataset, statistics: str | None) -> Dataset:
-    """The same set with published statistics, or with those of its pixels."""
+    """Return the set with published statistics, or with the statistics of its pixels."""
     published = statistics == "published"
     if statistics is None or published == dataset.published_statistics:
         return dataset
