@@ -177,7 +177,8 @@ def test_a_folder_without_the_layout_is_told_it(tmp_path):
         "should hold train/CLASS/IMAGE and test/CLASS/IMAGE (or val), or CLASS/IMAGE, but holds "
         "test; sort the images"
     ) in refusal(tmp_path)
-    assert "does not exist" in refusal(tmp_path / "missing")
+    missing = tmp_path / "missing"
+    assert f"cannot read {missing}: No such file or directory; check" in refusal(missing)
     write(tmp_path / "flat" / "0.png", picture(COLOUR, 0))
     assert "0.png is a file where a folder of images of one class" in refusal(tmp_path / "flat")
 

@@ -70,17 +70,3 @@ def readable(what: str) -> Iterator[None]:
             f"cannot read {error.filename or what}: {error.strerror or error}; "
             "check the path and its permissions"
         ) from error
-
-
-def check_folder(path: Path) -> None:
-    """Make sure that a folder is there.
-
-    Args:
-        path: The folder.
-
-    Raises:
-        UserError: It is missing, or something else.
-    """
-    if not path.is_dir():
-        problem = "is not a folder" if path.exists() else "does not exist"
-        raise UserError(f"the data folder {path} {problem}; give the folder that holds the data")

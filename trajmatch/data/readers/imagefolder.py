@@ -13,7 +13,7 @@ from trajmatch.data.dataset import Dataset, check_class_names
 from trajmatch.data.decode import Picture
 from trajmatch.data.options import ImageOptions, PartOptions, choose_classes, composed
 from trajmatch.data.parts import TEST, TRAIN, find_parts, say_left_out
-from trajmatch.data.reading import check_folder, files_below, visible
+from trajmatch.data.reading import files_below, visible
 from trajmatch.errors import UserError
 
 _LAYOUT = "train/CLASS/IMAGE and test/CLASS/IMAGE (or val), or CLASS/IMAGE"
@@ -46,7 +46,6 @@ def load(address: Address, options: FolderOptions) -> Dataset:
         UserError: The folders are not as described, or a file cannot be used.
     """
     root = address.place
-    check_folder(root)
     train, test = _parts(root, options)
     present = [entry.name for entry in visible(train) if entry.is_dir()]
     if len(present) == 1 and found_in(train / present[0]):
@@ -59,9 +58,8 @@ def load(address: Address, options: FolderOptions) -> Dataset:
         parts.append(_pictures(test, present, names))
     else:
         _warn_of_parts(root, parts[0])
-    return decode.load_pictures(
-        str(root), root.resolve().name, parts, names, options, fraction=options.fraction
-    )
+    name = root.resolve().name
+    return decode.load_pictures(str(root), name, parts, names, options, options.fraction)
 
 
 def found_in(root: Path) -> bool:

@@ -13,7 +13,7 @@ from trajmatch.data.dataset import Dataset
 from trajmatch.data.decode import Picture, load_pictures
 from trajmatch.data.known_sets import KNOWN_SETS
 from trajmatch.data.options import ImageOptions, choose_classes, nearest
-from trajmatch.data.reading import check_folder, visible
+from trajmatch.data.reading import visible
 from trajmatch.errors import UserError
 
 _SUBSETS = KNOWN_SETS["imagenet"].subsets
@@ -56,7 +56,6 @@ def load_imagenet(address: Address, options: ImageNetOptions) -> Dataset:
         raise UserError(
             f"ImageNet has no subset {options.subset!r}; {nearest(options.subset, list(_SUBSETS))}"
         )
-    check_folder(address.place)
     root = _imagenet_in(address.place)
     if root is None:
         raise UserError(
@@ -100,7 +99,6 @@ def load_tiny(address: Address, options: ImageOptions) -> Dataset:
         OSError: A file cannot be read.
         UserError: Files are missing or cannot be used.
     """
-    check_folder(address.place)
     root = _tiny_in(address.place)
     if root is None:
         raise UserError(
