@@ -34,81 +34,74 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # also where Python is told not to look beside its program
 
-from gpu_stages.settings import NOT_RUN, STAGES, NotRun, Record, Settings  # noqa: E402
+from gpu_stages.settings import NOT_RUN, SOURCE, STAGES, NotRun, Record, Settings  # noqa: E402
 
-SOURCE = HERE.parent
 TAIL = 4000  # characters of a stage's output that are kept
 MINUTES = 9.0, 12.0  # at most: of a call, and of all calls that add to one record
-DONE = ("passed", "failed", "timed out")  # of these a resumed call runs none again unasked
+DONE = ("passed", "failed", "timed out")  # a resumed call runs these again only if asked
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the stages one after another; see the module."""
-    arguments = parse(argv)
-    if arguments.child is not None:
-        return run_child(Settings.from_json(arguments.child), arguments.out)
+    """Run the stages one after another; see the module."""
+    given = parse(argv)
+    if given.child is not None:
+        return run_child(Settings(**json.loads(given.child)), given.out)
     began = time.monotonic()
-    report: dict[str, Any] = {
-        "program": "benchmarks/gpu_check.py",
-        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": arguments.commit or commit(),
-        "device": arguments.device,
-        "quick": arguments.quick,
-        "installed": arguments.installed,
-        "seconds": 0.0,
-        "stages": {},
-    }
-    if arguments.resume:
-        report = earlier(arguments.out, report)
+    report = earlier(
+        given,
+        {
+            "program": "benchmarks/gpu_check.py",
+            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "commit": given.commit or commit(),
+            "device": given.device,
+            "quick": given.quick,
+            "installed": given.installed,
+            "seconds": 0.0,
+            "stages": {},
+        },
+    )
     spent, stages = report["seconds"], report["stages"]
-    deadline = began + min(60 * arguments.minutes, 60 * MINUTES[1] - spent)
-    names = arguments.stages or [
+    deadline = began + min(60 * given.minutes, 60 * MINUTES[1] - spent)
+    names = given.stages or [
         name for name in STAGES if stages.get(name, {}).get("status") not in DONE
     ]
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(arguments.scratch) as scratch:
-        root = SOURCE if arguments.installed else scratch / "source"
-        root.mkdir(exist_ok=True)
-        if not arguments.installed and not list(root.glob("trajmatch/_C*")):
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        scratch = given.scratch or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="trajmatch-gpu-check-"))
+        )
+        scratch = scratch.resolve()
+        scratch.mkdir(parents=True, exist_ok=True)
+        root = SOURCE if given.installed else scratch / "source"
+        if not given.installed and not list(root.glob("trajmatch/_C*")):
             names = [name for name in STAGES if name in (*names, "build")]
         for name in names:
-            settings = Settings(
-                name, arguments.device, arguments.quick, arguments.installed, SOURCE, root
-            )
-            seconds = min(STAGES[name].seconds, deadline - time.monotonic())
-            outcome = run_stage(settings, scratch, seconds)
-            stages[name] = outcome
+            settings = Settings(name, given.device, given.quick, given.installed, str(root))
+            limit = STAGES[name].seconds
+            left = min(limit, deadline - time.monotonic())
+            outcome = stages[name] = run_stage(settings, scratch, left)
             report["seconds"] = round(spent + time.monotonic() - began, 1)
-            arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-            limit = f"of at most {STAGES[name].seconds:.0f} s"
-            print(f"{name:16} {outcome['status']:10} {outcome['seconds']:6.1f} {limit}", flush=True)
+            given.out.write_text(json.dumps(report, indent=1) + "\n")
+            took = f"{outcome['seconds']:6.1f} of at most {limit:.0f} s"
+            print(f"{name:16} {outcome['status']:10} {took}", flush=True)
             for fault in outcome["result"].get("faults", []):
                 print(f"  {fault}", flush=True)
-    print(f"{arguments.out}: {report['seconds']} s in all")
-    statuses = [outcome["status"] for outcome in stages.values()]
-    return 1 if {"failed", "timed out"} & set(statuses) else 0
+    print(f"{given.out}: {report['seconds']} s in all")
+    return 1 if {"failed", "timed out"} & {each["status"] for each in stages.values()} else 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
+    limits = ", ".join(f"{name} ({stage.seconds:.0f} s)" for name, stage in STAGES.items())
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="smallest sizes only")
+    parser.add_argument("--installed", action="store_true", help="use trajmatch as Python finds it")
     parser.add_argument(
-        "--installed", action="store_true", help="use the trajmatch that Python finds; build none"
+        "--stages", type=chosen, help=f"some, joined by commas, each with its limit: {limits}"
     )
-    parser.add_argument(
-        "--stages",
-        type=lambda text: [name for name in STAGES if name in checked(text.split(","))],
-        help="which, joined by commas (default: all, or those that are left), each with its limit: "
-        + ", ".join(f"{name} ({stage.seconds:.0f} s)" for name, stage in STAGES.items()),
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="add to what an earlier call wrote to --out"
-    )
-    parser.add_argument(
-        "--minutes", type=float, default=MINUTES[0], help="for all stages of this call together"
-    )
+    parser.add_argument("--resume", action="store_true", help="add to what --out holds")
+    parser.add_argument("--minutes", type=float, default=MINUTES[0], help="for this call")
     parser.add_argument("--commit", help="what git says where there is no git")
     parser.add_argument("--scratch", type=Path, help="folder to build in, and to keep")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu_check.json")
@@ -116,59 +109,51 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def earlier(out: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """The report that an earlier call wrote, where it was of the same commit and settings."""
-    if not out.exists():
+def chosen(text: str) -> list[str]:
+    """Stages from their names, in the order in which they run, as the type of an argument."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in STAGES]:
+        raise argparse.ArgumentTypeError(
+            f"there is no stage {unknown[0]!r}; there are {', '.join(STAGES)}"
+        )
+    return [name for name in STAGES if name in names]
+
+
+def earlier(given: argparse.Namespace, report: dict[str, Any]) -> dict[str, Any]:
+    """Return the report that an earlier call wrote, if it is of the same commit and settings."""
+    if not given.resume or not given.out.exists():
         return report
-    found: dict[str, Any] = json.loads(out.read_text())
+    found: dict[str, Any] = json.loads(given.out.read_text())
     for name in ("commit", "device", "quick", "installed"):
         if found.get(name) != report[name]:
-            print(f"{out} is of another {name}, {found.get(name)}: all begins anew", flush=True)
+            was = found.get(name)
+            print(f"{given.out} is of another {name}, {was}: all begins anew", flush=True)
             return report
     return found
 
 
-def checked(names: list[str]) -> list[str]:
-    """The names, which all must be stages."""
-    unknown = [name for name in names if name not in STAGES]
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"there is no stage {unknown[0]!r}; there are {', '.join(STAGES)}"
-        )
-    return names
-
-
 def run_stage(settings: Settings, scratch: Path, seconds: float) -> dict[str, Any]:
-    """Runs one stage in a process of its own.
+    """Run one stage in a process of its own.
 
     Args:
-        settings: What it is told.
-        scratch: Where it may write.
-        seconds: When it is stopped, with all that it started.
+        settings: Its arguments.
+        scratch: Folder that it may write to.
+        seconds: Time after which it is stopped, with all that it started.
 
     Returns:
         ``status`` (passed, failed, timed out, not run), ``rc``, ``seconds``, ``result`` (what it
         recorded) and ``output``, the end of what it printed.
     """
     if seconds <= 0:
-        return {
-            "status": "not run",
-            "rc": None,
-            "seconds": 0.0,
-            "result": {"reason": "no time was left"},
-            "output": "",
-        }
+        empty: dict[str, Any] = {"status": "not run", "rc": None, "seconds": 0.0, "output": ""}
+        return {**empty, "result": {"reason": "no time was left"}}
     result, output = scratch / f"{settings.stage}.json", scratch / f"{settings.stage}.log"
     result.unlink(missing_ok=True)
-    command = [
-        sys.executable,
-        str(Path(__file__).resolve()),
-        f"--child={settings.to_json()}",
-        f"--out={result}",
-    ]
+    program, child = str(Path(__file__).resolve()), json.dumps(vars(settings))
+    command = [sys.executable, program, f"--child={child}", f"--out={result}"]
     environment = dict(os.environ)
     if not settings.installed:
-        paths = [str(settings.root), environment.get("PYTHONPATH", "")]
+        paths = [settings.root, environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     began = time.monotonic()
     rc = run_limited(command, environment, output, seconds)
@@ -178,14 +163,14 @@ def run_stage(settings: Settings, scratch: Path, seconds: float) -> dict[str, An
         "rc": rc,
         "seconds": round(time.monotonic() - began, 2),
         "result": json.loads(result.read_text()) if result.exists() else {},
-        "output": "" if status == "passed" else tail(output),
+        "output": "" if status == "passed" else output.read_text(errors="replace")[-TAIL:],
     }
 
 
 def run_limited(
     command: list[str], environment: dict[str, str], output: Path, seconds: float
 ) -> int | None:
-    """The exit status of a command; None where time ran out, and it was ended with all its own."""
+    """Return the exit status; None if time ran out and the command was killed, with children."""
     with output.open("wb") as file:
         process = subprocess.Popen(
             command,
@@ -206,7 +191,7 @@ def run_limited(
 
 
 def run_child(settings: Settings, out: Path) -> int:
-    """Does one stage; the exit status says how it went."""
+    """Do one stage; the exit status says how it went."""
     record = Record(out)
     try:
         importlib.import_module(f"gpu_stages.{STAGES[settings.stage].module}").run(settings, record)
@@ -216,26 +201,10 @@ def run_child(settings: Settings, out: Path) -> int:
     return 1 if record.content["faults"] else 0
 
 
-@contextlib.contextmanager
-def scratch_folder(chosen: Path | None) -> Any:
-    """A folder that is removed in the end, or the one that was chosen."""
-    if chosen is not None:
-        chosen.mkdir(parents=True, exist_ok=True)
-        yield chosen.resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="trajmatch-gpu-check-") as folder:
-        yield Path(folder)
-
-
-def tail(output: Path) -> str:
-    """The end of a file of text."""
-    return output.read_text(errors="replace")[-TAIL:]
-
-
 def commit() -> str | None:
-    """The commit of the source tree, with ``+`` where files differ from it; None without git."""
+    """Return the commit of the source tree, with a + where files differ; None without git."""
+    describe = ["git", "-C", str(SOURCE), "describe", "--always", "--abbrev=12", "--dirty=+"]
     try:
-        describe = ["git", "-C", str(SOURCE), "describe", "--always", "--abbrev=12", "--dirty=+"]
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,4 +1,4 @@
-"""Builds the extension in a scratch folder, with the torch that is there and without a network."""
+"""Build the extension in a scratch folder, with the torch that is there and without a network."""
 
 from __future__ import annotations
 
@@ -6,34 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
-from gpu_stages.settings import NotRun, Record, Settings
+from gpu_stages.settings import SOURCE, NotRun, Record, Settings
 
-#: What the build and the tests need of the source tree.
-PARTS = (
-    "_build",
-    "csrc",
-    "trajmatch",
-    "tests",
-    "benchmarks",
-    "docs",
-    "CHANGELOG.md",
-    "CMakeLists.txt",
-    "CONTRIBUTING.md",
-    "LICENSE",
-    "MANIFEST.in",
-    "README.md",
-    "requirements.txt",
-    "pyproject.toml",
-    "setup.py",
-)
+#: Folders and files of the source tree that neither the build nor the tests need.
+LEFT_OUT = (".*", "__pycache__", "*.so", "results", "shared")
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Copies the sources and builds them for this device's architecture only."""
+    """Copy the sources and build them for this device's architecture only."""
     if settings.installed:
         raise NotRun("--installed: the trajmatch that is there is used")
-    copy_sources(settings)
+    copy_sources(Path(settings.root))
     environment = {**os.environ, "TRAJMATCH_CUDA": "1" if settings.device == "cuda" else "0"}
     if settings.device == "cuda" and "TORCH_CUDA_ARCH_LIST" not in environment:
         import torch
@@ -46,14 +31,12 @@ def run(settings: Settings, record: Record) -> None:
         record.fault(f"the build ended with status {status}")
 
 
-def copy_sources(settings: Settings) -> None:
-    """Copies the tree, and the objects of an earlier build in it, which are taken where current."""
-    ignored = shutil.ignore_patterns("__pycache__", "*.so", "results")
-    for name in PARTS:
-        part = settings.source / name
-        if part.is_dir():
-            shutil.copytree(part, settings.root / name, ignore=ignored, dirs_exist_ok=True)
-        else:
-            shutil.copy2(part, settings.root / name)
-    for objects in (settings.source / "build").glob("objects-*"):
-        shutil.copytree(objects, settings.root / "build" / objects.name, dirs_exist_ok=True)
+def copy_sources(root: Path) -> None:
+    """Copy the tree, with the objects of an earlier build in it, which are taken where current."""
+    names = shutil.ignore_patterns(*LEFT_OUT)
+
+    def ignored(folder: str, content: list[str]) -> set[str]:
+        here = [name for name in content if Path(folder, name).resolve() == root.resolve()]
+        return {*names(folder, content), *here}  # the scratch folder may be in the tree
+
+    shutil.copytree(SOURCE, root, ignore=ignored, dirs_exist_ok=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
@@ -28,7 +26,7 @@ def run(settings: Settings, record: Record) -> None:
         rows: dict[str, dict[str, Any]] = {}
         for benchmark, deterministic in product((False, True), repeat=2):
             name = f"benchmark {benchmark}, deterministic {deterministic}"
-            with cudnn(benchmark, deterministic):
+            with torch.backends.cudnn.flags(True, benchmark, deterministic):
                 problem = make_problem(size, settings.device)
                 graph = replayed(problem, record_for(settings), plan=PLAN)
                 times = measure(graph, settings.device, 2 if settings.quick else 7, 3, longest=2.0)
@@ -41,15 +39,3 @@ def run(settings: Settings, record: Record) -> None:
             print(f"{size.key}, {name}: {1000 * times['median']:.2f} ms, equal bits {same}")
             if deterministic and not same:
                 record.fault(f"{size.key}, {name}: two calls gave different bits")
-
-
-@contextmanager
-def cudnn(benchmark: bool, deterministic: bool) -> Iterator[None]:
-    """Set both inside the block."""
-    backend = torch.backends.cudnn
-    before = backend.benchmark, backend.deterministic
-    backend.benchmark, backend.deterministic = benchmark, deterministic
-    try:
-        yield
-    finally:
-        backend.benchmark, backend.deterministic = before

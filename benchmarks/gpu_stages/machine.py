@@ -1,37 +1,41 @@
-"""What the machine is: device, driver, compilers, versions."""
+"""The machine: device, driver, compilers, versions."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import shutil
 import subprocess
 from importlib import metadata
-from typing import Any
 
 from gpu_stages.settings import Record, Settings
 
-PACKAGES = ("torch", "triton", "jax", "numpy", "pytest", "pytest-benchmark", "setuptools")
+PACKAGES = ("torch", "triton", "jax", "numpy", "pytest", "setuptools")
+PROGRAMS = ("nvcc", "g++", "nvidia-smi")
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Collects the facts; a GPU that torch does not see is a fault."""
-    record.put("versions", {"python": platform.python_version()} | versions())
-    record.put("programs", {name: version_line(name) for name in ("nvcc", "g++", "nvidia-smi")})
-    record.put("cpu", cpu())
+    """Collect the facts; a GPU that torch does not see is a fault."""
+
+    installed = {each.name: each.version for each in metadata.distributions()}
+    record.put("versions", {"python": platform.python_version()})
+    for name in PACKAGES:
+        record.content["versions"][name] = installed.get(name)
+    record.put("programs", {name: answer(name, "--version") for name in PROGRAMS})
+    model = answer("grep", "-m1", "model name", "/proc/cpuinfo")
+    record.put("cpu", {"name": model, "processors": os.cpu_count()})
     import torch
 
     record.put("cuda_of_torch", torch.version.cuda)
     record.put("cudnn", torch.backends.cudnn.version())
     if settings.device == "cpu":
-        record.put("device", cpu())
         return
     if not torch.cuda.is_available():
         record.fault(f"torch {torch.__version__} sees no GPU")
         return
-    record.put("device", torch.cuda.get_device_name())
     properties = torch.cuda.get_device_properties(0)
+    query = "--query-gpu=driver_version,clocks.sm,clocks.max.sm"
+    record.put("device", torch.cuda.get_device_name())
     record.put(
         "gpu",
         {
@@ -39,45 +43,14 @@ def run(settings: Settings, record: Record) -> None:
             "memory_bytes": properties.total_memory,
             "multiprocessors": properties.multi_processor_count,
             "l2_bytes": properties.L2_cache_size,
-            "driver": gpu_query("driver_version"),
-            "sm_clock": gpu_query("clocks.sm"),
-            "sm_clock_max": gpu_query("clocks.max.sm"),
+            "driver, clocks": answer("nvidia-smi", query, "--format=csv,noheader"),
         },
     )
 
 
-def versions() -> dict[str, str | None]:
-    """The installed releases of what the stages use; None for what is missing."""
-    found: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def version_line(program: str) -> str | None:
-    """The line of ``program --version`` that has the number, or None where it is not installed."""
+def answer(program: str, *arguments: str) -> str | None:
+    """Return what a program prints; None where it is not installed."""
     if shutil.which(program) is None:
         return None
-    answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-    lines = [line.strip() for line in answer.stdout.splitlines() if any(map(str.isdigit, line))]
-    return lines[-1] if program == "nvcc" and lines else (lines[0] if lines else None)
-
-
-def gpu_query(field: str) -> str | None:
-    """What nvidia-smi says of the first GPU, or None where it does not answer."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return answer.stdout.strip().partition("\n")[0] or None
-
-
-def cpu() -> dict[str, Any]:
-    """The processor's name and how many there are."""
-    names: list[str] = []
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"name": names[0] if names else platform.processor(), "processors": os.cpu_count()}
+    command = [program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

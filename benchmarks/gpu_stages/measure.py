@@ -2,68 +2,41 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
-import torch
+from bench.timing import seconds
+
+from trajmatch.memory import peak_bytes, reset_peak, used_bytes
 
 
 def measure(
     function: Callable[[], Any],
     device: str,
     rounds: int,
-    warmup: int = 2,
-    longest: float = 20.0,
-    blocking: bool = False,
+    warmup: int = 1,
+    longest: float = float("inf"),
 ) -> dict[str, Any]:
-    """Runs a function a few times; on a GPU between two events, to its end.
+    """Time calls of a function to the end of what they start on the device.
 
     Args:
-        function: What to time. It leaves what it returns to be freed.
+        function: Function to time.
         device: ``"cuda"`` or ``"cpu"``.
-        rounds: Timed calls; at least one.
-        warmup: Calls before them.
-        longest: No further timed call begins after so many seconds of them.
-        blocking: Whether the function returns only when its result is there, from another library
-            than PyTorch: the host's clock times it, because events do not see another stream.
+        rounds: Timed calls, at most.
+        warmup: Calls before; a function that is recorded and replayed allocates in these.
+        longest: Seconds of all timed calls after which no other begins.
 
     Returns:
-        ``seconds`` of every timed call, their ``median``, and ``peak_bytes``, the most device
-        memory that was allocated in any call above what was held before; None on the CPU and for
-        another library, where nobody counts.
+        ``seconds`` of every timed call, their ``median``, and ``peak_bytes``, the most memory of
+        PyTorch on a GPU in any call above what was held before; None on the CPU.
     """
-    cuda = device == "cuda" and not blocking
-    held = 0
-    if cuda:
-        torch.cuda.synchronize()
-        held = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-    for _ in range(warmup):  # what is recorded here allocates no more when it is replayed
+    cuda = device == "cuda"
+    held = used_bytes(device) if cuda and reset_peak(device) else 0
+    for _ in range(warmup):
         function()
-    seconds: list[float] = []
-    if cuda:
-        torch.cuda.synchronize()
-    while len(seconds) < rounds and sum(seconds) < longest:
-        seconds.append(_on_gpu(function) if cuda else _by_the_host(function))
-    return {
-        "seconds": seconds,
-        "median": statistics.median(seconds),
-        "peak_bytes": torch.cuda.max_memory_allocated() - held if cuda else None,
-    }
-
-
-def _by_the_host(function: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
-
-
-def _on_gpu(function: Callable[[], Any]) -> float:
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    began.record()
-    function()
-    ended.record()
-    torch.cuda.synchronize()
-    return float(began.elapsed_time(ended)) / 1000
+    taken: list[float] = []
+    while len(taken) < rounds and sum(taken) < longest:
+        taken.append(seconds(function, device))
+    peak = peak_bytes(device) - held if cuda else None
+    return {"seconds": taken, "median": median(taken), "peak_bytes": peak}

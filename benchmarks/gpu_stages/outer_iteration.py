@@ -1,9 +1,9 @@
 """Time and memory of one outer iteration: ours beside eager and compiled PyTorch, and JAX.
 
 Same process, same numerics: convolutions in TF32 on a GPU, as PyTorch has them by default. The
-variants are those of :mod:`bench.variants`, and ours besides as a graph, with a tape, and
-with every choice of the blocks that run as one kernel. JAX has its own stream and memory: the
-host's clock times it, and nobody counts its memory.
+variants are those of :mod:`bench.variants`, and ours besides as a graph, with a tape, and with
+every choice of the blocks that run as one kernel. The stage ``pixels`` times some of them on images
+of 64 and 128 pixels, as Tiny-ImageNet and ImageNet's subsets have.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
+from unittest import mock
 
 import torch
 from bench.agreement import difference
@@ -30,14 +31,18 @@ from trajmatch.distill.objectives import Plan
 from trajmatch.memory import is_out_of_memory
 from trajmatch.recording import cuda_graph
 
-#: The first is the size of DATM's CIFAR-10 recipe with IPC 10.
-SIZES = [
-    Size(128, 100, 80),
-    Size(32, 10, 20),
-    Size(128, 10, 80),
-    Size(32, 50, 10),
-]
-SMALLEST = [Size(4, 3, 2, depth=2, image_size=8)]
+SIZES = {
+    # the first is the size of DATM's CIFAR-10 recipe with IPC 10
+    "outer_iteration": [Size(128, 100, 80), Size(32, 10, 20), Size(128, 10, 80), Size(32, 50, 10)],
+    # depths of the papers' networks for these images
+    "pixels": [Size(128, 10, 10, depth=4, image_size=64), Size(128, 10, 10, 5, 128)],
+}
+SMALLEST = {
+    "outer_iteration": [Size(4, 3, 2, depth=2, image_size=8)],
+    "pixels": [Size(4, 3, 2, depth=2, image_size=16)],
+}
+#: Implementations that the stage ``pixels`` times.
+OF_PIXELS = ("trajmatch", "trajmatch_graph", "trajmatch_tape_graph", "eager_unroll_nchw")
 #: Longest timing of one implementation at one size, in seconds; compilation is not in it.
 LONGEST = 2.0
 #: Memory for the tape: all steps of the largest size fit.
@@ -49,7 +54,7 @@ Implementation = Callable[[], OuterGradient]
 
 
 def run(settings: Settings, record: Record) -> None:
-    """All implementations at all sizes; one that fails is recorded, and only ours is a fault.
+    """Time all implementations at all sizes; a failure of ours is a fault, others are recorded.
 
     What has to be compiled comes after all else: it may take what is left of the time.
     """
@@ -58,26 +63,24 @@ def run(settings: Settings, record: Record) -> None:
     if find_spec("jax") is None:
         record.put("left_out", {"jax": "JAX is not installed"})
     table: dict[str, dict[str, Any]] = {}
-    truths: dict[str, OuterGradient] = {}
-    for implementations in (eager, compiled, in_jax):
-        for size in SMALLEST if settings.quick else SIZES:
-            key = f"width {size.width}, batch {size.batch}, N {size.steps}"
-            row = table.setdefault(
-                key, {"width": size.width, "batch": size.batch, "steps": size.steps}
-            )
-            for name, implementation in implementations(
-                make_problem(size, settings.device), settings
-            ):
-                row[name], gradient = timed(
-                    implementation, settings, truths.get(key), blocking=implementations is in_jax
-                )
-                if gradient is not None and name == "trajmatch":
+    truths: dict[str, OuterGradient | None] = {}
+    pixels = settings.stage == "pixels"
+    for implementations in (eager,) if pixels else (eager, compiled, in_jax):
+        for size in (SMALLEST if settings.quick else SIZES)[settings.stage]:
+            key = f"{size.key}, {size.image_size} pixels"
+            row = table.setdefault(key, {})
+            problem = make_problem(size, settings.device)
+            for name, implementation in implementations(problem, settings):
+                if pixels and name not in OF_PIXELS:
+                    continue
+                row[name], gradient = timed(implementation, settings, truths.get(key))
+                if name == "trajmatch":
                     truths[key] = gradient
                 row["ratios"] = ratios(row)
                 record.put("table", table)
                 print(f"{key}, {name}: {summary(row[name])}", flush=True)
-            if "error" in row["trajmatch"] and implementations is eager:
-                record.fault(f"outer iteration, {key}: {row['trajmatch']['error']}")
+                if name.startswith("trajmatch") and "error" in row[name]:
+                    record.fault(f"{key}, {name}: {row[name]['error']}")
 
 
 def eager(problem: Problem, settings: Settings) -> Iterator[tuple[str, Implementation]]:
@@ -98,18 +101,11 @@ def eager(problem: Problem, settings: Settings) -> Iterator[tuple[str, Implement
 
 
 def with_blocks(kind: str, implementation: Implementation) -> Implementation:
-    """The implementation with another value of TRAJMATCH_CUDA_BLOCKS, read at every call."""
+    """Return the implementation with another value of TRAJMATCH_CUDA_BLOCKS at every call."""
 
     def chosen() -> OuterGradient:
-        before = os.environ.get("TRAJMATCH_CUDA_BLOCKS")
-        os.environ["TRAJMATCH_CUDA_BLOCKS"] = kind
-        try:
+        with mock.patch.dict(os.environ, TRAJMATCH_CUDA_BLOCKS=kind):
             return implementation()
-        finally:
-            if before is None:
-                del os.environ["TRAJMATCH_CUDA_BLOCKS"]
-            else:
-                os.environ["TRAJMATCH_CUDA_BLOCKS"] = before
 
     return chosen
 
@@ -136,27 +132,15 @@ def in_jax(problem: Problem, settings: Settings) -> Iterator[tuple[str, Implemen
 
 
 def timed(
-    implementation: Implementation,
-    settings: Settings,
-    truth: OuterGradient | None,
-    blocking: bool = False,
+    implementation: Implementation, settings: Settings, truth: OuterGradient | None
 ) -> tuple[dict[str, Any], OuterGradient | None]:
-    """What an implementation took, and how far its result is from ``truth``.
-
-    Args:
-        implementation: What to time.
-        settings: What the stage is told.
-        truth: Result to compare with; None where there is none.
-        blocking: As :func:`measure` takes it.
-    """
+    """Time an implementation, and compare its result with ``truth``, where there is one."""
     began = time.perf_counter()
     try:
         gradient = implementation()
-        if settings.device == "cuda":
-            torch.cuda.synchronize()
         first = time.perf_counter() - began
         rounds = 2 if settings.quick else 7
-        times = measure(implementation, settings.device, rounds, 2, LONGEST, blocking)
+        times = measure(implementation, settings.device, rounds, 2, LONGEST)
     except Exception as error:
         if is_out_of_memory(error):
             release(torch.device(settings.device))
@@ -169,20 +153,14 @@ def timed(
 
 
 def ratios(row: dict[str, Any]) -> dict[str, float]:
-    """How many times longer than ours the others took, by their medians."""
-    measured = {
-        name: entry["median"]
-        for name, entry in row.items()
-        if isinstance(entry, dict) and "median" in entry
-    }
-    own = measured.pop("trajmatch", None)
-    if own is None:
-        return {}
-    return {name: seconds / own for name, seconds in measured.items()}
+    """Return how many times longer than ours the others took, by their medians."""
+    medians = {name: entry["median"] for name, entry in row.items() if "median" in entry}
+    own = medians.pop("trajmatch", None)
+    return {} if own is None else {name: seconds / own for name, seconds in medians.items()}
 
 
 def summary(entry: dict[str, Any]) -> str:
-    """An entry of the table in a few words."""
+    """Format an entry of the table."""
     if "error" in entry:
         return str(entry["error"])
     memory = "" if entry["peak_bytes"] is None else f", {entry['peak_bytes'] / 2**30:.2f} GiB"

@@ -6,10 +6,9 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 from unittest import mock
 
-import torch
+from bench.timing import seconds
 
 from gpu_stages.replays import record_for
 from gpu_stages.settings import Record, Settings
@@ -59,59 +58,29 @@ def run(settings: Settings, record: Record) -> None:
         quiet=True,
         snapshots=0,
     )
-    replays = Replays(settings)
+    graphs: list[Graph] = []
+    replays: list[float] = []
+
+    def recorded(function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
+        outputs, replay = record_for(settings)(function)
+        return outputs, lambda: replays.append(seconds(replay, settings.device))
+
+    def gradients_for(problem: Problem, division: Division) -> Graph:
+        graphs.append(Graph(problem.objective, recorded))
+        return graphs[0]
+
     began = time.perf_counter()
-    with mock.patch.object(loop_module, "gradients_for", replays.for_run):
+    with mock.patch.object(loop_module, "gradients_for", gradients_for):
         distill(config)
     lines = [json.loads(line) for line in config.log_path.read_text().splitlines()]
-    wall = statistics.median(line["seconds"] for line in lines[2:])  # of the same iterations
+    wall = statistics.median(line["seconds"] for line in lines[2:])
     record.put("seconds", time.perf_counter() - began)
     record.put("wall_seconds_an_iteration", wall)
-    if replays.graph is None or not replays.graph.recorded:
+    if not graphs[0].recorded:
         record.fault("the iterations ran without a graph")
         return
-    replay = statistics.median(replays.seconds())
+    # the first two are a comparison, and that of the iteration which records
+    replay = statistics.median(replays[2:])
     record.put("replay_seconds", replay)
     record.put("share_of_the_host", 1 - replay / wall)
     print(f"{1000 * wall:.1f} ms an iteration, {1000 * replay:.1f} ms of them in the replay")
-
-
-class Replays:
-    """A graph whose replays are timed, by events where it is on a GPU."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._record, self._cuda = record_for(settings), settings.device == "cuda"
-        self._marks: list[tuple[Any, Any]] = []
-        self.graph: Graph | None = None
-
-    def for_run(self, problem: Problem, division: Division) -> Graph:
-        """In the place of :func:`trajmatch.distill.gradients.gradients_for`."""
-        self.graph = Graph(problem.objective, self._recorded)
-        return self.graph
-
-    def seconds(self) -> list[float]:
-        """Times of the replays from the third iteration on.
-
-        The two before are a comparison, and that of the iteration which records.
-        """
-        if not self._cuda:
-            return [ended - began for began, ended in self._marks[2:]]
-        torch.cuda.synchronize()
-        return [began.elapsed_time(ended) / 1000 for began, ended in self._marks[2:]]
-
-    def _recorded(self, function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
-        outputs, replay = self._record(function)
-
-        def marked() -> None:
-            began = self._mark()
-            replay()
-            self._marks.append((began, self._mark()))
-
-        return outputs, marked
-
-    def _mark(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event

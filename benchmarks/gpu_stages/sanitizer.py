@@ -6,14 +6,14 @@ barriers that not all threads reach; racecheck, races in shared memory.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-from gpu_stages.settings import NotRun, Record, Settings
+from gpu_stages.settings import SOURCE, NotRun, Record, Settings
 
 #: Where CUDA puts the program, beside the PATH.
 PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
@@ -32,21 +32,14 @@ SUMMARY = " SUMMARY:"  # "ERROR SUMMARY" of memcheck, "RACECHECK SUMMARY" of rac
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Runs the smallest cases of another stage under the tool of this stage."""
+    """Run the smallest cases of another stage under the tool of this stage."""
     if settings.device != "cuda":
         raise NotRun("compute-sanitizer checks CUDA kernels, and this is a check of the CPU")
-    program = find()
+    places = (os.environ.get("PATH", ""), f"{os.environ.get('CUDA_HOME')}/bin", *PLACES)
+    program = shutil.which("compute-sanitizer", path=os.pathsep.join(places))
     if program is None:
         raise NotRun("compute-sanitizer is not installed")
     check(program, settings, record)
-
-
-def find() -> str | None:
-    """The program, or None."""
-    home = os.environ.get("CUDA_HOME")
-    places = [*([f"{home}/bin"] if home else []), *PLACES]
-    found = (shutil.which("compute-sanitizer", path=place) for place in (None, *places))
-    return next(filter(None, found), None)
 
 
 def check(program: str, settings: Settings, record: Record) -> None:
@@ -60,8 +53,8 @@ def check(program: str, settings: Settings, record: Record) -> None:
         "--kernel-name",
         "kns=trajmatch",
         sys.executable,
-        str(settings.source / "benchmarks" / "gpu_check.py"),
-        f"--child={replace(settings, stage=cases, quick=True).to_json()}",
+        str(SOURCE / "benchmarks" / "gpu_check.py"),
+        f"--child={json.dumps({**vars(settings), 'stage': cases, 'quick': True})}",
         f"--out={record.folder / 'under_the_tool.json'}",
     ]
     # Memory in blocks of its own for every tensor, so that an access beyond one is seen.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+SOURCE = Path(__file__).resolve().parents[2]
 
 #: Exit status of a stage that had nothing to run; test harnesses know the number.
 NOT_RUN = 77
@@ -34,7 +35,7 @@ STAGES = {
     "cudnn": Stage("cudnn_settings", 40),
     "out_of_memory": Stage("out_of_memory", 30),
     "distill": Stage("real_distill", 60),
-    "pixels": Stage("pixels", 50),
+    "pixels": Stage("outer_iteration", 50),
     "two_devices": Stage("two_devices", 30),
     "memcheck": Stage("sanitizer", 30),
     "memcheck_own": Stage("sanitizer", 40),
@@ -50,33 +51,21 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What a stage is told.
+    """Arguments of a stage; JSON can hold them.
 
     Attributes:
         stage: Its name.
         device: ``"cuda"`` or ``"cpu"``.
-        quick: Whether the smallest sizes do, to try the program itself.
-        installed: Whether the trajmatch that Python finds is used, instead of building one.
-        source: The source tree.
-        root: Where trajmatch is imported from: the scratch folder, or ``source``.
+        quick: True for the smallest sizes, to try the program itself.
+        installed: True to use the trajmatch that Python finds, instead of building one.
+        root: Where trajmatch is imported from: the scratch folder, or the source tree.
     """
 
     stage: str
     device: str
     quick: bool
     installed: bool
-    source: Path
-    root: Path
-
-    def to_json(self) -> str:
-        """One line that :meth:`from_json` takes."""
-        return json.dumps(asdict(self), default=str)
-
-    @classmethod
-    def from_json(cls, text: str) -> Settings:
-        """The settings of :meth:`to_json`."""
-        values = json.loads(text)
-        return cls(**{**values, "source": Path(values["source"]), "root": Path(values["root"])})
+    root: str
 
 
 class NotRun(Exception):
@@ -98,28 +87,19 @@ class Record:
         self._save()
 
     def put(self, name: str, value: Any) -> None:
-        """Adds an entry, as JSON can hold it."""
+        """Add an entry, as JSON can hold it."""
         self.content[name] = value
         self._save()
 
     def fault(self, reason: str) -> None:
-        """Adds a reason why the stage failed; it goes on."""
+        """Add a reason why the stage failed; it goes on."""
         print(f"FAULT: {reason}", flush=True)
         self.content["faults"].append(reason)
         self._save()
 
     def _save(self) -> None:
+        # JSON has no NaN: it becomes a word
+        content = json.loads(json.dumps(self.content), parse_constant=str)
         unfinished = self._path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(_as_json(self.content), allow_nan=False))
+        unfinished.write_text(json.dumps(content))
         os.replace(unfinished, self._path)
-
-
-def _as_json(value: Any) -> Any:
-    """The value with words in place of numbers that JSON has none for."""
-    if isinstance(value, dict):
-        return {name: _as_json(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
