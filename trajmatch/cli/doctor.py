@@ -165,14 +165,8 @@ def examine_network(config: DoctorConfig) -> dict[str, Any]:
         "parameters": networks.num_parameters(model),
         "runs_by": engine,
         "layers": [
-            {
-                "name": layer.name,
-                "type": layer.type,
-                "parameters": layer.parameters,
-                "runs": engine if layer.obstacle is None else "not twice differentiable",
-                "obstacle": layer.obstacle,
-            }
-            for layer in layers
+            {**asdict(each), "runs": "not twice differentiable" if each.obstacle else engine}
+            for each in layers
         ],
         "passed": all(layer.obstacle is None for layer in layers),
     }
