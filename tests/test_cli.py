@@ -207,30 +207,6 @@ def test_fields_can_be_given_by_position():
     assert pickle.loads(pickle.dumps(config)) == config
 
 
-def test_help_shows_the_documentation_of_the_fields(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        parse(Config, ["--help"], "trajmatch probe", "file")
-    out = capsys.readouterr().out
-    for text in ("usage: trajmatch probe", "What the probe does.", "s: how large it is."):
-        assert text in out
-    assert "--no-loud" not in out
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ([], "trajmatch probe needs FILE; see trajmatch probe --help"),
-        (["x", "--size", "large"], "--size should be a whole number, but is 'large'"),
-        (["x", "--sise", "1"], "trajmatch probe has no flag --sise (did you mean --size?); see "),
-        (["x", "--size", "0"], "--size should be at least 1, but is 0"),
-    ],
-)
-def test_a_mistake_in_the_arguments_is_a_message(argv, message):
-    with pytest.raises(UserError) as error:
-        parse(Config, argv, "trajmatch probe", "file")
-    assert str(error.value).startswith(message)
-
-
 # --- progress
 
 
