@@ -62,7 +62,7 @@ def test_a_set_without_published_constants_refuses_them(tmp_path):
         np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
         with pytest.raises(UserError, match=f"no published statistics of the data set {name} with"):
             load_dataset(f"npz:{path}?statistics=published")
-    with pytest.raises(UserError, match="should be one of published, pixels, but is 'mtt'"):
+    with pytest.raises(UserError, match="should be one of pixels, published, but is 'mtt'"):
         load_dataset("fashion-mnist-mini?statistics=mtt")
 
 
