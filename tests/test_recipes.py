@@ -239,6 +239,7 @@ def write(path: Path, text: str) -> str:
         ("[distill]\nmax_start_epoch = 90", "contradicts itself: .* need epoch 91"),
         ('[expert]\nkeep = "0-5"\n[distill]\nmax_start_epoch = 20', "contradicts itself"),
         ('[expert]\nout = "here"', r"\[expert\] sets out, which belongs to a run"),
+        ("[distill]\ntape_mb = 3", r"\[distill\] sets tape_mb, which belongs to a run"),
         ("[expert]\nalpha = 0.3", "alpha 0.3 is a part of GSAM"),
         ("accuracy = true", "accuracy should be a finite number, but is True"),
         ("notes = 3", "notes should be a list, each a text, but is 3"),

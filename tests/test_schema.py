@@ -1,13 +1,15 @@
-"""Configurations in Python: paths as texts, lists as tuples, wrong types as one clear message."""
+"""Settings and files by their types: conversions, ranges, and one clear message each."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import pickle
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NotRequired, TypedDict, get_type_hints
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -21,6 +23,7 @@ from trajmatch.exchange.config import ConvertConfig, ExportConfig
 from trajmatch.experts import ExpertConfig, Store, store_maintenance
 from trajmatch.recipes import load_recipe
 from trajmatch.report.config import ReportConfig
+from trajmatch.schema import Count, Fraction, convert
 
 #: Every configuration of the library, with the fields that it cannot do without.
 REQUIRED: dict[type[Any], dict[str, Any]] = {
@@ -86,6 +89,38 @@ def test_numbers_of_numpy_and_lists_are_taken() -> None:
 def test_mistakes_are_told_in_words(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         DistillConfig(experts="s", out="d", **values)
+
+
+class Entry(TypedDict):
+    name: str
+    counts: NotRequired[list[Count]]
+
+
+class Content(msgspec.Struct):
+    entry: Entry
+    by_name: dict[str, Entry] = {}
+    share: Fraction | None = None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], r"f is damaged: its content is \[\] \(Expected `object`, got `array`\); delete it"),
+        ({}, "f is damaged: it lacks entry; delete it"),
+        ({"entry": {"counts": [1]}}, "it lacks entry.name;"),
+        ({"entry": {"name": "a", "counts": [1, -1]}}, r"its entry.counts\[1\] is -1 \(.* >= 0\)"),
+        ({"entry": {"name": "a"}, "share": math.nan}, r"its share is nan \("),
+        ({"entry": {"name": "a"}, "by_name": {"b": {"name": 3}}}, r"its by_name\[...\].name is"),
+    ],
+)
+def test_what_a_file_lacks_is_named(content: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        convert(content, Content, "f is damaged", "; delete it")
+
+
+def test_a_file_is_read_by_its_type() -> None:
+    read = convert({"entry": {"name": "a", "more": 1}, "share": 0, "later": 1}, Content, "f")
+    assert read == Content({"name": "a"}, share=0.0)
 
 
 def test_no_public_function_insists_on_a_path_object() -> None:

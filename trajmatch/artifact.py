@@ -43,7 +43,7 @@ _PARAMETER = "parameter."
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Description:
-    """What the file of a distilled set says of it; :class:`Artifact` explains the fields."""
+    """Description of a distilled set in its file; :class:`Artifact` explains the fields."""
 
     label_kind: Literal["index", "logit"]
     lr: Positive
@@ -143,7 +143,7 @@ class Artifact(Description):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What made the images' space of pixels: test images must go through the same."""
+        """Map from pixels to the space of the images, through which test images must go as well."""
         return self.zca or ChannelNormalisation(self.mean, self.std)
 
     @property
@@ -167,15 +167,15 @@ class Artifact(Description):
         return digest.hexdigest()
 
     def with_score(self, score: Mapping[str, Any]) -> Artifact:
-        """The same set with one more evaluation's result, as JSON can hold it."""
+        """Return the same set with one more evaluation's result, as JSON can hold it."""
         return dataclasses.replace(self, scores=(*self.scores, dict(score)))
 
     def dataset(self) -> TensorDataset:
-        """Images and labels, as a data loader of PyTorch takes them."""
+        """Return images and labels as a data loader of PyTorch takes them."""
         return TensorDataset(self.images, self.labels)
 
     def train(self, model: nn.Module, *, epochs: int = 1000, seed: int = 0) -> nn.Module:
-        """Trains a network on the set, with the learned step size, as evaluations do (MTT).
+        """Train a network on the set, with the learned step size, as evaluations do (MTT).
 
         Args:
             model: Any module that :func:`trajmatch.ops.gradient` takes. It is put into training
@@ -201,7 +201,7 @@ class Artifact(Description):
         return trained
 
     def images_preprocessed_by(self, other: Preprocessing) -> Tensor:
-        """The images as a network sees them whose inputs are preprocessed otherwise.
+        """Return the images as a network of another preprocessing sees them.
 
         Args:
             other: That preprocessing.
@@ -214,7 +214,7 @@ class Artifact(Description):
         return other.apply(self.preprocessing.invert(self.images.double()))
 
     def to_images(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Writes one PNG per image, in one folder per class; the preprocessing is undone.
+        """Write one PNG per image, in one folder per class; the preprocessing is undone.
 
         The folders' names begin with the class index, so that their order is that of the classes.
 
@@ -265,7 +265,7 @@ class Artifact(Description):
 
 
 def log_probabilities(probabilities: Tensor) -> Tensor:
-    """Target logits whose softmax are the given probabilities.
+    """Return target logits whose softmax are the given probabilities.
 
     Args:
         probabilities: Rows that sum to one. ``[n, K]``, floating point.
@@ -332,7 +332,7 @@ def save(path: str | os.PathLike[str], artifact: Artifact) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Artifact:
-    """Reads an artifact and checks all of it.
+    """Read an artifact and check all of it.
 
     Args:
         path: A file that `trajmatch distill` or :func:`save` wrote.
@@ -380,7 +380,7 @@ def load(path: str | os.PathLike[str]) -> Artifact:
 
 
 def current_versions() -> dict[str, str]:
-    """Versions of the software that decides the result."""
+    """Return the versions of the software that decides the result."""
     return {"trajmatch": __version__, "torch": torch.__version__}
 
 

@@ -175,7 +175,7 @@ def _described(kind: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of NumPy as those of Python."""
+    """Convert numbers of NumPy to numbers of Python."""
     if isinstance(value, list | tuple):
         return type(value)(map(_plain, value))
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

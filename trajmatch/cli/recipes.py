@@ -63,7 +63,7 @@ def _print_list(recipes: list[Recipe]) -> None:
 
 
 def explained(recipe: Recipe) -> str:
-    """All of a recipe for a reader.
+    """Explain a recipe to a reader.
 
     Args:
         recipe: The recipe.

@@ -56,8 +56,8 @@ class DistillSettings(Settings):
     skip_above: Annotated[float, Meta(gt=0)] | None = None
     """Leave out the update where the matching loss is above this (DATM: threshold, 1)."""
     spike_above: Annotated[float, Meta(gt=1)] | None = 20.0
-    """Leave out the update where the gradient of the images is so many times as large as usual, the
-    median of the last 100; None never does, as in the papers' programs."""
+    """Skip updates whose gradient of the images exceeds the median of the last 100 by this factor;
+    None never does, as in the papers' programs."""
     gradient: Literal["exact", "tesla"] = "exact"
     """Derivative of L through the student's steps: exact, or the approximation of
     TESLA, which neglects how later steps depend on earlier ones."""
@@ -111,7 +111,7 @@ class DistillSettings(Settings):
     """Iterate that becomes the result: the last, the best on the store's holdout, or the best on
     the test set (as the papers' tables have it; not an honest estimate)."""
     eval_every: Count = 0
-    """Evaluate every so many iterations (MTT: eval_it), and after the last; 0 never does."""
+    """Iterations between evaluations (MTT: eval_it); the last is evaluated too. 0 never does."""
     eval_seeds: PositiveInt = 3
     """Networks trained in each of these evaluations (MTT: num_eval)."""
     eval_epochs: PositiveInt = 1000
@@ -145,7 +145,7 @@ class DistillSettings(Settings):
         """Find the end of the start epochs for experts with these epochs.
 
         Args:
-            snapshots_kept: Epochs of which a store has the parameters.
+            snapshots_kept: Epochs whose parameters a store has.
 
         Returns:
             ``max_start_epoch`` where it is given, or else the largest end up to 20 for which the
@@ -196,7 +196,7 @@ class DistillConfig(RunOptions, DistillSettings):
     """Print nothing but errors."""
     tape_mb: Count | None = None
     """MB that the student engine may keep activations in, to save the adjoint computing them again;
-    it keeps those of as many steps as fit, and the result is the same, on the CPU to the bit.
+    it keeps as many steps' as fit, and the result is the same, on the CPU to the bit.
     Default: 1024, and on a CUDA device 16384, fewer where memory runs out."""
     micro_batch: PositiveInt | None = None
     """Synthetic images that go through the network at once, where a student step has more: less

@@ -27,7 +27,7 @@ class EvalSettings(Settings):
     seeds: PositiveInt = 5
     """Networks to train (MTT: num_eval)."""
     protocol: Literal["mtt", "datm", "ast"] = "mtt"
-    """How each network is trained and tested: as in the code of MTT, DATM or AST. The score is the
+    """Training and test of each network: as in the code of MTT, DATM or AST. The score is the
     last test in all of them; the maximum over the tests of AST is reported beside it."""
     epochs: PositiveInt | None = None
     """Epochs of each network (MTT: epoch_eval_train; the loop runs one more). Default: the
@@ -41,7 +41,7 @@ class EvalSettings(Settings):
     """Train as many networks on random real images of the same number."""
     k_center: bool = False
     """Train as many on real images of the same number that greedy k-center chooses: in each class
-    the image nearest to the mean, then always the one farthest from those taken."""
+    the image nearest to the mean, then always the one farthest from all taken."""
     k_center_store: Path | None = None
     """Store of experts: --k-center measures distances in the logits of its first expert after the
     last epoch. Default: in the preprocessed pixels."""

@@ -19,7 +19,7 @@ class ConvertConfig(Settings):
 
     SOURCE decides the direction: trajectories (replay_buffer_*.pt) become a store of experts, a
     store becomes trajectories; images, labels and step size (images_*.pt, labels_*.pt, lr_*.pt)
-    become a distilled set, a distilled set becomes those three. Numbers are kept to the bit.
+    become a distilled set, a distilled set becomes these three. Numbers are kept to the bit.
     """
 
     source: Path
@@ -74,8 +74,8 @@ class ExportConfig(Settings):
     to: Literal["imagefolder", "npz", "torch", "huggingface"]
     """imagefolder: PNG files in a folder for each class, and distilled.json; npz: arrays of NumPy;
     torch: tensors for a TensorDataset, read by torch.load(FILE, weights_only=True); huggingface: a
-    folder that datasets.load_dataset reads. Images of npz and torch are as they were trained, those
-    of the other two are pixels."""
+    folder that datasets.load_dataset reads. Images of npz and torch are as they were trained, the
+    other two hold pixels."""
     out: Path
     """Output: a new folder, or a file for npz and torch."""
 

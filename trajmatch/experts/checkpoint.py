@@ -29,7 +29,7 @@ _SHARE = 0.05
 
 
 class Place(NamedTuple):
-    """How far the training of an expert is.
+    """Progress of the training of an expert.
 
     Attributes:
         epoch: Epochs finished.
@@ -70,7 +70,7 @@ class Training(NamedTuple):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint keeps, by name."""
+        """Tensors that a checkpoint keeps, by name."""
         return {**self.state.tensors(), **self.recorder.tensors(), "total": self.total}
 
 
@@ -90,7 +90,7 @@ class Checkpoints:
         self._due = clock() + every
 
     def place(self, expert: int) -> Place:
-        """How far an expert was trained: to its checkpoint, or to the end of a part of the course.
+        """Return how far an expert was trained: to its checkpoint, or to the end of a part.
 
         Raises:
             UserError: The checkpoint is damaged, or belongs to another store or expert.

@@ -95,7 +95,7 @@ class ExpertSettings(ConvNetSettings, TrainingSettings):
     such as alexnet, vgg11:batch, resnet18:group,width=32, torchvision:NAME or
     package.module:function."""
     keep: str = "all"
-    """Epochs whose parameters are kept, e.g. 0-22: those that segments will touch. The last one is
+    """Epochs whose parameters are kept, e.g. 0-22: all that segments will touch. The last one is
     kept always. Default: all."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Numbers of the store; bfloat16 takes half of the disk, and 8 instead of 24 bits."""
@@ -148,7 +148,7 @@ class ExpertConfig(RunOptions, ExpertSettings):
 
 
 def kept_epochs(keep: str, epochs: int) -> list[int]:
-    """The epochs whose parameters a store keeps.
+    """Return the epochs whose parameters a store keeps.
 
     Args:
         keep: ``"all"``, or numbers and spans such as ``"0-22,30"``.
@@ -191,7 +191,7 @@ def numbers_of(text: str, most: int, flag: str, what: str) -> set[int]:
 
 
 def spans(numbers: Collection[int]) -> str:
-    """``0-3, 5, 8-10`` for some numbers; :func:`numbers_of` reads it."""
+    """Return numbers as ``0-3, 5, 8-10``, which :func:`numbers_of` reads."""
     found = []
     for _, span in groupby(enumerate(sorted(numbers)), lambda each: each[1] - each[0]):
         first, *others = (number for _, number in span)

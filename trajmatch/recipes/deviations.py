@@ -1,4 +1,4 @@
-"""Settings of a result that are not those of its recipe."""
+"""Settings of a result that differ from its recipe."""
 
 from __future__ import annotations
 

@@ -71,13 +71,13 @@ class Recipe(Settings):
 
 
 def recipe_names() -> list[str]:
-    """The names of the package's recipes, in alphabetical order."""
+    """Return the names of the package's recipes, in alphabetical order."""
     found = FOLDER.glob("*/**/*.toml")
     return sorted(file.relative_to(FOLDER).with_suffix("").as_posix() for file in found)
 
 
 def find_recipe(name: str) -> Recipe:
-    """A recipe of the package by its name, or one of the user's own by its path.
+    """Return a recipe of the package by its name, or one of the user's own by its path.
 
     Args:
         name: Such as ``"datm/cifar10/ipc10"``, or the path of a file that ends in ``.toml``.
