@@ -18,7 +18,7 @@ from trajmatch import artifact, networks
 from trajmatch.artifact import Artifact
 from trajmatch.data import ChannelNormalisation
 from trajmatch.exchange.config import ConvertConfig
-from trajmatch.exchange.conversion import convert
+from trajmatch.exchange.convert import convert
 
 CIFAR10 = ChannelNormalisation((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 

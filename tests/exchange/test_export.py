@@ -17,7 +17,7 @@ from trajmatch.cli.main import main
 from trajmatch.data import load_dataset
 from trajmatch.errors import UserError
 from trajmatch.exchange.config import ExportConfig
-from trajmatch.exchange.exporting import export
+from trajmatch.exchange.export import export
 
 
 def picture(path: Path) -> torch.Tensor:

@@ -15,7 +15,7 @@ from trajmatch.artifact import Artifact
 from trajmatch.data import load_dataset
 from trajmatch.errors import UserError
 from trajmatch.exchange.config import ConvertConfig
-from trajmatch.exchange.conversion import convert
+from trajmatch.exchange.convert import convert
 
 ORIGIN = {"network": "convnet:width=4,depth=1", "preprocessing": "data", "dsa": "flip_crop"}
 LABELS = torch.arange(3).repeat_interleave(2)

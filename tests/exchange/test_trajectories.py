@@ -19,7 +19,7 @@ from trajmatch.data import load_dataset
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.errors import UserError
 from trajmatch.exchange.config import ConvertConfig
-from trajmatch.exchange.conversion import convert
+from trajmatch.exchange.convert import convert
 from trajmatch.exchange.origin import preprocessed
 from trajmatch.exchange.trajectories import read_trajectories
 from trajmatch.experts import ExpertConfig, Store, train_experts
@@ -327,7 +327,7 @@ def test_the_constants_of_mtt(refusal, data: str) -> None:
         ({"network": "convnet:width=4,depth=1,norm=batch"}, "running statistics"),
         ({"dsa": "swirl"}, "swirl"),
         ({"preprocessing": None, "mean": (0.5, 0.5), "std": (1.0, 1.0)}, "one for each channel"),
-        ({"keep": "7"}, "there are epochs 0 to 2"),
+        ({"keep": "7"}, "of the epochs 0 to 2, but has"),
         ({"data": "npz:nothing"}, "nothing"),
     ],
 )

@@ -12,7 +12,7 @@ def run(argv: list[str]) -> int:
     config = parse(ConvertConfig, argv, "trajmatch convert", "source")
 
     from trajmatch.cli.progress import Progress
-    from trajmatch.exchange.conversion import convert
+    from trajmatch.exchange.convert import convert
     from trajmatch.exchange.trajectories import find_trajectories
 
     files = len(find_trajectories(config.source))

@@ -11,7 +11,7 @@ def run(argv: list[str]) -> int:
 
     config = parse(ExportConfig, argv, "trajmatch export", "file")
 
-    from trajmatch.exchange.exporting import export
+    from trajmatch.exchange.export import export
 
     print(export(config))
     return 0
