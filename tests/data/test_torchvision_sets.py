@@ -466,7 +466,18 @@ def test_a_set_without_a_test_part_is_split_with_a_word(tmp_path):
     assert "torchvision:EuroSAT takes no ?train=x" in refusal(f"{uri}?train=x")
 
 
-@pytest.mark.parametrize("name", ["CocoDetection", "Kinetics", "FakeData", "PhotoTour"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CocoDetection",
+        "Kinetics",
+        "FakeData",
+        "PhotoTour",
+        "VOCDetection",
+        "SintelStereo",
+        "VisionDataset",
+    ],
+)
 def test_a_set_of_another_kind_is_refused_by_its_arguments(tmp_path, name):
     assert f"torchvision:{name} is not a data set for classification" in refusal(
         f"torchvision:{name}:{tmp_path}"

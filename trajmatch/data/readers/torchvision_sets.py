@@ -132,7 +132,8 @@ def _class_of(name: str) -> Any:
     kind = getattr(torchvision.datasets, name)
     arguments = inspect.signature(kind).parameters
     needed = {each.name for each in arguments.values() if each.default is each.empty}
-    if "root" not in arguments or needed - {"root", "split", "kwargs"}:
+    boxes_or_masks = "transforms" in arguments and "target_types" not in arguments
+    if "root" not in arguments or needed - {"root", "split", "kwargs"} or boxes_or_masks:
         raise UserError(f"torchvision:{name} is not a data set for classification")
     return kind
 
@@ -243,7 +244,7 @@ def _explained(address: Address, options: TorchvisionOptions) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        told = str(error).partition(" You can use")[0] or type(error).__name__
+        told = str(error).partition(". You can use")[0] or type(error).__name__
         remedy = "put the official files there, or add ?download=true to the data's address"
         if options.download:
             remedy = "check the connection"
