@@ -155,6 +155,8 @@ COMMANDS: list[Mistake] = [
     Command("keep-beyond", f"{TRAIN} --keep 0-999", expects=("--keep",)),
     Command("keep-a-word", f"{TRAIN} --keep last", expects=("--keep", "last")),
     Command("keep-backwards", f"{TRAIN} --keep 1-0", expects=("--keep",)),
+    Command("until-zero", f"{TRAIN} --until-epoch 0", expects=("--until-epoch",)),
+    Command("until-beyond", f"{TRAIN} --until-epoch 99", expects=("--until-epoch", "--epochs")),
     Command("device-cuda", f"{TRAIN} --device cuda", expects=("cuda",)),
     Command("device-gpu", f"{TRAIN} --device gpu", expects=("gpu",)),
     Command("device-cuda-99", f"{TRAIN} --device cuda:99", expects=("cuda:99",)),
@@ -891,6 +893,12 @@ FILES: list[Mistake] = [
         DISTILL,
         edit("experts/store.json", lambda s: s.update(version=9)),
         expects=("store.json",),
+    ),
+    Command(
+        "store-trained-for-no-epoch",
+        DISTILL,
+        edit("experts/store.json", lambda s: s.update(trained_epochs=0)),
+        expects=("store.json", "trained_epochs"),
     ),
     Command(
         "store-of-something",
