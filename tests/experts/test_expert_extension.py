@@ -74,6 +74,13 @@ def test_experts_that_are_not_extended_yet_are_missing(
     assert [each.status for each in verify(whole.path)] == ["ok"] * 3
 
 
+def test_who_reads_a_part_may_go_on_while_it_is_extended(make_config: MakeConfig) -> None:
+    part = train_experts(make_config(epochs=3, until_epoch=2))
+    before = part.snapshot(1, 2)
+    train_experts(make_config(epochs=3, resume=True))
+    assert torch.equal(part.snapshot(1, 2), before) and part.snapshot(0, 1).isfinite().all()
+
+
 def test_a_part_is_trimmed_and_merged_with_its_state(
     make_config: MakeConfig, contents: Contents, tmp_path: Path
 ) -> None:

@@ -9,22 +9,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from trajmatch.cli.output import aligned
 from trajmatch.errors import UserError, closest
 
 if TYPE_CHECKING:
     from trajmatch.experts import Store
     from trajmatch.experts.store_maintenance import Verdict
-
-USAGE = """usage: trajmatch store ACTION [ARGUMENTS]
-
-Checks, lists, cuts down or merges stores of experts.
-
-  verify PATH...            read every byte of stores or files, and compare it with the checksums
-  ls PATH...                what is in stores, and how healthy their experts are
-  trim PATH --out NEW       a smaller store: --keep 0-22 (epochs), --experts 0-49
-  merge PATH... --out NEW   the experts of several stores that differ in seeds and numbers alone
-
-trajmatch store ACTION --help shows the arguments of an action."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +80,10 @@ def run(argv: list[str]) -> int:
     from trajmatch.cli.arguments import parse
 
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE, file=sys.stdout if argv else sys.stderr)
+        actions = aligned(*((f"  {name}", str(_ACTIONS[name][0].__doc__)) for name in _ACTIONS))
+        hint = "trajmatch store ACTION --help shows the arguments of an action."
+        usage = f"usage: trajmatch store ACTION [ARGUMENTS]\n\n{actions}\n\n{hint}"
+        print(usage, file=sys.stdout if argv else sys.stderr)
         raise SystemExit(0 if argv else 2)
     if argv[0] not in _ACTIONS:
         raise UserError(

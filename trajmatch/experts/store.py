@@ -388,8 +388,8 @@ class Store:
                     raise UserError(f"{path} is damaged: it has no tensor {tensor!r}")
                 return None
             rows = handle.get_slice(tensor)
-            if len(rows.get_shape()) != 2 or rows.get_shape()[0] != len(kept):
-                shape = rows.get_shape()
+            shape = rows.get_shape()
+            if len(shape) != 2 or shape[0] < len(kept):  # more: it has been extended meanwhile
                 raise UserError(f"{path} is damaged: the shape of {tensor!r} is {shape}")
             found: Tensor = rows[row : row + 1][0].clone()
         if checksums and (tensor, expert, row) not in self._sound:  # once is enough, too
