@@ -316,14 +316,6 @@ def test_opcheck(
         torch.library.opcheck(overload, (images, rows))
 
 
-def test_compiles_as_one_graph(randn: Callable[..., Tensor], rows: Tensor) -> None:
-    images = randn(len(rows), 3, 6, 6, grad=True)
-    compiled = torch.compile(ops.dsa, fullgraph=True, backend="aot_eager")
-    got = torch.autograd.grad(compiled(images, rows).square().sum(), images)
-    wanted = torch.autograd.grad(ops.dsa(images, rows).square().sum(), images)
-    torch.testing.assert_close(got, wanted)
-
-
 # Images of any kind
 
 

@@ -136,14 +136,6 @@ def test_opcheck(randn: Callable[..., Tensor], grad: bool, elementwise: bool) ->
     )
 
 
-def test_compiles_as_one_graph(randn: Callable[..., Tensor]) -> None:
-    inputs = [randn(2, 4, 6, 6, grad=True), randn(4, grad=True), randn(4, grad=True)]
-    compiled = torch.compile(ops.norm_act_pool, fullgraph=True, backend="aot_eager")
-    got = torch.autograd.grad(compiled(*inputs).square().sum(), inputs)
-    wanted = torch.autograd.grad(ops.norm_act_pool(*inputs).square().sum(), inputs)
-    torch.testing.assert_close(got, wanted)
-
-
 def test_memory_format_of_the_input_does_not_matter(randn: Callable[..., Tensor]) -> None:
     x = randn(2, 4, 6, 6)
     out = ops.norm_act_pool(x)

@@ -77,18 +77,6 @@ def test_opcheck(randn: Callable[..., Tensor], grad: bool) -> None:
         )
 
 
-def test_compiles_as_one_graph(randn: Callable[..., Tensor]) -> None:
-    theta, grad = randn(9, grad=True), randn(9, grad=True)
-
-    def two_steps(theta: Tensor, grad: Tensor) -> Tensor:
-        theta, buffer = ops.sgd_step(theta, grad, 0.1, momentum=0.9)
-        return ops.sgd_step(theta, grad, 0.1, buffer, 0.9)[0].sum()
-
-    compiled = torch.compile(two_steps, fullgraph=True, backend="aot_eager")
-    got = torch.autograd.grad(compiled(theta, grad), (theta, grad))
-    torch.testing.assert_close(got, torch.autograd.grad(two_steps(theta, grad), (theta, grad)))
-
-
 def test_errors_say_what_came() -> None:
     ones = torch.ones(3)
     with pytest.raises(ValueError, match=r"expected grad to have shape \[3\], but got \[2\]"):

@@ -166,22 +166,6 @@ def test_opcheck(device: torch.device, soft: bool, grad: bool) -> None:
     )
 
 
-def test_compiles_as_one_graph(device: torch.device) -> None:
-    model = convnet()
-    given = problem(model, True, device)
-
-    def two_steps(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        for _ in range(2):
-            _, grad = ops.gradient(model, theta, images, labels)
-            theta, _ = ops.sgd_step(theta, grad, 0.1)
-        return theta.square().sum()
-
-    inputs = [each.requires_grad_() for each in given.values()]
-    compiled = torch.compile(two_steps, fullgraph=True, backend="aot_eager")
-    got = torch.autograd.grad(compiled(*inputs), inputs)
-    torch.testing.assert_close(got, torch.autograd.grad(two_steps(*inputs), inputs))
-
-
 @pytest.mark.parametrize("loss", ["cross_entropy", "sum_logits"])
 @pytest.mark.parametrize(
     ("text", "size"),

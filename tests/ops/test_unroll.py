@@ -292,21 +292,6 @@ def test_opcheck(device: torch.device, grad: bool) -> None:
         )
 
 
-def test_compiles_as_one_graph(device: torch.device) -> None:
-    model = ConvNet(3, 4, 8, 4, 1)
-    leaves = list(set_of(model, 3, 8, True, device).values())
-    batches = torch.tensor([[0, 1], [2, 3]], device=device)
-    target = torch.randn_like(leaves[0])
-
-    def matching_loss(*inputs: Tensor) -> Tensor:
-        theta = ops.unroll(model, *inputs, batches, momentum=0.5)
-        return ops.param_distance(theta, target, inputs[0])
-
-    compiled = torch.compile(matching_loss, fullgraph=True, backend="aot_eager")
-    got = torch.autograd.grad(compiled(*leaves), leaves)
-    torch.testing.assert_close(got, torch.autograd.grad(matching_loss(*leaves), leaves))
-
-
 @pytest.mark.parametrize("augment", [None, shrinking_flip, DSA().replay(seed=0)])
 def test_is_bitwise_repeatable(device: torch.device, augment: Any) -> None:
     model = ConvNet(3, 4, 8, 8, 2)
