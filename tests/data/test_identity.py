@@ -32,13 +32,17 @@ def test_the_same_data_under_another_name_are_taken() -> None:
 @pytest.mark.parametrize(
     ("changes", "has", "got"),
     [
-        ({"class_names": ["cat", "dog"]}, "3 classes (cat, dog, fox)", "2 classes (cat, dog)"),
+        ({"class_names": ["cat", "dog"]}, "3 classes (fox, cat, dog)", "2 classes (cat, dog)"),
         (
             {"class_names": [*"abcdefg"]},
             "3 classes (cat, dog, fox)",
             "7 classes (a, b, c, d, e, and 2 more)",
         ),
-        ({"class_names": ["cat", "cow", "fox"]}, "class 1 named 'dog'", "class 1 named 'cow'"),
+        (
+            {"class_names": ["cat", "cow", "fox"]},
+            "3 classes (dog, cat, fox)",
+            "3 classes (cow, cat, fox)",
+        ),
         ({"shape": [3, 32, 32]}, "16x16 pixels", "32x32 pixels"),
         ({"shape": [1, 16, 16]}, "3 channels", "1 channel"),
         ({"shape": [1, 8, 8]}, "16x16 pixels and 3 channels", "8x8 pixels and 1 channel"),

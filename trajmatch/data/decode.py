@@ -90,8 +90,7 @@ def load_pictures(
         class_names: In the order of the labels.
         options: How pictures are decoded.
         fraction: Part of each class to set aside.
-        known: Makes a set RGB whatever the pictures are, with the statistics of this table;
-            ``size`` is given then.
+        known: Makes a set RGB whatever the pictures are, with the size and statistics of a table.
 
     Returns:
         The data set.
@@ -104,9 +103,9 @@ def load_pictures(
         split = split_parts(what, labels, class_names, fraction)
         parts = [[parts[0][index] for index in rows] for rows in split]
     with _limits(options):
-        if known and options.size:
-            shape = (3, options.size, options.size)
-        else:
+        size = options.size or (known.size if known else 0)
+        shape = (3, size, size)
+        if known is None:
             shape = _shape([picture for part in parts for picture in part], options)
         lost: list[str] = []
         train, test = (_decode(part, shape, options, lost) for part in parts)

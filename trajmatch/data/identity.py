@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from trajmatch.data.dataset import Dataset
@@ -45,7 +45,8 @@ def check_same_data(
         return
     first = known_address or f"the data set {known['name']!r}"
     second = given_address or f"the data set {given['name']!r}"
-    pairs = [pair for pair in _traits(known, given) if len({*pair}) > 1]
+    traits = zip(_traits(known, given), _traits(given, known), strict=True)
+    pairs = [pair for pair in traits if len({*pair}) > 1]
     if pairs:
         has, got = (" and ".join(side) for side in zip(*pairs, strict=True))
         raise UserError(
@@ -58,19 +59,13 @@ def check_same_data(
     )
 
 
-def _traits(known: Mapping[str, Any], given: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return pairs of words for classes, size and channels; equal words for what is equal."""
-    sides = known, given
-    names = [side["class_names"] for side in sides]
-    other = [k for k, pair in enumerate(zip(*names, strict=False)) if len({*pair}) > 1]
-    classes = [f"class {other[0]} named {each[other[0]]!r}" if other else "" for each in names]
-    if len(names[0]) != len(names[1]):
-        classes = [f"{len(each)} classes ({_listed(each)})" for each in names]
-    sizes = ["x".join(map(str, side["shape"][1:])) + " pixels" for side in sides]
-    channels = [f"{side['shape'][0]} channel" + "s" * (side["shape"][0] > 1) for side in sides]
-    return [(one, other) for one, other in (classes, sizes, channels)]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = [f"and {len(names) - _NAMES_SHOWN} more"] if len(names) > _NAMES_SHOWN else []
-    return ", ".join([*names[:_NAMES_SHOWN], *more])
+def _traits(side: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Describe classes, size and channels; of the classes, first those that the other lacks."""
+    channels, *size = side["shape"]
+    names = sorted(side["class_names"], key=other["class_names"].__contains__)
+    more = f", and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return [
+        f"{len(names)} classes ({', '.join(names[:_NAMES_SHOWN])}{more})",
+        f"{'x'.join(map(str, size))} pixels",
+        f"{channels} channel" + "s" * (channels > 1),
+    ]

@@ -23,6 +23,7 @@ class KnownSet(msgspec.Struct, frozen=True, kw_only=True):
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    size: int = 0
     torchvision: str = ""
     files: tuple[str, ...] = ()
     more_files: tuple[str, ...] = ()

@@ -134,11 +134,8 @@ def _warn_of_untested(dataset: Dataset) -> None:
     tested = set(dataset.test_labels.unique().tolist())
     lacking = [name for label, name in enumerate(dataset.class_names) if label not in tested]
     if lacking:
-        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-        warnings.warn(
-            f"data set {dataset.name}: no test image is of class {', '.join(lacking[:3])}{more}",
-            stacklevel=3,
-        )
+        told = f"no test image is of class {', '.join(lacking[:3])} ({len(lacking)} lack any)"
+        warnings.warn(f"data set {dataset.name}: {told}", stacklevel=3)
 
 
 def _normalised_by(dataset: Dataset, statistics: str | None) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from trajmatch.data.address import Address, Source
@@ -17,10 +17,6 @@ from trajmatch.data.reading import visible
 from trajmatch.errors import UserError
 
 _SUBSETS = KNOWN_SETS["imagenet"].subsets
-#: Side of the images in pixels (MTT: 128).
-_IMAGENET_SIZE = 128
-_TINY_SIZE = 64
-
 _TINY_FOLDER = "tiny-imagenet-200"
 _WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -76,7 +72,8 @@ def load_imagenet(address: Address, options: ImageNetOptions) -> Dataset:
         ]
         for part in ("train", "val")
     ]
-    return _dataset(address, parts, list(chosen.values()), _IMAGENET_SIZE, options)
+    names, known = list(chosen.values()), KNOWN_SETS["imagenet"]
+    return load_pictures(str(root), "imagenet", parts, names, options, known=known)
 
 
 def load_tiny(address: Address, options: ImageOptions) -> Dataset:
@@ -125,7 +122,8 @@ def load_tiny(address: Address, options: ImageOptions) -> Dataset:
             )
         if identifier in labels:
             test.append(Picture(labels[identifier], root / "val" / "images" / file))
-    return _dataset(address, [train, test], list(chosen.values()), _TINY_SIZE, options)
+    names, known = list(chosen.values()), KNOWN_SETS["tiny-imagenet"]
+    return load_pictures(str(root), "tiny-imagenet", [train, test], names, options, known=known)
 
 
 def _imagenet_in(root: Path) -> Path | None:
@@ -157,18 +155,6 @@ def _choose(what: str, named: Mapping[str, str], wanted: Sequence[str]) -> dict[
     identifiers = list(named)
     chosen = choose_classes(what, list(named.values()), wanted, identifiers)
     return {identifiers[index]: named[identifiers[index]] for index in chosen}
-
-
-def _dataset(
-    address: Address,
-    parts: Sequence[Sequence[Picture]],
-    names: Sequence[str],
-    size: int,
-    options: ImageOptions,
-) -> Dataset:
-    options = replace(options, size=options.size or size)
-    known = KNOWN_SETS[address.scheme]
-    return load_pictures(address.base, address.scheme, parts, names, options, known=known)
 
 
 SOURCES = {
