@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import itertools
+import os
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -157,3 +159,15 @@ def test_labels_of_a_line_chart_do_not_overlap(figures, values, last: int) -> No
 def test_labels_of_a_histogram_do_not_overlap(figures, numbers: list[int], count: int) -> None:
     histogram(dict.fromkeys(numbers, count), "start epoch", "")
     check_labels(figures[0])
+
+
+def test_a_backend_that_does_not_exist_is_named() -> None:
+    program = "import torch, trajmatch.report.charts"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "MPLBACKEND": "none-of-these"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "UserError: matplotlib: Key backend: 'none-of-these'" in done.stderr

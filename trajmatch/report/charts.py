@@ -7,14 +7,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from trajmatch.errors import as_user_error
 from trajmatch.report.parts import data_url
+
+with as_user_error("matplotlib: "):  # the environment variable MPLBACKEND may name no backend
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 Numbers = NDArray[np.float64]
 
