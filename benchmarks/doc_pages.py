@@ -11,13 +11,13 @@ from trajmatch.errors import UserError
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def fill(page: Path, name: str, text: str) -> None:
-    """Replaces a part of a page, between ``<!-- name -->`` and ``<!-- end of name -->``.
+    """Replace a part of a page, between ``<!-- name -->`` and ``<!-- end of name -->``.
 
     Args:
         page: The Markdown file.

@@ -157,7 +157,7 @@ def open_record(path: Path, device: str) -> dict[str, Any]:
 
 
 def unfinished(record: dict[str, Any], cells: Sequence[Size]) -> list[Size]:
-    """Cells that the record lacks, or has with a baseline whose time was not linear in N."""
+    """Return cells that the record lacks, or has with a baseline whose time was not linear in N."""
     held = record["cells"]
     return [
         size

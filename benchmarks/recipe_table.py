@@ -55,7 +55,7 @@ def recipe_table(outcomes: Mapping[str, str]) -> str:
 
 
 def run_all() -> dict[str, str]:
-    """Runs two outer iterations of every recipe.
+    """Run two outer iterations of every recipe.
 
     Returns:
         ``"passed"`` or ``"FAILED"`` by name; of a recipe with the settings of one that is run, that
@@ -106,7 +106,7 @@ def _published(recipe: Recipe) -> str:
 
 
 def main() -> int:
-    """Runs the program."""
+    """Run the program."""
     outcomes = run_all()
     fill(PAGE, "recipes", recipe_table(outcomes))
     failed = [name for name, outcome in outcomes.items() if "passed" not in outcome]

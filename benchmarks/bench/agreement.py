@@ -1,4 +1,4 @@
-"""Whether all variants of a measurement computed the same thing."""
+"""Comparison of what all variants of a measurement computed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ALL_STEPS = {
 def agreement(
     results: Mapping[str, OuterGradient], reference: str, tolerance: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Compares the results of all variants with those of one of them.
+    """Compare the results of all variants with those of one of them.
 
     Args:
         results: Loss and gradients by variant.
@@ -40,7 +40,7 @@ def agreement(
 
     Returns:
         ``reference``; ``tolerance``; ``differences`` of each other variant, by quantity; and
-        ``agree``, whether none exceeds its tolerance.
+        ``agree``, true if none exceeds its tolerance.
     """
     differences = {
         name: difference(result, results[reference])
@@ -60,7 +60,7 @@ def agreement(
 
 
 def difference(result: OuterGradient, reference: OuterGradient) -> dict[str, float]:
-    """Relative differences of loss and gradients, ``images_median`` that of the median image."""
+    """Return relative differences of loss and gradients, and of the median image."""
     per_image = [
         relative(ours, theirs) for ours, theirs in zip(result.images, reference.images, strict=True)
     ]
@@ -73,6 +73,6 @@ def difference(result: OuterGradient, reference: OuterGradient) -> dict[str, flo
 
 
 def relative(result: Tensor, reference: Tensor) -> float:
-    """``|result - reference| / |reference|``, as vectors in float64."""
-    wanted = reference.double()
-    return float((result.double() - wanted).norm() / wanted.norm())
+    """Return ``|result - reference| / |reference|``, as vectors in float64."""
+    wanted = reference.detach().double()
+    return float((result.detach().double() - wanted).norm() / wanted.norm())

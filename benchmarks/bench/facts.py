@@ -1,4 +1,4 @@
-"""Where and with what a record was measured."""
+"""Machine and origin of a record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENVIRONMENT = ("GOMP_SPINCOUNT", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What two records must have in common to be compared.
+    """Return the facts that two records must have in common to be compared.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -38,7 +38,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def origin() -> dict[str, Any]:
-    """What was measured and when: ``trajmatch``, ``commit``, ``compiler`` and ``date`` (UTC)."""
+    """Return version, commit and compiler of what is measured, and the date (UTC)."""
     return {
         "trajmatch": __version__,
         "commit": _commit(),
@@ -57,7 +57,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit that the package lies in, with a + where files differ from it; None outside one.
+    """Return the commit of the source tree, with a + where files differ; None without git.
 
     Results that were measured do not count as differing.
     """

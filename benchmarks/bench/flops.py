@@ -1,4 +1,4 @@
-"""How much arithmetic an outer iteration is, counted in forward passes."""
+"""Arithmetic of an outer iteration, counted in forward passes."""
 
 from __future__ import annotations
 

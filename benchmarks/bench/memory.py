@@ -34,7 +34,7 @@ def limit_bytes(device: str) -> int:
 def memory_over_steps(
     size: Size, variant: str, device: str, steps: Sequence[int] = STEPS
 ) -> dict[str, Any]:
-    """Measures the peak memory of a variant at a few numbers of steps.
+    """Measure the peak memory of a variant at a few numbers of steps.
 
     Args:
         size: The size; its own number of steps is not used.

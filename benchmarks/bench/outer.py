@@ -52,7 +52,7 @@ def measure_cell(
     leave_out: Mapping[str, str] | None = None,
     variants: Mapping[str, Variant] = VARIANTS,
 ) -> dict[str, Any]:
-    """Times all variants of an outer iteration in alternating rounds of one process.
+    """Time all variants of an outer iteration in alternating rounds of one process.
 
     A variant whose rounds would take longer than allowed is measured at three numbers of steps up
     to 10 and put on the line through them. All variants are compared with ``torch.func`` in float64
@@ -132,7 +132,7 @@ def cells(job: Job, emit: Emit) -> None:
 
 
 def plan_steps(steps: int, seconds_per_step: float, allowed: float) -> list[int]:
-    """The numbers of steps at which a variant is measured.
+    """Choose the numbers of steps at which a variant is measured.
 
     Args:
         steps: The number of interest.
@@ -153,7 +153,7 @@ def plan_steps(steps: int, seconds_per_step: float, allowed: float) -> list[int]
 
 
 def row(steps: int, taken: Mapping[int, list[float]]) -> dict[str, Any]:
-    """A variant's row, from the seconds of all rounds at each number of steps."""
+    """Return a variant's row, from the seconds of all rounds at each number of steps."""
     if list(taken) == [steps]:
         return {"status": "measured", "measured_at_n": [steps], "seconds": summary(taken[steps])}
     points = {count: summary(rounds) for count, rounds in taken.items()}
@@ -166,7 +166,7 @@ def row(steps: int, taken: Mapping[int, list[float]]) -> dict[str, Any]:
         "at_n": {str(count): point for count, point in points.items()},
         "distance_from_line": {name: line.error for name, line in lines.items()},
     }
-    # noise only ever adds time: the minima show best whether there is a line
+    # noise only ever adds time: a line shows best in the minima
     if lines["min"].error > STRAIGHT:
         reason = f"a minimum lies {lines['min'].error:.0%} from the line through all of them"
         return {"status": "not_linear", "reason": reason, **found}
@@ -178,7 +178,7 @@ def row(steps: int, taken: Mapping[int, list[float]]) -> dict[str, Any]:
 
 
 def ratios(rows: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """How many times as long each baseline takes as each of ours, by medians.
+    """Return the time of each baseline over that of each of ours, by medians.
 
     Of a baseline with several variants the fastest counts. One without a time has no ratio.
     """
@@ -223,7 +223,7 @@ def _not_run(
 
 
 def _warm_up(problem: Problem, variant: Variant, device: str) -> float:
-    """Runs a variant twice, the first time to compile and allocate; the seconds of a step."""
+    """Run a variant twice, first to compile and allocate; return the seconds of a step."""
     short = problem.first(min(2, problem.size.steps))
     variant(short)
     return seconds(lambda: variant(short), device) / short.size.steps
@@ -235,7 +235,7 @@ def _compare(
     plans: Mapping[str, list[int]],
     device: str,
 ) -> dict[str, Any]:
-    """The first step beside float64, and under ``all_steps`` beside the first baseline."""
+    """Compare the first step with float64 and, in ``all_steps``, all with the first baseline."""
     kind = torch.device(device).type
     first = problem.first(1)
     early = {name: variant(first) for name, variant in variants.items()}

@@ -16,7 +16,7 @@ from trajmatch.random import generator
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What an outer iteration starts from, on one device, in float32 unless made double.
+    """Inputs of an outer iteration, on one device, in float32 unless made double.
 
     Attributes:
         size: Its size.
@@ -39,11 +39,11 @@ class Problem:
     batches: Tensor
 
     def first(self, steps: int) -> Problem:
-        """The same problem, stopped after its first steps."""
+        """Return the same problem with only its first steps."""
         return replace(self, size=self.size.with_steps(steps), batches=self.batches[:steps])
 
     def double(self) -> Problem:
-        """The same problem in float64."""
+        """Return the same problem in float64."""
         return replace(
             self,
             model=copy.deepcopy(self.model).double(),
@@ -55,7 +55,7 @@ class Problem:
 
 
 def make_problem(size: Size, device: str | torch.device = "cpu") -> Problem:
-    """Draws the problem of a size: the same in every process and on every device.
+    """Draw the problem of a size: the same in every process and on every device.
 
     Args:
         size: The size.

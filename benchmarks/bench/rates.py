@@ -1,4 +1,4 @@
-"""What the machine can do: arithmetic and memory rates, to hold achieved ones against."""
+"""Rates of the machine, arithmetic and memory, to hold achieved ones against."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def machine_rates(
     convolution: tuple[int, int] = CONVOLUTION,
     vector: int = VECTOR,
 ) -> dict[str, Any]:
-    """Best rates of PyTorch's products and copies, and the rates of our vector operators.
+    """Measure PyTorch's best products and copies, and our vector operators.
 
     Args:
         device: Where to measure.

@@ -33,7 +33,7 @@ Variant = Callable[[Problem], OuterGradient]
 #: Ours: without and with a tape of activations.
 OURS = ("trajmatch", "trajmatch_tape")
 
-#: Each baseline, and its variants, of which the faster one counts.
+#: Variants of each baseline; the fastest one counts.
 BASELINES = {
     "eager_unroll": ("eager_unroll_nchw", "eager_unroll_nhwc"),
     "func_adjoint": ("func_adjoint",),
@@ -61,7 +61,7 @@ def trajmatch(problem: Problem, tape_bytes: int = 0) -> OuterGradient:
 
 
 def eager_unroll(problem: Problem, layout: torch.memory_format) -> OuterGradient:
-    """What the papers' scripts do: the graph of all steps, differentiated a second time."""
+    """The method of the papers' scripts: the graph of all steps, differentiated a second time."""
     images = problem.images.contiguous(memory_format=layout).detach().requires_grad_()
     lr = problem.lr.detach().requires_grad_()
     end = reference.unroll(
@@ -120,7 +120,7 @@ def _loss(model: nn.Module, theta: Tensor, images: Tensor, labels: Tensor) -> Te
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps back what PyTorch warns of itself when ``torch.func`` and ``torch.compile`` begin."""
+    """Suppress warnings of PyTorch about itself when ``torch.func`` and ``torch.compile`` begin."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""What is compared: one scale for all methods, and what each paper adds to it."""
+"""The scale that all methods share, and the settings that each paper adds to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FTD_ITERATIONS, _DATM_ITERATIONS = 5000, 10000
 
 @dataclass(frozen=True)
 class Scale:
-    """What is the same for all methods.
+    """Settings that are the same for all methods.
 
     Attributes:
         experts: Fields of :class:`trajmatch.experts.ExpertConfig` for every kind of experts. A
@@ -164,7 +164,7 @@ METHODS = {
 
 
 def distill_fields(method: str, scale: Scale, ipc: int) -> dict[str, Any]:
-    """All fields that decide a method's result, but for the seed and where things are."""
+    """Return all fields that decide a method's result, but for seed and places."""
     return {
         "ipc": ipc,
         "iterations": scale.iterations,
@@ -175,7 +175,7 @@ def distill_fields(method: str, scale: Scale, ipc: int) -> dict[str, Any]:
 
 
 def heavy_ball_gain(steps: int, momentum: float) -> float:
-    """How much further equal gradients move SGD with momentum than without.
+    """Return how much further equal gradients move SGD with momentum than without.
 
     After ``N`` steps ``sum_i (1 - mu^(i+1)) / (1 - mu) / N``, for ``i`` from 0 to ``N - 1``.
     """

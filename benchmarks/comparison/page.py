@@ -31,7 +31,7 @@ def is_complete(record: dict[str, Any] | None) -> bool:
 
 
 def result(record: dict[str, Any] | None) -> str:
-    """The result in Markdown, or a sentence that there is none yet.
+    """Return the result in Markdown, or a sentence that there is none yet.
 
     Args:
         record: The record of :func:`compare_methods.compare`, complete or not; None: there is none.
@@ -59,7 +59,7 @@ def result(record: dict[str, Any] | None) -> str:
 
 
 def settings(scale: Scale) -> str:
-    """What each method does, in Markdown: its experts, and all fields of its configuration."""
+    """Return each method's experts and all fields of its configuration, in Markdown."""
     rows = []
     for (name, method), ipc in product(METHODS.items(), scale.distill):
         fields = distill_fields(name, scale, ipc)

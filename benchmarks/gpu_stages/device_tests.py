@@ -1,4 +1,4 @@
-"""The project's tests on the device: all that are marked for a GPU, and those of the operators."""
+"""The project's tests on the device: all with the marker for a GPU, and all of the operators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNTS = ("tests", "failures", "errors", "skipped")
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Runs pytest; every run with a failure is a fault."""
+    """Run pytest; every run with a failure is a fault."""
     if find_spec("pytest") is None:
         raise NotRun("pytest is not installed")
     runs = {"cuda": ["tests", "-m", "cuda and not slow"], "ops": ["tests/ops"]}
@@ -35,7 +35,7 @@ def run(settings: Settings, record: Record) -> None:
 
 
 def counts(report: Path) -> dict[str, int]:
-    """How many tests ran, failed and were skipped, from pytest's own report."""
+    """Count the tests that ran, failed and were skipped, from pytest's own report."""
     if not report.exists():
         return {}
     suite = ElementTree.parse(report).getroot().find("testsuite")

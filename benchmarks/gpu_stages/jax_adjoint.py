@@ -37,7 +37,7 @@ Parameters = list[Array]
 
 
 def outer_gradient(problem: Problem) -> Callable[[], OuterGradient]:
-    """Copies a problem to JAX.
+    """Copy a problem to JAX.
 
     Args:
         problem: What to differentiate; its network has instance norm, ReLU and average pooling.

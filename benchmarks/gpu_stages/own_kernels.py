@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from bench.operators import cases
 from bench.variants import OuterGradient
 from torch import Tensor
 
-from gpu_stages.agreement import Case, cases
+from gpu_stages.agreement import SMALLEST, has_network
 from gpu_stages.outer_iteration import with_blocks
 from gpu_stages.settings import Record, Settings
 from trajmatch import networks, ops, random
@@ -24,7 +25,7 @@ NETWORK = (32, 2, 32)
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Runs everything twice; results that differ, or are not finite, are a fault."""
+    """Run everything twice; results that differ, or are not finite, are a fault."""
     for name, (first, second) in results(settings):
         finite = all(bool(each.isfinite().all()) for each in first)
         same = all(torch.equal(*pair) for pair in zip(first, second, strict=True))
@@ -37,21 +38,14 @@ def run(settings: Settings, record: Record) -> None:
 
 def results(settings: Settings) -> Iterator[tuple[str, list[list[Tensor]]]]:
     """Names, and the results of two runs."""
-    for case in cases(quick=True):
-        if without_network(case):
-            yield (
-                case.name,
-                [case.run(ops, settings.device, torch.float32) for _ in range(2)],
-            )
+    for case in cases(True, SMALLEST):
+        if not has_network(case):
+            runs = (case.on(ops, settings.device, torch.float32)() for _ in range(2))
+            yield case.name, [[each.detach() for each in results] for results in runs]
     for kind in BLOCKS:
         for tape_bytes in (0, 2**30):
             unroll = with_blocks(kind, lambda kept=tape_bytes: outer(settings.device, kept))
             yield f"{kind}, tape of {tape_bytes} bytes", [list(unroll()) for _ in range(2)]
-
-
-def without_network(case: Case) -> bool:
-    """Whether the case is an operator alone."""
-    return networks.num_parameters(case.model) == 0
 
 
 def outer(device: str, tape_bytes: int) -> OuterGradient:

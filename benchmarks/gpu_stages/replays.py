@@ -23,7 +23,7 @@ from trajmatch.recording import Record, call_again, cuda_graph
 
 
 def record_for(settings: Settings) -> Record:
-    """What records on the device: a CUDA graph, or on the CPU its stand-in."""
+    """Return the recorder of the device: of a CUDA graph, or on the CPU its stand-in."""
     return cuda_graph if settings.device == "cuda" else call_again
 
 

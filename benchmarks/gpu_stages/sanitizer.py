@@ -43,7 +43,7 @@ def run(settings: Settings, record: Record) -> None:
 
 
 def check(program: str, settings: Settings, record: Record) -> None:
-    """Runs the cases; what the tool finds, and cases that fail under it, are faults."""
+    """Run the cases; what the tool finds, and cases that fail under it, are faults."""
     tool, cases = CASES[settings.stage]
     command = [
         program,

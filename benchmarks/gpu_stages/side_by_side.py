@@ -1,4 +1,4 @@
-"""What small students and experts gain by running side by side: one against four at once."""
+"""Gain of small students and experts by running side by side: one against four at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALLEST = [Size(4, 3, 3, depth=2, image_size=8)]
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Times ``--matches`` and experts in lockstep; results that differ are a fault."""
+    """Time ``--matches`` and experts in lockstep; results that differ are a fault."""
     table: dict[str, Any] = {}
     for size in SMALLEST if settings.quick else SIZES:
         name = f"matches, {size.key}"

@@ -159,7 +159,7 @@ def test_stages_build_first_where_nothing_is_built(monkeypatch, tmp_path) -> Non
     arguments = ["--device=cpu", "--stages=doctor", f"--scratch={tmp_path}"]
     gpu_check.main([*arguments, f"--out={tmp_path / 'out.json'}"])
     assert ran == ["build", "doctor"]
-    (tmp_path / "source" / "trajmatch").mkdir()
+    (tmp_path / "source" / "trajmatch").mkdir(parents=True)
     (tmp_path / "source" / "trajmatch" / "_C.so").touch()
     gpu_check.main([*arguments, f"--out={tmp_path / 'out.json'}"])
     assert ran == ["build", "doctor", "doctor"]
@@ -423,13 +423,13 @@ def test_cases_run_under_the_sanitizer(tmp_path, record) -> None:
     assert (record.content["rc"], record.content["summary"]) == (0, "ERROR SUMMARY: 0 errors")
     assert record.content["faults"] == []
     found = json.loads((tmp_path / "under_the_tool.json").read_text())
-    assert found["unroll width 4"]["errors"]["float64"] < 1e-9
+    assert found["unroll, width 4, batch 3"]["errors"]["float64"] < 1e-9
 
 
 def test_our_kernels_alone_run_under_racecheck(tmp_path, record) -> None:
     own_kernels.run(settings_of("own_kernels"), record)
     assert record.content.pop("faults") == []
-    assert {"dsa", "fp16, tape of 0 bytes"} <= set(record.content)
+    assert {"dsa, crop", "fp16, tape of 0 bytes"} <= set(record.content)
     assert all(entry == {"finite": True, "equal_bits": True} for entry in record.content.values())
     tools = {tool for tool, cases in sanitizer.CASES.values() if cases == "own_kernels"}
     assert tools == {"memcheck", "initcheck", "synccheck", "racecheck"}
