@@ -9,7 +9,6 @@ import pytest
 
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, train_experts
-from trajmatch.experts.disk_space import DiskSpace
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -30,12 +29,13 @@ def config_of(path, **settings) -> ExpertConfig:
     ],
 )
 def test_the_files_are_as_large_as_told(tmp_path, settings) -> None:
-    told: list[DiskSpace] = []
+    told: list[str] = []
     store = train_experts(config_of(tmp_path, **settings), announce=told.append)
     files = sum(file.stat().st_size for file in store.path.glob("expert_*.safetensors"))
     (space,) = told
-    assert (space.experts, space.snapshots) == (2, 3)
-    assert space.needed_bytes == pytest.approx(files, rel=0.1)
+    experts, needed, free = space.replace(", ", ": ").split(": ")
+    assert experts == "2 experts of 3 snapshots" and free.endswith(" GB free")
+    assert 1e9 * float(needed.removesuffix(" GB of disk")) == pytest.approx(files, rel=0.1)
 
 
 def test_a_full_disk_is_told_before_anything_is_made(tmp_path, monkeypatch) -> None:

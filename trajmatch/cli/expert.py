@@ -11,7 +11,6 @@ from trajmatch.experts.config import ExpertConfig
 
 if TYPE_CHECKING:
     from trajmatch.experts import Store
-    from trajmatch.experts.disk_space import DiskSpace
 
 
 def run(argv: list[str]) -> int:
@@ -33,7 +32,7 @@ def run(argv: list[str]) -> int:
         config = replace(config, data=of_recipe(config.data, recipe.data, recipe.name))
     epochs = config.num_experts * config.trained_epochs
 
-    def announce(space: DiskSpace) -> None:
+    def announce(space: str) -> None:
         if not config.quiet:
             print(space, file=sys.stderr)
 

@@ -18,7 +18,7 @@ from trajmatch.device import usable_device
 from trajmatch.errors import as_user_error
 from trajmatch.experts.checkpoint import Checkpoints
 from trajmatch.experts.config import ExpertConfig, TrainingSettings, kept_epochs
-from trajmatch.experts.disk_space import DiskSpace, check_disk_space
+from trajmatch.experts.disk_space import check_disk_space
 from trajmatch.experts.network import network_spec
 from trajmatch.experts.store import Store, exists, hold_out
 from trajmatch.experts.workers import work, work_together
@@ -32,7 +32,7 @@ def train_experts(
     config: ExpertConfig,
     progress: ProgressLike | None = None,
     ranks: Ranks = ALONE,
-    announce: Callable[[DiskSpace], None] = lambda space: None,
+    announce: Callable[[str], None] = lambda space: None,
 ) -> Store:
     """Train experts on the real images and keep a snapshot of each after every epoch.
 
@@ -79,7 +79,7 @@ def _prepare(
     config: ExpertConfig,
     manifest: dict[str, Any],
     training: Dataset,
-    announce: Callable[[DiskSpace], None],
+    announce: Callable[[str], None],
 ) -> list[int]:
     """Make the store or take up the one that is there, and return the experts that it lacks."""
     if config.resume and exists(config.out):
@@ -91,9 +91,10 @@ def _prepare(
         space = check_disk_space(config.out, manifest, config.num_experts)
         transform = zca.fit(training.train_images) if config.zca else None
         store = Store.create(config.out, manifest, transform)
-    if space.experts:
+    missing = store.missing()
+    if missing:
         announce(space)
-    return store.missing()
+    return missing
 
 
 def _train(

@@ -116,7 +116,7 @@ def train_lockstep(
     take_steps = steps_for(steps, [each.state for each in group], torch.device(device))
     count = len(training.train_labels)
     test = _Test(model, training, device)
-    test_every = test_every or test.interval(count)
+    test_every = test_every or test.interval
     draws = EpochDraws(recipe, seed, experts, training.train_images.shape)
     draws.skip(begun.epoch)
     drawn = draws.draw()
@@ -186,6 +186,10 @@ class _Test:
         model: The network; a copy of it is tested.
         training: Has the images.
         device: Where to test.
+
+    Attributes:
+        stride: Distance between the test images that are looked at during training.
+        interval: Epochs between tests that see a fifth of the training images at most.
     """
 
     def __init__(self, model: nn.Module, training: Dataset, device: str | torch.device) -> None:
@@ -193,6 +197,9 @@ class _Test:
         self._images, self._normalise = training.preprocessing.to(device).staged(
             training.test_images.to(device)
         )
+        self.stride = max(1, len(self._labels) // _TESTED)
+        tested, trained = len(self._labels[:: self.stride]), len(training.train_labels)
+        self.interval = max(1, -(-tested * _TRAINED_PER_TESTED // trained))
 
     def accuracy(self, state: ExpertState, stride: int = 1) -> float:
         """Return the accuracy of an expert on every ``stride``-th test image, in percent."""
@@ -200,16 +207,6 @@ class _Test:
         networks.load_flat_buffers(self._model, state.statistics)
         images, labels = self._images[::stride], self._labels[::stride]
         return accuracy(self._model, images, labels, normalise=self._normalise)
-
-    @property
-    def stride(self) -> int:
-        """Distance between the test images that are looked at during training."""
-        return max(1, len(self._labels) // _TESTED)
-
-    def interval(self, trained: int) -> int:
-        """Return the epochs between tests that see a fifth of the training images at most."""
-        tested = len(self._labels[:: self.stride])
-        return max(1, -(-tested * _TRAINED_PER_TESTED // trained))
 
 
 def _check_loss(
