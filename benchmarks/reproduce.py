@@ -36,7 +36,7 @@ from trajmatch.recipes import Recipe, find_recipe
 
 #: Shares of the budget after which experts and distillation end; the rest is for the evaluation.
 SHARES = {"experts": 0.35, "distillation": 0.85}
-#: Iterations after which the time is looked at, where the recipe does not say it.
+#: Outer iterations after which the time is looked at.
 CHECKPOINT_EVERY = 20
 
 
@@ -91,7 +91,7 @@ def reproduce(
         SliceOver: The time of this call is over; the same call goes on.
         UserError: Recipe, data or folder cannot be used, or the folder holds another run.
     """
-    distill = {"checkpoint_every": CHECKPOINT_EVERY, **recipe.distill}
+    distill = {**recipe.distill, "checkpoint_every": CHECKPOINT_EVERY}
     sections = {"expert": recipe.expert, "distill": distill, "evaluate": recipe.evaluate}
     slices.begin({"recipe": recipe.name, "device": device, "seed": seed, **sections}, device)
     if (out / "result.json").exists():

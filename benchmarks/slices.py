@@ -189,7 +189,7 @@ class Slices:
                 with contextlib.suppress(BudgetOver):
                     return distill(config, _Watch(self, every, until))
             # Asking for as many iterations as the checkpoint has makes it the result.
-            reached = files.read_metadata(config.checkpoint_path)["iteration"]
+            reached = files.read_metadata(config.checkpoint_path)["progress"]["iteration"]
             return distill(replace(config, iterations=reached))
 
     def save(self) -> None:

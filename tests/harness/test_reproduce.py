@@ -60,6 +60,7 @@ class Ticks:
 def one_expert_at_a_time(monkeypatch) -> None:
     """Wherever these tests run: the number decides how the work is cut up."""
     monkeypatch.setattr(slices, "automatic_workers", lambda device, width: 1)
+    monkeypatch.setattr(program, "CHECKPOINT_EVERY", 4)
 
 
 def start(
@@ -94,6 +95,7 @@ def whole(tmp_path_factory, few) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slices, "automatic_workers", lambda device, width: 1)
+        patch.setattr(program, "CHECKPOINT_EVERY", 4)
         return out, start(out, data=few)
 
 
@@ -148,8 +150,9 @@ def test_a_small_budget_cuts_everything_short(few, tmp_path) -> None:
     ]
 
 
-def test_distillation_ends_with_its_share(few, tmp_path) -> None:
-    recipe = changed(SMOKE, distill={"iterations": 1000, "checkpoint_every": 2})
+def test_distillation_ends_with_its_share(few, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(program, "CHECKPOINT_EVERY", 2)
+    recipe = changed(SMOKE, distill={"iterations": 1000})
     result = start(tmp_path, budget=60, recipe=recipe, data=few)
     spent = result["seconds"]["experts"] + result["seconds"]["distillation"]
     assert 2 < result["counts"]["iterations"]["done"] < 60
