@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -154,7 +153,7 @@ def from_noise(dataset: Dataset, ipc: int, generator: torch.Generator) -> Synthe
     return SyntheticSet(images, torch.arange(dataset.num_classes).repeat_interleave(ipc))
 
 
-def from_artifact(source: Artifact, path: Path, dataset: Dataset, ipc: int) -> SyntheticSet:
+def from_artifact(source: Artifact, path: str, dataset: Dataset, ipc: int) -> SyntheticSet:
     """Return images and labels of an earlier result.
 
     Args:

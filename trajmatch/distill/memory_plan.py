@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, takewhile
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ from trajmatch.memory import (
 )
 from trajmatch.networks import ConvNet
 from trajmatch.networks.independence import treats_images_alone
+
+T = TypeVar("T")
 
 _MEGA = 2**20
 
@@ -107,13 +109,9 @@ class WithinMemory:
             UserError: Memory runs out by the leanest plan, or where others wait.
         """
         while True:
-            try:
-                return self._gradients(tasks, parameters, self.plan)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                reason = str(error)
-            # Out of the handler, where the exception holds what the attempt had.
+            found, reason = _attempt(lambda: self._gradients(tasks, parameters, self.plan))
+            if found is not None:
+                return found
             self.plan = self._leaner(len(parameters[LABELS]), reason)
 
     def _leaner(self, images: int, reason: str) -> Plan:
@@ -176,23 +174,17 @@ def choose(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> Fo
     Raises:
         UserError: Memory runs out in the trial of the leanest plan.
     """
-    reason = ""
-    while True:
-        try:
-            found = forecast(problem, parameters, plan)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            found, reason = None, str(error)
+    next_plan: Plan | None = plan
+    while next_plan is not None:
+        plan = next_plan
+        found, reason = _attempt(partial(forecast, problem, parameters, plan))
         release(problem.device)
         if found is not None and found.fits:
             return found
         next_plan = leaner(problem, plan, len(parameters[LABELS]))
-        if next_plan is None and found is not None:
-            return found
-        if next_plan is None:
-            raise UserError(_no_memory(problem, plan, reason))
-        plan = next_plan
+    if found is None:
+        raise UserError(_no_memory(problem, plan, reason))
+    return found
 
 
 def forecast(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> Forecast:
@@ -229,6 +221,16 @@ def forecast(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> 
         free_bytes=free_bytes(device),
         kept_bytes=kept,
     )
+
+
+def _attempt(function: Callable[[], T]) -> tuple[T | None, str]:
+    """Call a function; return None and the reason if memory runs out, and nothing of its own."""
+    try:
+        return function(), ""
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None, str(error)
 
 
 def release(device: torch.device) -> None:

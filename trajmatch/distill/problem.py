@@ -23,6 +23,7 @@ from trajmatch.distill.parameters import (
     STEP_SIZE,
     OuterParameter,
     SyntheticSet,
+    learned,
     of_images,
 )
 from trajmatch.distill.setup import Setup, open_setup
@@ -81,32 +82,29 @@ class Problem(Setup):
         """
         config = self.config
         draw = generator(config.seed, "distill", "initialise")
+        dataset, ipc = self.training, config.ipc
+
+        def experts_for(flag: str) -> FinalExperts:
+            return FinalExperts(self.store, self.model, flag)
+
         if self.source is not None:
-            assert config.init_from is not None
-            first = initialise.from_artifact(
-                self.source, config.init_from, self.training, config.ipc
-            )
+            first = initialise.from_artifact(self.source, str(config.init_from), dataset, ipc)
         elif config.init == "noise":
-            first = initialise.from_noise(self.training, config.ipc, draw)
+            first = initialise.from_noise(dataset, ipc, draw)
         elif config.init == "correct":
-            experts = self._final_experts("--init correct")
-            first = initialise.from_correct(self.training, config.ipc, experts, draw)
+            first = initialise.from_correct(dataset, ipc, experts_for("--init correct"), draw)
         elif config.init == "representative":
-            experts = self._final_experts("--init representative")
-            first = initialise.from_representatives(
-                self.training, config.ipc, experts, draw, config.init_clusters
-            )
+            experts = experts_for("--init representative")
+            clusters = config.init_clusters
+            first = initialise.from_representatives(dataset, ipc, experts, draw, clusters)
         else:
-            first = initialise.from_real(self.training, config.ipc, draw)
+            first = initialise.from_real(dataset, ipc, draw)
         if config.labels == "hard" or first.labels.is_floating_point():
             return first
-        experts = self._final_experts("--labels soft")
+        experts = experts_for("--labels soft")
         if config.label_experts == "first":
             return SyntheticSet(first.images, experts.logits(0, first.images))
         return SyntheticSet(first.images, soft_labels(first.images, first.labels, experts))
-
-    def _final_experts(self, purpose: str) -> FinalExperts:
-        return FinalExperts(self.store, self.model, purpose)
 
     def initial_state(self) -> State:
         """Return the state before the first iteration.
@@ -119,9 +117,10 @@ class Problem(Setup):
         step_size = torch.tensor(self.lr_init, dtype=torch.float64)
         state = self.state({**images, STEP_SIZE: step_size, LABELS: first.labels})
         if self.config.ema:
-            values = {name: state.parameters[name].value for name in of_images(images)}
             state.average = {
-                name: value.clone() for name, value in values.items() if value.is_floating_point()
+                name: each.value.clone()
+                for name, each in learned(state.parameters).items()
+                if name in images
             }
         return state
 
