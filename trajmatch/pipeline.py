@@ -119,9 +119,7 @@ def _check_beginning(pipeline: Pipeline) -> None:
 
 
 def _run(
-    pipeline: Pipeline,
-    stages: Stages,
-    before_distillation: Callable[[DistillConfig], None] | None,
+    pipeline: Pipeline, stages: Stages, before_distillation: Callable[[DistillConfig], None] | None
 ) -> dict[str, Any]:
     """Run the stages while the folder is locked."""
     folder, experts = pipeline.folder, pipeline.expert

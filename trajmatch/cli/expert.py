@@ -54,17 +54,11 @@ def _print_health(store: Store) -> None:
     rows = [("expert", "first loss", "last loss", "test accuracy %", "first step", "last step")]
     for expert in range(store.num_experts):
         metrics = store.metrics(expert)
-        losses, steps = metrics["train_loss"], metrics["displacement"]
-        rows.append(
-            (
-                str(expert),
-                f"{losses[0]:.3f}",
-                f"{losses[-1]:.3f}",
-                f"{metrics['test_accuracy']:.1f}",
-                f"{steps[0]:.3f}",
-                f"{steps[-1]:.3f}",
-            )
+        losses, steps = (
+            (f"{values[0]:.3f}", f"{values[-1]:.3f}")
+            for values in (metrics["train_loss"], metrics["displacement"])
         )
+        rows.append((str(expert), *losses, f"{metrics['test_accuracy']:.1f}", *steps))
     network = networks.build(store.manifest["network"])
     print(
         f"{store.path}: {store.num_experts} experts, {store.manifest['network']['name']} with "

@@ -156,10 +156,7 @@ def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> P
     shared = {**settings_of(config, RunOptions), "max_time": None, "quiet": True}
     resumed = {**shared, "recipe": config.recipe}
     distill = DistillConfig(
-        experts=config.experts or folder.store,
-        out=folder.artifact,
-        **resumed,
-        **stages["distill"],
+        experts=config.experts or folder.store, out=folder.artifact, **resumed, **stages["distill"]
     )
     evaluate = EvalConfig(file=folder.artifact, **shared, **stages["evaluate"])
     expert = None
