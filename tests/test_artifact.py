@@ -13,7 +13,6 @@ from trajmatch import artifact, files, networks
 from trajmatch.artifact import Artifact, log_probabilities
 from trajmatch.data import ChannelNormalisation, load_dataset, zca
 from trajmatch.errors import UserError
-from trajmatch.snapshots import Snapshots
 
 NETWORK = networks.ConvNet(3, 4, image_size=8, width=4, depth=1).spec()
 NAN, INF = float("nan"), float("inf")
@@ -333,10 +332,10 @@ def test_damaged_whitening_is_found(whitened, tmp_path) -> None:
     with pytest.raises(UserError, match="does not fit its checksum"):
         artifact.load(path)
     rewrite(path, {"zca_triangle": triangle[:5]})
-    with pytest.raises(UserError, match=r"is damaged: a ZCA transform with a mean"):
+    with pytest.raises(UserError, match="is damaged: a ZCA transform should have"):
         artifact.load(path)
     rewrite(path, zca="yes")
-    with pytest.raises(UserError, match="is damaged: a ZCA transform should be described"):
+    with pytest.raises(UserError, match="is damaged: a ZCA transform should have"):
         artifact.load(path)
     small = zca.fit(torch.randint(0, 256, (9, 3, 4, 4)).to(torch.uint8))
     with pytest.raises(UserError, match=r"ZCA's images should be \[3, 8, 8\], but is"):
@@ -386,8 +385,7 @@ def test_a_score_is_added_to_a_copy(distilled) -> None:
 def test_what_holds_tensors_is_shown_in_a_line(distilled) -> None:
     dataset = load_dataset(None)
     whitening = zca.fit(dataset.train_images[:50, :, :8, :8])
-    pictures = Snapshots((0, 5), torch.rand(2, 3, 1, 8, 8).half(), torch.arange(3), {})
-    for each in (distilled, dataset, whitening, pictures):
+    for each in (distilled, dataset, whitening):
         text = repr(each)
         assert len(text) < 160 and "tensor(" not in text and "\n" not in text
         assert text.startswith(f"<{type(each).__name__} of ") or dataset.name in text
