@@ -57,7 +57,7 @@ def _all_that_matters(commands: str, compiler: str) -> Iterable[bytes]:
     yield subprocess.check_output([compiler, "--version"])
     for folder in (CSRC, EMULATOR):
         for path in sorted(folder.rglob("*")):
-            if path.is_file():
+            if path.suffix in (".h", ".cpp", ".cuh", ".cu"):
                 yield str(path.relative_to(ROOT)).encode()
                 yield path.read_bytes()
 
