@@ -102,19 +102,6 @@ def test_the_program_says_it_without_the_memory_for_it(tmp_path):
     assert found.returncode == 2 and "image 3 has label 1000000000" in found.stderr
 
 
-def test_images_that_a_limit_of_the_process_refuses_are_one_message(tmp_path, monkeypatch):
-    def refuse(*arguments):
-        raise MemoryError
-
-    for name in ("cat", "dog"):
-        for number in range(2):
-            (tmp_path / name).mkdir(exist_ok=True)
-            Image.new("L", (8, 8)).save(tmp_path / name / f"{number}.png")
-    monkeypatch.setattr(decode.np, "empty", refuse)
-    with pytest.raises(UserError, match=r"memory for 2 images of 8 x 8 pixels; .*\?size="):
-        load_dataset(f"imagefolder:{tmp_path}?test=0.5")
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="what is free is known on Linux only")
 def test_free_memory_is_plausible():
     assert 10**7 < memory.available_memory() < 10**14

@@ -101,6 +101,7 @@ def test_a_fraction_out_of_range_is_refused(fraction):
 @pytest.mark.parametrize(("fraction", "aside"), [(0.01, 0), (0.99, 20)])
 def test_a_class_too_small_for_the_fraction_is_refused(fraction, aside):
     with pytest.raises(
-        UserError, match=f"--holdout {fraction} would put {aside} of the 20 images of class 0 aside"
+        UserError,
+        match=f"--holdout {fraction} would put {aside} of the 20 images of class 'class 0'",
     ):
         dataset().without_holdout(fraction, seed=0)

@@ -32,20 +32,26 @@ def test_the_same_data_under_another_name_are_taken() -> None:
 @pytest.mark.parametrize(
     ("changes", "has", "got"),
     [
-        ({"class_names": ["cat", "dog"]}, "3 classes (fox, cat, dog)", "2 classes (cat, dog)"),
+        (
+            {"class_names": ["cat", "dog"]},
+            "3 classes (fox, cat, dog) of images [3, 16, 16]",
+            "2 classes (cat, dog) of images [3, 16, 16]",
+        ),
         (
             {"class_names": [*"abcdefg"]},
-            "3 classes (cat, dog, fox)",
-            "7 classes (a, b, c, d, e, and 2 more)",
+            "3 classes (cat, dog, fox) of images [3, 16, 16]",
+            "7 classes (a, b, c, d, e, ...) of images [3, 16, 16]",
         ),
         (
             {"class_names": ["cat", "cow", "fox"]},
-            "3 classes (dog, cat, fox)",
-            "3 classes (cow, cat, fox)",
+            "3 classes (dog, cat, fox) of images [3, 16, 16]",
+            "3 classes (cow, cat, fox) of images [3, 16, 16]",
         ),
-        ({"shape": [3, 32, 32]}, "16x16 pixels", "32x32 pixels"),
-        ({"shape": [1, 16, 16]}, "3 channels", "1 channel"),
-        ({"shape": [1, 8, 8]}, "16x16 pixels and 3 channels", "8x8 pixels and 1 channel"),
+        (
+            {"shape": [1, 32, 32]},
+            "3 classes (cat, dog, fox) of images [3, 16, 16]",
+            "3 classes (cat, dog, fox) of images [1, 32, 32]",
+        ),
     ],
 )
 def test_what_differs_is_said_in_the_users_terms(

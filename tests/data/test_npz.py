@@ -131,7 +131,7 @@ def test_class_names(tmp_path):
     message = refusal(tmp_path, **arrays(), class_names=["cat", "dog"])
     assert "training labels should run from 0 to 1" in message
     message = refusal(tmp_path, **arrays(), class_names=[1, 2, 3])
-    assert "class_names should be an array of strings, [K], but has dtype int64" in message
+    assert "class_names should be a list, each a text, but is [1, 2, 3]" in message
 
 
 BAD = {
@@ -185,7 +185,7 @@ BAD = {
     ),
     "no images": (
         arrays(x_train=pixels(0, 4, 4, 3), y_train=np.zeros(0, int)),
-        "x_train holds no images",
+        "at least 2 classes are needed, but there are 0",
     ),
     "images of NaN": (
         arrays(x_train=np.full((6, 4, 4, 3), np.nan, np.float16)),

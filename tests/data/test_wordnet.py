@@ -99,7 +99,7 @@ def test_a_tiny_imagenet_that_is_not_whole_is_refused(tmp_path):
     annotations.write_text(lines + "val_9.JPEG\tn99999999\t0\n")
     assert "val_annotations.txt is damaged: 'val_9.JPEG" in refusal(uri)
     annotations.write_text(lines + "val_9.JPEG\tn02123394\t0\n")
-    assert re.search("cannot read .*val_9.JPEG: No such file or directory", refusal(uri))
+    assert re.search("val_9.JPEG cannot be read .*No such file or directory", refusal(uri))
     annotations.unlink()
     assert f"cannot read {annotations}: No such file" in refusal(uri)
     (root / "train" / "n02123394").rename(root / "train" / "n02123395")
@@ -163,7 +163,7 @@ def test_what_imagenet_lacks_is_named(tmp_path):
     write_imagenet(tmp_path, list(SUBSETS["meow"])[:9])
     lacking = tmp_path / "train" / "n02127052"  # lynx
     assert f"cannot read {lacking}: No such file" in refusal(uri + "?subset=meow")
-    assert "has no subset 'imagemeow'; the nearest are meow" in refusal(uri + "?subset=imagemeow")
+    assert "but is 'imagemeow' (did you mean meow?)" in refusal(uri + "?subset=imagemeow")
     assert "has no class 'n02123046'; the nearest are" in refusal(uri + "?classes=n02123046,0")
     message = refusal(uri + "?subset=meow&classes=tabby,siamese")
     assert "has no class 'siamese'; the nearest are Siamese cat" in message

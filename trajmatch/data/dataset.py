@@ -213,11 +213,10 @@ class Dataset:
             UserError: The fraction is out of range, or a class is too small to have an image on
                 both sides.
         """
-        kept, held_out = split_holdout(self.train_labels, fraction, seed)
-        rest = self._part(
-            train_images=self.train_images[kept], train_labels=self.train_labels[kept]
-        )
-        return rest, self.train_images[held_out], self.train_labels[held_out]
+        kept, held_out = split_holdout(self.train_labels, self.class_names, fraction, seed)
+        images, labels = self.train_images, self.train_labels
+        rest = self._part(train_images=images[kept], train_labels=labels[kept])
+        return rest, images[held_out], labels[held_out]
 
     def of_classes(self, wanted: Sequence[str]) -> Dataset:
         """Take some of the classes.

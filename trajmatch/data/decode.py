@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ from trajmatch.memory import check_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
 
 _GREY = ("1", "L", "LA")
 # Sixteen bits or more, or floating point, in one channel.
@@ -209,12 +206,9 @@ def _decode(
 ) -> tuple[Tensor, Tensor]:
     """Images ``[N, C, S, S]``, uint8, and labels ``[N]`` of pictures."""
     what = f"{len(pictures)} images of {shape[1]} x {shape[2]} pixels"
-    advice = "choose a smaller ?size= or fewer ?classes="
-    check_memory(what, len(pictures) * math.prod(shape), advice)
-    try:
-        images = np.empty((len(pictures), *shape), np.uint8)
-    except MemoryError as error:  # a limit of the process, such as that of `ulimit -v`
-        raise UserError(f"there is not enough memory for {what}; {advice}") from error
+    needed = len(pictures) * math.prod(shape)
+    check_memory(what, needed, "choose a smaller ?size= or fewer ?classes=")
+    images = np.empty((len(pictures), *shape), np.uint8)
 
     def fill(entry: tuple[int, Picture]) -> None:
         index, picture = entry
@@ -247,16 +241,10 @@ def _opened(picture: Picture) -> Iterator[Image]:
             yield image
     except UserError:
         raise
-    except Image.DecompressionBombError as error:
+    except (*_UNREADABLE, Image.DecompressionBombError) as error:
         raise UserError(
-            f"{picture} is too large ({error}); add ?large=allow to the data's address if you "
-            "trust it"
-        ) from error
-    except _UNREADABLE as error:
-        if isinstance(error, OSError) and error.strerror:
-            raise UserError(f"cannot read {picture}: {error.strerror}") from error
-        raise UserError(
-            f"{picture} cannot be read as an image ({error}); mend it or move it away"
+            f"{picture} cannot be read as an image ({error}); mend it or move it away, or add "
+            "?large=allow to the data's address if it is only too large and you trust it"
         ) from error
 
 
@@ -316,7 +304,7 @@ def _opaque(image: Image, options: ImageOptions, lost: list[str]) -> Image:
     return image.convert("RGB")
 
 
-def _map(function: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[_Out]:
+def _map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
     """Results in order; the first failure in that order ends it, and drops what has not begun."""
     pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
     try:

@@ -38,34 +38,22 @@ def check_same_data(
         given_address: Address of the second. Default: its name.
 
     Raises:
-        UserError: It is another one. The message names classes and image size where these differ,
-            and fingerprints where they do not.
+        UserError: It is another one. The message names classes and shape where these differ, and
+            fingerprints where they do not.
     """
     if known["fingerprint"] == given["fingerprint"]:
         return
     first = known_address or f"the data set {known['name']!r}"
     second = given_address or f"the data set {given['name']!r}"
-    traits = zip(_traits(known, given), _traits(given, known), strict=True)
-    pairs = [pair for pair in traits if len({*pair}) > 1]
-    if pairs:
-        has, got = (" and ".join(side) for side in zip(*pairs, strict=True))
-        raise UserError(
-            f"{made} {first} with {has}, but {second} has {got}; give the same data with --data"
-        )
-    marks = [f"{each['fingerprint'][:16]}..." for each in (given, known)]
-    raise UserError(
-        f"{made} {first}, but {second} holds other images of the same size and classes, or in "
-        f"another order (fingerprint {' instead of '.join(marks)}); give the same data with --data"
-    )
+    has, got = f" with {_told(known, given)}", f"has {_told(given, known)}"
+    if _told(known, given) == _told(given, known):
+        marks = [f"{each['fingerprint'][:16]}..." for each in (given, known)]
+        has, got = "", f"holds other images (fingerprint {' instead of '.join(marks)})"
+    raise UserError(f"{made} {first}{has}, but {second} {got}; give the same data with --data")
 
 
-def _traits(side: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Describe classes, size and channels; of the classes, first those that the other lacks."""
-    channels, *size = side["shape"]
+def _told(side: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Describe classes and shape; of the classes, first those that the other lacks."""
     names = sorted(side["class_names"], key=other["class_names"].__contains__)
-    more = f", and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return [
-        f"{len(names)} classes ({', '.join(names[:_NAMES_SHOWN])}{more})",
-        f"{'x'.join(map(str, size))} pixels",
-        f"{channels} channel" + "s" * (channels > 1),
-    ]
+    shown = [*names[:_NAMES_SHOWN], "..."] if len(names) > _NAMES_SHOWN else names
+    return f"{len(names)} classes ({', '.join(shown)}) of images {side['shape']}"

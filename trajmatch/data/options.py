@@ -10,7 +10,7 @@ import difflib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, get_type_hints
 from urllib.parse import unquote
 
 from trajmatch.errors import UserError
@@ -82,10 +82,7 @@ class ImageOptions(Options):
     large: Literal["refuse", "allow"] = "refuse"
 
 
-OptionsT = TypeVar("OptionsT", bound=Options)
-
-
-def parse(text: str, kind: type[OptionsT], what: str) -> OptionsT:
+def parse(text: str, kind: type[Options], what: str) -> Any:
     """Read options.
 
     Values may be percent-encoded, for class names with a comma or an ampersand.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -86,16 +86,8 @@ def split_parts(
         UserError: A class has a single image.
     """
     part = TEST_FRACTION if fraction is None else fraction
-
-    def count(label: int, members: int) -> int:
-        if members == 1:
-            raise UserError(
-                f"{what} has no test images, and class {names[label]!r} a single image, which "
-                "cannot be split into training and test; add images, or leave the class out"
-            )
-        return min(max(round(part * members), 1), members - 1)
-
-    train, test = _draw(labels, count, 0, "test split")
+    told = f"{what} has no test images, and to take {part:g} of the others"
+    train, test = _draw(told, labels, names, part, 0, "test split", least=1)
     if fraction is None:
         warnings.warn(
             f"{what} has no test images: {len(test)} of its {len(labels)} images, the same "
@@ -106,11 +98,14 @@ def split_parts(
     return train, test
 
 
-def split_holdout(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def split_holdout(
+    labels: Tensor, names: Sequence[str], fraction: float, seed: int
+) -> tuple[Tensor, Tensor]:
     """Draw the same fraction of every class at random.
 
     Args:
         labels: ``[N]``, int64, from 0 to the number of classes less one.
+        names: Names of the classes.
         fraction: Part of each class to draw, from 0 to below 1, rounded to whole images.
         seed: Chooses the draw.
 
@@ -125,33 +120,35 @@ def split_holdout(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, T
         raise UserError(
             f"the fraction to hold out should be at least 0 and less than 1, but is {fraction}"
         )
-
-    def count(label: int, members: int) -> int:
-        aside = round(fraction * members)
-        if fraction and not 0 < aside < members:
-            raise UserError(
-                f"--holdout {fraction:g} would put {aside} of the {members} images of class "
-                f"{label} aside; each class needs an image on both sides: choose another fraction, "
-                "or add images"
-            )
-        return aside
-
-    return _draw(labels, count, seed, "holdout")
+    return _draw(f"--holdout {fraction:g}", labels, names, fraction, seed, "holdout")
 
 
 def _draw(
-    labels: Tensor, count: Callable[[int, int], int], seed: int, stream: str
+    told: str,
+    labels: Tensor,
+    names: Sequence[str],
+    fraction: float,
+    seed: int,
+    stream: str,
+    least: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Indices of what stays and of what is drawn, in ascending order.
 
     Each class has a random stream of its own, so what is drawn from one does not depend on the
-    others. ``count(label, members)`` says how many are drawn.
+    others. At least ``least`` images of a class are drawn, and stay.
     """
     drawn = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
         members = torch.nonzero(labels == label).flatten()
+        count = min(max(round(fraction * len(members)), least), len(members) - least)
+        if fraction and not 0 < count < len(members):
+            raise UserError(
+                f"{told} would put {count} of the {len(members)} images of class {names[label]!r} "
+                "aside; each class needs an image on both sides: choose another fraction, add "
+                "images, or leave the class out"
+            )
         order = torch.randperm(len(members), generator=generator(seed, stream, label))
-        drawn[members[order[: count(label, len(members))]]] = True
+        drawn[members[order[:count]]] = True
     return torch.nonzero(~drawn).flatten(), torch.nonzero(drawn).flatten()
 
 

@@ -101,10 +101,7 @@ class ChannelNormalisation(Preprocessing):
     def invert(self, images: Tensor) -> Tensor:
         """Turn network inputs into pixels; see :meth:`Preprocessing.invert`."""
         self._check_channels(images)
-        mean, std = (
-            torch.tensor(each, dtype=images.dtype, device=images.device).view(-1, 1, 1)
-            for each in (self.mean, self.std)
-        )
+        mean, std = self._columns(images.dtype, images.device)
         return torch.addcmul(mean, images, std)
 
     def _check_channels(self, images: Tensor) -> None:
@@ -125,10 +122,11 @@ class ChannelNormalisation(Preprocessing):
 
     @cached_property
     def _constants(self) -> tuple[Tensor, Tensor]:
-        mean, std = (
-            torch.tensor(each, dtype=torch.float32, device=self.device).view(-1, 1, 1)
-            for each in (self.mean, self.std)
-        )
+        return self._columns(torch.float32, self.device)
+
+    def _columns(self, dtype: torch.dtype, device: str | torch.device) -> tuple[Tensor, Tensor]:
+        """``mean`` and ``std``, ``[C, 1, 1]`` each."""
+        mean, std = torch.tensor([self.mean, self.std], dtype=dtype, device=device)[..., None, None]
         return mean, std
 
 

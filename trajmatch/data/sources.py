@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import importlib
 import os
 import pkgutil
@@ -18,7 +17,7 @@ from trajmatch.data.dataset import Dataset, check_text
 from trajmatch.data.known_sets import published_statistics
 from trajmatch.data.readers import arrays, imagefolder, shipped
 from trajmatch.data.reading import readable
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, closest
 from trajmatch.importing import import_object
 
 #: The data set inside the package, which needs no download: the default wherever none is named.
@@ -243,37 +242,14 @@ def say_other_data(given: str, wanted: str, recipe: str) -> None:
 
 
 def _meant(address: Address) -> str:
-    """`` (did you mean ADDRESS?)`` by what the path is and by the names of sources, or nothing."""
-    names = {_folded(name): name for name in _SOURCES}
-    close = difflib.get_close_matches(_folded(address.source), names, n=1)
-    name = names[close[0]] if close else ""
-    place = address.path or address.scheme
-    if name and address.path and _SOURCES[name].path:
-        form = f"{name}:{address.path}"
-    elif kind := _kind(Path(os.path.expanduser(place))):
-        form = f"{kind}:{place}"
-    elif name:
-        form = _form(name, _SOURCES[name])
-    else:
-        return ""
-    return f" (did you mean {form}?)"
-
-
-def _folded(name: str) -> str:
-    return "".join(filter(str.isalnum, name.casefold()))
-
-
-def _kind(place: Path) -> str | None:
-    """The source that reads a file or folder."""
+    """`` (did you mean ADDRESS?)`` by the names of sources or by what is there, or nothing."""
+    if meant := closest(address.source.casefold(), _SOURCES):
+        return meant
+    place = Path(os.path.expanduser(address.base))
     with contextlib.suppress(OSError):
-        if place.is_file():
-            return "npz" if place.suffix == ".npz" else None
-        for name, source in _SOURCES.items():
-            if source.found_in and source.found_in(Address(name, str(place))):
-                return name
-        if imagefolder.found_in(place):
-            return "imagefolder"
-    return None
+        if place.suffix == ".npz" or imagefolder.found_in(place):
+            return f" (did you mean {'npz' if place.is_file() else 'imagefolder'}:{address.base}?)"
+    return ""
 
 
 def resolve_uri(name: str) -> str | None:

@@ -16,6 +16,7 @@ from trajmatch.data.options import Options, PartOptions
 from trajmatch.data.parts import find_parts, say_left_out, split_parts
 from trajmatch.errors import UserError
 from trajmatch.importing import blamed, described, import_object
+from trajmatch.schema import setting
 
 #: Names of the arrays, in either of two ways.
 KEYS = (
@@ -180,8 +181,6 @@ def _images(what: str, array: _Array) -> Tensor:
             f"{what} should be uint8, 0 to 255, but is {array.dtype}; convert it "
             "(numbers from 0 to 1: multiply by 255 and round)"
         )
-    if array.size == 0:
-        raise UserError(f"{what} holds no images (shape {shape})")
     if array.ndim == 3:
         return torch.from_numpy(np.ascontiguousarray(array[:, None]))
     square = [axis for axis in (1, 2) if array.ndim == 4 and shape[axis] == shape[axis + 1]]
@@ -207,13 +206,7 @@ def _labels(what: str, array: _Array) -> Tensor:
 
 def _class_names(what: str, arrays: Mapping[str, _Array], labels: Tensor) -> list[str]:
     if CLASS_NAMES in arrays:
-        names = arrays[CLASS_NAMES]
-        if names.ndim != 1 or names.dtype.kind != "U":
-            raise UserError(
-                f"{what}: class_names should be an array of strings, [K], but has dtype "
-                f"{names.dtype} and shape {list(names.shape)}"
-            )
-        return [str(name) for name in names]
+        return setting(arrays[CLASS_NAMES].tolist(), tuple[str, ...], f"{what}: {CLASS_NAMES}")
     # Every class has an image, so that there are as many as different labels, whatever these are.
     return [str(label) for label in range(len(labels.unique()))]
 

@@ -43,7 +43,8 @@ def load(address: Address, options: Options) -> Dataset:
         same object every time, for nothing changes a data set.
 
     Raises:
-        UserError: A file of the package is missing or damaged.
+        OSError: A file of the package is missing.
+        UserError: A file of the package is damaged.
     """
     return _whole().of_classes(options.classes)
 
@@ -58,12 +59,7 @@ def _read(name: str) -> tuple[Tensor, Tensor]:
     from PIL import Image
 
     file = resources.files("trajmatch.data").joinpath("fashion_mnist_mini", name)
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"the installed package lacks {file}: {error.strerror or error}; reinstall trajmatch"
-        ) from error
+    content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != _SHA256[name]:
         raise UserError(f"{file} is damaged (its SHA-256 sum is wrong); reinstall trajmatch")
 

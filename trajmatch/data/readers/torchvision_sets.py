@@ -24,7 +24,7 @@ from trajmatch.data.decode import Picture, load_pictures
 from trajmatch.data.known_sets import KNOWN_SETS, KnownSet
 from trajmatch.data.options import ImageOptions, PartOptions, choose_classes, nearest
 from trajmatch.data.parts import TEST, TRAIN
-from trajmatch.data.readers.arrays import CLASS_NAMES, from_arrays
+from trajmatch.data.readers.arrays import CLASS_NAMES, KEYS, from_arrays
 from trajmatch.errors import UserError
 
 # Pickles, which run code when they are read, and no sum of these files is known. Those of CIFAR are
@@ -72,24 +72,25 @@ def load(address: Address, options: TorchvisionOptions) -> Dataset:
     present = [*range(len(known.classes))] or np.unique(labels[0]).tolist()
     names = list(known.classes) or _class_names(parts[0], present)
     count = len(names)  # labels of no class are to be found out of range
+    place = {old: label for label, old in enumerate(present)}
+    labels = [[place.get(each, max(each, count)) for each in given] for given in labels]
     if options.size is None and len(parts) == 2 and all(map(_is_array, parts)):
-        arrays = {CLASS_NAMES: np.array(names)}
-        new = {old: label for label, old in enumerate(present)}
-        for side, part, given in zip(("train", "test"), parts, labels, strict=True):
-            arrays[f"x_{side}"] = np.asarray(part.data)
-            arrays[f"y_{side}"] = np.array([new.get(each, max(each, count)) for each in given])
+        train, test = (
+            (np.asarray(part.data), np.array(y)) for part, y in zip(parts, labels, strict=True)
+        )
+        arrays = dict(zip((*KEYS[0], CLASS_NAMES), (*train, *test, np.array(names)), strict=True))
         return from_arrays(what, address.scheme, arrays).of_classes(options.classes)
     chosen = choose_classes(what, names, options.classes)
-    new = {present[old]: label for label, old in enumerate(chosen)}
+    new = {old: label for label, old in enumerate(chosen)}
     pictures = [
         [
             Picture(
-                new.get(label, max(label, count)),
+                new.get(label, label),
                 partial(_picture, part, index),
                 f"{what}, {side} {index}",
             )
             for index, label in enumerate(given)
-            if label in new or label not in present
+            if label in new or label >= count
         ]
         for side, part, given in zip(("training image", "test image"), parts, labels, strict=False)
     ]
