@@ -148,7 +148,7 @@ def check(run: Path) -> bool:
     found = run.glob("**/.trajmatch-*.tmp")
     unfinished = [path for path in found if path.stat().st_mtime]
     for path in unfinished:
-        for each in (*path.iterdir(), path):
+        for each in (*path.rglob("*"), path):
             os.utime(each, (0, 0))
     return bool(unfinished)
 
