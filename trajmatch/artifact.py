@@ -28,7 +28,7 @@ from trajmatch import __version__, files, networks
 from trajmatch.data.dsa import DSA
 from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing
 from trajmatch.data.zca import ZCA, from_parts
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 from trajmatch.schema import Finite, Positive, PositiveInt, settings_of, settle
 
 FORMAT = "trajmatch artifact"
@@ -363,7 +363,7 @@ def load(path: str | os.PathLike[str]) -> Artifact:
         for name, tensor in tensors.items()
         if name.startswith(_PARAMETER)
     }
-    try:
+    with as_user_error(f"{path} is damaged: "):
         artifact = Artifact(
             images=tensors["images"],
             labels=tensors["labels"],
@@ -372,8 +372,6 @@ def load(path: str | os.PathLike[str]) -> Artifact:
             parameters=parameters,
             **{name: metadata[name] for name in names},
         )
-    except UserError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
     if metadata.get("sha256") != artifact.fingerprint:
         raise UserError(f"{path} is damaged: its content does not fit its checksum")
     return artifact
@@ -390,13 +388,12 @@ def _check(holds: bool, what: str, wanted: str, value: object) -> None:
 
 
 def _check_network(spec: dict[str, Any], images: Tensor, num_classes: int) -> None:
-    try:
+    kinds = (ValueError, RuntimeError, TypeError, OverflowError)
+    with as_user_error(f"the network {spec} cannot be built: ", *kinds):
         # A network from elsewhere is made where it is used: to read a file imports no module.
         if not networks.is_external(spec.get("name")):
             with torch.device("meta"):  # no memory is touched, whatever sizes a damaged file claims
                 networks.build(spec)
-    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
-        raise UserError(f"the network {spec} cannot be built: {error}") from error
     sizes = ("in_channels", "image_size", "image_size", "num_classes")
     for name, value in zip(sizes, (*images.shape[1:], num_classes), strict=True):
         _check(spec.get(name) == value, f"the network's {name}", str(value), spec.get(name))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from trajmatch._extension import REINSTALL, Fault, build_info, missing_kernels
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 
 #: The least compute capability that the CUDA kernels run on.
 LEAST_CAPABILITY = (7, 5)
@@ -66,10 +66,8 @@ def automatic_device() -> Choice:
     """
     named = os.environ.get("TRAJMATCH_DEVICE", "auto")
     if named != "auto":
-        try:
+        with as_user_error("TRAJMATCH_DEVICE: "):
             return Choice(usable_device(named), "")
-        except UserError as error:
-            raise UserError(f"TRAJMATCH_DEVICE: {error}") from error
     fault = cuda_fault()
     if fault is not None:
         return Choice("cpu", fault.why)

@@ -32,12 +32,20 @@ class UserError(ValueError):
 
 
 @contextlib.contextmanager
-def as_user_error(prefix: str = "") -> Iterator[None]:
-    """Turn a ValueError into a UserError, with a prefix to its message."""
+def as_user_error(prefix: str = "", *kinds: type[Exception], advice: str = "") -> Iterator[None]:
+    """Turn errors into a UserError.
+
+    Args:
+        prefix: The beginning of the message, before that of the error.
+        kinds: Of errors; ValueError if none is given.
+        advice: The end of the message.
+    """
+    caught = kinds or (ValueError,)
     try:
         yield
-    except ValueError as error:
-        raise UserError(f"{prefix}{error}") from error
+    except caught as error:
+        cause = getattr(error, "strerror", None) or error  # of the system: without the path
+        raise UserError(f"{prefix}{cause}{advice}") from error
 
 
 def in_arguments(text: str) -> str:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -69,12 +69,11 @@ def write_bytes(path: PathLike, data: bytes) -> None:
         raise UserError(f"cannot write {path}: it is a device or a pipe; choose a file")
     temporary = temporary_beside(path)
     try:
-        temporary.write_bytes(data)
-        flush(temporary)
-        os.replace(temporary, path)
-        flush(path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {_cause(error)}") from error
+        with as_user_error(f"cannot write {path}: ", OSError):
+            temporary.write_bytes(data)
+            flush(temporary)
+            os.replace(temporary, path)
+            flush(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -111,7 +110,7 @@ def read_json(path: PathLike) -> dict[str, Any]:
         UserError: The file is missing, cannot be read, is too large, or does not hold a JSON
             object.
     """
-    with _reading(path), Path(path).open("rb") as file:
+    with as_user_error(f"cannot read {path}: ", OSError), Path(path).open("rb") as file:
         return _from_json(path, file.read(MOST_JSON + 1))
 
 
@@ -222,14 +221,16 @@ def open_tensors(path: PathLike) -> Iterator[safe_open]:
     """
     from safetensors import SafetensorError, safe_open
 
-    with _reading(path), Path(path).open("rb"):  # the library's own words leave out the cause
+    # The library's own words leave out the cause.
+    with as_user_error(f"cannot read {path}: ", OSError), Path(path).open("rb"):
         pass
-    try:
-        with safe_open(path, framework="pt", device="cpu") as handle:
-            yield handle
+    damaged = f"{path} is damaged, cut off or not a safetensors file: "
     # OSError: a pipe. TypeError: a size beyond 64 bits beside a 0.
-    except (OSError, SafetensorError, TypeError) as error:
-        raise UserError(f"{path} is damaged, cut off or not a safetensors file: {error}") from error
+    with (
+        as_user_error(damaged, OSError, SafetensorError, TypeError),
+        safe_open(path, framework="pt", device="cpu") as handle,
+    ):
+        yield handle
 
 
 def beside(path: PathLike, ending: str) -> Path:
@@ -253,14 +254,11 @@ def check_writable(folder: PathLike) -> None:
         UserError: It cannot be made, or nothing can be written in it.
     """
     probe = temporary_beside(Path(folder) / "file")
-    try:
+    refused = f"cannot write in the folder {folder}: "
+    with as_user_error(refused, OSError, advice="; choose another"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         probe.mkdir()
         probe.rmdir()
-    except OSError as error:
-        raise UserError(
-            f"cannot write in the folder {folder}: {_cause(error)}; choose another"
-        ) from error
 
 
 def remove_leftovers(folder: PathLike) -> None:
@@ -352,11 +350,9 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _to_json(path: PathLike, obj: Any, indent: int | None = None, most: int = MOST_JSON) -> str:
-    try:
+    with as_user_error(f"cannot write {path}: "):  # NaN, or a name that is not UTF-8
         text = json.dumps(obj, sort_keys=True, indent=indent, allow_nan=False, ensure_ascii=False)
         size = len(text.encode())
-    except ValueError as error:  # NaN, or a name that is not UTF-8
-        raise UserError(f"cannot write {path}: {error}") from error
     if size > most:
         raise UserError(
             f"cannot write {path}: its description would have more than {most} bytes, and could "
@@ -368,19 +364,6 @@ def _to_json(path: PathLike, obj: Any, indent: int | None = None, most: int = MO
 def _from_json(path: PathLike, raw: bytes) -> dict[str, Any]:
     if len(raw) > MOST_JSON:
         raise UserError(f"{path} is no description: it has more than {MOST_JSON} bytes")
-    try:
+    cut_off = f"{path} is cut off or does not hold a JSON object: "
+    with as_user_error(cut_off, ValueError, RecursionError):
         return msgspec.json.decode(raw, type=dict[str, Any])
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is cut off or does not hold a JSON object: {error}") from error
-
-
-@contextlib.contextmanager
-def _reading(path: PathLike) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {_cause(error)}") from error
-
-
-def _cause(error: OSError) -> str:
-    return error.strerror or str(error)

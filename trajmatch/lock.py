@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trajmatch import files
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 
 #: Openings of a lock file that its holder may remove meanwhile. More are a file system's fault.
 _TRIES = 100
@@ -63,10 +63,8 @@ def held() -> list[int]:
 def _acquire(file: Path, path: Path) -> int | None:
     """Return a descriptor of the locked file; None where the file system has no locks."""
     for tries_left in reversed(range(_TRIES)):
-        try:
+        with as_user_error(f"cannot write {file}: ", OSError):
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise UserError(f"cannot write {file}: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

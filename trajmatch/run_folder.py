@@ -2,54 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Paths in the folder of a run.
 
     Attributes:
         path: The folder.
+        store: Store of the experts.
+        artifact: The distilled set.
+        initial_picture: Picture of the images that the distillation begins with.
+        distilled_picture: Picture of the distilled images.
+        evaluation: Folder of the records of the evaluation until the summary is written.
+        summary: Numbers of the run.
+        report: Report of the run: one page.
     """
 
-    path: Path
-
-    @property
-    def store(self) -> Path:
-        """Store of the experts."""
-        return self.path / "experts"
-
-    @property
-    def artifact(self) -> Path:
-        """The distilled set."""
-        return self.path / "distilled.safetensors"
-
-    @property
-    def initial_picture(self) -> Path:
-        """Picture of the images that the distillation begins with."""
-        return self.path / "initial.png"
-
-    @property
-    def distilled_picture(self) -> Path:
-        """Picture of the distilled images."""
-        return self.path / "distilled.png"
-
-    @property
-    def evaluation(self) -> Path:
-        """Folder of the records of the evaluation until the summary is written."""
-        return self.path / "evaluation"
-
-    @property
-    def summary(self) -> Path:
-        """Numbers of the run."""
-        return self.path / "summary.json"
-
-    @property
-    def report(self) -> Path:
-        """Report of the run: one page."""
-        return self.path / "report.html"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.store = path / "experts"
+        self.artifact = path / "distilled.safetensors"
+        self.initial_picture = path / "initial.png"
+        self.distilled_picture = path / "distilled.png"
+        self.evaluation = path / "evaluation"
+        self.summary = path / "summary.json"
+        self.report = path / "report.html"
 
     def contents(self) -> list[tuple[Path, str]]:
         """Return the files, each with a few words for a reader."""

@@ -20,7 +20,7 @@ from trajmatch.experts.config import kept_epochs
 from trajmatch.experts.epoch import learning_rate, loss_scale
 from trajmatch.experts.optimiser import Adam, Sgd
 from trajmatch.experts.penalty import GradientPenalty
-from trajmatch.experts.sharpness import Gsam
+from trajmatch.experts.step import Gsam
 from trajmatch.random import generator
 
 

@@ -21,8 +21,7 @@ from trajmatch.experts import ExpertConfig, Store, train, train_experts, traject
 from trajmatch.experts.lockstep import TakeSteps, steps_for
 from trajmatch.experts.optimiser import Adam, Sgd
 from trajmatch.experts.penalty import GradientPenalty
-from trajmatch.experts.sharpness import Gsam
-from trajmatch.experts.step import Batch, ExpertState, ExpertStep
+from trajmatch.experts.step import Batch, ExpertState, ExpertStep, Gsam
 from trajmatch.experts.trajectory import train_lockstep
 from trajmatch.experts.workers import work
 from trajmatch.random import generator

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trajmatch.distill.problem import Problem
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 
 #: Curves of an evaluation, with the name of each in a line of the log.
 _OF_EVALUATION = ("mean", "std", "diverged")
@@ -70,10 +70,8 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise _not_installed("--tensorboard", "tensorboard") from error
-        try:
+        with as_user_error(f"--tensorboard: cannot write in {folder}: ", OSError):
             self._writer: Any = SummaryWriter(folder, purge_step=iteration + 1)
-        except OSError as error:
-            raise UserError(f"--tensorboard: cannot write in {folder}: {error.strerror}") from error
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Add a point to every curve; see :class:`Logger`."""
@@ -110,7 +108,7 @@ class Wandb:
         # A run that goes on may be asked for more iterations.
         which = {name: value for name, value in identity.items() if name != "iterations"}
         text = json.dumps([str(out.resolve()), which], sort_keys=True)
-        try:
+        with as_user_error(f"--wandb {project}: ", wandb.Error):
             self._run: Any = wandb.init(
                 project=project,
                 name=out.name.removesuffix(".safetensors"),
@@ -119,8 +117,6 @@ class Wandb:
                 config=dict(identity),
                 settings=wandb.Settings(silent=quiet),
             )
-        except wandb.Error as error:
-            raise UserError(f"--wandb {project}: {error}") from error
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Add a point to every curve; see :class:`Logger`."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from trajmatch import files
 from trajmatch.distill.loggers import Logger
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 
 #: Writes the numbers of an outer iteration or an evaluation; every line has ``iteration``.
 Log = Callable[..., None]
@@ -38,11 +38,8 @@ def metrics_log(path: Path, iteration: int, loggers: Sequence[Logger] = ()) -> I
 
     def write(**numbers: Any) -> None:
         line = {name: _finite(value) for name, value in numbers.items()}
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        with as_user_error(f"cannot write {path}: ", OSError), path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
         for logger in loggers:
             logger.write(line)
 

@@ -12,7 +12,7 @@ from trajmatch.data.known_sets import published_statistics
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.experts.config import ExpertSettings, TrainingSettings
-from trajmatch.experts.network import network_spec
+from trajmatch.experts.train import network_spec
 from trajmatch.recipes import find_recipe
 from trajmatch.schema import settings_of
 

@@ -26,7 +26,7 @@ from trajmatch import files, networks
 from trajmatch.data import Dataset
 from trajmatch.data.identity import check_same_data, describe_dataset
 from trajmatch.data.zca import KIND, ZCA, from_parts
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 from trajmatch.experts import manifest as manifest_file
 from trajmatch.schema import PositiveInt, convert
 
@@ -318,10 +318,8 @@ class Store:
         tensors, metadata = files.load_tensors(path)
         if metadata.get("store") != self.identity:
             raise self._misfit(path, "another store")
-        try:
+        with as_user_error(f"{path} is damaged: "):
             return from_parts(spec, tensors)
-        except UserError as error:
-            raise UserError(f"{path} is damaged: {error}") from error
 
     def snapshot(self, expert: int, epoch: int) -> Tensor:
         """Return the parameters of one expert after one epoch; only these are read.

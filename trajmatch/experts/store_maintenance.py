@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from trajmatch import files
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 from trajmatch.experts import manifest as manifest_file
 from trajmatch.experts.config import kept_epochs, numbers_of
 from trajmatch.experts.store import PREPROCESSING, Store, differences
@@ -172,9 +172,8 @@ def _assemble(out: Path, manifest: dict[str, Any], members: Sequence[tuple[Store
             store = Store.create(building, described, members[0][0].zca)
             for number, (source, expert) in enumerate(members):
                 _copy(source, expert, store, number)
-            building.rename(out)
-        except OSError as error:
-            raise UserError(f"cannot write {out}: {error.strerror}") from error
+            with as_user_error(f"cannot write {out}: ", OSError):
+                building.rename(out)
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return Store.open(out)

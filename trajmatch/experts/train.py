@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,17 +17,23 @@ from trajmatch.data.dsa import DSA
 from trajmatch.data.identity import describe_dataset
 from trajmatch.data.sources import absolute_uri
 from trajmatch.device import usable_device
-from trajmatch.errors import as_user_error
+from trajmatch.errors import UserError, as_user_error
 from trajmatch.experts.checkpoint import Checkpoints
-from trajmatch.experts.config import ExpertConfig, TrainingSettings, kept_epochs
-from trajmatch.experts.disk_space import check_disk_space
-from trajmatch.experts.network import network_spec
+from trajmatch.experts.config import (
+    ConvNetSettings,
+    ExpertConfig,
+    ExpertSettings,
+    TrainingSettings,
+    kept_epochs,
+)
 from trajmatch.experts.store import Store, exists, hold_out
 from trajmatch.experts.workers import work, work_together
 from trajmatch.lock import locked
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.progress import NoProgress, ProgressLike
 from trajmatch.schema import expect_config, settings_of
+
+_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def train_experts(
@@ -95,6 +103,40 @@ def _prepare(
     if missing:
         announce(space)
     return missing
+
+
+def check_disk_space(path: Path, manifest: dict[str, Any], experts: int) -> str:
+    """Make sure that experts of a store will fit on the disk.
+
+    Args:
+        path: The folder of the store, which is there.
+        manifest: Its description.
+        experts: Number of experts that are still to be written.
+
+    Returns:
+        The space that they need and that is free, in words.
+
+    Raises:
+        UserError: They will not fit.
+    """
+    model = networks.build(manifest["network"])
+    numbers = networks.num_parameters(model) + networks.num_buffers(model)
+    last = manifest.get("trained_epochs", manifest["snapshots"][-1])
+    snapshots = sum(epoch <= last for epoch in manifest["snapshots"])
+    each = snapshots * numbers * _BYTES[manifest["dtype"]]
+    if last < manifest["snapshots"][-1]:  # parameters and memory of the optimiser, to go on from
+        each += numbers * 4 * (3 if manifest["recipe"]["optimiser"] == "adam" else 2)
+    needed, free = experts * each, shutil.disk_usage(path).free
+    space = (
+        f"{experts} experts of {snapshots} snapshots: {needed / 1e9:.3g} GB of disk, "
+        f"{free / 1e9:.3g} GB free"
+    )
+    if needed > free:
+        raise UserError(
+            f"{path} has no room for {space}; keep fewer epochs (--keep, those that segments will "
+            "touch), take --dtype bfloat16, train fewer --num-experts, or choose another --out"
+        )
+    return space
 
 
 def _train(
@@ -186,3 +228,34 @@ def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[
         "dtype": config.dtype,
         "snapshots": kept_epochs(config.keep, config.epochs),
     }
+
+
+def network_spec(config: ExpertSettings, dataset: Dataset) -> dict[str, Any]:
+    """Return the spec of the experts' network, for :func:`trajmatch.networks.build`.
+
+    Args:
+        config: ``network`` is ``"convnet"``, described by the fields of the ConvNet, or another
+            text for :func:`trajmatch.networks.specify`, which has all options in it.
+        dataset: The data set that the network classifies.
+
+    Returns:
+        The spec, checked: such a network can be built, and be a student.
+
+    Raises:
+        ValueError: There is no such network for these images, it is not twice differentiable, or
+            fields of the ConvNet are given for another network.
+    """
+    sizes = (dataset.channels, dataset.num_classes, dataset.image_size)
+    chosen, defaults = settings_of(config, ConvNetSettings), ConvNetSettings()
+    if config.network == "convnet":
+        return networks.ConvNet(*sizes, **chosen).spec()
+    for name, value in chosen.items():
+        if value != getattr(defaults, name):
+            raise ValueError(
+                f"--{name} {value} describes --network convnet, but --network is "
+                f"{config.network}; others take options behind the name, as in vgg11:batch,width=32"
+            )
+    spec = networks.specify(config.network, *sizes)
+    if networks.is_external(spec["name"]):
+        networks.check_student(networks.build_student(spec))
+    return spec

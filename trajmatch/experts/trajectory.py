@@ -19,8 +19,7 @@ from trajmatch.experts.epoch import EpochDraws, decay_epoch
 from trajmatch.experts.lockstep import steps_for
 from trajmatch.experts.optimiser import Adam, Sgd
 from trajmatch.experts.penalty import GradientPenalty
-from trajmatch.experts.sharpness import Gsam
-from trajmatch.experts.step import ExpertState, ExpertStep
+from trajmatch.experts.step import ExpertState, ExpertStep, Gsam
 from trajmatch.experts.trajectory_recorder import TrajectoryRecorder
 from trajmatch.inference import accuracy
 from trajmatch.random import generator

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-
-import torch
 
 from trajmatch import interruption
 from trajmatch.children import Emit, Failed, Job, children
@@ -18,12 +15,7 @@ from trajmatch.experts.checkpoint import Checkpoints, Place
 from trajmatch.experts.config import ExpertConfig
 from trajmatch.experts.store import Store
 from trajmatch.experts.trajectory import OnEpoch, train_lockstep
-from trajmatch.memory import keep_freed_memory
-
-#: Threads that train an expert on the CPU. The same number everywhere: a convolution's weight
-#: gradient is summed in another order on another number of threads, and one is the number every
-#: machine has.
-THREADS = 1
+from trajmatch.memory import keep_freed_memory, one_thread
 
 
 def work(
@@ -50,7 +42,7 @@ def work(
         UserError: An expert diverged, or a file cannot be read or written.
         Interrupted: The run was stopped from outside, after writing a checkpoint.
     """
-    with _threads(THREADS), interruption.held():
+    with one_thread(), interruption.held():
         for group in _groups(Checkpoints(store, math.inf), experts, at_once):
             checkpoints = Checkpoints(store, config.checkpoint_seconds)
             trained = train_lockstep(
@@ -80,16 +72,6 @@ def _groups(
             yield there[first : first + at_once]
 
 
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def work_together(
     config: ExpertConfig, experts: Sequence[int], workers: int, on_epoch: OnEpoch
 ) -> None:
@@ -110,7 +92,7 @@ def work_together(
     settings = {**asdict(config), "out": str(config.out)}
     jobs = [{"config": settings, "experts": experts[first::workers]} for first in range(workers)]
     try:
-        with children(work_on, jobs, {"OMP_NUM_THREADS": str(THREADS)}) as events:
+        with children(work_on, jobs, {"OMP_NUM_THREADS": "1"}) as events:
             for event in events:
                 on_epoch(event["expert"], event["numbers"])
     except Failed as failure:

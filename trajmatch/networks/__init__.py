@@ -1,7 +1,6 @@
 """Student and expert networks, and their parameters as one flat vector."""
 
 from trajmatch.networks.alexnet import AlexNet
-from trajmatch.networks.buffers import flat_buffers, load_flat_buffers, num_buffers
 from trajmatch.networks.convnet import ConvNet
 from trajmatch.networks.differentiable import (
     check_batches,
@@ -14,8 +13,11 @@ from trajmatch.networks.engine import engine_description
 from trajmatch.networks.external import External, is_external, is_user_function
 from trajmatch.networks.flat import (
     call_flat,
+    flat_buffers,
     flat_parameters,
+    load_flat_buffers,
     load_flat_parameters,
+    num_buffers,
     num_parameters,
     parameter_shapes,
     split,

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from trajmatch import files
 from trajmatch.distill.config import DistillConfig, DistillSettings
-from trajmatch.errors import UserError, closest, in_arguments
+from trajmatch.errors import UserError, as_user_error, closest, in_arguments
 from trajmatch.evaluate.config import EvalConfig, EvalSettings
 from trajmatch.experts.config import ExpertConfig, ExpertSettings, kept_epochs
 from trajmatch.schema import Finite, Settings, setting
@@ -124,18 +124,13 @@ def load_recipe(path: files.PathLike, name: str) -> Recipe:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-        if len(raw) > _MOST_BYTES:
-            raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+    with as_user_error(f"cannot read the recipe {path}: ", OSError), path.open("rb") as file:
+        raw = file.read(_MOST_BYTES + 1)
+    if len(raw) > _MOST_BYTES:
+        raise UserError(f"{path} is no recipe: it has more than {_MOST_BYTES} bytes")
+    # Also for what is not UTF-8, and for a number of thousands of digits.
+    with as_user_error(f"{path} is no recipe: ", ValueError, RecursionError):
         return tomllib.loads(raw.decode())
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no recipe: it is not UTF-8 (byte {error.start})") from error
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
-        raise UserError(f"{path} is no recipe: {error}") from error
 
 
 def _section(section: str, recipe: Recipe) -> dict[str, Any]:
