@@ -150,7 +150,7 @@ def _names(module: Any) -> list[str]:
     own = [
         name
         for name, each in vars(module).items()
-        if getattr(each, "__module__", "") == module.__name__ and not name.startswith("_")
+        if str(getattr(each, "__module__", "")).startswith(module.__name__) and name[0] != "_"
     ]
     return [name for name in getattr(module, "__all__", own) if name in vars(module)]
 

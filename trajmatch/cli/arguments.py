@@ -9,17 +9,10 @@ import inspect
 import itertools
 import re
 import textwrap
+import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import NoneType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    NamedTuple,
-    TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from trajmatch.errors import UserError, closest
 from trajmatch.schema import setting
@@ -139,7 +132,7 @@ def read(sections: Sequence[Section], argv: Sequence[str], prog: str) -> list[di
 
 def _add_options(parser: argparse.ArgumentParser, section: Section) -> Iterator[_Option]:
     """Make the fields of a configuration known; what is not given is left out of the result."""
-    texts, hints = _documentation(section.config), get_type_hints(section.config)
+    texts, hints = _documentation(section.config), typing.get_type_hints(section.config)
     group = parser.add_argument_group(section.stage) if section.stage else parser
     fields = dataclasses.fields(section.config)
     for field in sorted(fields, key=lambda each: each.default is not dataclasses.MISSING):
@@ -160,7 +153,7 @@ def _add_options(parser: argparse.ArgumentParser, section: Section) -> Iterator[
             flags = []
             settings |= {"nargs": "*" if several else "?", "metavar": field.name.upper()}
         else:
-            choices = ",".join(map(str, get_args(kind)))
+            choices = ",".join(map(str, typing.get_args(kind)))
             metavar = f"{{{choices}}}" if choices else kind.__name__.upper()
             settings |= {"nargs": "*" if several else None, "metavar": metavar}
         action = group.add_argument(*flags, **settings)
@@ -171,10 +164,10 @@ def _add_options(parser: argparse.ArgumentParser, section: Section) -> Iterator[
 
 def _kind(hint: Any) -> tuple[Any, bool]:
     """Type of a value that is given, or of each of several, and whether there are several."""
-    kinds = [each for each in get_args(hint) if each is not NoneType]
-    if NoneType in get_args(hint):
+    kinds = [each for each in typing.get_args(hint) if each is not NoneType]
+    if NoneType in typing.get_args(hint):
         return _kind(kinds[0])
-    return (kinds[0], True) if get_origin(hint) is tuple else (hint, False)
+    return (kinds[0], True) if typing.get_origin(hint) is tuple else (hint, False)
 
 
 def _shown_default(default: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from trajmatch import artifact, files, interruption, networks
 from trajmatch.artifact import Artifact
@@ -80,25 +80,21 @@ def evaluate_artifact(
         try:
             evaluation.train_all()
         except interruption.Interrupted as stop:
-            stop.kept, stop.resumes = evaluation.kept, evaluation.records is not None
-            if evaluation.done:
+            stop.kept = "nothing was kept; an evaluation with --resume keeps each finished network"
+            stop.resumes = config.records is not None
+            if config.records is not None:
+                of = len(evaluation.trainings)
+                stop.kept = f"{config.records} has {len(evaluation.outcomes)} of {of} networks"
+            if evaluation.outcomes:
                 on_stop(evaluation.result())
             raise
         return evaluation.result()
 
 
-class _Training(NamedTuple):
-    """A network to train: number ``number`` of an architecture, on one of the :data:`SETS`."""
-
-    spec: dict[str, Any]
-    kind: str
-    number: int
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Kind and name of its record."""
-        slug = re.sub(r"\W+", "-", str(self.spec["name"]))
-        return self.kind, f"{slug}-{files.json_checksum(self.spec)[:16]}-{self.number}"
+def _key(spec: dict[str, Any], kind: str, number: int) -> tuple[str, str]:
+    """Set and name of the record of a network: of an architecture, trained on one of the SETS."""
+    slug = re.sub(r"\W+", "-", str(spec["name"]))
+    return kind, f"{slug}-{files.json_checksum(spec)[:16]}-{number}"
 
 
 class _Evaluation:
@@ -122,16 +118,15 @@ class _Evaluation:
         self._sets = TrainingSets(
             self._distilled, self._dataset, config.seed, config.k_center_store, config.device
         )
-        trainings = [
-            _Training(spec, kind, number)
+        self.trainings = {
+            _key(spec, kind, number): (spec, kind, number)
             for _, spec in self._specs
             for kind in config.training_sets
             for number in range(config.seeds)
-        ]
-        self._trainings = {each.key: each for each in trainings}
+        }
         self._check_batches()
         self._rounds = 0
-        self._outcomes: dict[tuple[str, str], Outcome] = {}
+        self.outcomes: dict[tuple[str, str], Outcome] = {}
         self.records: Records | None = None
 
     def _check_batches(self) -> None:
@@ -157,29 +152,17 @@ class _Evaluation:
             "k_center_store": None if store is None else Store.open(store).fingerprint,
         }
         self.records = Records(folder, description, config.resume)
-        for key in self._trainings:
+        for key in self.trainings:
             if (outcome := self.records.read(*key)) is not None:
-                self._outcomes[key] = outcome
-        if self._outcomes:
-            self._rounds = self.done * self._protocol.num_rounds
+                self.outcomes[key] = outcome
+        if self.outcomes:
+            self._rounds = len(self.outcomes) * self._protocol.num_rounds
             self._progress.update(self._rounds)
-
-    @property
-    def done(self) -> int:
-        """Number of networks that are finished."""
-        return len(self._outcomes)
-
-    @property
-    def kept(self) -> str:
-        """The state on the disk, for people."""
-        if self.records is None:
-            return "nothing was kept; an evaluation with --resume keeps each finished network"
-        return f"{self.records.folder} has {self.done} of {len(self._trainings)} networks"
 
     def train_all(self) -> None:
         """Train and test the networks that have no record."""
-        for key, (spec, kind, number) in self._trainings.items():
-            if key in self._outcomes:
+        for key, (spec, kind, number) in self.trainings.items():
+            if key in self.outcomes:
                 continue
             images, labels = getattr(self._sets, kind)(number)
             outcome = train_fresh(
@@ -195,7 +178,7 @@ class _Evaluation:
             )
             if self.records is not None:
                 self.records.write(*key, outcome)
-            self._outcomes[key] = outcome
+            self.outcomes[key] = outcome
 
     def result(self) -> dict[str, Any]:
         """Return the result of the networks that are finished; written beside records."""
@@ -218,8 +201,9 @@ class _Evaluation:
             "images_per_class": self._distilled.ipc,
             "seed": config.seed,
         }
-        if self.done < len(self._trainings):
-            result["unfinished"] = {"done": self.done, "of": len(self._trainings)}
+        done, of = len(self.outcomes), len(self.trainings)
+        if done < of:
+            result["unfinished"] = {"done": done, "of": of}
         if self.records is not None:
             self.records.write_result(result)
         return result
@@ -229,8 +213,8 @@ class _Evaluation:
         protocol = {**self._protocol.describe(), "network": spec}
         scores: dict[str, Any] = dict.fromkeys(SETS)
         for kind in self._config.training_sets:
-            keys = [_Training(spec, kind, number).key for number in range(self._config.seeds)]
-            if outcomes := [self._outcomes[key] for key in keys if key in self._outcomes]:
+            keys = [_key(spec, kind, number) for number in range(self._config.seeds)]
+            if outcomes := [self.outcomes[key] for key in keys if key in self.outcomes]:
                 scores[kind] = Score.of_outcomes(outcomes, protocol).as_dict()
         return {"network": name, **scores, "protocol": protocol} if any(scores.values()) else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,20 +48,12 @@ def loss_scale(recipe: dict[str, Any], index: int) -> float:
     return 0.5 + 0.05 * index
 
 
-class Epoch(NamedTuple):
+class Epoch(Batch):
     """An epoch of several experts, cut up into batches of the same sizes.
 
-    Attributes:
-        indices: Numbers of the images in the order of each expert. ``[experts, n]``, int64.
-        dsa: Their augmentation. ``[experts, n, 5]``, float64; ``[experts, n, 0]`` without.
-        lr: Learning rate of each step. ``[experts, steps]``, float32.
-        loss_scale: Factor of the loss in each step. ``[experts, steps]``, float32.
+    The tensors are those of a batch, of ``n`` images and with a rate and a factor for each step:
+    ``[experts, n]``, ``[experts, n, 5]``, ``[experts, steps]`` and ``[experts, steps]``.
     """
-
-    indices: Tensor
-    dsa: Tensor
-    lr: Tensor
-    loss_scale: Tensor
 
     def to(self, device: str | torch.device) -> Epoch:
         """Move the epoch to a device, at once: every move makes the host wait."""
@@ -102,11 +94,6 @@ class EpochDraws:
         self._dsa = DSA(recipe["dsa"])
         self._orders = [generator(seed, "expert", expert, "order") for expert in experts]
         self._augmentations = [generator(seed, "expert", expert, "dsa") for expert in experts]
-
-    def skip(self, epochs: int) -> None:
-        """Skip epochs that are done: make their draws and forget them."""
-        for _ in range(epochs):
-            self.draw()
 
     def draw(self) -> Epoch:
         """Return the next epoch, on the CPU."""

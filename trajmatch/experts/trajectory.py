@@ -117,8 +117,8 @@ def train_lockstep(
     test = _Test(model, training, device)
     test_every = test_every or test.interval
     draws = EpochDraws(recipe, seed, experts, training.train_images.shape)
-    draws.skip(begun.epoch)
-    drawn = draws.draw()
+    for _ in range(begun.epoch + 1):  # the draws of epochs that are done are forgotten
+        drawn = draws.draw()
     with torch.no_grad():
         for epoch in range(begun.epoch + 1, last + 1):
             for index, batch in enumerate(drawn.to(device).batches(recipe["batch_size"])):

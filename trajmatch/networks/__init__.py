@@ -1,65 +1,35 @@
 """Student and expert networks, and their parameters as one flat vector."""
 
-from trajmatch.networks.alexnet import AlexNet
-from trajmatch.networks.convnet import ConvNet
+from trajmatch.networks.alexnet import AlexNet as AlexNet
+from trajmatch.networks.convnet import ConvNet as ConvNet
+from trajmatch.networks.differentiable import check_batches as check_batches
+from trajmatch.networks.differentiable import check_runs_on as check_runs_on
+from trajmatch.networks.differentiable import check_student as check_student
 from trajmatch.networks.differentiable import (
-    check_batches,
-    check_runs_on,
-    check_student,
-    check_twice_differentiable,
-    examine,
+    check_twice_differentiable as check_twice_differentiable,
 )
-from trajmatch.networks.engine import engine_description
-from trajmatch.networks.external import External, is_external, is_user_function
-from trajmatch.networks.flat import (
-    call_flat,
-    flat_buffers,
-    flat_parameters,
-    load_flat_buffers,
-    load_flat_parameters,
-    num_buffers,
-    num_parameters,
-    parameter_shapes,
-    split,
-    trainable,
-)
-from trajmatch.networks.initialise import initialise
-from trajmatch.networks.lenet import LeNet
-from trajmatch.networks.mlp import MLP
-from trajmatch.networks.registry import build, build_student, check_runs, specify
-from trajmatch.networks.resnet import ResNet18, ResNet18_AP
-from trajmatch.networks.vgg import VGG11
-
-__all__ = [
-    "MLP",
-    "VGG11",
-    "AlexNet",
-    "ConvNet",
-    "External",
-    "LeNet",
-    "ResNet18",
-    "ResNet18_AP",
-    "build",
-    "build_student",
-    "call_flat",
-    "check_batches",
-    "check_runs",
-    "check_runs_on",
-    "check_student",
-    "check_twice_differentiable",
-    "engine_description",
-    "examine",
-    "flat_buffers",
-    "flat_parameters",
-    "initialise",
-    "is_external",
-    "is_user_function",
-    "load_flat_buffers",
-    "load_flat_parameters",
-    "num_buffers",
-    "num_parameters",
-    "parameter_shapes",
-    "specify",
-    "split",
-    "trainable",
-]
+from trajmatch.networks.differentiable import examine as examine
+from trajmatch.networks.engine import engine_description as engine_description
+from trajmatch.networks.external import External as External
+from trajmatch.networks.external import is_external as is_external
+from trajmatch.networks.external import is_user_function as is_user_function
+from trajmatch.networks.flat import call_flat as call_flat
+from trajmatch.networks.flat import flat_buffers as flat_buffers
+from trajmatch.networks.flat import flat_parameters as flat_parameters
+from trajmatch.networks.flat import load_flat_buffers as load_flat_buffers
+from trajmatch.networks.flat import load_flat_parameters as load_flat_parameters
+from trajmatch.networks.flat import num_buffers as num_buffers
+from trajmatch.networks.flat import num_parameters as num_parameters
+from trajmatch.networks.flat import parameter_shapes as parameter_shapes
+from trajmatch.networks.flat import split as split
+from trajmatch.networks.flat import trainable as trainable
+from trajmatch.networks.initialise import initialise as initialise
+from trajmatch.networks.lenet import LeNet as LeNet
+from trajmatch.networks.mlp import MLP as MLP
+from trajmatch.networks.registry import build as build
+from trajmatch.networks.registry import build_student as build_student
+from trajmatch.networks.registry import check_runs as check_runs
+from trajmatch.networks.registry import specify as specify
+from trajmatch.networks.resnet import ResNet18 as ResNet18
+from trajmatch.networks.resnet import ResNet18_AP as ResNet18_AP
+from trajmatch.networks.vgg import VGG11 as VGG11
