@@ -15,6 +15,7 @@ import torch
 from bench.operators import Case, Operators, cases
 from torch import Tensor
 
+from gpu_stages.measure import changed
 from gpu_stages.settings import Record, Settings
 from trajmatch import networks, ops, reference
 
@@ -97,11 +98,6 @@ def worst(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Set whether convolutions and products on a GPU may round their operands to TF32."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = allowed
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
-            yield
-    finally:
-        matmul.allow_tf32 = before
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    with changed(cudnn, allow_tf32=allowed), changed(matmul, allow_tf32=allowed):
+        yield

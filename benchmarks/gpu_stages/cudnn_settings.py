@@ -10,7 +10,7 @@ from bench.problem import make_problem
 from bench.sizes import Size
 from bench.variants import VARIANTS
 
-from gpu_stages.measure import measure
+from gpu_stages.measure import changed, measure
 from gpu_stages.replays import record_for, replayed
 from gpu_stages.settings import Record, Settings
 from trajmatch.distill.objectives import Plan
@@ -26,7 +26,8 @@ def run(settings: Settings, record: Record) -> None:
         rows: dict[str, dict[str, Any]] = {}
         for benchmark, deterministic in product((False, True), repeat=2):
             name = f"benchmark {benchmark}, deterministic {deterministic}"
-            with torch.backends.cudnn.flags(True, benchmark, deterministic):
+            chosen = {"benchmark": benchmark, "deterministic": deterministic}
+            with changed(torch.backends.cudnn, **chosen):
                 problem = make_problem(size, settings.device)
                 graph = replayed(problem, record_for(settings), plan=PLAN)
                 times = measure(graph, settings.device, 2 if settings.quick else 7, 3, longest=2.0)

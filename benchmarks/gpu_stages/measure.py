@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
 from bench.timing import seconds
 
 from trajmatch.memory import peak_bytes, reset_peak, used_bytes
+
+
+@contextmanager
+def changed(target: Any, **values: Any) -> Iterator[None]:
+    """Set attributes of an object inside the block."""
+    before = {name: getattr(target, name) for name in values}
+    for name, value in values.items():
+        setattr(target, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(target, name, value)
 
 
 def measure(
