@@ -22,6 +22,7 @@ STEPS = "--iterations 200 --lr-img 300 --lr-lr 1e-5 --lr-init 0.02"
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:recipe .* is for the data set cifar10, but the data is fashion")
 @pytest.mark.parametrize(
     ("recipe", "own", "gain"),
     [
