@@ -40,9 +40,9 @@ def test_every_kind_of_picture_is_made_of_any_number_of_channels(channels: int, 
         iterations=(0, 5), images=images.expand(2, *images.shape).half(), labels=labels, identity={}
     )
     made = [
-        pictures.grid(images, labels, ["a", "b"], clip=clip),
-        snapshots.strip(taken, ["a", "b"], clip=clip),
-        snapshots.animation(taken, ["a", "b"], clip=clip),
+        pictures.grid(images, labels, ["a", "b"], pictures.Look(clip=clip)),
+        snapshots.strip(taken, ["a", "b"], pictures.Look(clip=clip)),
+        snapshots.animation(taken, ["a", "b"], pictures.Look(clip=clip)),
     ]
     for each in made:
         with Image.open(io.BytesIO(each)) as picture:
@@ -65,7 +65,7 @@ def test_a_png_of_more_channels_is_refused() -> None:
 
 def test_a_picture_that_nothing_can_show_is_refused() -> None:
     with pytest.raises(UserError, match="pixels; take a smaller --scale"):
-        pictures.grid(torch.rand(1, 3, 8, 8), torch.tensor([0]), ["a"], scale=99999)
+        pictures.grid(torch.rand(1, 3, 8, 8), torch.tensor([0]), ["a"], pictures.Look(scale=99999))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -44,14 +45,28 @@ def png(image: Tensor) -> bytes:
     return encode(_to_pillow(image))
 
 
+@dataclass(frozen=True)
+class Look:
+    """How the images of a set are drawn.
+
+    Attributes:
+        clip: ``"unit"`` shows the pixel values from 0 to 1 as they are. ``"sigma"`` shows the band
+            of 2.5 standard deviations around the mean of the whole set: distilled images go far
+            beyond 0 and 1.
+        scale: Enlargement, by nearest neighbour. Default: so that images are 96 pixels wide.
+        per_class: Images to show of each class. Default: all.
+    """
+
+    clip: Clip = "sigma"
+    scale: int | None = None
+    per_class: int | None = None
+
+
+DEFAULT_LOOK = Look()
+
+
 def grid(
-    images: Tensor,
-    labels: Tensor,
-    class_names: Sequence[str],
-    *,
-    clip: Clip = "sigma",
-    scale: int | None = None,
-    per_class: int | None = None,
+    images: Tensor, labels: Tensor, class_names: Sequence[str], look: Look = DEFAULT_LOOK
 ) -> bytes:
     """Draw the images of a set as a PNG file: one row per class, its name in front.
 
@@ -60,15 +75,17 @@ def grid(
             point, of any number of channels.
         labels: Class of each image. ``[n]``, int64.
         class_names: Name of each class.
-        clip: ``"unit"`` shows the pixel values from 0 to 1 as they are. ``"sigma"`` shows the band
-            of 2.5 standard deviations around the mean of the whole set: distilled images go far
-            beyond 0 and 1.
-        scale: Enlargement, by nearest neighbour. Default: so that images are 96 pixels wide.
-        per_class: Images to show of each class. Default: all.
+        look: How they are drawn.
     """
-    pixels = to_pixels(images, clip)
-    rows = [[*pixels[labels == index][:per_class]] for index in range(len(class_names))]
-    return encode(table(rows, class_names, scale=scale))
+    return encode(by_class(to_pixels(images, look.clip), labels, class_names, look))
+
+
+def by_class(
+    pixels: Tensor, labels: Tensor, class_names: Sequence[str], look: Look, title: str = ""
+) -> Image.Image:
+    """Draw a row per class of images that :func:`to_pixels` gave, with a title above."""
+    rows = [[*pixels[labels == index][: look.per_class]] for index in range(len(class_names))]
+    return table(rows, class_names, title=title, scale=look.scale)
 
 
 def table(
@@ -128,7 +145,7 @@ def to_pixels(images: Tensor, clip: Clip) -> Tensor:
     Args:
         images: Pixel values, not clipped: distilled images go far beyond 0 and 1.
             ``[n, C, H, W]``, floating point.
-        clip: See :func:`grid`.
+        clip: See :class:`Look`.
 
     Returns:
         ``[n, 1, H, W]`` for one channel, else ``[n, 3, H, W]``; uint8.

@@ -167,10 +167,7 @@ def of_artifact(path: str | os.PathLike[str], artifact: Artifact) -> Snapshots:
 def animation(
     snapshots: Snapshots,
     class_names: Sequence[str],
-    *,
-    clip: pictures.Clip = "sigma",
-    scale: int | None = None,
-    per_class: int | None = None,
+    look: pictures.Look = pictures.DEFAULT_LOOK,
     frame_seconds: float = 0.5,
 ) -> bytes:
     """Draw an animated GIF file: a frame per snapshot, a row per class, the iteration above.
@@ -178,19 +175,12 @@ def animation(
     Args:
         snapshots: One or more.
         class_names: Name of each class.
-        clip: See :func:`trajmatch.pictures.grid`; each snapshot is scaled by itself.
-        scale: Enlargement. Default: so that images are 96 pixels wide.
-        per_class: Images to show of each class. Default: all that there are.
+        look: How they are drawn; each snapshot is scaled by itself.
         frame_seconds: How long a frame stays; the last stays four times as long.
     """
     frames = [
-        pictures.table(
-            [[*pixels[snapshots.labels == k][:per_class]] for k in range(len(class_names))],
-            class_names,
-            title=f"iteration {iteration}",
-            scale=scale,
-        )
-        for iteration, pixels in zip(snapshots.iterations, snapshots.pixels(clip), strict=True)
+        pictures.by_class(pixels, snapshots.labels, class_names, look, f"iteration {iteration}")
+        for iteration, pixels in zip(snapshots.iterations, snapshots.pixels(look.clip), strict=True)
     ]
     milliseconds = round(1000 * frame_seconds)
     durations = [milliseconds] * (len(frames) - 1) + [_LAST_FRAMES * milliseconds]
@@ -202,33 +192,23 @@ def animation(
 
 
 def strip(
-    snapshots: Snapshots,
-    class_names: Sequence[str],
-    *,
-    clip: pictures.Clip = "sigma",
-    scale: int | None = None,
-    per_class: int | None = None,
+    snapshots: Snapshots, class_names: Sequence[str], look: pictures.Look = pictures.DEFAULT_LOOK
 ) -> bytes:
     """Draw a PNG file with a column for each snapshot and a row for each image.
 
     Args:
         snapshots: One or more.
         class_names: Name of each class.
-        clip: See :func:`animation`.
-        scale: See :func:`animation`.
-        per_class: Images to show of each class. Default: 1.
+        look: How they are drawn; by default one image of each class.
     """
-    columns = snapshots.pixels(clip)
+    columns = snapshots.pixels(look.clip)
     rows = [
         (name, int(number))
         for k, name in enumerate(class_names)
-        for number in (snapshots.labels == k).nonzero().flatten()[: per_class or 1]
+        for number in (snapshots.labels == k).nonzero().flatten()[: look.per_class or 1]
     ]
+    images = [[column[number] for column in columns] for _, number in rows]
+    heads = [*map(str, snapshots.iterations)]
     return pictures.encode(
-        pictures.table(
-            [[column[number] for column in columns] for _, number in rows],
-            [name for name, _ in rows],
-            heads=[*map(str, snapshots.iterations)],
-            scale=scale,
-        )
+        pictures.table(images, [name for name, _ in rows], heads=heads, scale=look.scale)
     )

@@ -22,7 +22,7 @@ def opened(content: bytes) -> np.ndarray:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_has_a_row_for_each_class(channels) -> None:
     images = torch.rand(3, channels, 5, 5, generator=torch.Generator().manual_seed(0))
-    picture = opened(pictures.grid(images, LABELS, NAMES, clip="unit", scale=4))
+    picture = opened(pictures.grid(images, LABELS, NAMES, pictures.Look(clip="unit", scale=4)))
     assert picture.shape[0] == 4 + 3 * (5 * 4 + 4)
     assert picture.shape[2:] == (() if channels == 1 else (3,))
     right = picture[:, -2 * 24 :]  # two columns of 20 pixels and a gap
@@ -41,7 +41,9 @@ def test_grid_has_a_row_for_each_class(channels) -> None:
 
 def test_enlarged_by_nearest_neighbour() -> None:
     image = torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]])
-    picture = opened(pictures.grid(image, torch.tensor([0]), ("x",), clip="unit", scale=3))
+    picture = opened(
+        pictures.grid(image, torch.tensor([0]), ("x",), pictures.Look(clip="unit", scale=3))
+    )
     tile = picture[4:10, -10:-4]
     assert np.array_equal(tile, np.kron([[0, 255], [255, 0]], np.ones((3, 3))))
 
@@ -55,7 +57,7 @@ def test_small_images_are_enlarged_unasked() -> None:
 def test_only_so_many_of_each_class() -> None:
     images, labels = torch.rand(6, 1, 4, 4), torch.tensor([0, 0, 0, 1, 1, 1])
     wide, narrow = (
-        opened(pictures.grid(images, labels, ("a", "b"), scale=2, per_class=count))
+        opened(pictures.grid(images, labels, ("a", "b"), pictures.Look(scale=2, per_class=count)))
         for count in (None, 1)
     )
     assert wide.shape[1] - narrow.shape[1] == 2 * (8 + 4)

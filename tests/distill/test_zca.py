@@ -54,7 +54,10 @@ def test_the_file_carries_the_whitening(configure, whitened_store, data, tmp_pat
 
     assert main(["show", str(config.out), "--clip", "unit", "--scale", "1"]) == 0
     expected = pictures.grid(
-        transform.invert(read.images), read.hard_labels, read.class_names, clip="unit", scale=1
+        transform.invert(read.images),
+        read.hard_labels,
+        read.class_names,
+        pictures.Look(clip="unit", scale=1),
     )
     shown = np.array(Image.open(config.out.with_suffix(".png")))
     assert np.array_equal(shown, np.array(Image.open(io.BytesIO(expected))))

@@ -370,20 +370,20 @@ def changed(expert: int, epoch: int, tensor: int, value: Any) -> Content:
         ([[torch.zeros(3), torch.zeros(3)]], "Expected `array`, got `Tensor` - at `$[0][0]`"),
         (
             changed(1, 2, 0, torch.zeros(8, 1, 3, 3)),
-            "expert 1, epoch 2: tensor 1 should be features.0.weight of the network, [4, 1, 3, 3], "
-            "but is [8, 1, 3, 3]",
+            "expert 1, epoch 2: tensor 1 should be features.0.weight of the network, [4, 1, 3, 3] "
+            "of float32 (or a smaller type), but is [8, 1, 3, 3] of torch.float32",
         ),
         (changed(0, 0, 3, "text"), "tensor 4 should be features.1.bias"),
         (changed(0, 0, 5, 1.0), "tensor 6 should be classifier.bias"),
         ([[SHAPES, SHAPES]], "tensor 1 should be features.0.weight"),
-        (changed(0, 1, 1, torch.zeros(4, dtype=torch.float64)), "is torch.float64"),
-        (changed(0, 1, 1, torch.zeros(4, dtype=torch.int64)), "is torch.int64"),
+        (changed(0, 1, 1, torch.zeros(4, dtype=torch.float64)), "of torch.float64; give"),
+        (changed(0, 1, 1, torch.zeros(4, dtype=torch.int64)), "of torch.int64; give"),
         (changed(1, 2, 5, torch.tensor([0, 0, float("nan")])), "expert 1 diverged: its parameters"),
         (changed(0, 1, 5, torch.tensor([0, 0, float("inf")])), "after epoch 1 are not all finite"),
         ([content()[0], content(snapshots=4)[0]], "has an expert of 4 snapshots, but the first"),
         (
             [[each[:-1] for each in content()[0]]],
-            "of the network, [3], but is nothing",
+            "of the network, [3] of float32 (or a smaller type), but is none",
         ),
         ([[[*each, torch.zeros(1)] for each in content()[0]]], "should be no parameter"),
     ],

@@ -41,7 +41,9 @@ def opened(content: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_animation_has_a_frame_for_each_snapshot(channels) -> None:
-    content = snapshots.animation(taken(channels), NAMES, scale=8, clip="unit", frame_seconds=0.2)
+    content = snapshots.animation(
+        taken(channels), NAMES, pictures.Look(scale=8, clip="unit"), frame_seconds=0.2
+    )
     frames = frames_of(content)
     assert [duration for _, duration in frames] == [200, 200, 800]
     for number, (frame, _) in enumerate(frames):
@@ -56,16 +58,18 @@ def test_an_animation_has_a_frame_for_each_snapshot(channels) -> None:
 
 def test_an_animation_of_one_snapshot_and_of_one_image_of_each_class() -> None:
     (frame, _), wide = (
-        frames_of(snapshots.animation(taken(count=1), NAMES, scale=8, per_class=1))[0],
-        frames_of(snapshots.animation(taken(count=1), NAMES, scale=8))[0][0],
+        frames_of(snapshots.animation(taken(count=1), NAMES, pictures.Look(scale=8, per_class=1)))[
+            0
+        ],
+        frames_of(snapshots.animation(taken(count=1), NAMES, pictures.Look(scale=8)))[0][0],
     )
     assert frame.shape[1] < wide.shape[1]
 
 
 def test_a_strip_has_a_column_for_each_snapshot_and_a_row_for_each_image() -> None:
     shown = taken()
-    one = opened(snapshots.strip(shown, NAMES, scale=8, clip="unit"))
-    two = opened(snapshots.strip(shown, NAMES, scale=8, clip="unit", per_class=2))
+    one = opened(snapshots.strip(shown, NAMES, pictures.Look(scale=8, clip="unit")))
+    two = opened(snapshots.strip(shown, NAMES, pictures.Look(scale=8, clip="unit", per_class=2)))
     assert one.shape[0] == 24 + 2 * 44 and two.shape[0] == 24 + 4 * 44
     for column in range(3):
         expected = pictures.to_pixels(shown.images[column].float(), "unit")
@@ -77,7 +81,9 @@ def test_a_strip_has_a_column_for_each_snapshot_and_a_row_for_each_image() -> No
 
 
 def test_frames_are_of_one_size_where_a_title_is_wider_than_the_images() -> None:
-    frames = frames_of(snapshots.animation(taken(), ("a", "b", "c"), scale=1, per_class=1))
+    frames = frames_of(
+        snapshots.animation(taken(), ("a", "b", "c"), pictures.Look(scale=1, per_class=1))
+    )
     assert len({frame.shape for frame, _ in frames}) == 1
     assert frames[0][0].shape[1] > 60
 
@@ -85,7 +91,7 @@ def test_frames_are_of_one_size_where_a_title_is_wider_than_the_images() -> None
 def test_each_snapshot_is_scaled_by_itself() -> None:
     shown = taken()
     loud = replace(shown, images=torch.cat([shown.images[:2], 100 * shown.images[2:]]))
-    one, two = (snapshots.strip(each, NAMES, scale=2) for each in (shown, loud))
+    one, two = (snapshots.strip(each, NAMES, pictures.Look(scale=2)) for each in (shown, loud))
     assert np.abs(opened(one).astype(int) - opened(two)).max() <= 1
 
 

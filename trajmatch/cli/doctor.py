@@ -84,8 +84,8 @@ def examine() -> dict[str, Any]:
         "faults": {name: str(fault) for name, fault in gpus.items() if fault is not None},
         "build": build_info(),
         "operators": operators(),
-        "self_test": [asdict(outcome) | {"passed": outcome.passed} for outcome in outcomes],
-        "passed": all(outcome.passed for outcome in outcomes),
+        "self_test": outcomes,
+        "passed": all(outcome["passed"] for outcome in outcomes),
     }
 
 
@@ -153,8 +153,13 @@ def examine_network(config: DoctorConfig) -> dict[str, Any]:
             numbers.
     """
     from trajmatch import networks, ops
+    from trajmatch.data import load_dataset
 
-    channels, classes, size = _sizes(config)
+    channels, classes, size = config.channels, config.classes, config.image_size
+    if config.data is not None:
+        dataset = load_dataset(config.data)
+        channels, classes = dataset.channels, dataset.num_classes
+        size = dataset.image_size
     with as_user_error(f"--network {config.network}: "):
         spec = networks.specify(config.network or "", channels, classes, size)
         model = networks.build_student(spec)
@@ -188,13 +193,3 @@ def network_as_text(report: dict[str, Any]) -> str:
     )
     head = f"{spec['name']}: {options}; {report['parameters']:,} parameters"
     return f"{head}\n\n{aligned(*rows)}\n\n{verdict}"
-
-
-def _sizes(config: DoctorConfig) -> tuple[int, int, int]:
-    """Channels, classes and image size that a network is to have."""
-    if config.data is None:
-        return config.channels, config.classes, config.image_size
-    from trajmatch.data import load_dataset
-
-    dataset = load_dataset(config.data)
-    return dataset.channels, dataset.num_classes, dataset.image_size

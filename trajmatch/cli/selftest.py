@@ -35,29 +35,15 @@ class Case:
     orders: int = 1
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The result of one case on one device."""
-
-    case: str
-    device: str
-    error: float  # largest relative difference of a result, |a - b| / |b|
-    seconds: float
-
-    @property
-    def passed(self) -> bool:
-        """True if the results agree, which NaN does not."""
-        return self.error <= TOLERANCE
-
-
-def run_cases(devices: list[str]) -> list[Outcome]:
+def run_cases(devices: list[str]) -> list[dict[str, Any]]:
     """Run all cases on all devices; takes a few seconds.
 
     Args:
         devices: Where the operators run. The reference always runs on the CPU.
 
     Returns:
-        One outcome for every case and device.
+        For every case and device ``case``, ``device``, ``error`` (the largest relative difference
+        of a result, |a - b| / |b|), ``seconds`` and ``passed``, which NaN is not.
     """
     outcomes = []
     for name, case in CASES.items():
@@ -66,11 +52,13 @@ def run_cases(devices: list[str]) -> list[Outcome]:
             started = time.perf_counter()
             results = _results(case, ops, device)
             seconds = time.perf_counter() - started
-            outcomes.append(Outcome(name, device, _worst(results, expected), seconds))
+            outcome: dict[str, Any] = {"case": name, "device": device, "seconds": seconds}
+            error = _worst(results, expected)
+            outcomes.append(outcome | {"error": error, "passed": error <= TOLERANCE})
     return outcomes
 
 
-def _dsa(operators: Any, images: Tensor) -> Tensor:
+def _dsa(operators: Any, images: Tensor) -> Any:
     """Images of every kind of augmentation."""
     one = torch.ones(1)
     rows = [
@@ -81,8 +69,7 @@ def _dsa(operators: Any, images: Tensor) -> Tensor:
         dsa_parameters.scale(0.9 * one, 1.1 * one),
         dsa_parameters.rotate(one / 5),
     ]
-    result: Tensor = operators.dsa(images, torch.cat(rows).to(images.device))
-    return result
+    return operators.dsa(images, torch.cat(rows).to(images.device))
 
 
 def _student() -> torch.nn.Module:
@@ -90,15 +77,12 @@ def _student() -> torch.nn.Module:
     return networks.ConvNet(3, num_classes=5, image_size=8, width=8, depth=2)
 
 
-def _unroll(operators: Any, theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor) -> Tensor:
+def _unroll(operators: Any, theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor) -> Any:
     """Four student steps with momentum."""
     rows = [[0, 1, 2], [3, 4, 5], [2, 0, 4], [1, 1, 3]]
     batches = torch.tensor(rows, device=theta.device)
-    student, step_size = _student(), lr.abs() / 10
-    final: Tensor = operators.unroll(
-        student, theta, images, labels, step_size, batches, momentum=0.9
-    )
-    return final
+    lr = lr.abs() / 10
+    return operators.unroll(_student(), theta, images, labels, lr, batches, momentum=0.9)
 
 
 _VECTOR, _BATCH = (1000,), [(1005,), (6, 3, 8, 8), (6, 5)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
@@ -71,11 +71,11 @@ def _draw(config: ShowConfig, distilled: Artifact) -> bytes:
     from trajmatch import pictures, snapshots
 
     names = distilled.class_names
-    look: Any = {"clip": config.clip, "scale": config.scale, "per_class": config.per_class}
+    look = pictures.Look(config.clip, config.scale, config.per_class)
     animated = config.picture.suffix.lower() == ".gif"
     if not (animated or config.strip):
         pixels = distilled.preprocessing.invert(distilled.images)
-        return pictures.grid(pixels, distilled.hard_labels, names, **look)
+        return pictures.grid(pixels, distilled.hard_labels, names, look)
     path = config.snapshots or files.beside(config.file, ".snapshots.safetensors")
     if config.snapshots is None and not path.exists():
         raise UserError(
@@ -84,5 +84,5 @@ def _draw(config: ShowConfig, distilled: Artifact) -> bytes:
         )
     found = snapshots.of_artifact(path, distilled)
     if config.strip:
-        return snapshots.strip(found, names, **look)
-    return snapshots.animation(found, names, frame_seconds=config.frame_seconds, **look)
+        return snapshots.strip(found, names, look)
+    return snapshots.animation(found, names, look, config.frame_seconds)

@@ -40,9 +40,8 @@ def convert(config: ConvertConfig, progress: ProgressLike | None = None) -> str:
         is_there, is_store = source.exists(), expert_store.exists(source)
     if not is_there:
         raise UserError(f"there is no {source}")
-    check_new(config.out)
     with locked(config.out):
-        check_new(config.out)  # now nobody else makes it
+        check_new(config.out)
         if is_store:
             _check_flags(config, "a store of experts", "per_file")
             return from_store(config)

@@ -38,11 +38,10 @@ def export(config: ExportConfig) -> str:
     Raises:
         UserError: The set cannot be read, or there is something where it should be written.
     """
-    check_new(config.out)
     distilled = artifact.load(config.file)
     made = f"{config.out}: {len(distilled.images)} images of {distilled.num_classes} classes"
     with locked(config.out):
-        check_new(config.out)  # now nobody else makes it
+        check_new(config.out)
         if config.to in ("npz", "torch"):
             files.write_bytes(config.out, _numbers(distilled, config.to))
             return made

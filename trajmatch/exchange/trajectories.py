@@ -175,20 +175,15 @@ def read_trajectories(path: Path, shapes: Mapping[str, torch.Size]) -> list[list
 
 def _check_snapshot(snapshot: list[Any], shapes: Mapping[str, torch.Size], place: str) -> None:
     """Compare a snapshot with the parameters of the network."""
-    wanted = [(name, str([*shape])) for name, shape in shapes.items()]
-    for number, (tensor, (name, shape)) in enumerate(
-        itertools.zip_longest(snapshot, wanted, fillvalue=("no parameter", "nothing")), start=1
-    ):
-        have = str([*tensor.shape]) if isinstance(tensor, Tensor) else "nothing"
-        if have != shape:
+    pairs: Any = itertools.zip_longest(snapshot, shapes.items(), fillvalue=("no parameter", ()))
+    for number, (tensor, (name, shape)) in enumerate(pairs, start=1):
+        is_tensor = isinstance(tensor, Tensor)
+        if not is_tensor or tensor.shape != shape or tensor.dtype not in _DTYPES:
+            have = f"{[*tensor.shape]} of {tensor.dtype}" if is_tensor else "none"
             raise UserError(
-                f"{place}: tensor {number} should be {name} of the network, {shape}, but is "
-                f"{have}; give the --network and --data that the experts were trained with"
-            )
-        if isinstance(tensor, Tensor) and tensor.dtype not in _DTYPES:
-            raise UserError(
-                f"{place}: tensor {number} ({name}) is {tensor.dtype}, which float32 cannot hold "
-                "to the bit; convert it to float32 first"
+                f"{place}: tensor {number} should be {name} of the network, {[*shape]} of float32 "
+                f"(or a smaller type), but is {have}; give the --network and --data that the "
+                "experts were trained with, and convert larger types"
             )
 
 
