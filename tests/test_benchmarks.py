@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +13,6 @@ from typing import Any
 import bench_expert
 import bench_memory
 import bench_networks
-import bench_ops
 import grid
 import machine
 import old_and_new
@@ -54,13 +55,19 @@ def test_builds_that_differ_are_told_apart() -> None:
 @pytest.mark.harness
 @pytest.mark.parametrize(
     "module",
-    [bench_expert, bench_memory, bench_networks, bench_ops],
+    [bench_expert, bench_memory, bench_networks],
     ids=lambda each: each.__name__,
 )
 def test_a_program_runs_at_its_smallest_sizes(module: ModuleType, tmp_path: Path) -> None:
     record = tmp_path / "record.json"
     assert module.main(["--quick", "--out", str(record)]) == 0
     assert json.loads(record.read_text())["rows"]
+
+
+@pytest.mark.harness
+def test_operators_are_compared_at_their_smallest_sizes() -> None:
+    file = str(Path(same_bytes.__file__).with_name("bench_ops.py"))
+    subprocess.run([sys.executable, "-m", "pytest", "-q", "--benchmark-disable", file], check=True)
 
 
 @pytest.mark.harness
