@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -118,7 +117,7 @@ def _kernel_fault(index: int) -> Fault | None:
             f"in the source folder of trajmatch: `{REINSTALL}`",
         )
     capability = torch.cuda.get_device_capability(index)
-    if _covers(build["architectures"], capability, takes_ptx=driver >= nvcc):
+    if any(_covers(each, capability, driver >= nvcc) for each in build["architectures"]):
         return None
     number_of_it = f"{capability[0]}.{capability[1]}"
     gpu = f"{torch.cuda.get_device_name(index)}, of compute capability {number_of_it}"
@@ -137,19 +136,14 @@ def _driver_release() -> tuple[int, int]:
     return number.value // 1000, number.value % 1000 // 10
 
 
-def _covers(architectures: Sequence[str], capability: tuple[int, int], *, takes_ptx: bool) -> bool:
-    """True if one of the architectures of a build runs on GPUs of a compute capability."""
-    for architecture in architectures:
-        number, _, ptx = architecture.partition("+")
-        major, minor = map(int, number.rstrip("af").split("."))
-        if number.endswith("a"):  # runs on that GPU alone
-            fits = (major, minor) == capability
-        else:
-            fits = major == capability[0] and minor <= capability[1]
-            fits = fits or bool(ptx and takes_ptx and (major, minor) <= capability)
-        if fits:
-            return True
-    return False
+def _covers(architecture: str, capability: tuple[int, int], takes_ptx: bool) -> bool:
+    """True if code for an architecture of the build runs on a GPU of this compute capability."""
+    number, _, ptx = architecture.partition("+")
+    major, minor = map(int, number.rstrip("af").split("."))
+    if number.endswith("a"):  # runs on that GPU alone
+        return (major, minor) == capability
+    same = major == capability[0] and minor <= capability[1]
+    return same or bool(ptx and takes_ptx and (major, minor) <= capability)
 
 
 def _devices() -> str:

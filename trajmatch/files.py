@@ -328,12 +328,8 @@ def _metadata(path: PathLike, handle: safe_open) -> tuple[dict[str, Any], dict[s
     if CHECKSUM not in metadata:
         return metadata, None
     checksum = metadata.pop(CHECKSUM)
-    wanted = json_checksum(metadata)
-    if (
-        not isinstance(checksum, dict)
-        or checksum.keys() != {"metadata", "tensors"}
-        or checksum["metadata"] != wanted
-    ):
+    complete = isinstance(checksum, dict) and checksum.keys() == {"metadata", "tensors"}
+    if not complete or checksum["metadata"] != json_checksum(metadata):
         raise UserError(f"{path} is damaged: its description does not fit its checksum")
     return metadata, checksum
 

@@ -146,13 +146,11 @@ def _rounds(
     images: Tensor, labels: Tensor, protocol: Protocol, order: torch.Generator
 ) -> Iterator[_Batches]:
     """The batches of each round: an epoch of them, or one where the protocol counts steps."""
-    if protocol.steps is None:
-        for _ in range(protocol.num_epochs):
-            yield _batches(images, labels, protocol.batch_size, order)
-        return
     epochs = (_batches(images, labels, protocol.batch_size, order) for _ in itertools.count())
-    for batch in itertools.islice(itertools.chain.from_iterable(epochs), protocol.steps):
-        yield iter([batch])
+    if protocol.steps is None:
+        return itertools.islice(epochs, protocol.num_epochs)
+    batches = itertools.chain.from_iterable(epochs)
+    return (iter([batch]) for batch in itertools.islice(batches, protocol.steps))
 
 
 def _batches(images: Tensor, labels: Tensor, size: int, order: torch.Generator) -> _Batches:

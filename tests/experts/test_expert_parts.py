@@ -49,7 +49,7 @@ def penalty_by_hand(
 
 @pytest.mark.parametrize(("norm", "over"), [("pixel", 1), ("image", (1, 2, 3))])
 @pytest.mark.parametrize("network", ["engine", "autograd"])
-def test_the_penalty_and_its_gradient(norm: str, over: Any, network: str) -> None:
+def test_the_gradient_of_the_penalty(norm: str, over: Any, network: str) -> None:
     model, theta, images, _ = problem(activation="sigmoid")
     if network == "autograd":
         model = torch.nn.Sequential(model)  # type: ignore[assignment]
@@ -57,9 +57,6 @@ def test_the_penalty_and_its_gradient(norm: str, over: Any, network: str) -> Non
     wanted = penalty_by_hand(model, theta, images, 2.0, over)
     (grad,) = torch.autograd.grad(wanted, theta)
     penalty = GradientPenalty(2.0, norm)
-    assert penalty.value(model, theta.detach(), images).item() == pytest.approx(
-        wanted.item(), rel=1e-12
-    )
     found = penalty.gradient(model, theta.detach(), images)
     assert (found - grad).norm() / grad.norm() < 1e-10
 
@@ -68,8 +65,7 @@ def test_pixels_without_a_gradient_pull_in_no_direction() -> None:
     penalty = GradientPenalty(1.0)
     slope = torch.zeros(1, 3, 2, 2)
     slope[0, :, 0, 0] = torch.tensor([3.0, 0.0, 4.0])
-    value, pull = penalty._value_and_pull(slope)
-    assert value.item() == pytest.approx((16 + 3) / 4)
+    pull = penalty._pull(slope)
     assert pull.isfinite().all()
     assert torch.allclose(pull[0, :, 0, 0], 2 / 4 * 4 * torch.tensor([0.6, 0.0, 0.8]))
     assert pull[0, :, 1:, :].count_nonzero() == 0

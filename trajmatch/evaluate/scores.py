@@ -114,10 +114,9 @@ def evaluate_set(
         ValueError: Images, labels and network do not fit each other.
     """
     tests = test_images, test_labels
-    seeds_of = [derive_seed(seed, "evaluate", network) for network in range(seeds)]
     outcomes = [
         train_fresh(images, labels, network_spec, protocol, *tests, each, device)
-        for each in seeds_of
+        for each in (derive_seed(seed, "evaluate", network) for network in range(seeds))
     ]
     return Score.of_outcomes(outcomes, {**protocol.describe(), "network": network_spec})
 

@@ -35,11 +35,8 @@ class FinalExperts:
             )
         self._store, self._model = store, copy.deepcopy(model)
         self._loaded: int | None = None
-
-    @property
-    def count(self) -> int:
-        """Number of experts."""
-        return self._store.num_experts
+        #: Number of experts.
+        self.count = store.num_experts
 
     def logits(self, expert: int, images: Tensor) -> Tensor:
         """Return the logits of one expert for images that are not augmented.

@@ -41,21 +41,14 @@ class GradientPenalty:
             ``[P]``.
         """
         slope = ops.image_gradient(model, theta, images, None, loss="sum_logits")
-        _, pull = self._value_and_pull(slope)
+        pull = self._pull(slope)
         jvp = ops.gradient_jvp(model, theta, images, None, image_tangent=pull, loss="sum_logits")
         return jvp.grad_theta
 
-    def value(self, model: nn.Module, theta: Tensor, images: Tensor) -> Tensor:
-        """The penalty itself. ``[]``; arguments as for :meth:`gradient`."""
-        slope = ops.image_gradient(model, theta, images, None, loss="sum_logits")
-        return self._value_and_pull(slope)[0]
-
-    def _value_and_pull(self, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """The penalty of an input gradient ``[B, C, H, W]``, and its derivative in it."""
+    def _pull(self, slope: Tensor) -> Tensor:
+        """The derivative of the penalty in the input gradient, both ``[B, C, H, W]``."""
         over = 1 if self.norm == "pixel" else (1, 2, 3)
         norms = torch.linalg.vector_norm(slope, dim=over, keepdim=True)
-        excess = norms - 1
-        value = self.weight * excess.square().mean()
         # Where the gradient is 0 its norm has no direction, and pulls in none.
         unit = torch.where(norms > 0, slope / norms, torch.zeros_like(slope))
-        return value, 2 * self.weight / norms.numel() * excess * unit
+        return 2 * self.weight / norms.numel() * (norms - 1) * unit

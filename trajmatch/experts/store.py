@@ -136,12 +136,8 @@ class Store:
             )
         files.check_writable(path)
         # The whitening without a manifest is what an interrupted `create` left behind.
-        foreign = sorted(
-            entry.name
-            for entry in path.iterdir()
-            if not entry.name.startswith(".") and entry.name != PREPROCESSING
-        )
-        if foreign:
+        visible = {each.name for each in path.iterdir() if not each.name.startswith(".")}
+        if foreign := sorted(visible - {PREPROCESSING}):
             raise UserError(
                 f"{path} is not empty (it holds {foreign[0]}) and is not a store of experts; "
                 "choose a new folder for --out"
@@ -365,10 +361,6 @@ class Store:
 
     def _row(self, tensor: str, expert: int, epoch: int) -> Tensor | None:
         """Return the row of a tensor for an epoch; None where the file has no such tensor."""
-        if not 0 <= expert < self.num_experts:
-            raise UserError(
-                f"{self.path} has experts 0 to {self.num_experts - 1}, but {expert} was asked for"
-            )
         # Read once: it costs as much as a few percent of an outer iteration.
         if expert not in self._descriptions:
             self._descriptions[expert] = self._description(expert)

@@ -6,13 +6,8 @@ import math
 
 from torch import nn
 
-from trajmatch.networks.layers import (
-    ACTIVATION_LAYERS,
-    POOLING_LAYERS,
-    ImageClassifier,
-    growth,
-    norm_layers,
-)
+from trajmatch.networks import layers
+from trajmatch.networks.layers import ImageClassifier
 
 #: More blocks than any image has poolings and any experiment wants.
 MOST_BLOCKS = 100
@@ -20,7 +15,7 @@ MOST_BLOCKS = 100
 
 def first_padding(image_size: int) -> int:
     """Padding of the first convolution: 28-pixel images grow to 32, as in MTT's code."""
-    return 1 + growth(image_size)
+    return 1 + layers.growth(image_size)
 
 
 def default_depth(image_size: int) -> int:
@@ -75,15 +70,9 @@ class ConvNet(ImageClassifier):
         activation: str = "relu",
         pooling: str = "average",
     ) -> None:
+        shape = in_channels, num_classes, image_size
         super().__init__(
-            in_channels,
-            num_classes,
-            image_size,
-            width=width,
-            depth=depth,
-            norm=norm,
-            activation=activation,
-            pooling=pooling,
+            *shape, width=width, depth=depth, norm=norm, activation=activation, pooling=pooling
         )
         if depth > MOST_BLOCKS:  # before a loop or a list of that length
             raise ValueError(self._message("depth", f"at most {MOST_BLOCKS}", depth))
@@ -101,11 +90,11 @@ class ConvNet(ImageClassifier):
         for index in range(depth):
             padding = first_padding(image_size) if index == 0 else 1
             blocks.append(nn.Conv2d(channels, width, kernel_size=3, padding=padding))
-            blocks.extend(norm_layers(norm, width, sizes[index]))
+            blocks.extend(layers.norm_layers(norm, width, sizes[index]))
             if activation != "none":
-                blocks.append(ACTIVATION_LAYERS[activation]())
+                blocks.append(layers.ACTIVATION_LAYERS[activation]())
             if pooling != "none":
-                blocks.append(POOLING_LAYERS[pooling](2))
+                blocks.append(layers.POOLING_LAYERS[pooling](2))
             channels = width
         self.features = nn.Sequential(*blocks)
         self.classifier = nn.Linear(width * sizes[-1] ** 2, num_classes)

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from trajmatch.networks.layers import (
-    ImageClassifier,
-    convolved,
-    first_stride,
-    growth,
-    norm_layers,
-)
+from trajmatch.networks.layers import ImageClassifier, convolved, first_stride, growth, norm_layers
 
 _STAGES = 4
 _BLOCKS_PER_STAGE = 2
