@@ -96,8 +96,53 @@ def run_pipeline(
     if folder.summary.exists() and not pipeline.distill.resume:
         raise UserError(f"{folder.path} holds an earlier run; give --out a new folder")
     _check_beginning(pipeline)
+    experts = pipeline.expert
+    evaluate = replace(pipeline.evaluate, out=folder.evaluation, resume=True)
+    began, stage_seconds = time.perf_counter(), {}
+
+    @contextmanager
+    def stage(title: str, total: int) -> Iterator[ProgressLike]:
+        interruption.check()
+        beginning = time.perf_counter()
+        with stages(total, title) as progress:
+            yield progress
+        stage_seconds[title] = time.perf_counter() - beginning
+
     with locked(folder.path, inside=True):
-        return _run(pipeline, stages, before_distillation)
+        if experts is not None:
+            with stage("experts", experts.num_experts * experts.trained_epochs) as progress:
+                train_experts(experts, progress)
+        if before_distillation is not None:
+            before_distillation(pipeline.distill)
+        with stage("distillation", pipeline.distill.iterations) as progress:
+            distilled = distill(pipeline.distill, progress)
+        with stage("evaluation", evaluate.total_rounds) as progress:
+            scores = evaluate_artifact(evaluate, progress)
+
+        score = {"split": "test", "protocol": scores["protocol"], **scores["distilled"]}
+        if score not in distilled.scores:  # it is there where a finished demo is resumed
+            distilled = distilled.with_score(score)
+            artifact.save(folder.artifact, distilled)
+        summary = {
+            "seconds": time.perf_counter() - began,
+            "stage_seconds": stage_seconds,
+            "dataset": distilled.dataset_name,
+            "images_per_class": distilled.ipc,
+            "training_images": scores["dataset"]["training_images"],
+            "test_images": scores["dataset"]["test_images"],
+            "experts": _about_experts(Store.open(pipeline.distill.experts)),
+            **{name: scores[name] for name in SETS if scores[name] is not None},
+            "protocol": scores["protocol"],
+            "command": pipeline.command,
+        }
+        if scores["random_real"] is not None:
+            means = scores["distilled"]["mean"], scores["random_real"]["mean"]
+            summary["improvement"] = means[0] - means[1]
+            summary["improvement_error"] = difference_error(*means, summary["test_images"])
+        files.write_json(folder.summary, summary)
+        shutil.rmtree(folder.evaluation, ignore_errors=True)
+        _illustrate(pipeline, distilled)
+        return summary
 
 
 def _check_beginning(pipeline: Pipeline) -> None:
@@ -116,58 +161,6 @@ def _check_beginning(pipeline: Pipeline) -> None:
     for text in pipeline.evaluate.network:
         with as_user_error(f"--evaluate.network {text}: "):  # all of them go with such images
             networks.specify(text, in_channels=3, num_classes=10, image_size=256)
-
-
-def _run(
-    pipeline: Pipeline, stages: Stages, before_distillation: Callable[[DistillConfig], None] | None
-) -> dict[str, Any]:
-    """Run the stages while the folder is locked."""
-    folder, experts = pipeline.folder, pipeline.expert
-    evaluate = replace(pipeline.evaluate, out=folder.evaluation, resume=True)
-    began, stage_seconds = time.perf_counter(), {}
-
-    @contextmanager
-    def stage(title: str, total: int) -> Iterator[ProgressLike]:
-        interruption.check()
-        beginning = time.perf_counter()
-        with stages(total, title) as progress:
-            yield progress
-        stage_seconds[title] = time.perf_counter() - beginning
-
-    if experts is not None:
-        with stage("experts", experts.num_experts * experts.trained_epochs) as progress:
-            train_experts(experts, progress)
-    if before_distillation is not None:
-        before_distillation(pipeline.distill)
-    with stage("distillation", pipeline.distill.iterations) as progress:
-        distilled = distill(pipeline.distill, progress)
-    with stage("evaluation", evaluate.total_rounds) as progress:
-        scores = evaluate_artifact(evaluate, progress)
-
-    score = {"split": "test", "protocol": scores["protocol"], **scores["distilled"]}
-    if score not in distilled.scores:  # it is there where a finished demo is resumed
-        distilled = distilled.with_score(score)
-        artifact.save(folder.artifact, distilled)
-    summary = {
-        "seconds": time.perf_counter() - began,
-        "stage_seconds": stage_seconds,
-        "dataset": distilled.dataset_name,
-        "images_per_class": distilled.ipc,
-        "training_images": scores["dataset"]["training_images"],
-        "test_images": scores["dataset"]["test_images"],
-        "experts": _about_experts(Store.open(pipeline.distill.experts)),
-        **{name: scores[name] for name in SETS if scores[name] is not None},
-        "protocol": scores["protocol"],
-        "command": pipeline.command,
-    }
-    if scores["random_real"] is not None:
-        means = scores["distilled"]["mean"], scores["random_real"]["mean"]
-        summary["improvement"] = means[0] - means[1]
-        summary["improvement_error"] = difference_error(*means, summary["test_images"])
-    files.write_json(folder.summary, summary)
-    shutil.rmtree(folder.evaluation, ignore_errors=True)
-    _illustrate(pipeline, distilled)
-    return summary
 
 
 def _illustrate(pipeline: Pipeline, distilled: artifact.Artifact) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trajmatch import networks, ops
 from trajmatch.data import DSA
-from trajmatch.networks.independence import treats_images_alone
+from trajmatch.networks.differentiable import treats_images_alone
 from trajmatch.ops.loop import Steps
 from trajmatch.ops.sharding import ShardedLoop
 from trajmatch.ops.student import EngineStudent

@@ -34,7 +34,7 @@ from trajmatch.memory import (
     used_bytes,
 )
 from trajmatch.networks import ConvNet
-from trajmatch.networks.independence import treats_images_alone
+from trajmatch.networks.differentiable import treats_images_alone
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from trajmatch.distill.parameters import LABELS, learned, values
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
-from trajmatch.networks.independence import treats_images_alone
+from trajmatch.networks.differentiable import treats_images_alone
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.parallel.ranks import first_that_differs
 

@@ -33,8 +33,6 @@ from trajmatch.parallel import ALONE, Ranks
 from trajmatch.progress import NoProgress, ProgressLike
 from trajmatch.schema import expect_config, settings_of
 
-_BYTES = {"float32": 4, "bfloat16": 2}
-
 
 def train_experts(
     config: ExpertConfig,
@@ -74,35 +72,30 @@ def train_experts(
     dataset = load_dataset(config.data)
     training, _, _ = hold_out(dataset, config.holdout, config.seed)
     manifest = describe(config, dataset, training)
+
+    def prepare() -> list[int]:
+        """Make the store or take up the one that is there, and return the experts it lacks."""
+        if config.resume and exists(config.out):
+            store = Store.open(config.out, complete=False)
+            store.resume(manifest, config.data)
+            space = check_disk_space(config.out, store.manifest, len(store.missing()))
+        else:
+            Store.check_new(config.out)
+            space = check_disk_space(config.out, manifest, config.num_experts)
+            transform = zca.fit(training.train_images) if config.zca else None
+            store = Store.create(config.out, manifest, transform)
+        missing = store.missing()
+        if missing:
+            announce(space)
+        return missing
+
     with ExitStack() as stack:
         ranks.on_rank_0(lambda: stack.enter_context(locked(config.out, inside=True)))
-        missing = ranks.on_rank_0(lambda: _prepare(config, manifest, training, announce))
+        missing = ranks.on_rank_0(prepare)
         store = Store.open(config.out, complete=False)
         _train(store, missing, config, training.whitened(store.zca), progress, ranks)
     ranks.barrier()  # so that no process returns while the lock is still in the folder
     return Store.open(config.out)
-
-
-def _prepare(
-    config: ExpertConfig,
-    manifest: dict[str, Any],
-    training: Dataset,
-    announce: Callable[[str], None],
-) -> list[int]:
-    """Make the store or take up the one that is there, and return the experts that it lacks."""
-    if config.resume and exists(config.out):
-        store = Store.open(config.out, complete=False)
-        store.resume(manifest, config.data)
-        space = check_disk_space(config.out, store.manifest, len(store.missing()))
-    else:
-        Store.check_new(config.out)
-        space = check_disk_space(config.out, manifest, config.num_experts)
-        transform = zca.fit(training.train_images) if config.zca else None
-        store = Store.create(config.out, manifest, transform)
-    missing = store.missing()
-    if missing:
-        announce(space)
-    return missing
 
 
 def check_disk_space(path: Path, manifest: dict[str, Any], experts: int) -> str:
@@ -123,7 +116,7 @@ def check_disk_space(path: Path, manifest: dict[str, Any], experts: int) -> str:
     numbers = networks.num_parameters(model) + networks.num_buffers(model)
     last = manifest.get("trained_epochs", manifest["snapshots"][-1])
     snapshots = sum(epoch <= last for epoch in manifest["snapshots"])
-    each = snapshots * numbers * _BYTES[manifest["dtype"]]
+    each = snapshots * numbers * getattr(torch, manifest["dtype"]).itemsize
     if last < manifest["snapshots"][-1]:  # parameters and memory of the optimiser, to go on from
         each += numbers * 4 * (3 if manifest["recipe"]["optimiser"] == "adam" else 2)
     needed, free = experts * each, shutil.disk_usage(path).free

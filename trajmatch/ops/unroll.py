@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from trajmatch._extension import _C
+from trajmatch.networks.differentiable import treats_images_alone
 from trajmatch.networks.engine import engine_description
-from trajmatch.networks.independence import treats_images_alone
 from trajmatch.ops.arguments import ArrayLike, Augment, DsaReplay, Expect
 from trajmatch.ops.errors import public_operator
 from trajmatch.ops.loop import Loop, Steps, Unroll
