@@ -143,20 +143,16 @@ def of_artifact(path: str | os.PathLike[str], artifact: Artifact) -> Snapshots:
         UserError: See :func:`load`; or they are of another run, or there is none.
     """
     found = load(path)
-    made = {**artifact.recipe, "seed": artifact.seed}
-    for name in sorted((made.keys() | found.identity.keys()) - {"iterations"}):
-        if made.get(name) != found.identity.get(name):
-            raise UserError(
-                f"{path} holds snapshots of another run: its {name} is "
-                f"{found.identity.get(name)}, and that of the distilled set is {made.get(name)}"
-            )
+    made, seen = {**artifact.recipe, "seed": artifact.seed}, dict(found.identity)
     # Snapshots of a run that went on to another number of iterations say the number it began with.
-    begun_for, end = found.identity.get("iterations"), made.get("iterations")
-    if end not in (begun_for, *found.iterations[-1:]):
-        raise UserError(
-            f"{path} holds snapshots of another run: its iterations are {begun_for}, and those of "
-            f"the distilled set are {end}"
-        )
+    if made.get("iterations") in found.iterations[-1:]:
+        seen["iterations"] = made["iterations"]
+    for name in sorted(made.keys() | seen.keys()):
+        if made.get(name) != seen.get(name):
+            raise UserError(
+                f"{path} holds snapshots of another run: its {name} is {seen.get(name)}, and that "
+                f"of the distilled set is {made.get(name)}"
+            )
     shape, wanted = tuple(found.images.shape[2:]), tuple(artifact.images.shape[1:])
     known = bool(((found.labels >= 0) & (found.labels < artifact.num_classes)).all())
     if found.images.numel() == 0 or shape != wanted or not known:

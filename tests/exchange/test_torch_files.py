@@ -126,7 +126,7 @@ def test_an_archive_whose_entries_overlap_is_refused(tmp_path: Path) -> None:
 
 def test_the_form_before_release_1_6_is_refused_with_what_to_do(tmp_path: Path) -> None:
     torch.save(sound(), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match=r"since release 1.6 .*torch.save\(torch.load"):
+    with pytest.raises(UserError, match=r"before 1.6 .*torch.save\(torch.load"):
         torch_files.load(tmp_path / "a.pt")
 
 

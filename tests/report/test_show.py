@@ -73,7 +73,7 @@ def test_snapshots_of_a_run_of_other_iterations(
     if of_the_run:
         assert snapshots.of_artifact(tmp_path / "s.safetensors", distilled).iterations == (last,)
     else:
-        with pytest.raises(UserError, match=f"another run: its iterations are {begun_for}, .* 12"):
+        with pytest.raises(UserError, match=f"another run: its iterations is {begun_for}, .* 12"):
             snapshots.of_artifact(tmp_path / "s.safetensors", distilled)
 
 

@@ -76,25 +76,15 @@ def read(binary: Binary, folder: Path) -> list[Part]:
 
 
 def _part(binary: Binary, folder: Path, names: Sequence[str]) -> Part:
-    blocks = [_records(folder / name, binary.label_bytes + _PIXELS) for name in names]
-    for name, block in zip(names, blocks, strict=True):
-        if len(block) != len(blocks[0]):
-            raise UserError(
-                f"{folder / name} holds {len(block)} images, but {names[0]} holds "
-                f"{len(blocks[0])}; one of them is cut off: unpack the archive again"
-            )
-    records = np.concatenate(blocks)
+    length = binary.label_bytes + _PIXELS
+    sizes = [(folder / name).stat().st_size for name in names]
+    if len({*sizes}) > 1 or sizes[0] == 0 or sizes[0] % length:
+        raise UserError(
+            f"{', '.join(names)} in {folder} should be of one size and hold records of {length} "
+            f"bytes, but have {', '.join(map(str, sizes))} bytes; unpack the archive again"
+        )
+    check_memory(f"the {sum(sizes)} bytes of {folder}", sum(sizes), "unpack the archive again")
+    records = np.concatenate([np.fromfile(folder / name, np.uint8) for name in names])
+    records = records.reshape(-1, length)
     images = records[:, binary.label_bytes :].reshape(-1, 3, 32, 32)
     return Part(images, records[:, binary.label_bytes - 1])
-
-
-def _records(path: Path, length: int) -> _Bytes:
-    """The records of one file, ``[N, length]``."""
-    size = path.stat().st_size
-    if size == 0 or size % length:
-        raise UserError(
-            f"{path} is cut off or not a file of CIFAR's binary version: its {size} bytes "
-            f"are not a whole number of records of {length} bytes; unpack the archive again"
-        )
-    check_memory(f"the {size} bytes of {path}", size, "unpack the archive again")
-    return np.fromfile(path, np.uint8).reshape(-1, length)

@@ -21,7 +21,7 @@ from trajmatch.data.preprocessing import (
     channel_statistics,
 )
 from trajmatch.data.zca import ZCA
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
@@ -331,7 +331,5 @@ def check_text(what: str, text: str) -> None:
     Raises:
         UserError: The text has a surrogate.
     """
-    try:
+    with as_user_error(f"{what} {text!a} is not UTF-8; rename it: "):
         text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{what} {text!a} is not UTF-8; rename it") from None

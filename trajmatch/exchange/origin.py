@@ -104,12 +104,11 @@ def preprocessed(dataset: Dataset, kind: str | None, config: ConvertConfig) -> D
         return dataset
     if config.mean is not None and config.std is not None:
         mean, std = config.mean, config.std
-        for flag, numbers in (("--mean", mean), ("--std", std)):
-            if len(numbers) != dataset.channels:
-                raise UserError(
-                    f"{flag} should be {dataset.channels} numbers, one for each channel of "
-                    f"{dataset.name}, but is {len(numbers)}"
-                )
+        if not len(mean) == len(std) == dataset.channels:
+            raise UserError(
+                f"--mean and --std should be {dataset.channels} numbers, one for each channel of "
+                f"{dataset.name}, but are {len(mean)} and {len(std)}"
+            )
     else:
         instead = "give --mean and --std, one number for each channel, or --preprocessing data"
         mean, std = published_statistics(dataset.name, dataset.channels, instead)

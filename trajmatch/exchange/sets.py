@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trajmatch import artifact, files
 from trajmatch.artifact import Artifact, current_versions, log_probabilities
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 from trajmatch.exchange import torch_files
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.exchange.origin import find_origin
@@ -90,7 +90,7 @@ def to_artifact(config: ConvertConfig, images_file: Path) -> str:
         )
     lr = _step_size(lr_file, config.lr)
     kind, labels = _labels(labels_file, labels, config.labels)
-    try:
+    with as_user_error(f"{images_file} and {labels_file.name} cannot be used: "):
         distilled = Artifact(
             images=_single(images_file, images),
             labels=labels,
@@ -109,8 +109,6 @@ def to_artifact(config: ConvertConfig, images_file: Path) -> str:
             seed=0,
             versions=current_versions(),
         )
-    except UserError as error:
-        raise UserError(f"{images_file} and {labels_file.name} cannot be used: {error}") from error
     files.check_writable(config.out.parent)
     artifact.save(config.out, distilled)
     return f"{config.out}: {count} images of {classes} classes, step size {lr:g}"

@@ -45,15 +45,11 @@ def load(path: Path) -> Any:
         raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except zipfile.BadZipFile as error:
-        raise UserError(
-            f"{path} is cut off, damaged, or not a file that torch.save wrote since release 1.6 "
-            f"({error}); an older one is renewed by torch.save(torch.load(FILE), FILE)"
-        ) from error
     except Exception as error:  # a damaged pickle can make the reader raise anything
         raise UserError(
-            f"{path} is damaged, or holds anything but tensors, lists and numbers, which alone are "
-            "read: other pickles can run a program; ask its author for plain tensors"
+            f"{path} is cut off, damaged, of a release of PyTorch before 1.6 (which torch.save("
+            "torch.load(FILE), FILE) renews), or holds anything but tensors, lists and numbers, "
+            "which alone are read: other pickles can run a program"
         ) from error
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trajmatch import files
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 
 
 @contextlib.contextmanager
@@ -29,14 +29,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     check_new(folder)
     temporary = files.temporary_beside(folder)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in (*temporary.rglob("*"), temporary):
-            files.flush(path)
-        os.replace(temporary, folder)
-        files.flush(folder.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+        with as_user_error(f"cannot write {folder}: ", OSError):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for path in (*temporary.rglob("*"), temporary):
+                files.flush(path)
+            os.replace(temporary, folder)
+            files.flush(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -50,9 +49,7 @@ def check_new(path: Path) -> None:
     Raises:
         UserError: It exists.
     """
-    try:
+    with as_user_error(f"cannot write {path}: ", OSError):
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     if taken:
         raise UserError(f"{path} is there already; choose a new --out")

@@ -15,7 +15,7 @@ from trajmatch.data.dataset import Dataset
 from trajmatch.data.decode import Picture, load_pictures
 from trajmatch.data.options import ImageOptions, PartOptions, choose_classes, nearest
 from trajmatch.data.parts import find_parts, say_left_out
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 
 # The column that holds the labels, where several columns could and none has a type of its own.
 _LABEL_NAMES = ("label", "labels", "class", "target", "y")
@@ -92,13 +92,15 @@ def load(address: Address, options: HubOptions) -> Dataset:
 
 
 def _load(what: str, name: str, config: str | None) -> Mapping[str, Any]:
-    try:
+    needs = f"{what} needs the package datasets; pip install trajmatch[hf]: "
+    with as_user_error(needs, ModuleNotFoundError):
         import datasets
-    except ModuleNotFoundError as error:
-        if error.name != "datasets":
-            raise
-        raise UserError(f"{what} needs the package datasets; pip install trajmatch[hf]") from error
-    try:
+    advice = (
+        "; check the name and the connection, and give ?config=NAME where the hub has several data "
+        "sets under it"
+    )
+    kinds = (OSError, ValueError, RuntimeError)
+    with as_user_error(f"{what} cannot be loaded: ", *kinds, advice=advice):
         if not Path(name).is_dir():
             return datasets.load_dataset(name, config)
         # The package keeps what it has read of a folder by the folder's last name and the head of
@@ -106,11 +108,6 @@ def _load(what: str, name: str, config: str | None) -> Mapping[str, Any]:
         # Its copy is mapped into memory, and readable after the deletion.
         with tempfile.TemporaryDirectory("-trajmatch-hf", ignore_cleanup_errors=True) as cache:
             return datasets.load_dataset(name, config, cache_dir=cache)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{what} cannot be loaded: {error}; check the name and the connection, and give "
-            "?config=NAME where the hub has several data sets under it"
-        ) from error
 
 
 def _image(split: Any, row: int, column: str) -> Any:
