@@ -10,7 +10,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import torch
@@ -22,9 +22,6 @@ from trajmatch.schema import Count, convert
 
 if TYPE_CHECKING:
     from trajmatch.artifact import Artifact
-
-FORMAT = "trajmatch snapshots"
-FORMAT_VERSION = 1
 
 #: Half precision: a distilled pixel of size 1 is still kept to a quarter of a grey level.
 DTYPE = torch.float16
@@ -78,6 +75,8 @@ class Snapshots:
 class _Description(msgspec.Struct):
     """Metadata of the file."""
 
+    format: Literal["trajmatch snapshots"]
+    format_version: Literal[1]
     iterations: tuple[Count, ...]
     identity: dict[str, Any]
 
@@ -96,8 +95,8 @@ def save(path: str | os.PathLike[str], snapshots: Snapshots) -> None:
         path,
         {"images": snapshots.images, "labels": snapshots.labels},
         {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format": "trajmatch snapshots",
+            "format_version": 1,
             "iterations": list(snapshots.iterations),
             "identity": dict(snapshots.identity),
         },
@@ -114,12 +113,8 @@ def load(path: str | os.PathLike[str]) -> Snapshots:
         UserError: The file is missing, damaged or of another kind.
     """
     tensors, metadata = files.load_tensors(path)
-    if (metadata.get("format"), metadata.get("format_version")) != (FORMAT, FORMAT_VERSION):
-        raise UserError(
-            f"{path} does not hold snapshots that this version reads, but a "
-            f"{metadata.get('format', 'file of another kind')}; give what `trajmatch distill` wrote"
-        )
-    description = convert(metadata, _Description, f"{path} is damaged")
+    place = f"{path} does not hold snapshots that this version reads"
+    description = convert(metadata, _Description, place, "; give what `trajmatch distill` wrote")
     images, labels, taken = tensors.get("images"), tensors.get("labels"), description.iterations
     if (
         images is None

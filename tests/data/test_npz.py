@@ -157,7 +157,7 @@ BAD = {
     ),
     "other test images": (
         arrays(x_test=pixels(3, 5, 5, 3)),
-        "training and test images should have the same channels and size",
+        "should have the same channels and size",
     ),
     "labels with a point": (
         arrays(y_train=np.zeros(6)),

@@ -2,11 +2,7 @@
 
 from trajmatch.data.dataset import Dataset
 from trajmatch.data.dsa import DSA
-from trajmatch.data.preprocessing import (
-    ChannelNormalisation,
-    Preprocessing,
-    channel_statistics,
-)
+from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing, channel_statistics
 from trajmatch.data.sources import SHIPPED, load_dataset, resolve_uri
 from trajmatch.data.zca import ZCA
 

@@ -15,11 +15,7 @@ from torch import Tensor
 
 from trajmatch.data.options import choose_classes, composed
 from trajmatch.data.parts import split_holdout
-from trajmatch.data.preprocessing import (
-    ChannelNormalisation,
-    Preprocessing,
-    channel_statistics,
-)
+from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing, channel_statistics
 from trajmatch.data.zca import ZCA
 from trajmatch.errors import UserError, as_user_error
 
@@ -83,7 +79,7 @@ class Dataset:
             ("training", self.train_images, self.train_labels),
             ("test", self.test_images, self.test_labels),
         ):
-            _check_images(f"{what}: {part} images", images)
+            _check_images(f"{what}: {part} images", images, self.train_images)
             check_labels(f"{what}: {part} labels", labels, len(images), self.class_names)
         counts = torch.bincount(self.train_labels, minlength=self.num_classes).tolist()
         if 0 in counts:
@@ -92,12 +88,6 @@ class Dataset:
                 f"{what}: training labels: no image has label {first} ({self.class_names[first]}), "
                 f"of {self.num_classes} classes; add images, or remove the class and renumber the "
                 "others without gaps"
-            )
-        shapes = [list(images.shape[1:]) for images in (self.train_images, self.test_images)]
-        if shapes[0] != shapes[1]:
-            raise UserError(
-                f"{what}: training and test images should have the same channels and size, but "
-                f"have {shapes[0]} and {shapes[1]} (channels, height, width); convert one of them"
             )
         if not self.mean:
             mean, std = channel_statistics(self.train_images)
@@ -253,8 +243,8 @@ class Dataset:
         return dataclasses.replace(self, zca=None, **changes)
 
 
-def _check_images(what: str, images: Tensor) -> None:
-    """Refuse anything but at least one square 8-bit image."""
+def _check_images(what: str, images: Tensor, training: Tensor) -> None:
+    """Refuse anything but at least one square 8-bit image, of the shape of the training images."""
     shape = list(images.shape)
     if images.dtype != torch.uint8:
         raise UserError(
@@ -265,6 +255,11 @@ def _check_images(what: str, images: Tensor) -> None:
         raise UserError(
             f"{what} should be square, [N, C, S, S], and at least one, but have shape {shape}; "
             "crop or resize them"
+        )
+    if images.shape[1:] != training.shape[1:]:
+        raise UserError(
+            f"{what} have shape {shape}, but the training images {list(training.shape)}; all "
+            "should have the same channels and size: convert one of them"
         )
 
 

@@ -87,7 +87,7 @@ def split_parts(
     """
     part = TEST_FRACTION if fraction is None else fraction
     told = f"{what} has no test images, and to take {part:g} of the others"
-    train, test = _draw(told, labels, names, part, 0, "test split", least=1)
+    train, test = _draw(told, labels, names, part, 0, "test split", 1)
     if fraction is None:
         warnings.warn(
             f"{what} has no test images: {len(test)} of its {len(labels)} images, the same "
@@ -120,17 +120,11 @@ def split_holdout(
         raise UserError(
             f"the fraction to hold out should be at least 0 and less than 1, but is {fraction}"
         )
-    return _draw(f"--holdout {fraction:g}", labels, names, fraction, seed, "holdout")
+    return _draw(f"--holdout {fraction:g}", labels, names, fraction, seed, "holdout", 0)
 
 
 def _draw(
-    told: str,
-    labels: Tensor,
-    names: Sequence[str],
-    fraction: float,
-    seed: int,
-    stream: str,
-    least: int = 0,
+    told: str, labels: Tensor, names: Sequence[str], part: float, seed: int, stream: str, least: int
 ) -> tuple[Tensor, Tensor]:
     """Indices of what stays and of what is drawn, in ascending order.
 
@@ -140,8 +134,8 @@ def _draw(
     drawn = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
         members = torch.nonzero(labels == label).flatten()
-        count = min(max(round(fraction * len(members)), least), len(members) - least)
-        if fraction and not 0 < count < len(members):
+        count = min(max(round(part * len(members)), least), len(members) - least)
+        if part and not 0 < count < len(members):
             raise UserError(
                 f"{told} would put {count} of the {len(members)} images of class {names[label]!r} "
                 "aside; each class needs an image on both sides: choose another fraction, add "

@@ -7,11 +7,10 @@ distilled files describe it as JSON and, for the matrix of ZCA, as tensors.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -19,10 +18,9 @@ from torch import Tensor
 from trajmatch.errors import UserError
 
 
-class Preprocessing(ABC):
+class Preprocessing(Protocol):
     """A map from pixels to network inputs, and back."""
 
-    @abstractmethod
     def apply(self, images: Tensor) -> Tensor:
         """Turn pixels into network inputs.
 
@@ -34,7 +32,6 @@ class Preprocessing(ABC):
             ``[N, C, S, S]``, float32, a tensor of its own.
         """
 
-    @abstractmethod
     def invert(self, images: Tensor) -> Tensor:
         """Turn network inputs into pixels, not clipped: learned images leave the real range.
 
@@ -45,11 +42,9 @@ class Preprocessing(ABC):
             ``[N, C, S, S]``, real images from 0 to 1, dtype of ``images``.
         """
 
-    @abstractmethod
     def to(self, device: str | torch.device) -> Self:
         """Return the same on a device: on a GPU, numbers from the host make it wait for the GPU."""
 
-    @abstractmethod
     def spec(self) -> dict[str, Any]:
         """Return the description for JSON."""
 

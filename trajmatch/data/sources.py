@@ -281,10 +281,8 @@ def resolve_uri(name: str) -> str | None:
 
 
 def searched_folders() -> str:
-    """List the folders of ``TRAJMATCH_DATA`` for a message, and say which do not exist."""
-    there = {entry: os.path.isdir(os.path.expanduser(entry)) for entry in _searched()}
-    told = (each if is_there else f"{each}, which is no folder" for each, is_there in there.items())
-    return ", ".join(told) or "it is empty"
+    """List the folders of ``TRAJMATCH_DATA`` for a message."""
+    return ", ".join(_searched()) or "it is empty"
 
 
 def _searched() -> list[str]:

@@ -270,9 +270,5 @@ def from_store(config: ConvertConfig) -> str:
 
 def _parameters(theta: Tensor, shapes: Mapping[str, torch.Size]) -> list[Tensor]:
     """Split a flat vector into parameters, each in memory of its own."""
-    if len(theta) != sum(shape.numel() for shape in shapes.values()):
-        raise UserError(
-            f"the network of the store does not have {len(theta)} parameters, as its snapshots do; "
-            "make the store again"
-        )
-    return [part.clone() for part in networks.split(theta, shapes).values()]
+    with as_user_error("the network of the store does not fit its snapshots: "):
+        return [part.clone() for part in networks.split(theta, shapes).values()]

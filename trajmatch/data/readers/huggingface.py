@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,12 +65,12 @@ def load(address: Address, options: HubOptions) -> Dataset:
         raise UserError(f"{what} has no split 'train', but {known}; choose one with ?train=NAME")
     say_left_out(what, [each for each in splits if each not in found], options)
     features = splits[found[0]].features
-    image = _column(what, features, "image", options.image, (_is_image, _is_bytes))
-    label = _column(what, features, "label", options.label, (_is_class, _is_value))
+    image = _column(what, features, "image", options.image, ("Image", "bytes"))
+    label = _column(what, features, "label", options.label, ("ClassLabel", "value"))
     classes = _classes(what, features[label], splits[found[0]][label], label)
     all_names = list(map(str, classes))
     chosen = choose_classes(what, all_names, options.classes)
-    values = list(range(len(classes))) if _is_class(features[label]) else classes
+    values = list(range(len(classes))) if _kind(features[label]) == "ClassLabel" else classes
     labels = {values[old]: new for new, old in enumerate(chosen)}
     parts = []
     for name in filter(None, found):
@@ -120,35 +120,23 @@ def _image(split: Any, row: int, column: str) -> Any:
     return value
 
 
-def _is_image(feature: Any) -> bool:
-    return type(feature).__name__ == "Image"
-
-
-def _is_bytes(feature: Any) -> bool:
-    return "bytes" in feature if isinstance(feature, Mapping) else _dtype(feature) in _BYTES
-
-
-def _is_class(feature: Any) -> bool:
-    return type(feature).__name__ == "ClassLabel"
-
-
-def _is_value(feature: Any) -> bool:
-    return _dtype(feature).startswith(_VALUES) and not _is_class(feature)
-
-
-def _dtype(feature: Any) -> str:
-    return str(getattr(feature, "dtype", ""))
+def _kind(feature: Any) -> str:
+    """``"Image"``, ``"ClassLabel"``, ``"bytes"`` of images, ``"value"``, or nothing."""
+    kind, dtype = type(feature).__name__, str(getattr(feature, "dtype", ""))
+    if kind in ("Image", "ClassLabel"):
+        return kind
+    if dtype in _BYTES or (isinstance(feature, Mapping) and "bytes" in feature):
+        return "bytes"
+    return "value" if dtype.startswith(_VALUES) else ""
 
 
 def _column(
-    what: str,
-    features: Mapping[str, Any],
-    option: str,
-    given: str | None,
-    kinds: Sequence[Callable[[Any], bool]],
+    what: str, features: Mapping[str, Any], option: str, given: str | None, kinds: Sequence[str]
 ) -> str:
     """Name of the one column of the first kind that there is, or of the one that was given."""
-    fits = [[name for name, feature in features.items() if kind(feature)] for kind in kinds]
+    fits = [
+        [name for name, feature in features.items() if _kind(feature) == kind] for kind in kinds
+    ]
     every = [name for names in fits for name in names]
     found = next(filter(None, fits), []) if given is None else [given]
     usual = [name for name in _LABEL_NAMES if name in found and option == "label"]
@@ -172,7 +160,7 @@ def _column(
 
 def _classes(what: str, feature: Any, values: Sequence[Any], label: str) -> list[Any]:
     """Names of the classes, or the values of the training labels that stand for them."""
-    if _is_class(feature):
+    if _kind(feature) == "ClassLabel":
         return list(feature.names)
     given = [value for value in values if value is not None]
     found = sorted(set(given))
