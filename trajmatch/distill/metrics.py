@@ -38,7 +38,10 @@ def metrics_log(path: Path, iteration: int, loggers: Sequence[Logger] = ()) -> I
 
     def write(**numbers: Any) -> None:
         line = {name: _finite(value) for name, value in numbers.items()}
-        with as_user_error(f"cannot write {path}: ", OSError), path.open("a") as file:
+        with (
+            as_user_error(f"cannot write {path}: ", OSError),
+            path.open("a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps(line) + "\n")
         for logger in loggers:
             logger.write(line)
@@ -58,15 +61,12 @@ def _finite(value: Any) -> Any:
 def _lines_until(path: Path, iteration: int) -> list[str]:
     """Return the lines of the iterations up to the given one; a cut last line is dropped."""
     kept = []
-    try:
+    other = f"{path} is not a log of this program: "
+    with (
+        as_user_error(f"cannot read the log {path}: ", OSError),
+        as_user_error(other, UnicodeDecodeError, advice="; choose another --log"),
+    ):
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except OSError as error:
-        raise UserError(f"cannot read the log {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not a log of this program (byte {error.start} is not UTF-8); choose "
-            "another --log"
-        ) from error
     for number, line in enumerate(lines, start=1):
         try:
             done = json.loads(line)["iteration"]

@@ -18,7 +18,7 @@ from trajmatch.device import usable_device
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.evaluate.baselines import TrainingSets
 from trajmatch.evaluate.config import SETS, EvalConfig
-from trajmatch.evaluate.records import Records
+from trajmatch.evaluate.records import RESULT, Records
 from trajmatch.evaluate.scores import Score
 from trajmatch.experts.store import Store
 from trajmatch.lock import locked
@@ -205,7 +205,7 @@ class _Evaluation:
         if done < of:
             result["unfinished"] = {"done": done, "of": of}
         if self.records is not None:
-            self.records.write_result(result)
+            files.write_json(self.records.folder / RESULT, result)
         return result
 
     def _scores(self, name: str, spec: dict[str, Any]) -> dict[str, Any] | None:

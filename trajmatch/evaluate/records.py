@@ -76,9 +76,5 @@ class Records:
         files.check_writable(path.parent)
         files.write_json(path, {"network": network, **asdict(outcome)})
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write the result of all trainings."""
-        files.write_json(self.folder / RESULT, dict(result))
-
     def _path(self, training_set: str, network: str) -> Path:
         return self.folder / training_set / f"{network}.json"
