@@ -45,6 +45,8 @@ def as_user_error(prefix: str = "", *kinds: type[Exception], advice: str = "") -
         yield
     except caught as error:
         cause = getattr(error, "strerror", None) or error  # of the system: without the path
+        if isinstance(error, UnicodeDecodeError):
+            cause = f"it is not UTF-8 (byte {error.start})"
         raise UserError(f"{prefix}{cause}{advice}") from error
 
 

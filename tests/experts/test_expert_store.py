@@ -78,7 +78,7 @@ def test_snapshot_follows_the_epochs_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("expert", "epoch"), [(2, 0), (-1, 0), (0, 3), (0, -1)])
 def test_no_such_snapshot(store: Store, expert: int, epoch: int) -> None:
-    with pytest.raises(UserError, match=r"was asked for|cannot read .*expert_\S+: No such file"):
+    with pytest.raises(UserError, match="was asked for"):
         store.snapshot(expert, epoch)
 
 
@@ -197,7 +197,7 @@ def test_other_data_sets_are_refused(
     store.training_set(load_dataset(tiny_data))
     with pytest.raises(UserError, match=r"on npz:.* but the data set 'other' holds other"):
         store.training_set(load_dataset(other_data))
-    with pytest.raises(UserError, match=r"and 8x8 pixels, but .* and 28x28 pixels"):
+    with pytest.raises(UserError, match=r"of images \[1, 8, 8\], but .* of images \[1, 28, 28\]"):
         store.training_set(load_dataset())
 
 

@@ -362,6 +362,10 @@ class Store:
     def _row(self, tensor: str, expert: int, epoch: int) -> Tensor | None:
         """Return the row of a tensor for an epoch; None where the file has no such tensor."""
         # Read once: it costs as much as a few percent of an outer iteration.
+        if not 0 <= expert < self.num_experts:
+            raise UserError(
+                f"{self.path} has experts 0 to {self.num_experts - 1}, but {expert} was asked for"
+            )
         if expert not in self._descriptions:
             self._descriptions[expert] = self._description(expert)
         path, description = self.expert_path(expert), self._descriptions[expert]

@@ -128,7 +128,7 @@ def _read(path: Path) -> dict[str, Any]:
         raw = file.read(_MOST_BYTES + 1)
     if len(raw) > _MOST_BYTES:
         raise UserError(f"{path} is no recipe: it has more than {_MOST_BYTES} bytes")
-    # Also for what is not UTF-8, and for a number of thousands of digits.
+    # Also for a number of thousands of digits.
     with as_user_error(f"{path} is no recipe: ", ValueError, RecursionError):
         return tomllib.loads(raw.decode())
 
