@@ -1,7 +1,7 @@
 from typing import Any
 
 def build_info() -> dict[str, Any]:
-    """What this module was built with, and what was left out.
+    """Facts of the build: what the module was built with, and the parts left out.
 
     Keys: ``torch`` (the release it was compiled against), ``torch_interface`` (the oldest it runs
     with), ``python``, ``compiler``, ``openmp`` (bool), ``cuda`` (release or None),

@@ -4,7 +4,7 @@ namespace trajmatch {
 
 namespace {
 
-constexpr int64_t kGroupNormGroups = 4;  // METHODS of the papers: GroupNorm(4, C)
+constexpr int64_t kGroupNormGroups = 4;  // as in the papers: GroupNorm(4, C)
 constexpr double kNormEps = 1e-5;        // PyTorch's default
 constexpr size_t kHeader = 4, kBlock = 7;
 constexpr int64_t kLargest = int64_t{1} << 15;  // of any size: a weight stays far below 2^63

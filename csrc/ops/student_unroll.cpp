@@ -1,4 +1,4 @@
-// The unrolled inner loop with its adjoint (DESIGN: one step's activations and N parameter vectors
+// The unrolled inner loop with its adjoint (docs/idea.md: one step's activations and N parameter vectors
 // in memory, whatever N is). A step asks for no memory: all that it works on is there before the
 // first.
 

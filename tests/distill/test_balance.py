@@ -1,4 +1,4 @@
-"""kappa(s) against the values that the formula gives by hand (METHODS of the paper's code)."""
+"""kappa(s) against the values that the formula gives by hand."""
 
 import math
 

@@ -19,7 +19,7 @@ from trajmatch.schema import settings_of
 
 @dataclass(frozen=True)
 class Origin:
-    """Where files come from.
+    """The origin of converted files.
 
     Attributes:
         data: The ``--data`` given.

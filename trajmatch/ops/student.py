@@ -21,7 +21,7 @@ LOSSES = ("cross_entropy", "sum_logits")
 
 
 class Point(NamedTuple):
-    """Where a loss is differentiated: parameters and a batch.
+    """The point at which a loss is differentiated: parameters and a batch.
 
     Attributes:
         theta: ``[P]``.
