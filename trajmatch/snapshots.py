@@ -148,9 +148,9 @@ def of_artifact(path: str | os.PathLike[str], artifact: Artifact) -> Snapshots:
                 f"{path} holds snapshots of another run: its {name} is {seen.get(name)}, and that "
                 f"of the distilled set is {made.get(name)}"
             )
-    shape, wanted = tuple(found.images.shape[2:]), tuple(artifact.images.shape[1:])
     known = bool(((found.labels >= 0) & (found.labels < artifact.num_classes)).all())
-    if found.images.numel() == 0 or shape != wanted or not known:
+    same = found.images.shape[2:] == artifact.images.shape[1:]
+    if found.images.numel() == 0 or not same or not known:
         raise UserError(f"{path} holds no snapshots of images like those of the distilled set")
     return found
 

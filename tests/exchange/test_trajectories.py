@@ -380,7 +380,7 @@ def changed(expert: int, epoch: int, tensor: int, value: Any) -> Content:
         (changed(0, 1, 1, torch.zeros(4, dtype=torch.int64)), "of torch.int64; give"),
         (changed(1, 2, 5, torch.tensor([0, 0, float("nan")])), "expert 1 diverged: its parameters"),
         (changed(0, 1, 5, torch.tensor([0, 0, float("inf")])), "after epoch 1 are not all finite"),
-        ([content()[0], content(snapshots=4)[0]], "has an expert of 4 snapshots, but the first"),
+        ([content()[0], content(snapshots=4)[0]], "has experts of 3, 4 snapshots; convert"),
         (
             [[each[:-1] for each in content()[0]]],
             "of the network, [3] of float32 (or a smaller type), but is none",

@@ -157,9 +157,8 @@ def examine_network(config: DoctorConfig) -> dict[str, Any]:
 
     channels, classes, size = config.channels, config.classes, config.image_size
     if config.data is not None:
-        dataset = load_dataset(config.data)
-        channels, classes = dataset.channels, dataset.num_classes
-        size = dataset.image_size
+        given = load_dataset(config.data)
+        channels, classes, size = given.channels, given.num_classes, given.image_size
     with as_user_error(f"--network {config.network}: "):
         spec = networks.specify(config.network or "", channels, classes, size)
         model = networks.build_student(spec)

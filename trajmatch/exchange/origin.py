@@ -22,14 +22,12 @@ class Origin:
     """The origin of converted files.
 
     Attributes:
-        data: The ``--data`` given.
-        dataset: That data set, with the preprocessing that the network saw.
+        dataset: The data set of ``--data``, with the preprocessing that the network saw.
         network: The network's ``spec()``.
         dsa: The augmentation.
         recipe: Settings of the experts, as far as a recipe was named.
     """
 
-    data: str
     dataset: Dataset
     network: dict[str, Any]
     dsa: str
@@ -78,7 +76,6 @@ def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
             sizes = (dataset.channels, dataset.num_classes, dataset.image_size)
             network = networks.specify(str(config.network), *sizes)
     return Origin(
-        data=config.data,
         dataset=preprocessed(dataset, kind, config),
         network=network,
         dsa=DSA(dsa).spec,

@@ -83,18 +83,16 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
             "`trajmatch expert`"
         )
     shapes = networks.parameter_shapes(model)
-    lengths = [(path, len(each)) for path in paths for each in read_trajectories(path, shapes)]
-    experts, length = len(lengths), lengths[0][1]
-    for path, other in lengths:
-        if other != length:
-            raise UserError(
-                f"{path} has an expert of {other} snapshots, but the first one of {paths[0].name} "
-                f"has {length}; convert files of other lengths to a store of their own"
-            )
-    epochs, dataset = length - 1, origin.dataset
+    lengths = [len(each) for path in paths for each in read_trajectories(path, shapes)]
+    experts, epochs, dataset = len(lengths), lengths[0] - 1, origin.dataset
+    if len({*lengths}) > 1:
+        raise UserError(
+            f"{config.source} has experts of {', '.join(map(str, sorted({*lengths})))} snapshots; "
+            "convert files of other lengths to a store of their own"
+        )
     kept = kept_epochs(config.keep or "all", epochs)
     manifest = {
-        "data": absolute_uri(origin.data),
+        "data": absolute_uri(config.data),
         "dataset": describe_dataset(dataset),
         "holdout": {"fraction": 0.0, "seed": 0, "training_fingerprint": dataset.fingerprint},
         "preprocessing": dataset.preprocessing.spec(),

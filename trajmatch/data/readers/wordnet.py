@@ -56,10 +56,8 @@ def load_imagenet(address: Address, options: ImageNetOptions) -> Dataset:
             "such as n01440764 as names of folders; sort the validation images into such folders, "
             f"too, and choose classes by ?subset=NAME ({', '.join(_SUBSETS)}) or ?classes=WNID,WNID"
         )
-    if options.subset is None:
-        named = {identifier: identifier for identifier in _wordnet_folders(root / "train")}
-    else:
-        named = _SUBSETS[options.subset]
+    every = {identifier: identifier for identifier in _wordnet_folders(root / "train")}
+    named = _SUBSETS[options.subset] if options.subset else every
     chosen = _choose(str(root), named, options.classes)
     parts = [
         [
