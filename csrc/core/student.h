@@ -1,6 +1,6 @@
 // One call of the student engine: the gradient of a batch's loss in the flat parameters, or the
-// directional derivative of that gradient (docs/idea.md: lambda' H and its mixed parts). CPU only: images
-// go through the whole network one or a few at a time, see cpu/student/walk.h.
+// directional derivative of that gradient (docs/idea.md: lambda' H and its mixed parts). CPU only:
+// images go through the whole network one or a few at a time, see cpu/student/walk.h.
 //
 // Letters: B images, S x S pixels, I input channels, K classes, P parameters.
 #pragma once

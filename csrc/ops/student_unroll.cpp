@@ -1,6 +1,6 @@
-// The unrolled inner loop with its adjoint (docs/idea.md: one step's activations and N parameter vectors
-// in memory, whatever N is). A step asks for no memory: all that it works on is there before the
-// first.
+// The unrolled inner loop with its adjoint (docs/idea.md: one step's activations and N parameter
+// vectors in memory, whatever N is). A step asks for no memory: all that it works on is there
+// before the first.
 
 #include "core/student_host.h"
 #include "ops/operators.h"
