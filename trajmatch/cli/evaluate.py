@@ -63,11 +63,9 @@ def _print_table(result: dict[str, Any]) -> None:
 
 def _caption(result: dict[str, Any], diverged: int) -> str:
     protocol = result["protocol"]
-    length = (
-        f"{protocol['steps']} steps" if protocol["steps"] else f"{protocol['num_epochs']} epochs"
-    )
+    length = "{steps} steps" if protocol["steps"] else "{num_epochs} epochs"
     sentences = [
-        f"protocol {protocol['name']}, {length}, step size {protocol['lr']:.4g}",
+        f"protocol {protocol['name']}, {length.format(**protocol)}, step size {protocol['lr']:.4g}",
         "mean and standard deviation (of the population) over the networks",
         f"iterate: {result['selection']}",
     ]

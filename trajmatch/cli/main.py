@@ -198,8 +198,7 @@ def _dispatch(arguments: list[str]) -> int:
     from trajmatch.memory import keep_freed_memory
 
     keep_freed_memory()
-    status: int = importlib.import_module(f"trajmatch.cli.{COMMANDS[name].module}").run(rest)
-    return status
+    return int(importlib.import_module(f"trajmatch.cli.{COMMANDS[name].module}").run(rest))
 
 
 def usage() -> str:

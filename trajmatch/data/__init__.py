@@ -1,19 +1,11 @@
 """Labelled image sets by URI, their statistics, and the differentiable augmentation DSA."""
 
-from trajmatch.data.dataset import Dataset
-from trajmatch.data.dsa import DSA
-from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing, channel_statistics
-from trajmatch.data.sources import SHIPPED, load_dataset, resolve_uri
-from trajmatch.data.zca import ZCA
-
-__all__ = [
-    "DSA",
-    "SHIPPED",
-    "ZCA",
-    "ChannelNormalisation",
-    "Dataset",
-    "Preprocessing",
-    "channel_statistics",
-    "load_dataset",
-    "resolve_uri",
-]
+from trajmatch.data.dataset import Dataset as Dataset
+from trajmatch.data.dsa import DSA as DSA
+from trajmatch.data.preprocessing import ChannelNormalisation as ChannelNormalisation
+from trajmatch.data.preprocessing import Preprocessing as Preprocessing
+from trajmatch.data.preprocessing import channel_statistics as channel_statistics
+from trajmatch.data.sources import SHIPPED as SHIPPED
+from trajmatch.data.sources import load_dataset as load_dataset
+from trajmatch.data.sources import resolve_uri as resolve_uri
+from trajmatch.data.zca import ZCA as ZCA

@@ -101,8 +101,7 @@ def examine_window(
 
 
 def _numbers(metrics: dict[str, Any], name: str) -> list[float]:
-    values = metrics.get(name, [])
-    return [float(value) for value in values]
+    return list(map(float, metrics.get(name, [])))
 
 
 def _experts(numbers: list[int]) -> str:

@@ -18,14 +18,9 @@ from trajmatch.data.identity import describe_dataset
 from trajmatch.data.sources import absolute_uri
 from trajmatch.device import usable_device
 from trajmatch.errors import UserError, as_user_error
+from trajmatch.experts import config as settings
 from trajmatch.experts.checkpoint import Checkpoints
-from trajmatch.experts.config import (
-    ConvNetSettings,
-    ExpertConfig,
-    ExpertSettings,
-    TrainingSettings,
-    kept_epochs,
-)
+from trajmatch.experts.config import ExpertConfig, kept_epochs
 from trajmatch.experts.store import Store, exists, hold_out
 from trajmatch.experts.workers import work, work_together
 from trajmatch.lock import locked
@@ -215,7 +210,7 @@ def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[
         },
         "preprocessing": zca.spec() if config.zca else training.preprocessing.spec(),
         "network": spec,
-        "recipe": {**settings_of(config, TrainingSettings), "dsa": dsa.spec},
+        "recipe": {**settings_of(config, settings.TrainingSettings), "dsa": dsa.spec},
         "seed": config.seed,
         "num_experts": config.num_experts,
         "dtype": config.dtype,
@@ -223,7 +218,7 @@ def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[
     }
 
 
-def network_spec(config: ExpertSettings, dataset: Dataset) -> dict[str, Any]:
+def network_spec(config: settings.ExpertSettings, dataset: Dataset) -> dict[str, Any]:
     """Return the spec of the experts' network, for :func:`trajmatch.networks.build`.
 
     Args:
@@ -239,7 +234,7 @@ def network_spec(config: ExpertSettings, dataset: Dataset) -> dict[str, Any]:
             fields of the ConvNet are given for another network.
     """
     sizes = (dataset.channels, dataset.num_classes, dataset.image_size)
-    chosen, defaults = settings_of(config, ConvNetSettings), ConvNetSettings()
+    chosen, defaults = settings_of(config, settings.ConvNetSettings), settings.ConvNetSettings()
     if config.network == "convnet":
         return networks.ConvNet(*sizes, **chosen).spec()
     for name, value in chosen.items():

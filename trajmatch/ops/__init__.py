@@ -8,40 +8,20 @@ PyTorch's autograd for every other module; :func:`engine_for` says which.
 """
 
 from trajmatch import _extension  # noqa: F401  registers the operators
-from trajmatch.ops import dsa_parameters
-from trajmatch.ops.arguments import DsaReplay
-from trajmatch.ops.dsa import dsa
-from trajmatch.ops.norm_act_pool import norm_act_pool
-from trajmatch.ops.param_distance import param_distance
-from trajmatch.ops.sgd_step import sgd_step, sgd_step_adjoint
-from trajmatch.ops.sharding import Shards
-from trajmatch.ops.soft_cross_entropy import soft_cross_entropy
-from trajmatch.ops.student import (
-    engine_for,
-    gradient,
-    gradient_jvp,
-    image_gradient,
-    release_workspace,
-)
-from trajmatch.ops.unroll import tape_bytes, unroll
-from trajmatch.reference import GradientJvp
-
-__all__ = [
-    "DsaReplay",
-    "GradientJvp",
-    "Shards",
-    "dsa",
-    "dsa_parameters",
-    "engine_for",
-    "gradient",
-    "gradient_jvp",
-    "image_gradient",
-    "norm_act_pool",
-    "param_distance",
-    "release_workspace",
-    "sgd_step",
-    "sgd_step_adjoint",
-    "soft_cross_entropy",
-    "tape_bytes",
-    "unroll",
-]
+from trajmatch.ops import dsa_parameters as dsa_parameters
+from trajmatch.ops.arguments import DsaReplay as DsaReplay
+from trajmatch.ops.dsa import dsa as dsa
+from trajmatch.ops.norm_act_pool import norm_act_pool as norm_act_pool
+from trajmatch.ops.param_distance import param_distance as param_distance
+from trajmatch.ops.sgd_step import sgd_step as sgd_step
+from trajmatch.ops.sgd_step import sgd_step_adjoint as sgd_step_adjoint
+from trajmatch.ops.sharding import Shards as Shards
+from trajmatch.ops.soft_cross_entropy import soft_cross_entropy as soft_cross_entropy
+from trajmatch.ops.student import engine_for as engine_for
+from trajmatch.ops.student import gradient as gradient
+from trajmatch.ops.student import gradient_jvp as gradient_jvp
+from trajmatch.ops.student import image_gradient as image_gradient
+from trajmatch.ops.student import release_workspace as release_workspace
+from trajmatch.ops.unroll import tape_bytes as tape_bytes
+from trajmatch.ops.unroll import unroll as unroll
+from trajmatch.reference import GradientJvp as GradientJvp
