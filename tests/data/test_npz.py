@@ -185,7 +185,7 @@ BAD = {
     ),
     "no images": (
         arrays(x_train=pixels(0, 4, 4, 3), y_train=np.zeros(0, int)),
-        "at least 2 classes are needed, but there are 0",
+        "x_train holds no images",
     ),
     "images of NaN": (
         arrays(x_train=np.full((6, 4, 4, 3), np.nan, np.float16)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,12 +27,13 @@ class Case:
 
     Attributes:
         shapes: Shapes of the random tensors that it takes.
-        call: Maps (module of the operators, tensors) to a tensor or several.
+        call: Maps (module of the operators, tensors) to a tensor or several; None is a call of the
+            operator with the name of the case.
         orders: Number of times that the result is differentiated in all tensors.
     """
 
     shapes: list[tuple[int, ...]]
-    call: Callable[..., Any]
+    call: Callable[..., Any] | None = None
     orders: int = 1
 
 
@@ -47,10 +49,10 @@ def run_cases(devices: list[str]) -> list[dict[str, Any]]:
     """
     outcomes = []
     for name, case in CASES.items():
-        expected = _results(case, reference, "cpu")
+        expected = _results(name, case, reference, "cpu")
         for device in devices:
             started = time.perf_counter()
-            results = _results(case, ops, device)
+            results = _results(name, case, ops, device)
             seconds = time.perf_counter() - started
             outcome: dict[str, Any] = {"case": name, "device": device, "seconds": seconds}
             error = _worst(results, expected)
@@ -88,13 +90,11 @@ def _unroll(operators: Any, theta: Tensor, images: Tensor, labels: Tensor, lr: T
 _VECTOR, _BATCH = (1000,), [(1005,), (6, 3, 8, 8), (6, 5)]
 
 CASES = {
-    "param_distance": Case([_VECTOR] * 3, lambda of, *given: of.param_distance(*given)),
+    "param_distance": Case([_VECTOR] * 3),
     "sgd_step": Case([_VECTOR, _VECTOR, (), _VECTOR], lambda of, *given: of.sgd_step(*given, 0.9)),
-    "norm_act_pool": Case(
-        [(3, 4, 7, 6), (4,), (4,)], lambda of, *given: of.norm_act_pool(*given), 2
-    ),
+    "norm_act_pool": Case([(3, 4, 7, 6), (4,), (4,)], orders=2),
     "dsa": Case([(6, 3, 9, 8)], _dsa),
-    "soft_cross_entropy": Case([(5, 10)] * 2, lambda of, *given: of.soft_cross_entropy(*given), 2),
+    "soft_cross_entropy": Case([(5, 10)] * 2, orders=2),
     "gradient": Case(_BATCH, lambda of, *given: of.gradient(_student(), *given)),
     "gradient_jvp": Case(
         [*_BATCH, (1005,)], lambda of, *given: of.gradient_jvp(_student(), *given), 0
@@ -103,12 +103,13 @@ CASES = {
 }
 
 
-def _results(case: Case, operators: Any, device: str) -> list[Tensor]:
+def _results(name: str, case: Case, operators: Any, device: str) -> list[Tensor]:
     """Everything that a case computes, in float64, from the same numbers on every device."""
     generator = random.generator(0, "selftest")
     drawn = [torch.randn(each, generator=generator, dtype=torch.float64) for each in case.shapes]
     inputs = [each.to(device).requires_grad_() for each in drawn]
-    found = case.call(operators, *inputs)
+    call = partial(case.call, operators) if case.call else getattr(operators, name)
+    found = call(*inputs)
     results = last = list(found) if isinstance(found, tuple) else [found]
     for order in range(case.orders):
         # A scalar to which every element contributes differently.

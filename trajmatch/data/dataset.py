@@ -17,7 +17,7 @@ from trajmatch.data.options import choose_classes, composed
 from trajmatch.data.parts import split_holdout
 from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing, channel_statistics
 from trajmatch.data.zca import ZCA
-from trajmatch.errors import UserError, as_user_error
+from trajmatch.errors import UserError
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
@@ -326,5 +326,5 @@ def check_text(what: str, text: str) -> None:
     Raises:
         UserError: The text has a surrogate.
     """
-    with as_user_error(f"{what} {text!a} is not UTF-8; rename it: "):
-        text.encode()
+    if text.encode(errors="replace").decode() != text:
+        raise UserError(f"{what} {text!a} is not UTF-8; rename it")

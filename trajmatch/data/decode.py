@@ -242,8 +242,9 @@ def _opened(picture: Picture) -> Iterator[Image]:
     except UserError:
         raise
     except (*_UNREADABLE, Image.DecompressionBombError) as error:
+        cause = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{picture} cannot be read as an image ({error}); mend it or move it away, or add "
+            f"{picture} cannot be read as an image ({cause}); mend it or move it away, or add "
             "?large=allow to the data's address if it is only too large and you trust it"
         ) from error
 

@@ -181,6 +181,8 @@ def _images(what: str, array: _Array) -> Tensor:
             f"{what} should be uint8, 0 to 255, but is {array.dtype}; convert it "
             "(numbers from 0 to 1: multiply by 255 and round)"
         )
+    if array.size == 0:
+        raise UserError(f"{what} holds no images (shape {shape})")
     if array.ndim == 3:
         return torch.from_numpy(np.ascontiguousarray(array[:, None]))
     square = [axis for axis in (1, 2) if array.ndim == 4 and shape[axis] == shape[axis + 1]]

@@ -74,17 +74,13 @@ def load(address: Address, options: HubOptions) -> Dataset:
     labels = {values[old]: new for new, old in enumerate(chosen)}
     parts = []
     for name in filter(None, found):
-        given = list(splits[name][label])
-        _check_labelled(f"{what}, split {name}", given, values)
+        split, where, given = splits[name], f"{what}, split {name}", list(splits[name][label])
+        _check_labelled(where, given, values)
+        rows = [(row, labels[value]) for row, value in enumerate(given) if value in labels]
         parts.append(
             [
-                Picture(
-                    labels[value],
-                    partial(_image, splits[name], row, image),
-                    f"{what}, split {name}, row {row}",
-                )
-                for row, value in enumerate(given)
-                if value in labels
+                Picture(new, partial(_image, split, row, image), f"{where}, row {row}")
+                for row, new in rows
             ]
         )
     names = [all_names[index] for index in chosen]

@@ -82,17 +82,14 @@ def load(address: Address, options: TorchvisionOptions) -> Dataset:
         return from_arrays(what, address.scheme, arrays).of_classes(options.classes)
     chosen = choose_classes(what, names, options.classes)
     new = {old: label for label, old in enumerate(chosen)}
+    places = (f"{what}, training image", f"{what}, test image")
     pictures = [
         [
-            Picture(
-                new.get(label, label),
-                partial(_picture, part, index),
-                f"{what}, {side} {index}",
-            )
+            Picture(new.get(label, label), partial(_picture, part, index), f"{where} {index}")
             for index, label in enumerate(given)
             if label in new or label >= count
         ]
-        for side, part, given in zip(("training image", "test image"), parts, labels, strict=False)
+        for where, part, given in zip(places, parts, labels, strict=False)
     ]
     chosen_names = [names[index] for index in chosen]
     return load_pictures(what, address.scheme, pictures, chosen_names, options, options.fraction)
