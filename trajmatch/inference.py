@@ -28,10 +28,8 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
     Returns:
         ``[B, K]``.
     """
-    output: Tensor
     if type(model) is not ConvNet or ops.engine_for(model) == "autograd":
-        output = model(images)
-        return output
+        return model(images)
     features, layers = images, list(model.features)
     for convolution, after in zip(layers, [*layers[1:], None], strict=True):
         if isinstance(convolution, nn.Conv2d):
@@ -44,8 +42,7 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
                 activation=model.activation,
                 pooling=model.pooling,
             )
-    output = model.classifier(features.flatten(1))
-    return output
+    return model.classifier(features.flatten(1))
 
 
 def all_logits(

@@ -120,11 +120,8 @@ def k_center(features: Tensor, labels: Tensor, images_per_class: int) -> Tensor:
         Indices into ``labels``, class by class, in the order of their choice. At most
         ``[K * images_per_class]``, int64.
     """
-    chosen = []
-    for k in torch.unique(labels).tolist():
-        members = (labels == k).nonzero().squeeze(1)
-        chosen.append(members[_farthest_points(features[members], images_per_class)])
-    return torch.cat(chosen)
+    classes = [(labels == k).nonzero().squeeze(1) for k in torch.unique(labels).tolist()]
+    return torch.cat([each[_farthest_points(features[each], images_per_class)] for each in classes])
 
 
 def _farthest_points(points: Tensor, count: int) -> Tensor:

@@ -183,14 +183,10 @@ def _copy(source: Store, expert: int, store: Store, number: int) -> None:
     """Copy the epochs of an expert that a store keeps."""
     tensors, _ = files.load_tensors(source.expert_path(expert))
     rows = [source.snapshots_kept.index(epoch) for epoch in store.snapshots_kept]
-    snapshots, buffers = tensors.pop("snapshots"), tensors.pop("buffers", None)
-    store.write_expert(
-        number,
-        snapshots.float()[rows],
-        source.metrics(expert),
-        None if buffers is None else buffers[rows],
-        tensors or None,
-    )
+    names = {"snapshots", "buffers"} & tensors.keys()
+    kept = {name: tensors.pop(name)[rows] for name in names}
+    metrics, state = source.metrics(expert), tensors or None
+    store.write_expert(number, kept["snapshots"], metrics, kept.get("buffers"), state)
 
 
 def _check_same_kind(first: Store, other: Store) -> None:

@@ -72,8 +72,7 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
 
 def uncompiled(model: nn.Module) -> nn.Module:
     """Return the module that ``torch.compile`` was given; any other module as it is."""
-    original: nn.Module = getattr(model, "_orig_mod", model)
-    return original
+    return getattr(model, "_orig_mod", model)
 
 
 def _convolution(layer: nn.Conv2d | nn.Linear, size: int) -> list[int]:

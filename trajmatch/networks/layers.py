@@ -79,8 +79,7 @@ class ImageClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` of images ``[B, in_channels, image_size, image_size]``."""
-        logits: Tensor = self.classifier(self.features(images).flatten(1))
-        return logits
+        return self.classifier(self.features(images).flatten(1))
 
     def spec(self) -> dict[str, Any]:
         """Arguments of :func:`trajmatch.networks.build` that make this network again."""
