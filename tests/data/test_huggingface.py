@@ -265,8 +265,9 @@ def test_columns_that_could_be_labels_are_said(tmp_path):
         label=[0, 1, 2] * 2,
         id=list(range(6)),
     )
-    with pytest.warns(UserWarning, match="'label' is taken for the labels, not 'coarse', 'id'"):
-        assert load_dataset(uri).num_classes == 3
+    with pytest.raises(UserError, match=r"needs \?label=NAME, .*; there are coarse, label, id"):
+        load_dataset(uri)
+    assert load_dataset(f"{uri}?label=label").num_classes == 3
     assert load_dataset(f"{uri}?label=coarse").class_names == ("pet", "wild")
     with pytest.raises(UserError, match="'id' has another value in every row, so that"):
         load_dataset(f"{uri}?label=id")

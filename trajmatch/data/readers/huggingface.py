@@ -17,8 +17,6 @@ from trajmatch.data.options import ImageOptions, PartOptions, choose_classes, ne
 from trajmatch.data.parts import find_parts, say_left_out
 from trajmatch.errors import UserError, as_user_error
 
-# The column that holds the labels, where several columns could and none has a type of its own.
-_LABEL_NAMES = ("label", "labels", "class", "target", "y")
 _VALUES = ("int", "uint", "string", "large_string", "bool")
 _BYTES = ("binary", "large_binary", "binary_view")
 
@@ -42,10 +40,11 @@ def load(address: Address, options: HubOptions) -> Dataset:
     """Load a data set by its name on the hub, or from a folder that ``datasets`` can read.
 
     Columns are found by their type: the one ``Image``, or else the one of bytes or of ``bytes`` and
-    ``path``; the one ``ClassLabel``, or else a column of integers or strings, whose values in
-    order are the classes. Of the splits, ``train`` is used and one for testing, by their usual
-    names; without one, a part of each class becomes the test set. What is left out is said. No code
-    of the data set is run. The package turns images of the type ``Image`` as their EXIF data says.
+    ``path``; the one ``ClassLabel``, or else the one of integers or strings, whose values in order
+    are the classes. Of several, ``?image=`` and ``?label=`` choose one. Of the splits, ``train`` is
+    used and one for testing, by their usual names; without one, a part of each class becomes the
+    test set. What is left out is said. No code of the data set is run. The package turns images of
+    the type ``Image`` as their EXIF data says.
 
     Args:
         address: What ``datasets.load_dataset`` takes: ``USER/NAME``, or a folder.
@@ -135,15 +134,6 @@ def _column(
     ]
     every = [name for names in fits for name in names]
     found = next(filter(None, fits), []) if given is None else [given]
-    usual = [name for name in _LABEL_NAMES if name in found and option == "label"]
-    if len(found) > 1 and not fits[0] and usual:
-        others = ", ".join(repr(name) for name in found if name != usual[0])
-        warnings.warn(
-            f"{what}: the column {usual[0]!r} is taken for the labels, not {others}; ?label=NAME "
-            "chooses another",
-            stacklevel=2,
-        )
-        found = usual[:1]
     if len(found) != 1 or found[0] not in every:
         columns = ", ".join(f"{name} ({type(each).__name__})" for name, each in features.items())
         hint = nearest(given or "", every) if every else "there are none"
