@@ -134,3 +134,9 @@ def test_a_store_whose_network_does_not_fit_its_snapshots(
     (copy / "store.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=str(copy)):
         prepare(configure(experts=copy))
+
+
+def test_a_run_that_release_0_1_could_make_is_known_as_it_was_then(configure) -> None:
+    identity = prepare(configure(batch_syn=None)).identity
+    assert identity["batch_syn"] is identity["skip_above"] is None
+    assert not {"images", "objective"} & identity.keys()

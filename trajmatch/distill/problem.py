@@ -38,7 +38,7 @@ from trajmatch.schema import settings_of
 OBJECTIVES: dict[str, Callable[[Setup], Objective]] = {"match-trajectory": MatchTrajectory.of}
 
 #: Settings that 0.1 did not have, and their values of then; its runs are known without them.
-_SINCE_0_1 = {"objective": "match-trajectory", "images": "pixels"}
+_SINCE_0_1 = (("objective", "match-trajectory"), ("images", "pixels"))
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,9 @@ class Problem(Setup):
     def identity(self) -> dict[str, Any]:
         """Settings that decide the result: runs with the same identity write the same bytes."""
         settings = settings_of(self.config, DistillSettings)
-        settings = {k: v for k, v in settings.items() if _SINCE_0_1.get(k) != v}
         identity = {
             "recipe": self.config.recipe,
-            **settings,
+            **{k: v for k, v in settings.items() if (k, v) not in _SINCE_0_1},
             "dsa": self.dsa.spec,
             "lr_init": self.lr_init,
             "seed": self.config.seed,
