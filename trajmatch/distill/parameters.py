@@ -1,8 +1,8 @@
 """Outer parameters: the tensors that a run learns, by name, each with its optimiser.
 
-A run has those of its images (:mod:`trajmatch.distill.images`), ``labels`` and ``step_size``, the
-student's learning rate eta. Everything that carries, updates, checks, averages, saves or exchanges
-them goes over the names.
+A run has the parameters of its images (:mod:`trajmatch.distill.images`), ``labels`` and
+``step_size``, the student's learning rate eta. State, updates, guard, averages, checkpoints and
+exchange among processes are written over the names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Names that are not those of the images' parameters.
+#: Names of the parameters that do not belong to the images.
 LABELS, STEP_SIZE = "labels", "step_size"
 
 

@@ -62,7 +62,7 @@ class State(Progress):
     """The state of a run, which a checkpoint keeps.
 
     Attributes:
-        parameters: Outer parameters by name: those of the images, labels, step size.
+        parameters: Outer parameters by name: the images' parameters, labels and step size.
         draws: The random state.
         average: Moving average of the images' parameters, by name; empty where there is none.
         best_values: Outer parameters of the best iterate, by name.
