@@ -115,8 +115,10 @@ def test_a_killed_process_ends_all_and_torchrun_starts_them_again(
     )
     assert done.returncode == 0, done.stderr
     assert "exitcode: -9" in done.stderr
-    # torchrun may end the other one before it has told, but nothing is told twice
-    assert done.stderr.count("trajmatch: error:") == done.stderr.count("go on with --resume") <= 1
+    # The other one ends by the loss of the first or by torchrun's signal, perhaps before it can say
+    # so; nothing is said twice.
+    said = sum(map(done.stderr.count, ("trajmatch: error:", "trajmatch: stopped by")))
+    assert said == done.stderr.count("go on with --resume") <= 1
     assert "distill 6/10" in done.stderr  # the second life begins at the last checkpoint
     assert done.stdout.count("6 images, step size") == 1
     monkeypatch.syspath_prepend(tmp_path)
