@@ -20,7 +20,7 @@ os.environ["TRAJMATCH_DEVICE"] = "cpu"
 # Programs that tests start import what is installed, not the source folder that they start in.
 os.environ["PYTHONSAFEPATH"] = "1"
 
-# Where every core has a process that tests, threads would wait for each other.
+# With one test process per core, threads of several processes would wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -40,7 +40,7 @@ def called(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, st
 
 
 def options_of(command: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What can be given to a command."""
+    """Flags and values of a command."""
     seen: list[Any] = []
 
     def read(sections: Any, *_: object) -> None:

@@ -27,7 +27,7 @@ class UserError(ValueError):
         return in_arguments(self.in_flags)
 
     def __format__(self, spec: str) -> str:
-        """As a part of another message, which is told in its own way later, it keeps its flags."""
+        """Keep the flags inside an f-string: the message that it becomes part of renders them."""
         return format(self.in_flags, spec)
 
 

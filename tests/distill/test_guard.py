@@ -162,7 +162,7 @@ Change = Callable[[int, OuterGradient], OuterGradient]
 
 
 def changing(change: Change, objective, tasks, leaves, plan=None) -> list[OuterGradient]:
-    """What ``change`` makes of the first, second, ... gradient."""
+    """The first, second, ... gradient, each replaced by ``change``."""
     found = one_by_one(objective, tasks, leaves, Plan())
     return [change(number, each) for number, each in enumerate(found, start=1)]
 

@@ -84,7 +84,7 @@ def test_who_reads_a_part_may_go_on_while_it_is_extended(make_config: MakeConfig
 def test_a_part_is_trimmed_and_merged_with_its_state(
     make_config: MakeConfig, contents: Contents, tmp_path: Path
 ) -> None:
-    """What is left goes on to the same bytes, too."""
+    """A trimmed or merged part extends to the same bytes as one training."""
     small = {"epochs": 4, "momentum": 0.9}
     part = train_experts(make_config(**small, until_epoch=2))
     trimmed = trim(part.path, tmp_path / "trimmed", keep="0-1", experts="0")

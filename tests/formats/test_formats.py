@@ -1,4 +1,4 @@
-"""What release 0.1 wrote is read, evaluated and gone on with; ``make.py`` says what there is."""
+"""Files of release 0.1 are read, evaluated and resumed; ``make.py`` lists them."""
 
 from __future__ import annotations
 

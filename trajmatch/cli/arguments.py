@@ -28,7 +28,7 @@ class Section(NamedTuple):
 
     Attributes:
         config: A dataclass; each field with a line of documentation below it.
-        defaults: Values of fields that are not given, in place of those of the class.
+        defaults: Values of fields that are not given; they override the class's defaults.
         positional: Fields that are given by position instead of by a flag.
         hidden: Fields that cannot be given.
         stage: First part of the flags, and heading in the help, where several sections are read.
@@ -75,7 +75,7 @@ def parse(
         argv: The arguments behind the name of the command.
         prog: The command as the user types it, e.g. ``"trajmatch eval"``.
         positional: Fields that are given by position instead of by a flag.
-        defaults: Values of fields that are not given, in place of those of the class.
+        defaults: Values of fields that are not given; they override the class's defaults.
 
     Returns:
         The configuration.

@@ -65,7 +65,7 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
     """Join the processes of a run while the context lasts; one process joins nobody.
 
     If the run fails, one process raises the error and the others exit silently with status 2. Only
-    rank 0 shows warnings, because those of the others would be the same.
+    rank 0 shows warnings, because the other ranks would repeat them.
 
     Args:
         device: Where this process computes; it decides between Gloo and NCCL.

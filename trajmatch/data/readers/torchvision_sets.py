@@ -28,7 +28,7 @@ from trajmatch.data.readers.arrays import CLASS_NAMES, KEYS, from_arrays
 from trajmatch.errors import UserError
 
 # Pickles, which run code when they are read, and no sum of these files is known. Those of CIFAR are
-# opened only after their MD5 sums are found to be those of the authors' files.
+# opened only if their MD5 sums match the authors' files.
 _UNSAFE = ("LSUN", "LSUNClass")
 # Values of ``split``, in the order of preference.
 _SPLITS = ((*TRAIN, "trainval", "train-standard"), TEST)

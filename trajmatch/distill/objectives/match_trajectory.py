@@ -141,7 +141,7 @@ class MatchTrajectory(objectives.Objective):
         dsa: Augmentation of the student's batches.
         parametrisation: How images come of the outer parameters.
         device: Where to compute.
-        shards: The processes that share every student batch; None: this one computes it alone.
+        shards: Processes that share every student batch; None: no sharing.
     """
 
     settings: DistillConfig
