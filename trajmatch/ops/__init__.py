@@ -12,6 +12,8 @@ from trajmatch.ops import dsa_parameters as dsa_parameters
 from trajmatch.ops.arguments import DsaReplay as DsaReplay
 from trajmatch.ops.dsa import dsa as dsa
 from trajmatch.ops.norm_act_pool import norm_act_pool as norm_act_pool
+from trajmatch.ops.optimisers import SGD as SGD
+from trajmatch.ops.optimisers import Adam as Adam
 from trajmatch.ops.param_distance import param_distance as param_distance
 from trajmatch.ops.sgd_step import sgd_step as sgd_step
 from trajmatch.ops.sgd_step import sgd_step_adjoint as sgd_step_adjoint
