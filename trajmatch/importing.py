@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,6 +87,68 @@ def named(flag: str, what: str, name: str, table: Mapping[str, T]) -> T | Any:
     return import_object(name)
 
 
+def parsed(
+    flag: str, spec: str, names: Collection[str]
+) -> tuple[str, list[int | float | str], dict[str, int | float | str]]:
+    """Split the spec of a part into its name and its settings.
+
+    Args:
+        flag: The flag that has it, for messages.
+        spec: ``NAME`` or ``NAME:SETTINGS``, where ``NAME`` is one of the names or
+            ``package.module:NAME``. Settings are values, and then ``NAME=VALUE``, with commas in
+            between.
+        names: Parts that have a name.
+
+    Returns:
+        The name, the values without a name, and those with one; numbers where they are numbers.
+
+    Raises:
+        UserError: A value stands after one with a name, or a name comes twice.
+    """
+    name, colon, text = spec.partition(":")
+    attribute, second, more = text.partition(":")
+    if name not in names and attribute.isidentifier():
+        name, colon, text = f"{name}:{attribute}", second, more
+    values: list[int | float | str] = []
+    settings: dict[str, int | float | str] = {}
+    for each in text.split(",") if colon else ():
+        key, equals, value = each.rpartition("=")
+        if (settings and not equals) or key in settings:
+            wanted = "come only once" if equals else "be NAME=VALUE, like the one before it"
+            raise UserError(f"{flag} {spec}: {each!r} should {wanted}")
+        if equals:
+            settings[key] = _number(value)
+        else:
+            values.append(_number(value))
+    return name, values, settings
+
+
+def made(flag: str, what: str, spec: str, table: Mapping[str, Any]) -> Any:
+    """Make the part of a spec: see :func:`parsed` and :func:`named`.
+
+    A class is called with the settings, and so is a function that is given some; another object is
+    the part itself.
+
+    Raises:
+        UserError: There is no such part, or it does not take these settings, or it fails.
+    """
+    name, values, settings = parsed(flag, spec, table)
+    found = named(flag, what, name, table)
+    if not (isinstance(found, type) or name in table or values or settings):
+        return found
+    with blamed(f"{flag} {spec}"):
+        signature = inspect.signature(found)
+        try:
+            signature.bind(*values, **settings)
+        except TypeError as error:
+            takes = ", ".join(signature.parameters)
+            advice = f"takes {takes}, as {name}:VALUE,... or {name}:NAME=VALUE,..."
+            raise UserError(
+                f"{flag} {spec}: {error}; {name} {advice if takes else 'takes no settings'}"
+            ) from error
+        return found(*values, **settings)
+
+
 @contextlib.contextmanager
 def blamed(what: str) -> Iterator[None]:
     """Turn an exception of a user's code into a message that names its line.
@@ -115,6 +178,13 @@ def described(value: object) -> str:
     size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
     kind = type(value).__name__
     return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}{size}"
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _place(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trajmatch.distill.objectives.matching import MatchingLoss
-from trajmatch.distill.terms import TERMS, Course, Final, Intermediate, Term, Waypoint, find_term
+from trajmatch.distill.terms import Course, Final, Intermediate, Term, Waypoint, find_term
 from trajmatch.errors import UserError
 
 START = torch.tensor([3.0, 0.0], dtype=torch.float64)
@@ -205,11 +205,6 @@ def test_terms_that_do_not_depend_on_the_student_are_named() -> None:
 def test_memory_that_runs_out_in_a_term_is_not_its_fault() -> None:
     with pytest.raises(MemoryError):
         MatchingLoss((Broken(MemoryError()),), epochs=3)(course(students(1, 2), 2))
-
-
-def test_named_terms_have_their_methods() -> None:
-    for name, term in TERMS.items():
-        assert find_term(name) is term
 
 
 def test_a_term_sees_names_and_shapes() -> None:

@@ -98,6 +98,7 @@ def test_the_runs_that_are_published_are_called_as_they_came_out() -> None:
         (["final"], 4, 1.0),
         (["final", "intermediate"], 4, 4.0),
         (["final", "intermediate-rising"], 4, 2.5),
+        (["automatic", "deep:0.5", "dropout:ratio=0.25", "layers:*.bias=0"], 4, 4.0),
         (["final", "own.module:TERM"], 4, None),
         (["intermediate"], 1, None),
         (["final", "intermediate"], 10**9, None),

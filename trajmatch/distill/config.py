@@ -46,8 +46,9 @@ class DistillSettings(Settings):
     """E: iterations until it has grown (DATM: expansion_end_epoch)."""
     terms: Annotated[tuple[str, ...], Meta(min_length=1)] = ("final",)
     """Terms whose sum is the matching loss L: final (MTT), intermediate (AST; the epochs of the
-    expert in between), intermediate-rising (AST; these weighted by j/M), or package.module:NAME of
-    one of your own."""
+    expert in between), intermediate-rising (AST; these weighted by j/M), automatic (ATT; the
+    nearest step), deep:ALPHA (PAD), dropout:R (EDF), layers:PATTERN=WEIGHT,..., or
+    package.module:NAME of one of your own, with settings behind a colon."""
     balance: bool = False
     """Scale the student's loss by kappa(s), small for early start epochs (AST: balance_loss)."""
     perturb: NonNegative = 0.0

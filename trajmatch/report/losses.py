@@ -73,11 +73,18 @@ def of_no_step(settings: Mapping[str, Any]) -> float | None:
     if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
         return None
     steps, epochs = settings.get("student_steps"), settings.get("expert_epochs")
-    if not (isinstance(steps, int) and isinstance(epochs, int) and {*names} <= TERMS.keys()):
+    if not (isinstance(steps, int) and isinstance(epochs, int)):
+        return None
+    kinds = [name.partition(":")[0] for name in names]
+    if not {*kinds} <= TERMS.keys():
         return None
     if names != ["final"] and not 1 <= epochs <= min(steps, MOST_EPOCHS):
         return None
     course: Any = SimpleNamespace(
         start=torch.zeros(1), steps=steps, epochs=epochs, distance=lambda _: torch.ones(())
     )
-    return sum(float(TERMS[name].loss(course)) for name in names) or None
+    unmoved = [
+        float(TERMS[kind]().loss(course)) if kind.startswith("intermediate") else 1.0
+        for kind in kinds  # the others are one ratio each, of two distances that are the same here
+    ]
+    return sum(unmoved) or None

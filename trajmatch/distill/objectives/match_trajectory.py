@@ -161,12 +161,13 @@ class MatchTrajectory(objectives.Objective):
         """Return the objective of a run.
 
         Raises:
-            UserError: A segment needs an epoch that the experts lack, or there is no such term.
+            UserError: A segment needs an epoch that the experts lack, or a term is none or fails.
         """
         config, store = setup.config, setup.store
         window, loss = segments_of(config, store.manifest["snapshots"])
         flags = f"--max-start-epoch {window.maximum} with --expert-epochs {config.expert_epochs}"
         store.check_trained(window.maximum - 1 + config.expert_epochs, flags)
+        loss.check(config.student_steps, networks.parameter_shapes(setup.model), setup.device)
         return cls(
             config, setup.model, store, window, loss, setup.dsa, setup.parametrisation, setup.device
         )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from trajmatch.distill.terms import Course, Final, Term, Waypoint
 from trajmatch.errors import UserError
 from trajmatch.importing import blamed, described
+from trajmatch.random import generator
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,31 @@ class MatchingLoss:
                 "must not detach them"
             )
         return total
+
+    def check(
+        self, steps: int, shapes: Mapping[str, torch.Size], device: str | torch.device = "cpu"
+    ) -> None:
+        """Compute each term of random parameters and differentiate it: a fault then costs no work.
+
+        Args:
+            steps: Student steps ``N``.
+            shapes: Shapes of the network's parameters by name.
+            device: Where to compute.
+
+        Raises:
+            UserError: See :meth:`waypoints` and :meth:`__call__`; or a term has no derivative.
+        """
+        size, draw = sum(shape.numel() for shape in shapes.values()), generator(0, "terms")
+        start, expert, end = torch.randn(3, size, generator=draw).to(device)
+        student = end.requires_grad_()
+        students = dict.fromkeys(self.student_steps(steps), student)
+        experts = dict.fromkeys(self.expert_epochs(steps), expert)
+        course = Course(start, students, experts, steps, self.epochs, shapes)
+        for name, term in self._named():
+            if _waypoints_of(name, term, steps, self.epochs):  # else it is 0, and a constant
+                loss = MatchingLoss((term,), self.epochs, (name,))(course)
+                with blamed(f"the derivative of --terms {name}"):
+                    torch.autograd.grad(loss, student)
 
 
 def _waypoints_of(name: str, term: Term, steps: int, epochs: int) -> list[Waypoint]:
