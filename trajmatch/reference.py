@@ -17,13 +17,16 @@ from torch import Tensor, nn
 from trajmatch.block import GROUP_NORM_GROUPS, LEAKY_SLOPE, NORM_EPS
 from trajmatch.networks.flat import call_flat
 
+#: A loss by its name, or a function of a batch's outputs and labels that returns a scalar.
+Loss = str | Callable[[Tensor, Tensor], Tensor]
+
 
 class GradientJvp(NamedTuple):
     """Directional derivative of loss and gradients; see :func:`trajmatch.ops.gradient_jvp`."""
 
     directional: Tensor
     grad_theta: Tensor
-    grad_images: Tensor
+    grad_images: Tensor | None
     grad_labels: Tensor | None
 
 
@@ -136,15 +139,44 @@ def loss_value(
     theta: Tensor,
     images: Tensor,
     labels: Tensor | None,
-    loss: str,
+    loss: Loss,
     update_buffers: bool = False,
+    soft_labels: str = "logits",
 ) -> Tensor:
-    """The scalar that ``gradient`` differentiates: ``"cross_entropy"`` or ``"sum_logits"``."""
-    logits = call_flat(model, theta, images, update_buffers)
+    """The scalar that ``gradient`` differentiates.
+
+    Raises:
+        ValueError: Floating labels have another shape than the outputs, or a loss that is a
+            function does not return a scalar.
+    """
+    outputs = call_flat(model, theta, images, update_buffers)
     if loss == "sum_logits":
-        return logits.sum()
+        return outputs.sum()
     assert labels is not None
-    return soft_cross_entropy(logits, labels)
+    if not isinstance(loss, str):
+        return _scalar(loss(outputs, labels))
+    soft = labels.is_floating_point()
+    if soft and labels.shape != outputs.shape:
+        raise ValueError(
+            f"trajmatch: expected labels to have shape {list(outputs.shape)} (the shape of the "
+            f"model's outputs), but got {list(labels.shape)}"
+        )
+    if loss == "mse":
+        return F.mse_loss(outputs, labels)
+    if soft and soft_labels == "probabilities":
+        return F.cross_entropy(outputs, labels)
+    return soft_cross_entropy(outputs, labels)
+
+
+def _scalar(value: object) -> Tensor:
+    """Return the value of a loss; raise ValueError for anything else than a scalar tensor."""
+    if isinstance(value, Tensor) and value.shape == ():
+        return value
+    shape = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
+    raise ValueError(
+        "trajmatch: expected loss to return a scalar tensor, the mean over the batch, but got a "
+        f"{type(value).__name__}{shape}"
+    )
 
 
 def gradient(
@@ -152,14 +184,15 @@ def gradient(
     theta: Tensor,
     images: Tensor,
     labels: Tensor | None,
-    loss: str = "cross_entropy",
+    loss: Loss = "cross_entropy",
     update_buffers: bool = False,
+    soft_labels: str = "logits",
 ) -> tuple[Tensor, Tensor]:
     """Loss and its gradient ``[P]``; both stay in the graph."""
     with torch.enable_grad():
         if not theta.requires_grad:
             theta = theta.detach().requires_grad_()
-        value = loss_value(model, theta, images, labels, loss, update_buffers)
+        value = loss_value(model, theta, images, labels, loss, update_buffers, soft_labels)
         (grad,) = torch.autograd.grad(value, theta, create_graph=True)
     return value, grad
 
@@ -171,10 +204,12 @@ def gradient_jvp(
     labels: Tensor | None,
     tangent: Tensor | None = None,
     image_tangent: Tensor | None = None,
-    loss: str = "cross_entropy",
+    loss: Loss = "cross_entropy",
+    soft_labels: str = "logits",
 ) -> GradientJvp:
     """Derivative of loss and gradients along the tangents, by two reverse passes."""
-    return gradient_and_jvp(model, theta, images, labels, tangent, image_tangent, loss)[1]
+    directions = (tangent, image_tangent)
+    return gradient_and_jvp(model, theta, images, labels, *directions, loss, soft_labels)[1]
 
 
 def gradient_and_jvp(
@@ -184,27 +219,30 @@ def gradient_and_jvp(
     labels: Tensor | None,
     tangent: Tensor | None = None,
     image_tangent: Tensor | None = None,
-    loss: str = "cross_entropy",
+    loss: Loss = "cross_entropy",
+    soft_labels: str = "logits",
     examine: bool = False,
 ) -> tuple[Tensor, GradientJvp]:
     """The gradient in the parameters ``[P]``, and its derivative as of :func:`gradient_jvp`.
 
     With ``examine``, raise NotImplementedError if a backward pass of the model is not in the graph.
     """
-    soft = labels is not None and labels.is_floating_point() and loss == "cross_entropy"
+    soft = labels is not None and labels.is_floating_point() and loss != "sum_logits"
     theta = theta.detach().requires_grad_()
-    images = images.detach().requires_grad_()
-    inputs = [theta, images]
+    inputs, images = [theta], images.detach()
+    if images.is_floating_point():  # not tokens
+        inputs.append(images.requires_grad_())
+    first_order = inputs.copy()
     if soft:
         assert labels is not None
         labels = labels.detach().requires_grad_()
         inputs.append(labels)
     with torch.enable_grad():
-        value = loss_value(model, theta, images, labels, loss)
-        grads = torch.autograd.grad(value, inputs[:2], create_graph=True)
+        value = loss_value(model, theta, images, labels, loss, soft_labels=soft_labels)
+        grads = torch.autograd.grad(value, first_order, create_graph=True)
         if examine:
             _check_graph(grads)
-        pairs = zip(grads, (tangent, image_tangent), strict=True)
+        pairs = zip(grads, (tangent, image_tangent), strict=False)
         directional = sum(((g * t).sum() for g, t in pairs if t is not None), torch.zeros(()))
         # Hessians are symmetric: the gradients' tangent is the gradient of <gradients, tangents>.
         seconds = (
@@ -212,8 +250,9 @@ def gradient_and_jvp(
             if directional.requires_grad
             else tuple(torch.zeros_like(each) for each in inputs)
         )
+    grad_images = seconds[1] if images.requires_grad else None
     return grads[0].detach(), GradientJvp(
-        directional.detach().to(theta.dtype), seconds[0], seconds[1], seconds[2] if soft else None
+        directional.detach().to(theta.dtype), seconds[0], grad_images, seconds[-1] if soft else None
     )
 
 
@@ -242,6 +281,8 @@ def unroll(
     lr: Tensor | float,
     batches: Tensor | Sequence[Tensor],
     *,
+    loss: Loss = "cross_entropy",
+    soft_labels: str = "logits",
     momentum: float = 0.0,
     loss_scale: float = 1.0,
     steps: Sequence[int] | None = None,
@@ -258,7 +299,7 @@ def unroll(
             batch_images = augment(batch_images, step)
         with torch.enable_grad():
             value = loss_scale * loss_value(
-                model, theta, batch_images, labels[batch], "cross_entropy"
+                model, theta, batch_images, labels[batch], loss, soft_labels=soft_labels
             )
             (grad,) = torch.autograd.grad(value, theta, create_graph=True)
             theta, buffer = sgd_step(theta, grad, lr, buffer, momentum)

@@ -98,10 +98,13 @@ def derivatives(model: nn.Module, soft: bool, **choices: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("make", [convnet, perceptron])
-@pytest.mark.parametrize(("soft", "exact"), [(False, True), (True, True), (True, False)])
-def test_is_one_process_up_to_the_order_of_sums(size, make, soft, exact) -> None:
+@pytest.mark.parametrize(
+    ("soft", "choices"),
+    [(False, {}), (True, {}), (True, {"exact": False}), (True, {"loss": "mse"})],
+)
+def test_is_one_process_up_to_the_order_of_sums(size, make, soft, choices) -> None:
     model = make().double()
-    choices = {"augment": DSA().replay(seed=3), "exact": exact}
+    choices = {"augment": DSA().replay(seed=3), **choices}
     wanted = derivatives(model, soft, **choices)
     for got in Threads(size).run(
         lambda shards: derivatives(copy.deepcopy(model), soft, shards=shards, **choices)

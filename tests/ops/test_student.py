@@ -293,7 +293,7 @@ def test_errors_say_what_came(device: torch.device) -> None:
         assert ops.gradient(model, **{**given, "labels": labels + 9})[0].isnan()
     raises(ValueError, r"expected labels to have shape \[5\], but got \[4\]", labels=labels[:4])
     raises(ValueError, "expected labels to be given", labels=None)
-    raises(ValueError, r"expected loss to be one of .*, but got 'mse'", loss="mse")
+    raises(ValueError, r"expected loss to be one of .*, but got 'mae'", loss="mae")
     with pytest.raises(ValueError, match=r"expected tangent to have shape .*, but got \[1\]"):
         ops.gradient_jvp(model, **given, tangent=theta[:1])
     with pytest.raises(NotImplementedError, match="is not differentiable"):

@@ -123,14 +123,20 @@ def treats_images_alone(model: nn.Module, theta: Tensor, images: Tensor) -> bool
     Args:
         model: The network, in the mode that it is in.
         theta: Its parameters. ``[P]``.
-        images: Some images; the first is looked at. ``[n, C, H, W]``.
+        images: Some images, or tokens; the first is looked at, of tokens with the first other.
+            ``[n, ...]``.
 
     Returns:
         False for a batch norm in training mode, for example.
     """
     with torch.no_grad():
         # A batch norm takes another mean and another variance from these two together.
-        pairs = images[[0, 0]], 3 * images[[0, 0]] + 1
+        pair = images[[0, 0]]
+        if images.is_floating_point():
+            pairs = pair, 3 * pair + 1
+        else:
+            differs = (images != images[0]).reshape(len(images), -1).any(dim=1)
+            pairs = pair, images[differs.int().argmax()].expand_as(pair)
         together = call_flat(model, theta, torch.cat(pairs))
         apart = torch.cat([call_flat(model, theta, pair) for pair in pairs])
     return bool((together - apart).abs().max() <= _INDEPENDENT * apart.abs().max())

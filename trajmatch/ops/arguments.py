@@ -16,11 +16,18 @@ from torch import Tensor, nn
 
 from trajmatch.networks.engine import uncompiled
 from trajmatch.networks.flat import num_parameters
+from trajmatch.reference import Loss
 
 #: A tensor, a NumPy array, or nested sequences of numbers.
 ArrayLike = Tensor | Sequence[Any] | Any
 
 Augment = Callable[[Tensor, int], Tensor]
+
+#: Kinds of soft labels: the softmax of logits is taken, probabilities are used as they are.
+SOFT_LABELS = ("logits", "probabilities")
+
+#: Dtypes of images that are tokens, which have no gradient.
+_TOKENS = (torch.int64, torch.int32)
 
 
 @runtime_checkable
@@ -151,28 +158,45 @@ class Expect:
         self.floating(argument, theta)
         self.shape(argument, theta, [num_parameters(model)])
 
+    def loss(self, loss: Loss, losses: Sequence[str], soft_labels: str) -> None:
+        """Raise unless the loss is a function or one of these, and soft labels are of a kind."""
+        if not callable(loss):
+            self.choice("loss", loss, losses)
+        self.choice("soft_labels", soft_labels, SOFT_LABELS)
+
     def images(self, images: Tensor, theta: Tensor, name: str, engine: bool) -> None:
-        """Raise unless the tensor can be a batch of images; of any shape on autograd."""
-        self.like("images", images, theta, name)
+        """Raise unless the tensor can be a batch of images; on autograd of any shape, or tokens."""
+        tokens = isinstance(images, Tensor) and images.dtype in _TOKENS and not engine
+        self.like("images", images, theta, name, images.dtype if tokens else None)
         if engine:
             self.that(images.dim() == 4, "images", "have 4 dimensions", list(images.shape))
         enough = images.dim() > 0 and len(images) > 0
         self.that(enough, "images", "hold at least one image", list(images.shape))
 
-    def labels(self, labels: ArrayLike, images: Tensor) -> Tensor:
-        """Return labels as a tensor: indices ``[n]``, int64, or logits ``[n, K]``.
+    def labels(
+        self, labels: ArrayLike, images: Tensor, theta: Tensor, loss: Loss, soft_labels: str
+    ) -> Tensor:
+        """Return labels as a tensor, in the dtype and of the shape that the loss takes.
 
-        The range of indices is checked where the number of classes is known: by the engine, or with
-        the logits.
+        Indices ``[n]`` (int64) or soft labels ``[n, K]`` for cross-entropy, targets ``[n, ...]``
+        for the mean squared error, anything ``[n, ...]`` for a function. What depends on the
+        model's outputs is checked with them: the range of indices, and the other sizes.
         """
-        labels = self.tensor("labels", labels, images.device, images.dtype)
-        if not (labels.dtype == torch.int64 or labels.is_floating_point()):
-            wanted = f"be int64 (class indices) or {_name(images.dtype)} (logits)"
-            raise TypeError(self.message("labels", wanted, _name(labels.dtype)))
+        labels = self.tensor("labels", labels, theta.device, theta.dtype)
         count, soft = len(images), labels.is_floating_point()
-        self.like("labels", labels, images, "images", None if soft else torch.int64)
-        if soft:
-            wanted = f"have shape [{count}, K] (logits of {count} images)"
+        if loss == "mse" and not soft:
+            wanted = f"be {_name(theta.dtype)} (targets of loss='mse')"
+            raise TypeError(self.message("labels", wanted, _name(labels.dtype)))
+        if isinstance(loss, str) and not (labels.dtype == torch.int64 or soft):
+            wanted = f"be int64 (class indices) or {_name(theta.dtype)} ({soft_labels})"
+            raise TypeError(self.message("labels", wanted, _name(labels.dtype)))
+        dtype = theta.dtype if soft and isinstance(loss, str) else labels.dtype
+        self.like("labels", labels, images, "images", dtype)
+        if not isinstance(loss, str) or loss == "mse":
+            fits = labels.dim() > 0 and len(labels) == count
+            self.that(fits, "labels", f"have shape [{count}, ...]", list(labels.shape))
+        elif soft:
+            wanted = f"have shape [{count}, K] ({soft_labels} of {count} images)"
             fits = labels.dim() == 2 and len(labels) == count
             self.that(fits, "labels", wanted, list(labels.shape))
         else:

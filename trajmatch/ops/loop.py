@@ -115,8 +115,8 @@ class Loop:
         self._draws = not self.fixed and self.random_states[0] != random_state(theta.device)
         return torch.stack([reached[count] for count in self.steps.counts]), trajectory
 
-    def adjoint(self, *problem: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Gradients of ``theta_0``, images, logit labels and step size.
+    def adjoint(self, *problem: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+        """Gradients of ``theta_0``, images, labels and step size; None for what is not floating.
 
         Args:
             problem: As for :meth:`_adjoint`.
@@ -143,7 +143,7 @@ class Loop:
         images: Tensor,
         labels: Tensor,
         lr: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
         """The steps in reverse.
 
         ``adjoint`` is that of the parameters, ``lr * r`` that of the step's gradient; see
@@ -156,7 +156,7 @@ class Loop:
             self._tangent_scale = torch.where(lr == 0, torch.ones_like(lr), lr)
         adjoint = torch.zeros_like(trajectory[0])
         r = torch.zeros_like(adjoint)
-        grad_images = torch.zeros_like(images)
+        grad_images = torch.zeros_like(images) if images.is_floating_point() else None
         grad_labels = torch.zeros_like(labels) if labels.is_floating_point() else None
         grad_lr = torch.zeros_like(lr)
         for step in reversed(range(len(batches))):
@@ -169,15 +169,16 @@ class Loop:
                 restore_random_state(self.random_states[step], adjoint.device)
             # The augmentation is replayed with its graph, which carries the images' gradient back.
             with torch.enable_grad():
-                raw = images[batch].requires_grad_()
+                raw = images[batch].requires_grad_(grad_images is not None)
                 shown = self._augmented(raw, step)
             at = Point(trajectory[step], shown.detach(), labels[batch])
             directional, hessian_r, image_share, label_share = self.jvp(step, at, r)
-            if augment is not None:
-                (image_share,) = torch.autograd.grad(
-                    shown, raw, image_share, materialize_grads=True
-                )
-            grad_images.index_add_(0, batch, lr * image_share)
+            if grad_images is not None and image_share is not None:
+                if augment is not None:
+                    (image_share,) = torch.autograd.grad(
+                        shown, raw, image_share, materialize_grads=True
+                    )
+                grad_images.index_add_(0, batch, lr * image_share)
             if grad_labels is not None and label_share is not None:
                 grad_labels.index_add_(0, batch, lr * label_share)
             grad_lr = grad_lr + directional
@@ -203,7 +204,7 @@ class Unroll(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of ``theta0``, images, logit labels and step size."""
+        """Gradients of ``theta0``, images, labels and step size."""
         images, labels, lr, *trajectory = ctx.saved_tensors
         with twice_differentiable(), explained("unroll"):
             return (None, *ctx.loop.adjoint(above, trajectory, images, labels, lr))

@@ -43,13 +43,14 @@ class MicroBatches:
             again, found = self._student.jvp(part, tangent)
             directional += weight * found.directional
             grad_theta += weight * found.grad_theta
-            of_images.append(weight * found.grad_images)
+            if found.grad_images is not None:
+                of_images.append(weight * found.grad_images)
             if found.grad_labels is not None:
                 of_labels.append(weight * found.grad_labels)
             if again is not None:
                 gradient += weight * again
-        grad_labels = torch.cat(of_labels) if of_labels else None
-        return gradient, GradientJvp(directional, grad_theta, torch.cat(of_images), grad_labels)
+        inputs = (torch.cat(each) if each else None for each in (of_images, of_labels))
+        return gradient, GradientJvp(directional, grad_theta, *inputs)
 
     def _parts(self, at: Point) -> Iterator[tuple[Point, float]]:
         """Each part, and its share of the batch."""

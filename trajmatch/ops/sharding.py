@@ -78,19 +78,17 @@ class ShardedLoop(Loop):
         if len(at.images) > 0:
             found = super().jvp(step, at, self.weights[step] * r)
         else:
-            soft = torch.zeros_like(at.labels) if at.labels.is_floating_point() else None
             zeros = (
-                at.theta.new_zeros(()),
-                torch.zeros_like(at.theta),
-                torch.zeros_like(at.images),
+                torch.zeros_like(each) if each.is_floating_point() else None
+                for each in (at.images, at.labels)
             )
-            found = GradientJvp(*zeros, soft)
+            found = GradientJvp(at.theta.new_zeros(()), torch.zeros_like(at.theta), *zeros)
         if self.steps.exact:
             self.shards.sum_(found.grad_theta)
         return found
 
-    def adjoint(self, *problem: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Gradients of ``theta_0``, images, logit labels and step size, over all parts."""
+    def adjoint(self, *problem: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+        """Gradients of ``theta_0``, images, labels and step size, over all parts."""
         found = super().adjoint(*problem)
         for part in found[1:]:
             if part is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,16 @@ from trajmatch.ops.arguments import ArrayLike, Expect
 from trajmatch.ops.errors import public_operator
 from trajmatch.ops.registration import register
 from trajmatch.ops.replay import twice_differentiable
-from trajmatch.reference import GradientJvp
+from trajmatch.reference import GradientJvp, Loss
 
-#: Losses, in the order of ``StudentLoss`` (``csrc/ops/student.h``).
-LOSSES = ("cross_entropy", "sum_logits")
+#: Losses with a name; first the engine's, in the order of ``StudentLoss`` (``csrc/ops/student.h``).
+LOSSES = ("cross_entropy", "sum_logits", "mse")
+
+
+def on_engine(loss: Loss, soft_labels: str, labels: Tensor) -> TypeGuard[str]:
+    """True for the losses that the engine has; with others its networks run on autograd."""
+    probabilities = soft_labels == "probabilities" and labels.is_floating_point()
+    return loss in LOSSES[:2] and not (loss == "cross_entropy" and probabilities)
 
 
 class Point(NamedTuple):
@@ -25,8 +31,9 @@ class Point(NamedTuple):
 
     Attributes:
         theta: ``[P]``.
-        images: ``[B, C, H, W]``.
-        labels: Class indices ``[B]`` or logits ``[B, K]``; the sum of logits ignores them.
+        images: ``[B, C, H, W]``; ``[B, ...]`` on autograd.
+        labels: Class indices ``[B]``, soft labels ``[B, K]`` or targets ``[B, ...]``; the sum of
+            logits ignores them.
     """
 
     theta: Tensor
@@ -50,7 +57,7 @@ class EngineStudent:
     Args:
         network: Result of :func:`trajmatch.networks.engine_description`.
         scale: Factor of the loss.
-        loss: One of :data:`LOSSES`.
+        loss: One that :func:`on_engine` says it has.
     """
 
     def __init__(self, network: list[int], scale: float = 1.0, loss: str = LOSSES[0]) -> None:
@@ -87,25 +94,27 @@ class AutogradStudent:
     Args:
         model: The module.
         scale: Factor of the loss.
-        loss: One of :data:`LOSSES`.
+        loss: One of :data:`LOSSES`, or a function.
         update_buffers: As for :func:`gradient`.
+        soft_labels: As for :func:`gradient`.
     """
 
     def __init__(
         self,
         model: nn.Module,
         scale: float = 1.0,
-        loss: str = LOSSES[0],
+        loss: Loss = LOSSES[0],
         update_buffers: bool = False,
+        soft_labels: str = "logits",
     ) -> None:
-        self.model, self._scale, self._loss = model, scale, loss
-        self._update_buffers, self._examined = update_buffers, False
+        self.model, self._scale, self._examined = model, scale, False
+        self._settings = (loss, update_buffers, soft_labels)
 
     def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
         """Loss and gradient in the parameters; in a graph only where an input has one."""
         if torch.is_grad_enabled() and any(each.requires_grad for each in at):
             with twice_differentiable():
-                value, grad = reference.gradient(self.model, *at, self._loss, self._update_buffers)
+                value, grad = reference.gradient(self.model, *at, *self._settings)
         else:
             theta = at.theta.detach().requires_grad_()
             value, grad = self._differentiated(theta, at._replace(theta=theta))
@@ -119,7 +128,7 @@ class AutogradStudent:
     def _differentiated(self, leaf: Tensor, at: Point) -> tuple[Tensor, Tensor]:
         """Loss and gradient in a leaf, without the graph of a second derivative."""
         with torch.enable_grad():
-            value = reference.loss_value(self.model, *at, self._loss, self._update_buffers)
+            value = reference.loss_value(self.model, *at, *self._settings)
             (grad,) = torch.autograd.grad(value, leaf)
         return value.detach(), grad
 
@@ -127,10 +136,11 @@ class AutogradStudent:
         self, at: Point, tangent: Tensor | None, image_tangent: Tensor | None = None
     ) -> tuple[Tensor, GradientJvp]:
         """The gradient in the parameters again, and the derivatives of the gradients."""
-        scaled = None if tangent is None else self._scale * tangent
+        loss, _, soft_labels = self._settings
+        directions = (None if tangent is None else self._scale * tangent, image_tangent)
         with twice_differentiable():
             grad, found = reference.gradient_and_jvp(
-                self.model, *at, scaled, image_tangent, self._loss, not self._examined
+                self.model, *at, *directions, loss, soft_labels, not self._examined
             )
         self._examined = True
         return self._scale * grad, found
@@ -153,9 +163,10 @@ def gradient(
     theta: Tensor,
     images: Tensor,
     labels: ArrayLike | None,
-    loss: str = "cross_entropy",
+    loss: Loss = "cross_entropy",
     precise: bool = False,
     update_buffers: bool = False,
+    soft_labels: str = "logits",
 ) -> tuple[Tensor, Tensor]:
     """Loss of a batch and its gradient in the flat parameters.
 
@@ -163,26 +174,40 @@ def gradient(
         model: The network. Its own parameters are not used and not changed, its buffers only with
             ``update_buffers``. It runs in the mode (training or evaluation) that it is in.
         theta: Parameters in the order of ``model.parameters()``. ``[P]``, float32 or float64.
-        images: ``[B, C, H, W]``, dtype and device of ``theta``.
-        labels: Class indices ``[B]`` (int64) or logits ``[B, K]``, a tensor, array or list; None
-            for ``"sum_logits"``.
-        loss: ``"cross_entropy"`` (mean over the batch) or ``"sum_logits"`` (the sum of all logits
-            of the batch; AST's gradient penalty takes its derivative).
+        images: ``[B, C, H, W]``, dtype and device of ``theta``. Modules on autograd take inputs of
+            any shape ``[B, ...]``, and tokens (int64 or int32), which have no gradient.
+        labels: A tensor, array or list; None for ``"sum_logits"``. Class indices ``[B]`` (int64) or
+            soft labels ``[B, K]`` for ``"cross_entropy"``, targets of the shape of the model's
+            outputs for ``"mse"``; of any dtype and shape ``[B, ...]`` for a function.
+        loss: One of
+
+            * ``"cross_entropy"``: mean over the batch.
+            * ``"mse"``: mean squared error over all elements of the outputs.
+            * ``"sum_logits"``: sum of all logits (AST's gradient penalty takes its derivative).
+            * A function of outputs and labels that returns a scalar ``[]``, the mean over the
+              batch, twice differentiable in both. Other tensors that it reads are constants.
+
+            The engine has cross-entropy (class indices and logits) and the sum of logits; with any
+            other loss its networks run on autograd.
         precise: On the CPU engine, in float32: Winograd F(2x2) in place of F(4x4), more
             accurate and slower (``docs/performance.md``).
         update_buffers: True if this pass counts in the model's own buffers, the running statistics
             of batch norm, as a training step does. Networks on the engine have none.
+        soft_labels: Meaning of floating labels for ``"cross_entropy"``: ``"logits"``, of which the
+            softmax is taken, or ``"probabilities"``, used as they are: they need not sum to 1.
 
     Returns:
         The loss ``[]`` and the gradient ``[P]``. Both are differentiable once more in ``theta``,
-        ``images`` and logit labels (on the engine by :func:`gradient_jvp`); on autograd as often
+        ``images`` and floating labels (on the engine by :func:`gradient_jvp`); on autograd as often
         as the module is.
 
     Raises:
         ValueError: A shape, device, label or choice does not fit the model.
         TypeError: A dtype is not supported.
     """
-    student, at = _checked("gradient", model, theta, images, labels, loss, precise, update_buffers)
+    student, at = _checked(
+        "gradient", model, theta, images, labels, loss, precise, soft_labels, update_buffers
+    )
     return student.gradient(at)
 
 
@@ -194,8 +219,9 @@ def gradient_jvp(
     labels: ArrayLike | None,
     tangent: Tensor | None = None,
     image_tangent: Tensor | None = None,
-    loss: str = "cross_entropy",
+    loss: Loss = "cross_entropy",
     precise: bool = False,
+    soft_labels: str = "logits",
 ) -> GradientJvp:
     """Derivative of a batch's loss and gradients along a direction.
 
@@ -207,25 +233,29 @@ def gradient_jvp(
     Args:
         model: The network. Its own parameters are not used and not changed.
         theta: ``[P]``, float32 or float64.
-        images: ``[B, C, H, W]``.
-        labels: Class indices ``[B]`` or logits ``[B, K]``; None for ``"sum_logits"``.
+        images: As for :func:`gradient`.
+        labels: As for :func:`gradient`.
         tangent: Direction of the parameters, ``[P]``; None: zero.
-        image_tangent: Direction of the images, ``[B, C, H, W]``; None: zero.
-        loss: ``"cross_entropy"`` or ``"sum_logits"``.
+        image_tangent: Direction of the images, in their shape; None: zero.
+        loss: As for :func:`gradient`.
         precise: As for :func:`gradient`.
+        soft_labels: As for :func:`gradient`.
 
     Returns:
         A named tuple, not differentiable itself:
         ``directional`` ``[]``, the derivative of the loss, ``<grad, tangent>`` for a parameter
-        tangent; ``grad_theta`` ``[P]``, ``grad_images`` ``[B, C, H, W]`` and ``grad_labels``
-        ``[B, K]`` (None for class indices), the derivatives of the gradients in each.
+        tangent; ``grad_theta`` ``[P]``, ``grad_images`` (None for tokens) and ``grad_labels`` (None
+        for labels that are not floating), the derivatives of the gradients in each.
 
     Raises:
         ValueError: A shape, device, label or choice does not fit the model.
         TypeError: A dtype is not supported.
         NotImplementedError: The model is not twice differentiable.
     """
-    student, at = _checked("gradient_jvp", model, theta, images, labels, loss, precise)
+    op = "gradient_jvp"
+    student, at = _checked(op, model, theta, images, labels, loss, precise, soft_labels)
+    differentiable = image_tangent is None or images.is_floating_point()
+    Expect(op).that(differentiable, "image_tangent", "be None for tokens", "a tensor")
     return student.jvp(at, tangent, image_tangent)[1]
 
 
@@ -235,27 +265,32 @@ def image_gradient(
     theta: Tensor,
     images: Tensor,
     labels: ArrayLike | None,
-    loss: str = "cross_entropy",
+    loss: Loss = "cross_entropy",
     precise: bool = False,
+    soft_labels: str = "logits",
 ) -> Tensor:
     """Gradient of a batch's loss in the images.
 
     Args:
         model: The network. Its own parameters and buffers are not used up or changed.
         theta: ``[P]``, float32 or float64.
-        images: ``[B, C, H, W]``.
-        labels: Class indices ``[B]`` or logits ``[B, K]``; None for ``"sum_logits"``.
-        loss: ``"cross_entropy"`` or ``"sum_logits"``, as for :func:`gradient`.
+        images: As for :func:`gradient`, without tokens.
+        labels: As for :func:`gradient`.
+        loss: As for :func:`gradient`.
         precise: As for :func:`gradient`.
+        soft_labels: As for :func:`gradient`.
 
     Returns:
-        ``[B, C, H, W]``, not differentiable itself; :func:`gradient_jvp` has its derivatives.
+        The gradient in the shape of ``images``, not differentiable itself; :func:`gradient_jvp` has
+        its derivatives.
 
     Raises:
         ValueError: A shape, device, label or choice does not fit the model.
         TypeError: A dtype is not supported.
     """
-    student, at = _checked("image_gradient", model, theta, images, labels, loss, precise)
+    op = "image_gradient"
+    student, at = _checked(op, model, theta, images, labels, loss, precise, soft_labels)
+    Expect(op).floating("images", images)
     return student.image_gradient(at)
 
 
@@ -275,8 +310,9 @@ def _checked(
     theta: Tensor,
     images: Tensor,
     labels: ArrayLike | None,
-    loss: str,
+    loss: Loss,
     precise: bool,
+    soft_labels: str,
     update_buffers: bool = False,
 ) -> tuple[EngineStudent | AutogradStudent, Point]:
     """The student of an operator's arguments and where it is differentiated, after all checks."""
@@ -285,16 +321,16 @@ def _checked(
     network = engine_description(model, precise)
     expect.theta("theta", theta, model)
     expect.images(images, theta, "theta", network is not None)
-    expect.choice("loss", loss, LOSSES)
+    expect.loss(loss, LOSSES, soft_labels)
     if labels is None:
-        expect.that(loss == "sum_logits", "labels", "be given for loss='cross_entropy'", None)
+        expect.that(loss == "sum_logits", "labels", f"be given for loss={loss!r}", None)
         labels = torch.empty(0, dtype=torch.int64, device=images.device)
     else:
-        labels = expect.labels(labels, images)
+        labels = expect.labels(labels, images, theta, loss, soft_labels)
     at = Point(theta, images, labels)
-    if network is None:
-        return AutogradStudent(model, 1.0, loss, update_buffers), at
-    return EngineStudent(network, 1.0, loss), at
+    if network is not None and on_engine(loss, soft_labels, labels):
+        return EngineStudent(network, 1.0, loss), at
+    return AutogradStudent(model, 1.0, loss, update_buffers, soft_labels), at
 
 
 def _soft(labels: Tensor, loss: int) -> bool:

@@ -18,7 +18,8 @@ from trajmatch.ops.micro_batches import MicroBatches
 from trajmatch.ops.registration import register
 from trajmatch.ops.sgd_step import as_scalar
 from trajmatch.ops.sharding import ShardedLoop, Shards
-from trajmatch.ops.student import AutogradStudent, EngineStudent, Student
+from trajmatch.ops.student import AutogradStudent, EngineStudent, Student, on_engine
+from trajmatch.reference import Loss
 
 
 @public_operator
@@ -30,6 +31,8 @@ def unroll(
     lr: Tensor | float,
     batches: ArrayLike | Sequence[ArrayLike],
     *,
+    loss: Loss = "cross_entropy",
+    soft_labels: str = "logits",
     momentum: float = 0.0,
     loss_scale: float = 1.0,
     steps: Sequence[int] | None = None,
@@ -43,7 +46,7 @@ def unroll(
     """Parameters after ``N`` SGD steps of a student on its synthetic set (MTT, section 3.2).
 
     ``theta_{t+1} = theta_t - lr b_t``, ``b_t = momentum b_{t-1} + loss_scale * gradient`` of the
-    cross-entropy at ``theta_t`` on ``A_t(images[batches[t]])``. The gradient is exact: the adjoint
+    student's loss at ``theta_t`` on ``A_t(images[batches[t]])``. The gradient is exact: the adjoint
     walks the steps backwards and recomputes one at a time, so that memory is one step's
     activations and ``N`` parameter vectors, whatever ``N`` is. A step is recomputed in the state
     that it first ran in: mode and buffers of the model, autocast, and the global random generators
@@ -62,11 +65,18 @@ def unroll(
             parameters (``requires_grad=False``) are constants: they stay as they are in
             ``theta0``. A module that ``torch.compile`` made runs without being compiled.
         theta0: Parameters to begin from. ``[P]``, float32 or float64.
-        images: The synthetic images. ``[n, C, H, W]``, dtype and device of ``theta0``.
-        labels: Class indices ``[n]`` (int64) or logits ``[n, K]``; a tensor, array or list.
+        images: The synthetic images. ``[n, C, H, W]``, dtype and device of ``theta0``. Modules on
+            autograd take inputs of any shape ``[n, ...]``, and tokens (int64 or int32), which have
+            no gradient.
+        labels: Class indices ``[n]`` (int64), soft labels ``[n, K]``, or targets ``[n, ...]``; a
+            tensor, array or list.
         lr: Step size. A number, or ``[]`` with dtype and device of ``theta0``.
         batches: Indices into ``images``, int64 on the device of ``theta0``: ``[N, B]``, or a
             sequence of ``N`` one-dimensional tensors of any length. Arrays and lists are taken too.
+        loss: ``"cross_entropy"``, ``"mse"`` or a function, as for :func:`trajmatch.ops.gradient`,
+            which says what labels each takes. With ``micro_batch`` or ``shards`` the function gets
+            a part of the batch at a time, so it must be a mean of terms of single images.
+        soft_labels: ``"logits"`` or ``"probabilities"``, as for :func:`trajmatch.ops.gradient`.
         momentum: Heavy-ball factor of the student's steps (AST).
         loss_scale: Factor of the student's loss (AST's balance ``kappa``).
         steps: Counts of steps done, 1 to ``N``, after which parameters are returned.
@@ -94,7 +104,7 @@ def unroll(
 
     Returns:
         ``theta_N`` ``[P]``, or ``[len(steps), P]`` in the order of ``steps``. Differentiable once
-        in ``images``, logit labels, ``lr`` and ``theta0``.
+        in ``images``, floating labels, ``lr`` and ``theta0``.
 
     Raises:
         ValueError: A shape, device, label, index or count does not fit, or the model treats images
@@ -116,7 +126,10 @@ def unroll(
     expect.theta("theta0", theta0, model)
     network = engine_description(model, precise)
     expect.images(images, theta0, "theta0", network is not None)
-    labels = expect.labels(labels, images)
+    expect.loss(loss, ("cross_entropy", "mse"), soft_labels)
+    labels = expect.labels(labels, images, theta0, loss, soft_labels)
+    if not on_engine(loss, soft_labels, labels):
+        network = None
     lr = as_scalar(lr, theta0)
     expect.like("lr", lr, theta0, "theta0")
     expect.shape("lr", lr, [])
@@ -144,7 +157,8 @@ def unroll(
         if network is not None:
             student, called = EngineStudent(network, loss_scale), None
         else:
-            student, called = AutogradStudent(model, loss_scale), model
+            student = AutogradStudent(model, loss_scale, loss, soft_labels=soft_labels)
+            called = model
             argument = "shards" if most is None else "micro_batch"
             wanted = (
                 "be None for a network whose logits of an image depend on the others of its "
