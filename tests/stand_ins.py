@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from trajmatch.data.dsa import DSA
-from trajmatch.distill.images.pixels import Pixels
 from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
 from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.schedule import StartEpochWindow
+from trajmatch.images.pixels import Pixels
 from trajmatch.recording import call_again
 
 
@@ -57,5 +57,5 @@ def objective_of(model: torch.nn.Module, loss: MatchingLoss, **settings: Any) ->
     size: Any = SimpleNamespace(manifest={"network": {"image_size": 8}})
     config: Any = SimpleNamespace(**chosen)
     device = next(model.parameters()).device
-    window = StartEpochWindow(0, 1)
-    return MatchTrajectory(config, model, size, window, loss, DSA("none"), Pixels(), device)
+    window, shape = StartEpochWindow(0, 1), torch.Size([0])  # which pixels do not ask for
+    return MatchTrajectory(config, model, size, window, loss, DSA("none"), Pixels(), shape, device)

@@ -15,7 +15,7 @@ FLOORS = (
     "_extension _torchvision block children device errors files importing interruption lazy "
     "lock memory pictures progress random recording run_folder run_options schema streams",
     "networks ops parallel protocol reference",
-    "data inference training",
+    "data images inference training",
     "artifact experts snapshots",
     "evaluate",
     "distill",

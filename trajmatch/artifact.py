@@ -29,11 +29,13 @@ from trajmatch.data.dsa import DSA
 from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing
 from trajmatch.data.zca import ZCA, from_parts
 from trajmatch.errors import UserError, as_user_error
+from trajmatch.images import find_parametrisation, is_built_in
 from trajmatch.schema import Finite, Positive, PositiveInt, settings_of, settle
 
 FORMAT = "trajmatch artifact"
-#: Version of a file with whitened images; without, files are of version 1, as they always were.
-FORMAT_VERSION = 2
+#: Version of a file without images, which are rendered from parameters. Files with whitened images
+#: are of version 2, and all others of version 1, as they always were.
+FORMAT_VERSION = 3
 
 #: Endings of other kinds of files, for a warning.
 _OTHER_ENDINGS = (".gif", ".h5", ".jpg", ".json", ".npy", ".npz", ".pkl", ".png", ".pt", ".pth")
@@ -88,7 +90,8 @@ class Artifact(Description):
         selection: How the set was chosen among the iterates: ``"last"``, ``"holdout"`` or
             ``"test-max"``.
         parametrisation: Parametrisation of the images (``distill --images``); None: pixels.
-        parameters: The tensors that it made the images of, by name; empty for pixels.
+        parameters: The tensors that it makes the images of, by name; empty for pixels.
+        keeps_rendered: True if a file of the set keeps the images beside these parameters.
 
     Raises:
         UserError: A field does not fit the others; the message names it.
@@ -99,6 +102,7 @@ class Artifact(Description):
     zca: ZCA | None = None
     parametrisation: str | None = None
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    keeps_rendered: bool = True
 
     def __post_init__(self) -> None:
         """Check every field; see the class."""
@@ -260,8 +264,23 @@ class Artifact(Description):
     def _tensors(self) -> dict[str, Tensor]:
         """Return the tensors that define the set, by their names in a file."""
         named = {f"{_PARAMETER}{name}": tensor for name, tensor in self.parameters.items()}
-        own = {"images": self.images, "labels": self.labels}
-        return {**own, **named, **self.preprocessing.tensors()}
+        images = {"images": self.images} if self.keeps_rendered else {}
+        return {**images, "labels": self.labels, **named, **self.preprocessing.tensors()}
+
+    @property
+    def _learned(self) -> list[Tensor]:
+        """Tensors that are the set: labels, and pixels or the parameters of the images."""
+        return [self.labels, *(self.parameters.values() or [self.images])]
+
+    @property
+    def stored_values(self) -> int:
+        """Number of learned values: floating-point numbers of images and soft labels."""
+        return sum(each.numel() for each in self._learned if each.is_floating_point())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that images (or their parameters) and labels take in a file."""
+        return sum(each.numel() * each.element_size() for each in self._learned)
 
 
 def log_probabilities(probabilities: Tensor) -> Tensor:
@@ -324,11 +343,12 @@ def save(path: str | os.PathLike[str], artifact: Artifact) -> None:
         raise TypeError(f"expected artifact to be an Artifact, but got {type(artifact).__name__}")
     description = {
         "format": FORMAT,
-        "format_version": 1 if artifact.zca is None else FORMAT_VERSION,
+        "format_version": _version(artifact),
         "sha256": artifact.fingerprint,
         **artifact._description(),
     }
-    files.save_tensors(path, {**artifact._tensors(), "pixels": artifact.pixels}, description)
+    pixels = {"pixels": artifact.pixels} if artifact.keeps_rendered else {}
+    files.save_tensors(path, {**artifact._tensors(), **pixels}, description)
 
 
 def load(path: str | os.PathLike[str]) -> Artifact:
@@ -355,7 +375,9 @@ def load(path: str | os.PathLike[str]) -> Artifact:
             "wrote the file"
         )
     names = [each.name for each in fields(Description)]
-    missing = [*({"images", "labels", "pixels"} - tensors.keys()), *({*names} - metadata.keys())]
+    spec = metadata.get("parametrisation")
+    wanted = {"labels"} if metadata["format_version"] > 2 else {"images", "labels", "pixels"}
+    missing = [*(wanted - tensors.keys()), *({*names} - metadata.keys())]
     if missing:
         raise UserError(f"{path} is damaged: it has no {missing[0]!r}")
     parameters = {
@@ -364,17 +386,44 @@ def load(path: str | os.PathLike[str]) -> Artifact:
         if name.startswith(_PARAMETER)
     }
     with as_user_error(f"{path} is damaged: "):
+        rendered = tensors.get("images")
         artifact = Artifact(
-            images=tensors["images"],
+            images=_rendered(path, spec, parameters, metadata) if rendered is None else rendered,
             labels=tensors["labels"],
             zca=from_parts(metadata["zca"], tensors) if "zca" in metadata else None,
-            parametrisation=metadata.get("parametrisation"),
+            parametrisation=spec,
             parameters=parameters,
+            keeps_rendered=rendered is not None,
             **{name: metadata[name] for name in names},
         )
     if metadata.get("sha256") != artifact.fingerprint:
         raise UserError(f"{path} is damaged: its content does not fit its checksum")
     return artifact
+
+
+def _rendered(
+    path: str | os.PathLike[str],
+    spec: str | None,
+    parameters: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+) -> Tensor:
+    """Render the images of a file that does not keep them."""
+    if not isinstance(spec, str) or not is_built_in(spec):
+        raise UserError(
+            f"{path} keeps its images as parameters of {spec!r}, which trajmatch {__version__} "
+            "does not know; use the release that wrote the file, or a file that keeps the images "
+            "themselves (distill --keep-rendered)"
+        )
+    size = metadata["network"]["image_size"]
+    shape = torch.Size([metadata["network"]["in_channels"], size, size])
+    with torch.no_grad():
+        return find_parametrisation(spec).render(parameters, shape)
+
+
+def _version(artifact: Artifact) -> int:
+    if not artifact.keeps_rendered:
+        return FORMAT_VERSION
+    return 1 if artifact.zca is None else 2
 
 
 def current_versions() -> dict[str, str]:

@@ -14,11 +14,11 @@ from gpu_stages.settings import Settings
 from trajmatch.data.dsa import DSA
 from trajmatch.distill import DistillConfig
 from trajmatch.distill.gradients import Graph
-from trajmatch.distill.images.pixels import Pixels
 from trajmatch.distill.objectives import Plan
 from trajmatch.distill.objectives.match_trajectory import Match, MatchTrajectory
 from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.schedule import StartEpochWindow
+from trajmatch.images.pixels import Pixels
 from trajmatch.recording import Record, call_again, cuda_graph
 
 
@@ -50,6 +50,7 @@ def replayed(
         MatchingLoss(),
         DSA("none"),
         Pixels(),
+        problem.images.shape[1:],
         problem.images.device,
     )
     graph = Graph(objective, record)

@@ -45,7 +45,8 @@ def test_goes_on_as_if_it_had_not_stopped(run, tmp_path) -> None:
     for name, parameter in restored.parameters.items():
         assert parameter.optimiser == state.parameters[name].optimiser
         assert torch.equal(parameter.value, state.parameters[name].value)
-        assert torch.equal(parameter.velocity, state.parameters[name].velocity)
+        for moment, value in parameter.moments.items():
+            assert torch.equal(value, state.parameters[name].moments[moment])
 
 
 def test_same_state_same_bytes(run, tmp_path) -> None:

@@ -23,9 +23,9 @@ ZERO = torch.zeros(2)
 GRADIENTS = {"images": ZERO, "step_size": torch.tensor(1.0)}
 LR_INIT = 0.05
 RULES = {
-    "images": SGD(1.0, 0.5, "--lr-img"),
-    "labels": SGD(1.0, 0.5, "--lr-label"),
-    "step_size": SGD(1.0, 0.5, "--lr-lr", positive=True),
+    "images": SGD(lr=1.0, momentum=0.5, flag="--lr-img"),
+    "labels": SGD(lr=1.0, momentum=0.5, flag="--lr-label"),
+    "step_size": SGD(lr=1.0, momentum=0.5, flag="--lr-lr", positive=True),
 }
 
 
@@ -96,7 +96,7 @@ def test_what_is_not_usable_in_the_update(state, changes, message) -> None:
 
 def test_a_velocity_that_is_not_finite(state) -> None:
     update = parameters()
-    update["images"] = replace(update["images"], velocity=torch.tensor([INF, 0.0]))
+    update["images"] = replace(update["images"], moments={"velocity": torch.tensor([INF, 0.0])})
     assert "the images would not be finite" in cause_and_remedy(state, gradient(), update)
 
 
@@ -135,7 +135,7 @@ def test_known_failures_stop_with_the_reason_and_nothing_broken(configure, name)
     state = checkpoint.load(config.checkpoint_path, problem)
     assert (
         state.parameters["images"].value.isfinite().all()
-        and state.parameters["images"].velocity.isfinite().all()
+        and state.parameters["images"].moments["velocity"].isfinite().all()
     )
     assert 0 < state.step_size < 1e7
 

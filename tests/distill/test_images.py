@@ -16,25 +16,27 @@ from torch.nn.functional import interpolate
 import trajmatch
 from trajmatch.cli.main import main
 from trajmatch.distill import distill
-from trajmatch.distill.images import find_parametrisation
 from trajmatch.distill.objectives import Plan
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
+from trajmatch.images import Parametrisation, find_parametrisation
 
 MODULE = """
 from dataclasses import dataclass
 
 from torch.nn.functional import interpolate
 
+from trajmatch.images import Parametrisation
+
 
 @dataclass(frozen=True)
-class LowResolution:
+class LowResolution(Parametrisation):
     factor: int = 2
 
-    def initial(self, images):
+    def initial(self, images, classes):
         return {"small_images": interpolate(images, scale_factor=1 / self.factor, mode="area")}
 
-    def render(self, parameters):
+    def render(self, parameters, shape):
         small = parameters["small_images"]
         return interpolate(small, scale_factor=self.factor, mode="bilinear")
 """
@@ -123,14 +125,14 @@ def test_a_file_is_read_where_its_parametrisation_is_not(configure, monkeypatch)
 
 
 @dataclass
-class Broken:
+class Broken(Parametrisation):
     made: object = None
     rendered: object = None
 
-    def initial(self, images: Tensor) -> Mapping[str, Tensor]:
+    def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
         return {"x": images} if self.made is None else self.made  # type: ignore[return-value]
 
-    def render(self, parameters: Mapping[str, Tensor]) -> Tensor:
+    def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
         return self.rendered  # type: ignore[return-value]
 
 
@@ -157,10 +159,13 @@ def test_what_is_wrong_with_a_parametrisation_is_said(configure, broken, message
     ("spec", "message"),
     [
         ("pixel", "has no parametrisation 'pixel'.*did you mean pixels"),
-        ("pixels:size=3", "--images pixels:size=3 failed: TypeError"),
+        (
+            "pixels:size=3",
+            "--images pixels:size=3: got an unexpected keyword argument 'size'; pixels takes no settings",
+        ),
         ("no_such_module:x", "there is no Python module 'no_such_module'"),
-        ("json:dumps", "should have the methods initial"),
-        (f"{SPEC}:factor=2,3", "'3' should be NAME=VALUE"),
+        ("collections:OrderedDict", "should be a subclass of trajmatch.images.Parametrisation"),
+        (f"{SPEC}:factor=2,3", "'3' should be NAME=VALUE, like the one before it"),
     ],
 )
 def test_what_is_no_parametrisation(spec: str, message: str) -> None:

@@ -72,7 +72,8 @@ def test_an_iteration_is_one_step_along_the_mean_of_hand_made_matches(configure,
         assert numbers["loss"] == sum(each.loss for each in made) / matches
         for name, parameter in wanted.items():
             assert torch.equal(state.parameters[name].value, parameter.value)
-            assert torch.equal(state.parameters[name].velocity, parameter.velocity)
+            for moment, value in parameter.moments.items():
+                assert torch.equal(value, state.parameters[name].moments[moment])
     assert (state.iteration, state.applied) == (4, 4)
 
 

@@ -24,7 +24,7 @@ def of(value: float) -> Tensor:
 
 def test_it_is_the_sgd_of_pytorch() -> None:
     value = torch.randn(3, 1, 4, 4, generator=generator(0))
-    ours = OuterParameter.new(value, SGD(7.0, 0.5, "--lr-img"))
+    ours = OuterParameter.new(value, SGD(lr=7.0, momentum=0.5, flag="--lr-img"))
     theirs = torch.nn.Parameter(value.clone())
     optimiser = torch.optim.SGD([theirs], lr=7.0, momentum=0.5)
     for number in range(3):
@@ -45,7 +45,7 @@ def test_multiplicative_steps() -> None:
     one = eta(0.01, multiplicative=True).updated(of(2.0))
     assert one.value.item() == 0.01 * math.exp(-1e-3 * 2.0 / 0.01)
     two = one.updated(of(-4.0))
-    assert two.velocity.item() == -3.0
+    assert two.moments["velocity"].item() == -3.0
     assert two.value.item() == one.value.item() * math.exp(3e-3 / one.value.item())
 
 

@@ -81,8 +81,8 @@ def in_double(problem: Problem) -> tuple[Problem, State]:
         return tensor.double() if tensor.is_floating_point() else tensor
 
     for name, each in state.parameters.items():
-        value, velocity = double(each.value), double(each.velocity)
-        state.parameters[name] = replace(each, value=value, velocity=velocity)
+        moments = {moment: double(value) for moment, value in each.moments.items()}
+        state.parameters[name] = replace(each, value=double(each.value), moments=moments)
     state.average = {name: double(each) for name, each in state.average.items()}
     store: Any = DoubleStore(problem.store)
     objective = replace(problem.objective, store=store)

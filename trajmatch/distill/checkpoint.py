@@ -39,7 +39,7 @@ def save(path: Path, state: State, identity: dict[str, Any]) -> None:
         path,
         {
             **_named("value", values(state.parameters)),
-            **_named("velocity", {name: each.velocity for name, each in moving.items()}),
+            **{f"{k}.{name}": m for name, each in moving.items() for k, m in each.moments.items()},
             **_named("average", state.average),
             **_named("best", state.best_values),
             **_named("draws", state.draws.state_dict()),
@@ -80,8 +80,11 @@ def load(path: Path, problem: Problem) -> State:
         progress = msgspec.convert(description["progress"], Progress)
         state = problem.state(_under("value", tensors, problem.device))
         for name, parameter in learned(state.parameters).items():
-            velocity = tensors[f"velocity.{name}"].to(parameter.value)
-            state.parameters[name] = replace(parameter, velocity=velocity)
+            moments = {
+                moment: tensors[f"{moment}.{name}"].to(first)
+                for moment, first in parameter.moments.items()
+            }
+            state.parameters[name] = replace(parameter, moments=moments)
         state.average = _under("average", tensors, problem.device)
         problem.render(state.result)  # which needs all of them
         state.best_values = _under("best", tensors, problem.device)

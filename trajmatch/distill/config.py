@@ -24,7 +24,8 @@ class DistillSettings(Settings):
     """Settings that decide the distilled set, beside experts, data and seed."""
 
     ipc: PositiveInt = 1
-    """IPC: synthetic images per class (MTT: ipc)."""
+    """IPC: synthetic images per class (MTT: ipc); with another parametrisation than pixels, the
+    number of images whose values may be stored."""
     iterations: PositiveInt = 5000
     """Outer iterations (MTT: Iteration)."""
     student_steps: PositiveInt = 20
@@ -62,8 +63,15 @@ class DistillSettings(Settings):
     gradient: Literal["exact", "tesla"] = "exact"
     """Derivative of L through the student's steps: exact, or the approximation of
     TESLA, which neglects how later steps depend on earlier ones."""
-    lr_img: NonNegative = 100.0
-    """Learning rate of the synthetic images (MTT: lr_img)."""
+    lr_img: NonNegative | None = None
+    """Learning rate of the synthetic images (MTT: lr_img). Default: 100 with SGD and 0.001 with
+    Adam, or that of the parametrisation."""
+    optimiser_img: Literal["sgd", "adam"] | None = None
+    """Optimiser of the synthetic images. Default: sgd (MTT), and adam for --images implicit and
+    --objective train-and-test."""
+    clip_img: Annotated[float, Meta(gt=0)] | None = None
+    """Shorten gradients of the images to this multiple of their running norm. Default: none, and 2
+    for --objective train-and-test (RaT-BPTT)."""
     lr_lr: NonNegative = 1e-5
     """Learning rate of the step size eta (MTT: lr_lr)."""
     lr_init: Positive | None = None
@@ -80,8 +88,13 @@ class DistillSettings(Settings):
     objective: str = "match-trajectory"
     """Objective: match-trajectory, or package.module:NAME of your own."""
     images: str = "pixels"
-    """Parametrisation of the images: pixels, or package.module:NAME of your own, with settings
-    behind a colon (:size=16)."""
+    """Parametrisation of the images: pixels, flip (with mirror images), upsample (smaller images,
+    resized), frequency (coefficients of the cosine transform), or package.module:NAME of your own;
+    settings follow a colon (upsample:factor=2). There are as many images as the values of --ipc
+    images pay for."""
+    freeze: NonNegative = 0
+    """Images of each class, the first ones, that stay as they begin: a number, or, below 1, a part
+    of them (SelMatch: 1 - alpha)."""
     init: Literal["real", "noise", "representative", "correct"] = "real"
     """First synthetic images: random real images of each class, or noise (MTT: pix_init); real
     images nearest to the centres of k-means in an expert's logits (AST); or random real images that
@@ -176,8 +189,12 @@ class DistillConfig(RunOptions, DistillSettings):
     """The artifact to write: images, labels, step size and all that is needed to use them."""
     data: str | None = None
     """Real images, if they are not where the store says."""
+    keep_rendered: bool = False
+    """Keep the rendered images in the artifact beside the parameters that they are made of, for
+    programs that know no parametrisation. Always kept with package.module:NAME."""
     init_from: Path | None = None
-    """Artifact whose images and labels to start from, instead of --init."""
+    """Artifact whose images and labels to start from, instead of --init; the images that it lacks
+    come from --init."""
     checkpoint_every: PositiveInt = 100
     """Iterations from one checkpoint to the next."""
     log: Path | None = None

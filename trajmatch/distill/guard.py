@@ -95,7 +95,7 @@ def _fault_of(name: str, old: OuterParameter, new: OuterParameter) -> Fault | No
             cause = f"the {_words(name)} would go from {_shown(before)} to {_shown(after)}"
             return Fault(cause, remedy)
         return None
-    if not (after.isfinite().all() and new.velocity.isfinite().all()):
+    if not all(each.isfinite().all() for each in (after, *new.moments.values())):
         return Fault(f"the {_words(name)} would not be finite", remedy)
     if (change := _change(before, after)) > MOST_CHANGE:
         return Fault(f"the {_words(name)} would change by {change:.3g} times their size", remedy)

@@ -46,7 +46,8 @@ class ImageSnapshots:
         self._last = -1
         if not self._due:
             return
-        self._chosen = _some_of_each_class(problem.render(state.result).images, config.ipc)
+        images = problem.render(state.result).images
+        self._chosen = _some_of_each_class(images, problem.images_per_class)
         if state.iteration > 0 and (found := self._load()):
             checkpoint.check_same_run(
                 self._path, dict(found.identity), problem.identity, ignore=("iterations",)
@@ -86,11 +87,11 @@ class ImageSnapshots:
             return None
 
     def _none(self, pixels: Tensor) -> Snapshots:
-        ipc = self._problem.config.ipc
+        per_class = self._problem.images_per_class
         return Snapshots(
             iterations=(),
             images=torch.empty(0, *pixels.shape, dtype=snapshots.DTYPE),
-            labels=self._chosen // ipc,
+            labels=self._chosen // per_class,
             identity=self._problem.identity,
         )
 
@@ -110,8 +111,8 @@ def due_iterations(count: int, iterations: int) -> frozenset[int]:
     return frozenset(-(-iterations * k * k // count**2) for k in range(count + 1))
 
 
-def _some_of_each_class(images: Tensor, ipc: int) -> Tensor:
+def _some_of_each_class(images: Tensor, per_class: int) -> Tensor:
     """Return the numbers of the images to keep, the first of each class. ``[n]``, int64."""
-    num_classes, values = len(images) // ipc, images[0].numel()
-    count = max(1, min(ipc, IMAGES_PER_CLASS, VALUES // (num_classes * values)))
-    return torch.cat([torch.arange(count) + ipc * k for k in range(num_classes)])
+    num_classes, values = len(images) // per_class, images[0].numel()
+    count = max(1, min(per_class, IMAGES_PER_CLASS, VALUES // (num_classes * values)))
+    return torch.cat([torch.arange(count) + per_class * k for k in range(num_classes)])

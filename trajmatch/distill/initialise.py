@@ -163,25 +163,40 @@ def from_artifact(source: Artifact, path: str, dataset: Dataset, ipc: int) -> Sy
         ipc: Images per class that the run asks for.
 
     Returns:
-        The images and labels, of either kind.
+        The images and labels, of either kind; as many of every class, at most ``ipc``.
 
     Raises:
-        UserError: Classes, image shape or images per class are others.
+        UserError: Classes or image shape are others, or there are more images per class.
     """
     shape = tuple(dataset.train_images.shape[1:])
     for what, found, wanted in (
         ("classes", source.class_names, dataset.class_names),
         ("images of shape", tuple(source.images.shape[1:]), shape),
-        ("images in all", len(source.images), ipc * dataset.num_classes),
-        ("images per class", source.ipc, ipc),
     ):
         if found != wanted:
             raise UserError(
                 f"--init-from {path} does not fit this run: it has {what} {found}, and the run "
-                f"(--ipc {ipc} on {dataset.name}) needs {wanted}"
+                f"on {dataset.name} needs {wanted}"
             )
+    count, rest = divmod(len(source.images), dataset.num_classes)
+    if rest or count > ipc:
+        raise UserError(
+            f"--init-from {path} does not fit this run: it has {len(source.images)} images in "
+            f"{dataset.num_classes} classes, and the run begins with {ipc} of every class; take "
+            "as many, or more with a larger --ipc"
+        )
     images = source.images_preprocessed_by(dataset.preprocessing)
     return SyntheticSet(images, source.labels)
+
+
+def joined(first: SyntheticSet, more: SyntheticSet, classes: int) -> SyntheticSet:
+    """Return two sets as one: of every class the images of the first, then those of the other."""
+
+    def of_both(name: str) -> Tensor:
+        parts = [getattr(each, name).unflatten(0, (classes, -1)) for each in (first, more)]
+        return torch.cat(parts, dim=1).flatten(0, 1)
+
+    return SyntheticSet(of_both("images"), of_both("labels"))
 
 
 def _members(dataset: Dataset, ipc: int) -> list[Tensor]:

@@ -177,5 +177,5 @@ def check_in_step(state: State, ranks: Ranks) -> None:
 
 
 def _tensors(state: State) -> list[Tensor]:
-    moved = [each.velocity for each in learned(state.parameters).values()]
+    moved = [m for each in learned(state.parameters).values() for m in each.moments.values()]
     return [*values(state.parameters).values(), *moved, *state.average.values()]

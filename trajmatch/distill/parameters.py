@@ -1,6 +1,6 @@
 """Outer parameters: the tensors that a run learns, by name, each with its optimiser.
 
-A run has the parameters of its images (:mod:`trajmatch.distill.images`), ``labels`` and
+A run has the parameters of its images (:mod:`trajmatch.images`), ``labels`` and
 ``step_size``, the student's learning rate eta. State, updates, guard, averages, checkpoints and
 exchange among processes are written over the names.
 """
@@ -8,6 +8,7 @@ exchange among processes are written over the names.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -31,34 +32,101 @@ class SyntheticSet(NamedTuple):
     labels: Tensor
 
 
-@dataclass(frozen=True)
-class SGD:
-    """SGD with momentum, ``v <- momentum * v + gradient``, ``value <- value - lr * v``.
+Moments = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser(ABC):
+    """A rule that updates an outer parameter.
 
     Attributes:
         lr: Learning rate.
-        momentum: At least 0 and below 1.
         flag: The flag that sets the learning rate, for messages.
+        clip: Norm of a gradient over the running norm of those before it (their average, with a
+            decay of 0.9) that is never exceeded: longer gradients are shortened (RaT-BPTT: 2).
+            None: no clipping.
         positive: The value must stay positive and must not jump.
+    """
+
+    lr: float
+    flag: str
+    clip: float | None = None
+    positive: bool = False
+
+    @abstractmethod
+    def begin(self, value: Tensor) -> dict[str, Tensor]:
+        """Return the moments before the first step, by name."""
+
+    @abstractmethod
+    def step(self, value: Tensor, moments: Moments, gradient: Tensor) -> tuple[Tensor, Moments]:
+        """Return the next value and moments; nothing is changed in place."""
+
+    def first_moments(self, value: Tensor) -> dict[str, Tensor]:
+        """Return all moments before the first step, by name."""
+        norm = {} if self.clip is None else {"norm": value.new_zeros(())}
+        return {**self.begin(value), **norm}
+
+    def update(self, value: Tensor, moments: Moments, gradient: Tensor) -> tuple[Tensor, Moments]:
+        """Clip the gradient and step."""
+        if self.clip is None:
+            return self.step(value, moments, gradient)
+        norm, usual = gradient.norm(), moments["norm"]
+        limit = torch.where(usual > 0, self.clip * usual, norm)
+        short = torch.minimum(norm, limit)
+        average = torch.where(usual > 0, 0.9 * usual + 0.1 * short, norm)
+        clipped = gradient * torch.where(norm > 0, short / norm, 1.0)
+        value, moments = self.step(value, moments, clipped)
+        return value, {**moments, "norm": average}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Optimiser):
+    """SGD with momentum, ``v <- momentum * v + gradient``, ``value <- value - lr * v``.
+
+    Attributes:
+        momentum: At least 0 and below 1.
         multiplicative: ``value <- value * exp(-lr * v / value)`` instead: the same to first order
             in ``lr``, so that the papers' ``lr_lr`` keeps its meaning, and positive by
             construction. Infinite where the step is too large for a number.
     """
 
-    lr: float
     momentum: float
-    flag: str
-    positive: bool = False
     multiplicative: bool = False
 
-    def step(self, value: Tensor, velocity: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the next value and velocity; nothing is changed in place."""
-        velocity = self.momentum * velocity + gradient
+    def begin(self, value: Tensor) -> dict[str, Tensor]:
+        """Return the velocity ``v``."""
+        return {"velocity": torch.zeros_like(value)}
+
+    def step(self, value: Tensor, moments: Moments, gradient: Tensor) -> tuple[Tensor, Moments]:
+        """See :meth:`Optimiser.step`."""
+        velocity = self.momentum * moments["velocity"] + gradient
         if not self.multiplicative:
-            return value - self.lr * velocity, velocity
+            return value - self.lr * velocity, {"velocity": velocity}
         # Element by element with the C library's exp, whose last bit no SIMD width changes.
         growth = (-self.lr * velocity / value).apply_(_exp)
-        return value * growth, velocity
+        return value * growth, {"velocity": velocity}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(Optimiser):
+    """Adam (Kingma and Ba, 2015), as ``torch.optim.Adam`` has it by default."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def begin(self, value: Tensor) -> dict[str, Tensor]:
+        """Return the averages of gradient and squared gradient, and the number of steps."""
+        zeros = torch.zeros_like(value)
+        return {"mean": zeros, "square": zeros.clone(), "steps": value.new_zeros(())}
+
+    def step(self, value: Tensor, moments: Moments, gradient: Tensor) -> tuple[Tensor, Moments]:
+        """See :meth:`Optimiser.step`."""
+        (one, two), steps = self.betas, moments["steps"] + 1
+        mean = torch.lerp(moments["mean"], gradient, 1 - one)
+        square = torch.lerp(moments["square"], gradient.square(), 1 - two)
+        root = (square / (1 - two**steps)).sqrt() + self.eps
+        value = value - self.lr * (mean / (1 - one**steps)) / root
+        return value, {"mean": mean, "square": square, "steps": steps}
 
 
 @dataclass(frozen=True)
@@ -68,25 +136,33 @@ class OuterParameter:
     Attributes:
         value: The tensor. The step size is float64 on the CPU: with the papers' ``lr_lr`` of 1e-7
             an update is often smaller than the spacing of float32.
-        optimiser: How it is updated; None for constants, such as hard labels.
-        velocity: Momentum buffer, of the shape of ``value``.
+        optimiser: Its optimiser; None for constants, such as hard labels.
+        moments: State of the optimiser, by name.
+        free: 0 for rows that stay as they are and 1 for the others, to multiply the gradient by;
+            None: all change.
     """
 
     value: Tensor
-    optimiser: SGD | None
-    velocity: Tensor
+    optimiser: Optimiser | None
+    moments: Moments
+    free: Tensor | None = None
 
     @classmethod
-    def new(cls, value: Tensor, optimiser: SGD | None = None) -> OuterParameter:
+    def new(
+        cls, value: Tensor, optimiser: Optimiser | None = None, free: Tensor | None = None
+    ) -> OuterParameter:
         """Make a parameter that has not been updated yet."""
-        return cls(value, optimiser, torch.zeros_like(value))
+        return cls(value, optimiser, optimiser.first_moments(value) if optimiser else {}, free)
 
     def updated(self, gradient: Tensor | None) -> OuterParameter:
         """Return the parameter after one step of its optimiser."""
         if self.optimiser is None or gradient is None:
             return self
-        value, velocity = self.optimiser.step(self.value, self.velocity, gradient.to(self.value))
-        return replace(self, value=value, velocity=velocity)
+        gradient = gradient.to(self.value)
+        if self.free is not None:
+            gradient = gradient * self.free
+        value, moments = self.optimiser.update(self.value, self.moments, gradient)
+        return replace(self, value=value, moments=moments)
 
 
 def leaves(

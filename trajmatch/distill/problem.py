@@ -13,7 +13,6 @@ from trajmatch import artifact
 from trajmatch.artifact import Artifact
 from trajmatch.distill import initialise
 from trajmatch.distill.config import DistillConfig, DistillSettings
-from trajmatch.distill.images import initial_parameters, render
 from trajmatch.distill.labels import soft_labels
 from trajmatch.distill.objectives import Objective
 from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
@@ -21,15 +20,19 @@ from trajmatch.distill.parameters import (
     LABELS,
     SGD,
     STEP_SIZE,
+    Adam,
+    Optimiser,
     OuterParameter,
     SyntheticSet,
     learned,
     of_images,
 )
+from trajmatch.distill.rendering import free_rows, initial_parameters, render
 from trajmatch.distill.setup import Setup, open_setup
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts
+from trajmatch.images import is_built_in
 from trajmatch.importing import blamed, described, named
 from trajmatch.random import generator
 from trajmatch.schema import settings_of
@@ -38,7 +41,13 @@ from trajmatch.schema import settings_of
 OBJECTIVES: dict[str, Callable[[Setup], Objective]] = {"match-trajectory": MatchTrajectory.of}
 
 #: Settings that 0.1 did not have, and their values of then; its runs are known without them.
-_SINCE_0_1 = (("objective", "match-trajectory"), ("images", "pixels"))
+_SINCE_0_1 = (
+    ("objective", "match-trajectory"),
+    ("images", "pixels"),
+    ("freeze", 0),
+    ("optimiser_img", "sgd"),
+    ("clip_img", None),
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,9 @@ class Problem(Setup):
     @property
     def identity(self) -> dict[str, Any]:
         """Settings that decide the result: runs with the same identity write the same bytes."""
-        settings = settings_of(self.config, DistillSettings)
+        rule = self.image_optimiser
+        kind: dict[str, Any] = {"optimiser_img": type(rule).__name__.lower(), "lr_img": rule.lr}
+        settings = {**settings_of(self.config, DistillSettings), **kind, "clip_img": rule.clip}
         identity = {
             "recipe": self.config.recipe,
             **{k: v for k, v in settings.items() if (k, v) not in _SINCE_0_1},
@@ -74,48 +85,88 @@ class Problem(Setup):
         return identity
 
     def initial_set(self) -> SyntheticSet:
-        """Return the synthetic images that the run begins with.
+        """Return the synthetic set that the run begins with.
 
         Raises:
-            UserError: The data or the earlier result cannot give as many as are asked for.
+            UserError: See :meth:`initial_values`.
         """
-        config = self.config
-        draw = generator(config.seed, "distill", "initialise")
-        dataset, ipc = self.training, config.ipc
+        return self.render(self.initial_values())
 
-        def experts_for(flag: str) -> FinalExperts:
-            return FinalExperts(self.store, self.model, flag)
+    def initial_values(self) -> dict[str, Tensor]:
+        """Return the outer parameters that the run begins with, by name.
 
-        if self.source is not None:
-            first = initialise.from_artifact(self.source, str(config.init_from), dataset, ipc)
-        elif config.init == "noise":
-            first = initialise.from_noise(dataset, ipc, draw)
-        elif config.init == "correct":
-            first = initialise.from_correct(dataset, ipc, experts_for("--init correct"), draw)
-        elif config.init == "representative":
-            experts = experts_for("--init representative")
-            clusters = config.init_clusters
-            first = initialise.from_representatives(dataset, ipc, experts, draw, clusters)
+        Raises:
+            UserError: The data or the earlier result cannot give as many images as are asked for,
+                or the parametrisation fails.
+        """
+        config, source = self.config, self.source
+        first = self._first_images()
+        if source is not None and self._goes_on(source):
+            parameters = dict(self.parametrisation.restored(source.parameters))
+            images = self.parametrisation.render(parameters, self.shape)
         else:
-            first = initialise.from_real(dataset, ipc, draw)
-        if config.labels == "hard" or first.labels.is_floating_point():
+            parameters, images = initial_parameters(
+                self.parametrisation, config.images, first.images, self.dataset.num_classes
+            )
+        labels = first.labels
+        if config.labels == "soft" and not labels.is_floating_point():
+            labels = self._soft_labels(images, labels)
+        step_size = torch.tensor(self.lr_init, dtype=torch.float64)
+        return {**parameters, STEP_SIZE: step_size, LABELS: labels}
+
+    def _goes_on(self, source: Artifact) -> bool:
+        """Return True if the run begins with the parameters of an earlier result."""
+        same = source.preprocessing.same_as(self.training.preprocessing)
+        images = self.images_per_class * self.dataset.num_classes
+        return same and (source.parametrisation, len(source.images)) == (self.config.images, images)
+
+    def _first_images(self) -> SyntheticSet:
+        """Return the images that the run begins with; hard labels, or soft ones of a file."""
+        config, source, count = self.config, self.source, self.images_per_class
+        if source is None:
+            return self._chosen_images(count)
+        path, dataset = str(config.init_from), self.training
+        first = initialise.from_artifact(source, path, dataset, count)
+        missing = count - len(first.images) // dataset.num_classes
+        if missing == 0:
             return first
-        experts = experts_for("--labels soft")
-        if config.label_experts == "first":
-            return SyntheticSet(first.images, experts.logits(0, first.images))
-        return SyntheticSet(first.images, soft_labels(first.images, first.labels, experts))
+        more = self._chosen_images(missing)
+        if first.labels.is_floating_point():
+            more = SyntheticSet(more.images, self._soft_labels(more.images, more.labels))
+        return initialise.joined(first, more, dataset.num_classes)
+
+    def _chosen_images(self, count: int) -> SyntheticSet:
+        """Return this number of images for each class, with hard labels, as ``--init`` says."""
+        config, dataset = self.config, self.training
+        draw = generator(config.seed, "distill", "initialise")
+        if config.init == "noise":
+            return initialise.from_noise(dataset, count, draw)
+        if config.init == "correct":
+            return initialise.from_correct(dataset, count, self._experts("--init correct"), draw)
+        if config.init == "representative":
+            experts = self._experts("--init representative")
+            clusters = config.init_clusters
+            return initialise.from_representatives(dataset, count, experts, draw, clusters)
+        return initialise.from_real(dataset, count, draw)
+
+    def _soft_labels(self, images: Tensor, classes: Tensor) -> Tensor:
+        experts = self._experts("--labels soft")
+        if self.config.label_experts == "first":
+            return experts.logits(0, images)
+        return soft_labels(images, classes, experts)
+
+    def _experts(self, flag: str) -> FinalExperts:
+        return FinalExperts(self.store, self.model, flag)
 
     def initial_state(self) -> State:
         """Return the state before the first iteration.
 
         Raises:
-            UserError: See :meth:`initial_set`; or the parametrisation fails.
+            UserError: See :meth:`initial_values`.
         """
-        first = self.initial_set()
-        images = initial_parameters(self.parametrisation, self.config.images, first.images)
-        step_size = torch.tensor(self.lr_init, dtype=torch.float64)
-        state = self.state({**images, STEP_SIZE: step_size, LABELS: first.labels})
+        state = self.state(self.initial_values())
         if self.config.ema:
+            images = of_images(state.parameters)
             state.average = {
                 name: each.value.clone()
                 for name, each in learned(state.parameters).items()
@@ -135,22 +186,44 @@ class Problem(Setup):
         """Return an outer parameter with the optimiser that the configuration gives it."""
         config = self.config
         if name == STEP_SIZE:
-            exponential = config.lr_param == "exp"
-            rule = SGD(config.lr_lr, config.momentum_lr, "--lr-lr", True, exponential)
+            rule = SGD(
+                lr=config.lr_lr,
+                momentum=config.momentum_lr,
+                flag="--lr-lr",
+                positive=True,
+                multiplicative=config.lr_param == "exp",
+            )
             return OuterParameter.new(value.cpu(), rule)
+        value = value.to(self.device)
         given = name == LABELS and config.labels == "hard"  # soft ones too, with --init-from
         if given or not value.is_floating_point():
-            return OuterParameter.new(value.to(self.device))
+            return OuterParameter.new(value)
         if name == LABELS:
-            rule = SGD(config.lr_label, config.momentum_label, "--lr-label")
-        else:
-            rule = SGD(config.lr_img, config.momentum_img, "--lr-img")
-        return OuterParameter.new(value.to(self.device), rule)
+            rule = SGD(lr=config.lr_label, momentum=config.momentum_label, flag="--lr-label")
+            return OuterParameter.new(value, rule)
+        free = None
+        if config.freeze:
+            free = free_rows(config.images, value, self.dataset.num_classes, config.freeze)
+        return OuterParameter.new(value, self.image_optimiser, free)
+
+    @property
+    def image_optimiser(self) -> Optimiser:
+        """Optimiser of the images' parameters."""
+        config, own = self.config, self.parametrisation
+        usual = self.objective.optimiser or own.optimiser
+        name = config.optimiser_img or usual
+        lr = config.lr_img
+        if lr is None:
+            lr = own.lr if name == own.optimiser else {"sgd": 100.0, "adam": 0.001}[name]
+        clip = self.objective.clip if config.clip_img is None else config.clip_img
+        if name == "adam":
+            return Adam(lr=lr, flag="--lr-img", clip=clip)
+        return SGD(lr=lr, momentum=config.momentum_img, flag="--lr-img", clip=clip)
 
     def render(self, values: Mapping[str, Tensor]) -> SyntheticSet:
         """Return the synthetic set of some outer parameters, detached."""
         with torch.no_grad():
-            return render(self.parametrisation, values)
+            return render(self.parametrisation, values, self.shape)
 
     def artifact(self, state: State) -> Artifact:
         """Return the result of a run: the best iterate if one was chosen, or else the last.
@@ -161,8 +234,11 @@ class Problem(Setup):
         recipe = self.identity
         seed = recipe.pop("seed")
         values = state.best_values if state.best is not None else state.result
-        images, labels = (each.cpu() for each in self.render(values))
-        pixels = self.config.images == "pixels"
+        own = {name: values[name].cpu() for name in of_images(values)}
+        parameters = self.parametrisation.stored(own)
+        with torch.no_grad():  # on the CPU, as a reader of the file does it
+            images = self.parametrisation.render(parameters, self.shape)
+        labels, pixels = values[LABELS].cpu(), self.config.images == "pixels"
         return Artifact(
             images=images,
             labels=labels,
@@ -183,7 +259,10 @@ class Problem(Setup):
             scores=tuple(state.scores),
             selection=self.config.select,
             parametrisation=None if pixels else self.config.images,
-            parameters={} if pixels else {each: values[each].cpu() for each in of_images(values)},
+            parameters={} if pixels else parameters,
+            keeps_rendered=pixels
+            or self.config.keep_rendered
+            or not is_built_in(self.config.images),
         )
 
 

@@ -14,9 +14,10 @@ from trajmatch.data.dsa import DSA
 from trajmatch.data.sources import moved_uri
 from trajmatch.device import usable_device
 from trajmatch.distill.config import DistillConfig
-from trajmatch.distill.images import Parametrisation, find_parametrisation
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.experts.store import Store
+from trajmatch.images import Parametrisation, find_parametrisation
+from trajmatch.importing import blamed
 from trajmatch.protocol import PROTOCOLS
 
 #: Step size of the student at first where nothing else is said (MTT: lr_teacher).
@@ -37,6 +38,7 @@ class Setup:
         model: The network of experts and students.
         dsa: Augmentation of the student's batches.
         parametrisation: Parametrisation of the images.
+        images_per_class: Images of each class that the budget, ``--ipc``, pays for.
         source: The earlier result to start from, if any.
         lr_init: Step size at the beginning.
         device: Device to compute on.
@@ -50,9 +52,15 @@ class Setup:
     model: nn.Module
     dsa: DSA
     parametrisation: Parametrisation
+    images_per_class: int
     source: Artifact | None
     lr_init: float
     device: torch.device
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of an image, ``[C, H, W]``."""
+        return self.dataset.train_images.shape[1:]
 
 
 def open_setup(config: DistillConfig) -> Setup:
@@ -83,6 +91,11 @@ def open_setup(config: DistillConfig) -> Setup:
             "now, say where with --data"
         ) from error
     training, *held_out = store.training_set(dataset, address)
+    parametrisation = find_parametrisation(config.images)
+    shape = dataset.train_images.shape[1:]
+    with blamed(f"images_per_class of --images {config.images}"):
+        images_per_class = parametrisation.images_per_class(config.ipc, shape)
+    images = images_per_class * len(dataset.class_names)
     lr_init = config.lr_init
     if lr_init is None:
         lr_init = DEFAULT_LR_INIT if source is None else source.lr
@@ -92,18 +105,19 @@ def open_setup(config: DistillConfig) -> Setup:
         dataset=dataset.preprocessed_as(store.manifest["preprocessing"], store.zca),
         training=training,
         held_out=(held_out[0], held_out[1]),
-        model=_network(store, config, len(dataset.class_names)).to(device),
+        model=_network(store, config, images).to(device),
         dsa=dsa,
-        parametrisation=find_parametrisation(config.images),
+        parametrisation=parametrisation,
+        images_per_class=images_per_class,
         source=source,
         lr_init=lr_init,
         device=device,
     )
 
 
-def _network(store: Store, config: DistillConfig, num_classes: int) -> nn.Module:
+def _network(store: Store, config: DistillConfig, images: int) -> nn.Module:
     """Build the experts' network, which must fit the snapshots and train on the batches."""
-    spec, images = store.manifest["network"], config.ipc * num_classes
+    spec = store.manifest["network"]
     with as_user_error(f"the network of {store.path} cannot be used: "):
         model = networks.build_student(spec)
         networks.check_student(model)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -86,9 +86,14 @@ class Objective(ABC):
 
     Attributes:
         records: True if tasks can be recorded as a CUDA graph (:meth:`inputs`).
+        optimiser: Optimiser of the images where ``--optimiser-img`` does not name one; None: that
+            of the parametrisation.
+        clip: Clipping of their gradients where ``--clip-img`` does not say.
     """
 
     records = False
+    optimiser: ClassVar[Literal["sgd", "adam"] | None] = None
+    clip: ClassVar[float | None] = None
 
     @abstractmethod
     def draws(self) -> Draws:

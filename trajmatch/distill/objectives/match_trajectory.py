@@ -19,16 +19,17 @@ from trajmatch.data.dsa import DSA
 from trajmatch.distill import objectives
 from trajmatch.distill.batches import student_batches
 from trajmatch.distill.config import DistillConfig
-from trajmatch.distill.images import Parametrisation, render
 from trajmatch.distill.objectives import Plan
 from trajmatch.distill.objectives.balance import balance
 from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.perturbation import perturbed
 from trajmatch.distill.objectives.schedule import StartEpochWindow
 from trajmatch.distill.parameters import STEP_SIZE
+from trajmatch.distill.rendering import render
 from trajmatch.distill.setup import Setup
 from trajmatch.distill.terms import Course, find_term
 from trajmatch.experts.store import Store
+from trajmatch.images import Parametrisation
 from trajmatch.ops import Shards
 from trajmatch.ops.arguments import DsaReplay
 from trajmatch.random import derive_seed, generator
@@ -139,7 +140,8 @@ class MatchTrajectory(objectives.Objective):
         window: Start epochs.
         loss: The matching loss.
         dsa: Augmentation of the student's batches.
-        parametrisation: How images come of the outer parameters.
+        parametrisation: Parametrisation of the images.
+        shape: Shape of an image, ``[C, H, W]``.
         device: Where to compute.
         shards: Processes that share every student batch; None: no sharing.
     """
@@ -151,6 +153,7 @@ class MatchTrajectory(objectives.Objective):
     loss: MatchingLoss
     dsa: DSA
     parametrisation: Parametrisation
+    shape: torch.Size
     device: torch.device
     shards: Shards | None = None
 
@@ -169,7 +172,15 @@ class MatchTrajectory(objectives.Objective):
         store.check_trained(window.maximum - 1 + config.expert_epochs, flags)
         loss.check(config.student_steps, networks.parameter_shapes(setup.model), setup.device)
         return cls(
-            config, setup.model, store, window, loss, setup.dsa, setup.parametrisation, setup.device
+            config,
+            setup.model,
+            store,
+            window,
+            loss,
+            setup.dsa,
+            setup.parametrisation,
+            setup.shape,
+            setup.device,
         )
 
     def draws(self) -> Draws:
@@ -216,7 +227,7 @@ class MatchTrajectory(objectives.Objective):
             name: value.detach().requires_grad_(value.requires_grad)
             for name, value in parameters.items()
         }
-        images, labels = render(self.parametrisation, leaves)
+        images, labels = render(self.parametrisation, leaves, self.shape)
         lr = leaves[STEP_SIZE].to(images.dtype)
         steps = len(task.batches)
         counts = self.loss.student_steps(steps)

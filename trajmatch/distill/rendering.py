@@ -1,0 +1,93 @@
+"""The synthetic set of the outer parameters, and the parameters of the first images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from trajmatch.distill.parameters import LABELS, STEP_SIZE, SyntheticSet
+from trajmatch.errors import UserError
+from trajmatch.images import Parametrisation
+from trajmatch.importing import blamed, described
+
+
+def render(
+    parametrisation: Parametrisation, parameters: Mapping[str, Tensor], shape: torch.Size
+) -> SyntheticSet:
+    """Return the synthetic set of some outer parameters, differentiably.
+
+    Args:
+        parametrisation: Makes the images.
+        parameters: Outer parameters.
+        shape: Shape of an image, ``[C, H, W]``.
+    """
+    return SyntheticSet(parametrisation.render(parameters, shape), parameters[LABELS])
+
+
+def initial_parameters(
+    parametrisation: Parametrisation, spec: str, images: Tensor, classes: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the parameters of the first images, and these as they are rendered.
+
+    Args:
+        parametrisation: Makes the parameters.
+        spec: Its spec, for messages.
+        images: The first images, class by class. ``[n, C, H, W]``, float32.
+        classes: Number of classes.
+
+    Raises:
+        UserError: The parametrisation fails, or returns something that cannot be learned or shown.
+    """
+    with blamed(f"initial of --images {spec}"):
+        made = parametrisation.initial(images, classes)
+    if not isinstance(made, Mapping) or not all(isinstance(each, Tensor) for each in made.values()):
+        raise UserError(
+            f"--images {spec}: initial should return tensors by name, but returned "
+            f"{described(made)}"
+        )
+    parameters = {str(name): tensor.detach().clone() for name, tensor in made.items()}
+    if taken := {LABELS, STEP_SIZE} & parameters.keys():
+        raise UserError(f"--images {spec}: the name {taken.pop()!r} is taken; choose another")
+    if not any(tensor.is_floating_point() for tensor in parameters.values()):
+        raise UserError(f"--images {spec}: initial returned nothing that can be learned")
+    with blamed(f"render of --images {spec}"), torch.no_grad():
+        rendered = parametrisation.render(parameters, images.shape[1:])
+    if not isinstance(rendered, Tensor) or rendered.shape != images.shape:
+        raise UserError(
+            f"--images {spec}: render should return images of shape {list(images.shape)}, but "
+            f"returned {described(rendered)}"
+        )
+    return parameters, rendered
+
+
+def free_rows(spec: str, value: Tensor, classes: int, freeze: float) -> Tensor:
+    """Return 0 for the rows of a parameter that ``--freeze`` keeps, and 1 for the others.
+
+    Args:
+        spec: The parametrisation, for messages.
+        value: The parameter: the same number of rows for each class, class by class.
+        classes: Number of classes.
+        freeze: Rows of each class to keep: a number, or, below 1, a part of them.
+
+    Returns:
+        ``[rows, 1, ...]``, with as many dimensions as the parameter.
+
+    Raises:
+        UserError: The parameter has no rows of classes, or not as many.
+    """
+    rows, rest = divmod(len(value), classes) if value.dim() else (0, 0)
+    if rows == 0 or rest:
+        raise UserError(
+            f"--freeze {freeze:g} needs parameters with the same number of rows for each class, "
+            f"but --images {spec} has one of shape {list(value.shape)}"
+        )
+    kept = int(freeze * rows) if freeze < 1 else int(freeze)
+    if kept >= rows:
+        raise UserError(
+            f"--freeze {freeze:g} leaves nothing to learn: a class has {rows} rows of parameters"
+        )
+    free = torch.ones(classes, rows)
+    free[:, :kept] = 0
+    return free.to(value).reshape(-1, *[1] * (value.dim() - 1))

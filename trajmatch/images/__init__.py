@@ -1,0 +1,47 @@
+"""Parametrisations of the synthetic images: the tensors that are learned, and images made of them.
+
+A parametrisation is a dataclass in a file of its own, with a line in :data:`PARAMETRISATIONS`;
+``package.module:NAME`` brings one of a user's own.
+"""
+
+from __future__ import annotations
+
+from trajmatch.errors import UserError
+from trajmatch.images.flip import Flip
+from trajmatch.images.frequency import Frequency
+from trajmatch.images.parametrisation import Parametrisation as Parametrisation
+from trajmatch.images.pixels import Pixels
+from trajmatch.images.upsample import Upsample
+from trajmatch.importing import described, made, parsed
+
+#: The parametrisations that have a name.
+PARAMETRISATIONS: dict[str, type[Parametrisation]] = {
+    "pixels": Pixels,
+    "flip": Flip,
+    "upsample": Upsample,
+    "frequency": Frequency,
+}
+
+
+def find_parametrisation(spec: str) -> Parametrisation:
+    """Return the parametrisation of a spec.
+
+    Args:
+        spec: ``NAME`` or ``NAME:k=v,...``, where ``NAME`` is one of :data:`PARAMETRISATIONS` or
+            ``package.module:NAME``; the settings are arguments of the class.
+
+    Raises:
+        UserError: There is none, or it does not take these settings.
+    """
+    found = made("--images", "parametrisation", spec, PARAMETRISATIONS)
+    if not isinstance(found, Parametrisation):
+        raise UserError(
+            f"--images {spec} should be a subclass of trajmatch.images.Parametrisation, but made "
+            f"{described(found)}"
+        )
+    return found
+
+
+def is_built_in(spec: str) -> bool:
+    """Return True if reading a file of this parametrisation runs no code but the package's."""
+    return parsed("--images", spec, PARAMETRISATIONS)[0] in PARAMETRISATIONS

@@ -1,0 +1,89 @@
+"""Images of few frequencies (FreD, NeurIPS 2023): some coefficients of the cosine transform."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trajmatch.errors import UserError
+from trajmatch.images.parametrisation import Parametrisation, at_least_one
+
+
+@dataclass(frozen=True)
+class Frequency(Parametrisation):
+    """Coefficients of the orthonormal DCT; see :class:`trajmatch.images.Parametrisation`.
+
+    A class keeps the same positions in all of its images and channels: those whose coefficients
+    explain most of the variance of its first images, by the mean over the channels. The positions
+    are constants.
+
+    Attributes:
+        coefficients: Number of coefficients of each image and channel.
+    """
+
+    coefficients: int = 64
+
+    def __post_init__(self) -> None:
+        """Check the setting."""
+        if not isinstance(self.coefficients, int) or self.coefficients < 1:
+            raise UserError(
+                "--images frequency takes coefficients, a whole number from 1, but got "
+                f"coefficients={self.coefficients}"
+            )
+
+    def images_per_class(self, ipc: int, shape: torch.Size) -> int:
+        """Return the number of images of which the coefficients can be stored."""
+        channels, pixels = shape[0], shape[1:].numel()
+        if self.coefficients > pixels:
+            raise UserError(
+                f"--images frequency:coefficients={self.coefficients} are more than an image of "
+                f"{shape[1]} x {shape[2]} has ({pixels})"
+            )
+        values = channels * self.coefficients
+        count = ipc * pixels // self.coefficients
+        return at_least_one(
+            count, ipc, f"frequency:coefficients={self.coefficients}", values, shape
+        )
+
+    def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
+        """Return the coefficients of the images at the positions chosen for their class."""
+        height, width = images.shape[2:]
+        spectrum = (cosines(height, images) @ images @ cosines(width, images).T).flatten(2)
+        of_class = spectrum.unflatten(0, (classes, -1))
+        grey = of_class.mean(2)
+        # The variance that a position explains; of a single image, which has none, the energy.
+        strength = grey.var(1) if grey.shape[1] > 1 else grey[:, 0].square()
+        positions = strength.topk(self.coefficients, dim=1).indices.sort(dim=1).values
+        rows = positions[:, None, None].expand(*of_class.shape[:3], -1)
+        return {"coefficients": of_class.gather(3, rows).flatten(0, 1), "positions": positions}
+
+    def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+        """Return the images with these coefficients, all others zero."""
+        kept, positions = parameters["coefficients"], parameters["positions"].long()
+        of_class = kept.unflatten(0, (len(positions), -1))
+        rows = positions[:, None, None].expand_as(of_class)
+        spectrum = of_class.new_zeros(*of_class.shape[:3], shape[1:].numel())
+        image = spectrum.scatter(3, rows, of_class).flatten(0, 1).unflatten(2, shape[1:])
+        return cosines(shape[1], kept).T @ image @ cosines(shape[2], kept)
+
+    def stored(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the parameters, with positions of two bytes where they fit."""
+        positions = parameters["positions"]
+        dtype = torch.int16 if positions.max() < 2**15 else torch.int32
+        return {**parameters, "positions": positions.to(dtype)}
+
+    def restored(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the parameters, with positions as indices."""
+        return {**stored, "positions": stored["positions"].long()}
+
+
+def cosines(size: int, like: Tensor) -> Tensor:
+    """Return the orthonormal DCT-II as a matrix: ``D x`` are the coefficients. ``[size, size]``."""
+    index = torch.arange(size, dtype=torch.float64, device=like.device)
+    matrix = torch.cos(math.pi / size * (index + 0.5) * index[:, None]) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix.to(like.dtype)

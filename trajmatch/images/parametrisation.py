@@ -1,0 +1,96 @@
+"""The interface of a parametrisation of the synthetic images."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from trajmatch.errors import UserError
+
+
+class Parametrisation(ABC):
+    """A way to make images of the tensors that are learned.
+
+    Attributes:
+        optimiser: Optimiser of the parameters where ``--optimiser-img`` does not name one.
+        lr: Its learning rate where ``--lr-img`` does not say.
+    """
+
+    optimiser: ClassVar[Literal["sgd", "adam"]] = "sgd"
+    lr: ClassVar[float] = 100.0
+
+    def images_per_class(self, ipc: int, shape: torch.Size) -> int:
+        """Return the number of images of a class that the values of ``ipc`` images pay for.
+
+        Args:
+            ipc: IPC, the budget: images per class whose pixels may be stored.
+            shape: Shape of an image, ``[C, H, W]``.
+
+        Raises:
+            UserError: They pay for none, or the settings do not fit the images.
+        """
+        return ipc
+
+    @abstractmethod
+    def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
+        """Return the first value of each parameter, by name.
+
+        Args:
+            images: The images that the run begins with, normalised. ``[n, C, H, W]``, float32,
+                the same number of every class, class by class.
+            classes: Number of classes.
+
+        Returns:
+            Floating-point tensors, which are learned, and integer ones, which are constants.
+        """
+
+    @abstractmethod
+    def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+        """Return the images of some parameters, differentiably.
+
+        Args:
+            parameters: The tensors of :meth:`initial` or of :meth:`stored`, on any device.
+            shape: Shape of an image, ``[C, H, W]``.
+
+        Returns:
+            ``[n, C, H, W]``, float32, class by class.
+        """
+
+    def stored(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the tensors that a distilled file keeps, from which :meth:`render` makes images.
+
+        Args:
+            parameters: The tensors of :meth:`initial`, after the run.
+        """
+        return parameters
+
+    def restored(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return parameters to go on from, the inverse of :meth:`stored`."""
+        return stored
+
+
+def at_least_one(count: int, ipc: int, spec: str, values: int, shape: torch.Size) -> int:
+    """Return the number of images per class.
+
+    Args:
+        count: Images that the budget pays for.
+        ipc: The budget.
+        spec: The parametrisation, for the message.
+        values: Values that one image takes.
+        shape: Shape of an image.
+
+    Raises:
+        UserError: It pays for none; the message names the budget that would.
+    """
+    if count >= 1:
+        return count
+    pixels = shape.numel()
+    raise UserError(
+        f"--images {spec} stores {values} values for each image, but --ipc {ipc} pays for "
+        f"{ipc * pixels} in a class ({ipc} x {pixels}); take --ipc {-(-values // pixels)} or more, "
+        "or a smaller parametrisation"
+    )

@@ -1,0 +1,55 @@
+"""Smaller images, resized (IDC, Kim et al., ICML 2022): factor^2 times as many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from trajmatch.errors import UserError
+from trajmatch.images.parametrisation import Parametrisation
+
+
+@dataclass(frozen=True)
+class Upsample(Parametrisation):
+    """Resizing; see :class:`trajmatch.images.Parametrisation`.
+
+    Attributes:
+        factor: Side of an image over that of the stored one.
+        mode: Interpolation (``torch.nn.functional.interpolate``).
+    """
+
+    factor: int = 2
+    mode: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        modes = ("bilinear", "bicubic", "nearest")
+        if not isinstance(self.factor, int) or self.factor < 1 or self.mode not in modes:
+            raise UserError(
+                "--images upsample takes factor, a whole number from 1, and mode, one of "
+                f"{', '.join(modes)}, but got factor={self.factor}, mode={self.mode}"
+            )
+
+    def images_per_class(self, ipc: int, shape: torch.Size) -> int:
+        """Return ``factor^2`` images for each of the budget."""
+        if any(side % self.factor for side in shape[1:]):
+            raise UserError(
+                f"--images upsample:factor={self.factor} needs images whose sides are multiples of "
+                f"{self.factor}, but they are {shape[1]} x {shape[2]}"
+            )
+        return ipc * self.factor**2
+
+    def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
+        """Return the images, reduced by the mean of ``factor x factor`` pixels."""
+        return {"small_images": interpolate(images, scale_factor=1 / self.factor, mode="area")}
+
+    def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+        """Return the images, enlarged."""
+        corners = None if self.mode == "nearest" else False
+        small = parameters["small_images"]
+        return interpolate(small, scale_factor=self.factor, mode=self.mode, align_corners=corners)
