@@ -121,7 +121,7 @@ def test_the_messages_that_are_explained_are_those_of_the_program() -> None:
 def test_the_examples_with_operators_run() -> None:
     text = (DOCS / "ops.md").read_text()
     examples = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
-    assert len(examples) == 5
+    assert len(examples) == 6
     for example in examples:
         exec(compile(example, "docs/ops.md", "exec"), {})
 

@@ -7,15 +7,16 @@ often as PyTorch makes it. ``unroll`` keeps the whole graph: its memory grows wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trajmatch.block import GROUP_NORM_GROUPS, LEAKY_SLOPE, NORM_EPS
-from trajmatch.networks.flat import call_flat
+from trajmatch.networks.flat import call_flat, decayed, trainable
 
 #: A loss by its name, or a function of a batch's outputs and labels that returns a scalar.
 Loss = str | Callable[[Tensor, Tensor], Tensor]
@@ -28,6 +29,19 @@ class GradientJvp(NamedTuple):
     grad_theta: Tensor
     grad_images: Tensor | None
     grad_labels: Tensor | None
+
+
+class OptimiserState(NamedTuple):
+    """State of a student's optimiser, which :func:`trajmatch.ops.unroll` takes and returns.
+
+    Attributes:
+        tensors: ``[S, P]``: the momentum buffer of SGD (``S`` is 1, or 0 without momentum), or
+            Adam's averages of the gradient and of its square (``S`` is 2).
+        steps: Steps done, for the bias correction of Adam.
+    """
+
+    tensors: Tensor
+    steps: int
 
 
 def param_distance(student: Tensor, target: Tensor, start: Tensor) -> Tensor:
@@ -45,6 +59,53 @@ def sgd_step(
     """``b = momentum * buffer + grad; theta - lr * b``, and ``b``."""
     new_buffer = grad if buffer is None else momentum * buffer + grad
     return theta - lr * new_buffer, new_buffer
+
+
+def step_size(lr: Tensor, step: int, sizes: Sequence[int], trained: Tensor | None) -> Tensor:
+    """The learning rate of a step: ``[]``, or ``[P]`` where parameters differ in it.
+
+    ``lr`` is ``[]``, ``[N]``, or ``[1, T]`` or ``[N, T]`` for ``T`` parameter tensors of ``sizes``;
+    parameters that are not ``trained [P]`` have 0.
+    """
+    rate = lr if lr.dim() == 0 else lr[min(step, len(lr) - 1)]
+    if rate.dim() > 0:
+        rate = torch.cat([each.expand(size) for each, size in zip(rate, sizes, strict=True)])
+    return rate if trained is None else rate * trained
+
+
+def optimiser_step(
+    numbers: Sequence[float],
+    theta: Tensor,
+    grad: Tensor,
+    state: Tensor,
+    lr: Tensor,
+    count: int,
+    trained: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """New parameters and state of step number ``count``, from 1, as ``torch.optim`` computes them.
+
+    ``numbers`` are those of the optimiser, e.g. :meth:`trajmatch.ops.Adam.numbers`; ``state`` is
+    ``[1, P]`` for SGD and ``[2, P]`` for Adam, ``lr`` a :func:`step_size`.
+    """
+    kind, *settings = numbers
+    if kind == 0:
+        momentum, nesterov, weight_decay = settings
+        grad = decayed(grad, theta, weight_decay, trained)
+        buffer = momentum * state[0] + grad
+        return theta - lr * (grad + momentum * buffer if nesterov else buffer), buffer[None]
+    beta1, beta2, eps, weight_decay, decoupled = settings
+    if decoupled:
+        theta = theta * (1 - lr * weight_decay)
+    else:
+        grad = decayed(grad, theta, weight_decay, trained)
+    mean = beta1 * state[0] + (1 - beta1) * grad
+    square = beta2 * state[1] + (1 - beta2) * grad.square()
+    # The root has no derivative at 0, where the gradient has always been 0; the limit of the whole
+    # step's is that of the mean alone.
+    positive = square > 0
+    root = torch.where(positive, square, 1.0).sqrt() * positive
+    divisor = root / math.sqrt(1 - beta2**count) + eps
+    return theta - lr / (1 - beta1**count) * (mean / divisor), torch.stack((mean, square))
 
 
 def norm_act_pool(
@@ -284,14 +345,24 @@ def unroll(
     loss: Loss = "cross_entropy",
     soft_labels: str = "logits",
     momentum: float = 0.0,
+    optimiser: Any = None,
+    state: OptimiserState | None = None,
+    return_state: bool = False,
     loss_scale: float = 1.0,
     steps: Sequence[int] | None = None,
     augment: Callable[[Tensor, int], Tensor] | None = None,
     tape_bytes: int = 0,
-) -> Tensor:
-    """Student SGD steps with the graph of every step kept (``tape_bytes`` is without effect)."""
+) -> Any:
+    """Student steps with the graph of every step kept (``tape_bytes`` is without effect)."""
     theta = theta0 if theta0.requires_grad else theta0.detach().requires_grad_()
-    buffer = None
+    numbers = [0.0, momentum, 0.0, 0.0] if optimiser is None else optimiser.numbers()
+    rows = 2 if numbers[0] else int(numbers[1] > 0)
+    memory = theta.new_zeros(max(rows, 1), len(theta))
+    if state is not None and rows > 0:
+        memory = state.tensors
+    done = 0 if state is None else state.steps
+    lr = torch.as_tensor(lr, dtype=theta.dtype, device=theta.device)
+    sizes, trained = [each.numel() for each in model.parameters()], trainable(model)
     reached = {0: theta}
     for step, batch in enumerate(batches):
         batch_images = images[batch]
@@ -302,6 +373,12 @@ def unroll(
                 model, theta, batch_images, labels[batch], loss, soft_labels=soft_labels
             )
             (grad,) = torch.autograd.grad(value, theta, create_graph=True)
-            theta, buffer = sgd_step(theta, grad, lr, buffer, momentum)
+            rate = step_size(lr, step, sizes, trained)
+            theta, memory = optimiser_step(
+                numbers, theta, grad, memory, rate, done + step + 1, trained
+            )
         reached[step + 1] = theta
-    return theta if steps is None else torch.stack([reached[count] for count in steps])
+    thetas = theta if steps is None else torch.stack([reached[count] for count in steps])
+    if return_state:
+        return thetas, OptimiserState(memory[:rows], done + len(batches))
+    return thetas

@@ -158,14 +158,6 @@ def test_a_compiled_network_of_the_engine_runs_on_it() -> None:
     assert ops.engine_for(compiled(ConvNet(3, 4, 8, 4, 2))) == "engine"
 
 
-@BOTH
-def test_gradients_of_torch_func_are_refused(model: nn.Module) -> None:
-    arguments = given(model)
-    images = arguments.pop("images")
-    with pytest.raises(NotImplementedError, match=r"outside of torch.func transforms"):
-        torch.func.grad(lambda x: ops.unroll(model, images=x, **arguments).sum())(images)
-
-
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # PyTorch's own
 @BOTH
 def test_forward_mode_derivatives_are_refused(model: nn.Module) -> None:

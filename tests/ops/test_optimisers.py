@@ -1,12 +1,303 @@
-"""Optimisers of the unrolled loop."""
+"""Optimisers of the unrolled loop: against torch.optim, and their adjoints against the graph."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
-from trajmatch import ops
+from trajmatch import networks, ops, reference
+from trajmatch.data import DSA
+
+Check = Callable[..., None]
+
+#: The promise: gradients within this relative error of the unrolled graph's.
+EXACT = 1e-9
+
+OPTIMISERS = {
+    "sgd": ops.SGD(),
+    "momentum": ops.SGD(0.9),
+    "nesterov": ops.SGD(0.9, nesterov=True),
+    "decay": ops.SGD(0.5, weight_decay=0.1),
+    "adam": ops.Adam(),
+    "adam-decay": ops.Adam((0.8, 0.95), 1e-4, weight_decay=0.1),
+    "adamw": ops.Adam((0.0, 0.9), 1e-6, weight_decay=0.1, decoupled=True),
+}
+EVERY_OPTIMISER = pytest.mark.parametrize("name", OPTIMISERS)
+STEPS = 4
+
+
+class Gated(nn.Module):
+    """Outside of the engine: a product of two branches, one with a layer norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(192, 5), nn.Linear(192, 5)
+        self.norm, self.out = nn.LayerNorm(5), nn.Linear(5, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        return self.out(torch.sigmoid(self.left(flat)) * self.norm(self.right(flat)))
+
+
+def model_of(kind: str, device: torch.device) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "engine":
+        model: nn.Module = networks.ConvNet(3, 4, 8, 4, 2)
+    elif kind == "batch norm":
+        layers = (nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.GELU())
+        model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(36, 4))
+    else:
+        model = Gated()
+    assert ops.engine_for(model) == ("engine" if kind == "engine" else "autograd")
+    return model.double().to(device)
+
+
+def problem(
+    model: nn.Module, optimiser: Any, soft: bool, shape: str, steps: int = STEPS
+) -> tuple[dict[str, Any], list[Tensor]]:
+    """Arguments of an unroll with a state, and the leaves among them."""
+    theta = networks.flat_parameters(model)
+    tensors = len(list(model.parameters()))
+    sizes = {"one": (), "step": (steps,), "tensor": (1, tensors), "both": (steps, tensors)}[shape]
+    rows = {"SGD": int(getattr(optimiser, "momentum", 0) > 0), "Adam": 2}[type(optimiser).__name__]
+    lr = 0.01 + 0.02 * torch.rand(sizes, dtype=torch.float64)
+    labels = torch.randn(6, 4, dtype=torch.float64) if soft else torch.arange(6) % 4
+    state = 0.1 * torch.rand(rows, len(theta), dtype=torch.float64)
+    leaves = [
+        each.to(theta.device).requires_grad_(each.is_floating_point())
+        for each in (theta, torch.randn(6, 3, 8, 8, dtype=torch.float64), labels, lr, state)
+    ]
+    given = dict(zip(("theta0", "images", "labels", "lr"), leaves, strict=False))
+    given["batches"] = [torch.randperm(6)[:size].to(theta.device) for size in (3, 4, 2)][:steps]
+    given["batches"] += [torch.randperm(6)[:3].to(theta.device) for _ in range(steps - 3)]
+    given |= {"optimiser": optimiser, "state": ops.OptimiserState(leaves[4], 3)}
+    return given, [each for each in leaves if each.requires_grad and each.numel() > 0]
+
+
+def value_of(thetas: Tensor, state: ops.OptimiserState | None) -> Tensor:
+    """A loss that sees every number of the result."""
+    parts = [thetas] if state is None else [thetas, 10 * state.tensors]
+    flat = torch.cat([each.flatten() for each in parts])
+    weights = torch.linspace(-1, 1, len(flat), dtype=flat.dtype, device=flat.device)
+    return (flat * weights).sum() + flat.square().sum()
+
+
+def results(functions: Any, model: nn.Module, given: dict, leaves: list, **choices: Any) -> list:
+    thetas, state = functions.unroll(model, **given, **choices, return_state=True)
+    grads = torch.autograd.grad(value_of(thetas, state), leaves, materialize_grads=True)
+    return [thetas, state.tensors, *grads]
+
+
+@EVERY_OPTIMISER
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("kind", ["engine", "batch norm", "gated"])
+def test_is_exact(
+    device: torch.device, assert_close_as_vectors: Check, name: str, soft: bool, kind: str
+) -> None:
+    model = model_of(kind, device)
+    for shape in ("one", "both") if soft else ("step", "tensor"):
+        given = problem(model, OPTIMISERS[name], soft, shape)
+        choices = {"loss_scale": 0.7, "steps": [2, STEPS]}
+        ours, exact = (results(of, model, *given, **choices) for of in (ops, reference))
+        assert_close_as_vectors(ours, exact, EXACT)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", "engine"), ("nesterov", "batch norm")])
+def test_fifty_steps(
+    device: torch.device, assert_close_as_vectors: Check, name: str, kind: str
+) -> None:
+    model = model_of(kind, device)
+    given = problem(model, OPTIMISERS[name], True, "step", steps=50)
+    augment = DSA("color_flip_rotate").replay(seed=0)
+    ours, exact = (results(of, model, *given, augment=augment) for of in (ops, reference))
+    assert_close_as_vectors(ours, exact, EXACT)
+
+
+@EVERY_OPTIMISER
+@pytest.mark.parametrize("kind", ["engine", "batch norm"])
+def test_two_halves_are_the_whole(
+    device: torch.device, assert_close_as_vectors: Check, name: str, kind: str
+) -> None:
+    model = model_of(kind, device)
+    given, leaves = problem(model, OPTIMISERS[name], True, "both")
+    whole = results(ops, model, given, leaves)
+    first, second = (
+        {**given, "batches": given["batches"][part], "lr": given["lr"][part]}
+        for part in (slice(2), slice(2, None))
+    )
+    theta, state = ops.unroll(model, **first, return_state=True)
+    assert state.steps == 5
+    theta, state = ops.unroll(
+        model, **{**second, "theta0": theta, "state": state}, return_state=True
+    )
+    grads = torch.autograd.grad(value_of(theta, state), leaves)
+    assert_close_as_vectors([theta, state.tensors, *grads], whole, EXACT)
+
+
+@EVERY_OPTIMISER
+@pytest.mark.parametrize("frozen", [False, True])
+def test_steps_are_those_of_torch_optim(device: torch.device, name: str, frozen: bool) -> None:
+    model, optimiser = model_of("gated", device), OPTIMISERS[name]
+    model.left.weight.requires_grad_(not frozen)
+    given, _ = problem(model, optimiser, False, "one")
+    del given["state"]
+    kind: Any = torch.optim.SGD
+    if isinstance(optimiser, ops.Adam):
+        kind = torch.optim.AdamW if optimiser.decoupled else torch.optim.Adam
+    settings = {key: each for key, each in vars(optimiser).items() if key != "decoupled"}
+    end, state = ops.unroll(model, **given, return_state=True)
+    steps = kind(model.parameters(), lr=given["lr"].item(), **settings)
+    for batch in given["batches"]:
+        steps.zero_grad()
+        logits = model(given["images"].detach()[batch])
+        nn.functional.cross_entropy(logits, given["labels"][batch]).backward()
+        steps.step()
+    torch.testing.assert_close(end, networks.flat_parameters(model), rtol=1e-12, atol=1e-14)
+    names = ("exp_avg", "exp_avg_sq") if isinstance(optimiser, ops.Adam) else ("momentum_buffer",)
+    for row, each in zip(state.tensors, names, strict=False):
+        kept = [steps.state[p].get(each, torch.zeros_like(p)) for p in model.parameters()]
+        wanted = torch.cat([part.flatten() for part in kept])
+        torch.testing.assert_close(row, wanted, rtol=1e-12, atol=1e-14)
+
+
+@EVERY_OPTIMISER
+def test_frozen_parameters_stay_where_they_are(
+    device: torch.device, assert_close_as_vectors: Check, name: str
+) -> None:
+    model = model_of("gated", device)
+    model.left.weight.requires_grad_(False)
+    given, leaves = problem(model, OPTIMISERS[name], True, "both")
+    ours, exact = (results(of, model, given, leaves) for of in (ops, reference))
+    assert_close_as_vectors(ours, exact, EXACT)
+    size = model.left.weight.numel()
+    assert torch.equal(ours[0][:size], given["theta0"][:size])
+    assert ours[0][size:].ne(given["theta0"][size:]).all()
+
+
+@EVERY_OPTIMISER
+def test_the_inexact_gradient_leaves_out_the_hessians(
+    device: torch.device, assert_close_as_vectors: Check, name: str
+) -> None:
+    model, optimiser = model_of("gated", device), OPTIMISERS[name]
+    given, leaves = problem(model, optimiser, True, "one")
+    ours = results(ops, model, given, leaves, exact=False)
+    theta, images, labels, lr = leaves[:4]
+    memory = given["state"].tensors if optimiser.state_rows else torch.zeros_like(theta[None])
+    for step, batch in enumerate(given["batches"]):
+        at = (theta.detach(), images[batch], labels[batch])
+        _, grad = reference.gradient(model, *at)
+        theta, memory = reference.optimiser_step(
+            optimiser.numbers(), theta, grad, memory, lr, step + 4
+        )
+    state = ops.OptimiserState(memory[: optimiser.state_rows], 7)
+    wanted = torch.autograd.grad(value_of(theta, state), leaves)
+    assert_close_as_vectors(ours, [theta, state.tensors, *wanted], EXACT)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_a_gradient_of_0_is_the_limit_of_small_ones(
+    device: torch.device, assert_close_as_vectors: Check, decoupled: bool
+) -> None:
+    """The weights of a black pixel have no gradient; the root in Adam's step has no derivative."""
+    model = model_of("gated", device)
+    given, _ = problem(model, ops.Adam(eps=1e-2, decoupled=decoupled), True, "one")
+    del given["state"]
+    found = []
+    for value in (0.0, 1e-10):
+        images = given["images"].detach().clone()
+        images[:, 0] = value
+        leaves = [images.requires_grad_(), given["lr"], given["labels"]]
+        of = reference if value else ops
+        end = of.unroll(model, **{**given, "images": images})
+        found.append([end, *torch.autograd.grad(value_of(end, None), leaves)])
+    assert_close_as_vectors(*found, 1e-7)
+
+
+FUNCTIONAL = pytest.mark.parametrize("kind", ["engine", "batch norm"])
+
+
+@FUNCTIONAL
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_is_transformed_by_torch_func(
+    device: torch.device, assert_close_as_vectors: Check, name: str, kind: str
+) -> None:
+    model = model_of(kind, device)
+    given, _ = problem(model, OPTIMISERS[name], True, "one")
+    del given["state"]
+    names = ("theta0", "images", "labels", "lr")
+    leaves = [given.pop(each) for each in names]
+    target = leaves[0].detach() + 1
+
+    def loss(*inputs: Tensor) -> Tensor:
+        end = ops.unroll(model, *inputs, **given)
+        return ops.param_distance(end, target, inputs[0]) + end.sum()
+
+    wanted = torch.autograd.grad(loss(*leaves), leaves)
+    inputs = [each.detach() for each in leaves]
+    assert_close_as_vectors(torch.func.grad(loss, (0, 1, 2, 3))(*inputs), wanted, 1e-14)
+    _, pull = torch.func.vjp(loss, *inputs)
+    assert_close_as_vectors(pull(torch.ones_like(target[0])), wanted, 1e-14)
+    rows = torch.func.jacrev(loss, (0, 1, 2, 3), chunk_size=1)(*inputs)
+    assert_close_as_vectors(rows, wanted, 1e-14)
+    # Inside of another transform, and of a graph.
+    outer = torch.func.grad(lambda scale: scale * torch.func.grad(loss)(*inputs).detach().sum())
+    assert_close_as_vectors([outer(target[0])], [wanted[0].sum()], 1e-12)
+    (mixed,) = torch.autograd.grad(
+        torch.func.vjp(lambda x: loss(x, *leaves[1:]), inputs[0])[0], leaves[1]
+    )
+    assert_close_as_vectors([mixed], [wanted[1]], 1e-14)
+    with pytest.raises(NotImplementedError, match=r"reference\.unroll has derivatives of any"):
+        torch.func.grad(lambda x: torch.func.grad(loss, 1)(inputs[0], x, *inputs[2:]).sum())(
+            inputs[1]
+        )
+
+
+@FUNCTIONAL
+def test_vmap_is_refused(device: torch.device, kind: str) -> None:
+    model = model_of(kind, device)
+    given, _ = problem(model, ops.Adam(), True, "one")
+    lr = given.pop("lr").detach()
+    with pytest.raises(NotImplementedError, match=r"trajmatch::unroll: .* torch.func.vmap"):
+        torch.vmap(lambda each: ops.unroll(model, **given, lr=each))(torch.stack([lr, lr]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "match"),
+    [
+        ({"momentum": 0.9}, ValueError, "momentum to be left out where optimiser is given, but"),
+        ({"optimiser": ops.SGD}, TypeError, "optimiser to be an instance of trajmatch.ops.SGD"),
+        (
+            {"optimiser": ops.SGD()},
+            ValueError,
+            r"shape \[0, \d+\] \(the state of SGD\(momentum=0.0",
+        ),
+        ({"state": torch.zeros(2, 4)}, TypeError, "state to be a trajmatch.ops.OptimiserState"),
+        (
+            {"state": ops.OptimiserState(torch.zeros(2, 4).double(), 0)},
+            ValueError,
+            r"state.tensors to have shape \[2, \d+\] .*, but got \[2, 4\]",
+        ),
+        (
+            {"lr": torch.ones(3).double()},
+            ValueError,
+            r"lr to have shape \[\], \[4\] \(one per step\)",
+        ),
+        (
+            {"lr": torch.ones(2, 8).double()},
+            ValueError,
+            r"\[1, 8\] or \[4, 8\] .*, but got \[2, 8\]",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes: dict, kind: Any, match: str) -> None:
+    model = model_of("gated", torch.device("cpu"))
+    given, _ = problem(model, ops.Adam(), True, "one")
+    with pytest.raises(kind, match="trajmatch::unroll: expected " + ".*" + match):
+        ops.unroll(model, **{**given, **changes})
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_every_image_is_of_one_process() -> None:
 
     def part(shards: Member) -> None:
         student = EngineStudent(networks.engine_description(convnet()), 1.0)
-        loop = ShardedLoop(shards, student, Steps([batch], [1], 0.0, None, True))
+        loop = ShardedLoop(shards, student, Steps([batch], [1], ops.SGD(), None, True))
         (seen[shards.rank],) = loop.steps.batches
 
     Threads(3).run(part)

@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from trajmatch import networks
+from trajmatch import networks, ops
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.distill import loop as loop_module
 from trajmatch.distill import memory_plan as plan_module
@@ -142,7 +142,7 @@ def step_in_float32(ranks: Ranks) -> dict[str, float]:
     images, labels = with_margin(model, 10, 2e-4), torch.arange(10) % 4
     direction = torch.randn_like(theta)
     student = EngineStudent(networks.engine_description(model), 1.0)
-    loop = ShardedLoop(ranks, student, Steps([torch.arange(10)], [1], 0.0, None, True))
+    loop = ShardedLoop(ranks, student, Steps([torch.arange(10)], [1], ops.SGD(), None, True))
     (mine,) = loop.steps.batches
     gradient = loop.gradient(0, Point(theta, images[mine], labels[mine]))
     own = loop.jvp(0, Point(theta, images[mine], labels[mine]), direction)

@@ -27,3 +27,4 @@ from trajmatch.ops.student import release_workspace as release_workspace
 from trajmatch.ops.unroll import tape_bytes as tape_bytes
 from trajmatch.ops.unroll import unroll as unroll
 from trajmatch.reference import GradientJvp as GradientJvp
+from trajmatch.reference import OptimiserState as OptimiserState

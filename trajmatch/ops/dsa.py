@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trajmatch.ops.errors import public_operator
-from trajmatch.ops.registration import register
+from trajmatch.ops.registration import operators, register
 
 
 @public_operator
@@ -40,7 +40,7 @@ def dsa(images: Tensor, parameters: Tensor) -> Tensor:
         >>> dsa(torch.arange(6.0).view(2, 1, 1, 3), rows)[:, 0, 0].tolist()
         [[2.0, 1.0, 0.0], [3.0, 4.0, 5.0]]
     """
-    return torch.ops.trajmatch.dsa(images, parameters)
+    return operators.dsa(images, parameters)
 
 
 def _like(images: Tensor) -> Tensor:
@@ -50,11 +50,11 @@ def _like(images: Tensor) -> Tensor:
 
 
 def _backward(saved: Any, grad_out: Tensor) -> tuple[Tensor]:
-    return (torch.ops.trajmatch.dsa_backward(grad_out, saved.parameters),)
+    return (operators.dsa_backward(grad_out, saved.parameters),)
 
 
 def _backward_backward(saved: Any, tangent: Tensor) -> tuple[Tensor]:
-    return (torch.ops.trajmatch.dsa_tangent(tangent, saved.parameters),)
+    return (operators.dsa_tangent(tangent, saved.parameters),)
 
 
 register("dsa", lambda given: _like(given.images), _backward, save="parameters")

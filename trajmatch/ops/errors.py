@@ -38,10 +38,10 @@ def explained(op: str) -> Iterator[None]:
             raise TypeError(
                 f"trajmatch::{op}: expected {argument} to be a {wanted}, but got {came}"
             ) from error
-        if "functorch transforms" in text:
+        if "functorch transforms" in text or "does not have vmap support" in text:
             raise NotImplementedError(
-                f"trajmatch::{op}: expected to be called outside of torch.func transforms; use "
-                f"torch.autograd.grad, or trajmatch.reference.{op}"
+                f"trajmatch::{op}: expected to be called outside of torch.func.vmap and jvp (grad "
+                f"and vjp are supported); use a loop, or trajmatch.reference.{op}"
             ) from error
         if "is not implemented" in text or "does not currently support double backward" in text:
             raise NotImplementedError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trajmatch.ops.arguments import Augment, DsaReplay
 from trajmatch.ops.errors import explained
+from trajmatch.ops.optimisers import Optimiser, Updates
 from trajmatch.ops.replay import (
     Conditions,
     Fingerprints,
@@ -27,16 +28,26 @@ class Steps(NamedTuple):
     Attributes:
         batches: Indices of the images of each step.
         counts: Counts of steps done after which parameters are returned.
-        momentum: Heavy-ball factor.
+        optimiser: The optimiser.
         augment: The augmentation; None: none.
         exact: As for :func:`trajmatch.ops.unroll`.
+        updates: The optimiser's steps and their adjoints. None for steps of plain SGD with one
+            learning rate, whose state is neither given nor wanted: their adjoint needs ``N``
+            parameter vectors and no state.
+        keep: False where no adjoint is wanted.
     """
 
     batches: Sequence[Tensor]
     counts: Sequence[int]
-    momentum: float
+    optimiser: Optimiser
     augment: Augment | None
     exact: bool
+    updates: Updates | None = None
+    keep: bool = True
+
+
+#: Of ``theta_0``, images, labels, step sizes and initial state; None for what is not floating.
+Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]
 
 
 class Loop:
@@ -95,28 +106,40 @@ class Loop:
         return GradientJvp._make(None if each is None else each / scale for each in found)
 
     def forward(
-        self, theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Parameters after the counts asked for, and ``theta_0 .. theta_{N-1}``."""
-        trajectory, buffer, reached = [], None, {}
+        self, theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor, state: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The result, and all that the adjoint needs of the steps.
+
+        Returns:
+            Parameters after the counts asked for, the state after the last step, ``theta_1 ..
+            theta_{N-1}``, and with ``updates`` the states after the same steps.
+        """
+        trajectory, states, buffer, reached = [], [], None, {}
+        momentum, updates = self.steps.optimiser.numbers()[1], self.steps.updates
         self.conditions = Conditions(self.model, theta.device)
         for step, batch in enumerate(self.steps.batches):
-            trajectory.append(theta)
             if not self.fixed:
                 self.random_states.append(random_state(theta.device))
             shown = self._augmented(images[batch], step)
             grad = self.gradient(step, Point(theta, shown, labels[batch]))
-            theta, buffer = torch.ops.trajmatch.sgd_step(
-                theta, grad, lr, buffer, self.steps.momentum
-            )
+            if updates is None:
+                theta, buffer = torch.ops.trajmatch.sgd_step(theta, grad, lr, buffer, momentum)
+            else:
+                theta, state = updates.step(step, theta, grad, state, lr)
+                states.append(state)
+            trajectory.append(theta)
+            if not self.steps.keep:
+                trajectory, states = trajectory[-1:], states[-1:]
             if step + 1 in self.steps.counts:
                 reached[step + 1] = theta
         # True if the steps drew random numbers from the global generators.
         self._draws = not self.fixed and self.random_states[0] != random_state(theta.device)
-        return torch.stack([reached[count] for count in self.steps.counts]), trajectory
+        thetas = torch.stack([reached[count] for count in self.steps.counts])
+        state = theta.new_empty(0) if updates is None else state
+        return thetas, state, *trajectory[:-1], *states[:-1]
 
-    def adjoint(self, *problem: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-        """Gradients of ``theta_0``, images, labels and step size; None for what is not floating.
+    def adjoint(self, *problem: Any) -> Gradients:
+        """The gradients.
 
         Args:
             problem: As for :meth:`_adjoint`.
@@ -125,7 +148,7 @@ class Loop:
         """
         if self.fixed:
             return self._adjoint(*problem)
-        device = problem[0].device
+        device = problem[2].device
         state = random_state(device)
         try:
             with self.conditions.restored():
@@ -133,37 +156,53 @@ class Loop:
         finally:
             restore_random_state(state, device)
         if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-            self.fingerprints.check(self.conditions.eps(problem[0].dtype))
+            self.fingerprints.check(self.conditions.eps(problem[2].dtype))
         return found
 
     def _adjoint(
         self,
-        above: Tensor,
-        trajectory: Sequence[Tensor],
+        above: Tensor | None,
+        above_state: Tensor | None,
+        theta0: Tensor,
         images: Tensor,
         labels: Tensor,
         lr: Tensor,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+        state0: Tensor,
+        state: Tensor,
+        *kept: Tensor,
+    ) -> Gradients:
         """The steps in reverse.
 
-        ``adjoint`` is that of the parameters, ``lr * r`` that of the step's gradient; see
-        ``csrc/core/sgd_step.h``.
+        ``adjoint`` is that of the parameters, ``scale * r`` that of the step's gradient; see
+        ``csrc/core/sgd_step.h``, where the scale is ``lr``. With ``updates`` there is none.
         """
-        batches, counts, momentum, augment, exact = self.steps
-        if self.conditions.casts:
+        batches, counts, optimiser, augment, exact, updates, _ = self.steps
+        momentum = optimiser.numbers()[1]
+        trajectory = (theta0, *kept[: len(batches) - 1])
+        states = (state0, *kept[len(batches) - 1 :], state)
+        plain = updates is None
+        if plain and self.conditions.casts:
             # Autocast rounds each product, so its tangent has the size that a graph of all steps
             # gives it: both then round alike.
             self._tangent_scale = torch.where(lr == 0, torch.ones_like(lr), lr)
-        adjoint = torch.zeros_like(trajectory[0])
+        adjoint = torch.zeros_like(theta0)
         r = torch.zeros_like(adjoint)
         grad_images = torch.zeros_like(images) if images.is_floating_point() else None
+        state_adjoint = torch.zeros_like(state0) if above_state is None else above_state
         grad_labels = torch.zeros_like(labels) if labels.is_floating_point() else None
         grad_lr = torch.zeros_like(lr)
         for step in reversed(range(len(batches))):
             for row, count in enumerate(counts):
-                if count == step + 1:
+                if count == step + 1 and above is not None:
                     adjoint = adjoint + above[row]
-            r = momentum * r - adjoint
+            theta = trajectory[step]
+            if updates is None:
+                r = momentum * r - adjoint
+            else:
+                adjoint, r, state_adjoint, share = updates.adjoint(
+                    step, theta, states[step : step + 2], lr, (adjoint, state_adjoint)
+                )
+                grad_lr = grad_lr + share
             batch = batches[step]
             if self._draws:
                 restore_random_state(self.random_states[step], adjoint.device)
@@ -171,40 +210,63 @@ class Loop:
             with torch.enable_grad():
                 raw = images[batch].requires_grad_(grad_images is not None)
                 shown = self._augmented(raw, step)
-            at = Point(trajectory[step], shown.detach(), labels[batch])
+            at = Point(theta, shown.detach(), labels[batch])
             directional, hessian_r, image_share, label_share = self.jvp(step, at, r)
             if grad_images is not None and image_share is not None:
                 if augment is not None:
                     (image_share,) = torch.autograd.grad(
                         shown, raw, image_share, materialize_grads=True
                     )
-                grad_images.index_add_(0, batch, lr * image_share)
+                grad_images.index_add_(0, batch, lr * image_share if plain else image_share)
             if grad_labels is not None and label_share is not None:
-                grad_labels.index_add_(0, batch, lr * label_share)
-            grad_lr = grad_lr + directional
+                grad_labels.index_add_(0, batch, lr * label_share if plain else label_share)
+            if plain:
+                grad_lr = grad_lr + directional
             if exact:
-                adjoint = adjoint + lr * hessian_r
-        return adjoint, grad_images, grad_labels, grad_lr
+                adjoint = adjoint + (lr * hessian_r if plain else hessian_r)
+        return adjoint, grad_images, grad_labels, grad_lr, state_adjoint
 
 
 class Unroll(torch.autograd.Function):
-    """A loop as one node of the graph, which keeps the parameters of each step and no more."""
+    """A loop as one node of the graph, which keeps what its adjoint needs of the steps, no more."""
 
     @staticmethod
-    def forward(
-        ctx: Any, loop: Loop, theta0: Tensor, images: Tensor, labels: Tensor, lr: Tensor
-    ) -> Tensor:
-        """Parameters after the counts that the loop was asked for. ``[counts, P]``."""
+    def forward(loop: Loop, *problem: Tensor) -> tuple[Tensor, ...]:
+        """The results of the loop, and what it keeps: see :meth:`Loop.forward`."""
         with twice_differentiable(), explained("unroll"):
-            thetas, trajectory = loop.forward(theta0.detach(), images, labels, lr)
-        ctx.loop = loop
-        ctx.save_for_backward(images, labels, lr, *trajectory)
-        return thetas
+            return loop.forward(*(each.detach() for each in problem))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of ``theta0``, images, labels and step size."""
-        images, labels, lr, *trajectory = ctx.saved_tensors
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep the inputs, and the outputs behind the parameters asked for."""
+        ctx.loop, *problem = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(*problem, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of ``theta0``, images, labels, step sizes and state."""
+        return (None, *_Adjoint.apply(ctx.loop, *above[:2], *ctx.saved_tensors))
+
+
+class _Adjoint(torch.autograd.Function):
+    """The backward pass as a node of its own, for ``torch.func``; it has no derivative."""
+
+    @staticmethod
+    def forward(loop: Loop, *problem: Any) -> Gradients:
+        """The gradients of :meth:`Loop.adjoint`."""
         with twice_differentiable(), explained("unroll"):
-            return (None, *ctx.loop.adjoint(above, trajectory, images, labels, lr))
+            return loop.adjoint(*problem)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> None:
+        """Raise NotImplementedError."""
+        raise NotImplementedError(
+            "trajmatch::unroll has no second derivatives; trajmatch.reference.unroll has "
+            "derivatives of any order"
+        )

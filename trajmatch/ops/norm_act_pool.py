@@ -10,7 +10,7 @@ from torch import Tensor
 from trajmatch.block import ACTIVATIONS, GROUP_NORM_GROUPS, NORM_EPS, NORMS, POOLINGS
 from trajmatch.ops.arguments import Expect
 from trajmatch.ops.errors import public_operator
-from trajmatch.ops.registration import register
+from trajmatch.ops.registration import operators, register
 
 
 @public_operator
@@ -60,7 +60,7 @@ def norm_act_pool(
     )
     groups = {"instance": x.shape[1], "group": GROUP_NORM_GROUPS, "layer": 1, "none": 0}[norm]
     choices = (norm == "layer", ACTIVATIONS.index(activation), POOLINGS.index(pooling), eps)
-    return torch.ops.trajmatch.norm_act_pool(x, weight, bias, groups, *choices)[0]
+    return operators.norm_act_pool(x, weight, bias, groups, *choices)[0]
 
 
 def _fake(given: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +72,7 @@ def _fake(given: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward(saved: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
-    return torch.ops.trajmatch.norm_act_pool_backward(
+    return operators.norm_act_pool_backward(
         grad_out, saved.x, saved.weight, saved.bias, saved.mean, saved.rstd, *saved.choices
     )
 
@@ -94,10 +94,8 @@ def _backward_backward(
         None if saved.weight is None else v_weight,
         None if saved.bias is None else v_bias,
     )
-    out_tangent, *statistics = torch.ops.trajmatch.norm_act_pool_tangent(
-        *at, *tangents, *saved.choices
-    )
-    return out_tangent, *torch.ops.trajmatch.norm_act_pool_backward_tangent(
+    out_tangent, *statistics = operators.norm_act_pool_tangent(*at, *tangents, *saved.choices)
+    return out_tangent, *operators.norm_act_pool_backward_tangent(
         saved.grad_out, None, *at, *tangents, *statistics, *saved.choices
     )
 

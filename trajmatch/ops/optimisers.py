@@ -1,14 +1,23 @@
-"""Settings of the student's optimiser.
+"""The student's optimiser: its settings, its state, and the adjoint of a step.
 
-Names, defaults and formulas are those of ``torch.optim.SGD``, ``Adam`` and ``AdamW``.
+Names, defaults and formulas are those of ``torch.optim.SGD``, ``Adam`` and ``AdamW``; the formulas
+stand in :func:`trajmatch.reference.optimiser_step`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from trajmatch.networks.flat import decayed, trainable
 from trajmatch.ops.arguments import Expect
+from trajmatch.ops.sgd_step import as_scalar
+from trajmatch.reference import OptimiserState, optimiser_step, step_size
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,11 @@ class SGD:
     def state_rows(self) -> int:
         """Vectors of the state: the momentum buffer, or none."""
         return int(self.momentum > 0)
+
+    @property
+    def plain(self) -> bool:
+        """True for steps whose adjoint needs the parameters alone: heavy ball, or none."""
+        return not self.nesterov and self.weight_decay == 0
 
     def numbers(self) -> list[float]:
         """The settings as the C++ operators take them."""
@@ -79,6 +93,11 @@ class Adam:
         """Vectors of the state: the averages of the gradient and of its square."""
         return 2
 
+    @property
+    def plain(self) -> bool:
+        """False: the adjoint of a step needs the state."""
+        return False
+
     def numbers(self) -> list[float]:
         """The settings as the C++ operators take them."""
         rest = (*self.betas, self.eps, self.weight_decay, self.decoupled)
@@ -88,5 +107,102 @@ class Adam:
 Optimiser = SGD | Adam
 
 
+class Updates:
+    """The steps of an optimiser on the flat parameters of a model, and their adjoints.
+
+    Args:
+        optimiser: The optimiser.
+        model: The model; its frozen parameters stay where they are.
+        done: Steps done before the first.
+    """
+
+    def __init__(self, optimiser: Optimiser, model: nn.Module, done: int) -> None:
+        self.numbers, self.done = optimiser.numbers(), done
+        self._sizes = [each.numel() for each in model.parameters()]
+        self._trained = trainable(model)
+
+    def step(
+        self, step: int, theta: Tensor, grad: Tensor, state: Tensor, lr: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """New parameters ``[P]`` and state ``[S, P]``, differentiable in all tensors."""
+        trained = None if self._trained is None else self._trained.to(theta)
+        rate = step_size(lr, step, self._sizes, trained)
+        count = self.done + step + 1
+        return optimiser_step(self.numbers, theta, grad, state, rate, count, trained)
+
+    def adjoint(
+        self,
+        step: int,
+        theta: Tensor,
+        states: Sequence[Tensor],
+        lr: Tensor,
+        above: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """Gradients of ``theta``, the loss's gradient, the state and ``lr``.
+
+        Args:
+            step: Number of the step in its unroll.
+            theta: Parameters before the step.
+            states: State before and after it.
+            lr: The learning rates of all steps.
+            above: Gradients of the parameters and of the state after the step.
+        """
+        given = (theta, self._gradient(theta, *states), states[0], lr)
+        leaves = [each.detach().requires_grad_() for each in given]
+        with torch.enable_grad():
+            return torch.autograd.grad(self.step(step, *leaves), leaves, above)
+
+    def _gradient(self, theta: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """The gradient of the loss in a step, of which the state kept an average."""
+        kind, factor, *_ = self.numbers
+        grad = after[0] - factor * before[0]
+        if kind == 0:
+            weight_decay = self.numbers[3]
+        else:
+            grad = grad / (1 - factor)
+            weight_decay = 0.0 if self.numbers[5] else self.numbers[4]
+        return decayed(grad, theta, -weight_decay, self._trained)
+
+
+def check_optimiser(expect: Expect, optimiser: Any, momentum: float) -> Optimiser:
+    """Return the optimiser of an unroll; raise unless it is one, with its own momentum."""
+    if optimiser is None:
+        return SGD(momentum)
+    if not isinstance(optimiser, Optimiser):
+        wanted = "be an instance of trajmatch.ops.SGD or trajmatch.ops.Adam"
+        raise TypeError(expect.message("optimiser", wanted, repr(optimiser)))
+    expect.that(momentum == 0, "momentum", "be left out where optimiser is given", momentum)
+    return optimiser
+
+
+def check_state(expect: Expect, state: Any, optimiser: Optimiser, theta: Tensor) -> None:
+    """Raise unless a state, if any, is one of the optimiser and of these parameters."""
+    rows, size = optimiser.state_rows, len(theta)
+    if state is None:
+        return
+    if not isinstance(state, OptimiserState):
+        wanted = "be a trajmatch.ops.OptimiserState"
+        raise TypeError(expect.message("state", wanted, type(state).__name__))
+    expect.like("state.tensors", state.tensors, theta, "theta0")
+    wanted = f"have shape {[rows, size]} (the state of {optimiser} for {size} parameters)"
+    came = list(state.tensors.shape)
+    expect.that(came == [rows, size], "state.tensors", wanted, came)
+    (steps,) = expect.counts("state.steps", [state.steps])
+    expect.that(steps >= 0, "state.steps", "be at least 0", steps)
+
+
+def check_lr(expect: Expect, lr: Tensor | float, theta: Tensor, steps: int, tensors: int) -> Tensor:
+    """Return learning rates as a tensor; raise unless it has one of the shapes."""
+    lr = as_scalar(lr, theta)
+    expect.like("lr", lr, theta, "theta0")
+    shapes = [[], [steps], [1, tensors], [steps, tensors]]
+    wanted = f"have shape [], [{steps}] (one per step), or [1, {tensors}] or [{steps}, {tensors}] "
+    wanted += "(one per step and parameter tensor)"
+    expect.that(list(lr.shape) in shapes, "lr", wanted, list(lr.shape))
+    return lr
+
+
 def _at_least_0(expect: Expect, argument: str, value: float) -> None:
+    if not isinstance(value, int | float):
+        raise TypeError(expect.message(argument, "be a number", repr(value)))
     expect.that(0 <= value < math.inf, argument, "be at least 0", value)

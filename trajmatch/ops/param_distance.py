@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trajmatch.ops.errors import public_operator
-from trajmatch.ops.registration import register
+from trajmatch.ops.registration import operators, register
 
 
 @public_operator
@@ -33,7 +33,7 @@ def param_distance(student: Tensor, target: Tensor, start: Tensor) -> Tensor:
         >>> param_distance(torch.ones(3), torch.zeros(3), 2 * torch.ones(3))
         tensor(0.2500)
     """
-    return torch.ops.trajmatch.param_distance(student, target, start)[0]
+    return operators.param_distance(student, target, start)[0]
 
 
 def _fake(given: Any) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ def _fake(given: Any) -> tuple[Tensor, Tensor]:
 
 
 def _backward(saved: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor, ...]:
-    return torch.ops.trajmatch.param_distance_backward(
+    return operators.param_distance_backward(
         grad_loss, saved.student, saved.target, saved.start, saved.sums
     )
 

@@ -9,8 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, peek_interpreter_stack
 
 from trajmatch import _extension  # noqa: F401  registers the operators
+
+#: The operators that :func:`register` has seen. Unlike those of ``torch.ops.trajmatch`` they can be
+#: called inside of ``torch.func.grad`` and ``torch.func.vjp``.
+operators = SimpleNamespace()
 
 
 def register(
@@ -40,7 +45,8 @@ def register(
         materialize: False passes None instead of zeros for the gradient of an unused output.
         instead: Advice for whoever differentiates an operator without ``backward``.
     """
-    schema = getattr(torch.ops.trajmatch, name).default._schema
+    operator = getattr(torch.ops.trajmatch, name)
+    schema = operator.default._schema
     defaults = {each.name: each.default_value for each in schema.arguments}
     others = [each.name for each in schema.arguments if "Tensor" not in str(each.type)]
 
@@ -67,3 +73,16 @@ def register(
     qualified = f"trajmatch::{name}"
     torch.library.register_fake(qualified, lambda *inputs: fake(SimpleNamespace(**bound(inputs))))
     torch.library.register_autograd(qualified, differentiate, setup_context=setup_context)
+
+    def call(*inputs: Any) -> Any:
+        if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+            return operator(*inputs)
+        if peek_interpreter_stack().key() != TransformType.Grad:
+            return operator(*inputs)
+        return node.apply(*inputs)
+
+    # register_autograd's own node cannot be transformed: its context is an argument of forward.
+    parts = {"forward": operator, "setup_context": setup_context, "backward": differentiate}
+    methods = {key: staticmethod(part) for key, part in parts.items()}
+    node: Any = type(f"{name}_node", (torch.autograd.Function,), methods)
+    setattr(operators, name, call)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trajmatch.ops.errors import public_operator
-from trajmatch.ops.registration import register
+from trajmatch.ops.registration import operators, register
 
 
 def as_scalar(value: Any, like: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def sgd_step(
         ValueError: Shapes or devices differ.
         TypeError: A dtype is neither float32 nor float64, or they differ.
     """
-    return torch.ops.trajmatch.sgd_step(theta, grad, as_scalar(lr, theta), buffer, momentum)
+    return operators.sgd_step(theta, grad, as_scalar(lr, theta), buffer, momentum)
 
 
 @public_operator
@@ -79,7 +79,7 @@ def sgd_step_adjoint(
         ValueError: Shapes or devices differ.
         TypeError: A dtype is neither float32 nor float64, or they differ.
     """
-    return torch.ops.trajmatch.sgd_step_adjoint(
+    return operators.sgd_step_adjoint(
         grad_theta_out, grad_buffer_out, buffer_out, as_scalar(lr, grad_theta_out), momentum
     )
 
@@ -89,7 +89,7 @@ def _fake(given: Any) -> tuple[Tensor, Tensor]:
 
 
 def _backward(saved: Any, grad_theta: Tensor, grad_buffer: Tensor) -> tuple[Tensor, ...]:
-    grad_grad, grad_old_buffer, grad_lr = torch.ops.trajmatch.sgd_step_adjoint(
+    grad_grad, grad_old_buffer, grad_lr = operators.sgd_step_adjoint(
         grad_theta, grad_buffer, saved.buffer_out, saved.lr, saved.momentum
     )
     return grad_theta, grad_grad, grad_lr, grad_old_buffer

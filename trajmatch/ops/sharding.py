@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trajmatch.ops.arguments import Augment, DsaReplay
 from trajmatch.ops.dsa import dsa
-from trajmatch.ops.loop import Loop, Steps
+from trajmatch.ops.loop import Gradients, Loop, Steps
 from trajmatch.ops.student import Point, Student
 from trajmatch.reference import GradientJvp
 
@@ -87,10 +87,11 @@ class ShardedLoop(Loop):
             self.shards.sum_(found.grad_theta)
         return found
 
-    def adjoint(self, *problem: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-        """Gradients of ``theta_0``, images, labels and step size, over all parts."""
+    def adjoint(self, *problem: Any) -> Gradients:
+        """The gradients over all parts."""
         found = super().adjoint(*problem)
-        for part in found[1:]:
+        # With updates, those of step sizes and state are whole already.
+        for part in found[1 : 4 if self.steps.updates is None else 3]:
             if part is not None:
                 self.shards.sum_(part)
         return found

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trajmatch.ops.errors import public_operator
-from trajmatch.ops.registration import register
+from trajmatch.ops.registration import operators, register
 
 
 @public_operator
@@ -29,7 +29,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
             outside ``[0, K)``; on CUDA such an index gives NaN.
         TypeError: A dtype is not supported.
     """
-    return torch.ops.trajmatch.soft_cross_entropy(logits, targets)
+    return operators.soft_cross_entropy(logits, targets)
 
 
 def _gradients(given: Any) -> tuple[Tensor, Tensor]:
@@ -39,20 +39,18 @@ def _gradients(given: Any) -> tuple[Tensor, Tensor]:
 
 
 def _backward(saved: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.ops.trajmatch.soft_cross_entropy_backward(grad_loss, saved.logits, saved.targets)
+    return operators.soft_cross_entropy_backward(grad_loss, saved.logits, saved.targets)
 
 
 def _backward_backward(saved: Any, v_logits: Tensor, v_targets: Tensor) -> tuple[Tensor, ...]:
     # Hessians are symmetric: the adjoint of the gradient is its tangent.
     grad_loss, soft = saved.grad_loss, saved.targets.is_floating_point()
-    directional, logits_part, targets_part = (
-        torch.ops.trajmatch.soft_cross_entropy_backward_tangent(
-            torch.ones_like(grad_loss),
-            saved.logits,
-            saved.targets,
-            v_logits,
-            v_targets if soft else None,
-        )
+    directional, logits_part, targets_part = operators.soft_cross_entropy_backward_tangent(
+        torch.ones_like(grad_loss),
+        saved.logits,
+        saved.targets,
+        v_logits,
+        v_targets if soft else None,
     )
     return directional, grad_loss * logits_part, grad_loss * targets_part
 

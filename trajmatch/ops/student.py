@@ -12,7 +12,7 @@ from trajmatch._extension import _C
 from trajmatch.networks.engine import engine_description
 from trajmatch.ops.arguments import ArrayLike, Expect
 from trajmatch.ops.errors import public_operator
-from trajmatch.ops.registration import register
+from trajmatch.ops.registration import operators, register
 from trajmatch.ops.replay import twice_differentiable
 from trajmatch.reference import GradientJvp, Loss
 
@@ -65,13 +65,13 @@ class EngineStudent:
 
     def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
         """Loss and gradient in the parameters; both are differentiable once more."""
-        value, grad, _, _ = torch.ops.trajmatch.student_gradient(*at, *self._settings, False)
+        value, grad, _, _ = operators.student_gradient(*at, *self._settings, False)
         return value, grad
 
     def image_gradient(self, at: Point) -> Tensor:
         """Gradient in the images, detached."""
         with torch.no_grad():
-            gradients = torch.ops.trajmatch.student_gradient
+            gradients = operators.student_gradient
             _, _, grad_images, _ = gradients(*at, *self._settings, True)
         found: Tensor = grad_images
         return found
@@ -81,7 +81,7 @@ class EngineStudent:
     ) -> tuple[None, GradientJvp]:
         """Derivatives of the gradients."""
         with torch.no_grad():
-            found = torch.ops.trajmatch.student_gradient_jvp(
+            found = operators.student_gradient_jvp(
                 *at, tangent, image_tangent, None, *self._settings
             )
         soft = _soft(at.labels, self._settings[1])
@@ -371,11 +371,11 @@ def _backward(
     elif not _soft(saved.labels, saved.loss):
         c_labels = None
     if any(each is not None for each in (c_theta, c_images, c_labels)):
-        _, *totals = torch.ops.trajmatch.student_gradient_jvp(
+        _, *totals = operators.student_gradient_jvp(
             *problem, c_theta, c_images, c_labels, *settings
         )
     if c_loss is not None:
-        _, *grads = torch.ops.trajmatch.student_gradient(*problem, *settings, True)
+        _, *grads = operators.student_gradient(*problem, *settings, True)
         totals = [
             c_loss * grad if total is None else total + c_loss * grad
             for total, grad in zip(totals, grads, strict=True)

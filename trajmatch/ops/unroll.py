@@ -1,4 +1,4 @@
-"""Many student steps of SGD, differentiated exactly in the memory of one."""
+"""Many student steps, differentiated exactly in the memory of one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from trajmatch.ops.arguments import ArrayLike, Augment, DsaReplay, Expect
 from trajmatch.ops.errors import public_operator
 from trajmatch.ops.loop import Loop, Steps, Unroll
 from trajmatch.ops.micro_batches import MicroBatches
-from trajmatch.ops.registration import register
-from trajmatch.ops.sgd_step import as_scalar
+from trajmatch.ops.optimisers import (
+    Optimiser,
+    Updates,
+    check_lr,
+    check_optimiser,
+    check_state,
+)
+from trajmatch.ops.registration import operators, register
 from trajmatch.ops.sharding import ShardedLoop, Shards
 from trajmatch.ops.student import AutogradStudent, EngineStudent, Student, on_engine
-from trajmatch.reference import Loss
+from trajmatch.reference import Loss, OptimiserState
 
 
 @public_operator
@@ -34,6 +40,9 @@ def unroll(
     loss: Loss = "cross_entropy",
     soft_labels: str = "logits",
     momentum: float = 0.0,
+    optimiser: Optimiser | None = None,
+    state: OptimiserState | None = None,
+    return_state: bool = False,
     loss_scale: float = 1.0,
     steps: Sequence[int] | None = None,
     augment: Augment | None = None,
@@ -42,16 +51,18 @@ def unroll(
     exact: bool = True,
     micro_batch: int | None = None,
     shards: Shards | None = None,
-) -> Tensor:
-    """Parameters after ``N`` SGD steps of a student on its synthetic set (MTT, section 3.2).
+) -> Any:
+    """Parameters after ``N`` steps of a student on its synthetic set (MTT, section 3.2).
 
     ``theta_{t+1} = theta_t - lr b_t``, ``b_t = momentum b_{t-1} + loss_scale * gradient`` of the
-    student's loss at ``theta_t`` on ``A_t(images[batches[t]])``. The gradient is exact: the adjoint
-    walks the steps backwards and recomputes one at a time, so that memory is one step's
-    activations and ``N`` parameter vectors, whatever ``N`` is. A step is recomputed in the state
-    that it first ran in: mode and buffers of the model, autocast, and the global random generators
-    of Python, NumPy and PyTorch, so that dropout is differentiated with its masks. A step that does
-    not come out the same all the same, to ``4 sqrt(eps)`` of the norm of its gradient, is an error.
+    student's loss at ``theta_t`` on ``A_t(images[batches[t]])``; ``optimiser`` makes other steps of
+    the same gradient. The gradient of the result is exact: the adjoint walks the steps backwards
+    and recomputes one at a time, so that memory is one step's activations and ``N`` parameter
+    vectors (``2 N`` for SGD with a state, Nesterov momentum, weight decay or several learning
+    rates, ``3 N`` for Adam), whatever ``N`` is. A step is recomputed in the state that it first ran
+    in: mode and buffers of the model, autocast, and the global random generators of Python, NumPy
+    and PyTorch, so that dropout is differentiated with its masks. A step that does not come out the
+    same all the same, to ``4 sqrt(eps)`` of the norm of its gradient, is an error.
 
     For a network of the engine's (:func:`trajmatch.ops.engine_for`), without ``augment`` or with
     DSA, the whole loop and its adjoint are one operator each. With another ``augment`` the steps
@@ -70,15 +81,23 @@ def unroll(
             no gradient.
         labels: Class indices ``[n]`` (int64), soft labels ``[n, K]``, or targets ``[n, ...]``; a
             tensor, array or list.
-        lr: Step size. A number, or ``[]`` with dtype and device of ``theta0``.
+        lr: Step size. A number, or a tensor with dtype and device of ``theta0``: ``[]``, one per
+            step ``[N]``, or one per step and parameter tensor, in the order of
+            ``model.parameters()``, ``[N, T]``, or ``[1, T]`` for the same in all steps.
         batches: Indices into ``images``, int64 on the device of ``theta0``: ``[N, B]``, or a
             sequence of ``N`` one-dimensional tensors of any length. Arrays and lists are taken too.
         loss: ``"cross_entropy"``, ``"mse"`` or a function, as for :func:`trajmatch.ops.gradient`,
             which says what labels each takes. With ``micro_batch`` or ``shards`` the function gets
             a part of the batch at a time, so it must be a mean of terms of single images.
         soft_labels: ``"logits"`` or ``"probabilities"``, as for :func:`trajmatch.ops.gradient`.
-        momentum: Heavy-ball factor of the student's steps (AST).
-        loss_scale: Factor of the student's loss (AST's balance ``kappa``).
+        momentum: Heavy-ball factor of the student's steps (AST); short for
+            ``optimiser=SGD(momentum)``.
+        optimiser: A :class:`trajmatch.ops.SGD` or :class:`trajmatch.ops.Adam`, with the formulas of
+            ``torch.optim``. Frozen parameters stay where they are, weight decay or not.
+        state: State of the optimiser before the first step, as an earlier call returned it; None:
+            that of a new optimiser.
+        return_state: True to return the state after the last step as well.
+        loss_scale: Factor of the student's loss (AST's balance ``kappa``), not of weight decay.
         steps: Counts of steps done, 1 to ``N``, after which parameters are returned.
         augment: Maps (images ``[B, C, H, W]`` of a batch, step) to images, differentiably. It is
             called again in the backward pass, with the global random generators as they were, and
@@ -88,10 +107,11 @@ def unroll(
             engine then keeps the last steps' activations, as many as fit, and need not recompute
             them (``docs/performance.md`` has both times); other networks keep none.
         precise: As for :func:`trajmatch.ops.gradient`.
-        exact: False leaves out how later steps depend on earlier ones (``lr h`` in the adjoint, the
-            Hessians), so that only the direct share of each step remains. This is the gradient of
-            TESLA (Cui et al., ICML 2023), an approximation that differs from the exact one in
-            direction and length; it costs the same here. The parameters returned are the same.
+        exact: False leaves out how the gradients of later steps depend on earlier ones (the
+            Hessians; the optimiser's state and weight decay are still followed), so that only the
+            direct share of each step remains. This is the gradient of TESLA (Cui et al., ICML
+            2023), an approximation that differs from the exact one in direction and length; it
+            costs the same here. The parameters returned are the same.
         micro_batch: Images that go through the network at once, if a batch has more: the same
             gradient, up to the order of sums, in the memory of that many images. The loop then is
             Python, and saves nothing on the CPU engine, which takes a few images at a time anyway.
@@ -103,17 +123,20 @@ def unroll(
             drawn for the whole batch.
 
     Returns:
-        ``theta_N`` ``[P]``, or ``[len(steps), P]`` in the order of ``steps``. Differentiable once
-        in ``images``, floating labels, ``lr`` and ``theta0``.
+        ``theta_N`` ``[P]``, or ``[len(steps), P]`` in the order of ``steps``; with ``return_state``
+        the pair of it and the :class:`OptimiserState` after step ``N``. Differentiable once in
+        ``images``, floating labels, ``lr``, ``theta0`` and ``state``. Two calls, the second from
+        the parameters and the state of the first, have the values and gradients of one.
 
     Raises:
-        ValueError: A shape, device, label, index or count does not fit, or the model treats images
-            of a batch together (batch norm in training mode) where ``micro_batch`` or ``shards``
-            would part them, or has no parameters to train. Values of labels and indices are looked
-            at on the CPU only: on CUDA that would wait for the device.
+        ValueError: A shape, device, label, index or count does not fit, ``state`` is of another
+            optimiser or model, ``momentum`` is given beside ``optimiser``, or the model treats
+            images of a batch together (batch norm in training mode) where ``micro_batch`` or
+            ``shards`` would part them, or has no parameters to train. Values of labels and indices
+            are looked at on the CPU only: on CUDA that would wait for the device.
         TypeError: A dtype or the kind of an argument is not supported.
         NotImplementedError: With ``shards``, ``augment`` is another function; or the call is inside
-            of a ``torch.func`` transform. In the backward pass: the model is not twice
+            of ``torch.func.vmap`` or ``jvp``. In the backward pass: the model is not twice
             differentiable.
         RuntimeError: In the backward pass: a step does not come out as in the forward pass.
     """
@@ -130,10 +153,10 @@ def unroll(
     labels = expect.labels(labels, images, theta0, loss, soft_labels)
     if not on_engine(loss, soft_labels, labels):
         network = None
-    lr = as_scalar(lr, theta0)
-    expect.like("lr", lr, theta0, "theta0")
-    expect.shape("lr", lr, [])
+    optimiser = check_optimiser(expect, optimiser, momentum)
+    check_state(expect, state, optimiser, theta0)
     flat, sizes = _flatten(expect, batches, theta0)
+    lr = check_lr(expect, lr, theta0, len(sizes), sum(1 for _ in model.parameters()))
     counts = [len(sizes)] if steps is None else expect.counts("steps", steps)
     expect.augment(augment)
     expect.that(len(counts) > 0, "steps", "name at least one count of steps", "none")
@@ -142,15 +165,20 @@ def unroll(
     most = micro_batch if micro_batch is not None and max(sizes) > micro_batch else None
     sharing = shards if shards is not None and shards.size > 1 else None
     whole = most is None and sharing is None
-    if whole and network is not None and (augment is None or isinstance(augment, DsaReplay)):
-        given = (theta0, images, labels, lr)
-        keep = torch.is_grad_enabled() and any(each.requires_grad for each in given)
+    plain = optimiser.plain and lr.dim() == 0 and state is None and not return_state
+    given = (theta0, images, labels, lr)
+    differentiable = given if state is None else (*given, state.tensors)
+    keep = torch.is_grad_enabled() and any(each.requires_grad for each in differentiable)
+    done = 0 if state is None else state.steps
+    replayed = augment is None or isinstance(augment, DsaReplay)
+    if whole and network is not None and replayed and plain:
         rows = None
         if augment is not None:  # of all steps' images, in the order of the batches
+            assert isinstance(augment, DsaReplay)
             drawn = [augment.dsa_parameters(i, n, *images.shape[2:]) for i, n in enumerate(sizes)]
             rows = torch.cat(drawn).to(images.device)
-        choices = (network, momentum, loss_scale, keep, tape_bytes, rows, exact)
-        thetas = torch.ops.trajmatch.student_unroll(*given, flat, sizes, counts, *choices)[0]
+        choices = (network, optimiser.numbers()[1], loss_scale, keep, tape_bytes, rows, exact)
+        thetas = operators.student_unroll(*given, flat, sizes, counts, *choices)[0]
     else:
         _check_indices(expect, flat, len(images))
         student: Student
@@ -168,13 +196,21 @@ def unroll(
             expect.that(alone, argument, wanted, type(model).__name__)
         if most is not None:
             student = MicroBatches(student, most)
-        settings = Steps(flat.split(sizes), counts, momentum, augment, exact)
+        updates = None if plain else Updates(optimiser, model, done)
+        if state is not None and optimiser.state_rows > 0:
+            memory = state.tensors
+        else:  # a step of SGD has a buffer, whatever the momentum
+            memory = theta0.new_zeros(0 if plain else max(optimiser.state_rows, 1), len(theta0))
+        settings = Steps(flat.split(sizes), counts, optimiser, augment, exact, updates, keep)
         if sharing is None:
             loop = Loop(student, settings, called)
         else:
             loop = ShardedLoop(sharing, student, settings, called)
-        thetas = Unroll.apply(loop, theta0, images, labels, lr)
-    return thetas[0] if steps is None else thetas
+        thetas, memory, *_ = Unroll.apply(loop, *given, memory)
+    result = thetas[0] if steps is None else thetas
+    if return_state:
+        return result, OptimiserState(memory[: optimiser.state_rows], done + len(sizes))
+    return result
 
 
 def tape_bytes(
@@ -271,7 +307,7 @@ def _backward(saved: Any, grad_thetas: Tensor, *_: None) -> tuple[Tensor, ...]:
         )
     *tensors, augmentation = (getattr(saved, name) for name in _SAVED.split())
     choices = (saved.batch_sizes, saved.steps, saved.network, saved.momentum, saved.loss_scale)
-    return torch.ops.trajmatch.student_unroll_adjoint(
+    return operators.student_unroll_adjoint(
         grad_thetas, *tensors, *choices, augmentation, saved.exact
     )
 
