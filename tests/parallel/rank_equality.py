@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,8 @@ from trajmatch.distill.objectives import Plan
 from trajmatch.distill.parallel import Division, check_division, check_in_step
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.state import State
+from trajmatch.distill.terms import Course
+from trajmatch.distill.terms.course import AtTheEnd
 from trajmatch.experts import ExpertConfig, Store, train_experts
 from trajmatch.memory import one_thread
 from trajmatch.ops.loop import Steps
@@ -154,6 +157,23 @@ def step_in_float32(ranks: Ranks) -> dict[str, float]:
     }
 
 
+class Remembering(AtTheEnd):
+    """A matching term that remembers which parameters were near, and how far all were."""
+
+    def memory(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+        size = sum(shape.numel() for shape in shapes.values())
+        return {"near": torch.zeros(size, dtype=torch.bool), "far": torch.zeros(())}
+
+    def remember(self, course: Course) -> dict[str, Tensor]:
+        error = (course.student[course.steps] - course.expert[course.epochs]).square()
+        near = course.memory["near"] | (error < 1e-6 * 1.5**course.iteration)
+        return {"near": near, "far": 0.9 * course.memory["far"] + error.sum().sqrt()}
+
+    def loss(self, course: Course) -> Tensor:
+        remembered = self.remember(course)
+        return remembered["far"] * course.distance(course.end, 1.0 + remembered["near"])
+
+
 class Interruption:
     """A display of progress that ends a run after its tenth iteration."""
 
@@ -169,6 +189,7 @@ def matches(ranks: Ranks, store: Path, folder: Path) -> dict[str, bool]:
     """
     settings = {
         "matches": ranks.size + 1,
+        "terms": ("final", "__main__:Remembering"),
         "labels": "soft",
         "ema": 0.9,
         "eval_every": 10,

@@ -34,7 +34,8 @@ FLAGS = [
     part for key, value in SETTINGS.items() for part in (f"--{key.replace('_', '-')}", str(value))
 ]
 
-# A matching term that kills the second process in its seventh iteration, in its first life.
+# A matching term that kills the second process in its seventh iteration, in its first life. It is
+# also called once before the first.
 MORTAL = """
 import os, signal
 from trajmatch.distill.terms import Final
@@ -45,7 +46,7 @@ class Mortal(Final):
     def loss(self, course):
         Mortal.calls += 1
         life = os.environ.get("RANK"), os.environ.get("TORCHELASTIC_RESTART_COUNT")
-        if Mortal.calls == 7 and life == ("1", "0"):
+        if Mortal.calls == 8 and life == ("1", "0"):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().loss(course)
 """

@@ -87,6 +87,9 @@ def load(path: Path, problem: Problem) -> State:
             state.parameters[name] = replace(parameter, moments=moments)
         state.average = _under("average", tensors, problem.device)
         problem.render(state.result)  # which needs all of them
+        for name, first in problem.objective.memory().items():
+            if state.parameters[name].value.shape != first.shape:
+                raise ValueError(f"its {name} should be of shape {list(first.shape)}")
         state.best_values = _under("best", tensors, problem.device)
         state.draws.load_state_dict(_under("draws", tensors, "cpu"))
     except (KeyError, ValueError, RuntimeError) as error:

@@ -86,7 +86,8 @@ def find_fault(
 def _fault_of(name: str, old: OuterParameter, new: OuterParameter) -> Fault | None:
     """Return the fault of one parameter's update."""
     if new.optimiser is None:
-        return None
+        undefined = Fault(f"{_words(name)} would be NaN", "see the matching term of your own")
+        return undefined if new.value.isnan().any() else None
     before, after, remedy = old.value, new.value, f"lower {new.optimiser.flag}"
     if new.optimiser.positive:
         if not ((after >= _SMALLEST) & (after <= _LARGEST)).all():

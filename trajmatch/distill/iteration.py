@@ -12,7 +12,7 @@ from trajmatch.distill.gradients import one_by_one
 from trajmatch.distill.guard import Fault, find_fault, find_spike
 from trajmatch.distill.objectives import Draw, OuterGradient, Plan, mean_gradient
 from trajmatch.distill.parallel import Division
-from trajmatch.distill.parameters import LABELS, OuterParameter, leaves, moving_average
+from trajmatch.distill.parameters import LABELS, OuterParameter, leaves, moving_average, values
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import State
 
@@ -42,6 +42,10 @@ def outer_iteration(
     config, division = problem.config, division or Division()
     compute = compute or partial(_one_by_one, problem)
     images = len(state.parameters[LABELS].value)
+    renewed = problem.objective.renewed(state.iteration, values(state.parameters))
+    for name, value in renewed.items():
+        division.ranks.broadcast_(value)
+        state.parameters[name] = OuterParameter.new(value)
     draws = [state.draws.draw(state.iteration, k, images) for k in range(config.matches)]
     tasks = [problem.objective.task(draw) for draw in division.own(draws)]
     gradients = compute(tasks, leaves(state.parameters, problem.device))
@@ -51,6 +55,8 @@ def outer_iteration(
         name: parameter.updated(gradient.gradients.get(name))
         for name, parameter in state.parameters.items()
     }
+    for name, value in gradient.memory.items():
+        update[name] = OuterParameter.new(value.to(update[name].value))
     fault = find_fault(gradient, update, state, problem.lr_init)
     if fault is None and config.spike_above is not None:
         fault = find_spike(gradient, state, config.spike_above)

@@ -114,12 +114,16 @@ class Division:
         tensors = {
             name: gathered([each.gradients[name] for each in own]) for name in own[0].gradients
         }
+        memory = {name: gathered([each.memory[name] for each in own]) for name in own[0].memory}
         gradients = []
         for task in range(count):
             row, rank = divmod(task, ranks.size)
             loss, meaningful = numbers[rank][row].tolist()
-            by_name = {name: each[rank][row] for name, each in tensors.items()}
-            gradients.append(OuterGradient(loss, by_name, bool(meaningful)))
+            by_name, remembered = (
+                {name: each[rank][row] for name, each in found.items()}
+                for found in (tensors, memory)
+            )
+            gradients.append(OuterGradient(loss, by_name, bool(meaningful), remembered))
         return gradients
 
 

@@ -19,6 +19,13 @@ from torch import Tensor
 #: Names of the parameters that do not belong to the images.
 LABELS, STEP_SIZE = "labels", "step_size"
 
+#: Beginning of the names of tensors that the tasks of an objective remember: constants within an
+#: iteration, each of which a task gives a next value.
+MEMORY = "memory."
+
+#: Name of the mask of the images' gradient, where there is one.
+MASK = "gradient_mask"
+
 
 class SyntheticSet(NamedTuple):
     """Images with labels, ordered by class.
@@ -187,7 +194,13 @@ def learned(parameters: Mapping[str, OuterParameter]) -> dict[str, OuterParamete
 
 def of_images(names: Mapping[str, object]) -> list[str]:
     """List the names of the images' parameters."""
-    return [name for name in names if name not in (LABELS, STEP_SIZE)]
+    others = (LABELS, STEP_SIZE, MASK)
+    return [name for name in names if name not in others and not name.startswith(MEMORY)]
+
+
+def of_memory(names: Mapping[str, object]) -> list[str]:
+    """List the names of what tasks remember."""
+    return [name for name in names if name.startswith(MEMORY)]
 
 
 def moving_average(average: Tensor, value: Tensor, decay: float) -> Tensor:

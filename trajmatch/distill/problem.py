@@ -18,6 +18,8 @@ from trajmatch.distill.objectives import Objective
 from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
 from trajmatch.distill.parameters import (
     LABELS,
+    MASK,
+    MEMORY,
     SGD,
     STEP_SIZE,
     Adam,
@@ -164,7 +166,7 @@ class Problem(Setup):
         Raises:
             UserError: See :meth:`initial_values`.
         """
-        state = self.state(self.initial_values())
+        state = self.state({**self.initial_values(), **self.objective.memory()})
         if self.config.ema:
             images = of_images(state.parameters)
             state.average = {
@@ -177,6 +179,7 @@ class Problem(Setup):
     def state(self, values: Mapping[str, Tensor]) -> State:
         """Return the state before the first iteration with given outer parameters."""
         names = [*sorted(of_images(values)), STEP_SIZE, LABELS]
+        names += sorted(values.keys() - {*names})  # constants of the objective
         return State(
             parameters={name: self._parameter(name, values[name]) for name in names},
             draws=self.objective.draws(),
@@ -196,6 +199,7 @@ class Problem(Setup):
             return OuterParameter.new(value.cpu(), rule)
         value = value.to(self.device)
         given = name == LABELS and config.labels == "hard"  # soft ones too, with --init-from
+        given |= name == MASK or name.startswith(MEMORY)
         if given or not value.is_floating_point():
             return OuterParameter.new(value)
         if name == LABELS:

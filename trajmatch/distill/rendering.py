@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trajmatch.distill.parameters import LABELS, STEP_SIZE, SyntheticSet
+from trajmatch.distill.parameters import LABELS, SyntheticSet, of_images
 from trajmatch.errors import UserError
 from trajmatch.images import Parametrisation
 from trajmatch.importing import blamed, described
@@ -48,7 +48,7 @@ def initial_parameters(
             f"{described(made)}"
         )
     parameters = {str(name): tensor.detach().clone() for name, tensor in made.items()}
-    if taken := {LABELS, STEP_SIZE} & parameters.keys():
+    if taken := parameters.keys() - {*of_images(parameters)}:
         raise UserError(f"--images {spec}: the name {taken.pop()!r} is taken; choose another")
     if not any(tensor.is_floating_point() for tensor in parameters.values()):
         raise UserError(f"--images {spec}: initial returned nothing that can be learned")

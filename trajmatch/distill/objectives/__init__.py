@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from trajmatch.distill.parameters import of_memory
 from trajmatch.errors import UserError
 from trajmatch.ops import Shards
 from trajmatch.random import generator
@@ -115,9 +116,26 @@ class Objective(ABC):
             plan: Memory against time.
 
         Returns:
-            The loss ``[]``, detached; whether it means anything ``[]``, bool; and the gradient in
-            each parameter that is learned, in their order.
+            The loss ``[]``, detached; whether it means anything ``[]``, bool; the gradient in
+            each parameter that is learned, in their order; and the next value of each of
+            :meth:`memory`, in theirs.
         """
+
+    def memory(self) -> dict[str, Tensor]:
+        """Return the first values of what tasks remember, under names that begin with ``memory.``.
+
+        They are among the parameters of :meth:`differentiate`, and in checkpoints.
+        """
+        return {}
+
+    def renewed(self, iteration: int, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return constants to put among the outer parameters before an iteration, by name.
+
+        Args:
+            iteration: Outer iterations done.
+            parameters: Outer parameters.
+        """
+        return {}
 
     def batch_sizes(self, images: int) -> list[int]:
         """Return the number of images in each student step of a task; empty if it has none."""
@@ -153,11 +171,13 @@ class OuterGradient:
         loss: The loss.
         gradients: By name of the outer parameter, in its shape. Numbers are float64 on the CPU.
         meaningful: False if the loss means nothing: the expert did not move.
+        memory: Next values of what tasks remember, by name.
     """
 
     loss: float
     gradients: Mapping[str, Tensor]
     meaningful: bool = True
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def read(
@@ -168,18 +188,23 @@ def read(
     Every number is read at once, because reading waits for the device.
     """
     names = [name for name, value in parameters.items() if value.requires_grad]
+    remembered = of_memory(parameters)
     numbers = torch.stack([each.double() for own in results for each in own if each.dim() == 0])
     rows = iter(numbers.cpu())
     gradients = []
     for own in results:
         loss, meaningful, *found = (next(rows) if each.dim() == 0 else each for each in own)
-        by_name = dict(zip(names, found, strict=True))
-        gradients.append(OuterGradient(float(loss), by_name, bool(meaningful)))
+        by_name = dict(zip([*names, *remembered], found, strict=True))
+        memory = {name: by_name.pop(name).to(parameters[name].dtype) for name in remembered}
+        gradients.append(OuterGradient(float(loss), by_name, bool(meaningful), memory))
     return gradients
 
 
 def mean_gradient(gradients: Sequence[OuterGradient]) -> OuterGradient:
-    """Return loss and gradients of the mean of several tasks' losses; of one task, its own."""
+    """Return loss and gradients of the mean of several tasks' losses; of one task, its own.
+
+    Of what they remember it is the mean of floating-point tensors, and the largest of others.
+    """
     count, first = len(gradients), gradients[0]
     total = dict(first.gradients)
     for gradient in gradients[1:]:
@@ -188,4 +213,12 @@ def mean_gradient(gradients: Sequence[OuterGradient]) -> OuterGradient:
         loss=sum(gradient.loss for gradient in gradients) / count,
         gradients={name: each / count for name, each in total.items()},
         meaningful=all(gradient.meaningful for gradient in gradients),
+        memory={name: _joined([each.memory[name] for each in gradients]) for name in first.memory},
     )
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    if len(values) == 1:
+        return values[0]
+    stacked = torch.stack([*values])
+    return stacked.mean(0) if stacked.is_floating_point() else stacked.amax(0)

@@ -24,7 +24,7 @@ from trajmatch.distill.objectives.balance import balance
 from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.perturbation import perturbed
 from trajmatch.distill.objectives.schedule import StartEpochWindow
-from trajmatch.distill.parameters import STEP_SIZE
+from trajmatch.distill.parameters import STEP_SIZE, of_memory
 from trajmatch.distill.rendering import render
 from trajmatch.distill.setup import Setup
 from trajmatch.distill.terms import Course, find_term
@@ -120,6 +120,7 @@ class Match:
         batches: Indices into the synthetic images, one vector ``[B]`` for each student step.
         augment: DSA of the batches; None: none.
         loss_scale: ``kappa``, the factor of the student's loss; a number or ``[]``.
+        iteration: Outer iterations done; a number or ``[]``, int64.
     """
 
     start: Tensor
@@ -127,6 +128,7 @@ class Match:
     batches: Sequence[Tensor]
     augment: DsaReplay | None = None
     loss_scale: float | Tensor = 1.0
+    iteration: int | Tensor = 0
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,7 @@ class MatchTrajectory(objectives.Objective):
             .split([len(batch) for batch in draw.batches]),
             augment=augment,
             loss_scale=balance(draw.start_epoch, self.window.maximum) if settings.balance else 1.0,
+            iteration=torch.full((), draw.iteration, device=self.device),
         )
 
     def differentiate(
@@ -255,17 +258,31 @@ class MatchTrajectory(objectives.Objective):
             steps=steps,
             epochs=self.loss.epochs,
             shapes=networks.parameter_shapes(self.model),
+            iteration=task.iteration,
+            memory={name: leaves[name] for name in of_memory(leaves)},
         )
         value = self.loss(course)
+        remembered = {**course.memory, **self.loss.remember(course)}
         moves = (task.start != task.expert[self.loss.epochs]).any()
         learned = [leaf for leaf in leaves.values() if leaf.requires_grad]
-        return value.detach(), moves, *torch.autograd.grad(value, learned)
+        gradients = torch.autograd.grad(value, learned)
+        return (
+            value.detach(),
+            moves,
+            *gradients,
+            *(remembered[name].clone() for name in course.memory),
+        )
+
+    def memory(self) -> dict[str, Tensor]:
+        """Return the first values of what the terms remember."""
+        return self.loss.memory(networks.parameter_shapes(self.model))
 
     def inputs(self, task: Match) -> tuple[Any, list[Tensor]]:
         """Split a match into what a recording fixes and the tensors that it reads."""
         sizes = tuple(len(batch) for batch in task.batches)
         tensors = [task.start, *task.expert.values(), torch.cat([*task.batches])]
         tensors.append(torch.as_tensor(task.loss_scale, dtype=task.start.dtype))
+        tensors.append(torch.as_tensor(task.iteration))
         if task.augment is not None:
             side = self.store.manifest["network"]["image_size"]
             rows = [
@@ -279,13 +296,14 @@ class MatchTrajectory(objectives.Objective):
         """Make a match whose numbers lie in the memory that a recording reads."""
         sizes, epochs, augments = kind
         start, *expert = inputs[: 1 + len(epochs)]
-        indices, scale, *rows = inputs[1 + len(epochs) :]
+        indices, scale, iteration, *rows = inputs[1 + len(epochs) :]
         return Match(
             start,
             dict(zip(epochs, expert, strict=True)),
             indices.split(sizes),
             _BufferedDsa(rows[0].split(sizes)) if augments else None,
             scale,
+            iteration,
         )
 
     def batch_sizes(self, images: int) -> list[int]:

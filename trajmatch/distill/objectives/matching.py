@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from trajmatch.distill.terms import Course, Final, Term, Waypoint
+from trajmatch.distill.parameters import MEMORY
+from trajmatch.distill.terms import Course, Final, Remembering, Term, Waypoint
 from trajmatch.errors import UserError
 from trajmatch.importing import blamed, described
 from trajmatch.random import generator
@@ -67,11 +68,17 @@ class MatchingLoss:
     def __call__(self, course: Course) -> Tensor:
         """Return the loss of one match. ``[]``; differentiable in the student's parameters.
 
+        Args:
+            course: The match; its memory is that of all terms.
+
         Raises:
             UserError: A term fails or returns something else than one number in a tensor, or the
                 loss does not depend on the student.
         """
-        losses = [_loss_of(name, term, course) for name, term in self._named()]
+        losses = [
+            _loss_of(name, term, _seen(course, number))
+            for number, (name, term) in enumerate(self._named())
+        ]
         total = losses[0]
         for loss in losses[1:]:
             total = total + loss
@@ -82,6 +89,48 @@ class MatchingLoss:
                 "must not detach them"
             )
         return total
+
+    def memory(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+        """Return the first values of what the terms remember, by name.
+
+        Args:
+            shapes: Shapes of the network's parameters by name.
+
+        Raises:
+            UserError: A term fails or returns something else than tensors by name.
+        """
+        found: dict[str, Tensor] = {}
+        for number, (name, term) in enumerate(self._named()):
+            if isinstance(term, Remembering):
+                with blamed(f"memory of --terms {name}"):
+                    own = _tensors(name, "memory", term.memory(shapes))
+                found |= {f"{_prefix(number)}{key}": value for key, value in own.items()}
+        return found
+
+    @torch.no_grad()
+    def remember(self, course: Course) -> dict[str, Tensor]:
+        """Return the next values of what the terms remember, by name.
+
+        Args:
+            course: The match; its memory is that of all terms.
+
+        Raises:
+            UserError: A term fails, or returns other tensors than it remembers.
+        """
+        found: dict[str, Tensor] = {}
+        for number, (name, term) in enumerate(self._named()):
+            if isinstance(term, Remembering):
+                seen = _seen(course, number)
+                with blamed(f"remember of --terms {name}"):
+                    own = _tensors(name, "remember", term.remember(seen))
+                for each, wanted in _kinds(seen.memory).items():
+                    if (came := _kinds(own).get(each)) != wanted:
+                        raise UserError(
+                            f"--terms {name}: remember should return {each!r} as {wanted}, which "
+                            f"memory made it, but returned {came}"
+                        )
+                found |= {f"{_prefix(number)}{key}": own[key] for key in seen.memory}
+        return found
 
     def check(
         self, steps: int, shapes: Mapping[str, torch.Size], device: str | torch.device = "cpu"
@@ -101,12 +150,45 @@ class MatchingLoss:
         student = end.requires_grad_()
         students = dict.fromkeys(self.student_steps(steps), student)
         experts = dict.fromkeys(self.expert_epochs(steps), expert)
-        course = Course(start, students, experts, steps, self.epochs, shapes)
-        for name, term in self._named():
+        iteration = torch.zeros((), dtype=torch.int64, device=device)
+        memory = {name: value.to(device) for name, value in self.memory(shapes).items()}
+        course = Course(start, students, experts, steps, self.epochs, shapes, iteration, memory)
+        self.remember(course)
+        for number, (name, term) in enumerate(self._named()):
             if _waypoints_of(name, term, steps, self.epochs):  # else it is 0, and a constant
-                loss = MatchingLoss((term,), self.epochs, (name,))(course)
+                alone = MatchingLoss((term,), self.epochs, (name,))
+                own = {f"{_prefix(0)}{k}": each for k, each in _seen(course, number).memory.items()}
+                loss = alone(replace(course, memory=own))
                 with blamed(f"the derivative of --terms {name}"):
                     torch.autograd.grad(loss, student)
+
+
+def _prefix(number: int) -> str:
+    """Beginning of the names of what a term remembers."""
+    return f"{MEMORY}{number}."
+
+
+def _seen(course: Course, number: int) -> Course:
+    """Return the course as a term sees it: with what it remembers itself."""
+    prefix = _prefix(number)
+    own = {k.removeprefix(prefix): v for k, v in course.memory.items() if k.startswith(prefix)}
+    return replace(course, memory=own)
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Shape and dtype of tensors, for messages."""
+    return {
+        k: f"{list(v.shape)} of {str(v.dtype).removeprefix('torch.')}" for k, v in tensors.items()
+    }
+
+
+def _tensors(name: str, method: str, made: object) -> Mapping[str, Tensor]:
+    if not isinstance(made, Mapping) or not all(isinstance(each, Tensor) for each in made.values()):
+        raise UserError(
+            f"--terms {name}: {method} should return tensors by name, but returned "
+            f"{described(made)}"
+        )
+    return made
 
 
 def _waypoints_of(name: str, term: Term, steps: int, epochs: int) -> list[Waypoint]:

@@ -12,6 +12,7 @@ from functools import partial
 
 from trajmatch.distill.terms.automatic import Automatic as Automatic
 from trajmatch.distill.terms.course import Course as Course
+from trajmatch.distill.terms.course import Remembering as Remembering
 from trajmatch.distill.terms.course import Term as Term
 from trajmatch.distill.terms.course import Waypoint as Waypoint
 from trajmatch.distill.terms.deep import Deep as Deep
@@ -50,5 +51,10 @@ def find_term(spec: str) -> Term:
         raise UserError(
             f"--terms {spec} should have the methods waypoints(steps, epochs) and loss(course), "
             f"but {type(term).__name__} lacks one"
+        )
+    if not isinstance(term, Remembering) and (hasattr(term, "memory") or hasattr(term, "remember")):
+        raise UserError(
+            f"--terms {spec} should have both of the methods memory(shapes) and remember(course), "
+            "or neither"
         )
     return term

@@ -39,6 +39,8 @@ class Course:
         steps: Student steps ``N``.
         epochs: Expert epochs ``M``.
         shapes: Shapes of the network's parameters by name, in the order of the vectors.
+        iteration: Outer iterations done; in a run ``[]``, int64, since a recording reads it.
+        memory: Tensors that the term remembers from earlier iterations, by name.
     """
 
     start: Tensor
@@ -47,6 +49,8 @@ class Course:
     steps: int
     epochs: int
     shapes: Mapping[str, torch.Size] = field(default_factory=dict)
+    iteration: int | Tensor = 0
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     def split(self, theta: Tensor) -> dict[str, Tensor]:
         """Return views of a vector ``[P]``, one for each parameter of the network, by name."""
@@ -83,6 +87,22 @@ class Term(Protocol):
 
     def loss(self, course: Course) -> Tensor:
         """Return its share of the loss. ``[]``; differentiable in the student's parameters."""
+
+
+@runtime_checkable
+class Remembering(Term, Protocol):
+    """A term that remembers tensors from one outer iteration to the next.
+
+    They change with the images: where an update is left out, so is what it would have remembered.
+    Of several matches the next value is the mean of theirs for floating-point tensors, and the
+    largest of theirs, element by element, for others (for bools: of any).
+    """
+
+    def memory(self, shapes: Mapping[str, torch.Size]) -> Mapping[str, Tensor]:
+        """Return the first values by name, given the shapes of the network's parameters."""
+
+    def remember(self, course: Course) -> Mapping[str, Tensor]:
+        """Return the next values, in shape and dtype of the first; called without gradients."""
 
 
 class AtTheEnd:
