@@ -43,6 +43,10 @@ class Dataset:
         published_statistics: True if mean and std are the constants that all papers use for this
             set; a part of it has the same.
         zca: The whitening that replaces the normalisation of each channel; None: there is none.
+        train_targets: Target outputs of the training images, for networks that are trained to
+            regress them (mean squared error) instead of to classify. ``[N, D]``, float32; None:
+            there are none.
+        test_targets: The same of the test images. ``[M, D]``, float32.
 
     Raises:
         UserError: Images or labels cannot be used; the message says why.
@@ -58,6 +62,8 @@ class Dataset:
     std: tuple[float, ...] = ()
     published_statistics: bool = False
     zca: ZCA | None = None
+    train_targets: Tensor | None = None
+    test_targets: Tensor | None = None
 
     def __repr__(self) -> str:
         """Say in one line what the set is, without its images."""
@@ -75,12 +81,14 @@ class Dataset:
                 vars(self)[name] = vars(self)[name].to(torch.int64)
         what = f"data set {self.name}"
         check_class_names(what, self.class_names)
-        for part, images, labels in (
-            ("training", self.train_images, self.train_labels),
-            ("test", self.test_images, self.test_labels),
+        for part, images, labels, targets in (
+            ("training", self.train_images, self.train_labels, self.train_targets),
+            ("test", self.test_images, self.test_labels, self.test_targets),
         ):
             _check_images(f"{what}: {part} images", images, self.train_images)
             check_labels(f"{what}: {part} labels", labels, len(images), self.class_names)
+            if self.train_targets is not None or self.test_targets is not None:
+                _check_targets(f"{what}: {part} targets", targets, len(images), self.train_targets)
         counts = torch.bincount(self.train_labels, minlength=self.num_classes).tolist()
         if 0 in counts:
             first = counts.index(0)
@@ -99,6 +107,26 @@ class Dataset:
         return len(self.class_names)
 
     @property
+    def loss(self) -> str:
+        """Loss of networks on this set: ``"mse"`` if it has targets, else ``"cross_entropy"``."""
+        return "cross_entropy" if self.train_targets is None else "mse"
+
+    @property
+    def train_answers(self) -> Tensor:
+        """What networks learn of the training images: their targets if any, else their labels."""
+        return self.train_labels if self.train_targets is None else self.train_targets
+
+    @property
+    def test_answers(self) -> Tensor:
+        """The same of the test images."""
+        return self.test_labels if self.test_targets is None else self.test_targets
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of a network on this set: elements ``D`` of a target, or else classes ``K``."""
+        return self.num_classes if self.train_targets is None else self.train_targets.shape[1]
+
+    @property
     def channels(self) -> int:
         """Channels ``C`` of an image."""
         return self.train_images.shape[1]
@@ -110,11 +138,13 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all images, labels, shapes and class names, in hexadecimal digits.
+        """SHA-256 over images, labels, targets, shapes and class names, in hexadecimal digits.
 
         It does not depend on where the set came from or what it is called.
         """
-        tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        parts = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        targets = (self.train_targets, self.test_targets)
+        tensors = [each for each in (*parts, *targets) if each is not None]
         description = {
             "class_names": self.class_names,
             "shapes": [list(tensor.shape) for tensor in tensors],
@@ -196,17 +226,16 @@ class Dataset:
             seed: Chooses the images; the same seed gives the same ones.
 
         Returns:
-            ``(dataset, images, labels)``: the set without the part, and the part: ``[n, C, S, S]``,
-            uint8, and ``[n]``, int64, in the order of the training set.
+            ``(dataset, images, answers)``: the set without the part, and the part's images
+            ``[n, C, S, S]``, uint8, and :attr:`train_answers`, in the order of the training set.
 
         Raises:
             UserError: The fraction is out of range, or a class is too small to have an image on
                 both sides.
         """
         kept, held_out = split_holdout(self.train_labels, self.class_names, fraction, seed)
-        images, labels = self.train_images, self.train_labels
-        rest = self._part(train_images=images[kept], train_labels=labels[kept])
-        return rest, images[held_out], labels[held_out]
+        rest = self._part(train=kept)
+        return rest, self.train_images[held_out], self.train_answers[held_out]
 
     def of_classes(self, wanted: Sequence[str]) -> Dataset:
         """Take some of the classes.
@@ -229,15 +258,22 @@ class Dataset:
         renumbered[labels] = torch.arange(len(labels))
         train, test = renumbered[self.train_labels], renumbered[self.test_labels]
         return self._part(
-            train_images=self.train_images[train >= 0],
+            train=train >= 0,
+            test=test >= 0,
             train_labels=train[train >= 0],
-            test_images=self.test_images[test >= 0],
             test_labels=test[test >= 0],
             class_names=tuple(self.class_names[label] for label in labels),
         )
 
-    def _part(self, **changes: Any) -> Dataset:
+    def _part(
+        self, *, train: Tensor | None = None, test: Tensor | None = None, **changes: Any
+    ) -> Dataset:
         """Some of the images, with statistics of their own unless these are published ones."""
+        for part, rows in (("train", train), ("test", test)):
+            for kind in ("images", "labels", "targets"):
+                tensor = vars(self)[name := f"{part}_{kind}"]
+                if rows is not None and tensor is not None:
+                    changes.setdefault(name, tensor[rows])
         if not self.published_statistics:
             changes |= {"mean": (), "std": ()}
         return dataclasses.replace(self, zca=None, **changes)
@@ -261,6 +297,19 @@ def _check_images(what: str, images: Tensor, training: Tensor) -> None:
             f"{what} have shape {shape}, but the training images {list(training.shape)}; all "
             "should have the same channels and size: convert one of them"
         )
+
+
+def _check_targets(what: str, targets: Tensor | None, count: int, training: Tensor | None) -> None:
+    """Refuse targets that are not one vector of finite numbers per image."""
+    size = "D" if training is None or training.ndim != 2 else training.shape[1]
+    shape = None if targets is None else list(targets.shape)
+    if targets is None or targets.dtype != torch.float32 or shape != [count, size] or not size:
+        came = "there are none" if targets is None else f"are {targets.dtype} of shape {shape}"
+        raise UserError(
+            f"{what} should be float32, one vector per image, [{count}, {size}], but {came}"
+        )
+    if not targets.isfinite().all():
+        raise UserError(f"{what} should be finite, but are not")
 
 
 def check_labels(what: str, labels: Tensor, count: int, class_names: Sequence[str]) -> None:

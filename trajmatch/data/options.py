@@ -61,6 +61,23 @@ class PartOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TargetOptions(Options):
+    """Options of sets that may have target outputs beside the labels.
+
+    Attributes:
+        targets: ``NAME`` of the arrays ``train_NAME`` and ``test_NAME`` with the targets, where
+            networks are to regress them instead of to classify; None: there are none.
+    """
+
+    targets: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayOptions(PartOptions, TargetOptions):
+    """Options of sets of named arrays."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageOptions(Options):
     """Options of sets of image files.
 

@@ -57,6 +57,7 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
             - ``npz:FILE``: arrays ``x_train``, ``y_train``, ``x_test``, ``y_test`` (or
               ``train_images``, ``train_labels``, ``test_images``, ``test_labels``;
               ``?train=NAME&test=NAME`` takes others), and ``class_names`` if wanted;
+              ``?targets=NAME`` takes ``train_NAME`` and ``test_NAME`` as target vectors;
             - ``hf:NAME``: a data set of the Hugging Face hub (``pip install trajmatch[hf]``);
             - ``package.module:function``: a function of the user's that returns a :class:`Dataset`,
               a mapping of arrays as in an ``.npz`` file, or a tuple of them.

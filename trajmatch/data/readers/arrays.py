@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trajmatch.data.address import Address, Source
 from trajmatch.data.dataset import Dataset, check_labels
-from trajmatch.data.options import Options, PartOptions
+from trajmatch.data.options import ArrayOptions, TargetOptions
 from trajmatch.data.parts import find_parts, say_left_out, split_parts
 from trajmatch.errors import UserError
 from trajmatch.importing import blamed, described, import_object
@@ -27,12 +27,12 @@ CLASS_NAMES = "class_names"
 
 #: Images and labels of a part, in the order of preference.
 _PATTERNS = (("x_NAME", "y_NAME"), ("X_NAME", "y_NAME"), ("NAME_images", "NAME_labels"))
-_NO_OPTIONS = PartOptions()
+_NO_OPTIONS = ArrayOptions()
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def read(address: Address, options: PartOptions) -> Dataset:
+def read(address: Address, options: ArrayOptions) -> Dataset:
     """Load images and labels.
 
     Images are uint8, ``[N, S, S]``, ``[N, S, S, C]`` or ``[N, C, S, S]``: the two equal axes are
@@ -43,7 +43,8 @@ def read(address: Address, options: PartOptions) -> Dataset:
     Args:
         address: The file.
         options: The part ``NAME`` stands for ``x_NAME`` and ``y_NAME``, or ``NAME_images`` and
-            ``NAME_labels``.
+            ``NAME_labels``; the targets ``NAME`` stand for ``train_NAME`` and ``test_NAME``,
+            floating-point ``[N, D]`` (for other parts their names in place of train and test).
 
     Returns:
         The data set, named after the file.
@@ -76,7 +77,7 @@ def is_function(address: Address) -> bool:
     return _FUNCTION.fullmatch(address.base) is not None
 
 
-def call(address: Address, options: Options) -> Dataset:
+def call(address: Address, options: TargetOptions) -> Dataset:
     """Call the function, without arguments, and make a data set of what it returns.
 
     Args:
@@ -100,6 +101,11 @@ def call(address: Address, options: Options) -> Dataset:
     with blamed(what):
         made = function()
     if isinstance(made, Dataset):
+        if options.targets is not None:
+            raise UserError(
+                f"{what} returned a trajmatch.data.Dataset, which has the targets that it was made "
+                f"with; leave out ?targets={options.targets}"
+            )
         return made.of_classes(options.classes)
     if isinstance(made, tuple | list) and len(made) in (4, 5):
         made = dict(zip((*KEYS[0], CLASS_NAMES), made, strict=False))
@@ -112,11 +118,12 @@ def call(address: Address, options: Options) -> Dataset:
         str(key): np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
         for key, value in made.items()
     }
-    return from_arrays(what, address.path, arrays).of_classes(options.classes)
+    chosen = ArrayOptions(targets=options.targets)
+    return from_arrays(what, address.path, arrays, chosen).of_classes(options.classes)
 
 
 def from_arrays(
-    what: str, name: str, arrays: Mapping[str, _Array], options: PartOptions = _NO_OPTIONS
+    what: str, name: str, arrays: Mapping[str, _Array], options: ArrayOptions = _NO_OPTIONS
 ) -> Dataset:
     """Make a data set of arrays with the names and shapes that a file has.
 
@@ -132,28 +139,50 @@ def from_arrays(
     Raises:
         UserError: The arrays cannot be used.
     """
-    pairs, left_out = _choose(what, list(arrays), options)
+    chosen, left_out = _choose(what, list(arrays), options)
     parts = [
-        (
+        _Part(
             _images(f"{what}: {images}", np.asarray(arrays[images])),
-            _labels(f"{what}: {labels}", np.asarray(arrays[labels])),
+            found := _labels(f"{what}: {labels}", np.asarray(arrays[labels])),
+            None if options.targets is None else _targets(what, targets, arrays, len(found)),
         )
-        for images, labels in pairs
+        for images, labels, targets in chosen
     ]
     say_left_out(what, left_out, options)
-    names = _class_names(what, arrays, parts[0][1])
+    names = _class_names(what, arrays, parts[0].labels)
     if len(parts) == 1:
-        images, labels = parts[0]
-        check_labels(f"{what}: {pairs[0][1]}", labels, len(images), names)
-        split = split_parts(what, labels, names, options.fraction)
-        parts = [(images[rows], labels[rows]) for rows in split]
-    return Dataset(name, *parts[0], *parts[1], tuple(names))
+        check_labels(f"{what}: {chosen[0][1]}", parts[0].labels, len(parts[0].images), names)
+        split = split_parts(what, parts[0].labels, names, options.fraction)
+        parts = [parts[0].of(rows) for rows in split]
+    train, test = parts
+    return Dataset(
+        name,
+        train.images,
+        train.labels,
+        test.images,
+        test.labels,
+        tuple(names),
+        train_targets=train.targets,
+        test_targets=test.targets,
+    )
+
+
+class _Part(NamedTuple):
+    """Training or test images, with their labels and perhaps targets."""
+
+    images: Tensor
+    labels: Tensor
+    targets: Tensor | None
+
+    def of(self, rows: Tensor) -> _Part:
+        """Some of the images."""
+        return _Part(*(None if each is None else each[rows] for each in self))  # type: ignore[arg-type]
 
 
 def _choose(
-    what: str, names: Sequence[str], options: PartOptions
-) -> tuple[list[tuple[str, str]], list[str]]:
-    """Names of images and labels for training and, if there are any, for testing; unread parts."""
+    what: str, names: Sequence[str], options: ArrayOptions
+) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Names of images, labels and targets of each part that is read; names of unread parts."""
     found = {}
     for images, labels in reversed(_PATTERNS):
         prefix, suffix = images.split("NAME")
@@ -171,7 +200,8 @@ def _choose(
             "NAME_labels)"
         )
     chosen = [part for part in (train, test) if part is not None]
-    return [found[part] for part in chosen], [part for part in found if part not in chosen]
+    read = [(*found[part], f"{part}_{options.targets}") for part in chosen]
+    return read, [part for part in found if part not in chosen]
 
 
 def _images(what: str, array: _Array) -> Tensor:
@@ -204,6 +234,20 @@ def _labels(what: str, array: _Array) -> Tensor:
             f"{list(array.shape)} and dtype {array.dtype}; .argmax(axis=1) converts one-hot labels"
         )
     return torch.from_numpy(array.astype(np.int64))
+
+
+def _targets(what: str, name: str, arrays: Mapping[str, _Array], count: int) -> Tensor:
+    if name not in arrays:
+        raise UserError(
+            f"{what} has no array {name}, which ?targets= names; it holds {', '.join(arrays)}"
+        )
+    array = np.asarray(arrays[name])
+    if array.ndim != 2 or len(array) != count or not np.issubdtype(array.dtype, np.floating):
+        raise UserError(
+            f"{what}: {name} should hold one vector of floating-point numbers per image, "
+            f"[{count}, D], but has shape {list(array.shape)} and dtype {array.dtype}"
+        )
+    return torch.from_numpy(array.astype(np.float32))
 
 
 def _class_names(what: str, arrays: Mapping[str, _Array], labels: Tensor) -> list[str]:
