@@ -1,4 +1,4 @@
-"""Logits and accuracy of networks that are only tested, not differentiated."""
+"""Logits, accuracy and error of networks that are only tested, not differentiated."""
 
 from __future__ import annotations
 
@@ -98,11 +98,59 @@ def accuracy(
     Raises:
         ValueError: Images and labels are empty or differ in number.
     """
-    if len(images) != len(labels) or len(images) == 0:
-        raise ValueError(
-            "accuracy: expected as many labels as images, and at least one, but got "
-            f"{len(images)} images and {len(labels)} labels"
-        )
-    found = torch.cat([*all_logits(model, images, normalise)])
+    found = _outputs("accuracy", model, images, labels, normalise)
     right = found.argmax(dim=1) == labels.to(found.device)
     return 100.0 * int((right & found.isfinite().all(dim=1)).sum()) / len(labels)
+
+
+def squared_error(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    normalise: Callable[[Tensor], Tensor] | None = None,
+) -> float:
+    """Mean squared error of a network's outputs over all elements.
+
+    An output that is not finite, of a network that diverged, counts as 0.
+
+    Args:
+        model: Network with outputs ``[B, D]``; see :func:`accuracy`.
+        images: ``[N, C, H, W]``, as for :func:`accuracy`.
+        targets: ``[N, D]``, float32.
+        normalise: As for :func:`accuracy`.
+
+    Raises:
+        ValueError: Images and targets are empty or differ in number.
+    """
+    found = _outputs("squared_error", model, images, targets, normalise)
+    finite = torch.where(found.isfinite(), found, torch.zeros_like(found))
+    return (finite.double() - targets.to(found.device)).square().mean().item()
+
+
+def measured(
+    model: nn.Module,
+    images: Tensor,
+    answers: Tensor,
+    *,
+    normalise: Callable[[Tensor], Tensor] | None = None,
+) -> float:
+    """Return the :func:`accuracy` for class indices, and the :func:`squared_error` for targets."""
+    measure = squared_error if answers.is_floating_point() else accuracy
+    return measure(model, images, answers, normalise=normalise)
+
+
+def _outputs(
+    name: str,
+    model: nn.Module,
+    images: Tensor,
+    answers: Tensor,
+    normalise: Callable[[Tensor], Tensor] | None,
+) -> Tensor:
+    """Outputs for all images; raise ValueError unless there are as many labels as images."""
+    if len(images) != len(answers) or len(images) == 0:
+        raise ValueError(
+            f"{name}: expected as many labels as images, and at least one, but got "
+            f"{len(images)} images and {len(answers)} labels"
+        )
+    return torch.cat([*all_logits(model, images, normalise)])

@@ -51,14 +51,17 @@ def _print_health(store: Store) -> None:
     from trajmatch.cli.health import warn
     from trajmatch.experts.health import examine
 
-    rows = [("expert", "first loss", "last loss", "test accuracy %", "first step", "last step")]
+    error = store.loss == "mse"
+    tested = "test error" if error else "test accuracy %"
+    rows = [("expert", "first loss", "last loss", tested, "first step", "last step")]
     for expert in range(store.num_experts):
         metrics = store.metrics(expert)
         losses, steps = (
             (f"{values[0]:.3f}", f"{values[-1]:.3f}")
             for values in (metrics["train_loss"], metrics["displacement"])
         )
-        rows.append((str(expert), *losses, f"{metrics['test_accuracy']:.1f}", *steps))
+        tested = f"{metrics['test_error']:.4g}" if error else f"{metrics['test_accuracy']:.1f}"
+        rows.append((str(expert), *losses, tested, *steps))
     network = networks.build(store.manifest["network"])
     print(
         f"{store.path}: {store.num_experts} experts, {store.manifest['network']['name']} with "

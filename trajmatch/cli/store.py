@@ -192,6 +192,9 @@ def described(store: Store) -> list[str]:
     if found := [each["test_accuracy"] for each in metrics if "test_accuracy" in each]:
         range_ = f"{fmean(found):.1f} (from {min(found):.1f} to {max(found):.1f})"
         lines["accuracy"] = f"{range_} % on the test images after {store.reached}"
+    if found := [each["test_error"] for each in metrics if "test_error" in each]:
+        range_ = f"{fmean(found):.4g} (from {min(found):.4g} to {max(found):.4g})"
+        lines["test error"] = f"{range_}, mean squared, after {store.reached}"
     for name, what in (("displacement", "displacement"), ("train_loss", "training loss")):
         if rows := [each[name] for each in metrics if each.get(name)]:
             first, last = (fmean(row[end] for row in rows) for end in (0, -1))

@@ -11,10 +11,9 @@ from trajmatch.data import DSA, ChannelNormalisation, Dataset, load_dataset, zca
 from trajmatch.data.known_sets import published_statistics
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.exchange.config import ConvertConfig
-from trajmatch.experts.config import ExpertSettings, TrainingSettings
+from trajmatch.experts.config import ExpertSettings, recipe_of
 from trajmatch.experts.train import network_spec
 from trajmatch.recipes import find_recipe
-from trajmatch.schema import settings_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
         dataset=preprocessed(dataset, kind, config),
         network=network,
         dsa=DSA(dsa).spec,
-        recipe={} if expert is None else settings_of(expert, TrainingSettings),
+        recipe={} if expert is None else recipe_of(expert),
     )
 
 

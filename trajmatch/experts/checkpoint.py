@@ -169,6 +169,8 @@ def _described(store: Store, expert: int, content: dict[str, Any]) -> Descriptio
     place = f"{store.checkpoint_path(expert)} cannot be used"
     found = convert(content, Description, place, _ADVICE.format(expert))
     epoch, values = found.place.epoch, [*dict[str, Any](found.health).values()]
+    if len(values) < 3:  # the accuracy or the error
+        raise _misfit(store, expert, "its health has no tests")
     if (found.store, found.expert) != (store.identity, expert):
         raise _misfit(store, expert, "it belongs to another store or to another expert")
     if epoch >= store.course or any(len(each) != epoch for each in values):

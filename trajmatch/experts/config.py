@@ -7,14 +7,22 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 from trajmatch.errors import UserError
 from trajmatch.experts.manifest import MOST_EXPERTS, Epochs
 from trajmatch.run_options import RunOptions
-from trajmatch.schema import Count, Fraction, NonNegative, Positive, PositiveInt, Settings
+from trajmatch.schema import (
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Settings,
+    settings_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +58,10 @@ class TrainingSettings(Settings):
     without."""
     penalty_norm: Literal["pixel", "image"] = "pixel"
     """Norms of the penalty: over each pixel's channels (AST's code), or over each image."""
+    loss: Literal["cross_entropy", "mse"] | None = None
+    """Loss of the experts: cross_entropy with the classes of the images, or mse, the mean squared
+    error with their target vectors (--data npz:FILE?targets=NAME). Default: mse where the data set
+    has targets."""
     dsa: str = "color_crop_cutout_flip_scale_rotate"
     """A: groups of the augmentation (MTT: dsa_strategy), joined by underscores; none switches it
     off."""
@@ -145,6 +157,12 @@ class ExpertConfig(RunOptions, ExpertSettings):
     def trained_epochs(self) -> int:
         """Epochs of the course that are trained."""
         return self.epochs if self.until_epoch is None else self.until_epoch
+
+
+def recipe_of(settings: TrainingSettings) -> dict[str, Any]:
+    """Return the settings of training as a manifest keeps them: without what is not given."""
+    given = settings_of(settings, TrainingSettings)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def kept_epochs(keep: str, epochs: int) -> list[int]:

@@ -16,8 +16,8 @@ from trajmatch.experts.store import Store
 
 #: An epoch's displacement below this share of the expert's largest one is standing still.
 STILL = 1e-3
-#: An expert whose test accuracy is nearer than this share of the way from chance to 100 % has
-#: learned next to nothing.
+#: An expert whose test accuracy is nearer than this share of the way from chance to 100 % (or its
+#: error, from guessing to 0) has learned next to nothing.
 LEARNED = 0.1
 #: An expert that has learned next to nothing, and whose loss was ever this many times the loss of
 #: guessing, took steps that were too large.
@@ -40,13 +40,18 @@ def examine(store: Store) -> list[str]:
     classes = len(store.manifest["dataset"]["class_names"])
     chance, guessing = 100 / max(1, classes), math.log(max(1, classes))
     least = chance + LEARNED * (100 - chance)
+    failed = f"reached less than {least:.1f} % test accuracy ({chance:.1f} % is chance)"
+    if store.loss == "mse":
+        guessing = store.metrics(0)["guessing"]
+        most = (1 - LEARNED) * guessing
+        failed = f"ended with a test error above {most:.3g} ({guessing:.3g} is guessing)"
     signs = {
         f"diverged: the training loss ended above its beginning, or was above {EXPLODED} times "
         f"the {guessing:.3g} of guessing": "lower --lr of `trajmatch expert`",
         f"moved in some epoch less than {STILL:g} of the distance of another epoch: segments "
         "from there have nothing to match": "raise --lr of `trajmatch expert`",
-        f"reached less than {least:.1f} % test accuracy ({chance:.1f} % is chance) after "
-        f"{store.reached}": "train for more epochs or raise --lr of `trajmatch expert`",
+        f"{failed} after {store.reached}": "train for more epochs or raise --lr of "
+        "`trajmatch expert`",
     }
     diverged, still, untrained = signs
     found: dict[str, list[int]] = {sign: [] for sign in signs}
@@ -54,6 +59,8 @@ def examine(store: Store) -> list[str]:
         metrics = store.metrics(expert)
         losses, moved = _numbers(metrics, "train_loss"), _numbers(metrics, "displacement")
         learned = metrics.get("test_accuracy", 100.0) >= least
+        if store.loss == "mse":
+            learned = metrics["test_error"] <= most
         exploded = not learned and max(losses, default=0.0) > EXPLODED * guessing
         if losses and (exploded or losses[-1] > max(losses[0], guessing)):
             found[diverged].append(expert)

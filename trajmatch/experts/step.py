@@ -122,11 +122,12 @@ class ExpertStep:
     Attributes:
         model: The expert's network; of its own tensors only the buffers are used, as workspace.
         images: All training images. ``[n, C, H, W]``, uint8.
-        labels: ``[n]``, int64.
+        labels: ``[n]``, int64; for the mean squared error targets ``[n, D]``, float32.
         normalise: Maps pixels to inputs of the network.
         optimiser: Makes a step of a gradient.
         penalty: AST's penalty on input gradients, where there is one.
         gsam: FTD's flattening, where there is one.
+        loss: As for :func:`trajmatch.ops.gradient`.
     """
 
     model: nn.Module
@@ -136,6 +137,7 @@ class ExpertStep:
     optimiser: Sgd | Adam = field(default_factory=Sgd)
     penalty: GradientPenalty | None = None
     gsam: Gsam | None = None
+    loss: str = "cross_entropy"
 
     def __call__(self, state: ExpertState, batch: Batch) -> Tensor:
         """Take the step.
@@ -145,7 +147,7 @@ class ExpertStep:
             batch: The images and how they are seen.
 
         Returns:
-            The cross-entropy before the step. ``[]``, float32.
+            The loss before the step. ``[]``, float32.
         """
         plain = self.normalise(self.images[batch.indices])
         shown = ops.dsa(plain, batch.dsa) if batch.dsa.shape[1] > 0 else plain
@@ -156,7 +158,8 @@ class ExpertStep:
 
         def gradient(theta: Tensor, counts: bool = False) -> tuple[Tensor, Tensor]:
             """Return loss and gradient of the objective; update running statistics if it counts."""
-            loss, grad = ops.gradient(self.model, theta, shown, labels, update_buffers=counts)
+            at = (self.model, theta, shown, labels, self.loss)
+            loss, grad = ops.gradient(*at, update_buffers=counts)
             grad = grad * batch.loss_scale
             if self.penalty is not None:
                 grad = grad + self.penalty.gradient(self.model, theta, plain)

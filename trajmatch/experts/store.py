@@ -176,6 +176,11 @@ class Store:
         return int(self.manifest["num_experts"])
 
     @property
+    def loss(self) -> str:
+        """Loss that the experts trained with, as for :func:`trajmatch.ops.gradient`."""
+        return str(self.manifest["recipe"].get("loss", "cross_entropy"))
+
+    @property
     def course(self) -> int:
         """Last epoch of the whole course that the experts' schedules are made for."""
         return int(self.manifest["snapshots"][-1])
@@ -405,7 +410,9 @@ class Store:
         Returns:
             ``train_loss``, ``displacement`` (``|theta*_{t+1} - theta*_t|``) and ``accuracy`` (on up
             to 4,000 of the test images, in percent; None after an epoch without a test), one value
-            an epoch; and ``test_accuracy`` of the last epoch trained, on all of them.
+            an epoch; and ``test_accuracy`` of the last epoch trained, on all of them. For targets
+            ``error`` and ``test_error``, the mean squared error, and ``guessing``, that of the mean
+            target for every training image.
 
         Raises:
             UserError: The file is missing or damaged.
@@ -483,8 +490,8 @@ class Store:
 
         Returns:
             The data set without the part held out, preprocessed as the experts saw it; images of
-            that part ``[N, C, H, W]``, uint8; their labels ``[N]``, int64. Both are empty for a
-            store without ``--holdout``.
+            that part ``[N, C, H, W]``, uint8; their labels ``[N]``, int64, or targets. Both are
+            empty for a store without ``--holdout``.
 
         Raises:
             UserError: It is not the data set that the experts were trained on; the message says in
@@ -534,7 +541,7 @@ def exists(path: files.PathLike) -> bool:
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Tensor, Tensor]:
     """The data set without a class-balanced part, and that part (empty for a fraction of 0)."""
     if fraction == 0:
-        return dataset, dataset.train_images[:0], dataset.train_labels[:0]
+        return dataset, dataset.train_images[:0], dataset.train_answers[:0]
     return dataset.without_holdout(fraction, seed)
 
 

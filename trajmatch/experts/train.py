@@ -20,7 +20,7 @@ from trajmatch.device import usable_device
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.experts import config as settings
 from trajmatch.experts.checkpoint import Checkpoints
-from trajmatch.experts.config import ExpertConfig, kept_epochs
+from trajmatch.experts.config import ExpertConfig, kept_epochs, recipe_of
 from trajmatch.experts.store import Store, exists, hold_out
 from trajmatch.experts.workers import work, work_together
 from trajmatch.lock import locked
@@ -46,7 +46,8 @@ def train_experts(
     Args:
         config: Settings of the experts, and the folder of the store.
         progress: Updated after every epoch with the number of epochs completed across all experts,
-            and with ``expert``, its ``loss`` and the ``accuracy`` of its last test.
+            and with ``expert``, its ``loss`` and the ``accuracy`` of its last test (for targets
+            the ``error``).
         ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this.
             Missing experts are dealt out round-robin over the ranks; rank 0 creates the store.
         announce: Called before the first epoch with the disk space of the missing experts.
@@ -190,8 +191,16 @@ def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[
 
     Raises:
         UserError: There is no such network for these images, it cannot be a student's or be trained
-            by such batches, or there is no such augmentation.
+            by such batches, there is no such augmentation, or the loss does not fit the data.
     """
+    loss = {"loss": dataset.loss} if dataset.loss != "cross_entropy" else {}
+    if config.loss not in (None, dataset.loss):
+        raise UserError(
+            f"--loss {config.loss} needs targets, and the data set {dataset.name} has none; name "
+            "their arrays in --data, e.g. npz:FILE?targets=NAME"
+            if loss == {}
+            else f"--loss {config.loss} learns classes, but --data names targets; leave one out"
+        )
     with as_user_error():
         spec = network_spec(config, dataset)
         count = len(training.train_labels)
@@ -210,7 +219,7 @@ def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[
         },
         "preprocessing": zca.spec() if config.zca else training.preprocessing.spec(),
         "network": spec,
-        "recipe": {**settings_of(config, settings.TrainingSettings), "dsa": dsa.spec},
+        "recipe": {**recipe_of(replace(config, loss=None)), "dsa": dsa.spec, **loss},
         "seed": config.seed,
         "num_experts": config.num_experts,
         "dtype": config.dtype,
@@ -224,7 +233,7 @@ def network_spec(config: settings.ExpertSettings, dataset: Dataset) -> dict[str,
     Args:
         config: ``network`` is ``"convnet"``, described by the fields of the ConvNet, or another
             text for :func:`trajmatch.networks.specify`, which has all options in it.
-        dataset: The data set that the network classifies.
+        dataset: The data set that the network is for.
 
     Returns:
         The spec, checked: such a network can be built, and be a student.
@@ -233,7 +242,7 @@ def network_spec(config: settings.ExpertSettings, dataset: Dataset) -> dict[str,
         ValueError: There is no such network for these images, it is not twice differentiable, or
             fields of the ConvNet are given for another network.
     """
-    sizes = (dataset.channels, dataset.num_classes, dataset.image_size)
+    sizes = (dataset.channels, dataset.num_outputs, dataset.image_size)
     chosen, defaults = settings_of(config, settings.ConvNetSettings), settings.ConvNetSettings()
     if config.network == "convnet":
         return networks.ConvNet(*sizes, **chosen).spec()

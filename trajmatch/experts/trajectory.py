@@ -20,8 +20,8 @@ from trajmatch.experts.lockstep import steps_for
 from trajmatch.experts.optimiser import Adam, Sgd
 from trajmatch.experts.penalty import GradientPenalty
 from trajmatch.experts.step import ExpertState, ExpertStep, Gsam
-from trajmatch.experts.trajectory_recorder import TrajectoryRecorder
-from trajmatch.inference import accuracy
+from trajmatch.experts.trajectory_recorder import TrajectoryRecorder, tests_of
+from trajmatch.inference import measured
 from trajmatch.random import generator
 
 
@@ -43,7 +43,7 @@ class Trajectory(NamedTuple):
 
 
 #: Callback after each epoch of an expert, with its number, ``loss`` (mean training loss) and, where
-#: it was tested, ``accuracy`` (in percent).
+#: it was tested, ``accuracy`` (in percent) or ``error`` (mean squared, for targets).
 OnEpoch = Callable[[int, dict[str, float]], None]
 
 #: An expert is tested during training on at least as many test images, and fewer than twice.
@@ -106,7 +106,7 @@ def train_lockstep(
         own = copy.deepcopy(model) if networks.num_buffers(model) else model
         steps.append(replace(step, model=own))
         state = ExpertState.begin(model, step.optimiser)
-        group.append(Training(expert, state, TrajectoryRecorder(state, kept), total))
+        group.append(Training(expert, state, TrajectoryRecorder(state, kept, training.loss), total))
     begun = BEGINNING
     if checkpoints is not None:
         (begun,) = {checkpoints.place(expert) for expert in experts}
@@ -114,7 +114,8 @@ def train_lockstep(
             checkpoints.restore(each)
     take_steps = steps_for(steps, [each.state for each in group], torch.device(device))
     count = len(training.train_labels)
-    test = _Test(model, training, device)
+    test, guess = _Test(model, training, device), guessing(training)
+    measure = "error" if training.loss == "mse" else "accuracy"
     test_every = test_every or test.interval
     draws = EpochDraws(recipe, seed, experts, training.train_images.shape)
     for _ in range(begun.epoch + 1):  # the draws of epochs that are done are forgotten
@@ -134,19 +135,21 @@ def train_lockstep(
                 if epoch - 1 == decay_epoch(course) and recipe["lr_decay"] != 1:
                     state.restart_optimiser()
                 loss = total / count
-                _check_loss(expert, epoch, loss, state.theta, recipe["lr"], training.num_classes)
+                _check_loss(expert, epoch, loss, state.theta, recipe["lr"], guess)
                 numbers = {"loss": loss}
                 if epoch % test_every == 0 or epoch == course:
-                    numbers["accuracy"] = test.accuracy(state, test.stride)
-                recorder.record(epoch, state, loss, numbers.get("accuracy"))
+                    numbers[measure] = test.measured(state, test.stride)
+                recorder.record(epoch, state, loss, numbers.get(measure))
                 on_epoch(expert, numbers)
             totals.zero_()
     trajectories = []
     for _, state, recorder, _ in group:
-        accuracy = recorder.health["accuracy"][-1] if test.stride == 1 else None
-        if accuracy is None:
-            accuracy = test.accuracy(state)
-        metrics = {**recorder.health, "test_accuracy": accuracy}
+        tested = tests_of(recorder.health)[-1] if test.stride == 1 else None
+        if tested is None:
+            tested = test.measured(state)
+        metrics = {**recorder.health, f"test_{measure}": tested}
+        if measure == "error":
+            metrics["guessing"] = guess
         goes_on = state.tensors() if last < course else None
         trajectories.append(Trajectory(recorder.snapshots, metrics, recorder.buffers, goes_on))
     return trajectories
@@ -168,13 +171,14 @@ def _step(
     return ExpertStep(
         model=model,
         images=images,
-        labels=training.train_labels.to(device),
+        labels=training.train_answers.to(device),
         normalise=normalise,
         optimiser=optimiser,
         penalty=GradientPenalty(recipe["penalty"], recipe["penalty_norm"])
         if recipe["penalty"]
         else None,
         gsam=Gsam(recipe["rho"], recipe["alpha"]) if recipe["rho"] else None,
+        loss=training.loss,
     )
 
 
@@ -192,7 +196,7 @@ class _Test:
     """
 
     def __init__(self, model: nn.Module, training: Dataset, device: str | torch.device) -> None:
-        self._model, self._labels = copy.deepcopy(model), training.test_labels
+        self._model, self._labels = copy.deepcopy(model), training.test_answers
         self._images, self._normalise = training.preprocessing.to(device).staged(
             training.test_images.to(device)
         )
@@ -200,19 +204,25 @@ class _Test:
         tested, trained = len(self._labels[:: self.stride]), len(training.train_labels)
         self.interval = max(1, -(-tested * _TRAINED_PER_TESTED // trained))
 
-    def accuracy(self, state: ExpertState, stride: int = 1) -> float:
-        """Return the accuracy of an expert on every ``stride``-th test image, in percent."""
+    def measured(self, state: ExpertState, stride: int = 1) -> float:
+        """Return the accuracy (in percent) or error of an expert on every ``stride``-th image."""
         networks.load_flat_parameters(self._model, state.theta)
         networks.load_flat_buffers(self._model, state.statistics)
         images, labels = self._images[::stride], self._labels[::stride]
-        return accuracy(self._model, images, labels, normalise=self._normalise)
+        return measured(self._model, images, labels, normalise=self._normalise)
+
+
+def guessing(training: Dataset) -> float:
+    """Return the loss of an equal guess at the class, or of the mean target for every image."""
+    if training.train_targets is None:
+        return math.log(max(2, training.num_classes))
+    return training.train_targets.double().var(dim=0, unbiased=False).mean().item()
 
 
 def _check_loss(
-    expert: int, epoch: int, loss: float, theta: Tensor, lr: float, classes: int
+    expert: int, epoch: int, loss: float, theta: Tensor, lr: float, guessing: float
 ) -> None:
     """Raise UserError where loss or parameters are NaN, infinite or absurdly large."""
-    guessing = math.log(max(2, classes))
     if not (theta.isfinite().all() and loss < _ABSURD * guessing):
         raise UserError(
             f"expert {expert} diverged in epoch {epoch}: the mean training loss is {loss:.4g} "
