@@ -37,7 +37,18 @@ from typing import Any
 
 from bench.program import program
 from comparison import page
-from comparison.methods import CIFAR10, EXPERTS, METHODS, REAL, Scale, distill_fields
+from comparison.methods import (
+    CIFAR10,
+    CIFAR10_FIELD,
+    EXPERTS,
+    FIELD,
+    METHODS,
+    PAPERS,
+    REAL,
+    Method,
+    Scale,
+    distill_fields,
+)
 from doc_pages import fill
 from slices import COME_AGAIN, SliceOver, Slices, duration
 from torch import Tensor, cat
@@ -53,9 +64,12 @@ from trajmatch.random import derive_seed, generator
 
 HERE = Path(__file__).resolve().parent
 
+#: Methods of a comparison and the name of its record, by the argument that asks for it.
+COMPARISONS = {"papers": (PAPERS, "comparison"), "field": (FIELD, "comparison_field")}
+
 
 @program
-def main(argv: Sequence[str] | None, scale: Scale = CIFAR10) -> int:
+def main(argv: Sequence[str] | None, scale: Scale | None = None) -> int:
     """Compare the methods; the status is 0, 2 for a mistake of the user, or 75."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -64,32 +78,41 @@ def main(argv: Sequence[str] | None, scale: Scale = CIFAR10) -> int:
     parser.add_argument("--data", help="data set, e.g. cifar10:ROOT (by TRAJMATCH_DATA)")
     parser.add_argument("--budget", type=duration, help="time for this call, e.g. 25m (no limit)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--record", type=Path, default=HERE / "results" / "comparison.json")
+    parser.add_argument("--methods", choices=COMPARISONS, default="papers")
+    parser.add_argument("--record", type=Path)
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "comparison.md")
     given = parser.parse_args(argv)
+    methods, name = COMPARISONS[given.methods]
+    record_path = given.record or HERE / "results" / f"{name}.json"
+    scale = scale or (CIFAR10 if methods is PAPERS else CIFAR10_FIELD)
     uri = given.data or resolve_uri("cifar10")
     if uri is None:
         raise UserError(
             "the data set 'cifar10' is not found under the folders in TRAJMATCH_DATA; say where "
             "it is with --data"
         )
-    for folder in (given.out, given.record.parent):
+    for folder in (given.out, record_path.parent):
         files.check_writable(folder)
-    slices = Slices(given.record, slice_seconds=given.budget)
+    slices = Slices(record_path, slice_seconds=given.budget)
     try:
-        record = compare(scale, uri, given.out, slices, given.device)
+        record = compare(scale, uri, given.out, slices, given.device, methods)
     except SliceOver:
         print(f"{slices.spent:.0f} s are spent in all; the same command goes on")
         return COME_AGAIN
-    fill(given.page, "result", page.result(record))
+    fill(given.page, "result" if methods is PAPERS else f"result of {name}", page.result(record))
     print(page.result(record))
     return 0
 
 
 def compare(
-    scale: Scale, uri: str, out: Path, slices: Slices, device: str = "cpu"
+    scale: Scale,
+    uri: str,
+    out: Path,
+    slices: Slices,
+    device: str = "cpu",
+    methods: Mapping[str, Method] = PAPERS,
 ) -> dict[str, Any]:
-    """Compare all methods, or do what earlier calls left of it.
+    """Compare methods, or do what earlier calls left of it.
 
     Every run of every method is one entry of ``record["cells"][method][ipc]``; the runs come in the
     order of their seeds, so that an unfinished record has the same runs of every method. What is in
@@ -101,6 +124,7 @@ def compare(
         out: Folder for experts and distilled images.
         slices: State, which is the record, and time.
         device: Where to compute.
+        methods: The methods, of :data:`METHODS`.
 
     Returns:
         The record, complete.
@@ -111,7 +135,7 @@ def compare(
     """
     comparison = Comparison(scale, uri, load_dataset(uri), out, slices, device)
     fields = {
-        name: {ipc: distill_fields(name, scale, ipc) for ipc in scale.distill} for name in METHODS
+        name: {ipc: distill_fields(name, scale, ipc) for ipc in scale.distill} for name in methods
     }
     slices.begin(
         {
@@ -123,7 +147,10 @@ def compare(
         },
         device,
     )
-    for seed, ipc, method in product(range(scale.seeds), scale.distill, (*REAL, *METHODS)):
+    most = max(map(scale.seeds_at, scale.distill))
+    for seed, ipc, method in product(range(most), scale.distill, (*REAL, *methods)):
+        if seed >= scale.seeds_at(ipc):
+            continue
         runs = slices.state.setdefault("cells", {}).setdefault(method, {}).setdefault(str(ipc), [])
         if len(runs) == seed:
             runs.append({"accuracies": []})

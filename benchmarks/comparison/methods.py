@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 #: Outer iterations that the published decays and growths belong to.
@@ -21,7 +21,8 @@ class Scale:
         distill: Fields of :class:`trajmatch.distill.DistillConfig` for every method, by images per
             class; ``max_start_epoch`` is that of the published small windows.
         iterations: Outer iterations.
-        seeds: Runs of every method; each has first images, batches and augmentation of its own.
+        seeds: Runs of every method, by images per class or the same for all; each has first
+            images, batches and augmentation of its own.
         networks: Networks that are trained on the result of each run.
         eval_epochs: Epochs of each of them.
         real_lr: Step size of networks that are trained on real images, which learn none.
@@ -31,11 +32,15 @@ class Scale:
     experts: Mapping[str, Any]
     distill: Mapping[int, Mapping[str, Any]]
     iterations: int
-    seeds: int
+    seeds: int | Mapping[int, int]
     networks: int
     eval_epochs: int
     real_lr: float
     checkpoint_every: int
+
+    def seeds_at(self, ipc: int) -> int:
+        """Return the number of runs at a number of images per class."""
+        return self.seeds if isinstance(self.seeds, int) else self.seeds[ipc]
 
 
 #: For CIFAR-10 on two cores; benchmarks/compare_methods.py has the arithmetic. What is smaller than
@@ -68,6 +73,9 @@ CIFAR10 = Scale(
     real_lr=0.01,
     checkpoint_every=100,
 )
+
+#: The same with one run of every method at ten images per class, for the methods of the field.
+CIFAR10_FIELD = replace(CIFAR10, seeds={1: 3, 10: 1})
 
 #: Kinds of experts, each made once: what differs from MTT's plain SGD.
 EXPERTS: dict[str, dict[str, Any]] = {
@@ -155,12 +163,40 @@ def _datm(scale: Scale, ipc: int) -> dict[str, Any]:
     }
 
 
-METHODS = {
+def _parametrised(images: str, lr_img: float) -> Callable[[Scale, int], dict[str, Any]]:
+    """MTT on a parametrised set: 50 images in a student step at most, as MTT has for 10 per class.
+
+    The learning rate is the best of three for one image per class and 300 iterations.
+    """
+
+    def fields(scale: Scale, ipc: int) -> dict[str, Any]:
+        return {"images": images, "lr_img": lr_img, "batch_syn": 50}
+
+    return fields
+
+
+def _att(scale: Scale, ipc: int) -> dict[str, Any]:
+    return {"terms": ("automatic",)}
+
+
+#: The four papers' methods.
+PAPERS = {
     "MTT": Method("plain", _mtt),
     "FTD": Method("flat", _ftd),
     "AST": Method("smooth", _ast),
     "DATM": Method("flat", _datm),
 }
+
+#: What came after them, and MTT and DATM to compare with.
+FIELD = {
+    "MTT": PAPERS["MTT"],
+    "MTT, flip": Method("plain", _parametrised("flip", 100.0)),
+    "MTT, upsample": Method("plain", _parametrised("upsample:factor=2", 100.0)),
+    "MTT, frequency": Method("plain", _parametrised("frequency:coefficients=64", 1000.0)),
+    "ATT": Method("plain", _att),
+    "DATM": PAPERS["DATM"],
+}
+METHODS = {**PAPERS, **FIELD}
 
 
 def distill_fields(method: str, scale: Scale, ipc: int) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from statistics import fmean
 from typing import Any
 
-from comparison.methods import EXPERTS, METHODS, REAL, Scale, distill_fields
+from comparison.methods import EXPERTS, METHODS, PAPERS, REAL, Method, Scale, distill_fields
 from doc_pages import table
 
 from trajmatch.evaluate import Score
@@ -20,13 +20,11 @@ def is_complete(record: dict[str, Any] | None) -> bool:
     if record is None or "identity" not in record:
         return False
     scale = record["identity"]["scale"]
-    cells = (
-        record["cells"].get(name, {}).get(ipc, [])
-        for name, ipc in product((*REAL, *METHODS), scale["distill"])
-    )
+    seeds = scale["seeds"]
     return all(
-        [len(run["accuracies"]) for run in runs] == [scale["networks"]] * scale["seeds"]
-        for runs in cells
+        [len(run["accuracies"]) for run in record["cells"].get(name, {}).get(ipc, [])]
+        == [scale["networks"]] * (seeds if isinstance(seeds, int) else seeds[ipc])
+        for name, ipc in product((*REAL, *record["identity"]["methods"]), scale["distill"])
     )
 
 
@@ -40,17 +38,22 @@ def result(record: dict[str, Any] | None) -> str:
         return NOT_COMPLETE
     ipcs = sorted(map(int, record["identity"]["scale"]["distill"]))
     per_class = [f"{ipc} per class" for ipc in ipcs]
+    methods = [name for name in METHODS if name in record["identity"]["methods"]]
     accuracies = table(
         ["test accuracy, %", *per_class],
-        ([name, *(_accuracy(record, name, ipc) for ipc in ipcs)] for name in (*REAL, *METHODS)),
+        ([name, *(_accuracy(record, name, ipc) for ipc in ipcs)] for name in (*REAL, *methods)),
     )
     courses = table(
         ["matching loss, first and last tenth; step size", *per_class],
-        ([name, *(_course(record["cells"][name][str(ipc)]) for ipc in ipcs)] for name in METHODS),
+        ([name, *(_course(record["cells"][name][str(ipc)]) for ipc in ipcs)] for name in methods),
     )
     experts = table(
         ["experts", "followed by", "test accuracy, %"],
-        ([kind, _followers(kind), _mean_and_std(record["experts"][kind])] for kind in EXPERTS),
+        (
+            [kind, _followers(kind, methods), _mean_and_std(record["experts"][kind])]
+            for kind in EXPERTS
+            if kind in record["experts"]
+        ),
     )
     hours = sum(record["seconds"].values()) / 3600
     commits = ", ".join(commit or "unknown" for commit in record["commits"])
@@ -58,10 +61,10 @@ def result(record: dict[str, Any] | None) -> str:
     return "\n\n".join((accuracies, courses, experts, made))
 
 
-def settings(scale: Scale) -> str:
+def settings(scale: Scale, methods: Mapping[str, Method] = PAPERS) -> str:
     """Return each method's experts and all fields of its configuration, in Markdown."""
     rows = []
-    for (name, method), ipc in product(METHODS.items(), scale.distill):
+    for (name, method), ipc in product(methods.items(), scale.distill):
         fields = distill_fields(name, scale, ipc)
         del fields["ipc"], fields["iterations"]
         rows.append([name, str(ipc), method.experts, ", ".join(map(_field, fields.items()))])
@@ -92,8 +95,8 @@ def _course(runs: Sequence[dict[str, Any]]) -> str:
     return f"{first:.3f}, {last:.3f}; {fmean(run['step_size'] for run in runs):.2g}"
 
 
-def _followers(kind: str) -> str:
-    return ", ".join(name for name, method in METHODS.items() if method.experts == kind)
+def _followers(kind: str, methods: Collection[str]) -> str:
+    return ", ".join(name for name in methods if METHODS[name].experts == kind)
 
 
 def _field(item: tuple[str, Any]) -> str:

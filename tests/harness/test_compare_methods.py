@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from compare_methods import compare, matching
 from comparison import page
-from comparison.methods import CIFAR10, EXPERTS, METHODS, REAL, Scale, distill_fields
+from comparison.methods import CIFAR10, EXPERTS, PAPERS, REAL, Scale, distill_fields
 from comparison.methods import heavy_ball_gain as gain
 from slices import SliceOver, Slices
 
@@ -100,11 +100,11 @@ def test_everything_is_in_the_record(whole) -> None:
     assert files.read_json(folder / "record.json") == record
     found = [(method, ipc, seed) for method, ipc, seed, _ in runs(record)]
     assert sorted(found) == sorted(
-        (method, ipc, seed) for method in (*REAL, *METHODS) for ipc in "12" for seed in (0, 1)
+        (method, ipc, seed) for method in (*REAL, *PAPERS) for ipc in "12" for seed in (0, 1)
     )
     for method, ipc, seed, entry in runs(record):
         assert len(entry["accuracies"]) == TINY.networks
-        if method in METHODS:
+        if method in PAPERS:
             name = f"{method.lower()}-ipc{ipc}-seed{seed}.safetensors"
             distilled = artifact.load(folder / "distilled" / name)
             assert entry["fingerprint"] == distilled.fingerprint
@@ -125,8 +125,8 @@ def test_all_kinds_of_experts_see_the_same_images(whole) -> None:
 
 
 def test_methods_differ_and_so_do_seeds(whole) -> None:
-    prints = [entry["fingerprint"] for method, *_, entry in runs(whole[1]) if method in METHODS]
-    assert len(set(prints)) == len(prints) == 2 * 2 * len(METHODS)
+    prints = [entry["fingerprint"] for method, *_, entry in runs(whole[1]) if method in PAPERS]
+    assert len(set(prints)) == len(prints) == 2 * 2 * len(PAPERS)
 
 
 @pytest.mark.slow
@@ -197,7 +197,7 @@ def test_the_table_by_hand(whole) -> None:
     assert "| flat | FTD, DATM | 60.5 ± 0.5 |" in text
     assert "1.5 hours" in text
     methods = [line.split(" | ")[0].strip("| ") for line in text.split("\n\n")[0].splitlines()[2:]]
-    assert methods == [*REAL, *METHODS]
+    assert methods == [*REAL, *PAPERS]
 
 
 def test_an_unfinished_record_has_no_table(whole) -> None:
@@ -229,9 +229,9 @@ def test_data_that_is_nowhere(tmp_path, monkeypatch, capsys) -> None:
 
 
 @pytest.mark.parametrize("scale", [CIFAR10, TINY])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PAPERS)
 def test_settings_fit_the_configurations(method, scale) -> None:
-    fields = {**scale.experts, **EXPERTS[METHODS[method].experts]}
+    fields = {**scale.experts, **EXPERTS[PAPERS[method].experts]}
     experts = ExpertConfig(out=Path("x"), **fields)
     for ipc in scale.distill:
         config = DistillConfig(
@@ -246,7 +246,7 @@ def test_settings_fit_the_configurations(method, scale) -> None:
 @pytest.mark.parametrize("ipc", [1, 10])
 def test_what_all_methods_share(ipc) -> None:
     shared = {"iterations", "student_steps", "expert_epochs", "batch_syn", "lr_img"}
-    fields = [distill_fields(method, CIFAR10, ipc) for method in METHODS]
+    fields = [distill_fields(method, CIFAR10, ipc) for method in PAPERS]
     assert len({tuple(each.get(name) for name in sorted(shared)) for each in fields}) == 1
 
 
