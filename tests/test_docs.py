@@ -29,9 +29,10 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def own_term(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The term of the page, with its parametrisation beside it."""
+    """The first term of the page, with the other one and the parametrisation beside it."""
     monkeypatch.syspath_prepend(tmp_path)
-    for name, code in zip(("direction", "low_resolution"), blocks("python"), strict=True):
+    names = ("direction", "settled", "low_resolution")
+    for name, code in zip(names, blocks("python"), strict=True):
         (tmp_path / f"{name}.py").write_text(code)
         monkeypatch.delitem(sys.modules, name, raising=False)
         assert len(code.splitlines()) < 40
@@ -61,11 +62,11 @@ def test_a_run_with_term_and_parametrisation_of_the_documentation(
             iterations=2,
             student_steps=2,
             max_start_epoch=1,
-            terms=("final", own_term),
+            terms=("final", own_term, "settled:Settled:limit=1e-4"),
             images="low_resolution:LowResolution:factor=2",
         )
     )
-    assert result.recipe["terms"] == ["final", "direction:Direction"]
+    assert result.recipe["terms"] == ["final", own_term, "settled:Settled:limit=1e-4"]
 
 
 DOCS = Path(__file__).parents[1] / "docs"

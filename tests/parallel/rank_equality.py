@@ -190,6 +190,8 @@ def matches(ranks: Ranks, store: Path, folder: Path) -> dict[str, bool]:
     settings = {
         "matches": ranks.size + 1,
         "terms": ("final", "__main__:Remembering"),
+        "mask_gradient": 1.0,
+        "mask_every": 6,
         "labels": "soft",
         "ema": 0.9,
         "eval_every": 10,

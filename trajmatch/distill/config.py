@@ -72,6 +72,13 @@ class DistillSettings(Settings):
     clip_img: Annotated[float, Meta(gt=0)] | None = None
     """Shorten gradients of the images to this multiple of their running norm. Default: none, and 2
     for --objective train-and-test (RaT-BPTT)."""
+    mask_gradient: NonNegative | None = None
+    """beta: multiply the images' gradient by c + beta where c, the activation map of the first
+    expert, is at least --mask-threshold (EDF: beta, 1 or 2). Default: leave it as it is."""
+    mask_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """Threshold of that map, from 0 to 1. Default: its mean over the image (EDF: 0 means that)."""
+    mask_every: PositiveInt = 100
+    """Iterations between new maps, of the images of the moment (EDF: interval, 50 to 200)."""
     lr_lr: NonNegative = 1e-5
     """Learning rate of the step size eta (MTT: lr_lr)."""
     lr_init: Positive | None = None
@@ -145,6 +152,8 @@ class DistillSettings(Settings):
         growth = "0 without --first-max-start-epoch, and at least 1 with it"
         grows = self.growth_iterations > 0
         self.expect("growth_iterations", grows == (first is not None), growth)
+        if self.mask_gradient is None and (self.mask_threshold, self.mask_every) != (None, 100):
+            raise UserError("--mask-threshold and --mask-every need --mask-gradient")
         if self.init_clusters is not None and self.init != "representative":
             raise UserError(
                 "--init-clusters is for --init representative alone; leave one of them out"
@@ -248,7 +257,9 @@ class DistillConfig(RunOptions, DistillSettings):
             snapshots_kept: Epochs kept of the experts' whole course.
         """
         chosen = self.init_from is None and self.init in ("correct", "representative")
-        if chosen or self.labels == "soft":  # what the experts say at the end of their course
+        if (
+            chosen or self.labels == "soft" or self.mask_gradient is not None
+        ):  # what the experts say at the end of their course
             return max(snapshots_kept)
         return self.window_end(snapshots_kept) - 1 + self.expert_epochs
 

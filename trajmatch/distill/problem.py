@@ -49,6 +49,9 @@ _SINCE_0_1 = (
     ("freeze", 0),
     ("optimiser_img", "sgd"),
     ("clip_img", None),
+    ("mask_gradient", None),
+    ("mask_threshold", None),
+    ("mask_every", 100),
 )
 
 

@@ -48,7 +48,11 @@ class FinalExperts:
         Returns:
             ``[n, K]``, float32, on the CPU.
         """
+        return torch.cat([*all_logits(self.network(expert), images)]).float().cpu()
+
+    def network(self, expert: int) -> nn.Module:
+        """Return the network of one expert, by its number, in evaluation mode."""
         if self._loaded != expert:
             self._store.load_into(self._model, expert, self._epoch)
             self._loaded = expert
-        return torch.cat([*all_logits(self._model, images)]).float().cpu()
+        return self._model.eval()

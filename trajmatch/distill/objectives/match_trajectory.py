@@ -21,13 +21,15 @@ from trajmatch.distill.batches import student_batches
 from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.objectives import Plan
 from trajmatch.distill.objectives.balance import balance
+from trajmatch.distill.objectives.gradient_mask import GradientMask
 from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.perturbation import perturbed
 from trajmatch.distill.objectives.schedule import StartEpochWindow
-from trajmatch.distill.parameters import STEP_SIZE, of_memory
+from trajmatch.distill.parameters import MASK, STEP_SIZE, of_memory
 from trajmatch.distill.rendering import render
 from trajmatch.distill.setup import Setup
 from trajmatch.distill.terms import Course, find_term
+from trajmatch.experts.final import FinalExperts
 from trajmatch.experts.store import Store
 from trajmatch.images import Parametrisation
 from trajmatch.ops import Shards
@@ -145,6 +147,7 @@ class MatchTrajectory(objectives.Objective):
         parametrisation: Parametrisation of the images.
         shape: Shape of an image, ``[C, H, W]``.
         device: Where to compute.
+        mask: Mask of the images' gradient; None: none.
         shards: Processes that share every student batch; None: no sharing.
     """
 
@@ -157,6 +160,7 @@ class MatchTrajectory(objectives.Objective):
     parametrisation: Parametrisation
     shape: torch.Size
     device: torch.device
+    mask: GradientMask | None = None
     shards: Shards | None = None
 
     records = True
@@ -166,13 +170,20 @@ class MatchTrajectory(objectives.Objective):
         """Return the objective of a run.
 
         Raises:
-            UserError: A segment needs an epoch that the experts lack, or a term is none or fails.
+            UserError: A segment or the mask needs an epoch that the experts lack, or a term is none
+                or fails, or the mask finds no feature maps.
         """
         config, store = setup.config, setup.store
         window, loss = segments_of(config, store.manifest["snapshots"])
         flags = f"--max-start-epoch {window.maximum} with --expert-epochs {config.expert_epochs}"
         store.check_trained(window.maximum - 1 + config.expert_epochs, flags)
         loss.check(config.student_steps, networks.parameter_shapes(setup.model), setup.device)
+        mask = None
+        if config.mask_gradient is not None:
+            experts = FinalExperts(store, setup.model, "--mask-gradient")
+            mask = GradientMask(experts, config.mask_gradient, config.mask_threshold)
+            images = torch.zeros(1, *setup.shape, device=setup.device)
+            mask(images, torch.zeros(1, dtype=torch.int64, device=setup.device))
         return cls(
             config,
             setup.model,
@@ -183,6 +194,7 @@ class MatchTrajectory(objectives.Objective):
             setup.parametrisation,
             setup.shape,
             setup.device,
+            mask,
         )
 
     def draws(self) -> Draws:
@@ -231,6 +243,8 @@ class MatchTrajectory(objectives.Objective):
             for name, value in parameters.items()
         }
         images, labels = render(self.parametrisation, leaves, self.shape)
+        if MASK in leaves and images.requires_grad:
+            images.register_hook(leaves[MASK].mul)
         lr = leaves[STEP_SIZE].to(images.dtype)
         steps = len(task.batches)
         counts = self.loss.student_steps(steps)
@@ -272,6 +286,14 @@ class MatchTrajectory(objectives.Objective):
             *gradients,
             *(remembered[name].clone() for name in course.memory),
         )
+
+    def renewed(self, iteration: int, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the mask of the images' gradient, every now and then."""
+        if self.mask is None or iteration % self.settings.mask_every:
+            return {}
+        with torch.no_grad():
+            images, labels = render(self.parametrisation, parameters, self.shape)
+        return {MASK: self.mask(images, labels)}
 
     def memory(self) -> dict[str, Tensor]:
         """Return the first values of what the terms remember."""

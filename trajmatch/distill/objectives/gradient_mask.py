@@ -1,0 +1,108 @@
+"""A mask of the images' gradient by the areas that an expert looks at (EDF)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from trajmatch.errors import UserError
+from trajmatch.experts.final import FinalExperts
+
+#: Images that go through the expert at once.
+_BATCH = 64
+
+_POOLING = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+
+
+@dataclass(frozen=True)
+class GradientMask:
+    """Discriminative area enhancement (EDF, Wang et al., CVPR 2025).
+
+    The gradient of an image is multiplied, pixel by pixel, by 1 where the class activation map
+    ``c`` of the image is below a threshold, and by ``c + beta`` elsewhere. The map is that of
+    :func:`activation_map`, by the first expert after its last epoch.
+
+    Attributes:
+        experts: The experts.
+        beta: ``beta``.
+        threshold: From 0 to 1; None: the mean of the image's map.
+    """
+
+    experts: FinalExperts
+    beta: float
+    threshold: float | None = None
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the factors of the gradient.
+
+        Args:
+            images: As the network sees them (normalised). ``[n, C, H, W]``.
+            labels: Class indices ``[n]``, or logits ``[n, K]``, whose largest is the class.
+
+        Returns:
+            ``[n, 1, H, W]``.
+
+        Raises:
+            UserError: The network has no feature maps; see :func:`activation_map`.
+        """
+        model = self.experts.network(0)
+        classes = labels.argmax(dim=1) if labels.is_floating_point() else labels
+        parts = zip(images.split(_BATCH), classes.split(_BATCH), strict=True)
+        maps = torch.cat([activation_map(model, *each) for each in parts])
+        limit = maps.mean((2, 3), keepdim=True) if self.threshold is None else self.threshold
+        return torch.where(maps < limit, 1.0, maps + self.beta)
+
+
+def activation_map(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """Return the class activation maps of images (Grad-CAM, Selvaraju et al., ICCV 2017).
+
+    ``relu(sum_k a_k A_k)`` over the channels ``k`` of the last feature map ``A`` before the
+    network's last pooling, where ``a_k`` is the mean over the pixels of the gradient of the class's
+    logit in ``A_k``; per image scaled to the range from 0 to 1, and resized (bilinear).
+
+    Args:
+        model: In evaluation mode. Feature maps are found where a module returns one.
+        images: As the network sees them. ``[B, C, H, W]``.
+        classes: ``[B]``, int64.
+
+    Returns:
+        ``[B, 1, H, W]``, from 0 to 1, detached; 0 where nothing speaks for the class.
+
+    Raises:
+        UserError: No module returns a feature map of more than one pixel.
+    """
+    features: list[Tensor] = []
+    last: list[object] = [None]
+
+    def look(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
+        if not isinstance(output, Tensor) or output.dim() != 4 or output is last[0]:
+            return
+        pools = isinstance(module, _POOLING)
+        found = inputs[0] if pools else output
+        if found is not last[0] and found.shape[2:].numel() > 1:
+            features[:] = [found]
+        last[0] = output
+
+    hooks = [module.register_forward_hook(look) for module in model.modules()]
+    try:
+        with torch.enable_grad():
+            logits = model(images.detach().requires_grad_())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not features:
+        raise UserError(
+            "--mask-gradient needs a network in which modules return feature maps [B, C, H, W] of "
+            f"more than one pixel, and {type(model).__name__} has none; leave it out"
+        )
+    score = logits.gather(1, classes.view(-1, 1)).sum()
+    (gradient,) = torch.autograd.grad(score, features)
+    found = features[0].detach()
+    maps = (gradient.mean((2, 3), keepdim=True) * found).sum(1, keepdim=True).relu()
+    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+    maps = (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
+    return interpolate(maps, size=images.shape[2:], mode="bilinear", align_corners=False)
