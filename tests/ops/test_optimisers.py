@@ -28,6 +28,8 @@ OPTIMISERS = {
 }
 EVERY_OPTIMISER = pytest.mark.parametrize("name", OPTIMISERS)
 STEPS = 4
+#: Choices of the call, and the shapes of the learning rate that go with them.
+LABELS = {"hard": ("step", "tensor"), "soft": ("one", "both"), "mse": ("tensor",)}
 
 
 class Gated(nn.Module):
@@ -57,7 +59,7 @@ def model_of(kind: str, device: torch.device) -> nn.Module:
 
 
 def problem(
-    model: nn.Module, optimiser: Any, soft: bool, shape: str, steps: int = STEPS
+    model: nn.Module, optimiser: Any, labels: str, shape: str, steps: int = STEPS
 ) -> tuple[dict[str, Any], list[Tensor]]:
     """Arguments of an unroll with a state, and the leaves among them."""
     theta = networks.flat_parameters(model)
@@ -65,16 +67,19 @@ def problem(
     sizes = {"one": (), "step": (steps,), "tensor": (1, tensors), "both": (steps, tensors)}[shape]
     rows = {"SGD": int(getattr(optimiser, "momentum", 0) > 0), "Adam": 2}[type(optimiser).__name__]
     lr = 0.01 + 0.02 * torch.rand(sizes, dtype=torch.float64)
-    labels = torch.randn(6, 4, dtype=torch.float64) if soft else torch.arange(6) % 4
+    targets = torch.arange(6) % 4 if labels == "hard" else torch.randn(6, 4, dtype=torch.float64)
     state = 0.1 * torch.rand(rows, len(theta), dtype=torch.float64)
     leaves = [
         each.to(theta.device).requires_grad_(each.is_floating_point())
-        for each in (theta, torch.randn(6, 3, 8, 8, dtype=torch.float64), labels, lr, state)
+        for each in (theta, torch.randn(6, 3, 8, 8, dtype=torch.float64), targets, lr, state)
     ]
     given = dict(zip(("theta0", "images", "labels", "lr"), leaves, strict=False))
     given["batches"] = [torch.randperm(6)[:size].to(theta.device) for size in (3, 4, 2)][:steps]
     given["batches"] += [torch.randperm(6)[:3].to(theta.device) for _ in range(steps - 3)]
-    given |= {"optimiser": optimiser, "state": ops.OptimiserState(leaves[4], 3)}
+    given["loss"] = "mse" if labels == "mse" else "cross_entropy"
+    # With one learning rate for all, a new optimiser, whose squares are those of the gradient.
+    known = None if shape == "one" else ops.OptimiserState(leaves[4], 3)
+    given |= {"optimiser": optimiser, "state": known}
     return given, [each for each in leaves if each.requires_grad and each.numel() > 0]
 
 
@@ -93,14 +98,14 @@ def results(functions: Any, model: nn.Module, given: dict, leaves: list, **choic
 
 
 @EVERY_OPTIMISER
-@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("kind", ["engine", "batch norm", "gated"])
 def test_is_exact(
-    device: torch.device, assert_close_as_vectors: Check, name: str, soft: bool, kind: str
+    device: torch.device, assert_close_as_vectors: Check, name: str, labels: str, kind: str
 ) -> None:
     model = model_of(kind, device)
-    for shape in ("one", "both") if soft else ("step", "tensor"):
-        given = problem(model, OPTIMISERS[name], soft, shape)
+    for shape in LABELS[labels]:
+        given = problem(model, OPTIMISERS[name], labels, shape)
         choices = {"loss_scale": 0.7, "steps": [2, STEPS]}
         ours, exact = (results(of, model, *given, **choices) for of in (ops, reference))
         assert_close_as_vectors(ours, exact, EXACT)
@@ -111,7 +116,7 @@ def test_fifty_steps(
     device: torch.device, assert_close_as_vectors: Check, name: str, kind: str
 ) -> None:
     model = model_of(kind, device)
-    given = problem(model, OPTIMISERS[name], True, "step", steps=50)
+    given = problem(model, OPTIMISERS[name], "soft", "step", steps=50)
     augment = DSA("color_flip_rotate").replay(seed=0)
     ours, exact = (results(of, model, *given, augment=augment) for of in (ops, reference))
     assert_close_as_vectors(ours, exact, EXACT)
@@ -123,7 +128,7 @@ def test_two_halves_are_the_whole(
     device: torch.device, assert_close_as_vectors: Check, name: str, kind: str
 ) -> None:
     model = model_of(kind, device)
-    given, leaves = problem(model, OPTIMISERS[name], True, "both")
+    given, leaves = problem(model, OPTIMISERS[name], "soft", "both")
     whole = results(ops, model, given, leaves)
     first, second = (
         {**given, "batches": given["batches"][part], "lr": given["lr"][part]}
@@ -143,7 +148,7 @@ def test_two_halves_are_the_whole(
 def test_steps_are_those_of_torch_optim(device: torch.device, name: str, frozen: bool) -> None:
     model, optimiser = model_of("gated", device), OPTIMISERS[name]
     model.left.weight.requires_grad_(not frozen)
-    given, _ = problem(model, optimiser, False, "one")
+    given, _ = problem(model, optimiser, "hard", "one")
     del given["state"]
     kind: Any = torch.optim.SGD
     if isinstance(optimiser, ops.Adam):
@@ -170,7 +175,7 @@ def test_frozen_parameters_stay_where_they_are(
 ) -> None:
     model = model_of("gated", device)
     model.left.weight.requires_grad_(False)
-    given, leaves = problem(model, OPTIMISERS[name], True, "both")
+    given, leaves = problem(model, OPTIMISERS[name], "soft", "both")
     ours, exact = (results(of, model, given, leaves) for of in (ops, reference))
     assert_close_as_vectors(ours, exact, EXACT)
     size = model.left.weight.numel()
@@ -183,7 +188,7 @@ def test_the_inexact_gradient_leaves_out_the_hessians(
     device: torch.device, assert_close_as_vectors: Check, name: str
 ) -> None:
     model, optimiser = model_of("gated", device), OPTIMISERS[name]
-    given, leaves = problem(model, optimiser, True, "one")
+    given, leaves = problem(model, optimiser, "soft", "step")
     ours = results(ops, model, given, leaves, exact=False)
     theta, images, labels, lr = leaves[:4]
     memory = given["state"].tensors if optimiser.state_rows else torch.zeros_like(theta[None])
@@ -191,7 +196,7 @@ def test_the_inexact_gradient_leaves_out_the_hessians(
         at = (theta.detach(), images[batch], labels[batch])
         _, grad = reference.gradient(model, *at)
         theta, memory = reference.optimiser_step(
-            optimiser.numbers(), theta, grad, memory, lr, step + 4
+            optimiser.numbers(), theta, grad, memory, lr[step], step + 4
         )
     state = ops.OptimiserState(memory[: optimiser.state_rows], 7)
     wanted = torch.autograd.grad(value_of(theta, state), leaves)
@@ -204,7 +209,7 @@ def test_a_gradient_of_0_is_the_limit_of_small_ones(
 ) -> None:
     """The weights of a black pixel have no gradient; the root in Adam's step has no derivative."""
     model = model_of("gated", device)
-    given, _ = problem(model, ops.Adam(eps=1e-2, decoupled=decoupled), True, "one")
+    given, _ = problem(model, ops.Adam(eps=1e-2, decoupled=decoupled), "soft", "one")
     del given["state"]
     found = []
     for value in (0.0, 1e-10):
@@ -226,7 +231,7 @@ def test_is_transformed_by_torch_func(
     device: torch.device, assert_close_as_vectors: Check, name: str, kind: str
 ) -> None:
     model = model_of(kind, device)
-    given, _ = problem(model, OPTIMISERS[name], True, "one")
+    given, _ = problem(model, OPTIMISERS[name], "soft", "one")
     del given["state"]
     names = ("theta0", "images", "labels", "lr")
     leaves = [given.pop(each) for each in names]
@@ -259,10 +264,33 @@ def test_is_transformed_by_torch_func(
 @FUNCTIONAL
 def test_vmap_is_refused(device: torch.device, kind: str) -> None:
     model = model_of(kind, device)
-    given, _ = problem(model, ops.Adam(), True, "one")
+    given, _ = problem(model, ops.Adam(), "soft", "one")
     lr = given.pop("lr").detach()
     with pytest.raises(NotImplementedError, match=r"trajmatch::unroll: .* torch.func.vmap"):
         torch.vmap(lambda each: ops.unroll(model, **given, lr=each))(torch.stack([lr, lr]))
+
+
+@FUNCTIONAL
+def test_inference_mode(device: torch.device, kind: str) -> None:
+    model = model_of(kind, device)
+    given, _ = problem(model, ops.Adam(), "soft", "both")
+    wanted = ops.unroll(model, **given)
+    with torch.inference_mode():
+        known = ops.OptimiserState(given["state"].tensors.clone(), 3)
+        assert torch.equal(ops.unroll(model, **{**given, "state": known}), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # PyTorch's own
+def test_a_tangent_of_the_state_is_refused() -> None:
+    model = model_of("gated", torch.device("cpu"))
+    given, _ = problem(model, ops.Adam(), "soft", "both")
+    tensors = given.pop("state").tensors.detach()
+    with pytest.raises(NotImplementedError, match="without forward-mode tangents"):
+        torch.func.jvp(
+            lambda x: ops.unroll(model, **given, state=ops.OptimiserState(x, 3)),
+            (tensors,),
+            (tensors,),
+        )
 
 
 @pytest.mark.parametrize(
@@ -295,7 +323,7 @@ def test_vmap_is_refused(device: torch.device, kind: str) -> None:
 )
 def test_what_does_not_fit_is_refused(changes: dict, kind: Any, match: str) -> None:
     model = model_of("gated", torch.device("cpu"))
-    given, _ = problem(model, ops.Adam(), True, "one")
+    given, _ = problem(model, ops.Adam(), "soft", "step")
     with pytest.raises(kind, match="trajmatch::unroll: expected " + ".*" + match):
         ops.unroll(model, **{**given, **changes})
 

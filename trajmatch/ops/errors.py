@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,24 +65,24 @@ def public_operator(function: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
-        _refuse_tangents(function.__name__, (*args, *kwargs.values()))
+        _refuse_tangents(function.__name__, (args, kwargs))
         with explained(function.__name__):
             if not torch.is_inference_mode_enabled():
                 return function(*args, **kwargs)
             with torch.inference_mode(False), torch.no_grad():
-                normal = [_normal(each) for each in args]
-                return function(*normal, **{key: _normal(each) for key, each in kwargs.items()})
+                args, kwargs = tree_map_only(Tensor, _normal, (args, kwargs))
+                return function(*args, **kwargs)
 
     return wrapped
 
 
-def _refuse_tangents(op: str, values: Iterable[Any]) -> None:
+def _refuse_tangents(op: str, values: Any) -> None:
     """Raise NotImplementedError for a forward-mode tangent, which PyTorch would take for zero."""
     if forward_ad._current_level < 0:  # outside of torch.func.jvp and forward_ad.dual_level
         return
     if any(
         isinstance(each, Tensor) and forward_ad.unpack_dual(each).tangent is not None
-        for each in values
+        for each in tree_leaves(values)
     ):
         raise NotImplementedError(
             f"trajmatch::{op}: expected tensors without forward-mode tangents; use "
@@ -89,6 +90,6 @@ def _refuse_tangents(op: str, values: Iterable[Any]) -> None:
         )
 
 
-def _normal(value: Any) -> Any:
-    """Return a copy of an inference tensor, which autograd does not take; all else as it is."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+def _normal(tensor: Tensor) -> Tensor:
+    """Return a copy of an inference tensor, which autograd does not take; others as they are."""
+    return tensor.clone() if tensor.is_inference() else tensor
