@@ -32,7 +32,12 @@ def results(
     leaves = [each.requires_grad_() for each in inputs.values() if each.is_floating_point()]
     batches = [torch.tensor(each, device=device) for each in ([0, 1, 2, 3, 4], [5, 0, 3])]
     thetas = ops.unroll(
-        model, **inputs, batches=batches, momentum=0.9, steps=[1, 2], loss_scale=0.5, **choices
+        model,
+        **inputs,
+        batches=batches,
+        steps=[1, 2],
+        loss_scale=0.5,
+        **{"optimiser": ops.SGD(0.9), **choices},
     )
     return [thetas, *torch.autograd.grad(thetas.square().sum(), leaves)]
 
@@ -53,6 +58,13 @@ def test_hard_labels_and_augmentation(device: torch.device, assert_close_as_vect
     wanted = results("convnet:instance,width=4,depth=2", device, **choices)
     got = results("convnet:instance,width=4,depth=2", device, **choices, micro_batch=2)
     assert_close_as_vectors(got, wanted, EXACT)
+
+
+def test_adam(device: torch.device, assert_close_as_vectors: Check) -> None:
+    choices = {"optimiser": ops.Adam(eps=1e-4)}
+    wanted = results("convnet:instance,width=4,depth=2", device, **choices)
+    got = results("convnet:instance,width=4,depth=2", device, **choices, micro_batch=2)
+    assert_close_as_vectors(got, wanted, 10 * EXACT)
 
 
 def test_parts_that_hold_all_images_change_nothing(device: torch.device) -> None:

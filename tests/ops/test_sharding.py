@@ -88,9 +88,8 @@ def derivatives(model: nn.Module, soft: bool, **choices: Any) -> list[Tensor]:
         leaves[2],
         batches,
         steps=[2, 4],
-        momentum=0.9,
         loss_scale=0.7,
-        **choices,
+        **{"optimiser": ops.SGD(0.9), **choices},
     )
     weights = torch.randn(thetas.shape, generator=draw, dtype=torch.float64)
     return [thetas.detach(), *torch.autograd.grad((weights * thetas.square()).sum(), leaves)]
@@ -100,7 +99,14 @@ def derivatives(model: nn.Module, soft: bool, **choices: Any) -> list[Tensor]:
 @pytest.mark.parametrize("make", [convnet, perceptron])
 @pytest.mark.parametrize(
     ("soft", "choices"),
-    [(False, {}), (True, {}), (True, {"exact": False}), (True, {"loss": "mse"})],
+    [
+        (False, {}),
+        (True, {}),
+        (True, {"exact": False}),
+        (True, {"loss": "mse"}),
+        (True, {"optimiser": ops.Adam(eps=1e-4, weight_decay=0.1)}),
+        (False, {"optimiser": ops.SGD(0.9, nesterov=True)}),
+    ],
 )
 def test_is_one_process_up_to_the_order_of_sums(size, make, soft, choices) -> None:
     model = make().double()
