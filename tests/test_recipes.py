@@ -18,10 +18,10 @@ from trajmatch.cli.main import main
 from trajmatch.cli.recipes import explained
 from trajmatch.data import Dataset
 from trajmatch.distill import DistillConfig
-from trajmatch.distill import setup as run_setup
 from trajmatch.distill.loop import distill
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store
+from trajmatch.experts import store as run_store
 from trajmatch.experts.train import describe
 from trajmatch.random import generator
 from trajmatch.recipes import find_recipe, recipe_names
@@ -100,7 +100,7 @@ def random_walk(config: ExpertConfig, dataset: Dataset) -> None:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Dataset]]:
     """Lets a distillation see a data set that is not on the disk."""
     holder: list[Dataset] = []
-    monkeypatch.setattr(run_setup, "load_dataset", lambda uri: holder[0])
+    monkeypatch.setattr(run_store, "load_dataset", lambda uri: holder[0])
     yield holder
 
 

@@ -23,6 +23,7 @@ from trajmatch.evaluate.config import SETS, EvalConfig
 from trajmatch.evaluate.distilled import evaluate_artifact
 from trajmatch.evaluate.scores import difference_error
 from trajmatch.experts.config import ExpertConfig, kept_epochs
+from trajmatch.experts.scores import path_beside
 from trajmatch.experts.store import Store
 from trajmatch.experts.train import train_experts
 from trajmatch.lock import locked
@@ -158,6 +159,12 @@ def _check_beginning(pipeline: Pipeline) -> None:
         )
     if experts is not None:
         segments_of(pipeline.distill, kept_epochs(experts.keep, experts.epochs))
+        chosen = pipeline.distill.init == "difficulty" and pipeline.distill.scores is None
+        if chosen and not path_beside(folder.store).exists():
+            raise UserError(
+                "--init difficulty needs --scores, because the experts of this run cannot be asked "
+                "before they are trained; `trajmatch score STORE` computes them with other experts"
+            )
     for text in pipeline.evaluate.network:
         with as_user_error(f"--evaluate.network {text}: "):  # all of them go with such images
             networks.specify(text, in_channels=3, num_classes=10, image_size=256)

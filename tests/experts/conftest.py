@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from trajmatch import interruption
 from trajmatch.experts import ExpertConfig
 
 CLASSES = 3
@@ -52,3 +53,24 @@ def make_config(tmp_path: Path, tiny_data: str) -> Callable[..., ExpertConfig]:
 def contents() -> Callable[[Path], dict[str, bytes]]:
     """Bytes of every file in a folder, hidden ones included."""
     return lambda folder: {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Makes the training stop before the step of some number, counted over all experts from 1."""
+    real = interruption.check
+
+    def install(number: int) -> None:
+        asked = 0
+
+        def check() -> None:
+            nonlocal asked
+            asked += 1
+            if asked == number:
+                monkeypatch.setattr(interruption, "check", real)
+                raise interruption.Interrupted("SIGTERM", 143)
+
+        monkeypatch.setattr(interruption, "check", check)
+
+    yield install
+    monkeypatch.setattr(interruption, "check", real)

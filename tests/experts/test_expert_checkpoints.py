@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +21,6 @@ from trajmatch.experts.workers import work
 MakeConfig = Callable[..., ExpertConfig]
 Contents = Callable[[Path], dict[str, bytes]]
 StopAt = Callable[[int], None]
-
-
-@pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[StopAt]:
-    """Makes the training stop before the step of some number, counted over all experts from 1."""
-    real = interruption.check
-
-    def install(number: int) -> None:
-        asked = 0
-
-        def check() -> None:
-            nonlocal asked
-            asked += 1
-            if asked == number:
-                monkeypatch.setattr(interruption, "check", real)
-                raise interruption.Interrupted("SIGTERM", 143)
-
-        monkeypatch.setattr(interruption, "check", check)
-
-    yield install
-    monkeypatch.setattr(interruption, "check", real)
 
 
 def places(store: Path, experts: int = 2) -> list[Place]:

@@ -18,9 +18,12 @@ from trajmatch import networks, ops
 from trajmatch.data import DSA, ChannelNormalisation, Dataset, load_dataset
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train, train_experts, trajectory
+from trajmatch.experts.curriculum import Schedule
+from trajmatch.experts.epoch import Curriculum
 from trajmatch.experts.lockstep import TakeSteps, steps_for
 from trajmatch.experts.optimiser import Adam, Sgd
 from trajmatch.experts.penalty import GradientPenalty
+from trajmatch.experts.scores import Scores
 from trajmatch.experts.step import Batch, ExpertState, ExpertStep, Gsam
 from trajmatch.experts.trajectory import train_lockstep
 from trajmatch.experts.workers import work
@@ -77,7 +80,9 @@ def manifest_of(**recipe: Any) -> dict[str, Any]:
     }
 
 
-def written_out(manifest: dict[str, Any], dataset: Dataset, expert: int) -> tuple[Tensor, list]:
+def written_out(
+    manifest: dict[str, Any], dataset: Dataset, expert: int, curriculum: Curriculum | None = None
+) -> tuple[Tensor, list]:
     """The training of one expert as a loop that has no state but local variables."""
     recipe, seed = manifest["recipe"], manifest["seed"]
     model = networks.build(manifest["network"])
@@ -86,9 +91,10 @@ def written_out(manifest: dict[str, Any], dataset: Dataset, expert: int) -> tupl
     augmentation, dsa = generator(seed, "expert", expert, "dsa"), DSA(recipe["dsa"])
     theta, buffer = networks.flat_parameters(model), None
     snapshots, losses = [theta], []
-    for _ in range(recipe["epochs"]):
+    for epoch in range(recipe["epochs"]):
         total = torch.zeros((), dtype=torch.float64)
-        shuffled = torch.randperm(len(dataset.train_labels), generator=order)
+        seen = torch.arange(36) if curriculum is None else curriculum.images(epoch)
+        shuffled = seen[torch.randperm(len(seen), generator=order)]
         for batch in torch.split(shuffled, recipe["batch_size"]):
             inputs = dsa(dataset.normalise(dataset.train_images[batch]), augmentation)
             loss, grad = ops.gradient(model, theta, inputs, dataset.train_labels[batch])
@@ -109,11 +115,16 @@ RECIPES = [
 ]
 
 
-def assert_written_out(manifest: dict[str, Any], dataset: Dataset, experts: list[int]) -> None:
-    trained = train_lockstep(manifest, dataset, experts)
+def assert_written_out(
+    manifest: dict[str, Any],
+    dataset: Dataset,
+    experts: list[int],
+    curriculum: Curriculum | None = None,
+) -> None:
+    trained = train_lockstep(manifest, dataset, experts, curriculum=curriculum)
     assert len(trained) == len(experts)
     for expert, (snapshots, metrics, *_) in zip(experts, trained, strict=True):
-        wanted, losses = written_out(manifest, dataset, expert)
+        wanted, losses = written_out(manifest, dataset, expert, curriculum)
         assert snapshots.numpy().tobytes() == wanted.numpy().tobytes()
         assert metrics["train_loss"] == losses
 
@@ -122,6 +133,13 @@ def assert_written_out(manifest: dict[str, Any], dataset: Dataset, experts: list
 @pytest.mark.parametrize("experts", [[4], [2, 0, 7]])
 def test_the_experts_are_those_of_the_loop_written_out(dataset, recipe, experts) -> None:
     assert_written_out(manifest_of(**recipe), dataset, experts)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_images_of_an_epoch_are_those_of_the_curriculum(dataset, recipe) -> None:
+    scores = Scores(torch.randn(36, generator=torch.Generator().manual_seed(0)), "")
+    curriculum = Curriculum(Schedule.parse("0.3,1", "1:0.5"), dataset, scores)
+    assert_written_out(manifest_of(**recipe), dataset, [2, 0], curriculum)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -161,7 +179,7 @@ def test_on_a_gpu_the_experts_of_a_group_share_a_process(
 ) -> None:
     calls: list[tuple[str, int]] = []
 
-    def worked(config, store, training, experts, on_epoch, at_once):
+    def worked(config, store, training, experts, on_epoch, at_once, _):
         calls.append((config.device, at_once))
         work(replace(config, device="cpu"), store, training, experts, on_epoch, at_once)
 

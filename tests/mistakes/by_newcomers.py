@@ -992,6 +992,38 @@ FILES: list[Mistake] = [
         truncate("experts/expert_0000.safetensors"),
         expects=("expert_0000",),
     ),
+    Command(
+        "curriculum-without-scores",
+        f"{TRAIN} --curriculum 0.75,20",
+        expects=("--curriculum", "--scores", "trajmatch score"),
+    ),
+    Command(
+        "curriculum-of-one-number",
+        f"{TRAIN} --curriculum 0.75 --scores s.npy",
+        expects=("--curriculum", "0.75,20"),
+    ),
+    Command(
+        "scores-of-other-data",
+        f"trajmatch score experts --quiet && {BAD} --curriculum 0.5,1 "
+        "--scores experts.scores.safetensors",
+        setup=arrays(x_train=lambda images: images + 1),
+        expects=("experts.scores.safetensors", "d.npz", "bad.npz"),
+    ),
+    Command(
+        "scores-that-are-a-distilled-set",
+        f"{DISTILL} --init difficulty --scores d.safetensors",
+        expects=("d.safetensors", "scores"),
+    ),
+    Command(
+        "scores-missing",
+        f"{DISTILL} --init difficulty",
+        expects=("trajmatch score experts",),
+    ),
+    Command(
+        "hard-images-left-out-beyond-the-class",
+        f"trajmatch score experts --quiet && {DISTILL} --init difficulty --init-beta 99",
+        expects=("--init-beta 99", "8"),
+    ),
 ]
 """Damaged and mistaken files of the program itself."""
 

@@ -35,6 +35,7 @@ COMMANDS = {
     ),
     "eval": Command("evaluate", "train fresh networks on distilled images and test them", True),
     "store": Command("store", "check, list, cut down or merge stores of experts"),
+    "score": Command("score", "score real images by how hard they are for experts (EL2N)"),
     "show": Command("show", "draw distilled images as a picture or an animation"),
     "report": Command("report", "what a run did and what came of it, as one HTML file"),
     "convert": Command("convert", "convert files of the papers' scripts to ours, and back"),

@@ -13,7 +13,15 @@ from trajmatch import files
 from trajmatch.errors import UserError
 from trajmatch.experts.manifest import Epochs
 from trajmatch.run_options import RunOptions
-from trajmatch.schema import Count, Fraction, NonNegative, Positive, PositiveInt, Settings
+from trajmatch.schema import (
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Settings,
+    flag,
+)
 
 #: End of the start epochs where nothing else is said and the experts have enough epochs.
 DEFAULT_MAX_START_EPOCH = 20
@@ -102,12 +110,15 @@ class DistillSettings(Settings):
     freeze: NonNegative = 0
     """Images of each class, the first ones, that stay as they begin: a number, or, below 1, a part
     of them (SelMatch: 1 - alpha)."""
-    init: Literal["real", "noise", "representative", "correct"] = "real"
+    init: Literal["real", "noise", "representative", "correct", "difficulty"] = "real"
     """First synthetic images: random real images of each class, or noise (MTT: pix_init); real
-    images nearest to the centres of k-means in an expert's logits (AST); or random real images that
-    an expert classifies correctly (DATM)."""
+    images nearest to the centres of k-means in an expert's logits (AST); random real images that
+    an expert classifies correctly (DATM); or the hardest of each class by --scores (SelMatch)."""
     init_clusters: PositiveInt | None = None
     """K: clusters of each class for --init representative. Default: IPC (AST: 10 or IPC)."""
+    init_beta: NonNegative | None = None
+    """beta: --init difficulty leaves out the hardest beta IPC images of each class (SelMatch).
+    Default: 0."""
     labels: Literal["hard", "soft"] = "hard"
     """Labels: the class of each image, or logits that begin as the mean of the experts that are
     right and are then learned (DATM)."""
@@ -154,10 +165,9 @@ class DistillSettings(Settings):
         self.expect("growth_iterations", grows == (first is not None), growth)
         if self.mask_gradient is None and (self.mask_threshold, self.mask_every) != (None, 100):
             raise UserError("--mask-threshold and --mask-every need --mask-gradient")
-        if self.init_clusters is not None and self.init != "representative":
-            raise UserError(
-                "--init-clusters is for --init representative alone; leave one of them out"
-            )
+        for name, init in (("init_clusters", "representative"), ("init_beta", "difficulty")):
+            if getattr(self, name) is not None and self.init != init:
+                raise UserError(f"{flag(name)} is for --init {init} alone; leave one of them out")
         if self.select != "last" and self.eval_every == 0:
             raise UserError(
                 f"--select {self.select} chooses among evaluated iterates, but --eval-every is 0; "
@@ -204,6 +214,10 @@ class DistillConfig(RunOptions, DistillSettings):
     init_from: Path | None = None
     """Artifact whose images and labels to start from, instead of --init; the images that it lacks
     come from --init."""
+    scores: Path | None = None
+    """Difficulty of the training images for --init difficulty: a file of `trajmatch score`, or a
+    .npy, .npz or .safetensors file with a number for each, in the order of the data set, higher for
+    harder ones. Default: what `trajmatch score` wrote beside the store."""
     checkpoint_every: PositiveInt = 100
     """Iterations from one checkpoint to the next."""
     log: Path | None = None
@@ -244,10 +258,12 @@ class DistillConfig(RunOptions, DistillSettings):
         super().__post_init__()
         if self.init_from is not None and self.init_clusters is not None:
             raise UserError("--init-clusters is not for --init-from; leave one of them out")
+        if self.scores is not None and self.init != "difficulty":
+            raise UserError("--scores is for --init difficulty alone; leave one of them out")
         if self.init_from is None and (self.labels, self.init) == ("soft", "noise"):
             raise UserError(
                 "--labels soft begins with what the experts say of the first images, and they can "
-                "say nothing of --init noise; use real, representative or correct"
+                "say nothing of --init noise; use real, representative, correct or difficulty"
             )
 
     def last_epoch_read(self, snapshots_kept: Collection[int]) -> int:

@@ -133,6 +133,37 @@ def from_representatives(
     return _real(dataset, chosen)
 
 
+def from_difficulty(dataset: Dataset, ipc: int, scores: Tensor, beta: float) -> SyntheticSet:
+    """Take real images in the order of their difficulty (SelMatch, ICML 2024).
+
+    Of each class, the hardest image first: ``int(beta ipc)`` are left out, and the next ``ipc``
+    taken.
+
+    Args:
+        dataset: Where they are taken from: its training images.
+        ipc: Images of each class.
+        scores: Difficulty of each training image; higher is harder. ``[n]``.
+        beta: Images of each class to leave out, as a multiple of ``ipc``.
+
+    Returns:
+        ``num_classes * ipc`` images, those of a class from hard to easy.
+
+    Raises:
+        UserError: A class has too few images.
+    """
+    chosen, skipped = [], int(beta * ipc)
+    for index, members in enumerate(_members(dataset, ipc)):
+        if len(members) < skipped + ipc:
+            raise UserError(
+                f"--init-beta {beta:g} leaves out {skipped} images of a class before --ipc {ipc} "
+                f"are taken, but class {dataset.class_names[index]!r} has {len(members)} in all; "
+                "lower one of them"
+            )
+        hardest = members[scores[members].argsort(descending=True, stable=True)]
+        chosen.append(hardest[skipped : skipped + ipc])
+    return _real(dataset, chosen)
+
+
 def from_noise(dataset: Dataset, ipc: int, generator: torch.Generator) -> SyntheticSet:
     """Draw standard normal noise in normalised space (MTT: ``pix_init=noise``).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from trajmatch.distill.setup import Setup, open_setup
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts
+from trajmatch.experts.scores import Scores, path_beside, read_scores
 from trajmatch.images import is_built_in
 from trajmatch.importing import blamed, described, named
 from trajmatch.random import generator
@@ -52,6 +54,7 @@ _SINCE_0_1 = (
     ("mask_gradient", None),
     ("mask_threshold", None),
     ("mask_every", 100),
+    ("init_beta", None),
 )
 
 
@@ -87,7 +90,28 @@ class Problem(Setup):
         }
         if self.source is not None:
             identity["init"] = f"file {self.source.fingerprint}"
+        if self.config.init == "difficulty":
+            identity["scores"] = self.scores.fingerprint
         return identity
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Difficulty of the training images.
+
+        Raises:
+            UserError: The file of ``config.scores`` cannot be used, or there is none beside the
+                store.
+        """
+        path, held_out = self.config.scores, self.store.manifest["holdout"]
+        store = self.store if path is None else None
+        path = path or path_beside(self.store.path)
+        if store is not None and not path.exists():
+            raise UserError(
+                "--init difficulty orders the images by --scores, and there is no "
+                f"{path}; `trajmatch score {self.store.path}` writes it"
+            )
+        split = held_out["fraction"], held_out["seed"]
+        return read_scores(path, self.dataset, split, self.config.data, store)
 
     def initial_set(self) -> SyntheticSet:
         """Return the synthetic set that the run begins with.
@@ -152,6 +176,9 @@ class Problem(Setup):
             experts = self._experts("--init representative")
             clusters = config.init_clusters
             return initialise.from_representatives(dataset, count, experts, draw, clusters)
+        if config.init == "difficulty":
+            beta = config.init_beta or 0.0
+            return initialise.from_difficulty(dataset, count, self.scores.values, beta)
         return initialise.from_real(dataset, count, draw)
 
     def _soft_labels(self, images: Tensor, classes: Tensor) -> Tensor:

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from trajmatch import artifact, networks
 from trajmatch.artifact import Artifact
-from trajmatch.data import Dataset, load_dataset
+from trajmatch.data import Dataset
 from trajmatch.data.dsa import DSA
-from trajmatch.data.sources import moved_uri
 from trajmatch.device import usable_device
 from trajmatch.distill.config import DistillConfig
 from trajmatch.errors import UserError, as_user_error
@@ -80,16 +79,7 @@ def open_setup(config: DistillConfig) -> Setup:
         )
     dsa = DSA(store.manifest["recipe"]["dsa"] if config.dsa is None else config.dsa)
     source = None if config.init_from is None else artifact.load(config.init_from)
-    address = config.data or moved_uri(store.manifest["data"], store.path)
-    try:
-        dataset = load_dataset(address)
-    except UserError as error:
-        if config.data:
-            raise
-        raise UserError(
-            f"the experts of {store.path} were trained on {address}: {error}; if it is elsewhere "
-            "now, say where with --data"
-        ) from error
+    dataset, address = store.load_data(config.data)
     training, *held_out = store.training_set(dataset, address)
     parametrisation = find_parametrisation(config.images)
     shape = dataset.train_images.shape[1:]

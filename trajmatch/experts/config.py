@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from trajmatch.errors import UserError
+from trajmatch.experts.curriculum import Schedule
 from trajmatch.experts.manifest import MOST_EXPERTS, Epochs
 from trajmatch.run_options import RunOptions
 from trajmatch.schema import (
@@ -65,10 +66,17 @@ class TrainingSettings(Settings):
     dsa: str = "color_crop_cutout_flip_scale_rotate"
     """A: groups of the augmentation (MTT: dsa_strategy), joined by underscores; none switches it
     off."""
+    curriculum: str | None = None
+    """IR,AEE: the first epoch trains on the easiest part IR of each class, which grows evenly until
+    epoch AEE, counted from 0, trains on all images (PAD: 0.75,20). Needs --scores."""
+    drop_easy: str | None = None
+    """E:R,...: epochs after epoch E, counted from 0, leave out the easiest part R of each class
+    (PAD: 40:0.1,60:0.2). Needs --scores."""
 
     def __post_init__(self) -> None:
         """Check the types, and what one setting asks of another."""
         super().__post_init__()
+        Schedule.parse(self.curriculum, self.drop_easy)
         if self.alpha and not self.rho:
             raise UserError(
                 f"--alpha {self.alpha:g} is a part of GSAM, which --rho 0 leaves out; give --rho "
@@ -137,6 +145,10 @@ class ExpertConfig(RunOptions, ExpertSettings):
     larger N, or without this flag, goes on from there. Default: all."""
     resume: bool = False
     """Train only the experts that an existing store lacks."""
+    scores: Path | None = None
+    """Difficulty of the training images for --curriculum and --drop-easy: a file of `trajmatch
+    score`, or a .npy, .npz or .safetensors file with a number for each, in the order of the data
+    set, higher for harder ones."""
     checkpoint_seconds: Annotated[float, Meta(ge=0)] = 60.0
     """Seconds of training from one checkpoint of an unfinished expert to the next; they take a
     twentieth of the time at most."""
@@ -152,6 +164,14 @@ class ExpertConfig(RunOptions, ExpertSettings):
         super().__post_init__()
         wanted = f"at most --epochs {self.epochs}"
         self.expect("until_epoch", self.trained_epochs <= self.epochs, wanted)
+        if (self.curriculum or self.drop_easy) and self.scores is None:
+            given = "--curriculum" if self.curriculum else "--drop-easy"
+            raise UserError(
+                f"{given} orders the images by difficulty, which --scores should give; `trajmatch "
+                "score STORE` computes it with experts that were trained without"
+            )
+        if self.scores and not (self.curriculum or self.drop_easy):
+            raise UserError("--scores is for --curriculum and --drop-easy; leave it out")
 
     @property
     def trained_epochs(self) -> int:

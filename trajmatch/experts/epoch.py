@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trajmatch.data import Dataset
 from trajmatch.data.dsa import DSA
+from trajmatch.errors import UserError
+from trajmatch.experts.curriculum import Schedule
+from trajmatch.experts.scores import Scores
 from trajmatch.experts.step import Batch
 from trajmatch.ops.dsa_parameters import COLUMNS
 from trajmatch.random import generator
@@ -77,6 +81,40 @@ class Epoch(Batch):
             yield Batch(*each)
 
 
+class Curriculum:
+    """The training images by difficulty, and those of them that an epoch sees.
+
+    Args:
+        schedule: The part of each class that an epoch sees.
+        training: The images that the experts may see.
+        scores: The difficulty of each.
+
+    Attributes:
+        fingerprint: Hash of the scores.
+
+    Raises:
+        UserError: An epoch would see no image of a class.
+    """
+
+    def __init__(self, schedule: Schedule, training: Dataset, scores: Scores) -> None:
+        """Sort the images of each class; see the class."""
+        self._schedule, self._classes, self.fingerprint = schedule, [], scores.fingerprint
+        for label, name in enumerate(training.class_names):
+            members = (training.train_labels == label).nonzero().squeeze(1)
+            self._classes.append(members[scores.values[members].argsort(stable=True)])
+            if int(schedule.first * len(members)) == 0:
+                raise UserError(
+                    f"--curriculum begins with {schedule.first:g} of each class, which of the "
+                    f"{len(members)} images of class {name!r} is none; begin with a larger part"
+                )
+
+    def images(self, epoch: int) -> Tensor:
+        """Return the numbers of the images that an epoch, counted from 0, sees. ``[n]``, int64."""
+        low, high = self._schedule.part(epoch)
+        sizes = [(each, len(each)) for each in self._classes]
+        return torch.cat([each[int(low * size) : int(high * size)] for each, size in sizes])
+
+
 class EpochDraws:
     """Epochs of several experts, each drawn from generators of its own.
 
@@ -85,32 +123,41 @@ class EpochDraws:
         seed: Its ``seed``.
         experts: Numbers of the experts.
         shape: Shape of the training images, ``[n, C, H, W]``.
+        curriculum: Images that each epoch sees; None: all of them.
     """
 
     def __init__(
-        self, recipe: dict[str, Any], seed: int, experts: Sequence[int], shape: Sequence[int]
+        self,
+        recipe: dict[str, Any],
+        seed: int,
+        experts: Sequence[int],
+        shape: Sequence[int],
+        curriculum: Curriculum | None = None,
     ) -> None:
         self._recipe, self._shape, self._drawn = recipe, shape, 0
+        self._curriculum = curriculum
         self._dsa = DSA(recipe["dsa"])
         self._orders = [generator(seed, "expert", expert, "order") for expert in experts]
         self._augmentations = [generator(seed, "expert", expert, "dsa") for expert in experts]
 
     def draw(self) -> Epoch:
         """Return the next epoch, on the CPU."""
-        count = self._shape[0]
+        index, self._drawn = self._drawn, self._drawn + 1
+        seen = None if self._curriculum is None else self._curriculum.images(index)
+        count = self._shape[0] if seen is None else len(seen)
         steps = -(-count // self._recipe["batch_size"])
         shape = len(self._orders), steps
-        index, self._drawn = self._drawn, self._drawn + 1
+        orders = torch.stack([torch.randperm(count, generator=order) for order in self._orders])
         return Epoch(
-            torch.stack([torch.randperm(count, generator=order) for order in self._orders]),
-            torch.stack([self._rows(augmentation) for augmentation in self._augmentations]),
+            orders if seen is None else seen[orders],
+            torch.stack([self._rows(each, count) for each in self._augmentations]),
             torch.full(shape, learning_rate(self._recipe, index), dtype=torch.float32),
             torch.full(shape, loss_scale(self._recipe, index), dtype=torch.float32),
         )
 
-    def _rows(self, augmentation: torch.Generator) -> Tensor:
+    def _rows(self, augmentation: torch.Generator, count: int) -> Tensor:
         """Draw DSA's parameters for the images of an expert, batch by batch. ``[n, 5]``."""
-        count, _, height, width = self._shape
+        *_, height, width = self._shape
         if self._dsa.spec == "none":
             return torch.empty(count, 0, dtype=torch.float64)
         rows = torch.empty(count, COLUMNS, dtype=torch.float64)

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from trajmatch import files, networks
-from trajmatch.data import Dataset
+from trajmatch.data import Dataset, load_dataset
 from trajmatch.data.identity import check_same_data, describe_dataset
+from trajmatch.data.sources import moved_uri
 from trajmatch.data.zca import KIND, ZCA, from_parts
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.experts import manifest as manifest_file
@@ -478,6 +479,29 @@ class Store:
             manifest_file.write(self.path, wanted)
         for expert in self.finished():
             self.checkpoint_path(expert).unlink(missing_ok=True)  # its run was killed
+
+    def load_data(self, given: str | None = None) -> tuple[Dataset, str | None]:
+        """Load the whole data set that the experts were trained on.
+
+        Args:
+            given: Its address, if it is not where the manifest says.
+
+        Returns:
+            The data set, not yet compared with the manifest, and its address.
+
+        Raises:
+            UserError: It is not there, or cannot be read.
+        """
+        address = given or moved_uri(self.manifest["data"], self.path)
+        try:
+            return load_dataset(address), address
+        except UserError as error:
+            if given:
+                raise
+            raise UserError(
+                f"the experts of {self.path} were trained on {address}: {error}; if it is "
+                "elsewhere now, say where with --data"
+            ) from error
 
     def training_set(
         self, dataset: Dataset, address: str | None = None

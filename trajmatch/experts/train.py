@@ -21,8 +21,9 @@ from trajmatch.errors import UserError, as_user_error
 from trajmatch.experts import config as settings
 from trajmatch.experts.checkpoint import Checkpoints
 from trajmatch.experts.config import ExpertConfig, kept_epochs, recipe_of
+from trajmatch.experts.epoch import Curriculum
 from trajmatch.experts.store import Store, exists, hold_out
-from trajmatch.experts.workers import work, work_together
+from trajmatch.experts.workers import curriculum_of, work, work_together
 from trajmatch.lock import locked
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.progress import NoProgress, ProgressLike
@@ -67,7 +68,8 @@ def train_experts(
     config = replace(config, device=usable_device(config.device))
     dataset = load_dataset(config.data)
     training, _, _ = hold_out(dataset, config.holdout, config.seed)
-    manifest = describe(config, dataset, training)
+    curriculum = curriculum_of(config, dataset, training)
+    manifest = describe(config, dataset, training, curriculum)
 
     def prepare() -> list[int]:
         """Make the store or take up the one that is there, and return the experts it lacks."""
@@ -89,7 +91,7 @@ def train_experts(
         ranks.on_rank_0(lambda: stack.enter_context(locked(config.out, inside=True)))
         missing = ranks.on_rank_0(prepare)
         store = Store.open(config.out, complete=False)
-        _train(store, missing, config, training.whitened(store.zca), progress, ranks)
+        _train(store, missing, config, training.whitened(store.zca), progress, ranks, curriculum)
     ranks.barrier()  # so that no process returns while the lock is still in the folder
     return Store.open(config.out)
 
@@ -135,6 +137,7 @@ def _train(
     training: Dataset,
     progress: ProgressLike | None,
     ranks: Ranks,
+    curriculum: Curriculum | None,
 ) -> None:
     """Train the experts that a store lacks, while it is locked."""
     progress, epochs = progress or NoProgress(), ranks.counter()
@@ -155,7 +158,7 @@ def _train(
         if at_once > 1 and torch.device(config.device).type == "cpu":
             work_together(config, shard, at_once, on_epoch)
         else:
-            work(config, store, training, shard, on_epoch, at_once)
+            work(config, store, training, shard, on_epoch, at_once, curriculum)
         ranks.barrier()
 
 
@@ -178,13 +181,19 @@ def automatic_workers(device: str, width: int) -> int:
     return 4 if width <= 64 else 1
 
 
-def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[str, Any]:
+def describe(
+    config: ExpertConfig,
+    dataset: Dataset,
+    training: Dataset,
+    curriculum: Curriculum | None = None,
+) -> dict[str, Any]:
     """Describe the store that a configuration asks for: its manifest.
 
     Args:
         config: The configuration.
         dataset: The whole data set.
         training: The part of it that the experts see.
+        curriculum: Images that each epoch sees; None: all of them.
 
     Returns:
         What :meth:`trajmatch.experts.Store.create` takes.
@@ -203,11 +212,15 @@ def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[
         )
     with as_user_error():
         spec = network_spec(config, dataset)
-        count = len(training.train_labels)
         model = networks.build_student(spec)
-        networks.check_batches(model, count, config.batch_size, "--batch-size")
+        counts = {len(training.train_labels)}
+        if curriculum is not None:
+            counts = {len(curriculum.images(epoch)) for epoch in range(config.epochs)}
+        for count in sorted(counts):
+            networks.check_batches(model, count, config.batch_size, "--batch-size")
         dsa = DSA(config.dsa)
     trained = config.trained_epochs
+    ordered = {} if curriculum is None else {"scores": curriculum.fingerprint}
     return {
         **({"trained_epochs": trained} if trained < config.epochs else {}),
         "data": absolute_uri(config.data),
@@ -219,7 +232,7 @@ def describe(config: ExpertConfig, dataset: Dataset, training: Dataset) -> dict[
         },
         "preprocessing": zca.spec() if config.zca else training.preprocessing.spec(),
         "network": spec,
-        "recipe": {**recipe_of(replace(config, loss=None)), "dsa": dsa.spec, **loss},
+        "recipe": {**recipe_of(replace(config, loss=None)), "dsa": dsa.spec, **loss, **ordered},
         "seed": config.seed,
         "num_experts": config.num_experts,
         "dtype": config.dtype,

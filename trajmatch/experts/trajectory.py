@@ -15,7 +15,7 @@ from trajmatch import networks
 from trajmatch.data import Dataset
 from trajmatch.errors import UserError
 from trajmatch.experts.checkpoint import BEGINNING, Checkpoints, Place, Training
-from trajmatch.experts.epoch import EpochDraws, decay_epoch
+from trajmatch.experts.epoch import Curriculum, EpochDraws, decay_epoch
 from trajmatch.experts.lockstep import steps_for
 from trajmatch.experts.optimiser import Adam, Sgd
 from trajmatch.experts.penalty import GradientPenalty
@@ -64,14 +64,15 @@ def train_lockstep(
     on_epoch: OnEpoch = lambda expert, numbers: None,
     checkpoints: Checkpoints | None = None,
     test_every: int = 0,
+    curriculum: Curriculum | None = None,
 ) -> list[Trajectory]:
     """Train experts, each step of all of them together.
 
-    Every epoch visits each image once, augmented by DSA. An expert is a function of the manifest,
-    the images and its number alone, not of the experts beside it: initialisation, batch order and
-    augmentation draw from generators of its own. On a CPU the sums inside a convolution depend on
-    the number of threads in the last bits, so callers that promise equal bytes train every expert
-    on the same number (:func:`trajmatch.experts.train_experts`: one).
+    Every epoch visits each of its images once, augmented by DSA. An expert is a function of the
+    manifest, the images and its number alone, not of the experts beside it: initialisation, batch
+    order and augmentation draw from generators of its own. On a CPU the sums inside a convolution
+    depend on the number of threads in the last bits, so callers that promise equal bytes train
+    every expert on the same number (:func:`trajmatch.experts.train_experts`: one).
 
     Args:
         manifest: Manifest of the store; ``network``, ``recipe``, ``seed``, ``snapshots`` and
@@ -84,6 +85,7 @@ def train_lockstep(
             be at the same place. None: it begins at the beginning and cannot be stopped.
         test_every: Epochs from one test to the next; 0 chooses. The last epoch is always tested,
             that of the course and that of the part that is trained.
+        curriculum: Images that each epoch sees; None: all of them.
 
     Returns:
         The trajectory of each expert.
@@ -113,15 +115,15 @@ def train_lockstep(
         for each in group:
             checkpoints.restore(each)
     take_steps = steps_for(steps, [each.state for each in group], torch.device(device))
-    count = len(training.train_labels)
     test, guess = _Test(model, training, device), guessing(training)
     measure = "error" if training.loss == "mse" else "accuracy"
     test_every = test_every or test.interval
-    draws = EpochDraws(recipe, seed, experts, training.train_images.shape)
+    draws = EpochDraws(recipe, seed, experts, training.train_images.shape, curriculum)
     for _ in range(begun.epoch + 1):  # the draws of epochs that are done are forgotten
         drawn = draws.draw()
     with torch.no_grad():
         for epoch in range(begun.epoch + 1, last + 1):
+            count = drawn.indices.shape[1]
             for index, batch in enumerate(drawn.to(device).batches(recipe["batch_size"])):
                 place = Place(epoch - 1, index)
                 if place < begun:

@@ -13,6 +13,9 @@ from trajmatch.data import Dataset, load_dataset
 from trajmatch.errors import UserError
 from trajmatch.experts.checkpoint import Checkpoints, Place
 from trajmatch.experts.config import ExpertConfig
+from trajmatch.experts.curriculum import Schedule
+from trajmatch.experts.epoch import Curriculum
+from trajmatch.experts.scores import read_scores
 from trajmatch.experts.store import Store
 from trajmatch.experts.trajectory import OnEpoch, train_lockstep
 from trajmatch.memory import keep_freed_memory, one_thread
@@ -25,6 +28,7 @@ def work(
     experts: Sequence[int],
     on_epoch: OnEpoch,
     at_once: int = 1,
+    curriculum: Curriculum | None = None,
 ) -> None:
     """Train experts, one group after another, and write each when its group is finished.
 
@@ -37,6 +41,7 @@ def work(
         experts: Their numbers.
         on_epoch: Called for each expert after every epoch.
         at_once: Experts of a group at most, which are trained in lockstep.
+        curriculum: Images that each epoch sees; None: all of them.
 
     Raises:
         UserError: An expert diverged, or a file cannot be read or written.
@@ -53,6 +58,7 @@ def work(
                 on_epoch,
                 checkpoints,
                 config.test_every,
+                curriculum,
             )
             for expert, trajectory in zip(group, trained, strict=True):
                 store.write_expert(expert, *trajectory)
@@ -89,7 +95,8 @@ def work_together(
         Interrupted: The run was stopped from outside. The workers have written checkpoints.
         RuntimeError: A worker failed; its own message is on the standard error stream.
     """
-    settings = {**asdict(config), "out": str(config.out)}
+    paths = {"out": str(config.out), "scores": config.scores and str(config.scores)}
+    settings = {**asdict(config), **paths}
     jobs = [{"config": settings, "experts": experts[first::workers]} for first in range(workers)]
     try:
         with children(work_on, jobs, {"OMP_NUM_THREADS": "1"}) as events:
@@ -119,4 +126,24 @@ def work_on(job: Job, emit: Emit) -> None:
         def on_epoch(expert: int, numbers: dict[str, float]) -> None:
             emit({"expert": expert, "numbers": numbers})
 
-        work(config, store, training, job["experts"], on_epoch)
+        curriculum = curriculum_of(config, dataset, training)
+        work(config, store, training, job["experts"], on_epoch, curriculum=curriculum)
+
+
+def curriculum_of(config: ExpertConfig, dataset: Dataset, training: Dataset) -> Curriculum | None:
+    """Return the images that each epoch sees, by ``config.scores``; None: all of them.
+
+    Args:
+        config: The settings.
+        dataset: The whole data set.
+        training: The part of it that the experts see.
+
+    Raises:
+        UserError: The scores cannot be used, or an epoch would see no image of a class.
+    """
+    if config.scores is None:
+        return None
+    held_out = config.holdout, config.seed
+    scores = read_scores(config.scores, dataset, held_out, config.data)
+    schedule = Schedule.parse(config.curriculum, config.drop_easy)
+    return Curriculum(schedule, training, scores)

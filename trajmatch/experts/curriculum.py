@@ -1,0 +1,64 @@
+"""PAD's curriculum: the part of each class that an epoch of an expert trains on; without torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from trajmatch.errors import UserError
+from trajmatch.schema import Fraction, PositiveInt
+
+_GROWTH = tuple[Annotated[float, Meta(gt=0, le=1)], PositiveInt]
+_DROPS = tuple[tuple[PositiveInt, Fraction], ...]
+
+
+class Schedule(NamedTuple):
+    """Part of each class that an epoch sees, from the easiest image (0) to the hardest (1).
+
+    FIEX of PAD (arXiv 2408.03360), with epochs ``e`` counted from 0 as in its code: the easiest
+    ``min(1, first + (1 - first) e / whole)``; after an epoch ``E`` all but the easiest ``R``.
+
+    Attributes:
+        first: IR, the part that epoch 0 sees.
+        whole: AEE, the epoch from which all is seen.
+        drops: Pairs ``(E, R)``, ascending.
+    """
+
+    first: float = 1.0
+    whole: int = 1
+    drops: tuple[tuple[int, float], ...] = ()
+
+    @classmethod
+    def parse(cls, curriculum: str | None, drop_easy: str | None) -> Schedule:
+        """Read the texts of ``--curriculum`` and ``--drop-easy``; None is for all images.
+
+        Raises:
+            UserError: One of them is no such text, or easy images are dropped before all are seen.
+        """
+        grows, drops = curriculum or "1,1", drop_easy.split(",") if drop_easy else []
+        try:
+            first, whole = msgspec.convert(grows.split(","), _GROWTH, strict=False)
+        except msgspec.ValidationError as error:
+            wanted = "IR,AEE: a part above 0 and at most 1, and an epoch from 1 on, as in 0.75,20"
+            raise UserError(f"--curriculum should be {wanted}, but is {grows}") from error
+        try:
+            pairs = msgspec.convert([each.split(":") for each in drops], _DROPS, strict=False)
+        except msgspec.ValidationError as error:
+            wanted = "E:R,...: epochs, each with a part below 1, as in 40:0.1,60:0.2"
+            raise UserError(f"--drop-easy should be {wanted}, but is {drop_easy}") from error
+        epochs = [whole - 1, *(epoch for epoch, _ in pairs)]
+        if epochs != sorted(set(epochs)):
+            raise UserError(
+                f"the epochs of --drop-easy {drop_easy} should ascend and begin when --curriculum "
+                f"has come to all images (epoch {whole})"
+            )
+        return cls(first, whole, pairs)
+
+    def part(self, epoch: int) -> tuple[float, float]:
+        """Return where the part of an epoch, counted from 0, begins and where it ends."""
+        dropped = [share for after, share in self.drops if epoch > after]
+        if dropped:
+            return dropped[-1], 1.0
+        return 0.0, min(1.0, self.first + (1 - self.first) * epoch / self.whole)
