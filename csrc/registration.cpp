@@ -54,15 +54,16 @@ STABLE_TORCH_LIBRARY(trajmatch, m) {
       "Tensor? image_tangent, Tensor? label_tangent, int[] network, int loss, float scale) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "student_unroll(Tensor theta0, Tensor images, Tensor labels, Tensor lr, Tensor batches, "
-      "int[] batch_sizes, int[] steps, int[] network, float momentum, float loss_scale, "
-      "bool keep_trajectory, int tape_bytes, Tensor? augmentation=None, bool exact=True) -> "
-      "(Tensor, Tensor, Tensor)");
+      "student_unroll(Tensor theta0, Tensor images, Tensor labels, Tensor lr, Tensor state, "
+      "Tensor batches, int[] batch_sizes, int[] steps, int[] network, float[] optimiser, "
+      "int steps_done, float loss_scale, bool keep_trajectory, int tape_bytes, "
+      "Tensor? augmentation=None, bool exact=True) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "student_unroll_adjoint(Tensor grad_thetas, Tensor trajectory, Tensor tapes, Tensor images, "
-      "Tensor labels, Tensor lr, Tensor batches, int[] batch_sizes, int[] steps, int[] network, "
-      "float momentum, float loss_scale, Tensor? augmentation=None, bool exact=True) -> "
-      "(Tensor, Tensor, Tensor, Tensor)");
+      "student_unroll_adjoint(Tensor grad_thetas, Tensor? grad_state, Tensor trajectory, "
+      "Tensor tapes, Tensor images, Tensor labels, Tensor lr, Tensor state, Tensor batches, "
+      "int[] batch_sizes, int[] steps, int[] network, float[] optimiser, int steps_done, "
+      "float loss_scale, Tensor? augmentation=None, bool exact=True) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 #define TM_IMPLEMENT(m, op) m.impl(#op, TORCH_BOX(&trajmatch::op))

@@ -167,6 +167,7 @@ def test_kernels_have_no_races() -> None:
     program = build_kernel_test("race_test_kernels", THREAD_FLAGS, THREAD_FLAGS)
     small = [
         *("param_distance backward 257", "param_distance 257", "sgd_step 257"),
+        *("optimiser_step 9 of 257", "optimiser_step sweep 5 of 257"),
         *("batch_rows 3 of 10", "dsa forward of 2 x 1 x 6", "soft_cross_entropy 5 of 33"),
         *("norm_act_pool combination 41", "norm_act_pool size 4", "norm_act_pool size 9"),
     ]

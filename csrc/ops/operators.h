@@ -62,17 +62,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(
     const Tensor& theta, const Tensor& images, const Tensor& labels, const OptionalTensor& tangent,
     const OptionalTensor& image_tangent, const OptionalTensor& label_tangent, const Ints& network,
     int64_t loss, double scale);
-std::tuple<Tensor, Tensor, Tensor> student_unroll(const Tensor& theta0, const Tensor& images,
-                                                  const Tensor& labels, const Tensor& lr,
-                                                  const Tensor& batches, const Ints& batch_sizes,
-                                                  const Ints& steps, const Ints& network,
-                                                  double momentum, double loss_scale,
-                                                  bool keep_trajectory, int64_t tape_bytes,
-                                                  const OptionalTensor& augmentation, bool exact);
-std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
-    const Tensor& grad_thetas, const Tensor& trajectory, const Tensor& tapes, const Tensor& images,
-    const Tensor& labels, const Tensor& lr, const Tensor& batches, const Ints& batch_sizes,
-    const Ints& steps, const Ints& network, double momentum, double loss_scale,
+std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll(
+    const Tensor& theta0, const Tensor& images, const Tensor& labels, const Tensor& lr,
+    const Tensor& state, const Tensor& batches, const Ints& batch_sizes, const Ints& steps,
+    const Ints& network, const Doubles& optimiser, int64_t steps_done, double loss_scale,
+    bool keep_trajectory, int64_t tape_bytes, const OptionalTensor& augmentation, bool exact);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
+    const Tensor& grad_thetas, const OptionalTensor& grad_state, const Tensor& trajectory,
+    const Tensor& tapes, const Tensor& images, const Tensor& labels, const Tensor& lr,
+    const Tensor& state, const Tensor& batches, const Ints& batch_sizes, const Ints& steps,
+    const Ints& network, const Doubles& optimiser, int64_t steps_done, double loss_scale,
     const OptionalTensor& augmentation, bool exact);
 
 }  // namespace trajmatch

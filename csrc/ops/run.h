@@ -6,6 +6,7 @@
 #include "core/classifier.h"
 #include "core/dsa.h"
 #include "core/norm_act_pool.h"
+#include "core/optimiser_step.h"
 #include "core/param_distance.h"
 #include "core/sgd_step.h"
 #include "core/soft_cross_entropy.h"
@@ -122,6 +123,21 @@ void run(const SgdSweep<T>& params, const Device& device) {
   TM_ON_CUDA(launch_sgd_sweep)
   in_parallel(params.size, kElementGrain,
               [&](int64_t b, int64_t e) { cpu::sgd_sweep(params, b, e); });
+}
+
+template <class T>
+void run(const OptimiserStep<T>& params, const Device& device) {
+  TM_ON_CUDA(launch_optimiser_step)
+  in_parallel(params.size, kElementGrain,
+              [&](int64_t b, int64_t e) { cpu::optimiser_step(params, b, e); });
+}
+
+template <class T>
+void run(const OptimiserSweep<T>& params, const Device& device) {
+  TM_ON_CUDA(launch_optimiser_sweep)
+  in_parallel(kReductionBlocks, 1 + kElementGrain * kReductionBlocks / (params.size + 1),
+              [&](int64_t b, int64_t e) { cpu::optimiser_sweep_partial(params, b, e); });
+  cpu::optimiser_sweep_finish(params);
 }
 
 template <class T>

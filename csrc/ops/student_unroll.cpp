@@ -3,6 +3,7 @@
 // before the first.
 
 #include "core/student_host.h"
+#include "ops/inner_optimiser.h"
 #include "ops/operators.h"
 #include "ops/student.h"
 #include "ops/student_batches.h"
@@ -34,28 +35,32 @@ int64_t tape_elements(const Ints& network_description, const Ints& batch_sizes, 
       .elements();
 }
 
-std::tuple<Tensor, Tensor, Tensor> student_unroll(
+std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll(
     const Tensor& theta0, const Tensor& images, const Tensor& labels, const Tensor& lr,
-    const Tensor& indices, const Ints& batch_sizes, const Ints& steps,
-    const Ints& network_description, double momentum, double loss_scale, bool keep_trajectory,
-    int64_t tape_bytes, const OptionalTensor& augmentation, bool /*of the adjoint*/) {
+    const Tensor& state, const Tensor& indices, const Ints& batch_sizes, const Ints& steps,
+    const Ints& network_description, const Doubles& numbers, int64_t steps_done, double loss_scale,
+    bool keep_trajectory, int64_t tape_bytes, const OptionalTensor& augmentation,
+    bool /*of the adjoint*/) {
   const Check check("unroll");
   const Network network = read_network(check, network_description);
   check_theta(check, theta0, "theta0", network);
-  check.same(lr, "lr", theta0, "theta0", {});
   const Batches batches(check, network, theta0, images, labels, indices, batch_sizes, augmentation);
-  check_steps(check, steps, batches.steps());
+  const int64_t size = network.num_parameters, count = batches.steps();
+  const InnerOptimiser optimiser(check, network, theta0, lr, state, numbers, steps_done, count);
+  check_steps(check, steps, count);
   const NoGrad no_grad;
   const Device device(theta0);
-  const int64_t size = network.num_parameters, count = batches.steps();
   const int64_t asked = static_cast<int64_t>(steps.size());
   Tensor thetas = empty({asked, size}, theta0);
-  // Rows theta_0 .. theta_{N-1}; one row that every step overwrites where they are not kept.
-  const Tensor trajectory = empty({keep_trajectory ? count : 1, size}, theta0);
+  // Rows of theta_0 .. theta_{N-1} and what else the optimiser keeps of the step; one theta that
+  // every step overwrites where they are not kept.
+  const int64_t row = optimiser.vectors() * size;
+  const Tensor trajectory =
+      keep_trajectory ? empty({count, row}, theta0) : empty({1, size}, theta0);
   VectorPart theta{trajectory, 0, size};
   Tensor first = theta.tensor();
   copy(first, theta0);
-  const Tensor last = empty({size}, theta0);
+  const Tensor last = empty({size}, theta0), memory = optimiser.memory();
   Tensor tapes = empty({0}, theta0);
   with_dtype(theta0, [&](auto type) {
     using T = decltype(type);
@@ -64,32 +69,31 @@ std::tuple<Tensor, Tensor, Tensor> student_unroll(
                      [&](int64_t batch) { return student.tape_size(batch); });
     tapes = empty_tape(tape.elements(), theta0);
     const Tensor loss = empty({}, theta0), grad = empty({size}, theta0);
-    const Tensor buffer = empty({momentum == 0.0 ? 0 : size}, theta0);
     for (int64_t step = 0; step < count; ++step) {
       const StudentProblem problem = batches.gather<T>(step, theta, loss_scale, device);
       student.gradient(problem, loss, grad, std::nullopt, std::nullopt, tape.of(tapes, step));
       const bool has_row = keep_trajectory && step + 1 < count;
-      const VectorPart next = has_row ? VectorPart{trajectory, (step + 1) * size, size}
+      const VectorPart next = has_row ? VectorPart{trajectory, (step + 1) * row, size}
                                       : (keep_trajectory ? VectorPart::whole(last) : theta);
-      T* b = momentum == 0.0 ? nullptr : write<T>(buffer);
-      run(SgdStep<T>{size, read<T>(theta), read<T>(grad), step == 0 ? nullptr : b, read<T>(lr),
-                     momentum, write<T>(next), b},
-          device);
+      optimiser.step(step, theta, grad, memory, next,
+                     keep_trajectory ? write<T>(trajectory) + step * row : nullptr, device);
       theta = next;
       for (int64_t i = 0; i < asked; ++i) {
         if (steps[i] != step + 1) continue;
-        Tensor row = vector_view(thetas, i * size, size);
-        copy(row, theta.tensor());
+        Tensor found = vector_view(thetas, i * size, size);
+        copy(found, theta.tensor());
       }
     }
   });
-  return {thetas, keep_trajectory ? trajectory : empty({0, size}, theta0), tapes};
+  return {thetas, optimiser.vectors() == 1 ? empty({0, size}, theta0) : memory,
+          keep_trajectory ? trajectory : empty({0, row}, theta0), tapes};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
-    const Tensor& grad_thetas, const Tensor& trajectory, const Tensor& tapes, const Tensor& images,
-    const Tensor& labels, const Tensor& lr, const Tensor& indices, const Ints& batch_sizes,
-    const Ints& steps, const Ints& network_description, double momentum, double loss_scale,
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
+    const Tensor& grad_thetas, const OptionalTensor& grad_state, const Tensor& trajectory,
+    const Tensor& tapes, const Tensor& images, const Tensor& labels, const Tensor& lr,
+    const Tensor& state, const Tensor& indices, const Ints& batch_sizes, const Ints& steps,
+    const Ints& network_description, const Doubles& numbers, int64_t steps_done, double loss_scale,
     const OptionalTensor& augmentation, bool exact) {
   const Check check("unroll_adjoint");
   const Network network = read_network(check, network_description);
@@ -97,22 +101,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
   const int64_t count = static_cast<int64_t>(batch_sizes.size());
   const int64_t asked = static_cast<int64_t>(steps.size());
   check.floating(trajectory, "trajectory");
-  check.shape(trajectory, "trajectory", {count, size});
+  const InnerOptimiser optimiser(check, network, trajectory, lr, state, numbers, steps_done, count);
+  const int64_t row = optimiser.vectors() * size;
+  check.shape(trajectory, "trajectory", {count, row});
   check.same(grad_thetas, "grad_thetas", trajectory, "trajectory", {asked, size});
-  check.same(lr, "lr", trajectory, "trajectory", {});
   check.same(tapes, "tapes", trajectory, "trajectory", {tapes.numel()});
   const Batches batches(check, network, trajectory, images, labels, indices, batch_sizes,
                         augmentation);
   check_steps(check, steps, count);
   const NoGrad no_grad;
   const Device device(trajectory);
-  const Tensor above = as_contiguous(grad_thetas), thetas = as_contiguous(trajectory);
+  const Tensor above = as_contiguous(grad_thetas), kept_steps = as_contiguous(trajectory);
   const Tensor kept = as_contiguous(tapes);
   const bool soft = labels.scalar_type() != ScalarType::Long;
   Tensor grad_images = empty_channels_last(sizes_of(images), trajectory);
   torch::stable::zero_(grad_images);
   Tensor grad_labels = zeros(soft ? sizes_of(labels) : Ints{0}, trajectory);
-  Tensor adjoint = zeros({size}, trajectory), r = zeros({size}, trajectory);
+  const InnerOptimiser::Adjoint adjoint = optimiser.adjoint(check, grad_state);
   const Tensor directional = empty({count}, trajectory);
   with_dtype(trajectory, [&](auto type) {
     using T = decltype(type);
@@ -121,38 +126,38 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
                      [&](int64_t batch) { return student.tape_size(batch); });
     const Tensor hessian_r = empty({size}, trajectory);
     const StepRows image_shares = batches.image_rows(), label_shares = batches.label_rows();
-    const StudentTangents along_r{r, std::nullopt, std::nullopt};
-    // adjoint += lr h + what enters after `step` steps; then, where a step follows below,
-    // r = momentum r - adjoint. TESLA's approximation is without h.
-    const auto sweep = [&](int64_t step, const T* h) {
+    const StudentTangents along_r{adjoint.r, std::nullopt, std::nullopt};
+    // Over the steps that remain, with h = H r and what enters here. TESLA's approximation is
+    // without h.
+    const auto sweep = [&](int64_t remaining, const T* h) {
       const T* inject = nullptr;
       for (int64_t i = 0; i < asked; ++i) {
-        if (steps[i] != step) continue;
+        if (steps[i] != remaining) continue;
         if (inject != nullptr) {
-          run(SgdSweep<T>{size, read<T>(lr), momentum, nullptr, inject, write<T>(adjoint), nullptr},
+          run(SgdSweep<T>{size, read<T>(adjoint.scale), 0, nullptr, inject, write<T>(adjoint.theta),
+                          nullptr},
               device);
         }
         inject = read<T>(above) + i * size;
       }
-      run(SgdSweep<T>{size, read<T>(lr), momentum, h, inject, write<T>(adjoint),
-                      step > 0 ? write<T>(r) : nullptr},
-          device);
+      optimiser.sweep(remaining, kept_steps, h, inject, adjoint, device);
     };
     sweep(count, nullptr);
     for (int64_t step = count; step-- > 0;) {
-      const VectorPart theta{thetas, step * size, size};
+      const VectorPart theta{kept_steps, step * row, size};
       const StudentProblem problem = batches.gather<T>(step, theta, loss_scale, device);
       const Tensor& image_share = image_shares.of(batch_sizes[step]);
       OptionalTensor label_share;
       if (soft) label_share = label_shares.of(batch_sizes[step]);
       student.gradient_jvp(problem, along_r, VectorPart{directional, step, 1}, hessian_r,
                            image_share, label_share, tape.of(kept, step));
-      batches.scatter_images<T>(step, image_share, lr, grad_images, device);
-      if (soft) batches.scatter<T>(step, *label_share, lr, grad_labels, device);
+      batches.scatter_images<T>(step, image_share, adjoint.scale, grad_images, device);
+      if (soft) batches.scatter<T>(step, *label_share, adjoint.scale, grad_labels, device);
       sweep(step, exact ? read<T>(hessian_r) : nullptr);
     }
   });
-  return {adjoint, as_contiguous(grad_images), grad_labels, sum_all(directional)};
+  return {adjoint.theta, as_contiguous(grad_images), grad_labels,
+          optimiser.grad_lr(adjoint, directional), adjoint.state};
 }
 
 }  // namespace trajmatch

@@ -51,6 +51,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Ints = std::vector<int64_t>;
+using Doubles = std::vector<double>;
 
 template <size_t count>
 inline void call_torch(const char* op, const char* overload,

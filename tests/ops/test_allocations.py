@@ -48,7 +48,7 @@ torch.manual_seed(0)
 hard, soft = torch.arange(20) % 10, torch.randn(20, 10, requires_grad=True)
 same, mixed = [10], [8, 8, 4]  # images of a step, in turn
 
-def calls(steps, labels, turn, momentum, tape_bytes, augmented):
+def calls(steps, labels, turn, optimiser, tape_bytes, augmented):
     model = networks.ConvNet(3, 10, 16, width=16)
     theta = networks.flat_parameters(model)
     images = torch.randn(20, 3, 16, 16, requires_grad=True)
@@ -60,22 +60,25 @@ def calls(steps, labels, turn, momentum, tape_bytes, augmented):
         drawn = DSA().replay(seed=0).dsa_parameters(0, len(batches), 16, 16)
     # The operator itself: what ops.unroll does before, like drawing the augmentation, is no loop.
     operator = torch.ops.trajmatch.student_unroll
+    state = theta.new_zeros(2 if isinstance(optimiser, ops.Adam) else 0, len(theta))
     before = allocations()
     end, *_ = operator(
-        theta, images, labels, lr, batches, sizes, [steps], networks.engine_description(model),
-        momentum, 1.0, True, tape_bytes, drawn, True,
+        theta, images, labels, lr, state, batches, sizes, [steps],
+        networks.engine_description(model), optimiser.numbers(), 0, 1.0, True, tape_bytes, drawn,
     )
     between = allocations()
     end.sum().backward()
     return between - before, allocations() - between
 
+plain = ops.SGD()
 kinds = {
-    "hard labels": (hard, same, 0.0, 0, False),
-    "soft labels": (soft, same, 0.0, 0, False),
-    "two sizes of batches": (hard, mixed, 0.0, 0, False),
-    "momentum": (hard, same, 0.5, 0, False),
-    "tape": (hard, same, 0.0, 1 << 30, False),
-    "augmentation": (hard, same, 0.0, 0, True),
+    "hard labels": (hard, same, plain, 0, False),
+    "soft labels": (soft, same, plain, 0, False),
+    "two sizes of batches": (hard, mixed, plain, 0, False),
+    "momentum": (hard, same, ops.SGD(0.5), 0, False),
+    "Adam": (hard, same, ops.Adam(), 0, False),
+    "tape": (hard, same, plain, 1 << 30, False),
+    "augmentation": (hard, same, plain, 0, True),
 }
 result = {}
 for kind, arguments in kinds.items():

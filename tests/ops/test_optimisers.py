@@ -262,12 +262,21 @@ def test_is_transformed_by_torch_func(
 
 
 @FUNCTIONAL
-def test_vmap_is_refused(device: torch.device, kind: str) -> None:
+def test_vmap_is_a_loop_over_operators_and_refused_on_autograd(
+    device: torch.device, kind: str
+) -> None:
     model = model_of(kind, device)
     given, _ = problem(model, ops.Adam(), "soft", "one")
-    lr = given.pop("lr").detach()
+    lrs = torch.stack([given.pop("lr").detach(), torch.tensor(0.1, device=device)])
+
+    def thetas(lr: Tensor) -> Tensor:
+        return ops.unroll(model, **given, lr=lr)
+
+    if kind == "engine":
+        assert torch.equal(torch.vmap(thetas)(lrs), torch.stack([thetas(lr) for lr in lrs]))
+        return
     with pytest.raises(NotImplementedError, match=r"trajmatch::unroll: .* torch.func.vmap"):
-        torch.vmap(lambda each: ops.unroll(model, **given, lr=each))(torch.stack([lr, lr]))
+        torch.vmap(thetas)(lrs)
 
 
 @FUNCTIONAL

@@ -272,23 +272,27 @@ def test_without_gradients_nothing_is_kept(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("grad", [False, True])
-def test_opcheck(device: torch.device, grad: bool) -> None:
+@pytest.mark.parametrize("optimiser", [None, ops.SGD(0.5, weight_decay=0.01), ops.Adam()])
+def test_opcheck(device: torch.device, grad: bool, optimiser: ops.SGD | ops.Adam | None) -> None:
     model = ConvNet(3, 4, 8, 4, 1)
     leaves = list(set_of(model, 3, 8, True, device).values())
+    rows = 0 if optimiser is None else optimiser.state_rows
+    leaves.append(torch.rand(rows, len(leaves[0]), dtype=torch.float64, device=device))
     leaves = [each.detach().requires_grad_(grad) for each in leaves]
     flat = torch.tensor([0, 1, 2, 3, 4], device=device)
-    choices = ([2, 3], [2, 1], networks.engine_description(model), 0.5, 0.9)
+    numbers = (optimiser or ops.SGD(0.5)).numbers()
+    choices = ([2, 3], [2, 1], networks.engine_description(model), numbers, 7, 0.9)
     op = torch.ops.trajmatch
     augmentation = ops.dsa_parameters.rotate(torch.linspace(-0.2, 0.2, 5)).to(device)
     kept = (True, 1 << 20)
     torch.library.opcheck(op.student_unroll.default, (*leaves, flat, *choices, *kept))
     torch.library.opcheck(op.student_unroll.default, (*leaves, flat, *choices, *kept, augmentation))
-    theta0, images, labels, lr = (each.detach() for each in leaves)
-    thetas, *path = op.student_unroll(theta0, images, labels, lr, flat, *choices, *kept)
+    theta0, *given = (each.detach() for each in leaves)
+    thetas, state, *path = op.student_unroll(theta0, *given, flat, *choices, *kept)
     for last in ((), (augmentation,)):
+        above = (torch.randn_like(thetas), torch.randn_like(state))
         torch.library.opcheck(
-            op.student_unroll_adjoint.default,
-            (torch.randn_like(thetas), *path, images, labels, lr, flat, *choices, *last),
+            op.student_unroll_adjoint.default, (*above, *path, *given, flat, *choices, *last)
         )
 
 

@@ -136,8 +136,8 @@ def unroll(
             are looked at on the CPU only: on CUDA that would wait for the device.
         TypeError: A dtype or the kind of an argument is not supported.
         NotImplementedError: With ``shards``, ``augment`` is another function; or the call is inside
-            of ``torch.func.vmap`` or ``jvp``. In the backward pass: the model is not twice
-            differentiable.
+            of ``torch.func.jvp``, or on autograd inside of ``torch.func.vmap``. In the backward
+            pass: the model is not twice differentiable.
         RuntimeError: In the backward pass: a step does not come out as in the forward pass.
     """
     expect = Expect("unroll")
@@ -171,14 +171,20 @@ def unroll(
     keep = torch.is_grad_enabled() and any(each.requires_grad for each in differentiable)
     done = 0 if state is None else state.steps
     replayed = augment is None or isinstance(augment, DsaReplay)
-    if whole and network is not None and replayed and plain:
+    if state is not None and optimiser.state_rows > 0:
+        memory = state.tensors
+    else:  # a step of SGD has a buffer, whatever the momentum
+        memory = theta0.new_zeros(0 if plain else max(optimiser.state_rows, 1), len(theta0))
+    if whole and network is not None and replayed:
         rows = None
         if augment is not None:  # of all steps' images, in the order of the batches
             assert isinstance(augment, DsaReplay)
             drawn = [augment.dsa_parameters(i, n, *images.shape[2:]) for i, n in enumerate(sizes)]
             rows = torch.cat(drawn).to(images.device)
-        choices = (network, optimiser.numbers()[1], loss_scale, keep, tape_bytes, rows, exact)
-        thetas = operators.student_unroll(*given, flat, sizes, counts, *choices)[0]
+        rates = lr if lr.dim() == 0 else lr.reshape(len(lr), -1).expand(len(sizes), -1)
+        problem = (theta0, images, labels, rates, memory, flat, sizes, counts)
+        choices = (network, optimiser.numbers(), done, loss_scale, keep, tape_bytes, rows, exact)
+        thetas, memory, *_ = operators.student_unroll(*problem, *choices)
     else:
         _check_indices(expect, flat, len(images))
         student: Student
@@ -197,10 +203,6 @@ def unroll(
         if most is not None:
             student = MicroBatches(student, most)
         updates = None if plain else Updates(optimiser, model, done)
-        if state is not None and optimiser.state_rows > 0:
-            memory = state.tensors
-        else:  # a step of SGD has a buffer, whatever the momentum
-            memory = theta0.new_zeros(0 if plain else max(optimiser.state_rows, 1), len(theta0))
         settings = Steps(flat.split(sizes), counts, optimiser, augment, exact, updates, keep)
         if sharing is None:
             loop = Loop(student, settings, called)
@@ -278,37 +280,41 @@ def _check_indices(expect: Expect, flat: Tensor, count: int) -> None:
         expect.that(high < count, "batches", f"hold indices in [0, {count})", high)
 
 
-def _fake(given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    theta, size = given.theta0, given.theta0.shape[0]
+def _fake(given: Any) -> tuple[Tensor, ...]:
+    theta, (moments, size) = given.theta0, given.state.shape
     rows, kept = 0, 0
     if given.keep_trajectory:
         rows = len(given.batch_sizes)
         double, cuda = theta.dtype == torch.float64, theta.device.type == "cuda"
         kept = _C.tape_elements(given.network, given.batch_sizes, given.tape_bytes, double, cuda)
-    shapes = ((len(given.steps), size), (rows, size), (kept,))
-    thetas, trajectory, tapes = map(theta.new_empty, shapes)
-    return thetas, trajectory, tapes
+    shapes = ((len(given.steps), size), (moments, size), (rows, (1 + moments) * size), (kept,))
+    return tuple(map(theta.new_empty, shapes))
 
 
 def _fake_adjoint(given: Any) -> tuple[Tensor, ...]:
     labels = given.labels.shape if given.labels.is_floating_point() else (0,)
-    shapes = (given.trajectory.shape[1:], given.images.shape, labels, ())
+    states = given.state.shape
+    shapes = (states[1:], given.images.shape, labels, given.lr.shape, states)
     return tuple(map(given.trajectory.new_empty, shapes))
 
 
-_SAVED = "trajectory tapes images labels lr batches augmentation"
+_SAVED = "trajectory tapes images labels lr state batches augmentation"
 
 
-def _backward(saved: Any, grad_thetas: Tensor, *_: None) -> tuple[Tensor, ...]:
+def _backward(
+    saved: Any, grad_thetas: Tensor | None, grad_state: Tensor | None, *_: None
+) -> tuple[Tensor, ...]:
     if not saved.keep_trajectory:
         raise ValueError(
             "trajmatch::student_unroll: expected keep_trajectory to be true where a gradient is "
             "needed, but got false"
         )
     *tensors, augmentation = (getattr(saved, name) for name in _SAVED.split())
-    choices = (saved.batch_sizes, saved.steps, saved.network, saved.momentum, saved.loss_scale)
+    if grad_thetas is None:
+        grad_thetas = saved.state.new_zeros(len(saved.steps), saved.state.shape[1])
+    choices = (saved.batch_sizes, saved.steps, saved.network, saved.optimiser, saved.steps_done)
     return operators.student_unroll_adjoint(
-        grad_thetas, *tensors, *choices, augmentation, saved.exact
+        grad_thetas, grad_state, *tensors, *choices, saved.loss_scale, augmentation, saved.exact
     )
 
 
@@ -317,7 +323,7 @@ register(
     _fake,
     _backward,
     save=_SAVED,
-    outputs="thetas trajectory tapes",
+    outputs="thetas state_out trajectory tapes",
     constant="trajectory tapes",
     materialize=False,  # zeros for the trajectory would double the memory
 )

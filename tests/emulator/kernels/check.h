@@ -177,6 +177,7 @@ inline std::vector<int64_t> reduced_lengths() { return {1, 257, 70001}; }
 
 std::vector<testing::Case> param_distance_cases();
 std::vector<testing::Case> sgd_step_cases();
+std::vector<testing::Case> optimiser_step_cases();
 std::vector<testing::Case> batch_rows_cases();
 std::vector<testing::Case> classifier_cases();
 std::vector<testing::Case> dsa_cases();
