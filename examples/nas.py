@@ -101,9 +101,9 @@ def accuracies(
         seed=asked.seed,
         device=asked.device,
         resume=True,
-        **{"random_baseline": False, **options},
+        **{"random_baseline": False, "distilled_hard": False, **options},
     )
-    with Progress(config.total_rounds, f"{kind} epochs", asked.quiet) as progress:
+    with Progress(config.total_rounds(False), f"{kind} epochs", asked.quiet) as progress:
         result = evaluate_artifact(config, progress)
     return {each["network"]: each[scores]["mean"] for each in result["networks"]}
 

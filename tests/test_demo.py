@@ -125,8 +125,11 @@ def test_an_interrupted_demo_is_resumed(finished, data, tmp_path) -> None:
 def test_table(finished) -> None:
     lines = table(json.loads(finished.folder.summary.read_text())).splitlines()
     assert len(lines) == 4
-    assert lines[2].startswith("random real") and "1 per class" in lines[2]
-    assert lines[3].startswith("distilled") and lines[3].endswith("(2 networks)")
+    assert lines[0].split("  ")[0] == "trained on" and lines[0].endswith("networks")
+    # two images of 8 x 8 in float32 and their classes in int64
+    assert lines[2].split()[:7] == ["random", "real", "images", "hard", "2", "128", "528"]
+    assert lines[3].split()[:6] == ["distilled", "images", "hard", "2", "128", "528"]
+    assert lines[3].split()[-1] == "2"
 
 
 def test_command(data, tmp_path, capsys) -> None:

@@ -19,9 +19,10 @@ from trajmatch.distill.loop import distill
 from trajmatch.distill.objectives.match_trajectory import segments_of
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError, as_user_error
-from trajmatch.evaluate.config import SETS, EvalConfig
+from trajmatch.evaluate.config import EvalConfig
 from trajmatch.evaluate.distilled import evaluate_artifact
 from trajmatch.evaluate.scores import difference_error
+from trajmatch.evaluate.sets import SETS
 from trajmatch.experts.config import ExpertConfig, kept_epochs
 from trajmatch.experts.scores import path_beside
 from trajmatch.experts.store import Store
@@ -117,7 +118,8 @@ def run_pipeline(
             before_distillation(pipeline.distill)
         with stage("distillation", pipeline.distill.iterations) as progress:
             distilled = distill(pipeline.distill, progress)
-        with stage("evaluation", evaluate.total_rounds) as progress:
+        soft = distilled.label_kind == "logit"
+        with stage("evaluation", evaluate.total_rounds(soft)) as progress:
             scores = evaluate_artifact(evaluate, progress)
 
         score = {"split": "test", "protocol": scores["protocol"], **scores["distilled"]}
@@ -133,6 +135,8 @@ def run_pipeline(
             "test_images": scores["dataset"]["test_images"],
             "experts": _about_experts(Store.open(pipeline.distill.experts)),
             **{name: scores[name] for name in SETS if scores[name] is not None},
+            "sets": scores["sets"],
+            **({"robust": scores["robust"]} if evaluate.robust else {}),
             "protocol": scores["protocol"],
             "command": pipeline.command,
         }
@@ -165,6 +169,7 @@ def _check_beginning(pipeline: Pipeline) -> None:
                 "--init difficulty needs --scores, because the experts of this run cannot be asked "
                 "before they are trained; `trajmatch score STORE` computes them with other experts"
             )
+    pipeline.evaluate.training_sets(pipeline.distill.labels == "soft")
     for text in pipeline.evaluate.network:
         with as_user_error(f"--evaluate.network {text}: "):  # all of them go with such images
             networks.specify(text, in_channels=3, num_classes=10, image_size=256)

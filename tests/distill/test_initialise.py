@@ -7,10 +7,10 @@ import torch
 from trajmatch import networks
 from trajmatch.data import load_dataset
 from trajmatch.distill import distill, initialise
-from trajmatch.distill.labels import soft_labels
 from trajmatch.errors import UserError
 from trajmatch.experts import Store
 from trajmatch.experts.final import FinalExperts
+from trajmatch.experts.labels import soft_labels
 from trajmatch.random import generator
 
 

@@ -10,12 +10,12 @@ from stand_ins import Interrupter, lines_of
 from trajmatch import artifact, networks, ops
 from trajmatch.distill import distill, initialise
 from trajmatch.distill.iteration import outer_iteration
-from trajmatch.distill.labels import soft_labels
 from trajmatch.distill.objectives.balance import balance
 from trajmatch.distill.objectives.perturbation import perturbed
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts
+from trajmatch.experts.labels import soft_labels
 from trajmatch.random import generator
 
 #: Everything at once, as no paper has it.

@@ -6,14 +6,7 @@ from typing import Any
 
 from trajmatch.cli.output import aligned, json_alone, print_json
 from trajmatch.evaluate.config import EvalConfig
-
-#: Sets of images in the order of the table, with what they are called there.
-_LABELS = {
-    "random_real": "random real images",
-    "k_center": "real images by k-center",
-    "whole_real": "all real images",
-    "distilled": "distilled images",
-}
+from trajmatch.evaluate.sets import IN_TABLES, SETS, per_kb
 
 
 def run(argv: list[str]) -> int:
@@ -22,6 +15,7 @@ def run(argv: list[str]) -> int:
 
     config = parse(EvalConfig, argv, "trajmatch eval", "file")
 
+    from trajmatch import artifact
     from trajmatch.cli.device import with_device
     from trajmatch.cli.progress import Progress
     from trajmatch.evaluate import evaluate_artifact
@@ -30,7 +24,8 @@ def run(argv: list[str]) -> int:
     results: list[dict[str, Any]] = []
 
     unit = "epochs" if config.equal_steps is None else "steps"
-    progress = Progress(config.total_rounds, f"evaluation {unit}", config.quiet)
+    soft = artifact.load(config.file).label_kind == "logit"
+    progress = Progress(config.total_rounds(soft), f"evaluation {unit}", config.quiet)
     try:
         with json_alone(config.json), progress:
             results.append(evaluate_artifact(config, progress, results.append))
@@ -45,20 +40,59 @@ def run(argv: list[str]) -> int:
 
 def _print_table(result: dict[str, Any]) -> None:
     tested_often = "test_max" in result["distilled"]
-    rows = [("network", "trained on", "test accuracy %", "each network", "maximum %")]
+    rows = [("network", *SCORE_HEADS, "each network", "maximum %")]
     diverged = 0
     for scores in result["networks"]:
-        for key, label in _LABELS.items():
+        for key in IN_TABLES:
             if (score := scores[key]) is not None:
                 diverged += score["diverged"]
                 each = " ".join(f"{accuracy:.1f}" for accuracy in score["accuracies"])
                 maximum = _mean_and_std(score["test_max"]) if tested_often else ""
-                rows.append((scores["network"], label, _mean_and_std(score), each, maximum))
+                cells = score_cells(key, result["sets"][key], score)
+                rows.append((scores["network"], *cells, each, maximum))
     first = 0 if len(result["networks"]) > 1 else 1
     name, per_class = result["dataset"]["name"], result["images_per_class"]
     print(f"{name}, images per class: {per_class}\n")
     print(aligned(*(row[first : None if tested_often else -1] for row in rows), rule=True))
+    for scores in result["networks"]:
+        if scores.get("robust") is not None:
+            print(f"\n{scores['network']}: {robust_line(scores['robust'])}")
     print(f"\n{_caption(result, diverged)}")
+
+
+#: Heads of the cells of a score.
+SCORE_HEADS = ("trained on", "labels", "images", "values", "bytes", "test accuracy %", "% per kB")
+
+
+def score_cells(name: str, size: dict[str, Any], score: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of a table below :data:`SCORE_HEADS`.
+
+    Args:
+        name: Name of the training set.
+        size: What is stored of it, as in the result of an evaluation.
+        score: Its score.
+    """
+    numbers = (size["images"], size["stored_values"], size["stored_bytes"])
+    cells = (size["labels"], *(f"{number:,}" for number in numbers))
+    return (
+        SETS[name].title,
+        *cells,
+        _mean_and_std(score),
+        per_kb(score["mean"], size["stored_bytes"]),
+    )
+
+
+def robust_line(robust: dict[str, dict[str, float]]) -> str:
+    """Say DD-Ranking's scores in one line."""
+    label, augmentation = robust["label_robust_score"], robust["augmentation_robust_score"]
+    points = {name: f"{score['mean']:.1f}" for name, score in robust.items()}
+    return (
+        f"label-robust score {label['mean']:.3f} +- {label['std']:.3f} "
+        f"(hard label recovery {points['hard_label_recovery']}, improvement over random "
+        f"{points['improvement_over_random']} points), augmentation-robust score "
+        f"{augmentation['mean']:.3f} +- {augmentation['std']:.3f} (improvement without "
+        f"augmentation {points['improvement_without_augmentation']} points)"
+    )
 
 
 def _caption(result: dict[str, Any], diverged: int) -> str:
@@ -74,7 +108,9 @@ def _caption(result: dict[str, Any], diverged: int) -> str:
     if "unfinished" in result:
         sentences.append("stopped: {done} of {of} networks".format(**result["unfinished"]))
     if result["k_center_features"]:
-        sentences.append(f"k-center: {result['k_center_features']}")
+        sentences.append(f"distances are between {result['k_center_features']}")
+    if result["sets"]["distilled"]["labels"] == "soft" and "k_center_soft" not in result["sets"]:
+        sentences.append("real images with soft labels need experts, given with --experts")
     if diverged:
         sentences.append(f"{diverged} of the networks diverged and count as getting nothing right")
     return "; ".join(sentences)

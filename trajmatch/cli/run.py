@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trajmatch.cli.evaluate import SCORE_HEADS, robust_line, score_cells
 from trajmatch.cli.output import aligned
 from trajmatch.distill.config import DistillConfig
 from trajmatch.errors import UserError
 from trajmatch.evaluate.config import EvalConfig
+from trajmatch.evaluate.sets import IN_TABLES
 from trajmatch.experts.config import ExpertConfig
 from trajmatch.recipes import Recipe
 from trajmatch.recipes.recipe import SECTIONS
@@ -108,6 +110,8 @@ def run_recipe(recipe: Recipe, argv: list[str], command: str) -> int:
 def _print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
     """Print what came of a pipeline, and where it is."""
     print(table(summary))
+    if summary.get("robust"):
+        print(robust_line(summary["robust"]))
     if "improvement" in summary:
         print(
             f"{summary['improvement']:+.1f} points over random real images (standard error "
@@ -128,19 +132,13 @@ def table(summary: dict[str, Any]) -> str:
     Returns:
         Lines without a line break after the last.
     """
-    per_class = f"{summary['images_per_class']} per class"
-    sets = (
-        ("random real", per_class, summary.get("random_real")),
-        ("k-center real", per_class, summary.get("k_center")),
-        ("all real", f"{summary['training_images']}", summary.get("whole_real")),
-        ("distilled", per_class, summary["distilled"]),
-    )
-    rows = [("training set", "images", "test accuracy")]
-    for name, images, score in sets:
-        if score is not None:
-            accuracy = f"{score['mean']:.1f} +- {score['std']:.1f} % ({score['seeds']} networks)"
-            rows.append((name, images, accuracy))
-    return aligned(*rows, rule=True)
+    sets = summary["sets"]
+    rows = [
+        (*score_cells(name, sets[name], summary[name]), str(summary[name]["seeds"]))
+        for name in IN_TABLES
+        if name in sets
+    ]
+    return aligned((*SCORE_HEADS, "networks"), *rows, rule=True)
 
 
 def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> Pipeline:
@@ -158,7 +156,14 @@ def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> P
     distill = DistillConfig(
         experts=config.experts or folder.store, out=folder.artifact, **resumed, **stages["distill"]
     )
-    evaluate = EvalConfig(file=folder.artifact, **shared, **stages["evaluate"])
+    # Experts that make the labels of the run have the last epoch, and make those of real images.
+    soft = distill.labels == "soft" and distill.init_from is None
+    evaluate = EvalConfig(
+        file=folder.artifact,
+        experts=distill.experts if soft else None,
+        **shared,
+        **stages["evaluate"],
+    )
     expert = None
     if config.experts is None:
         expert = ExpertConfig(out=folder.store, **resumed, **stages["expert"])

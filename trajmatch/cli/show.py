@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -60,11 +61,29 @@ def run(argv: list[str]) -> int:
 
     from trajmatch import artifact
 
-    picture = _draw(config, artifact.load(config.file))
+    distilled = artifact.load(config.file)
+    picture = _draw(config, distilled)
     files.check_writable(config.picture.parent)
     files.write_bytes(config.picture, picture)
     print(config.picture)
+    print(_stored(distilled), file=sys.stderr)
     return 0
+
+
+def _stored(distilled: Artifact) -> str:
+    """Say what is stored, and what accuracy it brings as far as the file has been tested."""
+    from trajmatch.evaluate.sets import per_kb
+
+    labels = "hard" if distilled.label_kind == "index" else "soft"
+    said = (
+        f"{len(distilled.images)} images, {labels} labels, {distilled.stored_values:,} values in "
+        f"{distilled.stored_bytes:,} bytes"
+    )
+    for score in distilled.scores[-1:]:
+        if score.get("split") == "test":
+            accuracy = per_kb(score["mean"], distilled.stored_bytes)
+            said += f", test accuracy {score['mean']:.1f} %, {accuracy} % per kB"
+    return said
 
 
 def _draw(config: ShowConfig, distilled: Artifact) -> bytes:

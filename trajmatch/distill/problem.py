@@ -14,7 +14,6 @@ from trajmatch import artifact
 from trajmatch.artifact import Artifact
 from trajmatch.distill import initialise
 from trajmatch.distill.config import DistillConfig, DistillSettings
-from trajmatch.distill.labels import soft_labels
 from trajmatch.distill.objectives import Objective
 from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
 from trajmatch.distill.parameters import (
@@ -35,6 +34,7 @@ from trajmatch.distill.setup import Setup, open_setup
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts
+from trajmatch.experts.labels import soft_labels
 from trajmatch.experts.scores import Scores, path_beside, read_scores
 from trajmatch.images import is_built_in
 from trajmatch.importing import blamed, described, named

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from trajmatch import files
 from trajmatch.errors import UserError
+from trajmatch.evaluate.sets import SETS
 from trajmatch.protocol import PROTOCOLS, Protocol
 from trajmatch.run_options import RunOptions
 from trajmatch.schema import PositiveInt, Settings
-
-#: What networks can be trained on, by their names in the result.
-SETS = ("distilled", "random_real", "k_center", "whole_real")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +38,32 @@ class EvalSettings(Settings):
     """Images per SGD step (MTT: batch_train). Default: the protocol's."""
     random_baseline: bool = True
     """Train as many networks on random real images of the same number."""
+    distilled_hard: bool = True
+    """Where the file has soft labels, train as many on its images with hard ones: the class with
+    the largest logit."""
+    experts: Path | None = None
+    """Store of experts: train as many on random real images and on those that k-center chooses with
+    soft labels, the mean logits of the experts that are right after the last epoch; and, where the
+    file has hard labels, on those of k-center with hard ones."""
     k_center: bool = False
     """Train as many on real images of the same number that greedy k-center chooses: in each class
     the image nearest to the mean, then always the one farthest from all taken."""
+    herding: bool = False
+    """Train as many on real images of the same number that herding chooses: in each class always
+    the image that brings the mean of those taken nearest to that of the class. With --experts on
+    the same images with soft labels, too."""
     k_center_store: Path | None = None
-    """Store of experts: --k-center measures distances in the logits of its first expert after the
-    last epoch. Default: in the preprocessed pixels."""
+    """Store of experts: --k-center and --herding measure distances in the logits of its first
+    expert after the last epoch. Default: the store of --experts, or else the preprocessed
+    pixels."""
     whole_real: bool = False
     """Train as many on the whole real training set."""
+    robust: bool = False
+    """Compute DD-Ranking's label-robust and augmentation-robust scores. They need networks trained
+    on the whole real training set, and on distilled and random images without augmentation."""
+    whole_real_accuracy: Annotated[float, Meta(ge=0, le=100)] | None = None
+    """Test accuracy in percent after training on the whole real training set, for --robust where
+    it is known. Default: train on it."""
 
     def __post_init__(self) -> None:
         """Check the types, and that the settings do not contradict each other."""
@@ -56,8 +73,13 @@ class EvalSettings(Settings):
                 f"--equal-steps {self.equal_steps} and --epochs {self.epochs} both say how long to "
                 "train; leave one of them out"
             )
-        if self.k_center_store is not None and not self.k_center:
-            raise UserError("--k-center-store is for --k-center alone; add --k-center")
+        chosen = self.k_center or self.herding or self.experts is not None
+        if self.k_center_store is not None and not chosen:
+            raise UserError(
+                "--k-center-store is for --k-center and --herding; add --k-center or --herding"
+            )
+        if self.whole_real_accuracy is not None and not self.robust:
+            raise UserError("--whole-real-accuracy is for --robust alone; add --robust")
 
     def training_protocol(self, lr: float, dsa: str) -> Protocol:
         """Return the protocol with all that was asked for.
@@ -74,16 +96,43 @@ class EvalSettings(Settings):
         own = replace(paper, epochs=epochs, batch_size=batch_size, steps=steps)
         return replace(own, lr=lr, dsa=dsa)
 
-    @property
-    def training_sets(self) -> tuple[str, ...]:
-        """Names of the sets to train on, as the result has them."""
-        asked = (True, self.random_baseline, self.k_center, self.whole_real)
-        return tuple(itertools.compress(SETS, asked))
+    def training_sets(self, soft: bool) -> list[str]:
+        """Return the names of the sets to train on, in the order of the training.
 
-    @property
-    def total_rounds(self) -> int:
-        """Epochs (or, with equal steps, steps) of all networks, for a display of progress."""
-        networks = max(1, len(self.network)) * self.seeds * len(self.training_sets)
+        Args:
+            soft: True for a distilled set with soft labels.
+
+        Raises:
+            UserError: The scores asked for need experts.
+        """
+        experts, robust = self.experts is not None, self.robust
+        if robust and soft and not experts:
+            raise UserError(
+                "--robust compares a set that has soft labels with random images that have such; "
+                "give experts that make them with --experts"
+            )
+        asked = {
+            "distilled": True,
+            "distilled_hard": soft and (self.distilled_hard or robust),
+            "random_real": self.random_baseline or (robust and not soft),
+            "random_real_soft": experts and (self.random_baseline or (robust and soft)),
+            "k_center": self.k_center or (experts and not soft),
+            "k_center_soft": experts,
+            "herding": self.herding,
+            "herding_soft": self.herding and experts,
+            "whole_real": self.whole_real or (robust and self.whole_real_accuracy is None),
+            "distilled_plain": robust,
+            "random_real_plain": robust,
+        }
+        return [name for name in SETS if asked[name]]
+
+    def total_rounds(self, soft: bool) -> int:
+        """Return the epochs (or, with equal steps, steps) of all networks, to display progress.
+
+        Args:
+            soft: True for a distilled set with soft labels.
+        """
+        networks = max(1, len(self.network)) * self.seeds * len(self.training_sets(soft))
         return networks * self.training_protocol(lr=1.0, dsa="none").num_rounds
 
 

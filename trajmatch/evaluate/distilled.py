@@ -17,9 +17,11 @@ from trajmatch.data.sources import SEARCH_VARIABLE, searched_folders
 from trajmatch.device import usable_device
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.evaluate.baselines import TrainingSets
-from trajmatch.evaluate.config import SETS, EvalConfig
+from trajmatch.evaluate.config import EvalConfig
 from trajmatch.evaluate.records import RESULT, Records
+from trajmatch.evaluate.robust import robust_scores
 from trajmatch.evaluate.scores import Score
+from trajmatch.evaluate.sets import SETS
 from trajmatch.experts.store import Store
 from trajmatch.lock import locked
 from trajmatch.progress import NoProgress, ProgressLike
@@ -37,9 +39,10 @@ def evaluate_artifact(
 
     Step size, normalisation and augmentation are those in the file, and so is the network unless
     others are asked for. Network ``k`` of a baseline begins with the parameters of network ``k`` of
-    the distilled set and trains by the same protocol, learned step size included, with the classes
-    of the images as labels: on a random draw of its own of as many images of each class, on those
-    that k-center chooses, or on the whole training set. The score of random images hardly depends
+    the distilled set and trains by the same protocol, learned step size included: on a random draw
+    of its own of as many images of each class, on those that k-center or herding chooses, or on the
+    whole training set. Labels are the classes of the images (hard) or what experts say of them
+    (soft). The score of random images hardly depends
     on the step size (one image per class of Fashion-MNIST: 49.6 to 51.6 % from 0.1 down to 0.001).
     On the CPU one seed gives the same result every time, on the same number of threads.
 
@@ -52,9 +55,12 @@ def evaluate_artifact(
     Returns:
         What is in ``result.json`` where records are kept, as JSON can hold it:
 
-        - ``distilled``, ``random_real``, ``k_center`` and ``whole_real`` (None where not asked
-          for): :meth:`trajmatch.evaluate.Score.as_dict`, with ``mean`` and ``std`` (of the
-          population) of the test accuracy in percent and ``seeds``, the number of networks;
+        - each of :data:`trajmatch.evaluate.sets.SETS`, e.g. ``distilled`` and ``random_real``
+          (None where not trained on): :meth:`trajmatch.evaluate.Score.as_dict`, with ``mean`` and
+          ``std`` (of the population) of the test accuracy in percent and ``seeds``, the number of
+          networks;
+        - ``sets``: of each of these that is trained on :meth:`TrainingSets.size`;
+        - ``robust``, with ``config.robust``: :func:`trajmatch.evaluate.robust.robust_scores`;
         - ``protocol``: how the networks were trained;
         - ``networks``: one object for each architecture, in the order asked for, with its
           ``network``, the scores and the ``protocol``; those above are the first's;
@@ -91,12 +97,6 @@ def evaluate_artifact(
         return evaluation.result()
 
 
-def _key(spec: dict[str, Any], kind: str, number: int) -> tuple[str, str]:
-    """Set and name of the record of a network: of an architecture, trained on one of the SETS."""
-    slug = re.sub(r"\W+", "-", str(spec["name"]))
-    return kind, f"{slug}-{files.json_checksum(spec)[:16]}-{number}"
-
-
 class _Evaluation:
     """Networks to train, and the outcomes of those that are finished.
 
@@ -116,23 +116,38 @@ class _Evaluation:
         self._test_images = self._distilled.preprocessing.apply(self._dataset.test_images)
         self._protocol = config.training_protocol(self._distilled.lr, self._distilled.dsa)
         self._sets = TrainingSets(
-            self._distilled, self._dataset, config.seed, config.k_center_store, config.device
+            self._distilled,
+            self._dataset,
+            config.seed,
+            config.k_center_store,
+            config.device,
+            config.experts,
         )
+        self._kinds = config.training_sets(self._sets.is_soft("distilled"))
+        self._experts = config.experts and Store.open(config.experts).fingerprint
         self.trainings = {
-            _key(spec, kind, number): (spec, kind, number)
+            self._key(spec, kind, number): (spec, kind, number)
             for _, spec in self._specs
-            for kind in config.training_sets
+            for kind in self._kinds
             for number in range(config.seeds)
         }
+        self._sizes = {kind: self._sets.size(kind) for kind in self._kinds}
         self._check_batches()
         self._rounds = 0
         self.outcomes: dict[tuple[str, str], Outcome] = {}
         self.records: Records | None = None
 
+    def _key(self, spec: dict[str, Any], kind: str, number: int) -> tuple[str, str]:
+        """Set and name of the record of a network: of an architecture, trained on a set."""
+        slug, decides = re.sub(r"\W+", "-", str(spec["name"])), spec
+        if self._sets.asks_experts(kind):  # so that experts may be added, or be others
+            decides = {"network": spec, "experts": self._experts}
+        return kind, f"{slug}-{files.json_checksum(decides)[:16]}-{number}"
+
     def _check_batches(self) -> None:
         """Make sure that every network trains on the batches of every set."""
         size, steps = self._protocol.batch_size, self._protocol.steps
-        counts = {len(getattr(self._sets, kind)(0)[1]) for kind in self._config.training_sets}
+        counts = {each["images"] for each in self._sizes.values()}
         for _, spec in self._specs:
             model = networks.build(spec)
             for count in counts:
@@ -164,12 +179,13 @@ class _Evaluation:
         for key, (spec, kind, number) in self.trainings.items():
             if key in self.outcomes:
                 continue
-            images, labels = getattr(self._sets, kind)(number)
+            images, labels = self._sets.of(kind, number)
+            protocol = self._protocol
             outcome = train_fresh(
                 images,
                 labels,
                 spec,
-                self._protocol,
+                protocol if SETS[kind].augmented else replace(protocol, dsa="none"),
                 self._test_images,
                 self._dataset.test_labels,
                 seed=derive_seed(self._config.seed, "evaluate", number),
@@ -183,8 +199,8 @@ class _Evaluation:
     def result(self) -> dict[str, Any]:
         """Return the result of the networks that are finished; written beside records."""
         config, features = self._config, None
-        if config.k_center:
-            store = config.k_center_store
+        if {"k_center", "k_center_soft", "herding"} & self._sizes.keys():
+            store = config.k_center_store or config.experts
             features = f"logits of expert 0 of {store.name}" if store else "preprocessed pixels"
         scores = [found for each in self._specs if (found := self._scores(*each)) is not None]
         result = {
@@ -192,6 +208,7 @@ class _Evaluation:
             "networks": scores,
             "selection": self._distilled.selection,
             "k_center_features": features,
+            "sets": self._sizes,
             "dataset": {
                 "name": self._dataset.name,
                 "fingerprint": self._dataset.fingerprint,
@@ -211,12 +228,18 @@ class _Evaluation:
     def _scores(self, name: str, spec: dict[str, Any]) -> dict[str, Any] | None:
         """Return the scores of an architecture on each set; None where no network is finished."""
         protocol = {**self._protocol.describe(), "network": spec}
-        scores: dict[str, Any] = dict.fromkeys(SETS)
-        for kind in self._config.training_sets:
-            keys = [_key(spec, kind, number) for number in range(self._config.seeds)]
+        found: dict[str, Score] = {}
+        for kind in self._kinds:
+            keys = [self._key(spec, kind, number) for number in range(self._config.seeds)]
             if outcomes := [self.outcomes[key] for key in keys if key in self.outcomes]:
-                scores[kind] = Score.of_outcomes(outcomes, protocol).as_dict()
-        return {"network": name, **scores, "protocol": protocol} if any(scores.values()) else None
+                found[kind] = Score.of_outcomes(outcomes, protocol)
+        if not found:
+            return None
+        scores = {kind: found[kind].as_dict() if kind in found else None for kind in SETS}
+        if self._config.robust:
+            whole = self._config.whole_real_accuracy
+            scores["robust"] = robust_scores(found, self._sets.is_soft("distilled"), whole)
+        return {"network": name, **scores, "protocol": protocol}
 
     def _on_epoch(self) -> None:
         self._rounds += 1

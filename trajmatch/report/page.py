@@ -45,7 +45,7 @@ def page(run: Run) -> str:
     content = template.render(
         artifact=distilled,
         results=run.results,
-        scores=sections.score_tables(run.results.networks),
+        scores=sections.score_tables(run.results),
         accuracies=sections.by_network(run.results.networks),
         sampling_error=sampling_error,
         difference_error=difference_error,

@@ -10,16 +10,9 @@ import msgspec
 from msgspec import Meta
 
 from trajmatch import files
+from trajmatch.evaluate.sets import IN_TABLES
 from trajmatch.report.history import Number
 from trajmatch.schema import Count, PositiveInt, convert
-
-#: Sets that networks are trained on, in the order of tables.
-TRAINED_ON = {
-    "random_real": "random real images",
-    "k_center": "real images by k-center",
-    "whole_real": "all real images",
-    "distilled": "distilled images",
-}
 
 
 class Accuracy(msgspec.Struct):
@@ -49,14 +42,24 @@ class Protocol(msgspec.Struct):
 
 
 class Scores(msgspec.Struct):
-    """Accuracies of one architecture, by the set that it was trained on; one at least."""
+    """Accuracies of one architecture, by the set that it was trained on; one at least.
+
+    The sets are those of :data:`trajmatch.evaluate.sets.SETS`.
+    """
 
     network: str = ""
     protocol: Protocol = msgspec.field(default_factory=Protocol)
-    random_real: Accuracy | None = None
-    k_center: Accuracy | None = None
-    whole_real: Accuracy | None = None
     distilled: Accuracy | None = None
+    distilled_hard: Accuracy | None = None
+    random_real: Accuracy | None = None
+    random_real_soft: Accuracy | None = None
+    k_center: Accuracy | None = None
+    k_center_soft: Accuracy | None = None
+    herding: Accuracy | None = None
+    herding_soft: Accuracy | None = None
+    whole_real: Accuracy | None = None
+    distilled_plain: Accuracy | None = None
+    random_real_plain: Accuracy | None = None
 
     def __post_init__(self) -> None:
         """Refuse an object without a score."""
@@ -66,7 +69,7 @@ class Scores(msgspec.Struct):
     @property
     def found(self) -> dict[str, Accuracy]:
         """The accuracies that are there, in the order of tables."""
-        all_ = ((name, getattr(self, name)) for name in TRAINED_ON)
+        all_ = ((name, getattr(self, name)) for name in IN_TABLES)
         return {name: accuracy for name, accuracy in all_ if accuracy is not None}
 
     @property
@@ -82,6 +85,15 @@ class Sizes(msgspec.Struct):
     test_images: PositiveInt | None = None
 
 
+class Stored(msgspec.Struct):
+    """Numbers of a set that networks are trained on, as far as a table has them."""
+
+    labels: str
+    images: PositiveInt
+    stored_values: Count
+    stored_bytes: PositiveInt
+
+
 class Experts(msgspec.Struct):
     """Test accuracy of each expert in percent, after an epoch of the course of ``epochs``."""
 
@@ -95,6 +107,7 @@ class Results(msgspec.Struct):
 
     networks: Annotated[list[Scores], Meta(min_length=1)]
     dataset: Sizes = msgspec.field(default_factory=Sizes)
+    sets: dict[str, Stored] = {}
     stage_seconds: dict[str, Number] = {}
     experts: Experts = msgspec.field(default_factory=Experts)
     command: str = ""
@@ -123,5 +136,6 @@ def gathered(found: Sequence[Results]) -> Results:
     return msgspec.structs.replace(
         first,
         networks=[network for each in found for network in each.networks],
+        sets={name: size for each in found[::-1] for name, size in each.sets.items()},
         dataset=next((each.dataset for each in found if each.dataset.test_images), Sizes()),
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from trajmatch.artifact import Artifact, Description
+from trajmatch.evaluate.sets import IN_TABLES, named, per_kb
 from trajmatch.progress import duration
 from trajmatch.recipes import Recipe
 from trajmatch.recipes.deviations import deviations
@@ -18,7 +19,7 @@ from trajmatch.report.charts import PALE, Chart, Curve, histogram, line_chart, s
 from trajmatch.report.history import Iteration
 from trajmatch.report.parts import Table
 from trajmatch.report.run import Run
-from trajmatch.report.scores import TRAINED_ON, Accuracy, Scores
+from trajmatch.report.scores import Accuracy, Results, Scores
 from trajmatch.schema import settings_of
 
 #: Parts of a run over which the loss is averaged.
@@ -27,19 +28,29 @@ _WINDOWS = 40
 _STAGES = ("experts", "distillation", "evaluation")
 
 
-def score_tables(found: Sequence[Scores]) -> list[Table]:
-    """Tabulate accuracies: rows are networks, columns training sets; a table per protocol."""
-    tables = []
-    for protocol in dict.fromkeys(str(each.protocol) for each in found):
-        networks = by_network(each for each in found if str(each.protocol) == protocol)
-        columns = [key for key in TRAINED_ON if any(key in each for each in networks.values())]
-        rows = [
-            [network, *(str(of.get(key, "")) for key in columns)]
-            for network, of in networks.items()
-        ]
+def score_tables(results: Results) -> list[Table]:
+    """Tabulate accuracies: rows are training sets, columns networks; a table per protocol."""
+    tables, sets = [], results.sets
+    for protocol in dict.fromkeys(str(each.protocol) for each in results.networks):
+        networks = by_network(each for each in results.networks if str(each.protocol) == protocol)
+        keys = [key for key in IN_TABLES if any(key in of for of in networks.values())]
+        stored = [sets[key] for key in keys if key in sets]
+        known = len(stored) == len(keys)
+        columns = [["trained on", *map(named, keys)]]
+        if known:
+            columns.append(["stored values", *(f"{each.stored_values:,}" for each in stored)])
+            columns.append(["bytes", *(f"{each.stored_bytes:,}" for each in stored)])
+        for network, of in networks.items():
+            found = [of.get(key) for key in keys]
+            columns.append([network, *(str(each or "") for each in found)])
+            if known:
+                pairs = zip(found, stored, strict=True)
+                kb = (each and per_kb(each.mean, size.stored_bytes) for each, size in pairs)
+                columns.append(["% per kB", *(each or "" for each in kb)])
         caption = "Test accuracy in percent, mean ± standard deviation over networks"
         caption += f"; protocol {protocol}" if protocol else ""
-        tables.append(Table(caption, ["network", *(TRAINED_ON[key] for key in columns)], rows))
+        heads, *rows = zip(*columns, strict=True)
+        tables.append(Table(caption, heads, rows))
     return tables
 
 
@@ -55,7 +66,7 @@ def accuracy_chart(run: Run) -> Chart | None:
         curves.append(Curve(f"distilled images ({split})", x, y, [each.std for each in of]))
     baselines = by_network(run.results.networks).get(str(run.artifact.network["name"]), {})
     baselines.pop("distilled", None)
-    levels = {f"{TRAINED_ON[key]}: {each.mean:.1f}": each.mean for key, each in baselines.items()}
+    levels = {f"{named(key)}: {each.mean:.1f}": each.mean for key, each in baselines.items()}
     first, last = evaluations[0], evaluations[-1]
     text = (
         f"Accuracy of fresh networks trained on the images of the moment: {first.mean:.1f} % at "

@@ -1,0 +1,89 @@
+"""Scores of DD-Ranking, in which neither soft labels nor augmentation count as distillation.
+
+Definitions: Li et al., *DD-Ranking: Rethinking the Evaluation of Dataset Distillation*,
+arXiv:2505.13300, with both weights 0.5, as on its leaderboard.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from trajmatch.evaluate.scores import Score
+
+
+def label_robust_score(hard_label_recovery: float, improvement_over_random: float) -> float:
+    """Label-robust score of a distilled set.
+
+    Args:
+        hard_label_recovery: Accuracy with the whole real set minus that with the distilled images
+            and hard labels, in percent.
+        improvement_over_random: Accuracy with the distilled set minus that with as many random real
+            images and labels of the same kind, in percent.
+
+    Returns:
+        ``(e^a - e^-1) / (e - e^-1)`` with ``a`` half the difference of the two as fractions: from 0
+        to 1, more is better.
+    """
+    return _normalised((improvement_over_random - hard_label_recovery) / 2)
+
+
+def augmentation_robust_score(augmented: float, plain: float) -> float:
+    """Augmentation-robust score of a distilled set.
+
+    Args:
+        augmented: Improvement over random images as :func:`label_robust_score` takes it.
+        plain: The same for networks trained without augmentation.
+
+    Returns:
+        ``(e^b - e^-1) / (e - e^-1)`` with ``b`` the mean of the two as fractions: from 0 to 1, more
+        is better.
+    """
+    return _normalised((augmented + plain) / 2)
+
+
+def robust_scores(
+    found: Mapping[str, Score], soft: bool, whole_real: float | None = None
+) -> dict[str, Any] | None:
+    """Compute both scores for each network of an evaluation.
+
+    Args:
+        found: Scores by the set that networks were trained on.
+        soft: True for a distilled set with soft labels.
+        whole_real: Accuracy with the whole real set in percent; None: that in ``found``.
+
+    Returns:
+        ``hard_label_recovery``, ``improvement_over_random``, ``improvement_without_augmentation``
+        (in points), ``label_robust_score`` and ``augmentation_robust_score``, each with ``mean``
+        and ``std`` (of the population) over the networks. None: a set has no network yet.
+    """
+    of = {name: score.accuracies for name, score in found.items()}
+    if whole_real is not None:
+        of["whole_real"] = (whole_real,) * len(of["distilled"])
+    kinds = "distilled_hard random_real_soft" if soft else "distilled random_real"
+    names = ["whole_real", "distilled", *kinds.split(), "distilled_plain", "random_real_plain"]
+    if not of.keys() >= {*names}:
+        return None
+    columns: dict[str, list[float]] = {}
+    for whole, own, hard, random, plain, random_plain in zip(
+        *(of[name] for name in names), strict=False
+    ):
+        recovery, improvement, without = whole - hard, own - random, plain - random_plain
+        for name, value in {
+            "hard_label_recovery": recovery,
+            "improvement_over_random": improvement,
+            "improvement_without_augmentation": without,
+            "label_robust_score": label_robust_score(recovery, improvement),
+            "augmentation_robust_score": augmentation_robust_score(improvement, without),
+        }.items():
+            columns.setdefault(name, []).append(value)
+    return {
+        name: {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
+        for name, values in columns.items()
+    }
+
+
+def _normalised(points: float) -> float:
+    return (math.exp(points / 100) - math.exp(-1)) / (math.e - math.exp(-1))

@@ -1,0 +1,53 @@
+"""The sets that networks are trained on, by their names in a result."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+
+class TrainingSet(NamedTuple):
+    """A set of images with labels.
+
+    Attributes:
+        title: Name in a table that has a column of labels.
+        images: The distilled images or how real ones are chosen.
+        labels: ``"hard"``, ``"soft"`` (logits of the experts, for real images) or ``"own"``: of the
+            kind that the distilled set has.
+        augmented: False for training without augmentation.
+    """
+
+    title: str
+    images: Literal["distilled", "random", "k_center", "herding", "whole"]
+    labels: Literal["own", "hard", "soft"] = "hard"
+    augmented: bool = True
+
+
+#: All sets, in the order in which networks are trained on them.
+SETS = {
+    "distilled": TrainingSet("distilled images", "distilled", "own"),
+    "distilled_hard": TrainingSet("distilled images", "distilled"),
+    "random_real": TrainingSet("random real images", "random"),
+    "random_real_soft": TrainingSet("random real images", "random", "soft"),
+    "k_center": TrainingSet("real images by k-center", "k_center"),
+    "k_center_soft": TrainingSet("real images by k-center", "k_center", "soft"),
+    "herding": TrainingSet("real images by herding", "herding"),
+    "herding_soft": TrainingSet("real images by herding", "herding", "soft"),
+    "whole_real": TrainingSet("all real images", "whole"),
+    "distilled_plain": TrainingSet("distilled images, no DSA", "distilled", "own", False),
+    "random_real_plain": TrainingSet("random real images, no DSA", "random", "own", False),
+}
+
+#: Their names in the order of tables: real images first.
+IN_TABLES = sorted(SETS, key=lambda name: SETS[name].images == "distilled")
+
+
+def named(name: str) -> str:
+    """Name of a set in a table without a column of labels."""
+    kind = SETS[name]
+    own = kind.labels == "own" or kind.images == "whole"
+    return kind.title if own else f"{kind.title}, {kind.labels} labels"
+
+
+def per_kb(accuracy: float, stored_bytes: int) -> str:
+    """Accuracy in percent for each 1,000 stored bytes, e.g. ``0.29``."""
+    return f"{1000 * accuracy / stored_bytes:.3g}"
