@@ -29,6 +29,15 @@ class OuterGradient(NamedTuple):
 
 
 Variant = Callable[[Problem], OuterGradient]
+Optimiser = ops.SGD | ops.Adam
+
+#: Optimisers of the student beside plain SGD, by name.
+OPTIMISERS: dict[str, Optimiser] = {
+    "momentum": ops.SGD(momentum=0.9),
+    "nesterov": ops.SGD(momentum=0.9, nesterov=True, weight_decay=5e-4),
+    "adam": ops.Adam(),
+    "adamw": ops.Adam(weight_decay=1e-2, decoupled=True),
+}
 
 #: Ours: without and with a tape of activations.
 OURS = ("trajmatch", "trajmatch_tape")
@@ -44,7 +53,9 @@ BASELINES = {
 TAPE_BYTES = 2 * 2**30
 
 
-def trajmatch(problem: Problem, tape_bytes: int = 0) -> OuterGradient:
+def trajmatch(
+    problem: Problem, tape_bytes: int = 0, optimiser: Optimiser | None = None
+) -> OuterGradient:
     """Ours: the fused engine, with its adjoint."""
     images, lr = problem.images.detach().requires_grad_(), problem.lr.detach().requires_grad_()
     end = ops.unroll(
@@ -55,17 +66,26 @@ def trajmatch(problem: Problem, tape_bytes: int = 0) -> OuterGradient:
         lr,
         problem.batches,
         tape_bytes=tape_bytes,
+        optimiser=optimiser,
     )
     loss = ops.param_distance(end, problem.target, problem.start)
     return OuterGradient(loss.detach(), *torch.autograd.grad(loss, (images, lr)))
 
 
-def eager_unroll(problem: Problem, layout: torch.memory_format) -> OuterGradient:
+def eager_unroll(
+    problem: Problem, layout: torch.memory_format, optimiser: Optimiser | None = None
+) -> OuterGradient:
     """The method of the papers' scripts: the graph of all steps, differentiated a second time."""
     images = problem.images.contiguous(memory_format=layout).detach().requires_grad_()
     lr = problem.lr.detach().requires_grad_()
     end = reference.unroll(
-        problem.model, problem.start, images, problem.labels, lr, problem.batches
+        problem.model,
+        problem.start,
+        images,
+        problem.labels,
+        lr,
+        problem.batches,
+        optimiser=optimiser,
     )
     loss = reference.param_distance(end, problem.target, problem.start)
     return OuterGradient(loss.detach(), *torch.autograd.grad(loss, (images, lr)))
@@ -183,6 +203,15 @@ VARIANTS: dict[str, Variant] = {
     "eager_unroll_nhwc": partial(eager_unroll, layout=torch.channels_last),
     "func_adjoint": func_adjoint,
     "compiled_adjoint": compiled_adjoint,
+    **{
+        f"trajmatch_{name}": partial(trajmatch, optimiser=each) for name, each in OPTIMISERS.items()
+    },
+    **{
+        f"eager_unroll_{name}": partial(
+            eager_unroll, layout=torch.contiguous_format, optimiser=each
+        )
+        for name, each in OPTIMISERS.items()
+    },
 }
 
 #: For smoke tests: the same graph is traced, and no C++ compiler runs.
