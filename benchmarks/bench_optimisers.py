@@ -19,7 +19,7 @@ from bench.memory import memory_over_steps
 from bench.problem import make_problem
 from bench.program import Row, compared, parser, program, report
 from bench.sizes import TINY, Size
-from bench.variants import OPTIMISERS, VARIANTS
+from bench.variants import OPTIMISERS, VARIANTS, WITH_OPTIMISER
 
 SIZES = [Size(32, 10, 20), Size(32, 50, 10), Size(128, 50, 6)]
 #: Steps between which memory grows by what each step keeps.
@@ -33,9 +33,13 @@ def rows(sizes: Sequence[Size], steps: Sequence[int], rounds: int, device: str) 
     """Yield times and memory of every optimiser at every size."""
     for size in sizes:
         problem = make_problem(size, device)
-        exact = {name: VARIANTS[f"eager_unroll_{name}"](problem.double()) for name in OPTIMISERS}
-        ours = {name: partial(VARIANTS[f"trajmatch_{name}"], problem) for name in OPTIMISERS}
-        graphs = {name: partial(VARIANTS[f"eager_unroll_{name}"], problem) for name in OPTIMISERS}
+        exact = {
+            name: WITH_OPTIMISER[f"eager_unroll_{name}"](problem.double()) for name in OPTIMISERS
+        }
+        ours = {name: partial(WITH_OPTIMISER[f"trajmatch_{name}"], problem) for name in OPTIMISERS}
+        graphs = {
+            name: partial(WITH_OPTIMISER[f"eager_unroll_{name}"], problem) for name in OPTIMISERS
+        }
         differences = {name: max(map(relative, run(), exact[name])) for name, run in ours.items()}
         variants = {"sgd": partial(VARIANTS["trajmatch"], problem), **ours}
         for run in (*variants.values(), *graphs.values()):

@@ -13,6 +13,7 @@ from typing import Any
 import bench_expert
 import bench_memory
 import bench_networks
+import bench_optimisers
 import grid
 import machine
 import old_and_new
@@ -55,7 +56,7 @@ def test_builds_that_differ_are_told_apart() -> None:
 @pytest.mark.harness
 @pytest.mark.parametrize(
     "module",
-    [bench_expert, bench_memory, bench_networks],
+    [bench_expert, bench_memory, bench_networks, bench_optimisers],
     ids=lambda each: each.__name__,
 )
 def test_a_program_runs_at_its_smallest_sizes(module: ModuleType, tmp_path: Path) -> None:

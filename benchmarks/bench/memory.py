@@ -11,7 +11,7 @@ from bench.problem import make_problem
 from bench.process import in_process
 from bench.sizes import Size
 from bench.timing import LinearFit, fit_line
-from bench.variants import VARIANTS, first_line
+from bench.variants import VARIANTS, WITH_OPTIMISER, first_line
 from trajmatch.children import Emit, Job
 from trajmatch.memory import free_bytes, peak_bytes, reset_peak
 
@@ -110,7 +110,7 @@ def measure_peak(size: Size, variant: str, device: str) -> dict[str, Any]:
 
 def peak(job: Job, emit: Emit) -> None:
     """Run a variant once and emit the peak of memory; see :func:`measure_peak`."""
-    device, variant = job["device"], VARIANTS[job["variant"]]
+    device, variant = job["device"], {**VARIANTS, **WITH_OPTIMISER}[job["variant"]]
     problem = make_problem(Size(**job["size"]), device)
     if job["variant"] == "compiled_adjoint":
         try:

@@ -203,15 +203,16 @@ VARIANTS: dict[str, Variant] = {
     "eager_unroll_nhwc": partial(eager_unroll, layout=torch.channels_last),
     "func_adjoint": func_adjoint,
     "compiled_adjoint": compiled_adjoint,
-    **{
-        f"trajmatch_{name}": partial(trajmatch, optimiser=each) for name, each in OPTIMISERS.items()
-    },
-    **{
-        f"eager_unroll_{name}": partial(
-            eager_unroll, layout=torch.contiguous_format, optimiser=each
-        )
-        for name, each in OPTIMISERS.items()
-    },
+}
+
+#: Ours and the graph of all steps with the other optimisers, of another problem each.
+WITH_OPTIMISER: dict[str, Variant] = {
+    f"{variant}_{name}": partial(run, optimiser=optimiser)
+    for name, optimiser in OPTIMISERS.items()
+    for variant, run in (
+        ("trajmatch", trajmatch),
+        ("eager_unroll", partial(eager_unroll, layout=torch.contiguous_format)),
+    )
 }
 
 #: For smoke tests: the same graph is traced, and no C++ compiler runs.
