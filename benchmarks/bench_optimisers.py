@@ -33,13 +33,11 @@ def rows(sizes: Sequence[Size], steps: Sequence[int], rounds: int, device: str) 
     """Yield times and memory of every optimiser at every size."""
     for size in sizes:
         problem = make_problem(size, device)
-        exact = {
-            name: WITH_OPTIMISER[f"eager_unroll_{name}"](problem.double()) for name in OPTIMISERS
-        }
-        ours = {name: partial(WITH_OPTIMISER[f"trajmatch_{name}"], problem) for name in OPTIMISERS}
-        graphs = {
-            name: partial(WITH_OPTIMISER[f"eager_unroll_{name}"], problem) for name in OPTIMISERS
-        }
+        double, ours, graphs, exact = problem.double(), {}, {}, {}
+        for name in OPTIMISERS:
+            ours[name] = partial(WITH_OPTIMISER[f"trajmatch_{name}"], problem)
+            graphs[name] = partial(WITH_OPTIMISER[f"eager_unroll_{name}"], problem)
+            exact[name] = WITH_OPTIMISER[f"eager_unroll_{name}"](double)
         differences = {name: max(map(relative, run(), exact[name])) for name, run in ours.items()}
         variants = {"sgd": partial(VARIANTS["trajmatch"], problem), **ours}
         for run in (*variants.values(), *graphs.values()):
