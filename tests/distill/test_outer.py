@@ -134,6 +134,47 @@ def test_all_parts_together_are_those_of_the_unrolled_graph(
     assert outer.gradients["step_size"].item() == pytest.approx(grads[2].item(), rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    "spec", ["automatic", "deep:0.5", "dropout:0.25", "layers:*=0.5,*.bias=0,classifier.*=2"]
+)
+def test_terms_of_later_papers_are_those_of_the_unrolled_graph(model, synthetic, spec) -> None:
+    images = synthetic.images.clone().requires_grad_()
+    lr = torch.tensor(STEP_SIZE, dtype=torch.float64, requires_grad=True)
+    start = networks.flat_parameters(model)
+    batches = student_batches(7, 3, STEPS, generator(0, "batches"))
+    theta, passed = start.clone().requires_grad_(), []
+    for batch in batches:
+        loss = F.cross_entropy(
+            networks.call_flat(model, theta, images[batch]), synthetic.labels[batch]
+        )
+        theta = theta - lr * torch.autograd.grad(loss, theta, create_graph=True)[0]
+        passed.append(theta)
+    # An expert near the third of five steps, so that the nearest is not the last.
+    noise = torch.randn(len(start), generator=generator(0, "target"), dtype=torch.float64)
+    target = passed[2].detach() + 1e-3 * noise
+    far = torch.stack([(each - target).abs().sum() for each in passed])
+    errors = (theta - target).detach().square()
+    kept = torch.ones_like(start)
+    if spec == "automatic":
+        theta = passed[int(far.argmin())]
+        assert far.argmin() == 2
+    elif spec == "deep:0.5":
+        kept[: len(start) // 2] = 0
+    elif spec == "dropout:0.25":
+        kept[errors.argsort()[: len(start) // 4]] = 0
+    else:
+        for name, part in networks.split(kept, networks.parameter_shapes(model)).items():
+            part.fill_(2.0 if name.startswith("classifier") else 0.0 if "bias" in name else 0.5)
+    wanted = (kept * (theta - target) ** 2).sum() / (kept * (start - target) ** 2).sum()
+    exact = torch.autograd.grad(wanted, (images, lr))
+    objective = objective_of(model, MatchingLoss((find_term(spec),)))
+    outer = outer_gradient(objective, Match(start, {1: target}, batches), synthetic)
+    assert outer.loss == pytest.approx(wanted.item(), rel=1e-10)
+    assert outer.gradients["step_size"].item() == pytest.approx(exact[1].item(), rel=1e-9)
+    error = (outer.gradients["images"] - exact[0]).norm() / exact[0].norm()
+    assert error < 1e-9
+
+
 def test_an_expert_that_stands_still_is_seen(model, ends, synthetic) -> None:
     still = Match(ends[0], {1: ends[0].clone()}, student_batches(7, None, 1, generator(0)))
     assert not outer_gradient(objective_of(model, MatchingLoss()), still, synthetic).meaningful
