@@ -183,5 +183,9 @@ def test_what_a_mask_needs_is_checked_before_the_run(configure, make_store) -> N
     short = make_store("short", until_epoch=3)
     with pytest.raises(UserError, match="--mask-gradient"):
         prepare(configure(experts=short, mask_gradient=1.0))
+    problem = prepare(configure(mask_gradient=1.0))
+    problem.store.manifest["recipe"]["loss"] = "mse"
+    with pytest.raises(UserError, match=r"--mask-gradient .*learn target vectors"):
+        GradientMask.of(problem)
     config = configure(mask_gradient=1.0)
     assert config.last_epoch_read(range(9)) == 8

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from trajmatch.distill.setup import Setup
 from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts
 
@@ -35,6 +36,26 @@ class GradientMask:
     experts: FinalExperts
     beta: float
     threshold: float | None = None
+
+    @classmethod
+    def of(cls, setup: Setup) -> GradientMask | None:
+        """Return the mask of a run; None where it has none.
+
+        Raises:
+            UserError: The experts learn no classes, lack their last epoch or have no feature maps.
+        """
+        config, device = setup.config, setup.device
+        if config.mask_gradient is None:
+            return None
+        if setup.store.loss != "cross_entropy":
+            raise UserError(
+                "--mask-gradient asks what speaks for the class of an image, but the experts of "
+                f"{setup.store.path} learn target vectors; leave it out"
+            )
+        experts = FinalExperts(setup.store, setup.model, "--mask-gradient")
+        mask = cls(experts, config.mask_gradient, config.mask_threshold)
+        mask(torch.zeros(1, *setup.shape, device=device), torch.zeros(1, device=device).long())
+        return mask
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the factors of the gradient.

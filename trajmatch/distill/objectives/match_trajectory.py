@@ -29,7 +29,6 @@ from trajmatch.distill.parameters import MASK, STEP_SIZE, of_memory
 from trajmatch.distill.rendering import render
 from trajmatch.distill.setup import Setup
 from trajmatch.distill.terms import Course, find_term
-from trajmatch.experts.final import FinalExperts
 from trajmatch.experts.store import Store
 from trajmatch.images import Parametrisation
 from trajmatch.ops import Shards
@@ -170,20 +169,14 @@ class MatchTrajectory(objectives.Objective):
         """Return the objective of a run.
 
         Raises:
-            UserError: A segment or the mask needs an epoch that the experts lack, or a term is none
-                or fails, or the mask finds no feature maps.
+            UserError: A segment needs an epoch that the experts lack, or a term is none or fails,
+                or the experts cannot make the mask of the images' gradient.
         """
         config, store = setup.config, setup.store
         window, loss = segments_of(config, store.manifest["snapshots"])
         flags = f"--max-start-epoch {window.maximum} with --expert-epochs {config.expert_epochs}"
         store.check_trained(window.maximum - 1 + config.expert_epochs, flags)
         loss.check(config.student_steps, networks.parameter_shapes(setup.model), setup.device)
-        mask = None
-        if config.mask_gradient is not None:
-            experts = FinalExperts(store, setup.model, "--mask-gradient")
-            mask = GradientMask(experts, config.mask_gradient, config.mask_threshold)
-            images = torch.zeros(1, *setup.shape, device=setup.device)
-            mask(images, torch.zeros(1, dtype=torch.int64, device=setup.device))
         return cls(
             config,
             setup.model,
@@ -194,7 +187,7 @@ class MatchTrajectory(objectives.Objective):
             setup.parametrisation,
             setup.shape,
             setup.device,
-            mask,
+            GradientMask.of(setup),
         )
 
     def draws(self) -> Draws:
