@@ -117,7 +117,7 @@ class Artifact(Description):
         wanted = [len(images)] if hard else [len(images), classes]
         found = list(labels.shape)
         _check(found == wanted, "the labels' shape", str(wanted), found)
-        for name, tensor in (("images", images), ("labels", labels)):
+        for name, tensor in {"images": images, "labels": labels, **self.parameters}.items():
             _check(bool(tensor.isfinite().all()), f"every value of the {name}", "finite", "not")
         if hard:
             low, high = int(labels.min()), int(labels.max())
@@ -263,7 +263,8 @@ class Artifact(Description):
 
     def _tensors(self) -> dict[str, Tensor]:
         """Return the tensors that define the set, by their names in a file."""
-        named = {f"{_PARAMETER}{name}": tensor for name, tensor in self.parameters.items()}
+        # In the order of a file, on which the fingerprint depends.
+        named = {f"{_PARAMETER}{name}": tensor for name, tensor in sorted(self.parameters.items())}
         images = {"images": self.images} if self.keeps_rendered else {}
         return {**images, "labels": self.labels, **named, **self.preprocessing.tensors()}
 
@@ -274,8 +275,12 @@ class Artifact(Description):
 
     @property
     def stored_values(self) -> int:
-        """Number of learned values: floating-point numbers of images and soft labels."""
-        return sum(each.numel() for each in self._learned if each.is_floating_point())
+        """Number of learned values: of images (or their parameters) and soft labels.
+
+        These are the floating-point numbers, and bytes, which hold numbers of fewer bits.
+        """
+        kinds = (each for each in self._learned if each.is_floating_point() or each.itemsize == 1)
+        return sum(each.numel() for each in kinds)
 
     @property
     def stored_bytes(self) -> int:
@@ -385,15 +390,18 @@ def load(path: str | os.PathLike[str]) -> Artifact:
         for name, tensor in tensors.items()
         if name.startswith(_PARAMETER)
     }
+    images = tensors.get("images")
+    keeps_rendered = images is not None
+    if images is None:
+        images = _rendered(path, spec, parameters, metadata["network"])
     with as_user_error(f"{path} is damaged: "):
-        rendered = tensors.get("images")
         artifact = Artifact(
-            images=_rendered(path, spec, parameters, metadata) if rendered is None else rendered,
+            images=images,
             labels=tensors["labels"],
             zca=from_parts(metadata["zca"], tensors) if "zca" in metadata else None,
             parametrisation=spec,
             parameters=parameters,
-            keeps_rendered=rendered is not None,
+            keeps_rendered=keeps_rendered,
             **{name: metadata[name] for name in names},
         )
     if metadata.get("sha256") != artifact.fingerprint:
@@ -403,21 +411,23 @@ def load(path: str | os.PathLike[str]) -> Artifact:
 
 def _rendered(
     path: str | os.PathLike[str],
-    spec: str | None,
+    spec: object,
     parameters: Mapping[str, Tensor],
-    metadata: Mapping[str, Any],
+    network: Mapping[str, Any],
 ) -> Tensor:
     """Render the images of a file that does not keep them."""
-    if not isinstance(spec, str) or not is_built_in(spec):
-        raise UserError(
-            f"{path} keeps its images as parameters of {spec!r}, which trajmatch {__version__} "
-            "does not know; use the release that wrote the file, or a file that keeps the images "
-            "themselves (distill --keep-rendered)"
-        )
-    size = metadata["network"]["image_size"]
-    shape = torch.Size([metadata["network"]["in_channels"], size, size])
-    with torch.no_grad():
-        return find_parametrisation(spec).render(parameters, shape)
+    kinds = (ValueError, KeyError, IndexError, TypeError, RuntimeError)
+    with as_user_error(f"{path} keeps its images as parameters that make none: ", *kinds):
+        if not isinstance(spec, str) or not is_built_in(spec):
+            raise UserError(
+                f"trajmatch {__version__} has no parametrisation {spec!r}; use the release that "
+                "wrote the file, or a file that keeps the images themselves (distill "
+                "--keep-rendered)"
+            )
+        size = network["image_size"]
+        shape = torch.Size([network["in_channels"], size, size])
+        with torch.no_grad():
+            return find_parametrisation(spec).render(parameters, shape)
 
 
 def _version(artifact: Artifact) -> int:

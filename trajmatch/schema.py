@@ -71,7 +71,8 @@ def settle(record: Any, name_of: Callable[[str], str]) -> None:
     Raises:
         UserError: A value does not fit the type of its field.
     """
-    for name, kind in get_type_hints(type(record), include_extras=True).items():
+    kinds = get_type_hints(type(record), include_extras=True)
+    for name, kind in ((each.name, kinds[each.name]) for each in fields(record)):
         given = _plain(getattr(record, name))
         value = setting(given, kind, name_of(name))
         if isinstance(given, list) and isinstance(value, tuple):

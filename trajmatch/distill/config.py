@@ -104,9 +104,9 @@ class DistillSettings(Settings):
     """Objective: match-trajectory, or package.module:NAME of your own."""
     images: str = "pixels"
     """Parametrisation of the images: pixels, flip (with mirror images), upsample (smaller images,
-    resized), frequency (coefficients of the cosine transform), or package.module:NAME of your own;
-    settings follow a colon (upsample:factor=2). There are as many images as the values of --ipc
-    images pay for."""
+    resized), frequency (coefficients of the cosine transform), implicit (a sine network each),
+    palette (few colours), or package.module:NAME of your own; settings follow a colon
+    (upsample:factor=2). There are as many images as the values of --ipc images pay for."""
     freeze: NonNegative = 0
     """Images of each class, the first ones, that stay as they begin: a number, or, below 1, a part
     of them (SelMatch: 1 - alpha)."""

@@ -36,7 +36,7 @@ from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts
 from trajmatch.experts.labels import soft_labels
 from trajmatch.experts.scores import Scores, path_beside, read_scores
-from trajmatch.images import is_built_in
+from trajmatch.images import find_parametrisation, is_built_in
 from trajmatch.importing import blamed, described, named
 from trajmatch.random import generator
 from trajmatch.schema import settings_of
@@ -131,15 +131,18 @@ class Problem(Setup):
         config, source = self.config, self.source
         first = self._first_images()
         if source is not None and self._goes_on(source):
-            parameters = dict(self.parametrisation.restored(source.parameters))
+            parameters = dict(self.parametrisation.restored(source.parameters, self.shape))
             images = self.parametrisation.render(parameters, self.shape)
         else:
             parameters, images = initial_parameters(
-                self.parametrisation, config.images, first.images, self.dataset.num_classes
+                self.parametrisation,
+                config.images,
+                first.images.to(self.device),
+                self.dataset.num_classes,
             )
         labels = first.labels
         if config.labels == "soft" and not labels.is_floating_point():
-            labels = self._soft_labels(images, labels)
+            labels = self._soft_labels(images.cpu(), labels)
         step_size = torch.tensor(self.lr_init, dtype=torch.float64)
         return {**parameters, STEP_SIZE: step_size, LABELS: labels}
 
@@ -147,7 +150,13 @@ class Problem(Setup):
         """Return True if the run begins with the parameters of an earlier result."""
         same = source.preprocessing.same_as(self.training.preprocessing)
         images = self.images_per_class * self.dataset.num_classes
-        return same and (source.parametrisation, len(source.images)) == (self.config.images, images)
+        return same and len(source.images) == images and self._is_ours(source.parametrisation)
+
+    def _is_ours(self, spec: str | None) -> bool:
+        """Return True for the parametrisation of the run, however its settings are written."""
+        if spec is None or spec == self.config.images or not is_built_in(spec):
+            return spec == self.config.images
+        return find_parametrisation(spec) == self.parametrisation
 
     def _first_images(self) -> SyntheticSet:
         """Return the images that the run begins with; hard labels, or soft ones of a file."""

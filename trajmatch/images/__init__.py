@@ -9,6 +9,8 @@ from __future__ import annotations
 from trajmatch.errors import UserError
 from trajmatch.images.flip import Flip
 from trajmatch.images.frequency import Frequency
+from trajmatch.images.implicit import Implicit
+from trajmatch.images.palette import Palette
 from trajmatch.images.parametrisation import Parametrisation as Parametrisation
 from trajmatch.images.pixels import Pixels
 from trajmatch.images.upsample import Upsample
@@ -20,6 +22,8 @@ PARAMETRISATIONS: dict[str, type[Parametrisation]] = {
     "flip": Flip,
     "upsample": Upsample,
     "frequency": Frequency,
+    "implicit": Implicit,
+    "palette": Palette,
 }
 
 

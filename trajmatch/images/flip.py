@@ -29,6 +29,6 @@ class Flip(Parametrisation):
         return {"images": halves[:, 0].flatten(0, 1)}
 
     def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-        """Return the images of a class, then their mirror images, class by class."""
+        """Return each image and its mirror image, class by class."""
         images = parameters["images"]
-        return torch.stack((images, images.flip(-1)), dim=1).flatten(0, 2)
+        return torch.stack((images, images.flip(-1)), dim=1).flatten(0, 1)

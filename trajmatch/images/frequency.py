@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trajmatch.errors import UserError
 from trajmatch.images.parametrisation import Parametrisation, at_least_one
+from trajmatch.schema import PositiveInt, settle
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,11 @@ class Frequency(Parametrisation):
         coefficients: Number of coefficients of each image and channel.
     """
 
-    coefficients: int = 64
+    coefficients: PositiveInt = 64
 
     def __post_init__(self) -> None:
         """Check the setting."""
-        if not isinstance(self.coefficients, int) or self.coefficients < 1:
-            raise UserError(
-                "--images frequency takes coefficients, a whole number from 1, but got "
-                f"coefficients={self.coefficients}"
-            )
+        settle(self, "--images frequency: {}".format)
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
         """Return the number of images of which the coefficients can be stored."""
@@ -76,7 +73,7 @@ class Frequency(Parametrisation):
         dtype = torch.int16 if positions.max() < 2**15 else torch.int32
         return {**parameters, "positions": positions.to(dtype)}
 
-    def restored(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def restored(self, stored: Mapping[str, Tensor], shape: torch.Size) -> Mapping[str, Tensor]:
         """Return the parameters, with positions as indices."""
         return {**stored, "positions": stored["positions"].long()}
 

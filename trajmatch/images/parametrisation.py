@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from trajmatch.errors import UserError
+
+#: Activations that are kept for a gradient (1 GB in float32); beyond, they are computed again.
+_MOST_VALUES = 2**28
 
 
 class Parametrisation(ABC):
@@ -68,9 +73,32 @@ class Parametrisation(ABC):
         """
         return parameters
 
-    def restored(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return parameters to go on from, the inverse of :meth:`stored`."""
+    def restored(self, stored: Mapping[str, Tensor], shape: torch.Size) -> Mapping[str, Tensor]:
+        """Return parameters to go on from, which show the images of what :meth:`stored` returned.
+
+        Args:
+            stored: The tensors of a distilled file.
+            shape: Shape of an image, ``[C, H, W]``.
+        """
         return stored
+
+
+def in_batches(render: Callable[..., Tensor], tensors: Sequence[Tensor], values: int) -> Tensor:
+    """Render the images in batches where all at once would take much memory.
+
+    The activations of a batch are not kept, but computed again where a gradient is taken.
+
+    Args:
+        render: Makes the images of some rows of the tensors.
+        tensors: With a row for each image.
+        values: Values that the activations of one image take.
+    """
+    rows = max(1, _MOST_VALUES // values)
+    if len(tensors[0]) <= rows:
+        return render(*tensors)
+    batches = zip(*(each.split(rows) for each in tensors), strict=True)
+    once = partial(checkpoint, render, use_reentrant=False, preserve_rng_state=False)
+    return torch.cat([once(*batch) for batch in batches])
 
 
 def at_least_one(count: int, ipc: int, spec: str, values: int, shape: torch.Size) -> int:

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from trajmatch.errors import UserError
 from trajmatch.images.parametrisation import Parametrisation
+from trajmatch.schema import PositiveInt, settle
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,12 @@ class Upsample(Parametrisation):
         mode: Interpolation (``torch.nn.functional.interpolate``).
     """
 
-    factor: int = 2
+    factor: PositiveInt = 2
     mode: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        modes = ("bilinear", "bicubic", "nearest")
-        if not isinstance(self.factor, int) or self.factor < 1 or self.mode not in modes:
-            raise UserError(
-                "--images upsample takes factor, a whole number from 1, and mode, one of "
-                f"{', '.join(modes)}, but got factor={self.factor}, mode={self.mode}"
-            )
+        settle(self, "--images upsample: {}".format)
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
         """Return ``factor^2`` images for each of the budget."""

@@ -1,0 +1,149 @@
+"""Every built-in parametrisation in runs, and its files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from stand_ins import Interrupter
+
+import trajmatch
+from trajmatch import artifact, files
+from trajmatch.artifact import Artifact
+from trajmatch.cli.main import main
+from trajmatch.distill import distill
+from trajmatch.distill.parameters import values
+from trajmatch.distill.problem import prepare
+from trajmatch.errors import UserError
+
+#: With the images of a class that the values of two pay for: 128.
+SPECS = {
+    "flip": 4,
+    "upsample": 8,
+    "frequency:coefficients=32": 4,
+    "implicit:width=4,steps=20": 128 // (12 + 20 + 5),
+    "palette:colours=4": 128 // (16 + 4 + 8),
+}
+
+
+@pytest.fixture(params=SPECS)
+def spec(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def config(configure, spec):
+    lr = 1e-3 if "implicit" in spec else 10.0
+    return configure(images=spec, iterations=4, lr_img=lr, freeze=1, ema=0.5)
+
+
+def test_a_run_goes_on_with_equal_bytes_and_keeps_frozen_rows(config, spec, tmp_path) -> None:
+    whole = replace(config, out=tmp_path / "whole" / "d")
+    part = replace(config, out=tmp_path / "part" / "d")
+    result = distill(whole)
+    with pytest.raises(KeyboardInterrupt):
+        distill(part, Interrupter(3))
+    distill(replace(part, resume=True))
+    assert part.out.read_bytes() == whole.out.read_bytes()
+
+    per_class = SPECS[spec]
+    first = prepare(whole).initial_set().images.unflatten(0, (3, per_class))
+    last = result.images.unflatten(0, (3, per_class))
+    frozen = 2 if spec == "flip" else 1  # with its mirror image
+    assert torch.equal(last[:, :frozen], first[:, :frozen])
+    assert all((last[:, each] != first[:, each]).any() for each in range(frozen, per_class))
+
+    found = trajmatch.load(whole.out)
+    assert torch.equal(found.images, result.images)
+    assert "images" not in files.load_tensors(whole.out)[0]
+    assert (found.parametrisation, found.fingerprint) == (spec, result.fingerprint)
+    labels = 3 * per_class
+    learned = 3 * 128 if "implicit" not in spec else 3 * per_class * 37
+    sizes = [each.nbytes for each in found.parameters.values()]
+    assert found.stored_bytes == sum(sizes) + 8 * labels
+    if "palette" not in spec:
+        assert found.stored_values == learned
+    else:  # bytes, beside two numbers for the range of each palette
+        assert found.stored_values == sum(sizes) - 6 * labels
+
+    artifact.save(tmp_path / "kept", replace(found, keeps_rendered=True))
+    kept = trajmatch.load(tmp_path / "kept")
+    assert (
+        torch.equal(kept.images, found.images) and kept.parameters.keys() == found.parameters.keys()
+    )
+    assert {"images", "pixels"} <= files.load_tensors(tmp_path / "kept")[0].keys()
+
+
+def test_a_set_goes_on_from_its_parameters_and_may_grow(config, spec, tmp_path) -> None:
+    made = distill(replace(config, iterations=1, freeze=0, out=tmp_path / "first"))
+    later = replace(config, init_from=tmp_path / "first")
+    problem = prepare(later)
+    begun = values(problem.initial_state().parameters)
+    restored = problem.parametrisation.restored(made.parameters, problem.shape)
+    assert restored.keys() < begun.keys()
+    assert all(torch.equal(begun[name], each) for name, each in restored.items())
+    assert torch.equal(problem.render(begun).images, made.images)
+
+    grown = prepare(replace(later, ipc=3)).initial_set().images.unflatten(0, (3, -1))
+    count = grown.shape[1]
+    assert count > SPECS[spec]
+    other = prepare(replace(later, images="pixels", ipc=count)).initial_set().images
+    torch.testing.assert_close(
+        other.unflatten(0, (3, -1))[:, : SPECS[spec]].flatten(0, 1), made.images
+    )
+    with pytest.raises(UserError, match="begins with 2 of every class; take as many, or more"):
+        prepare(replace(later, images="pixels")).initial_set()
+
+
+def test_a_parametrisation_is_known_by_its_settings(configure, tmp_path) -> None:
+    first = configure(images="frequency:coefficients=32", iterations=1, out=tmp_path / "first")
+    made = distill(first)
+    for spec, same in (("frequency:32", True), ("frequency:31", False), ("upsample", False)):
+        problem = prepare(replace(first, images=spec, ipc=2, init_from=first.out, init="noise"))
+        parameters = problem.initial_values()
+        kept = parameters.get("coefficients", torch.empty(0))
+        assert torch.equal(kept, made.parameters["coefficients"]) == same
+
+
+@pytest.mark.parametrize("spec", ["frequency:coefficients=32", "palette:colours=4"], indirect=True)
+def test_every_command_works_on_the_rendered_images(config, data, tmp_path, capsys) -> None:
+    result = distill(config)
+    out = str(config.out)
+    assert main(["eval", out, "--data", data, "--seeds", "1", "--epochs", "2"]) == 0
+    artifact.save(out, result.with_score({"mean": 50.0}))
+    assert torch.equal(trajmatch.load(out).images, result.images)
+    assert main(["show", out, "--out", str(tmp_path / "picture.png")]) == 0
+    assert main(["report", out, "--out", str(tmp_path / "page.html")]) == 0
+    for kind, name in (("torch", "d.pt"), ("imagefolder", "d"), ("huggingface", "hub")):
+        assert main(["export", out, "--to", kind, "--out", str(tmp_path / name)]) == 0
+    exported = torch.load(tmp_path / "d.pt", weights_only=True)
+    assert torch.equal(exported["images"], result.images)
+    assert len([*(tmp_path / "d").rglob("*.png")]) == len(result.images)
+    assert main(["convert", out, "--out", str(tmp_path / "images")]) == 0
+    assert torch.equal(torch.load(tmp_path / "images" / "images.pt"), result.images)
+
+
+@pytest.fixture
+def frequency(configure) -> Artifact:
+    return distill(configure(images="frequency:coefficients=32", iterations=1))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("wavelets", "has no parametrisation 'wavelets'; use .*keep.rendered"),
+        ("a.b:C", "has no parametrisation 'a.b:C'"),
+        (3, "has no parametrisation 3"),
+        ("implicit", "parameters that make none: 'weight_0'"),
+        ("frequency:levels=2", "got an unexpected keyword argument 'levels'"),
+    ],
+)
+def test_files_that_cannot_be_rendered(frequency, configure, spec, message) -> None:
+    path = configure().out
+    tensors, description = files.load_tensors(path)
+    files.save_tensors(path, tensors, {**description, "parametrisation": spec})
+    with pytest.raises(UserError) as error:
+        trajmatch.load(path)
+    assert str(path) in str(error.value)
+    error.match(message)

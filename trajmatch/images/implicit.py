@@ -1,0 +1,100 @@
+"""One sine network for each image (DDiF, ICLR 2025): the colour as a function of the place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from trajmatch.images.parametrisation import Parametrisation, at_least_one, in_batches
+from trajmatch.random import generator
+from trajmatch.schema import Count, Positive, PositiveInt, settle
+
+
+@dataclass(frozen=True)
+class Implicit(Parametrisation):
+    """A SIREN for each image; see :class:`trajmatch.images.Parametrisation`.
+
+    It maps row and column, from -1 to 1, through layers ``sin(w0 (x W + b))`` and a last one
+    without sine to the channels. Each network is fitted to an image at first, by Adam with the
+    learning rate 5e-4 on the mean squared error.
+
+    Attributes:
+        width: Units of a layer.
+        layers: Layers with a sine.
+        w0: Factor in the sine.
+        first_w0: That of the first layer.
+        steps: Steps of the first fit.
+    """
+
+    width: PositiveInt = 6
+    layers: PositiveInt = 2
+    w0: Positive = 10
+    first_w0: Positive = 30
+    steps: Count = 5000
+
+    optimiser = "adam"
+    lr = 1e-4
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        settle(self, "--images implicit: {}".format)
+
+    def images_per_class(self, ipc: int, shape: torch.Size) -> int:
+        """Return the number of images whose networks can be stored."""
+        sizes = self._sizes(shape)
+        values = sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
+        spec = f"implicit:width={self.width},layers={self.layers}"
+        return at_least_one(ipc * shape.numel() // values, ipc, spec, values, shape)
+
+    def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
+        """Return networks that show the images."""
+        draw = generator(0, "images", "implicit")
+        parameters = {}
+        sizes = self._sizes(images.shape[1:])
+        for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
+            bound = math.sqrt(6 / inputs) / self.w0 if layer else 1 / inputs
+            for name, rows in ((f"weight_{layer}", inputs), (f"bias_{layer}", 1)):
+                drawn = torch.rand(len(images), rows, outputs, generator=draw)
+                value = (bound * (2 * drawn - 1)).to(images)
+                parameters[name] = value.requires_grad_()
+        adam = torch.optim.Adam(parameters.values(), lr=5e-4)
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                adam.zero_grad()
+                errors = (self.render(parameters, images.shape[1:]) - images).square()
+                errors.mean((1, 2, 3)).sum().backward()  # each network has a loss of its own
+                adam.step()
+        return {name: value.detach() for name, value in parameters.items()}
+
+    def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+        """Return the values of the networks at the pixels."""
+        layers = self.layers + 1
+        names = [f"{kind}_{layer}" for layer in range(layers) for kind in ("weight", "bias")]
+        tensors = [parameters[name] for name in names]
+        factors = [self.first_w0, *[self.w0] * (self.layers - 1)]
+
+        def networks(*tensors: Tensor) -> Tensor:
+            values = _places(shape, tensors[0]).expand(len(tensors[0]), -1, -1)
+            for layer in range(layers):
+                values = torch.baddbmm(tensors[2 * layer + 1], values, tensors[2 * layer])
+                if layer < self.layers:
+                    values = torch.sin(factors[layer] * values)
+            return values.mT.unflatten(2, shape[1:])
+
+        return in_batches(networks, tensors, 2 * layers * self.width * shape[1:].numel())
+
+    def _sizes(self, shape: torch.Size) -> list[int]:
+        return [2, *[self.width] * self.layers, shape[0]]
+
+
+def _places(shape: torch.Size, like: Tensor) -> Tensor:
+    """Return row and column of each pixel, from -1 to 1. ``[H * W, 2]``."""
+    sides = [
+        torch.linspace(-1, 1, side, dtype=like.dtype, device=like.device) for side in shape[1:]
+    ]
+    return torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flatten(0, 1)

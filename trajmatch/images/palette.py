@@ -1,0 +1,122 @@
+"""Images of few colours (after AutoPalette, NeurIPS 2024): a palette, and indices into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from msgspec import Meta
+from torch import Tensor
+from torch.nn.functional import pad
+
+from trajmatch.images.parametrisation import Parametrisation, at_least_one, in_batches
+from trajmatch.schema import settle
+
+
+@dataclass(frozen=True)
+class Palette(Parametrisation):
+    """Palettes of 8 bits a value; see :class:`trajmatch.images.Parametrisation`.
+
+    Of AutoPalette this has the idea and the budget: an index of ``log2(colours)`` bits in place of
+    8 bits for each channel, and so more images. Its network, which chooses the palette of every
+    image, and its losses are not here. Learned are an image and its palette: each pixel shows the
+    colour of the palette that is nearest to it. The gradient of what is shown passes straight
+    through to the pixel, and the mean of it over the pixels that show a colour to that colour, so
+    that both move alike. The palette is rounded to 256 steps between its least and largest value,
+    so that what is learned from is what a file keeps. All of this, and counting the palette, is
+    ours. An image takes ``H W log2(colours)`` bits, ``C`` bytes for each colour and 8 bytes for the
+    range of the palette, and the budget is ``ipc * C * H * W`` bytes: pixels of 8 bits.
+
+    Attributes:
+        colours: Colours of an image, from 2 to 256.
+    """
+
+    colours: Annotated[int, Meta(ge=2, le=256)] = 64
+
+    def __post_init__(self) -> None:
+        """Check the setting."""
+        settle(self, "--images palette: {}".format)
+
+    @property
+    def bits(self) -> int:
+        """Bits of an index."""
+        return (self.colours - 1).bit_length()
+
+    def images_per_class(self, ipc: int, shape: torch.Size) -> int:
+        """Return the number of images whose palettes and indices can be stored."""
+        size = -(-shape[1:].numel() * self.bits // 8) + self.colours * shape[0] + 8
+        spec = f"palette:colours={self.colours}"
+        return at_least_one(ipc * shape.numel() // size, ipc, spec, size, shape)
+
+    def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
+        """Return the images, and as the palette of each the centres of k-means of its colours."""
+        from sklearn.cluster import KMeans
+        from threadpoolctl import threadpool_limits
+
+        palettes = []
+        for pixels in images.flatten(2).mT.cpu():
+            colours = pixels.unique(dim=0)
+            if len(colours) > self.colours:
+                with threadpool_limits(1):  # on more, sums come in changing order
+                    means = KMeans(self.colours, n_init=1, random_state=0).fit(pixels.numpy())
+                colours = torch.from_numpy(means.cluster_centers_)
+            palettes.append(colours[torch.arange(self.colours) % len(colours)])
+        return {"pixels": images, "palette": torch.stack(palettes).to(images)}
+
+    def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+        """Return the images, each pixel in the nearest colour of its palette."""
+        if "indices" in parameters:
+            indices = self._unpacked(parameters["indices"], shape[1:].numel())
+            palette = parameters["low"] + parameters["palette"] * parameters["step"]
+            shown = palette.gather(1, indices[..., None].expand(-1, -1, shape[0]))
+            return shown.mT.unflatten(2, shape[1:])
+        tensors = [parameters["pixels"], parameters["palette"]]
+        return in_batches(self._shown, tensors, 3 * self.colours * shape[1:].numel())
+
+    def _shown(self, images: Tensor, palette: Tensor) -> Tensor:
+        low, step, bytes_ = _rounded(palette)
+        pixels, rounded = images.flatten(2).mT, low + bytes_ * step
+        colours = torch.arange(self.colours, device=palette.device)
+        chosen = (_nearest(pixels, rounded)[..., None] == colours).to(palette)
+        counts = chosen.sum(1)[..., None].clamp(min=1)
+        # x - x.detach() is zero: the values are those of the rounded palette to the bit.
+        shown = chosen @ (rounded + (palette - palette.detach()) / counts)
+        return (shown + (pixels - pixels.detach())).mT.unflatten(2, images.shape[2:])
+
+    def stored(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return palettes in bytes, with their ranges, and indices in ``log2(colours)`` bits."""
+        low, step, bytes_ = _rounded(parameters["palette"])
+        indices = _nearest(parameters["pixels"].flatten(2).mT, low + bytes_ * step)
+        places = torch.arange(self.bits, device=indices.device)
+        bits = (indices[..., None] >> places & 1).flatten(1)
+        octets = pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
+        packed = (octets << torch.arange(8, device=indices.device)).sum(-1).to(torch.uint8)
+        return {"palette": bytes_.to(torch.uint8), "low": low, "step": step, "indices": packed}
+
+    def restored(self, stored: Mapping[str, Tensor], shape: torch.Size) -> Mapping[str, Tensor]:
+        """Return the images as they are shown, and the rounded palettes."""
+        palette = stored["low"] + stored["palette"] * stored["step"]
+        return {"pixels": self.render(stored, shape), "palette": palette}
+
+    def _unpacked(self, packed: Tensor, pixels: int) -> Tensor:
+        """Return the indices of some bytes. ``[n, H * W]``, int64."""
+        device = packed.device
+        bits = (packed.long()[..., None] >> torch.arange(8, device=device) & 1).flatten(1)
+        places = torch.arange(self.bits, device=device)
+        return (bits[:, : pixels * self.bits].unflatten(1, (pixels, -1)) << places).sum(-1)
+
+
+def _rounded(palette: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return least value and step ``[n, 1, 1]`` of each palette, and its steps from 0 to 255."""
+    palette = palette.detach()
+    low, high = palette.amin((1, 2), keepdim=True), palette.amax((1, 2), keepdim=True)
+    step = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
+    return low, step, ((palette - low) / step).round().clamp(0, 255)
+
+
+def _nearest(pixels: Tensor, palette: Tensor) -> Tensor:
+    """Return the index of the nearest colour. ``[n, H * W]``, int64."""
+    exact = "donot_use_mm_for_euclid_dist"  # which would lose small distances to cancellation
+    return torch.cdist(pixels.detach(), palette, compute_mode=exact).argmin(-1)
