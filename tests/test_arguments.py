@@ -114,7 +114,8 @@ def test_every_mistake_is_one_line_that_names_the_flag_as_typed(
             "distill --init_clusters=0 --experts e --out o",
             "--init_clusters should be a whole number of at least 1",
         ),
-        ("distill --ipc 1", "trajmatch distill needs --experts and --out; see trajmatch distill"),
+        ("distill --experts e", "trajmatch distill needs --out; see trajmatch distill"),
+        ("distill --out o", "--objective match-trajectory needs --experts, a store that"),
         ("distill --ipc", "--ipc: expected one argument; see trajmatch distill --help"),
         ("distill --lables soft", "has no flag --lables (did you mean --labels?)"),
         (

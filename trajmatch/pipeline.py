@@ -41,7 +41,7 @@ class Pipeline:
     Attributes:
         folder: Where everything is written.
         expert: The first stage; writes ``folder.store``. None: there are experts already, where
-            ``distill`` says.
+            ``distill`` says, or it needs none.
         distill: The second; reads them and writes ``folder.artifact``.
         evaluate: The third; reads that.
         command: The command line, for the report; empty for a call from Python.
@@ -87,7 +87,7 @@ def run_pipeline(
         each with ``mean``, ``std``, ``accuracies`` and ``seeds``; ``improvement`` in points and
         ``improvement_error``, its standard error for a test set of this size; ``protocol``,
         ``dataset``, ``training_images``, ``test_images``, ``images_per_class``; ``experts``, their
-        ``number`` and test ``accuracies`` after ``epoch`` of their course of ``epochs``;
+        ``number`` and test ``accuracies`` after ``epoch`` of their course of ``epochs``, or None;
         ``command``, the command line.
 
     Raises:
@@ -133,7 +133,7 @@ def run_pipeline(
             "images_per_class": distilled.ipc,
             "training_images": scores["dataset"]["training_images"],
             "test_images": scores["dataset"]["test_images"],
-            "experts": _about_experts(Store.open(pipeline.distill.experts)),
+            "experts": _about_experts(pipeline.distill.experts),
             **{name: scores[name] for name in SETS if scores[name] is not None},
             "sets": scores["sets"],
             **({"robust": scores["robust"]} if evaluate.robust else {}),
@@ -161,7 +161,7 @@ def _check_beginning(pipeline: Pipeline) -> None:
             f"{folder.path} is not the folder of a run: it holds the folder {visible[0]}; give "
             "--out a new folder"
         )
-    if experts is not None:
+    if experts is not None and pipeline.distill.objective != "train-and-test":
         segments_of(pipeline.distill, kept_epochs(experts.keep, experts.epochs))
         chosen = pipeline.distill.init == "difficulty" and pipeline.distill.scores is None
         if chosen and not path_beside(folder.store).exists():
@@ -200,8 +200,11 @@ def _illustrate(pipeline: Pipeline, distilled: artifact.Artifact) -> None:
             warnings.warn(f"{path} is not written: {why}; the results are whole", stacklevel=3)
 
 
-def _about_experts(store: Store) -> dict[str, Any]:
+def _about_experts(path: Path | None) -> dict[str, Any] | None:
     """Return the number of experts, and the accuracies of those that were tested, in percent."""
+    if path is None:
+        return None
+    store = Store.open(path)
     metrics = [store.metrics(expert) for expert in range(store.num_experts)]
     return {
         "number": store.num_experts,

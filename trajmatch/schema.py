@@ -60,6 +60,10 @@ class Settings:
         if not holds:
             raise UserError(f"{flag(name)} should be {wanted}, but is {getattr(self, name)}")
 
+    def chosen(self, kind: type[Any]) -> list[str]:
+        """List the fields of a base class that do not have their default values."""
+        return [each.name for each in fields(kind) if getattr(self, each.name) != each.default]
+
 
 def settle(record: Any, name_of: Callable[[str], str]) -> None:
     """Bring the fields of a frozen dataclass into their types: texts into paths, lists into tuples.

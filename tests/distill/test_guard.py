@@ -63,8 +63,8 @@ def test_a_sound_update_has_no_fault(state) -> None:
 @pytest.mark.parametrize(
     ("changes", "cause"),
     [
-        ({"loss": NAN}, "the matching loss"),
-        ({"loss": INF}, "the matching loss"),
+        ({"loss": NAN}, "the loss"),
+        ({"loss": INF}, "the loss"),
         ({"images": torch.tensor([0.0, NAN])}, "the gradient of the images"),
         ({"step_size": torch.tensor(-INF)}, "the gradient of the step size"),
         ({"meaningful": False, "loss": NAN}, "the expert does not move"),
@@ -102,7 +102,7 @@ def test_a_velocity_that_is_not_finite(state) -> None:
 
 def test_a_loss_that_explodes(state) -> None:
     found = cause_and_remedy(state, gradient(loss=10001.0), parameters())
-    assert found == "the matching loss is 1e+04; lower --lr-img"
+    assert found == "the loss is 1e+04; lower --lr-img"
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_hopeless_run_stops_and_leaves_the_last_checkpoint(configure, monkeypa
         return gradient if call < 4 else replace(gradient, loss=NAN)
 
     change_gradients(monkeypatch, poisoned_from_the_fourth)
-    with pytest.raises(UserError, match=r"stopped at iteration 13: .* the matching loss"):
+    with pytest.raises(UserError, match=r"stopped at iteration 13: .* the loss"):
         distill(config)
     assert not config.out.exists()
     monkeypatch.undo()

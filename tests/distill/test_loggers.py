@@ -182,7 +182,7 @@ def test_curves_leave_out_what_is_no_number() -> None:
         "loss": None,
         "step_size": 0.5,
         "losses": [0.5, 1.0],
-        "refused": "the matching loss is not finite",
+        "refused": "the loss is not finite",
         "skipped": False,
     }
     assert curves(line) == {"step_size": 0.5, "refused": 1.0, "skipped": 0.0}

@@ -133,7 +133,7 @@ def test_one_match_that_is_not_finite_spoils_the_update(configure) -> None:
         return [one, replace(other, loss=float("nan"))]
 
     numbers, fault = outer_iteration(problem, state, second_poisoned)
-    assert numbers["refused"] == fault.cause == "the matching loss is not finite"
+    assert numbers["refused"] == fault.cause == "the loss is not finite"
     assert torch.equal(state.parameters["images"].value, images)
     assert (state.iteration, state.applied, state.refusals) == (1, 0, 1)
 

@@ -110,7 +110,10 @@ def test_an_interrupted_run_goes_on_with_equal_bytes(configure, tmp_path) -> Non
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("match", "has no objective 'match'.*there is match-trajectory, and package.module:NAME"),
+        (
+            "match",
+            "has no objective 'match'.*match-trajectory, train-and-test, and package.module:NAME",
+        ),
         ("json:dumps", "--objective json:dumps failed: TypeError"),
         ("builtins:vars", r"should be a subclass of .*\.Objective, but made a dict"),
     ],

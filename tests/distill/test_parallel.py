@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,9 +112,7 @@ def test_batch_norm_cannot_share_a_batch(configure) -> None:
     problem = prepare(configure(parallel="batch"))
     state = problem.initial_state()
     model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 3))
-    theta = networks.flat_parameters(model)
-    store = SimpleNamespace(snapshot=lambda expert, epoch: theta)
-    mixed = replace(problem, model=model, store=store)
+    mixed = replace(problem, model=model)
     with pytest.raises(UserError, match="--parallel matches, or experts with another norm"):
         check_division(mixed, state, Fellows(2))
     check_division(replace(mixed, config=configure(matches=2)), state, Fellows(2))

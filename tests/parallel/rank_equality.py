@@ -89,7 +89,7 @@ def in_double(problem: Problem) -> tuple[Problem, State]:
     state.average = {name: double(each) for name, each in state.average.items()}
     store: Any = DoubleStore(problem.store)
     objective = replace(problem.objective, store=store)
-    return replace(problem, store=store, objective=objective), state
+    return replace(problem, experts=store, objective=objective), state
 
 
 def apart(got: Tensor, wanted: Tensor) -> float:

@@ -1,8 +1,9 @@
-"""`trajmatch distill`: from a store of experts to a distilled set."""
+"""`trajmatch distill`: from a store of experts, or real images alone, to a distilled set."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trajmatch.distill.config import DistillConfig
@@ -22,7 +23,7 @@ def run(argv: list[str]) -> int:
     from trajmatch.cli.device import with_device
     from trajmatch.cli.health import print_health
     from trajmatch.cli.progress import Progress
-    from trajmatch.data.sources import say_other_data
+    from trajmatch.data.sources import of_recipe, say_other_data
     from trajmatch.distill import distill
     from trajmatch.experts import Store
     from trajmatch.parallel import joined
@@ -37,7 +38,11 @@ def run(argv: list[str]) -> int:
         )
 
     config = with_device(config)
-    if recipe and recipe.data:
+    if recipe and config.experts is None:
+        data = config.data or recipe.data or None
+        config = replace(config, data=of_recipe(data, recipe.data, recipe.name))
+    elif recipe and recipe.data:
+        assert config.experts is not None
         name = Store.open(config.experts).manifest["dataset"]["name"]
         if name != recipe.data:
             say_other_data(f"{name} (of {config.experts})", recipe.data, recipe.name)

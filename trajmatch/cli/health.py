@@ -19,12 +19,17 @@ def print_health(config: DistillConfig) -> None:
     Raises:
         UserError: The store cannot be used.
     """
+    if config.experts is None:
+        return
     from trajmatch.experts import Store
     from trajmatch.experts.config import spans
     from trajmatch.experts.health import examine, examine_window
 
     store = Store.open(config.experts)
     course = store.manifest["snapshots"]
+    if config.objective == "train-and-test":  # uses the last epoch at most
+        warn(examine(store))
+        return
     first, end = config.min_start_epoch, config.window_end(course)
     if config.max_start_epoch is None:
         print(

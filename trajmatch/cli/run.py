@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from trajmatch.cli.evaluate import SCORE_HEADS, robust_line, score_cells
 from trajmatch.cli.output import aligned
-from trajmatch.distill.config import DistillConfig
+from trajmatch.distill.config import DistillConfig, DistillSettings
 from trajmatch.errors import UserError
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.evaluate.sets import IN_TABLES
-from trajmatch.experts.config import ExpertConfig
+from trajmatch.experts.config import ExpertConfig, NetworkSettings
 from trajmatch.recipes import Recipe
 from trajmatch.recipes.recipe import SECTIONS
 from trajmatch.run_folder import RunFolder
 from trajmatch.run_options import RunOptions
-from trajmatch.schema import settings_of
+from trajmatch.schema import flag, settings_of
 
 if TYPE_CHECKING:
     from trajmatch.pipeline import Pipeline
@@ -53,6 +53,9 @@ class RunConfig(RunOptions):
     quiet: bool = False
     """Print nothing but errors."""
 
+
+#: Fields of the experts that a distillation without experts has as well.
+_SHARED = {field.name for field in dataclasses.fields(NetworkSettings)}
 
 #: Fields of the stages that the run decides.
 _DECIDED = {field.name for field in dataclasses.fields(RunConfig)} | {"until_epoch", "file", "json"}
@@ -153,9 +156,8 @@ def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> P
     folder = RunFolder(config.out)
     shared = {**settings_of(config, RunOptions), "max_time": None, "quiet": True}
     resumed = {**shared, "recipe": config.recipe}
-    distill = DistillConfig(
-        experts=config.experts or folder.store, out=folder.artifact, **resumed, **stages["distill"]
-    )
+    experts = config.experts or (folder.store if _needs_experts(stages["distill"]) else None)
+    distill = DistillConfig(experts=experts, out=folder.artifact, **resumed, **stages["distill"])
     # Experts that make the labels of the run have the last epoch, and make those of real images.
     soft = distill.labels == "soft" and distill.init_from is None
     evaluate = EvalConfig(
@@ -165,7 +167,7 @@ def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> P
         **stages["evaluate"],
     )
     expert = None
-    if config.experts is None:
+    if experts is not None and config.experts is None:
         expert = ExpertConfig(out=folder.store, **resumed, **stages["expert"])
         ends = evaluate.k_center_store and evaluate.k_center_store.resolve()
         if not config.full_experts and ends != folder.store.resolve():
@@ -193,18 +195,29 @@ def _parse(
     ]
     own, *given = read(sections, argv, f"trajmatch {command}")
     stages = dict(zip(_STAGES, given, strict=True))
-    if own.get("experts") is not None and stages["expert"]:
-        flag = "--" + next(iter(stages["expert"])).replace("_", "-")
+    chosen = {name: {**defaults[name], **stages[name]} for name in _STAGES}
+    has_experts = own.get("experts") is not None
+    if stages["expert"] and (has_experts or not _needs_experts(chosen["distill"])):
+        name = next(iter(stages["expert"]))
+        why = "--experts has some that are trained" if has_experts else "this run has none"
+        meant = f" (did you mean --distill.{name.replace('_', '-')}?)" if name in _SHARED else ""
         raise UserError(
-            f"{flag} is for the training of experts, and --experts has some that are trained; "
-            "leave one of them out"
+            f"{flag(name)} is for the training of experts, and {why}; leave one of them out{meant}"
         )
     config = RunConfig(**{**own_defaults, **own})
-    return config, {name: {**defaults[name], **stages[name]} for name in _STAGES}
+    return config, chosen
+
+
+def _needs_experts(distill: Mapping[str, Any]) -> bool:
+    """True if a distillation is not known to do without experts."""
+    names = {field.name for field in dataclasses.fields(DistillSettings)}
+    settings = DistillSettings(**{k: v for k, v in distill.items() if k in names})
+    return settings.objective != "train-and-test" or bool(settings.needs_experts)
 
 
 def _fields_of_one(stage: str) -> set[str]:
     """Fields that no other stage and not the run itself has: their flag needs no prefix."""
     names = {name: {f.name for f in dataclasses.fields(each)} for name, each in _STAGES.items()}
+    names["distill"] -= _SHARED
     others = _DECIDED.union(*(each for name, each in names.items() if name != stage))
     return names[stage] - others

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,24 +12,61 @@ from msgspec import Meta
 
 from trajmatch import files
 from trajmatch.errors import UserError
+from trajmatch.experts.config import NetworkSettings
 from trajmatch.experts.manifest import Epochs
 from trajmatch.run_options import RunOptions
-from trajmatch.schema import (
-    Count,
-    Fraction,
-    NonNegative,
-    Positive,
-    PositiveInt,
-    Settings,
-    flag,
-)
+from trajmatch.schema import Count, Fraction, NonNegative, Positive, PositiveInt, Settings, flag
 
 #: End of the start epochs where nothing else is said and the experts have enough epochs.
 DEFAULT_MAX_START_EPOCH = 20
 
+#: Settings that only --objective match-trajectory has.
+_OF_MATCHING = (
+    "student_steps",
+    "expert_epochs",
+    "min_start_epoch",
+    "max_start_epoch",
+    "first_max_start_epoch",
+    "growth_iterations",
+    "terms",
+    "balance",
+    "perturb",
+    "skip_above",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
-class DistillSettings(Settings):
+class TrainAndTestSettings(Settings):
+    """Settings that only --objective train-and-test has."""
+
+    window: PositiveInt = 60
+    """W: last steps of a student, which are differentiated (RaT-BPTT: window)."""
+    steps_before: str = "0:140"
+    """K0:K1: the student takes K steps before the window, uniform in K0..K1 (RaT-BPTT: minwindow,
+    and totwindow - window), or one number."""
+    real_batch: PositiveInt = 5000
+    """Real images that a student is tested on, at most all of them (RaT-BPTT: 5000)."""
+    student_optimiser: Literal["sgd", "adam"] = "sgd"
+    """Optimiser of the student (RaT-BPTT: adam); Adam takes no --student-momentum."""
+    student_weight_decay: NonNegative = 0.0
+    """Weight decay of the student, added to the gradient."""
+
+    def __post_init__(self) -> None:
+        """Check the types, and that the steps before the window are a range."""
+        super().__post_init__()
+        self.before  # noqa: B018 (it raises)
+
+    @property
+    def before(self) -> tuple[int, int]:
+        """K0 and K1, the fewest and the most steps before the window."""
+        match = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", self.steps_before, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        self.expect("steps_before", first <= last, "K0:K1 with 0 <= K0 <= K1, such as 0:140")
+        return first, last
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings(NetworkSettings, TrainAndTestSettings):
     """Settings that decide the distilled set, beside experts, data and seed."""
 
     ipc: PositiveInt = 1
@@ -101,7 +139,8 @@ class DistillSettings(Settings):
     batch_syn: PositiveInt | None = None
     """Synthetic images in one student step (MTT: batch_syn). Default: all of them."""
     objective: str = "match-trajectory"
-    """Objective: match-trajectory, or package.module:NAME of your own."""
+    """Objective: match-trajectory, train-and-test (RaT-BPTT; needs no experts), or
+    package.module:NAME of your own."""
     images: str = "pixels"
     """Parametrisation of the images: pixels, flip (with mirror images), upsample (smaller images,
     resized), frequency (coefficients of the cosine transform), implicit (a sine network each),
@@ -154,6 +193,12 @@ class DistillSettings(Settings):
     def __post_init__(self) -> None:
         """Check the types, and what one setting asks of another."""
         super().__post_init__()
+        for name in set(self.foreign) & {*self.chosen(DistillSettings)}:
+            raise UserError(
+                f"{flag(name)} has no meaning for --objective {self.objective}; leave it out"
+            )
+        if self.student_optimiser == "adam":
+            self.expect("student_momentum", self.student_momentum == 0, "0 for Adam")
         start, first = self.min_start_epoch, self.first_max_start_epoch
         end = self.max_start_epoch or DEFAULT_MAX_START_EPOCH
         self.expect("min_start_epoch", start < end, f"below --max-start-epoch {end}")
@@ -173,6 +218,29 @@ class DistillSettings(Settings):
                 f"--select {self.select} chooses among evaluated iterates, but --eval-every is 0; "
                 "say how often to evaluate, e.g. --eval-every 500"
             )
+
+    @property
+    def foreign(self) -> list[str]:
+        """Settings that only another objective has."""
+        if self.objective == "train-and-test":
+            return [*_OF_MATCHING]
+        return [each.name for each in fields(TrainAndTestSettings)]
+
+    @property
+    def needs_experts(self) -> str:
+        """The setting that needs experts; empty if none is known to."""
+        needs = {
+            "--objective match-trajectory": self.objective == "match-trajectory",
+            f"--init {self.init}": self.init in ("correct", "representative", "difficulty"),
+            "--labels soft": self.labels == "soft",
+        }
+        return next((setting for setting, does in needs.items() if does), "")
+
+    @property
+    def differentiated(self) -> tuple[str, int]:
+        """The flag of the student steps that are differentiated, and their number."""
+        name = "window" if self.objective == "train-and-test" else "student_steps"
+        return flag(name), getattr(self, name)
 
     def window_end(self, snapshots_kept: Collection[int]) -> int:
         """Find the end of the start epochs for experts with these epochs.
@@ -196,18 +264,22 @@ class DistillSettings(Settings):
 class DistillConfig(RunOptions, DistillSettings):
     """Distil an image set by matching the trajectories of a store of experts.
 
-    Every part of MTT, FTD, AST and DATM is a choice of its own; the defaults are MTT's.
+    Every part of MTT, FTD, AST and DATM is a choice of its own; the defaults are MTT's. With
+    --objective train-and-test there need be no experts: the network (--network, --width and so on),
+    --zca, --holdout and --data are then settings of this run.
     """
 
     recipe: str | None = None
     """Recipe whose settings are the defaults of all others, e.g. datm/cifar10/ipc10 (`trajmatch
     recipes` lists them), or a file of your own, ending in .toml."""
-    experts: Path
-    """Store of expert trajectories theta*, as `trajmatch expert` writes it (MTT: buffer_path)."""
+    experts: Path | None = None
+    """Store of expert trajectories theta*, as `trajmatch expert` writes it (MTT: buffer_path).
+    Default: none, which match-trajectory, chosen images and soft labels cannot do without."""
     out: Path
     """The artifact to write: images, labels, step size and all that is needed to use them."""
     data: str | None = None
-    """Real images, if they are not where the store says."""
+    """Real images, if they are not where the store says; without --experts the data set, by
+    default the shipped fashion-mnist-mini."""
     keep_rendered: bool = False
     """Keep the rendered images in the artifact beside the parameters that they are made of, for
     programs that know no parametrisation. Always kept with package.module:NAME."""
@@ -256,6 +328,16 @@ class DistillConfig(RunOptions, DistillSettings):
     def __post_init__(self) -> None:
         """Check the settings, and what they ask of the images that the run begins with."""
         super().__post_init__()
+        given = self.init_from is not None and self.objective != "match-trajectory"
+        if self.experts is None and self.needs_experts and not given:
+            raise UserError(
+                f"{self.needs_experts} needs --experts, a store that `trajmatch expert` makes; "
+                "--objective train-and-test with other images and labels does without"
+            )
+        for name in () if self.experts is None else self.chosen(NetworkSettings):
+            raise UserError(
+                f"{flag(name)} is decided by the store that --experts names; leave it out"
+            )
         if self.init_from is not None and self.init_clusters is not None:
             raise UserError("--init-clusters is not for --init-from; leave one of them out")
         if self.scores is not None and self.init != "difficulty":

@@ -91,13 +91,13 @@ class Graph:
 def gradients_for(problem: Problem, division: Division | None = None) -> Gradients:
     """Return the computation of a run's gradients: a graph on a CUDA device, unless refused.
 
-    A reason other than the device and ``--no-graph``, which the user knows, is a warning.
+    A reason other than the device, ``--no-graph`` and the nature of the objective is a warning.
     """
     division, objective = division or Division(), problem.objective
     if division.by_batch:
         objective = objective.shared(division.ranks)
     plain = partial(one_by_one, objective)
-    if problem.device.type != "cuda" or not problem.config.graph:
+    if problem.device.type != "cuda" or not problem.config.graph or objective.records is None:
         return plain
     if not objective.records:
         reason = f"--objective {problem.config.objective} cannot be recorded"

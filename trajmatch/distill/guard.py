@@ -72,13 +72,13 @@ def find_fault(
             "choose other start epochs (--min-start-epoch, --max-start-epoch) or other experts",
         )
     if not math.isfinite(gradient.loss):
-        return Fault("the matching loss is not finite", _remedy(state, lr_init))
+        return Fault("the loss is not finite", _remedy(state, lr_init))
     for name, each in gradient.gradients.items():
         if not each.isfinite().all():
             cause = f"the gradient of the {_words(name)} is not finite"
             return Fault(cause, _remedy(state, lr_init))
     if gradient.loss > MOST_LOSS:
-        return Fault(f"the matching loss is {gradient.loss:.3g}", _remedy(state, lr_init))
+        return Fault(f"the loss is {gradient.loss:.3g}", _remedy(state, lr_init))
     faults = (_fault_of(name, state.parameters[name], new) for name, new in update.items())
     return next((fault for fault in faults if fault), None)
 

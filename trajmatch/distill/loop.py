@@ -42,10 +42,11 @@ def distill(
 ) -> Artifact:
     """Distil a data set and write the result.
 
-    The synthetic images and the student's step size are trained so that a student, started from an
-    expert's parameters after some epoch and trained on the synthetic images, ends where the expert
-    was some epochs later (MTT, Cazenavette et al., CVPR 2022). The gradient is exact through all
-    student steps, and is the mean over ``config.matches`` such segments.
+    By default the synthetic images and the student's step size are trained so that a student,
+    started from an expert's parameters after some epoch and trained on the synthetic images, ends
+    where the expert was some epochs later (MTT, Cazenavette et al., CVPR 2022). The gradient is
+    exact through all student steps, and is the mean over ``config.matches`` such segments. Other
+    objectives: ``docs/methods.md``.
 
     On the CPU the same configuration, seed and number of threads give the same bytes, interrupted
     or not. An update that is not finite is never applied.
@@ -184,12 +185,13 @@ def _check_tape(problem: Problem, plan: Plan, num_images: int) -> None:
     config, mega = problem.config, 2**20
     count = min(config.batch_syn or num_images, num_images)
     step = ops.tape_bytes(problem.model, [count], precise=config.precise, device=problem.device)
+    _, steps = config.differentiated
     if 0 < plan.tape_bytes < step:
         warnings.warn(
             f"--tape-mb {plan.tape_bytes // mega} is too small for the activations of one student "
             f"step, {step / mega:.0f} MB; all are computed again in the backward pass. "
-            f"--tape-mb {-(-step * config.student_steps // mega)} keeps those of all "
-            f"{config.student_steps} steps, --tape-mb 0 is silent.",
+            f"--tape-mb {-(-step * steps // mega)} keeps those of all "
+            f"{steps} steps, --tape-mb 0 is silent.",
             stacklevel=4,
         )
 

@@ -34,7 +34,6 @@ from trajmatch.memory import (
     used_bytes,
 )
 from trajmatch.networks import ConvNet
-from trajmatch.networks.differentiable import treats_images_alone
 
 T = TypeVar("T")
 
@@ -251,16 +250,15 @@ def check_parts(problem: Problem) -> None:
     if micro_batch is not None and not _images_alone(problem):
         raise UserError(
             f"--micro-batch {micro_batch} would change the result: the logits of an image depend "
-            "on the others of its batch in the experts' network, as they do with a batch norm; "
+            "on the others of its batch in this network, as they do with a batch norm; "
             "leave --micro-batch out"
         )
 
 
 def _images_alone(problem: Problem) -> bool:
     """Return True if the network treats each image of a batch alone."""
-    theta = problem.store.snapshot(0, problem.config.min_start_epoch).to(problem.device)
-    images = problem.training.normalise(problem.training.train_images[:4]).to(problem.device)
-    return treats_images_alone(problem.model, theta, images)
+    images = problem.training.normalise(problem.training.train_images[:4])
+    return problem.treats_images_alone(images.to(problem.device))
 
 
 def _kept_bytes(problem: Problem, plan: Plan, sizes: Sequence[int]) -> int:
@@ -290,10 +288,11 @@ def _size(count: int) -> str:
 
 def _no_memory(problem: Problem, plan: Plan, reason: str) -> str:
     config, lines = problem.config, reason.splitlines()
+    flag, steps = config.differentiated
     said = f": {lines[0]}" if lines else ""
     return (
-        f"memory ran out by the leanest plan ({plan}){said}; take fewer --student-steps (now "
-        f"{config.student_steps}), a smaller --batch-syn or fewer --matches (now {config.matches}),"
+        f"memory ran out by the leanest plan ({plan}){said}; take fewer {flag} (now "
+        f"{steps}), a smaller --batch-syn or fewer --matches (now {config.matches}),"
         " or another machine. What was written before is whole"
     )
 

@@ -22,7 +22,6 @@ from trajmatch.distill.parameters import LABELS, learned, values
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
-from trajmatch.networks.differentiable import treats_images_alone
 from trajmatch.parallel import ALONE, Ranks
 from trajmatch.parallel.ranks import first_that_differs
 
@@ -58,15 +57,13 @@ def check_division(problem: Problem, state: State, ranks: Ranks) -> None:
             f"--parallel batch gives each process an image or more of every batch, but batches "
             f"have {batch} images and there are {ranks.size} processes; choose fewer"
         )
-    if ops.engine_for(problem.model) == "autograd":
-        theta = problem.store.snapshot(0, config.min_start_epoch).to(problem.device)
-        if not treats_images_alone(problem.model, theta, problem.render(state.result).images):
-            raise UserError(
-                "--parallel batch cannot share the batches of this network: its images depend on "
-                "each other, as batch norm's do through the statistics of the batch, so that the "
-                "parts would train another student; choose --parallel matches, or experts with "
-                "another norm"
-            )
+    engine = ops.engine_for(problem.model) == "engine"
+    if not (engine or problem.treats_images_alone(problem.render(state.result).images)):
+        raise UserError(
+            "--parallel batch cannot share the batches of this network: its images depend on each "
+            "other, as batch norm's do through the statistics of the batch, so that the parts "
+            "would train another student; choose --parallel matches, or experts with another norm"
+        )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from trajmatch.distill import initialise
 from trajmatch.distill.config import DistillConfig, DistillSettings
 from trajmatch.distill.objectives import Objective
 from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
+from trajmatch.distill.objectives.train_and_test import TrainAndTest
 from trajmatch.distill.parameters import (
     LABELS,
     MASK,
@@ -33,6 +34,7 @@ from trajmatch.distill.rendering import free_rows, initial_parameters, render
 from trajmatch.distill.setup import Setup, open_setup
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
+from trajmatch.experts.config import NetworkSettings
 from trajmatch.experts.final import FinalExperts
 from trajmatch.experts.labels import soft_labels
 from trajmatch.experts.scores import Scores, path_beside, read_scores
@@ -42,7 +44,10 @@ from trajmatch.random import generator
 from trajmatch.schema import settings_of
 
 #: The objectives that have a name.
-OBJECTIVES: dict[str, Callable[[Setup], Objective]] = {"match-trajectory": MatchTrajectory.of}
+OBJECTIVES: dict[str, Callable[[Setup], Objective]] = {
+    "match-trajectory": MatchTrajectory.of,
+    "train-and-test": TrainAndTest.of,
+}
 
 #: Settings that 0.1 did not have, and their values of then; its runs are known without them.
 _SINCE_0_1 = (
@@ -74,20 +79,28 @@ class Problem(Setup):
         rule = self.image_optimiser
         kind: dict[str, Any] = {"optimiser_img": type(rule).__name__.lower(), "lr_img": rule.lr}
         settings = {**settings_of(self.config, DistillSettings), **kind, "clip_img": rule.clip}
+        for name in self.config.foreign:
+            del settings[name]
         identity = {
             "recipe": self.config.recipe,
             **{k: v for k, v in settings.items() if (k, v) not in _SINCE_0_1},
             "dsa": self.dsa.spec,
             "lr_init": self.lr_init,
             "seed": self.config.seed,
-            "store": self.store.fingerprint,
-            "experts": {
-                **self.store.manifest["recipe"],
-                "num_experts": self.store.num_experts,
-                "seed": self.store.manifest["seed"],
-                "holdout": self.store.manifest["holdout"],
-            },
         }
+        if self.experts is None:
+            identity["data"] = self.dataset.fingerprint
+        else:
+            manifest = self.experts.manifest
+            identity["store"] = self.experts.fingerprint
+            for name in settings_of(self.config, NetworkSettings):  # the experts'
+                del identity[name]
+            identity["experts"] = {
+                **manifest["recipe"],
+                "num_experts": self.experts.num_experts,
+                "seed": manifest["seed"],
+                "holdout": manifest["holdout"],
+            }
         if self.source is not None:
             identity["init"] = f"file {self.source.fingerprint}"
         if self.config.init == "difficulty":
@@ -197,7 +210,7 @@ class Problem(Setup):
         return soft_labels(images, classes, experts)
 
     def _experts(self, flag: str) -> FinalExperts:
-        return FinalExperts(self.store, self.model, flag)
+        return FinalExperts(self.store_for(flag), self.model, flag)
 
     def initial_state(self) -> State:
         """Return the state before the first iteration.
@@ -291,7 +304,7 @@ class Problem(Setup):
             std=self.training.std,
             zca=self.training.zca,
             dsa=self.dsa.spec,
-            network=dict(self.store.manifest["network"]),
+            network=dict(self.network),
             class_names=self.dataset.class_names,
             dataset_name=self.dataset.name,
             dataset_fingerprint=self.dataset.fingerprint,

@@ -72,7 +72,7 @@ def _score(problem: Problem, state: State) -> dict[str, Any]:
         score = evaluate_set(
             synthetic.images,
             synthetic.labels,
-            problem.store.manifest["network"],
+            problem.network,
             protocol,
             problem.training.normalise(images),
             labels,

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trajmatch import artifact, networks
 from trajmatch.artifact import Artifact
-from trajmatch.data import Dataset
+from trajmatch.data import Dataset, load_dataset, zca
 from trajmatch.data.dsa import DSA
 from trajmatch.device import usable_device
-from trajmatch.distill.config import DistillConfig
+from trajmatch.distill.config import DistillConfig, DistillSettings
 from trajmatch.errors import UserError, as_user_error
-from trajmatch.experts.store import Store
+from trajmatch.experts.store import Store, hold_out
+from trajmatch.experts.train import network_spec
 from trajmatch.images import Parametrisation, find_parametrisation
 from trajmatch.importing import blamed
-from trajmatch.protocol import PROTOCOLS
+from trajmatch.networks.differentiable import treats_images_alone
+from trajmatch.protocol import MTT_DSA, PROTOCOLS
 
-#: Step size of the student at first where nothing else is said (MTT: lr_teacher).
-DEFAULT_LR_INIT = 0.01
+
+def default_lr_init(settings: DistillSettings) -> float:
+    """Return the step size that a student has at first where nothing else is said (MTT: 0.01)."""
+    return 0.001 if settings.student_optimiser == "adam" else 0.01
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,12 @@ class Setup:
 
     Attributes:
         config: The configuration, with the default window filled in.
-        store: The experts.
+        experts: The store of experts; None: the run has none.
+        network: Spec of the network (:func:`trajmatch.networks.build`).
         dataset: The whole data set.
-        training: The part of it that experts and initialisation may see.
-        held_out: Images ``[N, C, H, W]``, uint8, and labels ``[N]``, int64, that neither sees;
-            empty for a store without holdout.
+        training: The part of it that experts, objective and initialisation may see.
+        held_out: Images ``[N, C, H, W]``, uint8, and labels ``[N]``, int64, that none of them
+            sees; empty without ``--holdout``.
         model: The network of experts and students.
         dsa: Augmentation of the student's batches.
         parametrisation: Parametrisation of the images.
@@ -44,7 +50,8 @@ class Setup:
     """
 
     config: DistillConfig
-    store: Store
+    experts: Store | None
+    network: dict[str, Any]
     dataset: Dataset
     training: Dataset
     held_out: tuple[Tensor, Tensor]
@@ -61,6 +68,29 @@ class Setup:
         """Shape of an image, ``[C, H, W]``."""
         return self.dataset.train_images.shape[1:]
 
+    @property
+    def store(self) -> Store:
+        """The experts, for an objective that needs them; see :meth:`store_for`."""
+        return self.store_for(f"--objective {self.config.objective}")
+
+    def store_for(self, purpose: str) -> Store:
+        """Return the experts.
+
+        Args:
+            purpose: The flag that needs them, for messages.
+
+        Raises:
+            UserError: The run has none.
+        """
+        if self.experts is None:
+            raise UserError(f"{purpose} needs --experts, a store that `trajmatch expert` makes")
+        return self.experts
+
+    def treats_images_alone(self, images: Tensor) -> bool:
+        """Return True if the network's logits of an image do not depend on the others."""
+        theta = networks.flat_parameters(self.model).to(images)
+        return treats_images_alone(self.model, theta, images)
+
 
 def open_setup(config: DistillConfig) -> Setup:
     """Open store, data and earlier result, and check that they fit together.
@@ -69,18 +99,28 @@ def open_setup(config: DistillConfig) -> Setup:
         UserError: Something is missing or does not fit; the message names it.
     """
     device = torch.device(usable_device(config.device))
-    store = Store.open(config.experts)
-    window_end = config.window_end(store.manifest["snapshots"])
-    config = replace(config, max_start_epoch=window_end)
-    if config.select == "holdout" and store.manifest["holdout"]["fraction"] == 0:
+    store = None if config.experts is None else Store.open(config.experts)
+    if store is not None and config.objective != "train-and-test":
+        window_end = config.window_end(store.manifest["snapshots"])
+        config = replace(config, max_start_epoch=window_end)
+    holdout = config.holdout if store is None else store.manifest["holdout"]["fraction"]
+    if config.select == "holdout" and holdout == 0:
+        made, where = "this run has none", "distil"
+        if store is not None:
+            made, where = f"{config.experts} was made without", "train experts"
         raise UserError(
-            f"--select holdout needs images that no expert saw, but {config.experts} was made "
-            "without; train experts with --holdout, e.g. --holdout 0.1"
+            f"--select holdout needs images that no expert saw, but {made}; {where} with "
+            "--holdout, e.g. --holdout 0.1"
         )
-    dsa = DSA(store.manifest["recipe"]["dsa"] if config.dsa is None else config.dsa)
+    expert_dsa = MTT_DSA if store is None else store.manifest["recipe"]["dsa"]
+    dsa = DSA(expert_dsa if config.dsa is None else config.dsa)
     source = None if config.init_from is None else artifact.load(config.init_from)
-    dataset, address = store.load_data(config.data)
-    training, *held_out = store.training_set(dataset, address)
+    dataset, training, held_out = _data(config, store)
+    if store is None:
+        with as_user_error():
+            network = network_spec(config, dataset)
+    else:
+        network = store.manifest["network"]
     parametrisation = find_parametrisation(config.images)
     shape = dataset.train_images.shape[1:]
     with blamed(f"images_per_class of --images {config.images}"):
@@ -88,14 +128,15 @@ def open_setup(config: DistillConfig) -> Setup:
     images = images_per_class * len(dataset.class_names)
     lr_init = config.lr_init
     if lr_init is None:
-        lr_init = DEFAULT_LR_INIT if source is None else source.lr
+        lr_init = default_lr_init(config) if source is None else source.lr
     return Setup(
         config=config,
-        store=store,
-        dataset=dataset.preprocessed_as(store.manifest["preprocessing"], store.zca),
+        experts=store,
+        network=network,
+        dataset=dataset.preprocessed_as(training.preprocessing.spec(), training.zca),
         training=training,
-        held_out=(held_out[0], held_out[1]),
-        model=_network(store, config, images).to(device),
+        held_out=held_out,
+        model=_model(network, store, config, images).to(device),
         dsa=dsa,
         parametrisation=parametrisation,
         images_per_class=images_per_class,
@@ -105,10 +146,26 @@ def open_setup(config: DistillConfig) -> Setup:
     )
 
 
-def _network(store: Store, config: DistillConfig, images: int) -> nn.Module:
-    """Build the experts' network, which must fit the snapshots and train on the batches."""
-    spec = store.manifest["network"]
-    with as_user_error(f"the network of {store.path} cannot be used: "):
+def _data(
+    config: DistillConfig, store: Store | None
+) -> tuple[Dataset, Dataset, tuple[Tensor, Tensor]]:
+    """Return the whole data set, the part that may be seen, preprocessed, and the part held out."""
+    if store is None:
+        dataset = load_dataset(config.data)
+        training, *held_out = hold_out(dataset, config.holdout, config.seed)
+        whitening = zca.fit(training.train_images) if config.zca else None
+        return dataset, training.whitened(whitening), (held_out[0], held_out[1])
+    dataset, address = store.load_data(config.data)
+    training, *held_out = store.training_set(dataset, address)
+    return dataset, training, (held_out[0], held_out[1])
+
+
+def _model(
+    spec: dict[str, Any], store: Store | None, config: DistillConfig, images: int
+) -> nn.Module:
+    """Build the network, which must fit the snapshots and train on the batches."""
+    named = f"--network {config.network}" if store is None else f"the network of {store.path}"
+    with as_user_error(f"{named} cannot be used: "):
         model = networks.build_student(spec)
         networks.check_student(model)
     with as_user_error():
@@ -116,6 +173,8 @@ def _network(store: Store, config: DistillConfig, images: int) -> nn.Module:
         if config.eval_every:
             size = PROTOCOLS[config.eval_protocol].batch_size
             networks.check_batches(model, images, size, "the batch size of --eval-protocol,")
+    if store is None:
+        return model
     count = networks.num_parameters(model)
     kept = len(store.snapshot(0, config.min_start_epoch))
     if count != kept:

@@ -103,24 +103,30 @@ class ConvNetSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertSettings(ConvNetSettings, TrainingSettings):
+class NetworkSettings(ConvNetSettings):
+    """Settings of a network and of the images that it sees."""
+
+    network: str = "convnet"
+    """Network (MTT: model): convnet with --width, --depth, --norm, --activation and --pooling, or a
+    name with options of its own, such as alexnet, vgg11:batch, resnet18:group,width=32,
+    torchvision:NAME or package.module:function."""
+    zca: bool = False
+    """Whiten the images (MTT: zca; eps 0.1) instead of normalising each channel."""
+    holdout: Fraction = 0.0
+    """Fraction of the training images that no training and no initialisation sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertSettings(NetworkSettings, TrainingSettings):
     """Settings that decide the experts, beside data and seed."""
 
     num_experts: Annotated[int, Meta(ge=1, le=MOST_EXPERTS)] = 100
     """Experts to train (MTT: num_experts)."""
-    zca: bool = False
-    """Whiten the images (MTT: zca; eps 0.1) instead of normalising each channel."""
-    network: str = "convnet"
-    """Network (MTT: model): convnet with the five flags below, or a name with options of its own,
-    such as alexnet, vgg11:batch, resnet18:group,width=32, torchvision:NAME or
-    package.module:function."""
     keep: str = "all"
     """Epochs whose parameters are kept, e.g. 0-22: all that segments will touch. The last one is
     kept always. Default: all."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Numbers of the store; bfloat16 takes half of the disk, and 8 instead of 24 bits."""
-    holdout: Fraction = 0.0
-    """Fraction of the training images that no expert and no initialisation sees."""
 
     def __post_init__(self) -> None:
         """Check the settings of training, and that ``keep`` lists epochs."""

@@ -240,8 +240,8 @@ def describe(
     }
 
 
-def network_spec(config: settings.ExpertSettings, dataset: Dataset) -> dict[str, Any]:
-    """Return the spec of the experts' network, for :func:`trajmatch.networks.build`.
+def network_spec(config: settings.NetworkSettings, dataset: Dataset) -> dict[str, Any]:
+    """Return the spec of a network, for :func:`trajmatch.networks.build`.
 
     Args:
         config: ``network`` is ``"convnet"``, described by the fields of the ConvNet, or another
@@ -256,15 +256,13 @@ def network_spec(config: settings.ExpertSettings, dataset: Dataset) -> dict[str,
             fields of the ConvNet are given for another network.
     """
     sizes = (dataset.channels, dataset.num_outputs, dataset.image_size)
-    chosen, defaults = settings_of(config, settings.ConvNetSettings), settings.ConvNetSettings()
     if config.network == "convnet":
-        return networks.ConvNet(*sizes, **chosen).spec()
-    for name, value in chosen.items():
-        if value != getattr(defaults, name):
-            raise ValueError(
-                f"--{name} {value} describes --network convnet, but --network is "
-                f"{config.network}; others take options behind the name, as in vgg11:batch,width=32"
-            )
+        return networks.ConvNet(*sizes, **settings_of(config, settings.ConvNetSettings)).spec()
+    for name in config.chosen(settings.ConvNetSettings):
+        raise ValueError(
+            f"--{name} {getattr(config, name)} describes --network convnet, but --network is "
+            f"{config.network}; others take options behind the name, as in vgg11:batch,width=32"
+        )
     spec = networks.specify(config.network, *sizes)
     if networks.is_external(spec["name"]):
         networks.check_student(networks.build_student(spec))

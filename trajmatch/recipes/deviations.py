@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from trajmatch.artifact import Artifact
 from trajmatch.data.dsa import DSA
 from trajmatch.distill.config import DistillSettings
-from trajmatch.distill.setup import DEFAULT_LR_INIT
+from trajmatch.distill.setup import default_lr_init
 from trajmatch.evaluate.config import EvalSettings
 from trajmatch.experts.config import ExpertSettings, kept_epochs
 from trajmatch.recipes.recipe import Recipe
@@ -49,7 +49,7 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
         "distill": {
             **settings_of(distill, DistillSettings),
             "dsa": dsa if distill.dsa is None else DSA(distill.dsa).spec,
-            "lr_init": distill.lr_init or DEFAULT_LR_INIT,
+            "lr_init": distill.lr_init or default_lr_init(distill),
             "max_start_epoch": distill.window_end(kept_epochs(expert.keep, expert.epochs)),
         },
         "evaluate": {"seeds": evaluate.seeds, **protocol},

@@ -24,7 +24,7 @@ class Iteration(msgspec.Struct):
     Attributes:
         iteration: Outer iterations done.
         refused: Why the update was refused; None: it was not.
-        loss: Matching loss; None: it was not finite.
+        loss: Loss; None: it was not finite.
         step_size: Step size after it; None: it was not finite.
         seconds: Time it took; None: unknown.
         skipped: True if the update was left out because of its loss.
@@ -32,6 +32,8 @@ class Iteration(msgspec.Struct):
         start_epochs: Those of several matches.
         expert: Expert of the match.
         experts: Those of several matches.
+        window_start: Steps before the window of a student that is tested.
+        window_starts: Those of several students.
     """
 
     iteration: Count
@@ -44,15 +46,14 @@ class Iteration(msgspec.Struct):
     start_epochs: tuple[Count, ...] = ()
     expert: Count | msgspec.UnsetType = msgspec.UNSET
     experts: tuple[Count, ...] = ()
+    window_start: Count | msgspec.UnsetType = msgspec.UNSET
+    window_starts: tuple[Count, ...] = ()
 
     def __post_init__(self) -> None:
-        """Make one match a list of one; a match that is missing is an error."""
-        if self.start_epoch is not msgspec.UNSET:
-            self.start_epochs = (self.start_epoch,)
-        if self.expert is not msgspec.UNSET:
-            self.experts = (self.expert,)
-        if not (self.start_epochs and self.experts):
-            raise ValueError("it names no start epoch or no expert")
+        """Make the draws of one match lists of one."""
+        for name in ("start_epoch", "expert", "window_start"):
+            if (drawn := getattr(self, name)) is not msgspec.UNSET:
+                setattr(self, f"{name}s", (drawn,))
 
 
 class Evaluation(msgspec.Struct):

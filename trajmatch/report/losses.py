@@ -1,4 +1,4 @@
-"""The meaning of a matching loss, in words."""
+"""The meaning of a run's loss, in words."""
 
 from __future__ import annotations
 
@@ -43,23 +43,29 @@ _MEANINGS = (
 
 
 def verdict(losses: Sequence[float | None], settings: Mapping[str, Any]) -> str:
-    """Say what the matching loss of a run means.
+    """Say what the loss of a run means.
 
     Args:
         losses: Loss of each iteration; None where it was not finite.
-        settings: Of the distilled set: ``terms``, ``student_steps`` and ``expert_epochs``.
+        settings: Of the distilled set: ``objective``, ``terms``, ``student_steps`` and
+            ``expert_epochs``.
 
     Returns:
         A sentence or two.
     """
     finite = [loss for loss in losses if loss is not None]
     if not finite:
-        return "The matching loss was never finite: nothing was learned."
+        return "The loss was never finite: nothing was learned."
+    tenth = max(1, len(finite) // 10)
+    ends = finite[:tenth], finite[-tenth:]
+    if "objective" in settings:  # another than matching
+        first, last = map(fmean, ends)
+        numbers = f"from {first:.4g} to {last:.4g}, means of the first and the last tenth"
+        return f"The loss of --objective {settings['objective']} went {numbers}."
     unmoved = of_no_step(settings)
     if unmoved is None:
         return "What a good matching loss is depends on its terms, and one of them is your own."
-    tenth = max(1, len(finite) // 10)
-    first, last = (fmean(part) / unmoved for part in (finite[:tenth], finite[-tenth:]))
+    first, last = (fmean(part) / unmoved for part in ends)
     of_what = "" if unmoved == 1 else f" (as a part of {unmoved:g}, for its terms)"
     numbers = f"from {first:.2f} to {last:.2f}{of_what}, means of the first and the last tenth"
     scale = "1 would be a student that stays where it starts, 0 one that ends where the expert did"

@@ -77,12 +77,13 @@ def accuracy_chart(run: Run) -> Chart | None:
 
 
 def course_charts(told: Sequence[Iteration]) -> list[Chart]:
-    """Draw the matching loss, the step size, and how often each start and expert was drawn."""
+    """Draw the loss, the step size, and how often each start and expert was drawn."""
     x = [each.iteration for each in told]
     losses = np.array([each.loss for each in told], float)  # None becomes NaN
     steps = np.array([each.step_size for each in told], float)
     charts = []
     known = losses[np.isfinite(losses)]
+    loss = "matching loss" if any(each.start_epochs for each in told) else "loss"
     if len(known):
         window = max(1, len(losses) // _WINDOWS)
         means = smoothed(losses, window)
@@ -90,10 +91,10 @@ def course_charts(told: Sequence[Iteration]) -> list[Chart]:
         curves.append(Curve(f"mean of {window}", x, means))
         first, last = means[np.isfinite(means)][[0, -1]]
         text = (
-            f"Matching loss: {first:.4g} at first, {last:.4g} at last (means of {window}); between "
-            f"{known.min():.4g} and {known.max():.4g}"
+            f"{loss.capitalize()}: {first:.4g} at first, {last:.4g} at last (means of {window}); "
+            f"between {known.min():.4g} and {known.max():.4g}"
         )
-        charts.append(line_chart(curves, "matching loss L", text))
+        charts.append(line_chart(curves, f"{loss} L", text))
     known = steps[np.isfinite(steps)]
     if len(known):
         text = f"Learned step size of the student: {known[0]:.4g} at first, {known[-1]:.4g} at last"
@@ -101,7 +102,10 @@ def course_charts(told: Sequence[Iteration]) -> list[Chart]:
     for name, counts in (
         ("start epoch s", Counter(epoch for each in told for epoch in each.start_epochs)),
         ("expert", Counter(expert for each in told for expert in each.experts)),
+        ("window start K", Counter(step for each in told for step in each.window_starts)),
     ):
+        if not counts:
+            continue
         text = f"How often each {name} was drawn: {counts.total()} draws of {min(counts)} to "
         charts.append(histogram(counts, name, f"{text}{max(counts)}"))
     return charts

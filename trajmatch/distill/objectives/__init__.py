@@ -86,13 +86,14 @@ class Objective(ABC):
     """One objective of a run; immutable, and made from a :class:`trajmatch.distill.setup.Setup`.
 
     Attributes:
-        records: True if tasks can be recorded as a CUDA graph (:meth:`inputs`).
+        records: True if tasks can be recorded as a CUDA graph (:meth:`inputs`); None if no two are
+            of one shape, so that it would not pay.
         optimiser: Optimiser of the images where ``--optimiser-img`` does not name one; None: that
             of the parametrisation.
         clip: Clipping of their gradients where ``--clip-img`` does not say.
     """
 
-    records = False
+    records: ClassVar[bool | None] = False
     optimiser: ClassVar[Literal["sgd", "adam"] | None] = None
     clip: ClassVar[float | None] = None
 

@@ -1,0 +1,251 @@
+"""Train and test (RaT-BPTT): the gradient, whole runs without experts, and bad input."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stand_ins import Interrupter, lines_of
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from trajmatch import artifact, networks, ops, reference
+from trajmatch.distill import DistillConfig, distill
+from trajmatch.distill.gradients import gradients_for
+from trajmatch.distill.memory_plan import check_parts, forecast
+from trajmatch.distill.objectives import Plan
+from trajmatch.distill.objectives.train_and_test import Student, TrainAndTest
+from trajmatch.distill.parameters import leaves
+from trajmatch.distill.problem import prepare
+from trajmatch.errors import UserError
+
+Configure = Callable[..., DistillConfig]
+
+
+@pytest.fixture
+def configure(data: str, tmp_path: Path) -> Configure:
+    """A configuration of a short run without experts, with some fields set differently."""
+
+    def make(**settings: object) -> DistillConfig:
+        return DistillConfig(
+            **{
+                "objective": "train-and-test",
+                "data": data,
+                "out": tmp_path / "distilled.safetensors",
+                "width": 4,
+                "depth": 1,
+                "ipc": 2,
+                "iterations": 10,
+                "window": 3,
+                "steps_before": "1:3",
+                "batch_syn": 4,
+                "lr_img": 0.05,
+                "lr_init": 0.05,
+                "checkpoint_every": 2,
+                "quiet": True,
+                **settings,
+            }
+        )
+
+    return make
+
+
+def unrolled(
+    objective: TrainAndTest, task: Student, parameters: Mapping[str, Tensor]
+) -> tuple[Tensor, ...]:
+    """The loss of a student as one graph of PyTorch, and its gradients."""
+    settings, model = objective.setup.config, objective.setup.model
+    theta, before = task.start.double(), len(task.before)
+    images, labels, lr = (parameters[name] for name in ("images", "labels", "step_size"))
+    m, v = torch.zeros_like(theta), torch.zeros_like(theta)
+    for step, batch in enumerate([*task.before, *task.window]):
+        if step == before:
+            theta, m, v = (each.detach() for each in (theta, m, v))
+        if not theta.requires_grad:
+            theta.requires_grad_()
+        augment = task.dsa[step >= before]
+        assert augment is not None
+        shown = augment(images[batch], step - before * (step >= before))
+        logits = networks.call_flat(model, theta, shown)
+        loss = reference.soft_cross_entropy(logits, labels[batch])
+        (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+        gradient = gradient + settings.student_weight_decay * theta
+        if settings.student_optimiser == "sgd":
+            m = settings.student_momentum * m + gradient
+            theta = theta - lr * m
+        else:
+            m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient.square()
+            c1, c2 = 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1)
+            root = (v / c2).clamp(min=1e-300).sqrt()  # which has no slope at 0
+            theta = theta - lr * (m / c1) / (root + 1e-8)
+    assert task.dsa_rows is not None
+    real = ops.dsa(objective.normalise(objective.images[task.rows]).double(), task.dsa_rows)
+    logits = networks.call_flat(model, theta, real)
+    loss = cross_entropy(logits, objective.labels[task.rows])
+    learned = [each for each in parameters.values() if each.requires_grad]
+    return loss.detach(), *torch.autograd.grad(loss, learned)
+
+
+OPTIMISERS = [
+    {},
+    {"student_momentum": 0.9, "student_weight_decay": 5e-4},
+    {"student_optimiser": "adam", "lr_init": 0.01},
+]
+
+
+@pytest.mark.parametrize("settings", OPTIMISERS)
+@pytest.mark.parametrize("network", ["convnet", "resnet18:group,width=4"])
+@pytest.mark.parametrize("before", ["0", "4"])
+def test_the_gradient_is_that_of_the_unrolled_graph(
+    configure: Configure, settings: dict[str, Any], network: str, before: str
+) -> None:
+    own = {} if network == "convnet" else {"width": 128, "depth": 3}
+    problem = prepare(
+        configure(network=network, steps_before=before, real_batch=20, **settings, **own)
+    )
+    objective, state = problem.objective, problem.initial_state()
+    assert isinstance(objective, TrainAndTest)
+    task = objective.task(state.draws.draw(0, 0, 6))
+    assert (len(task.before), len(task.window), len(task.rows)) == (int(before), 3, 20)
+    soft = 3 * torch.randn(6, 3, dtype=torch.float64)
+    parameters = {
+        name: (soft if name == "labels" else each.double()).detach().requires_grad_()
+        for name, each in leaves(state.parameters, "cpu").items()
+    }
+    found = objective.differentiate(task, parameters, Plan())
+    wanted = unrolled(objective, task, parameters)
+    assert found[1].item() is True
+    for got, value in zip((found[0], *found[2:]), wanted, strict=True):
+        assert value.norm() > 0
+        assert (got - value).norm() <= 1e-9 * value.norm()
+
+
+def test_the_plan_changes_no_more_than_rounding(configure: Configure) -> None:
+    problem = prepare(configure(real_batch=30))
+    state = problem.initial_state()
+    task = problem.objective.task(state.draws.draw(0, 0, 6))
+    parameters = {
+        name: each.double() if each.is_floating_point() else each
+        for name, each in leaves(state.parameters, "cpu").items()
+    }
+    parameters = {name: each.detach() for name, each in parameters.items()}
+    for name in ("images", "step_size"):
+        parameters[name].requires_grad_()
+    check_parts(problem)
+    whole = problem.objective.differentiate(task, parameters, Plan())
+    parts = problem.objective.differentiate(task, parameters, Plan(0, micro_batch=3))
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_run_without_experts_lowers_its_loss(configure: Configure) -> None:
+    settings: dict[str, Any] = {"window": 8, "lr_init": 0.1, "init": "noise"}
+    config = configure(iterations=40, matches=2, **settings)
+    result = distill(config)
+    lines = lines_of(config.log_path)
+    losses = [line["loss"] for line in lines]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    assert {start for line in lines for start in line["window_starts"]} == {1, 2, 3}
+    assert result.recipe["window"] == 8
+    assert not {"terms", "student_steps", "store", "experts"} & result.recipe.keys()
+    assert artifact.load(config.out).network["width"] == 4
+
+
+def test_an_interrupted_run_goes_on_with_equal_bytes(configure: Configure, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"holdout": 0.25, "zca": True, "real_batch": 7, "network": "mlp"}
+    settings |= {"width": 128, "depth": 3, "select": "holdout", "eval_every": 5}
+    settings |= {"eval_seeds": 1, "eval_epochs": 1}
+    whole = configure(out=tmp_path / "whole" / "d", **settings)
+    part = configure(out=tmp_path / "part" / "d", **settings)
+    result = distill(whole)
+    with pytest.raises(KeyboardInterrupt):
+        distill(part, Interrupter(5))
+    distill(replace(part, resume=True))
+    assert part.out.read_bytes() == whole.out.read_bytes()
+    assert result.zca is not None and result.scores[0]["split"] == "holdout"
+    for other in ({"window": 4}, {"seed": 1}, {"holdout": 0.5}):
+        with pytest.raises(UserError, match=f"made with {next(iter(other))} = "):
+            distill(replace(part, resume=True, **other))
+
+
+def test_what_is_held_out_is_seen_by_no_student(configure: Configure) -> None:
+    problem = prepare(configure(holdout=0.25))
+    assert isinstance(problem.objective, TrainAndTest)
+    assert len(problem.objective.images) == 27 and len(problem.held_out[0]) == 9
+    assert problem.training.mean != prepare(configure()).training.mean
+
+
+def test_experts_decide_network_and_preprocessing(
+    configure: Configure, holdout_store: Path
+) -> None:
+    config = configure(experts=holdout_store, width=128, depth=3, init="correct", labels="soft")
+    result = distill(replace(config, iterations=2))
+    assert result.label_kind == "logit" and result.network["width"] == 4
+    assert result.recipe["experts"]["holdout"]["fraction"] == 0.25
+    assert "width" not in result.recipe
+
+
+def test_no_graph_and_no_warning_on_a_gpu(configure: Configure) -> None:
+    problem: Any = prepare(configure())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradients_for(replace(problem, device=torch.device("cuda")))
+
+
+def test_the_forecast_counts_the_steps_before_the_window(configure: Configure) -> None:
+    objective = prepare(configure(window=4, steps_before="0:8")).objective
+    assert objective.batch_sizes(6) == [2, 4, 2, 4]
+    _, task = objective.trial(6, 3)
+    assert (len(task.before), len(task.window)) == (3, 3)
+    problem = prepare(configure())
+    found = forecast(problem, leaves(problem.initial_state().parameters, problem.device), Plan())
+    assert found.seconds > 0 and found.peak_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"window": 0}, "--window should be a whole number of at least 1, but is 0"),
+        ({"window": -3}, "--window should be a whole number of at least 1"),
+        ({"steps_before": "5:3"}, "--steps-before should be K0:K1 with 0 <= K0 <= K1, .* but is 5"),
+        ({"steps_before": "-1:3"}, "--steps-before should be K0:K1"),
+        ({"steps_before": "all"}, "--steps-before should be K0:K1"),
+        ({"real_batch": 0}, "--real-batch should be a whole number of at least 1"),
+        ({"student_optimiser": "adam", "student_momentum": 0.9}, "--student-momentum should be 0"),
+        ({"expert_epochs": 3}, "--expert-epochs has no meaning for --objective train-and-test"),
+        ({"terms": ("final", "final")}, "--terms has no meaning for --objective train-and-test"),
+        ({"balance": True}, "--balance has no meaning"),
+        ({"student_steps": 10}, "--student-steps has no meaning"),
+        ({"init": "correct"}, "--init correct needs --experts, a store that `trajmatch expert`"),
+        ({"labels": "soft"}, "--labels soft needs --experts"),
+        ({"experts": "e"}, "--(width|depth) is decided by the store that --experts names"),
+        ({"objective": "match-trajectory"}, "--(window|steps-before) has no meaning for"),
+    ],
+)
+def test_settings_that_contradict_each_other(
+    configure: Configure, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        configure(**settings)
+
+
+def test_bad_networks_and_holdouts(configure: Configure) -> None:
+    with pytest.raises(UserError, match=r"--select holdout needs .*but this run has none"):
+        prepare(configure(select="holdout", eval_every=1))
+    with pytest.raises(UserError, match="--width 4 describes --network convnet"):
+        prepare(configure(network="mlp"))
+    with pytest.raises(UserError, match="--objective builtins:vars needs --experts"):
+        _ = prepare(configure()).store_for("--objective builtins:vars")
+
+
+def test_labels_of_an_earlier_set_need_no_experts(configure: Configure, tmp_path: Path) -> None:
+    first = configure(iterations=1)
+    distill(first)
+    second = configure(init_from=first.out, out=tmp_path / "second", labels="soft", iterations=1)
+    with pytest.raises(UserError, match="--labels soft needs --experts"):
+        distill(second)
