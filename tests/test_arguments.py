@@ -19,7 +19,7 @@ from trajmatch.evaluate import EvalConfig
 from trajmatch.experts import ExpertConfig
 from trajmatch.recipes import recipe_names
 
-STORE_ACTIONS = [f"store {action}" for action in ("verify", "ls", "trim", "merge")]
+STORE_ACTIONS = [f"store {action}" for action in ("verify", "ls", "trim", "merge", "convexify")]
 ALL_COMMANDS = [*(name for name in COMMANDS if name != "store"), *STORE_ACTIONS]
 REQUIRED = {
     "run": "--recipe cpu/own/ipc1 --out o",

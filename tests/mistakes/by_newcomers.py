@@ -993,6 +993,11 @@ FILES: list[Mistake] = [
         expects=("expert_0000",),
     ),
     Command(
+        "convexify-with-waypoints-beyond-the-course",
+        "trajmatch store convexify experts --out x",
+        expects=("--waypoints 6,25", "2"),
+    ),
+    Command(
         "curriculum-without-scores",
         f"{TRAIN} --curriculum 0.75,20",
         expects=("--curriculum", "--scores", "trajmatch score"),

@@ -34,7 +34,7 @@ COMMANDS = {
         "distill", "distil a few images per class from a store of experts", True, True
     ),
     "eval": Command("evaluate", "train fresh networks on distilled images and test them", True),
-    "store": Command("store", "check, list, cut down or merge stores of experts"),
+    "store": Command("store", "check, list, cut down, merge or convexify stores of experts"),
     "score": Command("score", "score real images by how hard they are for experts (EL2N)"),
     "show": Command("show", "draw distilled images as a picture or an animation"),
     "report": Command("report", "what a run did and what came of it, as one HTML file"),

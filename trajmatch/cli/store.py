@@ -1,4 +1,4 @@
-"""`trajmatch store`: checks, lists, cuts down and merges stores of experts."""
+"""`trajmatch store`: checks, lists, cuts down, merges and convexifies stores of experts."""
 
 from __future__ import annotations
 
@@ -66,6 +66,18 @@ class MergeConfig:
         """
         if len(self.paths) < 2:
             raise UserError("trajmatch store merge needs two stores or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvexifyConfig:
+    """Write a store about 12 times smaller, whose experts are lines between waypoints (MCT)."""
+
+    path: Path
+    """The store, which stays as it is; it keeps all epochs (--keep all)."""
+    out: Path
+    """The new store: a folder that does not exist."""
+    waypoints: str = "6,25"
+    """Epochs of the inner waypoints (MCT: 6,25 of 50); the first and last epochs are always two."""
 
 
 def run(argv: list[str]) -> int:
@@ -151,12 +163,19 @@ def _merge(config: MergeConfig) -> None:
     _print_made(merge(config.paths, config.out))
 
 
+def _convexify(config: ConvexifyConfig) -> None:
+    from trajmatch.experts.store_maintenance import convexify
+
+    _print_made(convexify(config.path, config.out, config.waypoints))
+
+
 #: By the name of an action: its arguments, those given by position, and its function.
 _ACTIONS: dict[str, tuple[type[Any], str, Callable[[Any], int | None]]] = {
     "verify": (VerifyConfig, "paths", _verify),
     "ls": (ListConfig, "paths", _list),
     "trim": (TrimConfig, "path", _trim),
     "merge": (MergeConfig, "paths", _merge),
+    "convexify": (ConvexifyConfig, "path", _convexify),
 }
 
 
@@ -177,6 +196,7 @@ def described(store: Store) -> list[str]:
     network, data, seed = dict(manifest["network"]), manifest["dataset"], manifest["seed"]
     if seed is None:
         seed = "several, see sources in store.json" if "sources" in manifest else "unknown"
+    points = manifest.get("waypoints")
     whole = f", {len(missing)} missing ({spans(missing)})" if missing else ""
     lines = {
         "experts": f"{len(there)} of {store.num_experts}{whole}, seed {seed}",
@@ -186,6 +206,7 @@ def described(store: Store) -> list[str]:
         "preprocessing": manifest["preprocessing"].get("kind", "normalised channels"),
         "recipe": _listed(manifest["recipe"]),
         "epochs kept": f"{spans(store.snapshots_kept)}, trained to {store.reached}",
+        **({"lines": f"between epochs {spans(points['epochs'])}"} if points else {}),
         "size": f"{_bytes(store)}, {manifest['dtype']}",
     }
     metrics = [store.metrics(expert) for expert in there]

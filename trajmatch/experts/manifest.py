@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
@@ -12,7 +13,6 @@ from trajmatch.errors import UserError
 from trajmatch.schema import Count, Fraction, Int, PositiveInt, convert
 
 FORMAT = "trajmatch-experts"
-VERSION = 1
 NAME = "store.json"
 
 #: Bounds of what a store can have, so that a damaged number costs no memory and no time.
@@ -44,6 +44,13 @@ class SourceEntry(TypedDict):
     expert: Count
 
 
+class WaypointsEntry(TypedDict):
+    """Epochs of the waypoints of convexified experts, and the sizes of their parameter tensors."""
+
+    epochs: Annotated[list[Count], Meta(min_length=2)]
+    layers: list[Count]
+
+
 class Manifest(TypedDict):
     """Content of ``store.json``; :class:`trajmatch.experts.Store` says more of it."""
 
@@ -59,6 +66,17 @@ class Manifest(TypedDict):
     snapshots: Annotated[list[Annotated[int, Meta(ge=0, le=MOST_EPOCHS)]], Meta(min_length=1)]
     trained_epochs: NotRequired[PositiveInt]
     sources: NotRequired[list[SourceEntry]]
+    waypoints: NotRequired[WaypointsEntry]
+
+
+def complete(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest with its ``format`` and ``version``."""
+    return {**manifest, "format": FORMAT, "version": _version(manifest)}
+
+
+def _version(manifest: Mapping[str, Any]) -> int:
+    """Return 2 for convexified experts, which 0.1 cannot read, and 1 for others."""
+    return 2 if "waypoints" in manifest else 1
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -75,10 +93,11 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / NAME
     manifest = files.read_json(path)
-    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+    version = _version(manifest)
+    if manifest.get("format") != FORMAT or manifest.get("version") != version:
         raise UserError(
             f"{path} has format {manifest.get('format')!r} version {manifest.get('version')!r}, "
-            f"but this release reads {FORMAT!r} version {VERSION}"
+            f"but this release reads {FORMAT!r} version {version}"
         )
     found = manifest.pop(files.CHECKSUM, None)
     known = convert(manifest, Manifest, f"{path} is damaged")
@@ -87,6 +106,10 @@ def read(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: its snapshots are {epochs!r:.100}")
     if sources is not None and len(sources) != known["num_experts"]:
         raise UserError(f"{path} is damaged: its sources are {sources!r:.100}")
+    if waypoints := known.get("waypoints"):
+        ends = waypoints["epochs"]
+        if ends != sorted(set(ends)) or not ends[0] <= epochs[0] <= epochs[-1] <= ends[-1]:
+            raise UserError(f"{path} is damaged: its waypoints are {ends!r:.100}")
     if found is not None and found != files.json_checksum(manifest):
         raise UserError(
             f"{path} is damaged: its content does not fit its checksum; if you changed it by hand, "

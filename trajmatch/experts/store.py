@@ -5,8 +5,10 @@ seed. ``preprocessing.safetensors`` is there for ZCA only and holds its mean and
 ``expert_0000.safetensors`` and its successors hold ``snapshots [S, P]``, float32 or bfloat16: the
 flat parameter vectors theta*_t after the epochs ``t`` that are kept, epoch 0 being the
 initialisation. Where the network has buffers (batch norm's running statistics), ``buffers [S, Q]``
-are those of the snapshots. Files are replaced as a whole, so an interrupted run leaves whole
-experts or none; a reader maps a file and touches only the rows it asks for.
+are those of the snapshots. Convexified experts have ``snapshots [W, P]`` of their waypoints alone,
+and ``shares [S, L]``: how far each parameter tensor is on the line between two. Files are replaced
+as a whole, so an interrupted run leaves whole experts or none; a reader maps a file and touches
+only the rows it asks for.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ from trajmatch.data.sources import moved_uri
 from trajmatch.data.zca import KIND, ZCA, from_parts
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.experts import manifest as manifest_file
+from trajmatch.experts.waypoints import between, line_to
 from trajmatch.schema import PositiveInt, convert
 
 PREPROCESSING = "preprocessing.safetensors"
 
-_KIND = {"format": manifest_file.FORMAT, "version": manifest_file.VERSION}
 # Entries that may change while a store stays the same: the place of its data, and its size.
 _NOT_IDENTITY = ("data", "num_experts", "trained_epochs")
 
@@ -81,7 +83,9 @@ class Store:
               alone: their number (no part of any fingerprint);
             - ``sources``, only where experts were taken from several stores or left out: the
               ``seed`` and number (``expert``) with which each was trained. Where seeds differ,
-              ``seed`` is None.
+              ``seed`` is None;
+            - ``waypoints``, only where the experts are lines between a few points: their
+              ``epochs``, and the sizes of the parameter tensors (``layers``).
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -111,7 +115,7 @@ class Store:
                 written.
         """
         cls.check_new(path)
-        store = cls(Path(path), {**_KIND, **manifest})
+        store = cls(Path(path), manifest_file.complete(manifest))
         if zca is not None:
             files.save_tensors(store.path / PREPROCESSING, zca.tensors(), {"store": store.identity})
         # Last: a folder with a manifest is a store.
@@ -278,18 +282,22 @@ class Store:
         metrics: Mapping[str, Any],
         buffers: Tensor | None = None,
         state: Mapping[str, Tensor] | None = None,
+        shares: Tensor | None = None,
     ) -> None:
         """Write one expert as a whole, or nothing.
 
         Args:
             expert: Its number.
-            snapshots: Parameters after each epoch kept. ``[S, P]``, float32.
+            snapshots: Parameters after each epoch kept, ``[S, P]``, or at each waypoint,
+                ``[W, P]``; float32.
             metrics: Its health, as JSON can hold it; :meth:`metrics` gives it back.
             buffers: Buffers of the network that belong to the snapshots
                 (:func:`trajmatch.networks.flat_buffers`). ``[S, Q]``, float32; None or ``[S, 0]``
                 where the network has none.
             state: State of the training after the last of :attr:`trained_epochs`, from which it can
                 go on; None after the whole course.
+            shares: For an expert of waypoints: how far each parameter tensor is on its line after
+                each epoch kept. ``[S, L]``, float32.
 
         Raises:
             UserError: A value is not finite, or the file cannot be written.
@@ -297,6 +305,8 @@ class Store:
         rows = {"snapshots": snapshots.to(getattr(torch, self.manifest["dtype"]))}
         if buffers is not None and buffers.numel():
             rows["buffers"] = buffers
+        if shares is not None:
+            rows["shares"] = shares
         description = {
             "store": self.identity,
             "expert": expert,
@@ -331,14 +341,21 @@ class Store:
             epoch: One of :attr:`snapshots_kept`.
 
         Returns:
-            theta*_epoch ``[P]``, float32, on the CPU, in memory of its own.
+            theta*_epoch ``[P]``, float32, on the CPU, in memory of its own; of convexified experts
+            the point of their lines.
 
         Raises:
             UserError: There is no such expert or snapshot, or the file is damaged.
         """
-        snapshot = self._row("snapshots", expert, epoch)
-        assert snapshot is not None  # every file has them
-        return snapshot
+        waypoints = self.manifest.get("waypoints")
+        if waypoints is None:
+            snapshot = self._row("snapshots", expert, epoch)
+            assert snapshot is not None  # every file has them
+            return snapshot
+        shares, ends = self._row("shares", expert, epoch), line_to(epoch, waypoints["epochs"])
+        first, last = (self._row("snapshots", expert, end) for end in ends)
+        assert shares is not None and first is not None and last is not None
+        return between(first, last, shares, waypoints["layers"])
 
     def buffers(self, expert: int, epoch: int) -> Tensor | None:
         """Return the buffers of one expert after one epoch; None for a network without buffers.
@@ -375,7 +392,7 @@ class Store:
         if expert not in self._descriptions:
             self._descriptions[expert] = self._description(expert)
         path, description = self.expert_path(expert), self._descriptions[expert]
-        kept, checksums = self._kept(description.epochs or self.course), description.rows
+        kept, checksums = self._rows_of(tensor, description.epochs), description.rows
         if epoch not in kept:
             raise UserError(
                 f"{self.path} keeps the snapshots of epochs {kept[0]} to {kept[-1]}, "
@@ -400,6 +417,12 @@ class Store:
                 )
             self._sound.add((tensor, expert, row))
         return found.float()
+
+    def _rows_of(self, tensor: str, epochs: int | None) -> list[int]:
+        """Return the epochs of the rows of a tensor, for an expert trained for so many epochs."""
+        if tensor == "snapshots" and "waypoints" in self.manifest:
+            return [*self.manifest["waypoints"]["epochs"]]
+        return self._kept(epochs or self.course)
 
     def _kept(self, epochs: int) -> list[int]:
         """Return the epochs kept of those that are trained."""
@@ -430,8 +453,8 @@ class Store:
             UserError: The file is damaged, or belongs to another store or expert.
         """
         tensors, _ = files.load_tensors(self.expert_path(expert))
-        for tensor in ("snapshots", "buffers"):
-            for epoch in self._kept(self.epochs_of(expert)) if tensor in tensors else ():
+        for tensor in {"snapshots", "buffers", "shares"} & tensors.keys():
+            for epoch in self._rows_of(tensor, self.epochs_of(expert)):
                 row = self._row(tensor, expert, epoch)
                 if row is not None and not row.isfinite().all():
                     raise UserError(
@@ -451,12 +474,12 @@ class Store:
             UserError: A field differs (it is named), the store has more experts than asked for, or
                 it cannot be written.
         """
-        if "sources" in self.manifest:
+        if {"sources", "waypoints"} & self.manifest.keys():
             raise UserError(
                 f"{self.path} was put together by `trajmatch store`, and no expert can be added by "
                 "training; train another store and merge the two"
             )
-        wanted = {**_KIND, **manifest}
+        wanted = manifest_file.complete(manifest)
         self._check_data(wanted["dataset"], address)
         for field, have, want in differences(self.manifest, wanted):
             if field not in _NOT_IDENTITY:
@@ -544,8 +567,9 @@ class Store:
         found = convert(files.read_metadata(path), ExpertDescription, f"{path} is damaged")
         if (found.store, found.expert) != (self.identity, expert):
             raise self._misfit(path, "another store or to another expert")
-        rows = len(self._kept(found.epochs or self.course))
-        if any(len(each) != rows for each in found.rows.values()):
+        if any(
+            len(found.rows[each]) != len(self._rows_of(each, found.epochs)) for each in found.rows
+        ):
             raise UserError(f"{path} is damaged: its rows are {found.rows!r:.100}")
         return found
 

@@ -1,4 +1,4 @@
-"""Stores after training: checked, cut down, put together."""
+"""Stores after training: checked, cut down, put together, convexified."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trajmatch import files
+from trajmatch import files, networks
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.experts import manifest as manifest_file
 from trajmatch.experts.config import kept_epochs, numbers_of
 from trajmatch.experts.store import PREPROCESSING, Store, differences
+from trajmatch.experts.waypoints import convexified
 from trajmatch.lock import locked
 
 #: Fields that stores may differ in and still be merged. The held-out part is drawn by its seed, but
@@ -150,7 +151,65 @@ def merge(paths: Sequence[files.PathLike], out: files.PathLike) -> Store:
     return _assemble(Path(out), stores[0].manifest, [members[key] for key in sorted(members)])
 
 
-def _assemble(out: Path, manifest: dict[str, Any], members: Sequence[tuple[Store, int]]) -> Store:
+def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25") -> Store:
+    """Write a store in which each expert is made of lines between a few waypoints (MCT).
+
+    The new store has only the waypoints, and how far each parameter tensor is on its line after
+    each epoch (:func:`trajmatch.experts.waypoints.convexified`).
+
+    Args:
+        path: The store; it stays as it is. It may lack experts.
+        out: The new store: a folder that does not exist.
+        waypoints: Epochs of the inner waypoints (MCT: ``"6,25"`` of 50); the ends are always there.
+
+    Returns:
+        The new store.
+
+    Raises:
+        UserError: An epoch is not kept or not trained, the network has buffers, an inner waypoint
+            is not between the ends, a file is damaged, or nothing can be written.
+    """
+    store = Store.open(path, complete=False)
+    store.check_trained(store.course, "trajmatch store convexify")
+    if "waypoints" in store.manifest:
+        raise UserError(f"{path} has been convexified already; give the store that it was made of")
+    if lacking := sorted({*range(store.course + 1)}.difference(store.snapshots_kept)):
+        raise UserError(
+            f"{path} does not keep epoch {lacking[0]}, but the lengths of the experts' paths need "
+            "all of them; train experts with --keep all"
+        )
+    model = networks.build(store.manifest["network"])
+    if networks.num_buffers(model):
+        raise UserError(
+            f"the network of {path} has buffers (running statistics of batch norm), which no point "
+            "between two others has; convexify experts without them"
+        )
+    inner = sorted(numbers_of(waypoints, manifest_file.MOST_EPOCHS, "waypoints", "epochs"))
+    if not 0 < inner[0] <= inner[-1] < store.course:
+        raise UserError(
+            f"--waypoints {waypoints} should be between the ends of the course, epochs 0 and "
+            f"{store.course}"
+        )
+    if not (there := store.finished()):
+        raise UserError(f"{path} has no finished expert; nothing can be kept of it")
+    layers = [shape.numel() for shape in networks.parameter_shapes(model).values()]
+
+    def write(source: Store, expert: int, new: Store, number: int) -> None:
+        trajectory = [source.snapshot(expert, epoch) for epoch in source.snapshots_kept]
+        points, shares = convexified(torch.stack(trajectory), inner, layers)
+        new.write_expert(number, points, source.metrics(expert), shares=shares)
+
+    entry = {"epochs": [0, *inner, store.course], "layers": layers}
+    members = [(store, expert) for expert in there]
+    return _assemble(Path(out), {**store.manifest, "waypoints": entry}, members, write)
+
+
+def _assemble(
+    out: Path,
+    manifest: dict[str, Any],
+    members: Sequence[tuple[Store, int]],
+    write: Callable[[Store, int, Store, int], None] | None = None,
+) -> Store:
     """Write a store of experts that other stores have, whole or not at all."""
     origins = [store.origin(expert) for store, expert in members]
     seeds = {origin["seed"] for origin in origins}
@@ -171,7 +230,7 @@ def _assemble(out: Path, manifest: dict[str, Any], members: Sequence[tuple[Store
         try:
             store = Store.create(building, described, members[0][0].zca)
             for number, (source, expert) in enumerate(members):
-                _copy(source, expert, store, number)
+                (write or _copy)(source, expert, store, number)
             with as_user_error(f"cannot write {out}: ", OSError):
                 building.rename(out)
         finally:
@@ -183,10 +242,13 @@ def _copy(source: Store, expert: int, store: Store, number: int) -> None:
     """Copy the epochs of an expert that a store keeps."""
     tensors, _ = files.load_tensors(source.expert_path(expert))
     rows = [source.snapshots_kept.index(epoch) for epoch in store.snapshots_kept]
-    names = {"snapshots", "buffers"} & tensors.keys()
+    names = {"buffers", "shares"} & tensors.keys()
     kept = {name: tensors.pop(name)[rows] for name in names}
-    metrics, state = source.metrics(expert), tensors or None
-    store.write_expert(number, kept["snapshots"], metrics, kept.get("buffers"), state)
+    snapshots, metrics = tensors.pop("snapshots"), source.metrics(expert)
+    snapshots = snapshots if "waypoints" in store.manifest else snapshots[rows]
+    store.write_expert(
+        number, snapshots, metrics, kept.get("buffers"), tensors or None, kept.get("shares")
+    )
 
 
 def _check_same_kind(first: Store, other: Store) -> None:
