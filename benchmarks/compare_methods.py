@@ -6,7 +6,7 @@ as often as it ends with status 75: every call goes on where the last one stoppe
 written after every piece; when it is complete, docs/comparison.md gets its tables.
 
 Seconds on two cores, by ``comparison.methods.CIFAR10`` (ConvNet of width 32 and depth 3; all
-50,000 training images; four methods and two baselines, 3 seeds each):
+50,000 training images; four methods and four baselines, 3 seeds each):
 
     experts         10 experts x 10 epochs, two at a time; an epoch takes one thread 6.5 s with
                     plain SGD, 12 s with GSAM, 30 s with the penalty
@@ -14,12 +14,12 @@ Seconds on two cores, by ``comparison.methods.CIFAR10`` (ConvNet of width 32 and
     distillation    4 methods x 3 seeds x 2000 outer iterations, in seconds each:
                     0.08 for 1 image per class (40 student steps of 10 images)           1920
                     0.20 for 10 (20 student steps of 50 images)                          4800
-    networks        6 methods x 3 seeds x 3 networks x 1000 epochs and 10,000 test images, each:
-                    5 s for 1 image per class, 20 s for 10                               1350
-    reading, first images, labels: 36 runs x 10 s                                         360
-                                                                                  in all 10855
+    networks        8 methods x 3 seeds x 3 networks x 1000 epochs and 10,000 test images, each:
+                    5 s for 1 image per class, 20 s for 10                               1800
+    reading, first images, labels: 48 runs x 10 s                                         480
+                                                                                  in all 11425
 
-which is 3.0 of the 4 hours that it may take.
+which is 3.2 of the 4 hours that it may take.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from comparison.methods import (
     METHODS,
     PAPERS,
     REAL,
+    REAL_SOFT,
     Method,
     Scale,
     distill_fields,
@@ -60,6 +61,7 @@ from trajmatch.errors import UserError
 from trajmatch.evaluate import Protocol, k_center, random_subset, train_fresh
 from trajmatch.experts import ExpertConfig, Store
 from trajmatch.experts.final import FinalExperts
+from trajmatch.experts.labels import soft_labels
 from trajmatch.random import derive_seed, generator
 
 HERE = Path(__file__).resolve().parent
@@ -148,7 +150,7 @@ def compare(
         device,
     )
     most = max(map(scale.seeds_at, scale.distill))
-    for seed, ipc, method in product(range(most), scale.distill, (*REAL, *methods)):
+    for seed, ipc, method in product(range(most), scale.distill, (*REAL, *REAL_SOFT, *methods)):
         if seed >= scale.seeds_at(ipc):
             continue
         runs = slices.state.setdefault("cells", {}).setdefault(method, {}).setdefault(str(ipc), [])
@@ -205,7 +207,7 @@ class Comparison:
         Raises:
             SliceOver: The time of this call is over.
         """
-        make = self._real if method in REAL else self._distilled
+        make = self._distilled if method in METHODS else self._real
         found = make(method, ipc, seed)
         entry.update(found.facts, step_size=found.step_size)
         test_images = self.training.normalise(self.dataset.test_images)
@@ -249,20 +251,28 @@ class Comparison:
 
     def _real(self, method: str, ipc: int, seed: int) -> TrainingSet:
         """Choose real images from those that the experts saw."""
-        training = self.training
-        if method == "random real":
-            draw = generator(seed, "compare", method, ipc)
+        training, (choice, _, soft) = self.training, method.partition(", ")
+        if choice == "random real":
+            draw = generator(seed, "compare", choice, ipc)
             chosen = random_subset(training.train_labels, ipc, draw)
         else:
             chosen = k_center(self._logits(seed), training.train_labels, ipc)
         images = training.normalise(training.train_images[chosen])
-        return TrainingSet(images, training.train_labels[chosen], self.scale.real_lr, {})
+        labels = training.train_labels[chosen]
+        if soft:
+            labels = soft_labels(images, labels, self._plain)
+        facts = {"labels": soft or "hard", "stored_bytes": images.nbytes + labels.nbytes}
+        return TrainingSet(images, labels, self.scale.real_lr, facts)
+
+    @cached_property
+    def _plain(self) -> FinalExperts:
+        store = self.experts("plain")
+        model = networks.build(store.manifest["network"]).to(self.device)
+        return FinalExperts(store, model, "k-center")
 
     def _logits(self, seed: int) -> Tensor:
         """Return the logits of a plain expert for all images, ``[N, K]``; another for each seed."""
-        store = self.experts("plain")
-        model = networks.build(store.manifest["network"]).to(self.device)
-        experts = FinalExperts(store, model, "k-center")
+        experts = self._plain
         parts = self.training.train_images.split(1000)  # normalised at once, they take four times
         expert = seed % experts.count
         return cat([experts.logits(expert, self.training.normalise(part)) for part in parts])
@@ -283,7 +293,12 @@ class Comparison:
             **distill_fields(method, self.scale, ipc),
         )
         result = self.slices.distil(f"{method}, {ipc} per class", config)
-        facts = {**matching(config.log_path), "fingerprint": result.fingerprint}
+        facts = {
+            **matching(config.log_path),
+            "fingerprint": result.fingerprint,
+            "labels": "hard" if result.label_kind == "index" else "soft",
+            "stored_bytes": result.stored_bytes,
+        }
         return TrainingSet(result.images, result.labels, result.lr, facts)
 
 

@@ -93,6 +93,8 @@ EXPERTS: dict[str, dict[str, Any]] = {
 
 #: Random and chosen real images of the same number.
 REAL = ("random real", "k-center")
+#: The same with soft labels: the mean logits of the plain experts that are right.
+REAL_SOFT = tuple(f"{name}, soft" for name in REAL)
 
 
 @dataclass(frozen=True)

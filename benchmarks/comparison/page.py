@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import product
+from itertools import chain, product
 from statistics import fmean
 from typing import Any
 
-from comparison.methods import EXPERTS, METHODS, PAPERS, REAL, Method, Scale, distill_fields
+from comparison.methods import (
+    EXPERTS,
+    METHODS,
+    PAPERS,
+    REAL,
+    REAL_SOFT,
+    Method,
+    Scale,
+    distill_fields,
+)
 from doc_pages import table
 
 from trajmatch.evaluate import Score
@@ -16,15 +25,22 @@ NOT_COMPLETE = "The record is not complete yet: these numbers are still to be me
 
 
 def is_complete(record: dict[str, Any] | None) -> bool:
-    """True if a record has every run of every method, with all its networks."""
+    """True if a record has every run of every method, with all its networks.
+
+    Records of the first release lack real images with soft labels.
+    """
     if record is None or "identity" not in record:
         return False
-    scale = record["identity"]["scale"]
+    return all(_is_measured(record, name) for name in (*REAL, *record["identity"]["methods"]))
+
+
+def _is_measured(record: dict[str, Any], name: str) -> bool:
+    scale, cells = record["identity"]["scale"], record["cells"].get(name, {})
     seeds = scale["seeds"]
     return all(
-        [len(run["accuracies"]) for run in record["cells"].get(name, {}).get(ipc, [])]
+        [len(run["accuracies"]) for run in cells.get(ipc, [])]
         == [scale["networks"]] * (seeds if isinstance(seeds, int) else seeds[ipc])
-        for name, ipc in product((*REAL, *record["identity"]["methods"]), scale["distill"])
+        for ipc in scale["distill"]
     )
 
 
@@ -39,9 +55,10 @@ def result(record: dict[str, Any] | None) -> str:
     ipcs = sorted(map(int, record["identity"]["scale"]["distill"]))
     per_class = [f"{ipc} per class" for ipc in ipcs]
     methods = [name for name in METHODS if name in record["identity"]["methods"]]
+    soft = [name for name in REAL_SOFT if _is_measured(record, name)]
     accuracies = table(
-        ["test accuracy, %", *per_class],
-        ([name, *(_accuracy(record, name, ipc) for ipc in ipcs)] for name in (*REAL, *methods)),
+        ["test accuracy, %", "labels", *chain(*([each, "bytes"] for each in per_class))],
+        (_accuracies(record["cells"][name], ipcs, name) for name in (*REAL, *soft, *methods)),
     )
     courses = table(
         ["matching loss, first and last tenth; step size", *per_class],
@@ -80,9 +97,13 @@ def settings(scale: Scale, methods: Mapping[str, Method] = PAPERS) -> str:
     )
 
 
-def _accuracy(record: dict[str, Any], name: str, ipc: int) -> str:
-    """Over seeds, of the mean over the networks of each."""
-    return _mean_and_std([fmean(run["accuracies"]) for run in record["cells"][name][str(ipc)]])
+def _accuracies(cells: Mapping[str, Any], ipcs: Sequence[int], name: str) -> list[str]:
+    """Over seeds, of the mean over the networks of each; with labels and bytes of the first."""
+    row = [name, cells[str(ipcs[0])][0]["labels"]]
+    for runs in (cells[str(ipc)] for ipc in ipcs):
+        mean = _mean_and_std([fmean(run["accuracies"]) for run in runs])
+        row += [mean, f"{runs[0]['stored_bytes']:,}"]
+    return row
 
 
 def _mean_and_std(values: Sequence[float]) -> str:

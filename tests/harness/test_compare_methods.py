@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from compare_methods import compare, matching
 from comparison import page
-from comparison.methods import CIFAR10, EXPERTS, PAPERS, REAL, Scale, distill_fields
+from comparison.methods import CIFAR10, EXPERTS, PAPERS, REAL, REAL_SOFT, Scale, distill_fields
 from comparison.methods import heavy_ball_gain as gain
 from slices import SliceOver, Slices
 
@@ -100,10 +100,17 @@ def test_everything_is_in_the_record(whole) -> None:
     assert files.read_json(folder / "record.json") == record
     found = [(method, ipc, seed) for method, ipc, seed, _ in runs(record)]
     assert sorted(found) == sorted(
-        (method, ipc, seed) for method in (*REAL, *PAPERS) for ipc in "12" for seed in (0, 1)
+        (method, ipc, seed)
+        for method in (*REAL, *REAL_SOFT, *PAPERS)
+        for ipc in "12"
+        for seed in (0, 1)
     )
     for method, ipc, seed, entry in runs(record):
         assert len(entry["accuracies"]) == TINY.networks
+        soft = method in (*REAL_SOFT, "DATM")
+        assert entry["labels"] == ("soft" if soft else "hard")
+        # of each image 8 x 8 x 3 float32, and three logits or a class
+        assert entry["stored_bytes"] == 3 * int(ipc) * (4 * 192 + (12 if soft else 8))
         if method in PAPERS:
             name = f"{method.lower()}-ipc{ipc}-seed{seed}.safetensors"
             distilled = artifact.load(folder / "distilled" / name)
@@ -185,19 +192,24 @@ def test_the_table_by_hand(whole) -> None:
     for number, (_, _, seed, entry) in enumerate(runs(record)):
         entry["accuracies"] = [number + seed, number + 3 * seed]
     record["cells"]["MTT"]["2"] = [
-        {"accuracies": [10, 20], "step_size": 0.25, "matching_loss": [1.0, 0.5]},
+        {
+            **{"accuracies": [10, 20], "step_size": 0.25, "matching_loss": [1.0, 0.5]},
+            **{"labels": "hard", "stored_bytes": 1234},
+        },
         {"accuracies": [30, 20], "step_size": 0.75, "matching_loss": [0.5, 0.25]},
     ]
     record["experts"]["flat"] = [60.0, 61.0]
     record["seconds"] = {"some": 3600.0, "others": 1800.0}
     text = page.result(record)
     row = next(line for line in text.splitlines() if line.startswith("| MTT |"))
-    assert row.endswith("| 20.0 ± 5.0 |")
+    assert row.endswith("| 20.0 ± 5.0 | 1,234 |")
     assert "| 0.750, 0.375; 0.5 |" in text
     assert "| flat | FTD, DATM | 60.5 ± 0.5 |" in text
     assert "1.5 hours" in text
     methods = [line.split(" | ")[0].strip("| ") for line in text.split("\n\n")[0].splitlines()[2:]]
-    assert methods == [*REAL, *PAPERS]
+    assert methods == [*REAL, *REAL_SOFT, *PAPERS]
+    del record["cells"][REAL_SOFT[0]]  # as in records of the first release
+    assert page.is_complete(record) and f"| {REAL_SOFT[0]} |" not in page.result(record)
 
 
 def test_an_unfinished_record_has_no_table(whole) -> None:
