@@ -203,6 +203,16 @@ def test_the_inexact_gradient_leaves_out_the_hessians(
     assert_close_as_vectors(ours, [theta, state.tensors, *wanted], EXACT)
 
 
+@pytest.mark.parametrize(("name", "vectors"), [("momentum", 1), ("nesterov", 2), ("adam", 3)])
+def test_what_is_kept_of_a_step(device: torch.device, name: str, vectors: int) -> None:
+    model = model_of("gated", device)
+    given, _ = problem(model, OPTIMISERS[name], "soft", "one", steps=10)
+    node: Any = ops.unroll(model, **given, steps=[10]).grad_fn
+    size = len(given["theta0"])
+    kept = sum(each.numel() for each in node.saved_tensors if each.shape[-1:] == (size,))
+    assert kept <= (10 * vectors + 2) * size and kept >= 10 * vectors * size
+
+
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_a_gradient_of_0_is_the_limit_of_small_ones(
     device: torch.device, assert_close_as_vectors: Check, decoupled: bool
@@ -222,64 +232,7 @@ def test_a_gradient_of_0_is_the_limit_of_small_ones(
     assert_close_as_vectors(*found, 1e-7)
 
 
-FUNCTIONAL = pytest.mark.parametrize("kind", ["engine", "batch norm"])
-
-
-@FUNCTIONAL
-@pytest.mark.parametrize("name", ["momentum", "adam"])
-def test_is_transformed_by_torch_func(
-    device: torch.device, assert_close_as_vectors: Check, name: str, kind: str
-) -> None:
-    model = model_of(kind, device)
-    given, _ = problem(model, OPTIMISERS[name], "soft", "one")
-    del given["state"]
-    names = ("theta0", "images", "labels", "lr")
-    leaves = [given.pop(each) for each in names]
-    target = leaves[0].detach() + 1
-
-    def loss(*inputs: Tensor) -> Tensor:
-        end = ops.unroll(model, *inputs, **given)
-        return ops.param_distance(end, target, inputs[0]) + end.sum()
-
-    wanted = torch.autograd.grad(loss(*leaves), leaves)
-    inputs = [each.detach() for each in leaves]
-    assert_close_as_vectors(torch.func.grad(loss, (0, 1, 2, 3))(*inputs), wanted, 1e-14)
-    _, pull = torch.func.vjp(loss, *inputs)
-    assert_close_as_vectors(pull(torch.ones_like(target[0])), wanted, 1e-14)
-    rows = torch.func.jacrev(loss, (0, 1, 2, 3), chunk_size=1)(*inputs)
-    assert_close_as_vectors(rows, wanted, 1e-14)
-    # Inside of another transform, and of a graph.
-    outer = torch.func.grad(lambda scale: scale * torch.func.grad(loss)(*inputs).detach().sum())
-    assert_close_as_vectors([outer(target[0])], [wanted[0].sum()], 1e-12)
-    (mixed,) = torch.autograd.grad(
-        torch.func.vjp(lambda x: loss(x, *leaves[1:]), inputs[0])[0], leaves[1]
-    )
-    assert_close_as_vectors([mixed], [wanted[1]], 1e-14)
-    with pytest.raises(NotImplementedError, match=r"reference\.unroll has derivatives of any"):
-        torch.func.grad(lambda x: torch.func.grad(loss, 1)(inputs[0], x, *inputs[2:]).sum())(
-            inputs[1]
-        )
-
-
-@FUNCTIONAL
-def test_vmap_is_a_loop_over_operators_and_refused_on_autograd(
-    device: torch.device, kind: str
-) -> None:
-    model = model_of(kind, device)
-    given, _ = problem(model, ops.Adam(), "soft", "one")
-    lrs = torch.stack([given.pop("lr").detach(), torch.tensor(0.1, device=device)])
-
-    def thetas(lr: Tensor) -> Tensor:
-        return ops.unroll(model, **given, lr=lr)
-
-    if kind == "engine":
-        assert torch.equal(torch.vmap(thetas)(lrs), torch.stack([thetas(lr) for lr in lrs]))
-        return
-    with pytest.raises(NotImplementedError, match=r"trajmatch::unroll: .* torch.func.vmap"):
-        torch.vmap(thetas)(lrs)
-
-
-@FUNCTIONAL
+@pytest.mark.parametrize("kind", ["engine", "batch norm"])
 def test_inference_mode(device: torch.device, kind: str) -> None:
     model = model_of(kind, device)
     given, _ = problem(model, ops.Adam(), "soft", "both")
