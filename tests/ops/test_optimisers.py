@@ -49,12 +49,15 @@ def model_of(kind: str, device: torch.device) -> nn.Module:
     torch.manual_seed(0)
     if kind == "engine":
         model: nn.Module = networks.ConvNet(3, 4, 8, 4, 2)
+    elif kind == "perceptron":
+        model = networks.build(networks.specify("mlp:width=5", 3, 4, 8))
     elif kind == "batch norm":
         layers = (nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.GELU())
         model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(36, 4))
     else:
         model = Gated()
-    assert ops.engine_for(model) == ("engine" if kind == "engine" else "autograd")
+    engine = kind in ("engine", "perceptron")
+    assert ops.engine_for(model) == ("engine" if engine else "autograd")
     return model.double().to(device)
 
 
@@ -213,13 +216,13 @@ def test_what_is_kept_of_a_step(device: torch.device, name: str, vectors: int) -
     assert kept <= (10 * vectors + 2) * size and kept >= 10 * vectors * size
 
 
-@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("kind", ["perceptron", "gated"])
 def test_a_gradient_of_0_is_the_limit_of_small_ones(
-    device: torch.device, assert_close_as_vectors: Check, decoupled: bool
+    device: torch.device, assert_close_as_vectors: Check, kind: str
 ) -> None:
     """The weights of a black pixel have no gradient; the root in Adam's step has no derivative."""
-    model = model_of("gated", device)
-    given, _ = problem(model, ops.Adam(eps=1e-2, decoupled=decoupled), "soft", "one")
+    model = model_of(kind, device)
+    given, _ = problem(model, ops.Adam(eps=1e-2), "soft", "one")
     del given["state"]
     found = []
     for value in (0.0, 1e-10):
