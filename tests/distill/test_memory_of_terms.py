@@ -179,8 +179,14 @@ def test_an_update_that_is_left_out_leaves_the_memory(configure) -> None:
         ("Forgetful:list", "memory should return tensors by name, but returned a list of 1"),
         ("Forgetful:none", "remember should return tensors by name, but returned None"),
         ("Forgetful:number", "remember should return tensors by name"),
-        ("Forgetful:lacking", r"return 'seen' as \[\] of float32, .*but returned None"),
-        ("Forgetful:other", r"'entered' as \[243\] of bool.* returned \[243\] of float32"),
+        (
+            "Forgetful:lacking",
+            r"return what .*memory.1.seen': '\[\] of torch.float32'}, but returned ",
+        ),
+        (
+            "Forgetful:other",
+            r"entered': '\[243\] of torch.bool.* returned .*\[243\] of torch.float32",
+        ),
         ("Forgetful:x", "remember of .*failed: KeyError: 'x'"),
     ],
 )

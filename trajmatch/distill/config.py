@@ -32,6 +32,9 @@ _OF_MATCHING = (
     "balance",
     "perturb",
     "skip_above",
+    "mask_gradient",
+    "mask_threshold",
+    "mask_every",
 )
 
 

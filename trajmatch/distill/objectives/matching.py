@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,12 +84,8 @@ class MatchingLoss:
         total = losses[0]
         for loss in losses[1:]:
             total = total + loss
-        if not total.requires_grad and any(each.requires_grad for each in course.student.values()):
-            raise UserError(
-                f"--terms {self._listed()}: the matching loss does not depend on the student's "
-                "parameters, so that nothing could be learned from it; a matching term of your own "
-                "must not detach them"
-            )
+        if any(each.requires_grad for each in course.student.values()):
+            _check_graph(self._listed(), total)
         return total
 
     def memory(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
@@ -99,13 +97,7 @@ class MatchingLoss:
         Raises:
             UserError: A term fails or returns something else than tensors by name.
         """
-        found: dict[str, Tensor] = {}
-        for number, (name, term) in enumerate(self._named()):
-            if isinstance(term, Remembering):
-                with blamed(f"memory of --terms {name}"):
-                    own = _tensors(name, "memory", term.memory(shapes))
-                found |= {f"{_prefix(number)}{key}": value for key, value in own.items()}
-        return found
+        return self._remembered("memory", lambda _: shapes)
 
     @torch.no_grad()
     def remember(self, course: Course) -> dict[str, Tensor]:
@@ -117,19 +109,29 @@ class MatchingLoss:
         Raises:
             UserError: A term fails, or returns other tensors than it remembers.
         """
+        found = self._remembered("remember", partial(_seen, course))
+        wanted, came = _kinds(course.memory), _kinds(found)
+        if wanted != came and any(isinstance(term, Remembering) for term in self.terms):
+            raise UserError(
+                f"--terms {self._listed()}: remember should return what memory does, {wanted}, but "
+                f"returned {came}"
+            )
+        return found
+
+    def _remembered(self, method: str, argument: Callable[[int], Any]) -> dict[str, Tensor]:
+        """Call a method of the terms that remember, with an argument by the number of the term."""
         found: dict[str, Tensor] = {}
         for number, (name, term) in enumerate(self._named()):
             if isinstance(term, Remembering):
-                seen = _seen(course, number)
-                with blamed(f"remember of --terms {name}"):
-                    own = _tensors(name, "remember", term.remember(seen))
-                for each, wanted in _kinds(seen.memory).items():
-                    if (came := _kinds(own).get(each)) != wanted:
-                        raise UserError(
-                            f"--terms {name}: remember should return {each!r} as {wanted}, which "
-                            f"memory made it, but returned {came}"
-                        )
-                found |= {f"{_prefix(number)}{key}": own[key] for key in seen.memory}
+                with blamed(f"{method} of --terms {name}"):
+                    made = getattr(term, method)(argument(number))
+                parts = made.values() if isinstance(made, Mapping) else [None]
+                if not all(isinstance(each, Tensor) for each in parts):
+                    raise UserError(
+                        f"--terms {name}: {method} should return tensors by name, but returned "
+                        f"{described(made)}"
+                    )
+                found |= {f"{MEMORY}{number}.{key}": each for key, each in made.items()}
         return found
 
     def check(
@@ -148,47 +150,44 @@ class MatchingLoss:
         size, draw = sum(shape.numel() for shape in shapes.values()), generator(0, "terms")
         start, expert, end = torch.randn(3, size, generator=draw).to(device)
         student = end.requires_grad_()
-        students = dict.fromkeys(self.student_steps(steps), student)
-        experts = dict.fromkeys(self.expert_epochs(steps), expert)
-        iteration = torch.zeros((), dtype=torch.int64, device=device)
-        memory = {name: value.to(device) for name, value in self.memory(shapes).items()}
-        course = Course(start, students, experts, steps, self.epochs, shapes, iteration, memory)
+        course = Course(
+            start,
+            dict.fromkeys(self.student_steps(steps), student),
+            dict.fromkeys(self.expert_epochs(steps), expert),
+            steps,
+            self.epochs,
+            shapes,
+            torch.zeros((), dtype=torch.int64, device=device),
+            {name: value.to(device) for name, value in self.memory(shapes).items()},
+        )
         self.remember(course)
         for number, (name, term) in enumerate(self._named()):
             if _waypoints_of(name, term, steps, self.epochs):  # else it is 0, and a constant
-                alone = MatchingLoss((term,), self.epochs, (name,))
-                own = {f"{_prefix(0)}{k}": each for k, each in _seen(course, number).memory.items()}
-                loss = alone(replace(course, memory=own))
+                loss = _loss_of(name, term, _seen(course, number))
+                _check_graph(name, loss)
                 with blamed(f"the derivative of --terms {name}"):
                     torch.autograd.grad(loss, student)
 
 
-def _prefix(number: int) -> str:
-    """Beginning of the names of what a term remembers."""
-    return f"{MEMORY}{number}."
-
-
 def _seen(course: Course, number: int) -> Course:
     """Return the course as a term sees it: with what it remembers itself."""
-    prefix = _prefix(number)
+    prefix = f"{MEMORY}{number}."
     own = {k.removeprefix(prefix): v for k, v in course.memory.items() if k.startswith(prefix)}
     return replace(course, memory=own)
 
 
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Shape and dtype of tensors, for messages."""
-    return {
-        k: f"{list(v.shape)} of {str(v.dtype).removeprefix('torch.')}" for k, v in tensors.items()
-    }
+    return {name: f"{list(each.shape)} of {each.dtype}" for name, each in tensors.items()}
 
 
-def _tensors(name: str, method: str, made: object) -> Mapping[str, Tensor]:
-    if not isinstance(made, Mapping) or not all(isinstance(each, Tensor) for each in made.values()):
+def _check_graph(names: str, loss: Tensor) -> None:
+    if not loss.requires_grad:
         raise UserError(
-            f"--terms {name}: {method} should return tensors by name, but returned "
-            f"{described(made)}"
+            f"--terms {names}: the matching loss does not depend on the student's parameters, so "
+            "that nothing could be learned from it; a matching term of your own must not detach "
+            "them"
         )
-    return made
 
 
 def _waypoints_of(name: str, term: Term, steps: int, epochs: int) -> list[Waypoint]:

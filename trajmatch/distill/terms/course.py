@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trajmatch import ops
 from trajmatch.networks.flat import split
+from trajmatch.schema import settle
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,13 @@ class Remembering(Term, Protocol):
         """Return the next values, in shape and dtype of the first; called without gradients."""
 
 
+@dataclass(frozen=True)
 class AtTheEnd:
-    """Base of terms that compare the ends of the segment."""
+    """Base of terms that compare the ends of the segment, and whose settings have checked types."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        settle(self, lambda name: f"--terms {type(self).__name__.lower()}: {name}")
 
     def waypoints(self, steps: int, epochs: int) -> list[Waypoint]:
         """Step ``N`` and epoch ``M``."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trajmatch import ops
 from trajmatch.distill.terms.course import AtTheEnd, Course
-from trajmatch.errors import UserError
+from trajmatch.schema import Fraction
 
 
 @dataclass(frozen=True)
@@ -22,24 +22,10 @@ class Deep(AtTheEnd):
         alpha: Share that is left out, at least 0 and below 1 (PAD: depth_ratio).
     """
 
-    alpha: float
-
-    def __post_init__(self) -> None:
-        """Check the share."""
-        check_share(
-            "deep", "the share of parameters, from the first on, that are left out", self.alpha
-        )
+    alpha: Fraction
 
     def loss(self, course: Course) -> Tensor:
         """Return the relative squared distance of the deep parameters."""
         first = int(self.alpha * len(course.start))
         end, target = course.student[course.steps], course.expert[course.epochs]
         return ops.param_distance(end[first:], target[first:], course.start[first:])
-
-
-def check_share(name: str, meaning: str, share: object) -> None:
-    """Raise UserError unless the setting of a term is a number from 0 and below 1."""
-    if not isinstance(share, int | float) or not 0 <= share < 1:
-        raise UserError(
-            f"--terms {name}:{share}: {meaning}, should be a number of at least 0 and below 1"
-        )

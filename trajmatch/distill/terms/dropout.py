@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from trajmatch.distill.terms.course import AtTheEnd, Course
-from trajmatch.distill.terms.deep import check_share
+from trajmatch.schema import Fraction
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,7 @@ class Dropout(AtTheEnd):
         ratio: ``r``, at least 0 and below 1.
     """
 
-    ratio: float
-
-    def __post_init__(self) -> None:
-        """Check the share."""
-        check_share(
-            "dropout", "the share of parameters, nearest first, that are left out", self.ratio
-        )
+    ratio: Fraction
 
     def loss(self, course: Course) -> Tensor:
         """Return the relative squared distance of the parameters that are kept."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trajmatch.distill.terms.course import AtTheEnd, Course
 from trajmatch.errors import UserError
+from trajmatch.schema import NonNegative, setting
 
 
 class Layers(AtTheEnd):
@@ -22,17 +23,12 @@ class Layers(AtTheEnd):
     """
 
     def __init__(self, *unnamed: object, **weights: float) -> None:
-        for pattern, weight in weights.items():
-            if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-                raise UserError(
-                    f"--terms layers:{pattern}={weight}: the weight should be a finite number of "
-                    "at least 0"
-                )
         if unnamed or not weights:
             raise UserError(
                 "--terms layers should be layers:PATTERN=WEIGHT,..., e.g. layers:classifier.*=2"
             )
-        self._weights = weights
+        name = "--terms layers: the weight of"
+        self._weights = {k: setting(w, NonNegative, f"{name} {k}") for k, w in weights.items()}
 
     def loss(self, course: Course) -> Tensor:
         """Return the weighted relative squared distance.
