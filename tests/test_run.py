@@ -236,6 +236,8 @@ def test_what_would_fail_later_or_harm_is_refused_first(
     assert sorted(photos.rglob("*")) == before
     assert run(*data, "--out", str(tmp_path / "out"), "--max-start-epoch", "9") == 2
     assert "--max-start-epoch 9 with --expert-epochs 1 needs" in capsys.readouterr().err
+    assert run(*data, "--out", str(tmp_path / "out"), "--terms", "layers:conv1.*=2") == 2
+    assert "no parameter of the network fits 'conv1.*'; it has" in capsys.readouterr().err
     assert run(*data, "--out", str(tmp_path / "out"), "--evaluate.network", "alexnet", "rsnet") == 2
     assert "--evaluate.network rsnet: expected the network to be" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

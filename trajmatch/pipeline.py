@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trajmatch import artifact, files, interruption, networks, pictures
@@ -23,7 +24,7 @@ from trajmatch.evaluate.config import EvalConfig
 from trajmatch.evaluate.distilled import evaluate_artifact
 from trajmatch.evaluate.scores import difference_error
 from trajmatch.evaluate.sets import SETS
-from trajmatch.experts.config import ExpertConfig, kept_epochs
+from trajmatch.experts.config import ConvNetSettings, ExpertConfig, kept_epochs
 from trajmatch.experts.scores import path_beside
 from trajmatch.experts.store import Store
 from trajmatch.experts.train import train_experts
@@ -32,6 +33,7 @@ from trajmatch.progress import ProgressLike, Stages, silent
 from trajmatch.report.config import ReportConfig
 from trajmatch.report.page import write_report
 from trajmatch.run_folder import RunFolder
+from trajmatch.schema import settings_of
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,12 @@ def _check_beginning(pipeline: Pipeline) -> None:
             "--out a new folder"
         )
     if experts is not None and pipeline.distill.objective != "train-and-test":
-        segments_of(pipeline.distill, kept_epochs(experts.keep, experts.epochs))
+        _, loss = segments_of(pipeline.distill, kept_epochs(experts.keep, experts.epochs))
+        if experts.network == "convnet" and experts.depth <= 10:  # the same names for all images
+            side = 32 if experts.pooling == "none" else 2 ** max(5, experts.depth)
+            with as_user_error(), torch.device("meta"):
+                model = networks.ConvNet(3, 10, side, **settings_of(experts, ConvNetSettings))
+            loss.check(pipeline.distill.student_steps, networks.parameter_shapes(model))
         chosen = pipeline.distill.init == "difficulty" and pipeline.distill.scores is None
         if chosen and not path_beside(folder.store).exists():
             raise UserError(
