@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -202,6 +202,41 @@ class Expect:
         else:
             self.shape("labels", labels, [count])
         return labels
+
+    def batches(
+        self, batches: ArrayLike | Sequence[ArrayLike], like: Tensor
+    ) -> tuple[Tensor, list[int]]:
+        """Indices of all steps as one new vector, and the number of indices of each step."""
+        if hasattr(batches, "__array__"):  # tensors among them
+            batches = self.tensor("batches", batches, like.device, like.dtype)
+            wanted = "have 2 dimensions, or to be a sequence of one-dimensional tensors"
+            self.that(batches.dim() == 2, "batches", wanted, list(batches.shape))
+            sizes = [batches.shape[1]] * len(batches)
+            # A copy: the caller may use the memory again before the backward pass.
+            flat = batches.reshape(-1).clone()
+        else:
+            if not isinstance(batches, Iterable):
+                wanted = "be a tensor of shape [N, B], or a sequence of tensors or lists"
+                raise TypeError(self.message("batches", wanted, type(batches).__name__))
+            rows = [self.tensor("batches", each, like.device, like.dtype) for each in batches]
+            for row in rows:
+                self.that(row.dim() == 1, "every batch", "have 1 dimension", list(row.shape))
+            sizes = [len(row) for row in rows]
+            flat = (
+                torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64, device=like.device)
+            )
+        self.that(len(sizes) > 0, "batches", "hold at least one step", "none")
+        wanted = "hold at least one image in every step"
+        self.that(min(sizes) > 0, "batches", wanted, f"sizes {sizes}")
+        self.like("batches", flat, like, "theta0", torch.int64)
+        return flat, sizes
+
+    def indices(self, flat: Tensor, count: int) -> None:
+        """Raise ValueError for indices of no image; the engine checks its own."""
+        if flat.device.type == "cpu":
+            low, high = map(int, flat.aminmax())
+            self.that(low >= 0, "batches", f"hold indices in [0, {count})", low)
+            self.that(high < count, "batches", f"hold indices in [0, {count})", high)
 
     def tensor(
         self, argument: str, value: ArrayLike, device: torch.device, dtype: torch.dtype

@@ -41,8 +41,8 @@ def explained(op: str) -> Iterator[None]:
             ) from error
         if "functorch transforms" in text or "does not have vmap support" in text:
             raise NotImplementedError(
-                f"trajmatch::{op}: expected to be called outside of torch.func.vmap and jvp (grad "
-                f"and vjp are supported); use a loop, or trajmatch.reference.{op}"
+                f"trajmatch::{op}: expected to be called outside of torch.func.vmap and jvp, but "
+                "inside of grad or vjp at most; use a loop"
             ) from error
         if "is not implemented" in text or "does not currently support double backward" in text:
             raise NotImplementedError(
@@ -86,7 +86,8 @@ def _refuse_tangents(op: str, values: Any) -> None:
     ):
         raise NotImplementedError(
             f"trajmatch::{op}: expected tensors without forward-mode tangents; use "
-            f"trajmatch.reference.{op}, or trajmatch.ops.gradient_jvp for a student's gradient"
+            f"trajmatch.reference.{op} with torch.autograd.forward_ad, or "
+            "trajmatch.ops.gradient_jvp for a student's gradient"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -155,7 +155,7 @@ def unroll(
         network = None
     optimiser = check_optimiser(expect, optimiser, momentum)
     check_state(expect, state, optimiser, theta0)
-    flat, sizes = _flatten(expect, batches, theta0)
+    flat, sizes = expect.batches(batches, theta0)
     lr = check_lr(expect, lr, theta0, len(sizes), sum(1 for _ in model.parameters()))
     counts = [len(sizes)] if steps is None else expect.counts("steps", steps)
     expect.augment(augment)
@@ -186,7 +186,7 @@ def unroll(
         choices = (network, optimiser.numbers(), done, loss_scale, keep, tape_bytes, rows, exact)
         thetas, memory, *_ = operators.student_unroll(*problem, *choices)
     else:
-        _check_indices(expect, flat, len(images))
+        expect.indices(flat, len(images))
         student: Student
         if network is not None:
             student, called = EngineStudent(network, loss_scale), None
@@ -243,41 +243,6 @@ def tape_bytes(
     double, cuda = dtype == torch.float64, torch.device(device).type == "cuda"
     elements = _C.tape_elements(network, batch_sizes, 2**62, double, cuda)
     return elements * (8 if double else 4)
-
-
-def _flatten(
-    expect: Expect, batches: ArrayLike | Sequence[ArrayLike], like: Tensor
-) -> tuple[Tensor, list[int]]:
-    """Indices of all steps as one vector of their own, and the number of indices of each step."""
-    if hasattr(batches, "__array__"):  # tensors among them
-        batches = expect.tensor("batches", batches, like.device, like.dtype)
-        wanted = "have 2 dimensions, or to be a sequence of one-dimensional tensors"
-        expect.that(batches.dim() == 2, "batches", wanted, list(batches.shape))
-        sizes = [batches.shape[1]] * len(batches)
-        # A copy: the caller may use the memory again before the backward pass.
-        flat = batches.reshape(-1).clone()
-    else:
-        if not isinstance(batches, Iterable):
-            wanted = "be a tensor of shape [N, B], or a sequence of tensors or lists"
-            raise TypeError(expect.message("batches", wanted, type(batches).__name__))
-        rows = [expect.tensor("batches", each, like.device, like.dtype) for each in batches]
-        for row in rows:
-            expect.that(row.dim() == 1, "every batch", "have 1 dimension", list(row.shape))
-        sizes = [len(row) for row in rows]
-        flat = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64, device=like.device)
-    expect.that(len(sizes) > 0, "batches", "hold at least one step", "none")
-    wanted = "hold at least one image in every step"
-    expect.that(min(sizes) > 0, "batches", wanted, f"sizes {sizes}")
-    expect.like("batches", flat, like, "theta0", torch.int64)
-    return flat, sizes
-
-
-def _check_indices(expect: Expect, flat: Tensor, count: int) -> None:
-    """Raise ValueError for indices of no image; the engine checks its own."""
-    if flat.device.type == "cpu":
-        low, high = map(int, flat.aminmax())
-        expect.that(low >= 0, "batches", f"hold indices in [0, {count})", low)
-        expect.that(high < count, "batches", f"hold indices in [0, {count})", high)
 
 
 def _fake(given: Any) -> tuple[Tensor, ...]:
