@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from trajmatch import artifact, networks
 from trajmatch.cli.main import main
+from trajmatch.cli.run import RunConfig, pipeline_of, table
 from trajmatch.data import load_dataset
 from trajmatch.errors import UserError
 from trajmatch.evaluate import (
@@ -27,6 +29,7 @@ from trajmatch.evaluate import (
     label_robust_score,
 )
 from trajmatch.experts import ExpertConfig, Store, train_experts
+from trajmatch.pipeline import run_pipeline
 
 MakeArtifact = Callable[..., Path]
 
@@ -163,7 +166,7 @@ def test_what_is_stored(make_artifact: MakeArtifact, tiny_data: str, store: Path
     sizes = evaluate_artifact(config)["sets"]
     assert sizes["distilled"] == {
         **{"images": 6, "labels": "soft"},
-        **{"stored_values": 6 * 16 + 18, "stored_bytes": 4 * (6 * 16 + 18) + 5},
+        **{"stored_values": 6 * 16 + 5 + 18, "stored_bytes": 4 * (6 * 16 + 18) + 5},
     }
     assert sizes["distilled_hard"]["stored_bytes"] == 4 * 6 * 16 + 5 + 8 * 6
     assert sizes["random_real"] == {
@@ -295,3 +298,33 @@ def test_show_says_what_is_stored(
     assert out.split() == [str(file.with_suffix(".png"))]
     said = "6 images, soft labels, 402 values in 1,608 bytes, test accuracy 40.0 %, 24.9 % per kB"
     assert err.strip() == said
+
+
+def test_a_run_with_soft_labels_gives_its_experts(tiny_data: str, tmp_path: Path) -> None:
+    shape = {"num_experts": 1, "epochs": 2, "width": 4, "depth": 1}
+    short = {"iterations": 2, "student_steps": 1, "expert_epochs": 1, "max_start_epoch": 1}
+    stages = {
+        "expert": shape,
+        "distill": {**short, "labels": "soft", "lr_label": 1.0},
+        "evaluate": {"seeds": 1, "epochs": 1, "robust": True},
+    }
+    config = RunConfig(recipe="cpu/demo", out=tmp_path / "run", data=tiny_data)
+    made = pipeline_of(config, stages)
+    assert made.expert is not None
+    expert, distillation = (replace(each, recipe=None) for each in (made.expert, made.distill))
+    summary = run_pipeline(replace(made, expert=expert, distill=distillation))
+    names = ["distilled_hard", "random_real", "random_real_soft", "k_center_soft", "whole_real"]
+    assert {*names, "distilled", "sets", "robust"} <= summary.keys()
+    page = (tmp_path / "run" / "report.html").read_text()
+    stored = summary["sets"]["random_real_soft"]
+    assert stored == {**stored, "labels": "soft", "images": 3, "stored_values": 3 * (64 + 3)}
+    for said in (
+        "random real images, soft labels</th><td>201</td><td>804</td>",
+        "points from random real images with soft labels",
+        f"label robust score {summary['robust']['label_robust_score']['mean']:.3f} ± 0.000",
+        "201 values, 804 bytes",
+    ):
+        assert said in page
+    lines = [line.split() for line in table(summary).splitlines()]
+    wanted = ["random", "real", "images", "soft", "3", "201", "804"]
+    assert wanted in [line[: len(wanted)] for line in lines]

@@ -17,6 +17,8 @@ import trajmatch
 from trajmatch import artifact, networks
 from trajmatch.artifact import Artifact
 from trajmatch.data import ChannelNormalisation
+from trajmatch.evaluate import Score
+from trajmatch.evaluate.robust import robust_scores
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.exchange.convert import convert
 
@@ -62,6 +64,48 @@ evaluator = LabelRobustScoreHard(
 )
 scores = evaluator.compute_metrics(image_tensor=images, hard_labels=labels, syn_lr=lr)
 print(json.dumps({name: float(value) for name, value in scores.items()}))
+"""
+
+#: Its scores of accuracies that are given and not measured, as fractions: whole real set, distilled
+#: images with hard labels, with their own, random images; and the last two without augmentation.
+SCORE = """
+import json, sys
+import trajmatch._torchvision
+from ddranking.metrics import AugmentationRobustScore, LabelRobustScoreSoft, aug_robust, soft_label
+
+whole, hard, own, rand, own_plain, rand_plain = map(float, sys.argv[1:])
+
+def evaluator(kind, module, **helpers):
+    module.save_results = lambda results, path: None
+    made = kind.__new__(kind)  # without the data set that it would download
+    vars(made).update(
+        num_eval=1, ipc=1, num_classes=2, rank=0, use_dist=False, save_path=None,
+        eval_full_data=True, label_type="soft", soft_label_mode="S", **helpers
+    )
+    return made.compute_metrics(image_tensor=0, soft_labels=0, syn_lr=0.1)
+
+def of_random(image_tensor):
+    return isinstance(image_tensor, str)
+
+label = evaluator(
+    LabelRobustScoreSoft, soft_label,
+    _compute_hard_label_metrics_helper=lambda mode, **_: (whole if mode == "real" else hard, 0),
+    _compute_soft_label_metrics_helper=lambda image_tensor, **_: (
+        rand if of_random(image_tensor) else own, 0
+    ),
+    _get_random_data_helper=lambda eval_iter: (None, "random", None),
+)
+augmentation = evaluator(
+    AugmentationRobustScore, aug_robust,
+    _compute_with_aug_metrics_helper=lambda image_tensor, **_: (
+        rand if of_random(image_tensor) else own, 0
+    ),
+    _compute_without_aug_metrics_helper=lambda image_tensor, **_: (
+        rand_plain if of_random(image_tensor) else own_plain, 0
+    ),
+    _get_random_data_helper=lambda eval_iter: (None, "random", None, None),
+)
+print(json.dumps({name: float(value) for name, value in {**label, **augmentation}.items()}))
 """
 
 
@@ -114,3 +158,29 @@ def test_the_evaluator_trains_on_a_converted_set(python: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout.splitlines()[-1])
     assert 100 - scores["hard_label_recovery_mean"] > 50, scores
+
+
+@pytest.mark.slow
+def test_robust_scores_are_those_of_its_formulas(python: Path, tmp_path: Path) -> None:
+    of = {
+        "whole_real": 84.8,
+        "distilled_hard": 31.0,
+        "distilled": 36.8,
+        "random_real_soft": 19.2,
+        "distilled_plain": 30.0,
+        "random_real_plain": 17.5,
+    }
+    ours = robust_scores({name: Score((value,), {}) for name, value in of.items()}, soft=True)
+    command = [python, "-c", SCORE, *(str(value / 100) for value in of.values())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    assert ours is not None
+    for name, their_name, scale in (
+        ("hard_label_recovery", "hard_label_recovery", 100),
+        ("improvement_over_random", "improvement_over_random", 100),
+        ("improvement_without_augmentation", "without_aug_scores", 100),
+        ("label_robust_score", "label_robust_score", 1),
+        ("augmentation_robust_score", "augmentation_robust_score", 1),
+    ):
+        assert ours[name]["mean"] == pytest.approx(scale * theirs[f"{their_name}_mean"], rel=1e-12)

@@ -115,11 +115,16 @@ def _print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
     print(table(summary))
     if summary.get("robust"):
         print(robust_line(summary["robust"]))
-    if "improvement" in summary:
-        print(
-            f"{summary['improvement']:+.1f} points over random real images (standard error "
-            f"{summary['improvement_error']:.1f}, from {summary['test_images']} test images)"
-        )
+    from trajmatch.evaluate.scores import difference_error
+
+    for name, labels in (("random_real", ""), ("random_real_soft", " with soft labels")):
+        if name in summary:
+            means = summary["distilled"]["mean"], summary[name]["mean"]
+            error = difference_error(*means, summary["test_images"])
+            print(
+                f"{means[0] - means[1]:+.1f} points over random real images{labels} (standard "
+                f"error {error:.1f}, from {summary['test_images']} test images)"
+            )
     print(f"{summary['seconds']:.0f} s in all")
     for path, what in folder.contents():
         if path.exists():

@@ -60,6 +60,7 @@ class Scores(msgspec.Struct):
     whole_real: Accuracy | None = None
     distilled_plain: Accuracy | None = None
     random_real_plain: Accuracy | None = None
+    robust: dict[str, Accuracy] | None = None
 
     def __post_init__(self) -> None:
         """Refuse an object without a score."""
