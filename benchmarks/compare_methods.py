@@ -49,6 +49,7 @@ from comparison.methods import (
     Method,
     Scale,
     distill_fields,
+    experts_of,
 )
 from doc_pages import fill
 from slices import COME_AGAIN, SliceOver, Slices, duration
@@ -62,6 +63,7 @@ from trajmatch.evaluate import Protocol, k_center, random_subset, train_fresh
 from trajmatch.experts import ExpertConfig, Store
 from trajmatch.experts.final import FinalExperts
 from trajmatch.experts.labels import soft_labels
+from trajmatch.experts.scores import path_beside, score_images
 from trajmatch.random import derive_seed, generator
 
 HERE = Path(__file__).resolve().parent
@@ -142,7 +144,7 @@ def compare(
     slices.begin(
         {
             "scale": asdict(scale),
-            "experts": EXPERTS,
+            "experts": experts_of(methods),
             "methods": fields,
             "data": comparison.dataset.fingerprint,
             "device": device,
@@ -236,13 +238,19 @@ class Comparison:
 
     def experts(self, kind: str) -> Store:
         """Return the experts of a kind; those that are missing are trained."""
+        settings = {**self.scale.experts, **EXPERTS[kind]}
+        if "curriculum" in settings:  # by how hard the images are for plain experts
+            plain = self.experts("plain")
+            settings["scores"] = path_beside(plain.path)
+            if not settings["scores"].exists():
+                score_images(plain, data=self.uri, device=self.device)
         config = ExpertConfig(
             out=self.out / "experts" / kind,
             data=self.uri,
             device=self.device,
             resume=True,
             quiet=True,
-            **{**self.scale.experts, **EXPERTS[kind]},
+            **settings,
         )
         store = self.slices.experts(f"{kind} experts", config)
         found = [store.metrics(number)["test_accuracy"] for number in range(store.num_experts)]

@@ -89,6 +89,13 @@ EXPERTS: dict[str, dict[str, Any]] = {
         "loss_scale": "rising",
         "penalty": 2.0,
     },
+    # PAD's schedule of 100 epochs in ten: all images from epoch 2 on, the easiest left out from 5
+    "curriculum": {
+        "rho": 0.01,
+        "alpha": 0.3,
+        "curriculum": "0.75,2",
+        "drop_easy": "4:0.1,6:0.2",
+    },
 }
 
 #: Random and chosen real images of the same number.
@@ -181,6 +188,20 @@ def _att(scale: Scale, ipc: int) -> dict[str, Any]:
     return {"terms": ("automatic",)}
 
 
+def _pad(scale: Scale, ipc: int) -> dict[str, Any]:
+    """DATM on experts of a curriculum; the deep half of the parameters, but for one image (PAD)."""
+    return {**_datm(scale, ipc), **({} if ipc == 1 else {"terms": ("deep:0.5",)})}
+
+
+def _edf(scale: Scale, ipc: int) -> dict[str, Any]:
+    """DATM with a mask of the gradient, and for more than one image without a quarter of entries.
+
+    The settings are those published for ImageNette.
+    """
+    mask = {"mask_gradient": 1.0, "mask_every": 50 if ipc == 1 else 100}
+    return {**_datm(scale, ipc), **mask, **({} if ipc == 1 else {"terms": ("dropout:0.25",)})}
+
+
 #: The four papers' methods.
 PAPERS = {
     "MTT": Method("plain", _mtt),
@@ -197,8 +218,16 @@ FIELD = {
     "MTT, frequency": Method("plain", _parametrised("frequency:coefficients=64", 1000.0)),
     "ATT": Method("plain", _att),
     "DATM": PAPERS["DATM"],
+    "PAD": Method("curriculum", _pad),
+    "EDF": Method("flat", _edf),
 }
 METHODS = {**PAPERS, **FIELD}
+
+
+def experts_of(methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
+    """Return the kinds of experts that methods follow; plain ones, always, choose real images."""
+    kinds = {"plain", *(method.experts for method in methods.values())}
+    return {kind: fields for kind, fields in EXPERTS.items() if kind in kinds}
 
 
 def distill_fields(method: str, scale: Scale, ipc: int) -> dict[str, Any]:

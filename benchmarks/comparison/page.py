@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain, product
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from comparison.methods import (
     EXPERTS,
@@ -16,32 +16,14 @@ from comparison.methods import (
     Method,
     Scale,
     distill_fields,
+    experts_of,
 )
 from doc_pages import table
 
 from trajmatch.evaluate import Score
 
-NOT_COMPLETE = "The record is not complete yet: these numbers are still to be measured."
-
-
-def is_complete(record: dict[str, Any] | None) -> bool:
-    """True if a record has every run of every method, with all its networks.
-
-    Records of the first release lack real images with soft labels.
-    """
-    if record is None or "identity" not in record:
-        return False
-    return all(_is_measured(record, name) for name in (*REAL, *record["identity"]["methods"]))
-
-
-def _is_measured(record: dict[str, Any], name: str) -> bool:
-    scale, cells = record["identity"]["scale"], record["cells"].get(name, {})
-    seeds = scale["seeds"]
-    return all(
-        [len(run["accuracies"]) for run in cells.get(ipc, [])]
-        == [scale["networks"]] * (seeds if isinstance(seeds, int) else seeds[ipc])
-        for ipc in scale["distill"]
-    )
+NOT_MEASURED = "These numbers are still to be measured."
+NOT_COMPLETE = "The record is not complete yet: cells say how many of their runs it has."
 
 
 def result(record: dict[str, Any] | None) -> str:
@@ -50,19 +32,27 @@ def result(record: dict[str, Any] | None) -> str:
     Args:
         record: The record of :func:`compare_methods.compare`, complete or not; None: there is none.
     """
-    if record is None or not is_complete(record):
-        return NOT_COMPLETE
+    if record is None or "identity" not in record:
+        return NOT_MEASURED
     ipcs = sorted(map(int, record["identity"]["scale"]["distill"]))
     per_class = [f"{ipc} per class" for ipc in ipcs]
     methods = [name for name in METHODS if name in record["identity"]["methods"]]
-    soft = [name for name in REAL_SOFT if _is_measured(record, name)]
+    cells = {
+        name: [_Cell.of(record, name, str(ipc)) for ipc in ipcs]
+        for name in (*REAL, *REAL_SOFT, *methods)
+        # records of the first release lack real images with soft labels
+        if name not in REAL_SOFT or name in record["cells"]
+    }
     accuracies = table(
         ["test accuracy, %", "labels", *chain(*([each, "bytes"] for each in per_class))],
-        (_accuracies(record["cells"][name], ipcs, name) for name in (*REAL, *soft, *methods)),
+        (
+            [name, own[0].labels, *chain(*((each.accuracy, each.stored) for each in own))]
+            for name, own in cells.items()
+        ),
     )
     courses = table(
         ["matching loss, first and last tenth; step size", *per_class],
-        ([name, *(_course(record["cells"][name][str(ipc)]) for ipc in ipcs)] for name in methods),
+        ([name, *(each.course for each in cells[name])] for name in methods),
     )
     experts = table(
         ["experts", "followed by", "test accuracy, %"],
@@ -75,7 +65,9 @@ def result(record: dict[str, Any] | None) -> str:
     hours = sum(record["seconds"].values()) / 3600
     commits = ", ".join(commit or "unknown" for commit in record["commits"])
     made = f"Made in {hours:.1f} hours on {record['device']}, commit {commits}."
-    return "\n\n".join((accuracies, courses, experts, made))
+    complete = all(each.is_complete for own in cells.values() for each in own)
+    parts = (accuracies, courses, experts, made)
+    return "\n\n".join(parts if complete else (NOT_COMPLETE, *parts))
 
 
 def settings(scale: Scale, methods: Mapping[str, Method] = PAPERS) -> str:
@@ -87,7 +79,7 @@ def settings(scale: Scale, methods: Mapping[str, Method] = PAPERS) -> str:
         rows.append([name, str(ipc), method.experts, ", ".join(map(_field, fields.items()))])
     kinds = (
         [kind, ", ".join(map(_field, {**scale.experts, **fields}.items()))]
-        for kind, fields in EXPERTS.items()
+        for kind, fields in experts_of(methods).items()
     )
     return "\n\n".join(
         (
@@ -97,23 +89,51 @@ def settings(scale: Scale, methods: Mapping[str, Method] = PAPERS) -> str:
     )
 
 
-def _accuracies(cells: Mapping[str, Any], ipcs: Sequence[int], name: str) -> list[str]:
-    """Over seeds, of the mean over the networks of each; with labels and bytes of the first."""
-    row = [name, cells[str(ipcs[0])][0]["labels"]]
-    for runs in (cells[str(ipc)] for ipc in ipcs):
-        mean = _mean_and_std([fmean(run["accuracies"]) for run in runs])
-        row += [mean, f"{runs[0]['stored_bytes']:,}"]
-    return row
+class _Cell(NamedTuple):
+    """The finished runs of a method at a number of images per class, and the number wanted."""
+
+    runs: Sequence[Mapping[str, Any]]
+    wanted: int
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any], name: str, ipc: str) -> _Cell:
+        scale, seeds = record["identity"]["scale"], record["identity"]["scale"]["seeds"]
+        found = record["cells"].get(name, {}).get(ipc, [])
+        runs = [run for run in found if len(run["accuracies"]) == scale["networks"]]
+        return cls(runs, seeds if isinstance(seeds, int) else seeds[ipc])
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.runs) == self.wanted
+
+    @property
+    def accuracy(self) -> str:
+        """Over seeds, of the mean over the networks of each."""
+        if not self.runs:
+            return "-"
+        missing = "" if self.is_complete else f" ({len(self.runs)} of {self.wanted})"
+        return _mean_and_std([fmean(run["accuracies"]) for run in self.runs]) + missing
+
+    @property
+    def labels(self) -> str:
+        return self.runs[0]["labels"] if self.runs else "-"
+
+    @property
+    def stored(self) -> str:
+        return f"{self.runs[0]['stored_bytes']:,}" if self.runs else "-"
+
+    @property
+    def course(self) -> str:
+        if not self.runs:
+            return "-"
+        first, last = (fmean(run["matching_loss"][end] for run in self.runs) for end in (0, 1))
+        return f"{first:.3f}, {last:.3f}; {fmean(run['step_size'] for run in self.runs):.2g}"
 
 
 def _mean_and_std(values: Sequence[float]) -> str:
+    """Mean and standard deviation of the population; the mean of one value alone."""
     score = Score(tuple(values), {})
-    return f"{score.mean:.1f} ± {score.std:.1f}"
-
-
-def _course(runs: Sequence[dict[str, Any]]) -> str:
-    first, last = (fmean(run["matching_loss"][end] for run in runs) for end in (0, 1))
-    return f"{first:.3f}, {last:.3f}; {fmean(run['step_size'] for run in runs):.2g}"
+    return f"{score.mean:.1f} ± {score.std:.1f}" if len(values) > 1 else f"{score.mean:.1f}"
 
 
 def _followers(kind: str, methods: Collection[str]) -> str:
