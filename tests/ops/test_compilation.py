@@ -37,6 +37,16 @@ def matching_loss(theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor) -> 
     return ops.param_distance(end, theta.detach() + 1, theta)
 
 
+def windows(theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor) -> Tensor:
+    batches, adam = torch.tensor([[0, 1], [2, 3]], device=theta.device), ops.Adam(eps=0.1)
+    given, state = (images, labels, lr.abs(), batches), None
+    for _ in range(2):
+        theta, state = ops.unroll(
+            MODEL, theta, *given, optimiser=adam, state=state, return_state=True
+        )
+    return theta
+
+
 BATCH = [(networks.num_parameters(MODEL),), (6, 3, 8, 8), (6, 4)]
 
 
@@ -50,6 +60,7 @@ BATCH = [(networks.num_parameters(MODEL),), (6, 3, 8, 8), (6, 4)]
         (sgd_steps, [(9,), (9,)]),
         (gradient_steps, BATCH),
         (matching_loss, [*BATCH, ()]),
+        (windows, [*BATCH, (2,)]),
     ],
 )
 def test_compiles_as_one_graph(
