@@ -17,11 +17,14 @@ import bench_optimisers
 import grid
 import machine
 import old_and_new
+import parametrisations
 import pytest
 import same_bytes
 from bench.outer import measure_cell
 from bench.sizes import Size
 from bench.variants import VARIANTS
+
+from trajmatch.experts import ExpertConfig, train_experts
 
 FAST = {name: VARIANTS[name] for name in ("trajmatch", "eager_unroll_nchw")}
 
@@ -83,3 +86,17 @@ def test_two_builds_are_timed_in_turn(capsys: pytest.CaptureFixture[str]) -> Non
     here = str(Path(same_bytes.__file__).parents[1])
     assert old_and_new.main([here, here, "--sizes", "4,2,2", "--rounds", "1", "--demos", "0"]) == 0
     assert "width,batch,N 4,2,2" in capsys.readouterr().out
+
+
+@pytest.mark.harness
+def test_parametrisations_are_distilled_and_drawn(tmp_path: Path) -> None:
+    store, page = tmp_path / "experts", tmp_path / "page.md"
+    page.write_text("<!-- table -->\n\n<!-- end of table -->\n")
+    data = "fashion-mnist-mini"
+    train_experts(
+        ExpertConfig(out=store, data=data, num_experts=1, epochs=6, width=4, workers=1, quiet=True)
+    )
+    options = ["--out", str(tmp_path / "sets"), "--page", str(page), "--iterations", "1"]
+    assert parametrisations.main([str(store), *options, "--seeds", "1", "--epochs", "1"]) == 0
+    assert page.read_text().count("\n| `") == 1 + len(parametrisations.SPECS)  # and the head
+    assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

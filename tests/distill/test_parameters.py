@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trajmatch.distill.parameters import SGD, OuterParameter, leaves, moving_average
+from trajmatch.distill.parameters import SGD, Adam, OuterParameter, leaves, moving_average
 from trajmatch.random import generator
 
 
@@ -32,6 +32,31 @@ def test_it_is_the_sgd_of_pytorch() -> None:
         optimiser.step()
         ours = ours.updated(theirs.grad)
         torch.testing.assert_close(ours.value, theirs.detach())
+
+
+def test_it_is_the_adam_of_pytorch() -> None:
+    value = torch.randn(3, 1, 4, 4, generator=generator(0), dtype=torch.float64)
+    ours = OuterParameter.new(value, Adam(lr=0.02, flag="--lr-img"))
+    theirs = torch.nn.Parameter(value.clone())
+    optimiser = torch.optim.Adam([theirs], lr=0.02)
+    for number in range(30):
+        theirs.grad = torch.randn(value.shape, generator=generator(1, number), dtype=torch.float64)
+        optimiser.step()
+        ours = ours.updated(theirs.grad)
+        torch.testing.assert_close(ours.value, theirs.detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_gradients_are_clipped_to_a_multiple_of_their_running_norm() -> None:
+    """Written out in numbers: the first is not clipped, and what is kept makes the average."""
+    rule = SGD(lr=1.0, momentum=0.0, flag="--lr-img", clip=2.0)
+    ours, place, usual = OuterParameter.new(of(0.0).expand(4), rule), 0.0, None
+    for norm in (4.0, 2.0, 100.0, 5.0, 0.0):
+        kept = norm if usual is None else min(norm, 2.0 * usual)
+        usual = kept if usual is None else 0.9 * usual + 0.1 * kept
+        place -= kept / 2  # in each of four numbers
+        ours = ours.updated(of(norm / 2).expand(4))
+        torch.testing.assert_close(ours.value, of(place).expand(4))
+        assert ours.moments["norm"].item() == pytest.approx(usual)
 
 
 def test_a_constant_stays() -> None:

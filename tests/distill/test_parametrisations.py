@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -85,13 +86,16 @@ def test_a_set_goes_on_from_its_parameters_and_may_grow(config, spec, tmp_path) 
     assert all(torch.equal(begun[name], each) for name, each in restored.items())
     assert torch.equal(problem.render(begun).images, made.images)
 
-    grown = prepare(replace(later, ipc=3)).initial_set().images.unflatten(0, (3, -1))
-    count = grown.shape[1]
-    assert count > SPECS[spec]
-    other = prepare(replace(later, images="pixels", ipc=count)).initial_set().images
-    torch.testing.assert_close(
-        other.unflatten(0, (3, -1))[:, : SPECS[spec]].flatten(0, 1), made.images
-    )
+    grown = prepare(replace(later, ipc=3))
+    values_of_both = grown.initial_values()
+    images = grown.render(values_of_both).images.unflatten(0, (3, -1))
+    per_class = SPECS[spec]
+    assert images.shape[1] > per_class
+    assert torch.equal(images[:, :per_class].flatten(0, 1), made.images)
+    if spec == "flip":
+        assert torch.equal(images[:, 4], images[:, 5].flip(-1))
+    other = prepare(replace(later, images="pixels", ipc=images.shape[1])).initial_set().images
+    assert torch.equal(other.unflatten(0, (3, -1))[:, :per_class].flatten(0, 1), made.images)
     with pytest.raises(UserError, match="begins with 2 of every class; take as many, or more"):
         prepare(replace(later, images="pixels")).initial_set()
 
@@ -107,18 +111,24 @@ def test_a_parametrisation_is_known_by_its_settings(configure, tmp_path) -> None
 
 
 @pytest.mark.parametrize("spec", ["frequency:coefficients=32", "palette:colours=4"], indirect=True)
-def test_every_command_works_on_the_rendered_images(config, data, tmp_path, capsys) -> None:
+def test_every_command_works_on_the_rendered_images(config, spec, data, tmp_path, capsys) -> None:
     result = distill(config)
     out = str(config.out)
     assert main(["eval", out, "--data", data, "--seeds", "1", "--epochs", "2"]) == 0
     artifact.save(out, result.with_score({"mean": 50.0}))
     assert torch.equal(trajmatch.load(out).images, result.images)
+    capsys.readouterr()
     assert main(["show", out, "--out", str(tmp_path / "picture.png")]) == 0
+    contents = f"12 images made by {spec}, hard labels, {result.stored_values} values in "
+    assert contents in capsys.readouterr().err
     assert main(["report", out, "--out", str(tmp_path / "page.html")]) == 0
     for kind, name in (("torch", "d.pt"), ("imagefolder", "d"), ("huggingface", "hub")):
         assert main(["export", out, "--to", kind, "--out", str(tmp_path / name)]) == 0
     exported = torch.load(tmp_path / "d.pt", weights_only=True)
     assert torch.equal(exported["images"], result.images)
+    description = json.loads((tmp_path / "d" / "distilled.json").read_text())
+    assert description["parametrisation"] == spec
+    assert description["stored_bytes"] == result.stored_bytes
     assert len([*(tmp_path / "d").rglob("*.png")]) == len(result.images)
     assert main(["convert", out, "--out", str(tmp_path / "images")]) == 0
     assert torch.equal(torch.load(tmp_path / "images" / "images.pt"), result.images)

@@ -75,9 +75,10 @@ def _stored(distilled: Artifact) -> str:
     from trajmatch.evaluate.sets import per_kb
 
     labels = "hard" if distilled.label_kind == "index" else "soft"
+    kind = "" if distilled.parametrisation is None else f" made by {distilled.parametrisation}"
     said = (
-        f"{len(distilled.images)} images, {labels} labels, {distilled.stored_values:,} values in "
-        f"{distilled.stored_bytes:,} bytes"
+        f"{len(distilled.images)} images{kind}, {labels} labels, "
+        f"{distilled.stored_values:,} values in {distilled.stored_bytes:,} bytes"
     )
     for score in distilled.scores[-1:]:
         if score.get("split") == "test":

@@ -11,6 +11,7 @@ from torch import Tensor
 from trajmatch.distill.parameters import SyntheticSet
 from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts
+from trajmatch.images.parametrisation import joined as rows_of_both
 from trajmatch.memory import check_memory
 
 if TYPE_CHECKING:
@@ -222,12 +223,8 @@ def from_artifact(source: Artifact, path: str, dataset: Dataset, ipc: int) -> Sy
 
 def joined(first: SyntheticSet, more: SyntheticSet, classes: int) -> SyntheticSet:
     """Return two sets as one: of every class the images of the first, then those of the other."""
-
-    def of_both(name: str) -> Tensor:
-        parts = [getattr(each, name).unflatten(0, (classes, -1)) for each in (first, more)]
-        return torch.cat(parts, dim=1).flatten(0, 1)
-
-    return SyntheticSet(of_both("images"), of_both("labels"))
+    pairs = zip(first, more, strict=True)
+    return SyntheticSet(*(rows_of_both(one, two, classes) for one, two in pairs))
 
 
 def _members(dataset: Dataset, ipc: int) -> list[Tensor]:

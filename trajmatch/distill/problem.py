@@ -143,16 +143,16 @@ class Problem(Setup):
         """
         config, source = self.config, self.source
         first = self._first_images()
+        earlier = None
         if source is not None and self._goes_on(source):
-            parameters = dict(self.parametrisation.restored(source.parameters, self.shape))
-            images = self.parametrisation.render(parameters, self.shape)
-        else:
-            parameters, images = initial_parameters(
-                self.parametrisation,
-                config.images,
-                first.images.to(self.device),
-                self.dataset.num_classes,
-            )
+            earlier = self.parametrisation.restored(source.parameters, self.shape)
+        parameters, images = initial_parameters(
+            self.parametrisation,
+            config.images,
+            first.images.to(self.device),
+            self.dataset.num_classes,
+            earlier,
+        )
         labels = first.labels
         if config.labels == "soft" and not labels.is_floating_point():
             labels = self._soft_labels(images.cpu(), labels)
@@ -161,15 +161,12 @@ class Problem(Setup):
 
     def _goes_on(self, source: Artifact) -> bool:
         """Return True if the run begins with the parameters of an earlier result."""
-        same = source.preprocessing.same_as(self.training.preprocessing)
-        images = self.images_per_class * self.dataset.num_classes
-        return same and len(source.images) == images and self._is_ours(source.parametrisation)
-
-    def _is_ours(self, spec: str | None) -> bool:
-        """Return True for the parametrisation of the run, however its settings are written."""
-        if spec is None or spec == self.config.images or not is_built_in(spec):
+        spec = source.parametrisation
+        if spec is None or not source.preprocessing.same_as(self.training.preprocessing):
+            return False
+        if not is_built_in(spec):
             return spec == self.config.images
-        return find_parametrisation(spec) == self.parametrisation
+        return find_parametrisation(spec) == self.parametrisation  # however it is written
 
     def _first_images(self) -> SyntheticSet:
         """Return the images that the run begins with; hard labels, or soft ones of a file."""

@@ -27,7 +27,11 @@ def render(
 
 
 def initial_parameters(
-    parametrisation: Parametrisation, spec: str, images: Tensor, classes: int
+    parametrisation: Parametrisation,
+    spec: str,
+    images: Tensor,
+    classes: int,
+    earlier: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the parameters of the first images, and these as they are rendered.
 
@@ -36,12 +40,18 @@ def initial_parameters(
         spec: Its spec, for messages.
         images: The first images, class by class. ``[n, C, H, W]``, float32.
         classes: Number of classes.
+        earlier: Parameters to go on from, of the first images of each class; None: there are none.
 
     Raises:
         UserError: The parametrisation fails, or returns something that cannot be learned or shown.
     """
     with blamed(f"initial of --images {spec}"):
-        made = parametrisation.initial(images, classes)
+        if earlier is None:
+            made = parametrisation.initial(images, classes)
+        else:
+            count = len(parametrisation.render(earlier, images.shape[1:])) // classes
+            more = images.unflatten(0, (classes, -1))[:, count:].flatten(0, 1)
+            made = parametrisation.extended(earlier, more, classes) if len(more) else earlier
     if not isinstance(made, Mapping) or not all(isinstance(each, Tensor) for each in made.values()):
         raise UserError(
             f"--images {spec}: initial should return tensors by name, but returned "

@@ -57,9 +57,12 @@ def export(config: ExportConfig) -> str:
 def describe(distilled: Artifact) -> dict[str, Any]:
     """Return the description of a distilled set, as JSON can hold it.
 
-    ``clipped`` is the part of the pixel values that do not fit into 8 bits.
+    ``clipped`` is the part of the pixel values that do not fit into 8 bits. Of images that are
+    stored as parameters it also says of which kind and how many.
     """
+    kind = ("parametrisation", "stored_values", "stored_bytes")
     return {
+        **({name: getattr(distilled, name) for name in kind} if distilled.parametrisation else {}),
         **{name: getattr(distilled, name) for name in _AS_THEY_ARE},
         "preprocessing": distilled.preprocessing.spec(),
         "dataset": {"name": distilled.dataset_name, "fingerprint": distilled.dataset_fingerprint},

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trajmatch.errors import UserError
-from trajmatch.images.parametrisation import Parametrisation, at_least_one
+from trajmatch.images.parametrisation import Parametrisation, at_least_one, joined
 from trajmatch.schema import PositiveInt, settle
 
 
@@ -48,15 +48,20 @@ class Frequency(Parametrisation):
 
     def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
         """Return the coefficients of the images at the positions chosen for their class."""
-        height, width = images.shape[2:]
-        spectrum = (cosines(height, images) @ images @ cosines(width, images).T).flatten(2)
-        of_class = spectrum.unflatten(0, (classes, -1))
+        of_class = _spectrum(images).unflatten(0, (classes, -1))
         grey = of_class.mean(2)
         # The variance that a position explains; of a single image, which has none, the energy.
         strength = grey.var(1) if grey.shape[1] > 1 else grey[:, 0].square()
         positions = strength.topk(self.coefficients, dim=1).indices.sort(dim=1).values
-        rows = positions[:, None, None].expand(*of_class.shape[:3], -1)
-        return {"coefficients": of_class.gather(3, rows).flatten(0, 1), "positions": positions}
+        return {"coefficients": _at(of_class, positions), "positions": positions}
+
+    def extended(
+        self, parameters: Mapping[str, Tensor], images: Tensor, classes: int
+    ) -> Mapping[str, Tensor]:
+        """Return the coefficients of both, all at the positions chosen for the first images."""
+        first, positions = parameters["coefficients"], parameters["positions"]
+        more = _at(_spectrum(images).unflatten(0, (classes, -1)), positions.to(images.device))
+        return {"coefficients": joined(first, more.to(first), classes), "positions": positions}
 
     def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
         """Return the images with these coefficients, all others zero."""
@@ -76,6 +81,18 @@ class Frequency(Parametrisation):
     def restored(self, stored: Mapping[str, Tensor], shape: torch.Size) -> Mapping[str, Tensor]:
         """Return the parameters, with positions as indices."""
         return {**stored, "positions": stored["positions"].long()}
+
+
+def _spectrum(images: Tensor) -> Tensor:
+    """Return all coefficients of some images. ``[n, C, H * W]``."""
+    height, width = images.shape[2:]
+    return (cosines(height, images) @ images @ cosines(width, images).T).flatten(2)
+
+
+def _at(of_class: Tensor, positions: Tensor) -> Tensor:
+    """Return the coefficients at the positions of each class. ``[n, C, coefficients]``."""
+    rows = positions[:, None, None].expand(*of_class.shape[:3], -1)
+    return of_class.gather(3, rows).flatten(0, 1)
 
 
 def cosines(size: int, like: Tensor) -> Tensor:

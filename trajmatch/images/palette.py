@@ -68,7 +68,7 @@ class Palette(Parametrisation):
     def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
         """Return the images, each pixel in the nearest colour of its palette."""
         if "indices" in parameters:
-            indices = self._unpacked(parameters["indices"], shape[1:].numel())
+            indices = self.unpacked(parameters["indices"], shape[1:].numel())
             palette = parameters["low"] + parameters["palette"] * parameters["step"]
             shown = palette.gather(1, indices[..., None].expand(-1, -1, shape[0]))
             return shown.mT.unflatten(2, shape[1:])
@@ -100,7 +100,7 @@ class Palette(Parametrisation):
         palette = stored["low"] + stored["palette"] * stored["step"]
         return {"pixels": self.render(stored, shape), "palette": palette}
 
-    def _unpacked(self, packed: Tensor, pixels: int) -> Tensor:
+    def unpacked(self, packed: Tensor, pixels: int) -> Tensor:
         """Return the indices of some bytes. ``[n, H * W]``, int64."""
         device = packed.device
         bits = (packed.long()[..., None] >> torch.arange(8, device=device) & 1).flatten(1)

@@ -53,6 +53,21 @@ class Parametrisation(ABC):
             Floating-point tensors, which are learned, and integer ones, which are constants.
         """
 
+    def extended(
+        self, parameters: Mapping[str, Tensor], images: Tensor, classes: int
+    ) -> Mapping[str, Tensor]:
+        """Return parameters of some images and of more of each class after them.
+
+        Args:
+            parameters: Those of the first images, by name.
+            images: The images to add, as :meth:`initial` takes them.
+            classes: Number of classes.
+        """
+        more = self.initial(images, classes)
+        return {
+            name: joined(each, more[name].to(each), classes) for name, each in parameters.items()
+        }
+
     @abstractmethod
     def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
         """Return the images of some parameters, differentiably.
@@ -81,6 +96,12 @@ class Parametrisation(ABC):
             shape: Shape of an image, ``[C, H, W]``.
         """
         return stored
+
+
+def joined(first: Tensor, more: Tensor, classes: int) -> Tensor:
+    """Return two tensors as one, class by class: of each the rows of the first, then the others."""
+    parts = [each.unflatten(0, (classes, -1)) for each in (first, more)]
+    return torch.cat(parts, dim=1).flatten(0, 1)
 
 
 def in_batches(render: Callable[..., Tensor], tensors: Sequence[Tensor], values: int) -> Tensor:
