@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from trajmatch.distill import DistillConfig, distill
 from trajmatch.distill.gradients import gradients_for
 from trajmatch.distill.memory_plan import check_parts, forecast
 from trajmatch.distill.objectives import Plan
-from trajmatch.distill.objectives.train_and_test import Student, TrainAndTest
+from trajmatch.distill.objectives.chosen_window import ChosenWindow, GradientWindows
+from trajmatch.distill.objectives.students import Student
+from trajmatch.distill.objectives.train_and_test import TrainAndTest
 from trajmatch.distill.parameters import leaves
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
@@ -60,10 +63,10 @@ def unrolled(
 ) -> tuple[Tensor, ...]:
     """The loss of a student as one graph of PyTorch, and its gradients."""
     settings, model = objective.setup.config, objective.setup.model
-    theta, before = task.start.double(), len(task.before)
+    theta, before = task.start.double(), task.draw.before
     images, labels, lr = (parameters[name] for name in ("images", "labels", "step_size"))
     m, v = torch.zeros_like(theta), torch.zeros_like(theta)
-    for step, batch in enumerate([*task.before, *task.window]):
+    for step, batch in enumerate(task.draw.batches):
         if step == before:
             theta, m, v = (each.detach() for each in (theta, m, v))
         if not theta.requires_grad:
@@ -84,9 +87,9 @@ def unrolled(
             root = (v / c2).clamp(min=1e-300).sqrt()  # which has no slope at 0
             theta = theta - lr * (m / c1) / (root + 1e-8)
     assert task.dsa_rows is not None
-    real = ops.dsa(objective.normalise(objective.images[task.rows]).double(), task.dsa_rows)
+    real = ops.dsa(objective.normalise(objective.images[task.draw.rows]).double(), task.dsa_rows)
     logits = networks.call_flat(model, theta, real)
-    loss = cross_entropy(logits, objective.labels[task.rows])
+    loss = cross_entropy(logits, objective.labels[task.draw.rows])
     learned = [each for each in parameters.values() if each.requires_grad]
     return loss.detach(), *torch.autograd.grad(loss, learned)
 
@@ -111,7 +114,8 @@ def test_the_gradient_is_that_of_the_unrolled_graph(
     objective, state = problem.objective, problem.initial_state()
     assert isinstance(objective, TrainAndTest)
     task = objective.task(state.draws.draw(0, 0, 6))
-    assert (len(task.before), len(task.window), len(task.rows)) == (int(before), 3, 20)
+    assert (task.draw.before, len(task.draw.batches)) == (int(before), int(before) + 3)
+    assert len(task.draw.rows) == 20
     soft = 3 * torch.randn(6, 3, dtype=torch.float64)
     parameters = {
         name: (soft if name == "labels" else each.double()).detach().requires_grad_()
@@ -154,6 +158,54 @@ def test_a_run_without_experts_lowers_its_loss(configure: Configure) -> None:
     assert result.recipe["window"] == 8
     assert not {"terms", "student_steps", "store", "experts"} & result.recipe.keys()
     assert artifact.load(config.out).network["width"] == 4
+
+
+CHOSEN = "gradient:high=1.2,low=0.9"
+
+
+def test_windows_by_the_gradients_of_the_student() -> None:
+    norms = torch.tensor([9.0, 1.0, 5.0, 3.0])
+    draw = torch.Generator().manual_seed(0)
+
+    def windows(loss: float, temperature: float) -> list[tuple[int, int]]:
+        choice = GradientWindows(1.2, 0.9, temperature, spread=8)
+        return [choice.choose(norms, 1, loss, 20, draw) for _ in range(600)]
+
+    # |g_t| changes by 8, 4 and 2 in steps 1 to 3
+    lengths = {1: 28, 2: 20, 3: 16}
+    assert {*windows(2.0, 0.01)} == {(1, lengths[1])}  # early: where gradients are small
+    assert {*windows(0.5, 0.01)} == {(2, lengths[2])}  # late: where they are large
+    assert {*windows(1.0, 0.01)} == {*lengths.items()}  # in the middle: anywhere
+    late = Counter(step for step, _ in windows(0.5, 2.0))
+    wanted = torch.softmax(norms[1:] / 2, 0)
+    for step in (1, 2, 3):
+        assert late[step] / 600 == pytest.approx(wanted[step - 1].item(), abs=0.06)
+    nothing = norms * float("nan")
+    assert GradientWindows(1.2, 0.9, spread=8).choose(nothing, 1, 0.0, 20, draw)[1] == 12
+
+
+def test_a_chosen_window_is_differentiated_like_any_other(configure: Configure) -> None:
+    config = configure(
+        steps_before="2:5",
+        window_choice=f"{CHOSEN},spread=2",
+        student_optimiser="adam",
+        lr_init=0.01,
+    )
+    problem = prepare(config)
+    objective, state = problem.objective, problem.initial_state()
+    assert isinstance(objective, ChosenWindow)
+    draw = state.draws.draw(0, 0, 6)
+    assert draw.logged() == {} and len(draw.batches) == 5 + 3 + 2
+    parameters = leaves(state.parameters, "cpu")
+    task = objective.placed(objective.task(draw), parameters, Plan())
+    step, steps = task.draw.before, len(task.draw.batches)
+    assert 2 <= step <= 5 and step + 1 <= steps <= step + 5
+    found = objective.differentiate(objective.task(draw), parameters, Plan())
+    plain, _ = objective.trial(6, 1)
+    wanted = plain.differentiate(task, parameters, Plan())
+    assert all(map(torch.equal, found, wanted))
+    result = distill(replace(config, iterations=3))
+    assert result.recipe["window_choice"] == config.window_choice
 
 
 def test_an_interrupted_run_goes_on_with_equal_bytes(configure: Configure, tmp_path: Path) -> None:
@@ -199,9 +251,15 @@ def test_no_graph_and_no_warning_on_a_gpu(configure: Configure) -> None:
 
 def test_the_forecast_counts_the_steps_before_the_window(configure: Configure) -> None:
     objective = prepare(configure(window=4, steps_before="0:8")).objective
-    assert objective.batch_sizes(6) == [2, 4, 2, 4]
+    assert len(objective.batch_sizes(6)) == 4 and max(objective.batch_sizes(6)) == 4
     _, task = objective.trial(6, 3)
-    assert (len(task.before), len(task.window)) == (3, 3)
+    assert (task.draw.before, len(task.draw.batches)) == (3, 6)
+    chosen = configure(window=4, steps_before="0:8", window_choice=f"{CHOSEN},spread=2")
+    objective = prepare(chosen).objective
+    assert len(objective.batch_sizes(6)) == 6
+    plain, task = objective.trial(6, 3)
+    assert type(plain) is TrainAndTest
+    assert (task.draw.before, len(task.draw.batches)) == (15, 18)
     problem = prepare(configure())
     found = forecast(problem, leaves(problem.initial_state().parameters, problem.device), Plan())
     assert found.seconds > 0 and found.peak_bytes > 0
@@ -234,8 +292,26 @@ def test_settings_that_contradict_each_other(
         configure(**settings)
 
 
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("gradients", "has no choice of windows 'gradients' .*did you mean gradient"),
+        ("gradient", "missing a required argument: 'high'; gradient takes high, low, temperature"),
+        ("gradient:high=1,low=2", "expected numbers with high >= low"),
+        ("gradient:high=1,low=x", "expected numbers"),
+        ("gradient:2,1,temperature=0", "temperature > 0"),
+        ("gradient:2,1,spread=1.5", "expected spread to be a whole number"),
+        ("gradient:2,1,spread=3", "the spread should be below --window 3"),
+        ("fractions:Fraction", "should make a GradientWindows"),
+    ],
+)
+def test_windows_that_cannot_be_chosen(configure: Configure, choice: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(configure(window_choice=choice))
+
+
 def test_bad_networks_and_holdouts(configure: Configure) -> None:
-    with pytest.raises(UserError, match=r"--select holdout needs .*but this run has none"):
+    with pytest.raises(UserError, match="this run holds none out"):
         prepare(configure(select="holdout", eval_every=1))
     with pytest.raises(UserError, match="--width 4 describes --network convnet"):
         prepare(configure(network="mlp"))

@@ -20,68 +20,13 @@ from trajmatch.schema import Count, Fraction, NonNegative, Positive, PositiveInt
 #: End of the start epochs where nothing else is said and the experts have enough epochs.
 DEFAULT_MAX_START_EPOCH = 20
 
-#: Settings that only --objective match-trajectory has.
-_OF_MATCHING = (
-    "student_steps",
-    "expert_epochs",
-    "min_start_epoch",
-    "max_start_epoch",
-    "first_max_start_epoch",
-    "growth_iterations",
-    "terms",
-    "balance",
-    "perturb",
-    "skip_above",
-    "mask_gradient",
-    "mask_threshold",
-    "mask_every",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
-class TrainAndTestSettings(Settings):
-    """Settings that only --objective train-and-test has."""
+class MatchTrajectorySettings(Settings):
+    """Settings that only --objective match-trajectory has."""
 
-    window: PositiveInt = 60
-    """W: last steps of a student, which are differentiated (RaT-BPTT: window)."""
-    steps_before: str = "0:140"
-    """K0:K1: the student takes K steps before the window, uniform in K0..K1 (RaT-BPTT: minwindow,
-    and totwindow - window), or one number."""
-    real_batch: PositiveInt = 5000
-    """Real images that a student is tested on, at most all of them (RaT-BPTT: 5000)."""
-    student_optimiser: Literal["sgd", "adam"] = "sgd"
-    """Optimiser of the student (RaT-BPTT: adam); Adam takes no --student-momentum."""
-    student_weight_decay: NonNegative = 0.0
-    """Weight decay of the student, added to the gradient."""
-
-    def __post_init__(self) -> None:
-        """Check the types, and that the steps before the window are a range."""
-        super().__post_init__()
-        self.before  # noqa: B018 (it raises)
-
-    @property
-    def before(self) -> tuple[int, int]:
-        """K0 and K1, the fewest and the most steps before the window."""
-        match = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", self.steps_before, re.ASCII)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        self.expect("steps_before", first <= last, "K0:K1 with 0 <= K0 <= K1, such as 0:140")
-        return first, last
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillSettings(NetworkSettings, TrainAndTestSettings):
-    """Settings that decide the distilled set, beside experts, data and seed."""
-
-    ipc: PositiveInt = 1
-    """IPC: synthetic images per class (MTT: ipc); with another parametrisation than pixels, the
-    number of images whose values may be stored."""
-    iterations: PositiveInt = 5000
-    """Outer iterations (MTT: Iteration)."""
     student_steps: PositiveInt = 20
     """N: student steps on synthetic images in one outer iteration (MTT: syn_steps)."""
-    matches: PositiveInt = 1
-    """K: trajectory segments matched in one outer iteration; each has an expert, a start epoch s,
-    student batches and augmentation of its own, and the loss L is their mean (MTT: 1)."""
     expert_epochs: Epochs = 2
     """M: epochs of the expert that the N student steps are to match (MTT: expert_epochs)."""
     min_start_epoch: Count = 0
@@ -106,6 +51,59 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings):
     weight_perturb, 1)."""
     skip_above: Annotated[float, Meta(gt=0)] | None = None
     """Leave out the update where the matching loss is above this (DATM: threshold, 1)."""
+    mask_gradient: NonNegative | None = None
+    """beta: multiply the images' gradient by c + beta where c, the activation map of the first
+    expert, is at least --mask-threshold (EDF: beta, 1 or 2). Default: leave it as it is."""
+    mask_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """Threshold of that map, from 0 to 1. Default: its mean over the image (EDF: 0 means that)."""
+    mask_every: PositiveInt = 100
+    """Iterations between new maps, of the images of the moment (EDF: interval, 50 to 200)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainAndTestSettings(Settings):
+    """Settings that only --objective train-and-test has."""
+
+    window: PositiveInt = 60
+    """W: last steps of a student, which are differentiated (RaT-BPTT: window)."""
+    steps_before: str = "0:140"
+    """K0:K1: the student takes K steps before the window, uniform in K0..K1 (RaT-BPTT: minwindow,
+    and totwindow - window), or one number."""
+    real_batch: PositiveInt = 5000
+    """Real images that a student is tested on, at most all of them (RaT-BPTT: 5000)."""
+    student_optimiser: Literal["sgd", "adam"] = "sgd"
+    """Optimiser of the student (RaT-BPTT: adam); Adam takes no --student-momentum."""
+    student_weight_decay: NonNegative = 0.0
+    """Weight decay of the student, added to the gradient."""
+    window_choice: str = "uniform"
+    """Start of the window: uniform in K0..K1; or there by the norm of the student's gradients,
+    gradient:high=LOSS,low=LOSS,temperature=TAU,spread=D (AT-BPTT; docs/methods.md)."""
+
+    def __post_init__(self) -> None:
+        """Check the types, and that the steps before the window are a range."""
+        super().__post_init__()
+        first, last = self.before
+        self.expect("steps_before", first <= last, "K0:K1 with 0 <= K0 <= K1, such as 0:140")
+
+    @property
+    def before(self) -> tuple[int, int]:
+        """K0 and K1, the fewest and the most steps before the window."""
+        match = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", self.steps_before, re.ASCII)
+        return (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySettings):
+    """Settings that decide the distilled set, beside experts, data and seed."""
+
+    ipc: PositiveInt = 1
+    """IPC: synthetic images per class (MTT: ipc); with another parametrisation than pixels, the
+    number of images whose values may be stored."""
+    iterations: PositiveInt = 5000
+    """Outer iterations (MTT: Iteration)."""
+    matches: PositiveInt = 1
+    """K: trajectory segments matched in one outer iteration; each has an expert, a start epoch s,
+    student batches and augmentation of its own, and the loss L is their mean (MTT: 1)."""
     spike_above: Annotated[float, Meta(gt=1)] | None = 20.0
     """Skip updates whose gradient of the images exceeds the median of the last 100 by this factor;
     None never does, as in the papers' programs."""
@@ -121,13 +119,6 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings):
     clip_img: Annotated[float, Meta(gt=0)] | None = None
     """Shorten gradients of the images to this multiple of their running norm. Default: none, and 2
     for --objective train-and-test (RaT-BPTT)."""
-    mask_gradient: NonNegative | None = None
-    """beta: multiply the images' gradient by c + beta where c, the activation map of the first
-    expert, is at least --mask-threshold (EDF: beta, 1 or 2). Default: leave it as it is."""
-    mask_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
-    """Threshold of that map, from 0 to 1. Default: its mean over the image (EDF: 0 means that)."""
-    mask_every: PositiveInt = 100
-    """Iterations between new maps, of the images of the moment (EDF: interval, 50 to 200)."""
     lr_lr: NonNegative = 1e-5
     """Learning rate of the step size eta (MTT: lr_lr)."""
     lr_init: Positive | None = None
@@ -225,9 +216,9 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings):
     @property
     def foreign(self) -> list[str]:
         """Settings that only another objective has."""
-        if self.objective == "train-and-test":
-            return [*_OF_MATCHING]
-        return [each.name for each in fields(TrainAndTestSettings)]
+        alone = self.objective == "train-and-test"
+        kind = MatchTrajectorySettings if alone else TrainAndTestSettings
+        return [each.name for each in fields(kind)]
 
     @property
     def needs_experts(self) -> str:

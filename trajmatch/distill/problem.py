@@ -15,8 +15,8 @@ from trajmatch.artifact import Artifact
 from trajmatch.distill import initialise
 from trajmatch.distill.config import DistillConfig, DistillSettings
 from trajmatch.distill.objectives import Objective
+from trajmatch.distill.objectives.chosen_window import train_and_test
 from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
-from trajmatch.distill.objectives.train_and_test import TrainAndTest
 from trajmatch.distill.parameters import (
     LABELS,
     MASK,
@@ -46,7 +46,7 @@ from trajmatch.schema import settings_of
 #: The objectives that have a name.
 OBJECTIVES: dict[str, Callable[[Setup], Objective]] = {
     "match-trajectory": MatchTrajectory.of,
-    "train-and-test": TrainAndTest.of,
+    "train-and-test": train_and_test,
 }
 
 #: Settings that 0.1 did not have, and their values of then; its runs are known without them.

@@ -105,22 +105,23 @@ def open_setup(config: DistillConfig) -> Setup:
         config = replace(config, max_start_epoch=window_end)
     holdout = config.holdout if store is None else store.manifest["holdout"]["fraction"]
     if config.select == "holdout" and holdout == 0:
-        made, where = "this run has none", "distil"
-        if store is not None:
-            made, where = f"{config.experts} was made without", "train experts"
+        what = "this run" if store is None else f"the store {config.experts}"
         raise UserError(
-            f"--select holdout needs images that no expert saw, but {made}; {where} with "
-            "--holdout, e.g. --holdout 0.1"
+            f"--select holdout needs images that no training saw, but {what} holds none out; add "
+            "--holdout, e.g. --holdout 0.1, to this run or to the training of its experts"
         )
     expert_dsa = MTT_DSA if store is None else store.manifest["recipe"]["dsa"]
     dsa = DSA(expert_dsa if config.dsa is None else config.dsa)
     source = None if config.init_from is None else artifact.load(config.init_from)
-    dataset, training, held_out = _data(config, store)
     if store is None:
-        with as_user_error():
-            network = network_spec(config, dataset)
+        dataset = load_dataset(config.data)
+        training, *held_out = hold_out(dataset, config.holdout, config.seed)
+        training = training.whitened(zca.fit(training.train_images) if config.zca else None)
     else:
-        network = store.manifest["network"]
+        dataset, address = store.load_data(config.data)
+        training, *held_out = store.training_set(dataset, address)
+    with as_user_error():
+        network = network_spec(config, dataset) if store is None else store.manifest["network"]
     parametrisation = find_parametrisation(config.images)
     shape = dataset.train_images.shape[1:]
     with blamed(f"images_per_class of --images {config.images}"):
@@ -135,7 +136,7 @@ def open_setup(config: DistillConfig) -> Setup:
         network=network,
         dataset=dataset.preprocessed_as(training.preprocessing.spec(), training.zca),
         training=training,
-        held_out=held_out,
+        held_out=(held_out[0], held_out[1]),
         model=_model(network, store, config, images).to(device),
         dsa=dsa,
         parametrisation=parametrisation,
@@ -144,20 +145,6 @@ def open_setup(config: DistillConfig) -> Setup:
         lr_init=lr_init,
         device=device,
     )
-
-
-def _data(
-    config: DistillConfig, store: Store | None
-) -> tuple[Dataset, Dataset, tuple[Tensor, Tensor]]:
-    """Return the whole data set, the part that may be seen, preprocessed, and the part held out."""
-    if store is None:
-        dataset = load_dataset(config.data)
-        training, *held_out = hold_out(dataset, config.holdout, config.seed)
-        whitening = zca.fit(training.train_images) if config.zca else None
-        return dataset, training.whitened(whitening), (held_out[0], held_out[1])
-    dataset, address = store.load_data(config.data)
-    training, *held_out = store.training_set(dataset, address)
-    return dataset, training, (held_out[0], held_out[1])
 
 
 def _model(

@@ -8,9 +8,10 @@ before are taken as given (Feng et al., "Embarrassingly Simple Dataset Distillat
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -18,76 +19,16 @@ from torch import Tensor
 
 from trajmatch import networks, ops
 from trajmatch.distill import objectives
-from trajmatch.distill.batches import student_batches
 from trajmatch.distill.objectives import Plan
+from trajmatch.distill.objectives.students import Draw, Draws, Student
 from trajmatch.distill.parameters import STEP_SIZE
 from trajmatch.distill.rendering import render
 from trajmatch.distill.setup import Setup
 from trajmatch.ops import Shards
-from trajmatch.ops.arguments import DsaReplay
 from trajmatch.random import derive_seed, generator
 
 #: Real images that go through the network at once; the loss of a batch is the mean over such parts.
 _PART = 500
-
-
-@dataclass(frozen=True)
-class Draw:
-    """The random choices for one student.
-
-    Attributes:
-        names: Iteration and number of the student, which name its own streams.
-        before: Steps ``K`` before the window.
-        batches: Indices into the synthetic images, one vector for each of the ``K + W`` steps.
-        rows: Indices of the real images of the test. ``[R]``.
-    """
-
-    names: tuple[int, int]
-    before: int
-    batches: Sequence[Tensor]
-    rows: Tensor
-
-    def logged(self) -> dict[str, Any]:
-        """Return the choices that the log records, by name."""
-        return {"window_start": self.before}
-
-
-class Draws(objectives.Draws):
-    """The random state of a run: steps before the window, student batches and real batches."""
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup.config.seed, "before", "batches", "rows")
-        self._settings, self._real = setup.config, len(setup.training.train_images)
-
-    def draw(self, iteration: int, number: int, images: int) -> Draw:
-        """Draw one student."""
-        settings, (first, last) = self._settings, self._settings.before
-        before = int(torch.randint(first, last + 1, (), generator=self.streams["before"]))
-        steps = before + settings.window
-        batches = student_batches(images, settings.batch_syn, steps, self.streams["batches"])
-        rows = torch.randperm(self._real, generator=self.streams["rows"])[: settings.real_batch]
-        return Draw((iteration, number), before, batches, rows)
-
-
-@dataclass(frozen=True)
-class Student:
-    """A student, and the real images that it is tested on.
-
-    Attributes:
-        start: Its first parameters. ``[P]``.
-        before: Batches of the steps before the window; may be empty.
-        window: Batches of the steps that are differentiated.
-        rows: Indices of the real images. ``[R]``.
-        dsa: Augmentation before the window and in it; None: none.
-        dsa_rows: Augmentation of the real images (:func:`trajmatch.ops.dsa`); None: none.
-    """
-
-    start: Tensor
-    before: Sequence[Tensor]
-    window: Sequence[Tensor]
-    rows: Tensor
-    dsa: tuple[DsaReplay | None, DsaReplay | None] = (None, None)
-    dsa_rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +38,7 @@ class TrainAndTest(objectives.Objective):
     Attributes:
         setup: Settings, network, real images and augmentation of the run.
         images: The real images as they wait for a batch, on the device.
-        labels: Their classes. ``[N]``.
+        labels: Their labels. ``[N]``.
         normalise: Makes network inputs of some of them.
         shards: Processes that share every batch; None: no sharing.
     """
@@ -117,11 +58,11 @@ class TrainAndTest(objectives.Objective):
         training, device = setup.training, setup.device
         images = training.train_images.to(device)
         staged = training.preprocessing.to(device).staged(images)
-        return cls(setup, staged[0], training.train_labels.to(device), staged[1])
+        return cls(setup, staged[0], training.train_answers.to(device), staged[1])
 
     def draws(self) -> Draws:
         """Return the random state at the beginning of the run."""
-        return Draws(self.setup)
+        return Draws(self.setup, self.setup.config.window)
 
     def task(self, draw: Draw) -> Student:
         """Draw the student's first parameters and all augmentation."""
@@ -129,8 +70,8 @@ class TrainAndTest(objectives.Objective):
         names = (setup.config.seed, "distill", "student", *draw.names)
         fresh = networks.initialise(copy.deepcopy(setup.model), generator(*names, "start"))
         batches = torch.cat([*draw.batches]).to(device).split([*map(len, draw.batches)])
-        parts = batches[: draw.before], batches[draw.before :]
-        student = Student(networks.flat_parameters(fresh), *parts, draw.rows.to(device))
+        there = replace(draw, batches=batches, rows=draw.rows.to(device))
+        student = Student(there, networks.flat_parameters(fresh))
         if setup.dsa.spec == "none":
             return student
         streams = [derive_seed(*names, each) for each in ("before", "window", "test")]
@@ -147,18 +88,33 @@ class TrainAndTest(objectives.Objective):
             name: value.detach().requires_grad_(value.requires_grad)
             for name, value in parameters.items()
         }
-        images, labels = render(self.setup.parametrisation, leaves, self.setup.shape)
-        theta, settings, state = task.start.to(images.dtype), self.setup.config, None
+        trained, (draw, state) = self.training(leaves, plan), (task.draw, None)
+        batches, theta = draw.batches, task.start.to(trained.keywords["images"])
+        if draw.before:
+            start = {"batches": batches[: draw.before], "augment": task.dsa[0]}
+            with torch.no_grad():
+                theta, state = trained(theta, **start, return_state=True)
+        theta = trained(theta, batches=batches[draw.before :], augment=task.dsa[1], state=state)
+        loss, cotangent = self.test(theta.detach(), task, plan)
+        learned = [leaf for leaf in leaves.values() if leaf.requires_grad]
+        meaningful = torch.ones_like(loss, dtype=torch.bool)
+        return loss, meaningful, *torch.autograd.grad(theta, learned, cotangent)
+
+    def training(self, parameters: Mapping[str, Tensor], plan: Plan) -> partial[Any]:
+        """Return :func:`trajmatch.ops.unroll` on the synthetic set of some outer parameters."""
+        setup, settings = self.setup, self.setup.config
+        images, labels = render(setup.parametrisation, parameters, setup.shape)
         decay = settings.student_weight_decay
         optimiser: ops.SGD | ops.Adam = ops.Adam(weight_decay=decay)
         if settings.student_optimiser == "sgd":
             optimiser = ops.SGD(settings.student_momentum, weight_decay=decay)
-        trained = partial(
+        return partial(
             ops.unroll,
-            self.setup.model,
+            setup.model,
             images=images,
             labels=labels,
-            lr=leaves[STEP_SIZE].to(images.dtype),
+            lr=parameters[STEP_SIZE].to(images.dtype),
+            loss=setup.training.loss,
             optimiser=optimiser,
             precise=settings.precise,
             exact=settings.gradient == "exact",
@@ -166,59 +122,49 @@ class TrainAndTest(objectives.Objective):
             micro_batch=plan.micro_batch,
             shards=self.shards,
         )
-        if task.before:
-            with torch.no_grad():
-                theta, state = trained(
-                    theta, batches=task.before, augment=task.dsa[0], return_state=True
-                )
-        theta = trained(theta, batches=task.window, augment=task.dsa[1], state=state)
-        loss, cotangent = self.test(theta.detach(), task, min(_PART, plan.micro_batch or _PART))
-        learned = [leaf for leaf in leaves.values() if leaf.requires_grad]
-        meaningful = torch.ones_like(loss, dtype=torch.bool)
-        return loss, meaningful, *torch.autograd.grad(theta, learned, cotangent)
 
-    def test(self, theta: Tensor, task: Student, part: int) -> tuple[Tensor, Tensor]:
-        """Return a student's cross-entropy on its real images, and the gradient of it.
+    def test(self, theta: Tensor, task: Student, plan: Plan) -> tuple[Tensor, Tensor]:
+        """Return a student's mean loss on its real images ``[]``, and the gradient ``[P]`` of it.
 
         Args:
             theta: The student's parameters. ``[P]``.
             task: Has the real images.
-            part: Most images that go through the network at once.
-
-        Returns:
-            The mean over the images ``[]``, and its gradient in ``theta`` ``[P]``.
+            plan: Memory against time.
         """
-        model, precise, count = self.setup.model, self.setup.config.precise, len(task.rows)
-        sums = theta.new_zeros(1 + len(theta))  # the loss, and its gradient
+        setup, drawn = self.setup, task.draw.rows
+        sums, count = theta.new_zeros(1 + len(theta)), len(drawn)
+        part = min(_PART, plan.micro_batch or _PART)
         parts = torch.arange(count, device=theta.device).chunk(-(-count // part))
         rank, size = (self.shards.rank, self.shards.size) if self.shards else (0, 1)
         for some in parts[rank::size]:
-            rows = task.rows[some]
-            images = self.normalise(self.images[rows]).to(theta.dtype)
+            images = self.normalise(self.images[drawn[some]]).to(theta.dtype)
             if task.dsa_rows is not None:
                 images = ops.dsa(images, task.dsa_rows[some])
-            found = ops.gradient(model, theta, images, self.labels[rows], precise=precise)
+            at = theta, images, self.labels[drawn[some]]
+            loss = setup.training.loss
+            found = ops.gradient(setup.model, *at, loss=loss, precise=setup.config.precise)
             sums += len(some) / count * torch.cat([found[0][None], found[1]])
         if self.shards is not None:
             self.shards.sum_(sums)
         return sums[0], sums[1:]
 
     def batch_sizes(self, images: int) -> list[int]:
-        """Return the number of images in each step of the window."""
-        return [*map(len, self._trial_batches(images, self.setup.config.window))]
+        """Return the number of images in each step of the longest window."""
+        draw = self.draws().draw(0, 0, images)
+        return [*map(len, draw.batches[draw.before :])]
+
+    @property
+    def steps_before(self) -> int:
+        """Steps before a window, on average."""
+        return sum(self.setup.config.before) // 2
 
     def trial(self, images: int, steps: int) -> tuple[TrainAndTest, Student]:
         """Return a student with a shorter window and, in proportion, fewer steps before it."""
-        settings = self.setup.config
-        before = steps * sum(settings.before) // (2 * settings.window)
-        rows = torch.arange(min(settings.real_batch, len(self.labels)))
-        draw = Draw((0, 0), before, self._trial_batches(images, before + steps), rows)
-        return replace(self, shards=None), self.task(draw)
-
-    def _trial_batches(self, images: int, steps: int) -> list[Tensor]:
-        settings = self.setup.config
-        stream = generator(settings.seed, "distill", "plan")
-        return student_batches(images, settings.batch_syn, steps, stream)
+        before = steps * self.steps_before // self.setup.config.window
+        draw = self.draws().draw(0, 0, images)
+        batches = [*islice(cycle(draw.batches), before + steps)]
+        plain = TrainAndTest(self.setup, self.images, self.labels, self.normalise)
+        return plain, plain.task(replace(draw, before=before, batches=batches))
 
     def shared(self, shards: Shards) -> TrainAndTest:
         """Return the objective with student steps that processes share."""

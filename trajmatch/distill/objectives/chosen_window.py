@@ -1,0 +1,157 @@
+"""Windows where the student's gradients say, and as long as they say (AT-BPTT).
+
+AT-BPTT (NeurIPS 2025) is RaT-BPTT with another window. Its first step is drawn with probabilities
+``softmax(-|g_t| / tau)`` while the loss is high, ``softmax(+|g_t| / tau)`` once it is low, and
+evenly in between, where ``g_t`` is the student's gradient in step ``t``; its length is
+``W - d + 2 d eta(t)`` with ``eta`` the normalised change of the gradient. Ours are: the loss that
+decides is that of a student tested after ``K1`` steps; ``eta(t) = c_t / max c`` with
+``c_t = abs(|g_t| - |g_{t-1}|)``; and the student takes its steps up to the window twice, so that no
+parameters need be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from trajmatch import ops
+from trajmatch.distill.objectives import Plan
+from trajmatch.distill.objectives.students import Draws, Student
+from trajmatch.distill.objectives.train_and_test import TrainAndTest
+from trajmatch.distill.setup import Setup
+from trajmatch.errors import UserError
+from trajmatch.importing import made
+from trajmatch.random import generator
+
+
+@dataclass(frozen=True)
+class GradientWindows:
+    """Windows by the student's gradients.
+
+    Attributes:
+        high: Loss of the test above which windows start where gradients are small.
+        low: Loss below which they start where gradients are large.
+        temperature: ``tau``.
+        spread: ``d``.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    high: float
+    low: float
+    temperature: float = 1.0
+    spread: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        numbers = {name: isinstance(each, int | float) for name, each in vars(self).items()}
+        if not (all(numbers.values()) and self.high >= self.low and self.temperature > 0):
+            raise ValueError("expected numbers with high >= low and temperature > 0")
+        if not (isinstance(self.spread, int) and self.spread >= 0):
+            raise ValueError(f"expected spread to be a whole number, but got {self.spread}")
+
+    def choose(
+        self, norms: Tensor, first: int, loss: float, window: int, draw: torch.Generator
+    ) -> tuple[int, int]:
+        """Choose the first step and the length of a window.
+
+        Args:
+            norms: ``|g_t|`` of the steps ``0..K1``. ``[K1 + 1]``.
+            first: ``K0``, the first step that a window may start at.
+            loss: Of the student tested after ``K1`` steps.
+            window: ``W``.
+            draw: Draws the step.
+        """
+        norms = norms.double().nan_to_num(0.0, 0.0)
+        sign = (loss < self.low) - (loss > self.high)
+        weights = torch.softmax(sign * norms[first:] / self.temperature, 0)
+        step = first + int(torch.multinomial(weights, 1, generator=draw))
+        changes = torch.cat([norms[:1] * 0, norms.diff().abs()])
+        change = float(changes[step] / changes.max().clamp(min=torch.finfo(torch.float64).tiny))
+        return step, window + round(self.spread * (2 * change - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenWindow(TrainAndTest):
+    """Train and test with windows that the gradients choose.
+
+    Attributes:
+        choice: Chooses them.
+    """
+
+    choice: GradientWindows
+
+    def draws(self) -> Draws:
+        """Return the random state at the beginning of the run."""
+        longest = self.setup.config.window + self.choice.spread
+        return Draws(self.setup, longest, choose=True)
+
+    def differentiate(
+        self, task: Student, parameters: Mapping[str, Tensor], plan: Plan
+    ) -> tuple[Tensor, ...]:
+        """Choose a window, and differentiate through it."""
+        return super().differentiate(self.placed(task, parameters, plan), parameters, plan)
+
+    @torch.no_grad()
+    def placed(self, task: Student, parameters: Mapping[str, Tensor], plan: Plan) -> Student:
+        """Return a student with the window that its gradients choose.
+
+        Args:
+            task: The student, with all steps that a window may have.
+            parameters: Outer parameters.
+            plan: Memory against time.
+        """
+        settings, draw = self.setup.config, task.draw
+        trained = self.training(parameters, plan)
+        images, labels, loss = (trained.keywords[name] for name in ("images", "labels", "loss"))
+        theta, state, norms = task.start.to(images), None, []
+        for step, batch in enumerate(draw.batches[: draw.before + 1]):
+            shown = images[batch] if task.dsa[0] is None else task.dsa[0](images[batch], step)
+            own, model = labels[batch], self.setup.model
+            found = ops.gradient(model, theta, shown, own, loss=loss, precise=settings.precise)
+            norms.append(torch.linalg.vector_norm(found[1]))
+            if step < draw.before:
+                there = {"images": shown, "labels": own, "batches": [range(len(batch))]}
+                theta, state = trained(theta, **there, state=state, return_state=True)
+        numbers = torch.stack([*norms, self.test(theta, task, plan)[0]])
+        if self.shards is not None:  # the same bits in all processes
+            self.shards.sum_(numbers)
+            numbers /= self.shards.size
+        place = generator(settings.seed, "distill", "student", *draw.names, "place")
+        step, length = self.choice.choose(
+            numbers[:-1].cpu(), settings.before[0], float(numbers[-1]), settings.window, place
+        )
+        return replace(task, draw=replace(draw, before=step, batches=draw.batches[: step + length]))
+
+    @property
+    def steps_before(self) -> int:
+        """Gradients before a window, on average: all steps take two, to choose by."""
+        return super().steps_before + 2 * self.setup.config.before[1]
+
+
+#: Choices of the window by name; None leaves it as it is drawn.
+CHOICES = {"uniform": lambda: None, "gradient": GradientWindows}
+
+
+def train_and_test(setup: Setup) -> TrainAndTest:
+    """Return the objective of a run, with the windows that its settings ask for.
+
+    Raises:
+        UserError: There is no such choice of windows, or it may leave no step.
+    """
+    spec, plain = setup.config.window_choice, TrainAndTest.of(setup)
+    choice = made("--window-choice", "choice of windows", spec, CHOICES)
+    if choice is None:
+        return plain
+    if not isinstance(choice, GradientWindows):
+        raise UserError(f"--window-choice {spec} should make a GradientWindows")
+    if choice.spread >= setup.config.window:
+        raise UserError(
+            f"--window-choice {spec}: the spread should be below --window {setup.config.window}, "
+            "so that a step is left"
+        )
+    return ChosenWindow(**vars(plain), choice=choice)
