@@ -143,16 +143,14 @@ def test_it_is_renewed_by_the_images_of_the_moment(configure) -> None:
         assert torch.equal(state.parameters[MASK].value, wanted)
 
 
-@pytest.mark.parametrize("recorded", [False, True])
-def test_a_run_that_was_interrupted_gives_the_same_bytes(
-    configure, tmp_path, monkeypatch, recorded: bool
+def test_a_recorded_run_that_was_interrupted_gives_the_same_bytes(
+    configure, tmp_path, monkeypatch
 ) -> None:
     settings = {"mask_gradient": 1.0, "mask_every": 3, "images": "upsample:factor=2"}
     distill(configure(out=tmp_path / "whole", **settings))
-    if recorded:
-        monkeypatch.setattr(
-            loop, "gradients_for", lambda problem, _: Graph(problem.objective, Counting())
-        )
+    monkeypatch.setattr(
+        loop, "gradients_for", lambda problem, _: Graph(problem.objective, Counting())
+    )
     part = configure(out=tmp_path / "part", **settings)
     with pytest.raises(KeyboardInterrupt):
         distill(part, Interrupter(5))  # its checkpoint has the mask of iteration 3
