@@ -284,7 +284,7 @@ def test_the_table_says_labels_and_bytes_and_what_is_missing(
     assert "need experts" not in text
     assert "real images by k-center soft 6" in text and "random real images soft 6" in text
     assert "distances are between logits of expert 0 of experts" in text
-    assert "label-robust score 0." in text and "augmentation-robust score 0." in text
+    assert "label robust score 0." in text and "augmentation robust score 0." in text
     assert main([*command, *more, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["robust"]["label_robust_score"]["std"] == 0
 

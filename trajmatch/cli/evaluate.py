@@ -83,15 +83,10 @@ def score_cells(name: str, size: dict[str, Any], score: dict[str, Any]) -> tuple
 
 
 def robust_line(robust: dict[str, dict[str, float]]) -> str:
-    """Say DD-Ranking's scores in one line."""
-    label, augmentation = robust["label_robust_score"], robust["augmentation_robust_score"]
-    points = {name: f"{score['mean']:.1f}" for name, score in robust.items()}
-    return (
-        f"label-robust score {label['mean']:.3f} +- {label['std']:.3f} "
-        f"(hard label recovery {points['hard_label_recovery']}, improvement over random "
-        f"{points['improvement_over_random']} points), augmentation-robust score "
-        f"{augmentation['mean']:.3f} +- {augmentation['std']:.3f} (improvement without "
-        f"augmentation {points['improvement_without_augmentation']} points)"
+    """Say DD-Ranking's scores, and the differences they are made of, in one line."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {score['mean']:.3g} +- {score['std']:.2g}"
+        for name, score in robust.items()
     )
 
 

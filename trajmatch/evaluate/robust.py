@@ -62,26 +62,28 @@ def robust_scores(
     of = {name: score.accuracies for name, score in found.items()}
     if whole_real is not None:
         of["whole_real"] = (whole_real,) * len(of["distilled"])
-    kinds = "distilled_hard random_real_soft" if soft else "distilled random_real"
-    names = ["whole_real", "distilled", *kinds.split(), "distilled_plain", "random_real_plain"]
+    hard, random = ("distilled_hard", "random_real_soft") if soft else ("distilled", "random_real")
+    names = ("whole_real", hard, "distilled", random, "distilled_plain", "random_real_plain")
     if not of.keys() >= {*names}:
         return None
-    columns: dict[str, list[float]] = {}
-    for whole, own, hard, random, plain, random_plain in zip(
-        *(of[name] for name in names), strict=False
-    ):
-        recovery, improvement, without = whole - hard, own - random, plain - random_plain
-        for name, value in {
-            "hard_label_recovery": recovery,
-            "improvement_over_random": improvement,
-            "improvement_without_augmentation": without,
-            "label_robust_score": label_robust_score(recovery, improvement),
-            "augmentation_robust_score": augmentation_robust_score(improvement, without),
-        }.items():
-            columns.setdefault(name, []).append(value)
+    networks = [_of_network(*each) for each in zip(*map(of.__getitem__, names), strict=False)]
+    columns = {name: [each[name] for each in networks] for name in networks[0]}
     return {
-        name: {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
-        for name, values in columns.items()
+        name: {"mean": statistics.fmean(each), "std": statistics.pstdev(each)}
+        for name, each in columns.items()
+    }
+
+
+def _of_network(
+    whole: float, hard: float, own: float, random: float, plain: float, random_plain: float
+) -> dict[str, float]:
+    recovery, improvement, without = whole - hard, own - random, plain - random_plain
+    return {
+        "hard_label_recovery": recovery,
+        "improvement_over_random": improvement,
+        "improvement_without_augmentation": without,
+        "label_robust_score": label_robust_score(recovery, improvement),
+        "augmentation_robust_score": augmentation_robust_score(improvement, without),
     }
 
 

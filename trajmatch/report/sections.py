@@ -30,23 +30,22 @@ _STAGES = ("experts", "distillation", "evaluation")
 
 def score_tables(results: Results) -> list[Table]:
     """Tabulate accuracies: rows are training sets, columns networks; a table per protocol."""
-    tables, sets = [], results.sets
+    tables = []
     for protocol in dict.fromkeys(str(each.protocol) for each in results.networks):
         networks = by_network(each for each in results.networks if str(each.protocol) == protocol)
         keys = [key for key in IN_TABLES if any(key in of for of in networks.values())]
-        stored = [sets[key] for key in keys if key in sets]
-        known = len(stored) == len(keys)
-        columns = [["trained on", *map(named, keys)]]
-        if known:
-            columns.append(["stored values", *(f"{each.stored_values:,}" for each in stored)])
-            columns.append(["bytes", *(f"{each.stored_bytes:,}" for each in stored)])
+        stored = [results.sets.get(key) for key in keys]  # not in files of release 0.1
+        columns = [
+            ["trained on", *map(named, keys)],
+            ["stored values", *(f"{each.stored_values:,}" if each else "" for each in stored)],
+            ["bytes", *(f"{each.stored_bytes:,}" if each else "" for each in stored)],
+        ]
         for network, of in networks.items():
             found = [of.get(key) for key in keys]
+            pairs = zip(found, stored, strict=True)
+            per_byte = (per_kb(a.mean, b.stored_bytes) if a and b else "" for a, b in pairs)
             columns.append([network, *(str(each or "") for each in found)])
-            if known:
-                pairs = zip(found, stored, strict=True)
-                kb = (each and per_kb(each.mean, size.stored_bytes) for each, size in pairs)
-                columns.append(["% per kB", *(each or "" for each in kb)])
+            columns.append(["% per kB", *per_byte])
         caption = "Test accuracy in percent, mean ± standard deviation over networks"
         caption += f"; protocol {protocol}" if protocol else ""
         heads, *rows = zip(*columns, strict=True)
