@@ -154,6 +154,7 @@ def evaluate(config: EvalConfig, slices: Slices) -> dict[str, Any]:
     """Train and test as many networks as there is time for, one more on each set at a time."""
     folder = config.file.parent / "evaluation"
     config = replace(config, out=folder, resume=True, quiet=True)
+    config = replace(config, experts=None, distilled_hard=False)  # as far as it is published
     done: int = slices.state.get("networks", 0)
     for piece in slices.pieces("evaluation", done, config.seeds):
         evaluate_artifact(replace(config, seeds=piece.stop))
