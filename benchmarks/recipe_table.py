@@ -30,7 +30,8 @@ HEAD = ("recipe", "network", "experts", "N", "M", "start epochs", "batch", "publ
 
 def row(recipe: Recipe, outcome: str) -> list[str]:
     """A recipe in the order of :data:`HEAD`."""
-    expert = ExpertConfig(out=Path("store"), **recipe.expert)
+    scores = Path("scores") if "curriculum" in recipe.expert else None
+    expert = ExpertConfig(out=Path("store"), scores=scores, **recipe.expert)
     distill = DistillConfig(experts=Path("store"), out=Path("distilled"), **recipe.distill)
     return [
         f"`{recipe.name}`",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import recipe_table
 import torch
@@ -105,12 +106,12 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Dataset]]:
 
 
 def runs() -> Iterator[Any]:
-    """The recipes; of several for one set of large images, one is run by default."""
+    """The recipes; of several for a set of large images, or of a later method, one is run."""
     seen = set()
     for name in recipe_names():
         if name not in SAME:
             data = name.rpartition("/")[0]
-            again = data in seen and "imagenet" in data
+            again = data in seen and ("imagenet" in data or data.startswith(("pad", "selmatch")))
             yield pytest.param(name, marks=pytest.mark.slow if again else ())
             seen.add(data)
 
@@ -126,11 +127,19 @@ def test_a_recipe_runs_two_outer_iterations(
     recipe = find_recipe(name)
     dataset = data_of(recipe.data)
     loaded.append(dataset)
-    expert = ExpertConfig(out=tmp_path / "experts", **recipe.expert)
+    scores = tmp_path / "scores.npy"
+    np.save(scores, np.arange(len(dataset.train_labels)))
+    expert = ExpertConfig(
+        out=tmp_path / "experts",
+        scores=scores if "curriculum" in recipe.expert else None,
+        **recipe.expert,
+    )
     random_walk(replace(expert, num_experts=2, zca=False), dataset)
     settings: dict[str, Any] = {**recipe.distill, "ipc": min(2, recipe.distill["ipc"])}
     if settings.get("init_clusters"):
         settings["init_clusters"] = settings["ipc"]
+    if settings.get("init") == "difficulty":
+        settings |= {"scores": scores, "init_beta": 0}
     if settings.get("skip_above"):
         settings["skip_above"] = 1e6  # a random walk is not there to be matched
     config = DistillConfig(

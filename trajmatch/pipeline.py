@@ -170,12 +170,9 @@ def _check_beginning(pipeline: Pipeline) -> None:
             with as_user_error(), torch.device("meta"):
                 model = networks.ConvNet(3, 10, side, **settings_of(experts, ConvNetSettings))
             loss.check(pipeline.distill.student_steps, networks.parameter_shapes(model))
-        chosen = pipeline.distill.init == "difficulty" and pipeline.distill.scores is None
-        if chosen and not path_beside(folder.store).exists():
-            raise UserError(
-                "--init difficulty needs --scores, because the experts of this run cannot be asked "
-                "before they are trained; `trajmatch score STORE` computes them with other experts"
-            )
+        scores = pipeline.distill.scores or path_beside(folder.store)
+        if pipeline.distill.init == "difficulty" and not scores.exists():
+            raise UserError(f"there is no {scores}; --init difficulty needs --distill.scores FILE")
     pipeline.evaluate.training_sets(pipeline.distill.labels == "soft")
     for text in pipeline.evaluate.network:
         with as_user_error(f"--evaluate.network {text}: "):  # all of them go with such images

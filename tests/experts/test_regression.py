@@ -17,7 +17,9 @@ from trajmatch.cli.main import main
 from trajmatch.data import Dataset, load_dataset
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train_experts
+from trajmatch.experts.config import ScoreConfig
 from trajmatch.experts.health import examine
+from trajmatch.experts.scores import read_scores, score_images
 
 WIDTH = 5  # numbers in a target
 Contents = Callable[[Path], dict[str, bytes]]
@@ -127,3 +129,13 @@ def test_an_expert_that_only_guesses_is_found(regress: Callable[..., Store]) -> 
     assert (
         sign.startswith("expert 0 ended with a test error above ") and "is guessing) after" in sign
     )
+
+
+def test_scores_are_the_distance_between_outputs_and_targets(
+    regress: Callable[..., Store], target_data: str, tmp_path: Path
+) -> None:
+    store, dataset = regress(), load_dataset(target_data)
+    score_images(ScoreConfig(store=store.path, out=tmp_path / "scores.safetensors", epoch=1))
+    found = read_scores(tmp_path / "scores.safetensors", dataset, (0.0, 0))
+    wanted = outputs(store, 1, dataset, dataset.train_images) - dataset.train_answers
+    torch.testing.assert_close(found.values, wanted.norm(dim=1).detach(), rtol=1e-5, atol=1e-6)

@@ -21,6 +21,7 @@ from trajmatch.distill.loop import distill
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, train_experts
+from trajmatch.experts.config import ScoreConfig
 from trajmatch.experts.curriculum import Schedule
 from trajmatch.experts.epoch import Curriculum
 from trajmatch.experts.scores import Scores, path_beside, read_scores, score_images
@@ -49,7 +50,7 @@ def test_el2n_is_the_mean_distance_of_the_probabilities(
 ) -> None:
     store = train_experts(make_config(epochs=3, holdout=0.25, **settings))
     dataset = load_dataset(make_config().data)
-    result = score_images(store)
+    result = score_images(ScoreConfig(store=store.path))
     assert (result["epoch"], result["experts"]) == (1, 2)
     seen, _, _ = store.training_set(dataset)
     model, distances = networks.build(store.manifest["network"]).double().eval(), []
@@ -69,7 +70,7 @@ def test_the_command_tells_the_spread_of_each_class(
 ) -> None:
     store = train_experts(make_config())
     assert main(["score", str(store.path), "--quiet"]) == 0
-    assert "mean of 2 experts after epoch 1" in capsys.readouterr().out
+    assert "after epoch 1 (experts: 2)" in capsys.readouterr().out
     again = ["--out", str(tmp_path / "s.safetensors"), "--experts", "1", "--epoch", "2", "--json"]
     assert main(["score", str(store.path), *again]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -80,33 +81,34 @@ def test_the_command_tells_the_spread_of_each_class(
 def test_scores_that_do_not_fit(
     make_config: MakeConfig, other_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = train_experts(make_config())
-    score_images(store)
+    store, out = train_experts(make_config()), tmp_path / "x.safetensors"
+    score_images(ScoreConfig(store=store.path))
     dataset, file = load_dataset(make_config().data), path_beside(store.path)
-    with pytest.raises(UserError, match="is there already"):
-        score_images(store)
-    with pytest.raises(UserError, match="experts should be from 1 to 2"):
-        score_images(store, tmp_path / "x.safetensors", experts=3)
-    with pytest.raises(UserError, match="epochs 0 to 2, but 7"):
-        score_images(store, tmp_path / "x.safetensors", epoch=7)
-    with pytest.raises(UserError, match=r"other images"):
-        score_images(store, tmp_path / "x.safetensors", data=other_data)
+    for wrong, message in (
+        ({}, "is there already"),
+        ({"out": out, "experts": 3}, "experts 3 is more than .* has: 2"),
+        ({"out": out, "epoch": 7}, "epochs 0 to 2, but 7"),
+        ({"out": out, "data": other_data}, "other images"),
+        ({"out": out, "experts": 0}, "experts should be a whole number of at least 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            score_images(ScoreConfig(store=store.path, **wrong))
     with pytest.raises(UserError, match=rf"{file} were computed for npz:.*tiny.*other.npz holds"):
         read_scores(file, load_dataset(other_data), NO_HOLDOUT, other_data)
     other = train_experts(make_config(out=tmp_path / "other", seed=1))
     with pytest.raises(UserError, match=rf"{file} has the scores of other experts than .*other"):
         read_scores(file, dataset, NO_HOLDOUT, store=other)
-    assert not (tmp_path / "x.safetensors").exists()
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"scores": np.arange(35.0)}, r"each of the 36 training images of tiny.*shape \[35\]"),
-        ({"a": np.ones(36), "b": np.ones(36)}, "holds a, b; call the array"),
-        ({"scores": np.full(36, np.nan)}, "score of image 0 is nan"),
+        ({"scores": np.arange(35.0)}, r"each of the 36 training images of tiny.*float64 \[35\]"),
+        ({"a": np.ones(36), "b": np.ones(36)}, "one called 'scores'.*holds {'a': .*, 'b':"),
+        ({"scores": np.full(36, np.nan)}, "a finite number for each"),
         ({"scores": np.array(["a"] * 36)}, "<U1"),
-        ({}, "holds no array"),
+        ({}, "holds {}"),
     ],
 )
 def test_a_users_scores_that_cannot_be_used(
@@ -131,7 +133,10 @@ def test_a_users_scores_of_any_kind_are_the_same(
     ]
     assert len({each.fingerprint for each in found}) == 1
     assert all(each.values.tolist() == values.tolist() for each in found)
-    for name, message in (("bad.npy", "is damaged"), ("none.npz", "cannot read")):
+    for name, message in (
+        ("bad.npy", "is damaged"),
+        ("none.npz", "there is no .*none.npz; `trajmatch score STORE`"),
+    ):
         with pytest.raises(UserError, match=message):
             read_scores(tmp_path / name, dataset, NO_HOLDOUT)
 
@@ -247,7 +252,7 @@ def test_a_distillation_begins_with_them(
     with pytest.raises(UserError, match=r"there is no .*store.scores.safetensors"):
         distill(config())
     assert not out.exists()
-    score_images(store)
+    score_images(ScoreConfig(store=store.path))
     identity = prepare(config()).identity
     assert identity["init"] == "difficulty" and "init_beta" not in identity
     assert identity["scores"] == prepare(config()).scores.fingerprint

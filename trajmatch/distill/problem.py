@@ -50,7 +50,7 @@ OBJECTIVES: dict[str, Callable[[Setup], Objective]] = {
 }
 
 #: Settings that 0.1 did not have, and their values of then; its runs are known without them.
-_SINCE_0_1 = (
+SINCE_0_1 = (
     ("objective", "match-trajectory"),
     ("images", "pixels"),
     ("freeze", 0),
@@ -83,7 +83,7 @@ class Problem(Setup):
             del settings[name]
         identity = {
             "recipe": self.config.recipe,
-            **{k: v for k, v in settings.items() if (k, v) not in _SINCE_0_1},
+            **{k: v for k, v in settings.items() if (k, v) not in SINCE_0_1},
             "dsa": self.dsa.spec,
             "lr_init": self.lr_init,
             "seed": self.config.seed,
@@ -109,22 +109,15 @@ class Problem(Setup):
 
     @cached_property
     def scores(self) -> Scores:
-        """Difficulty of the training images.
+        """Difficulty of the training images: of ``config.scores``, or beside the store.
 
         Raises:
-            UserError: The file of ``config.scores`` cannot be used, or there is none beside the
-                store.
+            UserError: The file cannot be used, or the one beside the store is of other experts.
         """
-        path, held_out = self.config.scores, self.store.manifest["holdout"]
-        store = self.store if path is None else None
-        path = path or path_beside(self.store.path)
-        if store is not None and not path.exists():
-            raise UserError(
-                "--init difficulty orders the images by --scores, and there is no "
-                f"{path}; `trajmatch score {self.store.path}` writes it"
-            )
-        split = held_out["fraction"], held_out["seed"]
-        return read_scores(path, self.dataset, split, self.config.data, store)
+        given, store = self.config.scores, self.store_for("--init difficulty")
+        held_out = store.manifest["holdout"]["fraction"], store.manifest["holdout"]["seed"]
+        path, of = (given, None) if given else (path_beside(store.path), store)
+        return read_scores(path, self.dataset, held_out, self.config.data, of)
 
     def initial_set(self) -> SyntheticSet:
         """Return the synthetic set that the run begins with.

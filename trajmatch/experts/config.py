@@ -185,6 +185,30 @@ class ExpertConfig(RunOptions, ExpertSettings):
         return self.epochs if self.until_epoch is None else self.until_epoch
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(Settings):
+    """Score every training image by its difficulty for experts: EL2N, higher is harder."""
+
+    store: Path
+    """Store of experts, as `trajmatch expert` writes it."""
+    out: Path | None = None
+    """File of the scores. Default: beside the store, ending in .scores.safetensors, where
+    `trajmatch distill` looks for it."""
+    epoch: Count | None = None
+    """t: epoch of the experts that are asked. Default: the epoch kept that is nearest to a tenth of
+    their course, where EL2N tells hard images from easy ones."""
+    experts: PositiveInt | None = None
+    """Number of experts whose mean is taken, the first ones of the store. Default: all."""
+    data: str | None = None
+    """Real images, if they are not where the store says."""
+    device: str = "auto"
+    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
+    json: bool = False
+    """Print the result as JSON."""
+    quiet: bool = False
+    """Print no progress."""
+
+
 def recipe_of(settings: TrainingSettings) -> dict[str, Any]:
     """Return the settings of training as a manifest keeps them: without what is not given."""
     given = settings_of(settings, TrainingSettings)

@@ -7,8 +7,9 @@ whole data set, in its order; higher is harder. Its metadata name the data set a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -20,7 +21,9 @@ from trajmatch import files, networks
 from trajmatch.data import Dataset
 from trajmatch.data.identity import check_same_data, describe_dataset
 from trajmatch.data.parts import split_holdout
+from trajmatch.device import usable_device
 from trajmatch.errors import UserError, as_user_error
+from trajmatch.experts.config import ScoreConfig
 from trajmatch.experts.manifest import DatasetEntry
 from trajmatch.experts.store import Store
 from trajmatch.inference import all_logits
@@ -51,7 +54,7 @@ class Scores(NamedTuple):
     fingerprint: str
 
 
-def path_beside(store: files.PathLike) -> Path:
+def path_beside(store: Path) -> Path:
     """Return the default file of the scores of a store's experts."""
     return files.beside(store, ".scores.safetensors")
 
@@ -86,42 +89,25 @@ def el2n(
     """
     seen = dataset.preprocessed_as(store.manifest["preprocessing"], store.zca)
     images, normalise = seen.preprocessing.staged(dataset.train_images.to(device))
-    wanted = dataset.train_targets
-    if wanted is None:
-        wanted = torch.nn.functional.one_hot(dataset.train_labels, dataset.num_classes)
-    wanted = wanted.to(device)
+    wanted, regress = dataset.train_answers.to(device), dataset.loss == "mse"
+    wanted = wanted if regress else torch.nn.functional.one_hot(wanted, dataset.num_classes)
     model = networks.build(store.manifest["network"]).to(device)
     total = torch.zeros(len(images), dtype=torch.float64, device=device)
     for expert in range(experts):
         store.load_into(model, expert, epoch)
         found = torch.cat([*all_logits(model, images, normalise)]).float()
-        found = found if dataset.loss == "mse" else found.softmax(1)
-        total += (found - wanted).norm(dim=1)
+        total += ((found if regress else found.softmax(1)) - wanted).norm(dim=1)
         on_expert(expert + 1)
     return (total / experts).float().cpu()
 
 
 def score_images(
-    store: Store,
-    out: files.PathLike | None = None,
-    *,
-    epoch: int | None = None,
-    experts: int | None = None,
-    data: str | None = None,
-    device: str | torch.device = "cpu",
-    on_expert: Callable[[int], object] = lambda done: None,
+    config: ScoreConfig, on_expert: Callable[[int], object] = lambda done: None
 ) -> dict[str, Any]:
     """Write the EL2N scores of a store's data set to a new file.
 
     Args:
-        store: The experts.
-        out: The file. Default: :func:`path_beside`.
-        epoch: t, one of the epochs kept. Default: the one nearest to a tenth of the course, but not
-            the initialisation. (EL2N tells hard images from easy ones early in training: Paul et
-            al., "Deep Learning on a Data Diet", NeurIPS 2021; a tenth is our choice.)
-        experts: Number of experts; the first ones are taken. Default: all.
-        data: Address of the data set, if it is not where the store says.
-        device: Where to compute.
+        config: The store, the file, epoch and experts.
         on_expert: Called after each expert with the number of those that are done.
 
     Returns:
@@ -132,33 +118,29 @@ def score_images(
         UserError: The file is there already or cannot be written, the store has no such epoch or
             not as many experts, or the data set is not there or another one.
     """
-    out = Path(path_beside(store.path) if out is None else out)
+    store, out = Store.open(config.store), config.out or path_beside(config.store)
     if out.exists():
         raise UserError(f"{out} is there already; give a new file for --out, or remove it")
-    experts = store.num_experts if experts is None else experts
-    if not 1 <= experts <= store.num_experts:
-        raise UserError(
-            f"--experts should be from 1 to {store.num_experts}, the experts of {store.path}, but "
-            f"is {experts}"
-        )
+    experts, epoch = config.experts or store.num_experts, config.epoch
+    if experts > store.num_experts:
+        raise UserError(f"--experts {experts} is more than {store.path} has: {store.num_experts}")
     if epoch is None:
         distance = {each: abs(each - store.course / 10) for each in store.snapshots_kept if each}
         epoch = min(distance, key=distance.__getitem__, default=1)
     store.check_trained(epoch, f"--epoch {epoch}")
     store.snapshot(0, epoch)
-    dataset, address = store.load_data(data)
-    store.training_set(dataset, address)
+    dataset, address = store.load_data(config.data)
+    store.training_set(dataset, address)  # compares it with the store's
     files.check_writable(out.parent)
-    scores = el2n(store, dataset, epoch, experts, device, on_expert)
-    described = msgspec.convert(describe_dataset(dataset), DatasetEntry)
-    found = Description(store.manifest["data"], described, store.identity, epoch, experts)
+    scores = el2n(store, dataset, epoch, experts, usable_device(config.device), on_expert)
+    known = msgspec.convert(describe_dataset(dataset), DatasetEntry)
+    found = Description(store.manifest["data"], known, store.identity, epoch, experts)
     files.save_tensors(out, {"scores": scores}, msgspec.to_builtins(found))
     classes = []
     for label, name in enumerate(dataset.class_names):
-        of_class = scores[dataset.train_labels == label]
-        ends = of_class.min(), of_class.median(), of_class.max()
-        told = zip(("easiest", "median", "hardest"), map(float, ends), strict=True)
-        classes.append({"class": name, "images": len(of_class), **dict(told)})
+        ranked = scores[dataset.train_labels == label].sort().values.tolist()
+        ends = {"easiest": ranked[0], "median": median(ranked), "hardest": ranked[-1]}
+        classes.append({"class": name, "images": len(ranked), **ends})
     result = {"file": f"{out}", "dataset": dataset.name, "epoch": epoch, "experts": experts}
     return {**result, "classes": classes}
 
@@ -185,59 +167,44 @@ def read_scores(
     Raises:
         UserError: The file cannot be read, or is of another data set or store.
     """
-    arrays, found = _arrays(path)
+    count, content, found = len(dataset.train_labels), *_content(path)
     if found is not None:
-        made = f"the scores of {path} were computed for"
-        known = dict(found.dataset)
+        made, known = f"the scores of {path} were computed for", dict(found.dataset)
         check_same_data(made, known, describe_dataset(dataset), found.data, address)
         if store is not None and found.store != store.identity:
             raise UserError(
                 f"{path} has the scores of other experts than those of {store.path}; compute them "
-                f"again (`trajmatch score {store.path}`), or name the file with --scores"
+                "again (`trajmatch score`), or name the file with --scores"
             )
-    if len(arrays) > 1 and "scores" not in arrays:
+    single = content.get("scores", next(iter(content.values())) if len(content) == 1 else None)
+    scores = np.zeros(0) if single is None else np.asarray(single)
+    numbers = scores.dtype.kind in "iuf" and scores.shape == (count,)
+    if not (numbers and np.isfinite(scores).all()):
+        held = {name: f"{each.dtype} {list(each.shape)}" for name, each in content.items()}
         raise UserError(
-            f"{path} holds {', '.join(sorted(arrays))}; call the array of the scores 'scores', or "
-            "save it alone"
-        )
-    scores, count = (
-        arrays.get("scores", next(iter(arrays.values()), None)),
-        len(dataset.train_labels),
-    )
-    if scores is None or scores.shape != (count,) or scores.dtype.kind not in "iuf":
-        held = "no array" if scores is None else f"{scores.dtype} of shape {list(scores.shape)}"
-        raise UserError(
-            f"{path} should hold a number for each of the {count} training images of "
-            f"{address or dataset.name}, [{count}], but holds {held}"
+            f"{path} should hold one array, or one called 'scores', with a finite number for each "
+            f"of the {count} training images of {address or dataset.name}, but holds {held}"
         )
     values = scores.astype("<f8")
-    if not np.isfinite(values).all():
-        first = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise UserError(
-            f"{path}: the score of image {first} is {values[first]}, not a finite number"
-        )
     kept, _ = split_holdout(dataset.train_labels, dataset.class_names, *holdout)
     fingerprint = hashlib.sha256(values.tobytes()).hexdigest()
     return Scores(torch.from_numpy(values)[kept], fingerprint)
 
 
-def _arrays(path: files.PathLike) -> tuple[Mapping[str, Any], Description | None]:
+def _content(path: files.PathLike) -> tuple[dict[str, Any], Description | None]:
     """Read the arrays of a file, and the description of one that :func:`score_images` wrote."""
+    if not Path(path).exists():
+        raise UserError(f"there is no {path}; `trajmatch score STORE` writes scores of its experts")
     if Path(path).suffix in (".npy", ".npz"):
-        with as_user_error(f"cannot read {path}: ", OSError), Path(path).open("rb") as file:
-            try:
-                content = np.load(file, allow_pickle=False)
-                single = isinstance(content, np.ndarray)
-                return ({"scores": content} if single else dict(content)), None
-            except Exception as error:  # of numpy, zipfile or zlib
-                raise UserError(
-                    f"{path} is damaged or not a file of numpy ({error}); save an array of numbers "
-                    "with numpy.save"
-                ) from error
+        # Errors of numpy, zipfile or zlib.
+        with as_user_error(f"{path} is damaged or not a file of numpy: ", Exception):
+            content = np.load(path, allow_pickle=False)
+            return {"scores": content} if isinstance(content, np.ndarray) else dict(content), None
     with files.open_tensors(path) as handle:
-        if files.METADATA_KEY not in (handle.metadata() or {}):
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-            return {name: tensor.double().numpy() for name, tensor in tensors.items()}, None
-    tensors, metadata = files.load_tensors(path)
-    found = convert(metadata, Description, f"{path} is not a file of scores")
-    return {name: tensor.numpy() for name, tensor in tensors.items()}, found
+        ours = files.METADATA_KEY in (handle.metadata() or {})
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    found = None
+    if ours:
+        tensors, metadata = files.load_tensors(path)
+        found = convert(metadata, Description, f"{path} is not a file of scores")
+    return {name: tensor.double().numpy() for name, tensor in tensors.items()}, found

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from trajmatch.artifact import Artifact
 from trajmatch.data.dsa import DSA
 from trajmatch.distill.config import DistillSettings
+from trajmatch.distill.problem import SINCE_0_1
 from trajmatch.distill.setup import default_lr_init
 from trajmatch.evaluate.config import EvalSettings
 from trajmatch.experts.config import ExpertSettings, kept_epochs
@@ -54,14 +55,19 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
         },
         "evaluate": {"seeds": evaluate.seeds, **protocol},
     }
-    experts = {**_entry(distilled.recipe, "experts"), "zca": distilled.zca is not None}
+    # Neither runs nor stores keep the settings that are not given.
+    made, experts = distilled.recipe, _entry(distilled.recipe, "experts")
+    absent = {name: getattr(DistillSettings(), name) for name, _ in SINCE_0_1}
+    made = {**absent, **made} if "lr_img" in made else made
+    experts = {"curriculum": None, "drop_easy": None, **experts} if "epochs" in experts else experts
+    experts = {**experts, "zca": distilled.zca is not None}
     if isinstance(experts.get("holdout"), dict):
         experts["holdout"] = experts["holdout"].get("fraction")
     if expert.network == "convnet" and distilled.network.get("name") == "ConvNet":
         experts = {**distilled.network, **experts}
     score = next((each for each in distilled.scores[::-1] if each.get("split") == "test"), {})
     tested = {**score, **_entry(score, "protocol")} if _entry(score, "protocol") else {}
-    found = {"expert": experts, "distill": distilled.recipe, "evaluate": tested}
+    found = {"expert": experts, "distill": made, "evaluate": tested}
     return [
         Deviation(f"{section}.{name}", value, found[section][name])
         for section, settings in wanted.items()
