@@ -114,21 +114,22 @@ class Updates:
         optimiser: The optimiser.
         model: The model; its frozen parameters stay where they are.
         done: Steps done before the first.
+        theta: The parameters, for their dtype and device.
     """
 
-    def __init__(self, optimiser: Optimiser, model: nn.Module, done: int) -> None:
+    def __init__(self, optimiser: Optimiser, model: nn.Module, done: int, theta: Tensor) -> None:
         self.numbers, self.done = optimiser.numbers(), done
         self._sizes = [each.numel() for each in model.parameters()]
-        self._trained = trainable(model)
+        trained = trainable(model)
+        self._trained = None if trained is None else trained.to(theta)
 
     def step(
         self, step: int, theta: Tensor, grad: Tensor, state: Tensor, lr: Tensor
     ) -> tuple[Tensor, Tensor]:
         """New parameters ``[P]`` and state ``[S, P]``, differentiable in all tensors."""
-        trained = None if self._trained is None else self._trained.to(theta)
-        rate = step_size(lr, step, self._sizes, trained)
+        rate = step_size(lr, step, self._sizes, self._trained)
         count = self.done + step + 1
-        return optimiser_step(self.numbers, theta, grad, state, rate, count, trained)
+        return optimiser_step(self.numbers, theta, grad, state, rate, count, self._trained)
 
     def adjoint(
         self,

@@ -202,7 +202,7 @@ def unroll(
             expect.that(alone, argument, wanted, type(model).__name__)
         if most is not None:
             student = MicroBatches(student, most)
-        updates = None if plain else Updates(optimiser, model, done)
+        updates = None if plain else Updates(optimiser, model, done, theta0)
         settings = Steps(flat.split(sizes), counts, optimiser, augment, exact, updates, keep)
         if sharing is None:
             loop = Loop(student, settings, called)
