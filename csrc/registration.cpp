@@ -56,13 +56,13 @@ STABLE_TORCH_LIBRARY(trajmatch, m) {
   m.def(
       "student_unroll(Tensor theta0, Tensor images, Tensor labels, Tensor lr, Tensor state, "
       "Tensor batches, int[] batch_sizes, int[] steps, int[] network, float[] optimiser, "
-      "int steps_done, float loss_scale, bool keep_trajectory, int tape_bytes, "
+      "int steps_done, int loss, float loss_scale, bool keep_trajectory, int tape_bytes, "
       "Tensor? augmentation=None, bool exact=True) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "student_unroll_adjoint(Tensor grad_thetas, Tensor? grad_state, Tensor trajectory, "
       "Tensor tapes, Tensor images, Tensor labels, Tensor lr, Tensor state, Tensor batches, "
       "int[] batch_sizes, int[] steps, int[] network, float[] optimiser, int steps_done, "
-      "float loss_scale, Tensor? augmentation=None, bool exact=True) -> "
+      "int loss, float loss_scale, Tensor? augmentation=None, bool exact=True) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 

@@ -1,5 +1,5 @@
-// Mean cross-entropy of logits z [B, K] with class indices [B] or target logits t [B, K], its
-// gradients, and the tangent of those.
+// Losses of outputs z [B, K], their gradients, and the tangents of those: mean cross-entropy with
+// class indices [B], target logits t [B, K] or probabilities t [B, K], and mean squares.
 //
 //   q = softmax(t) (or one-hot), p = softmax(z), l = log p,  loss = -(1/B) sum_i <q_i, l_i>
 //   dz = (p - q) / B                     dt = -q (l - S) / B            with S = <q, l> of the row
@@ -7,6 +7,12 @@
 //   dz' = (p' - q') / B                  dt' = -(q' (l - S) + q (l' - S')) / B,
 //                                        S' = <q', l> + <q, l'>
 //   loss' = <dz, z'> + <dt, t'>
+// Probabilities are q = t as they are, of any sum w = sum(q), and have no softmax to go back
+// through:
+//   dz = (w p - q) / B                   dt = -l / B
+//   dz' = (w' p + w p' - t') / B         dt' = -l' / B
+// Mean squares:
+//   loss = (1/(BK)) sum (z - t)^2        dz = 2 (z - t) / (BK) = -dt      dz' = 2 (z' - t') / (BK)
 // All results are multiplied by `scale` and, where given, by the scalar `grad_loss`.
 // A class index outside [0, K) makes the row's results NaN.
 #pragma once
@@ -17,15 +23,22 @@
 
 namespace trajmatch {
 
+// Losses of a student. The order is that of trajmatch/ops/student.py.
+enum class StudentLoss : int { kCrossEntropy = 0, kSumLogits, kMeanSquares, kProbabilities };
+
 // What all passes read. Exactly one of `index` and `target` is not null.
 template <class T>
 struct SoftCrossEntropyInputs {
   int64_t batch, classes;
-  double scale;          // constant factor of the loss
-  const T* grad_loss;    // [] factor on the device, or null (1)
-  const T* logits;       // [B, K]
-  const int64_t* index;  // [B]
-  const T* target;       // [B, K]
+  double scale;                                   // constant factor of the loss
+  const T* grad_loss;                             // [] factor on the device, or null (1)
+  const T* logits;                                // [B, K]
+  const int64_t* index;                           // [B]
+  const T* target;                                // [B, K]
+  StudentLoss loss = StudentLoss::kCrossEntropy;  // not the sum of logits
+
+  TM_HD bool squares() const { return loss == StudentLoss::kMeanSquares; }
+  TM_HD bool probabilities() const { return loss == StudentLoss::kProbabilities; }
 };
 
 template <class T>

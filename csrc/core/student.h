@@ -10,10 +10,9 @@
 
 #include "core/network.h"
 #include "core/pages.h"
+#include "core/soft_cross_entropy.h"
 
 namespace trajmatch {
-
-enum class StudentLoss : int { kCrossEntropy = 0, kSumLogits = 1 };
 
 template <class T>
 struct StudentBatch {
@@ -22,7 +21,7 @@ struct StudentBatch {
   StudentLoss loss;      // for kSumLogits index and target are not read
   double scale;          // constant factor of the cross-entropy
   const int64_t* index;  // [B] class indices, or null
-  const T* target;       // [B, K] target logits, or null
+  const T* target;       // [B, K] soft labels, or null
 };
 
 template <class T>

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 namespace trajmatch::cpu {
@@ -61,15 +62,35 @@ struct RowPair {
     p.softmax(in.logits + row * in.classes);
     if (in.index != nullptr) {
       q.one_hot(in.index[row]);
+    } else if (in.probabilities()) {
+      std::copy_n(in.target + row * in.classes, in.classes, q.value);
+      weight = std::accumulate(q.value, q.value + in.classes, 0.0);
     } else {
       q.softmax(in.target + row * in.classes);
     }
   }
+  // S, and the derivative of q_k in t_k but for the part that S is; probabilities are t itself.
+  double mean_log() const { return in.probabilities() ? 0.0 : dot(q.value, p.log, in.classes); }
+  double chain(int64_t k) const { return in.probabilities() ? 1.0 : q.value[k]; }
+
   const SoftCrossEntropyInputs<T>& in;
   Row p, q;
   double *log_p_tangent, *q_tangent;
-  double factor;  // scale * grad_loss / B
+  double factor;        // scale * grad_loss / B
+  double weight = 1.0;  // the sum of q
 };
+
+// The gradients of the mean squares for one row of outputs and targets; with tangents of both
+// (null: 0) their tangents, since they are linear.
+template <class T>
+void squares_gradients(const SoftCrossEntropyInputs<T>& in, double factor, const T* z, const T* t,
+                       int64_t row, T* grad_z, T* grad_t) {
+  for (int64_t i = row * in.classes; i < (row + 1) * in.classes; ++i) {
+    const double from_z = z == nullptr ? 0.0 : z[i], from_t = t == nullptr ? 0.0 : t[i];
+    grad_z[i] = static_cast<T>(2 * factor / in.classes * (from_z - from_t));
+    if (grad_t != nullptr) grad_t[i] = -grad_z[i];
+  }
+}
 
 }  // namespace
 
@@ -78,6 +99,15 @@ void soft_cross_entropy_forward(const SoftCrossEntropyForward<T>& params, int64_
                                 int64_t end) {
   RowPair<T> pair(params.in);
   for (int64_t row = begin; row < end; ++row) {
+    if (params.in.squares()) {
+      double sum = 0;
+      for (int64_t i = row * params.in.classes; i < (row + 1) * params.in.classes; ++i) {
+        const double difference = static_cast<double>(params.in.logits[i]) - params.in.target[i];
+        sum += difference * difference;
+      }
+      params.row_loss[row] = static_cast<T>(pair.factor / params.in.classes * sum);
+      continue;
+    }
     pair.read(row);
     params.row_loss[row] =
         static_cast<T>(-pair.factor * dot(pair.q.value, pair.p.log, params.in.classes));
@@ -90,17 +120,22 @@ void soft_cross_entropy_backward(const SoftCrossEntropyBackward<T>& params, int6
   RowPair<T> pair(params.in);
   const int64_t classes = params.in.classes;
   for (int64_t row = begin; row < end; ++row) {
+    if (params.in.squares()) {
+      squares_gradients(params.in, pair.factor, params.in.logits, params.in.target, row,
+                        params.grad_logits, params.grad_target);
+      continue;
+    }
     pair.read(row);
     const double *p = pair.p.value, *q = pair.q.value, *log_p = pair.p.log;
     T* grad_logits = params.grad_logits + row * classes;
     for (int64_t k = 0; k < classes; ++k) {
-      grad_logits[k] = static_cast<T>(pair.factor * (p[k] - q[k]));
+      grad_logits[k] = static_cast<T>(pair.factor * (pair.weight * p[k] - q[k]));
     }
     if (params.grad_target == nullptr) continue;
-    const double mean_log = dot(q, log_p, classes);
+    const double mean_log = pair.mean_log();
     T* grad_target = params.grad_target + row * classes;
     for (int64_t k = 0; k < classes; ++k) {
-      grad_target[k] = static_cast<T>(-pair.factor * q[k] * (log_p[k] - mean_log));
+      grad_target[k] = static_cast<T>(-pair.factor * pair.chain(k) * (log_p[k] - mean_log));
     }
   }
 }
@@ -112,10 +147,22 @@ void soft_cross_entropy_backward_tangent(const SoftCrossEntropyBackwardTangent<T
   const int64_t classes = params.in.classes;
   double *log_p_tangent = pair.log_p_tangent, *q_tangent = pair.q_tangent;
   for (int64_t row = begin; row < end; ++row) {
+    if (params.in.squares()) {
+      double sum = 0;
+      for (int64_t i = row * classes; i < (row + 1) * classes; ++i) {
+        const double z = params.logits_tangent == nullptr ? 0.0 : params.logits_tangent[i];
+        const double t = params.target_tangent == nullptr ? 0.0 : params.target_tangent[i];
+        sum += (static_cast<double>(params.in.logits[i]) - params.in.target[i]) * (z - t);
+      }
+      params.row_directional[row] = static_cast<T>(2 * pair.factor / classes * sum);
+      squares_gradients(params.in, pair.factor, params.logits_tangent, params.target_tangent, row,
+                        params.grad_logits_tangent, params.grad_target_tangent);
+      continue;
+    }
     pair.read(row);
     const double *p = pair.p.value, *q = pair.q.value, *log_p = pair.p.log;
-    const double mean_log = dot(q, log_p, classes);
-    double directional = 0;
+    const double mean_log = pair.mean_log();
+    double directional = 0, weight_tangent = 0;
     std::fill_n(log_p_tangent, classes, 0.0);
     std::fill_n(q_tangent, classes, 0.0);
     if (params.logits_tangent != nullptr) {
@@ -123,25 +170,33 @@ void soft_cross_entropy_backward_tangent(const SoftCrossEntropyBackwardTangent<T
       const double mean = dot(p, z, classes);
       for (int64_t k = 0; k < classes; ++k) {
         log_p_tangent[k] = z[k] - mean;
-        directional += (p[k] - q[k]) * z[k];
+        directional += (pair.weight * p[k] - q[k]) * z[k];
       }
     }
     if (params.target_tangent != nullptr) {
       const T* t = params.target_tangent + row * classes;
-      const double mean = dot(q, t, classes);
+      const double mean = params.in.probabilities() ? 0.0 : dot(q, t, classes);
       for (int64_t k = 0; k < classes; ++k) {
-        q_tangent[k] = q[k] * (t[k] - mean);
-        directional -= q[k] * (log_p[k] - mean_log) * t[k];
+        q_tangent[k] = pair.chain(k) * (t[k] - mean);
+        directional -= pair.chain(k) * (log_p[k] - mean_log) * t[k];
+        if (params.in.probabilities()) weight_tangent += t[k];
       }
     }
     params.row_directional[row] = static_cast<T>(pair.factor * directional);
     T* grad_logits = params.grad_logits_tangent + row * classes;
     for (int64_t k = 0; k < classes; ++k) {
-      grad_logits[k] = static_cast<T>(pair.factor * (p[k] * log_p_tangent[k] - q_tangent[k]));
+      const double along_p = pair.weight * log_p_tangent[k] + weight_tangent;
+      grad_logits[k] = static_cast<T>(pair.factor * (p[k] * along_p - q_tangent[k]));
     }
     if (params.grad_target_tangent == nullptr) continue;
-    const double mean_log_tangent = dot(q_tangent, log_p, classes) + dot(q, log_p_tangent, classes);
     T* grad_target = params.grad_target_tangent + row * classes;
+    if (params.in.probabilities()) {
+      for (int64_t k = 0; k < classes; ++k) {
+        grad_target[k] = static_cast<T>(-pair.factor * log_p_tangent[k]);
+      }
+      continue;
+    }
+    const double mean_log_tangent = dot(q_tangent, log_p, classes) + dot(q, log_p_tangent, classes);
     for (int64_t k = 0; k < classes; ++k) {
       grad_target[k] =
           static_cast<T>(-pair.factor * (q_tangent[k] * (log_p[k] - mean_log) +

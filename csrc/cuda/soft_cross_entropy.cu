@@ -1,5 +1,5 @@
-// Mean cross-entropy of logits with class indices or target logits, its gradients and their tangent
-// (formulas: core/soft_cross_entropy.h).
+// Losses of a student's outputs, their gradients and the tangents of those (formulas:
+// core/soft_cross_entropy.h).
 //
 // One warp per row, lanes striding over the classes; a row is read again for each of its sums, from
 // cache. The loss and its tangent are summed over the rows by one more block. All arithmetic on a
@@ -55,18 +55,27 @@ struct Row {
         logits(in.logits + row * in.classes),
         target(in.target == nullptr ? nullptr : in.target + row * in.classes),
         index(in.index == nullptr ? 0 : in.index[row]),
+        probabilities(in.probabilities()),
         logits_sum(log_sum_exp(logits, classes)),
-        target_sum(target == nullptr ? 0.0 : log_sum_exp(target, classes)) {}
+        target_sum(target == nullptr || probabilities ? 0.0 : log_sum_exp(target, classes)),
+        weight(probabilities ? sum_over_classes(classes, [&](int64_t k) { return target[k]; })
+                             : 1.0) {}
 
   __device__ __forceinline__ double log_p(int64_t k) const { return logits[k] - logits_sum; }
   __device__ __forceinline__ double p(int64_t k) const { return exp(log_p(k)); }
   __device__ __forceinline__ double q(int64_t k) const {
+    if (probabilities) return target[k];
     if (target != nullptr) return exp(target[k] - target_sum);
     if (index < 0 || index >= classes) return nan("");
     return k == index ? 1.0 : 0.0;
   }
-  // S = <q, log p>
+  // S = <q, log p>, and the derivative of q_k in t_k but for the part that S is; probabilities are
+  // t itself.
+  __device__ __forceinline__ double chain(int64_t k) const { return probabilities ? 1.0 : q(k); }
   __device__ __forceinline__ double mean_log() const {
+    return probabilities ? 0.0 : weighted_log();
+  }
+  __device__ __forceinline__ double weighted_log() const {
     return sum_over_classes(classes, [&](int64_t k) { return q(k) * log_p(k); });
   }
 
@@ -75,9 +84,46 @@ struct Row {
   const T* logits;
   const T* target;  // or null: `index` says the class
   int64_t index;
+  bool probabilities;
   double logits_sum;  // log of the sum of exponentials
   double target_sum;
+  double weight;  // the sum of q
 };
+
+// Mean squares, element by element: outputs z and targets t, or tangents of them, null for 0.
+template <class T>
+__device__ __forceinline__ double difference(const T* z, const T* t, int64_t i) {
+  return (z == nullptr ? 0.0 : static_cast<double>(z[i])) -
+         (t == nullptr ? 0.0 : static_cast<double>(t[i]));
+}
+
+// Twice the row's factor, over the classes.
+template <class T>
+__device__ __forceinline__ double squares_factor(const SoftCrossEntropyInputs<T>& in) {
+  return 2 * in.scale / static_cast<double>(in.batch * in.classes) *
+         (in.grad_loss == nullptr ? 1.0 : static_cast<double>(*in.grad_loss));
+}
+
+// The sum over a row of the products of two differences.
+template <class T>
+__device__ __forceinline__ double squares_sum(const SoftCrossEntropyInputs<T>& in, int64_t row,
+                                              const T* z, const T* t) {
+  return squares_factor(in) * sum_over_classes(in.classes, [&](int64_t k) {
+           const int64_t i = row * in.classes + k;
+           return difference(in.logits, in.target, i) * difference(z, t, i);
+         });
+}
+
+template <class T>
+__device__ __forceinline__ void squares_gradients(const SoftCrossEntropyInputs<T>& in, int64_t row,
+                                                  const T* z, const T* t, T* grad_z, T* grad_t) {
+  const double factor = squares_factor(in);
+  for_each_class(in.classes, [&](int64_t k) {
+    const int64_t i = row * in.classes + k;
+    grad_z[i] = static_cast<T>(factor * difference(z, t, i));
+    if (grad_t != nullptr) grad_t[i] = -grad_z[i];
+  });
+}
 
 // The row of this warp; B or more where there is none.
 __device__ __forceinline__ int64_t row_of_warp() {
@@ -91,8 +137,13 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     cross_entropy_forward_kernel(SoftCrossEntropyForward<T> params) {
   const int64_t at = row_of_warp();
   if (at >= params.in.batch) return;
+  if (params.in.squares()) {
+    const double loss = squares_sum(params.in, at, params.in.logits, params.in.target) / 2;
+    if (first_lane()) params.row_loss[at] = static_cast<T>(loss);
+    return;
+  }
   const Row<T> row(params.in, at);
-  const double mean_log = row.mean_log();
+  const double mean_log = row.weighted_log();
   if (first_lane()) params.row_loss[at] = static_cast<T>(-row.factor * mean_log);
 }
 
@@ -101,16 +152,20 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     cross_entropy_backward_kernel(SoftCrossEntropyBackward<T> params) {
   const int64_t at = row_of_warp();
   if (at >= params.in.batch) return;
+  if (params.in.squares()) {
+    return squares_gradients(params.in, at, params.in.logits, params.in.target, params.grad_logits,
+                             params.grad_target);
+  }
   const Row<T> row(params.in, at);
   T* const grad_logits = params.grad_logits + at * row.classes;
   for_each_class(row.classes, [&](int64_t k) {
-    grad_logits[k] = static_cast<T>(row.factor * (row.p(k) - row.q(k)));
+    grad_logits[k] = static_cast<T>(row.factor * (row.weight * row.p(k) - row.q(k)));
   });
   if (params.grad_target == nullptr) return;
   T* const grad_target = params.grad_target + at * row.classes;
   const double mean_log = row.mean_log();
   for_each_class(row.classes, [&](int64_t k) {
-    grad_target[k] = static_cast<T>(-row.factor * row.q(k) * (row.log_p(k) - mean_log));
+    grad_target[k] = static_cast<T>(-row.factor * row.chain(k) * (row.log_p(k) - mean_log));
   });
 }
 
@@ -119,6 +174,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     cross_entropy_backward_tangent_kernel(SoftCrossEntropyBackwardTangent<T> params) {
   const int64_t at = row_of_warp();
   if (at >= params.in.batch) return;
+  if (params.in.squares()) {
+    const double along = squares_sum(params.in, at, params.logits_tangent, params.target_tangent);
+    if (first_lane()) params.row_directional[at] = static_cast<T>(along);
+    return squares_gradients(params.in, at, params.logits_tangent, params.target_tangent,
+                             params.grad_logits_tangent, params.grad_target_tangent);
+  }
   const Row<T> row(params.in, at);
   const int64_t classes = row.classes;
   const T* const z =
@@ -129,25 +190,36 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   // The tangents of log p and of q are z' and t' less their means, weighted by p and q.
   const double mean_z =
       z == nullptr ? 0.0 : sum_over_classes(classes, [&](int64_t k) { return row.p(k) * z[k]; });
-  const double mean_t =
-      t == nullptr ? 0.0 : sum_over_classes(classes, [&](int64_t k) { return row.q(k) * t[k]; });
+  const double sum_t =
+      t == nullptr ? 0.0
+                   : sum_over_classes(classes, [&](int64_t k) { return row.chain(k) * t[k]; });
+  const double mean_t = row.probabilities ? 0.0 : sum_t;
+  const double weight_tangent = row.probabilities ? sum_t : 0.0;
   const auto log_p_tangent = [&](int64_t k) { return z == nullptr ? 0.0 : z[k] - mean_z; };
-  const auto q_tangent = [&](int64_t k) { return t == nullptr ? 0.0 : row.q(k) * (t[k] - mean_t); };
+  const auto q_tangent = [&](int64_t k) {
+    return t == nullptr ? 0.0 : row.chain(k) * (t[k] - mean_t);
+  };
 
   const double mean_log = row.mean_log();
   const double directional = sum_over_classes(classes, [&](int64_t k) {
-    const double along_z = z == nullptr ? 0.0 : (row.p(k) - row.q(k)) * z[k];
-    const double along_t = t == nullptr ? 0.0 : row.q(k) * (row.log_p(k) - mean_log) * t[k];
+    const double along_z = z == nullptr ? 0.0 : (row.weight * row.p(k) - row.q(k)) * z[k];
+    const double along_t = t == nullptr ? 0.0 : row.chain(k) * (row.log_p(k) - mean_log) * t[k];
     return along_z - along_t;
   });
   if (first_lane()) params.row_directional[at] = static_cast<T>(row.factor * directional);
 
   T* const grad_logits = params.grad_logits_tangent + at * classes;
   for_each_class(classes, [&](int64_t k) {
-    grad_logits[k] = static_cast<T>(row.factor * (row.p(k) * log_p_tangent(k) - q_tangent(k)));
+    const double along_p = row.weight * log_p_tangent(k) + weight_tangent;
+    grad_logits[k] = static_cast<T>(row.factor * (row.p(k) * along_p - q_tangent(k)));
   });
   if (params.grad_target_tangent == nullptr) return;
   T* const grad_target = params.grad_target_tangent + at * classes;
+  if (row.probabilities) {
+    return for_each_class(classes, [&](int64_t k) {
+      grad_target[k] = static_cast<T>(-row.factor * log_p_tangent(k));
+    });
+  }
   const double mean_log_tangent = sum_over_classes(classes, [&](int64_t k) {
     return q_tangent(k) * row.log_p(k) + row.q(k) * log_p_tangent(k);
   });

@@ -114,7 +114,7 @@ class Check {
   std::string op_;
 };
 
-// Class labels of `batch` images: indices [batch] in [0, classes), or logits [batch, classes].
+// Labels of `batch` images: class indices [batch] in [0, classes), or soft [batch, classes].
 void check_labels(const Check& check, const Tensor& labels, const char* argument,
                   const Tensor& like, const char* like_name, int64_t batch, int64_t classes);
 

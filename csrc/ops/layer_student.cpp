@@ -20,7 +20,8 @@ SoftCrossEntropyInputs<T> loss_inputs(const StudentProblem& problem, const Tenso
           nullptr,
           read<T>(logits),
           soft ? nullptr : read<int64_t>(problem.labels),
-          soft ? read<T>(problem.labels) : nullptr};
+          soft ? read<T>(problem.labels) : nullptr,
+          problem.loss};
 }
 
 // Copies between the order (C, pixels) of parameters and (pixels, C) of activations.

@@ -65,13 +65,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll(
     const Tensor& theta0, const Tensor& images, const Tensor& labels, const Tensor& lr,
     const Tensor& state, const Tensor& batches, const Ints& batch_sizes, const Ints& steps,
-    const Ints& network, const Doubles& optimiser, int64_t steps_done, double loss_scale,
-    bool keep_trajectory, int64_t tape_bytes, const OptionalTensor& augmentation, bool exact);
+    const Ints& network, const Doubles& optimiser, int64_t steps_done, int64_t loss,
+    double loss_scale, bool keep_trajectory, int64_t tape_bytes, const OptionalTensor& augmentation,
+    bool exact);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
     const Tensor& grad_thetas, const OptionalTensor& grad_state, const Tensor& trajectory,
     const Tensor& tapes, const Tensor& images, const Tensor& labels, const Tensor& lr,
     const Tensor& state, const Tensor& batches, const Ints& batch_sizes, const Ints& steps,
-    const Ints& network, const Doubles& optimiser, int64_t steps_done, double loss_scale,
-    const OptionalTensor& augmentation, bool exact);
+    const Ints& network, const Doubles& optimiser, int64_t steps_done, int64_t loss,
+    double loss_scale, const OptionalTensor& augmentation, bool exact);
 
 }  // namespace trajmatch

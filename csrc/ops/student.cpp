@@ -56,13 +56,13 @@ bool by_layers(const Network& network, bool cuda) { return cuda || !network.is_c
 
 template <class T>
 StudentBatch<T> batch_of(const StudentProblem& problem) {
-  const bool cross_entropy = problem.loss == StudentLoss::kCrossEntropy;
-  const bool soft = problem.soft_labels();
+  const bool soft = problem.soft_labels(),
+             hard = problem.loss == StudentLoss::kCrossEntropy && !soft;
   return {problem.batch(),
           read<T>(problem.images),
           problem.loss,
           problem.scale,
-          cross_entropy && !soft ? read<int64_t>(problem.labels) : nullptr,
+          hard ? read<int64_t>(problem.labels) : nullptr,
           soft ? read<T>(problem.labels) : nullptr};
 }
 

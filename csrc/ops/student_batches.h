@@ -41,11 +41,15 @@ class StepRows {
 class Batches {
  public:
   Batches(const Check& check, const Network& network, const Tensor& theta, const Tensor& images,
-          const Tensor& labels, const Tensor& indices, const Ints& sizes,
+          const Tensor& labels, int64_t loss, const Tensor& indices, const Ints& sizes,
           const OptionalTensor& augmentation)
-      : images_(as_channels_last(images)), labels_(as_contiguous(labels)), sizes_(sizes) {
+      : loss_(loss_kind(check, loss)),
+        images_(as_channels_last(images)),
+        labels_(as_contiguous(labels)),
+        sizes_(sizes) {
     check_images(check, images, theta, network);
-    check_labels(check, labels, "labels", theta, "theta", images.size(0), network.num_classes);
+    check.that(loss_ != StudentLoss::kSumLogits, "loss", "be one with labels", "a sum of logits");
+    check_labels_of(check, loss_, labels, theta, "theta", images.size(0), network);
     check.device(indices, "batches", theta, "theta");
     check.dtype(indices, "batches", ScalarType::Long);
     check.dim(indices, "batches", 1);
@@ -94,7 +98,7 @@ class Batches {
     }
     const Tensor& shown =
         augmentation_ ? augmented<T>(DsaPass::kForward, step, images, device) : images;
-    return {theta, shown, labels, StudentLoss::kCrossEntropy, scale};
+    return {theta, shown, labels, loss_, scale};
   }
 
   // Memory for what belongs to the images or labels of a step.
@@ -145,6 +149,7 @@ class Batches {
     }
   }
 
+  StudentLoss loss_;
   Tensor images_, labels_, indices_;
   OptionalTensor augmentation_;
   Ints sizes_, begins_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/network.h"
+#include "core/soft_cross_entropy.h"
 #include "ops/checks.h"
 
 namespace trajmatch {
@@ -18,6 +19,20 @@ inline void check_images(const Check& check, const Tensor& images, const Tensor&
   check.that(images.size(0) > 0, "images", "hold at least one image", text(sizes_of(images)));
   check.same(images, "images", theta, "theta",
              {images.size(0), network.in_channels, network.image_size, network.image_size});
+}
+
+inline StudentLoss loss_kind(const Check& check, int64_t loss) {
+  check.that(loss >= 0 && loss <= 3, "loss", "be a number of StudentLoss, 0 to 3",
+             std::to_string(loss));
+  return static_cast<StudentLoss>(loss);
+}
+
+inline void check_labels_of(const Check& check, StudentLoss loss, const Tensor& labels,
+                            const Tensor& theta, const char* name, int64_t batch,
+                            const Network& network) {
+  if (loss == StudentLoss::kSumLogits) return;
+  if (loss != StudentLoss::kCrossEntropy) check.dtype(labels, "labels", theta.scalar_type());
+  check_labels(check, labels, "labels", theta, name, batch, network.num_classes);
 }
 
 }  // namespace trajmatch

@@ -10,12 +10,6 @@ namespace trajmatch {
 
 namespace {
 
-StudentLoss loss_kind(const Check& check, int64_t loss) {
-  check.that(loss == 0 || loss == 1, "loss", "be 0 (cross-entropy) or 1 (sum of logits)",
-             std::to_string(loss));
-  return static_cast<StudentLoss>(loss);
-}
-
 // Checks one batch's tensors and puts them into the engine's layout.
 StudentProblem student_problem(const Check& check, const Network& network, const Tensor& theta,
                                const Tensor& images, const Tensor& labels, int64_t loss,
@@ -23,9 +17,7 @@ StudentProblem student_problem(const Check& check, const Network& network, const
   check_theta(check, theta, "theta", network);
   check_images(check, images, theta, network);
   const StudentLoss kind = loss_kind(check, loss);
-  if (kind == StudentLoss::kCrossEntropy) {
-    check_labels(check, labels, "labels", theta, "theta", images.size(0), network.num_classes);
-  }
+  check_labels_of(check, kind, labels, theta, "theta", images.size(0), network);
   const bool linear = network.blocks.front().is_linear();
   return {VectorPart::whole(as_contiguous(theta)),
           linear ? as_contiguous(images) : as_channels_last(images), as_contiguous(labels), kind,

@@ -18,7 +18,7 @@ struct StudentProblem {
 
   int64_t batch() const { return images.size(0); }
   bool soft_labels() const {
-    return loss == StudentLoss::kCrossEntropy && labels.scalar_type() != ScalarType::Long;
+    return loss != StudentLoss::kSumLogits && labels.scalar_type() != ScalarType::Long;
   }
 };
 

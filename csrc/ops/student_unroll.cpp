@@ -38,13 +38,14 @@ int64_t tape_elements(const Ints& network_description, const Ints& batch_sizes, 
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll(
     const Tensor& theta0, const Tensor& images, const Tensor& labels, const Tensor& lr,
     const Tensor& state, const Tensor& indices, const Ints& batch_sizes, const Ints& steps,
-    const Ints& network_description, const Doubles& numbers, int64_t steps_done, double loss_scale,
-    bool keep_trajectory, int64_t tape_bytes, const OptionalTensor& augmentation,
+    const Ints& network_description, const Doubles& numbers, int64_t steps_done, int64_t loss_kind,
+    double loss_scale, bool keep_trajectory, int64_t tape_bytes, const OptionalTensor& augmentation,
     bool /*of the adjoint*/) {
   const Check check("unroll");
   const Network network = read_network(check, network_description);
   check_theta(check, theta0, "theta0", network);
-  const Batches batches(check, network, theta0, images, labels, indices, batch_sizes, augmentation);
+  const Batches batches(check, network, theta0, images, labels, loss_kind, indices, batch_sizes,
+                        augmentation);
   const int64_t size = network.num_parameters, count = batches.steps();
   const InnerOptimiser optimiser(check, network, theta0, lr, state, numbers, steps_done, count);
   check_steps(check, steps, count);
@@ -93,8 +94,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
     const Tensor& grad_thetas, const OptionalTensor& grad_state, const Tensor& trajectory,
     const Tensor& tapes, const Tensor& images, const Tensor& labels, const Tensor& lr,
     const Tensor& state, const Tensor& indices, const Ints& batch_sizes, const Ints& steps,
-    const Ints& network_description, const Doubles& numbers, int64_t steps_done, double loss_scale,
-    const OptionalTensor& augmentation, bool exact) {
+    const Ints& network_description, const Doubles& numbers, int64_t steps_done, int64_t loss_kind,
+    double loss_scale, const OptionalTensor& augmentation, bool exact) {
   const Check check("unroll_adjoint");
   const Network network = read_network(check, network_description);
   const int64_t size = network.num_parameters;
@@ -106,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
   check.shape(trajectory, "trajectory", {count, row});
   check.same(grad_thetas, "grad_thetas", trajectory, "trajectory", {asked, size});
   check.same(tapes, "tapes", trajectory, "trajectory", {tapes.numel()});
-  const Batches batches(check, network, trajectory, images, labels, indices, batch_sizes,
+  const Batches batches(check, network, trajectory, images, labels, loss_kind, indices, batch_sizes,
                         augmentation);
   check_steps(check, steps, count);
   const NoGrad no_grad;

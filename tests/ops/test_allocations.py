@@ -64,7 +64,7 @@ def calls(steps, labels, turn, optimiser, tape_bytes, augmented):
     before = allocations()
     end, *_ = operator(
         theta, images, labels, lr, state, batches, sizes, [steps],
-        networks.engine_description(model), optimiser.numbers(), 0, 1.0, True, tape_bytes, drawn,
+        networks.engine_description(model), optimiser.numbers(), 0, 0, 1.0, True, tape_bytes, drawn,
     )
     between = allocations()
     end.sum().backward()

@@ -266,7 +266,7 @@ def test_batch_norm_of_tokens_is_found(device: torch.device) -> None:
          {"loss": "mse", "labels": torch.arange(IMAGES)}),
         ("convnet", ValueError, r"labels to have shape \[6, \.\.\.\], but got \[5, 4\]",
          {"loss": "mse", "labels": torch.rand(5, CLASSES).double()}),
-        ("convnet", ValueError, r"labels to have shape \[3, 4\] \(the shape of the model's outputs",
+        ("convnet", ValueError, r"labels to have shape \[6, 4\], but got \[6, 5\]",
          {"loss": "mse", "labels": torch.rand(IMAGES, 5).double()}),
         ("signal", ValueError, r"labels to have shape \[3, 4\] \(the shape of the model's outputs",
          {"labels": torch.rand(IMAGES, 5).double()}),

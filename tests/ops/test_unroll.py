@@ -281,7 +281,7 @@ def test_opcheck(device: torch.device, grad: bool, optimiser: ops.SGD | ops.Adam
     leaves = [each.detach().requires_grad_(grad) for each in leaves]
     flat = torch.tensor([0, 1, 2, 3, 4], device=device)
     numbers = (optimiser or ops.SGD(0.5)).numbers()
-    choices = ([2, 3], [2, 1], networks.engine_description(model), numbers, 7, 0.9)
+    choices = ([2, 3], [2, 1], networks.engine_description(model), numbers, 7, 0, 0.9)
     op = torch.ops.trajmatch
     augmentation = ops.dsa_parameters.rotate(torch.linspace(-0.2, 0.2, 5)).to(device)
     kept = (True, 1 << 20)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, TypeGuard
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,16 @@ from trajmatch.ops.registration import operators, register
 from trajmatch.ops.replay import twice_differentiable
 from trajmatch.reference import GradientJvp, Loss
 
-#: Losses with a name; first the engine's, in the order of ``StudentLoss`` (``csrc/ops/student.h``).
+#: Losses with a name, all of which the engine has.
 LOSSES = ("cross_entropy", "sum_logits", "mse")
 
 
-def on_engine(loss: Loss, soft_labels: str, labels: Tensor) -> TypeGuard[str]:
-    """True for the losses that the engine has; with others its networks run on autograd."""
-    probabilities = soft_labels == "probabilities" and labels.is_floating_point()
-    return loss in LOSSES[:2] and not (loss == "cross_entropy" and probabilities)
+def engine_loss(loss: Loss, soft_labels: str, labels: Tensor) -> int | None:
+    """A loss in ``StudentLoss`` (``csrc/core/soft_cross_entropy.h``); None for a function."""
+    if not isinstance(loss, str):
+        return None
+    soft = loss == "cross_entropy" and labels.is_floating_point()
+    return 3 if soft and soft_labels == "probabilities" else LOSSES.index(loss)
 
 
 class Point(NamedTuple):
@@ -57,11 +59,11 @@ class EngineStudent:
     Args:
         network: Result of :func:`trajmatch.networks.engine_description`.
         scale: Factor of the loss.
-        loss: One that :func:`on_engine` says it has.
+        loss: An :func:`engine_loss`.
     """
 
-    def __init__(self, network: list[int], scale: float = 1.0, loss: str = LOSSES[0]) -> None:
-        self._settings = (network, LOSSES.index(loss), scale)
+    def __init__(self, network: list[int], scale: float = 1.0, loss: int = 0) -> None:
+        self._settings = (network, loss, scale)
 
     def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
         """Loss and gradient in the parameters; both are differentiable once more."""
@@ -187,8 +189,7 @@ def gradient(
             * A function of outputs and labels that returns a scalar ``[]``, the mean over the
               batch, twice differentiable in both. Other tensors that it reads are constants.
 
-            The engine has cross-entropy (class indices and logits) and the sum of logits; with any
-            other loss its networks run on autograd.
+            With a function the engine's networks run on autograd.
         precise: On the CPU engine, in float32: Winograd F(2x2) in place of F(4x4), more
             accurate and slower (``docs/performance.md``).
         update_buffers: True if this pass counts in the model's own buffers, the running statistics
@@ -328,13 +329,14 @@ def _checked(
     else:
         labels = expect.labels(labels, images, theta, loss, soft_labels)
     at = Point(theta, images, labels)
-    if network is not None and on_engine(loss, soft_labels, labels):
-        return EngineStudent(network, 1.0, loss), at
+    number = engine_loss(loss, soft_labels, labels)
+    if network is not None and number is not None:
+        return EngineStudent(network, 1.0, number), at
     return AutogradStudent(model, 1.0, loss, update_buffers, soft_labels), at
 
 
 def _soft(labels: Tensor, loss: int) -> bool:
-    return labels.is_floating_point() and LOSSES[loss] == "cross_entropy"
+    return labels.is_floating_point() and loss != LOSSES.index("sum_logits")
 
 
 def _fake_jvp(given: Any) -> tuple[Tensor, ...]:

@@ -24,7 +24,7 @@ from trajmatch.ops.optimisers import (
 )
 from trajmatch.ops.registration import operators, register
 from trajmatch.ops.sharding import ShardedLoop, Shards
-from trajmatch.ops.student import AutogradStudent, EngineStudent, Student, on_engine
+from trajmatch.ops.student import AutogradStudent, EngineStudent, Student, engine_loss
 from trajmatch.reference import Loss, OptimiserState
 
 
@@ -151,8 +151,7 @@ def unroll(
     expect.images(images, theta0, "theta0", network is not None)
     expect.loss(loss, ("cross_entropy", "mse"), soft_labels)
     labels = expect.labels(labels, images, theta0, loss, soft_labels)
-    if not on_engine(loss, soft_labels, labels):
-        network = None
+    number = engine_loss(loss, soft_labels, labels)
     optimiser = check_optimiser(expect, optimiser, momentum)
     check_state(expect, state, optimiser, theta0)
     flat, sizes = expect.batches(batches, theta0)
@@ -175,7 +174,7 @@ def unroll(
         memory = state.tensors
     else:  # a step of SGD has a buffer, whatever the momentum
         memory = theta0.new_zeros(0 if plain else max(optimiser.state_rows, 1), len(theta0))
-    if whole and network is not None and replayed:
+    if whole and network is not None and number is not None and replayed:
         rows = None
         if augment is not None:  # of all steps' images, in the order of the batches
             assert isinstance(augment, DsaReplay)
@@ -183,13 +182,14 @@ def unroll(
             rows = torch.cat(drawn).to(images.device)
         rates = lr if lr.dim() == 0 else lr.reshape(len(lr), -1).expand(len(sizes), -1)
         problem = (theta0, images, labels, rates, memory, flat, sizes, counts)
-        choices = (network, optimiser.numbers(), done, loss_scale, keep, tape_bytes, rows, exact)
+        kept = (keep, tape_bytes, rows, exact)
+        choices = (network, optimiser.numbers(), done, number, loss_scale, *kept)
         thetas, memory, *_ = operators.student_unroll(*problem, *choices)
     else:
         expect.indices(flat, len(images))
         student: Student
-        if network is not None:
-            student, called = EngineStudent(network, loss_scale), None
+        if network is not None and number is not None:
+            student, called = EngineStudent(network, loss_scale, number), None
         else:
             student = AutogradStudent(model, loss_scale, loss, soft_labels=soft_labels)
             called = model
@@ -277,9 +277,10 @@ def _backward(
     *tensors, augmentation = (getattr(saved, name) for name in _SAVED.split())
     if grad_thetas is None:
         grad_thetas = saved.state.new_zeros(len(saved.steps), saved.state.shape[1])
-    choices = (saved.batch_sizes, saved.steps, saved.network, saved.optimiser, saved.steps_done)
+    names = "batch_sizes steps network optimiser steps_done loss loss_scale"
+    choices = (getattr(saved, name) for name in names.split())
     return operators.student_unroll_adjoint(
-        grad_thetas, grad_state, *tensors, *choices, saved.loss_scale, augmentation, saved.exact
+        grad_thetas, grad_state, *tensors, *choices, augmentation, saved.exact
     )
 
 

@@ -332,8 +332,8 @@ class Walk {
 
   SoftCrossEntropyInputs<T> loss_inputs() const {
     const StudentBatch<T>& batch = call_.batch;
-    return {batch.size,       network_.num_classes, batch.scale, nullptr,
-            buffers_->logits, batch.index,          batch.target};
+    return {batch.size,       network_.num_classes, batch.scale,  nullptr,
+            buffers_->logits, batch.index,          batch.target, batch.loss};
   }
 
   // The sum of an image's logits, or of their tangents, as its row.

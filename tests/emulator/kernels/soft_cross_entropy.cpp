@@ -5,9 +5,12 @@
 namespace kernels {
 namespace {
 
+using trajmatch::StudentLoss;
+
 struct Rows {
-  Rows(int64_t batch_, int64_t classes_, bool soft_, bool factor_)
-      : batch(batch_), classes(classes_), soft(soft_), factor(factor_) {
+  Rows(int64_t batch_, int64_t classes_, bool soft_, bool factor_,
+       StudentLoss loss_ = StudentLoss::kCrossEntropy)
+      : batch(batch_), classes(classes_), soft(soft_), factor(factor_), loss(loss_) {
     Random random(static_cast<unsigned>(batch * 1000 + classes));
     for (std::vector<double>* matrix : {&logits, &target, &logits_tangent, &target_tangent}) {
       *matrix = random.normal(batch * classes, 0.0, 3.0);
@@ -15,8 +18,9 @@ struct Rows {
     index = random.indices(batch, classes);
   }
   int64_t batch, classes;
-  bool soft;    // target logits instead of class indices
+  bool soft;    // targets instead of class indices
   bool factor;  // grad_loss is given
+  StudentLoss loss;
   std::vector<double> logits, target, logits_tangent, target_tangent;
   std::vector<int64_t> index;
 };
@@ -30,7 +34,7 @@ struct Inputs {
         target(rows.target, rows.soft),
         params{rows.batch,      rows.classes, 0.7,
                grad_loss.get(), logits.get(), rows.soft ? nullptr : rows.index.data(),
-               target.get()} {}
+               target.get(),    rows.loss} {}
   Input<T> grad_loss, logits, target;
   trajmatch::SoftCrossEntropyInputs<T> params;
 };
@@ -145,6 +149,10 @@ std::vector<testing::Case> soft_cross_entropy_cases() {
       cases.push_back({name, [batch, classes] {
                          for (const bool soft : {false, true}) {
                            check_all(Rows(batch, classes, soft, (batch + classes) % 2 == 0));
+                         }
+                         for (const StudentLoss loss :
+                              {StudentLoss::kMeanSquares, StudentLoss::kProbabilities}) {
+                           check_all(Rows(batch, classes, true, batch == 1, loss));
                          }
                        }});
     }
