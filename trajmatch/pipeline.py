@@ -89,7 +89,7 @@ def run_pipeline(
         each with ``mean``, ``std``, ``accuracies`` and ``seeds``; ``improvement`` in points and
         ``improvement_error``, its standard error for a test set of this size; ``protocol``,
         ``dataset``, ``training_images``, ``test_images``, ``images_per_class``; ``experts``, their
-        ``number`` and test ``accuracies`` after ``epoch`` of their course of ``epochs``, or None;
+        ``number`` and test ``accuracies`` after ``epoch`` of their course of ``epochs``;
         ``command``, the command line.
 
     Raises:
@@ -100,7 +100,7 @@ def run_pipeline(
     if folder.summary.exists() and not pipeline.distill.resume:
         raise UserError(f"{folder.path} holds an earlier run; give --out a new folder")
     _check_beginning(pipeline)
-    experts = pipeline.expert
+    experts, store = pipeline.expert, pipeline.distill.experts
     evaluate = replace(pipeline.evaluate, out=folder.evaluation, resume=True)
     began, stage_seconds = time.perf_counter(), {}
 
@@ -135,7 +135,7 @@ def run_pipeline(
             "images_per_class": distilled.ipc,
             "training_images": scores["dataset"]["training_images"],
             "test_images": scores["dataset"]["test_images"],
-            "experts": _about_experts(pipeline.distill.experts),
+            **({} if store is None else {"experts": _about_experts(Store.open(store))}),
             **{name: scores[name] for name in SETS if scores[name] is not None},
             "sets": scores["sets"],
             **({"robust": scores["robust"]} if evaluate.robust else {}),
@@ -204,11 +204,8 @@ def _illustrate(pipeline: Pipeline, distilled: artifact.Artifact) -> None:
             warnings.warn(f"{path} is not written: {why}; the results are whole", stacklevel=3)
 
 
-def _about_experts(path: Path | None) -> dict[str, Any] | None:
+def _about_experts(store: Store) -> dict[str, Any]:
     """Return the number of experts, and the accuracies of those that were tested, in percent."""
-    if path is None:
-        return None
-    store = Store.open(path)
     metrics = [store.metrics(expert) for expert in range(store.num_experts)]
     return {
         "number": store.num_experts,

@@ -9,7 +9,7 @@ the number says, as MTT's (``evaluate_synset``) does, and the drop is after epoc
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from trajmatch.schema import Count, PositiveInt, Settings
 
@@ -34,6 +34,7 @@ class Protocol(Settings):
             the last.
         steps: SGD steps to train for, whatever the number of images, in place of ``epochs``.
         name: Name of the protocol in tables and files.
+        optimiser: SGD, or Adam with the betas of ``torch.optim.Adam`` instead of the momentum.
     """
 
     lr: float = 0.01
@@ -47,6 +48,7 @@ class Protocol(Settings):
     test_every: Count = 0
     steps: PositiveInt | None = None
     name: str = "mtt"
+    optimiser: Literal["sgd", "adam"] = "sgd"
 
     @property
     def num_epochs(self) -> int:
@@ -83,6 +85,8 @@ class Protocol(Settings):
     def describe(self) -> dict[str, Any]:
         """Return all that a reader of a score needs to train in the same way, as JSON holds it."""
         described = asdict(self)
+        if self.optimiser == "sgd":  # as it was before there was another
+            del described["optimiser"]
         if self.steps is None:
             described |= {"num_epochs": self.num_epochs, "drop_epoch": self.drop_epoch}
             last, unit = "after the last epoch", "epochs"
@@ -105,5 +109,6 @@ class Protocol(Settings):
 PROTOCOLS = {
     "mtt": Protocol(),
     "datm": Protocol(name="datm", batch_size=128),
+    "rat": Protocol(name="rat", optimiser="adam", weight_decay=0.0, lr_drop=1.0),
     "ast": Protocol(name="ast", weight_decay=1e-3, lr_drop=0.5, momentum_after=0.8, test_every=20),
 }

@@ -16,6 +16,7 @@ from trajmatch.inference import accuracy
 from trajmatch.networks.flat import decayed
 from trajmatch.protocol import Protocol
 from trajmatch.random import derive_seed, generator
+from trajmatch.reference import optimiser_step
 
 _Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -74,6 +75,7 @@ def train(
     images, labels = images.to(theta.device), labels.to(theta.device)
     order, augmentation = generator(seed, "order"), generator(seed, "dsa")
     dsa, lr, momentum, buffer = DSA(protocol.dsa), protocol.lr, protocol.momentum, None
+    means, rate, taken = theta.new_zeros(2, len(theta)), theta.new_tensor(lr), 0  # of Adam
     cuda = [theta.device] if theta.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), torch.no_grad():
         torch.manual_seed(derive_seed(seed, "network"))
@@ -82,9 +84,15 @@ def train(
                 shown = dsa(batch_images, augmentation)
                 _, grad = ops.gradient(model, theta, shown, batch_labels, update_buffers=True)
                 grad = decayed(grad, theta, protocol.weight_decay, trainable)
-                theta, buffer = ops.sgd_step(theta, grad, lr, buffer, momentum)
+                if protocol.optimiser == "sgd":
+                    theta, buffer = ops.sgd_step(theta, grad, lr, buffer, momentum)
+                else:
+                    taken += 1
+                    numbers = ops.Adam().numbers()
+                    theta, means = optimiser_step(numbers, theta, grad, means, rate, taken)
             if index == protocol.drop_round:
                 lr, momentum, buffer = lr * protocol.lr_drop, protocol.momentum_after, None
+                rate *= protocol.lr_drop
             if on_test is not None and protocol.tests_after(index):
                 networks.load_flat_parameters(model, theta)
                 on_test()

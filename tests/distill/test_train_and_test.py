@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from trajmatch import artifact, networks, ops, reference
+from trajmatch.cli.main import main
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.distill.gradients import gradients_for
 from trajmatch.distill.memory_plan import check_parts, forecast
@@ -26,6 +28,8 @@ from trajmatch.distill.objectives.train_and_test import TrainAndTest
 from trajmatch.distill.parameters import leaves
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
+from trajmatch.protocol import PROTOCOLS
+from trajmatch.training import train
 
 Configure = Callable[..., DistillConfig]
 
@@ -325,3 +329,41 @@ def test_labels_of_an_earlier_set_need_no_experts(configure: Configure, tmp_path
     second = configure(init_from=first.out, out=tmp_path / "second", labels="soft", iterations=1)
     with pytest.raises(UserError, match="--labels soft needs --experts"):
         distill(second)
+
+
+def test_the_protocol_that_trains_by_adam() -> None:
+    protocol = replace(PROTOCOLS["rat"], lr=0.01, dsa="none", epochs=4)
+    model = networks.ConvNet(1, 3, 8, width=4, depth=1, norm="none")
+    images, labels = torch.randn(6, 1, 8, 8), torch.arange(6) % 3
+    own = copy.deepcopy(model)
+    optimiser = torch.optim.Adam(own.parameters(), lr=0.01)
+    for _ in range(5):
+        optimiser.zero_grad()
+        cross_entropy(own(images), labels).backward()
+        optimiser.step()
+    train(model, images, labels, protocol)
+    found, wanted = map(networks.flat_parameters, (model, own))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+    assert protocol.describe()["optimiser"] == "adam"
+    assert "optimiser" not in PROTOCOLS["mtt"].describe()
+
+
+def test_a_recipe_without_experts_from_data_to_report(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(
+        '[distill]\nobjective = "train-and-test"\nwidth = 4\ndepth = 1\nwindow = 2\n'
+        'steps_before = "0:2"\niterations = 4\nlr_img = 0.05\n'
+        "[evaluate]\nepochs = 1\nseeds = 1\n"
+    )
+    arguments = ["run", "--recipe", str(recipe), "--data", data, "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--width", "8"]) == 2
+    said = capsys.readouterr().err
+    assert "--width is for the training of experts, and this run has none" in said
+    assert "did you mean --distill.width?" in said
+    assert main([*arguments, "--distill.width", "8"]) == 0
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "window start K" in report and "matching loss" not in report.lower()
+    assert not (tmp_path / "out" / "experts").exists()
+    assert artifact.load(tmp_path / "out" / "distilled.safetensors").network["width"] == 8

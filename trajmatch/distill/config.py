@@ -181,7 +181,7 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     """Networks trained in each of these evaluations (MTT: num_eval)."""
     eval_epochs: PositiveInt = 1000
     """Epochs that each of them is trained (MTT: epoch_eval_train)."""
-    eval_protocol: Literal["mtt", "datm", "ast"] = "mtt"
+    eval_protocol: Literal["mtt", "datm", "ast", "rat"] = "mtt"
     """Protocol of their training and test, as in `trajmatch eval --protocol`."""
 
     def __post_init__(self) -> None:

@@ -25,8 +25,9 @@ class EvalSettings(Settings):
     them); by default that of the file."""
     seeds: PositiveInt = 5
     """Networks to train (MTT: num_eval)."""
-    protocol: Literal["mtt", "datm", "ast"] = "mtt"
-    """Training and test of each network: as in the code of MTT, DATM or AST. The score is the
+    protocol: Literal["mtt", "datm", "ast", "rat"] = "mtt"
+    """Training and test of each network: as in the code of MTT, DATM or AST; or
+    by Adam (rat), for sets whose students were trained by Adam. The score is the
     last test in all of them; the maximum over the tests of AST is reported beside it."""
     epochs: PositiveInt | None = None
     """Epochs of each network (MTT: epoch_eval_train; the loop runs one more). Default: the
