@@ -163,14 +163,10 @@ def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> P
     resumed = {**shared, "recipe": config.recipe}
     experts = config.experts or (folder.store if _needs_experts(stages["distill"]) else None)
     distill = DistillConfig(experts=experts, out=folder.artifact, **resumed, **stages["distill"])
-    # Experts that make the labels of the run have the last epoch, and make those of real images.
+    # Experts that make the labels of the run make those of real images, too.
     soft = distill.labels == "soft" and distill.init_from is None
-    evaluate = EvalConfig(
-        file=folder.artifact,
-        experts=distill.experts if soft else None,
-        **shared,
-        **stages["evaluate"],
-    )
+    evaluation = {"experts": distill.experts if soft else None, **stages["evaluate"]}
+    evaluate = EvalConfig(file=folder.artifact, **shared, **evaluation)
     expert = None
     if experts is not None and config.experts is None:
         expert = ExpertConfig(out=folder.store, **resumed, **stages["expert"])
