@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
-from stand_ins import Interrupter
+from stand_ins import Counting, Interrupter
 
 import trajmatch
 from trajmatch import artifact, files
 from trajmatch.artifact import Artifact
 from trajmatch.cli.main import main
 from trajmatch.distill import distill
-from trajmatch.distill.parameters import values
+from trajmatch.distill.gradients import Graph, one_by_one
+from trajmatch.distill.objectives import Plan
+from trajmatch.distill.parameters import learned, leaves, values
 from trajmatch.distill.problem import prepare
+from trajmatch.distill.rendering import free_rows
 from trajmatch.errors import UserError
 
 #: With the images of a class that the values of two pay for: 128.
@@ -157,3 +161,40 @@ def test_files_that_cannot_be_rendered(frequency, configure, spec, message) -> N
         trajmatch.load(path)
     assert str(path) in str(error.value)
     error.match(message)
+
+
+def test_a_replayed_graph_gives_the_same_gradients(config) -> None:
+    problem, record = prepare(config), Counting()
+    graph, state = Graph(problem.objective, record), problem.initial_state()
+    for iteration in range(3):
+        tasks = [problem.objective.task(state.draws.draw(iteration, 0, 3))]
+        now = leaves(state.parameters, "cpu")
+        (plain,) = one_by_one(problem.objective, tasks, now, Plan())
+        (replayed,) = graph(tasks, now, Plan())
+        assert plain.loss == replayed.loss
+        assert (
+            plain.gradients.keys() == replayed.gradients.keys() == learned(state.parameters).keys()
+        )
+        for name, each in plain.gradients.items():
+            assert torch.equal(each, replayed.gradients[name]) and each.any()
+            state.parameters[name] = state.parameters[name].updated(each)
+    assert record.replays > 0
+
+
+def test_rows_to_freeze() -> None:
+    for freeze, kept in ((1, 1), (3.0, 3), (0.5, 2), (0.74, 2)):
+        free = free_rows("pixels", torch.ones(12, 1, 8, 8), 3, freeze)
+        assert free.shape == (12, 1, 1, 1)
+        assert free.flatten().tolist() == [float(row % 4 >= kept) for row in range(12)]
+    for shape, freeze, message in (
+        ((12, 5), 4, "leaves nothing to learn: a class has 4 rows of parameters"),
+        (
+            (11, 5),
+            1,
+            r"rows for each class, but --images own has one of shape \[11, 5\]",
+        ),
+        ((), 0.5, r"but --images own has one of shape \[\]"),
+    ):
+        with pytest.raises(UserError) as error:
+            free_rows("own", torch.ones(shape), 3, freeze)
+        assert re.search(message, error.value.in_flags)
