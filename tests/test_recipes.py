@@ -110,10 +110,11 @@ def runs() -> Iterator[Any]:
     seen = set()
     for name in recipe_names():
         if name not in SAME:
-            data = name.rpartition("/")[0]
-            again = data in seen and ("imagenet" in data or data.startswith(("pad", "selmatch")))
+            method, data = name.partition("/")[0], name.rpartition("/")[0]
+            group = method if method in ("pad", "selmatch") else data
+            again = group in seen and (group == method or "imagenet" in data)
             yield pytest.param(name, marks=pytest.mark.slow if again else ())
-            seen.add(data)
+            seen.add(group)
 
 
 @pytest.mark.parametrize("name", list(runs()))
