@@ -236,7 +236,7 @@ def write(path: Path, text: str) -> str:
         ("[destill]\nipc = 3", r"unknown entry 'destill' \(did you mean distill"),
         ("[distill]\nipc = 1.5", "ipc should be a whole number of at least 1, but is 1.5"),
         ("[distill]\nipc = true", r"\[distill\]: ipc should be a whole number .*, but is True"),
-        ('[distill]\ninit = "reel"', "init should be one of correct, noise"),
+        ('[distill]\ninit = "reel"', "init should be one of correct, difficulty, noise"),
         ('[distill]\nterms = "final"', "terms should be a list of one or more, each a text"),
         (
             "[distill]\nipc = 0",
