@@ -50,6 +50,7 @@ def given(model: nn.Module, **changes: Any) -> dict[str, Any]:
         {"labels": [0, 1, 2, 3, 0, 1]},
         {"labels": np.array([0, 1, 2, 3, 0, 1], dtype=np.uint8)},
         {"lr": np.float32(0.1)},
+        {"lr": [0.1, 0.1]},
     ],
 )
 def test_lists_and_arrays_are_taken_as_tensors(model: nn.Module, changes: dict[str, Any]) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trajmatch.networks.flat import decayed, trainable
-from trajmatch.ops.arguments import Expect
+from trajmatch.ops.arguments import ArrayLike, Expect
 from trajmatch.ops.sgd_step import as_scalar
 from trajmatch.reference import OptimiserState, optimiser_step, step_size
 
@@ -171,7 +172,10 @@ def check_optimiser(expect: Expect, optimiser: Any, momentum: float) -> Optimise
         return SGD(momentum)
     if not isinstance(optimiser, Optimiser):
         wanted = "be an instance of trajmatch.ops.SGD or trajmatch.ops.Adam"
-        raise TypeError(expect.message("optimiser", wanted, repr(optimiser)))
+        kind = optimiser if isinstance(optimiser, type) else type(optimiser)
+        came = f"{kind.__module__}.{kind.__qualname__}"
+        came = f"the class {came}" if kind is optimiser else came
+        raise TypeError(expect.message("optimiser", wanted, came))
     expect.that(momentum == 0, "momentum", "be left out where optimiser is given", momentum)
     return optimiser
 
@@ -192,9 +196,12 @@ def check_state(expect: Expect, state: Any, optimiser: Optimiser, theta: Tensor)
     expect.that(steps >= 0, "state.steps", "be at least 0", steps)
 
 
-def check_lr(expect: Expect, lr: Tensor | float, theta: Tensor, steps: int, tensors: int) -> Tensor:
+def check_lr(expect: Expect, lr: ArrayLike, theta: Tensor, steps: int, tensors: int) -> Tensor:
     """Return learning rates as a tensor; raise unless it has one of the shapes."""
-    lr = as_scalar(lr, theta)
+    if isinstance(lr, Tensor | Real):
+        lr = as_scalar(lr, theta)
+    else:
+        lr = expect.tensor("lr", lr, theta.device, theta.dtype).to(theta.dtype)
     expect.like("lr", lr, theta, "theta0")
     shapes = [[], [steps], [1, tensors], [steps, tensors]]
     wanted = f"have shape [], [{steps}] (one per step), or [1, {tensors}] or [{steps}, {tensors}] "

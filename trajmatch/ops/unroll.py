@@ -34,7 +34,7 @@ def unroll(
     theta0: Tensor,
     images: Tensor,
     labels: ArrayLike,
-    lr: Tensor | float,
+    lr: ArrayLike,
     batches: ArrayLike | Sequence[ArrayLike],
     *,
     loss: Loss = "cross_entropy",
@@ -81,9 +81,9 @@ def unroll(
             no gradient.
         labels: Class indices ``[n]`` (int64), soft labels ``[n, K]``, or targets ``[n, ...]``; a
             tensor, array or list.
-        lr: Step size. A number, or a tensor with dtype and device of ``theta0``: ``[]``, one per
-            step ``[N]``, or one per step and parameter tensor, in the order of
-            ``model.parameters()``, ``[N, T]``, or ``[1, T]`` for the same in all steps.
+        lr: Step size. A number, or a tensor with dtype and device of ``theta0`` (or an array or
+            list): ``[]``, one per step ``[N]``, or one per step and parameter tensor, in the
+            order of ``model.parameters()``, ``[N, T]``, or ``[1, T]`` for the same in all steps.
         batches: Indices into ``images``, int64 on the device of ``theta0``: ``[N, B]``, or a
             sequence of ``N`` one-dimensional tensors of any length. Arrays and lists are taken too.
         loss: ``"cross_entropy"``, ``"mse"`` or a function, as for :func:`trajmatch.ops.gradient`,
