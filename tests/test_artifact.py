@@ -109,7 +109,7 @@ def test_pixels_are_in_the_file_with_the_normalisation_undone(path, distilled) -
         ({"labels": torch.zeros(8)}, "labels' dtype should be int64"),
         ({"labels": torch.zeros(8, 3), "label_kind": "logit"}, r"should be \[8, 4\]"),
         ({"labels": torch.full((8, 4), INF), "label_kind": "logit"}, "finite"),
-        ({"label_kind": "probability"}, "one of index, logit, but is 'probability'"),
+        ({"label_kind": "probability"}, "one of index, logit, target, but is 'probability'"),
         ({"lr": 0.0}, "lr should be a finite number above 0, but is 0.0"),
         ({"lr": NAN}, "lr should be a finite number above 0"),
         ({"mean": (0.1, 0.2)}, "mean should be 3 numbers"),

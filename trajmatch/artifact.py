@@ -47,7 +47,7 @@ _PARAMETER = "parameter."
 class Description:
     """Description of a distilled set in its file; :class:`Artifact` explains the fields."""
 
-    label_kind: Literal["index", "logit"]
+    label_kind: Literal["index", "logit", "target"]
     lr: Positive
     mean: tuple[Finite, ...]
     std: tuple[Positive, ...]
@@ -70,8 +70,9 @@ class Artifact(Description):
 
     Attributes:
         images: The synthetic images in normalised space, as trained. ``[n, C, H, W]``, float32.
-        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
-        label_kind: ``"index"`` or ``"logit"``.
+        labels: Class indices ``[n]``, int64, target logits ``[n, K]``, float32, or target outputs
+            of networks that regress, ``[n, D]``, float32; images are ordered by class then.
+        label_kind: ``"index"``, ``"logit"`` or ``"target"``.
         lr: Step size eta to train with, learned beside the images.
         mean: Per-channel mean of the normalisation. ``C`` numbers.
         std: Per-channel standard deviation of the normalisation. ``C`` numbers.
@@ -114,7 +115,8 @@ class Artifact(Description):
         hard = self.label_kind == "index"
         dtype = torch.int64 if hard else torch.float32
         _check(labels.dtype == dtype, "the labels' dtype", str(dtype)[6:], labels.dtype)
-        wanted = [len(images)] if hard else [len(images), classes]
+        outputs = labels.shape[-1] if self.label_kind == "target" and labels.ndim else classes
+        wanted = [len(images)] if hard else [len(images), outputs]
         found = list(labels.shape)
         _check(found == wanted, "the labels' shape", str(wanted), found)
         for name, tensor in {"images": images, "labels": labels, **self.parameters}.items():
@@ -128,16 +130,16 @@ class Artifact(Description):
         if self.zca is not None:
             found = list(self.zca.mean.shape)
             _check(found == shape[1:], "the shape of the ZCA's images", str(shape[1:]), found)
-        _check_network(self.network, images, classes)
+        _check_network(self.network, images, outputs)
         DSA(self.dsa)
 
     def __repr__(self) -> str:
         """Say in one line what the set is, without its numbers."""
         count, *shape = self.images.shape
-        labels = {"index": "hard", "logit": "soft"}[self.label_kind]
         return (
             f"<Artifact of {self.dataset_name}: {count} images {shape} in {self.num_classes} "
-            f"classes, {labels} labels, step size {self.lr:.4g}, {self.network.get('name')}>"
+            f"classes, {self.labels_are} labels, step size {self.lr:.4g}, "
+            f"{self.network.get('name')}>"
         )
 
     @property
@@ -159,7 +161,24 @@ class Artifact(Description):
     @property
     def hard_labels(self) -> Tensor:
         """The class of each image: its index, or that of its largest logit. ``[n]``, int64."""
+        if self.label_kind == "target":
+            return torch.arange(len(self.labels)) * self.num_classes // len(self.labels)
         return self.labels if self.label_kind == "index" else self.labels.argmax(dim=1)
+
+    @property
+    def labels_are(self) -> str:
+        """``"hard"``, ``"soft"`` or ``"target"``."""
+        return {"index": "hard", "logit": "soft", "target": "target"}[self.label_kind]
+
+    @property
+    def loss(self) -> str:
+        """Loss to train with: ``"mse"`` for target outputs, else ``"cross_entropy"``."""
+        return "mse" if self.label_kind == "target" else "cross_entropy"
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of a network for the set: elements ``D`` of a target, or else classes ``K``."""
+        return self.labels.shape[1] if self.label_kind == "target" else self.num_classes
 
     @property
     def fingerprint(self) -> str:
@@ -201,7 +220,8 @@ class Artifact(Description):
 
         check_runs_on(Expect("train").module(model), self.images.shape[1:])
         protocol = Protocol(lr=self.lr, dsa=self.dsa, epochs=epochs)
-        trained: nn.Module = train(model, self.images, self.labels, protocol, seed)
+        given = (self.images, self.labels, protocol, seed)
+        trained: nn.Module = train(model, *given, loss=self.loss)
         return trained
 
     def images_preprocessed_by(self, other: Preprocessing) -> Tensor:

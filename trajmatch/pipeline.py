@@ -86,7 +86,8 @@ def run_pipeline(
     Returns:
         The content of ``summary.json``: ``seconds`` of this call in all and ``stage_seconds`` of
         each stage; ``distilled`` and ``random_real`` (and other baselines that were asked for),
-        each with ``mean``, ``std``, ``accuracies`` and ``seeds``; ``improvement`` in points and
+        each with ``mean``, ``std``, ``accuracies`` and ``seeds``; but for targets, which have
+        ``errors`` in place of ``accuracies``, ``improvement`` in points and
         ``improvement_error``, its standard error for a test set of this size; ``protocol``,
         ``dataset``, ``training_images``, ``test_images``, ``images_per_class``; ``experts``, their
         ``number`` and test ``accuracies`` after ``epoch`` of their course of ``epochs``;
@@ -142,7 +143,7 @@ def run_pipeline(
             "protocol": scores["protocol"],
             "command": pipeline.command,
         }
-        if scores["random_real"] is not None:
+        if scores["random_real"] is not None and distilled.loss != "mse":
             means = scores["distilled"]["mean"], scores["random_real"]["mean"]
             summary["improvement"] = means[0] - means[1]
             summary["improvement_error"] = difference_error(*means, summary["test_images"])
@@ -210,6 +211,7 @@ def _about_experts(store: Store) -> dict[str, Any]:
     return {
         "number": store.num_experts,
         "accuracies": [each["test_accuracy"] for each in metrics if "test_accuracy" in each],
+        **({"errors": [each["test_error"] for each in metrics]} if store.loss == "mse" else {}),
         "epoch": store.trained_epochs,
         "epochs": store.course,
     }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trajmatch import networks, ops
 from trajmatch.data.dsa import DSA
-from trajmatch.inference import accuracy
+from trajmatch.inference import measured
 from trajmatch.networks.flat import decayed
 from trajmatch.protocol import Protocol
 from trajmatch.random import derive_seed, generator
@@ -26,9 +26,10 @@ class Outcome:
     """Results of the tests of one trained network.
 
     Attributes:
-        accuracy: After the last round, in percent; that of a network that diverged is 0.
+        accuracy: After the last round, in percent; that of a network that diverged is 0. For
+            targets the mean squared error; that of a network that diverged is as of outputs 0.
         max_accuracy: The highest of all tests, chosen on the images that it is measured on; None
-            where the protocol tests once.
+            where the protocol tests once, and for targets.
         diverged: True if parameters or running statistics were not finite after the last round.
     """
 
@@ -45,6 +46,7 @@ def train(
     seed: int = 0,
     on_epoch: Callable[[], None] = lambda: None,
     on_test: Callable[[], None] | None = None,
+    loss: str = "cross_entropy",
 ) -> nn.Module:
     """Train a model on a set of images from where it is.
 
@@ -52,12 +54,14 @@ def train(
         model: Any module that :func:`trajmatch.ops.gradient` takes; it is changed, its buffers
             (running statistics of batch norm) with it, and left in training mode.
         images: As the network sees them. ``[n, C, H, W]``, float32.
-        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
+        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32; for the mean
+            squared error target outputs ``[n, D]``.
         protocol: How to train.
         seed: Seed of batch order, augmentation, and what the model draws from PyTorch's generators
             (dropout), which are left as they were.
         on_epoch: Called after every epoch, or after every step where the protocol counts steps.
         on_test: Called wherever the protocol tests, with the model as it is then.
+        loss: ``"cross_entropy"`` or ``"mse"``.
 
     Returns:
         The model.
@@ -82,7 +86,8 @@ def train(
         for index, batches in enumerate(_rounds(images, labels, protocol, order)):
             for batch_images, batch_labels in batches:
                 shown = dsa(batch_images, augmentation)
-                _, grad = ops.gradient(model, theta, shown, batch_labels, update_buffers=True)
+                at = (model, theta, shown, batch_labels, loss)
+                _, grad = ops.gradient(*at, update_buffers=True)
                 grad = decayed(grad, theta, protocol.weight_decay, trainable)
                 if protocol.optimiser == "sgd":
                     theta, buffer = ops.sgd_step(theta, grad, lr, buffer, momentum)
@@ -117,11 +122,12 @@ def train_fresh(
 
     Args:
         images: As the network sees them (normalised). ``[n, C, H, W]``, float32.
-        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
+        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32; with targets for
+            the test, target outputs ``[n, D]``, which the network is trained to regress.
         network_spec: The network, as :func:`trajmatch.networks.build` takes it.
         protocol: How to train, and when to test.
         test_images: Normalised by the same statistics. ``[N, C, H, W]``, float32.
-        test_labels: Class indices ``[N]``, int64.
+        test_labels: Class indices ``[N]``, int64, or target outputs ``[N, D]``, float32.
         seed: Seed of initialisation, batch order, augmentation and dropout.
         device: Where to train.
         on_epoch: Called after every round of the protocol.
@@ -135,12 +141,15 @@ def train_fresh(
     model = networks.build(network_spec)
     networks.initialise(model, generator(seed, "initialisation")).to(device)
     tests: list[float] = []
+    regresses = test_labels.is_floating_point()
 
     def test() -> None:
-        tests.append(0.0 if _diverged(model) else accuracy(model, test_images, test_labels))
+        wrong = _diverged(model) and not regresses
+        tests.append(0.0 if wrong else measured(model, test_images, test_labels))
 
-    train(model, images, labels, protocol, seed, on_epoch, test)
-    max_accuracy = max(tests) if protocol.test_every else None
+    loss = "mse" if regresses else "cross_entropy"
+    train(model, images, labels, protocol, seed, on_epoch, test, loss)
+    max_accuracy = max(tests) if protocol.test_every and not regresses else None
     return Outcome(tests[-1], max_accuracy, _diverged(model))
 
 

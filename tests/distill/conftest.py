@@ -67,6 +67,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def target_data(tmp_path_factory: pytest.TempPathFactory, data: str) -> str:
+    """The data set with targets that a random linear map makes of its images."""
+    path = tmp_path_factory.mktemp("targets") / "shapes.npz"
+    content = dict(np.load(data.removeprefix("npz:")))
+    weight = np.random.default_rng(2).standard_normal((64, 5)) / 8
+    for part in ("train", "test"):
+        content[f"{part}_dino"] = (content[f"x_{part}"].reshape(-1, 64) / 64.0 - 2) @ weight
+    np.savez(path, **content)
+    return f"npz:{path}?targets=dino"
+
+
+@pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
     return write_store(tmp_path_factory.mktemp("experts") / "store", data)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from stand_ins import Interrupter, lines_of
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
 from trajmatch import artifact, networks, ops, reference
 from trajmatch.cli.main import main
@@ -70,6 +70,9 @@ def unrolled(
     theta, before = task.start.double(), task.draw.before
     images, labels, lr = (parameters[name] for name in ("images", "labels", "step_size"))
     m, v = torch.zeros_like(theta), torch.zeros_like(theta)
+    inner, outer = reference.soft_cross_entropy, cross_entropy
+    if objective.setup.training.loss == "mse":
+        inner, outer = mse_loss, mse_loss
     for step, batch in enumerate(task.draw.batches):
         if step == before:
             theta, m, v = (each.detach() for each in (theta, m, v))
@@ -79,7 +82,7 @@ def unrolled(
         assert augment is not None
         shown = augment(images[batch], step - before * (step >= before))
         logits = networks.call_flat(model, theta, shown)
-        loss = reference.soft_cross_entropy(logits, labels[batch])
+        loss = inner(logits, labels[batch])
         (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
         gradient = gradient + settings.student_weight_decay * theta
         if settings.student_optimiser == "sgd":
@@ -93,7 +96,7 @@ def unrolled(
     assert task.dsa_rows is not None
     real = ops.dsa(objective.normalise(objective.images[task.draw.rows]).double(), task.dsa_rows)
     logits = networks.call_flat(model, theta, real)
-    loss = cross_entropy(logits, objective.labels[task.draw.rows])
+    loss = outer(logits, objective.labels[task.draw.rows])
     learned = [each for each in parameters.values() if each.requires_grad]
     return loss.detach(), *torch.autograd.grad(loss, learned)
 
@@ -130,6 +133,22 @@ def test_the_gradient_is_that_of_the_unrolled_graph(
     assert found[1].item() is True
     for got, value in zip((found[0], *found[2:]), wanted, strict=True):
         assert value.norm() > 0
+        assert (got - value).norm() <= 1e-9 * value.norm()
+
+
+def test_targets_are_regressed(configure: Configure, target_data: str) -> None:
+    problem = prepare(configure(data=target_data, steps_before="4", real_batch=20))
+    objective, state = problem.objective, problem.initial_state()
+    assert isinstance(objective, TrainAndTest)
+    objective = replace(objective, labels=objective.labels.double())
+    task = objective.task(state.draws.draw(0, 0, 6))
+    parameters = {
+        name: each.double().detach().requires_grad_()
+        for name, each in leaves(state.parameters, "cpu").items()
+    }
+    found = objective.differentiate(task, parameters, Plan())
+    wanted = unrolled(objective, task, parameters)
+    for got, value in zip((found[0], *found[2:]), wanted, strict=True):
         assert (got - value).norm() <= 1e-9 * value.norm()
 
 

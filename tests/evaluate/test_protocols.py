@@ -135,7 +135,7 @@ def test_maximum_is_that_of_the_tests_and_the_score_the_last(
         modes.append(model.training)
         return next(found)
 
-    monkeypatch.setattr("trajmatch.training.accuracy", scripted)
+    monkeypatch.setattr("trajmatch.training.measured", scripted)
     protocol = Protocol(dsa="none", epochs=10, test_every=5)
     assert train_fresh(*toy(6), SPEC, protocol, *toy(6)) == Outcome(50.0, 80.0, False)
     assert modes == [True] * 3  # training went on after each test

@@ -40,13 +40,13 @@ def run(argv: list[str]) -> int:
 
 def _print_table(result: dict[str, Any]) -> None:
     tested_often = "test_max" in result["distilled"]
-    rows = [("network", *SCORE_HEADS, "each network", "maximum %")]
+    rows = [("network", *score_heads(result["distilled"]), "each network", "maximum %")]
     diverged = 0
     for scores in result["networks"]:
         for key in IN_TABLES:
             if (score := scores[key]) is not None:
                 diverged += score["diverged"]
-                each = " ".join(f"{accuracy:.1f}" for accuracy in score["accuracies"])
+                each = " ".join(shown(score, value) for value in measured(score))
                 maximum = _mean_and_std(score["test_max"]) if tested_often else ""
                 cells = score_cells(key, result["sets"][key], score)
                 rows.append((scores["network"], *cells, each, maximum))
@@ -60,12 +60,25 @@ def _print_table(result: dict[str, Any]) -> None:
     print(f"\n{_caption(result, diverged)}")
 
 
-#: Heads of the cells of a score.
-SCORE_HEADS = ("trained on", "labels", "images", "values", "bytes", "test accuracy %", "% per kB")
+def score_heads(score: dict[str, Any]) -> tuple[str, ...]:
+    """Return the heads of the cells of a score: of accuracies, or of errors (targets)."""
+    measure = ("test error",) if "errors" in score else ("test accuracy %", "% per kB")
+    return ("trained on", "labels", "images", "values", "bytes", *measure)
+
+
+def measured(score: dict[str, Any]) -> list[float]:
+    """Return the accuracies in percent, or the errors, of the networks of a score."""
+    found: list[float] = score["errors"] if "errors" in score else score["accuracies"]
+    return found
+
+
+def shown(score: dict[str, Any], value: float) -> str:
+    """Return a number of a score as tables show it."""
+    return f"{value:.4g}" if "errors" in score else f"{value:.1f}"
 
 
 def score_cells(name: str, size: dict[str, Any], score: dict[str, Any]) -> tuple[str, ...]:
-    """Return the cells of a table below :data:`SCORE_HEADS`.
+    """Return the cells of a table below :func:`score_heads`.
 
     Args:
         name: Name of the training set.
@@ -73,13 +86,10 @@ def score_cells(name: str, size: dict[str, Any], score: dict[str, Any]) -> tuple
         score: Its score.
     """
     numbers = (size["images"], size["stored_values"], size["stored_bytes"])
-    cells = (size["labels"], *(f"{number:,}" for number in numbers))
-    return (
-        SETS[name].title,
-        *cells,
-        _mean_and_std(score),
-        per_kb(score["mean"], size["stored_bytes"]),
-    )
+    cells = (SETS[name].title, size["labels"], *(f"{number:,}" for number in numbers))
+    if "errors" in score:
+        return (*cells, _mean_and_std(score))
+    return (*cells, _mean_and_std(score), per_kb(score["mean"], size["stored_bytes"]))
 
 
 def robust_line(robust: dict[str, dict[str, float]]) -> str:
@@ -106,10 +116,13 @@ def _caption(result: dict[str, Any], diverged: int) -> str:
         sentences.append(f"distances are between {result['k_center_features']}")
     if result["sets"]["distilled"]["labels"] == "soft" and "k_center_soft" not in result["sets"]:
         sentences.append("real images with soft labels need experts, given with --experts")
+    if "errors" in result["distilled"]:
+        sentences.append("errors are mean squared errors of the targets")
     if diverged:
-        sentences.append(f"{diverged} of the networks diverged and count as getting nothing right")
+        count = "of outputs 0" if "errors" in result["distilled"] else "getting nothing right"
+        sentences.append(f"{diverged} of the networks diverged and count as {count}")
     return "; ".join(sentences)
 
 
 def _mean_and_std(score: dict[str, Any]) -> str:
-    return f"{score['mean']:.1f} +- {score['std']:.1f}"
+    return f"{shown(score, score['mean'])} +- {shown(score, score['std'])}"

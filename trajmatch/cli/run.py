@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trajmatch.cli.evaluate import SCORE_HEADS, robust_line, score_cells
+from trajmatch.cli.evaluate import robust_line, score_cells, score_heads
 from trajmatch.cli.output import aligned
 from trajmatch.distill.config import DistillConfig, DistillSettings
 from trajmatch.errors import UserError
@@ -118,7 +118,7 @@ def _print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
     from trajmatch.evaluate.scores import difference_error
 
     for name, labels in (("random_real", ""), ("random_real_soft", " with soft labels")):
-        if name in summary:
+        if name in summary and "errors" not in summary[name]:
             means = summary["distilled"]["mean"], summary[name]["mean"]
             error = difference_error(*means, summary["test_images"])
             print(
@@ -146,7 +146,7 @@ def table(summary: dict[str, Any]) -> str:
         for name in IN_TABLES
         if name in sets
     ]
-    return aligned((*SCORE_HEADS, "networks"), *rows, rule=True)
+    return aligned((*score_heads(summary["distilled"]), "networks"), *rows, rule=True)
 
 
 def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> Pipeline:

@@ -74,16 +74,19 @@ def _stored(distilled: Artifact) -> str:
     """Say what is stored, and what accuracy it brings as far as the file has been tested."""
     from trajmatch.evaluate.sets import per_kb
 
-    labels = "hard" if distilled.label_kind == "index" else "soft"
     kind = "" if distilled.parametrisation is None else f" made by {distilled.parametrisation}"
     said = (
-        f"{len(distilled.images)} images{kind}, {labels} labels, "
+        f"{len(distilled.images)} images{kind}, {distilled.labels_are} labels, "
         f"{distilled.stored_values:,} values in {distilled.stored_bytes:,} bytes"
     )
     for score in distilled.scores[-1:]:
         if score.get("split") == "test":
             accuracy = per_kb(score["mean"], distilled.stored_bytes)
-            said += f", test accuracy {score['mean']:.1f} %, {accuracy} % per kB"
+            said += (
+                f", test error {score['mean']:.4g}"
+                if distilled.loss == "mse"
+                else f", test accuracy {score['mean']:.1f} %, {accuracy} % per kB"
+            )
     return said
 
 

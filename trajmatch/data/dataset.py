@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ class Dataset:
         return len(self.class_names)
 
     @property
-    def loss(self) -> str:
+    def loss(self) -> Literal["cross_entropy", "mse"]:
         """Loss of networks on this set: ``"mse"`` if it has targets, else ``"cross_entropy"``."""
         return "cross_entropy" if self.train_targets is None else "mse"
 

@@ -135,6 +135,10 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     objective: str = "match-trajectory"
     """Objective: match-trajectory, train-and-test (RaT-BPTT; needs no experts), or
     package.module:NAME of your own."""
+    loss: Literal["cross_entropy", "mse"] | None = None
+    """Loss of the student: cross_entropy, or mse, the mean squared error with the target vectors of
+    a data set (MKDT: --data npz:FILE?targets=NAME). With mse, labels are the targets of the first
+    images, which stay as they are. Default: mse where the data set has targets."""
     images: str = "pixels"
     """Parametrisation of the images: pixels, flip (with mirror images), upsample (smaller images,
     resized), frequency (coefficients of the cosine transform), implicit (a sine network each),

@@ -204,6 +204,8 @@ def from_artifact(source: Artifact, path: str, dataset: Dataset, ipc: int) -> Sy
     for what, found, wanted in (
         ("classes", source.class_names, dataset.class_names),
         ("images of shape", tuple(source.images.shape[1:]), shape),
+        ("networks trained with the loss", source.loss, dataset.loss),
+        ("network outputs:", source.num_outputs, dataset.num_outputs),
     ):
         if found != wanted:
             raise UserError(
@@ -245,7 +247,7 @@ def _members(dataset: Dataset, ipc: int) -> list[Tensor]:
 
 
 def _real(dataset: Dataset, chosen: list[Tensor]) -> SyntheticSet:
-    """Return training images by number, class by class, with their labels."""
+    """Return training images by number, class by class, with their labels or targets."""
     rows = torch.cat(chosen)
     images = dataset.train_images[rows]
-    return SyntheticSet(dataset.normalise(images), dataset.train_labels[rows].clone())
+    return SyntheticSet(dataset.normalise(images), dataset.train_answers[rows].clone())

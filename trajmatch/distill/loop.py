@@ -54,8 +54,8 @@ def distill(
     Args:
         config: What to do.
         progress: Called after every outer iteration with the number of iterations done, ``loss``
-            and ``step_size``, the last ``accuracy`` in percent if there was an evaluation, and the
-            number of updates ``dropped``, if any.
+            and ``step_size``, the last ``accuracy`` in percent (or ``error``) if there was an
+            evaluation, and the number of updates ``dropped``, if any.
         ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this.
             Rank 0 writes, evaluates and reports progress.
         tell: Called with the forecast of the run before its first iteration. The forecast is made
@@ -116,7 +116,7 @@ def _distill(
                 check_in_step(state, ranks)
                 if ranks.is_rank_0:
                     checkpoint.save(config.checkpoint_path, state, problem.identity)
-            progress.update(state.iteration, loss=numbers["loss"], **_shown(state))
+            progress.update(state.iteration, loss=numbers["loss"], **_shown(problem, state))
     result = problem.artifact(state)
     check_in_step(state, ranks)
     if ranks.is_rank_0:
@@ -196,11 +196,12 @@ def _check_tape(problem: Problem, plan: Plan, num_images: int) -> None:
         )
 
 
-def _shown(state: State) -> dict[str, float]:
+def _shown(problem: Problem, state: State) -> dict[str, float]:
     """Return the numbers of the state that a user wants to watch."""
     shown = {"step_size": state.step_size}
     if state.scores:
-        shown["accuracy"] = state.scores[-1]["mean"]
+        measure = "error" if problem.dataset.loss == "mse" else "accuracy"
+        shown[measure] = state.scores[-1]["mean"]
     if dropped := state.iteration - state.applied:
         shown["dropped"] = dropped
     return shown

@@ -32,7 +32,8 @@ class SyntheticSet(NamedTuple):
 
     Attributes:
         images: In normalised space. ``[n, C, H, W]``, float32.
-        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
+        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32; target outputs
+            ``[n, D]`` where networks regress.
     """
 
     images: Tensor

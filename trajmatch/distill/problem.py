@@ -53,6 +53,7 @@ OBJECTIVES: dict[str, Callable[[Setup], Objective]] = {
 SINCE_0_1 = (
     ("objective", "match-trajectory"),
     ("images", "pixels"),
+    ("loss", "cross_entropy"),
     ("freeze", 0),
     ("optimiser_img", "sgd"),
     ("clip_img", None),
@@ -172,7 +173,7 @@ class Problem(Setup):
         if missing == 0:
             return first
         more = self._chosen_images(missing)
-        if first.labels.is_floating_point():
+        if first.labels.is_floating_point() and not more.labels.is_floating_point():
             more = SyntheticSet(more.images, self._soft_labels(more.images, more.labels))
         return initialise.joined(first, more, dataset.num_classes)
 
@@ -288,7 +289,11 @@ class Problem(Setup):
         return Artifact(
             images=images,
             labels=labels,
-            label_kind="logit" if labels.is_floating_point() else "index",
+            label_kind="index"
+            if not labels.is_floating_point()
+            else "target"
+            if self.dataset.loss == "mse"
+            else "logit",
             lr=values[STEP_SIZE].item(),
             mean=self.training.mean,
             std=self.training.std,

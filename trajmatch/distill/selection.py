@@ -52,7 +52,10 @@ def evaluate_iterate(problem: Problem, state: State, ranks: Ranks = ALONE) -> di
     protocol = numbers.pop("protocol")
     state.scores.append({**numbers, "protocol": protocol})
     best, mean = state.best, numbers["mean"]
-    if problem.config.select != "last" and (best is None or mean > best.accuracy):
+    better = best is None or (
+        mean < best.accuracy if problem.dataset.loss == "mse" else mean > best.accuracy
+    )
+    if problem.config.select != "last" and better:
         state.best, state.best_values = Best(state.iteration, mean), dict(state.result)
     return numbers
 
@@ -96,4 +99,4 @@ def _score(problem: Problem, state: State) -> dict[str, Any]:
 def _test_split(problem: Problem) -> tuple[str, Tensor, Tensor]:
     if problem.config.select == "holdout":
         return "holdout", *problem.held_out
-    return "test", problem.dataset.test_images, problem.dataset.test_labels
+    return "test", problem.dataset.test_images, problem.dataset.test_answers

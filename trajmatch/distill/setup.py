@@ -33,13 +33,13 @@ class Setup:
     """All that an objective may be made of; nothing of it changes during the run.
 
     Attributes:
-        config: The configuration, with the default window filled in.
+        config: The configuration, with the default window and the loss filled in.
         experts: The store of experts; None: the run has none.
         network: Spec of the network (:func:`trajmatch.networks.build`).
         dataset: The whole data set.
         training: The part of it that experts, objective and initialisation may see.
-        held_out: Images ``[N, C, H, W]``, uint8, and labels ``[N]``, int64, that none of them
-            sees; empty without ``--holdout``.
+        held_out: Images ``[N, C, H, W]``, uint8, and labels ``[N]``, int64, or targets, that
+            none of them sees; empty without ``--holdout``.
         model: The network of experts and students.
         dsa: Augmentation of the student's batches.
         parametrisation: Parametrisation of the images.
@@ -120,6 +120,7 @@ def open_setup(config: DistillConfig) -> Setup:
     else:
         dataset, address = store.load_data(config.data)
         training, *held_out = store.training_set(dataset, address)
+    config = _with_loss(config, dataset)
     with as_user_error():
         network = network_spec(config, dataset) if store is None else store.manifest["network"]
     parametrisation = find_parametrisation(config.images)
@@ -145,6 +146,27 @@ def open_setup(config: DistillConfig) -> Setup:
         lr_init=lr_init,
         device=device,
     )
+
+
+def _with_loss(config: DistillConfig, dataset: Dataset) -> DistillConfig:
+    """Fill in the loss, which the data set decides; raise UserError where a choice contradicts."""
+    if config.loss not in (None, dataset.loss):
+        raise UserError(
+            f"--loss {config.loss} contradicts the data set {dataset.name}, on which networks are "
+            f"trained with {dataset.loss}; leave out --loss, or take data (and experts of it) "
+            f"{'with' if config.loss == 'mse' else 'without'} ?targets=NAME"
+        )
+    for name, value, advice in (
+        ("labels", "soft", "--labels hard keeps those of the first images"),
+        ("init", "noise", "take real images, whose targets are known"),
+        ("init", "correct", "take --init real or representative"),
+    ):
+        if dataset.loss == "mse" and getattr(config, name) == value:
+            raise UserError(
+                f"--{name} {value} is for networks that classify, but with --loss mse they regress "
+                f"target vectors; {advice}"
+            )
+    return replace(config, loss=dataset.loss)
 
 
 def _model(

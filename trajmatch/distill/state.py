@@ -24,7 +24,7 @@ class Best:
 
     Attributes:
         iteration: Outer iterations done.
-        accuracy: Mean accuracy in percent by which it was chosen.
+        accuracy: Mean accuracy in percent, or mean squared error, by which it was chosen.
     """
 
     iteration: Count

@@ -26,8 +26,8 @@ class TrainingSets:
 
     All are preprocessed as the distilled set is. Real ones have as many images of each class as the
     distilled one stores the values of (its ``ipc``). Each method gives images ``[n, C, H, W]``,
-    float32, and labels ``[n]``, int64, or ``[n, K]``, float32, for network 0, 1, ... of an
-    evaluation.
+    float32, and labels ``[n]``, int64, or ``[n, K]``, float32 (soft ones, or targets), for network
+    0, 1, ... of an evaluation.
 
     Args:
         distilled: The distilled set.
@@ -63,7 +63,7 @@ class TrainingSets:
             labels = distilled.hard_labels if kind.labels == "hard" else distilled.labels
             return distilled.images, labels
         chosen = self._chosen(kind.images, network)
-        images, labels = self._dataset.train_images[chosen], self._dataset.train_labels[chosen]
+        images, labels = self._dataset.train_images[chosen], self._dataset.train_answers[chosen]
         if self.is_soft(name):
             seen, experts = self._teachers
             labels = soft_labels(seen.normalise(images), labels, experts)
@@ -86,16 +86,18 @@ class TrainingSets:
         """Return what has to be stored of a set, as JSON can hold it.
 
         Returns:
-            ``images``, their number; ``labels``, ``"hard"`` or ``"soft"``; ``stored_values`` and
-            ``stored_bytes`` of images and labels, for real images as float32.
+            ``images``, their number; ``labels``, ``"hard"``, ``"soft"`` or ``"target"``;
+            ``stored_values`` and ``stored_bytes`` of images and labels, for real images as float32.
         """
         images, labels = self.of(name, 0)
-        soft, kept = self.is_soft(name), self._distilled
+        kept, kind = self._distilled, self._distilled.label_kind
+        if kind != "target":
+            kind = "logit" if self.is_soft(name) else "index"
         real: dict[str, Any] = {} if images is kept.images else {"images": images, "parameters": {}}
-        kept = replace(kept, labels=labels, label_kind="logit" if soft else "index", **real)
+        kept = replace(kept, labels=labels, label_kind=kind, **real)
         return {
             "images": len(labels),
-            "labels": "soft" if soft else "hard",
+            "labels": kept.labels_are,
             "stored_values": kept.stored_values,
             "stored_bytes": kept.stored_bytes,
         }

@@ -57,8 +57,8 @@ def evaluate_artifact(
 
         - each of :data:`trajmatch.evaluate.sets.SETS`, e.g. ``distilled`` and ``random_real``
           (None where not trained on): :meth:`trajmatch.evaluate.Score.as_dict`, with ``mean`` and
-          ``std`` (of the population) of the test accuracy in percent and ``seeds``, the number of
-          networks;
+          ``std`` (of the population) of the test accuracy in percent (for a set with targets of
+          the mean squared test error) and ``seeds``, the number of networks;
         - ``sets``: of each of these that is trained on :meth:`TrainingSets.size`;
         - ``robust``, with ``config.robust``: :func:`trajmatch.evaluate.robust.robust_scores`;
         - ``protocol``: how the networks were trained;
@@ -111,6 +111,12 @@ class _Evaluation:
     def __init__(self, config: EvalConfig, progress: ProgressLike) -> None:
         self._config, self._progress = config, progress
         self._distilled = artifact.load(config.file)
+        for name in ("experts", "robust"):
+            if self._distilled.loss == "mse" and getattr(config, name):
+                raise UserError(
+                    f"--{name} is for sets with classes as labels, but the labels of {config.file} "
+                    "are target vectors; leave it out"
+                )
         self._dataset = source_dataset(self._distilled, config.file, config.data)
         self._specs = _network_specs(self._distilled, config)
         self._test_images = self._distilled.preprocessing.apply(self._dataset.test_images)
@@ -187,7 +193,7 @@ class _Evaluation:
                 spec,
                 protocol if SETS[kind].augmented else replace(protocol, dsa="none"),
                 self._test_images,
-                self._dataset.test_labels,
+                self._dataset.test_answers,
                 seed=derive_seed(self._config.seed, "evaluate", number),
                 device=self._config.device,
                 on_epoch=self._on_epoch,
@@ -232,7 +238,7 @@ class _Evaluation:
         for kind in self._kinds:
             keys = [self._key(spec, kind, number) for number in range(self._config.seeds)]
             if outcomes := [self.outcomes[key] for key in keys if key in self.outcomes]:
-                found[kind] = Score.of_outcomes(outcomes, protocol)
+                found[kind] = Score.of_outcomes(outcomes, protocol, self._dataset.test_answers)
         if not found:
             return None
         scores = {kind: found[kind].as_dict() if kind in found else None for kind in SETS}
@@ -253,7 +259,7 @@ def _network_specs(distilled: Artifact, config: EvalConfig) -> list[tuple[str, d
     specs = []
     for text in config.network:
         with as_user_error(f"--network {text}: "):
-            specs.append((text, networks.specify(text, channels, distilled.num_classes, size)))
+            specs.append((text, networks.specify(text, channels, distilled.num_outputs, size)))
     if not specs and networks.is_user_function(own["name"]):
         raise UserError(
             f"{config.file} was distilled for the network of the function {own['name']}, which is "

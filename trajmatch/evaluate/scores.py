@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,31 +18,43 @@ from trajmatch.training import Outcome, train_fresh
 
 @dataclass(frozen=True)
 class Score:
-    """Test accuracy of networks that were trained on a set, in percent.
+    """Test accuracy of networks that were trained on a set, in percent, or their test error.
 
     Attributes:
-        accuracies: One for each network.
+        accuracies: One for each network; for targets the mean squared errors.
         protocol: How they were trained; see :meth:`trajmatch.evaluate.Protocol.describe`.
         diverged: Number of networks that diverged; they count as getting no image right. None:
             unknown.
         max_accuracies: The highest test of each network, where the protocol tests on the way: an
             estimate that is not honest, for it is chosen on the test set.
+        measure: ``"errors"`` for targets.
     """
 
     accuracies: tuple[float, ...]
     protocol: dict[str, Any]
     diverged: int | None = None
     max_accuracies: tuple[float, ...] | None = None
+    measure: Literal["accuracies", "errors"] = "accuracies"
 
     @classmethod
-    def of_outcomes(cls, outcomes: Sequence[Outcome], protocol: dict[str, Any]) -> Score:
-        """Return the score of trained networks: that of their last tests."""
+    def of_outcomes(
+        cls, outcomes: Sequence[Outcome], protocol: dict[str, Any], answers: Tensor | None = None
+    ) -> Score:
+        """Return the score of trained networks: that of their last tests.
+
+        Args:
+            outcomes: Of each network.
+            protocol: How they were trained.
+            answers: Labels or targets of the test images; None: labels.
+        """
+        errors = answers is not None and answers.is_floating_point()
         maxima = tuple(each.max_accuracy for each in outcomes if each.max_accuracy is not None)
         return cls(
             accuracies=tuple(each.accuracy for each in outcomes),
             protocol=protocol,
             diverged=sum(each.diverged for each in outcomes),
             max_accuracies=maxima or None,
+            measure="errors" if errors else "accuracies",
         )
 
     @property
@@ -64,22 +76,24 @@ class Score:
         """Return the numbers, as JSON can hold them.
 
         Returns:
-            ``mean``, ``std``, ``accuracies``, ``seeds`` and ``diverged``; with the maxima over the
+            ``mean``, ``std``, ``accuracies`` (for targets ``errors``), ``seeds`` and ``diverged``;
+            with the maxima over the
             tests also ``test_max``: their ``mean``, ``std`` and ``accuracies``, and ``chosen``, how
             they came about.
         """
-        numbers = {**_numbers(self.accuracies), "seeds": self.seeds, "diverged": self.diverged}
+        found = _numbers(self.accuracies, self.measure)
+        numbers = {**found, "seeds": self.seeds, "diverged": self.diverged}
         if self.max_accuracies is not None:
             chosen = "the highest test of each network, on the test set: not an estimate"
             numbers["test_max"] = {**_numbers(self.max_accuracies), "chosen": chosen}
         return numbers
 
 
-def _numbers(accuracies: Sequence[float]) -> dict[str, Any]:
+def _numbers(accuracies: Sequence[float], name: str = "accuracies") -> dict[str, Any]:
     return {
         "mean": statistics.fmean(accuracies),
         "std": statistics.pstdev(accuracies),
-        "accuracies": list(accuracies),
+        name: list(accuracies),
     }
 
 
@@ -98,11 +112,11 @@ def evaluate_set(
 
     Args:
         images: As the networks see them (normalised). ``[n, C, H, W]``, float32.
-        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32.
+        labels: As for :func:`trajmatch.training.train_fresh`.
         network_spec: The network, as :func:`trajmatch.networks.build` takes it.
         protocol: How to train, with the step size; that of a distilled set is learned.
         test_images: Normalised by the same statistics. ``[N, C, H, W]``, float32.
-        test_labels: Class indices ``[N]``, int64.
+        test_labels: Class indices ``[N]``, int64, or target outputs ``[N, D]``, float32.
         seeds: Number of networks.
         seed: Seed of the evaluation; network ``k`` depends on it and on ``k`` only.
         device: Where to train.
@@ -118,7 +132,8 @@ def evaluate_set(
         train_fresh(images, labels, network_spec, protocol, *tests, each, device)
         for each in (derive_seed(seed, "evaluate", network) for network in range(seeds))
     ]
-    return Score.of_outcomes(outcomes, {**protocol.describe(), "network": network_spec})
+    protocol_used = {**protocol.describe(), "network": network_spec}
+    return Score.of_outcomes(outcomes, protocol_used, test_labels)
 
 
 def sampling_error(accuracy: float, test_images: int) -> float:

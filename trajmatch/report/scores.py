@@ -16,14 +16,20 @@ from trajmatch.schema import Count, PositiveInt, convert
 
 
 class Accuracy(msgspec.Struct):
-    """Test accuracy in percent over several networks; ``diverged`` of them count as 0."""
+    """Test accuracy in percent over several networks; ``diverged`` of them count as 0.
+
+    For sets with target vectors it is the mean squared error, and ``errors`` are those of each.
+    """
 
     mean: Number
     std: Number
     diverged: Count | None = None
+    errors: tuple[Number, ...] = ()
 
     def __str__(self) -> str:
         """E.g. ``72.7 ± 1.4``."""
+        if self.errors:
+            return f"{self.mean:.4g} ± {self.std:.4g}"
         return f"{self.mean:.1f} ± {self.std:.1f}"
 
 

@@ -45,8 +45,11 @@ def score_tables(results: Results) -> list[Table]:
             pairs = zip(found, stored, strict=True)
             per_byte = (per_kb(a.mean, b.stored_bytes) if a and b else "" for a, b in pairs)
             columns.append([network, *(str(each or "") for each in found)])
-            columns.append(["% per kB", *per_byte])
-        caption = "Test accuracy in percent, mean ± standard deviation over networks"
+            errors = any(each.errors for each in of.values())
+            if not errors:
+                columns.append(["% per kB", *per_byte])
+        measure = "Mean squared test error" if errors else "Test accuracy in percent"
+        caption = f"{measure}, mean ± standard deviation over networks"
         caption += f"; protocol {protocol}" if protocol else ""
         heads, *rows = zip(*columns, strict=True)
         tables.append(Table(caption, heads, rows))
@@ -65,14 +68,18 @@ def accuracy_chart(run: Run) -> Chart | None:
         curves.append(Curve(f"distilled images ({split})", x, y, [each.std for each in of]))
     baselines = by_network(run.results.networks).get(str(run.artifact.network["name"]), {})
     baselines.pop("distilled", None)
-    levels = {f"{named(key)}: {each.mean:.1f}": each.mean for key, each in baselines.items()}
+    measure, form, unit = "accuracy", ".1f", " %"
+    if run.artifact.loss == "mse":
+        measure, form, unit = "error", ".4g", ""
+    levels = {f"{named(key)}: {each.mean:{form}}": each.mean for key, each in baselines.items()}
     first, last = evaluations[0], evaluations[-1]
     text = (
-        f"Accuracy of fresh networks trained on the images of the moment: {first.mean:.1f} % at "
-        f"iteration {first.iteration}, {last.mean:.1f} ± {last.std:.1f} % at iteration "
+        f"{measure.capitalize()} of fresh networks trained on the images of the moment: "
+        f"{first.mean:{form}}{unit} at iteration {first.iteration}, "
+        f"{last.mean:{form}} ± {last.std:{form}}{unit} at iteration "
         f"{last.iteration}, over {last.seeds} networks"
     )
-    return line_chart(curves, "accuracy %", text, levels)
+    return line_chart(curves, f"{measure}{unit}", text, levels)
 
 
 def course_charts(told: Sequence[Iteration]) -> list[Chart]:

@@ -249,6 +249,7 @@ class MatchTrajectory(objectives.Objective):
             # A factor of the loss in every step is one of the step size.
             lr * task.loss_scale,
             task.batches,
+            loss=self.settings.loss or "cross_entropy",
             momentum=self.settings.student_momentum,
             steps=counts,
             precise=self.settings.precise,
