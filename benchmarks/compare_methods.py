@@ -40,8 +40,10 @@ from comparison import page
 from comparison.methods import (
     CIFAR10,
     CIFAR10_FIELD,
+    CIFAR10_HOUR,
     EXPERTS,
     FIELD,
+    HOUR,
     METHODS,
     PAPERS,
     REAL,
@@ -68,8 +70,12 @@ from trajmatch.random import derive_seed, generator
 
 HERE = Path(__file__).resolve().parent
 
-#: Methods of a comparison and the name of its record, by the argument that asks for it.
-COMPARISONS = {"papers": (PAPERS, "comparison"), "field": (FIELD, "comparison_field")}
+#: Methods of a comparison, scale and name of its record, by the argument that asks for it.
+COMPARISONS = {
+    "papers": (PAPERS, CIFAR10, "comparison"),
+    "field": (FIELD, CIFAR10_FIELD, "comparison_field"),
+    "hour": (HOUR, CIFAR10_HOUR, "comparison_hour"),
+}
 
 
 @program
@@ -86,9 +92,8 @@ def main(argv: Sequence[str] | None, scale: Scale | None = None) -> int:
     parser.add_argument("--record", type=Path)
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "comparison.md")
     given = parser.parse_args(argv)
-    methods, name = COMPARISONS[given.methods]
+    methods, usual, name = COMPARISONS[given.methods]
     record_path = given.record or HERE / "results" / f"{name}.json"
-    scale = scale or (CIFAR10 if methods is PAPERS else CIFAR10_FIELD)
     uri = given.data or resolve_uri("cifar10")
     if uri is None:
         raise UserError(
@@ -99,7 +104,7 @@ def main(argv: Sequence[str] | None, scale: Scale | None = None) -> int:
         files.check_writable(folder)
     slices = Slices(record_path, slice_seconds=given.budget)
     try:
-        record = compare(scale, uri, given.out, slices, given.device, methods)
+        record = compare(scale or usual, uri, given.out, slices, given.device, methods)
     except SliceOver:
         print(f"{slices.spent:.0f} s are spent in all; the same command goes on")
         return COME_AGAIN
@@ -287,10 +292,10 @@ class Comparison:
 
     def _distilled(self, method: str, ipc: int, seed: int) -> TrainingSet:
         """Distil by a method."""
-        store = self.experts(METHODS[method].experts)
+        kind = METHODS[method].experts
         files.check_writable(self.out / "distilled")
         config = DistillConfig(
-            experts=store.path,
+            experts=None if kind is None else self.experts(kind).path,
             out=self.out / "distilled" / f"{method.lower()}-ipc{ipc}-seed{seed}.safetensors",
             data=self.uri,
             seed=seed,

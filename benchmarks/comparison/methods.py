@@ -77,6 +77,9 @@ CIFAR10 = Scale(
 #: The same with one run of every method at ten images per class, for the methods of the field.
 CIFAR10_FIELD = replace(CIFAR10, seeds={1: 3, 10: 1})
 
+#: The same with one run each, for methods that take an hour.
+CIFAR10_HOUR = replace(CIFAR10, seeds=1)
+
 #: Kinds of experts, each made once: what differs from MTT's plain SGD.
 EXPERTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -109,12 +112,13 @@ class Method:
     """A method of trajectory matching.
 
     Attributes:
-        experts: The kind of experts that it follows.
+        experts: The kind of experts that it follows; None: it follows none, and takes no setting of
+            the scale.
         fields: What it adds to a scale for so many images per class: fields of
             :class:`trajmatch.distill.DistillConfig`.
     """
 
-    experts: str
+    experts: str | None
     fields: Callable[[Scale, int], dict[str, Any]]
 
 
@@ -175,7 +179,8 @@ def _datm(scale: Scale, ipc: int) -> dict[str, Any]:
 def _parametrised(images: str, lr_img: float) -> Callable[[Scale, int], dict[str, Any]]:
     """MTT on a parametrised set: 50 images in a student step at most, as MTT has for 10 per class.
 
-    The learning rate is the best of three for one image per class and 300 iterations.
+    The learning rate is the best of two or three for one image per class, by one network after 200
+    to 300 iterations.
     """
 
     def fields(scale: Scale, ipc: int) -> dict[str, Any]:
@@ -202,6 +207,30 @@ def _edf(scale: Scale, ipc: int) -> dict[str, Any]:
     return {**_datm(scale, ipc), **mask, **({} if ipc == 1 else {"terms": ("dropout:0.25",)})}
 
 
+def _long_mtt(scale: Scale, ipc: int) -> dict[str, Any]:
+    return {"iterations": {1: 45000, 10: 18000}[ipc]}
+
+
+def _train_and_test(scale: Scale, ipc: int) -> dict[str, Any]:
+    """RaT-BPTT for an hour: windows and real batches smaller than published (60 of 200, 5000).
+
+    The student trains as the networks of the evaluation do, by SGD with momentum and the learned
+    step size.
+    """
+    return {
+        "objective": "train-and-test",
+        "width": scale.experts["width"],
+        "iterations": {1: 20000, 10: 6000}[ipc],
+        "window": 40,
+        "steps_before": "0:60",
+        "real_batch": 1000,
+        "batch_syn": 50,
+        "student_momentum": 0.9,
+        "lr_img": 0.005,
+        "lr_init": 0.01,
+    }
+
+
 #: The four papers' methods.
 PAPERS = {
     "MTT": Method("plain", _mtt),
@@ -214,14 +243,22 @@ PAPERS = {
 FIELD = {
     "MTT": PAPERS["MTT"],
     "MTT, flip": Method("plain", _parametrised("flip", 100.0)),
-    "MTT, upsample": Method("plain", _parametrised("upsample:factor=2", 100.0)),
+    "MTT, upsample": Method("plain", _parametrised("upsample:factor=2", 500.0)),
     "MTT, frequency": Method("plain", _parametrised("frequency:coefficients=64", 1000.0)),
+    "MTT, implicit": Method("plain", _parametrised("implicit:width=6", 3e-4)),
+    "MTT, palette": Method("plain", _parametrised("palette:colours=16", 100.0)),
     "ATT": Method("plain", _att),
     "DATM": PAPERS["DATM"],
     "PAD": Method("curriculum", _pad),
     "EDF": Method("flat", _edf),
 }
-METHODS = {**PAPERS, **FIELD}
+
+#: An objective without experts, and MTT for the same time.
+HOUR = {
+    "MTT, an hour": Method("plain", _long_mtt),
+    "train-and-test": Method(None, _train_and_test),
+}
+METHODS = {**PAPERS, **FIELD, **HOUR}
 
 
 def experts_of(methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
@@ -232,12 +269,15 @@ def experts_of(methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
 
 def distill_fields(method: str, scale: Scale, ipc: int) -> dict[str, Any]:
     """Return all fields that decide a method's result, but for seed and places."""
+    chosen = METHODS[method]
+    if chosen.experts is None:
+        return {"ipc": ipc, **chosen.fields(scale, ipc)}
     return {
         "ipc": ipc,
         "iterations": scale.iterations,
         "expert_epochs": 2,
         **scale.distill[ipc],
-        **METHODS[method].fields(scale, ipc),
+        **chosen.fields(scale, ipc),
     }
 
 

@@ -236,7 +236,11 @@ def test_an_unfinished_record_says_what_it_has(whole) -> None:
 
 @pytest.mark.parametrize(
     ("name", "part"),
-    [("comparison", "result"), ("comparison_field", "result of comparison_field")],
+    [
+        ("comparison", "result"),
+        ("comparison_field", "result of comparison_field"),
+        ("comparison_hour", "result of comparison_hour"),
+    ],
 )
 def test_the_page_is_what_the_record_says(name: str, part: str) -> None:
     path = program.HERE / "results" / f"{name}.json"
