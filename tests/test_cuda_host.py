@@ -20,8 +20,11 @@ import pytest
 from compiled import CSRC, EMULATOR, ROOT, compiled
 from torch_release import find_torch
 
-ENGINE = ("student", "unroll", "unroll_networks", "optimisers", "fused_blocks")
-OPERATORS = ("norm_act_pool", "param_distance", "sgd_step", "soft_cross_entropy")
+ENGINE = ("student", "unroll", "unroll_networks", "fused_blocks")
+OPERATORS = (
+    *("norm_act_pool", "param_distance", "sgd_step", "soft_cross_entropy"),
+    *("losses", "optimisers"),
+)
 # Checks of the Python side, which are the same whatever runs below it.
 PYTHON_ONLY = ("opcheck", "compiles", "gradcheck", "errors", "other_modules", "outside")
 
