@@ -10,12 +10,13 @@
 //
 //   sweep, with a, p and q the adjoints of theta_out, of b or m, and of v, r that of g, and h = H r
 //   of the step after this one:
-//              a += h + decay * r + inject                 grad_lr = -<a, d>
+//              a += h + inject                             grad_lr = -<a, d>
 //   SGD:       p -= lr * a                                 r = p
 //   Nesterov:  p -= lr * momentum * a                      r = p - lr * a
 //   Adam:      p -= lr * a / (c1 (sqrt(v / c2) + eps))     r = (1-beta1) p + 2 (1-beta2) g q
 //              q += lr * a * d / (2 c2 sqrt(v / c2) (sqrt(v / c2) + eps)), nothing where v is 0
-//   then:      p *= momentum or beta1, q *= beta2          (decoupled decay: a -= lr * decay * a)
+//   then:      p *= momentum or beta1, q *= beta2
+//              a += decay * r                              (decoupled decay: a -= lr * decay * a)
 //
 // The sweep takes g from two moments, (m_t - beta1 m_{t-1}) / (1 - beta1), so that Adam keeps three
 // vectors a step: theta, m, v.
@@ -55,17 +56,17 @@ struct OptimiserStep {
 
 template <class T>
 struct OptimiserSweep {
-  OptimiserRule<T> rule;  // of the step before `adjoint`
+  OptimiserRule<T> rule;
   int64_t size;           // P
-  const T* lr;            // [], or null: only the adjoint is wanted
+  const T* lr;            // []
   const T* hessian_r;     // [P] h, or null (0)
   const T* inject;        // [P] gradient that enters at theta_out, or null (0)
   const T* theta;         // [P]
   const T* kept;          // [P] d of SGD or m
   const T* kept_second;   // [P] v; null for SGD
-  const T* first_before;  // [P] m of the step before, or null (0)
+  const T* first_before;  // [P] m of the step before; not read for SGD
   T* adjoint;             // [P] a, in place
-  T* r;                   // [P] in place
+  T* r;                   // [P]
   T* first_adjoint;       // [P] p, in place
   T* second_adjoint;      // [P] q, in place; null for SGD
   double* partial;        // [kReductionBlocks] workspace
@@ -103,36 +104,30 @@ TM_HD inline double optimiser_sweep(const OptimiserSweep<T>& p, T lr, int64_t i)
   const OptimiserRule<T>& rule = p.rule;
   T a = p.adjoint[i];
   if (p.hessian_r != nullptr) a += p.hessian_r[i];
-  if (!rule.decoupled) a += rule.decay * p.r[i];
   if (p.inject != nullptr) a += p.inject[i];
-  p.adjoint[i] = a;
-  if (p.lr == nullptr) return 0;
   const T kept = p.kept[i];
-  T direction = kept;
+  T direction = kept, r;
   if constexpr (adam) {
     const T root = std::sqrt(p.kept_second[i]);
     const T factor = rule.correction1 / (rule.correction2 * root + rule.eps);
-    const T before = p.first_before == nullptr ? T(0) : p.first_before[i];
-    const T grad = (kept - rule.first * before) / rule.first_rest;
     const T first = p.first_adjoint[i] - lr * a * factor;
-    T second = p.second_adjoint[i];
-    if (root > 0) {  // |m| / sqrt(v) is bounded, the other quotients are not
-      second += lr * a * factor * (kept / root) *
-                (rule.correction2 / (2 * (rule.correction2 * root + rule.eps)));
-    }
+    // |m| / sqrt(v) is bounded, the other quotients are not.
+    const T ratio = root > 0 ? kept / (root > 0 ? root : T(1)) : T(0);
+    const T second = p.second_adjoint[i] +
+                     lr * a * factor * ratio * (factor * (rule.correction2 / rule.correction1) / 2);
     direction = kept * factor;
-    if (rule.decoupled) {
-      direction += rule.decay * p.theta[i];
-      p.adjoint[i] = a - lr * rule.decay * a;
-    }
-    p.r[i] = rule.first_rest * first + 2 * rule.second_rest * grad * second;
+    if (rule.decoupled) direction += rule.decay * p.theta[i];
+    const T of_grad = kept - rule.first * p.first_before[i];  // (1 - beta1) g
+    r = rule.first_rest * first + 2 * (rule.second_rest / rule.first_rest) * of_grad * second;
     p.first_adjoint[i] = rule.first * first;
     p.second_adjoint[i] = rule.second * second;
   } else {
     const T first = p.first_adjoint[i] - lr * (rule.nesterov ? rule.first * a : a);
-    p.r[i] = rule.nesterov ? first - lr * a : first;
+    r = rule.nesterov ? first - lr * a : first;
     p.first_adjoint[i] = rule.first * first;
   }
+  p.r[i] = r;
+  p.adjoint[i] = a + rule.decay * (rule.decoupled ? -lr * a : r);
   return static_cast<double>(a) * direction;
 }
 

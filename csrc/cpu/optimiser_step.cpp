@@ -15,7 +15,7 @@ void steps(const OptimiserStep<T> p, int64_t begin, int64_t end) {
 
 template <bool adam, class T>
 double sweep(const OptimiserSweep<T> p, int64_t begin, int64_t end) {
-  const T lr = p.lr == nullptr ? T(0) : *p.lr;
+  const T lr = *p.lr;
   double product = 0;
 #pragma omp simd reduction(+ : product)
   for (int64_t i = begin; i < end; ++i) product += trajmatch::optimiser_sweep<adam>(p, lr, i);
@@ -39,7 +39,6 @@ void optimiser_sweep_partial(const OptimiserSweep<T>& p, int64_t begin, int64_t 
 
 template <class T>
 void optimiser_sweep_finish(const OptimiserSweep<T>& p) {
-  if (p.lr == nullptr) return;
   double product = 0;
   for (int64_t block = 0; block < kReductionBlocks; ++block) product += p.partial[block];
   *p.grad_lr = static_cast<T>(-product);

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kElementwiseThreads) optimiser_step_kernel(Opt
 
 template <bool adam, class T>
 __global__ void __launch_bounds__(kThreads) optimiser_sweep_kernel(OptimiserSweep<T> p) {
-  const T lr = p.lr == nullptr ? T(0) : *p.lr;
+  const T lr = *p.lr;
   const int64_t end = block_begin(p.size, static_cast<int64_t>(blockIdx.x) + 1);
   double product[1] = {0.0};
   for (int64_t i = block_begin(p.size, blockIdx.x) + threadIdx.x; i < end; i += kThreads) {
@@ -60,7 +60,6 @@ void launch_optimiser_sweep(const OptimiserSweep<T>& params, Stream stream) {
   } else {
     TM_LAUNCH((optimiser_sweep_kernel<false, T>), kReductionBlocks, kThreads, 0, stream, params);
   }
-  if (params.lr == nullptr) return;
   TM_LAUNCH(optimiser_sweep_finish_kernel<T>, 1, kThreads, 0, stream, params);
 }
 

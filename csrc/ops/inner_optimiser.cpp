@@ -133,8 +133,9 @@ template <class T>
 void InnerOptimiser::sweep(int64_t left, const Tensor& trajectory, const T* hessian_r,
                            const T* inject, const Adjoint& adjoint, const Device& device) const {
   T *const a = write<T>(adjoint.theta), *const r = write<T>(adjoint.r);
-  if (is_plain()) {
-    run(SgdSweep<T>{size_, read<T>(lr_), momentum(), hessian_r, inject, a, left > 0 ? r : nullptr},
+  if (is_plain() || left == 0) {
+    run(SgdSweep<T>{size_, read<T>(adjoint.scale), momentum(), hessian_r, inject, a,
+                    left > 0 ? r : nullptr},
         device);
     return;
   }
@@ -146,7 +147,6 @@ void InnerOptimiser::sweep(int64_t left, const Tensor& trajectory, const T* hess
   all.adjoint = a;
   all.r = r;
   all.partial = write<double>(adjoint.partial);
-  if (left == 0) return run(all, device);
   const int64_t row = vectors() * size_;
   all.lr = read<T>(lr_) + (lr_.dim() == 0 ? 0 : (left - 1) * columns());
   all.theta = read<T>(trajectory) + (left - 1) * row;

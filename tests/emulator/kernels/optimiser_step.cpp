@@ -8,13 +8,13 @@ namespace {
 struct Problem {
   explicit Problem(int64_t size_) : size(size_) {
     Random random(static_cast<unsigned>(size));
-    for (std::vector<double>* vector : {&theta, &grad, &first, &second, &adjoint, &r, &p, &q}) {
+    for (std::vector<double>* vector : {&theta, &grad, &first, &second, &adjoint, &p, &q}) {
       *vector = random.normal(size);
     }
     for (double& value : second) value = value < -1 ? 0 : value * value;  // some were never moved
   }
   int64_t size;
-  std::vector<double> theta, grad, first, second, adjoint, r, p, q;
+  std::vector<double> theta, grad, first, second, adjoint, p, q;
   std::vector<double> lr = {0.03125};
 };
 
@@ -75,9 +75,9 @@ struct Sweep {
   template <class T>
   Outputs<T> run(Backend backend) const {
     const trajmatch::OptimiserRule<T> rule = rule_of<T>(choice);
-    const bool given = choice / 4 % 2 != 0, last = choice / 8 != 0;
-    const Input<T> lr(in.lr, !last), theta(in.theta), kept(in.grad), kept_second(in.second);
-    const Input<T> hessian_r(in.q, given), inject(in.theta, given), before(in.first, given);
+    const Input<T> lr(in.lr), theta(in.theta), kept(in.grad), kept_second(in.second);
+    const Input<T> before(in.first), hessian_r(in.q, choice / 4 % 2 != 0);
+    const Input<T> inject(in.theta, choice / 8 != 0);
     std::vector<double> partial(trajmatch::kReductionBlocks, std::nan(""));
     Outputs<T> out;
     const trajmatch::OptimiserSweep<T> params{
@@ -91,11 +91,11 @@ struct Sweep {
         rule.adam ? kept_second.get() : nullptr,
         before.get(),
         out.add("adjoint", in.adjoint),
-        out.add("r", in.r),
+        out.add("r", in.size),
         out.add("first_adjoint", in.p),
         rule.adam ? out.add("second_adjoint", in.q) : nullptr,
         partial.data(),
-        last ? nullptr : out.add("grad_lr", 1),
+        out.add("grad_lr", 1),
     };
     if (backend == Backend::kCuda) {
       trajmatch::cuda::launch_optimiser_sweep(params, test_stream());
