@@ -78,11 +78,8 @@ def test_what_the_papers_code_has() -> None:
     for name, numbers in wanted.items():
         for field, value in {**common, **numbers}.items():
             assert getattr(PROTOCOLS[name], field) == value
-    assert {name: each.test_every for name, each in PROTOCOLS.items()} == {
-        "mtt": 0,
-        "datm": 0,
-        "ast": 20,
-    }
+    test_every = {name: each.test_every for name, each in PROTOCOLS.items()}
+    assert test_every == {"mtt": 0, "datm": 0, "rat": 0, "ast": 20}
     tested = [index for index in range(1001) if PROTOCOLS["ast"].tests_after(index)]
     assert tested == list(range(0, 1001, 20))
     assert [index for index in range(1001) if PROTOCOLS["mtt"].tests_after(index)] == [1000]
@@ -153,9 +150,11 @@ def test_tests_on_the_way_change_nothing() -> None:
 
 
 def test_no_such_protocol() -> None:
-    with pytest.raises(UserError, match=r"one of ast, datm, mtt, but is 'dat' \(did you mean datm"):
+    with pytest.raises(
+        UserError, match=r"one of ast, datm, mtt, rat, but is 'dat' \(did you mean datm"
+    ):
         EvalConfig(file=Path("file"), protocol="dat")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="one of ast, datm, mtt, but is 'ftd'"):
+    with pytest.raises(UserError, match="one of ast, datm, mtt, rat, but is 'ftd'"):
         EvalConfig(file=Path("file"), protocol="ftd")  # type: ignore[arg-type]
 
 
