@@ -103,7 +103,9 @@ class Problem(Setup):
                 "holdout": manifest["holdout"],
             }
         if self.source is not None:
-            identity["init"] = f"file {self.source.fingerprint}"
+            grows = len(self.source.images) < self.images_per_class * self.dataset.num_classes
+            more = f" and {self.config.init}" if grows else ""
+            identity["init"] = f"file {self.source.fingerprint}{more}"
         if self.config.init == "difficulty":
             identity["scores"] = self.scores.fingerprint
         return identity
@@ -169,18 +171,21 @@ class Problem(Setup):
             return self._chosen_images(count)
         path, dataset = str(config.init_from), self.training
         first = initialise.from_artifact(source, path, dataset, count)
-        missing = count - len(first.images) // dataset.num_classes
-        if missing == 0:
+        there = len(first.images) // dataset.num_classes
+        if there == count:
             return first
-        more = self._chosen_images(missing)
+        more = self._chosen_images(count - there, there)
         if first.labels.is_floating_point() and not more.labels.is_floating_point():
             more = SyntheticSet(more.images, self._soft_labels(more.images, more.labels))
         return initialise.joined(first, more, dataset.num_classes)
 
-    def _chosen_images(self, count: int) -> SyntheticSet:
-        """Return this number of images for each class, with hard labels, as ``--init`` says."""
+    def _chosen_images(self, count: int, *there: int) -> SyntheticSet:
+        """Return this number of images for each class, with hard labels, as ``--init`` says.
+
+        Where some are there already, the draw is another.
+        """
         config, dataset = self.config, self.training
-        draw = generator(config.seed, "distill", "initialise")
+        draw = generator(config.seed, "distill", "initialise", *there)
         if config.init == "noise":
             return initialise.from_noise(dataset, count, draw)
         if config.init == "correct":
