@@ -51,7 +51,7 @@ def options_of(command: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         patch.setattr(arguments, "read", read)
         name, *rest = command.split()
         with pytest.raises(SystemExit):
-            importlib.import_module(f"trajmatch.cli.{COMMANDS[name].module}").run([*rest, "x"])
+            importlib.import_module(f"trajmatch.cli.{name}").run([*rest, "x"])
     parser = argparse.ArgumentParser()
     return [each for section in seen for each in arguments._add_options(parser, section)]
 

@@ -28,7 +28,7 @@ def command(monkeypatch):
         module = types.ModuleType("trajmatch.cli.probe")
         module.run = body
         monkeypatch.setitem(sys.modules, "trajmatch.cli.probe", module)
-        monkeypatch.setitem(COMMANDS, "probe", Command("probe", "a test", resumes))
+        monkeypatch.setitem(COMMANDS, "probe", Command("a test", resumes))
 
     return install
 

@@ -18,32 +18,28 @@ from trajmatch.errors import UserError, closest
 
 
 class Command(NamedTuple):
-    """A command of the program."""
+    """A command of the program: ``run(arguments)`` of its module returns the exit status."""
 
-    module: str  # of trajmatch.cli; its function run takes the arguments and returns the status
     help: str
     resumes: bool = False  # whether it has the flag --resume
     divides: bool = False  # whether several processes of torchrun can share its work
 
 
+#: By their names, which are those of their modules in trajmatch.cli.
 COMMANDS = {
-    "expert": Command(
-        "expert", "train experts on real images and keep their trajectories", True, True
-    ),
-    "distill": Command(
-        "distill", "distil a few images per class from a store of experts", True, True
-    ),
-    "eval": Command("evaluate", "train fresh networks on distilled images and test them", True),
-    "store": Command("store", "check, list, cut down, merge or convexify stores of experts"),
-    "score": Command("score", "score real images by how hard they are for experts (EL2N)"),
-    "show": Command("show", "draw distilled images as a picture or an animation"),
-    "report": Command("report", "what a run did and what came of it, as one HTML file"),
-    "convert": Command("convert", "convert files of the papers' scripts to ours, and back"),
-    "export": Command("export", "write distilled images in a form that other programs read"),
-    "run": Command("run", "experts, distillation and evaluation of a recipe, in one folder", True),
-    "recipes": Command("recipes", "list the recipes of published results, or explain one"),
-    "demo": Command("demo", "all of it in two minutes, on data that is included", True),
-    "doctor": Command("doctor", "what is installed, what was built, and whether it works"),
+    "expert": Command("train experts on real images and keep their trajectories", True, True),
+    "distill": Command("distil a few images per class from a store of experts", True, True),
+    "eval": Command("train fresh networks on distilled images and test them", True),
+    "store": Command("check, list, cut down, merge or convexify stores of experts"),
+    "score": Command("score real images by how hard they are for experts (EL2N)"),
+    "show": Command("draw distilled images as a picture or an animation"),
+    "report": Command("what a run did and what came of it, as one HTML file"),
+    "convert": Command("convert files of the papers' scripts to ours, and back"),
+    "export": Command("write distilled images in a form that other programs read"),
+    "run": Command("experts, distillation and evaluation of a recipe, in one folder", True),
+    "recipes": Command("list the recipes of published results, or explain one"),
+    "demo": Command("all of it in two minutes, on data that is included", True),
+    "doctor": Command("what is installed, what was built, and whether it works"),
 }
 
 # A student step is many short parallel loops, after each of which the threads wait for each other,
@@ -199,7 +195,7 @@ def _dispatch(arguments: list[str]) -> int:
     from trajmatch.memory import keep_freed_memory
 
     keep_freed_memory()
-    return int(importlib.import_module(f"trajmatch.cli.{COMMANDS[name].module}").run(rest))
+    return int(importlib.import_module(f"trajmatch.cli.{name}").run(rest))
 
 
 def usage() -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trajmatch.cli.evaluate import robust_line, score_cells, score_heads
+from trajmatch.cli.eval import robust_line, score_cells, score_heads
 from trajmatch.cli.output import aligned
 from trajmatch.distill.config import DistillConfig, DistillSettings
 from trajmatch.errors import UserError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -151,36 +152,22 @@ def _list(config: ListConfig) -> None:
         print("\n".join(described(Store.open(path, complete=False))))
 
 
-def _trim(config: TrimConfig) -> None:
-    from trajmatch.experts.store_maintenance import trim
+def _make(action: str, config: TrimConfig | MergeConfig | ConvexifyConfig) -> None:
+    """Make a store by the function of that name, which takes the fields of the configuration."""
+    from trajmatch.experts import store_maintenance
 
-    _print_made(trim(config.path, config.out, config.keep, config.experts))
-
-
-def _merge(config: MergeConfig) -> None:
-    from trajmatch.experts.store_maintenance import merge
-
-    _print_made(merge(config.paths, config.out))
-
-
-def _convexify(config: ConvexifyConfig) -> None:
-    from trajmatch.experts.store_maintenance import convexify
-
-    _print_made(convexify(config.path, config.out, config.waypoints))
+    store = getattr(store_maintenance, action)(**vars(config))
+    print(f"{store.path}: {store.num_experts} experts, {_bytes(store)}")
 
 
 #: By the name of an action: its arguments, those given by position, and its function.
 _ACTIONS: dict[str, tuple[type[Any], str, Callable[[Any], int | None]]] = {
     "verify": (VerifyConfig, "paths", _verify),
     "ls": (ListConfig, "paths", _list),
-    "trim": (TrimConfig, "path", _trim),
-    "merge": (MergeConfig, "paths", _merge),
-    "convexify": (ConvexifyConfig, "path", _convexify),
+    "trim": (TrimConfig, "path", partial(_make, "trim")),
+    "merge": (MergeConfig, "paths", partial(_make, "merge")),
+    "convexify": (ConvexifyConfig, "path", partial(_make, "convexify")),
 }
-
-
-def _print_made(store: Store) -> None:
-    print(f"{store.path}: {store.num_experts} experts, {_bytes(store)}")
 
 
 def described(store: Store) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from statistics import fmean
-from typing import Any
 
 from trajmatch.experts.config import spans
 from trajmatch.experts.store import Store
@@ -57,7 +56,7 @@ def examine(store: Store) -> list[str]:
     found: dict[str, list[int]] = {sign: [] for sign in signs}
     for expert in range(store.num_experts):
         metrics = store.metrics(expert)
-        losses, moved = _numbers(metrics, "train_loss"), _numbers(metrics, "displacement")
+        losses, moved = metrics.get("train_loss", []), metrics.get("displacement", [])
         learned = metrics.get("test_accuracy", 100.0) >= least
         if store.loss == "mse":
             learned = metrics["test_error"] <= most
@@ -87,7 +86,8 @@ def examine_window(
     Returns:
         A sentence, or nothing.
     """
-    losses = [_numbers(store.metrics(expert), "train_loss") for expert in range(store.num_experts)]
+    every = range(store.num_experts)
+    losses = [store.metrics(expert).get("train_loss", []) for expert in every]
     shortest = min(map(len, losses), default=0)
     stale = [
         start
@@ -105,10 +105,6 @@ def examine_window(
         f"{expert_epochs} epochs to match, so there is little to learn from these segments; lower "
         "--max-start-epoch, or train the experts with another --lr"
     ]
-
-
-def _numbers(metrics: dict[str, Any], name: str) -> list[float]:
-    return list(map(float, metrics.get(name, [])))
 
 
 def _experts(numbers: list[int]) -> str:

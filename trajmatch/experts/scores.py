@@ -201,10 +201,9 @@ def _content(path: files.PathLike) -> tuple[dict[str, Any], Description | None]:
             content = np.load(path, allow_pickle=False)
             return {"scores": content} if isinstance(content, np.ndarray) else dict(content), None
     with files.open_tensors(path) as handle:
-        ours = files.METADATA_KEY in (handle.metadata() or {})
-        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    found = None
-    if ours:
-        tensors, metadata = files.load_tensors(path)
-        found = convert(metadata, Description, f"{path} is not a file of scores")
+        if files.METADATA_KEY not in (handle.metadata() or {}):
+            names = list(handle.keys())
+            return {name: handle.get_tensor(name).double().numpy() for name in names}, None
+    tensors, metadata = files.load_tensors(path)
+    found = convert(metadata, Description, f"{path} is not a file of scores")
     return {name: tensor.double().numpy() for name, tensor in tensors.items()}, found

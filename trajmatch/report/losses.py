@@ -17,29 +17,17 @@ from trajmatch.experts.manifest import MOST_EPOCHS
 #: (17 to 22 points over random real images of CIFAR-10, MTT, FTD and DATM) the loss was 0.42 to
 #: 0.55 of that of a student that stays where it starts; after those of AST, which gained 15, 0.85.
 #: All began at 0.76 to 0.97.
-_MEANINGS = (
-    (
-        0.6,
-        "as low as in runs that gained 17 to 22 points on CIFAR-10 (0.42 to 0.55); whether it "
-        "helped is for the accuracy to say",
-    ),
-    (
-        0.9,
-        "the student goes a part of the way. More iterations, a larger --lr-img or more "
-        "--student-steps may help; judge by the accuracy",
-    ),
-    (0.98, "the student moves a little towards the expert; more iterations may help"),
-    (
-        1 / 0.98,
-        "the student did not move towards the expert. Raise --lr-init or --student-steps, and see "
-        "that --lr-img is not far too small",
-    ),
-    (
-        math.inf,
-        "the student ends farther from the expert than it started. Its step size is too large "
-        "(--lr-init, --lr-lr), or --lr-img is",
-    ),
-)
+_MEANINGS = {
+    0.6: "as low as in runs that gained 17 to 22 points on CIFAR-10 (0.42 to 0.55); whether it "
+    "helped is for the accuracy to say",
+    0.9: "the student goes a part of the way. More iterations, a larger --lr-img or more "
+    "--student-steps may help; judge by the accuracy",
+    0.98: "the student moves a little towards the expert; more iterations may help",
+    1 / 0.98: "the student did not move towards the expert. Raise --lr-init or --student-steps, "
+    "and see that --lr-img is not far too small",
+    math.inf: "the student ends farther from the expert than it started. Its step size is too "
+    "large (--lr-init, --lr-lr), or --lr-img is",
+}
 
 
 def verdict(losses: Sequence[float | None], settings: Mapping[str, Any]) -> str:
@@ -69,7 +57,7 @@ def verdict(losses: Sequence[float | None], settings: Mapping[str, Any]) -> str:
     of_what = "" if unmoved == 1 else f" (as a part of {unmoved:g}, for its terms)"
     numbers = f"from {first:.2f} to {last:.2f}{of_what}, means of the first and the last tenth"
     scale = "1 would be a student that stays where it starts, 0 one that ends where the expert did"
-    meaning = next(meaning for limit, meaning in _MEANINGS if last <= limit)
+    meaning = next(meaning for limit, meaning in _MEANINGS.items() if last <= limit)
     return f"The matching loss went {numbers} ({scale}): {meaning}."
 
 

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from trajmatch import files
-from trajmatch.evaluate.sets import IN_TABLES
+from trajmatch.evaluate.sets import IN_TABLES, SETS
 from trajmatch.report.history import Number
 from trajmatch.schema import Count, PositiveInt, convert
 
@@ -47,25 +47,15 @@ class Protocol(msgspec.Struct):
         return ", ".join(filter(None, [self.name, *lengths[:1]]))
 
 
-class Scores(msgspec.Struct):
-    """Accuracies of one architecture, by the set that it was trained on; one at least.
+#: A field for each set that networks are trained on.
+_BySet = msgspec.defstruct("_BySet", [(name, Accuracy | None, None) for name in SETS])
 
-    The sets are those of :data:`trajmatch.evaluate.sets.SETS`.
-    """
+
+class Scores(_BySet):  # type: ignore[misc, valid-type]
+    """Accuracies of one architecture, by the set that it was trained on; one at least."""
 
     network: str = ""
     protocol: Protocol = msgspec.field(default_factory=Protocol)
-    distilled: Accuracy | None = None
-    distilled_hard: Accuracy | None = None
-    random_real: Accuracy | None = None
-    random_real_soft: Accuracy | None = None
-    k_center: Accuracy | None = None
-    k_center_soft: Accuracy | None = None
-    herding: Accuracy | None = None
-    herding_soft: Accuracy | None = None
-    whole_real: Accuracy | None = None
-    distilled_plain: Accuracy | None = None
-    random_real_plain: Accuracy | None = None
     robust: dict[str, Accuracy] | None = None
 
     def __post_init__(self) -> None:
