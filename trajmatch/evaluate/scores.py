@@ -81,20 +81,14 @@ class Score:
             tests also ``test_max``: their ``mean``, ``std`` and ``accuracies``, and ``chosen``, how
             they came about.
         """
-        found = _numbers(self.accuracies, self.measure)
-        numbers = {**found, "seeds": self.seeds, "diverged": self.diverged}
+        each = {self.measure: [*self.accuracies], "seeds": self.seeds, "diverged": self.diverged}
+        numbers: dict[str, Any] = {"mean": self.mean, "std": self.std, **each}
         if self.max_accuracies is not None:
+            best = Score(self.max_accuracies, self.protocol).as_dict()
             chosen = "the highest test of each network, on the test set: not an estimate"
-            numbers["test_max"] = {**_numbers(self.max_accuracies), "chosen": chosen}
+            kept = {name: best[name] for name in ("mean", "std", "accuracies")}
+            numbers["test_max"] = {**kept, "chosen": chosen}
         return numbers
-
-
-def _numbers(accuracies: Sequence[float], name: str = "accuracies") -> dict[str, Any]:
-    return {
-        "mean": statistics.fmean(accuracies),
-        "std": statistics.pstdev(accuracies),
-        name: list(accuracies),
-    }
 
 
 def evaluate_set(

@@ -40,7 +40,7 @@ PREPROCESSING = "preprocessing.safetensors"
 _NOT_IDENTITY = ("data", "num_experts", "trained_epochs")
 
 
-class ExpertDescription(msgspec.Struct):
+class ExpertDescription(msgspec.Struct, omit_defaults=True):
     """Metadata of an expert's file.
 
     Attributes:
@@ -307,14 +307,11 @@ class Store:
             rows["buffers"] = buffers
         if shares is not None:
             rows["shares"] = shares
-        description = {
-            "store": self.identity,
-            "expert": expert,
-            "metrics": dict(metrics),
-            "rows": {name: [_checksum(row) for row in each] for name, each in rows.items()},
-            **({} if state is None else {"epochs": self.trained_epochs}),
-        }
-        files.save_tensors(self.expert_path(expert), {**rows, **(state or {})}, description)
+        checksums = {name: [_checksum(row) for row in each] for name, each in rows.items()}
+        epochs = None if state is None else self.trained_epochs
+        found = ExpertDescription(self.identity, expert, dict(metrics), checksums, epochs)
+        tensors, description = {**rows, **(state or {})}, msgspec.to_builtins(found)
+        files.save_tensors(self.expert_path(expert), tensors, description)
 
     @cached_property
     def zca(self) -> ZCA | None:
@@ -515,16 +512,13 @@ class Store:
         Raises:
             UserError: It is not there, or cannot be read.
         """
-        address = given or moved_uri(self.manifest["data"], self.path)
-        try:
+        if given:
+            return load_dataset(given), given
+        address = moved_uri(self.manifest["data"], self.path)
+        told = f"the experts of {self.path} were trained on {address}: "
+        advice = "; if it is elsewhere now, say where with --data"
+        with as_user_error(told, UserError, advice=advice):
             return load_dataset(address), address
-        except UserError as error:
-            if given:
-                raise
-            raise UserError(
-                f"the experts of {self.path} were trained on {address}: {error}; if it is "
-                "elsewhere now, say where with --data"
-            ) from error
 
     def training_set(
         self, dataset: Dataset, address: str | None = None
