@@ -98,34 +98,10 @@ def accuracy(
     Raises:
         ValueError: Images and labels are empty or differ in number.
     """
-    found = _outputs("accuracy", model, images, labels, normalise)
+    check_answered("accuracy: ", images, labels)
+    found = torch.cat([*all_logits(model, images, normalise)])
     right = found.argmax(dim=1) == labels.to(found.device)
     return 100.0 * int((right & found.isfinite().all(dim=1)).sum()) / len(labels)
-
-
-def squared_error(
-    model: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    *,
-    normalise: Callable[[Tensor], Tensor] | None = None,
-) -> float:
-    """Mean squared error of a network's outputs over all elements.
-
-    An output that is not finite, of a network that diverged, counts as 0.
-
-    Args:
-        model: Network with outputs ``[B, D]``; see :func:`accuracy`.
-        images: ``[N, C, H, W]``, as for :func:`accuracy`.
-        targets: ``[N, D]``, float32.
-        normalise: As for :func:`accuracy`.
-
-    Raises:
-        ValueError: Images and targets are empty or differ in number.
-    """
-    found = _outputs("squared_error", model, images, targets, normalise)
-    finite = torch.where(found.isfinite(), found, torch.zeros_like(found))
-    return (finite.double() - targets.to(found.device)).square().mean().item()
 
 
 def measured(
@@ -135,22 +111,31 @@ def measured(
     *,
     normalise: Callable[[Tensor], Tensor] | None = None,
 ) -> float:
-    """Return the :func:`accuracy` for class indices, and the :func:`squared_error` for targets."""
-    measure = squared_error if answers.is_floating_point() else accuracy
-    return measure(model, images, answers, normalise=normalise)
+    """Return the :func:`accuracy`, or of targets the mean squared error over all elements.
+
+    An output that is not finite, of a network that diverged, counts as 0 in the error.
+
+    Args:
+        model: Network with outputs ``[B, D]``; see :func:`accuracy`.
+        images: ``[N, C, H, W]``, as for :func:`accuracy`.
+        answers: Class indices ``[N]``, int64, or targets ``[N, D]``, float32.
+        normalise: As for :func:`accuracy`.
+
+    Raises:
+        ValueError: Images and answers are empty or differ in number.
+    """
+    if not answers.is_floating_point():
+        return accuracy(model, images, answers, normalise=normalise)
+    check_answered("measured: ", images, answers)
+    found = torch.cat([*all_logits(model, images, normalise)])
+    finite = found.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return (finite.double() - answers.to(found.device)).square().mean().item()
 
 
-def _outputs(
-    name: str,
-    model: nn.Module,
-    images: Tensor,
-    answers: Tensor,
-    normalise: Callable[[Tensor], Tensor] | None,
-) -> Tensor:
-    """Outputs for all images; raise ValueError unless there are as many labels as images."""
+def check_answered(prefix: str, images: Tensor, answers: Tensor) -> None:
+    """Raise ValueError unless there are images, and as many labels or targets."""
     if len(images) != len(answers) or len(images) == 0:
         raise ValueError(
-            f"{name}: expected as many labels as images, and at least one, but got "
+            f"{prefix}expected as many labels as images, and at least one, but got "
             f"{len(images)} images and {len(answers)} labels"
         )
-    return torch.cat([*all_logits(model, images, normalise)])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trajmatch import networks, ops
 from trajmatch.data.dsa import DSA
-from trajmatch.inference import measured
+from trajmatch.inference import check_answered, measured
 from trajmatch.networks.flat import decayed
 from trajmatch.protocol import Protocol
 from trajmatch.random import derive_seed, generator
@@ -69,11 +69,7 @@ def train(
     Raises:
         ValueError: Images and labels are empty or differ in number.
     """
-    if len(images) != len(labels) or len(images) == 0:
-        raise ValueError(
-            "expected as many labels as images, and at least one, but got "
-            f"{len(images)} images and {len(labels)} labels"
-        )
+    check_answered("", images, labels)
     model.train()
     theta, trainable = networks.flat_parameters(model), networks.trainable(model)
     images, labels = images.to(theta.device), labels.to(theta.device)

@@ -23,7 +23,7 @@ from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
 from trajmatch.evaluate import EvalConfig, evaluate_artifact
 from trajmatch.experts import ExpertConfig, train_experts
-from trajmatch.inference import squared_error
+from trajmatch.inference import measured
 from trajmatch.protocol import Protocol
 from trajmatch.random import derive_seed
 from trajmatch.training import train_fresh
@@ -114,9 +114,9 @@ def test_the_iterate_with_the_least_error_is_chosen(
 def test_a_network_trains_on_the_targets(configure: Configure, target_store: Path) -> None:
     distilled = distill(configure(experts=target_store, iterations=1))
     model = networks.build(distilled.network)
-    before = squared_error(model, distilled.images, distilled.labels)
+    before = measured(model, distilled.images, distilled.labels)
     distilled.train(model, epochs=60)
-    assert squared_error(model, distilled.images, distilled.labels) < 0.5 * before
+    assert measured(model, distilled.images, distilled.labels) < 0.5 * before
 
 
 def test_a_run_goes_on_from_a_result_of_its_kind(

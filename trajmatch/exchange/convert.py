@@ -13,6 +13,7 @@ from trajmatch.exchange.whole import check_new
 from trajmatch.experts import store as expert_store
 from trajmatch.lock import locked
 from trajmatch.progress import NoProgress, ProgressLike
+from trajmatch.schema import flag
 
 #: Flags that say what the papers' files do not say of themselves.
 _ORIGIN = ("data", "recipe", "network", "preprocessing", "mean", "std", "dsa")
@@ -67,6 +68,6 @@ def _check_flags(config: ConvertConfig, kind: str, *allowed: str) -> None:
         common = field.name in ("source", "out", "quiet")
         if not common and field.name not in allowed and getattr(config, field.name) is not None:
             raise UserError(
-                f"--{field.name.replace('_', '-')} says nothing about {kind}, which "
+                f"{flag(field.name)} says nothing about {kind}, which "
                 f"{config.source} is; leave it out"
             )
