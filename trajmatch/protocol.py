@@ -56,18 +56,16 @@ class Protocol(Settings):
         return self.epochs + 1
 
     @property
-    def drop_epoch(self) -> int:
-        """Index of the epoch after which the step size drops and the momentum starts anew."""
-        return self.epochs // 2 + 1
-
-    @property
     def num_rounds(self) -> int:
         """Rounds of the schedule: epochs or, with ``steps``, single steps."""
         return self.num_epochs if self.steps is None else self.steps
 
     @property
     def drop_round(self) -> int:
-        """Index of the round with the drop: of ``steps`` as of as many epochs of one batch each."""
+        """Index of the round after which the step size drops and the momentum starts anew.
+
+        Of ``steps`` as of as many epochs of one batch each.
+        """
         return (self.num_rounds - 1) // 2 + 1
 
     @property
@@ -88,7 +86,7 @@ class Protocol(Settings):
         if self.optimiser == "sgd":  # as it was before there was another
             del described["optimiser"]
         if self.steps is None:
-            described |= {"num_epochs": self.num_epochs, "drop_epoch": self.drop_epoch}
+            described |= {"num_epochs": self.num_epochs, "drop_epoch": self.drop_round}
             last, unit = "after the last epoch", "epochs"
         else:
             del described["epochs"]

@@ -23,8 +23,9 @@ from jax import Array, lax
 from torch import Tensor
 
 from trajmatch.block import NORM_EPS
-from trajmatch.networks.convnet import ConvNet, first_padding
+from trajmatch.networks.convnet import ConvNet
 from trajmatch.networks.flat import split_flat
+from trajmatch.networks.layers import growth
 
 #: PyTorch's defaults on a GPU: convolutions in TF32, all other products in float32. Both hold for
 #: the derivatives too, which take the precision over; neither does anything on a CPU.
@@ -123,7 +124,7 @@ def _cross_entropy(theta: Parameters, images: Array, labels: Array) -> Array:
 
 def _logits(theta: Parameters, images: Array) -> Array:
     *blocks, weight, bias = theta
-    x, padding = images, first_padding(images.shape[1])
+    x, padding = images, 1 + growth(images.shape[1])
     for index in range(0, len(blocks), 4):
         x, padding = _block(x, blocks[index : index + 4], padding), 1
     return jnp.dot(x.reshape(len(x), -1), weight, precision=PRODUCT) + bias

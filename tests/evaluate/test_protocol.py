@@ -54,7 +54,7 @@ class StepRecord:
 
 def test_a_thousand_epochs_are_1001_with_a_drop_after_index_501() -> None:
     protocol = Protocol(lr=0.01)
-    assert (protocol.num_epochs, protocol.drop_epoch) == (1001, 501)
+    assert (protocol.num_epochs, protocol.drop_round) == (1001, 501)
     assert (protocol.momentum, protocol.weight_decay, protocol.lr_drop) == (0.9, 5e-4, 0.1)
     assert (protocol.batch_size, protocol.dsa) == (256, DSA_SPEC)
 

@@ -13,24 +13,9 @@ from trajmatch.networks.layers import ImageClassifier
 MOST_BLOCKS = 100
 
 
-def first_padding(image_size: int) -> int:
-    """Padding of the first convolution: 28-pixel images grow to 32, as in MTT's code."""
-    return 1 + layers.growth(image_size)
-
-
 def default_depth(image_size: int) -> int:
     """Blocks that leave about 4x4 pixels (papers: 3 for 28 and 32 pixels, 4 for 64, 5 for 128)."""
     return max(1, round(math.log2(image_size)) - 2)
-
-
-def feature_sizes(image_size: int, depth: int, pooling: str) -> list[int]:
-    """Side length of the activations before pooling of each block, then after the last block."""
-    size = image_size + 2 * first_padding(image_size) - 2
-    sizes = []
-    for _ in range(depth):
-        sizes.append(size)
-        size = size if pooling == "none" else size // 2
-    return [*sizes, size]
 
 
 class ConvNet(ImageClassifier):
@@ -76,8 +61,8 @@ class ConvNet(ImageClassifier):
         )
         if depth > MOST_BLOCKS:  # before a loop or a list of that length
             raise ValueError(self._message("depth", f"at most {MOST_BLOCKS}", depth))
-        sizes = feature_sizes(image_size, depth, pooling)
-        if sizes[-1] < 1:
+        size = image_size + 2 * layers.growth(image_size)
+        if pooling != "none" and size < 2**depth:
             wanted = f"at least {2**depth} for {depth} poolings by 2"
             message = self._message("image_size", wanted, image_size)
             raise ValueError(f"{message}; use a smaller depth or pooling='none'")
@@ -86,15 +71,15 @@ class ConvNet(ImageClassifier):
         self.norm, self.activation, self.pooling = norm, activation, pooling
 
         blocks: list[nn.Module] = []
-        channels = in_channels
-        for index in range(depth):
-            padding = first_padding(image_size) if index == 0 else 1
+        channels, padding = in_channels, 1 + layers.growth(image_size)
+        for _ in range(depth):
             blocks.append(nn.Conv2d(channels, width, kernel_size=3, padding=padding))
-            blocks.extend(layers.norm_layers(norm, width, sizes[index]))
+            blocks.extend(layers.norm_layers(norm, width, size))
             if activation != "none":
                 blocks.append(layers.ACTIVATION_LAYERS[activation]())
             if pooling != "none":
                 blocks.append(layers.POOLING_LAYERS[pooling](2))
-            channels = width
+                size //= 2
+            channels, padding = width, 1
         self.features = nn.Sequential(*blocks)
-        self.classifier = nn.Linear(width * sizes[-1] ** 2, num_classes)
+        self.classifier = nn.Linear(width * size**2, num_classes)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,8 @@ class Adam:
         weight_decay: Factor of the parameters that is added to their gradient, at least 0.
         decoupled: True for AdamW: parameters shrink by ``lr * weight_decay`` before the step
             instead. (The default of ``torch.optim.AdamW`` is a weight decay of 0.01.)
+        state_rows: Vectors of the state: the averages of the gradient and of its square.
+        plain: False: the adjoint of a step needs the state.
 
     Raises:
         ValueError: A value is out of its range.
@@ -80,6 +82,8 @@ class Adam:
     eps: float = 1e-8
     weight_decay: float = 0.0
     decoupled: bool = False
+    state_rows: ClassVar[int] = 2
+    plain: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         expect = Expect("Adam")
@@ -88,16 +92,6 @@ class Adam:
         fits = 0 < self.eps < math.inf
         expect.that(fits, "eps", "be above 0", self.eps)
         _at_least_0(expect, "weight_decay", self.weight_decay)
-
-    @property
-    def state_rows(self) -> int:
-        """Vectors of the state: the averages of the gradient and of its square."""
-        return 2
-
-    @property
-    def plain(self) -> bool:
-        """False: the adjoint of a step needs the state."""
-        return False
 
     def numbers(self) -> list[float]:
         """The settings as the C++ operators take them."""
