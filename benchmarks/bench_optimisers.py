@@ -3,8 +3,8 @@
     python benchmarks/bench_optimisers.py --out record.json
 
 Times are of an outer iteration, in alternating rounds; ratios are over plain SGD for ours, and for
-the graph of eager PyTorch over ours with the same optimiser. Memory is the slope of the peak over
-the steps, in parameter vectors.
+the graph of eager PyTorch over ours with the same optimiser; Adam also in higher and torchopt, if
+they are installed. Memory is the slope of the peak over the steps, in parameter vectors.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import partial
 import bench  # noqa: F401  before torch, which reads its settings of OpenMP
 from bench.agreement import relative
 from bench.memory import memory_over_steps
+from bench.peers import installed
 from bench.problem import make_problem
 from bench.program import Row, compared, parser, program, report
 from bench.sizes import TINY, Size
@@ -53,8 +54,11 @@ def rows(sizes: Sequence[Size], steps: Sequence[int], rounds: int, device: str) 
         plain = partial(VARIANTS["eager_unroll_nchw"], problem)
         yield compared(f"sgd, {size.key}", {"trajmatch": variants["sgd"], "graph": plain}, rounds)
         for name, run in ours.items():
-            both = {"trajmatch": run, "graph": graphs[name]}
-            yield compared(f"{name}, {size.key}", both, rounds, device)
+            variants = {"trajmatch": run, "graph": graphs[name]}
+            if name == "adam":
+                peers = installed()
+                variants |= {peer: partial(peers[peer], problem) for peer in peers}
+            yield compared(f"{name}, {size.key}", variants, rounds, device)
     size = sizes[0]
     vector = make_problem(size).start.numel() * 4
     for name in ("trajmatch", *(f"trajmatch_{each}" for each in OPTIMISERS)):
