@@ -19,6 +19,7 @@ from doc_pages import fill, table
 
 from trajmatch.distill import DistillConfig
 from trajmatch.experts import ExpertConfig
+from trajmatch.experts.config import NetworkSettings
 from trajmatch.recipes import Recipe, find_recipe, recipe_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,14 +33,16 @@ def row(recipe: Recipe, outcome: str) -> list[str]:
     """A recipe in the order of :data:`HEAD`."""
     scores = Path("scores") if "curriculum" in recipe.expert else None
     expert = ExpertConfig(out=Path("store"), scores=scores, **recipe.expert)
-    distill = DistillConfig(experts=Path("store"), out=Path("distilled"), **recipe.distill)
+    alone = recipe.distill.get("objective") == "train-and-test"
+    experts = None if alone else Path("store")
+    distill = DistillConfig(experts=experts, out=Path("distilled"), **recipe.distill)
     return [
         f"`{recipe.name}`",
-        _network(expert),
-        f"{expert.num_experts} x {expert.epochs}",
-        str(distill.student_steps),
-        str(distill.expert_epochs),
-        _window(distill),
+        _network(distill if alone else expert),
+        "none" if alone else f"{expert.num_experts} x {expert.epochs}",
+        str(distill.differentiated[1]),
+        "" if alone else str(distill.expert_epochs),
+        "" if alone else _window(distill),
         "all" if distill.batch_syn is None else str(distill.batch_syn),
         _published(recipe),
         outcome,
@@ -89,10 +92,10 @@ def twin(name: str) -> str:
     return f"{method}/imagenet-nette/{size}"
 
 
-def _network(expert: ExpertConfig) -> str:
-    if expert.network != "convnet":
-        return expert.network
-    return f"ConvNet D{expert.depth}, width {expert.width}, {expert.norm}"
+def _network(settings: NetworkSettings) -> str:
+    if settings.network != "convnet":
+        return settings.network
+    return f"ConvNet D{settings.depth}, width {settings.width}, {settings.norm}"
 
 
 def _window(distill: DistillConfig) -> str:

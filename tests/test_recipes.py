@@ -18,12 +18,14 @@ from trajmatch import networks
 from trajmatch.cli.main import main
 from trajmatch.cli.recipes import explained
 from trajmatch.data import Dataset
-from trajmatch.distill import DistillConfig
+from trajmatch.distill import DistillConfig, setup
 from trajmatch.distill.loop import distill
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store
 from trajmatch.experts import store as run_store
 from trajmatch.experts.train import describe
+from trajmatch.images import find_parametrisation
+from trajmatch.images.implicit import Implicit
 from trajmatch.random import generator
 from trajmatch.recipes import find_recipe, recipe_names
 
@@ -40,28 +42,38 @@ SHAPES = {
 #: Recipes of the same settings, of which one is run: the subsets of ImageNet differ in the data.
 SAME = {
     f"{method}/imagenet-{subset}/ipc{ipc}"
-    for method, subsets in (
-        ("mtt", ("woof", "fruit", "meow", "squawk", "yellow")),
-        ("ftd", ("woof", "fruit", "meow")),
+    for method, subsets, sizes in (
+        ("mtt", ("woof", "fruit", "meow", "squawk", "yellow"), (1, 10)),
+        ("ftd", ("woof", "fruit", "meow"), (1, 10)),
+        ("edf", ("fruit", "meow", "yellow"), (1, 10, 50)),
+        ("edf", ("squawk",), (1, 10)),
+        ("edf", ("woof",), (1,)),
+        ("ddif", ("woof", "fruit", "meow", "squawk", "yellow"), (1,)),
     )
     for subset in subsets
-    for ipc in (1, 10)
+    for ipc in sizes
+}
+
+#: Later methods, of which one recipe is run by default; True: none, as all take long.
+LATER = {
+    **dict.fromkeys(("pad", "selmatch", "att", "fred", "ddif", "rat-bptt"), False),
+    **dict.fromkeys(("edf", "at-bptt"), True),
 }
 
 
-def data_of(name: str) -> Dataset:
-    """Three noisy images of one pattern for each class."""
+def data_of(name: str, count: int = 2) -> Dataset:
+    """Noisy images of one pattern for each class: some to train on, and one to test on."""
     channels, side, classes = SHAPES[name.partition("?")[0]]
     draw = generator(0, name)
     patterns = torch.randint(0, 256, (classes, channels, side, side), generator=draw)
-    noise = torch.randint(-8, 9, (3, *patterns.shape), generator=draw)
+    noise = torch.randint(-8, 9, (count + 1, *patterns.shape), generator=draw)
     images = (patterns + noise).clamp(0, 255).to(torch.uint8)
     labels = torch.arange(classes)
     return Dataset(
         name=name or "own",
-        train_images=images[:2].flatten(0, 1),
-        train_labels=labels.repeat(2),
-        test_images=images[2],
+        train_images=images[:-1].flatten(0, 1),
+        train_labels=labels.repeat(count),
+        test_images=images[-1],
         test_labels=labels,
         class_names=tuple(map(str, range(classes))),
     )
@@ -101,17 +113,18 @@ def random_walk(config: ExpertConfig, dataset: Dataset) -> None:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Dataset]]:
     """Lets a distillation see a data set that is not on the disk."""
     holder: list[Dataset] = []
-    monkeypatch.setattr(run_store, "load_dataset", lambda uri: holder[0])
+    for module in (run_store, setup):
+        monkeypatch.setattr(module, "load_dataset", lambda uri: holder[0])
     yield holder
 
 
 def runs() -> Iterator[Any]:
     """The recipes; of several for a set of large images, or of a later method, one is run."""
-    seen = set()
+    seen = {method for method, slow in LATER.items() if slow}
     for name in recipe_names():
         if name not in SAME:
             method, data = name.partition("/")[0], name.rpartition("/")[0]
-            group = method if method in ("pad", "selmatch") else data
+            group = method if method in LATER else data
             again = group in seen and (group == method or "imagenet" in data)
             yield pytest.param(name, marks=pytest.mark.slow if again else ())
             seen.add(group)
@@ -126,7 +139,11 @@ def test_a_recipe_runs_two_outer_iterations(
     Whitening is left out: its own tests have it, and that of 64 pixels takes gigabytes.
     """
     recipe = find_recipe(name)
-    dataset = data_of(recipe.data)
+    settings: dict[str, Any] = {**recipe.distill, "ipc": min(2, recipe.distill["ipc"])}
+    images = find_parametrisation(settings.get("images", "pixels"))
+    channels, side, _ = SHAPES[recipe.data.partition("?")[0]]
+    count = images.images_per_class(settings["ipc"], torch.Size((channels, side, side)))
+    dataset = data_of(recipe.data, max(2, count))
     loaded.append(dataset)
     scores = tmp_path / "scores.npy"
     np.save(scores, np.arange(len(dataset.train_labels)))
@@ -135,16 +152,21 @@ def test_a_recipe_runs_two_outer_iterations(
         scores=scores if "curriculum" in recipe.expert else None,
         **recipe.expert,
     )
-    random_walk(replace(expert, num_experts=2, zca=False), dataset)
-    settings: dict[str, Any] = {**recipe.distill, "ipc": min(2, recipe.distill["ipc"])}
+    alone = settings.get("objective") == "train-and-test"
+    if not alone:
+        random_walk(replace(expert, num_experts=2, zca=False), dataset)
     if settings.get("init_clusters"):
         settings["init_clusters"] = settings["ipc"]
     if settings.get("init") == "difficulty":
         settings |= {"scores": scores, "init_beta": 0}
     if settings.get("skip_above"):
         settings["skip_above"] = 1e6  # a random walk is not there to be matched
+    if isinstance(images, Implicit):
+        settings["images"] += ",steps=1"
+    if settings.get("zca"):
+        settings["zca"] = False
     config = DistillConfig(
-        experts=tmp_path / "experts",
+        experts=None if alone else tmp_path / "experts",
         out=tmp_path / "distilled",
         **{
             **settings,
@@ -156,7 +178,7 @@ def test_a_recipe_runs_two_outer_iterations(
         },
     )
     result = distill(config)
-    assert len(result.images) == settings["ipc"] * dataset.num_classes
+    assert len(result.images) == count * dataset.num_classes
     log = [json.loads(line) for line in config.log_path.read_text().splitlines()]
     assert [line["iteration"] for line in log] == [1, 2]
     assert [line["refused"] for line in log] == [None, None]
@@ -182,6 +204,10 @@ def test_every_published_cell_has_a_recipe() -> None:
     assert accuracies["datm/cifar10/ipc1000"] == 85.5
     assert accuracies["mtt/cifar10/ipc1"] == 46.3
     assert accuracies["ftd/tiny-imagenet/ipc10"] == 24.5
+    assert accuracies["edf/imagenet-squawk/ipc50"] == 74.8
+    assert accuracies["att/cifar100/ipc50"] == 51.2
+    assert accuracies["ddif/imagenet-yellow/ipc1"] == 69.0
+    assert accuracies["rat-bptt/cifar100/ipc1"] == 35.3
     assert all(accuracies[name] is None for name in names if name.startswith("ast/"))
 
 
@@ -215,10 +241,11 @@ def test_explained_flags_are_those_of_the_commands(
     for name in recipe_names():
         recipe = find_recipe(name)
         text = explained(recipe).split("[distill]")[1].split("[evaluate]")[0]
-        given = parse(
-            DistillConfig, ["--experts", "e", "--out", "o", *text.split()], "trajmatch distill"
-        )
-        assert given == DistillConfig(experts=Path("e"), out=Path("o"), **recipe.distill)
+        alone = recipe.distill.get("objective") == "train-and-test"
+        flags = [*([] if alone else ["--experts", "e"]), "--out", "o", *text.split()]
+        given = parse(DistillConfig, flags, "trajmatch distill")
+        experts = None if alone else Path("e")
+        assert given == DistillConfig(experts=experts, out=Path("o"), **recipe.distill)
 
 
 def write(path: Path, text: str) -> str:
