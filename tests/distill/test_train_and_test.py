@@ -29,6 +29,8 @@ from trajmatch.distill.parameters import leaves
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
 from trajmatch.protocol import PROTOCOLS
+from trajmatch.recipes import find_recipe
+from trajmatch.recipes.deviations import deviations
 from trajmatch.training import train
 
 Configure = Callable[..., DistillConfig]
@@ -374,6 +376,7 @@ def test_a_recipe_without_experts_from_data_to_report(
     recipe.write_text(
         '[distill]\nobjective = "train-and-test"\nwidth = 4\ndepth = 1\nwindow = 2\n'
         'steps_before = "0:2"\niterations = 4\nlr_img = 0.05\n'
+        'optimiser_img = "adam"\nclip_img = 2.0\n'
         "[evaluate]\nepochs = 1\nseeds = 1\n"
     )
     arguments = ["run", "--recipe", str(recipe), "--data", data, "--out", str(tmp_path / "out")]
@@ -385,4 +388,7 @@ def test_a_recipe_without_experts_from_data_to_report(
     report = (tmp_path / "out" / "report.html").read_text()
     assert "window start K" in report and "matching loss" not in report.lower()
     assert not (tmp_path / "out" / "experts").exists()
-    assert artifact.load(tmp_path / "out" / "distilled.safetensors").network["width"] == 8
+    distilled = artifact.load(tmp_path / "out" / "distilled.safetensors")
+    assert distilled.network["width"] == 8
+    found = deviations(find_recipe(str(recipe)), distilled)
+    assert [each.name for each in found] == ["distill.width"]

@@ -67,7 +67,8 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
         experts = {**distilled.network, **experts}
     score = next((each for each in distilled.scores[::-1] if each.get("split") == "test"), {})
     tested = {**score, **_entry(score, "protocol")} if _entry(score, "protocol") else {}
-    found = {"expert": experts, "distill": made, "evaluate": tested}
+    alone = distill.objective == "train-and-test" and "experts" not in made
+    found = {"expert": {} if alone else experts, "distill": made, "evaluate": tested}
     return [
         Deviation(f"{section}.{name}", value, found[section][name])
         for section, settings in wanted.items()
