@@ -171,6 +171,22 @@ def blamed(what: str) -> Iterator[None]:
         raise UserError(f"{what} failed: {type(error).__name__}: {error}{_place(error)}") from error
 
 
+def expect_kind(what: str, value: object, kind: type[Any]) -> None:
+    """Make sure that what a user's code made is of a class of the package.
+
+    Args:
+        what: The flag and what it was given, for the message.
+        value: What was made.
+        kind: The class.
+
+    Raises:
+        UserError: It is of another.
+    """
+    if not isinstance(value, kind):
+        wanted = f"{kind.__module__}.{kind.__name__}"
+        raise UserError(f"{what} should be a subclass of {wanted}, but made {described(value)}")
+
+
 def described(value: object) -> str:
     """Name the kind of what a user's code made, in words for a message."""
     if value is None:

@@ -164,7 +164,7 @@ def test_what_is_wrong_with_a_parametrisation_is_said(configure, broken, message
             "unexpected keyword argument .size.; pixels takes no settings",
         ),
         ("no_such_module:x", "there is no Python module 'no_such_module'"),
-        ("fractions:Fraction", "should be a subclass of trajmatch.images.Parametrisation"),
+        ("fractions:Fraction", "should be a subclass of trajmatch.images.*Parametrisation"),
         (f"{SPEC}:factor=2,3", "'3' should be NAME=VALUE, like the one before it"),
     ],
 )

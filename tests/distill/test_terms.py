@@ -153,8 +153,11 @@ class Points(Farthest):
     [
         ([], "at least one Waypoint, but returned none"),
         (None, "but returned None"),
-        (3, "but returned an int"),
-        ([(2, 3)], r"should return trajmatch\.distill\.terms\.Waypoint .*but returned \(2, 3\)"),
+        (3, "but returned 3"),
+        (
+            [(2, 3)],
+            r"a list of trajmatch\.distill\.terms\.Waypoint .*but returned \(2, 3\)",
+        ),
     ],
 )
 def test_points_that_are_none(points: object, message: str) -> None:

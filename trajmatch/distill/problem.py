@@ -33,13 +33,12 @@ from trajmatch.distill.parameters import (
 from trajmatch.distill.rendering import free_rows, initial_parameters, render
 from trajmatch.distill.setup import Setup, open_setup
 from trajmatch.distill.state import State
-from trajmatch.errors import UserError
 from trajmatch.experts.config import NetworkSettings
 from trajmatch.experts.final import FinalExperts
 from trajmatch.experts.labels import soft_labels
 from trajmatch.experts.scores import Scores, path_beside, read_scores
 from trajmatch.images import find_parametrisation, is_built_in
-from trajmatch.importing import blamed, described, named
+from trajmatch.importing import blamed, expect_kind, named
 from trajmatch.random import generator
 from trajmatch.schema import settings_of
 
@@ -341,10 +340,6 @@ def _objective(setup: Setup) -> Objective:
     name = setup.config.objective
     kind = named("--objective", "objective", name, OBJECTIVES)
     with blamed(f"--objective {name}"):
-        made = kind(setup)
-    if not isinstance(made, Objective):
-        raise UserError(
-            f"--objective {name} should be a subclass of trajmatch.distill.objectives.Objective, "
-            f"but made {described(made)}"
-        )
+        made: Objective = kind(setup)
+    expect_kind(f"--objective {name}", made, Objective)
     return made

@@ -6,7 +6,6 @@ A parametrisation is a dataclass in a file of its own, with a line in :data:`PAR
 
 from __future__ import annotations
 
-from trajmatch.errors import UserError
 from trajmatch.images.flip import Flip
 from trajmatch.images.frequency import Frequency
 from trajmatch.images.implicit import Implicit
@@ -14,7 +13,7 @@ from trajmatch.images.palette import Palette
 from trajmatch.images.parametrisation import Parametrisation as Parametrisation
 from trajmatch.images.pixels import Pixels
 from trajmatch.images.upsample import Upsample
-from trajmatch.importing import described, made, parsed
+from trajmatch.importing import expect_kind, made, parsed
 
 #: The parametrisations that have a name.
 PARAMETRISATIONS: dict[str, type[Parametrisation]] = {
@@ -37,12 +36,8 @@ def find_parametrisation(spec: str) -> Parametrisation:
     Raises:
         UserError: There is none, or it does not take these settings.
     """
-    found = made("--images", "parametrisation", spec, PARAMETRISATIONS)
-    if not isinstance(found, Parametrisation):
-        raise UserError(
-            f"--images {spec} should be a subclass of trajmatch.images.Parametrisation, but made "
-            f"{described(found)}"
-        )
+    found: Parametrisation = made("--images", "parametrisation", spec, PARAMETRISATIONS)
+    expect_kind(f"--images {spec}", found, Parametrisation)
     return found
 
 

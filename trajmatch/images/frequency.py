@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from trajmatch.errors import UserError
-from trajmatch.images.parametrisation import Parametrisation, at_least_one, joined
-from trajmatch.schema import PositiveInt, settle
+from trajmatch.images.parametrisation import WithSettings, joined, paid_for
+from trajmatch.schema import PositiveInt
 
 
 @dataclass(frozen=True)
-class Frequency(Parametrisation):
+class Frequency(WithSettings):
     """Coefficients of the orthonormal DCT; see :class:`trajmatch.images.Parametrisation`.
 
     A class keeps the same positions in all of its images and channels: those whose coefficients
@@ -28,10 +28,6 @@ class Frequency(Parametrisation):
 
     coefficients: PositiveInt = 64
 
-    def __post_init__(self) -> None:
-        """Check the setting."""
-        settle(self, "--images frequency: {}".format)
-
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
         """Return the number of images of which the coefficients can be stored."""
         channels, pixels = shape[0], shape[1:].numel()
@@ -40,11 +36,8 @@ class Frequency(Parametrisation):
                 f"--images frequency:coefficients={self.coefficients} are more than an image of "
                 f"{shape[1]} x {shape[2]} has ({pixels})"
             )
-        values = channels * self.coefficients
-        count = ipc * pixels // self.coefficients
-        return at_least_one(
-            count, ipc, f"frequency:coefficients={self.coefficients}", values, shape
-        )
+        spec = f"frequency:coefficients={self.coefficients}"
+        return paid_for(ipc, spec, channels * self.coefficients, shape)
 
     def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
         """Return the coefficients of the images at the positions chosen for their class."""

@@ -10,13 +10,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from trajmatch.images.parametrisation import Parametrisation, at_least_one, in_batches
+from trajmatch.images.parametrisation import WithSettings, in_batches, paid_for
 from trajmatch.random import generator
-from trajmatch.schema import Count, Positive, PositiveInt, settle
+from trajmatch.schema import Count, Positive, PositiveInt
 
 
 @dataclass(frozen=True)
-class Implicit(Parametrisation):
+class Implicit(WithSettings):
     """A SIREN for each image; see :class:`trajmatch.images.Parametrisation`.
 
     It maps row and column, from -1 to 1, through layers ``sin(w0 (x W + b))`` and a last one
@@ -40,16 +40,12 @@ class Implicit(Parametrisation):
     optimiser = "adam"
     lr = 1e-4
 
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        settle(self, "--images implicit: {}".format)
-
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
         """Return the number of images whose networks can be stored."""
         sizes = self._sizes(shape)
         values = sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
         spec = f"implicit:width={self.width},layers={self.layers}"
-        return at_least_one(ipc * shape.numel() // values, ipc, spec, values, shape)
+        return paid_for(ipc, spec, values, shape)
 
     def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
         """Return networks that show the images."""

@@ -11,12 +11,11 @@ from msgspec import Meta
 from torch import Tensor
 from torch.nn.functional import pad
 
-from trajmatch.images.parametrisation import Parametrisation, at_least_one, in_batches
-from trajmatch.schema import settle
+from trajmatch.images.parametrisation import WithSettings, in_batches, paid_for
 
 
 @dataclass(frozen=True)
-class Palette(Parametrisation):
+class Palette(WithSettings):
     """Palettes of 8 bits a value; see :class:`trajmatch.images.Parametrisation`.
 
     Of AutoPalette this has the idea and the budget: an index of ``log2(colours)`` bits in place of
@@ -35,10 +34,6 @@ class Palette(Parametrisation):
 
     colours: Annotated[int, Meta(ge=2, le=256)] = 64
 
-    def __post_init__(self) -> None:
-        """Check the setting."""
-        settle(self, "--images palette: {}".format)
-
     @property
     def bits(self) -> int:
         """Bits of an index."""
@@ -47,8 +42,7 @@ class Palette(Parametrisation):
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
         """Return the number of images whose palettes and indices can be stored."""
         size = -(-shape[1:].numel() * self.bits // 8) + self.colours * shape[0] + 8
-        spec = f"palette:colours={self.colours}"
-        return at_least_one(ipc * shape.numel() // size, ipc, spec, size, shape)
+        return paid_for(ipc, f"palette:colours={self.colours}", size, shape)
 
     def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
         """Return the images, and as the palette of each the centres of k-means of its colours."""

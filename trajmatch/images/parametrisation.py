@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from trajmatch.errors import UserError
+from trajmatch.schema import settle
 
 #: Activations that are kept for a gradient (1 GB in float32); beyond, they are computed again.
 _MOST_VALUES = 2**28
@@ -98,6 +99,14 @@ class Parametrisation(ABC):
         return stored
 
 
+class WithSettings(Parametrisation):
+    """Base of dataclasses whose settings have checked types."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        settle(self, f"--images {type(self).__name__.lower()}: {{}}".format)
+
+
 def joined(first: Tensor, more: Tensor, classes: int) -> Tensor:
     """Return two tensors as one, class by class: of each the rows of the first, then the others."""
     parts = [each.unflatten(0, (classes, -1)) for each in (first, more)]
@@ -122,11 +131,10 @@ def in_batches(render: Callable[..., Tensor], tensors: Sequence[Tensor], values:
     return torch.cat([once(*batch) for batch in batches])
 
 
-def at_least_one(count: int, ipc: int, spec: str, values: int, shape: torch.Size) -> int:
-    """Return the number of images per class.
+def paid_for(ipc: int, spec: str, values: int, shape: torch.Size) -> int:
+    """Return the number of images of a class that the values of ``ipc`` images pay for.
 
     Args:
-        count: Images that the budget pays for.
         ipc: The budget.
         spec: The parametrisation, for the message.
         values: Values that one image takes.
@@ -135,9 +143,9 @@ def at_least_one(count: int, ipc: int, spec: str, values: int, shape: torch.Size
     Raises:
         UserError: It pays for none; the message names the budget that would.
     """
-    if count >= 1:
-        return count
     pixels = shape.numel()
+    if ipc * pixels >= values:
+        return ipc * pixels // values
     raise UserError(
         f"--images {spec} stores {values} values for each image, but --ipc {ipc} pays for "
         f"{ipc * pixels} in a class ({ipc} x {pixels}); take --ipc {-(-values // pixels)} or more, "

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from trajmatch.errors import UserError
-from trajmatch.images.parametrisation import Parametrisation
-from trajmatch.schema import PositiveInt, settle
+from trajmatch.images.parametrisation import WithSettings
+from trajmatch.schema import PositiveInt
 
 
 @dataclass(frozen=True)
-class Upsample(Parametrisation):
+class Upsample(WithSettings):
     """Resizing; see :class:`trajmatch.images.Parametrisation`.
 
     Attributes:
@@ -26,10 +26,6 @@ class Upsample(Parametrisation):
 
     factor: PositiveInt = 2
     mode: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        settle(self, "--images upsample: {}".format)
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
         """Return ``factor^2`` images for each of the budget."""

@@ -23,8 +23,9 @@ from trajmatch.distill.objectives.students import Draws, Student
 from trajmatch.distill.objectives.train_and_test import TrainAndTest
 from trajmatch.distill.setup import Setup
 from trajmatch.errors import UserError
-from trajmatch.importing import made
+from trajmatch.importing import expect_kind, made
 from trajmatch.random import generator
+from trajmatch.schema import Count, Finite, Positive, settle
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,19 @@ class GradientWindows:
         spread: ``d``.
 
     Raises:
-        ValueError: A number is out of its range.
+        UserError: A number is out of its range.
     """
 
-    high: float
-    low: float
-    temperature: float = 1.0
-    spread: int = 0
+    high: Finite
+    low: Finite
+    temperature: Positive = 1.0
+    spread: Count = 0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        numbers = {name: isinstance(each, int | float) for name, each in vars(self).items()}
-        if not (all(numbers.values()) and self.high >= self.low and self.temperature > 0):
-            raise ValueError("expected numbers with high >= low and temperature > 0")
-        if not (isinstance(self.spread, int) and self.spread >= 0):
-            raise ValueError(f"expected spread to be a whole number, but got {self.spread}")
+        """Check the types and ranges."""
+        settle(self, "--window-choice gradient: {}".format)
+        if self.high < self.low:
+            raise UserError(f"--window-choice gradient: high={self.high} is below low={self.low}")
 
     def choose(
         self, norms: Tensor, first: int, loss: float, window: int, draw: torch.Generator
@@ -147,8 +146,7 @@ def train_and_test(setup: Setup) -> TrainAndTest:
     choice = made("--window-choice", "choice of windows", spec, CHOICES)
     if choice is None:
         return plain
-    if not isinstance(choice, GradientWindows):
-        raise UserError(f"--window-choice {spec} should make a GradientWindows")
+    expect_kind(f"--window-choice {spec}", choice, GradientWindows)
     if choice.spread >= setup.config.window:
         raise UserError(
             f"--window-choice {spec}: the spread should be below --window {setup.config.window}, "

@@ -77,13 +77,11 @@ class MatchingLoss:
             UserError: A term fails or returns something else than one number in a tensor, or the
                 loss does not depend on the student.
         """
-        losses = [
+        first, *others = (
             _loss_of(name, term, _seen(course, number))
             for number, (name, term) in enumerate(self._named())
-        ]
-        total = losses[0]
-        for loss in losses[1:]:
-            total = total + loss
+        )
+        total = sum(others, start=first)
         if any(each.requires_grad for each in course.student.values()):
             _check_graph(self._listed(), total)
         return total
@@ -193,17 +191,12 @@ def _check_graph(names: str, loss: Tensor) -> None:
 def _waypoints_of(name: str, term: Term, steps: int, epochs: int) -> list[Waypoint]:
     with blamed(f"waypoints of --terms {name}"):
         made = term.waypoints(steps, epochs)
-        points = list(made) if isinstance(made, Iterable) else None
-    if points is None:
-        raise UserError(
-            f"--terms {name}: waypoints should return a list of trajmatch.distill.terms.Waypoint "
-            f"objects, but returned {described(made)}"
-        )
+        points = list(made) if isinstance(made, Iterable) else [made]
     for point in points:
         if not isinstance(point, Waypoint):
             raise UserError(
-                f"--terms {name}: waypoints should return trajmatch.distill.terms.Waypoint "
-                f"objects, but returned {point!r:.100}"
+                f"--terms {name}: waypoints should return a list of "
+                f"trajmatch.distill.terms.Waypoint objects, but returned {point!r:.100}"
             )
         if not (1 <= point.step <= steps and 1 <= point.epoch <= epochs):
             raise UserError(
