@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from trajmatch.data.dsa import DSA
+from trajmatch.distill import DistillConfig
 from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
 from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.schedule import StartEpochWindow
+from trajmatch.distill.setup import Setup
 from trajmatch.images.pixels import Pixels
 from trajmatch.recording import call_again
 
@@ -53,9 +55,20 @@ def lines_of(log: Path) -> list[dict[str, Any]]:
 
 def objective_of(model: torch.nn.Module, loss: MatchingLoss, **settings: Any) -> MatchTrajectory:
     """The objective of a run with no store: for matches that a test makes by hand."""
-    chosen = {"student_momentum": 0.0, "precise": False, "gradient": "exact", **settings}
-    size: Any = SimpleNamespace(manifest={"network": {"image_size": 8}})
-    config: Any = SimpleNamespace(**chosen)
-    device = next(model.parameters()).device
-    window, shape = StartEpochWindow(0, 1), torch.Size([0])  # which pixels do not ask for
-    return MatchTrajectory(config, model, size, window, loss, DSA("none"), Pixels(), shape, device)
+    images: Any = SimpleNamespace(train_images=torch.empty(0, 1, 8, 8), loss="cross_entropy")
+    setup = Setup(
+        config=DistillConfig(experts=Path(), out=Path(), **settings),
+        experts=None,
+        network={},
+        dataset=images,
+        training=images,
+        held_out=(torch.empty(0), torch.empty(0)),
+        model=model,
+        dsa=DSA("none"),
+        parametrisation=Pixels(),
+        images_per_class=1,
+        source=None,
+        lr_init=0.01,
+        device=next(model.parameters()).device,
+    )
+    return MatchTrajectory(setup=setup, window=StartEpochWindow(0, 1), loss=loss)

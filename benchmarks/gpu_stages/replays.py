@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from trajmatch.distill.objectives import Plan
 from trajmatch.distill.objectives.match_trajectory import Match, MatchTrajectory
 from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.schedule import StartEpochWindow
+from trajmatch.distill.setup import Setup
 from trajmatch.images.pixels import Pixels
 from trajmatch.recording import Record, call_again, cuda_graph
 
@@ -41,18 +43,24 @@ def replayed(
     Returns:
         Gives the gradients of every match.
     """
-    no_store: Any = None  # nothing is read from it
-    objective = MatchTrajectory(
-        DistillConfig(experts=Path(), out=Path()),
-        problem.model,
-        no_store,
-        StartEpochWindow(0, 1),
-        MatchingLoss(),
-        DSA("none"),
-        Pixels(),
-        problem.images.shape[1:],
-        problem.images.device,
+    images: Any = SimpleNamespace(train_images=problem.images, loss="cross_entropy")
+    setup = Setup(
+        config=DistillConfig(experts=Path(), out=Path()),
+        experts=None,
+        network={},
+        dataset=images,
+        training=images,
+        held_out=(images, images),
+        model=problem.model,
+        dsa=DSA("none"),
+        parametrisation=Pixels(),
+        images_per_class=1,
+        source=None,
+        lr_init=0.01,
+        device=problem.images.device,
     )
+    window, loss = StartEpochWindow(0, 1), MatchingLoss()
+    objective = MatchTrajectory(setup=setup, window=window, loss=loss)
     graph = Graph(objective, record)
     match = Match(problem.start, {1: problem.target}, problem.batches.unbind(0))
     leaves = {

@@ -51,7 +51,9 @@ def drawn(
     labels = torch.randn(count, 3, generator=draw) if soft else torch.arange(count) % 3
     tasks = []
     for index in range(together):
-        theta = networks.flat_parameters(networks.initialise(objective.model, draw)).to(device)
+        theta = networks.flat_parameters(networks.initialise(objective.setup.model, draw)).to(
+            device
+        )
         target, middle = (
             theta + (0.05 * torch.randn(len(theta), generator=draw)).to(device) for _ in "ab"
         )
@@ -192,7 +194,7 @@ def test_a_whole_run_gives_the_same_bytes(configure, tmp_path, monkeypatch, dsa,
 
 
 def problem_on(device: str, **changes: object) -> Any:
-    settings = {"model": OBJECTIVE.model, "config": SimpleNamespace(graph=True)}
+    settings = {"model": OBJECTIVE.setup.model, "config": SimpleNamespace(graph=True)}
     return SimpleNamespace(
         device=torch.device(device), objective=OBJECTIVE, **{**settings, **changes}
     )
@@ -226,4 +228,4 @@ def test_a_cuda_graph_gives_what_the_functions_give(together, augmented) -> None
             for name, gradient in result.gradients.items():
                 torch.testing.assert_close(gradient, exact.gradients[name], rtol=1e-4, atol=1e-6)
     assert graph.recorded
-    assert ops.engine_for(objective.model) == "engine"
+    assert ops.engine_for(objective.setup.model) == "engine"

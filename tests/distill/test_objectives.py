@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
-from trajmatch.distill.rendering import render
 from trajmatch.distill.objectives import Draws, Objective
 from trajmatch.networks import call_flat
 
@@ -66,7 +65,7 @@ class MatchGradients(Objective):
             loss = cross_entropy(call_flat(self.setup.model, theta, images), targets)
             return torch.autograd.grad(loss, theta, create_graph=graph)[0]
 
-        images, targets = render(self.setup.parametrisation, parameters, self.setup.shape)
+        images, targets = self.setup.synthetic_set(parameters)
         wanted = gradient(real, labels, False)
         loss = (gradient(images, targets, True) - wanted).square().sum() / wanted.square().sum()
         learned = [each for each in parameters.values() if each.requires_grad]

@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from trajmatch.distill import DistillConfig
 from trajmatch.distill.objectives.match_trajectory import Draws
 from trajmatch.distill.objectives.schedule import StartEpochWindow
 from trajmatch.errors import UserError
@@ -72,7 +75,8 @@ def test_window_outside_the_store_names_epochs_and_flags(window, kept, missing) 
 
 
 def draws(num_experts: int) -> Draws:
-    return Draws(0, num_experts, StartEpochWindow(0, 3), 4, 5)
+    settings = DistillConfig(out=Path(), experts=Path(), batch_syn=4, student_steps=5)
+    return Draws(settings, num_experts, StartEpochWindow(0, 3))
 
 
 def test_experts_come_once_each_in_changing_order() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -30,3 +32,8 @@ def student_batches(
     while len(batches) < steps:
         batches.extend(torch.randperm(count, generator=generator).split(sizes))
     return batches[:steps]
+
+
+def moved(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Return index vectors on a device; moved at once, since every move makes the host wait."""
+    return torch.cat([*batches]).to(device).split([*map(len, batches)])

@@ -183,6 +183,14 @@ def leaves(
     }
 
 
+def fresh_leaves(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the values as new leaves of autograd: each task has its own, on its own stream."""
+    return {
+        name: value.detach().requires_grad_(value.requires_grad)
+        for name, value in parameters.items()
+    }
+
+
 def values(parameters: Mapping[str, OuterParameter]) -> dict[str, Tensor]:
     """Return the tensors by name."""
     return {name: parameter.value for name, parameter in parameters.items()}

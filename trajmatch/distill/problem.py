@@ -30,7 +30,7 @@ from trajmatch.distill.parameters import (
     learned,
     of_images,
 )
-from trajmatch.distill.rendering import free_rows, initial_parameters, render
+from trajmatch.distill.rendering import free_rows, initial_parameters
 from trajmatch.distill.setup import Setup, open_setup
 from trajmatch.distill.state import State
 from trajmatch.experts.config import NetworkSettings
@@ -274,7 +274,7 @@ class Problem(Setup):
     def render(self, values: Mapping[str, Tensor]) -> SyntheticSet:
         """Return the synthetic set of some outer parameters, detached."""
         with torch.no_grad():
-            return render(self.parametrisation, values, self.shape)
+            return self.synthetic_set(values)
 
     def artifact(self, state: State) -> Artifact:
         """Return the result of a run: the best iterate if one was chosen, or else the last.

@@ -1,4 +1,4 @@
-"""The synthetic set of the outer parameters, and the parameters of the first images."""
+"""The parameters of the first images, and their rows that stay as they are."""
 
 from __future__ import annotations
 
@@ -7,23 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trajmatch.distill.parameters import LABELS, SyntheticSet, of_images
+from trajmatch.distill.parameters import of_images
 from trajmatch.errors import UserError
 from trajmatch.images import Parametrisation
 from trajmatch.importing import blamed, described
-
-
-def render(
-    parametrisation: Parametrisation, parameters: Mapping[str, Tensor], shape: torch.Size
-) -> SyntheticSet:
-    """Return the synthetic set of some outer parameters, differentiably.
-
-    Args:
-        parametrisation: Makes the images.
-        parameters: Outer parameters.
-        shape: Shape of an image, ``[C, H, W]``.
-    """
-    return SyntheticSet(parametrisation.render(parameters, shape), parameters[LABELS])
 
 
 def initial_parameters(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from trajmatch.data import Dataset, load_dataset, zca
 from trajmatch.data.dsa import DSA
 from trajmatch.device import usable_device
 from trajmatch.distill.config import DistillConfig, DistillSettings
+from trajmatch.distill.parameters import LABELS, SyntheticSet
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.experts.store import Store, hold_out
 from trajmatch.experts.train import network_spec
@@ -85,6 +87,11 @@ class Setup:
         if self.experts is None:
             raise UserError(f"{purpose} needs --experts, a store that `trajmatch expert` makes")
         return self.experts
+
+    def synthetic_set(self, parameters: Mapping[str, Tensor]) -> SyntheticSet:
+        """Return the synthetic set of some outer parameters, differentiably."""
+        images = self.parametrisation.render(parameters, self.shape)
+        return SyntheticSet(images, parameters[LABELS])
 
     def treats_images_alone(self, images: Tensor) -> bool:
         """Return True if the network's logits of an image do not depend on the others."""

@@ -12,26 +12,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trajmatch import networks, ops
-from trajmatch.data.dsa import DSA
 from trajmatch.distill import objectives
-from trajmatch.distill.batches import student_batches
+from trajmatch.distill.batches import moved, student_batches
 from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.objectives import Plan
 from trajmatch.distill.objectives.balance import balance
 from trajmatch.distill.objectives.gradient_mask import GradientMask
 from trajmatch.distill.objectives.matching import MatchingLoss
+from trajmatch.distill.objectives.of_students import OfStudents
 from trajmatch.distill.objectives.perturbation import perturbed
 from trajmatch.distill.objectives.schedule import StartEpochWindow
-from trajmatch.distill.parameters import MASK, STEP_SIZE, of_memory
-from trajmatch.distill.rendering import render
+from trajmatch.distill.parameters import MASK, fresh_leaves, of_memory
 from trajmatch.distill.setup import Setup
 from trajmatch.distill.terms import Course, find_term
-from trajmatch.experts.store import Store
-from trajmatch.images import Parametrisation
-from trajmatch.ops import Shards
 from trajmatch.ops.arguments import DsaReplay
 from trajmatch.random import derive_seed, generator
 
@@ -70,25 +66,15 @@ class Draws(objectives.Draws):
     Experts come one after another in shuffled order, shuffled anew when all have been used.
 
     Args:
-        seed: Seed of the run.
+        settings: Those of the run.
         num_experts: Experts in the store.
         window: Start epochs.
-        batch_size: Synthetic images in a student step; None: all.
-        steps: Student steps ``N``.
     """
 
-    def __init__(
-        self,
-        seed: int,
-        num_experts: int,
-        window: StartEpochWindow,
-        batch_size: int | None,
-        steps: int,
-    ) -> None:
-        super().__init__(seed, "experts", "start_epochs", "batches")
+    def __init__(self, settings: DistillConfig, num_experts: int, window: StartEpochWindow) -> None:
+        super().__init__(settings.seed, "experts", "start_epochs", "batches")
         self._left = torch.empty(0, dtype=torch.int64)  # experts of the current permutation
-        self._num_experts, self._window = num_experts, window
-        self._batch_size, self._steps = batch_size, steps
+        self._settings, self._num_experts, self._window = settings, num_experts, window
 
     def draw(self, iteration: int, number: int, images: int) -> Draw:
         """Draw one match."""
@@ -96,7 +82,12 @@ class Draws(objectives.Draws):
             self._left = torch.randperm(self._num_experts, generator=self.streams["experts"])
         expert, self._left = int(self._left[0]), self._left[1:]
         start_epoch = self._window.draw(iteration, self.streams["start_epochs"])
-        batches = student_batches(images, self._batch_size, self._steps, self.streams["batches"])
+        batches = student_batches(
+            images,
+            self._settings.batch_syn,
+            self._settings.student_steps,
+            self.streams["batches"],
+        )
         return Draw(iteration, number, expert, start_epoch, batches)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -132,35 +123,19 @@ class Match:
     iteration: int | Tensor = 0
 
 
-@dataclass(frozen=True)
-class MatchTrajectory(objectives.Objective):
+@dataclass(frozen=True, kw_only=True)
+class MatchTrajectory(OfStudents):
     """The objective; see :class:`trajmatch.distill.objectives.Objective`.
 
     Attributes:
-        settings: The configuration of the run.
-        model: The network of experts and students.
-        store: The experts.
         window: Start epochs.
         loss: The matching loss.
-        dsa: Augmentation of the student's batches.
-        parametrisation: Parametrisation of the images.
-        shape: Shape of an image, ``[C, H, W]``.
-        device: Where to compute.
         mask: Mask of the images' gradient; None: none.
-        shards: Processes that share every student batch; None: no sharing.
     """
 
-    settings: DistillConfig
-    model: nn.Module
-    store: Store
     window: StartEpochWindow
     loss: MatchingLoss
-    dsa: DSA
-    parametrisation: Parametrisation
-    shape: torch.Size
-    device: torch.device
     mask: GradientMask | None = None
-    shards: Shards | None = None
 
     records = True
 
@@ -177,86 +152,51 @@ class MatchTrajectory(objectives.Objective):
         flags = f"--max-start-epoch {window.maximum} with --expert-epochs {config.expert_epochs}"
         store.check_trained(window.maximum - 1 + config.expert_epochs, flags)
         loss.check(config.student_steps, networks.parameter_shapes(setup.model), setup.device)
-        return cls(
-            config,
-            setup.model,
-            store,
-            window,
-            loss,
-            setup.dsa,
-            setup.parametrisation,
-            setup.shape,
-            setup.device,
-            GradientMask.of(setup),
-        )
+        return cls(setup=setup, window=window, loss=loss, mask=GradientMask.of(setup))
 
     def draws(self) -> Draws:
         """Return the random state at the beginning of the run."""
-        settings = self.settings
-        return Draws(
-            settings.seed,
-            self.store.num_experts,
-            self.window,
-            settings.batch_syn,
-            settings.student_steps,
-        )
+        return Draws(self.setup.config, self.setup.store.num_experts, self.window)
 
     def task(self, draw: Draw) -> Match:
         """Read the snapshots that the loss looks at, and no others."""
-        settings, store = self.settings, self.store
+        setup, store, settings = self.setup, self.setup.store, self.setup.config
         start = store.snapshot(draw.expert, draw.start_epoch)
         if settings.perturb:
             noise = generator(settings.seed, "distill", "perturbation", *draw.names)
-            start = perturbed(self.model, start, settings.perturb, noise)
+            start = perturbed(setup.model, start, settings.perturb, noise)
         augment = None
-        if self.dsa.spec != "none":
-            augment = self.dsa.replay(derive_seed(settings.seed, "distill", "dsa", *draw.names))
+        if setup.dsa.spec != "none":
+            augment = setup.dsa.replay(derive_seed(settings.seed, "distill", "dsa", *draw.names))
         return Match(
-            start=start.to(self.device),
+            start=start.to(setup.device),
             expert={
-                epoch: store.snapshot(draw.expert, draw.start_epoch + epoch).to(self.device)
+                epoch: store.snapshot(draw.expert, draw.start_epoch + epoch).to(setup.device)
                 for epoch in self.loss.expert_epochs(len(draw.batches))
             },
-            # Moved at once, since every move makes the host wait.
-            batches=torch.cat([*draw.batches])
-            .to(self.device)
-            .split([len(batch) for batch in draw.batches]),
+            batches=moved(draw.batches, setup.device),
             augment=augment,
             loss_scale=balance(draw.start_epoch, self.window.maximum) if settings.balance else 1.0,
-            iteration=torch.full((), draw.iteration, device=self.device),
+            iteration=torch.full((), draw.iteration, device=setup.device),
         )
 
     def differentiate(
         self, task: Match, parameters: Mapping[str, Tensor], plan: Plan
     ) -> tuple[Tensor, ...]:
         """Train a student along a match, and differentiate the matching loss."""
-        # A leaf of autograd belongs to one stream: each match has its own.
-        leaves = {
-            name: value.detach().requires_grad_(value.requires_grad)
-            for name, value in parameters.items()
-        }
-        images, labels = render(self.parametrisation, leaves, self.shape)
+        leaves = fresh_leaves(parameters)
+        trained = self.training(leaves, plan)
+        images, lr = trained.keywords["images"], trained.keywords["lr"]
         if MASK in leaves and images.requires_grad:
             images.register_hook(leaves[MASK].mul)
-        lr = leaves[STEP_SIZE].to(images.dtype)
         steps = len(task.batches)
         counts = self.loss.student_steps(steps)
-        thetas = ops.unroll(
-            self.model,
+        thetas = trained(
             task.start,
-            images,
-            labels,
             # A factor of the loss in every step is one of the step size.
-            lr * task.loss_scale,
-            task.batches,
-            loss=self.settings.loss or "cross_entropy",
-            momentum=self.settings.student_momentum,
+            lr=lr * task.loss_scale,
+            batches=task.batches,
             steps=counts,
-            precise=self.settings.precise,
-            tape_bytes=plan.tape_bytes,
-            exact=self.settings.gradient == "exact",
-            micro_batch=plan.micro_batch,
-            shards=self.shards,
             augment=task.augment,
         )
         course = Course(
@@ -265,7 +205,7 @@ class MatchTrajectory(objectives.Objective):
             expert=task.expert,
             steps=steps,
             epochs=self.loss.epochs,
-            shapes=networks.parameter_shapes(self.model),
+            shapes=networks.parameter_shapes(self.setup.model),
             iteration=task.iteration,
             memory={name: leaves[name] for name in of_memory(leaves)},
         )
@@ -283,15 +223,14 @@ class MatchTrajectory(objectives.Objective):
 
     def renewed(self, iteration: int, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the mask of the images' gradient, every now and then."""
-        if self.mask is None or iteration % self.settings.mask_every:
+        if self.mask is None or iteration % self.setup.config.mask_every:
             return {}
         with torch.no_grad():
-            images, labels = render(self.parametrisation, parameters, self.shape)
-        return {MASK: self.mask(images, labels)}
+            return {MASK: self.mask(*self.setup.synthetic_set(parameters))}
 
     def memory(self) -> dict[str, Tensor]:
         """Return the first values of what the terms remember."""
-        return self.loss.memory(networks.parameter_shapes(self.model))
+        return self.loss.memory(networks.parameter_shapes(self.setup.model))
 
     def inputs(self, task: Match) -> tuple[Any, list[Tensor]]:
         """Split a match into what a recording fixes and the tensors that it reads."""
@@ -300,10 +239,9 @@ class MatchTrajectory(objectives.Objective):
         tensors.append(torch.as_tensor(task.loss_scale, dtype=task.start.dtype))
         tensors.append(torch.as_tensor(task.iteration))
         if task.augment is not None:
-            side = self.store.manifest["network"]["image_size"]
+            place = self.setup.shape[1:]
             rows = [
-                task.augment.dsa_parameters(step, count, side, side)
-                for step, count in enumerate(sizes)
+                task.augment.dsa_parameters(step, count, *place) for step, count in enumerate(sizes)
             ]
             tensors.append(torch.cat(rows))
         return (sizes, tuple(task.expert), task.augment is not None), tensors
@@ -336,13 +274,9 @@ class MatchTrajectory(objectives.Objective):
         return objective, objective.task(Draw(1, 0, 0, self.window.minimum, batches))
 
     def _trial_batches(self, images: int) -> list[Tensor]:
-        settings = self.settings
+        settings = self.setup.config
         stream = generator(settings.seed, "distill", "plan")
         return student_batches(images, settings.batch_syn, settings.student_steps, stream)
-
-    def shared(self, shards: Shards) -> MatchTrajectory:
-        """Return the objective with student steps that processes share."""
-        return replace(self, shards=shards)
 
 
 def segments_of(

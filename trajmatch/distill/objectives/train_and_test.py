@@ -10,44 +10,37 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import cycle, islice
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from trajmatch import networks, ops
-from trajmatch.distill import objectives
+from trajmatch.distill.batches import moved
 from trajmatch.distill.objectives import Plan
+from trajmatch.distill.objectives.of_students import OfStudents
 from trajmatch.distill.objectives.students import Draw, Draws, Student
-from trajmatch.distill.parameters import STEP_SIZE
-from trajmatch.distill.rendering import render
+from trajmatch.distill.parameters import fresh_leaves
 from trajmatch.distill.setup import Setup
-from trajmatch.ops import Shards
 from trajmatch.random import derive_seed, generator
 
 #: Real images that go through the network at once; the loss of a batch is the mean over such parts.
 _PART = 500
 
 
-@dataclass(frozen=True)
-class TrainAndTest(objectives.Objective):
+@dataclass(frozen=True, kw_only=True)
+class TrainAndTest(OfStudents):
     """The objective; see :class:`trajmatch.distill.objectives.Objective`.
 
     Attributes:
-        setup: Settings, network, real images and augmentation of the run.
         images: The real images as they wait for a batch, on the device.
         labels: Their labels. ``[N]``.
         normalise: Makes network inputs of some of them.
-        shards: Processes that share every batch; None: no sharing.
     """
 
-    setup: Setup
     images: Tensor
     labels: Tensor
     normalise: Callable[[Tensor], Tensor]
-    shards: Shards | None = None
 
     records = None  # the number of steps differs from one task to the next
     optimiser, clip = "adam", 2.0
@@ -57,8 +50,9 @@ class TrainAndTest(objectives.Objective):
         """Return the objective of a run."""
         training, device = setup.training, setup.device
         images = training.train_images.to(device)
-        staged = training.preprocessing.to(device).staged(images)
-        return cls(setup, staged[0], training.train_answers.to(device), staged[1])
+        staged, normalise = training.preprocessing.to(device).staged(images)
+        labels = training.train_answers.to(device)
+        return cls(setup=setup, images=staged, labels=labels, normalise=normalise)
 
     def draws(self) -> Draws:
         """Return the random state at the beginning of the run."""
@@ -69,8 +63,7 @@ class TrainAndTest(objectives.Objective):
         setup, device = self.setup, self.setup.device
         names = (setup.config.seed, "distill", "student", *draw.names)
         fresh = networks.initialise(copy.deepcopy(setup.model), generator(*names, "start"))
-        batches = torch.cat([*draw.batches]).to(device).split([*map(len, draw.batches)])
-        there = replace(draw, batches=batches, rows=draw.rows.to(device))
+        there = replace(draw, batches=moved(draw.batches, device), rows=draw.rows.to(device))
         student = Student(there, networks.flat_parameters(fresh))
         if setup.dsa.spec == "none":
             return student
@@ -83,11 +76,7 @@ class TrainAndTest(objectives.Objective):
         self, task: Student, parameters: Mapping[str, Tensor], plan: Plan
     ) -> tuple[Tensor, ...]:
         """Train a student, test it, and differentiate the test through the window."""
-        # A leaf of autograd belongs to one stream: each student has its own.
-        leaves = {
-            name: value.detach().requires_grad_(value.requires_grad)
-            for name, value in parameters.items()
-        }
+        leaves = fresh_leaves(parameters)
         trained, (draw, state) = self.training(leaves, plan), (task.draw, None)
         batches, theta = draw.batches, task.start.to(trained.keywords["images"])
         if draw.before:
@@ -99,29 +88,6 @@ class TrainAndTest(objectives.Objective):
         learned = [leaf for leaf in leaves.values() if leaf.requires_grad]
         meaningful = torch.ones_like(loss, dtype=torch.bool)
         return loss, meaningful, *torch.autograd.grad(theta, learned, cotangent)
-
-    def training(self, parameters: Mapping[str, Tensor], plan: Plan) -> partial[Any]:
-        """Return :func:`trajmatch.ops.unroll` on the synthetic set of some outer parameters."""
-        setup, settings = self.setup, self.setup.config
-        images, labels = render(setup.parametrisation, parameters, setup.shape)
-        decay = settings.student_weight_decay
-        optimiser: ops.SGD | ops.Adam = ops.Adam(weight_decay=decay)
-        if settings.student_optimiser == "sgd":
-            optimiser = ops.SGD(settings.student_momentum, weight_decay=decay)
-        return partial(
-            ops.unroll,
-            setup.model,
-            images=images,
-            labels=labels,
-            lr=parameters[STEP_SIZE].to(images.dtype),
-            loss=setup.training.loss,
-            optimiser=optimiser,
-            precise=settings.precise,
-            exact=settings.gradient == "exact",
-            tape_bytes=plan.tape_bytes,
-            micro_batch=plan.micro_batch,
-            shards=self.shards,
-        )
 
     def test(self, theta: Tensor, task: Student, plan: Plan) -> tuple[Tensor, Tensor]:
         """Return a student's mean loss on its real images ``[]``, and the gradient ``[P]`` of it.
@@ -163,9 +129,7 @@ class TrainAndTest(objectives.Objective):
         before = steps * self.steps_before // self.setup.config.window
         draw = self.draws().draw(0, 0, images)
         batches = [*islice(cycle(draw.batches), before + steps)]
-        plain = TrainAndTest(self.setup, self.images, self.labels, self.normalise)
+        plain = TrainAndTest(
+            setup=self.setup, images=self.images, labels=self.labels, normalise=self.normalise
+        )
         return plain, plain.task(replace(draw, before=before, batches=batches))
-
-    def shared(self, shards: Shards) -> TrainAndTest:
-        """Return the objective with student steps that processes share."""
-        return replace(self, shards=shards)
