@@ -126,7 +126,8 @@ def test_it_multiplies_the_gradient_of_the_rendered_images() -> None:
     plain = gradient(pixels, images=images.detach())
     # A leaf of autograd, and images that are made of one.
     assert torch.equal(gradient(replace(pixels), images=images.detach()), plain * mask)
-    found = gradient(replace(pixels, parametrisation=upsample, shape=shape), small_images=small)
+    resized = replace(pixels, setup=replace(pixels.setup, parametrisation=upsample))
+    found = gradient(resized, small_images=small)
     (wanted,) = torch.autograd.grad(images, leaf, plain * mask)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
 

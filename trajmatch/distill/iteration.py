@@ -40,7 +40,7 @@ def outer_iteration(
         also ``skipped``), and the reason if the update was refused.
     """
     config, division = problem.config, division or Division()
-    compute = compute or partial(_one_by_one, problem)
+    compute = compute or partial(one_by_one, problem.objective, plan=Plan())
     images = len(state.parameters[LABELS].value)
     renewed = problem.objective.renewed(state.iteration, values(state.parameters))
     for name, value in renewed.items():
@@ -78,12 +78,6 @@ def outer_iteration(
     if config.skip_above is not None:
         numbers["skipped"] = fault is None and skipped
     return numbers, fault
-
-
-def _one_by_one(
-    problem: Problem, tasks: Sequence[Any], parameters: Mapping[str, Tensor]
-) -> list[OuterGradient]:
-    return one_by_one(problem.objective, tasks, parameters, Plan())
 
 
 def _apply(update: dict[str, OuterParameter], state: State, decay: float) -> None:

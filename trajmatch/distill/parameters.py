@@ -16,6 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trajmatch.errors import UserError
+from trajmatch.importing import described
+
 #: Names of the parameters that do not belong to the images.
 LABELS, STEP_SIZE = "labels", "step_size"
 
@@ -210,6 +213,17 @@ def of_images(names: Mapping[str, object]) -> list[str]:
 def of_memory(names: Mapping[str, object]) -> list[str]:
     """List the names of what tasks remember."""
     return [name for name in names if name.startswith(MEMORY)]
+
+
+def tensors_by_name(what: str, made: object) -> dict[str, Tensor]:
+    """Return what a user's code made, which must be tensors by name; ``what`` is for the message.
+
+    Raises:
+        UserError: It is something else.
+    """
+    if isinstance(made, Mapping) and all(isinstance(each, Tensor) for each in made.values()):
+        return {str(name): each for name, each in made.items()}
+    raise UserError(f"{what} should return tensors by name, but returned {described(made)}")
 
 
 def moving_average(average: Tensor, value: Tensor, decay: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -136,20 +136,13 @@ class Problem(Setup):
             UserError: The data or the earlier result cannot give as many images as are asked for,
                 or the parametrisation fails.
         """
-        config, source = self.config, self.source
-        first = self._first_images()
+        first, source = self._first_images(), self.source
         earlier = None
         if source is not None and self._goes_on(source):
             earlier = self.parametrisation.restored(source.parameters, self.shape)
-        parameters, images = initial_parameters(
-            self.parametrisation,
-            config.images,
-            first.images.to(self.device),
-            self.dataset.num_classes,
-            earlier,
-        )
+        parameters, images = initial_parameters(self, first.images.to(self.device), earlier)
         labels = first.labels
-        if config.labels == "soft" and not labels.is_floating_point():
+        if self.config.labels == "soft" and not labels.is_floating_point():
             labels = self._soft_labels(images.cpu(), labels)
         step_size = torch.tensor(self.lr_init, dtype=torch.float64)
         return {**parameters, STEP_SIZE: step_size, LABELS: labels}
@@ -215,12 +208,8 @@ class Problem(Setup):
         """
         state = self.state({**self.initial_values(), **self.objective.memory()})
         if self.config.ema:
-            images = of_images(state.parameters)
-            state.average = {
-                name: each.value.clone()
-                for name, each in learned(state.parameters).items()
-                if name in images
-            }
+            moving = learned(state.parameters)
+            state.average = {name: moving[name].value.clone() for name in of_images(moving)}
         return state
 
     def state(self, values: Mapping[str, Tensor]) -> State:
@@ -290,14 +279,11 @@ class Problem(Setup):
         with torch.no_grad():  # on the CPU, as a reader of the file does it
             images = self.parametrisation.render(parameters, self.shape)
         labels, pixels = values[LABELS].cpu(), self.config.images == "pixels"
+        soft: Literal["logit", "target"] = "target" if self.dataset.loss == "mse" else "logit"
         return Artifact(
             images=images,
             labels=labels,
-            label_kind="index"
-            if not labels.is_floating_point()
-            else "target"
-            if self.dataset.loss == "mse"
-            else "logit",
+            label_kind=soft if labels.is_floating_point() else "index",
             lr=values[STEP_SIZE].item(),
             mean=self.training.mean,
             std=self.training.std,

@@ -7,31 +7,27 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trajmatch.distill.parameters import of_images
+from trajmatch.distill.parameters import of_images, tensors_by_name
+from trajmatch.distill.setup import Setup
 from trajmatch.errors import UserError
-from trajmatch.images import Parametrisation
 from trajmatch.importing import blamed, described
 
 
 def initial_parameters(
-    parametrisation: Parametrisation,
-    spec: str,
-    images: Tensor,
-    classes: int,
-    earlier: Mapping[str, Tensor] | None = None,
+    setup: Setup, images: Tensor, earlier: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the parameters of the first images, and these as they are rendered.
 
     Args:
-        parametrisation: Makes the parameters.
-        spec: Its spec, for messages.
+        setup: Has the parametrisation.
         images: The first images, class by class. ``[n, C, H, W]``, float32.
-        classes: Number of classes.
         earlier: Parameters to go on from, of the first images of each class; None: there are none.
 
     Raises:
         UserError: The parametrisation fails, or returns something that cannot be learned or shown.
     """
+    parametrisation, spec = setup.parametrisation, setup.config.images
+    classes = setup.dataset.num_classes
     with blamed(f"initial of --images {spec}"):
         if earlier is None:
             made = parametrisation.initial(images, classes)
@@ -39,12 +35,8 @@ def initial_parameters(
             count = len(parametrisation.render(earlier, images.shape[1:])) // classes
             more = images.unflatten(0, (classes, -1))[:, count:].flatten(0, 1)
             made = parametrisation.extended(earlier, more, classes) if len(more) else earlier
-    if not isinstance(made, Mapping) or not all(isinstance(each, Tensor) for each in made.values()):
-        raise UserError(
-            f"--images {spec}: initial should return tensors by name, but returned "
-            f"{described(made)}"
-        )
-    parameters = {str(name): tensor.detach().clone() for name, tensor in made.items()}
+    found = tensors_by_name(f"--images {spec}: initial", made)
+    parameters = {name: tensor.detach().clone() for name, tensor in found.items()}
     if taken := parameters.keys() - {*of_images(parameters)}:
         raise UserError(f"--images {spec}: the name {taken.pop()!r} is taken; choose another")
     if not any(tensor.is_floating_point() for tensor in parameters.values()):

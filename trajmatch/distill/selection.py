@@ -83,17 +83,10 @@ def _score(problem: Problem, state: State) -> dict[str, Any]:
             derive_seed(config.seed, "distill", "evaluation"),
             problem.device,
         )
-    numbers = {
-        "iteration": state.iteration,
-        "split": split,
-        "mean": score.mean,
-        "std": score.std,
-        "seeds": score.seeds,
-        "diverged": score.diverged,
-    }
-    if score.max_accuracies is not None:
-        numbers["test_max"] = score.as_dict()["test_max"]
-    return {**numbers, "protocol": score.protocol}
+    numbers = score.as_dict()
+    del numbers[score.measure]
+    place = {"iteration": state.iteration, "split": split}
+    return {**place, **numbers, "protocol": score.protocol}
 
 
 def _test_split(problem: Problem) -> tuple[str, Tensor, Tensor]:

@@ -206,13 +206,13 @@ def mean_gradient(gradients: Sequence[OuterGradient]) -> OuterGradient:
 
     Of what they remember it is the mean of floating-point tensors, and the largest of others.
     """
-    count, first = len(gradients), gradients[0]
-    total = dict(first.gradients)
-    for gradient in gradients[1:]:
-        total = {name: each + gradient.gradients[name] for name, each in total.items()}
+    count, (first, *others) = len(gradients), gradients
     return OuterGradient(
         loss=sum(gradient.loss for gradient in gradients) / count,
-        gradients={name: each / count for name, each in total.items()},
+        gradients={
+            name: sum((each.gradients[name] for each in others), start=value) / count
+            for name, value in first.gradients.items()
+        },
         meaningful=all(gradient.meaningful for gradient in gradients),
         memory={name: _joined([each.memory[name] for each in gradients]) for name in first.memory},
     )

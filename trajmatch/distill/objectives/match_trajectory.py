@@ -226,7 +226,8 @@ class MatchTrajectory(OfStudents):
         if self.mask is None or iteration % self.setup.config.mask_every:
             return {}
         with torch.no_grad():
-            return {MASK: self.mask(*self.setup.synthetic_set(parameters))}
+            shown = self.setup.synthetic_set(parameters)
+        return {MASK: self.mask(*shown)}
 
     def memory(self) -> dict[str, Tensor]:
         """Return the first values of what the terms remember."""
@@ -234,7 +235,7 @@ class MatchTrajectory(OfStudents):
 
     def inputs(self, task: Match) -> tuple[Any, list[Tensor]]:
         """Split a match into what a recording fixes and the tensors that it reads."""
-        sizes = tuple(len(batch) for batch in task.batches)
+        sizes = tuple(map(len, task.batches))
         tensors = [task.start, *task.expert.values(), torch.cat([*task.batches])]
         tensors.append(torch.as_tensor(task.loss_scale, dtype=task.start.dtype))
         tensors.append(torch.as_tensor(task.iteration))
@@ -262,21 +263,16 @@ class MatchTrajectory(OfStudents):
 
     def batch_sizes(self, images: int) -> list[int]:
         """Return the number of images in each student step of a match."""
-        return [len(batch) for batch in self._trial_batches(images)]
+        return [*map(len, self.draws().draw(0, 0, images).batches)]
 
     def trial(self, images: int, steps: int) -> tuple[MatchTrajectory, Match]:
-        """Return a match of some steps, drawn from a stream of its own, to measure by.
+        """Return a match of some steps to measure by.
 
         Its loss looks at the end alone, so that it may have fewer steps than the run.
         """
         objective = replace(self, loss=MatchingLoss(epochs=self.loss.epochs), shards=None)
-        batches = self._trial_batches(images)[:steps]
-        return objective, objective.task(Draw(1, 0, 0, self.window.minimum, batches))
-
-    def _trial_batches(self, images: int) -> list[Tensor]:
-        settings = self.setup.config
-        stream = generator(settings.seed, "distill", "plan")
-        return student_batches(images, settings.batch_syn, settings.student_steps, stream)
+        draw = self.draws().draw(0, 0, images)
+        return objective, objective.task(replace(draw, batches=draw.batches[:steps]))
 
 
 def segments_of(

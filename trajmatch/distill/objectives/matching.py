@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trajmatch.distill.parameters import MEMORY
+from trajmatch.distill.parameters import MEMORY, tensors_by_name
 from trajmatch.distill.terms import Course, Final, Remembering, Term, Waypoint
 from trajmatch.errors import UserError
-from trajmatch.importing import blamed, described
+from trajmatch.importing import blamed
 from trajmatch.random import generator
 
 
@@ -123,13 +123,8 @@ class MatchingLoss:
             if isinstance(term, Remembering):
                 with blamed(f"{method} of --terms {name}"):
                     made = getattr(term, method)(argument(number))
-                parts = made.values() if isinstance(made, Mapping) else [None]
-                if not all(isinstance(each, Tensor) for each in parts):
-                    raise UserError(
-                        f"--terms {name}: {method} should return tensors by name, but returned "
-                        f"{described(made)}"
-                    )
-                found |= {f"{MEMORY}{number}.{key}": each for key, each in made.items()}
+                own = tensors_by_name(f"--terms {name}: {method}", made)
+                found |= {f"{MEMORY}{number}.{key}": each for key, each in own.items()}
         return found
 
     def check(
