@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 
 from trajmatch import files
 from trajmatch.errors import UserError
-from trajmatch.exchange.whole import whole_folder
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2], dtype=torch.uint8)}
 METADATA = {"z": 1, "name": "größe", "list": [1.5, None, True]}
@@ -110,7 +109,7 @@ def test_files_are_written_where_a_file_system_lacks_an_operation(tmp_path, fail
     files.check_writable(tmp_path)
     files.write_text(tmp_path / "text", "a")
     files.save_tensors(tmp_path / "tensors", TENSORS, METADATA)
-    with whole_folder(tmp_path / "folder") as folder:
+    with files.whole_folder(tmp_path / "folder") as folder:
         files.write_text(folder / "text", "a")
     assert sorted(os.listdir(tmp_path)) == ["folder", "tensors", "text"]
     assert os.listdir(tmp_path / "folder") == ["text"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -102,25 +102,14 @@ class TrainingSets:
             "stored_bytes": kept.stored_bytes,
         }
 
-    def distilled(self, network: int) -> tuple[Tensor, Tensor]:
-        """The distilled set, the same for every network."""
-        return self.of("distilled", network)
-
-    def random_real(self, network: int) -> tuple[Tensor, Tensor]:
-        """As many real images of each class, another draw for every network."""
-        return self.of("random_real", network)
-
-    def k_center(self, network: int) -> tuple[Tensor, Tensor]:
-        """As many real images of each class, chosen by :func:`k_center`; the same every time.
-
-        Raises:
-            UserError: The store cannot be used, or is of another data set.
-        """
-        return self.of("k_center", network)
-
-    def whole_real(self, network: int) -> tuple[Tensor, Tensor]:
-        """The whole training set."""
-        return self.of("whole_real", network)
+    #: The distilled set, the same for every network.
+    distilled = partialmethod(of, "distilled")
+    #: As many real images of each class, another draw for every network.
+    random_real = partialmethod(of, "random_real")
+    #: As many real images of each class, chosen by :func:`k_center`; the same every time.
+    k_center = partialmethod(of, "k_center")
+    #: The whole training set.
+    whole_real = partialmethod(of, "whole_real")
 
     def _chosen(self, images: str, network: int) -> Tensor | slice:
         """Return the numbers of training images."""

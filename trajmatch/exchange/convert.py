@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from trajmatch import files
 from trajmatch.data.reading import readable
 from trajmatch.errors import UserError
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.exchange.sets import find_images, from_artifact, to_artifact
 from trajmatch.exchange.trajectories import find_trajectories, from_store, to_store
-from trajmatch.exchange.whole import check_new
 from trajmatch.experts import store as expert_store
 from trajmatch.lock import locked
 from trajmatch.progress import NoProgress, ProgressLike
@@ -42,7 +42,7 @@ def convert(config: ConvertConfig, progress: ProgressLike | None = None) -> str:
     if not is_there:
         raise UserError(f"there is no {source}")
     with locked(config.out):
-        check_new(config.out)
+        files.check_new(config.out)
         if is_store:
             _check_flags(config, "a store of experts", "per_file")
             return from_store(config)

@@ -14,7 +14,6 @@ import torch
 from trajmatch import artifact, files
 from trajmatch.artifact import Artifact
 from trajmatch.exchange.config import ExportConfig
-from trajmatch.exchange.whole import check_new, whole_folder
 from trajmatch.lock import locked
 
 DESCRIPTION = "distilled.json"
@@ -41,11 +40,11 @@ def export(config: ExportConfig) -> str:
     distilled = artifact.load(config.file)
     made = f"{config.out}: {len(distilled.images)} images of {distilled.num_classes} classes"
     with locked(config.out):
-        check_new(config.out)
+        files.check_new(config.out)
         if config.to in ("npz", "torch"):
             files.write_bytes(config.out, _numbers(distilled, config.to))
             return made
-        with whole_folder(config.out) as folder:
+        with files.whole_folder(config.out) as folder:
             _write_pictures(distilled, folder, hub=config.to == "huggingface")
     return (
         f"{made}; {_clipped(distilled):.1%} of the pixel values lie outside of 0 to 255 and are "

@@ -20,7 +20,6 @@ from trajmatch.errors import UserError, as_user_error
 from trajmatch.exchange import torch_files
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.exchange.origin import find_origin
-from trajmatch.exchange.whole import whole_folder
 
 #: Beginning of the names of copies to look at, which the scripts write of a whitened set.
 _FOR_LOOKING = "images_zca"
@@ -131,7 +130,7 @@ def from_artifact(config: ConvertConfig) -> str:
     lr = torch.tensor(distilled.lr, dtype=torch.float32)
     if lr.item() != distilled.lr:
         lr = torch.tensor(distilled.lr, dtype=torch.float64)
-    with whole_folder(config.out) as folder:
+    with files.whole_folder(config.out) as folder:
         torch_files.save(folder / "images.pt", distilled.images)
         torch_files.save(folder / "labels.pt", distilled.labels)
         torch_files.save(folder / "lr.pt", lr)

@@ -18,7 +18,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from trajmatch import networks
+from trajmatch import files, networks
 from trajmatch.data import Dataset
 from trajmatch.data.identity import describe_dataset
 from trajmatch.data.reading import readable
@@ -27,7 +27,6 @@ from trajmatch.errors import UserError, as_user_error
 from trajmatch.exchange import torch_files
 from trajmatch.exchange.config import PER_FILE, ConvertConfig
 from trajmatch.exchange.origin import find_origin
-from trajmatch.exchange.whole import whole_folder
 from trajmatch.experts.config import kept_epochs
 from trajmatch.experts.store import Store
 from trajmatch.inference import accuracy
@@ -109,7 +108,7 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
         "snapshots": kept,
     }
     measured, done = 0.0, 0
-    with whole_folder(config.out) as folder:
+    with files.whole_folder(config.out) as folder:
         store = Store.create(folder, manifest, dataset.zca)
         for number, path in enumerate(paths, start=1):
             for place, trajectory in enumerate(read_trajectories(path, shapes)):
@@ -249,7 +248,7 @@ def from_store(config: ConvertConfig) -> str:
         )
     shapes = networks.parameter_shapes(_student(store.manifest["network"]))
     starts = range(0, store.num_experts, per_file)
-    with whole_folder(config.out) as folder:
+    with files.whole_folder(config.out) as folder:
         for number, start in enumerate(starts):
             trajectories = [
                 [_parameters(store.snapshot(expert, epoch), shapes) for epoch in epochs]
@@ -262,8 +261,8 @@ def from_store(config: ConvertConfig) -> str:
             "they are left out, because the place in a list of snapshots is the epoch",
             stacklevel=2,
         )
-    files = "1 file" if len(starts) == 1 else f"{len(starts)} files"
-    return f"{config.out}: {store.num_experts} experts in {files} replay_buffer_*.pt"
+    made = "1 file" if len(starts) == 1 else f"{len(starts)} files"
+    return f"{config.out}: {store.num_experts} experts in {made} replay_buffer_*.pt"
 
 
 def _parameters(theta: Tensor, shapes: Mapping[str, torch.Size]) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from trajmatch import files, networks
-from trajmatch.errors import UserError, as_user_error
+from trajmatch.errors import UserError
 from trajmatch.experts import manifest as manifest_file
 from trajmatch.experts.config import kept_epochs, numbers_of
 from trajmatch.experts.store import PREPROCESSING, Store, differences
@@ -226,15 +225,10 @@ def _assemble(
         if out.exists():
             raise UserError(f"{out} is there already; give a new folder for --out")
         files.remove_leftovers(out.parent)
-        building = files.temporary_beside(out)
-        try:
+        with files.whole_folder(out) as building:
             store = Store.create(building, described, members[0][0].zca)
             for number, (source, expert) in enumerate(members):
                 (write or _copy)(source, expert, store, number)
-            with as_user_error(f"cannot write {out}: ", OSError):
-                building.rename(out)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
     return Store.open(out)
 
 

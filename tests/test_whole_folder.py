@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trajmatch.errors import UserError
-from trajmatch.exchange.whole import whole_folder
+from trajmatch.files import whole_folder
 
 
 def test_the_folder_has_what_was_written(tmp_path: Path) -> None:
