@@ -15,7 +15,7 @@ from trajmatch import memory, networks
 from trajmatch.data import DSA, load_dataset, zca
 from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train_experts
-from trajmatch.experts.store import exists, hold_out
+from trajmatch.experts.store import exists
 from trajmatch.experts.train import automatic_workers
 from trajmatch.random import generator
 
@@ -130,9 +130,8 @@ def test_a_held_out_part_that_changed_is_noticed(
     config = make_config(num_experts=1, holdout=0.25)
     store = train_experts(config)
     dataset = load_dataset(config.data)
-    monkeypatch.setattr(
-        "trajmatch.experts.store.hold_out", lambda *arguments: hold_out(dataset, 0.25, seed=9)
-    )
+    other = dataset.without_holdout(0.25, seed=9)
+    monkeypatch.setattr(type(dataset), "without_holdout", lambda *arguments: other)
     with pytest.raises(UserError, match="no longer gives the images"):
         store.training_set(dataset)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from dataclasses import dataclass
 
 from trajmatch.cli.arguments import parse
-from trajmatch.cli.output import aligned
+from trajmatch.cli.output import aligned, print_json
 from trajmatch.recipes import Recipe, find_recipe, recipe_names
 from trajmatch.recipes.recipe import SECTIONS
 from trajmatch.schema import flag
@@ -29,7 +28,7 @@ def run(argv: list[str]) -> int:
     config = parse(RecipesConfig, argv, "trajmatch recipes", "name")
     recipes = [find_recipe(name) for name in ([config.name] if config.name else recipe_names())]
     if config.json:
-        print(json.dumps([each.as_dict() for each in recipes], indent=2, sort_keys=True))
+        print_json([each.as_dict() for each in recipes])
     elif config.name:
         print(explained(recipes[0]))
     else:

@@ -228,11 +228,14 @@ class Dataset:
         Returns:
             ``(dataset, images, answers)``: the set without the part, and the part's images
             ``[n, C, S, S]``, uint8, and :attr:`train_answers`, in the order of the training set.
+            For a fraction of 0 the set itself, and an empty part.
 
         Raises:
             UserError: The fraction is out of range, or a class is too small to have an image on
                 both sides.
         """
+        if fraction == 0:
+            return self, self.train_images[:0], self.train_answers[:0]
         kept, held_out = split_holdout(self.train_labels, self.class_names, fraction, seed)
         rest = self._part(train=kept)
         return rest, self.train_images[held_out], self.train_answers[held_out]

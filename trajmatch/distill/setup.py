@@ -17,7 +17,7 @@ from trajmatch.device import usable_device
 from trajmatch.distill.config import DistillConfig, DistillSettings
 from trajmatch.distill.parameters import LABELS, SyntheticSet
 from trajmatch.errors import UserError, as_user_error
-from trajmatch.experts.store import Store, hold_out
+from trajmatch.experts.store import Store
 from trajmatch.experts.train import network_spec
 from trajmatch.images import Parametrisation, find_parametrisation
 from trajmatch.importing import blamed
@@ -122,7 +122,7 @@ def open_setup(config: DistillConfig) -> Setup:
     source = None if config.init_from is None else artifact.load(config.init_from)
     if store is None:
         dataset = load_dataset(config.data)
-        training, *held_out = hold_out(dataset, config.holdout, config.seed)
+        training, *held_out = dataset.without_holdout(config.holdout, config.seed)
         training = training.whitened(zca.fit(training.train_images) if config.zca else None)
     else:
         dataset, address = store.load_data(config.data)

@@ -540,7 +540,7 @@ class Store:
         """
         self._check_data(describe_dataset(dataset), address)
         held_out = self.manifest["holdout"]
-        training, images, labels = hold_out(dataset, held_out["fraction"], held_out["seed"])
+        training, images, labels = dataset.without_holdout(held_out["fraction"], held_out["seed"])
         if training.fingerprint != held_out["training_fingerprint"]:
             raise UserError(
                 f"holding out {held_out['fraction']} of {dataset.name!r} no longer gives the "
@@ -578,13 +578,6 @@ class Store:
 def exists(path: files.PathLike) -> bool:
     """True if a folder holds a store of experts."""
     return (Path(path) / manifest_file.NAME).exists()
-
-
-def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Tensor, Tensor]:
-    """The data set without a class-balanced part, and that part (empty for a fraction of 0)."""
-    if fraction == 0:
-        return dataset, dataset.train_images[:0], dataset.train_answers[:0]
-    return dataset.without_holdout(fraction, seed)
 
 
 def _checksum(row: Tensor) -> int:

@@ -22,7 +22,7 @@ from trajmatch.experts import config as settings
 from trajmatch.experts.checkpoint import Checkpoints
 from trajmatch.experts.config import ExpertConfig, kept_epochs, recipe_of
 from trajmatch.experts.epoch import Curriculum
-from trajmatch.experts.store import Store, exists, hold_out
+from trajmatch.experts.store import Store, exists
 from trajmatch.experts.workers import curriculum_of, work, work_together
 from trajmatch.lock import locked
 from trajmatch.parallel import ALONE, Ranks
@@ -67,7 +67,7 @@ def train_experts(
     expect_config("train_experts", config, ExpertConfig)
     config = replace(config, device=usable_device(config.device))
     dataset = load_dataset(config.data)
-    training, _, _ = hold_out(dataset, config.holdout, config.seed)
+    training, _, _ = dataset.without_holdout(config.holdout, config.seed)
     curriculum = curriculum_of(config, dataset, training)
     manifest = describe(config, dataset, training, curriculum)
 
