@@ -437,7 +437,7 @@ def _rendered(
 ) -> Tensor:
     """Render the images of a file that does not keep them."""
     kinds = (ValueError, KeyError, IndexError, TypeError, RuntimeError)
-    with as_user_error(f"{path} keeps its images as parameters that make none: ", *kinds):
+    with as_user_error(f"the images of {path} cannot be rendered: ", *kinds):
         if not isinstance(spec, str) or not is_built_in(spec):
             raise UserError(
                 f"trajmatch {__version__} has no parametrisation {spec!r}; use the release that "

@@ -149,7 +149,7 @@ def frequency(configure) -> Artifact:
         ("wavelets", "has no parametrisation 'wavelets'; use .*keep.rendered"),
         ("a.b:C", "has no parametrisation 'a.b:C'"),
         (3, "has no parametrisation 3"),
-        ("implicit", "parameters that make none: 'weight_0'"),
+        ("implicit", "cannot be rendered: 'weight_0'"),
         ("frequency:levels=2", "got an unexpected keyword argument 'levels'"),
     ],
 )
@@ -187,7 +187,8 @@ def test_rows_to_freeze() -> None:
         assert free.shape == (12, 1, 1, 1)
         assert free.flatten().tolist() == [float(row % 4 >= kept) for row in range(12)]
     for shape, freeze, message in (
-        ((12, 5), 4, "leaves nothing to learn: a class has 4 rows of parameters"),
+        ((12, 5), 4, "leaves nothing to learn: each class has 4 rows of parameters"),
+        ((12, 5), 0.2, "freezes nothing: each class has 4 rows of parameters"),
         (
             (11, 5),
             1,

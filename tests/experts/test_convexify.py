@@ -129,9 +129,9 @@ def test_damage_is_found(stores: tuple[Store, Store], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "waypoints", "message"),
     [
-        ({}, "6,25", "should be between the ends of the course, epochs 0 and 6"),
-        ({}, "0,2", "should be between the ends"),
-        ({}, "two", "has 'two'"),
+        ({}, "6,25", "should be epochs from 1 to 5, separated by commas"),
+        ({}, "0,2", "should be epochs from 1 to 5"),
+        ({}, "two", "have 6 epochs.*but is two"),
         ({"keep": "0-2"}, "2", "does not keep epoch 3"),
         ({"until_epoch": 3}, "2", "trained for the first 3 of 6 epochs"),
         ({"norm": "batch"}, "2", "has buffers"),

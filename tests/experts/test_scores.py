@@ -106,7 +106,7 @@ def test_scores_that_do_not_fit(
     [
         ({"scores": np.arange(35.0)}, r"each of the 36 training images of tiny.*float64 \[35\]"),
         ({"a": np.ones(36), "b": np.ones(36)}, "one called 'scores'.*holds {'a': .*, 'b':"),
-        ({"scores": np.full(36, np.nan)}, "a finite number for each"),
+        ({"scores": np.full(36, np.nan)}, "a finite number for each.*holds 36 that are not finite"),
         ({"scores": np.array(["a"] * 36)}, "<U1"),
         ({}, "holds {}"),
     ],
@@ -135,7 +135,7 @@ def test_a_users_scores_of_any_kind_are_the_same(
     assert all(each.values.tolist() == values.tolist() for each in found)
     for name, message in (
         ("bad.npy", "is damaged"),
-        ("none.npz", "there is no .*none.npz; `trajmatch score STORE`"),
+        ("none.npz", "--scores: there is no .*none.npz; `trajmatch score STORE`"),
     ):
         with pytest.raises(UserError, match=message):
             read_scores(tmp_path / name, dataset, NO_HOLDOUT)

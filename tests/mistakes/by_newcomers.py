@@ -995,7 +995,7 @@ FILES: list[Mistake] = [
     Command(
         "convexify-with-waypoints-beyond-the-course",
         "trajmatch store convexify experts --out x",
-        expects=("--waypoints 6,25", "2"),
+        expects=("--waypoints", "6,25", "2"),
     ),
     Command(
         "curriculum-without-scores",

@@ -328,9 +328,11 @@ class DistillConfig(RunOptions, DistillSettings):
         super().__post_init__()
         given = self.init_from is not None and self.objective != "match-trajectory"
         if self.experts is None and self.needs_experts and not given:
+            matching = self.needs_experts == "--objective match-trajectory"
+            other = "--objective train-and-test" if matching else "another choice"
             raise UserError(
                 f"{self.needs_experts} needs --experts, a store that `trajmatch expert` makes; "
-                "--objective train-and-test with other images and labels does without"
+                f"{other} does without"
             )
         for name in () if self.experts is None else self.chosen(NetworkSettings):
             raise UserError(

@@ -73,9 +73,11 @@ def free_rows(spec: str, value: Tensor, classes: int, freeze: float) -> Tensor:
             f"but --images {spec} has one of shape {list(value.shape)}"
         )
     kept = int(freeze * rows) if freeze < 1 else int(freeze)
-    if kept >= rows:
+    if not 0 < kept < rows:
+        effect = "leaves nothing to learn" if kept else "freezes nothing"
         raise UserError(
-            f"--freeze {freeze:g} leaves nothing to learn: a class has {rows} rows of parameters"
+            f"--freeze {freeze:g} {effect}: each class has {rows} rows of parameters, and "
+            "some should be frozen and some learned; give another number, or a larger --ipc"
         )
     free = torch.ones(classes, rows)
     free[:, :kept] = 0

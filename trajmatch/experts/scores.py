@@ -180,10 +180,13 @@ def read_scores(
     scores = np.zeros(0) if single is None else np.asarray(single)
     numbers = scores.dtype.kind in "iuf" and scores.shape == (count,)
     if not (numbers and np.isfinite(scores).all()):
-        held = {name: f"{each.dtype} {list(each.shape)}" for name, each in content.items()}
+        held = str({key: f"{each.dtype} {list(each.shape)}" for key, each in content.items()})
+        if numbers:
+            held = f"{np.sum(~np.isfinite(scores))} that are not finite"
         raise UserError(
-            f"{path} should hold one array, or one called 'scores', with a finite number for each "
-            f"of the {count} training images of {address or dataset.name}, but holds {held}"
+            f"--scores {path} should hold one array, or one called 'scores', with a finite number "
+            f"for each of the {count} training images of {address or dataset.name}, but holds "
+            f"{held}"
         )
     values = scores.astype("<f8")
     kept, _ = split_holdout(dataset.train_labels, dataset.class_names, *holdout)
@@ -194,7 +197,9 @@ def read_scores(
 def _content(path: files.PathLike) -> tuple[dict[str, Any], Description | None]:
     """Read the arrays of a file, and the description of one that :func:`score_images` wrote."""
     if not Path(path).exists():
-        raise UserError(f"there is no {path}; `trajmatch score STORE` writes scores of its experts")
+        raise UserError(
+            f"--scores: there is no {path}; `trajmatch score STORE` writes the scores of a store"
+        )
     if Path(path).suffix in (".npy", ".npz"):
         # Errors of numpy, zipfile or zlib.
         with as_user_error(f"{path} is damaged or not a file of numpy: ", Exception):

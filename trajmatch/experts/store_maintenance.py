@@ -183,12 +183,13 @@ def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25"
             f"the network of {path} has buffers (running statistics of batch norm), which no point "
             "between two others has; convexify experts without them"
         )
-    inner = sorted(numbers_of(waypoints, manifest_file.MOST_EPOCHS, "waypoints", "epochs"))
-    if not 0 < inner[0] <= inner[-1] < store.course:
+    inner = [int(epoch) if epoch.strip().isdecimal() else 0 for epoch in waypoints.split(",")]
+    if not all(0 < epoch < store.course for epoch in inner):
         raise UserError(
-            f"--waypoints {waypoints} should be between the ends of the course, epochs 0 and "
-            f"{store.course}"
+            f"--waypoints should be epochs from 1 to {store.course - 1}, separated by commas (the "
+            f"experts of {path} have {store.course} epochs), but is {waypoints}"
         )
+    inner = sorted(set(inner))
     if not (there := store.finished()):
         raise UserError(f"{path} has no finished expert; nothing can be kept of it")
     layers = [shape.numel() for shape in networks.parameter_shapes(model).values()]
