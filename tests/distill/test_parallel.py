@@ -57,14 +57,13 @@ def test_gradients_come_in_the_order_of_the_matches(soft: bool, count: int) -> N
     class Recorder(Fellows):
         def gather(self, tensor: Tensor) -> list[Tensor]:
             sent[-1].append(tensor)
-            return []
+            return [tensor] * size
 
     for rank in range(size):
         sent.append([])
         recorder = Recorder(size)
         recorder.rank = rank
-        with pytest.raises(IndexError):  # nothing comes back from this one
-            Division(recorder).gather(Division(recorder).own(made), count)
+        Division(recorder).gather(Division(recorder).own(made), count)
 
     class Player(Fellows):
         calls = 0

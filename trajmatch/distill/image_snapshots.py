@@ -72,7 +72,12 @@ class ImageSnapshots:
             return
         images = self._problem.render(state.result).images.cpu()[self._chosen]
         pixels = self._problem.training.preprocessing.to("cpu").invert(images)
-        before = (self._load() if self._last >= 0 else None) or self._none(pixels)
+        before = (self._load() if self._last >= 0 else None) or Snapshots(
+            iterations=(),
+            images=torch.empty(0, *pixels.shape, dtype=snapshots.DTYPE),
+            labels=self._chosen // self._problem.images_per_class,
+            identity=self._problem.identity,
+        )
         snapshots.save(self._path, before.with_images(state.iteration, pixels))
         self._last = state.iteration
 
@@ -85,15 +90,6 @@ class ImageSnapshots:
         except UserError as error:
             warnings.warn(f"{error}; the snapshots of this run begin anew", stacklevel=3)
             return None
-
-    def _none(self, pixels: Tensor) -> Snapshots:
-        per_class = self._problem.images_per_class
-        return Snapshots(
-            iterations=(),
-            images=torch.empty(0, *pixels.shape, dtype=snapshots.DTYPE),
-            labels=self._chosen // per_class,
-            identity=self._problem.identity,
-        )
 
 
 def due_iterations(count: int, iterations: int) -> frozenset[int]:

@@ -11,7 +11,6 @@ from torch import Tensor
 from trajmatch.distill.parameters import SyntheticSet
 from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts
-from trajmatch.images.parametrisation import joined as rows_of_both
 from trajmatch.memory import check_memory
 
 if TYPE_CHECKING:
@@ -221,12 +220,6 @@ def from_artifact(source: Artifact, path: str, dataset: Dataset, ipc: int) -> Sy
         )
     images = source.images_preprocessed_by(dataset.preprocessing)
     return SyntheticSet(images, source.labels)
-
-
-def joined(first: SyntheticSet, more: SyntheticSet, classes: int) -> SyntheticSet:
-    """Return two sets as one: of every class the images of the first, then those of the other."""
-    pairs = zip(first, more, strict=True)
-    return SyntheticSet(*(rows_of_both(one, two, classes) for one, two in pairs))
 
 
 def _members(dataset: Dataset, ipc: int) -> list[Tensor]:

@@ -67,7 +67,13 @@ def outer_iteration(
     elif skipped:
         state.refusals, state.skips = 0, state.skips + 1
     else:
-        _apply(update, state, config.ema)
+        state.parameters = update
+        state.average = {
+            name: moving_average(average, update[name].value, config.ema)
+            for name, average in state.average.items()
+        }
+        state.applied += 1
+        state.refusals = state.skips = 0
     numbers = {
         "iteration": state.iteration,
         "loss": gradient.loss,
@@ -78,17 +84,6 @@ def outer_iteration(
     if config.skip_above is not None:
         numbers["skipped"] = fault is None and skipped
     return numbers, fault
-
-
-def _apply(update: dict[str, OuterParameter], state: State, decay: float) -> None:
-    """Apply an update that was found to be sound."""
-    state.parameters = update
-    state.average = {
-        name: moving_average(average, update[name].value, decay)
-        for name, average in state.average.items()
-    }
-    state.applied += 1
-    state.refusals = state.skips = 0
 
 
 def _drawn(draws: Sequence[Draw], gradients: Sequence[OuterGradient]) -> dict[str, Any]:

@@ -101,9 +101,10 @@ class Division:
         rows = -(-count // ranks.size)
 
         def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
-            """Stacked tensors of all processes ``[rows, ...]``, with zeros where one has fewer."""
+            """The tensors of all tasks; a process that has fewer of them sends zeros beside."""
             missing = [torch.zeros_like(tensors[0])] * (rows - len(tensors))
-            return ranks.gather(torch.stack([*tensors, *missing]))
+            of_rank = ranks.gather(torch.stack([*tensors, *missing]))
+            return [of_rank[task % ranks.size][task // ranks.size] for task in range(count)]
 
         numbers = gathered(
             [torch.tensor([each.loss, each.meaningful], dtype=torch.float64) for each in own]
@@ -113,13 +114,9 @@ class Division:
         }
         memory = {name: gathered([each.memory[name] for each in own]) for name in own[0].memory}
         gradients = []
-        for task in range(count):
-            row, rank = divmod(task, ranks.size)
-            loss, meaningful = numbers[rank][row].tolist()
-            by_name, remembered = (
-                {name: each[rank][row] for name, each in found.items()}
-                for found in (tensors, memory)
-            )
+        for task, (loss, meaningful) in enumerate(map(Tensor.tolist, numbers)):
+            by_name = {name: each[task] for name, each in tensors.items()}
+            remembered = {name: each[task] for name, each in memory.items()}
             gradients.append(OuterGradient(loss, by_name, bool(meaningful), remembered))
         return gradients
 

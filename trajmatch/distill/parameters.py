@@ -64,18 +64,13 @@ class Optimiser(ABC):
     clip: float | None = None
     positive: bool = False
 
-    @abstractmethod
     def begin(self, value: Tensor) -> dict[str, Tensor]:
-        """Return the moments before the first step, by name."""
+        """Return the moments before the first step, by name; of this class, those of clipping."""
+        return {} if self.clip is None else {"norm": value.new_zeros(())}
 
     @abstractmethod
     def step(self, value: Tensor, moments: Moments, gradient: Tensor) -> tuple[Tensor, Moments]:
         """Return the next value and moments; nothing is changed in place."""
-
-    def first_moments(self, value: Tensor) -> dict[str, Tensor]:
-        """Return all moments before the first step, by name."""
-        norm = {} if self.clip is None else {"norm": value.new_zeros(())}
-        return {**self.begin(value), **norm}
 
     def update(self, value: Tensor, moments: Moments, gradient: Tensor) -> tuple[Tensor, Moments]:
         """Clip the gradient and step."""
@@ -106,7 +101,7 @@ class SGD(Optimiser):
 
     def begin(self, value: Tensor) -> dict[str, Tensor]:
         """Return the velocity ``v``."""
-        return {"velocity": torch.zeros_like(value)}
+        return {"velocity": torch.zeros_like(value), **super().begin(value)}
 
     def step(self, value: Tensor, moments: Moments, gradient: Tensor) -> tuple[Tensor, Moments]:
         """See :meth:`Optimiser.step`."""
@@ -127,8 +122,9 @@ class Adam(Optimiser):
 
     def begin(self, value: Tensor) -> dict[str, Tensor]:
         """Return the averages of gradient and squared gradient, and the number of steps."""
-        zeros = torch.zeros_like(value)
-        return {"mean": zeros, "square": zeros.clone(), "steps": value.new_zeros(())}
+        zeros, steps = torch.zeros_like(value), value.new_zeros(())
+        own = {"mean": zeros, "square": zeros.clone(), "steps": steps}
+        return {**own, **super().begin(value)}
 
     def step(self, value: Tensor, moments: Moments, gradient: Tensor) -> tuple[Tensor, Moments]:
         """See :meth:`Optimiser.step`."""
@@ -163,7 +159,7 @@ class OuterParameter:
         cls, value: Tensor, optimiser: Optimiser | None = None, free: Tensor | None = None
     ) -> OuterParameter:
         """Make a parameter that has not been updated yet."""
-        return cls(value, optimiser, optimiser.first_moments(value) if optimiser else {}, free)
+        return cls(value, optimiser, optimiser.begin(value) if optimiser else {}, free)
 
     def updated(self, gradient: Tensor | None) -> OuterParameter:
         """Return the parameter after one step of its optimiser."""

@@ -38,6 +38,7 @@ from trajmatch.experts.final import FinalExperts
 from trajmatch.experts.labels import soft_labels
 from trajmatch.experts.scores import Scores, path_beside, read_scores
 from trajmatch.images import find_parametrisation, is_built_in
+from trajmatch.images.parametrisation import joined
 from trajmatch.importing import blamed, expect_kind, named
 from trajmatch.random import generator
 from trajmatch.schema import settings_of
@@ -169,7 +170,8 @@ class Problem(Setup):
         more = self._chosen_images(count - there, there)
         if first.labels.is_floating_point() and not more.labels.is_floating_point():
             more = SyntheticSet(more.images, self._soft_labels(more.images, more.labels))
-        return initialise.joined(first, more, dataset.num_classes)
+        pairs = zip(first, more, strict=True)
+        return SyntheticSet(*(joined(one, two, dataset.num_classes) for one, two in pairs))
 
     def _chosen_images(self, count: int, *there: int) -> SyntheticSet:
         """Return this number of images for each class, with hard labels, as ``--init`` says.
@@ -250,8 +252,7 @@ class Problem(Setup):
     def image_optimiser(self) -> Optimiser:
         """Optimiser of the images' parameters."""
         config, own = self.config, self.parametrisation
-        usual = self.objective.optimiser or own.optimiser
-        name = config.optimiser_img or usual
+        name = config.optimiser_img or self.objective.optimiser or own.optimiser
         lr = config.lr_img
         if lr is None:
             lr = own.lr if name == own.optimiser else {"sgd": 100.0, "adam": 0.001}[name]
