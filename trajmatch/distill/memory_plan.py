@@ -160,7 +160,7 @@ def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
         return None
     batch = min(problem.config.batch_syn or images, images)
     now = min(plan.micro_batch or batch, batch)
-    if now == 1 or not (engine or _images_alone(problem)):
+    if now == 1 or not (engine or problem.treats_images_alone):
         return None
     return replace(plan, micro_batch=-(-now // 2))
 
@@ -247,18 +247,12 @@ def check_parts(problem: Problem) -> None:
         UserError: The network treats the images of a batch together.
     """
     micro_batch = problem.config.micro_batch
-    if micro_batch is not None and not _images_alone(problem):
+    if micro_batch is not None and not problem.treats_images_alone:
         raise UserError(
             f"--micro-batch {micro_batch} would change the result: the logits of an image depend "
             "on the others of its batch in this network, as they do with a batch norm; "
             "leave --micro-batch out"
         )
-
-
-def _images_alone(problem: Problem) -> bool:
-    """Return True if the network treats each image of a batch alone."""
-    images = problem.training.normalise(problem.training.train_images[:4])
-    return problem.treats_images_alone(images.to(problem.device))
 
 
 def _kept_bytes(problem: Problem, plan: Plan, sizes: Sequence[int]) -> int:

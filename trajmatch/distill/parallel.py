@@ -57,8 +57,7 @@ def check_division(problem: Problem, state: State, ranks: Ranks) -> None:
             f"--parallel batch gives each process an image or more of every batch, but batches "
             f"have {batch} images and there are {ranks.size} processes; choose fewer"
         )
-    engine = ops.engine_for(problem.model) == "engine"
-    if not (engine or problem.treats_images_alone(problem.render(state.result).images)):
+    if ops.engine_for(problem.model) != "engine" and not problem.treats_images_alone:
         raise UserError(
             "--parallel batch cannot share the batches of this network: its images depend on each "
             "other, as batch norm's do through the statistics of the batch, so that the parts "
