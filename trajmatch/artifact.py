@@ -305,7 +305,7 @@ class Artifact(Description):
     @property
     def stored_bytes(self) -> int:
         """Bytes that images (or their parameters) and labels take in a file."""
-        return sum(each.numel() * each.element_size() for each in self._learned)
+        return sum(each.nbytes for each in self._learned)
 
 
 def log_probabilities(probabilities: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from trajmatch import files
 from trajmatch.data.reading import readable
 from trajmatch.errors import UserError
@@ -64,10 +62,8 @@ def convert(config: ConvertConfig, progress: ProgressLike | None = None) -> str:
 
 def _check_flags(config: ConvertConfig, kind: str, *allowed: str) -> None:
     """Refuse flags that would be without effect."""
-    for field in dataclasses.fields(config):
-        common = field.name in ("source", "out", "quiet")
-        if not common and field.name not in allowed and getattr(config, field.name) is not None:
+    for name in config.chosen(ConvertConfig):
+        if name not in ("source", "out", "quiet", *allowed):
             raise UserError(
-                f"{flag(field.name)} says nothing about {kind}, which "
-                f"{config.source} is; leave it out"
+                f"{flag(name)} says nothing about {kind}, which {config.source} is; leave it out"
             )

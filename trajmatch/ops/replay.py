@@ -11,7 +11,7 @@ import math
 import pickle
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -76,11 +76,13 @@ class Conditions:
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Give the model its former mode and buffers, and the thread its former autocast."""
-        modes = [(module, module.training) for module, _ in self._modes]
-        buffers = [(owner, name, owner[name]) for owner, name, _ in self._buffers]
         with ExitStack() as stack:
-            stack.callback(_set, modes, buffers)
-            _set(self._modes, self._buffers)
+            for module, training in self._modes:
+                stack.callback(setattr, module, "training", module.training)
+                module.training = training
+            for owner, name, buffer in self._buffers:
+                stack.callback(owner.__setitem__, name, owner[name])
+                owner[name] = buffer
             for each in self._autocast:
                 stack.enter_context(torch.autocast(*each))
             yield
@@ -159,14 +161,3 @@ def twice_differentiable() -> Iterator[None]:
         if "torch._dynamo" in sys.modules and not torch.compiler.is_compiling():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
-
-
-Modes = Sequence[tuple[nn.Module, bool]]
-Buffers = Sequence[tuple[dict[str, Tensor | None], str, Tensor | None]]
-
-
-def _set(modes: Modes, buffers: Buffers) -> None:
-    for module, training in modes:
-        module.training = training
-    for owner, name, buffer in buffers:
-        owner[name] = buffer
