@@ -262,6 +262,8 @@ def test_batch_norm_of_tokens_is_found(device: torch.device) -> None:
          {"loss": "sum_logits"}),
         ("convnet", ValueError, "soft_labels to be one of logits, probabilities, but got 'hard'",
          {"soft_labels": "hard"}),
+        ("convnet", ValueError, "soft_labels to be left out with loss='mse'",
+         {"loss": "mse", "soft_labels": "probabilities"}),
         ("convnet", TypeError, r"labels to be float64 \(targets of loss='mse'\), but got int64",
          {"loss": "mse", "labels": torch.arange(IMAGES)}),
         ("convnet", ValueError, r"labels to have shape \[6, \.\.\.\], but got \[5, 4\]",

@@ -163,6 +163,8 @@ class Expect:
         if not callable(loss):
             self.choice("loss", loss, losses)
         self.choice("soft_labels", soft_labels, SOFT_LABELS)
+        targets = loss == "mse" and soft_labels != SOFT_LABELS[0]
+        self.that(not targets, "soft_labels", "be left out with loss='mse'", repr(soft_labels))
 
     def images(self, images: Tensor, theta: Tensor, name: str, engine: bool) -> None:
         """Raise unless the tensor can be a batch of images; on autograd of any shape, or tokens."""
