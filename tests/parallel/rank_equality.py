@@ -88,7 +88,8 @@ def in_double(problem: Problem) -> tuple[Problem, State]:
         state.parameters[name] = replace(each, value=double(each.value), moments=moments)
     state.average = {name: double(each) for name, each in state.average.items()}
     store: Any = DoubleStore(problem.store)
-    objective = replace(problem.objective, store=store)
+    single: Any = problem.objective
+    objective = replace(single, setup=replace(single.setup, experts=store))
     return replace(problem, experts=store, objective=objective), state
 
 
