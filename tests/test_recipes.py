@@ -119,14 +119,13 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Dataset]]:
 
 
 def runs() -> Iterator[Any]:
-    """The recipes; of several for a set of large images, or of a later method, one is run."""
+    """The recipes; by default one is run of each method and data set, and of a later method one."""
     seen = {method for method, slow in LATER.items() if slow}
     for name in recipe_names():
         if name not in SAME:
             method, data = name.partition("/")[0], name.rpartition("/")[0]
             group = method if method in LATER else data
-            again = group in seen and (group == method or "imagenet" in data)
-            yield pytest.param(name, marks=pytest.mark.slow if again else ())
+            yield pytest.param(name, marks=pytest.mark.slow if group in seen else ())
             seen.add(group)
 
 
