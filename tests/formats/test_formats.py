@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +45,15 @@ def contents(path: Path) -> dict[str, bytes]:
     return {str(f): f.read_bytes() for f in files if f.is_file() and f.name != "store.json"}
 
 
+def says_all(found: Any, was: Any) -> bool:
+    """Return True if an object of JSON has all that an older one has."""
+    if isinstance(was, dict):
+        return all(says_all(found[key], value) for key, value in was.items())
+    if isinstance(was, list):
+        return all(map(says_all, found, was)) and len(found) == len(was)
+    return bool(found == was)
+
+
 def test_finished_runs_are_known_as_finished(make: ModuleType, folder: Path) -> None:
     runs = make.configurations(folder)
     for name, config in runs.items():
@@ -52,7 +63,12 @@ def test_finished_runs_are_known_as_finished(make: ModuleType, folder: Path) -> 
             with pytest.raises(UserError, match="--resume"):
                 run(config)
             run(dataclasses.replace(config, resume=True))
-            assert contents(folder / name) == before, name
+            after = contents(folder / name)
+            for path in [path for path in before if Path(path).name == "result.json"]:
+                was, found = (json.loads(each[path]) for each in (before, after))
+                assert says_all(found, was)  # later releases say more
+                after[path] = before[path]
+            assert after == before, name
             setting = next(each for each in ("lr", "lr_img", "seed") if each in vars(config))
             other = dataclasses.replace(config, resume=True, **{setting: 7})
             with pytest.raises(UserError, match=setting):
