@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from trajmatch.distill import DistillConfig
-from trajmatch.experts import ExpertConfig
+from trajmatch.experts.config import NetworkSettings
 from trajmatch.recipes import Recipe
 
 
@@ -64,8 +63,8 @@ def random_baseline(recipe: Recipe) -> Published | None:
     found = RANDOM_REAL.get(name, {}).get(ipc)
     if found is None:
         return None
-    experts = ExpertConfig(out=Path("experts"), **recipe.expert)
-    tested = ExpertConfig(out=Path("experts"), depth=DEPTHS[name])
-    if any(getattr(experts, field) != getattr(tested, field) for field in _NETWORK):
+    settings = {**recipe.expert, **recipe.distill}  # the latter of runs without experts
+    network = NetworkSettings(**{k: settings[k] for k in _NETWORK if k in settings})
+    if network != NetworkSettings(depth=DEPTHS[name]):
         return None
     return Published(*found, SOURCE)

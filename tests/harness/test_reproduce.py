@@ -264,7 +264,9 @@ def test_the_other_methods_at_a_tiny_scale(name, changes, few, tmp_path) -> None
 def test_published_numbers(name) -> None:
     recipe = find_recipe(name)
     random, distilled = random_baseline(recipe), distilled_baseline(recipe)
-    tested = recipe.data.partition("?")[0] in RANDOM_REAL and not name.startswith("cpu/")
+    # SelMatch's networks have batch norm.
+    other = name.startswith(("cpu/", "selmatch/"))
+    tested = recipe.data.partition("?")[0] in RANDOM_REAL and not other
     assert (random is not None) == tested
     if random is not None and distilled is not None:
         assert random.mean < distilled.mean < 100
