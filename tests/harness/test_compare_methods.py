@@ -130,7 +130,7 @@ def test_everything_is_in_the_record(whole) -> None:
             assert entry["refused"] == 0
     assert record["calls"] == 1
     assert {kind: len(found) for kind, found in record["experts"].items()} == dict.fromkeys(
-        EXPERTS, 2
+        KINDS, 2
     )
 
 
