@@ -40,7 +40,7 @@ HEAD = ("`--images`", "images per class", "stored values", "bytes of the images"
 
 
 def stored_tiles(distilled: Artifact) -> Tensor:
-    """What a set stores for each of its images, as a picture. ``[n, 1, H, W]``, from 0 to 1."""
+    """Return the stored form of each image of a set as a picture. ``[n, 1, H, W]``, from 0 to 1."""
     kind, parameters = (
         (distilled.parametrisation or "pixels").partition(":")[0],
         distilled.parameters,
@@ -71,7 +71,7 @@ def stored_tiles(distilled: Artifact) -> Tensor:
 
 
 def picture(sets: dict[str, Artifact], label: int) -> bytes:
-    """What each stores of a class, and below it what it shows, as a PNG file."""
+    """Draw the stored form of a class for each set, and below it the images, as a PNG file."""
     rows, names = [], []
     for spec, distilled in sets.items():
         shown = pictures.to_pixels(distilled.preprocessing.invert(distilled.images), "sigma")

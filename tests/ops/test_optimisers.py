@@ -81,7 +81,7 @@ def problem(
     given["batches"] = [torch.randperm(6)[:size].to(theta.device) for size in (3, 4, 2)][:steps]
     given["batches"] += [torch.randperm(6)[:3].to(theta.device) for _ in range(steps - 3)]
     given["loss"] = "mse" if labels == "mse" else "cross_entropy"
-    # With one learning rate for all, a new optimiser, whose squares are those of the gradient.
+    # A single learning rate makes a new optimiser, whose squares begin with this gradient.
     known = None if shape == "one" else ops.OptimiserState(leaves[4], 3)
     given |= {"optimiser": optimiser, "state": known}
     return given, [each for each in leaves if each.requires_grad and each.numel() > 0]

@@ -25,7 +25,7 @@ class Command(NamedTuple):
     divides: bool = False  # whether several processes of torchrun can share its work
 
 
-#: By their names, which are those of their modules in trajmatch.cli.
+#: By name, which is also the name of the module in trajmatch.cli.
 COMMANDS = {
     "expert": Command("train experts on real images and keep their trajectories", True, True),
     "distill": Command("distil a few images per class from a store of experts", True, True),

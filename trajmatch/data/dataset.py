@@ -113,7 +113,7 @@ class Dataset:
 
     @property
     def train_answers(self) -> Tensor:
-        """What networks learn of the training images: their targets if any, else their labels."""
+        """Answers that networks learn for the training images: targets if any, else labels."""
         return self.train_labels if self.train_targets is None else self.train_targets
 
     @property
