@@ -67,8 +67,14 @@ def compared(
         facts; ``agree``, if it is among them, is false where results differ.
     """
     taken = alternate(variants, rounds, device)
-    seconds = {name: summary([each / repeats for each in found]) for name, found in taken.items()}
-    first, *others = variants
+    parts = {name: [each / repeats for each in found] for name, found in taken.items()}
+    return as_row(case, parts, **facts)
+
+
+def as_row(case: str, taken: Mapping[str, Sequence[float]], **facts: Any) -> Row:
+    """Return the row of :func:`compared` from the seconds of every variant's rounds."""
+    seconds = {name: summary(found) for name, found in taken.items()}
+    first, *others = taken
     return {
         "case": case,
         "seconds": seconds,
