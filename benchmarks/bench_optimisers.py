@@ -17,12 +17,12 @@ from functools import partial
 import bench  # noqa: F401  before torch, which reads its settings of OpenMP
 from bench.agreement import relative
 from bench.memory import memory_over_steps
+from bench.optimisers import GRAPHS, OURS, WITH_OPTIMISER
 from bench.peers import installed
 from bench.problem import make_problem
 from bench.program import Row, as_row, parser, program, report
 from bench.sizes import TINY, Size
 from bench.timing import alternate
-from bench.variants import OPTIMISERS, VARIANTS, WITH_OPTIMISER, Variant
 
 SIZES = [Size(32, 10, 20), Size(32, 50, 10), Size(128, 50, 6)]
 #: Steps between which memory grows by what each step keeps.
@@ -31,16 +31,6 @@ ROUNDS = 5
 #: Largest relative difference of the gradients from the graph's in float64. From moments that are
 #: zero, Adam divides the rounding of gradients that should be zero by eps = 1e-8, in the graph too.
 TOLERANCE = 1e-7
-
-#: Functions of the problem by optimiser.
-OURS: dict[str, Variant] = {
-    "sgd": VARIANTS["trajmatch"],
-    **{name: WITH_OPTIMISER[f"trajmatch_{name}"] for name in OPTIMISERS},
-}
-GRAPHS: dict[str, Variant] = {
-    "sgd": VARIANTS["eager_unroll_nchw"],
-    **{name: WITH_OPTIMISER[f"eager_unroll_{name}"] for name in OPTIMISERS},
-}
 
 
 def rows(sizes: Sequence[Size], steps: Sequence[int], rounds: int, device: str) -> Iterator[Row]:
@@ -52,12 +42,10 @@ def rows(sizes: Sequence[Size], steps: Sequence[int], rounds: int, device: str) 
             name: max(map(relative, run(double), GRAPHS[name](double)))
             for name, run in OURS.items()
         }
-        peers = installed()
-        runs = {
-            **{("trajmatch", name): run for name, run in OURS.items()},
-            **{("graph", name): run for name, run in GRAPHS.items()},
-            **{(peer, "adam"): run for peer, run in peers.items()},
-        }
+        # each graph after ours with the same optimiser: what runs before it costs time, too
+        sides = {"trajmatch": OURS, "graph": GRAPHS}
+        runs = {(who, name): runs[name] for name in OURS for who, runs in sides.items()}
+        runs |= {(peer, "adam"): run for peer, run in installed().items()}
         timed = {" ".join(key): partial(run, problem) for key, run in runs.items()}
         for run in timed.values():
             run()
@@ -73,7 +61,7 @@ def rows(sizes: Sequence[Size], steps: Sequence[int], rounds: int, device: str) 
             yield as_row(f"{name}, {size.key}", named)
     size = sizes[0]
     vector = make_problem(size).start.numel() * 4
-    for name in ("trajmatch", *(f"trajmatch_{each}" for each in OPTIMISERS)):
+    for name in ("trajmatch", *WITH_OPTIMISER):
         memory = memory_over_steps(size, name, device, steps)
         yield {
             "case": f"memory of {name}: {memory['slope'] / vector:.2f} parameter vectors a step",

@@ -211,6 +211,10 @@ def data_of_another_size(folder: Path) -> str:
             ["--recipe", "cpu/own/ipc1", "--distill.ipc", "0"],
             "--distill.ipc should be a whole number of at least 1",
         ),
+        (
+            ["--recipe", "cpu/own/ipc1", "--objective", "train-and-test"],
+            "cpu/own/ipc1 is for another objective than train-and-test, which has no --student-st",
+        ),
     ],
 )
 def test_mistakes_are_told_before_any_work(

@@ -208,14 +208,14 @@ def loss_value(
 
     Raises:
         ValueError: Floating labels have another shape than the outputs, or a loss that is a
-            function does not return a scalar.
+            function does not return a scalar with a gradient in the outputs.
     """
     outputs = call_flat(model, theta, images, update_buffers)
     if loss == "sum_logits":
         return outputs.sum()
     assert labels is not None
     if not isinstance(loss, str):
-        return _scalar(loss(outputs, labels))
+        return _scalar(loss(outputs, labels), outputs)
     soft = labels.is_floating_point()
     if soft and labels.shape != outputs.shape:
         raise ValueError(
@@ -229,11 +229,13 @@ def loss_value(
     return soft_cross_entropy(outputs, labels)
 
 
-def _scalar(value: object) -> Tensor:
-    """Return the value of a loss; raise ValueError for anything else than a scalar tensor."""
-    if isinstance(value, Tensor) and value.shape == ():
+def _scalar(value: object, outputs: Tensor) -> Tensor:
+    """Return the value of a loss; raise ValueError unless it is a scalar of the outputs."""
+    constant = isinstance(value, Tensor) and outputs.requires_grad and not value.requires_grad
+    if isinstance(value, Tensor) and value.shape == () and not constant:
         return value
     shape = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
+    shape += " that has no gradient in the outputs" if constant else ""
     raise ValueError(
         "trajmatch: expected loss to return a scalar tensor, the mean over the batch, but got a "
         f"{type(value).__name__}{shape}"

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from bench.optimisers import WITH_OPTIMISER
 from bench.problem import make_problem
 from bench.process import in_process
 from bench.sizes import Size
 from bench.timing import LinearFit, fit_line
-from bench.variants import VARIANTS, WITH_OPTIMISER, first_line
+from bench.variants import VARIANTS, first_line
 from trajmatch.children import Emit, Job
 from trajmatch.memory import free_bytes, peak_bytes, reset_peak
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +29,6 @@ class OuterGradient(NamedTuple):
 
 
 Variant = Callable[[Problem], OuterGradient]
-Optimiser = ops.SGD | ops.Adam
-
-#: Optimisers of the student beside plain SGD, by name.
-OPTIMISERS: dict[str, Optimiser] = {
-    "momentum": ops.SGD(momentum=0.9),
-    "nesterov": ops.SGD(momentum=0.9, nesterov=True, weight_decay=5e-4),
-    "adam": ops.Adam(),
-    "adamw": ops.Adam(weight_decay=1e-2, decoupled=True),
-}
 
 #: Ours: without and with a tape of activations.
 OURS = ("trajmatch", "trajmatch_tape")
@@ -53,10 +44,8 @@ BASELINES = {
 TAPE_BYTES = 2 * 2**30
 
 
-def trajmatch(
-    problem: Problem, tape_bytes: int = 0, optimiser: Optimiser | None = None
-) -> OuterGradient:
-    """Ours: the fused engine, with its adjoint."""
+def trajmatch(problem: Problem, tape_bytes: int = 0, **settings: Any) -> OuterGradient:
+    """Ours: the fused engine, with its adjoint; more settings of the loop by name."""
     images, lr = problem.images.detach().requires_grad_(), problem.lr.detach().requires_grad_()
     end = ops.unroll(
         problem.model,
@@ -66,15 +55,13 @@ def trajmatch(
         lr,
         problem.batches,
         tape_bytes=tape_bytes,
-        optimiser=optimiser,
+        **settings,
     )
     loss = ops.param_distance(end, problem.target, problem.start)
     return OuterGradient(loss.detach(), *torch.autograd.grad(loss, (images, lr)))
 
 
-def eager_unroll(
-    problem: Problem, layout: torch.memory_format, optimiser: Optimiser | None = None
-) -> OuterGradient:
+def eager_unroll(problem: Problem, layout: torch.memory_format, **settings: Any) -> OuterGradient:
     """The method of the papers' scripts: the graph of all steps, differentiated a second time."""
     images = problem.images.contiguous(memory_format=layout).detach().requires_grad_()
     lr = problem.lr.detach().requires_grad_()
@@ -85,7 +72,7 @@ def eager_unroll(
         problem.labels,
         lr,
         problem.batches,
-        optimiser=optimiser,
+        **settings,
     )
     loss = reference.param_distance(end, problem.target, problem.start)
     return OuterGradient(loss.detach(), *torch.autograd.grad(loss, (images, lr)))
@@ -203,16 +190,6 @@ VARIANTS: dict[str, Variant] = {
     "eager_unroll_nhwc": partial(eager_unroll, layout=torch.channels_last),
     "func_adjoint": func_adjoint,
     "compiled_adjoint": compiled_adjoint,
-}
-
-#: Ours and the graph of all steps with the other optimisers, of another problem each.
-WITH_OPTIMISER: dict[str, Variant] = {
-    f"{variant}_{name}": partial(run, optimiser=optimiser)
-    for name, optimiser in OPTIMISERS.items()
-    for variant, run in (
-        ("trajmatch", trajmatch),
-        ("eager_unroll", partial(eager_unroll, layout=torch.contiguous_format)),
-    )
 }
 
 #: For smoke tests: the same graph is traced, and no C++ compiler runs.

@@ -256,9 +256,9 @@ def test_batch_norm_of_tokens_is_found(device: torch.device) -> None:
 @pytest.mark.parametrize(
     ("model", "kind", "match", "changes"),
     [
-        ("convnet", ValueError, "loss to be one of cross_entropy, mse, but got 'mae'",
+        ("convnet", ValueError, "loss to be one of cross_entropy, mse, or a function of .*'mae'",
          {"loss": "mae"}),
-        ("convnet", ValueError, "loss to be one of cross_entropy, mse, but got 'sum_logits'",
+        ("convnet", ValueError, "loss to be one of cross_entropy, mse, .* but got 'sum_logits'",
          {"loss": "sum_logits"}),
         ("convnet", ValueError, "soft_labels to be one of logits, probabilities, but got 'hard'",
          {"soft_labels": "hard"}),
@@ -280,6 +280,8 @@ def test_batch_norm_of_tokens_is_found(device: torch.device) -> None:
          {"labels": torch.rand(IMAGES, CLASSES), "soft_labels": "probabilities"}),
         ("vectors", ValueError, "a scalar tensor, the mean over the batch, but got a Tensor of "
          r"shape \[3, 4\]", {"loss": lambda outputs, labels: (outputs - labels).abs()}),
+        ("vectors", ValueError, r"a Tensor of shape \[\] that has no gradient in the outputs",
+         {"loss": lambda outputs, targets: huber(outputs, targets).detach()}),
         ("vectors", ValueError, "a scalar tensor, the mean over the batch, but got a float",
          {"loss": lambda outputs, labels: 0.5}),
         ("vectors", ValueError, r"labels to have shape \[6, \.\.\.\], but got \[\]",

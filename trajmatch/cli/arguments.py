@@ -15,7 +15,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from trajmatch.errors import UserError, closest
-from trajmatch.schema import setting
+from trajmatch.schema import flag, setting
 
 if TYPE_CHECKING:
     from trajmatch.recipes import Recipe
@@ -106,8 +106,8 @@ def read(sections: Sequence[Section], argv: Sequence[str], prog: str) -> list[di
     try:
         found, unknown = parser.parse_known_intermixed_args(tokens)
     except argparse.ArgumentError as error:
-        flag = (error.argument_name or "").split("/")[-1]
-        raise UserError(f"{flag}: {error.message}; see {prog} --help") from error
+        name = (error.argument_name or "").split("/")[-1]
+        raise UserError(f"{name}: {error.message}; see {prog} --help") from error
     if unknown:
         raise UserError(f"{_refusal(unknown, options, prog)}; see {prog} --help")
     given = {key: value for key, value in vars(found).items() if value is not None}
@@ -140,12 +140,13 @@ def _add_options(parser: argparse.ArgumentParser, section: Section) -> Iterator[
             continue
         default = section.defaults.get(field.name, field.default)
         kind, several = _kind(hints[field.name])
-        flag = ("no-" if default is True else "") + field.name.replace("_", "-")
-        flags = [f"--{section.stage}.{flag}"] if section.stage else []
-        flags += [f"--{flag}"] if not section.stage or field.name in section.short else []
+        name = ("no-" if default is True else "") + field.name.replace("_", "-")
+        flags = [f"--{section.stage}.{name}"] if section.stage else []
+        flags += [f"--{name}"] if not section.stage or field.name in section.short else []
+        off = "Turn off what is on by default: " if default is True else ""
         settings: dict[str, Any] = {
             "dest": f"{section.stage}.{field.name}",
-            "help": texts[field.name].replace("%", "%%") + _shown_default(default),
+            "help": off + texts[field.name].replace("%", "%%") + _shown_default(default),
         }
         if kind is bool:
             settings |= {"action": "store_const", "const": default is not True}
@@ -243,13 +244,23 @@ def recipe_of(argv: Sequence[str]) -> Recipe | None:
         The recipe; None without the flag, or with nothing behind it.
 
     Raises:
-        UserError: There is no such recipe, or it cannot be used.
+        UserError: There is no such recipe, it cannot be used, or ``--objective`` has no such
+            settings.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe", nargs="?")
-    name = parser.parse_known_args(argv)[0].recipe
-    if name is None:
+    parser.add_argument("--objective", "--distill.objective", nargs="?")
+    given = parser.parse_known_args(argv)[0]
+    if given.recipe is None:
         return None
+    from trajmatch.distill.config import DistillSettings
     from trajmatch.recipes import find_recipe
 
-    return find_recipe(name)
+    recipe = find_recipe(given.recipe)
+    foreign = DistillSettings(objective=given.objective).foreign if given.objective else []
+    if wrong := [flag(name) for name in recipe.distill if name in foreign]:
+        raise UserError(
+            f"the recipe {recipe.name} is for another objective than {given.objective}, which has "
+            f"no {wrong[0]}; give another recipe"
+        )
+    return recipe

@@ -76,7 +76,7 @@ def free_rows(spec: str, value: Tensor, classes: int, freeze: float) -> Tensor:
     if not 0 < kept < rows:
         effect = "leaves nothing to learn" if kept else "freezes nothing"
         raise UserError(
-            f"--freeze {freeze:g} {effect}: each class has {rows} rows of parameters, and "
+            f"--freeze {freeze:g} {effect}: each class has {rows} images, and "
             "some should be frozen and some learned; give another number, or a larger --ipc"
         )
     free = torch.ones(classes, rows)

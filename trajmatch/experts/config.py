@@ -76,7 +76,9 @@ class TrainingSettings(Settings):
     def __post_init__(self) -> None:
         """Check the types, and what one setting asks of another."""
         super().__post_init__()
-        Schedule.parse(self.curriculum, self.drop_easy)
+        last = [epoch for epoch, _ in Schedule.parse(self.curriculum, self.drop_easy).drops][-1:]
+        wanted = f"for epochs below {self.epochs - 1}, the last of --epochs {self.epochs}"
+        self.expect("drop_easy", last < [self.epochs - 1], wanted)
         if self.alpha and not self.rho:
             raise UserError(
                 f"--alpha {self.alpha:g} is a part of GSAM, which --rho 0 leaves out; give --rho "

@@ -160,8 +160,8 @@ class Expect:
 
     def loss(self, loss: Loss, losses: Sequence[str], soft_labels: str) -> None:
         """Raise unless the loss is a function or one of these, and soft labels are of a kind."""
-        if not callable(loss):
-            self.choice("loss", loss, losses)
+        known = f"be one of {', '.join(losses)}, or a function of (outputs, targets)"
+        self.that(callable(loss) or loss in losses, "loss", known, repr(loss))
         self.choice("soft_labels", soft_labels, SOFT_LABELS)
         targets = loss == "mse" and soft_labels != SOFT_LABELS[0]
         self.that(not targets, "soft_labels", "be left out with loss='mse'", repr(soft_labels))
