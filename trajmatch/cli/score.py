@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trajmatch.cli.output import aligned, json_alone, print_json
+from trajmatch.cli.output import json_alone, print_json
 from trajmatch.experts.config import ScoreConfig
 
 
@@ -25,11 +25,6 @@ def run(argv: list[str]) -> int:
     if config.json:
         print_json(result, sort_keys=False)
         return 0
-    rows = [("class", "images", "easiest", "median", "hardest")]
-    for each in result["classes"]:
-        name, images, *ends = each.values()
-        rows.append((name, str(images), *(f"{end:.3f}" for end in ends)))
     print("{file}: EL2N of the training images of {dataset}, ".format(**result), end="")
-    print("mean of the experts after epoch {epoch} (experts: {experts})\n".format(**result))
-    print(aligned(*rows, rule=True))
+    print("mean of the experts after epoch {epoch} (experts: {experts})".format(**result))
     return 0

@@ -286,8 +286,8 @@ class DistillConfig(RunOptions, DistillSettings):
     come from --init."""
     scores: Path | None = None
     """Difficulty of the training images for --init difficulty: a file of `trajmatch score`, or a
-    .npy, .npz or .safetensors file with a number for each, in the order of the data set, higher for
-    harder ones. Default: what `trajmatch score` wrote beside the store."""
+    .npy file with a number for each, in the order of the data set, higher for harder ones. Default:
+    what `trajmatch score` wrote beside the store."""
     checkpoint_every: PositiveInt = 100
     """Iterations from one checkpoint to the next."""
     log: Path | None = None

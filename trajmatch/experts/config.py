@@ -155,8 +155,8 @@ class ExpertConfig(RunOptions, ExpertSettings):
     """Train only the experts that an existing store lacks."""
     scores: Path | None = None
     """Difficulty of the training images for --curriculum and --drop-easy: a file of `trajmatch
-    score`, or a .npy, .npz or .safetensors file with a number for each, in the order of the data
-    set, higher for harder ones."""
+    score`, or a .npy file with a number for each, in the order of the data set, higher for harder
+    ones."""
     checkpoint_seconds: Annotated[float, Meta(ge=0)] = 60.0
     """Seconds of training from one checkpoint of an unfinished expert to the next; they take a
     twentieth of the time at most."""

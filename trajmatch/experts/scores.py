@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -111,8 +110,7 @@ def score_images(
         on_expert: Called after each expert with the number of those that are done.
 
     Returns:
-        ``file``, ``dataset``, ``epoch``, ``experts``, and ``classes``: of each its ``class``, its
-        number of ``images`` and the scores of the ``easiest``, ``median`` and ``hardest`` of them.
+        ``file``, ``dataset`` (its name), ``epoch`` and ``experts`` (their number).
 
     Raises:
         UserError: The file is there already or cannot be written, the store has no such epoch or
@@ -136,13 +134,7 @@ def score_images(
     known = msgspec.convert(describe_dataset(dataset), DatasetEntry)
     found = Description(store.manifest["data"], known, store.identity, epoch, experts)
     files.save_tensors(out, {"scores": scores}, msgspec.to_builtins(found))
-    classes = []
-    for label, name in enumerate(dataset.class_names):
-        ranked = scores[dataset.train_labels == label].sort().values.tolist()
-        ends = {"easiest": ranked[0], "median": median(ranked), "hardest": ranked[-1]}
-        classes.append({"class": name, "images": len(ranked), **ends})
-    result = {"file": f"{out}", "dataset": dataset.name, "epoch": epoch, "experts": experts}
-    return {**result, "classes": classes}
+    return {"file": f"{out}", "dataset": dataset.name, "epoch": epoch, "experts": experts}
 
 
 def read_scores(
@@ -155,9 +147,8 @@ def read_scores(
     """Read the difficulty of the training images.
 
     Args:
-        path: A file of :func:`score_images`; or a ``.npy``, ``.npz`` or safetensors file of the
-            user's with one array, or one that is called ``scores``: a number for each training
-            image of the whole data set, in its order.
+        path: A file of :func:`score_images`; or a ``.npy`` file of the user's with a number for
+            each training image of the whole data set, in its order.
         dataset: The whole data set.
         holdout: Fraction and seed of the part that nothing may see, whose scores are left out.
         address: Where the data set was read from, for messages. Default: its name.
@@ -167,7 +158,7 @@ def read_scores(
     Raises:
         UserError: The file cannot be read, or is of another data set or store.
     """
-    count, content, found = len(dataset.train_labels), *_content(path)
+    count, (scores, found) = len(dataset.train_labels), _content(path)
     if found is not None:
         made, known = f"the scores of {path} were computed for", dict(found.dataset)
         check_same_data(made, known, describe_dataset(dataset), found.data, address)
@@ -176,17 +167,14 @@ def read_scores(
                 f"{path} has the scores of other experts than those of {store.path}; compute them "
                 "again (`trajmatch score`), or name the file with --scores"
             )
-    single = content.get("scores", next(iter(content.values())) if len(content) == 1 else None)
-    scores = np.zeros(0) if single is None else np.asarray(single)
     numbers = scores.dtype.kind in "iuf" and scores.shape == (count,)
     if not (numbers and np.isfinite(scores).all()):
-        held = str({key: f"{each.dtype} {list(each.shape)}" for key, each in content.items()})
+        held = f"an array {list(scores.shape)} of {scores.dtype}"
         if numbers:
             held = f"{np.sum(~np.isfinite(scores))} that are not finite"
         raise UserError(
-            f"--scores {path} should hold one array, or one called 'scores', with a finite number "
-            f"for each of the {count} training images of {address or dataset.name}, but holds "
-            f"{held}"
+            f"--scores {path} should hold a finite number for each of the {count} training images "
+            f"of {address or dataset.name}, but holds {held}"
         )
     values = scores.astype("<f8")
     kept, _ = split_holdout(dataset.train_labels, dataset.class_names, *holdout)
@@ -194,21 +182,15 @@ def read_scores(
     return Scores(torch.from_numpy(values)[kept], fingerprint)
 
 
-def _content(path: files.PathLike) -> tuple[dict[str, Any], Description | None]:
-    """Read the arrays of a file, and the description of one that :func:`score_images` wrote."""
+def _content(path: files.PathLike) -> tuple[np.ndarray[Any, Any], Description | None]:
+    """Read the scores of a file, and the description of one that :func:`score_images` wrote."""
     if not Path(path).exists():
         raise UserError(
             f"--scores: there is no {path}; `trajmatch score STORE` writes the scores of a store"
         )
-    if Path(path).suffix in (".npy", ".npz"):
-        # Errors of numpy, zipfile or zlib.
-        with as_user_error(f"{path} is damaged or not a file of numpy: ", Exception):
-            content = np.load(path, allow_pickle=False)
-            return {"scores": content} if isinstance(content, np.ndarray) else dict(content), None
-    with files.open_tensors(path) as handle:
-        if files.METADATA_KEY not in (handle.metadata() or {}):
-            names = list(handle.keys())
-            return {name: handle.get_tensor(name).double().numpy() for name in names}, None
+    if Path(path).suffix == ".npy":
+        with as_user_error(f"{path} is damaged or not a .npy file: ", Exception):  # of any kind
+            return np.lib.format.open_memmap(path, mode="r"), None
     tensors, metadata = files.load_tensors(path)
     found = convert(metadata, Description, f"{path} is not a file of scores")
-    return {name: tensor.double().numpy() for name, tensor in tensors.items()}, found
+    return tensors.get("scores", torch.empty(0)).numpy(), found
