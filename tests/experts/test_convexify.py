@@ -129,9 +129,9 @@ def test_damage_is_found(stores: tuple[Store, Store], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "waypoints", "message"),
     [
-        ({}, "6,25", "should be epochs from 1 to 5, separated by commas"),
-        ({}, "0,2", "should be epochs from 1 to 5"),
-        ({}, "two", "have 6 epochs.*but is two"),
+        ({}, "6,25", "--waypoints 6,25 should be numbers .* of the epochs 0 to 6, but has '25'"),
+        ({}, "two", "but has 'two'"),
+        ({"epochs": 1}, "1", "does not keep epoch 2"),
         ({"keep": "0-2"}, "2", "does not keep epoch 3"),
         ({"until_epoch": 3}, "2", "trained for the first 3 of 6 epochs"),
         ({"norm": "batch"}, "2", "has buffers"),
@@ -140,7 +140,7 @@ def test_damage_is_found(stores: tuple[Store, Store], tmp_path: Path) -> None:
 def test_stores_that_cannot_be_convexified(
     tiny_data: str, tmp_path: Path, settings: dict[str, Any], waypoints: str, message: str
 ) -> None:
-    store = train(tmp_path / "store", tiny_data, **settings, num_experts=1)
+    store = train(tmp_path / "store", tiny_data, **{"num_experts": 1, **settings})
     with pytest.raises(UserError, match=message):
         convexify(store.path, tmp_path / "lines", waypoints)
     assert not (tmp_path / "lines").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,8 @@ def test_written_now_and_then_and_at_most_a_twentieth_of_the_time(
     now, written = [0.0], []
     dataset = load_dataset(make_config().data)
     store = Store.create(make_config().out, describe(make_config(), dataset, dataset))
-    checkpoints = Checkpoints(store, 60, clock=lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    checkpoints = Checkpoints(store, 60)
 
     def write(place: Place, group: object) -> None:
         written.append(place)

@@ -19,7 +19,6 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from trajmatch import files, networks
-from trajmatch.data import Dataset
 from trajmatch.data.identity import describe_dataset
 from trajmatch.data.reading import readable
 from trajmatch.data.sources import absolute_uri
@@ -114,7 +113,10 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
             for place, trajectory in enumerate(read_trajectories(path, shapes)):
                 rows = _rows(trajectory, path, place)
                 if done == 0:
-                    measured = _test(model, rows[-1], dataset)
+                    networks.load_flat_parameters(model, rows[-1])
+                    some = slice(None, None, max(1, len(dataset.test_labels) // _TESTED))
+                    images, labels = dataset.test_images[some], dataset.test_labels[some]
+                    measured = accuracy(model, images, labels, normalise=dataset.normalise)
                 moved = [
                     (end - start).norm(dtype=torch.float64).item()
                     for start, end in itertools.pairwise(rows)
@@ -207,14 +209,6 @@ def _student(spec: dict[str, Any]) -> nn.Module:
         model = networks.build_student(spec)
         networks.check_student(model)
     return model
-
-
-def _test(model: nn.Module, theta: Tensor, dataset: Dataset) -> float:
-    """Measure the accuracy of an expert on some of the test images, in percent."""
-    networks.load_flat_parameters(model, theta)
-    every = max(1, len(dataset.test_labels) // _TESTED)
-    images = dataset.normalise(dataset.test_images[::every])
-    return accuracy(model, images, dataset.test_labels[::every])
 
 
 def from_store(config: ConvertConfig) -> str:

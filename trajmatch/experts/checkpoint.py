@@ -8,7 +8,7 @@ together: an expert does not depend on those beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -80,14 +80,10 @@ class Checkpoints:
     Args:
         store: Where they are.
         every: Seconds from one to the next, if writing takes less than a twentieth of that.
-        clock: Tells the time in seconds.
     """
 
-    def __init__(
-        self, store: Store, every: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._store, self._every, self._clock = store, every, clock
-        self._due = clock() + every
+    def __init__(self, store: Store, every: float) -> None:
+        self._store, self._every, self._due = store, every, time.monotonic() + every
 
     def place(self, expert: int) -> Place:
         """Return how far an expert was trained: to its checkpoint, or to the end of a part.
@@ -149,10 +145,10 @@ class Checkpoints:
                 f"{self._store.num_experts} experts and a checkpoint of those in training"
             )
             raise
-        began = self._clock()
+        began = time.monotonic()
         if began >= self._due:
             self._write(place, group)
-            ended = self._clock()
+            ended = time.monotonic()
             self._due = ended + max(self._every, (ended - began) / _SHARE)
 
     def _write(self, place: Place, group: Sequence[Training]) -> None:
@@ -169,12 +165,10 @@ def _described(store: Store, expert: int, content: dict[str, Any]) -> Descriptio
     place = f"{store.checkpoint_path(expert)} cannot be used"
     found = convert(content, Description, place, _ADVICE.format(expert))
     epoch, values = found.place.epoch, [*dict[str, Any](found.health).values()]
-    if len(values) < 3:  # the accuracy or the error
-        raise _misfit(store, expert, "its health has no tests")
     if (found.store, found.expert) != (store.identity, expert):
         raise _misfit(store, expert, "it belongs to another store or to another expert")
-    if epoch >= store.course or any(len(each) != epoch for each in values):
-        raise _misfit(store, expert, "its health is not one number for each epoch")
+    if epoch >= store.course or [len(each) for each in values] != [epoch] * 3:
+        raise _misfit(store, expert, "its health is not three numbers for each epoch")
     return found
 
 

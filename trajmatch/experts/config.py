@@ -253,8 +253,8 @@ def numbers_of(text: str, most: int, flag: str, what: str) -> set[int]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
         if not first <= last <= most:
             raise UserError(
-                f"--{flag} {text} should be all, or numbers and spans such as 0-22,30 of the "
-                f"{what} 0 to {most}, but has {part!r}"
+                f"--{flag} {text} should be numbers and spans such as 0-22,30 of the {what} 0 to "
+                f"{most}, but has {part!r}"
             )
         found.update(range(first, last + 1))
     return found

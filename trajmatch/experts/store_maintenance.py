@@ -106,8 +106,6 @@ def trim(
     for what, wanted, have in (("expert", chosen, there), ("epoch", kept, epochs)):
         if lacking := sorted({*wanted} - {*have}):
             raise UserError(f"{path} has no {what} {lacking[0]}; choose among those that it has")
-    if not chosen:
-        raise UserError(f"{path} has no finished expert; nothing can be kept of it")
     members = [(store, expert) for expert in chosen]
     return _assemble(Path(out), {**store.manifest, "snapshots": kept}, members)
 
@@ -145,8 +143,6 @@ def merge(paths: Sequence[files.PathLike], out: files.PathLike) -> Store:
                     f"expert {key[1]} of seed {key[0]}, but differ; leave one of the stores out, "
                     "or that expert (`trajmatch store trim --experts`)"
                 )
-    if not members:
-        raise UserError("none of the stores has a finished expert")
     return _assemble(Path(out), stores[0].manifest, [members[key] for key in sorted(members)])
 
 
@@ -159,23 +155,23 @@ def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25"
     Args:
         path: The store; it stays as it is. It may lack experts.
         out: The new store: a folder that does not exist.
-        waypoints: Epochs of the inner waypoints (MCT: ``"6,25"`` of 50); the ends are always there.
+        waypoints: Epochs of the inner waypoints (MCT: ``"6,25"`` of 50); the ends are always two.
 
     Returns:
         The new store.
 
     Raises:
-        UserError: An epoch is not kept or not trained, the network has buffers, an inner waypoint
-            is not between the ends, a file is damaged, or nothing can be written.
+        UserError: An epoch is not kept or not trained, the network has buffers, a waypoint is
+            beyond the last epoch, a file is damaged, or nothing can be written.
     """
     store = Store.open(path, complete=False)
     store.check_trained(store.course, "trajmatch store convexify")
     if "waypoints" in store.manifest:
         raise UserError(f"{path} has been convexified already; give the store that it was made of")
-    if lacking := sorted({*range(store.course + 1)}.difference(store.snapshots_kept)):
+    if lacking := sorted({*range(max(2, store.course) + 1)}.difference(store.snapshots_kept)):
         raise UserError(
             f"{path} does not keep epoch {lacking[0]}, but the lengths of the experts' paths need "
-            "all of them; train experts with --keep all"
+            "all epochs, two at least; train experts with --keep all"
         )
     model = networks.build(store.manifest["network"])
     if networks.num_buffers(model):
@@ -183,15 +179,8 @@ def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25"
             f"the network of {path} has buffers (running statistics of batch norm), which no point "
             "between two others has; convexify experts without them"
         )
-    inner = [int(epoch) if epoch.strip().isdecimal() else 0 for epoch in waypoints.split(",")]
-    if not all(0 < epoch < store.course for epoch in inner):
-        raise UserError(
-            f"--waypoints should be epochs from 1 to {store.course - 1}, separated by commas (the "
-            f"experts of {path} have {store.course} epochs), but is {waypoints}"
-        )
-    inner = sorted(set(inner))
-    if not (there := store.finished()):
-        raise UserError(f"{path} has no finished expert; nothing can be kept of it")
+    ends = {0, store.course}
+    inner = sorted(numbers_of(waypoints, store.course, "waypoints", "epochs") - ends)
     layers = [shape.numel() for shape in networks.parameter_shapes(model).values()]
 
     def write(source: Store, expert: int, new: Store, number: int) -> None:
@@ -200,7 +189,7 @@ def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25"
         new.write_expert(number, points, source.metrics(expert), shares=shares)
 
     entry = {"epochs": [0, *inner, store.course], "layers": layers}
-    members = [(store, expert) for expert in there]
+    members = [(store, expert) for expert in store.finished()]
     return _assemble(Path(out), {**store.manifest, "waypoints": entry}, members, write)
 
 
@@ -211,6 +200,8 @@ def _assemble(
     write: Callable[[Store, int, Store, int], None] | None = None,
 ) -> Store:
     """Write a store of experts that other stores have, whole or not at all."""
+    if not members:
+        raise UserError(f"no expert is finished that {out} could have")
     origins = [store.origin(expert) for store, expert in members]
     seeds = {origin["seed"] for origin in origins}
     seed = seeds.pop() if len(seeds) == 1 else None
