@@ -72,13 +72,12 @@ class Snapshots:
         return [pictures.to_pixels(images.float(), clip) for images in self.images]
 
 
-class _Description(msgspec.Struct):
+class _Description(msgspec.Struct, tag_field="format", tag="trajmatch snapshots"):
     """Metadata of the file."""
 
-    format: Literal["trajmatch snapshots"]
-    format_version: Literal[1]
     iterations: tuple[Count, ...]
     identity: dict[str, Any]
+    format_version: Literal[1] = 1
 
 
 def save(path: str | os.PathLike[str], snapshots: Snapshots) -> None:
@@ -91,16 +90,9 @@ def save(path: str | os.PathLike[str], snapshots: Snapshots) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    files.save_tensors(
-        path,
-        {"images": snapshots.images, "labels": snapshots.labels},
-        {
-            "format": "trajmatch snapshots",
-            "format_version": 1,
-            "iterations": list(snapshots.iterations),
-            "identity": dict(snapshots.identity),
-        },
-    )
+    description = _Description(snapshots.iterations, dict(snapshots.identity))
+    tensors = {"images": snapshots.images, "labels": snapshots.labels}
+    files.save_tensors(path, tensors, msgspec.to_builtins(description))
 
 
 def load(path: str | os.PathLike[str]) -> Snapshots:

@@ -70,6 +70,10 @@ def test_what_a_function_may_return(name):
     assert dataset.test_labels.dtype == torch.int64
 
 
+def test_other_parts():
+    assert len(load_dataset("own_data.pets:mapping?train=test&test=0.5").train_images) == 4
+
+
 def test_some_of_its_classes():
     assert load_dataset("own_data.pets:whole?classes=dog,cat").class_names == ("dog", "cat")
 
@@ -84,6 +88,10 @@ def test_some_of_its_classes():
         ("own_data.pets:three", "a tuple of them, but returned a tuple of 3"),
         ("own_data.pets:nothing", r"should return a trajmatch\.data\.Dataset, .* returned None"),
         ("own_data.pets:floating", "own_data.pets:floating: x_train should be uint8, 0 to 255"),
+        (
+            "own_data.pets:whole?test=0.5",
+            "returned a trajmatch.data.Dataset, .* out .test=0.5",
+        ),
         ("own_data.pets:four?size=3", "own_data.pets:four takes no option 'size'"),
     ],
 )

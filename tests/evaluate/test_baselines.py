@@ -72,7 +72,7 @@ def test_features_are_pixels_or_logits(
     dataset, distilled = load_dataset(tiny_data), artifact.load(make_artifact())
     pixels = dataset.normalise(dataset.train_images)
     chosen = k_center(pixels.flatten(1), dataset.train_labels, 2)
-    images, labels = TrainingSets(distilled, dataset, 0).k_center(0)
+    images, labels = TrainingSets(distilled, dataset, 0).of("k_center", 0)
     assert torch.equal(images, pixels[chosen])
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]
 
@@ -81,7 +81,7 @@ def test_features_are_pixels_or_logits(
     opened.load_into(model, 0, 2)
     with torch.no_grad():
         chosen = k_center(model(pixels), dataset.train_labels, 2)
-    images, _ = TrainingSets(distilled, dataset, 0, store).k_center(0)
+    images, _ = TrainingSets(distilled, dataset, 0, store).of("k_center", 0)
     assert torch.equal(images, pixels[chosen])
 
 
@@ -114,7 +114,7 @@ def test_all_sets_in_one_call(make_artifact: MakeArtifact, tiny_data: str) -> No
 
 def test_the_whole_set_is_all_of_it(make_artifact: MakeArtifact, tiny_data: str) -> None:
     dataset = load_dataset(tiny_data)
-    images, labels = TrainingSets(artifact.load(make_artifact()), dataset, 0).whole_real(1)
+    images, labels = TrainingSets(artifact.load(make_artifact()), dataset, 0).of("whole_real", 1)
     assert torch.equal(images, dataset.normalise(dataset.train_images))
     assert torch.equal(labels, dataset.train_labels)
 

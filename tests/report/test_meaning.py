@@ -8,11 +8,15 @@ import math
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from trajmatch import artifact
 from trajmatch.artifact import Artifact
+from trajmatch.distill.terms import TERMS
 from trajmatch.evaluate.scores import difference_error, sampling_error
 from trajmatch.recipes import Recipe, find_recipe, load_recipe, recipe_names
 from trajmatch.recipes.deviations import Deviation, deviations
@@ -101,17 +105,27 @@ def test_the_runs_that_are_published_are_called_as_they_came_out() -> None:
         (["automatic", "deep:0.5", "dropout:ratio=0.25", "layers:*.bias=0"], 4, 4.0),
         (["final", "own.module:TERM"], 4, None),
         (["intermediate"], 1, None),
-        (["final", "intermediate"], 10**9, None),
+        (["final", "intermediate"], 10**9, 1e9),
+        (["final"], 0, None),
         ("final", 4, None),
     ],
 )
 def test_a_loss_is_compared_with_that_of_no_step(
     terms: object, epochs: int, unmoved: float | None
 ) -> None:
-    settings = {"terms": terms, "student_steps": 10**10, "expert_epochs": epochs}
+    settings = {"terms": terms, "expert_epochs": epochs}
     assert of_no_step(settings) == unmoved
     if unmoved is not None and unmoved > 1:
         assert "did not move" in verdict([unmoved] * 3, settings)
+
+
+@pytest.mark.parametrize("term", ["intermediate", "intermediate-rising"])
+def test_the_loss_of_no_step_is_that_of_the_terms(term: str) -> None:
+    course: Any = SimpleNamespace(
+        start=torch.zeros(1), steps=20, epochs=7, distance=lambda waypoint: torch.ones(())
+    )
+    loss = TERMS[term]().loss(course).item()
+    assert of_no_step({"terms": [term], "expert_epochs": 7}) == pytest.approx(loss)
 
 
 # --- the recipe

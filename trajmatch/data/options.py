@@ -61,8 +61,8 @@ class PartOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetOptions(Options):
-    """Options of sets that may have target outputs beside the labels.
+class ArrayOptions(PartOptions):
+    """Options of sets of named arrays.
 
     Attributes:
         targets: ``NAME`` of the arrays ``train_NAME`` and ``test_NAME`` with the targets, where
@@ -70,11 +70,6 @@ class TargetOptions(Options):
     """
 
     targets: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrayOptions(PartOptions, TargetOptions):
-    """Options of sets of named arrays."""
 
 
 @dataclass(frozen=True, kw_only=True)

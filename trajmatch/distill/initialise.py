@@ -11,6 +11,7 @@ from torch import Tensor
 from trajmatch.distill.parameters import SyntheticSet
 from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts
+from trajmatch.images.palette import k_means
 from trajmatch.memory import check_memory
 
 if TYPE_CHECKING:
@@ -108,9 +109,6 @@ def from_representatives(
     Raises:
         UserError: A class has fewer than ``ipc`` images, or ``clusters`` does not divide ``ipc``.
     """
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
     count = ipc if clusters is None else clusters
     if ipc % count:
         raise UserError(
@@ -122,11 +120,8 @@ def from_representatives(
     chosen = []
     for members in _members(dataset, ipc):
         points = experts.logits(expert, dataset.normalise(dataset.train_images[members])).double()
-        with threadpool_limits(1):  # on more, sums come in changing order
-            means = KMeans(n_clusters=count, n_init=1, random_state=state).fit(points.numpy())
-        distances = torch.cdist(torch.from_numpy(means.cluster_centers_), points)
         rows: list[int] = []
-        for to_centre in distances:
+        for to_centre in torch.cdist(k_means(points, count, state), points):
             to_centre[rows] = torch.inf
             rows += to_centre.argsort(stable=True)[: ipc // count].tolist()
         chosen.append(members[rows])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, partialmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,13 @@ class TrainingSets:
     """The sets that networks are trained on: a distilled one, and real ones beside it.
 
     All are preprocessed as the distilled set is. Real ones have as many images of each class as the
-    distilled one stores the values of (its ``ipc``). Each method gives images ``[n, C, H, W]``,
-    float32, and labels ``[n]``, int64, or ``[n, K]``, float32 (soft ones, or targets), for network
-    0, 1, ... of an evaluation.
+    distilled one stores the values of (its ``ipc``).
 
     Args:
         distilled: The distilled set.
         dataset: The data set that it was distilled from.
         seed: Seed of the random real images.
-        k_center_store: Store of experts whose logits are the features of :meth:`k_center` and of
+        k_center_store: Store of experts whose logits are the features of k-center and of
             herding; None takes those of ``experts`` or else the preprocessed pixels.
         device: Where experts compute.
         experts: Store of experts that make soft labels; None: there are none.
@@ -53,7 +51,16 @@ class TrainingSets:
         self._store, self._experts, self._device = k_center_store, experts, device
 
     def of(self, name: str, network: int) -> tuple[Tensor, Tensor]:
-        """A set by its name in :data:`trajmatch.evaluate.sets.SETS`.
+        """Return a set by its name in :data:`trajmatch.evaluate.sets.SETS`.
+
+        Args:
+            name: The name.
+            network: Number of the network in its evaluation. Random real images are another draw
+                for each; all others are the same every time.
+
+        Returns:
+            Images ``[n, C, H, W]``, float32, and labels ``[n]``, int64, or ``[n, K]``, float32
+            (soft ones, or targets).
 
         Raises:
             UserError: A store cannot be used, or is of another data set.
@@ -101,15 +108,6 @@ class TrainingSets:
             "stored_values": kept.stored_values,
             "stored_bytes": kept.stored_bytes,
         }
-
-    #: The distilled set, the same for every network.
-    distilled = partialmethod(of, "distilled")
-    #: As many real images of each class, another draw for every network.
-    random_real = partialmethod(of, "random_real")
-    #: As many real images of each class, chosen by :func:`k_center`; the same every time.
-    k_center = partialmethod(of, "k_center")
-    #: The whole training set.
-    whole_real = partialmethod(of, "whole_real")
 
     def _chosen(self, images: str, network: int) -> Tensor | slice:
         """Return the numbers of training images."""

@@ -40,8 +40,8 @@ class EvalSettings(Settings):
     random_baseline: bool = True
     """Train as many networks on random real images of the same number."""
     distilled_hard: bool = True
-    """Where the file has soft labels, train as many on its images with hard ones: the class with
-    the largest logit."""
+    """If the file has soft labels, also train networks on its images with hard labels: for each
+    image the class of the largest logit."""
     experts: Path | None = None
     """Store of experts: train as many on random real images and on those that k-center chooses with
     soft labels, the mean logits of the experts that are right after the last epoch; and, where the

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,24 +67,18 @@ def robust_scores(
     names = ("whole_real", hard, "distilled", random, "distilled_plain", "random_real_plain")
     if not of.keys() >= {*names}:
         return None
-    networks = [_of_network(*each) for each in zip(*map(of.__getitem__, names), strict=False)]
-    columns = {name: [each[name] for each in networks] for name in networks[0]}
+    columns: defaultdict[str, list[float]] = defaultdict(list)
+    for network in zip(*map(of.__getitem__, names), strict=False):
+        whole, by_hard, own, by_random, plain, random_plain = network
+        recovery, improvement, without = whole - by_hard, own - by_random, plain - random_plain
+        columns["hard_label_recovery"].append(recovery)
+        columns["improvement_over_random"].append(improvement)
+        columns["improvement_without_augmentation"].append(without)
+        columns["label_robust_score"].append(label_robust_score(recovery, improvement))
+        columns["augmentation_robust_score"].append(augmentation_robust_score(improvement, without))
     return {
         name: {"mean": statistics.fmean(each), "std": statistics.pstdev(each)}
         for name, each in columns.items()
-    }
-
-
-def _of_network(
-    whole: float, hard: float, own: float, random: float, plain: float, random_plain: float
-) -> dict[str, float]:
-    recovery, improvement, without = whole - hard, own - random, plain - random_plain
-    return {
-        "hard_label_recovery": recovery,
-        "improvement_over_random": improvement,
-        "improvement_without_augmentation": without,
-        "label_robust_score": label_robust_score(recovery, improvement),
-        "augmentation_robust_score": augmentation_robust_score(improvement, without),
     }
 
 

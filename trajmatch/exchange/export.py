@@ -78,15 +78,13 @@ def _clipped(distilled: Artifact) -> float:
 def _write_pictures(distilled: Artifact, folder: Path, hub: bool) -> None:
     """Write PNG files and the description; for the hub in the layout of its imagefolder builder."""
     images = folder / "train" if hub else folder
-    entries: list[dict[str, Any]] = [
-        {"file_name": path.as_posix(), "label": label}
-        for path, label in zip(
-            distilled.to_images(images), distilled.hard_labels.tolist(), strict=True
-        )
-    ]
+    columns = {
+        "file_name": [path.as_posix() for path in distilled.to_images(images)],
+        "label": distilled.hard_labels.tolist(),
+    }
     if distilled.label_kind == "logit":
-        for entry, logits in zip(entries, distilled.labels.tolist(), strict=True):
-            entry["logits"] = logits
+        columns["logits"] = distilled.labels.tolist()
+    entries = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     if hub:
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
         files.write_text(images / "metadata.jsonl", lines)

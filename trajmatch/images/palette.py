@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 import torch
 from msgspec import Meta
 from torch import Tensor
-from torch.nn.functional import pad
 
 from trajmatch.images.parametrisation import WithSettings, in_batches, paid_for
 
@@ -46,16 +46,11 @@ class Palette(WithSettings):
 
     def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
         """Return the images, and as the palette of each the centres of k-means of its colours."""
-        from sklearn.cluster import KMeans
-        from threadpoolctl import threadpool_limits
-
         palettes = []
         for pixels in images.flatten(2).mT.cpu():
             colours = pixels.unique(dim=0)
             if len(colours) > self.colours:
-                with threadpool_limits(1):  # on more, sums come in changing order
-                    means = KMeans(self.colours, n_init=1, random_state=0).fit(pixels.numpy())
-                colours = torch.from_numpy(means.cluster_centers_)
+                colours = k_means(pixels, self.colours, 0)
             palettes.append(colours[torch.arange(self.colours) % len(colours)])
         return {"pixels": images, "palette": torch.stack(palettes).to(images)}
 
@@ -83,10 +78,8 @@ class Palette(WithSettings):
         """Return palettes in bytes, with their ranges, and indices in ``log2(colours)`` bits."""
         low, step, bytes_ = _rounded(parameters["palette"])
         indices = _nearest(parameters["pixels"].flatten(2).mT, low + bytes_ * step)
-        places = torch.arange(self.bits, device=indices.device)
-        bits = (indices[..., None] >> places & 1).flatten(1)
-        octets = pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
-        packed = (octets << torch.arange(8, device=indices.device)).sum(-1).to(torch.uint8)
+        bits = (indices.cpu()[..., None] >> torch.arange(self.bits) & 1).flatten(1).numpy()
+        packed = torch.from_numpy(np.packbits(bits, axis=1, bitorder="little")).to(low.device)
         return {"palette": bytes_.to(torch.uint8), "low": low, "step": step, "indices": packed}
 
     def restored(self, stored: Mapping[str, Tensor], shape: torch.Size) -> Mapping[str, Tensor]:
@@ -96,10 +89,28 @@ class Palette(WithSettings):
 
     def unpacked(self, packed: Tensor, pixels: int) -> Tensor:
         """Return the indices of some bytes. ``[n, H * W]``, int64."""
-        device = packed.device
-        bits = (packed.long()[..., None] >> torch.arange(8, device=device) & 1).flatten(1)
-        places = torch.arange(self.bits, device=device)
-        return (bits[:, : pixels * self.bits].unflatten(1, (pixels, -1)) << places).sum(-1)
+        bits = np.unpackbits(packed.cpu().numpy(), 1, pixels * self.bits, "little")
+        indices = torch.from_numpy(bits).unflatten(1, (pixels, -1)).long()
+        return (indices << torch.arange(self.bits)).sum(-1).to(packed.device)
+
+
+def k_means(points: Tensor, clusters: int, seed: int) -> Tensor:
+    """Return the centres of k-means on one thread; on more, sums come in changing order.
+
+    Args:
+        points: ``[n, D]``, on the CPU.
+        clusters: Number of the centres.
+        seed: Chooses where they begin.
+
+    Returns:
+        ``[clusters, D]``.
+    """
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        means = KMeans(clusters, n_init=1, random_state=seed).fit(points.numpy())
+    return torch.from_numpy(means.cluster_centers_)
 
 
 def _rounded(palette: Tensor) -> tuple[Tensor, Tensor, Tensor]:

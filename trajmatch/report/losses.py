@@ -5,13 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 from trajmatch.distill.terms import TERMS
-from trajmatch.experts.manifest import MOST_EPOCHS
 
 #: Meanings of a loss up to a limit. At the end of the runs of docs/comparison.md that gained most
 #: (17 to 22 points over random real images of CIFAR-10, MTT, FTD and DATM) the loss was 0.42 to
@@ -35,8 +31,7 @@ def verdict(losses: Sequence[float | None], settings: Mapping[str, Any]) -> str:
 
     Args:
         losses: Loss of each iteration; None where it was not finite.
-        settings: Of the distilled set: ``objective``, ``terms``, ``student_steps`` and
-            ``expert_epochs``.
+        settings: Of the distilled set: ``objective``, ``terms`` and ``expert_epochs``.
 
     Returns:
         A sentence or two.
@@ -63,22 +58,11 @@ def verdict(losses: Sequence[float | None], settings: Mapping[str, Any]) -> str:
 
 def of_no_step(settings: Mapping[str, Any]) -> float | None:
     """Return the matching loss of a student that stays where it starts; None if it is unknown."""
-    names = settings.get("terms", ["final"])
-    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+    names, epochs = settings.get("terms", ["final"]), settings.get("expert_epochs")
+    kinds = [str(name).partition(":")[0] for name in names] if isinstance(names, list) else []
+    if not (isinstance(epochs, int) and epochs > 0 and {*kinds} <= TERMS.keys()):
         return None
-    steps, epochs = settings.get("student_steps"), settings.get("expert_epochs")
-    if not (isinstance(steps, int) and isinstance(epochs, int)):
-        return None
-    kinds = [name.partition(":")[0] for name in names]
-    if not {*kinds} <= TERMS.keys():
-        return None
-    if names != ["final"] and not 1 <= epochs <= min(steps, MOST_EPOCHS):
-        return None
-    course: Any = SimpleNamespace(
-        start=torch.zeros(1), steps=steps, epochs=epochs, distance=lambda _: torch.ones(())
-    )
-    unmoved = [
-        float(TERMS[kind]().loss(course)) if kind.startswith("intermediate") else 1.0
-        for kind in kinds  # the others are one ratio each, of two distances that are the same here
-    ]
-    return sum(unmoved) or None
+    # Terms are one ratio each, of two distances that are the same here; these are one for each
+    # epoch in between, in the second with weights from 1/M on.
+    sums = {"intermediate": epochs - 1, "intermediate-rising": (epochs - 1) / 2}
+    return sum(sums.get(kind, 1) for kind in kinds) or None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trajmatch.data.address import Address, Source
 from trajmatch.data.dataset import Dataset, check_labels
-from trajmatch.data.options import ArrayOptions, TargetOptions
+from trajmatch.data.options import ArrayOptions
 from trajmatch.data.parts import find_parts, say_left_out, split_parts
 from trajmatch.errors import UserError
 from trajmatch.importing import blamed, described, import_object
@@ -77,7 +77,7 @@ def is_function(address: Address) -> bool:
     return _FUNCTION.fullmatch(address.base) is not None
 
 
-def call(address: Address, options: TargetOptions) -> Dataset:
+def call(address: Address, options: ArrayOptions) -> Dataset:
     """Call the function, without arguments, and make a data set of what it returns.
 
     Args:
@@ -101,11 +101,12 @@ def call(address: Address, options: TargetOptions) -> Dataset:
     with blamed(what):
         made = function()
     if isinstance(made, Dataset):
-        if options.targets is not None:
-            raise UserError(
-                f"{what} returned a trajmatch.data.Dataset, which has the targets that it was made "
-                f"with; leave out ?targets={options.targets}"
-            )
+        for option in ("train", "test", "targets"):
+            if given := getattr(options, option):
+                raise UserError(
+                    f"{what} returned a trajmatch.data.Dataset, which has the parts and targets "
+                    f"that it was made with; leave out ?{option}={given}"
+                )
         return made.of_classes(options.classes)
     if isinstance(made, tuple | list) and len(made) in (4, 5):
         made = dict(zip((*KEYS[0], CLASS_NAMES), made, strict=False))
@@ -118,8 +119,7 @@ def call(address: Address, options: TargetOptions) -> Dataset:
         str(key): np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
         for key, value in made.items()
     }
-    chosen = ArrayOptions(targets=options.targets)
-    return from_arrays(what, address.path, arrays, chosen).of_classes(options.classes)
+    return from_arrays(what, address.path, arrays, options).of_classes(options.classes)
 
 
 def from_arrays(
