@@ -115,7 +115,7 @@ def cases(quick: bool, sizes: Sequence[tuple[int, int, int, int]]) -> Iterator[C
             yield Case(name, inputs, partial(_norm_act_pool, pooling), order)
     for group in MTT_DSA.split("_"):
         shape = (batch, 3, height, breadth)
-        rows = DSA(group).draw(batch, height, breadth, random.generator(0, "bench", group)).rows
+        rows = DSA(group).draw(batch, height, breadth, random.generator(0, "bench", group))
         augment = partial(_dsa, rows)
         yield Case(f"dsa, {group}", draw("images", shape), augment)
     for width, depth, side, batch in sizes:

@@ -22,11 +22,10 @@ from trajmatch.evaluate import (
     EvalConfig,
     Outcome,
     TrainingSets,
-    augmentation_robust_score,
     evaluate_artifact,
     herding,
     k_center,
-    label_robust_score,
+    robust_score,
 )
 from trajmatch.experts import ExpertConfig, Store, train_experts
 from trajmatch.pipeline import run_pipeline
@@ -203,11 +202,10 @@ def test_experts_are_added_and_exchanged(
 
 
 def test_robust_scores_go_from_0_to_1() -> None:
-    assert label_robust_score(100.0, -100.0) == augmentation_robust_score(-100.0, -100.0) == 0.0
-    assert label_robust_score(-100.0, 100.0) == augmentation_robust_score(100.0, 100.0) == 1.0
+    assert robust_score(-100.0, -100.0) == 0.0
+    assert robust_score(100.0, 100.0) == 1.0
     wanted = (math.exp(-0.15) - math.exp(-1)) / (math.e - math.exp(-1))
-    assert label_robust_score(40.0, 10.0) == pytest.approx(wanted)
-    assert augmentation_robust_score(-20.0, -10.0) == pytest.approx(wanted)
+    assert robust_score(-20.0, -10.0) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -238,8 +236,10 @@ def test_robust_scores_of_an_evaluation(
         "hard_label_recovery": recovery,
         "improvement_over_random": improved,
         "improvement_without_augmentation": plain,
-        "label_robust_score": [*map(label_robust_score, recovery, improved)],
-        "augmentation_robust_score": [*map(augmentation_robust_score, improved, plain)],
+        "label_robust_score": [
+            robust_score(i, -r) for i, r in zip(improved, recovery, strict=True)
+        ],
+        "augmentation_robust_score": [*map(robust_score, improved, plain)],
     }.items():
         assert result["robust"][name]["mean"] == pytest.approx(sum(values) / 2)
     protocols = [arguments[3].dsa for arguments in trained]

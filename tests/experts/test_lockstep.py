@@ -234,7 +234,7 @@ def batches(count: int, number: int, size: int = 6, device: str = "cpu") -> Batc
     dsa = DSA()
     return Batch(
         torch.stack([torch.randperm(10, generator=draw)[:size] for _ in range(count)]).to(device),
-        torch.stack([dsa.draw(size, 8, 8, draw).rows for _ in range(count)]).to(device),
+        torch.stack([dsa.draw(size, 8, 8, draw) for _ in range(count)]).to(device),
         torch.full((count,), 0.01 * (1 + number)).to(device),
         torch.full((count,), 1.0 - 0.1 * number).to(device),
     )

@@ -179,7 +179,7 @@ def test_a_run_of_a_recipe_deviates_in_nothing(own: Recipe, distilled: Artifact)
         ("expert", "zca", True, False),
         ("expert", "num_experts", 100, 2),
         ("expert", "holdout", 0.1, 0.0),
-        ("expert", "drop_easy", "2:0.1", None),
+        ("expert", "drop_easy", "1:0.1", None),
         ("distill", "freeze", 0.5, 0),
         ("distill", "lr_img", 7.0, 10.0),
         ("distill", "labels", "soft", "hard"),

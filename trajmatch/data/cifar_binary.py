@@ -58,24 +58,18 @@ def find(binary: Binary, root: Path) -> Path | None:
     return next((f for f in folders if any((f / name).is_file() for name in files)), None)
 
 
-def read(binary: Binary, folder: Path) -> list[Part]:
-    """Read the files.
+def read(binary: Binary, folder: Path, names: Sequence[str]) -> Part:
+    """Read the files of a part.
 
     Args:
         binary: The version.
         folder: The folder that :func:`find` found.
-
-    Returns:
-        The training and the test images.
+        names: The files.
 
     Raises:
         OSError: A file is missing or cannot be read.
         UserError: A file is damaged.
     """
-    return [_part(binary, folder, names) for names in (binary.train, binary.test)]
-
-
-def _part(binary: Binary, folder: Path, names: Sequence[str]) -> Part:
     length = binary.label_bytes + _PIXELS
     sizes = [(folder / name).stat().st_size for name in names]
     if len({*sizes}) > 1 or sizes[0] == 0 or sizes[0] % length:

@@ -93,9 +93,12 @@ class DSA:
         if not self._groups:
             return images
         height, width = images.shape[-2:]
-        return self.draw(len(images), height, width, generator)(images)
+        rows = self.draw(len(images), height, width, generator)
+        if images.is_cuda:  # the host does not wait for what runs there
+            rows = rows.pin_memory()
+        return ops.dsa(images, rows.to(images.device, non_blocking=images.is_cuda))
 
-    def draw(self, count: int, height: int, width: int, generator: Generator) -> Transformation:
+    def draw(self, count: int, height: int, width: int, generator: Generator) -> Tensor:
         """Draw a group and its parameters, to be applied to any images of that size.
 
         The numbers are drawn as float32 on the CPU whatever the images are, so that a seed means
@@ -108,37 +111,32 @@ class DSA:
             generator: A CPU generator.
 
         Returns:
-            The transformation.
-
-        Raises:
-            ValueError: The strategy is ``none``, which has nothing to draw.
+            Rows for :func:`trajmatch.ops.dsa`. ``[B, 5]``, float64, on the CPU. Those of the
+            strategy ``none`` leave the images as they are.
         """
         groups = self._groups
         if not groups:
-            raise ValueError("DSA: the strategy 'none' has no transformation to draw")
+            return dsa_parameters.flip(torch.zeros(count))
         group = groups[int(torch.randint(len(groups), (), generator=generator))]
 
         def integers(low: int, high: int) -> Tensor:
             return torch.randint(low, high + 1, (count,), generator=generator)
 
-        drawn: tuple[Tensor, ...]
         if group == "flip":
-            drawn = (torch.rand(count, generator=generator) < _FLIP,)
-        elif group == "crop":
+            return dsa_parameters.flip(torch.rand(count, generator=generator) < _FLIP)
+        if group == "crop":
             rows, columns = _round(_EIGHTH * height), _round(_EIGHTH * width)
-            drawn = integers(-rows, rows), integers(-columns, columns)
-        elif group == "cutout":
+            return dsa_parameters.crop(integers(-rows, rows), integers(-columns, columns))
+        if group == "cutout":
             rows, columns = _round(_HALF * height), _round(_HALF * width)
             # A square of even side has its centre on a corner between pixels: one place more.
-            drawn = y, x = integers(0, height - rows % 2), integers(0, width - columns % 2)
-            square = dsa_parameters.cutout(y - rows // 2, x - columns // 2, rows, columns)
-            return Transformation(group, drawn, square)
-        else:
-            drawn = tuple(
-                torch.rand(count, generator=generator).mul_(high - low).add_(low)
-                for low, high in _RANGES[group]
-            )
-        return Transformation(group, drawn, getattr(dsa_parameters, group)(*drawn))
+            y, x = integers(0, height - rows % 2), integers(0, width - columns % 2)
+            return dsa_parameters.cutout(y - rows // 2, x - columns // 2, rows, columns)
+        drawn = (
+            torch.rand(count, generator=generator).mul_(high - low).add_(low)
+            for low, high in _RANGES[group]
+        )
+        return getattr(dsa_parameters, group)(*drawn)
 
     def replay(self, seed: int) -> Replay:
         """Return an augmentation that depends on the step alone, as ``ops.unroll`` wants it.
@@ -184,33 +182,7 @@ class Replay:
         Returns:
             Rows for :func:`trajmatch.ops.dsa`. ``[B, 5]``, float64, on the CPU.
         """
-        if self.dsa.spec == "none":
-            return dsa_parameters.flip(torch.zeros(count))
-        return self.dsa.draw(count, height, width, named_generator(self.seed, "dsa", step)).rows
-
-
-@dataclass(frozen=True, eq=False)
-class Transformation:
-    """One group with its parameters drawn.
-
-    Attributes:
-        group: Name of the group.
-        parameters: The numbers drawn, each ``[B]``, on the CPU: brightness, saturation and
-            contrast; shift of rows and of columns; row and column in the middle of the square;
-            truth values of flipping; factor in x and in y; angle in radians.
-        rows: The same for :func:`trajmatch.ops.dsa`. ``[B, 5]``, float64, on the CPU.
-    """
-
-    group: str
-    parameters: tuple[Tensor, ...]
-    rows: Tensor
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Augment images ``[B, C, H, W]`` of the size that it was drawn for."""
-        rows = self.rows
-        if images.is_cuda:  # the host does not wait for what runs there
-            rows = rows.pin_memory()
-        return ops.dsa(images, rows.to(images.device, non_blocking=images.is_cuda))
+        return self.dsa.draw(count, height, width, named_generator(self.seed, "dsa", step))
 
 
 def _round(pixels: float) -> int:

@@ -6,7 +6,7 @@ _MODULES = {
     "trajmatch.evaluate.baselines": "TrainingSets herding k_center random_subset",
     "trajmatch.evaluate.config": "EvalConfig",
     "trajmatch.evaluate.distilled": "evaluate_artifact",
-    "trajmatch.evaluate.robust": "augmentation_robust_score label_robust_score",
+    "trajmatch.evaluate.robust": "robust_score",
     "trajmatch.evaluate.scores": "Score evaluate_set",
     "trajmatch.inference": "accuracy",
     "trajmatch.protocol": "PROTOCOLS Protocol",

@@ -49,6 +49,7 @@ class TrainingSets:
         """Read nothing yet; see the class."""
         self._distilled, self._dataset, self._seed = distilled, dataset, seed
         self._store, self._experts, self._device = k_center_store, experts, device
+        self._by_features: dict[str, Tensor] = {}
 
     def of(self, name: str, network: int) -> tuple[Tensor, Tensor]:
         """Return a set by its name in :data:`trajmatch.evaluate.sets.SETS`.
@@ -117,15 +118,10 @@ class TrainingSets:
         if images == "random":
             draw = generator(self._seed, "evaluate", network, "random real")
             return random_subset(labels, count, draw)
-        return self._centers if images == "k_center" else self._herd
-
-    @cached_property
-    def _centers(self) -> Tensor:
-        return k_center(self._features, self._dataset.train_labels, self._distilled.ipc)
-
-    @cached_property
-    def _herd(self) -> Tensor:
-        return herding(self._features, self._dataset.train_labels, self._distilled.ipc)
+        if images not in self._by_features:
+            choose = k_center if images == "k_center" else herding
+            self._by_features[images] = choose(self._features, labels, count)
+        return self._by_features[images]
 
     @cached_property
     def _features(self) -> Tensor:

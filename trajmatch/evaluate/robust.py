@@ -15,34 +15,23 @@ from typing import Any
 from trajmatch.evaluate.scores import Score
 
 
-def label_robust_score(hard_label_recovery: float, improvement_over_random: float) -> float:
-    """Label-robust score of a distilled set.
+def robust_score(first: float, second: float) -> float:
+    """Return the robust score of two differences of accuracies.
+
+    For the label-robust score these are the improvement over random images and, as a loss, the hard
+    label recovery with the opposite sign; for the augmentation-robust score the improvements over
+    random images with and without augmentation.
 
     Args:
-        hard_label_recovery: Accuracy with the whole real set minus that with the distilled images
-            and hard labels, in percent.
-        improvement_over_random: Accuracy with the distilled set minus that with as many random real
-            images and labels of the same kind, in percent.
+        first: In percent.
+        second: In percent.
 
     Returns:
-        ``(e^a - e^-1) / (e - e^-1)`` with ``a`` half the difference of the two as fractions: from 0
-        to 1, more is better.
-    """
-    return _normalised((improvement_over_random - hard_label_recovery) / 2)
-
-
-def augmentation_robust_score(augmented: float, plain: float) -> float:
-    """Augmentation-robust score of a distilled set.
-
-    Args:
-        augmented: Improvement over random images as :func:`label_robust_score` takes it.
-        plain: The same for networks trained without augmentation.
-
-    Returns:
-        ``(e^b - e^-1) / (e - e^-1)`` with ``b`` the mean of the two as fractions: from 0 to 1, more
+        ``(e^a - e^-1) / (e - e^-1)`` with ``a`` the mean of the two as fractions: from 0 to 1, more
         is better.
     """
-    return _normalised((augmented + plain) / 2)
+    mean = (first + second) / 200
+    return (math.exp(mean) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
 def robust_scores(
@@ -74,13 +63,9 @@ def robust_scores(
         columns["hard_label_recovery"].append(recovery)
         columns["improvement_over_random"].append(improvement)
         columns["improvement_without_augmentation"].append(without)
-        columns["label_robust_score"].append(label_robust_score(recovery, improvement))
-        columns["augmentation_robust_score"].append(augmentation_robust_score(improvement, without))
+        columns["label_robust_score"].append(robust_score(improvement, -recovery))
+        columns["augmentation_robust_score"].append(robust_score(improvement, without))
     return {
         name: {"mean": statistics.fmean(each), "std": statistics.pstdev(each)}
         for name, each in columns.items()
     }
-
-
-def _normalised(points: float) -> float:
-    return (math.exp(points / 100) - math.exp(-1)) / (math.e - math.exp(-1))

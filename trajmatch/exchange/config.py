@@ -9,9 +9,6 @@ from typing import Literal
 from trajmatch.errors import UserError
 from trajmatch.schema import Finite, Positive, PositiveInt, Settings
 
-#: Experts in a file where nothing is said, as the scripts of the papers write them.
-PER_FILE = 10
-
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig(Settings):
@@ -51,8 +48,8 @@ class ConvertConfig(Settings):
     """Kind of floating-point labels: target logits (as DATM's) or probabilities."""
     keep: str | None = None
     """Epochs to keep of trajectories, e.g. 0-22; the last one is kept always. Default: all."""
-    per_file: PositiveInt | None = None
-    """Experts in each replay_buffer_*.pt that is written. Default: 10."""
+    per_file: PositiveInt = 10
+    """Experts in each replay_buffer_*.pt that is written; the papers' scripts put 10 into one."""
     quiet: bool = False
     """Print no progress."""
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 import torch
 from msgspec import Meta
-from torch import Tensor, nn
+from torch import Tensor
 
 from trajmatch import files, networks
 from trajmatch.data.identity import describe_dataset
@@ -24,7 +24,7 @@ from trajmatch.data.reading import readable
 from trajmatch.data.sources import absolute_uri
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.exchange import torch_files
-from trajmatch.exchange.config import PER_FILE, ConvertConfig
+from trajmatch.exchange.config import ConvertConfig
 from trajmatch.exchange.origin import find_origin
 from trajmatch.experts.config import kept_epochs
 from trajmatch.experts.store import Store
@@ -73,7 +73,9 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
         UserError: A file cannot be used, or does not fit what is said of it.
     """
     origin = find_origin(config)
-    model = _student(origin.network)
+    with as_user_error(f"the network {origin.network} cannot be used: "):
+        model = networks.build_student(origin.network)
+        networks.check_student(model)
     if networks.num_buffers(model):
         raise UserError(
             f"{origin.network['name']} with batch norm has running statistics, which files of "
@@ -203,14 +205,6 @@ def _rows(trajectory: list[list[Tensor]], path: Path, expert: int) -> Tensor:
     return rows
 
 
-def _student(spec: dict[str, Any]) -> nn.Module:
-    """Build a network, and make sure that it can be a student."""
-    with as_user_error(f"the network {spec} cannot be used: "):
-        model = networks.build_student(spec)
-        networks.check_student(model)
-    return model
-
-
 def from_store(config: ConvertConfig) -> str:
     """Make files of trajectories of a store of experts.
 
@@ -225,7 +219,7 @@ def from_store(config: ConvertConfig) -> str:
     Raises:
         UserError: The store cannot be used or lacks the epochs 0 or 1, or nothing can be written.
     """
-    store, per_file = Store.open(config.source), config.per_file or PER_FILE
+    store, per_file = Store.open(config.source), config.per_file
     kept = store.snapshots_kept
     epochs = [epoch for place, epoch in enumerate(kept) if epoch == place]
     if len(epochs) < 2:
@@ -240,7 +234,7 @@ def from_store(config: ConvertConfig) -> str:
             f"{config.source} keeps; they are left out",
             stacklevel=2,
         )
-    shapes = networks.parameter_shapes(_student(store.manifest["network"]))
+    shapes = networks.parameter_shapes(networks.build(store.manifest["network"]))
     starts = range(0, store.num_experts, per_file)
     with files.whole_folder(config.out) as folder:
         for number, start in enumerate(starts):
@@ -261,5 +255,4 @@ def from_store(config: ConvertConfig) -> str:
 
 def _parameters(theta: Tensor, shapes: Mapping[str, torch.Size]) -> list[Tensor]:
     """Split a flat vector into parameters, each in memory of its own."""
-    with as_user_error("the network of the store does not fit its snapshots: "):
-        return [part.clone() for part in networks.split(theta, shapes).values()]
+    return [part.clone() for part in networks.split(theta, shapes).values()]

@@ -162,5 +162,5 @@ class EpochDraws:
             return torch.empty(count, 0, dtype=torch.float64)
         rows = torch.empty(count, COLUMNS, dtype=torch.float64)
         for batch in rows.split(min(self._recipe["batch_size"], count)):
-            batch.copy_(self._dsa.draw(len(batch), height, width, augmentation).rows)
+            batch.copy_(self._dsa.draw(len(batch), height, width, augmentation))
         return rows

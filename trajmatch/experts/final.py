@@ -7,7 +7,6 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from trajmatch.errors import UserError
 from trajmatch.experts.store import Store
 from trajmatch.inference import all_logits
 
@@ -21,18 +20,13 @@ class FinalExperts:
         purpose: The flag that needs them, for messages.
 
     Raises:
-        UserError: The store does not keep the last epoch.
+        UserError: The experts are not trained up to their last epoch.
     """
 
     def __init__(self, store: Store, model: nn.Module, purpose: str) -> None:
-        """Make sure that the last epoch is there; see the class."""
-        self._epoch = int(store.manifest["recipe"]["epochs"])
+        """Make sure that the last epoch was reached; see the class."""
+        self._epoch = store.course  # every store keeps it
         store.check_trained(self._epoch, purpose)
-        if self._epoch not in store.snapshots_kept:
-            raise UserError(
-                f"{purpose} asks what the experts say after their last epoch, {self._epoch}, which "
-                f"{store.path} does not keep; train experts that keep it (--keep)"
-            )
         self._store, self._model = store, copy.deepcopy(model)
         self._loaded: int | None = None
         #: Number of experts.

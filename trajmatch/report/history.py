@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -28,12 +28,9 @@ class Iteration(msgspec.Struct):
         step_size: Step size after it; None: it was not finite.
         seconds: Time it took; None: unknown.
         skipped: True if the update was left out because of its loss.
-        start_epoch: Start epoch of the match.
-        start_epochs: Those of several matches.
-        expert: Expert of the match.
-        experts: Those of several matches.
-        window_start: Steps before the window of a student that is tested.
-        window_starts: Those of several students.
+        start_epochs: Start epoch of each match.
+        experts: Expert of each match.
+        window_starts: Steps before the window of each student that is tested.
     """
 
     iteration: Count
@@ -42,18 +39,9 @@ class Iteration(msgspec.Struct):
     step_size: Number | None = None
     seconds: Number | None = None
     skipped: bool = False
-    start_epoch: Count | msgspec.UnsetType = msgspec.UNSET
     start_epochs: tuple[Count, ...] = ()
-    expert: Count | msgspec.UnsetType = msgspec.UNSET
     experts: tuple[Count, ...] = ()
-    window_start: Count | msgspec.UnsetType = msgspec.UNSET
     window_starts: tuple[Count, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Make the draws of one match lists of one."""
-        for name in ("start_epoch", "expert", "window_start"):
-            if (drawn := getattr(self, name)) is not msgspec.UNSET:
-                setattr(self, f"{name}s", (drawn,))
 
 
 class Evaluation(msgspec.Struct):
@@ -103,7 +91,10 @@ def _enter(history: History, line: bytes) -> None:
     if b'"split":' in line:
         history.evaluations.append(msgspec.json.decode(line, type=Evaluation))
         return
-    new, last = msgspec.json.decode(line, type=Iteration), history.iterations[-1:]
+    numbers = msgspec.json.decode(line, type=dict[str, Any])
+    for name in {"start_epoch", "expert", "window_start"} & numbers.keys():  # of a single match
+        numbers[f"{name}s"] = [numbers[name]]
+    new, last = msgspec.convert(numbers, Iteration), history.iterations[-1:]
     if last and new.iteration <= last[0].iteration:
         raise ValueError(f"iteration {new.iteration} comes after iteration {last[0].iteration}")
     history.iterations.append(new)

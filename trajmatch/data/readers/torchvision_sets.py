@@ -106,7 +106,8 @@ def _read(address: Address, known: KnownSet, options: TorchvisionOptions) -> Seq
     """The parts of a set; of a usual set, from wherever its files are."""
     root = address.place
     if known.binary and (folder := cifar_binary.find(known.binary, root)):
-        return cifar_binary.read(known.binary, folder)
+        binary = known.binary
+        return [cifar_binary.read(binary, folder, names) for names in (binary.train, binary.test)]
     kind = _class_of(known.torchvision or address.scheme.partition(":")[2])
     files = (root / name for name in (*known.files, *known.more_files))
     if file := next(filter(Path.is_file, files), None):
