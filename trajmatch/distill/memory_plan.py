@@ -189,27 +189,28 @@ def choose(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> Fo
 def forecast(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> Forecast:
     """Predict time and memory of a plan by a trial of at most ``1 + 1 + 3`` student steps.
 
-    Memory grows by one parameter vector with each step, and by the activations that are kept; all
-    else is in the trial. No random stream of the run is drawn from.
+    Memory grows by the parameter vectors of the steps (:meth:`Objective.vectors`), and by the
+    activations that are kept; all else is in the trial. No random stream of the run is drawn from.
     """
     config, device = problem.config, problem.device
     images, before = len(parameters[LABELS]), peak_bytes(device)
     sizes = problem.objective.batch_sizes(images)
     counts = sorted({min(count, len(sizes)) for count in _TRIAL_STEPS})
 
-    def seconds(count: int) -> float:
+    def tried(count: int) -> tuple[float, int]:
         objective, task = problem.objective.trial(images, count)
         began = perf_counter()
         one_by_one(objective, [task], parameters, plan)
-        return perf_counter() - began  # its numbers were read, so the device has finished
+        # Its numbers were read, so the device has finished.
+        return perf_counter() - began, objective.vectors(count)
 
-    seconds(counts[0])  # allocates, and chooses algorithms
+    tried(counts[0])  # allocates, and chooses algorithms
     whole_life = not reset_peak(device)
-    times = [seconds(count) for count in counts]
+    times, vectors = zip(*map(tried, counts), strict=True)
     in_trial = before if whole_life else peak_bytes(device)
     theta = sum(each.numel() * each.element_size() for each in problem.model.parameters())
     kept = _kept_bytes(problem, plan, sizes)
-    grown = (len(sizes) - counts[-1]) * theta + kept
+    grown = (problem.objective.vectors(len(sizes)) - vectors[-1]) * theta + kept
     grown -= _kept_bytes(problem, plan, sizes[: counts[-1]])
     peak = max(before, in_trial + grown)
     return Forecast(

@@ -142,6 +142,10 @@ class Objective(ABC):
         """Return the number of images in each student step of a task; empty if it has none."""
         return []
 
+    def vectors(self, steps: int) -> int:
+        """Return the most parameter vectors that a task of some student steps keeps at a time."""
+        return steps
+
     def trial(self, images: int, steps: int) -> tuple[Objective, Any]:
         """Return a task to measure time and memory by, and the objective to call with it.
 

@@ -265,6 +265,13 @@ class MatchTrajectory(OfStudents):
         """Return the number of images in each student step of a match."""
         return [*map(len, self.draws().draw(0, 0, images).batches)]
 
+    def vectors(self, steps: int) -> int:
+        """Return the vectors of the steps, and three of each that the loss looks at.
+
+        These are the parameters, their gradient, and a copy of one or the other.
+        """
+        return steps + 3 * len(self.loss.student_steps(steps))
+
     def trial(self, images: int, steps: int) -> tuple[MatchTrajectory, Match]:
         """Return a match of some steps to measure by.
 

@@ -119,6 +119,10 @@ class TrainAndTest(OfStudents):
         draw = self.draws().draw(0, 0, images)
         return [*map(len, draw.batches[draw.before :])]
 
+    def vectors(self, steps: int) -> int:
+        """Return the parameters and the optimiser's state after each step."""
+        return steps * (3 if self.setup.config.student_optimiser == "adam" else 2)
+
     @property
     def steps_before(self) -> int:
         """Steps before a window, on average."""
