@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,15 +25,6 @@ _WARM_UP = 2
 #: convolution library may add in another order every time, which through many steps with TF32
 #: products moves more than the last bits. A graph that is empty or of another device is off by 1.
 _BOUND = 0.2
-
-
-@dataclass(frozen=True)
-class _Recording:
-    """A recording with the memory that it reads and fills."""
-
-    memory: Sequence[Tensor]
-    outputs: Outputs
-    replay: Callable[[], None]
 
 
 class Replayed:
@@ -55,7 +45,8 @@ class Replayed:
     ) -> None:
         self._what, self._remedy, self._keep = what, remedy, keep
         self._record = record or cuda_graph
-        self._recordings: dict[Hashable, _Recording] = {}
+        # The memory that each recording reads, the outputs that it fills, and the replay.
+        self._recordings: dict[Hashable, tuple[list[Tensor], Outputs, Callable[[], None]]] = {}
         self._seen: set[Hashable] = set()
         self._failed: set[Hashable] = set()
         self._said: set[str] = set()
@@ -87,13 +78,13 @@ class Replayed:
         if key in self._seen and key not in self._recordings and key not in self._failed:
             self._try_to_record(key, inputs, function, state)
         self._seen.add(key)
-        recording = self._recordings.get(key)
-        if recording is None:
+        if key not in self._recordings:
             return function(inputs)
-        for memory, value in zip(recording.memory, inputs, strict=True):
-            memory.copy_(value)
-        recording.replay()
-        return tuple(each.clone() for each in recording.outputs)
+        memory, outputs, replay = self._recordings[key]
+        for own, value in zip(memory, inputs, strict=True):
+            own.copy_(value)
+        replay()
+        return tuple(each.clone() for each in outputs)
 
     def _try_to_record(
         self,
@@ -114,7 +105,7 @@ class Replayed:
                 self._said.add(reason)
                 warn_without_graph(self._what, reason, self._remedy)
         else:
-            self._recordings[key] = _Recording(memory, *made)
+            self._recordings[key] = (memory, *made)
 
 
 def warn_without_graph(what: str, reason: str, remedy: str = "") -> None:

@@ -14,7 +14,7 @@ from stand_ins import Interrupter
 
 from trajmatch.cli.main import main
 from trajmatch.distill import DistillConfig, distill
-from trajmatch.distill.loggers import curves
+from trajmatch.distill.metrics import curves
 from trajmatch.errors import UserError
 
 Configure = Callable[..., DistillConfig]

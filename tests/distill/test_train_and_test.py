@@ -23,8 +23,7 @@ from trajmatch.distill.gradients import gradients_for
 from trajmatch.distill.memory_plan import check_parts, forecast
 from trajmatch.distill.objectives import Plan
 from trajmatch.distill.objectives.chosen_window import ChosenWindow, GradientWindows
-from trajmatch.distill.objectives.students import Student
-from trajmatch.distill.objectives.train_and_test import TrainAndTest
+from trajmatch.distill.objectives.train_and_test import Student, TrainAndTest
 from trajmatch.distill.parameters import leaves
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError

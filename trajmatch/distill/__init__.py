@@ -7,20 +7,9 @@ guard against what is not finite (`guard`), the choice of the result (`selection
 that calls them.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from trajmatch.lazy import lazily
 
-if TYPE_CHECKING:
-    from trajmatch.distill.config import DistillConfig
-    from trajmatch.distill.loop import distill
-
-__all__ = ["DistillConfig", "distill"]
-
 # Loaded when first used: the configuration is read by command lines that should not wait for torch.
-__getattr__ = lazily(
-    __name__,
-    {"trajmatch.distill.config": "DistillConfig", "trajmatch.distill.loop": "distill"},
-)
+_MODULES = {"trajmatch.distill.config": "DistillConfig", "trajmatch.distill.loop": "distill"}
+__all__ = " ".join(_MODULES.values()).split()
+__getattr__ = lazily(__name__, _MODULES)

@@ -18,9 +18,8 @@ from trajmatch.distill.gradients import gradients_for
 from trajmatch.distill.guard import check_refusals, check_skips
 from trajmatch.distill.image_snapshots import ImageSnapshots
 from trajmatch.distill.iteration import outer_iteration
-from trajmatch.distill.loggers import loggers_for
 from trajmatch.distill.memory_plan import Tell, WithinMemory, check_parts, choose, planned
-from trajmatch.distill.metrics import Log, metrics_log
+from trajmatch.distill.metrics import Log, loggers_for, metrics_log
 from trajmatch.distill.objectives import Plan
 from trajmatch.distill.parallel import Division, check_division, check_in_step, start_same
 from trajmatch.distill.parameters import LABELS, leaves

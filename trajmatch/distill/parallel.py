@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trajmatch import ops
 from trajmatch.distill.objectives import OuterGradient
-from trajmatch.distill.parameters import LABELS, learned, values
+from trajmatch.distill.parameters import LABELS, learned, of_memory, values
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import State
 from trajmatch.errors import UserError
@@ -105,18 +105,21 @@ class Division:
             of_rank = ranks.gather(torch.stack([*tensors, *missing]))
             return [of_rank[task % ranks.size][task // ranks.size] for task in range(count)]
 
-        numbers = gathered(
-            [torch.tensor([each.loss, each.meaningful], dtype=torch.float64) for each in own]
-        )
-        tensors = {
-            name: gathered([each.gradients[name] for each in own]) for name in own[0].gradients
-        }
-        memory = {name: gathered([each.memory[name] for each in own]) for name in own[0].memory}
+        sent = [
+            {
+                "numbers": torch.tensor([each.loss, each.meaningful], dtype=torch.float64),
+                **each.gradients,
+                **each.memory,
+            }
+            for each in own
+        ]
+        tensors = {name: gathered([each[name] for each in sent]) for name in sent[0]}
         gradients = []
-        for task, (loss, meaningful) in enumerate(map(Tensor.tolist, numbers)):
-            by_name = {name: each[task] for name, each in tensors.items()}
-            remembered = {name: each[task] for name, each in memory.items()}
-            gradients.append(OuterGradient(loss, by_name, bool(meaningful), remembered))
+        for task in range(count):
+            found = {name: each[task] for name, each in tensors.items()}
+            loss, meaningful = found.pop("numbers").tolist()
+            memory = {name: found.pop(name) for name in of_memory(found)}
+            gradients.append(OuterGradient(loss, found, bool(meaningful), memory))
         return gradients
 
 

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from trajmatch.distill.objectives import Draws
 from trajmatch.distill.parameters import STEP_SIZE, OuterParameter, values
+from trajmatch.schema import Count, NonNegative
 
 #: Gradients by whose median it is judged how large they usually are.
 USUAL = 100
-
-Count = Annotated[int, Meta(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Progress:
     applied: Count = 0
     refusals: Count = 0
     skips: Count = 0
-    gradient_norms: Annotated[list[Annotated[float, Meta(ge=0)]], Meta(max_length=USUAL)] = field(
+    gradient_norms: Annotated[list[NonNegative], Meta(max_length=USUAL)] = field(
         default_factory=list
     )
     best: Best | None = None

@@ -1,6 +1,5 @@
 """Student and expert networks, and their parameters as one flat vector."""
 
-from trajmatch.networks.alexnet import AlexNet as AlexNet
 from trajmatch.networks.convnet import ConvNet as ConvNet
 from trajmatch.networks.differentiable import check_batches as check_batches
 from trajmatch.networks.differentiable import check_runs_on as check_runs_on
@@ -24,12 +23,13 @@ from trajmatch.networks.flat import parameter_shapes as parameter_shapes
 from trajmatch.networks.flat import split as split
 from trajmatch.networks.flat import trainable as trainable
 from trajmatch.networks.initialise import initialise as initialise
-from trajmatch.networks.lenet import LeNet as LeNet
-from trajmatch.networks.mlp import MLP as MLP
 from trajmatch.networks.registry import build as build
 from trajmatch.networks.registry import build_student as build_student
 from trajmatch.networks.registry import check_runs as check_runs
 from trajmatch.networks.registry import specify as specify
 from trajmatch.networks.resnet import ResNet18 as ResNet18
 from trajmatch.networks.resnet import ResNet18_AP as ResNet18_AP
-from trajmatch.networks.vgg import VGG11 as VGG11
+from trajmatch.networks.sequential import MLP as MLP
+from trajmatch.networks.sequential import VGG11 as VGG11
+from trajmatch.networks.sequential import AlexNet as AlexNet
+from trajmatch.networks.sequential import LeNet as LeNet

@@ -5,12 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from trajmatch.block import ACTIVATIONS, NORMS, POOLINGS
-from trajmatch.networks.alexnet import AlexNet
 from trajmatch.networks.convnet import ConvNet
 from trajmatch.networks.layers import ACTIVATION_LAYERS, POOLING_LAYERS, convolved
-from trajmatch.networks.lenet import LeNet
-from trajmatch.networks.mlp import MLP
-from trajmatch.networks.vgg import VGG11
+from trajmatch.networks.sequential import MLP, VGG11, AlexNet, LeNet
 
 _SEQUENTIAL = (ConvNet, AlexNet, VGG11, LeNet, MLP)
 # Places in a block, after channels, kernel, stride and padding of its convolution.

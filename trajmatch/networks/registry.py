@@ -10,15 +10,12 @@ import torch
 from trajmatch.errors import closest
 from trajmatch.importing import search_current_folder
 from trajmatch.memory import check_memory
-from trajmatch.networks.alexnet import AlexNet
 from trajmatch.networks.convnet import ConvNet, default_depth
 from trajmatch.networks.differentiable import check_runs_on
 from trajmatch.networks.external import TORCHVISION, External, is_external
 from trajmatch.networks.layers import ImageClassifier
-from trajmatch.networks.lenet import LeNet
-from trajmatch.networks.mlp import MLP
 from trajmatch.networks.resnet import ResNet18, ResNet18_AP
-from trajmatch.networks.vgg import VGG11
+from trajmatch.networks.sequential import MLP, VGG11, AlexNet, LeNet
 
 _NETWORKS: dict[str, type[ImageClassifier]] = {
     each.__name__: each for each in (ConvNet, AlexNet, VGG11, ResNet18, ResNet18_AP, LeNet, MLP)

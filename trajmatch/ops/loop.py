@@ -160,22 +160,14 @@ class Loop:
         return found
 
     def _adjoint(
-        self,
-        above: Tensor | None,
-        above_state: Tensor | None,
-        theta0: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        lr: Tensor,
-        state0: Tensor,
-        state: Tensor,
-        *kept: Tensor,
+        self, above: Tensor | None, above_state: Tensor | None, *problem: Tensor
     ) -> Gradients:
         """The steps in reverse.
 
         ``adjoint`` is that of the parameters, ``scale * r`` that of the step's gradient; see
         ``csrc/core/sgd_step.h``, where the scale is ``lr``. With ``updates`` there is none.
         """
+        theta0, images, labels, lr, state0, state, *kept = problem
         batches, counts, optimiser, augment, exact, updates, _ = self.steps
         momentum = optimiser.numbers()[1]
         trajectory = (theta0, *kept[: len(batches) - 1])

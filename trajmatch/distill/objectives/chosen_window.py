@@ -19,8 +19,7 @@ from torch import Tensor
 
 from trajmatch import ops
 from trajmatch.distill.objectives import Plan
-from trajmatch.distill.objectives.students import Draws, Student
-from trajmatch.distill.objectives.train_and_test import TrainAndTest
+from trajmatch.distill.objectives.train_and_test import Draws, Student, TrainAndTest
 from trajmatch.distill.setup import Setup
 from trajmatch.errors import UserError
 from trajmatch.importing import expect_kind, made

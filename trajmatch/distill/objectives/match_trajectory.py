@@ -82,12 +82,8 @@ class Draws(objectives.Draws):
             self._left = torch.randperm(self._num_experts, generator=self.streams["experts"])
         expert, self._left = int(self._left[0]), self._left[1:]
         start_epoch = self._window.draw(iteration, self.streams["start_epochs"])
-        batches = student_batches(
-            images,
-            self._settings.batch_syn,
-            self._settings.student_steps,
-            self.streams["batches"],
-        )
+        settings, stream = self._settings, self.streams["batches"]
+        batches = student_batches(images, settings.batch_syn, settings.student_steps, stream)
         return Draw(iteration, number, expert, start_epoch, batches)
 
     def state_dict(self) -> dict[str, Tensor]:
