@@ -63,8 +63,7 @@ from trajmatch.distill import DistillConfig
 from trajmatch.errors import UserError
 from trajmatch.evaluate import Protocol, k_center, random_subset, train_fresh
 from trajmatch.experts import ExpertConfig, Store
-from trajmatch.experts.final import FinalExperts
-from trajmatch.experts.labels import soft_labels
+from trajmatch.experts.final import FinalExperts, soft_labels
 from trajmatch.experts.scores import path_beside, score_images
 from trajmatch.random import derive_seed, generator
 

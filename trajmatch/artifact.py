@@ -366,9 +366,12 @@ def save(path: str | os.PathLike[str], artifact: Artifact) -> None:
     """
     if not isinstance(artifact, Artifact):
         raise TypeError(f"expected artifact to be an Artifact, but got {type(artifact).__name__}")
+    version = FORMAT_VERSION
+    if artifact.keeps_rendered:
+        version = 1 if artifact.zca is None else 2
     description = {
         "format": FORMAT,
-        "format_version": _version(artifact),
+        "format_version": version,
         "sha256": artifact.fingerprint,
         **artifact._description(),
     }
@@ -448,12 +451,6 @@ def _rendered(
         shape = torch.Size([network["in_channels"], size, size])
         with torch.no_grad():
             return find_parametrisation(spec).render(parameters, shape)
-
-
-def _version(artifact: Artifact) -> int:
-    if not artifact.keeps_rendered:
-        return FORMAT_VERSION
-    return 1 if artifact.zca is None else 2
 
 
 def current_versions() -> dict[str, str]:

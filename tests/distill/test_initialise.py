@@ -9,8 +9,7 @@ from trajmatch.data import load_dataset
 from trajmatch.distill import distill, initialise
 from trajmatch.errors import UserError
 from trajmatch.experts import Store
-from trajmatch.experts.final import FinalExperts
-from trajmatch.experts.labels import soft_labels
+from trajmatch.experts.final import FinalExperts, soft_labels
 from trajmatch.random import generator
 
 

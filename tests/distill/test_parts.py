@@ -14,8 +14,7 @@ from trajmatch.distill.objectives.balance import balance
 from trajmatch.distill.objectives.perturbation import perturbed
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
-from trajmatch.experts.final import FinalExperts
-from trajmatch.experts.labels import soft_labels
+from trajmatch.experts.final import FinalExperts, soft_labels
 from trajmatch.random import generator
 
 #: Everything at once, as no paper has it.

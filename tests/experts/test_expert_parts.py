@@ -19,8 +19,7 @@ from trajmatch.experts import ExpertConfig, Store, train_experts
 from trajmatch.experts.config import kept_epochs
 from trajmatch.experts.epoch import learning_rate, loss_scale
 from trajmatch.experts.optimiser import Adam, Sgd
-from trajmatch.experts.penalty import GradientPenalty
-from trajmatch.experts.step import Gsam
+from trajmatch.experts.step import GradientPenalty, Gsam
 from trajmatch.random import generator
 
 

@@ -101,7 +101,7 @@ def test_a_missing_value_is_refused(tmp_path, lost) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"notes\n", b"[1]\n", b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"x" * 2**21, b"{}\n"],
+    [b"notes\n", b"[1]\n", b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"x" * 2**21 + b"\n", b"{}\n"],
     ids=["text", "list", "bytes", "depth", "length", "empty"],
 )
 def test_a_foreign_file_is_refused(tmp_path, content) -> None:

@@ -26,6 +26,7 @@ from trajmatch import ops
 from trajmatch.errors import UserError
 from trajmatch.ops import dsa_parameters
 from trajmatch.random import generator as named_generator
+from trajmatch.schema import setting
 
 _HALF, _EIGHTH = 0.5, 0.125  # of the size: side of the square, and largest shift
 _FLIP = 0.5  # probability
@@ -60,11 +61,7 @@ class DSA:
 
     def __post_init__(self) -> None:
         """Check the groups."""
-        if not isinstance(self.spec, str):
-            raise TypeError(
-                "DSA: expected spec to be a text such as 'flip_crop', but got "
-                f"{type(self.spec).__name__}"
-            )
+        setting(self.spec, str, "the DSA strategy")
         if not set(self._groups) <= set(_GROUPS) or len(set(self._groups)) < len(self._groups):
             raise UserError(
                 f"the DSA strategy {self.spec!r} should name groups from {', '.join(_GROUPS)}, "

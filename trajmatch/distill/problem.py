@@ -34,8 +34,7 @@ from trajmatch.distill.rendering import free_rows, initial_parameters
 from trajmatch.distill.setup import Setup, open_setup
 from trajmatch.distill.state import State
 from trajmatch.experts.config import NetworkSettings
-from trajmatch.experts.final import FinalExperts
-from trajmatch.experts.labels import soft_labels
+from trajmatch.experts.final import FinalExperts, soft_labels
 from trajmatch.experts.scores import Scores, path_beside, read_scores
 from trajmatch.images import find_parametrisation, is_built_in
 from trajmatch.images.parametrisation import joined

@@ -15,8 +15,7 @@ from trajmatch import networks
 from trajmatch.artifact import Artifact
 from trajmatch.data import Dataset
 from trajmatch.evaluate.sets import SETS
-from trajmatch.experts.final import FinalExperts
-from trajmatch.experts.labels import soft_labels
+from trajmatch.experts.final import FinalExperts, soft_labels
 from trajmatch.experts.store import Store
 from trajmatch.random import generator
 

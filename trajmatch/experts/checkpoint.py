@@ -19,7 +19,7 @@ from trajmatch import files, interruption
 from trajmatch.errors import UserError
 from trajmatch.experts.step import ExpertState
 from trajmatch.experts.store import Store
-from trajmatch.experts.trajectory_recorder import Health, TrajectoryRecorder
+from trajmatch.experts.trajectory_recorder import Health, TrajectoryRecorder, measure_of
 from trajmatch.schema import Count, convert
 
 _ADVICE = "; remove it to train expert {} from its beginning"
@@ -114,7 +114,7 @@ class Checkpoints:
             rows = tensors["snapshots"].float()
             empty = {"buffers": rows[:, :0], "last": tensors["theta"], "total": training.total}
             tensors = {**empty, **tensors, "snapshots": rows}
-            health = msgspec.convert(store.metrics(expert), Health)
+            health = {name: store.metrics(expert)[name] for name in training.recorder.health}
         else:
             return
         training.recorder.restore(health)
@@ -164,10 +164,11 @@ def _described(store: Store, expert: int, content: dict[str, Any]) -> Descriptio
     """Check the description of an expert's checkpoint."""
     place = f"{store.checkpoint_path(expert)} cannot be used"
     found = convert(content, Description, place, _ADVICE.format(expert))
-    epoch, values = found.place.epoch, [*dict[str, Any](found.health).values()]
+    epoch, lengths = found.place.epoch, {name: len(each) for name, each in found.health.items()}
+    wanted = dict.fromkeys(("train_loss", measure_of(store.loss), "displacement"), epoch)
     if (found.store, found.expert) != (store.identity, expert):
         raise _misfit(store, expert, "it belongs to another store or to another expert")
-    if epoch >= store.course or [len(each) for each in values] != [epoch] * 3:
+    if epoch >= store.course or lengths != wanted or None in found.health["train_loss"]:
         raise _misfit(store, expert, "its health is not three numbers for each epoch")
     return found
 

@@ -172,14 +172,12 @@ class ExpertConfig(RunOptions, ExpertSettings):
         super().__post_init__()
         wanted = f"at most --epochs {self.epochs}"
         self.expect("until_epoch", self.trained_epochs <= self.epochs, wanted)
-        if (self.curriculum or self.drop_easy) and self.scores is None:
-            given = "--curriculum" if self.curriculum else "--drop-easy"
+        if bool(self.scores) != bool(self.curriculum or self.drop_easy):
             raise UserError(
-                f"{given} orders the images by difficulty, which --scores should give; `trajmatch "
-                "score STORE` computes it with experts that were trained without"
+                "--curriculum and --drop-easy order the images by difficulty, which --scores says, "
+                "so both need it, and it needs one of them; `trajmatch score STORE` computes the "
+                "difficulty with experts that were trained without"
             )
-        if self.scores and not (self.curriculum or self.drop_easy):
-            raise UserError("--scores is for --curriculum and --drop-easy; leave it out")
 
     @property
     def trained_epochs(self) -> int:

@@ -28,7 +28,6 @@ class FinalExperts:
         self._epoch = store.course  # every store keeps it
         store.check_trained(self._epoch, purpose)
         self._store, self._model = store, copy.deepcopy(model)
-        self._loaded: int | None = None
         #: Number of experts.
         self.count = store.num_experts
 
@@ -46,7 +45,31 @@ class FinalExperts:
 
     def network(self, expert: int) -> nn.Module:
         """Return the network of one expert, by its number, in evaluation mode."""
-        if self._loaded != expert:
-            self._store.load_into(self._model, expert, self._epoch)
-            self._loaded = expert
+        self._store.load_into(self._model, expert, self._epoch)
         return self._model.eval()
+
+
+def soft_labels(images: Tensor, classes: Tensor, experts: FinalExperts) -> Tensor:
+    """Return the mean logits of those experts that classify an image correctly (DATM).
+
+    An image that no expert is right about gets the mean over all of them.
+
+    Args:
+        images: As the experts see them (normalised). ``[n, C, H, W]``, float32.
+        classes: The class of each image. ``[n]``, int64.
+        experts: Who is asked.
+
+    Returns:
+        Target logits ``[n, K]``, float32, on the CPU. Their softmax are the labels.
+    """
+    classes = classes.cpu()
+    of_right = of_all = torch.zeros(())
+    times_right = torch.zeros(len(classes))
+    for expert in range(experts.count):
+        logits = experts.logits(expert, images)
+        right = (logits.argmax(dim=1) == classes).float()
+        of_right = of_right + right[:, None] * logits
+        of_all = of_all + logits
+        times_right += right
+    mean_right = of_right / times_right.clamp(min=1)[:, None]
+    return torch.where(times_right[:, None] > 0, mean_right, of_all / experts.count)

@@ -18,9 +18,8 @@ from trajmatch.experts.checkpoint import BEGINNING, Checkpoints, Place, Training
 from trajmatch.experts.epoch import Curriculum, EpochDraws, decay_epoch
 from trajmatch.experts.lockstep import steps_for
 from trajmatch.experts.optimiser import Adam, Sgd
-from trajmatch.experts.penalty import GradientPenalty
-from trajmatch.experts.step import ExpertState, ExpertStep, Gsam
-from trajmatch.experts.trajectory_recorder import TrajectoryRecorder, tests_of
+from trajmatch.experts.step import ExpertState, ExpertStep, GradientPenalty, Gsam
+from trajmatch.experts.trajectory_recorder import TrajectoryRecorder, measure_of
 from trajmatch.inference import measured
 from trajmatch.random import generator
 
@@ -102,13 +101,14 @@ def train_lockstep(
     step = _step(model, training, recipe, device)
     steps, group = [], []
     totals = torch.zeros(len(experts), dtype=torch.float64, device=device)
+    measure = measure_of(training.loss)
     for expert, total in zip(experts, totals, strict=True):
         networks.initialise(model, generator(seed, "expert", expert, "initialisation"))
         # Where there are buffers, every expert has a network of its own to count them in.
         own = copy.deepcopy(model) if networks.num_buffers(model) else model
         steps.append(replace(step, model=own))
         state = ExpertState.begin(model, step.optimiser)
-        group.append(Training(expert, state, TrajectoryRecorder(state, kept, training.loss), total))
+        group.append(Training(expert, state, TrajectoryRecorder(state, kept, measure), total))
     begun = BEGINNING
     if checkpoints is not None:
         (begun,) = {checkpoints.place(expert) for expert in experts}
@@ -116,7 +116,6 @@ def train_lockstep(
             checkpoints.restore(each)
     take_steps = steps_for(steps, [each.state for each in group], torch.device(device))
     test, guess = _Test(model, training, device), guessing(training)
-    measure = "error" if training.loss == "mse" else "accuracy"
     test_every = test_every or test.interval
     draws = EpochDraws(recipe, seed, experts, training.train_images.shape, curriculum)
     for _ in range(begun.epoch + 1):  # the draws of epochs that are done are forgotten
@@ -146,10 +145,10 @@ def train_lockstep(
             totals.zero_()
     trajectories = []
     for _, state, recorder, _ in group:
-        tested = tests_of(recorder.health)[-1] if test.stride == 1 else None
+        tested = recorder.health[measure][-1] if test.stride == 1 else None
         if tested is None:
             tested = test.measured(state)
-        metrics = {**recorder.health, f"test_{measure}": tested}
+        metrics: dict[str, Any] = {**recorder.health, f"test_{measure}": tested}
         if measure == "error":
             metrics["guessing"] = guess
         goes_on = state.tensors() if last < course else None

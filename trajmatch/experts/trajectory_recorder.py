@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from trajmatch.experts.step import ExpertState
 
-
-class Health(TypedDict):
-    """One value for each epoch; the test of an epoch without one is None.
-
-    It is the ``accuracy`` in percent, or for targets the ``error`` (mean squared).
-    """
-
-    train_loss: list[float]
-    accuracy: NotRequired[list[float | None]]
-    error: NotRequired[list[float | None]]
-    displacement: list[float]
+#: ``train_loss``, ``displacement``, and the tests by their measure: one value for each epoch, None
+#: for an epoch without a test.
+Health = dict[str, list[float | None]]
 
 
-def tests_of(health: Health) -> list[float | None]:
-    """Return the tests of an expert, whatever they measured."""
-    return health["error"] if "error" in health else health["accuracy"]
+def measure_of(loss: str) -> str:
+    """Name what tests measure: ``accuracy``, in percent, or for targets ``error``, mean squared."""
+    return "error" if loss == "mse" else "accuracy"
 
 
 class TrajectoryRecorder:
@@ -34,27 +25,20 @@ class TrajectoryRecorder:
     Args:
         state: The expert before its first step.
         kept: Epochs whose parameters are kept, ascending; 0 is the initialisation.
-        loss: The loss that it trains with, as for :func:`trajmatch.ops.gradient`.
+        measure: What its tests measure: see :func:`measure_of`.
 
     Attributes:
         snapshots: Parameters after the epochs kept. ``[S, P]``, float32, on the CPU.
         buffers: Buffers of the network that belong to them. ``[S, Q]``.
-        health: ``train_loss``, ``accuracy`` (or ``error``) and ``displacement`` of the epochs
-            recorded.
+        health: See :data:`Health`.
     """
 
-    def __init__(
-        self, state: ExpertState, kept: Sequence[int], loss: str = "cross_entropy"
-    ) -> None:
+    def __init__(self, state: ExpertState, kept: Sequence[int], measure: str = "accuracy") -> None:
         """Allocate memory and keep the initialisation if it is asked for."""
-        self._kept = list(kept)
+        self._kept, self._measure = list(kept), measure
         self.snapshots = torch.empty(len(kept), len(state.theta))
         self.buffers = torch.empty(len(kept), len(state.statistics))
-        self.health: Health = (
-            {"train_loss": [], "error": [], "displacement": []}
-            if loss == "mse"
-            else {"train_loss": [], "accuracy": [], "displacement": []}
-        )
+        self.health: Health = {"train_loss": [], measure: [], "displacement": []}
         self._last = state.theta.clone()
         self._filled = 0
         self._keep(0, state)
@@ -70,7 +54,7 @@ class TrajectoryRecorder:
         """
         moved = (state.theta - self._last).norm(dtype=torch.float64).item()
         self.health["train_loss"].append(loss)
-        tests_of(self.health).append(tested)
+        self.health[self._measure].append(tested)
         self.health["displacement"].append(moved)
         self._last.copy_(state.theta)
         self._keep(epoch, state)

@@ -8,10 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from trajmatch.errors import UserError
-
-#: In bytes; a line of a thousand matches has 50 kB.
-_LONGEST_LINE = 2**20
+from trajmatch.errors import as_user_error
 
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
 #: Larger numbers could not be drawn.
@@ -70,20 +67,15 @@ def read(path: Path) -> History:
     Raises:
         UserError: It cannot be read or is no such log; the line is named.
     """
-    history, number = History([], []), 0
-    try:
-        with path.open("rb") as file:
-            for line in iter(lambda: file.readline(_LONGEST_LINE), b""):
-                number += 1
-                if line.endswith(b"\n") or len(line) == _LONGEST_LINE:
-                    _enter(history, line)
-    except OSError as error:
-        raise UserError(f"cannot read the log {path}: {error.strerror}") from error
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not a log that `trajmatch distill` wrote (line {number}: {error}); give "
-            "that one with --log"
-        ) from error
+    history = History([], [])
+    with as_user_error(f"cannot read the log {path}: ", OSError):
+        lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        place = f"{path} is not a log that `trajmatch distill` wrote (line {number}: "
+        advice = "); give that one with --log"
+        with as_user_error(place, msgspec.DecodeError, ValueError, RecursionError, advice=advice):
+            if line.endswith(b"\n"):
+                _enter(history, line)
     return history
 
 
