@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trajmatch.data.identity import check_same_data
+from trajmatch.data.dataset import check_same_data
 from trajmatch.errors import UserError
 
 KNOWN = {

@@ -109,8 +109,8 @@ def test_logits_of_the_last_epoch(store: Path, data: str, final_experts: FinalEx
 
 def test_a_store_without_the_last_epoch(store: Path) -> None:
     opened = Store.open(store)
-    opened.manifest["snapshots"] = [0, 1, 2, 3]
-    with pytest.raises(UserError, match=r"--init correct asks .* last epoch, 4, which .* not keep"):
+    opened.manifest["trained_epochs"] = 3
+    with pytest.raises(UserError, match=r"--init correct needs the experts after epoch 4.* 3 of 4"):
         FinalExperts(opened, networks.build(opened.manifest["network"]), "--init correct")
 
 

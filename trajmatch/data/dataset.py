@@ -20,6 +20,7 @@ from trajmatch.data.zca import ZCA
 from trajmatch.errors import UserError
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +155,16 @@ class Dataset:
             array = tensor.contiguous().numpy()
             digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
         return digest.hexdigest()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Identity as stores and files keep it: name, fingerprint, class names and shape."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "class_names": list(self.class_names),
+            "shape": list(self.train_images.shape[1:]),
+        }
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -380,3 +391,42 @@ def check_text(what: str, text: str) -> None:
     """
     if text.encode(errors="replace").decode() != text:
         raise UserError(f"{what} {text!a} is not UTF-8; rename it")
+
+
+def check_same_data(
+    made: str,
+    known: Mapping[str, Any],
+    given: Mapping[str, Any],
+    known_address: str | None = None,
+    given_address: str | None = None,
+) -> None:
+    """Make sure that a data set is the one that something was made from.
+
+    Args:
+        made: Beginning of the message, e.g. ``"d.safetensors was distilled from"``.
+        known: Description of the data set that it was made from, as :attr:`Dataset.description`
+            is.
+        given: Description of the data set given. The names of the two may differ.
+        known_address: Address of the first. Default: its name.
+        given_address: Address of the second. Default: its name.
+
+    Raises:
+        UserError: It is another one. The message names classes and shape where these differ, and
+            fingerprints where they do not.
+    """
+    if known["fingerprint"] == given["fingerprint"]:
+        return
+    first = known_address or f"the data set {known['name']!r}"
+    second = given_address or f"the data set {given['name']!r}"
+    has, got = f" with {_told(known, given)}", f"has {_told(given, known)}"
+    if _told(known, given) == _told(given, known):
+        marks = [f"{each['fingerprint'][:16]}..." for each in (given, known)]
+        has, got = "", f"holds other images (fingerprint {' instead of '.join(marks)})"
+    raise UserError(f"{made} {first}{has}, but {second} {got}; give the same data with --data")
+
+
+def _told(side: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Describe classes and shape; of the classes, first those that the other lacks."""
+    names = sorted(side["class_names"], key=other["class_names"].__contains__)
+    shown = [*names[:_NAMES_SHOWN], "..."] if len(names) > _NAMES_SHOWN else names
+    return f"{len(names)} classes ({', '.join(shown)}) of images {side['shape']}"

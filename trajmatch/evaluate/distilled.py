@@ -12,7 +12,7 @@ from typing import Any
 from trajmatch import artifact, files, interruption, networks
 from trajmatch.artifact import Artifact
 from trajmatch.data import Dataset, load_dataset, resolve_uri
-from trajmatch.data.identity import check_same_data, describe_dataset
+from trajmatch.data.dataset import check_same_data
 from trajmatch.data.sources import SEARCH_VARIABLE, searched_folders
 from trajmatch.device import usable_device
 from trajmatch.errors import UserError, as_user_error
@@ -298,7 +298,5 @@ def source_dataset(distilled: Artifact, file: Path, data: str | None) -> Dataset
         "class_names": list(distilled.class_names),
         "shape": list(distilled.images.shape[1:]),
     }
-    check_same_data(
-        f"{file} was distilled from", known, describe_dataset(dataset), given_address=uri
-    )
+    check_same_data(f"{file} was distilled from", known, dataset.description, given_address=uri)
     return dataset

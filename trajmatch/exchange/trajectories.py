@@ -19,7 +19,6 @@ from msgspec import Meta
 from torch import Tensor
 
 from trajmatch import files, networks
-from trajmatch.data.identity import describe_dataset
 from trajmatch.data.reading import readable
 from trajmatch.data.sources import absolute_uri
 from trajmatch.errors import UserError, as_user_error
@@ -93,7 +92,7 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
     kept = kept_epochs(config.keep or "all", epochs)
     manifest = {
         "data": absolute_uri(config.data),
-        "dataset": describe_dataset(dataset),
+        "dataset": dataset.description,
         "holdout": {"fraction": 0.0, "seed": 0, "training_fingerprint": dataset.fingerprint},
         "preprocessing": dataset.preprocessing.spec(),
         "network": origin.network,

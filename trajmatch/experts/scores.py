@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trajmatch import files, networks
 from trajmatch.data import Dataset
-from trajmatch.data.identity import check_same_data, describe_dataset
+from trajmatch.data.dataset import check_same_data
 from trajmatch.data.parts import split_holdout
 from trajmatch.device import usable_device
 from trajmatch.errors import UserError, as_user_error
@@ -131,7 +131,7 @@ def score_images(
     store.training_set(dataset, address)  # compares it with the store's
     files.check_writable(out.parent)
     scores = el2n(store, dataset, epoch, experts, usable_device(config.device), on_expert)
-    known = msgspec.convert(describe_dataset(dataset), DatasetEntry)
+    known = msgspec.convert(dataset.description, DatasetEntry)
     found = Description(store.manifest["data"], known, store.identity, epoch, experts)
     files.save_tensors(out, {"scores": scores}, msgspec.to_builtins(found))
     return {"file": f"{out}", "dataset": dataset.name, "epoch": epoch, "experts": experts}
@@ -161,7 +161,7 @@ def read_scores(
     count, (scores, found) = len(dataset.train_labels), _content(path)
     if found is not None:
         made, known = f"the scores of {path} were computed for", dict(found.dataset)
-        check_same_data(made, known, describe_dataset(dataset), found.data, address)
+        check_same_data(made, known, dataset.description, found.data, address)
         if store is not None and found.store != store.identity:
             raise UserError(
                 f"{path} has the scores of other experts than those of {store.path}; compute them "

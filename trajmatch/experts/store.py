@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from trajmatch import files, networks
 from trajmatch.data import Dataset, load_dataset
-from trajmatch.data.identity import check_same_data, describe_dataset
+from trajmatch.data.dataset import check_same_data
 from trajmatch.data.sources import moved_uri
 from trajmatch.data.zca import KIND, ZCA, from_parts
 from trajmatch.errors import UserError, as_user_error
@@ -533,7 +533,7 @@ class Store:
             UserError: It is not the data set that the experts were trained on; the message says in
                 what it differs.
         """
-        self._check_data(describe_dataset(dataset), address)
+        self._check_data(dataset.description, address)
         held_out = self.manifest["holdout"]
         training, images, labels = dataset.without_holdout(held_out["fraction"], held_out["seed"])
         if training.fingerprint != held_out["training_fingerprint"]:

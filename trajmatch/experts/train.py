@@ -14,7 +14,6 @@ import torch
 from trajmatch import interruption, networks
 from trajmatch.data import Dataset, load_dataset, zca
 from trajmatch.data.dsa import DSA
-from trajmatch.data.identity import describe_dataset
 from trajmatch.data.sources import absolute_uri
 from trajmatch.device import usable_device
 from trajmatch.errors import UserError, as_user_error
@@ -224,7 +223,7 @@ def describe(
     return {
         **({"trained_epochs": trained} if trained < config.epochs else {}),
         "data": absolute_uri(config.data),
-        "dataset": describe_dataset(dataset),
+        "dataset": dataset.description,
         "holdout": {
             "fraction": config.holdout,
             "seed": config.seed,

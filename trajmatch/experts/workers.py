@@ -11,7 +11,7 @@ from trajmatch import interruption
 from trajmatch.children import Emit, Failed, Job, children
 from trajmatch.data import Dataset, load_dataset
 from trajmatch.errors import UserError
-from trajmatch.experts.checkpoint import Checkpoints, Place
+from trajmatch.experts.checkpoint import Checkpoints
 from trajmatch.experts.config import ExpertConfig
 from trajmatch.experts.curriculum import Schedule
 from trajmatch.experts.epoch import Curriculum
@@ -69,11 +69,9 @@ def _groups(
     checkpoints: Checkpoints, experts: Sequence[int], at_once: int
 ) -> Iterator[Sequence[int]]:
     """Group experts that are at the same place, not too many together; the furthest first."""
-    by_place: dict[Place, list[int]] = {}
-    for expert in experts:
-        by_place.setdefault(checkpoints.place(expert), []).append(expert)
-    for place in sorted(by_place, reverse=True):
-        there = by_place[place]
+    places = {expert: checkpoints.place(expert) for expert in experts}
+    for place in sorted({*places.values()}, reverse=True):
+        there = [expert for expert in experts if places[expert] == place]
         for first in range(0, len(there), at_once):
             yield there[first : first + at_once]
 
