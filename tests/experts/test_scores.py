@@ -133,7 +133,7 @@ def test_a_users_scores_of_any_type_are_the_same(
     for name, message in (
         ("bad.npy", "is damaged"),
         ("zip.npy", "is damaged or not a .npy file"),
-        ("a.safetensors", "not one that trajmatch wrote"),
+        ("a.safetensors", "takes a .npy file .*a.safetensors is .* not one that trajmatch wrote"),
         ("none.npy", "--scores: there is no .*none.npy; `trajmatch score STORE`"),
     ):
         with pytest.raises(UserError, match=message):

@@ -191,6 +191,7 @@ def _content(path: files.PathLike) -> tuple[np.ndarray[Any, Any], Description | 
     if Path(path).suffix == ".npy":
         with as_user_error(f"{path} is damaged or not a .npy file: ", Exception):  # of any kind
             return np.lib.format.open_memmap(path, mode="r"), None
-    tensors, metadata = files.load_tensors(path)
+    with as_user_error("--scores takes a .npy file or what `trajmatch score` wrote: "):
+        tensors, metadata = files.load_tensors(path)
     found = convert(metadata, Description, f"{path} is not a file of scores")
     return tensors.get("scores", torch.empty(0)).numpy(), found
