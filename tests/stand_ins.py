@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from bench.recorders import call_again
 
 from trajmatch.data.dsa import DSA
 from trajmatch.distill import DistillConfig
@@ -17,7 +18,6 @@ from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.schedule import StartEpochWindow
 from trajmatch.distill.setup import Setup
 from trajmatch.images.pixels import Pixels
-from trajmatch.recording import call_again
 
 
 class Counting:

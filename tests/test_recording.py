@@ -11,9 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from bench.recorders import call_again
 from torch import Tensor
 
-from trajmatch.recording import call_again, checked, cuda_graph
+from trajmatch.recording import checked, cuda_graph
 
 
 def distorted(change):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from typing import NamedTuple
 
 import torch
 
@@ -17,13 +16,6 @@ LEAST_CAPABILITY = (7, 5)
 
 #: The driver's library, which torch has loaded where it can use a GPU.
 DRIVER = "libcuda.so.1"
-
-
-class Choice(NamedTuple):
-    """A device that was chosen for the user, and the reason; "" where the user named it."""
-
-    device: str
-    why: str
 
 
 def usable_device(name: str) -> str:
@@ -40,7 +32,7 @@ def usable_device(name: str) -> str:
         UserError: There is no such device, or it cannot be used.
     """
     if name == "auto":
-        return automatic_device().device
+        return automatic_device()[0]
     if name == "cpu":
         return name
     number = re.fullmatch(r"cuda(?::(\d{1,4}))?", name)
@@ -54,11 +46,14 @@ def usable_device(name: str) -> str:
     return name
 
 
-def automatic_device() -> Choice:
+def automatic_device() -> tuple[str, str]:
     """The device that ``auto`` stands for: a GPU where one can be used, else the CPU.
 
     The environment variable ``TRAJMATCH_DEVICE`` names another. Several processes of torchrun on
     one machine take GPUs only if there is one for each.
+
+    Returns:
+        The device, and the reason for it; "" where the user named it.
 
     Raises:
         UserError: ``TRAJMATCH_DEVICE`` names no device that can be used.
@@ -66,14 +61,14 @@ def automatic_device() -> Choice:
     named = os.environ.get("TRAJMATCH_DEVICE", "auto")
     if named != "auto":
         with as_user_error("TRAJMATCH_DEVICE: "):
-            return Choice(usable_device(named), "")
+            return usable_device(named), ""
     fault = cuda_fault()
     if fault is not None:
-        return Choice("cpu", fault.why)
+        return "cpu", fault.why
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if processes > gpus:
-        return Choice("cpu", f"{processes} processes, but {gpus} GPUs")
-    return Choice("cuda", torch.cuda.get_device_name())
+        return "cpu", f"{processes} processes, but {gpus} GPUs"
+    return "cuda", torch.cuda.get_device_name()
 
 
 def cuda_fault(index: int | None = None) -> Fault | None:

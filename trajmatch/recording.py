@@ -1,7 +1,7 @@
 """Launches that are the same every time, recorded once and replayed without Python in between.
 
-What records is exchangeable. :func:`cuda_graph` is for a CUDA device; :func:`call_again` calls the
-function, which shows on any device that the buffers hold what they should.
+What records is exchangeable: :func:`cuda_graph` is for a CUDA device. A recorder that calls the
+function again shows on any device that the buffers hold what they should.
 """
 
 from __future__ import annotations
@@ -206,21 +206,3 @@ def cuda_graph(
         with torch.cuda.graph(graph, stream=side):
             results = function()
     return results, graph.replay
-
-
-def call_again(function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
-    """Records nothing: the replay calls the function.
-
-    Args:
-        function: What a graph would be made of.
-
-    Returns:
-        Its results, and what calls it again and copies the results over the first.
-    """
-    results = function()
-
-    def replay() -> None:
-        for result, again in zip(results, function(), strict=True):
-            result.copy_(again)
-
-    return results, replay

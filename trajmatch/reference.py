@@ -260,21 +260,6 @@ def gradient(
     return value, grad
 
 
-def gradient_jvp(
-    model: nn.Module,
-    theta: Tensor,
-    images: Tensor,
-    labels: Tensor | None,
-    tangent: Tensor | None = None,
-    image_tangent: Tensor | None = None,
-    loss: Loss = "cross_entropy",
-    soft_labels: str = "logits",
-) -> GradientJvp:
-    """Derivative of loss and gradients along the tangents, by two reverse passes."""
-    directions = (tangent, image_tangent)
-    return gradient_and_jvp(model, theta, images, labels, *directions, loss, soft_labels)[1]
-
-
 def gradient_and_jvp(
     model: nn.Module,
     theta: Tensor,
@@ -286,7 +271,9 @@ def gradient_and_jvp(
     soft_labels: str = "logits",
     examine: bool = False,
 ) -> tuple[Tensor, GradientJvp]:
-    """The gradient in the parameters ``[P]``, and its derivative as of :func:`gradient_jvp`.
+    """The gradient ``[P]``, and the derivative of loss and gradients along the tangents.
+
+    That takes two reverse passes.
 
     With ``examine``, raise NotImplementedError if a backward pass of the model is not in the graph.
     """
@@ -317,6 +304,11 @@ def gradient_and_jvp(
     return grads[0].detach(), GradientJvp(
         directional.detach().to(theta.dtype), seconds[0], grad_images, seconds[-1] if soft else None
     )
+
+
+def gradient_jvp(*args: Any, **settings: Any) -> GradientJvp:
+    """The derivative of :func:`gradient_and_jvp` alone; it has the same arguments."""
+    return gradient_and_jvp(*args, **settings)[1]
 
 
 def _check_graph(grads: Sequence[Tensor]) -> None:

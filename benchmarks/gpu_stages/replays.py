@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from bench.problem import Problem
+from bench.recorders import call_again
 from bench.variants import OuterGradient
 
 from gpu_stages.settings import Settings
@@ -21,7 +22,7 @@ from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.schedule import StartEpochWindow
 from trajmatch.distill.setup import Setup
 from trajmatch.images.pixels import Pixels
-from trajmatch.recording import Record, call_again, cuda_graph
+from trajmatch.recording import Record, cuda_graph
 
 
 def record_for(settings: Settings) -> Record:

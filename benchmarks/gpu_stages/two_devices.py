@@ -8,12 +8,13 @@ from functools import partial
 import torch
 from bench.agreement import ALL_STEPS, agreement
 from bench.problem import make_problem
+from bench.recorders import call_again
 from bench.sizes import Size
 from bench.variants import VARIANTS
 
 from gpu_stages.replays import replayed
 from gpu_stages.settings import NotRun, Record, Settings
-from trajmatch.recording import call_again, cuda_graph
+from trajmatch.recording import cuda_graph
 
 SIZE = Size(32, 10, 20)
 SMALLEST = Size(4, 3, 3, depth=2, image_size=8)

@@ -7,21 +7,22 @@ from typing import Any
 
 import pytest
 import torch
+from bench.recorders import call_again
 from stand_ins import Counting, objective_of
 from torch import Tensor
 
 from trajmatch import networks, ops
 from trajmatch.data.dsa import DSA
 from trajmatch.distill import distill, loop
-from trajmatch.distill.batches import student_batches
 from trajmatch.distill.gradients import Graph, gradients_for, one_by_one
 from trajmatch.distill.objectives import OuterGradient, Plan
 from trajmatch.distill.objectives.match_trajectory import Match, MatchTrajectory
 from trajmatch.distill.objectives.matching import MatchingLoss
+from trajmatch.distill.objectives.of_students import student_batches
 from trajmatch.distill.terms import find_term
 from trajmatch.errors import UserError
 from trajmatch.random import generator
-from trajmatch.recording import call_again, cuda_graph
+from trajmatch.recording import cuda_graph
 
 LOSS = MatchingLoss((find_term("final"), find_term("intermediate")), epochs=2)
 

@@ -265,9 +265,3 @@ def test_a_tape_changes_no_byte(configure, tmp_path) -> None:
     without = distill(configure(out=tmp_path / "without.safetensors", tape_mb=0))
     with_tape = distill(configure(out=tmp_path / "with.safetensors", tape_mb=64))
     assert without.fingerprint == with_tape.fingerprint
-
-
-def test_a_tape_too_small_for_a_step_says_what_would_fit(configure, monkeypatch) -> None:
-    monkeypatch.setattr("trajmatch.ops.tape_bytes", lambda *_, **__: 5 * 2**20)
-    with pytest.warns(UserWarning, match=r"--tape-mb 4 is too small .* 5 MB.* --tape-mb 15 keeps"):
-        distill(configure(tape_mb=4, student_steps=3, iterations=1))

@@ -9,11 +9,11 @@ from stand_ins import Interrupter, lines_of
 from trajmatch import artifact
 from trajmatch.data import DSA
 from trajmatch.distill import distill
-from trajmatch.distill.batches import student_batches
 from trajmatch.distill.gradients import one_by_one
 from trajmatch.distill.iteration import outer_iteration
 from trajmatch.distill.objectives import OuterGradient, Plan, mean_gradient
 from trajmatch.distill.objectives.match_trajectory import Match
+from trajmatch.distill.objectives.of_students import student_batches
 from trajmatch.distill.parameters import leaves
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.state import State

@@ -15,7 +15,6 @@ from trajmatch import ops
 from trajmatch.distill import distill
 from trajmatch.distill import loop as loop_module
 from trajmatch.distill import memory_plan as plan_module
-from trajmatch.distill.batches import student_batches
 from trajmatch.distill.gradients import one_by_one
 from trajmatch.distill.iteration import outer_iteration
 from trajmatch.distill.memory_plan import (
@@ -27,6 +26,7 @@ from trajmatch.distill.memory_plan import (
     planned,
 )
 from trajmatch.distill.objectives import OuterGradient, Plan
+from trajmatch.distill.objectives.of_students import student_batches
 from trajmatch.distill.parameters import leaves
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.errors import UserError

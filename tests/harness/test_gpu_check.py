@@ -16,6 +16,7 @@ import gpu_check
 import pytest
 import torch
 from bench.problem import make_problem
+from bench.recorders import call_again
 from bench.sizes import Size
 from bench.variants import VARIANTS
 from gpu_stages import (
@@ -39,7 +40,6 @@ from gpu_stages.settings import STAGES, NotRun, Record, Settings
 
 from trajmatch import ops
 from trajmatch.random import generator
-from trajmatch.recording import call_again
 
 pytestmark = pytest.mark.harness
 

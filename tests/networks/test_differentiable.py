@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trajmatch import networks
+from trajmatch.networks.differentiable import check_twice_differentiable
 
 SHAPE = (1, 6, 6)
 
@@ -76,20 +77,20 @@ def test_the_offending_layer_is_named(function: type[torch.autograd.Function]) -
     assert set(obstacles) == {"0", "1", "2.0", "3", "4"}
     assert not any(obstacles.values())
     with pytest.raises(ValueError, match=r"of Sequential its layer 2\.1 \(Square\) is not: "):
-        networks.check_twice_differentiable(model, SHAPE)
+        check_twice_differentiable(model, SHAPE)
 
 
 def test_an_operator_of_torch_without_a_second_derivative() -> None:
     with pytest.raises(ValueError, match=r"2 \(Hardsigmoid\) is not: derivative for aten::"):
-        networks.check_twice_differentiable(around(nn.Hardsigmoid()), SHAPE)
+        check_twice_differentiable(around(nn.Hardsigmoid()), SHAPE)
 
 
 def test_a_forward_is_to_blame_where_no_layer_is() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Sequential(Inside(), nn.Tanh()), nn.Linear(4, 4))
     with pytest.raises(ValueError, match=r"layer 1\.0 \(Inside\) is not"):
-        networks.check_twice_differentiable(model, SHAPE)
+        check_twice_differentiable(model, SHAPE)
     with pytest.raises(ValueError, match="of Inside its own forward is not"):
-        networks.check_twice_differentiable(Inside(), (36,))
+        check_twice_differentiable(Inside(), (36,))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_what_is_twice_differentiable_passes(layer: nn.Module) -> None:
     model = around(layer)
     before = {name: each.clone() for name, each in model.state_dict().items()}
     state = torch.get_rng_state()
-    networks.check_twice_differentiable(model, SHAPE)
+    check_twice_differentiable(model, SHAPE)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
 
@@ -114,13 +115,13 @@ def test_millions_of_kinks_are_no_obstacle(text: str) -> None:
 def test_randomness_is_named() -> None:
     model = around(nn.Dropout2d(0.5))
     with pytest.raises(ValueError, match=r"Sequential draws random numbers \(in 2, a Dropout2d\)"):
-        networks.check_twice_differentiable(model, SHAPE)
-    networks.check_twice_differentiable(model.eval(), SHAPE)
+        check_twice_differentiable(model, SHAPE)
+    check_twice_differentiable(model.eval(), SHAPE)
 
 
 def test_images_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"Sequential does not run on images of shape \[1, 5, 5\]"):
-        networks.check_twice_differentiable(around(), (1, 5, 5))
+        check_twice_differentiable(around(), (1, 5, 5))
 
 
 # --- networks from elsewhere

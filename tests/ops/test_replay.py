@@ -239,7 +239,7 @@ def test_fingerprints_tell_changes_from_rounding(
 ) -> None:
     values, fingerprints = torch.randn(4, 3, 8, 8), Fingerprints()
     fingerprints.record(3, values)
-    fingerprints.repeat(3, change(values))
+    fingerprints.record(3, change(values), again=True)
     if found:
         with pytest.raises(RuntimeError, match="expected step 3"):
             fingerprints.check(torch.finfo(torch.float32).eps)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import astuple
 
 import torch
 
-from trajmatch import artifact, files, interruption, ops
+from trajmatch import artifact, files, interruption
 from trajmatch.artifact import Artifact
 from trajmatch.distill import checkpoint
 from trajmatch.distill.config import DistillConfig
@@ -22,7 +21,7 @@ from trajmatch.distill.memory_plan import Tell, WithinMemory, check_parts, choos
 from trajmatch.distill.metrics import Log, loggers_for, metrics_log
 from trajmatch.distill.objectives import Plan
 from trajmatch.distill.parallel import Division, check_division, check_in_step, start_same
-from trajmatch.distill.parameters import LABELS, leaves
+from trajmatch.distill.parameters import leaves
 from trajmatch.distill.problem import Problem, prepare
 from trajmatch.distill.selection import evaluate_iterate, is_due
 from trajmatch.distill.state import State
@@ -129,10 +128,8 @@ def _computing(
     problem: Problem, state: State, division: Division, tell: Tell | None
 ) -> WithinMemory:
     """Return the computation of the gradients, by a plan that fits into memory, on all ranks."""
-    shared, images = division.shares_steps, len(state.parameters[LABELS].value)
+    shared = division.shares_steps
     plan = planned(problem, shared)
-    if not shared:  # which keeps no activations
-        _check_tape(problem, plan, images)
 
     def chosen() -> tuple[int, int | None]:
         found = choose(problem, leaves(state.parameters, problem.device), plan)
@@ -177,22 +174,6 @@ def _interruptible(problem: Problem, state: State, ranks: Ranks) -> Iterator[Non
                 checkpoint.save(config.checkpoint_path, state, problem.identity)
             stop.kept = f"{config.checkpoint_path} has iteration {state.iteration}"
             raise
-
-
-def _check_tape(problem: Problem, plan: Plan, num_images: int) -> None:
-    """Warn where the memory for activations does not hold those of one student step."""
-    config, mega = problem.config, 2**20
-    count = min(config.batch_syn or num_images, num_images)
-    step = ops.tape_bytes(problem.model, [count], precise=config.precise, device=problem.device)
-    _, steps = config.differentiated
-    if 0 < plan.tape_bytes < step:
-        warnings.warn(
-            f"--tape-mb {plan.tape_bytes // mega} is too small for the activations of one student "
-            f"step, {step / mega:.0f} MB; all are computed again in the backward pass. "
-            f"--tape-mb {-(-step * steps // mega)} keeps those of all "
-            f"{steps} steps, --tape-mb 0 is silent.",
-            stacklevel=4,
-        )
 
 
 def _shown(problem: Problem, state: State) -> dict[str, float]:

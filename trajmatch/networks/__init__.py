@@ -4,9 +4,6 @@ from trajmatch.networks.convnet import ConvNet as ConvNet
 from trajmatch.networks.differentiable import check_batches as check_batches
 from trajmatch.networks.differentiable import check_runs_on as check_runs_on
 from trajmatch.networks.differentiable import check_student as check_student
-from trajmatch.networks.differentiable import (
-    check_twice_differentiable as check_twice_differentiable,
-)
 from trajmatch.networks.differentiable import examine as examine
 from trajmatch.networks.engine import engine_description as engine_description
 from trajmatch.networks.external import External as External

@@ -100,7 +100,7 @@ class Loop:
         again, found = self.student.jvp(at, r if scale is None else scale * r)
         if not self.fixed:
             repeated = at.images if self.model is None or again is None else again
-            self.fingerprints.repeat(step, repeated)
+            self.fingerprints.record(step, repeated, again=True)
         if scale is None:
             return found
         return GradientJvp._make(None if each is None else each / scale for each in found)

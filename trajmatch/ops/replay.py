@@ -96,17 +96,12 @@ class Fingerprints:
     """
 
     def __init__(self) -> None:
-        self._first: dict[int, tuple[Tensor, Tensor]] = {}
-        self._second: dict[int, tuple[Tensor, Tensor]] = {}
+        self._kept: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
         self._ramps: dict[int, Tensor] = {}
 
-    def record(self, step: int, values: Tensor) -> None:
-        """Keep the fingerprint of a step."""
-        self._first[step] = self._fingerprint(values)
-
-    def repeat(self, step: int, values: Tensor) -> None:
-        """Take the fingerprint of the same step in the backward pass."""
-        self._second[step] = self._fingerprint(values)
+    def record(self, step: int, values: Tensor, again: bool = False) -> None:
+        """Keep the fingerprint of a step, or ``again`` that of its repetition."""
+        self._kept[step, again] = self._fingerprint(values)
 
     def check(self, eps: float) -> None:
         """Compare the steps with their repetitions. On a GPU this waits for the device.
@@ -118,12 +113,14 @@ class Fingerprints:
             RuntimeError: A repetition differs by more than ``4 sqrt(eps)``, relative to the norm
                 of what was computed.
         """
-        steps = sorted(self._second)
+        steps = sorted(step for step, again in self._kept if again)
         if not steps:
             return
         first, second = (
-            torch.stack([number for step in steps for number in kept[step]]).view(-1, 2)
-            for kept in (self._first, self._second)
+            torch.stack([number for step in steps for number in self._kept[step, again]]).view(
+                -1, 2
+            )
+            for again in (False, True)
         )
         for numbers in (first, second):
             numbers[:, 0].sqrt_()

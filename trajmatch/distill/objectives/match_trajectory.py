@@ -16,13 +16,12 @@ from torch import Tensor
 
 from trajmatch import networks, ops
 from trajmatch.distill import objectives
-from trajmatch.distill.batches import moved, student_batches
 from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.objectives import Plan
 from trajmatch.distill.objectives.balance import balance
 from trajmatch.distill.objectives.gradient_mask import GradientMask
 from trajmatch.distill.objectives.matching import MatchingLoss
-from trajmatch.distill.objectives.of_students import OfStudents
+from trajmatch.distill.objectives.of_students import OfStudents, moved, student_batches
 from trajmatch.distill.objectives.perturbation import perturbed
 from trajmatch.distill.objectives.schedule import StartEpochWindow
 from trajmatch.distill.parameters import MASK, fresh_leaves, of_memory
@@ -37,23 +36,17 @@ class Draw:
     """The random choices for one match.
 
     Attributes:
-        iteration: Outer iterations done.
-        number: Number of the match in its iteration; with it, it names the match's own streams.
+        names: Names of the match's own streams: outer iterations done and, but for the first match
+            of an iteration, the number of the match.
         expert: Number of the expert.
         start_epoch: Epoch ``s`` where the student starts.
         batches: Indices into the synthetic images, one vector ``[B]`` for each student step.
     """
 
-    iteration: int
-    number: int
+    names: tuple[int, ...]
     expert: int
     start_epoch: int
     batches: Sequence[Tensor]
-
-    @property
-    def names(self) -> tuple[int, ...]:
-        """Names of the match's streams: the first match's are the same for any number of them."""
-        return (self.iteration, self.number) if self.number else (self.iteration,)
 
     def logged(self) -> dict[str, Any]:
         """Return the choices that the log records, by name."""
@@ -84,7 +77,8 @@ class Draws(objectives.Draws):
         start_epoch = self._window.draw(iteration, self.streams["start_epochs"])
         settings, stream = self._settings, self.streams["batches"]
         batches = student_batches(images, settings.batch_syn, settings.student_steps, stream)
-        return Draw(iteration, number, expert, start_epoch, batches)
+        names = (iteration, number) if number else (iteration,)
+        return Draw(names, expert, start_epoch, batches)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state as tensors."""
@@ -173,7 +167,7 @@ class MatchTrajectory(OfStudents):
             batches=moved(draw.batches, setup.device),
             augment=augment,
             loss_scale=balance(draw.start_epoch, self.window.maximum) if settings.balance else 1.0,
-            iteration=torch.full((), draw.iteration, device=setup.device),
+            iteration=torch.full((), draw.names[0], device=setup.device),
         )
 
     def differentiate(

@@ -1,12 +1,13 @@
-"""The base of objectives that train students on the synthetic set."""
+"""The base of objectives that train students on the synthetic set, and student batches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from trajmatch import ops
@@ -54,3 +55,34 @@ class OfStudents(Objective):
     def shared(self, shards: Shards) -> Self:
         """Return the objective with student steps that processes share."""
         return replace(self, shards=shards)
+
+
+def student_batches(
+    count: int, batch_size: int | None, steps: int, generator: torch.Generator
+) -> list[Tensor]:
+    """Draw the batches of one match: a permutation of the images, cut up, again and again.
+
+    Where the batch size does not divide the number of images, the first batch of each permutation
+    is the short one, as in the programs of MTT, FTD, AST and DATM.
+
+    Args:
+        count: Synthetic images in all.
+        batch_size: Images in one batch; ``None``, or more than there are, takes all.
+        steps: Student steps ``N``.
+        generator: Source of the permutations, on the CPU.
+
+    Returns:
+        ``steps`` index vectors ``[B]``, int64.
+    """
+    size = min(batch_size or count, count)
+    whole, short = divmod(count, size)
+    sizes = [short] * (short > 0) + [size] * whole
+    batches: list[Tensor] = []
+    while len(batches) < steps:
+        batches.extend(torch.randperm(count, generator=generator).split(sizes))
+    return batches[:steps]
+
+
+def moved(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Return index vectors on a device; moved at once, since every move makes the host wait."""
+    return torch.cat([*batches]).to(device).split([*map(len, batches)])

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from trajmatch import networks, ops
 from trajmatch.distill import objectives
-from trajmatch.distill.batches import moved, student_batches
 from trajmatch.distill.objectives import Plan
-from trajmatch.distill.objectives.of_students import OfStudents
+from trajmatch.distill.objectives.of_students import OfStudents, moved, student_batches
 from trajmatch.distill.parameters import fresh_leaves
 from trajmatch.distill.setup import Setup
 from trajmatch.ops.arguments import DsaReplay
