@@ -7,9 +7,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from trajmatch import streams
-from trajmatch.recording import cuda_graph
-from trajmatch.streams import side_by_side
+from trajmatch import recording
+from trajmatch.recording import cuda_graph, side_by_side
 
 CUDA = torch.device("cuda", 0)
 
@@ -55,9 +54,9 @@ def log(monkeypatch) -> list[tuple[str, ...]]:
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: now[-1])
-    streams._streams.cache_clear()
+    recording._streams.cache_clear()
     yield FakeStream.log
-    streams._streams.cache_clear()
+    recording._streams.cache_clear()
 
 
 def working(number: int):

@@ -116,9 +116,9 @@ def time_limit(text: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def held(wait: bool = True) -> Iterator[None]:
     """Make signals wait for :func:`check`, so that work under way is not left in the middle."""
-    before, _watch.held = _watch.held, True
+    before, _watch.held = _watch.held, wait
     try:
         yield
     finally:
@@ -132,12 +132,9 @@ def released() -> Iterator[None]:
     Raises:
         Interrupted: At once, if there was a signal already or the time is up.
     """
-    before, _watch.held = _watch.held, False
-    try:
+    with held(wait=False):
         check()
         yield
-    finally:
-        _watch.held = before
 
 
 def check() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from trajmatch.streams import Outputs
+from trajmatch.recording import Outputs
 
 
 def call_again(function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:

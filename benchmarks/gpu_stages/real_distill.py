@@ -18,7 +18,7 @@ from trajmatch.distill.gradients import Graph
 from trajmatch.distill.parallel import Division
 from trajmatch.distill.problem import Problem
 from trajmatch.experts import ExpertConfig, train_experts
-from trajmatch.streams import Outputs
+from trajmatch.recording import Outputs
 
 DATA = "fashion-mnist-mini"  # inside the package
 #: Width, depth, expert's epochs and batch; images of a class, student steps, iterations.

@@ -16,7 +16,7 @@ from trajmatch import networks, ops
 from trajmatch.data import DSA
 from trajmatch.networks.differentiable import treats_images_alone
 from trajmatch.ops.loop import Steps
-from trajmatch.ops.sharding import ShardedLoop
+from trajmatch.ops.parts import ShardedLoop
 from trajmatch.ops.student import EngineStudent
 
 IMAGES, CLASSES, SIZE = 7, 3, 8

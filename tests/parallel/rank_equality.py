@@ -36,7 +36,7 @@ from trajmatch.distill.terms.course import AtTheEnd
 from trajmatch.experts import ExpertConfig, Store, train_experts
 from trajmatch.memory import one_thread
 from trajmatch.ops.loop import Steps
-from trajmatch.ops.sharding import ShardedLoop
+from trajmatch.ops.parts import ShardedLoop
 from trajmatch.ops.student import EngineStudent, Point
 from trajmatch.parallel import Ranks, joined
 

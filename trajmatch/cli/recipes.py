@@ -58,8 +58,9 @@ def explained(recipe: Recipe) -> str:
         lines += [f"published accuracy: {_accuracy(recipe)}{source}"]
     lines += [f"note: {note}" for note in recipe.notes]
     for title in SECTIONS:
-        settings = getattr(recipe, title).items()
-        lines += ["", f"[{title}]", *(_given(name, value) for name, value in settings)]
+        settings, kind = getattr(recipe, title), SECTIONS[title][0]
+        chosen = kind(**settings).chosen(kind)
+        lines += ["", f"[{title}]", *(_given(k, v) for k, v in settings.items() if k in chosen)]
     return "\n".join(lines)
 
 

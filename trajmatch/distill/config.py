@@ -234,12 +234,6 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
         }
         return next((setting for setting, does in needs.items() if does), "")
 
-    @property
-    def differentiated(self) -> tuple[str, int]:
-        """The flag of the student steps that are differentiated, and their number."""
-        name = "window" if self.objective == "train-and-test" else "student_steps"
-        return flag(name), getattr(self, name)
-
     def window_end(self, snapshots_kept: Collection[int]) -> int:
         """Find the end of the start epochs for experts with these epochs.
 

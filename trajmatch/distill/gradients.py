@@ -20,8 +20,14 @@ from trajmatch import ops
 from trajmatch.distill.objectives import Objective, OuterGradient, Plan, read
 from trajmatch.distill.parallel import Division
 from trajmatch.distill.problem import Problem
-from trajmatch.recording import Record, Replayed, cuda_graph, warn_without_graph
-from trajmatch.streams import Outputs, side_by_side
+from trajmatch.recording import (
+    Outputs,
+    Record,
+    Replayed,
+    cuda_graph,
+    side_by_side,
+    warn_without_graph,
+)
 
 #: From tasks, outer parameters and a plan to the gradients of each task.
 Gradients = Callable[[Sequence[Any], Mapping[str, Tensor], Plan], list[OuterGradient]]

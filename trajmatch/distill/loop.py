@@ -152,9 +152,6 @@ def _log(problem: Problem, state: State, ranks: Ranks) -> AbstractContextManager
 
 def _check_interruption(problem: Problem, ranks: Ranks) -> None:
     """Stop here if the run was asked to: all ranks after the same iteration."""
-    if ranks.size == 1:
-        interruption.check()
-        return
     stop = interruption.wish()
     asked = torch.tensor([float(stop is not None)], device=problem.device)
     ranks.sum_(asked)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, takewhile
+from statistics import linear_regression
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -26,14 +27,9 @@ from trajmatch.distill.objectives import OuterGradient, Plan
 from trajmatch.distill.parameters import LABELS
 from trajmatch.distill.problem import Problem
 from trajmatch.errors import UserError
-from trajmatch.memory import (
-    free_bytes,
-    is_out_of_memory,
-    peak_bytes,
-    reset_peak,
-    used_bytes,
-)
+from trajmatch.memory import free_bytes, is_out_of_memory, peak_bytes, reset_peak, used_bytes
 from trajmatch.networks import ConvNet
+from trajmatch.schema import flag
 
 T = TypeVar("T")
 
@@ -270,10 +266,8 @@ def _on_line(counts: Sequence[int], times: Sequence[float], steps: int) -> float
     """Return the time of a number of steps on the line through the measurements."""
     if len(counts) == 1:
         return times[0] * max(1, steps) / max(1, counts[0])
-    slope = (times[-1] - times[0]) / (counts[-1] - counts[0])
-    if slope <= 0:  # noise
-        return times[-1] * steps / counts[-1]
-    return times[-1] + slope * (steps - counts[-1])
+    slope, first = linear_regression(counts, times)
+    return first + slope * steps if slope > 0 else times[-1] * steps / counts[-1]  # noise
 
 
 def _size(count: int) -> str:
@@ -283,12 +277,12 @@ def _size(count: int) -> str:
 
 def _no_memory(problem: Problem, plan: Plan, reason: str) -> str:
     config, lines = problem.config, reason.splitlines()
-    flag, steps = config.differentiated
+    name = "window" if config.objective == "train-and-test" else "student_steps"
     said = f": {lines[0]}" if lines else ""
     return (
-        f"memory ran out by the leanest plan ({plan}){said}; take fewer {flag} (now "
-        f"{steps}), a smaller --batch-syn or fewer --matches (now {config.matches}),"
-        " or another machine. What was written before is whole"
+        f"memory ran out by the leanest plan ({plan}){said}; take fewer {flag(name)} (now "
+        f"{getattr(config, name)}), a smaller --batch-syn or fewer --matches (now "
+        f"{config.matches}), or another machine. What was written before is whole"
     )
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from trajmatch import interruption
 from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.problem import Problem
@@ -63,7 +61,10 @@ def evaluate_iterate(problem: Problem, state: State, ranks: Ranks = ALONE) -> di
 def _score(problem: Problem, state: State) -> dict[str, Any]:
     """Return the numbers of an evaluation, with its ``protocol``."""
     config = problem.config
-    split, images, labels = _test_split(problem)
+    dataset, split = problem.dataset, "test"
+    images, labels = dataset.test_images, dataset.test_answers
+    if config.select == "holdout":
+        split, (images, labels) = "holdout", problem.held_out
     synthetic = problem.render(state.result)
     protocol = replace(
         PROTOCOLS[config.eval_protocol],
@@ -87,9 +88,3 @@ def _score(problem: Problem, state: State) -> dict[str, Any]:
     del numbers[score.measure]
     place = {"iteration": state.iteration, "split": split}
     return {**place, **numbers, "protocol": score.protocol}
-
-
-def _test_split(problem: Problem) -> tuple[str, Tensor, Tensor]:
-    if problem.config.select == "holdout":
-        return "holdout", *problem.held_out
-    return "test", problem.dataset.test_images, problem.dataset.test_answers

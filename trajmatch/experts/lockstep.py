@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from trajmatch.experts.step import Batch, ExpertState, ExpertStep
-from trajmatch.recording import Record, Replayed, cuda_graph
-from trajmatch.streams import Outputs, side_by_side
+from trajmatch.recording import Outputs, Record, Replayed, cuda_graph, side_by_side
 
 #: Takes one step with every expert: from their batches, stacked, to their losses ``[experts]``.
 TakeSteps = Callable[[Batch], Tensor]

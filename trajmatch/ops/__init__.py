@@ -15,9 +15,9 @@ from trajmatch.ops.norm_act_pool import norm_act_pool as norm_act_pool
 from trajmatch.ops.optimisers import SGD as SGD
 from trajmatch.ops.optimisers import Adam as Adam
 from trajmatch.ops.param_distance import param_distance as param_distance
+from trajmatch.ops.parts import Shards as Shards
 from trajmatch.ops.sgd_step import sgd_step as sgd_step
 from trajmatch.ops.sgd_step import sgd_step_adjoint as sgd_step_adjoint
-from trajmatch.ops.sharding import Shards as Shards
 from trajmatch.ops.soft_cross_entropy import soft_cross_entropy as soft_cross_entropy
 from trajmatch.ops.student import engine_for as engine_for
 from trajmatch.ops.student import gradient as gradient

@@ -14,16 +14,9 @@ from trajmatch.networks.engine import engine_description
 from trajmatch.ops.arguments import ArrayLike, Augment, DsaReplay, Expect
 from trajmatch.ops.errors import public_operator
 from trajmatch.ops.loop import Loop, Steps, Unroll
-from trajmatch.ops.micro_batches import MicroBatches
-from trajmatch.ops.optimisers import (
-    Optimiser,
-    Updates,
-    check_lr,
-    check_optimiser,
-    check_state,
-)
+from trajmatch.ops.optimisers import Optimiser, Updates, check_lr, check_optimiser, check_state
+from trajmatch.ops.parts import MicroBatches, ShardedLoop, Shards
 from trajmatch.ops.registration import operators, register
-from trajmatch.ops.sharding import ShardedLoop, Shards
 from trajmatch.ops.student import AutogradStudent, EngineStudent, Student, engine_loss
 from trajmatch.reference import Loss, OptimiserState
 
