@@ -213,9 +213,7 @@ class Expect:
             batches = self.tensor("batches", batches, like.device, like.dtype)
             wanted = "have 2 dimensions, or to be a sequence of one-dimensional tensors"
             self.that(batches.dim() == 2, "batches", wanted, list(batches.shape))
-            sizes = [batches.shape[1]] * len(batches)
-            # A copy: the caller may use the memory again before the backward pass.
-            flat = batches.reshape(-1).clone()
+            sizes, rows = [batches.shape[1]] * len(batches), [batches.reshape(-1)]
         else:
             if not isinstance(batches, Iterable):
                 wanted = "be a tensor of shape [N, B], or a sequence of tensors or lists"
@@ -224,12 +222,11 @@ class Expect:
             for row in rows:
                 self.that(row.dim() == 1, "every batch", "have 1 dimension", list(row.shape))
             sizes = [len(row) for row in rows]
-            flat = (
-                torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64, device=like.device)
-            )
         self.that(len(sizes) > 0, "batches", "hold at least one step", "none")
         wanted = "hold at least one image in every step"
         self.that(min(sizes) > 0, "batches", wanted, f"sizes {sizes}")
+        # A copy: the caller may use the memory again before the backward pass.
+        flat = torch.cat(rows)
         self.like("batches", flat, like, "theta0", torch.int64)
         return flat, sizes
 
