@@ -47,11 +47,10 @@ class Interrupted(BaseException):
 class _Watch:
     """State of this process: when it began, its deadline, and a signal that is pending."""
 
-    def __init__(self) -> None:
-        self.began: float | None = None  # of the program that handles signals
-        self.deadline: float | None = None
-        self.pending: Interrupted | None = None
-        self.held = False
+    began: float | None = None  # of the program that handles signals
+    deadline: float | None = None
+    pending: Interrupted | None = None
+    held = False
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal; a second ctrl-C does not wait for what the first one waits for."""

@@ -118,13 +118,9 @@ def find_spike(gradient: OuterGradient, state: State, limit: float) -> Fault | N
     Returns:
         The fault, or ``None``.
     """
-    images = [name for name in of_images(state.parameters) if name in gradient.gradients]
-    norm = math.hypot(
-        *(
-            float(torch.linalg.vector_norm(gradient.gradients[name], dtype=torch.float64))
-            for name in images
-        )
-    )
+    images = [gradient.gradients[name] for name in of_images(gradient.gradients)]
+    norms = [torch.linalg.vector_norm(each, dtype=torch.float64) for each in images]
+    norm = math.hypot(*map(float, norms))
     before = state.gradient_norms
     usual = median(before) if len(before) >= FEWEST else 0.0
     state.gradient_norms = [*before, norm][-USUAL:]

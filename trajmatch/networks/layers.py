@@ -70,12 +70,9 @@ class ImageClassifier(nn.Module):
     def _check_size_left(self, size: int) -> None:
         """Raise ValueError if nothing is left of the images after the last pooling."""
         if size < 1:
-            raise ValueError(
-                self._message(
-                    "image_size", "large enough for its poolings", self._arguments["image_size"]
-                )
-                + "; use a larger image or another network"
-            )
+            came, wanted = self._arguments["image_size"], "large enough for its poolings"
+            message = self._message("image_size", wanted, came)
+            raise ValueError(f"{message}; use a larger image or another network")
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` of images ``[B, in_channels, image_size, image_size]``."""

@@ -355,14 +355,11 @@ def _fake_gradient(given: Any) -> tuple[Tensor, ...]:
 
 
 def _backward(
-    saved: Any,
-    c_loss: Tensor | None,
-    c_theta: Tensor | None,
-    c_images: Tensor | None,
-    c_labels: Tensor | None,
+    saved: Any, c_loss: Tensor | None, *above: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     # The three gradients are the gradient of one scalar, so their Jacobian is symmetric and its
     # adjoint is its tangent; the loss adds c_loss times the gradients themselves.
+    c_theta, c_images, c_labels = above
     problem = (saved.theta, saved.images, saved.labels)
     settings = (saved.network, saved.loss, saved.scale)
     totals: list[Tensor | None] = [None, None, None]

@@ -135,9 +135,8 @@ def unroll(
     """
     expect = Expect("unroll")
     expect.that(tape_bytes >= 0, "tape_bytes", "be at least 0", tape_bytes)
-    expect.that(
-        micro_batch is None or micro_batch >= 1, "micro_batch", "be at least 1", micro_batch
-    )
+    fits = micro_batch is None or micro_batch >= 1
+    expect.that(fits, "micro_batch", "be at least 1", micro_batch)
     model = expect.model(model)
     expect.theta("theta0", theta0, model)
     network = engine_description(model, precise)

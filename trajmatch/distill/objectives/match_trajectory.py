@@ -176,18 +176,15 @@ class MatchTrajectory(OfStudents):
         """Train a student along a match, and differentiate the matching loss."""
         leaves = fresh_leaves(parameters)
         trained = self.training(leaves, plan)
-        images, lr = trained.keywords["images"], trained.keywords["lr"]
+        images = trained.keywords["images"]
         if MASK in leaves and images.requires_grad:
             images.register_hook(leaves[MASK].mul)
         steps = len(task.batches)
         counts = self.loss.student_steps(steps)
+        # A factor of the loss in every step is one of the step size.
+        lr = trained.keywords["lr"] * task.loss_scale
         thetas = trained(
-            task.start,
-            # A factor of the loss in every step is one of the step size.
-            lr=lr * task.loss_scale,
-            batches=task.batches,
-            steps=counts,
-            augment=task.augment,
+            task.start, lr=lr, batches=task.batches, steps=counts, augment=task.augment
         )
         course = Course(
             start=task.start,
@@ -200,16 +197,11 @@ class MatchTrajectory(OfStudents):
             memory={name: leaves[name] for name in of_memory(leaves)},
         )
         value = self.loss(course)
-        remembered = {**course.memory, **self.loss.remember(course)}
+        following = {**course.memory, **self.loss.remember(course)}
+        memory = [following[name].clone() for name in course.memory]
         moves = (task.start != task.expert[self.loss.epochs]).any()
         learned = [leaf for leaf in leaves.values() if leaf.requires_grad]
-        gradients = torch.autograd.grad(value, learned)
-        return (
-            value.detach(),
-            moves,
-            *gradients,
-            *(remembered[name].clone() for name in course.memory),
-        )
+        return value.detach(), moves, *torch.autograd.grad(value, learned), *memory
 
     def renewed(self, iteration: int, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the mask of the images' gradient, every now and then."""
@@ -240,16 +232,11 @@ class MatchTrajectory(OfStudents):
     def with_inputs(self, kind: Any, inputs: Sequence[Tensor]) -> Match:
         """Make a match whose numbers lie in the memory that a recording reads."""
         sizes, epochs, augments = kind
-        start, *expert = inputs[: 1 + len(epochs)]
+        start, *vectors = inputs[: 1 + len(epochs)]
         indices, scale, iteration, *rows = inputs[1 + len(epochs) :]
-        return Match(
-            start,
-            dict(zip(epochs, expert, strict=True)),
-            indices.split(sizes),
-            _BufferedDsa(rows[0].split(sizes)) if augments else None,
-            scale,
-            iteration,
-        )
+        expert = dict(zip(epochs, vectors, strict=True))
+        augment = _BufferedDsa(rows[0].split(sizes)) if augments else None
+        return Match(start, expert, indices.split(sizes), augment, scale, iteration)
 
     def batch_sizes(self, images: int) -> list[int]:
         """Return the number of images in each student step of a match."""
