@@ -107,19 +107,17 @@ class WithinMemory:
             found, reason = _attempt(lambda: self._gradients(tasks, parameters, self.plan))
             if found is not None:
                 return found
-            self.plan = self._leaner(len(parameters[LABELS]), reason)
-
-    def _leaner(self, images: int, reason: str) -> Plan:
-        release(self._problem.device)
-        plan = leaner(self._problem, self.plan, images) if self._alone else None
-        if plan is None:
-            raise UserError(_no_memory(self._problem, self.plan, reason))
-        warnings.warn(
-            f"memory ran out ({self.plan}); going on with {plan}: slower, and the same result but "
-            "for rounding",
-            stacklevel=4,
-        )
-        return plan
+            release(self._problem.device)
+            images = len(parameters[LABELS])
+            plan = leaner(self._problem, self.plan, images) if self._alone else None
+            if plan is None:
+                raise UserError(_no_memory(self._problem, self.plan, reason))
+            warnings.warn(
+                f"memory ran out ({self.plan}); going on with {plan}: slower, and the same result "
+                "but for rounding",
+                stacklevel=3,
+            )
+            self.plan = plan
 
 
 def planned(problem: Problem, shared: bool = False) -> Plan:

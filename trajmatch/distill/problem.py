@@ -308,24 +308,15 @@ class Problem(Setup):
 
 
 def prepare(config: DistillConfig) -> Problem:
-    """Open and check all that a run works on.
+    """Open and check all that a run works on, and make its objective.
 
     Raises:
-        UserError: Something is missing or does not fit; the message names it.
+        UserError: Something is missing or does not fit; the message names it. Or there is no
+            objective of that name, or it fails.
     """
-    setup = open_setup(config)
-    return Problem(**vars(setup), objective=_objective(setup))
-
-
-def _objective(setup: Setup) -> Objective:
-    """Make the objective of a run.
-
-    Raises:
-        UserError: There is none of that name, or it fails.
-    """
-    name = setup.config.objective
+    setup, name = open_setup(config), config.objective
     kind = named("--objective", "objective", name, OBJECTIVES)
     with blamed(f"--objective {name}"):
-        made: Objective = kind(setup)
-    expect_kind(f"--objective {name}", made, Objective)
-    return made
+        objective: Objective = kind(setup)
+    expect_kind(f"--objective {name}", objective, Objective)
+    return Problem(**vars(setup), objective=objective)
