@@ -40,7 +40,7 @@ def row(recipe: Recipe, outcome: str) -> list[str]:
         f"`{recipe.name}`",
         _network(distill if alone else expert),
         "none" if alone else f"{expert.num_experts} x {expert.epochs}",
-        str(distill.differentiated[1]),
+        str(distill.window if alone else distill.student_steps),
         "" if alone else str(distill.expert_epochs),
         "" if alone else _window(distill),
         "all" if distill.batch_syn is None else str(distill.batch_syn),
