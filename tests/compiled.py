@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from ninja_build import NinjaBuild
+from ninja_build import NinjaBuild, write_if_changed
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -48,6 +48,13 @@ def compiled(name: str, parts: Sequence[Part], linker: Sequence[str], *libraries
         if other.stat().st_mtime < time.time() - 30 * 86400:
             other.unlink(missing_ok=True)
     return kept
+
+
+def together(name: str, sources: Iterable[Path]) -> Path:
+    """One source of several, for those whose time goes into headers that all of them include."""
+    joined = ROOT / "build" / "tests" / name
+    write_if_changed(joined, "".join(f'#include "{source}"\n' for source in sources))
+    return joined
 
 
 def _all_that_matters(commands: str, compiler: str) -> Iterable[bytes]:
