@@ -29,6 +29,8 @@ namespace trajmatch {
 
 enum class Pooling : int { kNone = 0, kAverage = 1, kMax = 2 };
 
+#include "core/norm_formulas.h"
+
 struct NormActPoolShape {
   int64_t batch, height, width, channels;
   int64_t groups;    // 0: no normalisation (then mean, rstd and their tangents may be null)

@@ -119,7 +119,7 @@ struct Primal {
         bias(p.shape, p.bias, T(0)) {}
   template <class V>
   TM_INLINE V xh(int64_t pixel, int64_t c) const {
-    return (load<V>(x + pixel + c) - load<V>(m + c)) * load<V>(s + c);
+    return normalised(load<V>(x + pixel + c), load<V>(m + c), load<V>(s + c));
   }
   template <class V>
   TM_INLINE V z(const V& xh, int64_t pixel, int64_t c) const {
@@ -145,14 +145,14 @@ struct Tangent {
         bias(p.shape, p.bias_tangent, T(0)) {}
   template <class V>
   TM_INLINE V xh(const Primal<T>& primal, const V& primal_xh, int64_t pixel, int64_t c) const {
-    return load<V>(primal.s + c) * (load<V>(x + pixel + c) - load<V>(m + c)) -
-           load<V>(q + c) * primal_xh;
+    return normalised_tangent(load<V>(x + pixel + c), load<V>(m + c), load<V>(primal.s + c),
+                              load<V>(q + c), primal_xh);
   }
   template <class V>
   TM_INLINE V z(const Primal<T>& primal, const V& primal_xh, const V& tangent_xh, int64_t pixel,
                 int64_t c) const {
-    return weight.template at<V>(pixel, c) * primal_xh +
-           primal.weight.template at<V>(pixel, c) * tangent_xh + bias.template at<V>(pixel, c);
+    return affine_tangent(primal.weight.template at<V>(pixel, c), weight.template at<V>(pixel, c),
+                          bias.template at<V>(pixel, c), primal_xh, tangent_xh);
   }
   const T* x;
   std::vector<T> mean, projection;
@@ -322,7 +322,7 @@ void backward_image(const NormActPoolBackward<T>& p, int64_t image) {
       T* dx = grad_x + pixel + c;
       const V xh = primal.template xh<V>(pixel, c);
       store<V>(dx, load<V>(primal.s + c) *
-                       (load<V>(dx) - load<V>(mean_dxh + c) - xh * load<V>(mean_dxh_xh + c)));
+                       centred(load<V>(dx), load<V>(mean_dxh + c), load<V>(mean_dxh_xh + c), xh));
     });
   });
 }
@@ -428,12 +428,13 @@ void backward_tangent_image(const NormActPoolBackwardTangent<T>& p, int64_t imag
                 first[k] * (share[k] * above_tangent) + second[k] * z_tangent[k] * da;
             const V w = primal.weight.template at<V>(at[k], c);
             const V dxh = w * dz;
-            const V dxh_tangent = tangent.weight.template at<V>(at[k], c) * dz + w * dz_tangent;
-            affine.add(at[k], c, dz_tangent * xh[k] + dz * xh_tangent[k], dz_tangent);
+            const V dxh_tangent =
+                product_tangent(w, tangent.weight.template at<V>(at[k], c), dz, dz_tangent);
+            affine.add(at[k], c, product_tangent(dz, dz_tangent, xh[k], xh_tangent[k]), dz_tangent);
             dxh_all += dxh;
             dxh_xh_all += dxh * xh[k];
             dxh_tangent_all += dxh_tangent;
-            dxh_xh_tangent_all += dxh_tangent * xh[k] + dxh * xh_tangent[k];
+            dxh_xh_tangent_all += product_tangent(dxh, dxh_tangent, xh[k], xh_tangent[k]);
             store<V>(grad_x + at[k] + c, dxh);
             store<V>(grad_x_tangent + at[k] + c, dxh_tangent);
           }
@@ -462,10 +463,11 @@ void backward_tangent_image(const NormActPoolBackwardTangent<T>& p, int64_t imag
       const V s = load<V>(primal.s + c), b_primal = load<V>(mean_dxh_xh + c);
       const V xh = primal.template xh<V>(pixel, c);
       const V xh_tangent = tangent.xh(primal, xh, pixel, c);
-      const V value = s * (load<V>(dx) - load<V>(mean_dxh + c) - xh * b_primal);
-      const V value_tangent = s * (load<V>(dx_tangent) - load<V>(mean_dxh_tangent + c) -
-                                   xh_tangent * b_primal - xh * load<V>(mean_dxh_xh_tangent + c)) -
-                              load<V>(tangent.q + c) * value;
+      const V value = s * centred(load<V>(dx), load<V>(mean_dxh + c), b_primal, xh);
+      const V value_tangent =
+          s * centred_tangent(load<V>(dx_tangent), load<V>(mean_dxh_tangent + c), b_primal,
+                              load<V>(mean_dxh_xh_tangent + c), xh, xh_tangent) -
+          load<V>(tangent.q + c) * value;
       store<V>(dx, value);
       store<V>(dx_tangent, value_tangent);
     });

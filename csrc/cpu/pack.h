@@ -7,6 +7,7 @@
 #define TM_INLINE inline __attribute__((always_inline))
 
 #include "core/activation_formulas.h"
+#include "core/norm_formulas.h"
 
 // One specialisation each: a vector_size that depends on a template's T is dropped by compilers.
 template <class T>

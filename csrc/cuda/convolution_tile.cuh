@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "core/fused_convolution.h"
+#include "core/norm_act_pool.h"
 #include "cuda/reduce.cuh"
 
 namespace trajmatch::cuda::fused {

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_backward_kernel(First
     float sum = 0.0f, product = 0.0f;
     TM_UNROLL
     for (int i = 0; i < 8; ++i) {
-      const float xh = y[n][i] = (y[n][i] - mean) * rstd;
+      const float xh = y[n][i] = normalised(y[n][i], mean, rstd);
       const float dz = weight * xh + bias <= 0.0f ? 0.0f : grad[i % 4 / 2];
       sum += dz;
       product += dz * xh;
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_backward_kernel(First
     for (int i = 0; i < 8; ++i) {
       const float xh = y[n][i];
       const float dz = weight * xh + bias <= 0.0f ? 0.0f : grad[i % 4 / 2];
-      y[n][i] = rstd * (weight * dz - mean - xh * projection);
+      y[n][i] = rstd * centred(weight * dz, mean, projection, xh);
     }
     store_plane(memory.planes + (part.group * kGroupPlanes + n) * kBordered, part.row, part.column,
                 y[n]);

@@ -47,16 +47,16 @@ __global__ void __launch_bounds__(kThreads, 2)
     float own[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     TM_UNROLL
     for (int i = 0; i < 8; ++i) {
-      const float xh = y[n][i] = (y[n][i] - mean) * rstd;
+      const float xh = y[n][i] = normalised(y[n][i], mean, rstd);
       const float xh_tangent = y[kOwn + n][i] =
-          rstd * (y[kOwn + n][i] - mean_tangent) - projection * xh;
+          normalised_tangent(y[kOwn + n][i], mean_tangent, rstd, projection, xh);
       const bool idle = weight * xh + bias <= 0.0f;
       const float dz = idle ? 0.0f : grad[i % 4 / 2];
       const float dz_tangent = idle ? 0.0f : grad_tangent[i % 4 / 2];
       own[0] += dz;
       own[1] += dz * xh;
       own[2] += dz_tangent;
-      own[3] += dz_tangent * xh + dz * xh_tangent;
+      own[3] += product_tangent(dz, dz_tangent, xh, xh_tangent);
     }
     TM_UNROLL
     for (int k = 0; k < 4; ++k) sums.add(k * kOwn + n, own[k]);
@@ -74,20 +74,22 @@ __global__ void __launch_bounds__(kThreads, 2)
     const float one = weight * sums[n] * kInversePixels;         // <dxh>
     const float two = weight * sums[kOwn + n] * kInversePixels;  // <dxh xh>
     const float one_tangent =
-        (weight_tangent * sums[n] + weight * sums[2 * kOwn + n]) * kInversePixels;
+        product_tangent(weight, weight_tangent, sums[n], sums[2 * kOwn + n]) * kInversePixels;
     const float two_tangent =
-        (weight_tangent * sums[kOwn + n] + weight * sums[3 * kOwn + n]) * kInversePixels;
+        product_tangent(weight, weight_tangent, sums[kOwn + n], sums[3 * kOwn + n]) *
+        kInversePixels;
     TM_UNROLL
     for (int i = 0; i < 8; ++i) {
       const float xh = y[n][i], xh_tangent = y[kOwn + n][i];
       const bool idle = weight * xh + bias <= 0.0f;
       const float dz = idle ? 0.0f : grad[i % 4 / 2];
       const float dz_tangent = idle ? 0.0f : grad_tangent[i % 4 / 2];
-      const float dy = rstd * (weight * dz - one - xh * two);
+      const float dy = rstd * centred(weight * dz, one, two, xh);
       y[n][i] = dy;
-      y[kOwn + n][i] = rstd * (weight_tangent * dz + weight * dz_tangent - one_tangent -
-                               xh_tangent * two - xh * two_tangent) -
-                       projection * dy;
+      const float dxh_tangent = product_tangent(weight, weight_tangent, dz, dz_tangent);
+      y[kOwn + n][i] =
+          rstd * centred_tangent(dxh_tangent, one_tangent, two, two_tangent, xh, xh_tangent) -
+          projection * dy;
     }
     float* const plane = memory.planes + (part.group * kGroupPlanes + n) * kBordered;
     store_plane(plane, part.row, part.column, y[n]);

@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_tangent_kernel(FirstL
     float sum = 0.0f, product = 0.0f;
     TM_UNROLL
     for (int i = 0; i < 8; ++i) {
-      y[n][i] = (y[n][i] - mean) * rstd;
+      y[n][i] = normalised(y[n][i], mean, rstd);
       sum += y[kOwn + n][i];
       product += y[n][i] * y[kOwn + n][i];
     }
@@ -131,8 +131,10 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_tangent_kernel(FirstL
       for (int k = 0; k < 4; ++k) {
         const int i = k / 2 * 4 + w * 2 + k % 2;
         const float xh = y[n][i];
-        const float xh_tangent = rstd * (y[kOwn + n][i] - mean_tangent) - projection * xh;
-        const float z_tangent = weight_tangent * xh + weight * xh_tangent + bias_tangent;
+        const float xh_tangent =
+            normalised_tangent(y[kOwn + n][i], mean_tangent, rstd, projection, xh);
+        const float z_tangent =
+            affine_tangent(weight, weight_tangent, bias_tangent, xh, xh_tangent);
         sum += weight * xh + bias <= 0.0f ? 0.0f : z_tangent;
       }
       pooled[w][n] = 0.25f * sum;

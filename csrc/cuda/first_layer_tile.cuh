@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "core/first_layer.h"
+#include "core/norm_act_pool.h"
 #include "cuda/reduce.cuh"
 
 namespace trajmatch::cuda::first_layer {

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, 1) fused_block_tangent_kernel(FusedB
           TM_UNROLL
           for (int i = e; i < 4; i += 2) {
             value[e] += y_tangent[m][n][i];
-            product[e] += (y_at(m, n, i) - mean) * rstd * y_tangent[m][n][i];
+            product[e] += normalised(y_at(m, n, i), mean, rstd) * y_tangent[m][n][i];
           }
         }
       }
@@ -84,10 +84,11 @@ __global__ void __launch_bounds__(kThreads, 1) fused_block_tangent_kernel(FusedB
       TM_UNROLL
       for (int i = 0; i < 4; ++i) {
         const int e = i % 2;
-        const float xh = (y_at(m, n, i) - mean[e]) * rstd[e];
+        const float xh = normalised(y_at(m, n, i), mean[e], rstd[e]);
         const float xh_tangent =
-            rstd[e] * (y_tangent[m][n][i] - mean_tangent[e]) - projection[e] * xh;
-        const float z_tangent = weight_tangent[e] * xh + weight[e] * xh_tangent + bias_tangent[e];
+            normalised_tangent(y_tangent[m][n][i], mean_tangent[e], rstd[e], projection[e], xh);
+        const float z_tangent =
+            affine_tangent(weight[e], weight_tangent[e], bias_tangent[e], xh, xh_tangent);
         pooled[e] += weight[e] * xh + bias[e] <= 0.0f ? 0.0f : z_tangent;
       }
       store_pooled(shape, place, m, n, pooled[0], pooled[1], p.out_tangent);

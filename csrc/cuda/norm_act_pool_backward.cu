@@ -40,9 +40,9 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
   T* const grad_x = p.grad_x + in_image;
   const bool want_affine = p.grad_weight != nullptr;
   const bool elementwise = !held && shape.elementwise;
-  const bool normalised = shape.groups > 0;
-  const T mean = normalised ? p.mean[part.group] : T(0);
-  const T rstd = normalised ? p.rstd[part.group] : T(1);
+  const bool has_norm = shape.groups > 0;
+  const T mean = has_norm ? p.mean[part.group] : T(0);
+  const T rstd = has_norm ? p.rstd[part.group] : T(1);
   Pixels<T, pooling, held, kSlots> pixels;
   PooledPixels<T, held, kSlots> grads;
 
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
         grads.fetch(window, grad_out + channel);
         T value[kPixels], first[kPixels], share[kPixels];
         for (int k = 0; k < kPixels; ++k) {
-          xh[k] = (pixels.value[slot][k] - mean) * rstd;
+          xh[k] = normalised(pixels.value[slot][k], mean, rstd);
           const int offset = window.has(k) ? window.offset(k) : window.first;
           const auto jet = activation(xh[k] * weight.at(offset) + bias.at(offset));
           value[k] = jet.value;
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
     grads.template hold<pooling>(shape, grad_out + channel);
   });
   double means[2] = {0.0, 0.0};  // <dxh>, <dxh xh>
-  if (normalised || want_affine) {
+  if (has_norm || want_affine) {
     for_channels<held>(part, [&](int channel, bool active) {
       const Coefficient<T, held> weight(shape, p.weight, T(1), channel, active);
       const Coefficient<T, held> bias(shape, p.bias, T(0), channel, active);
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
     });
     sum_over_group(means, tiling);
   }
-  const double inverse_count = normalised ? tiling.inverse_count : 0.0;
+  const double inverse_count = has_norm ? tiling.inverse_count : 0.0;
   const T mean_dxh = static_cast<T>(means[0] * inverse_count);
   const T mean_dxh_xh = static_cast<T>(means[1] * inverse_count);
 
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
         if (!window.has(k)) continue;
         const int offset = window.offset(k);
         grad_x[offset + channel] =
-            rstd * (weight.at(offset) * dz[k] - mean_dxh - xh[k] * mean_dxh_xh);
+            rstd * centred(weight.at(offset) * dz[k], mean_dxh, mean_dxh_xh, xh[k]);
       }
     });
   });

@@ -61,11 +61,11 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
   const T* const grad_out = p.grad_out + out_image;
   const bool want_affine = p.grad_weight_tangent != nullptr;
   const bool elementwise = !held && shape.elementwise;
-  const bool normalised = shape.groups > 0;
-  const T mean = normalised ? p.mean[part.group] : T(0);
-  const T rstd = normalised ? p.rstd[part.group] : T(1);
-  const T mean_tangent = normalised ? p.mean_tangent[part.group] : T(0);
-  const T projection = normalised ? p.projection[part.group] : T(0);
+  const bool has_norm = shape.groups > 0;
+  const T mean = has_norm ? p.mean[part.group] : T(0);
+  const T rstd = has_norm ? p.rstd[part.group] : T(1);
+  const T mean_tangent = has_norm ? p.mean_tangent[part.group] : T(0);
+  const T projection = has_norm ? p.projection[part.group] : T(0);
   Pixels<T, pooling, held, kSlots> pixels, tangents;
   PooledPixels<T, held, kSlots> grads, grad_tangents;
 
@@ -83,15 +83,16 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
     T value[kPixels], first[kPixels], second[kPixels], share[kPixels];
     for (int k = 0; k < kPixels; ++k) {
       const int offset = window.has(k) ? window.offset(k) : window.first;
-      w.xh[k] = (pixels.value[slot][k] - mean) * rstd;
-      w.xh_t[k] = rstd * (tangents.value[slot][k] - mean_tangent) - projection * w.xh[k];
+      w.xh[k] = normalised(pixels.value[slot][k], mean, rstd);
+      w.xh_t[k] =
+          normalised_tangent(tangents.value[slot][k], mean_tangent, rstd, projection, w.xh[k]);
       const T weight = affine.weight.at(offset);
       const auto jet = activation(w.xh[k] * weight + affine.bias.at(offset));
       value[k] = jet.value;
       first[k] = jet.first;
       // act'' z'
-      second[k] = jet.second * (affine.weight_tangent.at(offset) * w.xh[k] + weight * w.xh_t[k] +
-                                affine.bias_tangent.at(offset));
+      second[k] = jet.second * affine_tangent(weight, affine.weight_tangent.at(offset),
+                                              affine.bias_tangent.at(offset), w.xh[k], w.xh_t[k]);
     }
     pool_shares<pooling>(value, share);
     for (int k = 0; k < kPixels; ++k) {
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
     grad_tangents.template hold<pooling>(shape, grad_out_tangent(channel));
   });
   double means[4] = {0.0, 0.0, 0.0, 0.0};  // <dxh>, <dxh xh> and their tangents
-  if (normalised || want_affine) {
+  if (has_norm || want_affine) {
     for_channels<held>(part, [&](int channel, bool active) {
       const AffineTangent<T, held> affine(p, channel, active);
       // Per channel of dz, dz xh and their tangents; where every pixel has its own weight, of dxh,
@@ -127,17 +128,17 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
               if (want_affine) {
                 T* const share =
                     p.partial_grad_affine + part.image * 2 * shape.affine_size() + offset + channel;
-                share[0] = w.dz_t[k] * w.xh[k] + w.dz[k] * w.xh_t[k];
+                share[0] = product_tangent(w.dz[k], w.dz_t[k], w.xh[k], w.xh_t[k]);
                 share[shape.affine_size()] = w.dz_t[k];
               }
-              w.dz_t[k] =
-                  affine.weight_tangent.at(offset) * w.dz[k] + affine.weight.at(offset) * w.dz_t[k];
+              w.dz_t[k] = product_tangent(affine.weight.at(offset),
+                                          affine.weight_tangent.at(offset), w.dz[k], w.dz_t[k]);
               w.dz[k] *= affine.weight.at(offset);
             }
             sum += w.dz[k];
             product += w.dz[k] * w.xh[k];
             sum_t += w.dz_t[k];
-            product_t += w.dz_t[k] * w.xh[k] + w.dz[k] * w.xh_t[k];
+            product_t += product_tangent(w.dz[k], w.dz_t[k], w.xh[k], w.xh_t[k]);
           }
         });
         sums[0] = sum;
@@ -156,12 +157,12 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
       const double weight_tangent = elementwise ? T(0) : affine.weight_tangent.at(0);
       means[0] += weight * sums[0];
       means[1] += weight * sums[1];
-      means[2] += weight_tangent * sums[0] + weight * sums[2];
-      means[3] += weight_tangent * sums[1] + weight * sums[3];
+      means[2] += product_tangent(weight, weight_tangent, sums[0], sums[2]);
+      means[3] += product_tangent(weight, weight_tangent, sums[1], sums[3]);
     });
     sum_over_group(means, tiling);
   }
-  const double inverse_count = normalised ? tiling.inverse_count : 0.0;
+  const double inverse_count = has_norm ? tiling.inverse_count : 0.0;
   const T mean_dxh = static_cast<T>(means[0] * inverse_count);
   const T mean_dxh_xh = static_cast<T>(means[1] * inverse_count);
   const T mean_dxh_t = static_cast<T>(means[2] * inverse_count);
@@ -176,11 +177,12 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
         if (!window.has(k)) continue;
         const int offset = window.offset(k);
         const T weight = affine.weight.at(offset);
-        const T dxh_t = affine.weight_tangent.at(offset) * w.dz[k] + weight * w.dz_t[k];
-        const T dx = rstd * (weight * w.dz[k] - mean_dxh - w.xh[k] * mean_dxh_xh);
-        const T dx_t =
-            rstd * (dxh_t - mean_dxh_t - w.xh_t[k] * mean_dxh_xh - w.xh[k] * mean_dxh_xh_t) -
-            projection * dx;
+        const T dxh_t =
+            product_tangent(weight, affine.weight_tangent.at(offset), w.dz[k], w.dz_t[k]);
+        const T dx = rstd * centred(weight * w.dz[k], mean_dxh, mean_dxh_xh, w.xh[k]);
+        const T dx_t = rstd * centred_tangent(dxh_t, mean_dxh_t, mean_dxh_xh, mean_dxh_xh_t,
+                                              w.xh[k], w.xh_t[k]) -
+                       projection * dx;
         if (p.grad_x != nullptr) p.grad_x[in_image + offset + channel] = dx;
         p.grad_x_tangent[in_image + offset + channel] = dx_t;
       }

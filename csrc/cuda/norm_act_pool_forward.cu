@@ -74,9 +74,9 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
       pixels.fetch(window, x + channel);
       T value[kWindow<pooling>], share[kWindow<pooling>];
       for (int k = 0; k < kWindow<pooling>; ++k) {
-        const T normalised = (pixels.value[slot][k] - mean) * rstd;
+        const T xh = normalised(pixels.value[slot][k], mean, rstd);
         const int offset = window.offset(k);
-        value[k] = activation(normalised * weight.at(offset) + bias.at(offset)).value;
+        value[k] = activation(xh * weight.at(offset) + bias.at(offset)).value;
       }
       pool_shares<pooling>(value, share);
       T pooled = 0;

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
         for (int k = 0; k < kWindow<pooling>; ++k) {
           const T tangent = tangents.value[slot][k];
           sum += tangent;
-          product += (pixels.value[slot][k] - mean) * rstd * tangent;
+          product += normalised(pixels.value[slot][k], mean, rstd) * tangent;
         }
       });
       sums[0] += sum;
@@ -85,12 +85,13 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
       for (int k = 0; k < kWindow<pooling>; ++k) {
         const int offset = window.offset(k);
         const T w = weight.at(offset);
-        const T xh = (pixels.value[slot][k] - mean) * rstd;
-        const T xh_t = rstd * (tangents.value[slot][k] - mean_tangent) - projection * xh;
+        const T xh = normalised(pixels.value[slot][k], mean, rstd);
+        const T xh_t =
+            normalised_tangent(tangents.value[slot][k], mean_tangent, rstd, projection, xh);
         const auto jet = activation(xh * w + bias.at(offset));
         value[k] = jet.value;
-        tangent[k] =
-            jet.first * (weight_tangent.at(offset) * xh + w * xh_t + bias_tangent.at(offset));
+        tangent[k] = jet.first * affine_tangent(w, weight_tangent.at(offset),
+                                                bias_tangent.at(offset), xh, xh_t);
       }
       pool_shares<pooling>(value, share);
       T pooled = 0;

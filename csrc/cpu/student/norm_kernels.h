@@ -177,14 +177,15 @@ struct Forward {
         blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t to) {
           V value[B::window];
           for (int k = 0; k < B::window; ++k) {
-            const V normal = (load<V>(y + at[k]) - m) * s;
+            const V normal = normalised(load<V>(y + at[k]), m, s);
             store<V>(xh + at[k], normal);
             const V z = normal * w.at(affine[k]) + shift.at(affine[k]);
             value[k] = activation_jet<B::activation, V>(z).value;
           }
           store<V>(out + to, pool<B::pooling>(value));
         });
-        blocks.for_dropped([&](int64_t at) { store<V>(xh + at, (load<V>(y + at) - m) * s); });
+        blocks.for_dropped(
+            [&](int64_t at) { store<V>(xh + at, normalised(load<V>(y + at), m, s)); });
       }
     }
   }
@@ -236,7 +237,7 @@ struct Tangent {
     const V m = load<V>(mean + b * B::lanes), s = load<V>(p.rstd + b * B::lanes);
     const V q = load<V>(p.projection + b * B::lanes);
     const auto tangent_of = [&](int64_t at, const V& normal) {
-      return s * (load<V>(xh_tangent + at) - m) - q * normal;
+      return normalised_tangent(load<V>(xh_tangent + at), m, s, q, normal);
     };
     blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t to) {
       V value[B::window], tangent[B::window];
@@ -246,8 +247,9 @@ struct Tangent {
         store<V>(xh_tangent + at[k], normal_tangent);
         const auto jet = activation_jet<B::activation, V>(normal * weight + shift.at(affine[k]));
         value[k] = jet.value;
-        tangent[k] = jet.first * (w_tangent.at(affine[k]) * normal + weight * normal_tangent +
-                                  shift_tangent.at(affine[k]));
+        tangent[k] =
+            jet.first * affine_tangent(weight, w_tangent.at(affine[k]), shift_tangent.at(affine[k]),
+                                       normal, normal_tangent);
       }
       store<V>(out + to, pool_tangent<B::pooling>(value, tangent));
     });
@@ -337,7 +339,7 @@ struct Backward {
     const V scaled = s * w.channel;
     V sum{};
     const auto put = [&](int64_t at, const V& normal, const V& s_dxh) {
-      const V value = s_dxh - m - normal * m_xh;
+      const V value = centred(s_dxh, m, m_xh, normal);
       sum += value;
       store<V>(grad_y + at, value);
     };
@@ -403,9 +405,9 @@ struct BackwardTangent {
         value[k] = jet.value;
         first[k] = jet.first;
         if constexpr (B::activation == Activation::kSigmoid) {
-          second_z_tangent[k] =
-              jet.second * (w_tangent.at(affine[k]) * normal[k] + weight * normal_tangent[k] +
-                            shift_tangent.at(affine[k]));
+          second_z_tangent[k] = jet.second * affine_tangent(weight, w_tangent.at(affine[k]),
+                                                            shift_tangent.at(affine[k]), normal[k],
+                                                            normal_tangent[k]);
         }
       }
       pool_shares<B::pooling>(value, share);
@@ -437,7 +439,7 @@ struct BackwardTangent {
       sums.value[0] += value;
       sums.value[1] += value * normal;
       sums.value[2] += tangent;
-      sums.value[3] += tangent * normal + value * normal_tangent;
+      sums.value[3] += product_tangent(value, tangent, normal, normal_tangent);
     };
     blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t from) {
       block.window(
@@ -445,11 +447,12 @@ struct BackwardTangent {
           [&](int k, const V& normal, const V& normal_tangent, const V& dz, const V& dz_tangent) {
             if constexpr (B::elementwise) {
               const int64_t pixel = block.affine_at + affine[k];
-              add_to<V>(p.grad_weight + pixel, dz_tangent * normal + dz * normal_tangent);
+              add_to<V>(p.grad_weight + pixel,
+                        product_tangent(dz, dz_tangent, normal, normal_tangent));
               add_to<V>(p.grad_bias + pixel, dz_tangent);
               const V weight = block.w.at(affine[k]);
               add(of_dxh, normal, normal_tangent, weight * dz,
-                  block.w_tangent.at(affine[k]) * dz + weight * dz_tangent);
+                  product_tangent(weight, block.w_tangent.at(affine[k]), dz, dz_tangent));
             } else {
               (void)k;
               add(of_dz, normal, normal_tangent, dz, dz_tangent);
@@ -460,7 +463,7 @@ struct BackwardTangent {
       const V w = block.w.channel, w_tangent = block.w_tangent.channel;
       for (int i = 0; i < 2; ++i) {
         of_dxh.value[i] = w * of_dz.value[i];
-        of_dxh.value[i + 2] = w_tangent * of_dz.value[i] + w * of_dz.value[i + 2];
+        of_dxh.value[i + 2] = product_tangent(w, w_tangent, of_dz.value[i], of_dz.value[i + 2]);
       }
       add_to<V>(p.grad_weight + b * B::lanes, of_dz.value[3]);
       add_to<V>(p.grad_bias + b * B::lanes, of_dz.value[2]);
@@ -480,9 +483,10 @@ struct BackwardTangent {
     // From s dxh and s dxh'.
     const auto put = [&](int64_t at, const V& normal, const V& normal_tangent, const V& s_dxh,
                          const V& s_dxh_tangent) {
-      const V value = s_dxh - mean[0] - normal * mean[1];
+      const V value = centred(s_dxh, mean[0], mean[1], normal);
       const V tangent =
-          s_dxh_tangent - mean[2] - normal_tangent * mean[1] - normal * mean[3] - q * value;
+          centred_tangent(s_dxh_tangent, mean[2], mean[1], mean[3], normal, normal_tangent) -
+          q * value;
       sum += tangent;
       store<V>(grad_y + at, value);
       store<V>(grad_y_tangent + at, tangent);
@@ -493,7 +497,8 @@ struct BackwardTangent {
           [&](int k, const V& normal, const V& normal_tangent, const V& dz, const V& dz_tangent) {
             const V w = B::elementwise ? s * block.w.at(affine[k]) : scaled;
             const V w_tangent = B::elementwise ? s * block.w_tangent.at(affine[k]) : scaled_tangent;
-            put(at[k], normal, normal_tangent, w * dz, w_tangent * dz + w * dz_tangent);
+            put(at[k], normal, normal_tangent, w * dz,
+                product_tangent(w, w_tangent, dz, dz_tangent));
           });
     });
     blocks.for_dropped([&](int64_t at) {
