@@ -30,7 +30,7 @@ class InnerOptimiser {
   void step(int64_t step, const VectorPart& theta, const Tensor& grad, const Tensor& memory,
             const VectorPart& next, T* row, const Device& device) const;
 
-  // What the adjoint of the loop works on.
+  // The adjoints that the sweep over the steps carries, and its results.
   struct Adjoint {
     Tensor theta, r, state;
     Tensor grad_lr;  // [N, columns of lr]
