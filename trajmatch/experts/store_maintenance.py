@@ -155,7 +155,7 @@ def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25"
     Args:
         path: The store; it stays as it is. It may lack experts.
         out: The new store: a folder that does not exist.
-        waypoints: Epochs of the inner waypoints (MCT: ``"6,25"`` of 50); the ends are always two.
+        waypoints: Epochs of the inner waypoints (MCT: ``"6,25"`` of 50), beside the first and last.
 
     Returns:
         The new store.
