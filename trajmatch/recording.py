@@ -211,13 +211,13 @@ def cuda_graph(
 
 
 def side_by_side(functions: Sequence[Callable[[], Outputs]], device: torch.device) -> list[Outputs]:
-    """Calls functions so that a CUDA device may run them at the same time.
+    """Call functions so that a CUDA device may run them at the same time.
 
-    A device that one function's kernels do not fill takes those of the others into the gaps. Each
-    function has a stream of its own, which begins after what the current stream was told before and
-    is waited for by what it is told afterwards. So inside the recording of a CUDA graph the streams
-    become branches of the graph. Allocations of a branch are reused in that branch only; they come
-    from the graph's pool while one is recorded.
+    Kernels of several functions overlap where those of one do not fill the device. Each function
+    has a stream of its own: it starts after the work that is already queued on the current stream,
+    and the current stream waits for it. While a CUDA graph is recorded, the streams become branches
+    of the graph. The memory of a branch is reused in that branch only; it comes from the graph's
+    pool.
 
     Args:
         functions: What to call; none may write what another one reads or writes.

@@ -28,7 +28,8 @@ TM_HD inline V centred(const V& dxh, const V& mean_dxh, const V& mean_dxh_xh, co
   return dxh - mean_dxh - xh * mean_dxh_xh;
 }
 
-// (dx' + q dx) / s, likewise.
+// (dx' + q dx) / s, from dxh', the means and their tangents; dx' + q dx where dxh', <dxh'>,
+// <dxh xh> and (<dxh xh>)' are multiplied by s.
 template <class V>
 TM_HD inline V centred_tangent(const V& dxh_tangent, const V& mean_dxh_tangent,
                                const V& mean_dxh_xh, const V& mean_dxh_xh_tangent, const V& xh,

@@ -93,10 +93,10 @@ class GradientPenalty:
         return jvp.grad_theta
 
     def _pull(self, slope: Tensor) -> Tensor:
-        """The derivative of the penalty in the input gradient, both ``[B, C, H, W]``."""
+        """Return the derivative of the penalty in the input gradient, both ``[B, C, H, W]``."""
         over = 1 if self.norm == "pixel" else (1, 2, 3)
         norms = torch.linalg.vector_norm(slope, dim=over, keepdim=True)
-        # Where the gradient is 0 its norm has no direction, and pulls in none.
+        # The norm has no derivative where the gradient is 0; 0 is taken there.
         unit = torch.where(norms > 0, slope / norms, torch.zeros_like(slope))
         return 2 * self.weight / norms.numel() * (norms - 1) * unit
 
