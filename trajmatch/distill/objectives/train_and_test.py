@@ -163,7 +163,7 @@ class TrainAndTest(OfStudents):
             task: Has the real images.
             plan: Memory against time.
         """
-        setup, drawn = self.setup, task.draw.rows
+        setup, drawn, loss = self.setup, task.draw.rows, self.setup.training.loss
         sums, count = theta.new_zeros(1 + len(theta)), len(drawn)
         part = min(_PART, plan.micro_batch or _PART)
         parts = torch.arange(count, device=theta.device).chunk(-(-count // part))
@@ -173,7 +173,6 @@ class TrainAndTest(OfStudents):
             if task.dsa_rows is not None:
                 images = ops.dsa(images, task.dsa_rows[some])
             at = theta, images, self.labels[drawn[some]]
-            loss = setup.training.loss
             found = ops.gradient(setup.model, *at, loss=loss, precise=setup.config.precise)
             sums += len(some) / count * torch.cat([found[0][None], found[1]])
         if self.shards is not None:
