@@ -6,6 +6,9 @@ NORMS = ("none", "instance", "group", "layer")
 ACTIVATIONS = ("none", "relu", "leaky_relu", "sigmoid")
 POOLINGS = ("none", "average", "max")
 
+#: Blocks with CUDA kernels of their own (``csrc/core/network.h``), in the order of its numbers.
+FUSED_KERNELS = ("library", "first", "float32", "tf32", "fp16")
+
 #: Groups of ``norm="group"`` (``GroupNorm(4, C)`` in MTT's ``networks.py``).
 GROUP_NORM_GROUPS = 4
 #: Added to the variance, PyTorch's default for every norm used here.

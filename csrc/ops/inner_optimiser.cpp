@@ -13,8 +13,10 @@ std::vector<Slice> tensors_of(const Network& network) {
   const auto add = [&](const Slice& slice) {
     if (slice.size > 0) result.push_back(slice);
   };
-  for (const Block& block : network.blocks) {
-    for (const Slice& slice : {block.weight, block.bias, block.norm_weight, block.norm_bias}) {
+  for (const Node& node : network.nodes) {
+    const ConvolutionNode& convolution = node.convolution;
+    const NormActPoolNode& norm = node.norm;
+    for (const Slice& slice : {convolution.weight, convolution.bias, norm.weight, norm.bias}) {
       add(slice);
     }
   }

@@ -1,117 +1,216 @@
 #include "ops/network.h"
 
+#include <cmath>
+#include <cstring>
+#include <string>
+
 namespace trajmatch {
 
 namespace {
 
-constexpr int64_t kGroupNormGroups = 4;  // as in the papers: GroupNorm(4, C)
-constexpr double kNormEps = 1e-5;        // PyTorch's default
-constexpr size_t kHeader = 4, kBlock = 7;
+constexpr size_t kHeader = 5, kNode = 8;
 constexpr int64_t kLargest = int64_t{1} << 15;  // of any size: a weight stays far below 2^63
-
-int64_t norm_groups(Norm norm, int64_t channels) {
-  switch (norm) {
-    case Norm::kInstance:
-      return channels;
-    case Norm::kGroup:
-      return kGroupNormGroups;
-    case Norm::kLayer:
-      return 1;
-    default:
-      return 0;
-  }
-}
 
 bool within(int64_t value, int64_t least, int64_t most) { return value >= least && value <= most; }
 
-// The seven integers of a block of so many input channels, which may be anything.
-bool is_block(const int64_t* block, int64_t in_channels) {
-  const bool valid = within(block[0], 1, kLargest) && within(block[1], 0, kLargest) &&
-                     within(block[2], 1, kLargest) && within(block[3], 0, kLargest) &&
-                     within(block[4], 0, 3) && within(block[5], 0, 3) && within(block[6], 0, 2);
-  const bool plain = block[0] == in_channels && block[2] == 1 && block[3] == 0;
-  return valid && (block[1] > 0 || plain) &&
-         (static_cast<Norm>(block[4]) != Norm::kGroup || block[0] % kGroupNormGroups == 0);
+double as_double(int64_t bits) {
+  double result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
 }
 
-bool is_of_convnet(const Block& block, const Block& first) {
-  const bool padded = &block == &first ? block.padding >= 1 : block.padding == 1;
-  return padded && block.kernel == 3 && block.stride == 1 && block.norm == first.norm &&
-         block.shape.channels == first.shape.channels &&
-         block.shape.activation == first.shape.activation &&
-         block.shape.pooling == first.shape.pooling;
-}
+// Builds a network node by node, as far as the integers describe one.
+class Reader {
+ public:
+  explicit Reader(const Ints& description) : description_(description) {}
+
+  // Empty, or what is wrong.
+  std::string read(Network& network) {
+    const size_t count = description_.size();
+    if (count < kHeader + kNode || (count - kHeader) % kNode != 0) return "have whole nodes";
+    const int64_t* const header = description_.data();
+    for (size_t i = 0; i < 3; ++i) {
+      if (!within(header[i], 1, kLargest)) return "have sizes from 1 to 2^15";
+    }
+    network.in_channels = header[0];
+    network.num_classes = header[1];
+    network.image_size = header[2];
+    if (!within(header[3], 0, 1) || !within(header[4], 0, 4)) return "have flags that there are";
+    network.precise = header[3] == 1;
+    network.fused = static_cast<FusedKernels>(header[4]);
+    for (size_t i = kHeader; i < count; i += kNode) {
+      const std::string wrong = read_node(network, header + i);
+      if (!wrong.empty()) {
+        return wrong + " (node " + std::to_string((i - kHeader) / kNode) + ")";
+      }
+    }
+    const Node& last = network.nodes.back();
+    network.width = last.channels;
+    network.feature_pixels = last.size * last.size;
+    network.features = network.width * network.feature_pixels;
+    network.classifier_weight = slice(network.num_classes * network.features);
+    network.classifier_bias = slice(network.num_classes);
+    network.num_parameters = offset_;
+    mark_inert_biases(network);
+    network.blocks = blocks_of(network);
+    return "";
+  }
+
+ private:
+  Slice slice(int64_t size) {
+    const Slice result{offset_, size};
+    offset_ += size;
+    return result;
+  }
+
+  static int64_t channels_of(const Network& network, int64_t value) {
+    return value == 0 ? network.in_channels : network.nodes[value - 1].channels;
+  }
+  static int64_t size_of(const Network& network, int64_t value) {
+    return value == 0 ? network.image_size : network.nodes[value - 1].size;
+  }
+
+  std::string read_node(Network& network, const int64_t* numbers) {
+    const int64_t values = static_cast<int64_t>(network.nodes.size());
+    if (!within(numbers[0], 0, 3)) return "name a kind of node";
+    Node node{};
+    node.kind = static_cast<NodeKind>(numbers[0]);
+    node.input = numbers[1];
+    if (!within(node.input, 0, values)) return "read a value that is made before it";
+    if (node.input == 0 && node.kind != NodeKind::kConvolution) {
+      return "read the images with a convolution";
+    }
+    const int64_t channels = channels_of(network, node.input), size = size_of(network, node.input);
+    node.channels = channels;
+    node.size = size;
+    std::string wrong;
+    switch (node.kind) {
+      case NodeKind::kConvolution:
+        wrong = read_convolution(node, channels, size, numbers + 2);
+        break;
+      case NodeKind::kNormActPool:
+        wrong = read_norm(node, channels, size, numbers + 2);
+        break;
+      case NodeKind::kAdd:
+        node.other = numbers[2];
+        if (!within(node.other, 1, values)) return "add values that are made before it";
+        if (channels_of(network, node.other) != channels || size_of(network, node.other) != size) {
+          return "add values of one shape";
+        }
+        break;
+      case NodeKind::kMean:
+        node.window = numbers[2];
+        if (!within(node.window, 1, size)) return "take means within its input";
+        node.size = size / node.window;
+        break;
+    }
+    network.nodes.push_back(node);
+    return wrong;
+  }
+
+  // channels, kernel, stride, padding, and whether there is a bias.
+  std::string read_convolution(Node& node, int64_t channels, int64_t size, const int64_t* numbers) {
+    if (!within(numbers[0], 1, kLargest) || !within(numbers[1], 1, kLargest) ||
+        !within(numbers[2], 1, kLargest) || !within(numbers[3], 0, kLargest) ||
+        !within(numbers[4], 0, 1)) {
+      return "have sizes from 1 to 2^15";
+    }
+    const int64_t room = size + 2 * numbers[3] - numbers[1];
+    if (room < 0) return "have no kernel larger than its input";
+    ConvolutionNode& to = node.convolution;
+    to = {channels, size, numbers[0], room / numbers[2] + 1, numbers[1], numbers[2], numbers[3],
+          {},       {},   false};
+    node.channels = to.channels;
+    node.size = to.size;
+    to.weight = slice(to.channels * channels * to.kernel * to.kernel);
+    to.bias = slice(numbers[4] == 1 ? to.channels : 0);
+    return "";
+  }
+
+  // Groups, parameters (0: none, 1: for each channel, 2: for each value), whether the norm is over
+  // the batch, eps (the bits of a float64), activation, pooling.
+  std::string read_norm(Node& node, int64_t channels, int64_t size, const int64_t* numbers) {
+    const int64_t groups = numbers[0];
+    const double eps = as_double(numbers[3]);
+    if (!within(groups, 0, channels) || (groups > 0 && channels % groups != 0)) {
+      return "have groups that divide its channels";
+    }
+    if (!within(numbers[1], 0, groups > 0 ? 2 : 0) || !within(numbers[2], 0, groups > 0 ? 1 : 0) ||
+        (numbers[2] == 1 && (groups != channels || numbers[1] == 2)) || !std::isfinite(eps) ||
+        eps < 0) {
+      return "have a norm that there is";
+    }
+    if (!within(numbers[4], 0, 3) || !within(numbers[5], 0, 2)) {
+      return "have an activation and a pooling that there are";
+    }
+    NormActPoolNode& to = node.norm;
+    to.shape = {0,
+                size,
+                size,
+                channels,
+                groups,
+                numbers[1] == 2,
+                static_cast<Activation>(numbers[4]),
+                static_cast<Pooling>(numbers[5]),
+                eps};
+    to.over_batch = numbers[2] == 1;
+    node.size = to.shape.out_height();
+    if (node.size < 1) return "leave at least one pixel after every pooling";
+    // Windows of 2x2 pixels would reach from one image into the next.
+    if (to.over_batch && to.shape.pooling != Pooling::kNone && size % 2 != 0) {
+      return "pool an even number of rows where the norm is over the batch";
+    }
+    const int64_t parameters = numbers[1] == 0 ? 0 : to.shape.affine_size();
+    to.weight = slice(parameters);
+    to.bias = slice(parameters);
+    return "";
+  }
+
+  static int64_t readers_of(const Network& network, int64_t value) {
+    int64_t count = 0;
+    for (const Node& node : network.nodes) {
+      count += node.input == value;
+      count += node.kind == NodeKind::kAdd && node.other == value;
+    }
+    return count;
+  }
+
+  static void mark_inert_biases(Network& network) {
+    for (const Node& node : network.nodes) {
+      if (node.kind != NodeKind::kNormActPool || !node.norm.centres_channels()) continue;
+      if (readers_of(network, node.input) > 1) continue;
+      Node& before = network.nodes[node.input - 1];
+      before.convolution.bias_is_inert = before.kind == NodeKind::kConvolution;
+    }
+  }
+
+  static std::vector<Block> blocks_of(const Network& network) {
+    std::vector<Block> blocks;
+    for (size_t i = 0; i + 1 < network.nodes.size(); i += 2) {
+      const Node &conv = network.nodes[i], &norm = network.nodes[i + 1];
+      const int64_t value = static_cast<int64_t>(i);
+      const ConvolutionNode& c = conv.convolution;
+      const bool fits = conv.kind == NodeKind::kConvolution && conv.input == value &&
+                        norm.kind == NodeKind::kNormActPool && norm.input == value + 1 &&
+                        c.kernel == 3 && c.stride == 1 && c.bias.size > 0 &&
+                        (i == 0 ? c.padding >= 1 : c.padding == 1) && !norm.norm.over_batch;
+      if (!fits) return {};
+      blocks.push_back({c, norm.norm});
+    }
+    return network.nodes.size() % 2 == 0 ? blocks : std::vector<Block>();
+  }
+
+  const Ints& description_;
+  int64_t offset_ = 0;
+};
 
 }  // namespace
 
 Network read_network(const Check& check, const Ints& description) {
-  const size_t count = description.size();
-  bool valid = count >= kHeader + kBlock && (count - kHeader) % kBlock == 0;
-  for (size_t i = 0; valid && i < kHeader - 1; ++i) valid = within(description[i], 1, kLargest);
-  valid = valid && within(description[kHeader - 1], 0, 1);
-  valid = valid && description[kHeader + 1] > 0;  // the first block has a convolution
-  for (size_t i = kHeader; valid && i < count; i += kBlock) {
-    valid = is_block(&description[i], description[i == kHeader ? 0 : i - kBlock]);
-  }
-  check.that(valid, "network", "be what engine_description() gives", text(description));
   Network network;
-  network.in_channels = description[0];
-  network.num_classes = description[1];
-  network.image_size = description[2];
-  network.precise = description[3] == 1;
-
-  int64_t offset = 0;
-  const auto slice = [&](int64_t size) {
-    const Slice result{offset, size};
-    offset += size;
-    return result;
-  };
-  int64_t channels = network.in_channels, size = network.image_size;
-  for (size_t i = kHeader; i < count; i += kBlock) {
-    const int64_t* const numbers = &description[i];
-    Block block;
-    block.in_channels = channels;
-    block.in_size = size;
-    channels = numbers[0];
-    block.kernel = numbers[1];
-    block.stride = numbers[2];
-    block.padding = numbers[3];
-    block.norm = static_cast<Norm>(numbers[4]);
-    const int64_t room = size + 2 * block.padding - block.kernel;
-    check.that(room >= 0, "network", "have no kernel larger than its input", text(description));
-    if (block.convolves()) size = room / block.stride + 1;
-    block.shape = {0,
-                   size,
-                   size,
-                   channels,
-                   norm_groups(block.norm, channels),
-                   block.norm == Norm::kLayer,
-                   static_cast<Activation>(numbers[5]),
-                   static_cast<Pooling>(numbers[6]),
-                   kNormEps};
-    block.weight = slice(channels * block.in_channels * block.kernel * block.kernel);
-    block.bias = slice(block.convolves() ? channels : 0);
-    if (block.norm != Norm::kNone) {
-      block.norm_weight = slice(block.shape.affine_size());
-      block.norm_bias = slice(block.shape.affine_size());
-    }
-    size = block.shape.out_height();
-    check.that(size >= 1, "network", "leave at least one pixel after every pooling",
-               text(description));
-    network.blocks.push_back(block);
-  }
-  const Block &first = network.blocks.front(), &last = network.blocks.back();
-  network.is_convnet = true;
-  for (const Block& block : network.blocks) {
-    network.is_convnet = network.is_convnet && is_of_convnet(block, first);
-  }
-  network.width = last.shape.channels;
-  network.norm = last.norm;
-  network.feature_pixels = size * size;
-  network.features = network.width * network.feature_pixels;
-  network.classifier_weight = slice(network.num_classes * network.features);
-  network.classifier_bias = slice(network.num_classes);
-  network.num_parameters = offset;
+  const std::string wrong = Reader(description).read(network);
+  check.that(wrong.empty(), "network", "be what engine_description() gives and " + wrong,
+             text(description));
   return network;
 }
 

@@ -52,7 +52,7 @@ void on_threads(int64_t count, const cpu::ParallelBody& body) {
   });
 }
 
-bool by_layers(const Network& network, bool cuda) { return cuda || !network.is_convnet; }
+bool by_layers(const Network& network, bool cuda) { return cuda || network.blocks.empty(); }
 
 template <class T>
 StudentBatch<T> batch_of(const StudentProblem& problem) {

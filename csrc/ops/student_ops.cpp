@@ -18,7 +18,7 @@ StudentProblem student_problem(const Check& check, const Network& network, const
   check_images(check, images, theta, network);
   const StudentLoss kind = loss_kind(check, loss);
   check_labels_of(check, kind, labels, theta, "theta", images.size(0), network);
-  const bool linear = network.blocks.front().is_linear();
+  const bool linear = network.nodes.front().convolution.is_linear();
   return {VectorPart::whole(as_contiguous(theta)),
           linear ? as_contiguous(images) : as_channels_last(images), as_contiguous(labels), kind,
           scale};

@@ -166,6 +166,32 @@ inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& gra
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
 }
 
+// The means over windows that do not overlap; what is left of a row or column is dropped.
+inline Tensor mean_of_windows(const Tensor& input, int64_t window) {
+  using torch::stable::detail::from;
+  const Ints sides{window, window}, none{0, 0};
+  std::array<StableIValue, 7> stack{from(input),
+                                    from(ref(sides)),
+                                    from(ref(sides)),
+                                    from(ref(none)),
+                                    from(false),
+                                    from(true),
+                                    from(std::optional<int64_t>())};
+  call_torch("aten::avg_pool2d", "", stack);
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline Tensor mean_of_windows_backward(const Tensor& grad_output, const Tensor& input,
+                                       int64_t window) {
+  using torch::stable::detail::from;
+  const Ints sides{window, window}, none{0, 0};
+  std::array<StableIValue, 8> stack{
+      from(grad_output), from(input), from(ref(sides)), from(ref(sides)),
+      from(ref(none)),   from(false), from(true),       from(std::optional<int64_t>())};
+  call_torch("aten::avg_pool2d_backward", "", stack);
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 inline Tensor mm(const Tensor& a, const Tensor& b) {
   using torch::stable::detail::from;
   std::array<StableIValue, 2> stack{from(a), from(b)};

@@ -188,14 +188,24 @@ def test_sequential_networks_match_the_reference(
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({0: 0}, "be what engine_description"),
-        ({3: 2}, "be what engine_description"),
-        ({4: 1 << 40}, "be what engine_description"),
-        ({8: 2, 4: 6}, "be what engine_description"),  # group norm of six channels
-        ({10: 3}, "be what engine_description"),
-        ({5: 0, 4: 3, 7: 0}, "be what engine_description"),  # begins without a convolution
-        ({2: 2, 7: 0}, "have no kernel larger than its input"),
-        ({5: 6, 7: 0}, "leave at least one pixel after every pooling"),
+        ({0: 0}, "have sizes from 1 to"),
+        ({3: 2}, "have flags that there are"),
+        ({4: 5}, "have flags that there are"),
+        ({5: 4}, r"name a kind of node \(node 0\)"),
+        ({5: 1}, "read the images with a convolution"),
+        ({6: 1}, "read a value that is made before it"),  # a cycle
+        ({7: 1 << 40}, "have sizes from 1 to"),
+        ({2: 2, 10: 0}, "have no kernel larger than its input"),
+        ({14: 2}, "read a value that is made before it"),
+        ({15: 5}, r"have groups that divide its channels \(node 1\)"),
+        ({16: 3}, "have a norm that there is"),
+        ({17: 1, 16: 2}, "have a norm that there is"),  # for each value, over the batch
+        ({18: -1}, "have a norm that there is"),  # eps is not a number
+        ({19: 4}, "have an activation and a pooling that there are"),
+        ({8: 6, 10: 0}, "leave at least one pixel after every pooling"),
+        ({13: 2, 15: 0}, "add values that are made before it"),
+        ({13: 2, 15: 2}, "add values that are made before it"),
+        ({13: 3, 15: 7}, "take means within its input"),
     ],
 )
 def test_descriptions_of_no_network(
@@ -204,7 +214,7 @@ def test_descriptions_of_no_network(
     model = ConvNet(3, 4, 6, width=8, depth=1)
     given = problem(model, False, device)
     description = networks.engine_description(model)
-    assert description is not None and len(description) == 11
+    assert description is not None and len(description) == 21
     for place, number in change.items():
         description[place] = number
     for wrong in (description, description[:-1], []):

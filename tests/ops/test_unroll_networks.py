@@ -66,8 +66,6 @@ def unrolled(model: nn.Module, leaves: dict[str, Tensor], batches: list[Tensor])
         ("convnet:batch,width=4,depth=2", 8, False),
         ("resnet18:batch,width=4", 16, True),
         ("resnet18:batch,width=4", 16, False),
-        ("resnet18:width=4", 16, True),
-        ("resnet18_ap:layer,width=4", 16, True),
         ("vgg11:batch,width=4", 32, True),
     ],
 )
@@ -93,10 +91,13 @@ def test_networks_outside_the_engine_are_exact(
         *((f"vgg11:{norm},width=4", 32) for norm in NORMS),
         ("vgg11:width=4", 28),
         ("vgg11:none,width=4", 64),  # pooled twice at the end
+        *((f"resnet18:{norm},width=4", 16) for norm in NORMS),
+        ("resnet18:width=4", 64),  # with a stride
+        ("resnet18_ap:layer,width=4", 16),
     ],
 )
 @pytest.mark.parametrize("tape_bytes", [0, 1 << 30])
-def test_sequential_networks_on_the_engine_are_exact(
+def test_networks_on_the_engine_are_exact(
     device: torch.device, assert_close_as_vectors: Check, text: str, size: int, tape_bytes: int
 ) -> None:
     model = network(text, size, device)

@@ -34,12 +34,12 @@ struct LayerPlan {
       : block(&network.blocks[index_]),
         index(static_cast<int64_t>(index_)),
         first(index_ == 0),
-        in_channels(block->in_channels),
-        channels(network.width),
-        padding(block->padding),
-        in_size(block->in_size),
-        size(block->shape.height),
-        out_size(block->shape.out_height()) {
+        in_channels(block->convolution.in_channels),
+        channels(block->convolution.channels),
+        padding(block->convolution.padding),
+        in_size(block->convolution.in_size),
+        size(block->convolution.size),
+        out_size(block->norm.shape.out_height()) {
     in_lanes = first && in_channels <= kPixelLanes ? kPixelLanes : kLanes<T>;
     in_width = ceil_div(in_channels, in_lanes) * in_lanes;
     width = ceil_div(channels, kLanes<T>) * kLanes<T>;
@@ -74,7 +74,7 @@ struct LayerPlan {
   int64_t in_plane() const { return in_side * in_side * in_width; }
   int64_t plane() const { return side * side * width; }
   // Values of weight or bias of the norm.
-  int64_t affine() const { return block->shape.elementwise ? size * size * width : width; }
+  int64_t affine() const { return block->norm.shape.elementwise ? size * size * width : width; }
 
   const Block* block = nullptr;
   int64_t index = 0;

@@ -54,7 +54,6 @@ class Walk {
  private:
   using Layer = LayerPlan<T>;
   int64_t layer_count() const { return static_cast<int64_t>(plan_.layers.size()); }
-  bool affine() const { return network_.norm != Norm::kNone; }
 
   // Calls body(item) for one of `shares` shares of `count` items.
   template <class Body>
@@ -83,20 +82,20 @@ class Walk {
     for (int64_t l = 0; l < layer_count(); ++l) {
       const Layer& layer = plan_.layers[l];
       const PackedLayer<T>& to = packed.layers[l];
-      const Block& block = *layer.block;
+      const auto& [convolution, norm] = *layer.block;
+      const int64_t weight = convolution.weight.offset;
       for_items(share, shares, pack_items(layer),
-                [&](int64_t item) { pack_layer(layer, flat + block.weight.offset, to, item); });
+                [&](int64_t item) { pack_layer(layer, flat + weight, to, item); });
       if (l % shares != share) continue;
-      const int64_t pixels = block.shape.elementwise ? layer.size * layer.size : 1;
-      if (block.bias_is_inert()) {
+      if (convolution.bias_is_inert) {
         std::fill_n(to.bias, layer.width, T(0));
       } else {
-        to_blocks(flat + block.bias.offset, layer.channels, 1, layer.width, to.bias);
+        to_blocks(flat + convolution.bias.offset, layer.channels, 1, layer.width, to.bias);
       }
-      if (affine()) {
-        to_blocks(flat + block.norm_weight.offset, layer.channels, pixels, layer.width,
-                  to.norm_weight);
-        to_blocks(flat + block.norm_bias.offset, layer.channels, pixels, layer.width, to.norm_bias);
+      if (norm.weight.size > 0) {
+        const int64_t pixels = norm.weight.size / layer.channels;
+        to_blocks(flat + norm.weight.offset, layer.channels, pixels, layer.width, to.norm_weight);
+        to_blocks(flat + norm.bias.offset, layer.channels, pixels, layer.width, to.norm_bias);
       } else {
         std::fill_n(to.norm_weight, layer.affine(), none);
         std::fill_n(to.norm_bias, layer.affine(), T(0));
@@ -201,7 +200,7 @@ class Walk {
     const LayerBuffers<T>& next = group.layers[last ? l : l + 1];
     const int64_t out_side = plan_.out_side(l);
     NormPass<T> p{};
-    p.shape = &layer.block->shape;
+    p.shape = &layer.block->norm.shape;
     p.side = layer.side;
     p.width = layer.width;
     p.scratch = group.part->norm_scratch;
@@ -216,7 +215,7 @@ class Walk {
     p.grad_y = b.y + plane;
     p.grad_weight = sums.norm_weight;
     p.grad_bias = sums.norm_bias;
-    p.grad_conv_bias = layer.block->bias_is_inert() ? nullptr : sums.bias;
+    p.grad_conv_bias = layer.block->convolution.bias_is_inert ? nullptr : sums.bias;
     if (call_.tangent) {
       const bool moves = call_.theta_tangent != nullptr;
       p.weight_tangent = moves ? group.part->theta_tangent->layers[l].norm_weight : buffers_->zeros;
@@ -450,10 +449,10 @@ class Walk {
     const PartBuffers<T>& first = buffers_->parts[0];
     for (int64_t l = 0; l < layer_count(); ++l) {
       const Layer& layer = plan_.layers[l];
-      const Block& block = *layer.block;
+      const auto& [convolution, norm] = *layer.block;
       const PartSums<T> weights = of_parts(first.sums[l].weight);
+      T* const to = call_.grad_theta + convolution.weight.offset;
       for_items(part, call_.parts, ceil_div(layer.channels, kLanes<T>), [&](int64_t item) {
-        T* to = call_.grad_theta + block.weight.offset;
         if (layer.tile == 2) {
           unpack_block<2>(layer, weights, to, item);
         } else {
@@ -465,11 +464,11 @@ class Walk {
         from_blocks(of_parts(first.sums[l].*member), layer.channels, pixels,
                     call_.grad_theta + slice.offset);
       };
-      add_up(&LayerSums<T>::bias, block.bias, 1);
-      if (!affine()) continue;
-      const int64_t pixels = block.shape.elementwise ? layer.size * layer.size : 1;
-      add_up(&LayerSums<T>::norm_weight, block.norm_weight, pixels);
-      add_up(&LayerSums<T>::norm_bias, block.norm_bias, pixels);
+      add_up(&LayerSums<T>::bias, convolution.bias, 1);
+      if (norm.weight.size == 0) continue;
+      const int64_t pixels = norm.weight.size / layer.channels;
+      add_up(&LayerSums<T>::norm_weight, norm.weight, pixels);
+      add_up(&LayerSums<T>::norm_bias, norm.bias, pixels);
     }
     for_items(part, call_.parts, network_.num_classes, [&](int64_t k) {
       from_blocks(of_parts(first.classifier + k * plan_.features), network_.width,

@@ -1,0 +1,233 @@
+#include "ops/deep_block.h"
+
+#include <string>
+
+namespace trajmatch {
+
+namespace {
+
+#ifdef TRAJMATCH_WITH_CUDA
+using cuda::fused_convolution_fits_device;
+#else
+bool fused_convolution_fits_device(const FusedConvolutionShape&, ProductKind, ProductKind) {
+  return true;
+}
+#endif
+
+const float* in_kind(ProductKind kind, const Tensor& values, const OptionalTensor& halves) {
+  return kind == ProductKind::kFp16 ? read<float>(halves) : read<float>(values);
+}
+
+}  // namespace
+
+auto DeepBlock::kinds_of(const Network& network) -> Kinds {
+  if (network.fused == FusedKernels::kFloat32) return {ProductKind::kPlain, ProductKind::kPlain};
+  const ProductKind kind =
+      network.fused == FusedKernels::kTf32 ? ProductKind::kTf32 : ProductKind::kFp16;
+  return {network.precise ? ProductKind::kTf32x3 : kind, kind};
+}
+
+bool DeepBlock::takes(const Network& network, size_t index) {
+  if (network.fused == FusedKernels::kNone || network.fused == FusedKernels::kFirst) return false;
+  const Block& block = network.blocks[index];
+  const Kinds kinds = kinds_of(network);
+  const FusedConvolutionShape shape = shape_of(block, 0);
+  return is_usual(block) && block.convolution.padding == 1 &&
+         block.convolution.in_channels == block.convolution.channels && shape.fits() &&
+         fused_convolution_fits_device(shape, kinds.forward, kinds.other);
+}
+
+DeepBlock::DeepBlock(LayerCall& call, size_t index)
+    : FusedBlock(call, index), kinds_(kinds_of(call.network)) {}
+
+void DeepBlock::begin() {
+  if (call_.is_jvp && call_.has_tape) read_input();
+}
+
+void DeepBlock::read_input() {
+  weight_ = weight("fused_weight", call_.theta);
+  input_ = activation("fused_input", call_.values[in_].data);
+  scale({input_}, {weight_});
+}
+
+void DeepBlock::forward() {
+  read_input();
+  const Value& to = made();
+  const Packed packed_weight = packed("fused_packed", weight_, false, kinds_.forward);
+  TM_LAUNCH_FUSED(
+      launch_fused_block_forward,
+      FusedBlockForward{
+          convolution(kinds_.forward, {{input_, packed_weight}}, call_.data_place(out_ - 1)),
+          norm(), write<float>(to.data), write<float>(to.mean), write<float>(to.rstd)});
+}
+
+void DeepBlock::tangent() {
+  mean_tangent_ = statistics("mean_tangent");
+  projection_ = statistics("projection");
+  const Tensor out = call_.place("tangent", out_);
+  input_tangent_ = activation("fused_input_tangent", *call_.values[in_].tangent);
+  weight_tangent_ = weight("fused_weight_tangent", *call_.theta_tangent);
+  scale({input_tangent_}, {weight_tangent_});
+  y_tangent_ = call_.place("tangent", out_ - 1);
+  const std::vector<Term> terms{
+      {input_tangent_, packed("fused_packed_again", weight_, false, kinds_.other)},
+      {input_, packed("fused_packed_tangent", weight_tangent_, false, kinds_.other)}};
+  const auto tangents = places(*call_.theta_tangent);
+  const Value& to = call_.values[out_];
+  TM_LAUNCH_FUSED(
+      launch_fused_block_tangent,
+      FusedBlockTangent{convolution(kinds_.other, terms, y_tangent_), norm(), tangents.norm_weight,
+                        tangents.norm_bias, read<float>(call_.values[out_ - 1].data),
+                        read<float>(to.mean), read<float>(to.rstd), write<float>(out),
+                        write<float>(mean_tangent_), write<float>(projection_)});
+  call_.values[out_].tangent = out;
+}
+
+void DeepBlock::backward() {
+  const Value &from = call_.values[out_], &y = call_.values[out_ - 1];
+  clear_bias();
+  const Tensor grad_y = call_.place("grad", out_ - 1);
+  const auto own = places(call_.theta);
+  const auto grads = gradient_places();
+  const NormActPoolShape shape = block_.norm.shape_of(call_.batch);
+  const Device device(call_.like);
+  const Operand grad = activation("fused_grad", grad_y);
+  if (!call_.is_jvp) {
+    run(NormActPoolBackward<float>{shape, read<float>(y.data), own.norm_weight, own.norm_bias,
+                                   read<float>(from.mean), read<float>(from.rstd),
+                                   read<float>(from.grad), write<float>(grad_y),
+                                   write<float>(partial_affine()), grads.norm_weight,
+                                   grads.norm_bias},
+        device);
+    scale({grad}, {});
+    weight_gradient({{input_, grad}});
+    call_.add_grad(in_, turned("fused_grad_input", {{grad, weight_}}));
+    return;
+  }
+  const Tensor grad_y_tangent = call_.place("grad_tangent", out_ - 1);
+  const auto tangents = places(*call_.theta_tangent);
+  run(
+      NormActPoolBackwardTangent<float>{
+          shape, read<float>(y.data), own.norm_weight, own.norm_bias, read<float>(from.mean),
+          read<float>(from.rstd), read<float>(y_tangent_), tangents.norm_weight, tangents.norm_bias,
+          read<float>(mean_tangent_), read<float>(projection_), read<float>(from.grad),
+          read<float>(from.grad_tangent), write<float>(grad_y), write<float>(grad_y_tangent),
+          write<float>(partial_affine()), grads.norm_weight, grads.norm_bias},
+      device);
+  const Operand grad_tangent = activation("fused_grad_tangent", grad_y_tangent);
+  scale({grad, grad_tangent}, {});
+  weight_gradient({{input_, grad_tangent}, {input_tangent_, grad}});
+  if (call_.wants_grad(in_)) call_.add_grad(in_, turned("fused_grad_input", {{grad, weight_}}));
+  call_.add_grad_tangent(
+      in_, turned("fused_grad_input_tangent", {{grad_tangent, weight_}, {grad, weight_tangent_}}));
+}
+
+FusedConvolutionShape DeepBlock::shape_of(const Block& block, int64_t batch) {
+  return {1, batch, block.convolution.in_size, block.convolution.channels};
+}
+
+FusedNorm DeepBlock::norm() const {
+  const auto own = places(call_.theta);
+  return {call_.network.num_parameters, static_cast<float>(block_.norm.shape.eps), own.norm_weight,
+          own.norm_bias};
+}
+
+auto DeepBlock::activation(const char* name, const Tensor& values) const -> Operand {
+  Operand result{values, {}, {}};
+  if (kinds_.other == ProductKind::kFp16) {
+    const std::string stem = name;
+    const int64_t size = call_.batch * shape().image_size();
+    result.halves =
+        call_.workspace.contiguous((stem + "_halves").c_str(), out_, {size / 2}, call_.like);
+    result.magnitudes =
+        call_.workspace.contiguous((stem + "_magnitudes").c_str(), out_, {kMagnitudes}, call_.like);
+  }
+  return result;
+}
+
+auto DeepBlock::weight(const char* name, const Tensor& parameters) const -> Operand {
+  Operand result{parameters, {}, {}};
+  if (kinds_.other == ProductKind::kFp16) {
+    result.magnitudes = call_.workspace.contiguous(name, out_, {kMagnitudes}, call_.like);
+  }
+  return result;
+}
+
+void DeepBlock::scale(const std::vector<Operand>& activations,
+                      const std::vector<Operand>& weights) const {
+  if (kinds_.other != ProductKind::kFp16) return;
+  const int64_t size = call_.batch * shape().image_size();
+  MeasureMagnitudes measure{{}, 0, 1};
+  RoundToHalf round{{}, 0, 1, size};
+  for (const Operand& one : activations) {
+    const float* const x = read<float>(one.values);
+    measure.each[measure.count++] = {x, size, size, write<float>(one.magnitudes)};
+    round.each[round.count++] = {x, read<float>(one.magnitudes), write<float>(one.halves)};
+  }
+  for (const Operand& one : weights) {
+    measure.each[measure.count++] = {places(one.values).weight, shape().weight_size(),
+                                     call_.network.num_parameters, write<float>(one.magnitudes)};
+  }
+  TM_LAUNCH_FUSED(launch_measure_magnitudes, measure);
+  TM_LAUNCH_FUSED(launch_round_to_half, round);
+}
+
+auto DeepBlock::packed(const char* name, const Operand& weight, bool turned, ProductKind kind) const
+    -> Packed {
+  const Tensor result = call_.workspace.contiguous(
+      name, out_, {PackConvolution::packed_size(shape(), kind)}, call_.like);
+  TM_LAUNCH_FUSED(launch_pack_convolution,
+                  PackConvolution{shape(), call_.network.num_parameters, turned, kind,
+                                  places(weight.values).weight, write<float>(result),
+                                  read<float>(weight.magnitudes)});
+  return {result, weight.magnitudes};
+}
+
+FusedConvolution DeepBlock::convolution(ProductKind kind, const std::vector<Term>& terms,
+                                        const Tensor& y) const {
+  FusedConvolution result{
+      shape(), kind, shape().tile_channels(), static_cast<int>(terms.size()), {}, write<float>(y)};
+  for (size_t i = 0; i < terms.size(); ++i) {
+    const auto& [x, weight] = terms[i];
+    result.term[i] = {in_kind(kind, x.values, x.halves), read<float>(weight.values),
+                      read<float>(x.magnitudes), read<float>(weight.magnitudes)};
+  }
+  return result;
+}
+
+void DeepBlock::weight_gradient(const Pairs& activations_and_grads) const {
+  const FusedConvolutionShape sizes = shape();
+  const int64_t splits = FusedConvolutionWeight::splits_of(sizes);
+  const int64_t shares = splits * FusedConvolutionWeight::parts(sizes.channels);
+  const Tensor partial = call_.workspace.contiguous("fused_weight_shares", 0,
+                                                    {shares, sizes.weight_size()}, call_.like);
+  FusedConvolutionWeight params{sizes,
+                                kinds_.other,
+                                splits,
+                                static_cast<int>(activations_and_grads.size()),
+                                {},
+                                write<float>(partial),
+                                gradient_places().weight,
+                                call_.network.num_parameters};
+  for (size_t i = 0; i < activations_and_grads.size(); ++i) {
+    const auto& [x, grad_y] = activations_and_grads[i];
+    params.pair[i] = {in_kind(kinds_.other, x.values, x.halves),
+                      in_kind(kinds_.other, grad_y.values, grad_y.halves),
+                      read<float>(x.magnitudes), read<float>(grad_y.magnitudes)};
+  }
+  TM_LAUNCH_FUSED(launch_fused_convolution_weight, params);
+}
+
+Tensor DeepBlock::turned(const char* name, const Pairs& grads_and_weights) const {
+  constexpr const char* kNames[] = {"fused_turned", "fused_turned_second"};
+  std::vector<Term> terms;
+  for (size_t i = 0; i < grads_and_weights.size(); ++i) {
+    const auto& [grad, weight] = grads_and_weights[i];
+    terms.push_back({grad, packed(kNames[i], weight, true, kinds_.other)});
+  }
+  const Tensor result = call_.place(name, in_);
+  TM_LAUNCH_FUSED(launch_fused_convolution, convolution(kinds_.other, terms, result));
+  return result;
+}
+
+}  // namespace trajmatch

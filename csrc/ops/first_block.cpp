@@ -1,0 +1,102 @@
+#include "ops/first_block.h"
+
+namespace trajmatch {
+
+#ifdef TRAJMATCH_WITH_CUDA
+using cuda::first_layer_fits_device;
+#else
+static bool first_layer_fits_device(const FirstLayerShape&) { return true; }
+#endif
+
+bool FirstBlock::takes(const Network& network) {
+  if (network.fused == FusedKernels::kNone || network.blocks.empty() ||
+      !is_usual(network.blocks[0])) {
+    return false;
+  }
+  const FirstLayerShape shape = shape_of(network, 0);
+  return shape.fits() && first_layer_fits_device(shape);
+}
+
+FirstLayerShape FirstBlock::shape_of(const Network& network, int64_t batch) {
+  const auto& [convolution, norm] = network.blocks[0];
+  return {1,
+          batch,
+          convolution.in_size,
+          convolution.in_channels,
+          convolution.padding,
+          convolution.channels,
+          network.num_parameters,
+          norm.shape.eps};
+}
+
+void FirstBlock::forward() {
+  const Value& to = made();
+  TM_LAUNCH_FUSED(launch_first_layer_forward,
+                  FirstLayerForward{inputs(), write<float>(to.data), write<float>(to.mean),
+                                    write<float>(to.rstd)});
+}
+
+void FirstBlock::tangent() {
+  mean_tangent_ = statistics("mean_tangent");
+  projection_ = statistics("projection");
+  const Tensor out = call_.place("tangent", out_);
+  TM_LAUNCH_FUSED(launch_first_layer_tangent,
+                  FirstLayerTangent{inputs(), tangents(), write<float>(out),
+                                    write<float>(mean_tangent_), write<float>(projection_)});
+  call_.values[out_].tangent = out;
+}
+
+void FirstBlock::backward() {
+  const Value& from = call_.values[out_];
+  clear_bias();
+  if (call_.is_jvp) {
+    const Tensor grad_images = call_.place("grad_tangent", 0);
+    TM_LAUNCH_FUSED(
+        launch_first_layer_backward_tangent,
+        FirstLayerBackwardTangent{inputs(), tangents(), read<float>(mean_tangent_),
+                                  read<float>(projection_), read<float>(from.grad),
+                                  read<float>(from.grad_tangent), gradients(grad_images)});
+    call_.add_grad_tangent(0, grad_images);
+    return;
+  }
+  OptionalTensor grad_images;
+  if (call_.wants_grad(0)) grad_images = call_.grad_place(0);
+  TM_LAUNCH_FUSED(launch_first_layer_backward,
+                  FirstLayerBackward{inputs(), read<float>(from.mean), read<float>(from.rstd),
+                                     read<float>(from.grad), gradients(grad_images)});
+  if (grad_images) call_.add_grad(0, *grad_images);
+}
+
+FirstLayerInputs FirstBlock::inputs() const {
+  const auto own = places(call_.theta);
+  return {shape(), read<float>(call_.values[in_].data), own.weight, own.norm_weight, own.norm_bias};
+}
+
+FirstLayerTangents FirstBlock::tangents() const {
+  const Value& value = call_.values[out_];
+  const auto own = places(*call_.theta_tangent);
+  return {read<float>(value.mean), read<float>(value.rstd), own.weight, own.norm_weight,
+          own.norm_bias};
+}
+
+FirstLayerGradients FirstBlock::gradients(const OptionalTensor& grad_images) const {
+  const FirstLayerShape sizes = shape();
+  const auto grads = gradient_places();
+  const Tensor weight = call_.workspace.contiguous(
+      "first_weight", 0, {sizes.batch, sizes.channels, sizes.taps()}, call_.like);
+  OptionalTensor images;
+  if (grad_images) {
+    images = call_.workspace.contiguous(
+        "first_images", 0, {sizes.tiles(call_.is_jvp), sizes.batch, sizes.image_size()},
+        call_.like);
+  }
+  return {write<float>(partial_affine()),
+          write<float>(weight),
+          write<float>(images),
+          grads.weight,
+          grads.norm_weight,
+          grads.norm_bias,
+          write<float>(grad_images)};
+}
+
+}  // namespace trajmatch

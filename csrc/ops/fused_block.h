@@ -1,0 +1,90 @@
+// What blocks with kernels of their own on CUDA have in common: a convolution with instance norm,
+// ReLU and average pooling of a chain, in float32, as one layer (ops/layer.h).
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "ops/layer.h"
+#include "ops/run.h"
+
+// A build without CUDA has no launchers, and never comes here.
+#ifdef TRAJMATCH_WITH_CUDA
+#define TM_LAUNCH_FUSED(launcher, ...) cuda::launcher(__VA_ARGS__, Device(call_.like).stream())
+#else
+#define TM_LAUNCH_FUSED(launcher, ...) missing(#launcher, __VA_ARGS__)
+#endif
+
+namespace trajmatch {
+
+#ifndef TRAJMATCH_WITH_CUDA
+template <class Params>
+[[noreturn]] void missing(const char* launcher, const Params&) {
+  throw std::logic_error(std::string("trajmatch: ") + launcher + " needs a build with CUDA");
+}
+#endif
+
+class FusedBlock : public Layer {
+ public:
+  FusedBlock(LayerCall& call, size_t index)
+      : call_(call),
+        block_(call.network.blocks[index]),
+        channels_(block_.convolution.channels),
+        in_(2 * index),
+        out_(2 * index + 2) {}
+
+ protected:
+  static bool is_usual(const Block& block) {
+    const NormActPoolNode& norm = block.norm;
+    return norm.centres_channels() && norm.weight.size > 0 &&
+           norm.shape.activation == Activation::kRelu && norm.shape.pooling == Pooling::kAverage;
+  }
+
+  // Places in theta or its tangent, and in a gradient.
+  template <class T>
+  struct Places {
+    T *weight, *norm_weight, *norm_bias;
+  };
+  Places<const float> places(const Tensor& parameters) const {
+    return places_from(read<float>(parameters));
+  }
+  Places<float> gradient_places() const { return places_from(write<float>(call_.grad_theta)); }
+
+  // The bias of a convolution moves nothing before an instance norm.
+  void clear_bias() const {
+    const Slice& slice = block_.convolution.bias;
+    Tensor bias = vector_view(call_.grad_theta, slice.offset, slice.size);
+    torch::stable::zero_(bias);
+  }
+  Tensor statistics(const char* name) const {
+    return call_.workspace.contiguous(name, out_, {call_.batch, channels_}, call_.like);
+  }
+  Tensor partial_affine() const {
+    return call_.workspace.contiguous("partial", 0, {call_.batch, 2, channels_}, call_.like);
+  }
+  // The value that the block makes, with places for its data and statistics.
+  Value& made() {
+    Value& value = call_.values[out_];
+    value.data = call_.data_place(out_);
+    if (!value.mean.defined()) {
+      value.mean = statistics("mean");
+      value.rstd = statistics("rstd");
+    }
+    return value;
+  }
+
+  LayerCall& call_;
+  const Block& block_;
+  const int64_t channels_;
+  const size_t in_, out_;
+  Tensor mean_tangent_, projection_;
+
+ private:
+  template <class T>
+  Places<T> places_from(T* first) const {
+    return {first + block_.convolution.weight.offset, first + block_.norm.weight.offset,
+            first + block_.norm.bias.offset};
+  }
+};
+
+}  // namespace trajmatch

@@ -1,0 +1,138 @@
+#include "ops/layer.h"
+
+#include <type_traits>
+
+#include "ops/first_block.h"
+
+namespace trajmatch {
+
+namespace {
+
+// Elements with those behind them before the next place where 16 bytes may be read at once.
+int64_t aligned(int64_t elements) { return (elements + 3) / 4 * 4; }
+
+std::vector<Kept> kept_of(const Network& network, bool float32) {
+  std::vector<Kept> kept(network.nodes.size() + 1);
+  for (size_t i = 0; i < network.nodes.size(); ++i) {
+    const Node& node = network.nodes[i];
+    if (node.kind == NodeKind::kConvolution) kept[node.input].data = kept[node.input].grad = true;
+    if (node.kind == NodeKind::kNormActPool) {
+      kept[node.input].data = true;
+      kept[i + 1].statistics = node.norm.shape.groups > 0;
+    }
+  }
+  kept.back().data = kept.back().grad = true;
+  kept[0] = {};
+  if (float32 && FirstBlock::takes(network)) kept[1].data = false;
+  return kept;
+}
+
+Ints value_sizes(const Network& network, size_t value, int64_t batch) {
+  if (value == 0) return {batch, network.in_channels, network.image_size, network.image_size};
+  const Node& node = network.nodes[value - 1];
+  return {batch, node.channels, node.size, node.size};
+}
+
+// Calls visit(value, member, sizes) for all that a tape keeps of values, in its order.
+template <class Visit>
+void each_kept(const Network& network, const std::vector<Kept>& kept, int64_t batch,
+               const Visit& visit) {
+  for (size_t value = 0; value < kept.size(); ++value) {
+    const Ints sizes = value_sizes(network, value, batch);
+    if (kept[value].data) visit(value, &Value::data, sizes);
+    if (kept[value].statistics) {
+      const NormActPoolShape shape = network.nodes[value - 1].norm.shape_of(batch);
+      visit(value, &Value::mean, Ints{shape.batch, shape.groups});
+      visit(value, &Value::rstd, Ints{shape.batch, shape.groups});
+    }
+    if (kept[value].grad) visit(value, &Value::grad, sizes);
+  }
+}
+
+}  // namespace
+
+int64_t layer_tape_size(const Network& network, int64_t batch, bool float32) {
+  int64_t size = 2 * aligned(batch * network.num_classes);  // logits and the gradient in them
+  each_kept(
+      network, kept_of(network, float32), batch,
+      [&](size_t, Tensor Value::*, const Ints& sizes) { size += aligned(product_of(sizes)); });
+  return size;
+}
+
+LayerCall::LayerCall(const Network& network_, const Tensor& like_)
+    : network(network_),
+      like(like_),
+      kept(kept_of(network, like.scalar_type() == ScalarType::Float)),
+      values(kept.size()) {}
+
+Ints LayerCall::sizes_of_value(size_t value) const { return value_sizes(network, value, batch); }
+
+void LayerCall::begin(const Tensor& images, const std::optional<VectorPart>& tape, bool jvp) {
+  batch = images.size(0);
+  has_tape = tape.has_value();
+  is_jvp = jvp;
+  for (Value& value : values) value = Value();
+  values[0].data = images;
+  int64_t at = tape ? tape->begin : 0;
+  // A place on the tape; on a new one nobody writes the gap behind it.
+  const auto take = [&](const Ints& sizes) {
+    const bool image = sizes.size() == 4;
+    const int64_t size = product_of(sizes), gap = aligned(size) - size;
+    if (!jvp && gap > 0) {
+      Tensor unused = vector_view(tape->base, at + size, gap);
+      torch::stable::zero_(unused);
+    }
+    const Tensor result = view(tape->base, at, sizes,
+                               image ? channels_last_strides(sizes) : contiguous_strides(sizes));
+    at += size + gap;
+    return result;
+  };
+  const Ints rows{batch, network.num_classes};
+  logits = tape ? take(rows) : workspace.contiguous("logits", 0, rows, like);
+  grad_logits = tape ? take(rows) : workspace.contiguous("grad_logits", 0, rows, like);
+  if (!tape) return;
+  each_kept(network, kept, batch, [&](size_t value, Tensor Value::* member, const Ints& sizes) {
+    values[value].*member = take(sizes);
+  });
+}
+
+Tensor LayerCall::data_place(size_t value) {
+  Tensor& data = values[value].data;
+  if (!data.defined()) data = place("data", value);
+  return data;
+}
+
+Tensor LayerCall::grad_place(size_t value) {
+  const Value& to = values[value];
+  if (to.has_grad) return place("grad_share", value);
+  return has_tape && kept[value].grad ? to.grad : place("grad", value);
+}
+
+void LayerCall::set_data(size_t value, const Tensor& computed) {
+  Tensor& data = values[value].data;
+  if (has_tape && kept[value].data) {
+    copy(data, computed);
+  } else {
+    data = as_channels_last(computed);
+  }
+}
+
+void LayerCall::add_grad(size_t value, const Tensor& computed) {
+  Value& to = values[value];
+  const Tensor sum = to.has_grad ? add(to.grad, computed) : computed;
+  to.has_grad = true;
+  if (!(has_tape && kept[value].grad)) {
+    to.grad = as_channels_last(sum);
+  } else if (to.grad.const_data_ptr() != sum.const_data_ptr()) {
+    copy(to.grad, sum);
+  }
+}
+
+void LayerCall::add_grad_tangent(size_t value, const Tensor& computed) {
+  Value& to = values[value];
+  to.grad_tangent =
+      as_channels_last(to.has_grad_tangent ? add(to.grad_tangent, computed) : computed);
+  to.has_grad_tangent = true;
+}
+
+}  // namespace trajmatch

@@ -1,0 +1,326 @@
+#include "ops/library_layers.h"
+
+#include "ops/run.h"
+
+namespace trajmatch {
+
+namespace {
+
+// Images or weights as the rows of a matrix, in the order of parameters (C, H, W), and back.
+Tensor as_rows(const Tensor& images) {
+  const int64_t rows = images.size(0), columns = images.numel() / rows;
+  return view(as_contiguous(images), 0, {rows, columns}, {columns, 1});
+}
+
+Tensor as_images(const Tensor& rows, int64_t channels, int64_t size) {
+  const Ints sizes{rows.size(0), channels, size, size};
+  return view(as_contiguous(rows), 0, sizes, contiguous_strides(sizes));
+}
+
+// A convolution or linear layer. y = W x + b is linear in W and in x, so gradients are sums over
+// one pair of factors and tangents sums over two.
+class Convolution : public Layer {
+ public:
+  Convolution(LayerCall& call, size_t index)
+      : call_(call), node_(call.network.nodes[index]), own_(node_.convolution), out_(index + 1) {}
+
+  void begin() override { weight_ = weight_of(call_.theta, "weight"); }
+
+  void forward() override {
+    call_.set_data(out_, product(input().data, weight_, bias_of(call_.theta)));
+  }
+
+  // y' = W x' + W' x + b'
+  void tangent() override {
+    const Value& x = input();
+    Tensor y;
+    if (call_.theta_tangent) {
+      weight_tangent_ = weight_of(*call_.theta_tangent, "weight_tangent");
+      y = product(x.data, weight_tangent_, bias_of(*call_.theta_tangent));
+      if (x.tangent) y = add(y, product(*x.tangent, weight_, std::nullopt));
+    } else {
+      y = product(*x.tangent, weight_, std::nullopt);
+    }
+    call_.values[out_].tangent = y;
+  }
+
+  void backward() override {
+    const Value &x = input(), &y = call_.values[out_];
+    const Tensor& grad = call_.is_jvp ? y.grad_tangent : y.grad;
+    Tensor weight = weight_gradient(grad, x.data);
+    if (call_.is_jvp && x.tangent) weight = add(weight, weight_gradient(y.grad, *x.tangent));
+    Tensor to = weight_place(call_.grad_theta);
+    copy(to, weight);
+    write_bias_gradient(grad);
+    const size_t value = static_cast<size_t>(node_.input);
+    if (call_.wants_grad(value)) call_.add_grad(value, input_gradient(y.grad, weight_));
+    if (!call_.is_jvp) return;
+    Tensor tangent = input_gradient(y.grad_tangent, weight_);
+    if (call_.theta_tangent) tangent = add(tangent, input_gradient(y.grad, weight_tangent_));
+    call_.add_grad_tangent(value, tangent);
+  }
+
+ private:
+  const Value& input() const { return call_.values[node_.input]; }
+
+  Tensor weight_place(const Tensor& theta) const {
+    const Ints sizes{own_.channels, own_.in_channels, own_.kernel, own_.kernel};
+    return view(theta, own_.weight.offset, sizes, contiguous_strides(sizes));
+  }
+  // In channels-last, as the library would have it for each of its calls otherwise.
+  Tensor weight_of(const Tensor& theta, const char* name) {
+    const Tensor place = weight_place(theta);
+    if (own_.is_linear()) return place;
+    Tensor weight = call_.workspace.channels_last(name, out_, sizes_of(place), call_.like);
+    copy(weight, place);
+    return weight;
+  }
+  OptionalTensor bias_of(const Tensor& theta) const {
+    if (own_.bias_is_inert || own_.bias.size == 0) return std::nullopt;
+    return vector_view(theta, own_.bias.offset, own_.bias.size);
+  }
+
+  Tensor product(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) const {
+    if (own_.is_linear()) {
+      return as_images(linear(as_rows(x), as_rows(weight), bias), own_.channels, 1);
+    }
+    return as_channels_last(convolution(x, weight, bias, own_.stride, own_.padding));
+  }
+  Tensor input_gradient(const Tensor& grad, const Tensor& weight) const {
+    if (own_.is_linear()) {
+      return as_images(mm(as_rows(grad), as_rows(weight)), own_.in_channels, own_.in_size);
+    }
+    // The library reads no more than the sizes of the input.
+    const Tensor input = call_.place("sizes_only", static_cast<size_t>(node_.input));
+    return std::get<0>(
+        convolution_backward(grad, input, weight, own_.stride, own_.padding, {true, false, false}));
+  }
+  Tensor weight_gradient(const Tensor& grad, const Tensor& x) const {
+    if (own_.is_linear()) {
+      return as_images(mm(transposed(as_rows(grad)), as_rows(x)), own_.in_channels, own_.in_size);
+    }
+    return std::get<1>(convolution_backward(grad, x, weight_place(call_.grad_theta), own_.stride,
+                                            own_.padding, {false, true, false}));
+  }
+  void write_bias_gradient(const Tensor& grad) const {
+    if (own_.bias.size == 0) return;
+    Tensor to = vector_view(call_.grad_theta, own_.bias.offset, own_.bias.size);
+    if (own_.bias_is_inert) {
+      torch::stable::zero_(to);
+    } else {
+      const int64_t rows = grad.numel() / own_.channels;
+      copy(to, sum_over_rows(view(grad, 0, {rows, own_.channels}, {own_.channels, 1})));
+    }
+  }
+
+  LayerCall& call_;
+  const Node& node_;
+  const ConvolutionNode& own_;
+  const size_t out_;
+  Tensor weight_, weight_tangent_;
+};
+
+template <class T>
+class NormActPool : public Layer {
+ public:
+  NormActPool(LayerCall& call, size_t index)
+      : call_(call),
+        node_(call.network.nodes[index]),
+        own_(node_.norm),
+        in_(static_cast<size_t>(node_.input)),
+        out_(index + 1) {}
+
+  void begin() override {
+    shape_ = own_.shape_of(call_.batch);
+    weight_ = parameters(call_.theta, own_.weight, "norm_weight");
+    bias_ = parameters(call_.theta, own_.bias, "norm_bias");
+    Value& to = call_.values[out_];
+    if (to.mean.defined()) return;
+    to.mean = statistics("mean");
+    to.rstd = statistics("rstd");
+  }
+
+  void forward() override {
+    Value& to = call_.values[out_];
+    to.data = call_.data_place(out_);
+    run(NormActPoolForward<T>{shape_, read<T>(x().data), read<T>(weight_), read<T>(bias_),
+                              write<T>(to.data), write<T>(to.mean), write<T>(to.rstd)},
+        Device(call_.like));
+  }
+
+  void tangent() override {
+    weight_tangent_ = bias_tangent_ = std::nullopt;
+    if (call_.theta_tangent) {
+      weight_tangent_ = parameters(*call_.theta_tangent, own_.weight, "norm_weight_tangent");
+      bias_tangent_ = parameters(*call_.theta_tangent, own_.bias, "norm_bias_tangent");
+    }
+    mean_tangent_ = statistics("mean_tangent");
+    projection_ = statistics("projection");
+    Value& to = call_.values[out_];
+    to.tangent = call_.place("tangent", out_);
+    run(NormActPoolTangent<T>{shape_, read<T>(x().data), read<T>(weight_), read<T>(bias_),
+                              read<T>(to.mean), read<T>(to.rstd), read<T>(x().tangent),
+                              read<T>(weight_tangent_), read<T>(bias_tangent_),
+                              write<T>(to.tangent), write<T>(mean_tangent_), write<T>(projection_)},
+        Device(call_.like));
+  }
+
+  void backward() override {
+    const Value& from = call_.values[out_];
+    const Tensor grad = call_.grad_place(in_);
+    const OptionalTensor weight = gradient_place(own_.weight, "grad_norm_weight");
+    const OptionalTensor bias = gradient_place(own_.bias, "grad_norm_bias");
+    OptionalTensor partial;
+    if (weight) {
+      partial =
+          call_.workspace.contiguous("partial", 0, {shape_.batch, 2, own_.weight.size}, call_.like);
+    }
+    if (call_.is_jvp) {
+      const Tensor grad_tangent = call_.place("grad_tangent", in_);
+      run(
+          NormActPoolBackwardTangent<T>{
+              shape_, read<T>(x().data), read<T>(weight_), read<T>(bias_), read<T>(from.mean),
+              read<T>(from.rstd), read<T>(x().tangent), read<T>(weight_tangent_),
+              read<T>(bias_tangent_), read<T>(mean_tangent_), read<T>(projection_),
+              read<T>(from.grad), read<T>(from.grad_tangent), write<T>(grad),
+              write<T>(grad_tangent), write<T>(partial), write<T>(weight), write<T>(bias)},
+          Device(call_.like));
+      call_.add_grad_tangent(in_, grad_tangent);
+    } else {
+      run(NormActPoolBackward<T>{shape_, read<T>(x().data), read<T>(weight_), read<T>(bias_),
+                                 read<T>(from.mean), read<T>(from.rstd), read<T>(from.grad),
+                                 write<T>(grad), write<T>(partial), write<T>(weight),
+                                 write<T>(bias)},
+          Device(call_.like));
+    }
+    if (call_.wants_grad(in_)) call_.add_grad(in_, grad);
+    finish_gradient(own_.weight, weight);
+    finish_gradient(own_.bias, bias);
+  }
+
+ private:
+  const Value& x() const { return call_.values[in_]; }
+
+  Tensor statistics(const char* name) const {
+    return call_.workspace.contiguous(name, out_, {shape_.batch, shape_.groups}, call_.like);
+  }
+
+  // Weight or bias in the order of the kernels. That of parameters is (C, pixels), which differs
+  // where there is one for each value of an image.
+  OptionalTensor parameters(const Tensor& theta, const Slice& slice, const char* name) const {
+    if (slice.size == 0) return std::nullopt;
+    const Tensor values = vector_view(theta, slice.offset, slice.size);
+    if (!shape_.elementwise) return values;
+    Tensor turned = call_.workspace.contiguous(name, out_, {slice.size}, call_.like);
+    copy_turned(turned, values, shape_.channels, shape_.pixels());
+    return turned;
+  }
+  // Where the kernels write a gradient: in its place, or in their order until it is finished.
+  OptionalTensor gradient_place(const Slice& slice, const char* name) const {
+    if (slice.size == 0) return std::nullopt;
+    if (shape_.elementwise) return call_.workspace.contiguous(name, 0, {slice.size}, call_.like);
+    return vector_view(call_.grad_theta, slice.offset, slice.size);
+  }
+  void finish_gradient(const Slice& slice, const OptionalTensor& gradient) const {
+    if (!gradient || !shape_.elementwise) return;
+    copy_turned(vector_view(call_.grad_theta, slice.offset, slice.size), *gradient, shape_.pixels(),
+                shape_.channels);
+  }
+  // From [rows, columns] to [columns, rows].
+  static void copy_turned(const Tensor& to, const Tensor& from, int64_t rows, int64_t columns) {
+    Tensor target = view(to, 0, {rows, columns}, {1, rows});
+    copy(target, view(from, 0, {rows, columns}, {columns, 1}));
+  }
+
+  LayerCall& call_;
+  const Node& node_;
+  const NormActPoolNode& own_;
+  const size_t in_, out_;
+  NormActPoolShape shape_{};
+  OptionalTensor weight_, bias_, weight_tangent_, bias_tangent_;
+  Tensor mean_tangent_, projection_;
+};
+
+class Add : public Layer {
+ public:
+  Add(LayerCall& call, size_t index)
+      : call_(call),
+        inputs_{static_cast<size_t>(call.network.nodes[index].input),
+                static_cast<size_t>(call.network.nodes[index].other)},
+        out_(index + 1) {}
+
+  void forward() override { call_.set_data(out_, add(in(0).data, in(1).data)); }
+
+  void tangent() override {
+    const OptionalTensor &a = in(0).tangent, &b = in(1).tangent;
+    call_.values[out_].tangent = a && b ? add(*a, *b) : a ? a : b;
+  }
+
+  void backward() override {
+    const Value& y = call_.values[out_];
+    for (size_t value : inputs_) {
+      if (call_.wants_grad(value)) call_.add_grad(value, y.grad);
+      if (call_.is_jvp) call_.add_grad_tangent(value, y.grad_tangent);
+    }
+  }
+
+ private:
+  const Value& in(int which) const { return call_.values[inputs_[which]]; }
+
+  LayerCall& call_;
+  const size_t inputs_[2];
+  const size_t out_;
+};
+
+// The mean over windows that do not overlap.
+class Mean : public Layer {
+ public:
+  Mean(LayerCall& call, size_t index)
+      : call_(call), node_(call.network.nodes[index]), out_(index + 1) {}
+
+  void forward() override { call_.set_data(out_, mean_of_windows(x().data, node_.window)); }
+
+  void tangent() override {
+    call_.values[out_].tangent = as_channels_last(mean_of_windows(*x().tangent, node_.window));
+  }
+
+  void backward() override {
+    const Value& y = call_.values[out_];
+    const size_t value = static_cast<size_t>(node_.input);
+    const Tensor input = call_.place("sizes_only", value);
+    if (call_.wants_grad(value)) {
+      call_.add_grad(value, mean_of_windows_backward(y.grad, input, node_.window));
+    }
+    if (!call_.is_jvp) return;
+    call_.add_grad_tangent(value, mean_of_windows_backward(y.grad_tangent, input, node_.window));
+  }
+
+ private:
+  const Value& x() const { return call_.values[node_.input]; }
+
+  LayerCall& call_;
+  const Node& node_;
+  const size_t out_;
+};
+
+}  // namespace
+
+template <class T>
+std::unique_ptr<Layer> library_layer(LayerCall& call, size_t node) {
+  switch (call.network.nodes[node].kind) {
+    case NodeKind::kConvolution:
+      return std::make_unique<Convolution>(call, node);
+    case NodeKind::kNormActPool:
+      return std::make_unique<NormActPool<T>>(call, node);
+    case NodeKind::kAdd:
+      return std::make_unique<Add>(call, node);
+    case NodeKind::kMean:
+      return std::make_unique<Mean>(call, node);
+  }
+  return nullptr;
+}
+
+template std::unique_ptr<Layer> library_layer<float>(LayerCall&, size_t);
+template std::unique_ptr<Layer> library_layer<double>(LayerCall&, size_t);
+
+}  // namespace trajmatch
