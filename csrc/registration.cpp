@@ -48,7 +48,7 @@ STABLE_TORCH_LIBRARY(trajmatch, m) {
 
   m.def(
       "student_gradient(Tensor theta, Tensor images, Tensor labels, int[] network, int loss, "
-      "float scale, bool input_gradients) -> (Tensor, Tensor, Tensor, Tensor)");
+      "float scale, bool input_gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "student_gradient_jvp(Tensor theta, Tensor images, Tensor labels, Tensor? tangent, "
       "Tensor? image_tangent, Tensor? label_tangent, int[] network, int loss, float scale) -> "

@@ -30,18 +30,17 @@ struct ConvolutionNode {
 // weight and bias for each channel or, where `elementwise`, for each value of an image.
 struct NormActPoolNode {
   NormActPoolShape shape;  // of the input, for a batch of 0
-  // Batch norm: the mean is over all images too, as over one image with all their rows.
-  bool over_batch;
-  Slice weight, bias;  // empty where the norm has none
+  Slice weight, bias;      // empty where the norm has none
 
   NormActPoolShape shape_of(int64_t batch) const {
     NormActPoolShape result = shape;
-    result.batch = over_batch ? 1 : batch;
-    if (over_batch) result.height *= batch;
+    result.batch = batch;
     return result;
   }
   // True if each channel has a mean of its own.
   bool centres_channels() const { return shape.groups == shape.channels && !shape.elementwise; }
+  // Values that a channel's mean is over.
+  int64_t values(int64_t batch) const { return (shape.over_batch ? batch : 1) * shape.pixels(); }
 };
 
 enum class NodeKind : int { kConvolution = 0, kNormActPool = 1, kAdd = 2, kMean = 3 };
@@ -83,7 +82,8 @@ struct Network {
   int64_t width, feature_pixels, features;  // channels, pixels and values that the classifier reads
   Slice classifier_weight, classifier_bias;  // [K, features] in the order (C, H, W), [K]
   int64_t num_parameters;
-  bool precise;  // no transform of the engine's that costs accuracy
+  int64_t batch_norm_channels;  // of all norms over the batch
+  bool precise;                 // no transform of the engine's that costs accuracy
   FusedKernels fused;
 };
 

@@ -38,7 +38,18 @@ struct NormActPoolShape {
   Activation activation;
   Pooling pooling;
   double eps;
+  // Batch norm: each channel has one mean over all images, whose statistics are [1, C]. CUDA wants
+  // one image of them, with all their rows, instead.
+  bool over_batch = false;
 
+  NormActPoolShape as_one_image() const {
+    NormActPoolShape result = *this;
+    result.batch = 1;
+    result.height *= batch;
+    result.over_batch = false;
+    return result;
+  }
+  int64_t statistics() const { return (over_batch ? 1 : batch) * groups; }  // values of a mean
   TM_HD int64_t pixels() const { return height * width; }
   TM_HD int64_t out_height() const { return pooling == Pooling::kNone ? height : height / 2; }
   TM_HD int64_t out_width() const { return pooling == Pooling::kNone ? width : width / 2; }
@@ -112,17 +123,42 @@ struct NormActPoolBackwardTangent {
 };
 
 namespace cpu {
+// The parts of a pass: what a group needs is summed, and then used. For a norm over the batch the
+// former is done for all images before the latter.
+enum class NormPhase { kBoth, kSums, kUse };
+
+// Means over each image of a batch, [B, count, C], where the norm is over the batch; and their
+// means over the batch, [count, C].
+template <class T>
+struct BatchMeans {
+  T* each = nullptr;
+  T* all = nullptr;
+};
+
 // Images [begin, end) of the batch. The gradients of weight and bias are left in
 // partial_grad_affine; sum_partial_affine adds them up over the whole batch in image order.
 template <class T>
-void norm_act_pool_forward(const NormActPoolForward<T>& params, int64_t begin, int64_t end);
+void norm_act_pool_forward(const NormActPoolForward<T>& params, int64_t begin, int64_t end,
+                           NormPhase phase = NormPhase::kBoth, BatchMeans<T> means = {});
 template <class T>
-void norm_act_pool_backward(const NormActPoolBackward<T>& params, int64_t begin, int64_t end);
+void norm_act_pool_backward(const NormActPoolBackward<T>& params, int64_t begin, int64_t end,
+                            NormPhase phase = NormPhase::kBoth, BatchMeans<T> means = {});
 template <class T>
-void norm_act_pool_tangent(const NormActPoolTangent<T>& params, int64_t begin, int64_t end);
+void norm_act_pool_tangent(const NormActPoolTangent<T>& params, int64_t begin, int64_t end,
+                           NormPhase phase = NormPhase::kBoth, BatchMeans<T> means = {});
 template <class T>
 void norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<T>& params, int64_t begin,
-                                    int64_t end);
+                                    int64_t end, NormPhase phase = NormPhase::kBoth,
+                                    BatchMeans<T> means = {});
+// What comes between the phases: fills `all`, and the statistics that the pass writes.
+template <class T>
+void combine(const NormActPoolForward<T>& params, const BatchMeans<T>& means);
+template <class T>
+void combine(const NormActPoolBackward<T>& params, const BatchMeans<T>& means);
+template <class T>
+void combine(const NormActPoolTangent<T>& params, const BatchMeans<T>& means);
+template <class T>
+void combine(const NormActPoolBackwardTangent<T>& params, const BatchMeans<T>& means);
 template <class T>
 void sum_partial_affine(const NormActPoolShape& shape, const T* partial, T* weight, T* bias);
 }  // namespace cpu

@@ -75,15 +75,15 @@ class ChannelSums {
 template <class T>
 std::vector<T> to_channels(const NormActPoolShape& shape, const T* groups, int64_t image, T none) {
   std::vector<T> channels(shape.channels, none);
+  const int64_t first = shape.over_batch ? 0 : image * shape.groups;
   for (int64_t c = 0; shape.groups > 0 && c < shape.channels; ++c) {
-    channels[c] = groups[image * shape.groups + c * shape.groups / shape.channels];
+    channels[c] = groups[first + c * shape.groups / shape.channels];
   }
   return channels;
 }
 
 template <class T>
-void to_groups(const NormActPoolShape& shape, const std::vector<T>& channels, int64_t image,
-               T* groups) {
+void to_groups(const NormActPoolShape& shape, const T* channels, int64_t image, T* groups) {
   for (int64_t group = 0; group < shape.groups; ++group) {
     groups[image * shape.groups + group] = channels[group * (shape.channels / shape.groups)];
   }
@@ -172,7 +172,7 @@ struct AffineGradient {
         step(wanted && shape.elementwise ? 1 : 0),
         weight(step == 1 ? partial : sums.row(0)),
         bias(step == 1 ? partial + size : sums.row(1)) {
-    if (wanted) std::fill_n(partial, 2 * size, T(0));
+    if (step == 1) std::fill_n(partial, 2 * size, T(0));
   }
   template <class V>
   TM_INLINE void add(int64_t pixel, int64_t c, const V& weight_share, const V& bias_share) const {
@@ -193,7 +193,7 @@ struct AffineGradient {
 // Pixels that pooling drops get no gradient from above.
 template <class T>
 void clear_dropped(const NormActPoolShape& shape, T* image) {
-  if (shape.pooling == Pooling::kNone) return;
+  if (shape.pooling == Pooling::kNone || (shape.height % 2 == 0 && shape.width % 2 == 0)) return;
   const int64_t row_size = shape.width * shape.channels;
   const int64_t used = 2 * shape.out_width() * shape.channels;
   for (int64_t row = 0; row < shape.height; ++row) {
@@ -213,9 +213,35 @@ TM_INLINE void for_pixels(const NormActPoolShape& shape, Sums& sums, const Body&
   }
 }
 
+// The means of an image that its norm needs, or where it is over the batch those of all images,
+// between the two parts of a pass.
+template <class T, int count>
+class Means {
+ public:
+  Means(const NormActPoolShape& shape, NormPhase phase, const BatchMeans<T>& batch, int64_t image)
+      : keeps_(phase == NormPhase::kSums), channels_(shape.channels) {
+    if (keeps_) each_ = batch.each + image * count * channels_;
+    if (phase == NormPhase::kUse) all_ = batch.all;
+  }
+  void set(int which, std::vector<T> values) {
+    if (keeps_) std::copy(values.begin(), values.end(), each_ + which * channels_);
+    own_[which] = std::move(values);
+  }
+  const T* of(int which) const {
+    return all_ == nullptr ? own_[which].data() : all_ + which * channels_;
+  }
+
+ private:
+  bool keeps_;
+  int64_t channels_;
+  T* each_ = nullptr;
+  const T* all_ = nullptr;
+  std::vector<T> own_[count];
+};
+
 // First the mean, then the squared deviations from it, which loses nothing where the mean is large.
 template <class T>
-void group_statistics(const NormActPoolForward<T>& p, int64_t image) {
+void group_statistics(const NormActPoolForward<T>& p, int64_t image, Means<T, 2>& means) {
   const NormActPoolShape& shape = p.shape;
   const T* x = p.x + image * shape.pixels() * shape.channels;
   ChannelSums<T, 2> sums(shape.channels);
@@ -226,8 +252,8 @@ void group_statistics(const NormActPoolForward<T>& p, int64_t image) {
       add_to<V>(sum + c, load<V>(x + pixel + c));
     });
   });
-  const std::vector<T> mean = sums.group_means(shape, 0);
-  const T* m = mean.data();
+  means.set(0, sums.group_means(shape, 0));
+  const T* m = means.of(0);
   for_pixels(shape, sums, [&](int64_t pixel) {
     for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
       using V = typename decltype(pack)::type;
@@ -235,17 +261,30 @@ void group_statistics(const NormActPoolForward<T>& p, int64_t image) {
       add_to<V>(squares + c, deviation * deviation);
     });
   });
-  std::vector<T> rstd = sums.group_means(shape, 1);
-  for (T& value : rstd) value = static_cast<T>(1.0 / std::sqrt(double(value) + shape.eps));
-  to_groups(shape, mean, image, p.mean);
-  to_groups(shape, rstd, image, p.rstd);
+  means.set(1, sums.group_means(shape, 1));
+}
+
+// Mean and 1 / sqrt(variance + eps) from the mean and the variance of each channel.
+template <class T>
+void write_statistics(const NormActPoolForward<T>& p, const T* mean, const T* variance,
+                      int64_t image) {
+  to_groups(p.shape, mean, image, p.mean);
+  std::vector<T> rstd(variance, variance + p.shape.channels);
+  for (T& value : rstd) value = static_cast<T>(1.0 / std::sqrt(double(value) + p.shape.eps));
+  to_groups(p.shape, rstd.data(), image, p.rstd);
 }
 
 template <Activation activation, Pooling pooling, class T>
-void forward_image(const NormActPoolForward<T>& p, int64_t image) {
+void forward_image(const NormActPoolForward<T>& p, int64_t image, NormPhase phase,
+                   const BatchMeans<T>& batch) {
   constexpr int n = kWindow<pooling>;
   const NormActPoolShape& shape = p.shape;
-  if (shape.groups > 0) group_statistics(p, image);
+  if (shape.groups > 0 && phase != NormPhase::kUse) {
+    Means<T, 2> means(shape, phase, batch, image);
+    group_statistics(p, image, means);
+    if (phase == NormPhase::kSums) return;
+    write_statistics(p, means.of(0), means.of(1), image);
+  }
   const Primal<T> primal(p, image);
   T* out = p.out + image * shape.out_height() * shape.out_width() * shape.channels;
   for_windows<pooling>(
@@ -268,7 +307,8 @@ void forward_image(const NormActPoolForward<T>& p, int64_t image) {
 }
 
 template <Activation activation, Pooling pooling, class T>
-void backward_image(const NormActPoolBackward<T>& p, int64_t image) {
+void backward_image(const NormActPoolBackward<T>& p, int64_t image, NormPhase phase,
+                    const BatchMeans<T>& batch) {
   constexpr int n = kWindow<pooling>;
   const NormActPoolShape& shape = p.shape;
   const int64_t out_size = shape.out_height() * shape.out_width() * shape.channels;
@@ -277,45 +317,49 @@ void backward_image(const NormActPoolBackward<T>& p, int64_t image) {
   T* grad_x = p.grad_x + image * shape.pixels() * shape.channels;
 
   // First walk: grad_x holds dxh. Sums: gradients of weight and bias, dxh, dxh xh.
+  Means<T, 2> means(shape, phase, batch, image);
   ChannelSums<T, 4> sums(shape.channels);
-  const AffineGradient<T, 4> affine(shape, sums, p.partial_grad_affine, p.grad_weight != nullptr,
-                                    image);
-  T *sum_dxh = sums.row(2), *sum_dxh_xh = sums.row(3);
-  for_windows<pooling>(
-      shape,
-      [&](const int64_t* at, int64_t from) {
-        for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
-          using V = typename decltype(pack)::type;
-          V xh[n], value[n], first[n], share[n];
-          for (int k = 0; k < n; ++k) {
-            xh[k] = primal.template xh<V>(at[k], c);
-            const auto jet = activation_jet<activation, V>(primal.z(xh[k], at[k], c));
-            value[k] = jet.value;
-            first[k] = jet.first;
-          }
-          pool_shares<pooling>(value, share);
-          const V above = load<V>(grad_out + from + c);
-          V dxh_all = Lanes<V>::constant(0), dxh_xh_all = dxh_all;
-          for (int k = 0; k < n; ++k) {
-            const V dz = first[k] * share[k] * above;
-            const V dxh = dz * primal.weight.template at<V>(at[k], c);
-            affine.add(at[k], c, dz * xh[k], dz);
-            dxh_all += dxh;
-            dxh_xh_all += dxh * xh[k];
-            store<V>(grad_x + at[k] + c, dxh);
-          }
-          add_to<V>(sum_dxh + c, dxh_all);
-          add_to<V>(sum_dxh_xh + c, dxh_xh_all);
-        });
-      },
-      [&] { sums.fold(); });
-  affine.finish(sums);
-  clear_dropped(shape, grad_x);
-  if (shape.groups == 0) return;  // dx = dxh
+  if (phase != NormPhase::kUse) {
+    const AffineGradient<T, 4> affine(shape, sums, p.partial_grad_affine, p.grad_weight != nullptr,
+                                      image);
+    T *sum_dxh = sums.row(2), *sum_dxh_xh = sums.row(3);
+    for_windows<pooling>(
+        shape,
+        [&](const int64_t* at, int64_t from) {
+          for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
+            using V = typename decltype(pack)::type;
+            V xh[n], value[n], first[n], share[n];
+            for (int k = 0; k < n; ++k) {
+              xh[k] = primal.template xh<V>(at[k], c);
+              const auto jet = activation_jet<activation, V>(primal.z(xh[k], at[k], c));
+              value[k] = jet.value;
+              first[k] = jet.first;
+            }
+            pool_shares<pooling>(value, share);
+            const V above = load<V>(grad_out + from + c);
+            V dxh_all = Lanes<V>::constant(0), dxh_xh_all = dxh_all;
+            for (int k = 0; k < n; ++k) {
+              const V dz = first[k] * share[k] * above;
+              const V dxh = dz * primal.weight.template at<V>(at[k], c);
+              affine.add(at[k], c, dz * xh[k], dz);
+              dxh_all += dxh;
+              dxh_xh_all += dxh * xh[k];
+              store<V>(grad_x + at[k] + c, dxh);
+            }
+            add_to<V>(sum_dxh + c, dxh_all);
+            add_to<V>(sum_dxh_xh + c, dxh_xh_all);
+          });
+        },
+        [&] { sums.fold(); });
+    affine.finish(sums);
+    clear_dropped(shape, grad_x);
+    if (shape.groups == 0) return;  // dx = dxh
+    for (int i : {0, 1}) means.set(i, sums.group_means(shape, 2 + i));
+  }
+  if (phase == NormPhase::kSums) return;
 
   // Second walk: dx from dxh.
-  const std::vector<T> a = sums.group_means(shape, 2), b = sums.group_means(shape, 3);
-  const T *mean_dxh = a.data(), *mean_dxh_xh = b.data();
+  const T *mean_dxh = means.of(0), *mean_dxh_xh = means.of(1);
   for_pixels(shape, sums, [&](int64_t pixel) {
     for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
       using V = typename decltype(pack)::type;
@@ -329,7 +373,8 @@ void backward_image(const NormActPoolBackward<T>& p, int64_t image) {
 
 // m' = <x'> and q = s <xh x'> of each group.
 template <class T>
-void tangent_statistics(const NormActPoolTangent<T>& p, const Primal<T>& primal, int64_t image) {
+void tangent_statistics(const NormActPoolTangent<T>& p, const Primal<T>& primal, int64_t image,
+                        Means<T, 2>& means) {
   const NormActPoolShape& shape = p.shape;
   const T* x_tangent = p.x_tangent + image * shape.pixels() * shape.channels;
   ChannelSums<T, 2> sums(shape.channels);
@@ -342,18 +387,31 @@ void tangent_statistics(const NormActPoolTangent<T>& p, const Primal<T>& primal,
       add_to<V>(sum_xh + c, value * primal.template xh<V>(pixel, c));
     });
   });
-  std::vector<T> projection = sums.group_means(shape, 1);
-  for (int64_t c = 0; c < shape.channels; ++c) projection[c] *= primal.s[c];
-  to_groups(shape, sums.group_means(shape, 0), image, p.mean_tangent);
-  to_groups(shape, projection, image, p.projection);
+  for (int i : {0, 1}) means.set(i, sums.group_means(shape, i));
+}
+
+template <class T>
+void write_statistics(const NormActPoolTangent<T>& p, const T* mean, const T* mean_xh,
+                      int64_t image) {
+  const std::vector<T> rstd = to_channels<T>(p.shape, p.rstd, image, T(1));
+  std::vector<T> projection(mean_xh, mean_xh + p.shape.channels);
+  for (int64_t c = 0; c < p.shape.channels; ++c) projection[c] *= rstd[c];
+  to_groups(p.shape, mean, image, p.mean_tangent);
+  to_groups(p.shape, projection.data(), image, p.projection);
 }
 
 template <Activation activation, Pooling pooling, class T>
-void tangent_image(const NormActPoolTangent<T>& p, int64_t image) {
+void tangent_image(const NormActPoolTangent<T>& p, int64_t image, NormPhase phase,
+                   const BatchMeans<T>& batch) {
   constexpr int n = kWindow<pooling>;
   const NormActPoolShape& shape = p.shape;
   const Primal<T> primal(p, image);
-  if (shape.groups > 0) tangent_statistics(p, primal, image);
+  if (shape.groups > 0 && phase != NormPhase::kUse) {
+    Means<T, 2> means(shape, phase, batch, image);
+    tangent_statistics(p, primal, image, means);
+    if (phase == NormPhase::kSums) return;
+    write_statistics(p, means.of(0), means.of(1), image);
+  }
   const Tangent<T> tangent(p, image);
   T* out = p.out_tangent + image * shape.out_height() * shape.out_width() * shape.channels;
   for_windows<pooling>(
@@ -379,7 +437,8 @@ void tangent_image(const NormActPoolTangent<T>& p, int64_t image) {
 }
 
 template <Activation activation, Pooling pooling, class T>
-void backward_tangent_image(const NormActPoolBackwardTangent<T>& p, int64_t image) {
+void backward_tangent_image(const NormActPoolBackwardTangent<T>& p, int64_t image, NormPhase phase,
+                            const BatchMeans<T>& batch) {
   constexpr int n = kWindow<pooling>;
   const NormActPoolShape& shape = p.shape;
   const int64_t size = shape.pixels() * shape.channels;
@@ -396,66 +455,69 @@ void backward_tangent_image(const NormActPoolBackwardTangent<T>& p, int64_t imag
 
   // First walk: grad_x and grad_x_tangent hold dxh and dxh'. Sums: tangents of the gradients of
   // weight and bias, dxh, dxh xh, dxh', dxh' xh + dxh xh'.
+  Means<T, 4> means(shape, phase, batch, image);
   ChannelSums<T, 6> sums(shape.channels);
-  const AffineGradient<T, 6> affine(shape, sums, p.partial_grad_affine,
-                                    p.grad_weight_tangent != nullptr, image);
-  T *sum_dxh = sums.row(2), *sum_dxh_xh = sums.row(3);
-  T *sum_dxh_tangent = sums.row(4), *sum_dxh_xh_tangent = sums.row(5);
-  for_windows<pooling>(
-      shape,
-      [&](const int64_t* at, int64_t from) {
-        for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
-          using V = typename decltype(pack)::type;
-          V xh[n], xh_tangent[n], z_tangent[n], value[n], first[n], second[n], share[n];
-          for (int k = 0; k < n; ++k) {
-            xh[k] = primal.template xh<V>(at[k], c);
-            xh_tangent[k] = tangent.xh(primal, xh[k], at[k], c);
-            z_tangent[k] = tangent.z(primal, xh[k], xh_tangent[k], at[k], c);
-            const auto jet = activation_jet<activation, V>(primal.z(xh[k], at[k], c));
-            value[k] = jet.value;
-            first[k] = jet.first;
-            second[k] = jet.second;
-          }
-          pool_shares<pooling>(value, share);
-          const V above = load<V>(grad_out + from + c);
-          const V above_tangent = load<V>(grad_out_tangent + out_step * from + c);
-          V dxh_all = Lanes<V>::constant(0), dxh_xh_all = dxh_all;
-          V dxh_tangent_all = dxh_all, dxh_xh_tangent_all = dxh_all;
-          for (int k = 0; k < n; ++k) {
-            const V da = share[k] * above;
-            const V dz = first[k] * da;
-            const V dz_tangent =
-                first[k] * (share[k] * above_tangent) + second[k] * z_tangent[k] * da;
-            const V w = primal.weight.template at<V>(at[k], c);
-            const V dxh = w * dz;
-            const V dxh_tangent =
-                product_tangent(w, tangent.weight.template at<V>(at[k], c), dz, dz_tangent);
-            affine.add(at[k], c, product_tangent(dz, dz_tangent, xh[k], xh_tangent[k]), dz_tangent);
-            dxh_all += dxh;
-            dxh_xh_all += dxh * xh[k];
-            dxh_tangent_all += dxh_tangent;
-            dxh_xh_tangent_all += product_tangent(dxh, dxh_tangent, xh[k], xh_tangent[k]);
-            store<V>(grad_x + at[k] + c, dxh);
-            store<V>(grad_x_tangent + at[k] + c, dxh_tangent);
-          }
-          add_to<V>(sum_dxh + c, dxh_all);
-          add_to<V>(sum_dxh_xh + c, dxh_xh_all);
-          add_to<V>(sum_dxh_tangent + c, dxh_tangent_all);
-          add_to<V>(sum_dxh_xh_tangent + c, dxh_xh_tangent_all);
-        });
-      },
-      [&] { sums.fold(); });
-  affine.finish(sums);
-  clear_dropped(shape, grad_x);
-  clear_dropped(shape, grad_x_tangent);
-  if (shape.groups == 0) return;
+  if (phase != NormPhase::kUse) {
+    const AffineGradient<T, 6> affine(shape, sums, p.partial_grad_affine,
+                                      p.grad_weight_tangent != nullptr, image);
+    T *sum_dxh = sums.row(2), *sum_dxh_xh = sums.row(3);
+    T *sum_dxh_tangent = sums.row(4), *sum_dxh_xh_tangent = sums.row(5);
+    for_windows<pooling>(
+        shape,
+        [&](const int64_t* at, int64_t from) {
+          for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
+            using V = typename decltype(pack)::type;
+            V xh[n], xh_tangent[n], z_tangent[n], value[n], first[n], second[n], share[n];
+            for (int k = 0; k < n; ++k) {
+              xh[k] = primal.template xh<V>(at[k], c);
+              xh_tangent[k] = tangent.xh(primal, xh[k], at[k], c);
+              z_tangent[k] = tangent.z(primal, xh[k], xh_tangent[k], at[k], c);
+              const auto jet = activation_jet<activation, V>(primal.z(xh[k], at[k], c));
+              value[k] = jet.value;
+              first[k] = jet.first;
+              second[k] = jet.second;
+            }
+            pool_shares<pooling>(value, share);
+            const V above = load<V>(grad_out + from + c);
+            const V above_tangent = load<V>(grad_out_tangent + out_step * from + c);
+            V dxh_all = Lanes<V>::constant(0), dxh_xh_all = dxh_all;
+            V dxh_tangent_all = dxh_all, dxh_xh_tangent_all = dxh_all;
+            for (int k = 0; k < n; ++k) {
+              const V da = share[k] * above;
+              const V dz = first[k] * da;
+              const V dz_tangent =
+                  first[k] * (share[k] * above_tangent) + second[k] * z_tangent[k] * da;
+              const V w = primal.weight.template at<V>(at[k], c);
+              const V dxh = w * dz;
+              const V dxh_tangent =
+                  product_tangent(w, tangent.weight.template at<V>(at[k], c), dz, dz_tangent);
+              affine.add(at[k], c, product_tangent(dz, dz_tangent, xh[k], xh_tangent[k]),
+                         dz_tangent);
+              dxh_all += dxh;
+              dxh_xh_all += dxh * xh[k];
+              dxh_tangent_all += dxh_tangent;
+              dxh_xh_tangent_all += product_tangent(dxh, dxh_tangent, xh[k], xh_tangent[k]);
+              store<V>(grad_x + at[k] + c, dxh);
+              store<V>(grad_x_tangent + at[k] + c, dxh_tangent);
+            }
+            add_to<V>(sum_dxh + c, dxh_all);
+            add_to<V>(sum_dxh_xh + c, dxh_xh_all);
+            add_to<V>(sum_dxh_tangent + c, dxh_tangent_all);
+            add_to<V>(sum_dxh_xh_tangent + c, dxh_xh_tangent_all);
+          });
+        },
+        [&] { sums.fold(); });
+    affine.finish(sums);
+    clear_dropped(shape, grad_x);
+    clear_dropped(shape, grad_x_tangent);
+    if (shape.groups == 0) return;
+    for (int i : {0, 1, 2, 3}) means.set(i, sums.group_means(shape, 2 + i));
+  }
+  if (phase == NormPhase::kSums) return;
 
   // Second walk: dx and dx' from dxh and dxh'.
-  const std::vector<T> a = sums.group_means(shape, 2), b = sums.group_means(shape, 3);
-  const std::vector<T> a_tangent = sums.group_means(shape, 4);
-  const std::vector<T> b_tangent = sums.group_means(shape, 5);
-  const T *mean_dxh = a.data(), *mean_dxh_xh = b.data();
-  const T *mean_dxh_tangent = a_tangent.data(), *mean_dxh_xh_tangent = b_tangent.data();
+  const T *mean_dxh = means.of(0), *mean_dxh_xh = means.of(1);
+  const T *mean_dxh_tangent = means.of(2), *mean_dxh_xh_tangent = means.of(3);
   for_pixels(shape, sums, [&](int64_t pixel) {
     for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
       using V = typename decltype(pack)::type;
@@ -504,30 +566,38 @@ void with_choices(const NormActPoolShape& shape, const Body& body) {
 }
 
 template <class T>
-void forward(const NormActPoolForward<T>& p, int64_t begin, int64_t end) {
+void forward(const NormActPoolForward<T>& p, int64_t begin, int64_t end, NormPhase phase,
+             const BatchMeans<T>& means) {
   with_choices(p.shape, [&](auto activation, auto pooling) {
-    for (int64_t i = begin; i < end; ++i) forward_image<activation(), pooling()>(p, i);
+    for (int64_t i = begin; i < end; ++i)
+      forward_image<activation(), pooling()>(p, i, phase, means);
   });
 }
 
 template <class T>
-void backward(const NormActPoolBackward<T>& p, int64_t begin, int64_t end) {
+void backward(const NormActPoolBackward<T>& p, int64_t begin, int64_t end, NormPhase phase,
+              const BatchMeans<T>& means) {
   with_choices(p.shape, [&](auto activation, auto pooling) {
-    for (int64_t i = begin; i < end; ++i) backward_image<activation(), pooling()>(p, i);
+    for (int64_t i = begin; i < end; ++i)
+      backward_image<activation(), pooling()>(p, i, phase, means);
   });
 }
 
 template <class T>
-void tangent(const NormActPoolTangent<T>& p, int64_t begin, int64_t end) {
+void tangent(const NormActPoolTangent<T>& p, int64_t begin, int64_t end, NormPhase phase,
+             const BatchMeans<T>& means) {
   with_choices(p.shape, [&](auto activation, auto pooling) {
-    for (int64_t i = begin; i < end; ++i) tangent_image<activation(), pooling()>(p, i);
+    for (int64_t i = begin; i < end; ++i)
+      tangent_image<activation(), pooling()>(p, i, phase, means);
   });
 }
 
 template <class T>
-void backward_tangent(const NormActPoolBackwardTangent<T>& p, int64_t begin, int64_t end) {
+void backward_tangent(const NormActPoolBackwardTangent<T>& p, int64_t begin, int64_t end,
+                      NormPhase phase, const BatchMeans<T>& means) {
   with_choices(p.shape, [&](auto activation, auto pooling) {
-    for (int64_t i = begin; i < end; ++i) backward_tangent_image<activation(), pooling()>(p, i);
+    for (int64_t i = begin; i < end; ++i)
+      backward_tangent_image<activation(), pooling()>(p, i, phase, means);
   });
 }
 

@@ -42,8 +42,8 @@ void each_kept(const Network& network, const std::vector<Kept>& kept, int64_t ba
     if (kept[value].data) visit(value, &Value::data, sizes);
     if (kept[value].statistics) {
       const NormActPoolShape shape = network.nodes[value - 1].norm.shape_of(batch);
-      visit(value, &Value::mean, Ints{shape.batch, shape.groups});
-      visit(value, &Value::rstd, Ints{shape.batch, shape.groups});
+      visit(value, &Value::mean, Ints{shape.statistics()});
+      visit(value, &Value::rstd, Ints{shape.statistics()});
     }
     if (kept[value].grad) visit(value, &Value::grad, sizes);
   }

@@ -40,7 +40,8 @@ template <class T>
 void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss,
                                const Tensor& grad_theta, const OptionalTensor& grad_images,
                                const OptionalTensor& grad_labels,
-                               const std::optional<VectorPart>& tape) {
+                               const std::optional<VectorPart>& tape,
+                               const OptionalTensor& statistics) {
   const Layers& layers = fused_.empty() ? library_ : fused_;
   call_.theta = problem.theta.tensor();
   call_.theta_tangent = std::nullopt;
@@ -49,6 +50,7 @@ void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss
   call_.begin(problem.images, tape, false);
   for (const auto& layer : layers) layer->begin();
   forward(layers);
+  if (statistics) write_statistics(*statistics);
   write_loss(problem, loss, grad_labels);
   backward(layers);
   if (!grad_images) return;
@@ -125,6 +127,25 @@ void LayerStudent<T>::backward(const Layers& layers) {
   }
   run(of_weight, device);
   for (size_t i = layers.size(); i-- > 0;) layers[i]->backward();
+}
+
+template <class T>
+void LayerStudent<T>::write_statistics(const Tensor& statistics) const {
+  const int64_t row = network_.batch_norm_channels;
+  int64_t at = 0;
+  for (size_t i = 0; i < network_.nodes.size(); ++i) {
+    const NormActPoolNode& norm = network_.nodes[i].norm;
+    if (!norm.shape.over_batch) continue;
+    const int64_t channels = norm.shape.channels;
+    const auto part = [&](int64_t of) {
+      return view(statistics, of * row + at, {1, channels}, {channels, 1});
+    };
+    Tensor mean = part(0), rstd = part(1), count = part(2);
+    copy(mean, call_.values[i + 1].mean);
+    copy(rstd, call_.values[i + 1].rstd);
+    fill(count, static_cast<double>(norm.values(call_.batch)));
+    at += channels;
+  }
 }
 
 template <class T>

@@ -25,10 +25,12 @@ class LayerStudent {
   static int64_t tape_size(const Network& network, int64_t batch);
 
   // Writes the loss [] and its gradient [P]; the gradients of images [B, C, H, W] (channels-last)
-  // and of soft labels [B, K], and the tape, where wanted.
+  // and of soft labels [B, K], the tape, and the statistics of norms over the batch [3, channels]
+  // (mean, rstd, number of values), where wanted.
   void gradient(const StudentProblem& problem, const Tensor& loss, const Tensor& grad_theta,
                 const OptionalTensor& grad_images, const OptionalTensor& grad_labels,
-                const std::optional<VectorPart>& tape);
+                const std::optional<VectorPart>& tape,
+                const OptionalTensor& statistics = std::nullopt);
 
   // Derivatives along the tangents of: the loss (one element), the gradient in theta [P], in the
   // images [B, C, H, W] (channels-last), and, where wanted, in the soft labels [B, K]. A tape is
@@ -47,6 +49,7 @@ class LayerStudent {
                   const OptionalTensor& grad_labels);
   void write_directional(const StudentProblem& problem, const StudentTangents& tangents,
                          const Tensor& directional, const OptionalTensor& grad_labels);
+  void write_statistics(const Tensor& statistics) const;
   SoftCrossEntropyInputs<T> loss_inputs(const StudentProblem& problem) const;
   Tensor rows(const char* name) {
     return call_.workspace.contiguous(name, 0, {call_.batch, network_.num_classes}, call_.like);

@@ -17,6 +17,17 @@ Tensor as_images(const Tensor& rows, int64_t channels, int64_t size) {
   return view(as_contiguous(rows), 0, sizes, contiguous_strides(sizes));
 }
 
+// One of `stride` pixels in each direction.
+Tensor every_pixel(const Tensor& images, int64_t stride) {
+  if (stride == 1) return images;
+  Ints sizes = sizes_of(images), strides = channels_last_strides(sizes);
+  for (int dim : {2, 3}) {
+    sizes[dim] = (sizes[dim] - 1) / stride + 1;
+    strides[dim] *= stride;
+  }
+  return as_channels_last(view(images, 0, sizes, strides));
+}
+
 // A convolution or linear layer. y = W x + b is linear in W and in x, so gradients are sums over
 // one pair of factors and tangents sums over two.
 class Convolution : public Layer {
@@ -99,8 +110,11 @@ class Convolution : public Layer {
     if (own_.is_linear()) {
       return as_images(mm(transposed(as_rows(grad)), as_rows(x)), own_.in_channels, own_.in_size);
     }
-    return std::get<1>(convolution_backward(grad, x, weight_place(call_.grad_theta), own_.stride,
-                                            own_.padding, {false, true, false}));
+    // oneDNN writes beyond its memory for 1x1 kernels with a stride and four channels (torch 2.13).
+    const bool strided = own_.kernel == 1 && own_.padding == 0;
+    return std::get<1>(convolution_backward(
+        grad, strided ? every_pixel(x, own_.stride) : x, weight_place(call_.grad_theta),
+        strided ? 1 : own_.stride, own_.padding, {false, true, false}));
   }
   void write_bias_gradient(const Tensor& grad) const {
     if (own_.bias.size == 0) return;
@@ -202,7 +216,7 @@ class NormActPool : public Layer {
   const Value& x() const { return call_.values[in_]; }
 
   Tensor statistics(const char* name) const {
-    return call_.workspace.contiguous(name, out_, {shape_.batch, shape_.groups}, call_.like);
+    return call_.workspace.contiguous(name, out_, {shape_.statistics()}, call_.like);
   }
 
   // Weight or bias in the order of the kernels. That of parameters is (C, pixels), which differs

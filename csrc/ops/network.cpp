@@ -89,7 +89,7 @@ class Reader {
         wrong = read_convolution(node, channels, size, numbers + 2);
         break;
       case NodeKind::kNormActPool:
-        wrong = read_norm(node, channels, size, numbers + 2);
+        wrong = read_norm(network, node, channels, size, numbers + 2);
         break;
       case NodeKind::kAdd:
         node.other = numbers[2];
@@ -129,7 +129,8 @@ class Reader {
 
   // Groups, parameters (0: none, 1: for each channel, 2: for each value), whether the norm is over
   // the batch, eps (the bits of a float64), activation, pooling.
-  std::string read_norm(Node& node, int64_t channels, int64_t size, const int64_t* numbers) {
+  std::string read_norm(Network& network, Node& node, int64_t channels, int64_t size,
+                        const int64_t* numbers) {
     const int64_t groups = numbers[0];
     const double eps = as_double(numbers[3]);
     if (!within(groups, 0, channels) || (groups > 0 && channels % groups != 0)) {
@@ -152,12 +153,13 @@ class Reader {
                 numbers[1] == 2,
                 static_cast<Activation>(numbers[4]),
                 static_cast<Pooling>(numbers[5]),
-                eps};
-    to.over_batch = numbers[2] == 1;
+                eps,
+                numbers[2] == 1};
+    if (to.shape.over_batch) network.batch_norm_channels += channels;
     node.size = to.shape.out_height();
     if (node.size < 1) return "leave at least one pixel after every pooling";
     // Windows of 2x2 pixels would reach from one image into the next.
-    if (to.over_batch && to.shape.pooling != Pooling::kNone && size % 2 != 0) {
+    if (to.shape.over_batch && to.shape.pooling != Pooling::kNone && size % 2 != 0) {
       return "pool an even number of rows where the norm is over the batch";
     }
     const int64_t parameters = numbers[1] == 0 ? 0 : to.shape.affine_size();
@@ -178,6 +180,7 @@ class Reader {
   static void mark_inert_biases(Network& network) {
     for (const Node& node : network.nodes) {
       if (node.kind != NodeKind::kNormActPool || !node.norm.centres_channels()) continue;
+      if (node.norm.shape.over_batch) continue;  // its running mean depends on the bias
       if (readers_of(network, node.input) > 1) continue;
       Node& before = network.nodes[node.input - 1];
       before.convolution.bias_is_inert = before.kind == NodeKind::kConvolution;
@@ -193,7 +196,7 @@ class Reader {
       const bool fits = conv.kind == NodeKind::kConvolution && conv.input == value &&
                         norm.kind == NodeKind::kNormActPool && norm.input == value + 1 &&
                         c.kernel == 3 && c.stride == 1 && c.bias.size > 0 &&
-                        (i == 0 ? c.padding >= 1 : c.padding == 1) && !norm.norm.over_batch;
+                        (i == 0 ? c.padding >= 1 : c.padding == 1) && !norm.norm.shape.over_batch;
       if (!fits) return {};
       blocks.push_back({c, norm.norm});
     }
@@ -207,7 +210,7 @@ class Reader {
 }  // namespace
 
 Network read_network(const Check& check, const Ints& description) {
-  Network network;
+  Network network{};
   const std::string wrong = Reader(description).read(network);
   check.that(wrong.empty(), "network", "be what engine_description() gives and " + wrong,
              text(description));

@@ -53,11 +53,9 @@ Tensor dsa_tangent(const Tensor& images_tangent, const Tensor& parameters);
 Tensor dsa_backward(const Tensor& grad_out, const Tensor& parameters);
 
 // The student engine. `network` is engine_description()'s, `loss` a StudentLoss.
-std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient(const Tensor& theta,
-                                                            const Tensor& images,
-                                                            const Tensor& labels,
-                                                            const Ints& network, int64_t loss,
-                                                            double scale, bool input_gradients);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_gradient(
+    const Tensor& theta, const Tensor& images, const Tensor& labels, const Ints& network,
+    int64_t loss, double scale, bool input_gradients);
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(
     const Tensor& theta, const Tensor& images, const Tensor& labels, const OptionalTensor& tangent,
     const OptionalTensor& image_tangent, const OptionalTensor& label_tangent, const Ints& network,

@@ -2,6 +2,8 @@
 // launcher on the current stream. The host code above this header is the same for both.
 #pragma once
 
+#include <vector>
+
 #include "core/batch_rows.h"
 #include "core/classifier.h"
 #include "core/dsa.h"
@@ -32,18 +34,41 @@ inline void in_parallel(int64_t count, int64_t grain, const Body& body) {
 #define TM_ON_CUDA(launcher) (void)device;
 #endif
 
-template <class T>
-void run(const NormActPoolForward<T>& params, const Device& device) {
-  TM_ON_CUDA(launch_norm_act_pool_forward)
-  in_parallel(params.shape.batch, 1,
-              [&](int64_t b, int64_t e) { cpu::norm_act_pool_forward(params, b, e); });
+// Calls kernel(begin, end, phase, means) for the images on several threads: once, or where the norm
+// is over the batch for each phase. `count` is the number of means that a group needs in between.
+template <class T, class Params, class Kernel>
+void on_images(const Params& params, int64_t count, const Kernel& kernel) {
+  const NormActPoolShape& shape = params.shape;
+  const auto each_image = [&](cpu::NormPhase phase, const cpu::BatchMeans<T>& means) {
+    in_parallel(shape.batch, 1, [&](int64_t b, int64_t e) { kernel(params, b, e, phase, means); });
+  };
+  if (!shape.over_batch) return each_image(cpu::NormPhase::kBoth, {});
+  std::vector<T> each(shape.batch * count * shape.channels), all(count * shape.channels);
+  const cpu::BatchMeans<T> means{each.data(), all.data()};
+  each_image(cpu::NormPhase::kSums, means);
+  cpu::combine(params, means);
+  each_image(cpu::NormPhase::kUse, means);
+}
+
+// A norm over the batch is one over one image on CUDA.
+template <class Params>
+Params as_there(Params params, const Device& device) {
+  if (device.is_cuda() && params.shape.over_batch) params.shape = params.shape.as_one_image();
+  return params;
 }
 
 template <class T>
-void run(const NormActPoolBackward<T>& params, const Device& device) {
+void run(const NormActPoolForward<T>& given, const Device& device) {
+  const auto params = as_there(given, device);
+  TM_ON_CUDA(launch_norm_act_pool_forward)
+  on_images<T>(params, 2, [](const auto&... part) { cpu::norm_act_pool_forward(part...); });
+}
+
+template <class T>
+void run(const NormActPoolBackward<T>& given, const Device& device) {
+  const auto params = as_there(given, device);
   TM_ON_CUDA(launch_norm_act_pool_backward)
-  in_parallel(params.shape.batch, 1,
-              [&](int64_t b, int64_t e) { cpu::norm_act_pool_backward(params, b, e); });
+  on_images<T>(params, 2, [](const auto&... part) { cpu::norm_act_pool_backward(part...); });
   if (params.grad_weight != nullptr) {
     cpu::sum_partial_affine(params.shape, params.partial_grad_affine, params.grad_weight,
                             params.grad_bias);
@@ -51,17 +76,18 @@ void run(const NormActPoolBackward<T>& params, const Device& device) {
 }
 
 template <class T>
-void run(const NormActPoolTangent<T>& params, const Device& device) {
+void run(const NormActPoolTangent<T>& given, const Device& device) {
+  const auto params = as_there(given, device);
   TM_ON_CUDA(launch_norm_act_pool_tangent)
-  in_parallel(params.shape.batch, 1,
-              [&](int64_t b, int64_t e) { cpu::norm_act_pool_tangent(params, b, e); });
+  on_images<T>(params, 2, [](const auto&... part) { cpu::norm_act_pool_tangent(part...); });
 }
 
 template <class T>
-void run(const NormActPoolBackwardTangent<T>& params, const Device& device) {
+void run(const NormActPoolBackwardTangent<T>& given, const Device& device) {
+  const auto params = as_there(given, device);
   TM_ON_CUDA(launch_norm_act_pool_backward_tangent)
-  in_parallel(params.shape.batch, 1,
-              [&](int64_t b, int64_t e) { cpu::norm_act_pool_backward_tangent(params, b, e); });
+  on_images<T>(params, 4,
+               [](const auto&... part) { cpu::norm_act_pool_backward_tangent(part...); });
   if (params.grad_weight_tangent != nullptr) {
     cpu::sum_partial_affine(params.shape, params.partial_grad_affine, params.grad_weight_tangent,
                             params.grad_bias_tangent);

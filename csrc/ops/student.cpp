@@ -104,9 +104,11 @@ int64_t Student<T>::tape_size(const Network& network, int64_t batch, bool cuda) 
 template <class T>
 void Student<T>::gradient(const StudentProblem& problem, const Tensor& loss,
                           const Tensor& grad_theta, const OptionalTensor& grad_images,
-                          const OptionalTensor& grad_labels,
-                          const std::optional<VectorPart>& tape) {
-  if (layers_) return layers_->gradient(problem, loss, grad_theta, grad_images, grad_labels, tape);
+                          const OptionalTensor& grad_labels, const std::optional<VectorPart>& tape,
+                          const OptionalTensor& statistics) {
+  if (layers_) {
+    return layers_->gradient(problem, loss, grad_theta, grad_images, grad_labels, tape, statistics);
+  }
   const StudentGradient<T> call{&network_,
                                 read<T>(problem.theta),
                                 batch_of<T>(problem),

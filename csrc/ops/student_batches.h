@@ -62,6 +62,7 @@ class Batches {
         check.value_error("batches", "hold at least one image in every step",
                           "sizes " + text(sizes));
       }
+      check_batch(check, network, size);
       begins_.push_back(total);
       total += size;
     }

@@ -21,6 +21,14 @@ inline void check_images(const Check& check, const Tensor& images, const Tensor&
              {images.size(0), network.in_channels, network.image_size, network.image_size});
 }
 
+// A norm over the batch has no variance of one value.
+inline void check_batch(const Check& check, const Network& network, int64_t batch) {
+  for (const Node& node : network.nodes) {
+    check.that(!node.norm.shape.over_batch || node.norm.values(batch) > 1, "batches",
+               "have more than one value for each channel of a batch norm", "one image of 1x1");
+  }
+}
+
 inline StudentLoss loss_kind(const Check& check, int64_t loss) {
   check.that(loss >= 0 && loss <= 3, "loss", "be a number of StudentLoss, 0 to 3",
              std::to_string(loss));

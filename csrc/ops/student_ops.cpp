@@ -16,6 +16,7 @@ StudentProblem student_problem(const Check& check, const Network& network, const
                                double scale) {
   check_theta(check, theta, "theta", network);
   check_images(check, images, theta, network);
+  check_batch(check, network, images.size(0));
   const StudentLoss kind = loss_kind(check, loss);
   check_labels_of(check, kind, labels, theta, "theta", images.size(0), network);
   const bool linear = network.nodes.front().convolution.is_linear();
@@ -33,7 +34,7 @@ Tensor empty_if(bool wanted, const Ints& sizes, const Tensor& like) {
 
 void release_workspace() { release_student_memory(); }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_gradient(
     const Tensor& theta, const Tensor& images, const Tensor& labels,
     const Ints& network_description, int64_t loss, double scale, bool input_gradients) {
   const Check check("gradient");
@@ -45,15 +46,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient(
   const bool label_gradients = input_gradients && problem.soft_labels();
   Tensor value = empty({}, theta), grad_theta = empty({network.num_parameters}, theta);
   Tensor grad_labels = empty_if(label_gradients, sizes_of(labels), theta);
+  const Tensor statistics = empty({3, network.batch_norm_channels}, theta);
   OptionalTensor grad_images;
   if (input_gradients) grad_images = empty_channels_last(sizes_of(images), theta);
   with_dtype(theta, [&](auto type) {
     Student<decltype(type)>(network, theta)
         .gradient(problem, value, grad_theta, grad_images,
-                  label_gradients ? OptionalTensor(grad_labels) : std::nullopt, std::nullopt);
+                  label_gradients ? OptionalTensor(grad_labels) : std::nullopt, std::nullopt,
+                  statistics);
   });
   return {value, grad_theta, grad_images ? as_contiguous(*grad_images) : empty({0}, theta),
-          grad_labels};
+          grad_labels, statistics};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(

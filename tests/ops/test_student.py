@@ -149,8 +149,9 @@ def test_engine_operators_pass_gradcheck(device: torch.device) -> None:
 
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("grad", [False, True])
-def test_opcheck(device: torch.device, soft: bool, grad: bool) -> None:
-    model = convnet()
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_opcheck(device: torch.device, soft: bool, grad: bool, norm: str) -> None:
+    model = convnet(norm=norm)
     given = [each for each in problem(model, soft, device).values()]
     for each in given:
         each.requires_grad_(grad and each.is_floating_point())

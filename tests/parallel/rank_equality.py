@@ -8,6 +8,7 @@ of one, relative to the largest number, and which files have equal bytes.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import sys
 from collections.abc import Mapping
@@ -125,6 +126,7 @@ def batch_in_float64(ranks: Ranks, store: Path, **settings: Any) -> dict[str, fl
 def with_margin(model: networks.ConvNet, count: int, margin: float) -> Tensor:
     """Images for which no ReLU's input comes closer to zero than ``margin``."""
     nearest: list[Tensor] = []
+    model = copy.deepcopy(model)  # with hooks, which the engine does not run
     for module in model.modules():
         if isinstance(module, torch.nn.ReLU):
             module.register_forward_pre_hook(

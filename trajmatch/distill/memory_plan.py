@@ -154,7 +154,7 @@ def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
         return None
     batch = min(problem.config.batch_syn or images, images)
     now = min(plan.micro_batch or batch, batch)
-    if now == 1 or not (engine or problem.treats_images_alone):
+    if now == 1 or not problem.treats_images_alone:
         return None
     return replace(plan, micro_batch=-(-now // 2))
 

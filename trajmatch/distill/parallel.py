@@ -16,7 +16,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from trajmatch import ops
 from trajmatch.distill.objectives import OuterGradient
 from trajmatch.distill.parameters import LABELS, learned, of_memory, values
 from trajmatch.distill.problem import Problem
@@ -57,7 +56,7 @@ def check_division(problem: Problem, state: State, ranks: Ranks) -> None:
             f"--parallel batch gives each process an image or more of every batch, but batches "
             f"have {batch} images and there are {ranks.size} processes; choose fewer"
         )
-    if ops.engine_for(problem.model) != "engine" and not problem.treats_images_alone:
+    if not problem.treats_images_alone:
         raise UserError(
             "--parallel batch cannot share the batches of this network: its images depend on each "
             "other, as batch norm's do through the statistics of the batch, so that the parts "

@@ -18,6 +18,8 @@ from trajmatch.networks.sequential import MLP, VGG11, AlexNet, LeNet
 # Kinds of nodes (NodeKind in csrc/core/network.h), and places in one of norm, activation, pooling.
 _CONVOLUTION, _NORM_ACT_POOL, _ADD, _MEAN = range(4)
 _OVER_BATCH, _ACTIVATION, _POOLING = 4, 6, 7
+#: Integers before the nodes, and of each.
+_HEADER, _NODE = 5, 8
 
 
 class _NotForTheEngine(Exception):
@@ -55,6 +57,12 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
         return None
     header = [channels, classes, size, int(precise), _fused_kernels()]
     return header + [number for node in graph.nodes for number in node]
+
+
+def batch_norm_channels(description: list[int]) -> int:
+    """Channels of all norms over the batch in what :func:`engine_description` gives."""
+    nodes = zip(*[iter(description[_HEADER:])] * _NODE, strict=True)
+    return sum(node[2] for node in nodes if node[0] == _NORM_ACT_POOL and node[_OVER_BATCH])
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
@@ -108,7 +116,7 @@ class _Graph:
 
     def add(self, numbers: list[int], channels: int, size: int, *parameters: Tensor | None) -> int:
         """Add a node, and return its value."""
-        self.nodes.append(numbers + [0] * (8 - len(numbers)))
+        self.nodes.append(numbers + [0] * (_NODE - len(numbers)))
         self._shapes.append((channels, size))
         self.parameters += [each for each in parameters if each is not None]
         return len(self.nodes)
@@ -223,7 +231,11 @@ def _layer_norm(graph: _Graph, layer: nn.LayerNorm, value: int) -> int:
 
 def _batch_norm(graph: _Graph, layer: nn.BatchNorm2d, value: int) -> int:
     channels = graph.shape(value)[0]
-    _require(False, layer.training or layer.running_mean is None, layer.num_features == channels)
+    _require(
+        layer.training or layer.running_mean is None,
+        layer.affine,  # its parameters show where it is called
+        layer.num_features == channels,
+    )
     return _norm(graph, layer, value, channels, over_batch=True)
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from trajmatch import reference
 from trajmatch._extension import _C
-from trajmatch.networks.engine import engine_description
+from trajmatch.networks.engine import batch_norm_channels, engine_description
+from trajmatch.networks.running_statistics import update_running_statistics
 from trajmatch.ops.arguments import ArrayLike, Expect
 from trajmatch.ops.errors import public_operator
 from trajmatch.ops.registration import operators, register
@@ -60,14 +61,23 @@ class EngineStudent:
         network: Result of :func:`trajmatch.networks.engine_description`.
         scale: Factor of the loss.
         loss: An :func:`engine_loss`.
+        counts_in: Module whose running statistics change with each gradient; None: of none.
     """
 
-    def __init__(self, network: list[int], scale: float = 1.0, loss: int = 0) -> None:
-        self._settings = (network, loss, scale)
+    def __init__(
+        self,
+        network: list[int],
+        scale: float = 1.0,
+        loss: int = 0,
+        counts_in: nn.Module | None = None,
+    ) -> None:
+        self._settings, self._counts_in = (network, loss, scale), counts_in
 
     def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
         """Loss and gradient in the parameters; both are differentiable once more."""
-        value, grad, _, _ = operators.student_gradient(*at, *self._settings, False)
+        value, grad, _, _, statistics = operators.student_gradient(*at, *self._settings, False)
+        if self._counts_in is not None and statistics.shape[1] > 0:
+            update_running_statistics(self._counts_in, statistics.detach())
         return value, grad
 
     def image_gradient(self, at: Point) -> Tensor:
@@ -149,9 +159,10 @@ class AutogradStudent:
 def engine_for(model: nn.Module) -> str:
     """Path that runs this model: ``"engine"`` (C++ and CUDA) or ``"autograd"`` (PyTorch).
 
-    The engine knows :class:`trajmatch.networks.ConvNet`, ``AlexNet``, ``VGG11``, ``LeNet`` and
-    ``MLP`` without batch norm. Every other module, subclasses of these among them, runs eagerly on
-    autograd: exact as well, one step's graph at a time.
+    The engine knows the package's own networks (:mod:`trajmatch.networks`), also with other layers
+    of the same types, but for batch norm in evaluation mode. Every other module, subclasses of
+    these among them, and networks with hooks, shared or frozen parameters run eagerly on autograd:
+    exact as well, one step's graph at a time.
     """
     model = Expect("engine_for").module(model)
     return "autograd" if engine_description(model) is None else "engine"
@@ -191,7 +202,7 @@ def gradient(
         precise: On the CPU engine, in float32: Winograd F(2x2) in place of F(4x4), more
             accurate and slower (``docs/performance.md``).
         update_buffers: True if this pass counts in the model's own buffers, the running statistics
-            of batch norm, as a training step does. Networks on the engine have none.
+            of batch norm, as a training step does.
         soft_labels: Meaning of floating labels for ``"cross_entropy"``: ``"logits"``, of which the
             softmax is taken, or ``"probabilities"``, used as they are: they need not sum to 1.
 
@@ -329,7 +340,7 @@ def _checked(
     at = Point(theta, images, labels)
     number = engine_loss(loss, soft_labels, labels)
     if network is not None and number is not None:
-        return EngineStudent(network, 1.0, number), at
+        return EngineStudent(network, 1.0, number, model if update_buffers else None), at
     return AutogradStudent(model, 1.0, loss, update_buffers, soft_labels), at
 
 
@@ -351,7 +362,7 @@ def _fake_gradient(given: Any) -> tuple[Tensor, ...]:
     value, grad, *inputs = _fake_jvp(given)
     if not given.input_gradients:
         inputs = [value.new_empty((0,)) for _ in inputs]
-    return value, grad, *inputs
+    return value, grad, *inputs, value.new_empty((3, batch_norm_channels(given.network)))
 
 
 def _backward(
@@ -359,7 +370,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     # The three gradients are the gradient of one scalar, so their Jacobian is symmetric and its
     # adjoint is its tangent; the loss adds c_loss times the gradients themselves.
-    c_theta, c_images, c_labels = above
+    c_theta, c_images, c_labels, _ = above
     problem = (saved.theta, saved.images, saved.labels)
     settings = (saved.network, saved.loss, saved.scale)
     totals: list[Tensor | None] = [None, None, None]
@@ -372,7 +383,7 @@ def _backward(
             *problem, c_theta, c_images, c_labels, *settings
         )
     if c_loss is not None:
-        _, *grads = operators.student_gradient(*problem, *settings, True)
+        _, *grads, _ = operators.student_gradient(*problem, *settings, True)
         totals = [
             c_loss * grad if total is None else total + c_loss * grad
             for total, grad in zip(totals, grads, strict=True)
@@ -381,7 +392,13 @@ def _backward(
 
 
 register(
-    "student_gradient", _fake_gradient, _backward, save="theta images labels", materialize=False
+    "student_gradient",
+    _fake_gradient,
+    _backward,
+    save="theta images labels",
+    outputs="value grad grad_images grad_labels statistics",
+    constant="statistics",
+    materialize=False,
 )
 register(
     "student_gradient_jvp",

@@ -185,13 +185,13 @@ def unroll(
         else:
             student = AutogradStudent(model, loss_scale, loss, soft_labels=soft_labels)
             called = model
-            argument = "shards" if most is None else "micro_batch"
-            wanted = (
-                "be None for a network whose logits of an image depend on the others of its "
-                "batch, as batch norm's do"
-            )
-            alone = whole or treats_images_alone(model, theta0.detach(), images.detach())
-            expect.that(alone, argument, wanted, type(model).__name__)
+        argument = "shards" if most is None else "micro_batch"
+        wanted = (
+            "be None for a network whose logits of an image depend on the others of its batch, as "
+            "batch norm's do"
+        )
+        alone = whole or treats_images_alone(model, theta0.detach(), images.detach())
+        expect.that(alone, argument, wanted, type(model).__name__)
         if most is not None:
             student = MicroBatches(student, most)
         updates = None if plain else Updates(optimiser, model, done, theta0)
