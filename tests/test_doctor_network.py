@@ -25,9 +25,9 @@ def report(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
     ("network", "runs_by"),
     [
         ("convnet:width=4", "engine"),
-        ("convnet:batch,width=4", "autograd"),
+        ("convnet:batch,width=4", "engine"),
         ("lenet", "engine"),
-        ("resnet18:width=4", "autograd"),
+        ("resnet18:width=4", "engine"),
     ],
 )
 def test_every_layer_is_listed(
