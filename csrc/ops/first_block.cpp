@@ -50,7 +50,7 @@ void FirstBlock::backward() {
   const Value& from = call_.values[out_];
   clear_bias();
   if (call_.is_jvp) {
-    const Tensor grad_images = call_.place("grad_tangent", 0);
+    const Tensor grad_images = call_.grad_tangent_place(0);
     TM_LAUNCH_FUSED(
         launch_first_layer_backward_tangent,
         FirstLayerBackwardTangent{inputs(), tangents(), read<float>(mean_tangent_),

@@ -108,6 +108,10 @@ Tensor LayerCall::grad_place(size_t value) {
   return has_tape && kept[value].grad ? to.grad : place("grad", value);
 }
 
+Tensor LayerCall::grad_tangent_place(size_t value) {
+  return place(values[value].has_grad_tangent ? "grad_tangent_share" : "grad_tangent", value);
+}
+
 void LayerCall::set_data(size_t value, const Tensor& computed) {
   Tensor& data = values[value].data;
   if (has_tape && kept[value].data) {

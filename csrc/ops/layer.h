@@ -42,6 +42,7 @@ struct LayerCall {
   // Where a kernel may write a value, and the gradient in it before set_data and add_grad.
   Tensor data_place(size_t value);
   Tensor grad_place(size_t value);
+  Tensor grad_tangent_place(size_t value);
   // Hand over what a node has found.
   void set_data(size_t value, const Tensor& computed);
   void add_grad(size_t value, const Tensor& computed);

@@ -116,7 +116,7 @@ void LayerStudent<T>::backward(const Layers& layers) {
     of_weight.terms = 2;
     of_weight.term[0] = {grad_tangent, read<T>(features.data)};
     of_weight.term[1] = {grad, read<T>(features.tangent)};
-    const Tensor place = call_.place("grad_tangent", value);
+    const Tensor place = call_.grad_tangent_place(value);
     ClassifierInputGradient<T> through{
         classifier_shape(), 1, {{grad_tangent, weight}}, write<T>(place)};
     if (call_.theta_tangent) {

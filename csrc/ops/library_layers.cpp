@@ -1,6 +1,10 @@
 #include "ops/library_layers.h"
 
+#include <algorithm>
+
+#include "core/convolution.h"
 #include "ops/run.h"
+#include "ops/threads.h"
 
 namespace trajmatch {
 
@@ -33,17 +37,52 @@ Tensor every_pixel(const Tensor& images, int64_t stride) {
 class Convolution : public Layer {
  public:
   Convolution(LayerCall& call, size_t index)
-      : call_(call), node_(call.network.nodes[index]), own_(node_.convolution), out_(index + 1) {}
+      : call_(call),
+        own_(call.network.nodes[index].convolution),
+        in_(static_cast<size_t>(call.network.nodes[index].input)),
+        out_(index + 1) {}
+
+ protected:
+  Tensor weight_place(const Tensor& theta) const {
+    const Ints sizes{own_.channels, own_.in_channels, own_.kernel, own_.kernel};
+    return view(theta, own_.weight.offset, sizes, contiguous_strides(sizes));
+  }
+  OptionalTensor bias_of(const Tensor& theta) const {
+    if (own_.bias_is_inert || own_.bias.size == 0) return std::nullopt;
+    return vector_view(theta, own_.bias.offset, own_.bias.size);
+  }
+  // From the gradient in y or its tangent.
+  void write_bias_gradient() const {
+    if (own_.bias.size == 0) return;
+    const Value& y = call_.values[out_];
+    const Tensor& grad = call_.is_jvp ? y.grad_tangent : y.grad;
+    Tensor to = vector_view(call_.grad_theta, own_.bias.offset, own_.bias.size);
+    if (own_.bias_is_inert) {
+      torch::stable::zero_(to);
+    } else {
+      const int64_t rows = grad.numel() / own_.channels;
+      copy(to, sum_over_rows(view(grad, 0, {rows, own_.channels}, {own_.channels, 1})));
+    }
+  }
+
+  LayerCall& call_;
+  const ConvolutionNode& own_;
+  const size_t in_, out_;
+};
+
+class LibraryConvolution : public Convolution {
+ public:
+  using Convolution::Convolution;
 
   void begin() override { weight_ = weight_of(call_.theta, "weight"); }
 
   void forward() override {
-    call_.set_data(out_, product(input().data, weight_, bias_of(call_.theta)));
+    call_.set_data(out_, product(call_.values[in_].data, weight_, bias_of(call_.theta)));
   }
 
   // y' = W x' + W' x + b'
   void tangent() override {
-    const Value& x = input();
+    const Value& x = call_.values[in_];
     Tensor y;
     if (call_.theta_tangent) {
       weight_tangent_ = weight_of(*call_.theta_tangent, "weight_tangent");
@@ -56,28 +95,20 @@ class Convolution : public Layer {
   }
 
   void backward() override {
-    const Value &x = input(), &y = call_.values[out_];
-    const Tensor& grad = call_.is_jvp ? y.grad_tangent : y.grad;
-    Tensor weight = weight_gradient(grad, x.data);
+    const Value &x = call_.values[in_], &y = call_.values[out_];
+    Tensor weight = weight_gradient(call_.is_jvp ? y.grad_tangent : y.grad, x.data);
     if (call_.is_jvp && x.tangent) weight = add(weight, weight_gradient(y.grad, *x.tangent));
     Tensor to = weight_place(call_.grad_theta);
     copy(to, weight);
-    write_bias_gradient(grad);
-    const size_t value = static_cast<size_t>(node_.input);
-    if (call_.wants_grad(value)) call_.add_grad(value, input_gradient(y.grad, weight_));
+    write_bias_gradient();
+    if (call_.wants_grad(in_)) call_.add_grad(in_, input_gradient(y.grad, weight_));
     if (!call_.is_jvp) return;
     Tensor tangent = input_gradient(y.grad_tangent, weight_);
     if (call_.theta_tangent) tangent = add(tangent, input_gradient(y.grad, weight_tangent_));
-    call_.add_grad_tangent(value, tangent);
+    call_.add_grad_tangent(in_, tangent);
   }
 
  private:
-  const Value& input() const { return call_.values[node_.input]; }
-
-  Tensor weight_place(const Tensor& theta) const {
-    const Ints sizes{own_.channels, own_.in_channels, own_.kernel, own_.kernel};
-    return view(theta, own_.weight.offset, sizes, contiguous_strides(sizes));
-  }
   // In channels-last, as the library would have it for each of its calls otherwise.
   Tensor weight_of(const Tensor& theta, const char* name) {
     const Tensor place = weight_place(theta);
@@ -85,10 +116,6 @@ class Convolution : public Layer {
     Tensor weight = call_.workspace.channels_last(name, out_, sizes_of(place), call_.like);
     copy(weight, place);
     return weight;
-  }
-  OptionalTensor bias_of(const Tensor& theta) const {
-    if (own_.bias_is_inert || own_.bias.size == 0) return std::nullopt;
-    return vector_view(theta, own_.bias.offset, own_.bias.size);
   }
 
   Tensor product(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) const {
@@ -102,9 +129,8 @@ class Convolution : public Layer {
       return as_images(mm(as_rows(grad), as_rows(weight)), own_.in_channels, own_.in_size);
     }
     // The library reads no more than the sizes of the input.
-    const Tensor input = call_.place("sizes_only", static_cast<size_t>(node_.input));
-    return std::get<0>(
-        convolution_backward(grad, input, weight, own_.stride, own_.padding, {true, false, false}));
+    return std::get<0>(convolution_backward(grad, call_.place("sizes_only", in_), weight,
+                                            own_.stride, own_.padding, {true, false, false}));
   }
   Tensor weight_gradient(const Tensor& grad, const Tensor& x) const {
     if (own_.is_linear()) {
@@ -116,22 +142,77 @@ class Convolution : public Layer {
         grad, strided ? every_pixel(x, own_.stride) : x, weight_place(call_.grad_theta),
         strided ? 1 : own_.stride, own_.padding, {false, true, false}));
   }
-  void write_bias_gradient(const Tensor& grad) const {
-    if (own_.bias.size == 0) return;
-    Tensor to = vector_view(call_.grad_theta, own_.bias.offset, own_.bias.size);
-    if (own_.bias_is_inert) {
-      torch::stable::zero_(to);
-    } else {
-      const int64_t rows = grad.numel() / own_.channels;
-      copy(to, sum_over_rows(view(grad, 0, {rows, own_.channels}, {own_.channels, 1})));
-    }
+
+  Tensor weight_, weight_tangent_;
+};
+
+// The engine's own, on the CPU.
+template <class T>
+class OwnConvolution : public Convolution {
+ public:
+  using Convolution::Convolution;
+
+  void forward() override {
+    WinogradConvolution<T> pass = primal();
+    const OptionalTensor bias = bias_of(call_.theta);
+    call_.values[out_].data = call_.data_place(out_);
+    pass.bias = read<T>(bias);
+    pass.output = write<T>(call_.values[out_].data);
+    run(pass);
   }
 
-  LayerCall& call_;
-  const Node& node_;
-  const ConvolutionNode& own_;
-  const size_t out_;
-  Tensor weight_, weight_tangent_;
+  void tangent() override {
+    WinogradConvolution<T> pass = with_tangents();
+    OptionalTensor bias;
+    if (call_.theta_tangent) bias = bias_of(*call_.theta_tangent);
+    const Tensor out = call_.place("tangent", out_);
+    pass.bias = read<T>(bias);
+    pass.output = write<T>(out);
+    run(pass);
+    call_.values[out_].tangent = out;
+  }
+
+  void backward() override {
+    const Value& y = call_.values[out_];
+    WinogradConvolution<T> pass = call_.is_jvp ? with_tangents() : primal();
+    pass.grad = read<T>(y.grad);
+    pass.grad_weight = write<T>(call_.grad_theta) + own_.weight.offset;
+    OptionalTensor grad, grad_tangent;
+    if (call_.wants_grad(in_)) grad = call_.grad_place(in_);
+    if (call_.is_jvp) {
+      grad_tangent = call_.grad_tangent_place(in_);
+      pass.grad_tangent = read<T>(y.grad_tangent);
+    }
+    pass.grad_input = write<T>(grad);
+    pass.grad_input_tangent = write<T>(grad_tangent);
+    run(pass);
+    write_bias_gradient();
+    if (grad) call_.add_grad(in_, *grad);
+    if (grad_tangent) call_.add_grad_tangent(in_, *grad_tangent);
+  }
+
+ private:
+  WinogradConvolution<T> primal() const {
+    WinogradConvolution<T> pass{};
+    pass.node = &own_;
+    pass.precise = call_.network.precise;
+    pass.batch = call_.batch;
+    pass.input = read<T>(call_.values[in_].data);
+    pass.weight = read<T>(call_.theta) + own_.weight.offset;
+    return pass;
+  }
+  WinogradConvolution<T> with_tangents() const {
+    WinogradConvolution<T> pass = primal();
+    pass.input_tangent = read<T>(call_.values[in_].tangent);
+    if (call_.theta_tangent) {
+      pass.weight_tangent = read<T>(*call_.theta_tangent) + own_.weight.offset;
+    }
+    return pass;
+  }
+  void run(const WinogradConvolution<T>& pass) const {
+    const int64_t threads = torch::stable::get_num_threads();
+    cpu::winograd_convolution(pass, std::min(threads, pass.batch), on_threads, memory_of_thread());
+  }
 };
 
 template <class T>
@@ -190,7 +271,7 @@ class NormActPool : public Layer {
           call_.workspace.contiguous("partial", 0, {shape_.batch, 2, own_.weight.size}, call_.like);
     }
     if (call_.is_jvp) {
-      const Tensor grad_tangent = call_.place("grad_tangent", in_);
+      const Tensor grad_tangent = call_.grad_tangent_place(in_);
       run(
           NormActPoolBackwardTangent<T>{
               shape_, read<T>(x().data), read<T>(weight_), read<T>(bias_), read<T>(from.mean),
@@ -323,7 +404,11 @@ template <class T>
 std::unique_ptr<Layer> library_layer(LayerCall& call, size_t node) {
   switch (call.network.nodes[node].kind) {
     case NodeKind::kConvolution:
-      return std::make_unique<Convolution>(call, node);
+      if (!on_cuda(call.like) &&
+          WinogradConvolution<T>::takes(call.network.nodes[node].convolution)) {
+        return std::make_unique<OwnConvolution<T>>(call, node);
+      }
+      return std::make_unique<LibraryConvolution>(call, node);
     case NodeKind::kNormActPool:
       return std::make_unique<NormActPool<T>>(call, node);
     case NodeKind::kAdd:

@@ -5,16 +5,11 @@
 #include <utility>
 #include <vector>
 
+#include "ops/threads.h"
+
 namespace trajmatch {
 
 namespace {
-
-// The C library returns large blocks to the kernel, and getting them back, page by page, costs as
-// much as a small convolution: the engine's memory lives as long as its thread.
-cpu::EngineMemory& memory_of_thread() {
-  static thread_local cpu::EngineMemory memory;
-  return memory;
-}
 
 // Tapes live as long as the graph that may go back over them, and come back here.
 class TapePool {
@@ -46,12 +41,6 @@ TapePool& tape_pool() {
   return *pool;
 }
 
-void on_threads(int64_t count, const cpu::ParallelBody& body) {
-  in_parallel(count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body(i);
-  });
-}
-
 bool by_layers(const Network& network, bool cuda) { return cuda || network.blocks.empty(); }
 
 template <class T>
@@ -67,6 +56,17 @@ StudentBatch<T> batch_of(const StudentProblem& problem) {
 }
 
 }  // namespace
+
+cpu::EngineMemory& memory_of_thread() {
+  static thread_local cpu::EngineMemory memory;
+  return memory;
+}
+
+void on_threads(int64_t count, const cpu::ParallelBody& body) {
+  in_parallel(count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(i);
+  });
+}
 
 void release_student_memory() {
   memory_of_thread().release();

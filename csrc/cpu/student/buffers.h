@@ -93,14 +93,44 @@ struct LayerSums {
   T *weight = nullptr, *bias = nullptr, *norm_weight = nullptr, *norm_bias = nullptr;
 };
 
+// What the passes of layers (layer_passes.h) work on.
+template <class T>
+struct PassBuffers {
+  // Makes room for `images` of a layer at a time.
+  void add(const LayerPlan<T>& layer, int64_t images) {
+    for (int m : {2, layer.tile}) {
+      // The first layer's forward pass goes row of tiles by row of tiles.
+      const int64_t rows = std::max(layer.slab(m, images), layer.tiles_side(m));
+      const int64_t frequencies = LayerPlan<T>::frequencies(m);
+      const int64_t in_size = frequencies * LayerPlan<T>::step(rows, layer.in_width);
+      const int64_t size = frequencies * LayerPlan<T>::step(rows, layer.width);
+      v_size = std::max(v_size, in_size);
+      z_size = std::max(z_size, size);
+      product_size = std::max({product_size, in_size, size});
+    }
+  }
+  void take(Memory<T>& memory, int terms) {
+    for (int i = 0; i < terms; ++i) {
+      v[i] = memory.take(v_size);
+      z[i] = memory.take(z_size);
+    }
+    products = memory.take(product_size);
+  }
+
+  T *v[2] = {}, *z[2] = {};  // frequencies of inputs and of gradients, and of their tangents
+  T* products = nullptr;
+  mutable Laps laps{false};
+  int64_t v_size = 0, z_size = 0, product_size = 0;
+};
+
 // What one part of the images needs for itself.
 template <class T>
-struct PartBuffers {
+struct PartBuffers : PassBuffers<T> {
   PartBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group, Memory<T>& memory)
       : layers(memory.template list<LayerBuffers<T>>(plan.layers.size())),
         sums(memory.template list<LayerSums<T>>(plan.layers.size())) {
     const bool tangent = call.tangent, tape = call.tape != nullptr;
-    int64_t widest = 0, v_size = 0, z_size = 0, product_size = 0;
+    int64_t widest = 0;
     for (const LayerPlan<T>& layer : plan.layers) {
       const bool input_tangent = tangent && (!layer.first || call.images_tangent != nullptr);
       const bool grad_input = layer.first ? !tangent && call.grad_images != nullptr : !tape;
@@ -123,24 +153,10 @@ struct PartBuffers {
       sum.norm_bias = memory.take(layer.affine());
       sums.push_back(sum);
 
-      const int64_t images = std::min(layer.images, group);
       widest = std::max(widest, layer.width);
-      for (int m : {2, layer.tile}) {
-        // The first layer's forward pass goes row of tiles by row of tiles.
-        const int64_t rows = std::max(layer.slab(m, images), layer.tiles_side(m));
-        const int64_t frequencies = LayerPlan<T>::frequencies(m);
-        const int64_t in_size = frequencies * LayerPlan<T>::step(rows, layer.in_width);
-        const int64_t size = frequencies * LayerPlan<T>::step(rows, layer.width);
-        v_size = std::max(v_size, in_size);
-        z_size = std::max(z_size, size);
-        product_size = std::max({product_size, in_size, size});
-      }
+      this->add(layer, std::min(layer.images, group));
     }
-    for (int i = 0; i < (tangent ? 2 : 1); ++i) {
-      v[i] = memory.take(v_size);
-      z[i] = memory.take(z_size);
-    }
-    products = memory.take(product_size);
+    this->take(memory, tangent ? 2 : 1);
     norm_scratch = memory.take(kNormScratch * widest);
     features = memory.take_if(!tape, group * plan.features);
     features_tangent = memory.take_if(tangent, group * plan.features);
@@ -152,12 +168,10 @@ struct PartBuffers {
 
   std::pmr::vector<LayerBuffers<T>> layers;
   std::pmr::vector<LayerSums<T>> sums;
-  T *v[2] = {}, *z[2] = {};  // frequencies of inputs and of gradients, and of their tangents
-  T *products, *norm_scratch;
+  T* norm_scratch;
   T *features, *features_tangent, *grad_features, *grad_features_tangent;
   T *classifier, *classifier_bias;  // sums
   const Packed<T>*theta = nullptr, *theta_tangent = nullptr;
-  mutable Laps laps{false};
 };
 
 // What all parts share.

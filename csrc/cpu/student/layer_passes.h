@@ -25,7 +25,7 @@ void read_input_of(const LayerPlan<T>& plan, const T* planes, int64_t first, int
 // Row of tiles by row of tiles.
 template <int m, class T>
 void convolve_image(const LayerPlan<T>& plan, int terms, const ConvolutionTerm<T> (&term)[2],
-                    const T* bias, const PartBuffers<T>& part, T* out) {
+                    const T* bias, const PassBuffers<T>& part, T* out) {
   const int64_t count = plan.tiles_side(m);
   const int64_t step = LayerPlan<T>::step(count, kPixelLanes);
   PixelTerms<T> pixels{terms, {part.v[0], part.v[1]}, {term[0].weight, term[1].weight}};
@@ -40,7 +40,7 @@ void convolve_image(const LayerPlan<T>& plan, int terms, const ConvolutionTerm<T
 
 template <int m, class T>
 void convolve(const LayerPlan<T>& plan, int64_t images, int terms,
-              const ConvolutionTerm<T> (&term)[2], const T* bias, const PartBuffers<T>& part,
+              const ConvolutionTerm<T> (&term)[2], const T* bias, const PassBuffers<T>& part,
               T* out) {
   if (plan.narrow_input()) {
     for (int64_t i = 0; i < images; ++i) {
@@ -89,7 +89,7 @@ template <int m, class T>
 class ConvolutionBackward {
  public:
   ConvolutionBackward(const LayerPlan<T>& plan, const BackwardTerms<T>& terms,
-                      const PartBuffers<T>& part)
+                      const PassBuffers<T>& part)
       : plan_(plan), terms_(terms), part_(part) {}
 
   // Sets `sum` (the frequencies of the weight's gradient) where `accumulate` is false, adds to it
@@ -194,6 +194,6 @@ class ConvolutionBackward {
 
   const LayerPlan<T>& plan_;
   const BackwardTerms<T>& terms_;
-  const PartBuffers<T>& part_;
+  const PassBuffers<T>& part_;
   int64_t first_ = 0, count_ = 0, in_step_ = 0, step_ = 0;
 };

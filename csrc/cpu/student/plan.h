@@ -30,9 +30,9 @@ constexpr int64_t kStagger = 64 / sizeof(T);
 template <class T>
 struct LayerPlan {
   LayerPlan() = default;
-  LayerPlan(const Network& network, size_t index_)
-      : block(&network.blocks[index_]),
-        index(static_cast<int64_t>(index_)),
+  LayerPlan(const Block& block_, int64_t index_, bool precise)
+      : block(&block_),
+        index(index_),
         first(index_ == 0),
         in_channels(block->convolution.in_channels),
         channels(block->convolution.channels),
@@ -45,7 +45,7 @@ struct LayerPlan {
     width = ceil_div(channels, kLanes<T>) * kLanes<T>;
     panels = ceil_div(width, kPanel<T>);
     in_panels = ceil_div(in_width, kPanel<T>);
-    tile = network.precise ? 2 : 4;
+    tile = precise ? 2 : 4;
     const int64_t tiles_side = ceil_div(size, 4);
     side = 4 * tiles_side;
     in_side = side + 2;
@@ -93,7 +93,9 @@ struct WalkPlan {
                     std::pmr::memory_resource* lists = std::pmr::get_default_resource())
       : network(&network), layers(lists) {
     layers.reserve(network.blocks.size());
-    for (size_t i = 0; i < network.blocks.size(); ++i) layers.emplace_back(network, i);
+    for (const Block& block : network.blocks) {
+      layers.emplace_back(block, static_cast<int64_t>(layers.size()), network.precise);
+    }
     const LayerPlan<T>& last = layers.back();
     features = last.out_size * last.out_size * last.width;
     for (const LayerPlan<T>& layer : layers) {

@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/convolution.h"
 #include "core/soft_cross_entropy.h"
 #include "cpu/isa.h"
 #include "cpu/student/call.h"
@@ -68,6 +69,17 @@ template <class T>
 void student_gradient_jvp(const StudentGradientJvp<T>& call, int64_t parts,
                           const InParallel& in_parallel, EngineMemory& memory) {
   run(call_of(call, std::clamp<int64_t>(parts, 1, call.batch.size), in_parallel, memory));
+}
+
+template <>
+void winograd_convolution(const WinogradConvolution<float>& call, int64_t parts,
+                          const InParallel& in_parallel, EngineMemory& memory) {
+  TM_DISPATCH_ISA(run_convolution, call, parts, in_parallel, memory);
+}
+template <>
+void winograd_convolution(const WinogradConvolution<double>& call, int64_t parts,
+                          const InParallel& in_parallel, EngineMemory& memory) {
+  portable::run_convolution(call, parts, in_parallel, memory);
 }
 
 template <>

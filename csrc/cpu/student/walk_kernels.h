@@ -15,12 +15,19 @@ namespace {
 #include "cpu/student/classifier.h"
 #include "cpu/student/buffers.h"
 #include "cpu/student/layer_passes.h"
+#include "cpu/student/convolution.h"
 #include "cpu/student/walk.h"
 // clang-format on
 
 template <class T>
 void run_walk(const StudentCall<T>& call) {
   Walk<T>(call).run();
+}
+
+template <class T>
+void run_convolution(const WinogradConvolution<T>& call, int64_t parts,
+                     const InParallel& in_parallel, EngineMemory& memory) {
+  ConvolutionWalk<T>(call, parts, in_parallel, memory).run();
 }
 
 template <class T>
