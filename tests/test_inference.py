@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from trajmatch import inference, networks
-from trajmatch.block import ACTIVATIONS, NORMS, POOLINGS
+from trajmatch.block import ACTIVATIONS, IMAGE_NORMS, POOLINGS
 from trajmatch.inference import logits
 from trajmatch.random import generator
 
 
 @pytest.mark.parametrize(
-    ("norm", "activation", "pooling"), [*itertools.product(NORMS, ACTIVATIONS, POOLINGS)]
+    ("norm", "activation", "pooling"), [*itertools.product(IMAGE_NORMS, ACTIVATIONS, POOLINGS)]
 )
 def test_every_convnet(norm: str, activation: str, pooling: str, device: torch.device) -> None:
     model = networks.ConvNet(

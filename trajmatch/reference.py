@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trajmatch.block import GROUP_NORM_GROUPS, LEAKY_SLOPE, NORM_EPS
+from trajmatch.block import LEAKY_SLOPE, NORM_EPS, NORMS
 from trajmatch.networks.flat import call_flat, decayed, trainable
 
 #: A loss by its name, or a function of a batch's outputs and labels that returns a scalar.
@@ -119,11 +119,11 @@ def norm_act_pool(
     eps: float = NORM_EPS,
 ) -> Tensor:
     """Norm, activation and 2x2 pooling of ``x [B, C, H, W]``."""
-    if norm == "layer":
+    groups, elementwise, _ = NORMS[norm]
+    if elementwise:
         x = F.layer_norm(x, list(x.shape[1:]), weight, bias, eps)
-    elif norm != "none":
-        groups = x.shape[1] if norm == "instance" else GROUP_NORM_GROUPS
-        x = F.group_norm(x, groups, weight, bias, eps)
+    elif groups != 0:
+        x = F.group_norm(x, groups or x.shape[1], weight, bias, eps)
     if activation == "leaky_relu":
         x = F.leaky_relu(x, LEAKY_SLOPE)
     elif activation != "none":

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from trajmatch import networks, ops, reference
+from trajmatch.block import NORMS, Norm
 from trajmatch.networks import ConvNet
 
 # Each makes something else of a network that the engine knows.
@@ -120,3 +121,16 @@ def test_networks_that_look_like_the_papers(change: str) -> None:
     exact = reference.gradient_jvp(model, theta, images, labels, tangent)
     for got, right in zip((value, grad, *found[:3]), (*wanted, *exact[:3]), strict=True):
         torch.testing.assert_close(got, right, rtol=1e-9, atol=1e-11)
+
+
+def test_another_norm_is_another_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NORMS, "group8", Norm(8))
+    with pytest.raises(ValueError, match="width to be a multiple of 8 for norm='group8'"):
+        networks.specify("vgg11:group8,width=4", 3, 5, 32)
+    model = networks.build(networks.specify("convnet:group8,width=16,depth=2", 3, 5, 8)).double()
+    assert ops.engine_for(model) == "engine"
+    theta = networks.flat_parameters(model)
+    images, labels = torch.randn(3, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 4, 1])
+    found = ops.gradient(model, theta, images, labels)
+    wanted = reference.gradient(model, theta, images, labels)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)

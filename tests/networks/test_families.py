@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from trajmatch import networks
-from trajmatch.block import POOLINGS
-from trajmatch.networks.layers import ALL_NORMS
+from trajmatch.block import NORMS, POOLINGS
 
 #: Narrow enough to be quick; the widths of the papers are tested without running the networks.
 NARROW = ["alexnet:width=4", "vgg11:width=4", "resnet18:width=4", "resnet18_ap:width=4"]
@@ -71,7 +70,7 @@ def test_every_size_and_number_of_channels(text: str, channels: int, size: int) 
 
 @pytest.mark.parametrize(
     ("text", "norm"),
-    list(itertools.product(["vgg11", "resnet18", "resnet18_ap", "convnet"], ALL_NORMS)),
+    list(itertools.product(["vgg11", "resnet18", "resnet18_ap", "convnet"], NORMS)),
 )
 def test_every_norm(text: str, norm: str) -> None:
     spec = networks.specify(f"{text}:{norm},width=4", 3, 5, 32)
@@ -94,7 +93,7 @@ def test_every_norm(text: str, norm: str) -> None:
         "resnet18_ap:layer,width=4",
         "alexnet:width=4",
         "lenet",
-        *(f"convnet:{norm},width=4,depth=2" for norm in ALL_NORMS),
+        *(f"convnet:{norm},width=4,depth=2" for norm in NORMS),
         *(f"convnet:width=4,activation=leaky_relu,pooling={pooling}" for pooling in POOLINGS),
     ],
 )

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from trajmatch import ops, reference
-from trajmatch.block import ACTIVATIONS, NORMS, POOLINGS
+from trajmatch.block import ACTIVATIONS, IMAGE_NORMS, POOLINGS
 
-CHOICES = list(itertools.product(NORMS, ACTIVATIONS, POOLINGS))
+CHOICES = list(itertools.product(IMAGE_NORMS, ACTIVATIONS, POOLINGS))
 # Batch, channels, height, width: odd and even planes, channels that fill no vector, one pixel row.
 SHAPES = [(1, 4, 2, 2), (2, 8, 5, 4), (3, 20, 4, 7), (2, 36, 3, 3)]
 
@@ -102,7 +102,7 @@ def test_a_large_mean_costs_no_digits(device: torch.device) -> None:
     assert (shifted - exact).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", IMAGE_NORMS)
 def test_gradcheck_and_gradgradcheck(randn: Callable[..., Tensor], norm: str) -> None:
     shape = (2, 4, 3, 2)
     inputs = [randn(*shape, grad=True), *parameters(randn, norm, shape)]

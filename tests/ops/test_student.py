@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trajmatch import networks, ops, reference
-from trajmatch.block import NORMS
+from trajmatch.block import IMAGE_NORMS
 from trajmatch.networks import ConvNet
 
 Check = Callable[..., None]
@@ -68,7 +68,7 @@ def check_derivatives(
         )
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", IMAGE_NORMS)
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("loss", ["cross_entropy", "sum_logits"])
 def test_engine_matches_the_reference(
@@ -262,7 +262,7 @@ def test_is_bitwise_repeatable(device: torch.device) -> None:
     assert torch.equal(ops.gradient(model, **given)[1], ops.gradient(model, **given)[1])
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", IMAGE_NORMS)
 def test_what_an_earlier_call_left_behind_does_not_matter(device: torch.device, norm: str) -> None:
     model = convnet(norm=norm)
     given = problem(model, True, device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trajmatch import networks, ops, reference
-from trajmatch.block import ACTIVATIONS, NORMS, POOLINGS
+from trajmatch.block import ACTIVATIONS, IMAGE_NORMS, POOLINGS
 from trajmatch.data import DSA
 from trajmatch.networks import ConvNet
 
@@ -85,7 +85,7 @@ def compare(
 
 
 @pytest.mark.parametrize(
-    ("norm", "activation", "pooling"), list(itertools.product(NORMS, ACTIVATIONS, POOLINGS))
+    ("norm", "activation", "pooling"), list(itertools.product(IMAGE_NORMS, ACTIVATIONS, POOLINGS))
 )
 def test_every_convnet_is_exact(
     device: torch.device, assert_close_as_vectors: Check, norm: str, activation: str, pooling: str
@@ -98,7 +98,7 @@ def test_every_convnet_is_exact(
         compare(model, leaves, batches, assert_close_as_vectors, momentum=0.5, loss_scale=1.3)
 
 
-@pytest.mark.parametrize(("norm", "pooling"), list(itertools.product(NORMS, POOLINGS)))
+@pytest.mark.parametrize(("norm", "pooling"), list(itertools.product(IMAGE_NORMS, POOLINGS)))
 def test_four_blocks(
     device: torch.device, assert_close_as_vectors: Check, norm: str, pooling: str
 ) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trajmatch import networks, ops
-from trajmatch.block import NORMS
+from trajmatch.block import IMAGE_NORMS, NORMS
 
 Check = Callable[..., None]
 EXACT = 1e-9
@@ -81,10 +81,10 @@ def test_running_statistics_are_used_in_evaluation_mode(
         ("lenet", 64),
         ("mlp:width=5", 6),
         ("mlp:width=5", 64),  # one hidden layer
-        *((f"vgg11:{norm},width=4", 32) for norm in NORMS),
+        *((f"vgg11:{norm},width=4", 32) for norm in IMAGE_NORMS),
         ("vgg11:width=4", 28),
         ("vgg11:none,width=4", 64),  # pooled twice at the end
-        *((f"resnet18:{norm},width=4", 16) for norm in (*NORMS, "batch")),
+        *((f"resnet18:{norm},width=4", 16) for norm in NORMS),
         ("resnet18_ap:batch,width=4", 16),
         ("vgg11:batch,width=4", 32),
         ("convnet:batch,width=4,depth=2", 8),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from trajmatch.block import NormName
 from trajmatch.errors import UserError
 from trajmatch.experts.curriculum import Schedule
 from trajmatch.experts.manifest import MOST_EXPERTS, Epochs
@@ -96,7 +97,7 @@ class ConvNetSettings(Settings):
     """Channels of the ConvNet."""
     depth: PositiveInt = 3
     """Blocks of the ConvNet (papers: 3 for 32 pixels, 4 for 64, 5 for 128)."""
-    norm: Literal["instance", "group", "layer", "batch", "none"] = "instance"
+    norm: NormName = "instance"
     """Norm of the ConvNet."""
     activation: Literal["relu", "leaky_relu", "sigmoid", "none"] = "relu"
     """Activation of the ConvNet."""

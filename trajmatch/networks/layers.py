@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
 
-from trajmatch.block import ACTIVATIONS, GROUP_NORM_GROUPS, NORM_EPS, NORMS, POOLINGS
+from trajmatch.block import ACTIVATIONS, NORM_EPS, NORMS, POOLINGS
 
-#: Norms that every network with norms can have.
-ALL_NORMS = (*NORMS, "batch")
-_CHOICES = {"norm": ALL_NORMS, "activation": ACTIVATIONS, "pooling": POOLINGS}
+_CHOICES: dict[str, Collection[str]] = {
+    "norm": NORMS,
+    "activation": ACTIVATIONS,
+    "pooling": POOLINGS,
+}
 
 ACTIVATION_LAYERS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid}
 POOLING_LAYERS = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
@@ -30,8 +33,8 @@ class ImageClassifier(nn.Module):
         **options: Other arguments of the class.
 
     Raises:
-        ValueError: A size is not positive, a choice is unknown, or the width does not divide into
-            the groups of group norm.
+        ValueError: A size is not positive, a choice is unknown, or the width is no multiple
+            of a norm's groups.
         TypeError: A size is not a whole number.
     """
 
@@ -53,9 +56,10 @@ class ImageClassifier(nn.Module):
                 raise TypeError(self._message(name, "an int", value))
             if not fits:
                 raise ValueError(self._message(name, wanted, value))
-        width = options.get("width", 0)
-        if options.get("norm") == "group" and width % GROUP_NORM_GROUPS:
-            wanted = f"a multiple of {GROUP_NORM_GROUPS} for norm='group'"
+        width, norm = options.get("width", 0), options.get("norm", "none")
+        groups = NORMS[str(norm)].groups
+        if groups and width % groups:
+            wanted = f"a multiple of {groups} for norm={norm!r}"
             raise ValueError(self._message("width", wanted, width))
 
     @property
@@ -89,15 +93,14 @@ def norm_layers(norm: str, channels: int, size: int) -> list[nn.Module]:
     Instance norm is ``GroupNorm(C, C)`` with affine parameters, group norm has 4 groups, layer
     norm runs over ``(C, H, W)``, batch norm keeps running statistics.
     """
-    if norm == "instance":
-        return [nn.GroupNorm(channels, channels, eps=NORM_EPS)]
-    if norm == "group":
-        return [nn.GroupNorm(GROUP_NORM_GROUPS, channels, eps=NORM_EPS)]
-    if norm == "layer":
-        return [nn.LayerNorm([channels, size, size], eps=NORM_EPS)]
-    if norm == "batch":
+    groups, elementwise, over_batch = NORMS[norm]
+    if groups == 0:
+        return []
+    if over_batch:
         return [nn.BatchNorm2d(channels, eps=NORM_EPS)]
-    return []
+    if elementwise:
+        return [nn.LayerNorm([channels, size, size], eps=NORM_EPS)]
+    return [nn.GroupNorm(groups or channels, channels, eps=NORM_EPS)]
 
 
 def growth(image_size: int) -> int:

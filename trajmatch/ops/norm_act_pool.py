@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trajmatch.block import ACTIVATIONS, GROUP_NORM_GROUPS, NORM_EPS, NORMS, POOLINGS
+from trajmatch.block import ACTIVATIONS, IMAGE_NORMS, NORM_EPS, NORMS, POOLINGS
 from trajmatch.ops.arguments import Expect
 from trajmatch.ops.errors import public_operator
 from trajmatch.ops.registration import operators, register
@@ -50,7 +50,7 @@ def norm_act_pool(
         TypeError: A dtype is neither float32 nor float64, or they differ.
     """
     expect = Expect("norm_act_pool")
-    expect.choice("norm", norm, NORMS)
+    expect.choice("norm", norm, IMAGE_NORMS)
     expect.choice("activation", activation, ACTIVATIONS)
     expect.choice("pooling", pooling, POOLINGS)
     expect.that(x.dim() == 4, "x", "have 4 dimensions", list(x.shape))
@@ -58,8 +58,9 @@ def norm_act_pool(
     expect.that(
         not (affine and norm == "none"), "weight and bias", "be None for norm='none'", "a tensor"
     )
-    groups = {"instance": x.shape[1], "group": GROUP_NORM_GROUPS, "layer": 1, "none": 0}[norm]
-    choices = (norm == "layer", ACTIVATIONS.index(activation), POOLINGS.index(pooling), eps)
+    groups, elementwise, _ = NORMS[norm]
+    groups = x.shape[1] if groups is None else groups
+    choices = (elementwise, ACTIVATIONS.index(activation), POOLINGS.index(pooling), eps)
     return operators.norm_act_pool(x, weight, bias, groups, *choices)[0]
 
 
