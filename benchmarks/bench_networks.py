@@ -1,4 +1,4 @@
-"""Steps of the papers' other sequential networks on the engine, beside the same on autograd.
+"""Steps of the papers' networks beside the ConvNet on the engine, and the same on autograd.
 
     python benchmarks/bench_networks.py --out record.json
 
@@ -27,10 +27,13 @@ CASES = [
     ("lenet", 50, 20),
     ("alexnet:width=32", 50, 5),
     ("vgg11:width=16", 50, 5),
+    ("vgg11:batch,width=16", 50, 5),
+    ("resnet18:width=16", 50, 3),
+    ("resnet18:batch,width=16", 50, 3),
     ("alexnet", 50, 3),
     ("vgg11", 50, 3),
 ]
-TINY = [("mlp:width=4", 4, 2), ("alexnet:width=4", 4, 2)]
+TINY = [("mlp:width=4", 4, 2), ("alexnet:width=4", 4, 2), ("resnet18:batch,width=4", 4, 2)]
 ROUNDS = 5
 GRADIENT_BATCH, GRADIENT_ROUNDS = 256, 10
 #: Largest relative difference from float64 over one step. Over several, VGG11's instance norms of

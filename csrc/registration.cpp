@@ -46,6 +46,7 @@ STABLE_TORCH_LIBRARY(trajmatch, m) {
   m.def("dsa_tangent(Tensor images_tangent, Tensor parameters) -> Tensor");
   m.def("dsa_backward(Tensor grad_out, Tensor parameters) -> Tensor");
 
+  m.def("student_logits(Tensor theta, Tensor images, int[] network) -> Tensor");
   m.def(
       "student_gradient(Tensor theta, Tensor images, Tensor labels, int[] network, int loss, "
       "float scale, bool input_gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
@@ -82,6 +83,7 @@ STABLE_TORCH_LIBRARY(trajmatch, m) {
   TM_IMPLEMENT(m, dsa);                                 \
   TM_IMPLEMENT(m, dsa_tangent);                         \
   TM_IMPLEMENT(m, dsa_backward);                        \
+  TM_IMPLEMENT(m, student_logits);                      \
   TM_IMPLEMENT(m, student_gradient);                    \
   TM_IMPLEMENT(m, student_gradient_jvp);                \
   TM_IMPLEMENT(m, student_unroll);                      \

@@ -1,4 +1,4 @@
-"""Logits by the fused operators are those of the modules."""
+"""Logits by the engine are those of the modules."""
 
 import itertools
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from trajmatch import inference, networks
+from trajmatch import networks
 from trajmatch.block import ACTIVATIONS, IMAGE_NORMS, POOLINGS
-from trajmatch.inference import logits
+from trajmatch.inference import forward_of
 from trajmatch.random import generator
 
 
@@ -25,22 +25,39 @@ def test_every_convnet(norm: str, activation: str, pooling: str, device: torch.d
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator(1)))
     model = model.to(device, torch.float64)
     images = torch.randn(4, 3, 10, 10, dtype=torch.float64, generator=generator(2)).to(device)
-    images = images.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        torch.testing.assert_close(logits(model, images), model(images), rtol=1e-10, atol=1e-12)
+        found = forward_of(model)(images)
+        torch.testing.assert_close(found, model(images), rtol=1e-10, atol=1e-12)
 
 
-def test_a_convnet_does_not_run_module_by_module(monkeypatch) -> None:
-    calls = []
-    fused = inference.ops.norm_act_pool
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("vgg11:width=4", 32), ("resnet18:layer,width=4", 16), ("lenet", 20), ("mlp:width=5", 6)],
+)
+def test_other_networks_of_the_engine(text: str, size: int, device: torch.device) -> None:
+    model = networks.build(networks.specify(text, 3, 5, size)).to(device, torch.float64)
+    images = torch.randn(4, 3, size, size, dtype=torch.float64, generator=generator(2)).to(device)
+    with torch.inference_mode():
+        found = forward_of(model)(images)
+        torch.testing.assert_close(found, model(images), rtol=1e-10, atol=1e-12)
 
-    def counted(*args, **kwargs):
-        calls.append(1)
-        return fused(*args, **kwargs)
 
-    monkeypatch.setattr(inference.ops, "norm_act_pool", counted)
-    logits(networks.ConvNet(1, 3, 8, width=4, depth=2), torch.randn(2, 1, 8, 8))
-    assert len(calls) == 2
+def test_float32_is_as_accurate_as_the_modules(device: torch.device) -> None:
+    model = networks.ConvNet(3, 10, 32, width=32).to(device)
+    images = torch.randn(20, 3, 32, 32, generator=generator(2)).to(device)
+    with torch.inference_mode():
+        found, modules = forward_of(model)(images), model(images)
+        exact = model.double()(images.double())
+    assert (found - exact).norm() < 3 * (modules - exact).norm() + 1e-6 * exact.norm()
+
+
+def test_the_engine_computes_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = networks.ConvNet(1, 3, 8, width=4, depth=2)
+    monkeypatch.setattr(networks.ConvNet, "forward", None)
+    assert forward_of(model)(torch.randn(2, 1, 8, 8)).shape == (2, 3)
+    model.eval()
+    batch = networks.ConvNet(1, 3, 8, width=4, depth=2, norm="batch").eval()
+    assert forward_of(batch) is batch  # running statistics
 
 
 def test_other_modules_are_called() -> None:
@@ -48,6 +65,5 @@ def test_other_modules_are_called() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return super().forward(0.5 * images)
 
-    images = torch.randn(2, 1, 8, 8, generator=generator(0))
     for model in (Half(1, 3, 8, width=4, depth=1), nn.Sequential(nn.Flatten(), nn.Linear(64, 3))):
-        assert torch.equal(logits(model, images), model(images))
+        assert forward_of(model) is model

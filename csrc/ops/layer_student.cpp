@@ -37,6 +37,16 @@ int64_t LayerStudent<T>::tape_size(const Network& network, int64_t batch) {
 }
 
 template <class T>
+Tensor LayerStudent<T>::logits(const Tensor& theta, const Tensor& images) {
+  const Layers& layers = fused_.empty() ? library_ : fused_;
+  call_.theta = theta;
+  call_.begin(images, std::nullopt, false);
+  for (const auto& layer : layers) layer->begin();
+  forward(layers);
+  return call_.logits;
+}
+
+template <class T>
 void LayerStudent<T>::gradient(const StudentProblem& problem, const Tensor& loss,
                                const Tensor& grad_theta, const OptionalTensor& grad_images,
                                const OptionalTensor& grad_labels,

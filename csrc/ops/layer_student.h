@@ -24,6 +24,9 @@ class LayerStudent {
   // it the latter walks forward and backward along the tangents alone.
   static int64_t tape_size(const Network& network, int64_t batch);
 
+  // The logits [B, K] of images [B, C, H, W] (channels-last) for parameters [P].
+  Tensor logits(const Tensor& theta, const Tensor& images);
+
   // Writes the loss [] and its gradient [P]; the gradients of images [B, C, H, W] (channels-last)
   // and of soft labels [B, K], the tape, and the statistics of norms over the batch [3, channels]
   // (mean, rstd, number of values), where wanted.

@@ -53,6 +53,7 @@ Tensor dsa_tangent(const Tensor& images_tangent, const Tensor& parameters);
 Tensor dsa_backward(const Tensor& grad_out, const Tensor& parameters);
 
 // The student engine. `network` is engine_description()'s, `loss` a StudentLoss.
+Tensor student_logits(const Tensor& theta, const Tensor& images, const Ints& network);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_gradient(
     const Tensor& theta, const Tensor& images, const Tensor& labels, const Ints& network,
     int64_t loss, double scale, bool input_gradients);

@@ -1,5 +1,6 @@
 #include "ops/student.h"
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -42,18 +43,6 @@ TapePool& tape_pool() {
 }
 
 bool by_layers(const Network& network, bool cuda) { return cuda || network.blocks.empty(); }
-
-template <class T>
-StudentBatch<T> batch_of(const StudentProblem& problem) {
-  const bool soft = problem.soft_labels(),
-             hard = problem.loss == StudentLoss::kCrossEntropy && !soft;
-  return {problem.batch(),
-          read<T>(problem.images),
-          problem.loss,
-          problem.scale,
-          hard ? read<int64_t>(problem.labels) : nullptr,
-          soft ? read<T>(problem.labels) : nullptr};
-}
 
 }  // namespace
 
@@ -102,6 +91,45 @@ int64_t Student<T>::tape_size(const Network& network, int64_t batch, bool cuda) 
 }
 
 template <class T>
+StudentCall<T> Student<T>::call_on(const Tensor& images, const T* theta) const {
+  static const cpu::InParallel in_parallel = on_threads;
+  StudentCall<T> call{};
+  call.network = &network_;
+  call.batch.size = images.size(0);
+  call.batch.images = read<T>(images);
+  call.theta = theta;
+  call.parts = std::min<int64_t>(torch::stable::get_num_threads(), images.size(0));
+  call.in_parallel = &in_parallel;
+  call.memory = &memory_of_thread();
+  return call;
+}
+
+template <class T>
+StudentCall<T> Student<T>::call_on(const StudentProblem& problem) const {
+  const bool soft = problem.soft_labels();
+  StudentCall<T> call = call_on(problem.images, read<T>(problem.theta));
+  call.batch.loss = problem.loss;
+  call.batch.scale = problem.scale;
+  if (soft) {
+    call.batch.target = read<T>(problem.labels);
+  } else if (problem.loss == StudentLoss::kCrossEntropy) {
+    call.batch.index = read<int64_t>(problem.labels);
+  }
+  return call;
+}
+
+template <class T>
+Tensor Student<T>::logits(const Tensor& theta, const Tensor& images) {
+  if (layers_) return layers_->logits(theta, images);
+  const Tensor result = empty({images.size(0), network_.num_classes}, theta);
+  StudentCall<T> call = call_on(images, read<T>(theta));
+  call.pass = StudentPass::kLogits;
+  call.logits = write<T>(result);
+  cpu::run_student(call);
+  return result;
+}
+
+template <class T>
 void Student<T>::gradient(const StudentProblem& problem, const Tensor& loss,
                           const Tensor& grad_theta, const OptionalTensor& grad_images,
                           const OptionalTensor& grad_labels, const std::optional<VectorPart>& tape,
@@ -109,15 +137,14 @@ void Student<T>::gradient(const StudentProblem& problem, const Tensor& loss,
   if (layers_) {
     return layers_->gradient(problem, loss, grad_theta, grad_images, grad_labels, tape, statistics);
   }
-  const StudentGradient<T> call{&network_,
-                                read<T>(problem.theta),
-                                batch_of<T>(problem),
-                                write<T>(loss),
-                                write<T>(grad_theta),
-                                write<T>(grad_images),
-                                write<T>(grad_labels),
-                                tape ? write<T>(*tape) : nullptr};
-  cpu::student_gradient(call, torch::stable::get_num_threads(), on_threads, memory_of_thread());
+  StudentCall<T> call = call_on(problem);
+  call.pass = StudentPass::kGradient;
+  call.loss = write<T>(loss);
+  call.grad_theta = write<T>(grad_theta);
+  call.grad_images = write<T>(grad_images);
+  call.grad_target = write<T>(grad_labels);
+  call.tape = tape ? write<T>(*tape) : nullptr;
+  cpu::run_student(call);
 }
 
 template <class T>
@@ -129,18 +156,17 @@ void Student<T>::gradient_jvp(const StudentProblem& problem, const StudentTangen
     return layers_->gradient_jvp(problem, tangents, directional.tensor(), grad_theta, grad_images,
                                  grad_labels, tape);
   }
-  const StudentGradientJvp<T> call{&network_,
-                                   read<T>(problem.theta),
-                                   batch_of<T>(problem),
-                                   read<T>(tangents.theta),
-                                   read<T>(tangents.images),
-                                   read<T>(tangents.labels),
-                                   write<T>(directional),
-                                   write<T>(grad_theta),
-                                   write<T>(grad_images),
-                                   write<T>(grad_labels),
-                                   tape ? read<T>(*tape) : nullptr};
-  cpu::student_gradient_jvp(call, torch::stable::get_num_threads(), on_threads, memory_of_thread());
+  StudentCall<T> call = call_on(problem);
+  call.pass = StudentPass::kGradientJvp;
+  call.theta_tangent = read<T>(tangents.theta);
+  call.images_tangent = read<T>(tangents.images);
+  call.target_tangent = read<T>(tangents.labels);
+  call.loss = write<T>(directional);
+  call.grad_theta = write<T>(grad_theta);
+  call.grad_images = write<T>(grad_images);
+  call.grad_target = write<T>(grad_labels);
+  call.tape = tape ? write<T>(*tape) : nullptr;
+  cpu::run_student(call);
 }
 
 template class Student<float>;

@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "core/student.h"
 #include "ops/layer_student.h"
 #include "ops/student_problem.h"
 
@@ -18,6 +19,9 @@ class Student {
   // and parameters.
   int64_t tape_size(int64_t batch) const;
   static int64_t tape_size(const Network& network, int64_t batch, bool cuda);
+
+  // The logits [B, K] of images [B, C, H, W] (channels-last) for parameters [P].
+  Tensor logits(const Tensor& theta, const Tensor& images);
 
   // Writes the loss [] and its gradient [P]; the gradients of images [B, C, H, W] (channels-last)
   // and of soft labels [B, K], the tape, and the statistics of norms over the batch [3, channels]
@@ -35,6 +39,10 @@ class Student {
                     const std::optional<VectorPart>& tape);
 
  private:
+  // A call of the CPU engine on a batch.
+  StudentCall<T> call_on(const Tensor& images, const T* theta) const;
+  StudentCall<T> call_on(const StudentProblem& problem) const;
+
   Network network_;
   std::optional<LayerStudent<T>> layers_;
 };

@@ -24,8 +24,9 @@ inline void check_images(const Check& check, const Tensor& images, const Tensor&
 // A norm over the batch has no variance of one value.
 inline void check_batch(const Check& check, const Network& network, int64_t batch) {
   for (const Node& node : network.nodes) {
-    check.that(!node.norm.shape.over_batch || node.norm.values(batch) > 1, "batches",
-               "have more than one value for each channel of a batch norm", "one image of 1x1");
+    if (!node.norm.shape.over_batch || node.norm.values(batch) > 1) continue;
+    check.value_error("batches", "have more than one value for each channel of a batch norm",
+                      "one image of 1x1");
   }
 }
 

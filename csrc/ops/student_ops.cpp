@@ -10,19 +10,24 @@ namespace trajmatch {
 
 namespace {
 
-// Checks one batch's tensors and puts them into the engine's layout.
-StudentProblem student_problem(const Check& check, const Network& network, const Tensor& theta,
-                               const Tensor& images, const Tensor& labels, int64_t loss,
-                               double scale) {
+// Checks one batch's images and puts them into the engine's layout.
+Tensor checked_images(const Check& check, const Network& network, const Tensor& theta,
+                      const Tensor& images) {
   check_theta(check, theta, "theta", network);
   check_images(check, images, theta, network);
   check_batch(check, network, images.size(0));
+  const bool linear = network.nodes.front().convolution.is_linear();
+  return linear ? as_contiguous(images) : as_channels_last(images);
+}
+
+// The same of all its tensors.
+StudentProblem student_problem(const Check& check, const Network& network, const Tensor& theta,
+                               const Tensor& images, const Tensor& labels, int64_t loss,
+                               double scale) {
+  const Tensor inputs = checked_images(check, network, theta, images);
   const StudentLoss kind = loss_kind(check, loss);
   check_labels_of(check, kind, labels, theta, "theta", images.size(0), network);
-  const bool linear = network.nodes.front().convolution.is_linear();
-  return {VectorPart::whole(as_contiguous(theta)),
-          linear ? as_contiguous(images) : as_channels_last(images), as_contiguous(labels), kind,
-          scale};
+  return {VectorPart::whole(as_contiguous(theta)), inputs, as_contiguous(labels), kind, scale};
 }
 
 // A scalar or vector of this many elements, or an empty one that stands for "not wanted".
@@ -33,6 +38,17 @@ Tensor empty_if(bool wanted, const Ints& sizes, const Tensor& like) {
 }  // namespace
 
 void release_workspace() { release_student_memory(); }
+
+Tensor student_logits(const Tensor& theta, const Tensor& images, const Ints& network_description) {
+  const Check check("logits");
+  const Network network = read_network(check, network_description);
+  const Tensor inputs = checked_images(check, network, theta, images);
+  const NoGrad no_grad;
+  const Device device(theta);
+  return with_dtype(theta, [&](auto type) {
+    return Student<decltype(type)>(network, theta).logits(as_contiguous(theta), inputs);
+  });
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_gradient(
     const Tensor& theta, const Tensor& images, const Tensor& labels,

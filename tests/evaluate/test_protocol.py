@@ -159,7 +159,7 @@ def test_refuses_sets_that_do_not_fit(
 def test_accuracy_is_the_share_of_right_answers(
     network_spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    monkeypatch.setattr(inference, "_BATCH_CPU", 4)
+    monkeypatch.setattr(inference, "_BATCH_ENGINE", 4)
     model, (images, labels) = fresh(network_spec), toy_set(count)
     right = (model(images).argmax(dim=1) == labels).sum().item()
     assert accuracy(model, images, labels) == pytest.approx(100 * right / count)

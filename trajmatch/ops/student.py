@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -154,6 +155,16 @@ class AutogradStudent:
             )
         self._examined = True
         return self._scale * grad, found
+
+
+def logits_on_engine(theta: Tensor, network: list[int]) -> Callable[[Tensor], Tensor]:
+    """Return a function from images to logits, for the parameters and the network of the engine's.
+
+    Args:
+        theta: ``[P]``.
+        network: Result of :func:`trajmatch.networks.engine_description`.
+    """
+    return lambda images: operators.student_logits(theta, images, network)
 
 
 def engine_for(model: nn.Module) -> str:
@@ -391,6 +402,11 @@ def _backward(
     return tuple(totals)
 
 
+register(
+    "student_logits",
+    lambda given: given.theta.new_empty((len(given.images), given.network[1])),
+    instead="call the module, or trajmatch.ops.gradient",
+)
 register(
     "student_gradient",
     _fake_gradient,

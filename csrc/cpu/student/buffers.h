@@ -41,7 +41,7 @@ Packed<T> packed_parameters(const WalkPlan<T>& plan, Memory<T>& memory, const Pa
     const bool same = packed.primal != nullptr && layer.tile == 2;
     packed.weight =
         same ? packed.primal : memory.take_if(parts.weight, frequencies * layer.weight_step());
-    const bool turned = (!layer.first || (parts.turned_first && !layer.narrow_input()));
+    const bool turned = layer.first ? parts.turned_first && !layer.narrow_input() : parts.turned;
     packed.turned = memory.take_if(turned, frequencies * layer.turned_step());
     packed.bias = memory.take(layer.width);
     packed.norm_weight = memory.take(layer.affine());
@@ -129,11 +129,12 @@ struct PartBuffers : PassBuffers<T> {
   PartBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group, Memory<T>& memory)
       : layers(memory.template list<LayerBuffers<T>>(plan.layers.size())),
         sums(memory.template list<LayerSums<T>>(plan.layers.size())) {
-    const bool tangent = call.tangent, tape = call.tape != nullptr;
+    const bool tangent = call.tangent(), tape = call.tape != nullptr;
+    const bool back = call.pass != StudentPass::kLogits;
     int64_t widest = 0;
     for (const LayerPlan<T>& layer : plan.layers) {
       const bool input_tangent = tangent && (!layer.first || call.images_tangent != nullptr);
-      const bool grad_input = layer.first ? !tangent && call.grad_images != nullptr : !tape;
+      const bool grad_input = layer.first ? !tangent && call.grad_images != nullptr : back && !tape;
       LayerBuffers<T> buffers;
       buffers.input = memory.take_if(layer.first || !tape, group * layer.in_plane());
       buffers.input_tangent = memory.take_if(input_tangent, group * layer.in_plane());
@@ -147,7 +148,8 @@ struct PartBuffers : PassBuffers<T> {
       layers.push_back(buffers);
 
       LayerSums<T> sum;
-      sum.weight = memory.take(LayerPlan<T>::frequencies(layer.tile) * layer.gradient_step());
+      sum.weight =
+          memory.take_if(back, LayerPlan<T>::frequencies(layer.tile) * layer.gradient_step());
       sum.bias = memory.take(layer.width);
       sum.norm_weight = memory.take(layer.affine());
       sum.norm_bias = memory.take(layer.affine());
@@ -181,14 +183,15 @@ struct CallBuffers {
       : theta(memory.template list<Packed<T>>(call.parts)),
         theta_tangent(memory.template list<Packed<T>>(call.parts)),
         parts(memory.template list<PartBuffers<T>>(call.parts)) {
-    const bool image_gradients = call.tangent || call.grad_images != nullptr;
-    const bool kept = call.tangent && call.tape != nullptr;
+    const bool image_gradients = call.tangent() || call.grad_images != nullptr;
+    const bool kept = call.tangent() && call.tape != nullptr;
     for (int64_t i = 0; i < (plan.own_parameters ? call.parts : 1); ++i) {
+      const bool back = call.pass != StudentPass::kLogits;
       theta.push_back(
-          packed_parameters(plan, memory, {true, kept, image_gradients, image_gradients}));
+          packed_parameters(plan, memory, {true, kept, image_gradients, back, image_gradients}));
       theta_tangent.push_back(Packed<T>{memory.template list<PackedLayer<T>>(0)});
       if (call.theta_tangent == nullptr) continue;
-      theta_tangent.back() = packed_parameters(plan, memory, {false, false, true, true});
+      theta_tangent.back() = packed_parameters(plan, memory, {false, false, true, true, true});
     }
     int64_t most = 0;
     for (const LayerPlan<T>& layer : plan.layers)
@@ -197,8 +200,8 @@ struct CallBuffers {
     const int64_t logits_size = call.batch.size * plan.network->num_classes;
     logits = memory.take(logits_size);
     grad_logits = memory.take(logits_size);
-    logits_tangent = memory.take_if(call.tangent, logits_size);
-    grad_logits_tangent = memory.take_if(call.tangent, logits_size);
+    logits_tangent = memory.take_if(call.tangent(), logits_size);
+    grad_logits_tangent = memory.take_if(call.tangent(), logits_size);
     rows = memory.take(call.batch.size);
     for (int64_t part = 0; part < call.parts; ++part) {
       const int64_t begin = memory.used();

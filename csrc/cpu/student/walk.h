@@ -46,6 +46,7 @@ class Walk {
       walk_part(part);
     });
     laps.lap(Pass::kWait);
+    if (only_logits()) return;
     (*call_.in_parallel)(call_.parts, [&](int64_t part) { unpack(part); });
     write_loss();
     laps.lap(Pass::kUnpack);
@@ -53,6 +54,7 @@ class Walk {
 
  private:
   using Layer = LayerPlan<T>;
+  bool only_logits() const { return call_.pass == StudentPass::kLogits; }
   int64_t layer_count() const { return static_cast<int64_t>(plan_.layers.size()); }
 
   // Calls body(item) for one of `shares` shares of `count` items.
@@ -140,6 +142,7 @@ class Walk {
       for (int64_t l = 0; l < layer_count(); ++l) forward(group, l);
       classify(group);
       part.laps.lap(Pass::kClassify);
+      if (only_logits()) continue;
       for (int64_t l = layer_count(); l-- > 0;) backward(group, l);
       write_image_gradients(group);
       part.laps.lap(Pass::kWrite);
@@ -172,7 +175,7 @@ class Walk {
       buffers.xh = kept.xh + first * layer.plane();
       buffers.rstd = kept.rstd + first * layer.width;
       buffers.grad_input = kept.grad_input + first * layer.in_plane();
-      if (!call_.tangent) std::fill_n(buffers.input, count * layer.in_plane(), T(0));
+      if (!call_.tangent()) std::fill_n(buffers.input, count * layer.in_plane(), T(0));
     }
     part.features = tape_->features + first * plan_.features;
   }
@@ -216,7 +219,7 @@ class Walk {
     p.grad_weight = sums.norm_weight;
     p.grad_bias = sums.norm_bias;
     p.grad_conv_bias = layer.block->convolution.bias_is_inert ? nullptr : sums.bias;
-    if (call_.tangent) {
+    if (call_.tangent()) {
       const bool moves = call_.theta_tangent != nullptr;
       p.weight_tangent = moves ? group.part->theta_tangent->layers[l].norm_weight : buffers_->zeros;
       p.bias_tangent = moves ? group.part->theta_tangent->layers[l].norm_bias : buffers_->zeros;
@@ -243,7 +246,7 @@ class Walk {
   void forward(const Group& group, int64_t l) {
     const Layer& layer = plan_.layers[l];
     const LayerBuffers<T>& b = group.layers[l];
-    const bool kept = call_.tangent && tape_ && l > 0;
+    const bool kept = call_.tangent() && tape_ && l > 0;
     for_runs(group, l, [&](int64_t first, int64_t count) {
       const T* input = b.input + first * layer.in_plane();
       if (!kept) {
@@ -253,7 +256,7 @@ class Walk {
         for (int64_t i = first; i < first + count; ++i) norm_forward(norm_pass(group, l, i));
         group.part->laps.lap(Pass::kNorm, l);
       }
-      if (!call_.tangent) return;
+      if (!call_.tangent()) return;
       convolve_tangent(group, l, first, count);
       for (int64_t i = first; i < first + count; ++i) norm_tangent(norm_pass(group, l, i));
       group.part->laps.lap(Pass::kNorm, l);
@@ -289,10 +292,12 @@ class Walk {
     const int64_t row = group.first * classes;
     const PartBuffers<T>& part = *group.part;
     const Packed<T>& theta = *part.theta;
-    T *logits = buffers_->logits + row, *grad = buffers_->grad_logits + row;
+    T* logits = (only_logits() ? call_.logits : buffers_->logits) + row;
+    T* grad = buffers_->grad_logits + row;
     set_rows(count, classes, theta.classifier_bias, logits);
     add_logits(count, group.features, size, theta.classifier, classes, logits);
-    if (!call_.tangent) {
+    if (only_logits()) return;
+    if (!call_.tangent()) {
       loss_gradient(group.first, group.first + count);
       add_rows(count, classes, grad, part.classifier_bias);
       classifier_gradient(count, size, classes, 1, {{grad, group.features}, {}}, part.classifier,
@@ -376,12 +381,12 @@ class Walk {
   void backward(const Group& group, int64_t l) {
     const Layer& layer = plan_.layers[l];
     const LayerBuffers<T>& b = group.layers[l];
-    const bool kept = call_.tangent && tape_ && l > 0;  // grad_input is known
+    const bool kept = call_.tangent() && tape_ && l > 0;  // grad_input is known
     bool started = group.started;
     for_runs(group, l, [&](int64_t first, int64_t count) {
       for (int64_t i = first; i < first + count; ++i) {
         const NormPass<T> pass = norm_pass(group, l, i);
-        if (call_.tangent) {
+        if (call_.tangent()) {
           norm_backward_tangent(pass);
           clear_margin(layer, pass.grad_y_tangent);
         } else {
@@ -396,7 +401,7 @@ class Walk {
       terms.input = b.input + in_at;
       terms.weight = &group.part->theta->layers[l];
       if (b.grad_input != nullptr && !kept) terms.grad_input = b.grad_input + in_at;
-      if (call_.tangent) {
+      if (call_.tangent()) {
         terms.grad_y_tangent = b.y_tangent + at;
         if (b.input_tangent != nullptr) terms.input_tangent = b.input_tangent + in_at;
         if (call_.theta_tangent != nullptr) {
@@ -433,7 +438,7 @@ class Walk {
     const Layer& layer = plan_.layers[0];
     const int64_t size = layer.in_size * layer.in_size * layer.in_channels;
     const LayerBuffers<T>& b = group.layers[0];
-    const T* planes = call_.tangent ? b.grad_input_tangent : b.grad_input;
+    const T* planes = call_.tangent() ? b.grad_input_tangent : b.grad_input;
     for (int64_t i = 0; i < group.count; ++i) {
       write_image_gradient(layer, planes + i * layer.in_plane(),
                            call_.grad_images + (group.first + i) * size);

@@ -19,7 +19,7 @@ struct PackedLayer {
 struct PackedParts {
   bool primal, first_primal_only;  // the rest of the primal forward pass is on the tape
   bool weight;
-  bool turned_first;  // turned also of the first layer
+  bool turned, turned_first;  // turned but of the first layer, also of it
 };
 
 template <class T>
