@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trajmatch.block import ACTIVATIONS, FUSED_KERNELS, LEAKY_SLOPE, POOLINGS
 from trajmatch.networks.convnet import ConvNet
-from trajmatch.networks.layers import ACTIVATION_LAYERS, ImageClassifier
+from trajmatch.networks.layers import ACTIVATION_LAYERS, ImageClassifier, convolved
 from trajmatch.networks.resnet import ResidualBlock, ResNet18, ResNet18_AP
 from trajmatch.networks.sequential import MLP, VGG11, AlexNet, LeNet
 
@@ -84,13 +84,19 @@ class _Graph:
     Args:
         channels: Channels of the images.
         size: Side of the images.
+
+    Attributes:
+        nodes: Eight integers for each; node ``i`` makes value ``i + 1``. Value 0 is the images.
+        shapes: Channels and side of the values.
+        parameters: Those of the modules, in the order of the nodes.
+        flat: True once values are rows.
     """
 
     def __init__(self, channels: int, size: int) -> None:
         self.nodes: list[list[int]] = []
-        self.parameters: list[Tensor] = []  # in the order of the nodes
-        self.flat = False  # whether values are rows by now
-        self._shapes = [(channels, size)]  # of the values
+        self.shapes = [(channels, size)]
+        self.parameters: list[Tensor] = []
+        self.flat = False
         self._closed = 0  # nodes that nothing is merged into: others read them as they are
 
     def visit(self, module: nn.Module, value: int) -> int:
@@ -99,59 +105,48 @@ class _Graph:
         Raises:
             _NotForTheEngine: The engine does not run it.
         """
-        forward = _FORWARD.get(type(module))
-        hooks = (
-            module._forward_hooks,
-            module._forward_pre_hooks,
-            module._backward_hooks,
-            module._backward_pre_hooks,
-        )
-        if forward is None or any(hooks) or "forward" in vars(module):
-            raise _NotForTheEngine
-        return forward(self, module, value)
+        kind, own = type(module), vars(module)
+        _needs(kind in _FORWARD and "forward" not in own and not any(own[each] for each in _HOOKS))
+        _needs(all(getattr(module, name) == usual for name, usual in _USUAL.get(kind, {}).items()))
+        return _FORWARD[kind](self, module, value)
 
-    def shape(self, value: int) -> tuple[int, int]:
-        """Channels and side of a value."""
-        return self._shapes[value]
-
-    def add(self, numbers: list[int], channels: int, size: int, *parameters: Tensor | None) -> int:
+    def add(self, kind: int, value: int, *numbers: int, shape: tuple[int, int]) -> int:
         """Add a node, and return its value."""
-        self.nodes.append(numbers + [0] * (_NODE - len(numbers)))
-        self._shapes.append((channels, size))
-        self.parameters += [each for each in parameters if each is not None]
+        self.nodes.append([kind, value, *numbers, *[0] * (_NODE - 2 - len(numbers))])
+        self.shapes.append(shape)
         return len(self.nodes)
 
     def close(self) -> None:
         """Let other nodes read the values so far as they are."""
         self._closed = len(self.nodes)
 
-    def norm_act_pool(self, value: int, place: int, number: int, size: int) -> int:
+    def extend(self, value: int, place: int, number: int) -> int:
         """Add an activation or a pooling, to the norm before it where that can take it."""
-        last = self.nodes[-1]
+        _needs(value > 0 and not (place == _POOLING and self.flat))
+        last, (channels, size) = self.nodes[-1], self.shapes[value]
         open_ = value == len(self.nodes) > self._closed and last[0] == _NORM_ACT_POOL
         # Windows of a norm over the batch would reach from one image of odd height into the next.
-        fits = not (place == _POOLING and last[_OVER_BATCH] and self._shapes[value][1] % 2)
+        fits = not (place == _POOLING and last[_OVER_BATCH] and size % 2)
         if not (open_ and fits and not any(last[place:])):
-            value = self.add([_NORM_ACT_POOL, value], *self._shapes[value])
+            value = self.add(_NORM_ACT_POOL, value, shape=(channels, size))
         self.nodes[-1][place] = number
-        self._shapes[value] = self._shapes[value][0], size
+        self.shapes[value] = channels, size // 2 if place == _POOLING else size
         return value
 
 
-def _require(*conditions: bool) -> None:
-    if not all(conditions):
+def _needs(condition: bool) -> None:
+    """Raise _NotForTheEngine unless the engine does what a module does."""
+    if not condition:
         raise _NotForTheEngine
 
 
-def _chain(*names: str) -> Callable[[_Graph, Any, int], int]:
+def _chain(*names: str) -> _Forward:
     """The calls of some children, one after the other; an empty name flattens."""
 
     def forward(graph: _Graph, module: nn.Module, value: int) -> int:
         for name in names:
-            if name:
-                value = graph.visit(getattr(module, name), value)
-            else:
-                graph.flat = True
+            graph.flat = graph.flat or not name
+            value = graph.visit(getattr(module, name), value) if name else value
         return value
 
     return forward
@@ -164,119 +159,84 @@ def _sequential(graph: _Graph, module: nn.Sequential, value: int) -> int:
 
 
 def _residual_block(graph: _Graph, module: ResidualBlock, value: int) -> int:
-    graph.close()
-    residual = graph.visit(module.residual, value)
-    graph.close()
-    shortcut = graph.visit(module.shortcut, value)
-    _require(graph.shape(residual) == graph.shape(shortcut))
-    total = graph.add([_ADD, residual, shortcut], *graph.shape(residual))
-    return graph.visit(module.activation, total)
+    ends = []
+    for branch in (module.residual, module.shortcut):
+        graph.close()
+        ends.append(graph.visit(branch, value))
+    first, second = (graph.shapes[end] for end in ends)
+    _needs(first == second)
+    return graph.visit(module.activation, graph.add(_ADD, *ends, shape=first))
 
 
-def _convolution(graph: _Graph, layer: nn.Conv2d, value: int) -> int:
-    channels, size = graph.shape(value)
-    kernel, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
-    _require(
-        not graph.flat,
-        layer.in_channels == channels,
-        layer.groups == 1,
-        layer.dilation == (1, 1),
-        layer.padding_mode == "zeros",
-        layer.kernel_size == (kernel, kernel),
-        layer.stride == (stride, stride),
-        layer.padding == (padding, padding),
-    )
-    assert isinstance(padding, int)
-    size = (size + 2 * padding - kernel) // stride + 1
-    bias = int(layer.bias is not None)
-    numbers = [_CONVOLUTION, value, layer.out_channels, kernel, stride, padding, bias]
-    return graph.add(numbers, layer.out_channels, size, layer.weight, layer.bias)
-
-
-def _linear(graph: _Graph, layer: nn.Linear, value: int) -> int:
-    """A linear layer is a convolution whose kernel is as large as its input."""
-    channels, size = graph.shape(value)
-    _require(graph.flat, layer.in_features == channels * size**2)
-    bias = int(layer.bias is not None)
-    numbers = [_CONVOLUTION, value, layer.out_features, size, 1, 0, bias]
-    return graph.add(numbers, layer.out_features, 1, layer.weight, layer.bias)
-
-
-def _norm(
-    graph: _Graph,
-    layer: nn.GroupNorm | nn.LayerNorm | nn.BatchNorm2d,
-    value: int,
-    groups: int,
-    over_batch: bool = False,
-) -> int:
-    shape = graph.shape(value)
-    weight, bias = layer.weight, layer.bias
-    _require(value > 0, not graph.flat, (weight is None) == (bias is None))
-    parameters = 0 if weight is None else 2 if isinstance(layer, nn.LayerNorm) else 1
-    (eps,) = struct.unpack("q", struct.pack("d", layer.eps))
-    numbers = [_NORM_ACT_POOL, value, groups, parameters, int(over_batch), eps]
-    return graph.add(numbers, *shape, weight, bias)
-
-
-def _group_norm(graph: _Graph, layer: nn.GroupNorm, value: int) -> int:
-    _require(layer.num_channels == graph.shape(value)[0])
-    return _norm(graph, layer, value, layer.num_groups)
-
-
-def _layer_norm(graph: _Graph, layer: nn.LayerNorm, value: int) -> int:
-    channels, size = graph.shape(value)
-    _require(layer.normalized_shape == (channels, size, size))
-    return _norm(graph, layer, value, 1)
-
-
-def _batch_norm(graph: _Graph, layer: nn.BatchNorm2d, value: int) -> int:
-    channels = graph.shape(value)[0]
-    _require(
-        layer.training or layer.running_mean is None,
-        layer.affine,  # its parameters show where it is called
-        layer.num_features == channels,
-    )
-    return _norm(graph, layer, value, channels, over_batch=True)
-
-
-def _activation(graph: _Graph, layer: nn.Module, value: int) -> int:
-    _require(getattr(layer, "negative_slope", LEAKY_SLOPE) == LEAKY_SLOPE, value > 0)
-    return graph.norm_act_pool(value, _ACTIVATION, _ACTIVATIONS[type(layer)], graph.shape(value)[1])
-
-
-def _pooling(graph: _Graph, layer: nn.AvgPool2d | nn.MaxPool2d, value: int) -> int:
-    average = isinstance(layer, nn.AvgPool2d)
-    channels, size = graph.shape(value)
-    window = layer.kernel_size
-    _require(
-        value > 0,
-        not graph.flat,
-        isinstance(window, int) and window <= size,
-        layer.stride == window,
-        layer.padding == 0,
-        not layer.ceil_mode,
-        getattr(layer, "divisor_override", None) is None,
-        getattr(layer, "dilation", 1) == 1,
-        not getattr(layer, "return_indices", False),
-    )
-    assert isinstance(window, int)
-    if window != 2:
-        _require(average)
-        return graph.add([_MEAN, value, window], channels, size // window)
-    number = POOLINGS.index("average" if average else "max")
-    return graph.norm_act_pool(value, _POOLING, number, size // 2)
-
-
-def _flatten(graph: _Graph, layer: nn.Flatten, value: int) -> int:
-    _require(layer.start_dim == 1, layer.end_dim == -1)
+def _flatten(graph: _Graph, _: nn.Flatten, value: int) -> int:
     graph.flat = True
     return value
 
 
+def _convolution(graph: _Graph, layer: nn.Conv2d, value: int) -> int:
+    sides = {*layer.kernel_size}, {*layer.stride}, {*layer.padding}
+    _needs(not graph.flat and layer.in_channels == graph.shapes[value][0])
+    _needs(all(len(each) == 1 for each in sides))
+    kernel, stride, padding = (int(next(iter(each))) for each in sides)
+    return _weighted(graph, layer, value, layer.out_channels, kernel, stride, padding)
+
+
+def _linear(graph: _Graph, layer: nn.Linear, value: int) -> int:
+    """A linear layer is a convolution whose kernel is as large as its input."""
+    channels, size = graph.shapes[value]
+    _needs(graph.flat and layer.in_features == channels * size**2)
+    return _weighted(graph, layer, value, layer.out_features, size, 1, 0)
+
+
+def _weighted(
+    graph: _Graph, layer: nn.Conv2d | nn.Linear, value: int, channels: int, *numbers: int
+) -> int:
+    kernel, stride, padding = numbers
+    shape = channels, convolved(graph.shapes[value][1], kernel, padding, stride)
+    graph.parameters += [each for each in (layer.weight, layer.bias) if each is not None]
+    biased = int(layer.bias is not None)
+    return graph.add(_CONVOLUTION, value, channels, *numbers, biased, shape=shape)
+
+
+def _norm(graph: _Graph, layer: _Norm, value: int) -> int:
+    shape, over_batch = graph.shapes[value], isinstance(layer, nn.BatchNorm2d)
+    _needs(value > 0 and not graph.flat and (layer.weight is None) == (layer.bias is None))
+    if isinstance(layer, nn.LayerNorm):
+        _needs(layer.normalized_shape == (shape[0], shape[1], shape[1]))
+        groups = 1
+    elif isinstance(layer, nn.GroupNorm):
+        _needs(layer.num_channels == shape[0])
+        groups = layer.num_groups
+    else:
+        _needs(layer.num_features == shape[0] and (layer.training or layer.running_mean is None))
+        groups = shape[0]
+    parameters = 0 if layer.weight is None else 2 if isinstance(layer, nn.LayerNorm) else 1
+    graph.parameters += [layer.weight, layer.bias] if parameters else []
+    (eps,) = struct.unpack("q", struct.pack("d", layer.eps))
+    return graph.add(_NORM_ACT_POOL, value, groups, parameters, int(over_batch), eps, shape=shape)
+
+
+def _activation(graph: _Graph, layer: nn.Module, value: int) -> int:
+    return graph.extend(value, _ACTIVATION, _ACTIVATIONS[type(layer)])
+
+
+def _pooling(graph: _Graph, layer: nn.AvgPool2d | nn.MaxPool2d, value: int) -> int:
+    average, window = isinstance(layer, nn.AvgPool2d), layer.kernel_size
+    channels, size = graph.shapes[value]
+    _needs(isinstance(window, int) and layer.stride == window)
+    assert isinstance(window, int)
+    if window == 2 and size > 1:
+        return graph.extend(value, _POOLING, POOLINGS.index("average" if average else "max"))
+    _needs(average and value > 0 and not graph.flat and window <= size)
+    return graph.add(_MEAN, value, window, shape=(channels, size // window))
+
+
+_Norm = nn.GroupNorm | nn.LayerNorm | nn.BatchNorm2d
+_Forward = Callable[[_Graph, Any, int], int]
 _ACTIVATIONS = {kind: ACTIVATIONS.index(name) for name, kind in ACTIVATION_LAYERS.items()}
 #: What the forward pass of each module does with a value: of these exactly, since a subclass may
 #: do anything.
-_FORWARD: dict[type[nn.Module], Callable[[_Graph, Any, int], int]] = {
+_FORWARD: dict[type[nn.Module], _Forward] = {
     **dict.fromkeys((ConvNet, AlexNet, VGG11, LeNet), _chain("features", "", "classifier")),
     **dict.fromkeys((ResNet18, ResNet18_AP), _chain("first", "blocks", "pooling", "classifier")),
     MLP: _chain("", "layers"),
@@ -284,11 +244,19 @@ _FORWARD: dict[type[nn.Module], Callable[[_Graph, Any, int], int]] = {
     nn.Sequential: _sequential,
     nn.Conv2d: _convolution,
     nn.Linear: _linear,
-    nn.GroupNorm: _group_norm,
-    nn.LayerNorm: _layer_norm,
-    nn.BatchNorm2d: _batch_norm,
+    **dict.fromkeys((nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d), _norm),
     **dict.fromkeys(_ACTIVATIONS, _activation),
-    nn.AvgPool2d: _pooling,
-    nn.MaxPool2d: _pooling,
+    **dict.fromkeys((nn.AvgPool2d, nn.MaxPool2d), _pooling),
     nn.Flatten: _flatten,
 }
+#: Attributes of modules as the engine takes them to be. The parameters of a batch norm show where
+#: it is called.
+_USUAL: dict[type[nn.Module], dict[str, Any]] = {
+    nn.Conv2d: {"groups": 1, "dilation": (1, 1), "padding_mode": "zeros"},
+    nn.BatchNorm2d: {"affine": True},
+    nn.LeakyReLU: {"negative_slope": LEAKY_SLOPE},
+    nn.AvgPool2d: {"padding": 0, "ceil_mode": False, "divisor_override": None},
+    nn.MaxPool2d: {"padding": 0, "ceil_mode": False, "dilation": 1, "return_indices": False},
+    nn.Flatten: {"start_dim": 1, "end_dim": -1},
+}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
