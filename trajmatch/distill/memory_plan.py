@@ -199,9 +199,9 @@ def forecast(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> 
         return perf_counter() - began, objective.vectors(count)
 
     tried(counts[0])  # allocates, and chooses algorithms
-    whole_life = not reset_peak(device)
+    reset_peak(device)
     times, vectors = zip(*map(tried, counts), strict=True)
-    in_trial = before if whole_life else peak_bytes(device)
+    in_trial = peak_bytes(device)
     theta = sum(each.numel() * each.element_size() for each in problem.model.parameters())
     kept = _kept_bytes(problem, plan, sizes)
     grown = (problem.objective.vectors(len(sizes)) - vectors[-1]) * theta + kept
