@@ -1,4 +1,4 @@
-"""Addresses of data sets, ``scheme:path?options``, and the readers of their schemes."""
+"""Data set addresses, ``scheme:path?options``, and the readers of the schemes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from trajmatch.data.dataset import Dataset
 
 
 class Address(NamedTuple):
-    """An address, taken apart; its text is ``str(address)``.
+    """Parsed address, e.g. scheme ``npz``, path ``FILE`` and options ``classes=0,1``.
 
-    Attributes:
-        scheme: Name of the source; ``torchvision:NAME`` includes the name of a class.
-        path: What stands behind it: a place or a name; empty if there is none.
-        options: What stands behind the ``?``.
+    The scheme of torchvision includes the class: ``torchvision:NAME``. The path may be empty.
     """
 
     scheme: str
@@ -25,7 +22,7 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, uri: str) -> Address:
-        """Take an address apart."""
+        """Parse an address."""
         base, _, options = uri.partition("?")
         scheme, _, path = base.partition(":")
         if scheme == "torchvision":
@@ -34,22 +31,21 @@ class Address(NamedTuple):
         return cls(scheme, path, options)
 
     def __str__(self) -> str:
-        """Return the address as it is written."""
         return "?".join(filter(None, (self.base, self.options)))
 
     @property
     def base(self) -> str:
-        """The address without options."""
+        """Address without its options."""
         return ":".join(filter(None, (self.scheme, self.path)))
 
     @property
     def source(self) -> str:
-        """Name of the source, without the class of torchvision."""
+        """Name of the source, without the torchvision class."""
         return self.scheme.partition(":")[0]
 
     @property
     def place(self) -> Path:
-        """The path as a place in the file system."""
+        """Path in the file system, with ``~`` expanded."""
         return Path(os.path.expanduser(self.path))
 
 
@@ -57,10 +53,10 @@ class Source(NamedTuple):
     """Reader of one kind of address.
 
     Attributes:
-        path: Name of what stands behind the scheme, for messages; empty for nothing.
-        load: Reads the data set; the annotation of its second argument says which options it takes.
-        found_in: True if a folder (the path of the address) holds the set. Given for sets with a
-            fixed name, which can be looked for; a user's own set is named after its path.
+        path: Placeholder for the path in messages, e.g. ``FILE``; empty if the source takes no
+            path.
+        load: Loads the data set. The annotation of its second argument is the class of its options.
+        found_in: Returns True if a folder holds the set. Only for sets with a fixed name.
     """
 
     path: str

@@ -1,8 +1,4 @@
-"""The official binary version of CIFAR-10 and CIFAR-100.
-
-One record per image: the label bytes (CIFAR-10: class; CIFAR-100: superclass, then class), then the
-32 x 32 pixels of red, of green and of blue.
-"""
+"""Binary version of CIFAR: label bytes (CIFAR-100: superclass, class), then 3 x 32 x 32 pixels."""
 
 from __future__ import annotations
 
@@ -27,48 +23,28 @@ _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclass(frozen=True)
 class Part:
-    """Training or test images, as torchvision has the parts of a set.
-
-    Attributes:
-        data: ``[N, 3, 32, 32]``.
-        targets: ``[N]``.
-    """
+    """Images ``data [N, 3, 32, 32]`` and labels ``targets [N]``, uint8, like a torchvision set."""
 
     data: _Bytes
     targets: _Bytes
 
     def __getitem__(self, index: int) -> tuple[Image, int]:
-        """Return an image of Pillow and its label."""
         from PIL import Image
 
         return Image.fromarray(self.data[index].transpose(1, 2, 0)), int(self.targets[index])
 
 
 def find(binary: Binary, root: Path) -> Path | None:
-    """Find the folder of the files: ``root`` or the one that the archive unpacks to.
-
-    Any file will do, so that an incomplete set is reported as one.
-
-    Args:
-        binary: The version.
-        root: Folder to look in.
-    """
+    """Return the folder with any of the files, ``root`` or the archive's folder, or None."""
     folders = (root / binary.folder, root)
     files = (*binary.train, *binary.test)
     return next((f for f in folders if any((f / name).is_file() for name in files)), None)
 
 
 def read(binary: Binary, folder: Path, names: Sequence[str]) -> Part:
-    """Read the files of a part.
+    """Read the files ``names`` of one part.
 
-    Args:
-        binary: The version.
-        folder: The folder that :func:`find` found.
-        names: The files.
-
-    Raises:
-        OSError: A file is missing or cannot be read.
-        UserError: A file is damaged.
+    A missing file raises OSError, a file of the wrong size UserError.
     """
     length = binary.label_bytes + _PIXELS
     sizes = [(folder / name).stat().st_size for name in names]

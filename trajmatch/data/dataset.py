@@ -1,4 +1,4 @@
-"""A labelled set of images, checked, with its statistics and its fingerprint."""
+"""A labelled image data set with checks, channel statistics and a fingerprint."""
 
 from __future__ import annotations
 
@@ -25,32 +25,24 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test images of ``K`` classes, in memory, on the CPU.
-
-    Everything is checked on construction, so that a wrong label is found before anything is trained
-    on it.
+    """Training and test images of ``K`` classes, held in CPU memory and checked on construction.
 
     Attributes:
         name: Name of the set in files and tables; never a path.
         train_images: ``[N, C, S, S]``, uint8.
-        train_labels: ``[N]``, from 0 to ``K - 1``, given as any integers and kept as int64; every
-            class has an image.
+        train_labels: ``[N]``, integers 0 to ``K - 1``, stored as int64. Every class needs an image.
         test_images: ``[M, C, S, S]``, uint8.
-        test_labels: ``[M]``, the same of the test images.
-        class_names: One name per class, in the order of the labels; kept as a tuple.
-        mean: Mean of the training images per channel, pixels as numbers from 0 to 1; found if it is
-            not given.
-        std: Their standard deviation.
-        published_statistics: True if mean and std are the constants that all papers use for this
-            set; a part of it has the same.
-        zca: The whitening that replaces the normalisation of each channel; None: there is none.
-        train_targets: Target outputs of the training images, for networks that are trained to
-            regress them (mean squared error) instead of to classify. ``[N, D]``, float32; None:
-            there are none.
-        test_targets: The same of the test images. ``[M, D]``, float32.
+        test_labels: ``[M]``, integers 0 to ``K - 1``, stored as int64.
+        class_names: One name per class, in label order.
+        mean: Channel means of the training images, for pixels in 0..1. Computed if not given.
+        std: Channel standard deviations, like ``mean``.
+        published_statistics: True if mean and std are published constants. Subsets keep them.
+        zca: ZCA whitening that replaces the channel normalisation, or None.
+        train_targets: Regression targets for the mean squared error, ``[N, D]``, float32, or None.
+        test_targets: Regression targets of the test images, ``[M, D]``, float32, or None.
 
     Raises:
-        UserError: Images or labels cannot be used; the message says why.
+        UserError: Images, labels, targets or class names are invalid.
     """
 
     name: str
@@ -67,18 +59,16 @@ class Dataset:
     test_targets: Tensor | None = None
 
     def __repr__(self) -> str:
-        """Say in one line what the set is, without its images."""
         return (
             f"<Dataset {self.name}: {len(self.train_images)} training and {len(self.test_images)} "
             f"test images {list(self.train_images.shape[1:])} in {len(self.class_names)} classes>"
         )
 
     def __post_init__(self) -> None:
-        """Check images, labels and class names, and find the statistics unless they are given."""
-        # A frozen class is set through its dictionary.
+        # A frozen dataclass refuses assignment, so fields are set through its __dict__.
         vars(self)["class_names"] = tuple(self.class_names)
         for name in ("train_labels", "test_labels"):
-            if vars(self)[name].dtype in _INTEGERS:  # others are refused
+            if vars(self)[name].dtype in _INTEGERS:  # check_labels refuses other dtypes
                 vars(self)[name] = vars(self)[name].to(torch.int64)
         what = f"data set {self.name}"
         check_class_names(what, self.class_names)
@@ -109,40 +99,37 @@ class Dataset:
 
     @property
     def loss(self) -> Literal["cross_entropy", "mse"]:
-        """Loss of networks on this set: ``"mse"`` if it has targets, else ``"cross_entropy"``."""
+        """Training loss: ``"mse"`` if the set has targets, else ``"cross_entropy"``."""
         return "cross_entropy" if self.train_targets is None else "mse"
 
     @property
     def train_answers(self) -> Tensor:
-        """Answers that networks learn for the training images: targets if any, else labels."""
+        """Training targets if the set has them, else training labels."""
         return self.train_labels if self.train_targets is None else self.train_targets
 
     @property
     def test_answers(self) -> Tensor:
-        """The same of the test images."""
+        """Test targets if the set has them, else test labels."""
         return self.test_labels if self.test_targets is None else self.test_targets
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of a network on this set: elements ``D`` of a target, or else classes ``K``."""
+        """Number of network outputs: target size ``D`` if the set has targets, else ``K``."""
         return self.num_classes if self.train_targets is None else self.train_targets.shape[1]
 
     @property
     def channels(self) -> int:
-        """Channels ``C`` of an image."""
+        """Number of channels ``C``."""
         return self.train_images.shape[1]
 
     @property
     def image_size(self) -> int:
-        """Height and width ``S`` of an image, in pixels."""
+        """Height and width ``S`` in pixels."""
         return self.train_images.shape[2]
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over images, labels, targets, shapes and class names, in hexadecimal digits.
-
-        It does not depend on where the set came from or what it is called.
-        """
+        """SHA-256 (hex) of images, labels, targets, shapes and class names, but not of ``name``."""
         parts = (self.train_images, self.train_labels, self.test_images, self.test_labels)
         targets = (self.train_targets, self.test_targets)
         tensors = [each for each in (*parts, *targets) if each is not None]
@@ -153,12 +140,13 @@ class Dataset:
         digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
         for tensor in tensors:
             array = tensor.contiguous().numpy()
+            # Little-endian everywhere, so the digest is the same on every machine.
             digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
         return digest.hexdigest()
 
     @property
     def description(self) -> dict[str, Any]:
-        """Identity as stores and files keep it: name, fingerprint, class names and shape."""
+        """Name, fingerprint, class names and image shape, as recorded in stores and files."""
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
@@ -168,17 +156,11 @@ class Dataset:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The map between pixels and network inputs."""
+        """Map between pixels and network inputs: ZCA if set, else channel normalisation."""
         return self.zca or ChannelNormalisation(self.mean, self.std)
 
     def whitened(self, zca: ZCA | None) -> Dataset:
-        """Return the same set with ZCA in place of the normalisation of each channel.
-
-        Args:
-            zca: The transform, fitted on the images that may be seen; None changes nothing.
-
-        Returns:
-            The data set; it shares the images.
+        """Return the set with ``zca`` as its preprocessing, or itself for None; images are shared.
 
         Raises:
             UserError: The transform is for images of another shape.
@@ -192,32 +174,16 @@ class Dataset:
         return self if zca is None else dataclasses.replace(self, zca=zca)
 
     def preprocessed_as(self, spec: Mapping[str, Any], zca: ZCA | None) -> Dataset:
-        """Return the same set with the preprocessing that something made of it describes.
+        """Return the set with a recorded preprocessing: ``zca``, or the mean and std in ``spec``.
 
-        Experts from elsewhere may have seen images normalised by other statistics than these.
-
-        Args:
-            spec: :meth:`Preprocessing.spec` of that preprocessing.
-            zca: The transform, where the spec is that of a whitening.
-
-        Returns:
-            The data set; it shares the images.
-
-        Raises:
-            UserError: The transform is for images of another shape.
+        Converted experts may have been trained with other statistics than this set's.
         """
         if zca is not None or self.preprocessing.spec() == spec:
             return self.whitened(zca)
         return dataclasses.replace(self, mean=tuple(spec["mean"]), std=tuple(spec["std"]))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turn pixels into network inputs by this set's :attr:`preprocessing`.
-
-        Args:
-            images: ``[N, C, S, S]``, uint8, on any device.
-
-        Returns:
-            ``[N, C, S, S]``, float32, on the device of ``images``.
+        """Convert uint8 pixels ``[N, C, S, S]`` to float32 network inputs, on the same device.
 
         Raises:
             TypeError: ``images`` is not uint8.
@@ -227,23 +193,21 @@ class Dataset:
         return self.preprocessing.to(images.device).apply(images)
 
     def without_holdout(self, fraction: float, seed: int) -> tuple[Dataset, Tensor, Tensor]:
-        """Set a random part of every class of the training set aside.
+        """Split off a random held-out set with the same fraction of every class.
 
-        What is left is a data set of its own: statistics (unless published ones) and fingerprint
-        are those of its own images, so that nothing made from it has seen the part set aside.
+        The remaining set has its own fingerprint and, unless published, its own statistics: nothing
+        made from it has seen held-out images.
 
         Args:
-            fraction: Part of each class to set aside, from 0 to below 1, rounded to whole images.
-            seed: Chooses the images; the same seed gives the same ones.
+            fraction: Fraction of each class, 0 <= fraction < 1, rounded to whole images.
+            seed: Seed of the random choice.
 
         Returns:
-            ``(dataset, images, answers)``: the set without the part, and the part's images
-            ``[n, C, S, S]``, uint8, and :attr:`train_answers`, in the order of the training set.
-            For a fraction of 0 the set itself, and an empty part.
+            ``(dataset, images, answers)``: the remaining set, and the held-out uint8 images with
+            their :attr:`train_answers`, in training-set order. Fraction 0 holds out nothing.
 
         Raises:
-            UserError: The fraction is out of range, or a class is too small to have an image on
-                both sides.
+            UserError: The fraction is out of range, or one side of a class would be empty.
         """
         if fraction == 0:
             return self, self.train_images[:0], self.train_answers[:0]
@@ -252,22 +216,19 @@ class Dataset:
         return rest, self.train_images[held_out], self.train_answers[held_out]
 
     def of_classes(self, wanted: Sequence[str]) -> Dataset:
-        """Take some of the classes.
+        """Return the subset of the ``wanted`` classes; the first becomes class 0. Empty keeps all.
 
-        Args:
-            wanted: Their names or numbers; the first becomes class 0, and so on. Empty: all.
-
-        Returns:
-            A data set of its own, with statistics (unless published ones) and fingerprint of its
-            own images; the set itself for all classes.
+        Classes are given by name or number. Fingerprint and statistics (unless published) are those
+        of the subset.
 
         Raises:
-            UserError: There is no such class, there are fewer than two, or there is no test image
-                of them.
+            UserError: A class is unknown or repeated, there are fewer than two, or none has test
+                images.
         """
         if not wanted:
             return self
         labels = choose_classes(self.name, self.class_names, wanted)
+        # Old label -> new label; -1 marks classes to drop.
         renumbered = torch.full((self.num_classes,), -1)
         renumbered[labels] = torch.arange(len(labels))
         train, test = renumbered[self.train_labels], renumbered[self.test_labels]
@@ -282,7 +243,7 @@ class Dataset:
     def _part(
         self, *, train: Tensor | None = None, test: Tensor | None = None, **changes: Any
     ) -> Dataset:
-        """Some of the images, with statistics of their own unless these are published ones."""
+        """Return a subset without ZCA; its statistics are recomputed unless they are published."""
         for part, rows in (("train", train), ("test", test)):
             for kind in ("images", "labels", "targets"):
                 tensor = vars(self)[name := f"{part}_{kind}"]
@@ -294,7 +255,7 @@ class Dataset:
 
 
 def _check_images(what: str, images: Tensor, training: Tensor) -> None:
-    """Refuse anything but at least one square 8-bit image, of the shape of the training images."""
+    """Raise UserError unless the images are uint8, square and of the training images' shape."""
     shape = list(images.shape)
     if images.dtype != torch.uint8:
         raise UserError(
@@ -314,7 +275,7 @@ def _check_images(what: str, images: Tensor, training: Tensor) -> None:
 
 
 def _check_targets(what: str, targets: Tensor | None, count: int, training: Tensor | None) -> None:
-    """Refuse targets that are not one vector of finite numbers per image."""
+    """Raise UserError unless the targets are one finite float32 vector per image."""
     size = "D" if training is None or training.ndim != 2 else training.shape[1]
     shape = None if targets is None else list(targets.shape)
     if targets is None or targets.dtype != torch.float32 or shape != [count, size] or not size:
@@ -327,17 +288,7 @@ def _check_targets(what: str, targets: Tensor | None, count: int, training: Tens
 
 
 def check_labels(what: str, labels: Tensor, count: int, class_names: Sequence[str]) -> None:
-    """Refuse labels that are not one class index per image.
-
-    Args:
-        what: Name of the labels, for the message, e.g. ``"data set pets: training labels"``.
-        labels: Wanted: ``[count]``, int64, from 0 to the number of classes less one.
-        count: Number of images.
-        class_names: One name per class.
-
-    Raises:
-        UserError: They are something else.
-    """
+    """Raise UserError unless ``labels`` is int64, ``[count]``, with valid class indices."""
     classes = len(class_names)
     if labels.dtype != torch.int64 or list(labels.shape) != [count]:
         raise UserError(
@@ -354,16 +305,9 @@ def check_labels(what: str, labels: Tensor, count: int, class_names: Sequence[st
 
 
 def check_class_names(what: str, class_names: Sequence[str]) -> None:
-    """Refuse fewer than two classes, and names that are empty, given twice or not UTF-8.
+    """Raise UserError unless there are two or more valid class names.
 
-    Names are compared in the Unicode form NFC.
-
-    Args:
-        what: Name of the data set, for the message.
-        class_names: One name per class.
-
-    Raises:
-        UserError: They cannot be used.
+    A name must be UTF-8, not empty, and unique in Unicode form NFC.
     """
     if len(class_names) < 2:
         raise UserError(
@@ -380,15 +324,7 @@ def check_class_names(what: str, class_names: Sequence[str]) -> None:
 
 
 def check_text(what: str, text: str) -> None:
-    """Refuse a text that UTF-8 cannot write: files are described in UTF-8.
-
-    Args:
-        what: Name of the text, for the message.
-        text: The text; Python keeps the bytes of file names in other encodings as surrogates.
-
-    Raises:
-        UserError: The text has a surrogate.
-    """
+    """Raise UserError if a text has surrogates (a file name that is not UTF-8)."""
     if text.encode(errors="replace").decode() != text:
         raise UserError(f"{what} {text!a} is not UTF-8; rename it")
 
@@ -400,19 +336,11 @@ def check_same_data(
     known_address: str | None = None,
     given_address: str | None = None,
 ) -> None:
-    """Make sure that a data set is the one that something was made from.
+    """Raise UserError if two :attr:`Dataset.description` have different fingerprints.
 
-    Args:
-        made: Beginning of the message, e.g. ``"d.safetensors was distilled from"``.
-        known: Description of the data set that it was made from, as :attr:`Dataset.description`
-            is.
-        given: Description of the data set given. The names of the two may differ.
-        known_address: Address of the first. Default: its name.
-        given_address: Address of the second. Default: its name.
-
-    Raises:
-        UserError: It is another one. The message names classes and shape where these differ, and
-            fingerprints where they do not.
+    ``made`` starts the message, e.g. ``"d.safetensors was distilled from"``. The message shows
+    classes and shape where these differ, else the fingerprints. Addresses, if given, replace the
+    names.
     """
     if known["fingerprint"] == given["fingerprint"]:
         return
@@ -426,7 +354,7 @@ def check_same_data(
 
 
 def _told(side: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Describe classes and shape; of the classes, first those that the other lacks."""
+    """Describe classes and shape for a message; classes missing on the other side come first."""
     names = sorted(side["class_names"], key=other["class_names"].__contains__)
     shown = [*names[:_NAMES_SHOWN], "..."] if len(names) > _NAMES_SHOWN else names
     return f"{len(names)} classes ({', '.join(shown)}) of images {side['shape']}"

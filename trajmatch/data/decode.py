@@ -1,4 +1,4 @@
-"""Pictures as arrays: decoded with Pillow in a few threads, checked, resized where asked for."""
+"""Image files as arrays: decoding with Pillow in a thread pool, checks, resizing."""
 
 from __future__ import annotations
 
@@ -29,31 +29,28 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _GREY = ("1", "L", "LA")
-# Sixteen bits or more, or floating point, in one channel.
+# Pillow modes with one channel of 16 bits or more, or floating point.
 _DEEP = ("I", "F")
-# Losses of an image by default, as in torchvision.
+# Warnings about information that the defaults (torchvision's) drop.
 _TURNED = "are not upright, by their EXIF data, and are left so; ?exif=turn turns them"
 _TRANSPARENT = "are transparent in places, where the colour below shows; ?alpha=white covers it"
 _DEEPER = "have values above 255, which become 255; ?bits=scale takes the upper 8 of 16 bits"
-_ORIENTATION = 0x0112  # tag of EXIF
-# Pillow refuses to decode more, twice its Image.MAX_IMAGE_PIXELS.
+_ORIENTATION = 0x0112  # EXIF tag
+# Pillow's limit for decoding: twice its Image.MAX_IMAGE_PIXELS.
 _MOST_PIXELS = 178_956_970
-# All that Pillow raises for files that are damaged or of another kind; a decompression bomb is one
-# more, but can only be named where Pillow is imported.
+# Exceptions of Pillow for damaged or unknown files. DecompressionBombError is added where Pillow is
+# imported.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
-# Decoding releases Python's lock; beyond a few threads the copies between them take over.
+# Decoding releases the GIL; with more threads, copying becomes the bottleneck.
 _THREADS = 8
-# Pictures that the threads know of at a time: there can be millions, and each takes some memory.
+# Pictures queued at a time: there can be millions, and each future takes memory.
 _AT_ONCE = 4096
 
 
 class Picture(NamedTuple):
-    """A picture that is still to be decoded, and the class of what it shows.
+    """Image that is not decoded yet, with its class index as label.
 
-    Attributes:
-        label: Index of the class.
-        source: The file; or a function that returns the file, its bytes, or an image of Pillow.
-        name: Name of the picture, for messages; empty takes the file.
+    The source is a path, or a function that returns a path, encoded bytes or a Pillow image.
     """
 
     label: int
@@ -61,7 +58,6 @@ class Picture(NamedTuple):
     name: str = ""
 
     def __str__(self) -> str:
-        """Return the name for messages."""
         return self.name or str(self.source)
 
 
@@ -74,26 +70,12 @@ def load_pictures(
     fraction: float | None = None,
     known: KnownSet | None = None,
 ) -> Dataset:
-    """Make a data set of pictures.
+    """Decode training pictures, and test pictures if given, into a data set.
 
-    Without ``size`` all must be square and of one size. The set is grey where all of them are, else
-    RGB.
-
-    Args:
-        what: Name of the data set, for messages.
-        name: Name of the data set.
-        parts: Training and test pictures; if there are no test pictures, a part of each class of
-            the training pictures is set aside.
-        class_names: In the order of the labels.
-        options: How pictures are decoded.
-        fraction: Part of each class to set aside.
-        known: Makes a set RGB whatever the pictures are, with the size and statistics of a table.
-
-    Returns:
-        The data set.
-
-    Raises:
-        UserError: A picture cannot be used, or they do not fit into the memory.
+    The set is grey if all pictures are grey, else RGB. Without ``size`` all must be square and of
+    one size. Without test pictures, ``fraction`` of each class becomes the test set. A known set is
+    always RGB, with its own size and published statistics. Raises UserError if a picture cannot be
+    used or memory is short; ``what`` names the set in messages.
     """
     if len(parts) == 1:
         labels = torch.tensor([picture.label for picture in parts[0]])
@@ -114,7 +96,7 @@ def load_pictures(
 
 
 def is_image(path: Path) -> bool:
-    """True for a file with the ending of an image, or whose head is that of one."""
+    """Return True if a file has an image's suffix or header."""
     from PIL import Image, UnidentifiedImageError
 
     if path.suffix.lower() in Image.registered_extensions():
@@ -124,33 +106,22 @@ def is_image(path: Path) -> bool:
             return True
     except UnidentifiedImageError:
         return False
-    except Exception:  # it is one, or cannot be read: whoever decodes it says so
+    except Exception:  # an image, or unreadable: decoding reports the error
         return True
 
 
 def to_array(
     what: str, image: Image, shape: tuple[int, int, int], options: ImageOptions, lost: list[str]
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Convert an image to an array of one size.
+    """Convert a Pillow image to a uint8 array of ``shape`` ``(C, S, S)``, RGB or grey.
 
-    The shorter side is resized to the side wanted (bilinear, with the area of a pixel that shrinks
-    taken into account) and the middle is cut out, as torchvision's ``Resize`` and ``CenterCrop``
-    do. By default EXIF orientation, transparency and more than 8 bits are treated as torchvision's
-    image loader treats them.
-
-    Args:
-        what: Name of the image, for messages.
-        image: The image.
-        shape: ``(C, S, S)``, with 3 channels for RGB and 1 for grey.
-        options: ``exif``, ``alpha``, ``bits`` and ``large`` count.
-        lost: Gets an entry for each thing that the file says and the result does not show.
-
-    Returns:
-        ``[C, S, S]``, uint8.
+    The shorter side is resized (bilinear with antialiasing) and the centre is cropped, as
+    torchvision's ``Resize`` and ``CenterCrop`` do. The default options treat EXIF, alpha and more
+    than 8 bits as torchvision's image loader does. A message is appended to ``lost`` for each kind
+    of information dropped.
 
     Raises:
-        UserError: It has floating-point numbers that are to be scaled, or is too long to be
-            resized.
+        UserError: Floating-point pixels should be scaled, or the image is too long to be resized.
     """
     from PIL import Image, ImageOps
 
@@ -181,7 +152,7 @@ def to_array(
 
 
 def _shape(pictures: Sequence[Picture], options: ImageOptions) -> tuple[int, int, int]:
-    """Find the shape of all images ``(C, S, S)`` from the heads of their files."""
+    """Find the common shape ``(C, S, S)`` from the file headers."""
     size, channels = options.size or 0, 1
     heads = zip(pictures, _map(_head, pictures), strict=True)
     for picture, (width, height, coloured) in heads:
@@ -204,7 +175,7 @@ def _decode(
     options: ImageOptions,
     lost: list[str],
 ) -> tuple[Tensor, Tensor]:
-    """Images ``[N, C, S, S]``, uint8, and labels ``[N]`` of pictures."""
+    """Decode pictures to images ``[N, C, S, S]``, uint8, and labels ``[N]``."""
     what = f"{len(pictures)} images of {shape[1]} x {shape[2]} pixels"
     needed = len(pictures) * math.prod(shape)
     check_memory(what, needed, "choose a smaller ?size= or fewer ?classes=")
@@ -221,7 +192,7 @@ def _decode(
 
 
 def _head(picture: Picture) -> tuple[int, int, bool]:
-    """Width and height, and True if there is more than one channel (as in a palette)."""
+    """Return width, height, and True if the image is not grey."""
     with _opened(picture) as image:
         grey = image.mode in _GREY or image.mode.startswith(_DEEP)
         return *image.size, not grey
@@ -229,7 +200,7 @@ def _head(picture: Picture) -> tuple[int, int, bool]:
 
 @contextmanager
 def _opened(picture: Picture) -> Iterator[Image]:
-    """Open a picture; of a file only the head is read until more is asked for."""
+    """Open a picture lazily: for a file, only the header is read until pixels are needed."""
     from PIL import Image
 
     try:
@@ -251,7 +222,7 @@ def _opened(picture: Picture) -> Iterator[Image]:
 
 @contextmanager
 def _limits(options: ImageOptions) -> Iterator[None]:
-    """Let Pillow read large images inside the block: silently up to its limit, or all of them."""
+    """Silence Pillow's warnings about large images and EXIF; ``large=allow`` lifts its limit."""
     from PIL import Image
 
     most = Image.MAX_IMAGE_PIXELS
@@ -266,8 +237,8 @@ def _limits(options: ImageOptions) -> Iterator[None]:
 
 
 def _orientation(image: Image) -> int:
-    """Orientation of EXIF, 1 to 8; 1 is upright, and 0 for none or one that cannot be read."""
-    # Pillow would decode the whole of a PNG file in search of more.
+    """Return the EXIF orientation, 1 (upright) to 8; 0 if it is missing or unreadable."""
+    # For other PNG files, getexif() would decode the whole file to search for EXIF data.
     if "exif" in image.info or image.format == "TIFF":
         with suppress(*_UNREADABLE):
             found = image.getexif().get(_ORIENTATION, 0)
@@ -276,7 +247,7 @@ def _orientation(image: Image) -> int:
 
 
 def _eight_bits(what: str, image: Image, options: ImageOptions, lost: list[str]) -> Image:
-    """Convert an image of more than 8 bits a channel to grey."""
+    """Convert an image with more than 8 bits per channel to 8-bit grey."""
     from PIL import Image
 
     values = np.asarray(image)
@@ -292,7 +263,7 @@ def _eight_bits(what: str, image: Image, options: ImageOptions, lost: list[str])
 
 
 def _opaque(image: Image, options: ImageOptions, lost: list[str]) -> Image:
-    """Remove the alpha channel of an image, which may say nothing."""
+    """Remove the alpha channel: drop it or blend with a background, by ``options.alpha``."""
     from PIL import Image
 
     image = image.convert("RGBA")
@@ -306,7 +277,7 @@ def _opaque(image: Image, options: ImageOptions, lost: list[str]) -> Image:
 
 
 def _map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """Results in order; the first failure in that order ends it, and drops what has not begun."""
+    """Map in threads and yield in order; the first failure cancels the items not started."""
     pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
     try:
         for start in range(0, len(items), _AT_ONCE):

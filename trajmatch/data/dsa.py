@@ -1,17 +1,16 @@
 """DSA, the random differentiable augmentation of experts, students and evaluation.
 
-For every batch one of the groups of the strategy is drawn, all with the same probability; each
-image of the batch then gets parameters of its own:
+Each batch gets one group, drawn uniformly from the strategy, and each image its own parameters:
 
 - ``color``: brightness in [-0.5, 0.5], then saturation in [0, 2], then contrast in [0.5, 1.5];
-- ``crop``: a shift of up to an eighth of the size in each direction, with zeros coming in;
-- ``cutout``: a square of half the size, centred anywhere, becomes 0;
-- ``flip``: left and right exchanged with probability 1/2;
-- ``scale``: both axes, independently, by a factor in [1/1.2, 1.2];
-- ``rotate``: an angle in [-15, 15] degrees.
+- ``crop``: shift by up to 1/8 of the size in each direction, zero padded;
+- ``cutout``: a square of half the size, centred anywhere, set to 0;
+- ``flip``: horizontal flip with probability 1/2;
+- ``scale``: each axis independently by a factor in [1/1.2, 1.2];
+- ``rotate``: angle in [-15, 15] degrees.
 
 Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation" (ICML 2021),
-in the mode and with the constants that MTT uses. Whole pixels are rounded half up, as there.
+with MTT's mode and constants. Pixel counts are rounded half up, as in MTT.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from trajmatch.ops import dsa_parameters
 from trajmatch.random import generator as named_generator
 from trajmatch.schema import setting
 
-_HALF, _EIGHTH = 0.5, 0.125  # of the size: side of the square, and largest shift
+_HALF, _EIGHTH = 0.5, 0.125  # relative to the image size: cutout side, largest crop shift
 _FLIP = 0.5  # probability
 _ROTATE = math.radians(15)
-# Ranges of the groups whose parameters are any numbers.
+# Ranges of the groups with real-valued parameters.
 _RANGES = {
     "color": ((-0.5, 0.5), (0.0, 2.0), (0.5, 1.5)),
     "scale": ((1 / 1.2, 1.2), (1 / 1.2, 1.2)),
@@ -42,15 +41,11 @@ _GROUPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 @dataclass(frozen=True)
 class DSA:
-    """A strategy: the groups of which one is drawn per batch.
+    """Augmentation strategy, from which one group is drawn per batch.
 
     Attributes:
-        spec: Groups joined with underscores, from ``color``, ``crop``, ``cutout``, ``flip``,
-            ``scale`` and ``rotate``; or ``none`` for no augmentation. Which group a seed gives
-            depends on the order.
-
-    Raises:
-        UserError: A group is unknown or named twice.
+        spec: Groups joined with underscores, or ``none``. The group drawn for a seed depends on
+            their order. An unknown or repeated group raises UserError.
 
     Example:
         >>> augment = DSA("flip_crop").replay(seed=0)
@@ -60,7 +55,6 @@ class DSA:
     spec: str = "_".join(_GROUPS)
 
     def __post_init__(self) -> None:
-        """Check the groups."""
         setting(self.spec, str, "the DSA strategy")
         if not set(self._groups) <= set(_GROUPS) or len(set(self._groups)) < len(self._groups):
             raise UserError(
@@ -73,43 +67,29 @@ class DSA:
         return [] if self.spec == "none" else self.spec.split("_")
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Augment a batch.
+        """Augment a batch ``[B, C, H, W]``, float32 or float64, on any device.
 
-        Args:
-            images: ``[B, C, H, W]``, float32 or float64, on any device.
-            generator: Where the random numbers come from; a CPU generator.
-
-        Returns:
-            ``[B, C, H, W]``, dtype and device of ``images``. Differentiable (twice) in ``images``.
-            With the strategy ``none`` it is ``images`` itself.
+        The result keeps dtype and device and is twice differentiable in ``images``. Strategy
+        ``none`` returns ``images`` itself. ``generator`` must be a CPU generator.
 
         Raises:
             ValueError: ``images`` has another number of dimensions.
-            TypeError: ``images`` is neither float32 nor float64.
+            TypeError: ``images`` has another dtype.
         """
         if not self._groups:
             return images
         height, width = images.shape[-2:]
         rows = self.draw(len(images), height, width, generator)
-        if images.is_cuda:  # the host does not wait for what runs there
+        if images.is_cuda:  # pinned memory lets the copy run without a synchronisation
             rows = rows.pin_memory()
         return ops.dsa(images, rows.to(images.device, non_blocking=images.is_cuda))
 
     def draw(self, count: int, height: int, width: int, generator: Generator) -> Tensor:
-        """Draw a group and its parameters, to be applied to any images of that size.
+        """Draw a group and parameters for ``count`` images: rows for :func:`trajmatch.ops.dsa`.
 
-        The numbers are drawn as float32 on the CPU whatever the images are, so that a seed means
-        the same transformation in every dtype and on every device.
-
-        Args:
-            count: Number of images ``B``.
-            height: Height of the images in pixels.
-            width: Their width.
-            generator: A CPU generator.
-
-        Returns:
-            Rows for :func:`trajmatch.ops.dsa`. ``[B, 5]``, float64, on the CPU. Those of the
-            strategy ``none`` leave the images as they are.
+        Rows are ``[B, 5]``, float64, on the CPU; with ``none`` they change nothing. Numbers are
+        drawn in float32 on the CPU, so a seed gives the same transformation for every dtype and
+        device.
         """
         groups = self._groups
         if not groups:
@@ -126,7 +106,7 @@ class DSA:
             return dsa_parameters.crop(integers(-rows, rows), integers(-columns, columns))
         if group == "cutout":
             rows, columns = _round(_HALF * height), _round(_HALF * width)
-            # A square of even side has its centre on a corner between pixels: one place more.
+            # An even square is centred on a pixel corner, so it has one more position.
             y, x = integers(0, height - rows % 2), integers(0, width - columns % 2)
             return dsa_parameters.cutout(y - rows // 2, x - columns // 2, rows, columns)
         drawn = (
@@ -136,52 +116,30 @@ class DSA:
         return getattr(dsa_parameters, group)(*drawn)
 
     def replay(self, seed: int) -> Replay:
-        """Return an augmentation that depends on the step alone, as ``ops.unroll`` wants it.
+        """Return ``augment(images, step)``, whose transformation depends only on seed and step.
 
-        Args:
-            seed: Chooses the sequence of transformations.
-
-        Returns:
-            ``augment(images, step)``: augments as a call does, and in the same way each time it is
-            given the same step and number of images.
+        It repeats exactly for the same image size and number of images; ``ops.unroll`` takes this
+        form.
         """
         return Replay(self, seed)
 
 
 @dataclass(frozen=True)
 class Replay:
-    """DSA as a function of the step; made by :meth:`DSA.replay`.
-
-    :func:`trajmatch.ops.unroll` augments by it inside of its own loop
-    (:class:`trajmatch.ops.DsaReplay`).
-
-    Attributes:
-        dsa: The strategy.
-        seed: Chooses the sequence of transformations.
-    """
+    """DSA as a function of the step; :func:`trajmatch.ops.unroll` applies it in its own loop."""
 
     dsa: DSA
     seed: int
 
     def __call__(self, images: Tensor, step: int) -> Tensor:
-        """Augment a batch as :meth:`DSA.__call__` does; ``step`` says which transformation."""
+        """Augment a batch as :meth:`DSA.__call__`, with the transformation of ``step``."""
         return self.dsa(images, named_generator(self.seed, "dsa", step))
 
     def dsa_parameters(self, step: int, count: int, height: int, width: int) -> Tensor:
-        """Return what a call with that step does to images of that size.
-
-        Args:
-            step: Which transformation.
-            count: Number of images ``B``.
-            height: Height of the images in pixels.
-            width: Their width.
-
-        Returns:
-            Rows for :func:`trajmatch.ops.dsa`. ``[B, 5]``, float64, on the CPU.
-        """
+        """Return the rows ``[B, 5]`` for :func:`trajmatch.ops.dsa` of a step."""
         return self.dsa.draw(count, height, width, named_generator(self.seed, "dsa", step))
 
 
 def _round(pixels: float) -> int:
-    """Round half up, where Python's own ``round`` goes to the even neighbour."""
+    """Round half up; Python's ``round`` rounds half to even."""
     return math.floor(pixels + 0.5)

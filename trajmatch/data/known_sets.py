@@ -1,4 +1,4 @@
-"""Data sets that are known by name, from ``known_sets.toml``, which explains the fields."""
+"""Known data sets, read from ``known_sets.toml``, which explains the fields."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trajmatch.errors import UserError
 
 
 class Binary(msgspec.Struct, frozen=True):
-    """The official binary version of CIFAR."""
+    """Files of the official binary version of CIFAR."""
 
     folder: str
     train: tuple[str, ...]
@@ -19,7 +19,7 @@ class Binary(msgspec.Struct, frozen=True):
 
 
 class KnownSet(msgspec.Struct, frozen=True, kw_only=True):
-    """One table of the file."""
+    """One table of ``known_sets.toml``."""
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -32,7 +32,7 @@ class KnownSet(msgspec.Struct, frozen=True, kw_only=True):
     subsets: dict[str, dict[str, str]] = {}
 
 
-#: By name.
+#: Known sets by name.
 KNOWN_SETS = msgspec.toml.decode(
     resources.files("trajmatch.data").joinpath("known_sets.toml").read_bytes(),
     type=dict[str, KnownSet],
@@ -42,18 +42,10 @@ KNOWN_SETS = msgspec.toml.decode(
 def published_statistics(
     name: str, channels: int, instead: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Look up the constants by which the papers' programs normalise a data set.
+    """Return ``(mean, std)`` per channel, for pixels in 0..1, as used in the papers' code.
 
-    Args:
-        name: Name of the data set, perhaps with options.
-        channels: Channels of its images.
-        instead: Remedy where there are none, for the message.
-
-    Returns:
-        ``(mean, std)``, one number per channel each, for pixels from 0 to 1.
-
-    Raises:
-        UserError: There are none for this set.
+    Options in ``name`` are ignored. Raises UserError, with the advice ``instead``, if there are
+    none.
     """
     found = KNOWN_SETS.get(name.partition("?")[0])
     if found is None or len(found.mean) != channels:

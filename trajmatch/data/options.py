@@ -1,7 +1,6 @@
-"""Options behind the path in the address of a data set: ``?classes=cat,dog&size=64``.
+"""Options in the address of a data set: ``?classes=cat,dog&size=64``.
 
-Each type has some options as its fields. A reader takes the options of one type, which may inherit
-from several.
+Each class holds some options as fields; a reader takes one class, which may inherit from several.
 """
 
 from __future__ import annotations
@@ -22,10 +21,9 @@ class Options:
     """Options of every source.
 
     Attributes:
-        classes: Names of the classes wanted, or their numbers; empty: all.
-        statistics: ``"published"`` normalises by the constants of the papers' programs,
-            ``"pixels"`` by the mean and deviation of the training images; None leaves it to the
-            set: the constants for ImageNet's, else the pixels'.
+        classes: Names or numbers of the classes to keep; empty keeps all.
+        statistics: Normalise by the papers' constants or by the training images; None uses the
+            constants for the ImageNet sets, else the training images.
     """
 
     classes: tuple[str, ...] = ()
@@ -34,20 +32,14 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class PartOptions(Options):
-    """Options of sets whose parts have names.
-
-    Attributes:
-        train: Name of the part of the training images.
-        test: Name of the part of the test images; or, where there is none, the fraction of each
-            class to set aside as test images.
-    """
+    """Options of sets with named parts; ``test`` may also be the test fraction of each class."""
 
     train: str | None = None
     test: str | None = None
 
     @property
     def fraction(self) -> float | None:
-        """Fraction of each class to set aside as test images; None if none is given."""
+        """Test fraction of each class, or None if ``test`` is not a number."""
         try:
             fraction = float(self.test or "")
         except ValueError:
@@ -62,29 +54,21 @@ class PartOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayOptions(PartOptions):
-    """Options of sets of named arrays.
-
-    Attributes:
-        targets: ``NAME`` of the arrays ``train_NAME`` and ``test_NAME`` with the targets, where
-            networks are to regress them instead of to classify; None: there are none.
-    """
+    """Options of array sets; ``targets=NAME`` reads ``train_NAME`` and ``test_NAME``."""
 
     targets: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(Options):
-    """Options of sets of image files.
+    """Options of sets of image files; ``exif``, ``alpha``, ``bits`` default to torchvision's way.
 
     Attributes:
-        size: Height and width to resize to, in pixels; None: as the files are.
-        exif: ``"turn"`` turns photographs as their EXIF data says; ``"ignore"`` is the default of
-            torchvision, as that of the next two.
-        alpha: ``"white"`` or ``"black"`` puts transparent images on that background, ``"drop"``
-            leaves the alpha channel out.
-        bits: ``"scale"`` takes the upper 8 of 16 bits of grey images, ``"clip"`` cuts values above
-            255.
-        large: ``"allow"`` reads images of more than 179 million pixels, which Pillow refuses.
+        size: Height and width after resizing, in pixels; None keeps the file's size.
+        exif: ``"turn"`` applies the EXIF orientation.
+        alpha: ``"white"`` or ``"black"`` background for transparent images; ``"drop"`` drops alpha.
+        bits: ``"scale"`` takes the upper 8 of 16 bits of grey images; ``"clip"`` clips at 255.
+        large: ``"allow"`` reads images above Pillow's limit of 179 million pixels.
     """
 
     size: PositiveInt | None = None
@@ -95,20 +79,9 @@ class ImageOptions(Options):
 
 
 def parse(text: str, kind: type[Options], what: str) -> Any:
-    """Read options.
+    """Parse the text after the ``?``; values may be percent-encoded (class names with commas).
 
-    Values may be percent-encoded, for class names with a comma or an ampersand.
-
-    Args:
-        text: What stands behind the ``?``.
-        kind: The options that the source takes.
-        what: Name of the source, for messages.
-
-    Returns:
-        The options.
-
-    Raises:
-        UserError: An option is unknown, given twice, or its value cannot be used.
+    Raises UserError, in which ``what`` names the source, for unknown, repeated or invalid options.
     """
     known = get_type_hints(kind, include_extras=True)
     values: dict[str, Any] = {}
@@ -128,15 +101,7 @@ def parse(text: str, kind: type[Options], what: str) -> Any:
 
 
 def nearest(given: str, known: Sequence[str]) -> str:
-    """List what someone who wrote ``given`` may have meant, for a message.
-
-    Args:
-        given: What came.
-        known: What there is.
-
-    Returns:
-        The names most like it, or the first ones where none is like it.
-    """
+    """Return a hint for a message: the known names closest to ``given``, else the first ten."""
     folded = {name.casefold(): name for name in reversed(known)}
     close = difflib.get_close_matches(given.casefold(), folded, n=3, cutoff=0.6)
     if close:
@@ -148,22 +113,13 @@ def nearest(given: str, known: Sequence[str]) -> str:
 def choose_classes(
     what: str, names: Sequence[str], wanted: Sequence[str], others: Sequence[str] = ()
 ) -> list[int]:
-    """Find classes by name or number.
+    """Return the labels of the ``wanted`` classes, in that order; all if ``wanted`` is empty.
 
-    Args:
-        what: Name of the data set, for messages.
-        names: Names of all classes, in the order of the labels.
-        wanted: Names, or numbers where no class has such a name; empty: all.
-        others: Second names of all classes, such as the identifiers of WordNet.
-
-    Returns:
-        Their labels, in the order wanted.
-
-    Raises:
-        UserError: There is no such class, or one is given twice.
+    A class is given by name, else by its alternative name in ``others`` (e.g. WordNet id), else by
+    number. Raises UserError if one is unknown or repeated.
     """
     labels = {str(label): label for label in range(len(names))}
-    for each in (others, names):  # a name counts before a second name, and this before a number
+    for each in (others, names):  # precedence: name, alternative name, number
         labels |= {composed(name): label for label, name in reversed([*enumerate(each)])}
     chosen: list[int] = []
     for name in map(composed, wanted):
@@ -179,5 +135,5 @@ def choose_classes(
 
 
 def composed(name: str) -> str:
-    """Return a name in the form NFC, in which names are compared: macOS decomposes accents."""
+    """Return a name in Unicode form NFC for comparisons; macOS decomposes accents."""
     return unicodedata.normalize("NFC", name)

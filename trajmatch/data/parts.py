@@ -1,4 +1,4 @@
-"""The parts of a data set, training and test images, by their usual names."""
+"""Training and test parts of a data set, found by their usual names or drawn at random."""
 
 from __future__ import annotations
 
@@ -12,30 +12,21 @@ from trajmatch.data.options import PartOptions, composed, nearest
 from trajmatch.errors import UserError
 from trajmatch.random import generator
 
-#: Part of each class that becomes the test set where there is none and nothing else is said.
+#: Default test fraction of each class, for sets without a test part.
 TEST_FRACTION = 0.25
 
 TRAIN = ("train", "training")
-#: In the order of preference.
+#: Usual names of the test part, in order of preference.
 TEST = ("test", "testing", "validation", "valid", "val")
 
 
 def find_parts(
     what: str, present: Sequence[str], options: PartOptions
 ) -> tuple[str | None, str | None]:
-    """Choose the parts of the training and of the test images, in any case.
+    """Return the names of the training and test parts; None for a missing part.
 
-    Args:
-        what: Name of the data set, for messages.
-        present: Names of all parts.
-        options: ``train`` and ``test`` count.
-
-    Returns:
-        Names of the two; None for a part that is not there.
-
-    Raises:
-        UserError: A part that the options name is not there, or there are test images beside the
-            fraction that the options ask for.
+    Names match case-insensitively. Raises UserError if a part named in ``options`` does not exist,
+    or if the options ask for a test fraction although there is a test part.
     """
     fraction = options.fraction
     train = _part(what, present, "train", options.train, TRAIN)
@@ -49,13 +40,7 @@ def find_parts(
 
 
 def say_left_out(what: str, names: Iterable[str], options: PartOptions) -> None:
-    """Warn of parts that are not read, if there are any and the options do not choose.
-
-    Args:
-        what: Name of the data set.
-        names: Their names.
-        options: ``train`` and ``test`` count.
-    """
+    """Warn about parts that are not read, unless the options choose the parts."""
     chosen = options.train or (options.test and options.fraction is None)
     if not chosen and (listed := ", ".join(map(repr, names))):
         warnings.warn(
@@ -68,22 +53,10 @@ def say_left_out(what: str, names: Iterable[str], options: PartOptions) -> None:
 def split_parts(
     what: str, labels: Tensor, names: Sequence[str], fraction: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Set a part of each class aside as test images, always the same ones, and say so.
+    """Draw a fixed test set: ``fraction`` of every class, by default a quarter with a warning.
 
-    Each class has an image on both sides at least.
-
-    Args:
-        what: Name of the data set, for messages.
-        labels: ``[N]``, int64.
-        names: Names of the classes.
-        fraction: Part of each class to set aside, between 0 and 1; None takes
-            :data:`TEST_FRACTION`, with a warning.
-
-    Returns:
-        ``(train, test)``: indices into ``labels``, int64, each in ascending order.
-
-    Raises:
-        UserError: A class has a single image.
+    Returns ``(train, test)``, ascending int64 indices into ``labels [N]``. Every class has at least
+    one image on both sides; a class with a single image raises UserError.
     """
     part = TEST_FRACTION if fraction is None else fraction
     told = f"{what} has no test images, and to take {part:g} of the others"
@@ -101,20 +74,9 @@ def split_parts(
 def split_holdout(
     labels: Tensor, names: Sequence[str], fraction: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Draw the same fraction of every class at random.
+    """Draw ``fraction`` of every class at random; return indices ``(kept, held_out)``, ascending.
 
-    Args:
-        labels: ``[N]``, int64, from 0 to the number of classes less one.
-        names: Names of the classes.
-        fraction: Part of each class to draw, from 0 to below 1, rounded to whole images.
-        seed: Chooses the draw.
-
-    Returns:
-        ``(kept, held_out)``: indices into ``labels``, int64, each in ascending order.
-
-    Raises:
-        UserError: The fraction is out of range, or a class is too small to have an image on both
-            sides.
+    Raises UserError if the fraction is not in [0, 1) or one side of a class would be empty.
     """
     if not 0 <= fraction < 1:
         raise UserError(
@@ -126,11 +88,7 @@ def split_holdout(
 def _draw(
     told: str, labels: Tensor, names: Sequence[str], part: float, seed: int, stream: str, least: int
 ) -> tuple[Tensor, Tensor]:
-    """Indices of what stays and of what is drawn, in ascending order.
-
-    Each class has a random stream of its own, so what is drawn from one does not depend on the
-    others. At least ``least`` images of a class are drawn, and stay.
-    """
+    """Return ascending indices of kept and drawn images, each at least ``least`` per class."""
     drawn = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
         members = torch.nonzero(labels == label).flatten()
@@ -141,6 +99,7 @@ def _draw(
                 "aside; each class needs an image on both sides: choose another fraction, add "
                 "images, or leave the class out"
             )
+        # One random stream per class: the draw does not depend on the other classes.
         order = torch.randperm(len(members), generator=generator(seed, stream, label))
         drawn[members[order[:count]]] = True
     return torch.nonzero(~drawn).flatten(), torch.nonzero(drawn).flatten()
@@ -149,7 +108,7 @@ def _draw(
 def _part(
     what: str, present: Sequence[str], option: str, given: str | None, usual: Sequence[str]
 ) -> str | None:
-    """Name of the part that is given, or of the first one with a usual name."""
+    """Return the given part, else the first part with a usual name, else None."""
     names = {composed(each).casefold(): each for each in reversed(present)}
     names |= {composed(each): each for each in reversed(present)}
     for name in map(composed, usual if given is None else (given,)):

@@ -1,8 +1,4 @@
-"""The map between pixels and network inputs, in one object that experts, students and tests share.
-
-It is per-channel normalisation, or ZCA whitening (:mod:`trajmatch.data.zca`). Stores of experts and
-distilled files describe it as JSON and, for the matrix of ZCA, as tensors.
-"""
+"""The map between pixels and network inputs: channel normalisation or ZCA."""
 
 from __future__ import annotations
 
@@ -19,54 +15,38 @@ from trajmatch.errors import UserError
 
 
 class Preprocessing(Protocol):
-    """A map from pixels to network inputs, and back."""
+    """Invertible map from pixels to network inputs, recorded as JSON plus, for ZCA, tensors."""
 
     def apply(self, images: Tensor) -> Tensor:
-        """Turn pixels into network inputs.
+        """Convert pixels ``[N, C, S, S]`` to float32 network inputs in new memory.
 
-        Args:
-            images: ``[N, C, S, S]``, uint8 from 0 to 255 or floating point from 0 to 1 (a learned
-                image may leave that range), on the device of this object.
-
-        Returns:
-            ``[N, C, S, S]``, float32, a tensor of its own.
+        Pixels are uint8 (0..255) or floating point (0..1; learned images may exceed that range) and
+        on this object's device.
         """
 
     def invert(self, images: Tensor) -> Tensor:
-        """Turn network inputs into pixels, not clipped: learned images leave the real range.
-
-        Args:
-            images: ``[N, C, S, S]``, floating point, on the device of this object.
-
-        Returns:
-            ``[N, C, S, S]``, real images from 0 to 1, dtype of ``images``.
-        """
+        """Convert network inputs to pixels in 0..1, same dtype; not clipped, see :meth:`apply`."""
 
     def to(self, device: str | torch.device) -> Self:
-        """Return the same on a device: on a GPU, numbers from the host make it wait for the GPU."""
+        """Return a copy for a device; constants on the CPU would force a GPU synchronisation."""
 
     def spec(self) -> dict[str, Any]:
-        """Return the description for JSON."""
+        """Return a JSON description."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that the description needs, by name."""
+        """Return the tensors that belong to the description, by name."""
         return {}
 
     def staged(self, images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Split :meth:`apply` into what is done once and what is done for each batch.
+        """Split :meth:`apply` into work done once and cheap work per batch.
 
-        Args:
-            images: ``[N, C, S, S]``, uint8, on any device.
-
-        Returns:
-            ``(kept, finish)``, with ``finish(kept[batch])`` the network inputs of a batch. What is
-            cheap is left to the batches, and the pixels stay uint8; whitening, a product with a
-            large matrix, is done here.
+        Returns ``(kept, finish)``; ``finish(kept[batch])`` gives the network inputs. Normalisation
+        keeps uint8 pixels and runs per batch; ZCA, a large matrix product, runs once.
         """
         return images, self.to(images.device).apply
 
     def same_as(self, other: Preprocessing) -> bool:
-        """True if the other maps to the very same values."""
+        """Return True if the other map has the same spec and equal tensors."""
         mine, theirs = self.tensors(), other.tensors()
         return self.spec() == other.spec() and all(
             torch.equal(tensor, theirs[name].to(tensor.device)) for name, tensor in mine.items()
@@ -75,32 +55,25 @@ class Preprocessing(Protocol):
 
 @dataclass(frozen=True)
 class ChannelNormalisation(Preprocessing):
-    """``(x - mean) / std``, channel by channel, of pixels from 0 to 1.
-
-    Attributes:
-        mean: One number per channel.
-        std: One number per channel, not 0.
-        device: Where the images are.
-    """
+    """Channel normalisation ``(x - mean) / std`` of pixels in 0..1, one number per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     device: str | torch.device = "cpu"
 
     def apply(self, images: Tensor) -> Tensor:
-        """Turn pixels into network inputs; see :meth:`Preprocessing.apply`."""
+        """Convert pixels to network inputs."""
         self._check_channels(images)
         shift, scale = self._constants
         return unit(images).sub_(shift).div_(scale)
 
     def invert(self, images: Tensor) -> Tensor:
-        """Turn network inputs into pixels; see :meth:`Preprocessing.invert`."""
+        """Convert network inputs to pixels."""
         self._check_channels(images)
         mean, std = self._columns(images.dtype, images.device)
         return torch.addcmul(mean, images, std)
 
     def _check_channels(self, images: Tensor) -> None:
-        """Raise ValueError for images that have another number of channels."""
         if images.shape[-3] != len(self.mean):
             raise ValueError(
                 f"expected mean and std to have {images.shape[-3]} numbers, one for each channel, "
@@ -108,11 +81,11 @@ class ChannelNormalisation(Preprocessing):
             )
 
     def to(self, device: str | torch.device) -> ChannelNormalisation:
-        """Return the same on a device."""
+        """Return a copy on a device."""
         return ChannelNormalisation(self.mean, self.std, device)
 
     def spec(self) -> dict[str, Any]:
-        """``mean`` and ``std``, one number per channel each."""
+        """Return ``mean`` and ``std`` as lists."""
         return {"mean": list(self.mean), "std": list(self.std)}
 
     @cached_property
@@ -120,22 +93,15 @@ class ChannelNormalisation(Preprocessing):
         return self._columns(torch.float32, self.device)
 
     def _columns(self, dtype: torch.dtype, device: str | torch.device) -> tuple[Tensor, Tensor]:
-        """``mean`` and ``std``, ``[C, 1, 1]`` each."""
         mean, std = torch.tensor([self.mean, self.std], dtype=dtype, device=device)[..., None, None]
         return mean, std
 
 
 def unit(images: Tensor) -> Tensor:
-    """Return pixels as numbers from 0 to 1.
-
-    Args:
-        images: uint8, or floating point from 0 to 1 already.
-
-    Returns:
-        float32, in memory of its own.
+    """Return uint8 or floating-point pixels as float32 in 0..1, in new memory.
 
     Raises:
-        TypeError: ``images`` is of another dtype.
+        TypeError: ``images`` has another dtype.
     """
     if images.dtype == torch.uint8:
         return images.to(torch.float32).div_(255)
@@ -145,20 +111,13 @@ def unit(images: Tensor) -> Tensor:
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all images and pixels.
+    """Return channel means and population standard deviations of uint8 images, pixels in 0..1.
 
-    The sums are made in integers, so the result is the same whatever the machine and the number of
-    threads.
-
-    Args:
-        images: ``[N, C, H, W]``, uint8, not empty.
-
-    Returns:
-        ``(mean, std)``, each of length ``C``, of the pixels as numbers from 0 to 1. The standard
-        deviation is that of the population (divided by the count, not by the count less one).
+    ``images`` is ``[N, C, H, W]``. Sums are exact integers, so the result does not depend on
+    machine or threads.
 
     Raises:
-        UserError: A channel has one value everywhere, so that nothing can be divided by its spread.
+        UserError: A channel is constant, so its standard deviation is 0.
     """
     count = images.numel() // images.shape[1]
     mean, std = [], []

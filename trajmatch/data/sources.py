@@ -1,4 +1,4 @@
-"""Data sets by address or by name, from the sources of all readers."""
+"""Data sets by address or name, from all readers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from trajmatch.data.reading import readable
 from trajmatch.errors import UserError, closest
 from trajmatch.importing import import_object
 
-#: The data set inside the package, which needs no download: the default wherever none is named.
+#: Name of the shipped data set, the default everywhere.
 SHIPPED = shipped.NAME
 
-#: Folders to search for data sets that are known only by name, separated as in ``PATH``.
+#: Environment variable with the folders to search for data sets, separated as in ``PATH``.
 SEARCH_VARIABLE = "TRAJMATCH_DATA"
 
 _SOURCES: dict[str, Source] = {}
@@ -36,45 +36,38 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
 
     Args:
         uri: One of
-
-            - ``fashion-mnist-mini``: 10,000 + 2,000 images of Fashion-MNIST, part of the package;
+            - ``fashion-mnist-mini`` (the default): 10,000 + 2,000 images of Fashion-MNIST, shipped;
             - ``cifar10:ROOT``, ``cifar100:ROOT``, ``svhn:ROOT``, ``mnist:ROOT``,
-              ``fashion-mnist:ROOT``: the official files, in ROOT or where torchvision puts them
-              under ROOT; ``?download=true`` gets them. Of CIFAR also the binary version, of MNIST
-              and Fashion-MNIST also packed with gzip;
-            - ``torchvision:NAME:ROOT``: any other data set for classification of
-              ``torchvision.datasets``, by the name of its class, such as ``STL10``;
-              ``?download=true``, ``?train=NAME&test=NAME`` (values of its argument ``split``) and
-              ``?size=N``;
-            - ``tiny-imagenet:ROOT``: as its archive unpacks, 64 x 64 pixels;
-            - ``imagenet:ROOT?subset=nette`` (or ``woof``, ``fruit``, ``meow``, ``squawk``,
-              ``yellow``; or ``?classes=`` with WordNet ids): folders ``train/WNID`` and
-              ``val/WNID``, resized to 128 x 128 pixels unless ``size`` says otherwise;
-            - ``imagefolder:PATH``: ``PATH/train/CLASS/*`` and ``PATH/test/CLASS/*`` (or ``val``;
-              ``?train=NAME&test=NAME`` names other folders), or ``PATH/CLASS/*``, of which a
-              quarter (``?test=0.25``) becomes the test set; square images of one size, or
-              ``?size=N``;
+              ``fashion-mnist:ROOT``: the official files, in ROOT or where torchvision puts them;
+              ``?download=true`` downloads them. CIFAR's binary version and gzipped (Fashion-)MNIST
+              work, too;
+            - ``torchvision:NAME:ROOT``: another classification set, by its torchvision class, e.g.
+              ``STL10``; ``?download=true``, ``?train=NAME&test=NAME`` (values of its argument
+              ``split``) and ``?size=N``;
+            - ``tiny-imagenet:ROOT``: the unpacked archive, 64 x 64 pixels;
+            - ``imagenet:ROOT?subset=nette`` (``woof``, ``fruit``, ``meow``, ``squawk``, ``yellow``;
+              or ``?classes=`` with WordNet ids): folders ``train/WNID`` and ``val/WNID``, 128 x 128
+              pixels unless ``size`` is given;
+            - ``imagefolder:PATH``: ``PATH/train/CLASS/*`` and ``PATH/test/CLASS/*`` (or ``val``, or
+              ``?train=NAME&test=NAME``); or ``PATH/CLASS/*``, with a quarter (``?test=0.25``) as
+              test set. Square images of one size, or ``?size=N``;
             - ``npz:FILE``: arrays ``x_train``, ``y_train``, ``x_test``, ``y_test`` (or
-              ``train_images``, ``train_labels``, ``test_images``, ``test_labels``;
-              ``?train=NAME&test=NAME`` takes others), and ``class_names`` if wanted;
-              ``?targets=NAME`` takes ``train_NAME`` and ``test_NAME`` as target vectors;
-            - ``hf:NAME``: a data set of the Hugging Face hub (``pip install trajmatch[hf]``);
-            - ``package.module:function``: a function of the user's that returns a :class:`Dataset`,
-              a mapping of arrays as in an ``.npz`` file, or a tuple of them.
+              ``train_images``, ``train_labels``, ..., or ``?train=NAME&test=NAME``), optionally
+              ``class_names``; ``?targets=NAME`` takes ``train_NAME`` and ``test_NAME`` as targets;
+            - ``hf:NAME``: a Hugging Face data set (``pip install trajmatch[hf]``);
+            - ``package.module:function``: a function that returns a :class:`Dataset`, a mapping of
+              arrays as in an ``.npz`` file, or a tuple of them.
 
-            ``?classes=cat,dog`` or ``?classes=0,3`` behind any of them takes some of the classes,
-            in that order, ``?statistics=published`` normalises by the constants of the papers'
-            programs, and ``exif``, ``alpha``, ``bits`` and ``large`` say how image files are read;
-            several options are joined by ``&``. A set with a fixed name is looked
-            for by that alone where ``TRAJMATCH_DATA`` points: ``cifar10``. None means
-            ``fashion-mnist-mini``.
+            Options, joined by ``&``: ``classes=cat,dog`` or ``classes=0,3`` selects classes in that
+            order; ``statistics=published`` normalises by the papers' constants; ``exif``,
+            ``alpha``, ``bits`` and ``large`` control image decoding. A set with a fixed name
+            (``cifar10``) without a path is searched for in the folders of ``TRAJMATCH_DATA``.
 
     Returns:
-        The data set, checked. Options are part of its name, so that :func:`resolve_uri` finds the
-        same set again.
+        The checked data set. Its name includes the options, so :func:`resolve_uri` finds it again.
 
     Raises:
-        UserError: There is no such source or option, or what it holds cannot be used.
+        UserError: The source or an option is unknown, or the data cannot be used.
     """
     whole = SHIPPED if uri is None else os.fspath(uri)
     check_text("the address of the data set", whole)
@@ -86,6 +79,7 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
         if not address.base:
             raise UserError(f"--data {uri!r} names no data set; give one of {_forms()}")
         raise UserError(f"there is no data source {uri!r}{_meant(address)}; give one of {_forms()}")
+    # No path: look in the folders of TRAJMATCH_DATA, if the set has a fixed name.
     form = _form(address.source, source)
     nothing = whole.partition("?")[0].endswith(":")
     if nothing or (source.path and not address.path):
@@ -107,7 +101,7 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
 
 
 def _source(address: Address) -> Source | None:
-    """The source of an address; of a function that there is not, raise what is wrong with it."""
+    """Return the source of an address, or None; explain a function that cannot be imported."""
     source = _SOURCES.get(address.source)
     if source is not None and (source.path or not address.path):
         return source
@@ -123,7 +117,7 @@ def _source(address: Address) -> Source | None:
 
 
 def _settings(address: Address) -> list[str]:
-    """The options that decide what a data set is, and not only where it comes from."""
+    """Return the options that change the data, which excludes ``download``."""
     return [
         each for each in address.options.split("&") if each and not each.startswith("download=")
     ]
@@ -139,11 +133,11 @@ def _warn_of_untested(dataset: Dataset) -> None:
 
 
 def _normalised_by(dataset: Dataset, statistics: str | None) -> Dataset:
-    """Return the set with published statistics, or with the statistics of its pixels."""
+    """Return the set with published statistics or with those of its training images."""
     published = statistics == "published"
     if statistics is None or published == dataset.published_statistics:
         return dataset
-    if not published:  # the set finds its own
+    if not published:  # empty statistics are recomputed from the images
         return dataclasses.replace(dataset, mean=(), std=(), published_statistics=False)
     instead = "leave out ?statistics=published"
     mean, std = published_statistics(dataset.name, dataset.channels, instead)
@@ -151,18 +145,7 @@ def _normalised_by(dataset: Dataset, statistics: str | None) -> Dataset:
 
 
 def absolute_uri(uri: str | None) -> str | None:
-    """Make the path in an address absolute, so that it is found from another folder.
-
-    Args:
-        uri: As :func:`load_dataset` takes it.
-
-    Returns:
-        The same; what is known by its name alone (a set of ``TRAJMATCH_DATA``, of the hub, a
-        function) as it is.
-
-    Raises:
-        UserError: The path is not UTF-8.
-    """
+    """Make the file path in an address absolute; return addresses without a path unchanged."""
     address = Address.parse(uri or "")
     if not _is_local(address):
         return uri
@@ -172,15 +155,10 @@ def absolute_uri(uri: str | None) -> str | None:
 
 
 def moved_uri(uri: str | None, beside: Path) -> str | None:
-    """Find data that was moved together with a store or file made of it.
+    """Find data that was moved together with ``beside``, a store or file made from it.
 
-    Args:
-        uri: Where the data was.
-        beside: The store or file.
-
-    Returns:
-        The address with the path of the nearest place around ``beside`` that ends as the path given
-        does; that path itself where it exists, and where there is no such place.
+    If the path does not exist, its last components are looked for in the parents of ``beside``,
+    nearest first. Returns ``uri`` unchanged if nothing is found.
     """
     address = Address.parse(uri or "")
     if not _is_local(address) or address.place.exists():
@@ -195,22 +173,15 @@ def moved_uri(uri: str | None, beside: Path) -> str | None:
 
 
 def _is_local(address: Address) -> bool:
-    """True if the path of an address is a place in the file system."""
+    """Return True if the address has a path in the file system."""
     known = address.path and address.source in _SOURCES
     return bool(known) and (address.source != "hf" or address.place.is_dir())
 
 
 def of_recipe(uri: str | None, wanted: str, recipe: str = "") -> str | None:
-    """Complete the address of a data set by the options that a recipe has for that set.
+    """Add the options of a recipe's data set to an address of the same set, unless given there.
 
-    Args:
-        uri: The address given.
-        wanted: Name of the recipe's data set, with its options; empty for any.
-        recipe: Name of the recipe, for the warning that it is for another data set; empty for no
-            warning.
-
-    Returns:
-        The address; with the options of the recipe that it leaves open if it is of that set.
+    Warns if the data differs from ``wanted``, unless ``recipe``, the recipe's name, is empty.
     """
     if not wanted or uri is None:
         return uri
@@ -219,6 +190,7 @@ def of_recipe(uri: str | None, wanted: str, recipe: str = "") -> str | None:
     fixed = not address.path or (source and source.found_in)
     name = address.scheme if fixed else Path(address.path).stem
     if name == expected.scheme:
+        # Options given in the address win over those of the recipe.
         named = {each.partition("=")[0] for each in _settings(address)}
         open_ = [each for each in _settings(expected) if each.partition("=")[0] not in named]
         address = address._replace(options="&".join(filter(None, [address.options, *open_])))
@@ -228,13 +200,7 @@ def of_recipe(uri: str | None, wanted: str, recipe: str = "") -> str | None:
 
 
 def say_other_data(given: str, wanted: str, recipe: str) -> None:
-    """Warn that a recipe is used for another data set than it is made for.
-
-    Args:
-        given: The data set.
-        wanted: That of the recipe.
-        recipe: Name of the recipe.
-    """
+    """Warn that a recipe is used with the data set ``given`` instead of ``wanted``."""
     warnings.warn(
         f"recipe {recipe} is for the data set {wanted}, but the data is {given}: its settings may "
         "not fit, and a published accuracy is not of this data",
@@ -243,7 +209,7 @@ def say_other_data(given: str, wanted: str, recipe: str) -> None:
 
 
 def _meant(address: Address) -> str:
-    """`` (did you mean ADDRESS?)`` by the names of sources or by what is there, or nothing."""
+    """Return `` (did you mean ADDRESS?)`` or an empty string."""
     if meant := closest(address.source.casefold(), _SOURCES):
         return meant
     place = Path(os.path.expanduser(address.base))
@@ -254,25 +220,19 @@ def _meant(address: Address) -> str:
 
 
 def resolve_uri(name: str) -> str | None:
-    """Find a data set that is known only by its name.
+    """Return an address for a data set name such as ``"cifar10?classes=cat,dog"``, or None.
 
-    The shipped set is known; others are looked for in the folders that the environment variable
-    ``TRAJMATCH_DATA`` lists: the known sets, a subfolder of that name with class folders, and an
-    ``.npz`` file of that name. Nothing is read; the fingerprint says if it is the right set.
-
-    Args:
-        name: :attr:`Dataset.name`, e.g. ``"cifar10"`` or ``"cifar10?classes=cat,dog"``.
-
-    Returns:
-        What :func:`load_dataset` takes, or None where there is nothing of that name.
+    The shipped set is always found. Others are searched for in the folders listed in the
+    environment variable ``TRAJMATCH_DATA``: files of known sets, a subfolder of that name with
+    class folders, or ``NAME.npz``. Nothing is loaded; compare the fingerprint.
 
     Raises:
-        UserError: A folder in the list cannot be searched.
+        UserError: A listed folder cannot be read.
     """
     base, _, text = name.partition("?")
     if base == SHIPPED:
         return name
-    if base in ("", "..") or Path(base).name != base:  # a path is no name: look nowhere else
+    if base in ("", "..") or Path(base).name != base:  # a path, not a name
         return None
     for entry in _searched():
         with readable(f"{entry}, listed in {SEARCH_VARIABLE}"):
@@ -282,7 +242,7 @@ def resolve_uri(name: str) -> str | None:
 
 
 def searched_folders() -> str:
-    """List the folders of ``TRAJMATCH_DATA`` for a message."""
+    """Return the folders of ``TRAJMATCH_DATA`` for a message."""
     return ", ".join(_searched()) or "it is empty"
 
 

@@ -1,1 +1,1 @@
-"""Files of other programs: the papers' scripts in and out, and formats that anything can read."""
+"""Import and export: files of the papers' scripts, and common formats."""

@@ -1,4 +1,4 @@
-"""Conversion between the papers' files and ours; the kind of the source decides the direction."""
+"""Conversion between the papers' files and ours, in the direction given by the source."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from trajmatch.lock import locked
 from trajmatch.progress import NoProgress, ProgressLike
 from trajmatch.schema import flag
 
-#: Flags that say what the papers' files do not say of themselves.
+#: Flags for facts that the papers' files lack.
 _ORIGIN = ("data", "recipe", "network", "preprocessing", "mean", "std", "dsa")
 
 
 def convert(config: ConvertConfig, progress: ProgressLike | None = None) -> str:
-    """Convert a source into the other form of it; see :class:`ConvertConfig`.
+    """Convert a source to its other form; see :class:`ConvertConfig`.
 
-    What is written appears as a whole or not at all. Files are read one at a time, and of a file
-    one expert at a time.
+    Output is written as a whole or not at all. Trajectories are read file by file, expert by
+    expert.
 
     Args:
-        config: What to convert, and what its files do not say.
-        progress: Called with the number of files of trajectories that are done.
+        config: The source, the output, and facts that the source files lack.
+        progress: Progress callback, called with the number of trajectory files completed.
 
     Returns:
-        A sentence that says what was made.
+        A summary sentence.
 
     Raises:
-        UserError: The source is none of the four kinds, cannot be used, does not fit what is said
-            of it, or a flag is missing or does not belong to this direction.
+        UserError: The source is of no known kind or invalid, or a flag is missing or does not
+            apply.
     """
     source = config.source
     with readable(str(source)):
@@ -61,7 +61,7 @@ def convert(config: ConvertConfig, progress: ProgressLike | None = None) -> str:
 
 
 def _check_flags(config: ConvertConfig, kind: str, *allowed: str) -> None:
-    """Refuse flags that would be without effect."""
+    """Raise UserError for flags that would have no effect."""
     for name in config.chosen(ConvertConfig):
         if name not in ("source", "out", "quiet", *allowed):
             raise UserError(

@@ -1,4 +1,4 @@
-"""A distilled set as PNG files, arrays, tensors or a data set of Hugging Face."""
+"""Export of a distilled set as PNG files, arrays, tensors or a Hugging Face data set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trajmatch.lock import locked
 
 DESCRIPTION = "distilled.json"
 _CARD = Path(__file__).with_name("card.md")
-#: Attributes of an artifact that are in the description as they are.
+#: Attributes of an artifact copied to the description unchanged.
 _AS_THEY_ARE = (
     *("lr", "label_kind", "class_names", "dsa", "network", "ipc", "recipe", "seed", "scores"),
     *("selection", "versions", "fingerprint"),
@@ -26,16 +26,10 @@ _AS_THEY_ARE = (
 
 
 def export(config: ExportConfig) -> str:
-    """Write a distilled set in another form, whole or not at all.
-
-    Args:
-        config: The set, the form, and where to write.
-
-    Returns:
-        A sentence that says what was written.
+    """Export a distilled set and return a summary sentence; nothing is written on failure.
 
     Raises:
-        UserError: The set cannot be read, or there is something where it should be written.
+        UserError: The set cannot be read, or the output exists.
     """
     distilled = artifact.load(config.file)
     made = f"{config.out}: {len(distilled.images)} images of {distilled.num_classes} classes"
@@ -54,10 +48,9 @@ def export(config: ExportConfig) -> str:
 
 
 def describe(distilled: Artifact) -> dict[str, Any]:
-    """Return the description of a distilled set, as JSON can hold it.
+    """Return a JSON description; ``clipped`` is the fraction of pixel values outside 8 bits.
 
-    ``clipped`` is the part of the pixel values that do not fit into 8 bits. Of images that are
-    stored as parameters it also says of which kind and how many.
+    For parametrised images it includes the parametrisation and the stored size.
     """
     kind = ("parametrisation", "stored_values", "stored_bytes")
     return {
@@ -70,7 +63,7 @@ def describe(distilled: Artifact) -> dict[str, Any]:
 
 
 def _clipped(distilled: Artifact) -> float:
-    """Part of the pixel values that 8 bits cannot hold: more than half a step outside."""
+    """Return the fraction of pixel values that 8 bits cannot hold, after rounding."""
     pixels = distilled.preprocessing.invert(distilled.images).mul(255).round()
     return ((pixels < 0) | (pixels > 255)).double().mean().item()
 
@@ -96,7 +89,7 @@ def _write_pictures(distilled: Artifact, folder: Path, hub: bool) -> None:
 
 
 def _numbers(distilled: Artifact, form: str) -> bytes:
-    """Return the file of images as trained, labels, pixels and preprocessing of test images."""
+    """Return an ``.npz`` or ``.pt`` file with images, labels, pixels and preprocessing."""
     content: dict[str, Any] = {
         "images": distilled.images,
         "labels": distilled.labels,

@@ -1,4 +1,4 @@
-"""Facts that the papers' files do not hold: data set, network, preprocessing and augmentation."""
+"""Facts that the papers' files lack: data set, network, preprocessing and augmentation."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from trajmatch.recipes import find_recipe
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of converted files.
+    """Origin of converted files.
 
     Attributes:
-        dataset: The data set of ``--data``, with the preprocessing that the network saw.
+        dataset: The data set, with the preprocessing that the network saw.
         network: The network's ``spec()``.
         dsa: The augmentation.
-        recipe: Settings of the experts, as far as a recipe was named.
+        recipe: Expert settings from ``--recipe``; empty without one.
     """
 
     dataset: Dataset
@@ -34,15 +34,10 @@ class Origin:
 
 
 def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
-    """Gather from flags and recipe what the files do not say.
+    """Combine flags and recipe into the origin.
 
-    Args:
-        config: The flags.
-        lacking: Flags, with what they say, that the caller misses; they are asked for together
-            with those missed here.
-
-    Raises:
-        UserError: A flag is missing (all that are missing are named), or does not fit the others.
+    ``lacking`` are missing flags found by the caller, so that one message names all of them. Raises
+    UserError if a flag is missing or contradicts another.
     """
     expert, kind, dsa = None, config.preprocessing, config.dsa
     if config.recipe is not None:
@@ -83,16 +78,9 @@ def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
 
 
 def preprocessed(dataset: Dataset, kind: str | None, config: ConvertConfig) -> Dataset:
-    """Give a data set the preprocessing that the network of some files saw.
+    """Return the data set with preprocessing ``kind``, or with mean and std of the flags for None.
 
-    Args:
-        dataset: The data set.
-        kind: ``"zca"``, ``"mtt"`` or ``"data"``, as :class:`ConvertConfig` has it; None takes the
-            ``mean`` and ``std`` of the configuration.
-        config: The flags.
-
-    Raises:
-        UserError: The constants are not known for this set, or are not one for each channel.
+    Raises UserError if the constants are unknown or do not match the channels.
     """
     if kind == "zca":
         return dataset.whitened(zca.fit(dataset.train_images))

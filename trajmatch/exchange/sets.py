@@ -1,7 +1,7 @@
 """Distilled sets of the papers' scripts: ``images_*.pt``, ``labels_*.pt`` and ``lr_*.pt``.
 
-Each holds one tensor: the images as trained, normalised or whitened; class indices (MTT, FTD) or
-target logits (DATM); and the learned step size, which MTT's script leaves out.
+Each holds one tensor: images as trained (normalised or whitened); class indices (MTT, FTD) or
+target logits (DATM); and the learned step size, which MTT's script does not save.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from trajmatch.exchange import torch_files
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.exchange.origin import find_origin
 
-#: Beginning of the names of copies to look at, which the scripts write of a whitened set.
+#: Name prefix of the unwhitened copies for viewing that the scripts write.
 _FOR_LOOKING = "images_zca"
 
 
 def find_images(source: Path) -> Path | None:
-    """Return the file of images at a path, or of the one set in a folder; None: there is none.
+    """Return the images file at a path or the only one in a folder; None if there is none.
 
-    Raises:
-        UserError: The images are a copy to look at, or there are several sets in the folder.
+    Raises UserError for several sets in a folder, and for a copy with the whitening undone.
     """
     if source.is_dir():
         found = sorted(
@@ -52,18 +51,7 @@ def find_images(source: Path) -> Path | None:
 
 
 def to_artifact(config: ConvertConfig, images_file: Path) -> str:
-    """Make a distilled set of images, with the labels and the step size beside them.
-
-    Args:
-        config: What the files do not say, and where to write.
-        images_file: The file of the images.
-
-    Returns:
-        A sentence that says what was made.
-
-    Raises:
-        UserError: A file cannot be used, or does not fit what is said of it.
-    """
+    """Make a distilled set from an images file and the labels and step size next to it."""
     artifact.warn_of_ending(config.out)
     labels_file, lr_file = (
         images_file.with_name(images_file.name.replace("images", name, 1))
@@ -114,19 +102,9 @@ def to_artifact(config: ConvertConfig, images_file: Path) -> str:
 
 
 def from_artifact(config: ConvertConfig) -> str:
-    """Write a distilled set as the papers' scripts read it.
-
-    Args:
-        config: The set, and where to write.
-
-    Returns:
-        A sentence that says what was made.
-
-    Raises:
-        UserError: The set cannot be read, or a file cannot be written.
-    """
+    """Write a distilled set as ``images.pt``, ``labels.pt`` and ``lr.pt`` for other scripts."""
     distilled = artifact.load(config.source)
-    # The scripts write float32, which does not have every step size.
+    # The scripts write float32; float64 is used only if the step size is not exact in it.
     lr = torch.tensor(distilled.lr, dtype=torch.float32)
     if lr.item() != distilled.lr:
         lr = torch.tensor(distilled.lr, dtype=torch.float64)
@@ -141,7 +119,7 @@ def _tensor(path: Path) -> Tensor:
     content = torch_files.load(path)
     if not isinstance(content, Tensor):
         raise UserError(f"{path} should hold one tensor, but holds a {type(content).__name__}")
-    # A tensor can claim any size over numbers that it repeats.
+    # A tensor with stride 0 can claim any size; cloning it would fill the memory.
     if content.nbytes > path.stat().st_size:
         raise UserError(
             f"{path} is damaged: its tensor {list(content.shape)} is larger than the file"
@@ -150,9 +128,9 @@ def _tensor(path: Path) -> Tensor:
 
 
 def _step_size(path: Path, given: float | None) -> float:
-    """Return the step size of the file, where there is one, or of the flag."""
+    """Return the step size from the file if it exists, else from the flag."""
     if not path.is_file():
-        assert given is not None  # else it is lacking
+        assert given is not None  # else to_artifact has reported it as missing
         return given
     if given is not None:
         raise UserError(f"{path} has the learned step size; leave out --lr")
@@ -166,7 +144,7 @@ def _step_size(path: Path, given: float | None) -> float:
 
 
 def _labels(path: Path, labels: Tensor, kind: str | None) -> tuple[Any, Tensor]:
-    """Return the kind of an artifact's labels, and the labels as it keeps them."""
+    """Return the kind and values of the labels as an artifact stores them."""
     if not labels.is_floating_point():
         if kind is not None:
             raise UserError(f"{path} holds class indices ({labels.dtype}); leave out --labels")
@@ -178,7 +156,7 @@ def _labels(path: Path, labels: Tensor, kind: str | None) -> tuple[Any, Tensor]:
 
 
 def _single(path: Path, tensor: Tensor) -> Tensor:
-    """Return floating-point numbers as float32, with a warning where that rounds."""
+    """Convert floating-point tensors to float32; warn if that rounds."""
     if not tensor.is_floating_point():
         return tensor
     single = tensor.float()

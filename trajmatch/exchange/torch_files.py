@@ -1,8 +1,7 @@
-"""Reading and writing of ``.pt`` files, which are pickles: nothing in one is trusted.
+"""Reading and writing of untrusted ``.pt`` files: zip archives of a pickle and tensor bytes.
 
-Such a file is a zip archive of a pickle and of the tensors' bytes. PyTorch reads it with
-``weights_only=True``, which runs nothing, after a check that the archive does not grow when it is
-read. Tensors are mapped, so memory grows with the parts of them that are used.
+They are loaded with ``weights_only=True``, which runs no code, after a check that the archive does
+not expand. Tensors are memory-mapped, so only the parts used take memory.
 """
 
 from __future__ import annotations
@@ -17,17 +16,10 @@ from trajmatch.errors import UserError
 
 
 def load(path: Path) -> Any:
-    """Read a file that ``torch.save`` wrote, if it holds nothing but tensors, lists and numbers.
+    """Load a file written by ``torch.save``; tensors are memory-mapped.
 
-    Args:
-        path: The file.
-
-    Returns:
-        Its content; tensors are mapped from the file.
-
-    Raises:
-        UserError: The file cannot be read, is damaged, is of the form that PyTorch wrote before
-            release 1.6, or holds something else.
+    Raises UserError if the file is unreadable, damaged or older than PyTorch 1.6, or holds a
+    bytearray or anything that ``weights_only`` refuses.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -37,7 +29,7 @@ def load(path: Path) -> Any:
             if damaged := archive.testzip():
                 raise UserError(f"{path} is damaged: {damaged!r} does not fit its checksum")
             pickles = [each for each in entries if each.filename.endswith("/data.pkl")]
-            # The one function that PyTorch lets a pickle call with any amount of memory.
+            # bytearray is the one call that weights_only allows with any amount of memory.
             if any(b"bytearray" in archive.read(each) for each in pickles):
                 raise UserError(f"{path} holds a bytearray; only tensors, lists, numbers are read")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -45,7 +37,7 @@ def load(path: Path) -> Any:
         raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # a damaged pickle can make the reader raise anything
+    except Exception as error:  # a damaged pickle can raise anything
         raise UserError(
             f"{path} is cut off, damaged, of a release of PyTorch before 1.6 (which torch.save("
             "torch.load(FILE), FILE) renews), or holds anything but tensors, lists and numbers, "
@@ -54,15 +46,7 @@ def load(path: Path) -> Any:
 
 
 def save(path: Path, content: Any) -> None:
-    """Write a file that ``torch.load(path, weights_only=True)`` reads.
-
-    Args:
-        path: The file.
-        content: Tensors, numbers and texts, in lists and dictionaries.
-
-    Raises:
-        UserError: It cannot be written.
-    """
+    """Write tensors, numbers and texts, in lists and dictionaries, with ``torch.save``."""
     try:
         with path.open("wb") as file:
             torch.save(content, file)

@@ -1,7 +1,7 @@
-"""Experts of the papers' scripts, ``replay_buffer_*.pt``: to a store, and back.
+"""Experts of the papers' scripts, ``replay_buffer_*.pt``: conversion to a store and back.
 
-A file is a list of experts, each a list of snapshots (epoch 0 is the initialisation), each the list
-of the network's parameters in the order of ``model.parameters()``. Nothing else is in it.
+A file is a list of experts. Each is a list of snapshots (epoch 0 is the initialisation), each the
+list of parameters in the order of ``model.parameters()``, and nothing else.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from trajmatch.inference import accuracy
 from trajmatch.progress import ProgressLike
 
 _NAME = re.compile(r"replay_buffer_(\d+)\.pt")
-#: Every number of these is one of float32, which stores are made of.
+#: Types whose every number is exact in float32, the type of stores.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-#: Experts, each snapshots, each the tensors of the parameters.
+#: Experts -> snapshots -> parameter tensors.
 _Content = Annotated[list[Annotated[list[list[Any]], Meta(min_length=2)]], Meta(min_length=1)]
-#: Test images that tell if experts were given the right network and preprocessing.
+#: Approximate number of test images for the check of network and preprocessing.
 _TESTED = 2000
-#: An expert that beats guessing by fewer percent than this was most likely given wrong ones.
+#: Expected minimum accuracy above chance, in percentage points.
 _ABOVE_CHANCE = 5.0
 _REFERENCES = (
     "as MTT's script leaves them when it runs on a CPU (it keeps references, not copies); make "
@@ -46,11 +46,7 @@ _REFERENCES = (
 
 
 def find_trajectories(source: Path) -> list[Path]:
-    """List the files of trajectories in a folder, or of one path, in the order of their numbers.
-
-    Raises:
-        UserError: The folder cannot be read.
-    """
+    """Return the trajectory files of a folder or path, sorted by number."""
     with readable(str(source)):
         candidates = [*source.iterdir()] if source.is_dir() else [source]
     found = [(match, path) for path in candidates if (match := _NAME.fullmatch(path.name))]
@@ -58,19 +54,7 @@ def find_trajectories(source: Path) -> list[Path]:
 
 
 def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -> str:
-    """Make a store of experts of files of trajectories.
-
-    Args:
-        config: What the files do not say, and where to write.
-        paths: The files.
-        progress: Called with the number of files that are done.
-
-    Returns:
-        A sentence that says what was made.
-
-    Raises:
-        UserError: A file cannot be used, or does not fit what is said of it.
-    """
+    """Convert trajectory files to a store of experts; return a summary sentence."""
     origin = find_origin(config)
     with as_user_error(f"the network {origin.network} cannot be used: "):
         model = networks.build_student(origin.network)
@@ -82,6 +66,7 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
             "`trajmatch expert`"
         )
     shapes = networks.parameter_shapes(model)
+    # First pass: check the structure of all files before anything is written.
     lengths = [len(each) for path in paths for each in read_trajectories(path, shapes)]
     experts, epochs, dataset = len(lengths), lengths[0] - 1, origin.dataset
     if len({*lengths}) > 1:
@@ -102,7 +87,7 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
             "dsa": origin.dsa,
             "converted_from": "replay_buffer",
         },
-        "seed": None,  # the files do not say
+        "seed": None,  # not in the files
         "num_experts": experts,
         "dtype": "float32",
         "snapshots": kept,
@@ -113,7 +98,7 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
         for number, path in enumerate(paths, start=1):
             for place, trajectory in enumerate(read_trajectories(path, shapes)):
                 rows = _rows(trajectory, path, place)
-                if done == 0:
+                if done == 0:  # a low accuracy reveals wrong flags; one expert is enough
                     networks.load_flat_parameters(model, rows[-1])
                     some = slice(None, None, max(1, len(dataset.test_labels) // _TESTED))
                     images, labels = dataset.test_images[some], dataset.test_labels[some]
@@ -140,17 +125,10 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
 
 
 def read_trajectories(path: Path, shapes: Mapping[str, torch.Size]) -> list[list[list[Tensor]]]:
-    """Read a file of trajectories and check its structure; no number is read yet.
+    """Read a file of trajectories, memory-mapped, and check its structure.
 
-    Args:
-        path: The file.
-        shapes: Shapes of the parameters of the network that they are of.
-
-    Returns:
-        For each expert, for each of its snapshots, the parameters of the network.
-
-    Raises:
-        UserError: The file cannot be used; the first thing that does not fit is named.
+    Returns a list of parameter tensors per expert and snapshot. Raises UserError for the first
+    tensor that does not match ``shapes``.
     """
     size = 0
     try:
@@ -165,7 +143,7 @@ def read_trajectories(path: Path, shapes: Mapping[str, torch.Size]) -> list[list
             place = f"{path}, expert {number}, epoch {epoch}"
             _check_snapshot(snapshot, shapes, place)
             size += sum(tensor.nbytes for tensor in snapshot)
-            # Each number of a file is one number in memory, unless tensors share it.
+            # More bytes than the file has means that tensors share memory.
             if size > path.stat().st_size:
                 raise UserError(
                     f"{place}: snapshots share their numbers with each other, {_REFERENCES}"
@@ -174,7 +152,7 @@ def read_trajectories(path: Path, shapes: Mapping[str, torch.Size]) -> list[list
 
 
 def _check_snapshot(snapshot: list[Any], shapes: Mapping[str, torch.Size], place: str) -> None:
-    """Compare a snapshot with the parameters of the network."""
+    """Raise UserError unless a snapshot has the parameters of the network."""
     pairs: Any = itertools.zip_longest(snapshot, shapes.items(), fillvalue=("no parameter", ()))
     for number, (tensor, (name, shape)) in enumerate(pairs, start=1):
         is_tensor = isinstance(tensor, Tensor)
@@ -188,7 +166,7 @@ def _check_snapshot(snapshot: list[Any], shapes: Mapping[str, torch.Size], place
 
 
 def _rows(trajectory: list[list[Tensor]], path: Path, expert: int) -> Tensor:
-    """Flatten the snapshots of an expert. ``[S, P]``, float32, in memory of its own."""
+    """Flatten the snapshots of an expert to new memory ``[S, P]``, float32, and check them."""
     flat = [torch.cat([each.detach().reshape(-1) for each in snapshot]) for snapshot in trajectory]
     rows = torch.stack(flat).float()
     finite = rows.isfinite().all(dim=1).tolist()
@@ -205,21 +183,14 @@ def _rows(trajectory: list[list[Tensor]], path: Path, expert: int) -> Tensor:
 
 
 def from_store(config: ConvertConfig) -> str:
-    """Make files of trajectories of a store of experts.
+    """Convert a store of experts to trajectory files; return a summary sentence.
 
-    Epochs behind a gap are left out with a warning, because the place in a list is the epoch.
-
-    Args:
-        config: The store, and where to write.
-
-    Returns:
-        A sentence that says what was made.
-
-    Raises:
-        UserError: The store cannot be used or lacks the epochs 0 or 1, or nothing can be written.
+    The list position is the epoch, so epochs after a gap are left out with a warning. Raises
+    UserError if the store lacks epoch 0 or 1.
     """
     store, per_file = Store.open(config.source), config.per_file
     kept = store.snapshots_kept
+    # Only the epochs 0, 1, 2, ... up to the first gap: the list position is the epoch.
     epochs = [epoch for place, epoch in enumerate(kept) if epoch == place]
     if len(epochs) < 2:
         raise UserError(
@@ -253,5 +224,5 @@ def from_store(config: ConvertConfig) -> str:
 
 
 def _parameters(theta: Tensor, shapes: Mapping[str, torch.Size]) -> list[Tensor]:
-    """Split a flat vector into parameters, each in memory of its own."""
+    """Split a flat vector into parameters, each in its own memory."""
     return [part.clone() for part in networks.split(theta, shapes).values()]

@@ -1,7 +1,7 @@
-"""Parametrisations of the synthetic images: the tensors that are learned, and images made of them.
+"""Parametrisations of the synthetic images: learned tensors, and the images made from them.
 
-A parametrisation is a dataclass in a file of its own, with a line in :data:`PARAMETRISATIONS`;
-``package.module:NAME`` brings one of a user's own.
+Each is a dataclass in its own file, listed in :data:`PARAMETRISATIONS`. ``package.module:NAME``
+names a user's own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trajmatch.images.pixels import Pixels
 from trajmatch.images.upsample import Upsample
 from trajmatch.importing import expect_kind, made, parsed
 
-#: The parametrisations that have a name.
+#: Built-in parametrisations by name.
 PARAMETRISATIONS: dict[str, type[Parametrisation]] = {
     "pixels": Pixels,
     "flip": Flip,
@@ -27,14 +27,13 @@ PARAMETRISATIONS: dict[str, type[Parametrisation]] = {
 
 
 def find_parametrisation(spec: str) -> Parametrisation:
-    """Return the parametrisation of a spec.
+    """Return the parametrisation for ``NAME`` or ``NAME:k=v,...``.
 
-    Args:
-        spec: ``NAME`` or ``NAME:k=v,...``, where ``NAME`` is one of :data:`PARAMETRISATIONS` or
-            ``package.module:NAME``; the settings are arguments of the class.
+    ``NAME`` is a key of :data:`PARAMETRISATIONS` or ``package.module:NAME``; settings are arguments
+    of the class.
 
     Raises:
-        UserError: There is none, or it does not take these settings.
+        UserError: The name is unknown, or the settings are invalid.
     """
     found: Parametrisation = made("--images", "parametrisation", spec, PARAMETRISATIONS)
     expect_kind(f"--images {spec}", found, Parametrisation)
@@ -42,5 +41,5 @@ def find_parametrisation(spec: str) -> Parametrisation:
 
 
 def is_built_in(spec: str) -> bool:
-    """Return True if reading a file of this parametrisation runs no code but the package's."""
+    """Return True if reading a file with this parametrisation runs only the package's code."""
     return parsed("--images", spec, PARAMETRISATIONS)[0] in PARAMETRISATIONS

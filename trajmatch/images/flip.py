@@ -1,4 +1,4 @@
-"""Each image and its mirror image (FYI, ECCV 2024): twice as many images of the same values."""
+"""Each image and its mirror image (FYI, ECCV 2024): twice the images for the same storage."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from trajmatch.images.parametrisation import Parametrisation
 
 @dataclass(frozen=True)
 class Flip(Parametrisation):
-    """Mirroring; see :class:`trajmatch.images.Parametrisation`.
+    """Mirroring. The paper mirrors every student batch; here mirror images belong to the set.
 
-    The paper mirrors every student batch; here the mirror images are images of the set, which is
-    the same where a student step shows all images.
+    Both are the same if a student step uses all images.
     """
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
@@ -29,6 +28,6 @@ class Flip(Parametrisation):
         return {"images": halves[:, 0].flatten(0, 1)}
 
     def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-        """Return each image and its mirror image, class by class."""
+        """Return each image followed by its mirror image."""
         images = parameters["images"]
         return torch.stack((images, images.flip(-1)), dim=1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Images of few frequencies (FreD, NeurIPS 2023): some coefficients of the cosine transform."""
+"""Images of few frequencies (FreD, NeurIPS 2023): some DCT coefficients of each image."""
 
 from __future__ import annotations
 
@@ -16,20 +16,16 @@ from trajmatch.schema import PositiveInt
 
 @dataclass(frozen=True)
 class Frequency(WithSettings):
-    """Coefficients of the orthonormal DCT; see :class:`trajmatch.images.Parametrisation`.
+    """Orthonormal DCT with ``coefficients`` kept per image and channel.
 
-    A class keeps the same positions in all of its images and channels: those whose coefficients
-    explain most of the variance of its first images, by the mean over the channels. The positions
-    are constants.
-
-    Attributes:
-        coefficients: Number of coefficients of each image and channel.
+    All images and channels of a class keep the same positions: those with the highest variance over
+    the class's initial images, averaged over channels. Positions are constant.
     """
 
     coefficients: PositiveInt = 64
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
-        """Return the number of images of which the coefficients can be stored."""
+        """Return the number of images whose coefficients fit the budget."""
         channels, pixels = shape[0], shape[1:].numel()
         if self.coefficients > pixels:
             raise UserError(
@@ -40,10 +36,10 @@ class Frequency(WithSettings):
         return paid_for(ipc, spec, channels * self.coefficients, shape)
 
     def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
-        """Return the coefficients of the images at the positions chosen for their class."""
+        """Return coefficients and positions."""
         of_class = _spectrum(images).unflatten(0, (classes, -1))
         grey = of_class.mean(2)
-        # The variance that a position explains; of a single image, which has none, the energy.
+        # Variance over the images of a class; a single image has none, so its energy.
         strength = grey.var(1) if grey.shape[1] > 1 else grey[:, 0].square()
         positions = strength.topk(self.coefficients, dim=1).indices.sort(dim=1).values
         return {"coefficients": _at(of_class, positions), "positions": positions}
@@ -51,33 +47,33 @@ class Frequency(WithSettings):
     def extended(
         self, parameters: Mapping[str, Tensor], images: Tensor, classes: int
     ) -> Mapping[str, Tensor]:
-        """Return the coefficients of both, all at the positions chosen for the first images."""
+        """Return coefficients of old and new images, at the old positions."""
         first, positions = parameters["coefficients"], parameters["positions"]
         more = _at(_spectrum(images).unflatten(0, (classes, -1)), positions.to(images.device))
         return {"coefficients": joined(first, more.to(first), classes), "positions": positions}
 
     def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-        """Return the images with these coefficients, all others zero."""
+        """Return the inverse DCT, with all other coefficients zero."""
         kept, positions = parameters["coefficients"], parameters["positions"].long()
         of_class = kept.unflatten(0, (len(positions), -1))
-        rows = positions[:, None, None].expand_as(of_class)
+        rows = positions[:, None, None].expand_as(of_class)  # the same for all images, channels
         spectrum = of_class.new_zeros(*of_class.shape[:3], shape[1:].numel())
         image = spectrum.scatter(3, rows, of_class).flatten(0, 1).unflatten(2, shape[1:])
         return cosines(shape[1], kept).T @ image @ cosines(shape[2], kept)
 
     def stored(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the parameters, with positions of two bytes where they fit."""
+        """Return the parameters, with positions as int16 if they fit, else int32."""
         positions = parameters["positions"]
         dtype = torch.int16 if positions.max() < 2**15 else torch.int32
         return {**parameters, "positions": positions.to(dtype)}
 
     def restored(self, stored: Mapping[str, Tensor], shape: torch.Size) -> Mapping[str, Tensor]:
-        """Return the parameters, with positions as indices."""
+        """Return the parameters, with positions as int64."""
         return {**stored, "positions": stored["positions"].long()}
 
 
 def _spectrum(images: Tensor) -> Tensor:
-    """Return all coefficients of some images. ``[n, C, H * W]``."""
+    """Return all DCT coefficients. ``[n, C, H * W]``."""
     height, width = images.shape[2:]
     return (cosines(height, images) @ images @ cosines(width, images).T).flatten(2)
 
@@ -89,7 +85,7 @@ def _at(of_class: Tensor, positions: Tensor) -> Tensor:
 
 
 def cosines(size: int, like: Tensor) -> Tensor:
-    """Return the orthonormal DCT-II as a matrix: ``D x`` are the coefficients. ``[size, size]``."""
+    """Return the orthonormal DCT-II matrix ``D``, ``[size, size]``; ``D x`` are coefficients."""
     index = torch.arange(size, dtype=torch.float64, device=like.device)
     matrix = torch.cos(math.pi / size * (index + 0.5) * index[:, None]) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)

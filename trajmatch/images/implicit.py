@@ -1,4 +1,4 @@
-"""One sine network for each image (DDiF, ICLR 2025): the colour as a function of the place."""
+"""One SIREN per image (DDiF, ICLR 2025): colour as a function of the pixel position."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from trajmatch.schema import Count, Positive, PositiveInt
 
 @dataclass(frozen=True)
 class Implicit(WithSettings):
-    """A SIREN for each image; see :class:`trajmatch.images.Parametrisation`.
+    """SIREN per image: maps row and column in [-1, 1] to the channels.
 
-    It maps row and column, from -1 to 1, through layers ``sin(w0 (x W + b))`` and a last one
-    without sine to the channels. Each network is fitted to an image at first, by Adam with the
-    learning rate 5e-4 on the mean squared error.
+    Hidden layers compute ``sin(w0 (x W + b))``; the last layer has no sine. At first each network
+    is fitted to its image by Adam (learning rate 5e-4, mean squared error).
 
     Attributes:
-        width: Units of a layer.
-        layers: Layers with a sine.
-        w0: Factor in the sine.
-        first_w0: That of the first layer.
+        width: Units per layer.
+        layers: Number of layers with a sine.
+        w0: Frequency factor in the sine.
+        first_w0: Frequency factor of the first layer.
         steps: Steps of the first fit.
     """
 
@@ -41,18 +40,19 @@ class Implicit(WithSettings):
     lr = 1e-4
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
-        """Return the number of images whose networks can be stored."""
+        """Return the number of images whose networks fit the budget."""
         sizes = self._sizes(shape)
         values = sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
         spec = f"implicit:width={self.width},layers={self.layers}"
         return paid_for(ipc, spec, values, shape)
 
     def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
-        """Return networks that show the images."""
+        """Fit one network to each image."""
         draw = generator(0, "images", "implicit")
         parameters = {}
         sizes = self._sizes(images.shape[1:])
         for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
+            # SIREN's initialisation of the weights; biases use the same bound.
             bound = math.sqrt(6 / inputs) / self.w0 if layer else 1 / inputs
             for name, rows in ((f"weight_{layer}", inputs), (f"bias_{layer}", 1)):
                 drawn = torch.rand(len(images), rows, outputs, generator=draw)
@@ -63,12 +63,12 @@ class Implicit(WithSettings):
             for _ in range(self.steps):
                 adam.zero_grad()
                 errors = (self.render(parameters, images.shape[1:]) - images).square()
-                errors.mean((1, 2, 3)).sum().backward()  # each network has a loss of its own
+                errors.mean((1, 2, 3)).sum().backward()  # one loss per network
                 adam.step()
         return {name: value.detach() for name, value in parameters.items()}
 
     def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-        """Return the values of the networks at the pixels."""
+        """Evaluate the networks at the pixel positions."""
         layers = self.layers + 1
         names = [f"{kind}_{layer}" for layer in range(layers) for kind in ("weight", "bias")]
         tensors = [parameters[name] for name in names]
@@ -89,7 +89,7 @@ class Implicit(WithSettings):
 
 
 def _places(shape: torch.Size, like: Tensor) -> Tensor:
-    """Return row and column of each pixel, from -1 to 1. ``[H * W, 2]``."""
+    """Return row and column of each pixel in [-1, 1]. ``[H * W, 2]``."""
     sides = [
         torch.linspace(-1, 1, side, dtype=like.dtype, device=like.device) for side in shape[1:]
     ]

@@ -1,4 +1,4 @@
-"""Images of few colours (after AutoPalette, NeurIPS 2024): a palette, and indices into it."""
+"""Images of few colours (after AutoPalette, NeurIPS 2024): a palette and indices into it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,16 @@ from trajmatch.images.parametrisation import WithSettings, in_batches, paid_for
 
 @dataclass(frozen=True)
 class Palette(WithSettings):
-    """Palettes of 8 bits a value; see :class:`trajmatch.images.Parametrisation`.
+    """Palette of ``colours`` 8-bit colours (2 to 256) per image, and an index per pixel.
 
-    Of AutoPalette this has the idea and the budget: an index of ``log2(colours)`` bits in place of
-    8 bits for each channel, and so more images. Its network, which chooses the palette of every
-    image, and its losses are not here. Learned are an image and its palette: each pixel shows the
-    colour of the palette that is nearest to it. The gradient of what is shown passes straight
-    through to the pixel, and the mean of it over the pixels that show a colour to that colour, so
-    that both move alike. The palette is rounded to 256 steps between its least and largest value,
-    so that what is learned from is what a file keeps. All of this, and counting the palette, is
-    ours. An image takes ``H W log2(colours)`` bits, ``C`` bytes for each colour and 8 bytes for the
-    range of the palette, and the budget is ``ipc * C * H * W`` bytes: pixels of 8 bits.
+    From AutoPalette this takes only the idea and the budget: an index of ``log2(colours)`` bits in
+    place of 8 bits per channel. The paper's palette network and losses are missing.
 
-    Attributes:
-        colours: Colours of an image, from 2 to 256.
+    The rest is our design. The parameters are an image and its palette. Each pixel shows the
+    nearest colour. The gradient passes straight through to the pixel; a colour gets the mean
+    gradient of its pixels, so that both move alike. The palette is rounded to 256 steps of its
+    range, as in the stored file. An image takes ``H W log2(colours)`` bits, ``C`` bytes per colour
+    and 8 bytes for the range; the budget is ``ipc * C * H * W`` bytes.
     """
 
     colours: Annotated[int, Meta(ge=2, le=256)] = 64
@@ -40,17 +36,18 @@ class Palette(WithSettings):
         return (self.colours - 1).bit_length()
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
-        """Return the number of images whose palettes and indices can be stored."""
+        """Return the number of images whose palettes and indices fit the budget."""
         size = -(-shape[1:].numel() * self.bits // 8) + self.colours * shape[0] + 8
         return paid_for(ipc, f"palette:colours={self.colours}", size, shape)
 
     def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
-        """Return the images, and as the palette of each the centres of k-means of its colours."""
+        """Return the images, with the k-means centres of their colours as palettes."""
         palettes = []
         for pixels in images.flatten(2).mT.cpu():
             colours = pixels.unique(dim=0)
             if len(colours) > self.colours:
                 colours = k_means(pixels, self.colours, 0)
+            # Repeat the colours if there are fewer than the palette holds.
             palettes.append(colours[torch.arange(self.colours) % len(colours)])
         return {"pixels": images, "palette": torch.stack(palettes).to(images)}
 
@@ -70,12 +67,12 @@ class Palette(WithSettings):
         colours = torch.arange(self.colours, device=palette.device)
         chosen = (_nearest(pixels, rounded)[..., None] == colours).to(palette)
         counts = chosen.sum(1)[..., None].clamp(min=1)
-        # x - x.detach() is zero: the values are those of the rounded palette to the bit.
+        # Straight-through: x - x.detach() is zero, so values are exactly the rounded palette's.
         shown = chosen @ (rounded + (palette - palette.detach()) / counts)
         return (shown + (pixels - pixels.detach())).mT.unflatten(2, images.shape[2:])
 
     def stored(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return palettes in bytes, with their ranges, and indices in ``log2(colours)`` bits."""
+        """Return uint8 palettes with their ranges, and packed indices."""
         low, step, bytes_ = _rounded(parameters["palette"])
         indices = _nearest(parameters["pixels"].flatten(2).mT, low + bytes_ * step)
         bits = (indices.cpu()[..., None] >> torch.arange(self.bits) & 1).flatten(1).numpy()
@@ -83,27 +80,21 @@ class Palette(WithSettings):
         return {"palette": bytes_.to(torch.uint8), "low": low, "step": step, "indices": packed}
 
     def restored(self, stored: Mapping[str, Tensor], shape: torch.Size) -> Mapping[str, Tensor]:
-        """Return the images as they are shown, and the rounded palettes."""
+        """Return the rendered images and the rounded palettes."""
         palette = stored["low"] + stored["palette"] * stored["step"]
         return {"pixels": self.render(stored, shape), "palette": palette}
 
     def unpacked(self, packed: Tensor, pixels: int) -> Tensor:
-        """Return the indices of some bytes. ``[n, H * W]``, int64."""
+        """Unpack indices from bytes. ``[n, H * W]``, int64."""
         bits = np.unpackbits(packed.cpu().numpy(), 1, pixels * self.bits, "little")
         indices = torch.from_numpy(bits).unflatten(1, (pixels, -1)).long()
         return (indices << torch.arange(self.bits)).sum(-1).to(packed.device)
 
 
 def k_means(points: Tensor, clusters: int, seed: int) -> Tensor:
-    """Return the centres of k-means on one thread; on more, sums come in changing order.
+    """Return the k-means centres ``[clusters, D]`` of CPU points ``[n, D]``.
 
-    Args:
-        points: ``[n, D]``, on the CPU.
-        clusters: Number of the centres.
-        seed: Chooses where they begin.
-
-    Returns:
-        ``[clusters, D]``.
+    It runs on one thread, because the order of sums would vary with more.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
@@ -114,7 +105,7 @@ def k_means(points: Tensor, clusters: int, seed: int) -> Tensor:
 
 
 def _rounded(palette: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return least value and step ``[n, 1, 1]`` of each palette, and its steps from 0 to 255."""
+    """Return minimum and step ``[n, 1, 1]`` of each palette, and its colours as 0 to 255."""
     palette = palette.detach()
     low, high = palette.amin((1, 2), keepdim=True), palette.amax((1, 2), keepdim=True)
     step = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
@@ -123,5 +114,5 @@ def _rounded(palette: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _nearest(pixels: Tensor, palette: Tensor) -> Tensor:
     """Return the index of the nearest colour. ``[n, H * W]``, int64."""
-    exact = "donot_use_mm_for_euclid_dist"  # which would lose small distances to cancellation
+    exact = "donot_use_mm_for_euclid_dist"  # matmul would lose small distances
     return torch.cdist(pixels.detach(), palette, compute_mode=exact).argmin(-1)

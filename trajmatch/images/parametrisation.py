@@ -1,4 +1,4 @@
-"""The interface of a parametrisation of the synthetic images."""
+"""Interface of the parametrisations of the synthetic images."""
 
 from __future__ import annotations
 
@@ -14,56 +14,47 @@ from torch.utils.checkpoint import checkpoint
 from trajmatch.errors import UserError
 from trajmatch.schema import settle
 
-#: Activations that are kept for a gradient (1 GB in float32); beyond, they are computed again.
+#: Activations kept for the backward pass (1 GB in float32); beyond that they are recomputed.
 _MOST_VALUES = 2**28
 
 
 class Parametrisation(ABC):
-    """A way to make images of the tensors that are learned.
+    """Base class: a map from learned tensors to images.
 
     Attributes:
-        optimiser: Optimiser of the parameters where ``--optimiser-img`` does not name one.
-        lr: Its learning rate where ``--lr-img`` does not say.
+        optimiser: Default for ``--optimiser-img``.
+        lr: Default for ``--lr-img``.
     """
 
     optimiser: ClassVar[Literal["sgd", "adam"]] = "sgd"
     lr: ClassVar[float] = 100.0
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
-        """Return the number of images of a class that the values of ``ipc`` images pay for.
+        """Return the number of images per class that fit the storage budget of ``ipc`` images.
 
-        Args:
-            ipc: IPC, the budget: images per class whose pixels may be stored.
-            shape: Shape of an image, ``[C, H, W]``.
+        ``shape`` is ``[C, H, W]``.
 
         Raises:
-            UserError: They pay for none, or the settings do not fit the images.
+            UserError: None fits, or the settings do not suit the images.
         """
         return ipc
 
     @abstractmethod
     def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
-        """Return the first value of each parameter, by name.
+        """Return the initial parameters by name, from normalised images.
 
         Args:
-            images: The images that the run begins with, normalised. ``[n, C, H, W]``, float32,
-                the same number of every class, class by class.
+            images: ``[n, C, H, W]``, float32, sorted by class, with the same number for each class.
             classes: Number of classes.
 
         Returns:
-            Floating-point tensors, which are learned, and integer ones, which are constants.
+            Floating-point tensors, which are learned, and integer tensors, which are constant.
         """
 
     def extended(
         self, parameters: Mapping[str, Tensor], images: Tensor, classes: int
     ) -> Mapping[str, Tensor]:
-        """Return parameters of some images and of more of each class after them.
-
-        Args:
-            parameters: Those of the first images, by name.
-            images: The images to add, as :meth:`initial` takes them.
-            classes: Number of classes.
-        """
+        """Return parameters with the new ``images`` of each class appended to that class."""
         more = self.initial(images, classes)
         return {
             name: joined(each, more[name].to(each), classes) for name, each in parameters.items()
@@ -71,57 +62,40 @@ class Parametrisation(ABC):
 
     @abstractmethod
     def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-        """Return the images of some parameters, differentiably.
+        """Return the images ``[n, C, H, W]``, float32, sorted by class; differentiable.
 
         Args:
-            parameters: The tensors of :meth:`initial` or of :meth:`stored`, on any device.
-            shape: Shape of an image, ``[C, H, W]``.
-
-        Returns:
-            ``[n, C, H, W]``, float32, class by class.
+            parameters: Tensors of :meth:`initial` or :meth:`stored`, on any device.
+            shape: Image shape ``[C, H, W]``.
         """
 
     def stored(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the tensors that a distilled file keeps, from which :meth:`render` makes images.
-
-        Args:
-            parameters: The tensors of :meth:`initial`, after the run.
-        """
+        """Return the tensors for the distilled file, which :meth:`render` accepts."""
         return parameters
 
     def restored(self, stored: Mapping[str, Tensor], shape: torch.Size) -> Mapping[str, Tensor]:
-        """Return parameters to go on from, which show the images of what :meth:`stored` returned.
-
-        Args:
-            stored: The tensors of a distilled file.
-            shape: Shape of an image, ``[C, H, W]``.
-        """
+        """Return parameters to continue from, which render the images of the ``stored`` tensors."""
         return stored
 
 
 class WithSettings(Parametrisation):
-    """Base of dataclasses whose settings have checked types."""
+    """Base of parametrisations with settings; checks their types."""
 
     def __post_init__(self) -> None:
-        """Check the settings."""
         settle(self, f"--images {type(self).__name__.lower()}: {{}}".format)
 
 
 def joined(first: Tensor, more: Tensor, classes: int) -> Tensor:
-    """Return two tensors as one, class by class: of each the rows of the first, then the others."""
+    """Concatenate two tensors class by class: rows of ``first``, then of ``more``."""
     parts = [each.unflatten(0, (classes, -1)) for each in (first, more)]
     return torch.cat(parts, dim=1).flatten(0, 1)
 
 
 def in_batches(render: Callable[..., Tensor], tensors: Sequence[Tensor], values: int) -> Tensor:
-    """Render the images in batches where all at once would take much memory.
+    """Call ``render`` on batches of rows if all rows at once would need much memory.
 
-    The activations of a batch are not kept, but computed again where a gradient is taken.
-
-    Args:
-        render: Makes the images of some rows of the tensors.
-        tensors: With a row for each image.
-        values: Values that the activations of one image take.
+    Batches are checkpointed: their activations are recomputed in the backward pass. ``values`` is
+    the number of activation values per image.
     """
     rows = max(1, _MOST_VALUES // values)
     if len(tensors[0]) <= rows:
@@ -132,16 +106,9 @@ def in_batches(render: Callable[..., Tensor], tensors: Sequence[Tensor], values:
 
 
 def paid_for(ipc: int, spec: str, values: int, shape: torch.Size) -> int:
-    """Return the number of images of a class that the values of ``ipc`` images pay for.
+    """Return the number of images per class of ``values`` values each that fit the budget.
 
-    Args:
-        ipc: The budget.
-        spec: The parametrisation, for the message.
-        values: Values that one image takes.
-        shape: Shape of an image.
-
-    Raises:
-        UserError: It pays for none; the message names the budget that would.
+    Raises UserError if none fits; the message names the budget needed.
     """
     pixels = shape.numel()
     if ipc * pixels >= values:

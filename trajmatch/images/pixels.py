@@ -1,4 +1,4 @@
-"""Images as they are: every pixel is learned (MTT)."""
+"""Plain images: every pixel is learned (MTT)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trajmatch.images.parametrisation import Parametrisation
 
 @dataclass(frozen=True)
 class Pixels(Parametrisation):
-    """The identity; see :class:`trajmatch.images.Parametrisation`."""
+    """Identity parametrisation."""
 
     def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
-        """Return the images themselves."""
+        """Return the images."""
         return {"images": images}
 
     def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-        """Return the images themselves."""
+        """Return the images."""
         return parameters["images"]

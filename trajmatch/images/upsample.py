@@ -1,4 +1,4 @@
-"""Smaller images, resized (IDC, Kim et al., ICML 2022): factor^2 times as many."""
+"""Smaller images, resized (IDC, Kim et al., ICML 2022): ``factor^2`` times as many."""
 
 from __future__ import annotations
 
@@ -17,18 +17,13 @@ from trajmatch.schema import PositiveInt
 
 @dataclass(frozen=True)
 class Upsample(WithSettings):
-    """Resizing; see :class:`trajmatch.images.Parametrisation`.
-
-    Attributes:
-        factor: Side of an image over that of the stored one.
-        mode: Interpolation (``torch.nn.functional.interpolate``).
-    """
+    """Upsampling by ``factor`` per side, in a ``mode`` of ``torch.nn.functional.interpolate``."""
 
     factor: PositiveInt = 2
     mode: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
-        """Return ``factor^2`` images for each of the budget."""
+        """Return the budget times ``factor^2``."""
         if any(side % self.factor for side in shape[1:]):
             raise UserError(
                 f"--images upsample:factor={self.factor} needs images whose sides are multiples of "
@@ -37,11 +32,11 @@ class Upsample(WithSettings):
         return ipc * self.factor**2
 
     def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
-        """Return the images, reduced by the mean of ``factor x factor`` pixels."""
+        """Return the images, each ``factor x factor`` block averaged."""
         return {"small_images": interpolate(images, scale_factor=1 / self.factor, mode="area")}
 
     def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-        """Return the images, enlarged."""
+        """Return the enlarged images."""
         corners = None if self.mode == "nearest" else False
         small = parameters["small_images"]
         return interpolate(small, scale_factor=self.factor, mode=self.mode, align_corners=corners)

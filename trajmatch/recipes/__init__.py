@@ -1,8 +1,8 @@
-"""Recipes: the settings of published results, one TOML file each.
+"""Recipes: settings of published results, one TOML file each.
 
-A recipe has a section for each of the configurations :class:`trajmatch.experts.ExpertConfig`,
-:class:`trajmatch.distill.DistillConfig` and :class:`trajmatch.evaluate.EvalConfig`, with the fields
-that are not the defaults, and says where they come from and what was published.
+A recipe lists the non-default fields of :class:`trajmatch.experts.ExpertConfig`,
+:class:`trajmatch.distill.DistillConfig` and :class:`trajmatch.evaluate.EvalConfig`, their sources
+and the published accuracy.
 """
 
 from trajmatch.recipes.recipe import Recipe, find_recipe, load_recipe, recipe_names

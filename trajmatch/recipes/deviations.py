@@ -17,13 +17,7 @@ from trajmatch.schema import settings_of
 
 
 class Deviation(NamedTuple):
-    """A setting that differs.
-
-    Attributes:
-        name: The field, with its section: ``expert.epochs`` or ``distill.lr_img``.
-        wanted: Its value in the recipe, or the default where the recipe has none.
-        found: Its value in the result.
-    """
+    """Setting that differs, e.g. ``distill.lr_img``, with its values in recipe and result."""
 
     name: str
     wanted: Any
@@ -31,22 +25,14 @@ class Deviation(NamedTuple):
 
 
 def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
-    """Compare what made a distilled set with a recipe, field by field.
-
-    Args:
-        recipe: The recipe.
-        distilled: The set.
-
-    Returns:
-        The fields that both have and that differ, experts first.
-    """
+    """Return the fields that both a recipe and a distilled set have and that differ."""
     expert, distill = ExpertSettings(**recipe.expert), DistillSettings(**recipe.distill)
     evaluate = EvalSettings(**recipe.evaluate)
     protocol = evaluate.training_protocol(distilled.lr, distilled.dsa).describe()
     dsa = DSA(expert.dsa).spec
     wanted = {
         "expert": {**settings_of(expert, ExpertSettings), "dsa": dsa},
-        # The run chooses the settings that a recipe leaves open.
+        # Fill in the values that a run derives for settings missing in the recipe.
         "distill": {
             **settings_of(distill, DistillSettings),
             "dsa": dsa if distill.dsa is None else DSA(distill.dsa).spec,
@@ -55,7 +41,7 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
         },
         "evaluate": {"seeds": evaluate.seeds, **protocol},
     }
-    # Neither runs nor stores keep the settings that are not given.
+    # Runs and stores do not record unset optional settings, so add them with their defaults.
     made, experts = distilled.recipe, _entry(distilled.recipe, "experts")
     absent = {name: getattr(DistillSettings(), name) for name, _ in SINCE_0_1}
     made = {**absent, **made} if "lr_img" in made else made
@@ -65,6 +51,7 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
         experts["holdout"] = experts["holdout"].get("fraction")
     if expert.network == "convnet" and distilled.network.get("name") == "ConvNet":
         experts = {**distilled.network, **experts}
+    # The latest test score has the protocol that was used.
     score = next((each for each in distilled.scores[::-1] if each.get("split") == "test"), {})
     tested = {**score, **_entry(score, "protocol")} if _entry(score, "protocol") else {}
     alone = distill.objective == "train-and-test" and "experts" not in made
@@ -78,6 +65,6 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
 
 
 def _entry(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """An object in a description; empty where there is none, as in a set from elsewhere."""
+    """Return a nested dictionary, or an empty one if it is missing."""
     found = content.get(name)
     return found if isinstance(found, dict) else {}

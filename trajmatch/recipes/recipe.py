@@ -1,4 +1,4 @@
-"""Recipe files: reading, and checks of all that they hold."""
+"""Reading and checking of recipe files."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from trajmatch.evaluate.config import EvalConfig, EvalSettings
 from trajmatch.experts.config import ExpertConfig, ExpertSettings, kept_epochs
 from trajmatch.schema import Finite, Settings, setting
 
-#: Where the recipes of the package are: ``METHOD/DATA/NAME.toml``.
+#: Folder of the package's recipes, ``METHOD/DATA/NAME.toml``.
 FOLDER = Path(__file__).parent
 
-#: No recipe is nearly as large; what is larger is something else.
+#: Size limit; real recipes are far smaller.
 _MOST_BYTES = 2**16
 
 NOT_AVAILABLE = "not available"
 
-#: The sections of a recipe: settings that it has, and the configuration of their command.
+#: Sections of a recipe: class of the allowed settings, and the command's configuration.
 SECTIONS: dict[str, tuple[type[Any], type[Any]]] = {
     "expert": (ExpertSettings, ExpertConfig),
     "distill": (DistillSettings, DistillConfig),
@@ -33,22 +33,22 @@ SECTIONS: dict[str, tuple[type[Any], type[Any]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Settings):
-    """The settings of a result.
+    """Settings of a result.
 
     Attributes:
-        name: ``METHOD/DATA/NAME`` in the package, or the path it was read from.
-        title: What it makes.
-        data: The data set, as :func:`trajmatch.data.resolve_uri` takes its name; empty for any. Its
-            options hold for a ``--data`` of the same set that leaves them open.
-        paper: Where the method comes from.
-        settings: Where the settings come from.
-        accuracy: Published test accuracy in percent; None where it is not available.
-        std: Its published standard deviation.
-        accuracy_source: Where both are published.
-        notes: What to know: errors of the source, other readings.
-        expert: Fields of :class:`ExpertSettings` that are not the defaults.
-        distill: Those of :class:`DistillSettings`.
-        evaluate: Those of :class:`EvalSettings`.
+        name: ``METHOD/DATA/NAME`` in the package, or the path of the file.
+        title: Short description of the result.
+        data: Data set name as for :func:`trajmatch.data.resolve_uri`; empty for any. Its options
+            apply to a ``--data`` of the same set that does not give them.
+        paper: Source of the method.
+        settings: Source of the settings.
+        accuracy: Published test accuracy in percent; None if not available.
+        std: Published standard deviation of the accuracy.
+        accuracy_source: Source of accuracy and std.
+        notes: Remarks, such as errors in the source.
+        expert: Non-default fields of :class:`ExpertSettings`.
+        distill: Non-default fields of :class:`DistillSettings`.
+        evaluate: Non-default fields of :class:`EvalSettings`.
     """
 
     name: str
@@ -65,25 +65,22 @@ class Recipe(Settings):
     evaluate: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it, as JSON can hold it; an unknown accuracy is ``"not available"``."""
+        """Return a JSON-compatible dictionary; an unknown accuracy is ``"not available"``."""
         accuracy = NOT_AVAILABLE if self.accuracy is None else self.accuracy
         return {**asdict(self), "accuracy": accuracy}
 
 
 def recipe_names() -> list[str]:
-    """Return the names of the package's recipes, in alphabetical order."""
+    """Return the names of the package's recipes in alphabetical order."""
     found = FOLDER.glob("*/**/*.toml")
     return sorted(file.relative_to(FOLDER).with_suffix("").as_posix() for file in found)
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return a recipe of the package by its name, or one of the user's own by its path.
-
-    Args:
-        name: Such as ``"datm/cifar10/ipc10"``, or the path of a file that ends in ``.toml``.
+    """Load a recipe by name, e.g. ``"datm/cifar10/ipc10"``, or from a path ending in ``.toml``.
 
     Raises:
-        UserError: There is none, or it cannot be used.
+        UserError: The recipe does not exist or is invalid.
     """
     if name.endswith(".toml"):
         return load_recipe(Path(name), name)
@@ -100,15 +97,11 @@ def find_recipe(name: str) -> Recipe:
 
 
 def load_recipe(path: files.PathLike, name: str) -> Recipe:
-    """Read a recipe and check all of it.
-
-    Args:
-        path: The file.
-        name: The name that messages call it by.
+    """Load and check a recipe file; messages call it ``name``.
 
     Raises:
-        UserError: It cannot be read, is no TOML, or has a field that is unknown, of the wrong kind,
-            out of its range or in contradiction to another one; the message names it.
+        UserError: The file is unreadable or no TOML, or a field is unknown or invalid, or
+            contradicts another.
     """
     content = _read(Path(path))
     _check_known(content, {each.name for each in fields(Recipe)} - {"name"}, f"recipe {name}")
@@ -128,7 +121,7 @@ def _read(path: Path) -> dict[str, Any]:
         raw = file.read(_MOST_BYTES + 1)
     if len(raw) > _MOST_BYTES:
         raise UserError(f"{path} is no recipe: it has more than {_MOST_BYTES} bytes")
-    # Also for a number of thousands of digits.
+    # ValueError also covers integers with thousands of digits.
     with as_user_error(f"{path} is no recipe: ", ValueError, RecursionError):
         return tomllib.loads(raw.decode())
 
@@ -151,13 +144,13 @@ def _section(section: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def _check_known(content: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Raise UserError for an entry that is not known."""
+    """Raise UserError for an unknown entry."""
     if unknown := sorted(content.keys() - {*known}):
         raise UserError(f"{where} has an unknown entry {unknown[0]!r}{closest(unknown[0], known)}")
 
 
 def _check_window(recipe: Recipe) -> None:
-    """Make sure that the experts keep what the distillation starts from and matches."""
+    """Raise UserError unless the experts keep every epoch that distillation needs."""
     expert = ExpertSettings(**recipe.expert)
     distill = DistillSettings(**recipe.distill)
     kept = kept_epochs(expert.keep, expert.epochs)

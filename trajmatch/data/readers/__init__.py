@@ -1,1 +1,1 @@
-"""Readers of data sets: every module here has a table ``SOURCES``, by the names of its sources."""
+"""Readers of data sets. Every module has a table ``SOURCES``: source name to reader."""

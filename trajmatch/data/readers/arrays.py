@@ -1,4 +1,4 @@
-"""A user's own data set from arrays: of an ``.npz`` file, or of a function of the user's."""
+"""Data sets from arrays: an ``.npz`` file or a user's function."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from trajmatch.errors import UserError
 from trajmatch.importing import blamed, described, import_object
 from trajmatch.schema import setting
 
-#: Names of the arrays, in either of two ways.
+#: The two naming schemes for the arrays.
 KEYS = (
     ("x_train", "y_train", "x_test", "y_test"),
     ("train_images", "train_labels", "test_images", "test_labels"),
 )
 CLASS_NAMES = "class_names"
 
-#: Images and labels of a part, in the order of preference.
+#: Names of images and labels of part NAME, in order of preference.
 _PATTERNS = (("x_NAME", "y_NAME"), ("X_NAME", "y_NAME"), ("NAME_images", "NAME_labels"))
 _NO_OPTIONS = ArrayOptions()
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -33,21 +33,13 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def read(address: Address, options: ArrayOptions) -> Dataset:
-    """Load images and labels.
+    """Load an ``.npz`` file; the data set is named after the file. Pickles are never read.
 
-    Images are uint8, ``[N, S, S]``, ``[N, S, S, C]`` or ``[N, C, S, S]``: the two equal axes are
-    height and width. Labels are integers, ``[N]`` or ``[N, 1]``. An array ``class_names`` of
-    strings is optional; without it the classes are called ``0``, ``1``, ... Pickled objects are
-    never read.
-
-    Args:
-        address: The file.
-        options: The part ``NAME`` stands for ``x_NAME`` and ``y_NAME``, or ``NAME_images`` and
-            ``NAME_labels``; the targets ``NAME`` stand for ``train_NAME`` and ``test_NAME``,
-            floating-point ``[N, D]`` (for other parts their names in place of train and test).
-
-    Returns:
-        The data set, named after the file.
+    Images are uint8, ``[N, S, S]``, ``[N, S, S, C]`` or ``[N, C, S, S]``; the two equal axes are
+    height and width. Labels are integers, ``[N]`` or ``[N, 1]``. Without ``class_names`` the
+    classes are called ``0``, ``1``, ... Part ``NAME`` means ``x_NAME`` and ``y_NAME``, or
+    ``NAME_images`` and ``NAME_labels``; targets are floating point, ``[N, D]``, in
+    ``PART_TARGETS``.
 
     Raises:
         OSError: The file cannot be read.
@@ -59,12 +51,12 @@ def read(address: Address, options: ArrayOptions) -> Dataset:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(f"{path} holds a single array; save several with numpy.savez")
-            # Reads what is asked for. Memory of a size that only a header claims is asked for, but
-            # not touched before the content is there.
+            # Arrays are read on access. A header with a false size allocates memory, but the memory
+            # is not touched before data arrives.
             dataset = from_arrays(str(path), path.stem, archive, options)
         except (UserError, OSError):
             raise
-        except Exception as error:  # of numpy, zipfile or zlib
+        except Exception as error:  # from NumPy, zipfile or zlib
             raise UserError(
                 f"{path} is damaged or not an .npz file ({error}); save plain arrays of numbers, "
                 "not Python objects, with numpy.savez"
@@ -73,26 +65,16 @@ def read(address: Address, options: ArrayOptions) -> Dataset:
 
 
 def is_function(address: Address) -> bool:
-    """True if an address has the form ``package.module:function``."""
+    """Return True if an address has the form ``package.module:function``."""
     return _FUNCTION.fullmatch(address.base) is not None
 
 
 def call(address: Address, options: ArrayOptions) -> Dataset:
-    """Call the function, without arguments, and make a data set of what it returns.
+    """Call ``package.module:function`` without arguments and make a data set of its result.
 
-    Args:
-        address: ``package.module:function``; the module is looked for where Python looks, and then
-            in the current folder.
-        options: All count.
-
-    Returns:
-        The data set: the :class:`~trajmatch.data.Dataset` that the function returns, or one of its
-        arrays, named after the function. The arrays are a mapping as in an ``.npz`` file
-        (``x_train``, ``y_train``, ``x_test``, ``y_test``, perhaps ``class_names``), or a tuple of
-        four or five in that order; NumPy arrays or tensors.
-
-    Raises:
-        UserError: There is no such module or function, it fails, or what it returns cannot be used.
+    The function returns a :class:`~trajmatch.data.Dataset`; a mapping of arrays as in an ``.npz``
+    file; or a tuple ``x_train, y_train, x_test, y_test[, class_names]``. Arrays are NumPy arrays or
+    tensors. UserError if the import, the call or the result fails.
     """
     what = address.base
     function = import_object(what)
@@ -125,20 +107,7 @@ def call(address: Address, options: ArrayOptions) -> Dataset:
 def from_arrays(
     what: str, name: str, arrays: Mapping[str, _Array], options: ArrayOptions = _NO_OPTIONS
 ) -> Dataset:
-    """Make a data set of arrays with the names and shapes that a file has.
-
-    Args:
-        what: Where they come from, for messages.
-        name: Name of the data set.
-        arrays: As for :func:`read`; those of other names do not count.
-        options: As for :func:`read`.
-
-    Returns:
-        The data set, with all classes.
-
-    Raises:
-        UserError: The arrays cannot be used.
-    """
+    """Make a data set from arrays named and shaped as for :func:`read`; others are ignored."""
     chosen, left_out = _choose(what, list(arrays), options)
     parts = [
         _Part(
@@ -168,23 +137,22 @@ def from_arrays(
 
 
 class _Part(NamedTuple):
-    """Training or test images, with their labels and perhaps targets."""
+    """Images, labels and optional targets of a part."""
 
     images: Tensor
     labels: Tensor
     targets: Tensor | None
 
     def of(self, rows: Tensor) -> _Part:
-        """Some of the images."""
         return _Part(*(None if each is None else each[rows] for each in self))  # type: ignore[arg-type]
 
 
 def _choose(
     what: str, names: Sequence[str], options: ArrayOptions
 ) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Names of images, labels and targets of each part that is read; names of unread parts."""
+    """Return the names of images, labels and targets per part, and the parts left out."""
     found = {}
-    for images, labels in reversed(_PATTERNS):
+    for images, labels in reversed(_PATTERNS):  # the preferred pattern overwrites the others
         prefix, suffix = images.split("NAME")
         for name in names:
             part = name.removeprefix(prefix).removesuffix(suffix)
@@ -221,6 +189,7 @@ def _images(what: str, array: _Array) -> Tensor:
             f"{what} should hold square images, [N, S, S], [N, S, S, C] or [N, C, S, S] with C "
             f"other than S, but has shape {shape}; crop or resize them"
         )
+    # Two equal adjacent axes are height and width; the remaining one is the channel axis.
     order = (0, 3, 1, 2) if square == [1] else (0, 1, 2, 3)
     return torch.from_numpy(np.ascontiguousarray(array.transpose(order)))
 
@@ -253,9 +222,9 @@ def _targets(what: str, name: str, arrays: Mapping[str, _Array], count: int) -> 
 def _class_names(what: str, arrays: Mapping[str, _Array], labels: Tensor) -> list[str]:
     if CLASS_NAMES in arrays:
         return setting(arrays[CLASS_NAMES].tolist(), tuple[str, ...], f"{what}: {CLASS_NAMES}")
-    # Every class has an image, so that there are as many as different labels, whatever these are.
+    # Every class needs a training image, so the number of distinct labels is that of classes.
     return [str(label) for label in range(len(labels.unique()))]
 
 
-#: ``package.module`` stands for any module.
+#: The key ``package.module`` stands for any module.
 SOURCES = {"npz": Source("FILE", read), "package.module": Source("function", call)}

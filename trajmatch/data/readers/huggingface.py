@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, through the optional package ``datasets``."""
+"""Hugging Face data sets, through the optional package ``datasets``."""
 
 from __future__ import annotations
 
@@ -23,13 +23,7 @@ _BYTES = ("binary", "large_binary", "binary_view")
 
 @dataclass(frozen=True, kw_only=True)
 class HubOptions(ImageOptions, PartOptions):
-    """Options of a data set of the hub.
-
-    Attributes:
-        config: Name of one of several data sets under one name.
-        image: Column of the images.
-        label: Column of the labels.
-    """
+    """Options of a hub data set; ``image`` and ``label`` name its columns."""
 
     config: str | None = None
     image: str | None = None
@@ -37,24 +31,13 @@ class HubOptions(ImageOptions, PartOptions):
 
 
 def load(address: Address, options: HubOptions) -> Dataset:
-    """Load a data set by its name on the hub, or from a folder that ``datasets`` can read.
+    """Load a data set by ``USER/NAME`` on the hub, or from a folder that ``datasets`` can read.
 
-    Columns are found by their type: the one ``Image``, or else the one of bytes or of ``bytes`` and
-    ``path``; the one ``ClassLabel``, or else the one of integers or strings, whose values in order
-    are the classes. Of several, ``?image=`` and ``?label=`` choose one. Of the splits, ``train`` is
-    used and one for testing, by their usual names; without one, a part of each class becomes the
-    test set. What is left out is said. No code of the data set is run. The package turns images of
-    the type ``Image`` as their EXIF data says.
-
-    Args:
-        address: What ``datasets.load_dataset`` takes: ``USER/NAME``, or a folder.
-        options: Parts are splits; all count.
-
-    Returns:
-        The data set, named after the last part of the name; grey where all images are, else RGB.
-
-    Raises:
-        UserError: The package is not installed, or the data set cannot be loaded or used.
+    Columns are found by type. Images: the column of type ``Image``, else of bytes or of ``bytes``
+    and ``path``. Labels: the ``ClassLabel`` column, else integers or strings, whose sorted values
+    are the classes. ``?image=`` and ``?label=`` choose among several. Splits are found by their
+    usual names; without a test split, a part of each class becomes the test set. No code of the
+    data set runs. The package applies the EXIF orientation to columns of type ``Image``.
     """
     what = address.base
     splits = _load(what, address.place.as_posix(), options.config)
@@ -69,6 +52,7 @@ def load(address: Address, options: HubOptions) -> Dataset:
     classes = _classes(what, features[label], splits[found[0]][label], label)
     all_names = list(map(str, classes))
     chosen = choose_classes(what, all_names, options.classes)
+    # Rows of a ClassLabel column hold indices, other columns the values themselves.
     values = list(range(len(classes))) if _kind(features[label]) == "ClassLabel" else classes
     labels = {values[old]: new for new, old in enumerate(chosen)}
     parts = []
@@ -98,15 +82,15 @@ def _load(what: str, name: str, config: str | None) -> Mapping[str, Any]:
     with as_user_error(f"{what} cannot be loaded: ", *kinds, advice=advice):
         if not Path(name).is_dir():
             return datasets.load_dataset(name, config)
-        # The package keeps what it has read of a folder by the folder's last name and the head of
-        # its README.md, and would return that for another folder, or for other files in this one.
-        # Its copy is mapped into memory, and readable after the deletion.
+        # The package caches a folder under its last name and the head of its README.md, so a shared
+        # cache could return the content of another folder or of old files. The copy is
+        # memory-mapped and stays readable after its deletion.
         with tempfile.TemporaryDirectory("-trajmatch-hf", ignore_cleanup_errors=True) as cache:
             return datasets.load_dataset(name, config, cache_dir=cache)
 
 
 def _image(split: Any, row: int, column: str) -> Any:
-    """An image of Pillow, the bytes of a file, or its path."""
+    """Return the image of a row: a Pillow image, encoded bytes or a path."""
     value = split[row][column]
     if isinstance(value, Mapping):
         value = value.get("bytes") or Path(str(value.get("path")))
@@ -116,7 +100,7 @@ def _image(split: Any, row: int, column: str) -> Any:
 
 
 def _kind(feature: Any) -> str:
-    """``"Image"``, ``"ClassLabel"``, ``"bytes"`` of images, ``"value"``, or nothing."""
+    """Return ``"Image"``, ``"ClassLabel"``, ``"bytes"``, ``"value"`` or an empty string."""
     kind, dtype = type(feature).__name__, str(getattr(feature, "dtype", ""))
     if kind in ("Image", "ClassLabel"):
         return kind
@@ -128,7 +112,7 @@ def _kind(feature: Any) -> str:
 def _column(
     what: str, features: Mapping[str, Any], option: str, given: str | None, kinds: Sequence[str]
 ) -> str:
-    """Name of the one column of the first kind that there is, or of the one that was given."""
+    """Return the given column, or the only one of the first kind that occurs."""
     fits = [
         [name for name, feature in features.items() if _kind(feature) == kind] for kind in kinds
     ]
@@ -145,7 +129,7 @@ def _column(
 
 
 def _classes(what: str, feature: Any, values: Sequence[Any], label: str) -> list[Any]:
-    """Names of the classes, or the values of the training labels that stand for them."""
+    """Return the class names, or the sorted training labels that stand for them."""
     if _kind(feature) == "ClassLabel":
         return list(feature.names)
     given = [value for value in values if value is not None]
@@ -159,7 +143,7 @@ def _classes(what: str, feature: Any, values: Sequence[Any], label: str) -> list
 
 
 def _check_labelled(what: str, given: Sequence[Any], values: Sequence[Any]) -> None:
-    """Warn of rows without a class of the training rows; refuse a split of nothing else."""
+    """Warn about rows whose label is not a class; raise UserError if that is every row."""
     known = set(values)
     lacking = sum(value not in known for value in given)
     message = f"{what}: {lacking} of {len(given)} rows have no label that is one of the classes"

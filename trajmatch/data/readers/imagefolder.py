@@ -1,4 +1,4 @@
-"""A user's own data set from image files in one folder per class."""
+"""Data sets from image files in one folder per class."""
 
 from __future__ import annotations
 
@@ -25,25 +25,12 @@ class FolderOptions(ImageOptions, PartOptions):
 
 
 def load(address: Address, options: FolderOptions) -> Dataset:
-    """Load every image file of a folder.
+    """Load ``root/train/CLASS`` and ``root/test/CLASS`` (or other usual names), or ``root/CLASS``.
 
-    Either ``root/train/CLASS`` and ``root/test/CLASS`` (or ``val``, in any case and under the other
-    usual names), or only ``root/train/CLASS``, or ``root/CLASS``; without test images, a part of
-    each class becomes the test set, with a warning. Classes are the subfolders in alphabetical
-    order; the images of a class are all files in its folder and in the folders there, in the order
-    of torchvision's ``ImageFolder``. Hidden files and those that systems make are left out, and so,
-    with a warning, are files of other kinds.
-
-    Args:
-        address: The folder ``root``.
-        options: All count.
-
-    Returns:
-        The data set, named after the folder.
-
-    Raises:
-        OSError: A folder cannot be read.
-        UserError: The folders are not as described, or a file cannot be used.
+    Without test images, a part of each class becomes the test set, with a warning. Classes are the
+    subfolders in alphabetical order; a class's images are all files below its folder, in the order
+    of torchvision's ``ImageFolder``. Hidden and system files are skipped; other files that are no
+    images are skipped with a warning. The set is named after the folder.
     """
     root = address.place
     train, test = _parts(root, options)
@@ -63,7 +50,7 @@ def load(address: Address, options: FolderOptions) -> Dataset:
 
 
 def found_in(root: Path) -> bool:
-    """True if a folder, which may be missing, has the layout of a data set."""
+    """Return True if the folder exists and has the layout of a data set."""
     if not root.is_dir():
         return False
     entries = visible(root)
@@ -73,7 +60,7 @@ def found_in(root: Path) -> bool:
 
 
 def _parts(root: Path, options: FolderOptions) -> tuple[Path, Path | None]:
-    """Folders of the training and of the test images; None where there are no test images."""
+    """Return the folders of the training and test images; None if there are no test images."""
     present = [entry.name for entry in visible(root)]
     folders = [name for name in present if (root / name).is_dir()]
     train, test = find_parts(str(root), folders, options)
@@ -82,7 +69,7 @@ def _parts(root: Path, options: FolderOptions) -> tuple[Path, Path | None]:
         left_out = [name for name in parts if name not in (train, test)]
         say_left_out(str(root), left_out, options)
         return root / train, root / test if test else None
-    # A folder with images in it is a class of that name.
+    # No parts: a folder with a part's name that directly holds images is a class.
     alone, named = train or test, options.test and options.fraction is None
     if (
         present
@@ -97,7 +84,7 @@ def _parts(root: Path, options: FolderOptions) -> tuple[Path, Path | None]:
 
 
 def _warn_of_parts(root: Path, pictures: Sequence[Picture]) -> None:
-    """Warn if the folders of all classes hold the same folders, as parts of a data set would."""
+    """Warn if all class folders hold the same subfolders, as the parts of a data set would."""
     below: dict[int, set[str]] = {}
     for picture in pictures:
         below.setdefault(picture.label, set()).add(Path(str(picture)).parent.name)
@@ -111,9 +98,9 @@ def _warn_of_parts(root: Path, pictures: Sequence[Picture]) -> None:
 
 
 def _pictures(part: Path, present: Sequence[str], names: Sequence[str]) -> list[Picture]:
-    """Pictures of the classes in ``names``; ``present`` are all classes of the training images.
+    """Return the pictures of the classes ``names``; ``present`` are all training classes.
 
-    Files are pictures by their ending or content; a damaged picture counts as one.
+    A file with an image's suffix or header counts as a picture even if it is damaged.
     """
     known = {composed(name): name for name in present}
     pictures: list[Picture] = []

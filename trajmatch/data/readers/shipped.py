@@ -1,7 +1,7 @@
-"""The data set inside the package: a class-balanced part of Fashion-MNIST.
+"""The shipped data set: a class-balanced part of Fashion-MNIST.
 
-Each split is one grey PNG: a sheet of images, 200 in a row, sorted by class, so that an image's
-place is its label. ``fashion_mnist_mini/LICENSE`` has the terms of the original.
+Each split is one grey PNG sheet, 200 images per row, sorted by class; the position gives the label.
+See ``fashion_mnist_mini/LICENSE`` for the terms of the original.
 """
 
 from __future__ import annotations
@@ -32,20 +32,7 @@ _SHA256 = {
 
 
 def load(address: Address, options: Options) -> Dataset:
-    """Load the first 1,000 training and the first 200 test images of each class of Fashion-MNIST.
-
-    Args:
-        address: The name.
-        options: All count.
-
-    Returns:
-        The data set: 10,000 + 2,000 images of 28 x 28 pixels in one channel, sorted by class. The
-        same object every time, for nothing changes a data set.
-
-    Raises:
-        OSError: A file of the package is missing.
-        UserError: A file of the package is damaged.
-    """
+    """Load the first 1,000 training and 200 test images per class: ``[N, 1, 28, 28]``, sorted."""
     return _whole().of_classes(options.classes)
 
 
@@ -55,7 +42,7 @@ def _whole() -> Dataset:
 
 
 def _read(name: str) -> tuple[Tensor, Tensor]:
-    """Images ``[N, 1, 28, 28]`` and labels ``[N]`` of one sheet."""
+    """Return images ``[N, 1, 28, 28]`` and labels ``[N]`` of one sheet."""
     from PIL import Image
 
     file = resources.files("trajmatch.data").joinpath("fashion_mnist_mini", name)

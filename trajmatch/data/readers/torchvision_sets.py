@@ -1,4 +1,4 @@
-"""Data sets that torchvision reads and downloads: the usual ones by name, others by their class."""
+"""Data sets read and downloaded by torchvision: the usual ones by name, others by class."""
 
 from __future__ import annotations
 
@@ -27,21 +27,20 @@ from trajmatch.data.parts import TEST, TRAIN
 from trajmatch.data.readers.arrays import CLASS_NAMES, KEYS, from_arrays
 from trajmatch.errors import UserError
 
-# Pickles, which run code when they are read, and no sum of these files is known. Those of CIFAR are
-# opened only if their MD5 sums match the authors' files.
+# Pickles without known checksums: reading one can run code. CIFAR's pickles are opened only if
+# their MD5 sums match the official files.
 _UNSAFE = ("LSUN", "LSUNClass")
-# Values of ``split``, in the order of preference.
+# Usual training and test values of ``split``, in order of preference.
 _SPLITS = ((*TRAIN, "trainval", "train-standard"), TEST)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionOptions(ImageOptions, PartOptions):
-    """Options of a set of torchvision; parts are values of the argument ``split`` of its class.
+    """Options of a torchvision set; parts are values of its argument ``split``.
 
     Attributes:
-        download: True to download what is missing.
-        split: Argument ``split`` of a class that tells training and test images apart by ``train``
-            (EMNIST).
+        download: True to download missing files.
+        split: Argument ``split`` of a class that also has ``train`` (EMNIST).
     """
 
     download: bool = False
@@ -49,21 +48,11 @@ class TorchvisionOptions(ImageOptions, PartOptions):
 
 
 def load(address: Address, options: TorchvisionOptions) -> Dataset:
-    """Load one of the usual sets, or a set by the name of its class in ``torchvision.datasets``.
+    """Load a usual set by name, or another by its class in ``torchvision.datasets``.
 
-    Args:
-        address: The folder in which torchvision puts the files, under the name of a usual set or
-            ``torchvision:NAME``. Of a usual set also the folder of the files themselves; those of
-            MNIST and Fashion-MNIST may be packed with gzip.
-        options: All count.
-
-    Returns:
-        The data set, named after the scheme. Without a test part, a part of each class becomes the
-        test set. Of SVHN the extra training images are left out, as in the papers.
-
-    Raises:
-        UserError: There is no such class, it has no labelled pictures, or it cannot read or
-            download its files.
+    The address is torchvision's root folder or, for a usual set, also the folder of the files;
+    MNIST and Fashion-MNIST may be gzipped. Without a test part, a part of each class becomes the
+    test set. SVHN's extra training images are left out, as in the papers.
     """
     what, known = address.base, KNOWN_SETS.get(address.scheme, KnownSet())
     with _explained(address, options):
@@ -71,9 +60,10 @@ def load(address: Address, options: TorchvisionOptions) -> Dataset:
         labels = [_labels(what, part) for part in parts]
     present = [*range(len(known.classes))] or np.unique(labels[0]).tolist()
     names = list(known.classes) or _class_names(parts[0], present)
-    count = len(names)  # labels of no class are to be found out of range
+    count = len(names)  # unknown labels become >= count, so that checks find them
     place = {old: label for label, old in enumerate(present)}
     labels = [[place.get(each, max(each, count)) for each in given] for given in labels]
+    # Fast path for sets that are arrays already: no images to decode.
     if options.size is None and len(parts) == 2 and all(map(_is_array, parts)):
         train, test = (
             (np.asarray(part.data), np.array(y)) for part, y in zip(parts, labels, strict=True)
@@ -96,14 +86,14 @@ def load(address: Address, options: TorchvisionOptions) -> Dataset:
 
 
 def found_in(address: Address) -> bool:
-    """True if a folder has files of one of the usual sets."""
+    """Return True if a folder has files of the usual set."""
     known, root = KNOWN_SETS[address.scheme], address.place
     files = any((root / name).is_file() for name in known.files)
     return files or bool(known.binary and cifar_binary.find(known.binary, root))
 
 
 def _read(address: Address, known: KnownSet, options: TorchvisionOptions) -> Sequence[Any]:
-    """The parts of a set; of a usual set, from wherever its files are."""
+    """Return the parts of a set; files of a usual set may also lie directly in the folder."""
     root = address.place
     if known.binary and (folder := cifar_binary.find(known.binary, root)):
         binary = known.binary
@@ -111,7 +101,8 @@ def _read(address: Address, known: KnownSet, options: TorchvisionOptions) -> Seq
     kind = _class_of(known.torchvision or address.scheme.partition(":")[2])
     files = (root / name for name in (*known.files, *known.more_files))
     if file := next(filter(Path.is_file, files), None):
-        repaired = [Exception] if options.download else []  # by downloading the files again
+        # If local files are unusable, ?download=true falls through to a new download.
+        repaired = [Exception] if options.download else []
         with tempfile.TemporaryDirectory() as unpacked, suppress(*repaired):
             raw = _unpack(kind, file.parent, unpacked) if file.suffix == ".gz" else file.parent
             there = type(kind.__name__, (kind,), {"base_folder": "", "raw_folder": str(raw)})
@@ -120,7 +111,7 @@ def _read(address: Address, known: KnownSet, options: TorchvisionOptions) -> Seq
 
 
 def _class_of(name: str) -> Any:
-    """The class of torchvision of a data set."""
+    """Return the torchvision class; raise UserError if it is not an image classification set."""
     from trajmatch._torchvision import torchvision
 
     if name not in torchvision.datasets.__all__:
@@ -138,13 +129,13 @@ def _class_of(name: str) -> Any:
 
 
 def _arguments(kind: Any) -> set[str]:
-    """Names of the arguments of a class, with those of its base where it passes others on."""
+    """Return argument names of a class, with those of its base if it takes ``**kwargs``."""
     own = inspect.signature(kind.__init__).parameters
     return {*own} | (_arguments(kind.__base__) if "kwargs" in own else set())
 
 
 def _parts(kind: Any, root: Path, options: TorchvisionOptions) -> list[Any]:
-    """The training part of a set, and the test part if there is one."""
+    """Return the training part and, if there is one, the test part."""
     known = _arguments(kind)
     by_train = "train" in known
     by_split = "split" in known and not by_train
@@ -171,7 +162,7 @@ def _parts(kind: Any, root: Path, options: TorchvisionOptions) -> list[Any]:
 
 
 def _part(kind: Any, splits: Sequence[str], arguments: dict[str, Any]) -> Any:
-    """The first of some splits that there is."""
+    """Return the first split that exists."""
     for split in splits:
         try:
             return kind(split=split, **arguments)
@@ -181,7 +172,7 @@ def _part(kind: Any, splits: Sequence[str], arguments: dict[str, Any]) -> Any:
 
 
 def _unpack(kind: Any, folder: Path, place: str) -> str:
-    """Unpack the official files of MNIST or Fashion-MNIST."""
+    """Unpack the official gzip files of MNIST or Fashion-MNIST."""
     from trajmatch._torchvision import torchvision
 
     for name, md5 in kind.resources:
@@ -192,12 +183,12 @@ def _unpack(kind: Any, folder: Path, place: str) -> str:
 
 
 def _is_array(part: Any) -> bool:
-    """True if the images of a part are one array."""
+    """Return True if the images of a part are one array."""
     return isinstance(getattr(part, "data", None), np.ndarray | torch.Tensor)
 
 
 def _labels(what: str, part: Any) -> list[int]:
-    """The labels of a part, whose items are pictures with a label."""
+    """Return the labels of a part; raise UserError if its items are not picture and label."""
     from PIL import Image
 
     labels: Any = getattr(part, "targets", getattr(part, "labels", None))
@@ -215,16 +206,15 @@ def _labels(what: str, part: Any) -> list[int]:
 
 
 def _picture(part: Any, index: int) -> Any:
-    """One picture, or its file."""
     return part[index][0]
 
 
 def _class_names(part: Any, present: Sequence[int]) -> list[str]:
-    """Names of the classes that have images: torchvision's if each has one, else the labels."""
+    """Return torchvision's names of the classes if they are unique, else the labels."""
     names = getattr(part, "classes", ())
     if max(present) < len(names):
         chosen = [names[label] for label in present]
-        chosen = [name if isinstance(name, str) else name[0] for name in chosen]  # of synonyms
+        chosen = [name if isinstance(name, str) else name[0] for name in chosen]  # first synonym
         if len({*chosen}) == len(chosen):
             return chosen
     return [str(label) for label in present]
@@ -232,7 +222,7 @@ def _class_names(part: Any, present: Sequence[int]) -> list[str]:
 
 @contextmanager
 def _explained(address: Address, options: TorchvisionOptions) -> Iterator[None]:
-    """Turn all exceptions into messages; let one process at a time download into a folder."""
+    """Convert all exceptions to UserError; lock the folder while downloading."""
     folder = -1
     try:
         if options.download:

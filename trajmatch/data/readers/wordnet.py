@@ -1,4 +1,4 @@
-"""ImageNet's subsets and Tiny ImageNet: JPEG files in folders that are named after WordNet ids."""
+"""ImageNet subsets and Tiny ImageNet: JPEG files in folders named after WordNet ids."""
 
 from __future__ import annotations
 
@@ -24,30 +24,16 @@ _WORDNET_ID = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageNetOptions(ImageOptions):
-    """Options of ImageNet.
-
-    Attributes:
-        subset: Name of a published list of classes.
-    """
+    """Options of ImageNet; ``subset`` is a published list of classes."""
 
     subset: Literal["nette", "woof", "fruit", "meow", "squawk", "yellow"] | None = None
 
 
 def load_imagenet(address: Address, options: ImageNetOptions) -> Dataset:
-    """Load a part of ImageNet from ``root/train/WNID/*`` and ``root/val/WNID/*``.
+    """Load ``root/train/WNID/*`` and ``root/val/WNID/*``; 128 pixels unless ``size`` is given.
 
-    Args:
-        address: The folder ``root``, or its parent when it is called ``imagenet``.
-        options: ``classes`` are WordNet ids, or names within a subset; ``size`` is 128 if not
-            given.
-
-    Returns:
-        The data set, ``imagenet``, RGB, with the statistics that are published for ImageNet. The
-        classes of a subset are in the order in which MTT lists them.
-
-    Raises:
-        OSError: A folder cannot be read.
-        UserError: The folders are not as described, a class is missing, or a file cannot be used.
+    The address is ``root`` or the parent of a folder ``imagenet``. ``classes`` are WordNet ids, or
+    names within a subset, whose classes are in MTT's order. The statistics are ImageNet's.
     """
     root = _imagenet_in(address.place)
     if root is None:
@@ -72,24 +58,12 @@ def load_imagenet(address: Address, options: ImageNetOptions) -> Dataset:
 
 
 def load_tiny(address: Address, options: ImageOptions) -> Dataset:
-    """Load Tiny ImageNet as its archive unpacks.
+    """Load the unpacked Tiny ImageNet archive; 64 pixels unless ``size`` is given.
 
-    ``wnids.txt`` (the classes), ``words.txt`` (their names), ``train/WNID/images/*`` and
-    ``val/images/*`` with ``val/val_annotations.txt``; the test images have no labels, so the
-    validation images are the test set, as in the papers.
-
-    Args:
-        address: The folder that the archive unpacked to, or its parent.
-        options: ``classes`` are names or WordNet ids; ``size`` is 64 if not given.
-
-    Returns:
-        The data set, ``tiny-imagenet``, RGB, with the statistics that are published for ImageNet.
-        Classes are in the order of their WordNet ids; the name of a class is the first of its
-        synonyms.
-
-    Raises:
-        OSError: A file cannot be read.
-        UserError: Files are missing or cannot be used.
+    It reads ``wnids.txt`` (classes), ``words.txt`` (names), ``train/WNID/images/*`` and
+    ``val/images/*`` with ``val/val_annotations.txt``. The official test images have no labels, so
+    the validation images are the test set, as in the papers. Classes are sorted by WordNet id and
+    named by their first synonym. The statistics are ImageNet's.
     """
     root = _tiny_in(address.place)
     if root is None:
@@ -138,7 +112,7 @@ def _wordnet_folders(part: Path) -> list[str]:
 
 
 def _names(words: str, identifiers: Sequence[str]) -> dict[str, str]:
-    """Name of each class: its first synonym, with the identifier where two have the same."""
+    """Return the first synonym of each class, with the id appended where two are equal."""
     synonyms = dict(line.split("\t", 1) for line in words.splitlines() if "\t" in line)
     first = {i: synonyms.get(i, i).partition(",")[0].strip() for i in identifiers}
     often = Counter(first.values())
@@ -146,7 +120,7 @@ def _names(words: str, identifiers: Sequence[str]) -> dict[str, str]:
 
 
 def _choose(what: str, named: Mapping[str, str], wanted: Sequence[str]) -> dict[str, str]:
-    """The classes wanted, identifier to name, from all."""
+    """Return the wanted classes as a mapping from id to name."""
     identifiers = list(named)
     chosen = choose_classes(what, list(named.values()), wanted, identifiers)
     return {identifiers[index]: named[identifiers[index]] for index in chosen}
