@@ -1,4 +1,4 @@
-"""The state of an unfinished run in one file, so that it goes on as if it had not stopped."""
+"""Checkpoint of an unfinished run: one file, from which a run resumes as if never interrupted."""
 
 from __future__ import annotations
 
@@ -19,19 +19,16 @@ from trajmatch.errors import UserError
 
 FORMAT = "trajmatch distillation checkpoint"
 FORMAT_VERSION = 4
-_OLD_VERSION = 3  # of release 0.1
+_OLD_VERSION = 3  # written by release 0.1
 
 
 def save(path: Path, state: State, identity: dict[str, Any]) -> None:
-    """Write a checkpoint in place of the last one, whole or not at all.
+    """Write the checkpoint, atomically replacing the previous one.
 
     Args:
-        path: The file.
-        state: The state between two iterations.
-        identity: What the run is (:attr:`trajmatch.distill.problem.Problem.identity`).
-
-    Raises:
-        UserError: The file cannot be written.
+        path: Checkpoint file.
+        state: State between two outer iterations.
+        identity: :attr:`trajmatch.distill.problem.Problem.identity`.
     """
     moving = learned(state.parameters)
     progress = {each.name: getattr(state, each.name) for each in fields(Progress)}
@@ -54,14 +51,10 @@ def save(path: Path, state: State, identity: dict[str, Any]) -> None:
 
 
 def load(path: Path, problem: Problem) -> State:
-    """Read the checkpoint of a run.
-
-    Args:
-        path: The file.
-        problem: What the run works on; the number of iterations alone may differ.
+    """Read a checkpoint; only ``--iterations`` may differ from the run that wrote it.
 
     Raises:
-        UserError: The file is damaged, not a checkpoint, or of a run with other settings.
+        UserError: The file is damaged, not a checkpoint, or from a run with other settings.
     """
     tensors, description = files.load_tensors(path)
     version = description.get("format_version")
@@ -86,7 +79,7 @@ def load(path: Path, problem: Problem) -> State:
             }
             state.parameters[name] = replace(parameter, moments=moments)
         state.average = _under("average", tensors, problem.device)
-        problem.render(state.result)  # which needs all of them
+        problem.render(state.result)  # fails if a parameter is missing
         for name, first in problem.objective.memory().items():
             if state.parameters[name].value.shape != first.shape:
                 raise ValueError(f"its {name} should be of shape {list(first.shape)}")
@@ -102,17 +95,7 @@ def load(path: Path, problem: Problem) -> State:
 def check_same_run(
     path: Path, found: dict[str, Any], wanted: dict[str, Any], ignore: tuple[str, ...] = ()
 ) -> None:
-    """Make sure that a file belongs to the run that is asked for.
-
-    Args:
-        path: The file.
-        found: Settings that it was made with.
-        wanted: Settings that are asked for.
-        ignore: Settings that may differ.
-
-    Raises:
-        UserError: A setting differs; the first is named.
-    """
+    """Raise UserError if a setting in ``found`` (the file) differs from ``wanted`` (this run)."""
     for name in sorted(found.keys() | wanted.keys()):
         if name not in ignore and found.get(name) != wanted.get(name):
             raise UserError(
@@ -125,7 +108,7 @@ def check_same_run(
 def _of_0_1(
     tensors: Mapping[str, Tensor], description: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Bring a checkpoint of release 0.1 into the present form."""
+    """Convert a checkpoint of release 0.1 (format version 3) to the current format."""
     names = {
         "images": "value.images",
         "labels": "value.labels",
@@ -134,6 +117,7 @@ def _of_0_1(
         "average": "average.images",
     }
     found = {names.get(k, k.replace("stream.", "draws.")): each for k, each in tensors.items()}
+    # 0.1 stored the order of all experts and the position reached in it.
     found["draws.experts_left"] = found.pop("order")[description["experts"][1] :]
     numbers = dict(zip(("value", "velocity"), description["step_size"], strict=True))
     progress = {each.name: description[each.name] for each in fields(Progress)}

@@ -1,10 +1,7 @@
-"""The gradients of an outer iteration: one task after another, or all of them as one CUDA graph.
+"""Gradients of an outer iteration: task by task, or all tasks replayed as one CUDA graph.
 
-A match of ``N`` student steps is thousands of short launches, which cost more to issue than to run
-where the student is small. They are the same every time; only the numbers in the inputs differ. So
-the inputs are copied into tensors that stay where they are, and the graph recorded from those is
-replayed. Several tasks are branches of the graph, side by side: one small student does not fill the
-device.
+A small student's kernels take longer to launch than to run; a graph launches them all at once. The
+tasks are parallel branches of the graph, because one small student does not fill the device.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ from trajmatch.recording import (
     warn_without_graph,
 )
 
-#: From tasks, outer parameters and a plan to the gradients of each task.
+#: Function from tasks, outer parameters and a plan to one OuterGradient per task.
 Gradients = Callable[[Sequence[Any], Mapping[str, Tensor], Plan], list[OuterGradient]]
 
 _WHAT, _REMEDY = "the outer iteration runs", "--no-graph"
@@ -49,11 +46,11 @@ def one_by_one(
 
 
 class Graph:
-    """:func:`one_by_one` by replaying a graph.
+    """Replay of :func:`one_by_one` as a graph.
 
     Args:
-        objective: What is differentiated.
-        record: Records a function.
+        objective: The objective to differentiate.
+        record: Graph recorder, e.g. :func:`trajmatch.recording.cuda_graph`.
     """
 
     def __init__(self, objective: Objective, record: Record) -> None:
@@ -74,6 +71,7 @@ class Graph:
         learned = [value.requires_grad for value in parameters.values()]
 
         def all_tasks(tensors: Sequence[Tensor]) -> Outputs:
+            # The buffers that the graph reads: outer parameters first, then each task's inputs.
             rest = iter(tensors)
             memory = {
                 name: value.detach().requires_grad_(required)
@@ -90,14 +88,14 @@ class Graph:
         flat = [value.detach() for value in parameters.values()]
         flat += [each for own in inputs for each in own]
         outputs = self._replayed((plan, kinds, tuple(learned)), flat, all_tasks)
-        count = len(outputs) // len(tasks)
+        count = len(outputs) // len(tasks)  # every task returns the same number of tensors
         return read([outputs[at : at + count] for at in range(0, len(outputs), count)], parameters)
 
 
 def gradients_for(problem: Problem, division: Division | None = None) -> Gradients:
-    """Return the computation of a run's gradients: a graph on a CUDA device, unless refused.
+    """Return the function that computes a run's gradients: a CUDA graph where possible.
 
-    A reason other than the device, ``--no-graph`` and the nature of the objective is a warning.
+    Warn about a fallback, unless its reason is the device, ``--no-graph`` or ``records`` is None.
     """
     division, objective = division or Division(), problem.objective
     if division.by_batch:

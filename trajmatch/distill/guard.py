@@ -1,4 +1,4 @@
-"""The guard: updates that are not finite or explode are refused, and end a hopeless run."""
+"""The guard: refuses non-finite or exploding updates, and ends a run that does not recover."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from trajmatch.distill.parameters import OuterParameter, of_images
 from trajmatch.distill.state import USUAL, State
 from trajmatch.errors import UserError
 
-#: Refusals in a row that end the run: by then it does not recover by itself.
+#: Refusals in a row that end the run.
 MAX_REFUSALS = 10
 
-#: Updates in a row left out for their loss that end the run. The limit is meant for a few of them:
-#: segments that no step size fits.
+#: Updates in a row left out by --skip-above that end the run. A few are normal: no step size fits
+#: some segments.
 MAX_SKIPS = 100
 
-#: A student that stays where it is has the matching loss 1: this one went off a hundred times as
-#: far as the expert did, and its gradient points nowhere. Below, a step size may still be learned.
+#: Largest accepted loss. A student that does not move has matching loss 1. At 1e4 it went 100 times
+#: as far as the expert, and its gradient is useless. Below that, the step size may still recover.
 MOST_LOSS = 1e4
 
-#: Largest useful change in one update: of the images relative to their own size, or to images of
-#: variance 1, and of the step size as a factor.
+#: Largest accepted change in one update: a factor for the step size; for images and labels, see
+#: _change.
 MOST_CHANGE = 10.0
 
-#: Gradients that must have been there before one of them can be unusual.
+#: Number of recorded gradient norms before a spike can be detected.
 FEWEST = 20
 
 _SMALLEST = torch.finfo(torch.float32).tiny
@@ -39,12 +39,12 @@ _LARGEST = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True)
 class Fault:
-    """Why an update was refused.
+    """Reason for a refused update.
 
     Attributes:
-        cause: What went wrong, as a clause.
-        remedy: What to do about it.
-        lasting: True if many of them in a row show that the run does not recover.
+        cause: Description of the failure, as a clause.
+        remedy: Advice for the user.
+        lasting: True if it counts towards :data:`MAX_REFUSALS`.
     """
 
     cause: str
@@ -55,16 +55,13 @@ class Fault:
 def find_fault(
     gradient: OuterGradient, update: Mapping[str, OuterParameter], state: State, lr_init: float
 ) -> Fault | None:
-    """Look for a loss, gradient or update that is not finite or explodes.
+    """Return a Fault if the loss, a gradient or the update is not finite or explodes, else None.
 
     Args:
         gradient: Loss and gradients of the iteration.
-        update: The parameters that would come of them.
-        state: The state that they were taken at.
-        lr_init: Step size at the beginning of the run.
-
-    Returns:
-        The first fault found, or ``None`` where the update is sound.
+        update: Outer parameters after the update.
+        state: State before the update.
+        lr_init: Step size at the beginning of the run, for the advice.
     """
     if not gradient.meaningful:
         return Fault(
@@ -84,8 +81,7 @@ def find_fault(
 
 
 def _fault_of(name: str, old: OuterParameter, new: OuterParameter) -> Fault | None:
-    """Return the fault of one parameter's update."""
-    if new.optimiser is None:
+    if new.optimiser is None:  # a constant; infinity is allowed
         undefined = Fault(f"{_words(name)} would be NaN", "see the matching term of your own")
         return undefined if new.value.isnan().any() else None
     before, after, remedy = old.value, new.value, f"lower {new.optimiser.flag}"
@@ -104,19 +100,12 @@ def _fault_of(name: str, old: OuterParameter, new: OuterParameter) -> Fault | No
 
 
 def find_spike(gradient: OuterGradient, state: State, limit: float) -> Fault | None:
-    """Look for a gradient of the images that is far larger than those before it.
+    """Return a Fault if the images' gradient norm exceeds ``limit`` times the recent median.
 
-    Now and then a small change of the images changes abruptly where many student steps end, at a
-    loss like any other. That gradient is hundreds of times as large as its neighbours, and one
-    update along it undoes hundreds of others. If gradients stay that large, they become usual.
-
-    Args:
-        gradient: The gradient of the iteration, finite.
-        state: Has the norms of those before, and gets this one's.
-        limit: How many times their median is unusual.
-
-    Returns:
-        The fault, or ``None``.
+    At some images the result of many student steps changes abruptly, although the loss is ordinary.
+    Such a gradient is hundreds of times larger than its neighbours, and one update along it undoes
+    hundreds of others. ``state.gradient_norms`` records every norm, so the median adapts if
+    gradients stay large. The gradient must be finite.
     """
     images = [gradient.gradients[name] for name in of_images(gradient.gradients)]
     norms = [torch.linalg.vector_norm(each, dtype=torch.float64) for each in images]
@@ -132,15 +121,7 @@ def find_spike(gradient: OuterGradient, state: State, limit: float) -> Fault | N
 
 
 def check_refusals(fault: Fault, state: State) -> None:
-    """End the run after too many refusals in a row.
-
-    Args:
-        fault: Why the last update was refused.
-        state: With the number of refusals.
-
-    Raises:
-        UserError: There were :data:`MAX_REFUSALS`.
-    """
+    """Raise UserError after :data:`MAX_REFUSALS` refusals in a row."""
     if state.refusals >= MAX_REFUSALS:
         raise UserError(
             f"stopped at iteration {state.iteration}: the last {state.refusals} updates were "
@@ -150,16 +131,7 @@ def check_refusals(fault: Fault, state: State) -> None:
 
 
 def check_skips(limit: float, loss: float, state: State) -> None:
-    """End the run where the matching loss stays above the limit.
-
-    Args:
-        limit: The loss above which updates are left out.
-        loss: That of the last iteration.
-        state: With the number of updates left out in a row.
-
-    Raises:
-        UserError: There were :data:`MAX_SKIPS`.
-    """
+    """Raise UserError after :data:`MAX_SKIPS` updates in a row with a loss above ``limit``."""
     if state.skips >= MAX_SKIPS:
         raise UserError(
             f"stopped at iteration {state.iteration}: the last {state.skips} updates were left "
@@ -171,7 +143,7 @@ def check_skips(limit: float, loss: float, state: State) -> None:
 
 
 def _change(old: Tensor, new: Tensor) -> float:
-    """Return the change relative to the size of the numbers, or to numbers of variance 1."""
+    """Return ``|new - old| / max(|old|, sqrt(n))``; ``sqrt(n)`` is the norm at variance 1."""
     return float((new - old).norm() / old.norm().clamp(min=math.sqrt(old.numel())))
 
 
@@ -180,13 +152,13 @@ def _words(name: str) -> str:
 
 
 def _shown(value: Tensor) -> str:
-    """Return a number, or the least and the largest of several, for a message."""
+    """Format a number, or the range of several, for a message."""
     low, high = value.min().item(), value.max().item()
     return f"{low:.4g}" if value.dim() == 0 else f"{low:.4g} to {high:.4g}"
 
 
 def _remedy(state: State, lr_init: float) -> str:
-    """A student that diverges does so because of its step size, or else because of its images."""
+    """Return advice: divergence is blamed on the step size first, then on the images."""
     if state.applied == 0:
         return f"lower --lr-init (now {lr_init:.4g})"
     if state.step_size > 2 * lr_init:

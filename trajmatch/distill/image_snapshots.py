@@ -1,4 +1,4 @@
-"""Snapshots of the images during a run, to look at how they came about."""
+"""Snapshots of the images during a run, for viewing."""
 
 from __future__ import annotations
 
@@ -14,30 +14,27 @@ from trajmatch.distill.state import State
 from trajmatch.errors import UserError
 from trajmatch.snapshots import Snapshots
 
-#: A snapshot has at most so many images of each class ...
+#: Maximum number of images per class in a snapshot ...
 IMAGES_PER_CLASS = 10
-#: ... and fewer where it would have more values than this (2 MB in half precision).
+#: ... and of values in a snapshot (2 MB in half precision); each class keeps at least one image.
 VALUES = 2**20
 
 
 class ImageSnapshots:
-    """Write snapshots beside the artifact; with ``--snapshots 0`` it does nothing.
+    """Writer of snapshots beside the artifact; does nothing with ``--snapshots 0``.
 
-    A run that goes on drops those beyond its checkpoint first, because it takes them again: they
-    are then the same as those of a run that was never interrupted. Nothing is kept in memory.
+    A resumed run drops snapshots taken after its checkpoint and takes them again, so the file
+    equals that of an uninterrupted run. A damaged file only causes a warning and starts anew.
 
     Args:
-        problem: What the run works on.
-        state: Where it begins.
-
-    A file that is damaged is warned of and begins anew: it is there to be looked at only.
+        problem: The run's problem.
+        state: Its first state.
 
     Raises:
-        UserError: The file of an interrupted run is of another run.
+        UserError: The existing file belongs to another run.
     """
 
     def __init__(self, problem: Problem, state: State) -> None:
-        """Drop snapshots beyond the checkpoint, and take the first; see the class."""
         config = problem.config
         self._problem = problem
         self._path = config.snapshots_path
@@ -59,14 +56,9 @@ class ImageSnapshots:
         self.take_if_due(state)
 
     def take_if_due(self, state: State) -> None:
-        """Add a snapshot of the images as they are, where one is due and there is none yet.
+        """Append a snapshot if one is due and not yet in the file.
 
-        Args:
-            state: The state after an iteration, before its checkpoint: no snapshot is lost then
-                between the two.
-
-        Raises:
-            UserError: The file cannot be written.
+        Call this before the checkpoint is saved: an interruption in between then loses no snapshot.
         """
         if state.iteration not in self._due or state.iteration <= self._last:
             return
@@ -82,7 +74,7 @@ class ImageSnapshots:
         self._last = state.iteration
 
     def _load(self) -> Snapshots | None:
-        """Return the snapshots in the file; None if it is missing or, with a warning, damaged."""
+        """Return the file's snapshots, or None if it is missing or, with a warning, damaged."""
         if not self._path.exists():
             return None
         try:
@@ -93,14 +85,9 @@ class ImageSnapshots:
 
 
 def due_iterations(count: int, iterations: int) -> frozenset[int]:
-    """Return the iterations at which snapshots are taken: closer together where more changes.
+    """Return ``ceil(iterations * (k / count)^2)`` for ``k = 0 .. count``; empty if count is 0.
 
-    Args:
-        count: Snapshots after the beginning; 0 takes none at all.
-        iterations: Outer iterations of the run.
-
-    Returns:
-        ``iterations * (k / count)^2`` for ``k = 0 .. count``, rounded up.
+    Snapshots are dense at the beginning, where the images change most.
     """
     if count == 0:
         return frozenset()
@@ -108,7 +95,7 @@ def due_iterations(count: int, iterations: int) -> frozenset[int]:
 
 
 def _some_of_each_class(images: Tensor, per_class: int) -> Tensor:
-    """Return the numbers of the images to keep, the first of each class. ``[n]``, int64."""
+    """Return indices of the first images of each class, as many as are kept. ``[n]``, int64."""
     num_classes, values = len(images) // per_class, images[0].numel()
     count = max(1, min(per_class, IMAGES_PER_CLASS, VALUES // (num_classes * values)))
     return torch.cat([torch.arange(count) + per_class * k for k in range(num_classes)])

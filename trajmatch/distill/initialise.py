@@ -1,4 +1,7 @@
-"""The synthetic images that a run begins with."""
+"""Initial synthetic images: ``ipc`` per class, in normalised space, ordered by class.
+
+The ``generator`` arguments make all random choices. Real images are training images.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +23,7 @@ if TYPE_CHECKING:
 
 
 def from_real(dataset: Dataset, ipc: int, generator: torch.Generator) -> SyntheticSet:
-    """Draw random real images of each class (MTT: ``pix_init=real``).
-
-    Args:
-        dataset: Where they are taken from: its training images.
-        ipc: Images of each class.
-        generator: Chooses them.
-
-    Returns:
-        ``num_classes * ipc`` images.
-
-    Raises:
-        UserError: A class has fewer than ``ipc`` images.
-    """
+    """Draw random real images (MTT: ``pix_init=real``); UserError if a class has too few."""
     chosen = [
         members[torch.randperm(len(members), generator=generator)[:ipc]]
         for members in _members(dataset, ipc)
@@ -43,22 +34,13 @@ def from_real(dataset: Dataset, ipc: int, generator: torch.Generator) -> Synthet
 def from_correct(
     dataset: Dataset, ipc: int, experts: FinalExperts, generator: torch.Generator
 ) -> SyntheticSet:
-    """Draw real images that an expert is right about (DATM: ``samples_predicted_correctly``).
+    """Draw real images that an expert classifies correctly (DATM: ``samples_predicted_correctly``).
 
-    The images of a class are looked at in random order. Those that expert 0 gets right are taken
-    first; where they are fewer than ``ipc``, those that expert 1 gets right as well, and so on.
-
-    Args:
-        dataset: Where they are taken from: its training images.
-        ipc: Images of each class.
-        experts: Who is asked.
-        generator: Orders the images.
-
-    Returns:
-        ``num_classes * ipc`` images.
+    The images of each class are shuffled. Those that expert 0 classifies correctly are taken first;
+    if they are fewer than ``ipc``, those that expert 1 classifies correctly follow, and so on.
 
     Raises:
-        UserError: A class has fewer than ``ipc`` images that any expert gets right.
+        UserError: All experts together find fewer than ``ipc`` images of a class.
     """
     chosen = []
     for index, members in enumerate(_members(dataset, ipc)):
@@ -68,6 +50,7 @@ def from_correct(
             images = dataset.normalise(dataset.train_images[left])
             found = experts.logits(expert, images).argmax(dim=1)
             right = found == index
+            # The next expert is asked about the images that this one gets wrong.
             rows, left = torch.cat([rows, left[right]])[:ipc], left[~right]
             if len(rows) == ipc or len(left) == 0:
                 break
@@ -89,22 +72,18 @@ def from_representatives(
     generator: torch.Generator,
     clusters: int | None = None,
 ) -> SyntheticSet:
-    """Choose real images for the clusters of their class (AST, representative initialisation).
+    """Choose real images near k-means centres of their class (AST, representative initialisation).
 
-    The logits that one random expert gives the images of a class are clustered by k-means; of each
-    cluster the images nearest to its centre are taken, the same number of each. No image is taken
-    twice.
+    One random expert's logits of the images of each class are clustered. Each cluster contributes
+    the same number of images, those nearest to its centre. No image is taken twice.
 
     Args:
-        dataset: Where they are taken from: its training images.
-        ipc: Images of each class.
-        experts: One of them is asked.
-        generator: Chooses the expert, and the beginnings of k-means.
-        clusters: Clusters of each class. None is one for every image, as in the first release of
-            the authors' code; 10 is what their last one has, for multiples of 10 images.
-
-    Returns:
-        ``num_classes * ipc`` images.
+        dataset: Source of the images.
+        ipc: Images per class.
+        experts: Experts, of which one is chosen at random.
+        generator: Chooses the expert and the seed of k-means.
+        clusters: Clusters per class. None: ``ipc``, as in the first release of the authors' code;
+            their last release has 10, for multiples of 10 images.
 
     Raises:
         UserError: A class has fewer than ``ipc`` images, or ``clusters`` does not divide ``ipc``.
@@ -122,26 +101,22 @@ def from_representatives(
         points = experts.logits(expert, dataset.normalise(dataset.train_images[members])).double()
         rows: list[int] = []
         for to_centre in torch.cdist(k_means(points, count, state), points):
-            to_centre[rows] = torch.inf
+            to_centre[rows] = torch.inf  # already taken for an earlier cluster
             rows += to_centre.argsort(stable=True)[: ipc // count].tolist()
         chosen.append(members[rows])
     return _real(dataset, chosen)
 
 
 def from_difficulty(dataset: Dataset, ipc: int, scores: Tensor, beta: float) -> SyntheticSet:
-    """Take real images in the order of their difficulty (SelMatch, ICML 2024).
+    """Take real images from hard to easy (SelMatch, ICML 2024).
 
-    Of each class, the hardest image first: ``int(beta ipc)`` are left out, and the next ``ipc``
-    taken.
+    Of each class, the hardest ``int(beta * ipc)`` images are left out and the next ``ipc`` taken.
 
     Args:
-        dataset: Where they are taken from: its training images.
-        ipc: Images of each class.
+        dataset: Source of the images.
+        ipc: Images per class.
         scores: Difficulty of each training image; higher is harder. ``[n]``.
-        beta: Images of each class to leave out, as a multiple of ``ipc``.
-
-    Returns:
-        ``num_classes * ipc`` images, those of a class from hard to easy.
+        beta: Images per class to leave out, as a multiple of ``ipc``.
 
     Raises:
         UserError: A class has too few images.
@@ -160,19 +135,7 @@ def from_difficulty(dataset: Dataset, ipc: int, scores: Tensor, beta: float) -> 
 
 
 def from_noise(dataset: Dataset, ipc: int, generator: torch.Generator) -> SyntheticSet:
-    """Draw standard normal noise in normalised space (MTT: ``pix_init=noise``).
-
-    Args:
-        dataset: Gives the number of classes and the shape of the images.
-        ipc: Images of each class.
-        generator: Draws them.
-
-    Returns:
-        ``num_classes * ipc`` images.
-
-    Raises:
-        UserError: They do not fit into the memory.
-    """
+    """Draw standard normal noise (MTT: ``pix_init=noise``); UserError if memory is too small."""
     shape = (dataset.num_classes * ipc, *dataset.train_images.shape[1:])
     check_memory(f"{shape[0]} images", 4 * math.prod(shape), "lower --ipc")
     images = torch.randn(shape, generator=generator)
@@ -180,19 +143,17 @@ def from_noise(dataset: Dataset, ipc: int, generator: torch.Generator) -> Synthe
 
 
 def from_artifact(source: Artifact, path: str, dataset: Dataset, ipc: int) -> SyntheticSet:
-    """Return images and labels of an earlier result.
+    """Return images and labels of an earlier result: the same number per class, at most ``ipc``.
 
     Args:
-        source: The earlier result.
-        path: Where it was read from, for messages.
-        dataset: What the run is for; the images are brought into its normalisation.
+        source: The earlier result, with hard or soft labels.
+        path: Its file, for messages.
+        dataset: Data set of the run; the images are converted to its preprocessing.
         ipc: Images per class that the run asks for.
 
-    Returns:
-        The images and labels, of either kind; as many of every class, at most ``ipc``.
-
     Raises:
-        UserError: Classes or image shape are others, or there are more images per class.
+        UserError: Classes, image shape, loss or number of outputs differ; or the number of images
+            is not a multiple of the number of classes, or above ``ipc`` per class.
     """
     shape = tuple(dataset.train_images.shape[1:])
     for what, found, wanted in (
@@ -218,11 +179,7 @@ def from_artifact(source: Artifact, path: str, dataset: Dataset, ipc: int) -> Sy
 
 
 def _members(dataset: Dataset, ipc: int) -> list[Tensor]:
-    """Return the training images of each class, by number.
-
-    Raises:
-        UserError: A class has fewer than ``ipc``.
-    """
+    """Return each class's training image indices; UserError if a class has fewer than ``ipc``."""
     members = []
     for index, name in enumerate(dataset.class_names):
         members.append((dataset.train_labels == index).nonzero().squeeze(1))
@@ -235,7 +192,7 @@ def _members(dataset: Dataset, ipc: int) -> list[Tensor]:
 
 
 def _real(dataset: Dataset, chosen: list[Tensor]) -> SyntheticSet:
-    """Return training images by number, class by class, with their labels or targets."""
+    """Return a SyntheticSet of the training images with these indices, with labels or targets."""
     rows = torch.cat(chosen)
     images = dataset.train_images[rows]
     return SyntheticSet(dataset.normalise(images), dataset.train_answers[rows].clone())

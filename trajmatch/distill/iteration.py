@@ -1,4 +1,4 @@
-"""One outer iteration: draw, differentiate, and apply the update if it is sound."""
+"""One outer iteration: draw tasks, differentiate, and apply the update unless it is refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trajmatch.distill.parameters import LABELS, OuterParameter, leaves, moving_
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import State
 
-#: From the tasks of this process and outer parameters to the gradients of each task.
+#: Function from this rank's tasks and the outer parameters to one OuterGradient per task.
 Compute = Callable[[Sequence[Any], Mapping[str, Tensor]], list[OuterGradient]]
 
 
@@ -26,18 +26,18 @@ def outer_iteration(
     compute: Compute | None = None,
     division: Division | None = None,
 ) -> tuple[dict[str, Any], Fault | None]:
-    """Advance a run by one outer iteration.
+    """Advance ``state`` by one outer iteration.
 
     Args:
-        problem: What the run works on.
-        state: Advanced by one iteration.
-        compute: Computes the gradients of the tasks; None: one after another, by no plan.
-        division: Divides the work among processes; None: this one works alone.
+        problem: The run's problem.
+        state: Changed in place.
+        compute: Computes the gradients; None: one task after another, with the default plan.
+        division: Division of the tasks among ranks; None: a single process.
 
     Returns:
-        The numbers for the log (``iteration``, ``loss``, ``step_size``, ``refused``, the cause or
-        ``None``, and what was drawn; of several tasks also ``losses``; with ``--skip-above``
-        also ``skipped``), and the reason if the update was refused.
+        Numbers for the log, and the Fault if the update was refused. The numbers are ``iteration``,
+        ``loss``, ``step_size``, ``refused`` (the cause or None) and the draws; also ``losses`` if
+        there are several tasks, and ``skipped`` with ``--skip-above``.
     """
     config, division = problem.config, division or Division()
     compute = compute or partial(one_by_one, problem.objective, plan=Plan())
@@ -46,6 +46,7 @@ def outer_iteration(
     for name, value in renewed.items():
         division.ranks.broadcast_(value)
         state.parameters[name] = OuterParameter.new(value)
+    # Every rank draws all tasks, so the random streams stay equal.
     draws = [state.draws.draw(state.iteration, k, images) for k in range(config.matches)]
     tasks = [problem.objective.task(draw) for draw in division.own(draws)]
     gradients = compute(tasks, leaves(state.parameters, problem.device))
@@ -55,15 +56,17 @@ def outer_iteration(
         name: parameter.updated(gradient.gradients.get(name))
         for name, parameter in state.parameters.items()
     }
+    # The objective's memory: the tasks return its next values, and it has no optimiser.
     for name, value in gradient.memory.items():
         update[name] = OuterParameter.new(value.to(update[name].value))
     fault = find_fault(gradient, update, state, problem.lr_init)
+    # Last, because find_spike records the norm, which has to be finite.
     if fault is None and config.spike_above is not None:
         fault = find_spike(gradient, state, config.spike_above)
     skipped = config.skip_above is not None and gradient.loss > config.skip_above
     state.iteration += 1
     if fault is not None:
-        state.refusals += fault.lasting
+        state.refusals += fault.lasting  # a spike neither counts nor resets the count
     elif skipped:
         state.refusals, state.skips = 0, state.skips + 1
     else:
@@ -87,7 +90,7 @@ def outer_iteration(
 
 
 def _drawn(draws: Sequence[Draw], gradients: Sequence[OuterGradient]) -> dict[str, Any]:
-    """Return the draws for the log: as they are, or lists of several."""
+    """Return the draws for the log; several draws become lists, with ``losses``."""
     if len(draws) == 1:
         return draws[0].logged()
     logged = [draw.logged() for draw in draws]

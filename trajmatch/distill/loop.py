@@ -1,4 +1,4 @@
-"""The life of a run: from an empty or interrupted output to the distilled set."""
+"""The outer loop: a run from an empty or interrupted output to the distilled set."""
 
 from __future__ import annotations
 
@@ -40,37 +40,35 @@ def distill(
 ) -> Artifact:
     """Distil a data set and write the result.
 
-    By default the synthetic images and the student's step size are trained so that a student,
+    By default the synthetic images and the student's step size are learned such that a student,
     started from an expert's parameters after some epoch and trained on the synthetic images, ends
     where the expert was some epochs later (MTT, Cazenavette et al., CVPR 2022). The gradient is
-    exact through all student steps, and is the mean over ``config.matches`` such segments. Other
+    exact through all student steps, and is averaged over ``config.matches`` segments. Other
     objectives: ``docs/methods.md``.
 
-    On the CPU the same configuration, seed and number of threads give the same bytes, interrupted
-    or not. An update that is not finite is never applied.
+    On the CPU, equal configuration, seed and number of threads give equal bytes, also after an
+    interruption. Non-finite updates are never applied.
 
     Args:
-        config: What to do.
-        progress: Called after every outer iteration with the number of iterations done, ``loss``
-            and ``step_size``, the last ``accuracy`` in percent (or ``error``) if there was an
-            evaluation, and the number of updates ``dropped``, if any.
-        ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this.
+        config: Settings and options.
+        progress: Called after every outer iteration with the number of iterations done, ``loss``,
+            ``step_size``, the last evaluation's ``accuracy`` in percent (or ``error``), and the
+            number of updates ``dropped``, if any.
+        ranks: Processes of the run (:func:`trajmatch.parallel.joined`), all of which call this.
             Rank 0 writes, evaluates and reports progress.
-        tell: Called with the forecast of the run before its first iteration. The forecast is made
-            with or without it, by a trial of at most five student steps on rank 0: the run computes
-            by the plan that should fit into memory, and by a leaner one where memory runs out all
-            the same.
+        tell: Called on rank 0 with the memory and time forecast before the first iteration. Rank 0
+            makes the forecast in any case, by a trial of at most five student steps, and chooses a
+            memory plan that should fit. If memory still runs out, a leaner plan is used.
 
     Returns:
-        The result, which is also in ``config.out``.
+        The result, also written to ``config.out``.
 
     Raises:
-        UserError: Something that was given cannot be used, a result or checkpoint is there already
-            and ``config.resume`` is not set, another process writes there, or ten updates in a row
-            were not finite. What was written before stays whole.
-        Interrupted: ``config.max_time`` is up, or the program handles signals
-            (:func:`trajmatch.interruption.signals`) and got one. The checkpoint is of the last
-            whole iteration.
+        UserError: An input is unusable, a result or checkpoint exists and ``config.resume`` is not
+            set, another process writes to the same output, or too many updates in a row were
+            refused or skipped. Files written before remain intact.
+        Interrupted: ``config.max_time`` is over, or a signal came
+            (:func:`trajmatch.interruption.signals`). The checkpoint has the last whole iteration.
     """
     expect_config("distill", config, DistillConfig)
     with ExitStack() as stack:
@@ -81,7 +79,6 @@ def distill(
 def _distill(
     config: DistillConfig, progress: ProgressLike, ranks: Ranks, tell: Tell | None
 ) -> Artifact:
-    """Distil while the output is locked."""
     ranks.on_rank_0(lambda: _check_output(config))
     problem = prepare(config)
     if ranks.on_rank_0(config.out.exists):
@@ -95,7 +92,7 @@ def _distill(
     compute = _computing(problem, state, division, tell)
     snapshots = ImageSnapshots(problem, state) if ranks.is_rank_0 else None
     with _log(problem, state, ranks) as log, _interruptible(problem, state, ranks):
-        if is_due(config, state):  # the run was cut short at its checkpoint
+        if is_due(config, state):  # resumed at a checkpoint whose evaluation was not done
             log(**evaluate_iterate(problem, state, ranks))
         while state.iteration < config.iterations:
             _check_interruption(problem, ranks)
@@ -108,10 +105,11 @@ def _distill(
                 check_skips(config.skip_above, numbers["loss"], state)
             if is_due(config, state):
                 log(**evaluate_iterate(problem, state, ranks))
+            # Before the checkpoint, so that an interruption in between loses no snapshot.
             if snapshots is not None:
                 snapshots.take_if_due(state)
             if state.iteration % config.checkpoint_every == 0:
-                check_in_step(state, ranks)
+                check_in_step(state, ranks)  # never save a state that ranks disagree on
                 if ranks.is_rank_0:
                     checkpoint.save(config.checkpoint_path, state, problem.identity)
             progress.update(state.iteration, loss=numbers["loss"], **_shown(problem, state))
@@ -127,7 +125,7 @@ def _distill(
 def _computing(
     problem: Problem, state: State, division: Division, tell: Tell | None
 ) -> WithinMemory:
-    """Return the computation of the gradients, by a plan that fits into memory, on all ranks."""
+    """Return the gradient computation, with a memory plan that rank 0 chooses for all ranks."""
     shared = division.shares_steps
     plan = planned(problem, shared)
 
@@ -143,7 +141,7 @@ def _computing(
 
 
 def _log(problem: Problem, state: State, ranks: Ranks) -> AbstractContextManager[Log]:
-    """Return the log of the run, which rank 0 writes."""
+    """Return the log, which only rank 0 writes."""
     if not ranks.is_rank_0:
         return nullcontext(lambda **numbers: None)
     loggers = loggers_for(problem, state.iteration)
@@ -151,7 +149,7 @@ def _log(problem: Problem, state: State, ranks: Ranks) -> AbstractContextManager
 
 
 def _check_interruption(problem: Problem, ranks: Ranks) -> None:
-    """Stop here if the run was asked to: all ranks after the same iteration."""
+    """Raise Interrupted on all ranks, after the same iteration, if any rank was asked to stop."""
     stop = interruption.wish()
     asked = torch.tensor([float(stop is not None)], device=problem.device)
     ranks.sum_(asked)
@@ -161,7 +159,7 @@ def _check_interruption(problem: Problem, ranks: Ranks) -> None:
 
 @contextmanager
 def _interruptible(problem: Problem, state: State, ranks: Ranks) -> Iterator[None]:
-    """Let a run be stopped between two iterations, and write a checkpoint then."""
+    """Allow interruption between two iterations, and save a checkpoint then."""
     config = problem.config
     with interruption.time_limit(config.max_time), interruption.held():
         try:
@@ -174,7 +172,7 @@ def _interruptible(problem: Problem, state: State, ranks: Ranks) -> Iterator[Non
 
 
 def _shown(problem: Problem, state: State) -> dict[str, float]:
-    """Return the numbers of the state that a user wants to watch."""
+    """Return the numbers for the progress display."""
     shown = {"step_size": state.step_size}
     if state.scores:
         measure = "error" if problem.dataset.loss == "mse" else "accuracy"
@@ -185,14 +183,14 @@ def _shown(problem: Problem, state: State) -> dict[str, float]:
 
 
 def _lock_output(config: DistillConfig, stack: ExitStack) -> None:
-    """Hold the locks of the files that other runs could write to as well."""
+    """Lock the files that another run could also write to."""
     written = {path.resolve(): path for path in (config.checkpoint_path, config.log_path)}
     for path in written.values():
         stack.enter_context(locked(path))
 
 
 def _check_output(config: DistillConfig) -> None:
-    """Make sure that the run overwrites nothing and can write its files."""
+    """Raise UserError if the run would overwrite a file or cannot write one."""
     written = [config.out, config.checkpoint_path, config.log_path]
     if config.snapshots:
         written.append(config.snapshots_path)
@@ -215,7 +213,7 @@ def _check_output(config: DistillConfig) -> None:
 
 
 def _begin(problem: Problem) -> State:
-    """Return the state of the checkpoint, or the first state if there is none."""
+    """Return the state from the checkpoint, or the initial state if there is none."""
     config = problem.config
     if not config.checkpoint_path.exists():
         return problem.initial_state()
@@ -229,7 +227,7 @@ def _begin(problem: Problem) -> State:
 
 
 def _finished(problem: Problem) -> Artifact:
-    """Return the result that is there already, after checking that it is of this run."""
+    """Return the existing result, after checking that this run made it."""
     out = problem.config.out
     result = artifact.load(out)
     found = {**result.recipe, "seed": result.seed}

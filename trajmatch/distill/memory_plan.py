@@ -1,9 +1,8 @@
-"""The memory plan of a run, which fits an outer iteration into the memory that there is.
+"""Memory plans: fit an outer iteration into the memory available.
 
-A plan changes memory and time and, but for rounding, not the result: how many activations are kept
-for the adjoint, and how many images go through the network at once. A short trial predicts the
-needs of a plan. Where memory runs out all the same, the next leaner plan computes the same
-iteration with the same draws.
+A plan (activations kept for the adjoint, images per network call) changes memory and time, and the
+result only by rounding. A short trial forecasts both; if memory still runs out, the next leaner
+plan repeats the iteration with the same draws.
 """
 
 from __future__ import annotations
@@ -35,29 +34,29 @@ T = TypeVar("T")
 
 _MEGA = 2**20
 
-#: MB for the tape of a match where the configuration does not say it, and on a CUDA device those of
-#: all matches, which run side by side there. N = 80 steps of 100 images at width 128 take 4 GB.
+#: Default tape size in MB: per match on the CPU; for all matches together on a CUDA device, where
+#: they run in parallel. N = 80 steps of 100 images at width 128 take 4 GB.
 _TAPE_MB = 1024
 _TAPE_MB_CUDA = 16384
 
-#: Student steps of the trial: the time of many is on the line through these.
+#: Student steps of the trial runs; the time of more steps is extrapolated linearly.
 _TRIAL_STEPS = (1, 3)
 
-#: Part of the free memory that a run may take, by what is predicted for it.
+#: Fraction of the free memory that a forecast may use.
 _PART = 0.9
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Time and memory that a run will need.
+    """Expected time and memory of a run.
 
     Attributes:
-        plan: How it computes.
+        plan: Memory plan.
         seconds: Time of one outer iteration.
-        peak_bytes: Peak memory: of the process on the CPU, of PyTorch's allocator on a GPU.
-        more_bytes: The part of it that the run does not have yet.
-        free_bytes: Memory that it can still get.
-        kept_bytes: Activations that a match keeps for its adjoint, which are part of the peak.
+        peak_bytes: Peak memory of the process on the CPU, or of PyTorch's allocator on a GPU.
+        more_bytes: Part of the peak that is not in use yet.
+        free_bytes: Memory that is still available.
+        kept_bytes: Activations that a match keeps for its adjoint, a part of the peak.
     """
 
     plan: Plan
@@ -74,19 +73,18 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """True if there is memory for it, with a reserve."""
+        """True if the run fits into the free memory, with a reserve."""
         return self.more_bytes <= _PART * self.free_bytes
 
 
 class WithinMemory:
-    """Gradients by a plan, and by leaner ones where memory runs out.
+    """Gradient computation that falls back to leaner plans if memory runs out.
 
     Args:
-        gradients: Computes them.
-        problem: What the run works on.
-        plan: The plan to begin with.
-        alone: False where other processes take part in every student step: they wait for this one,
-            which therefore cannot begin an iteration again.
+        gradients: Computes the gradients.
+        problem: The run's problem.
+        plan: First plan.
+        alone: False if ranks share student steps: the others wait, so no iteration can be repeated.
     """
 
     def __init__(
@@ -98,10 +96,10 @@ class WithinMemory:
     def __call__(
         self, tasks: Sequence[Any], parameters: Mapping[str, Tensor]
     ) -> list[OuterGradient]:
-        """Return the gradients of each task.
+        """Return one gradient per task.
 
         Raises:
-            UserError: Memory runs out by the leanest plan, or where others wait.
+            UserError: Memory ran out with the leanest plan, or while other ranks wait.
         """
         while True:
             found, reason = _attempt(lambda: self._gradients(tasks, parameters, self.plan))
@@ -121,13 +119,7 @@ class WithinMemory:
 
 
 def planned(problem: Problem, shared: bool = False) -> Plan:
-    """Return the plan that the configuration asks for.
-
-    Args:
-        problem: What the run works on.
-        shared: True if processes share every batch (``--parallel batch``); they keep no
-            activations.
-    """
+    """Return the configured plan; ``shared`` (``--parallel batch``): without kept activations."""
     config, tape_mb = problem.config, problem.config.tape_mb
     if shared:
         tape_mb = 0
@@ -137,15 +129,10 @@ def planned(problem: Problem, shared: bool = False) -> Plan:
 
 
 def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
-    """Return the next plan that takes less memory: no kept activations, then half of the images.
+    """Return the next leaner plan: first without kept activations, then with half of the images.
 
-    None where neither helps: a ConvNet on the CPU engine takes a few images at a time anyway, other
-    networks treat images together, and one image cannot be divided.
-
-    Args:
-        problem: What the run works on.
-        plan: The plan that takes too much.
-        images: Synthetic images in all.
+    Return None if neither helps: a ConvNet on the CPU engine takes a few images at a time anyway,
+    batch norm needs the whole batch, and one image cannot be divided.
     """
     if plan.tape_bytes:
         return replace(plan, tape_bytes=0)
@@ -160,12 +147,10 @@ def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
 
 
 def choose(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> Forecast:
-    """Return the forecast of a plan, or of the first leaner one that should fit into memory.
+    """Return the forecast of ``plan``, or of the first leaner plan that should fit into memory.
 
-    Of the leanest plan where none should fit: the prediction is no proof.
-
-    Raises:
-        UserError: Memory runs out in the trial of the leanest plan.
+    If none should fit, return that of the leanest: a forecast is no proof. Raise UserError if the
+    leanest plan runs out of memory in the trial.
     """
     next_plan: Plan | None = plan
     while next_plan is not None:
@@ -183,8 +168,8 @@ def choose(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> Fo
 def forecast(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> Forecast:
     """Predict time and memory of a plan by a trial of at most ``1 + 1 + 3`` student steps.
 
-    Memory grows by the parameter vectors of the steps (:meth:`Objective.vectors`), and by the
-    activations that are kept; all else is in the trial. No random stream of the run is drawn from.
+    Beyond the trial, memory grows only by parameter vectors of more steps
+    (:meth:`Objective.vectors`) and by kept activations. The run's random streams are not touched.
     """
     config, device = problem.config, problem.device
     images, before = len(parameters[LABELS]), peak_bytes(device)
@@ -195,16 +180,17 @@ def forecast(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> 
         objective, task = problem.objective.trial(images, count)
         began = perf_counter()
         one_by_one(objective, [task], parameters, plan)
-        # Its numbers were read, so the device has finished.
+        # one_by_one reads the loss, so the device has finished.
         return perf_counter() - began, objective.vectors(count)
 
-    tried(counts[0])  # allocates, and chooses algorithms
+    tried(counts[0])  # warm-up: allocations and choice of algorithms
     reset_peak(device)
     times, vectors = zip(*map(tried, counts), strict=True)
     in_trial = peak_bytes(device)
     theta = sum(each.numel() * each.element_size() for each in problem.model.parameters())
     kept = _kept_bytes(problem, plan, sizes)
     grown = (problem.objective.vectors(len(sizes)) - vectors[-1]) * theta + kept
+    # The measured peak already contains the activations that the trial kept.
     grown -= _kept_bytes(problem, plan, sizes[: counts[-1]])
     peak = max(before, in_trial + grown)
     return Forecast(
@@ -218,7 +204,7 @@ def forecast(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> 
 
 
 def _attempt(function: Callable[[], T]) -> tuple[T | None, str]:
-    """Call a function; return None and the reason if memory runs out, and nothing of its own."""
+    """Call a function; return ``(None, reason)`` if memory runs out."""
     try:
         return function(), ""
     except (MemoryError, RuntimeError) as error:
@@ -228,7 +214,7 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, str]:
 
 
 def release(device: torch.device) -> None:
-    """Give back memory that is kept for the next call."""
+    """Free cached memory."""
     gc.collect()
     ops.release_workspace()
     if device.type == "cuda":
@@ -236,11 +222,7 @@ def release(device: torch.device) -> None:
 
 
 def check_parts(problem: Problem) -> None:
-    """Make sure that batches may be divided, where the configuration divides them.
-
-    Raises:
-        UserError: The network treats the images of a batch together.
-    """
+    """Raise UserError if ``--micro-batch`` is set and images of a batch depend on each other."""
     micro_batch = problem.config.micro_batch
     if micro_batch is not None and not problem.treats_images_alone:
         raise UserError(
@@ -251,9 +233,9 @@ def check_parts(problem: Problem) -> None:
 
 
 def _kept_bytes(problem: Problem, plan: Plan, sizes: Sequence[int]) -> int:
-    """Return the bytes of activations kept for the adjoint: as many of the last steps as fit."""
+    """Return the bytes of kept activations: as many of the last steps as fit."""
     if plan.micro_batch is not None and max(sizes, default=0) > plan.micro_batch:
-        return 0  # the loop over the steps is Python then, which keeps none
+        return 0  # the student steps then run as a Python loop, which keeps no activations
     tape = partial(ops.tape_bytes, precise=problem.config.precise, device=problem.device)
     step = {size: tape(problem.model, [size]) for size in set(sizes)}
     kept = takewhile(plan.tape_bytes.__ge__, accumulate(step[size] for size in reversed(sizes)))
@@ -261,7 +243,7 @@ def _kept_bytes(problem: Problem, plan: Plan, sizes: Sequence[int]) -> int:
 
 
 def _on_line(counts: Sequence[int], times: Sequence[float], steps: int) -> float:
-    """Return the time of a number of steps on the line through the measurements."""
+    """Extrapolate the time of ``steps`` student steps linearly."""
     if len(counts) == 1:
         return times[0] * max(1, steps) / max(1, counts[0])
     slope, first = linear_regression(counts, times)
@@ -269,7 +251,7 @@ def _on_line(counts: Sequence[int], times: Sequence[float], steps: int) -> float
 
 
 def _size(count: int) -> str:
-    """``85 MB`` or ``3.20 GB``."""
+    """Format bytes as ``85 MB`` or ``3.20 GB``."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
@@ -284,5 +266,5 @@ def _no_memory(problem: Problem, plan: Plan, reason: str) -> str:
     )
 
 
-#: Is given the forecast of a run before its first iteration.
+#: Callback that receives the forecast before the first iteration.
 Tell = Callable[[Forecast], None]

@@ -1,6 +1,6 @@
-"""The log of a run: one JSON object per line, of which TensorBoard and Weights & Biases get curves.
+"""The log of a run: one JSON object per line, also sent as curves to TensorBoard and wandb.
 
-Neither is imported unless it is asked for, and without ``--wandb`` nothing goes over a network.
+Each is imported only if asked for, and only ``--wandb`` uses the network.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from trajmatch import files
 from trajmatch.distill.problem import Problem
 from trajmatch.errors import UserError, as_user_error
 
-#: Writes the numbers of an outer iteration or an evaluation; every line has ``iteration``.
+#: Function that logs an outer iteration or an evaluation; every line has ``iteration``.
 Log = Callable[..., None]
 
-#: Takes a line of the log: ``iteration`` and other values, as JSON can hold them.
+#: Function that receives a log line: ``iteration`` and other JSON values.
 Write = Callable[[Mapping[str, Any]], None]
 
-#: Curves of an evaluation, with the name of each in a line of the log.
+#: Entries of an evaluation line that are plotted.
 _OF_EVALUATION = ("mean", "std", "diverged")
-#: Numbers of a line that tell which it is, and are no curve of their own.
+#: Entries of an iteration line that are not plotted.
 _NO_CURVE = ("iteration", "seeds")
 
 
@@ -33,19 +33,14 @@ _NO_CURVE = ("iteration", "seeds")
 def metrics_log(
     path: Path, iteration: int, loggers: Sequence[AbstractContextManager[Write]] = ()
 ) -> Iterator[Log]:
-    """Append to the log of a run.
+    """Open the log of a run for appending, and yield the function that writes a line.
 
-    A resumed run first drops the lines beyond its checkpoint, because it does those iterations
-    again. Numbers that are not finite become null, for which JSON has a word.
-
-    Args:
-        path: The file.
-        iteration: Outer iterations done; lines after it are dropped.
-        loggers: Each gives what takes every new line.
+    Lines beyond ``iteration``, the outer iterations done, are dropped: a resumed run repeats them.
+    Non-finite numbers become null, because JSON has none. Every new line also goes to ``loggers``.
 
     Raises:
-        UserError: The file cannot be read or written, or is not such a log; or a logger is not
-            installed, or refuses.
+        UserError: The file cannot be read or written, or is not such a log; or a logger is missing
+            or fails.
     """
     with ExitStack() as stack:
         writes = [stack.enter_context(logger) for logger in loggers]
@@ -67,12 +62,7 @@ def metrics_log(
 
 
 def loggers_for(problem: Problem, iteration: int) -> list[AbstractContextManager[Write]]:
-    """Return the loggers that the configuration asks for.
-
-    Args:
-        problem: What the run works on.
-        iteration: Outer iterations done; curves that an interrupted run left are cut there.
-    """
+    """Return the configured loggers; TensorBoard curves beyond ``iteration`` are dropped."""
     config = problem.config
     loggers: list[AbstractContextManager[Write]] = []
     if config.tensorboard is not None:
@@ -84,7 +74,7 @@ def loggers_for(problem: Problem, iteration: int) -> list[AbstractContextManager
 
 @contextmanager
 def _tensorboard(folder: Path, iteration: int) -> Iterator[Write]:
-    """Write the curves into a folder for TensorBoard."""
+    """Write curves for TensorBoard into a folder."""
     with _installed("--tensorboard", "tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
     with as_user_error(f"--tensorboard: cannot write in {folder}: ", OSError):
@@ -100,14 +90,10 @@ def _tensorboard(folder: Path, iteration: int) -> Iterator[Write]:
 
 @contextmanager
 def _wandb(project: str, identity: Mapping[str, Any], out: Path, quiet: bool) -> Iterator[Write]:
-    """Send the curves to a project of Weights & Biases.
-
-    A run that goes on continues its curves there: its id is made of what the run is and of where
-    its artifact goes.
-    """
+    """Send curves to wandb. The run id is a hash of settings and output path, so it can resume."""
     with _installed("--wandb", "wandb"):
         import wandb
-    # A run that goes on may be asked for more iterations.
+    # A resumed run may have more iterations, and keeps its id.
     which = {name: value for name, value in identity.items() if name != "iterations"}
     text = json.dumps([str(out.resolve()), which], sort_keys=True)
     with as_user_error(f"--wandb {project}: ", wandb.Error):
@@ -120,28 +106,23 @@ def _wandb(project: str, identity: Mapping[str, Any], out: Path, quiet: bool) ->
             settings=wandb.Settings(silent=quiet),
         )
     try:
-        # An evaluation belongs to the step of the line before it, which wandb keeps open until a
-        # later step comes.
+        # An evaluation has the same step as the iteration line before it; wandb keeps a step open
+        # until the next one.
         yield lambda line: run.log(curves(line), step=line["iteration"])
     finally:
         run.finish()
 
 
 def _installed(flag: str, package: str) -> AbstractContextManager[None]:
-    """Say how to get a package that cannot be imported."""
+    """Turn an ImportError into advice on how to install the package."""
     advice = f"; pip install 'trajmatch[{package}]', or leave {flag} out"
     return as_user_error(f"{flag} needs the package {package}: ", ImportError, advice=advice)
 
 
 def curves(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line of the log that make curves, by name.
+    """Return the plotted numbers of a log line, by name; non-finite numbers are left out.
 
-    Args:
-        line: An outer iteration, or an evaluation, which has a ``split``.
-
-    Returns:
-        Those of an evaluation are called ``SPLIT/mean`` and so on; ``refused`` and ``skipped`` are
-        1 or 0; what was not finite is left out.
+    Those of an evaluation are named ``SPLIT/mean`` etc. ``refused`` and ``skipped`` are 0 or 1.
     """
     if "split" in line:
         named = {f"{line['split']}/{name}": line[name] for name in _OF_EVALUATION}
@@ -160,7 +141,7 @@ def _finite(value: Any) -> Any:
 
 
 def _lines_until(path: Path, iteration: int) -> list[str]:
-    """Return the lines of the iterations up to the given one; a cut last line is dropped."""
+    """Return the lines up to an iteration; an incomplete last line is dropped."""
     kept = []
     other = f"{path} is not a log of this program: "
     with (
@@ -173,7 +154,7 @@ def _lines_until(path: Path, iteration: int) -> list[str]:
             done = json.loads(line)["iteration"]
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines) and not line.endswith("\n"):
-                break
+                break  # cut off by an interruption
             raise UserError(
                 f"{path} is not a log of this program (line {number}); choose another --log"
             ) from error

@@ -1,9 +1,9 @@
-"""Work that the processes of a run divide, and numbers that they exchange and compare.
+"""Division of the work among the ranks of a run.
 
-All of them draw the same random numbers and apply the same update, so that each holds the state of
-the run. With ``--parallel matches`` match ``k`` of an outer iteration is that of process ``k mod
-R``, and the gradients are averaged in the order of the matches: the bits of one process. With
-``--parallel batch`` every student step is shared (:func:`trajmatch.ops.unroll`).
+All ranks draw the same random numbers and apply the same update, so each holds the whole state.
+With ``--parallel matches``, rank ``k mod R`` computes match ``k``, and the mean is taken in the
+order of the matches, which gives the bits of a single process. With ``--parallel batch``, ranks
+share every student step (:func:`trajmatch.ops.unroll`).
 """
 
 from __future__ import annotations
@@ -28,16 +28,7 @@ T = TypeVar("T")
 
 
 def check_division(problem: Problem, state: State, ranks: Ranks) -> None:
-    """Make sure that the work can be divided as the configuration says.
-
-    Args:
-        problem: What the run works on.
-        state: Has the images.
-        ranks: The processes of the run.
-
-    Raises:
-        UserError: There are more processes than parts, or the network mixes the images of a batch.
-    """
+    """Raise UserError if there are too many ranks, or e.g. batch norm prevents sharing batches."""
     config, count = problem.config, len(state.parameters[LABELS].value)
     if ranks.size == 1:
         return
@@ -66,12 +57,12 @@ def check_division(problem: Problem, state: State, ranks: Ranks) -> None:
 
 @dataclass(frozen=True)
 class Division:
-    """The division of an outer iteration's tasks among processes.
+    """Division of an outer iteration's tasks among ranks.
 
     Attributes:
-        ranks: The processes of the run.
-        by_batch: True if all of them take part in every student step (``--parallel batch``); False
-            if each has tasks of its own.
+        ranks: Processes of the run.
+        by_batch: True if all ranks share every student step (``--parallel batch``), False if each
+            rank has its own tasks.
     """
 
     ranks: Ranks = ALONE
@@ -79,19 +70,17 @@ class Division:
 
     @property
     def shares_steps(self) -> bool:
-        """True if a student step needs other processes."""
+        """True if student steps need other ranks."""
         return self.by_batch and self.ranks.size > 1
 
     def own(self, draws: Sequence[T]) -> list[T]:
-        """Return the tasks of this process."""
+        """Return the tasks of this rank."""
         return list(draws) if self.by_batch else self.ranks.shard(draws)
 
     def gather(self, own: Sequence[OuterGradient], count: int) -> list[OuterGradient]:
-        """Return the gradients of all tasks, in their order, the same bits in every process.
+        """Gather the gradients of all ``count`` tasks, in order and with equal bits on every rank.
 
-        Args:
-            own: The gradients of this process's tasks; at least one.
-            count: Tasks in all.
+        ``own`` has the gradients of this rank's tasks, at least one.
         """
         ranks = self.ranks
         if self.by_batch or ranks.size == 1:
@@ -99,7 +88,7 @@ class Division:
         rows = -(-count // ranks.size)
 
         def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
-            """The tensors of all tasks; a process that has fewer of them sends zeros beside."""
+            # Collectives need equal shapes, so ranks with fewer tasks pad with zeros.
             missing = [torch.zeros_like(tensors[0])] * (rows - len(tensors))
             of_rank = ranks.gather(torch.stack([*tensors, *missing]))
             return [of_rank[task % ranks.size][task // ranks.size] for task in range(count)]
@@ -123,22 +112,14 @@ class Division:
 
 
 def start_same(problem: Problem, state: State, ranks: Ranks) -> None:
-    """Make sure that all processes begin the same run, and gives them the writer's images.
+    """Check that all ranks start the same run, then broadcast rank 0's tensors into ``state``.
 
-    Each has made the first images and labels for itself, but what experts say of images may differ
-    in the last bit from one machine to another.
-
-    Args:
-        problem: What the run works on.
-        state: The state at the beginning; its tensors are changed.
-        ranks: The processes of the run.
-
-    Raises:
-        UserError: One was given other settings, or reads other files.
+    Each rank computes the initial images and labels, but expert outputs may differ in the last bit
+    between machines. Raise UserError if settings, experts or checkpoints differ.
     """
     if ranks.size == 1:
         return
-    ranks.barrier()  # without a limit: to read the data takes one longer than another
+    ranks.barrier()  # has no time limit: one rank may read its data much more slowly
     config = problem.config
     run = [problem.identity, config.parallel, config.checkpoint_every, state.iteration]
     other = first_that_differs(ranks, [json.dumps(run, sort_keys=True)])
@@ -155,15 +136,7 @@ def start_same(problem: Problem, state: State, ranks: Ranks) -> None:
 
 
 def check_in_step(state: State, ranks: Ranks) -> None:
-    """Make sure that all processes hold the same images, labels and step size.
-
-    Args:
-        state: That of this process.
-        ranks: The processes of the run.
-
-    Raises:
-        UserError: They do not.
-    """
+    """Raise UserError if the learned tensors of the ranks differ."""
     if ranks.size == 1:
         return
     other = first_that_differs(ranks, [each.reshape(-1) for each in _tensors(state)])

@@ -1,8 +1,7 @@
-"""Outer parameters: the tensors that a run learns, by name, each with its optimiser.
+"""Outer parameters: the named tensors that a run learns, each with its optimiser.
 
-A run has the parameters of its images (:mod:`trajmatch.images`), ``labels`` and
-``step_size``, the student's learning rate eta. State, updates, guard, averages, checkpoints and
-exchange among processes are written over the names.
+They are the images' parameters (:mod:`trajmatch.images`), ``labels`` and ``step_size``, the
+student's learning rate eta. All code that handles the state loops over the names.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from trajmatch.importing import described
 #: Names of the parameters that do not belong to the images.
 LABELS, STEP_SIZE = "labels", "step_size"
 
-#: Beginning of the names of tensors that the tasks of an objective remember: constants within an
-#: iteration, each of which a task gives a next value.
+#: Name prefix of an objective's memory: tensors that are constant within an iteration. The tasks
+#: return their next values.
 MEMORY = "memory."
 
-#: Name of the mask of the images' gradient, where there is one.
+#: Name of the mask that multiplies the images' gradient, if there is one.
 MASK = "gradient_mask"
 
 
@@ -35,8 +34,8 @@ class SyntheticSet(NamedTuple):
 
     Attributes:
         images: In normalised space. ``[n, C, H, W]``, float32.
-        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32; target outputs
-            ``[n, D]`` where networks regress.
+        labels: Class indices ``[n]``, int64; or target logits ``[n, K]``, float32; or, for
+            regression, target outputs ``[n, D]``.
     """
 
     images: Tensor
@@ -48,15 +47,14 @@ Moments = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser(ABC):
-    """A rule that updates an outer parameter.
+    """Update rule of an outer parameter.
 
     Attributes:
         lr: Learning rate.
-        flag: The flag that sets the learning rate, for messages.
-        clip: Norm of a gradient over the running norm of those before it (their average, with a
-            decay of 0.9) that is never exceeded: longer gradients are shortened (RaT-BPTT: 2).
-            None: no clipping.
-        positive: The value must stay positive and must not jump.
+        flag: Command-line flag of the learning rate, for messages.
+        clip: Gradients are shortened to at most this multiple of the running mean (decay 0.9) of
+            earlier norms, themselves after clipping (RaT-BPTT: 2). None: no clipping.
+        positive: True if the value must stay positive and must not jump.
     """
 
     lr: float
@@ -65,17 +63,18 @@ class Optimiser(ABC):
     positive: bool = False
 
     def begin(self, value: Tensor) -> dict[str, Tensor]:
-        """Return the moments before the first step, by name; of this class, those of clipping."""
+        """Return the moments before the first step, by name; subclasses add theirs."""
         return {} if self.clip is None else {"norm": value.new_zeros(())}
 
     @abstractmethod
     def step(self, value: Tensor, moments: Moments, gradient: Tensor) -> tuple[Tensor, Moments]:
-        """Return the next value and moments; nothing is changed in place."""
+        """Return the next value and moments, without in-place changes."""
 
     def update(self, value: Tensor, moments: Moments, gradient: Tensor) -> tuple[Tensor, Moments]:
         """Clip the gradient and step."""
         if self.clip is None:
             return self.step(value, moments, gradient)
+        # The running norm is 0 before the first step, which is not clipped.
         norm, usual = gradient.norm(), moments["norm"]
         limit = torch.where(usual > 0, self.clip * usual, norm)
         short = torch.minimum(norm, limit)
@@ -91,9 +90,9 @@ class SGD(Optimiser):
 
     Attributes:
         momentum: At least 0 and below 1.
-        multiplicative: ``value <- value * exp(-lr * v / value)`` instead: the same to first order
-            in ``lr``, so that the papers' ``lr_lr`` keeps its meaning, and positive by
-            construction. Infinite where the step is too large for a number.
+        multiplicative: Update ``value <- value * exp(-lr * v / value)`` instead. It is always
+            positive and equal to first order in ``lr``, so the papers' ``lr_lr`` keeps its meaning.
+            Overflow gives infinity.
     """
 
     momentum: float
@@ -108,20 +107,20 @@ class SGD(Optimiser):
         velocity = self.momentum * moments["velocity"] + gradient
         if not self.multiplicative:
             return value - self.lr * velocity, {"velocity": velocity}
-        # Element by element with the C library's exp, whose last bit no SIMD width changes.
+        # The C library's exp, element by element: its last bit does not depend on the SIMD width.
         growth = (-self.lr * velocity / value).apply_(_exp)
         return value * growth, {"velocity": velocity}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimiser):
-    """Adam (Kingma and Ba, 2015), as ``torch.optim.Adam`` has it by default."""
+    """Adam (Kingma and Ba, 2015) with the defaults of ``torch.optim.Adam``."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
     def begin(self, value: Tensor) -> dict[str, Tensor]:
-        """Return the averages of gradient and squared gradient, and the number of steps."""
+        """Return the means of gradient and squared gradient, and the number of steps."""
         zeros, steps = torch.zeros_like(value), value.new_zeros(())
         own = {"mean": zeros, "square": zeros.clone(), "steps": steps}
         return {**own, **super().begin(value)}
@@ -138,15 +137,14 @@ class Adam(Optimiser):
 
 @dataclass(frozen=True)
 class OuterParameter:
-    """One tensor of a run.
+    """One outer parameter of a run.
 
     Attributes:
-        value: The tensor. The step size is float64 on the CPU: with the papers' ``lr_lr`` of 1e-7
-            an update is often smaller than the spacing of float32.
-        optimiser: Its optimiser; None for constants, such as hard labels.
-        moments: State of the optimiser, by name.
-        free: 0 for rows that stay as they are and 1 for the others, to multiply the gradient by;
-            None: all change.
+        value: The tensor. The step size is float64 on the CPU: with the papers' ``lr_lr`` of 1e-7,
+            updates are often smaller than the spacing of float32.
+        optimiser: None for constants, such as hard labels.
+        moments: Optimiser state, by name.
+        free: Factor of the gradient, 0 for frozen rows and 1 for others; None: nothing is frozen.
     """
 
     value: Tensor
@@ -158,11 +156,11 @@ class OuterParameter:
     def new(
         cls, value: Tensor, optimiser: Optimiser | None = None, free: Tensor | None = None
     ) -> OuterParameter:
-        """Make a parameter that has not been updated yet."""
+        """Create a parameter with fresh optimiser state."""
         return cls(value, optimiser, optimiser.begin(value) if optimiser else {}, free)
 
     def updated(self, gradient: Tensor | None) -> OuterParameter:
-        """Return the parameter after one step of its optimiser."""
+        """Return the parameter after one optimiser step."""
         if self.optimiser is None or gradient is None:
             return self
         gradient = gradient.to(self.value)
@@ -175,7 +173,7 @@ class OuterParameter:
 def leaves(
     parameters: Mapping[str, OuterParameter], device: str | torch.device
 ) -> dict[str, Tensor]:
-    """Return the values on a device; those that are learned require a gradient."""
+    """Return the values on a device; learned ones require a gradient."""
     return {
         name: parameter.value.detach().to(device).requires_grad_(parameter.optimiser is not None)
         for name, parameter in parameters.items()
@@ -183,7 +181,7 @@ def leaves(
 
 
 def fresh_leaves(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the values as new leaves of autograd: each task has its own, on its own stream."""
+    """Return the values as new autograd leaves; each task needs its own, on its own stream."""
     return {
         name: value.detach().requires_grad_(value.requires_grad)
         for name, value in parameters.items()
@@ -196,37 +194,32 @@ def values(parameters: Mapping[str, OuterParameter]) -> dict[str, Tensor]:
 
 
 def learned(parameters: Mapping[str, OuterParameter]) -> dict[str, OuterParameter]:
-    """Return the parameters that are no constants."""
+    """Return the parameters that have an optimiser."""
     return {name: each for name, each in parameters.items() if each.optimiser is not None}
 
 
 def of_images(names: Mapping[str, object]) -> list[str]:
-    """List the names of the images' parameters."""
+    """Return the names of the images' parameters."""
     others = (LABELS, STEP_SIZE, MASK)
     return [name for name in names if name not in others and not name.startswith(MEMORY)]
 
 
 def of_memory(names: Mapping[str, object]) -> list[str]:
-    """List the names of what tasks remember."""
+    """Return the names of the objective's memory tensors."""
     return [name for name in names if name.startswith(MEMORY)]
 
 
 def tensors_by_name(what: str, made: object) -> dict[str, Tensor]:
-    """Return what a user's code made, which must be tensors by name; ``what`` is for the message.
-
-    Raises:
-        UserError: It is something else.
-    """
+    """Return a user function's result if it maps names to tensors; else raise UserError."""
     if isinstance(made, Mapping) and all(isinstance(each, Tensor) for each in made.values()):
         return {str(name): each for name, each in made.items()}
     raise UserError(f"{what} should return tensors by name, but returned {described(made)}")
 
 
 def moving_average(average: Tensor, value: Tensor, decay: float) -> Tensor:
-    """Return ``beta average + (1 - beta) value``, after every update (FTD).
+    """Return ``decay * average + (1 - decay) * value`` (FTD).
 
-    The average begins at the first images and has no correction of that bias: after ``k`` updates
-    they still have the weight ``beta^k``.
+    There is no bias correction: the initial images keep the weight ``decay^k`` after ``k`` updates.
     """
     return decay * average + (1.0 - decay) * value
 

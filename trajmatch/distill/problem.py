@@ -1,4 +1,4 @@
-"""Everything a run works on, opened and checked before anything long starts."""
+"""The problem of a run: everything it needs, opened and checked before anything slow starts."""
 
 from __future__ import annotations
 
@@ -42,13 +42,14 @@ from trajmatch.importing import blamed, expect_kind, named
 from trajmatch.random import generator
 from trajmatch.schema import settings_of
 
-#: The objectives that have a name.
+#: Built-in objectives.
 OBJECTIVES: dict[str, Callable[[Setup], Objective]] = {
     "match-trajectory": MatchTrajectory.of,
     "train-and-test": train_and_test,
 }
 
-#: Settings that 0.1 did not have, and their values of then; its runs are known without them.
+#: Settings added after release 0.1, with the values that 0.1 implied. The identity omits them at
+#: these values, so that it equals that of the same run in 0.1.
 SINCE_0_1 = (
     ("objective", "match-trajectory"),
     ("images", "pixels"),
@@ -65,17 +66,18 @@ SINCE_0_1 = (
 
 @dataclass(frozen=True)
 class Problem(Setup):
-    """All that a run works on; nothing of it changes during the run.
+    """Everything that a run needs; constant during the run.
 
     Attributes:
-        objective: The objective of the run.
+        objective: Objective of the run.
     """
 
     objective: Objective
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Settings that decide the result: runs with the same identity write the same bytes."""
+        """Settings that determine the result: runs of equal identity write equal bytes."""
+        # Defaults are resolved, so that an explicit default compares equal.
         rule = self.image_optimiser
         kind: dict[str, Any] = {"optimiser_img": type(rule).__name__.lower(), "lr_img": rule.lr}
         settings = {**settings_of(self.config, DistillSettings), **kind, "clip_img": rule.clip}
@@ -93,7 +95,7 @@ class Problem(Setup):
         else:
             manifest = self.experts.manifest
             identity["store"] = self.experts.fingerprint
-            for name in settings_of(self.config, NetworkSettings):  # the experts'
+            for name in settings_of(self.config, NetworkSettings):  # the store decides these
                 del identity[name]
             identity["experts"] = {
                 **manifest["recipe"],
@@ -111,30 +113,21 @@ class Problem(Setup):
 
     @cached_property
     def scores(self) -> Scores:
-        """Difficulty of the training images: of ``config.scores``, or beside the store.
-
-        Raises:
-            UserError: The file cannot be used, or the one beside the store is of other experts.
-        """
+        """Difficulty of the training images, from ``config.scores`` or beside the store."""
         given, store = self.config.scores, self.store_for("--init difficulty")
         held_out = store.manifest["holdout"]["fraction"], store.manifest["holdout"]["seed"]
         path, of = (given, None) if given else (path_beside(store.path), store)
         return read_scores(path, self.dataset, held_out, self.config.data, of)
 
     def initial_set(self) -> SyntheticSet:
-        """Return the synthetic set that the run begins with.
-
-        Raises:
-            UserError: See :meth:`initial_values`.
-        """
+        """Return the initial synthetic set; errors as in :meth:`initial_values`."""
         return self.render(self.initial_values())
 
     def initial_values(self) -> dict[str, Tensor]:
-        """Return the outer parameters that the run begins with, by name.
+        """Return the initial outer parameters, by name.
 
         Raises:
-            UserError: The data or the earlier result cannot give as many images as are asked for,
-                or the parametrisation fails.
+            UserError: Data or earlier result have too few images, or the parametrisation fails.
         """
         first, source = self._first_images(), self.source
         earlier = None
@@ -148,16 +141,16 @@ class Problem(Setup):
         return {**parameters, STEP_SIZE: step_size, LABELS: labels}
 
     def _goes_on(self, source: Artifact) -> bool:
-        """Return True if the run begins with the parameters of an earlier result."""
+        """True if the run continues with an earlier result's parameters, not just its images."""
         spec = source.parametrisation
         if spec is None or not source.preprocessing.same_as(self.training.preprocessing):
             return False
         if not is_built_in(spec):
             return spec == self.config.images
-        return find_parametrisation(spec) == self.parametrisation  # however it is written
+        return find_parametrisation(spec) == self.parametrisation  # however it is spelled
 
     def _first_images(self) -> SyntheticSet:
-        """Return the images that the run begins with; hard labels, or soft ones of a file."""
+        """Return the initial images, with hard labels or the soft labels of ``--init-from``."""
         config, source, count = self.config, self.source, self.images_per_class
         if source is None:
             return self._chosen_images(count)
@@ -166,6 +159,7 @@ class Problem(Setup):
         there = len(first.images) // dataset.num_classes
         if there == count:
             return first
+        # The earlier result has fewer images per class than asked for: add others.
         more = self._chosen_images(count - there, there)
         if first.labels.is_floating_point() and not more.labels.is_floating_point():
             more = SyntheticSet(more.images, self._soft_labels(more.images, more.labels))
@@ -173,10 +167,7 @@ class Problem(Setup):
         return SyntheticSet(*(joined(one, two, dataset.num_classes) for one, two in pairs))
 
     def _chosen_images(self, count: int, *there: int) -> SyntheticSet:
-        """Return this number of images for each class, with hard labels, as ``--init`` says.
-
-        Where some are there already, the draw is another.
-        """
+        """Return ``count`` images per class by ``--init``; ``there`` varies the random stream."""
         config, dataset = self.config, self.training
         draw = generator(config.seed, "distill", "initialise", *there)
         if config.init == "noise":
@@ -202,11 +193,7 @@ class Problem(Setup):
         return FinalExperts(self.store_for(flag), self.model, flag)
 
     def initial_state(self) -> State:
-        """Return the state before the first iteration.
-
-        Raises:
-            UserError: See :meth:`initial_values`.
-        """
+        """Return the state before the first iteration; errors as in :meth:`initial_values`."""
         state = self.state({**self.initial_values(), **self.objective.memory()})
         if self.config.ema:
             moving = learned(state.parameters)
@@ -214,16 +201,16 @@ class Problem(Setup):
         return state
 
     def state(self, values: Mapping[str, Tensor]) -> State:
-        """Return the state before the first iteration with given outer parameters."""
+        """Return a state before the first iteration, with the given outer parameters."""
         names = [*sorted(of_images(values)), STEP_SIZE, LABELS]
-        names += sorted(values.keys() - {*names})  # constants of the objective
+        names += sorted(values.keys() - {*names})  # memory and mask of the objective
         return State(
             parameters={name: self._parameter(name, values[name]) for name in names},
             draws=self.objective.draws(),
         )
 
     def _parameter(self, name: str, value: Tensor) -> OuterParameter:
-        """Return an outer parameter with the optimiser that the configuration gives it."""
+        """Return an outer parameter with its configured optimiser."""
         config = self.config
         if name == STEP_SIZE:
             rule = SGD(
@@ -235,7 +222,7 @@ class Problem(Setup):
             )
             return OuterParameter.new(value.cpu(), rule)
         value = value.to(self.device)
-        given = name == LABELS and config.labels == "hard"  # soft ones too, with --init-from
+        given = name == LABELS and config.labels == "hard"  # also for soft labels of --init-from
         given |= name == MASK or name.startswith(MEMORY)
         if given or not value.is_floating_point():
             return OuterParameter.new(value)
@@ -261,22 +248,18 @@ class Problem(Setup):
         return SGD(lr=lr, momentum=config.momentum_img, flag="--lr-img", clip=clip)
 
     def render(self, values: Mapping[str, Tensor]) -> SyntheticSet:
-        """Return the synthetic set of some outer parameters, detached."""
+        """Return the synthetic set of some outer parameters, without gradients."""
         with torch.no_grad():
             return self.synthetic_set(values)
 
     def artifact(self, state: State) -> Artifact:
-        """Return the result of a run: the best iterate if one was chosen, or else the last.
-
-        Args:
-            state: The state after the last iteration.
-        """
+        """Return the result of a finished run: the best iterate if selected, else the last."""
         recipe = self.identity
         seed = recipe.pop("seed")
         values = state.best_values if state.best is not None else state.result
         own = {name: values[name].cpu() for name in of_images(values)}
         parameters = self.parametrisation.stored(own)
-        with torch.no_grad():  # on the CPU, as a reader of the file does it
+        with torch.no_grad():  # on the CPU, as a reader of the file renders them
             images = self.parametrisation.render(parameters, self.shape)
         labels, pixels = values[LABELS].cpu(), self.config.images == "pixels"
         soft: Literal["logit", "target"] = "target" if self.dataset.loss == "mse" else "logit"
@@ -308,11 +291,10 @@ class Problem(Setup):
 
 
 def prepare(config: DistillConfig) -> Problem:
-    """Open and check all that a run works on, and make its objective.
+    """Open and check everything that a run needs, and create its objective.
 
     Raises:
-        UserError: Something is missing or does not fit; the message names it. Or there is no
-            objective of that name, or it fails.
+        UserError: Something is missing or does not fit, or the objective is unknown or fails.
     """
     setup, name = open_setup(config), config.objective
     kind = named("--objective", "objective", name, OBJECTIVES)

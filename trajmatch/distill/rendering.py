@@ -1,4 +1,4 @@
-"""The parameters of the first images, and their rows that stay as they are."""
+"""Initial parameters of the images, and frozen rows."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from trajmatch.importing import blamed, described
 def initial_parameters(
     setup: Setup, images: Tensor, earlier: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the parameters of the first images, and these as they are rendered.
+    """Return the images' initial parameters, and the images that they render.
 
     Args:
         setup: Has the parametrisation.
-        images: The first images, class by class. ``[n, C, H, W]``, float32.
-        earlier: Parameters to go on from, of the first images of each class; None: there are none.
+        images: Initial images, ordered by class. ``[n, C, H, W]``, float32.
+        earlier: Parameters to continue from, for the first images of each class, if any.
 
     Raises:
-        UserError: The parametrisation fails, or returns something that cannot be learned or shown.
+        UserError: The parametrisation fails, or returns something unusable.
     """
     parametrisation, spec = setup.parametrisation, setup.config.images
     classes = setup.dataset.num_classes
@@ -32,6 +32,7 @@ def initial_parameters(
         if earlier is None:
             made = parametrisation.initial(images, classes)
         else:
+            # `earlier` has `count` images per class; the run's further images extend it.
             count = len(parametrisation.render(earlier, images.shape[1:])) // classes
             more = images.unflatten(0, (classes, -1))[:, count:].flatten(0, 1)
             made = parametrisation.extended(earlier, more, classes) if len(more) else earlier
@@ -52,19 +53,19 @@ def initial_parameters(
 
 
 def free_rows(spec: str, value: Tensor, classes: int, freeze: float) -> Tensor:
-    """Return 0 for the rows of a parameter that ``--freeze`` keeps, and 1 for the others.
+    """Return a factor for the gradient of each row: 0 if ``--freeze`` keeps it, else 1.
 
     Args:
-        spec: The parametrisation, for messages.
-        value: The parameter: the same number of rows for each class, class by class.
+        spec: Parametrisation, for messages.
+        value: Parameter with the same number of rows for each class, ordered by class.
         classes: Number of classes.
-        freeze: Rows of each class to keep: a number, or, below 1, a part of them.
+        freeze: Rows of each class to freeze: a number, or, below 1, a fraction.
 
     Returns:
         ``[rows, 1, ...]``, with as many dimensions as the parameter.
 
     Raises:
-        UserError: The parameter has no rows of classes, or not as many.
+        UserError: The rows do not divide among the classes, or none or all would be frozen.
     """
     rows, rest = divmod(len(value), classes) if value.dim() else (0, 0)
     if rows == 0 or rest:

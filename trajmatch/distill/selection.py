@@ -1,4 +1,4 @@
-"""Evaluation during a run, and the choice of the iterate that becomes the result."""
+"""Evaluation during a run, and selection of the resulting iterate."""
 
 from __future__ import annotations
 
@@ -16,15 +16,7 @@ from trajmatch.random import derive_seed
 
 
 def is_due(config: DistillConfig, state: State) -> bool:
-    """Return True if the images should be evaluated now.
-
-    Args:
-        config: Says how often.
-        state: The state after an iteration.
-
-    Returns:
-        True every ``eval_every`` iterations and after the last, unless that has been done.
-    """
+    """True every ``eval_every`` iterations and after the last, unless already evaluated."""
     if config.eval_every == 0 or state.iteration == 0:
         return False
     if state.scores and state.scores[-1]["iteration"] == state.iteration:
@@ -33,18 +25,18 @@ def is_due(config: DistillConfig, state: State) -> bool:
 
 
 def evaluate_iterate(problem: Problem, state: State, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """Train fresh networks on the images as they are, and remember the best iterate.
+    """Train and test fresh networks on the current images, and keep the best iterate.
 
-    They are tested on the held-out images for ``--select holdout``, so that the choice knows
-    nothing of the test set, and on the test set else.
+    The test images are the held-out ones for ``--select holdout``, which keeps the choice
+    independent of the test set, and the test set otherwise.
 
     Args:
-        problem: What the run works on.
-        state: Gains a score, and a best iterate if this is the best and one is to be chosen.
-        ranks: The processes of the run; rank 0 evaluates and broadcasts the score.
+        problem: The run's problem.
+        state: Gains a score, and a best iterate unless ``--select last``.
+        ranks: Processes of the run; rank 0 evaluates and broadcasts the score.
 
     Returns:
-        The numbers for the log.
+        Numbers for the log.
     """
     numbers = ranks.on_rank_0(lambda: _score(problem, state))
     protocol = numbers.pop("protocol")
@@ -72,7 +64,7 @@ def _score(problem: Problem, state: State) -> dict[str, Any]:
         dsa=problem.dsa.spec,
         epochs=config.eval_epochs,
     )
-    with interruption.released():  # it takes minutes and changes nothing
+    with interruption.released():  # may be interrupted: it takes minutes and changes no state
         score = evaluate_set(
             synthetic.images,
             synthetic.labels,

@@ -1,4 +1,4 @@
-"""Data, experts and network of a run, opened and checked before anything long starts."""
+"""Data, experts and network of a run, opened and checked before anything slow starts."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from trajmatch.protocol import MTT_DSA, PROTOCOLS
 
 
 def default_lr_init(settings: DistillSettings) -> float:
-    """Return the step size that a student has at first where nothing else is said (MTT: 0.01)."""
+    """Return the default initial step size of the student (MTT: 0.01)."""
     return 0.001 if settings.student_optimiser == "adam" else 0.01
 
 
 @dataclass(frozen=True)
 class Setup:
-    """All that an objective may be made of; nothing of it changes during the run.
+    """Everything that an objective is built from; constant during the run.
 
     Attributes:
-        config: The configuration, with the default window and the loss filled in.
-        experts: The store of experts; None: the run has none.
+        config: Configuration, with default start epochs and loss filled in.
+        experts: Store of experts; None: the run has none.
         network: Spec of the network (:func:`trajmatch.networks.build`).
         dataset: The whole data set.
-        training: The part of it that experts, objective and initialisation may see.
-        held_out: Images ``[N, C, H, W]``, uint8, and labels ``[N]``, int64, or targets, that
-            none of them sees; empty without ``--holdout``.
-        model: The network of experts and students.
+        training: Its part that experts, objective and initialisation may see.
+        held_out: The other part, empty without ``--holdout``: images ``[N, C, H, W]``, uint8, and
+            labels ``[N]``, int64, or targets.
+        model: Network of experts and students.
         dsa: Augmentation of the student's batches.
         parametrisation: Parametrisation of the images.
-        images_per_class: Images of each class that the budget, ``--ipc``, pays for.
-        source: The earlier result to start from, if any.
-        lr_init: Step size at the beginning.
+        images_per_class: Number of images per class that the budget ``--ipc`` allows.
+        source: Earlier result to start from, if any.
+        lr_init: Initial step size.
         device: Device to compute on.
     """
 
@@ -76,42 +76,32 @@ class Setup:
         return self.store_for(f"--objective {self.config.objective}")
 
     def store_for(self, purpose: str) -> Store:
-        """Return the experts.
-
-        Args:
-            purpose: The flag that needs them, for messages.
-
-        Raises:
-            UserError: The run has none.
-        """
+        """Return the experts; raise UserError, naming the flag ``purpose``, if there are none."""
         if self.experts is None:
             raise UserError(f"{purpose} needs --experts, a store that `trajmatch expert` makes")
         return self.experts
 
     def synthetic_set(self, parameters: Mapping[str, Tensor]) -> SyntheticSet:
-        """Return the synthetic set of some outer parameters, differentiably."""
+        """Render the synthetic set from outer parameters, differentiably."""
         images = self.parametrisation.render(parameters, self.shape)
         return SyntheticSet(images, parameters[LABELS])
 
     @property
     def treats_images_alone(self) -> bool:
-        """True if the network's logits of an image do not depend on the others, tried on a few."""
+        """True if an image's logits do not depend on its batch, tested on a few images."""
         images = self.training.normalise(self.training.train_images[:4]).to(self.device)
         theta = networks.flat_parameters(self.model).to(images)
         return treats_images_alone(self.model, theta, images)
 
 
 def open_setup(config: DistillConfig) -> Setup:
-    """Open store, data and earlier result, and check that they fit together.
-
-    Raises:
-        UserError: Something is missing or does not fit; the message names it.
-    """
+    """Open store, data and earlier result; raise UserError if any is missing or does not fit."""
     device = torch.device(usable_device(config.device))
     store = None if config.experts is None else Store.open(config.experts)
     if store is not None and config.objective != "train-and-test":
         window_end = config.window_end(store.manifest["snapshots"])
         config = replace(config, max_start_epoch=window_end)
+    # With experts, the images held out are those that the experts did not see.
     holdout = config.holdout if store is None else store.manifest["holdout"]["fraction"]
     if config.select == "holdout" and holdout == 0:
         what = "this run" if store is None else f"the store {config.experts}"
@@ -144,6 +134,7 @@ def open_setup(config: DistillConfig) -> Setup:
         config=config,
         experts=store,
         network=network,
+        # All images get the preprocessing of the training part.
         dataset=dataset.preprocessed_as(training.preprocessing.spec(), training.zca),
         training=training,
         held_out=(held_out[0], held_out[1]),
@@ -158,7 +149,7 @@ def open_setup(config: DistillConfig) -> Setup:
 
 
 def _with_loss(config: DistillConfig, dataset: Dataset) -> DistillConfig:
-    """Fill in the loss, which the data set decides; raise UserError where a choice contradicts."""
+    """Fill in the loss, which the data set determines; raise UserError on a contradiction."""
     if config.loss not in (None, dataset.loss):
         raise UserError(
             f"--loss {config.loss} contradicts the data set {dataset.name}, on which networks are "
@@ -181,7 +172,7 @@ def _with_loss(config: DistillConfig, dataset: Dataset) -> DistillConfig:
 def _model(
     spec: dict[str, Any], store: Store | None, config: DistillConfig, images: int
 ) -> nn.Module:
-    """Build the network, which must fit the snapshots and train on the batches."""
+    """Build the network; raise UserError if it does not fit the snapshots or the batch sizes."""
     named = f"--network {config.network}" if store is None else f"the network of {store.path}"
     with as_user_error(f"{named} cannot be used: "):
         model = networks.build_student(spec)

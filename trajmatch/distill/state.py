@@ -1,4 +1,4 @@
-"""All that an outer loop carries from one iteration to the next."""
+"""State of a run: everything that passes from one outer iteration to the next."""
 
 from __future__ import annotations
 
@@ -13,18 +13,13 @@ from trajmatch.distill.objectives import Draws
 from trajmatch.distill.parameters import STEP_SIZE, OuterParameter, values
 from trajmatch.schema import Count, NonNegative
 
-#: Gradients by whose median it is judged how large they usually are.
+#: Number of recent gradient norms whose median detects spikes.
 USUAL = 100
 
 
 @dataclass(frozen=True)
 class Best:
-    """The iteration and the accuracy of the best iterate.
-
-    Attributes:
-        iteration: Outer iterations done.
-        accuracy: Mean accuracy in percent, or mean squared error, by which it was chosen.
-    """
+    """Best iterate so far; ``accuracy`` is a mean in percent, or a mean squared error."""
 
     iteration: Count
     accuracy: float
@@ -32,17 +27,16 @@ class Best:
 
 @dataclass(kw_only=True)
 class Progress:
-    """The numbers of a run's state.
+    """Numbers in a run's state.
 
     Attributes:
         iteration: Outer iterations done.
-        applied: How many of them changed the images.
-        refusals: Refused updates in a row, up to now.
-        skips: Updates in a row, up to now, that a matching loss above the limit left out.
-        gradient_norms: Norms of the last gradients of the images, :data:`USUAL` at most, whether
-            they were followed or not.
-        best: The best iterate evaluated up to now, where the result is chosen by accuracy.
-        scores: Results of all evaluations up to now.
+        applied: Number of updates applied.
+        refusals: Updates refused in a row.
+        skips: Updates in a row skipped by ``--skip-above``.
+        gradient_norms: Last gradient norms of the images, applied or not; at most :data:`USUAL`.
+        best: Best evaluated iterate; None with ``--select last``.
+        scores: All evaluations.
     """
 
     iteration: Count = 0
@@ -58,12 +52,12 @@ class Progress:
 
 @dataclass(kw_only=True)
 class State(Progress):
-    """The state of a run, which a checkpoint keeps.
+    """State of a run, as saved in checkpoints.
 
     Attributes:
-        parameters: Outer parameters by name: the images' parameters, labels and step size.
-        draws: The random state.
-        average: Moving average of the images' parameters, by name; empty where there is none.
+        parameters: Outer parameters, by name.
+        draws: Random state.
+        average: Moving average of the images' parameters, by name; empty without ``--ema``.
         best_values: Outer parameters of the best iterate, by name.
     """
 
@@ -79,5 +73,5 @@ class State(Progress):
 
     @property
     def result(self) -> dict[str, Tensor]:
-        """The values that the run would give if it ended now, by name; averages if any."""
+        """Values that the run would return now, by name: moving averages where they exist."""
         return {**values(self.parameters), **self.average}
