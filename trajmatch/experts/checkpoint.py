@@ -1,8 +1,6 @@
-"""Checkpoints inside of an expert, so that a long one that was interrupted does not begin anew.
+"""Checkpoints of experts in training, so that an interrupted run resumes where it stopped.
 
-Each expert in training has a hidden file of its own in the store, which is removed when the expert
-is written. Several experts that train in lockstep are at the same place, but need not go on
-together: an expert does not depend on those beside it.
+Each unfinished expert has its own hidden file in the store, removed when the expert is written.
 """
 
 from __future__ import annotations
@@ -24,17 +22,12 @@ from trajmatch.schema import Count, convert
 
 _ADVICE = "; remove it to train expert {} from its beginning"
 
-#: Checkpoints take this share of the time at most, however large and slow to write they are.
+#: Largest share of the run time spent on writing checkpoints.
 _SHARE = 0.05
 
 
 class Place(NamedTuple):
-    """Progress of the training of an expert.
-
-    Attributes:
-        epoch: Epochs finished.
-        step: Steps taken of the next one.
-    """
+    """Training progress of an expert: finished epochs, and steps taken in the next epoch."""
 
     epoch: Count
     step: Count
@@ -44,7 +37,7 @@ BEGINNING = Place(0, 0)
 
 
 class Description(msgspec.Struct, tag_field="format", tag="trajmatch expert checkpoint"):
-    """Description of an expert in training, beside its tensors."""
+    """Metadata of a checkpoint file."""
 
     store: str
     expert: Count
@@ -54,14 +47,7 @@ class Description(msgspec.Struct, tag_field="format", tag="trajmatch expert chec
 
 
 class Training(NamedTuple):
-    """An expert in training.
-
-    Attributes:
-        expert: Its number.
-        state: The tensors that its steps change.
-        recorder: Its snapshots and health.
-        total: Loss of the epoch up to now, summed over images. ``[]``, float64.
-    """
+    """An expert in training; ``total`` is its loss in this epoch, summed over images. Float64."""
 
     expert: int
     state: ExpertState
@@ -70,46 +56,32 @@ class Training(NamedTuple):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Tensors that a checkpoint keeps, by name."""
+        """Tensors to save in a checkpoint, by name."""
         return {**self.state.tensors(), **self.recorder.tensors(), "total": self.total}
 
 
 class Checkpoints:
-    """The checkpoints of the experts of a store.
-
-    Args:
-        store: Where they are.
-        every: Seconds from one to the next, if writing takes less than a twentieth of that.
-    """
+    """Reader and writer of a store's checkpoints, at least ``every`` seconds apart."""
 
     def __init__(self, store: Store, every: float) -> None:
         self._store, self._every, self._due = store, every, time.monotonic() + every
 
     def place(self, expert: int) -> Place:
-        """Return how far an expert was trained: to its checkpoint, or to the end of a part.
-
-        Raises:
-            UserError: The checkpoint is damaged, or belongs to another store or expert.
-        """
+        """Return an expert's progress, from its checkpoint or else its file; (0, 0) at first."""
         path = self._store.checkpoint_path(expert)
         if not path.exists():
             return Place(self._store.epochs_of(expert), 0)
         return _described(self._store, expert, files.read_metadata(path)).place
 
     def restore(self, training: Training) -> None:
-        """Advance an expert that was just begun to its checkpoint, if it has one.
-
-        Args:
-            training: The expert.
-
-        Raises:
-            UserError: The checkpoint is damaged, or belongs to another store or expert.
-        """
+        """Load a new expert's checkpoint, or the final state in its file, if there is one."""
         store, expert = self._store, training.expert
         if store.checkpoint_path(expert).exists():
             tensors, description = files.load_tensors(store.checkpoint_path(expert))
             health = _described(store, expert, description).health
         elif store.epochs_of(expert):
+            # The expert was written after --until-epoch: continue from the state in its file. The
+            # file has no `last` and no `total`, and `buffers` only for networks that have buffers.
             tensors, _ = files.load_tensors(store.expert_path(expert))
             rows = tensors["snapshots"].float()
             empty = {"buffers": rows[:, :0], "last": tensors["theta"], "total": training.total}
@@ -126,16 +98,7 @@ class Checkpoints:
                 memory.copy_(value)
 
     def visit(self, place: Place, group: Sequence[Training]) -> None:
-        """Write a checkpoint if it is time for one, or if the run is to stop here.
-
-        Args:
-            place: How far the experts are.
-            group: Those that are trained together.
-
-        Raises:
-            UserError: It cannot be written.
-            Interrupted: The run is to stop.
-        """
+        """Write the group's checkpoints if they are due, or before raising Interrupted."""
         try:
             interruption.check()
         except interruption.Interrupted as stop:
@@ -155,13 +118,13 @@ class Checkpoints:
         for each in group:
             path = self._store.checkpoint_path(each.expert)
             found = Description(self._store.identity, each.expert, place, each.recorder.health)
-            # What is not finite is found at the end of the epoch, and said there.
+            # NaN is allowed here: divergence is reported at the end of the epoch.
             content = msgspec.to_builtins(found)
             files.save_tensors(path, each.tensors, content, allow_nonfinite=True)
 
 
 def _described(store: Store, expert: int, content: dict[str, Any]) -> Description:
-    """Check the description of an expert's checkpoint."""
+    """Read the metadata of a checkpoint and check that it fits the store and the expert."""
     place = f"{store.checkpoint_path(expert)} cannot be used"
     found = convert(content, Description, place, _ADVICE.format(expert))
     epoch, lengths = found.place.epoch, {name: len(each) for name, each in found.health.items()}

@@ -1,4 +1,4 @@
-"""PAD's curriculum: the part of each class that an epoch of an expert trains on; without torch."""
+"""PAD's curriculum: the part of each class that an epoch trains on. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,10 @@ _DROPS = tuple[tuple[PositiveInt, Fraction], ...]
 class Schedule(NamedTuple):
     """Part of each class that an epoch sees, from the easiest image (0) to the hardest (1).
 
-    FIEX of PAD (arXiv 2408.03360), with epochs ``e`` counted from 0 as in its code: the easiest
-    ``min(1, first + (1 - first) e / whole)``; after an epoch ``E`` all but the easiest ``R``.
-
-    Attributes:
-        first: IR, the part that epoch 0 sees.
-        whole: AEE, the epoch from which all is seen.
-        drops: Pairs ``(E, R)``, ascending.
+    This is FIEX of PAD (arXiv 2408.03360), where ``first`` is IR and ``whole`` is AEE. Epoch ``e``,
+    counted from 0 as in PAD's code, sees the easiest ``min(1, first + (1 - first) e / whole)``.
+    After epoch ``E`` of each pair ``(E, R)`` in ``drops``, ascending, the easiest ``R`` is left
+    out.
     """
 
     first: float = 1.0
@@ -32,11 +29,7 @@ class Schedule(NamedTuple):
 
     @classmethod
     def parse(cls, curriculum: str | None, drop_easy: str | None) -> Schedule:
-        """Read the texts of ``--curriculum`` and ``--drop-easy``; None is for all images.
-
-        Raises:
-            UserError: One of them is no such text, or easy images are dropped before all are seen.
-        """
+        """Parse ``--curriculum`` and ``--drop-easy``; None stands for all images."""
         grows, drops = curriculum or "1,1", drop_easy.split(",") if drop_easy else []
         try:
             first, whole = msgspec.convert(grows.split(","), _GROWTH, strict=False)
@@ -57,7 +50,7 @@ class Schedule(NamedTuple):
         return cls(first, whole, pairs)
 
     def part(self, epoch: int) -> tuple[float, float]:
-        """Return where the part of an epoch, counted from 0, begins and where it ends."""
+        """Return the bounds (low, high) of the part that an epoch sees; epochs count from 0."""
         dropped = [share for after, share in self.drops if epoch > after]
         if dropped:
             return dropped[-1], 1.0

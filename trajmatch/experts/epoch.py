@@ -1,4 +1,4 @@
-"""Epochs of a group of experts: order and augmentation of the images, and the schedules."""
+"""Epochs of a group of experts: image order, augmentation, learning rate and loss scale."""
 
 from __future__ import annotations
 
@@ -19,56 +19,36 @@ from trajmatch.random import generator
 
 
 def decay_epoch(epochs: int) -> int:
-    """Return the index of the epoch after which the rate drops: ``epochs // 2 + 1`` (MTT, AST)."""
+    """Return the index of the last epoch at the initial learning rate (MTT, AST)."""
     return epochs // 2 + 1
 
 
 def learning_rate(recipe: dict[str, Any], index: int) -> float:
-    """Return the learning rate in an epoch.
-
-    Args:
-        recipe: ``recipe`` of the store's manifest: ``lr``, ``lr_decay`` and ``epochs``.
-        index: Index of the epoch, from 0.
-
-    Returns:
-        ``lr``, times ``lr_decay`` in the epochs after :func:`decay_epoch`.
-    """
+    """Return the learning rate in an epoch (index from 0) for the recipe of a manifest."""
     decayed = index > decay_epoch(recipe["epochs"])
     return float(recipe["lr"] * recipe["lr_decay"] if decayed else recipe["lr"])
 
 
 def loss_scale(recipe: dict[str, Any], index: int) -> float:
-    """Return the factor of the cross-entropy in an epoch (AST, "clipping loss": no clipping).
-
-    Args:
-        recipe: ``recipe`` of the store's manifest: ``loss_scale``, ``"constant"`` or ``"rising"``.
-        index: Index ``e`` of the epoch, from 0.
-
-    Returns:
-        1; for ``"rising"`` ``0.5 + 0.05 e`` in the first ten epochs.
-    """
+    """Return the loss factor in an epoch (index from 0): 1, or rising over ten epochs (AST)."""
     if recipe["loss_scale"] == "constant" or index >= 10:
         return 1.0
     return 0.5 + 0.05 * index
 
 
 class Epoch(Batch):
-    """An epoch of several experts, cut up into batches of the same sizes.
+    """One epoch of several experts, which :meth:`batches` splits into batches.
 
-    The tensors are those of a batch, of ``n`` images and with a rate and a factor for each step:
-    ``[experts, n]``, ``[experts, n, 5]``, ``[experts, steps]`` and ``[experts, steps]``.
+    The fields are those of :class:`Batch` for ``n`` images: ``indices [experts, n]``,
+    ``dsa [experts, n, 5]``, and ``lr`` and ``loss_scale``, both ``[experts, steps]``.
     """
 
     def to(self, device: str | torch.device) -> Epoch:
-        """Move the epoch to a device, at once: every move makes the host wait."""
+        """Move the whole epoch to a device; a transfer per batch would block the host each time."""
         return Epoch(*(each.to(device) for each in self))
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Yield the batches of every step, those of all experts stacked; the last may be smaller.
-
-        Args:
-            size: Images in a batch; at most all are taken.
-        """
+        """Yield the batch of each step, stacked over experts; the last one may be smaller."""
         size = min(size, self.indices.shape[1])
         columns = zip(
             self.indices.split(size, dim=1),
@@ -82,22 +62,9 @@ class Epoch(Batch):
 
 
 class Curriculum:
-    """The training images by difficulty, and those of them that an epoch sees.
-
-    Args:
-        schedule: The part of each class that an epoch sees.
-        training: The images that the experts may see.
-        scores: The difficulty of each.
-
-    Attributes:
-        fingerprint: Hash of the scores.
-
-    Raises:
-        UserError: An epoch would see no image of a class.
-    """
+    """Training images sorted by difficulty within each class; ``fingerprint`` hashes the scores."""
 
     def __init__(self, schedule: Schedule, training: Dataset, scores: Scores) -> None:
-        """Sort the images of each class; see the class."""
         self._schedule, self._classes, self.fingerprint = schedule, [], scores.fingerprint
         for label, name in enumerate(training.class_names):
             members = (training.train_labels == label).nonzero().squeeze(1)
@@ -109,22 +76,14 @@ class Curriculum:
                 )
 
     def images(self, epoch: int) -> Tensor:
-        """Return the numbers of the images that an epoch, counted from 0, sees. ``[n]``, int64."""
+        """Return the indices of the images that an epoch sees (from 0). ``[n]``, int64."""
         low, high = self._schedule.part(epoch)
         sizes = [(each, len(each)) for each in self._classes]
         return torch.cat([each[int(low * size) : int(high * size)] for each, size in sizes])
 
 
 class EpochDraws:
-    """Epochs of several experts, each drawn from generators of its own.
-
-    Args:
-        recipe: ``recipe`` of the store's manifest.
-        seed: Its ``seed``.
-        experts: Numbers of the experts.
-        shape: Shape of the training images, ``[n, C, H, W]``.
-        curriculum: Images that each epoch sees; None: all of them.
-    """
+    """Random epochs of several experts; each expert has its own random generators."""
 
     def __init__(
         self,
@@ -141,7 +100,7 @@ class EpochDraws:
         self._augmentations = [generator(seed, "expert", expert, "dsa") for expert in experts]
 
     def draw(self) -> Epoch:
-        """Return the next epoch, on the CPU."""
+        """Draw the next epoch, on the CPU."""
         index, self._drawn = self._drawn, self._drawn + 1
         seen = None if self._curriculum is None else self._curriculum.images(index)
         count = self._shape[0] if seen is None else len(seen)
@@ -156,7 +115,7 @@ class EpochDraws:
         )
 
     def _rows(self, augmentation: torch.Generator, count: int) -> Tensor:
-        """Draw DSA's parameters for the images of an expert, batch by batch. ``[n, 5]``."""
+        """Draw one expert's DSA parameters by batch: ``[n, 5]``, or ``[n, 0]`` without DSA."""
         *_, height, width = self._shape
         if self._dsa.spec == "none":
             return torch.empty(count, 0, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Logits of fully trained experts for real images: the basis of chosen images and soft labels."""
+"""Logits of fully trained experts, used to select real images and to compute soft labels."""
 
 from __future__ import annotations
 
@@ -12,55 +12,34 @@ from trajmatch.inference import all_logits
 
 
 class FinalExperts:
-    """The experts of a store after their last epoch.
+    """The experts of a store after their last epoch, on the device of ``model``, which is copied.
 
-    Args:
-        store: The experts.
-        model: Their network, on the device to compute on; left as it is.
-        purpose: The flag that needs them, for messages.
-
-    Raises:
-        UserError: The experts are not trained up to their last epoch.
+    UserError names ``purpose``, a flag, if the experts are not trained that far.
     """
 
     def __init__(self, store: Store, model: nn.Module, purpose: str) -> None:
-        """Make sure that the last epoch was reached; see the class."""
-        self._epoch = store.course  # every store keeps it
+        self._epoch = store.course  # every store has this snapshot
         store.check_trained(self._epoch, purpose)
         self._store, self._model = store, copy.deepcopy(model)
         #: Number of experts.
         self.count = store.num_experts
 
     def logits(self, expert: int, images: Tensor) -> Tensor:
-        """Return the logits of one expert for images that are not augmented.
-
-        Args:
-            expert: Its number.
-            images: As the network sees them (normalised). ``[n, C, H, W]``, float32.
-
-        Returns:
-            ``[n, K]``, float32, on the CPU.
-        """
+        """Return logits ``[n, K]``, float32, on the CPU, of normalised images ``[n, C, H, W]``."""
         return torch.cat([*all_logits(self.network(expert), images)]).float().cpu()
 
     def network(self, expert: int) -> nn.Module:
-        """Return the network of one expert, by its number, in evaluation mode."""
+        """Return the network of one expert in evaluation mode; the next call overwrites it."""
         self._store.load_into(self._model, expert, self._epoch)
         return self._model.eval()
 
 
 def soft_labels(images: Tensor, classes: Tensor, experts: FinalExperts) -> Tensor:
-    """Return the mean logits of those experts that classify an image correctly (DATM).
+    """Return the mean logits ``[n, K]`` of the experts that classify an image correctly (DATM).
 
-    An image that no expert is right about gets the mean over all of them.
-
-    Args:
-        images: As the experts see them (normalised). ``[n, C, H, W]``, float32.
-        classes: The class of each image. ``[n]``, int64.
-        experts: Who is asked.
-
-    Returns:
-        Target logits ``[n, K]``, float32, on the CPU. Their softmax are the labels.
+    If no expert does, the mean is over all experts. ``images`` are normalised, and ``classes`` are
+    the true classes, ``[n]``, int64. The logits are float32, on the CPU; their softmax is the soft
+    label.
     """
     classes = classes.cpu()
     of_right = of_all = torch.zeros(())

@@ -1,9 +1,4 @@
-"""Signs that experts are not worth matching, from what their training recorded.
-
-A segment is matched well where experts move and their loss falls. These signs have cost users days:
-experts that diverged, that stand still or that are hardly better than guessing, and start epochs
-from which the loss falls no more.
-"""
+"""Warnings about experts that are not worth matching, based on their recorded health."""
 
 from __future__ import annotations
 
@@ -13,28 +8,21 @@ from statistics import fmean
 from trajmatch.experts.config import spans
 from trajmatch.experts.store import Store
 
-#: An epoch's displacement below this share of the expert's largest one is standing still.
+#: An expert stands still in an epoch whose displacement is at most this share of its largest one.
 STILL = 1e-3
-#: An expert whose test accuracy is nearer than this share of the way from chance to 100 % (or its
-#: error, from guessing to 0) has learned next to nothing.
+#: An expert is untrained if its test accuracy is less than this share of the way from chance to
+#: 100 % (or its test error, from guessing to 0).
 LEARNED = 0.1
-#: An expert that has learned next to nothing, and whose loss was ever this many times the loss of
-#: guessing, took steps that were too large.
+#: An untrained expert has diverged if its loss ever exceeded this many times the loss of guessing.
 EXPLODED = 10
 
 
 def examine(store: Store) -> list[str]:
-    """Find the experts of a store that are not worth matching.
+    """Return one sentence for each problem of the experts, worst first; empty for a healthy store.
 
-    An expert is listed for its gravest sign alone, and the gravest sign of the store alone comes
-    with advice: all experts have the same learning rate, which cannot be both too high and too low.
-
-    Args:
-        store: With all its experts.
-
-    Returns:
-        One sentence for each sign, with the experts that show it, the gravest first; empty for
-        healthy ones.
+    Each expert is listed for its worst problem only. Only the first sentence gives advice: all
+    experts share one learning rate, so advice on two problems could contradict itself. The store
+    must be complete.
     """
     classes = len(store.manifest["dataset"]["class_names"])
     chance, guessing = 100 / max(1, classes), math.log(max(1, classes))
@@ -75,17 +63,7 @@ def examine(store: Store) -> list[str]:
 def examine_window(
     store: Store, min_start_epoch: int, max_start_epoch: int, expert_epochs: int
 ) -> list[str]:
-    """Find the start epochs from which the experts' loss falls no more.
-
-    Args:
-        store: With all its experts.
-        min_start_epoch: First start epoch s.
-        max_start_epoch: End of the start epochs, itself none.
-        expert_epochs: M, epochs of a segment.
-
-    Returns:
-        A sentence, or nothing.
-    """
+    """Return a warning about start epochs from which the training loss does not fall."""
     every = range(store.num_experts)
     losses = [store.metrics(expert).get("train_loss", []) for expert in every]
     shortest = min(map(len, losses), default=0)
@@ -93,7 +71,8 @@ def examine_window(
         start
         for start in range(min_start_epoch, max_start_epoch)
         if start + expert_epochs <= shortest
-        # Epoch e has its mean loss at e - 1. Before the first one there is none to compare with.
+        # losses[e - 1] is the mean loss of epoch e. Start epoch 0 has no loss of its own, so it is
+        # compared with epoch 1, and skipped if the segment has one epoch.
         and fmean(each[start + expert_epochs - 1] for each in losses)
         >= fmean(each[max(0, start - 1)] for each in losses)
         and start + expert_epochs > 1

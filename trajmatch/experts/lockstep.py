@@ -1,8 +1,4 @@
-"""The steps of several experts, taken together: called one after another, or as one graph.
-
-Every expert has a state and a batch of its own, and its steps are the same whether others are
-taken with them or not.
-"""
+"""Steps of several experts in lockstep: called one by one, or replayed as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from torch import Tensor
 from trajmatch.experts.step import Batch, ExpertState, ExpertStep
 from trajmatch.recording import Outputs, Record, Replayed, cuda_graph, side_by_side
 
-#: Takes one step with every expert: from their batches, stacked, to their losses ``[experts]``.
+#: Function that takes one step with every expert: from the stacked batches to losses ``[experts]``.
 TakeSteps = Callable[[Batch], Tensor]
 
 
@@ -25,21 +21,18 @@ def steps_for(
     device: torch.device,
     record: Record | None = None,
 ) -> TakeSteps:
-    """Return what takes one step with every expert: a graph on a CUDA device, calls elsewhere.
+    """Return a function that takes one step with every expert.
 
-    Args:
-        steps: The step of each expert.
-        states: The experts' states, which every call advances.
-        device: Where they are.
-        record: Records the steps, in place of a CUDA graph.
+    Every call advances ``states`` in place. It replays a CUDA graph on a CUDA device and is a plain
+    call elsewhere, unless ``record`` gives another way to record the steps.
     """
     if device.type == "cuda":
         record = record or partial(cuda_graph, device=device)
     function = called(steps, states, device)
     if record is None:
         return lambda batch: function(batch)[0]
-    # One for the last batch of an epoch, where that is smaller. A recording takes steps, but none
-    # of them counts.
+    # Two recordings: the last batch of an epoch may be smaller. Recording runs real steps, so
+    # `flat` lists the state to put back afterwards.
     replayed = Replayed("the experts' steps run", keep=2, record=record)
     flat = [each for state in states for each in state.tensors().values()]
     return lambda batch: replayed(None, batch, function, flat)[0]
@@ -48,7 +41,7 @@ def steps_for(
 def called(
     steps: Sequence[ExpertStep], states: Sequence[ExpertState], device: torch.device
 ) -> Callable[[Sequence[Tensor]], Outputs]:
-    """Return a function that calls the step of each expert, side by side on a CUDA device."""
+    """Return a function that calls each expert's step, in parallel on a CUDA device."""
 
     def all_steps(tensors: Sequence[Tensor]) -> Outputs:
         batch = Batch(*tensors)

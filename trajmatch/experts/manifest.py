@@ -1,4 +1,4 @@
-"""The manifest of a store of experts: ``store.json``, checked when it is read."""
+"""The manifest of an expert store, ``store.json``, validated when it is read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trajmatch.schema import Count, Fraction, Int, PositiveInt, convert
 FORMAT = "trajmatch-experts"
 NAME = "store.json"
 
-#: Bounds of what a store can have, so that a damaged number costs no memory and no time.
+#: Upper bounds, so that a damaged number cannot exhaust memory or time.
 MOST_EXPERTS = MOST_EPOCHS = 100_000
 Epochs = Annotated[int, Meta(ge=1, le=MOST_EPOCHS)]
 
@@ -30,7 +30,7 @@ class DatasetEntry(TypedDict):
 
 
 class HoldoutEntry(TypedDict):
-    """The part of the training images that the experts did not see, and the rest's fingerprint."""
+    """Held-out part of the training images, and fingerprint of the remaining images."""
 
     fraction: Fraction
     seed: Int
@@ -38,21 +38,21 @@ class HoldoutEntry(TypedDict):
 
 
 class SourceEntry(TypedDict):
-    """The seed and number with which an expert was trained."""
+    """Seed and number with which an expert was trained."""
 
     seed: Int
     expert: Count
 
 
 class WaypointsEntry(TypedDict):
-    """Epochs of the waypoints of convexified experts, and the sizes of their parameter tensors."""
+    """Waypoint epochs of convexified experts, and the size of each parameter tensor."""
 
     epochs: Annotated[list[Count], Meta(min_length=2)]
     layers: list[Count]
 
 
 class Manifest(TypedDict):
-    """Content of ``store.json``; :class:`trajmatch.experts.Store` says more of it."""
+    """Content of ``store.json``; see :class:`trajmatch.experts.Store` for each entry."""
 
     data: str | None
     dataset: DatasetEntry
@@ -60,7 +60,7 @@ class Manifest(TypedDict):
     preprocessing: dict[str, Any]
     network: dict[str, Any]
     recipe: dict[str, Any]
-    seed: Int | None  # None: of a converted store nobody knows it, and a merged one has several
+    seed: Int | None  # None: unknown (converted store) or several (merged store)
     num_experts: Annotated[int, Meta(ge=1, le=MOST_EXPERTS)]
     dtype: Literal["float32", "bfloat16"]
     snapshots: Annotated[list[Annotated[int, Meta(ge=0, le=MOST_EPOCHS)]], Meta(min_length=1)]
@@ -75,22 +75,12 @@ def complete(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _version(manifest: Mapping[str, Any]) -> int:
-    """Return 2 for convexified experts, which 0.1 cannot read, and 1 for others."""
+    """Return 2 for convexified experts, which release 0.1 cannot read, and 1 for others."""
     return 2 if "waypoints" in manifest else 1
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Read the manifest of a store.
-
-    Args:
-        folder: The store.
-
-    Returns:
-        The manifest, without its checksum.
-
-    Raises:
-        UserError: It is missing, damaged or of another version.
-    """
+    """Read and validate the manifest of a store folder; return it without its checksum."""
     path = folder / NAME
     manifest = files.read_json(path)
     version = _version(manifest)
@@ -119,14 +109,6 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest of a store, with a checksum.
-
-    Args:
-        folder: The store.
-        manifest: What :func:`read` gives.
-
-    Raises:
-        UserError: It cannot be written.
-    """
+    """Write a manifest to a store folder, with a checksum."""
     checksum = {files.CHECKSUM: files.json_checksum(manifest)}
     files.write_json(folder / NAME, {**manifest, **checksum})

@@ -1,4 +1,4 @@
-"""The optimisers of the experts, on flat vectors and in place; their memory is tensors by name."""
+"""Optimisers of the experts, in place on flat vectors; their state is a dictionary of tensors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,9 @@ Memory = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Sgd:
-    """SGD with momentum: ``b <- mu b + g + wd theta``, ``theta <- theta - lr b``.
+    """SGD with momentum ``mu``: ``b <- mu b + g + wd theta``, ``theta <- theta - lr b``.
 
-    Attributes:
-        momentum: ``mu``.
-        weight_decay: ``wd``.
-        trainable: Mask of the parameters that decay, ``[P]``; None: all of them.
+    ``trainable [P]`` masks the parameters that decay; None: all parameters.
     """
 
     momentum: float = 0.0
@@ -28,18 +25,11 @@ class Sgd:
     trainable: Tensor | None = None
 
     def memory(self, theta: Tensor) -> Memory:
-        """Return ``b`` before the first step: zeros, which change no bit of that step."""
+        """Return the initial momentum buffer ``b``: zeros, so that the first step is plain SGD."""
         return {"momentum": torch.zeros_like(theta)}
 
     def __call__(self, theta: Tensor, grad: Tensor, lr: Tensor, memory: Memory) -> None:
-        """Take a step.
-
-        Args:
-            theta: Parameters. ``[P]``; is changed.
-            grad: Gradient at them. ``[P]``.
-            lr: Learning rate. ``[]``.
-            memory: As :meth:`memory` makes it; is changed.
-        """
+        """Update ``theta [P]`` and ``memory`` with gradient ``[P]`` and learning rate ``[]``."""
         if self.weight_decay:
             grad = decayed(grad, theta, self.weight_decay, self.trainable)
         stepped, buffer = ops.sgd_step(theta, grad, lr, memory["momentum"], self.momentum)
@@ -49,13 +39,9 @@ class Sgd:
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma and Ba, 2015) with weight decay in the gradient, as ``torch.optim.Adam``.
+    """Adam (Kingma and Ba, 2015) with weight decay added to the gradient, as ``torch.optim.Adam``.
 
-    Attributes:
-        weight_decay: Factor of the parameters that is added to the gradient.
-        betas: Decay of the means of gradients and of their squares.
-        eps: Added to the root of the latter.
-        trainable: Mask of the parameters that decay, ``[P]``; None: all of them.
+    ``trainable [P]`` masks the parameters that decay; None: all parameters.
     """
 
     weight_decay: float = 0.0
@@ -64,12 +50,12 @@ class Adam:
     trainable: Tensor | None = None
 
     def memory(self, theta: Tensor) -> Memory:
-        """Return the means before the first step, and the number of steps taken."""
+        """Return the initial means of the gradient and its square, and the step count."""
         zeros = torch.zeros_like
         return {"momentum": zeros(theta), "squares": zeros(theta), "taken": theta.new_zeros(())}
 
     def __call__(self, theta: Tensor, grad: Tensor, lr: Tensor, memory: Memory) -> None:
-        """Take a step; the arguments are those of :class:`Sgd`."""
+        """Take a step; see :class:`Sgd`."""
         if self.weight_decay:
             grad = decayed(grad, theta, self.weight_decay, self.trainable)
         first, second = self.betas

@@ -1,7 +1,7 @@
-"""Difficulty of the real images: EL2N of experts, or numbers that the user brings.
+"""Difficulty scores of the training images: EL2N of experts, or numbers from the user.
 
-A file of scores has one tensor, ``scores [n]``, float32: a number for each training image of the
-whole data set, in its order; higher is harder. Its metadata name the data set and the experts.
+A score file has one tensor, ``scores [n]``, float32: one score per training image of the whole data
+set, in its order. Higher is harder. The metadata name the data set and the experts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trajmatch.schema import Count, PositiveInt, convert
 
 
 class Description(msgspec.Struct, tag_field="format", tag="trajmatch scores"):
-    """Metadata of a file of scores: data set, experts and the epoch that they were taken at."""
+    """Metadata of a score file: data set, experts and the epoch of the scored snapshots."""
 
     data: str | None
     dataset: DatasetEntry
@@ -42,11 +42,9 @@ class Description(msgspec.Struct, tag_field="format", tag="trajmatch scores"):
 
 
 class Scores(NamedTuple):
-    """Difficulty of the images that experts and initialisation may see.
+    """Difficulty of the training images without the held-out part; hash of all scores.
 
-    Attributes:
-        values: Higher is harder. ``[n]``, float64, in the order of the training images.
-        fingerprint: SHA-256 of the scores of the whole data set, in hexadecimal.
+    ``values [n]``, float64, are in image order; higher is harder.
     """
 
     values: Tensor
@@ -54,7 +52,7 @@ class Scores(NamedTuple):
 
 
 def path_beside(store: Path) -> Path:
-    """Return the default file of the scores of a store's experts."""
+    """Return the default path of a store's score file."""
     return files.beside(store, ".scores.safetensors")
 
 
@@ -66,25 +64,12 @@ def el2n(
     device: str | torch.device = "cpu",
     on_expert: Callable[[int], object] = lambda done: None,
 ) -> Tensor:
-    """Compute the EL2N score of every training image (PAD's measure of difficulty).
+    """Return the EL2N score of every training image (PAD), ``[n]``, float32, on the CPU.
 
-    ``chi_t(x, y) = E |softmax(f(theta*_t, x)) - onehot(y)|_2``, the mean over experts, of images
-    that are not augmented. For a data set with target vectors it is the distance between them and
-    the outputs themselves (ours).
-
-    Args:
-        store: The experts.
-        dataset: The whole data set that they were trained on.
-        epoch: t, one of the epochs kept.
-        experts: Number of experts; the first ones are taken.
-        device: Where to compute.
-        on_expert: Called after each expert with the number of those that are done.
-
-    Returns:
-        ``[n]``, float32, on the CPU; between 0 and ``sqrt(2)`` for classes.
-
-    Raises:
-        UserError: A snapshot is not there or damaged, or a score is not finite.
+    ``chi_t(x, y) = E |softmax(f(theta*_t, x)) - onehot(y)|_2`` is the mean over the first
+    ``experts`` experts, without augmentation. For a data set with targets it is the distance
+    between output and target (our extension). UserError is raised if a snapshot is missing or
+    damaged, or if a score is not finite.
     """
     seen = dataset.preprocessed_as(store.manifest["preprocessing"], store.zca)
     images, normalise = seen.preprocessing.staged(dataset.train_images.to(device))
@@ -105,16 +90,10 @@ def score_images(
 ) -> dict[str, Any]:
     """Write the EL2N scores of a store's data set to a new file.
 
-    Args:
-        config: The store, the file, epoch and experts.
-        on_expert: Called after each expert with the number of those that are done.
-
-    Returns:
-        ``file``, ``dataset`` (its name), ``epoch`` and ``experts`` (their number).
-
-    Raises:
-        UserError: The file is there already or cannot be written, the store has no such epoch or
-            not as many experts, or the data set is not there or another one.
+    ``on_expert`` is called with the number of finished experts. The result has ``file``,
+    ``dataset`` (its name), ``epoch`` and ``experts`` (their number). UserError is raised if the
+    file exists or cannot be written, the store lacks the epoch or the experts, or the data set is
+    not the store's.
     """
     store, out = Store.open(config.store), config.out or path_beside(config.store)
     if out.exists():
@@ -122,13 +101,13 @@ def score_images(
     experts, epoch = config.experts or store.num_experts, config.epoch
     if experts > store.num_experts:
         raise UserError(f"--experts {experts} is more than {store.path} has: {store.num_experts}")
-    if epoch is None:
+    if epoch is None:  # the kept epoch nearest to a tenth of the course, but not epoch 0
         distance = {each: abs(each - store.course / 10) for each in store.snapshots_kept if each}
         epoch = min(distance, key=distance.__getitem__, default=1)
     store.check_trained(epoch, f"--epoch {epoch}")
     store.snapshot(0, epoch)
     dataset, address = store.load_data(config.data)
-    store.training_set(dataset, address)  # compares it with the store's
+    store.training_set(dataset, address)  # raises if it is not the store's data set
     files.check_writable(out.parent)
     scores = el2n(store, dataset, epoch, experts, usable_device(config.device), on_expert)
     known = msgspec.convert(dataset.description, DatasetEntry)
@@ -144,19 +123,11 @@ def read_scores(
     address: str | None = None,
     store: Store | None = None,
 ) -> Scores:
-    """Read the difficulty of the training images.
+    """Read the difficulty of the training images without the held-out part.
 
-    Args:
-        path: A file of :func:`score_images`; or a ``.npy`` file of the user's with a number for
-            each training image of the whole data set, in its order.
-        dataset: The whole data set.
-        holdout: Fraction and seed of the part that nothing may see, whose scores are left out.
-        address: Where the data set was read from, for messages. Default: its name.
-        store: The experts that a file of :func:`score_images` should be of; None: any of this data
-            set.
-
-    Raises:
-        UserError: The file cannot be read, or is of another data set or store.
+    ``path`` is a file of :func:`score_images`, or a ``.npy`` file with one number per training
+    image of the whole data set. ``holdout`` is the fraction and seed of the held-out part. If
+    ``store`` is given, a score file must belong to it.
     """
     count, (scores, found) = len(dataset.train_labels), _content(path)
     if found is not None:
@@ -183,13 +154,14 @@ def read_scores(
 
 
 def _content(path: files.PathLike) -> tuple[np.ndarray[Any, Any], Description | None]:
-    """Read the scores of a file, and the description of one that :func:`score_images` wrote."""
+    """Return the scores in a file, and its metadata if :func:`score_images` wrote it."""
     if not Path(path).exists():
         raise UserError(
             f"--scores: there is no {path}; `trajmatch score STORE` writes the scores of a store"
         )
     if Path(path).suffix == ".npy":
-        with as_user_error(f"{path} is damaged or not a .npy file: ", Exception):  # of any kind
+        # numpy raises many types of error for a damaged file.
+        with as_user_error(f"{path} is damaged or not a .npy file: ", Exception):
             return np.lib.format.open_memmap(path, mode="r"), None
     with as_user_error("--scores takes a .npy file or what `trajmatch score` wrote: "):
         tensors, metadata = files.load_tensors(path)

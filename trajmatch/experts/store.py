@@ -1,14 +1,15 @@
-"""The store of experts: one folder, a description in ``store.json`` and one file for each expert.
+"""Expert store: one folder with a manifest, ``store.json``, and one file per expert.
 
-``store.json`` (the manifest) says what the experts are: network, data set, preprocessing, recipe,
-seed. ``preprocessing.safetensors`` is there for ZCA only and holds its mean and matrix.
-``expert_0000.safetensors`` and its successors hold ``snapshots [S, P]``, float32 or bfloat16: the
-flat parameter vectors theta*_t after the epochs ``t`` that are kept, epoch 0 being the
-initialisation. Where the network has buffers (batch norm's running statistics), ``buffers [S, Q]``
-are those of the snapshots. Convexified experts have ``snapshots [W, P]`` of their waypoints alone,
-and ``shares [S, L]``: how far each parameter tensor is on the line between two. Files are replaced
-as a whole, so an interrupted run leaves whole experts or none; a reader maps a file and touches
-only the rows it asks for.
+- ``store.json`` describes the experts: network, data set, preprocessing, recipe, seed.
+- ``preprocessing.safetensors`` holds the mean and matrix of ZCA whitening, if it is used.
+- ``expert_0000.safetensors`` and so on hold ``snapshots [S, P]``, float32 or bfloat16: the flat
+  parameter vectors theta*_t after each kept epoch ``t``. Epoch 0 is the initialisation. If the
+  network has buffers (running statistics of batch norm), ``buffers [S, Q]`` go with the snapshots.
+- Convexified experts have only ``snapshots [W, P]`` of their waypoints, and ``shares [S, L]``: the
+  position of each parameter tensor on the line between two waypoints.
+
+Files are replaced as a whole, so an interrupted run leaves no partial expert. Reading a snapshot
+maps the file and touches only the rows it needs.
 """
 
 from __future__ import annotations
@@ -36,66 +37,53 @@ from trajmatch.schema import PositiveInt, convert
 
 PREPROCESSING = "preprocessing.safetensors"
 
-# Entries that may change while a store stays the same: the place of its data, and its size.
+# Entries that may change without changing any expert: location of the data, size of the store.
 _NOT_IDENTITY = ("data", "num_experts", "trained_epochs")
 
 
 class ExpertDescription(msgspec.Struct, omit_defaults=True):
-    """Metadata of an expert's file.
-
-    Attributes:
-        store: Identity of its store.
-        expert: Its number.
-        metrics: See :meth:`Store.metrics`.
-        rows: A checksum of each row of its tensors; old files have none.
-        epochs: Epochs that it is trained for; None: its whole course.
-    """
+    """Metadata of an expert's file."""
 
     store: str
     expert: int
     metrics: dict[str, Any]
-    rows: dict[str, list[int]] = {}
-    epochs: PositiveInt | None = None
+    rows: dict[str, list[int]] = {}  # checksum of each row of each tensor; old files have none
+    epochs: PositiveInt | None = None  # epochs trained; None: the whole course
 
 
 class Store:
-    """A folder of expert trajectories.
-
-    Make one with :meth:`create` or :meth:`open`.
+    """A folder of expert trajectories; use :meth:`create` or :meth:`open`.
 
     Attributes:
         path: The folder.
-        manifest: Content of ``store.json``:
+        manifest: Content of ``store.json``. ``data`` and ``trained_epochs`` are in no fingerprint.
 
             - ``format``, ``version``: kind and version of the folder;
-            - ``data``: the ``--data`` given, or None (no part of any fingerprint);
+            - ``data``: the given ``--data``, or None;
             - ``dataset``: ``name``, ``fingerprint``, ``class_names`` and ``shape`` (``[C, H, W]``)
               of the whole data set;
-            - ``holdout``: ``fraction`` and ``seed`` of the part that the experts did not see, and
-              ``training_fingerprint`` of the part that they did see;
-            - ``preprocessing``: ``mean`` and ``std`` of each channel, or ``kind`` (``zca``) and
+            - ``holdout``: ``fraction`` and ``seed`` of the held-out part, and
+              ``training_fingerprint`` of the remaining images;
+            - ``preprocessing``: ``mean`` and ``std`` per channel, or ``kind`` (``zca``) and
               ``eps``;
-            - ``network``: the network's ``spec()``;
-            - ``recipe``: optimiser and hyper-parameters, ``dsa`` among them;
-            - ``seed``, ``num_experts``, ``dtype``, ``snapshots`` (the epochs kept of the whole
-              course);
-            - ``trained_epochs``, only where experts are trained for the first epochs of the course
-              alone: their number (no part of any fingerprint);
-            - ``sources``, only where experts were taken from several stores or left out: the
-              ``seed`` and number (``expert``) with which each was trained. Where seeds differ,
-              ``seed`` is None;
-            - ``waypoints``, only where the experts are lines between a few points: their
-              ``epochs``, and the sizes of the parameter tensors (``layers``).
+            - ``network``: ``spec()`` of the network;
+            - ``recipe``: optimiser and hyper-parameters, including ``dsa``;
+            - ``seed``, ``num_experts``, ``dtype``;
+            - ``snapshots``: kept epochs of the whole course;
+            - ``trained_epochs``: number of trained epochs, only if below the whole course;
+            - ``sources``: ``seed`` and number (``expert``) that each expert was trained with, only
+              if experts were merged or left out. If seeds differ, ``seed`` is None;
+            - ``waypoints``: waypoint ``epochs`` and sizes of the parameter tensors (``layers``),
+              only for convexified experts.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
         self._descriptions: dict[int, ExpertDescription] = {}
-        self._sound: set[tuple[str, int, int]] = set()  # tensor, expert, row
+        self._sound: set[tuple[str, int, int]] = set()  # verified rows: tensor, expert, row
 
     def __repr__(self) -> str:
-        """Return the place of the store and the experts in it, in one line."""
         data, network = self.manifest["dataset"]["name"], self.manifest["network"]["name"]
         return f"<Store {self.path}: {self.num_experts} experts, {network} on {data}>"
 
@@ -103,36 +91,18 @@ class Store:
     def create(
         cls, path: files.PathLike, manifest: dict[str, Any], zca: ZCA | None = None
     ) -> Store:
-        """Make an empty store.
-
-        Args:
-            path: The folder; it is made with its parents, or is empty.
-            manifest: Its description without ``format`` and ``version``.
-            zca: The whitening, where ``preprocessing`` in the manifest says that there is one.
-
-        Raises:
-            UserError: There is a store already, there are other files, or the folder cannot be
-                written.
-        """
+        """Create an empty store from a manifest without ``format`` and ``version``."""
         cls.check_new(path)
         store = cls(Path(path), manifest_file.complete(manifest))
         if zca is not None:
             files.save_tensors(store.path / PREPROCESSING, zca.tensors(), {"store": store.identity})
-        # Last: a folder with a manifest is a store.
+        # Written last: the manifest is what makes the folder a store.
         manifest_file.write(store.path, store.manifest)
         return store
 
     @staticmethod
     def check_new(path: files.PathLike) -> None:
-        """Make a folder, and make sure that a store can be made in it.
-
-        Args:
-            path: The folder.
-
-        Raises:
-            UserError: There is a store already, there are other files, or the folder cannot be
-                written.
-        """
+        """Create a folder, and raise UserError unless a new store can be made in it."""
         path = Path(path)
         if exists(path):
             raise UserError(
@@ -140,7 +110,7 @@ class Store:
                 "or choose another --out"
             )
         files.check_writable(path)
-        # The whitening without a manifest is what an interrupted `create` left behind.
+        # An interrupted `create` leaves the whitening file without a manifest.
         visible = {each.name for each in path.iterdir() if not each.name.startswith(".")}
         if foreign := sorted(visible - {PREPROCESSING}):
             raise UserError(
@@ -152,13 +122,8 @@ class Store:
     def open(cls, path: files.PathLike, *, complete: bool = True) -> Store:
         """Open a store and check the header of every expert's file.
 
-        Args:
-            path: The folder.
-            complete: True if no expert may be missing.
-
-        Raises:
-            UserError: There is no store, it is of another version, a file is damaged or belongs to
-                another store, or an expert is missing.
+        UserError is raised if there is no store, a file is damaged or of another store or version,
+        or, with ``complete``, an expert is missing.
         """
         path = Path(path)
         if not exists(path):
@@ -177,27 +142,27 @@ class Store:
 
     @property
     def num_experts(self) -> int:
-        """Experts that the store has when it is complete."""
+        """Number of experts in the complete store."""
         return int(self.manifest["num_experts"])
 
     @property
     def loss(self) -> str:
-        """Loss that the experts trained with, as for :func:`trajmatch.ops.gradient`."""
+        """Training loss of the experts, as for :func:`trajmatch.ops.gradient`."""
         return str(self.manifest["recipe"].get("loss", "cross_entropy"))
 
     @property
     def course(self) -> int:
-        """Last epoch of the whole course that the experts' schedules are made for."""
+        """Number of epochs of the whole course, which the learning-rate schedule is made for."""
         return int(self.manifest["snapshots"][-1])
 
     @property
     def trained_epochs(self) -> int:
-        """Epochs that every expert is trained for when the store is complete."""
+        """Number of epochs that each expert of the complete store is trained for."""
         return int(self.manifest.get("trained_epochs", self.course))
 
     @property
     def reached(self) -> str:
-        """The last epoch trained, in words."""
+        """Last trained epoch, in words."""
         part = f" of {self.course}" if self.trained_epochs < self.course else ""
         return f"epoch {self.trained_epochs}{part}"
 
@@ -208,7 +173,7 @@ class Store:
 
     @property
     def identity(self) -> str:
-        """Hash of the manifest without the entries that may change: it decides every expert."""
+        """Hash of the manifest entries that determine each expert."""
         return self._hash(_NOT_IDENTITY)
 
     @property
@@ -220,53 +185,37 @@ class Store:
         return files.json_checksum({k: v for k, v in self.manifest.items() if k not in without})
 
     def expert_path(self, expert: int) -> Path:
-        """File of one expert."""
+        """Return the path of an expert's file."""
         return self.path / f"expert_{expert:04d}.safetensors"
 
     def checkpoint_path(self, expert: int) -> Path:
-        """Hidden file of an expert in training."""
+        """Return the path of an expert's hidden checkpoint file."""
         return self.path / f".expert_{expert:04d}.checkpoint.safetensors"
 
     def epochs_of(self, expert: int) -> int:
-        """Return the epochs that an expert is trained for; 0 if it has no file.
-
-        Raises:
-            UserError: The file is damaged, or belongs to another store or expert.
-        """
+        """Return the number of epochs that an expert is trained for; 0 if it has no file."""
         if not self.expert_path(expert).exists():
             return 0
         return self._description(expert).epochs or self.course
 
     def missing(self) -> list[int]:
-        """Experts without a file, or trained for fewer epochs than the store says, ascending.
-
-        Raises:
-            UserError: A file is damaged, or belongs to another store or expert.
-        """
+        """Return the experts, ascending, without a file or with too few trained epochs."""
         experts = range(self.num_experts)
         return [each for each in experts if self.epochs_of(each) < self.trained_epochs]
 
     def finished(self) -> list[int]:
-        """Experts that are not :meth:`missing`, ascending."""
+        """Return the experts that are not :meth:`missing`, ascending."""
         return sorted({*range(self.num_experts)}.difference(self.missing()))
 
     def origin(self, expert: int) -> dict[str, int]:
-        """The ``seed`` and number (``expert``) with which an expert was trained."""
+        """Return the ``seed`` and number (``expert``) that an expert was trained with."""
         sources = self.manifest.get("sources")
         if sources is None:
             return {"seed": self.manifest["seed"], "expert": expert}
         return dict(sources[expert])
 
     def check_trained(self, epoch: int, purpose: str) -> None:
-        """Make sure that the experts are trained up to an epoch of their course.
-
-        Args:
-            epoch: The epoch.
-            purpose: The flags that ask for it, for the message.
-
-        Raises:
-            UserError: They are not; the message says how to extend the store.
-        """
+        """Raise UserError if the experts are not yet trained up to an epoch of their course."""
         if self.trained_epochs < epoch <= self.course:
             raise UserError(
                 f"{purpose} needs the experts after epoch {epoch}, but those of {self.path} are "
@@ -284,23 +233,11 @@ class Store:
         state: Mapping[str, Tensor] | None = None,
         shares: Tensor | None = None,
     ) -> None:
-        """Write one expert as a whole, or nothing.
+        """Write one expert's file atomically.
 
-        Args:
-            expert: Its number.
-            snapshots: Parameters after each epoch kept, ``[S, P]``, or at each waypoint,
-                ``[W, P]``; float32.
-            metrics: Its health, as JSON can hold it; :meth:`metrics` gives it back.
-            buffers: Buffers of the network that belong to the snapshots
-                (:func:`trajmatch.networks.flat_buffers`). ``[S, Q]``, float32; None or ``[S, 0]``
-                where the network has none.
-            state: State of the training after the last of :attr:`trained_epochs`, from which it can
-                go on; None after the whole course.
-            shares: For an expert of waypoints: how far each parameter tensor is on its line after
-                each epoch kept. ``[S, L]``, float32.
-
-        Raises:
-            UserError: A value is not finite, or the file cannot be written.
+        ``snapshots`` are ``[S, P]`` at kept epochs or ``[W, P]`` at waypoints, ``buffers [S, Q]``
+        and ``shares [S, L]`` belong to kept epochs; all are float32. ``metrics`` can be written as
+        JSON. ``state`` is the training state to continue from, or None after the whole course.
         """
         rows = {"snapshots": snapshots.to(getattr(torch, self.manifest["dtype"]))}
         if buffers is not None and buffers.numel():
@@ -315,11 +252,7 @@ class Store:
 
     @cached_property
     def zca(self) -> ZCA | None:
-        """The whitening of the images; None where each channel is normalised instead.
-
-        Raises:
-            UserError: Its file is missing, damaged, or belongs to another store.
-        """
+        """ZCA whitening of the images, or None if each channel is normalised instead."""
         spec = self.manifest["preprocessing"]
         if spec.get("kind") != KIND:
             return None
@@ -331,23 +264,15 @@ class Store:
             return from_parts(spec, tensors)
 
     def snapshot(self, expert: int, epoch: int) -> Tensor:
-        """Return the parameters of one expert after one epoch; only these are read.
+        """Return an expert's parameters after a kept epoch: a copy, ``[P]``, float32, on the CPU.
 
-        Args:
-            expert: Its number.
-            epoch: One of :attr:`snapshots_kept`.
-
-        Returns:
-            theta*_epoch ``[P]``, float32, on the CPU, in memory of its own; of convexified experts
-            the point of their lines.
-
-        Raises:
-            UserError: There is no such expert or snapshot, or the file is damaged.
+        Only these parameters are read. Convexified experts are interpolated between two waypoints.
+        UserError is raised if there is no such expert or snapshot, or the file is damaged.
         """
         waypoints = self.manifest.get("waypoints")
         if waypoints is None:
             snapshot = self._row("snapshots", expert, epoch)
-            assert snapshot is not None  # every file has them
+            assert snapshot is not None  # every expert file has snapshots
             return snapshot
         shares, ends = self._row("shares", expert, epoch), line_to(epoch, waypoints["epochs"])
         first, last = (self._row("snapshots", expert, end) for end in ends)
@@ -355,37 +280,23 @@ class Store:
         return between(first, last, shares, waypoints["layers"])
 
     def buffers(self, expert: int, epoch: int) -> Tensor | None:
-        """Return the buffers of one expert after one epoch; None for a network without buffers.
-
-        Args and errors are those of :meth:`snapshot`; :func:`trajmatch.networks.load_flat_buffers`
-        takes the result: ``[Q]``, float32, on the CPU.
-        """
+        """Return an expert's buffers after a kept epoch, or None. ``[Q]``, float32, on the CPU."""
         return self._row("buffers", expert, epoch)
 
     def load_into(self, model: nn.Module, expert: int, epoch: int) -> None:
-        """Copy the parameters and buffers of one expert after one epoch into its network.
-
-        Args:
-            model: The network of the store.
-            expert: Its number.
-            epoch: One of :attr:`snapshots_kept`.
-
-        Raises:
-            ValueError: The model is another network.
-            UserError: As for :meth:`snapshot`.
-        """
+        """Copy an expert's parameters and buffers after a kept epoch into a model."""
         networks.load_flat_parameters(model, self.snapshot(expert, epoch))
         buffers = self.buffers(expert, epoch)
         if buffers is not None:
             networks.load_flat_buffers(model, buffers)
 
     def _row(self, tensor: str, expert: int, epoch: int) -> Tensor | None:
-        """Return the row of a tensor for an epoch; None where the file has no such tensor."""
-        # Read once: it costs as much as a few percent of an outer iteration.
+        """Return the row of a tensor for an epoch; None if the file has no such tensor."""
         if not 0 <= expert < self.num_experts:
             raise UserError(
                 f"{self.path} has experts 0 to {self.num_experts - 1}, but {expert} was asked for"
             )
+        # Cached: reading the metadata takes a few percent of an outer iteration.
         if expert not in self._descriptions:
             self._descriptions[expert] = self._description(expert)
         path, description = self.expert_path(expert), self._descriptions[expert]
@@ -403,10 +314,10 @@ class Store:
                 return None
             rows = handle.get_slice(tensor)
             shape = rows.get_shape()
-            if len(shape) != 2 or shape[0] < len(kept):  # more: it has been extended meanwhile
+            if len(shape) != 2 or shape[0] < len(kept):  # more rows: extended meanwhile
                 raise UserError(f"{path} is damaged: the shape of {tensor!r} is {shape}")
             found: Tensor = rows[row : row + 1][0].clone()
-        if checksums and (tensor, expert, row) not in self._sound:  # once is enough, too
+        if checksums and (tensor, expert, row) not in self._sound:  # verify once
             if _checksum(found) != checksums[tensor][row]:
                 raise UserError(
                     f"{path} is damaged: the {tensor} of epoch {epoch} do not fit their checksum; "
@@ -416,55 +327,38 @@ class Store:
         return found.float()
 
     def _rows_of(self, tensor: str, epochs: int | None) -> list[int]:
-        """Return the epochs of the rows of a tensor, for an expert trained for so many epochs."""
+        """Return the epoch of each row of a tensor; ``epochs`` is the expert's trained epochs."""
         if tensor == "snapshots" and "waypoints" in self.manifest:
             return [*self.manifest["waypoints"]["epochs"]]
         return self._kept(epochs or self.course)
 
     def _kept(self, epochs: int) -> list[int]:
-        """Return the epochs kept of those that are trained."""
+        """Return the kept epochs among the first ``epochs``."""
         return [epoch for epoch in self.manifest["snapshots"] if epoch <= epochs]
 
     def metrics(self, expert: int) -> dict[str, Any]:
-        """Return the health of one expert, as its training recorded it.
+        """Return the health of one expert, as recorded during training.
 
-        Returns:
-            ``train_loss``, ``displacement`` (``|theta*_{t+1} - theta*_t|``) and ``accuracy`` (on up
-            to 4,000 of the test images, in percent; None after an epoch without a test), one value
-            an epoch; and ``test_accuracy`` of the last epoch trained, on all of them. For targets
-            ``error`` and ``test_error``, the mean squared error, and ``guessing``, that of the mean
-            target for every training image.
-
-        Raises:
-            UserError: The file is missing or damaged.
+        ``train_loss``, ``displacement`` (``|theta*_{t+1} - theta*_t|``) and ``accuracy`` (percent,
+        on up to 4,000 test images; None without a test) have one value per epoch. ``test_accuracy``
+        is measured on all test images after the last trained epoch. With targets, ``error`` and
+        ``test_error`` (mean squared error) replace the accuracies, and ``guessing`` is the error of
+        the mean target on the training images.
         """
         return self._description(expert).metrics
 
     def check_whole(self, expert: int) -> None:
-        """Read all of an expert and check it.
-
-        Args:
-            expert: Its number.
-
-        Raises:
-            UserError: The file is damaged, or belongs to another store or expert.
-        """
+        """Read all of an expert's file; raise UserError if it is damaged or of another store."""
         tensors, _ = files.load_tensors(self.expert_path(expert))
         for tensor in {"snapshots", "buffers", "shares"} & tensors.keys():
             for epoch in self._rows_of(tensor, self.epochs_of(expert)):
                 self._row(tensor, expert, epoch)
 
     def resume(self, manifest: dict[str, Any], address: str | None = None) -> None:
-        """Make this the store that a configuration asks for, if only its size has to grow.
+        """Extend this store to the experts and epochs of a requested manifest.
 
-        Args:
-            manifest: Description of the store asked for, as for :meth:`create`. If it asks for
-                fewer epochs of the course than the store has, these stay.
-            address: Address of the data set, for the message. Default: its name.
-
-        Raises:
-            UserError: A field differs (it is named), the store has more experts than asked for, or
-                it cannot be written.
+        The trained epochs never shrink. UserError is raised if another entry differs or if fewer
+        experts are requested.
         """
         if {"sources", "waypoints"} & self.manifest.keys():
             raise UserError(
@@ -493,20 +387,10 @@ class Store:
             self.manifest = wanted
             manifest_file.write(self.path, wanted)
         for expert in self.finished():
-            self.checkpoint_path(expert).unlink(missing_ok=True)  # its run was killed
+            self.checkpoint_path(expert).unlink(missing_ok=True)  # left by a killed run
 
     def load_data(self, given: str | None = None) -> tuple[Dataset, str | None]:
-        """Load the whole data set that the experts were trained on.
-
-        Args:
-            given: Its address, if it is not where the manifest says.
-
-        Returns:
-            The data set, not yet compared with the manifest, and its address.
-
-        Raises:
-            UserError: It is not there, or cannot be read.
-        """
+        """Return the whole data set, not yet compared with the manifest, and its address."""
         if given:
             return load_dataset(given), given
         address = moved_uri(self.manifest["data"], self.path)
@@ -518,20 +402,11 @@ class Store:
     def training_set(
         self, dataset: Dataset, address: str | None = None
     ) -> tuple[Dataset, Tensor, Tensor]:
-        """Split the whole data set into the images that the experts saw and those held out.
+        """Split the whole data set into training images and held-out images.
 
-        Args:
-            dataset: The whole data set.
-            address: Where it was read from, for messages. Default: its name.
-
-        Returns:
-            The data set without the part held out, preprocessed as the experts saw it; images of
-            that part ``[N, C, H, W]``, uint8; their labels ``[N]``, int64, or targets. Both are
-            empty for a store without ``--holdout``.
-
-        Raises:
-            UserError: It is not the data set that the experts were trained on; the message says in
-                what it differs.
+        The result is the training set, preprocessed as for the experts, the held-out images
+        ``[N, C, H, W]``, uint8, and their labels ``[N]``, int64, or targets. N is 0 without
+        ``--holdout``. UserError is raised if it is not the experts' data set.
         """
         self._check_data(dataset.description, address)
         held_out = self.manifest["holdout"]
@@ -546,12 +421,12 @@ class Store:
         return training, images, labels
 
     def _check_data(self, given: Mapping[str, Any], address: str | None) -> None:
-        """Make sure that a data set, by its description, is that of the experts."""
+        """Raise UserError unless a data set's description matches the experts' data set."""
         made = f"the experts of {self.path} were trained on"
         check_same_data(made, self.manifest["dataset"], given, self.manifest["data"], address)
 
     def _description(self, expert: int) -> ExpertDescription:
-        """Read the metadata of an expert's file and make sure that it is this expert's."""
+        """Read and validate the metadata of an expert's file."""
         path = self.expert_path(expert)
         found = convert(files.read_metadata(path), ExpertDescription, f"{path} is damaged")
         if (found.store, found.expert) != (self.identity, expert):
@@ -563,7 +438,7 @@ class Store:
         return found
 
     def _misfit(self, path: Path, owner: str) -> UserError:
-        """Return the error for a file of the folder that the manifest does not describe."""
+        """Return the error for a file that belongs to another store or expert."""
         return UserError(
             f"{path} belongs to {owner} than {self.path / manifest_file.NAME} describes; if one of "
             "the two was changed or exchanged by hand, put back what was there"
@@ -571,20 +446,18 @@ class Store:
 
 
 def exists(path: files.PathLike) -> bool:
-    """True if a folder holds a store of experts."""
+    """Return True if a folder holds an expert store."""
     return (Path(path) / manifest_file.NAME).exists()
 
 
 def _checksum(row: Tensor) -> int:
-    """CRC-32 of a row as it is in the file."""
+    """Return the CRC-32 of a row as stored."""
     return zlib.crc32(row.contiguous().view(torch.uint8).numpy().data)
 
 
 def differences(have: Any, want: Any, field: str = "") -> list[tuple[str, Any, Any]]:
-    """Leaves at which two nested dictionaries differ: dotted name, left value, right value.
-
-    Dictionaries without a common key (two kinds of preprocessing) are leaves.
-    """
+    """Return the differing leaves of two nested dictionaries: dotted name, left, right."""
+    # Dictionaries without a common key (two kinds of preprocessing) are compared as a whole.
     nested = isinstance(have, dict) and isinstance(want, dict)
     if not nested or have.keys().isdisjoint(want):
         return [] if have == want else [(field, have, want)]
@@ -596,6 +469,6 @@ def differences(have: Any, want: Any, field: str = "") -> list[tuple[str, Any, A
 
 
 def _show(value: Any) -> str:
-    """A value as one reads it in a message; hashes and long lists are cut."""
+    """Return a value as JSON for a message, cut to 60 characters."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""Stores after training: checked, cut down, put together, convexified."""
+"""Maintenance of expert stores: verify, trim, merge, convexify."""
 
 from __future__ import annotations
 
@@ -17,19 +17,15 @@ from trajmatch.experts.store import PREPROCESSING, Store, differences
 from trajmatch.experts.waypoints import convexified
 from trajmatch.lock import locked
 
-#: Fields that stores may differ in and still be merged. The held-out part is drawn by its seed, but
-#: where nothing is held out that seed means nothing.
+#: Manifest entries that may differ between stores to merge.
 _FREE = ("data", "num_experts", "seed", "sources", "format", "version")
 
 
 class Verdict(NamedTuple):
-    """The finding on a file.
+    """Verdict on a file, with the reason in ``detail``.
 
-    Attributes:
-        path: The file.
-        status: ``"ok"``, ``"no checksum"`` (sound as far as can be seen), ``"missing"``,
-            ``"unfinished"`` or ``"damaged"``.
-        detail: The reason, for people.
+    ``status`` is ``"ok"``, ``"no checksum"`` (readable, but nothing to compare with),
+    ``"missing"``, ``"unfinished"`` or ``"damaged"``.
     """
 
     path: Path
@@ -38,14 +34,7 @@ class Verdict(NamedTuple):
 
 
 def verify(path: files.PathLike) -> Iterator[Verdict]:
-    """Read every byte of a store and compare it with its checksums.
-
-    Args:
-        path: The folder of the store.
-
-    Yields:
-        A verdict on each file, as soon as it is known.
-    """
+    """Read all files of a store, compare them with their checksums, and yield a verdict on each."""
     path = Path(path)
     try:
         store = Store(path, manifest_file.read(path))
@@ -62,7 +51,7 @@ def verify(path: files.PathLike) -> Iterator[Verdict]:
 
 
 def _judge_expert(store: Store, expert: int) -> Verdict:
-    """Read the file of an expert, or its checkpoint, and return the verdict on it."""
+    """Return the verdict on an expert's file or, if it has none, on its checkpoint."""
     file, checkpoint = store.expert_path(expert), store.checkpoint_path(expert)
     if file.exists():
         verdict = judge(file, partial(store.check_whole, expert))
@@ -78,23 +67,11 @@ def _judge_expert(store: Store, expert: int) -> Verdict:
 def trim(
     path: files.PathLike, out: files.PathLike, keep: str = "all", experts: str = "all"
 ) -> Store:
-    """Write a smaller store with some of the epochs and experts of another one.
+    """Write a smaller store with some epochs and experts of another store, bit for bit.
 
-    What is left is the same, bit by bit. Where the experts are the first ones, the result is the
-    very store that training would have made with that ``--keep`` and ``--num-experts``; otherwise
-    its manifest says where each comes from.
-
-    Args:
-        path: The store; it stays as it is. It may lack experts.
-        out: The new store: a folder that does not exist.
-        keep: Epochs to keep, e.g. ``"0-22"``; the last one is kept always.
-        experts: Experts to keep, e.g. ``"0-49"``; ``"all"`` takes all that are there.
-
-    Returns:
-        The new store.
-
-    Raises:
-        UserError: An epoch or expert is not there, a file is damaged, or nothing can be written.
+    ``keep`` lists epochs, e.g. ``"0-22"``; the last epoch is always kept. ``experts`` lists
+    experts, e.g. ``"0-49"``; ``"all"`` keeps every finished expert. If these are the first experts,
+    the new store equals one trained with such ``--keep`` and ``--num-experts``.
     """
     store = Store.open(path, complete=False)
     there, epochs = store.finished(), store.manifest["snapshots"]
@@ -111,23 +88,11 @@ def trim(
 
 
 def merge(paths: Sequence[files.PathLike], out: files.PathLike) -> Store:
-    """Put the experts of several stores into one.
+    """Write a store with the experts of several stores, in the order of their seeds and numbers.
 
-    The stores are the same but for seeds, numbers of experts and the place of the data. An expert
-    that several of them have is taken once. The order is that of seeds and numbers, whatever the
-    order of the stores; the parts of one store on several machines give the store that one machine
-    would have made.
-
-    Args:
-        paths: The stores; they stay as they are. They may lack experts.
-        out: The new store: a folder that does not exist.
-
-    Returns:
-        The new store.
-
-    Raises:
-        UserError: The stores differ in something else (it is named), an expert differs between two
-            of them, a file is damaged, or nothing can be written.
+    The stores may differ only in seed, number of experts and location of the data, and experts may
+    be missing. An expert found in several stores is taken once; UserError is raised if its copies
+    differ.
     """
     stores = [Store.open(path, complete=False) for path in paths]
     members: dict[tuple[int, int], tuple[Store, int]] = {}
@@ -147,22 +112,10 @@ def merge(paths: Sequence[files.PathLike], out: files.PathLike) -> Store:
 
 
 def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25") -> Store:
-    """Write a store in which each expert is made of lines between a few waypoints (MCT).
+    """Write a store whose experts move on straight lines between a few waypoints (MCT).
 
-    The new store has only the waypoints, and how far each parameter tensor is on its line after
-    each epoch (:func:`trajmatch.experts.waypoints.convexified`).
-
-    Args:
-        path: The store; it stays as it is. It may lack experts.
-        out: The new store: a folder that does not exist.
-        waypoints: Epochs of the inner waypoints (MCT: ``"6,25"`` of 50), beside the first and last.
-
-    Returns:
-        The new store.
-
-    Raises:
-        UserError: An epoch is not kept or not trained, the network has buffers, a waypoint is
-            beyond the last epoch, a file is damaged, or nothing can be written.
+    ``waypoints`` lists the epochs of the inner waypoints (MCT: ``"6,25"`` of 50). The first and
+    last epoch are always waypoints. See :func:`trajmatch.experts.waypoints.convexified`.
     """
     store = Store.open(path, complete=False)
     store.check_trained(store.course, "trajmatch store convexify")
@@ -199,7 +152,7 @@ def _assemble(
     members: Sequence[tuple[Store, int]],
     write: Callable[[Store, int, Store, int], None] | None = None,
 ) -> Store:
-    """Write a store of experts that other stores have, whole or not at all."""
+    """Write a new store from experts of other stores, atomically."""
     if not members:
         raise UserError(f"no expert is finished that {out} could have")
     origins = [store.origin(expert) for store, expert in members]
@@ -213,6 +166,7 @@ def _assemble(
     }
     if origins != [{"seed": seed, "expert": number} for number in range(len(members))]:
         described["sources"] = origins
+    # Without sources, an expert's origin is the seed of the store and its number there.
     with locked(out):
         if out.exists():
             raise UserError(f"{out} is there already; give a new folder for --out")
@@ -225,7 +179,7 @@ def _assemble(
 
 
 def _copy(source: Store, expert: int, store: Store, number: int) -> None:
-    """Copy the epochs of an expert that a store keeps."""
+    """Copy an expert, with only the epochs that the new store keeps."""
     tensors, _ = files.load_tensors(source.expert_path(expert))
     rows = [source.snapshots_kept.index(epoch) for epoch in store.snapshots_kept]
     names = {"buffers", "shares"} & tensors.keys()
@@ -238,11 +192,12 @@ def _copy(source: Store, expert: int, store: Store, number: int) -> None:
 
 
 def _check_same_kind(first: Store, other: Store) -> None:
-    """Make sure that two stores differ at most in what :data:`_FREE` names."""
+    """Raise UserError if two stores differ in more than :data:`_FREE`."""
     mine, theirs = (
         {name: value for name, value in store.manifest.items() if name not in _FREE}
         for store in (first, other)
     )
+    # The seed of the held-out part matters only if there is one.
     for manifest in (mine, theirs):
         if manifest["holdout"]["fraction"] == 0:
             manifest["holdout"] = {**manifest["holdout"], "seed": None}
@@ -262,12 +217,7 @@ def _same_expert(one: Store, number: int, other: Store, expert: int) -> bool:
 
 
 def judge(path: files.PathLike, read: Callable[[], object]) -> Verdict:
-    """Read a file and return the verdict on it.
-
-    Args:
-        path: The file.
-        read: Reads all of it, and raises UserError if it is damaged.
-    """
+    """Call ``read``, which raises UserError for a damaged file; return the verdict on the file."""
     try:
         read()
         return Verdict(Path(path), "ok" if files.has_checksum(path) else "no checksum")

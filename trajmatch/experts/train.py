@@ -1,4 +1,4 @@
-"""Training of the experts of a store: what it lacks, as many at a time as are asked for."""
+"""Training of the experts that a store lacks."""
 
 from __future__ import annotations
 
@@ -37,31 +37,30 @@ def train_experts(
 ) -> Store:
     """Train experts on the real images and keep a snapshot of each after every epoch.
 
-    Expert ``i`` depends on the configuration, the data and ``i`` only, not on how many are trained,
-    in which order, at how many a time or after which interruption. The last bits of a convolution
-    depend on the number of threads it runs on, so on the CPU every expert is trained on exactly one
-    thread, and several experts at a time in processes of their own. On a GPU several at a time are
-    trained by one process in lockstep.
+    Expert ``i`` depends only on the configuration, the data and ``i``, not on the number of
+    experts, their order, the number trained at a time, or interruptions. On the CPU each expert
+    trains on one thread, because the number of threads changes the last bits of a convolution;
+    several experts at a time train in child processes. On a GPU one process trains several experts
+    in lockstep.
 
     Args:
         config: Settings of the experts, and the folder of the store.
-        progress: Updated after every epoch with the number of epochs completed across all experts,
-            and with ``expert``, its ``loss`` and the ``accuracy`` of its last test (for targets
-            the ``error``).
-        ranks: The processes of the run (:func:`trajmatch.parallel.joined`), which all call this.
-            Missing experts are dealt out round-robin over the ranks; rank 0 creates the store.
-        announce: Called before the first epoch with the disk space of the missing experts.
+        progress: Progress callback, called after each epoch with the number of epochs completed
+            across all experts, ``expert``, its ``loss``, and its latest test ``accuracy`` (for
+            targets ``error``).
+        ranks: Processes of the run (:func:`trajmatch.parallel.joined`), which all call this
+            function. Missing experts are dealt out round-robin over the ranks; rank 0 creates the
+            store.
+        announce: Called before training with a text on the disk space of the missing experts.
 
     Returns:
-        The store, complete.
+        The complete store.
 
     Raises:
-        UserError: The configuration or the data cannot be used, the folder holds something else,
-            cannot be written, is being written by another process or has no room for the experts,
-            or an expert diverged. Experts finished before are kept.
-        Interrupted: ``config.max_time`` is up, or the program handles signals
-            (:func:`trajmatch.interruption.signals`) and got one. Finished experts are kept, and
-            checkpoints of those in training.
+        UserError: The configuration, data or folder cannot be used, another process is writing the
+            store, the disk is too small, or an expert diverged. Finished experts are kept.
+        Interrupted: ``config.max_time`` is up, or a signal arrived inside
+            :func:`trajmatch.interruption.signals`. Finished experts and checkpoints are kept.
     """
     expect_config("train_experts", config, ExpertConfig)
     config = replace(config, device=usable_device(config.device))
@@ -71,7 +70,7 @@ def train_experts(
     manifest = describe(config, dataset, training, curriculum)
 
     def prepare() -> list[int]:
-        """Make the store or take up the one that is there, and return the experts it lacks."""
+        """Create or reopen the store, and return the experts it lacks."""
         if config.resume and exists(config.out):
             store = Store.open(config.out, complete=False)
             store.resume(manifest, config.data)
@@ -91,30 +90,18 @@ def train_experts(
         missing = ranks.on_rank_0(prepare)
         store = Store.open(config.out, complete=False)
         _train(store, missing, config, training.whitened(store.zca), progress, ranks, curriculum)
-    ranks.barrier()  # so that no process returns while the lock is still in the folder
+    ranks.barrier()  # no rank returns before rank 0 has released the lock
     return Store.open(config.out)
 
 
 def check_disk_space(path: Path, manifest: dict[str, Any], experts: int) -> str:
-    """Make sure that experts of a store will fit on the disk.
-
-    Args:
-        path: The folder of the store, which is there.
-        manifest: Its description.
-        experts: Number of experts that are still to be written.
-
-    Returns:
-        The space that they need and that is free, in words.
-
-    Raises:
-        UserError: They will not fit.
-    """
+    """Return the needed and free disk space in words; raise UserError if it is too small."""
     model = networks.build(manifest["network"])
     numbers = networks.num_parameters(model) + networks.num_buffers(model)
     last = manifest.get("trained_epochs", manifest["snapshots"][-1])
     snapshots = sum(epoch <= last for epoch in manifest["snapshots"])
     each = snapshots * numbers * getattr(torch, manifest["dtype"]).itemsize
-    if last < manifest["snapshots"][-1]:  # parameters and memory of the optimiser, to go on from
+    if last < manifest["snapshots"][-1]:  # plus the training state to continue from
         each += numbers * 4 * (3 if manifest["recipe"]["optimiser"] == "adam" else 2)
     needed, free = experts * each, shutil.disk_usage(path).free
     space = (
@@ -138,10 +125,11 @@ def _train(
     ranks: Ranks,
     curriculum: Curriculum | None,
 ) -> None:
-    """Train the experts that a store lacks, while it is locked."""
+    """Train the missing experts of a locked store."""
     progress, epochs = progress or NoProgress(), ranks.counter()
     begun = Checkpoints(store, config.checkpoint_seconds)
     done = (store.num_experts - len(missing)) * config.trained_epochs
+    # Epochs that a checkpoint or a shorter run has already finished.
     done += sum(begun.place(expert).epoch for expert in missing)
     progress.update(done)
     latest: dict[int, dict[str, float]] = {}
@@ -162,19 +150,11 @@ def _train(
 
 
 def automatic_workers(device: str, width: int) -> int:
-    """Return the number of experts to train at a time.
-
-    On the CPU as many as PyTorch would use threads (its cores, or ``OMP_NUM_THREADS``): two experts
-    on a thread each train 6 % faster than one after the other on both (ConvNet of width 32 and of
-    width 128, batches of 256, two cores). On a GPU four of up to 64 channels, and of wider ones
-    one: by arithmetic, not by measurement, the gaps between a step's launches leave an H200 idle
-    for about 50 us, and a step of batches of 256 computes for 60 us at width 32, for 160 us at
-    width 64 and for 460 us at width 128.
-
-    Args:
-        device: Where to train.
-        width: Channels of the ConvNet.
-    """
+    """Return the number of experts to train at a time on a device."""
+    # CPU: two experts on one thread each train 6 % faster than one after the other on two threads
+    # (ConvNets of width 32 and 128, batches of 256, two cores).
+    # GPU: estimated, not measured. Launch gaps leave an H200 idle for about 50 us per step. A step
+    # of batches of 256 computes for 60 us at width 32, 160 us at width 64 and 460 us at width 128.
     if torch.device(device).type == "cpu":
         return torch.get_num_threads()
     return 4 if width <= 64 else 1
@@ -186,20 +166,10 @@ def describe(
     training: Dataset,
     curriculum: Curriculum | None = None,
 ) -> dict[str, Any]:
-    """Describe the store that a configuration asks for: its manifest.
+    """Return the manifest of the store that a configuration asks for.
 
-    Args:
-        config: The configuration.
-        dataset: The whole data set.
-        training: The part of it that the experts see.
-        curriculum: Images that each epoch sees; None: all of them.
-
-    Returns:
-        What :meth:`trajmatch.experts.Store.create` takes.
-
-    Raises:
-        UserError: There is no such network for these images, it cannot be a student's or be trained
-            by such batches, there is no such augmentation, or the loss does not fit the data.
+    ``dataset`` is the whole data set, ``training`` the part that the experts see. Raises UserError
+    if network, batch size, augmentation or loss do not fit the data.
     """
     loss = {"loss": dataset.loss} if dataset.loss != "cross_entropy" else {}
     if config.loss not in (None, dataset.loss):
@@ -240,19 +210,10 @@ def describe(
 
 
 def network_spec(config: settings.NetworkSettings, dataset: Dataset) -> dict[str, Any]:
-    """Return the spec of a network, for :func:`trajmatch.networks.build`.
+    """Return the checked spec of a network, for :func:`trajmatch.networks.build`.
 
-    Args:
-        config: ``network`` is ``"convnet"``, described by the fields of the ConvNet, or another
-            text for :func:`trajmatch.networks.specify`, which has all options in it.
-        dataset: The data set that the network is for.
-
-    Returns:
-        The spec, checked: such a network can be built, and be a student.
-
-    Raises:
-        ValueError: There is no such network for these images, it is not twice differentiable, or
-            fields of the ConvNet are given for another network.
+    Raises ValueError if there is no such network for these images, it cannot be a student, or
+    ConvNet options are given for another network.
     """
     sizes = (dataset.channels, dataset.num_outputs, dataset.image_size)
     if config.network == "convnet":

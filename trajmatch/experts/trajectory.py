@@ -1,4 +1,4 @@
-"""The training of experts on the real images, with a snapshot after every epoch."""
+"""Training of a group of experts in lockstep, with a snapshot after every epoch."""
 
 from __future__ import annotations
 
@@ -25,14 +25,10 @@ from trajmatch.random import generator
 
 
 class Trajectory(NamedTuple):
-    """Result of a training: the arguments of :meth:`trajmatch.experts.Store.write_expert`.
+    """Result of training an expert: arguments of :meth:`trajmatch.experts.Store.write_expert`.
 
-    Attributes:
-        snapshots: One row for each epoch that the store keeps. ``[S, P]``, float32, on the CPU.
-        metrics: See :meth:`trajmatch.experts.Store.metrics`.
-        buffers: Buffers that belong to the snapshots (running statistics of batch norm).
-            ``[S, Q]``.
-        state: State of a training that is not at the end of its course; None at the end.
+    ``snapshots [S, P]`` and ``buffers [S, Q]`` have one row per kept epoch. ``state`` is None at
+    the end of the course.
     """
 
     snapshots: Tensor
@@ -41,17 +37,17 @@ class Trajectory(NamedTuple):
     state: dict[str, Tensor] | None
 
 
-#: Callback after each epoch of an expert, with its number, ``loss`` (mean training loss) and, where
-#: it was tested, ``accuracy`` (in percent) or ``error`` (mean squared, for targets).
+#: Callback after each epoch of an expert. Takes its number, its mean training ``loss`` and, after a
+#: test, its ``accuracy`` (percent) or ``error`` (mean squared error, for targets).
 OnEpoch = Callable[[int, dict[str, float]], None]
 
-#: An expert is tested during training on at least as many test images, and fewer than twice.
+#: Tests during training use at least this many test images, if there are, and fewer than twice it.
 _TESTED = 2000
 
-#: Training images for one test image, where the time between two tests is chosen.
+#: Smallest number of training images per test image, if the interval between tests is automatic.
 _TRAINED_PER_TESTED = 5
 
-#: A mean training loss of this many times that of guessing is divergence.
+#: An expert has diverged if its mean training loss reaches this many times the loss of guessing.
 _ABSURD = 1000
 
 
@@ -65,33 +61,17 @@ def train_lockstep(
     test_every: int = 0,
     curriculum: Curriculum | None = None,
 ) -> list[Trajectory]:
-    """Train experts, each step of all of them together.
+    """Train experts in lockstep and return the trajectory of each.
 
-    Every epoch visits each of its images once, augmented by DSA. An expert is a function of the
-    manifest, the images and its number alone, not of the experts beside it: initialisation, batch
-    order and augmentation draw from generators of its own. On a CPU the sums inside a convolution
-    depend on the number of threads in the last bits, so callers that promise equal bytes train
-    every expert on the same number (:func:`trajmatch.experts.train_experts`: one).
-
-    Args:
-        manifest: Manifest of the store; ``network``, ``recipe``, ``seed``, ``snapshots`` and
-            ``trained_epochs`` are used.
-        training: Images that the experts see; they stay uint8 until they are in a batch.
-        experts: Their numbers.
-        device: Where to train.
-        on_epoch: Called for each expert after every epoch.
-        checkpoints: Where the training goes on from and where it is kept; all of these experts must
-            be at the same place. None: it begins at the beginning and cannot be stopped.
-        test_every: Epochs from one test to the next; 0 chooses. The last epoch is always tested,
-            that of the course and that of the part that is trained.
-        curriculum: Images that each epoch sees; None: all of them.
-
-    Returns:
-        The trajectory of each expert.
+    An expert depends only on the manifest, the images and its number: it has its own random
+    generators for initialisation, batch order and augmentation. On a CPU, the last bits also depend
+    on the number of threads, so the caller should fix it. All experts must have the same progress
+    in ``checkpoints``; without it, training cannot be resumed. ``test_every`` is in epochs; 0
+    chooses.
 
     Raises:
         UserError: An expert diverged, or a checkpoint cannot be read or written.
-        Interrupted: The run was stopped from outside, after writing a checkpoint.
+        Interrupted: The run was interrupted; checkpoints have been written.
     """
     recipe, seed = manifest["recipe"], manifest["seed"]
     course = recipe["epochs"]
@@ -104,7 +84,7 @@ def train_lockstep(
     measure = measure_of(training.loss)
     for expert, total in zip(experts, totals, strict=True):
         networks.initialise(model, generator(seed, "expert", expert, "initialisation"))
-        # Where there are buffers, every expert has a network of its own to count them in.
+        # A step uses the model's buffers as workspace, so each expert needs its own model.
         own = copy.deepcopy(model) if networks.num_buffers(model) else model
         steps.append(replace(step, model=own))
         state = ExpertState.begin(model, step.optimiser)
@@ -118,20 +98,20 @@ def train_lockstep(
     test, guess = _Test(model, training, device), guessing(training)
     test_every = test_every or test.interval
     draws = EpochDraws(recipe, seed, experts, training.train_images.shape, curriculum)
-    for _ in range(begun.epoch + 1):  # the draws of epochs that are done are forgotten
+    for _ in range(begun.epoch + 1):  # also advances the generators past finished epochs
         drawn = draws.draw()
     with torch.no_grad():
         for epoch in range(begun.epoch + 1, last + 1):
             count = drawn.indices.shape[1]
             for index, batch in enumerate(drawn.to(device).batches(recipe["batch_size"])):
                 place = Place(epoch - 1, index)
-                if place < begun:
+                if place < begun:  # steps before the checkpoint
                     continue
                 if checkpoints:
                     checkpoints.visit(place, group)
                 totals += take_steps(batch) * batch.indices.shape[1]
             if epoch < last:
-                drawn = draws.draw()  # while a GPU still takes the steps
+                drawn = draws.draw()  # on the CPU, while a GPU still works on the steps
             for (expert, state, recorder, _), total in zip(group, totals.tolist(), strict=True):
                 if epoch - 1 == decay_epoch(course) and recipe["lr_decay"] != 1:
                     state.restart_optimiser()
@@ -145,6 +125,7 @@ def train_lockstep(
             totals.zero_()
     trajectories = []
     for _, state, recorder, _ in group:
+        # Final test on all test images, unless the last epoch's test has used them all already.
         tested = recorder.health[measure][-1] if test.stride == 1 else None
         if tested is None:
             tested = test.measured(state)
@@ -166,8 +147,7 @@ def _step(
         if recipe["optimiser"] == "adam"
         else Sgd(recipe["momentum"], decay, trained)
     )
-    # On a GPU the images lie there as uint8, and are normalised and augmented there, by the batch
-    # (whitened ones as float32).
+    # Images are kept on the device as uint8 and normalised per batch. Whitened images are float32.
     images, normalise = training.preprocessing.staged(training.train_images.to(device))
     return ExpertStep(
         model=model,
@@ -184,29 +164,21 @@ def _step(
 
 
 class _Test:
-    """The test images, preprocessed for the experts' network.
-
-    Args:
-        model: The network; a copy of it is tested.
-        training: Has the images.
-        device: Where to test.
-
-    Attributes:
-        stride: Distance between the test images that are looked at during training.
-        interval: Epochs between tests that see a fifth of the training images at most.
-    """
+    """Test images of the experts, tested on a copy of the network."""
 
     def __init__(self, model: nn.Module, training: Dataset, device: str | torch.device) -> None:
         self._model, self._labels = copy.deepcopy(model), training.test_answers
         self._images, self._normalise = training.preprocessing.to(device).staged(
             training.test_images.to(device)
         )
+        # Distance between the images that are tested during training.
         self.stride = max(1, len(self._labels) // _TESTED)
         tested, trained = len(self._labels[:: self.stride]), len(training.train_labels)
+        # Smallest interval at which tests see at most a fifth as many images as training.
         self.interval = max(1, -(-tested * _TRAINED_PER_TESTED // trained))
 
     def measured(self, state: ExpertState, stride: int = 1) -> float:
-        """Return the accuracy (in percent) or error of an expert on every ``stride``-th image."""
+        """Return an expert's accuracy (percent) or error on every ``stride``-th image."""
         networks.load_flat_parameters(self._model, state.theta)
         networks.load_flat_buffers(self._model, state.statistics)
         images, labels = self._images[::stride], self._labels[::stride]
@@ -214,7 +186,7 @@ class _Test:
 
 
 def guessing(training: Dataset) -> float:
-    """Return the loss of an equal guess at the class, or of the mean target for every image."""
+    """Return the loss of guessing: equal class probabilities, or the mean target."""
     if training.train_targets is None:
         return math.log(max(2, training.num_classes))
     return training.train_targets.double().var(dim=0, unbiased=False).mean().item()
@@ -223,7 +195,7 @@ def guessing(training: Dataset) -> float:
 def _check_loss(
     expert: int, epoch: int, loss: float, theta: Tensor, lr: float, guessing: float
 ) -> None:
-    """Raise UserError where loss or parameters are NaN, infinite or absurdly large."""
+    """Raise UserError if the loss or the parameters are NaN, infinite or absurdly large."""
     if not (theta.isfinite().all() and loss < _ABSURD * guessing):
         raise UserError(
             f"expert {expert} diverged in epoch {epoch}: the mean training loss is {loss:.4g} "

@@ -1,4 +1,4 @@
-"""Training of some experts of a store: in this process, or in several that share the store."""
+"""Training of some experts of a store, in this process or in child processes."""
 
 from __future__ import annotations
 
@@ -30,23 +30,12 @@ def work(
     at_once: int = 1,
     curriculum: Curriculum | None = None,
 ) -> None:
-    """Train experts, one group after another, and write each when its group is finished.
+    """Train experts group by group, resuming from checkpoints; write each when its group is done.
 
-    An expert with a checkpoint goes on from there.
-
-    Args:
-        config: Has the device, and how often experts are kept and tested.
-        store: The store of the experts.
-        training: Images that they see.
-        experts: Their numbers.
-        on_epoch: Called for each expert after every epoch.
-        at_once: Experts of a group at most, which are trained in lockstep.
-        curriculum: Images that each epoch sees; None: all of them.
-
-    Raises:
-        UserError: An expert diverged, or a file cannot be read or written.
-        Interrupted: The run was stopped from outside, after writing a checkpoint.
+    A group has at most ``at_once`` experts, which train in lockstep. Raises UserError if an expert
+    diverged, and Interrupted after writing checkpoints.
     """
+    # A signal waits until the training loop can write a checkpoint.
     with one_thread(), interruption.held():
         for group in _groups(Checkpoints(store, math.inf), experts, at_once):
             checkpoints = Checkpoints(store, config.checkpoint_seconds)
@@ -68,7 +57,7 @@ def work(
 def _groups(
     checkpoints: Checkpoints, experts: Sequence[int], at_once: int
 ) -> Iterator[Sequence[int]]:
-    """Group experts that are at the same place, not too many together; the furthest first."""
+    """Yield groups of at most ``at_once`` experts with equal progress, furthest first."""
     places = {expert: checkpoints.place(expert) for expert in experts}
     for place in sorted({*places.values()}, reverse=True):
         there = [expert for expert in experts if places[expert] == place]
@@ -79,19 +68,10 @@ def _groups(
 def work_together(
     config: ExpertConfig, experts: Sequence[int], workers: int, on_epoch: OnEpoch
 ) -> None:
-    """Train experts on the CPU in child processes; each writes the experts that it has finished.
+    """Train experts on the CPU in child processes; each writes its finished experts.
 
-    Args:
-        config: Names the store; the rest is as for :func:`work`.
-        experts: Numbers of the experts.
-        workers: Number of processes.
-        on_epoch: Called for each expert after every epoch.
-
-    Raises:
-        UserError: An expert diverged, a file cannot be read or written, or a worker was killed,
-            as happens when memory is short. The other workers are stopped.
-        Interrupted: The run was stopped from outside. The workers have written checkpoints.
-        RuntimeError: A worker failed; its own message is on the standard error stream.
+    Raises UserError if an expert diverged or a worker process was killed, e.g. for lack of memory,
+    and RuntimeError if a worker process failed. The other workers are stopped.
     """
     paths = {"out": str(config.out), "scores": config.scores and str(config.scores)}
     settings = {**asdict(config), **paths}
@@ -112,12 +92,12 @@ def work_together(
 
 
 def work_on(job: Job, emit: Emit) -> None:
-    """Train experts as a child process of :func:`work_together`, until SIGTERM at the latest."""
+    """Train experts as a child process of :func:`work_together`; SIGTERM stops it."""
     keep_freed_memory()
     with interruption.signals():
         config = ExpertConfig(**job["config"])
         store = Store.open(config.out, complete=False)
-        with warnings.catch_warnings(action="ignore"):  # the parent has shown them
+        with warnings.catch_warnings(action="ignore"):  # the parent process has shown them
             dataset = load_dataset(store.manifest["data"])
         training, _, _ = store.training_set(dataset)
 
@@ -129,16 +109,7 @@ def work_on(job: Job, emit: Emit) -> None:
 
 
 def curriculum_of(config: ExpertConfig, dataset: Dataset, training: Dataset) -> Curriculum | None:
-    """Return the images that each epoch sees, by ``config.scores``; None: all of them.
-
-    Args:
-        config: The settings.
-        dataset: The whole data set.
-        training: The part of it that the experts see.
-
-    Raises:
-        UserError: The scores cannot be used, or an epoch would see no image of a class.
-    """
+    """Return the curriculum that ``config.scores`` gives, or None for all images."""
     if config.scores is None:
         return None
     held_out = config.holdout, config.seed
