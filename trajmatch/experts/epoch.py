@@ -62,7 +62,10 @@ class Epoch(Batch):
 
 
 class Curriculum:
-    """Training images sorted by difficulty within each class; ``fingerprint`` hashes the scores."""
+    """Training images sorted by difficulty within each class; ``fingerprint`` hashes the scores.
+
+    UserError is raised if epoch 0 would see no image of a class.
+    """
 
     def __init__(self, schedule: Schedule, training: Dataset, scores: Scores) -> None:
         self._schedule, self._classes, self.fingerprint = schedule, [], scores.fingerprint

@@ -14,7 +14,7 @@ from trajmatch.inference import all_logits
 class FinalExperts:
     """The experts of a store after their last epoch, on the device of ``model``, which is copied.
 
-    UserError names ``purpose``, a flag, if the experts are not trained that far.
+    If the experts are not trained that far, UserError names the flag ``purpose``, which needs them.
     """
 
     def __init__(self, store: Store, model: nn.Module, purpose: str) -> None:

@@ -15,14 +15,11 @@ Memory = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Sgd:
-    """SGD with momentum ``mu``: ``b <- mu b + g + wd theta``, ``theta <- theta - lr b``.
-
-    ``trainable [P]`` masks the parameters that decay; None: all parameters.
-    """
+    """SGD with momentum ``mu``: ``b <- mu b + g + wd theta``, ``theta <- theta - lr b``."""
 
     momentum: float = 0.0
     weight_decay: float = 0.0
-    trainable: Tensor | None = None
+    trainable: Tensor | None = None  # mask [P] of the parameters that decay; None: all
 
     def memory(self, theta: Tensor) -> Memory:
         """Return the initial momentum buffer ``b``: zeros, so that the first step is plain SGD."""
@@ -39,15 +36,12 @@ class Sgd:
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma and Ba, 2015) with weight decay added to the gradient, as ``torch.optim.Adam``.
-
-    ``trainable [P]`` masks the parameters that decay; None: all parameters.
-    """
+    """Adam (Kingma and Ba, 2015), as ``torch.optim.Adam``: weight decay adds to the gradient."""
 
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    trainable: Tensor | None = None
+    trainable: Tensor | None = None  # as for Sgd
 
     def memory(self, theta: Tensor) -> Memory:
         """Return the initial means of the gradient and its square, and the step count."""

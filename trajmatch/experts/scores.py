@@ -42,13 +42,10 @@ class Description(msgspec.Struct, tag_field="format", tag="trajmatch scores"):
 
 
 class Scores(NamedTuple):
-    """Difficulty of the training images without the held-out part; hash of all scores.
+    """Difficulty of the training images without the held-out part."""
 
-    ``values [n]``, float64, are in image order; higher is harder.
-    """
-
-    values: Tensor
-    fingerprint: str
+    values: Tensor  # [n], float64, in image order; higher is harder
+    fingerprint: str  # SHA-256 of the scores of the whole data set, in hexadecimal
 
 
 def path_beside(store: Path) -> Path:
@@ -69,7 +66,7 @@ def el2n(
     ``chi_t(x, y) = E |softmax(f(theta*_t, x)) - onehot(y)|_2`` is the mean over the first
     ``experts`` experts, without augmentation. For a data set with targets it is the distance
     between output and target (our extension). UserError is raised if a snapshot is missing or
-    damaged, or if a score is not finite.
+    damaged.
     """
     seen = dataset.preprocessed_as(store.manifest["preprocessing"], store.zca)
     images, normalise = seen.preprocessing.staged(dataset.train_images.to(device))
@@ -92,8 +89,8 @@ def score_images(
 
     ``on_expert`` is called with the number of finished experts. The result has ``file``,
     ``dataset`` (its name), ``epoch`` and ``experts`` (their number). UserError is raised if the
-    file exists or cannot be written, the store lacks the epoch or the experts, or the data set is
-    not the store's.
+    file exists or cannot be written, a score is not finite, the store lacks the epoch or the
+    experts, or the data set is not the store's.
     """
     store, out = Store.open(config.store), config.out or path_beside(config.store)
     if out.exists():
@@ -127,7 +124,7 @@ def read_scores(
 
     ``path`` is a file of :func:`score_images`, or a ``.npy`` file with one number per training
     image of the whole data set. ``holdout`` is the fraction and seed of the held-out part. If
-    ``store`` is given, a score file must belong to it.
+    ``store`` is given, a score file must belong to it. ``address`` names the data set in messages.
     """
     count, (scores, found) = len(dataset.train_labels), _content(path)
     if found is not None:

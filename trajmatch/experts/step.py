@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trajmatch import networks, ops
 from trajmatch.experts.optimiser import Adam, Memory, Sgd
 
-#: Added to norms that are divided by, as in the authors' code.
+#: Added to norms in denominators, as in the authors' code.
 _TINY = 1e-12
 
 
@@ -29,7 +29,7 @@ class Gsam:
     alpha: float
 
     def __call__(self, theta: Tensor, grad: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the gradient to step along, ``[P]``; ``gradient`` takes other parameters."""
+        """Return the gradient to step along, ``[P]``; ``gradient`` maps parameters to gradients."""
         scale = self.rho / ((theta.abs() * grad).norm() + _TINY)
         there = gradient(theta + scale * theta.square() * grad)
         length = there.norm()

@@ -233,7 +233,7 @@ class Store:
         state: Mapping[str, Tensor] | None = None,
         shares: Tensor | None = None,
     ) -> None:
-        """Write one expert's file atomically.
+        """Write one expert's file atomically; raise UserError if a value is not finite.
 
         ``snapshots`` are ``[S, P]`` at kept epochs or ``[W, P]`` at waypoints, ``buffers [S, Q]``
         and ``shares [S, L]`` belong to kept epochs; all are float32. ``metrics`` can be written as
@@ -284,7 +284,10 @@ class Store:
         return self._row("buffers", expert, epoch)
 
     def load_into(self, model: nn.Module, expert: int, epoch: int) -> None:
-        """Copy an expert's parameters and buffers after a kept epoch into a model."""
+        """Copy an expert's parameters and buffers after a kept epoch into a model of its network.
+
+        ValueError is raised for another network; other errors are as for :meth:`snapshot`.
+        """
         networks.load_flat_parameters(model, self.snapshot(expert, epoch))
         buffers = self.buffers(expert, epoch)
         if buffers is not None:
@@ -309,6 +312,7 @@ class Store:
         row = kept.index(epoch)
         with files.open_tensors(path) as handle:
             if tensor not in handle.keys():  # noqa: SIM118 (not a mapping)
+                # Damaged only if the metadata list the tensor, or if it is `snapshots`.
                 if tensor in (checksums or ["snapshots"]):
                     raise UserError(f"{path} is damaged: it has no tensor {tensor!r}")
                 return None

@@ -22,13 +22,10 @@ _FREE = ("data", "num_experts", "seed", "sources", "format", "version")
 
 
 class Verdict(NamedTuple):
-    """Verdict on a file, with the reason in ``detail``.
-
-    ``status`` is ``"ok"``, ``"no checksum"`` (readable, but nothing to compare with),
-    ``"missing"``, ``"unfinished"`` or ``"damaged"``.
-    """
+    """Verdict on a file."""
 
     path: Path
+    # "ok", "missing", "unfinished", "damaged", or "no checksum": readable, but nothing to compare.
     status: str
     detail: str = ""
 
@@ -67,11 +64,12 @@ def _judge_expert(store: Store, expert: int) -> Verdict:
 def trim(
     path: files.PathLike, out: files.PathLike, keep: str = "all", experts: str = "all"
 ) -> Store:
-    """Write a smaller store with some epochs and experts of another store, bit for bit.
+    """Write a smaller store with some epochs and experts of another store, unchanged bit for bit.
 
     ``keep`` lists epochs, e.g. ``"0-22"``; the last epoch is always kept. ``experts`` lists
     experts, e.g. ``"0-49"``; ``"all"`` keeps every finished expert. If these are the first experts,
-    the new store equals one trained with such ``--keep`` and ``--num-experts``.
+    the new store equals one trained with such ``--keep`` and ``--num-experts``; otherwise its
+    manifest names the source of each expert.
     """
     store = Store.open(path, complete=False)
     there, epochs = store.finished(), store.manifest["snapshots"]
@@ -115,7 +113,8 @@ def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25"
     """Write a store whose experts move on straight lines between a few waypoints (MCT).
 
     ``waypoints`` lists the epochs of the inner waypoints (MCT: ``"6,25"`` of 50). The first and
-    last epoch are always waypoints. See :func:`trajmatch.experts.waypoints.convexified`.
+    last epoch are always waypoints. The store must keep all epochs, and the network must have no
+    buffers.
     """
     store = Store.open(path, complete=False)
     store.check_trained(store.course, "trajmatch store convexify")
@@ -164,9 +163,9 @@ def _assemble(
         "seed": seed,
         "num_experts": len(members),
     }
+    # Sources are needed unless every expert has the store's seed and its own number.
     if origins != [{"seed": seed, "expert": number} for number in range(len(members))]:
         described["sources"] = origins
-    # Without sources, an expert's origin is the seed of the store and its number there.
     with locked(out):
         if out.exists():
             raise UserError(f"{out} is there already; give a new folder for --out")

@@ -35,13 +35,13 @@ def train_experts(
     ranks: Ranks = ALONE,
     announce: Callable[[str], None] = lambda space: None,
 ) -> Store:
-    """Train experts on the real images and keep a snapshot of each after every epoch.
+    """Train experts on the real images, with a snapshot after every epoch; return the store.
 
     Expert ``i`` depends only on the configuration, the data and ``i``, not on the number of
     experts, their order, the number trained at a time, or interruptions. On the CPU each expert
     trains on one thread, because the number of threads changes the last bits of a convolution;
-    several experts at a time train in child processes. On a GPU one process trains several experts
-    in lockstep.
+    several experts at a time train in child processes. On a GPU each process trains several experts
+    in lockstep. The returned store is complete.
 
     Args:
         config: Settings of the experts, and the folder of the store.
@@ -52,9 +52,6 @@ def train_experts(
             function. Missing experts are dealt out round-robin over the ranks; rank 0 creates the
             store.
         announce: Called before training with a text on the disk space of the missing experts.
-
-    Returns:
-        The complete store.
 
     Raises:
         UserError: The configuration, data or folder cannot be used, another process is writing the
@@ -171,6 +168,7 @@ def describe(
     ``dataset`` is the whole data set, ``training`` the part that the experts see. Raises UserError
     if network, batch size, augmentation or loss do not fit the data.
     """
+    # The recipe has a `loss` only if it is not cross-entropy.
     loss = {"loss": dataset.loss} if dataset.loss != "cross_entropy" else {}
     if config.loss not in (None, dataset.loss):
         raise UserError(
@@ -210,11 +208,7 @@ def describe(
 
 
 def network_spec(config: settings.NetworkSettings, dataset: Dataset) -> dict[str, Any]:
-    """Return the checked spec of a network, for :func:`trajmatch.networks.build`.
-
-    Raises ValueError if there is no such network for these images, it cannot be a student, or
-    ConvNet options are given for another network.
-    """
+    """Return a network's checked spec; raise ValueError if it does not fit images or options."""
     sizes = (dataset.channels, dataset.num_outputs, dataset.image_size)
     if config.network == "convnet":
         return networks.ConvNet(*sizes, **settings_of(config, settings.ConvNetSettings)).spec()

@@ -25,23 +25,19 @@ from trajmatch.random import generator
 
 
 class Trajectory(NamedTuple):
-    """Result of training an expert: arguments of :meth:`trajmatch.experts.Store.write_expert`.
+    """Result of training an expert: arguments of :meth:`trajmatch.experts.Store.write_expert`."""
 
-    ``snapshots [S, P]`` and ``buffers [S, Q]`` have one row per kept epoch. ``state`` is None at
-    the end of the course.
-    """
-
-    snapshots: Tensor
+    snapshots: Tensor  # [S, P], float32, one row per kept epoch
     metrics: dict[str, Any]
-    buffers: Tensor
-    state: dict[str, Tensor] | None
+    buffers: Tensor  # [S, Q]
+    state: dict[str, Tensor] | None  # None at the end of the course
 
 
 #: Callback after each epoch of an expert. Takes its number, its mean training ``loss`` and, after a
 #: test, its ``accuracy`` (percent) or ``error`` (mean squared error, for targets).
 OnEpoch = Callable[[int, dict[str, float]], None]
 
-#: Tests during training use at least this many test images, if there are, and fewer than twice it.
+#: Tests during training see at least this many test images (or all), and fewer than twice as many.
 _TESTED = 2000
 
 #: Smallest number of training images per test image, if the interval between tests is automatic.
@@ -66,8 +62,8 @@ def train_lockstep(
     An expert depends only on the manifest, the images and its number: it has its own random
     generators for initialisation, batch order and augmentation. On a CPU, the last bits also depend
     on the number of threads, so the caller should fix it. All experts must have the same progress
-    in ``checkpoints``; without it, training cannot be resumed. ``test_every`` is in epochs; 0
-    chooses.
+    in ``checkpoints``; if it is None, training cannot be interrupted or resumed. ``test_every`` is
+    in epochs; 0 chooses.
 
     Raises:
         UserError: An expert diverged, or a checkpoint cannot be read or written.
@@ -91,6 +87,7 @@ def train_lockstep(
         group.append(Training(expert, state, TrajectoryRecorder(state, kept, measure), total))
     begun = BEGINNING
     if checkpoints is not None:
+        # All experts of a group have the same progress.
         (begun,) = {checkpoints.place(expert) for expert in experts}
         for each in group:
             checkpoints.restore(each)
@@ -113,6 +110,7 @@ def train_lockstep(
             if epoch < last:
                 drawn = draws.draw()  # on the CPU, while a GPU still works on the steps
             for (expert, state, recorder, _), total in zip(group, totals.tolist(), strict=True):
+                # The learning rate drops after this epoch, and the optimiser restarts.
                 if epoch - 1 == decay_epoch(course) and recipe["lr_decay"] != 1:
                     state.restart_optimiser()
                 loss = total / count

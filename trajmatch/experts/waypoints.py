@@ -21,13 +21,8 @@ def convexified(
     Its share of a line after an epoch is its share of the path length
     ``sum |theta_t - theta_{t-1}|_2`` on that line.
 
-    Args:
-        trajectory: theta_0 to theta_T, with T at least 2. ``[T + 1, P]``, float32.
-        inner: Epochs of the inner waypoints, ascending, from 1 to T - 1.
-        layers: Size of each parameter tensor; they sum to P.
-
-    Returns:
-        Waypoints ``[W, P]`` and shares ``[T + 1, L]``, from 0 to 1; float32.
+    ``trajectory`` is ``[T + 1, P]``, float32, with T at least 2. ``layers`` are the sizes of the L
+    parameter tensors. The results, waypoints ``[W, P]`` and shares ``[T + 1, L]``, are float32.
     """
     points = trajectory.clone()
     for epoch in inner:
@@ -44,7 +39,7 @@ def convexified(
 
 
 def line_to(epoch: int, epochs: Sequence[int]) -> tuple[int, int]:
-    """Return the epochs of the waypoints around an epoch; a waypoint's epoch ends its line."""
+    """Return the epochs of the two waypoints around an epoch; an inner waypoint ends its line."""
     end = max(1, bisect_left(epochs, epoch))
     return epochs[end - 1], epochs[end]
 
