@@ -1,7 +1,6 @@
 """Trajectory-matching dataset distillation: exact unrolled gradients, one file as the result.
 
-Importing this package is cheap: the names below, and torch with them, are loaded when they are
-first used.
+Lazy import: the names below, and torch with them, are loaded at first use.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""The compiled part of the package, or an error that says what to do when it does not load.
+"""Load the compiled extension, or raise an error that says how to build it.
 
-Import this module before using ``torch.ops.trajmatch``. There is no slower path to fall back to:
-a package that silently became slow would be reported as slow.
-
-Without CUDA kernels in the build, a warning says so where torch sees a GPU, and every operator on a
-CUDA tensor raises ``NotImplementedError`` with what mends it.
+Import this module before using ``torch.ops.trajmatch``. There is no slower Python fallback: users
+would report its timings as the package's. A build without CUDA kernels warns if torch sees a GPU,
+and its operators raise ``NotImplementedError`` on CUDA tensors.
 """
 
 from __future__ import annotations
@@ -16,20 +14,20 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-# With torch, the libraries that the extension refers to are loaded.
+# Importing torch loads the shared libraries that the extension links to.
 import torch
 
 __all__ = ["REINSTALL", "_C", "Fault", "build_info", "missing_kernels"]
 
-# Without --no-cache-dir pip may take an earlier wheel, and without --no-deps it reinstalls torch.
+# --no-cache-dir: pip may otherwise reuse an older wheel. --no-deps: pip would reinstall torch.
 REINSTALL = f"{sys.executable} -m pip install --no-cache-dir --force-reinstall --no-deps ."
 
-# The build writes its facts as JSON behind this word (csrc/bindings.cpp).
+# Marker before the JSON with build facts in the shared library (csrc/bindings.cpp).
 _MARKER = b"trajmatch-build-facts"
 
 
 def _facts_in(library: Path) -> dict[str, Any]:
-    """Read the facts of a build out of the file, without loading it."""
+    """Read the build facts from the library file without loading it."""
     content = library.read_bytes()
     start = content.find(_MARKER + b"{")
     if start < 0:
@@ -40,7 +38,7 @@ def _facts_in(library: Path) -> dict[str, Any]:
 
 
 def _explain(error: ImportError) -> str:
-    """Say what was built, what runs now, and the command that puts it right."""
+    """Return a message with the versions built for, the versions running and the build command."""
     folder = Path(__file__).parent
     built = [facts for path in sorted(folder.glob("_C.*so")) if (facts := _facts_in(path))]
     if built:
@@ -62,7 +60,7 @@ except ImportError as error:
 
 
 class Fault(NamedTuple):
-    """A reason why something cannot be used, and what mends it."""
+    """Reason why something cannot be used (``why``) and the remedy (``mend``)."""
 
     why: str
     mend: str
@@ -72,19 +70,17 @@ class Fault(NamedTuple):
 
 
 def build_info() -> dict[str, Any]:
-    """Return the facts of the build of the compiled part, with what was left out.
+    """Return the build facts of the compiled extension.
 
-    Returns:
-        ``torch`` (the release it was compiled against), ``torch_interface`` (the oldest it runs
-        with), ``python``, ``compiler``, ``openmp`` (bool), ``cuda`` (release or None),
-        ``architectures`` (list of str) and ``left_out`` (list of dicts ``what``, ``why``,
-        ``mend``).
+    Keys: ``torch`` (release compiled against), ``torch_interface`` (oldest release it runs with),
+    ``python``, ``compiler``, ``openmp`` (bool), ``cuda`` (release or None), ``architectures`` (list
+    of str) and ``left_out`` (list of dicts with ``what``, ``why`` and ``mend``).
     """
     return _C.build_info()
 
 
 def missing_kernels() -> Fault | None:
-    """Return the reason why the build has no CUDA kernels; None where it has them."""
+    """Return the reason why the build has no CUDA kernels; None if it has them."""
     (part,) = [p for p in build_info()["left_out"] if p["what"] == "CUDA kernels"] or [None]
     if part is None:
         return None
@@ -98,7 +94,7 @@ def _refuse(*_: Any, **__: Any) -> NoReturn:
 
 
 def _refuse_cuda_tensors() -> torch.library.Library:
-    """Register an error for every operator on CUDA tensors; it lasts as long as the result."""
+    """Register an error for every operator on CUDA tensors, active while the result is alive."""
     library = torch.library.Library("trajmatch", "IMPL", "CUDA")
     for name in torch._C._dispatch_get_all_op_names():
         if name.startswith("trajmatch::"):
@@ -107,7 +103,7 @@ def _refuse_cuda_tensors() -> torch.library.Library:
 
 
 def _warn_of_idle_gpu() -> None:
-    """Warn of a GPU that stays idle; not in each process of torchrun, nor in programs started."""
+    """Warn once per program: not on other torchrun ranks, nor in child processes."""
     first = os.environ.get("LOCAL_RANK", "0") == "0" and "TRAJMATCH_WARNED" not in os.environ
     if first and torch.cuda.device_count() > 0:
         os.environ["TRAJMATCH_WARNED"] = "1"

@@ -1,10 +1,8 @@
-"""``from trajmatch._torchvision import torchvision``: torchvision, beside a CPU-only torch too.
+"""Import of torchvision, even next to a CPU-only torch.
 
-The registry has torchvision for one kind of torch only, the one with CUDA. Beside a torch without
-CUDA its compiled part cannot be loaded, and then its Python part stops at the first of two
-operators that it annotates and nobody has defined. Nothing here uses these operators, so where
-that happens their schemas are defined, without an implementation, and the import is repeated.
-Data sets, transforms and picture grids then work.
+The registry has torchvision only for torch with CUDA. Next to a CPU-only torch its compiled part
+does not load, and its Python code then fails on two operators that nobody defined. They are not
+used here, so their schemas are defined without an implementation and the import is repeated.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import torch
 
 from trajmatch.errors import UserError
 
-_library: torch.library.Library | None = None  # the schemas exist as long as this object
+_library: torch.library.Library | None = None  # keeps the schemas alive
 
 
 def _import() -> ModuleType:
@@ -29,7 +27,7 @@ def _import() -> ModuleType:
         if "operator torchvision::nms does not exist" not in str(error):
             raise
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]  # what the import had loaded before it stopped
+        del sys.modules[name]  # submodules from the failed import
     _library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -1,9 +1,7 @@
-"""The distilled set as one file that holds everything needed to use it.
+"""File format of a distilled set: one safetensors file with everything needed to train on it.
 
-The file is in the safetensors format: images as they were trained (normalised or whitened), a
-viewable copy of them, labels, and a description with step size, preprocessing, augmentation,
-network, class names, recipe and scores. No path, time or host name is in it: equal runs write equal
-bytes.
+It has the images as trained (normalised or whitened), a viewable copy, labels, and a description
+in JSON. It has no path, time or host name: equal runs write equal bytes.
 """
 
 from __future__ import annotations
@@ -33,11 +31,11 @@ from trajmatch.images import find_parametrisation, is_built_in
 from trajmatch.schema import Finite, Positive, PositiveInt, settings_of, settle
 
 FORMAT = "trajmatch artifact"
-#: Version of a file without images, which are rendered from parameters. Files with whitened images
-#: are of version 2, and all others of version 1, as they always were.
+#: Version of files that hold parameters in place of images. Files with images are version 2 if
+#: ZCA-whitened, else version 1.
 FORMAT_VERSION = 3
 
-#: Endings of other kinds of files, for a warning.
+#: File name endings of other formats, for a warning.
 _OTHER_ENDINGS = (".gif", ".h5", ".jpg", ".json", ".npy", ".npz", ".pkl", ".png", ".pt", ".pth")
 
 _PARAMETER = "parameter."
@@ -45,7 +43,7 @@ _PARAMETER = "parameter."
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Description:
-    """Description of a distilled set in its file; :class:`Artifact` explains the fields."""
+    """Metadata of a distilled set in its file; :class:`Artifact` explains the fields."""
 
     label_kind: Literal["index", "logit", "target"]
     lr: Positive
@@ -69,33 +67,31 @@ class Artifact(Description):
     """A distilled set and everything needed to train on it.
 
     Attributes:
-        images: The synthetic images in normalised space, as trained. ``[n, C, H, W]``, float32.
-        labels: Class indices ``[n]``, int64, target logits ``[n, K]``, float32, or target outputs
-            of networks that regress, ``[n, D]``, float32; images are ordered by class then.
+        images: Synthetic images as trained (normalised or whitened). ``[n, C, H, W]``, float32.
+        labels: Class indices ``[n]``, int64; target logits ``[n, K]``, float32; or target outputs
+            for regression, ``[n, D]``, float32, with images ordered by class.
         label_kind: ``"index"``, ``"logit"`` or ``"target"``.
-        lr: Step size eta to train with, learned beside the images.
+        lr: Learned step size eta to train with.
         mean: Per-channel mean of the normalisation. ``C`` numbers.
         std: Per-channel standard deviation of the normalisation. ``C`` numbers.
-        zca: The whitening of the images, which replaces the normalisation by ``mean`` and ``std``;
-            None: there is none.
+        zca: ZCA whitening, used in place of ``mean`` and ``std``; None: no whitening.
         dsa: Augmentation to train with (:class:`trajmatch.data.dsa.DSA`).
-        network: Network that was distilled for, as :func:`trajmatch.networks.build` takes it.
+        network: Spec of the network, as for :func:`trajmatch.networks.build`.
         class_names: Names of the ``K`` classes.
-        dataset_name: Name of the data set that was distilled.
-        dataset_fingerprint: Fingerprint of it.
+        dataset_name: Name of the distilled data set.
+        dataset_fingerprint: Fingerprint of the distilled data set.
         ipc: Images per class.
-        recipe: Settings that made the set.
-        seed: Seed that made the set.
-        versions: Versions of the software that made the set.
-        scores: Results of evaluations, each with its protocol.
-        selection: How the set was chosen among the iterates: ``"last"``, ``"holdout"`` or
-            ``"test-max"``.
-        parametrisation: Parametrisation of the images (``distill --images``); None: pixels.
-        parameters: The tensors that it makes the images of, by name; empty for pixels.
-        keeps_rendered: True if a file of the set keeps the images beside these parameters.
+        recipe: Settings of the run.
+        seed: Seed of the run.
+        versions: Software versions of the run.
+        scores: Evaluation results, each with its protocol.
+        selection: Rule that chose the iterate: ``"last"``, ``"holdout"`` or ``"test-max"``.
+        parametrisation: Image parametrisation (``distill --images``); None: pixels.
+        parameters: Tensors of the parametrisation, by name; empty for pixels.
+        keeps_rendered: True to write the rendered images to the file beside ``parameters``.
 
     Raises:
-        UserError: A field does not fit the others; the message names it.
+        UserError: A field is invalid or does not fit the others.
     """
 
     images: Tensor
@@ -106,7 +102,7 @@ class Artifact(Description):
     keeps_rendered: bool = True
 
     def __post_init__(self) -> None:
-        """Check every field; see the class."""
+        """Check every field."""
         settle(self, str)
         images, labels, classes = self.images, self.labels, self.num_classes
         _check(images.dtype == torch.float32, "the images' dtype", "float32", images.dtype)
@@ -134,7 +130,7 @@ class Artifact(Description):
         DSA(self.dsa)
 
     def __repr__(self) -> str:
-        """Say in one line what the set is, without its numbers."""
+        """Return a one-line summary."""
         count, *shape = self.images.shape
         return (
             f"<Artifact of {self.dataset_name}: {count} images {shape} in {self.num_classes} "
@@ -144,40 +140,40 @@ class Artifact(Description):
 
     @property
     def num_classes(self) -> int:
-        """``K``, the number of classes."""
+        """Number of classes ``K``."""
         return len(self.class_names)
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Map from pixels to the space of the images, through which test images must go as well."""
+        """Map from pixels to the space of ``images``; apply it to test images too."""
         return self.zca or ChannelNormalisation(self.mean, self.std)
 
     @property
     def pixels(self) -> Tensor:
-        """The images with the preprocessing undone, to look at. ``[n, C, H, W]``, uint8."""
+        """Viewable images with the preprocessing undone. ``[n, C, H, W]``, uint8."""
         shown = self.preprocessing.invert(self.images).clamp(0, 1)
         return shown.mul(255).round().to(torch.uint8)
 
     @property
     def hard_labels(self) -> Tensor:
-        """The class of each image: its index, or that of its largest logit. ``[n]``, int64."""
+        """Class of each image: argmax for logits, image order for targets. ``[n]``, int64."""
         if self.label_kind == "target":
             return torch.arange(len(self.labels)) * self.num_classes // len(self.labels)
         return self.labels if self.label_kind == "index" else self.labels.argmax(dim=1)
 
     @property
     def labels_are(self) -> str:
-        """``"hard"``, ``"soft"`` or ``"target"``."""
+        """Kind of labels: ``"hard"``, ``"soft"`` or ``"target"``."""
         return {"index": "hard", "logit": "soft", "target": "target"}[self.label_kind]
 
     @property
     def loss(self) -> str:
-        """Loss to train with: ``"mse"`` for target outputs, else ``"cross_entropy"``."""
+        """Training loss: ``"mse"`` for target outputs, else ``"cross_entropy"``."""
         return "mse" if self.label_kind == "target" else "cross_entropy"
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of a network for the set: elements ``D`` of a target, or else classes ``K``."""
+        """Number of network outputs: target size ``D``, or number of classes ``K``."""
         return self.labels.shape[1] if self.label_kind == "target" else self.num_classes
 
     @property
@@ -190,28 +186,28 @@ class Artifact(Description):
         return digest.hexdigest()
 
     def with_score(self, score: Mapping[str, Any]) -> Artifact:
-        """Return the same set with one more evaluation's result, as JSON can hold it."""
+        """Return a copy with one more evaluation result, a mapping of JSON values."""
         return dataclasses.replace(self, scores=(*self.scores, dict(score)))
 
     def dataset(self) -> TensorDataset:
-        """Return images and labels as a data loader of PyTorch takes them."""
+        """Return images and labels as a PyTorch dataset."""
         return TensorDataset(self.images, self.labels)
 
     def train(self, model: nn.Module, *, epochs: int = 1000, seed: int = 0) -> nn.Module:
-        """Train a network on the set, with the learned step size, as evaluations do (MTT).
+        """Train a network on the set with MTT's evaluation protocol and the learned step size.
 
         Args:
-            model: Any module that :func:`trajmatch.ops.gradient` takes. It is put into training
-                mode, and trained from where it is.
-            epochs: Passes over the set (MTT: 1000; the loop runs one more).
+            model: Any module that :func:`trajmatch.ops.gradient` accepts. Training starts from its
+                current parameters and leaves it in training mode.
+            epochs: Passes over the set; one more is run, as in MTT's code.
             seed: Seed of batch order and augmentation.
 
         Returns:
-            The model itself.
+            The same model.
 
         Raises:
-            TypeError: The model is no module.
-            ValueError: It does not run on images of this size.
+            TypeError: ``model`` is not a module.
+            ValueError: ``model`` does not run on images of this size.
         """
         from trajmatch.networks import check_runs_on
         from trajmatch.ops.arguments import Expect
@@ -225,31 +221,24 @@ class Artifact(Description):
         return trained
 
     def images_preprocessed_by(self, other: Preprocessing) -> Tensor:
-        """Return the images as a network of another preprocessing sees them.
+        """Return the images for a network trained with another preprocessing.
 
-        Args:
-            other: That preprocessing.
-
-        Returns:
-            ``[n, C, H, W]``, float32; the very same values where the preprocessing is the same.
+        ``[n, C, H, W]``, float32; the same tensor if the preprocessing is the same.
         """
         if self.preprocessing.same_as(other):
             return self.images
         return other.apply(self.preprocessing.invert(self.images.double()))
 
     def to_images(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write one PNG per image, in one folder per class; the preprocessing is undone.
+        """Write one PNG per image with the preprocessing undone, in one folder per class.
 
-        The folders' names begin with the class index, so that their order is that of the classes.
+        Folder names begin with the class index, so they sort in class order.
 
         Args:
-            folder: Where to write. Made if missing; must be empty.
+            folder: Output folder, made if missing. It must be empty and writable, or UserError.
 
         Returns:
-            The file of each image, relative to the folder, in the order of the images.
-
-        Raises:
-            UserError: The folder holds something, or nothing can be written there.
+            Path of each image relative to ``folder``, in image order.
         """
         from trajmatch import pictures
 
@@ -258,7 +247,7 @@ class Artifact(Description):
         if any(root.iterdir()):
             raise UserError(f"{root} is not empty; give a new folder")
         digits = len(str(self.num_classes - 1))
-        # Class names may hold what a path may not ("T-shirt/top").
+        # Class names may contain characters that paths must not ("T-shirt/top").
         folders = [
             Path(f"{index:0{digits}d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}")
             for index, name in enumerate(self.class_names)
@@ -282,44 +271,38 @@ class Artifact(Description):
         return description
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that define the set, by their names in a file."""
-        # In the order of a file, on which the fingerprint depends.
+        """Return the tensors to store, by name."""
+        # The fingerprint depends on this order.
         named = {f"{_PARAMETER}{name}": tensor for name, tensor in sorted(self.parameters.items())}
         images = {"images": self.images} if self.keeps_rendered else {}
         return {**images, "labels": self.labels, **named, **self.preprocessing.tensors()}
 
     @property
     def _learned(self) -> list[Tensor]:
-        """Tensors that are the set: labels, and pixels or the parameters of the images."""
+        """Learned tensors: labels, and pixels or the parameters of the images."""
         return [self.labels, *(self.parameters.values() or [self.images])]
 
     @property
     def stored_values(self) -> int:
-        """Number of learned values: of images (or their parameters) and soft labels.
+        """Number of learned values in the images (or their parameters) and soft labels.
 
-        These are the floating-point numbers, and bytes, which hold numbers of fewer bits.
+        Counts floating-point values, and one-byte values, which quantised parametrisations use.
         """
         kinds = (each for each in self._learned if each.is_floating_point() or each.itemsize == 1)
         return sum(each.numel() for each in kinds)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that images (or their parameters) and labels take in a file."""
+        """Bytes of the images (or their parameters) and labels in a file."""
         return sum(each.nbytes for each in self._learned)
 
 
 def log_probabilities(probabilities: Tensor) -> Tensor:
-    """Return target logits whose softmax are the given probabilities.
+    """Return logits ``[n, K]``, float32, whose softmax is ``probabilities``.
 
     Args:
-        probabilities: Rows that sum to one. ``[n, K]``, floating point.
-
-    Returns:
-        Their logarithm, with that of the smallest float32 in place of minus infinity.
-        ``[n, K]``, float32.
-
-    Raises:
-        UserError: A row is not a probability distribution.
+        probabilities: Rows that sum to 1, or UserError. Zeros count as the smallest normal float32.
+            ``[n, K]``, floating point.
     """
     rows = probabilities
     if rows.ndim != 2 or not rows.is_floating_point():
@@ -328,7 +311,7 @@ def log_probabilities(probabilities: Tensor) -> Tensor:
             f"{rows.dtype} of shape {list(rows.shape)}"
         )
     sums = rows.sum(dim=1)
-    # Written so that NaN is found too. Rounding of half precision stays far below the tolerance.
+    # `not (... all)` also catches NaN. The tolerance is far above the rounding of half precision.
     if not ((rows >= 0).all() and ((sums - 1).abs() <= 1e-2).all()):
         raise UserError(
             "probabilities should be at least 0 and sum to 1 in each row, but the smallest is "
@@ -339,11 +322,7 @@ def log_probabilities(probabilities: Tensor) -> Tensor:
 
 
 def warn_of_ending(path: str | os.PathLike[str]) -> None:
-    """Warn of a file name that ends as files of another kind do, before an artifact is written.
-
-    Args:
-        path: The file.
-    """
+    """Warn if the file name of an artifact ends like another format."""
     suffix = Path(path).suffix
     if suffix.lower() in _OTHER_ENDINGS:
         warnings.warn(
@@ -355,15 +334,7 @@ def warn_of_ending(path: str | os.PathLike[str]) -> None:
 
 
 def save(path: str | os.PathLike[str], artifact: Artifact) -> None:
-    """Write an artifact, whole or not at all.
-
-    Args:
-        path: The file. Its folder must exist.
-        artifact: What to write.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
+    """Write an artifact as one atomic write; raise UserError if that fails."""
     if not isinstance(artifact, Artifact):
         raise TypeError(f"expected artifact to be an Artifact, but got {type(artifact).__name__}")
     version = FORMAT_VERSION
@@ -380,16 +351,10 @@ def save(path: str | os.PathLike[str], artifact: Artifact) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Artifact:
-    """Read an artifact and check all of it.
+    """Read an artifact that `trajmatch distill` or :func:`save` wrote, and check all of it.
 
-    Args:
-        path: A file that `trajmatch distill` or :func:`save` wrote.
-
-    Returns:
-        The artifact, its tensors on the CPU.
-
-    Raises:
-        UserError: The file is missing, cut off, damaged, not an artifact, or of a later format.
+    The tensors are on the CPU. Raises UserError if the file is missing, damaged, not an artifact,
+    or of a newer format version.
     """
     tensors, metadata = files.load_tensors(path)
     if metadata.get("format") != FORMAT:
@@ -404,6 +369,7 @@ def load(path: str | os.PathLike[str]) -> Artifact:
         )
     names = [each.name for each in fields(Description)]
     spec = metadata.get("parametrisation")
+    # Version 3 files hold parameters in place of images.
     wanted = {"labels"} if metadata["format_version"] > 2 else {"images", "labels", "pixels"}
     missing = [*(wanted - tensors.keys()), *({*names} - metadata.keys())]
     if missing:
@@ -427,6 +393,7 @@ def load(path: str | os.PathLike[str]) -> Artifact:
             keeps_rendered=keeps_rendered,
             **{name: metadata[name] for name in names},
         )
+    # Files of early releases have no other checksum.
     if metadata.get("sha256") != artifact.fingerprint:
         raise UserError(f"{path} is damaged: its content does not fit its checksum")
     return artifact
@@ -438,7 +405,7 @@ def _rendered(
     parameters: Mapping[str, Tensor],
     network: Mapping[str, Any],
 ) -> Tensor:
-    """Render the images of a file that does not keep them."""
+    """Render the images of a file that holds only their parameters."""
     kinds = (ValueError, KeyError, IndexError, TypeError, RuntimeError)
     with as_user_error(f"the images of {path} cannot be rendered: ", *kinds):
         if not isinstance(spec, str) or not is_built_in(spec):
@@ -454,7 +421,7 @@ def _rendered(
 
 
 def current_versions() -> dict[str, str]:
-    """Return the versions of the software that decides the result."""
+    """Return the software versions that affect results."""
     return {"trajmatch": __version__, "torch": torch.__version__}
 
 
@@ -466,9 +433,9 @@ def _check(holds: bool, what: str, wanted: str, value: object) -> None:
 def _check_network(spec: dict[str, Any], images: Tensor, num_classes: int) -> None:
     kinds = (ValueError, RuntimeError, TypeError, OverflowError)
     with as_user_error(f"the network {spec} cannot be built: ", *kinds):
-        # A network from elsewhere is made where it is used: to read a file imports no module.
+        # Do not build a user's own network here: loading a file must not import user code.
         if not networks.is_external(spec.get("name")):
-            with torch.device("meta"):  # no memory is touched, whatever sizes a damaged file claims
+            with torch.device("meta"):  # a damaged file may claim huge sizes: allocate nothing
                 networks.build(spec)
     sizes = ("in_channels", "image_size", "image_size", "num_classes")
     for name, value in zip(sizes, (*images.shape[1:], num_classes), strict=True):

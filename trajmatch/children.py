@@ -1,8 +1,7 @@
-"""Child processes that run a function of this package and report events.
+"""Child processes that run a function of this package and send events to the parent.
 
-A child has the interpreter flags, the environment and the ``sys.path`` of this process, and the
-very package that this process imported. Its job and its events are JSON on a socket of their own.
-What it prints, from its first line on, goes to the standard error stream.
+A child has the parent's interpreter flags, environment, ``sys.path`` and trajmatch package. Job
+and events are JSON on a socket; everything the child prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ Job = dict[str, Any]
 Event = dict[str, Any]
 Emit = Callable[[Event], None]
 
-#: Seconds after which the end of a child is looked for that closed no connection.
+#: Interval in seconds to poll for children that exited while their connection stays open.
 _LOOK = 1.0
 
-# Nothing but the built-in module sys is imported before sys.path is right.
+# Import only the built-in module sys before sys.path is set.
 _PROGRAM = """
 import sys
 package, descriptor, module, name, *sys.path[:] = sys.argv[1:]
@@ -46,10 +45,10 @@ sys.exit(main(int(descriptor), module, name))
 
 
 class Failed(Exception):
-    """The end of a child by an error that is not the user's; its traceback is on the error stream.
+    """Unexpected exit of a child process; its traceback is on stderr.
 
     Attributes:
-        status: Its exit status; negative: the number of the signal that killed it.
+        status: Exit status; if negative, the number of the signal that killed it.
     """
 
     def __init__(self, status: int) -> None:
@@ -63,28 +62,28 @@ def children(
     jobs: Sequence[Job],
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Iterator[Event]]:
-    """Run a function in child processes, which end with the context at the latest.
+    """Run a function in child processes; leaving the context terminates them.
 
-    The children are programs rather than forks: a fork of a process that has started threads may
-    hang, and a ``multiprocessing`` child would run the caller's script again. They are not in the
-    terminal's process group: ctrl-C reaches this process only, which then ends them by SIGTERM.
+    The children are new programs: a fork of a process with threads may hang, and a
+    ``multiprocessing`` child would run the caller's script again. Each has its own session: ctrl-C
+    reaches only this process, which then sends them SIGTERM.
 
     Args:
-        function: A function of a module of this package; gets the job and what emits events.
-        jobs: One for each child, as JSON can hold them.
-        environment: Variables for the children, besides those of this process.
+        function: Module-level function ``function(job, emit)`` of this package.
+        jobs: One job for each child, as JSON values.
+        environment: Extra environment variables for the children.
 
     Yields:
-        The events of all children, until all have ended. The iterator raises :class:`UserError` if
-        a child raised it, :class:`Failed` if a child ended otherwise, and
-        :class:`~trajmatch.interruption.Interrupted` if the run is to stop.
+        An iterator over the events of all children until all have ended. It raises
+        :class:`UserError` if a child raised it, :class:`Failed` if a child failed otherwise, and
+        :class:`~trajmatch.interruption.Interrupted` if the run should stop.
     """
     with contextlib.ExitStack() as stack:
         running = {}
         for job in jobs:
             connection, process = stack.enter_context(_started(function, job, environment))
             running[connection] = process
-        for process in running.values():  # all of them, before the first is waited for
+        for process in running.values():  # terminate all before _started waits for any
             stack.callback(process.terminate)
         yield _events(running)
 
@@ -93,11 +92,11 @@ def children(
 def _started(
     function: Callable[[Job, Emit], None], job: Job, environment: Mapping[str, str]
 ) -> Iterator[tuple[Connection, subprocess.Popen[bytes]]]:
-    """A running child; leaving the context ends it, finished or not."""
+    """Start a child and send it its job; terminate it when the context exits."""
     ours, theirs = Pipe()
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     arguments = [trajmatch.__file__, str(theirs.fileno()), function.__module__, function.__name__]
-    path = [entry for entry in sys.path if isinstance(entry, str)]  # imports skip all others
+    path = [entry for entry in sys.path if isinstance(entry, str)]  # imports skip other types
     with ours:
         with theirs:
             process = subprocess.Popen(
@@ -105,11 +104,11 @@ def _started(
                 stdin=subprocess.DEVNULL,
                 stdout=2,
                 env={**os.environ, **environment},
-                pass_fds=[theirs.fileno(), *lock.held()],  # locks outlive this process with it
+                pass_fds=[theirs.fileno(), *lock.held()],  # the child holds the locks too
                 start_new_session=True,
             )
         try:
-            with contextlib.suppress(ConnectionError):  # it ended at once: its status says so
+            with contextlib.suppress(ConnectionError):  # it ended at once: see its exit status
                 ours.send_bytes(json.dumps(job).encode())
             yield ours, process
         finally:
@@ -118,7 +117,7 @@ def _started(
 
 
 def _events(running: dict[Connection, subprocess.Popen[bytes]]) -> Iterator[Event]:
-    """The events of children until all have ended."""
+    """Yield the events of the children until all have ended."""
     while running:
         interruption.check()
         left = interruption.remaining()
@@ -133,7 +132,7 @@ def _events(running: dict[Connection, subprocess.Popen[bytes]]) -> Iterator[Even
             if "error" in message:
                 raise UserError(message["error"])
             yield message["event"]
-        if not ready:  # a process that a child has started may hold the child's connection open
+        if not ready:  # a grandchild may hold the connection of an exited child open
             for connection, process in running.items():
                 if process.poll() is not None and not connection.poll():
                     ended.append(connection)
@@ -143,16 +142,7 @@ def _events(running: dict[Connection, subprocess.Popen[bytes]]) -> Iterator[Even
 
 
 def main(descriptor: int, module: str, name: str) -> int:
-    """Run the program of a child; see :func:`children`.
-
-    Args:
-        descriptor: The connection to the parent.
-        module: Where the function is.
-        name: The function.
-
-    Returns:
-        The exit status.
-    """
+    """Run the function of a child process (see :func:`children`) and return the exit status."""
     connection = Connection(descriptor)
 
     def send(message: dict[str, Any]) -> None:
@@ -177,7 +167,7 @@ def main(descriptor: int, module: str, name: str) -> int:
 
 
 def _end_with_parent(connection: Connection) -> None:
-    """End this process as SIGTERM does when the parent's end of the connection closes."""
+    """Send this process SIGTERM when the parent closes its end of the connection."""
     with contextlib.suppress(EOFError, OSError):
         connection.recv_bytes()
     os.kill(os.getpid(), signal.SIGTERM)

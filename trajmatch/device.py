@@ -1,4 +1,4 @@
-"""The device that a user names: whether it is there, and whether the kernels run on it."""
+"""Choice of the compute device, and reasons why a GPU or the CUDA kernels cannot be used."""
 
 from __future__ import annotations
 
@@ -11,22 +11,18 @@ import torch
 from trajmatch._extension import REINSTALL, Fault, build_info, missing_kernels
 from trajmatch.errors import UserError, as_user_error
 
-#: The least compute capability that the CUDA kernels run on.
+#: Minimum compute capability of the CUDA kernels.
 LEAST_CAPABILITY = (7, 5)
 
-#: The driver's library, which torch has loaded where it can use a GPU.
+#: Library of the CUDA driver, already loaded by torch if a GPU is usable.
 DRIVER = "libcuda.so.1"
 
 
 def usable_device(name: str) -> str:
-    """The device to compute on, which is there and which the kernels run on.
+    """Return the name of the device to compute on; ``auto`` is resolved.
 
     Args:
-        name: Value of ``--device``: ``auto`` (:func:`automatic_device`), ``cpu``, ``cuda`` or
-            ``cuda:N``.
-
-    Returns:
-        The name; for ``auto`` what it stands for here.
+        name: Value of ``--device``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
         UserError: There is no such device, or it cannot be used.
@@ -47,16 +43,10 @@ def usable_device(name: str) -> str:
 
 
 def automatic_device() -> tuple[str, str]:
-    """The device that ``auto`` stands for: a GPU where one can be used, else the CPU.
+    """Return the device for ``auto`` and the reason; a GPU if one is usable, else the CPU.
 
-    The environment variable ``TRAJMATCH_DEVICE`` names another. Several processes of torchrun on
-    one machine take GPUs only if there is one for each.
-
-    Returns:
-        The device, and the reason for it; "" where the user named it.
-
-    Raises:
-        UserError: ``TRAJMATCH_DEVICE`` names no device that can be used.
+    ``TRAJMATCH_DEVICE`` overrides the choice (UserError if unusable), and the reason is "" then.
+    torchrun processes use GPUs only if the machine has one for each.
     """
     named = os.environ.get("TRAJMATCH_DEVICE", "auto")
     if named != "auto":
@@ -72,10 +62,10 @@ def automatic_device() -> tuple[str, str]:
 
 
 def cuda_fault(index: int | None = None) -> Fault | None:
-    """The reason why a GPU cannot be used, and what mends it; None where it can.
+    """Return the reason why a GPU cannot be used; None if it can.
 
     Args:
-        index: Its number; None for the current one.
+        index: Index of the GPU; None for the current one.
     """
     if torch.version.cuda is None:
         return Fault(
@@ -100,7 +90,7 @@ def cuda_fault(index: int | None = None) -> Fault | None:
 
 
 def _kernel_fault(index: int) -> Fault | None:
-    """The reason why the kernels of the build do not run on a GPU that torch can use."""
+    """Return the reason why the built kernels do not run on this GPU, or None."""
     build = build_info()
     nvcc = tuple(map(int, build["cuda"].split(".")))
     driver = _driver_release()
@@ -125,24 +115,25 @@ def _kernel_fault(index: int) -> Fault | None:
 
 
 def _driver_release() -> tuple[int, int]:
-    """The CUDA release that the driver is made for, e.g. ``(13, 0)``."""
+    """Return the CUDA release of the driver, e.g. ``(13, 0)``."""
     number = ctypes.c_int()
     ctypes.CDLL(DRIVER).cuDriverGetVersion(ctypes.byref(number))
     return number.value // 1000, number.value % 1000 // 10
 
 
 def _covers(architecture: str, capability: tuple[int, int], takes_ptx: bool) -> bool:
-    """True if code for an architecture of the build runs on a GPU of this compute capability."""
+    """True if code built for ``architecture`` runs on a GPU of this compute capability."""
     number, _, ptx = architecture.partition("+")
     major, minor = map(int, number.rstrip("af").split("."))
-    if number.endswith("a"):  # runs on that GPU alone
+    if number.endswith("a"):  # e.g. 9.0a: runs on that capability only
         return (major, minor) == capability
+    # Machine code runs on later minors of the same major; PTX on all later GPUs.
     same = major == capability[0] and minor <= capability[1]
     return same or bool(ptx and takes_ptx and (major, minor) <= capability)
 
 
 def _devices() -> str:
-    """The devices of this machine, for a reader."""
+    """List the devices of this machine for a message."""
     gpus = torch.cuda.device_count() if torch.version.cuda else 0
     fault = cuda_fault()
     names = ", ".join(["cpu", *(f"cuda:{index}" for index in range(gpus))])

@@ -1,12 +1,8 @@
-"""Reading and writing files so that what is on disk is always whole.
+"""Atomic file writes, and safetensors files with JSON metadata and a checksum.
 
-Every write goes to a temporary name in the same folder, is flushed to the disk and then renamed, so
-that a reader finds the old content or the new one and never a part. Every failure is a
-:class:`~trajmatch.errors.UserError` that names the path. Tensors are kept as safetensors, with one
-JSON text as metadata, which has a checksum of the whole; nothing here reads a pickle.
-
-What is read may be damaged or made to do harm: JSON is bounded, and the safetensors library
-compares the sizes that a header claims with the file's before it allocates anything of that size.
+A write goes to a temporary file in the same folder, is flushed (fsync) and then renamed. Failures
+are :class:`~trajmatch.errors.UserError` with the path. Input may be damaged or hostile: JSON size
+is limited, safetensors checks the sizes in a header against the file, and pickle is never used.
 """
 
 from __future__ import annotations
@@ -34,36 +30,26 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 
-# All metadata is one JSON text under this key: safetensors keeps several keys in no fixed order,
-# which would make the bytes of two equal files differ. It is also how a file of ours is told from
-# others.
+# All metadata is one JSON text under this key. safetensors writes several keys in no fixed order,
+# so equal files could differ in bytes. The key also identifies files that trajmatch wrote.
 METADATA_KEY = "trajmatch"
-#: Reserved in all metadata: SHA-256 of the tensors, and of the other metadata. Older files have
-#: none.
+#: Reserved metadata key: SHA-256 of the tensors and of the other metadata. Missing in older files.
 CHECKSUM = "checksum"
 
-#: Bytes of a JSON text at most: as Python objects it takes 30 times as much memory. The names of
-#: 20,000 classes are half of that.
+#: Maximum size of a JSON text in bytes. Parsed Python objects take 30 times as much memory. The
+#: names of 20,000 classes take half of the limit.
 MOST_JSON = 2**21
 
 _LEFTOVER = re.compile(r"\.trajmatch-[0-9a-f]{16}\.tmp")
-#: Age in seconds from which an unfinished file belongs to a writer that was killed.
+#: Age in seconds at which a temporary file counts as left over from a killed process.
 _LEFTOVER_AGE = 3600
 
-#: Errors of a disk that fails or is full. Others mean that a file system lacks an operation.
+#: errno values of a failing or full disk. Others mean that the file system lacks an operation.
 _DISK_ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
-    """Write a file, or leave what was there.
-
-    Args:
-        path: The file. Its folder must exist.
-        data: The content.
-
-    Raises:
-        UserError: It cannot be written.
-    """
+    """Write a file atomically; its folder must exist. Raises UserError if that fails."""
     path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"cannot write {path}: it is a device or a pipe; choose a file")
@@ -80,36 +66,20 @@ def write_bytes(path: PathLike, data: bytes) -> None:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Write a text in UTF-8, or leave what was there; see :func:`write_bytes`."""
+    """Write a text in UTF-8 with :func:`write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: PathLike, obj: Any) -> None:
     """Write an object as JSON with sorted keys, so that equal objects give equal bytes.
 
-    Args:
-        path: The file. Its folder must exist.
-        obj: What JSON can hold; NaN and infinity are refused, since JSON has no word for them.
-
-    Raises:
-        UserError: It cannot be written, or is too large to be read again.
+    Raises UserError for NaN, infinity, or a text that is too large for :func:`read_json`.
     """
     write_text(path, _to_json(path, obj, indent=2) + "\n")
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content.
-
-    Raises:
-        UserError: The file is missing, cannot be read, is too large, or does not hold a JSON
-            object.
-    """
+    """Read a JSON object; UserError if it is missing, too large or not a JSON object."""
     with as_user_error(f"cannot read {path}: ", OSError), Path(path).open("rb") as file:
         return _from_json(path, file.read(MOST_JSON + 1))
 
@@ -121,16 +91,16 @@ def save_tensors(
     *,
     allow_nonfinite: bool = False,
 ) -> None:
-    """Write named tensors and a description of them. Equal content gives equal bytes.
+    """Write named tensors and metadata. Equal content gives equal bytes.
 
     Args:
         path: The file. Its folder must exist.
-        tensors: What to write, of any shape, dtype and device.
-        metadata: What JSON can hold, without an entry :data:`CHECKSUM`.
-        allow_nonfinite: True to write NaN and infinity too.
+        tensors: Tensors of any shape, dtype and device.
+        metadata: JSON values, without a key :data:`CHECKSUM`.
+        allow_nonfinite: True to accept NaN and infinity in tensors.
 
     Raises:
-        UserError: A tensor holds NaN or infinity, or the file cannot be written.
+        UserError: A tensor has NaN or infinity, or the file cannot be written.
     """
     from safetensors.torch import save
 
@@ -141,8 +111,8 @@ def save_tensors(
                     f"cannot write {path}: tensor {name!r} holds values that are not finite"
                 )
     separate = _separate(tensors)
-    content = json.loads(_to_json(path, metadata))  # as a reader will have it
-    # Half, because the header has this text as a string, with a backslash before each quote.
+    content = json.loads(_to_json(path, metadata))  # checksum of what load_tensors will parse
+    # Half of the limit: the header escapes each quote of this text with a backslash.
     checksum = {"metadata": json_checksum(content), "tensors": _checksum(separate)}
     described = {**content, CHECKSUM: checksum}
     text = _to_json(path, described, most=MOST_JSON // 2)
@@ -150,17 +120,9 @@ def save_tensors(
 
 
 def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read all of a file that :func:`save_tensors` wrote, and check it.
+    """Read a file of :func:`save_tensors`; return its tensors, on the CPU, and its metadata.
 
-    Args:
-        path: The file.
-
-    Returns:
-        The tensors, on the CPU, and the metadata.
-
-    Raises:
-        UserError: The file is missing, cut off, was not written by trajmatch, or does not fit its
-            checksum.
+    Raises UserError if it is missing, not from trajmatch, or does not match its checksum.
     """
     with open_tensors(path) as handle:
         metadata, checksum = _metadata(path, handle)
@@ -171,61 +133,37 @@ def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_metadata(path: PathLike) -> dict[str, Any]:
-    """Read the metadata of a file that :func:`save_tensors` wrote, and no tensor.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The metadata.
-
-    Raises:
-        UserError: The file is missing, cut off, or was not written by trajmatch.
-    """
+    """Read only the metadata of a file of :func:`save_tensors`."""
     with open_tensors(path) as handle:
         return _metadata(path, handle)[0]
 
 
 def has_checksum(path: PathLike) -> bool:
-    """True if a file of :func:`save_tensors` has a checksum; those of early releases have none.
-
-    Args:
-        path: The file.
-
-    Raises:
-        UserError: The file is missing, cut off, or was not written by trajmatch.
-    """
+    """True if a file of :func:`save_tensors` has a checksum; early releases wrote none."""
     with open_tensors(path) as handle:
         return _metadata(path, handle)[1] is not None
 
 
 def json_checksum(content: Mapping[str, Any]) -> str:
-    """SHA-256 of what JSON can hold, whatever the order of its keys, in hexadecimal."""
+    """Return the hexadecimal SHA-256 of a JSON object, independent of key order."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def open_tensors(path: PathLike) -> Iterator[safe_open]:
-    """Map a file that :func:`save_tensors` wrote, to read only parts of it.
+    """Memory-map a file of :func:`save_tensors` to read parts of it.
 
-    Args:
-        path: The file.
-
-    Yields:
-        The open file of the safetensors library: ``get_tensor(name)``, and
-        ``get_slice(name)[first:last]``, which touches only those rows.
-
-    Raises:
-        UserError: The file is missing, cut off, or was not written by trajmatch.
+    Yields the safetensors handle: ``get_tensor(name)``, and ``get_slice(name)[first:last]``, which
+    reads only those rows. Raises UserError if the file is missing or is not safetensors.
     """
     from safetensors import SafetensorError, safe_open
 
-    # The library's own words leave out the cause.
+    # Open it first: the safetensors message for an unreadable file lacks the cause.
     with as_user_error(f"cannot read {path}: ", OSError), Path(path).open("rb"):
         pass
     damaged = f"{path} is damaged, cut off or not a safetensors file: "
-    # OSError: a pipe. TypeError: a size beyond 64 bits beside a 0.
+    # OSError: a pipe. TypeError: a shape with a 0 and a size above 64 bits.
     with (
         as_user_error(damaged, OSError, SafetensorError, TypeError),
         safe_open(path, framework="pt", device="cpu") as handle,
@@ -234,25 +172,13 @@ def open_tensors(path: PathLike) -> Iterator[safe_open]:
 
 
 def beside(path: PathLike, ending: str) -> Path:
-    """Name the file beside an artifact that has its name and another ending.
-
-    Args:
-        path: The artifact, whose name may end in ``.safetensors``.
-        ending: Ending of the other file, e.g. ``".jsonl"``.
-    """
+    """Return the path next to an artifact with its ``.safetensors``, if any, replaced."""
     path = Path(path)
     return path.with_name(path.name.removesuffix(".safetensors") + ending)
 
 
 def check_writable(folder: PathLike) -> None:
-    """Make a folder, with its parents, and make sure that files can be written in it.
-
-    Args:
-        folder: The folder. It may exist.
-
-    Raises:
-        UserError: It cannot be made, or nothing can be written in it.
-    """
+    """Make a folder with its parents; UserError if files cannot be written in it."""
     probe = temporary_beside(Path(folder) / "file")
     refused = f"cannot write in the folder {folder}: "
     with as_user_error(refused, OSError, advice="; choose another"):
@@ -262,11 +188,7 @@ def check_writable(folder: PathLike) -> None:
 
 
 def remove_leftovers(folder: PathLike) -> None:
-    """Remove the unfinished files and folders of writers that were killed an hour ago or earlier.
-
-    Args:
-        folder: Where they were writing.
-    """
+    """Remove temporary files and folders that are more than an hour old from a folder."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             if _LEFTOVER.fullmatch(entry.name) and not entry.is_symlink():
@@ -278,24 +200,17 @@ def remove_leftovers(folder: PathLike) -> None:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A new hidden name in the folder of a path; :func:`remove_leftovers` knows it."""
+    """Return a new hidden path next to ``path`` that :func:`remove_leftovers` recognises."""
     return path.with_name(f".trajmatch-{secrets.token_hex(8)}.tmp")
 
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill, and rename it to ``folder`` when all went well.
+    """Yield a temporary folder to fill, and rename it to ``folder`` if the block succeeds.
 
-    Args:
-        folder: The new folder; it does not exist, or is empty. Its parents are made.
-
-    Yields:
-        The folder to write in, beside the new one.
-
-    Raises:
-        UserError: There is something already, or it cannot be written.
+    Makes parent folders. Raises UserError if ``folder`` is not empty or cannot be written.
     """
-    folder = folder.absolute()  # the current folder has no name otherwise
+    folder = folder.absolute()  # the path "." has no name
     check_new(folder)
     temporary = temporary_beside(folder)
     try:
@@ -311,14 +226,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_new(path: Path) -> None:
-    """Make sure that nothing would be written over.
-
-    Args:
-        path: The file or folder to make. It does not exist, or is an empty folder.
-
-    Raises:
-        UserError: It exists.
-    """
+    """Raise UserError if ``path`` exists, unless it is an empty folder."""
     with as_user_error(f"cannot write {path}: ", OSError):
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
     if taken:
@@ -326,16 +234,10 @@ def check_new(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk.
+    """Flush (fsync) a file, or the names in a folder: a power cut can lose unflushed names.
 
-    A power cut can lose a new name that is not. Some file systems (shares of virtual machines, SMB,
-    FUSE) cannot flush a folder; the names are then as safe as they get.
-
-    Args:
-        path: The file or folder.
-
-    Raises:
-        OSError: The disk fails or is full, or a file cannot be flushed.
+    Ignores file systems that cannot flush a folder (shares of virtual machines, SMB, FUSE). Raises
+    OSError if the disk fails or is full, or if a file cannot be flushed.
     """
     folder = path.is_dir()
     try:
@@ -350,7 +252,7 @@ def flush(path: Path) -> None:
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors that share no memory, as safetensors wants them."""
+    """Return contiguous CPU tensors that share no memory, as safetensors requires."""
     separate: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
@@ -363,7 +265,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _metadata(path: PathLike, handle: safe_open) -> tuple[dict[str, Any], dict[str, str] | None]:
-    """The metadata, compared with its checksum, and the checksums, if there are any."""
+    """Return the metadata, verified against its checksum, and the checksums (None in old files)."""
     text = (handle.metadata() or {}).get(METADATA_KEY)
     if text is None:
         raise UserError(f"{path} is a safetensors file, but not one that trajmatch wrote")

@@ -1,4 +1,4 @@
-"""Objects that a user names as ``package.module:NAME``: data sets, networks and matching terms."""
+"""Import of user objects named ``package.module:NAME``: data sets, networks, matching terms."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACKAGE = str(Path(__file__).parent)
 
 
 def search_current_folder() -> None:
-    """Put the current folder at the end of ``sys.path``, unless it is there already."""
+    """Append the current folder to ``sys.path`` if it is missing."""
     with contextlib.suppress(OSError):  # the folder was deleted
         folder = os.getcwd()
         if folder not in sys.path:
@@ -29,29 +29,20 @@ def search_current_folder() -> None:
 
 
 def import_object(address: str) -> Any:
-    """Import a module and return one of its attributes.
+    """Import a module and return the attribute at ``package.module:NAME``.
 
-    The module is looked for where Python looks, and then in the current folder.
-
-    Args:
-        address: ``package.module:NAME``.
-
-    Returns:
-        The attribute.
-
-    Raises:
-        UserError: There is no such module or attribute, or the module fails when it is imported;
-            the message names the line.
+    The current folder is searched after ``sys.path``. Raises UserError if the module or attribute
+    does not exist, or if the import fails (with the line).
     """
     module_name, _, name = address.partition(":")
     search_current_folder()
-    importlib.invalidate_caches()  # the module may be newer than Python's list of the folder
+    importlib.invalidate_caches()  # the module file may be newer than Python's cache of the folder
     with blamed(f"{address} cannot be used: the module {module_name}"):
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if not error.name or not f"{module_name}.".startswith(f"{error.name}."):
-                raise  # a module that the user's module needs
+                raise  # a dependency of the user's module is missing
             raise UserError(
                 f"there is no Python module {error.name!r}, which {address!r} needs, neither in "
                 "the current folder nor where Python looks; put the folder of your module into "
@@ -66,16 +57,9 @@ def import_object(address: str) -> Any:
 
 
 def named(flag: str, what: str, name: str, table: Mapping[str, T]) -> T | Any:
-    """Return the part of a name, or the object of ``package.module:NAME``.
+    """Return ``table[name]``, or import the object ``package.module:NAME``.
 
-    Args:
-        flag: The flag that names it, for messages.
-        what: A word for what it is, for messages.
-        name: The name, or an address.
-        table: The parts that have a name.
-
-    Raises:
-        UserError: There is no such name, module or attribute.
+    Raises UserError if it does not exist, with ``flag`` and the noun ``what`` in the message.
     """
     if name in table:
         return table[name]
@@ -90,22 +74,14 @@ def named(flag: str, what: str, name: str, table: Mapping[str, T]) -> T | Any:
 def parsed(
     flag: str, spec: str, names: Collection[str]
 ) -> tuple[str, list[int | float | str], dict[str, int | float | str]]:
-    """Split the spec of a part into its name and its settings.
+    """Split the spec ``NAME`` or ``NAME:SETTINGS`` into name, positional and keyword values.
 
-    Args:
-        flag: The flag that has it, for messages.
-        spec: ``NAME`` or ``NAME:SETTINGS``, where ``NAME`` is one of the names or
-            ``package.module:NAME``. Settings are values, and then ``NAME=VALUE``, with commas in
-            between.
-        names: Parts that have a name.
-
-    Returns:
-        The name, the values without a name, and those with one; numbers where they are numbers.
-
-    Raises:
-        UserError: A value stands after one with a name, or a name comes twice.
+    Settings are comma-separated values, then ``KEY=VALUE`` pairs; numbers are converted. ``NAME``
+    is one of ``names`` or ``package.module:NAME``. Raises UserError, with ``flag``, for a wrong
+    order or a duplicate key.
     """
     name, colon, text = spec.partition(":")
+    # In "pkg.mod:NAME:SETTINGS" the first colon belongs to the name.
     attribute, second, more = text.partition(":")
     if name not in names and attribute.isidentifier():
         name, colon, text = f"{name}:{attribute}", second, more
@@ -124,13 +100,10 @@ def parsed(
 
 
 def made(flag: str, what: str, spec: str, table: Mapping[str, Any]) -> Any:
-    """Make the part of a spec: see :func:`parsed` and :func:`named`.
+    """Make the component of a spec; see :func:`parsed` and :func:`named` for the arguments.
 
-    A class is called with the settings, and so is a function that is given some; another object is
-    the part itself.
-
-    Raises:
-        UserError: There is no such part, or it does not take these settings, or it fails.
+    Calls classes, built-ins, and functions with settings; returns any other object as it is. Raises
+    UserError if the component does not exist, rejects the settings, or fails.
     """
     name, values, settings = parsed(flag, spec, table)
     found = named(flag, what, name, table)
@@ -151,15 +124,9 @@ def made(flag: str, what: str, spec: str, table: Mapping[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def blamed(what: str) -> Iterator[None]:
-    """Turn an exception of a user's code into a message that names its line.
+    """Turn an exception in user code into a UserError ``WHAT failed: ...`` with the line.
 
-    An allocation that fails is no fault of that code: its exception passes as it is.
-
-    Args:
-        what: The code that runs in the block, for the message.
-
-    Raises:
-        UserError: The block raised an exception, which is the cause of this one.
+    Out-of-memory errors pass unchanged: they are not a fault of that code.
     """
     try:
         yield
@@ -172,23 +139,14 @@ def blamed(what: str) -> Iterator[None]:
 
 
 def expect_kind(what: str, value: object, kind: type[Any]) -> None:
-    """Make sure that what a user's code made is of a class of the package.
-
-    Args:
-        what: The flag and what it was given, for the message.
-        value: What was made.
-        kind: The class.
-
-    Raises:
-        UserError: It is of another.
-    """
+    """Raise UserError unless ``value`` is an instance of ``kind``; ``what`` starts the message."""
     if not isinstance(value, kind):
         wanted = f"{kind.__module__}.{kind.__name__}"
         raise UserError(f"{what} should be a subclass of {wanted}, but made {described(value)}")
 
 
 def described(value: object) -> str:
-    """Name the kind of what a user's code made, in words for a message."""
+    """Return the type of a value in words for a message."""
     if value is None:
         return "None"
     size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
@@ -204,9 +162,9 @@ def _number(text: str) -> int | float | str:
 
 
 def _place(error: BaseException) -> str:
-    """`` (FILE, line N)`` of the user's line that led to an exception; empty if there is none."""
+    """Return `` (FILE, line N)`` of the outermost frame in user code, or ""."""
     if isinstance(error, SyntaxError):
-        return ""  # its text has the place
+        return ""  # its message already has file and line
     for frame in traceback.extract_tb(error.__traceback__):
         ours = frame.filename.startswith((_PACKAGE, "<frozen", importlib.__file__))
         if not ours:

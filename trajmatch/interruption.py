@@ -1,9 +1,7 @@
-"""Stopping a run from outside: by a signal, or because the time it was given is up.
+"""Stop requests for a run: signal handlers and time limits.
 
-Nothing here happens by itself. A program that wants its signals handled enters :func:`signals`; a
-function that works on something which must not be left in the middle enters :func:`held`, in which
-a signal waits until the function asks with :func:`check`, writes what is needed to go on, and lets
-:class:`Interrupted` through. Everywhere else the signal raises it at once.
+Programs enter :func:`signals` to turn signals into :class:`Interrupted`. Inside :func:`held` a
+signal waits until the code calls :func:`check`, so that it can write a checkpoint first.
 """
 
 from __future__ import annotations
@@ -18,10 +16,10 @@ from types import FrameType
 
 from trajmatch.errors import UserError
 
-#: Exit status of a run whose time was up: ``EX_TEMPFAIL`` of sysexits.h, "try again".
+#: Exit status after a time limit: ``EX_TEMPFAIL`` of sysexits.h, "try again".
 OUT_OF_TIME = 75
 
-#: Exit status of a run that a signal ended: that of SIGTERM.
+#: Exit status after SIGTERM.
 ENDED = 128 + signal.SIGTERM
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -29,14 +27,13 @@ _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 class Interrupted(BaseException):
-    """A request to stop the run. Like ``KeyboardInterrupt``, it is not an error to catch.
+    """Request to stop the run. A BaseException, like ``KeyboardInterrupt``: not an error to catch.
 
     Attributes:
-        cause: What stopped it, e.g. ``"SIGTERM"``.
-        status: The exit status that says so: 128 and the signal's number, or
-            :data:`OUT_OF_TIME`.
-        kept: The state on the disk, for people; empty where nothing was written for that.
-        resumes: True if ``--resume`` goes on from there, in commands that have that flag.
+        cause: Name of the cause, e.g. ``"SIGTERM"``.
+        status: Exit status: 128 plus the signal number, or :data:`OUT_OF_TIME`.
+        kept: Message about the saved state; empty if nothing was saved.
+        resumes: True if ``--resume`` continues from the saved state.
     """
 
     def __init__(self, cause: str, status: int) -> None:
@@ -45,15 +42,15 @@ class Interrupted(BaseException):
 
 
 class _Watch:
-    """State of this process: when it began, its deadline, and a signal that is pending."""
+    """State of this process: start time, deadline and pending signal."""
 
-    began: float | None = None  # of the program that handles signals
+    began: float | None = None  # time of entering signals()
     deadline: float | None = None
     pending: Interrupted | None = None
     held = False
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal; a second ctrl-C does not wait for what the first one waits for."""
+        """Handle a signal; a second ctrl-C raises KeyboardInterrupt at once."""
         if self.pending is not None:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -68,10 +65,10 @@ _watch = _Watch()
 
 @contextmanager
 def signals() -> Iterator[None]:
-    """Make ctrl-C, SIGTERM and SIGHUP stop the program by :class:`Interrupted`.
+    """Make ctrl-C, SIGTERM and SIGHUP raise :class:`Interrupted`.
 
-    A signal that the program was started to ignore (``nohup``) is ignored as before. Outside of the
-    main thread, which alone hears of signals, this does nothing.
+    Ignored signals (``nohup``) stay ignored. Does nothing outside the main thread, which alone
+    receives signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -85,23 +82,17 @@ def signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # None: it was not installed from Python
+            if handler is not None:  # None: a handler that was not installed from Python
                 signal.signal(number, handler)
         _watch.began, _watch.pending = outer, None
 
 
 @contextmanager
 def time_limit(text: str | None) -> Iterator[None]:
-    """Let :func:`check` raise when a time is up.
+    """Make :func:`check` raise after a duration (see :func:`seconds`); None sets no limit.
 
-    It is counted from when the program began to handle :func:`signals`, or else from here. Of
-    several limits the earliest counts.
-
-    Args:
-        text: As for :func:`seconds`; None sets no limit.
-
-    Raises:
-        UserError: It is no duration.
+    The time counts from entering :func:`signals`, or from here without it. Of nested limits the
+    earliest counts. Raises UserError for an invalid duration.
     """
     outer = _watch.deadline
     if text is not None:
@@ -116,7 +107,7 @@ def time_limit(text: str | None) -> Iterator[None]:
 
 @contextmanager
 def held(wait: bool = True) -> Iterator[None]:
-    """Make signals wait for :func:`check`, so that work under way is not left in the middle."""
+    """Delay signals until :func:`check`, so that work is not stopped halfway."""
     before, _watch.held = _watch.held, wait
     try:
         yield
@@ -126,10 +117,9 @@ def held(wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def released() -> Iterator[None]:
-    """Inside of :func:`held`: work that changes nothing, and may be stopped in the middle.
+    """Allow a stop at any point again inside :func:`held`, for work that changes nothing.
 
-    Raises:
-        Interrupted: At once, if there was a signal already or the time is up.
+    Raises :class:`Interrupted` at once if a stop is already pending.
     """
     with held(wait=False):
         check()
@@ -137,18 +127,14 @@ def released() -> Iterator[None]:
 
 
 def check() -> None:
-    """Stop here if the run was asked to.
-
-    Raises:
-        Interrupted: There was a signal, or the time is up.
-    """
+    """Raise :class:`Interrupted` if a signal is pending or the time is up."""
     stop = wish()
     if stop is not None:
         raise stop
 
 
 def wish() -> Interrupted | None:
-    """Return what :func:`check` would raise, or None."""
+    """Return the exception that :func:`check` would raise, or None."""
     left = remaining()
     if _watch.pending is None and left is not None and left <= 0:
         return Interrupted("--max-time", OUT_OF_TIME)
@@ -156,18 +142,14 @@ def wish() -> Interrupted | None:
 
 
 def remaining() -> float | None:
-    """Seconds until the time is up; None without a :func:`time_limit`."""
+    """Return the seconds until the deadline; None without a :func:`time_limit`."""
     return None if _watch.deadline is None else _watch.deadline - time.monotonic()
 
 
 def seconds(text: str) -> float:
-    """Convert a duration such as ``90m``, ``1h30m``, ``2d`` or ``45s``.
+    """Convert a duration such as ``90m``, ``1h30m``, ``2d`` or ``45s`` to seconds.
 
-    Args:
-        text: Numbers, each with its unit: d, h, m or s.
-
-    Raises:
-        UserError: It is no such text, or nothing at all.
+    Raises UserError for any other text, and for zero.
     """
     parts = re.findall(r"(\d{1,9})([dhms])", text, re.ASCII)
     total = sum(int(number) * _UNITS[unit] for number, unit in parts)

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used, so that PyTorch can wait."""
+"""Lazy import of the public names of a package, so that PyTorch loads only when needed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any
 
 
 def lazily(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a package whose public names stand in other modules.
+    """Return a package ``__getattr__`` that imports names at first use.
 
-    Args:
-        package: Its ``__name__``.
-        modules: The names that each module defines, separated by spaces.
+    ``modules`` maps each module to its public names, separated by spaces.
     """
     module_of = {name: module for module, names in modules.items() for name in names.split()}
 

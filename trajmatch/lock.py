@@ -1,4 +1,4 @@
-"""Advisory locks on what commands write, so that two processes never write to one place."""
+"""File locks that keep two processes from writing the same file or folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from trajmatch import files
 from trajmatch.errors import UserError, as_user_error
 
-#: Openings of a lock file that its holder may remove meanwhile. More are a file system's fault.
+#: Attempts to lock a file whose previous holder may remove it. More would be a file system fault.
 _TRIES = 100
 
 _held: set[int] = set()
@@ -22,22 +22,21 @@ _held: set[int] = set()
 
 @contextlib.contextmanager
 def locked(path: Path, *, inside: bool = False) -> Iterator[None]:
-    """Hold the lock of a file or folder while this process writes it.
+    """Hold the file lock of a file or folder while this process writes it.
 
-    The lock is an ``flock`` on a hidden file, which is removed at the end. The system frees it when
-    the last process that holds it ends, however that happens: this one and its
-    :mod:`~trajmatch.children`. A file that a killed process left locks nothing. Where a file
-    system has no locks, a warning says so and there is none.
+    The lock is an ``flock`` on a hidden file. The system frees it when this process and its
+    :mod:`~trajmatch.children` have ended, so a file left by a killed process locks nothing. On file
+    systems without locks it only warns.
 
     Args:
         path: The file or folder.
-        inside: True to put the lock file into the folder ``path``, which is made if it is missing,
-            rather than beside ``path``. The parent of ``path`` need not be writable then.
+        inside: True to put the lock file into the folder ``path`` (made if missing), not next to
+            it: the parent need not be writable then.
 
     Raises:
-        UserError: Another process holds the lock (it is named), or the lock file cannot be written.
+        UserError: Another process holds the lock (named), or the lock file cannot be written.
     """
-    whole = path.absolute()  # the current folder has no name otherwise
+    whole = path.absolute()  # the path "." has no name
     file = whole / ".lock" if inside else whole.with_name(f".{whole.name}.lock")
     files.check_writable(file.parent)
     descriptor = _acquire(file, path)
@@ -51,17 +50,17 @@ def locked(path: Path, *, inside: bool = False) -> Iterator[None]:
         _held.remove(descriptor)
         with contextlib.suppress(OSError):
             if _is_there(descriptor, file):
-                file.unlink()  # before it is free: nobody else can hold a file of this name
+                file.unlink()  # before closing: nobody else can hold the lock on this name yet
         os.close(descriptor)
 
 
 def held() -> list[int]:
-    """File descriptors of the locks that this process holds, for its children."""
+    """Return the file descriptors of the held locks, to pass to child processes."""
     return sorted(_held)
 
 
 def _acquire(file: Path, path: Path) -> int | None:
-    """Return a descriptor of the locked file; None where the file system has no locks."""
+    """Return a descriptor of the locked file; None if the file system has no locks."""
     for tries_left in reversed(range(_TRIES)):
         with as_user_error(f"cannot write {file}: ", OSError):
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -83,10 +82,11 @@ def _acquire(file: Path, path: Path) -> int | None:
                 stacklevel=4,
             )
             return None
+        # The previous holder may have removed the file after we opened it: try again.
         if _is_there(descriptor, file) or not tries_left:
             break
         os.close(descriptor)
-    with contextlib.suppress(OSError):  # a full disk; the text is for people only
+    with contextlib.suppress(OSError):  # a full disk does not matter: the text is only for messages
         os.ftruncate(descriptor, 0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         os.write(
@@ -96,7 +96,7 @@ def _acquire(file: Path, path: Path) -> int | None:
 
 
 def _is_there(descriptor: int, file: Path) -> bool:
-    """True if an open file still has its name: the holder before may have removed it."""
+    """True if the open file is still the one with this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), file.stat())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Memory and threads of a program: what is free, what it keeps, how many it computes on."""
+"""Memory measurements and limits, and a single-thread context."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ _LARGEST_BLOCK = 2**30
 
 
 def keep_freed_memory() -> None:
-    """Make the C library keep large blocks for the next use, where it is glibc.
+    """Make glibc keep large freed blocks for reuse instead of returning them to the kernel.
 
-    By default it gives blocks of 32 MiB and more back to the kernel and gets new ones, zeroed page
-    by page when they are first touched. A training step frees and wants the same blocks again and
-    again; without this about half of its time goes there. For programs, not for a library: it
-    concerns the whole process, whose size does not shrink any more.
+    By default glibc returns blocks of 32 MiB and more, and the kernel zeroes new ones page by page;
+    about half the time of a training step goes there. Only for programs: it affects the whole
+    process, whose memory no longer shrinks.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -38,10 +37,9 @@ def keep_freed_memory() -> None:
 
 
 def available_memory() -> int:
-    """Return the bytes still free without swapping, within the limit of the container.
+    """Return the free bytes without swapping, within the container's limit.
 
-    Returns:
-        What the kernel estimates where it is Linux; elsewhere all memory of the machine.
+    This is the kernel's estimate on Linux; elsewhere the total memory of the machine.
     """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -49,25 +47,16 @@ def available_memory() -> int:
     except (OSError, KeyError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # no such group, or its limit is "max"
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or the limit is "max"
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        # What the group's files take in the page cache is given back on demand.
+        # The kernel reclaims inactive page cache on demand.
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         free = min(free, limit - used + int(stat.get("inactive_file", 0)))
     return free
 
 
 def check_memory(what: str, needed: int, advice: str) -> None:
-    """Refuse what does not fit into the free memory, before any of it is allocated.
-
-    Args:
-        what: Name of what takes the memory, for the message; a plural.
-        needed: Its size in bytes.
-        advice: Remedy, for the message.
-
-    Raises:
-        UserError: There is less memory.
-    """
+    """Raise UserError ``WHAT take ... GB, but ...; ADVICE`` if ``needed`` bytes are not free."""
     free = available_memory()
     if needed > free:
         raise UserError(
@@ -77,14 +66,7 @@ def check_memory(what: str, needed: int, advice: str) -> None:
 
 
 def reset_peak(device: str | torch.device) -> bool:
-    """Forget the peak of memory so far.
-
-    Args:
-        device: The CPU for the process, a GPU for PyTorch's allocator there.
-
-    Returns:
-        True where the system allows that; otherwise :func:`peak_bytes` is of the whole life.
-    """
+    """Reset :func:`peak_bytes`; False if the system cannot, so it covers the whole process."""
     import torch
 
     if torch.device(device).type == "cuda":
@@ -98,7 +80,7 @@ def reset_peak(device: str | torch.device) -> bool:
 
 
 def peak_bytes(device: str | torch.device) -> int:
-    """Return the peak of memory so far: of PyTorch's allocator on a GPU, else of this process."""
+    """Return the peak memory in bytes: PyTorch's allocator on a GPU, else this process."""
     import torch
 
     if torch.device(device).type == "cuda":
@@ -108,7 +90,7 @@ def peak_bytes(device: str | torch.device) -> int:
 
 
 def used_bytes(device: str | torch.device) -> int:
-    """Return the memory in use now, whose peak :func:`peak_bytes` is."""
+    """Return the bytes in use now; :func:`peak_bytes` is their peak."""
     import torch
 
     if torch.device(device).type == "cuda":
@@ -117,18 +99,18 @@ def used_bytes(device: str | torch.device) -> int:
 
 
 def free_bytes(device: str | torch.device) -> int:
-    """Return the free memory: :func:`available_memory`, or that of a GPU."""
+    """Return the free bytes: of the GPU with PyTorch's cache, or :func:`available_memory`."""
     import torch
 
     if torch.device(device).type == "cuda":
+        # PyTorch's allocator can reuse its cache.
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     return available_memory()
 
 
-#: Texts of exceptions of PyTorch, CUDA and the C++ library that say that an allocation failed, in
-#: lower case. The convolution library tries its algorithms one after another, and gives up with the
-#: last text where none gets its workspace.
+#: Lower-case parts of out-of-memory messages from PyTorch, CUDA and the C++ library. The last one
+#: is raised for a convolution if no cuDNN algorithm gets its workspace.
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -142,10 +124,7 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for an exception of an allocation that failed, on the CPU or on a GPU.
-
-    Only some of these exceptions have a class of their own: the others are told by their text.
-    """
+    """True for a failed allocation on the CPU or a GPU; some are only known by their message."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -155,17 +134,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def resident_memory() -> int:
-    """Bytes of main memory that this process takes now; 0 where the system does not say."""
+    """Return the resident bytes of this process; 0 if the system does not say."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
 
 
 def device_memory() -> int:
-    """Bytes that this process has reserved on CUDA devices, 0 where it uses none.
-
-    Torch is not loaded and no device is touched to find that out.
-    """
+    """Return the bytes this process has reserved on CUDA devices, without loading torch or CUDA."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return 0
@@ -174,7 +150,7 @@ def device_memory() -> int:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread inside the block, so that sums have one order on every machine."""
+    """Compute on one thread inside the block, so that sums have the same order on every machine."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,7 +1,7 @@
-"""Pictures of image sets: PNG files and grids with one row per class.
+"""PNG pictures of image sets, as grids with one row per class.
 
-A picture shows one channel as grey, two as red and green, and the first three of more as red, green
-and blue. A PNG of a single image keeps up to four channels (grey, grey and alpha, RGB, RGBA).
+One channel is shown as grey, two as red and green, more as RGB from the first three. A PNG of a
+single image keeps up to four channels (grey, grey and alpha, RGB, RGBA).
 """
 
 from __future__ import annotations
@@ -20,46 +20,35 @@ from trajmatch.errors import UserError
 
 Clip = Literal["sigma", "unit"]
 
-#: Width of the band that ``clip="sigma"`` shows, in standard deviations (MTT's own pictures).
+#: ``clip="sigma"`` shows the mean plus or minus this many standard deviations, as MTT does.
 _SIGMAS = 2.5
-#: Enlarged images are at least this many pixels wide where the caller does not say.
+#: Minimum width of enlarged images in pixels, unless a scale is given.
 _COMFORTABLE_SIZE = 96
 _GAP = 4
 _FONT_SIZE = 16
 _LONGEST_NAME = 60
-#: Room for "iteration 10000000".
+#: Width in pixels of "iteration 10000000".
 _TITLE_WIDTH = 160
-#: No viewer shows more; as RGB they take 768 MB.
+#: No viewer shows more pixels; as RGB they take 768 MB.
 _MOST_PIXELS = 2**28
 
 
 def png(image: Tensor) -> bytes:
-    """Encode an image as a PNG file.
-
-    Args:
-        image: ``[C, H, W]``, uint8, with 1 to 4 channels; all are kept.
-
-    Raises:
-        UserError: It has more channels.
-    """
+    """Encode an image ``[C, H, W]``, uint8, as PNG; UserError above 4 channels."""
     return encode(_to_pillow(image))
 
 
 @dataclass(frozen=True)
 class Look:
-    """How the images of a set are drawn.
+    """Display options for the images of a set.
 
-    Attributes:
-        clip: ``"unit"`` shows the pixel values from 0 to 1 as they are. ``"sigma"`` shows the band
-            of 2.5 standard deviations around the mean of the whole set: distilled images go far
-            beyond 0 and 1.
-        scale: Enlargement, by nearest neighbour. Default: so that images are 96 pixels wide.
-        per_class: Images to show of each class. Default: all.
+    ``clip="unit"`` shows pixel values from 0 to 1 unchanged. ``"sigma"`` shows 2.5 standard
+    deviations around the mean of the set, because distilled images go far beyond 0 and 1.
     """
 
     clip: Clip = "sigma"
-    scale: int | None = None
-    per_class: int | None = None
+    scale: int | None = None  # nearest-neighbour enlargement; default: at least 96 pixels wide
+    per_class: int | None = None  # default: all images
 
 
 DEFAULT_LOOK = Look()
@@ -68,14 +57,10 @@ DEFAULT_LOOK = Look()
 def grid(
     images: Tensor, labels: Tensor, class_names: Sequence[str], look: Look = DEFAULT_LOOK
 ) -> bytes:
-    """Draw the images of a set as a PNG file: one row per class, its name in front.
+    """Draw the images of a set as a PNG file, one row per class with its name in front.
 
-    Args:
-        images: Pixel values, real images from 0 to 1, not clipped. ``[n, C, H, W]``, floating
-            point, of any number of channels.
-        labels: Class of each image. ``[n]``, int64.
-        class_names: Name of each class.
-        look: How they are drawn.
+    ``images`` are pixel values ``[n, C, H, W]``, floating point, not clipped; real images are in
+    0 to 1. ``labels`` are class indices ``[n]``, int64.
     """
     return encode(by_class(to_pixels(images, look.clip), labels, class_names, look))
 
@@ -83,7 +68,7 @@ def grid(
 def by_class(
     pixels: Tensor, labels: Tensor, class_names: Sequence[str], look: Look, title: str = ""
 ) -> Image.Image:
-    """Draw a row per class of images that :func:`to_pixels` gave, with a title above."""
+    """Draw images from :func:`to_pixels` in one row per class, below a title."""
     rows = [[*pixels[labels == index][: look.per_class]] for index in range(len(class_names))]
     return table(rows, class_names, title=title, scale=look.scale)
 
@@ -96,17 +81,10 @@ def table(
     title: str = "",
     scale: int | None = None,
 ) -> Image.Image:
-    """Draw images in rows, each with a name in front.
+    """Draw images from :func:`to_pixels` in rows, each with a name in front.
 
-    Args:
-        rows: Images of one size, as :func:`to_pixels` gives them. At least one row has one.
-        names: Name of each row.
-        heads: Heads of the columns.
-        title: Text above the rows, in place of ``heads``.
-        scale: Enlargement, by nearest neighbour. Default: so that images are 96 pixels wide.
-
-    Raises:
-        UserError: The picture would have more than 2^28 pixels.
+    ``heads`` are column heads; ``title`` is a text in their place. Raises UserError if the picture
+    would have more than 2^28 pixels.
     """
     channels, height, width = next(row for row in rows if row)[0].shape
     scale = scale or math.ceil(_COMFORTABLE_SIZE / width)
@@ -140,25 +118,19 @@ def table(
 
 
 def to_pixels(images: Tensor, clip: Clip) -> Tensor:
-    """Clip pixel values and channels to what can be shown, from 0 to 255.
+    """Convert pixel values ``[n, C, H, W]`` to grey or RGB uint8, clipped as :class:`Look` says.
 
-    Args:
-        images: Pixel values, not clipped: distilled images go far beyond 0 and 1.
-            ``[n, C, H, W]``, floating point.
-        clip: See :class:`Look`.
-
-    Returns:
-        ``[n, 1, H, W]`` for one channel, else ``[n, 3, H, W]``; uint8.
+    Returns ``[n, 1, H, W]`` for one channel, else ``[n, 3, H, W]``.
     """
     images = images[:, :3]
     low, high = 0.0, 1.0
     if clip == "sigma":
         middle, band = float(images.mean()), _SIGMAS * float(images.std(correction=0))
-        # No wider than what there is, so that a set inside the band uses the whole range.
+        # Shrink the band to the actual values, so that they use the whole range 0 to 255.
         low = max(middle - band, float(images.min()))
         high = min(middle + band, float(images.max()))
     if high <= low:
-        pixels = torch.full_like(images, 128, dtype=torch.uint8)  # a set of one grey
+        pixels = torch.full_like(images, 128, dtype=torch.uint8)  # all values are equal
     else:
         pixels = ((images.clamp(low, high) - low) / (high - low) * 255).round().to(torch.uint8)
     if images.shape[1] == 2:
@@ -167,14 +139,14 @@ def to_pixels(images: Tensor, clip: Clip) -> Tensor:
 
 
 def encode(image: Image.Image) -> bytes:
-    """Encode a picture as a PNG file."""
+    """Encode a picture as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def _to_pillow(image: Tensor) -> Image.Image:
-    """Convert an image ``[C, H, W]``, uint8, with 1 to 4 channels for Pillow."""
+    """Convert an image ``[C, H, W]``, uint8, with 1 to 4 channels to Pillow."""
     if image.shape[0] > 4:
         raise UserError(
             f"a PNG file has at most 4 channels, but these images have {image.shape[0]}; "
@@ -184,6 +156,6 @@ def _to_pillow(image: Tensor) -> Image.Image:
 
 
 def _one_line(name: str) -> str:
-    """Return a name without line breaks, cut where it is long."""
+    """Remove line breaks from a name and shorten it."""
     line = " ".join(name.split())
     return line if len(line) <= _LONGEST_NAME else line[: _LONGEST_NAME - 1] + "\u2026"

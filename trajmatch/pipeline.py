@@ -1,4 +1,4 @@
-"""All of it in one call: experts, distillation, evaluation and a report, in one folder."""
+"""The whole pipeline in one call and one folder: experts, distillation, evaluation, report."""
 
 from __future__ import annotations
 
@@ -38,31 +38,17 @@ from trajmatch.schema import settings_of
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The three stages, each with a configuration that reads and writes in one folder.
-
-    Attributes:
-        folder: Where everything is written.
-        expert: The first stage; writes ``folder.store``. None: there are experts already, where
-            ``distill`` says, or it needs none.
-        distill: The second; reads them and writes ``folder.artifact``.
-        evaluate: The third; reads that.
-        command: The command line, for the report; empty for a call from Python.
-    """
+    """The three stages; each configuration reads and writes in one folder."""
 
     folder: RunFolder
-    expert: ExpertConfig | None
+    expert: ExpertConfig | None  # None: `distill` names existing experts or needs none
     distill: DistillConfig
     evaluate: EvalConfig
-    command: str = ""
+    command: str = ""  # command line for the report; empty for a call from Python
 
 
 def as_far_as_read(expert: ExpertConfig, distill: DistillConfig) -> ExpertConfig:
-    """Return the experts' configuration with only those epochs that a distillation reads.
-
-    Args:
-        expert: The whole course.
-        distill: The distillation that reads the experts.
-    """
+    """Return the experts' configuration, stopped at the last epoch that ``distill`` reads."""
     last = distill.last_epoch_read(kept_epochs(expert.keep, expert.epochs))
     return replace(expert, until_epoch=min(last, expert.epochs))
 
@@ -72,30 +58,29 @@ def run_pipeline(
     stages: Stages = silent,
     before_distillation: Callable[[DistillConfig], None] | None = None,
 ) -> dict[str, Any]:
-    """Train experts, distil, evaluate beside random real images, draw pictures and write a report.
+    """Train experts, distil, evaluate against random real images, draw pictures and write a report.
 
-    The results (the distilled set with its score, ``summary.json``) are written before pictures and
-    report. Where one of these cannot be made, a warning names it and the run ends well.
+    The distilled set and ``summary.json`` are written first. If a picture or the report fails, the
+    run only warns.
 
     Args:
-        pipeline: The stages and their folder. With ``resume`` in the first two stages it goes
-            on where it was interrupted.
+        pipeline: The stages and their folder. With ``resume`` in the first two stages, an
+            interrupted run continues.
         stages: Shows the progress of each stage.
-        before_distillation: Called when the experts are there, e.g. to say how healthy they are.
+        before_distillation: Called once the experts exist, e.g. to report their health.
 
     Returns:
-        The content of ``summary.json``: ``seconds`` of this call in all and ``stage_seconds`` of
-        each stage; ``distilled`` and ``random_real`` (and other baselines that were asked for),
-        each with ``mean``, ``std``, ``accuracies`` and ``seeds``; but for targets, which have
-        ``errors`` in place of ``accuracies``, ``improvement`` in points and
-        ``improvement_error``, its standard error for a test set of this size; ``protocol``,
-        ``dataset``, ``training_images``, ``test_images``, ``images_per_class``; ``experts``, their
-        ``number`` and test ``accuracies`` after ``epoch`` of their course of ``epochs``;
-        ``command``, the command line.
+        The content of ``summary.json``: ``seconds`` of this call and ``stage_seconds``;
+        ``distilled``, ``random_real`` and other requested baselines, each with ``mean``, ``std``,
+        ``accuracies`` and ``seeds``; ``improvement`` in points and ``improvement_error``, its
+        standard error for this test set size; ``protocol``, ``dataset``, ``training_images``,
+        ``test_images``, ``images_per_class``; ``experts``: their ``number`` and test
+        ``accuracies`` after ``epoch`` of planned ``epochs``; ``command``. For targets, ``errors``
+        replace ``accuracies`` and there is no ``improvement``.
 
     Raises:
-        UserError: The folder cannot be written, is being written by another process or holds an
-            earlier run, or a setting is wrong.
+        UserError: The folder cannot be written, is locked or holds an earlier run, or a setting is
+            wrong.
     """
     folder = pipeline.folder
     if folder.summary.exists() and not pipeline.distill.resume:
@@ -126,7 +111,7 @@ def run_pipeline(
             scores = evaluate_artifact(evaluate, progress)
 
         score = {"split": "test", "protocol": scores["protocol"], **scores["distilled"]}
-        if score not in distilled.scores:  # it is there where a finished demo is resumed
+        if score not in distilled.scores:  # already present if a finished run is resumed
             distilled = distilled.with_score(score)
             artifact.save(folder.artifact, distilled)
         summary = {
@@ -147,6 +132,7 @@ def run_pipeline(
             means = scores["distilled"]["mean"], scores["random_real"]["mean"]
             summary["improvement"] = means[0] - means[1]
             summary["improvement_error"] = difference_error(*means, summary["test_images"])
+        # The evaluation records only serve to resume: drop them once the summary has the scores.
         files.write_json(folder.summary, summary)
         shutil.rmtree(folder.evaluation, ignore_errors=True)
         _illustrate(pipeline, distilled)
@@ -154,8 +140,9 @@ def run_pipeline(
 
 
 def _check_beginning(pipeline: Pipeline) -> None:
-    """Find what would end the run after hours, or would harm a folder of something else."""
+    """Find mistakes that would end the run hours later or damage an unrelated folder."""
     folder, experts = pipeline.folder, pipeline.expert
+    # An earlier, interrupted run leaves these two folders; others suggest a wrong --out.
     ours = {folder.store, folder.evaluation}
     there = folder.path.iterdir() if folder.path.is_dir() else ()
     foreign = sorted(path.name for path in there if path.is_dir() and path not in ours)
@@ -166,7 +153,8 @@ def _check_beginning(pipeline: Pipeline) -> None:
         )
     if experts is not None and pipeline.distill.objective != "train-and-test":
         _, loss = segments_of(pipeline.distill, kept_epochs(experts.keep, experts.epochs))
-        if experts.network == "convnet" and experts.depth <= 10:  # the same names for all images
+        # Any image size gives the same parameter names, so check the terms on a small meta model.
+        if experts.network == "convnet" and experts.depth <= 10:
             side = 32 if experts.pooling == "none" else 2 ** max(5, experts.depth)
             with as_user_error(), torch.device("meta"):
                 model = networks.ConvNet(3, 10, side, **settings_of(experts, ConvNetSettings))
@@ -176,12 +164,12 @@ def _check_beginning(pipeline: Pipeline) -> None:
             raise UserError(f"there is no {scores}; --init difficulty needs --distill.scores FILE")
     pipeline.evaluate.training_sets(pipeline.distill.labels == "soft")
     for text in pipeline.evaluate.network:
-        with as_user_error(f"--evaluate.network {text}: "):  # all of them go with such images
+        with as_user_error(f"--evaluate.network {text}: "):  # every network accepts this size
             networks.specify(text, in_channels=3, num_classes=10, image_size=256)
 
 
 def _illustrate(pipeline: Pipeline, distilled: artifact.Artifact) -> None:
-    """Draw pictures and write the report; what fails becomes a warning, as a run can do without."""
+    """Draw pictures and write the report; failures become warnings."""
     folder = pipeline.folder
 
     def draw(path: Path, images: Tensor) -> None:
@@ -206,7 +194,7 @@ def _illustrate(pipeline: Pipeline, distilled: artifact.Artifact) -> None:
 
 
 def _about_experts(store: Store) -> dict[str, Any]:
-    """Return the number of experts, and the accuracies of those that were tested, in percent."""
+    """Return the number of experts and the test accuracies (percent) of those tested."""
     metrics = [store.metrics(expert) for expert in range(store.num_experts)]
     return {
         "number": store.num_experts,

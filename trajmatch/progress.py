@@ -1,7 +1,4 @@
-"""Progress of long-running functions.
-
-They call ``update`` of the object they are given; :mod:`trajmatch.cli.progress` shows it.
-"""
+"""Progress of long-running functions, shown by :mod:`trajmatch.cli.progress`."""
 
 from __future__ import annotations
 
@@ -14,32 +11,27 @@ class ProgressLike(Protocol):
     """A receiver of progress."""
 
     def update(self, done: int, **numbers: float) -> None:
-        """Take how far the work is.
-
-        Args:
-            done: Units of work that are finished, those of earlier, interrupted runs included.
-            numbers: Latest values of interest, e.g. ``loss``.
-        """
+        """Receive the units of work done (earlier, interrupted runs included) and e.g. ``loss``."""
 
 
 class NoProgress:
-    """A receiver that ignores it."""
+    """A receiver that ignores progress."""
 
     def update(self, done: int, **numbers: float) -> None:
         """Do nothing."""
 
 
-#: Opens a display of progress for one stage of several, given its units of work and its title.
+#: Opens the progress display of one stage, given its units of work and its title.
 Stages = Callable[[int, str], AbstractContextManager[ProgressLike]]
 
 
 def silent(total: int, title: str) -> AbstractContextManager[ProgressLike]:
-    """Stages without a display."""
+    """Return a stage without a display."""
     return nullcontext(NoProgress())
 
 
 def duration(seconds: float) -> str:
-    """``7 s``, ``1:07`` or ``1:01:07``."""
+    """Format seconds as ``7 s``, ``1:07`` or ``1:01:07``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,9 +1,8 @@
-"""Hyper-parameters for training networks on a small set of images; importing costs no torch.
+"""Hyper-parameters for training networks on a small set of images; imports no torch.
 
-A protocol is a fresh network, SGD with the learned step size, momentum and weight decay, DSA on,
-and a step size that drops once, when the momentum starts anew. The loop runs one epoch more than
-the number says, as MTT's (``evaluate_synset``) does, and the drop is after epoch index
-``epochs // 2 + 1``.
+A protocol trains a fresh network with DSA, by SGD or Adam. The step size drops once, after epoch
+index ``epochs // 2 + 1``, which also resets SGD's momentum. As in MTT's ``evaluate_synset``, the
+loop runs ``epochs + 1`` epochs.
 """
 
 from __future__ import annotations
@@ -19,71 +18,52 @@ MTT_DSA = "color_crop_cutout_flip_scale_rotate"
 
 @dataclass(frozen=True)
 class Protocol(Settings):
-    """Hyper-parameters of one training; the defaults are MTT's.
+    """Hyper-parameters of one training; the defaults are MTT's."""
 
-    Attributes:
-        lr: Step size; for a distilled set the learned one.
-        dsa: Augmentation.
-        epochs: Number that the schedule is made from; ``epochs + 1`` are run.
-        batch_size: Images per step; a smaller set is one batch.
-        momentum: Momentum of SGD.
-        weight_decay: Added to the gradient, times the parameters.
-        lr_drop: Factor of the step size's one drop.
-        momentum_after: Momentum from the drop on.
-        test_every: Rounds from one test to the next, the first after index 0; 0 tests once, after
-            the last.
-        steps: SGD steps to train for, whatever the number of images, in place of ``epochs``.
-        name: Name of the protocol in tables and files.
-        optimiser: SGD, or Adam with the betas of ``torch.optim.Adam`` instead of the momentum.
-    """
-
-    lr: float = 0.01
+    lr: float = 0.01  # for a distilled set the learned step size
     dsa: str = MTT_DSA
-    epochs: Count = 1000
-    batch_size: PositiveInt = 256
+    epochs: Count = 1000  # epochs + 1 are run
+    batch_size: PositiveInt = 256  # a smaller set is one batch
     momentum: float = 0.9
-    weight_decay: float = 5e-4
-    lr_drop: float = 0.1
-    momentum_after: float = 0.9
-    test_every: Count = 0
-    steps: PositiveInt | None = None
-    name: str = "mtt"
-    optimiser: Literal["sgd", "adam"] = "sgd"
+    weight_decay: float = 5e-4  # L2 factor, added to the gradient
+    lr_drop: float = 0.1  # factor of the step size at the drop
+    momentum_after: float = 0.9  # momentum after the drop
+    test_every: Count = 0  # rounds between tests, the first after index 0; 0: one test at the end
+    steps: PositiveInt | None = None  # number of training steps, in place of epochs
+    name: str = "mtt"  # in tables and files
+    optimiser: Literal["sgd", "adam"] = "sgd"  # Adam: default betas of torch.optim.Adam
 
     @property
     def num_epochs(self) -> int:
-        """Epochs that are run, where ``steps`` does not say how long to train."""
+        """Number of epochs that are run, unless ``steps`` is set."""
         return self.epochs + 1
 
     @property
     def num_rounds(self) -> int:
-        """Rounds of the schedule: epochs or, with ``steps``, single steps."""
+        """Number of rounds: epochs or, with ``steps``, single steps."""
         return self.num_epochs if self.steps is None else self.steps
 
     @property
     def drop_round(self) -> int:
-        """Index of the round after which the step size drops and the momentum starts anew.
-
-        Of ``steps`` as of as many epochs of one batch each.
-        """
+        """Index of the round after which the step size drops and the momentum resets."""
         return (self.num_rounds - 1) // 2 + 1
 
     @property
     def test_interval(self) -> int:
-        """Rounds from one test to the next; with ``steps`` chosen for the same number of tests."""
+        """Rounds between tests; ``steps`` scales it to keep the number of tests."""
         if self.steps is None or self.test_every == 0:
             return self.test_every
         return max(1, round(self.steps * self.test_every / self.num_epochs))
 
     def tests_after(self, index: int) -> bool:
-        """True if the network is tested after the round of this index."""
+        """True if the network is tested after the round ``index``."""
         last = index == self.num_rounds - 1
         return last or (self.test_interval > 0 and index % self.test_interval == 0)
 
     def describe(self) -> dict[str, Any]:
-        """Return all that a reader of a score needs to train in the same way, as JSON holds it."""
+        """Return everything needed to repeat the training, as JSON values."""
         described = asdict(self)
-        if self.optimiser == "sgd":  # as it was before there was another
+        if self.optimiser == "sgd":  # keep the format from before Adam was added
             del described["optimiser"]
         if self.steps is None:
             described |= {"num_epochs": self.num_epochs, "drop_epoch": self.drop_round}
@@ -101,9 +81,8 @@ class Protocol(Settings):
         return {**described, "tested": tested}
 
 
-#: The protocols of the papers' code, by name. AST returns the maximum over its tests as the
-#: accuracy; here the score is the last test of every protocol. Step size and augmentation are to be
-#: replaced by those of a set.
+#: Protocols of the papers' code. AST's code reports the maximum over its tests; here the score is
+#: always the last test. A distilled set replaces step size and augmentation.
 PROTOCOLS = {
     "mtt": Protocol(),
     "datm": Protocol(name="datm", batch_size=128),

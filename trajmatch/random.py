@@ -1,8 +1,7 @@
-"""Random generators with names: one seed, and an independent stream for every purpose.
+"""Named random streams: every purpose has an independent generator derived from one seed.
 
-A stream depends on the seed and on its name only, never on how much another stream was used before.
-So an interrupted run draws the same numbers as an uninterrupted one, and a new use of randomness
-changes no old result.
+A stream depends only on seed and name, not on draws from other streams. So resumed runs draw the
+same numbers, and new uses of randomness change no old result.
 """
 
 from __future__ import annotations
@@ -15,15 +14,9 @@ if TYPE_CHECKING:
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
-    """The seed of a named stream.
+    """Return the seed of a named stream, from 0 to ``2**63 - 1``, the same on every machine.
 
-    Args:
-        seed: The seed of the whole run.
-        names: What the stream is for, from the general to the particular, e.g. ``"expert", 3,
-            "batches"``.
-
-    Returns:
-        A number from 0 to ``2**63 - 1``, the same on every machine.
+    ``names`` say what the stream is for, general to specific, e.g. ``"expert", 3, "batches"``.
     """
     if not isinstance(seed, int):
         raise TypeError(f"expected seed to be an int, but got {seed!r}")
@@ -32,15 +25,9 @@ def derive_seed(seed: int, *names: str | int) -> int:
 
 
 def generator(seed: int, *names: str | int, device: str | torch.device = "cpu") -> torch.Generator:
-    """A fresh PyTorch generator at the beginning of a named stream.
+    """Return a new PyTorch generator for a named stream; see :func:`derive_seed`.
 
-    Args:
-        seed: The seed of the whole run.
-        names: What the stream is for; see :func:`derive_seed`.
-        device: Where the numbers are drawn. Devices give different numbers for the same seed.
-
-    Returns:
-        A generator of its own: drawing from it changes no other.
+    Different devices give different numbers for the same seed.
     """
     import torch
 

@@ -1,7 +1,6 @@
-"""Launches that are the same every time, recorded once and replayed without Python in between.
+"""CUDA graphs: record repeated launches once and replay them without Python.
 
-What records is exchangeable: :func:`cuda_graph` is for a CUDA device. A recorder that calls the
-function again shows on any device that the buffers hold what they should.
+The recorder is replaceable: one that calls the function again tests the buffers on any device.
 """
 
 from __future__ import annotations
@@ -17,29 +16,29 @@ from trajmatch.errors import UserError
 
 Outputs = tuple[Tensor, ...]
 
-#: Runs a function, and gives its results with what fills them anew from the same inputs.
+#: Records a function; returns its result buffers and a replay that refills them.
 Record = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], None]]]
 
-#: Runs before a recording, in which libraries choose their algorithms and allocate.
+#: Warm-up runs before recording, in which libraries choose algorithms and allocate memory.
 _WARM_UP = 2
 
-#: How far a replay may be from a call, relative to the call's result; as in the benchmarks. The
-#: convolution library may add in another order every time, which through many steps with TF32
-#: products moves more than the last bits. A graph that is empty or of another device is off by 1.
+#: Maximum relative error of a replay, as in the benchmarks. cuDNN may sum in another order each
+#: time, which over many steps with TF32 products changes more than the last bits. A graph that is
+#: empty or on another device has a relative error of 1.
 _BOUND = 0.2
 
 
 class Replayed:
-    """Calls functions of tensors, and replays a recording of those that are called again.
+    """Calls functions of tensors; records repeated calls as CUDA graphs and replays them.
 
-    A function is recorded the second time that it comes with inputs of the same shapes. If
-    recording fails, a warning says so once, and that function is called from then on.
+    A function is recorded at its second call with the same input shapes. If recording fails, it
+    warns once and calls the function from then on.
 
     Args:
-        what: What runs without a graph where recording fails, for the warning.
-        remedy: What silences the warning; empty: nothing.
-        keep: Recordings to hold; another one takes the place of the oldest.
-        record: Records a function.
+        what: Subject of that warning, e.g. ``the outer iteration runs``.
+        remedy: Setting that silences the warning, or "".
+        keep: Maximum number of recordings; a new one replaces the oldest.
+        record: Recorder; default :func:`cuda_graph`.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Replayed:
     ) -> None:
         self._what, self._remedy, self._keep = what, remedy, keep
         self._record = record or cuda_graph
-        # The memory that each recording reads, the outputs that it fills, and the replay.
+        # For each key: input buffers, output buffers and the replay function.
         self._recordings: dict[Hashable, tuple[list[Tensor], Outputs, Callable[[], None]]] = {}
         self._seen: set[Hashable] = set()
         self._failed: set[Hashable] = set()
@@ -55,7 +54,7 @@ class Replayed:
 
     @property
     def recorded(self) -> bool:
-        """True once a recording is there."""
+        """True once a recording exists."""
         return bool(self._recordings)
 
     def __call__(
@@ -65,16 +64,16 @@ class Replayed:
         function: Callable[[Sequence[Tensor]], Outputs],
         state: Sequence[Tensor] = (),
     ) -> Outputs:
-        """Call a function of some inputs, or replay it.
+        """Call a function of some inputs, or replay its recording.
 
         Args:
-            kind: All that makes the function another one, beside shapes, dtypes and devices.
-            inputs: Copied into memory of its own when recorded.
-            function: From inputs to outputs; writes to ``state`` and nothing else.
+            kind: Everything the function depends on besides input shapes, dtypes and devices.
+            inputs: Copied into the recording's own buffers.
+            function: Maps inputs to outputs; writes only to ``state``.
             state: Tensors that every call changes.
 
         Returns:
-            The outputs; after a replay, copies.
+            The outputs; copies if replayed.
         """
         key = (kind, tuple((each.shape, each.dtype, each.device) for each in inputs))
         if key in self._seen and key not in self._recordings and key not in self._failed:
@@ -86,6 +85,7 @@ class Replayed:
         for own, value in zip(memory, inputs, strict=True):
             own.copy_(value)
         replay()
+        # Copies: the next replay overwrites the buffers.
         return tuple(each.clone() for each in outputs)
 
     def _try_to_record(
@@ -95,12 +95,12 @@ class Replayed:
         function: Callable[[Sequence[Tensor]], Outputs],
         state: Sequence[Tensor],
     ) -> None:
-        while len(self._recordings) >= self._keep:
+        while len(self._recordings) >= self._keep:  # the oldest is first in the dict
             del self._recordings[next(iter(self._recordings))]
         memory = [each.to(inputs[0].device, copy=True) for each in inputs]
         try:
             made = checked(self._record, lambda: function(memory), state)
-        except (RuntimeError, UserError) as error:  # the latter of a user's own function
+        except (RuntimeError, UserError) as error:  # UserError: from user code in the function
             self._failed.add(key)
             reason = f"it could not be recorded ({error})"
             if reason not in self._said:
@@ -111,7 +111,7 @@ class Replayed:
 
 
 def warn_without_graph(what: str, reason: str, remedy: str = "") -> None:
-    """Warn that something (``the outer iteration runs``) has no CUDA graph, and why."""
+    """Warn that ``what`` (e.g. ``the outer iteration runs``) has no CUDA graph, and why."""
     warnings.warn(
         f"{what} without a CUDA graph, which is slower, because {reason}"
         + (f"; {remedy} silences this" if remedy else ""),
@@ -123,19 +123,12 @@ def warn_without_graph(what: str, reason: str, remedy: str = "") -> None:
 def checked(
     record: Record, function: Callable[[], Outputs], state: Sequence[Tensor] = ()
 ) -> tuple[Outputs, Callable[[], None]]:
-    """Record a function and compare the first replay with a call of it.
+    """Record a function; return its result buffers and the replay.
 
-    Args:
-        record: The recorder, e.g. :func:`cuda_graph`.
-        function: Reads and writes the same memory whenever it is called.
-        state: Tensors that every call changes. They are afterwards as they were before.
-
-    Returns:
-        The results of the replay, and the replay.
-
-    Raises:
-        RuntimeError: The function cannot be recorded, or the replay's results or changes are off by
-            more than a fifth of the call's, and by more than ten times what two calls are apart.
+    The first replay is compared with a direct call. RuntimeError if recording fails, or if results
+    or changes of ``state`` differ by more than 20 % and more than ten times the difference of two
+    calls. ``function`` must read and write the same memory in every call. ``state`` are the tensors
+    that a call changes; they are restored.
     """
     before = [each.clone() for each in state]
 
@@ -156,10 +149,11 @@ def checked(
         put_back()
         results, replay = record(function)
         put_back()
-        for each in results:  # so that nothing right is there by chance
+        for each in results:  # erase the results of recording, so that only the replay counts
             each.fill_(float("nan"))
         replay()
         apart = _apart(outcome(results), wanted)
+        # `not <=` also catches NaN. Two calls show how much the function itself varies.
         if not apart <= _BOUND and not apart <= 10 * _apart(call(), wanted):
             raise RuntimeError(f"the first replay is off by {apart:.1g} of the result")
     finally:
@@ -168,33 +162,26 @@ def checked(
 
 
 def _apart(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """The largest relative distance of two tensors where the wanted one is finite."""
+    """Return the largest relative error over the tensors, where ``wanted`` is finite."""
     distances = []
     for one, other in zip(found, wanted, strict=True):
         finite = other.isfinite()
         exact = other[finite].double()
         distance = (one[finite].double() - exact).norm()
         distances.append(distance / exact.norm().clamp_min(1e-300))
-    return float(torch.stack(distances).max())  # NaN where one is
+    return float(torch.stack(distances).max())  # NaN if any distance is NaN
 
 
 def cuda_graph(
     function: Callable[[], Outputs], device: torch.device | None = None
 ) -> tuple[Outputs, Callable[[], None]]:
-    """Records the launches of a function on a CUDA device.
+    """Record a function as a CUDA graph; return its result buffers and the replay.
 
-    Args:
-        function: Reads and writes the same memory whenever it is called, and waits for nothing. It
-            is run a few times before it is recorded; what it writes to then counts as written.
-        device: Where it runs; None is the current device.
-
-    Returns:
-        Its results, filled by the first replay, and the replay.
-
-    Raises:
-        RuntimeError: The function does what cannot be recorded.
+    The function must read and write the same memory in every call and never synchronise. It also
+    runs a few times before recording, with its side effects. Raises RuntimeError if it cannot be
+    recorded.
     """
-    # torch.cuda.graph leaves its stream current where it fails: the outer context puts that right.
+    # If torch.cuda.graph fails, it leaves its stream current: the outer context restores it.
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -203,33 +190,25 @@ def cuda_graph(
                 function()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # By default all captures of a process share a stream of the first one's device, and what is
-        # launched on another device goes past the graph.
+        # Pass a stream: by default all captures share one on the first capture's device, and
+        # launches on another device would not be recorded.
         with torch.cuda.graph(graph, stream=side):
             results = function()
     return results, graph.replay
 
 
 def side_by_side(functions: Sequence[Callable[[], Outputs]], device: torch.device) -> list[Outputs]:
-    """Call functions so that a CUDA device may run them at the same time.
+    """Call functions so that their kernels may overlap on a CUDA device; return their results.
 
-    Kernels of several functions overlap where those of one do not fill the device. Each function
-    has a stream of its own: it starts after the work that is already queued on the current stream,
-    and the current stream waits for it. While a CUDA graph is recorded, the streams become branches
-    of the graph. The memory of a branch is reused in that branch only; it comes from the graph's
-    pool.
-
-    Args:
-        functions: What to call; none may write what another one reads or writes.
-        device: Where they run. On any other than a CUDA device they are called one after another.
-
-    Returns:
-        Their results, in order, for use on the current stream.
+    Each function has its own stream, which starts after the work queued on the current stream; the
+    current stream then waits for all. In a CUDA graph the streams become branches, and memory of a
+    branch is reused only there. No function may write memory that another one reads or writes. On
+    other devices they run one after another.
     """
     if device.type != "cuda" or len(functions) == 1:
         return [function() for function in functions]
     current = torch.cuda.current_stream(device)
-    streams = _streams(current.device, len(functions))  # with its index
+    streams = _streams(current.device, len(functions))  # current.device has an index
     results = []
     for stream in streams:
         stream.wait_stream(current)
@@ -237,18 +216,18 @@ def side_by_side(functions: Sequence[Callable[[], Outputs]], device: torch.devic
         for function, stream in zip(functions, streams, strict=True):
             with torch.cuda.stream(stream):
                 results.append(function())
-    finally:  # a recording cannot end, nor an error in it be told, before its branches are joined
+    finally:  # a CUDA graph cannot end, nor raise its error, before its branches are joined
         for stream in streams:
             current.wait_stream(stream)
     for result in results:
         for tensor in result:
-            # It was allocated for its branch: not to be reused there while the current stream
-            # reads it.
+            # Keep the allocator from reusing the memory on the branch's stream while the current
+            # stream reads it.
             tensor.record_stream(current)
     return results
 
 
 @cache
 def _streams(device: torch.device, count: int) -> tuple[torch.cuda.Stream, ...]:
-    """The same streams every time: libraries keep a workspace for each that they have run on."""
+    """Return cached streams: libraries keep a workspace for every stream they have run on."""
     return tuple(torch.cuda.Stream(device) for _ in range(count))

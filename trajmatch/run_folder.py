@@ -6,31 +6,20 @@ from pathlib import Path
 
 
 class RunFolder:
-    """Paths in the folder of a run.
-
-    Attributes:
-        path: The folder.
-        store: Store of the experts.
-        artifact: The distilled set.
-        initial_picture: Picture of the images that the distillation begins with.
-        distilled_picture: Picture of the distilled images.
-        evaluation: Folder of the records of the evaluation until the summary is written.
-        summary: Numbers of the run.
-        report: Report of the run: one page.
-    """
+    """Paths in the folder of a run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.store = path / "experts"
         self.artifact = path / "distilled.safetensors"
-        self.initial_picture = path / "initial.png"
+        self.initial_picture = path / "initial.png"  # images before the first iteration
         self.distilled_picture = path / "distilled.png"
-        self.evaluation = path / "evaluation"
+        self.evaluation = path / "evaluation"  # records; removed once the summary is written
         self.summary = path / "summary.json"
         self.report = path / "report.html"
 
     def contents(self) -> list[tuple[Path, str]]:
-        """Return the files, each with a few words for a reader."""
+        """Return the output files, each with a short description."""
         return [
             (self.store, "experts"),
             (self.artifact, "distilled images, with all that is needed to use them"),

@@ -1,4 +1,4 @@
-"""Options that all runs have."""
+"""Options of all runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RunOptions(Settings):
     """Print no progress."""
 
     def __post_init__(self) -> None:
-        """Check the types, and that the time is a duration."""
+        """Check the types and the duration."""
         super().__post_init__()
         if self.max_time is not None:
             seconds(self.max_time)

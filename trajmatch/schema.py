@@ -1,7 +1,6 @@
-"""Types of settings and of what files hold: their ranges, and messages for what does not fit.
+"""Types of settings and of file contents, with value ranges and error messages.
 
-A range stands in the type of a field (``ipc: PositiveInt``), for values from Python, from the
-command line and from TOML.
+The type of a field has its range (``ipc: PositiveInt``), for Python, command line and TOML alike.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from trajmatch.errors import UserError, closest
 
 T = TypeVar("T")
 
-_INT = 2**63 - 1  # as in files and in torch
+_INT = 2**63 - 1  # int64, as in files and in torch
 _FLOAT = sys.float_info.max
 
 Int = Annotated[int, Meta(ge=-_INT, le=_INT)]
@@ -31,7 +30,7 @@ PositiveInt = Annotated[int, Meta(ge=1, le=_INT)]
 Finite = Annotated[float, Meta(ge=-_FLOAT, le=_FLOAT)]
 NonNegative = Annotated[float, Meta(ge=0, le=_FLOAT)]
 Positive = Annotated[float, Meta(gt=0, le=_FLOAT)]
-#: From 0, and below 1.
+#: In [0, 1).
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 
 _NAMES: dict[type[Any], str] = {
@@ -45,10 +44,10 @@ _BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"
 
 
 class Settings:
-    """Base of frozen dataclasses whose values are checked against the types of their fields.
+    """Base of frozen dataclasses that check their values against the field types.
 
     Raises:
-        UserError: A value does not fit; it is named as a flag.
+        UserError: A value does not fit; the message names its flag.
     """
 
     def __post_init__(self) -> None:
@@ -56,24 +55,20 @@ class Settings:
         settle(self, flag)
 
     def expect(self, name: str, holds: bool, wanted: str) -> None:
-        """Raise UserError unless a field fits the others."""
+        """Raise UserError unless ``holds``; for constraints between fields."""
         if not holds:
             raise UserError(f"{flag(name)} should be {wanted}, but is {getattr(self, name)}")
 
     def chosen(self, kind: type[Any]) -> list[str]:
-        """List the fields of a base class that do not have their default values."""
+        """List the fields of a base class that differ from their defaults."""
         return [each.name for each in fields(kind) if getattr(self, each.name) != each.default]
 
 
 def settle(record: Any, name_of: Callable[[str], str]) -> None:
-    """Bring the fields of a frozen dataclass into their types: texts into paths, lists into tuples.
+    """Convert the fields of a frozen dataclass to their types: str to Path, list to tuple.
 
-    Args:
-        record: In its ``__post_init__``.
-        name_of: Gives the name of a field in messages.
-
-    Raises:
-        UserError: A value does not fit the type of its field.
+    Call it in ``__post_init__``. Raises UserError, with the field as ``name_of`` gives it, if a
+    value does not fit.
     """
     kinds = get_type_hints(type(record), include_extras=True)
     for name, kind in ((each.name, kinds[each.name]) for each in fields(record)):
@@ -81,22 +76,15 @@ def settle(record: Any, name_of: Callable[[str], str]) -> None:
         value = setting(given, kind, name_of(name))
         if isinstance(given, list) and isinstance(value, tuple):
             given = tuple(given)
-        # A whole number for a float stays whole: the bytes of files depend on it.
+        # Keep an int given for a float field: the bytes of files depend on it.
         kept = given if value is given or given == value else value
         object.__setattr__(record, name, kept)
 
 
 def setting(value: Any, kind: Any, name: str, *, strict: bool = True) -> Any:
-    """Convert the value of a setting to its type.
+    """Convert the value of a setting to its type; UserError, with ``name``, if it does not fit.
 
-    Args:
-        value: From Python or TOML.
-        kind: The annotation of the field.
-        name: The setting as the user writes it.
-        strict: False to take numbers and truth values from texts.
-
-    Raises:
-        UserError: It does not fit; the message says what does.
+    ``strict=False`` parses numbers and booleans from strings.
     """
     try:
         return msgspec.convert(value, kind, dec_hook=_other, strict=strict)
@@ -108,22 +96,15 @@ def setting(value: Any, kind: Any, name: str, *, strict: bool = True) -> Any:
 
 
 def settings_of(config: Any, kind: type[Any]) -> dict[str, Any]:
-    """Return the fields of a configuration that one of its base classes has, as JSON holds them."""
+    """Return those fields of ``config`` that the base class ``kind`` has, as JSON values."""
     values = {field.name: getattr(config, field.name) for field in fields(kind)}
     return {k: list(each) if isinstance(each, tuple) else each for k, each in values.items()}
 
 
 def convert(content: Any, kind: type[T], place: str, advice: str = "") -> T:
-    """Convert what was read from a file to its type.
+    """Convert JSON content of a file to a type such as a ``msgspec.Struct``.
 
-    Args:
-        content: As JSON holds it.
-        kind: Such as a ``msgspec.Struct`` or a ``TypedDict``.
-        place: The beginning of the message, e.g. ``"store.json is damaged"``.
-        advice: The end of it, e.g. ``"; delete it"``.
-
-    Raises:
-        UserError: It does not fit; the message says where.
+    Raises UserError ``PLACE: ... ADVICE`` with the position of a value that does not fit.
     """
     try:
         return msgspec.convert(content, kind)
@@ -133,6 +114,7 @@ def convert(content: Any, kind: type[T], place: str, advice: str = "") -> T:
         if lacking := re.fullmatch(r"Object missing required field `(.*)`", expected):
             name = f"{path}.{lacking[1]}".lstrip(".")
             raise UserError(f"{place}: it lacks {name}{advice}") from error
+        # Follow msgspec's path (`$.a[0].b`) to the wrong value; `[...]` is an unknown key.
         for key in re.findall(r"[^.\[\]]+", path.partition("[...]")[0]):
             value = value[int(key)] if isinstance(value, list) else value[key]
         found = f"its {path or 'content'} is {value!r:.100}"
@@ -140,7 +122,7 @@ def convert(content: Any, kind: type[T], place: str, advice: str = "") -> T:
 
 
 def expect_config(function: str, config: object, kind: type[Any]) -> None:
-    """Raise TypeError unless a function was given its configuration."""
+    """Raise TypeError unless ``config`` is an instance of ``kind``."""
     if not isinstance(config, kind):
         raise TypeError(
             f"{function}: expected config to be a {kind.__name__}, but got {type(config).__name__}"
@@ -148,12 +130,12 @@ def expect_config(function: str, config: object, kind: type[Any]) -> None:
 
 
 def flag(name: str) -> str:
-    """Return the flag of a field."""
+    """Return the command-line flag of a field."""
     return "--" + name.replace("_", "-")
 
 
 def shown(kind: Any) -> str:
-    """Describe a type to a user."""
+    """Describe a type in words for messages."""
     return _described(msgspec.inspect.type_info(kind))
 
 
@@ -180,7 +162,7 @@ def _described(kind: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Convert numbers of NumPy to numbers of Python."""
+    """Convert NumPy numbers to Python numbers."""
     if isinstance(value, list | tuple):
         return type(value)(map(_plain, value))
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -189,7 +171,7 @@ def _plain(value: Any) -> Any:
 
 
 def _other(kind: type[Any], value: Any) -> Any:
-    """Convert to a type that msgspec does not know: a path, or a class of PyTorch or ours."""
+    """Convert a type unknown to msgspec: a path, or a class of PyTorch or trajmatch."""
     if kind is Path and isinstance(value, str | os.PathLike):
         return Path(value)
     if isinstance(value, kind):

@@ -1,7 +1,7 @@
-"""Pixels of the images at several iterations of a distillation: their file, and its pictures.
+"""Images at several iterations of a distillation: their file and pictures.
 
-The file lies beside the artifact and is there to be looked at, by `trajmatch show` and `trajmatch
-report`. The preprocessing is undone; of large sets it has a part of each class.
+The file next to the artifact is for viewing (`trajmatch show`, `trajmatch report`): preprocessing
+is undone, and large sets keep only some images of each class.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from trajmatch.schema import Count, convert
 if TYPE_CHECKING:
     from trajmatch.artifact import Artifact
 
-#: Half precision: a distilled pixel of size 1 is still kept to a quarter of a grey level.
+#: Half precision: at pixel value 1 it still resolves a quarter of a grey level.
 DTYPE = torch.float16
 
-#: The last frame of an animation stays this many times as long as the others.
+#: Duration of the last animation frame, relative to the others.
 _LAST_FRAMES = 4
 
 
@@ -34,31 +34,22 @@ _LAST_FRAMES = 4
 class Snapshots:
     """Some images of each class at several iterations.
 
-    Attributes:
-        iterations: When each was taken, ascending; 0 is the beginning of the run.
-        images: Pixel values, real images from 0 to 1, not clipped. ``[S, n, C, H, W]``, float16.
-        labels: Class of each image. ``[n]``, int64.
-        identity: Settings and seed of the run
-            (:attr:`trajmatch.distill.problem.Problem.identity`).
+    ``images`` are pixel values, not clipped, ``[S, n, C, H, W]``, float16; real images are in 0
+    to 1. ``labels`` are their classes ``[n]``, int64.
     """
 
-    iterations: tuple[int, ...]
+    iterations: tuple[int, ...]  # ascending; 0 is the start of the run
     images: Tensor
     labels: Tensor
-    identity: Mapping[str, Any]
+    identity: Mapping[str, Any]  # see trajmatch.distill.problem.Problem.identity
 
     def until(self, iteration: int) -> Snapshots:
-        """Return the snapshots taken at an iteration or before."""
+        """Return the snapshots up to and including an iteration."""
         kept = sum(taken <= iteration for taken in self.iterations)
         return replace(self, iterations=self.iterations[:kept], images=self.images[:kept])
 
     def with_images(self, iteration: int, images: Tensor) -> Snapshots:
-        """Return the same and one more.
-
-        Args:
-            iteration: When it is taken, after all others.
-            images: Pixel values. ``[n, C, H, W]``, floating point.
-        """
+        """Return a copy with a later snapshot of ``images``, pixel values ``[n, C, H, W]``."""
         largest = torch.finfo(DTYPE).max
         newest = images.clamp(-largest, largest).to(DTYPE)[None]
         return replace(
@@ -68,7 +59,7 @@ class Snapshots:
         )
 
     def pixels(self, clip: pictures.Clip) -> list[Tensor]:
-        """Return the pixels to show of each snapshot. ``[n, 1 or 3, H, W]`` each, uint8."""
+        """Return viewable pixels of each snapshot. ``[n, 1 or 3, H, W]`` each, uint8."""
         return [pictures.to_pixels(images.float(), clip) for images in self.images]
 
 
@@ -81,29 +72,14 @@ class _Description(msgspec.Struct, tag_field="format", tag="trajmatch snapshots"
 
 
 def save(path: str | os.PathLike[str], snapshots: Snapshots) -> None:
-    """Write snapshots, whole or not at all.
-
-    Args:
-        path: The file. Its folder must exist.
-        snapshots: What to write.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
+    """Write snapshots to a file atomically."""
     description = _Description(snapshots.iterations, dict(snapshots.identity))
     tensors = {"images": snapshots.images, "labels": snapshots.labels}
     files.save_tensors(path, tensors, msgspec.to_builtins(description))
 
 
 def load(path: str | os.PathLike[str]) -> Snapshots:
-    """Read snapshots.
-
-    Args:
-        path: A file that :func:`save` wrote.
-
-    Raises:
-        UserError: The file is missing, damaged or of another kind.
-    """
+    """Read snapshots; UserError if the file is missing, damaged or of another kind."""
     tensors, metadata = files.load_tensors(path)
     place = f"{path} does not hold snapshots that this version reads"
     description = convert(metadata, _Description, place, "; give what `trajmatch distill` wrote")
@@ -120,18 +96,13 @@ def load(path: str | os.PathLike[str]) -> Snapshots:
 
 
 def of_artifact(path: str | os.PathLike[str], artifact: Artifact) -> Snapshots:
-    """Read the snapshots of the run that an artifact came from; one at least.
+    """Read the snapshots of the run that made an artifact; at least one.
 
-    Args:
-        path: A file that :func:`save` wrote.
-        artifact: The result of the run.
-
-    Raises:
-        UserError: See :func:`load`; or they are of another run, or there is none.
+    Raises UserError as :func:`load` does, or if they are from another run or empty.
     """
     found = load(path)
     made, seen = {**artifact.recipe, "seed": artifact.seed}, dict(found.identity)
-    # Snapshots of a run that went on to another number of iterations say the number it began with.
+    # If a resumed run got a new number of iterations, its snapshots still have the old number.
     if made.get("iterations") in found.iterations[-1:]:
         seen["iterations"] = made["iterations"]
     for name in sorted(made.keys() | seen.keys()):
@@ -153,13 +124,9 @@ def animation(
     look: pictures.Look = pictures.DEFAULT_LOOK,
     frame_seconds: float = 0.5,
 ) -> bytes:
-    """Draw an animated GIF file: a frame per snapshot, a row per class, the iteration above.
+    """Draw an animated GIF with a frame per snapshot and a row per class.
 
-    Args:
-        snapshots: One or more.
-        class_names: Name of each class.
-        look: How they are drawn; each snapshot is scaled by itself.
-        frame_seconds: How long a frame stays; the last stays four times as long.
+    Each snapshot is scaled separately. The last frame stays four times as long.
     """
     frames = [
         pictures.by_class(pixels, snapshots.labels, class_names, look, f"iteration {iteration}")
@@ -177,13 +144,7 @@ def animation(
 def strip(
     snapshots: Snapshots, class_names: Sequence[str], look: pictures.Look = pictures.DEFAULT_LOOK
 ) -> bytes:
-    """Draw a PNG file with a column for each snapshot and a row for each image.
-
-    Args:
-        snapshots: One or more.
-        class_names: Name of each class.
-        look: How they are drawn; by default one image of each class.
-    """
+    """Draw a PNG with a column per snapshot and a row per image, by default one of each class."""
     columns = snapshots.pixels(look.clip)
     rows = [
         (name, int(number))

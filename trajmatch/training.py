@@ -23,19 +23,14 @@ _Batches = Iterator[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Results of the tests of one trained network.
+    """Test results of one trained network."""
 
-    Attributes:
-        accuracy: After the last round, in percent; that of a network that diverged is 0. For
-            targets the mean squared error; that of a network that diverged is as of outputs 0.
-        max_accuracy: The highest of all tests, chosen on the images that it is measured on; None
-            where the protocol tests once, and for targets.
-        diverged: True if parameters or running statistics were not finite after the last round.
-    """
-
+    # Percent after the last round; 0 if the network diverged. For targets the mean squared error,
+    # in which non-finite outputs count as 0.
     accuracy: float
+    # Maximum over all tests, chosen on the test images; None for targets and for a single test.
     max_accuracy: float | None
-    diverged: bool
+    diverged: bool  # a parameter or buffer is not finite after the last round
 
 
 def train(
@@ -48,23 +43,19 @@ def train(
     on_test: Callable[[], None] | None = None,
     loss: str = "cross_entropy",
 ) -> nn.Module:
-    """Train a model on a set of images from where it is.
+    """Train a model on a set of images from its current parameters, and return it.
 
     Args:
-        model: Any module that :func:`trajmatch.ops.gradient` takes; it is changed, its buffers
-            (running statistics of batch norm) with it, and left in training mode.
-        images: As the network sees them. ``[n, C, H, W]``, float32.
-        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32; for the mean
-            squared error target outputs ``[n, D]``.
-        protocol: How to train.
-        seed: Seed of batch order, augmentation, and what the model draws from PyTorch's generators
-            (dropout), which are left as they were.
-        on_epoch: Called after every epoch, or after every step where the protocol counts steps.
-        on_test: Called wherever the protocol tests, with the model as it is then.
+        model: Any module that :func:`trajmatch.ops.gradient` accepts. Parameters and buffers are
+            changed in place; it is left in training mode.
+        images: Network inputs (preprocessed). ``[n, C, H, W]``, float32.
+        labels: Class indices ``[n]``, int64; target logits ``[n, K]``, float32; for ``"mse"``
+            target outputs ``[n, D]``.
+        protocol: Hyper-parameters.
+        seed: Seed of batch order, augmentation and dropout. PyTorch's generators are restored.
+        on_epoch: Called after every round: an epoch, or a step if the protocol counts steps.
+        on_test: Called at each test of the protocol, with the current parameters in the model.
         loss: ``"cross_entropy"`` or ``"mse"``.
-
-    Returns:
-        The model.
 
     Raises:
         ValueError: Images and labels are empty or differ in number.
@@ -75,7 +66,7 @@ def train(
     images, labels = images.to(theta.device), labels.to(theta.device)
     order, augmentation = generator(seed, "order"), generator(seed, "dsa")
     dsa, lr, momentum, buffer = DSA(protocol.dsa), protocol.lr, protocol.momentum, None
-    means, rate, taken = theta.new_zeros(2, len(theta)), theta.new_tensor(lr), 0  # of Adam
+    means, rate, taken = theta.new_zeros(2, len(theta)), theta.new_tensor(lr), 0  # Adam only
     cuda = [theta.device] if theta.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), torch.no_grad():
         torch.manual_seed(derive_seed(seed, "network"))
@@ -91,13 +82,13 @@ def train(
                     taken += 1
                     numbers = ops.Adam().numbers()
                     theta, means = optimiser_step(numbers, theta, grad, means, rate, taken)
-            if index == protocol.drop_round:
+            if index == protocol.drop_round:  # without a buffer the momentum starts at zero
                 lr, momentum, buffer = lr * protocol.lr_drop, protocol.momentum_after, None
                 rate *= protocol.lr_drop
             if on_test is not None and protocol.tests_after(index):
                 networks.load_flat_parameters(model, theta)
                 on_test()
-                model.train()
+                model.train()  # on_test may have switched to evaluation mode
             on_epoch()
     networks.load_flat_parameters(model, theta)
     return model
@@ -114,25 +105,12 @@ def train_fresh(
     device: str | torch.device = "cpu",
     on_epoch: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Train a fresh network on a set of images and test it on others.
+    """Train a new network on a set of images and test it on other images.
 
-    Args:
-        images: As the network sees them (normalised). ``[n, C, H, W]``, float32.
-        labels: Class indices ``[n]``, int64, or target logits ``[n, K]``, float32; with targets for
-            the test, target outputs ``[n, D]``, which the network is trained to regress.
-        network_spec: The network, as :func:`trajmatch.networks.build` takes it.
-        protocol: How to train, and when to test.
-        test_images: Normalised by the same statistics. ``[N, C, H, W]``, float32.
-        test_labels: Class indices ``[N]``, int64, or target outputs ``[N, D]``, float32.
-        seed: Seed of initialisation, batch order, augmentation and dropout.
-        device: Where to train.
-        on_epoch: Called after every round of the protocol.
-
-    Returns:
-        What the tests found.
-
-    Raises:
-        ValueError: Images, labels and network do not fit each other.
+    ``images``, ``labels`` and ``on_epoch`` are as for :func:`train`. ``test_images`` have the same
+    preprocessing. ``test_labels`` are class indices ``[N]``, int64, or target outputs ``[N, D]``,
+    float32; with targets the network is trained for regression. ``seed`` also seeds initialisation.
+    Raises ValueError if images, labels and network do not fit each other.
     """
     model = networks.build(network_spec)
     networks.initialise(model, generator(seed, "initialisation")).to(device)
@@ -150,7 +128,7 @@ def train_fresh(
 
 
 def _diverged(model: nn.Module) -> bool:
-    """True if a parameter or a running statistic is not finite."""
+    """True if a parameter or buffer is not finite."""
     state = itertools.chain(model.parameters(), model.buffers())
     return not all(bool(tensor.isfinite().all()) for tensor in state)
 
@@ -158,7 +136,7 @@ def _diverged(model: nn.Module) -> bool:
 def _rounds(
     images: Tensor, labels: Tensor, protocol: Protocol, order: torch.Generator
 ) -> Iterator[_Batches]:
-    """The batches of each round: an epoch of them, or one where the protocol counts steps."""
+    """Yield the batches of each round: an epoch, or one batch if the protocol counts steps."""
     epochs = (_batches(images, labels, protocol.batch_size, order) for _ in itertools.count())
     if protocol.steps is None:
         return itertools.islice(epochs, protocol.num_epochs)
@@ -167,7 +145,7 @@ def _rounds(
 
 
 def _batches(images: Tensor, labels: Tensor, size: int, order: torch.Generator) -> _Batches:
-    """One epoch of shuffled batches, the last one perhaps smaller."""
+    """Yield one epoch of shuffled batches; the last may be smaller."""
     if len(images) <= size:  # one batch: its order does not matter
         yield images, labels
         return

@@ -1,6 +1,5 @@
-"""The report of a run: one HTML file that needs nothing else, not even a network.
+"""Report of a run: one self-contained HTML file.
 
-The files of a run are read (`run`, `history`, `scores`), drawn (`charts`, `images`) and put in
-words (`sections`, `losses`) for the template ``page.html``, which `page` fills and which escapes
-every text.
+`run`, `history` and `scores` read the files of a run; `charts`, `images`, `sections` and `losses`
+make the content; `page` fills the template ``page.html``, which escapes all text.
 """

@@ -1,4 +1,4 @@
-"""Charts as SVG pictures, drawn by matplotlib without touching its global state."""
+"""SVG charts, drawn by matplotlib without its global state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trajmatch.errors import as_user_error
 from trajmatch.report.parts import data_url
 
-with as_user_error("matplotlib: "):  # the environment variable MPLBACKEND may name no backend
+with as_user_error("matplotlib: "):  # the environment variable MPLBACKEND may be invalid
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -21,9 +21,9 @@ with as_user_error("matplotlib: "):  # the environment variable MPLBACKEND may n
 
 Numbers = NDArray[np.float64]
 
-#: Curves from this ratio of their largest to their smallest value have a logarithmic axis.
+#: Ratio of largest to smallest value above which the y axis is logarithmic.
 _LOG_RATIO = 50.0
-#: Most bars of a histogram; with more numbers, several share a bar.
+#: Maximum number of histogram bars; a wider range puts several numbers into one bar.
 _BARS = 40
 PALE = "#9db4cf"
 _STYLE: dict[Any, Any] = {
@@ -34,33 +34,20 @@ _STYLE: dict[Any, Any] = {
 
 
 class Chart(NamedTuple):
-    """A picture and its description in words.
+    """A picture and its description."""
 
-    Attributes:
-        source: The picture as a URL that holds it. Equal numbers give equal bytes.
-        description: Text below the chart, and its text for readers who do not see it.
-    """
-
-    source: str
-    description: str
+    source: str  # data URL; equal numbers give equal bytes
+    description: str  # caption, also the text for screen readers
 
 
 class Curve(NamedTuple):
-    """A line of a chart.
+    """A line of a chart; NaN in ``y`` is a gap."""
 
-    Attributes:
-        name: Its name in the legend.
-        x: Ascending numbers.
-        y: One for each; NaN is a gap.
-        errors: Half the length of each error bar. None: no bars and no marks.
-        colour: Colour of the line. Default: the next of a list.
-    """
-
-    name: str
-    x: Sequence[float]
+    name: str  # in the legend
+    x: Sequence[float]  # ascending
     y: Numbers | Sequence[float]
-    errors: Sequence[float] | None = None
-    colour: str | None = None
+    errors: Sequence[float] | None = None  # half the length of each error bar; None: no bars
+    colour: str | None = None  # default: the next in matplotlib's cycle
 
 
 def line_chart(
@@ -69,13 +56,9 @@ def line_chart(
     description: str,
     levels: Mapping[str, float] | None = None,
 ) -> Chart:
-    """Draw curves over the outer iterations.
+    """Draw curves over the outer iterations, with at least one finite value.
 
-    Args:
-        curves: Later ones are drawn over earlier ones. At least one has a finite value.
-        y_label: Label of the y axis.
-        description: See :class:`Chart`.
-        levels: Named numbers to compare with, drawn as broken lines across.
+    ``levels`` are named values, drawn as dashed horizontal lines.
     """
 
     def draw(axes: Axes) -> None:
@@ -85,6 +68,7 @@ def line_chart(
                 line.set_marker("o")
             if curve.errors is not None:
                 axes.errorbar(curve.x, curve.y, curve.errors, fmt="none", ecolor=line.get_color())
+        # Continue the colour cycle after the curves.
         for number, (name, value) in enumerate((levels or {}).items(), start=len(curves)):
             axes.axhline(value, color=f"C{number}", linestyle="--", label=name)
         values = np.concatenate([curve.y for curve in curves])
@@ -99,13 +83,7 @@ def line_chart(
 
 
 def histogram(counts: Mapping[int, int], x_label: str, description: str) -> Chart:
-    """Draw how often each whole number occurred.
-
-    Args:
-        counts: The count of each number; at least one.
-        x_label: Label of the x axis.
-        description: See :class:`Chart`.
-    """
+    """Draw the count of each whole number; ``counts`` has at least one."""
     low, high = min(counts), max(counts)
     size = math.ceil((high - low + 1) / _BARS)
     edges = [edge - 0.5 for edge in range(low, high + size + 1, size)]
@@ -118,7 +96,7 @@ def histogram(counts: Mapping[int, int], x_label: str, description: str) -> Char
 
 
 def smoothed(values: Numbers, window: int) -> Numbers:
-    """Average the finite values in a window around each value; NaN where it has none."""
+    """Return the moving average of the finite values; NaN for windows without any."""
     finite, ones = np.isfinite(values), np.ones(window)
     counts = np.convolve(finite, ones, "same")
     sums = np.convolve(np.where(finite, values, 0), ones, "same")
@@ -135,6 +113,7 @@ def _svg(draw: Callable[[Axes], None], x_label: str, y_label: str) -> str:
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         draw(axes)
         buffer = io.BytesIO()
+        # No date or version in the file: equal charts give equal bytes.
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=nothing)
     return data_url("image/svg+xml", buffer.getvalue())

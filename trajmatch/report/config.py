@@ -1,4 +1,4 @@
-"""Settings of a report: the fields are the flags of ``trajmatch report``."""
+"""Settings of a report: the flags of ``trajmatch report``."""
 
 from __future__ import annotations
 
@@ -29,18 +29,14 @@ class ReportConfig(Settings):
     baselines."""
 
     def __post_init__(self) -> None:
-        """Check the types, and the name of the report.
-
-        Raises:
-            UserError: It is not that of an HTML file.
-        """
+        """Check the types, and that the report ends in .html or .htm."""
         super().__post_init__()
         if self.report.suffix.lower() not in (".html", ".htm"):
             raise UserError(f"--out should end in .html, but is {self.out}")
 
     @property
     def artifact(self) -> Path:
-        """The distilled set."""
+        """Path of the distilled set."""
         return RunFolder(self.run).artifact if self.run.is_dir() else self.run
 
     @property
@@ -53,7 +49,7 @@ class ReportConfig(Settings):
 
     @property
     def summary(self) -> Path | None:
-        """The numbers of `trajmatch run`, where it made the distilled set."""
+        """Path of the ``summary.json`` next to the distilled set; None if there is none."""
         folder = RunFolder(self.artifact.parent)
         known = folder.artifact == self.artifact and folder.summary.exists()
         return folder.summary if known else None

@@ -1,4 +1,4 @@
-"""The log of a run, line by line."""
+"""Reader for the log of a run, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -11,38 +11,26 @@ from msgspec import Meta
 from trajmatch.errors import as_user_error
 
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
-#: Larger numbers could not be drawn.
+#: Matplotlib cannot draw larger numbers.
 Number = Annotated[float, Meta(gt=-1e100, lt=1e100)]
 
 
 class Iteration(msgspec.Struct):
-    """An outer iteration.
+    """One outer iteration; a number is None if it was not finite or not logged."""
 
-    Attributes:
-        iteration: Outer iterations done.
-        refused: Why the update was refused; None: it was not.
-        loss: Loss; None: it was not finite.
-        step_size: Step size after it; None: it was not finite.
-        seconds: Time it took; None: unknown.
-        skipped: True if the update was left out because of its loss.
-        start_epochs: Start epoch of each match.
-        experts: Expert of each match.
-        window_starts: Steps before the window of each student that is tested.
-    """
-
-    iteration: Count
-    refused: str | None
+    iteration: Count  # number of iterations done
+    refused: str | None  # reason why the update was refused; None: applied or skipped
     loss: Number | None = None
-    step_size: Number | None = None
+    step_size: Number | None = None  # after the update
     seconds: Number | None = None
-    skipped: bool = False
-    start_epochs: tuple[Count, ...] = ()
-    experts: tuple[Count, ...] = ()
-    window_starts: tuple[Count, ...] = ()
+    skipped: bool = False  # no update because of the loss (--skip-above)
+    start_epochs: tuple[Count, ...] = ()  # one for each match
+    experts: tuple[Count, ...] = ()  # one for each match
+    window_starts: tuple[Count, ...] = ()  # steps before the window, one for each tested student
 
 
 class Evaluation(msgspec.Struct):
-    """Test accuracy of the images at some iteration, in percent, over several networks."""
+    """Test accuracy in percent over several networks (``seeds``) at one iteration."""
 
     iteration: Count
     split: Literal["test", "holdout"]
@@ -52,20 +40,16 @@ class Evaluation(msgspec.Struct):
 
 
 class History(NamedTuple):
-    """A run: its iterations, ascending, and the evaluations on the way."""
+    """Iterations of a run, ascending, and its evaluations."""
 
     iterations: list[Iteration]
     evaluations: list[Evaluation]
 
 
 def read(path: Path) -> History:
-    """Read the log that :func:`trajmatch.distill.metrics.metrics_log` wrote.
+    """Read the log of :func:`trajmatch.distill.metrics.metrics_log`; skip an incomplete last line.
 
-    Args:
-        path: The file. A last line that a crash has cut is left out.
-
-    Raises:
-        UserError: It cannot be read or is no such log; the line is named.
+    Raises UserError, with the line number, if the file is not such a log.
     """
     history = History([], [])
     with as_user_error(f"cannot read the log {path}: ", OSError):
@@ -84,7 +68,7 @@ def _enter(history: History, line: bytes) -> None:
         history.evaluations.append(msgspec.json.decode(line, type=Evaluation))
         return
     numbers = msgspec.json.decode(line, type=dict[str, Any])
-    for name in {"start_epoch", "expert", "window_start"} & numbers.keys():  # of a single match
+    for name in {"start_epoch", "expert", "window_start"} & numbers.keys():  # a single match
         numbers[f"{name}s"] = [numbers[name]]
     new, last = msgspec.convert(numbers, Iteration), history.iterations[-1:]
     if last and new.iteration <= last[0].iteration:

@@ -1,4 +1,4 @@
-"""Tables of images, as many as a page can carry."""
+"""Tables of images, limited to a page's size."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from trajmatch.artifact import Artifact
 from trajmatch.report.parts import Picture, Table, data_url
 from trajmatch.snapshots import Snapshots
 
-#: Bytes of pixels in each of the two tables: PNG and base64 leave them about as large.
+#: Maximum bytes of pixels per table. The size on the page is similar: PNG shrinks, base64 grows.
 _BYTES = 2**21
 #: Images on the page are about this many pixels high.
 _HEIGHT = 64
 
 
 def over_iterations(snapshots: Snapshots, class_names: Sequence[str]) -> Table:
-    """Show one image of each class, in a row over the iterations."""
+    """Show one image of each class over the iterations, a row per class."""
     columns = snapshots.pixels("sigma")
     there = [k for k in range(len(class_names)) if (snapshots.labels == k).any()]
     shown = there[: max(1, _BYTES // (len(columns) * columns[0][0].numel()))]
@@ -40,13 +40,14 @@ def of_classes(distilled: Artifact) -> Table:
     pixels = pictures.to_pixels(distilled.preprocessing.invert(distilled.images), "sigma")
     members = [pixels[distilled.hard_labels == k] for k in range(distilled.num_classes)]
     largest = max(map(len, members))
+    # Limit the images per class first, then the number of classes.
     room = _BYTES // pixels[0].numel()
     per_class = max(1, min(largest, room // distilled.num_classes))
     shown = members[: max(1, room // per_class)]
     rows: list[list[str | Picture]] = []
     for name, images in zip(distilled.class_names, shown, strict=False):
         if len(images):
-            # Side by side, with a column of white between two.
+            # Side by side, with a white column between images.
             joined = torch.cat([*pad(images[:per_class], (0, 1), value=255)], dim=2)[:, :, :-1]
             rows.append([name, _picture(joined, f"distilled images of {name}")])
     parts = [f"the first {per_class} of each class"] if per_class < largest else []

@@ -1,4 +1,4 @@
-"""The meaning of a run's loss, in words."""
+"""Explanation of a run's loss in words."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 
 from trajmatch.distill.terms import TERMS
 
-#: Meanings of a loss up to a limit. At the end of the runs of docs/comparison.md that gained most
-#: (17 to 22 points over random real images of CIFAR-10, MTT, FTD and DATM) the loss was 0.42 to
-#: 0.55 of that of a student that stays where it starts; after those of AST, which gained 15, 0.85.
-#: All began at 0.76 to 0.97.
+#: Meaning of a final loss up to each limit, relative to a student that does not move. In the best
+#: CIFAR-10 runs of docs/comparison.md (MTT, FTD and DATM: 17 to 22 points above random real images)
+#: it ended at 0.42 to 0.55; in the AST runs (15 points) at 0.85. All began at 0.76 to 0.97.
 _MEANINGS = {
     0.6: "as low as in runs that gained 17 to 22 points on CIFAR-10 (0.42 to 0.55); whether it "
     "helped is for the accuracy to say",
@@ -27,21 +26,18 @@ _MEANINGS = {
 
 
 def verdict(losses: Sequence[float | None], settings: Mapping[str, Any]) -> str:
-    """Say what the loss of a run means.
+    """Explain the loss of a run in one or two sentences.
 
     Args:
-        losses: Loss of each iteration; None where it was not finite.
-        settings: Of the distilled set: ``objective``, ``terms`` and ``expert_epochs``.
-
-    Returns:
-        A sentence or two.
+        losses: Loss of each iteration; None if it was not finite.
+        settings: Settings of the distilled set: ``objective``, ``terms``, ``expert_epochs``.
     """
     finite = [loss for loss in losses if loss is not None]
     if not finite:
         return "The loss was never finite: nothing was learned."
     tenth = max(1, len(finite) // 10)
     ends = finite[:tenth], finite[-tenth:]
-    if "objective" in settings:  # another than matching
+    if "objective" in settings:  # only present for objectives other than matching
         first, last = map(fmean, ends)
         numbers = f"from {first:.4g} to {last:.4g}, means of the first and the last tenth"
         return f"The loss of --objective {settings['objective']} went {numbers}."
@@ -57,12 +53,12 @@ def verdict(losses: Sequence[float | None], settings: Mapping[str, Any]) -> str:
 
 
 def of_no_step(settings: Mapping[str, Any]) -> float | None:
-    """Return the matching loss of a student that stays where it starts; None if it is unknown."""
+    """Return the matching loss of a student that stays at its start; None if unknown."""
     names, epochs = settings.get("terms", ["final"]), settings.get("expert_epochs")
     kinds = [str(name).partition(":")[0] for name in names] if isinstance(names, list) else []
     if not (isinstance(epochs, int) and epochs > 0 and {*kinds} <= TERMS.keys()):
         return None
-    # Terms are one ratio each, of two distances that are the same here; these are one for each
-    # epoch in between, in the second with weights from 1/M on.
+    # A term is a ratio of two distances, which is 1 for a student that does not move. These two
+    # terms sum one ratio per intermediate epoch; the second has weights 1/M, 2/M, ...
     sums = {"intermediate": epochs - 1, "intermediate-rising": (epochs - 1) / 2}
     return sum(sums.get(kind, 1) for kind in kinds) or None

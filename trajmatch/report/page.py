@@ -1,4 +1,4 @@
-"""The page: values of the run in the template ``page.html``."""
+"""Fill the template ``page.html`` with the values of a run."""
 
 from __future__ import annotations
 
@@ -15,19 +15,15 @@ from trajmatch.report import run as runs
 from trajmatch.report.config import ReportConfig
 from trajmatch.report.run import Run
 
-#: No page may hold control characters, or halves of surrogate pairs, which JSON can bring.
+#: Characters invalid in HTML that JSON may contain: control characters and lone surrogates.
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def write_report(config: ReportConfig) -> None:
-    """Write the report of a run. Equal runs give equal bytes.
+    """Write the report of a run; equal runs give equal bytes.
 
-    Args:
-        config: Where the run and the report are.
-
-    Raises:
-        UserError: Something of the run is missing, damaged or of another run, or the report cannot
-            be written.
+    Raises UserError if a file of the run is missing, damaged or from another run, or if the report
+    cannot be written.
     """
     content = page(runs.read(config))
     files.check_writable(config.report.parent)
@@ -35,7 +31,7 @@ def write_report(config: ReportConfig) -> None:
 
 
 def page(run: Run) -> str:
-    """Return the report of a run, an HTML document that needs no other file."""
+    """Return the report of a run as a self-contained HTML document."""
     distilled, told = run.artifact, run.history.iterations
     text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     template = jinja2.Template(

@@ -1,4 +1,4 @@
-"""Tables and pictures, as the page's template takes them."""
+"""Tables and pictures for the page template."""
 
 from __future__ import annotations
 
@@ -8,29 +8,16 @@ from typing import NamedTuple
 
 
 class Picture(NamedTuple):
-    """An image inside the page.
+    """An image in the page; width and height in CSS pixels."""
 
-    Attributes:
-        source: Its content as a URL.
-        text: Its text for readers who do not see it.
-        width: In pixels of the page.
-        height: In pixels of the page.
-    """
-
-    source: str
-    text: str
+    source: str  # data URL
+    text: str  # alternative text
     width: int
     height: int
 
 
 class Table(NamedTuple):
-    """A table.
-
-    Attributes:
-        caption: Text above it.
-        heads: Heads of the columns.
-        rows: Cells of each row, the first is the row's head.
-    """
+    """A table; the first cell of each row is its head."""
 
     caption: str
     heads: Sequence[str]
@@ -38,5 +25,5 @@ class Table(NamedTuple):
 
 
 def data_url(kind: str, content: bytes) -> str:
-    """Return a URL that holds the content of a file of that MIME type."""
+    """Return the content of a file as a data URL of a MIME type."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

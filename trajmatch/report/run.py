@@ -1,4 +1,4 @@
-"""Everything that a run left, read and checked to belong together."""
+"""Read all files of a run and check that they belong together."""
 
 from __future__ import annotations
 
@@ -18,31 +18,19 @@ from trajmatch.snapshots import Snapshots
 
 
 class Run(NamedTuple):
-    """A run.
-
-    Attributes:
-        artifact: The distilled set.
-        history: The run iteration by iteration; empty where there is no log.
-        snapshots: The images on the way; None: there are none.
-        results: Results of evaluations, perhaps none.
-        recipe: The recipe that the run names, as it is today; None: it named none, or it is gone.
-    """
+    """Content of the files of a run."""
 
     artifact: Artifact
-    history: History
+    history: History  # empty if there is no log
     snapshots: Snapshots | None
-    results: Results
-    recipe: Recipe | None
+    results: Results  # may be empty
+    recipe: Recipe | None  # the named recipe in its current version, if it still exists
 
 
 def read(config: ReportConfig) -> Run:
-    """Read the files that a report is made of.
+    """Read the files of a run.
 
-    Args:
-        config: Says where they are.
-
-    Raises:
-        UserError: A file is missing that was asked for, or one is damaged or of another run.
+    Raises UserError if a requested file is missing, or a file is damaged or from another run.
     """
     path = config.artifact
     if not path.exists():
@@ -68,7 +56,7 @@ def read(config: ReportConfig) -> Run:
 
 
 def _recipe(settings: Mapping[str, object]) -> Recipe | None:
-    """Return the recipe that a run named; None where there is none that can be read."""
+    """Return the recipe that a run named; None if there is none or it is not readable."""
     name = settings.get("recipe")
     try:
         return find_recipe(name) if isinstance(name, str) else None
@@ -77,9 +65,9 @@ def _recipe(settings: Mapping[str, object]) -> Recipe | None:
 
 
 def _log(path: Path, distilled: Artifact) -> History:
-    """Read a log that ends when the run did, with its step size, or before.
+    """Read a log; UserError if it goes past the run's end or ends there with another step size.
 
-    A log that ends before is of a run that was continued with another log.
+    A log may end earlier: the run was then continued with another log.
     """
     found, end = history.read(path), distilled.recipe.get("iterations")
     last = found.iterations[-1] if found.iterations else None

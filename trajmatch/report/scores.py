@@ -1,4 +1,4 @@
-"""Accuracies that `trajmatch run` and `trajmatch eval --json` found."""
+"""Accuracies from `trajmatch run` and `trajmatch eval --json`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from trajmatch.schema import Count, PositiveInt, convert
 
 
 class Accuracy(msgspec.Struct):
-    """Test accuracy in percent over several networks; ``diverged`` of them count as 0.
+    """Test accuracy in percent over several networks; diverged ones count as 0.
 
-    For sets with target vectors it is the mean squared error, and ``errors`` are those of each.
+    For target vectors: mean squared error, with ``errors`` of each network.
     """
 
     mean: Number
@@ -27,51 +27,51 @@ class Accuracy(msgspec.Struct):
     errors: tuple[Number, ...] = ()
 
     def __str__(self) -> str:
-        """E.g. ``72.7 ± 1.4``."""
+        """Format as ``72.7 ± 1.4``."""
         if self.errors:
             return f"{self.mean:.4g} ± {self.std:.4g}"
         return f"{self.mean:.1f} ± {self.std:.1f}"
 
 
 class Protocol(msgspec.Struct):
-    """How the networks were trained."""
+    """Training of the networks."""
 
     name: str = ""
     steps: Count | None = None
     num_epochs: Count | None = None
 
     def __str__(self) -> str:
-        """E.g. ``mtt, 1000 epochs``."""
+        """Format as ``mtt, 1000 epochs``."""
         numbers = {"steps": self.steps, "epochs": self.num_epochs}
         lengths = [f"{number} {unit}" for unit, number in numbers.items() if number is not None]
         return ", ".join(filter(None, [self.name, *lengths[:1]]))
 
 
-#: A field for each set that networks are trained on.
+#: Struct with an optional accuracy for each training set.
 _BySet = msgspec.defstruct("_BySet", [(name, Accuracy | None, None) for name in SETS])
 
 
 class Scores(_BySet):  # type: ignore[misc, valid-type]
-    """Accuracies of one architecture, by the set that it was trained on; one at least."""
+    """Accuracies of one architecture by training set; at least one."""
 
     network: str = ""
     protocol: Protocol = msgspec.field(default_factory=Protocol)
     robust: dict[str, Accuracy] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an object without a score."""
+        """Refuse an object without accuracies."""
         if not self.found:
             raise ValueError("it has no score")
 
     @property
     def found(self) -> dict[str, Accuracy]:
-        """The accuracies that are there, in the order of tables."""
+        """Accuracies that exist, in table order."""
         all_ = ((name, getattr(self, name)) for name in IN_TABLES)
         return {name: accuracy for name, accuracy in all_ if accuracy is not None}
 
     @property
     def diverged(self) -> int:
-        """Number of networks that diverged, as far as it is known."""
+        """Number of diverged networks, as far as known."""
         return sum(each.diverged or 0 for each in self.found.values())
 
 
@@ -83,7 +83,7 @@ class Sizes(msgspec.Struct):
 
 
 class Stored(msgspec.Struct):
-    """Numbers of a set that networks are trained on, as far as a table has them."""
+    """Size of a training set, for tables."""
 
     labels: str
     images: PositiveInt
@@ -92,7 +92,7 @@ class Stored(msgspec.Struct):
 
 
 class Experts(msgspec.Struct):
-    """Test accuracy of each expert in percent, after an epoch of the course of ``epochs``."""
+    """Test accuracy of each expert in percent, after ``epoch`` of the planned ``epochs``."""
 
     accuracies: tuple[Number, ...] = ()
     epoch: PositiveInt | None = None
@@ -100,7 +100,7 @@ class Experts(msgspec.Struct):
 
 
 class Results(msgspec.Struct):
-    """Scores of each architecture, and what else is in the file."""
+    """Scores of each architecture, and the other content of the file."""
 
     networks: Annotated[list[Scores], Meta(min_length=1)]
     dataset: Sizes = msgspec.field(default_factory=Sizes)
@@ -111,14 +111,9 @@ class Results(msgspec.Struct):
 
 
 def read(path: Path, network: str | None = None) -> Results:
-    """Read the ``summary.json`` of `trajmatch run`, or the output of `trajmatch eval --json`.
+    """Read a ``summary.json`` of `trajmatch run`, or the output of `trajmatch eval --json`.
 
-    Args:
-        path: The file.
-        network: The architecture, which a summary does not name. Default: it is no summary.
-
-    Raises:
-        UserError: The file cannot be read or is something else.
+    ``network`` is the architecture of a summary, which does not name it; None: not a summary.
     """
     content = files.read_json(path)
     if network is not None:
@@ -128,7 +123,10 @@ def read(path: Path, network: str | None = None) -> Results:
 
 
 def gathered(found: Sequence[Results]) -> Results:
-    """Join the networks of several files; the rest is that of the first that has it."""
+    """Join the networks of several files.
+
+    Set and dataset sizes come from the first file that has them, all else from the first file.
+    """
     first = found[0] if found else Results([])
     return msgspec.structs.replace(
         first,

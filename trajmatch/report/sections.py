@@ -1,4 +1,4 @@
-"""The numbers, tables and charts of a report, from the files of a run."""
+"""Numbers, tables and charts of a report."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from trajmatch.report.run import Run
 from trajmatch.report.scores import Accuracy, Results, Scores
 from trajmatch.schema import settings_of
 
-#: Parts of a run over which the loss is averaged.
+#: Number of windows per run for the smoothed loss.
 _WINDOWS = 40
 #: Stages of `trajmatch run` in their order.
 _STAGES = ("experts", "distillation", "evaluation")
 
 
 def score_tables(results: Results) -> list[Table]:
-    """Tabulate accuracies: rows are training sets, columns networks; a table per protocol."""
+    """Return a table of accuracies per protocol: training sets as rows, networks as columns."""
     tables = []
     for protocol in dict.fromkeys(str(each.protocol) for each in results.networks):
+        # Build the table by columns, one or two for each network, and transpose it at the end.
         networks = by_network(each for each in results.networks if str(each.protocol) == protocol)
         keys = [key for key in IN_TABLES if any(key in of for of in networks.values())]
         stored = [results.sets.get(key) for key in keys]  # not in files of release 0.1
@@ -57,7 +58,7 @@ def score_tables(results: Results) -> list[Table]:
 
 
 def accuracy_chart(run: Run) -> Chart | None:
-    """Draw the accuracies on the way beside the baselines; None where there are none."""
+    """Draw the evaluations during the run next to the baselines; None if there are none."""
     evaluations = run.history.evaluations
     if not evaluations:
         return None
@@ -83,7 +84,7 @@ def accuracy_chart(run: Run) -> Chart | None:
 
 
 def course_charts(told: Sequence[Iteration]) -> list[Chart]:
-    """Draw the loss, the step size, and how often each start and expert was drawn."""
+    """Draw the loss, the step size, and how often each start epoch, expert and window was drawn."""
     x = [each.iteration for each in told]
     losses = np.array([each.loss for each in told], float)  # None becomes NaN
     steps = np.array([each.step_size for each in told], float)
@@ -118,7 +119,7 @@ def course_charts(told: Sequence[Iteration]) -> list[Chart]:
 
 
 def updates(told: Sequence[Iteration]) -> list[list[str]]:
-    """Count the updates that were applied, refused and left out."""
+    """Count applied, refused and skipped updates."""
     causes = Counter(each.refused for each in told if each.refused is not None)
     skipped = sum(each.skipped for each in told)
     return [
@@ -130,7 +131,7 @@ def updates(told: Sequence[Iteration]) -> list[list[str]]:
 
 
 def times(run: Run) -> list[list[str]]:
-    """List the time of the stages and of the outer iterations."""
+    """List the durations of stages and outer iterations."""
     taken = run.results.stage_seconds
     order = [*_STAGES, *taken]
     rows = [[name, duration(taken[name])] for name in sorted(taken, key=order.index)]
@@ -144,7 +145,7 @@ def times(run: Run) -> list[list[str]]:
 
 
 def settings(distilled: Artifact) -> dict[str, Any]:
-    """Return what the distilled file says of itself, but for class names and scores."""
+    """Return the metadata of the distilled file without class names and scores."""
     said = settings_of(distilled, Description)
     del said["class_names"], said["scores"]
     preprocessing = distilled.preprocessing.spec()
@@ -152,13 +153,13 @@ def settings(distilled: Artifact) -> dict[str, Any]:
 
 
 def deviation_rows(recipe: Recipe, distilled: Artifact) -> list[list[str]]:
-    """List the settings that differ from a recipe, with the recipe's value and the run's."""
+    """List the settings that differ from the recipe, with both values."""
     found = deviations(recipe, distilled)
     return [[each.name, json.dumps(each.wanted), json.dumps(each.found)] for each in found]
 
 
 def flat(made: Mapping[str, Any], prefix: str = "") -> Iterator[list[str]]:
-    """List settings as texts, with dotted names for settings of settings."""
+    """Yield settings as name and text, with dotted names for nested settings."""
     for name, value in made.items():
         if isinstance(value, dict) and value:
             yield from flat(value, f"{prefix}{name}.")
@@ -167,7 +168,7 @@ def flat(made: Mapping[str, Any], prefix: str = "") -> Iterator[list[str]]:
 
 
 def by_network(found: Iterable[Scores]) -> dict[str, dict[str, Accuracy]]:
-    """Gather the accuracies of each network by the sets that it was trained on."""
+    """Group accuracies by network, then by training set; the first file wins."""
     networks: dict[str, dict[str, Accuracy]] = {}
     for each in found:
         networks[each.network] = {**each.found, **networks.get(each.network, {})}
