@@ -1,4 +1,4 @@
-"""Sets to compare a distilled one with: real images, drawn, chosen, or all of them."""
+"""Sets of real images to compare with: random ones, chosen ones, or all."""
 
 from __future__ import annotations
 
@@ -21,19 +21,12 @@ from trajmatch.random import generator
 
 
 class TrainingSets:
-    """The sets that networks are trained on: a distilled one, and real ones beside it.
+    """Sets that networks are trained on: the distilled one and real ones, preprocessed alike.
 
-    All are preprocessed as the distilled set is. Real ones have as many images of each class as the
-    distilled one stores the values of (its ``ipc``).
-
-    Args:
-        distilled: The distilled set.
-        dataset: The data set that it was distilled from.
-        seed: Seed of the random real images.
-        k_center_store: Store of experts whose logits are the features of k-center and of
-            herding; None takes those of ``experts`` or else the preprocessed pixels.
-        device: Where experts compute.
-        experts: Store of experts that make soft labels; None: there are none.
+    Real sets, except the whole one, have as many images per class as the distilled set stores
+    (its ``ipc``). ``seed`` is that of random images, ``device`` that of experts. The experts of
+    ``experts`` make soft labels. K-center and herding use logits of ``k_center_store`` as
+    features; by default those of ``experts``, or else the preprocessed pixels.
     """
 
     def __init__(
@@ -45,25 +38,16 @@ class TrainingSets:
         device: str = "cpu",
         experts: Path | None = None,
     ) -> None:
-        """Read nothing yet; see the class."""
         self._distilled, self._dataset, self._seed = distilled, dataset, seed
         self._store, self._experts, self._device = k_center_store, experts, device
         self._by_features: dict[str, Tensor] = {}
 
     def of(self, name: str, network: int) -> tuple[Tensor, Tensor]:
-        """Return a set by its name in :data:`trajmatch.evaluate.sets.SETS`.
+        """Return a set of :data:`trajmatch.evaluate.sets.SETS` for one network, by its name.
 
-        Args:
-            name: The name.
-            network: Number of the network in its evaluation. Random real images are another draw
-                for each; all others are the same every time.
-
-        Returns:
-            Images ``[n, C, H, W]``, float32, and labels ``[n]``, int64, or ``[n, K]``, float32
-            (soft ones, or targets).
-
-        Raises:
-            UserError: A store cannot be used, or is of another data set.
+        Each ``network`` (its number) has its own random images; other sets are the same for all.
+        Images are ``[n, C, H, W]``, float32; labels ``[n]``, int64; soft labels and targets
+        ``[n, K]``, float32.
         """
         distilled, kind = self._distilled, SETS[name]
         if kind.images == "distilled":
@@ -82,7 +66,7 @@ class TrainingSets:
         return own if SETS[name].labels == "own" else SETS[name].labels == "soft"
 
     def asks_experts(self, name: str) -> bool:
-        """True for a set that the store of ``experts`` decides, beside all else."""
+        """True for a real set that depends on the store of ``experts``."""
         images = SETS[name].images
         by_features = images in ("k_center", "herding") and self._store is None
         return images != "distilled" and (
@@ -90,12 +74,7 @@ class TrainingSets:
         )
 
     def size(self, name: str) -> dict[str, Any]:
-        """Return what has to be stored of a set, as JSON can hold it.
-
-        Returns:
-            ``images``, their number; ``labels``, ``"hard"``, ``"soft"`` or ``"target"``;
-            ``stored_values`` and ``stored_bytes`` of images and labels, for real images as float32.
-        """
+        """Return ``images``, ``labels``, ``stored_values``, ``stored_bytes`` of a set as JSON."""
         images, labels = self.of(name, 0)
         kept, kind = self._distilled, self._distilled.label_kind
         if kind != "target":
@@ -110,7 +89,7 @@ class TrainingSets:
         }
 
     def _chosen(self, images: str, network: int) -> Tensor | slice:
-        """Return the numbers of training images."""
+        """Return the indices of the training images of a set."""
         labels, count = self._dataset.train_labels, self._distilled.ipc
         if images == "whole":
             return slice(None)
@@ -146,15 +125,9 @@ class TrainingSets:
 
 
 def random_subset(labels: Tensor, images_per_class: int, draw: torch.Generator) -> Tensor:
-    """Draw the same number of images from every class, without repetition.
+    """Draw ``images_per_class`` images of every class without repetition, or all of a smaller one.
 
-    Args:
-        labels: Class indices ``[N]``, int64.
-        images_per_class: How many of each; all of a class that has fewer.
-        draw: Where the choice is drawn from.
-
-    Returns:
-        Indices into ``labels``, class by class. At most ``[K * images_per_class]``, int64.
+    Returns indices into ``labels [N]``, class by class, int64.
     """
     shuffled = torch.randperm(len(labels), generator=draw)
     classes = torch.unique(labels).tolist()
@@ -162,21 +135,13 @@ def random_subset(labels: Tensor, images_per_class: int, draw: torch.Generator) 
 
 
 def k_center(features: Tensor, labels: Tensor, images_per_class: int) -> Tensor:
-    """Choose the same number of images from every class by greedy k-center.
+    """Choose the same number of images from every class by greedy k-center (Gonzalez 1985).
 
-    In each class the image nearest to the mean is taken first, then again and again the one that
-    is farthest from those taken (Gonzalez 1985): no image is then more than twice as far from the
-    nearest of them as with the best choice. Distances are Euclidean; of equals the first is taken.
-
-    Args:
-        features: Coordinates for the distances, one row for each image. ``[N, F]``, floating
-            point.
-        labels: Class indices ``[N]``, int64.
-        images_per_class: How many of each; all of a class that has fewer.
-
-    Returns:
-        Indices into ``labels``, class by class, in the order of their choice. At most
-        ``[K * images_per_class]``, int64.
+    In each class the image nearest to the mean comes first, then always the one farthest from
+    those taken. No image is then more than twice as far from the nearest of them as with the best
+    choice. Distances are Euclidean between rows of ``features [N, F]``; of equals the first is
+    taken. Returns indices into ``labels [N]``, int64, class by class in order of choice; a class
+    with fewer images gives all of them.
     """
     return _of_each_class(_farthest_points, features, labels, images_per_class)
 
@@ -184,19 +149,9 @@ def k_center(features: Tensor, labels: Tensor, images_per_class: int) -> Tensor:
 def herding(features: Tensor, labels: Tensor, images_per_class: int) -> Tensor:
     """Choose the same number of images from every class so that their mean is that of the class.
 
-    In each class the image is taken, again and again, that brings the mean of those taken nearest
-    to the mean of all (Chen, Welling and Smola 2010; without repetition, as in iCaRL, Rebuffi et
-    al. 2017). Distances are Euclidean; of equals the first is taken.
-
-    Args:
-        features: Coordinates for the distances, one row for each image. ``[N, F]``, floating
-            point.
-        labels: Class indices ``[N]``, int64.
-        images_per_class: How many of each; all of a class that has fewer.
-
-    Returns:
-        Indices into ``labels``, class by class, in the order of their choice. At most
-        ``[K * images_per_class]``, int64.
+    In each class always takes the image that brings the mean of those taken nearest to the class
+    mean (Chen, Welling and Smola 2010; without repetition, as in iCaRL, Rebuffi et al. 2017).
+    Distances, arguments and result are as in :func:`k_center`.
     """
     return _of_each_class(_nearest_to_mean, features, labels, images_per_class)
 
@@ -212,6 +167,7 @@ def _nearest_to_mean(points: Tensor, count: int) -> Tensor:
     mean, total = points.mean(dim=0), torch.zeros_like(points[0])
     taken: list[int] = []
     for size in range(1, min(count, len(points)) + 1):
+        # Distance of the new mean from the class mean, times size.
         distances = _squared_distances(points, size * mean - total)
         distances[taken] = torch.inf
         taken.append(int(distances.argmin()))
@@ -231,5 +187,4 @@ def _farthest_points(points: Tensor, count: int) -> Tensor:
 
 
 def _squared_distances(points: Tensor, centre: Tensor) -> Tensor:
-    """Return the squared distance of every row from one; exactly 0 between equals. ``[n]``."""
-    return (points - centre).square_().sum(dim=1)
+    return (points - centre).square_().sum(dim=1)  # exactly 0 between equals

@@ -1,4 +1,4 @@
-"""Evaluation of a distilled file beside real images, with all that it says about itself."""
+"""Evaluation of a distilled file beside real images."""
 
 from __future__ import annotations
 
@@ -35,45 +35,38 @@ def evaluate_artifact(
     progress: ProgressLike | None = None,
     on_stop: Callable[[dict[str, Any]], None] = lambda partial_result: None,
 ) -> dict[str, Any]:
-    """Train networks on a distilled set, and as many on real images, and test all of them.
+    """Train and test networks on a distilled set, and as many on real images.
 
-    Step size, normalisation and augmentation are those in the file, and so is the network unless
-    others are asked for. Network ``k`` of a baseline begins with the parameters of network ``k`` of
-    the distilled set and trains by the same protocol, learned step size included: on a random draw
-    of its own of as many images of each class, on those that k-center or herding chooses, or on the
-    whole training set. Labels are the classes of the images (hard) or what experts say of them
-    (soft). The score of random images hardly depends
-    on the step size (one image per class of Fashion-MNIST: 49.6 to 51.6 % from 0.1 down to 0.001).
-    On the CPU one seed gives the same result every time, on the same number of threads.
+    Step size, normalisation and augmentation are those of the file; so is the network by default.
+    Network ``k`` of a baseline starts from the same parameters as network ``k`` of the distilled
+    set and trains by the same protocol, learned step size included (random images hardly depend on
+    it: 49.6 to 51.6 % from 0.1 down to 0.001, one image per class of Fashion-MNIST). On the CPU a
+    seed always gives the same result on the same number of threads.
 
     Args:
-        config: The distilled set and the protocol.
+        config: Distilled set and protocol.
         progress: Updated with the epochs (steps with ``equal_steps``) of all networks done.
-        on_stop: Called with the result of the networks that are finished, if there are any, where
-            the evaluation is stopped. It has ``unfinished``: how many are ``done`` ``of`` all.
+        on_stop: Called on a stop with the result of the finished networks, if there are any. It
+            has ``unfinished``: how many are ``done`` ``of`` all.
 
     Returns:
-        What is in ``result.json`` where records are kept, as JSON can hold it:
+        The content of ``result.json``:
 
-        - each of :data:`trajmatch.evaluate.sets.SETS`, e.g. ``distilled`` and ``random_real``
-          (None where not trained on): :meth:`trajmatch.evaluate.Score.as_dict`, with ``mean`` and
-          ``std`` (of the population) of the test accuracy in percent (for a set with targets of
-          the mean squared test error) and ``seeds``, the number of networks;
-        - ``sets``: of each of these that is trained on :meth:`TrainingSets.size`;
+        - each of :data:`trajmatch.evaluate.sets.SETS`: :meth:`trajmatch.evaluate.Score.as_dict`, or
+          None if not trained on;
+        - ``sets``: :meth:`TrainingSets.size` of each set that is trained on;
         - ``robust``, with ``config.robust``: :func:`trajmatch.evaluate.robust.robust_scores`;
         - ``protocol``: how the networks were trained;
-        - ``networks``: one object for each architecture, in the order asked for, with its
-          ``network``, the scores and the ``protocol``; those above are the first's;
+        - ``networks``: ``network``, scores and ``protocol`` of each architecture, in order; the
+          scores above are those of the first;
         - ``selection``: how the distilled images were chosen among the iterates of their run;
-        - ``k_center_features``: what k-center measured distances in, or None;
-        - ``dataset``: ``name``, ``fingerprint``, numbers of ``training_images`` and
-          ``test_images``; ``images_per_class``; ``seed``.
+        - ``k_center_features``: features of k-center and herding, or None;
+        - ``dataset``: ``name``, ``fingerprint``, ``training_images`` and ``test_images``;
+          ``images_per_class``; ``seed``.
 
     Raises:
-        UserError: The file cannot be used, the data set is not found or is another one, there is
-            no such network, or records cannot be kept or are of another evaluation.
-        Interrupted: ``config.max_time`` is up, or the program handles signals
-            (:func:`trajmatch.interruption.signals`) and got one.
+        UserError: File, data set, network or records cannot be used, or do not fit each other.
+        Interrupted: ``config.max_time`` is up, or a signal came that the program handles.
     """
     expect_config("evaluate_artifact", config, EvalConfig)
     config = replace(config, device=usable_device(config.device))
@@ -98,15 +91,7 @@ def evaluate_artifact(
 
 
 class _Evaluation:
-    """Networks to train, and the outcomes of those that are finished.
-
-    Args:
-        config: The distilled set and the protocol.
-        progress: Updated with the rounds of all networks that are done.
-
-    Raises:
-        UserError: Something that was given cannot be used; found before anything is trained.
-    """
+    """Networks to train and their outcomes; checks everything given before any training."""
 
     def __init__(self, config: EvalConfig, progress: ProgressLike) -> None:
         self._config, self._progress = config, progress
@@ -144,26 +129,26 @@ class _Evaluation:
         self.records: Records | None = None
 
     def _key(self, spec: dict[str, Any], kind: str, number: int) -> tuple[str, str]:
-        """Set and name of the record of a network: of an architecture, trained on a set."""
+        """Return the set and the record name of a network."""
         slug, decides = re.sub(r"\W+", "-", str(spec["name"])), spec
-        if self._sets.asks_experts(kind):  # so that experts may be added, or be others
+        if self._sets.asks_experts(kind):  # a resumed evaluation may add or change experts
             decides = {"network": spec, "experts": self._experts}
         return kind, f"{slug}-{files.json_checksum(decides)[:16]}-{number}"
 
     def _check_batches(self) -> None:
-        """Make sure that every network trains on the batches of every set."""
+        """Check that every network can train on the batches of every set."""
         size, steps = self._protocol.batch_size, self._protocol.steps
         counts = {each["images"] for each in self._sizes.values()}
         for _, spec in self._specs:
             model = networks.build(spec)
             for count in counts:
                 if steps is not None and steps <= count // size:
-                    continue  # it never comes to the last batch
+                    continue  # training ends before the short last batch
                 with as_user_error():
                     networks.check_batches(model, count, size, "--batch-size")
 
     def keep(self, folder: Path) -> None:
-        """Keep a record of each network in a folder, and go on from those that are there."""
+        """Keep a record of each network in a folder, and load those already there."""
         config, store = self._config, self._config.k_center_store
         description = {
             "file": replace(self._distilled, scores=()).fingerprint,
@@ -181,7 +166,7 @@ class _Evaluation:
             self._progress.update(self._rounds)
 
     def train_all(self) -> None:
-        """Train and test the networks that have no record."""
+        """Train and test the networks without a record."""
         for key, (spec, kind, number) in self.trainings.items():
             if key in self.outcomes:
                 continue
@@ -203,7 +188,7 @@ class _Evaluation:
             self.outcomes[key] = outcome
 
     def result(self) -> dict[str, Any]:
-        """Return the result of the networks that are finished; written beside records."""
+        """Return the result of the finished networks, and write it beside the records."""
         config, features = self._config, None
         if {"k_center", "k_center_soft", "herding"} & self._sizes.keys():
             store = config.k_center_store or config.experts
@@ -232,7 +217,7 @@ class _Evaluation:
         return result
 
     def _scores(self, name: str, spec: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the scores of an architecture on each set; None where no network is finished."""
+        """Return an architecture's scores on each set; None if no network is finished."""
         protocol = {**self._protocol.describe(), "network": spec}
         found: dict[str, Score] = {}
         for kind in self._kinds:
@@ -254,7 +239,7 @@ class _Evaluation:
 
 
 def _network_specs(distilled: Artifact, config: EvalConfig) -> list[tuple[str, dict[str, Any]]]:
-    """Return names and specs of the networks to train; each can be built and runs on the images."""
+    """Return names and specs of the networks to train, after a check that each runs."""
     own, (_, channels, size, _) = distilled.network, distilled.images.shape
     specs = []
     for text in config.network:
@@ -273,16 +258,7 @@ def _network_specs(distilled: Artifact, config: EvalConfig) -> list[tuple[str, d
 
 
 def source_dataset(distilled: Artifact, file: Path, data: str | None) -> Dataset:
-    """Load the data set that was distilled, from its given place or found by its name.
-
-    Args:
-        distilled: The distilled set.
-        file: Where it was read from, for messages.
-        data: Where the data set is; None: it is looked for by its name.
-
-    Raises:
-        UserError: It is not found, or is another one.
-    """
+    """Load the data set that was distilled, from ``data`` or else found by its name."""
     name = distilled.dataset_name
     uri = data or resolve_uri(name)
     if uri is None:

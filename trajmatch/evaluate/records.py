@@ -1,4 +1,4 @@
-"""The folder of an evaluation, from which it goes on: a record of each trained network."""
+"""Folder of an evaluation, with a record of each trained network for ``--resume``."""
 
 from __future__ import annotations
 
@@ -20,15 +20,9 @@ RESULT = "result.json"
 class Records:
     """Records of trained networks, each a JSON file that is written whole or not at all.
 
-    Args:
-        folder: Their folder, which is made where it is missing.
-        description: All that decides a record but the training set and the network, as JSON can
-            hold it.
-        resume: True to go on where there are records already.
-
-    Raises:
-        UserError: There are records already, or some of another description; or the folder cannot
-            be written.
+    The folder is created if missing. ``description`` has all that decides a record but the training
+    set and the network. Raises UserError if the folder is not writable, or has records already and
+    ``resume`` is False or their description differs.
     """
 
     def __init__(self, folder: Path, description: Mapping[str, Any], resume: bool) -> None:
@@ -57,11 +51,7 @@ class Records:
             )
 
     def read(self, training_set: str, network: str) -> Outcome | None:
-        """Return the outcome of a training; None where there is no record of it.
-
-        Raises:
-            UserError: The record is damaged.
-        """
+        """Return the outcome of a training; None without a record, UserError if damaged."""
         path, advice = self._path(training_set, network), "; delete it and go on with --resume"
         if not path.exists():
             return None

@@ -1,7 +1,7 @@
-"""Scores of DD-Ranking, in which neither soft labels nor augmentation count as distillation.
+"""Robust scores of DD-Ranking, in which neither soft labels nor augmentation count.
 
-Definitions: Li et al., *DD-Ranking: Rethinking the Evaluation of Dataset Distillation*,
-arXiv:2505.13300, with both weights 0.5, as on its leaderboard.
+Li et al., *DD-Ranking: Rethinking the Evaluation of Dataset Distillation*, arXiv:2505.13300, with
+both weights 0.5, as on its leaderboard.
 """
 
 from __future__ import annotations
@@ -16,19 +16,11 @@ from trajmatch.evaluate.scores import Score
 
 
 def robust_score(first: float, second: float) -> float:
-    """Return the robust score of two differences of accuracies.
+    """Return the robust score, 0 to 1 (higher is better), of two accuracy differences in percent.
 
-    For the label-robust score these are the improvement over random images and, as a loss, the hard
-    label recovery with the opposite sign; for the augmentation-robust score the improvements over
-    random images with and without augmentation.
-
-    Args:
-        first: In percent.
-        second: In percent.
-
-    Returns:
-        ``(e^a - e^-1) / (e - e^-1)`` with ``a`` the mean of the two as fractions: from 0 to 1, more
-        is better.
+    ``(e^a - e^-1) / (e - e^-1)`` with ``a`` the mean of the two as a fraction. The two are the
+    improvement over random images and, for the label-robust score, minus the hard label recovery;
+    for the augmentation-robust score, the improvement without augmentation.
     """
     mean = (first + second) / 200
     return (math.exp(mean) - math.exp(-1)) / (math.e - math.exp(-1))
@@ -37,17 +29,11 @@ def robust_score(first: float, second: float) -> float:
 def robust_scores(
     found: Mapping[str, Score], soft: bool, whole_real: float | None = None
 ) -> dict[str, Any] | None:
-    """Compute both scores for each network of an evaluation.
+    """Compute both scores for each network, from the scores by training set.
 
-    Args:
-        found: Scores by the set that networks were trained on.
-        soft: True for a distilled set with soft labels.
-        whole_real: Accuracy with the whole real set in percent; None: that in ``found``.
-
-    Returns:
-        ``hard_label_recovery``, ``improvement_over_random``, ``improvement_without_augmentation``
-        (in points), ``label_robust_score`` and ``augmentation_robust_score``, each with ``mean``
-        and ``std`` (of the population) over the networks. None: a set has no network yet.
+    ``whole_real`` is the accuracy with the whole real set in percent; None: that in ``found``.
+    Returns the differences (in points) and scores by name, each with ``mean`` and population
+    ``std`` over the networks; None if a set has no network yet.
     """
     of = {name: score.accuracies for name, score in found.items()}
     if whole_real is not None:

@@ -1,4 +1,4 @@
-"""Mean and deviation of the test accuracy over several networks."""
+"""Mean and standard deviation of the test accuracy over several networks."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from trajmatch.training import Outcome, train_fresh
 
 @dataclass(frozen=True)
 class Score:
-    """Test accuracy of networks that were trained on a set, in percent, or their test error.
+    """Test accuracies in percent of networks trained on one set, or their test errors.
 
     Attributes:
-        accuracies: One for each network; for targets the mean squared errors.
+        accuracies: One per network; for targets the mean squared errors.
         protocol: How they were trained; see :meth:`trajmatch.evaluate.Protocol.describe`.
-        diverged: Number of networks that diverged; they count as getting no image right. None:
-            unknown.
-        max_accuracies: The highest test of each network, where the protocol tests on the way: an
-            estimate that is not honest, for it is chosen on the test set.
+        diverged: Number of diverged networks, which count as getting no image right; None: unknown.
+        max_accuracies: Highest test of each network, if the protocol tests on the way. Not an
+            honest estimate: it is chosen on the test set.
         measure: ``"errors"`` for targets.
     """
 
@@ -40,13 +39,7 @@ class Score:
     def of_outcomes(
         cls, outcomes: Sequence[Outcome], protocol: dict[str, Any], answers: Tensor | None = None
     ) -> Score:
-        """Return the score of trained networks: that of their last tests.
-
-        Args:
-            outcomes: Of each network.
-            protocol: How they were trained.
-            answers: Labels or targets of the test images; None: labels.
-        """
+        """Return the score of the last tests; ``answers`` are the test labels or targets."""
         errors = answers is not None and answers.is_floating_point()
         maxima = tuple(each.max_accuracy for each in outcomes if each.max_accuracy is not None)
         return cls(
@@ -64,7 +57,7 @@ class Score:
 
     @property
     def std(self) -> float:
-        """Standard deviation of the population (divided by the number, as in the papers' code)."""
+        """Population standard deviation over the networks, as in the papers' code."""
         return statistics.pstdev(self.accuracies)
 
     @property
@@ -73,13 +66,9 @@ class Score:
         return len(self.accuracies)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the numbers, as JSON can hold them.
+        """Return ``mean``, ``std``, ``accuracies`` (or ``errors``), ``seeds`` and ``diverged``.
 
-        Returns:
-            ``mean``, ``std``, ``accuracies`` (for targets ``errors``), ``seeds`` and ``diverged``;
-            with the maxima over the
-            tests also ``test_max``: their ``mean``, ``std`` and ``accuracies``, and ``chosen``, how
-            they came about.
+        With maxima also ``test_max``: their numbers, and how they were ``chosen``.
         """
         each = {self.measure: [*self.accuracies], "seeds": self.seeds, "diverged": self.diverged}
         numbers: dict[str, Any] = {"mean": self.mean, "std": self.std, **each}
@@ -104,22 +93,10 @@ def evaluate_set(
 ) -> Score:
     """Train several fresh networks on one set of images and test each.
 
-    Args:
-        images: As the networks see them (normalised). ``[n, C, H, W]``, float32.
-        labels: As for :func:`trajmatch.training.train_fresh`.
-        network_spec: The network, as :func:`trajmatch.networks.build` takes it.
-        protocol: How to train, with the step size; that of a distilled set is learned.
-        test_images: Normalised by the same statistics. ``[N, C, H, W]``, float32.
-        test_labels: Class indices ``[N]``, int64, or target outputs ``[N, D]``, float32.
-        seeds: Number of networks.
-        seed: Seed of the evaluation; network ``k`` depends on it and on ``k`` only.
-        device: Where to train.
-
-    Returns:
-        The score.
-
-    Raises:
-        ValueError: Images, labels and network do not fit each other.
+    Images ``[n, C, H, W]`` and test images are float32, normalised by the same statistics. Labels
+    are as for :func:`trajmatch.training.train_fresh`; test labels are class indices ``[N]``, int64,
+    or targets ``[N, D]``, float32. ``network_spec`` is as for :func:`trajmatch.networks.build`.
+    ``protocol`` includes the step size. Network ``k`` depends on ``seed`` and ``k`` only.
     """
     tests = test_images, test_labels
     outcomes = [
@@ -131,24 +108,13 @@ def evaluate_set(
 
 
 def sampling_error(accuracy: float, test_images: int) -> float:
-    """Return the standard error of an accuracy that the number of test images implies.
-
-    Args:
-        accuracy: In percent.
-        test_images: How many images it was measured on.
-
-    Returns:
-        The binomial standard error in points, whatever the number of networks. At 0 and 100 %,
-        where it would be 0, that of half an image right or wrong.
-    """
-    half = 50 / test_images
+    """Return the binomial standard error of an accuracy in percent, in points."""
+    half = 50 / test_images  # at 0 and 100 %: the error of half an image, instead of 0
     accuracy = min(max(accuracy, half), 100 - half)
     return math.sqrt(accuracy * (100 - accuracy) / test_images)
 
 
 def difference_error(first: float, second: float, test_images: int) -> float:
-    """Return the standard error of the difference of two accuracies on one test set, in points.
-
-    Both are taken to be independent. That they are of the same images makes the true error smaller.
-    """
+    """Return the standard error of the difference of two accuracies on one test set, in points."""
+    # Taken as independent; the common images make the true error smaller.
     return math.hypot(sampling_error(first, test_images), sampling_error(second, test_images))

@@ -1,4 +1,4 @@
-"""The sets that networks are trained on, by their names in a result."""
+"""Sets that networks are trained on, by their names in a result."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ from typing import Literal, NamedTuple
 
 
 class TrainingSet(NamedTuple):
-    """A set of images with labels.
+    """A set of images with labels, and its title in tables.
 
-    Attributes:
-        title: Name in a table that has a column of labels.
-        images: The distilled images or how real ones are chosen.
-        labels: ``"hard"``, ``"soft"`` (logits of the experts, for real images) or ``"own"``: of the
-            kind that the distilled set has.
-        augmented: False for training without augmentation.
+    Labels are ``"hard"``, ``"soft"`` (for real images: logits of the experts) or ``"own"``, of the
+    kind that the distilled set has. ``augmented`` is False for training without augmentation.
     """
 
     title: str
@@ -37,17 +33,17 @@ SETS = {
     "random_real_plain": TrainingSet("random real images, no DSA", "random", "own", False),
 }
 
-#: Their names in the order of tables: real images first.
+#: Names of all sets in the order of tables: real images first.
 IN_TABLES = sorted(SETS, key=lambda name: SETS[name].images == "distilled")
 
 
 def named(name: str) -> str:
-    """Name of a set in a table without a column of labels."""
+    """Return the name of a set in a table without a column of labels."""
     kind = SETS[name]
     own = kind.labels == "own" or kind.images == "whole"
     return kind.title if own else f"{kind.title}, {kind.labels} labels"
 
 
 def per_kb(accuracy: float, stored_bytes: int) -> str:
-    """Accuracy in percent for each 1,000 stored bytes, e.g. ``0.29``."""
+    """Return the accuracy in percent per 1,000 stored bytes, e.g. ``0.29``."""
     return f"{1000 * accuracy / stored_bytes:.3g}"

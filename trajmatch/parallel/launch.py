@@ -1,4 +1,4 @@
-"""Joining the processes that torchrun has started."""
+"""Joining of the processes that torchrun has started."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from trajmatch.errors import UserError
 from trajmatch.interruption import Interrupted
 from trajmatch.parallel.ranks import ALONE, DistributedRanks, Ranks, answering
 
-#: Seconds that an exchange of tensors may take by default.
+#: Default time limit of a collective, in seconds.
 DEFAULT_TIMEOUT = 600.0
 
 #: Exit status of a process when another one reports the failure.
 _FAILED = 2
 
-#: Seconds to leave to the reporting one: torchrun ends the others as soon as it sees one end.
+#: Seconds that this process waits first: torchrun ends all processes as soon as one ends.
 _GRACE = 10.0
 
 
@@ -33,17 +33,7 @@ def is_launched() -> bool:
 
 
 def local_device(device: str) -> str:
-    """Return the device of this process: each on a machine takes the GPU of its own number.
-
-    Args:
-        device: The ``--device`` of the run: cpu or cuda.
-
-    Returns:
-        The ``--device`` of this process alone.
-
-    Raises:
-        UserError: One GPU is named, for all of them, or the machine has too few.
-    """
+    """Return the device of this process: under torchrun the GPU of its local rank, for cuda."""
     if not is_launched() or not device.startswith("cuda"):
         return device
     if device != "cuda":
@@ -62,20 +52,11 @@ def local_device(device: str) -> str:
 
 @contextmanager
 def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
-    """Join the processes of a run while the context lasts; one process joins nobody.
+    """Join the processes of a run while the context lasts; without torchrun yield :data:`ALONE`.
 
-    If the run fails, one process raises the error and the others exit silently with status 2. Only
-    rank 0 shows warnings, because the other ranks would repeat them.
-
-    Args:
-        device: Where this process computes; it decides between Gloo and NCCL.
-        timeout: Seconds that an exchange of tensors may take.
-
-    Yields:
-        The processes.
-
-    Raises:
-        LostRank: The others did not come.
+    If the run fails, one process raises the error and the others exit silently with status 2 (or
+    that of an interruption). Only rank 0 shows warnings, because the other ranks would repeat them.
+    ``timeout`` is the limit of a collective in seconds. LostRank if other processes did not come.
     """
     if not is_launched():
         yield ALONE
@@ -89,7 +70,7 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"trajmatch/{attempt}", store)  # type: ignore[attr-defined]
     ranks = DistributedRanks(store, rank, size, torch.device(device if on_gpu else "cpu"))
-    ranks.barrier()  # without a time limit: they may start at very different times
+    ranks.barrier()  # no time limit: ranks may start at very different times
     with answering():
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
@@ -104,11 +85,11 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
                 warnings.simplefilter("ignore")
             yield ranks
     except BaseException as error:
-        # The process group is left as it is: others may hang in it, and this one ends anyway.
+        # Leave the process group alone: other ranks may hang in it, and this process ends anyway.
         if ranks.fail():
             raise
-        if isinstance(error, Exception):  # ctrl-C has reached all of them
-            with suppress(Interrupted):  # torchrun has ended this one
+        if isinstance(error, Exception):  # no wait after ctrl-C, which reaches all ranks
+            with suppress(Interrupted):  # torchrun ends this process with a signal
                 time.sleep(_GRACE)
         status = error.status if isinstance(error, Interrupted) else _FAILED
         raise SystemExit(status) from error

@@ -1,8 +1,8 @@
-"""The processes of a run: rank, size, and the collectives between them.
+"""Processes of a run: rank, size and collectives.
 
-Tensors go through a process group of torch.distributed (Gloo on the CPU, NCCL on CUDA), in every
-iteration and with a time limit. Rare messages (results of rank 0, barriers) go through the store of
-the rendezvous, without a limit: a rank may evaluate for an hour. Neither uses pickle.
+Tensors go through torch.distributed (Gloo or NCCL), with a time limit. Rare messages (results of
+rank 0, barriers) go through the rendezvous store without one, since a rank may evaluate for an
+hour. Neither uses pickle.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds between two looks into the key-value store: at first, and after a while.
+#: Seconds between two polls of the store: at first, and after a while.
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.001, 0.25
 
 _FAILURE = "failure"
 
 
 class LostRank(UserError):
-    """Another process of the run has ended, or does not answer."""
+    """Another process of the run has ended or does not answer."""
 
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turn errors of torch.distributed into one that says what to do."""
+    """Turn errors of torch.distributed into a LostRank that says what to do."""
     try:
         yield
     except RuntimeError as error:
-        # Gloo puts its source file before what happened, and advice for its developers behind.
+        # Gloo puts its source file before the reason, and advice for developers after it.
         reason = str(error).splitlines()[0].split("] ", 1)[-1].partition(". ")[0]
         raise LostRank(
             "another process of this run has ended, or did not answer in time (distill --timeout): "
@@ -52,12 +52,7 @@ def answering() -> Iterator[None]:
 
 
 class Ranks:
-    """The processes of a run; this class itself is one process that works alone.
-
-    Attributes:
-        rank: Number of this process, from 0.
-        size: Number of processes.
-    """
+    """Processes of a run, seen from rank ``rank`` of ``size``; this class is a single process."""
 
     rank = 0
     size = 1
@@ -68,7 +63,7 @@ class Ranks:
         return self.rank == 0
 
     def shard(self, items: Sequence[T]) -> list[T]:
-        """Return the items of this rank when all are dealt out round-robin."""
+        """Return the items of this rank, dealt out round-robin."""
         return list(items[self.rank :: self.size])
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
@@ -76,60 +71,41 @@ class Ranks:
         return [tensor]
 
     def sum_(self, tensor: Tensor) -> None:
-        """Replace a tensor by its sum over all ranks, the same bits in each."""
+        """Replace a tensor by its sum over all ranks, the same bits on each."""
 
     def broadcast_(self, tensor: Tensor) -> None:
         """Replace a tensor by that of rank 0."""
 
     def on_rank_0(self, function: Callable[[], Any]) -> Any:
-        """Call a function on rank 0 alone and broadcast its result; there is no time limit.
+        """Call a function on rank 0 alone and broadcast its result, a JSON value; no time limit.
 
-        Args:
-            function: Returns a JSON value; floats are exact.
-
-        Returns:
-            Its result, on every rank.
-
-        Raises:
-            UserError: The function raised it; all ranks do.
-            LostRank: Rank 0 has ended.
+        A UserError of the function is raised on all ranks. LostRank if rank 0 has ended.
         """
         return function()
 
     def counter(self) -> Callable[[], int]:
-        """Return a counter that all ranks share: each call adds one and returns the sum."""
+        """Return a counter shared by all ranks: each call adds one and returns the sum."""
         return itertools.count(1).__next__
 
     def barrier(self) -> None:
-        """Wait, without a time limit, until all ranks are here.
-
-        Raises:
-            LostRank: One of them has ended before.
-        """
+        """Wait for all ranks, without a time limit; LostRank if one of them has failed."""
 
     def fail(self) -> bool:
-        """Record that the run fails; return True in the first rank that does, which reports it."""
+        """Record that the run fails; True in the first rank that does, which reports it."""
         return True
 
 
-#: One process that works alone.
+#: A single process.
 ALONE = Ranks()
 
 
 class DistributedRanks(Ranks):
-    """Processes that torch.distributed has joined.
-
-    Args:
-        store: The key-value store of their rendezvous.
-        rank: Number of this process.
-        size: Number of processes.
-        device: Device of the exchanged tensors: the one that the process group's backend needs.
-    """
+    """Processes that torch.distributed has joined; ``device`` is that of its backend."""
 
     def __init__(self, store: Store, rank: int, size: int, device: torch.device) -> None:
         self.rank, self.size = rank, size
         self._store, self._device = store, device
-        # All ranks make these calls in the same order, so numbers make keys.
+        # All ranks make these calls in the same order, so call numbers serve as keys.
         self._results = self._counters = 0
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
@@ -175,7 +151,7 @@ class DistributedRanks(Ranks):
 
     def barrier(self) -> None:
         """See :class:`Ranks`."""
-        here = self.counter()
+        here = self.counter()  # the last rank to arrive opens the barrier
         key = f"barrier/{self._counters}"
         if here() == self.size:
             with answering():
@@ -194,8 +170,7 @@ class DistributedRanks(Ranks):
             return self._store.add(key, 1)
 
     def _wait_for(self, key: str) -> bytes:
-        """Return the value of a key once it is there; polls, so that ctrl-C is heard."""
-        pause = _SHORTEST_LOOK
+        pause = _SHORTEST_LOOK  # poll, because a blocking wait would not notice ctrl-C
         with answering():
             while not self._store.check([key]):
                 if self._store.check([_FAILURE]):
@@ -206,20 +181,12 @@ class DistributedRanks(Ranks):
 
 
 def first_that_differs(ranks: Ranks, parts: Iterable[Tensor | str]) -> int | None:
-    """Compare what should be the same on all ranks.
-
-    Args:
-        ranks: The processes of the run.
-        parts: Texts and tensors of one dimension or more.
-
-    Returns:
-        The first rank whose bytes differ from those of rank 0; None where all are the same.
-    """
+    """Return the first rank whose parts differ from rank 0's in any byte; None if none does."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, str):
             digest.update(part.encode())
-        else:
+        else:  # a view as bytes needs at least one dimension
             digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     first, *others = ranks.gather(torch.tensor(list(digest.digest()), dtype=torch.uint8))
     for rank, other in enumerate(others, start=1):

@@ -1,9 +1,6 @@
-"""Objectives: what the synthetic set is learned for.
+"""Interface of objectives, the goals that a synthetic set is learned for.
 
-An objective draws what one outer iteration does and differentiates it. Recording CUDA graphs,
-leaner plans and the division among processes are written around any of them. Each is a class in a
-file of its own, with a line in ``distill/problem.py``; ``package.module:NAME`` brings one of a
-user's own.
+Add one with a line in ``distill/problem.py``, or name your own as ``package.module:NAME``.
 """
 
 from __future__ import annotations
@@ -24,15 +21,10 @@ from trajmatch.random import generator
 
 @dataclass(frozen=True)
 class Plan:
-    """Choices of memory against time, which change the result by rounding at most.
+    """Trade-off of memory against time; it changes results by rounding at most."""
 
-    Attributes:
-        tape_bytes: Memory for activations that the engine keeps for the adjoint of a task.
-        micro_batch: Images that go through the network at once; None: the whole student batch.
-    """
-
-    tape_bytes: int = 0
-    micro_batch: int | None = None
+    tape_bytes: int = 0  # for activations that the engine keeps for the backward pass of a task
+    micro_batch: int | None = None  # images per pass through the network; None: the whole batch
 
     def __str__(self) -> str:
         limit = f"at most {self.tape_bytes / 2**20:.0f} MB of" if self.tape_bytes else "no"
@@ -40,57 +32,45 @@ class Plan:
 
     @property
     def parts(self) -> str:
-        """Text for divided batches, empty where they are whole."""
+        """Text for micro-batches; empty for whole batches."""
         return f", {self.micro_batch} images at a time" if self.micro_batch else ""
 
 
 class Draw(Protocol):
-    """The random choices for one task of an outer iteration."""
+    """Random choices for one task of an outer iteration."""
 
     def logged(self) -> dict[str, Any]:
-        """Return the choices that the log records, by name."""
+        """Return the choices to log, by name."""
 
 
 class Draws(ABC):
-    """The random state of a run, from which every task is drawn.
-
-    Args:
-        seed: Seed of the run.
-        names: Names of the streams; each is drawn from for one purpose only.
-    """
+    """Random state of a run: one stream per name, each used for one purpose only."""
 
     def __init__(self, seed: int, *names: str) -> None:
         self.streams = {name: generator(seed, "distill", name) for name in names}
 
     @abstractmethod
     def draw(self, iteration: int, number: int, images: int) -> Draw:
-        """Draw one task.
-
-        Args:
-            iteration: Outer iterations done.
-            number: Number of the task in its outer iteration, from 0.
-            images: Synthetic images in all.
-        """
+        """Draw one task; both numbers count from 0, ``images`` is the size of the synthetic set."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state as tensors."""
         return {name: stream.get_state() for name, stream in self.streams.items()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over the state of :meth:`state_dict`."""
+        """Restore the state that :meth:`state_dict` returned."""
         for name, stream in self.streams.items():
             stream.set_state(tensors[name])
 
 
 class Objective(ABC):
-    """One objective of a run; immutable, and made from a :class:`trajmatch.distill.setup.Setup`.
+    """One objective of a run; immutable, made from a :class:`trajmatch.distill.setup.Setup`.
 
     Attributes:
-        records: True if tasks can be recorded as a CUDA graph (:meth:`inputs`); None if no two are
-            of one shape, so that it would not pay.
-        optimiser: Optimiser of the images where ``--optimiser-img`` does not name one; None: that
-            of the parametrisation.
-        clip: Clipping of their gradients where ``--clip-img`` does not say.
+        records: True if tasks can be recorded as a CUDA graph (:meth:`inputs`); None if shapes
+            differ from task to task, so that recording does not pay.
+        optimiser: Optimiser of the images without ``--optimiser-img``; None: the parametrisation's.
+        clip: Gradient clipping of the images without ``--clip-img``.
     """
 
     records: ClassVar[bool | None] = False
@@ -99,60 +79,45 @@ class Objective(ABC):
 
     @abstractmethod
     def draws(self) -> Draws:
-        """Return the random state at the beginning of the run."""
+        """Return the random state at the start of the run."""
 
     @abstractmethod
     def task(self, draw: Any) -> Any:
-        """Read what a task needs of data and experts, onto the device."""
+        """Load the data and expert parameters of a task onto the device."""
 
     @abstractmethod
     def differentiate(
         self, task: Any, parameters: Mapping[str, Tensor], plan: Plan
     ) -> tuple[Tensor, ...]:
-        """Compute the loss of one task and its gradients, without waiting for a device.
-
-        Args:
-            task: From :meth:`task`.
-            parameters: Outer parameters; those that are learned require a gradient.
-            plan: Memory against time.
+        """Compute the loss of one task and its gradients, without waiting for the device.
 
         Returns:
-            The loss ``[]``, detached; whether it means anything ``[]``, bool; the gradient in
-            each parameter that is learned, in their order; and the next value of each of
-            :meth:`memory`, in theirs.
+            Detached loss ``[]``; bool ``[]``, False if the loss is meaningless; gradient of each of
+            ``parameters`` that requires one, in order; next value of each tensor of :meth:`memory`,
+            in order.
         """
 
     def memory(self) -> dict[str, Tensor]:
-        """Return the first values of what tasks remember, under names that begin with ``memory.``.
+        """Return initial values of tensors that tasks remember, named ``memory.*``.
 
         They are among the parameters of :meth:`differentiate`, and in checkpoints.
         """
         return {}
 
     def renewed(self, iteration: int, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return constants to put among the outer parameters before an iteration, by name.
-
-        Args:
-            iteration: Outer iterations done.
-            parameters: Outer parameters.
-        """
+        """Return constants to set among the outer parameters before an iteration, by name."""
         return {}
 
     def batch_sizes(self, images: int) -> list[int]:
-        """Return the number of images in each student step of a task; empty if it has none."""
+        """Return the batch size of each student step of a task; empty if it has none."""
         return []
 
     def vectors(self, steps: int) -> int:
-        """Return the most parameter vectors that a task of some student steps keeps at a time."""
+        """Return how many parameter vectors a task of ``steps`` steps keeps at most at once."""
         return steps
 
     def trial(self, images: int, steps: int) -> tuple[Objective, Any]:
-        """Return a task to measure time and memory by, and the objective to call with it.
-
-        Args:
-            images: Synthetic images in all.
-            steps: Student steps of the task; 0 where a task has none.
-        """
+        """Return a task of ``steps`` steps (0 if tasks have none) to measure, and its objective."""
         return self, self.task(self.draws().draw(0, 0, images))
 
     def shared(self, shards: Shards) -> Objective:
@@ -164,41 +129,33 @@ class Objective(ABC):
         raise NotImplementedError
 
     def with_inputs(self, kind: Any, inputs: Sequence[Tensor]) -> Any:
-        """Make a task of the two parts of :meth:`inputs`."""
+        """Rebuild a task from the two parts of :meth:`inputs`."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class OuterGradient:
-    """The loss of one task, or of one outer iteration, and its gradients.
-
-    Attributes:
-        loss: The loss.
-        gradients: By name of the outer parameter, in its shape. Numbers are float64 on the CPU.
-        meaningful: False if the loss means nothing: the expert did not move.
-        memory: Next values of what tasks remember, by name.
-    """
+    """Loss of one task or one outer iteration, and its gradients."""
 
     loss: float
-    gradients: Mapping[str, Tensor]
-    meaningful: bool = True
-    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    gradients: Mapping[str, Tensor]  # by outer parameter, in its shape; scalars: float64 on the CPU
+    meaningful: bool = True  # False if the expert did not move
+    memory: Mapping[str, Tensor] = field(default_factory=dict)  # next values of remembered tensors
 
 
 def read(
     results: Sequence[Sequence[Tensor]], parameters: Mapping[str, Tensor]
 ) -> list[OuterGradient]:
-    """Read what :meth:`Objective.differentiate` returned for several tasks.
-
-    Every number is read at once, because reading waits for the device.
-    """
+    """Convert the results of :meth:`Objective.differentiate` for several tasks."""
     names = [name for name, value in parameters.items() if value.requires_grad]
     remembered = of_memory(parameters)
+    # One copy to the host for all scalars, because each copy waits for the device.
     numbers = torch.stack([each.double() for own in results for each in own if each.dim() == 0])
     rows = iter(numbers.cpu())
     gradients = []
     for own in results:
         loss, meaningful, *found = (next(rows) if each.dim() == 0 else each for each in own)
+        # Gradients of learned parameters come first, then the remembered tensors.
         by_name = dict(zip([*names, *remembered], found, strict=True))
         memory = {name: by_name.pop(name).to(parameters[name].dtype) for name in remembered}
         gradients.append(OuterGradient(float(loss), by_name, bool(meaningful), memory))
@@ -206,10 +163,7 @@ def read(
 
 
 def mean_gradient(gradients: Sequence[OuterGradient]) -> OuterGradient:
-    """Return loss and gradients of the mean of several tasks' losses; of one task, its own.
-
-    Of what they remember it is the mean of floating-point tensors, and the largest of others.
-    """
+    """Return the mean loss and gradients over several tasks, and their joint memory."""
     count, (first, *others) = len(gradients), gradients
     return OuterGradient(
         loss=sum(gradient.loss for gradient in gradients) / count,
@@ -225,5 +179,5 @@ def mean_gradient(gradients: Sequence[OuterGradient]) -> OuterGradient:
 def _joined(values: Sequence[Tensor]) -> Tensor:
     if len(values) == 1:
         return values[0]
-    stacked = torch.stack([*values])
+    stacked = torch.stack([*values])  # bools and counts have no mean: take the maximum
     return stacked.mean(0) if stacked.is_floating_point() else stacked.amax(0)

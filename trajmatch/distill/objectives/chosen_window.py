@@ -1,12 +1,10 @@
-"""Windows where the student's gradients say, and as long as they say (AT-BPTT).
+"""Windows that the student's gradients choose (AT-BPTT, NeurIPS 2025), for RaT-BPTT.
 
-AT-BPTT (NeurIPS 2025) is RaT-BPTT with another window. Its first step is drawn with probabilities
-``softmax(-|g_t| / tau)`` while the loss is high, ``softmax(+|g_t| / tau)`` once it is low, and
-evenly in between, where ``g_t`` is the student's gradient in step ``t``; its length is
-``W - d + 2 d eta(t)`` with ``eta`` the normalised change of the gradient. Ours are: the loss that
-decides is that of a student tested after ``K1`` steps; ``eta(t) = c_t / max c`` with
-``c_t = abs(|g_t| - |g_{t-1}|)``; and the student takes its steps up to the window twice, so that no
-parameters need be kept.
+The first step is drawn with probabilities ``softmax(-|g_t| / tau)`` while the loss is high,
+``softmax(|g_t| / tau)`` once it is low, and evenly in between; ``g_t`` is the student's gradient in
+step ``t``. The length is ``W - d + 2 d eta(t)``. Our choices: the loss is that of a student tested
+after ``K1`` steps, and ``eta(t) = c_t / max c`` with ``c_t = abs(|g_t| - |g_{t-1}|)``. The student
+takes the steps before the window twice, so that no parameters need be kept.
 """
 
 from __future__ import annotations
@@ -29,25 +27,14 @@ from trajmatch.schema import Count, Finite, Positive, settle
 
 @dataclass(frozen=True)
 class GradientWindows:
-    """Windows by the student's gradients.
+    """Windows chosen by the student's gradients."""
 
-    Attributes:
-        high: Loss of the test above which windows start where gradients are small.
-        low: Loss below which they start where gradients are large.
-        temperature: ``tau``.
-        spread: ``d``.
-
-    Raises:
-        UserError: A number is out of its range.
-    """
-
-    high: Finite
-    low: Finite
-    temperature: Positive = 1.0
-    spread: Count = 0
+    high: Finite  # test loss above which windows start where gradients are small
+    low: Finite  # test loss below which they start where gradients are large
+    temperature: Positive = 1.0  # tau
+    spread: Count = 0  # d
 
     def __post_init__(self) -> None:
-        """Check the types and ranges."""
         settle(self, "--window-choice gradient: {}".format)
         if self.high < self.low:
             raise UserError(f"--window-choice gradient: high={self.high} is below low={self.low}")
@@ -55,16 +42,11 @@ class GradientWindows:
     def choose(
         self, norms: Tensor, first: int, loss: float, window: int, draw: torch.Generator
     ) -> tuple[int, int]:
-        """Choose the first step and the length of a window.
+        """Return the first step and the length of a window, given gradient norms of steps 0..K1.
 
-        Args:
-            norms: ``|g_t|`` of the steps ``0..K1``. ``[K1 + 1]``.
-            first: ``K0``, the first step that a window may start at.
-            loss: Of the student tested after ``K1`` steps.
-            window: ``W``.
-            draw: Draws the step.
+        ``first`` is ``K0``, the earliest first step; ``loss`` is the test loss after ``K1`` steps.
         """
-        norms = norms.double().nan_to_num(0.0, 0.0)
+        norms = norms.double().nan_to_num(0.0, 0.0)  # a diverged student has NaN or infinity
         sign = (loss < self.low) - (loss > self.high)
         weights = torch.softmax(sign * norms[first:] / self.temperature, 0)
         step = first + int(torch.multinomial(weights, 1, generator=draw))
@@ -75,34 +57,24 @@ class GradientWindows:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenWindow(TrainAndTest):
-    """Train and test with windows that the gradients choose.
-
-    Attributes:
-        choice: Chooses them.
-    """
+    """The train-and-test objective with windows that the gradients choose."""
 
     choice: GradientWindows
 
     def draws(self) -> Draws:
-        """Return the random state at the beginning of the run."""
+        """Return the random state at the start of the run."""
         longest = self.setup.config.window + self.choice.spread
         return Draws(self.setup, longest, choose=True)
 
     def differentiate(
         self, task: Student, parameters: Mapping[str, Tensor], plan: Plan
     ) -> tuple[Tensor, ...]:
-        """Choose a window, and differentiate through it."""
+        """Choose a window and differentiate through it."""
         return super().differentiate(self.placed(task, parameters, plan), parameters, plan)
 
     @torch.no_grad()
     def placed(self, task: Student, parameters: Mapping[str, Tensor], plan: Plan) -> Student:
-        """Return a student with the window that its gradients choose.
-
-        Args:
-            task: The student, with all steps that a window may have.
-            parameters: Outer parameters.
-            plan: Memory against time.
-        """
+        """Return the student, cut off after the window that its gradients choose."""
         settings, draw = self.setup.config, task.draw
         trained = self.training(parameters, plan)
         images, labels, loss = (trained.keywords[name] for name in ("images", "labels", "loss"))
@@ -112,11 +84,12 @@ class ChosenWindow(TrainAndTest):
             own, model = labels[batch], self.setup.model
             found = ops.gradient(model, theta, shown, own, loss=loss, precise=settings.precise)
             norms.append(torch.linalg.vector_norm(found[1]))
+            # Only this batch, already augmented, goes into the step.
             if step < draw.before:
                 there = {"images": shown, "labels": own, "batches": [range(len(batch))]}
                 theta, state = trained(theta, **there, state=state, return_state=True)
         numbers = torch.stack([*norms, self.test(theta, task, plan)[0]])
-        if self.shards is not None:  # the same bits in all processes
+        if self.shards is not None:  # average, so that all ranks choose the same window
             self.shards.sum_(numbers)
             numbers /= self.shards.size
         place = generator(settings.seed, "distill", "student", *draw.names, "place")
@@ -127,20 +100,16 @@ class ChosenWindow(TrainAndTest):
 
     @property
     def steps_before(self) -> int:
-        """Gradients before a window, on average: all steps take two, to choose by."""
+        """Mean number of gradients before a window, with two per step to choose it."""
         return super().steps_before + 2 * self.setup.config.before[1]
 
 
-#: Choices of the window by name; None leaves it as it is drawn.
+#: Choices of the window by name; None keeps the window as drawn.
 CHOICES = {"uniform": lambda: None, "gradient": GradientWindows}
 
 
 def train_and_test(setup: Setup) -> TrainAndTest:
-    """Return the objective of a run, with the windows that its settings ask for.
-
-    Raises:
-        UserError: There is no such choice of windows, or it may leave no step.
-    """
+    """Return the objective of a run, with the windows of ``--window-choice``."""
     spec, plain = setup.config.window_choice, TrainAndTest.of(setup)
     choice = made("--window-choice", "choice of windows", spec, CHOICES)
     if choice is None:

@@ -1,4 +1,4 @@
-"""A mask of the images' gradient by the areas that an expert looks at (EDF)."""
+"""Mask of the images' gradient by an expert's class activation maps (EDF)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trajmatch.distill.setup import Setup
 from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts
 
-#: Images that go through the expert at once.
+#: Images per pass through the expert.
 _BATCH = 64
 
 _POOLING = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
@@ -23,14 +23,8 @@ _POOLING = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool
 class GradientMask:
     """Discriminative area enhancement (EDF, Wang et al., CVPR 2025).
 
-    The gradient of an image is multiplied, pixel by pixel, by 1 where the class activation map
-    ``c`` of the image is below a threshold, and by ``c + beta`` elsewhere. The map is that of
-    :func:`activation_map`, by the first expert after its last epoch.
-
-    Attributes:
-        experts: The experts.
-        beta: ``beta``.
-        threshold: From 0 to 1; None: the mean of the image's map.
+    Multiplies each pixel's gradient by 1 where the class activation map ``c`` (of the first trained
+    expert) is below the threshold (None: the mean of the map), else by ``c + beta``.
     """
 
     experts: FinalExperts
@@ -39,11 +33,7 @@ class GradientMask:
 
     @classmethod
     def of(cls, setup: Setup) -> GradientMask | None:
-        """Return the mask of a run; None where it has none.
-
-        Raises:
-            UserError: The experts learn no classes, lack their last epoch or have no feature maps.
-        """
+        """Return the mask of a run; None without ``--mask-gradient``."""
         config, device = setup.config, setup.device
         if config.mask_gradient is None:
             return None
@@ -54,21 +44,14 @@ class GradientMask:
             )
         experts = FinalExperts(setup.store, setup.model, "--mask-gradient")
         mask = cls(experts, config.mask_gradient, config.mask_threshold)
+        # A network without feature maps fails here rather than in the first iteration.
         mask(torch.zeros(1, *setup.shape, device=device), torch.zeros(1, device=device).long())
         return mask
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the factors of the gradient.
+        """Return the factors ``[n, 1, H, W]`` of the gradient of normalised images.
 
-        Args:
-            images: As the network sees them (normalised). ``[n, C, H, W]``.
-            labels: Class indices ``[n]``, or logits ``[n, K]``, whose largest is the class.
-
-        Returns:
-            ``[n, 1, H, W]``.
-
-        Raises:
-            UserError: The network has no feature maps; see :func:`activation_map`.
+        ``labels`` are class indices ``[n]``, or logits ``[n, K]`` whose largest is the class.
         """
         model = self.experts.network(0)
         classes = labels.argmax(dim=1) if labels.is_floating_point() else labels
@@ -79,31 +62,22 @@ class GradientMask:
 
 
 def activation_map(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Return the class activation maps of images (Grad-CAM, Selvaraju et al., ICCV 2017).
+    """Return class activation maps ``[B, 1, H, W]`` (Grad-CAM, Selvaraju et al., ICCV 2017).
 
-    ``relu(sum_k a_k A_k)`` over the channels ``k`` of the last feature map ``A`` before the
-    network's last pooling, where ``a_k`` is the mean over the pixels of the gradient of the class's
-    logit in ``A_k``; per image scaled to the range from 0 to 1, and resized (bilinear).
-
-    Args:
-        model: In evaluation mode. Feature maps are found where a module returns one.
-        images: As the network sees them. ``[B, C, H, W]``.
-        classes: ``[B]``, int64.
-
-    Returns:
-        ``[B, 1, H, W]``, from 0 to 1, detached; 0 where nothing speaks for the class.
-
-    Raises:
-        UserError: No module returns a feature map of more than one pixel.
+    ``relu(sum_k a_k A_k)`` over the channels ``k`` of ``A``, the last feature map of more than one
+    pixel that no pooling module made (UserError if there is none). ``a_k`` is the mean over pixels
+    of the gradient of the class's logit in ``A_k``. Each map is scaled to 0..1 (all 0 if nothing
+    supports the class), resized (bilinear) and detached.
     """
     features: list[Tensor] = []
     last: list[object] = [None]
 
     def look(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
+        # A container returns the tensor of its last child, which was seen already.
         if not isinstance(output, Tensor) or output.dim() != 4 or output is last[0]:
             return
         pools = isinstance(module, _POOLING)
-        found = inputs[0] if pools else output
+        found = inputs[0] if pools else output  # the feature map before pooling
         if found is not last[0] and found.shape[2:].numel() > 1:
             features[:] = [found]
         last[0] = output

@@ -1,8 +1,7 @@
 """Trajectory matching: the student should end where the expert went (MTT, FTD, AST, DATM).
 
-A student starts from an expert's parameters after some epoch and trains on the synthetic images for
-``N`` steps. The loss is how far it is then from the expert ``M`` epochs later (MTT, Cazenavette et
-al., CVPR 2022), or a sum of such terms. The gradient is exact through all student steps.
+A student trains for ``N`` steps from an expert's parameters. The loss is its distance from the
+expert ``M`` epochs later (MTT, Cazenavette et al., CVPR 2022), or a sum of such terms.
 """
 
 from __future__ import annotations
@@ -33,36 +32,20 @@ from trajmatch.random import derive_seed, generator
 
 @dataclass(frozen=True)
 class Draw:
-    """The random choices for one match.
+    """Random choices for one match."""
 
-    Attributes:
-        names: Names of the match's own streams: outer iterations done and, but for the first match
-            of an iteration, the number of the match.
-        expert: Number of the expert.
-        start_epoch: Epoch ``s`` where the student starts.
-        batches: Indices into the synthetic images, one vector ``[B]`` for each student step.
-    """
-
-    names: tuple[int, ...]
+    names: tuple[int, ...]  # of its random streams: iteration and, but for match 0, the match
     expert: int
-    start_epoch: int
-    batches: Sequence[Tensor]
+    start_epoch: int  # s, where the student starts
+    batches: Sequence[Tensor]  # indices of images, [B] for each student step
 
     def logged(self) -> dict[str, Any]:
-        """Return the choices that the log records, by name."""
+        """Return the choices to log, by name."""
         return {"start_epoch": self.start_epoch, "expert": self.expert}
 
 
 class Draws(objectives.Draws):
-    """The random state of a run.
-
-    Experts come one after another in shuffled order, shuffled anew when all have been used.
-
-    Args:
-        settings: Those of the run.
-        num_experts: Experts in the store.
-        window: Start epochs.
-    """
+    """Random state of a run; experts come in shuffled order, reshuffled once all are used."""
 
     def __init__(self, settings: DistillConfig, num_experts: int, window: StartEpochWindow) -> None:
         super().__init__(settings.seed, "experts", "start_epochs", "batches")
@@ -85,43 +68,26 @@ class Draws(objectives.Draws):
         return {**super().state_dict(), "experts_left": self._left.clone()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over the state of :meth:`state_dict`."""
+        """Restore the state that :meth:`state_dict` returned."""
         super().load_state_dict(tensors)
         self._left = tensors["experts_left"]
 
 
 @dataclass(frozen=True)
 class Match:
-    """The path that one student trains along.
+    """Path that one student trains along."""
 
-    Attributes:
-        start: Parameters that the student starts from: the expert's at the start epoch, perturbed
-            where the run perturbs them. ``[P]``.
-        expert: The expert's parameters at the epochs after the start that the loss looks at; the
-            last is ``M``. ``[P]`` each.
-        batches: Indices into the synthetic images, one vector ``[B]`` for each student step.
-        augment: DSA of the batches; None: none.
-        loss_scale: ``kappa``, the factor of the student's loss; a number or ``[]``.
-        iteration: Outer iterations done; a number or ``[]``, int64.
-    """
-
-    start: Tensor
-    expert: Mapping[int, Tensor]
-    batches: Sequence[Tensor]
+    start: Tensor  # the expert's parameters, perturbed if the run does so: [P]
+    expert: Mapping[int, Tensor]  # [P] by epoch after the start; the last is M
+    batches: Sequence[Tensor]  # indices of images, [B] for each student step
     augment: DsaReplay | None = None
-    loss_scale: float | Tensor = 1.0
-    iteration: int | Tensor = 0
+    loss_scale: float | Tensor = 1.0  # kappa; a tensor is []
+    iteration: int | Tensor = 0  # outer iterations done; a tensor is [], int64
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchTrajectory(OfStudents):
-    """The objective; see :class:`trajmatch.distill.objectives.Objective`.
-
-    Attributes:
-        window: Start epochs.
-        loss: The matching loss.
-        mask: Mask of the images' gradient; None: none.
-    """
+    """Trajectory matching, with the optional mask of the images' gradient."""
 
     window: StartEpochWindow
     loss: MatchingLoss
@@ -131,12 +97,7 @@ class MatchTrajectory(OfStudents):
 
     @classmethod
     def of(cls, setup: Setup) -> MatchTrajectory:
-        """Return the objective of a run.
-
-        Raises:
-            UserError: A segment needs an epoch that the experts lack, or a term is none or fails,
-                or the experts cannot make the mask of the images' gradient.
-        """
+        """Return the objective of a run, after a check of terms and expert epochs."""
         config, store = setup.config, setup.store
         window, loss = segments_of(config, store.manifest["snapshots"])
         flags = f"--max-start-epoch {window.maximum} with --expert-epochs {config.expert_epochs}"
@@ -145,11 +106,11 @@ class MatchTrajectory(OfStudents):
         return cls(setup=setup, window=window, loss=loss, mask=GradientMask.of(setup))
 
     def draws(self) -> Draws:
-        """Return the random state at the beginning of the run."""
+        """Return the random state at the start of the run."""
         return Draws(self.setup.config, self.setup.store.num_experts, self.window)
 
     def task(self, draw: Draw) -> Match:
-        """Read the snapshots that the loss looks at, and no others."""
+        """Load the expert snapshots that the loss needs, and no others."""
         setup, store, settings = self.setup, self.setup.store, self.setup.config
         start = store.snapshot(draw.expert, draw.start_epoch)
         if settings.perturb:
@@ -173,15 +134,16 @@ class MatchTrajectory(OfStudents):
     def differentiate(
         self, task: Match, parameters: Mapping[str, Tensor], plan: Plan
     ) -> tuple[Tensor, ...]:
-        """Train a student along a match, and differentiate the matching loss."""
+        """Train a student along a match and differentiate the matching loss."""
         leaves = fresh_leaves(parameters)
         trained = self.training(leaves, plan)
         images = trained.keywords["images"]
+        # The mask scales the gradient of the rendered images, not of their parameters.
         if MASK in leaves and images.requires_grad:
             images.register_hook(leaves[MASK].mul)
         steps = len(task.batches)
         counts = self.loss.student_steps(steps)
-        # A factor of the loss in every step is one of the step size.
+        # SGD: scaling the loss of every step is the same as scaling the step size.
         lr = trained.keywords["lr"] * task.loss_scale
         thetas = trained(
             task.start, lr=lr, batches=task.batches, steps=counts, augment=task.augment
@@ -197,14 +159,16 @@ class MatchTrajectory(OfStudents):
             memory={name: leaves[name] for name in of_memory(leaves)},
         )
         value = self.loss(course)
+        # A trial's loss lacks the run's terms: pass their memory through.
         following = {**course.memory, **self.loss.remember(course)}
         memory = [following[name].clone() for name in course.memory]
+        # If the expert did not move, the distance is divided by 0.
         moves = (task.start != task.expert[self.loss.epochs]).any()
         learned = [leaf for leaf in leaves.values() if leaf.requires_grad]
         return value.detach(), moves, *torch.autograd.grad(value, learned), *memory
 
     def renewed(self, iteration: int, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the mask of the images' gradient, every now and then."""
+        """Return the mask of the images' gradient in every ``mask_every``-th iteration."""
         if self.mask is None or iteration % self.setup.config.mask_every:
             return {}
         with torch.no_grad():
@@ -212,11 +176,11 @@ class MatchTrajectory(OfStudents):
         return {MASK: self.mask(*shown)}
 
     def memory(self) -> dict[str, Tensor]:
-        """Return the first values of what the terms remember."""
+        """Return initial values of the tensors that the terms remember."""
         return self.loss.memory(networks.parameter_shapes(self.setup.model))
 
     def inputs(self, task: Match) -> tuple[Any, list[Tensor]]:
-        """Split a match into what a recording fixes and the tensors that it reads."""
+        """Split a match into the shapes that a recording fixes and the tensors it reads."""
         sizes = tuple(map(len, task.batches))
         tensors = [task.start, *task.expert.values(), torch.cat([*task.batches])]
         tensors.append(torch.as_tensor(task.loss_scale, dtype=task.start.dtype))
@@ -230,7 +194,7 @@ class MatchTrajectory(OfStudents):
         return (sizes, tuple(task.expert), task.augment is not None), tensors
 
     def with_inputs(self, kind: Any, inputs: Sequence[Tensor]) -> Match:
-        """Make a match whose numbers lie in the memory that a recording reads."""
+        """Rebuild a match on the tensors that a recording reads."""
         sizes, epochs, augments = kind
         start, *vectors = inputs[: 1 + len(epochs)]
         indices, scale, iteration, *rows = inputs[1 + len(epochs) :]
@@ -239,21 +203,17 @@ class MatchTrajectory(OfStudents):
         return Match(start, expert, indices.split(sizes), augment, scale, iteration)
 
     def batch_sizes(self, images: int) -> list[int]:
-        """Return the number of images in each student step of a match."""
+        """Return the batch size of each student step of a match."""
         return [*map(len, self.draws().draw(0, 0, images).batches)]
 
     def vectors(self, steps: int) -> int:
-        """Return the vectors of the steps, and three of each that the loss looks at.
-
-        These are the parameters, their gradient, and a copy of one or the other.
-        """
+        """Count one vector per step, and three per step that the loss looks at."""
+        # The three: parameters, their gradient, and a copy of one of them.
         return steps + 3 * len(self.loss.student_steps(steps))
 
     def trial(self, images: int, steps: int) -> tuple[MatchTrajectory, Match]:
-        """Return a match of some steps to measure by.
-
-        Its loss looks at the end alone, so that it may have fewer steps than the run.
-        """
+        """Return a match of ``steps`` steps to measure, which may be fewer than the run's."""
+        # Terms of the run may refuse so few steps: compare the end alone.
         objective = replace(self, loss=MatchingLoss(epochs=self.loss.epochs), shards=None)
         draw = self.draws().draw(0, 0, images)
         return objective, objective.task(replace(draw, batches=draw.batches[:steps]))
@@ -262,15 +222,7 @@ class MatchTrajectory(OfStudents):
 def segments_of(
     config: DistillConfig, snapshots_kept: Collection[int]
 ) -> tuple[StartEpochWindow, MatchingLoss]:
-    """Return the start epochs of a run and its matching loss.
-
-    Args:
-        config: What is asked for.
-        snapshots_kept: Epochs of which there are the experts' parameters, or will be.
-
-    Raises:
-        UserError: A segment would need another epoch, or there is no such term.
-    """
+    """Return a run's start epochs and loss; UserError if ``snapshots_kept`` lacks an epoch."""
     window = StartEpochWindow(
         config.min_start_epoch,
         config.window_end(snapshots_kept),
@@ -284,7 +236,7 @@ def segments_of(
 
 
 class _BufferedDsa:
-    """DSA whose parameters lie in memory that a recording reads, ``[B, 5]`` for each step."""
+    """DSA with parameters ``[B, 5]`` per step in the memory that a recording reads."""
 
     def __init__(self, rows: Sequence[Tensor]) -> None:
         self._rows = rows

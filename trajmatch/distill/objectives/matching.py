@@ -1,4 +1,4 @@
-"""The matching loss: the distance between the student's end and the expert's."""
+"""The matching loss: a sum of terms that compare a student with an expert."""
 
 from __future__ import annotations
 
@@ -19,31 +19,18 @@ from trajmatch.random import generator
 
 @dataclass(frozen=True)
 class MatchingLoss:
-    """The sum of some terms over segments of one length.
-
-    Attributes:
-        terms: At least one.
-        epochs: Length ``M`` of the segments in epochs of the expert.
-        names: Names of the terms for messages, such as ``package.module:NAME``; empty takes their
-            classes.
-    """
+    """Sum of at least one term over segments of one length."""
 
     terms: tuple[Term, ...] = (Final(),)
-    epochs: int = 1
-    names: tuple[str, ...] = ()
+    epochs: int = 1  # length M of the segments
+    names: tuple[str, ...] = ()  # of the terms, for messages; empty: their classes
 
     def _named(self) -> list[tuple[str, Term]]:
-        """Each term with its name for messages."""
         names = self.names or [type(term).__name__ for term in self.terms]
         return list(zip(names, self.terms, strict=True))
 
     def waypoints(self, steps: int) -> list[Waypoint]:
-        """List the points at which the terms compare a student of ``N`` steps with the expert.
-
-        Raises:
-            UserError: There is no point, or one lies outside the segment, or a term fails or
-                returns something else than :class:`Waypoint` objects.
-        """
+        """Return the checked points where the terms compare a student of ``N`` steps."""
         points = [
             point
             for name, term in self._named()
@@ -60,23 +47,15 @@ class MatchingLoss:
         return " ".join(name for name, _ in self._named())
 
     def student_steps(self, steps: int) -> list[int]:
-        """Steps after which the parameters of a student of ``N`` steps are needed, ascending."""
+        """Return the student steps that the terms compare, ascending."""
         return sorted({point.step for point in self.waypoints(steps)})
 
     def expert_epochs(self, steps: int) -> list[int]:
-        """Epochs after the start at which the expert is needed, ascending; the last is ``M``."""
+        """Return the epochs after the start that are needed, ascending; the last is ``M``."""
         return sorted({point.epoch for point in self.waypoints(steps)} | {self.epochs})
 
     def __call__(self, course: Course) -> Tensor:
-        """Return the loss of one match. ``[]``; differentiable in the student's parameters.
-
-        Args:
-            course: The match; its memory is that of all terms.
-
-        Raises:
-            UserError: A term fails or returns something else than one number in a tensor, or the
-                loss does not depend on the student.
-        """
+        """Return the loss ``[]`` of one match; ``course`` has the memory of all terms."""
         first, *others = (
             _loss_of(name, term, _seen(course, number))
             for number, (name, term) in enumerate(self._named())
@@ -87,26 +66,12 @@ class MatchingLoss:
         return total
 
     def memory(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-        """Return the first values of what the terms remember, by name.
-
-        Args:
-            shapes: Shapes of the network's parameters by name.
-
-        Raises:
-            UserError: A term fails or returns something else than tensors by name.
-        """
+        """Return initial values of remembered tensors, by name."""
         return self._remembered("memory", lambda _: shapes)
 
     @torch.no_grad()
     def remember(self, course: Course) -> dict[str, Tensor]:
-        """Return the next values of what the terms remember, by name.
-
-        Args:
-            course: The match; its memory is that of all terms.
-
-        Raises:
-            UserError: A term fails, or returns other tensors than it remembers.
-        """
+        """Return next values of remembered tensors; names, shapes and dtypes must not change."""
         found = self._remembered("remember", partial(_seen, course))
         wanted, came = _kinds(course.memory), _kinds(found)
         if wanted != came and any(isinstance(term, Remembering) for term in self.terms):
@@ -117,7 +82,7 @@ class MatchingLoss:
         return found
 
     def _remembered(self, method: str, argument: Callable[[int], Any]) -> dict[str, Tensor]:
-        """Call a method of the terms that remember, with an argument by the number of the term."""
+        """Call a method of each remembering term; ``argument`` takes the term's number."""
         found: dict[str, Tensor] = {}
         for number, (name, term) in enumerate(self._named()):
             if isinstance(term, Remembering):
@@ -130,16 +95,7 @@ class MatchingLoss:
     def check(
         self, steps: int, shapes: Mapping[str, torch.Size], device: str | torch.device = "cpu"
     ) -> None:
-        """Compute each term of random parameters and differentiate it: a fault then costs no work.
-
-        Args:
-            steps: Student steps ``N``.
-            shapes: Shapes of the network's parameters by name.
-            device: Where to compute.
-
-        Raises:
-            UserError: See :meth:`waypoints` and :meth:`__call__`; or a term has no derivative.
-        """
+        """Try each term and its derivative on random parameters, to fail before the run."""
         size, draw = sum(shape.numel() for shape in shapes.values()), generator(0, "terms")
         start, expert, end = torch.randn(3, size, generator=draw).to(device)
         student = end.requires_grad_()
@@ -163,14 +119,13 @@ class MatchingLoss:
 
 
 def _seen(course: Course, number: int) -> Course:
-    """Return the course as a term sees it: with what it remembers itself."""
+    """Return the course with the memory of one term alone."""
     prefix = f"{MEMORY}{number}."
     own = {k.removeprefix(prefix): v for k, v in course.memory.items() if k.startswith(prefix)}
     return replace(course, memory=own)
 
 
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Shape and dtype of tensors, for messages."""
     return {name: f"{list(each.shape)} of {each.dtype}" for name, each in tensors.items()}
 
 

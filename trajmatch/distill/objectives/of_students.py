@@ -1,4 +1,4 @@
-"""The base of objectives that train students on the synthetic set, and student batches."""
+"""Base of objectives that train students on the synthetic set, and student batches."""
 
 from __future__ import annotations
 
@@ -19,18 +19,13 @@ from trajmatch.ops import Shards
 
 @dataclass(frozen=True, kw_only=True)
 class OfStudents(Objective):
-    """An objective whose tasks train students.
-
-    Attributes:
-        setup: Settings, network, data and augmentation of the run.
-        shards: Processes that share every batch; None: no sharing.
-    """
+    """Objective whose tasks train students; ``shards`` are processes that share every batch."""
 
     setup: Setup
     shards: Shards | None = None
 
     def training(self, parameters: Mapping[str, Tensor], plan: Plan) -> partial[Any]:
-        """Return :func:`trajmatch.ops.unroll` on the synthetic set of some outer parameters."""
+        """Bind :func:`trajmatch.ops.unroll` to the synthetic set and the settings of the run."""
         setup, settings = self.setup, self.setup.config
         images, labels = setup.synthetic_set(parameters)
         decay = settings.student_weight_decay
@@ -60,19 +55,10 @@ class OfStudents(Objective):
 def student_batches(
     count: int, batch_size: int | None, steps: int, generator: torch.Generator
 ) -> list[Tensor]:
-    """Draw the batches of one match: a permutation of the images, cut up, again and again.
+    """Draw ``steps`` index vectors ``[B]`` (int64) by cutting up permutations of the images.
 
-    Where the batch size does not divide the number of images, the first batch of each permutation
-    is the short one, as in the programs of MTT, FTD, AST and DATM.
-
-    Args:
-        count: Synthetic images in all.
-        batch_size: Images in one batch; ``None``, or more than there are, takes all.
-        steps: Student steps ``N``.
-        generator: Source of the permutations, on the CPU.
-
-    Returns:
-        ``steps`` index vectors ``[B]``, int64.
+    If the batch size does not divide ``count``, the first batch of each permutation is the short
+    one, as in the code of MTT, FTD, AST and DATM. ``batch_size`` None or above ``count``: all.
     """
     size = min(batch_size or count, count)
     whole, short = divmod(count, size)
@@ -84,5 +70,5 @@ def student_batches(
 
 
 def moved(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """Return index vectors on a device; moved at once, since every move makes the host wait."""
+    """Return index vectors on a device, moved in one copy because each copy blocks the host."""
     return torch.cat([*batches]).to(device).split([*map(len, batches)])

@@ -1,4 +1,4 @@
-"""AST's perturbation of the weights that a student starts from."""
+"""Perturbation of the weights that a student starts from (AST)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,11 @@ from trajmatch.networks.flat import split_flat
 
 
 def perturbed(model: nn.Module, theta: Tensor, strength: float, draw: torch.Generator) -> Tensor:
-    """Parameters with every convolution's weight ``W`` moved to ``W + a D * W``.
+    """Return a copy of ``theta [P]`` with each convolution weight ``W`` moved to ``W + a D * W``.
 
-    ``D`` is standard normal, divided by its Frobenius norm, and the product is element by element,
-    so that the relative change of a weight is ``a / sqrt(numel)`` in root mean square. Only
-    four-dimensional parameters change (AST, weight perturbation; as in the authors' code, which has
-    ``a = 1``), and none that is frozen.
-
-    Args:
-        model: The network of these parameters.
-        theta: The parameters. ``[P]``.
-        strength: ``a``.
-        draw: Where ``D`` is drawn from, on the CPU, in the order of the parameters.
-
-    Returns:
-        The perturbed parameters. ``[P]``; ``theta`` itself is left as it is.
+    ``D`` is standard normal, divided by its Frobenius norm, so the relative change of a weight is
+    ``a / sqrt(numel)`` (root mean square). As in the authors' code (there ``a = 1``), only 4-D
+    parameters change, and no frozen one. ``draw`` is a CPU generator.
     """
     moved = theta.clone()
     for parameter, weight in zip(

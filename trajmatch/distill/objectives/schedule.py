@@ -1,4 +1,4 @@
-"""Start epochs: where in the trajectories of the experts students start."""
+"""Start epochs: where students start in the experts' trajectories."""
 
 from __future__ import annotations
 
@@ -15,22 +15,14 @@ from trajmatch.experts.config import spans
 class StartEpochWindow:
     """Start epochs ``s ~ U{minimum .. end - 1}``, with an end that may grow.
 
-    MTT's window is ``0 .. maximum - 1`` from the beginning. DATM aligns the difficulty by both ends
-    (``T-`` and ``T+``), and goes from easy to hard: the end is
-    ``min(T + floor((T+ - T) it / E), T+)`` in outer iteration ``it`` (Guo et
-    al., ICLR 2024).
-
-    Attributes:
-        minimum: First start epoch (DATM: ``T-``).
-        maximum: End of the window, itself never drawn (DATM: ``T+``).
-        first_end: The end in the first iteration (DATM: ``T``); None is ``maximum``.
-        growth: Outer iterations until the end is ``maximum`` (DATM: ``E``).
+    MTT uses ``0 .. maximum - 1`` throughout. DATM (Guo et al., ICLR 2024) goes from easy to hard:
+    ``end = min(T + floor((T+ - T) it / E), T+)`` in outer iteration ``it``.
     """
 
-    minimum: int
-    maximum: int
-    first_end: int | None = None
-    growth: int = 0
+    minimum: int  # DATM: T-
+    maximum: int  # final end, itself never drawn (DATM: T+)
+    first_end: int | None = None  # end in the first iteration (DATM: T); None: maximum
+    growth: int = 0  # outer iterations until the end is maximum (DATM: E)
 
     def end(self, iteration: int) -> int:
         """Return the end of the window in an outer iteration, counted from 0."""
@@ -43,15 +35,7 @@ class StartEpochWindow:
         return int(torch.randint(self.minimum, self.end(iteration), (), generator=generator))
 
     def check(self, snapshots_kept: Collection[int], epochs_after: Sequence[int]) -> None:
-        """Make sure that every segment of the window is in the store.
-
-        Args:
-            snapshots_kept: Epochs of which the store has the parameters.
-            epochs_after: Epochs after the start that the loss looks at, ascending.
-
-        Raises:
-            UserError: A start epoch, or one that is needed after it, is not among them.
-        """
+        """Raise UserError if a segment needs an epoch that is not in ``snapshots_kept``."""
         expert_epochs = epochs_after[-1]
         starts = range(self.minimum, self.maximum)
         needed = {start + after for start in starts for after in (0, *epochs_after)}

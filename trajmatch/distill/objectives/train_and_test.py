@@ -1,8 +1,8 @@
 """Train and test: a student of the synthetic set should do well on real images (RaT-BPTT).
 
-A fresh student trains on the synthetic images for ``K + W`` steps. The loss is its cross-entropy on
-a batch of real images, differentiated exactly through the last ``W`` steps, the window; the steps
-before are taken as given (Feng et al., "Embarrassingly Simple Dataset Distillation", ICLR 2024).
+A fresh student trains for ``K + W`` steps. Its loss on a batch of real images is differentiated
+through the last ``W`` steps, the window; earlier steps are constants (Feng et al., "Embarrassingly
+Simple Dataset Distillation", ICLR 2024).
 """
 
 from __future__ import annotations
@@ -25,40 +25,29 @@ from trajmatch.distill.setup import Setup
 from trajmatch.ops.arguments import DsaReplay
 from trajmatch.random import derive_seed, generator
 
-#: Real images that go through the network at once; the loss of a batch is the mean over such parts.
+#: Real images per pass through the network; passes are averaged.
 _PART = 500
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The random choices for one student.
+    """Random choices for one student."""
 
-    Attributes:
-        names: Iteration and number of the student, which name its own streams.
-        before: Steps ``K`` before the window.
-        batches: Indices into the synthetic images, one vector for each of the ``K + W`` steps.
-        rows: Indices of the real images of the test. ``[R]``.
-        final: False if the objective chooses the window later.
-    """
-
-    names: tuple[int, int]
-    before: int
-    batches: Sequence[Tensor]
-    rows: Tensor
-    final: bool = True
+    names: tuple[int, int]  # of its random streams: iteration and number of the student
+    before: int  # K, steps before the window
+    batches: Sequence[Tensor]  # indices of synthetic images for each of the K + W steps
+    rows: Tensor  # indices of the real images of the test: [R]
+    final: bool = True  # False if the objective chooses the window later
 
     def logged(self) -> dict[str, Any]:
-        """Return the choices that the log records, by name."""
+        """Return the choices to log, by name."""
         return {"window_start": self.before} if self.final else {}
 
 
 class Draws(objectives.Draws):
-    """The random state of a run: steps before the window, student batches and real batches.
+    """Random state of a run: steps before the window, student batches and real batches.
 
-    Args:
-        setup: The run.
-        window: Most steps of a window.
-        choose: True if the objective chooses the window among the steps up to the last one.
+    With ``choose`` the objective chooses the window later, and every draw has ``K = K1``.
     """
 
     def __init__(self, setup: Setup, window: int, choose: bool = False) -> None:
@@ -79,34 +68,21 @@ class Draws(objectives.Draws):
 
 @dataclass(frozen=True)
 class Student:
-    """A student, and the real images that it is tested on.
+    """A student, and the real images of its test."""
 
-    Attributes:
-        draw: What was drawn, on the device.
-        start: Its first parameters. ``[P]``.
-        dsa: Augmentation before the window and in it; None: none.
-        dsa_rows: Augmentation of the real images (:func:`trajmatch.ops.dsa`); None: none.
-    """
-
-    draw: Draw
-    start: Tensor
-    dsa: tuple[DsaReplay | None, DsaReplay | None] = (None, None)
-    dsa_rows: Tensor | None = None
+    draw: Draw  # on the device
+    start: Tensor  # first parameters: [P]
+    dsa: tuple[DsaReplay | None, DsaReplay | None] = (None, None)  # before the window, and in it
+    dsa_rows: Tensor | None = None  # DSA parameters of the real images
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainAndTest(OfStudents):
-    """The objective; see :class:`trajmatch.distill.objectives.Objective`.
+    """The train-and-test objective."""
 
-    Attributes:
-        images: The real images as they wait for a batch, on the device.
-        labels: Their labels. ``[N]``.
-        normalise: Makes network inputs of some of them.
-    """
-
-    images: Tensor
-    labels: Tensor
-    normalise: Callable[[Tensor], Tensor]
+    images: Tensor  # all real images, on the device
+    labels: Tensor  # their labels, or targets
+    normalise: Callable[[Tensor], Tensor]  # makes network inputs of a batch of them
 
     records = None  # the number of steps differs from one task to the next
     optimiser, clip = "adam", 2.0
@@ -121,7 +97,7 @@ class TrainAndTest(OfStudents):
         return cls(setup=setup, images=staged, labels=labels, normalise=normalise)
 
     def draws(self) -> Draws:
-        """Return the random state at the beginning of the run."""
+        """Return the random state at the start of the run."""
         return Draws(self.setup, self.setup.config.window)
 
     def task(self, draw: Draw) -> Student:
@@ -145,29 +121,26 @@ class TrainAndTest(OfStudents):
         leaves = fresh_leaves(parameters)
         trained, (draw, state) = self.training(leaves, plan), (task.draw, None)
         batches, theta = draw.batches, task.start.to(trained.keywords["images"])
+        # The steps before the window have no gradient, but pass on the optimiser's state.
         if draw.before:
             start = {"batches": batches[: draw.before], "augment": task.dsa[0]}
             with torch.no_grad():
                 theta, state = trained(theta, **start, return_state=True)
         theta = trained(theta, batches=batches[draw.before :], augment=task.dsa[1], state=state)
         loss, cotangent = self.test(theta.detach(), task, plan)
+        # Chain rule: the test's gradient in theta goes backwards through the window.
         learned = [leaf for leaf in leaves.values() if leaf.requires_grad]
         meaningful = torch.ones_like(loss, dtype=torch.bool)
         return loss, meaningful, *torch.autograd.grad(theta, learned, cotangent)
 
     def test(self, theta: Tensor, task: Student, plan: Plan) -> tuple[Tensor, Tensor]:
-        """Return a student's mean loss on its real images ``[]``, and the gradient ``[P]`` of it.
-
-        Args:
-            theta: The student's parameters. ``[P]``.
-            task: Has the real images.
-            plan: Memory against time.
-        """
+        """Return the mean loss ``[]`` of ``theta [P]`` on real images, and its gradient ``[P]``."""
         setup, drawn, loss = self.setup, task.draw.rows, self.setup.training.loss
         sums, count = theta.new_zeros(1 + len(theta)), len(drawn)
         part = min(_PART, plan.micro_batch or _PART)
         parts = torch.arange(count, device=theta.device).chunk(-(-count // part))
         rank, size = (self.shards.rank, self.shards.size) if self.shards else (0, 1)
+        # Ranks take turns at the parts, and add up their sums at the end.
         for some in parts[rank::size]:
             images = self.normalise(self.images[drawn[some]]).to(theta.dtype)
             if task.dsa_rows is not None:
@@ -180,17 +153,17 @@ class TrainAndTest(OfStudents):
         return sums[0], sums[1:]
 
     def batch_sizes(self, images: int) -> list[int]:
-        """Return the number of images in each step of the longest window."""
+        """Return the batch size of each step of the longest window."""
         draw = self.draws().draw(0, 0, images)
         return [*map(len, draw.batches[draw.before :])]
 
     def vectors(self, steps: int) -> int:
-        """Return the parameters and the optimiser's state after each step."""
+        """Count the vectors of parameters and optimiser state after all steps."""
         return steps * (3 if self.setup.config.student_optimiser == "adam" else 2)
 
     @property
     def steps_before(self) -> int:
-        """Steps before a window, on average."""
+        """Mean number of steps before a window."""
         return sum(self.setup.config.before) // 2
 
     def trial(self, images: int, steps: int) -> tuple[TrainAndTest, Student]:
@@ -198,6 +171,7 @@ class TrainAndTest(OfStudents):
         before = steps * self.steps_before // self.setup.config.window
         draw = self.draws().draw(0, 0, images)
         batches = [*islice(cycle(draw.batches), before + steps)]
+        # No shards, and no choice of windows: steps_before counts the steps that choose.
         plain = TrainAndTest(
             setup=self.setup, images=self.images, labels=self.labels, normalise=self.normalise
         )

@@ -1,9 +1,4 @@
-"""The terms of the matching loss: comparisons of a student with an expert.
-
-The matching loss is the sum of the terms that a run names. A term is an object with the methods of
-:class:`Term`, in a file of its own with a line in :data:`TERMS`; ``package.module:NAME`` brings one
-of a user's own.
-"""
+"""Terms, the sum of which is the matching loss; :data:`TERMS` lists the built-in ones."""
 
 from __future__ import annotations
 
@@ -23,7 +18,7 @@ from trajmatch.distill.terms.layers import Layers as Layers
 from trajmatch.errors import UserError
 from trajmatch.importing import made
 
-#: The terms that have a name, made with the settings behind it.
+#: Built-in terms by name, called with the settings that follow the name.
 TERMS: dict[str, Callable[..., Term]] = {
     "final": Final,
     "intermediate": partial(Intermediate, "equal"),
@@ -36,15 +31,10 @@ TERMS: dict[str, Callable[..., Term]] = {
 
 
 def find_term(spec: str) -> Term:
-    """Return the term of a spec.
+    """Return the term of a spec ``NAME`` or ``NAME:SETTINGS`` (:func:`trajmatch.importing.parsed`).
 
-    Args:
-        spec: ``NAME`` or ``NAME:SETTINGS`` (:func:`trajmatch.importing.parsed`), where ``NAME`` is
-            one of :data:`TERMS`, or ``package.module:NAME`` of an object with the methods of
-            :class:`Term`, or of a class, or a function with settings, that makes one.
-
-    Raises:
-        UserError: There is none, or it does not take these settings.
+    ``NAME`` is in :data:`TERMS`, or is the ``package.module:NAME`` of a term, or of a class or
+    function that makes one from the settings. UserError if there is none or it rejects them.
     """
     term = made("--terms", "term", spec, TERMS)
     if not isinstance(term, Term):

@@ -1,4 +1,4 @@
-"""The part of a match that a term sees, and what a term is."""
+"""Interface of terms, and the part of a match that a term sees."""
 
 from __future__ import annotations
 
@@ -16,31 +16,24 @@ from trajmatch.schema import settle
 
 @dataclass(frozen=True)
 class Waypoint:
-    """A point at which student and expert are compared.
+    """Point at which student and expert are compared."""
 
-    Attributes:
-        step: Steps that the student has done, 1 to ``N``.
-        epoch: Epochs that the expert has gone beyond the start epoch, 1 to ``M``.
-    """
-
-    step: int
-    epoch: int
+    step: int  # student steps done, 1 to N
+    epoch: int  # expert epochs after the start epoch, 1 to M
 
 
 @dataclass(frozen=True)
 class Course:
-    """The part of a match that a term sees.
+    """Part of a match that a term sees.
 
     Attributes:
-        start: theta_0, where the student started; perturbed, where the run perturbs it. ``[P]``.
-        student: Parameters of the student after the steps of all waypoints. ``[P]`` each;
-            differentiable.
-        expert: Parameters of the expert at the epochs of all waypoints, counted from the start
-            epoch. ``[P]`` each.
+        start: theta_0, where the student started; perturbed if the run does so. ``[P]``.
+        student: Student parameters ``[P]`` by step, at all waypoints; differentiable.
+        expert: Expert parameters ``[P]`` by epoch after the start epoch, at all waypoints.
         steps: Student steps ``N``.
         epochs: Expert epochs ``M``.
         shapes: Shapes of the network's parameters by name, in the order of the vectors.
-        iteration: Outer iterations done; in a run ``[]``, int64, since a recording reads it.
+        iteration: Outer iterations done; in a run ``[]``, int64, since a CUDA graph reads it.
         memory: Tensors that the term remembers from earlier iterations, by name.
     """
 
@@ -54,23 +47,18 @@ class Course:
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     def split(self, theta: Tensor) -> dict[str, Tensor]:
-        """Return views of a vector ``[P]``, one for each parameter of the network, by name."""
+        """Return views of a vector ``[P]``, one per parameter of the network, by name."""
         return split(theta, self.shapes)
 
     @property
     def end(self) -> Waypoint:
-        """Step ``N`` and epoch ``M``."""
+        """Waypoint at step ``N`` and epoch ``M``."""
         return Waypoint(self.steps, self.epochs)
 
     def distance(self, waypoint: Waypoint, weights: Tensor | None = None) -> Tensor:
-        """``|student - expert|^2 / |start - expert|^2`` at a waypoint.
+        """Return ``|student - expert|^2 / |start - expert|^2`` at a waypoint of the term. ``[]``.
 
-        Args:
-            waypoint: One that the term has asked for.
-            weights: Of the squares in both sums, at least 0; without a gradient. ``[P]``.
-
-        Returns:
-            The distance. ``[]``.
+        ``weights [P]`` (at least 0, without a gradient) multiply the squares in both sums.
         """
         vectors = self.student[waypoint.step], self.expert[waypoint.epoch], self.start
         if weights is not None:
@@ -84,36 +72,34 @@ class Term(Protocol):
     """One summand of the matching loss."""
 
     def waypoints(self, steps: int, epochs: int) -> Sequence[Waypoint]:
-        """Return the points that the term looks at, of ``N`` steps and ``M`` epochs."""
+        """Return the points to compare, of ``N`` student steps and ``M`` expert epochs."""
 
     def loss(self, course: Course) -> Tensor:
-        """Return its share of the loss. ``[]``; differentiable in the student's parameters."""
+        """Return the term's loss. ``[]``; differentiable in the student's parameters."""
 
 
 @runtime_checkable
 class Remembering(Term, Protocol):
-    """A term that remembers tensors from one outer iteration to the next.
+    """A term that carries tensors from one outer iteration to the next.
 
-    They change with the images: where an update is left out, so is what it would have remembered.
-    Of several matches the next value is the mean of theirs for floating-point tensors, and the
-    largest of theirs, element by element, for others (for bools: of any).
+    Where the images skip an update, so do these tensors. Over several matches, floating-point
+    tensors are averaged; others take the elementwise maximum (bools: any).
     """
 
     def memory(self, shapes: Mapping[str, torch.Size]) -> Mapping[str, Tensor]:
-        """Return the first values by name, given the shapes of the network's parameters."""
+        """Return initial values by name, given the shapes of the network's parameters."""
 
     def remember(self, course: Course) -> Mapping[str, Tensor]:
-        """Return the next values, in shape and dtype of the first; called without gradients."""
+        """Return next values, with the same shapes and dtypes; called without gradients."""
 
 
 @dataclass(frozen=True)
 class AtTheEnd:
-    """Base of terms that compare the ends of the segment, and whose settings have checked types."""
+    """Base of terms that compare the ends of a segment; checks the types of their settings."""
 
     def __post_init__(self) -> None:
-        """Check the settings."""
         settle(self, lambda name: f"--terms {type(self).__name__.lower()}: {name}")
 
     def waypoints(self, steps: int, epochs: int) -> list[Waypoint]:
-        """Step ``N`` and epoch ``M``."""
+        """Return step ``N`` with epoch ``M``."""
         return [Waypoint(steps, epochs)]

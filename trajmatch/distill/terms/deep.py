@@ -1,4 +1,4 @@
-"""The deep part of the network alone (PAD)."""
+"""Distance over the deep part of the network (PAD)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from trajmatch.schema import Fraction
 
 @dataclass(frozen=True)
 class Deep(AtTheEnd):
-    """The distance at the end over the deep parameters (PAD, Li et al., 2024).
+    """Distance at the end over the deep parameters (PAD, Li et al., 2024).
 
-    Of the ``P`` parameters in the network's order the first ``floor(alpha P)`` are left out of both
-    sums. The cut may fall inside a tensor.
-
-    Attributes:
-        alpha: Share that is left out, at least 0 and below 1 (PAD: depth_ratio).
+    Leaves the first ``floor(alpha P)`` of ``P`` parameters, in the network's order, out of both
+    sums; the cut may fall inside a tensor. ``alpha`` in [0, 1) is PAD's depth_ratio.
     """
 
     alpha: Fraction

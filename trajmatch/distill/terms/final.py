@@ -1,4 +1,4 @@
-"""The end of the segment (MTT)."""
+"""Distance at the end of the segment (MTT)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trajmatch.distill.terms.course import AtTheEnd, Course
 
 @dataclass(frozen=True)
 class Final(AtTheEnd):
-    """The end of the segment, ``|theta_N - theta*_{s+M}|^2 / |theta_0 - theta*_{s+M}|^2`` (MTT)."""
+    """Distance at the end, ``|theta_N - theta*_{s+M}|^2 / |theta_0 - theta*_{s+M}|^2`` (MTT)."""
 
     def loss(self, course: Course) -> Tensor:
         """Return the relative squared distance at the end."""

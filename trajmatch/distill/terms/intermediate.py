@@ -1,4 +1,4 @@
-"""The epochs in between (AST)."""
+"""Distances at the epochs in between (AST)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,12 @@ from trajmatch.errors import UserError
 
 @dataclass(frozen=True)
 class Intermediate:
-    """The epochs in between (AST): for ``j = 1 .. M-1`` the same at step ``floor(N / M) j``.
+    """Distances at epochs ``j = 1 .. M-1``, after student step ``floor(N / M) j`` (AST)."""
 
-    Attributes:
-        weighting: ``"equal"`` for weights of 1, ``"rising"`` for ``j / M``.
-    """
-
-    weighting: Literal["equal", "rising"] = "equal"
+    weighting: Literal["equal", "rising"] = "equal"  # weights of 1, or of j / M
 
     def waypoints(self, steps: int, epochs: int) -> Sequence[Waypoint]:
-        """Step ``floor(N / M) j`` with epoch ``j``.
-
-        Raises:
-            UserError: There are fewer steps than epochs, so that a point would have no step.
-        """
+        """Return step ``floor(N / M) j`` with epoch ``j``; UserError if ``N < M``."""
         if steps < epochs:
             raise UserError(
                 f"--terms intermediate compares the student after every epoch of the expert, but "
@@ -36,7 +28,7 @@ class Intermediate:
         return [Waypoint(steps // epochs * epoch, epoch) for epoch in range(1, epochs)]
 
     def loss(self, course: Course) -> Tensor:
-        """Return the weighted sum of the distances; 0 for ``M = 1``, with no epoch in between."""
+        """Return the weighted sum of the distances; 0 for ``M = 1``."""
         total = course.start.new_zeros(())
         for waypoint in self.waypoints(course.steps, course.epochs):
             weight = 1.0 if self.weighting == "equal" else waypoint.epoch / course.epochs

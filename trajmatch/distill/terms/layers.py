@@ -1,4 +1,4 @@
-"""A weight for every layer."""
+"""Distance with a weight for every layer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from trajmatch.schema import NonNegative, setting
 
 
 class Layers(AtTheEnd):
-    """The distance at the end with a weight ``w_l`` for each parameter tensor ``l``.
+    """Distance at the end with a weight ``w_l`` for each parameter tensor ``l``.
 
     ``sum_l w_l |theta_N,l - theta*_{s+M},l|^2 / sum_l w_l |theta_0,l - theta*_{s+M},l|^2``.
-
-    Args:
-        weights: Weights by pattern of names, as in the shell (``classifier.*``). A tensor has the
-            weight of the last pattern that it fits, and 1 if it fits none.
+    ``weights`` go by shell patterns of names (``classifier.*``): the last match counts, default 1.
     """
 
     def __init__(self, *unnamed: object, **weights: float) -> None:
@@ -31,11 +28,7 @@ class Layers(AtTheEnd):
         self._weights = {k: setting(w, NonNegative, f"{name} {k}") for k, w in weights.items()}
 
     def loss(self, course: Course) -> Tensor:
-        """Return the weighted relative squared distance.
-
-        Raises:
-            UserError: A pattern fits no tensor, or all weights are 0.
-        """
+        """Return the distance; UserError if a pattern fits no tensor, or all weights are 0."""
         found = {name: 1.0 for name in course.shapes}
         for pattern, weight in self._weights.items():
             fitting = [name for name in found if fnmatchcase(name, pattern)]
