@@ -1,4 +1,4 @@
-"""Choices and constants of a block: what follows a convolution in the networks of the papers."""
+"""Choices and constants of a block: the layers after a convolution in the papers' networks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 
 class Norm(NamedTuple):
-    """A norm, by numbers.
+    """Numeric description of a norm.
 
     Attributes:
-        groups: Groups of channels with one mean and variance each, of an image; None: every channel
-            is a group; 0: no norm.
-        elementwise: True for a weight and a bias for each value of an image, not for each channel.
-        over_batch: True for one mean and variance for all images of a batch.
+        groups: Number of channel groups that are normalised together; None: one per channel; 0: no
+            norm.
+        elementwise: True for weight and bias per value of an image, False per channel.
+        over_batch: True if mean and variance are over all images of a batch.
     """
 
     groups: int | None
@@ -20,7 +20,7 @@ class Norm(NamedTuple):
     over_batch: bool = False
 
 
-#: Norms by name. Another one is another line here.
+#: Norms by name.
 NORMS = {
     "none": Norm(0),
     "instance": Norm(None),
@@ -28,18 +28,19 @@ NORMS = {
     "layer": Norm(1, elementwise=True),
     "batch": Norm(None, over_batch=True),
 }
-#: Those that look at each image alone.
+#: Norms that treat each image alone.
 IMAGE_NORMS = tuple(name for name, norm in NORMS.items() if not norm.over_batch)
 if TYPE_CHECKING:
     NormName: TypeAlias = str
 else:
     NormName = Literal[tuple(NORMS)]
 
-#: In the order of the engine's numbers (``csrc/core/norm_act_pool.h``).
+#: Both in the order of the engine's numbers (``csrc/core/norm_act_pool.h``).
 ACTIVATIONS = ("none", "relu", "leaky_relu", "sigmoid")
 POOLINGS = ("none", "average", "max")
 
-#: Blocks with CUDA kernels of their own (``csrc/core/network.h``), in the order of its numbers.
+#: Blocks that run in fused CUDA kernels, and in what precision, in the order of ``FusedKernels``
+#: (``csrc/core/network.h``).
 FUSED_KERNELS = ("library", "first", "float32", "tf32", "fp16")
 
 #: Added to the variance, PyTorch's default for every norm used here.

@@ -10,23 +10,17 @@ from torch import Tensor, nn
 from trajmatch import networks
 from trajmatch.ops.student import logits_on_engine
 
-# Images at a time. Of modules on a CPU few, so that activations stay in cache and below the size
-# from which the C library returns memory to the kernel after each use; otherwise enough for all
+# Images per batch. Few for modules on a CPU: activations then stay in cache, and below the size
+# from which the C library returns memory to the kernel after each use. Otherwise enough for all
 # threads or to keep a GPU busy.
 _BATCH_MODULES, _BATCH_ENGINE, _BATCH_CUDA = 32, 250, 500
 
 
 def forward_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return a function of images whose values are the model's logits; not differentiable.
+    """Return a function from images ``[B, C, H, W]`` to logits ``[B, K]``, for inference.
 
-    The engine computes them where it knows the network (:func:`trajmatch.ops.engine_for`), with
-    copies of the parameters as they are now.
-
-    Args:
-        model: The network.
-
-    Returns:
-        A function from images ``[B, C, H, W]``, dtype and device of the parameters, to ``[B, K]``.
+    If the engine runs the network, the function uses copies of the current parameters and has no
+    derivative. Images have dtype and device of the parameters.
     """
     description = networks.engine_description(model, precise=True)
     if description is None:
@@ -37,17 +31,10 @@ def forward_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
 def all_logits(
     model: nn.Module, images: Tensor, normalise: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[Tensor]:
-    """Yield the logits of images, batch by batch.
+    """Yield the logits ``[B, K]`` of images ``[N, C, H, W]``, batch by batch.
 
-    The model is put into evaluation mode and, where it has convolutions, into channels-last layout.
-
-    Args:
-        model: The network.
-        images: ``[N, C, H, W]``, as the network sees them, or as ``normalise`` takes them.
-        normalise: Applied to every batch on the model's device.
-
-    Yields:
-        ``[B, K]``, on the model's device.
+    ``normalise`` is applied to every batch on the model's device. The model is put into evaluation
+    mode and channels-last layout.
     """
     device = next(model.parameters()).device
     model.eval()
@@ -70,21 +57,16 @@ def accuracy(
     *,
     normalise: Callable[[Tensor], Tensor] | None = None,
 ) -> float:
-    """Share of images whose largest logit is that of their class, in percent.
+    """Return the percentage of images whose largest logit is that of their class.
 
-    An image with a logit that is not finite counts as wrong: where a network diverged, ``argmax``
-    would name class 0 and score chance. The model is put into evaluation mode and, where it has
-    convolutions, into channels-last layout.
+    Images with a logit that is not finite count as wrong: for a network that diverged, ``argmax``
+    would name class 0 and score chance. The model is changed as by :func:`all_logits`.
 
     Args:
         model: Network with logits ``[B, K]``.
-        images: ``[N, C, H, W]``, as the network sees them, or as ``normalise`` takes them.
+        images: ``[N, C, H, W]``, as the network, or ``normalise``, takes them.
         labels: Class indices ``[N]``, int64.
-        normalise: Applied to every batch on the model's device; without it images are used as they
-            are.
-
-    Returns:
-        A number from 0 to 100.
+        normalise: Applied to every batch on the model's device; None: nothing.
 
     Raises:
         ValueError: Images and labels are empty or differ in number.
@@ -102,18 +84,10 @@ def measured(
     *,
     normalise: Callable[[Tensor], Tensor] | None = None,
 ) -> float:
-    """Return the :func:`accuracy`, or of targets the mean squared error over all elements.
+    """Return the :func:`accuracy`, or for floating answers ``[N, D]`` the mean squared error.
 
-    An output that is not finite, of a network that diverged, counts as 0 in the error.
-
-    Args:
-        model: Network with outputs ``[B, D]``; see :func:`accuracy`.
-        images: ``[N, C, H, W]``, as for :func:`accuracy`.
-        answers: Class indices ``[N]``, int64, or targets ``[N, D]``, float32.
-        normalise: As for :func:`accuracy`.
-
-    Raises:
-        ValueError: Images and answers are empty or differ in number.
+    The error is the mean over all elements. Outputs that are not finite, from a network that
+    diverged, count as 0. Arguments and errors are as for :func:`accuracy`.
     """
     if not answers.is_floating_point():
         return accuracy(model, images, answers, normalise=normalise)

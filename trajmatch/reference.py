@@ -1,8 +1,8 @@
-"""The operators of :mod:`trajmatch.ops` in plain PyTorch: slow, exact and easy to read.
+"""Operators of :mod:`trajmatch.ops` in plain PyTorch: slow, exact and easy to read.
 
-They are the oracle of the tests and the baseline of the benchmarks. Names, arguments and results
-are the same as in ``trajmatch.ops``, which documents them; everything here is differentiable as
-often as PyTorch makes it. ``unroll`` keeps the whole graph: its memory grows with the steps.
+They are the oracle of the tests and the baseline of the benchmarks. Arguments and results are
+documented in ``trajmatch.ops``. All functions are differentiable as often as PyTorch makes them;
+``unroll`` keeps the whole graph, so its memory grows with the steps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trajmatch.block import LEAKY_SLOPE, NORM_EPS, NORMS
 from trajmatch.networks.flat import call_flat, decayed, trainable
 
-#: A loss by its name, or a function of a batch's outputs and labels that returns a scalar.
+#: Name of a loss, or a function of a batch's outputs and labels that returns a scalar.
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 
 
@@ -35,9 +35,9 @@ class OptimiserState(NamedTuple):
     """State of a student's optimiser, which :func:`trajmatch.ops.unroll` takes and returns.
 
     Attributes:
-        tensors: ``[S, P]``: the momentum buffer of SGD (``S`` is 1, or 0 without momentum), or
-            Adam's averages of the gradient and of its square (``S`` is 2).
-        steps: Steps done, for the bias correction of Adam.
+        tensors: ``[S, P]``: SGD's momentum buffer (``S`` is 1, or 0 without momentum), or Adam's
+            averages of the gradient and of its square (``S`` is 2).
+        steps: Number of steps done, for Adam's bias correction.
     """
 
     tensors: Tensor
@@ -45,7 +45,7 @@ class OptimiserState(NamedTuple):
 
 
 def param_distance(student: Tensor, target: Tensor, start: Tensor) -> Tensor:
-    """``|student - target|^2 / |start - target|^2`` for vectors ``[P]``."""
+    """Return ``|student - target|^2 / |start - target|^2`` for vectors ``[P]``."""
     return (student - target).square().sum() / (start - target).square().sum()
 
 
@@ -56,16 +56,16 @@ def sgd_step(
     buffer: Tensor | None = None,
     momentum: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """``b = momentum * buffer + grad; theta - lr * b``, and ``b``."""
+    """Return ``theta - lr * b`` and ``b = momentum * buffer + grad``."""
     new_buffer = grad if buffer is None else momentum * buffer + grad
     return theta - lr * new_buffer, new_buffer
 
 
 def step_size(lr: Tensor, step: int, sizes: Sequence[int], trained: Tensor | None) -> Tensor:
-    """The learning rate of a step: ``[]``, or ``[P]`` where parameters differ in it.
+    """Return the learning rate of a step: ``[]``, or ``[P]`` if it differs between parameters.
 
-    ``lr`` is ``[]``, ``[N]``, or ``[1, T]`` or ``[N, T]`` for ``T`` parameter tensors of ``sizes``;
-    parameters that are not ``trained [P]`` have 0.
+    ``lr`` is ``[]``, ``[N]``, ``[1, T]`` or ``[N, T]`` for ``T`` parameter tensors of ``sizes``;
+    parameters outside the mask ``trained [P]`` get 0.
     """
     rate = lr if lr.dim() == 0 else lr[min(step, len(lr) - 1)]
     if rate.dim() > 0:
@@ -82,10 +82,10 @@ def optimiser_step(
     count: int,
     trained: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """New parameters and state of step number ``count``, from 1, as ``torch.optim`` computes them.
+    """Return new parameters and state of step number ``count`` (from 1), as ``torch.optim`` does.
 
-    ``numbers`` are those of the optimiser, e.g. :meth:`trajmatch.ops.Adam.numbers`; ``state`` is
-    ``[1, P]`` for SGD and ``[2, P]`` for Adam, ``lr`` a :func:`step_size`.
+    ``numbers`` are an optimiser's settings, e.g. :meth:`trajmatch.ops.Adam.numbers`; ``state`` is
+    ``[1, P]`` for SGD, ``[2, P]`` for Adam; ``lr`` is a :func:`step_size`.
     """
     kind, *settings = numbers
     if kind == 0:
@@ -100,8 +100,8 @@ def optimiser_step(
         grad = decayed(grad, theta, weight_decay, trained)
     mean = beta1 * state[0] + (1 - beta1) * grad
     square = beta2 * state[1] + (1 - beta2) * grad.square()
-    # The root has no derivative at 0, where the gradient has always been 0; the limit of the whole
-    # step's is that of the mean alone.
+    # The root has no derivative at 0, where the gradient has always been 0. There the derivative of
+    # the step is the limit, in which only the mean counts, so the root becomes a constant 0.
     positive = square > 0
     root = torch.where(positive, square, 1.0).sqrt() * positive
     divisor = root / math.sqrt(1 - beta2**count) + eps
@@ -118,7 +118,7 @@ def norm_act_pool(
     pooling: str = "average",
     eps: float = NORM_EPS,
 ) -> Tensor:
-    """Norm, activation and 2x2 pooling of ``x [B, C, H, W]``."""
+    """Apply norm, activation and 2x2 pooling to ``x [B, C, H, W]``."""
     groups, elementwise, _ = NORMS[norm]
     if elementwise:
         x = F.layer_norm(x, list(x.shape[1:]), weight, bias, eps)
@@ -134,13 +134,13 @@ def norm_act_pool(
 
 
 def dsa(images: Tensor, parameters: Tensor) -> Tensor:
-    """``images [B, C, H, W]``, each transformed as its row of ``parameters [B, 5]`` says."""
+    """Return ``images [B, C, H, W]``, each transformed by its row of ``parameters [B, 5]``."""
     transforms: tuple[Callable[..., Tensor], ...] = (_color, _crop, _cutout, _flip, _sample)
     result = images
     for kind, transform in enumerate(transforms):
         chosen = (parameters[:, 0] == kind).nonzero().squeeze(1)
         if len(chosen) > 0:
-            numbers = parameters[chosen, 1:].T[..., None, None, None]  # four times [B, 1, 1, 1]
+            numbers = parameters[chosen, 1:].T[..., None, None, None]  # four tensors [B, 1, 1, 1]
             result = result.index_copy(0, chosen, transform(images[chosen], *numbers))
     return result
 
@@ -151,7 +151,7 @@ def _color(
     brightness, saturation, contrast = (
         each.to(images.dtype) for each in (brightness, saturation, contrast)
     )
-    # Neither saturation nor contrast moves the mean of the image, so they are one expression.
+    # Saturation does not change the mean of the image, so all three steps are one expression.
     grey = images.mean(1, keepdim=True)
     mean = grey.mean((2, 3), keepdim=True)
     constant = torch.addcmul(mean + brightness, mean, contrast, value=-1)
@@ -188,9 +188,9 @@ def _sample(images: Tensor, m00: Tensor, m01: Tensor, m10: Tensor, m11: Tensor) 
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of ``logits [B, K]`` with indices ``[B]`` or target logits ``[B, K]``."""
+    """Return the mean cross-entropy of ``logits [B, K]`` and indices ``[B]`` or target logits."""
     if not targets.is_floating_point():
-        # No index is ignored: PyTorch would leave out labels of -100.
+        # By default PyTorch ignores labels of -100; here they are errors.
         return F.cross_entropy(logits, targets, ignore_index=torch.iinfo(torch.int64).min)
     return -(F.softmax(targets, dim=1) * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
@@ -204,11 +204,11 @@ def loss_value(
     update_buffers: bool = False,
     soft_labels: str = "logits",
 ) -> Tensor:
-    """The scalar that ``gradient`` differentiates.
+    """Return the scalar that ``gradient`` differentiates.
 
     Raises:
-        ValueError: Floating labels have another shape than the outputs, or a loss that is a
-            function does not return a scalar with a gradient in the outputs.
+        ValueError: Floating labels differ in shape from the outputs, or a loss function does not
+            return a scalar with a gradient in the outputs.
     """
     outputs = call_flat(model, theta, images, update_buffers)
     if loss == "sum_logits":
@@ -230,7 +230,7 @@ def loss_value(
 
 
 def _scalar(value: object, outputs: Tensor) -> Tensor:
-    """Return the value of a loss; raise ValueError unless it is a scalar of the outputs."""
+    """Return the value of a loss; raise ValueError unless it is a scalar with a gradient."""
     constant = isinstance(value, Tensor) and outputs.requires_grad and not value.requires_grad
     if isinstance(value, Tensor) and value.shape == () and not constant:
         return value
@@ -251,7 +251,7 @@ def gradient(
     update_buffers: bool = False,
     soft_labels: str = "logits",
 ) -> tuple[Tensor, Tensor]:
-    """Loss and its gradient ``[P]``; both stay in the graph."""
+    """Return the loss and its gradient ``[P]``; both stay in the graph."""
     with torch.enable_grad():
         if not theta.requires_grad:
             theta = theta.detach().requires_grad_()
@@ -271,11 +271,10 @@ def gradient_and_jvp(
     soft_labels: str = "logits",
     examine: bool = False,
 ) -> tuple[Tensor, GradientJvp]:
-    """The gradient ``[P]``, and the derivative of loss and gradients along the tangents.
+    """Return the gradient ``[P]``, and the derivatives of loss and gradients along the tangents.
 
-    That takes two reverse passes.
-
-    With ``examine``, raise NotImplementedError if a backward pass of the model is not in the graph.
+    This takes two reverse passes. With ``examine``, raise NotImplementedError if the model has a
+    backward pass that is ``once_differentiable``.
     """
     soft = labels is not None and labels.is_floating_point() and loss != "sum_logits"
     theta = theta.detach().requires_grad_()
@@ -307,7 +306,7 @@ def gradient_and_jvp(
 
 
 def gradient_jvp(*args: Any, **settings: Any) -> GradientJvp:
-    """The derivative of :func:`gradient_and_jvp` alone; it has the same arguments."""
+    """Return the derivatives of :func:`gradient_and_jvp` alone; it has the same arguments."""
     return gradient_and_jvp(*args, **settings)[1]
 
 
@@ -320,7 +319,7 @@ def _check_graph(grads: Sequence[Tensor]) -> None:
             continue
         seen.add(node)
         nodes.extend(each for each, _ in node.next_functions)
-        if node.name() == "torch::autograd::Error":  # that of once_differentiable
+        if node.name() == "torch::autograd::Error":  # the node of once_differentiable
             raise NotImplementedError(
                 "trajmatch: expected a model that is twice differentiable, but got one with a "
                 "torch.autograd.Function whose backward is once_differentiable; "
@@ -347,7 +346,7 @@ def unroll(
     augment: Callable[[Tensor, int], Tensor] | None = None,
     tape_bytes: int = 0,
 ) -> Any:
-    """Student steps with the graph of every step kept (``tape_bytes`` is without effect)."""
+    """Run student steps with the graph of every step kept; ``tape_bytes`` has no effect."""
     theta = theta0 if theta0.requires_grad else theta0.detach().requires_grad_()
     numbers = [0.0, momentum, 0.0, 0.0] if optimiser is None else optimiser.numbers()
     rows = 2 if numbers[0] else int(numbers[1] > 0)

@@ -1,4 +1,4 @@
-"""The ConvNet of the trajectory-matching papers, in all the variants that they search over."""
+"""ConvNet of the trajectory-matching papers, in all the variants that they search over."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import nn
 from trajmatch.networks import layers
 from trajmatch.networks.layers import ImageClassifier
 
-#: More blocks than any image has poolings and any experiment wants.
+#: Largest depth, far above that of any experiment.
 MOST_BLOCKS = 100
 
 
 def default_depth(image_size: int) -> int:
-    """Blocks that leave about 4x4 pixels (papers: 3 for 28 and 32 pixels, 4 for 64, 5 for 128)."""
+    """Return the papers' depth, which leaves about 4x4 pixels: 3 for 32 pixels, 5 for 128."""
     return max(1, round(math.log2(image_size)) - 2)
 
 
 class ConvNet(ImageClassifier):
     """``depth`` blocks of 3x3 convolution, norm, activation and 2x2 pooling, then a linear layer.
 
-    Instance norm is ``GroupNorm(C, C)`` with affine parameters, group norm has 4 groups, layer
-    norm runs over ``(C, H, W)``; a 28-pixel image is padded by 3 in the first convolution
-    (MTT, ``networks.py``). The order of ``parameters()`` is, for each block, convolution weight
-    and bias, norm weight and bias (absent for ``norm="none"``); then linear weight and bias.
+    Instance norm is ``GroupNorm(C, C)`` with affine parameters, group norm has 4 groups, layer norm
+    runs over ``(C, H, W)``. The first convolution pads 28-pixel images to 32 (MTT,
+    ``networks.py``). ``parameters()`` lists for each block the weight and bias of the convolution
+    and of the norm, if any; then the linear weight and bias.
 
     Args:
         in_channels: Channels of the images.
@@ -37,8 +37,9 @@ class ConvNet(ImageClassifier):
         pooling: ``"average"``, ``"max"`` or ``"none"``.
 
     Raises:
-        ValueError: A size is not positive, a choice is unknown, the width does not divide into
-            4 groups for group norm, or the images are smaller than the pooling allows.
+        ValueError: A size is out of range, a choice is unknown, group norm's 4 groups do not divide
+            the width, or the images are too small for the pooling.
+        TypeError: A size is not a whole number.
 
     Shape:
         input ``[B, in_channels, image_size, image_size]``, output ``[B, num_classes]``.
@@ -59,7 +60,7 @@ class ConvNet(ImageClassifier):
         super().__init__(
             *shape, width=width, depth=depth, norm=norm, activation=activation, pooling=pooling
         )
-        if depth > MOST_BLOCKS:  # before a loop or a list of that length
+        if depth > MOST_BLOCKS:  # before 2**depth or a list of that length
             raise ValueError(self._message("depth", f"at most {MOST_BLOCKS}", depth))
         size = image_size + 2 * layers.growth(image_size)
         if pooling != "none" and size < 2**depth:

@@ -1,7 +1,7 @@
 """Checks that a network can be a student: twice differentiable, layer by layer, and repeatable.
 
-The adjoint of a student's steps differentiates the gradient of its loss. An operator whose
-backward pass has no derivative of its own stops that, or, worse, drops a term without a word.
+The adjoint differentiates a gradient. A backward pass without a derivative of its own raises an
+error there, or silently drops a term.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from trajmatch.networks.second_derivative import first_line, obstacle
 
 _BATCH = 3  # images; batch norm needs more than one
 
-#: How far logits of the same images in two batches may differ, relative to the largest: they do by
-#: rounding (1e-3 in TF32); batch norm changes them by about as much as they are.
+#: Tolerance for the logits of an image in two batches, relative to the largest logit. Rounding is
+#: 1e-3 in TF32; batch norm changes logits by about their own size.
 _INDEPENDENT = 1e-2
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a network, and the reason why it cannot be differentiated twice.
+    """A layer of a network, and the obstacle to its second derivative.
 
     Attributes:
         name: As in ``named_modules()``; empty for the network itself.
-        type: Its class.
-        parameters: Their number, without those of modules within it.
+        type: Name of its class.
+        parameters: Number of its own parameters, without submodules.
         obstacle: Reason why it is not twice differentiable; None if it is.
     """
 
@@ -47,17 +47,9 @@ class Layer:
 
 
 def check_student(model: nn.Module) -> None:
-    """Make sure that a network can be a student, before any work is done.
+    """Raise ValueError unless the network can be a student; warn of layers that are switched off.
 
-    The package's own networks are known to be; one from elsewhere is tried on a few images. Layers
-    of it that are switched off are named in a warning.
-
-    Args:
-        model: What :func:`trajmatch.networks.build_student` gave.
-
-    Raises:
-        ValueError: It does not run on its images, is not twice differentiable, or draws random
-            numbers in training mode.
+    Only an :class:`External` is tried, by :func:`check_twice_differentiable`.
     """
     if isinstance(model, External):
         if model.switched_off:
@@ -65,40 +57,23 @@ def check_student(model: nn.Module) -> None:
                 f"{model.name} trains as expert and student without its layers "
                 f"{', '.join(model.switched_off)}, because a student's steps must come out the "
                 "same when they are repeated",
-                stacklevel=1,  # one place, so that the warning appears once
+                stacklevel=1,  # this line, so that the warning appears once
             )
         check_twice_differentiable(model, model.image_shape)
 
 
 def check_runs_on(model: nn.Module, image_shape: Sequence[int]) -> None:
-    """Run a network once on a few random images.
-
-    Args:
-        model: Any module; it is left as it is.
-        image_shape: ``(C, H, W)`` of the images that it takes.
-
-    Raises:
-        ValueError: It does not run on such images.
-    """
+    """Raise ValueError unless a copy of the network runs on random images ``(C, H, W)``."""
     twin, images = _twin(model, image_shape)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         _call(twin, images)
 
 
 def check_batches(model: ImageClassifier, count: int, batch_size: int | None, flag: str) -> None:
-    """Make sure that a network trains on the last batch of a set, which may be a single image.
+    """Raise ValueError if a batch of the set has one image and the network cannot train on it.
 
-    Batch norm has no variance of one value, so in training it refuses one image wherever its
-    features have been pooled to one pixel.
-
-    Args:
-        model: A network of the package; it is left as it is.
-        count: Images in the set.
-        batch_size: Images in a batch; ``None``, or more than there are, takes all.
-        flag: Option with the batch size, for the message.
-
-    Raises:
-        ValueError: A batch has one image, and the network cannot be trained on one.
+    Batch norm has no variance of one value, so it fails where features are pooled to one pixel. A
+    ``batch_size`` of None, or above ``count``, takes all images. ``flag`` is the option to name.
     """
     size = min(batch_size or count, count)
     if size > 1 and count % size != 1:
@@ -118,19 +93,13 @@ def check_batches(model: ImageClassifier, count: int, batch_size: int | None, fl
 
 
 def treats_images_alone(model: nn.Module, theta: Tensor, images: Tensor) -> bool:
-    """Return True if the logits of an image do not depend on the others of its batch.
+    """Return True if the logits of an image do not depend on the other images of its batch.
 
-    Args:
-        model: The network, in the mode that it is in.
-        theta: Its parameters. ``[P]``.
-        images: Some images, or tokens; the first is looked at, of tokens with the first other.
-            ``[n, ...]``.
-
-    Returns:
-        False for a batch norm in training mode, for example.
+    The network runs in its current mode with parameters ``theta [P]``. Of ``images [n, ...]`` the
+    first is used; of tokens also the first that differs from it.
     """
     with torch.no_grad():
-        # A batch norm takes another mean and another variance from these two together.
+        # Batch norm's mean and variance for both pairs together differ from those for each.
         pair = images[[0, 0]]
         if images.is_floating_point():
             pairs = pair, 3 * pair + 1
@@ -143,15 +112,10 @@ def treats_images_alone(model: nn.Module, theta: Tensor, images: Tensor) -> bool
 
 
 def check_twice_differentiable(model: nn.Module, image_shape: Sequence[int]) -> None:
-    """Differentiate a network twice on a few random images.
+    """Raise ValueError unless a network runs on images ``(C, H, W)`` and is twice differentiable.
 
-    Args:
-        model: Any module; it is left as it is.
-        image_shape: ``(C, H, W)`` of the images that it takes.
-
-    Raises:
-        ValueError: A layer is not twice differentiable (the first is named), or the network does
-            not run on such images or draws random numbers.
+    The error names the first layer that is not. A network that draws random numbers is refused,
+    too.
     """
     for layer in examine(model, image_shape):
         if layer.obstacle is not None:
@@ -164,21 +128,15 @@ def check_twice_differentiable(model: nn.Module, image_shape: Sequence[int]) -> 
 
 
 def examine(model: nn.Module, image_shape: Sequence[int]) -> list[Layer]:
-    """Differentiate every layer of a network twice, each alone, and the network as a whole.
+    """Differentiate every layer of a network twice, each alone, then the network as a whole.
 
-    A copy of the network runs on the CPU on a few random images.
-
-    Args:
-        model: Any module; it is left as it is.
-        image_shape: ``(C, H, W)`` of the images that it takes.
+    A copy of the network runs on the CPU on random images ``(C, H, W)``. Raises ValueError if it
+    does not run on them or draws random numbers.
 
     Returns:
-        The modules that hold no others, in the order of ``named_modules()``. Where all of these can
-        be differentiated twice and the whole cannot, the innermost module whose own ``forward`` is
-        to blame as well.
-
-    Raises:
-        ValueError: The network does not run on such images, or draws random numbers.
+        The modules without submodules, in the order of ``named_modules()``. If all of these are
+        twice differentiable and the whole is not, also the innermost module whose ``forward`` is
+        not.
     """
     twin, images = _twin(model, image_shape)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -205,7 +163,7 @@ _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def _twin(model: nn.Module, image_shape: Sequence[int]) -> tuple[nn.Module, Tensor]:
-    """A copy of the network on the CPU, and images for it."""
+    """Return a copy of the network on the CPU, and random images for it."""
     twin = copy.deepcopy(model).cpu()
     dtype = next((each.dtype for each in twin.parameters()), torch.float32)
     draw = torch.Generator().manual_seed(0)
@@ -213,18 +171,18 @@ def _twin(model: nn.Module, image_shape: Sequence[int]) -> tuple[nn.Module, Tens
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    # An empty Sequential is a way to write the identity, not a layer.
+    # An empty Sequential is the identity, not a layer.
     return next(module.children(), None) is None and type(module) is not nn.Sequential
 
 
 def _recorded_calls(model: nn.Module, images: Tensor) -> dict[str, _Call]:
-    """Arguments of the last call of each module; raise ValueError for random numbers."""
+    """Return the arguments of the last call of each module; raise ValueError for random numbers."""
     calls: dict[str, _Call] = {}
     handles = []
     for name, module in model.named_modules():
 
         def record(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            # Copies: layers that work in place overwrite their arguments.
+            # Copies, because in-place layers overwrite their arguments.
             calls[name] = tree_map_only(Tensor, lambda each: each.detach().clone(), (args, kwargs))
 
         handles.append(module.register_forward_pre_hook(record, with_kwargs=True))
@@ -260,9 +218,9 @@ def _call(model: nn.Module, images: Tensor) -> None:
 def _innermost(
     called: Sequence[tuple[str, nn.Module]], calls: Mapping[str, _Call]
 ) -> dict[str, str]:
-    """Innermost module that is not twice differentiable although its layers are, and the reason."""
+    """Find the innermost module that is not twice differentiable although its layers are."""
     found: dict[str, str] = {}
-    for name, module in called:  # from the outside to the inside
+    for name, module in called:  # outer modules first
         outside = next(iter(found), "")
         if _is_leaf(module) or not name.startswith(f"{outside}." if outside else ""):
             continue
@@ -270,7 +228,7 @@ def _innermost(
         if reason is not None:
             found = {name: reason}
         elif not name:
-            break  # the network as a whole is
+            break  # the network as a whole is twice differentiable
     return found
 
 

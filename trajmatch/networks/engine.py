@@ -1,4 +1,4 @@
-"""Description of a network for the engine: its nodes, as plain integers."""
+"""Description of a network for the engine: its nodes as plain integers."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from trajmatch.networks.layers import ACTIVATION_LAYERS, ImageClassifier, convol
 from trajmatch.networks.resnet import ResidualBlock, ResNet18, ResNet18_AP
 from trajmatch.networks.sequential import MLP, VGG11, AlexNet, LeNet
 
-# Kinds of nodes (NodeKind in csrc/core/network.h), and places in one of norm, activation, pooling.
+# Kinds of nodes (NodeKind in csrc/core/network.h), and indices into a _NORM_ACT_POOL node.
 _CONVOLUTION, _NORM_ACT_POOL, _ADD, _MEAN = range(4)
 _OVER_BATCH, _ACTIVATION, _POOLING = 4, 6, 7
-#: Integers before the nodes, and of each.
+#: Number of integers before the nodes, and per node.
 _HEADER, _NODE = 5, 8
 
 
 class _NotForTheEngine(Exception):
-    """A module or an arrangement of modules that the engine does not run."""
+    """Module or arrangement of modules that the engine does not run."""
 
 
 def engine_description(model: nn.Module, precise: bool = False) -> list[int] | None:
-    """The network in the order that ``csrc/ops/network.h`` reads.
+    """Return a network in the format that ``csrc/ops/network.h`` reads, or None.
 
     Args:
         model: Any module.
-        precise: True for an engine without transforms that cost accuracy.
+        precise: True to avoid convolution transforms that cost accuracy.
 
     Returns:
-        Sizes and flags, then eight integers for each node. None for what the engine does not run:
-        another class than the package's own networks, or one of them with other modules than it was
-        made with, hooks, shared or frozen parameters, or batch norm in evaluation mode.
+        Sizes and flags, then eight integers per node. None if the engine does not run the model:
+        its class is not one of the package's networks, or it has unsupported layers or layer
+        settings, hooks, shared or frozen parameters, or batch norm in evaluation mode.
     """
     model = uncompiled(model)
     if type(model) not in _FORWARD or not isinstance(model, ImageClassifier):
@@ -50,6 +50,7 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
         graph.visit(model, 0)
     except _NotForTheEngine:
         return None
+    # The last node must be a linear layer with bias that reads the last value; the engine adds it.
     kind, _, classes, *_ = classifier = graph.nodes.pop()
     usual = kind == _CONVOLUTION and graph.flat and classifier[6] == 1
     whole = classifier[1] == len(graph.nodes) > 0
@@ -60,13 +61,13 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
 
 
 def batch_norm_channels(description: list[int]) -> int:
-    """Channels of all norms over the batch in what :func:`engine_description` gives."""
+    """Return the number of channels of all batch norms in an engine description."""
     nodes = zip(*[iter(description[_HEADER:])] * _NODE, strict=True)
     return sum(node[2] for node in nodes if node[0] == _NORM_ACT_POOL and node[_OVER_BATCH])
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """Return the module that ``torch.compile`` was given; any other module as it is."""
+    """Return the module that ``torch.compile`` was given; any other module unchanged."""
     return getattr(model, "_orig_mod", model)
 
 
@@ -79,17 +80,10 @@ def _fused_kernels() -> int:
 
 
 class _Graph:
-    """The nodes of a network, made by visiting its modules in the order of their calls.
+    """Nodes of a network, made by visiting its modules in the order of their calls.
 
-    Args:
-        channels: Channels of the images.
-        size: Side of the images.
-
-    Attributes:
-        nodes: Eight integers for each; node ``i`` makes value ``i + 1``. Value 0 is the images.
-        shapes: Channels and side of the values.
-        parameters: Those of the modules, in the order of the nodes.
-        flat: True once values are rows.
+    A node has eight integers, and node ``i`` makes value ``i + 1``; value 0 is the images.
+    ``shapes`` has channels and side of each value; ``flat`` is True once values are rows.
     """
 
     def __init__(self, channels: int, size: int) -> None:
@@ -97,14 +91,10 @@ class _Graph:
         self.shapes = [(channels, size)]
         self.parameters: list[Tensor] = []
         self.flat = False
-        self._closed = 0  # nodes that nothing is merged into: others read them as they are
+        self._closed = 0  # number of nodes that must not change: others read their values
 
     def visit(self, module: nn.Module, value: int) -> int:
-        """Add a module that reads a value, and return the value that it makes.
-
-        Raises:
-            _NotForTheEngine: The engine does not run it.
-        """
+        """Add a module that reads a value; return its output, or raise _NotForTheEngine."""
         kind, own = type(module), vars(module)
         _needs(kind in _FORWARD and "forward" not in own and not any(own[each] for each in _HOOKS))
         _needs(all(getattr(module, name) == usual for name, usual in _USUAL.get(kind, {}).items()))
@@ -117,15 +107,16 @@ class _Graph:
         return len(self.nodes)
 
     def close(self) -> None:
-        """Let other nodes read the values so far as they are."""
+        """Keep later layers from being fused into the nodes so far."""
         self._closed = len(self.nodes)
 
     def extend(self, value: int, place: int, number: int) -> int:
-        """Add an activation or a pooling, to the norm before it where that can take it."""
+        """Add an activation or pooling, fused into the preceding norm node if possible."""
         _needs(value > 0 and not (place == _POOLING and self.flat))
         last, (channels, size) = self.nodes[-1], self.shapes[value]
         open_ = value == len(self.nodes) > self._closed and last[0] == _NORM_ACT_POOL
-        # Windows of a norm over the batch would reach from one image of odd height into the next.
+        # For batch norm, CUDA treats a batch as one tall image: at odd heights a fused pooling
+        # window would cover rows of two images.
         fits = not (place == _POOLING and last[_OVER_BATCH] and size % 2)
         if not (open_ and fits and not any(last[place:])):
             value = self.add(_NORM_ACT_POOL, value, shape=(channels, size))
@@ -135,13 +126,13 @@ class _Graph:
 
 
 def _needs(condition: bool) -> None:
-    """Raise _NotForTheEngine unless the engine does what a module does."""
+    """Raise _NotForTheEngine unless the condition holds."""
     if not condition:
         raise _NotForTheEngine
 
 
 def _chain(*names: str) -> _Forward:
-    """The calls of some children, one after the other; an empty name flattens."""
+    """Return a forward that calls children one after the other; an empty name flattens."""
 
     def forward(graph: _Graph, module: nn.Module, value: int) -> int:
         for name in names:
@@ -182,7 +173,7 @@ def _convolution(graph: _Graph, layer: nn.Conv2d, value: int) -> int:
 
 
 def _linear(graph: _Graph, layer: nn.Linear, value: int) -> int:
-    """A linear layer is a convolution whose kernel is as large as its input."""
+    """Add a linear layer as a convolution whose kernel is as large as its input."""
     channels, size = graph.shapes[value]
     _needs(graph.flat and layer.in_features == channels * size**2)
     return _weighted(graph, layer, value, layer.out_features, size, 1, 0)
@@ -234,8 +225,8 @@ def _pooling(graph: _Graph, layer: nn.AvgPool2d | nn.MaxPool2d, value: int) -> i
 _Norm = nn.GroupNorm | nn.LayerNorm | nn.BatchNorm2d
 _Forward = Callable[[_Graph, Any, int], int]
 _ACTIVATIONS = {kind: ACTIVATIONS.index(name) for name, kind in ACTIVATION_LAYERS.items()}
-#: What the forward pass of each module does with a value: of these exactly, since a subclass may
-#: do anything.
+#: Function that adds a module of each type to the graph. Subclasses are not included, since their
+#: forward may do anything.
 _FORWARD: dict[type[nn.Module], _Forward] = {
     **dict.fromkeys((ConvNet, AlexNet, VGG11, LeNet), _chain("features", "", "classifier")),
     **dict.fromkeys((ResNet18, ResNet18_AP), _chain("first", "blocks", "pooling", "classifier")),
@@ -249,8 +240,8 @@ _FORWARD: dict[type[nn.Module], _Forward] = {
     **dict.fromkeys((nn.AvgPool2d, nn.MaxPool2d), _pooling),
     nn.Flatten: _flatten,
 }
-#: Attributes of modules as the engine takes them to be. The parameters of a batch norm show where
-#: it is called.
+#: Attribute values that the engine assumes. A batch norm needs parameters because their order is
+#: compared with that of the model, which shows where it is called.
 _USUAL: dict[type[nn.Module], dict[str, Any]] = {
     nn.Conv2d: {"groups": 1, "dilation": (1, 1), "padding_mode": "zeros"},
     nn.BatchNorm2d: {"affine": True},

@@ -1,4 +1,4 @@
-"""Networks from elsewhere: torchvision's, and those that a user's own function makes."""
+"""Networks from torchvision and from users' functions."""
 
 from __future__ import annotations
 
@@ -16,27 +16,22 @@ TORCHVISION = "torchvision"
 
 
 class External(ImageClassifier):
-    """A network of torchvision, or one that a function makes, behind the interface of the others.
-
-    ``torchvision:NAME`` is that classification model without weights; its first convolution takes
-    ``in_channels`` channels. ``package.module:function`` is what the function returns, called with
-    ``in_channels``, ``num_classes`` and ``image_size`` by name. Parameters that it freezes
-    (``requires_grad=False``) stay as it makes them.
+    """Network of torchvision, or returned by a function, with the interface of the other networks.
 
     Args:
-        name: ``torchvision:NAME`` or ``package.module:function``.
+        name: ``torchvision:NAME``, a classification model without weights whose first convolution
+            takes ``in_channels`` channels; or ``package.module:function``, called with the other
+            three arguments by name. Parameters that the function freezes (``requires_grad=False``)
+            keep their values.
         in_channels: Channels of the images.
         num_classes: Number of logits.
         image_size: Side of the square images in pixels.
 
     Attributes:
-        switched_off: Layers that :meth:`switch_off_randomness` has switched off.
+        switched_off: Layers switched off by :meth:`switch_off_randomness`.
 
     Raises:
-        ValueError: There is no such model, module or function, or it returns no network.
-
-    Shape:
-        input ``[B, in_channels, image_size, image_size]``, output ``[B, num_classes]``.
+        ValueError: There is no such model, module or function, or it returns no usable network.
     """
 
     def __init__(self, name: str, in_channels: int, num_classes: int, image_size: int) -> None:
@@ -46,9 +41,9 @@ class External(ImageClassifier):
         self.switched_off: tuple[str, ...] = ()
 
     def switch_off_randomness(self) -> None:
-        """Switch off dropout and stochastic depth of a torchvision model, which has no option.
+        """Switch off dropout and stochastic depth of a torchvision model.
 
-        A function of the user's is asked to leave them out (:func:`check_student`).
+        Users' functions have to leave them out (:func:`check_student`).
         """
         if is_user_function(self.name):
             return
@@ -62,19 +57,15 @@ class External(ImageClassifier):
         self.switched_off = tuple(switched_off)
 
     def spec(self) -> dict[str, Any]:
-        """Arguments of :func:`trajmatch.networks.build` that make this network again."""
+        """Return the arguments of :func:`trajmatch.networks.build` that make this network again."""
         return {**super().spec(), "name": self.name}
 
     def reset_parameters(self) -> None:
-        """Make every parameter anew as the network's own constructor does, frozen ones as well."""
+        """Draw all parameters as the network's own constructor does, frozen ones as well."""
         self.module.load_state_dict(self._make().state_dict())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` of images ``[B, in_channels, image_size, image_size]``.
-
-        Raises:
-            ValueError: The network returns something else.
-        """
+        """Return the logits ``[B, num_classes]``; raise ValueError for another output."""
         logits = self.module(images)
         wanted = (len(images), self.num_classes)
         if not isinstance(logits, Tensor) or logits.shape != wanted:
@@ -93,12 +84,12 @@ class External(ImageClassifier):
 
 
 def is_external(name: object) -> bool:
-    """Return True if a spec's name is one of :class:`External`."""
+    """Return True if a spec's name belongs to :class:`External`."""
     return isinstance(name, str) and ":" in name
 
 
 def is_user_function(name: object) -> bool:
-    """Return True if building the network calls a function of the user's."""
+    """Return True if building the network calls a user's function."""
     return is_external(name) and not str(name).startswith(f"{TORCHVISION}:")
 
 

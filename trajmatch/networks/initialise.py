@@ -1,4 +1,4 @@
-"""PyTorch's default initialisation, drawn from a generator of one's own."""
+"""PyTorch's default initialisation, with an explicit random generator."""
 
 from __future__ import annotations
 
@@ -13,19 +13,13 @@ from trajmatch.networks.external import External
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Draw every parameter anew as PyTorch's layers do by default, and return the model.
+    """Draw all parameters but frozen ones as PyTorch's layers do by default; return the model.
 
-    Frozen parameters (``requires_grad=False``) stay as they are. Convolution and linear weights and
-    biases are uniform in ``+-1/sqrt(fan_in)``; the weights of norms are 1 and their biases 0, and
-    running statistics begin anew. A layer of another kind is drawn by its own
-    ``reset_parameters()``, and a network from elsewhere (:class:`trajmatch.networks.External`) by
-    its own constructor, frozen parameters included, both with PyTorch's generator of the CPU seeded
-    from this one. Values are drawn on the CPU in the order of ``modules()``, so one seed gives the
-    same network on every device.
-
-    Raises:
-        TypeError: A layer has parameters of its own, is not known here and has no
-            ``reset_parameters()``.
+    Convolution and linear weights and biases are uniform in ``+-1/sqrt(fan_in)``. Norms get weights
+    1, biases 0 and new running statistics. Other layers are drawn by their ``reset_parameters()``
+    (TypeError without one), an :class:`trajmatch.networks.External` by its constructor (frozen
+    parameters included), both with PyTorch's CPU generator seeded from this one. Values are drawn
+    on the CPU in the order of ``modules()``, so a seed gives the same network on every device.
     """
     kept = {} if isinstance(model, External) else dict(model.named_parameters())
     frozen = {name: each.clone() for name, each in kept.items() if not each.requires_grad}
@@ -37,7 +31,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 def _initialise(module: nn.Module, generator: torch.Generator) -> None:
-    if isinstance(module, External):  # its constructor draws for all that is in it
+    if isinstance(module, External):  # its constructor draws all submodules
         _reset(module, generator)
         return
     own = list(module.parameters(recurse=False))
@@ -60,7 +54,7 @@ def _initialise(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def _reset(module: nn.Module, generator: torch.Generator) -> None:
-    """The module's own ``reset_parameters()``, with PyTorch's generator left as it was."""
+    """Call the module's ``reset_parameters()``, seeded; keep the state of PyTorch's generator."""
     twin = copy.deepcopy(module).cpu()
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):

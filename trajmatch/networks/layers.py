@@ -1,4 +1,4 @@
-"""Base class of the networks, and what they share: layers by name and sizes of activations."""
+"""Base class of the networks, and their shared layers and size formulas."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CHOICES: dict[str, Collection[str]] = {
 ACTIVATION_LAYERS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid}
 POOLING_LAYERS = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
 
-#: Side of the images from which on the first convolution of AlexNet, ResNet18 and LeNet has stride
-#: 2, VGG11 pools once more and the MLP has one hidden layer (PAD's networks for Tiny ImageNet).
+#: Image side from which AlexNet, ResNet18 and LeNet start with stride 2, VGG11 pools once more and
+#: the MLP has one hidden layer (PAD's networks for Tiny ImageNet).
 LARGE_IMAGE = 64
 
 
 class ImageClassifier(nn.Module):
-    """A network for square images that knows its arguments: ``features``, then ``classifier``.
+    """Network for square images, ``features`` and then ``classifier``, that keeps its arguments.
 
     Args:
         in_channels: Channels of the images.
@@ -33,8 +33,8 @@ class ImageClassifier(nn.Module):
         **options: Other arguments of the class.
 
     Raises:
-        ValueError: A size is not positive, a choice is unknown, or the width is no multiple
-            of a norm's groups.
+        ValueError: A size is not positive, a choice is unknown, or the norm's groups do not divide
+            the width.
         TypeError: A size is not a whole number.
     """
 
@@ -72,26 +72,26 @@ class ImageClassifier(nn.Module):
         return f"{type(self).__name__}: expected {argument} to be {wanted}, but got {came!r}"
 
     def _check_size_left(self, size: int) -> None:
-        """Raise ValueError if nothing is left of the images after the last pooling."""
+        """Raise ValueError if the poolings leave no pixels."""
         if size < 1:
             came, wanted = self._arguments["image_size"], "large enough for its poolings"
             message = self._message("image_size", wanted, came)
             raise ValueError(f"{message}; use a larger image or another network")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` of images ``[B, in_channels, image_size, image_size]``."""
+        """Return the logits ``[B, num_classes]`` of images."""
         return self.classifier(self.features(images).flatten(1))
 
     def spec(self) -> dict[str, Any]:
-        """Arguments of :func:`trajmatch.networks.build` that make this network again."""
+        """Return the arguments of :func:`trajmatch.networks.build` that make this network again."""
         return {"name": type(self).__name__, **self._arguments}
 
 
 def norm_layers(norm: str, channels: int, size: int) -> list[nn.Module]:
-    """The norm of activations ``[B, channels, size, size]``: one module, or none for ``"none"``.
+    """Return the norm of activations ``[B, channels, size, size]``; no module for ``"none"``.
 
-    Instance norm is ``GroupNorm(C, C)`` with affine parameters, group norm has 4 groups, layer
-    norm runs over ``(C, H, W)``, batch norm keeps running statistics.
+    Instance norm is ``GroupNorm(C, C)`` with affine parameters, group norm has 4 groups, layer norm
+    runs over ``(C, H, W)``, batch norm keeps running statistics.
     """
     groups, elementwise, over_batch = NORMS[norm]
     if groups == 0:
@@ -104,15 +104,15 @@ def norm_layers(norm: str, channels: int, size: int) -> list[nn.Module]:
 
 
 def growth(image_size: int) -> int:
-    """Padding of the first convolution beyond its usual one: 28-pixel images grow to 32."""
+    """Return the extra padding of the first convolution: 28-pixel images grow to 32."""
     return 2 if image_size == 28 else 0
 
 
 def first_stride(image_size: int) -> int:
-    """Stride of the first convolution."""
+    """Return the stride of the first convolution."""
     return 2 if image_size >= LARGE_IMAGE else 1
 
 
 def convolved(size: int, kernel: int, padding: int, stride: int = 1) -> int:
-    """Side of the output of a convolution."""
+    """Return the side of a convolution's output."""
     return (size + 2 * padding - kernel) // stride + 1

@@ -1,4 +1,4 @@
-"""Networks by name: as a user writes them, and as stores and artifacts record them."""
+"""Networks by name, as users write them and as stores and artifacts record them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,18 @@ from trajmatch.networks.sequential import MLP, VGG11, AlexNet, LeNet
 _NETWORKS: dict[str, type[ImageClassifier]] = {
     each.__name__: each for each in (ConvNet, AlexNet, VGG11, ResNet18, ResNet18_AP, LeNet, MLP)
 }
-#: As users write them, without regard to case, hyphens and underscores.
+#: Names as users write them; case, hyphens and underscores are ignored.
 _DEPTHS = {"convnetd3": 3, "convnetd4": 4, "convnetd5": 5}
 _BY_TEXT = {name.lower().replace("_", ""): name for name in _NETWORKS}
 NAMES = ("convnet", *_DEPTHS, "alexnet", "vgg11", "resnet18", "resnet18_ap", "lenet", "mlp")
 
 
 def build(spec: dict[str, Any]) -> ImageClassifier:
-    """Build the network that a ``spec()`` describes, with PyTorch's default initialisation.
+    """Build the network of a ``spec()``, with PyTorch's default initialisation.
 
-    A name with a colon is ``torchvision:NAME`` or ``package.module:function``; the latter imports
-    the module and calls the function.
-
-    Raises:
-        ValueError: The name is unknown, an argument is missing, unknown or out of range, or the
-            network does not fit into the memory.
+    For ``package.module:function`` this imports the module and calls the function. Raises
+    ValueError if the name is unknown, an argument is missing, unknown or out of range, or memory is
+    too small.
     """
     arguments = dict(spec)
     name = arguments.pop("name", None)
@@ -55,13 +52,10 @@ def build(spec: dict[str, Any]) -> ImageClassifier:
 
 
 def build_student(spec: dict[str, Any]) -> ImageClassifier:
-    """Build a network for experts and students, whose steps must come out the same when repeated.
+    """Build the network of a ``spec()`` for experts and students, without randomness in its steps.
 
-    It is the one that :func:`build` makes, but for dropout and stochastic depth of a torchvision
-    model, which are switched off; :func:`trajmatch.networks.check_student` says so.
-
-    Raises:
-        ValueError: As for :func:`build`.
+    Dropout and stochastic depth of torchvision models are switched off; :func:`check_student` warns
+    of that.
     """
     model = build(spec)
     if isinstance(model, External):
@@ -70,7 +64,7 @@ def build_student(spec: dict[str, Any]) -> ImageClassifier:
 
 
 def _on_meta(name: str, arguments: dict[str, Any]) -> ImageClassifier:
-    """Build a network without memory, for its checks and defaults, if it would fit into memory."""
+    """Build a network without memory, for its checks; raise ValueError if it is too large."""
     what = f"the parameters of {name} with {arguments}"
     advice = "take a smaller width or depth"
     try:
@@ -78,29 +72,20 @@ def _on_meta(name: str, arguments: dict[str, Any]) -> ImageClassifier:
             raise OverflowError
         with torch.device("meta"):
             model = _NETWORKS[name](**arguments)
-    except (RuntimeError, OverflowError) as error:  # more bytes than 64 bits can count
+    except (RuntimeError, OverflowError) as error:  # the number of bytes exceeds 64 bits
         raise ValueError(f"{what} fit into no memory; {advice}") from error
     check_memory(what, sum(each.nbytes for each in model.parameters()), advice)
     return model
 
 
 def specify(text: str, in_channels: int, num_classes: int, image_size: int) -> dict[str, Any]:
-    """The spec of a network that a user names.
+    """Return the spec, with every argument written out, of a network that a user names.
 
-    ``NAME``, or ``NAME:OPTIONS`` with options joined by commas: a bare word is the norm, the others
-    are ``key=value``. So ``alexnet``, ``resnet18:batch``, ``convnet:width=32,depth=2``,
-    ``vgg11:group,width=16``. The ConvNet's depth follows from the size of the images unless it is
-    given (``convnet``, ``convnetd4``). Beside these ``torchvision:NAME`` and
-    ``package.module:function``, which :func:`build` looks up.
-
-    Args:
-        text: What the user wrote.
-        in_channels: Channels of the images.
-        num_classes: Number of classes.
-        image_size: Side of the images in pixels.
-
-    Returns:
-        What :func:`build` takes, every argument written out.
+    ``NAME`` or ``NAME:OPTIONS``; options are joined by commas, a bare word is the norm, others are
+    ``key=value``: ``alexnet``, ``resnet18:batch``, ``convnet:width=32,depth=2``,
+    ``vgg11:group,width=16``. The depth of ``convnet`` follows from the image size unless given
+    (``convnetd4``). ``torchvision:NAME`` and ``package.module:function`` are left for :func:`build`
+    to look up.
 
     Raises:
         ValueError: The name or an option is unknown, or does not fit these images.
@@ -126,15 +111,9 @@ def specify(text: str, in_channels: int, num_classes: int, image_size: int) -> d
 
 
 def check_runs(spec: dict[str, Any]) -> None:
-    """Make sure that a network can be trained and tested, before any work is done.
+    """Raise ValueError unless a spec's network can be built and runs on its images.
 
-    The package's own networks are known to run on what they were specified for.
-
-    Args:
-        spec: What :func:`build` takes.
-
-    Raises:
-        ValueError: It cannot be built, or does not run on its images.
+    Only external networks are tried; the package's own are checked when they are specified.
     """
     if is_external(spec["name"]):
         model = build(spec)

@@ -1,4 +1,4 @@
-"""ResNet18 for small images, and its variant with average pooling in place of strides."""
+"""ResNet18 for small images, and its variant with average pooling instead of strides."""
 
 from __future__ import annotations
 
@@ -11,27 +11,18 @@ _BLOCKS_PER_STAGE = 2
 
 
 class ResNet18(ImageClassifier):
-    """A 3x3 convolution, four stages of two residual blocks, the mean over all pixels, one linear.
+    """3x3 convolution, four stages of two residual blocks, global average pooling, linear layer.
 
-    A 28-pixel image is padded to 32; from 64 pixels on the first convolution has stride 2 (PAD).
-    Convolutions have a bias only where no norm follows.
+    28-pixel images are padded to 32; from 64 pixels on the first convolution has stride 2 (PAD).
+    Convolutions have a bias only if no norm follows. Other arguments, errors and shapes are as for
+    :class:`ConvNet`.
 
     Args:
-        in_channels: Channels of the images.
-        num_classes: Number of logits.
-        image_size: Side of the square images in pixels.
         width: Channels of the first stage; each further stage has twice as many.
-        norm: ``"instance"``, ``"batch"``, ``"group"``, ``"layer"`` or ``"none"``.
-
-    Raises:
-        ValueError: A size is not positive, the norm is unknown or does not fit the width, or the
-            images are too small.
-
-    Shape:
-        input ``[B, in_channels, image_size, image_size]``, output ``[B, num_classes]``.
+        norm: As for :class:`ConvNet`.
     """
 
-    #: True if blocks halve the image by average pooling, and the last activations are kept whole.
+    #: True to halve images by average pooling, without global pooling at the end.
     average_pooling = False
 
     def __init__(
@@ -66,12 +57,12 @@ class ResNet18(ImageClassifier):
         self.classifier = nn.Linear(channels * size**2 if whole else channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` of images ``[B, in_channels, image_size, image_size]``."""
+        """Return the logits ``[B, num_classes]`` of images."""
         return self.classifier(self.pooling(self.blocks(self.first(images))))
 
 
 class ResNet18_AP(ResNet18):
-    """ResNet18 that halves the image by 2x2 average pooling, and keeps the last activations whole.
+    """ResNet18 that halves images by 2x2 average pooling and has no global pooling at the end.
 
     Arguments and errors as for :class:`ResNet18`.
     """
@@ -80,15 +71,9 @@ class ResNet18_AP(ResNet18):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where shapes change.
+    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution if shapes change.
 
-    Args:
-        in_channels: Channels of the input.
-        channels: Channels of the output.
-        size: Side of the input in pixels.
-        norm: The norm after each convolution.
-        halve: True if the output has half the side.
-        average_pooling: True for halving by average pooling instead of a stride.
+    ``size`` is the side of the input. ``halve`` halves it by a stride, or by average pooling.
     """
 
     def __init__(
@@ -106,7 +91,7 @@ class ResidualBlock(nn.Module):
         halving: list[nn.Module] = [nn.AvgPool2d(2)] if pools else []
         bias = norm == "none"
         convolution_size = convolved(size, 3, 1, stride)
-        #: Side of the output.
+        #: Side of the output in pixels.
         self.size = convolution_size // 2 if pools else convolution_size
         self.residual = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, stride, 1, bias=bias),
@@ -126,5 +111,5 @@ class ResidualBlock(nn.Module):
         self.activation = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Activations ``[B, channels, size, size]`` of ``[B, in_channels, ..]``."""
+        """Return activations ``[B, channels, self.size, self.size]``."""
         return self.activation(self.residual(x) + self.shortcut(x))

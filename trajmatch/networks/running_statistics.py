@@ -1,4 +1,4 @@
-"""Running statistics of batch norm, from those that the engine finds of a batch."""
+"""Running statistics of batch norm, from the batch statistics that the engine returns."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from torch import Tensor, nn
 
 
 def update_running_statistics(model: nn.Module, statistics: Tensor) -> None:
-    """Count a batch in a model's running statistics, as its layers do in training mode.
+    """Update a model's running statistics with a batch, as its layers do in training mode.
 
-    Args:
-        model: Has batch norms, in the order of the engine's.
-        statistics: Mean, ``1 / sqrt(variance + eps)`` and number of values for each channel of all
-            of them. ``[3, C]``.
+    ``statistics [3, C]`` has the mean, ``1 / sqrt(variance + eps)`` and number of values for each
+    channel of all batch norms, in the order of ``modules()``.
     """
     layers = [each for each in model.modules() if isinstance(each, nn.BatchNorm2d)]
     parts = statistics.split([each.num_features for each in layers], dim=1)
@@ -22,8 +20,9 @@ def update_running_statistics(model: nn.Module, statistics: Tensor) -> None:
                 continue
             assert layer.running_var is not None and layer.num_batches_tracked is not None
             layer.num_batches_tracked += 1
-            # Without a momentum, the mean over all batches.
+            # Without a momentum, PyTorch averages over all batches.
             weight: Tensor | float = layer.momentum or 1.0 / layer.num_batches_tracked
+            # Running variances are unbiased, those of the engine are not.
             variance = (rstd**-2 - layer.eps) * count / (count - 1)
             for kept, found in ((layer.running_mean, mean), (layer.running_var, variance)):
                 kept.copy_((1 - weight) * kept + weight * found)

@@ -14,31 +14,26 @@ from torch.autograd.gradcheck import GradcheckError
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-# Directions to try before a module is refused: along one of them, an input of a ReLU may change
-# sign between the two points of a difference, which then means nothing.
+# Number of random directions to try before a module is refused: if an input of a ReLU changes sign
+# between the two points of a finite difference, the difference is meaningless.
 _DIRECTIONS = 5
-# Relative to the root mean square of each tensor: short enough that among millions of inputs of a
-# ReLU hardly one changes sign, long enough that float64 rounds to 1e-6 of the gradient.
+# Step of the finite difference, relative to the RMS of each tensor: small enough that almost no
+# ReLU input changes sign, large enough that float64 rounding stays near 1e-6 of the gradient.
 _STEP = 1e-9
 _TOLERANCE = 1e-3
-_TIE = 1e-2  # relative as well: noise, so that no maximum is taken among equal numbers
+_TIE = 1e-2  # size of the noise, also relative to the RMS, that breaks ties in max-pooling
 
 
 def obstacle(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     """Return the reason why a call of a module is not twice differentiable, or None.
 
-    The call becomes a function of one number: the distance by which all its floating-point
-    arguments and all trained parameters move along a random direction, in float64. So the check
-    costs a few gradients, however large the module is.
-
-    Args:
-        module: Any module on the CPU; it is left as it is.
-        args: Its arguments.
-        kwargs: Its named arguments.
+    The call becomes a function of one number: the distance by which all floating-point arguments
+    and trained parameters move along a random direction, in float64. So the check costs a few
+    gradients for any size of module. The module, on the CPU, is not changed.
 
     Returns:
-        The first line of PyTorch's message, or that the derivative is wrong: a detached backward
-        pass raises no error.
+        The first line of PyTorch's error, or the statement that the derivative is wrong: a detached
+        backward pass raises no error.
     """
     draw = torch.Generator().manual_seed(0)
     distance = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -46,7 +41,7 @@ def obstacle(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     for _ in range(_DIRECTIONS):
         try:
             function = _along_a_line(copy.deepcopy(module).double(), args, kwargs, draw)
-            value = function(distance)  # nothing to compare where its slope is NaN
+            value = function(distance)  # a slope of NaN cannot be compared
             if value.requires_grad and torch.autograd.grad(value, distance)[0].isfinite():
                 check(
                     function, distance, value.detach(), check_undefined_grad=False, fast_mode=True
@@ -64,7 +59,7 @@ def obstacle(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _along_a_line(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], draw: torch.Generator
 ) -> Callable[[Tensor], Tensor]:
-    """One number made of all outputs, as a function of the distance along a random direction."""
+    """Return one number made of all outputs, as a function of the distance along a direction."""
     trained = {name: each for name, each in module.named_parameters() if each.requires_grad}
     values, structure = tree_flatten((args, kwargs, trained))
     starts, directions = {}, {}
@@ -83,15 +78,15 @@ def _along_a_line(
         result = torch.zeros((), dtype=torch.float64)
         for output in tree_leaves(functional_call(module, trained, args, kwargs)):
             if isinstance(output, Tensor) and output.is_floating_point():
-                # The gradient in every element is another one.
+                # Different weights make the gradients of all elements differ.
                 weights = torch.linspace(1, 2, output.numel(), dtype=torch.float64)
                 result = result + weights @ output.double().square().flatten()
         return result
 
     size = float(total(torch.zeros((), dtype=torch.float64))) or 1.0
-    return lambda distance: total(distance) / size  # the tolerances are relative to the size
+    return lambda distance: total(distance) / size  # so that tolerances are relative
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's message."""
+    """Return the first line of an error's message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""AlexNet, VGG11, LeNet and MLP in the variants for small images that the papers evaluate with."""
+"""AlexNet, VGG11, LeNet and MLP, in the papers' variants for small images."""
 
 from __future__ import annotations
 
@@ -17,20 +17,12 @@ from trajmatch.networks.layers import (
 class AlexNet(ImageClassifier):
     """Five convolutions (128-192-256-192-192 channels), three max-poolings, one linear layer.
 
-    There is no norm. The first two convolutions are 5x5, the others 3x3; a 28-pixel image is padded
-    to 32, and from 64 pixels on the first convolution has stride 2 (PAD).
+    The first two convolutions are 5x5, the others 3x3, without norm. 28-pixel images are padded to
+    32; from 64 pixels on the first convolution has stride 2 (PAD). Other arguments, errors and
+    shapes are as for :class:`ConvNet`.
 
     Args:
-        in_channels: Channels of the images.
-        num_classes: Number of logits.
-        image_size: Side of the square images in pixels.
         width: Channels of the first convolution, even; the others are in proportion.
-
-    Raises:
-        ValueError: A size is not positive, the width is odd, or the images are too small.
-
-    Shape:
-        input ``[B, in_channels, image_size, image_size]``, output ``[B, num_classes]``.
     """
 
     def __init__(
@@ -61,29 +53,19 @@ class AlexNet(ImageClassifier):
         self.classifier = nn.Linear(second * size**2, num_classes)
 
 
-#: Channels of the convolutions, in multiples of the width; after each group a 2x2 max-pooling.
+#: Channels of the convolutions in multiples of the width; a 2x2 max-pooling follows each group.
 _GROUPS = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 
 
 class VGG11(ImageClassifier):
     """Eight 3x3 convolutions with norm and ReLU, max-pooling after five of them, one linear layer.
 
-    A 28-pixel image is padded to 32; from 64 pixels on the last activations are pooled once more
-    (PAD).
+    28-pixel images are padded to 32; from 64 pixels on there is one more pooling at the end (PAD).
+    Other arguments, errors and shapes are as for :class:`ConvNet`.
 
     Args:
-        in_channels: Channels of the images.
-        num_classes: Number of logits.
-        image_size: Side of the square images in pixels.
         width: Channels of the first convolution; the others have up to 8 times as many.
-        norm: ``"instance"``, ``"batch"``, ``"group"``, ``"layer"`` or ``"none"``.
-
-    Raises:
-        ValueError: A size is not positive, the norm is unknown or does not fit the width, or the
-            images are too small.
-
-    Shape:
-        input ``[B, in_channels, image_size, image_size]``, output ``[B, num_classes]``.
+        norm: As for :class:`ConvNet`.
     """
 
     def __init__(
@@ -98,7 +80,7 @@ class VGG11(ImageClassifier):
         size = image_size + 2 * growth(image_size)
         layers: list[nn.Module] = []
         channels, padding = in_channels, 1 + growth(image_size)
-        # From 64 pixels on, one more pooling without convolutions before it.
+        # From 64 pixels on, an empty group adds one more pooling.
         for group in (*_GROUPS, ()) if image_size >= LARGE_IMAGE else _GROUPS:
             for multiple in group:
                 layers.append(nn.Conv2d(channels, width * multiple, 3, padding=padding))
@@ -115,19 +97,8 @@ class VGG11(ImageClassifier):
 class LeNet(ImageClassifier):
     """Two 5x5 convolutions (6 and 16 channels), each with max-pooling; linear layers of 120 and 84.
 
-    There is no norm. A 28-pixel image is padded to 32, and from 64 pixels on the first convolution
-    has stride 2 (PAD).
-
-    Args:
-        in_channels: Channels of the images.
-        num_classes: Number of logits.
-        image_size: Side of the square images in pixels.
-
-    Raises:
-        ValueError: A size is not positive, or the images are too small.
-
-    Shape:
-        input ``[B, in_channels, image_size, image_size]``, output ``[B, num_classes]``.
+    There is no norm. 28-pixel images are padded to 32; from 64 pixels on the first convolution has
+    stride 2 (PAD). Arguments, errors and shapes are as for :class:`ConvNet`.
     """
 
     def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:
@@ -153,19 +124,9 @@ class LeNet(ImageClassifier):
 
 
 class MLP(ImageClassifier):
-    """Linear layers with rectified units: two hidden layers, one from 64 pixels on (PAD).
+    """Linear layers with ReLU: two hidden layers of ``width`` units, one from 64 pixels on (PAD).
 
-    Args:
-        in_channels: Channels of the images.
-        num_classes: Number of logits.
-        image_size: Side of the square images in pixels.
-        width: Units of a hidden layer.
-
-    Raises:
-        ValueError: A size is not positive.
-
-    Shape:
-        input ``[B, in_channels, image_size, image_size]``, output ``[B, num_classes]``.
+    Other arguments, errors and shapes are as for :class:`ConvNet`.
     """
 
     def __init__(
@@ -181,5 +142,5 @@ class MLP(ImageClassifier):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` of images ``[B, in_channels, image_size, image_size]``."""
+        """Return the logits ``[B, num_classes]`` of images."""
         return self.layers(images.flatten(1))

@@ -1,10 +1,9 @@
 """Differentiable operators of trajectory matching.
 
-What takes tensors is a registered PyTorch operator (``torch.ops.trajmatch``): it runs on the CPU
-and, where built, on CUDA, in float32 and float64, under ``torch.compile`` and with fake tensors.
-What takes a model lowers to such operators for the papers' sequential networks and runs eagerly on
-PyTorch's autograd for every other module; :func:`engine_for` says which.
-:mod:`trajmatch.reference` has the same functions in plain PyTorch.
+Functions of tensors are registered PyTorch operators (``torch.ops.trajmatch``) for float32 and
+float64, on the CPU and, if built, on CUDA, with ``torch.compile`` and fake tensors. Functions of a
+model run on such operators or on autograd; see :func:`engine_for`. :mod:`trajmatch.reference` has
+the same functions in plain PyTorch.
 """
 
 from trajmatch import _extension  # noqa: F401  registers the operators

@@ -1,8 +1,4 @@
-"""Checks of the student operators' arguments, shared by the engine and autograd paths.
-
-The engine's operators make the same checks in C++, with the same words, for callers of
-``torch.ops.trajmatch``.
-"""
+"""Argument checks of the student operators; the C++ operators repeat them with equal messages."""
 
 from __future__ import annotations
 
@@ -23,40 +19,36 @@ ArrayLike = Tensor | Sequence[Any] | Any
 
 Augment = Callable[[Tensor, int], Tensor]
 
-#: Kinds of soft labels: the softmax of logits is taken, probabilities are used as they are.
+#: Kinds of soft labels: logits, whose softmax is taken, and probabilities, used as they are.
 SOFT_LABELS = ("logits", "probabilities")
 
-#: Dtypes of images that are tokens, which have no gradient.
+#: Dtypes of tokens: inputs without gradient.
 _TOKENS = (torch.int64, torch.int32)
 
 
 @runtime_checkable
 class DsaReplay(Protocol):
-    """An augmentation that can say what it does in the terms of :func:`trajmatch.ops.dsa`.
+    """Augmentation that can return its draws as parameters of :func:`trajmatch.ops.dsa`.
 
-    :meth:`trajmatch.data.DSA.replay` makes one. An unrolled loop on the engine then augments by
-    itself instead of calling it.
+    An unroll on the engine uses these parameters instead of calling the augmentation.
+    :meth:`trajmatch.data.DSA.replay` makes one.
     """
 
     def __call__(self, images: Tensor, step: int) -> Tensor:
-        """The augmented images of a step."""
+        """Return the augmented images of a step."""
 
     def dsa_parameters(self, step: int, count: int, height: int, width: int) -> Tensor:
-        """The rows ``[count, 5]`` by which a call with that step transforms its images."""
+        """Return the DSA parameters ``[count, 5]`` of the images of a step."""
 
 
 class Expect:
-    """Checks of one operator's arguments.
-
-    Args:
-        op: Name of the operator, for the messages.
-    """
+    """Argument checks of the operator ``op``, which the messages name."""
 
     def __init__(self, op: str) -> None:
         self._op = op
 
     def message(self, argument: str, wanted: str, came: object) -> str:
-        """Return the text of an error."""
+        """Return an error message."""
         return f"trajmatch::{self._op}: expected {argument} to {wanted}, but got {came}"
 
     def that(self, condition: bool, argument: str, wanted: str, came: object) -> None:
@@ -87,7 +79,7 @@ class Expect:
         name: str,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Raise unless the argument is a dense tensor on the device of another, in its dtype."""
+        """Raise unless the argument is a dense tensor with the device and dtype of ``other``."""
         self._is_tensor(argument, tensor)
         wanted = f"be on {other.device} (the device of {name})"
         self.that(tensor.device == other.device, argument, wanted, tensor.device)
@@ -102,7 +94,7 @@ class Expect:
             raise TypeError(self.message(argument, "be a torch.Tensor", type(value).__name__))
 
     def module(self, model: Any) -> nn.Module:
-        """Return a module as it was before ``torch.compile``; raise TypeError for anything else."""
+        """Return a module, unwrapped from ``torch.compile``; raise TypeError for anything else."""
         if not isinstance(model, nn.Module):
             kind = type(model).__name__
             came = f"the class {model.__name__}" if isinstance(model, type) else kind
@@ -110,7 +102,7 @@ class Expect:
         return uncompiled(model)
 
     def model(self, model: nn.Module) -> nn.Module:
-        """Return the module that is to be called; raise if it cannot be a student."""
+        """Return the module, unwrapped from ``torch.compile``; raise unless it can be a student."""
         model = self.module(model)
         kind = type(model).__name__
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -137,29 +129,29 @@ class Expect:
             raise TypeError(self.message(argument, wanted, repr(values))) from None
 
     def augment(self, augment: Callable[..., Any] | None) -> None:
-        """Raise TypeError for an augmentation that cannot be called with images and a step."""
+        """Raise TypeError unless the augmentation is None or callable with (images, step)."""
         if augment is None or isinstance(augment, DsaReplay):
             return
         came = type(augment).__name__
-        if hasattr(augment, "replay"):  # a strategy, which is random
+        if hasattr(augment, "replay"):  # a random augmentation strategy
             came += "; its method replay(seed) gives one"
         elif callable(augment):
             try:
                 inspect.signature(augment).bind(None, 0)
                 return
-            except ValueError:  # a builtin does not tell
+            except ValueError:  # a builtin has no signature
                 return
             except TypeError as error:
                 came += f" ({error})"
         raise TypeError(self.message("augment", "be a function of (images, step)", came))
 
     def theta(self, argument: str, theta: Tensor, model: nn.Module) -> None:
-        """Raise unless the tensor can be the parameters of the model."""
+        """Raise unless ``theta`` is a float32 or float64 vector ``[P]`` of this model."""
         self.floating(argument, theta)
         self.shape(argument, theta, [num_parameters(model)])
 
     def loss(self, loss: Loss, losses: Sequence[str], soft_labels: str) -> None:
-        """Raise unless the loss is a function or one of these, and soft labels are of a kind."""
+        """Raise ValueError unless ``loss`` and ``soft_labels`` are known and fit together."""
         known = f"be one of {', '.join(losses)}, or a function of (outputs, targets)"
         self.that(callable(loss) or loss in losses, "loss", known, repr(loss))
         self.choice("soft_labels", soft_labels, SOFT_LABELS)
@@ -167,7 +159,7 @@ class Expect:
         self.that(not targets, "soft_labels", "be left out with loss='mse'", repr(soft_labels))
 
     def images(self, images: Tensor, theta: Tensor, name: str, engine: bool) -> None:
-        """Raise unless the tensor can be a batch of images; on autograd of any shape, or tokens."""
+        """Raise unless ``images`` is a batch: 4-D on the engine, any shape or tokens otherwise."""
         tokens = isinstance(images, Tensor) and images.dtype in _TOKENS and not engine
         self.like("images", images, theta, name, images.dtype if tokens else None)
         if engine:
@@ -178,11 +170,11 @@ class Expect:
     def labels(
         self, labels: ArrayLike, images: Tensor, theta: Tensor, loss: Loss, soft_labels: str
     ) -> Tensor:
-        """Return labels as a tensor, in the dtype and of the shape that the loss takes.
+        """Return labels as a tensor; raise unless dtype and shape fit the loss.
 
-        Indices ``[n]`` (int64) or soft labels ``[n, K]`` for cross-entropy, targets ``[n, ...]``
-        for the mean squared error, anything ``[n, ...]`` for a function. What depends on the
-        model's outputs is checked with them: the range of indices, and the other sizes.
+        Cross-entropy takes class indices ``[n]`` (int64) or soft labels ``[n, K]``, the mean
+        squared error targets ``[n, ...]``, a function any tensor ``[n, ...]``. The range of indices
+        and the other sizes are checked later, with the model's outputs.
         """
         labels = self.tensor("labels", labels, theta.device, theta.dtype)
         count, soft = len(images), labels.is_floating_point()
@@ -208,8 +200,8 @@ class Expect:
     def batches(
         self, batches: ArrayLike | Sequence[ArrayLike], like: Tensor
     ) -> tuple[Tensor, list[int]]:
-        """Indices of all steps as one new vector, and the number of indices of each step."""
-        if hasattr(batches, "__array__"):  # tensors among them
+        """Return the indices of all steps as one new vector, and the number of indices per step."""
+        if hasattr(batches, "__array__"):  # arrays and tensors
             batches = self.tensor("batches", batches, like.device, like.dtype)
             wanted = "have 2 dimensions, or to be a sequence of one-dimensional tensors"
             self.that(batches.dim() == 2, "batches", wanted, list(batches.shape))
@@ -225,13 +217,13 @@ class Expect:
         self.that(len(sizes) > 0, "batches", "hold at least one step", "none")
         wanted = "hold at least one image in every step"
         self.that(min(sizes) > 0, "batches", wanted, f"sizes {sizes}")
-        # A copy: the caller may use the memory again before the backward pass.
+        # torch.cat copies: the caller may overwrite the indices before the backward pass.
         flat = torch.cat(rows)
         self.like("batches", flat, like, "theta0", torch.int64)
         return flat, sizes
 
     def indices(self, flat: Tensor, count: int) -> None:
-        """Raise ValueError for indices of no image; the engine checks its own."""
+        """Raise ValueError for an index out of range, on the CPU; the engine checks its own."""
         if flat.device.type == "cpu":
             low, high = map(int, flat.aminmax())
             self.that(low >= 0, "batches", f"hold indices in [0, {count})", low)
@@ -240,7 +232,7 @@ class Expect:
     def tensor(
         self, argument: str, value: ArrayLike, device: torch.device, dtype: torch.dtype
     ) -> Tensor:
-        """Return a tensor as it is, and anything else as int64 or ``dtype`` on the device."""
+        """Return a tensor as it is; convert other values to int64, or to ``dtype`` if floating."""
         if isinstance(value, Tensor):
             return value
         try:

@@ -1,4 +1,4 @@
-"""DSA by explicit parameters, as one operator for each pass."""
+"""DSA with explicit parameters, as one operator per pass."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from trajmatch.ops.registration import operators, register
 
 @public_operator
 def dsa(images: Tensor, parameters: Tensor) -> Tensor:
-    """Augment every image by its own parameters (DSA; Zhao and Bilen, ICML 2021).
+    """Return images augmented by one row of parameters each (DSA; Zhao and Bilen, ICML 2021).
 
-    Each image goes through a map that is linear in it, plus a constant for colour. So the backward
-    pass is the transposed map; and the same parameters give the same map again, bit by bit.
+    The map of each image is linear, plus a constant for colour. The backward pass is the transposed
+    linear map. The same parameters give bit-identical results.
 
     Args:
-        images: ``[B, C, H, W]``, float32 or float64, contiguous or channels-last; another memory
-            format is made contiguous first.
-        parameters: What happens to each image. ``[B, 5]``, float64, on the device of ``images``;
-            made by the functions of :mod:`trajmatch.ops.dsa_parameters`, where the layout is
-            described. They get no gradient: they are drawn, not learned.
+        images: ``[B, C, H, W]``, float32 or float64, contiguous or channels-last; other layouts are
+            made contiguous.
+        parameters: ``[B, 5]``, float64, on the device of ``images``, made by the functions of
+            :mod:`trajmatch.ops.dsa_parameters`. They get no gradient.
 
     Returns:
-        ``[B, C, H, W]``, dtype, device and memory format of ``images``. Differentiable any number
-        of times in ``images`` (from the second derivative on with gradients of 0).
+        ``[B, C, H, W]``, dtype, device and layout of ``images``. Differentiable any number of times
+        in ``images``; second and higher derivatives are 0.
 
     Raises:
         ValueError: A shape or device does not fit, or (on the CPU) a parameter is not finite or of
-            an unknown kind; on CUDA such a kind gives NaN.
+            an unknown kind; on CUDA an unknown kind gives NaN.
         TypeError: A dtype is not supported.
 
     Example:

@@ -1,20 +1,13 @@
-"""Rows of parameters for :func:`trajmatch.ops.dsa`, one row for each image.
+"""Parameters of :func:`trajmatch.ops.dsa`: one row per image, a kind and four numbers, float64.
 
-A row has five numbers, float64 whatever the images are: a kind, and what that kind needs.
+- 0 ``color``: brightness, saturation, contrast
+- 1 ``crop``: shift of rows, shift of columns
+- 2 ``cutout``: top, left, height, width
+- 3 ``flip``: 1 to flip, 0 to keep
+- 4 ``sample``: ``m00, m01, m10, m11`` (made by ``scale`` and ``rotate``)
 
-====  ========  ==========================================
-kind  name      the other four
-====  ========  ==========================================
-0     color     brightness, saturation, contrast, -
-1     crop      shift of rows, shift of columns, -, -
-2     cutout    top, left, height, width
-3     flip      whether, -, -, -
-4     sample    ``m00, m01, m10, m11``
-====  ========  ==========================================
-
-What a kind does not need is 0. The functions here make the rows of a batch, ``[B, 5]``, from one
-value per image, ``[B]``, of any dtype; rows of different kinds may be put together in any order.
-``scale`` and ``rotate`` are both of the kind ``sample``.
+Unused numbers are 0. Each function maps one value per image (``[B]``, any dtype) to rows
+``[B, 5]``. Rows of different kinds can be combined in any order.
 """
 
 from __future__ import annotations
@@ -22,100 +15,59 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: Names of the kinds, in the order of their numbers (``DsaKind`` in ``csrc/core/dsa.h``).
 KINDS = ("color", "crop", "cutout", "flip", "sample")
-"""Names of the kinds, in the order of their numbers (``DsaKind`` in ``csrc/core/dsa.h``)."""
 
+#: Numbers in a row.
 COLUMNS = 5
-"""Numbers in a row."""
 
 
 def color(brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """Brightness, then saturation, then contrast.
+    """Return rows that change brightness, then saturation, then contrast.
 
-    The three steps are ``x + brightness``; ``(x - m) * saturation + m`` with ``m`` the mean over
-    channels of each pixel; ``(x - m) * contrast + m`` with ``m`` the mean of the whole image.
-
-    Args:
-        brightness: Added to every value. ``[B]``.
-        saturation: Factor of the distance from grey; of no effect on one channel. ``[B]``.
-        contrast: Factor of the distance from the mean. ``[B]``.
-
-    Returns:
-        ``[B, 5]``, float64.
+    The steps are ``x + brightness``; ``(x - m) * saturation + m``, where ``m`` is the mean of each
+    pixel over the channels; ``(x - m) * contrast + m``, where ``m`` is the mean of the image.
+    Saturation has no effect on images with one channel.
     """
     return _rows("color", brightness, saturation, contrast)
 
 
 def crop(shift_y: Tensor, shift_x: Tensor) -> Tensor:
-    """Move the window over the image; what comes in from outside is 0.
+    """Return rows that shift images by whole pixels, filling with 0.
 
     Pixel ``(y, x)`` of the result is pixel ``(y + shift_y, x + shift_x)`` of the image.
-
-    Args:
-        shift_y: Whole pixels. ``[B]``.
-        shift_x: Whole pixels. ``[B]``.
-
-    Returns:
-        ``[B, 5]``, float64.
     """
     return _rows("crop", shift_y, shift_x)
 
 
 def cutout(top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """Set a rectangle to 0; the part of it that lies outside of the image is lost.
+    """Return rows that set a ``height`` x ``width`` rectangle to 0, clipped to the image.
 
-    Args:
-        top: First row of the rectangle, possibly negative. ``[B]``.
-        left: First column. ``[B]``.
-        height: Its rows.
-        width: Its columns.
-
-    Returns:
-        ``[B, 5]``, float64.
+    ``top`` and ``left`` are its first row and column, and may be negative.
     """
     return _rows("cutout", top, left, height, width)
 
 
 def flip(flipped: Tensor) -> Tensor:
-    """Exchange left and right.
-
-    Args:
-        flipped: True for images to flip; the others stay as they are. ``[B]``, bool.
-
-    Returns:
-        ``[B, 5]``, float64.
-    """
+    """Return rows that exchange left and right where ``flipped`` is True."""
     return _rows("flip", flipped)
 
 
 def scale(scale_x: Tensor, scale_y: Tensor) -> Tensor:
-    """Shrink or enlarge about the centre, bilinear, with 0 outside.
+    """Return rows that scale images about their centre, bilinearly, with 0 outside.
 
     With coordinates from -1 to 1 between the centres of the first and last pixel, the value at
-    ``(x, y)`` is that of the image at ``(scale_x * x, scale_y * y)``: factors above 1 shrink.
-
-    Args:
-        scale_x: Factor of the horizontal coordinate. ``[B]``.
-        scale_y: Factor of the vertical one. ``[B]``.
-
-    Returns:
-        ``[B, 5]``, float64.
+    ``(x, y)`` is the image at ``(scale_x * x, scale_y * y)``: factors above 1 shrink.
     """
     return _rows("sample", scale_x, 0, 0, scale_y)
 
 
 def rotate(angle: Tensor) -> Tensor:
-    """Turn about the centre, bilinear, with 0 outside.
+    """Return rows that rotate images about their centre by ``angle`` (radians), bilinearly.
 
-    In the coordinates of :func:`scale`, the value at ``(x, y)`` is that of the image at
-    ``(x cos a - y sin a, x sin a + y cos a)``; ``y`` points down, so positive angles turn the
-    picture anticlockwise.
-
-    Args:
-        angle: In radians. ``[B]``.
-
-    Returns:
-        ``[B, 5]``, float64.
+    In the coordinates of :func:`scale`, the value at ``(x, y)`` is the image at
+    ``(x cos a - y sin a, x sin a + y cos a)``. As ``y`` points down, positive angles turn
+    anticlockwise. Outside values are 0.
     """
     exact = angle.double()
     cosine, sine = exact.cos(), exact.sin()

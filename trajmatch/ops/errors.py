@@ -1,4 +1,4 @@
-"""Errors of PyTorch inside of an operator, in the operator's own terms."""
+"""Errors raised by PyTorch inside an operator, restated in the operator's terms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KIND = re.compile(r"Expected a value of type '(.+?)' for argument '(\w+)' but .
 
 @contextmanager
 def explained(op: str) -> Iterator[None]:
-    """Say in the terms of the operator what PyTorch finds wrong inside of it."""
+    """Restate PyTorch's errors inside the context in the terms of the operator."""
     try:
         yield
     except IndexError as error:
@@ -54,11 +54,9 @@ def explained(op: str) -> Iterator[None]:
 
 
 def public_operator(function: Callable[P, R]) -> Callable[P, R]:
-    """Explain the errors of an operator, and make it work in inference mode.
+    """Decorate an operator: restate its errors, refuse forward-mode tangents, allow inference mode.
 
-    Forward-mode derivatives are refused, since operators in C++ have none.
-
-    In inference mode results are those of ``torch.no_grad``: student gradients need autograd.
+    In inference mode it runs under ``torch.no_grad``, because student gradients need autograd.
     """
 
     @functools.wraps(function)
@@ -77,8 +75,8 @@ def public_operator(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _refuse_tangents(op: str, values: Any) -> None:
-    """Raise NotImplementedError for a forward-mode tangent, which PyTorch would take for zero."""
-    if forward_ad._current_level < 0:  # outside of torch.func.jvp and forward_ad.dual_level
+    """Raise NotImplementedError for a forward-mode tangent, which PyTorch would treat as zero."""
+    if forward_ad._current_level < 0:  # no torch.func.jvp or forward_ad.dual_level is active
         return
     if any(
         isinstance(each, Tensor) and forward_ad.unpack_dual(each).tangent is not None
@@ -92,5 +90,5 @@ def _refuse_tangents(op: str, values: Any) -> None:
 
 
 def _normal(tensor: Tensor) -> Tensor:
-    """Return a copy of an inference tensor, which autograd does not take; others as they are."""
+    """Return a copy of an inference tensor, which autograd refuses; other tensors unchanged."""
     return tensor.clone() if tensor.is_inference() else tensor

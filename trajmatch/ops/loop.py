@@ -1,4 +1,4 @@
-"""The steps of an unrolled student in Python, and their adjoint, over any student."""
+"""Python loop over the steps of an unroll, and its adjoint, for any student."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ class Steps(NamedTuple):
     """Settings of the steps of an unroll.
 
     Attributes:
-        batches: Indices of the images of each step.
-        counts: Counts of steps done after which parameters are returned.
+        batches: Image indices of each step.
+        counts: Numbers of steps after which parameters are returned.
         optimiser: The optimiser.
-        augment: The augmentation; None: none.
+        augment: The augmentation, or None.
         exact: As for :func:`trajmatch.ops.unroll`.
-        updates: The optimiser's steps and their adjoints. None for steps of plain SGD with one
-            learning rate, whose state is neither given nor wanted: their adjoint needs ``N``
-            parameter vectors and no state.
-        keep: False where no adjoint is wanted.
+        updates: Optimiser steps and their adjoints; None for plain SGD with one learning rate and
+            no state given or returned, whose adjoint needs parameter vectors only.
+        keep: False if no adjoint is needed.
     """
 
     batches: Sequence[Tensor]
@@ -46,33 +45,28 @@ class Steps(NamedTuple):
     keep: bool = True
 
 
-#: Of ``theta_0``, images, labels, step sizes and initial state; None for what is not floating.
+#: Gradients of ``theta_0``, images, labels, step sizes and initial state; None if not floating.
 Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]
 
 
 class Loop:
-    """The steps of one unroll and its adjoint, over any student.
+    """Steps of one unroll, and their adjoint.
 
-    The adjoint computes each step again, under the conditions of the forward pass, and raises
-    RuntimeError if a step does not come out the same.
-
-    Args:
-        student: The student.
-        steps: What its steps are.
-        model: The module that the student calls; None on the engine, which has no state.
+    The adjoint recomputes each step under the conditions of the forward pass. ``model`` is the
+    module that the student calls; None on the engine, which has no state.
     """
 
     def __init__(self, student: Student, steps: Steps, model: nn.Module | None = None) -> None:
         self.student, self.steps, self.model = student, steps, model
         plain = steps.augment is None or isinstance(steps.augment, DsaReplay)
-        # True if a step depends on nothing that can change before its repetition.
+        # True if nothing that a step depends on can change before it is recomputed.
         self.fixed = plain and model is None
         self.fingerprints = Fingerprints()
         self.random_states: list[bytes] = []
         self._tangent_scale: Tensor | None = None
 
     def _augmented(self, batch: Tensor, step: int) -> Tensor:
-        """The images that the student sees in a step; raise unless it can take them."""
+        """Return the augmented images of a step; raise ValueError if they do not fit the model."""
         if self.steps.augment is None:
             return batch
         shown = self.steps.augment(batch, step)
@@ -88,14 +82,14 @@ class Loop:
         raise ValueError(f"trajmatch::unroll: expected augment to return {wanted}, but got {came}")
 
     def gradient(self, step: int, at: Point) -> Tensor:
-        """The gradient of a step on its augmented batch. ``[P]``."""
+        """Return the gradient ``[P]`` of a step on its augmented batch."""
         _, grad = self.student.gradient(at)
         if not self.fixed:
             self.fingerprints.record(step, at.images if self.model is None else grad)
         return grad
 
     def jvp(self, step: int, at: Point, r: Tensor) -> GradientJvp:
-        """Its derivatives along ``r``."""
+        """Return the derivatives of a step's loss and gradients along ``r``."""
         scale = self._tangent_scale
         again, found = self.student.jvp(at, r if scale is None else scale * r)
         if not self.fixed:
@@ -108,11 +102,12 @@ class Loop:
     def forward(
         self, theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor, state: Tensor
     ) -> tuple[Tensor, ...]:
-        """The result, and all that the adjoint needs of the steps.
+        """Run the steps, and return the results and the tensors that the adjoint needs.
 
         Returns:
-            Parameters after the counts asked for, the state after the last step, ``theta_1 ..
-            theta_{N-1}``, and with ``updates`` the states after the same steps.
+            Parameters after each of ``counts``; the last state, empty without ``updates``; with
+            ``keep``, ``theta_1 .. theta_{N-1}`` and, with ``updates``, the states after the same
+            steps.
         """
         trajectory, states, buffer, reached = [], [], None, {}
         momentum, updates = self.steps.optimiser.numbers()[1], self.steps.updates
@@ -128,6 +123,7 @@ class Loop:
                 theta, state = updates.step(step, theta, grad, state, lr)
                 states.append(state)
             trajectory.append(theta)
+            # Without an adjoint only the current step is kept.
             if not self.steps.keep:
                 trajectory, states = trajectory[-1:], states[-1:]
             if step + 1 in self.steps.counts:
@@ -139,13 +135,7 @@ class Loop:
         return thetas, state, *trajectory[:-1], *states[:-1]
 
     def adjoint(self, *problem: Any) -> Gradients:
-        """The gradients.
-
-        Args:
-            problem: As for :meth:`_adjoint`.
-
-        Raises RuntimeError if a step does not come out as in the forward pass.
-        """
+        """Return the gradients; raise RuntimeError if a step differs from the forward pass."""
         if self.fixed:
             return self._adjoint(*problem)
         device = problem[2].device
@@ -162,10 +152,10 @@ class Loop:
     def _adjoint(
         self, above: Tensor | None, above_state: Tensor | None, *problem: Tensor
     ) -> Gradients:
-        """The steps in reverse.
+        """Walk the steps backwards.
 
-        ``adjoint`` is that of the parameters, ``scale * r`` that of the step's gradient; see
-        ``csrc/core/sgd_step.h``, where the scale is ``lr``. With ``updates`` there is none.
+        ``adjoint`` belongs to the parameters, ``lr * r`` to the step's gradient (formulas in
+        ``csrc/core/sgd_step.h``). With ``updates``, ``r`` includes the step size.
         """
         theta0, images, labels, lr, state0, state, *kept = problem
         batches, counts, optimiser, augment, exact, updates, _ = self.steps
@@ -174,8 +164,8 @@ class Loop:
         states = (state0, *kept[len(batches) - 1 :], state)
         plain = updates is None
         if plain and self.conditions.casts:
-            # Autocast rounds each product, so its tangent has the size that a graph of all steps
-            # gives it: both then round alike.
+            # Autocast rounds each product. With the factor lr, the tangent has the size that it has
+            # in a graph of all steps, and rounds alike.
             self._tangent_scale = torch.where(lr == 0, torch.ones_like(lr), lr)
         adjoint = torch.zeros_like(theta0)
         r = torch.zeros_like(adjoint)
@@ -184,11 +174,13 @@ class Loop:
         grad_labels = torch.zeros_like(labels) if labels.is_floating_point() else None
         grad_lr = torch.zeros_like(lr)
         for step in reversed(range(len(batches))):
+            # The parameters after this step may be among the results.
             for row, count in enumerate(counts):
                 if count == step + 1 and above is not None:
                     adjoint = adjoint + above[row]
             theta = trajectory[step]
             if updates is None:
+                # Adjoint of the momentum buffer, divided by lr.
                 r = momentum * r - adjoint
             else:
                 adjoint, r, state_adjoint, share = updates.adjoint(
@@ -198,7 +190,7 @@ class Loop:
             batch = batches[step]
             if self._draws:
                 restore_random_state(self.random_states[step], adjoint.device)
-            # The augmentation is replayed with its graph, which carries the images' gradient back.
+            # Augment again, now with a graph that carries the gradient back to the images.
             with torch.enable_grad():
                 raw = images[batch].requires_grad_(grad_images is not None)
                 shown = self._augmented(raw, step)
@@ -220,17 +212,17 @@ class Loop:
 
 
 class Unroll(torch.autograd.Function):
-    """A loop as one node of the graph, which keeps what its adjoint needs of the steps, no more."""
+    """Autograd node for a whole loop, which saves only the tensors that its adjoint needs."""
 
     @staticmethod
     def forward(loop: Loop, *problem: Tensor) -> tuple[Tensor, ...]:
-        """The results of the loop, and what it keeps: see :meth:`Loop.forward`."""
+        """Return the outputs of :meth:`Loop.forward`."""
         with twice_differentiable(), explained("unroll"):
             return loop.forward(*(each.detach() for each in problem))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep the inputs, and the outputs behind the parameters asked for."""
+        """Save the inputs, and all outputs but the first."""
         ctx.loop, *problem = inputs
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[2:])
@@ -238,26 +230,24 @@ class Unroll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of ``theta0``, images, labels, step sizes and state."""
+        """Return the gradients of ``theta0``, images, labels, step sizes and state."""
         return (None, *_Adjoint.apply(ctx.loop, *above[:2], *ctx.saved_tensors))
 
 
 class _Adjoint(torch.autograd.Function):
-    """The backward pass as a node of its own, for ``torch.func``; it has no derivative."""
+    """Backward pass as a separate node, for ``torch.func``; it has no derivative."""
 
     @staticmethod
     def forward(loop: Loop, *problem: Any) -> Gradients:
-        """The gradients of :meth:`Loop.adjoint`."""
         with twice_differentiable(), explained("unroll"):
             return loop.adjoint(*problem)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep nothing."""
+        """Save nothing."""
 
     @staticmethod
     def backward(ctx: Any, *above: Tensor) -> None:
-        """Raise NotImplementedError."""
         raise NotImplementedError(
             "trajmatch::unroll has no second derivatives; trajmatch.reference.unroll has "
             "derivatives of any order"

@@ -1,4 +1,4 @@
-"""Norm, activation and pooling as one operator, closed under two differentiations."""
+"""Norm, activation and pooling as one operator that is differentiable twice."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ def norm_act_pool(
     pooling: str = "average",
     eps: float = NORM_EPS,
 ) -> Tensor:
-    """Norm, activation and pooling of the papers' ConvNet, in one kernel for each pass.
+    """Apply norm, activation and pooling of the papers' ConvNet, with one kernel per pass.
 
-    The passes are the forward pass, its backward, the tangent of the forward and the tangent of
-    the backward; the last two are what a second differentiation calls. Work is done in
-    channels-last; another memory format is converted first.
+    The passes are the forward and backward pass and the tangents of both, which second derivatives
+    use. They run in channels-last; other layouts are converted.
 
     Args:
         x: ``[B, C, H, W]``, float32 or float64.
@@ -37,8 +36,8 @@ def norm_act_pool(
         norm: ``"instance"`` (``GroupNorm(C, C)``), ``"group"`` (4 groups), ``"layer"`` (over
             ``(C, H, W)``) or ``"none"``.
         activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"sigmoid"`` or ``"none"``.
-        pooling: 2x2 ``"average"`` or ``"max"`` with stride 2 (a last odd row or column is
-            dropped), or ``"none"``.
+        pooling: 2x2 ``"average"`` or ``"max"`` with stride 2 (a last odd row or column is dropped),
+            or ``"none"``.
         eps: Added to the variance.
 
     Returns:
@@ -88,7 +87,7 @@ def _backward_backward(
     saved: Any, v_x: Tensor, v_weight: Tensor, v_bias: Tensor
 ) -> tuple[Tensor, ...]:
     # The gradient of <grad_out, out> in (x, weight, bias) has a symmetric Jacobian, so its adjoint
-    # is its tangent; and it is linear in grad_out, with the tangent of the forward as the factor.
+    # is its tangent. It is linear in grad_out, so that adjoint is the tangent of the forward pass.
     at = (saved.x, saved.weight, saved.bias, saved.mean, saved.rstd)
     tangents = (
         v_x,

@@ -1,8 +1,4 @@
-"""The student's optimiser: its settings, its state, and the adjoint of a step.
-
-Names, defaults and formulas are those of ``torch.optim.SGD``, ``Adam`` and ``AdamW``; the formulas
-stand in :func:`trajmatch.reference.optimiser_step`.
-"""
+"""Optimisers of the student, with the names, defaults and formulas of ``torch.optim``."""
 
 from __future__ import annotations
 
@@ -23,15 +19,16 @@ from trajmatch.reference import OptimiserState, optimiser_step, step_size
 
 @dataclass(frozen=True)
 class SGD:
-    """Stochastic gradient descent, with momentum and weight decay.
+    """Stochastic gradient descent with momentum and weight decay.
 
     Attributes:
         momentum: Factor of the momentum buffer, at least 0.
-        nesterov: True for Nesterov's momentum.
+        nesterov: True for Nesterov momentum; needs a momentum above 0.
         weight_decay: Factor of the parameters that is added to their gradient, at least 0.
 
     Raises:
-        ValueError: A value is out of its range, or ``nesterov`` is without momentum.
+        ValueError: A value is out of its range.
+        TypeError: A value is not a number.
     """
 
     momentum: float = 0.0
@@ -47,16 +44,16 @@ class SGD:
 
     @property
     def state_rows(self) -> int:
-        """Vectors of the state: the momentum buffer, or none."""
+        """Number of state vectors: the momentum buffer, or none."""
         return int(self.momentum > 0)
 
     @property
     def plain(self) -> bool:
-        """True for steps whose adjoint needs the parameters alone: heavy ball, or none."""
+        """True if the adjoint of a step needs only the parameters: no Nesterov, no weight decay."""
         return not self.nesterov and self.weight_decay == 0
 
     def numbers(self) -> list[float]:
-        """The settings as the C++ operators take them."""
+        """Return the settings as the C++ operators take them."""
         return [0.0, float(self.momentum), float(self.nesterov), float(self.weight_decay)]
 
 
@@ -65,17 +62,18 @@ class Adam:
     """Adam (Kingma and Ba, ICLR 2015), or AdamW (Loshchilov and Hutter, ICLR 2019).
 
     Attributes:
-        betas: Decay of the averages of the gradient and of its square, in [0, 1).
-        eps: Added to the root of the average of squares, outside of the root; above 0, so that a
-            parameter whose gradient has always been 0 stays where it is.
+        betas: Decay rates of the averages of the gradient and of its square, in [0, 1).
+        eps: Added to the square root of the average of squares; above 0, so that a parameter whose
+            gradient has always been 0 does not move.
         weight_decay: Factor of the parameters that is added to their gradient, at least 0.
         decoupled: True for AdamW: parameters shrink by ``lr * weight_decay`` before the step
-            instead. (The default of ``torch.optim.AdamW`` is a weight decay of 0.01.)
-        state_rows: Vectors of the state: the averages of the gradient and of its square.
+            instead. (``torch.optim.AdamW`` has a default weight decay of 0.01.)
+        state_rows: Number of state vectors: the averages of the gradient and of its square.
         plain: False: the adjoint of a step needs the state.
 
     Raises:
         ValueError: A value is out of its range.
+        TypeError: The weight decay is not a number.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -94,7 +92,7 @@ class Adam:
         _at_least_0(expect, "weight_decay", self.weight_decay)
 
     def numbers(self) -> list[float]:
-        """The settings as the C++ operators take them."""
+        """Return the settings as the C++ operators take them."""
         rest = (*self.betas, self.eps, self.weight_decay, self.decoupled)
         return [1.0, *map(float, rest)]
 
@@ -103,13 +101,9 @@ Optimiser = SGD | Adam
 
 
 class Updates:
-    """The steps of an optimiser on the flat parameters of a model, and their adjoints.
+    """Steps of an optimiser on a model's flat parameters, and their adjoints.
 
-    Args:
-        optimiser: The optimiser.
-        model: The model; its frozen parameters stay where they are.
-        done: Steps done before the first.
-        theta: The parameters, for their dtype and device.
+    Frozen parameters do not change. ``done`` counts earlier steps; ``theta`` sets dtype and device.
     """
 
     def __init__(self, optimiser: Optimiser, model: nn.Module, done: int, theta: Tensor) -> None:
@@ -121,7 +115,7 @@ class Updates:
     def step(
         self, step: int, theta: Tensor, grad: Tensor, state: Tensor, lr: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """New parameters ``[P]`` and state ``[S, P]``, differentiable in all tensors."""
+        """Return the new parameters ``[P]`` and state ``[S, P]``, differentiable in all tensors."""
         rate = step_size(lr, step, self._sizes, self._trained)
         count = self.done + step + 1
         return optimiser_step(self.numbers, theta, grad, state, rate, count, self._trained)
@@ -134,14 +128,10 @@ class Updates:
         lr: Tensor,
         above: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Gradients of ``theta``, the loss's gradient, the state and ``lr``.
+        """Return the gradients of ``theta``, the loss's gradient, the state and ``lr``.
 
-        Args:
-            step: Number of the step in its unroll.
-            theta: Parameters before the step.
-            states: State before and after it.
-            lr: The learning rates of all steps.
-            above: Gradients of the parameters and of the state after the step.
+        ``states`` are the states before and after the step, ``above`` the gradients of the
+        parameters and of the state after it.
         """
         given = (theta, self._gradient(theta, *states), states[0], lr)
         leaves = [each.detach().requires_grad_() for each in given]
@@ -149,7 +139,7 @@ class Updates:
             return torch.autograd.grad(self.step(step, *leaves), leaves, above)
 
     def _gradient(self, theta: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """The gradient of the loss in a step, of which the state kept an average."""
+        """Recover the gradient of a step's loss from the states before and after it."""
         kind, factor, *_ = self.numbers
         grad = after[0] - factor * before[0]
         if kind == 0:
@@ -161,7 +151,7 @@ class Updates:
 
 
 def check_optimiser(expect: Expect, optimiser: Any, momentum: float) -> Optimiser:
-    """Return the optimiser of an unroll; raise unless it is one, with its own momentum."""
+    """Return the optimiser, or SGD with ``momentum`` for None; raise if both are given."""
     if optimiser is None:
         return SGD(momentum)
     if not isinstance(optimiser, Optimiser):
@@ -175,7 +165,7 @@ def check_optimiser(expect: Expect, optimiser: Any, momentum: float) -> Optimise
 
 
 def check_state(expect: Expect, state: Any, optimiser: Optimiser, theta: Tensor) -> None:
-    """Raise unless a state, if any, is one of the optimiser and of these parameters."""
+    """Raise unless the state is None or fits the optimiser and the parameters."""
     rows, size = optimiser.state_rows, len(theta)
     if state is None:
         return
@@ -191,7 +181,7 @@ def check_state(expect: Expect, state: Any, optimiser: Optimiser, theta: Tensor)
 
 
 def check_lr(expect: Expect, lr: ArrayLike, theta: Tensor, steps: int, tensors: int) -> Tensor:
-    """Return learning rates as a tensor; raise unless it has one of the shapes."""
+    """Return learning rates as a tensor; raise unless the shape is [], [N], [1, T] or [N, T]."""
     if isinstance(lr, Tensor | Real):
         lr = as_scalar(lr, theta)
     else:

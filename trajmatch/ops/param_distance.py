@@ -1,4 +1,4 @@
-"""The matching loss: squared distance of parameters, relative to what the expert travelled."""
+"""Matching loss: squared parameter distance, relative to the distance that the expert moved."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from trajmatch.ops.registration import operators, register
 
 @public_operator
 def param_distance(student: Tensor, target: Tensor, start: Tensor) -> Tensor:
-    """``|student - target|^2 / |start - target|^2``, the matching loss of MTT (section 3.2).
+    """Return ``|student - target|^2 / |start - target|^2``, the matching loss of MTT (section 3.2).
 
-    One pass over the three vectors, sums in float64; one pass for the gradient.
+    Forward and backward are one pass each; sums are in float64.
 
     Args:
         student: Parameters after the student's steps. ``[P]``, float32 or float64.
-        target: Expert parameters to reach, dtype, device and shape of ``student``.
-        start: Expert parameters the student began from, dtype, device and shape of ``student``.
+        target: Expert parameters to reach; dtype, device and shape of ``student``.
+        start: Expert parameters at the student's start; dtype, device and shape of ``student``.
 
     Returns:
         The loss. ``[]``, dtype of ``student``. Differentiable any number of times in all three.

@@ -1,7 +1,6 @@
-"""Student batches in parts: one after another in one process, or shared by several.
+"""Student batches in parts: one after another in one process, or shared by several processes.
 
-The loss of a batch is the mean over its images, so for a network that treats each image alone it is
-the weighted mean over parts of the batch, and so are its derivatives.
+If the network treats each image alone, the loss and its derivatives are weighted means over parts.
 """
 
 from __future__ import annotations
@@ -20,18 +19,13 @@ from trajmatch.reference import GradientJvp
 
 
 class MicroBatches:
-    """A student that takes a few images of a batch at a time; equal up to the order of sums.
-
-    Args:
-        student: The student that it is made of.
-        most: Images at a time.
-    """
+    """Student that takes at most ``most`` images at a time; equal up to the order of sums."""
 
     def __init__(self, student: Student, most: int) -> None:
         self._student, self._most = student, most
 
     def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
-        """Loss of a batch and its gradient in the parameters."""
+        """Return the loss of a batch and its gradient."""
         value, total = at.theta.new_zeros(()), torch.zeros_like(at.theta)
         for part, weight in self._parts(at):
             share, grad = self._student.gradient(part)
@@ -40,7 +34,7 @@ class MicroBatches:
         return value, total
 
     def jvp(self, at: Point, tangent: Tensor) -> tuple[Tensor | None, GradientJvp]:
-        """The gradient again, and its derivatives along a direction of the parameters."""
+        """Return the recomputed gradient (0 if the student has none) and its derivatives."""
         directional, grad_theta = at.theta.new_zeros(()), torch.zeros_like(at.theta)
         gradient, of_images, of_labels = torch.zeros_like(at.theta), [], []
         for part, weight in self._parts(at):
@@ -57,43 +51,33 @@ class MicroBatches:
         return gradient, GradientJvp(directional, grad_theta, *inputs)
 
     def _parts(self, at: Point) -> Iterator[tuple[Point, float]]:
-        """Each part, and its share of the batch."""
+        """Yield each part and its share of the batch."""
         pairs = zip(at.images.split(self._most), at.labels.split(self._most), strict=True)
         for images, labels in pairs:
             yield Point(at.theta, images, labels), len(images) / len(at.images)
 
 
 class Shards(Protocol):
-    """Processes that share every batch; :class:`trajmatch.parallel.Ranks` is one.
+    """Processes that share every batch, such as :class:`trajmatch.parallel.Ranks`.
 
     Attributes:
         rank: Number of this process, from 0.
-        size: How many there are.
+        size: Number of processes.
     """
 
     rank: int
     size: int
 
     def sum_(self, tensor: Tensor) -> None:
-        """Replace a tensor by its sum over all processes, the same bits in each."""
+        """Replace a tensor by its sum over all processes, with the same bits in each."""
 
 
 class ShardedLoop(Loop):
-    """The loop of a process that takes its part of every batch.
+    """Loop of one process, which takes its part of every batch; ``augment`` has to be DSA or None.
 
-    The mean over a batch of ``B`` images is the sum over the parts of ``b / B`` times the mean over
-    a part of ``b``; the gradient and its derivative along ``r`` are linear in that factor. What the
-    adjoint of a step needs whole (``g_t`` and ``H r``) is summed over the processes in the step;
-    the gradients of images, labels and step size are summed once, at the end.
-
-    Args:
-        shards: The processes.
-        student: The student.
-        steps: What its steps are, with whole batches.
-        model: As for :class:`Loop`.
-
-    Raises:
-        NotImplementedError: ``augment`` is another function, which cannot be applied to a part.
+    The mean over ``B`` images is the sum over parts of ``b / B`` times the mean over ``b`` images.
+    The gradient and ``H r`` of whole batches are summed over the processes in every step, since the
+    adjoint needs them there; the gradients of images, labels and step size only at the end.
     """
 
     def __init__(
@@ -114,7 +98,7 @@ class ShardedLoop(Loop):
         self.weights = [len(mine) / len(batch) for mine, batch in zip(own, batches, strict=True)]
 
     def gradient(self, step: int, at: Point) -> Tensor:
-        """The gradient of the whole batch. ``[P]``."""
+        """Return the gradient ``[P]`` of the whole batch."""
         grad = torch.zeros_like(at.theta)
         if len(at.images) > 0:
             grad = self.weights[step] * super().gradient(step, at)
@@ -122,10 +106,10 @@ class ShardedLoop(Loop):
         return grad
 
     def jvp(self, step: int, at: Point, r: Tensor) -> GradientJvp:
-        """The derivatives along ``r``: ``H r`` of the whole batch, the others of this part."""
+        """Return the derivatives along ``r``: ``H r`` of the whole batch, others of this part."""
         if len(at.images) > 0:
             found = super().jvp(step, at, self.weights[step] * r)
-        else:
+        else:  # a batch smaller than the number of processes leaves some without images
             zeros = (
                 torch.zeros_like(each) if each.is_floating_point() else None
                 for each in (at.images, at.labels)
@@ -136,9 +120,9 @@ class ShardedLoop(Loop):
         return found
 
     def adjoint(self, *problem: Any) -> Gradients:
-        """The gradients over all parts."""
+        """Return the gradients summed over the processes."""
         found = super().adjoint(*problem)
-        # With updates, those of step sizes and state are whole already.
+        # With updates, the gradients of step sizes and state come from whole batches already.
         for part in found[1 : 4 if self.steps.updates is None else 3]:
             if part is not None:
                 self.shards.sum_(part)
@@ -146,12 +130,12 @@ class ShardedLoop(Loop):
 
 
 def _part(count: int, shards: Shards) -> slice:
-    """The rows of a batch that this process takes: runs of neighbours, as equal as can be."""
+    """Return this process's rows of a batch: contiguous, with sizes that differ by at most 1."""
     return slice(count * shards.rank // shards.size, count * (shards.rank + 1) // shards.size)
 
 
 def _part_of_dsa(augment: DsaReplay, sizes: Sequence[int], parts: Sequence[slice]) -> Augment:
-    """DSA of a part of every batch, drawn for the whole of it."""
+    """Return an augmentation of this process's parts that draws DSA for the whole batch."""
 
     def augmented(images: Tensor, step: int) -> Tensor:
         if len(images) == 0:

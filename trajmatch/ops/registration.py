@@ -1,4 +1,4 @@
-"""Registration of an operator's fake and autograd implementations beside its schema in C++."""
+"""Registration of fake and autograd implementations for operators with a schema in C++."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch._C._functorch import TransformType, peek_interpreter_stack
 
 from trajmatch import _extension  # noqa: F401  registers the operators
 
-#: The operators that :func:`register` has seen. Unlike those of ``torch.ops.trajmatch`` they can be
-#: called inside of ``torch.func.grad`` and ``torch.func.vjp``.
+#: All registered operators. Unlike those of ``torch.ops.trajmatch``, they can be called inside
+#: ``torch.func.grad`` and ``torch.func.vjp``.
 operators = SimpleNamespace()
 
 
@@ -29,21 +29,20 @@ def register(
     materialize: bool = True,
     instead: str = "",
 ) -> None:
-    """Register what PyTorch needs to know of ``trajmatch::name`` beside its kernels.
+    """Register the fake and autograd implementations of ``trajmatch::name``.
 
     Args:
         name: Name of the operator.
-        fake: Maps the inputs, attributes by the names of the schema, to tensors like the outputs.
-        backward: Maps (saved values, gradient of each output) to the gradients of the inputs in
-            their order. Gradients that are left out at the end, or not needed, become None. Saved
-            values are attributes: the tensors of ``save``, all inputs that are no tensors, and
-            ``choices``, the tuple of the latter. None: differentiating the operator is an error
-            instead of a silent zero.
-        save: Names of the tensors, inputs or outputs, that ``backward`` takes.
+        fake: Maps the inputs, attributes with the names of the schema, to tensors like the outputs.
+        backward: Maps (saved values, gradient of each output) to the gradients of the inputs;
+            missing last ones are None. The saved values are attributes: the tensors of ``save``,
+            the inputs that are no tensors, and ``choices``, the tuple of these inputs. None makes
+            differentiation an error.
+        save: Names of the tensors, inputs or outputs, that ``backward`` uses.
         outputs: Names of the outputs.
-        constant: Names of the outputs that have no gradient.
-        materialize: False passes None instead of zeros for the gradient of an unused output.
-        instead: Advice for whoever differentiates an operator without ``backward``.
+        constant: Names of the outputs without gradient.
+        materialize: False to pass None instead of zeros for the gradient of an unused output.
+        instead: Advice in the error of an operator without ``backward``.
     """
     operator = getattr(torch.ops.trajmatch, name)
     schema = operator.default._schema
@@ -81,7 +80,7 @@ def register(
             return operator(*inputs)
         return node.apply(*inputs)
 
-    # register_autograd's own node cannot be transformed: its context is an argument of forward.
+    # torch.func cannot transform the node of register_autograd, whose forward takes the context.
     parts = {"forward": operator, "setup_context": setup_context, "backward": differentiate}
     methods = {key: staticmethod(part) for key, part in parts.items()}
     node: Any = type(f"{name}_node", (torch.autograd.Function,), methods)

@@ -1,8 +1,7 @@
-"""The state in which an unrolled loop ran, so that its backward pass repeats the same steps.
+"""State in which an unrolled loop ran, so that its backward pass can recompute the same steps.
 
-A step is computed again in the backward pass. It must then give what it gave before, although the
-caller may have changed the model or drawn random numbers in between. What can be restored is
-restored, as :mod:`torch.utils.checkpoint` does; what cannot is found by comparing fingerprints.
+Model, autocast and generators are restored, as in :mod:`torch.utils.checkpoint`; fingerprints
+reveal other changes.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def random_state(device: torch.device) -> bytes:
-    """States of the global random generators of Python, NumPy and PyTorch.
+    """Return the states of the global random generators of Python, NumPy and PyTorch.
 
-    That of the device's generator is among them if it is a GPU that records no graph.
+    On a GPU they include its generator, except while a CUDA graph is captured.
     """
     cuda = None
     if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
@@ -33,7 +32,7 @@ def random_state(device: torch.device) -> bytes:
 
 
 def restore_random_state(state: bytes, device: torch.device) -> None:
-    """Put all generators back into the states of :func:`random_state`."""
+    """Restore all generators to the states of :func:`random_state`."""
     python, numpy, cpu, cuda = pickle.loads(state)
     random.setstate(python)
     np.random.set_state(numpy)
@@ -43,12 +42,7 @@ def restore_random_state(state: bytes, device: torch.device) -> None:
 
 
 class Conditions:
-    """Mode and buffers of a model, and the thread's autocast, at the time of construction.
-
-    Args:
-        model: The model; None for a student without state.
-        device: The device of the loop.
-    """
+    """Mode and buffers of a model (None: no model) and the thread's autocast, at construction."""
 
     def __init__(self, model: nn.Module | None, device: torch.device) -> None:
         modules = [] if model is None else list(model.modules())
@@ -69,13 +63,13 @@ class Conditions:
         return any(enabled for *_, enabled in self._autocast)
 
     def eps(self, dtype: torch.dtype) -> float:
-        """Machine epsilon of the coarsest dtype that the steps compute in."""
+        """Return the machine epsilon of the coarsest dtype that the steps compute in."""
         coarser = [kind for _, kind, enabled in self._autocast if enabled]
         return max(torch.finfo(each).eps for each in (dtype, *coarser))
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Give the model its former mode and buffers, and the thread its former autocast."""
+        """Restore the model's mode and buffers and the thread's autocast inside the context."""
         with ExitStack() as stack:
             for module, training in self._modes:
                 stack.callback(setattr, module, "training", module.training)
@@ -89,29 +83,22 @@ class Conditions:
 
 
 class Fingerprints:
-    """A few numbers for each step, which tell whether its repetition is the same.
-
-    They are kept instead of what they are computed from, which would take the memory of every
-    step's gradient.
-    """
+    """Two numbers per step that show if its recomputation differs, without keeping gradients."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
         self._ramps: dict[int, Tensor] = {}
 
     def record(self, step: int, values: Tensor, again: bool = False) -> None:
-        """Keep the fingerprint of a step, or ``again`` that of its repetition."""
+        """Keep the fingerprint of a step, or with ``again`` of its recomputation."""
         self._kept[step, again] = self._fingerprint(values)
 
     def check(self, eps: float) -> None:
-        """Compare the steps with their repetitions. On a GPU this waits for the device.
-
-        Args:
-            eps: Machine epsilon of the arithmetic of the steps.
+        """Compare the steps with their recomputations. On a GPU this waits for the device.
 
         Raises:
-            RuntimeError: A repetition differs by more than ``4 sqrt(eps)``, relative to the norm
-                of what was computed.
+            RuntimeError: A recomputation differs by more than ``4 sqrt(eps)`` of the original's
+                norm, where ``eps`` is the machine epsilon of the arithmetic.
         """
         steps = sorted(step for step, again in self._kept if again)
         if not steps:
@@ -122,11 +109,12 @@ class Fingerprints:
             )
             for again in (False, True)
         )
+        # Column 0 has the squared norms.
         for numbers in (first, second):
             numbers[:, 0].sqrt_()
         errors = ((second - first).abs().amax(1) / first[:, 0]).tolist()
         for step, error in zip(steps, errors, strict=True):
-            if error > 4 * math.sqrt(eps):  # False for NaN, of a student that diverged
+            if error > 4 * math.sqrt(eps):  # False for NaN: a student may diverge
                 raise RuntimeError(
                     f"trajmatch::unroll: expected step {step} to give in the backward pass what it "
                     f"gave in the forward pass, but it differs by {error:.1e} of its norm: the "
@@ -136,10 +124,10 @@ class Fingerprints:
                 )
 
     def _fingerprint(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared norm, and the product with a ramp, which tells the elements apart."""
+        """Return the squared norm, and the product with a ramp, which tells the elements apart."""
         flat = values.detach().reshape(-1)
         count = len(flat)
-        if count not in self._ramps:  # of root mean square 1
+        if count not in self._ramps:  # with RMS 1, so that its product is of the size of the norm
             self._ramps[count] = torch.linspace(
                 0, math.sqrt(3), count, dtype=flat.dtype, device=flat.device
             )
@@ -148,10 +136,10 @@ class Fingerprints:
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Run modules in a way that has second derivatives.
+    """Run modules with second derivatives.
 
-    Attention runs by its math kernel, since the others have only first derivatives, and compiled
-    modules run eagerly.
+    Attention uses its math kernel, since the others have only first derivatives. Compiled modules
+    run eagerly.
     """
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

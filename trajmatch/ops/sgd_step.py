@@ -1,4 +1,4 @@
-"""One student step of SGD with momentum on flat parameters, and its adjoint."""
+"""One SGD step with momentum on flat parameters, and its adjoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trajmatch.ops.registration import operators, register
 
 
 def as_scalar(value: Any, like: Tensor) -> Tensor:
-    """A learning rate as a scalar tensor with dtype and device of ``like``."""
+    """Return a learning rate as a scalar tensor; a number gets the dtype and device of ``like``."""
     if isinstance(value, Tensor):
         return value
     if not isinstance(value, Real):
@@ -32,19 +32,19 @@ def sgd_step(
     buffer: Tensor | None = None,
     momentum: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """``b = momentum * buffer + grad`` and ``theta - lr * b``, in one pass (AST, heavy ball).
+    """Return ``theta - lr * b`` and ``b = momentum * buffer + grad``: one step (AST, heavy ball).
 
     Args:
         theta: Parameters. ``[P]``, float32 or float64.
         grad: Their gradient. ``[P]``, dtype and device of ``theta``.
         lr: Step size. A number, or ``[]`` with dtype and device of ``theta``.
-        buffer: Momentum buffer of the step before. ``[P]``; None stands for zeros.
+        buffer: Momentum buffer of the previous step. ``[P]``; None: zeros.
         momentum: Factor of the buffer.
 
     Returns:
         The new parameters and the new buffer, ``[P]`` each. Differentiable any number of times in
-        ``theta``, ``grad``, ``lr`` and ``buffer``; the gradient is one pass
-        (:func:`sgd_step_adjoint`).
+        ``theta``, ``grad``, ``lr`` and ``buffer``. Forward and backward (:func:`sgd_step_adjoint`)
+        are one pass over the data each.
 
     Raises:
         ValueError: Shapes or devices differ.
@@ -61,23 +61,19 @@ def sgd_step_adjoint(
     lr: Tensor | float,
     momentum: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The adjoint of :func:`sgd_step`, in one pass.
+    """Return the adjoint of :func:`sgd_step`, computed in one pass. Errors are the same.
 
     Args:
-        grad_theta_out: Gradient that arrives at the new parameters. ``[P]``.
-        grad_buffer_out: Gradient that arrives at the new buffer. ``[P]``; None stands for zeros.
+        grad_theta_out: Gradient of the new parameters. ``[P]``.
+        grad_buffer_out: Gradient of the new buffer. ``[P]``; None: zeros.
         buffer_out: The new buffer. ``[P]``.
         lr: Step size. A number, or ``[]``.
         momentum: Factor of the buffer.
 
     Returns:
-        The gradients of ``grad`` ``[P]``, of ``buffer`` ``[P]`` and of ``lr`` ``[]``, the last an
-        inner product summed in float64. That of ``theta`` is ``grad_theta_out`` itself.
+        The gradients of ``grad`` ``[P]``, of ``buffer`` ``[P]`` and of ``lr`` ``[]`` (an inner
+        product summed in float64). The gradient of ``theta`` is ``grad_theta_out`` itself.
         Differentiable any number of times.
-
-    Raises:
-        ValueError: Shapes or devices differ.
-        TypeError: A dtype is neither float32 nor float64, or they differ.
     """
     return operators.sgd_step_adjoint(
         grad_theta_out, grad_buffer_out, buffer_out, as_scalar(lr, grad_theta_out), momentum
@@ -104,7 +100,7 @@ def _adjoint_backward(
     saved: Any, v_grad: Tensor, v_buffer: Tensor, v_lr: Tensor
 ) -> tuple[Tensor, ...]:
     # The adjoint is bilinear: grad_grad = c - lr a, grad_buffer = momentum grad_grad,
-    # grad_lr = -<a, b>, with a, c the gradients that arrive and b the new buffer.
+    # grad_lr = -<a, b>, with a, c the gradients of the outputs and b the new buffer.
     a, b, lr = saved.grad_theta_out, saved.buffer_out, saved.lr
     v = v_grad + saved.momentum * v_buffer
     return -lr * v - v_lr * b, v, -v_lr * a, -a.dot(v)

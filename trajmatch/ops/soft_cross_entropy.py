@@ -1,4 +1,4 @@
-"""Cross-entropy with class indices or with logits as labels."""
+"""Cross-entropy with class indices or logits as labels."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from trajmatch.ops.registration import operators, register
 
 @public_operator
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of a batch; soft labels are logits, as DATM stores them (section 3.3).
+    """Return the mean cross-entropy of a batch; soft labels are logits, as in DATM (section 3.3).
 
     Args:
         logits: ``[B, K]``, float32 or float64.
-        targets: Class indices ``[B]``, int64, or target logits ``[B, K]``, dtype of ``logits``;
-            the softmax of the latter is taken inside.
+        targets: Class indices ``[B]``, int64, or target logits ``[B, K]``, dtype of ``logits``,
+            whose softmax is taken.
 
     Returns:
-        The loss. ``[]``, dtype of ``logits``. Differentiable twice in ``logits`` and in target
-        logits.
+        The loss. ``[]``, dtype of ``logits``. Differentiable twice in ``logits`` and target logits.
 
     Raises:
         ValueError: Shapes or devices differ, the batch is empty, or (on the CPU) a class index is

@@ -1,4 +1,4 @@
-"""The gradient of a student's loss in its flat parameters, and the derivative of that gradient."""
+"""Gradient of a student's loss in its flat parameters, and the derivative of that gradient."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from trajmatch.ops.registration import operators, register
 from trajmatch.ops.replay import twice_differentiable
 from trajmatch.reference import GradientJvp, Loss
 
-#: Losses with a name, all of which the engine has.
+#: Named losses; the engine has all of them.
 LOSSES = ("cross_entropy", "sum_logits", "mse")
 
 
 def engine_loss(loss: Loss, soft_labels: str, labels: Tensor) -> int | None:
-    """A loss in ``StudentLoss`` (``csrc/core/soft_cross_entropy.h``); None for a function."""
+    """Return a loss as C++ ``StudentLoss`` (soft_cross_entropy.h); None for a function."""
     if not isinstance(loss, str):
         return None
     soft = loss == "cross_entropy" and labels.is_floating_point()
@@ -31,13 +31,10 @@ def engine_loss(loss: Loss, soft_labels: str, labels: Tensor) -> int | None:
 
 
 class Point(NamedTuple):
-    """The point at which a loss is differentiated: parameters and a batch.
+    """Parameters ``theta [P]`` and batch at which a loss is differentiated.
 
-    Attributes:
-        theta: ``[P]``.
-        images: ``[B, C, H, W]``; ``[B, ...]`` on autograd.
-        labels: Class indices ``[B]``, soft labels ``[B, K]`` or targets ``[B, ...]``; the sum of
-            logits ignores them.
+    Images are ``[B, C, H, W]``, on autograd ``[B, ...]``; labels are class indices ``[B]``, soft
+    labels ``[B, K]`` or targets ``[B, ...]``, and unused by ``"sum_logits"``.
     """
 
     theta: Tensor
@@ -46,23 +43,19 @@ class Point(NamedTuple):
 
 
 class Student(Protocol):
-    """A network with a loss, on one of two paths."""
+    """Network with a loss, on the engine or on autograd."""
 
     def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
-        """Loss of a batch ``[]``, and its gradient in the parameters ``[P]``."""
+        """Return the loss ``[]`` of a batch and its gradient ``[P]``."""
 
     def jvp(self, at: Point, tangent: Tensor) -> tuple[Tensor | None, GradientJvp]:
-        """Gradient in the parameters, if it is computed again, and its derivatives; detached."""
+        """Return the recomputed gradient or None, and the gradients' derivatives, detached."""
 
 
 class EngineStudent:
-    """A student on the engine.
+    """Student on the engine, for an engine description ``network`` and an :func:`engine_loss`.
 
-    Args:
-        network: Result of :func:`trajmatch.networks.engine_description`.
-        scale: Factor of the loss.
-        loss: An :func:`engine_loss`.
-        counts_in: Module whose running statistics change with each gradient; None: of none.
+    ``scale`` multiplies the loss. Each gradient updates the running statistics of ``counts_in``.
     """
 
     def __init__(
@@ -75,14 +68,14 @@ class EngineStudent:
         self._settings, self._counts_in = (network, loss, scale), counts_in
 
     def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
-        """Loss and gradient in the parameters; both are differentiable once more."""
+        """Return the loss and its gradient; both are differentiable once more."""
         value, grad, _, _, statistics = operators.student_gradient(*at, *self._settings, False)
         if self._counts_in is not None and statistics.shape[1] > 0:
             update_running_statistics(self._counts_in, statistics.detach())
         return value, grad
 
     def image_gradient(self, at: Point) -> Tensor:
-        """Gradient in the images, detached."""
+        """Return the gradient in the images, detached."""
         with torch.no_grad():
             found: Tensor = operators.student_gradient(*at, *self._settings, True)[2]
         return found
@@ -90,7 +83,7 @@ class EngineStudent:
     def jvp(
         self, at: Point, tangent: Tensor | None, image_tangent: Tensor | None = None
     ) -> tuple[None, GradientJvp]:
-        """Derivatives of the gradients."""
+        """Return the derivatives of the gradients; the gradient is not recomputed."""
         with torch.no_grad():
             found = operators.student_gradient_jvp(
                 *at, tangent, image_tangent, None, *self._settings
@@ -100,14 +93,10 @@ class EngineStudent:
 
 
 class AutogradStudent:
-    """A student that is any module, on PyTorch's autograd.
+    """Student that runs any module on PyTorch's autograd.
 
-    Args:
-        model: The module.
-        scale: Factor of the loss.
-        loss: One of :data:`LOSSES`, or a function.
-        update_buffers: As for :func:`gradient`.
-        soft_labels: As for :func:`gradient`.
+    ``scale`` multiplies the parameters' gradient and its derivatives, not the returned loss. Other
+    arguments are as for :func:`gradient`.
     """
 
     def __init__(
@@ -122,7 +111,7 @@ class AutogradStudent:
         self._settings = (loss, update_buffers, soft_labels)
 
     def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
-        """Loss and gradient in the parameters; in a graph only where an input has one."""
+        """Return the loss and its gradient, in the graph only if an input requires gradients."""
         if torch.is_grad_enabled() and any(each.requires_grad for each in at):
             with twice_differentiable():
                 value, grad = reference.gradient(self.model, *at, *self._settings)
@@ -132,12 +121,12 @@ class AutogradStudent:
         return value, self._scale * grad
 
     def image_gradient(self, at: Point) -> Tensor:
-        """Gradient in the images, detached."""
+        """Return the gradient in the images, detached."""
         images = at.images.detach().requires_grad_()
         return self._differentiated(images, at._replace(theta=at.theta.detach(), images=images))[1]
 
     def _differentiated(self, leaf: Tensor, at: Point) -> tuple[Tensor, Tensor]:
-        """Loss and gradient in a leaf, without the graph of a second derivative."""
+        """Return the loss and its gradient in a leaf, without the graph of a second derivative."""
         with torch.enable_grad():
             value = reference.loss_value(self.model, *at, *self._settings)
             (grad,) = torch.autograd.grad(value, leaf)
@@ -146,7 +135,7 @@ class AutogradStudent:
     def jvp(
         self, at: Point, tangent: Tensor | None, image_tangent: Tensor | None = None
     ) -> tuple[Tensor, GradientJvp]:
-        """The gradient in the parameters again, and the derivatives of the gradients."""
+        """Return the recomputed gradient and the derivatives of the gradients."""
         loss, _, soft_labels = self._settings
         directions = (None if tangent is None else self._scale * tangent, image_tangent)
         with twice_differentiable():
@@ -158,22 +147,20 @@ class AutogradStudent:
 
 
 def logits_on_engine(theta: Tensor, network: list[int]) -> Callable[[Tensor], Tensor]:
-    """Return a function from images to logits, for the parameters and the network of the engine's.
+    """Return a function from images to logits that runs on the engine, without derivatives.
 
-    Args:
-        theta: ``[P]``.
-        network: Result of :func:`trajmatch.networks.engine_description`.
+    ``theta`` is ``[P]``, ``network`` a result of :func:`trajmatch.networks.engine_description`.
     """
     return lambda images: operators.student_logits(theta, images, network)
 
 
 def engine_for(model: nn.Module) -> str:
-    """Path that runs this model: ``"engine"`` (C++ and CUDA) or ``"autograd"`` (PyTorch).
+    """Return ``"engine"`` (C++ and CUDA) or ``"autograd"`` (PyTorch), the path that runs a model.
 
-    The engine knows the package's own networks (:mod:`trajmatch.networks`), also with other layers
-    of the same types, but for batch norm in evaluation mode. Every other module, subclasses of
-    these among them, and networks with hooks, shared or frozen parameters run eagerly on autograd:
-    exact as well, one step's graph at a time.
+    The engine runs the networks of :mod:`trajmatch.networks`, also with other layers of the same
+    types. All other modules, including subclasses, run eagerly on autograd, as do networks with
+    hooks, shared or frozen parameters, or batch norm in evaluation mode. Autograd is equally exact
+    and keeps one step's graph at a time. A model that is no module raises TypeError.
     """
     model = Expect("engine_for").module(model)
     return "autograd" if engine_description(model) is None else "engine"
@@ -190,37 +177,33 @@ def gradient(
     update_buffers: bool = False,
     soft_labels: str = "logits",
 ) -> tuple[Tensor, Tensor]:
-    """Loss of a batch and its gradient in the flat parameters.
+    """Return the loss of a batch and its gradient in the flat parameters.
 
     Args:
-        model: The network. Its own parameters are not used and not changed, its buffers only with
-            ``update_buffers``. It runs in the mode (training or evaluation) that it is in.
+        model: The network, used in its current mode (training or evaluation). Its own parameters
+            are neither used nor changed; its buffers change only with ``update_buffers``.
         theta: Parameters in the order of ``model.parameters()``. ``[P]``, float32 or float64.
-        images: ``[B, C, H, W]``, dtype and device of ``theta``. Modules on autograd take inputs of
-            any shape ``[B, ...]``, and tokens (int64 or int32), which have no gradient.
+        images: ``[B, C, H, W]``, dtype and device of ``theta``. Modules on autograd take inputs
+            ``[B, ...]``, and tokens (int64 or int32), which have no gradient.
         labels: A tensor, array or list; None for ``"sum_logits"``. Class indices ``[B]`` (int64) or
-            soft labels ``[B, K]`` for ``"cross_entropy"``, targets of the shape of the model's
-            outputs for ``"mse"``; of any dtype and shape ``[B, ...]`` for a function.
-        loss: One of
-
-            * ``"cross_entropy"``: mean over the batch.
-            * ``"mse"``: mean squared error over all elements of the outputs.
-            * ``"sum_logits"``: sum of all logits (AST's gradient penalty takes its derivative).
-            * A function of outputs and labels that returns a scalar ``[]``, the mean over the
-              batch, twice differentiable in both. Other tensors that it reads are constants.
-
-            With a function the engine's networks run on autograd.
-        precise: On the CPU engine, in float32: Winograd F(2x2) in place of F(4x4), more
+            soft labels ``[B, K]`` for ``"cross_entropy"``; targets of the shape of the outputs for
+            ``"mse"``; any dtype and shape ``[B, ...]`` for a function.
+        loss: ``"cross_entropy"`` (mean over the batch), ``"mse"`` (mean over all elements of the
+            outputs), ``"sum_logits"`` (sum of all logits; AST's gradient penalty uses its
+            derivative), or a function of (outputs, labels). A function returns a scalar ``[]``, the
+            mean over the batch, twice differentiable in both; other tensors that it reads are
+            constants. With a function the engine's networks run on autograd.
+        precise: True for Winograd F(2x2) instead of F(4x4) on the CPU engine in float32: more
             accurate and slower (``docs/performance.md``).
-        update_buffers: True if this pass counts in the model's own buffers, the running statistics
-            of batch norm, as a training step does.
-        soft_labels: Meaning of floating labels for ``"cross_entropy"``: ``"logits"``, of which the
-            softmax is taken, or ``"probabilities"``, used as they are: they need not sum to 1.
+        update_buffers: True to update the model's own buffers (batch norm's running statistics), as
+            a training step does.
+        soft_labels: Meaning of floating labels for ``"cross_entropy"``: ``"logits"`` (the softmax
+            is taken) or ``"probabilities"`` (used as they are; they need not sum to 1).
 
     Returns:
-        The loss ``[]`` and the gradient ``[P]``. Both are differentiable once more in ``theta``,
-        ``images`` and floating labels (on the engine by :func:`gradient_jvp`); on autograd as often
-        as the module is.
+        The loss ``[]`` and the gradient ``[P]``. On the engine both are differentiable once more in
+        ``theta``, ``images`` and floating labels, by :func:`gradient_jvp`; on autograd as often as
+        the module is.
 
     Raises:
         ValueError: A shape, device, label or choice does not fit the model.
@@ -244,33 +227,23 @@ def gradient_jvp(
     precise: bool = False,
     soft_labels: str = "logits",
 ) -> GradientJvp:
-    """Derivative of a batch's loss and gradients along a direction.
+    """Return the derivative of a batch's loss and gradients along a direction.
 
-    With ``tangent = q`` alone, ``grad_theta`` is the Hessian-vector product ``H q`` and the others
-    are mixed second derivatives: what one step of the adjoint of an unrolled loop needs. With
+    With ``tangent = q`` alone, ``grad_theta`` is the Hessian-vector product ``H q``, and the others
+    are mixed second derivatives, as the adjoint of an unrolled step needs them. With
     ``image_tangent`` alone and ``loss="sum_logits"``, ``grad_theta`` is the gradient of AST's
     penalty on input gradients.
 
-    Args:
-        model: The network. Its own parameters are not used and not changed.
-        theta: ``[P]``, float32 or float64.
-        images: As for :func:`gradient`.
-        labels: As for :func:`gradient`.
-        tangent: Direction of the parameters, ``[P]``; None: zero.
-        image_tangent: Direction of the images, in their shape; None: zero.
-        loss: As for :func:`gradient`.
-        precise: As for :func:`gradient`.
-        soft_labels: As for :func:`gradient`.
+    ``tangent`` ``[P]`` and ``image_tangent`` (in the shape of ``images``) are the direction; None
+    is zero. Other arguments and errors are as for :func:`gradient`. The model is not changed.
 
     Returns:
-        A named tuple, not differentiable itself:
-        ``directional`` ``[]``, the derivative of the loss, ``<grad, tangent>`` for a parameter
-        tangent; ``grad_theta`` ``[P]``, ``grad_images`` (None for tokens) and ``grad_labels`` (None
-        for labels that are not floating), the derivatives of the gradients in each.
+        A named tuple, not differentiable. ``directional`` ``[]`` is the derivative of the loss
+        (``<grad, tangent>`` for a parameter tangent). ``grad_theta`` ``[P]``, ``grad_images`` (None
+        for tokens) and ``grad_labels`` (None unless labels are floating) are the derivatives of the
+        gradients.
 
     Raises:
-        ValueError: A shape, device, label or choice does not fit the model.
-        TypeError: A dtype is not supported.
         NotImplementedError: The model is not twice differentiable.
     """
     op = "gradient_jvp"
@@ -290,24 +263,14 @@ def image_gradient(
     precise: bool = False,
     soft_labels: str = "logits",
 ) -> Tensor:
-    """Gradient of a batch's loss in the images.
+    """Return the gradient of a batch's loss in the images.
 
-    Args:
-        model: The network. Its own parameters and buffers are not used up or changed.
-        theta: ``[P]``, float32 or float64.
-        images: As for :func:`gradient`, without tokens.
-        labels: As for :func:`gradient`.
-        loss: As for :func:`gradient`.
-        precise: As for :func:`gradient`.
-        soft_labels: As for :func:`gradient`.
+    Arguments and errors are as for :func:`gradient`, but tokens raise TypeError. The model is not
+    changed.
 
     Returns:
-        The gradient in the shape of ``images``, not differentiable itself; :func:`gradient_jvp` has
-        its derivatives.
-
-    Raises:
-        ValueError: A shape, device, label or choice does not fit the model.
-        TypeError: A dtype is not supported.
+        The gradient in the shape of ``images``, not differentiable; :func:`gradient_jvp` has its
+        derivatives.
     """
     op = "image_gradient"
     student, at = _checked(op, model, theta, images, labels, loss, precise, soft_labels)
@@ -316,11 +279,10 @@ def image_gradient(
 
 
 def release_workspace() -> None:
-    """Give back the memory that the engine keeps for its next call on the CPU.
+    """Free the memory that the CPU engine keeps for its next call in this thread.
 
-    The engine's buffers for activations live as long as the thread that called it, so that a loop
-    over calls allocates nothing; they are as large as the largest batch and network so far needed.
-    Concerns the calling thread only. On CUDA nothing is kept beyond a call.
+    The buffers of activations live as long as the thread, so that repeated calls allocate nothing;
+    they fit the largest batch and network so far. On CUDA nothing is kept after a call.
     """
     _C.release_workspace()
 
@@ -336,7 +298,7 @@ def _checked(
     soft_labels: str,
     update_buffers: bool = False,
 ) -> tuple[EngineStudent | AutogradStudent, Point]:
-    """The student of an operator's arguments and where it is differentiated, after all checks."""
+    """Return an operator's student and the point of differentiation, after all checks."""
     expect = Expect(op)
     model = expect.model(model)
     network = engine_description(model, precise)

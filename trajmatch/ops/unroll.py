@@ -1,4 +1,4 @@
-"""Many student steps, differentiated exactly in the memory of one."""
+"""Unrolled student steps, differentiated exactly in the memory of one step."""
 
 from __future__ import annotations
 
@@ -45,93 +45,84 @@ def unroll(
     micro_batch: int | None = None,
     shards: Shards | None = None,
 ) -> Any:
-    """Parameters after ``N`` steps of a student on its synthetic set (MTT, section 3.2).
+    """Return the parameters after ``N`` steps of a student on synthetic images (MTT, section 3.2).
 
-    ``theta_{t+1} = theta_t - lr b_t``, ``b_t = momentum b_{t-1} + loss_scale * gradient`` of the
-    student's loss at ``theta_t`` on ``A_t(images[batches[t]])``; ``optimiser`` makes other steps of
-    the same gradient. The gradient of the result is exact: the adjoint walks the steps backwards
-    and recomputes one at a time, so that memory is one step's activations and ``N`` parameter
-    vectors (``2 N`` for SGD with a state, Nesterov momentum, weight decay or several learning
-    rates, ``3 N`` for Adam), whatever ``N`` is. A step is recomputed in the state that it first ran
-    in: mode and buffers of the model, autocast, and the global random generators of Python, NumPy
-    and PyTorch, so that dropout is differentiated with its masks. A step that does not come out the
-    same all the same, to ``4 sqrt(eps)`` of the norm of its gradient, is an error.
+    ``theta_{t+1} = theta_t - lr b_t`` with ``b_t = momentum b_{t-1} + loss_scale * gradient``, the
+    gradient of the loss at ``theta_t`` on ``A_t(images[batches[t]])``; ``optimiser`` replaces this
+    step rule. Gradients are exact: the adjoint walks the steps backwards and recomputes one at a
+    time. Memory is one step's activations plus ``N`` parameter vectors (``2 N`` for SGD with a
+    state, Nesterov momentum, weight decay or several learning rates; ``3 N`` for Adam). The
+    recomputation restores the model's mode and buffers, autocast and the global random generators
+    of Python, NumPy and PyTorch, so dropout keeps its masks. If a step still differs, by more than
+    ``4 sqrt(eps)`` of its gradient's norm, an error is raised.
 
-    For a network of the engine's (:func:`trajmatch.ops.engine_for`), without ``augment`` or with
-    DSA, the whole loop and its adjoint are one operator each. With another ``augment`` the steps
-    are operators and the loop is Python; other modules run eagerly on autograd, one step's graph at
-    a time.
+    On the engine (:func:`trajmatch.ops.engine_for`), without ``augment`` or with DSA, the whole
+    loop is one operator and its adjoint another. With another ``augment`` the loop is Python over
+    engine operators. Other modules run eagerly on autograd, one step's graph at a time.
 
     Args:
-        model: The student; any twice differentiable module, in the mode (training or evaluation)
-            that it is in: in training mode batch norm uses, and is differentiated through, the
-            statistics of each batch. Its own parameters and buffers are not changed. Frozen
-            parameters (``requires_grad=False``) are constants: they stay as they are in
-            ``theta0``. A module that ``torch.compile`` made runs without being compiled.
-        theta0: Parameters to begin from. ``[P]``, float32 or float64.
-        images: The synthetic images. ``[n, C, H, W]``, dtype and device of ``theta0``. Modules on
-            autograd take inputs of any shape ``[n, ...]``, and tokens (int64 or int32), which have
-            no gradient.
-        labels: Class indices ``[n]`` (int64), soft labels ``[n, K]``, or targets ``[n, ...]``; a
+        model: The student: any twice differentiable module, used in its current mode. In training
+            mode batch norm uses, and is differentiated through, the statistics of each batch. The
+            module's own parameters and buffers are not changed. Frozen parameters
+            (``requires_grad=False``) keep their values in ``theta0``, even with weight decay. A
+            compiled module runs uncompiled.
+        theta0: Parameters to start from. ``[P]``, float32 or float64.
+        images: Synthetic images ``[n, C, H, W]``, dtype and device of ``theta0``. Modules on
+            autograd take inputs ``[n, ...]``, and tokens (int64 or int32), which have no gradient.
+        labels: Class indices ``[n]`` (int64), soft labels ``[n, K]`` or targets ``[n, ...]``; a
             tensor, array or list.
-        lr: Step size. A number, or a tensor with dtype and device of ``theta0`` (or an array or
-            list): ``[]``, one per step ``[N]``, or one per step and parameter tensor, in the
-            order of ``model.parameters()``, ``[N, T]``, or ``[1, T]`` for the same in all steps.
+        lr: Step size: a number, or a tensor (or array or list) with dtype and device of ``theta0``:
+            ``[]``, per step ``[N]``, per step and parameter tensor ``[N, T]``, in the order of
+            ``model.parameters()``, or ``[1, T]``, the same in all steps.
         batches: Indices into ``images``, int64 on the device of ``theta0``: ``[N, B]``, or a
-            sequence of ``N`` one-dimensional tensors of any length. Arrays and lists are taken too.
-        loss: ``"cross_entropy"``, ``"mse"`` or a function, as for :func:`trajmatch.ops.gradient`,
-            which says what labels each takes. With ``micro_batch`` or ``shards`` the function gets
-            a part of the batch at a time, so it must be a mean of terms of single images.
-        soft_labels: ``"logits"`` or ``"probabilities"``, as for :func:`trajmatch.ops.gradient`.
-        momentum: Heavy-ball factor of the student's steps (AST); short for
-            ``optimiser=SGD(momentum)``.
-        optimiser: A :class:`trajmatch.ops.SGD` or :class:`trajmatch.ops.Adam`, with the formulas of
-            ``torch.optim``. Frozen parameters stay where they are, weight decay or not.
-        state: State of the optimiser before the first step, as an earlier call returned it; None:
-            that of a new optimiser.
+            sequence of ``N`` vectors of any length. Arrays and lists are accepted.
+        loss: ``"cross_entropy"``, ``"mse"`` or a function, with labels as for
+            :func:`trajmatch.ops.gradient`. With ``micro_batch`` or ``shards`` a function gets parts
+            of the batch, so it must be a mean of terms of single images.
+        soft_labels: As for :func:`trajmatch.ops.gradient`.
+        momentum: Heavy-ball factor (AST); short for ``optimiser=SGD(momentum)``.
+        optimiser: A :class:`trajmatch.ops.SGD` or :class:`trajmatch.ops.Adam`.
+        state: Optimiser state before the first step, as returned by an earlier call; None: new.
         return_state: True to return the state after the last step as well.
         loss_scale: Factor of the student's loss (AST's balance ``kappa``), not of weight decay.
-        steps: Counts of steps done, 1 to ``N``, after which parameters are returned.
-        augment: Maps (images ``[B, C, H, W]`` of a batch, step) to images, differentiably. It is
-            called again in the backward pass, with the global random generators as they were, and
-            must then do the same. A :class:`DsaReplay` on the engine is asked for its parameters
-            instead, once.
-        tape_bytes: Memory in bytes that may be spent on activations kept for the adjoint. The
-            engine then keeps the last steps' activations, as many as fit, and need not recompute
-            them (``docs/performance.md`` has both times); other networks keep none.
+        steps: Numbers of steps, 1 to ``N``, after which parameters are returned.
+        augment: Differentiable map from (images ``[B, C, H, W]``, step) to images. The backward
+            pass calls it again, with the global random generators restored, and needs the same
+            result. On the engine a :class:`DsaReplay` is asked once for its parameters instead.
+        tape_bytes: Memory in bytes for activations kept for the adjoint. The engine keeps those of
+            the last steps, as many as fit, and does not recompute them (times in
+            ``docs/performance.md``); other networks keep none.
         precise: As for :func:`trajmatch.ops.gradient`.
-        exact: False leaves out how the gradients of later steps depend on earlier ones (the
-            Hessians; the optimiser's state and weight decay are still followed), so that only the
-            direct share of each step remains. This is the gradient of TESLA (Cui et al., ICML
-            2023), an approximation that differs from the exact one in direction and length; it
-            costs the same here. The parameters returned are the same.
-        micro_batch: Images that go through the network at once, if a batch has more: the same
-            gradient, up to the order of sums, in the memory of that many images. The loop then is
-            Python, and saves nothing on the CPU engine, which takes a few images at a time anyway.
-        shards: Processes that share every batch, e.g. a :class:`trajmatch.parallel.Ranks`. All of
-            them call this with the same arguments; each takes a part of every batch, and the sums
-            over the parts are exchanged in every step, forward and in the adjoint. All get the same
-            results and gradients, equal to one process up to the order of sums. The loop is Python
-            then, and keeps no tape; ``augment`` must be None or a :class:`DsaReplay`, which is
-            drawn for the whole batch.
+        exact: False to ignore how the gradients of later steps depend on earlier ones (the
+            Hessians), but not optimiser state and weight decay. The result is TESLA's approximate
+            gradient (Cui et al., ICML 2023), with another direction and length, at the same cost.
+            The returned parameters are the same.
+        micro_batch: Largest number of images that go through the network at once. The gradient is
+            the same up to the order of sums; memory is for that many images. The loop is then
+            Python. This saves nothing on the CPU engine, which takes a few images at a time anyway.
+        shards: Processes that share every batch, e.g. :class:`trajmatch.parallel.Ranks`. All call
+            this function with the same arguments; each takes a part of every batch, and sums are
+            exchanged in every step of both passes. All get the same results and gradients, equal to
+            one process up to the order of sums. The loop is then Python and keeps no tape;
+            ``augment`` must be None or a :class:`DsaReplay`, which is drawn for the whole batch.
 
     Returns:
-        ``theta_N`` ``[P]``, or ``[len(steps), P]`` in the order of ``steps``; with ``return_state``
-        the pair of it and the :class:`OptimiserState` after step ``N``. Differentiable once in
-        ``images``, floating labels, ``lr``, ``theta0`` and ``state``. Two calls, the second from
-        the parameters and the state of the first, have the values and gradients of one.
+        ``theta_N`` ``[P]``, or ``[len(steps), P]`` in the order of ``steps``. With
+        ``return_state``, a pair with the :class:`OptimiserState` after step ``N``; continuing from
+        both gives the values and gradients of one longer call. Differentiable once in ``images``,
+        floating labels, ``lr``, ``theta0`` and ``state``.
 
     Raises:
-        ValueError: A shape, device, label, index or count does not fit, ``state`` is of another
-            optimiser or model, ``momentum`` is given beside ``optimiser``, or the model treats
-            images of a batch together (batch norm in training mode) where ``micro_batch`` or
-            ``shards`` would part them, or has no parameters to train. Values of labels and indices
-            are looked at on the CPU only: on CUDA that would wait for the device.
+        ValueError: A shape, device, label, index or count does not fit (values of labels and
+            indices are checked on the CPU only, as CUDA would have to wait); ``state`` is of
+            another optimiser or model; ``momentum`` and ``optimiser`` are both given; the model has
+            no parameters to train; or ``micro_batch`` or ``shards`` would split batches for a model
+            that mixes images, such as batch norm in training mode.
         TypeError: A dtype or the kind of an argument is not supported.
-        NotImplementedError: With ``shards``, ``augment`` is another function; or the call is inside
-            of ``torch.func.jvp``, or on autograd inside of ``torch.func.vmap``. In the backward
-            pass: the model is not twice differentiable.
-        RuntimeError: In the backward pass: a step does not come out as in the forward pass.
+        NotImplementedError: ``shards`` with an ``augment`` other than DSA; a call inside
+            ``torch.func.jvp``, or on autograd inside ``torch.func.vmap``; in the backward pass, a
+            model that is not twice differentiable.
+        RuntimeError: In the backward pass: a step differs from the forward pass.
     """
     expect = Expect("unroll")
     expect.that(tape_bytes >= 0, "tape_bytes", "be at least 0", tape_bytes)
@@ -156,6 +147,7 @@ def unroll(
     most = micro_batch if micro_batch is not None and max(sizes) > micro_batch else None
     sharing = shards if shards is not None and shards.size > 1 else None
     whole = most is None and sharing is None
+    # Plain steps need no state in the adjoint, which halves the memory of the trajectory.
     plain = optimiser.plain and lr.dim() == 0 and state is None and not return_state
     given = (theta0, images, labels, lr)
     differentiable = given if state is None else (*given, state.tensors)
@@ -164,11 +156,12 @@ def unroll(
     replayed = augment is None or isinstance(augment, DsaReplay)
     if state is not None and optimiser.state_rows > 0:
         memory = state.tensors
-    else:  # a step of SGD has a buffer, whatever the momentum
+    else:  # sgd_step has a buffer for any momentum
         memory = theta0.new_zeros(0 if plain else max(optimiser.state_rows, 1), len(theta0))
+    # The engine runs the whole loop as one operator; otherwise the loop below is Python.
     if whole and network is not None and number is not None and replayed:
         rows = None
-        if augment is not None:  # of all steps' images, in the order of the batches
+        if augment is not None:  # one row per image, in the order of the batches
             assert isinstance(augment, DsaReplay)
             drawn = [augment.dsa_parameters(i, n, *images.shape[2:]) for i, n in enumerate(sizes)]
             rows = torch.cat(drawn).to(images.device)
@@ -214,18 +207,17 @@ def tape_bytes(
     precise: bool = False,
     device: torch.device | str = "cpu",
 ) -> int:
-    """Memory in bytes that :func:`unroll` fills with the activations of all its steps.
+    """Return the ``tape_bytes`` of :func:`unroll` that hold the activations of all its steps.
 
     Args:
         model: The student.
-        batch_sizes: Images in each step.
+        batch_sizes: Number of images in each step.
         dtype: float32 or float64.
         precise: As for :func:`unroll`.
-        device: Where it runs.
+        device: Device of the unroll.
 
     Returns:
-        The ``tape_bytes`` of :func:`unroll` with which it keeps every step's activations; 0 for
-        modules that run on autograd, which keep none.
+        Bytes; 0 for modules that run on autograd, which keep no activations.
     """
     expect = Expect("tape_bytes")
     batch_sizes = expect.counts("batch_sizes", batch_sizes)
@@ -283,7 +275,7 @@ register(
     save=_SAVED,
     outputs="thetas state_out trajectory tapes",
     constant="trajectory tapes",
-    materialize=False,  # zeros for the trajectory would double the memory
+    materialize=False,  # zeros for the trajectory's gradient would double the memory
 )
 register(
     "student_unroll_adjoint",
