@@ -114,8 +114,7 @@ def treats_images_alone(model: nn.Module, theta: Tensor, images: Tensor) -> bool
 def check_twice_differentiable(model: nn.Module, image_shape: Sequence[int]) -> None:
     """Raise ValueError unless a network runs on images ``(C, H, W)`` and is twice differentiable.
 
-    The error names the first layer that is not. A network that draws random numbers is refused,
-    too.
+    The error names the first layer that is not. Networks that draw random numbers are refused.
     """
     for layer in examine(model, image_shape):
         if layer.obstacle is not None:
@@ -135,8 +134,7 @@ def examine(model: nn.Module, image_shape: Sequence[int]) -> list[Layer]:
 
     Returns:
         The modules without submodules, in the order of ``named_modules()``. If all of these are
-        twice differentiable and the whole is not, also the innermost module whose ``forward`` is
-        not.
+        twice differentiable and the whole is not, also the innermost module that is not.
     """
     twin, images = _twin(model, image_shape)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():

@@ -152,7 +152,7 @@ def _sequential(graph: _Graph, module: nn.Sequential, value: int) -> int:
 def _residual_block(graph: _Graph, module: ResidualBlock, value: int) -> int:
     ends = []
     for branch in (module.residual, module.shortcut):
-        graph.close()
+        graph.close()  # no layer may be fused into these values: several nodes read them
         ends.append(graph.visit(branch, value))
     first, second = (graph.shapes[end] for end in ends)
     _needs(first == second)

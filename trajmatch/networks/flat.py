@@ -73,8 +73,7 @@ def copy_flat(flat: Tensor, targets: Mapping[str, Tensor], name: str) -> None:
 def split_flat(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
     """Return views of ``theta [P]`` by parameter name; raise ValueError for another size.
 
-    Views of frozen parameters (``requires_grad=False``) are detached, so a loss has no gradient
-    there.
+    Views of frozen parameters (``requires_grad=False``) are detached and get no gradient.
     """
     frozen = {name for name, each in model.named_parameters() if not each.requires_grad}
     name = f"theta, the parameters of {type(model).__name__},"

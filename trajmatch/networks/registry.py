@@ -54,8 +54,7 @@ def build(spec: dict[str, Any]) -> ImageClassifier:
 def build_student(spec: dict[str, Any]) -> ImageClassifier:
     """Build the network of a ``spec()`` for experts and students, without randomness in its steps.
 
-    Dropout and stochastic depth of torchvision models are switched off; :func:`check_student` warns
-    of that.
+    Dropout and stochastic depth of torchvision models are off; :func:`check_student` warns of it.
     """
     model = build(spec)
     if isinstance(model, External):

@@ -22,7 +22,7 @@ def update_running_statistics(model: nn.Module, statistics: Tensor) -> None:
             layer.num_batches_tracked += 1
             # Without a momentum, PyTorch averages over all batches.
             weight: Tensor | float = layer.momentum or 1.0 / layer.num_batches_tracked
-            # Running variances are unbiased, those of the engine are not.
+            # Running variances are unbiased, the engine's are not.
             variance = (rstd**-2 - layer.eps) * count / (count - 1)
             for kept, found in ((layer.running_mean, mean), (layer.running_var, variance)):
                 kept.copy_((1 - weight) * kept + weight * found)

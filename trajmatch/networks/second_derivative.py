@@ -29,7 +29,7 @@ def obstacle(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
     The call becomes a function of one number: the distance by which all floating-point arguments
     and trained parameters move along a random direction, in float64. So the check costs a few
-    gradients for any size of module. The module, on the CPU, is not changed.
+    gradients for any size of module. The module has to be on the CPU; it is not changed.
 
     Returns:
         The first line of PyTorch's error, or the statement that the derivative is wrong: a detached

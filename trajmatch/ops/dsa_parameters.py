@@ -67,7 +67,7 @@ def rotate(angle: Tensor) -> Tensor:
 
     In the coordinates of :func:`scale`, the value at ``(x, y)`` is the image at
     ``(x cos a - y sin a, x sin a + y cos a)``. As ``y`` points down, positive angles turn
-    anticlockwise. Outside values are 0.
+    anticlockwise. Pixels from outside the image are 0.
     """
     exact = angle.double()
     cosine, sine = exact.cos(), exact.sin()

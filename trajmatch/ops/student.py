@@ -190,8 +190,8 @@ def gradient(
             ``"mse"``; any dtype and shape ``[B, ...]`` for a function.
         loss: ``"cross_entropy"`` (mean over the batch), ``"mse"`` (mean over all elements of the
             outputs), ``"sum_logits"`` (sum of all logits; AST's gradient penalty uses its
-            derivative), or a function of (outputs, labels). A function returns a scalar ``[]``, the
-            mean over the batch, twice differentiable in both; other tensors that it reads are
+            derivative), or a function of (outputs, labels). A function must return a scalar ``[]``,
+            the mean over the batch, twice differentiable in both; other tensors that it reads are
             constants. With a function the engine's networks run on autograd.
         precise: True for Winograd F(2x2) instead of F(4x4) on the CPU engine in float32: more
             accurate and slower (``docs/performance.md``).

@@ -81,7 +81,7 @@ def unroll(
             of the batch, so it must be a mean of terms of single images.
         soft_labels: As for :func:`trajmatch.ops.gradient`.
         momentum: Heavy-ball factor (AST); short for ``optimiser=SGD(momentum)``.
-        optimiser: A :class:`trajmatch.ops.SGD` or :class:`trajmatch.ops.Adam`.
+        optimiser: :class:`trajmatch.ops.SGD` or :class:`trajmatch.ops.Adam`, as in ``torch.optim``.
         state: Optimiser state before the first step, as returned by an earlier call; None: new.
         return_state: True to return the state after the last step as well.
         loss_scale: Factor of the student's loss (AST's balance ``kappa``), not of weight decay.
