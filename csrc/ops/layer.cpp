@@ -104,7 +104,7 @@ Tensor LayerCall::data_place(size_t value) {
 
 Tensor LayerCall::grad_place(size_t value) {
   const Value& to = values[value];
-  if (to.has_grad) return place("grad_share", value);
+  if (to.has_grad || !wants_grad(value)) return place("grad_share", value);
   return has_tape && kept[value].grad ? to.grad : place("grad", value);
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -221,6 +222,44 @@ def test_descriptions_of_no_network(
     for wrong in (description, description[:-1], []):
         with pytest.raises(ValueError, match=match if wrong is description else "be what"):
             torch.ops.trajmatch.student_gradient(*given.values(), wrong, 0, 1.0, False)
+
+
+def test_a_value_that_a_norm_and_a_convolution_read(
+    device: torch.device, assert_close_as_vectors: Check
+) -> None:
+    bits = int.from_bytes(struct.pack("<d", 1e-5), "little")
+    nodes = [
+        *(0, 0, 4, 3, 1, 1, 1, 0),  # a convolution of the images
+        *(1, 1, 2, 1, 0, bits, 1, 0),  # group norm and ReLU of it
+        *(0, 1, 4, 3, 1, 1, 1, 0),  # another convolution of it
+        *(2, 2, 3, 0, 0, 0, 0, 0),  # their sum
+    ]
+    description = [3, 4, 6, 0, 1, *nodes]
+    size = (108 + 4) + 8 + (144 + 4) + (4 * 144 + 4)
+    theta = torch.randn(size, dtype=torch.float64, device=device)
+    images = torch.randn(5, 3, 6, 6, dtype=torch.float64, device=device)
+    labels, batches = torch.arange(5, device=device) % 4, torch.arange(5, device=device).repeat(3)
+    state, lr = theta.new_zeros(0, size), torch.tensor(0.01, dtype=torch.float64, device=device)
+
+    def outer(tape_bytes: int) -> list[Tensor]:
+        leaves = [theta.clone().requires_grad_(), images.clone().requires_grad_()]
+        end = torch.ops.trajmatch.student_unroll(
+            *leaves, labels, lr, state, batches, [5] * 3, [3], description,
+            ops.SGD().numbers(), 0, 0, 1.0, True, tape_bytes,
+        )[0]  # fmt: skip
+        return list(torch.autograd.grad(end.square().sum(), leaves))
+
+    without = outer(0)
+    assert_close_as_vectors(outer(1 << 30), without, 1e-12)
+    step = 1e-6 * torch.randn_like(images)
+    values = []
+    for sign in (1, -1):
+        found = torch.ops.trajmatch.student_unroll(
+            theta, images + sign * step, labels, lr, state, batches, [5] * 3, [3], description,
+            ops.SGD().numbers(), 0, 0, 1.0, False, 0,
+        )[0]  # fmt: skip
+        values.append(found.square().sum())
+    assert_close_as_vectors([values[0] - values[1]], [2 * (without[1] * step).sum()], 1e-5)
 
 
 def test_other_modules_run_on_autograd(
