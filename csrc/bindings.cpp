@@ -1,7 +1,8 @@
-// The Python module trajmatch._C. Importing it registers the operators, which live in the other
-// objects of the same library; the module itself carries only what is not a tensor.
+// The Python module trajmatch._C. Importing it registers the operators, which are compiled into the
+// same library. The module itself only has functions that take or return no tensors.
 
-// The copy of pybind11 in torch 2.11 and 2.12 refuses this macro, which is for torch's own headers.
+// The pybind11 bundled with torch 2.11 and 2.12 does not compile with this macro, which is meant
+// for the torch headers.
 #undef TORCH_TARGET_VERSION
 
 #include <pybind11/pybind11.h>
@@ -17,8 +18,8 @@ namespace {
 
 namespace py = pybind11;
 
-// The facts are one JSON text behind this word, by which they are also found in the file of a
-// library that cannot be loaded (trajmatch/_extension.py).
+// kBuildFacts is this marker followed by a JSON text. trajmatch/_extension.py searches the library
+// file for the marker to read the facts of a library that fails to load.
 constexpr std::string_view kMarker = "trajmatch-build-facts";
 
 py::dict build_info() {

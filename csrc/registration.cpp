@@ -1,5 +1,5 @@
-// Every operator's schema and kernels: the whole surface that Python sees, on one page. One
-// function serves the CPU and CUDA; it finds out from its tensors where it runs.
+// The schemas and kernels of all operators: everything Python can call, on one page. The same
+// function serves the CPU and CUDA; it picks the backend from its tensors.
 
 #include "ops/operators.h"
 

@@ -1,4 +1,4 @@
-// Activations with their first and second derivatives, shared by all backends.
+// Activation functions with their first and second derivatives, shared by all backends.
 #pragma once
 
 #include <cmath>

@@ -1,10 +1,10 @@
-// The formulas of core/activation.h for one point or for a pack of points.
+// The formulas of core/activation.h, for a scalar or a SIMD vector.
 //
-// No include guard and no namespace: core/activation.h includes it for single numbers, and the CPU
-// kernels once more for each instruction set, because a compiler splits a pack that is wider than
-// the instruction set a function was defined for.
+// This file has no include guard and no namespace. core/activation.h includes it for scalars. The
+// CPU kernels include it again for each instruction set, because a compiler splits a SIMD vector
+// that is wider than the instruction set of the function it appears in.
 
-// What a formula needs beyond arithmetic: a constant, a choice and the exponential.
+// The operations that a formula needs beyond arithmetic: a constant, a select and the exponential.
 template <class V>
 struct Lanes {
   TM_HD static V constant(double value) { return static_cast<V>(value); }
@@ -17,8 +17,8 @@ struct ActivationJet {
   V value, first, second;
 };
 
-// Value, first and second derivative. At 0 the (leaky) ReLU takes its left slope, as PyTorch does;
-// what is not a number stays so.
+// The value, first and second derivative. At 0 the (leaky) ReLU has its left slope, as in PyTorch.
+// NaN stays NaN.
 template <Activation kind, class V>
 TM_HD inline ActivationJet<V> activation_jet(const V& z) {
   using L = Lanes<V>;

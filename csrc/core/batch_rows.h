@@ -1,8 +1,8 @@
-// Student batches: rows of a matrix [n, R] gathered by index, and the adjoint of that.
+// Student batches: gathers rows of a matrix [n, R] by index, and scatters gradients back to them.
 //   gather:   out[i] = rows[index[i]]
-//   scatter:  rows[index[i]] += scale * grad[i], rows that occur more than once in the order of i
-// On CUDA, where nobody has looked at the indices before, one outside [0, n) gathers NaN (-1 of
-// integers, which is no class) and scatters nothing.
+//   scatter:  rows[index[i]] += scale * grad[i], where repeated rows are added in the order of i
+// On CUDA the indices have not been checked beforehand. An index outside [0, n) gathers NaN (-1 for
+// integers, which is not a valid class) and scatters nothing.
 #pragma once
 
 #include <cstdint>
@@ -24,14 +24,14 @@ struct ScatterAddRows {
   int64_t count, num_rows, row_size;  // B, n, R
   const T* grad;                      // [B, R]
   const int64_t* index;               // [B], values in [0, n)
-  const T* scale;                     // [] on the device of the rows
+  const T* scale;                     // [], on the same device as the rows
   T* rows;                            // [n, R], updated in place
 };
 
 namespace cpu {
 template <class T>
 void gather_rows(const GatherRows<T>& params, int64_t begin, int64_t end);  // rows of out
-// Columns [begin, end) of every row, so that equal indices never meet in two threads.
+// Columns [begin, end) of every row: splitting by column keeps equal indices in one thread.
 template <class T>
 void scatter_add_rows(const ScatterAddRows<T>& params, int64_t begin, int64_t end);
 }  // namespace cpu

@@ -1,11 +1,12 @@
-// The classifier of a student: logits z = W f + b from the features f of the last block, with the
-// gradients and tangents that the walk over the network needs. All are sums of one or two products:
+// The classifier of a student. It computes the logits z = W f + b from the features f of the last
+// block, and the gradients and tangents that the layer-by-layer engine needs. Each result is a sum
+// of one or two products:
 //   z  = W f + b,   z' = W f' + W' f + b'
 //   df = W^T g,    df' = W^T g' + W'^T g
 //   dW = g f^T,    dW' = g' f^T + g f'^T,   db = sum of g over the batch
-// Features are [B, pixels, C], as blocks in channels-last leave them; W is [K, C, pixels] and b
-// [K], as they lie in the flat parameters. For ops/layer_student.h; the ConvNet's engine on the CPU
-// has its own.
+// Features are [B, pixels, C], the channels-last output of the last block. W is [K, C, pixels] and
+// b is [K], as in the flat parameters. ops/layer_student.h uses this file; the CPU engine for
+// ConvNets has its own classifier.
 #pragma once
 
 #include <cstdint>
@@ -23,10 +24,10 @@ struct ClassifierShape {
 template <class T>
 struct ClassifierTerm {
   const T* batch_side;   // f [B, pixels, C], or g [B, K]
-  const T* weight_side;  // W [K, C, pixels]; of weight gradients f [B, pixels, C]
+  const T* weight_side;  // W [K, C, pixels]; in weight gradients f [B, pixels, C]
 };
 
-// z: of features and weights.
+// Computes z. Each term is a product of features and weights.
 template <class T>
 struct ClassifierForward {
   ClassifierShape shape;
@@ -36,7 +37,7 @@ struct ClassifierForward {
   T* logits;      // [B, K]
 };
 
-// df: of gradients in logits and weights.
+// Computes df. Each term is a product of logit gradients and weights.
 template <class T>
 struct ClassifierInputGradient {
   ClassifierShape shape;
@@ -45,7 +46,8 @@ struct ClassifierInputGradient {
   T* grad_features;  // [B, pixels, C]
 };
 
-// dW: of gradients in logits and features; db of the first term.
+// Computes dW. Each term is a product of logit gradients and features. db comes from the first
+// term.
 template <class T>
 struct ClassifierWeightGradient {
   ClassifierShape shape;

@@ -1,22 +1,23 @@
-// DSA: every sample of a batch transformed by one linear map A of its own and, for colour, a
-// constant. A row of parameters names the map and gives its numbers.
+// DSA (differentiable siamese augmentation): transforms each image of a batch by its own linear map
+// A plus, for color, a constant. A row of parameters selects the map and holds its numbers.
 //
-// Letters: B samples, C channels, H x W pixels; y, x a row and a column.
+// Letters: B images, C channels, H x W pixels; y is a row and x a column.
 //
 //   kind     a, b, c, d                         out[y, x]
-//   color    brightness, saturation, contrast   c b in + c (1 - b) grey + (1 - c) mean + a, with
-//                                               grey the pixel's mean over the channels and mean
-//                                               that of the whole image
+//   color    brightness, saturation, contrast   c b in + c (1 - b) grey + (1 - c) mean + a, where
+//                                               grey is the pixel's mean over its channels and
+//                                               mean is the mean of the whole image
 //   crop     rows, columns                      in[y + a, x + b], 0 outside
-//   cutout   top, left, height, width           0 inside of the rectangle, outside of it in[y, x]
+//   cutout   top, left, height, width           0 inside the rectangle, in[y, x] outside it
 //   flip     flipped                            in[y, W - 1 - x] if a is not 0, else in[y, x]
 //   sample   m00, m01, m10, m11                 in at (m00 u + m01 v, m10 u + m11 v), bilinear, 0
-//                                               outside; u to the right and v down, both -1 at the
-//                                               centre of the first pixel and 1 at that of the last
+//                                               outside; u points right and v down, both are -1 at
+//                                               the centre of the first pixel and 1 at the last
 //
-// Passes: forward A in + a; tangent A in (the brightness left out); backward A^T in. The maps of
-// colour and cutout are their own transposes, so is that of flip, and that of crop is the opposite
-// crop; for the sampling each input pixel collects what the output pixels took from it.
+// Passes: forward computes A in + a; tangent computes A in, without the brightness a; backward
+// computes A^T in. The maps of color, cutout and flip are their own transposes. The transpose of
+// crop is the opposite crop. For sample, each input pixel collects the contributions of the output
+// pixels that read it.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +30,7 @@ enum class DsaKind : int { kColor = 0, kCrop = 1, kCutout = 2, kFlip = 3, kSampl
 enum class DsaPass : int { kForward, kTangent, kBackward };
 
 constexpr int64_t kDsaKinds = 5;
-constexpr int64_t kDsaColumns = 5;  // of a row of parameters: kind, a, b, c, d
+constexpr int64_t kDsaColumns = 5;  // columns of a row of parameters: kind, a, b, c, d
 
 template <class T>
 struct Dsa {
@@ -38,22 +39,22 @@ struct Dsa {
   bool channels_last;        // images are [B, H, W, C] instead of [B, C, H, W]
   const double* parameters;  // [B, 5]
   const T* in;               // [B, C, H, W] images, or their gradient in the backward pass
-  T* out;                    // likewise, in the same layout; must not be in
+  T* out;                    // same shape and layout as in; must not alias it
 
   TM_HD int64_t pixels() const { return height * width; }
   TM_HD int64_t image_size() const { return channels * height * width; }
-  // Distances in memory.
+  // Strides, in elements.
   TM_HD int64_t pixel_step() const { return channels_last ? channels : 1; }
   TM_HD int64_t channel_step() const { return channels_last ? 1 : pixels(); }
 };
 
-// `value` limited to [low, high]; low for what is not a number.
+// Clamps `value` to [low, high]. NaN becomes low.
 TM_HD inline double dsa_limited(double value, double low, double high) {
   const double above = value > low ? value : low;
   return above < high ? above : high;
 }
 
-// out = own in + grey (sum over the channels) + mean (sum over the image) + constant
+// out = own * in + grey * (sum over the channels) + mean * (sum over the image) + constant
 struct DsaColor {
   template <class T>
   TM_HD DsaColor(const Dsa<T>& p, const double* row)
@@ -74,7 +75,7 @@ struct DsaCrop {
   int rows, columns;
 
  private:
-  // Beyond the size of the image nothing changes any more.
+  // Clamped: a shift by the whole image size already leaves nothing inside.
   template <class T>
   TM_HD static int shift(const Dsa<T>& p, double pixels, int64_t size) {
     const double limit = static_cast<double>(size);
@@ -83,7 +84,7 @@ struct DsaCrop {
   }
 };
 
-// The part of the rectangle that lies in the image: rows [top, bottom), columns [left, right).
+// The part of the rectangle inside the image: rows [top, bottom), columns [left, right).
 struct DsaCutout {
   template <class T>
   TM_HD DsaCutout(const Dsa<T>& p, const double* row)
@@ -100,8 +101,9 @@ struct DsaCutout {
   }
 };
 
-// Output pixel (y, x) is sampled at column x + x0 + xx x + xy y and row y + y0 + yx x + yy y of the
-// input. What is added to x and y is small, and so exact to many places in float32 too.
+// Output pixel (y, x) samples the input at column x + x0 + xx x + xy y and row y + y0 + yx x + yy
+// y. The position is stored as an offset from (x, y): offsets are small, so float32 keeps them
+// precise.
 struct DsaSampling {
   template <class T>
   TM_HD DsaSampling(const Dsa<T>& p, const double* row)
@@ -109,7 +111,7 @@ struct DsaSampling {
     const double half_width = 0.5 * (width - 1), half_height = 0.5 * (height - 1);
     x0 = half_width * (1.0 - row[1] - row[2]);
     y0 = half_height * (1.0 - row[3] - row[4]);
-    // An axis of one pixel has the coordinate -1 alone.
+    // On an axis of one pixel the coordinate is always -1.
     xx = width > 1 ? row[1] - 1.0 : 0.0;
     yy = height > 1 ? row[4] - 1.0 : 0.0;
     xy = height > 1 ? row[2] * half_width / half_height : 0.0;
@@ -120,7 +122,7 @@ struct DsaSampling {
   double x0, xx, xy, y0, yx, yy;
 };
 
-// The shifts x0 + xx x + xy y and y0 + yx x + yy y along an output row, as functions of x.
+// The offsets x0 + xx x + xy y and y0 + yx x + yy y along one output row, as functions of x.
 template <class T>
 struct DsaLine {
   TM_HD DsaLine(const DsaSampling& map, int y)
@@ -132,9 +134,9 @@ struct DsaLine {
   T x_shift, x_slope, y_shift, y_slope;
 };
 
-// The two pixels that a sample between them takes its value from, along one axis of `size` pixels:
-// `first`, from -1 to size - 1, and the one after it, with the weights 1 - second and second. A
-// sample farther outside than a pixel moves to where it is still 0.
+// The two neighbouring pixels that a sample interpolates, along one axis of `size` pixels: `first`,
+// from -1 to size - 1, with weight 1 - second, and first + 1, with weight second. A sample more
+// than one pixel outside is clamped to a position where it is still 0.
 template <class T>
 struct DsaTap {
   TM_HD DsaTap(T shift, int place, int size) {

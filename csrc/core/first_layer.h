@@ -1,24 +1,24 @@
-// The first block of a student as one operation, for CUDA: 3x3 convolution of few input channels,
-// instance norm, ReLU and 2x2 average pooling. Its plane is the largest of the network, so y is
-// never stored: every pass makes it again from the images, 9 I multiply-adds a value, which costs
-// less than reading it. Float32; activations are channels last.
+// The first block of a student as one operation on CUDA: a 3x3 convolution with few input channels,
+// instance norm, ReLU and 2x2 average pooling. Its plane is the largest in the network, so the
+// convolution output y is never stored. Every pass recomputes y from the images: 9 I multiply-adds
+// per value cost less than reading it. Float32; activations are channels-last.
 //
-// Letters: K trajectories (students side by side, each with images and parameters of its own),
-// B images of each, S input side, I input channels, O = 32 output side, C output channels. The
-// convolution's bias moves nothing before an instance norm and is left out.
+// Letters: K trajectories (students trained side by side, each with its own images and parameters),
+// B images per trajectory, S input side, I input channels, O = 32 output side, C output channels.
+// The bias of the convolution has no effect before an instance norm and is left out.
 //
 //   y = W * x                  the rest as in core/norm_act_pool.h
 //   dW = x * dy                dx = W^T * dy
-//   tangent, along parameters only (x' = 0):
+//   tangent along the parameters only (x' = 0):
 //   y' = W' * x                dW' = x * dy'                dx' = W^T * dy' + W'^T * dy
 //
-// Operations and bytes of an image at I = 3, S = 32, C = 128, with the floor of 100 images on an
-// H200 (60 TFLOP/s of float32, 4.3 TB/s):
+// Operations and bytes per image at I = 3, S = 32, C = 128, and the lower bound in time for 100
+// images on an H200 (60 TFLOP/s of float32, 4.3 TB/s):
 //   forward            7.1 MFLOP   12 us    0.15 MB    3.4 us
 //   tangent           14.2 MFLOP   24 us    0.15 MB    3.4 us
 //   backward          14.2 MFLOP   24 us    0.16 MB    3.7 us     + 7.1 MFLOP, 12 us with dx
 //   backward tangent  35.4 MFLOP   59 us    0.39 MB    9.1 us
-// Stored, y alone would be 0.52 MB for every time it is written or read.
+// If y were stored, each write or read of y alone would move 0.52 MB.
 #pragma once
 
 #include <cstdint>
@@ -30,18 +30,18 @@ namespace trajmatch {
 struct FirstLayerShape {
   static constexpr int64_t kOutSize = 32;
   static constexpr int64_t kPooledSize = kOutSize / 2;
-  // Planes of y and y' that a block holds: its channels are 16, or 8 with their tangents.
+  // Planes of y and y' that a thread block holds: 16 channels, or 8 channels with their tangents.
   static constexpr int64_t kPlanes = 16;
 
   int64_t trajectories, batch, in_size, in_channels, padding, channels;
-  int64_t parameter_stride;  // elements from one trajectory's parameters, tangents or gradients of
-                             // parameters to the next one's
+  int64_t parameter_stride;  // elements between the parameters of one trajectory and the next; the
+                             // same for tangents and parameter gradients
   double eps;
 
   TM_HD int64_t taps() const { return 9 * in_channels; }
   TM_HD int64_t image_size() const { return in_size * in_size * in_channels; }
   TM_HD int64_t pooled_size() const { return kPooledSize * kPooledSize * channels; }
-  // Blocks that share an image, with or without tangents.
+  // Thread blocks per image, with or without tangents.
   TM_HD int64_t tiles(bool tangent) const { return channels / (tangent ? kPlanes / 2 : kPlanes); }
   bool fits() const {
     return in_size + 2 * padding - 2 == kOutSize && padding >= 1 &&
@@ -49,7 +49,7 @@ struct FirstLayerShape {
   }
 };
 
-// What every pass reads. Parameters: K of each, parameter_stride apart.
+// The inputs of every pass. There are K sets of parameters, parameter_stride apart.
 struct FirstLayerInputs {
   FirstLayerShape shape;
   const float* images;       // [K, B, S, S, I]
@@ -65,7 +65,7 @@ struct FirstLayerForward {
   float* rstd;  // [K, B, C]
 };
 
-// The tangents of the parameters and the statistics of the forward pass.
+// The statistics of the forward pass and the tangents of the parameters.
 struct FirstLayerTangents {
   const float* mean;                 // [K, B, C]
   const float* rstd;                 // [K, B, C]
@@ -82,15 +82,16 @@ struct FirstLayerTangent {
   float* projection;    // [K, B, C]
 };
 
-// Where a backward pass leaves its results: shares of images and of tiles, then their sums.
+// The outputs of a backward pass. The partial buffers hold one share per image or tile; the grad
+// buffers hold their sums.
 struct FirstLayerGradients {
   float* partial_affine;    // [K, B, 2, C] workspace
   float* partial_weight;    // [K, B, C, I, 3, 3] workspace
-  float* partial_images;    // [tiles, K, B, S, S, I] workspace, or null with grad_images
-  float* grad_weight;       // [C, I, 3, 3], K of them like the parameters; so the next two
+  float* partial_images;    // [tiles, K, B, S, S, I] workspace, null if grad_images is
+  float* grad_weight;       // [C, I, 3, 3]; K of these three, spaced like the parameters
   float* grad_norm_weight;  // [C]
   float* grad_norm_bias;    // [C]
-  float* grad_images;       // [K, B, S, S, I], or null: not wanted
+  float* grad_images;       // [K, B, S, S, I], or null if not wanted
 };
 
 struct FirstLayerBackward {
@@ -101,7 +102,7 @@ struct FirstLayerBackward {
   FirstLayerGradients out;
 };
 
-// All results are tangents of the backward pass's.
+// All results are the tangents of the results of the backward pass.
 struct FirstLayerBackwardTangent {
   FirstLayerInputs in;
   FirstLayerTangents tangents;
@@ -113,7 +114,7 @@ struct FirstLayerBackwardTangent {
 };
 
 namespace cuda {
-// True if the current device has the shared memory that the kernels ask for.
+// True if the current device has enough shared memory for the kernels.
 bool first_layer_fits_device(const FirstLayerShape& shape);
 void launch_first_layer_forward(const FirstLayerForward& params, Stream stream);
 void launch_first_layer_tangent(const FirstLayerTangent& params, Stream stream);

@@ -1,21 +1,24 @@
-// The deep blocks of a student on CUDA, whole planes in registers: 3x3 convolutions with as many
-// output as input channels and padding 1, on planes of 16 x 16 or 8 x 8, with instance norm, ReLU
-// and 2x2 average pooling in the same kernel. Float32; activations are channels last.
+// The deep blocks of a student on CUDA, with whole planes in registers: 3x3 convolutions with
+// padding 1 and as many output as input channels, on planes of 16 x 16 or 8 x 8. The forward and
+// tangent kernels include instance norm, ReLU and 2x2 average pooling. Float32; activations are
+// channels-last.
 //
-// Letters: K trajectories (students side by side, each with images and parameters of its own),
-// B images of each, S side of the plane, C channels.
+// Letters: K trajectories (students trained side by side, each with its own images and parameters),
+// B images per trajectory, S side of the plane, C channels.
 //
 //   y  = sum over one or two terms of W_i * x_i        the rest as in core/norm_act_pool.h
-//   dx = the same with dy for x and the weights turned: by 180 degrees, in and out exchanged
+//   dx = as y, with dy in place of x, and the weights turned: rotated by 180 degrees, with input
+//        and output channels exchanged
 //   dW = sum over one or two pairs of x_i * dy_i
-// Tangents have two terms: y' = W * x' + W' * x, dx' = W^T * dy' + W'^T * dy,
-// dW' = x * dy' + x' * dy.
+// Tangents have two terms:
+//   y' = W * x' + W' * x       dx' = W^T * dy' + W'^T * dy      dW' = x * dy' + x' * dy
 //
-// Operations and bytes of an image at S = 16, C = 128, one term: 75.5 MFLOP; 0.13 MB read, 0.13
-// written, and 0.59 MB of weights for every block that takes the image (from L2); in half precision
-// 0.07 MB read and 0.29 MB of weights. The floor of 100 images on an H200: 126 us in float32
-// (60 TFLOP/s), 19 us in TF32 (400 TFLOP/s), 13 us in half precision (600 TFLOP/s), 6 us of memory
-// (4.3 TB/s). At S = 8 a quarter of each but of the weights, which four images share.
+// Operations and bytes per image at S = 16, C = 128 with one term: 75.5 MFLOP, 0.13 MB read, 0.13
+// MB written, and 0.59 MB of weights read from L2 by every thread block that works on the image. In
+// half precision: 0.07 MB read and 0.29 MB of weights. The lower bound for 100 images on an H200 is
+// 126 us in float32 (60 TFLOP/s), 19 us in TF32 (400 TFLOP/s), 13 us in half precision (600
+// TFLOP/s), and 6 us for memory (4.3 TB/s). At S = 8 everything is a quarter, except the weights,
+// which four images share.
 #pragma once
 
 #include <cstdint>
@@ -24,10 +27,11 @@
 
 namespace trajmatch {
 
-// How products are made; sums are float32 in all. TF32 has 10 bits behind the point. Three TF32
-// products of high and low parts are as exact as float32; the forward pass alone offers them, whose
-// result decides which ReLUs are active. Half precision has 10 bits too, at half the bytes and
-// twice the rate, but takes operands that are scaled and rounded before (core/half_operand.h).
+// How products are computed; all of them accumulate in float32. TF32 has a 10-bit mantissa. kTf32x3
+// splits each operand into a high and a low part and adds three TF32 products, which is as accurate
+// as float32. Only the forward pass offers it, because its result decides which ReLUs are active.
+// Half precision also has a 10-bit mantissa, at half the bytes and twice the rate, but needs
+// operands that were scaled and rounded beforehand (core/half_operand.h).
 enum class ProductKind : int { kPlain = 0, kTf32 = 1, kTf32x3 = 2, kFp16 = 3 };
 
 struct FusedConvolutionShape {
@@ -36,14 +40,14 @@ struct FusedConvolutionShape {
   TM_HD int64_t pixels() const { return size * size; }
   TM_HD int64_t image_size() const { return pixels() * channels; }
   TM_HD int64_t weight_size() const { return 9 * channels * channels; }
-  // Images that a block takes at once: 256 pixels.
+  // Images that a thread block works on at once: 256 pixels in total.
   TM_HD int64_t block_images() const { return 256 / pixels(); }
   int64_t image_blocks() const { return (batch + block_images() - 1) / block_images(); }
   bool fits() const {
     return (size == 16 || size == 8) && (channels == 32 || channels == 64 || channels == 128);
   }
-  // Output channels of a block: as many as leave enough blocks for half the multiprocessors of an
-  // H200, because every block reads all of its images.
+  // Output channels per thread block. Every block reads all of its images, so the tile is as wide
+  // as possible while there are still enough blocks for half the multiprocessors of an H200.
   int64_t tile_channels() const {
     constexpr int64_t kEnoughBlocks = 66;
     int64_t tile = channels;
@@ -54,25 +58,25 @@ struct FusedConvolutionShape {
   }
 };
 
-// Weights [K, C, C, 3, 3] in the order that the kernels read, [K, 9 C^2]: for every 16 input
-// channels and row of taps, [3 taps, 4 groups, C outputs, 4 inputs of the group]; for kFp16
-// [3 taps, C outputs, 16 inputs] as halves, two in a float's place.
+// Reorders the weights [K, C, C, 3, 3] into [K, 9 C^2], the order that the kernels read: for every
+// 16 input channels and every row of taps, [3 taps, 4 groups, C outputs, 4 inputs of the group].
+// For kFp16 it is [3 taps, C outputs, 16 inputs] in halves, two per float.
 struct PackConvolution {
   FusedConvolutionShape shape;
-  int64_t parameter_stride;           // from one trajectory's weight to the next one's
-  bool turned;                        // for the gradient in x
+  int64_t parameter_stride;           // elements between the weights of two trajectories
+  bool turned;                        // true for the gradient in x
   ProductKind kind;                   // weights for kTf32 and kFp16 are rounded
   const float* weight;                // [C, C, 3, 3], K of them
   float* packed;                      // [K, packed_size()]
-  const float* magnitudes = nullptr;  // of the weights; for kFp16
+  const float* magnitudes = nullptr;  // [K, kMagnitudes] of the weights; only for kFp16
 
   static int64_t packed_size(const FusedConvolutionShape& shape, ProductKind kind) {
     return kind == ProductKind::kFp16 ? shape.weight_size() / 2 : shape.weight_size();
   }
 };
 
-// For kFp16, operands are halves of [K, B, S, S, C] and packed weights, and come with the
-// magnitudes that say how they are scaled.
+// For kFp16, x [K, B, S, S, C] and the packed weights are halves, and come with the magnitudes that
+// define their scale.
 struct FusedConvolution {
   struct Term {
     const float* x;       // [K, B, S, S, C]
@@ -88,7 +92,7 @@ struct FusedConvolution {
   float* y;  // [K, B, S, S, C]
 };
 
-// The parameters of the norm: K of each, parameter_stride apart.
+// The parameters of the norm: K sets, parameter_stride apart.
 struct FusedNorm {
   int64_t parameter_stride;
   float eps;
@@ -105,9 +109,9 @@ struct FusedBlockForward {
 };
 
 struct FusedBlockTangent {
-  FusedConvolution convolution;  // of y'
+  FusedConvolution convolution;  // computes y'
   FusedNorm norm;
-  const float* weight_tangent;  // [C], like the norm's weight
+  const float* weight_tangent;  // [C]; K of each tangent, spaced like the parameters
   const float* bias_tangent;    // [C]
   const float* y;               // [K, B, S, S, C]
   const float* mean;            // [K, B, C]
@@ -117,8 +121,8 @@ struct FusedBlockTangent {
   float* projection;            // [K, B, C]
 };
 
-// Gradient in the weights. Blocks of a split take the same images; a block of fewer than 128
-// channels has warps to spare, which divide the pixels among them into parts.
+// Gradient in the weights. All thread blocks of a split work on the same images. A block of fewer
+// than 128 channels has spare warps, which divide the pixels into parts.
 struct FusedConvolutionWeight {
   struct Pair {
     const float* x;       // [K, B, S, S, C]
@@ -133,13 +137,13 @@ struct FusedConvolutionWeight {
   Pair pair[2];
   float* partial;            // [K, splits * parts, 3, 3, in, out] workspace
   float* grad_weight;        // [C, C, 3, 3], K of them
-  int64_t parameter_stride;  // apart
+  int64_t parameter_stride;  // elements between the gradients of two trajectories
 
   static int64_t block_inputs(int64_t channels) { return channels < 64 ? channels : 64; }
   static int64_t parts(int64_t channels) {
     return 8 * 32 * 32 / (block_inputs(channels) * channels);
   }
-  // As many splits as give every multiprocessor of an H200 a block.
+  // Chosen to give about one thread block to every multiprocessor of an H200.
   static int64_t splits_of(const FusedConvolutionShape& shape) {
     constexpr int64_t kMultiprocessors = 132;
     const int64_t blocks = 3 * (shape.channels / block_inputs(shape.channels));
@@ -149,7 +153,7 @@ struct FusedConvolutionWeight {
 };
 
 namespace cuda {
-// True if the current device has the shared memory that the kernels ask for, whatever the batch.
+// True if the current device has enough shared memory for the kernels. Holds for any batch.
 bool fused_convolution_fits_device(const FusedConvolutionShape& shape, ProductKind forward_kind,
                                    ProductKind kind);
 void launch_pack_convolution(const PackConvolution& params, Stream stream);

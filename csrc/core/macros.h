@@ -1,4 +1,4 @@
-// What every compiler that reads core/ needs to agree on.
+// Macros and types shared by every compiler that reads core/.
 #pragma once
 
 #ifdef __CUDACC__
@@ -9,7 +9,7 @@
 
 #define TM_RESTRICT __restrict__
 
-// The CUDA stream type without <cuda_runtime.h>, so that code without CUDA can pass it along.
+// The CUDA stream type without <cuda_runtime.h>, so that code built without CUDA can pass it on.
 struct CUstream_st;
 
 namespace trajmatch {

@@ -1,5 +1,5 @@
-// A student network as nodes, each of which makes one value of others, and as places in its flat
-// parameters.
+// A student network as a list of nodes, and the offsets of its tensors in the flat parameter
+// vector.
 #pragma once
 
 #include <cstdint>
@@ -9,64 +9,64 @@
 
 namespace trajmatch {
 
-// A run of the flat parameter vector.
+// A contiguous range of the flat parameter vector.
 struct Slice {
   int64_t offset = 0, size = 0;
 };
 
-// A convolution, with its bias where it has one. A linear layer is one whose kernel is as large as
+// A convolution with an optional bias. A linear layer is a convolution whose kernel is as large as
 // its input.
 struct ConvolutionNode {
   int64_t in_channels, in_size;  // input [B, in_channels, in_size, in_size]
   int64_t channels, size;        // output [B, channels, size, size]
   int64_t kernel, stride, padding;
   Slice weight, bias;  // [C, in_channels, kernel, kernel], [C]
-  bool bias_is_inert;  // nothing depends on it, since a norm takes the mean of each channel away
+  bool bias_is_inert;  // the next norm subtracts each channel mean, so nothing depends on the bias
 
   bool is_linear() const { return kernel == in_size && padding == 0; }
 };
 
-// Norm, activation and pooling. The norm is described by numbers: `groups` of channels, or none;
-// weight and bias for each channel or, where `elementwise`, for each value of an image.
+// Norm, activation and pooling. `groups` in the shape is the number of channel groups, or 0 for no
+// norm. weight and bias have one value per channel or, if `elementwise`, one per value of an image.
 struct NormActPoolNode {
-  NormActPoolShape shape;  // of the input, for a batch of 0
-  Slice weight, bias;      // empty where the norm has none
+  NormActPoolShape shape;  // shape of the input, with batch = 0
+  Slice weight, bias;      // empty if the norm has none
 
   NormActPoolShape shape_of(int64_t batch) const {
     NormActPoolShape result = shape;
     result.batch = batch;
     return result;
   }
-  // True if each channel has a mean of its own.
+  // True if each channel is centred by its own mean.
   bool centres_channels() const { return shape.groups == shape.channels && !shape.elementwise; }
-  // Values that a channel's mean is over.
+  // Number of values that each channel mean averages over.
   int64_t values(int64_t batch) const { return (shape.over_batch ? batch : 1) * shape.pixels(); }
 };
 
 enum class NodeKind : int { kConvolution = 0, kNormActPool = 1, kAdd = 2, kMean = 3 };
 
-// Value 0 is the images, and node i makes value i + 1, of values before it.
+// Value 0 is the images. Node i makes value i + 1 from earlier values.
 struct Node {
   NodeKind kind;
-  int64_t input, other;    // other: the second addend
-  int64_t channels, size;  // of its value
+  int64_t input, other;    // other: the second addend of kAdd
+  int64_t channels, size;  // shape of the value it makes
   ConvolutionNode convolution;
   NormActPoolNode norm;
-  int64_t window;  // side of the pixels that a mean is over
+  int64_t window;  // side of the averaging windows of kMean
 };
 
-// Blocks of a chain that run as kernels of their own on CUDA, of those that fit, and how their
-// products are rounded. The forward pass of a precise network rounds with kTf32 and kFp16 to three
-// products in TF32.
+// Selects the blocks of a chain that run as fused kernels on CUDA, if they fit, and how their
+// products are rounded. With kTf32 and kFp16, the forward pass of a precise network uses three TF32
+// products instead (ProductKind::kTf32x3).
 enum class FusedKernels : int {
   kNone = 0,
   kFirst = 1,    // the first block
-  kFloat32 = 2,  // all
-  kTf32 = 3,     // all
-  kFp16 = 4,     // all, of scaled operands
+  kFloat32 = 2,  // all blocks
+  kTf32 = 3,     // all blocks
+  kFp16 = 4,     // all blocks, with scaled operands
 };
 
-// A convolution and what follows it.
+// A convolution and the norm, activation and pooling after it.
 struct Block {
   ConvolutionNode convolution;
   NormActPoolNode norm;
@@ -75,15 +75,15 @@ struct Block {
 struct Network {
   int64_t in_channels, num_classes, image_size;
   std::vector<Node> nodes;
-  // The same of a chain of 3x3 convolutions with stride 1 and a padding of 1 (the first of at least
-  // 1), each with a bias and a norm, activation and pooling of single images behind it; otherwise
-  // empty. The kernels made for such networks need that.
+  // The same nodes as pairs, if the network is a chain of 3x3 convolutions with stride 1 and
+  // padding 1 (at least 1 for the first), each with a bias and followed by a norm, activation and
+  // pooling of single images. Empty otherwise. The specialised kernels only run such chains.
   std::vector<Block> blocks;
-  int64_t width, feature_pixels, features;  // channels, pixels and values that the classifier reads
+  int64_t width, feature_pixels, features;   // channels, pixels and values read by the classifier
   Slice classifier_weight, classifier_bias;  // [K, features] in the order (C, H, W), [K]
   int64_t num_parameters;
-  int64_t batch_norm_channels;  // of all norms over the batch
-  bool precise;                 // no transform of the engine's that costs accuracy
+  int64_t batch_norm_channels;  // sum over all batch norms
+  bool precise;                 // avoids transforms in the engine that cost accuracy
   FusedKernels fused;
 };
 

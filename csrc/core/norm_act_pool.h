@@ -1,10 +1,11 @@
-// Norm, activation and 2x2 pooling of activations [B, H, W, C] (channels last) as one operation, in
+// Norm, activation and 2x2 pooling of activations [B, H, W, C] (channels-last) as one operation, in
 // the four passes that a Hessian-vector product needs.
 //
-// Letters: B images, C channels, H x W pixels, Ho x Wo pixels after pooling, G norm groups,
-// A affine parameters ([C], or [H, W, C] where `elementwise`).
+// Letters: B images, C channels, H x W pixels, Ho x Wo pixels after pooling, G norm groups, A
+// affine parameters ([C], or [H, W, C] if `elementwise`).
 //
-// With m, s the mean and 1/sqrt(variance + eps) of a group of n values, and <.> its mean:
+// For a group of n values, m is the mean, s = 1/sqrt(variance + eps), and <.> a mean over the
+// group:
 //   xh  = s (x - m)            z  = w xh + b              a  = act(z)           out  = pool(a)
 //   tangent (a prime):
 //   xh' = s (x' - m') - q xh   z' = w' xh + w xh' + b'    a' = act'(z) z'       out' = pool(a')
@@ -16,8 +17,8 @@
 //   dz' = act'(z) da' + act''(z) z' da                    dw' = sum dz' xh + dz xh',  db' = sum dz'
 //   dxh' = w' dz + w dz'
 //   dx' = -q dx + s (dxh' - <dxh'> - xh' <dxh xh> - xh <dxh' xh + dxh xh'>)
-// Max pooling takes the first largest value of a window in row-major order, in every pass the one
-// of the primal activations; a last odd row or column is dropped and receives no gradient.
+// Max pooling takes the first largest value of a window in row-major order. Every pass uses the
+// choice of the primal activations. An odd last row or column is dropped and receives no gradient.
 #pragma once
 
 #include <cstdint>
@@ -33,13 +34,13 @@ enum class Pooling : int { kNone = 0, kAverage = 1, kMax = 2 };
 
 struct NormActPoolShape {
   int64_t batch, height, width, channels;
-  int64_t groups;    // 0: no normalisation (then mean, rstd and their tangents may be null)
+  int64_t groups;    // 0: no norm (mean, rstd and their tangents may then be null)
   bool elementwise;  // weight and bias are [H, W, C] (layer norm) instead of [C]
   Activation activation;
   Pooling pooling;
   double eps;
-  // Batch norm: each channel has one mean over all images, whose statistics are [1, C]. CUDA wants
-  // one image of them, with all their rows, instead.
+  // Batch norm: each channel has one mean over all images, and the statistics are [1, C]. CUDA
+  // takes this as a norm over a single image that holds the rows of all images (as_one_image).
   bool over_batch = false;
 
   NormActPoolShape as_one_image() const {
@@ -49,14 +50,15 @@ struct NormActPoolShape {
     result.over_batch = false;
     return result;
   }
-  int64_t statistics() const { return (over_batch ? 1 : batch) * groups; }  // values of a mean
+  int64_t statistics() const { return (over_batch ? 1 : batch) * groups; }  // number of means
   TM_HD int64_t pixels() const { return height * width; }
   TM_HD int64_t out_height() const { return pooling == Pooling::kNone ? height : height / 2; }
   TM_HD int64_t out_width() const { return pooling == Pooling::kNone ? width : width / 2; }
   TM_HD int64_t affine_size() const { return elementwise ? pixels() * channels : channels; }
 };
 
-// All passes: weight and bias may be null (1 and 0), likewise their tangents (0).
+// In all passes weight and bias may be null (read as 1 and 0), and so may their tangents (read as
+// 0).
 template <class T>
 struct NormActPoolForward {
   NormActPoolShape shape;
@@ -78,10 +80,11 @@ struct NormActPoolBackward {
   const T* rstd;           // [B, G]
   const T* grad_out;       // [B, Ho, Wo, C]
   T* grad_x;               // [B, H, W, C]
-  T* partial_grad_affine;  // [B, 2, A] workspace: each image's share of weight's and bias's
-                           // gradient
-  T* grad_weight;  // [A], or null with grad_bias: neither is computed, nor the workspace used
-  T* grad_bias;    // [A]
+  T* partial_grad_affine;  // [B, 2, A] workspace: the share of each image in the gradients of
+                           // weight and bias
+  T* grad_weight;          // [A], or null together with grad_bias: then neither is computed and the
+                           // workspace is not used
+  T* grad_bias;            // [A]
 };
 
 template <class T>
@@ -115,27 +118,27 @@ struct NormActPoolBackwardTangent {
   const T* projection;        // [B, G]
   const T* grad_out;          // [B, Ho, Wo, C]
   const T* grad_out_tangent;  // [B, Ho, Wo, C], or null (0)
-  T* grad_x;                  // [B, H, W, C] the primal gradient, or null: not wanted
+  T* grad_x;                  // [B, H, W, C] the primal gradient, or null if not wanted
   T* grad_x_tangent;          // [B, H, W, C]
   T* partial_grad_affine;     // [B, 2, A] workspace, as in the backward pass
-  T* grad_weight_tangent;     // [A], or null with grad_bias_tangent
+  T* grad_weight_tangent;     // [A], or null together with grad_bias_tangent
   T* grad_bias_tangent;       // [A]
 };
 
 namespace cpu {
-// The parts of a pass: what a group needs is summed, and then used. For a norm over the batch the
-// former is done for all images before the latter.
+// The two phases of a pass: kSums sums what each group needs, kUse then uses the sums. For a batch
+// norm kSums must finish for all images before kUse starts.
 enum class NormPhase { kBoth, kSums, kUse };
 
-// Means over each image of a batch, [B, count, C], where the norm is over the batch; and their
-// means over the batch, [count, C].
+// For a batch norm: means over each image, `each` [B, count, C], and their means over the batch,
+// `all` [count, C].
 template <class T>
 struct BatchMeans {
   T* each = nullptr;
   T* all = nullptr;
 };
 
-// Images [begin, end) of the batch. The gradients of weight and bias are left in
+// Images [begin, end) of the batch. These functions leave the gradients of weight and bias in
 // partial_grad_affine; sum_partial_affine adds them up over the whole batch in image order.
 template <class T>
 void norm_act_pool_forward(const NormActPoolForward<T>& params, int64_t begin, int64_t end,
@@ -150,7 +153,7 @@ template <class T>
 void norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<T>& params, int64_t begin,
                                     int64_t end, NormPhase phase = NormPhase::kBoth,
                                     BatchMeans<T> means = {});
-// What comes between the phases: fills `all`, and the statistics that the pass writes.
+// Runs between the two phases: fills `all` and the statistics that the pass writes.
 template <class T>
 void combine(const NormActPoolForward<T>& params, const BatchMeans<T>& means);
 template <class T>
@@ -164,7 +167,7 @@ void sum_partial_affine(const NormActPoolShape& shape, const T* partial, T* weig
 }  // namespace cpu
 
 namespace cuda {
-// Whole batch, second reduction included. Instantiated for float and double.
+// Whole batch, including the sum over the images. Instantiated for float and double.
 template <class T>
 void launch_norm_act_pool_forward(const NormActPoolForward<T>& params, Stream stream);
 template <class T>

@@ -1,6 +1,7 @@
-// One step of a student's optimiser on its flat parameters [P], as torch.optim takes it, and the
-// adjoint of that step in an unrolled loop, which walks backwards over the steps; one pass each.
-// SGD with nothing but momentum, at one step size, has passes of its own (core/sgd_step.h).
+// One step of a student's optimiser on its flat parameters [P], as torch.optim does it, and the
+// adjoint of that step in an unrolled loop, which runs backwards over the steps. Each is one pass
+// over the vectors. SGD with only momentum and a single step size has its own passes
+// (core/sgd_step.h).
 //
 //   gradient:  g = grad + decay * theta                    (decoupled decay: g = grad)
 //   SGD:       b = momentum * b + g                        d = b (Nesterov: g + momentum * b)
@@ -8,18 +9,19 @@
 //              v = beta2 * v + (1 - beta2) * g^2           (decoupled decay: + decay * theta)
 //   step:      theta_out = theta - lr * d                  c1 = 1 - beta1^t, c2 = 1 - beta2^t
 //
-//   sweep, with a, p and q the adjoints of theta_out, of b or m, and of v, r that of g, and h = H r
-//   of the step after this one:
+//   sweep: a, p, q and r are the adjoints of theta_out, b or m, v, and g, and h = H r is the
+//          Hessian-vector product of the step after this one
 //              a += h + inject                             grad_lr = -<a, d>
 //   SGD:       p -= lr * a                                 r = p
 //   Nesterov:  p -= lr * momentum * a                      r = p - lr * a
 //   Adam:      p -= lr * a / (c1 (sqrt(v / c2) + eps))     r = (1-beta1) p + 2 (1-beta2) g q
-//              q += lr * a * d / (2 c2 sqrt(v / c2) (sqrt(v / c2) + eps)), nothing where v is 0
+//              q += lr * a * d / (2 c2 sqrt(v / c2) (sqrt(v / c2) + eps));
+//              here d is without decay, and the update is 0 where v is 0
 //   then:      p *= momentum or beta1, q *= beta2
 //              a += decay * r                              (decoupled decay: a -= lr * decay * a)
 //
-// The sweep takes g from two moments, (m_t - beta1 m_{t-1}) / (1 - beta1), so that Adam keeps three
-// vectors a step: theta, m, v.
+// The sweep recovers g from two moments, (m_t - beta1 m_{t-1}) / (1 - beta1), so Adam keeps only
+// three vectors per step: theta, m and v.
 #pragma once
 
 #include <cmath>
@@ -30,7 +32,7 @@
 
 namespace trajmatch {
 
-// The numbers of one step.
+// The constants of one step.
 template <class T>
 struct OptimiserRule {
   bool adam, nesterov, decoupled;
@@ -44,13 +46,13 @@ template <class T>
 struct OptimiserStep {
   OptimiserRule<T> rule;
   int64_t size;    // P
-  const T* lr;     // [] on the device of the vectors
+  const T* lr;     // [], on the same device as the vectors
   const T* theta;  // [P]
   const T* grad;   // [P]
   T* theta_out;    // [P], may be theta itself
   T* first;        // [P] b or m, in place
   T* second;       // [P] v, in place; null for SGD
-  T* kept;         // [P] d of SGD or m, for the sweep; or null: not wanted
+  T* kept;         // [P] d for SGD or m for Adam, read by the sweep; or null if not wanted
   T* kept_second;  // [P] v, or null
 };
 
@@ -62,9 +64,9 @@ struct OptimiserSweep {
   const T* hessian_r;     // [P] h, or null (0)
   const T* inject;        // [P] gradient that enters at theta_out, or null (0)
   const T* theta;         // [P]
-  const T* kept;          // [P] d of SGD or m
+  const T* kept;          // [P] d for SGD, m for Adam
   const T* kept_second;   // [P] v; null for SGD
-  const T* first_before;  // [P] m of the step before; not read for SGD
+  const T* first_before;  // [P] m before this step; not read for SGD
   T* adjoint;             // [P] a, in place
   T* r;                   // [P]
   T* first_adjoint;       // [P] p, in place
@@ -98,7 +100,7 @@ TM_HD inline void optimiser_step(const OptimiserStep<T>& p, T lr, int64_t i) {
   p.theta_out[i] = theta - lr * direction;
 }
 
-// The sweep for one element; gives its part of <a, d>.
+// The sweep for one element. Returns its share of <a, d>.
 template <bool adam, class T>
 TM_HD inline double optimiser_sweep(const OptimiserSweep<T>& p, T lr, int64_t i) {
   const OptimiserRule<T>& rule = p.rule;
@@ -111,7 +113,7 @@ TM_HD inline double optimiser_sweep(const OptimiserSweep<T>& p, T lr, int64_t i)
     const T root = std::sqrt(p.kept_second[i]);
     const T factor = rule.correction1 / (rule.correction2 * root + rule.eps);
     const T first = p.first_adjoint[i] - lr * a * factor;
-    // |m| / sqrt(v) is bounded, the other quotients are not.
+    // Multiply in this order: |m| / sqrt(v) is bounded, the other quotients are not.
     const T ratio = root > 0 ? kept / (root > 0 ? root : T(1)) : T(0);
     const T second = p.second_adjoint[i] +
                      lr * a * factor * ratio * (factor * (rule.correction2 / rule.correction1) / 2);
@@ -134,7 +136,7 @@ TM_HD inline double optimiser_sweep(const OptimiserSweep<T>& p, T lr, int64_t i)
 namespace cpu {
 template <class T>
 void optimiser_step(const OptimiserStep<T>& params, int64_t begin, int64_t end);  // elements
-// Partial sums [begin, end) of kReductionBlocks with the elements that belong to them.
+// Partial sums [begin, end) of the kReductionBlocks, together with the elements they cover.
 template <class T>
 void optimiser_sweep_partial(const OptimiserSweep<T>& params, int64_t begin, int64_t end);
 template <class T>

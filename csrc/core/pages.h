@@ -6,15 +6,15 @@
 
 namespace trajmatch::cpu {
 
-// Memory that one call after another uses, aligned to cache lines, in huge pages where the system
-// offers them. Its content does not survive a call.
+// A block of memory that is reused from call to call. It is aligned to 2 MiB and uses huge pages if
+// the system offers them. reserve() may discard the content.
 class Pages {
  public:
   Pages() = default;
   Pages(const Pages&) = delete;
   Pages& operator=(const Pages&) = delete;
   ~Pages() { release(); }
-  // At least this much, where it was or anew.
+  // Returns at least `bytes` bytes: the current block if it is large enough, otherwise a new one.
   void* reserve(int64_t bytes);
   void release();
 
@@ -23,11 +23,12 @@ class Pages {
   int64_t bytes_ = 0;
 };
 
-// What a thread keeps from one call of the engine to the next, so that a loop of calls asks the
-// system for memory in its first step only.
+// The memory a thread keeps between calls of the engine, so that a loop of calls only asks the
+// system for memory in its first step.
 struct EngineMemory {
-  Pages pages;                                   // values
-  std::pmr::unsynchronized_pool_resource lists;  // of layers and of parts: where values lie
+  Pages pages;                                   // the numbers themselves
+  std::pmr::unsynchronized_pool_resource lists;  // bookkeeping per layer and part: pointers to the
+                                                 // numbers
 
   void release() {
     pages.release();

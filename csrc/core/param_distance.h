@@ -1,4 +1,4 @@
-// Normalised squared distance of parameter vectors [P], the matching loss of MTT:
+// The normalised squared distance between parameter vectors [P], which is the matching loss of MTT:
 //   loss = n / d,   n = |student - target|^2,   d = |start - target|^2
 // and its gradient, for an upstream gradient g:
 //   grad_student = 2 g (student - target) / d
@@ -20,7 +20,7 @@ struct ParamDistance {
   const T* student;  // [P]
   const T* target;   // [P]
   const T* start;    // [P]
-  double* partial;   // [2, kReductionBlocks] workspace: shares of n, then of d
+  double* partial;   // [2, kReductionBlocks] workspace: partial sums of n, then of d
   double* sums;      // [2] n and d
   T* loss;           // []
 };
@@ -33,13 +33,14 @@ struct ParamDistanceBackward {
   const T* start;      // [P]
   const double* sums;  // [2]
   const T* grad_loss;  // []
-  T* grad_student;     // [P], each of these three may be null: not wanted
+  T* grad_student;     // [P]; each of these three may be null if not wanted
   T* grad_target;      // [P]
   T* grad_start;       // [P]
 };
 
 namespace cpu {
-// Partial sums [begin, end) of kReductionBlocks, then the loss from all of them.
+// The first function computes partial sums [begin, end) of the kReductionBlocks, the second the
+// loss from all of them.
 template <class T>
 void param_distance_partial(const ParamDistance<T>& params, int64_t begin, int64_t end);
 template <class T>

@@ -1,5 +1,5 @@
-// Sums over long vectors: a fixed number of partial sums, then one sum over them, so that the
-// result depends neither on the number of threads nor on the order in which blocks run.
+// Reductions over long vectors: a fixed number of partial sums, then one sum over them. The result
+// depends neither on the number of threads nor on the order in which blocks run.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +8,12 @@
 
 namespace trajmatch {
 
-// Partial sums of one reduction, on every backend: enough to fill 132 multiprocessors about twice,
-// few enough that the second pass costs nothing.
+// Number of partial sums of a reduction, on every backend: enough to fill 132 multiprocessors about
+// twice, few enough that the second pass costs nothing.
 constexpr int64_t kReductionBlocks = 256;
 
-// Elements of a vector of `size` that partial sum `block` covers: [block_begin(b),
-// block_begin(b+1)).
+// Partial sum `block` of a vector of `size` elements covers the elements [block_begin(size, block),
+// block_begin(size, block + 1)).
 TM_HD inline int64_t block_begin(int64_t size, int64_t block) {
   const int64_t length = (size + kReductionBlocks - 1) / kReductionBlocks;
   const int64_t begin = block * length;

@@ -1,10 +1,11 @@
-// One SGD step of a student on its flat parameters [P], and the two adjoints of it, each one pass.
+// One SGD step of a student on its flat parameters [P], and two forms of its adjoint. Each is one
+// pass over the vectors.
 //
 //   step:      b = momentum * buffer + grad          theta_out = theta - lr * b
 //   adjoint, from a = d/dtheta_out and c = d/db:
 //              grad_grad = c - lr a    grad_buffer = momentum * grad_grad    grad_lr = -<a, b>
-//   sweep, the same adjoint inside an unrolled loop, walking backwards over the steps (r is the
-//   adjoint of b divided by lr, h = H r the Hessian-vector product of the step after this one):
+//   sweep, the same adjoint inside an unrolled loop, running backwards over the steps; r is the
+//   adjoint of b divided by lr, h = H r is the Hessian-vector product of the step after this one:
 //              adjoint += lr * h + inject            r = momentum * r - adjoint
 #pragma once
 
@@ -21,10 +22,10 @@ struct SgdStep {
   const T* theta;   // [P]
   const T* grad;    // [P]
   const T* buffer;  // [P], or null (0)
-  const T* lr;      // [] on the device of the vectors
+  const T* lr;      // [], on the same device as the vectors
   double momentum;
   T* theta_out;   // [P], may be theta itself
-  T* buffer_out;  // [P], may be buffer itself, or null: not wanted
+  T* buffer_out;  // [P], may be buffer itself, or null if not wanted
 };
 
 template <class T>
@@ -36,7 +37,7 @@ struct SgdStepAdjoint {
   const T* lr;               // []
   double momentum;
   T* grad_grad;     // [P]
-  T* grad_buffer;   // [P], or null: not wanted
+  T* grad_buffer;   // [P], or null if not wanted
   double* partial;  // [kReductionBlocks] workspace
   T* grad_lr;       // []
 };
@@ -49,13 +50,13 @@ struct SgdSweep {
   const T* hessian_r;  // [P] h, or null (0)
   const T* inject;     // [P] gradient that enters at this step, or null (0)
   T* adjoint;          // [P] updated in place
-  T* r;                // [P] updated in place, or null: only the adjoint is wanted
+  T* r;                // [P] updated in place, or null if only the adjoint is wanted
 };
 
 namespace cpu {
 template <class T>
 void sgd_step(const SgdStep<T>& params, int64_t begin, int64_t end);  // elements
-// Partial sums [begin, end) of kReductionBlocks with the elements that belong to them.
+// Partial sums [begin, end) of the kReductionBlocks, together with the elements they cover.
 template <class T>
 void sgd_step_adjoint_partial(const SgdStepAdjoint<T>& params, int64_t begin, int64_t end);
 template <class T>

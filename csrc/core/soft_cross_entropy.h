@@ -1,5 +1,6 @@
-// Losses of outputs z [B, K], their gradients, and the tangents of those: mean cross-entropy with
-// class indices [B], target logits t [B, K] or probabilities t [B, K], and mean squares.
+// Losses of outputs z [B, K], their gradients, and the tangents of the gradients. The losses are
+// mean cross-entropy with class indices [B], target logits t [B, K] or probabilities t [B, K], and
+// mean squared error.
 //
 //   q = softmax(t) (or one-hot), p = softmax(z), l = log p,  loss = -(1/B) sum_i <q_i, l_i>
 //   dz = (p - q) / B                     dt = -q (l - S) / B            with S = <q, l> of the row
@@ -7,14 +8,14 @@
 //   dz' = (p' - q') / B                  dt' = -(q' (l - S) + q (l' - S')) / B,
 //                                        S' = <q', l> + <q, l'>
 //   loss' = <dz, z'> + <dt, t'>
-// Probabilities are q = t as they are, of any sum w = sum(q), and have no softmax to go back
-// through:
+// Probabilities are used as they are, q = t, with any sum w = sum(q); there is no softmax to
+// differentiate:
 //   dz = (w p - q) / B                   dt = -l / B
 //   dz' = (w' p + w p' - t') / B         dt' = -l' / B
-// Mean squares:
+// Mean squared error:
 //   loss = (1/(BK)) sum (z - t)^2        dz = 2 (z - t) / (BK) = -dt      dz' = 2 (z' - t') / (BK)
-// All results are multiplied by `scale` and, where given, by the scalar `grad_loss`.
-// A class index outside [0, K) makes the row's results NaN.
+// All results are multiplied by `scale` and, if it is not null, by the scalar `grad_loss`. A class
+// index outside [0, K) makes the results of its row NaN.
 #pragma once
 
 #include <cstdint>
@@ -23,19 +24,19 @@
 
 namespace trajmatch {
 
-// Losses of a student. The order is that of trajmatch/ops/student.py.
+// Losses of a student, in the same order as in trajmatch/ops/student.py.
 enum class StudentLoss : int { kCrossEntropy = 0, kSumLogits, kMeanSquares, kProbabilities };
 
-// What all passes read. Exactly one of `index` and `target` is not null.
+// The inputs of all passes. Exactly one of `index` and `target` is not null.
 template <class T>
 struct SoftCrossEntropyInputs {
   int64_t batch, classes;
   double scale;                                   // constant factor of the loss
-  const T* grad_loss;                             // [] factor on the device, or null (1)
+  const T* grad_loss;                             // [] factor on the same device, or null (1)
   const T* logits;                                // [B, K]
   const int64_t* index;                           // [B]
   const T* target;                                // [B, K]
-  StudentLoss loss = StudentLoss::kCrossEntropy;  // not the sum of logits
+  StudentLoss loss = StudentLoss::kCrossEntropy;  // must not be kSumLogits
 
   TM_HD bool squares() const { return loss == StudentLoss::kMeanSquares; }
   TM_HD bool probabilities() const { return loss == StudentLoss::kProbabilities; }
@@ -52,7 +53,7 @@ template <class T>
 struct SoftCrossEntropyBackward {
   SoftCrossEntropyInputs<T> in;
   T* grad_logits;  // [B, K]
-  T* grad_target;  // [B, K], or null: not wanted (always null for class indices)
+  T* grad_target;  // [B, K], or null if not wanted (always null for class indices)
 };
 
 template <class T>
@@ -63,11 +64,11 @@ struct SoftCrossEntropyBackwardTangent {
   T* row_directional;       // [B] workspace
   T* directional;           // [] tangent of the loss
   T* grad_logits_tangent;   // [B, K]
-  T* grad_target_tangent;   // [B, K], or null: not wanted
+  T* grad_target_tangent;   // [B, K], or null if not wanted
 };
 
 namespace cpu {
-// Rows [begin, end); sum_rows then adds up `row_loss` or `row_directional` in row order.
+// Rows [begin, end). sum_rows then adds up `row_loss` or `row_directional` in row order.
 template <class T>
 void soft_cross_entropy_forward(const SoftCrossEntropyForward<T>& params, int64_t begin,
                                 int64_t end);

@@ -1,4 +1,4 @@
-// What Python may ask of the student engine besides its operators.
+// Functions of the student engine that Python calls besides the operators.
 #pragma once
 
 #include <cstdint>
@@ -8,15 +8,16 @@
 
 namespace trajmatch {
 
-// Gives back what the calling thread's student engine keeps for its next call on the CPU.
+// Frees the memory that the CPU engine keeps for the next call: that of the calling thread, and
+// that of freed tapes.
 void release_workspace();
 
-// Elements of the tapes that student_unroll keeps for these batches within `tape_bytes`: those of
-// the last steps, as many as fit.
+// Number of elements in the tapes that student_unroll keeps for these batches within `tape_bytes`.
+// It keeps the tapes of the last steps, as many as fit.
 int64_t tape_elements(const std::vector<int64_t>& network, const std::vector<int64_t>& batch_sizes,
                       int64_t tape_bytes, bool float64, bool cuda);
 
-// Seconds of the CPU engine's passes between the two calls, by "pass.layer".
+// Seconds spent in the passes of the CPU engine between the two calls, by "pass.layer".
 void start_profile();
 std::vector<std::pair<std::string, double>> stop_profile();
 

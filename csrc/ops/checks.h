@@ -1,6 +1,6 @@
-// Argument checks of the operators. One form of message:
+// Argument checks of the operators. All messages have the form
 //   trajmatch::<op>: expected <argument> to <property>, but got <value>
-// Wrong shapes, ranges and devices raise ValueError in Python, wrong dtypes TypeError.
+// Wrong shapes, ranges and devices raise ValueError in Python, wrong dtypes raise TypeError.
 #pragma once
 
 #include <sstream>
@@ -11,7 +11,8 @@
 
 namespace trajmatch {
 
-// Raises TypeError in Python (raise.cpp: the standard library has no exception that becomes one).
+// Raises TypeError in Python. It is defined in raise.cpp with pybind11, because no standard
+// exception translates to TypeError.
 [[noreturn]] void raise_type_error(const std::string& message);
 
 inline std::string text(const Ints& values) {
@@ -43,7 +44,8 @@ inline std::string device_name(const Tensor& tensor) {
   return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "cpu";
 }
 
-// Checks of one operator's arguments.
+// Checks of one operator's arguments. `like` is the tensor to agree with, `like_name` its name in
+// messages.
 class Check {
  public:
   explicit Check(const char* op) : op_(op) {}
@@ -93,7 +95,7 @@ class Check {
     }
   }
 
-  // Dtype, device and shape at once.
+  // Checks dtype, device and shape.
   void same(const Tensor& tensor, const char* argument, const Tensor& like, const char* like_name,
             const Ints& wanted) const {
     device(tensor, argument, like, like_name);
@@ -114,7 +116,8 @@ class Check {
   std::string op_;
 };
 
-// Labels of `batch` images: class indices [batch] in [0, classes), or soft [batch, classes].
+// Checks the labels of `batch` images: class indices [batch] in [0, classes), or soft labels
+// [batch, classes]. The values of class indices are only checked on the CPU.
 void check_labels(const Check& check, const Tensor& labels, const char* argument,
                   const Tensor& like, const char* like_name, int64_t batch, int64_t classes);
 

@@ -14,6 +14,7 @@ bool fused_convolution_fits_device(const FusedConvolutionShape&, ProductKind, Pr
 }
 #endif
 
+// The operand that products of this kind read: the halves for kFp16, otherwise the float32 values.
 const float* in_kind(ProductKind kind, const Tensor& values, const OptionalTensor& halves) {
   return kind == ProductKind::kFp16 ? read<float>(halves) : read<float>(values);
 }
@@ -41,6 +42,7 @@ DeepBlock::DeepBlock(LayerCall& call, size_t index)
     : FusedBlock(call, index), kinds_(kinds_of(call.network)) {}
 
 void DeepBlock::begin() {
+  // With a tape, gradient_jvp skips forward(), which otherwise prepares these operands.
   if (call_.is_jvp && call_.has_tape) read_input();
 }
 
@@ -69,6 +71,7 @@ void DeepBlock::tangent() {
   weight_tangent_ = weight("fused_weight_tangent", *call_.theta_tangent);
   scale({input_tangent_}, {weight_tangent_});
   y_tangent_ = call_.place("tangent", out_ - 1);
+  // y' = W * x' + W' * x. W is packed again because the forward pass may use another ProductKind.
   const std::vector<Term> terms{
       {input_tangent_, packed("fused_packed_again", weight_, false, kinds_.other)},
       {input_, packed("fused_packed_tangent", weight_tangent_, false, kinds_.other)}};
@@ -92,6 +95,8 @@ void DeepBlock::backward() {
   const NormActPoolShape shape = block_.norm.shape_of(call_.batch);
   const Device device(call_.like);
   const Operand grad = activation("fused_grad", grad_y);
+  // The norm comes first in the backward pass: it turns the gradient in the output into the one in
+  // y, which the weight and input gradients need.
   if (!call_.is_jvp) {
     run(NormActPoolBackward<float>{shape, read<float>(y.data), own.norm_weight, own.norm_bias,
                                    read<float>(from.mean), read<float>(from.rstd),
@@ -116,6 +121,7 @@ void DeepBlock::backward() {
       device);
   const Operand grad_tangent = activation("fused_grad_tangent", grad_y_tangent);
   scale({grad, grad_tangent}, {});
+  // dW' = x * dy' + x' * dy
   weight_gradient({{input_, grad_tangent}, {input_tangent_, grad}});
   if (call_.wants_grad(in_)) call_.add_grad(in_, turned("fused_grad_input", {{grad, weight_}}));
   call_.add_grad_tangent(

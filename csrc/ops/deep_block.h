@@ -1,5 +1,7 @@
-// A block behind the first one as one kernel a pass (core/fused_convolution.h): as many channels as
-// before it.
+// A block after the first one, with as many output as input channels, run by the kernels of
+// core/fused_convolution.h. The forward and the tangent pass are one fused kernel each, after
+// kernels that prepare the operands. The backward pass runs the norm, the weight gradient and the
+// input gradient separately.
 #pragma once
 
 #include <utility>
@@ -15,8 +17,8 @@ class DeepBlock : public FusedBlock {
  public:
   DeepBlock(LayerCall& call, size_t index);
 
-  // True if a block of a network in float32 has their shape and the network asks for them, and the
-  // current device has the shared memory that they need.
+  // For a float32 network: true if the network asks for these kernels, the kernels support the
+  // block, and the current device has enough shared memory.
   static bool takes(const Network& network, size_t index);
 
   void begin() override;
@@ -25,14 +27,14 @@ class DeepBlock : public FusedBlock {
   void backward() override;
 
  private:
-  // How products are rounded: those of the primal forward pass, and all others.
+  // How products are rounded: in the primal forward pass, and in all other passes.
   struct Kinds {
     ProductKind forward, other;
   };
   static Kinds kinds_of(const Network& network);
-  // What products take, an activation [B, C, H, W] or all parameters [P]; for those in half
-  // precision also the halves (of an activation; weights are packed so) and the magnitudes that say
-  // how they are scaled.
+  // An operand of products: an activation [B, C, H, W] or all parameters [P]. In half precision it
+  // also has the magnitudes that define its scale and, for an activation, its halves. The halves of
+  // weights are made when they are packed.
   struct Operand {
     Tensor values;
     OptionalTensor halves, magnitudes;
@@ -47,21 +49,22 @@ class DeepBlock : public FusedBlock {
   };
   using Pairs = std::vector<std::pair<Operand, Operand>>;
 
-  // Makes operands of the primal input and weight.
+  // Prepares the operands of the primal input and weight.
   void read_input();
   FusedConvolutionShape shape() const { return shape_of(block_, call_.batch); }
   static FusedConvolutionShape shape_of(const Block& block, int64_t batch);
   FusedNorm norm() const;
   Operand activation(const char* name, const Tensor& values) const;
   Operand weight(const char* name, const Tensor& parameters) const;
-  // For half precision: fills what belongs to these operands, at most two.
+  // For half precision: measures the magnitudes of these operands and fills the halves of the
+  // activations. Takes at most two activations or weights in total.
   void scale(const std::vector<Operand>& activations, const std::vector<Operand>& weights) const;
-  // The block's weight in the kernels' order.
+  // Packs the block's weight in the order that the kernels read.
   Packed packed(const char* name, const Operand& weight, bool turned, ProductKind kind) const;
   FusedConvolution convolution(ProductKind kind, const std::vector<Term>& terms,
                                const Tensor& y) const;
   void weight_gradient(const Pairs& activations_and_grads) const;
-  // The sum of the gradients in the input, each from a gradient in y and a weight.
+  // The gradient in the input, summed over pairs of a gradient in y and a weight.
   Tensor turned(const char* name, const Pairs& grads_and_weights) const;
 
   const Kinds kinds_;

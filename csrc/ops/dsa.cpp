@@ -8,7 +8,7 @@ namespace trajmatch {
 
 namespace {
 
-// Whether images [B, C, H, W] that are not contiguous lie as [B, H, W, C] without gaps.
+// True if the images [B, C, H, W] are not contiguous but lie in memory as dense [B, H, W, C].
 bool is_channels_last(const Tensor& images) {
   if (images.is_contiguous()) return false;
   int64_t stride = 1;
@@ -24,7 +24,7 @@ Tensor transformed(const char* op, DsaPass pass, const Tensor& in, const char* a
   const Check check(op);
   check.floating(in, argument);
   check.dim(in, argument, 4);
-  constexpr int64_t kMostPixels = int64_t{1} << 28;  // the kernels number them in 32 bits
+  constexpr int64_t kMostPixels = int64_t{1} << 28;  // kernels index pixels with 32 bits
   check.that(in.size(2) <= kMostPixels && in.size(2) * in.size(3) <= kMostPixels, argument,
              "have at most 2^28 pixels each", text(sizes_of(in)));
   check_dsa_parameters(check, parameters, "parameters", in, argument, in.size(0));
@@ -53,6 +53,7 @@ void check_dsa_parameters(const Check& check, const Tensor& parameters, const ch
   for (int64_t i = 0; i < rows.numel(); ++i) {
     const double number = value[i];
     if (!std::isfinite(number)) check.value_error(argument, "be finite", std::to_string(number));
+    // Only the first column holds a kind.
     if (i % kDsaColumns != 0) continue;
     if (number < 0 || number >= kDsaKinds || number != std::floor(number)) {
       check.value_error(argument, "have a kind from 0 to " + std::to_string(kDsaKinds - 1),

@@ -1,4 +1,4 @@
-// What every operator that augments needs: the check of the parameters, and one pass over images.
+// Shared by all operators that augment: the check of the parameters, and one pass over images.
 #pragma once
 
 #include "core/dsa.h"
@@ -7,13 +7,13 @@
 
 namespace trajmatch {
 
-// Rows of parameters for `count` images, float64 [count, 5] on the device of `like`. Their values
-// are looked at on the CPU only: on CUDA that would wait for the device.
+// Checks the parameters of `count` images: float64 [count, 5] on the device of `like`. The values
+// are only checked on the CPU, because reading them on CUDA would wait for the device.
 void check_dsa_parameters(const Check& check, const Tensor& parameters, const char* argument,
                           const Tensor& like, const char* like_name, int64_t count);
 
-// One pass over images [B, C, H, W]; `in` and `out` lie the same way in memory, both contiguous or
-// both channels-last. `parameters`: [B, 5].
+// Runs one pass over images [B, C, H, W]. `in` and `out` have the same memory layout, both
+// contiguous or both channels-last. `parameters` is [B, 5].
 template <class T>
 void run_dsa(DsaPass pass, const Tensor& in, const double* parameters, bool channels_last,
              const Tensor& out, const Device& device) {

@@ -1,5 +1,5 @@
-// The first block as one kernel a pass (core/first_layer.h), which compute the convolution's output
-// anew.
+// The first block, run by the kernels of core/first_layer.h: one operation per pass, which
+// recomputes the output of the convolution.
 #pragma once
 
 #include "core/first_layer.h"
@@ -11,8 +11,8 @@ class FirstBlock : public FusedBlock {
  public:
   explicit FirstBlock(LayerCall& call) : FusedBlock(call, 0) {}
 
-  // True if a network in float32 has their shape and asks for them, and the current device has the
-  // shared memory that they need.
+  // For a float32 network: true if the network asks for these kernels, the kernels support its
+  // first block, and the current device has enough shared memory.
   static bool takes(const Network& network);
 
   void forward() override;

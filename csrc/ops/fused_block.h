@@ -1,5 +1,5 @@
-// What blocks with kernels of their own on CUDA have in common: a convolution with instance norm,
-// ReLU and average pooling of a chain, in float32, as one layer (ops/layer.h).
+// The base class of blocks with their own CUDA kernels. One layer (ops/layer.h) runs a convolution
+// with the instance norm, ReLU and average pooling after it, in float32.
 #pragma once
 
 #include <stdexcept>
@@ -8,7 +8,7 @@
 #include "ops/layer.h"
 #include "ops/run.h"
 
-// A build without CUDA has no launchers, and never comes here.
+// A build without CUDA has no launchers and never calls them.
 #ifdef TRAJMATCH_WITH_CUDA
 #define TM_LAUNCH_FUSED(launcher, ...) cuda::launcher(__VA_ARGS__, Device(call_.like).stream())
 #else
@@ -34,13 +34,15 @@ class FusedBlock : public Layer {
         out_(2 * index + 2) {}
 
  protected:
+  // True if the block has what all fused kernels expect: an affine instance norm, ReLU and average
+  // pooling.
   static bool is_usual(const Block& block) {
     const NormActPoolNode& norm = block.norm;
     return norm.centres_channels() && norm.weight.size > 0 &&
            norm.shape.activation == Activation::kRelu && norm.shape.pooling == Pooling::kAverage;
   }
 
-  // Places in theta or its tangent, and in a gradient.
+  // Pointers into theta, its tangent, or a gradient.
   template <class T>
   struct Places {
     T *weight, *norm_weight, *norm_bias;
@@ -50,7 +52,7 @@ class FusedBlock : public Layer {
   }
   Places<float> gradient_places() const { return places_from(write<float>(call_.grad_theta)); }
 
-  // The bias of a convolution moves nothing before an instance norm.
+  // The bias of a convolution has no effect before an instance norm, so its gradient is 0.
   void clear_bias() const {
     const Slice& slice = block_.convolution.bias;
     Tensor bias = vector_view(call_.grad_theta, slice.offset, slice.size);
@@ -62,7 +64,7 @@ class FusedBlock : public Layer {
   Tensor partial_affine() const {
     return call_.workspace.contiguous("partial", 0, {call_.batch, 2, channels_}, call_.like);
   }
-  // The value that the block makes, with places for its data and statistics.
+  // The value that the block makes, with memory for its data and statistics.
   Value& made() {
     Value& value = call_.values[out_];
     value.data = call_.data_place(out_);

@@ -7,7 +7,7 @@ namespace trajmatch {
 
 namespace {
 
-// The tensors of the parameters, one after the other.
+// The tensors of the network in the flat parameter vector, in order.
 std::vector<Slice> tensors_of(const Network& network) {
   std::vector<Slice> result;
   const auto add = [&](const Slice& slice) {
@@ -46,12 +46,15 @@ InnerOptimiser::InnerOptimiser(const Check& check, const Network& network, const
   check.that(valid, "optimiser", "be the numbers of an SGD or Adam",
              std::to_string(numbers.size()) + " numbers");
   check.that(steps_done >= 0, "steps_done", "be at least 0", std::to_string(steps_done));
+  // A matrix of step sizes has one row per step, and one column for all parameters or one per
+  // tensor.
   if (lr.dim() > 0) {
     check.dim(lr, "lr", 2);
     if (lr.size(1) != 1) spans_ = tensors_of(network);
   }
   check.same(lr, "lr", theta, "theta0", lr.dim() == 0 ? Ints{} : Ints{steps, columns()});
   check.dim(state, "state", 2);
+  // Plain SGD may come without a state. Adam, Nesterov, decay and several step sizes need one.
   const bool needs_state = adam() || numbers[2] != 0 || numbers[3] != 0 || lr.dim() > 0;
   const int64_t rows = adam() ? 2 : needs_state ? 1 : state.size(0);
   check.same(state, "state", theta, "theta0", {rows < 1 ? 0 : rows, size_});
@@ -69,6 +72,7 @@ OptimiserRule<T> InnerOptimiser::rule(int64_t step) const {
     rule.first_rest = 1;
     return rule;
   }
+  // Adam's bias correction counts all steps of the trajectory, not only those of this call.
   const double count = static_cast<double>(steps_done_ + step + 1);
   rule.first_rest = static_cast<T>(1 - n[1]);
   rule.second = static_cast<T>(n[2]);
@@ -94,6 +98,7 @@ void InnerOptimiser::step(int64_t step, const VectorPart& theta, const Tensor& g
                           const Device& device) const {
   T* const first = write<T>(memory);
   if (is_plain()) {
+    // At the first step the buffer counts as zero, so its memory needs no initialisation.
     T* const b = momentum() == 0 ? nullptr : first;
     run(SgdStep<T>{size_, read<T>(theta), read<T>(grad), step == 0 ? nullptr : b, read<T>(lr_),
                    momentum(), write<T>(next), b},
@@ -102,6 +107,7 @@ void InnerOptimiser::step(int64_t step, const VectorPart& theta, const Tensor& g
   }
   const T* lr = read<T>(lr_) + (lr_.dim() == 0 ? 0 : step * columns());
   T* const second = adam() ? first + size_ : nullptr;
+  // The row of the trajectory is theta, then d for SGD or m and v for Adam.
   T* const kept = moved(row, size_);
   T* const kept_second = adam() ? moved(row, 2 * size_) : nullptr;
   for (const Slice& span : spans_) {
@@ -122,6 +128,8 @@ InnerOptimiser::Adjoint InnerOptimiser::adjoint(const Check& check,
                  empty({kReductionBlocks}, lr_, ScalarType::Double),
                  lr_};
   if (is_plain()) return result;
+  // OptimiserSweep writes r with the step size in it, so the derivatives along r need no factor.
+  // For plain SGD r is divided by lr, and `scale` is lr itself.
   result.scale = empty({}, lr_);
   fill(result.scale, 1);
   if (grad_state) {
@@ -135,13 +143,15 @@ template <class T>
 void InnerOptimiser::sweep(int64_t left, const Tensor& trajectory, const T* hessian_r,
                            const T* inject, const Adjoint& adjoint, const Device& device) const {
   T *const a = write<T>(adjoint.theta), *const r = write<T>(adjoint.r);
+  // Plain SGD has its own pass. At left == 0 no step remains: the same pass, with r null, only adds
+  // h and the injected gradient to the adjoint of theta0.
   if (is_plain() || left == 0) {
     run(SgdSweep<T>{size_, read<T>(adjoint.scale), momentum(), hessian_r, inject, a,
                     left > 0 ? r : nullptr},
         device);
     return;
   }
-  OptimiserSweep<T> all{};  // of every span
+  OptimiserSweep<T> all{};  // pointers to whole vectors; the loop below moves them to each span
   all.rule = rule<T>(left - 1);
   all.size = size_;
   all.hessian_r = hessian_r;
@@ -153,6 +163,7 @@ void InnerOptimiser::sweep(int64_t left, const Tensor& trajectory, const T* hess
   all.lr = read<T>(lr_) + (lr_.dim() == 0 ? 0 : (left - 1) * columns());
   all.theta = read<T>(trajectory) + (left - 1) * row;
   all.kept = all.theta + size_;
+  // m before this step is in the row of the step before, or in the initial state.
   all.first_before = left > 1 ? all.kept - row : read<T>(state_);
   all.first_adjoint = write<T>(adjoint.state);
   all.grad_lr = write<T>(adjoint.grad_lr) + (left - 1) * columns();

@@ -1,4 +1,5 @@
-// The optimiser of an unrolled loop's steps (core/optimiser_step.h), and what it keeps of them.
+// The optimiser of the steps of an unrolled loop (core/optimiser_step.h), and the vectors that its
+// adjoint needs.
 #pragma once
 
 #include <vector>
@@ -11,40 +12,46 @@ namespace trajmatch {
 
 class InnerOptimiser {
  public:
-  // `numbers` are those of an optimiser in Python (trajmatch/ops/optimisers.py), `lr` is [], or
-  // [N, 1], or [N, tensors of the network]. `state` is that before the first step: b [1, P] for
-  // SGD, m and v [2, P] for Adam; or [0, P] for SGD with nothing but momentum, that starts at zero,
-  // at one step size, whose adjoint needs no more than each step's theta.
+  // `numbers` are the constants of an optimiser in Python (trajmatch/ops/optimisers.py). `lr` is
+  // [], [N, 1], or [N, tensors of the network].
+  //
+  // `state` is the state before the first step: b [1, P] for SGD, m and v [2, P] for Adam. It is
+  // [0, P] for plain SGD: only momentum, starting at zero, with a single step size. The adjoint of
+  // plain SGD needs only the theta of each step.
   InnerOptimiser(const Check& check, const Network& network, const Tensor& theta, const Tensor& lr,
                  const Tensor& state, const Doubles& numbers, int64_t steps_done, int64_t steps);
 
-  // Vectors that the adjoint needs of a step: theta; the step's direction (SGD), or m and v (Adam).
+  // Number of vectors that the adjoint needs of each step: theta, then d for SGD (none for plain
+  // SGD), or m and v for Adam.
   int64_t vectors() const { return 1 + state_.size(0); }
 
-  // Memory for the state, as it is before the first step.
+  // Allocates the state and fills it with the state before the first step. For plain SGD with
+  // momentum it is uninitialised, as the first step does not read it.
   Tensor memory() const;
 
-  // Writes theta after this step, updates the state, and fills the row [vectors, P] of this step
-  // but for theta, where one is kept.
+  // Writes theta after this step to `next` and updates the state in `memory`. If `row` is not null,
+  // also fills this step's row [vectors, P], except for theta.
   template <class T>
   void step(int64_t step, const VectorPart& theta, const Tensor& grad, const Tensor& memory,
             const VectorPart& next, T* row, const Device& device) const;
 
-  // The adjoints that the sweep over the steps carries, and its results.
+  // The adjoints that the sweep over the steps updates, and its results.
   struct Adjoint {
     Tensor theta, r, state;
     Tensor grad_lr;  // [N, columns of lr]
     Tensor partial;  // workspace
-    Tensor scale;    // [], factor of the derivatives along r
+    Tensor scale;    // [], factor of the gradients computed along r
   };
   Adjoint adjoint(const Check& check, const OptionalTensor& grad_state) const;
 
-  // With so many steps left: theta += h + inject, then r for the last of them.
+  // Adds h and the injected gradient to the adjoint of theta, with `left` steps still to go back
+  // over; h is hessian_r, times lr for plain SGD. If left > 0, then computes r for step left - 1.
+  // `hessian_r` and `inject` may be null (0).
   template <class T>
   void sweep(int64_t left, const Tensor& trajectory, const T* hessian_r, const T* inject,
              const Adjoint& adjoint, const Device& device) const;
 
-  // The gradient of lr; `directional` [N] are the losses' derivatives along r.
+  // The gradient of lr. `directional` [N] holds the derivative of each step's loss along r.
   Tensor grad_lr(const Adjoint& adjoint, const Tensor& directional) const;
 
  private:
@@ -58,7 +65,7 @@ class InnerOptimiser {
   Doubles numbers_;
   int64_t size_, steps_done_, steps_;
   Tensor lr_, state_;
-  std::vector<Slice> spans_;  // parts of theta with a step size of their own
+  std::vector<Slice> spans_;  // parts of theta, each with its own step size
 };
 
 }  // namespace trajmatch

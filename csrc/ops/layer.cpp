@@ -8,21 +8,27 @@ namespace trajmatch {
 
 namespace {
 
-// Elements with those behind them before the next place where 16 bytes may be read at once.
+// Rounds up to a multiple of 4 elements, so that the next tensor starts where 16 bytes can be read
+// at once.
 int64_t aligned(int64_t elements) { return (elements + 3) / 4 * 4; }
 
+// Decides what a tape keeps of each value.
 std::vector<Kept> kept_of(const Network& network, bool float32) {
   std::vector<Kept> kept(network.nodes.size() + 1);
   for (size_t i = 0; i < network.nodes.size(); ++i) {
     const Node& node = network.nodes[i];
+    // A convolution reads its input again for the weight gradient, and the gradient in its input is
+    // costly to recompute.
     if (node.kind == NodeKind::kConvolution) kept[node.input].data = kept[node.input].grad = true;
     if (node.kind == NodeKind::kNormActPool) {
       kept[node.input].data = true;
       kept[i + 1].statistics = node.norm.shape.groups > 0;
     }
   }
+  // The classifier does the same with the last value. Value 0, the images, belongs to the caller.
   kept.back().data = kept.back().grad = true;
   kept[0] = {};
+  // FirstBlock recomputes the output of its convolution.
   if (float32 && FirstBlock::takes(network)) kept[1].data = false;
   return kept;
 }
@@ -33,7 +39,8 @@ Ints value_sizes(const Network& network, size_t value, int64_t batch) {
   return {batch, node.channels, node.size, node.size};
 }
 
-// Calls visit(value, member, sizes) for all that a tape keeps of values, in its order.
+// Calls visit(value, member, sizes) for everything that a tape keeps of the values, in the order of
+// the tape.
 template <class Visit>
 void each_kept(const Network& network, const std::vector<Kept>& kept, int64_t batch,
                const Visit& visit) {
@@ -52,7 +59,7 @@ void each_kept(const Network& network, const std::vector<Kept>& kept, int64_t ba
 }  // namespace
 
 int64_t layer_tape_size(const Network& network, int64_t batch, bool float32) {
-  int64_t size = 2 * aligned(batch * network.num_classes);  // logits and the gradient in them
+  int64_t size = 2 * aligned(batch * network.num_classes);  // logits and their gradient
   each_kept(
       network, kept_of(network, float32), batch,
       [&](size_t, Tensor Value::*, const Ints& sizes) { size += aligned(product_of(sizes)); });
@@ -74,7 +81,8 @@ void LayerCall::begin(const Tensor& images, const std::optional<VectorPart>& tap
   for (Value& value : values) value = Value();
   values[0].data = images;
   int64_t at = tape ? tape->begin : 0;
-  // A place on the tape; on a new one nobody writes the gap behind it.
+  // Takes the next tensor from the tape. On a new tape it also clears the padding after the tensor,
+  // which nothing else writes.
   const auto take = [&](const Ints& sizes) {
     const bool image = sizes.size() == 4;
     const int64_t size = product_of(sizes), gap = aligned(size) - size;

@@ -1,5 +1,6 @@
-// What the layer-by-layer engine (ops/layer_student.h) is made of: layers that make values, and the
-// call that they share. A layer runs one node of the network or, as a fused block, two.
+// The building blocks of the layer-by-layer engine (ops/layer_student.h): layers, the values they
+// make, and the state of a call that they share. A layer runs one node of the network, or two if it
+// is a fused block.
 #pragma once
 
 #include <optional>
@@ -10,45 +11,49 @@
 
 namespace trajmatch {
 
-// What a node makes, [B, C, H, W] in channels-last, and what the passes find for it.
+// A value made by a node [B, C, H, W] in channels-last, with its gradient, statistics and tangents.
 struct Value {
   Tensor data, grad;
-  Tensor mean, rstd;  // [B, groups], of a norm
+  Tensor mean, rstd;  // [B, groups] statistics of a norm; one row for a batch norm
   OptionalTensor tangent;
   Tensor grad_tangent;
-  // Whether this call has found a share of the gradients, to which others are added.
+  // True once this call has a share of the gradient; later shares are added to it.
   bool has_grad = false, has_grad_tangent = false;
 };
 
-// What a tape keeps of a value, since gradient_jvp reads it.
+// The parts of a value that a tape keeps for gradient_jvp.
 struct Kept {
-  bool data = false;        // a node behind it needs it
-  bool statistics = false;  // it is a norm's
-  bool grad = false;        // having it again would cost a product
+  bool data = false;        // a later node needs it
+  bool statistics = false;  // the value is the output of a norm
+  bool grad = false;        // recomputing it would cost a product
 };
 
-// One call after the other: the gradient of a loss, or its derivative along tangents.
+// The state of the current call, which computes the gradient of a loss or its derivative along
+// tangents. It is reused from call to call.
 struct LayerCall {
   LayerCall(const Network& network, const Tensor& like);
 
-  // Forgets the last call. Of a tape that gradient writes or gradient_jvp reads, values get their
-  // places; `jvp` says which.
+  // Forgets the previous call. If there is a tape, the values it keeps become views of it: gradient
+  // (`jvp` false) writes them, gradient_jvp (`jvp` true) reads them.
   void begin(const Tensor& images, const std::optional<VectorPart>& tape, bool jvp);
 
-  // Memory for a value or its kin, by name.
+  // Memory in the workspace with the shape of a value, by name.
   Tensor place(const char* name, size_t value) {
     return workspace.channels_last(name, value, sizes_of_value(value), like);
   }
-  // Where a kernel may write a value, and the gradient in it before set_data and add_grad.
+  // Where a kernel may write the data of a value, its gradient or the tangent of its gradient. Pass
+  // what was written to set_data, add_grad or add_grad_tangent. data_place, and grad_place for the
+  // first share of a gradient, return memory on the tape if it keeps the value.
   Tensor data_place(size_t value);
   Tensor grad_place(size_t value);
   Tensor grad_tangent_place(size_t value);
-  // Hand over what a node has found.
+  // Store the result of a node: data are set; gradients are added to earlier shares.
   void set_data(size_t value, const Tensor& computed);
   void add_grad(size_t value, const Tensor& computed);
   void add_grad_tangent(size_t value, const Tensor& computed);
 
-  // Whether a node is to find the gradient in a value that it reads. Its tangent is always wanted.
+  // True if a node must compute the gradient in a value that it reads. The tangent of the gradient
+  // is always computed.
   bool wants_grad(size_t value) const {
     if (value == 0) return wants_image_gradient;
     return !(is_jvp && has_tape && kept[value].grad);
@@ -58,22 +63,22 @@ struct LayerCall {
   const Network& network;
   Tensor like;
   Workspace workspace;
-  std::vector<Kept> kept;  // by value
-  // Of this call:
+  std::vector<Kept> kept;  // indexed by value
+  // State of the current call:
   int64_t batch = 0;
   bool has_tape = false, is_jvp = false, wants_image_gradient = false;
   Tensor theta;                  // [P]
   OptionalTensor theta_tangent;  // [P]
-  Tensor grad_theta;             // [P], or its tangent
-  std::vector<Value> values;     // 0: the images
+  Tensor grad_theta;             // [P], the gradient in theta or its tangent
+  std::vector<Value> values;     // value 0: the images
   Tensor logits, grad_logits;    // [B, K]
 };
 
-// Elements of the tape of a batch.
+// Number of elements in the tape of a batch.
 int64_t layer_tape_size(const Network& network, int64_t batch, bool float32);
 
-// The passes of a call, in this order: begin; forward, but where a tape is read; in gradient_jvp
-// tangent; backward, in gradient_jvp with the tangents of the gradients.
+// The passes of a call, in this order: begin; forward, unless the call reads a tape; tangent, only
+// in gradient_jvp; backward, which in gradient_jvp also computes the tangents of the gradients.
 class Layer {
  public:
   virtual ~Layer() = default;

@@ -13,6 +13,8 @@ template <class T>
 LayerStudent<T>::LayerStudent(const Network& network, const Tensor& like)
     : network_(network), call_(network_, like) {
   const size_t nodes = network_.nodes.size();
+  // library_ runs every call. fused_, if not empty, runs the calls that its blocks support; see
+  // gradient_jvp.
   for (size_t i = 0; i < nodes; ++i) library_.push_back(library_layer<T>(call_, i));
   if (!std::is_same<T, float>::value || network_.blocks.empty()) return;
   bool any = false;
@@ -24,6 +26,7 @@ LayerStudent<T>::LayerStudent(const Network& network, const Tensor& like)
       fused_.push_back(std::make_unique<DeepBlock>(call_, i));
       any = true;
     } else {
+      // A block is two nodes, and fused layers may be mixed with layers of one node each.
       fused_.push_back(library_layer<T>(call_, 2 * i));
       fused_.push_back(library_layer<T>(call_, 2 * i + 1));
     }
@@ -73,6 +76,7 @@ void LayerStudent<T>::gradient_jvp(const StudentProblem& problem, const StudentT
                                    const Tensor& directional, const Tensor& grad_theta,
                                    const Tensor& grad_images, const OptionalTensor& grad_labels,
                                    const std::optional<VectorPart>& tape) {
+  // The fused blocks only have tangents along theta.
   const bool fuses = !fused_.empty() && tangents.theta && !tangents.images;
   const Layers& layers = fuses ? fused_ : library_;
   call_.theta = problem.theta.tensor();
@@ -101,7 +105,7 @@ void LayerStudent<T>::forward(const Layers& layers) {
       Device(call_.like));
 }
 
-// From the gradient in the logits and, in gradient_jvp, its tangent.
+// Starts from the gradient in the logits and, in gradient_jvp, its tangent.
 template <class T>
 void LayerStudent<T>::backward(const Layers& layers) {
   const Device device(call_.like);
@@ -109,6 +113,7 @@ void LayerStudent<T>::backward(const Layers& layers) {
   const size_t value = call_.values.size() - 1;
   const T* const grad = read<T>(call_.grad_logits);
   const T* const weight = classifier_weight(call_.theta);
+  // A tape already holds the gradient in the features.
   if (!(call_.is_jvp && call_.has_tape)) {
     const Tensor place = call_.grad_place(value);
     run(ClassifierInputGradient<T>{classifier_shape(), 1, {{grad, weight}}, write<T>(place)},
@@ -123,6 +128,7 @@ void LayerStudent<T>::backward(const Layers& layers) {
       write<T>(call_.grad_theta) + network_.classifier_bias.offset};
   if (call_.is_jvp) {
     const T* const grad_tangent = read<T>(grad_logits_tangent_);
+    // The first term also gives the gradient of the bias, so it must be the one with the tangent.
     of_weight.terms = 2;
     of_weight.term[0] = {grad_tangent, read<T>(features.data)};
     of_weight.term[1] = {grad, read<T>(features.tangent)};
@@ -141,6 +147,7 @@ void LayerStudent<T>::backward(const Layers& layers) {
 
 template <class T>
 void LayerStudent<T>::write_statistics(const Tensor& statistics) const {
+  // Rows mean, rstd and count, each with the channels of all batch norms one after the other.
   const int64_t row = network_.batch_norm_channels;
   int64_t at = 0;
   for (size_t i = 0; i < network_.nodes.size(); ++i) {
@@ -171,7 +178,7 @@ SoftCrossEntropyInputs<T> LayerStudent<T>::loss_inputs(const StudentProblem& pro
           problem.loss};
 }
 
-// The loss and the gradient in the logits.
+// Writes the loss, the gradient in the logits and, if wanted, the gradient in the labels.
 template <class T>
 void LayerStudent<T>::write_loss(const StudentProblem& problem, const Tensor& loss,
                                  const OptionalTensor& grad_labels) {
@@ -189,8 +196,8 @@ void LayerStudent<T>::write_loss(const StudentProblem& problem, const Tensor& lo
       device);
 }
 
-// The tangents of the logits, of the loss and of the gradient in the logits, and that gradient
-// where no tape has it.
+// Writes the tangents of the logits, of the loss, and of the gradients in the logits and the
+// labels. Writes the gradient in the logits too if it is not on a tape.
 template <class T>
 void LayerStudent<T>::write_directional(const StudentProblem& problem,
                                         const StudentTangents& tangents, const Tensor& directional,

@@ -1,7 +1,7 @@
-// The student engine layer by layer, a whole batch at a time: the gradient of a network's loss in
-// its flat parameters, and the directional derivative of that gradient, as one walk over the
-// network. So CUDA runs every network, and the CPU those that are no chain of 3x3 convolutions.
-// Activations are in channels-last.
+// The student engine that works layer by layer on a whole batch: the gradient of the loss of a
+// network in its flat parameters, and the directional derivative of that gradient. CUDA runs every
+// network this way; the CPU runs the networks that are not a chain of 3x3 convolutions this way.
+// Activations are channels-last.
 #pragma once
 
 #include <memory>
@@ -20,24 +20,25 @@ class LayerStudent {
  public:
   LayerStudent(const Network& network, const Tensor& like);
 
-  // Elements of the tape of a batch: all that gradient computes and gradient_jvp reads again. With
-  // it the latter walks forward and backward along the tangents alone.
+  // Number of elements in the tape of a batch: everything that gradient computes and gradient_jvp
+  // reads again. With a tape, gradient_jvp runs forward and backward along the tangents only.
   static int64_t tape_size(const Network& network, int64_t batch);
 
   // The logits [B, K] of images [B, C, H, W] (channels-last) for parameters [P].
   Tensor logits(const Tensor& theta, const Tensor& images);
 
-  // Writes the loss [] and its gradient [P]; the gradients of images [B, C, H, W] (channels-last)
-  // and of soft labels [B, K], the tape, and the statistics of norms over the batch [3, channels]
-  // (mean, rstd, number of values), where wanted.
+  // Writes the loss [] and its gradient [P]. If wanted, also writes the gradients in the images
+  // [B, C, H, W] (channels-last) and in soft labels [B, K], the tape, and the statistics of batch
+  // norms [3, channels] (mean, rstd, number of values).
   void gradient(const StudentProblem& problem, const Tensor& loss, const Tensor& grad_theta,
                 const OptionalTensor& grad_images, const OptionalTensor& grad_labels,
                 const std::optional<VectorPart>& tape,
                 const OptionalTensor& statistics = std::nullopt);
 
-  // Derivatives along the tangents of: the loss (one element), the gradient in theta [P], in the
-  // images [B, C, H, W] (channels-last), and, where wanted, in the soft labels [B, K]. A tape is
-  // that of gradient for the same problem; the tangents are then theta's alone.
+  // Writes derivatives along the tangents: of the loss (one element), of the gradient in theta [P],
+  // of the gradient in the images [B, C, H, W] (channels-last) and, if wanted, of the gradient in
+  // soft labels [B, K]. A tape must come from gradient for the same problem, and then only theta
+  // may have a tangent.
   void gradient_jvp(const StudentProblem& problem, const StudentTangents& tangents,
                     const Tensor& directional, const Tensor& grad_theta, const Tensor& grad_images,
                     const OptionalTensor& grad_labels, const std::optional<VectorPart>& tape);
@@ -45,7 +46,7 @@ class LayerStudent {
  private:
   using Layers = std::vector<std::unique_ptr<Layer>>;
 
-  // Run forward all layers and the classifier.
+  // Runs all layers and the classifier forward.
   void forward(const Layers& layers);
   void backward(const Layers& layers);
   void write_loss(const StudentProblem& problem, const Tensor& loss,
@@ -67,7 +68,7 @@ class LayerStudent {
 
   const Network network_;
   LayerCall call_;
-  Layers library_, fused_;  // fused_ is empty where no block is
+  Layers library_, fused_;  // fused_ is empty if no block is fused
   Tensor logits_tangent_, grad_logits_tangent_;
 };
 

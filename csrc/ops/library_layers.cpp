@@ -10,7 +10,7 @@ namespace trajmatch {
 
 namespace {
 
-// Images or weights as the rows of a matrix, in the order of parameters (C, H, W), and back.
+// Reshapes images or weights to the rows of a matrix in parameter order (C, H, W), and back.
 Tensor as_rows(const Tensor& images) {
   const int64_t rows = images.size(0), columns = images.numel() / rows;
   return view(as_contiguous(images), 0, {rows, columns}, {columns, 1});
@@ -21,7 +21,7 @@ Tensor as_images(const Tensor& rows, int64_t channels, int64_t size) {
   return view(as_contiguous(rows), 0, sizes, contiguous_strides(sizes));
 }
 
-// One of `stride` pixels in each direction.
+// Keeps every `stride`-th pixel in each direction.
 Tensor every_pixel(const Tensor& images, int64_t stride) {
   if (stride == 1) return images;
   Ints sizes = sizes_of(images), strides = channels_last_strides(sizes);
@@ -32,8 +32,8 @@ Tensor every_pixel(const Tensor& images, int64_t stride) {
   return as_channels_last(view(images, 0, sizes, strides));
 }
 
-// A convolution or linear layer. y = W x + b is linear in W and in x, so gradients are sums over
-// one pair of factors and tangents sums over two.
+// A convolution or linear layer. y = W x + b is linear in W and in x, so a gradient is one product,
+// and a tangent is a sum of two.
 class Convolution : public Layer {
  public:
   Convolution(LayerCall& call, size_t index)
@@ -47,11 +47,12 @@ class Convolution : public Layer {
     const Ints sizes{own_.channels, own_.in_channels, own_.kernel, own_.kernel};
     return view(theta, own_.weight.offset, sizes, contiguous_strides(sizes));
   }
+  // Absent if there is no bias or the bias has no effect.
   OptionalTensor bias_of(const Tensor& theta) const {
     if (own_.bias_is_inert || own_.bias.size == 0) return std::nullopt;
     return vector_view(theta, own_.bias.offset, own_.bias.size);
   }
-  // From the gradient in y or its tangent.
+  // Uses the gradient in y or, in gradient_jvp, its tangent.
   void write_bias_gradient() const {
     if (own_.bias.size == 0) return;
     const Value& y = call_.values[out_];
@@ -109,7 +110,7 @@ class LibraryConvolution : public Convolution {
   }
 
  private:
-  // In channels-last, as the library would have it for each of its calls otherwise.
+  // Copies the weight to channels-last once; otherwise PyTorch would do so in each of its calls.
   Tensor weight_of(const Tensor& theta, const char* name) {
     const Tensor place = weight_place(theta);
     if (own_.is_linear()) return place;
@@ -128,7 +129,7 @@ class LibraryConvolution : public Convolution {
     if (own_.is_linear()) {
       return as_images(mm(as_rows(grad), as_rows(weight)), own_.in_channels, own_.in_size);
     }
-    // The library reads no more than the sizes of the input.
+    // PyTorch only reads the sizes of this input.
     return std::get<0>(convolution_backward(grad, call_.place("sizes_only", in_), weight,
                                             own_.stride, own_.padding, {true, false, false}));
   }
@@ -136,7 +137,8 @@ class LibraryConvolution : public Convolution {
     if (own_.is_linear()) {
       return as_images(mm(transposed(as_rows(grad)), as_rows(x)), own_.in_channels, own_.in_size);
     }
-    // oneDNN writes beyond its memory for 1x1 kernels with a stride and four channels (torch 2.13).
+    // Works around oneDNN in torch 2.13, which writes out of bounds for 1x1 kernels with a stride
+    // and four channels: subsample the input and use stride 1.
     const bool strided = own_.kernel == 1 && own_.padding == 0;
     return std::get<1>(convolution_backward(
         grad, strided ? every_pixel(x, own_.stride) : x, weight_place(call_.grad_theta),
@@ -146,7 +148,7 @@ class LibraryConvolution : public Convolution {
   Tensor weight_, weight_tangent_;
 };
 
-// The engine's own, on the CPU.
+// A convolution on the CPU by the student engine's Winograd kernels (core/convolution.h).
 template <class T>
 class OwnConvolution : public Convolution {
  public:
@@ -230,6 +232,7 @@ class NormActPool : public Layer {
     weight_ = parameters(call_.theta, own_.weight, "norm_weight");
     bias_ = parameters(call_.theta, own_.bias, "norm_bias");
     Value& to = call_.values[out_];
+    // On a tape the statistics already have their place.
     if (to.mean.defined()) return;
     to.mean = statistics("mean");
     to.rstd = statistics("rstd");
@@ -300,8 +303,8 @@ class NormActPool : public Layer {
     return call_.workspace.contiguous(name, out_, {shape_.statistics()}, call_.like);
   }
 
-  // Weight or bias in the order of the kernels. That of parameters is (C, pixels), which differs
-  // where there is one for each value of an image.
+  // The weight or bias in the order that the kernels read, (pixels, C). Parameters are stored as
+  // (C, pixels); the two differ if there is one value per value of an image.
   OptionalTensor parameters(const Tensor& theta, const Slice& slice, const char* name) const {
     if (slice.size == 0) return std::nullopt;
     const Tensor values = vector_view(theta, slice.offset, slice.size);
@@ -310,7 +313,8 @@ class NormActPool : public Layer {
     copy_turned(turned, values, shape_.channels, shape_.pixels());
     return turned;
   }
-  // Where the kernels write a gradient: in its place, or in their order until it is finished.
+  // Where the kernels write a gradient: directly in grad_theta, or in a buffer in kernel order that
+  // finish_gradient transposes.
   OptionalTensor gradient_place(const Slice& slice, const char* name) const {
     if (slice.size == 0) return std::nullopt;
     if (shape_.elementwise) return call_.workspace.contiguous(name, 0, {slice.size}, call_.like);
@@ -321,7 +325,7 @@ class NormActPool : public Layer {
     copy_turned(vector_view(call_.grad_theta, slice.offset, slice.size), *gradient, shape_.pixels(),
                 shape_.channels);
   }
-  // From [rows, columns] to [columns, rows].
+  // Transposes [rows, columns] to [columns, rows].
   static void copy_turned(const Tensor& to, const Tensor& from, int64_t rows, int64_t columns) {
     Tensor target = view(to, 0, {rows, columns}, {1, rows});
     copy(target, view(from, 0, {rows, columns}, {columns, 1}));

@@ -1,5 +1,6 @@
-// A layer for each kind of node: convolutions, sums and means are the library's, and norm,
-// activation and pooling are core/norm_act_pool.h.
+// Makes the layer for one node of any kind. Sums, means and convolutions are calls to PyTorch,
+// except for convolutions on the CPU that core/convolution.h supports. Norm, activation and pooling
+// run core/norm_act_pool.h.
 #pragma once
 
 #include <memory>

@@ -9,7 +9,8 @@ namespace trajmatch {
 namespace {
 
 constexpr size_t kHeader = 5, kNode = 8;
-constexpr int64_t kLargest = int64_t{1} << 15;  // of any size: a weight stays far below 2^63
+constexpr int64_t kLargest = int64_t{1} << 15;  // limit of every size: keeps the sizes of weights
+                                                // far below 2^63
 
 bool within(int64_t value, int64_t least, int64_t most) { return value >= least && value <= most; }
 
@@ -19,12 +20,12 @@ double as_double(int64_t bits) {
   return result;
 }
 
-// Builds a network node by node, as far as the integers describe one.
+// Builds a network node by node, and stops at the first invalid node.
 class Reader {
  public:
   explicit Reader(const Ints& description) : description_(description) {}
 
-  // Empty, or what is wrong.
+  // Returns an empty string, or what the description should do but does not.
   std::string read(Network& network) {
     const size_t count = description_.size();
     if (count < kHeader + kNode || (count - kHeader) % kNode != 0) return "have whole nodes";
@@ -44,6 +45,7 @@ class Reader {
         return wrong + " (node " + std::to_string((i - kHeader) / kNode) + ")";
       }
     }
+    // Nodes took their slices of the parameters in order; the classifier comes last.
     const Node& last = network.nodes.back();
     network.width = last.channels;
     network.feature_pixels = last.size * last.size;
@@ -108,7 +110,7 @@ class Reader {
     return wrong;
   }
 
-  // channels, kernel, stride, padding, and whether there is a bias.
+  // `numbers`: channels, kernel, stride, padding, and 1 if there is a bias.
   std::string read_convolution(Node& node, int64_t channels, int64_t size, const int64_t* numbers) {
     if (!within(numbers[0], 1, kLargest) || !within(numbers[1], 1, kLargest) ||
         !within(numbers[2], 1, kLargest) || !within(numbers[3], 0, kLargest) ||
@@ -127,8 +129,8 @@ class Reader {
     return "";
   }
 
-  // Groups, parameters (0: none, 1: for each channel, 2: for each value), whether the norm is over
-  // the batch, eps (the bits of a float64), activation, pooling.
+  // `numbers`: groups, parameters (0: none, 1: per channel, 2: per value of an image), 1 for a
+  // batch norm, eps (the bits of a float64), activation, pooling.
   std::string read_norm(Network& network, Node& node, int64_t channels, int64_t size,
                         const int64_t* numbers) {
     const int64_t groups = numbers[0];
@@ -136,6 +138,8 @@ class Reader {
     if (!within(groups, 0, channels) || (groups > 0 && channels % groups != 0)) {
       return "have groups that divide its channels";
     }
+    // Without a norm there are no parameters. A batch norm has one group per channel, and at most
+    // one weight and bias per channel.
     if (!within(numbers[1], 0, groups > 0 ? 2 : 0) || !within(numbers[2], 0, groups > 0 ? 1 : 0) ||
         (numbers[2] == 1 && (groups != channels || numbers[1] == 2)) || !std::isfinite(eps) ||
         eps < 0) {
@@ -158,7 +162,8 @@ class Reader {
     if (to.shape.over_batch) network.batch_norm_channels += channels;
     node.size = to.shape.out_height();
     if (node.size < 1) return "leave at least one pixel after every pooling";
-    // Windows of 2x2 pixels would reach from one image into the next.
+    // CUDA stacks all images of a batch norm into one image. With an odd number of rows, 2x2
+    // windows would reach from one image into the next.
     if (to.shape.over_batch && to.shape.pooling != Pooling::kNone && size % 2 != 0) {
       return "pool an even number of rows where the norm is over the batch";
     }
@@ -168,6 +173,7 @@ class Reader {
     return "";
   }
 
+  // Number of nodes that read a value.
   static int64_t readers_of(const Network& network, int64_t value) {
     int64_t count = 0;
     for (const Node& node : network.nodes) {
@@ -181,12 +187,14 @@ class Reader {
     for (const Node& node : network.nodes) {
       if (node.kind != NodeKind::kNormActPool || !node.norm.centres_channels()) continue;
       if (node.norm.shape.over_batch) continue;  // its running mean depends on the bias
+      // Another reader would see the bias before the norm removes it.
       if (readers_of(network, node.input) > 1) continue;
       Node& before = network.nodes[node.input - 1];
       before.convolution.bias_is_inert = before.kind == NodeKind::kConvolution;
     }
   }
 
+  // The nodes as blocks if they form a chain as described at Network::blocks, otherwise empty.
   static std::vector<Block> blocks_of(const Network& network) {
     std::vector<Block> blocks;
     for (size_t i = 0; i + 1 < network.nodes.size(); i += 2) {

@@ -8,7 +8,7 @@ namespace trajmatch {
 
 namespace {
 
-// The arguments that all passes share, checked and in the kernels' layout.
+// The arguments shared by all passes, checked and converted to the layout of the kernels.
 struct Arguments {
   Arguments(const Check& check, const Tensor& x_in, const OptionalTensor& weight_in,
             const OptionalTensor& bias_in, int64_t groups, bool elementwise, int64_t activation,
@@ -42,7 +42,8 @@ struct Arguments {
     bias = affine(check, bias_in, "bias");
   }
 
-  // Affine parameters (or a tangent of them) in the kernels' order: [C], or [H, W, C].
+  // Checks affine parameters (or a tangent of them) and converts them to the order of the kernels:
+  // [C], or [H, W, C].
   OptionalTensor affine(const Check& check, const OptionalTensor& given, const char* name) const {
     if (!given) return std::nullopt;
     check.same(*given, name, x, "x", affine_sizes);
@@ -54,7 +55,7 @@ struct Arguments {
     return result;
   }
 
-  // A gradient in the kernels' order, as the caller's shape.
+  // Converts a gradient from the order of the kernels to the shape of the caller.
   Tensor affine_result(const Tensor& gradient) const {
     if (!shape.elementwise) return gradient;
     Tensor result = empty(affine_sizes, x);

@@ -1,5 +1,5 @@
-// The operators as C++ functions; registration.cpp gives them their schemas, trajmatch/ops their
-// derivatives and documentation. Shapes are those of the Python functions of the same name.
+// The operators as C++ functions. registration.cpp defines their schemas; trajmatch/ops adds their
+// derivatives and documentation. Shapes are the same as in the Python functions of these names.
 #pragma once
 
 #include "ops/torch_api.h"
@@ -47,12 +47,12 @@ std::tuple<Tensor, Tensor, Tensor> soft_cross_entropy_backward_tangent(
     const Tensor& grad_loss, const Tensor& logits, const Tensor& targets,
     const OptionalTensor& logits_tangent, const OptionalTensor& targets_tangent);
 
-// DSA by rows of parameters, the linear part of it, and the transpose of that.
+// DSA with rows of parameters, its linear part, and the transpose of the linear part.
 Tensor dsa(const Tensor& images, const Tensor& parameters);
 Tensor dsa_tangent(const Tensor& images_tangent, const Tensor& parameters);
 Tensor dsa_backward(const Tensor& grad_out, const Tensor& parameters);
 
-// The student engine. `network` is engine_description()'s, `loss` a StudentLoss.
+// The student engine. `network` is the result of engine_description(), `loss` is a StudentLoss.
 Tensor student_logits(const Tensor& theta, const Tensor& images, const Ints& network);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_gradient(
     const Tensor& theta, const Tensor& images, const Tensor& labels, const Ints& network,

@@ -1,4 +1,5 @@
-// The copy of pybind11 in torch 2.11 and 2.12 refuses this macro, which is for torch's own headers.
+// The pybind11 bundled with torch 2.11 and 2.12 does not compile with this macro, which is meant
+// for the torch headers.
 #undef TORCH_TARGET_VERSION
 
 #include <pybind11/pybind11.h>
@@ -6,15 +7,15 @@
 #include <stdexcept>
 #include <string>
 
-// libtorch >= 2.13 gives the text of its errors; older ones have only printed it.
+// libtorch >= 2.13 returns the text of its errors; older versions only print it.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 namespace trajmatch {
 
 namespace {
 
-// "aten::contiguous" of `torch_call_dispatcher("aten::contiguous", ...)`, "aoti_torch_get_dim" of
-// `aoti_torch_get_dim(...)`.
+// Extracts the name of a call: "aten::contiguous" from `torch_call_dispatcher("aten::contiguous",
+// ...)`, "aoti_torch_get_dim" from `aoti_torch_get_dim(...)`.
 std::string name_of(const std::string& call) {
   const size_t quote = call.find('"');
   if (quote == std::string::npos) return call.substr(0, call.find('('));

@@ -1,5 +1,5 @@
-// Runs an operation of core/ where its tensors are: the CPU loops on torch's threads, or the CUDA
-// launcher on the current stream. The host code above this header is the same for both.
+// Runs an operation of core/ on the device of its tensors: the CPU loops on the threads of torch,
+// or the CUDA launcher on the current stream. Callers are the same for both.
 #pragma once
 
 #include <vector>
@@ -16,7 +16,7 @@
 
 namespace trajmatch {
 
-// Elements of a vector that are worth a thread of their own.
+// Number of elements of a vector that justify a thread.
 constexpr int64_t kElementGrain = 16384;
 
 template <class Body>
@@ -34,8 +34,9 @@ inline void in_parallel(int64_t count, int64_t grain, const Body& body) {
 #define TM_ON_CUDA(launcher) (void)device;
 #endif
 
-// Calls kernel(begin, end, phase, means) for the images on several threads: once, or where the norm
-// is over the batch for each phase. `count` is the number of means that a group needs in between.
+// Calls kernel(params, begin, end, phase, means) for ranges of images on several threads: once, or
+// once per phase for a batch norm. `count` is the number of means per channel that a batch norm
+// passes from the first phase to the second.
 template <class T, class Params, class Kernel>
 void on_images(const Params& params, int64_t count, const Kernel& kernel) {
   const NormActPoolShape& shape = params.shape;
@@ -50,7 +51,7 @@ void on_images(const Params& params, int64_t count, const Kernel& kernel) {
   each_image(cpu::NormPhase::kUse, means);
 }
 
-// A norm over the batch is one over one image on CUDA.
+// CUDA takes a batch norm as a norm over a single image.
 template <class Params>
 Params as_there(Params params, const Device& device) {
   if (device.is_cuda() && params.shape.over_batch) params.shape = params.shape.as_one_image();

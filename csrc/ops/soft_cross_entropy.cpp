@@ -11,7 +11,8 @@ void check_labels(const Check& check, const Tensor& labels, const char* argument
   check.device(labels, argument, like, like_name);
   if (labels.scalar_type() == ScalarType::Long) {
     check.shape(labels, argument, {batch});
-    if (labels.is_cuda()) return;  // reading values would wait for the device: the kernel gives NaN
+    // Reading the values on CUDA would wait for the device; the kernel turns bad labels into NaN.
+    if (labels.is_cuda()) return;
     const Tensor values = as_contiguous(labels);
     for (int64_t i = 0; i < batch; ++i) {
       const int64_t label = read<int64_t>(values)[i];

@@ -12,7 +12,8 @@ namespace trajmatch {
 
 namespace {
 
-// Tapes live as long as the graph that may go back over them, and come back here.
+// Memory for tapes on the CPU. A tape lives as long as the graph that may run backwards over it;
+// then its memory returns to this pool for the next tape.
 class TapePool {
  public:
   std::unique_ptr<cpu::Pages> take() {
@@ -36,12 +37,13 @@ class TapePool {
   std::vector<std::unique_ptr<cpu::Pages>> free_;
 };
 
-// Never destroyed: tensors may outlive everything at the end of the program.
+// Never destroyed, because tensors may outlive static objects at the end of the program.
 TapePool& tape_pool() {
   static TapePool* pool = new TapePool;
   return *pool;
 }
 
+// True if the network runs layer by layer: always on CUDA, on the CPU if it is not a chain.
 bool by_layers(const Network& network, bool cuda) { return cuda || network.blocks.empty(); }
 
 }  // namespace
@@ -137,6 +139,7 @@ void Student<T>::gradient(const StudentProblem& problem, const Tensor& loss,
   if (layers_) {
     return layers_->gradient(problem, loss, grad_theta, grad_images, grad_labels, tape, statistics);
   }
+  // A chain has no batch norms, so the CPU engine has no statistics to write.
   StudentCall<T> call = call_on(problem);
   call.pass = StudentPass::kGradient;
   call.loss = write<T>(loss);

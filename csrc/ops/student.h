@@ -1,5 +1,6 @@
-// The student engine where the tensors are: a ConvNet image by image through the whole network on
-// the CPU (core/student.h), on CUDA and others layer by layer (ops/layer_student.h).
+// The student engine on the device of its tensors. On the CPU a ConvNet runs a few images at a time
+// through the whole network (core/student.h). Other networks, and all networks on CUDA, run layer
+// by layer (ops/layer_student.h).
 #pragma once
 
 #include <optional>
@@ -15,31 +16,32 @@ class Student {
  public:
   Student(const Network& network, const Tensor& like);
 
-  // Elements of the tape of a batch: what gradient can keep for the gradient_jvp of the same batch
-  // and parameters.
+  // Number of elements in the tape of a batch, in which gradient can keep results for the
+  // gradient_jvp of the same batch and parameters.
   int64_t tape_size(int64_t batch) const;
   static int64_t tape_size(const Network& network, int64_t batch, bool cuda);
 
   // The logits [B, K] of images [B, C, H, W] (channels-last) for parameters [P].
   Tensor logits(const Tensor& theta, const Tensor& images);
 
-  // Writes the loss [] and its gradient [P]; the gradients of images [B, C, H, W] (channels-last)
-  // and of soft labels [B, K], the tape, and the statistics of norms over the batch [3, channels]
-  // (mean, rstd, number of values), where wanted.
+  // Writes the loss [] and its gradient [P]. If wanted, also writes the gradients in the images
+  // [B, C, H, W] (channels-last) and in soft labels [B, K], the tape, and the statistics of batch
+  // norms [3, channels] (mean, rstd, number of values).
   void gradient(const StudentProblem& problem, const Tensor& loss, const Tensor& grad_theta,
                 const OptionalTensor& grad_images, const OptionalTensor& grad_labels,
                 const std::optional<VectorPart>& tape,
                 const OptionalTensor& statistics = std::nullopt);
 
-  // Derivatives along the tangents of: the loss (one element), the gradient in theta [P], in the
-  // images [B, C, H, W] (channels-last), and, where wanted, in the soft labels [B, K].
+  // Writes derivatives along the tangents: of the loss (one element), of the gradient in theta [P],
+  // of the gradient in the images [B, C, H, W] (channels-last) and, if wanted, of the gradient in
+  // soft labels [B, K].
   void gradient_jvp(const StudentProblem& problem, const StudentTangents& tangents,
                     const VectorPart& directional, const Tensor& grad_theta,
                     const Tensor& grad_images, const OptionalTensor& grad_labels,
                     const std::optional<VectorPart>& tape);
 
  private:
-  // A call of the CPU engine on a batch.
+  // Prepares a call of the CPU engine on a batch.
   StudentCall<T> call_on(const Tensor& images, const T* theta) const;
   StudentCall<T> call_on(const StudentProblem& problem) const;
 
@@ -50,10 +52,12 @@ class Student {
 extern template class Student<float>;
 extern template class Student<double>;
 
-// A vector for tapes, whose memory is kept for the next one when it is freed.
+// Allocates a vector for tapes. On the CPU, its memory is kept for the next tape when the tensor is
+// freed.
 Tensor empty_tape(int64_t elements, const Tensor& like);
 
-// Frees the memory that is kept from call to call: the calling thread's, and that of tapes.
+// Frees the CPU memory that is kept between calls: that of the calling thread, and that of freed
+// tapes.
 void release_student_memory();
 
 }  // namespace trajmatch

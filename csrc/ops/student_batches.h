@@ -1,4 +1,4 @@
-// The synthetic images that an unrolled loop shows its student, step by step.
+// The batches of synthetic images that an unrolled loop trains its student on, step by step.
 #pragma once
 
 #include <algorithm>
@@ -13,10 +13,12 @@
 
 namespace trajmatch {
 
-// Memory for the rows of one step, as tensors of as many rows as a step may have.
+// Memory for the rows of one step, shared by all steps, with one view for each number of rows that
+// a step may have.
 class StepRows {
  public:
-  // Rows of the dtype and, but for their number, the sizes of `like`.
+  // `like` gives the dtype and all sizes except the number of rows; `counts` has the number of rows
+  // of each step.
   StepRows(const Tensor& like, const Ints& counts, MemoryFormat format = MemoryFormat::Contiguous) {
     Ints sizes = sizes_of(like);
     sizes[0] = *std::max_element(counts.begin(), counts.end());
@@ -36,8 +38,8 @@ class StepRows {
   std::map<int64_t, Tensor> rows_;
 };
 
-// The student batches of an unrolled loop: rows of the synthetic set by index, each image augmented
-// by its own row of `augmentation` where that is given.
+// The student batches of an unrolled loop: rows of the synthetic set, selected by index. If
+// `augmentation` is given, each image is augmented with its own row of it.
 class Batches {
  public:
   Batches(const Check& check, const Network& network, const Tensor& theta, const Tensor& images,
@@ -79,6 +81,8 @@ class Batches {
 
   int64_t steps() const { return static_cast<int64_t>(sizes_.size()); }
 
+  // The problem of one step. Its images and labels are valid until the next gather, and with
+  // augmentation until the next scatter_images.
   template <class T>
   StudentProblem gather(int64_t step, const VectorPart& theta, double scale,
                         const Device& device) const {
@@ -102,11 +106,12 @@ class Batches {
     return {theta, shown, labels, loss_, scale};
   }
 
-  // Memory for what belongs to the images or labels of a step.
+  // Memory for tensors shaped like the images or labels of a step.
   StepRows image_rows() const { return {images_, sizes_, MemoryFormat::ChannelsLast}; }
   StepRows label_rows() const { return {labels_, sizes_}; }
 
-  // total[index[i]] += lr * grad[i] for the images of one step, `grad` that of them augmented.
+  // total[index[i]] += lr * grad[i] for the images of one step. `grad` is the gradient in the
+  // augmented images, [B, C, H, W].
   template <class T>
   void scatter_images(int64_t step, const Tensor& grad, const Tensor& lr, const Tensor& total,
                       const Device& device) const {
@@ -117,7 +122,7 @@ class Batches {
     }
   }
 
-  // The same for rows of any kind, not augmented.
+  // The same for rows of any kind, which are not augmented.
   template <class T>
   void scatter(int64_t step, const Tensor& grad, const Tensor& lr, const Tensor& total,
                const Device& device) const {
@@ -127,8 +132,8 @@ class Batches {
   }
 
  private:
-  // One pass of the augmentation over images of the step, in the engine's layout; there until the
-  // next pass.
+  // Runs one pass of the augmentation over the images of a step (channels-last). The result is
+  // valid until the next pass.
   template <class T>
   const Tensor& augmented(DsaPass pass, int64_t step, const Tensor& images,
                           const Device& device) const {

@@ -1,4 +1,4 @@
-// Checks that the operators of the student engine share.
+// Checks shared by the operators of the student engine.
 #pragma once
 
 #include "core/network.h"
@@ -21,7 +21,7 @@ inline void check_images(const Check& check, const Tensor& images, const Tensor&
              {images.size(0), network.in_channels, network.image_size, network.image_size});
 }
 
-// A norm over the batch has no variance of one value.
+// A batch norm needs more than one value per channel, as one value has no variance.
 inline void check_batch(const Check& check, const Network& network, int64_t batch) {
   for (const Node& node : network.nodes) {
     if (!node.norm.shape.over_batch || node.norm.values(batch) > 1) continue;

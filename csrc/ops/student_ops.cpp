@@ -1,5 +1,5 @@
-// The operators of the student engine for one batch: its gradient, and one directional derivative
-// of that.
+// The operators of the student engine for one batch: the logits, the gradient of the loss, and the
+// directional derivative of that gradient.
 
 #include "core/student_host.h"
 #include "ops/operators.h"
@@ -10,7 +10,8 @@ namespace trajmatch {
 
 namespace {
 
-// Checks one batch's images and puts them into the engine's layout.
+// Checks the images of a batch and converts them to the layout of the engine. A linear first layer
+// reads each image as one row in the order (C, H, W), all others channels-last.
 Tensor checked_images(const Check& check, const Network& network, const Tensor& theta,
                       const Tensor& images) {
   check_theta(check, theta, "theta", network);
@@ -20,7 +21,7 @@ Tensor checked_images(const Check& check, const Network& network, const Tensor& 
   return linear ? as_contiguous(images) : as_channels_last(images);
 }
 
-// The same of all its tensors.
+// Does the same for all tensors of a batch.
 StudentProblem student_problem(const Check& check, const Network& network, const Tensor& theta,
                                const Tensor& images, const Tensor& labels, int64_t loss,
                                double scale) {
@@ -30,7 +31,7 @@ StudentProblem student_problem(const Check& check, const Network& network, const
   return {VectorPart::whole(as_contiguous(theta)), inputs, as_contiguous(labels), kind, scale};
 }
 
-// A scalar or vector of this many elements, or an empty one that stands for "not wanted".
+// A tensor of these sizes, or an empty one that stands for "not wanted".
 Tensor empty_if(bool wanted, const Ints& sizes, const Tensor& like) {
   return empty(wanted ? sizes : Ints{0}, like);
 }
@@ -99,6 +100,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_gradient_jvp(
   }
   const NoGrad no_grad;
   const Device device(theta);
+  // The engine needs a tangent of theta or of the images. If neither is given, the tangent of the
+  // images is zero.
   if (!tangent && !image_tangent) {
     Tensor still = empty_channels_last(sizes_of(images), theta);
     torch::stable::zero_(still);

@@ -1,4 +1,4 @@
-// What the student engine differentiates, and along what.
+// The problem that the student engine differentiates, and the tangents of a directional derivative.
 #pragma once
 
 #include <optional>
@@ -8,13 +8,14 @@
 
 namespace trajmatch {
 
-// What to differentiate. The batch's tensors: images [B, C, H, W] in channels-last, labels [B] or
-// [B, K] (ignored for kSumLogits).
+// The parameters and one batch. Images are [B, C, H, W] in channels-last, or contiguous if the
+// operators for one batch run a network with a linear first layer. Labels are [B] or [B, K]; they
+// are ignored for kSumLogits.
 struct StudentProblem {
   VectorPart theta;  // P parameters
   Tensor images, labels;
   StudentLoss loss;
-  double scale;  // constant factor of the cross-entropy
+  double scale;  // constant factor of the loss; not used by kSumLogits
 
   int64_t batch() const { return images.size(0); }
   bool soft_labels() const {
@@ -22,8 +23,8 @@ struct StudentProblem {
   }
 };
 
-// Directions of a directional derivative: those that are absent are zero, but theta's and the
-// images' are not both absent.
+// The tangents of a directional derivative. Absent ones are zero, but at least one of theta and
+// images must be present.
 struct StudentTangents {
   OptionalTensor theta;   // [P], contiguous
   OptionalTensor images;  // [B, C, H, W], channels-last

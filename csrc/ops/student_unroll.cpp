@@ -1,6 +1,7 @@
-// The unrolled inner loop with its adjoint (docs/idea.md: one step's activations and N parameter
-// vectors in memory, whatever N is). A step asks for no memory: all that it works on is there
-// before the first.
+// The unrolled inner loop and its adjoint (docs/idea.md). The only large buffer that grows with N
+// is the trajectory: one row of parameter vectors per step. Activations are kept for one step, plus
+// the tapes of the last steps within `tape_bytes`. The loops allocate their own buffers before the
+// first step.
 
 #include "core/student_host.h"
 #include "ops/inner_optimiser.h"
@@ -53,8 +54,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll(
   const Device device(theta0);
   const int64_t asked = static_cast<int64_t>(steps.size());
   Tensor thetas = empty({asked, size}, theta0);
-  // Rows of theta_0 .. theta_{N-1} and what else the optimiser keeps of the step; one theta that
-  // every step overwrites where they are not kept.
+  // The trajectory has one row per step: theta_0 .. theta_{N-1} and the other vectors that the
+  // optimiser keeps. If it is not kept, it is a single theta that every step overwrites.
   const int64_t row = optimiser.vectors() * size;
   const Tensor trajectory =
       keep_trajectory ? empty({count, row}, theta0) : empty({1, size}, theta0);
@@ -73,6 +74,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll(
     for (int64_t step = 0; step < count; ++step) {
       const StudentProblem problem = batches.gather<T>(step, theta, loss_scale, device);
       student.gradient(problem, loss, grad, std::nullopt, std::nullopt, tape.of(tapes, step));
+      // theta after the last step has no row in the trajectory.
       const bool has_row = keep_trajectory && step + 1 < count;
       const VectorPart next = has_row ? VectorPart{trajectory, (step + 1) * row, size}
                                       : (keep_trajectory ? VectorPart::whole(last) : theta);
@@ -80,6 +82,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll(
                      keep_trajectory ? write<T>(trajectory) + step * row : nullptr, device);
       theta = next;
       for (int64_t i = 0; i < asked; ++i) {
+        // `steps` counts from 1: theta after this step.
         if (steps[i] != step + 1) continue;
         Tensor found = vector_view(thetas, i * size, size);
         copy(found, theta.tensor());
@@ -128,12 +131,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
     const Tensor hessian_r = empty({size}, trajectory);
     const StepRows image_shares = batches.image_rows(), label_shares = batches.label_rows();
     const StudentTangents along_r{adjoint.r, std::nullopt, std::nullopt};
-    // Over the steps that remain, with h = H r and what enters here. TESLA's approximation is
-    // without h.
+    // Moves the adjoint back to theta after `remaining` steps, with h = H r of the step after it
+    // and the gradients that enter there. TESLA's approximation leaves h out (null).
     const auto sweep = [&](int64_t remaining, const T* h) {
       const T* inject = nullptr;
       for (int64_t i = 0; i < asked; ++i) {
         if (steps[i] != remaining) continue;
+        // `steps` may name a count more than once. The optimiser takes one gradient, so all but the
+        // last are added to the adjoint here.
         if (inject != nullptr) {
           run(SgdSweep<T>{size, read<T>(adjoint.scale), 0, nullptr, inject, write<T>(adjoint.theta),
                           nullptr},
@@ -150,6 +155,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> student_unroll_adjoint(
       const Tensor& image_share = image_shares.of(batch_sizes[step]);
       OptionalTensor label_share;
       if (soft) label_share = label_shares.of(batch_sizes[step]);
+      // Along r, written by the previous sweep, one directional derivative gives h and the shares
+      // of this step in the gradients of images, labels and lr.
       student.gradient_jvp(problem, along_r, VectorPart{directional, step, 1}, hessian_r,
                            image_share, label_share, tape.of(kept, step));
       batches.scatter_images<T>(step, image_share, adjoint.scale, grad_images, device);

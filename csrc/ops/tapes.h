@@ -1,4 +1,4 @@
-// Which steps of an unrolled loop keep their activations, and where.
+// Decides which steps of an unrolled loop keep their activations on a tape, and where.
 #pragma once
 
 #include <optional>
@@ -7,10 +7,12 @@
 
 namespace trajmatch {
 
-// The last steps of an unrolled loop whose tapes fit into so many elements, and where they lie.
+// The last steps of an unrolled loop whose tapes fit into `elements` elements together, and their
+// offsets.
 class Tapes {
  public:
-  // `size_of(batch)` is the size of one step's tape; 0: there is none.
+  // `size_of(batch)` is the number of elements in the tape of one step; 0 means that there is no
+  // tape.
   template <class SizeOf>
   Tapes(const Ints& batch_sizes, int64_t elements, const SizeOf& size_of)
       : begins_(batch_sizes.size()), sizes_(batch_sizes.size()) {

@@ -1,5 +1,6 @@
-// Every libtorch call of the project, on the stable ABI of torch 2.11: the rest of csrc/ops sees
-// tensors only through these functions, so that another interface would change this file alone.
+// The libtorch interface of the project, on the stable ABI of torch 2.11. The rest of csrc/ops uses
+// tensors mostly through these functions, so that another interface would change little outside
+// this file.
 #pragma once
 
 #include <torch/headeronly/util/shim_utils.h>
@@ -8,7 +9,7 @@
 
 namespace trajmatch {
 
-// Throws std::runtime_error with PyTorch's own text, which trajmatch/memory.py reads.
+// Throws std::runtime_error with the error text of PyTorch, which trajmatch/memory.py reads.
 [[noreturn]] void raise_torch_error(const char* call);
 
 inline void check_torch(int32_t error, const char* call) {
@@ -17,8 +18,8 @@ inline void check_torch(int32_t error, const char* call) {
 
 }  // namespace trajmatch
 
-// All calls in torch's own headers below end here: theirs would drop the text. So this file comes
-// before any other header of torch in every source file.
+// Errors of all calls in the torch headers below go through check_torch, because their own macro
+// would drop the text. Therefore every source file must include this file before any torch header.
 #undef TORCH_ERROR_CODE_CHECK
 #define TORCH_ERROR_CODE_CHECK(call)         \
   {                                          \
@@ -39,7 +40,7 @@ inline void check_torch(int32_t error, const char* call) {
 
 #include "core/macros.h"
 
-// Lives in libtorch_cuda, which a CPU build of torch does not have.
+// Defined in libtorch_cuda, which a CPU build of torch does not have.
 extern "C" __attribute__((weak)) AOTITorchError
 aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
@@ -66,7 +67,7 @@ inline Ints sizes_of(const Tensor& tensor) {
   return Ints(sizes.begin(), sizes.end());
 }
 
-// Uninitialised, on the device of `like` and, unless one is named, of its dtype.
+// Uninitialised tensor on the device of `like`, with the dtype of `like` unless `dtype` is given.
 inline Tensor empty(const Ints& sizes, const Tensor& like,
                     std::optional<ScalarType> dtype = std::nullopt,
                     MemoryFormat format = MemoryFormat::Contiguous) {
@@ -96,7 +97,7 @@ inline Tensor as_channels_last(const Tensor& tensor) {
   return torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast);
 }
 
-// A view of `base` that begins `offset` elements after its first.
+// A view of the memory of `base`, starting `offset` elements after its first element.
 inline Tensor view(const Tensor& base, int64_t offset, const Ints& sizes, const Ints& strides) {
   AtenTensorHandle result = nullptr;
   check_torch(aoti_torch__reinterpret_tensor(base.get(), static_cast<int64_t>(sizes.size()),
@@ -109,8 +110,8 @@ inline Tensor vector_view(const Tensor& base, int64_t offset, int64_t size) {
   return view(base, offset, {size}, {1});
 }
 
-// A run of elements of a contiguous tensor. Unlike a view it costs no allocation: loops name what a
-// step works on this way, and make a tensor of it where a library is to be called.
+// A contiguous range of elements of a contiguous tensor. Unlike a view, it costs no allocation.
+// Loops use it for the vectors of a step, and make a tensor from it when they call a library.
 struct VectorPart {
   Tensor base;
   int64_t begin, size;
@@ -123,7 +124,7 @@ inline void copy(Tensor& to, const Tensor& from) { torch::stable::copy_(to, from
 
 inline Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
 
-// A convolution of square images with square kernels, as PyTorch runs it.
+// PyTorch's convolution of square images with square kernels.
 inline Tensor convolution(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                           int64_t stride, int64_t padding) {
   using torch::stable::detail::from;
@@ -135,7 +136,7 @@ inline Tensor convolution(const Tensor& input, const Tensor& weight, const Optio
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// Which gradients of a convolution are wanted; those that are not come back undefined.
+// Selects the gradients of a convolution to compute; the others come back undefined.
 struct ConvolutionMask {
   bool input, weight, bias;
 };
@@ -166,7 +167,7 @@ inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& gra
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
 }
 
-// The means over windows that do not overlap; what is left of a row or column is dropped.
+// Means over windows that do not overlap. Leftover rows and columns are dropped.
 inline Tensor mean_of_windows(const Tensor& input, int64_t window) {
   using torch::stable::detail::from;
   const Ints sides{window, window}, none{0, 0};
@@ -217,7 +218,8 @@ inline Tensor sum_all(const Tensor& tensor) { return torch::stable::sum(tensor);
 
 inline void fill(Tensor& tensor, double value) { torch::stable::fill_(tensor, value); }
 
-// Engine operators compute their own derivatives: what they call must not record a graph.
+// Turns off gradient recording: engine operators compute their own derivatives, so the operators
+// they call must not record a graph.
 class NoGrad {
  public:
   NoGrad() : before_(aoti_torch_grad_mode_is_enabled()) { aoti_torch_grad_mode_set_enabled(false); }
@@ -229,9 +231,9 @@ class NoGrad {
   bool before_;
 };
 
-// Whether an operator takes its CUDA path for this tensor. The build that tests that path without a
-// GPU (tests/emulator/host) takes it for every tensor: launches then go to the emulator, and what
-// PyTorch itself is asked for runs on the CPU, where the tensors are.
+// True if an operator takes its CUDA path for this tensor. The build that tests this path without a
+// GPU (tests/emulator/host) takes it for every tensor: kernel launches go to the emulator, and
+// calls to PyTorch run on the CPU, where the tensors are.
 inline bool on_cuda([[maybe_unused]] const Tensor& tensor) {
 #ifdef TRAJMATCH_EMULATED
   return true;
@@ -240,7 +242,8 @@ inline bool on_cuda([[maybe_unused]] const Tensor& tensor) {
 #endif
 }
 
-// Where an operator runs: makes the tensor's device current, and knows its current stream.
+// The device an operator runs on. Makes the device of the tensor current and holds its current
+// stream.
 class Device {
  public:
   explicit Device(const Tensor& tensor) : cuda_(on_cuda(tensor)) {
@@ -284,7 +287,7 @@ T* write(const VectorPart& part) {
   return write<T>(part.base) + part.begin;
 }
 
-// Calls body(T()) with T the C++ type of a float32 or float64 tensor.
+// Calls body(T()), where T is the C++ type of a float32 or float64 tensor.
 template <class Body>
 auto with_dtype(const Tensor& tensor, const Body& body) {
   return tensor.scalar_type() == ScalarType::Double ? body(double()) : body(float());

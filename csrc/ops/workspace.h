@@ -1,4 +1,4 @@
-// Buffers that the steps of one operator call use again and again.
+// Buffers that the steps of one operator call share.
 #pragma once
 
 #include <map>
@@ -27,8 +27,8 @@ inline int64_t product_of(const Ints& sizes) {
 
 class Workspace {
  public:
-  // The buffer of this name, seen with these sizes: its content is what was written last under the
-  // name, or nothing in particular.
+  // A view of the buffer of this name and index with these sizes. It holds what was last written
+  // under that name and index, or uninitialised data if it is new or had to grow.
   Tensor contiguous(const char* name, size_t index, const Ints& sizes, const Tensor& like) {
     return view(buffer(name, index, product_of(sizes), like), 0, sizes, contiguous_strides(sizes));
   }
