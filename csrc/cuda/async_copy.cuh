@@ -1,6 +1,6 @@
-// Copies of 16 bytes from global to shared memory that run while the thread goes on (cp.async of
-// sm_80), in groups that a thread can wait for. What other threads copied is there after a wait of
-// theirs and a barrier.
+// Asynchronous 16-byte copies from global to shared memory (cp.async of sm_80). Copies are
+// committed in groups, and a thread can wait for its own groups only. A thread sees what other
+// threads copied after they have waited too and the block has passed a barrier.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -17,7 +17,7 @@ namespace trajmatch::cuda {
 
 class AsyncCopies {
  public:
-  // Part of the group that the next commit closes. Both addresses are multiples of 16 bytes.
+  // Adds a copy to the group that the next commit closes. Both addresses are multiples of 16 bytes.
   __device__ __forceinline__ void start(float* to, const float* from) {
 #if __CUDA_ARCH__ >= 800
     const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
@@ -31,7 +31,7 @@ class AsyncCopies {
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
   }
-  // Waits until at most the `latest` last groups are under way.
+  // Waits until at most the last `latest` groups of this thread are still in flight.
   template <int latest>
   __device__ __forceinline__ void wait() {
 #if __CUDA_ARCH__ >= 800
@@ -42,7 +42,8 @@ class AsyncCopies {
 
 #else
 
-// On the emulator a copy happens at the last moment allowed, so that a wait too few shows.
+// The emulator makes each copy at the last moment allowed, so that a missing wait gives wrong
+// results.
 class AsyncCopies {
  public:
   void start(float* to, const float* from) {

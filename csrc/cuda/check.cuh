@@ -1,4 +1,4 @@
-// Errors of the CUDA runtime as exceptions.
+// Turns CUDA runtime errors into exceptions.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,8 +15,8 @@ inline void check(cudaError_t error, const char* what) {
   }
 }
 
-// Right after a launch. It sees a refused configuration, and any earlier error that nobody has
-// looked at; what the kernel itself does wrong shows at the next synchronisation.
+// Call right after a launch. It reports a refused launch configuration, and also any earlier error
+// that was not checked. Errors inside the kernel only show at the next synchronisation.
 inline void check_launch(const char* kernel) {
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) check(error, (std::string("the launch of ") + kernel).c_str());

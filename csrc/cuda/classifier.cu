@@ -1,20 +1,22 @@
 // The classifier of a student and its derivatives (formulas: core/classifier.h).
 //
-// Products with ten or a hundred rows and columns, for which a matrix library has no good tiles: 27
-// us each at B = 100, K = 10 and 2048 features on an H200, 130 us of a student step with the copies
-// between the orders of features and parameters. Here they read each where it lies:
+// These are products with ten or a hundred rows and columns, for which a matrix library has no good
+// tiles. At B = 100, K = 10 and 2048 features on an H200 the library takes 27 us for each product,
+// and 130 us of a student step with the copies between feature order and parameter order. These
+// kernels read features and weights in place:
 //
-//   forward          a block takes an image and kClasses classes and sums over the features
-//   input gradient   a thread takes a feature of kImages images and sums over the classes
-//   weight gradient  a thread takes a feature, kClassPair classes and every kGroups-th image; the
-//                    groups are added in shared memory; one more block a pair sums the bias
+//   forward          a block takes one image and kClasses classes and sums over the features
+//   input gradient   a thread takes one feature of kImages images and sums over the classes
+//   weight gradient  a thread takes one feature, kClassPair classes and every kGroups-th image; the
+//                    groups are added in shared memory; one more block per pair sums the bias
 //
-// Weights are read in their order and features gathered: a warp's 32 weights are neighbours, its
-// features lie a row of channels apart, in lines that the other warps of the block use too. The
-// weight gradient reads features in theirs. Sums over features are float64 between threads; every
-// order is fixed, nothing is atomic.
+// The first two kernels read weights in memory order. The 32 weights of a warp are then neighbours,
+// while its features lie one row of channels apart, in cache lines that the other warps of the
+// block use too. The weight gradient reads the features in memory order. Sums over features are
+// float64 across threads. Every order of addition is fixed, and nothing is atomic.
 //
-// At that size 4 MFLOP and 0.9 MB, mostly of the features: 0.2 us of an H200's memory.
+// At that size a product takes 4 MFLOP and 0.9 MB, mostly features: 0.2 us of an H200's memory
+// time.
 
 #include "core/classifier.h"
 #include "cuda/reduce.cuh"
@@ -31,13 +33,14 @@ constexpr int kGroups = kThreads / kColumns;
 
 inline int64_t tiles(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// Where the feature lies that weight `at` of a class, channel * pixels + pixel, multiplies.
+// The position in memory of the feature that is multiplied by weight `at` of a class. Weights are
+// ordered as channel * pixels + pixel, features as pixel * channels + channel.
 __device__ __forceinline__ unsigned place_of_feature(const ClassifierShape& shape, unsigned at) {
   const unsigned pixels = static_cast<unsigned>(shape.pixels);
   return at % pixels * static_cast<unsigned>(shape.channels) + at / pixels;
 }
 
-// The other way round: the weight that the feature at this place is multiplied by.
+// The inverse: the position of the weight for the feature at position `at`.
 __device__ __forceinline__ unsigned place_of_weight(const ClassifierShape& shape, unsigned at) {
   const unsigned channels = static_cast<unsigned>(shape.channels);
   return at % channels * static_cast<unsigned>(shape.pixels) + at / channels;
@@ -86,7 +89,7 @@ __global__ void __launch_bounds__(kThreads)
   const unsigned at = blockIdx.x % feature_tiles * kThreads + threadIdx.x;
   const int64_t classes = p.shape.classes, features = p.shape.features();
   if (at >= features) return;
-  // Images beyond the last repeat it, and are not written.
+  // Image numbers beyond the batch repeat the last image. Their results are not written.
   int64_t image[kImages];
   TM_UNROLL
   for (int i = 0; i < kImages; ++i) {
@@ -111,7 +114,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The gradient in the bias of a pair of classes, by a whole block.
+// The bias gradient of a pair of classes, computed by a whole block.
 template <class T>
 __device__ __forceinline__ void sum_bias(const ClassifierWeightGradient<T>& p, int64_t first_class,
                                          int64_t last_class) {

@@ -1,5 +1,6 @@
-// The operands of a block of a fused convolution on their way through shared memory: 16 input
-// channels at a time, weights a row of three taps at a time, both copied one step ahead.
+// The two-stage shared-memory pipeline of a fused convolution block. A step covers 16 input
+// channels and one row of three taps. The copies for the next step run while the block computes
+// this one.
 #pragma once
 
 #include <cstdint>
@@ -9,16 +10,20 @@
 
 namespace trajmatch::cuda::fused {
 
-constexpr int kChunk = 16;  // input channels of a step
+constexpr int kChunk = 16;  // input channels per step
 
-// How 16 input channels lie there: [planes, pixels with a border of zeros, words], and the weights
-// of a tap [planes, outputs, words], words being floats. A tap is an offset. In float32 a plane has
-// 4 channels; in half precision there is one, of 16 channels in 8 words. Four lanes to each of
-// eight neighbours that read one float, or to each of four that read two, read 128 bytes in a row.
+// Shared-memory layout of 16 input channels, in words of one float. Inputs: [planes, pixels with a
+// border of zeros, words]. Weights of one tap: [planes, outputs, words]. Because of the border, a
+// tap is just an offset into the input.
+//
+// In float32 a plane has 4 channels in 4 words. In half precision there is one plane of 16 channels
+// in 8 words. Four lanes read each pixel (or output): one float each in float32, so that a warp
+// reads 8 pixels, or two floats each in half precision, so that half a warp reads 4. Either way
+// these lanes read 128 consecutive bytes, without bank conflicts.
 template <class Tile, ProductKind kind>
 struct Chunk {
   static constexpr bool kHalf = kind == ProductKind::kFp16;
-  static constexpr int kInWord = kHalf ? 2 : 1;  // channels
+  static constexpr int kInWord = kHalf ? 2 : 1;  // channels per word
   static constexpr int kWords = kHalf ? 8 : 4;
   static constexpr int kPlanes = kChunk / (kWords * kInWord);
   static constexpr int kPlaneSize = Tile::kImages * Tile::kBordered * kWords;
@@ -28,14 +33,15 @@ struct Chunk {
   static constexpr size_t kBytes = 2 * (kInputSize + kWeightSize) * sizeof(float);
 };
 
-// The two buffers of inputs and of weights, and the copies into them, step by step. A step is a
-// term, 16 of its input channels, and a row of taps.
+// Double buffers for inputs and weights, and the copies into them. A step is one term, one chunk of
+// 16 input channels and one row ky of taps. Inputs change only every third step, when the chunk
+// changes.
 template <class Tile, ProductKind kind>
 class Pipeline {
   using C = Chunk<Tile, kind>;
 
  public:
-  // `swapped`: the second term comes first.
+  // `swapped`: the second term is computed first.
   __device__ __forceinline__ Pipeline(const FusedConvolution& params, const Place<Tile>& place,
                                       bool swapped, float* memory)
       : params_(params),
@@ -44,7 +50,8 @@ class Pipeline {
         inputs_(memory),
         weights_(memory + 2 * C::kInputSize),
         chunks_(static_cast<int>(params.shape.channels) / kChunk) {
-    // Zeros: the border, and images beyond the last one.
+    // Both input buffers start as zeros. The border and the images beyond the batch keep them,
+    // because no copy writes there.
     for (int i = static_cast<int>(threadIdx.x); i < 2 * C::kInputSize; i += kThreads) {
       inputs_[i] = 0.0f;
     }
@@ -54,7 +61,7 @@ class Pipeline {
 
   __device__ __forceinline__ int steps() const { return params_.terms * steps_of_term(); }
   __device__ __forceinline__ int steps_of_term() const { return chunks_ * 3; }
-  // Waits for the copies of the step and starts those of the next one.
+  // Starts the copies of the next step, then waits for those of this step.
   __device__ __forceinline__ void begin(int step) {
     if (step + 1 < steps()) {
       start(step + 1);
@@ -75,12 +82,14 @@ class Pipeline {
  private:
   __device__ __forceinline__ void start(int step) {
     const FusedConvolutionShape& shape = params_.shape;
-    // By comparison: an index that varies would put the parameters into local memory.
+    // Select by comparison. A run-time index would make the compiler copy the kernel parameters to
+    // local memory.
     const bool second = (step >= steps_of_term()) != swapped_;
     const float* const x = second ? params_.term[1].x : params_.term[0].x;
     const float* const packed = second ? params_.term[1].weight : params_.term[0].weight;
     const int chunk = step / 3 % chunks_;
-    constexpr int kOwn = Tile::kChannels * C::kWords;  // floats of a plane that the block takes
+    // floats per plane of this block's output channels
+    constexpr int kOwn = Tile::kChannels * C::kWords;
     const int64_t all = shape.channels * C::kWords;
     const float* const from =
         packed + ((blockIdx.z * chunks_ + chunk) * 3 + step % 3) * (3 * C::kPlanes) * all +
@@ -95,11 +104,12 @@ class Pipeline {
 
   __device__ __forceinline__ void start_input(const FusedConvolutionShape& shape, const float* x,
                                               int chunk, int buffer) {
-    constexpr int kPieces = kChunk / C::kInWord / 4;  // of 16 bytes, of a pixel
+    constexpr int kPieces = kChunk / C::kInWord / 4;  // 16-byte pieces per pixel
     float* const to = inputs_ + buffer * C::kInputSize;
     for (int i = static_cast<int>(threadIdx.x); i < kBlockPixels * kPieces; i += kThreads) {
-      // A warp copies 64 bytes of each of 8 neighbours, or 32 of each of 16: whole sectors from, no
-      // conflict into.
+      // A warp copies 64 bytes from each of 8 neighbouring pixels, or 32 bytes from each of 16 in
+      // half precision. It reads whole 32-byte sectors and writes to shared memory without bank
+      // conflicts.
       const int piece = C::kHalf ? i % kPieces : i / 8 % kPieces;
       const int pixel = C::kHalf ? i / kPieces : i / (8 * kPieces) * 8 + i % 8;
       const int image = pixel / Tile::kPixels, inner = pixel % Tile::kPixels;

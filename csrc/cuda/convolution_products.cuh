@@ -1,5 +1,5 @@
-// The products of a block of a fused convolution, of every kind (ProductKind), and the walk over
-// all of them.
+// The multiply-accumulate loops of a fused convolution block, one for each ProductKind, and the
+// loop over all pipeline steps.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace trajmatch::cuda::fused {
 
-// Products of one input channel at a time, by multiply-adds of the ordinary cores.
+// float32 on the ordinary cores, one input channel at a time.
 template <class Tile>
 __device__ __forceinline__ void multiply_plain(const Place<Tile>& place, const float* input,
                                                const float* weights, typename Tile::Sums& sums) {
@@ -40,7 +40,9 @@ __device__ __forceinline__ void multiply_plain(const Place<Tile>& place, const f
   }
 }
 
-// Products of eight input channels at a time, by tensor cores in TF32.
+// TF32 on tensor cores, eight input channels at a time. With `three`, each operand is split into a
+// high and a low TF32 part, and three of the four products are added: low * high, high * low and
+// then high * high. The result is as exact as float32.
 template <class Tile, bool three>
 __device__ __forceinline__ void multiply_on_tensor_cores(const Place<Tile>& place,
                                                          const float* input, const float* weights,
@@ -85,8 +87,9 @@ __device__ __forceinline__ void multiply_on_tensor_cores(const Place<Tile>& plac
   }
 }
 
-// Products of sixteen input channels at once, by tensor cores in half precision. Which channels a
-// lane's pairs are is free as long as both operands agree: four neighbours are one read.
+// fp16 on tensor cores, 16 input channels at a time. The order of the channels along the depth of
+// the product is free as long as A and B agree. Lane t takes channels 4 t to 4 t + 3, because these
+// are one 8-byte read.
 template <class Tile>
 __device__ __forceinline__ void multiply_in_halves(const Place<Tile>& place, const float* input,
                                                    const float* weights,
@@ -116,7 +119,8 @@ __device__ __forceinline__ void multiply_in_halves(const Place<Tile>& place, con
   }
 }
 
-// The products of 16 input channels at one tap, whose offset is in `input` and `weights`.
+// Adds the products of 16 input channels at one tap. `input` and `weights` already include the
+// offset of the tap.
 template <class Tile, ProductKind kind>
 __device__ __forceinline__ void multiply(const Place<Tile>& place, const float* input,
                                          const float* weights, typename Tile::Sums& sums) {
@@ -143,7 +147,7 @@ __device__ __forceinline__ void scale(typename Tile::Sums& sums, const PowerOfTw
   });
 }
 
-// How the operands of the block's trajectory are scaled.
+// The scales of the fp16 operands of the block's trajectory.
 __device__ __forceinline__ TermScales term_scales(const FusedConvolution& params) {
   const auto exponent = [](const FusedConvolution::Term& term) {
     return scale_exponent(term.x_magnitudes, blockIdx.z) +
@@ -153,7 +157,7 @@ __device__ __forceinline__ TermScales term_scales(const FusedConvolution& params
                     params.terms == 2 ? exponent(params.term[1]) : 0);
 }
 
-// sums = the block's part of y. Afterwards the memory is free.
+// Sets `sums` to the thread's part of the block's y. Other code may use `memory` afterwards.
 template <class Tile, ProductKind kind>
 __device__ __forceinline__ void convolve(const FusedConvolution& params, const Place<Tile>& place,
                                          float* memory, typename Tile::Sums& sums) {
@@ -181,6 +185,7 @@ __device__ __forceinline__ void convolve(const FusedConvolution& params, const P
       const int next = step + pipeline.steps_of_term();
       TM_NO_UNROLL
       for (; step < next; ++step) add_products(pipeline, step);
+      // Rescale to the scale of the next term, or to 1 after the last.
       scale<Tile>(sums, scales.after(term));
     }
   } else {

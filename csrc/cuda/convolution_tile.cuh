@@ -1,10 +1,11 @@
-// What a block of the fused convolutions (core/fused_convolution.h) makes: 256 output pixels of 32,
-// 64 or 128 channels in registers, whole planes of one image (S = 16) or four (S = 8).
+// The tile that one block of a fused convolution (core/fused_convolution.h) computes: 256 output
+// pixels times 32, 64 or 128 output channels, accumulated in registers. The 256 pixels are the
+// whole plane of one image (S = 16) or of four images (S = 8).
 //
-// Accumulators, of every kind of product: a warp's tile is cut into 16 pixels x 8 channels, 16
-// pixels being two rows of 8, one below the other. With g = lane / 4 and t = lane % 4,
-// sums[m][n][2 r + e] is pixel g of row r, channel 2 t + e. So a pooling window is rows r = 0, 1
-// of the lanes g and g ^ 1.
+// Accumulators are laid out the same for every kind of product. The tile of a warp is cut into
+// pieces of 16 pixels x 8 channels, where the 16 pixels are two rows of 8, one below the other.
+// With g = lane / 4 and t = lane % 4, sums[m][n][2 r + e] is pixel g of row r, channel 2 t + e. A
+// 2x2 pooling window is then rows r = 0, 1 of the lanes with g and g ^ 1.
 #pragma once
 
 #include <cstdint>
@@ -30,16 +31,16 @@ struct Tile {
   static constexpr int kImages = kBlockPixels / kPixels;
   static constexpr int kPitch = kSide + 2;
   static constexpr int kBordered = kPitch * kPitch;
-  static constexpr int kWarpColumns = kChannels == 128 ? 2 : 1;    // warps side by side in channels
-  static constexpr int kWarpRows = kWarps / kWarpColumns;          // and in pixels
-  static constexpr int kRowTiles = kBlockPixels / kWarpRows / 16;  // of 16 pixels, of a warp
-  static constexpr int kColumnTiles = kChannels / kWarpColumns / 8;  // of 8 channels
-  static constexpr int kImageWarps = kPixels / (16 * kRowTiles);  // one below the other in an image
+  static constexpr int kWarpColumns = kChannels == 128 ? 2 : 1;      // warps along the channels
+  static constexpr int kWarpRows = kWarps / kWarpColumns;            // warps along the pixels
+  static constexpr int kRowTiles = kBlockPixels / kWarpRows / 16;    // 16-pixel pieces per warp
+  static constexpr int kColumnTiles = kChannels / kWarpColumns / 8;  // 8-channel pieces per warp
+  static constexpr int kImageWarps = kPixels / (16 * kRowTiles);     // warps that share an image
 
   using Sums = float[kRowTiles][kColumnTiles][4];
 };
 
-// Where a thread is: its warp's tile, and its place in it.
+// The position of a thread: the tile of its warp, and its lane's place within it.
 template <class Tile>
 struct Place {
   __device__ __forceinline__ explicit Place(const FusedConvolutionShape& shape)
@@ -51,8 +52,8 @@ struct Place {
         first_image(static_cast<int64_t>(blockIdx.x) * Tile::kImages),
         images_before(blockIdx.z * shape.batch) {}
 
-  // Of the tile of 16 pixels number m of the warp: the image in the block, and the first row and
-  // the column of this lane.
+  // For piece m (16 pixels) of the warp: the image within the block, and the row and column of this
+  // lane's first pixel.
   __device__ __forceinline__ int image(int m) const { return tile(m) * 16 / Tile::kPixels; }
   __device__ __forceinline__ int row(int m) const {
     return tile(m) * 16 % Tile::kPixels / (2 * Tile::kSide) * 2;
@@ -60,23 +61,26 @@ struct Place {
   __device__ __forceinline__ int column(int m) const {
     return (Tile::kSide == 16 ? tile(m) % 2 * 8 : 0) + g;
   }
-  // The same as a pixel of the block's planes with their border, one row and column further up.
+  // Index of that pixel in the bordered planes, one row up and one column left: the input of tap
+  // (0, 0).
   __device__ __forceinline__ int bordered(int m) const {
     return image(m) * Tile::kBordered + row(m) * Tile::kPitch + column(m);
   }
-  // Channel 0 of the two neighbours that the lane holds of tile n; in the block, and in all.
+  // The first of the lane's two channels in piece n, counted within the block, and within all
+  // channels.
   __device__ __forceinline__ int own_channel(int n) const {
     return (warp_column * Tile::kColumnTiles + n) * 8 + 2 * t;
   }
   __device__ __forceinline__ int channel(int n) const { return first_channel + own_channel(n); }
-  // Whether the image exists, and its number among all trajectories' images.
+  // True if the image is within the batch.
   __device__ __forceinline__ bool has(const FusedConvolutionShape& shape, int m) const {
     return first_image + image(m) < shape.batch;
   }
+  // The image's number among the images of all trajectories.
   __device__ __forceinline__ int64_t global_image(int m) const {
     return images_before + first_image + image(m);
   }
-  // Of an activation [K, B, S, S, C].
+  // Offset of the lane's first pixel and channel in activations [K, B, S, S, C].
   __device__ __forceinline__ int64_t offset(const FusedConvolutionShape& shape, int m,
                                             int n) const {
     return global_image(m) * shape.image_size() +
@@ -95,7 +99,7 @@ __device__ __forceinline__ void store_two(float* to, float first, float second) 
   *reinterpret_cast<float2*>(to) = float2{first, second};
 }
 
-// Writes the block's part of y.
+// Writes the thread's accumulators to y.
 template <class Tile>
 __device__ __forceinline__ void store(const FusedConvolutionShape& shape, const Place<Tile>& place,
                                       const typename Tile::Sums& sums, float* y) {
@@ -111,8 +115,8 @@ __device__ __forceinline__ void store(const FusedConvolutionShape& shape, const 
   }
 }
 
-// Calls body(tile, kind) with both as types of constants, for what the parameters say. `precise`:
-// whether the kernel exists with three products.
+// Calls body(tile, kind) with both run-time choices as compile-time types. `precise`: true if the
+// kernel has a version for kTf32x3.
 template <bool precise, class Body>
 void with_tile(const FusedConvolution& params, const Body& body) {
   const auto with_kind = [&](auto tile) {

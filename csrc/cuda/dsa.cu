@@ -1,15 +1,15 @@
-// DSA, forward, tangent and backward (formulas: core/dsa.h).
+// DSA: forward, tangent and backward passes (formulas: core/dsa.h).
 //
-// The blocks of a sample share its pixels: a thread takes a pixel of the result at a time, with all
-// its channels, neighbouring threads neighbouring pixels. The kind of a sample is the same for the
-// whole block, so no warp diverges. For the mean of colour every block of the sample adds up the
-// whole image, in float64 and in the same order: a second launch would cost more. The backward pass
-// of the sampling has a thread for each input pixel, which looks through the few output pixels that
-// may have sampled it, row by row. Deterministic; `in` and `out` may not alias. A kind that does
-// not exist gives NaN.
+// Up to kMaxTiles blocks share the pixels of a sample. A thread computes one output pixel at a
+// time, with all its channels, and neighbouring threads take neighbouring pixels. All threads of a
+// block have the same kind of transform, so the choice of kind causes no warp divergence. For the
+// mean that the colour transform needs, every block of the sample sums the whole image, in float64
+// and in the same order, because a second launch would cost more. In the backward pass of the
+// sampling, a thread takes one input pixel and searches, row by row, the few output pixels that may
+// have sampled it. Deterministic. `in` and `out` must not alias. An unknown kind gives NaN.
 //
 // Bytes per value in float32: 4 read + 4 written. At the 4.3 TB/s of an H200, a batch of 256 images
-// of 3 x 32 x 32 takes 1.5 microseconds; smaller ones cost a launch.
+// of 3 x 32 x 32 takes 1.5 microseconds. Smaller batches cost about a launch.
 
 #include "core/dsa.h"
 #include "cuda/reduce.cuh"
@@ -18,14 +18,15 @@ namespace trajmatch::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// Said only to allow 128 registers: left to itself the compiler spills a few for more blocks.
+// Allows 128 registers per thread. Without this bound the compiler spills a few registers to fit
+// more blocks.
 constexpr int kMinBlocks = 2;
-// Blocks of a sample, at most: each adds up the whole image where the sample is coloured.
+// Blocks per sample, at most. For the colour transform each of them sums the whole image.
 constexpr int64_t kMaxTiles = 16;
-// Channels that a thread of the sampling's backward pass adds up at a time.
+// Channels that a thread sums at a time in the backward pass of the sampling.
 constexpr int kChannels = 4;
 
-// The images of one sample.
+// The input and output image of one sample, its row of parameters, and their sizes.
 template <class T>
 struct Sample {
   __device__ __forceinline__ Sample(const Dsa<T>& p, int64_t sample)
@@ -83,8 +84,8 @@ __device__ __forceinline__ void color(const Sample<T>& s, const DsaColor& map, u
   });
 }
 
-// Crop, cutout and flip: source(y, x) is the input pixel that becomes output pixel (y, x), or -1
-// for 0.
+// Crop, cutout and flip. source(y, x) is the index of the input pixel that becomes output pixel (y,
+// x), or -1 where the output is 0.
 template <class T, class Source>
 __device__ __forceinline__ void move(const Sample<T>& s, unsigned tiles, const Source& source) {
   for_pixels(s, tiles, [&](int pixel, int y, int x) {
@@ -115,7 +116,8 @@ __device__ __forceinline__ void sample(const Sample<T>& s, const DsaSampling& ma
   });
 }
 
-// Whole numbers from `begin` to below `end`.
+// The integers within `reach` of `center`, limited to [0, size): from `begin` up to but not
+// including `end`.
 struct Range {
   __device__ __forceinline__ Range(double center, double reach, int size)
       : begin(static_cast<int>(dsa_limited(ceil(center - reach), 0.0, size))),
@@ -124,12 +126,13 @@ struct Range {
   int begin, end;
 };
 
-// The output pixels that may sample input pixel (y, x): the parallelogram that is mapped to the
-// square of the pixels less than one away from it lies inside of these rows and columns.
+// The output pixels that may sample input pixel (y, x). A sample uses this pixel if it lies less
+// than one pixel away in both directions. The inverse map turns that square into a parallelogram,
+// and these rows and columns are its bounding box.
 struct Candidates {
   __device__ __forceinline__ static Candidates of(const DsaSampling& map, int y, int x) {
-    constexpr double kSmallest = 1e-6;  // determinant, beyond which every pixel is looked at
-    constexpr double kMargin = 1e-3;    // pixels, for the rounding of where samples lie
+    constexpr double kSmallest = 1e-6;  // of the determinant; below it, all pixels are candidates
+    constexpr double kMargin = 1e-3;    // pixels; allows for rounding of the sample positions
     const double a = 1.0 + map.xx, b = map.xy, c = map.yx, d = 1.0 + map.yy;
     const double determinant = a * d - b * c;
     if (!(fabs(determinant) > kSmallest)) {
@@ -144,7 +147,7 @@ struct Candidates {
   Range rows, columns;
 };
 
-// The weight of pixel `place` in a sample.
+// The weight of the row or column `place` in a sample.
 template <class T>
 __device__ __forceinline__ T weight(const DsaTap<T>& tap, int place) {
   if (place == tap.first) return 1 - tap.second;

@@ -1,4 +1,4 @@
-// Launch shape of kernels that walk long vectors element by element.
+// Grid size and loop for kernels that process long vectors element by element.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@ namespace trajmatch::cuda {
 
 constexpr int kElementwiseThreads = 256;
 
-// Enough blocks to fill the largest GPU several times over; a thread of a longer vector takes
-// several elements, a grid apart.
+// Enough blocks to fill the largest GPU several times over. For longer vectors, a thread takes
+// several elements, one grid apart.
 constexpr int64_t kMaxElementwiseBlocks = 4096;
 
 inline unsigned elementwise_blocks(int64_t count) {
@@ -18,7 +18,7 @@ inline unsigned elementwise_blocks(int64_t count) {
   return grid_size(blocks < kMaxElementwiseBlocks ? blocks : kMaxElementwiseBlocks);
 }
 
-// Calls body(i) for the elements of this thread.
+// Calls body(i) for every element of this thread (a grid-stride loop).
 template <class Body>
 __device__ __forceinline__ void for_each_element(int64_t count, const Body& body) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;

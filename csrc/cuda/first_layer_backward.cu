@@ -1,9 +1,10 @@
-// The first layer, backward: y once more from the images, then the gradients of weights, norm and,
-// where wanted, images from that of out (formulas: core/first_layer.h).
+// The first layer, backward: computes y again from the images, then the gradients of weights, norm
+// parameters and, if wanted, images from the gradient of out (formulas: core/first_layer.h).
 //
-// Blocks and threads: cuda/first_layer_tile.cuh. dy goes into shared memory for the two products;
-// what blocks share a result leave their shares of it, which a second launch adds. Sums within a
-// block are float32 in a fixed order, those of shares float64. Deterministic; nothing may alias.
+// Block tile and thread mapping: cuda/first_layer_tile.cuh. dy goes to shared memory for the two
+// products. Each block writes partial sums of the results that it shares with other blocks, and a
+// second launch adds them. Sums within a block are float32 in a fixed order. Sums over blocks are
+// float64. Deterministic. No argument may alias another.
 
 #include "cuda/first_layer_backward.cuh"
 #include "cuda/sum_shares.cuh"
@@ -49,9 +50,10 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_backward_kernel(First
   float y[kGroupPlanes][8];
   convolve<channels>(part, memory.image, memory.weights, y);
 
-  // dz, which is 0 or a quarter of the window's gradient, is made twice: registers are scarce.
+  // dz is 0 or a quarter of the gradient of its window. It is computed twice, because registers are
+  // scarce.
   const float* const grad_out = p.grad_out + part.pooled(shape);
-  const PlaneSums<2 * kGroupPlanes> sums(shared);  // of dz, then of dz xh
+  const PlaneSums<2 * kGroupPlanes> sums(shared);  // sums of dz, then of dz xh
   TM_UNROLL
   for (int n = 0; n < kGroupPlanes; ++n) {
     const float mean = p.mean[part.statistic(shape) + n];
@@ -106,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_backward_kernel(First
 
 }  // namespace
 
-// The passes back take more than the others, and both the same.
+// The two backward passes need the most shared memory, and both need the same amount.
 bool first_layer_fits_device(const FirstLayerShape& shape) {
   return has_dynamic_shared(shape.in_channels == 1 ? BackwardMemory<1>::kBytes
                                                    : BackwardMemory<3>::kBytes);

@@ -1,12 +1,13 @@
-// The products of the first layer's backward passes: what the planes of dy of a block give to the
-// gradients of weights and images.
+// The products in the first layer's backward passes: from the block's planes of dy to the gradients
+// of weights and images.
 #pragma once
 
 #include "cuda/first_layer_tile.cuh"
 
 namespace trajmatch::cuda::first_layer {
 
-// Shared memory of the backward kernels: the planes of dy with their borders, the image, weights.
+// Shared memory of the backward kernels: the planes of dy with borders, the image with its border,
+// and the weights.
 template <int channels>
 struct BackwardMemory {
   static constexpr int kPlanesEnd = kPlanes * kBordered;
@@ -22,7 +23,7 @@ struct BackwardMemory {
   float* weights;  // [9 I, 16]
 };
 
-// Zeroes the borders of the planes, columns beyond them included.
+// Zeroes the borders of the planes, including the padding columns at the end of each row.
 __device__ __forceinline__ void clear_borders(float* planes) {
   for (int i = static_cast<int>(threadIdx.x); i < kPlanes * kBordered; i += kThreads) {
     const int row = i / kPitch % kBorderedSide, column = i % kPitch;
@@ -30,7 +31,7 @@ __device__ __forceinline__ void clear_borders(float* planes) {
   }
 }
 
-// Puts a thread's pixels of one of its planes into shared memory.
+// Stores a thread's pixels of one plane in shared memory.
 __device__ __forceinline__ void store_plane(float* plane, int row, int column,
                                             const float (&values)[8]) {
   float* const to = plane + (row + 1) * kPitch + column + 1;
@@ -38,10 +39,12 @@ __device__ __forceinline__ void store_plane(float* plane, int row, int column,
   for (int i = 0; i < 8; ++i) to[i / 4 * kPitch + i % 4] = values[i];
 }
 
-// The gradients in the weights of the block's channels, [channels, I, 3, 3], from its planes: of
-// all 16 or, with tangents, of those of dy'. A lane has one tap, a warp four rows of pixels,
-// borders (zeros) included, where quarters of a row begin on 16 bytes; the warps' shares are added
-// in their order. Overwrites the planes.
+// The gradients of the weights of the block's channels, [channels, I, 3, 3]. They come from all 16
+// planes or, in kernels with tangents, from the planes of dy'.
+//
+// A lane computes one tap for all channels, and a warp covers four rows of pixels. Rows are read
+// with their borders, which are zero, because only then are groups of four columns aligned to 16
+// bytes. The partial sums of the warps are added in order. Overwrites the planes.
 template <int channels, bool tangent>
 __device__ __forceinline__ void weight_gradient(const Part<tangent>& part, float* planes,
                                                 const float* image, float* grad_weight) {
@@ -53,7 +56,8 @@ __device__ __forceinline__ void weight_gradient(const Part<tangent>& part, float
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int tap = lane < kTaps ? lane : 0;
-  // Column 0 is the border's: it meets the pixel before, which is a border too.
+  // Column 0 of dy is border. Its image partner is the pixel before the row in memory, which is
+  // padding. Both are 0.
   const float* const pixels = image + tap / 9 * kBordered + tap % 9 / 3 * kPitch + tap % 3 - 1;
   float sums[2 * kOwn];
   TM_UNROLL
@@ -74,6 +78,7 @@ __device__ __forceinline__ void weight_gradient(const Part<tangent>& part, float
     }
   }
   __syncthreads();
+  // The planes are no longer needed and make room for the partial sums of the warps.
   float* const shares = planes;  // [warps, channels, taps]
   if (lane < kTaps) {
     TM_UNROLL
@@ -87,12 +92,15 @@ __device__ __forceinline__ void weight_gradient(const Part<tangent>& part, float
   }
 }
 
-// The planes' share of the gradient in the image, [S, S, I]. A thread has four neighbouring pixels.
-// With tangents dy meets W' and dy' meets W: each plane the weights of its channel's other plane.
+// The block's partial sum of the image gradient, [S, S, I]. A thread computes four neighbouring
+// pixels. In kernels with tangents, dy is multiplied by W' and dy' by W. A plane therefore takes
+// the weights of the other plane of its channel, which is 4 away.
 template <int channels, bool tangent>
 __device__ __forceinline__ void image_gradient(const FirstLayerShape& shape, const float* planes,
                                                const float* weights, float* grad_image) {
-  // Of the image with its border; the plane's border shifts all taps the other way.
+  // The thread's pixels begin at (row + 1, column + 1) of the bordered image. Output pixel r sees
+  // image rows r to r + 2, and its dy is in row r + 1 of the bordered plane. So tap ky meets row
+  // row + 2 - ky of the plane.
   const int row = static_cast<int>(threadIdx.x) / 8, column = static_cast<int>(threadIdx.x) % 8 * 4;
   float sums[channels][4];
   TM_UNROLL
@@ -136,7 +144,7 @@ __device__ __forceinline__ void image_gradient(const FirstLayerShape& shape, con
   }
 }
 
-// The second launch: the sums of all shares.
+// The second launch of both passes: adds up the partial sums of all blocks.
 void launch_first_layer_sums(const FirstLayerShape& shape, bool tangent,
                              const FirstLayerGradients& out, Stream stream);
 

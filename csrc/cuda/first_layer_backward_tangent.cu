@@ -1,8 +1,9 @@
-// The tangent of the first layer's backward pass along a direction of the parameters: y and y' once
-// more from the images, then the tangents of the gradients of weights, norm and images (formulas:
-// core/first_layer.h and core/norm_act_pool.h).
+// The tangent of the first layer's backward pass along a direction of the parameters: computes y
+// and y' again from the images, then the tangents of the gradients of weights, norm parameters and
+// images (formulas: core/first_layer.h and core/norm_act_pool.h).
 //
-// As cuda/first_layer_backward.cu, with planes of dy and dy'. Deterministic; nothing may alias.
+// Works like cuda/first_layer_backward.cu, with planes of dy and dy'. Deterministic. No argument
+// may alias another.
 
 #include "cuda/first_layer_backward.cuh"
 
@@ -28,7 +29,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   load_weights<kTaps>(part, p.in.weight + offset, tangents.weight_tangent + offset, memory.weights);
   clear_borders(memory.planes);
   __syncthreads();
-  float y[kGroupPlanes][8];  // y of the channels, then y'
+  float y[kGroupPlanes][8];  // y of the group's channels, then their y'
   convolve<channels>(part, memory.image, memory.weights, y);
 
   const float* const grad_out = p.grad_out + part.pooled(shape);

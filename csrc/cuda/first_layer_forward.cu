@@ -1,9 +1,11 @@
-// The first layer, forward, and its tangent: out, mean and 1 / standard deviation from the images;
-// out', m' and q along a direction of the parameters (formulas: core/first_layer.h).
+// The first layer's forward pass and its tangent. Forward: out, mean and 1 / standard deviation
+// from the images. Tangent: out', m' and q along a direction of the parameters (formulas:
+// core/first_layer.h and core/norm_act_pool.h).
 //
-// Blocks and threads: cuda/first_layer_tile.cuh. The forward pass takes the mean first, then the
-// squared deviations from it. All sums are float32: 8 pixels in a thread, then a tree over 128.
-// Deterministic; nothing may alias. Operations and bytes: core/first_layer.h.
+// Block tile and thread mapping: cuda/first_layer_tile.cuh. The forward pass computes the mean
+// first, then the squared deviations from it. All sums are float32: over 8 pixels in a thread, then
+// over the 128 threads of a group. Deterministic. No argument may alias another. Operations and
+// bytes: core/first_layer.h.
 
 #include "cuda/first_layer_tile.cuh"
 
@@ -66,6 +68,7 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_forward_kernel(FirstL
       TM_UNROLL
       for (int k = 0; k < 4; ++k) {
         const float z = y[n][k / 2 * 4 + w * 2 + k % 2] * scale + bias;
+        // ReLU, written so that NaN stays NaN.
         sum += z <= 0.0f ? 0.0f : z;
       }
       pooled[w][n] = 0.25f * sum;
@@ -95,10 +98,11 @@ __global__ void __launch_bounds__(kThreads, 2) first_layer_tangent_kernel(FirstL
   load_image<channels>(shape, p.in.images + part.image * shape.image_size(), pixels);
   load_weights<kTaps>(part, p.in.weight + offset, tangents.weight_tangent + offset, taps);
   __syncthreads();
-  float y[kGroupPlanes][8];  // y of the channels, then y'
+  float y[kGroupPlanes][8];  // y of the group's channels, then their y'
   convolve<channels>(part, pixels, taps, y);
 
-  const PlaneSums<2 * kOwn> sums(shared);  // of y', then of xh y' = xh (y' - m')
+  // sums of y', then of xh y', which equal those of xh (y' - m')
+  const PlaneSums<2 * kOwn> sums(shared);
   TM_UNROLL
   for (int n = 0; n < kOwn; ++n) {
     const float mean = tangents.mean[part.statistic(shape) + n];

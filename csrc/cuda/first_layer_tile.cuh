@@ -1,9 +1,10 @@
-// What the passes of the first layer (core/first_layer.h) share: a block holds 16 whole planes of
-// 32 x 32 values in registers.
+// The tile that the passes of the first layer (core/first_layer.h) share: a block holds 16 whole
+// planes of 32 x 32 values in registers.
 //
-// Threads: 256, in two groups of 128; a group holds 8 of the planes, a thread of it 8 pixels (2
-// rows of 4) of each, two whole pooling windows. Planes are the y of 16 channels, or, with
-// tangents, the y and y' of 8: those of a group then are y of 4 channels, y' of the same 4.
+// A block has 256 threads in two groups of 128. A group holds 8 of the planes. A thread holds 8
+// pixels (2 rows of 4) of each plane of its group, that is, two whole pooling windows. The planes
+// are y of 16 channels. In kernels with tangents they are y and y' of 8 channels, and a group then
+// holds y of 4 channels, followed by y' of the same 4.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,8 @@ constexpr int kGroupPlanes = kPlanes / 2;
 constexpr int kSide = FirstLayerShape::kOutSize;
 constexpr int kPooled = FirstLayerShape::kPooledSize;
 constexpr float kInversePixels = 1.0f / (kSide * kSide);
-// A plane with a border of one pixel, in rows whose quarters begin on 16 bytes.
+// A plane with a border of one pixel. The pitch is a multiple of 4, so that float4 reads at columns
+// that are multiples of 4 are aligned to 16 bytes.
 constexpr int kPitch = 36;
 constexpr int kBorderedSide = kSide + 2;
 constexpr int kBordered = kBorderedSide * kPitch;
@@ -31,7 +33,7 @@ constexpr int kBordered = kBorderedSide * kPitch;
 template <bool tangent>
 constexpr int kGroupChannels = tangent ? kGroupPlanes / 2 : kGroupPlanes;
 
-// The block's image and channels, and what of them a thread holds.
+// The image and the channels of the block, and the thread's place among them.
 template <bool tangent>
 struct Part {
   __device__ __forceinline__ explicit Part(const FirstLayerShape& shape)
@@ -44,7 +46,7 @@ struct Part {
         column(static_cast<int>(threadIdx.x) % 8 * 4),
         channel(first_channel + group * kGroupChannels<tangent>) {}
 
-  // Of a pooled plane [K, B, 16, 16, C]: the thread's first channel in its first window.
+  // Offset of the thread's first channel and first window in pooled activations [K, B, 16, 16, C].
   __device__ __forceinline__ int64_t pooled(const FirstLayerShape& shape) const {
     return image * shape.pooled_size() + (row / 2 * kPooled + column / 2) * shape.channels +
            channel;
@@ -55,13 +57,14 @@ struct Part {
 
   int64_t trajectory;
   int tile;
-  int64_t image;      // of all trajectories'
-  int first_channel;  // of the block
+  int64_t image;      // counted over all trajectories
+  int first_channel;  // first channel of the block
   int group, row, column;
-  int channel;  // first of the thread
+  int channel;  // first channel of the thread
 };
 
-// Images with their border, [I, 34, 36]: out pixel (r, q) sees rows r..r+2, columns q..q+2.
+// Loads the image with its border into shared memory, [I, 34, 36]. Output pixel (r, q) depends on
+// rows r to r + 2 and columns q to q + 2.
 template <int channels>
 __device__ __forceinline__ void load_image(const FirstLayerShape& shape, const float* image,
                                            float* to) {
@@ -73,7 +76,7 @@ __device__ __forceinline__ void load_image(const FirstLayerShape& shape, const f
   }
 }
 
-// The weights of the block's planes, [9 I, 16].
+// Loads the weights of the block's planes into shared memory, [9 I, 16].
 template <int taps, bool tangent>
 __device__ __forceinline__ void load_weights(const Part<tangent>& part, const float* weight,
                                              const float* weight_tangent, float* to) {
@@ -86,7 +89,7 @@ __device__ __forceinline__ void load_weights(const Part<tangent>& part, const fl
   }
 }
 
-// Six neighbours in a row of a bordered plane, from a column that is a multiple of four.
+// Reads six neighbours in a row of a bordered plane. The first column must be a multiple of four.
 __device__ __forceinline__ void load_row(const float* from, float (&row)[6]) {
   const float4 four = *reinterpret_cast<const float4*>(from);
   const float2 two = *reinterpret_cast<const float2*>(from + 4);
@@ -103,7 +106,7 @@ __device__ __forceinline__ void store_four(float* to, const float* from) {
   *reinterpret_cast<float4*>(to) = float4{from[0], from[1], from[2], from[3]};
 }
 
-// planes[n][i] = the convolution: plane n of the thread's group at pixel i of the thread.
+// The convolution: sets planes[n][i] to pixel i of the thread in plane n of its group.
 template <int channels, bool tangent>
 __device__ __forceinline__ void convolve(const Part<tangent>& part, const float* image,
                                          const float* weights, float (&planes)[kGroupPlanes][8]) {
@@ -113,7 +116,7 @@ __device__ __forceinline__ void convolve(const Part<tangent>& part, const float*
     for (int i = 0; i < 8; ++i) planes[n][i] = 0.0f;
   }
   TM_NO_UNROLL
-  for (int line = 0; line < 3 * channels; ++line) {  // input channel and row of taps
+  for (int line = 0; line < 3 * channels; ++line) {  // `line`: an input channel and a row of taps
     const float* const from =
         image + line / 3 * kBordered + (part.row + line % 3) * kPitch + part.column;
     float rows[2][6];
@@ -134,8 +137,8 @@ __device__ __forceinline__ void convolve(const Part<tangent>& part, const float*
   }
 }
 
-// Sums over the threads of a group, `count` of them for each group, in shared memory: registers are
-// scarce. May be used again.
+// Sums over the threads of each group, `count` sums per group. They are kept in shared memory,
+// because registers are scarce. The object may be used again for another set of sums.
 template <int count>
 class PlaneSums {
  public:
@@ -143,12 +146,12 @@ class PlaneSums {
 
   __device__ __forceinline__ explicit PlaneSums(float* memory) : memory_(memory) {}
 
-  // Every thread's share of sum n.
+  // Adds the thread's partial sum to sum n. All threads must call it.
   __device__ __forceinline__ void add(int n, float value) const {
     const float sum = warp_sum(value);
     if (threadIdx.x % kWarpSize == 0) memory_[(2 + threadIdx.x / kWarpSize) * count + n] = sum;
   }
-  // After all of add, by all threads.
+  // Call after the last add(), from all threads of the block.
   __device__ __forceinline__ void finish() const {
     __syncthreads();
     const int thread = static_cast<int>(threadIdx.x);
@@ -161,7 +164,7 @@ class PlaneSums {
     }
     __syncthreads();
   }
-  // Sum n of the thread's group.
+  // Sum n for the thread's group.
   __device__ __forceinline__ float operator[](int n) const {
     return memory_[static_cast<int>(threadIdx.x) / kGroupThreads * count + n];
   }
@@ -170,7 +173,8 @@ class PlaneSums {
   float* memory_;  // [2, count] sums, then [8 warps, count] shares
 };
 
-// The launch of one block for every image and tile, with the input channels as a constant.
+// Calls body(channels, grid) for a launch of one block per image and tile, with the number of input
+// channels as a compile-time constant.
 template <class Body>
 void with_channels(const FirstLayerShape& shape, bool tangent, const Body& body) {
   const int64_t blocks = shape.batch * shape.tiles(tangent);

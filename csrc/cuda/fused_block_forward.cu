@@ -1,9 +1,10 @@
-// A deep block of a student, forward, in one kernel: convolution, instance norm, ReLU and average
-// pooling (formulas: core/fused_convolution.h and core/norm_act_pool.h).
+// The forward pass of a deep block of a student in one kernel: convolution, instance norm, ReLU and
+// 2x2 average pooling (formulas: core/fused_convolution.h and core/norm_act_pool.h).
 //
-// Blocks, threads and sums: cuda/convolution_tile.cuh. y is written for the backward pass; what
-// follows it is made from registers: the mean first, then the squared deviations from it.
-// Deterministic; nothing may alias.
+// Block tile, thread mapping and accumulators: cuda/convolution_tile.cuh. A block holds whole
+// planes in registers, so norm, ReLU and pooling work on the accumulators. The mean is computed
+// first, then the squared deviations from it. y is also written to memory, for the backward pass.
+// Deterministic. No argument may alias another.
 
 #include "core/fused_convolution.h"
 #include "cuda/convolution_products.cuh"
@@ -23,6 +24,7 @@ __global__ void __launch_bounds__(kThreads, 1) fused_block_forward_kernel(FusedB
   convolve<Tile, kind>(p.convolution, place, memory, y);
   store(shape, place, y, p.convolution.y);
 
+  // convolve() is done with the shared memory, so the sums can use it.
   const ImageSums<Tile> values(place, memory);
   const ImageSums<Tile> squares(place, memory + ImageSums<Tile>::kSize);
   const bool leads = leads_image(shape, place);
@@ -71,6 +73,7 @@ __global__ void __launch_bounds__(kThreads, 1) fused_block_forward_kernel(FusedB
       TM_UNROLL
       for (int i = 0; i < 4; ++i) {
         const float z = y[m][n][i] * scale[i % 2] + bias[i % 2];
+        // ReLU, written so that NaN stays NaN.
         pooled[i % 2] += z <= 0.0f ? 0.0f : z;
       }
       store_pooled(shape, place, m, n, pooled[0], pooled[1], p.out);

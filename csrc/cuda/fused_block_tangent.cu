@@ -1,8 +1,10 @@
-// The tangent of a deep block of a student in one kernel: y' of one or two terms, then what
-// follows it (formulas: core/fused_convolution.h and core/norm_act_pool.h).
+// The tangent of a deep block of a student in one kernel: y' as a sum of one or two terms, then the
+// tangents of norm, ReLU and pooling (formulas: core/fused_convolution.h and core/norm_act_pool.h).
 //
-// Blocks, threads and sums: cuda/convolution_tile.cuh. y is read, not made again: it is in memory
-// for the backward pass anyway. Deterministic; nothing may alias.
+// Block tile, thread mapping and accumulators: cuda/convolution_tile.cuh. y' is written to memory,
+// and the rest works on its copy in registers. y is read from memory instead of computed again,
+// because the forward pass stored it for the backward pass anyway. Deterministic. No argument may
+// alias another.
 
 #include "core/fused_convolution.h"
 #include "cuda/convolution_products.cuh"
@@ -22,16 +24,19 @@ __global__ void __launch_bounds__(kThreads, 1) fused_block_tangent_kernel(FusedB
   convolve<Tile, kind>(p.convolution, place, memory, y_tangent);
   store(shape, place, y_tangent, p.convolution.y);
 
-  // y at accumulator i of a tile, of an image that exists. Read twice: registers are scarce.
+  // y at accumulator i of piece (m, n). The image must exist. y is read twice, because registers
+  // are scarce.
   const auto y_at = [&](int m, int n, int i) {
     return p.y[place.offset(shape, m, n) + i / 2 * Tile::kSide * shape.channels + i % 2];
   };
+  // convolve() is done with the shared memory, so the sums can use it.
   const ImageSums<Tile> values(place, memory);
   const ImageSums<Tile> products(place, memory + ImageSums<Tile>::kSize);
-  const bool exists = place.has(shape, 0);  // a warp has one image
+  const bool exists = place.has(shape, 0);  // all pixels of a warp are of one image
   TM_UNROLL
   for (int n = 0; n < Tile::kColumnTiles; ++n) {
-    float value[2] = {0.0f, 0.0f}, product[2] = {0.0f, 0.0f};  // of y', of xh y' = xh (y' - m')
+    // sums of y' and of xh y'; the latter is also that of xh (y' - m')
+    float value[2] = {0.0f, 0.0f}, product[2] = {0.0f, 0.0f};
     if (exists) {
       TM_UNROLL
       for (int e = 0; e < 2; ++e) {

@@ -1,7 +1,8 @@
-// 3x3 convolutions of 16 x 16 and 8 x 8 planes, of one or two terms: of the gradient in x, whose
-// weights are turned, and its tangent (formulas: core/fused_convolution.h).
+// 3x3 convolutions of 16 x 16 and 8 x 8 planes, as a sum of one or two terms (formulas:
+// core/fused_convolution.h). They compute the gradient in x, from turned weights, and its tangent.
 //
-// Blocks, threads and sums: cuda/convolution_tile.cuh. Deterministic; nothing may alias.
+// Block tile, thread mapping and accumulators: cuda/convolution_tile.cuh. Deterministic. No
+// argument may alias another.
 
 #include "core/fused_convolution.h"
 

@@ -1,15 +1,16 @@
-// The gradient in the weights of a convolution of 16 x 16 or 8 x 8 planes, of one or two pairs
+// The weight gradient of a convolution of 16 x 16 or 8 x 8 planes, as a sum over one or two pairs
 // (formulas: core/fused_convolution.h).
 //
-// A block makes the three taps of a row ky, for up to 64 input and all output channels, from the
-// images of its split; a warp 32 x 32 of them. Pixels come a strip of whole rows at a time, of x
-// with its columns' border and ky - 1 rows further down (cuda/weight_gradient_strips.cuh). Splits
-// and parts leave shares, which a second launch adds in their order. Deterministic; nothing may
-// alias.
+// Split-K over the images. A block computes the three taps of one row ky, for up to 64 input and
+// all output channels, from the images of its split. A warp computes 32 x 32 channels. With fewer
+// than 128 channels the spare warps divide the pixels into parts. Strips of whole rows pass through
+// shared memory: dy as it is, x shifted by ky - 1 rows and with border columns
+// (cuda/weight_gradient_strips.cuh). Each split and part writes its partial sums to a workspace,
+// and a second launch adds them in a fixed order. Deterministic. No argument may alias another.
 //
-// Operations and bytes at S = 16, C = 128, one pair: 75.5 MFLOP an image; every block reads half of
-// x and all of dy, 0.2 MB or in half precision 0.1, from L2; shares of 0.59 MB a split, written and
-// read once.
+// Operations and bytes at S = 16, C = 128 and one pair: 75.5 MFLOP per image. Every block reads
+// half of x and all of dy from L2, 0.2 MB per image, or 0.1 MB in half precision. The partial sums
+// are 0.59 MB per split, written once and read once.
 
 #include <algorithm>
 #include <type_traits>
@@ -32,7 +33,7 @@ __device__ __forceinline__ void scale(Sums& sums, const PowerOfTwo& power) {
   });
 }
 
-// How the operands of the block's trajectory are scaled.
+// The scales of the fp16 operands of the block's trajectory.
 __device__ __forceinline__ TermScales pair_scales(const FusedConvolutionWeight& params) {
   const auto exponent = [](const FusedConvolutionWeight::Pair& pair) {
     return scale_exponent(pair.x_magnitudes, blockIdx.z) +
@@ -42,8 +43,8 @@ __device__ __forceinline__ TermScales pair_scales(const FusedConvolutionWeight& 
                     params.pairs == 2 ? exponent(params.pair[1]) : 0);
 }
 
-// sums = those of the warp, whose first channels in the block are `input` and `output`. Of the
-// products of 8 or 16 pixels it takes every kParts-th, from number `part` on.
+// Adds one strip to the sums of the warp, whose first channels within the block are `input` and
+// `output`. The warp takes every kParts-th product of 8 or 16 pixels, starting with number `part`.
 template <int side, int channels, ProductKind kind>
 __device__ __forceinline__ void add_step(StripPipeline<side, channels, kind>& pipeline, int step,
                                          int input, int output, int part, Sums& sums) {
@@ -51,7 +52,9 @@ __device__ __forceinline__ void add_step(StripPipeline<side, channels, kind>& pi
   pipeline.begin(step);
   const float* const x = pipeline.input(step) + input / 4 * S::Input::kGroup;
   const float* const dy = pipeline.output(step) + output / 4 * S::Output::kGroup;
-  const int before = step * S::kProducts % S::kParts;  // where the parts stand
+  // The parts take turns, also across strips. The first product of this strip is the turn of part
+  // `before`.
+  const int before = step * S::kProducts % S::kParts;
   TM_NO_UNROLL
   for (int i = (part + S::kParts - before) % S::kParts; i < S::kProducts; i += S::kParts) {
     const int pixel = i * S::kAtOnce;
@@ -69,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int kInputWarps = S::kInputs / 32, kOutputWarps = S::kOutputs / 32;
   TM_DYNAMIC_SHARED(float, memory);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int input = warp % kInputWarps * 32;  // first channels of the warp, in the block
+  const int input = warp % kInputWarps * 32;  // first channels of the warp, within the block
   const int output = warp / kInputWarps % kOutputWarps * 32;
   const int part = warp / (kInputWarps * kOutputWarps);
   Sums sums;
@@ -83,6 +86,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int next = step + pipeline.steps_of_pair();
       TM_NO_UNROLL
       for (; step < next; ++step) add_step(pipeline, step, input, output, part, sums);
+      // Rescale to the scale of the next pair, or to 1 after the last.
       scale(sums, scales.after(pair));
     }
   } else {
@@ -99,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                                   (ky * 3 * channels + first_input) * channels + output);
 }
 
-// Calls body(side, channels, kind) with all as types of constants, for what the shape and kind say.
+// Calls body(side, channels, kind) with all three run-time values as compile-time constants.
 template <class Body>
 void with_strips(const FusedConvolutionShape& shape, ProductKind kind, const Body& body) {
   const auto with_kind = [&](auto side, auto channels) {
@@ -138,7 +142,7 @@ bool fused_convolution_fits_device(const FusedConvolutionShape& shape, ProductKi
     most = Strips<side(), channels(), products()>::kBytes;
   });
   for (const ProductKind each : {forward_kind, kind}) {
-    FusedConvolution widest{};  // the tile that takes the most
+    FusedConvolution widest{};  // the widest tile needs the most shared memory
     widest.shape = shape;
     widest.kind = each;
     widest.tile_channels = shape.channels;

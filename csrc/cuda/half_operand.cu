@@ -1,9 +1,9 @@
-// Operands of products in half precision: their magnitudes, and the rounding (formulas, bytes and
-// floors: core/half_operand.h).
+// Prepares fp16 operands: measures the magnitudes of tensors, and scales and rounds them to half
+// precision (formulas, bytes and floors: core/half_operand.h).
 //
-// To measure, a block takes every kMagnitudes-th stretch of a tensor, and leaves the largest
-// magnitude of them. To round, a thread makes four numbers into two words. Deterministic; nothing
-// may alias.
+// Measuring: kMagnitudes blocks per tensor walk it in a grid-stride loop, and each writes the
+// largest finite magnitude it has seen. Rounding: a thread turns four numbers into two words.
+// Deterministic. No argument may alias another.
 
 #include "core/half_operand.h"
 
@@ -15,7 +15,7 @@ namespace trajmatch::cuda {
 namespace {
 
 constexpr int kMeasureThreads = 1024;
-constexpr int64_t kMaxRoundBlocks = 1056;  // one round of 2048 threads on 132 multiprocessors
+constexpr int64_t kMaxRoundBlocks = 1056;  // one wave: 2048 threads on each of 132 SMs
 
 __device__ __forceinline__ float finite_magnitude(float value) {
   const uint32_t magnitude = __float_as_uint(value) & 0x7fffffffu;
@@ -27,7 +27,7 @@ __device__ __forceinline__ float finite_magnitude(const float4& four) {
   return fmaxf(low, fmaxf(finite_magnitude(four.z), finite_magnitude(four.w)));
 }
 
-// The largest magnitude of the elements of this thread.
+// The largest finite magnitude among the elements of this thread.
 template <class T>
 __device__ __forceinline__ float largest_of(const T* x, int64_t count) {
   float largest = 0.0f;
@@ -37,7 +37,8 @@ __device__ __forceinline__ float largest_of(const T* x, int64_t count) {
 
 __global__ void __launch_bounds__(kMeasureThreads) measure_magnitudes_kernel(MeasureMagnitudes p) {
   TM_SHARED(float, warps, kMeasureThreads / kWarpSize);
-  // By comparison: an index that varies would put the parameters into local memory.
+  // Select by comparison. A run-time index would make the compiler copy the kernel parameters to
+  // local memory.
   const bool second = blockIdx.y == 1;
   const int64_t size = second ? p.each[1].size : p.each[0].size;
   const float* const x = (second ? p.each[1].x : p.each[0].x) +

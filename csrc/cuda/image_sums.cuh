@@ -1,22 +1,23 @@
-// Sums over the pixels of each image and channel of a block of a fused convolution.
+// Sums over the pixels of each image and channel in a fused convolution block, and the output of
+// one value per image and channel or per pooling window.
 #pragma once
 
 #include "cuda/convolution_tile.cuh"
 
 namespace trajmatch::cuda::fused {
 
-// Float32: over the lane's own pixels by the caller, then over lanes, then over the warps that
-// share the image, in their order.
+// All sums are float32, in a fixed order: the caller adds the lane's own pixels, add() adds over
+// the lanes of the warp, and mean() adds over the warps that share the image.
 template <class Tile>
 class ImageSums {
  public:
   static constexpr int kSize = Tile::kWarpRows * Tile::kChannels;
 
-  // `memory`: kSize numbers, for one use.
+  // `memory`: shared memory for kSize numbers. Each object may be used for one set of sums only.
   __device__ __forceinline__ ImageSums(const Place<Tile>& place, float* memory)
       : place_(place), memory_(memory) {}
 
-  // The lane's share of the sum of channel e of tile n.
+  // Adds the lane's partial sum for channel e of piece n. All lanes must call it.
   __device__ __forceinline__ void add(int n, int e, float value) const {
     TM_UNROLL
     for (int lanes = 4; lanes < kWarpSize; lanes *= 2) {
@@ -26,9 +27,9 @@ class ImageSums {
       memory_[place_.warp_row * Tile::kChannels + place_.own_channel(n) + e] = value;
     }
   }
-  // After all of add, by all threads.
+  // Call after the last add(), from all threads of the block.
   __device__ __forceinline__ void finish() const { __syncthreads(); }
-  // Of the warp's image.
+  // The mean over the pixels of the warp's image.
   __device__ __forceinline__ float mean(int n, int e) const {
     const int first = place_.warp_row / Tile::kImageWarps * Tile::kImageWarps;
     float sum = 0.0f;
@@ -44,22 +45,23 @@ class ImageSums {
   float* const memory_;
 };
 
-// Whether the lane writes what there is one of for each image and channel.
+// True for the lanes that write the statistics, one lane for each image and pair of channels.
 template <class Tile>
 __device__ __forceinline__ bool leads_image(const FusedConvolutionShape& shape,
                                             const Place<Tile>& place) {
   return place.warp_row % Tile::kImageWarps == 0 && place.g == 0 && place.has(shape, 0);
 }
 
-// Of statistics [K, B, C].
+// Offset of the lane's first channel in statistics [K, B, C].
 template <class Tile>
 __device__ __forceinline__ int64_t statistic(const FusedConvolutionShape& shape,
                                              const Place<Tile>& place, int n) {
   return place.global_image(0) * shape.channels + place.channel(n);
 }
 
-// Writes the mean of four pixels, of which a lane and its neighbour in the row hold two each. All
-// lanes call it.
+// Writes the mean of a 2x2 window for two channels. The lane and its neighbour in the row hold two
+// pixels of the window each; `first` and `second` are the lane's sums over its two. All lanes must
+// call it.
 template <class Tile>
 __device__ __forceinline__ void store_pooled(const FusedConvolutionShape& shape,
                                              const Place<Tile>& place, int m, int n, float first,

@@ -1,5 +1,5 @@
-// Launching kernels and declaring shared memory, in a form that nvcc and the CPU emulator
-// (tests/emulator) both read.
+// Macros for kernel launches and shared memory that both nvcc and the CPU emulator (tests/emulator)
+// can compile.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,8 +10,9 @@
 
 #include "cuda/check.cuh"
 
-// Launches on `stream` and throws, with the kernel's name, where CUDA refuses. Parenthesise a
-// kernel with more than one template argument: TM_LAUNCH((kernel<T, 4>), ...).
+// Launches a kernel on `stream`. Throws an exception with the kernel's name if CUDA refuses the
+// launch. Put a kernel with more than one template argument in parentheses: TM_LAUNCH((kernel<T,
+// 4>), ...).
 #ifdef __CUDACC__
 #define TM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)       \
   do {                                                                  \
@@ -26,8 +27,8 @@
   } while (0)
 #endif
 
-// Before a loop: unroll it whole, so that arrays indexed by its counter stay in registers; or not
-// at all.
+// Put before a loop. TM_UNROLL unrolls it completely, so that arrays indexed by its counter stay in
+// registers. TM_NO_UNROLL keeps it rolled.
 #ifdef __CUDACC__
 #define TM_UNROLL _Pragma("unroll")
 #define TM_NO_UNROLL _Pragma("unroll 1")
@@ -38,7 +39,7 @@
 
 namespace trajmatch::cuda {
 
-// A number of blocks as a launch takes it: at least 1, at most 2^31 - 1.
+// Converts a number of blocks to a grid dimension. It must be at least 1 and at most 2^31 - 1.
 inline unsigned grid_size(int64_t blocks) {
   if (blocks < 1 || blocks > INT32_MAX) {
     throw std::length_error("trajmatch: a launch of " + std::to_string(blocks) +
@@ -47,18 +48,19 @@ inline unsigned grid_size(int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
-// True if a block may have this much dynamic shared memory on the current device. Where there is
-// none, as in a forecast on another machine, as on most: sm_75 with its 64 KiB is the exception.
+// True if a block may use this much dynamic shared memory on the current device. Without a device,
+// as in a forecast on another machine, the result is true. This is right for most GPUs: the
+// exception is sm_75 with its 64 KiB.
 inline bool has_dynamic_shared(size_t bytes) {
   int device = 0, most = 0;
   const bool known =
       cudaGetDevice(&device) == cudaSuccess &&
       cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess;
-  if (!known) cudaGetLastError();  // forgets it
+  if (!known) cudaGetLastError();  // clears the error
   return !known || bytes <= static_cast<size_t>(most);
 }
 
-// Before a launch of `kernel` with more dynamic shared memory than the 48 KiB that need no asking.
+// Required before launching `kernel` with more than the default 48 KiB of dynamic shared memory.
 template <class Kernel>
 void allow_dynamic_shared(Kernel kernel, size_t bytes) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -68,7 +70,7 @@ void allow_dynamic_shared(Kernel kernel, size_t bytes) {
 
 }  // namespace trajmatch::cuda
 
-// `name`: an array of `count` elements that the block shares.
+// Declares `name`: an array of `count` elements in the block's shared memory.
 #ifdef __CUDACC__
 #define TM_SHARED(T, name, count) __shared__ T name[count]
 #else
@@ -78,7 +80,7 @@ void allow_dynamic_shared(Kernel kernel, size_t bytes) {
       ::emulator::current().block->shared.variable(&name##_tag, sizeof(T) * (count)))
 #endif
 
-// `name`: the shared memory whose size the launch gives, as elements of type T.
+// Declares `name`: the dynamic shared memory, whose size is set at launch, as elements of type T.
 #ifdef __CUDACC__
 #define TM_DYNAMIC_SHARED(T, name)                                          \
   extern __shared__ __align__(16) unsigned char trajmatch_dynamic_shared[]; \

@@ -1,13 +1,15 @@
-// Norm, activation and pooling, backward: the gradients of x, weight and bias from that of out.
+// Norm, activation and pooling, backward: the gradients of x, weight and bias from the gradient of
+// out.
 //
-// Blocks and threads: cuda/norm_act_pool_tiling.cuh. First the sums of dz and of dz xh per channel,
-// which are the image's share of the gradients of weight and bias and, times weight, of the group's
-// means; then dx. A held thread adds its pixels in float32, everything beyond a thread is added in
-// float64; a second launch adds the images' shares. Deterministic; nothing may alias.
+// Block and thread mapping: cuda/norm_act_pool_tiling.cuh. The kernel first sums dz and dz xh for
+// each channel. These sums are the image's part of the gradients of bias and weight. Multiplied by
+// weight they also give the group's means, from which dx follows. A thread of the held kernel adds
+// its own pixels in float32. All other sums are float64. A second launch adds the gradients over
+// the images. Deterministic. No argument may alias another.
 //
-// Bytes per activation in float32, with 2x2 pooling: 5 read + 4 written (held); without: 8 + 4. At
-// the 4.3 TB/s of an H200, 100 images of 32 x 32 x 128 take 27 microseconds. The general kernel
-// reads twice.
+// Bytes per activation in float32 for the held kernel: 5 read + 4 written with 2x2 pooling, 8 + 4
+// without. At the 4.3 TB/s of an H200, 100 images of 32 x 32 x 128 take 27 microseconds. The
+// general kernel reads its inputs twice.
 
 #include "core/norm_act_pool.h"
 #include "cuda/norm_act_pool_affine.cuh"
@@ -16,8 +18,8 @@
 namespace trajmatch::cuda {
 namespace {
 
-// Windows that a thread holds: 32 pixels of x and 8 of the gradient, or, without pooling,
-// 16 of each.
+// Windows that a thread keeps in registers: 32 pixels of x and 8 of the gradient or, without
+// pooling, 16 of each.
 struct BackwardSlots {
   template <Pooling pooling>
   TM_HD static constexpr int windows() {
@@ -46,7 +48,7 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
   Pixels<T, pooling, held, kSlots> pixels;
   PooledPixels<T, held, kSlots> grads;
 
-  // xh and dz of a window. Where a window has no output its gradient is 0, and so is every dz.
+  // Computes xh and dz of a window. A window without an output has gradient 0, so every dz is 0.
   const auto differentiate =
       [&](int slot, const Window<pooling>& window, int channel, const Coefficient<T, held>& weight,
           const Coefficient<T, held>& bias, T(&xh)[kPixels], T(&dz)[kPixels]) {
@@ -74,7 +76,8 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
     for_channels<held>(part, [&](int channel, bool active) {
       const Coefficient<T, held> weight(shape, p.weight, T(1), channel, active);
       const Coefficient<T, held> bias(shape, p.bias, T(0), channel, active);
-      // Per channel of dz and dz xh; where every pixel has its own weight, of dxh and dxh xh.
+      // Sums over the pixels of a channel: dz and dz xh or, if every pixel has its own weight, dxh
+      // and dxh xh.
       double sums[2] = {0.0, 0.0};
       if (active) {
         Partial<T, held> sum = 0, product = 0;
@@ -83,6 +86,8 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
           T xh[kPixels], dz[kPixels];
           differentiate(slot, window, channel, weight, bias, xh, dz);
           for (int k = 0; k < kPixels; ++k) {
+            // Each pixel has its own weight and bias, so its products are written without a sum
+            // over pixels.
             if (elementwise) {
               if (!window.has(k)) continue;
               const int offset = window.offset(k);
@@ -105,12 +110,14 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
         share[0] = static_cast<T>(sums[1]);
         share[shape.channels] = static_cast<T>(sums[0]);
       }
+      // A weight per channel is applied after the sum over pixels, a weight per pixel inside it.
       const double outside = elementwise ? T(1) : weight.at(0);
       means[0] += outside * sums[0];
       means[1] += outside * sums[1];
     });
     sum_over_group(means, tiling);
   }
+  // Without normalisation the means are 0, so that dx = dxh.
   const double inverse_count = has_norm ? tiling.inverse_count : 0.0;
   const T mean_dxh = static_cast<T>(means[0] * inverse_count);
   const T mean_dxh_xh = static_cast<T>(means[1] * inverse_count);

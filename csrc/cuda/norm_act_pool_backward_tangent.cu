@@ -1,15 +1,16 @@
 // Norm, activation and pooling, tangent of the backward pass: the derivatives of the gradients of
 // x, weight and bias along tangents of x, weight, bias and the gradient of out.
 //
-// Blocks and threads: cuda/norm_act_pool_tiling.cuh. First the sums of dz, dz xh and their tangents
-// per channel, from which the image's share of the gradients of weight and bias and, with weight
-// and its tangent, the group's means follow; then dx and dx'. A held thread adds its pixels in
-// float32, everything beyond a thread is added in float64; a second launch adds the images' shares.
-// Deterministic; nothing may alias.
+// Block and thread mapping: cuda/norm_act_pool_tiling.cuh. The kernel first sums dz, dz xh and
+// their tangents for each channel. These sums give the image's part of the tangents of the
+// gradients of weight and bias. With weight and its tangent they also give the group's means, from
+// which dx and dx' follow. A thread of the held kernel adds its own pixels in float32. All other
+// sums are float64. A second launch adds over the images. Deterministic. No argument may alias
+// another.
 //
-// Bytes per activation in float32, with 2x2 pooling and dx wanted: 10 read + 8 written (held);
-// without pooling: 16 + 8. At the 4.3 TB/s of an H200, 100 images of 32 x 32 x 128 take 55
-// microseconds. The general kernel reads twice.
+// Bytes per activation in float32 for the held kernel if dx is wanted: 10 read + 8 written with 2x2
+// pooling, 16 + 8 without. At the 4.3 TB/s of an H200, 100 images of 32 x 32 x 128 take 55
+// microseconds. The general kernel reads its inputs twice.
 
 #include "core/norm_act_pool.h"
 #include "cuda/norm_act_pool_affine.cuh"
@@ -18,8 +19,8 @@
 namespace trajmatch::cuda {
 namespace {
 
-// Windows that a thread holds: 16 pixels of x and of its tangent, with 4 of each gradient, or,
-// without pooling, 16.
+// Windows that a thread keeps in registers: 16 pixels of x and of its tangent, with 4 of each
+// gradient or, without pooling, 16 of each.
 struct BackwardTangentSlots {
   template <Pooling pooling>
   TM_HD static constexpr int windows() {
@@ -27,13 +28,13 @@ struct BackwardTangentSlots {
   }
 };
 
-// What the chain rule has of a window: xh and dz with their tangents.
+// xh and dz of a window, with their tangents.
 template <class T, int pixels>
 struct WindowTangent {
   T xh[pixels], xh_t[pixels], dz[pixels], dz_t[pixels];
 };
 
-// Weight and bias with their tangents at one channel.
+// Weight and bias at one channel, with their tangents.
 template <class T, bool held>
 struct AffineTangent {
   __device__ __forceinline__ AffineTangent(const NormActPoolBackwardTangent<T>& p, int channel,
@@ -72,7 +73,8 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
   const auto grad_out_tangent = [&](int channel) {
     return p.grad_out_tangent == nullptr ? nullptr : p.grad_out_tangent + out_image + channel;
   };
-  // Where a window has no output its gradients are 0, and so is every dz and its tangent.
+  // Computes xh, dz and their tangents for a window. If the window has no output, its gradients are
+  // 0, and so are dz and its tangent.
   const auto differentiate = [&](int slot, const Window<pooling>& window, int channel,
                                  const AffineTangent<T, held>& affine) {
     pixels.fetch(window, x + channel);
@@ -110,18 +112,20 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
     grads.template hold<pooling>(shape, grad_out + channel);
     grad_tangents.template hold<pooling>(shape, grad_out_tangent(channel));
   });
-  double means[4] = {0.0, 0.0, 0.0, 0.0};  // <dxh>, <dxh xh> and their tangents
+  double means[4] = {0.0, 0.0, 0.0, 0.0};  // group means <dxh>, <dxh xh> and their tangents
   if (has_norm || want_affine) {
     for_channels<held>(part, [&](int channel, bool active) {
       const AffineTangent<T, held> affine(p, channel, active);
-      // Per channel of dz, dz xh and their tangents; where every pixel has its own weight, of dxh,
-      // dxh xh and theirs.
+      // Sums over the pixels of a channel: dz, dz xh and their tangents or, if every pixel has its
+      // own weight, dxh, dxh xh and their tangents.
       double sums[4] = {0.0, 0.0, 0.0, 0.0};
       if (active) {
         Partial<T, held> sum = 0, product = 0, sum_t = 0, product_t = 0;
         for_windows<pooling, held, kSlots>(shape, [&](int slot, const Window<pooling>& window) {
           WindowTangent<T, kPixels> w = differentiate(slot, window, channel, affine);
           for (int k = 0; k < kPixels; ++k) {
+            // Each pixel has its own weight and bias, so its products are written without a sum
+            // over pixels.
             if (elementwise) {
               if (!window.has(k)) continue;
               const int offset = window.offset(k);
@@ -152,7 +156,8 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
         share[0] = static_cast<T>(sums[3]);
         share[shape.channels] = static_cast<T>(sums[2]);
       }
-      // dxh = w dz and dxh' = w' dz + w dz', summed.
+      // dxh = w dz and dxh' = w' dz + w dz'. A weight per channel is applied here, after the sum
+      // over pixels, a weight per pixel inside it.
       const double weight = elementwise ? T(1) : affine.weight.at(0);
       const double weight_tangent = elementwise ? T(0) : affine.weight_tangent.at(0);
       means[0] += weight * sums[0];
@@ -162,6 +167,7 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
     });
     sum_over_group(means, tiling);
   }
+  // Without normalisation the means are 0, so that dx = dxh and dx' = dxh'.
   const double inverse_count = has_norm ? tiling.inverse_count : 0.0;
   const T mean_dxh = static_cast<T>(means[0] * inverse_count);
   const T mean_dxh_xh = static_cast<T>(means[1] * inverse_count);

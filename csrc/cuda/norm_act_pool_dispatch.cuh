@@ -1,4 +1,4 @@
-// From the run-time choices of a norm-activation-pool to the kernel that is compiled for them.
+// Selects the compiled kernel for the run-time options of a norm-activation-pool.
 #pragma once
 
 #include <type_traits>
@@ -38,8 +38,9 @@ void with_fixed_activation(Activation activation, const Body& body) {
   }
 }
 
-// Calls body(pooling, held, activation, plan), the first two as constants, for the kernel that fits
-// the shape. Slots::windows<pooling>(): what a thread of the held kernel holds.
+// Calls body(pooling, held, activation, plan) for the kernel that fits the shape, with `pooling`
+// and `held` as compile-time constants. Slots::windows<pooling>() is the number of windows that a
+// thread of the held kernel keeps in registers.
 template <class T, class Slots, class Body>
 void with_kernel(const NormActPoolShape& shape, const Body& body) {
   with_pooling(shape.pooling, [&](auto pooling) {

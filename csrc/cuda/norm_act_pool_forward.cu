@@ -1,12 +1,13 @@
 // Norm, activation and pooling, forward: out, mean and 1 / standard deviation from x.
 //
-// Blocks and threads: cuda/norm_act_pool_tiling.cuh. The mean comes first, then the squared
-// deviations from it, which loses nothing where the mean is large. A held thread adds its pixels in
-// float32, everything beyond a thread is added in float64. Deterministic; nothing may alias.
+// Block and thread mapping: cuda/norm_act_pool_tiling.cuh. The mean is computed first, then the
+// squared deviations from it, which loses no accuracy when the mean is large. A thread of the held
+// kernel adds its own pixels in float32. All other sums are float64. Deterministic. No argument may
+// alias another.
 //
-// Bytes per activation in float32, with 2x2 pooling: 4 read + 1 written (held); without: 4 + 4. At
-// the 4.3 TB/s of an H200, 100 images of 32 x 32 x 128 take 15 microseconds. The general kernel
-// reads up to three times.
+// Bytes per activation in float32 for the held kernel: 4 read + 1 written with 2x2 pooling, 4 + 4
+// without. At the 4.3 TB/s of an H200, 100 images of 32 x 32 x 128 take 15 microseconds. The
+// general kernel reads x up to three times.
 
 #include "core/norm_act_pool.h"
 #include "cuda/norm_act_pool_dispatch.cuh"
@@ -14,7 +15,7 @@
 namespace trajmatch::cuda {
 namespace {
 
-// Windows that a thread holds: 32 pixels.
+// Windows that a thread keeps in registers: 32 pixels.
 struct ForwardSlots {
   template <Pooling pooling>
   TM_HD static constexpr int windows() {
@@ -36,7 +37,7 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
   for_channels<held>(part, [&](int channel, bool active) {
     if (active) pixels.hold(shape, x + channel);
   });
-  // The group's mean of what `value` gives for each of its pixels.
+  // The mean of value(pixel) over the pixels of the norm group.
   const auto group_mean = [&](const auto& value) {
     double sum[1] = {0.0};
     for_channels<held>(part, [&](int channel, bool active) {

@@ -1,12 +1,13 @@
 // Norm, activation and pooling, tangent of the forward pass: the derivative of out along tangents
-// of x, weight and bias, and the derivatives of mean and rstd that the backward tangent takes up.
+// of x, weight and bias. Also writes m' and q, from which the backward tangent takes the
+// derivatives of mean and rstd.
 //
-// Blocks and threads: cuda/norm_act_pool_tiling.cuh. A held thread adds its pixels in float32,
-// everything beyond a thread is added in float64. Deterministic; nothing may alias.
+// Block and thread mapping: cuda/norm_act_pool_tiling.cuh. A thread of the held kernel adds its own
+// pixels in float32. All other sums are float64. Deterministic. No argument may alias another.
 //
-// Bytes per activation in float32, with 2x2 pooling: 8 read + 1 written (held); without: 8 + 4. At
-// the 4.3 TB/s of an H200, 100 images of 32 x 32 x 128 take 27 microseconds. The general kernel
-// reads twice.
+// Bytes per activation in float32 for the held kernel: 8 read + 1 written with 2x2 pooling, 8 + 4
+// without. At the 4.3 TB/s of an H200, 100 images of 32 x 32 x 128 take 27 microseconds. The
+// general kernel reads x and x' twice.
 
 #include "core/norm_act_pool.h"
 #include "cuda/norm_act_pool_dispatch.cuh"
@@ -14,7 +15,7 @@
 namespace trajmatch::cuda {
 namespace {
 
-// Windows that a thread holds: 32 pixels of x and as many of its tangent.
+// Windows that a thread keeps in registers: 32 pixels of x and 32 of its tangent.
 struct TangentSlots {
   template <Pooling pooling>
   TM_HD static constexpr int windows() {
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(plane_threads(held), 1)
   if (shape.groups > 0) {
     mean = p.mean[part.group];
     rstd = p.rstd[part.group];
-    double sums[2] = {0.0, 0.0};  // of x' and of xh x'; what is missing of a window adds 0
+    double sums[2] = {0.0, 0.0};  // of x' and of xh x'; missing pixels of a window add 0
     for_channels<held>(part, [&](int channel, bool active) {
       if (!active) return;
       Partial<T, held> sum = 0, product = 0;

@@ -1,14 +1,15 @@
 // How the blocks of the four passes of norm-activation-pool cover the activations [B, H, W, C].
 //
-// A block owns one image and a run of channels that holds whole norm groups, so that no statistic
-// crosses blocks. Its threads are `lanes` neighbouring channels (x) times `rows` (y); a thread
-// walks the windows of its channel, `rows` windows apart. Neighbouring lanes read and write
-// neighbouring memory: a row of 8 lanes is a whole 32-byte sector, one of 32 a whole line.
+// A block owns one image and a range of channels made of whole norm groups, so no statistic crosses
+// blocks. Its threads are `lanes` neighbouring channels (x) times `rows` (y). A thread walks the
+// windows of its channel, `rows` windows apart. Neighbouring lanes access neighbouring memory: a
+// row of 8 float32 lanes is a whole 32-byte sector, and a row of 32 is a whole cache line.
 //
-// Two kinds of kernel per pass:
-//   held     float32; groups of 1 to 32 channels, a power of two; planes so small that the threads
-//            hold their pixels in registers. Activations are read once.
-//   general  everything else; reads the activations once more for each sum, mostly from cache.
+// Each pass has two kinds of kernel:
+//   held     keeps the pixels in registers and reads the activations once. It needs float32, a norm
+//            with groups of 1 to 32 channels (a power of two), one weight per channel, and a plane
+//            small enough for the registers of a block.
+//   general  everything else. It reads the activations again for each sum, mostly from cache.
 #pragma once
 
 #include <cstdint>
@@ -20,14 +21,15 @@
 
 namespace trajmatch::cuda {
 
-// Threads of a block, at most. The held kernel's 512 leave a thread 128 registers, of which held
-// pixels take about half; the general one's 256 leave what float64 needs.
+// Threads per block, at most. With 512 threads the held kernel has 128 registers per thread, and
+// the held pixels take about half of them. With 256 threads the general kernel has the registers
+// that float64 needs.
 constexpr int plane_threads(bool held) { return held ? 512 : 256; }
 
-// What a kernel needs to know beyond the shape.
+// What a kernel needs to know besides the shape.
 struct Tiling {
   int group_size;        // channels in a norm group; 1 without normalisation
-  int channels;          // that a block owns
+  int channels;          // channels that a block owns
   int tiles;             // blocks per image
   int group_lanes;       // lanes over which a group's sums are added, a power of two
   double inverse_count;  // 1 / values in a group
@@ -36,11 +38,11 @@ struct Tiling {
 struct Plan {
   Tiling tiling;
   bool held;
-  int lanes, rows;  // of a block
+  int lanes, rows;  // threads of a block: lanes times rows
   unsigned blocks;
 
   dim3 threads() const { return dim3(static_cast<unsigned>(lanes), static_cast<unsigned>(rows)); }
-  // For sum_over_rows of `sums` values.
+  // The shared memory that sum_over_rows needs for `sums` values.
   size_t shared_bytes(int sums) const {
     return sizeof(double) * static_cast<size_t>(sums * lanes * (lanes * rows / kWarpSize));
   }
@@ -50,22 +52,24 @@ inline int64_t divide_up(int64_t dividend, int64_t divisor) {
   return (dividend + divisor - 1) / divisor;
 }
 
-// Windows of an image: the pixels that make one output pixel, and at odd edges what is left over.
+// Windows per image. A window is the pixels that make one output pixel. At odd edges the leftover
+// pixels also form windows.
 inline int64_t window_count(const NormActPoolShape& shape) {
   return shape.pooling == Pooling::kNone ? shape.pixels()
                                          : divide_up(shape.height, 2) * divide_up(shape.width, 2);
 }
 
-// The held kernel's plan, where a thread holds up to `windows_held`; false if there is none.
+// Plans the held kernel, for up to `windows_held` windows per thread. False if the shape does not
+// fit.
 inline bool plan_held(const NormActPoolShape& shape, int windows_held, Plan& plan) {
-  constexpr int kFewestLanes = 8;       // a whole sector
+  constexpr int kFewestLanes = 8;       // one whole 32-byte sector
   constexpr int64_t kManyBlocks = 512;  // about four per multiprocessor of the largest GPUs
   const int size = plan.tiling.group_size;
   const bool power_of_two = (size & (size - 1)) == 0;
   if (shape.groups == 0 || shape.elementwise || !power_of_two || size > kWarpSize) return false;
   const int64_t rows = divide_up(window_count(shape), windows_held);
   for (int lanes = kWarpSize; lanes >= kFewestLanes && lanes >= size; lanes /= 2) {
-    // Whole warps: at least 32 / lanes rows.
+    // Round up to whole warps: rows must be a multiple of 32 / lanes.
     const int64_t warp_rows = divide_up(rows, kWarpSize / lanes) * (kWarpSize / lanes);
     const int64_t tiles = divide_up(shape.channels, lanes);
     if (warp_rows * lanes > plane_threads(true)) continue;
@@ -74,7 +78,7 @@ inline bool plan_held(const NormActPoolShape& shape, int windows_held, Plan& pla
     plan.rows = static_cast<int>(warp_rows);
     plan.tiling.tiles = static_cast<int>(tiles);
     plan.tiling.group_lanes = size;
-    if (shape.batch * tiles >= kManyBlocks) break;  // else fewer lanes, more blocks
+    if (shape.batch * tiles >= kManyBlocks) break;  // otherwise try fewer lanes, for more blocks
   }
   return plan.held;
 }
@@ -90,7 +94,7 @@ inline void plan_general(const NormActPoolShape& shape, Plan& plan) {
   plan.tiling.group_lanes = size == 1 ? 1 : plan.lanes;
 }
 
-// `windows_held`: windows that a thread of the held kernel holds, 0 where there is none.
+// `windows_held`: windows per thread of the held kernel, or 0 if there is no held kernel.
 inline Plan plan_blocks(const NormActPoolShape& shape, int windows_held) {
   const int64_t image = shape.pixels() * shape.channels;
   if (image > INT32_MAX) {
@@ -106,14 +110,14 @@ inline Plan plan_blocks(const NormActPoolShape& shape, int windows_held) {
   return plan;
 }
 
-// The image and the channels of the block that asks, and the group of the thread's lane.
+// The image and channels of the block, and the norm group of the thread's lane.
 struct Part {
   __device__ __forceinline__ Part(const NormActPoolShape& shape, const Tiling& tiling)
       : image(static_cast<int64_t>(blockIdx.x / static_cast<unsigned>(tiling.tiles))),
         lane(static_cast<int>(threadIdx.x)),
         first(static_cast<int>(blockIdx.x % static_cast<unsigned>(tiling.tiles)) * tiling.channels),
         end(min(first + tiling.channels, static_cast<int>(shape.channels))),
-        // A lane beyond the last channel takes part in sums: let it point at some group.
+        // A lane beyond the last channel still takes part in the sums and needs a valid group.
         group(image * shape.groups + min(first + lane, end - 1) / tiling.group_size),
         leads_group(threadIdx.y == 0 && lane % tiling.group_lanes == 0 && first + lane < end) {}
 
@@ -121,11 +125,12 @@ struct Part {
   int lane;
   int first, end;    // channels
   int64_t group;     // in [B, G]
-  bool leads_group;  // this thread writes what there is one of per group
+  bool leads_group;  // this thread writes the group's statistics
 };
 
-// Calls body(channel, active) for the channels of the thread's lane; of a block all threads the
-// same number of times, so that the body may synchronise. The held kernel's block has one per lane.
+// Calls body(channel, active) for the channels of the thread's lane. All threads of a block make
+// the same number of calls, so the body may synchronise. In the held kernel each lane has one
+// channel.
 template <bool held, class Body>
 __device__ __forceinline__ void for_channels(const Part& part, const Body& body) {
   if constexpr (held) {
@@ -137,8 +142,8 @@ __device__ __forceinline__ void for_channels(const Part& part, const Body& body)
   }
 }
 
-// Adds each value over the rows of the block: every thread gets its lane's sums. All threads call
-// it. `shared`: lanes * warps * kCount numbers; free again on return.
+// Sums each value over the rows of the block. Every thread gets the sums of its lane. All threads
+// must call it. `shared` holds lanes * warps * kCount numbers and may be used again on return.
 template <int kCount>
 __device__ __forceinline__ void sum_over_rows(double (&values)[kCount], double* shared) {
   const int lanes = static_cast<int>(blockDim.x);
@@ -161,7 +166,7 @@ __device__ __forceinline__ void sum_over_rows(double (&values)[kCount], double* 
   __syncthreads();
 }
 
-// Adds each value over the lanes of the thread's group.
+// Sums each value over the lanes of the thread's norm group. All threads must call it.
 template <int kCount>
 __device__ __forceinline__ void sum_over_group(double (&values)[kCount], const Tiling& tiling) {
   for (int step = 1; step < tiling.group_lanes; step *= 2) {

@@ -1,5 +1,5 @@
-// Windows of norm-activation-pool on the device: the 1 or 4 pixels that make one output pixel, and
-// what one channel of them is computed from.
+// Pooling windows on the device: the 1 or 4 pixels that make one output pixel, and the values of
+// one channel at these pixels.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,9 @@ namespace trajmatch::cuda {
 template <Pooling pooling>
 constexpr int kWindow = pooling == Pooling::kNone ? 1 : 4;
 
-// The pixels of a window in row-major order, as offsets of their channel 0 in the image. At an odd
-// edge some are missing: such a window has no output, but its pixels belong to the norm group.
+// The pixels of a window in row-major order, as offsets of their channel 0 within the image. At an
+// odd edge some pixels are missing. Such a window has no output, but its pixels belong to the norm
+// group.
 template <Pooling pooling>
 struct Window {
   __device__ __forceinline__ bool has(int k) const {
@@ -26,12 +27,12 @@ struct Window {
   }
 
   int first;               // offset of the first pixel
-  int to_right, to_below;  // from a pixel to its neighbours
+  int to_right, to_below;  // distance from a pixel to its neighbours
   int out;                 // offset of the output pixel
-  bool right, below;       // whether the window has pixels there
+  bool right, below;       // true if the window has pixels there
 };
 
-// The windows of one thread: number `threadIdx.y` and every blockDim.y-th after it.
+// Iterates over the windows of one thread: number `threadIdx.y` and every blockDim.y-th after it.
 template <Pooling pooling>
 class WindowWalk {
  public:
@@ -42,7 +43,7 @@ class WindowWalk {
     const int start = static_cast<int>(threadIdx.y);
     const int step = static_cast<int>(blockDim.y);
     if constexpr (pooling == Pooling::kNone) {
-      column_ = start;  // the pixel's number; there are no rows to tell apart
+      column_ = start;  // number of the pixel; rows do not matter without pooling
       column_step_ = step;
     } else {
       const int columns = (width_ + 1) / 2;
@@ -87,13 +88,13 @@ class WindowWalk {
 
  private:
   int height_, width_, channels_;
-  int row_ = 0, column_ = 0;  // of the window
+  int row_ = 0, column_ = 0;  // position of the window
   int row_step_ = 0, column_step_ = 0;
 };
 
-// Calls body(slot, window) for the thread's windows. The held kernel has at most `slots` and
-// unrolls them, so that arrays indexed by the slot stay in registers; the general one has any
-// number of windows and one slot.
+// Calls body(slot, window) for the thread's windows. In the held kernel there are at most `slots`,
+// and the loop is unrolled so that arrays indexed by the slot stay in registers. In the general
+// kernel there may be any number of windows, and the slot is always 0.
 template <Pooling pooling, bool held, int slots, class Body>
 __device__ __forceinline__ void for_windows(const NormActPoolShape& shape, const Body& body) {
   WindowWalk<pooling> walk(shape);
@@ -113,7 +114,7 @@ template <class T, Pooling pooling, bool held, int slots>
 struct Pixels {
   static constexpr int kSlots = held ? slots : 1;
 
-  // Held kernel: reads all of them, so that as many loads as possible are under way at once.
+  // Held kernel: reads all windows at once, so that as many loads as possible are in flight.
   __device__ __forceinline__ void hold(const NormActPoolShape& shape, const T* channel) {
     if constexpr (held) {
       for_windows<pooling, held, slots>(
@@ -121,7 +122,7 @@ struct Pixels {
     }
   }
 
-  // General kernel: reads those of one window.
+  // General kernel: reads one window.
   __device__ __forceinline__ void fetch(const Window<pooling>& window, const T* channel) {
     if constexpr (!held) load(0, window, channel);
   }
@@ -136,7 +137,8 @@ struct Pixels {
   }
 };
 
-// Likewise of a tensor of pooled pixels. Windows without an output have 0, as does a null tensor.
+// The same for a tensor of pooled pixels. Windows without an output get 0, and so does a null
+// tensor.
 template <class T, bool held, int slots>
 struct PooledPixels {
   template <Pooling pooling>
@@ -160,8 +162,8 @@ struct PooledPixels {
   }
 };
 
-// Share of each pixel in the pooled value: 1/4 each of an average; of a maximum 1 for the first
-// pixel that has it.
+// The derivative of the pooled value in each pixel. Average: 1/4 each. Maximum: 1 for the first
+// pixel that has it and 0 for the others. No pooling: 1.
 template <Pooling pooling, class T>
 __device__ __forceinline__ void pool_shares(const T (&value)[kWindow<pooling>],
                                             T (&share)[kWindow<pooling>]) {
@@ -179,8 +181,8 @@ __device__ __forceinline__ void pool_shares(const T (&value)[kWindow<pooling>],
   }
 }
 
-// A weight, a bias or a tangent of one, at one channel: [C], or [H, W, C] where the shape says so
-// (general kernel only), or null, which stands for the same number everywhere.
+// A weight, a bias or the tangent of one, at one channel. The tensor is [C], or [H, W, C] if the
+// shape is elementwise (general kernel only). A null tensor stands for the constant `none`.
 template <class T, bool held>
 class Coefficient {
  public:
@@ -194,7 +196,7 @@ class Coefficient {
       value_ = given[channel];
     }
   }
-  // `offset`: of the pixel.
+  // `offset`: the offset of the pixel within the image.
   __device__ __forceinline__ T at(int offset) const {
     if constexpr (!held) {
       if (pixels_ != nullptr) return pixels_[offset];
@@ -207,7 +209,7 @@ class Coefficient {
   const T* pixels_ = nullptr;
 };
 
-// The activation as a template argument (held kernels) and as a run-time choice (general ones).
+// The activation as a template argument (held kernels) and as a run-time value (general kernels).
 template <Activation kind>
 struct FixedActivation {
   template <class T>
@@ -233,8 +235,8 @@ struct AnyActivation {
   }
 };
 
-// What a thread adds up before float64 takes over: a held thread has few pixels, a general one may
-// have thousands.
+// The type in which a thread adds its own pixels. A thread of the held kernel has few pixels. In
+// the general kernel it may have thousands and needs float64.
 template <class T, bool held>
 using Partial = std::conditional_t<held, T, double>;
 

@@ -1,9 +1,10 @@
-// One step of a student's optimiser on its flat parameters and its adjoint (formulas:
-// core/optimiser_step.h), deterministic as cuda/sgd_step.cu: a thread per element, <a, d> summed in
-// float64 by kReductionBlocks blocks and one more.
+// One step of a student's optimiser on its flat parameters, and the adjoint of the step (formulas:
+// core/optimiser_step.h). Neighbouring threads take neighbouring elements. As in cuda/sgd_step.cu,
+// kReductionBlocks blocks sum <a, d> in float64 and one more block adds their partial sums.
+// Deterministic.
 //
-// Bytes per element of Adam in float32, and the floor for 320 010 parameters at the 4.3 TB/s of an
-// H200, in microseconds: step 16 read + 20 written (2.7), sweep 40 + 16 (4.2).
+// Bytes per element for Adam in float32, and the floor in microseconds for 320 010 parameters at
+// the 4.3 TB/s of an H200: step 16 read + 20 written (2.7), sweep 40 + 16 (4.2).
 
 #include "core/optimiser_step.h"
 #include "cuda/elementwise.cuh"

@@ -1,8 +1,9 @@
-// Weights of a convolution in the order that the fused kernels read (core/fused_convolution.h).
+// Reorders convolution weights into the layout that the fused kernels read
+// (core/fused_convolution.h).
 //
-// A thread per packed weight, or per two of them that are halves. Deterministic; nothing may alias.
-// Bytes per weight: 4 read, 4 or 2 written; at C = 128, with what reading out of order costs, about
-// a microsecond.
+// One thread per packed word: one float32 weight, or two fp16 weights. Deterministic. No argument
+// may alias another. Bytes per weight: 4 read, and 4 or 2 written. At C = 128 this takes about a
+// microsecond, including the cost of the strided reads.
 
 #include "core/fused_convolution.h"
 #include "cuda/elementwise.cuh"
@@ -23,7 +24,7 @@ __global__ void __launch_bounds__(kElementwiseThreads) pack_convolution_kernel(P
   const int64_t channels = p.shape.channels, size = p.shape.weight_size();
   float* const packed = p.packed + blockIdx.z * size;
   for_each_element(size, [&](int64_t i) {
-    // [input / 16, row of taps, tap, input / 4 % 4, output, input % 4]
+    // Packed layout: [input / 16, row of taps, tap, input / 4 % 4, output, input % 4].
     const int64_t input = i / (9 * 16 * channels) * 16 + i / (4 * channels) % 4 * 4 + i % 4;
     const float value = weight_at(p, input, i / 4 % channels, i / (16 * channels) % 9);
     packed[i] = p.kind == ProductKind::kTf32 ? round_to_tf32(value) : value;
@@ -35,7 +36,7 @@ __global__ void __launch_bounds__(kElementwiseThreads) pack_in_halves_kernel(Pac
   const PowerOfTwo scale(scale_exponent(p.magnitudes, blockIdx.z));
   float* const packed = p.packed + blockIdx.z * size;
   for_each_element(size, [&](int64_t i) {
-    // [input / 16, row of taps, tap, output, input / 2 % 8] of two inputs
+    // Packed layout: [input / 16, row of taps, tap, output, input / 2 % 8], two inputs per word.
     const int64_t input = i / (9 * 8 * channels) * 16 + i % 8 * 2;
     const int64_t output = i / 8 % channels, tap = i / (8 * channels) % 9;
     packed[i] = __uint_as_float(two_halves(scale.times(weight_at(p, input, output, tap)),

@@ -1,6 +1,6 @@
-// Sums over warps and blocks. Every order of addition is fixed, so that a result depends on sizes
-// alone: the same bits in every run, on every GPU, under every schedule of blocks. Sums over a grid
-// take a second launch; no kernel waits for another block or adds to memory atomically.
+// Sums over warps and blocks. Every order of addition is fixed, so a result depends on sizes alone:
+// it has the same bits in every run, on every GPU and under every schedule of blocks. Sums over a
+// grid take a second launch. No kernel waits for another block or uses atomic adds.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -10,7 +10,7 @@ namespace trajmatch::cuda {
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kWarpSize = 32;
 
-// Sum over the 32 lanes of a warp, in every lane.
+// The sum over the 32 lanes of a warp, returned to every lane.
 template <class T>
 __device__ __forceinline__ T warp_sum(T value) {
   for (int step = kWarpSize / 2; step > 0; step /= 2) {
@@ -28,8 +28,8 @@ __device__ __forceinline__ T warp_max(T value) {
   return value;
 }
 
-// Sums of kCount values over a block of kThreads, a multiple of 32, left in thread 0. A kernel may
-// call it once: the shared memory is not protected for a second use.
+// Sums kCount values over a block of kThreads threads (a multiple of 32). Thread 0 gets the result.
+// A kernel may call it only once, because no barrier protects the shared memory for a second use.
 template <int kThreads, int kCount>
 __device__ __forceinline__ void block_sum(double (&values)[kCount]) {
   constexpr int kWarps = kThreads / kWarpSize;

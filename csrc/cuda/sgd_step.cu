@@ -1,14 +1,14 @@
-// One SGD step of a student on its flat parameters and the two adjoints of it (formulas:
+// One SGD step of a student on its flat parameters, and the two adjoints of the step (formulas:
 // core/sgd_step.h).
 //
-// A thread per element, neighbouring threads on neighbouring elements, each vector read and written
-// once. The adjoint's inner product <a, b> is summed in float64: block b of kReductionBlocks takes
-// the elements that partial sum b covers, one more block adds up the partial sums. Deterministic.
-// Outputs may be the inputs they update; other aliasing is not allowed.
+// Neighbouring threads take neighbouring elements. Each vector is read once and written once. The
+// adjoint's inner product <a, b> is summed in float64: each of kReductionBlocks blocks sums the
+// elements of one partial sum, and one more block adds the partial sums. Deterministic. An output
+// may be the input that it updates. No other aliasing is allowed.
 //
-// Bytes per element in float32, with every optional vector given, and the floor for 320 010
-// parameters at the 4.3 TB/s of an H200, in microseconds: step 12 read + 8 written (1.5), adjoint
-// 12 + 8 (1.5), sweep 16 + 8 (1.8). All are about the time of a launch.
+// Bytes per element in float32 with every optional vector given, and the floor in microseconds for
+// 320 010 parameters at the 4.3 TB/s of an H200: step 12 read + 8 written (1.5), adjoint 12 + 8
+// (1.5), sweep 16 + 8 (1.8). All of them take about the time of a launch.
 
 #include "core/sgd_step.h"
 #include "cuda/elementwise.cuh"

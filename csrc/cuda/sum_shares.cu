@@ -1,9 +1,11 @@
-// Sums over the shares that other kernels' blocks left: of gradients over images, splits or tiles.
+// Adds up the partial sums (shares) that the blocks of other kernels wrote: gradients over images,
+// splits or tiles.
 //
-// 32 lanes on neighbouring elements, 8 rows on every eighth share each; the rows are added in their
-// order, in float64 throughout. Deterministic; nothing may alias.
+// A block takes 32 elements: 32 lanes on neighbouring elements times 8 rows of threads. Each row
+// adds every eighth share, then the 8 row sums are added in order. All sums are float64.
+// Deterministic. No argument may alias another.
 //
-// Bytes per element: 4 for every share, 4 written.
+// Bytes per element: 4 read for every share, 4 written.
 
 #include "cuda/sum_shares.cuh"
 

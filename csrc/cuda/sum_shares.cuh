@@ -1,4 +1,5 @@
-// Sums of the shares that blocks leave of a result, several results and trajectories in one launch.
+// Adds up the partial sums (shares) that the blocks of another kernel wrote, for several results
+// and trajectories in one launch.
 #pragma once
 
 #include <cstdint>
@@ -7,10 +8,11 @@
 
 namespace trajmatch::cuda {
 
-// sum[i] = shares[0][i] + .. + shares[rows - 1][i] for i in [0, size). Where `channels` is not 0,
-// shares are weights [3, 3, in, out] of so many channels each, and the sum is [out, in, 3, 3].
+// sum[i] = shares[0][i] + .. + shares[rows - 1][i] for i in [0, size). If `channels` is not 0, each
+// share is a weight [3, 3, in, out] with that many input and output channels, and the sum is
+// transposed to [out, in, 3, 3].
 struct ShareSum {
-  const float* shares;  // rows row_stride apart
+  const float* shares;  // [rows, size], row_stride elements from one row to the next
   float* sum;           // [size]
   int64_t rows, row_stride, size;
   int64_t shares_stride, sum_stride;  // from one trajectory to the next

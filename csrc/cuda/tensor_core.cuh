@@ -1,12 +1,12 @@
-// The products of tensor cores: D += A B by a warp (mma.sync, sm_80), of 16 x 8 and 8 x 8 numbers
-// in TF32, of 16 x 16 and 16 x 8 in half precision. On the emulator the lanes exchange their
-// operands by shuffles; in half precision they do so on older GPUs too.
+// Warp-level tensor core products D += A B (mma.sync, sm_80): 16 x 8 times 8 x 8 in TF32, 16 x 16
+// times 16 x 8 in half precision. The emulator computes them with warp shuffles, and so do GPUs
+// before sm_80 in half precision.
 //
-// With g = lane / 4 and t = lane % 4 a lane holds
-//   D:     (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
-//   TF32   A: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)        B: (t, g), (t + 4, g)
-//   halves A: (g, k), (g + 8, k), (g, k + 8), (g + 8, k + 8)        B: (k, g), (k + 8, g)
-//          for the pairs k = 2t, 2t + 1
+// Fragments, with g = lane / 4 and t = lane % 4:
+//   D:      (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+//   TF32 A: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)          B: (t, g), (t + 4, g)
+//   fp16 A: (g, k), (g + 8, k), (g, k + 8), (g + 8, k + 8)          B: (k, g), (k + 8, g)
+//           each entry being the pair k = 2t, 2t + 1
 #pragma once
 
 #include <cstdint>
@@ -16,14 +16,14 @@
 
 namespace trajmatch::cuda {
 
-// Whether there are any for TF32; where not, products take another way.
+// True if TF32 products can run on tensor cores. Otherwise callers use the ordinary cores.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 constexpr bool kHasTensorCores = true;
 #else
 constexpr bool kHasTensorCores = false;
 #endif
 
-// The nearest number with 10 bits behind the point, halfway cases away from zero.
+// Rounds to the nearest number with 10 mantissa bits, ties away from zero.
 __device__ __forceinline__ float round_to_tf32(float value) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   uint32_t bits;
@@ -41,7 +41,7 @@ __device__ __forceinline__ float round_to_tf32(float value) {
 __device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4],
                                               const float (&b)[2]) {
   const unsigned lane = threadIdx.x % kWarpSize, g = lane / 4, t = lane % 4;
-  // Two operands at a time, less what the hardware ignores of them.
+  // Reads two operands of another lane. Clears their low 13 bits, which the hardware ignores.
   const auto read = [](float first, float second, unsigned from) {
     const float2 both = __shfl_sync(kFullWarp, float2{first, second}, from);
     return float2{__uint_as_float(__float_as_uint(both.x) & ~0x1fffu),
@@ -75,7 +75,7 @@ __device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4]
 
 #endif
 
-// Every operand is two halves.
+// fp16: every operand word holds two halves.
 __device__ __forceinline__ void multiply_halves(float (&d)[4], const uint32_t (&a)[4],
                                                 const uint32_t (&b)[2]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -88,7 +88,8 @@ __device__ __forceinline__ void multiply_halves(float (&d)[4], const uint32_t (&
   struct Four {
     float values[4];
   };
-  // Two operands of another lane: (k, k + 1) of the first, then of the second.
+  // Two operand words of another lane: the pair (k, k + 1) of the first word, then that of the
+  // second.
   const auto read = [](uint32_t first, uint32_t second, unsigned from) {
     const unsigned long long both = __shfl_sync(
         kFullWarp, static_cast<unsigned long long>(second) << 32 | first, static_cast<int>(from));

@@ -1,6 +1,7 @@
-// The products of the gradient in a convolution's weights, of every kind (ProductKind): a warp adds
-// those of 32 input and 32 output channels at three taps, of eight or sixteen pixels. `x` and `dy`
-// begin at the warp's first channel and at the first pixel, which is the one of kx = 0 in x.
+// The multiply-accumulate loops of a convolution's weight gradient, one for each ProductKind. A
+// call adds the products of 8 pixels (16 in half precision) for a warp's 32 input and 32 output
+// channels at three taps kx. `x` and `dy` point to the warp's first channel and to the first pixel,
+// which in x is the one for kx = 0.
 #pragma once
 
 #include <cstdint>
@@ -10,12 +11,12 @@
 
 namespace trajmatch::cuda::weight_gradient {
 
-// sums[kx][m][n][2 r + e]. With g = lane / 4 and t = lane % 4 that is, of the warp's channels,
-// input m * 16 + r * 8 + g and output n * 8 + 2 t + e, or in half precision input 4 g + 2 m + r and
-// output 8 t + 4 e + n.
+// Accumulators. With g = lane / 4 and t = lane % 4, sums[kx][m][n][2 r + e] belongs, among the
+// warp's channels, to input m * 16 + r * 8 + g and output n * 8 + 2 t + e. In half precision it
+// belongs to input 4 g + 2 m + r and output 8 t + 4 e + n.
 using Sums = float[3][2][4][4];
 
-// Adds the products of eight pixels in a row.
+// float32 on the ordinary cores: eight pixels in a row.
 template <class S>
 __device__ __forceinline__ void multiply_plain(const float* x, const float* dy, Sums& sums) {
   const int g = static_cast<int>(threadIdx.x) % kWarpSize / 4,
@@ -46,7 +47,7 @@ __device__ __forceinline__ void multiply_plain(const float* x, const float* dy, 
   }
 }
 
-// The same by tensor cores in TF32.
+// TF32 on tensor cores: eight pixels in a row.
 template <class S>
 __device__ __forceinline__ void multiply_on_tensor_cores(const float* x, const float* dy,
                                                          Sums& sums) {
@@ -76,9 +77,10 @@ __device__ __forceinline__ void multiply_on_tensor_cores(const float* x, const f
   }
 }
 
-// The words of four channels at four pixels, turned into pairs of pixels of one channel.
+// A 4 x 4 transpose in registers: turns four channels of each of four pixels, as they lie in
+// memory, into words that hold two pixels of one channel.
 struct PixelPairs {
-  // Of channel number `channel` of four, and pixels (0, 1) or (2, 3).
+  // Indexed by channel (0 to 3) and by pixels (0, 1) or (2, 3).
   uint32_t pairs[4][2];
 
   template <class Pixel>
@@ -99,9 +101,10 @@ struct PixelPairs {
   }
 };
 
-// Products of sixteen pixels by tensor cores in half precision. Channels are neighbours in memory,
-// but a product wants pairs of pixels: a lane reads four channels of four pixels and turns them.
-// Which rows, columns and depths are whose is free as long as operands and sums agree.
+// fp16 on tensor cores: 16 pixels. The depth of this product is pixels, so an operand word must
+// hold two pixels of one channel, but in memory a word holds two channels of one pixel. A lane
+// therefore reads four channels of four pixels and transposes them. The order of rows, columns and
+// depth is free as long as operands and sums agree.
 template <class S>
 __device__ __forceinline__ void multiply_in_halves(const float* x, const float* dy, Sums& sums) {
   const int g = static_cast<int>(threadIdx.x) % kWarpSize / 4,
@@ -135,7 +138,8 @@ __device__ __forceinline__ void multiply(const float* x, const float* dy, Sums& 
   }
 }
 
-// Writes the sums to weights [3 taps of kx, channels, channels] at the warp's first channels.
+// Writes the sums to weights [3 taps kx, channels, channels]. `to` points to the warp's first
+// channels.
 template <int channels, ProductKind kind>
 __device__ __forceinline__ void store(const Sums& sums, float* to) {
   const int g = static_cast<int>(threadIdx.x) % kWarpSize / 4,

@@ -1,5 +1,5 @@
-// The operands of the gradient in a convolution's weights on their way through shared memory: of x
-// and dy a strip of whole rows at a time, copied one strip ahead.
+// The two-stage shared-memory pipeline of a convolution's weight gradient. A step is a strip of
+// whole rows of x and dy. The copies of the next strip run while the block computes this one.
 #pragma once
 
 #include <cstdint>
@@ -11,28 +11,30 @@ namespace trajmatch::cuda::weight_gradient {
 
 constexpr int kThreads = 256;
 
-// How so many channels of so many pixels lie there. In float32 as [channels / 4, pixels, 4], padded
-// with the fewest pixels for which lanes that read four pixels of eight channels meet no bank
-// twice. In half precision as [pixels, channels], two in a float's place, padded by 16 channels:
-// then that is so for lanes that read four channels each, of four pixels.
+// Shared-memory layout of an operand. Float32: [channels / 4, pixels, 4]. The pixel count is padded
+// as little as possible such that lanes that read four pixels of eight channels have no bank
+// conflicts. Half precision: [pixels, channels], two channels per float. A pixel is padded by 16
+// channels, so that lanes that read four channels each, of four pixels, have no bank conflicts.
 template <int pixels, int channels, bool half>
 struct Operand {
   static constexpr int kChannels = channels;
-  static constexpr int kPixel = half ? channels / 2 + 8 : 4;  // floats from a pixel to the next
-  static constexpr int kGroup = half ? 2 : ((pixels + 3) / 8 * 8 + 4) * 4;  // from 4 channels
+  static constexpr int kPixel = half ? channels / 2 + 8 : 4;  // floats from one pixel to the next
+  // floats from 4 channels to the next 4
+  static constexpr int kGroup = half ? 2 : ((pixels + 3) / 8 * 8 + 4) * 4;
   static constexpr int kSize = half ? pixels * kPixel : channels / 4 * kGroup;
 };
 
 template <int side, int channels, ProductKind kind>
 struct Strips {
   static constexpr bool kHalf = kind == ProductKind::kFp16;
-  static constexpr int kInWord = kHalf ? 2 : 1;                  // channels in a float's place
-  static constexpr int kInputs = channels < 64 ? channels : 64;  // of a block
+  static constexpr int kInWord = kHalf ? 2 : 1;                  // channels per float
+  static constexpr int kInputs = channels < 64 ? channels : 64;  // input channels of a block
   static constexpr int kOutputs = channels;
   static constexpr int kParts = 8 / (kInputs / 32 * (kOutputs / 32));
-  // Of a strip. Halves leave room for 128, and their products are too fast for many barriers.
+  // Pixels per strip. In half precision 128 pixels fit into shared memory, and the products are so
+  // fast that more barriers would cost too much.
   static constexpr int kPixels = kHalf ? (side == 16 ? 128 : 64) : kParts == 8 ? 64 : 32;
-  static constexpr int kAtOnce = kHalf ? 16 : 8;  // pixels of a product
+  static constexpr int kAtOnce = kHalf ? 16 : 8;  // pixels per call of multiply()
   static constexpr int kProducts = kPixels / kAtOnce;
   static constexpr int kRows = kPixels / side;
   static constexpr int kPitch = side + 2;
@@ -43,17 +45,17 @@ struct Strips {
   static constexpr int kSize = Input::kSize + Output::kSize;
   static constexpr size_t kBytes = 2 * kSize * sizeof(float);
 
-  // Of a pixel of a strip in x, at kx = 0.
+  // Index of a pixel of the strip in the bordered x, for tap kx = 0.
   TM_HD static constexpr int bordered(int pixel) { return pixel / side * kPitch + pixel % side; }
 };
 
-// Which strips the block walks: all of one pair, then all of the other.
+// Copies the strips of the block's images: first all strips of one pair, then all of the other.
 template <int side, int channels, ProductKind kind>
 class StripPipeline {
   using S = Strips<side, channels, kind>;
 
  public:
-  // `swapped`: the second pair comes first.
+  // `swapped`: the second pair is computed first.
   __device__ __forceinline__ StripPipeline(const FusedConvolutionWeight& params, bool swapped,
                                            float* memory)
       : params_(params),
@@ -66,7 +68,7 @@ class StripPipeline {
     const int64_t end = begin + per < batch ? begin + per : batch;
     first_image_ = blockIdx.z * batch + begin;
     strips_ = static_cast<int>(end - begin) * S::kOfImage;
-    // Zeros: the border's columns.
+    // The buffers start as zeros. The border columns of x keep them, because no copy writes there.
     for (int i = static_cast<int>(threadIdx.x); i < 2 * S::kSize; i += kThreads) memory_[i] = 0.0f;
     __syncthreads();
     if (steps() > 0) start(0);
@@ -74,7 +76,7 @@ class StripPipeline {
 
   __device__ __forceinline__ int steps() const { return params_.pairs * strips_; }
   __device__ __forceinline__ int steps_of_pair() const { return strips_; }
-  // Waits for the copies of the step and starts those of the next one.
+  // Starts the copies of the next step, then waits for those of this step.
   __device__ __forceinline__ void begin(int step) {
     if (step + 1 < steps()) {
       start(step + 1);
@@ -94,7 +96,7 @@ class StripPipeline {
 
  private:
   __device__ __forceinline__ void start(int step) {
-    // Not by index: see cuda/convolution_pipeline.cuh.
+    // Select by comparison, for the reason given in cuda/convolution_pipeline.cuh.
     const bool later = step >= strips_, second = later != swapped_;
     const float* const x = second ? params_.pair[1].x : params_.pair[0].x;
     const float* const grad_y = second ? params_.pair[1].grad_y : params_.pair[0].grad_y;
@@ -108,16 +110,16 @@ class StripPipeline {
     copies_.commit();
   }
 
-  // Rows of a plane from `first_row` on, zeros where there are none.
+  // Copies the rows of a plane from `first_row` on. Rows outside the plane become zeros.
   template <class Operand, bool is_bordered>
   __device__ __forceinline__ void copy(const float* from, int first_row, float* to) {
-    constexpr int kPieces = Operand::kChannels / S::kInWord / 4;  // of 16 bytes, of a pixel
+    constexpr int kPieces = Operand::kChannels / S::kInWord / 4;  // 16-byte pieces per pixel
     for (int i = static_cast<int>(threadIdx.x); i < kPieces * S::kPixels; i += kThreads) {
       int piece, pixel;
-      if constexpr (S::kHalf) {  // a warp copies whole pixels
+      if constexpr (S::kHalf) {  // a warp copies whole pixels, each contiguous
         piece = i % kPieces;
         pixel = i / kPieces;
-      } else {  // 64 bytes of each of 8 neighbours: whole sectors from, no conflict into
+      } else {  // a warp copies 64 bytes of each of 8 pixels: whole sectors, no bank conflicts
         const int rest = i / 32;
         piece = rest / (S::kPixels / 8) * 4 + i / 8 % 4;
         pixel = rest % (S::kPixels / 8) * 8 + i % 8;
