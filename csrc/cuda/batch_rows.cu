@@ -3,9 +3,9 @@
 //
 // One block per batch entry and tile of kThreads columns. Neighbouring threads take neighbouring
 // columns. The scatter is deterministic without atomics. When several entries name the same row,
-// the block of the first of them adds them all in batch order, and the blocks of the others return
-// at once. To find these entries, each warp compares 32 indices at a time. `rows` of the scatter
-// must not alias any other argument.
+// the block of the first of them adds them all in batch order. The blocks of the others return when
+// they find that first entry. To find equal entries, each warp compares 32 indices at a time.
+// `rows` of the scatter must not alias any other argument.
 //
 // Bytes per element in float32: gather 4 read + 4 written, scatter 8 read + 4 written. At the 4.3
 // TB/s of an H200, a batch of 100 images of 3 x 32 x 32 takes 0.6 and 0.9 microseconds. The indices

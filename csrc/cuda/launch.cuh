@@ -11,8 +11,8 @@
 #include "cuda/check.cuh"
 
 // Launches a kernel on `stream`. Throws an exception with the kernel's name if CUDA refuses the
-// launch. Put a kernel with more than one template argument in parentheses: TM_LAUNCH((kernel<T,
-// 4>), ...).
+// launch. A kernel with more than one template argument needs parentheses, as in
+//   TM_LAUNCH((kernel<T, 4>), ...).
 #ifdef __CUDACC__
 #define TM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)       \
   do {                                                                  \
