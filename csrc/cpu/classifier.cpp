@@ -5,6 +5,7 @@
 
 namespace trajmatch::cpu {
 
+// Features are channels last, [B, pixels, C]; weights are channels first, [K, C, pixels].
 template <class T>
 void classifier_forward(const ClassifierForward<T>& p, int64_t begin, int64_t end) {
   const ClassifierShape& s = p.shape;

@@ -17,7 +17,7 @@ template <>
 void dsa(const Dsa<float>& params, int64_t begin, int64_t end) {
   TM_DISPATCH_ISA(dsa, params, begin, end);
 }
-// float64 exists for checks: it runs the portable loops everywhere.
+// float64 serves checks only, so it runs the portable kernels on every processor.
 template <>
 void dsa(const Dsa<double>& params, int64_t begin, int64_t end) {
   portable::dsa(params, begin, end);

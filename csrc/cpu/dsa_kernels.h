@@ -1,14 +1,17 @@
-// The maps of core/dsa.h, sample by sample. No include guard: see for_each_isa.h.
+// The maps of core/dsa.h, sample by sample.
 //
-// Bilinear sampling works on up to four channels of a pixel at a time, a Quad, inside a frame of
-// pixels that is one pixel larger than the image on every side: no tap has to look at the border.
+// Bilinear sampling handles up to four channels of a pixel at a time (a Quad). It reads from a
+// frame: a copy of the image with a border of one zero pixel on every side, so that no tap needs a
+// bounds check.
+//
+// No include guard: see for_each_isa.h.
 
 namespace trajmatch::cpu::TM_ISA {
 namespace {
 
 constexpr int kQuad = 4;
 
-// As in pack.h: one specialisation each. Aligned as what they are made of.
+// One specialisation per type, as in pack.h. A Quad has only the alignment of its elements.
 template <class T>
 struct QuadType;
 template <>
@@ -36,8 +39,10 @@ inline const Quad<T>& quad_at(const T* values) {
 template <int value>
 using Constant = std::integral_constant<int, value>;
 
-// Calls body(channels, pixel_step): how many of the `count` channels that are left it shall take, 1
-// to kQuad, and how far apart pixels are; known to the compiler, the step where it is usual.
+// Calls body(channels, pixel_step). `channels` is the number of channels to process, 1 to kQuad,
+// out of the `count` that remain. `pixel_step` is the distance between pixels. Both are
+// compile-time constants, except the step where images are channels last and body handles only some
+// of their channels.
 template <class T, class Body>
 inline void with_channels(const Dsa<T>& p, int64_t count, const Body& body) {
   const auto with_step = [&](auto channels) {
@@ -61,7 +66,7 @@ inline void with_channels(const Dsa<T>& p, int64_t count, const Body& body) {
   }
 }
 
-// sums += values, added up over the channels
+// sums += the sum of `values` over the channels
 template <class T, class Channels, class Step>
 inline void add_channels(const Dsa<T>& p, Channels channels, Step pixel_step,
                          const T* TM_RESTRICT values, T* TM_RESTRICT sums) {
@@ -73,7 +78,7 @@ inline void add_channels(const Dsa<T>& p, Channels channels, Step pixel_step,
   }
 }
 
-// out = scale in + base, the base the same for all channels
+// out = scale in + base, with the same base for all channels
 template <class T, class Channels, class Step>
 inline void scale_and_add(const Dsa<T>& p, Channels channels, Step pixel_step, T scale,
                           const T* TM_RESTRICT base, const T* TM_RESTRICT in, T* TM_RESTRICT out) {
@@ -94,6 +99,7 @@ inline void color(const Dsa<T>& p, const DsaColor& map, const T* in, T* out, std
       add_channels(p, channels, pixel_step, in + first * p.channel_step(), grey.data());
     });
   }
+  // Fold everything except the channel's own value into one base per pixel.
   double total = 0;
 #pragma omp simd reduction(+ : total)
   for (size_t i = 0; i < grey.size(); ++i) total += grey[i];
@@ -108,8 +114,8 @@ inline void color(const Dsa<T>& p, const DsaColor& map, const T* in, T* out, std
   }
 }
 
-// Calls body(from, to) for the planes of an image, which are rows of `pixel_step` values a pixel:
-// one plane for each channel, or one for all.
+// Calls body(from, to) for each plane of an image. A plane is [H][W][pixel_step]: one per channel,
+// or the whole image if it is channels last.
 template <class T, class Body>
 inline void for_planes(const Dsa<T>& p, const T* in, T* out, const Body& body) {
   const int64_t size = p.pixels() * p.pixel_step();
@@ -157,7 +163,8 @@ inline void flip(const Dsa<T>& p, const T* in, T* out) {
         for (int64_t at = 0; at < row; at += step)
           std::copy_n(from + row - step - at, step, to + at);
       } else {
-        // The first Quad would read beyond the row and the last one write beyond it.
+        // The first and the last pixel are copied without Quads: a Quad would read or write outside
+        // the row.
         std::copy_n(from + row - step, step, to);
         for (int64_t at = step; at + step < row; at += step) {
           quad_at(to + at) = quad_at(from + row - step - at);
@@ -168,8 +175,9 @@ inline void flip(const Dsa<T>& p, const T* in, T* out) {
   });
 }
 
-// Where the output pixels of a row take their values in the frame: at `offset`, one pixel to the
-// right, one row below, and both; the weights of what is to the right, and of what is below.
+// The four frame pixels that each output pixel of a row reads: at `offset`, its right neighbour,
+// its lower neighbour, and the diagonal one. `right` and `below` are the weights of the right and
+// of the lower pixels.
 template <class T>
 struct Taps {
   void fit(int64_t width) {
@@ -197,8 +205,7 @@ struct Taps {
   std::vector<T> right, below;
 };
 
-// What sampling needs besides the images: the frame, zero outside of the image, and a row of
-// pixels.
+// Scratch memory of sampling: the frame, zero outside the image, and one row of pixels.
 template <class T>
 struct Workspace {
   void fit(const Dsa<T>& p) {
@@ -211,7 +218,7 @@ struct Workspace {
   std::vector<T> frame, row;
 };
 
-// Some channels of a row of pixels, from the image and back.
+// Copies some channels of a row of pixels from the image to Quads, and back.
 template <class T, class Channels, class Step>
 inline void load_row(const Dsa<T>& p, Channels channels, Step pixel_step, const T* image, T* row) {
   const int64_t width = p.width, channel_step = p.channel_step();
@@ -231,9 +238,10 @@ inline void store_row(const Dsa<T>& p, Channels channels, Step pixel_step, const
   }
 }
 
-// Some channels of an image; `in` and `out` point at the first of them.
+// Samples some channels of an image; `in` and `out` point at the first of them.
 //
-// Quads may alias everything, so what the loops read besides them is held in local variables.
+// Quads may alias everything (may_alias), so the loops keep all other data they read in local
+// variables.
 template <class T, class Channels, class Step>
 inline void sample(const Dsa<T>& p, const DsaSampling& map, Channels channels, Step pixel_step,
                    const T* in, T* out, Workspace<T>& work) {
@@ -262,7 +270,7 @@ inline void sample(const Dsa<T>& p, const DsaSampling& map, Channels channels, S
   }
 }
 
-// The transpose of that.
+// The transpose of sample(): adds each output gradient to the four frame pixels that it read.
 template <class T, class Channels, class Step>
 inline void sample_backward(const Dsa<T>& p, const DsaSampling& map, Channels channels,
                             Step pixel_step, const T* in, T* out, Workspace<T>& work) {
@@ -297,7 +305,7 @@ inline void sample_backward(const Dsa<T>& p, const DsaSampling& map, Channels ch
 
 template <class T>
 void dsa(const Dsa<T>& p, int64_t begin, int64_t end) {
-  // Each thread keeps its memory from call to call.
+  // Each thread owns its scratch memory and keeps it from call to call.
   static thread_local std::vector<T> grey;
   static thread_local Workspace<T> work;
   bool fits = false;

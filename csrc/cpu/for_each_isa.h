@@ -1,9 +1,9 @@
-// Compiles the header named by TM_KERNELS once per instruction set, each time inside a namespace
-// TM_ISA with packs of TM_VECTOR_BYTES, so that one source serves every processor and no build flag
-// has to name one. The kernels' own includes must come before this one: nothing but them may be
-// compiled for another set.
+// Compiles the header named by TM_KERNELS once per instruction set. Each copy lies in a namespace
+// TM_ISA and has SIMD vectors of TM_VECTOR_BYTES bytes. One source serves every processor this way,
+// and no build flag has to name one. The kernels' own includes must come before this header: only
+// the kernels may be compiled for another instruction set.
 //
-// No include guard: every kernel file includes it once.
+// No include guard: every kernel file includes this header once.
 
 #define TM_ISA portable
 #define TM_VECTOR_BYTES 16

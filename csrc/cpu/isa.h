@@ -1,4 +1,4 @@
-// Which of the instruction sets that for_each_isa.h compiles for this processor runs.
+// Selects the instruction set that runs, among those that for_each_isa.h compiles.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -9,14 +9,15 @@ namespace trajmatch::cpu {
 
 enum class Isa { kPortable, kAvx2, kAvx512 };
 
-// The best set of this processor, or the one that the environment variable TRAJMATCH_ISA names
-// (portable, avx2, avx512) where the processor has it. Decided once.
+// The best instruction set that the processor supports. The environment variable TRAJMATCH_ISA
+// (portable, avx2 or avx512) overrides it if the processor supports that set. Decided once, on the
+// first call.
 Isa current_isa();
 const char* isa_name(Isa isa);
 
 }  // namespace trajmatch::cpu
 
-// Calls `function` as compiled for the current instruction set.
+// Returns the result of `function` as compiled for the current instruction set.
 #ifdef TM_HAVE_X86_ISAS
 #define TM_DISPATCH_ISA(function, ...)        \
   switch (::trajmatch::cpu::current_isa()) {  \

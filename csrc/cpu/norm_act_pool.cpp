@@ -14,7 +14,7 @@
 
 namespace trajmatch::cpu {
 
-// float64 exists for checks: it runs the portable loops everywhere.
+// float64 serves checks only, so it runs the portable kernels on every processor.
 
 template <>
 void norm_act_pool_forward(const NormActPoolForward<float>& params, int64_t begin, int64_t end,
@@ -62,7 +62,8 @@ void norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<double>& pa
 
 namespace {
 
-// The means over the batch of `count` means over each image, which have as many pixels each.
+// Averages `count` means per image and channel over the batch. All images have equally many pixels,
+// so a plain average is the mean over all pixels.
 template <class T>
 void mean_over_batch(const NormActPoolShape& shape, int64_t count, const BatchMeans<T>& means) {
   const int64_t size = count * shape.channels;
@@ -75,7 +76,7 @@ void mean_over_batch(const NormActPoolShape& shape, int64_t count, const BatchMe
 
 }  // namespace
 
-// The variance is the mean variance of an image and the variance of the images' means.
+// Batch variance = mean of the image variances + variance of the image means.
 template <class T>
 void combine(const NormActPoolForward<T>& params, const BatchMeans<T>& means) {
   const int64_t channels = params.shape.channels, batch = params.shape.batch;

@@ -1,10 +1,13 @@
 // The four passes of norm-activation-pool over one image, compiled once per instruction set.
 //
-// An image [H, W, C] is walked window by window: the 1 (no pooling) or 4 pixels that make one
-// output pixel, a pack of channels at a time, everything between load and store in registers. What
-// a norm group needs is first summed per channel (in T over a row of windows, in double over the
-// rows), then combined over the channels of the group, then spread back to channels, so that the
-// walks over pixels know channels only. "No norm" is the data mean = 0, rstd = 1, not a branch.
+// An image [H, W, C] is processed window by window, one pack (SIMD vector) of channels at a time. A
+// window is the 1 (no pooling) or 4 pixels that make one output pixel. All values between load and
+// store stay in registers.
+//
+// The reductions that a norm group needs run in three stages: sum per channel (in T over a row, in
+// double over the rows), combine the channels of the group, copy the result back to every channel.
+// The loops over pixels thus handle single channels only. Without a norm they run with mean = 0 and
+// rstd = 1 instead of branching.
 //
 // No include guard: see cpu/for_each_isa.h.
 
@@ -15,8 +18,8 @@ namespace {
 
 #include "cpu/pooling.h"
 
-// Calls body(at, out) for every window: `at` holds the offsets of its pixels' first channels in the
-// image, `out` that of the output pixel. `end_row` is called after each row of windows.
+// Calls body(at, out) for every window. `at` holds the offset of each pixel's first channel in the
+// image, `out` the offset of the output pixel. `end_row` is called after each row of windows.
 template <Pooling pooling, class Body, class EndRow>
 TM_INLINE void for_windows(const NormActPoolShape& shape, const Body& body, const EndRow& end_row) {
   const int64_t c = shape.channels, below = shape.width * c;
@@ -36,8 +39,8 @@ TM_INLINE void for_windows(const NormActPoolShape& shape, const Body& body, cons
   }
 }
 
-// Sums over an image, one per channel and `count` of them: row(i) is filled in T and folded into
-// total(i) row by row.
+// Sums over an image: `count` sums per channel. The caller adds to row(i) in T; fold() moves the
+// rows into total(i) in double after each row of pixels or windows. The double sum keeps precision.
 template <class T, int count>
 class ChannelSums {
  public:
@@ -51,7 +54,7 @@ class ChannelSums {
       row_[i] = T(0);
     }
   }
-  // The mean over each channel's group, for every channel.
+  // For every channel, the mean over its group.
   std::vector<T> group_means(const NormActPoolShape& shape, int which) {
     const int64_t size = channels_ / shape.groups;
     std::vector<T> means(channels_);
@@ -71,7 +74,8 @@ class ChannelSums {
   std::vector<double> total_;
 };
 
-// Values of an image's groups [B, G], one for every channel; `none` without normalisation.
+// Expands group values [B, G] of one image to one value per channel. Without a norm every channel
+// gets `none`. Batch norm has a single row of group values for all images.
 template <class T>
 std::vector<T> to_channels(const NormActPoolShape& shape, const T* groups, int64_t image, T none) {
   std::vector<T> channels(shape.channels, none);
@@ -89,7 +93,8 @@ void to_groups(const NormActPoolShape& shape, const T* channels, int64_t image, 
   }
 }
 
-// Weight or bias, or a constant in their place, read at the offset of a pixel.
+// Weight or bias, read at the offset of a pixel. If `given` is null, every channel has the constant
+// `none`.
 template <class T>
 struct Affine {
   Affine(const NormActPoolShape& shape, const T* given, T none)
@@ -102,10 +107,10 @@ struct Affine {
   }
   std::vector<T> stand_in;
   const T* values;
-  int64_t step;  // 1: a value for every pixel and channel; 0: for every channel
+  int64_t step;  // 1: values [H, W, C]; 0: values [C]
 };
 
-// xh and z of an image's pixels.
+// Computes xh and z at the pixels of one image.
 template <class T>
 struct Primal {
   template <class Params>
@@ -131,7 +136,7 @@ struct Primal {
   Affine<T> weight, bias;
 };
 
-// xh' and z' of an image's pixels.
+// Computes xh' and z' at the pixels of one image.
 template <class T>
 struct Tangent {
   template <class Params>
@@ -160,8 +165,10 @@ struct Tangent {
   Affine<T> weight, bias;
 };
 
-// Where the gradients of weight and bias are summed: over the image in `sums` 0 and 1, or, where
-// weight and bias have a value per pixel, in their place of partial_grad_affine at once.
+// Sums the gradients of weight and bias over one image. Values per channel go to rows 0 and 1 of
+// `sums`, and finish() copies the totals to partial_grad_affine. Values per pixel (elementwise) go
+// straight to partial_grad_affine. If the gradients are not wanted, they are summed in `sums` and
+// dropped.
 template <class T, int count>
 struct AffineGradient {
   AffineGradient(const NormActPoolShape& shape, ChannelSums<T, count>& sums, T* partial_grad_affine,
@@ -190,7 +197,7 @@ struct AffineGradient {
   T *weight, *bias;
 };
 
-// Pixels that pooling drops get no gradient from above.
+// Zeroes the pixels of a last odd row or column. Pooling drops them, so they have no gradient.
 template <class T>
 void clear_dropped(const NormActPoolShape& shape, T* image) {
   if (shape.pooling == Pooling::kNone || (shape.height % 2 == 0 && shape.width % 2 == 0)) return;
@@ -213,8 +220,9 @@ TM_INLINE void for_pixels(const NormActPoolShape& shape, Sums& sums, const Body&
   }
 }
 
-// The means of an image that its norm needs, or where it is over the batch those of all images,
-// between the two parts of a pass.
+// The `count` means per channel that the second half of a pass uses. They are the means of one
+// image. A norm over the batch runs in two phases instead: kSums stores the means of each image in
+// batch.each, and kUse reads the means over all images from batch.all.
 template <class T, int count>
 class Means {
  public:
@@ -239,7 +247,8 @@ class Means {
   std::vector<T> own_[count];
 };
 
-// First the mean, then the squared deviations from it, which loses nothing where the mean is large.
+// Computes the mean first, then the squared deviations from it. This order stays accurate if the
+// mean is large.
 template <class T>
 void group_statistics(const NormActPoolForward<T>& p, int64_t image, Means<T, 2>& means) {
   const NormActPoolShape& shape = p.shape;
@@ -264,7 +273,8 @@ void group_statistics(const NormActPoolForward<T>& p, int64_t image, Means<T, 2>
   means.set(1, sums.group_means(shape, 1));
 }
 
-// Mean and 1 / sqrt(variance + eps) from the mean and the variance of each channel.
+// Writes mean and rstd = 1 / sqrt(variance + eps) of each group, from mean and variance per
+// channel.
 template <class T>
 void write_statistics(const NormActPoolForward<T>& p, const T* mean, const T* variance,
                       int64_t image) {
@@ -316,7 +326,7 @@ void backward_image(const NormActPoolBackward<T>& p, int64_t image, NormPhase ph
   const T* grad_out = p.grad_out + image * out_size;
   T* grad_x = p.grad_x + image * shape.pixels() * shape.channels;
 
-  // First walk: grad_x holds dxh. Sums: gradients of weight and bias, dxh, dxh xh.
+  // First loop: writes dxh to grad_x. Sums the gradients of weight and bias, dxh, and dxh xh.
   Means<T, 2> means(shape, phase, batch, image);
   ChannelSums<T, 4> sums(shape.channels);
   if (phase != NormPhase::kUse) {
@@ -353,12 +363,12 @@ void backward_image(const NormActPoolBackward<T>& p, int64_t image, NormPhase ph
         [&] { sums.fold(); });
     affine.finish(sums);
     clear_dropped(shape, grad_x);
-    if (shape.groups == 0) return;  // dx = dxh
+    if (shape.groups == 0) return;  // without a norm dx = dxh
     for (int i : {0, 1}) means.set(i, sums.group_means(shape, 2 + i));
   }
   if (phase == NormPhase::kSums) return;
 
-  // Second walk: dx from dxh.
+  // Second loop: turns dxh into dx, in place.
   const T *mean_dxh = means.of(0), *mean_dxh_xh = means.of(1);
   for_pixels(shape, sums, [&](int64_t pixel) {
     for_packs<T>(shape.channels, [&](auto pack, int64_t c) {
@@ -371,7 +381,7 @@ void backward_image(const NormActPoolBackward<T>& p, int64_t image, NormPhase ph
   });
 }
 
-// m' = <x'> and q = s <xh x'> of each group.
+// Means <x'> and <xh x'> of each group, from which write_statistics makes m' and q.
 template <class T>
 void tangent_statistics(const NormActPoolTangent<T>& p, const Primal<T>& primal, int64_t image,
                         Means<T, 2>& means) {
@@ -446,6 +456,8 @@ void backward_tangent_image(const NormActPoolBackwardTangent<T>& p, int64_t imag
   const Primal<T> primal(p, image);
   const Tangent<T> tangent(p, image);
   const T* grad_out = p.grad_out + image * out_size;
+  // A missing grad_out_tangent is a row of zeros that every pixel reads (step 0). A missing grad_x
+  // is replaced by scratch memory, because dx is needed for dx'.
   const std::vector<T> zeros(p.grad_out_tangent == nullptr ? shape.channels : 0, T(0));
   const int64_t out_step = zeros.empty() ? 1 : 0;
   const T* grad_out_tangent = zeros.empty() ? p.grad_out_tangent + image * out_size : zeros.data();
@@ -453,8 +465,8 @@ void backward_tangent_image(const NormActPoolBackwardTangent<T>& p, int64_t imag
   T* grad_x = unwanted.empty() ? p.grad_x + image * size : unwanted.data();
   T* grad_x_tangent = p.grad_x_tangent + image * size;
 
-  // First walk: grad_x and grad_x_tangent hold dxh and dxh'. Sums: tangents of the gradients of
-  // weight and bias, dxh, dxh xh, dxh', dxh' xh + dxh xh'.
+  // First loop: writes dxh to grad_x and dxh' to grad_x_tangent. Sums the tangents of the gradients
+  // of weight and bias, then dxh, dxh xh, dxh', and dxh' xh + dxh xh'.
   Means<T, 4> means(shape, phase, batch, image);
   ChannelSums<T, 6> sums(shape.channels);
   if (phase != NormPhase::kUse) {
@@ -515,7 +527,7 @@ void backward_tangent_image(const NormActPoolBackwardTangent<T>& p, int64_t imag
   }
   if (phase == NormPhase::kSums) return;
 
-  // Second walk: dx and dx' from dxh and dxh'.
+  // Second loop: turns dxh and dxh' into dx and dx', in place.
   const T *mean_dxh = means.of(0), *mean_dxh_xh = means.of(1);
   const T *mean_dxh_tangent = means.of(2), *mean_dxh_xh_tangent = means.of(3);
   for_pixels(shape, sums, [&](int64_t pixel) {
@@ -536,7 +548,7 @@ void backward_tangent_image(const NormActPoolBackwardTangent<T>& p, int64_t imag
   });
 }
 
-// Run-time choices to template arguments.
+// Turns run-time choices into template arguments.
 template <class Body>
 void with_activation(Activation activation, const Body& body) {
   switch (activation) {

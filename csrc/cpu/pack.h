@@ -1,15 +1,16 @@
-// Packs of neighbouring channels: the compiler's own vector types, as wide as the instruction set
-// that is being compiled for (TM_VECTOR_BYTES), with the formulas of core/ for them.
+// SIMD vectors of the compiler (vector_size), called packs, and the formulas of core/ for them. A
+// pack is TM_VECTOR_BYTES wide, the vector width of the instruction set that is being compiled. It
+// usually holds neighbouring channels.
 //
-// No include guard: included inside the namespace of each instruction set by the kernel headers,
-// after <algorithm>, <cstdint>, <cstring> and <type_traits>.
+// No include guard: the kernel headers include this file inside the namespace of each instruction
+// set, after <algorithm>, <cstdint>, <cstring> and <type_traits>.
 
 #define TM_INLINE inline __attribute__((always_inline))
 
 #include "core/activation_formulas.h"
 #include "core/norm_formulas.h"
 
-// One specialisation each: a vector_size that depends on a template's T is dropped by compilers.
+// One specialisation per type: compilers drop a vector_size that depends on a template's T.
 template <class T>
 struct PackType;
 template <>
@@ -23,7 +24,7 @@ struct PackType<double> {
 template <class T>
 using Pack = typename PackType<T>::type;
 
-// Four values, as many as the channels of a pixel of an image.
+// Four values: the channels of one image pixel, with room for at most four.
 template <class T>
 struct PixelType;
 template <>
@@ -37,13 +38,14 @@ struct PixelType<double> {
 template <class T>
 using Pixel = typename PixelType<T>::type;
 
-// As many neighbouring pixels as fill a pack, or one.
+// Pixels that fill a pack, or 1 if a pack is smaller than a pixel. A PixelRow holds kPixels
+// neighbouring pixels.
 template <class T>
 constexpr int kPixels = std::max<int>(1, TM_VECTOR_BYTES / sizeof(Pixel<T>));
 template <class T>
 using PixelRow = std::conditional_t<(kPixels<T> > 1), Pack<T>, Pixel<T>>;
 
-// The pixels at from, from + step, ..., side by side.
+// Loads the pixels at from, from + step, ... into one PixelRow.
 template <class T>
 TM_INLINE PixelRow<T> load_pixels(const T* from, int64_t step) {
   PixelRow<T> row;
@@ -67,7 +69,7 @@ TM_INLINE PixelRow<T> load_pixels(const T* from, int64_t step) {
   return row;
 }
 
-// Two values, of what fills no pixel.
+// Two values, for loop remainders that are shorter than a pixel.
 template <class T>
 struct PairType;
 template <>
@@ -81,6 +83,7 @@ struct PairType<double> {
 template <class T>
 using Pair = typename PairType<T>::type;
 
+// The operations that the formulas of core/ need, for a SIMD vector V with elements T.
 template <class V, class T>
 struct VectorLanes {
   static V constant(double value) { return V{} + static_cast<T>(value); }
@@ -103,7 +106,7 @@ template <>
 struct Lanes<Pack<double>> : VectorLanes<Pack<double>, double> {};
 template <>
 struct Lanes<Pair<float>> : VectorLanes<Pair<float>, float> {};
-// Where a pixel or a pair is not a pack.
+// Pixels and pairs need their own specialisation only where they are not the same type as a pack.
 #if TM_VECTOR_BYTES != 16
 template <>
 struct Lanes<Pixel<float>> : VectorLanes<Pixel<float>, float> {};
@@ -132,8 +135,8 @@ inline void add_to(T* to, const V& value) {
   store<V>(to, load<V>(to) + value);
 }
 
-// Keeps a value in a register: compilers would rather load it again for each of its uses, and loads
-// are what runs out first.
+// Keeps a value in a register. Compilers would otherwise reload it for each use, and load
+// throughput is the first limit that these loops reach.
 template <class V>
 TM_INLINE void keep(V& value) {
 #ifdef TM_HAVE_X86_ISAS
@@ -148,8 +151,9 @@ struct PackOf {
   using type = V;
 };
 
-// Calls body(PackOf<V>(), i) for all of [0, count): V is a pack of T from i on, then what is left
-// in fours, a pair and a single T: of single elements a choice between two is a branch.
+// Calls body(PackOf<V>(), i) until [0, count) is covered: with packs of T first, then with fours, a
+// pair and a single T for the remainder. The remainder goes through small vectors because a select
+// on a single element compiles to a branch.
 template <class T, class Body>
 inline __attribute__((always_inline)) void for_packs(int64_t count, const Body& body) {
   constexpr int64_t kLanes = TM_VECTOR_BYTES / sizeof(T);

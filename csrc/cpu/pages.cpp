@@ -15,7 +15,7 @@ void* Pages::reserve(int64_t bytes) {
   data_ = std::aligned_alloc(huge_page, size);
   if (data_ == nullptr) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  madvise(data_, size, MADV_HUGEPAGE);  // advice: where it is refused, small pages serve as well
+  madvise(data_, size, MADV_HUGEPAGE);  // only a hint: small pages work too
 #endif
   bytes_ = size;
   return data_;

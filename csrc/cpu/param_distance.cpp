@@ -35,6 +35,7 @@ void param_distance_finish(const ParamDistance<T>& p) {
 
 template <class T>
 void param_distance_backward(const ParamDistanceBackward<T>& p, int64_t begin, int64_t end) {
+  // The loss is sums[0] / sums[1]; start_factor is the derivative through the denominator.
   const double student_factor = 2.0 * *p.grad_loss / p.sums[1];
   const double start_factor = -student_factor * (p.sums[0] / p.sums[1]);
   for (int64_t i = begin; i < end; ++i) {

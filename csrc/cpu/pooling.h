@@ -1,13 +1,13 @@
-// Pooling of a window: the one (no pooling) or four pixels, in row-major order, that make one
-// output pixel.
+// Pooling of one window. A window is the set of pixels that make one output pixel, in row-major
+// order: one pixel without pooling, else four.
 //
 // No include guard: included inside the namespace of each instruction set, after cpu/pack.h.
 
 template <Pooling pooling>
 constexpr int kWindow = pooling == Pooling::kNone ? 1 : 4;
 
-// Share of each pixel of a window in the pooled value: 1/4 each for the average, 1 for the first
-// largest value.
+// Weight of each pixel of a window in the pooled value: 1 without pooling, 1/4 for the average. For
+// the maximum, 1 for the first largest value and 0 for the others.
 template <Pooling pooling, class V>
 TM_INLINE void pool_shares(const V* value, V* share) {
   using L = Lanes<V>;
@@ -19,7 +19,7 @@ TM_INLINE void pool_shares(const V* value, V* share) {
     const V zero = L::constant(0);
     V best = value[0];
     for (int k = 1; k < 4; ++k) best = L::select(value[k] > best, value[k], best);
-    V left = L::constant(1);  // becomes 0 once a pixel has been taken
+    V left = L::constant(1);  // 1 until the maximum is found, then 0
     for (int k = 0; k < 4; ++k) {
       share[k] = L::select(value[k] == best, left, zero);
       left = L::select(value[k] == best, zero, left);
@@ -27,8 +27,8 @@ TM_INLINE void pool_shares(const V* value, V* share) {
   }
 }
 
-// The pooled tangent of a window whose primal values are `value`; with tangent = value, the pooled
-// value.
+// Pools the tangents of a window with the primal values `value`. With tangent = value the result is
+// the pooled value.
 template <Pooling pooling, class V>
 TM_INLINE V pool_tangent(const V* value, const V* tangent) {
   if constexpr (pooling == Pooling::kNone) {

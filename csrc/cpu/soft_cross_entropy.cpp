@@ -11,14 +11,15 @@ namespace trajmatch::cpu {
 
 namespace {
 
-// So many values, until the thread asks again: each thread keeps them from call to call.
+// Scratch memory for `count` values. The thread owns it, keeps it from call to call, and overwrites
+// it the next time it asks.
 double* values_of_thread(int64_t count) {
   static thread_local std::vector<double> values;
   if (static_cast<int64_t>(values.size()) < count) values.resize(count);
   return values.data();
 }
 
-// log_softmax(z) and softmax(z) of one row, in double.
+// A row of probabilities and their logarithms, in double. The pointers are not owned.
 struct Row {
   template <class T>
   void softmax(const T* z) {
@@ -31,7 +32,8 @@ struct Row {
       value[k] /= sum;
     }
   }
-  // q of a class index; all NaN where there is no such class.
+  // Sets `value` to the one-hot row of a class, or to NaN if there is no such class. Leaves `log`
+  // as it is.
   void one_hot(int64_t index) {
     const bool known = index >= 0 && index < classes;
     std::fill_n(value, classes, known ? 0.0 : std::numeric_limits<double>::quiet_NaN());
@@ -69,7 +71,8 @@ struct RowPair {
       q.softmax(in.target + row * in.classes);
     }
   }
-  // S, and the derivative of q_k in t_k but for the part that S is; probabilities are t itself.
+  // S = <q, l>, and the factor of l_k - S in the gradient in t_k: q_k through the softmax of target
+  // logits. Probabilities are t itself: no softmax, so S is 0 and the factor is 1.
   double mean_log() const { return in.probabilities() ? 0.0 : dot(q.value, p.log, in.classes); }
   double chain(int64_t k) const { return in.probabilities() ? 1.0 : q.value[k]; }
 
@@ -80,8 +83,8 @@ struct RowPair {
   double weight = 1.0;  // the sum of q
 };
 
-// The gradients of the mean squares for one row of outputs and targets; with tangents of both
-// (null: 0) their tangents, since they are linear.
+// Gradients of the mean squares for one row of outputs z and targets t. They are linear in z and t,
+// so the tangents of z and t (null: 0) give the tangents of the gradients.
 template <class T>
 void squares_gradients(const SoftCrossEntropyInputs<T>& in, double factor, const T* z, const T* t,
                        int64_t row, T* grad_z, T* grad_t) {

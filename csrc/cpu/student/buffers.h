@@ -1,9 +1,10 @@
-// Where everything of a call lies in its pages.
+// The memory layout of one call.
 //
 // No include guard: included inside the namespace of each instruction set, after weights.h.
 
-// Hands out memory from its beginning on. Without memory it only counts, so that the same code
-// tells how much there must be. Lists of what was handed out come from `lists`.
+// A bump allocator over memory that it does not own; every piece starts on a cache line. If `base`
+// is null it only counts, so that the same code computes the required size. Vectors of the pieces
+// get their memory from `lists`.
 template <class T>
 class Memory {
  public:
@@ -16,7 +17,7 @@ class Memory {
   }
   T* take_if(bool wanted, int64_t count) { return wanted ? take(count) : nullptr; }
   int64_t used() const { return used_; }
-  // An empty list that will hold `count` items.
+  // An empty vector with room for `count` items.
   template <class Item>
   std::pmr::vector<Item> list(size_t count) const {
     std::pmr::vector<Item> result(lists_);
@@ -53,8 +54,9 @@ Packed<T> packed_parameters(const WalkPlan<T>& plan, Memory<T>& memory, const Pa
   return result;
 }
 
-// What one call keeps of a batch for the next one of the same parameters: all of the primal walk
-// but its first layer, which is as quickly computed again as read.
+// Results that a gradient call leaves for the derivative call on the same batch and parameters: all
+// of the primal pass but its first layer, which is as quickly computed again as read. The caller
+// owns the memory.
 template <class T>
 struct Tape {
   struct Layer {
@@ -78,7 +80,11 @@ struct Tape {
   T* features;
 };
 
-// Planes of a layer, of the images of one group.
+// Planes of one layer for the images of one group, and the norm values per image [width]. Null
+// where the call does not need them. The forward convolution writes its output to `xh`, and the
+// norm turns it into xh in place. The backward pass writes the gradient in that output to `y`,
+// which is the same memory as `xh` unless xh is on the tape. `y_tangent` holds y', xh' and the
+// tangent of the gradient in turn.
 template <class T>
 struct LayerBuffers {
   T *input = nullptr, *input_tangent = nullptr;
@@ -87,19 +93,20 @@ struct LayerBuffers {
   T *grad_input = nullptr, *grad_input_tangent = nullptr;
 };
 
-// Sums over images.
+// Sums over images: the gradients of one layer (weight in frequencies), or their tangents.
 template <class T>
 struct LayerSums {
   T *weight = nullptr, *bias = nullptr, *norm_weight = nullptr, *norm_bias = nullptr;
 };
 
-// What the passes of layers (layer_passes.h) work on.
+// Scratch memory of the layer passes (layer_passes.h).
 template <class T>
 struct PassBuffers {
-  // Makes room for `images` of a layer at a time.
+  // Enlarges the sizes to fit a layer that processes `images` images at a time. Call take() after
+  // the last layer.
   void add(const LayerPlan<T>& layer, int64_t images) {
     for (int m : {2, layer.tile}) {
-      // The first layer's forward pass goes row of tiles by row of tiles.
+      // The forward pass of a narrow first layer processes one row of tiles at a time.
       const int64_t rows = std::max(layer.slab(m, images), layer.tiles_side(m));
       const int64_t frequencies = LayerPlan<T>::frequencies(m);
       const int64_t in_size = frequencies * LayerPlan<T>::step(rows, layer.in_width);
@@ -117,13 +124,14 @@ struct PassBuffers {
     products = memory.take(product_size);
   }
 
-  T *v[2] = {}, *z[2] = {};  // frequencies of inputs and of gradients, and of their tangents
+  T *v[2] = {}, *z[2] = {};  // [0] inputs v, gradients z; [1] their tangents
   T* products = nullptr;
   mutable Laps laps{false};
   int64_t v_size = 0, z_size = 0, product_size = 0;
 };
 
-// What one part of the images needs for itself.
+// Memory of one part: its planes, sums and scratch. Pointers are null where the call does not need
+// them.
 template <class T>
 struct PartBuffers : PassBuffers<T> {
   PartBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group, Memory<T>& memory)
@@ -172,11 +180,12 @@ struct PartBuffers : PassBuffers<T> {
   std::pmr::vector<LayerSums<T>> sums;
   T* norm_scratch;
   T *features, *features_tangent, *grad_features, *grad_features_tangent;
-  T *classifier, *classifier_bias;  // sums
+  T *classifier, *classifier_bias;  // sums over images
   const Packed<T>*theta = nullptr, *theta_tangent = nullptr;
 };
 
-// What all parts share.
+// Memory of a whole call, with the buffers of every part. All parts are laid out alike, so the same
+// sum lies part_size values further on in the next part.
 template <class T>
 struct CallBuffers {
   CallBuffers(const StudentCall<T>& call, const WalkPlan<T>& plan, int64_t group, Memory<T>& memory)
@@ -211,10 +220,11 @@ struct CallBuffers {
       parts.back().theta_tangent = &theta_tangent[plan.own_parameters ? part : 0];
     }
   }
-  std::pmr::vector<Packed<T>> theta, theta_tangent;  // one for all parts, or one for each
+  // One for all parts or, if plan.own_parameters is set, one per part.
+  std::pmr::vector<Packed<T>> theta, theta_tangent;
   T* zeros;
   T *logits, *grad_logits, *logits_tangent, *grad_logits_tangent;
-  T* rows;  // the loss of each image, or its tangent
+  T* rows;  // [B] the loss of each image, or its tangent
   std::pmr::vector<PartBuffers<T>> parts;
-  int64_t part_size = 0;  // from a part's buffers to the next one's
+  int64_t part_size = 0;  // distance from one part's buffers to the next
 };

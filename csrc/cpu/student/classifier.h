@@ -1,8 +1,8 @@
-// The classifier on the features of a few images: logits, and the gradients below.
+// The classifier on the features of a few images: logits, and the gradients in features and weight.
 //
 // No include guard: included inside the namespace of each instruction set, after product.h.
 
-// out[i, k] += <features[i], weight[k]> for `images` rows of features.
+// out[i, k] += <features[i], weight[k]> for `images` rows of features, `size` values each.
 template <int images, class T>
 TM_INLINE void logits_of(const T* features, int64_t size, const T* weight, int64_t classes,
                          T* out) {
@@ -37,7 +37,7 @@ void set_rows(int64_t count, int64_t classes, const T* bias, T* out) {
   for (int64_t i = 0; i < count; ++i) std::copy_n(bias, classes, out + i * classes);
 }
 
-// grad_features [count, size] = sum of grad_logits [count, K] weight [K, size] over the terms.
+// grad_features [count, size] = the sum over the terms of grad_logits [count, K] weight [K, size].
 template <class T>
 void features_gradient(int64_t count, int64_t size, int64_t classes, int terms,
                        const Factors<T> (&term)[2], T* grad_features) {
@@ -53,7 +53,8 @@ void features_gradient(int64_t count, int64_t size, int64_t classes, int terms,
   product(p);
 }
 
-// grad_weight [K, size] (+)= sum of grad_logits [count, K]' features [count, size] over the terms.
+// grad_weight [K, size] (+)= the sum over the terms of grad_logits [count, K]^T features [count,
+// size].
 template <class T>
 void classifier_gradient(int64_t count, int64_t size, int64_t classes, int terms,
                          const Factors<T> (&term)[2], T* grad_weight, bool accumulate) {

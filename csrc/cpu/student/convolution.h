@@ -1,10 +1,12 @@
-// One convolution of a batch in channels-last: its images go a few at a time through planes, with
-// the passes of the walk.
+// One convolution of a whole batch [B, S, S, C] (channels last). It uses the layer passes of the
+// walk: a few images at a time are copied into planes.
 //
 // No include guard: included inside the namespace of each instruction set, after layer_passes.h.
 
-// Between images [side, side, C] and planes [blocks][rows][rows][lanes] with them at `origin`: one
-// pack at a time, and the channels that do not fill one. Channels beyond C stay as they are.
+// Copies between images [side, side, C] and planes [blocks][rows][rows][lanes], where the image
+// starts at pixel `origin`. Calls move(pixel, at, count) with both offsets for every pixel and
+// block; `count` is the number of channels, a full pack or the last few. Lanes beyond C stay
+// unchanged.
 template <class T, class Move>
 TM_INLINE void for_plane_pixels(int64_t channels, int64_t side, int64_t rows, int64_t origin,
                                 const Move& move) {
@@ -77,7 +79,8 @@ class ConvolutionWalk {
   }
 
  private:
-  // What one part of the images needs for itself.
+  // Memory of one part: planes of up to plan_.images images, scratch, and the sum of the weight
+  // gradient in frequencies. Null where the call does not need them.
   struct Buffers {
     PassBuffers<T> pass;
     T *input, *input_tangent, *y, *y_tangent, *grad_input, *grad_input_tangent;  // planes
@@ -89,6 +92,8 @@ class ConvolutionWalk {
     return call_.input_tangent != nullptr || call_.weight_tangent != nullptr;
   }
 
+  // Runs twice: once to count the memory, once to place the buffers. All parts are laid out alike,
+  // buffer_step_ values apart.
   void lay_out(Memory<T>& memory) {
     const int64_t weights = LayerPlan<T>::frequencies(plan_.tile) * plan_.weight_step();
     const int64_t turned = LayerPlan<T>::frequencies(plan_.tile) * plan_.turned_step();
@@ -130,7 +135,7 @@ class ConvolutionWalk {
                   void (ConvolutionWalk::*body)(const Buffers&, int64_t, int64_t, bool)) {
     const Buffers& b = buffers_[part];
     const int64_t begin = call_.batch * part / parts_, end = call_.batch * (part + 1) / parts_;
-    for (T* planes : {b.input, b.input_tangent}) {  // their padding stays
+    for (T* planes : {b.input, b.input_tangent}) {  // no pass writes their padding
       if (planes != nullptr) std::fill_n(planes, plan_.images * plan_.in_plane(), T(0));
     }
     for (T* planes : {b.y, b.y_tangent}) {

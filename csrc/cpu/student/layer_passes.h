@@ -1,11 +1,12 @@
-// The convolution of one layer on the planes of a few images: forward (or its tangent), and the
-// gradients in input and weight (or their tangents).
+// The convolution of one layer on the planes of a few images: the forward pass or its tangent, and
+// the gradients in input and weight or their tangents.
 //
 // No include guard: included inside the namespace of each instruction set, after tiles.h, pixels.h
 // and buffers.h.
 
-// A convolution is linear in its input and in its weight: its tangent and the gradients' are sums
-// of two of the same products.
+// One convolution of a sum. A convolution is linear in its input and in its weight, so its tangent
+// is a sum of two convolutions. The tangents of the gradients are sums of two products in the same
+// way.
 template <class T>
 struct ConvolutionTerm {
   const T* planes;
@@ -22,7 +23,7 @@ void read_input_of(const LayerPlan<T>& plan, const T* planes, int64_t first, int
   }
 }
 
-// Row of tiles by row of tiles.
+// Forward pass of one image with narrow input, one row of tiles at a time.
 template <int m, class T>
 void convolve_image(const LayerPlan<T>& plan, int terms, const ConvolutionTerm<T> (&term)[2],
                     const T* bias, const PassBuffers<T>& part, T* out) {
@@ -51,6 +52,7 @@ void convolve(const LayerPlan<T>& plan, int64_t images, int terms,
     }
     return;
   }
+  // Transform a slab of tiles, multiply once per frequency, transform back.
   const int64_t total = images * plan.tiles(m), slab = plan.slab(m, images);
   for (int64_t first = 0; first < total; first += slab) {
     const int64_t count = std::min(slab, total - first);
@@ -75,14 +77,14 @@ void convolve(const LayerPlan<T>& plan, int64_t images, int terms,
   }
 }
 
-// What the backward pass of a layer multiplies: gradients in output planes, and what they meet.
+// Operands and results of the backward pass of one layer.
 template <class T>
 struct BackwardTerms {
-  const T *grad_y, *grad_y_tangent;              // the tangent is null in a gradient
-  const T *input, *input_tangent;                // null: zero
-  const PackedLayer<T>*weight, *weight_tangent;  // null: zero
-  T* grad_input;                                 // null: not wanted; added to
-  T* grad_input_tangent;                         // null: not wanted; added to
+  const T *grad_y, *grad_y_tangent;              // grad_y_tangent null: gradient only
+  const T *input, *input_tangent;                // tangent null: zero
+  const PackedLayer<T>*weight, *weight_tangent;  // tangent null: zero
+  T* grad_input;                                 // added to; null: not wanted
+  T* grad_input_tangent;                         // added to; null: not wanted
 };
 
 template <int m, class T>
@@ -92,8 +94,8 @@ class ConvolutionBackward {
                       const PassBuffers<T>& part)
       : plan_(plan), terms_(terms), part_(part) {}
 
-  // Sets `sum` (the frequencies of the weight's gradient) where `accumulate` is false, adds to it
-  // where it is true.
+  // Adds the gradient of the weight, in frequencies, to `sum`; overwrites `sum` if `accumulate` is
+  // false.
   void run(int64_t images, T* sum, bool accumulate) {
     const int64_t total = images * plan_.tiles(m), slab = plan_.slab(m, images);
     for (int64_t first = 0; first < total; first += slab) {
@@ -126,7 +128,8 @@ class ConvolutionBackward {
     return plan_.narrow_input() ? packed->weight : packed->turned;
   }
 
-  // Of images that do not move.
+  // Weight gradient for narrow input whose tangent is zero: transforms the gradient and multiplies
+  // it in one loop. Writes Z to part_.z where the input gradients may need it.
   void pixel_gradient(T* sum, bool accumulate) {
     if (tangent()) read_gradient<m>(plan_, terms_.grad_y, first_, count_, part_.z[0], step_);
     part_.laps.lap(Pass::kTransformGrad, plan_.index);

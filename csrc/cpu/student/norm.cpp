@@ -11,7 +11,7 @@
 
 namespace trajmatch::cpu::portable {
 
-// float64 exists for checks: it runs the portable loops everywhere.
+// float64 serves checks only, so it runs the portable kernels on every processor.
 void norm_forward(const NormPass<double>& pass) { run_norm<Forward>(pass); }
 void norm_tangent(const NormPass<double>& pass) { run_norm<Tangent>(pass); }
 void norm_backward(const NormPass<double>& pass) { run_norm<Backward>(pass); }

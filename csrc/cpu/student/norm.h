@@ -1,6 +1,6 @@
-// Norm, activation and pooling of one image inside the student engine: the formulas of
-// core/norm_act_pool.h on planes (cpu/student/plan.h), with xh in the place of the convolution's
-// output so that no pass computes it twice.
+// Norm, activation and pooling of one image in the student engine: the formulas of
+// core/norm_act_pool.h on planes (cpu/student/plan.h). The passes keep xh instead of the
+// convolution's output y, so that none computes it twice.
 #pragma once
 
 #include <cstdint>
@@ -10,35 +10,38 @@
 
 namespace trajmatch::cpu {
 
-// Weight and bias: of each channel, or of each pixel and channel (layer norm).
+// Operands of the norm passes for one image. All pointers refer to memory of the caller. Weight,
+// bias and their tangents and gradients have one value per channel, or one per pixel and channel
+// (layer norm).
 template <class T>
 struct NormPass {
   const NormActPoolShape* shape;
-  int64_t side;   // of the plane [blocks][side][side][lanes]
-  int64_t width;  // channels with those that fill up the last block
+  int64_t side;   // side of the planes [blocks][side][side][lanes]
+  int64_t width;  // channels, zero channels of the last block included
   T* scratch;     // [kNormScratch * width]
 
   const T *weight, *bias;
   T* rstd;     // [width]
   const T* y;  // forward: the convolution's output
-  T* xh;       // plane, may be y's
-  T* out;      // first pixel of the output, in a plane of this side:
+  T* xh;       // plane, may be the same memory as y
+  T* out;      // first pixel of the output, in a plane with sides out_side
   int64_t out_side;
-  int64_t out_plane;  // from block to block
+  int64_t out_plane;  // distance between blocks of the output
 
   const T *weight_tangent, *bias_tangent;
-  T* projection;  // [width] q
-  T* xh_tangent;  // tangent: the tangent of y, then that of xh, in place
+  T* projection;  // [width] q of core/norm_act_pool.h
+  T* xh_tangent;  // holds y'; the tangent pass turns it into xh' in place
   T* out_tangent;
 
-  const T* grad_out;           // as out
-  const T* grad_out_tangent;   // as out
-  T* grad_y;                   // plane, may be xh's
-  T* grad_y_tangent;           // plane, may be xh_tangent's
-  T *grad_weight, *grad_bias;  // added to; of the tangent pass the tangents
-  T* grad_conv_bias;           // [width], added to, or null; of the tangent pass the tangent
+  const T* grad_out;           // layout of out
+  const T* grad_out_tangent;   // layout of out
+  T* grad_y;                   // plane, may be the same memory as xh
+  T* grad_y_tangent;           // plane, may be the same memory as xh_tangent
+  T *grad_weight, *grad_bias;  // added to; backward_tangent adds the tangents
+  T* grad_conv_bias;           // [width] added to, or null; backward_tangent adds the tangent
 };
 
+// Rows of `width` values in NormPass::scratch.
 constexpr int64_t kNormScratch = 8;
 
 #define TM_DECLARE_NORM(isa, T)                        \

@@ -1,9 +1,10 @@
-// The four passes of cpu/student/norm.h, compiled once per instruction set.
+// The four passes of cpu/student/norm.h, compiled once per instruction set. Letters as in
+// core/norm_act_pool.h.
 //
-// Each pass walks a block of channels window by window: the one (no pooling) or four pixels of an
-// output pixel, a pack of channels, everything between load and store in registers. Norms that look
-// at more than one channel add up the channels' sums between the walks. "No norm" is the data
-// mean = 0, rstd = 1, not a branch.
+// Each pass processes one block of channels (a pack) window by window. A window is the one (no
+// pooling) or four pixels of an output pixel. All values between load and store stay in registers.
+// For a norm over more than one channel, the channels' sums are added up between the loops. Without
+// a norm the loops run with mean = 0 and rstd = 1 instead of branching.
 //
 // No include guard: see cpu/for_each_isa.h.
 
@@ -13,12 +14,12 @@ namespace {
 #include "cpu/pack.h"
 #include "cpu/pooling.h"
 
-// The blocks of a pass: what their pixels, parameters and sums have in common.
+// The geometry of a pass: offsets of blocks, pixels and windows, and the reductions over groups.
 template <Activation activation_, Pooling pooling_, bool elementwise_, class T>
 struct Blocks {
   static constexpr Activation activation = activation_;
   static constexpr Pooling pooling = pooling_;
-  static constexpr bool elementwise = elementwise_;  // weight and bias are those of a pixel
+  static constexpr bool elementwise = elementwise_;  // weight and bias have one value per pixel
   static constexpr int window = kWindow<pooling>;
   static constexpr int64_t lanes = TM_VECTOR_BYTES / sizeof(T);
 
@@ -29,14 +30,15 @@ struct Blocks {
         affine_block(elementwise ? size * size * lanes : lanes) {}
 
   int64_t count() const { return p.width / lanes; }
-  // Blocks that share statistics, and so must be walked together.
+  // Number of consecutive blocks that share statistics and so must be processed together: one, or
+  // all if a group has several channels.
   int64_t span() const {
     return p.shape->groups == 0 || p.shape->groups == p.shape->channels ? 1 : count();
   }
   int64_t plane(int64_t block) const { return block * p.side * p.side * lanes; }
 
-  // Calls body(at, affine, out) for each window: offsets of its pixels, in the plane and among
-  // weights, and of the output pixel.
+  // Calls body(at, affine, out) for each window: the offsets of its pixels in the plane and in
+  // weight and bias, and the offset of the output pixel.
   template <class Body>
   TM_INLINE void for_windows(const Body& body) const {
     constexpr int side = pooling == Pooling::kNone ? 1 : 2;
@@ -72,7 +74,7 @@ struct Blocks {
   }
 
   T* sums(int which) const { return p.scratch + which * p.width; }
-  // Turns the sums of the channels of blocks [begin, end) into means over their groups.
+  // Turns the channel sums of blocks [begin, end) into means over their groups, in place.
   void group_means(T* sum, int64_t begin, int64_t end) const {
     const NormActPoolShape& shape = *p.shape;
     if (shape.groups == 0) return;
@@ -94,7 +96,7 @@ struct Blocks {
   int64_t size, out_size, affine_block;
 };
 
-// Weight or bias of a block: a pack that stays in a register, or one for each pixel.
+// Weight or bias of a block: one pack that stays in a register, or one pack per pixel.
 template <class B, class V, class T>
 struct Affine {
   explicit Affine(const T* values) : values(values), channel(load<V>(values)) {}
@@ -106,7 +108,7 @@ struct Affine {
   V channel;
 };
 
-// Sums of `count` values per pixel, of one block, kept in registers over a walk.
+// `count` sums over the pixels of one block, kept in registers.
 template <int count, class V>
 struct Sums {
   V value[count] = {};
@@ -116,7 +118,8 @@ struct Sums {
   }
 };
 
-// First the mean, then the squared deviations from it, which loses nothing where the mean is large.
+// Computes the mean first, then the squared deviations from it. This order stays accurate if the
+// mean is large.
 template <class B, class T>
 void statistics(const B& blocks, int64_t begin, int64_t end, T* mean, T* rstd) {
   using V = Pack<T>;
@@ -258,7 +261,7 @@ struct Tangent {
   }
 };
 
-// dz of the pixels of a window.
+// Computes dz at the pixels of a window.
 template <class B, class V, class T>
 TM_INLINE void window_gradient(const V* normal, const Affine<B, V, T>& w,
                                const Affine<B, V, T>& shift, const int64_t* affine, const V& above,
@@ -292,14 +295,14 @@ struct Backward {
     }
   }
 
-  // <dxh> and <dxh xh>, and the gradients of weight and bias.
+  // Sums of dxh and dxh xh, from which run() makes the means, and the gradients of weight and bias.
   template <class B, class T>
   static void sum(const B& blocks, const NormPass<T>& p, int64_t b, T* mean, T* mean_xh) {
     using V = Pack<T>;
     const int64_t affine_at = b * blocks.affine_block;
     const Affine<B, V, T> w(p.weight + affine_at), shift(p.bias + affine_at);
     const T *xh = p.xh + blocks.plane(b), *above = p.grad_out + b * p.out_plane;
-    Sums<2, V> of_dz, of_dxh;  // and of their products with xh
+    Sums<2, V> of_dz, of_dxh;  // [0] plain sum, [1] sum of products with xh
     blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t from) {
       V normal[B::window], dz[B::window];
       for (int k = 0; k < B::window; ++k) normal[k] = load<V>(xh + at[k]);
@@ -317,6 +320,7 @@ struct Backward {
         }
       }
     });
+    // With one weight per channel, dxh = w dz needs only one multiplication, after the loop.
     if constexpr (!B::elementwise) {
       for (int i = 0; i < 2; ++i) of_dxh.value[i] = w.channel * of_dz.value[i];
       add_to<V>(p.grad_weight + b * B::lanes, of_dz.value[1]);
@@ -335,6 +339,7 @@ struct Backward {
     const T *xh = p.xh + blocks.plane(b), *above = p.grad_out + b * p.out_plane;
     T* grad_y = p.grad_y + blocks.plane(b);
     const V s = load<V>(p.rstd + b * B::lanes);
+    // dx = s (dxh - <dxh> - xh <dxh xh>): scale the operands by s once, not every result.
     const V m = s * load<V>(mean + b * B::lanes), m_xh = s * load<V>(mean_xh + b * B::lanes);
     const V scaled = s * w.channel;
     V sum{};
@@ -357,7 +362,7 @@ struct Backward {
 };
 
 struct BackwardTangent {
-  static constexpr int kMeans = 4;  // of dxh, dxh xh and their tangents
+  static constexpr int kMeans = 4;  // means of dxh, dxh xh and their tangents
 
   template <class B, class T>
   static void run(const B& blocks, const NormPass<T>& p) {
@@ -376,7 +381,7 @@ struct BackwardTangent {
     }
   }
 
-  // What one block reads, and dxh and dxh' of its windows.
+  // The operands of one block, and dz and dz' of its windows.
   template <class B, class T>
   struct Block {
     using V = Pack<T>;
@@ -391,11 +396,12 @@ struct BackwardTangent {
           above(p.grad_out + b * p.out_plane),
           above_tangent(p.grad_out_tangent + b * p.out_plane) {}
 
-    // body(k, xh, xh', dz, dz') for each pixel of a window.
+    // Calls body(k, xh, xh', dz, dz') for each pixel k of a window.
     template <class Body>
     TM_INLINE void window(const int64_t* at, const int64_t* affine, int64_t from,
                           const Body& body) const {
       V normal[B::window], normal_tangent[B::window], value[B::window], first[B::window];
+      // act'' z'; only the sigmoid has a second derivative that is not 0.
       V second_z_tangent[B::window], share[B::window];
       for (int k = 0; k < B::window; ++k) {
         normal[k] = load<V>(xh + at[k]);
@@ -432,7 +438,7 @@ struct BackwardTangent {
   static void sum(const B& blocks, const NormPass<T>& p, int64_t b) {
     using V = Pack<T>;
     const Block<B, T> block(blocks, p, b);
-    // dz, dz xh, dz', dz' xh + dz xh', and the same of dxh.
+    // Sums of dz, dz xh, dz', and dz' xh + dz xh', and the same for dxh.
     Sums<kMeans, V> of_dz, of_dxh;
     const auto add = [](Sums<kMeans, V>& sums, const V& normal, const V& normal_tangent,
                         const V& value, const V& tangent) {
@@ -480,7 +486,7 @@ struct BackwardTangent {
     const V scaled = s * block.w.channel, scaled_tangent = s * block.w_tangent.channel;
     V mean[kMeans], sum{};
     for (int i = 0; i < kMeans; ++i) mean[i] = s * load<V>(blocks.sums(i) + b * B::lanes);
-    // From s dxh and s dxh'.
+    // Writes dx and dx', from s dxh and s dxh'.
     const auto put = [&](int64_t at, const V& normal, const V& normal_tangent, const V& s_dxh,
                          const V& s_dxh_tangent) {
       const V value = centred(s_dxh, mean[0], mean[1], normal);
@@ -508,7 +514,7 @@ struct BackwardTangent {
   }
 };
 
-// Run-time choices to template arguments.
+// Turns run-time choices into template arguments.
 template <class Pass, Activation activation, Pooling pooling, class T>
 void with_affine(const NormPass<T>& p) {
   if (p.shape->elementwise) return Pass::run(Blocks<activation, pooling, true, T>(p), p);

@@ -1,11 +1,11 @@
-// Images and their gradients: between [S, S, I] and the first layer's input planes, and the
-// gradient in images of so few channels that lanes are better spent on the channels of the layer's
-// output.
+// The first layer. Copies between images [S, S, I] and its input planes, and the convolution and
+// its gradients for narrow input (at most kPixelLanes channels). So few input channels do not fill
+// a pack, so these loops put the output channels in the lanes.
 //
 // No include guard: included inside the namespace of each instruction set, after plan.h.
 
-// Calls body(pixel, at) with the place of each pixel in the image and of its first channel in a
-// block of the input plane.
+// Calls body(pixel, at) for each pixel: its offset in the image, and its offset in a block of the
+// input plane.
 template <class T, class Body>
 TM_INLINE void for_image_pixels(const LayerPlan<T>& plan, const Body& body) {
   const int64_t size = plan.in_size, channels = plan.in_channels, lanes = plan.in_lanes;
@@ -17,7 +17,7 @@ TM_INLINE void for_image_pixels(const LayerPlan<T>& plan, const Body& body) {
   }
 }
 
-// Writes the image's pixels; the padding around them stays.
+// Copies the image into the plane; leaves the padding around it unchanged.
 template <class T>
 void read_image(const LayerPlan<T>& plan, const T* image, T* plane) {
   const int64_t block = plan.in_side * plan.in_side * plan.in_lanes;
@@ -36,7 +36,9 @@ void write_image_gradient(const LayerPlan<T>& plan, const T* plane, T* image) {
   }
 }
 
-// Lane l of the result: the sum of all lanes of value[l], for as many values as lanes.
+// Transposed reduction of kLanes packs, called with distance = kLanes / 2: sets lane l of value[0]
+// to the sum of all lanes of value[l]. Overwrites the other values. Each step adds pairs of values
+// that are `distance` apart, and halves their number.
 template <int distance, class T>
 TM_INLINE void fold_lanes(Pack<T>* value) {
   if constexpr (distance > 0) {
@@ -58,14 +60,13 @@ TM_INLINE void fold_lanes(Pack<T>* value) {
   }
 }
 
-// dV = Z U^T (a sum of one or two such) of one frequency, for in_channels <= kPixelLanes: rows of
-// kPixelLanes values.
+// dV = Z U^T for one frequency of narrow input, or the sum of two such products.
 template <class T>
 struct PixelProduct {
   int64_t rows, width, in_channels;
   int terms;
   Factors<T> term[2];  // Z [rows, width], U [panel][in_channels][kPanel]
-  T* v;                // [rows, kPixelLanes]
+  T* v;                // [rows, kPixelLanes], the lanes beyond in_channels 0
 };
 
 template <int tiles, class T>
@@ -99,12 +100,12 @@ TM_INLINE void pixel_product_tiles(const PixelProduct<T>& p, int64_t row) {
 
 template <class T>
 void pixel_product(const PixelProduct<T>& p) {
-  // As many tiles as fill a pack with their results.
+  // As many tiles as fill a pack with their results, kPixelLanes each.
   constexpr int tiles = std::max<int>(1, kLanes<T> / kPixelLanes);
   int64_t row = 0;
   for (; row + tiles <= p.rows; row += tiles) pixel_product_tiles<tiles>(p, row);
   if constexpr (tiles > 1) {
-    // The results of a last, shorter run go through a pack of their own.
+    // The last rows do not fill a pack with their results, so they are computed one by one.
     if (row == p.rows) return;
     PixelProduct<T> last = p;
     T results[kPixelLanes];
@@ -127,8 +128,9 @@ void pixel_product(const PixelProduct<T>& p) {
   }
 }
 
-// One or two convolutions of images, all of a tile in registers from frequencies to outputs: the
-// products of so few channels are not worth the way through memory.
+// Operands of one or two summed convolutions with narrow input. Each tile stays in registers from
+// its frequencies to its outputs: with so few channels, the products are too cheap to write to
+// memory.
 template <class T>
 struct PixelTerms {
   int count;
@@ -136,7 +138,8 @@ struct PixelTerms {
   const T* u[2];  // [frequency][panel][in_channels][kPanel]
 };
 
-// One pack of output channels of neighbouring tiles, written to to + tile * tile_step.
+// Convolves `tiles` neighbouring tiles for one pack of output channels and writes them to `to`, m
+// pixels per tile. `shift` is the bias.
 template <int m, int tiles, class T>
 TM_INLINE void pixel_tiles(const LayerPlan<T>& plan, const PixelTerms<T>& terms, int64_t v_step,
                            int64_t tile, int64_t u_at, const Pack<T>& shift, T* to) {
@@ -173,6 +176,8 @@ TM_INLINE void pixel_tiles(const LayerPlan<T>& plan, const PixelTerms<T>& terms,
     }
 #pragma GCC unroll 4
     for (int t = 0; t < tiles; ++t) {
+      // Transforms one row of frequencies as soon as it is complete. Its contribution to output row
+      // i is weighted by A'[i][row].
       V half[m];
       Winograd<m>::output(product[t], half);
 #pragma GCC unroll 4
@@ -204,7 +209,7 @@ TM_INLINE void pixel_tiles(const LayerPlan<T>& plan, const PixelTerms<T>& terms,
   }
 }
 
-// A row of `count` tiles of one image; `to` is its first pixel in the output plane.
+// Convolves a row of `count` tiles of one image. `to` is its first pixel in the output plane.
 template <int m, class T>
 void convolve_pixels(const LayerPlan<T>& plan, const PixelTerms<T>& terms, int64_t v_step,
                      int64_t count, const T* bias, T* to) {
@@ -223,15 +228,15 @@ void convolve_pixels(const LayerPlan<T>& plan, const PixelTerms<T>& terms, int64
   }
 }
 
-// Z = A dy A' of neighbouring tiles of one image, and sum (+)= V' Z, one row of frequencies after
-// another while it is in registers.
+// Operands of Z = A dy A' for consecutive tiles of one image, and sum (+)= V' Z. Both are computed
+// together, one row of frequencies at a time, while Z is in registers.
 template <class T>
 struct PixelWeightGradient {
   const T* grad_y;       // the output plane
-  int64_t first, count;  // tiles, at most kFirstTiles
+  int64_t first, count;  // consecutive tiles, at most kFirstTiles
   const T* v;            // [frequency][tile][kPixelLanes]
   int64_t v_step;
-  T* z;  // [frequency][tile][width], or null: not wanted
+  T* z;  // [frequency][tile][width], or null if not wanted
   int64_t z_step;
   T* sum;  // [frequency][in_channels][width]
   bool accumulate;
@@ -242,6 +247,8 @@ void pixel_weight_gradient(const LayerPlan<T>& plan, const PixelWeightGradient<T
   using V = Pack<T>;
   constexpr int n = m + 2;
   constexpr int64_t lanes = kLanes<T>;
+  // First transforms the columns of all tiles into `half`. Then, per row of frequencies, the sums
+  // stay in registers while the loop runs over the tiles.
   V half[kFirstTiles][n][m];
   for (int64_t c = 0; c < plan.width; c += lanes) {
     const T* plane = p.grad_y + c * plan.side * plan.side;

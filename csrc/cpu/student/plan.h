@@ -1,29 +1,32 @@
-// The sizes that a walk over the network works with, in packs of this instruction set.
+// Sizes and layouts of a walk over the network, in packs of this instruction set.
 //
-// A plane holds one image's activations as [blocks][side][side][lanes]: channels in blocks of one
-// pack, the last one filled up with zeros. Input planes of a convolution have its zero padding
-// around them and room for whole tiles; output planes have whole tiles too.
+// A plane holds one image's activations as [blocks][side][side][lanes]. A block is the channels of
+// one pack; the last block is filled up with zero channels. Input planes of a convolution include
+// its zero padding and have room for whole tiles. Output planes have room for whole tiles too.
 //
 // No include guard: included inside the namespace of each instruction set, after product.h.
 
-// Images with at most this many channels keep them side by side in a pack of this many lanes.
+// Images with at most this many channels are stored as pixels of this many lanes.
 constexpr int64_t kPixelLanes = 4;
 
-// Rows that a product should have: enough to pay for streaming the weights through the cache.
+// Rows that a product should have, so that reading the weights through the cache pays off.
 constexpr int64_t kWantedRows = 32;
-// Images that go through the deepest layers together: few enough for their planes to stay in cache,
-// unless the weights of a layer do not anyway and want to be used often.
+// Limit on the images that go through a layer together. Few images keep their planes in cache. A
+// layer whose weight exceeds kWideWeightBytes does not stay in cache anyway, so it takes more
+// images per read of its weight.
 constexpr int64_t kGroupImages = 4, kGroupImagesWide = 8;
 constexpr int64_t kWideWeightBytes = int64_t{1} << 18;
-// Weights of a layer that each thread packs for itself: as long as they fit into its cache, that is
-// sooner done than lines are moved from cache to cache.
+// If no layer has a packed weight larger than this, every part packs its own copy of the
+// parameters. While a weight fits into the cache, packing it is faster than moving its cache lines
+// between cores.
 constexpr int64_t kOwnWeightBytes = int64_t{1} << 20;
-// Tiles of the first layer that are in work at a time.
+// Limit on the tiles of the first layer that are processed at a time.
 constexpr int64_t kFirstTiles = 16;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Streams of a power of two apart would share cache sets: frequencies are a line further apart.
+// Extra values between frequencies: one cache line. Frequencies a power of two apart would share
+// cache sets.
 template <class T>
 constexpr int64_t kStagger = 64 / sizeof(T);
 
@@ -55,17 +58,17 @@ struct LayerPlan {
                          weight_bytes() > kWideWeightBytes ? kGroupImagesWide : kGroupImages);
   }
 
-  // Of one packed weight.
+  // Bytes of one packed weight.
   int64_t weight_bytes() const { return frequencies(tile) * weight_step() * int64_t{sizeof(T)}; }
   bool narrow_input() const { return in_lanes != kLanes<T>; }
   int64_t tiles_side(int m) const { return ceil_div(size, m); }
   int64_t tiles(int m) const { return tiles_side(m) * tiles_side(m); }
-  // Tiles that are in work at a time, for `count` images.
+  // Tiles processed at a time (a slab), for `count` images.
   int64_t slab(int m, int64_t count) const {
     return first ? std::min(tiles(m), kFirstTiles) : count * tiles(m);
   }
   static int64_t frequencies(int m) { return (m + 2) * (m + 2); }
-  // From frequency to frequency, of `rows` rows of `row_width` values.
+  // Distance between frequencies, each a matrix of `rows` rows of `row_width` values.
   static int64_t step(int64_t rows, int64_t row_width) { return rows * row_width + kStagger<T>; }
   int64_t weight_step() const { return panels * kPanel<T> * in_channels + kStagger<T>; }
   int64_t turned_step() const { return in_panels * kPanel<T> * channels + kStagger<T>; }
@@ -73,18 +76,18 @@ struct LayerPlan {
 
   int64_t in_plane() const { return in_side * in_side * in_width; }
   int64_t plane() const { return side * side * width; }
-  // Values of weight or bias of the norm.
+  // Number of values in the weight, or the bias, of the norm.
   int64_t affine() const { return block->norm.shape.elementwise ? size * size * width : width; }
 
   const Block* block = nullptr;
   int64_t index = 0;
   bool first = false;
   int64_t in_channels = 0, channels = 0, padding = 0;
-  int64_t in_size = 0, size = 0, out_size = 0;  // before, after the convolution, after pooling
+  int64_t in_size = 0, size = 0, out_size = 0;  // sides: input, convolution output, pooled output
   int64_t in_lanes = 0, in_width = 0, width = 0, panels = 0, in_panels = 0;
-  int tile = 4;  // of all convolutions but the primal forward one
+  int tile = 4;  // m of F(m, 3); the primal forward pass always uses 2
   int64_t side = 0, in_side = 0;
-  int64_t images = 1;  // that go through the layer together
+  int64_t images = 1;  // that go through the layer together (a run)
 };
 
 template <class T>
@@ -103,8 +106,8 @@ struct WalkPlan {
       own_parameters = own_parameters && layer.weight_bytes() <= kOwnWeightBytes;
     }
   }
-  // Where the output of a layer goes: the next layer's input plane, inside its padding, or the
-  // features, which have none.
+  // Destination of a layer's output: the interior of the next layer's input plane, or the features,
+  // which have no padding.
   int64_t out_side(size_t layer) const {
     return layer + 1 < layers.size() ? layers[layer + 1].in_side : layers[layer].out_size;
   }
@@ -117,7 +120,7 @@ struct WalkPlan {
 
   const Network* network;
   std::pmr::vector<LayerPlan<T>> layers;
-  int64_t features = 0;        // of an image, with the channels that fill up the last block
-  int64_t group = 1;           // images that are in work at a time
-  bool own_parameters = true;  // each thread packs the parameters for itself
+  int64_t features = 0;        // per image, zero channels of the last block included
+  int64_t group = 1;           // images that go through the network together
+  bool own_parameters = true;  // each part packs its own copy of the parameters
 };

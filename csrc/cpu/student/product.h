@@ -1,14 +1,18 @@
-// C (+)= A B, or the sum of two such products: the only place where the engine multiplies much.
+// Matrix product C (+)= A B, or the sum of two such products. Nearly all of the engine's
+// multiplications happen here.
 //
-// A tile of C, kTileRows rows by two packs of columns, stays in registers over all of the depth:
-// each step reads two packs of B and one value of A for each row, and multiplies sixteen times
-// (AVX-512). B is read in panels of two packs, [depth][kPanel], so that it streams.
+// C is computed in register blocks (called tiles in this file) of kTileRows rows by two packs of
+// columns. A register block stays in registers over the whole depth. Each step loads two packs of B
+// and one value of A per row, and does sixteen vector multiplications with AVX-512. B is stored in
+// panels of two packs of columns, [depth][kPanel], so that it is read sequentially.
 //
 // No include guard: included inside the namespace of each instruction set, after cpu/pack.h.
 
-// As many rows as leave registers for B and A: of 32 where packs have 64 bytes, else of 16.
+// As many rows as leave registers for B and A. There are 32 vector registers where packs have 64
+// bytes, else 16.
 constexpr int kTileRows = TM_VECTOR_BYTES == 64 ? 8 : TM_VECTOR_BYTES == 32 ? 6 : 4;
 
+// Size of the L1 data cache.
 constexpr int64_t kFirstCacheBytes = 32 << 10;
 
 template <class T>
@@ -16,11 +20,12 @@ constexpr int64_t kLanes = TM_VECTOR_BYTES / sizeof(T);
 template <class T>
 constexpr int64_t kPanel = 2 * kLanes<T>;
 
-// One product of a sum. A's elements are found by two strides, so that its transpose needs no copy.
+// One product of a sum. Two strides (a_row and a_depth) address A's elements, so that a transposed
+// A needs no copy.
 template <class T>
 struct Factors {
   const T* a;
-  const T* b;  // [depth, columns] by b_row; from panel to panel by b_panel
+  const T* b;  // [depth, columns] with row stride b_row and panel stride b_panel
 };
 
 template <class T>
@@ -29,13 +34,14 @@ struct Product {
   int terms;                     // 1 or 2
   Factors<T> term[2];
   int64_t a_row, a_depth, b_row, b_panel;
-  int64_t b_ahead;  // the first rows of a panel fetch this far ahead into the cache; 0: nothing
+  int64_t b_ahead;  // prefetch distance in B for the first rows of a panel; 0: none
   T* c;
   int64_t c_row;
   bool accumulate;  // add to C instead of setting it
 };
 
-// C = A B, A [rows, depth] in rows of a_row values and B in panels; the terms are to be filled in.
+// C = A B with A [rows, depth], a_row values from row to row, and B in panels. The caller sets the
+// terms.
 template <class T>
 Product<T> product_with_panels(int64_t rows, int64_t depth, int64_t a_row, int64_t columns, T* c,
                                int64_t c_row) {
@@ -52,7 +58,8 @@ Product<T> product_with_panels(int64_t rows, int64_t depth, int64_t a_row, int64
   return p;
 }
 
-// C (+)= A^T B, A [depth, rows] in rows of a_row values and B [depth, columns]; likewise.
+// C (+)= A^T B with A [depth, rows], a_row values from row to row, and B [depth, columns]. The
+// caller sets the terms.
 template <class T>
 Product<T> product_of_columns(int64_t rows, int64_t depth, int64_t a_row, int64_t columns, T* c,
                               bool accumulate) {
@@ -80,7 +87,7 @@ TM_INLINE void product_tile(const Product<T>& p, int64_t row, int64_t panel) {
 #pragma GCC unroll 2
     for (int j = 0; j < packs; ++j) {
       sum[i][j] = p.accumulate ? load<V>(c + i * p.c_row + j * kLanes<T>) : V{};
-      // Sums over images lie far away by the time their turn comes again.
+      // Sums over images have usually left the cache since their last use: prefetch the next rows.
       if (p.accumulate) __builtin_prefetch(c + (rows + i) * p.c_row + j * kLanes<T>, 1, 3);
     }
   }
@@ -95,7 +102,7 @@ TM_INLINE void product_tile(const Product<T>& p, int64_t row, int64_t panel) {
       for (int j = 0; j < packs; ++j) factor[j] = load<V>(b + j * kLanes<T>);
 #pragma GCC unroll 8
       for (int i = 0; i < rows; ++i) {
-        const V value = a[i * a_row] - V{};  // x - 0 is x, and no instruction; 0 + x is one
+        const V value = a[i * a_row] - V{};  // broadcast: x - 0 costs no instruction, 0 + x does
 #pragma GCC unroll 2
         for (int j = 0; j < packs; ++j) sum[i][j] += value * factor[j];
       }
@@ -108,7 +115,7 @@ TM_INLINE void product_tile(const Product<T>& p, int64_t row, int64_t panel) {
   }
 }
 
-// The rows that fill no tile.
+// The last rows, fewer than a register block has.
 template <int rows, int packs, class T>
 inline void product_last_rows(const Product<T>& p, int64_t row, int64_t panel) {
   if constexpr (rows > 0) {
@@ -141,8 +148,8 @@ void product_of(const Product<T>& p, int64_t panel) {
 
 template <class T>
 void product(const Product<T>& p) {
-  // Two panels that do not fit into the first level's cache together are gone through one after the
-  // other, with C in between.
+  // If the panels of both terms take more than half of the L1 cache, process one term after the
+  // other and keep the partial result in C.
   const bool apart = p.terms == 2 && p.rows > kTileRows &&
                      2 * p.depth * kPanel<T> * int64_t{sizeof(T)} > kFirstCacheBytes / 2;
   for (int64_t panel = 0; panel * kPanel<T> < p.columns; ++panel) {

@@ -1,5 +1,5 @@
-// Where the time of a walk goes: seconds of the first part's thread, by layer and pass, while the
-// profile is on. docs/performance.md shows one.
+// Profile of a walk: seconds per layer and pass, measured on the first part only, while the profile
+// is on. docs/performance.md shows an example.
 #pragma once
 
 #include <array>
@@ -12,25 +12,26 @@
 namespace trajmatch::cpu {
 
 enum class Pass : int {
-  kPack,           // parameters into the order of the passes
-  kClear,          // sums and padding
-  kRead,           // images into planes
-  kTransform,      // planes into frequencies, forward
-  kProduct,        // forward
-  kTransformBack,  // frequencies into planes, forward
-  kNorm,           // with activation and pooling, forward
-  kClassify,       // classifier and loss, both ways
+  kPack,           // copy parameters into the layout that the passes read
+  kClear,          // zero sums and padding
+  kRead,           // copy images into planes
+  kTransform,      // planes to frequencies, forward
+  kProduct,        // matrix products, forward
+  kTransformBack,  // frequencies to planes, forward
+  kNorm,           // norm, activation and pooling, forward
+  kClassify,       // classifier and loss, forward and backward
   kNormBackward,
-  kTransformGrad,      // planes into frequencies, backward
-  kWeightProduct,      // gradient in the weight
-  kInputProduct,       // gradient in the input
-  kTransformGradBack,  // frequencies into planes, backward
-  kWrite,              // gradients of images
-  kWait,               // for the other threads
-  kUnpack,             // sums into the flat order
+  kTransformGrad,      // planes to frequencies, backward
+  kWeightProduct,      // weight gradient
+  kInputProduct,       // input gradient
+  kTransformGradBack,  // frequencies to planes, backward
+  kWrite,              // write image gradients
+  kWait,               // wait for the other threads
+  kUnpack,             // copy sums into the flat order
   kCount
 };
-constexpr int64_t kProfiledLayers = 8;  // what has no layer, or a higher one, counts for the first
+// Time without a layer, or of a layer beyond these, counts for layer 0.
+constexpr int64_t kProfiledLayers = 8;
 
 class Profile {
  public:
@@ -38,7 +39,7 @@ class Profile {
     for (auto& layer : seconds_) layer.fill(0);
     on_ = true;
   }
-  // "pass" or "pass.layer" with its seconds.
+  // Switches the profile off. Returns "pass.layer" names with their seconds, without the zeros.
   std::vector<std::pair<std::string, double>> stop();
   bool on() const { return on_; }
   void add(Pass pass, int64_t layer, double seconds) {
@@ -55,7 +56,7 @@ inline Profile& profile() {
   return instance;
 }
 
-// Charges the time since the last lap to a pass.
+// A stopwatch: adds the time since the last lap to a pass.
 class Laps {
  public:
   explicit Laps(bool wanted) : on_(wanted && profile().on()) { begin(); }

@@ -22,7 +22,7 @@
 
 namespace trajmatch::cpu {
 
-// float64 exists for checks: it runs the portable loops everywhere.
+// float64 serves checks only, so it runs the portable kernels on every processor.
 
 template <>
 void run_student(const StudentCall<float>& call) {

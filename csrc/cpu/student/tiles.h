@@ -1,13 +1,14 @@
-// Between planes and frequencies: the transforms of a run of tiles.
+// Winograd transforms between planes and frequencies, for a run of consecutive tiles.
 //
-// Frequencies are matrices [tiles, channels], one after another `step` apart. A run of tiles goes
-// on from image to image; tile t of an image begins at row m (t / side), column m (t % side) of its
-// output plane.
+// Each frequency is a matrix [tiles, channels]; frequencies are `step` values apart. A run of tiles
+// continues from one image into the next. With `side` tiles in a row, tile t of an image starts at
+// row m (t / side), column m (t % side) of its output plane.
 //
 // No include guard: included inside the namespace of each instruction set, after plan.h and
 // winograd_transforms.h.
 
-// Calls body(image, row, column, k) for the k-th of the tiles [first, first + count).
+// Calls body(image, row, column, k) for the k-th of the tiles [first, first + count). `row` and
+// `column` are the first pixel of the tile.
 template <int m, class T, class Body>
 TM_INLINE void for_tiles(const LayerPlan<T>& plan, int64_t first, int64_t count, const Body& body) {
   const int64_t side = plan.tiles_side(m), tiles = side * side;
@@ -30,7 +31,7 @@ TM_INLINE void transform_input(const Load& load_value, T* to, int64_t step) {
       [&](int i, int j, const V& value) { store<V>(to + (i * n + j) * step, value); });
 }
 
-// V = B' d B of input planes.
+// V = B' d B, from tiles d of input planes.
 template <int m, class T>
 void read_input(const LayerPlan<T>& plan, const T* planes, int64_t first, int64_t count, T* v,
                 int64_t step) {
@@ -47,8 +48,8 @@ void read_input(const LayerPlan<T>& plan, const T* planes, int64_t first, int64_
   });
 }
 
-// The same of planes that hold a pixel's few channels side by side, as many tiles of a row at a
-// time as fill a pack.
+// The same for narrow input planes [side][side][kPixelLanes]. A pixel fills only four lanes, so a
+// pack takes the same pixel of kPixels neighbouring tiles of a row.
 template <int m, class T>
 void read_pixels(const LayerPlan<T>& plan, const T* planes, int64_t first, int64_t count, T* v,
                  int64_t step) {
@@ -73,7 +74,7 @@ void read_pixels(const LayerPlan<T>& plan, const T* planes, int64_t first, int64
   }
 }
 
-// y = A' M A into output planes, plus a bias for each channel.
+// y = A' M A, plus a bias per channel, written to output planes.
 template <int m, class T>
 void write_output(const LayerPlan<T>& plan, const T* products, int64_t step, const T* bias,
                   int64_t first, int64_t count, T* planes) {
@@ -95,7 +96,7 @@ void write_output(const LayerPlan<T>& plan, const T* products, int64_t step, con
   });
 }
 
-// Z = A dy A' of gradients in output planes.
+// Z = A dy A', from gradients dy in output planes.
 template <int m, class T>
 void read_gradient(const LayerPlan<T>& plan, const T* planes, int64_t first, int64_t count, T* z,
                    int64_t step) {
@@ -115,7 +116,7 @@ void read_gradient(const LayerPlan<T>& plan, const T* planes, int64_t first, int
   });
 }
 
-// Adds dx = B dV B' to gradients in input planes; neighbouring tiles overlap.
+// Adds dx = B dV B' to gradients in input planes. Adds, because neighbouring tiles overlap there.
 template <int m, class V, class T>
 void add_input_gradient(const LayerPlan<T>& plan, const T* products, int64_t step, int64_t first,
                         int64_t count, T* planes) {

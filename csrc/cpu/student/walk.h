@@ -1,10 +1,24 @@
-// The walk over the network, for one call.
+// One call of the student engine: the walk over the network.
 //
-// Images do not meet before the loss, a mean, so a few of them at a time go through the whole
-// network forward and backward while everything they touch is in cache; nothing but sums over
-// images outlives a group. Three steps, each on all threads: parameters into the order that the
-// passes read, the walk with each thread's own images and sums, and the sums back into the flat
-// order.
+// pack       a SIMD vector of neighbouring channels (cpu/pack.h)
+// lane       one element of a pack; a pack has kLanes<T>
+// block      the channels of one pack; the last block is filled up with zero channels
+// plane      one image's activations or gradients in a layer, [blocks][side][side][lanes]
+// tile       m x m outputs of a Winograd transform F(m, 3), from (m + 2) x (m + 2) inputs
+// frequency  one of the (m + 2)^2 elements of a transformed tile; stored as a matrix
+//            [tiles, channels] per frequency
+// panel      two packs of columns of a matrix, [depth][kPanel], as packed weights are stored
+// part       consecutive images of the batch that one work item processes, with its own sums
+// group      a few images of a part that go through the whole network together
+// run        consecutive images of a group, or tiles, that go through one layer together
+//
+// Images are independent until the loss, which is a mean over images. A group therefore goes
+// forward and backward through the whole network while its data is in cache. Only the sums over
+// images outlive a group.
+//
+// A call has three steps, each run in parallel over the parts: copy the parameters into the layouts
+// that the passes read; walk over each part's images with its own sums; copy the sums back into the
+// flat order.
 //
 // No include guard: included inside the namespace of each instruction set, after layer_passes.h and
 // classifier.h.
@@ -18,6 +32,7 @@ class Walk {
         plan_(network_, &call.memory->lists),
         group_(std::min(plan_.group, ceil_div(call.batch.size, call.parts))) {
     std::pmr::memory_resource* lists = &call.memory->lists;
+    // Lay out the buffers twice: once to count the memory, once to place them.
     Memory<T> counting(nullptr, lists);
     CallBuffers<T>(call, plan_, group_, counting);
     const int64_t bytes = counting.used() * int64_t{sizeof(T)};
@@ -32,6 +47,8 @@ class Walk {
   void run() {
     Laps& laps = buffers_->parts[0].laps = Laps(true);
     clear_shared();
+    // Either all parts share one packed copy of the parameters, or each part packs its own just
+    // before its walk.
     if (!plan_.own_parameters) {
       (*call_.in_parallel)(call_.parts, [&](int64_t part) {
         pack(buffers_->theta[0], buffers_->theta_tangent[0], part, call_.parts);
@@ -57,7 +74,7 @@ class Walk {
   bool only_logits() const { return call_.pass == StudentPass::kLogits; }
   int64_t layer_count() const { return static_cast<int64_t>(plan_.layers.size()); }
 
-  // Calls body(item) for one of `shares` shares of `count` items.
+  // Calls body(item) for the items of one share, out of `shares` shares of `count` items.
   template <class Body>
   static void for_items(int64_t share, int64_t shares, int64_t count, const Body& body) {
     for (int64_t item = share; item < count; item += shares) body(item);
@@ -69,7 +86,7 @@ class Walk {
     std::fill_n(buffers_->zeros, most, T(0));
   }
 
-  // First step.
+  // Step 1: pack the parameters.
 
   void pack(const Packed<T>& theta, const Packed<T>& tangent, int64_t share, int64_t shares) const {
     pack_parameters(call_.theta, theta, T(1), share, shares);
@@ -78,7 +95,7 @@ class Walk {
     }
   }
 
-  // `none` stands for the norm's weight where there is none.
+  // `none` is the weight that a norm without parameters gets.
   void pack_parameters(const T* flat, const Packed<T>& packed, T none, int64_t share,
                        int64_t shares) const {
     for (int64_t l = 0; l < layer_count(); ++l) {
@@ -88,6 +105,7 @@ class Walk {
       const int64_t weight = convolution.weight.offset;
       for_items(share, shares, pack_items(layer),
                 [&](int64_t item) { pack_layer(layer, flat + weight, to, item); });
+      // The small parameters of a layer are not split between shares.
       if (l % shares != share) continue;
       if (convolution.bias_is_inert) {
         std::fill_n(to.bias, layer.width, T(0));
@@ -114,15 +132,15 @@ class Walk {
     }
   }
 
-  // Second step.
+  // Step 2: the walk over the images.
 
-  // The images of one group, and where their planes lie.
+  // The images of one group and the location of their planes. Owns nothing.
   struct Group {
     int64_t first, count;
     const PartBuffers<T>* part;
     const LayerBuffers<T>* layers;
     T* features;
-    bool started;  // the sums hold earlier groups
+    bool started;  // the sums already hold earlier groups
   };
 
   void walk_part(int64_t index) {
@@ -149,7 +167,8 @@ class Walk {
     }
   }
 
-  // Sums, and the padding of input planes, which no pass writes.
+  // Zeroes the sums that passes add to from the start, and the input planes, because no pass writes
+  // their padding. The first group overwrites the other sums.
   void clear(const PartBuffers<T>& part) {
     for (int64_t l = 0; l < layer_count(); ++l) {
       const Layer& layer = plan_.layers[l];
@@ -165,7 +184,8 @@ class Walk {
     std::fill_n(part.classifier_bias, network_.num_classes, T(0));
   }
 
-  // The planes of the part's next group.
+  // Points the part's buffers at the tape, for the images [first, first + count). A gradient call
+  // writes the tape, so it zeroes the input planes for their padding.
   void put_on_tape(PartBuffers<T>& part, int64_t first, int64_t count) const {
     for (int64_t l = 1; l < layer_count(); ++l) {
       const Layer& layer = plan_.layers[l];
@@ -191,7 +211,7 @@ class Walk {
     }
   }
 
-  // What the norm passes of one image of a layer read and write.
+  // The operands of the norm passes for one image of a layer.
   NormPass<T> norm_pass(const Group& group, int64_t l, int64_t image) const {
     const Layer& layer = plan_.layers[l];
     const LayerBuffers<T>& b = group.layers[l];
@@ -218,6 +238,7 @@ class Walk {
     p.grad_y = b.y + plane;
     p.grad_weight = sums.norm_weight;
     p.grad_bias = sums.norm_bias;
+    // A bias that a norm subtracts again has no gradient.
     p.grad_conv_bias = layer.block->convolution.bias_is_inert ? nullptr : sums.bias;
     if (call_.tangent()) {
       const bool moves = call_.theta_tangent != nullptr;
@@ -228,7 +249,8 @@ class Walk {
       p.out_tangent = (last ? group.part->features_tangent : next.input_tangent) + out;
       p.grad_out_tangent =
           (last ? group.part->grad_features_tangent : next.grad_input_tangent) + out;
-      // The tape holds the output; what computing xh again gives of it is soon overwritten.
+      // With a tape, only the first layer runs its primal pass again, to compute xh. Its output is
+      // on the tape already, so the copy goes to out_tangent, which the tangent pass overwrites.
       if (tape_) p.out = p.out_tangent;
     }
     return p;
@@ -249,6 +271,7 @@ class Walk {
     const bool kept = call_.tangent() && tape_ && l > 0;
     for_runs(group, l, [&](int64_t first, int64_t count) {
       const T* input = b.input + first * layer.in_plane();
+      // A tape has the primal results of all layers but the first.
       if (!kept) {
         const PackedLayer<T>& theta = group.part->theta->layers[l];
         convolve<2>(layer, count, 1, {{input, theta.primal}, {}}, theta.bias, *group.part,
@@ -286,7 +309,7 @@ class Walk {
     }
   }
 
-  // Loss and classifier, forward and backward.
+  // Classifier and loss, forward and backward.
   void classify(const Group& group) {
     const int64_t classes = network_.num_classes, size = plan_.features, count = group.count;
     const int64_t row = group.first * classes;
@@ -306,6 +329,8 @@ class Walk {
                         part.grad_features);
       return;
     }
+    // Logits are bilinear in features and weight, so their tangent and the gradients' tangents are
+    // sums of two terms.
     T* logits_tangent = buffers_->logits_tangent + row;
     T* grad_tangent = buffers_->grad_logits_tangent + row;
     const T* weight_tangent = nullptr;
@@ -340,7 +365,8 @@ class Walk {
             buffers_->logits, batch.index,          batch.target, batch.loss};
   }
 
-  // The sum of an image's logits, or of their tangents, as its row.
+  // The loss kSumLogits: sums the logits of each image, or their tangents, into `rows`. Its
+  // gradient in every logit is 1.
   void sum_logits(const T* logits, int64_t begin, int64_t end) {
     const int64_t classes = network_.num_classes;
     for (int64_t i = begin; i < end; ++i) {
@@ -381,7 +407,7 @@ class Walk {
   void backward(const Group& group, int64_t l) {
     const Layer& layer = plan_.layers[l];
     const LayerBuffers<T>& b = group.layers[l];
-    const bool kept = call_.tangent() && tape_ && l > 0;  // grad_input is known
+    const bool kept = call_.tangent() && tape_ && l > 0;  // grad_input is on the tape
     bool started = group.started;
     for_runs(group, l, [&](int64_t first, int64_t count) {
       for (int64_t i = first; i < first + count; ++i) {
@@ -409,6 +435,7 @@ class Walk {
         }
         terms.grad_input_tangent = b.grad_input_tangent + in_at;
       }
+      // The passes add to the input gradients, because tiles overlap.
       for (T* planes : {terms.grad_input, terms.grad_input_tangent}) {
         if (planes != nullptr) std::fill_n(planes, count * layer.in_plane(), T(0));
       }
@@ -423,7 +450,7 @@ class Walk {
     });
   }
 
-  // The part of whole tiles that lies outside the image has no gradient.
+  // Zeroes a gradient plane outside the image, where whole tiles reach beyond it.
   static void clear_margin(const Layer& layer, T* plane) {
     if (layer.side == layer.size) return;
     for (int64_t row = 0; row < layer.width / kLanes<T> * layer.side; ++row) {
@@ -445,9 +472,9 @@ class Walk {
     }
   }
 
-  // Third step.
+  // Step 3: add up the parts' sums and write the gradient.
 
-  // The sum that lies there in the first part's buffers, of each part.
+  // All parts' copies of a sum, given the one in the first part's buffers.
   PartSums<T> of_parts(const T* first) const { return {first, buffers_->part_size, call_.parts}; }
 
   void unpack(int64_t part) {
@@ -464,6 +491,7 @@ class Walk {
           unpack_block<4>(layer, weights, to, item);
         }
       });
+      // The small sums of a layer are not split between work items.
       if (l % call_.parts != part) continue;
       const auto add_up = [&](T* LayerSums<T>::* member, const Slice& slice, int64_t pixels) {
         from_blocks(of_parts(first.sums[l].*member), layer.channels, pixels,
@@ -494,7 +522,7 @@ class Walk {
   const StudentCall<T>& call_;
   const Network& network_;
   const WalkPlan<T> plan_;
-  const int64_t group_;  // images that are in work at a time
+  const int64_t group_;  // images that go through the network together
   std::optional<CallBuffers<T>> buffers_;
   std::optional<Tape<T>> tape_;
 };

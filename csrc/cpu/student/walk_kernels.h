@@ -1,5 +1,4 @@
-// Everything of a walk, compiled once per instruction set. No include guard: see
-// cpu/for_each_isa.h.
+// The student engine, compiled once per instruction set. No include guard: see cpu/for_each_isa.h.
 
 namespace trajmatch::cpu::TM_ISA {
 namespace {

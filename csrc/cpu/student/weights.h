@@ -1,25 +1,27 @@
-// Flat parameters in the orders that the passes read, and gradients back into the flat order.
+// Copies parameters from the flat order into the layouts that the passes read, and gradients back.
 //
-// A weight [C, I, 3, 3] becomes U = G g G' per frequency, in panels of two packs of columns:
-// [frequency][panel][I][kPanel] with output channels as columns, or turned, [frequency][panel][C]
-// [kPanel] with input channels as columns, for the gradient in the input.
+// A weight [C, I, 3, 3] becomes U = G g G' per frequency, in panels of two packs of columns. It is
+// stored as [frequency][panel][I][kPanel] with output channels as columns. The turned weight, for
+// the gradient in the input, is [frequency][panel][C][kPanel] with input channels as columns.
 //
 // No include guard: included inside the namespace of each instruction set, after plan.h and
 // winograd_transforms.h.
 
+// The parameters of one layer in the layouts that the passes read; null where the call does not
+// need them. Where `tile` is 2, `weight` is the same memory as `primal`, if there is a primal one.
 template <class T>
 struct PackedLayer {
-  T* primal = nullptr;  // U for the primal forward convolution, F(2x2)
-  T* weight = nullptr;  // U for all others
-  T* turned = nullptr;
+  T* primal = nullptr;  // U of the primal forward pass, F(2, 3)
+  T* weight = nullptr;  // U of the tangent forward pass, and of the gradient in narrow input
+  T* turned = nullptr;  // turned U of the input gradient, unless the input is narrow
   T *bias = nullptr, *norm_weight = nullptr, *norm_bias = nullptr;
 };
 
-// What of a parameter vector the passes of a call read.
+// Selects the layouts of a parameter vector that the passes of a call read.
 struct PackedParts {
-  bool primal, first_primal_only;  // the rest of the primal forward pass is on the tape
+  bool primal, first_primal_only;  // first_primal_only: the tape has the other layers
   bool weight;
-  bool turned, turned_first;  // turned but of the first layer, also of it
+  bool turned, turned_first;  // all layers but the first; the first layer
 };
 
 template <class T>
@@ -28,14 +30,14 @@ struct Packed {
   T *classifier = nullptr, *classifier_bias = nullptr;  // [K, features], [K]
 };
 
-// The weights of a square of channels, one tap after another, in lanes along output channels or
-// along input channels.
+// The weights of kLanes output channels by kLanes input channels, one tap (of the 3 x 3) after
+// another. The lanes are output channels or, if turned, input channels.
 template <class T>
 struct WeightSquare {
   static constexpr int64_t kSide = kLanes<T>;
   alignas(64) T taps[9][kSide][kSide];  // [tap][other channel][lane]
 
-  // Lanes beyond `outs` or `ins` channels are 0.
+  // Lanes and rows beyond `outs` output or `ins` input channels are 0.
   void read(const T* weight, int64_t in_channels, int64_t outs, int64_t ins, bool turned) {
     if (outs < kSide || ins < kSide) std::memset(taps, 0, sizeof taps);
     T* first = &taps[0][0][0];
@@ -50,7 +52,8 @@ struct WeightSquare {
     }
   }
 
-  // U of the square's first `count` rows, row i at to + i * row_step, frequencies `step` apart.
+  // Writes U of the square's first `count` rows: row i at to + i * row_step, with frequencies
+  // `step` apart.
   template <int m>
   void write(int64_t count, T* to, int64_t row_step, int64_t step) const {
     using V = Pack<T>;
@@ -63,8 +66,8 @@ struct WeightSquare {
   }
 };
 
-// Items of work of pack_layer: squares of output and input channels, and the columns that fill up a
-// last panel.
+// Number of work items of pack_layer: one per square of output and input channels. They include the
+// zero columns that fill up the last panel.
 template <class T>
 int64_t pack_items(const LayerPlan<T>& plan) {
   return plan.panels * 2 * ceil_div(plan.in_channels, kLanes<T>);
@@ -80,6 +83,7 @@ void pack_layer(const LayerPlan<T>& plan, const T* weight, const PackedLayer<T>&
   const T* first = weight + (out * plan.in_channels + in) * 9;
   WeightSquare<T> square;
   square.read(first, plan.in_channels, outs, ins, false);
+  // A panel holds two blocks of output channels.
   const int64_t at = (out_block / 2 * plan.in_channels + in) * kPanel<T> + out_block % 2 * lanes;
   if (to.primal != nullptr) {
     square.template write<2>(ins, to.primal + at, kPanel<T>, plan.weight_step());
@@ -102,7 +106,7 @@ void pack_layer(const LayerPlan<T>& plan, const T* weight, const PackedLayer<T>&
   }
 }
 
-// One and the same sum of each part of the images, `step` apart.
+// The same sum in each part's buffers, `step` values apart.
 template <class T>
 struct PartSums {
   const T* first;
@@ -111,7 +115,8 @@ struct PartSums {
   const T* of(int64_t part) const { return first + part * step; }
 };
 
-// Adds up the parts' sums of V' Z, and writes their G' (.) G for one block of output channels.
+// Adds up the parts' sums of V' Z and writes G' (.) G, the weight gradient, for one block of output
+// channels.
 template <int m, class T>
 void unpack_block(const LayerPlan<T>& plan, const PartSums<T>& parts, T* grad_weight,
                   int64_t block) {
@@ -137,8 +142,8 @@ void unpack_block(const LayerPlan<T>& plan, const PartSums<T>& parts, T* grad_we
   }
 }
 
-// Between values of channels and pixels in the flat order [C, pixels] and in blocks
-// [blocks][pixels] [lanes]; the channels that fill up the last block become 0.
+// Copies values per channel and pixel from the flat order [C, pixels] to blocks
+// [blocks][pixels][lanes]. Channels that fill up the last block become 0.
 template <class T>
 void to_blocks(const T* from, int64_t channels, int64_t pixels, int64_t width, T* to) {
   for (int64_t c = 0; c < width; ++c) {
@@ -149,7 +154,7 @@ void to_blocks(const T* from, int64_t channels, int64_t pixels, int64_t width, T
   }
 }
 
-// Adds the parts up.
+// The inverse of to_blocks, for the total of all parts' sums.
 template <class T>
 void from_blocks(const PartSums<T>& parts, int64_t channels, int64_t pixels, T* to) {
   for (int64_t c = 0; c < channels; ++c) {

@@ -1,16 +1,17 @@
-// The transforms of Winograd's convolutions F(2, 3) and F(4, 3) (Lavin and Gray, 2016,
-// arXiv:1509.09308) along one dimension:  y = A'((B'd) o (G g))  for a tile d of m + 2 inputs,
-// three weights g and m outputs y, with the adjoint of each.
+// Winograd transforms of F(2, 3) and F(4, 3) along one dimension (Lavin and Gray, 2016,
+// arXiv:1509.09308), each with its adjoint:  y = A'((B'd) o (G g))  for a tile d of m + 2 inputs,
+// three weights g and m outputs y.
 //
-// F(2, 3) takes 4 multiplications where a direct convolution takes 6, F(4, 3) 6 where it takes 12,
-// in two dimensions the squares of that; its constants up to 8 cost two bits of accuracy.
+// F(2, 3) needs 4 multiplications instead of the 6 of a direct convolution, F(4, 3) needs 6 instead
+// of 12. In two dimensions these numbers are squared. The constants of F(4, 3), up to 8, cost two
+// bits of accuracy.
 //
 // No include guard: included inside the namespace of each instruction set, after cpu/pack.h.
 
 template <int m>
 struct Winograd;
 
-// Points 0, 1, -1 and infinity.
+// F(2, 3): interpolation points 0, 1, -1 and infinity.
 template <>
 struct Winograd<2> {
   static constexpr std::array<std::array<int, 4>, 2> kOutput{{{1, 1, 1, 0}, {0, 1, -1, -1}}};  // A'
@@ -59,7 +60,7 @@ struct Winograd<2> {
   }
 };
 
-// Points 0, 1, -1, 2, -2 and infinity.
+// F(4, 3): interpolation points 0, 1, -1, 2, -2 and infinity.
 template <>
 struct Winograd<4> {
   static constexpr std::array<std::array<int, 6>, 4> kOutput{
@@ -135,7 +136,8 @@ struct Winograd<4> {
   }
 };
 
-// Both dimensions of a tile in registers: rows(from each column), then columns.
+// Applies a one-dimensional transform to both dimensions of a tile, in registers: to each of its
+// `from` columns first, then to each of the `to` resulting rows.
 template <int from, int to, class V, class Transform, class Load, class Store>
 TM_INLINE void transform_tile(const Transform& transform, const Load& load_value,
                               const Store& store_value) {
