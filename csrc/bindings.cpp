@@ -39,6 +39,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("tape_elements", &trajmatch::tape_elements, pybind11::arg("network"),
              pybind11::arg("batch_sizes"), pybind11::arg("tape_bytes"), pybind11::arg("float64"),
              pybind11::arg("cuda"), "Elements of the tapes that student_unroll keeps.");
+  module.def("runs_by_images", &trajmatch::runs_by_images, pybind11::arg("network"),
+             "True if the CPU engine takes a few images at a time through the whole network.");
   module.def("start_profile", &trajmatch::start_profile,
              "Begins to add up the seconds of the CPU engine's passes.");
   module.def("stop_profile", &trajmatch::stop_profile,

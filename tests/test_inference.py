@@ -1,4 +1,4 @@
-"""Logits by the engine are those of the modules."""
+"""The engine and the modules compute the same logits."""
 
 import itertools
 

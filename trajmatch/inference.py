@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trajmatch import networks
-from trajmatch.ops.student import logits_on_engine
+from trajmatch.ops.registration import operators
 
 # Images per batch. Few for modules on a CPU: activations then stay in cache, and below the size
 # from which the C library returns memory to the kernel after each use. Otherwise enough for all
@@ -25,7 +25,8 @@ def forward_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     description = networks.engine_description(model, precise=True)
     if description is None:
         return model
-    return logits_on_engine(networks.flat_parameters(model), description)
+    theta = networks.flat_parameters(model)
+    return lambda images: operators.student_logits(theta, images, description)
 
 
 def all_logits(

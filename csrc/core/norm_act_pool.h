@@ -118,11 +118,11 @@ struct NormActPoolBackwardTangent {
   const T* projection;        // [B, G]
   const T* grad_out;          // [B, Ho, Wo, C]
   const T* grad_out_tangent;  // [B, Ho, Wo, C], or null (0)
-  T* grad_x;                  // [B, H, W, C] the primal gradient, or null if not wanted
-  T* grad_x_tangent;          // [B, H, W, C]
-  T* partial_grad_affine;     // [B, 2, A] workspace, as in the backward pass
-  T* grad_weight_tangent;     // [A], or null together with grad_bias_tangent
-  T* grad_bias_tangent;       // [A]
+  T* grad_x;               // [B, H, W, C] the primal gradient; null if not wanted, not over_batch
+  T* grad_x_tangent;       // [B, H, W, C]
+  T* partial_grad_affine;  // [B, 2, A] workspace, as in the backward pass
+  T* grad_weight_tangent;  // [A], or null together with grad_bias_tangent
+  T* grad_bias_tangent;    // [A]
 };
 
 namespace cpu {

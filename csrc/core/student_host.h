@@ -17,6 +17,9 @@ void release_workspace();
 int64_t tape_elements(const std::vector<int64_t>& network, const std::vector<int64_t>& batch_sizes,
                       int64_t tape_bytes, bool float64, bool cuda);
 
+// True if the CPU engine takes a few images at a time through the whole network.
+bool runs_by_images(const std::vector<int64_t>& network);
+
 // Seconds spent in the passes of the CPU engine between the two calls, by "pass.layer".
 void start_profile();
 std::vector<std::pair<std::string, double>> stop_profile();

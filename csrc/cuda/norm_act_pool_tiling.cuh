@@ -26,7 +26,7 @@ namespace trajmatch::cuda {
 // that float64 needs.
 constexpr int plane_threads(bool held) { return held ? 512 : 256; }
 
-// What a kernel needs to know besides the shape.
+// Launch parameters of a kernel besides the shape.
 struct Tiling {
   int group_size;        // channels in a norm group; 1 without normalisation
   int channels;          // channels that a block owns

@@ -41,7 +41,7 @@ struct LayerCall {
   Tensor place(const char* name, size_t value) {
     return workspace.channels_last(name, value, sizes_of_value(value), like);
   }
-  // Where a kernel may write the data of a value, its gradient or the tangent of its gradient. Pass
+  // Destinations for the data of a value, its gradient, and the tangent of its gradient. Pass
   // what was written to set_data, add_grad or add_grad_tangent. data_place, and grad_place for the
   // first share of a gradient, return memory on the tape if it keeps the value.
   Tensor data_place(size_t value);

@@ -313,7 +313,7 @@ class NormActPool : public Layer {
     copy_turned(turned, values, shape_.channels, shape_.pixels());
     return turned;
   }
-  // Where the kernels write a gradient: directly in grad_theta, or in a buffer in kernel order that
+  // Destination of a gradient: its place in grad_theta, or a buffer in kernel order that
   // finish_gradient transposes.
   OptionalTensor gradient_place(const Slice& slice, const char* name) const {
     if (slice.size == 0) return std::nullopt;

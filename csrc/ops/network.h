@@ -16,7 +16,7 @@ namespace trajmatch {
 //   kAdd           the other value
 //   kMean          side of the windows
 // padded with zeros. The classifier reads the last value. Parameters are in the order of the nodes,
-// followed by those of the classifier.
+// followed by the classifier's.
 Network read_network(const Check& check, const Ints& description);
 
 }  // namespace trajmatch

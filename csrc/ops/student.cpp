@@ -107,16 +107,23 @@ StudentCall<T> Student<T>::call_on(const Tensor& images, const T* theta) const {
 }
 
 template <class T>
-StudentCall<T> Student<T>::call_on(const StudentProblem& problem) const {
-  const bool soft = problem.soft_labels();
+StudentCall<T> Student<T>::call_on(const StudentProblem& problem, T* loss, const Tensor& grad_theta,
+                                   const OptionalTensor& grad_images,
+                                   const OptionalTensor& grad_labels,
+                                   const std::optional<VectorPart>& tape) const {
   StudentCall<T> call = call_on(problem.images, read<T>(problem.theta));
   call.batch.loss = problem.loss;
   call.batch.scale = problem.scale;
-  if (soft) {
+  if (problem.soft_labels()) {
     call.batch.target = read<T>(problem.labels);
   } else if (problem.loss == StudentLoss::kCrossEntropy) {
     call.batch.index = read<int64_t>(problem.labels);
   }
+  call.loss = loss;
+  call.grad_theta = write<T>(grad_theta);
+  call.grad_images = write<T>(grad_images);
+  call.grad_target = write<T>(grad_labels);
+  call.tape = tape ? write<T>(*tape) : nullptr;
   return call;
 }
 
@@ -140,13 +147,9 @@ void Student<T>::gradient(const StudentProblem& problem, const Tensor& loss,
     return layers_->gradient(problem, loss, grad_theta, grad_images, grad_labels, tape, statistics);
   }
   // A chain has no batch norms, so the CPU engine has no statistics to write.
-  StudentCall<T> call = call_on(problem);
+  StudentCall<T> call =
+      call_on(problem, write<T>(loss), grad_theta, grad_images, grad_labels, tape);
   call.pass = StudentPass::kGradient;
-  call.loss = write<T>(loss);
-  call.grad_theta = write<T>(grad_theta);
-  call.grad_images = write<T>(grad_images);
-  call.grad_target = write<T>(grad_labels);
-  call.tape = tape ? write<T>(*tape) : nullptr;
   cpu::run_student(call);
 }
 
@@ -159,16 +162,12 @@ void Student<T>::gradient_jvp(const StudentProblem& problem, const StudentTangen
     return layers_->gradient_jvp(problem, tangents, directional.tensor(), grad_theta, grad_images,
                                  grad_labels, tape);
   }
-  StudentCall<T> call = call_on(problem);
+  StudentCall<T> call =
+      call_on(problem, write<T>(directional), grad_theta, grad_images, grad_labels, tape);
   call.pass = StudentPass::kGradientJvp;
   call.theta_tangent = read<T>(tangents.theta);
   call.images_tangent = read<T>(tangents.images);
   call.target_tangent = read<T>(tangents.labels);
-  call.loss = write<T>(directional);
-  call.grad_theta = write<T>(grad_theta);
-  call.grad_images = write<T>(grad_images);
-  call.grad_target = write<T>(grad_labels);
-  call.tape = tape ? write<T>(*tape) : nullptr;
   cpu::run_student(call);
 }
 

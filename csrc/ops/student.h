@@ -43,7 +43,9 @@ class Student {
  private:
   // Prepares a call of the CPU engine on a batch.
   StudentCall<T> call_on(const Tensor& images, const T* theta) const;
-  StudentCall<T> call_on(const StudentProblem& problem) const;
+  StudentCall<T> call_on(const StudentProblem& problem, T* loss, const Tensor& grad_theta,
+                         const OptionalTensor& grad_images, const OptionalTensor& grad_labels,
+                         const std::optional<VectorPart>& tape) const;
 
   Network network_;
   std::optional<LayerStudent<T>> layers_;

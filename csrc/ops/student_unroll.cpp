@@ -36,6 +36,10 @@ int64_t tape_elements(const Ints& network_description, const Ints& batch_sizes, 
       .elements();
 }
 
+bool runs_by_images(const Ints& network_description) {
+  return !read_network(Check("runs_by_images"), network_description).blocks.empty();
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> student_unroll(
     const Tensor& theta0, const Tensor& images, const Tensor& labels, const Tensor& lr,
     const Tensor& state, const Tensor& indices, const Ints& batch_sizes, const Ints& steps,

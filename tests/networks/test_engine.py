@@ -1,8 +1,10 @@
-"""What the engine takes for a network of the papers, and what only looks like one."""
+"""Networks that the engine runs, and modified ones that it must leave to autograd."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from trajmatch import networks, ops, reference
 from trajmatch.block import NORMS, Norm
 from trajmatch.networks import ConvNet
+from trajmatch.ops.student import runs_by_images
 
 # Each makes something else of a network that the engine knows.
 Change = Callable[[nn.Module], object]
@@ -134,3 +137,40 @@ def test_another_norm_is_another_line(monkeypatch: pytest.MonkeyPatch) -> None:
     found = ops.gradient(model, theta, images, labels)
     wanted = reference.gradient(model, theta, images, labels)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "few"),
+    [
+        ("convnet:width=4,depth=2", 8, True),
+        ("vgg11:width=2,norm=none", 32, True),
+        ("vgg11:batch,width=2", 32, False),
+        ("convnet:batch,width=4,depth=2", 8, False),
+        ("resnet18:width=4", 16, False),
+        ("lenet", 20, False),
+    ],
+)
+def test_chains_go_through_the_cpu_engine_a_few_images_at_a_time(
+    text: str, size: int, few: bool
+) -> None:
+    model = networks.build(networks.specify(text, 3, 5, size))
+    assert runs_by_images(model) is few
+    assert not runs_by_images(nn.Sequential(model))  # on autograd
+
+
+@pytest.mark.parametrize(
+    "divided", [{"micro_batch": 2}, {"shards": SimpleNamespace(size=2, rank=0)}]
+)
+def test_the_batch_of_a_batch_norm_is_not_divided(divided: dict[str, Any]) -> None:
+    model = networks.build(networks.specify("convnet:batch,width=4,depth=1", 3, 5, 8))
+    assert ops.engine_for(model) == "engine"
+    with pytest.raises(ValueError, match="be None for a network whose logits of an image depend"):
+        ops.unroll(
+            model,
+            networks.flat_parameters(model),
+            torch.randn(4, 3, 8, 8),
+            torch.arange(4),
+            torch.tensor(0.1),
+            torch.arange(4).repeat(2, 1),
+            **divided,
+        )

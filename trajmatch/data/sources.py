@@ -133,7 +133,7 @@ def _warn_of_untested(dataset: Dataset) -> None:
 
 
 def _normalised_by(dataset: Dataset, statistics: str | None) -> Dataset:
-    """Return the set with published statistics or with those of its training images."""
+    """Return the set with published statistics or with statistics of its training images."""
     published = statistics == "published"
     if statistics is None or published == dataset.published_statistics:
         return dataset
@@ -190,7 +190,7 @@ def of_recipe(uri: str | None, wanted: str, recipe: str = "") -> str | None:
     fixed = not address.path or (source and source.found_in)
     name = address.scheme if fixed else Path(address.path).stem
     if name == expected.scheme:
-        # Options given in the address win over those of the recipe.
+        # Options in the address override the recipe's options.
         named = {each.partition("=")[0] for each in _settings(address)}
         open_ = [each for each in _settings(expected) if each.partition("=")[0] not in named]
         address = address._replace(options="&".join(filter(None, [address.options, *open_])))

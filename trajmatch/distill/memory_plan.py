@@ -27,7 +27,7 @@ from trajmatch.distill.parameters import LABELS
 from trajmatch.distill.problem import Problem
 from trajmatch.errors import UserError
 from trajmatch.memory import free_bytes, is_out_of_memory, peak_bytes, reset_peak, used_bytes
-from trajmatch.networks import ConvNet
+from trajmatch.ops.student import runs_by_images
 from trajmatch.schema import flag
 
 T = TypeVar("T")
@@ -131,13 +131,12 @@ def planned(problem: Problem, shared: bool = False) -> Plan:
 def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
     """Return the next leaner plan: first without kept activations, then with half of the images.
 
-    Return None if neither helps: a ConvNet on the CPU engine takes a few images at a time anyway,
-    batch norm needs the whole batch, and one image cannot be divided.
+    Return None if neither helps: the CPU engine takes ConvNet and VGG11 a few images at a time
+    anyway, batch norm needs the whole batch, and one image cannot be divided.
     """
     if plan.tape_bytes:
         return replace(plan, tape_bytes=0)
-    engine = ops.engine_for(problem.model) == "engine"
-    if problem.device.type == "cpu" and engine and isinstance(problem.model, ConvNet):
+    if problem.device.type == "cpu" and runs_by_images(problem.model):
         return None
     batch = min(problem.config.batch_syn or images, images)
     now = min(plan.micro_batch or batch, batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -146,14 +145,6 @@ class AutogradStudent:
         return self._scale * grad, found
 
 
-def logits_on_engine(theta: Tensor, network: list[int]) -> Callable[[Tensor], Tensor]:
-    """Return a function from images to logits that runs on the engine, without derivatives.
-
-    ``theta`` is ``[P]``, ``network`` a result of :func:`trajmatch.networks.engine_description`.
-    """
-    return lambda images: operators.student_logits(theta, images, network)
-
-
 def engine_for(model: nn.Module) -> str:
     """Return ``"engine"`` (C++ and CUDA) or ``"autograd"`` (PyTorch), the path that runs a model.
 
@@ -164,6 +155,12 @@ def engine_for(model: nn.Module) -> str:
     """
     model = Expect("engine_for").module(model)
     return "autograd" if engine_description(model) is None else "engine"
+
+
+def runs_by_images(model: nn.Module) -> bool:
+    """Return True if the CPU engine takes a few images at a time through the whole network."""
+    description = engine_description(model)
+    return description is not None and _C.runs_by_images(description)
 
 
 @public_operator

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trajmatch._extension import _C
 from trajmatch.networks.differentiable import treats_images_alone
-from trajmatch.networks.engine import engine_description
+from trajmatch.networks.engine import batch_norm_channels, engine_description
 from trajmatch.ops.arguments import ArrayLike, Augment, DsaReplay, Expect
 from trajmatch.ops.errors import public_operator
 from trajmatch.ops.loop import Loop, Steps, Unroll
@@ -183,7 +183,11 @@ def unroll(
             "be None for a network whose logits of an image depend on the others of its batch, as "
             "batch norm's do"
         )
-        alone = whole or treats_images_alone(model, theta0.detach(), images.detach())
+        alone = whole or (
+            batch_norm_channels(network) == 0
+            if network is not None
+            else treats_images_alone(model, theta0.detach(), images.detach())
+        )
         expect.that(alone, argument, wanted, type(model).__name__)
         if most is not None:
             student = MicroBatches(student, most)

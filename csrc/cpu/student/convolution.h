@@ -3,33 +3,53 @@
 //
 // No include guard: included inside the namespace of each instruction set, after layer_passes.h.
 
-// Copies between images [side, side, C] and planes [blocks][rows][rows][lanes], where the image
-// starts at pixel `origin`. Calls move(pixel, at, count) with both offsets for every pixel and
-// block; `count` is the number of channels, a full pack or the last few. Lanes beyond C stay
-// unchanged.
-template <class T, class Move>
-TM_INLINE void for_plane_pixels(int64_t channels, int64_t side, int64_t rows, int64_t origin,
-                                const Move& move) {
-  constexpr int64_t lanes = kLanes<T>;
-  for (int64_t c = 0; c < channels; c += lanes) {
-    const int64_t block = c / lanes * rows * rows * lanes, count = std::min(lanes, channels - c);
-    for (int64_t row = 0; row < side; ++row) {
-      int64_t pixel = row * side * channels + c, at = block + (row * rows + origin) * lanes;
-      for (int64_t column = 0; column < side; ++column, pixel += channels, at += lanes) {
-        move(pixel, at, count);
+// Copies images [side, side, C] to planes [blocks][rows][rows][lanes], where the image starts at
+// pixel `origin`, and back. Lanes beyond C and pixels outside of the image stay unchanged. Null
+// planes are skipped.
+template <class T>
+struct PlaneCopy {
+  int64_t channels, side, rows, origin, lanes, plane;
+
+  void read(const T* images, int64_t first, int64_t count, T* planes) const {
+    if (planes == nullptr) return;
+    each_pixel(first, count, [&](int64_t image_at, int64_t plane_at, int64_t n) {
+      copy_channels(images + image_at, planes + plane_at, n);
+    });
+  }
+  void write(const T* planes, int64_t first, int64_t count, T* images) const {
+    if (planes == nullptr) return;
+    each_pixel(first, count, [&](int64_t image_at, int64_t plane_at, int64_t n) {
+      copy_channels(planes + plane_at, images + image_at, n);
+    });
+  }
+
+ private:
+  // Calls copy(image_at, plane_at, n) for the n channels of each pixel in each block.
+  template <class Copy>
+  TM_INLINE void each_pixel(int64_t first, int64_t count, const Copy& copy) const {
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t c = 0; c < channels; c += lanes) {
+        const int64_t block = i * plane + c * rows * rows, n = std::min(lanes, channels - c);
+        for (int64_t row = 0; row < side; ++row) {
+          int64_t image_at = (((first + i) * side + row) * side) * channels + c;
+          int64_t plane_at = block + (row * rows + origin) * lanes;
+          for (int64_t column = 0; column < side; ++column) {
+            copy(image_at, plane_at, n);
+            image_at += channels;
+            plane_at += lanes;
+          }
+        }
       }
     }
   }
-}
-
-template <class T>
-void move_pack(const T* from, T* to, int64_t count) {
-  if (count == kLanes<T>) {
-    store<Pack<T>>(to, load<Pack<T>>(from));
-  } else {
-    std::copy_n(from, count, to);
+  static void copy_channels(const T* from, T* to, int64_t n) {
+    if (n == kLanes<T>) {
+      store<Pack<T>>(to, load<Pack<T>>(from));
+    } else {
+      std::copy_n(from, n, to);
+    }
   }
-}
+};
 
 template <class T>
 class ConvolutionWalk {
@@ -41,6 +61,10 @@ class ConvolutionWalk {
       : call_(call),
         block_{*call.node, {}},
         plan_(block_, call.node->in_channels <= kPixelLanes ? 0 : 1, call.precise),
+        inputs_{plan_.in_channels, plan_.in_size,
+                plan_.in_side,     plan_.padding * (plan_.in_side + 1),
+                plan_.in_lanes,    plan_.in_plane()},
+        outputs_{plan_.channels, plan_.size, plan_.side, 0, kLanes<T>, plan_.plane()},
         parts_(parts),
         in_parallel_(in_parallel) {
     Memory<T> counting(nullptr, &memory.lists);
@@ -60,7 +84,7 @@ class ConvolutionWalk {
       }
     });
     if (forward()) {
-      to_blocks_or_zero(call_.bias, bias_);
+      copy_or_zero(call_.bias, bias_);
       in_parallel_(parts_,
                    [&](int64_t part) { for_groups(part, &ConvolutionWalk::convolve_group); });
       return;
@@ -69,11 +93,7 @@ class ConvolutionWalk {
     const PartSums<T> sums{buffers_[0].sum, buffer_step_, parts_};
     in_parallel_(parts_, [&](int64_t part) {
       for (int64_t item = part; item < ceil_div(plan_.channels, kLanes<T>); item += parts_) {
-        if (plan_.tile == 2) {
-          unpack_block<2>(plan_, sums, call_.grad_weight, item);
-        } else {
-          unpack_block<4>(plan_, sums, call_.grad_weight, item);
-        }
+        unpack_block(plan_, sums, call_.grad_weight, item);
       }
     });
   }
@@ -126,7 +146,7 @@ class ConvolutionWalk {
     }
   }
 
-  void to_blocks_or_zero(const T* from, T* to) const {
+  void copy_or_zero(const T* from, T* to) const {
     std::fill_n(to, plan_.width, T(0));
     if (from != nullptr) std::copy_n(from, plan_.channels, to);
   }
@@ -146,53 +166,9 @@ class ConvolutionWalk {
     }
   }
 
-  void read_inputs(const T* images, int64_t first, int64_t count, T* planes) const {
-    if (planes == nullptr) return;
-    const int64_t size = plan_.in_size * plan_.in_size * plan_.in_channels;
-    for (int64_t i = 0; i < count; ++i) {
-      const T* from = images + (first + i) * size;
-      T* to = planes + i * plan_.in_plane();
-      if (plan_.narrow_input()) {
-        read_image(plan_, from, to);
-      } else {
-        for_plane_pixels<T>(
-            plan_.in_channels, plan_.in_size, plan_.in_side, plan_.in_side + 1,
-            [&](int64_t pixel, int64_t at, int64_t n) { move_pack(from + pixel, to + at, n); });
-      }
-    }
-  }
-
-  void write_input_gradients(const T* planes, int64_t first, int64_t count, T* images) const {
-    if (planes == nullptr) return;
-    const int64_t size = plan_.in_size * plan_.in_size * plan_.in_channels;
-    for (int64_t i = 0; i < count; ++i) {
-      const T* from = planes + i * plan_.in_plane();
-      T* to = images + (first + i) * size;
-      if (plan_.narrow_input()) {
-        write_image_gradient(plan_, from, to);
-      } else {
-        for_plane_pixels<T>(
-            plan_.in_channels, plan_.in_size, plan_.in_side, plan_.in_side + 1,
-            [&](int64_t pixel, int64_t at, int64_t n) { move_pack(from + at, to + pixel, n); });
-      }
-    }
-  }
-
-  void read_gradients(const T* grads, int64_t first, int64_t count, T* planes) const {
-    if (planes == nullptr) return;
-    const int64_t size = plan_.size * plan_.size * plan_.channels;
-    for (int64_t i = 0; i < count; ++i) {
-      const T* from = grads + (first + i) * size;
-      T* to = planes + i * plan_.plane();
-      for_plane_pixels<T>(
-          plan_.channels, plan_.size, plan_.side, 0,
-          [&](int64_t pixel, int64_t at, int64_t n) { move_pack(from + pixel, to + at, n); });
-    }
-  }
-
   void convolve_group(const Buffers& b, int64_t first, int64_t count, bool) {
-    read_inputs(call_.input, first, count, b.input);
-    read_inputs(call_.input_tangent, first, count, b.input_tangent);
+    inputs_.read(call_.input, first, count, b.input);
+    inputs_.read(call_.input_tangent, first, count, b.input_tangent);
     ConvolutionTerm<T> term[2] = {};
     int terms = 0;
     if (!is_tangent()) {
@@ -201,27 +177,16 @@ class ConvolutionWalk {
     } else {
       if (b.input_tangent != nullptr) term[terms++] = {b.input_tangent, weight_.weight};
       if (tangent_.weight != nullptr) term[terms++] = {b.input, tangent_.weight};
-      if (plan_.tile == 2) {
-        convolve<2>(plan_, count, terms, term, bias_, b.pass, b.y);
-      } else {
-        convolve<4>(plan_, count, terms, term, bias_, b.pass, b.y);
-      }
+      convolve(plan_, count, terms, term, bias_, b.pass, b.y);
     }
-    const int64_t size = plan_.size * plan_.size * plan_.channels;
-    for (int64_t i = 0; i < count; ++i) {
-      const T* from = b.y + i * plan_.plane();
-      T* to = call_.output + (first + i) * size;
-      for_plane_pixels<T>(
-          plan_.channels, plan_.size, plan_.side, 0,
-          [&](int64_t pixel, int64_t at, int64_t n) { move_pack(from + at, to + pixel, n); });
-    }
+    outputs_.write(b.y, first, count, call_.output);
   }
 
   void backward_group(const Buffers& b, int64_t first, int64_t count, bool started) {
-    read_inputs(call_.input, first, count, b.input);
-    read_inputs(call_.input_tangent, first, count, b.input_tangent);
-    read_gradients(call_.grad, first, count, b.y);
-    read_gradients(call_.grad_tangent, first, count, b.y_tangent);
+    inputs_.read(call_.input, first, count, b.input);
+    inputs_.read(call_.input_tangent, first, count, b.input_tangent);
+    outputs_.read(call_.grad, first, count, b.y);
+    outputs_.read(call_.grad_tangent, first, count, b.y_tangent);
     for (T* planes : {b.grad_input, b.grad_input_tangent}) {
       if (planes != nullptr) std::fill_n(planes, count * plan_.in_plane(), T(0));
     }
@@ -234,18 +199,15 @@ class ConvolutionWalk {
     if (call_.weight_tangent != nullptr) terms.weight_tangent = &tangent_;
     terms.grad_input = b.grad_input;
     terms.grad_input_tangent = b.grad_input_tangent;
-    if (plan_.tile == 2) {
-      ConvolutionBackward<2, T>(plan_, terms, b.pass).run(count, b.sum, started);
-    } else {
-      ConvolutionBackward<4, T>(plan_, terms, b.pass).run(count, b.sum, started);
-    }
-    write_input_gradients(b.grad_input, first, count, call_.grad_input);
-    write_input_gradients(b.grad_input_tangent, first, count, call_.grad_input_tangent);
+    convolution_backward(plan_, terms, b.pass, count, b.sum, started);
+    inputs_.write(b.grad_input, first, count, call_.grad_input);
+    inputs_.write(b.grad_input_tangent, first, count, call_.grad_input_tangent);
   }
 
   const Call& call_;
   const Block block_;
   const LayerPlan<T> plan_;
+  const PlaneCopy<T> inputs_, outputs_;
   const int64_t parts_;
   const InParallel& in_parallel_;
   PackedLayer<T> weight_, tangent_;

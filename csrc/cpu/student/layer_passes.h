@@ -77,6 +77,15 @@ void convolve(const LayerPlan<T>& plan, int64_t images, int terms,
   }
 }
 
+// The same by the layer's tile, that of all convolutions but the primal forward one.
+template <class T>
+void convolve(const LayerPlan<T>& plan, int64_t images, int terms,
+              const ConvolutionTerm<T> (&term)[2], const T* bias, const PassBuffers<T>& part,
+              T* out) {
+  if (plan.tile == 2) return convolve<2>(plan, images, terms, term, bias, part, out);
+  convolve<4>(plan, images, terms, term, bias, part, out);
+}
+
 // Operands and results of the backward pass of one layer.
 template <class T>
 struct BackwardTerms {
@@ -200,3 +209,13 @@ class ConvolutionBackward {
   const PassBuffers<T>& part_;
   int64_t first_ = 0, count_ = 0, in_step_ = 0, step_ = 0;
 };
+
+// Sets `sum` where `accumulate` is false, adds to it where it is true.
+template <class T>
+void convolution_backward(const LayerPlan<T>& plan, const BackwardTerms<T>& terms,
+                          const PassBuffers<T>& part, int64_t images, T* sum, bool accumulate) {
+  if (plan.tile == 2) {
+    return ConvolutionBackward<2, T>(plan, terms, part).run(images, sum, accumulate);
+  }
+  ConvolutionBackward<4, T>(plan, terms, part).run(images, sum, accumulate);
+}

@@ -302,11 +302,7 @@ class Walk {
       bias = tangent.bias;
     }
     T* out = b.y_tangent + first * layer.plane();
-    if (layer.tile == 2) {
-      convolve<2>(layer, count, terms, term, bias, *group.part, out);
-    } else {
-      convolve<4>(layer, count, terms, term, bias, *group.part, out);
-    }
+    convolve(layer, count, terms, term, bias, *group.part, out);
   }
 
   // Classifier and loss, forward and backward.
@@ -441,11 +437,7 @@ class Walk {
       }
       group.part->laps.lap(Pass::kClear, l);
       T* sum = group.part->sums[l].weight;
-      if (layer.tile == 2) {
-        ConvolutionBackward<2, T>(layer, terms, *group.part).run(count, sum, started);
-      } else {
-        ConvolutionBackward<4, T>(layer, terms, *group.part).run(count, sum, started);
-      }
+      convolution_backward(layer, terms, *group.part, count, sum, started);
       started = true;
     });
   }
@@ -484,13 +476,8 @@ class Walk {
       const auto& [convolution, norm] = *layer.block;
       const PartSums<T> weights = of_parts(first.sums[l].weight);
       T* const to = call_.grad_theta + convolution.weight.offset;
-      for_items(part, call_.parts, ceil_div(layer.channels, kLanes<T>), [&](int64_t item) {
-        if (layer.tile == 2) {
-          unpack_block<2>(layer, weights, to, item);
-        } else {
-          unpack_block<4>(layer, weights, to, item);
-        }
-      });
+      for_items(part, call_.parts, ceil_div(layer.channels, kLanes<T>),
+                [&](int64_t item) { unpack_block(layer, weights, to, item); });
       // The small sums of a layer are not split between work items.
       if (l % call_.parts != part) continue;
       const auto add_up = [&](T* LayerSums<T>::* member, const Slice& slice, int64_t pixels) {

@@ -54,6 +54,11 @@ struct WeightSquare {
 
   // Writes U of the square's first `count` rows: row i at to + i * row_step, with frequencies
   // `step` apart.
+  void write(int tile, int64_t count, T* to, int64_t row_step, int64_t step) const {
+    if (tile == 2) return write<2>(count, to, row_step, step);
+    write<4>(count, to, row_step, step);
+  }
+
   template <int m>
   void write(int64_t count, T* to, int64_t row_step, int64_t step) const {
     using V = Pack<T>;
@@ -86,24 +91,16 @@ void pack_layer(const LayerPlan<T>& plan, const T* weight, const PackedLayer<T>&
   // A panel holds two blocks of output channels.
   const int64_t at = (out_block / 2 * plan.in_channels + in) * kPanel<T> + out_block % 2 * lanes;
   if (to.primal != nullptr) {
-    square.template write<2>(ins, to.primal + at, kPanel<T>, plan.weight_step());
+    square.write(2, ins, to.primal + at, kPanel<T>, plan.weight_step());
   }
   if (to.weight != nullptr && to.weight != to.primal) {
-    if (plan.tile == 2) {
-      square.template write<2>(ins, to.weight + at, kPanel<T>, plan.weight_step());
-    } else {
-      square.template write<4>(ins, to.weight + at, kPanel<T>, plan.weight_step());
-    }
+    square.write(plan.tile, ins, to.weight + at, kPanel<T>, plan.weight_step());
   }
   if (to.turned == nullptr) return;
   square.read(first, plan.in_channels, outs, ins, true);
   const int64_t in_block = in / lanes;
   T* turned = to.turned + (in_block / 2 * plan.channels + out) * kPanel<T> + in_block % 2 * lanes;
-  if (plan.tile == 2) {
-    square.template write<2>(outs, turned, kPanel<T>, plan.turned_step());
-  } else {
-    square.template write<4>(outs, turned, kPanel<T>, plan.turned_step());
-  }
+  square.write(plan.tile, outs, turned, kPanel<T>, plan.turned_step());
 }
 
 // The same sum in each part's buffers, `step` values apart.
@@ -140,6 +137,14 @@ void unpack_block(const LayerPlan<T>& plan, const PartSums<T>& parts, T* grad_we
       for (int k = 0; k < 9; ++k) g[k] = taps[k][lane];
     }
   }
+}
+
+// The same by the layer's tile.
+template <class T>
+void unpack_block(const LayerPlan<T>& plan, const PartSums<T>& parts, T* grad_weight,
+                  int64_t block) {
+  if (plan.tile == 2) return unpack_block<2>(plan, parts, grad_weight, block);
+  unpack_block<4>(plan, parts, grad_weight, block);
 }
 
 // Copies values per channel and pixel from the flat order [C, pixels] to blocks
