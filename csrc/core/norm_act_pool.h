@@ -153,15 +153,11 @@ template <class T>
 void norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<T>& params, int64_t begin,
                                     int64_t end, NormPhase phase = NormPhase::kBoth,
                                     BatchMeans<T> means = {});
-// Runs between the two phases: fills `all` and the statistics that the pass writes.
+// Runs between the two phases: averages `count` means per channel over the batch. `variances`: the
+// second row holds the variances around the means of the first.
 template <class T>
-void combine(const NormActPoolForward<T>& params, const BatchMeans<T>& means);
-template <class T>
-void combine(const NormActPoolBackward<T>& params, const BatchMeans<T>& means);
-template <class T>
-void combine(const NormActPoolTangent<T>& params, const BatchMeans<T>& means);
-template <class T>
-void combine(const NormActPoolBackwardTangent<T>& params, const BatchMeans<T>& means);
+void means_over_batch(const NormActPoolShape& shape, int64_t count, bool variances,
+                      const BatchMeans<T>& means);
 template <class T>
 void sum_partial_affine(const NormActPoolShape& shape, const T* partial, T* weight, T* bias);
 }  // namespace cpu

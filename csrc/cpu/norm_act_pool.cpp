@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/student/norm.h"
 
 #define TM_KERNELS "cpu/norm_act_pool_kernels.h"
 #include "cpu/for_each_isa.h"
@@ -60,59 +61,29 @@ void norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<double>& pa
   portable::backward_tangent(params, begin, end, phase, means);
 }
 
-namespace {
-
-// Averages `count` means per image and channel over the batch. All images have equally many pixels,
-// so a plain average is the mean over all pixels.
+// All images have equally many pixels, so a plain average of their means is the mean over all
+// pixels.
 template <class T>
-void mean_over_batch(const NormActPoolShape& shape, int64_t count, const BatchMeans<T>& means) {
+void means_over_batch(const NormActPoolShape& shape, int64_t count, bool variances,
+                      const BatchMeans<T>& means) {
   const int64_t size = count * shape.channels;
-  for (int64_t i = 0; i < size; ++i) {
+  const auto average = [&](int64_t i, T centre, int power) {
     double sum = 0;
-    for (int64_t image = 0; image < shape.batch; ++image) sum += means.each[image * size + i];
-    means.all[i] = static_cast<T>(sum / static_cast<double>(shape.batch));
-  }
-}
-
-}  // namespace
-
-// Batch variance = mean of the image variances + variance of the image means.
-template <class T>
-void combine(const NormActPoolForward<T>& params, const BatchMeans<T>& means) {
-  const int64_t channels = params.shape.channels, batch = params.shape.batch;
-  mean_over_batch(params.shape, 2, means);
-  for (int64_t c = 0; c < channels; ++c) {
-    double sum = 0;
-    for (int64_t image = 0; image < batch; ++image) {
-      const double deviation = double(means.each[2 * image * channels + c]) - means.all[c];
-      sum += deviation * deviation;
+    for (int64_t image = 0; image < shape.batch; ++image) {
+      const double value = double(means.each[image * size + i]) - centre;
+      sum += power == 2 ? value * value : value;
     }
-    means.all[channels + c] += static_cast<T>(sum / static_cast<double>(batch));
+    return static_cast<T>(sum / static_cast<double>(shape.batch));
+  };
+  for (int64_t i = 0; i < size; ++i) means.all[i] = average(i, T(0), 1);
+  // Batch variance = mean of the image variances + variance of the image means.
+  for (int64_t c = 0; variances && c < shape.channels; ++c) {
+    means.all[shape.channels + c] += average(c, means.all[c], 2);
   }
-  portable::write_statistics(params, means.all, means.all + channels, 0);
-}
-template <class T>
-void combine(const NormActPoolTangent<T>& params, const BatchMeans<T>& means) {
-  mean_over_batch(params.shape, 2, means);
-  portable::write_statistics(params, means.all, means.all + params.shape.channels, 0);
-}
-template <class T>
-void combine(const NormActPoolBackward<T>& params, const BatchMeans<T>& means) {
-  mean_over_batch(params.shape, 2, means);
-}
-template <class T>
-void combine(const NormActPoolBackwardTangent<T>& params, const BatchMeans<T>& means) {
-  mean_over_batch(params.shape, 4, means);
 }
 
-#define TM_COMBINE(Params)                                               \
-  template void combine(const Params<float>&, const BatchMeans<float>&); \
-  template void combine(const Params<double>&, const BatchMeans<double>&);
-TM_COMBINE(NormActPoolForward)
-TM_COMBINE(NormActPoolBackward)
-TM_COMBINE(NormActPoolTangent)
-TM_COMBINE(NormActPoolBackwardTangent)
-#undef TM_COMBINE
+template void means_over_batch(const NormActPoolShape&, int64_t, bool, const BatchMeans<float>&);
+template void means_over_batch(const NormActPoolShape&, int64_t, bool, const BatchMeans<double>&);
 
 template <class T>
 void sum_partial_affine(const NormActPoolShape& shape, const T* partial, T* weight, T* bias) {

@@ -36,9 +36,9 @@ inline void in_parallel(int64_t count, int64_t grain, const Body& body) {
 
 // Calls kernel(params, begin, end, phase, means) for ranges of images on several threads: once, or
 // once per phase for a batch norm. `count` is the number of means per channel that a batch norm
-// passes from the first phase to the second.
+// passes from the first phase to the second; `variances` as in means_over_batch.
 template <class T, class Params, class Kernel>
-void on_images(const Params& params, int64_t count, const Kernel& kernel) {
+void on_images(const Params& params, int64_t count, const Kernel& kernel, bool variances = false) {
   const NormActPoolShape& shape = params.shape;
   const auto each_image = [&](cpu::NormPhase phase, const cpu::BatchMeans<T>& means) {
     in_parallel(shape.batch, 1, [&](int64_t b, int64_t e) { kernel(params, b, e, phase, means); });
@@ -47,7 +47,7 @@ void on_images(const Params& params, int64_t count, const Kernel& kernel) {
   std::vector<T> each(shape.batch * count * shape.channels), all(count * shape.channels);
   const cpu::BatchMeans<T> means{each.data(), all.data()};
   each_image(cpu::NormPhase::kSums, means);
-  cpu::combine(params, means);
+  cpu::means_over_batch(shape, count, variances, means);
   each_image(cpu::NormPhase::kUse, means);
 }
 
@@ -62,7 +62,7 @@ template <class T>
 void run(const NormActPoolForward<T>& given, const Device& device) {
   const auto params = as_there(given, device);
   TM_ON_CUDA(launch_norm_act_pool_forward)
-  on_images<T>(params, 2, [](const auto&... part) { cpu::norm_act_pool_forward(part...); });
+  on_images<T>(params, 2, [](const auto&... part) { cpu::norm_act_pool_forward(part...); }, true);
 }
 
 template <class T>

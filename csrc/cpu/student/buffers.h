@@ -167,7 +167,7 @@ struct PartBuffers : PassBuffers<T> {
       this->add(layer, std::min(layer.images, group));
     }
     this->take(memory, tangent ? 2 : 1);
-    norm_scratch = memory.take(kNormScratch * widest);
+    norm_means = memory.take(kNormMeans * widest);
     features = memory.take_if(!tape, group * plan.features);
     features_tangent = memory.take_if(tangent, group * plan.features);
     grad_features = memory.take(group * plan.features);
@@ -178,7 +178,7 @@ struct PartBuffers : PassBuffers<T> {
 
   std::pmr::vector<LayerBuffers<T>> layers;
   std::pmr::vector<LayerSums<T>> sums;
-  T* norm_scratch;
+  T* norm_means;
   T *features, *features_tangent, *grad_features, *grad_features_tangent;
   T *classifier, *classifier_bias;  // sums over images
   const Packed<T>*theta = nullptr, *theta_tangent = nullptr;

@@ -3,54 +3,6 @@
 //
 // No include guard: included inside the namespace of each instruction set, after layer_passes.h.
 
-// Copies images [side, side, C] to planes [blocks][rows][rows][lanes], where the image starts at
-// pixel `origin`, and back. Lanes beyond C and pixels outside of the image stay unchanged. Null
-// planes are skipped.
-template <class T>
-struct PlaneCopy {
-  int64_t channels, side, rows, origin, lanes, plane;
-
-  void read(const T* images, int64_t first, int64_t count, T* planes) const {
-    if (planes == nullptr) return;
-    each_pixel(first, count, [&](int64_t image_at, int64_t plane_at, int64_t n) {
-      copy_channels(images + image_at, planes + plane_at, n);
-    });
-  }
-  void write(const T* planes, int64_t first, int64_t count, T* images) const {
-    if (planes == nullptr) return;
-    each_pixel(first, count, [&](int64_t image_at, int64_t plane_at, int64_t n) {
-      copy_channels(planes + plane_at, images + image_at, n);
-    });
-  }
-
- private:
-  // Calls copy(image_at, plane_at, n) for the n channels of each pixel in each block.
-  template <class Copy>
-  TM_INLINE void each_pixel(int64_t first, int64_t count, const Copy& copy) const {
-    for (int64_t i = 0; i < count; ++i) {
-      for (int64_t c = 0; c < channels; c += lanes) {
-        const int64_t block = i * plane + c * rows * rows, n = std::min(lanes, channels - c);
-        for (int64_t row = 0; row < side; ++row) {
-          int64_t image_at = (((first + i) * side + row) * side) * channels + c;
-          int64_t plane_at = block + (row * rows + origin) * lanes;
-          for (int64_t column = 0; column < side; ++column) {
-            copy(image_at, plane_at, n);
-            image_at += channels;
-            plane_at += lanes;
-          }
-        }
-      }
-    }
-  }
-  static void copy_channels(const T* from, T* to, int64_t n) {
-    if (n == kLanes<T>) {
-      store<Pack<T>>(to, load<Pack<T>>(from));
-    } else {
-      std::copy_n(from, n, to);
-    }
-  }
-};
-
 template <class T>
 class ConvolutionWalk {
  public:
@@ -61,10 +13,10 @@ class ConvolutionWalk {
       : call_(call),
         block_{*call.node, {}},
         plan_(block_, call.node->in_channels <= kPixelLanes ? 0 : 1, call.precise),
-        inputs_{plan_.in_channels, plan_.in_size,
-                plan_.in_side,     plan_.padding * (plan_.in_side + 1),
-                plan_.in_lanes,    plan_.in_plane()},
-        outputs_{plan_.channels, plan_.size, plan_.side, 0, kLanes<T>, plan_.plane()},
+        inputs_(plan_.input_copy()),
+        outputs_{plan_.channels, plan_.size, plan_.size,
+                 kLanes<T>,      plan_.side, plan_.side * plan_.side * kLanes<T>,
+                 plan_.plane()},
         parts_(parts),
         in_parallel_(in_parallel) {
     Memory<T> counting(nullptr, &memory.lists);

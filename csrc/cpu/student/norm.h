@@ -1,6 +1,6 @@
-// Norm, activation and pooling of one image in the student engine: the formulas of
-// core/norm_act_pool.h on planes (cpu/student/plan.h). The passes keep xh instead of the
-// convolution's output y, so that none computes it twice.
+// Norm, activation and pooling of one image on the CPU: the formulas of core/norm_act_pool.h on
+// planes (cpu/student/plan.h). The passes keep xh instead of the convolution's output y, so that
+// none computes it twice.
 #pragma once
 
 #include <cstdint>
@@ -16,17 +16,20 @@ namespace trajmatch::cpu {
 template <class T>
 struct NormPass {
   const NormActPoolShape* shape;
-  int64_t side;   // side of the planes [blocks][side][side][lanes]
   int64_t width;  // channels, zero channels of the last block included
-  T* scratch;     // [kNormScratch * width]
+  int64_t row;    // pixels from one row of a plane to the next
+  int64_t plane;  // values from one block of a plane to the next
+  NormPhase phase;
+  // [kNormMeans, width] What the first half of a pass passes to the second: mean and variance
+  // (forward), <x'> and <xh x'> (tangent), <dxh> and <dxh xh> (backward), and their tangents.
+  T* means;
 
   const T *weight, *bias;
-  T* rstd;     // [width]
-  const T* y;  // forward: the convolution's output
-  T* xh;       // plane, may be the same memory as y
-  T* out;      // first pixel of the output, in a plane with sides out_side
-  int64_t out_side;
-  int64_t out_plane;  // distance between blocks of the output
+  T* rstd;                     // [width] the forward pass writes it
+  const T* y;                  // forward: the convolution's output
+  T* xh;                       // plane, may be the same memory as y
+  T* out;                      // first pixel of the output
+  int64_t out_row, out_plane;  // as row and plane, for the output
 
   const T *weight_tangent, *bias_tangent;
   T* projection;  // [width] q of core/norm_act_pool.h
@@ -41,8 +44,7 @@ struct NormPass {
   T* grad_conv_bias;           // [width] added to, or null; backward_tangent adds the tangent
 };
 
-// Rows of `width` values in NormPass::scratch.
-constexpr int64_t kNormScratch = 8;
+constexpr int64_t kNormMeans = 4;
 
 #define TM_DECLARE_NORM(isa, T)                        \
   namespace isa {                                      \

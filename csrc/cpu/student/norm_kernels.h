@@ -25,9 +25,9 @@ struct Blocks {
 
   explicit Blocks(const NormPass<T>& pass)
       : p(pass),
-        size(pass.shape->height),
-        out_size(pass.shape->out_height()),
-        affine_block(elementwise ? size * size * lanes : lanes) {}
+        height(pass.shape->height),
+        width(pass.shape->width),
+        affine_block(elementwise ? height * width * lanes : lanes) {}
 
   int64_t count() const { return p.width / lanes; }
   // Number of consecutive blocks that share statistics and so must be processed together: one, or
@@ -35,65 +35,65 @@ struct Blocks {
   int64_t span() const {
     return p.shape->groups == 0 || p.shape->groups == p.shape->channels ? 1 : count();
   }
-  int64_t plane(int64_t block) const { return block * p.side * p.side * lanes; }
 
   // Calls body(at, affine, out) for each window: the offsets of its pixels in the plane and in
   // weight and bias, and the offset of the output pixel.
   template <class Body>
   TM_INLINE void for_windows(const Body& body) const {
     constexpr int side = pooling == Pooling::kNone ? 1 : 2;
-    for (int64_t row = 0; row < out_size; ++row) {
-      for (int64_t column = 0; column < out_size; ++column) {
+    const int64_t out_height = p.shape->out_height(), out_width = p.shape->out_width();
+    for (int64_t row = 0; row < out_height; ++row) {
+      for (int64_t column = 0; column < out_width; ++column) {
         int64_t at[window], affine[window];
         for (int k = 0; k < window; ++k) {
           const int64_t y = side * row + k / side, x = side * column + k % side;
-          at[k] = (y * p.side + x) * lanes;
-          affine[k] = elementwise ? (y * size + x) * lanes : 0;
+          at[k] = (y * p.row + x) * lanes;
+          affine[k] = elementwise ? (y * width + x) * lanes : 0;
         }
-        body(at, affine, (row * p.out_side + column) * lanes);
+        body(at, affine, (row * p.out_row + column) * lanes);
       }
-    }
-  }
-  // Calls body(at) for every pixel.
-  template <class Body>
-  TM_INLINE void for_pixels(const Body& body) const {
-    for (int64_t row = 0; row < size; ++row) {
-      for (int64_t column = 0; column < size; ++column) body((row * p.side + column) * lanes);
     }
   }
   // Calls body(at) for the pixels of a last odd row and column, which pooling drops.
   template <class Body>
   TM_INLINE void for_dropped(const Body& body) const {
-    const int64_t used = pooling == Pooling::kNone ? size : 2 * out_size;
-    if (used == size) return;
-    for (int64_t row = 0; row < size; ++row) {
-      for (int64_t column = row < used ? used : 0; column < size; ++column) {
-        body((row * p.side + column) * lanes);
+    if constexpr (pooling == Pooling::kNone) return;
+    for (int64_t row = 0; row < height; ++row) {
+      const bool dropped = row == height - 1 && height % 2 != 0;
+      for (int64_t column = dropped ? 0 : width / 2 * 2; column < width; ++column) {
+        body((row * p.row + column) * lanes);
       }
     }
   }
 
-  T* sums(int which) const { return p.scratch + which * p.width; }
-  // Turns the channel sums of blocks [begin, end) into means over their groups, in place.
-  void group_means(T* sum, int64_t begin, int64_t end) const {
+  T* means(int which) const { return p.means + which * p.width; }
+  // Calls sum(b) for blocks [begin, end), which leaves sums per channel in rows [first, last) of
+  // means, and turns the sums into means over their groups. Without a norm the means are 0.
+  template <class Sum>
+  TM_INLINE void group_means(int first, int last, int64_t begin, int64_t end,
+                             const Sum& sum) const {
+    for (int64_t b = begin; b < end; ++b) sum(b);
+    for (int i = first; i < last; ++i) sums_to_means(means(i), begin * lanes, end * lanes);
+  }
+  void sums_to_means(T* sum, int64_t begin, int64_t end) const {
     const NormActPoolShape& shape = *p.shape;
-    if (shape.groups == 0) return;
+    if (shape.groups == 0) return std::fill(sum + begin, sum + end, T(0));
     const int64_t channels = shape.channels / shape.groups;
     if (channels == 1) {
-      const T factor = T(1) / static_cast<T>(size * size);
-      for (int64_t c = begin * lanes; c < end * lanes; ++c) sum[c] *= factor;
+      const T factor = T(1) / static_cast<T>(height * width);
+      for (int64_t c = begin; c < end; ++c) sum[c] *= factor;
       return;
     }
     for (int64_t first = 0; first < shape.channels; first += channels) {
       double total = 0;
       for (int64_t c = first; c < first + channels; ++c) total += sum[c];
-      const T mean = static_cast<T>(total / static_cast<double>(channels * size * size));
+      const T mean = static_cast<T>(total / static_cast<double>(channels * height * width));
       for (int64_t c = first; c < first + channels; ++c) sum[c] = mean;
     }
   }
 
   const NormPass<T>& p;
-  int64_t size, out_size, affine_block;
+  int64_t height, width, affine_block;
 };
 
 // Weight or bias of a block: one pack that stays in a register, or one pack per pixel.
@@ -116,129 +116,110 @@ struct Sums {
   void store_to(T* const (&to)[count], int64_t c) const {
     for (int i = 0; i < count; ++i) store<V>(to[i] + c, value[i]);
   }
+  TM_INLINE void operator+=(const Sums& other) {
+    for (int i = 0; i < count; ++i) value[i] += other.value[i];
+  }
 };
 
-// Computes the mean first, then the squared deviations from it. This order stays accurate if the
-// mean is large.
-template <class B, class T>
-void statistics(const B& blocks, int64_t begin, int64_t end, T* mean, T* rstd) {
-  using V = Pack<T>;
-  const NormPass<T>& p = blocks.p;
-  if (p.shape->groups == 0) {
-    std::fill(mean + begin * B::lanes, mean + end * B::lanes, T(0));
-    std::fill(rstd + begin * B::lanes, rstd + end * B::lanes, T(1));
-    return;
+// The sum of body(at) over the pixels of a block, added up row by row.
+template <class V, class B, class Body>
+TM_INLINE V pixel_sum(const B& blocks, const Body& body) {
+  V sum{};
+  for (int64_t row = 0; row < blocks.height; ++row) {
+    V of_row{};
+    for (int64_t i = 0; i < blocks.width; ++i) of_row += body((row * blocks.p.row + i) * B::lanes);
+    sum += of_row;
   }
-  for (int64_t b = begin; b < end; ++b) {
-    const T* y = p.y + blocks.plane(b);
-    V sum{};
-    for (int64_t row = 0; row < blocks.size; ++row) {
-      V of_row{};
-      for (int64_t i = 0; i < blocks.size; ++i) {
-        of_row += load<V>(y + (row * p.side + i) * B::lanes);
-      }
-      sum += of_row;
-    }
-    store<V>(mean + b * B::lanes, sum);
-  }
-  blocks.group_means(mean, begin, end);
-  for (int64_t b = begin; b < end; ++b) {
-    const T* y = p.y + blocks.plane(b);
-    const V middle = load<V>(mean + b * B::lanes);
-    V sum{};
-    for (int64_t row = 0; row < blocks.size; ++row) {
-      V of_row{};
-      for (int64_t i = 0; i < blocks.size; ++i) {
-        const V deviation = load<V>(y + (row * p.side + i) * B::lanes) - middle;
-        of_row += deviation * deviation;
-      }
-      sum += of_row;
-    }
-    store<V>(rstd + b * B::lanes, sum);
-  }
-  blocks.group_means(rstd, begin, end);
-  const T eps = static_cast<T>(p.shape->eps);
-  for (int64_t c = begin * B::lanes; c < end * B::lanes; ++c) {
-    rstd[c] = T(1) / std::sqrt(rstd[c] + eps);
+  return sum;
+}
+
+// Each pass has two halves: sums() sums what the groups of blocks [begin, end) need, write() uses
+// it.
+template <class Pass, class B, class T>
+void run_halves(const B& blocks, const NormPass<T>& p) {
+  for (int64_t begin = 0, end; begin < blocks.count(); begin = end) {
+    end = begin + blocks.span();
+    if (p.phase != NormPhase::kUse) Pass::sums(blocks, p, begin, end);
+    if (p.phase == NormPhase::kSums) continue;
+    for (int64_t b = begin; b < end; ++b) Pass::write(blocks, p, b);
   }
 }
 
 struct Forward {
+  // Computes the mean first, then the squared deviations from it. This order stays accurate if the
+  // mean is large.
   template <class B, class T>
-  static void run(const B& blocks, const NormPass<T>& p) {
+  static void sums(const B& blocks, const NormPass<T>& p, int64_t begin, int64_t end) {
     using V = Pack<T>;
-    T* mean = blocks.sums(0);
-    for (int64_t begin = 0, end; begin < blocks.count(); begin = end) {
-      end = begin + blocks.span();
-      statistics(blocks, begin, end, mean, p.rstd);
-      for (int64_t b = begin; b < end; ++b) {
-        const T* y = p.y + blocks.plane(b);
-        const Affine<B, V, T> w(p.weight + b * blocks.affine_block);
-        const Affine<B, V, T> shift(p.bias + b * blocks.affine_block);
-        T *xh = p.xh + blocks.plane(b), *out = p.out + b * p.out_plane;
-        const V m = load<V>(mean + b * B::lanes), s = load<V>(p.rstd + b * B::lanes);
-        blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t to) {
-          V value[B::window];
-          for (int k = 0; k < B::window; ++k) {
-            const V normal = normalised(load<V>(y + at[k]), m, s);
-            store<V>(xh + at[k], normal);
-            const V z = normal * w.at(affine[k]) + shift.at(affine[k]);
-            value[k] = activation_jet<B::activation, V>(z).value;
-          }
-          store<V>(out + to, pool<B::pooling>(value));
-        });
-        blocks.for_dropped(
-            [&](int64_t at) { store<V>(xh + at, normalised(load<V>(y + at), m, s)); });
-      }
+    blocks.group_means(0, 1, begin, end, [&](int64_t b) {
+      if (p.shape->groups == 0) return;
+      const T* y = p.y + b * p.plane;
+      store<V>(blocks.means(0) + b * B::lanes,
+               pixel_sum<V>(blocks, [&](int64_t at) { return load<V>(y + at); }));
+    });
+    blocks.group_means(1, 2, begin, end, [&](int64_t b) {
+      if (p.shape->groups == 0) return;
+      const T* y = p.y + b * p.plane;
+      const V mean = load<V>(blocks.means(0) + b * B::lanes);
+      store<V>(blocks.means(1) + b * B::lanes, pixel_sum<V>(blocks, [&](int64_t at) {
+                 const V deviation = load<V>(y + at) - mean;
+                 return deviation * deviation;
+               }));
+    });
+  }
+
+  template <class B, class T>
+  static void write(const B& blocks, const NormPass<T>& p, int64_t b) {
+    using V = Pack<T>;
+    const T eps = static_cast<T>(p.shape->eps), *variance = blocks.means(1);
+    for (int64_t c = b * B::lanes; c < (b + 1) * B::lanes; ++c) {
+      p.rstd[c] = p.shape->groups == 0 ? T(1) : T(1) / std::sqrt(variance[c] + eps);
     }
+    const T* y = p.y + b * p.plane;
+    const Affine<B, V, T> w(p.weight + b * blocks.affine_block);
+    const Affine<B, V, T> shift(p.bias + b * blocks.affine_block);
+    T *xh = p.xh + b * p.plane, *out = p.out + b * p.out_plane;
+    const V m = load<V>(blocks.means(0) + b * B::lanes), s = load<V>(p.rstd + b * B::lanes);
+    blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t to) {
+      V value[B::window];
+      for (int k = 0; k < B::window; ++k) {
+        const V normal = normalised(load<V>(y + at[k]), m, s);
+        store<V>(xh + at[k], normal);
+        const V z = normal * w.at(affine[k]) + shift.at(affine[k]);
+        value[k] = activation_jet<B::activation, V>(z).value;
+      }
+      store<V>(out + to, pool<B::pooling>(value));
+    });
+    blocks.for_dropped([&](int64_t at) { store<V>(xh + at, normalised(load<V>(y + at), m, s)); });
   }
 };
 
 struct Tangent {
   template <class B, class T>
-  static void run(const B& blocks, const NormPass<T>& p) {
+  static void sums(const B& blocks, const NormPass<T>& p, int64_t begin, int64_t end) {
     using V = Pack<T>;
-    T *mean = blocks.sums(0), *projection = p.projection;
-    for (int64_t begin = 0, end; begin < blocks.count(); begin = end) {
-      end = begin + blocks.span();
-      if (p.shape->groups == 0) {
-        std::fill(mean + begin * B::lanes, mean + end * B::lanes, T(0));
-        std::fill(projection + begin * B::lanes, projection + end * B::lanes, T(0));
-      } else {
-        for (int64_t b = begin; b < end; ++b) {
-          const T *xh = p.xh + blocks.plane(b), *y_tangent = p.xh_tangent + blocks.plane(b);
-          Sums<2, V> sums;
-          for (int64_t row = 0; row < blocks.size; ++row) {
-            Sums<2, V> of_row;
-            for (int64_t i = 0; i < blocks.size; ++i) {
-              const int64_t at = (row * p.side + i) * B::lanes;
-              const V value = load<V>(y_tangent + at);
-              of_row.value[0] += value;
-              of_row.value[1] += value * load<V>(xh + at);
-            }
-            for (int i = 0; i < 2; ++i) sums.value[i] += of_row.value[i];
-          }
-          sums.store_to({mean, projection}, b * B::lanes);
-        }
-        blocks.group_means(mean, begin, end);
-        blocks.group_means(projection, begin, end);
-        for (int64_t c = begin * B::lanes; c < end * B::lanes; ++c) projection[c] *= p.rstd[c];
-      }
-      for (int64_t b = begin; b < end; ++b) block(blocks, p, b, mean);
-    }
+    blocks.group_means(0, 2, begin, end, [&](int64_t b) {
+      if (p.shape->groups == 0) return;
+      const T *xh = p.xh + b * p.plane, *y_tangent = p.xh_tangent + b * p.plane;
+      pixel_sum<Sums<2, V>>(blocks, [&](int64_t at) {
+        const V value = load<V>(y_tangent + at);
+        return Sums<2, V>{{value, value * load<V>(xh + at)}};
+      }).store_to({blocks.means(0), blocks.means(1)}, b * B::lanes);
+    });
   }
 
   template <class B, class T>
-  static void block(const B& blocks, const NormPass<T>& p, int64_t b, const T* mean) {
+  static void write(const B& blocks, const NormPass<T>& p, int64_t b) {
     using V = Pack<T>;
+    const V m = load<V>(blocks.means(0) + b * B::lanes), s = load<V>(p.rstd + b * B::lanes);
+    const V q = load<V>(blocks.means(1) + b * B::lanes) * s;
+    store<V>(p.projection + b * B::lanes, q);
     const int64_t affine_at = b * blocks.affine_block;
     const Affine<B, V, T> w(p.weight + affine_at), shift(p.bias + affine_at);
     const Affine<B, V, T> w_tangent(p.weight_tangent + affine_at);
     const Affine<B, V, T> shift_tangent(p.bias_tangent + affine_at);
-    const T* xh = p.xh + blocks.plane(b);
-    T *xh_tangent = p.xh_tangent + blocks.plane(b), *out = p.out_tangent + b * p.out_plane;
-    const V m = load<V>(mean + b * B::lanes), s = load<V>(p.rstd + b * B::lanes);
-    const V q = load<V>(p.projection + b * B::lanes);
+    const T* xh = p.xh + b * p.plane;
+    T *xh_tangent = p.xh_tangent + b * p.plane, *out = p.out_tangent + b * p.out_plane;
     const auto tangent_of = [&](int64_t at, const V& normal) {
       return normalised_tangent(load<V>(xh_tangent + at), m, s, q, normal);
     };
@@ -279,29 +260,17 @@ TM_INLINE void window_gradient(const V* normal, const Affine<B, V, T>& w,
 
 struct Backward {
   template <class B, class T>
-  static void run(const B& blocks, const NormPass<T>& p) {
-    T *mean = blocks.sums(0), *mean_xh = blocks.sums(1);
-    for (int64_t begin = 0, end; begin < blocks.count(); begin = end) {
-      end = begin + blocks.span();
-      for (int64_t b = begin; b < end; ++b) sum(blocks, p, b, mean, mean_xh);
-      if (p.shape->groups > 0) {
-        blocks.group_means(mean, begin, end);
-        blocks.group_means(mean_xh, begin, end);
-      } else {
-        std::fill(mean + begin * B::lanes, mean + end * B::lanes, T(0));
-        std::fill(mean_xh + begin * B::lanes, mean_xh + end * B::lanes, T(0));
-      }
-      for (int64_t b = begin; b < end; ++b) write(blocks, p, b, mean, mean_xh);
-    }
+  static void sums(const B& blocks, const NormPass<T>& p, int64_t begin, int64_t end) {
+    blocks.group_means(0, 2, begin, end, [&](int64_t b) { sum(blocks, p, b); });
   }
 
-  // Sums of dxh and dxh xh, from which run() makes the means, and the gradients of weight and bias.
+  // Sums of dxh and dxh xh, and the gradients of weight and bias.
   template <class B, class T>
-  static void sum(const B& blocks, const NormPass<T>& p, int64_t b, T* mean, T* mean_xh) {
+  static void sum(const B& blocks, const NormPass<T>& p, int64_t b) {
     using V = Pack<T>;
     const int64_t affine_at = b * blocks.affine_block;
     const Affine<B, V, T> w(p.weight + affine_at), shift(p.bias + affine_at);
-    const T *xh = p.xh + blocks.plane(b), *above = p.grad_out + b * p.out_plane;
+    const T *xh = p.xh + b * p.plane, *above = p.grad_out + b * p.out_plane;
     Sums<2, V> of_dz, of_dxh;  // [0] plain sum, [1] sum of products with xh
     blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t from) {
       V normal[B::window], dz[B::window];
@@ -326,21 +295,20 @@ struct Backward {
       add_to<V>(p.grad_weight + b * B::lanes, of_dz.value[1]);
       add_to<V>(p.grad_bias + b * B::lanes, of_dz.value[0]);
     }
-    store<V>(mean + b * B::lanes, of_dxh.value[0]);
-    store<V>(mean_xh + b * B::lanes, of_dxh.value[1]);
+    of_dxh.store_to({blocks.means(0), blocks.means(1)}, b * B::lanes);
   }
 
   template <class B, class T>
-  static void write(const B& blocks, const NormPass<T>& p, int64_t b, const T* mean,
-                    const T* mean_xh) {
+  static void write(const B& blocks, const NormPass<T>& p, int64_t b) {
     using V = Pack<T>;
     const int64_t affine_at = b * blocks.affine_block;
     const Affine<B, V, T> w(p.weight + affine_at), shift(p.bias + affine_at);
-    const T *xh = p.xh + blocks.plane(b), *above = p.grad_out + b * p.out_plane;
-    T* grad_y = p.grad_y + blocks.plane(b);
+    const T *xh = p.xh + b * p.plane, *above = p.grad_out + b * p.out_plane;
+    T* grad_y = p.grad_y + b * p.plane;
     const V s = load<V>(p.rstd + b * B::lanes);
     // dx = s (dxh - <dxh> - xh <dxh xh>): scale the operands by s once, not every result.
-    const V m = s * load<V>(mean + b * B::lanes), m_xh = s * load<V>(mean_xh + b * B::lanes);
+    const V m = s * load<V>(blocks.means(0) + b * B::lanes);
+    const V m_xh = s * load<V>(blocks.means(1) + b * B::lanes);
     const V scaled = s * w.channel;
     V sum{};
     const auto put = [&](int64_t at, const V& normal, const V& s_dxh) {
@@ -365,20 +333,8 @@ struct BackwardTangent {
   static constexpr int kMeans = 4;  // means of dxh, dxh xh and their tangents
 
   template <class B, class T>
-  static void run(const B& blocks, const NormPass<T>& p) {
-    for (int64_t begin = 0, end; begin < blocks.count(); begin = end) {
-      end = begin + blocks.span();
-      for (int64_t b = begin; b < end; ++b) sum(blocks, p, b);
-      for (int i = 0; i < kMeans; ++i) {
-        T* mean = blocks.sums(i);
-        if (p.shape->groups > 0) {
-          blocks.group_means(mean, begin, end);
-        } else {
-          std::fill(mean + begin * B::lanes, mean + end * B::lanes, T(0));
-        }
-      }
-      for (int64_t b = begin; b < end; ++b) write(blocks, p, b);
-    }
+  static void sums(const B& blocks, const NormPass<T>& p, int64_t begin, int64_t end) {
+    blocks.group_means(0, kMeans, begin, end, [&](int64_t b) { sum(blocks, p, b); });
   }
 
   // The operands of one block, and dz and dz' of its windows.
@@ -391,8 +347,8 @@ struct BackwardTangent {
           shift(p.bias + affine_at),
           w_tangent(p.weight_tangent + affine_at),
           shift_tangent(p.bias_tangent + affine_at),
-          xh(p.xh + blocks.plane(b)),
-          xh_tangent(p.xh_tangent + blocks.plane(b)),
+          xh(p.xh + b * p.plane),
+          xh_tangent(p.xh_tangent + b * p.plane),
           above(p.grad_out + b * p.out_plane),
           above_tangent(p.grad_out_tangent + b * p.out_plane) {}
 
@@ -474,18 +430,18 @@ struct BackwardTangent {
       add_to<V>(p.grad_weight + b * B::lanes, of_dz.value[3]);
       add_to<V>(p.grad_bias + b * B::lanes, of_dz.value[2]);
     }
-    for (int i = 0; i < kMeans; ++i) store<V>(blocks.sums(i) + b * B::lanes, of_dxh.value[i]);
+    for (int i = 0; i < kMeans; ++i) store<V>(blocks.means(i) + b * B::lanes, of_dxh.value[i]);
   }
 
   template <class B, class T>
   static void write(const B& blocks, const NormPass<T>& p, int64_t b) {
     using V = Pack<T>;
     const Block<B, T> block(blocks, p, b);
-    T *grad_y = p.grad_y + blocks.plane(b), *grad_y_tangent = p.grad_y_tangent + blocks.plane(b);
+    T *grad_y = p.grad_y + b * p.plane, *grad_y_tangent = p.grad_y_tangent + b * p.plane;
     const V s = load<V>(p.rstd + b * B::lanes), q = load<V>(p.projection + b * B::lanes);
     const V scaled = s * block.w.channel, scaled_tangent = s * block.w_tangent.channel;
     V mean[kMeans], sum{};
-    for (int i = 0; i < kMeans; ++i) mean[i] = s * load<V>(blocks.sums(i) + b * B::lanes);
+    for (int i = 0; i < kMeans; ++i) mean[i] = s * load<V>(blocks.means(i) + b * B::lanes);
     // Writes dx and dx', from s dxh and s dxh'.
     const auto put = [&](int64_t at, const V& normal, const V& normal_tangent, const V& s_dxh,
                          const V& s_dxh_tangent) {
@@ -517,8 +473,8 @@ struct BackwardTangent {
 // Turns run-time choices into template arguments.
 template <class Pass, Activation activation, Pooling pooling, class T>
 void with_affine(const NormPass<T>& p) {
-  if (p.shape->elementwise) return Pass::run(Blocks<activation, pooling, true, T>(p), p);
-  Pass::run(Blocks<activation, pooling, false, T>(p), p);
+  if (p.shape->elementwise) return run_halves<Pass>(Blocks<activation, pooling, true, T>(p), p);
+  run_halves<Pass>(Blocks<activation, pooling, false, T>(p), p);
 }
 
 template <class Pass, Activation activation, class T>

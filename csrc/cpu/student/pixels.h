@@ -1,40 +1,7 @@
-// The first layer. Copies between images [S, S, I] and its input planes, and the convolution and
-// its gradients for narrow input (at most kPixelLanes channels). So few input channels do not fill
-// a pack, so these loops put the output channels in the lanes.
+// The convolution of narrow input (at most kPixelLanes channels) and its gradients. So few input
+// channels do not fill a pack, so these loops put the output channels in the lanes.
 //
 // No include guard: included inside the namespace of each instruction set, after plan.h.
-
-// Calls body(pixel, at) for each pixel: its offset in the image, and its offset in a block of the
-// input plane.
-template <class T, class Body>
-TM_INLINE void for_image_pixels(const LayerPlan<T>& plan, const Body& body) {
-  const int64_t size = plan.in_size, channels = plan.in_channels, lanes = plan.in_lanes;
-  for (int64_t row = 0; row < size; ++row) {
-    int64_t pixel = row * size * channels;
-    int64_t at = ((row + plan.padding) * plan.in_side + plan.padding) * lanes;
-    for (int64_t column = 0; column < size; ++column, pixel += channels, at += lanes)
-      body(pixel, at);
-  }
-}
-
-// Copies the image into the plane; leaves the padding around it unchanged.
-template <class T>
-void read_image(const LayerPlan<T>& plan, const T* image, T* plane) {
-  const int64_t block = plan.in_side * plan.in_side * plan.in_lanes;
-  for (int64_t c = 0; c < plan.in_channels; ++c) {
-    T* channel = plane + c / plan.in_lanes * block + c % plan.in_lanes;
-    for_image_pixels(plan, [&](int64_t pixel, int64_t at) { channel[at] = image[pixel + c]; });
-  }
-}
-
-template <class T>
-void write_image_gradient(const LayerPlan<T>& plan, const T* plane, T* image) {
-  const int64_t block = plan.in_side * plan.in_side * plan.in_lanes;
-  for (int64_t c = 0; c < plan.in_channels; ++c) {
-    const T* channel = plane + c / plan.in_lanes * block + c % plan.in_lanes;
-    for_image_pixels(plan, [&](int64_t pixel, int64_t at) { image[pixel + c] = channel[at]; });
-  }
-}
 
 // Transposed reduction of kLanes packs, called with distance = kLanes / 2: sets lane l of value[0]
 // to the sum of all lanes of value[l]. Overwrites the other values. Each step adds pairs of values

@@ -4,7 +4,8 @@
 // one pack; the last block is filled up with zero channels. Input planes of a convolution include
 // its zero padding and have room for whole tiles. Output planes have room for whole tiles too.
 //
-// No include guard: included inside the namespace of each instruction set, after product.h.
+// No include guard: included inside the namespace of each instruction set, after planes.h and
+// product.h.
 
 // Images with at most this many channels are stored as pixels of this many lanes.
 constexpr int64_t kPixelLanes = 4;
@@ -76,6 +77,13 @@ struct LayerPlan {
 
   int64_t in_plane() const { return in_side * in_side * in_width; }
   int64_t plane() const { return side * side * width; }
+  // Copies images to input planes and back.
+  PlaneCopy<T> input_copy() const {
+    return {in_channels, in_size,
+            in_size,     in_lanes,
+            in_side,     in_side * in_side * in_lanes,
+            in_plane(),  padding * (in_side + 1)};
+  }
   // Number of values in the weight, or the bias, of the norm.
   int64_t affine() const { return block->norm.shape.elementwise ? size * size * width : width; }
 

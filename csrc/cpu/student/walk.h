@@ -201,14 +201,11 @@ class Walk {
   }
 
   void read_images(const Group& group) {
-    const Layer& layer = plan_.layers[0];
-    const int64_t size = layer.in_size * layer.in_size * layer.in_channels;
-    for (int64_t i = 0; i < group.count; ++i) {
-      const int64_t image = (group.first + i) * size, plane = i * layer.in_plane();
-      read_image(layer, call_.batch.images + image, group.layers[0].input + plane);
-      if (call_.images_tangent == nullptr) continue;
-      read_image(layer, call_.images_tangent + image, group.layers[0].input_tangent + plane);
-    }
+    const PlaneCopy<T> copy = plan_.layers[0].input_copy();
+    const LayerBuffers<T>& b = group.layers[0];
+    copy.read(call_.batch.images, group.first, group.count, b.input);
+    if (call_.images_tangent == nullptr) return;
+    copy.read(call_.images_tangent, group.first, group.count, b.input_tangent);
   }
 
   // The operands of the norm passes for one image of a layer.
@@ -224,15 +221,16 @@ class Walk {
     const int64_t out_side = plan_.out_side(l);
     NormPass<T> p{};
     p.shape = &layer.block->norm.shape;
-    p.side = layer.side;
     p.width = layer.width;
-    p.scratch = group.part->norm_scratch;
+    p.row = layer.side;
+    p.plane = layer.side * layer.side * kLanes<T>;
+    p.means = group.part->norm_means;
     p.weight = theta.norm_weight;
     p.bias = theta.norm_bias;
     p.rstd = b.rstd + channels;
     p.y = p.xh = b.xh + plane;
     p.out = (last ? group.features : next.input) + out;
-    p.out_side = out_side;
+    p.out_row = out_side;
     p.out_plane = out_side * out_side * kLanes<T>;
     p.grad_out = (last ? group.part->grad_features : next.grad_input) + out;
     p.grad_y = b.y + plane;
@@ -454,14 +452,9 @@ class Walk {
 
   void write_image_gradients(const Group& group) {
     if (call_.grad_images == nullptr) return;
-    const Layer& layer = plan_.layers[0];
-    const int64_t size = layer.in_size * layer.in_size * layer.in_channels;
     const LayerBuffers<T>& b = group.layers[0];
-    const T* planes = call_.tangent() ? b.grad_input_tangent : b.grad_input;
-    for (int64_t i = 0; i < group.count; ++i) {
-      write_image_gradient(layer, planes + i * layer.in_plane(),
-                           call_.grad_images + (group.first + i) * size);
-    }
+    plan_.layers[0].input_copy().write(call_.tangent() ? b.grad_input_tangent : b.grad_input,
+                                       group.first, group.count, call_.grad_images);
   }
 
   // Step 3: add up the parts' sums and write the gradient.

@@ -5,6 +5,7 @@ namespace {
 
 // clang-format off: each file builds on those before it
 #include "cpu/pack.h"
+#include "cpu/student/planes.h"
 #include "cpu/student/product.h"
 #include "cpu/student/plan.h"
 #include "cpu/student/winograd_transforms.h"
