@@ -1,5 +1,5 @@
-// The passes of norm-activation-pool over images [H, W, C], compiled once per instruction set. One
-// image at a time is copied into planes for the passes of cpu/student/norm.h.
+// The passes of norm-activation-pool over images [H, W, C], compiled once per instruction set:
+// those of cpu/student/norm.h, for one image after another.
 //
 // No include guard: see cpu/for_each_isa.h.
 
@@ -9,8 +9,26 @@ namespace {
 #include "cpu/pack.h"
 #include "cpu/student/planes.h"
 
-// The operands of a norm pass for one image at a time, in memory of their own. `count` is the
-// number of means that the first half of the pass hands to the second.
+// One image of an array [B, H, W, C], as a pass finds it: where it is if its channels fill whole
+// packs, else copied into planes.
+template <class T>
+struct Image {
+  PlaneCopy<T> copy;
+  T* planes;  // null: where it is
+  int64_t size;
+
+  const T* read(const T* images, int64_t i) const {
+    if (planes == nullptr) return images + i * size;
+    copy.read(images, i, 1, planes);
+    return planes;
+  }
+  // Where the pass writes the image, which write() then completes.
+  T* place(T* images, int64_t i) const { return planes == nullptr ? images + i * size : planes; }
+  void write(T* images, int64_t i) const { copy.write(planes, i, 1, images); }
+};
+
+// A norm pass over one image at a time, and the memory that it needs. `count` is the number of
+// means that its first half hands to its second.
 template <class T>
 class ImagePass {
  public:
@@ -19,78 +37,71 @@ class ImagePass {
       : shape_(p.shape),
         batch_(batch),
         count_(count),
-        width_((p.shape.channels + kLanes - 1) / kLanes * kLanes),
-        affine_size_(p.shape.elementwise ? p.shape.pixels() * width_ : width_),
-        inside_(planes(p.shape.height, p.shape.width)),
-        outside_(planes(p.shape.out_height(), p.shape.out_width())),
-        mean_(take(width_)),
-        mean_tangent_(take(width_)) {
-    pass.shape = &p.shape;
+        width_((shape_.channels + kLanes - 1) / kLanes * kLanes),
+        in_place_(width_ == shape_.channels),
+        affine_size_(shape_.elementwise ? shape_.pixels() * width_ : width_),
+        channels_(zeros(width_)) {
+    const int64_t out_pixels = shape_.out_height() * shape_.out_width();
+    pass.shape = &shape_;
     pass.width = width_;
-    pass.row = inside_.row;
-    pass.plane = inside_.block;
-    pass.out_row = outside_.row;
-    pass.out_plane = outside_.block;
+    pass.pixel = in_place_ ? width_ : kLanes;
+    pass.row = shape_.width;
+    pass.plane = in_place_ ? kLanes : shape_.pixels() * kLanes;
+    pass.out_row = shape_.out_width();
+    pass.out_plane = in_place_ ? kLanes : out_pixels * kLanes;
     pass.phase = phase;
-    pass.means = take(kNormMeans * width_);
-    pass.rstd = take(width_);
-    pass.projection = take(width_);
+    pass.means = zeros(kNormMeans * width_);
+    pass.rstd = zeros(width_);
+    pass.projection = zeros(width_);
+    pass.xh = zeros(shape_.pixels() * width_);
     pass.weight = affine(p.weight, T(1));
     pass.bias = affine(p.bias, T(0));
-    pass.grad_weight = take(affine_size_);
-    pass.grad_bias = take(affine_size_);
+    pass.grad_weight = zeros(affine_size_);
+    pass.grad_bias = zeros(affine_size_);
     if (phase != NormPhase::kUse) return;
     for (int64_t k = 0; k < count; ++k) {
       std::copy_n(batch.all + k * shape_.channels, shape_.channels, pass.means + k * width_);
     }
   }
 
-  T* image() { return take(inside_.planes); }
-  T* pooled() { return take(outside_.planes); }
-  // Weight or bias, or a tangent of them, in the layout of the passes. `none` stands for a null.
-  T* affine(const T* given, T none) {
-    T* const to = take(affine_size_);
-    if (given == nullptr) {
-      std::fill_n(to, affine_size_, none);
-    } else if (shape_.elementwise) {
-      inside_.read(given, 0, 1, to);
-    } else {
+  T* zeros(int64_t size) { return memory_.emplace_back(size, T(0)).data(); }
+  Image<T> image() { return image_of(shape_.height, shape_.width); }
+  Image<T> pooled() { return image_of(shape_.out_height(), shape_.out_width()); }
+  // Weight or bias, or a tangent of them, in the layout of the pass. `none` stands for a null.
+  const T* affine(const T* given, T none) {
+    if (given != nullptr && in_place_) return given;
+    if (given != nullptr && shape_.elementwise) return image().read(given, 0);
+    T* const to = zeros(affine_size_);
+    if (given != nullptr) {
       std::copy_n(given, shape_.channels, to);
+    } else {
+      std::fill_n(to, affine_size_, none);
     }
     return to;
   }
 
-  void read(const T* images, int64_t i, T* to) const { inside_.read(images, i, 1, to); }
-  void read_pooled(const T* images, int64_t i, T* to) const { outside_.read(images, i, 1, to); }
-  void write(const T* from, int64_t i, T* images) const { inside_.write(from, i, 1, images); }
-  void write_pooled(const T* from, int64_t i, T* images) const {
-    outside_.write(from, i, 1, images);
-  }
-
-  // Computes xh of image i in pass.xh.
+  // Computes xh of image i from x.
   template <class Params>
-  void read_xh(const Params& p, int64_t i) {
+  void read_xh(const Params& p, int64_t i, const T* x) {
     using V = Pack<T>;
-    read_groups(p.mean, i, T(0), mean_);
+    read_groups(p.mean, i, T(0), channels_);
     read_groups(p.rstd, i, T(1), pass.rstd);
-    read(p.x, i, pass.xh);
     each_pack([&](int64_t at, int64_t c) {
-      const V x = load<V>(pass.xh + at);
-      store<V>(pass.xh + at, normalised(x, load<V>(mean_ + c), load<V>(pass.rstd + c)));
+      const V mean = load<V>(channels_ + c), rstd = load<V>(pass.rstd + c);
+      store<V>(pass.xh + at, normalised(load<V>(x + at), mean, rstd));
     });
   }
-  // Computes xh' of image i in pass.xh_tangent, after read_xh.
+  // Computes xh' of image i from x', after read_xh.
   template <class Params>
-  void read_xh_tangent(const Params& p, int64_t i) {
+  void read_xh_tangent(const Params& p, int64_t i, const T* x_tangent) {
     using V = Pack<T>;
-    read_groups(p.mean_tangent, i, T(0), mean_tangent_);
+    read_groups(p.mean_tangent, i, T(0), channels_);
     read_groups(p.projection, i, T(0), pass.projection);
-    read(p.x_tangent, i, pass.xh_tangent);
     each_pack([&](int64_t at, int64_t c) {
-      const V x_tangent = load<V>(pass.xh_tangent + at), xh = load<V>(pass.xh + at);
+      const V mean = load<V>(channels_ + c), rstd = load<V>(pass.rstd + c);
+      const V projection = load<V>(pass.projection + c), xh = load<V>(pass.xh + at);
       store<V>(pass.xh_tangent + at,
-               normalised_tangent(x_tangent, load<V>(mean_tangent_ + c), load<V>(pass.rstd + c),
-                                  load<V>(pass.projection + c), xh));
+               normalised_tangent(load<V>(x_tangent + at), mean, rstd, projection, xh));
     });
   }
 
@@ -103,24 +114,26 @@ class ImagePass {
     }
   }
 
+  // The gradients of weight and bias of one image: zero before the pass, copied to `partial` after
+  // its first half.
   void clear_affine_gradient() const {
     std::fill_n(pass.grad_weight, affine_size_, T(0));
     std::fill_n(pass.grad_bias, affine_size_, T(0));
   }
-  // The first half of a backward pass computes the gradients of weight and bias.
   void write_affine_gradient(int64_t i, T* partial) const {
     if (pass.phase == NormPhase::kUse) return;
+    T* to = partial + 2 * i * shape_.affine_size();
     for (const T* gradient : {pass.grad_weight, pass.grad_bias}) {
-      T* const to = partial + (2 * i + (gradient == pass.grad_bias)) * shape_.affine_size();
-      if (shape_.elementwise) {
-        inside_.write(gradient, 0, 1, to);
+      if (shape_.elementwise && !in_place_) {
+        planes(shape_.height, shape_.width).write(gradient, 0, 1, to);
       } else {
-        std::copy_n(gradient, shape_.channels, to);
+        std::copy_n(gradient, shape_.affine_size(), to);
       }
+      to += shape_.affine_size();
     }
   }
 
-  // True if the call computes the first half only. Then keeps the means of image i.
+  // True in the first of two phases, which keeps the means of image i and ends there.
   bool only_sums(int64_t i) const {
     if (pass.phase != NormPhase::kSums) return false;
     for (int64_t k = 0; k < count_; ++k) {
@@ -135,10 +148,14 @@ class ImagePass {
  private:
   static constexpr int64_t kLanes = TM_VECTOR_BYTES / sizeof(T);
 
-  T* take(int64_t size) { return memory_.emplace_back(size, T(0)).data(); }
   PlaneCopy<T> planes(int64_t height, int64_t width) const {
     const int64_t block = height * width * kLanes;
     return {shape_.channels, height, width, kLanes, width, block, width_ / kLanes * block};
+  }
+  Image<T> image_of(int64_t height, int64_t width) {
+    const int64_t pixels = height * width;
+    return {planes(height, width), in_place_ ? nullptr : zeros(pixels * width_),
+            pixels * shape_.channels};
   }
   void read_groups(const T* groups, int64_t i, T none, T* channels) const {
     const int64_t first = shape_.over_batch ? 0 : i * shape_.groups;
@@ -146,21 +163,22 @@ class ImagePass {
       channels[c] = shape_.groups == 0 ? none : groups[first + c * shape_.groups / shape_.channels];
     }
   }
-  // Calls body(at, c) for every pack of an image's planes. c is its first channel.
+  // Calls body(at, c) for every pack of an image. c is its first channel.
   template <class Body>
   TM_INLINE void each_pack(const Body& body) const {
     for (int64_t c = 0; c < width_; c += kLanes) {
-      const int64_t first = c / kLanes * inside_.block;
-      for (int64_t at = first; at < first + inside_.block; at += kLanes) body(at, c);
+      int64_t at = c / kLanes * pass.plane;
+      for (int64_t i = 0; i < shape_.pixels(); ++i, at += pass.pixel) body(at, c);
     }
   }
 
   const NormActPoolShape& shape_;
   const BatchMeans<T>& batch_;
-  int64_t count_, width_, affine_size_;
-  PlaneCopy<T> inside_, outside_;
+  const int64_t count_, width_;
+  const bool in_place_;
+  const int64_t affine_size_;
   std::vector<std::vector<T>> memory_;
-  T *mean_, *mean_tangent_;
+  T* const channels_;  // a value per channel
 };
 
 template <class T>
@@ -168,15 +186,15 @@ void forward(const NormActPoolForward<T>& p, int64_t begin, int64_t end, NormPha
              const BatchMeans<T>& batch) {
   ImagePass<T> images(p, phase, batch, 2);
   NormPass<T>& pass = images.pass;
-  pass.y = pass.xh = images.image();
-  pass.out = images.pooled();
+  const Image<T> x = images.image(), out = images.pooled();
   for (int64_t i = begin; i < end; ++i) {
-    images.read(p.x, i, pass.xh);
+    pass.y = x.read(p.x, i);
+    pass.out = out.place(p.out, i);
     norm_forward(pass);
     if (images.only_sums(i)) continue;
     images.write_groups(pass.means, i, p.mean);
     images.write_groups(pass.rstd, i, p.rstd);
-    images.write_pooled(pass.out, i, p.out);
+    out.write(p.out, i);
   }
 }
 
@@ -185,17 +203,16 @@ void backward(const NormActPoolBackward<T>& p, int64_t begin, int64_t end, NormP
               const BatchMeans<T>& batch) {
   ImagePass<T> images(p, phase, batch, 2);
   NormPass<T>& pass = images.pass;
-  pass.xh = pass.grad_y = images.image();
-  T* const above = images.pooled();
-  pass.grad_out = above;
+  const Image<T> x = images.image(), above = images.pooled();
   for (int64_t i = begin; i < end; ++i) {
-    images.read_xh(p, i);
-    images.read_pooled(p.grad_out, i, above);
+    images.read_xh(p, i, x.read(p.x, i));
+    pass.grad_out = above.read(p.grad_out, i);
+    pass.grad_y = x.place(p.grad_x, i);
     images.clear_affine_gradient();
     norm_backward(pass);
     if (p.grad_weight != nullptr) images.write_affine_gradient(i, p.partial_grad_affine);
     if (images.only_sums(i)) continue;
-    images.write(pass.grad_y, i, p.grad_x);
+    x.write(p.grad_x, i);
   }
 }
 
@@ -206,17 +223,17 @@ void tangent(const NormActPoolTangent<T>& p, int64_t begin, int64_t end, NormPha
   NormPass<T>& pass = images.pass;
   pass.weight_tangent = images.affine(p.weight_tangent, T(0));
   pass.bias_tangent = images.affine(p.bias_tangent, T(0));
-  pass.xh = images.image();
-  pass.xh_tangent = images.image();
-  pass.out_tangent = images.pooled();
+  pass.xh_tangent = images.zeros(p.shape.pixels() * pass.width);
+  const Image<T> x = images.image(), out = images.pooled();
   for (int64_t i = begin; i < end; ++i) {
-    images.read_xh(p, i);
-    images.read(p.x_tangent, i, pass.xh_tangent);
+    images.read_xh(p, i, x.read(p.x, i));
+    pass.y_tangent = x.read(p.x_tangent, i);
+    pass.out_tangent = out.place(p.out_tangent, i);
     norm_tangent(pass);
     if (images.only_sums(i)) continue;
     images.write_groups(pass.means, i, p.mean_tangent);
     images.write_groups(pass.projection, i, p.projection);
-    images.write_pooled(pass.out_tangent, i, p.out_tangent);
+    out.write(p.out_tangent, i);
   }
 }
 
@@ -227,22 +244,25 @@ void backward_tangent(const NormActPoolBackwardTangent<T>& p, int64_t begin, int
   NormPass<T>& pass = images.pass;
   pass.weight_tangent = images.affine(p.weight_tangent, T(0));
   pass.bias_tangent = images.affine(p.bias_tangent, T(0));
-  pass.xh = pass.grad_y = images.image();
-  pass.xh_tangent = pass.grad_y_tangent = images.image();
-  T *const above = images.pooled(), *const above_tangent = images.pooled();
-  pass.grad_out = above;
-  pass.grad_out_tangent = above_tangent;
+  pass.xh_tangent = images.zeros(p.shape.pixels() * pass.width);
+  const Image<T> x = images.image(), x_tangent = images.image();
+  const Image<T> above = images.pooled(), above_tangent = images.pooled();
+  pass.grad_out_tangent = images.zeros(p.shape.out_height() * p.shape.out_width() * pass.width);
   for (int64_t i = begin; i < end; ++i) {
-    images.read_xh(p, i);
-    images.read_xh_tangent(p, i);
-    images.read_pooled(p.grad_out, i, above);
-    if (p.grad_out_tangent != nullptr) images.read_pooled(p.grad_out_tangent, i, above_tangent);
+    images.read_xh(p, i, x.read(p.x, i));
+    images.read_xh_tangent(p, i, x_tangent.read(p.x_tangent, i));
+    pass.grad_out = above.read(p.grad_out, i);
+    if (p.grad_out_tangent != nullptr) {
+      pass.grad_out_tangent = above_tangent.read(p.grad_out_tangent, i);
+    }
+    pass.grad_y = p.grad_x == nullptr ? pass.xh : x.place(p.grad_x, i);
+    pass.grad_y_tangent = x_tangent.place(p.grad_x_tangent, i);
     images.clear_affine_gradient();
     norm_backward_tangent(pass);
     if (p.grad_weight_tangent != nullptr) images.write_affine_gradient(i, p.partial_grad_affine);
     if (images.only_sums(i)) continue;
-    if (p.grad_x != nullptr) images.write(pass.grad_y, i, p.grad_x);
-    images.write(pass.grad_y_tangent, i, p.grad_x_tangent);
+    if (p.grad_x != nullptr) x.write(p.grad_x, i);
+    x_tangent.write(p.grad_x_tangent, i);
   }
 }
 

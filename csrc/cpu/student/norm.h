@@ -1,6 +1,6 @@
 // Norm, activation and pooling of one image on the CPU: the formulas of core/norm_act_pool.h on
-// planes (cpu/student/plan.h). The passes keep xh instead of the convolution's output y, so that
-// none computes it twice.
+// planes (cpu/student/plan.h), or on channels-last images whose channels fill whole packs. The
+// passes keep xh instead of the convolution's output y, so that none computes it twice.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,9 @@ template <class T>
 struct NormPass {
   const NormActPoolShape* shape;
   int64_t width;  // channels, zero channels of the last block included
-  int64_t row;    // pixels from one row of a plane to the next
-  int64_t plane;  // values from one block of a plane to the next
+  int64_t pixel;  // values from one pixel to the next
+  int64_t row;    // pixels from one row to the next
+  int64_t plane;  // values from one block to the next
   NormPhase phase;
   // [kNormMeans, width] What the first half of a pass passes to the second: mean and variance
   // (forward), <x'> and <xh x'> (tangent), <dxh> and <dxh xh> (backward), and their tangents.
@@ -33,7 +34,8 @@ struct NormPass {
 
   const T *weight_tangent, *bias_tangent;
   T* projection;  // [width] q of core/norm_act_pool.h
-  T* xh_tangent;  // holds y'; the tangent pass turns it into xh' in place
+  const T* y_tangent;
+  T* xh_tangent;  // may be the same memory as y_tangent
   T* out_tangent;
 
   const T* grad_out;           // layout of out

@@ -27,7 +27,7 @@ struct Blocks {
       : p(pass),
         height(pass.shape->height),
         width(pass.shape->width),
-        affine_block(elementwise ? height * width * lanes : lanes) {}
+        affine_block(elementwise && p.pixel == lanes ? height * width * lanes : lanes) {}
 
   int64_t count() const { return p.width / lanes; }
   // Number of consecutive blocks that share statistics and so must be processed together: one, or
@@ -47,10 +47,10 @@ struct Blocks {
         int64_t at[window], affine[window];
         for (int k = 0; k < window; ++k) {
           const int64_t y = side * row + k / side, x = side * column + k % side;
-          at[k] = (y * p.row + x) * lanes;
-          affine[k] = elementwise ? (y * width + x) * lanes : 0;
+          at[k] = (y * p.row + x) * p.pixel;
+          affine[k] = elementwise ? (y * width + x) * p.pixel : 0;
         }
-        body(at, affine, (row * p.out_row + column) * lanes);
+        body(at, affine, (row * p.out_row + column) * p.pixel);
       }
     }
   }
@@ -61,7 +61,7 @@ struct Blocks {
     for (int64_t row = 0; row < height; ++row) {
       const bool dropped = row == height - 1 && height % 2 != 0;
       for (int64_t column = dropped ? 0 : width / 2 * 2; column < width; ++column) {
-        body((row * p.row + column) * lanes);
+        body((row * p.row + column) * p.pixel);
       }
     }
   }
@@ -127,7 +127,8 @@ TM_INLINE V pixel_sum(const B& blocks, const Body& body) {
   V sum{};
   for (int64_t row = 0; row < blocks.height; ++row) {
     V of_row{};
-    for (int64_t i = 0; i < blocks.width; ++i) of_row += body((row * blocks.p.row + i) * B::lanes);
+    for (int64_t i = 0; i < blocks.width; ++i)
+      of_row += body((row * blocks.p.row + i) * blocks.p.pixel);
     sum += of_row;
   }
   return sum;
@@ -200,7 +201,7 @@ struct Tangent {
     using V = Pack<T>;
     blocks.group_means(0, 2, begin, end, [&](int64_t b) {
       if (p.shape->groups == 0) return;
-      const T *xh = p.xh + b * p.plane, *y_tangent = p.xh_tangent + b * p.plane;
+      const T *xh = p.xh + b * p.plane, *y_tangent = p.y_tangent + b * p.plane;
       pixel_sum<Sums<2, V>>(blocks, [&](int64_t at) {
         const V value = load<V>(y_tangent + at);
         return Sums<2, V>{{value, value * load<V>(xh + at)}};
@@ -218,10 +219,10 @@ struct Tangent {
     const Affine<B, V, T> w(p.weight + affine_at), shift(p.bias + affine_at);
     const Affine<B, V, T> w_tangent(p.weight_tangent + affine_at);
     const Affine<B, V, T> shift_tangent(p.bias_tangent + affine_at);
-    const T* xh = p.xh + b * p.plane;
+    const T *xh = p.xh + b * p.plane, *y_tangent = p.y_tangent + b * p.plane;
     T *xh_tangent = p.xh_tangent + b * p.plane, *out = p.out_tangent + b * p.out_plane;
     const auto tangent_of = [&](int64_t at, const V& normal) {
-      return normalised_tangent(load<V>(xh_tangent + at), m, s, q, normal);
+      return normalised_tangent(load<V>(y_tangent + at), m, s, q, normal);
     };
     blocks.for_windows([&](const int64_t* at, const int64_t* affine, int64_t to) {
       V value[B::window], tangent[B::window];

@@ -222,6 +222,7 @@ class Walk {
     NormPass<T> p{};
     p.shape = &layer.block->norm.shape;
     p.width = layer.width;
+    p.pixel = kLanes<T>;
     p.row = layer.side;
     p.plane = layer.side * layer.side * kLanes<T>;
     p.means = group.part->norm_means;
@@ -243,7 +244,7 @@ class Walk {
       p.weight_tangent = moves ? group.part->theta_tangent->layers[l].norm_weight : buffers_->zeros;
       p.bias_tangent = moves ? group.part->theta_tangent->layers[l].norm_bias : buffers_->zeros;
       p.projection = b.projection + channels;
-      p.xh_tangent = p.grad_y_tangent = b.y_tangent + plane;
+      p.y_tangent = p.xh_tangent = p.grad_y_tangent = b.y_tangent + plane;
       p.out_tangent = (last ? group.part->features_tangent : next.input_tangent) + out;
       p.grad_out_tangent =
           (last ? group.part->grad_features_tangent : next.grad_input_tangent) + out;
