@@ -72,7 +72,8 @@ def build_self_test(name: str, flags: list[str], runtime_flags: list[str]) -> Pa
 
 def build_kernel_test(name: str, flags: list[str], runtime_flags: list[str]) -> Path:
     families = sorted(EMULATOR.glob("kernels/*.cpp"))
-    loops = [CSRC / "cpu" / name for name in ("isa.cpp", *(path.name for path in families))]
+    names = ("isa.cpp", "student/norm.cpp", *(path.name for path in families))
+    loops = [CSRC / "cpu" / name for name in names]
     return build(
         name,
         (sorted(CSRC.glob("cuda/*.cu")), flags),

@@ -84,21 +84,20 @@ def run_tests_of(operators: tuple[str, ...], module: Path, order: int) -> str:
 
 #: Prints whether a choice of blocks gives the bits of the library's, and keeps as much.
 BLOCKS = """
-import emulated_module, os, sys, torch
+import emulated_module, sys, torch
 from trajmatch import networks, ops, random
 
-os.environ["TRAJMATCH_CUDA_BLOCKS"], width, depth = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+blocks, width, depth = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 draw = random.generator(0, "card")
 model = networks.initialise(networks.ConvNet(3, 4, 32, width=width, depth=depth), draw)
 theta, images = networks.flat_parameters(model), torch.randn(2, 3, 32, 32, generator=draw)
 
-def found():
-    results = ops.gradient_jvp(model, theta, images, torch.tensor([0, 3]), theta.flip(0))
-    return ops.tape_bytes(model, [2], device="cuda"), results.grad_theta, results.grad_images
+def found(blocks):
+    with ops.cuda_blocks(blocks):
+        results = ops.gradient_jvp(model, theta, images, torch.tensor([0, 3]), theta.flip(0))
+        return ops.tape_bytes(model, [2], device="cuda"), results.grad_theta, results.grad_images
 
-chosen = found()
-os.environ["TRAJMATCH_CUDA_BLOCKS"] = "library"
-library = found()
+chosen, library = found(blocks), found("library")
 print(chosen[0] == library[0], *(torch.equal(*pair) for pair in zip(chosen[1:], library[1:])))
 for one, other in zip(chosen[1:], library[1:]):
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -41,7 +41,7 @@ POOLINGS = ("none", "average", "max")
 
 #: Blocks that run in fused CUDA kernels, and in what precision, in the order of ``FusedKernels``
 #: (``csrc/core/network.h``).
-FUSED_KERNELS = ("library", "first", "float32", "tf32", "fp16")
+CudaBlocks = Literal["library", "first", "tf32", "fp16"]
 
 #: Added to the variance, PyTorch's default for every norm used here.
 NORM_EPS = 1e-5

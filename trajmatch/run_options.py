@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trajmatch.block import CudaBlocks
 from trajmatch.interruption import seconds
 from trajmatch.schema import Int, Settings
 
@@ -18,6 +19,9 @@ class RunOptions(Settings):
     """Seed of everything random."""
     device: str = "auto"
     """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
+    cuda_blocks: CudaBlocks = "first"
+    """Blocks of a ConvNet that run as one CUDA kernel each: none (library), the first, or with
+    operands rounded to tf32 or fp16 the deeper ones too."""
     resume: bool = False
     """Go on with an interrupted run."""
     max_time: str | None = None

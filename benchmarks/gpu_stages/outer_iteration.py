@@ -8,13 +8,11 @@ of 64 and 128 pixels, as Tiny-ImageNet and ImageNet's subsets have.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
-from unittest import mock
 
 import torch
 from bench.agreement import difference
@@ -26,6 +24,7 @@ from bench.variants import trajmatch as ours
 from gpu_stages.measure import measure
 from gpu_stages.replays import record_for, replayed
 from gpu_stages.settings import Record, Settings
+from trajmatch import ops
 from trajmatch.distill.memory_plan import release
 from trajmatch.distill.objectives import Plan
 from trajmatch.memory import is_out_of_memory
@@ -47,7 +46,7 @@ OF_PIXELS = ("trajmatch", "trajmatch_graph", "trajmatch_tape_graph", "eager_unro
 LONGEST = 2.0
 #: Memory for the tape: all steps of the largest size fit.
 TAPE_BYTES = 16 * 2**30
-#: Values of TRAJMATCH_CUDA_BLOCKS beside the default.
+#: Choices of ops.cuda_blocks beside the default.
 BLOCKS = ("library", "tf32", "fp16")
 
 Implementation = Callable[[], OuterGradient]
@@ -101,10 +100,10 @@ def eager(problem: Problem, settings: Settings) -> Iterator[tuple[str, Implement
 
 
 def with_blocks(kind: str, implementation: Implementation) -> Implementation:
-    """Return the implementation with another value of TRAJMATCH_CUDA_BLOCKS at every call."""
+    """Return the implementation with another choice of ops.cuda_blocks at every call."""
 
     def chosen() -> OuterGradient:
-        with mock.patch.dict(os.environ, TRAJMATCH_CUDA_BLOCKS=kind):
+        with ops.cuda_blocks(kind):
             return implementation()
 
     return chosen

@@ -18,8 +18,8 @@ from gpu_stages.outer_iteration import with_blocks
 from gpu_stages.settings import Record, Settings
 from trajmatch import networks, ops, random
 
-#: Values of TRAJMATCH_CUDA_BLOCKS that leave no convolution to the library.
-BLOCKS = ("float32", "tf32", "fp16")
+#: Choices of ops.cuda_blocks that leave no convolution to the library.
+BLOCKS = ("tf32", "fp16")
 #: Width, depth and image size of a network that all kernels of blocks take.
 NETWORK = (32, 2, 32)
 

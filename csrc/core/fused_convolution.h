@@ -27,12 +27,12 @@
 
 namespace trajmatch {
 
-// How products are computed; all of them accumulate in float32. TF32 has a 10-bit mantissa. kTf32x3
-// splits each operand into a high and a low part and adds three TF32 products, which is as accurate
-// as float32. Only the forward pass offers it, because its result decides which ReLUs are active.
-// Half precision also has a 10-bit mantissa, at half the bytes and twice the rate, but needs
-// operands that were scaled and rounded beforehand (core/half_operand.h).
-enum class ProductKind : int { kPlain = 0, kTf32 = 1, kTf32x3 = 2, kFp16 = 3 };
+// How products are computed, all on tensor cores and accumulated in float32. TF32 has a 10-bit
+// mantissa. kTf32x3 splits each operand into a high and a low part and adds three TF32 products,
+// which is as accurate as float32. Only the forward pass offers it, because its result decides
+// which ReLUs are active. Half precision also has a 10-bit mantissa, at half the bytes and twice
+// the rate, but needs operands that were scaled and rounded beforehand (core/half_operand.h).
+enum class ProductKind : int { kTf32, kTf32x3, kFp16 };
 
 struct FusedConvolutionShape {
   int64_t trajectories, batch, size, channels;  // K, B, S, C

@@ -60,10 +60,9 @@ struct Node {
 // products instead (ProductKind::kTf32x3).
 enum class FusedKernels : int {
   kNone = 0,
-  kFirst = 1,    // the first block
-  kFloat32 = 2,  // all blocks
-  kTf32 = 3,     // all blocks
-  kFp16 = 4,     // all blocks, with scaled operands
+  kFirst = 1,  // the first block
+  kTf32 = 2,   // all blocks
+  kFp16 = 3,   // all blocks, with scaled operands
 };
 
 // A convolution and the norm, activation and pooling after it.

@@ -1,5 +1,5 @@
-// The multiply-accumulate loops of a fused convolution block, one for each ProductKind, and the
-// loop over all pipeline steps.
+// The multiply-accumulate loops of a fused convolution block on tensor cores, in TF32 and in half
+// precision, and the loop over all pipeline steps.
 #pragma once
 
 #include <cstdint>
@@ -10,43 +10,12 @@
 
 namespace trajmatch::cuda::fused {
 
-// float32 on the ordinary cores, one input channel at a time.
-template <class Tile>
-__device__ __forceinline__ void multiply_plain(const Place<Tile>& place, const float* input,
-                                               const float* weights, typename Tile::Sums& sums) {
-  constexpr int kPlaneSize = Chunk<Tile, ProductKind::kPlain>::kPlaneSize;
-  TM_NO_UNROLL
-  for (int k = 0; k < kChunk; ++k) {
-    const float* const pixels = input + k / 4 * kPlaneSize + k % 4;
-    float x[Tile::kRowTiles][2];
-    TM_UNROLL
-    for (int m = 0; m < Tile::kRowTiles; ++m) {
-      const int at = place.bordered(m);
-      x[m][0] = pixels[at * 4];
-      x[m][1] = pixels[(at + Tile::kPitch) * 4];
-    }
-    TM_UNROLL
-    for (int n = 0; n < Tile::kColumnTiles; ++n) {
-      const float* const w = weights + (k / 4 * Tile::kChannels + place.own_channel(n)) * 4 + k % 4;
-      const float first = w[0], second = w[4];
-      TM_UNROLL
-      for (int m = 0; m < Tile::kRowTiles; ++m) {
-        sums[m][n][0] += x[m][0] * first;
-        sums[m][n][1] += x[m][0] * second;
-        sums[m][n][2] += x[m][1] * first;
-        sums[m][n][3] += x[m][1] * second;
-      }
-    }
-  }
-}
-
-// TF32 on tensor cores, eight input channels at a time. With `three`, each operand is split into a
+// TF32, eight input channels at a time. With `three`, each operand is split into a
 // high and a low TF32 part, and three of the four products are added: low * high, high * low and
 // then high * high. The result is as exact as float32.
 template <class Tile, bool three>
-__device__ __forceinline__ void multiply_on_tensor_cores(const Place<Tile>& place,
-                                                         const float* input, const float* weights,
-                                                         typename Tile::Sums& sums) {
+__device__ __forceinline__ void multiply_in_tf32(const Place<Tile>& place, const float* input,
+                                                 const float* weights, typename Tile::Sums& sums) {
   constexpr int kPlaneSize = Chunk<Tile, ProductKind::kTf32>::kPlaneSize;
   TM_UNROLL
   for (int k = 0; k < kChunk / 8; ++k) {
@@ -126,10 +95,8 @@ __device__ __forceinline__ void multiply(const Place<Tile>& place, const float* 
                                          const float* weights, typename Tile::Sums& sums) {
   if constexpr (kind == ProductKind::kFp16) {
     multiply_in_halves(place, input, weights, sums);
-  } else if constexpr (kind != ProductKind::kPlain && kHasTensorCores) {
-    multiply_on_tensor_cores<Tile, kind == ProductKind::kTf32x3>(place, input, weights, sums);
   } else {
-    multiply_plain(place, input, weights, sums);
+    multiply_in_tf32<Tile, kind == ProductKind::kTf32x3>(place, input, weights, sums);
   }
 }
 

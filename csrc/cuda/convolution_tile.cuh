@@ -121,8 +121,6 @@ template <bool precise, class Body>
 void with_tile(const FusedConvolution& params, const Body& body) {
   const auto with_kind = [&](auto tile) {
     switch (params.kind) {
-      case ProductKind::kPlain:
-        return body(tile, std::integral_constant<ProductKind, ProductKind::kPlain>());
       case ProductKind::kTf32:
         return body(tile, std::integral_constant<ProductKind, ProductKind::kTf32>());
       case ProductKind::kTf32x3:

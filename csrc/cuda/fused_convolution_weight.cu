@@ -107,14 +107,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <class Body>
 void with_strips(const FusedConvolutionShape& shape, ProductKind kind, const Body& body) {
   const auto with_kind = [&](auto side, auto channels) {
-    switch (kind) {
-      case ProductKind::kPlain:
-        return body(side, channels, std::integral_constant<ProductKind, ProductKind::kPlain>());
-      case ProductKind::kFp16:
-        return body(side, channels, std::integral_constant<ProductKind, ProductKind::kFp16>());
-      default:
-        return body(side, channels, std::integral_constant<ProductKind, ProductKind::kTf32>());
+    if (kind == ProductKind::kFp16) {
+      return body(side, channels, std::integral_constant<ProductKind, ProductKind::kFp16>());
     }
+    return body(side, channels, std::integral_constant<ProductKind, ProductKind::kTf32>());
   };
   const auto with_channels = [&](auto side) {
     switch (shape.channels) {
@@ -150,7 +146,7 @@ bool fused_convolution_fits_device(const FusedConvolutionShape& shape, ProductKi
       most = std::max(most, fused::Chunk<decltype(tile), products()>::kBytes);
     });
   }
-  return has_dynamic_shared(most);
+  return has_tensor_cores() && has_dynamic_shared(most);
 }
 
 void launch_fused_convolution_weight(const FusedConvolutionWeight& params, Stream stream) {

@@ -48,16 +48,25 @@ inline unsigned grid_size(int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
-// True if a block may use this much dynamic shared memory on the current device. Without a device,
-// as in a forecast on another machine, the result is true. This is right for most GPUs: the
-// exception is sm_75 with its 64 KiB.
-inline bool has_dynamic_shared(size_t bytes) {
-  int device = 0, most = 0;
-  const bool known =
-      cudaGetDevice(&device) == cudaSuccess &&
-      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess;
+// An attribute of the current device. Without a device, as in a forecast on another machine, the
+// result is `usual`: what most GPUs have (all but sm_75, in the two functions below).
+inline int device_attribute(cudaDeviceAttr attribute, int usual) {
+  int device = 0, value = 0;
+  const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess;
   if (!known) cudaGetLastError();  // clears the error
-  return !known || bytes <= static_cast<size_t>(most);
+  return known ? value : usual;
+}
+
+// True if a block may use this much dynamic shared memory on the current device.
+inline bool has_dynamic_shared(size_t bytes) {
+  return bytes <=
+         static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, INT32_MAX));
+}
+
+// True if the current device has the tensor core products of cuda/tensor_core.cuh.
+inline bool has_tensor_cores() {
+  return device_attribute(cudaDevAttrComputeCapabilityMajor, 8) >= 8;
 }
 
 // Required before launching `kernel` with more than the default 48 KiB of dynamic shared memory.

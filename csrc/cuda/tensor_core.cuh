@@ -1,6 +1,6 @@
 // Warp-level tensor core products D += A B (mma.sync, sm_80): 16 x 8 times 8 x 8 in TF32, 16 x 16
-// times 16 x 8 in half precision. The emulator computes them with warp shuffles, and so do GPUs
-// before sm_80 in half precision.
+// times 16 x 8 in half precision. The emulator computes them with warp shuffles. Older GPUs have
+// neither: callers ask has_tensor_cores().
 //
 // Fragments, with g = lane / 4 and t = lane % 4:
 //   D:      (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
@@ -15,13 +15,6 @@
 #include "cuda/reduce.cuh"
 
 namespace trajmatch::cuda {
-
-// True if TF32 products can run on tensor cores. Otherwise callers use the ordinary cores.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-constexpr bool kHasTensorCores = true;
-#else
-constexpr bool kHasTensorCores = false;
-#endif
 
 // Rounds to the nearest number with 10 mantissa bits, ties away from zero.
 __device__ __forceinline__ float round_to_tf32(float value) {
@@ -57,34 +50,9 @@ __device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4]
   }
 }
 
-#else
-
-__device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4],
-                                              const float (&b)[2]) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
-        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
-#else
-  __trap();
-#endif
-}
-
-#endif
-
-// fp16: every operand word holds two halves.
+// Every operand word holds two halves.
 __device__ __forceinline__ void multiply_halves(float (&d)[4], const uint32_t (&a)[4],
                                                 const uint32_t (&b)[2]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
   struct Four {
     float values[4];
   };
@@ -107,7 +75,37 @@ __device__ __forceinline__ void multiply_halves(float (&d)[4], const uint32_t (&
       }
     }
   }
+}
+
+#else
+
+__device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4],
+                                              const float (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+#else
+  __trap();
 #endif
 }
+
+__device__ __forceinline__ void multiply_halves(float (&d)[4], const uint32_t (&a)[4],
+                                                const uint32_t (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  __trap();
+#endif
+}
+
+#endif
 
 }  // namespace trajmatch::cuda

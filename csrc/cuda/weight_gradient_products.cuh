@@ -1,7 +1,7 @@
-// The multiply-accumulate loops of a convolution's weight gradient, one for each ProductKind. A
-// call adds the products of 8 pixels (16 in half precision) for a warp's 32 input and 32 output
-// channels at three taps kx. `x` and `dy` point to the warp's first channel and to the first pixel,
-// which in x is the one for kx = 0.
+// The multiply-accumulate loops of a convolution's weight gradient on tensor cores, in TF32 and in
+// half precision. A call adds the products of 8 pixels (16 in half precision) for a warp's 32 input
+// and 32 output channels at three taps kx. `x` and `dy` point to the warp's first channel and to
+// the first pixel, which in x is the one for kx = 0.
 #pragma once
 
 #include <cstdint>
@@ -16,41 +16,9 @@ namespace trajmatch::cuda::weight_gradient {
 // belongs to input 4 g + 2 m + r and output 8 t + 4 e + n.
 using Sums = float[3][2][4][4];
 
-// float32 on the ordinary cores: eight pixels in a row.
+// TF32: eight pixels in a row.
 template <class S>
-__device__ __forceinline__ void multiply_plain(const float* x, const float* dy, Sums& sums) {
-  const int g = static_cast<int>(threadIdx.x) % kWarpSize / 4,
-            t = static_cast<int>(threadIdx.x) % 4;
-  TM_NO_UNROLL
-  for (int pixel = 0; pixel < 8; ++pixel) {
-    float b[4][2];
-    TM_UNROLL
-    for (int n = 0; n < 4; ++n) {
-      const int c = n * 8 + 2 * t;
-      const float* const from = dy + c / 4 * S::Output::kGroup + pixel * 4 + c % 4;
-      b[n][0] = from[0];
-      b[n][1] = from[1];
-    }
-    TM_UNROLL
-    for (int kx = 0; kx < 3; ++kx) {
-      TM_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int c = i * 8 + g;
-        const float a = x[c / 4 * S::Input::kGroup + (pixel + kx) * 4 + c % 4];
-        TM_UNROLL
-        for (int n = 0; n < 4; ++n) {
-          sums[kx][i / 2][n][i % 2 * 2] += a * b[n][0];
-          sums[kx][i / 2][n][i % 2 * 2 + 1] += a * b[n][1];
-        }
-      }
-    }
-  }
-}
-
-// TF32 on tensor cores: eight pixels in a row.
-template <class S>
-__device__ __forceinline__ void multiply_on_tensor_cores(const float* x, const float* dy,
-                                                         Sums& sums) {
+__device__ __forceinline__ void multiply_in_tf32(const float* x, const float* dy, Sums& sums) {
   const int g = static_cast<int>(threadIdx.x) % kWarpSize / 4,
             t = static_cast<int>(threadIdx.x) % 4;
   float b[4][2];
@@ -131,10 +99,8 @@ template <class S, ProductKind kind>
 __device__ __forceinline__ void multiply(const float* x, const float* dy, Sums& sums) {
   if constexpr (kind == ProductKind::kFp16) {
     multiply_in_halves<S>(x, dy, sums);
-  } else if constexpr (kind == ProductKind::kTf32 && kHasTensorCores) {
-    multiply_on_tensor_cores<S>(x, dy, sums);
   } else {
-    multiply_plain<S>(x, dy, sums);
+    multiply_in_tf32<S>(x, dy, sums);
   }
 }
 

@@ -22,7 +22,6 @@ const float* in_kind(ProductKind kind, const Tensor& values, const OptionalTenso
 }  // namespace
 
 auto DeepBlock::kinds_of(const Network& network) -> Kinds {
-  if (network.fused == FusedKernels::kFloat32) return {ProductKind::kPlain, ProductKind::kPlain};
   const ProductKind kind =
       network.fused == FusedKernels::kTf32 ? ProductKind::kTf32 : ProductKind::kFp16;
   return {network.precise ? ProductKind::kTf32x3 : kind, kind};

@@ -9,7 +9,7 @@ from dataclasses import astuple
 
 import torch
 
-from trajmatch import artifact, files, interruption
+from trajmatch import artifact, files, interruption, networks
 from trajmatch.artifact import Artifact
 from trajmatch.distill import checkpoint
 from trajmatch.distill.config import DistillConfig
@@ -72,6 +72,7 @@ def distill(
     """
     expect_config("distill", config, DistillConfig)
     with ExitStack() as stack:
+        stack.enter_context(networks.cuda_blocks(config.cuda_blocks))
         ranks.on_rank_0(lambda: _lock_output(config, stack))
         return _distill(config, progress or NoProgress(), ranks, tell)
 

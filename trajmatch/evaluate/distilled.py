@@ -72,6 +72,7 @@ def evaluate_artifact(
     config = replace(config, device=usable_device(config.device))
     evaluation = _Evaluation(config, progress or NoProgress())
     with ExitStack() as stack:
+        stack.enter_context(networks.cuda_blocks(config.cuda_blocks))
         if config.records is not None:
             stack.enter_context(locked(config.records, inside=True))
             evaluation.keep(config.records)

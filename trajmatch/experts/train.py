@@ -83,6 +83,7 @@ def train_experts(
         return missing
 
     with ExitStack() as stack:
+        stack.enter_context(networks.cuda_blocks(config.cuda_blocks))
         ranks.on_rank_0(lambda: stack.enter_context(locked(config.out, inside=True)))
         missing = ranks.on_rank_0(prepare)
         store = Store.open(config.out, complete=False)

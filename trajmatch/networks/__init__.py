@@ -5,6 +5,7 @@ from trajmatch.networks.differentiable import check_batches as check_batches
 from trajmatch.networks.differentiable import check_runs_on as check_runs_on
 from trajmatch.networks.differentiable import check_student as check_student
 from trajmatch.networks.differentiable import examine as examine
+from trajmatch.networks.engine import cuda_blocks as cuda_blocks
 from trajmatch.networks.engine import engine_description as engine_description
 from trajmatch.networks.external import External as External
 from trajmatch.networks.external import is_external as is_external

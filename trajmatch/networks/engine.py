@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import struct
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from trajmatch.block import ACTIVATIONS, FUSED_KERNELS, LEAKY_SLOPE, POOLINGS
+from trajmatch.block import ACTIVATIONS, LEAKY_SLOPE, POOLINGS, CudaBlocks
 from trajmatch.networks.convnet import ConvNet
 from trajmatch.networks.layers import ACTIVATION_LAYERS, ImageClassifier, convolved
 from trajmatch.networks.resnet import ResidualBlock, ResNet18, ResNet18_AP
@@ -56,7 +56,7 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
     whole = classifier[1] == len(graph.nodes) > 0
     if not (usual and whole) or [*map(id, graph.parameters)] != [*map(id, parameters)]:
         return None
-    header = [channels, classes, size, int(precise), _fused_kernels()]
+    header = [channels, classes, size, int(precise), _FUSED_KERNELS.index(_fused)]
     return header + [number for node in graph.nodes for number in node]
 
 
@@ -71,12 +71,34 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
-def _fused_kernels() -> int:
-    chosen = os.environ.get("TRAJMATCH_CUDA_BLOCKS", "first")
-    if chosen not in FUSED_KERNELS:
-        wanted = f"{', '.join(FUSED_KERNELS[:-1])} or {FUSED_KERNELS[-1]}"
-        raise ValueError(f"TRAJMATCH_CUDA_BLOCKS must be {wanted}, but is {chosen!r}")
-    return FUSED_KERNELS.index(chosen)
+_FUSED_KERNELS = get_args(CudaBlocks)
+_fused: CudaBlocks = "first"
+
+
+@contextmanager
+def cuda_blocks(kind: CudaBlocks) -> Iterator[None]:
+    """Choose the blocks of a ConvNet that run as one CUDA kernel each, inside the context.
+
+    Like PyTorch's own backend flags, the choice holds for all threads. It changes results by
+    rounding only, and has no effect on the CPU.
+
+    Args:
+        kind: ``library`` for none; ``first`` for the first block, the default; ``tf32`` or
+            ``fp16`` for the first block and, with operands rounded so, for the deeper blocks of
+            32, 64 or 128 channels on planes of 16 or 8 pixels (compute capability 8.0 or later).
+
+    Raises:
+        ValueError: There is no such kind.
+    """
+    global _fused
+    if kind not in _FUSED_KERNELS:
+        wanted = f"{', '.join(_FUSED_KERNELS[:-1])} or {_FUSED_KERNELS[-1]}"
+        raise ValueError(f"kind must be {wanted}, but is {kind!r}")
+    before, _fused = _fused, kind
+    try:
+        yield
+    finally:
+        _fused = before
 
 
 class _Graph:

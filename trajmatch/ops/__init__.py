@@ -7,6 +7,7 @@ the same functions in plain PyTorch.
 """
 
 from trajmatch import _extension  # noqa: F401  registers the operators
+from trajmatch.networks.engine import cuda_blocks as cuda_blocks
 from trajmatch.ops import dsa_parameters as dsa_parameters
 from trajmatch.ops.arguments import DsaReplay as DsaReplay
 from trajmatch.ops.dsa import dsa as dsa

@@ -109,7 +109,7 @@ inline std::vector<double> held_by(trajmatch::ProductKind kind, const std::vecto
 // Inputs of all trajectories, one behind the other; what is given to float32 and float64 alike.
 struct BlockData {
   BlockData(const BlockShape& shape_, bool moving_input,
-            trajmatch::ProductKind kind = trajmatch::ProductKind::kPlain)
+            trajmatch::ProductKind kind = trajmatch::ProductKind::kTf32x3)
       : shape(shape_) {
     Random random(static_cast<unsigned>(shape.y_size() + shape.in_channels));
     const int64_t k = shape.trajectories;

@@ -10,7 +10,7 @@ using trajmatch::FusedConvolutionShape;
 using trajmatch::ProductKind;
 
 std::string text(const FusedConvolutionShape& shape, ProductKind kind) {
-  const char* const kinds[] = {"plain", "tf32", "tf32x3", "fp16"};
+  const char* const kinds[] = {"tf32", "tf32x3", "fp16"};
   return "K" + std::to_string(shape.trajectories) + " B" + std::to_string(shape.batch) + " S" +
          std::to_string(shape.size) + " C" + std::to_string(shape.channels) + " " +
          kinds[static_cast<int>(kind)];
@@ -402,7 +402,7 @@ void check_shapes() {
         FusedConvolutionShape{1, 1, 16, 256}, FusedConvolutionShape{1, 1, 4, 64}}) {
     testing::expect(!bad.fits(), "a wrong shape is accepted");
   }
-  trajmatch::FusedConvolution params{{1, 1, 8, 32}, ProductKind::kPlain, 16, 1, {}, nullptr};
+  trajmatch::FusedConvolution params{{1, 1, 8, 32}, ProductKind::kTf32, 16, 1, {}, nullptr};
   const auto message = [&] {
     return testing::message_of([&] { trajmatch::cuda::launch_fused_convolution(params, nullptr); });
   };
@@ -415,18 +415,18 @@ void check_shapes() {
 }  // namespace
 
 std::vector<testing::Case> fused_convolution_cases() {
-  const ProductKind plain = ProductKind::kPlain, tf32 = ProductKind::kTf32;
-  const ProductKind three = ProductKind::kTf32x3, fp16 = ProductKind::kFp16;
+  const ProductKind tf32 = ProductKind::kTf32, three = ProductKind::kTf32x3;
+  const ProductKind fp16 = ProductKind::kFp16;
   std::vector<testing::Case> cases;
   for (const Choice& choice : {
            // Every tile; images that do not fill a block; several trajectories.
-           Choice{{1, 2, 16, 32}, plain, 32, 1, false},
-           Choice{{2, 3, 8, 32}, plain, 32, 2, false},
-           Choice{{1, 1, 16, 64}, plain, 64, 1, true},
-           Choice{{1, 5, 8, 64}, plain, 64, 1, true},
-           Choice{{1, 1, 16, 128}, plain, 128, 1, false},
-           Choice{{1, 1, 8, 128}, plain, 128, 1, true},
-           Choice{{2, 1, 8, 64}, plain, 32, 1, false},
+           Choice{{1, 2, 16, 32}, tf32, 32, 1, false},
+           Choice{{2, 3, 8, 32}, tf32, 32, 2, false},
+           Choice{{1, 1, 16, 64}, tf32, 64, 1, true},
+           Choice{{1, 5, 8, 64}, tf32, 64, 1, true},
+           Choice{{1, 1, 16, 128}, tf32, 128, 1, false},
+           Choice{{1, 1, 8, 128}, tf32, 128, 1, true},
+           Choice{{2, 1, 8, 64}, tf32, 32, 1, false},
            Choice{{1, 1, 8, 32}, tf32, 32, 2, true},
            Choice{{1, 1, 16, 64}, tf32, 64, 1, false},
            Choice{{2, 3, 8, 32}, fp16, 32, 2, true},
@@ -438,12 +438,12 @@ std::vector<testing::Case> fused_convolution_cases() {
   }
   for (const BlockCase& one : {
            // Every tile; planes that several images fill, and not; several trajectories.
-           BlockCase{{1, 2, 16, 32, 1, 32}, plain, 32, true},
-           BlockCase{{2, 3, 8, 32, 1, 32}, plain, 32, true},
-           BlockCase{{1, 1, 16, 64, 1, 64}, plain, 64, false},
-           BlockCase{{1, 5, 8, 64, 1, 64}, plain, 64, true},
-           BlockCase{{1, 1, 16, 128, 1, 128}, plain, 128, false},
-           BlockCase{{1, 1, 8, 128, 1, 128}, plain, 128, false},
+           BlockCase{{1, 2, 16, 32, 1, 32}, tf32, 32, true},
+           BlockCase{{2, 3, 8, 32, 1, 32}, tf32, 32, true},
+           BlockCase{{1, 1, 16, 64, 1, 64}, tf32, 64, false},
+           BlockCase{{1, 5, 8, 64, 1, 64}, tf32, 64, true},
+           BlockCase{{1, 1, 16, 128, 1, 128}, tf32, 128, false},
+           BlockCase{{1, 1, 8, 128, 1, 128}, tf32, 128, false},
            BlockCase{{1, 1, 16, 32, 1, 32}, tf32, 32, true},
            BlockCase{{1, 1, 8, 32, 1, 32}, three, 32, false},
            BlockCase{{1, 1, 16, 32, 1, 32}, fp16, 32, true},
@@ -456,12 +456,12 @@ std::vector<testing::Case> fused_convolution_cases() {
   }
   for (const Weight& one : {
            // Every number of channels; uneven and empty splits; several trajectories.
-           Weight({1, 3, 16, 32}, plain, 2, 2),
-           Weight({2, 5, 8, 32}, plain, 4, 1),
-           Weight({1, 2, 8, 64}, plain, 1, 1),
-           Weight({1, 1, 16, 64}, plain, 1, 2),
-           Weight({1, 1, 8, 128}, plain, 1, 1),
-           Weight({1, 1, 16, 128}, plain, 1, 1),
+           Weight({1, 3, 16, 32}, tf32, 2, 2),
+           Weight({2, 5, 8, 32}, tf32, 4, 1),
+           Weight({1, 2, 8, 64}, tf32, 1, 1),
+           Weight({1, 1, 16, 64}, tf32, 1, 2),
+           Weight({1, 1, 8, 128}, tf32, 1, 1),
+           Weight({1, 1, 16, 128}, tf32, 1, 1),
            Weight({1, 1, 16, 32}, tf32, 1, 1),
            Weight({1, 2, 8, 32}, tf32, 2, 2),
            Weight({1, 1, 16, 32}, fp16, 1, 2),

@@ -45,8 +45,10 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = static_cast<int>(emulator::options().shared_kib * 1024);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const int kib = static_cast<int>(emulator::options().shared_kib);
+  // Turing, the last without the tensor cores that the kernels use, has 64 KiB.
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? (kib > 64 ? 8 : 7) : 1024 * kib;
   return cudaSuccess;
 }
 
