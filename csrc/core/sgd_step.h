@@ -53,6 +53,31 @@ struct SgdSweep {
   T* r;                // [P] updated in place, or null if only the adjoint is wanted
 };
 
+// The step, its adjoint and the sweep for element i. The adjoint returns its share of <a, b>.
+template <class T>
+TM_HD inline void sgd_step_at(const SgdStep<T>& p, T lr, T momentum, int64_t i) {
+  const T buffer = p.buffer == nullptr ? p.grad[i] : momentum * p.buffer[i] + p.grad[i];
+  p.theta_out[i] = p.theta[i] - lr * buffer;
+  if (p.buffer_out != nullptr) p.buffer_out[i] = buffer;
+}
+template <class T>
+TM_HD inline double sgd_step_adjoint_at(const SgdStepAdjoint<T>& p, T lr, T momentum, int64_t i) {
+  const T from_theta = p.grad_theta_out[i];
+  const T from_buffer = p.grad_buffer_out == nullptr ? T(0) : p.grad_buffer_out[i];
+  const T grad = from_buffer - lr * from_theta;
+  p.grad_grad[i] = grad;
+  if (p.grad_buffer != nullptr) p.grad_buffer[i] = momentum * grad;
+  return static_cast<double>(from_theta) * p.buffer_out[i];
+}
+template <class T>
+TM_HD inline void sgd_sweep_at(const SgdSweep<T>& p, T lr, T momentum, int64_t i) {
+  T adjoint = p.adjoint[i];
+  if (p.hessian_r != nullptr) adjoint += lr * p.hessian_r[i];
+  if (p.inject != nullptr) adjoint += p.inject[i];
+  p.adjoint[i] = adjoint;
+  if (p.r != nullptr) p.r[i] = momentum * p.r[i] - adjoint;
+}
+
 namespace cpu {
 template <class T>
 void sgd_step(const SgdStep<T>& params, int64_t begin, int64_t end);  // elements

@@ -16,50 +16,22 @@
 namespace trajmatch::cpu {
 
 // float64 serves checks only, so it runs the portable kernels on every processor.
-
-template <>
-void norm_act_pool_forward(const NormActPoolForward<float>& params, int64_t begin, int64_t end,
-                           NormPhase phase, BatchMeans<float> means) {
-  TM_DISPATCH_ISA(forward, params, begin, end, phase, means);
-}
-template <>
-void norm_act_pool_forward(const NormActPoolForward<double>& params, int64_t begin, int64_t end,
-                           NormPhase phase, BatchMeans<double> means) {
-  portable::forward(params, begin, end, phase, means);
-}
-
-template <>
-void norm_act_pool_backward(const NormActPoolBackward<float>& params, int64_t begin, int64_t end,
-                            NormPhase phase, BatchMeans<float> means) {
-  TM_DISPATCH_ISA(backward, params, begin, end, phase, means);
-}
-template <>
-void norm_act_pool_backward(const NormActPoolBackward<double>& params, int64_t begin, int64_t end,
-                            NormPhase phase, BatchMeans<double> means) {
-  portable::backward(params, begin, end, phase, means);
-}
-
-template <>
-void norm_act_pool_tangent(const NormActPoolTangent<float>& params, int64_t begin, int64_t end,
-                           NormPhase phase, BatchMeans<float> means) {
-  TM_DISPATCH_ISA(tangent, params, begin, end, phase, means);
-}
-template <>
-void norm_act_pool_tangent(const NormActPoolTangent<double>& params, int64_t begin, int64_t end,
-                           NormPhase phase, BatchMeans<double> means) {
-  portable::tangent(params, begin, end, phase, means);
-}
-
-template <>
-void norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<float>& params, int64_t begin,
-                                    int64_t end, NormPhase phase, BatchMeans<float> means) {
-  TM_DISPATCH_ISA(backward_tangent, params, begin, end, phase, means);
-}
-template <>
-void norm_act_pool_backward_tangent(const NormActPoolBackwardTangent<double>& params, int64_t begin,
-                                    int64_t end, NormPhase phase, BatchMeans<double> means) {
-  portable::backward_tangent(params, begin, end, phase, means);
-}
+#define TM_DEFINE(pass, Params)                                                       \
+  template <>                                                                         \
+  void norm_act_pool_##pass(const Params<float>& params, int64_t begin, int64_t end,  \
+                            NormPhase phase, BatchMeans<float> means) {               \
+    TM_DISPATCH_ISA(pass, params, begin, end, phase, means);                          \
+  }                                                                                   \
+  template <>                                                                         \
+  void norm_act_pool_##pass(const Params<double>& params, int64_t begin, int64_t end, \
+                            NormPhase phase, BatchMeans<double> means) {              \
+    portable::pass(params, begin, end, phase, means);                                 \
+  }
+TM_DEFINE(forward, NormActPoolForward)
+TM_DEFINE(backward, NormActPoolBackward)
+TM_DEFINE(tangent, NormActPoolTangent)
+TM_DEFINE(backward_tangent, NormActPoolBackwardTangent)
+#undef TM_DEFINE
 
 // All images have equally many pixels, so a plain average of their means is the mean over all
 // pixels.

@@ -22,11 +22,7 @@ constexpr int kThreads = 256;
 template <class T>
 __global__ void __launch_bounds__(kElementwiseThreads) sgd_step_kernel(SgdStep<T> p) {
   const T lr = *p.lr, momentum = static_cast<T>(p.momentum);
-  for_each_element(p.size, [&](int64_t i) {
-    const T buffer = p.buffer == nullptr ? p.grad[i] : momentum * p.buffer[i] + p.grad[i];
-    p.theta_out[i] = p.theta[i] - lr * buffer;
-    if (p.buffer_out != nullptr) p.buffer_out[i] = buffer;
-  });
+  for_each_element(p.size, [&](int64_t i) { sgd_step_at(p, lr, momentum, i); });
 }
 
 template <class T>
@@ -36,12 +32,7 @@ __global__ void __launch_bounds__(kThreads) sgd_step_adjoint_kernel(SgdStepAdjoi
   const int64_t end = block_begin(p.size, block + 1);
   double product[1] = {0.0};
   for (int64_t i = block_begin(p.size, block) + threadIdx.x; i < end; i += kThreads) {
-    const T from_theta = p.grad_theta_out[i];
-    const T from_buffer = p.grad_buffer_out == nullptr ? T(0) : p.grad_buffer_out[i];
-    const T grad = from_buffer - lr * from_theta;
-    product[0] += static_cast<double>(from_theta) * p.buffer_out[i];
-    p.grad_grad[i] = grad;
-    if (p.grad_buffer != nullptr) p.grad_buffer[i] = momentum * grad;
+    product[0] += sgd_step_adjoint_at(p, lr, momentum, i);
   }
   block_sum<kThreads>(product);
   if (threadIdx.x == 0) p.partial[block] = product[0];
@@ -58,13 +49,7 @@ __global__ void __launch_bounds__(kThreads) sgd_step_adjoint_finish_kernel(SgdSt
 template <class T>
 __global__ void __launch_bounds__(kElementwiseThreads) sgd_sweep_kernel(SgdSweep<T> p) {
   const T lr = *p.lr, momentum = static_cast<T>(p.momentum);
-  for_each_element(p.size, [&](int64_t i) {
-    T adjoint = p.adjoint[i];
-    if (p.hessian_r != nullptr) adjoint += lr * p.hessian_r[i];
-    if (p.inject != nullptr) adjoint += p.inject[i];
-    p.adjoint[i] = adjoint;
-    if (p.r != nullptr) p.r[i] = momentum * p.r[i] - adjoint;
-  });
+  for_each_element(p.size, [&](int64_t i) { sgd_sweep_at(p, lr, momentum, i); });
 }
 
 }  // namespace
