@@ -16,16 +16,17 @@ class RunOptions(Settings):
     data: str | None = None
     """Data set, e.g. cifar10:ROOT or imagefolder:PATH."""
     seed: Int = 0
-    """Seed of everything random."""
+    """Seed of all random numbers."""
     device: str = "auto"
-    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
+    """Device: cpu, cuda, cuda:N, or auto: a GPU if one can be used, otherwise the CPU."""
     cuda_blocks: CudaBlocks = "first"
-    """Blocks of a ConvNet that run as one CUDA kernel each: none (library), the first, or with
-    operands rounded to tf32 or fp16 the deeper ones too."""
+    """Blocks of a ConvNet that run as one CUDA kernel each: library (none), first, or tf32 or fp16
+    (the first block and, with operands rounded to that precision, the deeper ones)."""
     resume: bool = False
-    """Go on with an interrupted run."""
+    """Continue an interrupted run."""
     max_time: str | None = None
-    """Stop with a checkpoint after so long, e.g. 90m or 1h30m (exit status 75), for --resume."""
+    """Stop with a checkpoint after this long, e.g. 90m or 1h30m (exit status 75); continue with
+    --resume."""
     quiet: bool = False
     """Print no progress."""
 

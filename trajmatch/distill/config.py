@@ -26,38 +26,43 @@ class MatchTrajectorySettings(Settings):
     """Settings that only --objective match-trajectory has."""
 
     student_steps: PositiveInt = 20
-    """N: student steps on synthetic images in one outer iteration (MTT: syn_steps)."""
+    """N: student steps on synthetic images per outer iteration (MTT: syn_steps)."""
     expert_epochs: Epochs = 2
-    """M: epochs of the expert that the N student steps are to match (MTT: expert_epochs)."""
+    """M: number of expert epochs that the N student steps have to match (MTT: expert_epochs)."""
     min_start_epoch: Count = 0
-    """First epoch s that a trajectory segment may start from (MTT: 0; DATM: T-)."""
+    """First epoch that a trajectory segment may start from (MTT: 0; DATM: T-)."""
     max_start_epoch: Epochs | None = None
-    """End of the start epochs: s is uniform in min..max-1 (MTT: max_start_epoch; DATM: T+).
-    Default: 20, or fewer where the experts have fewer epochs."""
+    """End of the range of start epochs: s is drawn uniformly from min..max-1 (MTT: max_start_epoch;
+    DATM: T+). Default: 20, or less if the experts have fewer epochs."""
     first_max_start_epoch: PositiveInt | None = None
-    """T: end of the start epochs in the first iteration, from which it grows evenly to
-    --max-start-epoch, from easy to hard (DATM). Default: it does not grow."""
+    """T: end of the range of start epochs in the first iteration. It grows linearly to
+    --max-start-epoch, from easy to hard (DATM). Default: no growth."""
     growth_iterations: Count = 0
-    """E: iterations until it has grown (DATM: expansion_end_epoch)."""
+    """E: number of iterations over which the range of start epochs grows (DATM:
+    expansion_end_epoch)."""
     terms: Annotated[tuple[str, ...], Meta(min_length=1)] = ("final",)
-    """Terms whose sum is the matching loss L: final (MTT), intermediate (AST; the epochs of the
-    expert in between), intermediate-rising (AST; these weighted by j/M), automatic (ATT; the
-    nearest step), deep:ALPHA (PAD), dropout:R (EDF), layers:PATTERN=WEIGHT,..., or
-    package.module:NAME of one of your own, with settings behind a colon."""
+    """Terms of the matching loss L, which is their sum: final (MTT), intermediate (AST; the
+    expert's epochs in between), intermediate-rising (AST; the same, weighted by j/M), automatic
+    (ATT; the nearest step), deep:ALPHA (PAD), dropout:R (EDF), layers:PATTERN=WEIGHT,..., or
+    package.module:NAME for your own, with its settings after a colon."""
     balance: bool = False
-    """Scale the student's loss by kappa(s), small for early start epochs (AST: balance_loss)."""
+    """Scale the student's loss by kappa(s), which is small for early start epochs (AST:
+    balance_loss)."""
     perturb: NonNegative = 0.0
-    """a: strength of the random perturbation of the weights that a student starts from (AST:
-    weight_perturb, 1)."""
+    """a: strength of the random perturbation of the student's initial weights (AST: weight_perturb,
+    1)."""
     skip_above: Annotated[float, Meta(gt=0)] | None = None
-    """Leave out the update where the matching loss is above this (DATM: threshold, 1)."""
+    """Skip the update of an iteration whose matching loss is above this value (DATM: threshold,
+    1)."""
     mask_gradient: NonNegative | None = None
-    """beta: multiply the images' gradient by c + beta where c, the activation map of the first
-    expert, is at least --mask-threshold (EDF: beta, 1 or 2). Default: leave it as it is."""
+    """beta: multiply the images' gradient by c + beta where c, the class activation map of the
+    first expert, is at least --mask-threshold (EDF: beta, 1 or 2). Default: no mask."""
     mask_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
-    """Threshold of that map, from 0 to 1. Default: its mean over the image (EDF: 0 means that)."""
+    """Threshold of the class activation map, from 0 to 1. Default: the map's mean over the image
+    (EDF writes 0 for this)."""
     mask_every: PositiveInt = 100
-    """Iterations between new maps, of the images of the moment (EDF: interval, 50 to 200)."""
+    """Number of iterations after which the maps are recomputed from the current images (EDF:
+    interval, 50 to 200)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +70,19 @@ class TrainAndTestSettings(Settings):
     """Settings that only --objective train-and-test has."""
 
     window: PositiveInt = 60
-    """W: last steps of a student, which are differentiated (RaT-BPTT: window)."""
+    """W: number of last student steps that are differentiated (RaT-BPTT: window)."""
     steps_before: str = "0:140"
-    """K0:K1: the student takes K steps before the window, uniform in K0..K1 (RaT-BPTT: minwindow,
-    and totwindow - window), or one number."""
+    """K0:K1, or one number: the student takes K steps before the window, K drawn uniformly from
+    K0..K1 (RaT-BPTT: minwindow, and totwindow - window)."""
     real_batch: PositiveInt = 5000
-    """Real images that a student is tested on, at most all of them (RaT-BPTT: 5000)."""
+    """Number of real images that a student is tested on, at most all of them (RaT-BPTT: 5000)."""
     student_optimiser: Literal["sgd", "adam"] = "sgd"
     """Optimiser of the student (RaT-BPTT: adam); Adam takes no --student-momentum."""
     student_weight_decay: NonNegative = 0.0
     """Weight decay of the student, added to the gradient."""
     window_choice: str = "uniform"
-    """Start of the window: uniform in K0..K1; or there by the norm of the student's gradients,
-    gradient:high=LOSS,low=LOSS,temperature=TAU,spread=D (AT-BPTT; docs/methods.md)."""
+    """How the start of the window is drawn: uniform (over K0..K1), or by the norm of the student's
+    gradients: gradient:high=LOSS,low=LOSS,temperature=TAU,spread=D (AT-BPTT; docs/methods.md)."""
 
     def __post_init__(self) -> None:
         """Check the types, and that the steps before the window are a range."""
@@ -97,96 +102,98 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     """Settings that decide the distilled set, beside experts, data and seed."""
 
     ipc: PositiveInt = 1
-    """IPC: synthetic images per class (MTT: ipc); with another parametrisation than pixels, the
-    number of images whose values may be stored."""
+    """IPC: synthetic images per class (MTT: ipc). With a parametrisation other than pixels: the
+    budget of stored values, in images."""
     iterations: PositiveInt = 5000
     """Outer iterations (MTT: Iteration)."""
     matches: PositiveInt = 1
-    """K: trajectory segments matched in one outer iteration; each has an expert, a start epoch s,
-    student batches and augmentation of its own, and the loss L is their mean (MTT: 1)."""
+    """K: trajectory segments matched per outer iteration. Each has its own expert, start epoch s,
+    student batches and augmentation; L is the mean of their losses (MTT: 1)."""
     spike_above: Annotated[float, Meta(gt=1)] | None = 20.0
-    """Skip updates whose gradient of the images exceeds the median of the last 100 by this factor;
-    None never does, as in the papers' programs."""
+    """Skip updates whose image gradient is larger than the median of the last 100 by this factor.
+    None never skips, as in the papers' programs."""
     gradient: Literal["exact", "tesla"] = "exact"
-    """Derivative of L through the student's steps: exact, or the approximation of
-    TESLA, which neglects how later steps depend on earlier ones."""
+    """Derivative of L through the student's steps: exact, or TESLA's approximation, which ignores
+    how later steps depend on earlier ones."""
     lr_img: NonNegative | None = None
-    """Learning rate of the synthetic images (MTT: lr_img). Default: 100 with SGD and 0.001 with
-    Adam, or that of the parametrisation."""
+    """Learning rate of the synthetic images (MTT: lr_img). Default: 100 with SGD, 0.001 with Adam,
+    or the parametrisation's own."""
     optimiser_img: Literal["sgd", "adam"] | None = None
-    """Optimiser of the synthetic images. Default: sgd (MTT), and adam for --images implicit and
+    """Optimiser of the synthetic images. Default: sgd (MTT), but adam for --images implicit and
     --objective train-and-test."""
     clip_img: Annotated[float, Meta(gt=0)] | None = None
-    """Shorten gradients of the images to this multiple of their running norm. Default: none, and 2
-    for --objective train-and-test (RaT-BPTT)."""
+    """Clip image gradients to this multiple of their running norm. Default: no clipping, but 2 for
+    --objective train-and-test (RaT-BPTT)."""
     lr_lr: NonNegative = 1e-5
     """Learning rate of the step size eta (MTT: lr_lr)."""
     lr_init: Positive | None = None
-    """First value of eta, the student's step size (MTT: lr_teacher). Default 0.01, or, with
-    --init-from, the step size of that file."""
+    """Initial value of eta, the student's step size (MTT: lr_teacher). Default: 0.01, or with
+    --init-from the step size in that file."""
     momentum_img: Fraction = 0.5
     """SGD momentum of the images (MTT: 0.5, no flag)."""
     momentum_lr: Fraction = 0.5
     """SGD momentum of eta (MTT: 0.5, no flag)."""
     lr_param: Literal["exp", "raw"] = "exp"
-    """Update of eta: exp stays positive, raw is the papers' plain SGD step."""
+    """How eta is updated: exp keeps it positive, raw is the plain SGD step of the papers."""
     batch_syn: PositiveInt | None = None
-    """Synthetic images in one student step (MTT: batch_syn). Default: all of them."""
+    """Synthetic images per student step (MTT: batch_syn). Default: all of them."""
     objective: str = "match-trajectory"
     """Objective: match-trajectory, train-and-test (RaT-BPTT; needs no experts), or
-    package.module:NAME of your own."""
+    package.module:NAME for your own."""
     loss: Literal["cross_entropy", "mse"] | None = None
-    """Loss of the student: cross_entropy, or mse, the mean squared error with the target vectors of
-    a data set (MKDT: --data npz:FILE?targets=NAME). With mse, labels are the targets of the first
-    images, which stay as they are. Default: mse where the data set has targets."""
+    """Loss of the student: cross_entropy, or mse, the mean squared error to the target vectors of a
+    data set (MKDT: --data npz:FILE?targets=NAME). With mse, the labels are the targets of the
+    initial images and are not learned. Default: mse if the data set has targets."""
     images: str = "pixels"
-    """Parametrisation of the images: pixels, flip (with mirror images), upsample (smaller images,
-    resized), frequency (coefficients of the cosine transform), implicit (a sine network each),
-    palette (few colours), or package.module:NAME of your own; settings follow a colon
-    (upsample:factor=2). There are as many images as the values of --ipc images pay for."""
+    """Parametrisation of the images: pixels, flip (adds mirror images), upsample (smaller images,
+    resized), frequency (coefficients of the cosine transform), implicit (one sine network per
+    image), palette (few colours), or package.module:NAME for your own. Settings follow after a
+    colon (upsample:factor=2). There are as many images as the values of --ipc images pay for."""
     freeze: NonNegative = 0
-    """Images of each class, the first ones, that stay as they begin: a number, or, below 1, a part
+    """Number of images per class, counted from the first, that are not learned; below 1, a fraction
     of them (SelMatch: 1 - alpha)."""
     init: Literal["real", "noise", "representative", "correct", "difficulty"] = "real"
-    """First synthetic images: random real images of each class, or noise (MTT: pix_init); real
-    images nearest to the centres of k-means in an expert's logits (AST); random real images that
-    an expert classifies correctly (DATM); or the hardest of each class by --scores (SelMatch)."""
+    """Initial synthetic images: real (random real images of each class) or noise (MTT: pix_init);
+    representative: real images nearest to the centres of k-means on an expert's logits (AST);
+    correct: random real images that an expert classifies correctly (DATM); difficulty: the hardest
+    of each class by --scores (SelMatch)."""
     init_clusters: PositiveInt | None = None
-    """K: clusters of each class for --init representative. Default: IPC (AST: 10 or IPC)."""
+    """K: clusters per class for --init representative. Default: IPC (AST: 10 or IPC)."""
     init_beta: NonNegative | None = None
     """beta: --init difficulty leaves out the hardest beta IPC images of each class (SelMatch).
     Default: 0."""
     labels: Literal["hard", "soft"] = "hard"
-    """Labels: the class of each image, or logits that begin as the mean of the experts that are
-    right and are then learned (DATM)."""
+    """Labels: hard (the class of each image), or soft: learned logits, initialised with the mean
+    logits of the experts that classify the image correctly (DATM)."""
     label_experts: Literal["right", "first"] = "right"
-    """Logits that soft labels begin with: the mean of the experts that are right, or those of
-    expert 0 (DATM, for random real images)."""
+    """Initial logits of soft labels: right, the mean of the experts that classify the image
+    correctly, or first, those of expert 0 (DATM, for random real images)."""
     lr_label: NonNegative = 2.0
-    """Learning rate of soft labels (DATM: lr_y); 0 keeps them as they begin."""
+    """Learning rate of soft labels (DATM: lr_y); 0 keeps their initial values."""
     momentum_label: Fraction = 0.9
     """SGD momentum of soft labels (DATM: Momentum_y)."""
     ema: Fraction = 0.0
-    """beta: decay of the moving average of the images, which is then what is evaluated and written
-    (FTD: ema_decay); 0 takes the images themselves."""
+    """beta: decay of a moving average of the images, which is what is evaluated and written (FTD:
+    ema_decay). 0: no averaging."""
     dsa: str | None = None
-    """A: differentiable augmentation of student batches (MTT: dsa_strategy). Default: that of the
-    experts."""
+    """A: differentiable augmentation of student batches (MTT: dsa_strategy). Default: the experts'
+    augmentation."""
     student_momentum: Fraction = 0.0
     """mu: momentum of the student's SGD (MTT: 0; AST: mom, 0.9)."""
     precise: bool = False
-    """Do without the CPU engine's transforms that cost float32 accuracy; slower."""
+    """Avoid the CPU engine's convolution transforms that cost float32 accuracy; slower."""
     select: Literal["last", "holdout", "test-max"] = "last"
-    """Iterate that becomes the result: the last, the best on the store's holdout, or the best on
-    the test set (as the papers' tables have it; not an honest estimate)."""
+    """Iterate to keep as the result: the last, the best on the store's holdout, or the best on the
+    test set (as in the papers' tables; not an honest estimate)."""
     eval_every: Count = 0
-    """Iterations between evaluations (MTT: eval_it); the last is evaluated too. 0 never does."""
+    """Iterations between evaluations (MTT: eval_it); the last iterate is evaluated too. 0: no
+    evaluation."""
     eval_seeds: PositiveInt = 3
-    """Networks trained in each of these evaluations (MTT: num_eval)."""
+    """Networks to train per evaluation (MTT: num_eval)."""
     eval_epochs: PositiveInt = 1000
-    """Epochs that each of them is trained (MTT: epoch_eval_train)."""
+    """Epochs to train each of these networks (MTT: epoch_eval_train)."""
     eval_protocol: Literal["mtt", "datm", "ast", "rat"] = "mtt"
-    """Protocol of their training and test, as in `trajmatch eval --protocol`."""
+    """Protocol for training and testing them, as in `trajmatch eval --protocol`."""
 
     def __post_init__(self) -> None:
         """Check the types, and what one setting asks of another."""
@@ -254,68 +261,69 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(RunOptions, DistillSettings):
-    """Distil an image set by matching the trajectories of a store of experts.
+    """Distil an image set by matching the trajectories of an expert store.
 
-    Every part of MTT, FTD, AST and DATM is a choice of its own; the defaults are MTT's. With
-    --objective train-and-test there need be no experts: the network (--network, --width and so on),
-    --zca, --holdout and --data are then settings of this run.
+    Every part of MTT, FTD, AST and DATM is a separate option; the defaults are MTT's. --objective
+    train-and-test needs no experts. The network (--network, --width and so on), --zca, --holdout
+    and --data are then settings of this run.
     """
 
     recipe: str | None = None
-    """Recipe whose settings are the defaults of all others, e.g. datm/cifar10/ipc10 (`trajmatch
-    recipes` lists them), or a file of your own, ending in .toml."""
+    """Recipe with the defaults of all other settings, e.g. datm/cifar10/ipc10 (`trajmatch recipes`
+    lists them), or a .toml file of your own."""
     experts: Path | None = None
-    """Store of expert trajectories theta*, as `trajmatch expert` writes it (MTT: buffer_path).
-    Default: none, which match-trajectory, chosen images and soft labels cannot do without."""
+    """Expert store, as `trajmatch expert` writes it (MTT: buffer_path). Default: none;
+    match-trajectory, soft labels, and initial images that experts choose need one."""
     out: Path
-    """The artifact to write: images, labels, step size and all that is needed to use them."""
+    """File of the distilled set: images, labels, step size, and everything needed to use them."""
     data: str | None = None
     """Real images, if they are not where the store says; without --experts the data set, by
     default the shipped fashion-mnist-mini."""
     keep_rendered: bool = False
-    """Keep the rendered images in the artifact beside the parameters that they are made of, for
-    programs that know no parametrisation. Always kept with package.module:NAME."""
+    """Store the rendered images beside their parameters, for programs that cannot render them.
+    Always on for package.module:NAME."""
     init_from: Path | None = None
-    """Artifact whose images and labels to start from, instead of --init; the images that it lacks
+    """Distilled set with the initial images and labels, in place of --init. Images that it lacks
     come from --init."""
     scores: Path | None = None
-    """Difficulty of the training images for --init difficulty: a file of `trajmatch score`, or a
-    .npy file with a number for each, in the order of the data set, higher for harder ones. Default:
-    what `trajmatch score` wrote beside the store."""
+    """Difficulty of the training images for --init difficulty: a file from `trajmatch score`, or a
+    .npy file with one number per image in the order of the data set, higher meaning harder.
+    Default: the file that `trajmatch score` wrote beside the store."""
     checkpoint_every: PositiveInt = 100
-    """Iterations from one checkpoint to the next."""
+    """Iterations between checkpoints."""
     log: Path | None = None
-    """Metrics of every iteration as JSON lines. Default: beside the artifact, ending in .jsonl."""
+    """File for the metrics of every iteration, as JSON lines. Default: beside the distilled set,
+    ending in .jsonl."""
     snapshots: Count = 10
-    """Number of times to keep the images of the moment, for `trajmatch report` and `trajmatch
-    show`, in a file beside the artifact; 0 never does."""
+    """How many times to save the current images, for `trajmatch report` and `trajmatch show`, to a
+    file beside the distilled set. 0: never."""
     tensorboard: Path | None = None
-    """Folder to write the metrics to for TensorBoard as well."""
+    """Folder for TensorBoard, to log the metrics there too."""
     wandb: str | None = None
-    """Project of Weights & Biases to send the metrics to as well."""
+    """Weights & Biases project, to log the metrics there too."""
     seed: Count = 0
     """Seed of every random draw of this run."""
     resume: bool = False
-    """Go on from the checkpoint of an interrupted run; starts afresh where there is none."""
+    """Continue from the checkpoint of an interrupted run; without a checkpoint, start from the
+    beginning."""
     quiet: bool = False
     """Print nothing but errors."""
     tape_mb: Count | None = None
-    """MB that the student engine may keep activations in, to save the adjoint computing them again;
-    it keeps as many steps' as fit, and the result is the same, on the CPU to the bit.
-    Default: 1024, and on a CUDA device 16384, fewer where memory runs out."""
+    """Memory in MB for activations that the student engine keeps so that the adjoint need not
+    recompute them. It keeps as many steps as fit. Results are the same, on the CPU to the bit.
+    Default: 1024 on the CPU, 16384 on a CUDA device, less if memory runs out."""
     micro_batch: PositiveInt | None = None
-    """Synthetic images that go through the network at once, where a student step has more: less
-    memory, and the same gradient but for rounding. Default: all, and fewer where memory runs
-    out."""
+    """Largest number of synthetic images that go through the network at once. Smaller values need
+    less memory and give the same gradient up to rounding. Default: all images of a student step,
+    fewer if memory runs out."""
     graph: bool = True
     """On a CUDA device, record the launches of an outer iteration once and replay them."""
     parallel: Literal["matches", "batch"] = "matches"
-    """Work that several processes (torchrun) divide among them: the K matches of an outer
-    iteration, for the same bytes as one process on the CPU; or every student batch, for the result
-    of one process up to the order of sums."""
+    """What several processes (torchrun) divide among themselves: matches, the K matches of an outer
+    iteration (same bytes as one process on the CPU); or batch, every student batch (same result up
+    to the order of sums)."""
     timeout: Positive = 600.0
-    """Seconds that one of several processes waits for the others in an outer iteration before it
-    gives up."""
+    """Seconds that a process waits for the others in an outer iteration before it gives up."""
 
     def __post_init__(self) -> None:
         """Check the settings, and what they ask of the images that the run begins with."""

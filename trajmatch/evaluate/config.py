@@ -21,50 +21,49 @@ class EvalSettings(Settings):
     """Settings that decide the scores, beside the distilled set and the seed."""
 
     network: tuple[str, ...] = ()
-    """Networks to train, e.g. convnet alexnet vgg11:batch resnet18 (MTT: eval_mode names a list of
-    them); by default that of the file."""
+    """Networks to train, e.g. convnet alexnet vgg11:batch resnet18 (MTT: a list named by
+    eval_mode). Default: the network in the file."""
     seeds: PositiveInt = 5
-    """Networks to train (MTT: num_eval)."""
+    """Number of networks to train (MTT: num_eval)."""
     protocol: Literal["mtt", "datm", "ast", "rat"] = "mtt"
-    """Training and test of each network: as in the code of MTT, DATM or AST; or
-    by Adam (rat), for sets whose students were trained by Adam. The score is the
-    last test in all of them; the maximum over the tests of AST is reported beside it."""
+    """How each network is trained and tested: as in the code of MTT, DATM or AST, or with Adam
+    (rat), for sets whose students were trained with Adam. The score is always the last test; for
+    AST the maximum over its tests is reported too."""
     epochs: PositiveInt | None = None
-    """Epochs of each network (MTT: epoch_eval_train; the loop runs one more). Default: the
+    """Epochs of each network (MTT: epoch_eval_train; its loop runs one more). Default: the
     protocol's, 1000 in all of them."""
     equal_steps: PositiveInt | None = None
-    """Train every network for this number of SGD steps, whatever the number of images, instead of
-    --epochs."""
+    """Train every network for this number of SGD steps, regardless of the number of images, instead
+    of for --epochs."""
     batch_size: PositiveInt | None = None
     """Images per SGD step (MTT: batch_train). Default: the protocol's."""
     random_baseline: bool = True
-    """Train as many networks on random real images of the same number."""
+    """Also train networks on equally many random real images."""
     distilled_hard: bool = True
-    """If the file has soft labels, also train networks on its images with hard labels: for each
-    image the class of the largest logit."""
+    """If the file has soft labels, also train networks on its images with hard labels: the class of
+    each image's largest logit."""
     experts: Path | None = None
-    """Store of experts: train as many on random real images and on those that k-center chooses with
-    soft labels, the mean logits of the experts that are right after the last epoch; and, where the
-    file has hard labels, on those of k-center with hard ones."""
+    """Expert store. Also train networks on random real images and on k-center images with soft
+    labels: the mean logits, after the last epoch, of the experts that classify the image correctly.
+    If the file has hard labels, on k-center images with hard labels too."""
     k_center: bool = False
-    """Train as many on real images of the same number that greedy k-center chooses: in each class
-    the image nearest to the mean, then always the one farthest from all taken."""
+    """Also train networks on equally many real images chosen by greedy k-center: in each class the
+    image nearest to the mean, then repeatedly the image farthest from all chosen ones."""
     herding: bool = False
-    """Train as many on real images of the same number that herding chooses: in each class always
-    the image that brings the mean of those taken nearest to that of the class. With --experts on
-    the same images with soft labels, too."""
+    """Also train networks on equally many real images chosen by herding: in each class, repeatedly
+    the image that brings the mean of the chosen ones nearest to the class mean. With --experts, on
+    the same images with soft labels too."""
     k_center_store: Path | None = None
-    """Store of experts: --k-center and --herding measure distances in the logits of its first
-    expert after the last epoch. Default: the store of --experts, or else the preprocessed
-    pixels."""
+    """Expert store in whose logits --k-center and --herding measure distances (first expert, last
+    epoch). Default: the store of --experts, otherwise the preprocessed pixels."""
     whole_real: bool = False
-    """Train as many on the whole real training set."""
+    """Also train networks on the whole real training set."""
     robust: bool = False
     """Compute DD-Ranking's label-robust and augmentation-robust scores. They need networks trained
     on the whole real training set, and on distilled and random images without augmentation."""
     whole_real_accuracy: Annotated[float, Meta(ge=0, le=100)] | None = None
-    """Test accuracy in percent after training on the whole real training set, for --robust where
-    it is known. Default: train on it."""
+    """Test accuracy in percent after training on the whole real training set, for --robust, if it
+    is known. Default: train on it."""
 
     def __post_init__(self) -> None:
         """Check the types, and that the settings do not contradict each other."""
@@ -142,14 +141,14 @@ class EvalConfig(RunOptions, EvalSettings):
     """Train fresh networks on a distilled set and test them on the real test images."""
 
     file: Path
-    """The distilled set, a file that `trajmatch distill` wrote."""
+    """The distilled set: a file written by `trajmatch distill`."""
     out: Path | None = None
-    """Folder for a record of each network and result.json, from which --resume goes on. Default:
+    """Folder for a record of each network and result.json; --resume continues from it. Default:
     none, or with --resume or --max-time a folder beside the file that ends in .eval."""
     data: str | None = None
-    """Data set with the test images; by default found by the name that is in the file."""
+    """Data set with the test images. Default: found by the name in the file."""
     resume: bool = False
-    """Go on with a stopped evaluation; --seeds, --network and the sets may grow."""
+    """Continue a stopped evaluation; --seeds, --network and the sets may grow."""
     json: bool = False
     """Print JSON, and nothing else, on the standard output."""
 

@@ -32,8 +32,8 @@ class TrainingSettings(Settings):
     """Settings of every step of training and of its schedules: a store's ``recipe``."""
 
     epochs: Epochs = 50
-    """Epochs of each expert (MTT: train_epochs); there is a snapshot theta*_t after each and one
-    before the first."""
+    """Epochs of each expert (MTT: train_epochs). The initial parameters and those after each epoch
+    are kept."""
     batch_size: PositiveInt = 256
     """Real images per SGD step (MTT: batch_train)."""
     lr: Positive = 0.01
@@ -46,33 +46,31 @@ class TrainingSettings(Settings):
     optimiser: Literal["sgd", "adam"] = "sgd"
     """Optimiser of the experts (AST: optim); Adam takes no --momentum."""
     lr_decay: Positive = 1.0
-    """Factor of the learning rate after half of the epochs, where the optimiser begins anew (AST:
-    0.6); 1 leaves it as it is."""
+    """Factor applied to the learning rate after half of the epochs, when the optimiser restarts
+    (AST: 0.6). 1: no decay."""
     rho: NonNegative = 0.0
-    """rho: how far GSAM looks for a sharper place, relative to each parameter (FTD: 0.01); 0 does
-    without. Twice the cost of a step."""
+    """rho: how far GSAM perturbs each parameter to find a sharper point, relative to the parameter
+    (FTD: 0.01). 0: no GSAM. GSAM doubles the cost of a step."""
     alpha: NonNegative = 0.0
-    """alpha: share of the orthogonal component that GSAM takes away (FTD: 0.3 to 1)."""
+    """alpha: weight of the orthogonal component that GSAM subtracts (FTD: 0.3 to 1)."""
     loss_scale: Literal["constant", "rising"] = "constant"
     """Factor of the loss: 1, or rising from 0.5 to 1 over ten epochs (AST: clipping loss)."""
     penalty: NonNegative = 0.0
-    """lambda: weight of the penalty on the logits' gradient in the images (AST: 2); 0 does
-    without."""
+    """lambda: weight of the penalty on the gradient of the logits in the images (AST: 2). 0: no
+    penalty."""
     penalty_norm: Literal["pixel", "image"] = "pixel"
     """Norms of the penalty: over each pixel's channels (AST's code), or over each image."""
     loss: Literal["cross_entropy", "mse"] | None = None
-    """Loss of the experts: cross_entropy with the classes of the images, or mse, the mean squared
-    error with their target vectors (--data npz:FILE?targets=NAME). Default: mse where the data set
-    has targets."""
+    """Loss of the experts: cross_entropy, or mse, the mean squared error to target vectors (--data
+    npz:FILE?targets=NAME). Default: mse if the data set has targets."""
     dsa: str = "color_crop_cutout_flip_scale_rotate"
-    """A: groups of the augmentation (MTT: dsa_strategy), joined by underscores; none switches it
-    off."""
+    """A: augmentations (MTT: dsa_strategy), joined by underscores; none turns them off."""
     curriculum: str | None = None
-    """IR,AEE: the first epoch trains on the easiest part IR of each class, which grows evenly until
-    epoch AEE, counted from 0, trains on all images (PAD: 0.75,20). Needs --scores."""
+    """IR,AEE: train the first epoch on the easiest fraction IR of each class, growing linearly
+    until epoch AEE (counted from 0) trains on all images (PAD: 0.75,20). Needs --scores."""
     drop_easy: str | None = None
-    """E:R,...: epochs after epoch E, counted from 0, leave out the easiest part R of each class
-    (PAD: 40:0.1,60:0.2). Needs --scores."""
+    """E:R,...: after epoch E (counted from 0), leave out the easiest fraction R of each class (PAD:
+    40:0.1,60:0.2). Needs --scores."""
 
     def __post_init__(self) -> None:
         """Check the types, and what one setting asks of another."""
@@ -110,13 +108,13 @@ class NetworkSettings(ConvNetSettings):
     """Settings of a network and of the images that it sees."""
 
     network: str = "convnet"
-    """Network (MTT: model): convnet with --width, --depth, --norm, --activation and --pooling, or a
-    name with options of its own, such as alexnet, vgg11:batch, resnet18:group,width=32,
+    """Network (MTT: model): convnet, with --width, --depth, --norm, --activation and --pooling, or
+    a name with its own options, e.g. alexnet, vgg11:batch, resnet18:group,width=32,
     torchvision:NAME or package.module:function."""
     zca: bool = False
     """Whiten the images (MTT: zca; eps 0.1) instead of normalising each channel."""
     holdout: Fraction = 0.0
-    """Fraction of the training images that no training and no initialisation sees."""
+    """Fraction of the training images that is kept out of training and initialisation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +122,13 @@ class ExpertSettings(NetworkSettings, TrainingSettings):
     """Settings that decide the experts, beside data and seed."""
 
     num_experts: Annotated[int, Meta(ge=1, le=MOST_EXPERTS)] = 100
-    """Experts to train (MTT: num_experts)."""
+    """Number of experts to train (MTT: num_experts)."""
     keep: str = "all"
-    """Epochs whose parameters are kept, e.g. 0-22: all that segments will touch. The last one is
-    kept always. Default: all."""
+    """Epochs whose parameters are stored, e.g. 0-22: those that segments can reach. The last epoch
+    is always stored. Default: all."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Numbers of the store; bfloat16 takes half of the disk, and 8 instead of 24 bits."""
+    """Number format of the store. bfloat16 halves its size and has 8 instead of 24 significant
+    bits."""
 
     def __post_init__(self) -> None:
         """Check the settings of training, and that ``keep`` lists epochs."""
@@ -142,31 +141,31 @@ class ExpertConfig(RunOptions, ExpertSettings):
     """Train experts on the real images and keep their trajectories (the defaults are MTT's)."""
 
     recipe: str | None = None
-    """Recipe whose settings are the defaults of all others, e.g. datm/cifar10/ipc10 (`trajmatch
-    recipes` lists them), or a file of your own, ending in .toml."""
+    """Recipe with the defaults of all other settings, e.g. datm/cifar10/ipc10 (`trajmatch recipes`
+    lists them), or a .toml file of your own."""
     out: Path
     """Folder of the expert store."""
     data: str | None = None
     """Data set, e.g. cifar10:ROOT or imagefolder:PATH?size=64; without it the shipped
     fashion-mnist-mini."""
     until_epoch: PositiveInt | None = None
-    """Train only the first N of the --epochs, as far as a distillation reads them; --resume with a
-    larger N, or without this flag, goes on from there. Default: all."""
+    """Train only the first N of the --epochs, e.g. as many as a distillation reads. --resume with a
+    larger N, or without this flag, continues from there. Default: all."""
     resume: bool = False
-    """Train only the experts that an existing store lacks."""
+    """Train only the experts that are missing from an existing store."""
     scores: Path | None = None
-    """Difficulty of the training images for --curriculum and --drop-easy: a file of `trajmatch
-    score`, or a .npy file with a number for each, in the order of the data set, higher for harder
-    ones."""
+    """Difficulty of the training images for --curriculum and --drop-easy: a file from `trajmatch
+    score`, or a .npy file with one number per image in the order of the data set, higher meaning
+    harder."""
     checkpoint_seconds: Annotated[float, Meta(ge=0)] = 60.0
-    """Seconds of training from one checkpoint of an unfinished expert to the next; they take a
-    twentieth of the time at most."""
+    """Seconds of training between checkpoints of an unfinished expert. Checkpoints take at most a
+    twentieth of the time."""
     test_every: Count = 0
-    """Epochs from one test of an expert to the next; the last epoch is always tested. 0 chooses:
-    tests see at most a fifth as many images as training does."""
+    """Epochs between tests of an expert; the last epoch is always tested. 0: as often as tests see
+    at most a fifth as many images as training."""
     workers: Count = 0
-    """Experts trained at a time: processes on the CPU, in lockstep in one process on a GPU. 0
-    chooses, and an expert is the same for every choice."""
+    """Experts to train at a time: in processes on the CPU, in lockstep in one process on a GPU. 0:
+    choose automatically. An expert is the same for every choice."""
 
     def __post_init__(self) -> None:
         """Check the settings, and that they have as many epochs."""
@@ -196,10 +195,10 @@ class ScoreConfig(Settings):
     """File of the scores. Default: beside the store, ending in .scores.safetensors, where
     `trajmatch distill` looks for it."""
     epoch: Count | None = None
-    """t: epoch of the experts that are asked. Default: the epoch kept that is nearest to a tenth of
-    their course, where EL2N tells hard images from easy ones."""
+    """t: epoch of the experts that compute the scores. Default: the stored epoch nearest to a tenth
+    of their training, where EL2N separates hard images from easy ones."""
     experts: PositiveInt | None = None
-    """Number of experts whose mean is taken, the first ones of the store. Default: all."""
+    """Number of experts to average over, counted from the first. Default: all."""
     data: str | None = None
     """Real images, if they are not where the store says."""
     device: str = "auto"
