@@ -1,7 +1,8 @@
 """The CUDA kernels on the project's CPU emulator (tests/emulator), with sanitizers.
 
-The very sources that nvcc compiles are built by g++ and run against the CPU loops, under all four
-schedules of warps and blocks, with every memory access checked. The emulator itself is tested with
+The very sources that nvcc compiles are built by g++ and run against the CPU loops, each case under
+two of the four schedules of warps and blocks (all four: ``-m slow``), with every memory access
+checked. The emulator itself is tested with
 kernels that are known to be wrong.
 """
 
@@ -142,10 +143,11 @@ def test_fibers_of_other_processors() -> None:
     assert "22 of 22 cases passed" in run([str(program)])
 
 
-def test_kernels_agree_with_the_cpu_loops() -> None:
+@pytest.mark.parametrize("schedules", ["--pairs", pytest.param("--share", marks=pytest.mark.slow)])
+def test_kernels_agree_with_the_cpu_loops(schedules: str) -> None:
     program = build_kernel_test("test_kernels", ADDRESS_FLAGS, ADDRESS_RUNTIME_FLAGS)
     shares = min(os.cpu_count() or 1, 8)
-    commands = [[str(program), "--share", str(first), str(shares)] for first in range(shares)]
+    commands = [[str(program), schedules, str(first), str(shares)] for first in range(shares)]
     with ThreadPoolExecutor(shares) as pool:
         list(pool.map(run, commands))
 

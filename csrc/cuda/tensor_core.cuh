@@ -1,6 +1,6 @@
 // Warp-level tensor core products D += A B (mma.sync, sm_80): 16 x 8 times 8 x 8 in TF32, 16 x 16
-// times 16 x 8 in half precision. The emulator computes them with warp shuffles. Older GPUs have
-// neither: callers ask has_tensor_cores().
+// times 16 x 8 in half precision. The emulator defines its own (tests/emulator/runtime). Older GPUs
+// have neither: callers ask has_tensor_cores().
 //
 // Fragments, with g = lane / 4 and t = lane % 4:
 //   D:      (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
@@ -29,55 +29,7 @@ __device__ __forceinline__ float round_to_tf32(float value) {
 #endif
 }
 
-#ifndef __CUDACC__
-
-__device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4],
-                                              const float (&b)[2]) {
-  const unsigned lane = threadIdx.x % kWarpSize, g = lane / 4, t = lane % 4;
-  // Reads two operands of another lane. Clears their low 13 bits, which the hardware ignores.
-  const auto read = [](float first, float second, unsigned from) {
-    const float2 both = __shfl_sync(kFullWarp, float2{first, second}, from);
-    return float2{__uint_as_float(__float_as_uint(both.x) & ~0x1fffu),
-                  __uint_as_float(__float_as_uint(both.y) & ~0x1fffu)};
-  };
-  for (unsigned k = 0; k < 4; ++k) {
-    const float2 near = read(a[0], a[1], g * 4 + k), far = read(a[2], a[3], g * 4 + k);
-    for (unsigned e = 0; e < 2; ++e) {
-      const float2 column = read(b[0], b[1], (2 * t + e) * 4 + k);
-      d[e] += near.x * column.x + far.x * column.y;
-      d[2 + e] += near.y * column.x + far.y * column.y;
-    }
-  }
-}
-
-// Every operand word holds two halves.
-__device__ __forceinline__ void multiply_halves(float (&d)[4], const uint32_t (&a)[4],
-                                                const uint32_t (&b)[2]) {
-  struct Four {
-    float values[4];
-  };
-  // Two operand words of another lane: the pair (k, k + 1) of the first word, then that of the
-  // second.
-  const auto read = [](uint32_t first, uint32_t second, unsigned from) {
-    const unsigned long long both = __shfl_sync(
-        kFullWarp, static_cast<unsigned long long>(second) << 32 | first, static_cast<int>(from));
-    const uint32_t low = static_cast<uint32_t>(both), high = static_cast<uint32_t>(both >> 32);
-    return Four{half_value(low), half_value(low >> 16), half_value(high), half_value(high >> 16)};
-  };
-  const unsigned lane = threadIdx.x % kWarpSize, g = lane / 4, t = lane % 4;
-  for (unsigned k = 0; k < 4; ++k) {
-    const Four row = read(a[0], a[2], g * 4 + k), row_below = read(a[1], a[3], g * 4 + k);
-    for (unsigned e = 0; e < 2; ++e) {
-      const Four column = read(b[0], b[1], (2 * t + e) * 4 + k);
-      for (unsigned i = 0; i < 4; ++i) {
-        d[e] += row.values[i] * column.values[i];
-        d[2 + e] += row_below.values[i] * column.values[i];
-      }
-    }
-  }
-}
-
-#else
+#ifdef __CUDACC__
 
 __device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4],
                                               const float (&b)[2]) {
@@ -93,6 +45,7 @@ __device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4]
 #endif
 }
 
+// Every operand word holds two halves.
 __device__ __forceinline__ void multiply_halves(float (&d)[4], const uint32_t (&a)[4],
                                                 const uint32_t (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
@@ -105,6 +58,11 @@ __device__ __forceinline__ void multiply_halves(float (&d)[4], const uint32_t (&
   __trap();
 #endif
 }
+
+#else
+
+void multiply_tf32(float (&d)[4], const float (&a)[4], const float (&b)[2]);
+void multiply_halves(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
 #endif
 

@@ -2,9 +2,10 @@
 //
 //   test_kernels [FILTER...]     the cases whose name contains one of the filters; all without any
 //   test_kernels --share I N     every Nth case from case I on, so that N processes run all
+//   test_kernels --pairs I N     the same in half the time
 //
-// Every case runs under all four schedules of warps and blocks, or under the one that
-// TRAJMATCH_EMULATOR_ORDER (0 to 3) names.
+// Every case runs under all four schedules of warps and blocks, under two that change from case to
+// case (--pairs), or under the one that TRAJMATCH_EMULATOR_ORDER (0 to 3) names.
 
 #include <string>
 
@@ -21,8 +22,9 @@ int main(int count, char** arguments) {
   }
   std::vector<std::string> filters(arguments + 1, arguments + count);
   testing::Share share;
-  if (filters.size() == 3 && filters[0] == "--share") {
+  if (filters.size() == 3 && (filters[0] == "--share" || filters[0] == "--pairs")) {
     share = {std::stoul(filters[1]), std::stoul(filters[2])};
+    emulator::options().pairs = filters[0] == "--pairs";
     filters.clear();
   }
   return testing::run_all(cases, filters, share);

@@ -105,19 +105,27 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
          (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
+// Schedules of the next case that runs: each pair of the four in turn, or all of them.
+inline std::vector<emulator::Schedule> schedules_of_case() {
+  using emulator::Schedule;
+  const emulator::Options& options = emulator::options();
+  if (!emulator::kReportsDeadlocks || options.given) return {2, options.schedule};
+  const std::vector<Schedule> all{Schedule::kRoundRobin, Schedule::kLowestFirst,
+                                  Schedule::kHighestFirst, Schedule::kRandom};
+  if (!options.pairs) return all;
+  static size_t cases = 0;
+  const size_t first = cases % 4, distance = 1 + cases / 4 % 3;
+  ++cases;
+  return {all[first], all[(first + distance) % 4]};
+}
+
 // The results under each schedule of warps and blocks; the last one, where all are the same bits
 // and all launches went to the given stream.
 template <class T, class Operator>
 Outputs<T> run_under_schedules(const Operator& op) {
-  using emulator::Schedule;
-  std::vector<Schedule> schedules(2, emulator::options().schedule);
-  if (emulator::kReportsDeadlocks && !emulator::options().given) {
-    schedules = {Schedule::kRoundRobin, Schedule::kLowestFirst, Schedule::kHighestFirst,
-                 Schedule::kRandom};
-  }
   emulator::launch_log().clear();
   Outputs<T> last;
-  for (const Schedule schedule : schedules) {
+  for (const emulator::Schedule schedule : schedules_of_case()) {
     emulator::options().schedule = schedule;
     Outputs<T> now = op.template run<T>(Backend::kCuda);
     for (size_t i = 0; i < last.tensors().size(); ++i) {

@@ -19,6 +19,7 @@ enum class Schedule {
 struct Options {
   Schedule schedule = Schedule::kRoundRobin;
   bool given = false;                        // whether the environment says which
+  bool pairs = false;                        // whether a case runs under two, not under all
   unsigned seed = 0;                         // of kRandom
   size_t shared_kib = kMaxDynamicSharedKiB;  // that a block may have; sm_75 has 64
 };
