@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from trajmatch.distill.parameters import MEMORY, tensors_by_name
-from trajmatch.distill.terms import Course, Final, Remembering, Term, Waypoint
+from trajmatch.distill.terms import Course, Remembering, Term, Waypoint
+from trajmatch.distill.terms.built_in import Final
 from trajmatch.errors import UserError
 from trajmatch.importing import blamed
 from trajmatch.random import generator

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from trajmatch.distill.terms.automatic import Automatic as Automatic
+from trajmatch.distill.terms.built_in import Automatic, Deep, Dropout, Final, Intermediate, Layers
 from trajmatch.distill.terms.course import Course as Course
 from trajmatch.distill.terms.course import Remembering as Remembering
 from trajmatch.distill.terms.course import Term as Term
 from trajmatch.distill.terms.course import Waypoint as Waypoint
-from trajmatch.distill.terms.deep import Deep as Deep
-from trajmatch.distill.terms.dropout import Dropout as Dropout
-from trajmatch.distill.terms.final import Final as Final
-from trajmatch.distill.terms.intermediate import Intermediate as Intermediate
-from trajmatch.distill.terms.layers import Layers as Layers
 from trajmatch.errors import UserError
 from trajmatch.importing import made
 
