@@ -28,6 +28,7 @@ from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing
 from trajmatch.data.zca import ZCA, from_parts
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.images import find_parametrisation, is_built_in
+from trajmatch.images.parametrisation import Tensors
 from trajmatch.schema import Finite, Positive, PositiveInt, settings_of, settle
 
 FORMAT = "trajmatch artifact"
@@ -98,7 +99,7 @@ class Artifact(Description):
     labels: Tensor
     zca: ZCA | None = None
     parametrisation: str | None = None
-    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    parameters: Tensors = field(default_factory=dict)
     keeps_rendered: bool = True
 
     def __post_init__(self) -> None:
@@ -402,7 +403,7 @@ def load(path: str | os.PathLike[str]) -> Artifact:
 def _rendered(
     path: str | os.PathLike[str],
     spec: object,
-    parameters: Mapping[str, Tensor],
+    parameters: Tensors,
     network: Mapping[str, Any],
 ) -> Tensor:
     """Render the images of a file that holds only their parameters."""

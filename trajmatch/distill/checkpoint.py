@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from trajmatch.distill.parameters import learned, values
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import Progress, State
 from trajmatch.errors import UserError
+from trajmatch.images.parametrisation import Tensors
 
 FORMAT = "trajmatch distillation checkpoint"
 FORMAT_VERSION = 4
@@ -106,7 +106,7 @@ def check_same_run(
 
 
 def _of_0_1(
-    tensors: Mapping[str, Tensor], description: dict[str, Any]
+    tensors: Tensors, description: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Convert a checkpoint of release 0.1 (format version 3) to the current format."""
     names = {
@@ -128,13 +128,11 @@ def _of_0_1(
     return found, {"progress": progress}
 
 
-def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _named(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def _under(
-    prefix: str, tensors: Mapping[str, Tensor], device: str | torch.device
-) -> dict[str, Tensor]:
+def _under(prefix: str, tensors: Tensors, device: str | torch.device) -> dict[str, Tensor]:
     return {
         name.removeprefix(f"{prefix}."): tensor.to(device)
         for name, tensor in tensors.items()

@@ -6,7 +6,7 @@ tasks are parallel branches of the graph, because one small student does not fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -17,6 +17,7 @@ from trajmatch import ops
 from trajmatch.distill.objectives import Objective, OuterGradient, Plan, read
 from trajmatch.distill.parallel import Division
 from trajmatch.distill.problem import Problem
+from trajmatch.images.parametrisation import Tensors
 from trajmatch.recording import (
     Outputs,
     Record,
@@ -27,7 +28,7 @@ from trajmatch.recording import (
 )
 
 #: Function from tasks, outer parameters and a plan to one OuterGradient per task.
-Gradients = Callable[[Sequence[Any], Mapping[str, Tensor], Plan], list[OuterGradient]]
+Gradients = Callable[[Sequence[Any], Tensors, Plan], list[OuterGradient]]
 
 _WHAT, _REMEDY = "the outer iteration runs", "--no-graph"
 
@@ -35,7 +36,7 @@ _WHAT, _REMEDY = "the outer iteration runs", "--no-graph"
 def one_by_one(
     objective: Objective,
     tasks: Sequence[Any],
-    parameters: Mapping[str, Tensor],
+    parameters: Tensors,
     plan: Plan,
 ) -> list[OuterGradient]:
     """Differentiate the tasks one after another."""
@@ -63,7 +64,7 @@ class Graph:
         return self._replayed.recorded
 
     def __call__(
-        self, tasks: Sequence[Any], parameters: Mapping[str, Tensor], plan: Plan
+        self, tasks: Sequence[Any], parameters: Tensors, plan: Plan
     ) -> list[OuterGradient]:
         """See :data:`Gradients`."""
         objective = self._objective

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
-
-from torch import Tensor
 
 from trajmatch.distill.gradients import one_by_one
 from trajmatch.distill.guard import Fault, find_fault, find_spike
@@ -15,9 +13,10 @@ from trajmatch.distill.parallel import Division
 from trajmatch.distill.parameters import LABELS, OuterParameter, leaves, moving_average, values
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import State
+from trajmatch.images.parametrisation import Tensors
 
 #: Function from this rank's tasks and the outer parameters to one OuterGradient per task.
-Compute = Callable[[Sequence[Any], Mapping[str, Tensor]], list[OuterGradient]]
+Compute = Callable[[Sequence[Any], Tensors], list[OuterGradient]]
 
 
 def outer_iteration(

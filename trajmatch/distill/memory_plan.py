@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, takewhile
@@ -18,7 +18,6 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from trajmatch import ops
 from trajmatch.distill.gradients import Gradients, one_by_one
@@ -26,6 +25,7 @@ from trajmatch.distill.objectives import OuterGradient, Plan
 from trajmatch.distill.parameters import LABELS
 from trajmatch.distill.problem import Problem
 from trajmatch.errors import UserError
+from trajmatch.images.parametrisation import Tensors
 from trajmatch.memory import free_bytes, is_out_of_memory, peak_bytes, reset_peak, used_bytes
 from trajmatch.ops.student import runs_by_images
 from trajmatch.schema import flag
@@ -93,9 +93,7 @@ class WithinMemory:
         self._gradients, self._problem, self._alone = gradients, problem, alone
         self.plan = plan
 
-    def __call__(
-        self, tasks: Sequence[Any], parameters: Mapping[str, Tensor]
-    ) -> list[OuterGradient]:
+    def __call__(self, tasks: Sequence[Any], parameters: Tensors) -> list[OuterGradient]:
         """Return one gradient per task.
 
         Raises:
@@ -145,7 +143,7 @@ def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
     return replace(plan, micro_batch=-(-now // 2))
 
 
-def choose(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> Forecast:
+def choose(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
     """Return the forecast of ``plan``, or of the first leaner plan that should fit into memory.
 
     If none should fit, return that of the leanest: a forecast is no proof. Raise UserError if the
@@ -164,7 +162,7 @@ def choose(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> Fo
     return found
 
 
-def forecast(problem: Problem, parameters: Mapping[str, Tensor], plan: Plan) -> Forecast:
+def forecast(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
     """Predict time and memory of a plan by a trial of at most ``1 + 1 + 3`` student steps.
 
     Beyond the trial, memory grows only by parameter vectors of more steps

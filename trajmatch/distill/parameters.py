@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from trajmatch.errors import UserError
+from trajmatch.images.parametrisation import Tensors
 from trajmatch.importing import described
 
 #: Names of the parameters that do not belong to the images.
@@ -42,9 +43,6 @@ class SyntheticSet(NamedTuple):
     labels: Tensor
 
 
-Moments = Mapping[str, Tensor]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Optimiser(ABC):
     """Update rule of an outer parameter.
@@ -67,10 +65,10 @@ class Optimiser(ABC):
         return {} if self.clip is None else {"norm": value.new_zeros(())}
 
     @abstractmethod
-    def step(self, value: Tensor, moments: Moments, gradient: Tensor) -> tuple[Tensor, Moments]:
+    def step(self, value: Tensor, moments: Tensors, gradient: Tensor) -> tuple[Tensor, Tensors]:
         """Return the next value and moments, without in-place changes."""
 
-    def update(self, value: Tensor, moments: Moments, gradient: Tensor) -> tuple[Tensor, Moments]:
+    def update(self, value: Tensor, moments: Tensors, gradient: Tensor) -> tuple[Tensor, Tensors]:
         """Clip the gradient and step."""
         if self.clip is None:
             return self.step(value, moments, gradient)
@@ -102,7 +100,7 @@ class SGD(Optimiser):
         """Return the velocity ``v``."""
         return {"velocity": torch.zeros_like(value), **super().begin(value)}
 
-    def step(self, value: Tensor, moments: Moments, gradient: Tensor) -> tuple[Tensor, Moments]:
+    def step(self, value: Tensor, moments: Tensors, gradient: Tensor) -> tuple[Tensor, Tensors]:
         """See :meth:`Optimiser.step`."""
         velocity = self.momentum * moments["velocity"] + gradient
         if not self.multiplicative:
@@ -125,7 +123,7 @@ class Adam(Optimiser):
         own = {"mean": zeros, "square": zeros.clone(), "steps": steps}
         return {**own, **super().begin(value)}
 
-    def step(self, value: Tensor, moments: Moments, gradient: Tensor) -> tuple[Tensor, Moments]:
+    def step(self, value: Tensor, moments: Tensors, gradient: Tensor) -> tuple[Tensor, Tensors]:
         """See :meth:`Optimiser.step`."""
         (one, two), steps = self.betas, moments["steps"] + 1
         mean = torch.lerp(moments["mean"], gradient, 1 - one)
@@ -149,7 +147,7 @@ class OuterParameter:
 
     value: Tensor
     optimiser: Optimiser | None
-    moments: Moments
+    moments: Tensors
     free: Tensor | None = None
 
     @classmethod
@@ -180,7 +178,7 @@ def leaves(
     }
 
 
-def fresh_leaves(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def fresh_leaves(parameters: Tensors) -> dict[str, Tensor]:
     """Return the values as new autograd leaves; each task needs its own, on its own stream."""
     return {
         name: value.detach().requires_grad_(value.requires_grad)

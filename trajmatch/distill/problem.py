@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -37,7 +37,7 @@ from trajmatch.experts.config import NetworkSettings
 from trajmatch.experts.final import FinalExperts, soft_labels
 from trajmatch.experts.scores import Scores, path_beside, read_scores
 from trajmatch.images import find_parametrisation, is_built_in
-from trajmatch.images.parametrisation import joined
+from trajmatch.images.parametrisation import Tensors, joined
 from trajmatch.importing import blamed, expect_kind, named
 from trajmatch.random import generator
 from trajmatch.schema import settings_of
@@ -200,7 +200,7 @@ class Problem(Setup):
             state.average = {name: moving[name].value.clone() for name in of_images(moving)}
         return state
 
-    def state(self, values: Mapping[str, Tensor]) -> State:
+    def state(self, values: Tensors) -> State:
         """Return a state before the first iteration, with the given outer parameters."""
         names = [*sorted(of_images(values)), STEP_SIZE, LABELS]
         names += sorted(values.keys() - {*names})  # memory and mask of the objective
@@ -247,7 +247,7 @@ class Problem(Setup):
             return Adam(lr=lr, flag="--lr-img", clip=clip)
         return SGD(lr=lr, momentum=config.momentum_img, flag="--lr-img", clip=clip)
 
-    def render(self, values: Mapping[str, Tensor]) -> SyntheticSet:
+    def render(self, values: Tensors) -> SyntheticSet:
         """Return the synthetic set of some outer parameters, without gradients."""
         with torch.no_grad():
             return self.synthetic_set(values)

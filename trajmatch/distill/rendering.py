@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from trajmatch.distill.parameters import of_images, tensors_by_name
 from trajmatch.distill.setup import Setup
 from trajmatch.errors import UserError
+from trajmatch.images.parametrisation import Tensors
 from trajmatch.importing import blamed, described
 
 
 def initial_parameters(
-    setup: Setup, images: Tensor, earlier: Mapping[str, Tensor] | None = None
+    setup: Setup, images: Tensor, earlier: Tensors | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the images' initial parameters, and the images that they render.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from trajmatch.errors import UserError, as_user_error
 from trajmatch.experts.store import Store
 from trajmatch.experts.train import network_spec
 from trajmatch.images import Parametrisation, find_parametrisation
+from trajmatch.images.parametrisation import Tensors
 from trajmatch.importing import blamed
 from trajmatch.networks.differentiable import treats_images_alone
 from trajmatch.protocol import MTT_DSA, PROTOCOLS
@@ -81,7 +81,7 @@ class Setup:
             raise UserError(f"{purpose} needs --experts, a store that `trajmatch expert` makes")
         return self.experts
 
-    def synthetic_set(self, parameters: Mapping[str, Tensor]) -> SyntheticSet:
+    def synthetic_set(self, parameters: Tensors) -> SyntheticSet:
         """Render the synthetic set from outer parameters, differentiably."""
         images = self.parametrisation.render(parameters, self.shape)
         return SyntheticSet(images, parameters[LABELS])

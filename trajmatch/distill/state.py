@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from trajmatch.distill.objectives import Draws
 from trajmatch.distill.parameters import STEP_SIZE, OuterParameter, values
+from trajmatch.images.parametrisation import Tensors
 from trajmatch.schema import Count, NonNegative
 
 #: Number of recent gradient norms whose median detects spikes.
@@ -64,7 +64,7 @@ class State(Progress):
     parameters: dict[str, OuterParameter]
     draws: Draws
     average: dict[str, Tensor] = field(default_factory=dict)
-    best_values: Mapping[str, Tensor] = field(default_factory=dict)
+    best_values: Tensors = field(default_factory=dict)
 
     @property
     def step_size(self) -> float:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from trajmatch.images.parametrisation import Parametrisation
+from trajmatch.images.parametrisation import Parametrisation, Tensors
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,12 @@ class Flip(Parametrisation):
         """Return twice the budget."""
         return 2 * ipc
 
-    def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
+    def initial(self, images: Tensor, classes: int) -> Tensors:
         """Return the first half of each class."""
         halves = images.unflatten(0, (classes, 2, -1))
         return {"images": halves[:, 0].flatten(0, 1)}
 
-    def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+    def render(self, parameters: Tensors, shape: torch.Size) -> Tensor:
         """Return each image followed by its mirror image."""
         images = parameters["images"]
         return torch.stack((images, images.flip(-1)), dim=1).flatten(0, 1)

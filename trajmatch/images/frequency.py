@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trajmatch.errors import UserError
-from trajmatch.images.parametrisation import WithSettings, joined, paid_for
+from trajmatch.images.parametrisation import Tensors, WithSettings, joined, paid_for
 from trajmatch.schema import PositiveInt
 
 
@@ -35,7 +34,7 @@ class Frequency(WithSettings):
         spec = f"frequency:coefficients={self.coefficients}"
         return paid_for(ipc, spec, channels * self.coefficients, shape)
 
-    def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
+    def initial(self, images: Tensor, classes: int) -> Tensors:
         """Return coefficients and positions."""
         of_class = _spectrum(images).unflatten(0, (classes, -1))
         grey = of_class.mean(2)
@@ -44,15 +43,13 @@ class Frequency(WithSettings):
         positions = strength.topk(self.coefficients, dim=1).indices.sort(dim=1).values
         return {"coefficients": _at(of_class, positions), "positions": positions}
 
-    def extended(
-        self, parameters: Mapping[str, Tensor], images: Tensor, classes: int
-    ) -> Mapping[str, Tensor]:
+    def extended(self, parameters: Tensors, images: Tensor, classes: int) -> Tensors:
         """Return coefficients of old and new images, at the old positions."""
         first, positions = parameters["coefficients"], parameters["positions"]
         more = _at(_spectrum(images).unflatten(0, (classes, -1)), positions.to(images.device))
         return {"coefficients": joined(first, more.to(first), classes), "positions": positions}
 
-    def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+    def render(self, parameters: Tensors, shape: torch.Size) -> Tensor:
         """Return the inverse DCT, with all other coefficients zero."""
         kept, positions = parameters["coefficients"], parameters["positions"].long()
         of_class = kept.unflatten(0, (len(positions), -1))
@@ -61,13 +58,13 @@ class Frequency(WithSettings):
         image = spectrum.scatter(3, rows, of_class).flatten(0, 1).unflatten(2, shape[1:])
         return cosines(shape[1], kept).T @ image @ cosines(shape[2], kept)
 
-    def stored(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def stored(self, parameters: Tensors) -> Tensors:
         """Return the parameters, with positions as int16 if they fit, else int32."""
         positions = parameters["positions"]
         dtype = torch.int16 if positions.max() < 2**15 else torch.int32
         return {**parameters, "positions": positions.to(dtype)}
 
-    def restored(self, stored: Mapping[str, Tensor], shape: torch.Size) -> Mapping[str, Tensor]:
+    def restored(self, stored: Tensors, shape: torch.Size) -> Tensors:
         """Return the parameters, with positions as int64."""
         return {**stored, "positions": stored["positions"].long()}
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from trajmatch.images.parametrisation import WithSettings, in_batches, paid_for
+from trajmatch.images.parametrisation import Tensors, WithSettings, in_batches, paid_for
 from trajmatch.random import generator
 from trajmatch.schema import Count, Positive, PositiveInt
 
@@ -46,7 +45,7 @@ class Implicit(WithSettings):
         spec = f"implicit:width={self.width},layers={self.layers}"
         return paid_for(ipc, spec, values, shape)
 
-    def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
+    def initial(self, images: Tensor, classes: int) -> Tensors:
         """Fit one network to each image."""
         draw = generator(0, "images", "implicit")
         parameters = {}
@@ -67,7 +66,7 @@ class Implicit(WithSettings):
                 adam.step()
         return {name: value.detach() for name, value in parameters.items()}
 
-    def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+    def render(self, parameters: Tensors, shape: torch.Size) -> Tensor:
         """Evaluate the networks at the pixel positions."""
         layers = self.layers + 1
         names = [f"{kind}_{layer}" for layer in range(layers) for kind in ("weight", "bias")]

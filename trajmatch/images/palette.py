@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from trajmatch.images.parametrisation import WithSettings, in_batches, paid_for
+from trajmatch.images.parametrisation import Tensors, WithSettings, in_batches, paid_for
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Palette(WithSettings):
         size = -(-shape[1:].numel() * self.bits // 8) + self.colours * shape[0] + 8
         return paid_for(ipc, f"palette:colours={self.colours}", size, shape)
 
-    def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
+    def initial(self, images: Tensor, classes: int) -> Tensors:
         """Return the images, with the k-means centres of their colours as palettes."""
         palettes = []
         for pixels in images.flatten(2).mT.cpu():
@@ -51,7 +50,7 @@ class Palette(WithSettings):
             palettes.append(colours[torch.arange(self.colours) % len(colours)])
         return {"pixels": images, "palette": torch.stack(palettes).to(images)}
 
-    def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+    def render(self, parameters: Tensors, shape: torch.Size) -> Tensor:
         """Return the images, each pixel in the nearest colour of its palette."""
         if "indices" in parameters:
             indices = self.unpacked(parameters["indices"], shape[1:].numel())
@@ -71,7 +70,7 @@ class Palette(WithSettings):
         shown = chosen @ (rounded + (palette - palette.detach()) / counts)
         return (shown + (pixels - pixels.detach())).mT.unflatten(2, images.shape[2:])
 
-    def stored(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def stored(self, parameters: Tensors) -> Tensors:
         """Return uint8 palettes with their ranges, and packed indices."""
         low, step, bytes_ = _rounded(parameters["palette"])
         indices = _nearest(parameters["pixels"].flatten(2).mT, low + bytes_ * step)
@@ -79,7 +78,7 @@ class Palette(WithSettings):
         packed = torch.from_numpy(np.packbits(bits, axis=1, bitorder="little")).to(low.device)
         return {"palette": bytes_.to(torch.uint8), "low": low, "step": step, "indices": packed}
 
-    def restored(self, stored: Mapping[str, Tensor], shape: torch.Size) -> Mapping[str, Tensor]:
+    def restored(self, stored: Tensors, shape: torch.Size) -> Tensors:
         """Return the rendered images and the rounded palettes."""
         palette = stored["low"] + stored["palette"] * stored["step"]
         return {"pixels": self.render(stored, shape), "palette": palette}

@@ -14,6 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from trajmatch.errors import UserError
 from trajmatch.schema import settle
 
+#: Tensors by name.
+Tensors = Mapping[str, Tensor]
+
 #: Activations kept for the backward pass (1 GB in float32); beyond that they are recomputed.
 _MOST_VALUES = 2**28
 
@@ -40,7 +43,7 @@ class Parametrisation(ABC):
         return ipc
 
     @abstractmethod
-    def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
+    def initial(self, images: Tensor, classes: int) -> Tensors:
         """Return the initial parameters by name, from normalised images.
 
         Args:
@@ -51,9 +54,7 @@ class Parametrisation(ABC):
             Floating-point tensors, which are learned, and integer tensors, which are constant.
         """
 
-    def extended(
-        self, parameters: Mapping[str, Tensor], images: Tensor, classes: int
-    ) -> Mapping[str, Tensor]:
+    def extended(self, parameters: Tensors, images: Tensor, classes: int) -> Tensors:
         """Return parameters with the new ``images`` of each class appended to that class."""
         more = self.initial(images, classes)
         return {
@@ -61,7 +62,7 @@ class Parametrisation(ABC):
         }
 
     @abstractmethod
-    def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+    def render(self, parameters: Tensors, shape: torch.Size) -> Tensor:
         """Return the images ``[n, C, H, W]``, float32, sorted by class; differentiable.
 
         Args:
@@ -69,11 +70,11 @@ class Parametrisation(ABC):
             shape: Image shape ``[C, H, W]``.
         """
 
-    def stored(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def stored(self, parameters: Tensors) -> Tensors:
         """Return the tensors for the distilled file, which :meth:`render` accepts."""
         return parameters
 
-    def restored(self, stored: Mapping[str, Tensor], shape: torch.Size) -> Mapping[str, Tensor]:
+    def restored(self, stored: Tensors, shape: torch.Size) -> Tensors:
         """Return parameters to continue from, which render the images of the ``stored`` tensors."""
         return stored
 

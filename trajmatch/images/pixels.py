@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from trajmatch.images.parametrisation import Parametrisation
+from trajmatch.images.parametrisation import Parametrisation, Tensors
 
 
 @dataclass(frozen=True)
 class Pixels(Parametrisation):
     """Identity parametrisation."""
 
-    def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
+    def initial(self, images: Tensor, classes: int) -> Tensors:
         """Return the images."""
         return {"images": images}
 
-    def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+    def render(self, parameters: Tensors, shape: torch.Size) -> Tensor:
         """Return the images."""
         return parameters["images"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from trajmatch.errors import UserError
-from trajmatch.images.parametrisation import WithSettings
+from trajmatch.images.parametrisation import Tensors, WithSettings
 from trajmatch.schema import PositiveInt
 
 
@@ -31,11 +30,11 @@ class Upsample(WithSettings):
             )
         return ipc * self.factor**2
 
-    def initial(self, images: Tensor, classes: int) -> Mapping[str, Tensor]:
+    def initial(self, images: Tensor, classes: int) -> Tensors:
         """Return the images, each ``factor x factor`` block averaged."""
         return {"small_images": interpolate(images, scale_factor=1 / self.factor, mode="area")}
 
-    def render(self, parameters: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+    def render(self, parameters: Tensors, shape: torch.Size) -> Tensor:
         """Return the enlarged images."""
         corners = None if self.mode == "nearest" else False
         small = parameters["small_images"]

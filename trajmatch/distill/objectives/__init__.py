@@ -6,7 +6,7 @@ Add one with a line in ``distill/problem.py``, or name your own as ``package.mod
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trajmatch.distill.parameters import of_memory
 from trajmatch.errors import UserError
+from trajmatch.images.parametrisation import Tensors
 from trajmatch.ops import Shards
 from trajmatch.random import generator
 
@@ -57,7 +58,7 @@ class Draws(ABC):
         """Return the state as tensors."""
         return {name: stream.get_state() for name, stream in self.streams.items()}
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: Tensors) -> None:
         """Restore the state that :meth:`state_dict` returned."""
         for name, stream in self.streams.items():
             stream.set_state(tensors[name])
@@ -86,9 +87,7 @@ class Objective(ABC):
         """Load the data and expert parameters of a task onto the device."""
 
     @abstractmethod
-    def differentiate(
-        self, task: Any, parameters: Mapping[str, Tensor], plan: Plan
-    ) -> tuple[Tensor, ...]:
+    def differentiate(self, task: Any, parameters: Tensors, plan: Plan) -> tuple[Tensor, ...]:
         """Compute the loss of one task and its gradients, without waiting for the device.
 
         Returns:
@@ -104,7 +103,7 @@ class Objective(ABC):
         """
         return {}
 
-    def renewed(self, iteration: int, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def renewed(self, iteration: int, parameters: Tensors) -> dict[str, Tensor]:
         """Return constants to set among the outer parameters before an iteration, by name."""
         return {}
 
@@ -138,14 +137,12 @@ class OuterGradient:
     """Loss of one task or one outer iteration, and its gradients."""
 
     loss: float
-    gradients: Mapping[str, Tensor]  # by outer parameter, in its shape; scalars: float64 on the CPU
+    gradients: Tensors  # by outer parameter, in its shape; scalars: float64 on the CPU
     meaningful: bool = True  # False if the expert did not move
-    memory: Mapping[str, Tensor] = field(default_factory=dict)  # next values of remembered tensors
+    memory: Tensors = field(default_factory=dict)  # next values of remembered tensors
 
 
-def read(
-    results: Sequence[Sequence[Tensor]], parameters: Mapping[str, Tensor]
-) -> list[OuterGradient]:
+def read(results: Sequence[Sequence[Tensor]], parameters: Tensors) -> list[OuterGradient]:
     """Convert the results of :meth:`Objective.differentiate` for several tasks."""
     names = [name for name, value in parameters.items() if value.requires_grad]
     remembered = of_memory(parameters)

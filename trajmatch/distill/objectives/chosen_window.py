@@ -9,7 +9,6 @@ takes the steps before the window twice, so that no parameters need be kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +19,7 @@ from trajmatch.distill.objectives import Plan
 from trajmatch.distill.objectives.train_and_test import Draws, Student, TrainAndTest
 from trajmatch.distill.setup import Setup
 from trajmatch.errors import UserError
+from trajmatch.images.parametrisation import Tensors
 from trajmatch.importing import expect_kind, made
 from trajmatch.random import generator
 from trajmatch.schema import Count, Finite, Positive, settle
@@ -66,14 +66,12 @@ class ChosenWindow(TrainAndTest):
         longest = self.setup.config.window + self.choice.spread
         return Draws(self.setup, longest, choose=True)
 
-    def differentiate(
-        self, task: Student, parameters: Mapping[str, Tensor], plan: Plan
-    ) -> tuple[Tensor, ...]:
+    def differentiate(self, task: Student, parameters: Tensors, plan: Plan) -> tuple[Tensor, ...]:
         """Choose a window and differentiate through it."""
         return super().differentiate(self.placed(task, parameters, plan), parameters, plan)
 
     @torch.no_grad()
-    def placed(self, task: Student, parameters: Mapping[str, Tensor], plan: Plan) -> Student:
+    def placed(self, task: Student, parameters: Tensors, plan: Plan) -> Student:
         """Return the student, cut off after the window that its gradients choose."""
         settings, draw = self.setup.config, task.draw
         trained = self.training(parameters, plan)

@@ -26,6 +26,7 @@ from trajmatch.distill.objectives.schedule import StartEpochWindow
 from trajmatch.distill.parameters import MASK, fresh_leaves, of_memory
 from trajmatch.distill.setup import Setup
 from trajmatch.distill.terms import Course, find_term
+from trajmatch.images.parametrisation import Tensors
 from trajmatch.ops.arguments import DsaReplay
 from trajmatch.random import derive_seed, generator
 
@@ -67,7 +68,7 @@ class Draws(objectives.Draws):
         """Return the state as tensors."""
         return {**super().state_dict(), "experts_left": self._left.clone()}
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: Tensors) -> None:
         """Restore the state that :meth:`state_dict` returned."""
         super().load_state_dict(tensors)
         self._left = tensors["experts_left"]
@@ -131,9 +132,7 @@ class MatchTrajectory(OfStudents):
             iteration=torch.full((), draw.names[0], device=setup.device),
         )
 
-    def differentiate(
-        self, task: Match, parameters: Mapping[str, Tensor], plan: Plan
-    ) -> tuple[Tensor, ...]:
+    def differentiate(self, task: Match, parameters: Tensors, plan: Plan) -> tuple[Tensor, ...]:
         """Train a student along a match and differentiate the matching loss."""
         leaves = fresh_leaves(parameters)
         trained = self.training(leaves, plan)
@@ -167,7 +166,7 @@ class MatchTrajectory(OfStudents):
         learned = [leaf for leaf in leaves.values() if leaf.requires_grad]
         return value.detach(), moves, *torch.autograd.grad(value, learned), *memory
 
-    def renewed(self, iteration: int, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def renewed(self, iteration: int, parameters: Tensors) -> dict[str, Tensor]:
         """Return the mask of the images' gradient in every ``mask_every``-th iteration."""
         if self.mask is None or iteration % self.setup.config.mask_every:
             return {}

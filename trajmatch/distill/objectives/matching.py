@@ -14,6 +14,7 @@ from trajmatch.distill.parameters import MEMORY, tensors_by_name
 from trajmatch.distill.terms import Course, Remembering, Term, Waypoint
 from trajmatch.distill.terms.built_in import Final
 from trajmatch.errors import UserError
+from trajmatch.images.parametrisation import Tensors
 from trajmatch.importing import blamed
 from trajmatch.random import generator
 
@@ -126,7 +127,7 @@ def _seen(course: Course, number: int) -> Course:
     return replace(course, memory=own)
 
 
-def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def _kinds(tensors: Tensors) -> dict[str, str]:
     return {name: f"{list(each.shape)} of {each.dtype}" for name, each in tensors.items()}
 
 

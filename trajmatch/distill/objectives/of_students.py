@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
@@ -14,6 +14,7 @@ from trajmatch import ops
 from trajmatch.distill.objectives import Objective, Plan
 from trajmatch.distill.parameters import STEP_SIZE
 from trajmatch.distill.setup import Setup
+from trajmatch.images.parametrisation import Tensors
 from trajmatch.ops import Shards
 
 
@@ -24,7 +25,7 @@ class OfStudents(Objective):
     setup: Setup
     shards: Shards | None = None
 
-    def training(self, parameters: Mapping[str, Tensor], plan: Plan) -> partial[Any]:
+    def training(self, parameters: Tensors, plan: Plan) -> partial[Any]:
         """Bind :func:`trajmatch.ops.unroll` to the synthetic set and the settings of the run."""
         setup, settings = self.setup, self.setup.config
         images, labels = setup.synthetic_set(parameters)

@@ -8,7 +8,7 @@ Simple Dataset Distillation", ICLR 2024).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
@@ -22,6 +22,7 @@ from trajmatch.distill.objectives import Plan
 from trajmatch.distill.objectives.of_students import OfStudents, moved, student_batches
 from trajmatch.distill.parameters import fresh_leaves
 from trajmatch.distill.setup import Setup
+from trajmatch.images.parametrisation import Tensors
 from trajmatch.ops.arguments import DsaReplay
 from trajmatch.random import derive_seed, generator
 
@@ -114,9 +115,7 @@ class TrainAndTest(OfStudents):
         rows = test.dsa_parameters(0, len(draw.rows), *self.images.shape[2:]).to(device)
         return replace(student, dsa=(before, window), dsa_rows=rows)
 
-    def differentiate(
-        self, task: Student, parameters: Mapping[str, Tensor], plan: Plan
-    ) -> tuple[Tensor, ...]:
+    def differentiate(self, task: Student, parameters: Tensors, plan: Plan) -> tuple[Tensor, ...]:
         """Train a student, test it, and differentiate the test through the window."""
         leaves = fresh_leaves(parameters)
         trained, (draw, state) = self.training(leaves, plan), (task.draw, None)

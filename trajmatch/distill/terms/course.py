@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trajmatch import ops
+from trajmatch.images.parametrisation import Tensors
 from trajmatch.networks.flat import split
 from trajmatch.schema import settle
 
@@ -44,7 +45,7 @@ class Course:
     epochs: int
     shapes: Mapping[str, torch.Size] = field(default_factory=dict)
     iteration: int | Tensor = 0
-    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: Tensors = field(default_factory=dict)
 
     def split(self, theta: Tensor) -> dict[str, Tensor]:
         """Return views of a vector ``[P]``, one per parameter of the network, by name."""
@@ -86,10 +87,10 @@ class Remembering(Term, Protocol):
     tensors are averaged; others take the elementwise maximum (bools: any).
     """
 
-    def memory(self, shapes: Mapping[str, torch.Size]) -> Mapping[str, Tensor]:
+    def memory(self, shapes: Mapping[str, torch.Size]) -> Tensors:
         """Return initial values by name, given the shapes of the network's parameters."""
 
-    def remember(self, course: Course) -> Mapping[str, Tensor]:
+    def remember(self, course: Course) -> Tensors:
         """Return next values, with the same shapes and dtypes; called without gradients."""
 
 
