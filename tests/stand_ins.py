@@ -15,7 +15,7 @@ from trajmatch.data.dsa import DSA
 from trajmatch.distill import DistillConfig
 from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
 from trajmatch.distill.objectives.matching import MatchingLoss
-from trajmatch.distill.objectives.schedule import StartEpochWindow
+from trajmatch.distill.objectives.start import StartEpochWindow
 from trajmatch.distill.setup import Setup
 from trajmatch.images.pixels import Pixels
 

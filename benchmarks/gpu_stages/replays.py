@@ -19,7 +19,7 @@ from trajmatch.distill.gradients import Graph
 from trajmatch.distill.objectives import Plan
 from trajmatch.distill.objectives.match_trajectory import Match, MatchTrajectory
 from trajmatch.distill.objectives.matching import MatchingLoss
-from trajmatch.distill.objectives.schedule import StartEpochWindow
+from trajmatch.distill.objectives.start import StartEpochWindow
 from trajmatch.distill.setup import Setup
 from trajmatch.images.pixels import Pixels
 from trajmatch.recording import Record, cuda_graph

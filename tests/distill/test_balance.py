@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from trajmatch.distill.objectives.balance import balance
+from trajmatch.distill.objectives.start import balance
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from trajmatch import networks
 from trajmatch.data import DSA
 from trajmatch.distill.gradients import one_by_one
 from trajmatch.distill.objectives import OuterGradient, Plan
-from trajmatch.distill.objectives.balance import balance
 from trajmatch.distill.objectives.match_trajectory import Match, MatchTrajectory
 from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.of_students import student_batches
+from trajmatch.distill.objectives.start import balance
 from trajmatch.distill.parameters import SyntheticSet
 from trajmatch.distill.terms import find_term
 from trajmatch.random import generator

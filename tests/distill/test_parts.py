@@ -10,8 +10,7 @@ from stand_ins import Interrupter, lines_of
 from trajmatch import artifact, networks, ops
 from trajmatch.distill import distill, initialise
 from trajmatch.distill.iteration import outer_iteration
-from trajmatch.distill.objectives.balance import balance
-from trajmatch.distill.objectives.perturbation import perturbed
+from trajmatch.distill.objectives.start import balance, perturbed
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
 from trajmatch.experts.final import FinalExperts, soft_labels

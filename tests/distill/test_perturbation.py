@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trajmatch import networks
-from trajmatch.distill.objectives.perturbation import perturbed
+from trajmatch.distill.objectives.start import perturbed
 from trajmatch.networks.flat import split_flat
 from trajmatch.random import generator
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from trajmatch.distill import DistillConfig
 from trajmatch.distill.objectives.match_trajectory import Draws
-from trajmatch.distill.objectives.schedule import StartEpochWindow
+from trajmatch.distill.objectives.start import StartEpochWindow
 from trajmatch.errors import UserError
 from trajmatch.random import generator
 

@@ -16,7 +16,7 @@ from trajmatch import artifact, networks
 from trajmatch.data import load_dataset
 from trajmatch.distill import DistillConfig, distill
 from trajmatch.distill.objectives import match_trajectory
-from trajmatch.distill.objectives.perturbation import perturbed
+from trajmatch.distill.objectives.start import perturbed
 from trajmatch.evaluate import Protocol, train
 from trajmatch.experts import ExpertConfig, Store, train_experts
 from trajmatch.random import generator

@@ -17,12 +17,10 @@ from trajmatch import networks, ops
 from trajmatch.distill import objectives
 from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.objectives import Plan
-from trajmatch.distill.objectives.balance import balance
 from trajmatch.distill.objectives.gradient_mask import GradientMask
 from trajmatch.distill.objectives.matching import MatchingLoss
 from trajmatch.distill.objectives.of_students import OfStudents, moved, student_batches
-from trajmatch.distill.objectives.perturbation import perturbed
-from trajmatch.distill.objectives.schedule import StartEpochWindow
+from trajmatch.distill.objectives.start import StartEpochWindow, balance, perturbed
 from trajmatch.distill.parameters import MASK, fresh_leaves, of_memory
 from trajmatch.distill.setup import Setup
 from trajmatch.distill.terms import Course, find_term

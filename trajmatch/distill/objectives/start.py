@@ -1,14 +1,17 @@
-"""Start epochs: where students start in the experts' trajectories."""
+"""Start of a student: its epoch, the balance of its loss by that epoch, and its weights."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from trajmatch.errors import UserError
 from trajmatch.experts.config import spans
+from trajmatch.networks.flat import split_flat
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,33 @@ class StartEpochWindow:
                 f"{last_start + expert_epochs}, but they have epochs {spans(snapshots_kept)} "
                 f"(missing: {spans(missing)}); lower one of the two, or train experts for longer"
             )
+
+
+def balance(start_epoch: int, max_start_epoch: int) -> float:
+    """Return ``kappa(s)``, the factor of the student's loss (AST, balanced inner-loop loss).
+
+    ``log_5(s - h + 8)`` for ``s >= h = floor(S_max / 2)``, else ``1 / log_5(h - s + 8)``: smaller
+    steps at early start epochs, larger ones at late. Base, offset and the jump at ``h`` are those
+    of the authors' code. Scaling every gradient of a match is the same as scaling the step size.
+    """
+    beyond = start_epoch - max_start_epoch // 2
+    kappa = math.log(abs(beyond) + 8, 5)
+    return kappa if beyond >= 0 else 1 / kappa
+
+
+def perturbed(model: nn.Module, theta: Tensor, strength: float, draw: torch.Generator) -> Tensor:
+    """Return a copy of ``theta [P]`` with each convolution weight ``W`` moved to ``W + a D * W``.
+
+    ``D`` is standard normal, divided by its Frobenius norm, so the relative change of a weight is
+    ``a / sqrt(numel)`` (root mean square). As in the authors' code (there ``a = 1``), only 4-D
+    parameters change, and no frozen one. ``draw`` is a CPU generator.
+    """
+    moved = theta.clone()
+    for parameter, weight in zip(
+        model.parameters(), split_flat(model, moved).values(), strict=True
+    ):
+        if weight.dim() == 4 and parameter.requires_grad:
+            noise = torch.randn(weight.shape, generator=draw, dtype=torch.float32)
+            noise = (noise / noise.norm()).to(weight)
+            weight += strength * noise * weight
+    return moved
