@@ -18,8 +18,7 @@ from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train_experts
 from trajmatch.experts.config import kept_epochs
 from trajmatch.experts.epoch import learning_rate, loss_scale
-from trajmatch.experts.optimiser import Adam, Sgd
-from trajmatch.experts.step import GradientPenalty, Gsam
+from trajmatch.experts.step import Adam, GradientPenalty, Gsam, Sgd
 from trajmatch.random import generator
 
 

@@ -21,9 +21,8 @@ from trajmatch.experts import ExpertConfig, Store, train, train_experts, traject
 from trajmatch.experts.curriculum import Schedule
 from trajmatch.experts.epoch import Curriculum
 from trajmatch.experts.lockstep import TakeSteps, steps_for
-from trajmatch.experts.optimiser import Adam, Sgd
 from trajmatch.experts.scores import Scores
-from trajmatch.experts.step import Batch, ExpertState, ExpertStep, GradientPenalty, Gsam
+from trajmatch.experts.step import Adam, Batch, ExpertState, ExpertStep, GradientPenalty, Gsam, Sgd
 from trajmatch.experts.trajectory import train_lockstep
 from trajmatch.experts.workers import work
 from trajmatch.random import generator

@@ -17,8 +17,7 @@ from trajmatch.errors import UserError
 from trajmatch.experts.checkpoint import BEGINNING, Checkpoints, Place, Training
 from trajmatch.experts.epoch import Curriculum, EpochDraws, decay_epoch
 from trajmatch.experts.lockstep import steps_for
-from trajmatch.experts.optimiser import Adam, Sgd
-from trajmatch.experts.step import ExpertState, ExpertStep, GradientPenalty, Gsam
+from trajmatch.experts.step import Adam, ExpertState, ExpertStep, GradientPenalty, Gsam, Sgd
 from trajmatch.experts.trajectory_recorder import TrajectoryRecorder, measure_of
 from trajmatch.inference import measured
 from trajmatch.random import generator
