@@ -16,10 +16,10 @@ from trajmatch.artifact import Artifact
 from trajmatch.cli.main import main
 from trajmatch.distill import distill
 from trajmatch.distill.gradients import Graph, one_by_one
+from trajmatch.distill.initialise import free_rows
 from trajmatch.distill.objectives import Plan
 from trajmatch.distill.parameters import learned, leaves, values
 from trajmatch.distill.problem import prepare
-from trajmatch.distill.rendering import free_rows
 from trajmatch.errors import UserError
 
 #: With the images of a class that the values of two pay for: 128.

@@ -14,6 +14,7 @@ from trajmatch import artifact
 from trajmatch.artifact import Artifact
 from trajmatch.distill import initialise
 from trajmatch.distill.config import DistillConfig, DistillSettings
+from trajmatch.distill.initialise import free_rows, initial_parameters
 from trajmatch.distill.objectives import Objective
 from trajmatch.distill.objectives.chosen_window import train_and_test
 from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
@@ -30,7 +31,6 @@ from trajmatch.distill.parameters import (
     learned,
     of_images,
 )
-from trajmatch.distill.rendering import free_rows, initial_parameters
 from trajmatch.distill.setup import Setup, open_setup
 from trajmatch.distill.state import State
 from trajmatch.experts.config import NetworkSettings
@@ -172,16 +172,15 @@ class Problem(Setup):
         draw = generator(config.seed, "distill", "initialise", *there)
         if config.init == "noise":
             return initialise.from_noise(dataset, count, draw)
-        if config.init == "correct":
-            return initialise.from_correct(dataset, count, self._experts("--init correct"), draw)
-        if config.init == "representative":
-            experts = self._experts("--init representative")
-            clusters = config.init_clusters
-            return initialise.from_representatives(dataset, count, experts, draw, clusters)
+        if config.init == "real":
+            return initialise.from_real(dataset, count, draw)
         if config.init == "difficulty":
             beta = config.init_beta or 0.0
             return initialise.from_difficulty(dataset, count, self.scores.values, beta)
-        return initialise.from_real(dataset, count, draw)
+        experts = self._experts(f"--init {config.init}")
+        if config.init == "correct":
+            return initialise.from_correct(dataset, count, experts, draw)
+        return initialise.from_representatives(dataset, count, experts, draw, config.init_clusters)
 
     def _soft_labels(self, images: Tensor, classes: Tensor) -> Tensor:
         experts = self._experts("--labels soft")
