@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from trajmatch import files
 from trajmatch.distill.parameters import learned, values
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import Progress, State
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, as_user_error
 from trajmatch.images.parametrisation import Tensors
+from trajmatch.schema import settings_of
 
 FORMAT = "trajmatch distillation checkpoint"
 FORMAT_VERSION = 4
@@ -31,7 +32,6 @@ def save(path: Path, state: State, identity: dict[str, Any]) -> None:
         identity: :attr:`trajmatch.distill.problem.Problem.identity`.
     """
     moving = learned(state.parameters)
-    progress = {each.name: getattr(state, each.name) for each in fields(Progress)}
     files.save_tensors(
         path,
         {
@@ -45,7 +45,7 @@ def save(path: Path, state: State, identity: dict[str, Any]) -> None:
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "identity": identity,
-            "progress": {**progress, "best": None if state.best is None else asdict(state.best)},
+            "progress": msgspec.to_builtins(settings_of(state, Progress)),
         },
     )
 
@@ -67,7 +67,8 @@ def load(path: Path, problem: Problem) -> State:
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged (it is of no run); remove it to start afresh")
     check_same_run(path, found, problem.identity, ignore=("iterations",))
-    try:
+    kinds = (KeyError, ValueError, RuntimeError)
+    with as_user_error(f"{path} is damaged (", *kinds, advice="); remove it to start afresh"):
         if version == _OLD_VERSION:
             tensors, description = _of_0_1(tensors, description)
         progress = msgspec.convert(description["progress"], Progress)
@@ -85,8 +86,6 @@ def load(path: Path, problem: Problem) -> State:
                 raise ValueError(f"its {name} should be of shape {list(first.shape)}")
         state.best_values = _under("best", tensors, problem.device)
         state.draws.load_state_dict(_under("draws", tensors, "cpu"))
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it to start afresh") from error
     for each in fields(Progress):
         setattr(state, each.name, getattr(progress, each.name))
     return state
