@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -26,7 +25,7 @@ from trajmatch import __version__, files, networks
 from trajmatch.data.dsa import DSA
 from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing
 from trajmatch.data.zca import ZCA, from_parts
-from trajmatch.errors import UserError, as_user_error
+from trajmatch.errors import UserError, as_user_error, warn
 from trajmatch.images import find_parametrisation, is_built_in
 from trajmatch.images.parametrisation import Tensors
 from trajmatch.schema import Finite, Positive, PositiveInt, settings_of, settle
@@ -326,11 +325,10 @@ def warn_of_ending(path: str | os.PathLike[str]) -> None:
     """Warn if the file name of an artifact ends like another format."""
     suffix = Path(path).suffix
     if suffix.lower() in _OTHER_ENDINGS:
-        warnings.warn(
+        warn(
             f"{path} will be a safetensors file, which programs that read {suffix} files "
             "cannot open; give it a name that ends in .safetensors, and `trajmatch export` writes "
-            "other kinds",
-            stacklevel=2,
+            "other kinds"
         )
 
 

@@ -1,13 +1,19 @@
-"""The error class for user mistakes, and "did you mean" hints."""
+"""The error class for user mistakes, warnings, and "did you mean" hints."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import re
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
+
+#: Files whose lines a warning does not name: this package, and what runs its context managers.
+_OURS = (str(Path(__file__).parent), contextlib.__file__)
 
 
 class UserError(ValueError):
@@ -44,6 +50,14 @@ def as_user_error(prefix: str = "", *kinds: type[Exception], advice: str = "") -
         if isinstance(error, UnicodeDecodeError):
             cause = f"it is not UTF-8 (byte {error.start})"
         raise UserError(f"{prefix}{cause}{advice}") from error
+
+
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, and name the line outside of this package that led there."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, category, stacklevel=level)
 
 
 def in_arguments(text: str) -> str:

@@ -7,12 +7,11 @@ import fcntl
 import os
 import socket
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from trajmatch import files
-from trajmatch.errors import UserError, as_user_error
+from trajmatch.errors import UserError, as_user_error, warn
 
 #: Attempts to lock a file whose previous holder may remove it. More would be a file system fault.
 _TRIES = 100
@@ -76,10 +75,9 @@ def _acquire(file: Path, path: Path) -> int | None:
         except OSError as error:
             os.close(descriptor)
             file.unlink(missing_ok=True)
-            warnings.warn(
+            warn(
                 f"{file.parent} is on a file system without locks ({error.strerror}); let no "
-                f"second process write {path}",
-                stacklevel=4,
+                f"second process write {path}"
             )
             return None
         # The previous holder may have removed the file after we opened it: try again.

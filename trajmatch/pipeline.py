@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from trajmatch.distill.config import DistillConfig
 from trajmatch.distill.loop import distill
 from trajmatch.distill.objectives.match_trajectory import segments_of
 from trajmatch.distill.problem import prepare
-from trajmatch.errors import UserError, as_user_error
+from trajmatch.errors import UserError, as_user_error, warn
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.evaluate.distilled import evaluate_artifact
 from trajmatch.evaluate.scores import difference_error
@@ -190,7 +189,7 @@ def _illustrate(pipeline: Pipeline, distilled: artifact.Artifact) -> None:
             write()
         except Exception as error:
             why = f"{error}" or type(error).__name__
-            warnings.warn(f"{path} is not written: {why}; the results are whole", stacklevel=3)
+            warn(f"{path} is not written: {why}; the results are whole")
 
 
 def _about_experts(store: Store) -> dict[str, Any]:

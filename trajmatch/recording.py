@@ -5,14 +5,13 @@ The recorder is replaceable: one that calls the function again tests the buffers
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, warn
 
 Outputs = tuple[Tensor, ...]
 
@@ -112,11 +111,10 @@ class Replayed:
 
 def warn_without_graph(what: str, reason: str, remedy: str = "") -> None:
     """Warn that ``what`` (e.g. ``the outer iteration runs``) has no CUDA graph, and why."""
-    warnings.warn(
+    warn(
         f"{what} without a CUDA graph, which is slower, because {reason}"
         + (f"; {remedy} silences this" if remedy else ""),
         RuntimeWarning,
-        stacklevel=4,
     )
 
 

@@ -22,7 +22,7 @@ from trajmatch.data.dataset import Dataset
 from trajmatch.data.known_sets import KnownSet
 from trajmatch.data.options import ImageOptions
 from trajmatch.data.parts import split_parts
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, warn
 from trajmatch.memory import check_memory
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def load_pictures(
         train, test = (_decode(part, shape, options, lost) for part in parts)
     for kind, number in sorted(Counter(lost).items()):
         count = sum(map(len, parts))
-        warnings.warn(f"{what}: {number} of {count} images {kind}", stacklevel=2)
+        warn(f"{what}: {number} of {count} images {kind}")
     statistics = (known.mean, known.std, True) if known else ()
     return Dataset(name, *train, *test, tuple(class_names), *statistics)
 

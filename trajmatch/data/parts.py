@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from trajmatch.data.options import PartOptions, composed, nearest
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, warn
 from trajmatch.random import generator
 
 #: Default test fraction of each class, for sets without a test part.
@@ -43,10 +42,9 @@ def say_left_out(what: str, names: Iterable[str], options: PartOptions) -> None:
     """Warn about parts that are not read, unless the options choose the parts."""
     chosen = options.train or (options.test and options.fraction is None)
     if not chosen and (listed := ", ".join(map(repr, names))):
-        warnings.warn(
+        warn(
             f"{what}: {listed} is left out; ?train=NAME and ?test=NAME choose the parts that are "
-            "read",
-            stacklevel=2,
+            "read"
         )
 
 
@@ -62,11 +60,10 @@ def split_parts(
     told = f"{what} has no test images, and to take {part:g} of the others"
     train, test = _draw(told, labels, names, part, 0, "test split", 1)
     if fraction is None:
-        warnings.warn(
+        warn(
             f"{what} has no test images: {len(test)} of its {len(labels)} images, the same "
             "ones every time, are used for testing and not for training; ?test=FRACTION sets "
-            f"another part than {TEST_FRACTION:g} aside",
-            stacklevel=2,
+            f"another part than {TEST_FRACTION:g} aside"
         )
     return train, test
 

@@ -7,7 +7,6 @@ import dataclasses
 import importlib
 import os
 import pkgutil
-import warnings
 from pathlib import Path
 from typing import get_type_hints
 
@@ -17,7 +16,7 @@ from trajmatch.data.dataset import Dataset, check_text
 from trajmatch.data.known_sets import published_statistics
 from trajmatch.data.readers import arrays, imagefolder, shipped
 from trajmatch.data.reading import readable
-from trajmatch.errors import UserError, closest
+from trajmatch.errors import UserError, closest, warn
 from trajmatch.importing import import_object
 
 #: Name of the shipped data set, the default everywhere.
@@ -129,7 +128,7 @@ def _warn_of_untested(dataset: Dataset) -> None:
     lacking = [name for label, name in enumerate(dataset.class_names) if label not in tested]
     if lacking:
         told = f"no test image is of class {', '.join(lacking[:3])} ({len(lacking)} lack any)"
-        warnings.warn(f"data set {dataset.name}: {told}", stacklevel=3)
+        warn(f"data set {dataset.name}: {told}")
 
 
 def _normalised_by(dataset: Dataset, statistics: str | None) -> Dataset:
@@ -201,10 +200,9 @@ def of_recipe(uri: str | None, wanted: str, recipe: str = "") -> str | None:
 
 def say_other_data(given: str, wanted: str, recipe: str) -> None:
     """Warn that a recipe is used with the data set ``given`` instead of ``wanted``."""
-    warnings.warn(
+    warn(
         f"recipe {recipe} is for the data set {wanted}, but the data is {given}: its settings may "
-        "not fit, and a published accuracy is not of this data",
-        stacklevel=2,
+        "not fit, and a published accuracy is not of this data"
     )
 
 

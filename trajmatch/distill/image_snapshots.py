@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from trajmatch import snapshots
 from trajmatch.distill import checkpoint
 from trajmatch.distill.problem import Problem
 from trajmatch.distill.state import State
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, warn
 from trajmatch.snapshots import Snapshots
 
 #: Maximum number of images per class in a snapshot ...
@@ -80,7 +78,7 @@ class ImageSnapshots:
         try:
             return snapshots.load(self._path)
         except UserError as error:
-            warnings.warn(f"{error}; the snapshots of this run begin anew", stacklevel=3)
+            warn(f"{error}; the snapshots of this run begin anew")
             return None
 
 

@@ -8,7 +8,6 @@ plan repeats the iteration with the same draws.
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +23,7 @@ from trajmatch.distill.gradients import Gradients, one_by_one
 from trajmatch.distill.objectives import OuterGradient, Plan
 from trajmatch.distill.parameters import LABELS
 from trajmatch.distill.problem import Problem
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, warn
 from trajmatch.images.parametrisation import Tensors
 from trajmatch.memory import free_bytes, is_out_of_memory, peak_bytes, reset_peak, used_bytes
 from trajmatch.ops.student import runs_by_images
@@ -108,10 +107,9 @@ class WithinMemory:
             plan = leaner(self._problem, self.plan, images) if self._alone else None
             if plan is None:
                 raise UserError(_no_memory(self._problem, self.plan, reason))
-            warnings.warn(
+            warn(
                 f"memory ran out ({self.plan}); going on with {plan}: slower, and the same result "
-                "but for rounding",
-                stacklevel=3,
+                "but for rounding"
             )
             self.plan = plan
 

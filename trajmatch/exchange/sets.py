@@ -7,7 +7,6 @@ target logits (DATM); and the learned step size, which MTT's script does not sav
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from trajmatch import artifact, files
 from trajmatch.artifact import Artifact, current_versions, log_probabilities
-from trajmatch.errors import UserError, as_user_error
+from trajmatch.errors import UserError, as_user_error, warn
 from trajmatch.exchange import torch_files
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.exchange.origin import find_origin
@@ -161,7 +160,5 @@ def _single(path: Path, tensor: Tensor) -> Tensor:
         return tensor
     single = tensor.float()
     if single.isfinite().all() and not torch.equal(single.to(tensor.dtype), tensor):
-        warnings.warn(
-            f"{path} holds numbers of {tensor.dtype}, which are rounded to float32", stacklevel=2
-        )
+        warn(f"{path} holds numbers of {tensor.dtype}, which are rounded to float32")
     return single

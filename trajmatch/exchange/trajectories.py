@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +20,7 @@ from torch import Tensor
 from trajmatch import files, networks
 from trajmatch.data.reading import readable
 from trajmatch.data.sources import absolute_uri
-from trajmatch.errors import UserError, as_user_error
+from trajmatch.errors import UserError, as_user_error, warn
 from trajmatch.exchange import torch_files
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.exchange.origin import find_origin
@@ -112,11 +111,10 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
             progress.update(number)
     chance = 100 / dataset.num_classes
     if measured < chance + _ABOVE_CHANCE:
-        warnings.warn(
+        warn(
             f"expert 0 gets {measured:.1f} % of the test images right after its last epoch, hardly "
             f"more than by guessing ({chance:.1f} %): --network, --preprocessing or --data are "
-            "most likely not those that it was trained with",
-            stacklevel=2,
+            "most likely not those that it was trained with"
         )
     return (
         f"{config.out}: {experts} experts of {epochs} epochs; the first gets {measured:.1f} % "
@@ -199,10 +197,9 @@ def from_store(config: ConvertConfig) -> str:
             "(--keep)"
         )
     if store.buffers(0, kept[0]) is not None:
-        warnings.warn(
+        warn(
             f"files of trajectories have no place for the running statistics of batch norm that "
-            f"{config.source} keeps; they are left out",
-            stacklevel=2,
+            f"{config.source} keeps; they are left out"
         )
     shapes = networks.parameter_shapes(networks.build(store.manifest["network"]))
     starts = range(0, store.num_experts, per_file)
@@ -214,10 +211,9 @@ def from_store(config: ConvertConfig) -> str:
             ]
             torch_files.save(folder / f"replay_buffer_{number}.pt", trajectories)
     if left_out := kept[len(epochs) :]:
-        warnings.warn(
+        warn(
             f"{config.source} keeps epochs with a gap before them ({left_out[0]} is the first); "
-            "they are left out, because the place in a list of snapshots is the epoch",
-            stacklevel=2,
+            "they are left out, because the place in a list of snapshots is the epoch"
         )
     made = "1 file" if len(starts) == 1 else f"{len(starts)} files"
     return f"{config.out}: {store.num_experts} experts in {made} replay_buffer_*.pt"

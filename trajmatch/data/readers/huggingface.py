@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from trajmatch.data.dataset import Dataset
 from trajmatch.data.decode import Picture, load_pictures
 from trajmatch.data.options import ImageOptions, PartOptions, choose_classes, nearest
 from trajmatch.data.parts import find_parts, say_left_out
-from trajmatch.errors import UserError, as_user_error
+from trajmatch.errors import UserError, as_user_error, warn
 
 _VALUES = ("int", "uint", "string", "large_string", "bool")
 _BYTES = ("binary", "large_binary", "binary_view")
@@ -150,7 +149,7 @@ def _check_labelled(what: str, given: Sequence[Any], values: Sequence[Any]) -> N
     if lacking == len(given):
         raise UserError(f"{message}; choose another split with ?train=NAME or ?test=NAME")
     if lacking:
-        warnings.warn(f"{message}; they are left out", stacklevel=2)
+        warn(f"{message}; they are left out")
 
 
 SOURCES = {"hf": Source("NAME", load)}

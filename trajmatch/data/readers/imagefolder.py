@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from trajmatch.data.decode import Picture
 from trajmatch.data.options import ImageOptions, PartOptions, choose_classes, composed
 from trajmatch.data.parts import TEST, TRAIN, find_parts, say_left_out
 from trajmatch.data.reading import files_below, visible
-from trajmatch.errors import UserError
+from trajmatch.errors import UserError, warn
 
 _LAYOUT = "train/CLASS/IMAGE and test/CLASS/IMAGE (or val), or CLASS/IMAGE"
 
@@ -90,10 +89,9 @@ def _warn_of_parts(root: Path, pictures: Sequence[Picture]) -> None:
         below.setdefault(picture.label, set()).add(Path(str(picture)).parent.name)
     first = below.get(0, set())
     if len(first) > 1 and len(below) > 1 and all(each == first for each in below.values()):
-        warnings.warn(
+        warn(
             f"{root}: all {len(below)} classes hold the folders {', '.join(sorted(first)[:5])}; if "
-            "these are the classes, name the parts: ?train=NAME&test=NAME",
-            stacklevel=2,
+            "these are the classes, name the parts: ?train=NAME&test=NAME"
         )
 
 
@@ -125,10 +123,9 @@ def _pictures(part: Path, present: Sequence[str], names: Sequence[str]) -> list[
     if not pictures:
         raise UserError(f"{part} holds no images; put them into one folder per class there")
     if others:
-        warnings.warn(
+        warn(
             f"{part}: {len(others)} of {len(others) + len(pictures)} files are no images and are "
-            f"left out, for example {others[0]}",
-            stacklevel=3,
+            f"left out, for example {others[0]}"
         )
     return pictures
 
