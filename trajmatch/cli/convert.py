@@ -5,8 +5,8 @@ from __future__ import annotations
 from trajmatch.exchange.config import ConvertConfig
 
 
-def run(argv: list[str]) -> int:
-    """Run the command on the arguments after its name; return the exit status."""
+def run(argv: list[str]) -> None:
+    """Run the command with its arguments."""
     from trajmatch.cli.arguments import parse
 
     config = parse(ConvertConfig, argv, "trajmatch convert", "source")
@@ -19,4 +19,3 @@ def run(argv: list[str]) -> int:
     with Progress(files, "files of trajectories", config.quiet or files == 0) as progress:
         made = convert(config, progress)
     print(made)
-    return 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 
-def run(argv: list[str]) -> int:
-    """Run the command with its arguments, and return the exit status."""
+def run(argv: list[str]) -> None:
+    """Run the command with its arguments."""
     from trajmatch.cli.run import run_recipe
     from trajmatch.recipes import find_recipe
 
-    return run_recipe(find_recipe("cpu/demo"), argv, "demo")
+    run_recipe(find_recipe("cpu/demo"), argv, "demo")

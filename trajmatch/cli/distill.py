@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from trajmatch.distill.memory_plan import Forecast
 
 
-def run(argv: list[str]) -> int:
-    """Run the command with its arguments, and return the exit status."""
+def run(argv: list[str]) -> None:
+    """Run the command with its arguments."""
     from trajmatch.cli.arguments import parse, recipe_of
 
     recipe = recipe_of(argv)
@@ -55,4 +55,3 @@ def run(argv: list[str]) -> int:
     if not quiet:
         print(f"{config.out}: {len(result.images)} images, step size {result.lr:.4g}")
         print(f"{config.log_path}: metrics")
-    return 0

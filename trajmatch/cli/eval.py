@@ -9,8 +9,8 @@ from trajmatch.evaluate.config import EvalConfig
 from trajmatch.evaluate.sets import IN_TABLES, SETS, per_kb
 
 
-def run(argv: list[str]) -> int:
-    """Run the command with its arguments, and return the exit status."""
+def run(argv: list[str]) -> None:
+    """Run the command with its arguments."""
     from trajmatch.cli.arguments import parse
 
     config = parse(EvalConfig, argv, "trajmatch eval", "file")
@@ -35,7 +35,6 @@ def run(argv: list[str]) -> int:
                 print_json(result)
             else:
                 _print_table(result)
-    return 0
 
 
 def _print_table(result: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from trajmatch.experts import Store
 
 
-def run(argv: list[str]) -> int:
-    """Run the command with its arguments, and return the exit status."""
+def run(argv: list[str]) -> None:
+    """Run the command with its arguments."""
     from trajmatch.cli.arguments import parse, recipe_of
 
     recipe = recipe_of(argv)
@@ -42,7 +42,6 @@ def run(argv: list[str]) -> int:
             store = train_experts(config, progress, ranks, announce)
     if not quiet:
         _print_health(store)
-    return 0
 
 
 def _print_health(store: Store) -> None:

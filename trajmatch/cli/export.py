@@ -5,8 +5,8 @@ from __future__ import annotations
 from trajmatch.exchange.config import ExportConfig
 
 
-def run(argv: list[str]) -> int:
-    """Run the command on the arguments after its name; return the exit status."""
+def run(argv: list[str]) -> None:
+    """Run the command with its arguments."""
     from trajmatch.cli.arguments import parse
 
     config = parse(ExportConfig, argv, "trajmatch export", "file")
@@ -14,4 +14,3 @@ def run(argv: list[str]) -> int:
     from trajmatch.exchange.export import export
 
     print(export(config))
-    return 0

@@ -18,7 +18,10 @@ from trajmatch.errors import UserError, closest
 
 
 class Command(NamedTuple):
-    """A command of the program: ``run(arguments)`` of its module returns the exit status."""
+    """A command of the program, run by ``run(arguments)`` of its module.
+
+    That returns the exit status, or None for 0.
+    """
 
     help: str
     resumes: bool = False  # whether it has the flag --resume
@@ -195,7 +198,7 @@ def _dispatch(arguments: list[str]) -> int:
     from trajmatch.memory import keep_freed_memory
 
     keep_freed_memory()
-    return int(importlib.import_module(f"trajmatch.cli.{name}").run(rest))
+    return int(importlib.import_module(f"trajmatch.cli.{name}").run(rest) or 0)
 
 
 def usage() -> str:

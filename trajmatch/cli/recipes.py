@@ -23,8 +23,8 @@ class RecipesConfig:
     """Print JSON, and nothing else: a list of objects, also for one recipe."""
 
 
-def run(argv: list[str]) -> int:
-    """Run the command with its arguments, and return the exit status."""
+def run(argv: list[str]) -> None:
+    """Run the command with its arguments."""
     config = parse(RecipesConfig, argv, "trajmatch recipes", "name")
     recipes = [find_recipe(name) for name in ([config.name] if config.name else recipe_names())]
     if config.json:
@@ -33,7 +33,6 @@ def run(argv: list[str]) -> int:
         print(explained(recipes[0]))
     else:
         _print_list(recipes)
-    return 0
 
 
 def _print_list(recipes: list[Recipe]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from trajmatch.report.config import ReportConfig
 
 
-def run(argv: list[str]) -> int:
-    """Run the command on the arguments after its name; return the exit status."""
+def run(argv: list[str]) -> None:
+    """Run the command with its arguments."""
     from trajmatch.cli.arguments import parse
 
     config = parse(ReportConfig, argv, "trajmatch report", "run")
@@ -15,4 +15,3 @@ def run(argv: list[str]) -> int:
 
     write_report(config)
     print(config.report)
-    return 0

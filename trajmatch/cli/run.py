@@ -61,23 +61,20 @@ _SHARED = {field.name for field in dataclasses.fields(NetworkSettings)}
 _DECIDED = {field.name for field in dataclasses.fields(RunConfig)} | {"until_epoch", "file", "json"}
 
 
-def run(argv: list[str]) -> int:
-    """Run the command with its arguments, and return the exit status."""
+def run(argv: list[str]) -> None:
+    """Run the command with its arguments."""
     from trajmatch.cli.arguments import recipe_of
 
-    return run_recipe(recipe_of(argv) or Recipe(name=""), argv, "run")
+    run_recipe(recipe_of(argv) or Recipe(name=""), argv, "run")
 
 
-def run_recipe(recipe: Recipe, argv: list[str], command: str) -> int:
+def run_recipe(recipe: Recipe, argv: list[str], command: str) -> None:
     """Run a recipe.
 
     Args:
         recipe: Values of what is not given.
         argv: Arguments after the command's name.
         command: Name of the command.
-
-    Returns:
-        The exit status.
     """
     config, stages = _parse(argv, recipe, command)
 
@@ -107,7 +104,6 @@ def run_recipe(recipe: Recipe, argv: list[str], command: str) -> int:
         )
     if not config.quiet:
         _print_summary(summary, pipeline.folder)
-    return 0
 
 
 def _print_summary(summary: dict[str, Any], folder: RunFolder) -> None:

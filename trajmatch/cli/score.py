@@ -6,8 +6,8 @@ from trajmatch.cli.output import json_alone, print_json
 from trajmatch.experts.config import ScoreConfig
 
 
-def run(argv: list[str]) -> int:
-    """Run the command with its arguments, and return the exit status."""
+def run(argv: list[str]) -> None:
+    """Run the command with its arguments."""
     from trajmatch.cli.arguments import parse
 
     config = parse(ScoreConfig, argv, "trajmatch score", "store")
@@ -24,7 +24,6 @@ def run(argv: list[str]) -> int:
             result = score_images(config, progress.update)
     if config.json:
         print_json(result, sort_keys=False)
-        return 0
-    print("{file}: EL2N of the training images of {dataset}, ".format(**result), end="")
-    print("mean of the experts after epoch {epoch} (experts: {experts})".format(**result))
-    return 0
+    else:
+        print("{file}: EL2N of the training images of {dataset}, ".format(**result), end="")
+        print("mean of the experts after epoch {epoch} (experts: {experts})".format(**result))

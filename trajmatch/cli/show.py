@@ -53,8 +53,8 @@ class ShowConfig(Settings):
         return self.file.with_suffix(".png") if self.out is None else self.out
 
 
-def run(argv: list[str]) -> int:
-    """Run the command on the arguments after its name; return the exit status."""
+def run(argv: list[str]) -> None:
+    """Run the command with its arguments."""
     from trajmatch.cli.arguments import parse
 
     config = parse(ShowConfig, argv, "trajmatch show", "file")
@@ -67,7 +67,6 @@ def run(argv: list[str]) -> int:
     files.write_bytes(config.picture, picture)
     print(config.picture)
     print(_stored(distilled), file=sys.stderr)
-    return 0
 
 
 def _stored(distilled: Artifact) -> str:

@@ -81,15 +81,8 @@ class ConvexifyConfig:
     """Epochs of the inner waypoints (MCT: 6,25 of 50); the first and last epochs are always two."""
 
 
-def run(argv: list[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: Arguments after the command's name.
-
-    Returns:
-        The exit status: 1 if a check found something.
-    """
+def run(argv: list[str]) -> int | None:
+    """Run the command with its arguments; return 1 if a check found something."""
     from trajmatch.cli.arguments import parse
 
     if not argv or argv[0] in ("-h", "--help"):
@@ -104,7 +97,7 @@ def run(argv: list[str]) -> int:
             f"{', '.join(_ACTIONS)}"
         )
     config, positional, action = _ACTIONS[argv[0]]
-    return action(parse(config, argv[1:], f"trajmatch store {argv[0]}", positional)) or 0
+    return action(parse(config, argv[1:], f"trajmatch store {argv[0]}", positional))
 
 
 def _verify(config: VerifyConfig) -> int:
