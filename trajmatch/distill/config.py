@@ -46,8 +46,8 @@ class MatchTrajectorySettings(Settings):
     (ATT; the nearest step), deep:ALPHA (PAD), dropout:R (EDF), layers:PATTERN=WEIGHT,..., or
     package.module:NAME for your own, with its settings after a colon."""
     balance: bool = False
-    """Scale the student's loss by kappa(s), which is small for early start epochs (AST:
-    balance_loss)."""
+    """Multiply the student's loss by kappa(s), which rises with s: below 1 for start epochs under
+    half of --max-start-epoch, above 1 from there on (AST: balance_loss)."""
     perturb: NonNegative = 0.0
     """a: strength of the random perturbation of the student's initial weights (AST: weight_perturb,
     1)."""
@@ -357,9 +357,8 @@ class DistillConfig(RunOptions, DistillSettings):
             snapshots_kept: Epochs kept of the experts' whole course.
         """
         chosen = self.init_from is None and self.init in ("correct", "representative")
-        if (
-            chosen or self.labels == "soft" or self.mask_gradient is not None
-        ):  # what the experts say at the end of their course
+        # These ask the experts at the end of their course.
+        if chosen or self.labels == "soft" or self.mask_gradient is not None:
             return max(snapshots_kept)
         return self.window_end(snapshots_kept) - 1 + self.expert_epochs
 

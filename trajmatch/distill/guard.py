@@ -136,9 +136,10 @@ def check_skips(limit: float, loss: float, state: State) -> None:
         raise UserError(
             f"stopped at iteration {state.iteration}: the last {state.skips} updates were left "
             f"out, because the matching loss stays above --skip-above {limit:g} (it is "
-            f"{loss:.4g}, with step size {state.step_size:.4g}). A loss of 1 is that of a "
-            "student that stays where it is: lower --lr-init, raise --skip-above, or choose other "
-            "start epochs. What was written before is whole"
+            f"{loss:.4g}, with step size {state.step_size:.4g}). A student that stays where it is "
+            "has a loss of 1 (--terms final): above it, lower --lr-init; near it, raise --lr-init "
+            "or --student-steps; or raise --skip-above, or choose other start epochs. What was "
+            "written before is whole"
         )
 
 

@@ -24,30 +24,27 @@ def examine(store: Store) -> list[str]:
     experts share one learning rate, so advice on two problems could contradict itself. The store
     must be complete.
     """
-    classes = len(store.manifest["dataset"]["class_names"])
-    chance, guessing = 100 / max(1, classes), math.log(max(1, classes))
-    least = chance + LEARNED * (100 - chance)
-    failed = f"reached less than {least:.1f} % test accuracy ({chance:.1f} % is chance)"
+    classes = max(1, len(store.manifest["dataset"]["class_names"]))
+    chance, best, guessing = 100 / classes, 100.0, math.log(classes)
+    failed = "reached less than {:.1f} % test accuracy ({:.1f} % is chance)"
     if store.loss == "mse":
-        guessing = store.metrics(0)["guessing"]
-        most = (1 - LEARNED) * guessing
-        failed = f"ended with a test error above {most:.3g} ({guessing:.3g} is guessing)"
+        chance = guessing = store.metrics(0)["guessing"]
+        best, failed = 0.0, "ended with a test error above {:.3g} ({:.3g} is guessing)"
+    limit = chance + LEARNED * (best - chance)
     signs = {
-        f"diverged: the training loss ended above its beginning, or was above {EXPLODED} times "
-        f"the {guessing:.3g} of guessing": "lower --lr of `trajmatch expert`",
+        "diverged: the training loss ended above its first value and above that of guessing "
+        f"({guessing:.3g}), or exceeded {EXPLODED} times the latter": "lower --lr",
         f"moved in some epoch less than {STILL:g} of the distance of another epoch: segments "
-        "from there have nothing to match": "raise --lr of `trajmatch expert`",
-        f"{failed} after {store.reached}": "train for more epochs or raise --lr of "
-        "`trajmatch expert`",
+        "from there have nothing to match": "raise --lr",
+        f"{failed.format(limit, chance)} after {store.reached}": "train longer or raise --lr",
     }
     diverged, still, untrained = signs
     found: dict[str, list[int]] = {sign: [] for sign in signs}
     for expert in range(store.num_experts):
         metrics = store.metrics(expert)
         losses, moved = metrics.get("train_loss", []), metrics.get("displacement", [])
-        learned = metrics.get("test_accuracy", 100.0) >= least
-        if store.loss == "mse":
-            learned = metrics["test_error"] <= most
+        tested = metrics.get("test_error", metrics.get("test_accuracy", best))
+        learned = (tested - limit) * (best - chance) >= 0
         exploded = not learned and max(losses, default=0.0) > EXPLODED * guessing
         if losses and (exploded or losses[-1] > max(losses[0], guessing)):
             found[diverged].append(expert)
@@ -57,7 +54,7 @@ def examine(store: Store) -> list[str]:
             found[untrained].append(expert)
     sentences = [f"{_experts(those)} {sign}" for sign, those in found.items() if those]
     gravest = next((advice for sign, advice in signs.items() if found[sign]), "")
-    return [f"{sentences[0]}; {gravest}", *sentences[1:]] if sentences else []
+    return [f"{sentences[0]}; {gravest} of `trajmatch expert`", *sentences[1:]] if sentences else []
 
 
 def examine_window(

@@ -121,7 +121,7 @@ class Objective(ABC):
 
     def shared(self, shards: Shards) -> Objective:
         """Return the objective with student steps that processes share (``--parallel batch``)."""
-        raise UserError("--parallel batch is for --objective match-trajectory alone")
+        raise UserError("--parallel batch is for objectives that train students; leave it out")
 
     def inputs(self, task: Any) -> tuple[Hashable, list[Tensor]]:
         """Split a task into the part that a recording fixes and the tensors that it reads."""
