@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -22,19 +23,14 @@ __all__ = ["REINSTALL", "_C", "Fault", "build_info", "missing_kernels"]
 # --no-cache-dir: pip may otherwise reuse an older wheel. --no-deps: pip would reinstall torch.
 REINSTALL = f"{sys.executable} -m pip install --no-cache-dir --force-reinstall --no-deps ."
 
-# Marker before the JSON with build facts in the shared library (csrc/bindings.cpp).
-_MARKER = b"trajmatch-build-facts"
+# The JSON with build facts in the shared library (csrc/bindings.cpp).
+_FACTS = rb"trajmatch-build-facts(\{[^\0]*)\0"
 
 
 def _facts_in(library: Path) -> dict[str, Any]:
     """Read the build facts from the library file without loading it."""
-    content = library.read_bytes()
-    start = content.find(_MARKER + b"{")
-    if start < 0:
-        return {}
-    text = content[start + len(_MARKER) : content.index(b"\0", start)]
-    facts: dict[str, Any] = json.loads(text)
-    return facts
+    found = re.search(_FACTS, library.read_bytes())
+    return json.loads(found[1]) if found else {}
 
 
 def _explain(error: ImportError) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -21,14 +20,17 @@ from msgspec import Meta
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from trajmatch import __version__, files, networks
+from trajmatch import __version__, files, networks, pictures
 from trajmatch.data.dsa import DSA
 from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing
 from trajmatch.data.zca import ZCA, from_parts
 from trajmatch.errors import UserError, as_user_error, warn
 from trajmatch.images import find_parametrisation, is_built_in
 from trajmatch.images.parametrisation import Tensors
+from trajmatch.ops.arguments import Expect
+from trajmatch.protocol import Protocol
 from trajmatch.schema import Finite, Positive, PositiveInt, settings_of, settle
+from trajmatch.training import train
 
 FORMAT = "trajmatch artifact"
 #: Version of files that hold parameters in place of images. Files with images are version 2 if
@@ -209,16 +211,9 @@ class Artifact(Description):
             TypeError: ``model`` is not a module.
             ValueError: ``model`` does not run on images of this size.
         """
-        from trajmatch.networks import check_runs_on
-        from trajmatch.ops.arguments import Expect
-        from trajmatch.protocol import Protocol
-        from trajmatch.training import train
-
-        check_runs_on(Expect("train").module(model), self.images.shape[1:])
+        networks.check_runs_on(Expect("train").module(model), self.images.shape[1:])
         protocol = Protocol(lr=self.lr, dsa=self.dsa, epochs=epochs)
-        given = (self.images, self.labels, protocol, seed)
-        trained: nn.Module = train(model, *given, loss=self.loss)
-        return trained
+        return train(model, self.images, self.labels, protocol, seed, loss=self.loss)
 
     def images_preprocessed_by(self, other: Preprocessing) -> Tensor:
         """Return the images for a network trained with another preprocessing.
@@ -229,7 +224,7 @@ class Artifact(Description):
             return self.images
         return other.apply(self.preprocessing.invert(self.images.double()))
 
-    def to_images(self, folder: str | os.PathLike[str]) -> list[Path]:
+    def to_images(self, folder: files.PathLike) -> list[Path]:
         """Write one PNG per image with the preprocessing undone, in one folder per class.
 
         Folder names begin with the class index, so they sort in class order.
@@ -240,8 +235,6 @@ class Artifact(Description):
         Returns:
             Path of each image relative to ``folder``, in image order.
         """
-        from trajmatch import pictures
-
         root = Path(folder)
         files.check_writable(root)
         if any(root.iterdir()):
@@ -321,7 +314,7 @@ def log_probabilities(probabilities: Tensor) -> Tensor:
     return rows.float().clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
-def warn_of_ending(path: str | os.PathLike[str]) -> None:
+def warn_of_ending(path: files.PathLike) -> None:
     """Warn if the file name of an artifact ends like another format."""
     suffix = Path(path).suffix
     if suffix.lower() in _OTHER_ENDINGS:
@@ -332,7 +325,7 @@ def warn_of_ending(path: str | os.PathLike[str]) -> None:
         )
 
 
-def save(path: str | os.PathLike[str], artifact: Artifact) -> None:
+def save(path: files.PathLike, artifact: Artifact) -> None:
     """Write an artifact as one atomic write; raise UserError if that fails."""
     if not isinstance(artifact, Artifact):
         raise TypeError(f"expected artifact to be an Artifact, but got {type(artifact).__name__}")
@@ -349,7 +342,7 @@ def save(path: str | os.PathLike[str], artifact: Artifact) -> None:
     files.save_tensors(path, {**artifact._tensors(), **pixels}, description)
 
 
-def load(path: str | os.PathLike[str]) -> Artifact:
+def load(path: files.PathLike) -> Artifact:
     """Read an artifact that `trajmatch distill` or :func:`save` wrote, and check all of it.
 
     The tensors are on the CPU. Raises UserError if the file is missing, damaged, not an artifact,
@@ -378,13 +371,12 @@ def load(path: str | os.PathLike[str]) -> Artifact:
         for name, tensor in tensors.items()
         if name.startswith(_PARAMETER)
     }
-    images = tensors.get("images")
-    keeps_rendered = images is not None
-    if images is None:
-        images = _rendered(path, spec, parameters, metadata["network"])
+    keeps_rendered = "images" in tensors
+    if not keeps_rendered:
+        tensors["images"] = _rendered(path, spec, parameters, metadata["network"])
     with as_user_error(f"{path} is damaged: "):
         artifact = Artifact(
-            images=images,
+            images=tensors["images"],
             labels=tensors["labels"],
             zca=from_parts(metadata["zca"], tensors) if "zca" in metadata else None,
             parametrisation=spec,
@@ -399,7 +391,7 @@ def load(path: str | os.PathLike[str]) -> Artifact:
 
 
 def _rendered(
-    path: str | os.PathLike[str],
+    path: files.PathLike,
     spec: object,
     parameters: Tensors,
     network: Mapping[str, Any],

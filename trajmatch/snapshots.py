@@ -7,21 +7,18 @@ is undone, and large sets keep only some images of each class.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
 from torch import Tensor
 
 from trajmatch import files, pictures
+from trajmatch.artifact import Artifact
 from trajmatch.errors import UserError
 from trajmatch.schema import Count, convert
-
-if TYPE_CHECKING:
-    from trajmatch.artifact import Artifact
 
 #: Half precision: at pixel value 1 it still resolves a quarter of a grey level.
 DTYPE = torch.float16
@@ -71,14 +68,14 @@ class _Description(msgspec.Struct, tag_field="format", tag="trajmatch snapshots"
     format_version: Literal[1] = 1
 
 
-def save(path: str | os.PathLike[str], snapshots: Snapshots) -> None:
+def save(path: files.PathLike, snapshots: Snapshots) -> None:
     """Write snapshots to a file atomically."""
     description = _Description(snapshots.iterations, dict(snapshots.identity))
     tensors = {"images": snapshots.images, "labels": snapshots.labels}
     files.save_tensors(path, tensors, msgspec.to_builtins(description))
 
 
-def load(path: str | os.PathLike[str]) -> Snapshots:
+def load(path: files.PathLike) -> Snapshots:
     """Read snapshots; UserError if the file is missing, damaged or of another kind."""
     tensors, metadata = files.load_tensors(path)
     place = f"{path} does not hold snapshots that this version reads"
@@ -95,7 +92,7 @@ def load(path: str | os.PathLike[str]) -> Snapshots:
     return Snapshots(taken, images, labels, description.identity)
 
 
-def of_artifact(path: str | os.PathLike[str], artifact: Artifact) -> Snapshots:
+def of_artifact(path: files.PathLike, artifact: Artifact) -> Snapshots:
     """Read the snapshots of the run that made an artifact; at least one.
 
     Raises UserError as :func:`load` does, or if they are from another run or empty.

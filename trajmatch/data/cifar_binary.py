@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from trajmatch.data.known_sets import Binary
 from trajmatch.errors import UserError
 from trajmatch.memory import check_memory
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _PIXELS = 3 * 32 * 32
 
@@ -28,9 +26,7 @@ class Part:
     data: _Bytes
     targets: _Bytes
 
-    def __getitem__(self, index: int) -> tuple[Image, int]:
-        from PIL import Image
-
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return Image.fromarray(self.data[index].transpose(1, 2, 0)), int(self.targets[index])
 
 

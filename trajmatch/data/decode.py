@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.Image import DecompressionBombError
 from torch import Tensor
 
 from trajmatch.data.dataset import Dataset
@@ -24,9 +26,6 @@ from trajmatch.data.options import ImageOptions
 from trajmatch.data.parts import split_parts
 from trajmatch.errors import UserError, warn
 from trajmatch.memory import check_memory
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _GREY = ("1", "L", "LA")
 # Pillow modes with one channel of 16 bits or more, or floating point.
@@ -38,13 +37,14 @@ _DEEPER = "have values above 255, which become 255; ?bits=scale takes the upper 
 _ORIENTATION = 0x0112  # EXIF tag
 # Pillow's limit for decoding: twice its Image.MAX_IMAGE_PIXELS.
 _MOST_PIXELS = 178_956_970
-# Exceptions of Pillow for damaged or unknown files. DecompressionBombError is added where Pillow is
-# imported.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+# Exceptions of Pillow for damaged or unknown files.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, DecompressionBombError)
 # Decoding releases the GIL; with more threads, copying becomes the bottleneck.
 _THREADS = 8
 # Pictures queued at a time: there can be millions, and each future takes memory.
 _AT_ONCE = 4096
+
+_Shape = tuple[int, int, int]  # (C, S, S)
 
 
 class Picture(NamedTuple):
@@ -97,8 +97,6 @@ def load_pictures(
 
 def is_image(path: Path) -> bool:
     """Return True if a file has an image's suffix or header."""
-    from PIL import Image, UnidentifiedImageError
-
     if path.suffix.lower() in Image.registered_extensions():
         return True
     try:
@@ -111,7 +109,7 @@ def is_image(path: Path) -> bool:
 
 
 def to_array(
-    what: str, image: Image, shape: tuple[int, int, int], options: ImageOptions, lost: list[str]
+    what: str, image: Image.Image, shape: _Shape, options: ImageOptions, lost: list[str]
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Convert a Pillow image to a uint8 array of ``shape`` ``(C, S, S)``, RGB or grey.
 
@@ -123,8 +121,6 @@ def to_array(
     Raises:
         UserError: Floating-point pixels should be scaled, or the image is too long to be resized.
     """
-    from PIL import Image, ImageOps
-
     if _orientation(image) > 1:
         if options.exif == "turn":
             image = ImageOps.exif_transpose(image)
@@ -151,7 +147,7 @@ def to_array(
     return np.asarray(image).reshape(size, size, -1).transpose(2, 0, 1)
 
 
-def _shape(pictures: Sequence[Picture], options: ImageOptions) -> tuple[int, int, int]:
+def _shape(pictures: Sequence[Picture], options: ImageOptions) -> _Shape:
     """Find the common shape ``(C, S, S)`` from the file headers."""
     size, channels = options.size or 0, 1
     heads = zip(pictures, _map(_head, pictures), strict=True)
@@ -170,10 +166,7 @@ def _shape(pictures: Sequence[Picture], options: ImageOptions) -> tuple[int, int
 
 
 def _decode(
-    pictures: Sequence[Picture],
-    shape: tuple[int, int, int],
-    options: ImageOptions,
-    lost: list[str],
+    pictures: Sequence[Picture], shape: _Shape, options: ImageOptions, lost: list[str]
 ) -> tuple[Tensor, Tensor]:
     """Decode pictures to images ``[N, C, S, S]``, uint8, and labels ``[N]``."""
     what = f"{len(pictures)} images of {shape[1]} x {shape[2]} pixels"
@@ -199,10 +192,8 @@ def _head(picture: Picture) -> tuple[int, int, bool]:
 
 
 @contextmanager
-def _opened(picture: Picture) -> Iterator[Image]:
+def _opened(picture: Picture) -> Iterator[Image.Image]:
     """Open a picture lazily: for a file, only the header is read until pixels are needed."""
-    from PIL import Image
-
     try:
         source = picture.source if isinstance(picture.source, Path) else picture.source()
         if isinstance(source, Image.Image):
@@ -212,7 +203,7 @@ def _opened(picture: Picture) -> Iterator[Image]:
             yield image
     except UserError:
         raise
-    except (*_UNREADABLE, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         cause = getattr(error, "strerror", None) or error
         raise UserError(
             f"{picture} cannot be read as an image ({cause}); mend it or move it away, or add "
@@ -223,8 +214,6 @@ def _opened(picture: Picture) -> Iterator[Image]:
 @contextmanager
 def _limits(options: ImageOptions) -> Iterator[None]:
     """Silence Pillow's warnings about large images and EXIF; ``large=allow`` lifts its limit."""
-    from PIL import Image
-
     most = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -236,7 +225,7 @@ def _limits(options: ImageOptions) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = most
 
 
-def _orientation(image: Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) to 8; 0 if it is missing or unreadable."""
     # For other PNG files, getexif() would decode the whole file to search for EXIF data.
     if "exif" in image.info or image.format == "TIFF":
@@ -246,10 +235,10 @@ def _orientation(image: Image) -> int:
     return 0
 
 
-def _eight_bits(what: str, image: Image, options: ImageOptions, lost: list[str]) -> Image:
+def _eight_bits(
+    what: str, image: Image.Image, options: ImageOptions, lost: list[str]
+) -> Image.Image:
     """Convert an image with more than 8 bits per channel to 8-bit grey."""
-    from PIL import Image
-
     values = np.asarray(image)
     if options.bits == "scale":
         if values.dtype.kind == "f":
@@ -262,10 +251,8 @@ def _eight_bits(what: str, image: Image, options: ImageOptions, lost: list[str])
     return Image.fromarray(np.nan_to_num(values).clip(0, 255).astype(np.uint8))
 
 
-def _opaque(image: Image, options: ImageOptions, lost: list[str]) -> Image:
+def _opaque(image: Image.Image, options: ImageOptions, lost: list[str]) -> Image.Image:
     """Remove the alpha channel: drop it or blend with a background, by ``options.alpha``."""
-    from PIL import Image
-
     image = image.convert("RGBA")
     if min(image.getchannel("A").tobytes()) < 255:
         if options.alpha == "drop":

@@ -13,6 +13,7 @@ from importlib import resources
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from trajmatch.data.address import Address, Source
@@ -43,8 +44,6 @@ def _whole() -> Dataset:
 
 def _read(name: str) -> tuple[Tensor, Tensor]:
     """Return images ``[N, 1, 28, 28]`` and labels ``[N]`` of one sheet."""
-    from PIL import Image
-
     file = resources.files("trajmatch.data").joinpath("fashion_mnist_mini", name)
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != _SHA256[name]:

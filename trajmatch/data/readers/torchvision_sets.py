@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from trajmatch.data import cifar_binary
 from trajmatch.data.address import Address, Source
@@ -189,8 +190,6 @@ def _is_array(part: Any) -> bool:
 
 def _labels(what: str, part: Any) -> list[int]:
     """Return the labels of a part; raise UserError if its items are not picture and label."""
-    from PIL import Image
-
     labels: Any = getattr(part, "targets", getattr(part, "labels", None))
     if _is_array(part) and np.ndim(labels) == 1:
         return list(map(int, labels))
