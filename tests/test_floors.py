@@ -12,7 +12,7 @@ import trajmatch
 
 #: From the ground up. Parts on one floor may use each other, but not in circles.
 FLOORS = (
-    "_extension _torchvision block children device errors files importing interruption lazy "
+    "_extension _torchvision block children device errors files importing interruption "
     "lock memory pictures progress random recording run_folder run_options schema",
     "networks ops parallel protocol reference",
     "data images inference training",

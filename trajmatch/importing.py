@@ -1,4 +1,7 @@
-"""Import of user objects named ``package.module:NAME``: data sets, networks, matching terms."""
+"""Import of user objects named ``package.module:NAME``: data sets, networks, matching terms.
+
+Also the lazy import of a package's own public names, so that PyTorch loads only when needed.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +21,23 @@ from trajmatch.memory import is_out_of_memory
 T = TypeVar("T")
 
 _PACKAGE = str(Path(__file__).parent)
+
+
+def lazily(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a package ``__getattr__`` that imports names at first use.
+
+    ``modules`` maps each module to its public names, separated by spaces.
+    """
+    module_of = {name: module for module, names in modules.items() for name in names.split()}
+
+    def get(name: str) -> Any:
+        if name not in module_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(module_of[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get
 
 
 def search_current_folder() -> None:

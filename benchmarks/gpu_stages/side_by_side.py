@@ -18,8 +18,7 @@ from gpu_stages.replays import record_for, replayed
 from gpu_stages.settings import Record, Settings
 from trajmatch import networks, random
 from trajmatch.data import ChannelNormalisation
-from trajmatch.experts.lockstep import called, steps_for
-from trajmatch.experts.step import Batch, ExpertState, ExpertStep
+from trajmatch.experts.step import Batch, ExpertState, ExpertStep, called, steps_for
 
 COUNTS = (1, 4)
 #: Outer iterations, from one that leaves most of an H200 idle to one that fills it.

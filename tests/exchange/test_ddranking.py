@@ -18,7 +18,7 @@ from trajmatch import artifact, networks
 from trajmatch.artifact import Artifact
 from trajmatch.data import ChannelNormalisation
 from trajmatch.evaluate import Score
-from trajmatch.evaluate.robust import robust_scores
+from trajmatch.evaluate.scores import robust_scores
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.exchange.convert import convert
 

@@ -20,9 +20,18 @@ from trajmatch.errors import UserError
 from trajmatch.experts import ExpertConfig, Store, train, train_experts, trajectory
 from trajmatch.experts.curriculum import Schedule
 from trajmatch.experts.epoch import Curriculum
-from trajmatch.experts.lockstep import TakeSteps, steps_for
 from trajmatch.experts.scores import Scores
-from trajmatch.experts.step import Adam, Batch, ExpertState, ExpertStep, GradientPenalty, Gsam, Sgd
+from trajmatch.experts.step import (
+    Adam,
+    Batch,
+    ExpertState,
+    ExpertStep,
+    GradientPenalty,
+    Gsam,
+    Sgd,
+    TakeSteps,
+    steps_for,
+)
 from trajmatch.experts.trajectory import train_lockstep
 from trajmatch.experts.workers import work
 from trajmatch.random import generator

@@ -3,7 +3,7 @@
 `loop` runs a distillation. Its parts are modules of their own, such as `objectives` and `guard`.
 """
 
-from trajmatch.lazy import lazily
+from trajmatch.importing import lazily
 
 # Lazy: the command line reads the configuration and should not wait for the import of torch.
 _MODULES = {"trajmatch.distill.config": "DistillConfig", "trajmatch.distill.loop": "distill"}

@@ -1,13 +1,12 @@
 """Evaluation of a set of images: fresh networks trained on it by a fixed protocol, and tested."""
 
-from trajmatch.lazy import lazily
+from trajmatch.importing import lazily
 
 _MODULES = {
     "trajmatch.evaluate.baselines": "TrainingSets herding k_center random_subset",
     "trajmatch.evaluate.config": "EvalConfig",
     "trajmatch.evaluate.distilled": "evaluate_artifact",
-    "trajmatch.evaluate.robust": "robust_score",
-    "trajmatch.evaluate.scores": "Score evaluate_set",
+    "trajmatch.evaluate.scores": "Score evaluate_set robust_score",
     "trajmatch.inference": "accuracy",
     "trajmatch.protocol": "PROTOCOLS Protocol",
     "trajmatch.training": "Outcome train train_fresh",

@@ -19,8 +19,7 @@ from trajmatch.errors import UserError, as_user_error
 from trajmatch.evaluate.baselines import TrainingSets
 from trajmatch.evaluate.config import EvalConfig
 from trajmatch.evaluate.records import RESULT, Records
-from trajmatch.evaluate.robust import robust_scores
-from trajmatch.evaluate.scores import Score
+from trajmatch.evaluate.scores import Score, robust_scores
 from trajmatch.evaluate.sets import SETS
 from trajmatch.experts.store import Store
 from trajmatch.lock import locked
@@ -55,7 +54,7 @@ def evaluate_artifact(
         - each of :data:`trajmatch.evaluate.sets.SETS`: :meth:`trajmatch.evaluate.Score.as_dict`, or
           None if not trained on;
         - ``sets``: :meth:`TrainingSets.size` of each set that is trained on;
-        - ``robust``, with ``config.robust``: :func:`trajmatch.evaluate.robust.robust_scores`;
+        - ``robust``, with ``config.robust``: :func:`trajmatch.evaluate.scores.robust_scores`;
         - ``protocol``: how the networks were trained;
         - ``networks``: ``network``, scores and ``protocol`` of each architecture, in order; the
           scores above are those of the first;

@@ -1,6 +1,6 @@
 """Experts: networks trained on the real images, and the store of their trajectories."""
 
-from trajmatch.lazy import lazily
+from trajmatch.importing import lazily
 
 _MODULES = {
     "trajmatch.experts.config": "ExpertConfig",

@@ -16,8 +16,15 @@ from trajmatch.data import Dataset
 from trajmatch.errors import UserError
 from trajmatch.experts.checkpoint import BEGINNING, Checkpoints, Place, Training
 from trajmatch.experts.epoch import Curriculum, EpochDraws, decay_epoch
-from trajmatch.experts.lockstep import steps_for
-from trajmatch.experts.step import Adam, ExpertState, ExpertStep, GradientPenalty, Gsam, Sgd
+from trajmatch.experts.step import (
+    Adam,
+    ExpertState,
+    ExpertStep,
+    GradientPenalty,
+    Gsam,
+    Sgd,
+    steps_for,
+)
 from trajmatch.experts.trajectory_recorder import TrajectoryRecorder, measure_of
 from trajmatch.inference import measured
 from trajmatch.random import generator
