@@ -74,6 +74,55 @@ def test_load_is_the_one_of_the_artifact():
     assert trajmatch.load is artifact.load
 
 
+# --- torch
+
+
+def import_with_torch(folder, *, version=None):
+    """The last line that an import prints beside a stand-in for torch, or beside none."""
+    (folder / "trajmatch").mkdir()
+    shutil.copy(trajmatch.__file__, folder / "trajmatch")
+    if version is not None:
+        (folder / "torch").mkdir()
+        (folder / "torch/__init__.py").write_text("raise RuntimeError('torch was imported')\n")
+        (folder / "torch/version.py").write_text(f"__version__ = {version!r}\n")
+    code = (
+        "import sys\n"
+        f"sys.path = [{str(folder)!r}, *(p for p in sys.path if 'packages' not in p)]\n"
+        "sys.meta_path = [f for f in sys.meta_path if '_Editable' not in repr(f)]\n"
+        "import trajmatch"
+    )
+    answer = run_python(code, PYTHONPATH="")
+    return answer.stderr.splitlines()[-1] if answer.returncode else "imported"
+
+
+INSTALL = f"Install one: `{sys.executable} -m pip install 'torch>=2.11'`"
+
+
+@pytest.mark.parametrize("version", ["2.10.1+cu128", "2.9.0", "1.13.0"])
+def test_a_torch_that_is_too_old_is_refused_in_one_line(tmp_path, version):
+    assert import_with_torch(tmp_path, version=version) == (
+        "ImportError: trajmatch needs torch 2.11 or later, but "
+        f"{tmp_path / 'torch'} is torch {version}. {INSTALL}"
+    )
+
+
+def test_an_environment_without_torch_is_refused_in_one_line(tmp_path):
+    assert import_with_torch(tmp_path) == (
+        f"ImportError: trajmatch needs torch 2.11 or later, but {sys.prefix} has none. {INSTALL}"
+    )
+
+
+@pytest.mark.parametrize("version", ["2.11.0+cpu", "2.14.0a0+git0123456"])
+def test_a_later_torch_is_not_refused(tmp_path, version):
+    assert import_with_torch(tmp_path, version=version) == "imported"
+
+
+def test_the_oldest_torch_is_the_one_that_was_compiled_for():
+    from trajmatch import _extension
+
+    assert _extension.build_info()["torch_interface"] == "{}.{}".format(*trajmatch.OLDEST_TORCH)
+
+
 # --- the compiled part
 
 

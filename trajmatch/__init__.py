@@ -1,14 +1,43 @@
 """Trajectory-matching dataset distillation: exact unrolled gradients, one file as the result.
 
-Lazy import: the names below, and torch with them, are loaded at first use.
+Lazy import: the names below, and torch with them, are loaded at first use. An environment without a
+usable torch is refused at once.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 __version__ = "0.1.0"
+
+OLDEST_TORCH = (2, 11)  # the extension uses the stable interface of this release
+
+
+def _check_torch() -> None:
+    """Raise ImportError if there is no torch or an older one; does not import it."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        found = f"{sys.prefix} has none"
+    else:
+        folder = Path(spec.origin).parent
+        release = run_path(str(folder / "version.py"))["__version__"]
+        if tuple(map(int, release.split(".")[:2])) >= OLDEST_TORCH:
+            return
+        found = f"{folder} is torch {release}"
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    raise ImportError(
+        f"trajmatch needs torch {oldest} or later, but {found}. Install one: "
+        f"`{sys.executable} -m pip install 'torch>={oldest}'`",
+        name="torch",
+    )
+
+
+_check_torch()
 
 _MODULES = (
     *("artifact", "data", "distill", "errors", "evaluate"),
