@@ -6,23 +6,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "_build"))
 
 import python_release  # noqa: F401  stops where Python is too old
+from cuda_toolkit import for_others, local_version
 from extension import CSRC, SOURCES, BuildExtension
 from setuptools import Extension, setup
-from torch_release import (
-    NEWEST_TESTED_MINOR,
-    OLDEST_MINOR,
-    find_torch,
-    torchvision_requirement,
-)
+from torch_release import NEWEST_TESTED_MINOR, find_torch, torch_requirements
 
 torch = find_torch()
-torch_minor = torch.minor if torch else NEWEST_TESTED_MINOR
 
 DEPENDENCIES = [
-    torchvision_requirement(torch_minor),
-    # The upper end follows from torchvision, which pins one torch; without it here, pip would first
-    # download the newest torch to find that out. The extension itself runs with any from 2.11 on.
-    f"torch>=2.{OLDEST_MINOR},<2.{torch_minor + 1}",
+    *torch_requirements(None if for_others() else torch.minor if torch else NEWEST_TESTED_MINOR),
     "numpy>=1.26",
     "safetensors>=0.4.3",
     "jinja2>=3.1",
@@ -42,4 +34,7 @@ setup(
         )
     ],
     cmdclass={"build_ext": BuildExtension},
+    options={
+        "egg_info": {"tag_build": local_version(torch and torch.cuda) if for_others() else ""}
+    },
 )

@@ -20,9 +20,6 @@ from ninja_build import run
 ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 USUAL_HOME = "/usr/local/cuda"
 DRIVER = "libcuda.so.1"
-REINSTALL = (
-    "`pip install --no-cache-dir --force-reinstall --no-deps .` in trajmatch's source folder"
-)
 
 
 class CudaUnavailable(Exception):
@@ -31,7 +28,7 @@ class CudaUnavailable(Exception):
     def __init__(self, why: str, mend: str):
         """Takes the reason, and what to do before trajmatch is installed again."""
         super().__init__(f"{why}. {mend}")
-        self.why, self.mend = why, f"{mend}, then: {REINSTALL}"
+        self.why, self.mend = why, f"{mend}, then: {reinstall()}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,11 @@ def choose_nvcc(torch_cuda: str | None) -> Nvcc:
         SystemExit: ``TRAJMATCH_CUDA`` is 1 and they cannot be built, or has another value.
     """
     wish = os.environ.get("TRAJMATCH_CUDA", "")
+    if wish == "0" and for_others():
+        raise CudaUnavailable(
+            "this is the wheel for the CPU",
+            "Install the wheel for CUDA. To compile trajmatch instead, install a torch with CUDA",
+        )
     if wish == "0":
         raise CudaUnavailable("TRAJMATCH_CUDA=0 was set", "Unset TRAJMATCH_CUDA")
     if wish == "1":
@@ -72,6 +74,27 @@ def choose_nvcc(torch_cuda: str | None) -> Nvcc:
         why = "the torch it was built against has no CUDA"
         raise CudaUnavailable(why, "Install a torch with CUDA")
     return find_nvcc(torch_cuda, max(major(torch_cuda), driver_major()))
+
+
+def for_others() -> bool:
+    """Return True if wheels.py builds, for machines that have neither these GPUs nor the sources."""
+    return os.environ.get("TRAJMATCH_WHEEL") == "1"
+
+
+def reinstall() -> str:
+    """Return the command that compiles trajmatch on the machine where it is installed."""
+    pip = "pip install --no-cache-dir --force-reinstall --no-deps"
+    if for_others():
+        return f"`{pip} --no-binary trajmatch trajmatch`"
+    return f"`{pip} .` in trajmatch's source folder"
+
+
+def local_version(torch_cuda: str | None) -> str:
+    """Return ``"+cu13"`` for a build with kernels of CUDA 13, ``""`` for one without kernels."""
+    try:
+        return f"+cu{major(choose_nvcc(torch_cuda).release)}"
+    except CudaUnavailable:
+        return ""
 
 
 def find_nvcc(torch_cuda: str | None, newest_major: int) -> Nvcc:
@@ -129,7 +152,7 @@ def driver_major() -> int:
 def architectures(nvcc: Nvcc) -> list[str]:
     """Architectures to compile for: ``TORCH_CUDA_ARCH_LIST``, the GPUs here, or the usual ones.
 
-    The last of them is compiled to PTX as well, which later GPUs compile when they first load it.
+    A wheel for other machines is compiled for the usual ones. The last of them is compiled to PTX as well, which later GPUs compile when they first load it.
 
     Raises:
         SystemExit: ``TORCH_CUDA_ARCH_LIST`` is not a list such as ``8.0;9.0+PTX``.
@@ -142,7 +165,8 @@ def architectures(nvcc: Nvcc) -> list[str]:
             )
     if wish:
         return wish
-    here, usual = _capabilities(), [arch for arch in ARCHITECTURES if _knows(nvcc, arch)]
+    here = [] if for_others() else _capabilities()
+    usual = [arch for arch in ARCHITECTURES if _knows(nvcc, arch)]
     # A GPU that is newer than nvcc runs the PTX of the newest of the usual ones.
     chosen = here if here and all(_knows(nvcc, arch) for arch in here) else usual
     return [*chosen[:-1], *(f"{last}+PTX" for last in chosen[-1:])]

@@ -17,7 +17,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cuda_toolkit import CudaUnavailable, Nvcc, architecture_flags, architectures, choose_nvcc
+from cuda_toolkit import (
+    CudaUnavailable,
+    Nvcc,
+    architecture_flags,
+    architectures,
+    choose_nvcc,
+    for_others,
+)
 from ninja_build import BuildError, NinjaBuild, run, write_if_changed
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
@@ -76,14 +83,18 @@ def build(torch: TorchRelease) -> Path:
         "cuda": nvcc.release if nvcc else None,
         "architectures": architectures(nvcc) if nvcc else [],
         "left_out": left_out,
+        "wheel": for_others(),
     }
     literal = f'R"json(trajmatch-build-facts{json.dumps(facts)})json"'
     write_if_changed(OBJECTS / "build_facts.h", f"constexpr char kBuildFacts[] = {literal};\n")
     with_cuda = ["-DTRAJMATCH_WITH_CUDA"] if nvcc else []
     runtime = [nvcc.static_runtime, "-ldl", "-lrt", "-lpthread"] if nvcc else []
     ninja = NinjaBuild(OBJECTS)
-    sources = SOURCES["cpu"] + SOURCES["torch"]
-    objects = add_objects(ninja, sources, [*cxx, *cxx_flags(torch), *openmp, *with_cuda])
+    compiler = [*cxx, *cxx_flags(torch), *openmp]
+    objects = [
+        *add_objects(ninja, SOURCES["cpu"], compiler),  # the same with and without CUDA
+        *add_objects(ninja, SOURCES["torch"], [*compiler, *with_cuda]),
+    ]
     libraries = [f"-L{torch.root}/lib", *TORCH_LIBRARIES, *runtime, *words_of("LDFLAGS")]
     linker = [*cxx, *LINK_FLAGS, *openmp]
     module = ninja.link(OBJECTS / "_C.so", [*objects, *cuda_objects], linker, libraries)

@@ -42,6 +42,22 @@ def find_torch() -> TorchRelease | None:
     return TorchRelease(version, minor, facts["cuda"], root)
 
 
+def torch_requirements(torch_minor: int | None) -> list[str]:
+    """Return the requirements of torch and torchvision for a package built with torch 2.M.
+
+    Args:
+        torch_minor: The M of the torch that the package is installed beside. The upper end for
+            torch follows from torchvision, which pins one torch; without it, pip would first
+            download the newest torch to find that out. None for a wheel, which is installed beside
+            any torch from 2.11 on. It leaves torchvision to the extra of that name: beside a torch
+            without torchvision, pip would take the newest torchvision and replace the torch.
+    """
+    if torch_minor is None:
+        return [f"torch>=2.{OLDEST_MINOR},<3"]
+    newest = f"torch>=2.{OLDEST_MINOR},<2.{torch_minor + 1}"
+    return [torchvision_requirement(torch_minor), newest]
+
+
 def torchvision_requirement(torch_minor: int) -> str:
     """The releases of torchvision that belong to torch 2.``torch_minor``.
 

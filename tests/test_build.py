@@ -22,6 +22,8 @@ import ninja_build
 import pytest
 import torch_release
 
+import trajmatch
+
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 SOURCES = json.loads((CSRC / "sources.json").read_text())
@@ -343,7 +345,7 @@ def make_nvcc(root, release="12.6", knows=("sm_80", "sm_90"), compiles=True):
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """A machine without CUDA: no driver, nvcc or nvidia-smi, and no variable that asks for any."""
-    for name in ("CUDA_HOME", "TRAJMATCH_CUDA", "TORCH_CUDA_ARCH_LIST"):
+    for name in ("CUDA_HOME", "TRAJMATCH_CUDA", "TRAJMATCH_WHEEL", "TORCH_CUDA_ARCH_LIST"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "programs").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "programs"))
@@ -428,6 +430,22 @@ def test_an_nvcc_newer_than_torch_is_compared_with_the_driver(
             cuda_toolkit.choose_nvcc("11.8")
 
 
+def test_wheels_are_named_by_the_kernels_in_them(toolkit, monkeypatch):
+    assert cuda_toolkit.local_version("12.8") == "+cu12"
+    monkeypatch.setenv("TRAJMATCH_CUDA", "0")
+    assert cuda_toolkit.local_version("12.8") == ""
+
+
+def test_a_wheel_without_kernels_names_what_has_them(toolkit, monkeypatch):
+    monkeypatch.setenv("TRAJMATCH_CUDA", "0")
+    monkeypatch.setenv("TRAJMATCH_WHEEL", "1")
+    with pytest.raises(cuda_toolkit.CudaUnavailable) as left_out:
+        cuda_toolkit.choose_nvcc("12.8")
+    assert left_out.value.why == "this is the wheel for the CPU"
+    assert left_out.value.mend.startswith("Install the wheel for CUDA. ")
+    assert left_out.value.mend.endswith(" --no-deps --no-binary trajmatch trajmatch`")
+
+
 def test_an_incomplete_toolkit_is_a_reason(toolkit):
     (toolkit / "lib64/libcudart_static.a").unlink()
     with pytest.raises(cuda_toolkit.CudaUnavailable, match=r"has no libcudart_static\.a"):
@@ -506,6 +524,13 @@ def test_architectures_are_those_of_the_gpus_here_else_the_usual(
     if gpus:
         make_gpus(machine, *gpus)
     assert cuda_toolkit.architectures(nvcc) == architectures
+
+
+def test_a_wheel_is_not_compiled_for_the_gpus_here_alone(machine, monkeypatch):
+    monkeypatch.setenv("TRAJMATCH_WHEEL", "1")
+    make_gpus(machine, "8.0")
+    nvcc = cuda_toolkit.Nvcc(("nvcc",), "13.0", Path("/nowhere"), frozenset(ALL[:2]))
+    assert cuda_toolkit.architectures(nvcc) == ["7.5", "8.0+PTX"]
 
 
 @pytest.mark.parametrize(
@@ -709,6 +734,35 @@ def test_the_torchvision_required_belongs_to_the_torch_built_against():
 
     built = int(build_info()["torch"].split(".")[1])
     assert torch_release.torchvision_requirement(built) in metadata.requires("trajmatch")
+
+
+def metadata_of(folder, **variables):
+    """The metadata of a package that is built with these variables set."""
+    code = "import backend, sys; backend.prepare_metadata_for_build_wheel(sys.argv[1])"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "_build"), **variables}
+    command = [sys.executable, "-c", code, str(folder)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    (found,) = folder.glob("*.dist-info")
+    return metadata.Distribution.at(found)
+
+
+def test_a_wheel_takes_any_torch_of_the_stable_interface_and_replaces_none(tmp_path):
+    found = metadata_of(tmp_path, TRAJMATCH_WHEEL="1", TRAJMATCH_CUDA="0")
+    required = [each for each in found.requires if "extra" not in each]
+    assert [each for each in required if each.startswith("torch")] == ["torch<3,>=2.11"]
+    assert not [each for each in required if "pybind11" in each or "ninja" in each]
+    assert found.version == trajmatch.__version__
+
+
+def test_a_wheel_with_kernels_says_so_in_its_version(toolkit, tmp_path):
+    found = metadata_of(tmp_path, TRAJMATCH_WHEEL="1", TRAJMATCH_CUDA="1")
+    assert found.version == f"{trajmatch.__version__}+cu12"
+
+
+def test_the_extra_torchvision_begins_with_the_one_of_the_oldest_torch():
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    oldest = torch_release.torchvision_requirement(torch_release.OLDEST_MINOR)
+    assert extra["torchvision"] == [oldest.replace("==", ">=").removesuffix(".*")]
 
 
 # --- source distribution, installation

@@ -65,8 +65,13 @@ FAULTS = {
     "torch without CUDA": (
         {"torch_cuda": None},
         "was built without CUDA",
-        f"Install a torch with CUDA, then, in the source folder of trajmatch: `{sys.executable} "
-        f"{REINSTALL}`",
+        "Install a torch with CUDA",
+    ),
+    "torch without CUDA, and no kernels": (
+        {"torch_cuda": None, "built": None},
+        "was built without CUDA",
+        f"Install a torch with CUDA, then: `{sys.executable} {REINSTALL}` in the source folder of "
+        "trajmatch",
     ),
     "no GPU": ({"capabilities": ()}, "torch sees no GPU", "CUDA_VISIBLE_DEVICES"),
     "no kernels": (
@@ -78,7 +83,7 @@ FAULTS = {
         {"capabilities": ((7, 5),)},
         "the kernels were compiled for 8.0, 9.0+PTX and not for NVIDIA Stand-in, of compute "
         "capability 7.5",
-        f"`TORCH_CUDA_ARCH_LIST=7.5 {sys.executable} {REINSTALL}`",
+        f"Compile them: `TORCH_CUDA_ARCH_LIST=7.5 {sys.executable} {REINSTALL}` in the source",
     ),
     "too old a card": (
         {"capabilities": ((7, 0),)},
@@ -109,6 +114,16 @@ def test_a_gpu_that_cannot_be_used_is_refused_with_what_mends_it(machine, kind):
         device.usable_device("cuda")
     assert str(refused.value) == f"--device cuda cannot be used: {fault}"
     assert "\n" not in str(refused.value)
+
+
+def test_a_wheel_is_compiled_from_the_sources_of_the_registry(machine, monkeypatch):
+    machine(capabilities=((7, 5),))
+    wheel = {**device.build_info(), "wheel": True}
+    monkeypatch.setattr(device, "build_info", lambda: wheel)
+    assert device.cuda_fault().mend == (
+        f"Compile them: `TORCH_CUDA_ARCH_LIST=7.5 {sys.executable} -m pip install --no-cache-dir "
+        "--force-reinstall --no-deps --no-binary trajmatch trajmatch`"
+    )
 
 
 def test_commands_that_mend_keep_their_flags_in_python(machine, monkeypatch):

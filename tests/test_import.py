@@ -164,6 +164,7 @@ def test_build_info_has_what_the_documentation_says():
         "cuda",
         "architectures",
         "left_out",
+        "wheel",
     }
     assert info["python"] == sys.implementation.cache_tag
     assert (info["cuda"] is None) == (info["architectures"] == [])

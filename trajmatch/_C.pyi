@@ -5,7 +5,8 @@ def build_info() -> dict[str, Any]:
 
     Keys: ``torch`` (the release it was compiled against), ``torch_interface`` (the oldest it runs
     with), ``python``, ``compiler``, ``openmp`` (bool), ``cuda`` (release or None),
-    ``architectures`` (list of str) and ``left_out`` (list of dicts ``what``, ``why``, ``mend``).
+    ``architectures`` (list of str), ``left_out`` (list of dicts ``what``, ``why``, ``mend``) and
+    ``wheel`` (True if it was built for other machines than the one that built it).
     """
 
 def release_workspace() -> None:

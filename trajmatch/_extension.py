@@ -18,10 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 # Importing torch loads the shared libraries that the extension links to.
 import torch
 
-__all__ = ["REINSTALL", "_C", "Fault", "build_info", "missing_kernels"]
-
-# --no-cache-dir: pip may otherwise reuse an older wheel. --no-deps: pip would reinstall torch.
-REINSTALL = f"{sys.executable} -m pip install --no-cache-dir --force-reinstall --no-deps ."
+__all__ = ["_C", "Fault", "build_info", "compile_again", "missing_kernels"]
 
 # The JSON with build facts in the shared library (csrc/bindings.cpp).
 _FACTS = rb"trajmatch-build-facts(\{[^\0]*)\0"
@@ -31,6 +28,20 @@ def _facts_in(library: Path) -> dict[str, Any]:
     """Read the build facts from the library file without loading it."""
     found = re.search(_FACTS, library.read_bytes())
     return json.loads(found[1]) if found else {}
+
+
+def compile_again(build: dict[str, Any], setting: str = "") -> str:
+    """Return the command that compiles the package for this machine, for a message.
+
+    Args:
+        build: Facts of the installed build. A wheel comes without its source folder.
+        setting: Environment variable for the build, e.g. ``"TORCH_CUDA_ARCH_LIST=8.0 "``.
+    """
+    # --no-cache-dir: pip may otherwise reuse an older wheel. --no-deps: pip would reinstall torch.
+    pip = f"{sys.executable} -m pip install --no-cache-dir --force-reinstall --no-deps"
+    if build.get("wheel"):
+        return f"`{setting}{pip} --no-binary trajmatch trajmatch`"
+    return f"`{setting}{pip} .` in the source folder of trajmatch"
 
 
 def _explain(error: ImportError) -> str:
@@ -44,8 +55,8 @@ def _explain(error: ImportError) -> str:
         state = f"has not been built (there is none in {folder})"
     return (
         f"the compiled part of trajmatch {state}; running now: torch {torch.__version__}, "
-        f"{sys.implementation.cache_tag}. Build it for these, in the source folder of trajmatch: "
-        f"`{REINSTALL}` (the cause: {error})"
+        f"{sys.implementation.cache_tag}. Build it for these: "
+        f"{compile_again(built[0] if built else {})} (the cause: {error})"
     )
 
 
@@ -70,7 +81,8 @@ def build_info() -> dict[str, Any]:
 
     Keys: ``torch`` (release compiled against), ``torch_interface`` (oldest release it runs with),
     ``python``, ``compiler``, ``openmp`` (bool), ``cuda`` (release or None), ``architectures`` (list
-    of str) and ``left_out`` (list of dicts with ``what``, ``why`` and ``mend``).
+    of str), ``left_out`` (list of dicts with ``what``, ``why`` and ``mend``) and ``wheel`` (bool:
+    built for other machines).
     """
     return _C.build_info()
 

@@ -8,7 +8,7 @@ import re
 
 import torch
 
-from trajmatch._extension import REINSTALL, Fault, build_info, missing_kernels
+from trajmatch._extension import Fault, build_info, compile_again, missing_kernels
 from trajmatch.errors import UserError, as_user_error
 
 #: Minimum compute capability of the CUDA kernels.
@@ -67,10 +67,12 @@ def cuda_fault(index: int | None = None) -> Fault | None:
     Args:
         index: Index of the GPU; None for the current one.
     """
+    build = build_info()
     if torch.version.cuda is None:
+        then = "" if build["cuda"] else f", then: {compile_again(build)}"
         return Fault(
             f"torch {torch.__version__} was built without CUDA",
-            f"Install a torch with CUDA, then, in the source folder of trajmatch: `{REINSTALL}`",
+            f"Install a torch with CUDA{then}",
         )
     gpus = torch.cuda.device_count()
     if gpus == 0:
@@ -98,8 +100,8 @@ def _kernel_fault(index: int) -> Fault | None:
         return Fault(
             f"the kernels were compiled by nvcc {build['cuda']}, but the driver is made for CUDA "
             f"{driver[0]}.{driver[1]}",
-            f"Install a newer driver; or set CUDA_HOME to a toolkit of CUDA {driver[0]}, and then, "
-            f"in the source folder of trajmatch: `{REINSTALL}`",
+            f"Install a newer driver; or set CUDA_HOME to a toolkit of CUDA {driver[0]}, then: "
+            f"{compile_again(build)}",
         )
     capability = torch.cuda.get_device_capability(index)
     if any(_covers(each, capability, driver >= nvcc) for each in build["architectures"]):
@@ -110,7 +112,7 @@ def _kernel_fault(index: int) -> Fault | None:
         return Fault(f"the kernels do not run on {gpu}", "They need 7.5 or later")
     return Fault(
         f"the kernels were compiled for {', '.join(build['architectures'])} and not for {gpu}",
-        f"In the source folder of trajmatch: `TORCH_CUDA_ARCH_LIST={number_of_it} {REINSTALL}`",
+        f"Compile them: {compile_again(build, f'TORCH_CUDA_ARCH_LIST={number_of_it} ')}",
     )
 
 

@@ -75,7 +75,7 @@ def examine() -> dict[str, Any]:
         "versions": {
             "trajmatch": __version__,
             "python": sys.version.split()[0],
-            **{name: metadata.version(name) for name in PACKAGES},
+            **{name: _version(name) for name in PACKAGES},
         },
         "devices": [
             f"CPU with {torch.get_num_threads()} threads",
@@ -87,6 +87,14 @@ def examine() -> dict[str, Any]:
         "self_test": outcomes,
         "passed": all(outcome["passed"] for outcome in outcomes),
     }
+
+
+def _version(package: str) -> str:
+    """Return the installed release; a wheel may run without torchvision."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def operators() -> dict[str, list[str]]:
