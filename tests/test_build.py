@@ -765,6 +765,12 @@ def test_the_extra_torchvision_begins_with_the_one_of_the_oldest_torch():
     assert extra["torchvision"] == [oldest.replace("==", ">=").removesuffix(".*")]
 
 
+def test_the_workflow_tests_the_oldest_and_the_newest_torch():
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    oldest, newest = torch_release.OLDEST_MINOR, torch_release.NEWEST_TESTED_MINOR
+    assert f'torch: ["2.{oldest}.0", "2.{newest}.0"]' in workflow
+
+
 # --- source distribution, installation
 
 
