@@ -765,6 +765,14 @@ def test_the_extra_torchvision_begins_with_the_one_of_the_oldest_torch():
     assert extra["torchvision"] == [oldest.replace("==", ">=").removesuffix(".*")]
 
 
+def test_one_version_everywhere():
+    version = trajmatch.__version__
+    (first, *_) = re.findall(r"^## \[(.+)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert first == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"trajmatch-{version}+cu13-" in (ROOT / "docs/install.md").read_text()
+
+
 def test_the_workflow_tests_the_oldest_and_the_newest_torch():
     workflow = (ROOT / ".github/workflows/ci.yml").read_text()
     oldest, newest = torch_release.OLDEST_MINOR, torch_release.NEWEST_TESTED_MINOR

@@ -13,7 +13,7 @@ from pathlib import Path
 from runpy import run_path
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 OLDEST_TORCH = (2, 11)  # the extension uses the stable interface of this release
 
