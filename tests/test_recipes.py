@@ -281,7 +281,7 @@ def write(path: Path, text: str) -> str:
         ("notes = 3", "notes should be a list, each a text, but is 3"),
         ("title = 3", "title should be a text"),
         ("expert = 3", "expert should be a section"),
-        ("[expert", "is no recipe"),
+        ("[expert", "is not a recipe"),
         ("x" * 70_000, "has more than 65536 bytes"),
     ],
 )

@@ -213,7 +213,7 @@ def data_of_another_size(folder: Path) -> str:
         ),
         (
             ["--recipe", "cpu/own/ipc1", "--objective", "train-and-test"],
-            "cpu/own/ipc1 is for another objective than train-and-test, which has no --student-st",
+            "recipe cpu/own/ipc1 sets --student-st",
         ),
     ],
 )

@@ -90,7 +90,7 @@ def test_a_process_without_a_match_is_refused(configure) -> None:
     problem = prepare(configure(matches=3))
     state = problem.initial_state()
     check_division(problem, state, Fellows(3))
-    with pytest.raises(UserError, match="--matches 3 is below the 4 processes") as error:
+    with pytest.raises(UserError, match="each of the 4 processes, but --matches is 3") as error:
         check_division(problem, state, Fellows(4))
     assert "--matches 4" in str(error.value)
     check_division(problem, state, ALONE)
@@ -124,7 +124,7 @@ def test_all_begin_the_same_run(configure) -> None:
     fellows = Fellows(3)
     start_same(problem, state, fellows)
     assert fellows.copied == 6  # images, labels, step size, two momentum buffers, average
-    with pytest.raises(UserError, match="processes 0 and 2 of this run have other settings"):
+    with pytest.raises(UserError, match="processes 0 and 2 of this run have different settings"):
         start_same(problem, state, Fellows(3, lambda tensor, rank: tensor + rank // 2))
     start_same(problem, state, ALONE)
 

@@ -100,7 +100,7 @@ def test_a_set_goes_on_from_its_parameters_and_may_grow(config, spec, tmp_path) 
         assert torch.equal(images[:, 4], images[:, 5].flip(-1))
     other = prepare(replace(later, images="pixels", ipc=images.shape[1])).initial_set().images
     assert torch.equal(other.unflatten(0, (3, -1))[:, :per_class].flatten(0, 1), made.images)
-    with pytest.raises(UserError, match="begins with 2 of every class; take as many, or more"):
+    with pytest.raises(UserError, match="but the run has 2 per class; give a set"):
         prepare(replace(later, images="pixels")).initial_set()
 
 

@@ -91,7 +91,7 @@ def test_an_unknown_augmentation(configure) -> None:
 
 def test_holdout_needs_a_store_with_one(configure, holdout_store) -> None:
     settings = {"select": "holdout", "eval_every": 5}
-    with pytest.raises(UserError, match=r"the store .* holds none out"):
+    with pytest.raises(UserError, match=r"the store .* holds out none"):
         prepare(configure(**settings))
     problem = prepare(configure(experts=holdout_store, **settings))
     assert len(problem.held_out[1]) == 9

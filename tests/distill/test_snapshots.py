@@ -107,12 +107,12 @@ def test_a_damaged_file_begins_anew(configure: Configure, tmp_path, content) -> 
 
     with (
         pytest.raises(KeyboardInterrupt),
-        pytest.warns(UserWarning, match="the snapshots of this run begin anew"),
+        pytest.warns(UserWarning, match="starting the snapshots of this run from scratch"),
     ):
         distill(part, Damager())
     assert snapshots.load(part.snapshots_path).iterations == (7,)
     damage()
-    with pytest.warns(UserWarning, match="the snapshots of this run begin anew"):
+    with pytest.warns(UserWarning, match="starting the snapshots of this run from scratch"):
         distill(replace(part, resume=True))
     assert part.out.read_bytes() == whole.out.read_bytes()
     assert snapshots.load(part.snapshots_path).iterations == (10,)

@@ -335,7 +335,7 @@ def test_windows_that_cannot_be_chosen(configure: Configure, choice: str, messag
 
 
 def test_bad_networks_and_holdouts(configure: Configure) -> None:
-    with pytest.raises(UserError, match="this run holds none out"):
+    with pytest.raises(UserError, match="this run holds out none"):
         prepare(configure(select="holdout", eval_every=1))
     with pytest.raises(UserError, match="--width 4 describes --network convnet"):
         prepare(configure(network="mlp"))

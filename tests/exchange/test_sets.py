@@ -172,7 +172,7 @@ def test_labels_are_asked_for(write, read) -> None:
 
 def test_a_copy_to_look_at_is_refused(write, read) -> None:
     folder = write("_zca_best", images=images(), labels=LABELS)
-    with pytest.raises(UserError, match=r"copy to look at.*images_best\.pt"):
+    with pytest.raises(UserError, match=r"copy for viewing.*images_best\.pt"):
         read(folder / "images_zca_best.pt")
 
 
@@ -210,9 +210,9 @@ def test_wrong_content_is_refused_by_name(write, read, tmp_path, changes, messag
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"lr": 0.1}, "has the learned step size; leave out --lr"),
+        ({"lr": 0.1}, "contains the learned step size; leave out --lr"),
         ({"labels": "logit"}, "holds class indices .*; leave out --labels"),
-        ({"keep": "0-1"}, "--keep says nothing about a distilled set of the papers' scripts"),
+        ({"keep": "0-1"}, "--keep does not apply to a distilled set of the papers' scripts"),
         ({"preprocessing": None}, "give also --preprocessing"),
     ],
 )
@@ -250,7 +250,7 @@ def test_what_is_none_of_the_kinds(tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(b"x")
     else:
         (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match="nothing that can be converted"):
+    with pytest.raises(UserError, match="cannot be converted"):
         convert(ConvertConfig(source=tmp_path / name, out=tmp_path / "out"))
     with pytest.raises(UserError, match="there is no"):
         convert(ConvertConfig(source=tmp_path / "missing", out=tmp_path / "out"))

@@ -218,7 +218,7 @@ def test_a_bfloat16_store_with_a_gap_is_written_up_to_the_gap(data: str, tmp_pat
     settings = {"num_experts": 1, "epochs": 4, "width": 4, "depth": 1, "workers": 1}
     kept = {"keep": "0-2", "dtype": "bfloat16"}
     store = train_experts(ExpertConfig(out=tmp_path / "store", data=data, **settings, **kept))
-    with pytest.warns(UserWarning, match=r"with a gap before them \(4 is the first\)"):
+    with pytest.warns(UserWarning, match=r"has gaps between its epochs; those from 4 on"):
         convert(ConvertConfig(source=store.path, out=tmp_path / "buffers"))
     (read,) = torch.load(tmp_path / "buffers" / "replay_buffer_0.pt", weights_only=True)
     assert len(read) == 3
@@ -238,7 +238,7 @@ def test_a_store_without_the_initialisation_is_refused(data: str, tmp_path: Path
 def test_running_statistics_are_left_out_with_a_warning(data: str, tmp_path: Path) -> None:
     settings = {"num_experts": 1, "epochs": 1, "width": 4, "depth": 1, "norm": "batch"}
     train_experts(ExpertConfig(out=tmp_path / "store", data=data, **settings, workers=1))
-    with pytest.warns(UserWarning, match="no place for the running statistics"):
+    with pytest.warns(UserWarning, match="cannot hold the running statistics"):
         convert(ConvertConfig(source=tmp_path / "store", out=tmp_path / "buffers"))
 
 
@@ -320,9 +320,9 @@ def test_the_constants_of_mtt(refusal, data: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"lr": 0.1}, "--lr says nothing about a file of trajectories"),
-        ({"per_file": 2}, "--per-file says nothing"),
-        ({"labels": "logit"}, "--labels says nothing"),
+        ({"lr": 0.1}, "--lr does not apply to a file of trajectories"),
+        ({"per_file": 2}, "--per-file does not apply"),
+        ({"labels": "logit"}, "--labels does not apply"),
         ({"network": "convnot"}, "did you mean convnet"),
         ({"network": "convnet:width=4,depth=1,norm=batch"}, "running statistics"),
         ({"dsa": "swirl"}, "swirl"),
@@ -337,7 +337,7 @@ def test_flags_that_do_not_fit(refusal, flags: dict[str, Any], message: str) -> 
 
 @pytest.mark.parametrize("flags", [{"lr": 0.1}, {"data": "x"}, {"keep": "0-1"}])
 def test_a_store_says_itself_what_it_is(experts: Store, tmp_path: Path, flags) -> None:
-    with pytest.raises(UserError, match="says nothing about a store of experts"):
+    with pytest.raises(UserError, match="does not apply to a store of experts"):
         convert(ConvertConfig(source=experts.path, out=tmp_path / "out", **flags))
 
 

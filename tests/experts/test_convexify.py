@@ -147,5 +147,5 @@ def test_stores_that_cannot_be_convexified(
 
 
 def test_lines_are_not_convexified_again(stores: tuple[Store, Store], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="convexified already"):
+    with pytest.raises(UserError, match="already convexified"):
         convexify(stores[1].path, tmp_path / "again", "2")

@@ -208,10 +208,10 @@ def test_experts_of_a_curriculum_are_the_same_in_every_way(
         ({"curriculum": "0.5,5", "drop_easy": "4:0.2"}, r"all images \(epoch 5\)"),
         (
             {"curriculum": "0.5,5", "scores": None},
-            "order the images by difficulty.* need it",
+            "need the difficulty of the images",
         ),
-        ({}, "and it needs one of them"),
-        ({"curriculum": "0.05,5"}, "which of the 12 images of class '0' is none"),
+        ({}, "--scores needs one of them"),
+        ({"curriculum": "0.05,5"}, "no image of the 12 of class '0'"),
         (
             {"curriculum": "0.25,1", "batch_size": 8, **BATCH_NORM},
             "batch of one of the 9 images",

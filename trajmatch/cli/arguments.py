@@ -260,7 +260,7 @@ def recipe_of(argv: Sequence[str]) -> Recipe | None:
     foreign = DistillSettings(objective=given.objective).foreign if given.objective else []
     if wrong := [flag(name) for name in recipe.distill if name in foreign]:
         raise UserError(
-            f"the recipe {recipe.name} is for another objective than {given.objective}, which has "
-            f"no {wrong[0]}; give another recipe"
+            f"recipe {recipe.name} sets {wrong[0]}, which --objective {given.objective} does not "
+            "have; give another recipe"
         )
     return recipe

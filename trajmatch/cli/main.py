@@ -192,8 +192,8 @@ def _dispatch(arguments: list[str]) -> int:
         if is_launched():
             shared = " and ".join(each for each in COMMANDS if COMMANDS[each].divides)
             raise UserError(
-                f"torchrun started {os.environ['WORLD_SIZE']} processes of trajmatch {name}, which "
-                f"is one; start it without torchrun, which is for {shared}"
+                f"torchrun started {os.environ['WORLD_SIZE']} processes, but trajmatch {name} runs "
+                f"as one; start it without torchrun, which is for {shared}"
             )
     from trajmatch.memory import keep_freed_memory
 

@@ -65,7 +65,7 @@ def load(path: Path, problem: Problem) -> State:
         )
     found = description.get("identity")
     if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged (it is of no run); remove it to start afresh")
+        raise UserError(f"{path} is damaged (it belongs to no run); remove it to start again")
     check_same_run(path, found, problem.identity, ignore=("iterations",))
     kinds = (KeyError, ValueError, RuntimeError)
     with as_user_error(f"{path} is damaged (", *kinds, advice="); remove it to start afresh"):

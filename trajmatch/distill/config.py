@@ -334,7 +334,7 @@ class DistillConfig(RunOptions, DistillSettings):
             other = "--objective train-and-test" if matching else "another choice"
             raise UserError(
                 f"{self.needs_experts} needs --experts, a store that `trajmatch expert` makes; "
-                f"{other} does without"
+                f"{other} needs none"
             )
         for name in () if self.experts is None else self.chosen(NetworkSettings):
             raise UserError(
@@ -346,8 +346,8 @@ class DistillConfig(RunOptions, DistillSettings):
             raise UserError("--scores is for --init difficulty alone; leave one of them out")
         if self.init_from is None and (self.labels, self.init) == ("soft", "noise"):
             raise UserError(
-                "--labels soft begins with what the experts say of the first images, and they can "
-                "say nothing of --init noise; use real, representative, correct or difficulty"
+                "--labels soft starts from the experts' logits for the initial images, which mean "
+                "nothing for --init noise; use real, representative, correct or difficulty"
             )
 
     def last_epoch_read(self, snapshots_kept: Collection[int]) -> int:

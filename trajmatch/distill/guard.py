@@ -126,7 +126,7 @@ def check_refusals(fault: Fault, state: State) -> None:
         raise UserError(
             f"stopped at iteration {state.iteration}: the last {state.refusals} updates were "
             f"refused, because {fault.cause} (step size {state.step_size:.4g}); "
-            f"{fault.remedy}. What was written before is whole"
+            f"{fault.remedy}. Files written before are intact"
         )
 
 
@@ -134,12 +134,12 @@ def check_skips(limit: float, loss: float, state: State) -> None:
     """Raise UserError after :data:`MAX_SKIPS` updates in a row with a loss above ``limit``."""
     if state.skips >= MAX_SKIPS:
         raise UserError(
-            f"stopped at iteration {state.iteration}: the last {state.skips} updates were left "
-            f"out, because the matching loss stays above --skip-above {limit:g} (it is "
+            f"stopped at iteration {state.iteration}: the last {state.skips} updates were "
+            f"skipped, because the matching loss stayed above --skip-above {limit:g} (it is "
             f"{loss:.4g}, with step size {state.step_size:.4g}). A student that stays where it is "
             "has a loss of 1 (--terms final): above it, lower --lr-init; near it, raise --lr-init "
-            "or --student-steps; or raise --skip-above, or choose other start epochs. What was "
-            "written before is whole"
+            "or --student-steps; or raise --skip-above, or choose other start epochs. Files "
+            "written before are intact"
         )
 
 

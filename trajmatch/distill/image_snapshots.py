@@ -78,7 +78,7 @@ class ImageSnapshots:
         try:
             return snapshots.load(self._path)
         except UserError as error:
-            warn(f"{error}; the snapshots of this run begin anew")
+            warn(f"{error}; starting the snapshots of this run from scratch")
             return None
 
 

@@ -173,8 +173,8 @@ def from_artifact(source: Artifact, path: str, dataset: Dataset, ipc: int) -> Sy
     if rest or count > ipc:
         raise UserError(
             f"--init-from {path} does not fit this run: it has {len(source.images)} images in "
-            f"{dataset.num_classes} classes, and the run begins with {ipc} of every class; take "
-            "as many, or more with a larger --ipc"
+            f"{dataset.num_classes} classes, but the run has {ipc} per class; give "
+            "a set with at most that many, or a larger --ipc"
         )
     images = source.images_preprocessed_by(dataset.preprocessing)
     return SyntheticSet(images, source.labels)

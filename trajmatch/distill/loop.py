@@ -221,8 +221,8 @@ def _begin(problem: Problem) -> State:
     state = checkpoint.load(config.checkpoint_path, problem)
     if state.iteration > config.iterations:
         raise UserError(
-            f"{config.checkpoint_path} is of iteration {state.iteration}, beyond --iterations "
-            f"{config.iterations}; ask for at least as many"
+            f"{config.checkpoint_path} is at iteration {state.iteration}, beyond --iterations "
+            f"{config.iterations}; give at least {state.iteration}"
         )
     return state
 

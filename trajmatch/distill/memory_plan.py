@@ -108,8 +108,8 @@ class WithinMemory:
             if plan is None:
                 raise UserError(_no_memory(self._problem, self.plan, reason))
             warn(
-                f"memory ran out ({self.plan}); going on with {plan}: slower, and the same result "
-                "but for rounding"
+                f"memory ran out ({self.plan}); continuing with {plan}: slower, with the same "
+                "result up to rounding"
             )
             self.plan = plan
 
@@ -221,8 +221,8 @@ def check_parts(problem: Problem) -> None:
     micro_batch = problem.config.micro_batch
     if micro_batch is not None and not problem.treats_images_alone:
         raise UserError(
-            f"--micro-batch {micro_batch} would change the result: the logits of an image depend "
-            "on the others of its batch in this network, as they do with a batch norm; "
+            f"--micro-batch {micro_batch} would change the result, because in this network the "
+            "logits of an image depend on the other images of its batch, as with batch norm; "
             "leave --micro-batch out"
         )
 

@@ -35,23 +35,23 @@ def check_division(problem: Problem, state: State, ranks: Ranks) -> None:
     if config.parallel == "matches":
         if config.matches < ranks.size:
             raise UserError(
-                f"--parallel matches gives each process a match or more, but --matches "
-                f"{config.matches} is below the {ranks.size} processes; choose --matches "
-                f"{ranks.size} (another result: the mean over more segments), fewer processes, or "
+                f"--parallel matches needs at least one match for each of the {ranks.size} "
+                f"processes, but --matches is {config.matches}; choose --matches {ranks.size} (a "
+                "different result: the mean over more segments), fewer processes, or "
                 "--parallel batch"
             )
         return
     batch = min(config.batch_syn or count, count)
     if batch < ranks.size:
         raise UserError(
-            f"--parallel batch gives each process an image or more of every batch, but batches "
-            f"have {batch} images and there are {ranks.size} processes; choose fewer"
+            f"--parallel batch needs at least one image of every batch for each process, but "
+            f"batches have {batch} images and there are {ranks.size} processes; choose fewer"
         )
     if not problem.treats_images_alone:
         raise UserError(
-            "--parallel batch cannot share the batches of this network: its images depend on each "
-            "other, as batch norm's do through the statistics of the batch, so that the parts "
-            "would train another student; choose --parallel matches, or experts with another norm"
+            "--parallel batch cannot split the batches of this network, because its logits depend "
+            "on the whole batch, as with batch norm; choose --parallel matches, or experts with "
+            "another norm"
         )
 
 
@@ -125,7 +125,7 @@ def start_same(problem: Problem, state: State, ranks: Ranks) -> None:
     other = first_that_differs(ranks, [json.dumps(run, sort_keys=True)])
     if other is not None:
         raise UserError(
-            f"processes 0 and {other} of this run have other settings, experts or checkpoints; "
+            f"processes 0 and {other} of this run have different settings, experts or checkpoints; "
             "start all with the same flags, and with --experts and --out in a folder that all "
             "machines share"
         )
@@ -143,8 +143,8 @@ def check_in_step(state: State, ranks: Ranks) -> None:
     if other is not None:
         raise UserError(
             f"after iteration {state.iteration}, processes 0 and {other} no longer have the same "
-            "images; their machines may differ in processor, GPU or libraries. Go on from the last "
-            "checkpoint with --resume, on machines of one kind"
+            "images; their machines may differ in processor, GPU or libraries. Continue from the "
+            "last checkpoint with --resume, on machines of one kind"
         )
 
 

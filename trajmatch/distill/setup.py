@@ -106,7 +106,7 @@ def open_setup(config: DistillConfig) -> Setup:
     if config.select == "holdout" and holdout == 0:
         what = "this run" if store is None else f"the store {config.experts}"
         raise UserError(
-            f"--select holdout needs images that no training saw, but {what} holds none out; add "
+            f"--select holdout needs held-out images, but {what} holds out none; add "
             "--holdout, e.g. --holdout 0.1, to this run or to the training of its experts"
         )
     expert_dsa = MTT_DSA if store is None else store.manifest["recipe"]["dsa"]

@@ -108,8 +108,8 @@ class EvalSettings(Settings):
         experts, robust = self.experts is not None, self.robust
         if robust and soft and not experts:
             raise UserError(
-                "--robust compares a set that has soft labels with random images that have such; "
-                "give experts that make them with --experts"
+                "--robust compares a set with soft labels to random images with soft labels; give "
+                "the experts that make those with --experts"
             )
         asked = {
             "distilled": True,

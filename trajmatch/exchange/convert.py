@@ -54,7 +54,7 @@ def convert(config: ConvertConfig, progress: ProgressLike | None = None) -> str:
             _check_flags(config, "a distilled set")
             return from_artifact(config)
     raise UserError(
-        f"{source} is nothing that can be converted; give replay_buffer_*.pt or images_*.pt (or "
+        f"{source} cannot be converted; give replay_buffer_*.pt or images_*.pt (or "
         "the folder that holds them), the folder of a store of experts, or a distilled set "
         "(.safetensors)"
     )
@@ -65,5 +65,5 @@ def _check_flags(config: ConvertConfig, kind: str, *allowed: str) -> None:
     for name in config.chosen(ConvertConfig):
         if name not in ("source", "out", "quiet", *allowed):
             raise UserError(
-                f"{flag(name)} says nothing about {kind}, which {config.source} is; leave it out"
+                f"{flag(name)} does not apply to {kind}, which {config.source} is; leave it out"
             )

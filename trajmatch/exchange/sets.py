@@ -43,8 +43,8 @@ def find_images(source: Path) -> Path | None:
         return None
     if source.name.startswith(_FOR_LOOKING):
         raise UserError(
-            f"{source} is a copy to look at, with the whitening undone; give the images that were "
-            f"trained, {source.name.replace(_FOR_LOOKING, 'images')}"
+            f"{source} is a copy for viewing, with the whitening undone; give the trained "
+            f"images, {source.name.replace(_FOR_LOOKING, 'images')}"
         )
     return source
 
@@ -132,7 +132,7 @@ def _step_size(path: Path, given: float | None) -> float:
         assert given is not None  # else to_artifact has reported it as missing
         return given
     if given is not None:
-        raise UserError(f"{path} has the learned step size; leave out --lr")
+        raise UserError(f"{path} contains the learned step size; leave out --lr")
     content = torch_files.load(path)
     value = content.item() if isinstance(content, Tensor) and content.numel() == 1 else content
     if not isinstance(value, float) or not 0 < value < math.inf:

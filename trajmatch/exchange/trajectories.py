@@ -198,8 +198,8 @@ def from_store(config: ConvertConfig) -> str:
         )
     if store.buffers(0, kept[0]) is not None:
         warn(
-            f"files of trajectories have no place for the running statistics of batch norm that "
-            f"{config.source} keeps; they are left out"
+            "trajectory files cannot hold the running statistics of batch norm in "
+            f"{config.source}; they are left out"
         )
     shapes = networks.parameter_shapes(networks.build(store.manifest["network"]))
     starts = range(0, store.num_experts, per_file)
@@ -212,8 +212,8 @@ def from_store(config: ConvertConfig) -> str:
             torch_files.save(folder / f"replay_buffer_{number}.pt", trajectories)
     if left_out := kept[len(epochs) :]:
         warn(
-            f"{config.source} keeps epochs with a gap before them ({left_out[0]} is the first); "
-            "they are left out, because the place in a list of snapshots is the epoch"
+            f"{config.source} has gaps between its epochs; those from {left_out[0]} on are left "
+            "out, because the position in a list of snapshots is the epoch"
         )
     made = "1 file" if len(starts) == 1 else f"{len(starts)} files"
     return f"{config.out}: {store.num_experts} experts in {made} replay_buffer_*.pt"

@@ -174,9 +174,9 @@ class ExpertConfig(RunOptions, ExpertSettings):
         self.expect("until_epoch", self.trained_epochs <= self.epochs, wanted)
         if bool(self.scores) != bool(self.curriculum or self.drop_easy):
             raise UserError(
-                "--curriculum and --drop-easy order the images by difficulty, which --scores says, "
-                "so both need it, and it needs one of them; `trajmatch score STORE` computes the "
-                "difficulty with experts that were trained without"
+                "--curriculum and --drop-easy need the difficulty of the images (--scores), and "
+                "--scores needs one of them; `trajmatch score STORE` computes it with experts that "
+                "were trained without a curriculum"
             )
 
     @property

@@ -44,8 +44,8 @@ class Schedule(NamedTuple):
         epochs = [whole - 1, *(epoch for epoch, _ in pairs)]
         if epochs != sorted(set(epochs)):
             raise UserError(
-                f"the epochs of --drop-easy {drop_easy} should ascend and begin when --curriculum "
-                f"has come to all images (epoch {whole})"
+                f"the epochs of --drop-easy {drop_easy} should ascend and start no earlier than "
+                f"--curriculum has reached all images (epoch {whole})"
             )
         return cls(first, whole, pairs)
 

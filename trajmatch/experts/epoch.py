@@ -74,8 +74,8 @@ class Curriculum:
             self._classes.append(members[scores.values[members].argsort(stable=True)])
             if int(schedule.first * len(members)) == 0:
                 raise UserError(
-                    f"--curriculum begins with {schedule.first:g} of each class, which of the "
-                    f"{len(members)} images of class {name!r} is none; begin with a larger part"
+                    f"--curriculum starts with {schedule.first:g} of each class, which is no image "
+                    f"of the {len(members)} of class {name!r}; start with a larger fraction"
                 )
 
     def images(self, epoch: int) -> Tensor:

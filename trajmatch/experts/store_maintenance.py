@@ -119,7 +119,7 @@ def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25"
     store = Store.open(path, complete=False)
     store.check_trained(store.course, "trajmatch store convexify")
     if "waypoints" in store.manifest:
-        raise UserError(f"{path} has been convexified already; give the store that it was made of")
+        raise UserError(f"{path} is already convexified; give the original store")
     if lacking := sorted({*range(max(2, store.course) + 1)}.difference(store.snapshots_kept)):
         raise UserError(
             f"{path} does not keep epoch {lacking[0]}, but the lengths of the experts' paths need "
@@ -128,8 +128,8 @@ def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25"
     model = networks.build(store.manifest["network"])
     if networks.num_buffers(model):
         raise UserError(
-            f"the network of {path} has buffers (running statistics of batch norm), which no point "
-            "between two others has; convexify experts without them"
+            f"the network of {path} has buffers (running statistics of batch norm), which cannot "
+            "be interpolated; convexify experts without them"
         )
     ends = {0, store.course}
     inner = sorted(numbers_of(waypoints, store.course, "waypoints", "epochs") - ends)
@@ -153,7 +153,7 @@ def _assemble(
 ) -> Store:
     """Write a new store from experts of other stores, atomically."""
     if not members:
-        raise UserError(f"no expert is finished that {out} could have")
+        raise UserError(f"there is no finished expert to write to {out}")
     origins = [store.origin(expert) for store, expert in members]
     seeds = {origin["seed"] for origin in origins}
     seed = seeds.pop() if len(seeds) == 1 else None

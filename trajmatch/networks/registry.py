@@ -72,7 +72,7 @@ def _on_meta(name: str, arguments: dict[str, Any]) -> ImageClassifier:
         with torch.device("meta"):
             model = _NETWORKS[name](**arguments)
     except (RuntimeError, OverflowError) as error:  # the number of bytes exceeds 64 bits
-        raise ValueError(f"{what} fit into no memory; {advice}") from error
+        raise ValueError(f"{what} do not fit into any memory; {advice}") from error
     check_memory(what, sum(each.nbytes for each in model.parameters()), advice)
     return model
 

@@ -120,9 +120,9 @@ def _read(path: Path) -> dict[str, Any]:
     with as_user_error(f"cannot read the recipe {path}: ", OSError), path.open("rb") as file:
         raw = file.read(_MOST_BYTES + 1)
     if len(raw) > _MOST_BYTES:
-        raise UserError(f"{path} is no recipe: it has more than {_MOST_BYTES} bytes")
+        raise UserError(f"{path} is not a recipe: it has more than {_MOST_BYTES} bytes")
     # ValueError also covers integers with thousands of digits.
-    with as_user_error(f"{path} is no recipe: ", ValueError, RecursionError):
+    with as_user_error(f"{path} is not a recipe: ", ValueError, RecursionError):
         return tomllib.loads(raw.decode())
 
 
