@@ -343,10 +343,10 @@ def save(path: files.PathLike, artifact: Artifact) -> None:
 
 
 def load(path: files.PathLike) -> Artifact:
-    """Read an artifact that `trajmatch distill` or :func:`save` wrote, and check all of it.
+    """Read an artifact that `trajmatch distill` or :func:`trajmatch.artifact.save` wrote.
 
-    The tensors are on the CPU. Raises UserError if the file is missing, damaged, not an artifact,
-    or of a newer format version.
+    All of it is checked, and the tensors are on the CPU. Raises UserError if the file is missing,
+    damaged, not an artifact, or of a newer format version.
     """
     tensors, metadata = files.load_tensors(path)
     if metadata.get("format") != FORMAT:

@@ -61,7 +61,8 @@ def accuracy(
     """Return the percentage of images whose largest logit is that of their class.
 
     Images with a logit that is not finite count as wrong: for a network that diverged, ``argmax``
-    would name class 0 and score chance. The model is changed as by :func:`all_logits`.
+    would name class 0 and score chance. The model is put into evaluation mode
+    and channels-last layout.
 
     Args:
         model: Network with logits ``[B, K]``.

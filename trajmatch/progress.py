@@ -1,4 +1,4 @@
-"""Progress of long-running functions, shown by :mod:`trajmatch.cli.progress`."""
+"""Progress of long-running functions, shown by ``trajmatch.cli.progress``."""
 
 from __future__ import annotations
 

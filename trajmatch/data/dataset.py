@@ -203,8 +203,8 @@ class Dataset:
             seed: Seed of the random choice.
 
         Returns:
-            ``(dataset, images, answers)``: the remaining set, and the held-out uint8 images with
-            their :attr:`train_answers`, in training-set order. Fraction 0 holds out nothing.
+            The remaining set, the held-out uint8 images and their :attr:`train_answers`, in
+            training-set order. Fraction 0 holds out nothing.
 
         Raises:
             UserError: The fraction is out of range, or one side of a class would be empty.

@@ -35,6 +35,7 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
 
     Args:
         uri: One of
+
             - ``fashion-mnist-mini`` (the default): 10,000 + 2,000 images of Fashion-MNIST, shipped;
             - ``cifar10:ROOT``, ``cifar100:ROOT``, ``svhn:ROOT``, ``mnist:ROOT``,
               ``fashion-mnist:ROOT``: the official files, in ROOT or where torchvision puts them;

@@ -41,7 +41,7 @@ _MATRICES = 4
 
 @dataclass(frozen=True, eq=False)
 class ZCA(Preprocessing):
-    """ZCA transform, made by :func:`fit` or :func:`from_parts`.
+    """ZCA transform; :func:`trajmatch.data.zca.fit` makes one of images.
 
     Attributes:
         mean: Mean of the training images, pixels in 0..1. ``[C, S, S]``, float32.
@@ -100,7 +100,10 @@ def spec(eps: float = EPS) -> dict[str, Any]:
 
 
 def from_parts(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ZCA:
-    """Rebuild a transform from :meth:`ZCA.spec` and :meth:`ZCA.tensors`; UserError if invalid."""
+    """Rebuild a transform from its :meth:`~trajmatch.data.ZCA.spec` and tensors.
+
+    Raises UserError if they are invalid.
+    """
     described = isinstance(spec, Mapping) and spec.get("kind") == KIND
     eps = spec.get("eps") if described else None
     mean, triangle = (tensors.get(name, torch.empty(0)) for name in (_MEAN, _TRIANGLE))

@@ -49,7 +49,7 @@ def evaluate_artifact(
             has ``unfinished``: how many are ``done`` ``of`` all.
 
     Returns:
-        The content of ``result.json``:
+        The content of ``result.json``, by name.
 
         - each of :data:`trajmatch.evaluate.sets.SETS`: :meth:`trajmatch.evaluate.Score.as_dict`, or
           None if not trained on;

@@ -100,7 +100,7 @@ def evaluate_set(
     """Train several fresh networks on one set of images and test each.
 
     Images ``[n, C, H, W]`` and test images are float32, normalised by the same statistics. Labels
-    are as for :func:`trajmatch.training.train_fresh`; test labels are class indices ``[N]``, int64,
+    are as for :func:`trajmatch.evaluate.train_fresh`; test labels are class indices ``[N]``, int64,
     or targets ``[N, D]``, float32. ``network_spec`` is as for :func:`trajmatch.networks.build`.
     ``protocol`` includes the step size. Network ``k`` depends on ``seed`` and ``k`` only.
     """

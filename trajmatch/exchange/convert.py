@@ -18,7 +18,7 @@ _ORIGIN = ("data", "recipe", "network", "preprocessing", "mean", "std", "dsa")
 
 
 def convert(config: ConvertConfig, progress: ProgressLike | None = None) -> str:
-    """Convert a source to its other form; see :class:`ConvertConfig`.
+    """Convert a source to its other form; see :class:`~trajmatch.exchange.config.ConvertConfig`.
 
     Output is written as a whole or not at all. Trajectories are read file by file, expert by
     expert.

@@ -49,7 +49,8 @@ class Layer:
 def check_student(model: nn.Module) -> None:
     """Raise ValueError unless the network can be a student; warn of layers that are switched off.
 
-    Only an :class:`External` is tried, by :func:`check_twice_differentiable`.
+    Only an :class:`External` is tried, by
+    :func:`~trajmatch.networks.differentiable.check_twice_differentiable`.
     """
     if isinstance(model, External):
         if model.switched_off:

@@ -34,9 +34,9 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
         precise: True to avoid convolution transforms that cost accuracy.
 
     Returns:
-        Sizes and flags, then eight integers per node. None if the engine does not run the model:
-        its class is not one of the package's networks, or it has unsupported layers or layer
-        settings, hooks, shared or frozen parameters, or batch norm in evaluation mode.
+        Sizes and flags, then eight integers per node. None if the engine does not run the model,
+        because its class is not one of the package's networks, or it has unsupported layers or
+        layer settings, hooks, shared or frozen parameters, or batch norm in evaluation mode.
     """
     model = uncompiled(model)
     if type(model) not in _FORWARD or not isinstance(model, ImageClassifier):

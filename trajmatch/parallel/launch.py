@@ -52,7 +52,9 @@ def local_device(device: str) -> str:
 
 @contextmanager
 def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
-    """Join the processes of a run while the context lasts; without torchrun yield :data:`ALONE`.
+    """Join the processes of a run while the context lasts.
+
+    Without torchrun, yield :data:`~trajmatch.parallel.ranks.ALONE`.
 
     If the run fails, one process raises the error and the others exit silently with status 2 (or
     that of an interruption). Only rank 0 shows warnings, because the other ranks would repeat them.

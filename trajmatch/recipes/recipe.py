@@ -46,9 +46,9 @@ class Recipe(Settings):
         std: Published standard deviation of the accuracy.
         accuracy_source: Source of accuracy and std.
         notes: Remarks, such as errors in the source.
-        expert: Non-default fields of :class:`ExpertSettings`.
-        distill: Non-default fields of :class:`DistillSettings`.
-        evaluate: Non-default fields of :class:`EvalSettings`.
+        expert: Non-default fields of :class:`trajmatch.experts.ExpertConfig`.
+        distill: Non-default fields of :class:`trajmatch.distill.DistillConfig`.
+        evaluate: Non-default fields of :class:`trajmatch.evaluate.EvalConfig`.
     """
 
     name: str

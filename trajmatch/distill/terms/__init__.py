@@ -26,10 +26,11 @@ TERMS: dict[str, Callable[..., Term]] = {
 
 
 def find_term(spec: str) -> Term:
-    """Return the term of a spec ``NAME`` or ``NAME:SETTINGS`` (:func:`trajmatch.importing.parsed`).
+    """Return the term of a spec ``NAME`` or ``NAME:SETTINGS``.
 
-    ``NAME`` is in :data:`TERMS`, or is the ``package.module:NAME`` of a term, or of a class or
-    function that makes one from the settings. UserError if there is none or it rejects them.
+    Settings are values separated by commas, then ``KEY=VALUE`` pairs. ``NAME`` is in :data:`TERMS`,
+    or is the ``package.module:NAME`` of a term, or of a class or function that makes one from the
+    settings. UserError if there is none or it rejects them.
     """
     term = made("--terms", "term", spec, TERMS)
     if not isinstance(term, Term):
