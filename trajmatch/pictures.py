@@ -1,4 +1,4 @@
-"""PNG pictures of image sets, as grids with one row per class.
+"""PNG pictures of image sets: a row per class, or classes of one image side by side.
 
 One channel is shown as grey, two as red and green, more as RGB from the first three. A PNG of a
 single image keeps up to four channels (grey, grey and alpha, RGB, RGBA).
@@ -27,6 +27,8 @@ _COMFORTABLE_SIZE = 96
 _GAP = 4
 _FONT_SIZE = 16
 _LONGEST_NAME = 60
+#: Most classes of one image that are drawn side by side.
+_SIDE_BY_SIDE = 10
 #: Width in pixels of "iteration 10000000".
 _TITLE_WIDTH = 160
 #: No viewer shows more pixels; as RGB they take 768 MB.
@@ -57,7 +59,7 @@ DEFAULT_LOOK = Look()
 def grid(
     images: Tensor, labels: Tensor, class_names: Sequence[str], look: Look = DEFAULT_LOOK
 ) -> bytes:
-    """Draw the images of a set as a PNG file, one row per class with its name in front.
+    """Draw the images of a set as a PNG file, with the names of their classes.
 
     ``images`` are pixel values ``[n, C, H, W]``, floating point, not clipped; real images are in
     0 to 1. ``labels`` are class indices ``[n]``, int64.
@@ -68,8 +70,11 @@ def grid(
 def by_class(
     pixels: Tensor, labels: Tensor, class_names: Sequence[str], look: Look, title: str = ""
 ) -> Image.Image:
-    """Draw images from :func:`to_pixels` in one row per class, below a title."""
+    """Draw images from :func:`to_pixels` below a title: a row per class, or one row in all."""
     rows = [[*pixels[labels == index][: look.per_class]] for index in range(len(class_names))]
+    if len(rows) <= _SIDE_BY_SIDE and {*map(len, rows)} == {1}:
+        row = [image for (image,) in rows]
+        return table([row], [""], heads=class_names, title=title, scale=look.scale)
     return table(rows, class_names, title=title, scale=look.scale)
 
 
@@ -83,17 +88,19 @@ def table(
 ) -> Image.Image:
     """Draw images from :func:`to_pixels` in rows, each with a name in front.
 
-    ``heads`` are column heads; ``title`` is a text in their place. Raises UserError if the picture
+    ``heads`` are column heads; ``title`` is a text above them. Raises UserError if the picture
     would have more than 2^28 pixels.
     """
     channels, height, width = next(row for row in rows if row)[0].shape
     scale = scale or math.ceil(_COMFORTABLE_SIZE / width)
     tile = (width * scale, height * scale)
-    names = [*map(_one_line, names)]
+    names, heads = [*map(_one_line, names)], [*map(_one_line, heads)]
     font = ImageFont.load_default(_FONT_SIZE)
     margin = max(int(font.getlength(name)) for name in names) + 3 * _GAP
     column_width = max(tile[0], *(int(font.getlength(head)) for head in ("", *heads))) + _GAP
-    top = _GAP + (_FONT_SIZE + _GAP if heads or title else 0)
+    line = _FONT_SIZE + _GAP
+    heads_top = _GAP + (line if title else 0)
+    top = heads_top + (line if heads else 0)
     size = (
         max(margin + max(map(len, rows)) * column_width, _TITLE_WIDTH if title else 0),
         top + len(rows) * (tile[1] + _GAP),
@@ -107,7 +114,7 @@ def table(
     draw = ImageDraw.Draw(canvas)
     draw.text((_GAP, _GAP), title, "black", font)
     for column, head in enumerate(heads):
-        draw.text((margin + column * column_width, _GAP), head, "black", font)
+        draw.text((margin + column * column_width, heads_top), head, "black", font)
     for name, members in zip(names, rows, strict=True):
         draw.text((_GAP, top + tile[1] / 2), name, "black", font, anchor="lm")
         for column, image in enumerate(members):

@@ -48,7 +48,7 @@ def test_distil_and_show(arguments, tmp_path, capsys) -> None:
     shown = ["show", str(tmp_path / "d.safetensors"), "--out", str(target), "--scale", "2"]
     assert main([*shown, "--clip", "unit", "--per-class", "1"]) == 0
     with Image.open(target) as picture:
-        assert picture.height == 4 + 3 * (2 * 8 + 4)
+        assert picture.height == 4 + 20 + 2 * 8 + 4
 
 
 def test_quiet_changes_no_byte_where_memory_is_short(

@@ -44,23 +44,36 @@ def test_enlarged_by_nearest_neighbour() -> None:
     picture = opened(
         pictures.grid(image, torch.tensor([0]), ("x",), pictures.Look(clip="unit", scale=3))
     )
-    tile = picture[4:10, -10:-4]
+    tile = picture[24:30, 12:18]  # below the name of the class
     assert np.array_equal(tile, np.kron([[0, 255], [255, 0]], np.ones((3, 3))))
 
 
 def test_small_images_are_enlarged_unasked() -> None:
     image = torch.rand(1, 1, 28, 28)
     picture = opened(pictures.grid(image, torch.tensor([0]), ("x",)))
-    assert picture.shape[0] == 28 * 4 + 8
+    assert picture.shape[0] == 28 * 4 + 8 + 20
+
+
+def test_classes_of_one_image_are_side_by_side() -> None:
+    images = torch.rand(3, 1, 40, 40)  # wider than the names
+    look = pictures.Look(clip="unit", scale=4)
+    picture = opened(pictures.grid(images, torch.tensor([2, 0, 1]), ("a", "b", "c"), look))
+    assert picture.shape == (4 + 20 + 164, 12 + 3 * 164)
+    expected = pictures.to_pixels(images, "unit")[:, 0]
+    for column, index in enumerate((1, 2, 0)):
+        tile = picture[24:, 12 + column * 164 :][:160, :160][::4, ::4]
+        assert torch.equal(torch.from_numpy(tile.copy()), expected[index])
+    many = pictures.grid(torch.rand(11, 1, 4, 4), torch.arange(11), [*"abcdefghijk"], look)
+    assert opened(many).shape[0] == 4 + 11 * (16 + 4)
 
 
 def test_only_so_many_of_each_class() -> None:
     images, labels = torch.rand(6, 1, 4, 4), torch.tensor([0, 0, 0, 1, 1, 1])
     wide, narrow = (
         opened(pictures.grid(images, labels, ("a", "b"), pictures.Look(scale=2, per_class=count)))
-        for count in (None, 1)
+        for count in (None, 2)
     )
-    assert wide.shape[1] - narrow.shape[1] == 2 * (8 + 4)
+    assert wide.shape[1] - narrow.shape[1] == 8 + 4
 
 
 def test_unit_clips() -> None:
