@@ -16,9 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from doc_pages import fill, table
+from recipe_costs import configurations
 
 from trajmatch.distill import DistillConfig
-from trajmatch.experts import ExpertConfig
 from trajmatch.experts.config import NetworkSettings
 from trajmatch.recipes import Recipe, find_recipe, recipe_names
 
@@ -31,11 +31,8 @@ HEAD = ("recipe", "network", "experts", "N", "M", "start epochs", "batch", "publ
 
 def row(recipe: Recipe, outcome: str) -> list[str]:
     """A recipe in the order of :data:`HEAD`."""
-    scores = Path("scores") if "curriculum" in recipe.expert else None
-    expert = ExpertConfig(out=Path("store"), scores=scores, **recipe.expert)
-    alone = recipe.distill.get("objective") == "train-and-test"
-    experts = None if alone else Path("store")
-    distill = DistillConfig(experts=experts, out=Path("distilled"), **recipe.distill)
+    expert, distill = configurations(recipe)
+    alone = distill.experts is None
     return [
         f"`{recipe.name}`",
         _network(distill if alone else expert),

@@ -166,7 +166,10 @@ def test_the_commands_of_a_page_are_understood(page: Path, monkeypatch: pytest.M
         parse(*arguments, **keywords)
         begins()
 
-    monkeypatch.setattr("trajmatch.cli.arguments.parse", parse_only)
+    # Two modules hold the function: they are loaded before it is replaced for the others.
+    for name in ("doctor", "recipes", "arguments"):
+        monkeypatch.setattr(f"trajmatch.cli.{name}.parse", parse_only)
+    monkeypatch.setattr("trajmatch.cli.device.with_device", lambda config: config)  # no GPU here
     monkeypatch.setattr("trajmatch.pipeline.run_pipeline", begins)
     for argv in commands_of(page):
         with pytest.raises(Understood):
@@ -229,6 +232,22 @@ def test_every_operator_is_in_the_reference() -> None:
     text = (DOCS / "ops.md").read_text()
     names = [name for name, each in vars(ops).items() if callable(each) and name.islower()]
     assert len(names) > 10 and [name for name in names if name not in text] == []
+
+
+def test_the_page_of_own_parts_runs_from_its_first_command_to_its_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = DOCS / "own.md"
+    monkeypatch.chdir(tmp_path)
+    for code in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
+        name = re.match(r"# (own_\w+)\.py\n", code)
+        assert name is not None
+        Path(f"{name[1]}.py").write_text(code)
+        monkeypatch.delitem(sys.modules, name[1], raising=False)
+    for argv in commands_of(page):
+        assert main(argv) == 0, argv
+    assert len(trajmatch.load("images.safetensors").images) == 8
+    assert trajmatch.load("term.safetensors").recipe["terms"] == ["own_term:Absolute"]
 
 
 def test_links_between_pages_lead_somewhere() -> None:

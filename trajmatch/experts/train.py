@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -94,13 +94,7 @@ def train_experts(
 
 def check_disk_space(path: Path, manifest: dict[str, Any], experts: int) -> str:
     """Return the needed and free disk space in words; raise UserError if it is too small."""
-    model = networks.build(manifest["network"])
-    numbers = networks.num_parameters(model) + networks.num_buffers(model)
-    last = manifest.get("trained_epochs", manifest["snapshots"][-1])
-    snapshots = sum(epoch <= last for epoch in manifest["snapshots"])
-    each = snapshots * numbers * getattr(torch, manifest["dtype"]).itemsize
-    if last < manifest["snapshots"][-1]:  # plus the training state to continue from
-        each += numbers * 4 * (3 if manifest["recipe"]["optimiser"] == "adam" else 2)
+    snapshots, each = expert_size(manifest)
     needed, free = experts * each, shutil.disk_usage(path).free
     space = (
         f"{experts} experts of {snapshots} snapshots: {needed / 1e9:.3g} GB of disk, "
@@ -112,6 +106,18 @@ def check_disk_space(path: Path, manifest: dict[str, Any], experts: int) -> str:
             "touch), take --dtype bfloat16, train fewer --num-experts, or choose another --out"
         )
     return space
+
+
+def expert_size(manifest: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the number of snapshots and the bytes of one expert in a store."""
+    model = networks.build(manifest["network"])
+    numbers = networks.num_parameters(model) + networks.num_buffers(model)
+    last = manifest.get("trained_epochs", manifest["snapshots"][-1])
+    snapshots = sum(epoch <= last for epoch in manifest["snapshots"])
+    each: int = snapshots * numbers * getattr(torch, manifest["dtype"]).itemsize
+    if last < manifest["snapshots"][-1]:  # plus the training state to continue from
+        each += numbers * 4 * (3 if manifest["recipe"]["optimiser"] == "adam" else 2)
+    return snapshots, each
 
 
 def _train(
