@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trajmatch import networks
+from trajmatch.data.preprocessing import Normalise
 from trajmatch.ops.registration import operators
 
 # Images per batch. Few for modules on a CPU: activations then stay in cache, and below the size
@@ -30,7 +31,7 @@ def forward_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def all_logits(
-    model: nn.Module, images: Tensor, normalise: Callable[[Tensor], Tensor] | None = None
+    model: nn.Module, images: Tensor, normalise: Normalise | None = None
 ) -> Iterator[Tensor]:
     """Yield the logits ``[B, K]`` of images ``[N, C, H, W]``, batch by batch.
 
@@ -52,11 +53,7 @@ def all_logits(
 
 
 def accuracy(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    normalise: Callable[[Tensor], Tensor] | None = None,
+    model: nn.Module, images: Tensor, labels: Tensor, *, normalise: Normalise | None = None
 ) -> float:
     """Return the percentage of images whose largest logit is that of their class.
 
@@ -80,11 +77,7 @@ def accuracy(
 
 
 def measured(
-    model: nn.Module,
-    images: Tensor,
-    answers: Tensor,
-    *,
-    normalise: Callable[[Tensor], Tensor] | None = None,
+    model: nn.Module, images: Tensor, answers: Tensor, *, normalise: Normalise | None = None
 ) -> float:
     """Return the :func:`accuracy`, or for floating answers ``[N, D]`` the mean squared error.
 

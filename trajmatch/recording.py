@@ -13,7 +13,9 @@ from torch import Tensor
 
 from trajmatch.errors import UserError, warn
 
+Inputs = Sequence[Tensor]
 Outputs = tuple[Tensor, ...]
+Function = Callable[[Inputs], Outputs]
 
 #: Records a function; returns its result buffers and a replay that refills them.
 Record = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], None]]]
@@ -57,11 +59,7 @@ class Replayed:
         return bool(self._recordings)
 
     def __call__(
-        self,
-        kind: Hashable,
-        inputs: Sequence[Tensor],
-        function: Callable[[Sequence[Tensor]], Outputs],
-        state: Sequence[Tensor] = (),
+        self, kind: Hashable, inputs: Inputs, function: Function, state: Sequence[Tensor] = ()
     ) -> Outputs:
         """Call a function of some inputs, or replay its recording.
 
@@ -88,11 +86,7 @@ class Replayed:
         return tuple(each.clone() for each in outputs)
 
     def _try_to_record(
-        self,
-        key: Hashable,
-        inputs: Sequence[Tensor],
-        function: Callable[[Sequence[Tensor]], Outputs],
-        state: Sequence[Tensor],
+        self, key: Hashable, inputs: Inputs, function: Function, state: Sequence[Tensor]
     ) -> None:
         while len(self._recordings) >= self._keep:  # the oldest is first in the dict
             del self._recordings[next(iter(self._recordings))]

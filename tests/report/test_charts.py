@@ -112,7 +112,7 @@ def test_the_mean_over_a_window(values, window: int, means) -> None:
 
 def test_a_long_curve_is_drawn_with_few_bytes() -> None:
     noise = [0.5 + (31 * x % 101) / 500 for x in range(100_000)]
-    assert len(svg(line_chart([Curve("a", range(100_000), noise)], "loss", ""))) < 200_000
+    assert len(svg(line_chart([Curve("a", range(100_000), noise)], "loss", "", {}))) < 200_000
 
 
 def check_labels(figure: Figure) -> None:

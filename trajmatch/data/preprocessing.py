@@ -13,6 +13,9 @@ from torch import Tensor
 
 from trajmatch.errors import UserError
 
+#: Map from the kept images of a batch to network inputs; see :meth:`Preprocessing.staged`.
+Normalise = Callable[[Tensor], Tensor]
+
 
 class Preprocessing(Protocol):
     """Invertible map from pixels to network inputs, recorded as JSON plus, for ZCA, tensors."""
@@ -37,7 +40,7 @@ class Preprocessing(Protocol):
         """Return the tensors that belong to the description, by name."""
         return {}
 
-    def staged(self, images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def staged(self, images: Tensor) -> tuple[Tensor, Normalise]:
         """Split :meth:`apply` into work done once and cheap work per batch.
 
         Returns ``(kept, finish)``; ``finish(kept[batch])`` gives the network inputs. Normalisation

@@ -12,7 +12,7 @@ as in kornia's ``ZCAWhitening``; the papers use eps = 0.1. ``W`` is symmetric po
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trajmatch.data.preprocessing import Preprocessing, unit
+from trajmatch.data.preprocessing import Normalise, Preprocessing, unit
 from trajmatch.errors import UserError
 from trajmatch.memory import check_memory, one_thread
 
@@ -76,7 +76,7 @@ class ZCA(Preprocessing):
             return self
         return ZCA(self.mean.to(device), self.matrix.to(device), self.eps)
 
-    def staged(self, images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def staged(self, images: Tensor) -> tuple[Tensor, Normalise]:
         """Whiten all images at once."""
         return self.to(images.device).apply(images), lambda batch: batch
 

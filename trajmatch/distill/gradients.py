@@ -11,21 +11,11 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from torch import Tensor
-
-from trajmatch import ops
+from trajmatch import ops, recording
 from trajmatch.distill.objectives import Objective, OuterGradient, Plan, read
 from trajmatch.distill.parallel import Division
 from trajmatch.distill.problem import Problem
 from trajmatch.images.parametrisation import Tensors
-from trajmatch.recording import (
-    Outputs,
-    Record,
-    Replayed,
-    cuda_graph,
-    side_by_side,
-    warn_without_graph,
-)
 
 #: Function from tasks, outer parameters and a plan to one OuterGradient per task.
 Gradients = Callable[[Sequence[Any], Tensors, Plan], list[OuterGradient]]
@@ -54,9 +44,9 @@ class Graph:
         record: Graph recorder, e.g. :func:`trajmatch.recording.cuda_graph`.
     """
 
-    def __init__(self, objective: Objective, record: Record) -> None:
+    def __init__(self, objective: Objective, record: recording.Record) -> None:
         self._objective = objective
-        self._replayed = Replayed(_WHAT, _REMEDY, record=record)
+        self._replayed = recording.Replayed(_WHAT, _REMEDY, record=record)
 
     @property
     def recorded(self) -> bool:
@@ -71,7 +61,7 @@ class Graph:
         kinds, inputs = zip(*(objective.inputs(task) for task in tasks), strict=True)
         learned = [value.requires_grad for value in parameters.values()]
 
-        def all_tasks(tensors: Sequence[Tensor]) -> Outputs:
+        def all_tasks(tensors: recording.Inputs) -> recording.Outputs:
             # The buffers that the graph reads: outer parameters first, then each task's inputs.
             rest = iter(tensors)
             memory = {
@@ -83,8 +73,8 @@ class Graph:
                 for kind, each in zip(kinds, inputs, strict=True)
             ]
             functions = [partial(objective.differentiate, each, memory, plan) for each in own]
-            device = tensors[0].device
-            return tuple(each for result in side_by_side(functions, device) for each in result)
+            results = recording.side_by_side(functions, tensors[0].device)
+            return tuple(each for result in results for each in result)
 
         flat = [value.detach() for value in parameters.values()]
         flat += [each for own in inputs for each in own]
@@ -111,6 +101,6 @@ def gradients_for(problem: Problem, division: Division | None = None) -> Gradien
     elif division.shares_steps:
         reason = "--parallel batch exchanges tensors in every student step"
     else:
-        return Graph(objective, partial(cuda_graph, device=problem.device))
-    warn_without_graph(_WHAT, reason, _REMEDY)
+        return Graph(objective, partial(recording.cuda_graph, device=problem.device))
+    recording.warn_without_graph(_WHAT, reason, _REMEDY)
     return plain

@@ -20,8 +20,6 @@ from trajmatch.distill.objectives.chosen_window import train_and_test
 from trajmatch.distill.objectives.match_trajectory import MatchTrajectory
 from trajmatch.distill.parameters import (
     LABELS,
-    MASK,
-    MEMORY,
     SGD,
     STEP_SIZE,
     Adam,
@@ -221,8 +219,8 @@ class Problem(Setup):
             )
             return OuterParameter.new(value.cpu(), rule)
         value = value.to(self.device)
-        given = name == LABELS and config.labels == "hard"  # also for soft labels of --init-from
-        given |= name == MASK or name.startswith(MEMORY)
+        # Constants: labels of --labels hard, and what belongs to the objective (memory, mask).
+        given = config.labels == "hard" if name == LABELS else not of_images({name: value})
         if given or not value.is_floating_point():
             return OuterParameter.new(value)
         if name == LABELS:

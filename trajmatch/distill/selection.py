@@ -58,12 +58,8 @@ def _score(problem: Problem, state: State) -> dict[str, Any]:
     if config.select == "holdout":
         split, (images, labels) = "holdout", problem.held_out
     synthetic = problem.render(state.result)
-    protocol = replace(
-        PROTOCOLS[config.eval_protocol],
-        lr=state.step_size,
-        dsa=problem.dsa.spec,
-        epochs=config.eval_epochs,
-    )
+    paper, dsa = PROTOCOLS[config.eval_protocol], problem.dsa.spec
+    protocol = replace(paper, lr=state.step_size, dsa=dsa, epochs=config.eval_epochs)
     with interruption.released():  # may be interrupted: it takes minutes and changes no state
         score = evaluate_set(
             synthetic.images,

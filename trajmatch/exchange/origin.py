@@ -11,8 +11,8 @@ from trajmatch.data import DSA, ChannelNormalisation, Dataset, load_dataset, zca
 from trajmatch.data.known_sets import published_statistics
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.exchange.config import ConvertConfig
-from trajmatch.experts.config import ExpertSettings, recipe_of
-from trajmatch.experts.train import network_spec
+from trajmatch.experts.config import ExpertSettings
+from trajmatch.experts.train import network_spec, recipe_of
 from trajmatch.recipes import find_recipe
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -23,7 +23,6 @@ from trajmatch.schema import (
     Positive,
     PositiveInt,
     Settings,
-    settings_of,
 )
 
 
@@ -207,12 +206,6 @@ class ScoreConfig(Settings):
     """Print the result as JSON."""
     quiet: bool = False
     """Print no progress."""
-
-
-def recipe_of(settings: TrainingSettings) -> dict[str, Any]:
-    """Return the settings of training as a manifest keeps them: without what is not given."""
-    given = settings_of(settings, TrainingSettings)
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def kept_epochs(keep: str, epochs: int) -> list[int]:

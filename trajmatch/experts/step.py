@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from trajmatch import networks, ops
+from trajmatch import networks, ops, recording
+from trajmatch.data import Dataset
+from trajmatch.data.preprocessing import Normalise
 from trajmatch.networks.flat import decayed
-from trajmatch.recording import Outputs, Record, Replayed, cuda_graph, side_by_side
 
 #: State of an optimiser, by name.
 Memory = dict[str, Tensor]
@@ -182,7 +183,7 @@ class ExpertStep:
     model: nn.Module
     images: Tensor
     labels: Tensor
-    normalise: Callable[[Tensor], Tensor]
+    normalise: Normalise
     optimiser: Sgd | Adam = field(default_factory=Sgd)
     penalty: GradientPenalty | None = None
     gsam: Gsam | None = None
@@ -215,6 +216,23 @@ class ExpertStep:
         return loss
 
 
+def step_of(
+    model: nn.Module, training: Dataset, recipe: dict[str, Any], device: str | torch.device
+) -> ExpertStep:
+    """Return the step that a recipe describes."""
+    decay, trained = recipe["weight_decay"], networks.trainable(model)
+    optimiser: Sgd | Adam = Sgd(recipe["momentum"], decay, trained)
+    if recipe["optimiser"] == "adam":
+        optimiser = Adam(decay, trainable=trained)
+    weight, rho = recipe["penalty"], recipe["rho"]
+    penalty = GradientPenalty(weight, recipe["penalty_norm"]) if weight else None
+    gsam = Gsam(rho, recipe["alpha"]) if rho else None
+    # Images are kept on the device as uint8 and normalised per batch. Whitened images are float32.
+    images, normalise = training.preprocessing.staged(training.train_images.to(device))
+    labels, loss = training.train_answers.to(device), training.loss
+    return ExpertStep(model, images, labels, normalise, optimiser, penalty, gsam, loss)
+
+
 #: Function that takes one step with every expert: from the stacked batches to losses ``[experts]``.
 TakeSteps = Callable[[Batch], Tensor]
 
@@ -223,7 +241,7 @@ def steps_for(
     steps: Sequence[ExpertStep],
     states: Sequence[ExpertState],
     device: torch.device,
-    record: Record | None = None,
+    record: recording.Record | None = None,
 ) -> TakeSteps:
     """Return a function that takes one step with every expert.
 
@@ -231,29 +249,29 @@ def steps_for(
     call elsewhere, unless ``record`` gives another way to record the steps.
     """
     if device.type == "cuda":
-        record = record or partial(cuda_graph, device=device)
+        record = record or partial(recording.cuda_graph, device=device)
     function = called(steps, states, device)
     if record is None:
         return lambda batch: function(batch)[0]
     # Two recordings: the last batch of an epoch may be smaller. Recording runs real steps, so
     # `flat` lists the state to put back afterwards.
-    replayed = Replayed("the experts' steps run", keep=2, record=record)
+    replayed = recording.Replayed("the experts' steps run", keep=2, record=record)
     flat = [each for state in states for each in state.tensors().values()]
     return lambda batch: replayed(None, batch, function, flat)[0]
 
 
 def called(
     steps: Sequence[ExpertStep], states: Sequence[ExpertState], device: torch.device
-) -> Callable[[Sequence[Tensor]], Outputs]:
+) -> recording.Function:
     """Return a function that calls each expert's step, in parallel on a CUDA device."""
 
-    def all_steps(tensors: Sequence[Tensor]) -> Outputs:
+    def all_steps(tensors: recording.Inputs) -> recording.Outputs:
         batch = Batch(*tensors)
 
-        def one(index: int) -> Outputs:
+        def one(index: int) -> recording.Outputs:
             return (steps[index](states[index], batch.of(index)),)
 
         functions = [partial(one, index) for index in range(len(states))]
-        return (torch.stack([loss for (loss,) in side_by_side(functions, device)]),)
+        return (torch.stack([loss for (loss,) in recording.side_by_side(functions, device)]),)
 
     return all_steps

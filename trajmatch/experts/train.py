@@ -19,7 +19,7 @@ from trajmatch.device import usable_device
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.experts import config as settings
 from trajmatch.experts.checkpoint import Checkpoints
-from trajmatch.experts.config import ExpertConfig, kept_epochs, recipe_of
+from trajmatch.experts.config import ExpertConfig, kept_epochs
 from trajmatch.experts.epoch import Curriculum
 from trajmatch.experts.store import Store, exists
 from trajmatch.experts.workers import curriculum_of, work, work_together
@@ -228,3 +228,9 @@ def network_spec(config: settings.NetworkSettings, dataset: Dataset) -> dict[str
     if networks.is_external(spec["name"]):
         networks.check_student(networks.build_student(spec))
     return spec
+
+
+def recipe_of(config: settings.TrainingSettings) -> dict[str, Any]:
+    """Return the settings of training as a manifest keeps them: without what is not given."""
+    given = settings_of(config, settings.TrainingSettings)
+    return {name: value for name, value in given.items() if value is not None}

@@ -16,15 +16,7 @@ from trajmatch.data import Dataset
 from trajmatch.errors import UserError
 from trajmatch.experts.checkpoint import BEGINNING, Checkpoints, Place, Training
 from trajmatch.experts.epoch import Curriculum, EpochDraws, decay_epoch
-from trajmatch.experts.step import (
-    Adam,
-    ExpertState,
-    ExpertStep,
-    GradientPenalty,
-    Gsam,
-    Sgd,
-    steps_for,
-)
+from trajmatch.experts.step import ExpertState, step_of, steps_for
 from trajmatch.experts.trajectory_recorder import TrajectoryRecorder, measure_of
 from trajmatch.inference import measured
 from trajmatch.random import generator
@@ -80,7 +72,7 @@ def train_lockstep(
     last = manifest.get("trained_epochs", course)
     kept = [epoch for epoch in manifest["snapshots"] if epoch <= last]
     model = networks.build_student(manifest["network"]).to(device)
-    step = _step(model, training, recipe, device)
+    step = step_of(model, training, recipe, device)
     steps, group = [], []
     totals = torch.zeros(len(experts), dtype=torch.float64, device=device)
     measure = measure_of(training.loss)
@@ -139,32 +131,6 @@ def train_lockstep(
         goes_on = state.tensors() if last < course else None
         trajectories.append(Trajectory(recorder.snapshots, metrics, recorder.buffers, goes_on))
     return trajectories
-
-
-def _step(
-    model: nn.Module, training: Dataset, recipe: dict[str, Any], device: str | torch.device
-) -> ExpertStep:
-    """Return the step that a recipe describes."""
-    decay, trained = recipe["weight_decay"], networks.trainable(model)
-    optimiser = (
-        Adam(decay, trainable=trained)
-        if recipe["optimiser"] == "adam"
-        else Sgd(recipe["momentum"], decay, trained)
-    )
-    # Images are kept on the device as uint8 and normalised per batch. Whitened images are float32.
-    images, normalise = training.preprocessing.staged(training.train_images.to(device))
-    return ExpertStep(
-        model=model,
-        images=images,
-        labels=training.train_answers.to(device),
-        normalise=normalise,
-        optimiser=optimiser,
-        penalty=GradientPenalty(recipe["penalty"], recipe["penalty_norm"])
-        if recipe["penalty"]
-        else None,
-        gsam=Gsam(recipe["rho"], recipe["alpha"]) if recipe["rho"] else None,
-        loss=training.loss,
-    )
 
 
 class _Test:

@@ -73,21 +73,15 @@ class ResNet18_AP(ResNet18):
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution if shapes change.
 
-    ``size`` is the side of the input. ``halve`` halves it by a stride, or by average pooling.
+    ``size`` is the side of the input. ``halve`` halves it, by a stride or by ``average`` pooling.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        size: int,
-        norm: str,
-        halve: bool,
-        average_pooling: bool,
+        self, in_channels: int, channels: int, size: int, norm: str, halve: bool, average: bool
     ) -> None:
         super().__init__()
-        stride = 2 if halve and not average_pooling else 1
-        pools = halve and average_pooling
+        stride = 2 if halve and not average else 1
+        pools = halve and average
         halving: list[nn.Module] = [nn.AvgPool2d(2)] if pools else []
         bias = norm == "none"
         convolution_size = convolved(size, 3, 1, stride)

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from trajmatch.networks.layers import (
-    LARGE_IMAGE,
-    ImageClassifier,
-    convolved,
-    first_stride,
-    growth,
-    norm_layers,
-)
+from trajmatch.networks import layers
+from trajmatch.networks.layers import ImageClassifier
 
 
 class AlexNet(ImageClassifier):
@@ -31,8 +25,8 @@ class AlexNet(ImageClassifier):
         super().__init__(in_channels, num_classes, image_size, width=width)
         if width % 2:
             raise ValueError(self._message("width", "even", width))
-        padding, stride = 2 + growth(image_size), first_stride(image_size)
-        size = convolved(image_size, 5, padding, stride) // 8
+        padding, stride = 2 + layers.growth(image_size), layers.first_stride(image_size)
+        size = layers.convolved(image_size, 5, padding, stride) // 8
         self._check_size_left(size)
         second, third = width * 3 // 2, width * 2
         self.features = nn.Sequential(
@@ -77,20 +71,20 @@ class VGG11(ImageClassifier):
         norm: str = "instance",
     ) -> None:
         super().__init__(in_channels, num_classes, image_size, width=width, norm=norm)
-        size = image_size + 2 * growth(image_size)
-        layers: list[nn.Module] = []
-        channels, padding = in_channels, 1 + growth(image_size)
+        size = image_size + 2 * layers.growth(image_size)
+        blocks: list[nn.Module] = []
+        channels, padding = in_channels, 1 + layers.growth(image_size)
         # From 64 pixels on, an empty group adds one more pooling.
-        for group in (*_GROUPS, ()) if image_size >= LARGE_IMAGE else _GROUPS:
+        for group in (*_GROUPS, ()) if image_size >= layers.LARGE_IMAGE else _GROUPS:
             for multiple in group:
-                layers.append(nn.Conv2d(channels, width * multiple, 3, padding=padding))
-                layers.extend(norm_layers(norm, width * multiple, size))
-                layers.append(nn.ReLU())
+                blocks.append(nn.Conv2d(channels, width * multiple, 3, padding=padding))
+                blocks.extend(layers.norm_layers(norm, width * multiple, size))
+                blocks.append(nn.ReLU())
                 channels, padding = width * multiple, 1
-            layers.append(nn.MaxPool2d(2))
+            blocks.append(nn.MaxPool2d(2))
             size //= 2
         self._check_size_left(size)
-        self.features = nn.Sequential(*layers)
+        self.features = nn.Sequential(*blocks)
         self.classifier = nn.Linear(channels * size**2, num_classes)
 
 
@@ -103,8 +97,8 @@ class LeNet(ImageClassifier):
 
     def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:
         super().__init__(in_channels, num_classes, image_size)
-        padding, stride = growth(image_size), first_stride(image_size)
-        size = convolved(convolved(image_size, 5, padding, stride) // 2, 5, 0) // 2
+        padding, stride = layers.growth(image_size), layers.first_stride(image_size)
+        size = layers.convolved(layers.convolved(image_size, 5, padding, stride) // 2, 5, 0) // 2
         self._check_size_left(size)
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, 6, 5, stride=stride, padding=padding),
@@ -133,7 +127,7 @@ class MLP(ImageClassifier):
         self, in_channels: int, num_classes: int, image_size: int, width: int = 128
     ) -> None:
         super().__init__(in_channels, num_classes, image_size, width=width)
-        hidden = [] if image_size >= LARGE_IMAGE else [nn.Linear(width, width), nn.ReLU()]
+        hidden = [] if image_size >= layers.LARGE_IMAGE else [nn.Linear(width, width), nn.ReLU()]
         self.layers = nn.Sequential(
             nn.Linear(in_channels * image_size**2, width),
             nn.ReLU(),

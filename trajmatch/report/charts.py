@@ -51,10 +51,7 @@ class Curve(NamedTuple):
 
 
 def line_chart(
-    curves: Sequence[Curve],
-    y_label: str,
-    description: str,
-    levels: Mapping[str, float] | None = None,
+    curves: Sequence[Curve], y_label: str, description: str, levels: Mapping[str, float]
 ) -> Chart:
     """Draw curves over the outer iterations, with at least one finite value.
 
@@ -69,7 +66,7 @@ def line_chart(
             if curve.errors is not None:
                 axes.errorbar(curve.x, curve.y, curve.errors, fmt="none", ecolor=line.get_color())
         # Continue the colour cycle after the curves.
-        for number, (name, value) in enumerate((levels or {}).items(), start=len(curves)):
+        for number, (name, value) in enumerate(levels.items(), start=len(curves)):
             axes.axhline(value, color=f"C{number}", linestyle="--", label=name)
         values = np.concatenate([curve.y for curve in curves])
         finite = values[np.isfinite(values)]

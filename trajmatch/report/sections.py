@@ -101,11 +101,11 @@ def course_charts(told: Sequence[Iteration]) -> list[Chart]:
             f"{loss.capitalize()}: {first:.4g} at first, {last:.4g} at last (means of {window}); "
             f"between {known.min():.4g} and {known.max():.4g}"
         )
-        charts.append(line_chart(curves, f"{loss} L", text))
+        charts.append(line_chart(curves, f"{loss} L", text, {}))
     known = steps[np.isfinite(steps)]
     if len(known):
         text = f"Learned step size of the student: {known[0]:.4g} at first, {known[-1]:.4g} at last"
-        charts.append(line_chart([Curve("step size", x, steps)], "step size η", text))
+        charts.append(line_chart([Curve("step size", x, steps)], "step size η", text, {}))
     for name, counts in (
         ("start epoch s", Counter(epoch for each in told for epoch in each.start_epochs)),
         ("expert", Counter(expert for each in told for expert in each.experts)),

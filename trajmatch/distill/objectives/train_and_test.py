@@ -8,7 +8,7 @@ Simple Dataset Distillation", ICLR 2024).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trajmatch import networks, ops
+from trajmatch.data.preprocessing import Normalise
 from trajmatch.distill import objectives
 from trajmatch.distill.objectives import Plan
 from trajmatch.distill.objectives.of_students import OfStudents, moved, student_batches
@@ -83,7 +84,7 @@ class TrainAndTest(OfStudents):
 
     images: Tensor  # all real images, on the device
     labels: Tensor  # their labels, or targets
-    normalise: Callable[[Tensor], Tensor]  # makes network inputs of a batch of them
+    normalise: Normalise  # makes network inputs of a batch of them
 
     records = None  # the number of steps differs from one task to the next
     optimiser, clip = "adam", 2.0
