@@ -173,7 +173,7 @@ def test_representatives_of_a_real_expert(data: str, final_experts: FinalExperts
     dataset = load_dataset(data)
     for ipc in (1, 2, 12):
         one, same = (
-            initialise.from_representatives(dataset, ipc, final_experts, generator(7))
+            initialise.from_representatives(dataset, ipc, final_experts, generator(7), None)
             for _ in range(2)
         )
         assert torch.equal(one.images, same.images)

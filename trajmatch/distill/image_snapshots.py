@@ -34,21 +34,14 @@ class ImageSnapshots:
 
     def __init__(self, problem: Problem, state: State) -> None:
         config = problem.config
-        self._problem = problem
-        self._path = config.snapshots_path
+        self._problem, self._path, self._last = problem, config.snapshots_path, -1
         self._due = due_iterations(config.snapshots, config.iterations)
-        self._chosen = torch.tensor([], dtype=torch.int64)
-        self._last = -1
-        if not self._due:
-            return
-        images = problem.render(state.result).images
-        self._chosen = _some_of_each_class(images, problem.images_per_class)
-        if state.iteration > 0 and (found := self._load()):
+        if self._due and state.iteration > 0 and (found := self._load()):
             checkpoint.check_same_run(
                 self._path, dict(found.identity), problem.identity, ignore=("iterations",)
             )
             kept = found.until(state.iteration)
-            self._last = kept.iterations[-1] if kept.iterations else -1
+            self._last = max(kept.iterations, default=-1)
             if kept.iterations != found.iterations:
                 snapshots.save(self._path, kept)
         self.take_if_due(state)
@@ -60,13 +53,15 @@ class ImageSnapshots:
         """
         if state.iteration not in self._due or state.iteration <= self._last:
             return
-        images = self._problem.render(state.result).images.cpu()[self._chosen]
-        pixels = self._problem.training.preprocessing.to("cpu").invert(images)
+        problem, per_class = self._problem, self._problem.images_per_class
+        images = problem.render(state.result).images.cpu()
+        chosen = _some_of_each_class(images, per_class)
+        pixels = problem.training.preprocessing.to("cpu").invert(images[chosen])
         before = (self._load() if self._last >= 0 else None) or Snapshots(
             iterations=(),
             images=torch.empty(0, *pixels.shape, dtype=snapshots.DTYPE),
-            labels=self._chosen // self._problem.images_per_class,
-            identity=self._problem.identity,
+            labels=chosen // per_class,
+            identity=problem.identity,
         )
         snapshots.save(self._path, before.with_images(state.iteration, pixels))
         self._last = state.iteration

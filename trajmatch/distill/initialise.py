@@ -2,7 +2,7 @@
 
 Also the parameters that they begin with in a parametrisation, and which of these are frozen.
 
-The ``generator`` arguments make all random choices. Real images are training images.
+The ``draw`` arguments make all random choices. Real images are training images.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from trajmatch.importing import blamed, described
 from trajmatch.memory import check_memory
 
 
-def from_real(dataset: Dataset, ipc: int, generator: torch.Generator) -> SyntheticSet:
+def from_real(dataset: Dataset, ipc: int, draw: torch.Generator) -> SyntheticSet:
     """Draw random real images (MTT: ``pix_init=real``); UserError if a class has too few."""
     chosen = [
-        members[torch.randperm(len(members), generator=generator)[:ipc]]
+        members[torch.randperm(len(members), generator=draw)[:ipc]]
         for members in _members(dataset, ipc)
     ]
     return _real(dataset, chosen)
 
 
 def from_correct(
-    dataset: Dataset, ipc: int, experts: FinalExperts, generator: torch.Generator
+    dataset: Dataset, ipc: int, experts: FinalExperts, draw: torch.Generator
 ) -> SyntheticSet:
     """Draw real images that an expert classifies correctly (DATM: ``samples_predicted_correctly``).
 
@@ -46,7 +46,7 @@ def from_correct(
     """
     chosen = []
     for index, members in enumerate(_members(dataset, ipc)):
-        left = members[torch.randperm(len(members), generator=generator)]
+        left = members[torch.randperm(len(members), generator=draw)]
         rows = left[:0]
         for expert in range(experts.count):
             images = dataset.normalise(dataset.train_images[left])
@@ -68,11 +68,7 @@ def from_correct(
 
 
 def from_representatives(
-    dataset: Dataset,
-    ipc: int,
-    experts: FinalExperts,
-    generator: torch.Generator,
-    clusters: int | None = None,
+    dataset: Dataset, ipc: int, experts: FinalExperts, draw: torch.Generator, clusters: int | None
 ) -> SyntheticSet:
     """Choose real images near k-means centres of their class (AST, representative initialisation).
 
@@ -83,7 +79,7 @@ def from_representatives(
         dataset: Source of the images.
         ipc: Images per class.
         experts: Experts, of which one is chosen at random.
-        generator: Chooses the expert and the seed of k-means.
+        draw: Chooses the expert and the seed of k-means.
         clusters: Clusters per class. None: ``ipc``, as in the first release of the authors' code;
             their last release has 10, for multiples of 10 images.
 
@@ -96,8 +92,8 @@ def from_representatives(
             f"--init-clusters {count} should divide --ipc {ipc}, so that every cluster gives the "
             "same number of images; leave it out for one cluster for each image"
         )
-    expert = int(torch.randint(experts.count, (), generator=generator))
-    state = int(torch.randint(2**31, (), generator=generator))
+    expert = int(torch.randint(experts.count, (), generator=draw))
+    state = int(torch.randint(2**31, (), generator=draw))
     chosen = []
     for members in _members(dataset, ipc):
         points = experts.logits(expert, dataset.normalise(dataset.train_images[members])).double()
@@ -136,11 +132,11 @@ def from_difficulty(dataset: Dataset, ipc: int, scores: Tensor, beta: float) -> 
     return _real(dataset, chosen)
 
 
-def from_noise(dataset: Dataset, ipc: int, generator: torch.Generator) -> SyntheticSet:
+def from_noise(dataset: Dataset, ipc: int, draw: torch.Generator) -> SyntheticSet:
     """Draw standard normal noise (MTT: ``pix_init=noise``); UserError if memory is too small."""
     shape = (dataset.num_classes * ipc, *dataset.train_images.shape[1:])
     check_memory(f"{shape[0]} images", 4 * math.prod(shape), "lower --ipc")
-    images = torch.randn(shape, generator=generator)
+    images = torch.randn(shape, generator=draw)
     return SyntheticSet(images, torch.arange(dataset.num_classes).repeat_interleave(ipc))
 
 

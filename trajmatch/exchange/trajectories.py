@@ -129,13 +129,9 @@ def read_trajectories(path: Path, shapes: Mapping[str, torch.Size]) -> list[list
     tensor that does not match ``shapes``.
     """
     size = 0
-    try:
+    nested = "experts, each a list of two or more snapshots, each a list of tensors"
+    with as_user_error(f"{path} is not a list of {nested}: ", msgspec.ValidationError):
         trajectories = msgspec.convert(torch_files.load(path), _Content)
-    except msgspec.ValidationError as error:
-        raise UserError(
-            f"{path} is not a list of experts, each a list of two or more snapshots, each a list "
-            f"of tensors: {error}"
-        ) from error
     for number, trajectory in enumerate(trajectories):
         for epoch, snapshot in enumerate(trajectory):
             place = f"{path}, expert {number}, epoch {epoch}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -48,17 +49,11 @@ class Epoch(Batch):
         return Epoch(*(each.to(device) for each in self))
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Yield the batch of each step, stacked over experts; the last one may be smaller."""
+        """Iterate over the batches of the steps, stacked over experts; the last may be smaller."""
         size = min(size, self.indices.shape[1])
-        columns = zip(
-            self.indices.split(size, dim=1),
-            self.dsa.split(size, dim=1),
-            self.lr.unbind(1),
-            self.loss_scale.unbind(1),
-            strict=True,
-        )
-        for each in columns:
-            yield Batch(*each)
+        indices, dsa = self.indices.split(size, dim=1), self.dsa.split(size, dim=1)
+        steps = zip(indices, dsa, self.lr.unbind(1), self.loss_scale.unbind(1), strict=True)
+        return itertools.starmap(Batch, steps)
 
 
 class Curriculum:
