@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from trajmatch.experts.store import Store
 from trajmatch.random import generator
 
 
+@dataclass(frozen=True, eq=False)
 class TrainingSets:
     """Sets that networks are trained on: the distilled one and real ones, preprocessed alike.
 
@@ -29,18 +30,13 @@ class TrainingSets:
     features; by default those of ``experts``, or else the preprocessed pixels.
     """
 
-    def __init__(
-        self,
-        distilled: Artifact,
-        dataset: Dataset,
-        seed: int,
-        k_center_store: Path | None = None,
-        device: str = "cpu",
-        experts: Path | None = None,
-    ) -> None:
-        self._distilled, self._dataset, self._seed = distilled, dataset, seed
-        self._store, self._experts, self._device = k_center_store, experts, device
-        self._by_features: dict[str, Tensor] = {}
+    distilled: Artifact
+    dataset: Dataset
+    seed: int
+    k_center_store: Path | None = None
+    device: str = "cpu"
+    experts: Path | None = None
+    _by_features: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def of(self, name: str, network: int) -> tuple[Tensor, Tensor]:
         """Return a set of :data:`trajmatch.evaluate.sets.SETS` for one network, by its name.
@@ -49,12 +45,12 @@ class TrainingSets:
         Images are ``[n, C, H, W]``, float32; labels ``[n]``, int64; soft labels and targets
         ``[n, K]``, float32.
         """
-        distilled, kind = self._distilled, SETS[name]
+        distilled, kind = self.distilled, SETS[name]
         if kind.images == "distilled":
             labels = distilled.hard_labels if kind.labels == "hard" else distilled.labels
             return distilled.images, labels
         chosen = self._chosen(kind.images, network)
-        images, labels = self._dataset.train_images[chosen], self._dataset.train_answers[chosen]
+        images, labels = self.dataset.train_images[chosen], self.dataset.train_answers[chosen]
         if self.is_soft(name):
             seen, experts = self._teachers
             labels = soft_labels(seen.normalise(images), labels, experts)
@@ -62,21 +58,21 @@ class TrainingSets:
 
     def is_soft(self, name: str) -> bool:
         """True for a set with soft labels."""
-        own = self._distilled.label_kind == "logit"
+        own = self.distilled.label_kind == "logit"
         return own if SETS[name].labels == "own" else SETS[name].labels == "soft"
 
     def asks_experts(self, name: str) -> bool:
         """True for a real set that depends on the store of ``experts``."""
         images = SETS[name].images
-        by_features = images in ("k_center", "herding") and self._store is None
+        by_features = images in ("k_center", "herding") and self.k_center_store is None
         return images != "distilled" and (
-            self.is_soft(name) or (by_features and self._experts is not None)
+            self.is_soft(name) or (by_features and self.experts is not None)
         )
 
     def size(self, name: str) -> dict[str, Any]:
         """Return ``images``, ``labels``, ``stored_values``, ``stored_bytes`` of a set as JSON."""
         images, labels = self.of(name, 0)
-        kept, kind = self._distilled, self._distilled.label_kind
+        kept, kind = self.distilled, self.distilled.label_kind
         if kind != "target":
             kind = "logit" if self.is_soft(name) else "index"
         real: dict[str, Any] = {} if images is kept.images else {"images": images, "parameters": {}}
@@ -90,11 +86,11 @@ class TrainingSets:
 
     def _chosen(self, images: str, network: int) -> Tensor | slice:
         """Return the indices of the training images of a set."""
-        labels, count = self._dataset.train_labels, self._distilled.ipc
+        labels, count = self.dataset.train_labels, self.distilled.ipc
         if images == "whole":
             return slice(None)
         if images == "random":
-            draw = generator(self._seed, "evaluate", network, "random real")
+            draw = generator(self.seed, "evaluate", network, "random real")
             return random_subset(labels, count, draw)
         if images not in self._by_features:
             choose = k_center if images == "k_center" else herding
@@ -103,25 +99,24 @@ class TrainingSets:
 
     @cached_property
     def _features(self) -> Tensor:
-        images = self._dataset.train_images
-        if self._store is None and self._experts is None:
-            return self._distilled.preprocessing.apply(images).flatten(1)
-        seen, experts = self._teachers if self._store is None else self._open(self._store)
+        images, store = self.dataset.train_images, self.k_center_store or self.experts
+        if store is None:
+            return self.distilled.preprocessing.apply(images).flatten(1)
+        seen, experts = self._teachers if store == self.experts else self._open(store)
         return experts.logits(0, seen.normalise(images))
 
     @cached_property
     def _teachers(self) -> tuple[Dataset, FinalExperts]:
-        assert self._experts is not None
-        return self._open(self._experts)
+        assert self.experts is not None
+        return self._open(self.experts)
 
     def _open(self, path: Path) -> tuple[Dataset, FinalExperts]:
         """Return the data set as the experts of a store saw it, and these experts."""
         store = Store.open(path)
-        seen, _, _ = store.training_set(self._dataset)
-        model = networks.build(store.manifest["network"]).to(self._device)
-        return seen, FinalExperts(
-            store, model, "--experts" if path == self._experts else "--k-center-store"
-        )
+        seen, _, _ = store.training_set(self.dataset)
+        model = networks.build(store.manifest["network"]).to(self.device)
+        flag = "--experts" if path == self.experts else "--k-center-store"
+        return seen, FinalExperts(store, model, flag)
 
 
 def random_subset(labels: Tensor, images_per_class: int, draw: torch.Generator) -> Tensor:
