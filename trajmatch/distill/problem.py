@@ -259,6 +259,7 @@ class Problem(Setup):
         with torch.no_grad():  # on the CPU, as a reader of the file renders them
             images = self.parametrisation.render(parameters, self.shape)
         labels, pixels = values[LABELS].cpu(), self.config.images == "pixels"
+        rendered = pixels or self.config.keep_rendered or not is_built_in(self.config.images)
         soft: Literal["logit", "target"] = "target" if self.dataset.loss == "mse" else "logit"
         return Artifact(
             images=images,
@@ -281,9 +282,7 @@ class Problem(Setup):
             selection=self.config.select,
             parametrisation=None if pixels else self.config.images,
             parameters={} if pixels else parameters,
-            keeps_rendered=pixels
-            or self.config.keep_rendered
-            or not is_built_in(self.config.images),
+            keeps_rendered=rendered,
         )
 
 

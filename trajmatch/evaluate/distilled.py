@@ -106,14 +106,8 @@ class _Evaluation:
         self._specs = _network_specs(self._distilled, config)
         self._test_images = self._distilled.preprocessing.apply(self._dataset.test_images)
         self._protocol = config.training_protocol(self._distilled.lr, self._distilled.dsa)
-        self._sets = TrainingSets(
-            self._distilled,
-            self._dataset,
-            config.seed,
-            config.k_center_store,
-            config.device,
-            config.experts,
-        )
+        stores = config.k_center_store, config.device, config.experts
+        self._sets = TrainingSets(self._distilled, self._dataset, config.seed, *stores)
         self._kinds = config.training_sets(self._sets.is_soft("distilled"))
         self._experts = config.experts and Store.open(config.experts).fingerprint
         self.trainings = {

@@ -28,6 +28,9 @@ from trajmatch.experts.store import Store
 from trajmatch.inference import all_logits
 from trajmatch.schema import Count, PositiveInt, convert
 
+#: Called with the number of finished experts.
+OnExpert = Callable[[int], object]
+
 
 class Description(msgspec.Struct, tag_field="format", tag="trajmatch scores"):
     """Metadata of a score file: data set, experts and the epoch of the scored snapshots."""
@@ -54,12 +57,7 @@ def path_beside(store: Path) -> Path:
 
 
 def el2n(
-    store: Store,
-    dataset: Dataset,
-    epoch: int,
-    experts: int,
-    device: str | torch.device = "cpu",
-    on_expert: Callable[[int], object] = lambda done: None,
+    store: Store, dataset: Dataset, epoch: int, experts: int, device: str, on_expert: OnExpert
 ) -> Tensor:
     """Return the EL2N score of every training image (PAD), ``[n]``, float32, on the CPU.
 
@@ -82,12 +80,10 @@ def el2n(
     return (total / experts).float().cpu()
 
 
-def score_images(
-    config: ScoreConfig, on_expert: Callable[[int], object] = lambda done: None
-) -> dict[str, Any]:
+def score_images(config: ScoreConfig, on_expert: OnExpert = lambda done: None) -> dict[str, Any]:
     """Write the EL2N scores of a store's data set to a new file.
 
-    ``on_expert`` is called with the number of finished experts. The result has ``file``,
+    The result has ``file``,
     ``dataset`` (its name), ``epoch`` and ``experts`` (their number). UserError is raised if the
     file exists or cannot be written, a score is not finite, the store lacks the epoch or the
     experts, or the data set is not the store's.

@@ -58,13 +58,12 @@ def load(address: Address, options: HubOptions) -> Dataset:
     for name in filter(None, found):
         split, where, given = splits[name], f"{what}, split {name}", list(splits[name][label])
         _check_labelled(where, given, values)
-        rows = [(row, labels[value]) for row, value in enumerate(given) if value in labels]
-        parts.append(
-            [
-                Picture(new, partial(_image, split, row, image), f"{where}, row {row}")
-                for row, new in rows
-            ]
-        )
+        pictures = [
+            Picture(labels[value], partial(_image, split, row, image), f"{where}, row {row}")
+            for row, value in enumerate(given)
+            if value in labels
+        ]
+        parts.append(pictures)
     names = [all_names[index] for index in chosen]
     return load_pictures(what, address.place.name, parts, names, options, fraction=options.fraction)
 

@@ -182,13 +182,11 @@ class MatchTrajectory(OfStudents):
         tensors = [task.start, *task.expert.values(), torch.cat([*task.batches])]
         tensors.append(torch.as_tensor(task.loss_scale, dtype=task.start.dtype))
         tensors.append(torch.as_tensor(task.iteration))
-        if task.augment is not None:
-            place = self.setup.shape[1:]
-            rows = [
-                task.augment.dsa_parameters(step, count, *place) for step, count in enumerate(sizes)
-            ]
+        augment, place = task.augment, self.setup.shape[1:]
+        if augment is not None:
+            rows = [augment.dsa_parameters(step, n, *place) for step, n in enumerate(sizes)]
             tensors.append(torch.cat(rows))
-        return (sizes, tuple(task.expert), task.augment is not None), tensors
+        return (sizes, tuple(task.expert), augment is not None), tensors
 
     def with_inputs(self, kind: Any, inputs: Sequence[Tensor]) -> Match:
         """Rebuild a match on the tensors that a recording reads."""

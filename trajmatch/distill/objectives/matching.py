@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -33,11 +34,8 @@ class MatchingLoss:
 
     def waypoints(self, steps: int) -> list[Waypoint]:
         """Return the checked points where the terms compare a student of ``N`` steps."""
-        points = [
-            point
-            for name, term in self._named()
-            for point in _waypoints_of(name, term, steps, self.epochs)
-        ]
+        found = [_waypoints_of(name, term, steps, self.epochs) for name, term in self._named()]
+        points = [*chain.from_iterable(found)]
         if not points:
             raise UserError(
                 f"--terms {self._listed()}: waypoints should return at least one Waypoint, but "
