@@ -232,7 +232,7 @@ def as_typed(message: str, argv: Sequence[str]) -> str:
     return "`".join(parts)
 
 
-def recipe_of(argv: Sequence[str]) -> Recipe | None:
+def recipe_of(argv: Sequence[str]) -> Recipe:
     """Find the recipe that ``--recipe`` among some arguments names.
 
     It is read before the other flags, because it decides what they are when not given.
@@ -241,7 +241,7 @@ def recipe_of(argv: Sequence[str]) -> Recipe | None:
         argv: The arguments behind the name of the command.
 
     Returns:
-        The recipe; None without the flag, or with nothing behind it.
+        The recipe; an empty one without the flag, or with nothing behind it.
 
     Raises:
         UserError: There is no such recipe, it cannot be used, or ``--objective`` has no such
@@ -251,11 +251,11 @@ def recipe_of(argv: Sequence[str]) -> Recipe | None:
     parser.add_argument("--recipe", nargs="?")
     parser.add_argument("--objective", "--distill.objective", nargs="?")
     given = parser.parse_known_args(argv)[0]
-    if given.recipe is None:
-        return None
     from trajmatch.distill.config import DistillSettings
-    from trajmatch.recipes import find_recipe
+    from trajmatch.recipes import Recipe, find_recipe
 
+    if given.recipe is None:
+        return Recipe(name="")
     recipe = find_recipe(given.recipe)
     foreign = DistillSettings(objective=given.objective).foreign if given.objective else []
     if wrong := [flag(name) for name in recipe.distill if name in foreign]:

@@ -17,8 +17,7 @@ def run(argv: list[str]) -> None:
     from trajmatch.cli.arguments import parse, recipe_of
 
     recipe = recipe_of(argv)
-    defaults = recipe.distill if recipe else {}
-    config = parse(DistillConfig, argv, "trajmatch distill", defaults=defaults)
+    config = parse(DistillConfig, argv, "trajmatch distill", defaults=recipe.distill)
 
     from trajmatch.cli.device import with_device
     from trajmatch.cli.health import print_health
@@ -38,10 +37,10 @@ def run(argv: list[str]) -> None:
         )
 
     config = with_device(config)
-    if recipe and config.experts is None:
-        data = config.data or recipe.data or None
-        config = replace(config, data=of_recipe(data, recipe.data, recipe.name))
-    elif recipe and recipe.data:
+    if recipe.data and config.experts is None:
+        data = of_recipe(config.data or recipe.data, recipe.data, recipe.name)
+        config = replace(config, data=data)
+    elif recipe.data:
         assert config.experts is not None
         name = Store.open(config.experts).manifest["dataset"]["name"]
         if name != recipe.data:

@@ -18,7 +18,7 @@ def run(argv: list[str]) -> None:
     from trajmatch.cli.arguments import parse, recipe_of
 
     recipe = recipe_of(argv)
-    defaults = {**recipe.expert, "data": recipe.data or None} if recipe else {}
+    defaults = {**recipe.expert, "data": recipe.data or None}
     config = parse(ExpertConfig, argv, "trajmatch expert", defaults=defaults)
 
     from trajmatch.cli.device import with_device
@@ -28,8 +28,7 @@ def run(argv: list[str]) -> None:
     from trajmatch.parallel import joined
 
     config = with_device(config)
-    if recipe:
-        config = replace(config, data=of_recipe(config.data, recipe.data, recipe.name))
+    config = replace(config, data=of_recipe(config.data, recipe.data, recipe.name))
     epochs = config.num_experts * config.trained_epochs
 
     def announce(space: str) -> None:

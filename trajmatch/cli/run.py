@@ -65,7 +65,7 @@ def run(argv: list[str]) -> None:
     """Run the command with its arguments."""
     from trajmatch.cli.arguments import recipe_of
 
-    run_recipe(recipe_of(argv) or Recipe(name=""), argv, "run")
+    run_recipe(recipe_of(argv), argv, "run")
 
 
 def run_recipe(recipe: Recipe, argv: list[str], command: str) -> None:

@@ -80,12 +80,9 @@ def _stored(distilled: Artifact) -> str:
     )
     for score in distilled.scores[-1:]:
         if score.get("split") == "test":
-            accuracy = per_kb(score["mean"], distilled.stored_bytes)
-            said += (
-                f", test error {score['mean']:.4g}"
-                if distilled.loss == "mse"
-                else f", test accuracy {score['mean']:.1f} %, {accuracy} % per kB"
-            )
+            mean, share = score["mean"], per_kb(score["mean"], distilled.stored_bytes)
+            accuracy = f"accuracy {mean:.1f} %, {share} % per kB"
+            said += f", test {f'error {mean:.4g}' if distilled.loss == 'mse' else accuracy}"
     return said
 
 

@@ -114,9 +114,6 @@ class SGD(Optimiser):
 class Adam(Optimiser):
     """Adam (Kingma and Ba, 2015) with the defaults of ``torch.optim.Adam``."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-
     def begin(self, value: Tensor) -> dict[str, Tensor]:
         """Return the means of gradient and squared gradient, and the number of steps."""
         zeros, steps = torch.zeros_like(value), value.new_zeros(())
@@ -125,10 +122,10 @@ class Adam(Optimiser):
 
     def step(self, value: Tensor, moments: Tensors, gradient: Tensor) -> tuple[Tensor, Tensors]:
         """See :meth:`Optimiser.step`."""
-        (one, two), steps = self.betas, moments["steps"] + 1
+        one, two, eps, steps = 0.9, 0.999, 1e-8, moments["steps"] + 1
         mean = torch.lerp(moments["mean"], gradient, 1 - one)
         square = torch.lerp(moments["square"], gradient.square(), 1 - two)
-        root = (square / (1 - two**steps)).sqrt() + self.eps
+        root = (square / (1 - two**steps)).sqrt() + eps
         value = value - self.lr * (mean / (1 - one**steps)) / root
         return value, {"mean": mean, "square": square, "steps": steps}
 

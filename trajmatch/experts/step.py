@@ -48,11 +48,9 @@ class Sgd:
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma and Ba, 2015), as ``torch.optim.Adam``: weight decay adds to the gradient."""
+    """Adam (Kingma and Ba, 2015), with the defaults of ``torch.optim.Adam``."""
 
     weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
     trainable: Tensor | None = None  # as for Sgd
 
     def memory(self, theta: Tensor) -> Memory:
@@ -64,12 +62,12 @@ class Adam:
         """Take a step; see :class:`Sgd`."""
         if self.weight_decay:
             grad = decayed(grad, theta, self.weight_decay, self.trainable)
-        first, second = self.betas
+        first, second, eps = 0.9, 0.999, 1e-8
         taken, mean, squares = memory["taken"], memory["momentum"], memory["squares"]
         taken.add_(1)
         mean.lerp_(grad, 1 - first)
         squares.mul_(second).addcmul_(grad, grad, value=1 - second)
-        root = (squares / (1 - second**taken)).sqrt_().add_(self.eps)
+        root = (squares / (1 - second**taken)).sqrt_().add_(eps)
         theta.sub_(lr / (1 - first**taken) * mean / root)
 
 

@@ -289,8 +289,7 @@ class Store:
         ValueError is raised for another network; other errors are as for :meth:`snapshot`.
         """
         networks.load_flat_parameters(model, self.snapshot(expert, epoch))
-        buffers = self.buffers(expert, epoch)
-        if buffers is not None:
+        if (buffers := self.buffers(expert, epoch)) is not None:
             networks.load_flat_buffers(model, buffers)
 
     def _row(self, tensor: str, expert: int, epoch: int) -> Tensor | None:
@@ -435,9 +434,8 @@ class Store:
         found = convert(files.read_metadata(path), ExpertDescription, f"{path} is damaged")
         if (found.store, found.expert) != (self.identity, expert):
             raise self._misfit(path, "another store or to another expert")
-        if any(
-            len(found.rows[each]) != len(self._rows_of(each, found.epochs)) for each in found.rows
-        ):
+        lengths = {name: len(self._rows_of(name, found.epochs)) for name in found.rows}
+        if lengths != {name: len(checksums) for name, checksums in found.rows.items()}:
             raise UserError(f"{path} is damaged: its rows are {found.rows!r:.100}")
         return found
 

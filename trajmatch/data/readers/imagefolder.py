@@ -70,11 +70,8 @@ def _parts(root: Path, options: FolderOptions) -> tuple[Path, Path | None]:
         return root / train, root / test if test else None
     # No parts: a folder with a part's name that directly holds images is a class.
     alone, named = train or test, options.test and options.fraction is None
-    if (
-        present
-        and not named
-        and (not alone or any(entry.is_file() for entry in visible(root / alone)))
-    ):
+    is_class = not alone or any(entry.is_file() for entry in visible(root / alone))
+    if present and not named and is_class:
         return root, None
     raise UserError(
         f"{root} should hold {_LAYOUT}, but holds {', '.join(present) or 'nothing'}; sort the "
