@@ -77,7 +77,7 @@ def choose_nvcc(torch_cuda: str | None) -> Nvcc:
 
 
 def for_others() -> bool:
-    """Return True if wheels.py builds, for machines that have neither these GPUs nor the sources."""
+    """Return True if wheels.py builds, for machines without these GPUs and sources."""
     return os.environ.get("TRAJMATCH_WHEEL") == "1"
 
 
@@ -152,7 +152,8 @@ def driver_major() -> int:
 def architectures(nvcc: Nvcc) -> list[str]:
     """Architectures to compile for: ``TORCH_CUDA_ARCH_LIST``, the GPUs here, or the usual ones.
 
-    A wheel for other machines is compiled for the usual ones. The last of them is compiled to PTX as well, which later GPUs compile when they first load it.
+    A wheel for other machines is compiled for the usual ones. The last of them is compiled to PTX
+    as well, which later GPUs compile when they first load it.
 
     Raises:
         SystemExit: ``TORCH_CUDA_ARCH_LIST`` is not a list such as ``8.0;9.0+PTX``.
