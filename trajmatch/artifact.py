@@ -45,7 +45,7 @@ _PARAMETER = "parameter."
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Description:
-    """Metadata of a distilled set in its file; :class:`Artifact` explains the fields."""
+    """Metadata in the file of a distilled set; :class:`Artifact` explains the fields."""
 
     label_kind: Literal["index", "logit", "target"]
     lr: Positive

@@ -178,7 +178,7 @@ def beside(path: PathLike, ending: str) -> Path:
 
 
 def check_writable(folder: PathLike) -> None:
-    """Make a folder with its parents; UserError if files cannot be written in it."""
+    """Make a folder and its parents; raise UserError if files cannot be written in it."""
     probe = temporary_beside(Path(folder) / "file")
     refused = f"cannot write in the folder {folder}: "
     with as_user_error(refused, OSError, advice="; choose another"):

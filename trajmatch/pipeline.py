@@ -74,7 +74,7 @@ def run_pipeline(
         ``accuracies`` and ``seeds``; ``improvement`` in points and ``improvement_error``, its
         standard error for this test set size; ``protocol``, ``dataset``, ``training_images``,
         ``test_images``, ``images_per_class``; ``experts``: their ``number`` and test
-        ``accuracies`` after ``epoch`` of planned ``epochs``; ``command``. For targets, ``errors``
+        ``accuracies`` after ``epoch`` of planned ``epochs``; ``command``. In regression, ``errors``
         replace ``accuracies`` and there is no ``improvement``.
 
     Raises:

@@ -171,7 +171,7 @@ def _plain(value: Any) -> Any:
 
 
 def _other(kind: type[Any], value: Any) -> Any:
-    """Convert a type unknown to msgspec: a path, or a class of PyTorch or trajmatch."""
+    """Convert a value to a type unknown to msgspec: a path, or a class of PyTorch or trajmatch."""
     if kind is Path and isinstance(value, str | os.PathLike):
         return Path(value)
     if isinstance(value, kind):

@@ -72,7 +72,7 @@ def parse(
 
     Args:
         config: A dataclass; each field with a line of documentation below it.
-        argv: The arguments behind the name of the command.
+        argv: The arguments after the name of the command.
         prog: The command as the user types it, e.g. ``"trajmatch eval"``.
         positional: Fields that are given by position instead of by a flag.
         defaults: Values of fields that are not given; they override the class's defaults.
@@ -88,7 +88,7 @@ def parse(
 
 
 def read(sections: Sequence[Section], argv: Sequence[str], prog: str) -> list[dict[str, Any]]:
-    """Read the values that are given to the fields of several configurations; see :func:`parse`."""
+    """Return the values that the arguments give to each section's fields; see :func:`parse`."""
     text = (sections[0].config.__doc__ or "").partition("Raises:")[0]
     parser = argparse.ArgumentParser(
         description=" ".join(text.split()),
@@ -238,7 +238,7 @@ def recipe_of(argv: Sequence[str]) -> Recipe:
     It is read before the other flags, because it decides what they are when not given.
 
     Args:
-        argv: The arguments behind the name of the command.
+        argv: The arguments after the name of the command.
 
     Returns:
         The recipe; an empty one without the flag, or with nothing behind it.

@@ -36,7 +36,7 @@ def run(argv: list[str]) -> None:
 
 
 def _print_list(recipes: list[Recipe]) -> None:
-    """Print a line for each recipe: its whole name, and of the rest what the terminal can show."""
+    """Print one line per recipe, starting with its name, cut off at the terminal's width."""
     rows = [(each.name, _accuracy(each) if each.accuracy else "-", each.title) for each in recipes]
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for line in aligned(*rows).splitlines():

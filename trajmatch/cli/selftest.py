@@ -61,7 +61,7 @@ def run_cases(devices: list[str]) -> list[dict[str, Any]]:
 
 
 def _dsa(operators: Any, images: Tensor) -> Any:
-    """Images of every kind of augmentation."""
+    """Apply every kind of augmentation, each to one image."""
     one = torch.ones(1)
     rows = [
         dsa_parameters.color(one / 4, one / 2, 2 * one),

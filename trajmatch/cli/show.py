@@ -98,8 +98,8 @@ def _draw(config: ShowConfig, distilled: Artifact) -> bytes:
     path = config.snapshots or files.beside(config.file, ".snapshots.safetensors")
     if config.snapshots is None and not path.exists():
         raise UserError(
-            f"{config.file} has no images of its iterations beside it ({path.name}); say where "
-            "they are with --snapshots, or distil without --snapshots 0"
+            f"{config.file} has no snapshots of its images beside it ({path.name}); give their "
+            "file with --snapshots, or distil again without --snapshots 0"
         )
     found = snapshots.of_artifact(path, distilled)
     if config.strip:

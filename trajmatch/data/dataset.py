@@ -354,7 +354,7 @@ def check_same_data(
 
 
 def _told(side: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Describe classes and shape for a message; classes missing on the other side come first."""
+    """Describe a data set for a message: classes, those that the other lacks first, and shape."""
     names = sorted(side["class_names"], key=other["class_names"].__contains__)
     shown = [*names[:_NAMES_SHOWN], "..."] if len(names) > _NAMES_SHOWN else names
     return f"{len(names)} classes ({', '.join(shown)}) of images {side['shape']}"

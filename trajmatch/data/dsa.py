@@ -132,7 +132,7 @@ class Replay:
     seed: int
 
     def __call__(self, images: Tensor, step: int) -> Tensor:
-        """Augment a batch as :meth:`DSA.__call__`, with the transformation of ``step``."""
+        """Augment a batch as :meth:`DSA.__call__` does, with the transformation of ``step``."""
         return self.dsa(images, named_generator(self.seed, "dsa", step))
 
     def dsa_parameters(self, step: int, count: int, height: int, width: int) -> Tensor:

@@ -159,7 +159,7 @@ def _shown(value: Tensor) -> str:
 
 
 def _remedy(state: State, lr_init: float) -> str:
-    """Return advice: divergence is blamed on the step size first, then on the images."""
+    """Return advice: lower --lr-init or --lr-lr if the step size is to blame, else --lr-img."""
     if state.applied == 0:
         return f"lower --lr-init (now {lr_init:.4g})"
     if state.step_size > 2 * lr_init:

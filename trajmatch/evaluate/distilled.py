@@ -241,9 +241,9 @@ def _network_specs(distilled: Artifact, config: EvalConfig) -> list[tuple[str, d
             specs.append((text, networks.specify(text, channels, distilled.num_outputs, size)))
     if not specs and networks.is_user_function(own["name"]):
         raise UserError(
-            f"{config.file} was distilled for the network of the function {own['name']}. A file "
-            f"alone never makes trajmatch call a function: add --network {own['name']}, or choose "
-            "another network"
+            f"{config.file} was distilled for the network of the function {own['name']}. "
+            "trajmatch does not call a function just because a file names it: add "
+            f"--network {own['name']}, or choose another network"
         )
     specs = specs or [(str(own["name"]), own)]
     with as_user_error():

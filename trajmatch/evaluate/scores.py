@@ -114,7 +114,7 @@ def evaluate_set(
 
 
 def sampling_error(accuracy: float, test_images: int) -> float:
-    """Return the binomial standard error of an accuracy in percent, in points."""
+    """Return the binomial standard error (percentage points) of an accuracy (percent)."""
     half = 50 / test_images  # at 0 and 100 %: the error of half an image, instead of 0
     accuracy = min(max(accuracy, half), 100 - half)
     return math.sqrt(accuracy * (100 - accuracy) / test_images)

@@ -22,7 +22,7 @@ _KIND = re.compile(r"Expected a value of type '(.+?)' for argument '(\w+)' but .
 
 @contextmanager
 def explained(op: str) -> Iterator[None]:
-    """Restate PyTorch's errors inside the context in the terms of the operator."""
+    """Restate, in the operator's terms, the errors that PyTorch raises inside the context."""
     try:
         yield
     except IndexError as error:

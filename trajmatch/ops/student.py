@@ -74,7 +74,7 @@ class EngineStudent:
         return value, grad
 
     def image_gradient(self, at: Point) -> Tensor:
-        """Return the gradient in the images, detached."""
+        """Return the gradient with respect to the images, detached."""
         with torch.no_grad():
             found: Tensor = operators.student_gradient(*at, *self._settings, True)[2]
         return found
@@ -120,7 +120,7 @@ class AutogradStudent:
         return value, self._scale * grad
 
     def image_gradient(self, at: Point) -> Tensor:
-        """Return the gradient in the images, detached."""
+        """Return the gradient with respect to the images, detached."""
         images = at.images.detach().requires_grad_()
         return self._differentiated(images, at._replace(theta=at.theta.detach(), images=images))[1]
 
@@ -260,14 +260,14 @@ def image_gradient(
     precise: bool = False,
     soft_labels: str = "logits",
 ) -> Tensor:
-    """Return the gradient of a batch's loss in the images.
+    """Return the gradient of a batch's loss with respect to the images.
 
     Arguments and errors are as for :func:`gradient`, but tokens raise TypeError. The model is not
     changed.
 
     Returns:
-        The gradient in the shape of ``images``, not differentiable; :func:`gradient_jvp` has its
-        derivatives.
+        The gradient, in the shape of ``images``. It is not differentiable; use
+        :func:`gradient_jvp` for its derivatives.
     """
     op = "image_gradient"
     student, at = _checked(op, model, theta, images, labels, loss, precise, soft_labels)
