@@ -132,8 +132,12 @@ def test_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    with pytest.warns(UserWarning, match="file system without locks"), locked(tmp_path / "out"):
+    with (
+        pytest.warns(UserWarning, match="file system without locks") as said,
+        locked(tmp_path / "out"),
+    ):
         assert os.listdir(tmp_path) == []
+    assert said[0].filename == __file__  # not a line of the package, nor of contextlib
 
 
 def test_a_full_disk_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
 
 #: Files whose lines a warning does not name: this package, and what runs its context managers.
-_OURS = (str(Path(__file__).parent), contextlib.__file__)
+_OURS = (f"{Path(__file__).parent}/", contextlib.__file__)
 
 
 class UserError(ValueError):
