@@ -67,7 +67,7 @@ def test_an_earlier_result_of_another_kind(configure, data: str) -> None:
     source = distill(configure(iterations=1))
     with pytest.raises(
         UserError,
-        match=r"--init-from old .* has 6 images in 3 classes, .* begins with 1 of",
+        match=r"--init-from old .* has 6 images in 3 classes, .* has 1 per class",
     ):
         initialise.from_artifact(source, Path("old"), load_dataset(data), 1)
     renamed = replace(source, class_names=("a", "b", "c"))

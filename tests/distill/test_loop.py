@@ -200,7 +200,7 @@ def test_a_run_can_be_cut_short_but_not_below_its_checkpoint(configure) -> None:
     config = configure()
     with pytest.raises(KeyboardInterrupt):
         distill(config, Recorder(interrupt_at=7))
-    with pytest.raises(UserError, match="of iteration 6, beyond --iterations 5"):
+    with pytest.raises(UserError, match="at iteration 6, beyond --iterations 5"):
         distill(replace(config, resume=True, iterations=5))
     distill(replace(config, resume=True, iterations=6))
     assert artifact.load(config.out).recipe["iterations"] == 6

@@ -232,7 +232,7 @@ def test_a_function_is_not_called_because_a_file_names_it(
     name = "trajmatch.lock:make"
     spec = {"name": name, "in_channels": 1, "num_classes": 3, "image_size": 8}
     file = make_artifact(network=spec)
-    with pytest.raises(UserError, match=f"call a function: add --network {name}"):
+    with pytest.raises(UserError, match=f"because a file names it: add --network {name}"):
         evaluate_artifact(config(file, data=tiny_data))
     assert not calls
     evaluate_artifact(config(file, data=tiny_data, network=(name,)))

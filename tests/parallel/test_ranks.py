@@ -178,7 +178,7 @@ def test_a_command_that_cannot_be_divided_is_refused(launched, capsys) -> None:
     launched.setenv("RANK", "0")
     assert main(["recipes"]) == 2
     message = capsys.readouterr().err
-    assert "3 processes of trajmatch recipes, which is one" in message
+    assert "3 processes, but trajmatch recipes runs as one" in message
     assert "which is for expert and distill" in message
 
 
