@@ -25,8 +25,6 @@ from trajmatch import ops
 from trajmatch.cli.arguments import parse
 from trajmatch.cli.main import main
 from trajmatch.distill import DistillConfig, distill
-from trajmatch.distill.objectives.matching import MatchingLoss
-from trajmatch.distill.terms import Course, find_term
 from trajmatch.exchange.config import ExportConfig
 from trajmatch.exchange.export import export
 from trajmatch.experts import ExpertConfig, train_experts
@@ -90,48 +88,6 @@ def test_test_images_are_preprocessed_as_files_md_says(
         names: dict[str, Any] = {}
         exec(compile(block, "docs/files.md", "exec"), names)
         torch.testing.assert_close(torch.as_tensor(names["preprocess"](given)), expected)
-
-
-@pytest.fixture
-def own_term(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The first term of the page, with the other one and the parametrisation beside it."""
-    monkeypatch.syspath_prepend(tmp_path)
-    names = ("direction", "settled", "low_resolution")
-    for name, code in zip(names, blocks(DOCS / "methods.md", "python"), strict=True):
-        (tmp_path / f"{name}.py").write_text(code)
-        monkeypatch.delitem(sys.modules, name, raising=False)
-        assert len(code.splitlines()) < 40
-    return "direction:Direction"
-
-
-def test_the_term_of_the_documentation(own_term: str) -> None:
-    loss = MatchingLoss((find_term("final"), find_term(own_term)), epochs=2)
-    start, target = torch.tensor([1.0, 1.0]), torch.tensor([4.0, 5.0])
-    end = torch.tensor([1.0, 3.0])
-    cosine = (2 * 4) / (2 * 5)
-    distance = ops.param_distance(end, target, start).item()
-    found = loss(Course(start, {5: end}, {2: target}, 5, 2)).item()
-    assert found == pytest.approx(distance + 1 - cosine)
-
-
-def test_a_run_with_term_and_parametrisation_of_the_documentation(
-    own_term: str, tmp_path: Path
-) -> None:
-    store = tmp_path / "experts"
-    settings = {"num_experts": 1, "epochs": 2, "width": 4, "depth": 1, "workers": 1}
-    train_experts(ExpertConfig(out=store, data="fashion-mnist-mini?classes=0,1", **settings))
-    result = distill(
-        DistillConfig(
-            experts=store,
-            out=tmp_path / "d",
-            iterations=2,
-            student_steps=2,
-            max_start_epoch=1,
-            terms=("final", own_term, "settled:Settled:limit=1e-4"),
-            images="low_resolution:LowResolution:factor=2",
-        )
-    )
-    assert result.recipe["terms"] == ["final", own_term, "settled:Settled:limit=1e-4"]
 
 
 class Understood(Exception):
