@@ -13,7 +13,7 @@ Three uses, in float64:
 
 It prints:
 
-    1. H v: relative difference 5e-15
+    1. H v: relative difference 6e-15
     2. before training: loss 2.33, largest eigenvalues 10.0, 8.0, 7.6
     2. after training: loss 1.28, largest eigenvalues 19.7, 18.8, 14.9
     3. d theta / d lr: forwards and backwards, relative difference 0e+00

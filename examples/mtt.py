@@ -68,7 +68,7 @@ def distil(
         expert = random.choice(experts)
         epoch = random.randrange(len(expert) - EXPERT_EPOCHS)
         start, target = expert[epoch], expert[epoch + EXPERT_EPOCHS]
-        augment = AUGMENT.replay(seed=i)
+        augment = AUGMENT.replay(seed=i)  # the backward pass repeats it
         end = ops.unroll(model, start, images, labels, log_lr.exp(), batches, augment=augment)
         loss = ops.param_distance(end, target, start)  # |end - target|^2 / |start - target|^2
         optimiser.zero_grad()
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--experts", type=int, default=4, help="experts to train")
     parser.add_argument("--epochs", type=int, default=6, help="epochs of each expert, at least 2")
     parser.add_argument("--iterations", type=int, default=200, help="updates of the images")
-    parser.add_argument("--networks", type=int, default=5, help="networks to train on each result")
+    parser.add_argument("--networks", type=int, default=5, help="networks to train on each set")
     parser.add_argument("--test-epochs", type=int, default=300, help="epochs of each of them")
     asked = parser.parse_args(argv)
 

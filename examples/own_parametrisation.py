@@ -8,7 +8,8 @@ folder, a command takes the class by its name, and settings behind a colon:
 
     trajmatch distill --experts STORE --out FILE --images own_parametrisation:LowRank:rank=4
 
-The example trains experts, distils to pixels and to matrices, trains networks on both, and prints:
+The example trains experts, distils to pixels and to matrices, and trains three networks on each.
+It prints:
 
     pixels: 10 images from 7840 values, 70.1 +- 1.3 % of the test images
     own_parametrisation:LowRank: 30 images from 6720 values, 75.0 +- 0.4 % of the test images

@@ -8,8 +8,8 @@ iteration to the next. With this file in the current folder, a command takes the
 
     trajmatch distill --experts STORE --out FILE --terms final own_term:Direction
 
-The example trains experts, distils with MTT's term and with these, trains networks on each of the
-results, and prints:
+The example trains experts, distils with MTT's term and with these, and trains three networks on
+each result. It prints:
 
     final: 69.5 +- 1.5 % of the test images
     final + own_term:Direction: 70.0 +- 1.1 % of the test images
