@@ -63,7 +63,7 @@ def test_leaves_store_artifact_pictures_and_summary(finished) -> None:
     }
     for picture in (finished.folder.initial_picture, finished.folder.distilled_picture):
         with Image.open(picture) as image:
-            assert image.height == 4 + 2 * (12 * 8 + 4)
+            assert image.height == 4 + 20 + 12 * 8 + 4  # a row below the names
 
 
 def test_summary(finished) -> None:
