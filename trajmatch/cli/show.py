@@ -70,7 +70,7 @@ def run(argv: list[str]) -> None:
 
 
 def _stored(distilled: Artifact) -> str:
-    """Say what is stored, and what accuracy it brings as far as the file has been tested."""
+    """Describe the stored values and, if the file has a test score, its accuracy or error."""
     from trajmatch.evaluate.sets import per_kb
 
     kind = "" if distilled.parametrisation is None else f" made by {distilled.parametrisation}"

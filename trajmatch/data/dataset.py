@@ -243,7 +243,7 @@ class Dataset:
     def _part(
         self, *, train: Tensor | None = None, test: Tensor | None = None, **changes: Any
     ) -> Dataset:
-        """Return a subset without ZCA; its statistics are recomputed unless they are published."""
+        """Return a subset without ZCA; recompute its statistics unless ``published_statistics``."""
         for part, rows in (("train", train), ("test", test)):
             for kind in ("images", "labels", "targets"):
                 tensor = vars(self)[name := f"{part}_{kind}"]

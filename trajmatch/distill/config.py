@@ -23,7 +23,7 @@ DEFAULT_MAX_START_EPOCH = 20
 
 @dataclass(frozen=True, kw_only=True)
 class MatchTrajectorySettings(Settings):
-    """Settings that only --objective match-trajectory has."""
+    """Settings that apply only to --objective match-trajectory."""
 
     student_steps: PositiveInt = 20
     """N: student steps on synthetic images per outer iteration (MTT: syn_steps)."""
@@ -67,7 +67,7 @@ class MatchTrajectorySettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainAndTestSettings(Settings):
-    """Settings that only --objective train-and-test has."""
+    """Settings that apply only to --objective train-and-test."""
 
     window: PositiveInt = 60
     """W: number of last student steps that are differentiated (RaT-BPTT: window)."""
@@ -99,7 +99,7 @@ class TrainAndTestSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySettings):
-    """Settings that decide the distilled set, beside experts, data and seed."""
+    """Settings that, with the experts, data and seed, determine the distilled set."""
 
     ipc: PositiveInt = 1
     """IPC: synthetic images per class (MTT: ipc). With a parametrisation other than pixels: the
@@ -196,7 +196,7 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     """Protocol for training and testing them, as in `trajmatch eval --protocol`."""
 
     def __post_init__(self) -> None:
-        """Check the types, and what one setting asks of another."""
+        """Check the types, and that the settings are consistent."""
         super().__post_init__()
         for name in set(self.foreign) & {*self.chosen(DistillSettings)}:
             raise UserError(
@@ -226,14 +226,14 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
 
     @property
     def foreign(self) -> list[str]:
-        """Settings that only another objective has."""
+        """Names of the settings that apply only to another objective."""
         alone = self.objective == "train-and-test"
         kind = MatchTrajectorySettings if alone else TrainAndTestSettings
         return [each.name for each in fields(kind)]
 
     @property
     def needs_experts(self) -> str:
-        """The setting that needs experts; empty if none is known to."""
+        """The first setting known to need experts; an empty string if there is none."""
         needs = {
             "--objective match-trajectory": self.objective == "match-trajectory",
             f"--init {self.init}": self.init in ("correct", "representative", "difficulty"),
@@ -242,14 +242,14 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
         return next((setting for setting, does in needs.items() if does), "")
 
     def window_end(self, snapshots_kept: Collection[int]) -> int:
-        """Find the end of the start epochs for experts with these epochs.
+        """Find the end (exclusive) of the start epochs, given the epochs in a store.
 
         Args:
             snapshots_kept: Epochs whose parameters a store has.
 
         Returns:
-            ``max_start_epoch`` where it is given, or else the largest end up to 20 for which the
-            store has every segment; above ``min_start_epoch`` in any case.
+            ``max_start_epoch`` if it is given, or else the largest end up to 20 for which the
+            store has every segment; always above ``min_start_epoch``.
         """
         if self.max_start_epoch is not None:
             return self.max_start_epoch
@@ -326,7 +326,7 @@ class DistillConfig(RunOptions, DistillSettings):
     """Seconds that a process waits for the others in an outer iteration before it gives up."""
 
     def __post_init__(self) -> None:
-        """Check the settings, and what they ask of the images that the run begins with."""
+        """Check the settings, and that the experts and the initial images fit them."""
         super().__post_init__()
         given = self.init_from is not None and self.objective != "match-trajectory"
         if self.experts is None and self.needs_experts and not given:
@@ -354,7 +354,7 @@ class DistillConfig(RunOptions, DistillSettings):
         """Return the last epoch of the experts that a run reads.
 
         Args:
-            snapshots_kept: Epochs kept of the experts' whole course.
+            snapshots_kept: Epochs of the experts' whole course that the store keeps.
         """
         chosen = self.init_from is None and self.init in ("correct", "representative")
         # These ask the experts at the end of their course.

@@ -86,7 +86,8 @@ class Graph:
 def gradients_for(problem: Problem, division: Division | None = None) -> Gradients:
     """Return the function that computes a run's gradients: a CUDA graph where possible.
 
-    Warn about a fallback, unless its reason is the device, ``--no-graph`` or ``records`` is None.
+    Warn about a fallback, unless the reason is the device, ``--no-graph`` or an objective whose
+    ``records`` is None.
     """
     division, objective = division or Division(), problem.objective
     if division.by_batch:

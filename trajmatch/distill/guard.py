@@ -102,10 +102,10 @@ def _fault_of(name: str, old: OuterParameter, new: OuterParameter) -> Fault | No
 def find_spike(gradient: OuterGradient, state: State, limit: float) -> Fault | None:
     """Return a Fault if the images' gradient norm exceeds ``limit`` times the recent median.
 
-    At some images the result of many student steps changes abruptly, although the loss is ordinary.
-    Such a gradient is hundreds of times larger than its neighbours, and one update along it undoes
-    hundreds of others. ``state.gradient_norms`` records every norm, so the median adapts if
-    gradients stay large. The gradient must be finite.
+    For some images the result of many student steps changes abruptly, although the loss is
+    ordinary. The gradient is then hundreds of times larger than in neighbouring iterations, and one
+    update along it undoes hundreds of others. ``state.gradient_norms`` records every norm, so the
+    median adapts if gradients stay large. The gradient must be finite.
     """
     images = [gradient.gradients[name] for name in of_images(gradient.gradients)]
     norms = [torch.linalg.vector_norm(each, dtype=torch.float64) for each in images]

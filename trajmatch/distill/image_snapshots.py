@@ -22,11 +22,12 @@ class ImageSnapshots:
     """Writer of snapshots beside the artifact; does nothing with ``--snapshots 0``.
 
     A resumed run drops snapshots taken after its checkpoint and takes them again, so the file
-    equals that of an uninterrupted run. A damaged file only causes a warning and starts anew.
+    equals that of an uninterrupted run. A damaged file only causes a warning, and is replaced by
+    a new one.
 
     Args:
         problem: The run's problem.
-        state: Its first state.
+        state: State in which the run starts or resumes.
 
     Raises:
         UserError: The existing file belongs to another run.
@@ -88,7 +89,7 @@ def due_iterations(count: int, iterations: int) -> frozenset[int]:
 
 
 def _some_of_each_class(images: Tensor, per_class: int) -> Tensor:
-    """Return indices of the first images of each class, as many as are kept. ``[n]``, int64."""
+    """Return the indices of the images to keep, the first of each class. ``[n]``, int64."""
     num_classes, values = len(images) // per_class, images[0].numel()
     count = max(1, min(per_class, IMAGES_PER_CLASS, VALUES // (num_classes * values)))
     return torch.cat([torch.arange(count) + per_class * k for k in range(num_classes)])

@@ -1,6 +1,6 @@
 """Initial synthetic images: ``ipc`` per class, in normalised space, ordered by class.
 
-Also the parameters that they begin with in a parametrisation, and which of these are frozen.
+Also the initial parameters of a parametrisation, and which of them are frozen.
 
 The ``draw`` arguments make all random choices. Real images are training images.
 """
@@ -236,7 +236,7 @@ def initial_parameters(
 
 
 def free_rows(spec: str, value: Tensor, classes: int, freeze: float) -> Tensor:
-    """Return a factor for the gradient of each row: 0 if ``--freeze`` keeps it, else 1.
+    """Return a factor for the gradient of each row: 0 if ``--freeze`` fixes the row, else 1.
 
     Args:
         spec: Parametrisation, for messages.

@@ -89,7 +89,7 @@ def outer_iteration(
 
 
 def _drawn(draws: Sequence[Draw], gradients: Sequence[OuterGradient]) -> dict[str, Any]:
-    """Return the draws for the log; several draws become lists, with ``losses``."""
+    """Return the draws for the log; for several tasks, return lists and add ``losses``."""
     if len(draws) == 1:
         return draws[0].logged()
     logged = [draw.logged() for draw in draws]

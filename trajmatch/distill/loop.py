@@ -66,8 +66,8 @@ def distill(
     Raises:
         UserError: An input is unusable, a result or checkpoint exists and ``config.resume`` is not
             set, another process writes to the same output, or too many updates in a row were
-            refused or skipped. Files written before remain intact.
-        Interrupted: ``config.max_time`` is over, or a signal came
+            refused or skipped. Files written earlier remain intact.
+        Interrupted: ``config.max_time`` is up, or a signal arrived
             (:func:`trajmatch.interruption.signals`). The checkpoint has the last whole iteration.
     """
     expect_config("distill", config, DistillConfig)

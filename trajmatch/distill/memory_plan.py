@@ -1,8 +1,9 @@
 """Memory plans: fit an outer iteration into the memory available.
 
-A plan (activations kept for the adjoint, images per network call) changes memory and time, and the
-result only by rounding. A short trial forecasts both; if memory still runs out, the next leaner
-plan repeats the iteration with the same draws.
+A plan sets how many activations are kept for the adjoint, and how many images a network call
+takes. It affects memory and time, but the result only by rounding. A short trial forecasts memory
+and time; if memory still runs out, the iteration is repeated with the next leaner plan and the same
+draws.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class WithinMemory:
 
 
 def planned(problem: Problem, shared: bool = False) -> Plan:
-    """Return the configured plan; ``shared`` (``--parallel batch``): without kept activations."""
+    """Return the configured plan; if ``shared`` (``--parallel batch``), keep no activations."""
     config, tape_mb = problem.config, problem.config.tape_mb
     if shared:
         tape_mb = 0
@@ -144,8 +145,8 @@ def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
 def choose(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
     """Return the forecast of ``plan``, or of the first leaner plan that should fit into memory.
 
-    If none should fit, return that of the leanest: a forecast is no proof. Raise UserError if the
-    leanest plan runs out of memory in the trial.
+    If no plan should fit, return the forecast of the leanest one, because forecasts can be wrong.
+    Raise UserError if the leanest plan runs out of memory in the trial.
     """
     next_plan: Plan | None = plan
     while next_plan is not None:
@@ -163,8 +164,8 @@ def choose(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
 def forecast(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
     """Predict time and memory of a plan by a trial of at most ``1 + 1 + 3`` student steps.
 
-    Beyond the trial, memory grows only by parameter vectors of more steps
-    (:meth:`Objective.vectors`) and by kept activations. The run's random streams are not touched.
+    More memory than in the trial is needed only for the parameter vectors of further steps
+    (:meth:`Objective.vectors`) and for kept activations. The run's random streams are not touched.
     """
     config, device = problem.config, problem.device
     images, before = len(parameters[LABELS]), peak_bytes(device)

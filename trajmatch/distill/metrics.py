@@ -1,6 +1,6 @@
 """The log of a run: one JSON object per line, also sent as curves to TensorBoard and wandb.
 
-Each is imported only if asked for, and only ``--wandb`` uses the network.
+TensorBoard and wandb are imported only if asked for, and only wandb uses the network.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 All ranks draw the same random numbers and apply the same update, so each holds the whole state.
 With ``--parallel matches``, rank ``k mod R`` computes match ``k``, and the mean is taken in the
-order of the matches, which gives the bits of a single process. With ``--parallel batch``, ranks
-share every student step (:func:`trajmatch.ops.unroll`).
+order of the matches, so the result has the same bits as that of a single process. With
+``--parallel batch``, ranks share every student step (:func:`trajmatch.ops.unroll`).
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Optimiser(ABC):
         lr: Learning rate.
         flag: Command-line flag of the learning rate, for messages.
         clip: Gradients are shortened to at most this multiple of the running mean (decay 0.9) of
-            earlier norms, themselves after clipping (RaT-BPTT: 2). None: no clipping.
+            the norms of earlier gradients after clipping (RaT-BPTT: 2). None: no clipping.
         positive: True if the value must stay positive and must not jump.
     """
 
@@ -97,7 +97,7 @@ class SGD(Optimiser):
     multiplicative: bool = False
 
     def begin(self, value: Tensor) -> dict[str, Tensor]:
-        """Return the velocity ``v``."""
+        """Return the initial velocity ``v``."""
         return {"velocity": torch.zeros_like(value), **super().begin(value)}
 
     def step(self, value: Tensor, moments: Tensors, gradient: Tensor) -> tuple[Tensor, Tensors]:

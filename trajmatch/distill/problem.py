@@ -111,7 +111,7 @@ class Problem(Setup):
 
     @cached_property
     def scores(self) -> Scores:
-        """Difficulty of the training images, from ``config.scores`` or beside the store."""
+        """Difficulty of the training images, from ``config.scores`` or a file next to the store."""
         given, store = self.config.scores, self.store_for("--init difficulty")
         held_out = store.manifest["holdout"]["fraction"], store.manifest["holdout"]["seed"]
         path, of = (given, None) if given else (path_beside(store.path), store)
@@ -125,7 +125,7 @@ class Problem(Setup):
         """Return the initial outer parameters, by name.
 
         Raises:
-            UserError: Data or earlier result have too few images, or the parametrisation fails.
+            UserError: The data or earlier result has too few images, or the parametrisation fails.
         """
         first, source = self._first_images(), self.source
         earlier = None
@@ -165,7 +165,7 @@ class Problem(Setup):
         return SyntheticSet(*(joined(one, two, dataset.num_classes) for one, two in pairs))
 
     def _chosen_images(self, count: int, *there: int) -> SyntheticSet:
-        """Return ``count`` images per class by ``--init``; ``there`` varies the random stream."""
+        """Return ``count`` images per class, chosen by ``--init``; ``there`` varies the draws."""
         config, dataset = self.config, self.training
         draw = generator(config.seed, "distill", "initialise", *there)
         if config.init == "noise":

@@ -25,9 +25,10 @@ class TrainingSets:
     """Sets that networks are trained on: the distilled one and real ones, preprocessed alike.
 
     Real sets, except the whole one, have as many images per class as the distilled set stores
-    (its ``ipc``). ``seed`` is that of random images, ``device`` that of experts. The experts of
-    ``experts`` make soft labels. K-center and herding use logits of ``k_center_store`` as
-    features; by default those of ``experts``, or else the preprocessed pixels.
+    (its ``ipc``). ``seed`` is the seed of the random images. Experts run on ``device``, and those
+    in the store ``experts`` make the soft labels. K-center and herding use the logits of
+    ``k_center_store`` as features, by default those of ``experts``, or else the preprocessed
+    pixels.
     """
 
     distilled: Artifact
@@ -133,10 +134,10 @@ def k_center(features: Tensor, labels: Tensor, images_per_class: int) -> Tensor:
     """Choose the same number of images from every class by greedy k-center (Gonzalez 1985).
 
     In each class the image nearest to the mean comes first, then always the one farthest from
-    those taken. No image is then more than twice as far from the nearest of them as with the best
-    choice. Distances are Euclidean between rows of ``features [N, F]``; of equals the first is
-    taken. Returns indices into ``labels [N]``, int64, class by class in order of choice; a class
-    with fewer images gives all of them.
+    those taken. The largest distance of an image from the nearest one taken is then at most twice
+    that of the best choice. Distances are Euclidean between rows of ``features [N, F]``; ties go
+    to the first image. Returns indices into ``labels [N]``, int64, class by class in order of
+    choice. All images of a class are taken if it has fewer.
     """
     return _of_each_class(_farthest_points, features, labels, images_per_class)
 

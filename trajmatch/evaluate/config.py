@@ -82,7 +82,7 @@ class EvalSettings(Settings):
             raise UserError("--whole-real-accuracy is for --robust alone; add --robust")
 
     def training_protocol(self, lr: float, dsa: str) -> Protocol:
-        """Return the protocol with all that was asked for.
+        """Return the protocol with the changes that the settings ask for.
 
         Args:
             lr: Step size.
@@ -154,7 +154,7 @@ class EvalConfig(RunOptions, EvalSettings):
 
     @property
     def records(self) -> Path | None:
-        """Folder for a record of each network; None where none is kept."""
+        """Folder for a record of each network; None if no records are kept."""
         if self.out is not None or not (self.resume or self.max_time):
             return self.out
         return files.beside(self.file, ".eval")

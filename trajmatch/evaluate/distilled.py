@@ -34,7 +34,7 @@ def evaluate_artifact(
     progress: ProgressLike | None = None,
     on_stop: Callable[[dict[str, Any]], None] = lambda partial_result: None,
 ) -> dict[str, Any]:
-    """Train and test networks on a distilled set, and as many on real images.
+    """Train and test networks on a distilled set, and the same number on each set of real images.
 
     Step size, normalisation and augmentation are those of the file; so is the network by default.
     Network ``k`` of a baseline starts from the same parameters as network ``k`` of the distilled

@@ -20,9 +20,9 @@ RESULT = "result.json"
 class Records:
     """Records of trained networks, each a JSON file that is written whole or not at all.
 
-    The folder is created if missing. ``description`` has all that decides a record but the training
-    set and the network. Raises UserError if the folder is not writable, or has records already and
-    ``resume`` is False or their description differs.
+    The folder is created if missing. ``description`` has everything that determines a record except
+    the training set and the network. Raises UserError if the folder is not writable, or if it
+    already has records and either ``resume`` is False or their description differs.
     """
 
     def __init__(self, folder: Path, description: Mapping[str, Any], resume: bool) -> None:

@@ -1,8 +1,8 @@
 """Mean and standard deviation of the test accuracy over several networks; robust scores.
 
-In the robust scores of DD-Ranking neither soft labels nor augmentation count. Li et al.,
-*DD-Ranking: Rethinking the Evaluation of Dataset Distillation*, arXiv:2505.13300, with both weights
-0.5, as on its leaderboard.
+The robust scores of DD-Ranking do not credit soft labels or augmentation to the distillation
+(Li et al., *DD-Ranking: Rethinking the Evaluation of Dataset Distillation*, arXiv:2505.13300). Both
+weights are 0.5, as on its leaderboard.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Score:
         accuracies: One per network; for targets the mean squared errors.
         protocol: How they were trained; see :meth:`trajmatch.evaluate.Protocol.describe`.
         diverged: Number of diverged networks, which count as getting no image right; None: unknown.
-        max_accuracies: Highest test of each network, if the protocol tests on the way. Not an
-            honest estimate: it is chosen on the test set.
+        max_accuracies: Highest test accuracy of each network, if the protocol tests during
+            training. Not an honest estimate: it is chosen on the test set.
         measure: ``"errors"`` for targets.
     """
 
@@ -74,7 +74,8 @@ class Score:
     def as_dict(self) -> dict[str, Any]:
         """Return ``mean``, ``std``, ``accuracies`` (or ``errors``), ``seeds`` and ``diverged``.
 
-        With maxima also ``test_max``: their numbers, and how they were ``chosen``.
+        If there are maxima, also return ``test_max``: their mean, standard deviation and values,
+        and how they were ``chosen``.
         """
         each = {self.measure: [*self.accuracies], "seeds": self.seeds, "diverged": self.diverged}
         numbers: dict[str, Any] = {"mean": self.mean, "std": self.std, **each}
@@ -142,9 +143,9 @@ def robust_scores(
 ) -> dict[str, Any] | None:
     """Compute both scores for each network, from the scores by training set.
 
-    ``whole_real`` is the accuracy with the whole real set in percent; None: that in ``found``.
-    Returns the differences (in points) and scores by name, each with ``mean`` and population
-    ``std`` over the networks; None if a set has no network yet.
+    ``whole_real`` is the accuracy with the whole real set, in percent; if None, it is taken from
+    ``found``. Returns the differences (in points) and scores by name, each with ``mean`` and
+    population ``std`` over the networks; None if a set has no network yet.
     """
     of = {name: score.accuracies for name, score in found.items()}
     if whole_real is not None:

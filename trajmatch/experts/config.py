@@ -28,7 +28,7 @@ from trajmatch.schema import (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(Settings):
-    """Settings of every step of training and of its schedules: a store's ``recipe``."""
+    """Settings of the training steps and schedules, which a store keeps as its ``recipe``."""
 
     epochs: Epochs = 50
     """Epochs of each expert (MTT: train_epochs). The initial parameters and those after each epoch
@@ -72,7 +72,7 @@ class TrainingSettings(Settings):
     40:0.1,60:0.2). Needs --scores."""
 
     def __post_init__(self) -> None:
-        """Check the types, and what one setting asks of another."""
+        """Check the types, and that the settings are consistent."""
         super().__post_init__()
         last = [epoch for epoch, _ in Schedule.parse(self.curriculum, self.drop_easy).drops][-1:]
         wanted = f"for epochs below {self.epochs - 1}, the last of --epochs {self.epochs}"
@@ -118,7 +118,7 @@ class NetworkSettings(ConvNetSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSettings(NetworkSettings, TrainingSettings):
-    """Settings that decide the experts, beside data and seed."""
+    """Settings that, with the data and seed, determine the experts."""
 
     num_experts: Annotated[int, Meta(ge=1, le=MOST_EXPERTS)] = 100
     """Number of experts to train (MTT: num_experts)."""
@@ -167,7 +167,7 @@ class ExpertConfig(RunOptions, ExpertSettings):
     choose automatically. An expert is the same for every choice."""
 
     def __post_init__(self) -> None:
-        """Check the settings, and that they have as many epochs."""
+        """Check the settings, and that ``until_epoch`` and ``scores`` fit them."""
         super().__post_init__()
         wanted = f"at most --epochs {self.epochs}"
         self.expect("until_epoch", self.trained_epochs <= self.epochs, wanted)

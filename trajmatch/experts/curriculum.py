@@ -18,9 +18,9 @@ class Schedule(NamedTuple):
     """Part of each class that an epoch sees, from the easiest image (0) to the hardest (1).
 
     This is FIEX of PAD (arXiv 2408.03360), where ``first`` is IR and ``whole`` is AEE. Epoch ``e``,
-    counted from 0 as in PAD's code, sees the easiest ``min(1, first + (1 - first) e / whole)``.
-    After epoch ``E`` of each pair ``(E, R)`` in ``drops``, ascending, the easiest ``R`` is left
-    out.
+    counted from 0 as in PAD's code, sees the easiest fraction
+    ``min(1, first + (1 - first) e / whole)``. After epoch ``E`` of each pair ``(E, R)`` in
+    ``drops``, ascending, the easiest fraction ``R`` is left out.
     """
 
     first: float = 1.0

@@ -70,7 +70,7 @@ class Manifest(TypedDict):
 
 
 def complete(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest with its ``format`` and ``version``."""
+    """Return a manifest with ``format`` and ``version`` added."""
     return {**manifest, "format": FORMAT, "version": _version(manifest)}
 
 

@@ -83,10 +83,9 @@ def el2n(
 def score_images(config: ScoreConfig, on_expert: OnExpert = lambda done: None) -> dict[str, Any]:
     """Write the EL2N scores of a store's data set to a new file.
 
-    The result has ``file``,
-    ``dataset`` (its name), ``epoch`` and ``experts`` (their number). UserError is raised if the
-    file exists or cannot be written, a score is not finite, the store lacks the epoch or the
-    experts, or the data set is not the store's.
+    The result has ``file``, ``dataset`` (its name), ``epoch`` and ``experts`` (their number).
+    UserError is raised if the file exists or cannot be written, a score is not finite, the store
+    lacks the epoch or the experts, or the data set is not the store's.
     """
     store, out = Store.open(config.store), config.out or path_beside(config.store)
     if out.exists():

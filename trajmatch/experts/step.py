@@ -106,7 +106,7 @@ class GradientPenalty:
     norm: Literal["pixel", "image"] = "pixel"
 
     def gradient(self, model: nn.Module, theta: Tensor, images: Tensor) -> Tensor:
-        """Return the penalty's gradient ``[P]`` in the parameters, at network inputs ``images``."""
+        """Return the gradient ``[P]`` with respect to ``theta``, at network inputs ``images``."""
         # d penalty / d theta is the theta-derivative of sum(P G) for the fixed P = d penalty / d G.
         # That is the derivative of the logits' theta-gradient along P in the images: one JVP.
         slope = ops.image_gradient(model, theta, images, None, loss="sum_logits")
@@ -115,7 +115,7 @@ class GradientPenalty:
         return jvp.grad_theta
 
     def _pull(self, slope: Tensor) -> Tensor:
-        """Return the derivative of the penalty in the input gradient, both ``[B, C, H, W]``."""
+        """Return the penalty's derivative with respect to the input gradient ``[B, C, H, W]``."""
         over = 1 if self.norm == "pixel" else (1, 2, 3)
         norms = torch.linalg.vector_norm(slope, dim=over, keepdim=True)
         # The norm has no derivative where the input gradient is 0; use 0 there.

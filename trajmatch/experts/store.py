@@ -199,7 +199,7 @@ class Store:
         return self._description(expert).epochs or self.course
 
     def missing(self) -> list[int]:
-        """Return the experts, ascending, without a file or with too few trained epochs."""
+        """Return the experts that have no file or too few trained epochs, ascending."""
         experts = range(self.num_experts)
         return [each for each in experts if self.epochs_of(each) < self.trained_epochs]
 
@@ -235,9 +235,10 @@ class Store:
     ) -> None:
         """Write one expert's file atomically; raise UserError if a value is not finite.
 
-        ``snapshots`` are ``[S, P]`` at kept epochs or ``[W, P]`` at waypoints, ``buffers [S, Q]``
-        and ``shares [S, L]`` belong to kept epochs; all are float32. ``metrics`` can be written as
-        JSON. ``state`` is the training state to continue from, or None after the whole course.
+        ``snapshots`` are ``[S, P]`` at kept epochs or ``[W, P]`` at waypoints; ``buffers [S, Q]``
+        and ``shares [S, L]`` have a row for each kept epoch. All are float32. ``metrics`` can be
+        written as JSON. ``state`` is the training state to continue from, or None after the whole
+        course.
         """
         rows = {"snapshots": snapshots.to(getattr(torch, self.manifest["dtype"]))}
         if buffers is not None and buffers.numel():

@@ -68,8 +68,8 @@ def trim(
 
     ``keep`` lists epochs, e.g. ``"0-22"``; the last epoch is always kept. ``experts`` lists
     experts, e.g. ``"0-49"``; ``"all"`` keeps every finished expert. If these are the first experts,
-    the new store equals one trained with such ``--keep`` and ``--num-experts``; otherwise its
-    manifest names the source of each expert.
+    the new store equals one trained with the same ``--keep`` and that number of experts; otherwise
+    its manifest names the source of each expert.
     """
     store = Store.open(path, complete=False)
     there, epochs = store.finished(), store.manifest["snapshots"]

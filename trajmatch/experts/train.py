@@ -51,7 +51,8 @@ def train_experts(
         ranks: Processes of the run (:func:`trajmatch.parallel.joined`), which all call this
             function. Missing experts are dealt out round-robin over the ranks; rank 0 creates the
             store.
-        announce: Called before training with a text on the disk space of the missing experts.
+        announce: Called before training with a text about the disk space that the missing experts
+            need.
 
     Raises:
         UserError: The configuration, data or folder cannot be used, another process is writing the
@@ -231,6 +232,6 @@ def network_spec(config: settings.NetworkSettings, dataset: Dataset) -> dict[str
 
 
 def recipe_of(config: settings.TrainingSettings) -> dict[str, Any]:
-    """Return the settings of training as a manifest keeps them: without what is not given."""
+    """Return the training settings as a manifest keeps them: without those that are None."""
     given = settings_of(config, settings.TrainingSettings)
     return {name: value for name, value in given.items() if value is not None}

@@ -61,7 +61,7 @@ def train_lockstep(
     generators for initialisation, batch order and augmentation. On a CPU, the last bits also depend
     on the number of threads, so the caller should fix it. All experts must have the same progress
     in ``checkpoints``; if it is None, training cannot be interrupted or resumed. ``test_every`` is
-    in epochs; 0 chooses.
+    the number of epochs between tests; 0 chooses it automatically.
 
     Raises:
         UserError: An expert diverged, or a checkpoint cannot be read or written.
@@ -134,7 +134,7 @@ def train_lockstep(
 
 
 class _Test:
-    """Test images of the experts, tested on a copy of the network."""
+    """Test of the experts on the test images, with a copy of the network."""
 
     def __init__(self, model: nn.Module, training: Dataset, device: str | torch.device) -> None:
         self._model, self._labels = copy.deepcopy(model), training.test_answers

@@ -16,10 +16,10 @@ def convexified(
     """Reduce a trajectory to waypoints and positions on the lines between them.
 
     The waypoints are the start, ``1/2 theta_w + 1/4 (theta_{w-1} + theta_{w+1})`` for each inner
-    epoch ``w``, and the end ``1/2 theta_T + 1/4 (theta_{T-1} + theta_{T-2})``. They replace their
-    epochs in the trajectory one after another. Each parameter tensor then moves on straight lines.
-    Its share of a line after an epoch is its share of the path length
-    ``sum |theta_t - theta_{t-1}|_2`` on that line.
+    epoch ``w``, and the end ``1/2 theta_T + 1/4 (theta_{T-1} + theta_{T-2})``. Each replaces the
+    snapshot of its epoch before the next is computed. Each parameter tensor then moves on straight
+    lines. After an epoch, it has covered the same share of its line as it had covered of the path
+    length ``sum |theta_t - theta_{t-1}|_2`` between the two waypoints.
 
     ``trajectory`` is ``[T + 1, P]``, float32, with T at least 2. ``layers`` are the sizes of the L
     parameter tensors. The results, waypoints ``[W, P]`` and shares ``[T + 1, L]``, are float32.

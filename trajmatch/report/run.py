@@ -65,9 +65,10 @@ def _recipe(settings: Mapping[str, object]) -> Recipe | None:
 
 
 def _log(path: Path, distilled: Artifact) -> History:
-    """Read a log; UserError if it goes past the run's end or ends there with another step size.
+    """Read a log; raise UserError if it cannot be the log of the run that made the set.
 
-    A log may end earlier: the run was then continued with another log.
+    It cannot be if it goes past the run's last iteration, or ends there with another step size. It
+    may end earlier: the run was then continued with another log.
     """
     found, end = history.read(path), distilled.recipe.get("iterations")
     last = found.iterations[-1] if found.iterations else None

@@ -97,9 +97,9 @@ class Objective(ABC):
         """
 
     def memory(self) -> dict[str, Tensor]:
-        """Return initial values of tensors that tasks remember, named ``memory.*``.
+        """Return initial values of tensors kept from iteration to iteration, named ``memory.*``.
 
-        They are among the parameters of :meth:`differentiate`, and in checkpoints.
+        They are among the parameters of :meth:`differentiate`. Checkpoints contain them.
         """
         return {}
 
@@ -112,15 +112,15 @@ class Objective(ABC):
         return []
 
     def vectors(self, steps: int) -> int:
-        """Return how many parameter vectors a task of ``steps`` steps keeps at most at once."""
+        """Return the most parameter vectors that a task of ``steps`` steps keeps at one time."""
         return steps
 
     def trial(self, images: int, steps: int) -> tuple[Objective, Any]:
-        """Return a task of ``steps`` steps (0 if tasks have none) to measure, and its objective."""
+        """Return an objective and its task of ``steps`` steps (0 if tasks have none) to measure."""
         return self, self.task(self.draws().draw(0, 0, images))
 
     def shared(self, shards: Shards) -> Objective:
-        """Return the objective with student steps that processes share (``--parallel batch``)."""
+        """Return the objective for processes that share student steps (``--parallel batch``)."""
         raise UserError("--parallel batch is for objectives that train students; leave it out")
 
     def inputs(self, task: Any) -> tuple[Hashable, list[Tensor]]:
@@ -160,7 +160,7 @@ def read(results: Sequence[Sequence[Tensor]], parameters: Tensors) -> list[Outer
 
 
 def mean_gradient(gradients: Sequence[OuterGradient]) -> OuterGradient:
-    """Return the mean loss and gradients over several tasks, and their joint memory."""
+    """Return the mean loss and gradients of several tasks, with their memory combined."""
     count, (first, *others) = len(gradients), gradients
     return OuterGradient(
         loss=sum(gradient.loss for gradient in gradients) / count,

@@ -4,7 +4,7 @@ The first step is drawn with probabilities ``softmax(-|g_t| / tau)`` while the l
 ``softmax(|g_t| / tau)`` once it is low, and evenly in between; ``g_t`` is the student's gradient in
 step ``t``. The length is ``W - d + 2 d eta(t)``. Our choices: the loss is that of a student tested
 after ``K1`` steps, and ``eta(t) = c_t / max c`` with ``c_t = abs(|g_t| - |g_{t-1}|)``. The student
-takes the steps before the window twice, so that no parameters need be kept.
+takes the steps before the window twice, so that no parameters need to be kept.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ class GradientMask:
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the factors ``[n, 1, H, W]`` of the gradient of normalised images.
 
-        ``labels`` are class indices ``[n]``, or logits ``[n, K]`` whose largest is the class.
+        ``labels`` are class indices ``[n]``, or logits ``[n, K]``, the largest of which gives the
+        class.
         """
         model = self.experts.network(0)
         classes = labels.argmax(dim=1) if labels.is_floating_point() else labels
@@ -64,10 +65,10 @@ class GradientMask:
 def activation_map(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     """Return class activation maps ``[B, 1, H, W]`` (Grad-CAM, Selvaraju et al., ICCV 2017).
 
-    ``relu(sum_k a_k A_k)`` over the channels ``k`` of ``A``, the last feature map of more than one
-    pixel that no pooling module made (UserError if there is none). ``a_k`` is the mean over pixels
-    of the gradient of the class's logit in ``A_k``. Each map is scaled to 0..1 (all 0 if nothing
-    supports the class), resized (bilinear) and detached.
+    ``relu(sum_k a_k A_k)`` over the channels ``k`` of ``A``, the last feature map that has more
+    than one pixel and is not the output of a pooling module (UserError if there is none). ``a_k``
+    is the mean over pixels of the gradient of the class's logit with respect to ``A_k``. Each map
+    is scaled to 0..1 (all 0 if nothing supports the class), resized (bilinear) and detached.
     """
     features: list[Tensor] = []
     last: list[object] = [None]

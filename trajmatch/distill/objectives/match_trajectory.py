@@ -74,7 +74,7 @@ class Draws(objectives.Draws):
 
 @dataclass(frozen=True)
 class Match:
-    """Path that one student trains along."""
+    """Data of one match: the student's start and batches, and the expert's parameters."""
 
     start: Tensor  # the expert's parameters, perturbed if the run does so: [P]
     expert: Mapping[int, Tensor]  # [P] by epoch after the start; the last is M
@@ -202,7 +202,7 @@ class MatchTrajectory(OfStudents):
         return [*map(len, self.draws().draw(0, 0, images).batches)]
 
     def vectors(self, steps: int) -> int:
-        """Count one vector per step, and three per step that the loss looks at."""
+        """Count one vector per step, plus three for each step that the loss compares."""
         # The three: parameters, their gradient, and a copy of one of them.
         return steps + 3 * len(self.loss.student_steps(steps))
 
@@ -231,7 +231,7 @@ def segments_of(
 
 
 class _BufferedDsa:
-    """DSA with parameters ``[B, 5]`` per step in the memory that a recording reads."""
+    """DSA whose parameters, ``[B, 5]`` per step, are in the memory that a recording reads."""
 
     def __init__(self, rows: Sequence[Tensor]) -> None:
         self._rows = rows

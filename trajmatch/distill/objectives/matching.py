@@ -22,7 +22,7 @@ from trajmatch.random import generator
 
 @dataclass(frozen=True)
 class MatchingLoss:
-    """Sum of at least one term over segments of one length."""
+    """Sum of one or more terms, for segments of a given length."""
 
     terms: tuple[Term, ...] = (Final(),)
     epochs: int = 1  # length M of the segments
@@ -119,7 +119,7 @@ class MatchingLoss:
 
 
 def _seen(course: Course, number: int) -> Course:
-    """Return the course with the memory of one term alone."""
+    """Return the course with only the memory of one term."""
     prefix = f"{MEMORY}{number}."
     own = {k.removeprefix(prefix): v for k, v in course.memory.items() if k.startswith(prefix)}
     return replace(course, memory=own)

@@ -59,7 +59,8 @@ def student_batches(
     """Draw ``steps`` index vectors ``[B]`` (int64) by cutting up permutations of the images.
 
     If the batch size does not divide ``count``, the first batch of each permutation is the short
-    one, as in the code of MTT, FTD, AST and DATM. ``batch_size`` None or above ``count``: all.
+    one, as in the code of MTT, FTD, AST and DATM. If ``batch_size`` is None or above ``count``,
+    every batch has all images.
     """
     size = min(batch_size or count, count)
     whole, short = divmod(count, size)

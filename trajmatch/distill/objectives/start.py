@@ -1,4 +1,4 @@
-"""Start of a student: its epoch, the balance of its loss by that epoch, and its weights."""
+"""Start of a student: its epoch, the loss factor for that epoch, and its parameters."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def perturbed(model: nn.Module, theta: Tensor, strength: float, draw: torch.Gene
 
     ``D`` is standard normal, divided by its Frobenius norm, so the relative change of a weight is
     ``a / sqrt(numel)`` (root mean square). As in the authors' code (there ``a = 1``), only 4-D
-    parameters change, and no frozen one. ``draw`` is a CPU generator.
+    parameters change, except frozen ones. ``draw`` is a CPU generator.
     """
     moved = theta.clone()
     for parameter, weight in zip(

@@ -1,8 +1,8 @@
-"""Train and test: a student of the synthetic set should do well on real images (RaT-BPTT).
+"""Train and test: a student trained on the synthetic set should do well on real images.
 
 A fresh student trains for ``K + W`` steps. Its loss on a batch of real images is differentiated
-through the last ``W`` steps, the window; earlier steps are constants (Feng et al., "Embarrassingly
-Simple Dataset Distillation", ICLR 2024).
+through the last ``W`` steps, the window; earlier steps are constants (RaT-BPTT: Feng et al.,
+"Embarrassingly Simple Dataset Distillation", ICLR 2024).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Draws(objectives.Draws):
 
 @dataclass(frozen=True)
 class Student:
-    """A student, and the real images of its test."""
+    """A student, and the real images that it is tested on."""
 
     draw: Draw  # on the device
     start: Tensor  # first parameters: [P]
@@ -158,7 +158,7 @@ class TrainAndTest(OfStudents):
         return [*map(len, draw.batches[draw.before :])]
 
     def vectors(self, steps: int) -> int:
-        """Count the vectors of parameters and optimiser state after all steps."""
+        """Count the vectors (parameters and optimiser state) that are kept for all steps."""
         return steps * (3 if self.setup.config.student_optimiser == "adam" else 2)
 
     @property

@@ -30,7 +30,7 @@ def find_term(spec: str) -> Term:
 
     Settings are values separated by commas, then ``KEY=VALUE`` pairs. ``NAME`` is in :data:`TERMS`,
     or is the ``package.module:NAME`` of a term, or of a class or function that makes one from the
-    settings. UserError if there is none or it rejects them.
+    settings. UserError is raised if there is no such term or it rejects the settings.
     """
     term = made("--terms", "term", spec, TERMS)
     if not isinstance(term, Term):

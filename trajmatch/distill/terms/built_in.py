@@ -54,7 +54,7 @@ class Automatic:
     """Distance at the student step nearest to the expert's end (ATT, Liu et al., ECCV 2024).
 
     ``|theta_n - theta*_{s+M}|^2 / |theta_0 - theta*_{s+M}|^2`` at the ``n`` of ``1 .. N`` with the
-    smallest ``|theta_n - theta*_{s+M}|_1``, the later of equals. No gradient flows through the
+    smallest ``|theta_n - theta*_{s+M}|_1``; ties go to the later. No gradient flows through the
     choice, or into the steps after ``n``.
     """
 
@@ -96,7 +96,7 @@ class Dropout(AtTheEnd):
     """Distance at the end without the smallest differences (EDF, Wang et al., CVPR 2025).
 
     Common pattern dropout: leaves the ``floor(r P)`` parameters with the smallest
-    ``(theta_N - theta*_{s+M})^2`` out of both sums, the first of equals. No gradient flows through
+    ``(theta_N - theta*_{s+M})^2`` out of both sums; ties go to the first. No gradient flows through
     the choice. ``ratio`` in [0, 1) is ``r``.
     """
 
@@ -113,7 +113,8 @@ class Layers(AtTheEnd):
     """Distance at the end with a weight ``w_l`` for each parameter tensor ``l``.
 
     ``sum_l w_l |theta_N,l - theta*_{s+M},l|^2 / sum_l w_l |theta_0,l - theta*_{s+M},l|^2``.
-    ``weights`` go by shell patterns of names (``classifier.*``): the last match counts, default 1.
+    ``weights`` are given by shell patterns of parameter names (``classifier.*``). The last pattern
+    that matches counts; without a match the weight is 1.
     """
 
     def __init__(self, *unnamed: object, **weights: float) -> None:

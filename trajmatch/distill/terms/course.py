@@ -73,18 +73,19 @@ class Term(Protocol):
     """One summand of the matching loss."""
 
     def waypoints(self, steps: int, epochs: int) -> Sequence[Waypoint]:
-        """Return the points to compare, of ``N`` student steps and ``M`` expert epochs."""
+        """Return the points to compare in a match of ``N`` student steps and ``M`` epochs."""
 
     def loss(self, course: Course) -> Tensor:
-        """Return the term's loss. ``[]``; differentiable in the student's parameters."""
+        """Return the loss ``[]``, differentiable with respect to the student's parameters."""
 
 
 @runtime_checkable
 class Remembering(Term, Protocol):
     """A term that carries tensors from one outer iteration to the next.
 
-    Where the images skip an update, so do these tensors. Over several matches, floating-point
-    tensors are averaged; others take the elementwise maximum (bools: any).
+    If an update of the images is skipped, these tensors do not change either. With several
+    matches, floating-point tensors are averaged over the matches; others take the elementwise
+    maximum (bools: any).
     """
 
     def memory(self, shapes: Mapping[str, torch.Size]) -> Tensors:
