@@ -20,6 +20,7 @@ from trajmatch.distill.objectives import Plan
 from trajmatch.distill.problem import prepare
 from trajmatch.errors import UserError
 from trajmatch.images import Parametrisation, find_parametrisation
+from trajmatch.images.pixels import Pixels
 
 MODULE = """
 from dataclasses import dataclass
@@ -153,6 +154,13 @@ def test_what_is_wrong_with_a_parametrisation_is_said(configure, broken, message
     problem = replace(prepare(configure()), parametrisation=broken)
     with pytest.raises(UserError, match=f"--images pixels: {message}"):
         problem.initial_state()
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, None])
+def test_a_budget_that_pays_for_no_image(configure, monkeypatch, count: object) -> None:
+    monkeypatch.setattr(Pixels, "images_per_class", lambda *_: count)
+    with pytest.raises(UserError, match=f"--images pixels: images_per_class .*returned {count}"):
+        prepare(configure())
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,11 @@ def open_setup(config: DistillConfig) -> Setup:
     shape = dataset.train_images.shape[1:]
     with blamed(f"images_per_class of --images {config.images}"):
         images_per_class = parametrisation.images_per_class(config.ipc, shape)
+    if not (isinstance(images_per_class, int) and images_per_class > 0):
+        raise UserError(
+            f"--images {config.images}: images_per_class should return a whole number of at least "
+            f"1, but returned {images_per_class!r}; take a larger --ipc"
+        )
     images = images_per_class * len(dataset.class_names)
     lr_init = config.lr_init
     if lr_init is None:
