@@ -96,7 +96,7 @@ COMMANDS: list[Mistake] = [
     Command("extra-word", f"{TRAIN} photos", expects=("photos",)),
     Command("switch-with-a-value", f"{TRAIN} --zca true", expects=("true",)),
     Command("no-out", "trajmatch expert --data npz:d.npz", expects=("--out",)),
-    Command("nothing-given", "trajmatch distill", expects=("--experts", "--out")),
+    Command("nothing-given", "trajmatch distill", expects=("--out",)),
     Command("flag-twice", f"{TRAIN} --epochs 1 --epochs 0", expects=("epochs",)),
     # numbers
     Command("epochs-a-word", f"{TRAIN} --epochs two", expects=("--epochs", "two")),
@@ -255,7 +255,7 @@ COMMANDS: list[Mistake] = [
     ),
     Command("init-from-the-data", f"{DISTILL} --init-from d.npz", expects=("d.npz",)),
     Command(
-        "init-from-other-ipc", f"{DISTILL} --init-from d.safetensors --ipc 2", expects=("ipc",)
+        "init-from-smaller-set", f"{DISTILL} --init-from d.safetensors --ipc 2", outcome="works"
     ),
     Command("unknown-labels", f"{DISTILL} --labels softt", expects=("--labels", "soft")),
     Command(
@@ -1022,7 +1022,7 @@ FILES: list[Mistake] = [
     Command(
         "scores-missing",
         f"{DISTILL} --init difficulty",
-        expects=("trajmatch score experts",),
+        expects=("experts.scores.safetensors", "trajmatch score"),
     ),
     Command(
         "hard-images-left-out-beyond-the-class",
@@ -2231,7 +2231,8 @@ CALLS: list[Mistake] = [
     _wrong("labels-column", LABELS, "labels = torch.arange(10)[:, None]\n", expects=("labels",)),
     _wrong("lr-a-list", LR, "lr = [0.01]", expects=("lr",)),
     _wrong("lr-a-vector", LR, "lr = torch.tensor([0.01], requires_grad=True)", expects=("lr",)),
-    _wrong("lr-of-each-step", LR, "lr = torch.full((5,), 0.01)", expects=("lr",)),
+    _wrong("lr-of-each-step", LR, "lr = torch.full((5,), 0.01)", works=True),
+    _wrong("lr-of-other-steps", LR, "lr = torch.full((4,), 0.01)", expects=("lr",)),
     _wrong("lr-a-text", LR, "lr = '0.01'", expects=("lr",)),
     _wrong("lr-below-zero", LR, "lr = torch.tensor(-0.01)", works=True),
     _wrong(
@@ -2346,7 +2347,7 @@ CALLS: list[Mistake] = [
     Call(
         "lr-and-batches-swapped",
         EXAMPLE.replace("images, labels, lr, batches", "images, labels, batches, lr"),
-        expects=("lr",),
+        expects=("batches",),
     ),
     Call(
         "batches-forgotten",
