@@ -58,7 +58,7 @@ intersphinx_mapping = {
     }.items()
 }
 
-# Where a class is defined, and the name under which its project documents it.
+# Names of classes in their projects' documentation, by the place where they are defined.
 PUBLIC_NAMES = {
     "Tensor": "torch.Tensor",
     "torch._C.Generator": "torch.Generator",

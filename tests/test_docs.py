@@ -234,7 +234,7 @@ PUBLIC = (
 
 
 def public(package: str) -> dict[str, object]:
-    """What is in ``__all__``; without it, what is defined, and imported ``as`` the same name."""
+    """Public names of a package: ``__all__``, or those defined or imported ``as`` themselves."""
     module = importlib.import_module(package)
     names = [*getattr(module, "__all__", ())]
     for node in [] if names else ast.parse(inspect.getsource(module)).body:
@@ -247,7 +247,7 @@ def public(package: str) -> dict[str, object]:
 
 
 def documented() -> list[object]:
-    """What the pages of the reference name."""
+    """Objects that the pages of the reference document."""
     found = []
     for page in (DOCS / "api").glob("*.md"):
         module = ""

@@ -122,7 +122,7 @@ def test_parametrisation() -> None:
     assert low_rank.images_per_class(3, shape) == 3 * 64 // (2 * 16)
     rendered = low_rank.render(low_rank.initial(images, 3), shape)
     assert torch.linalg.matrix_rank(rendered).tolist() == [[2]] * 3
-    # What the truncation leaves out are the smaller singular values.
+    # The truncation leaves out the smaller singular values.
     values = torch.linalg.svdvals(images)
     assert_close((images - rendered).square().sum((2, 3)), values[..., 2:].square().sum(-1))
     with pytest.raises(UserError, match="take --ipc 2 or more"):

@@ -22,7 +22,7 @@ struct Image {
     copy.read(images, i, 1, planes);
     return planes;
   }
-  // Where the pass writes the image, which write() then completes.
+  // Memory that the pass writes the image to. write() then completes it.
   T* place(T* images, int64_t i) const { return planes == nullptr ? images + i * size : planes; }
   void write(T* images, int64_t i) const { copy.write(planes, i, 1, images); }
 };
@@ -56,8 +56,6 @@ class ImagePass {
     pass.xh = zeros(shape_.pixels() * width_);
     pass.weight = affine(p.weight, T(1));
     pass.bias = affine(p.bias, T(0));
-    pass.grad_weight = zeros(affine_size_);
-    pass.grad_bias = zeros(affine_size_);
     if (phase != NormPhase::kUse) return;
     for (int64_t k = 0; k < count; ++k) {
       std::copy_n(batch.all + k * shape_.channels, shape_.channels, pass.means + k * width_);
@@ -114,8 +112,20 @@ class ImagePass {
     }
   }
 
+  // Takes weight and bias of the tangent, and memory for xh'.
+  template <class Params>
+  void take_tangents(const Params& p) {
+    pass.weight_tangent = affine(p.weight_tangent, T(0));
+    pass.bias_tangent = affine(p.bias_tangent, T(0));
+    pass.xh_tangent = zeros(shape_.pixels() * width_);
+  }
+
   // The gradients of weight and bias of one image: zero before the pass, copied to `partial` after
   // its first half.
+  void take_affine_gradient() {
+    pass.grad_weight = zeros(affine_size_);
+    pass.grad_bias = zeros(affine_size_);
+  }
   void clear_affine_gradient() const {
     std::fill_n(pass.grad_weight, affine_size_, T(0));
     std::fill_n(pass.grad_bias, affine_size_, T(0));
@@ -203,6 +213,7 @@ void backward(const NormActPoolBackward<T>& p, int64_t begin, int64_t end, NormP
               const BatchMeans<T>& batch) {
   ImagePass<T> images(p, phase, batch, 2);
   NormPass<T>& pass = images.pass;
+  images.take_affine_gradient();
   const Image<T> x = images.image(), above = images.pooled();
   for (int64_t i = begin; i < end; ++i) {
     images.read_xh(p, i, x.read(p.x, i));
@@ -221,9 +232,7 @@ void tangent(const NormActPoolTangent<T>& p, int64_t begin, int64_t end, NormPha
              const BatchMeans<T>& batch) {
   ImagePass<T> images(p, phase, batch, 2);
   NormPass<T>& pass = images.pass;
-  pass.weight_tangent = images.affine(p.weight_tangent, T(0));
-  pass.bias_tangent = images.affine(p.bias_tangent, T(0));
-  pass.xh_tangent = images.zeros(p.shape.pixels() * pass.width);
+  images.take_tangents(p);
   const Image<T> x = images.image(), out = images.pooled();
   for (int64_t i = begin; i < end; ++i) {
     images.read_xh(p, i, x.read(p.x, i));
@@ -242,9 +251,8 @@ void backward_tangent(const NormActPoolBackwardTangent<T>& p, int64_t begin, int
                       NormPhase phase, const BatchMeans<T>& batch) {
   ImagePass<T> images(p, phase, batch, 4);
   NormPass<T>& pass = images.pass;
-  pass.weight_tangent = images.affine(p.weight_tangent, T(0));
-  pass.bias_tangent = images.affine(p.bias_tangent, T(0));
-  pass.xh_tangent = images.zeros(p.shape.pixels() * pass.width);
+  images.take_tangents(p);
+  images.take_affine_gradient();
   const Image<T> x = images.image(), x_tangent = images.image();
   const Image<T> above = images.pooled(), above_tangent = images.pooled();
   pass.grad_out_tangent = images.zeros(p.shape.out_height() * p.shape.out_width() * pass.width);

@@ -295,7 +295,7 @@ class DistillConfig(RunOptions, DistillSettings):
     """File for the metrics of every iteration, as JSON lines. Default: beside the distilled set,
     ending in .jsonl."""
     snapshots: Count = 10
-    """How many times to save the current images, for `trajmatch report` and `trajmatch show`, to a
+    """Number of times to save the current images, for `trajmatch report` and `trajmatch show`, to a
     file beside the distilled set. 0: never."""
     tensorboard: Path | None = None
     """Folder for TensorBoard, to log the metrics there too."""
@@ -319,9 +319,9 @@ class DistillConfig(RunOptions, DistillSettings):
     graph: bool = True
     """On a CUDA device, record the launches of an outer iteration once and replay them."""
     parallel: Literal["matches", "batch"] = "matches"
-    """What several processes (torchrun) divide among themselves: matches, the K matches of an outer
-    iteration (same bytes as one process on the CPU); or batch, every student batch (same result up
-    to the order of sums)."""
+    """Work that several processes (torchrun) divide among themselves: matches, the K matches of an
+    outer iteration (same bytes as one process on the CPU); or batch, every student batch (same
+    result up to the order of sums)."""
     timeout: Positive = 600.0
     """Seconds that a process waits for the others in an outer iteration before it gives up."""
 
