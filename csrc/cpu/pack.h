@@ -69,20 +69,6 @@ TM_INLINE PixelRow<T> load_pixels(const T* from, int64_t step) {
   return row;
 }
 
-// Two values, for loop remainders that are shorter than a pixel.
-template <class T>
-struct PairType;
-template <>
-struct PairType<float> {
-  typedef float type __attribute__((vector_size(8)));
-};
-template <>
-struct PairType<double> {
-  typedef double type __attribute__((vector_size(16)));
-};
-template <class T>
-using Pair = typename PairType<T>::type;
-
 // The operations that the formulas of core/ need, for a SIMD vector V with elements T.
 template <class V, class T>
 struct VectorLanes {
@@ -104,14 +90,10 @@ template <>
 struct Lanes<Pack<float>> : VectorLanes<Pack<float>, float> {};
 template <>
 struct Lanes<Pack<double>> : VectorLanes<Pack<double>, double> {};
-template <>
-struct Lanes<Pair<float>> : VectorLanes<Pair<float>, float> {};
-// Pixels and pairs need their own specialisation only where they are not the same type as a pack.
+// Pixels need their own specialisation only where they are not the same type as a pack.
 #if TM_VECTOR_BYTES != 16
 template <>
 struct Lanes<Pixel<float>> : VectorLanes<Pixel<float>, float> {};
-template <>
-struct Lanes<Pair<double>> : VectorLanes<Pair<double>, double> {};
 #endif
 #if TM_VECTOR_BYTES != 32
 template <>
@@ -144,27 +126,4 @@ TM_INLINE void keep(V& value) {
 #else
   (void)value;
 #endif
-}
-
-template <class V>
-struct PackOf {
-  using type = V;
-};
-
-// Calls body(PackOf<V>(), i) until [0, count) is covered: with packs of T first, then with fours, a
-// pair and a single T for the remainder. The remainder goes through small vectors because a select
-// on a single element compiles to a branch.
-template <class T, class Body>
-inline __attribute__((always_inline)) void for_packs(int64_t count, const Body& body) {
-  constexpr int64_t kLanes = TM_VECTOR_BYTES / sizeof(T);
-  static_assert(sizeof(Pack<T>) == TM_VECTOR_BYTES, "a pack is not a vector");
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) body(PackOf<Pack<T>>(), i);
-  if constexpr (kLanes > 4) {
-    for (; i + 4 <= count; i += 4) body(PackOf<Pixel<T>>(), i);
-  }
-  if constexpr (kLanes > 2) {
-    for (; i + 2 <= count; i += 2) body(PackOf<Pair<T>>(), i);
-  }
-  for (; i < count; ++i) body(PackOf<T>(), i);
 }
