@@ -88,10 +88,17 @@ def main(argv: Sequence[str] | None, scale: Scale | None = None) -> int:
     parser.add_argument("--budget", type=duration, help="time for this call, e.g. 25m (no limit)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--methods", choices=COMPARISONS, default="papers")
+    parser.add_argument(
+        "--only", action="append", metavar="METHOD", help="a method to run now; repeatable (all)"
+    )
     parser.add_argument("--record", type=Path)
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "comparison.md")
     given = parser.parse_args(argv)
     methods, usual, name = COMPARISONS[given.methods]
+    everything = (*REAL, *REAL_SOFT, *methods)
+    for method in given.only or ():
+        if method not in everything:
+            raise UserError(f"--only {method!r} is none of {', '.join(map(repr, everything))}")
     record_path = given.record or HERE / "results" / f"{name}.json"
     uri = given.data or resolve_uri("cifar10")
     if uri is None:
@@ -103,7 +110,7 @@ def main(argv: Sequence[str] | None, scale: Scale | None = None) -> int:
         files.check_writable(folder)
     slices = Slices(record_path, slice_seconds=given.budget)
     try:
-        record = compare(scale or usual, uri, given.out, slices, given.device, methods)
+        record = compare(scale or usual, uri, given.out, slices, given.device, methods, given.only)
     except SliceOver:
         print(f"{slices.spent:.0f} s are spent in all; the same command goes on")
         return COME_AGAIN
@@ -119,6 +126,7 @@ def compare(
     slices: Slices,
     device: str = "cpu",
     methods: Mapping[str, Method] = PAPERS,
+    only: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Compare methods, or do what earlier calls left of it.
 
@@ -133,9 +141,10 @@ def compare(
         slices: State, which is the record, and time.
         device: Where to compute.
         methods: The methods, of :data:`METHODS`.
+        only: Methods and baselines to run now; the record lacks the others. None: all.
 
     Returns:
-        The record, complete.
+        The record, complete but for methods that are not in ``only``.
 
     Raises:
         SliceOver: The time of this call is over; the same call goes on.
@@ -157,7 +166,7 @@ def compare(
     )
     most = max(map(scale.seeds_at, scale.distill))
     for seed, ipc, method in product(range(most), scale.distill, (*REAL, *REAL_SOFT, *methods)):
-        if seed >= scale.seeds_at(ipc):
+        if seed >= scale.seeds_at(ipc) or (only and method not in only):
             continue
         runs = slices.state.setdefault("cells", {}).setdefault(method, {}).setdefault(str(ipc), [])
         if len(runs) == seed:

@@ -177,9 +177,14 @@ def test_the_program(squares, tmp_path, capsys) -> None:
     assert "the same command goes on" in capsys.readouterr().out
     assert copy.read_text() == PAGE.read_text()
 
+    assert program.main([*arguments, "--only=random real"], scale) == 0
+    record = files.read_json(tmp_path / "record.json")
+    assert set(record["cells"]) == {"random real"}
+    assert page.NOT_COMPLETE in copy.read_text()
+
     assert program.main(arguments, scale) == 0
     record = files.read_json(tmp_path / "record.json")
-    assert record["calls"] == 2
+    assert record["calls"] == 3
     assert page.result(record) in capsys.readouterr().out
     assert page.result(record) in copy.read_text()
 
@@ -263,6 +268,12 @@ def test_data_that_is_nowhere(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.delenv("TRAJMATCH_DATA", raising=False)
     assert program.main([f"--out={tmp_path}", f"--record={tmp_path / 'record.json'}"]) == 2
     assert "'cifar10' is not found" in capsys.readouterr().err
+
+
+def test_a_method_that_is_none(squares, tmp_path, capsys) -> None:
+    arguments = [f"--data={squares}", f"--out={tmp_path}", "--only=MTT, flipped"]
+    assert program.main(arguments) == 2
+    assert "--only 'MTT, flipped' is none of 'random real', " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scale", [CIFAR10, TINY])
