@@ -49,13 +49,13 @@ struct LayerPlan {
     width = ceil_div(channels, kLanes<T>) * kLanes<T>;
     panels = ceil_div(width, kPanel<T>);
     in_panels = ceil_div(in_width, kPanel<T>);
-    tile = precise ? 2 : 4;
-    const int64_t tiles_side = ceil_div(size, 4);
-    side = 4 * tiles_side;
+    // An image of 2 x 2 pixels is one tile of either; F(2, 3) multiplies 16 values for it, not 36.
+    tile = precise || size <= 2 ? 2 : 4;
+    side = tile * tiles_side(tile);
     in_side = side + 2;
     images = first ? 1
                    : std::clamp<int64_t>(
-                         kWantedRows / (tiles_side * tiles_side), 1,
+                         kWantedRows / tiles(4), 1,
                          weight_bytes() > kWideWeightBytes ? kGroupImagesWide : kGroupImages);
   }
 
