@@ -1,7 +1,7 @@
-"""Trajectory-matching dataset distillation: exact unrolled gradients, one file as the result.
+"""Trajectory-matching dataset distillation with exact unrolled gradients.
 
-Lazy import: the names below, and torch with them, are loaded at first use. An environment without a
-usable torch is refused at once.
+Public names are imported at first use, because importing torch is slow. Only the release of torch
+is checked at once: ImportError if torch is missing or too old.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ OLDEST_TORCH = (2, 11)  # the extension uses the stable interface of this releas
 
 
 def _check_torch() -> None:
-    """Raise ImportError if there is no torch or an older one; does not import it."""
+    """Raise ImportError if torch is missing or older than :data:`OLDEST_TORCH`."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         found = f"{sys.prefix} has none"
     else:
         folder = Path(spec.origin).parent
+        # Run this one file of torch, which is fast, instead of importing torch.
         release = run_path(str(folder / "version.py"))["__version__"]
         if tuple(map(int, release.split(".")[:2])) >= OLDEST_TORCH:
             return
@@ -48,6 +49,7 @@ __all__ = ["__version__", *_NAMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
+    # Python calls this for a name that the module does not have yet (PEP 562).
     if name not in (*_NAMES, *_MODULES):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f"{__name__}.{_NAMES.get(name, name)}")

@@ -1,4 +1,4 @@
-"""``python -m trajmatch``: the command line."""
+"""Entry point of ``python -m trajmatch``: the command line."""
 
 import sys
 

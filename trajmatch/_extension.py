@@ -1,8 +1,8 @@
 """Load the compiled extension, or raise an error that says how to build it.
 
-Import this module before using ``torch.ops.trajmatch``. There is no slower Python fallback: users
-would report its timings as the package's. A build without CUDA kernels warns if torch sees a GPU,
-and its operators raise ``NotImplementedError`` on CUDA tensors.
+Import this module before using ``torch.ops.trajmatch``. There is no slower Python fallback, because
+users would report its timings as the package's. A build without CUDA kernels warns if torch sees a
+GPU, and its operators raise ``NotImplementedError`` on CUDA tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 __all__ = ["_C", "Fault", "build_info", "compile_again", "missing_kernels"]
 
-# The JSON with build facts in the shared library (csrc/bindings.cpp).
+# The shared library contains this marker, followed by build facts in JSON (csrc/bindings.cpp).
 _FACTS = rb"trajmatch-build-facts(\{[^\0]*)\0"
 
 
@@ -33,20 +33,21 @@ def _facts_in(library: Path) -> dict[str, Any]:
 def compile_again(build: dict[str, Any], setting: str = "") -> str:
     """Return the command that compiles the package for this machine, for a message.
 
-    Args:
-        build: Facts of the installed build. A wheel comes without its source folder.
-        setting: Environment variable for the build, e.g. ``"TORCH_CUDA_ARCH_LIST=8.0 "``.
+    ``build`` has the facts of the installed build. ``setting`` is an environment variable followed
+    by a space, e.g. ``"TORCH_CUDA_ARCH_LIST=8.0 "``.
     """
     # --no-cache-dir: pip may otherwise reuse an older wheel. --no-deps: pip would reinstall torch.
     pip = f"{sys.executable} -m pip install --no-cache-dir --force-reinstall --no-deps"
+    # Users of a wheel have no source folder, so pip downloads the source.
     if build.get("wheel"):
         return f"`{setting}{pip} --no-binary trajmatch trajmatch`"
     return f"`{setting}{pip} .` in the source folder of trajmatch"
 
 
 def _explain(error: ImportError) -> str:
-    """Return a message with the versions built for, the versions running and the build command."""
+    """Return the message for a failed import, with the versions involved and the build command."""
     folder = Path(__file__).parent
+    # There is one library per Python version that the package was built for.
     built = [facts for path in sorted(folder.glob("_C.*so")) if (facts := _facts_in(path))]
     if built:
         was = " and ".join(f"torch {facts['torch']}, {facts['python']}" for facts in built)
@@ -81,8 +82,8 @@ def build_info() -> dict[str, Any]:
 
     Keys: ``torch`` (release compiled against), ``torch_interface`` (oldest release it runs with),
     ``python``, ``compiler``, ``openmp`` (bool), ``cuda`` (release or None), ``architectures`` (list
-    of str), ``left_out`` (list of dicts with ``what``, ``why`` and ``mend``) and ``wheel`` (bool:
-    built for other machines).
+    of str), ``left_out`` (parts not built: dicts with ``what``, ``why`` and ``mend``) and ``wheel``
+    (bool: built for other machines).
     """
     return _C.build_info()
 
@@ -102,7 +103,8 @@ def _refuse(*_: Any, **__: Any) -> NoReturn:
 
 
 def _refuse_cuda_tensors() -> torch.library.Library:
-    """Register an error for every operator on CUDA tensors, active while the result is alive."""
+    """Make every operator raise on CUDA tensors for as long as the returned library exists."""
+    # PyTorch's own error for a missing kernel does not say how to build the kernels.
     library = torch.library.Library("trajmatch", "IMPL", "CUDA")
     for name in torch._C._dispatch_get_all_op_names():
         if name.startswith("trajmatch::"):
@@ -111,7 +113,8 @@ def _refuse_cuda_tensors() -> torch.library.Library:
 
 
 def _warn_of_idle_gpu() -> None:
-    """Warn once per program: not on other torchrun ranks, nor in child processes."""
+    """Warn of an unused GPU, once per machine: on local rank 0 and not in child processes."""
+    # Child processes inherit the variable.
     first = os.environ.get("LOCAL_RANK", "0") == "0" and "TRAJMATCH_WARNED" not in os.environ
     if first and torch.cuda.device_count() > 0:
         os.environ["TRAJMATCH_WARNED"] = "1"

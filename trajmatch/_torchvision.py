@@ -1,8 +1,8 @@
-"""Import of torchvision, even next to a CPU-only torch.
+"""Import of torchvision, also next to a CPU-only torch.
 
-The registry has torchvision only for torch with CUDA. Next to a CPU-only torch its compiled part
-does not load, and its Python code then fails on two operators that nobody defined. They are not
-used here, so their schemas are defined without an implementation and the import is repeated.
+PyPI has torchvision only for torch with CUDA. Next to a CPU-only torch, the compiled part does not
+load, and the import fails because two operators are undefined. trajmatch does not use them, so this
+module defines their schemas without an implementation and repeats the import.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ def _import() -> ModuleType:
     except RuntimeError as error:
         if "operator torchvision::nms does not exist" not in str(error):
             raise
+    # Remove the submodules of the failed import: a second import would reuse them half initialised.
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]  # submodules from the failed import
+        del sys.modules[name]
     _library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -38,6 +39,8 @@ def _load() -> ModuleType:
     try:
         return _import()
     except Exception as error:
+        # torchvision 0.(N + 15) belongs to torch 2.N. Builds for variants of torch, such as +cpu or
+        # +cu130, are on PyTorch's own index, which has one address per variant.
         release, _, variant = torch.__version__.partition("+")
         minor = int(release.split(".")[1])
         published = re.fullmatch(r"cpu|cu\d+|rocm[\d.]+", variant)

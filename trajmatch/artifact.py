@@ -1,7 +1,7 @@
 """File format of a distilled set: one safetensors file with everything needed to train on it.
 
-It has the images as trained (normalised or whitened), a viewable copy, labels, and a description
-in JSON. It has no path, time or host name: equal runs write equal bytes.
+The file has the images as trained (normalised or whitened), a viewable copy, the labels and a JSON
+description. It has no path, time or host name, so that equal runs write equal bytes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from trajmatch.schema import Finite, Positive, PositiveInt, settings_of, settle
 from trajmatch.training import train
 
 FORMAT = "trajmatch artifact"
-#: Version of files that hold parameters in place of images. Files with images are version 2 if
-#: ZCA-whitened, else version 1.
+#: Version of files with parameters in place of images. Files with images have version 2 if they are
+#: ZCA-whitened, else version 1, so that older releases can read them.
 FORMAT_VERSION = 3
 
 #: File name endings of other formats, for a warning.
@@ -80,14 +80,12 @@ class Artifact(Description):
         dsa: Augmentation to train with (:class:`trajmatch.data.dsa.DSA`).
         network: Spec of the network, as for :func:`trajmatch.networks.build`.
         class_names: Names of the ``K`` classes.
-        dataset_name: Name of the distilled data set.
-        dataset_fingerprint: Fingerprint of the distilled data set.
+        dataset_fingerprint: Fingerprint of the real data set.
         ipc: Images per class.
         recipe: Settings of the run.
-        seed: Seed of the run.
         versions: Software versions of the run.
         scores: Evaluation results, each with its protocol.
-        selection: Rule that chose the iterate: ``"last"``, ``"holdout"`` or ``"test-max"``.
+        selection: Rule that chose the iteration: ``"last"``, ``"holdout"`` or ``"test-max"``.
         parametrisation: Image parametrisation (``distill --images``); None: pixels.
         parameters: Tensors of the parametrisation, by name; empty for pixels.
         keeps_rendered: True to write the rendered images to the file beside ``parameters``.
@@ -104,7 +102,7 @@ class Artifact(Description):
     keeps_rendered: bool = True
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check every field, and that the fields fit together."""
         settle(self, str)
         images, labels, classes = self.images, self.labels, self.num_classes
         _check(images.dtype == torch.float32, "the images' dtype", "float32", images.dtype)
@@ -113,6 +111,7 @@ class Artifact(Description):
         hard = self.label_kind == "index"
         dtype = torch.int64 if hard else torch.float32
         _check(labels.dtype == dtype, "the labels' dtype", str(dtype)[6:], labels.dtype)
+        # Outputs of the network: D for targets [n, D], else K.
         outputs = labels.shape[-1] if self.label_kind == "target" and labels.ndim else classes
         wanted = [len(images)] if hard else [len(images), outputs]
         found = list(labels.shape)
@@ -147,18 +146,19 @@ class Artifact(Description):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Map from pixels to the space of ``images``; apply it to test images too."""
+        """Map from pixels to network inputs such as ``images``; apply it to test images too."""
         return self.zca or ChannelNormalisation(self.mean, self.std)
 
     @property
     def pixels(self) -> Tensor:
-        """Viewable images with the preprocessing undone. ``[n, C, H, W]``, uint8."""
+        """Viewable images, with the preprocessing undone. ``[n, C, H, W]``, uint8."""
         shown = self.preprocessing.invert(self.images).clamp(0, 1)
         return shown.mul(255).round().to(torch.uint8)
 
     @property
     def hard_labels(self) -> Tensor:
-        """Class of each image: argmax for logits, image order for targets. ``[n]``, int64."""
+        """Class of each image; for soft labels, the class of the largest logit. ``[n]``, int64."""
+        # With targets, the images are ordered by class, and each class has n / K of them.
         if self.label_kind == "target":
             return torch.arange(len(self.labels)) * self.num_classes // len(self.labels)
         return self.labels if self.label_kind == "index" else self.labels.argmax(dim=1)
@@ -196,16 +196,13 @@ class Artifact(Description):
         return TensorDataset(self.images, self.labels)
 
     def train(self, model: nn.Module, *, epochs: int = 1000, seed: int = 0) -> nn.Module:
-        """Train a network on the set with MTT's evaluation protocol and the learned step size.
+        """Train a model on the set by MTT's evaluation protocol, with the learned step size.
 
         Args:
-            model: Any module that :func:`trajmatch.ops.gradient` accepts. Training starts from its
-                current parameters and leaves it in training mode.
+            model: Any module that :func:`trajmatch.ops.gradient` accepts. It is trained in place
+                from its current parameters, left in training mode, and returned.
             epochs: Passes over the set; one more is run, as in MTT's code.
-            seed: Seed of batch order and augmentation.
-
-        Returns:
-            The same model.
+            seed: Seed of batch order, augmentation and dropout.
 
         Raises:
             TypeError: ``model`` is not a module.
@@ -216,24 +213,20 @@ class Artifact(Description):
         return train(model, self.images, self.labels, protocol, seed, loss=self.loss)
 
     def images_preprocessed_by(self, other: Preprocessing) -> Tensor:
-        """Return the images for a network trained with another preprocessing.
+        """Return the images for a network that expects another preprocessing.
 
-        ``[n, C, H, W]``, float32; the same tensor if the preprocessing is the same.
+        ``[n, C, H, W]``, float32; ``images`` itself if the preprocessing is the same.
         """
         if self.preprocessing.same_as(other):
             return self.images
         return other.apply(self.preprocessing.invert(self.images.double()))
 
     def to_images(self, folder: files.PathLike) -> list[Path]:
-        """Write one PNG per image with the preprocessing undone, in one folder per class.
+        """Write ``pixels`` as one PNG per image, in one subfolder per class.
 
-        Folder names begin with the class index, so they sort in class order.
-
-        Args:
-            folder: Output folder, made if missing. It must be empty and writable, or UserError.
-
-        Returns:
-            Path of each image relative to ``folder``, in image order.
+        Names of subfolders begin with the class index. ``folder`` is made if missing. Returns the
+        paths relative to ``folder``, in image order. Raises UserError if ``folder`` is not empty or
+        cannot be written.
         """
         root = Path(folder)
         files.check_writable(root)
@@ -293,9 +286,8 @@ class Artifact(Description):
 def log_probabilities(probabilities: Tensor) -> Tensor:
     """Return logits ``[n, K]``, float32, whose softmax is ``probabilities``.
 
-    Args:
-        probabilities: Rows that sum to 1, or UserError. Zeros count as the smallest normal float32.
-            ``[n, K]``, floating point.
+    ``probabilities`` are ``[n, K]``, floating point. Zeros count as the smallest normal float32.
+    Raises UserError if a row does not sum to 1 or has a negative number.
     """
     rows = probabilities
     if rows.ndim != 2 or not rows.is_floating_point():
@@ -315,7 +307,7 @@ def log_probabilities(probabilities: Tensor) -> Tensor:
 
 
 def warn_of_ending(path: files.PathLike) -> None:
-    """Warn if the file name of an artifact ends like another format."""
+    """Warn if the name of an artifact has the ending of another file format."""
     suffix = Path(path).suffix
     if suffix.lower() in _OTHER_ENDINGS:
         warn(
@@ -326,9 +318,10 @@ def warn_of_ending(path: files.PathLike) -> None:
 
 
 def save(path: files.PathLike, artifact: Artifact) -> None:
-    """Write an artifact as one atomic write; raise UserError if that fails."""
+    """Write an artifact atomically; raise UserError if that fails."""
     if not isinstance(artifact, Artifact):
         raise TypeError(f"expected artifact to be an Artifact, but got {type(artifact).__name__}")
+    # Choose the oldest version that has all that this artifact needs.
     version = FORMAT_VERSION
     if artifact.keeps_rendered:
         version = 1 if artifact.zca is None else 2
@@ -345,7 +338,7 @@ def save(path: files.PathLike, artifact: Artifact) -> None:
 def load(path: files.PathLike) -> Artifact:
     """Read an artifact that `trajmatch distill` or :func:`trajmatch.artifact.save` wrote.
 
-    All of it is checked, and the tensors are on the CPU. Raises UserError if the file is missing,
+    The whole content is checked. Tensors are on the CPU. Raises UserError if the file is missing,
     damaged, not an artifact, or of a newer format version.
     """
     tensors, metadata = files.load_tensors(path)
@@ -399,6 +392,7 @@ def _rendered(
     """Render the images of a file that holds only their parameters."""
     kinds = (ValueError, KeyError, IndexError, TypeError, RuntimeError)
     with as_user_error(f"the images of {path} cannot be rendered: ", *kinds):
+        # Do not import a parametrisation of the user: loading a file must not run other code.
         if not isinstance(spec, str) or not is_built_in(spec):
             raise UserError(
                 f"trajmatch {__version__} has no parametrisation {spec!r}; use the release that "
@@ -422,6 +416,7 @@ def _check(holds: bool, what: str, wanted: str, value: object) -> None:
 
 
 def _check_network(spec: dict[str, Any], images: Tensor, num_classes: int) -> None:
+    """Raise UserError unless the network can be built and fits the images and outputs."""
     kinds = (ValueError, RuntimeError, TypeError, OverflowError)
     with as_user_error(f"the network {spec} cannot be built: ", *kinds):
         # Do not build a user's own network here: loading a file must not import user code.

@@ -1,4 +1,4 @@
-"""Choices and constants of a block: the layers after a convolution in the papers' networks."""
+"""Norms, activations, poolings and constants of a block, the layers after a convolution."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 
 class Norm(NamedTuple):
-    """Numeric description of a norm.
+    """Numeric description of a norm."""
 
-    Attributes:
-        groups: Number of channel groups that are normalised together; None: one per channel; 0: no
-            norm.
-        elementwise: True for weight and bias per value of an image, False per channel.
-        over_batch: True if mean and variance are over all images of a batch.
-    """
-
+    # Number of channel groups with a common mean and variance; None: one per channel; 0: no norm.
     groups: int | None
-    elementwise: bool = False
-    over_batch: bool = False
+    elementwise: bool = False  # weight and bias are per value of an image, instead of per channel
+    over_batch: bool = False  # mean and variance are over all images of a batch
 
 
 #: Norms by name.
@@ -28,19 +22,20 @@ NORMS = {
     "layer": Norm(1, elementwise=True),
     "batch": Norm(None, over_batch=True),
 }
-#: Norms that treat each image alone.
+#: Norms that normalise each image alone.
 IMAGE_NORMS = tuple(name for name, norm in NORMS.items() if not norm.over_batch)
 if TYPE_CHECKING:
     NormName: TypeAlias = str
 else:
     NormName = Literal[tuple(NORMS)]
 
-#: Both in the order of the engine's numbers (``csrc/core/norm_act_pool.h``).
+#: Activations and poolings, in the order of the engine's numbers (``csrc/core/activation.h`` and
+#: ``csrc/core/norm_act_pool.h``).
 ACTIVATIONS = ("none", "relu", "leaky_relu", "sigmoid")
 POOLINGS = ("none", "average", "max")
 
-#: Blocks that run in fused CUDA kernels, and in what precision, in the order of ``FusedKernels``
-#: (``csrc/core/network.h``).
+#: Which blocks run as fused CUDA kernels, and in which precision; in the order of ``FusedKernels``
+#: (``csrc/core/network.h``), where ``library`` is ``kNone``.
 CudaBlocks = Literal["library", "first", "tf32", "fp16"]
 
 #: Added to the variance, PyTorch's default for every norm used here.

@@ -1,7 +1,7 @@
 """Child processes that run a function of this package and send events to the parent.
 
-A child has the parent's interpreter flags, environment, ``sys.path`` and trajmatch package. Job
-and events are JSON on a socket; everything the child prints goes to stderr.
+A child has the parent's interpreter flags, environment, ``sys.path`` and trajmatch package. The job
+and the events are sent as JSON over a socket. Everything that a child prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Job = dict[str, Any]
 Event = dict[str, Any]
 Emit = Callable[[Event], None]
 
-#: Interval in seconds to poll for children that exited while their connection stays open.
+#: Interval in seconds at which to look for children that ended although their connection is open.
 _LOOK = 1.0
 
-# Import only the built-in module sys before sys.path is set.
+# Program of a child. It imports only the built-in module sys before it sets sys.path.
 _PROGRAM = """
 import sys
 package, descriptor, module, name, *sys.path[:] = sys.argv[1:]
@@ -64,14 +64,8 @@ def children(
 ) -> Iterator[Iterator[Event]]:
     """Run a function in child processes; leaving the context terminates them.
 
-    The children are new programs: a fork of a process with threads may hang, and a
-    ``multiprocessing`` child would run the caller's script again. Each has its own session: ctrl-C
-    reaches only this process, which then sends them SIGTERM.
-
-    Args:
-        function: Module-level function ``function(job, emit)`` of this package.
-        jobs: One job for each child, as JSON values.
-        environment: Extra environment variables for the children.
+    ``function(job, emit)`` is a module-level function of this package. Each child gets one of
+    ``jobs``, which are JSON values, and the additional variables ``environment``.
 
     Yields:
         An iterator over the events of all children until all have ended. It raises
@@ -83,7 +77,8 @@ def children(
         for job in jobs:
             connection, process = stack.enter_context(_started(function, job, environment))
             running[connection] = process
-        for process in running.values():  # terminate all before _started waits for any
+        # Callbacks run last in, first out: all children get SIGTERM before _started waits for one.
+        for process in running.values():
             stack.callback(process.terminate)
         yield _events(running)
 
@@ -92,7 +87,9 @@ def children(
 def _started(
     function: Callable[[Job, Emit], None], job: Job, environment: Mapping[str, str]
 ) -> Iterator[tuple[Connection, subprocess.Popen[bytes]]]:
-    """Start a child and send it its job; terminate it when the context exits."""
+    """Start a child process and send its job; terminate the process when the context exits."""
+    # Start a new program, because a fork of a process with threads may hang and a child of
+    # multiprocessing would run the caller's script again.
     ours, theirs = Pipe()
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     arguments = [trajmatch.__file__, str(theirs.fileno()), function.__module__, function.__name__]
@@ -105,6 +102,7 @@ def _started(
                 stdout=2,
                 env={**os.environ, **environment},
                 pass_fds=[theirs.fileno(), *lock.held()],  # the child holds the locks too
+                # In its own session, the child gets no ctrl-C: the parent sends SIGTERM instead.
                 start_new_session=True,
             )
         try:
@@ -120,19 +118,21 @@ def _events(running: dict[Connection, subprocess.Popen[bytes]]) -> Iterator[Even
     """Yield the events of the children until all have ended."""
     while running:
         interruption.check()
+        # Wait until a message arrives, the time limit is up, or _LOOK seconds are over.
         left = interruption.remaining()
         ready = wait([*running], _LOOK if left is None else min(left, _LOOK))
         ended = []
         for connection in running.keys() & {*ready}:
             try:
                 message = json.loads(connection.recv_bytes())
-            except (EOFError, OSError):
+            except (EOFError, OSError):  # the child has closed its end
                 ended.append(connection)
                 continue
             if "error" in message:
                 raise UserError(message["error"])
             yield message["event"]
-        if not ready:  # a grandchild may hold the connection of an exited child open
+        # A grandchild may hold the connection of an ended child open, so look at the process too.
+        if not ready:
             for connection, process in running.items():
                 if process.poll() is not None and not connection.poll():
                     ended.append(connection)
@@ -142,7 +142,7 @@ def _events(running: dict[Connection, subprocess.Popen[bytes]]) -> Iterator[Even
 
 
 def main(descriptor: int, module: str, name: str) -> int:
-    """Run the function of a child process (see :func:`children`) and return the exit status."""
+    """Run the function in a child process (see :func:`children`) and return the exit status."""
     connection = Connection(descriptor)
 
     def send(message: dict[str, Any]) -> None:

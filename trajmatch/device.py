@@ -1,4 +1,4 @@
-"""Choice of the compute device, and reasons why a GPU or the CUDA kernels cannot be used."""
+"""Choice of the compute device, and reasons why a GPU or the CUDA kernels are unusable."""
 
 from __future__ import annotations
 
@@ -19,13 +19,9 @@ DRIVER = "libcuda.so.1"
 
 
 def usable_device(name: str) -> str:
-    """Return the name of the device to compute on; ``auto`` is resolved.
+    """Return the device for a value of ``--device``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
-    Args:
-        name: Value of ``--device``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Raises:
-        UserError: There is no such device, or it cannot be used.
+    Raises UserError if there is no such device or it cannot be used.
     """
     if name == "auto":
         return automatic_device()[0]
@@ -43,10 +39,10 @@ def usable_device(name: str) -> str:
 
 
 def automatic_device() -> tuple[str, str]:
-    """Return the device for ``auto`` and the reason; a GPU if one is usable, else the CPU.
+    """Return the device for ``auto`` (a GPU if one is usable, else the CPU) and the reason.
 
-    ``TRAJMATCH_DEVICE`` overrides the choice (UserError if unusable), and the reason is "" then.
-    torchrun processes use GPUs only if the machine has one for each.
+    The variable ``TRAJMATCH_DEVICE`` overrides the choice; the reason is then "". Raises UserError
+    if that device is unusable.
     """
     named = os.environ.get("TRAJMATCH_DEVICE", "auto")
     if named != "auto":
@@ -55,6 +51,7 @@ def automatic_device() -> tuple[str, str]:
     fault = cuda_fault()
     if fault is not None:
         return "cpu", fault.why
+    # The processes of torchrun take GPUs only if the machine has one for each.
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if processes > gpus:
         return "cpu", f"{processes} processes, but {gpus} GPUs"
@@ -62,11 +59,8 @@ def automatic_device() -> tuple[str, str]:
 
 
 def cuda_fault(index: int | None = None) -> Fault | None:
-    """Return the reason why a GPU cannot be used; None if it can.
-
-    Args:
-        index: Index of the GPU; None for the current one.
-    """
+    """Return the reason why the GPU (default: the current one) cannot be used; None if it can."""
+    # The order matters: each check relies on the checks before it.
     build = build_info()
     if torch.version.cuda is None:
         then = "" if build["cuda"] else f", then: {compile_again(build)}"
@@ -92,10 +86,11 @@ def cuda_fault(index: int | None = None) -> Fault | None:
 
 
 def _kernel_fault(index: int) -> Fault | None:
-    """Return the reason why the built kernels do not run on this GPU, or None."""
+    """Return the reason why the built kernels do not run on a GPU; None if they do."""
     build = build_info()
     nvcc = tuple(map(int, build["cuda"].split(".")))
     driver = _driver_release()
+    # Machine code needs a driver of the same or a later major release of CUDA.
     if driver[0] < nvcc[0]:
         return Fault(
             f"the kernels were compiled by nvcc {build['cuda']}, but the driver is made for CUDA "
@@ -104,6 +99,7 @@ def _kernel_fault(index: int) -> Fault | None:
             f"{compile_again(build)}",
         )
     capability = torch.cuda.get_device_capability(index)
+    # The driver compiles PTX only if nvcc, which wrote the PTX, was not newer than the driver.
     if any(_covers(each, capability, driver >= nvcc) for each in build["architectures"]):
         return None
     number_of_it = f"{capability[0]}.{capability[1]}"

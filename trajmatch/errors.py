@@ -1,4 +1,4 @@
-"""The error class for user mistakes, warnings, and "did you mean" hints."""
+"""Error class for mistakes of the user, warnings, and "did you mean" hints."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
 
-#: Files whose lines a warning does not name: this package, and what runs its context managers.
+#: Files that a warning does not point to: this package, and contextlib, which calls it.
 _OURS = (f"{Path(__file__).parent}/", contextlib.__file__)
 
 
 class UserError(ValueError):
-    """A file, data set or setting from the user that cannot be used.
+    """Error for a file, data set or setting of the user that cannot be used.
 
-    The message names settings as flags (``--lr-img``). The command line prints it without a
+    The command line prints the message, which names settings as flags (``--lr-img``), without a
     traceback and exits with status 2. ``str()`` names Python arguments instead (``lr_img``).
     """
 
@@ -40,7 +40,7 @@ class UserError(ValueError):
 def as_user_error(prefix: str = "", *kinds: type[Exception], advice: str = "") -> Iterator[None]:
     """Turn exceptions of the given kinds (default: ValueError) into UserError.
 
-    The message is ``prefix``, the message of the exception, and ``advice``.
+    The new message is ``prefix``, then the message of the exception, then ``advice``.
     """
     caught = kinds or (ValueError,)
     try:
@@ -53,7 +53,8 @@ def as_user_error(prefix: str = "", *kinds: type[Exception], advice: str = "") -
 
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
-    """Warn, and name the line outside of this package that led there."""
+    """Issue a warning that points to the caller's line outside this package."""
+    # Walk up the stack past the frames of this package.
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
         level, frame = level + 1, frame.f_back
@@ -61,7 +62,8 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
 
 
 def in_arguments(text: str) -> str:
-    """Replace flags by Python argument names, except in commands in backticks."""
+    """Replace flags by names of Python arguments, except in commands, which are in backticks."""
+    # After the split, even parts are outside of backticks.
     parts = text.split("`")
     parts[::2] = [_FLAG.sub(lambda flag: flag[1].replace("-", "_"), part) for part in parts[::2]]
     return "`".join(parts)

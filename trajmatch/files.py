@@ -1,8 +1,8 @@
 """Atomic file writes, and safetensors files with JSON metadata and a checksum.
 
 A write goes to a temporary file in the same folder, is flushed (fsync) and then renamed. Failures
-are :class:`~trajmatch.errors.UserError` with the path. Input may be damaged or hostile: JSON size
-is limited, safetensors checks the sizes in a header against the file, and pickle is never used.
+are :class:`~trajmatch.errors.UserError` with the path. Input may be damaged or hostile: the size of
+JSON is limited, safetensors checks a header against the file size, and pickle is never used.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ METADATA_KEY = "trajmatch"
 #: Reserved metadata key: SHA-256 of the tensors and of the other metadata. Missing in older files.
 CHECKSUM = "checksum"
 
-#: Maximum size of a JSON text in bytes. Parsed Python objects take 30 times as much memory. The
-#: names of 20,000 classes take half of the limit.
+#: Maximum size of a JSON text in bytes. The parsed Python objects can take 30 times as much memory.
+#: The names of 20,000 classes take half of the limit.
 MOST_JSON = 2**21
 
 _LEFTOVER = re.compile(r"\.trajmatch-[0-9a-f]{16}\.tmp")
 #: Age in seconds at which a temporary file counts as left over from a killed process.
 _LEFTOVER_AGE = 3600
 
-#: errno values of a failing or full disk. Others mean that the file system lacks an operation.
+#: Values of errno for a failing or full disk; others mean that the file system lacks an operation.
 _DISK_ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -57,6 +57,7 @@ def write_bytes(path: PathLike, data: bytes) -> None:
     try:
         with as_user_error(f"cannot write {path}: ", OSError):
             temporary.write_bytes(data)
+            # Flush before the rename: after a power cut, the name must not show a partial file.
             flush(temporary)
             os.replace(temporary, path)
             flush(path.parent)
@@ -91,16 +92,11 @@ def save_tensors(
     *,
     allow_nonfinite: bool = False,
 ) -> None:
-    """Write named tensors and metadata. Equal content gives equal bytes.
+    """Write named tensors and metadata atomically; equal content gives equal bytes.
 
-    Args:
-        path: The file. Its folder must exist.
-        tensors: Tensors of any shape, dtype and device.
-        metadata: JSON values, without a key :data:`CHECKSUM`.
-        allow_nonfinite: True to accept NaN and infinity in tensors.
-
-    Raises:
-        UserError: A tensor has NaN or infinity, or the file cannot be written.
+    Tensors have any shape, dtype and device. The metadata are JSON values without the key
+    :data:`CHECKSUM`. The folder must exist. Raises UserError if the file cannot be written, or for
+    NaN or infinity in a tensor unless ``allow_nonfinite``.
     """
     from safetensors.torch import save
 
@@ -120,9 +116,9 @@ def save_tensors(
 
 
 def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of :func:`save_tensors`; return its tensors, on the CPU, and its metadata.
+    """Return the tensors (on the CPU) and the metadata of a file of :func:`save_tensors`.
 
-    Raises UserError if it is missing, not from trajmatch, or does not match its checksum.
+    Raises UserError if the file is missing, not from trajmatch, or does not match its checksum.
     """
     with open_tensors(path) as handle:
         metadata, checksum = _metadata(path, handle)
@@ -133,7 +129,7 @@ def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_metadata(path: PathLike) -> dict[str, Any]:
-    """Read only the metadata of a file of :func:`save_tensors`."""
+    """Read the metadata, but not the tensors, of a file of :func:`save_tensors`."""
     with open_tensors(path) as handle:
         return _metadata(path, handle)[0]
 
@@ -159,11 +155,11 @@ def open_tensors(path: PathLike) -> Iterator[safe_open]:
     """
     from safetensors import SafetensorError, safe_open
 
-    # Open it first: the safetensors message for an unreadable file lacks the cause.
+    # Open the file here first, because the error of safetensors lacks the cause.
     with as_user_error(f"cannot read {path}: ", OSError), Path(path).open("rb"):
         pass
     damaged = f"{path} is damaged, cut off or not a safetensors file: "
-    # OSError: a pipe. TypeError: a shape with a 0 and a size above 64 bits.
+    # OSError: the path is a pipe. TypeError: a shape has a 0 and a size above 64 bits.
     with (
         as_user_error(damaged, OSError, SafetensorError, TypeError),
         safe_open(path, framework="pt", device="cpu") as handle,
@@ -172,7 +168,7 @@ def open_tensors(path: PathLike) -> Iterator[safe_open]:
 
 
 def beside(path: PathLike, ending: str) -> Path:
-    """Return the path next to an artifact with its ``.safetensors``, if any, replaced."""
+    """Return the path of an artifact with ``ending`` in place of ``.safetensors``, if any."""
     path = Path(path)
     return path.with_name(path.name.removesuffix(".safetensors") + ending)
 
@@ -189,6 +185,7 @@ def check_writable(folder: PathLike) -> None:
 
 def remove_leftovers(folder: PathLike) -> None:
     """Remove temporary files and folders that are more than an hour old from a folder."""
+    # Newer ones may belong to a running process. Entries may also vanish meanwhile (OSError).
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             if _LEFTOVER.fullmatch(entry.name) and not entry.is_symlink():
@@ -206,9 +203,9 @@ def temporary_beside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill, and rename it to ``folder`` if the block succeeds.
+    """Yield a temporary folder to fill; rename it to ``folder`` if the block succeeds.
 
-    Makes parent folders. Raises UserError if ``folder`` is not empty or cannot be written.
+    Parent folders are made. Raises UserError if ``folder`` is not empty or cannot be written.
     """
     folder = folder.absolute()  # the path "." has no name
     check_new(folder)
@@ -217,6 +214,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         with as_user_error(f"cannot write {folder}: ", OSError):
             temporary.mkdir(parents=True)
             yield temporary
+            # As for a single file, flush the content before the rename and the new name after it.
             for path in (*temporary.rglob("*"), temporary):
                 flush(path)
             os.replace(temporary, folder)
@@ -234,11 +232,11 @@ def check_new(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Flush (fsync) a file, or the names in a folder: a power cut can lose unflushed names.
+    """Flush (fsync) a file, or the names in a folder, which a power cut could lose.
 
-    Ignores file systems that cannot flush a folder (shares of virtual machines, SMB, FUSE). Raises
-    OSError if the disk fails or is full, or if a file cannot be flushed.
+    Raises OSError if the disk fails or is full, or if a file cannot be flushed.
     """
+    # Some file systems cannot flush a folder (shares of virtual machines, SMB, FUSE): ignore that.
     folder = path.is_dir()
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -265,7 +263,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _metadata(path: PathLike, handle: safe_open) -> tuple[dict[str, Any], dict[str, str] | None]:
-    """Return the metadata, verified against its checksum, and the checksums (None in old files)."""
+    """Return the verified metadata, and the checksums (None if an old file has none)."""
     text = (handle.metadata() or {}).get(METADATA_KEY)
     if text is None:
         raise UserError(f"{path} is a safetensors file, but not one that trajmatch wrote")
@@ -280,12 +278,14 @@ def _metadata(path: PathLike, handle: safe_open) -> tuple[dict[str, Any], dict[s
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of named tensors, independent of their order."""
     import torch
 
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(json_checksum({name: [str(tensor.dtype), list(tensor.shape)]}).encode())
+        # Hash the bytes themselves, because NumPy has no bfloat16.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

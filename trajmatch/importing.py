@@ -1,6 +1,6 @@
-"""Import of user objects named ``package.module:NAME``: data sets, networks, matching terms.
+"""Import of user objects, such as a network ``package.module:NAME``, and lazy imports.
 
-Also the lazy import of a package's own public names, so that PyTorch loads only when needed.
+Packages of trajmatch import their public names at first use, so that torch loads only if needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PACKAGE = str(Path(__file__).parent)
 
 
 def lazily(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a package ``__getattr__`` that imports names at first use.
+    """Return a function ``__getattr__`` for a package that imports names at first use.
 
     ``modules`` maps each module to its public names, separated by spaces.
     """
@@ -34,6 +34,7 @@ def lazily(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(module_of[name]), name)
+        # Python then finds the name in the package, and does not call this again.
         setattr(sys.modules[package], name, value)
         return value
 
@@ -52,11 +53,12 @@ def import_object(address: str) -> Any:
     """Import a module and return the attribute at ``package.module:NAME``.
 
     The current folder is searched after ``sys.path``. Raises UserError if the module or attribute
-    does not exist, or if the import fails (with the line).
+    does not exist, or if the import fails; the message has the line of the failure.
     """
     module_name, _, name = address.partition(":")
     search_current_folder()
-    importlib.invalidate_caches()  # the module file may be newer than Python's cache of the folder
+    # The file of the module may be newer than Python's cache of the folder.
+    importlib.invalidate_caches()
     with blamed(f"{address} cannot be used: the module {module_name}"):
         try:
             module = importlib.import_module(module_name)
@@ -79,7 +81,7 @@ def import_object(address: str) -> Any:
 def named(flag: str, what: str, name: str, table: Mapping[str, T]) -> T | Any:
     """Return ``table[name]``, or import the object ``package.module:NAME``.
 
-    Raises UserError if it does not exist, with ``flag`` and the noun ``what`` in the message.
+    Raises UserError if there is no such object; the message names ``flag`` and the noun ``what``.
     """
     if name in table:
         return table[name]
@@ -94,14 +96,14 @@ def named(flag: str, what: str, name: str, table: Mapping[str, T]) -> T | Any:
 def parsed(
     flag: str, spec: str, names: Collection[str]
 ) -> tuple[str, list[int | float | str], dict[str, int | float | str]]:
-    """Split the spec ``NAME`` or ``NAME:SETTINGS`` into name, positional and keyword values.
+    """Split ``NAME`` or ``NAME:SETTINGS`` into the name, positional values and keyword values.
 
     Settings are comma-separated values, then ``KEY=VALUE`` pairs; numbers are converted. ``NAME``
-    is one of ``names`` or ``package.module:NAME``. Raises UserError, with ``flag``, for a wrong
-    order or a duplicate key.
+    is one of ``names`` or ``package.module:NAME``. Raises UserError, with ``flag``, for a value
+    after a pair or a duplicate key.
     """
     name, colon, text = spec.partition(":")
-    # In "pkg.mod:NAME:SETTINGS" the first colon belongs to the name.
+    # In "package.module:NAME:SETTINGS" the first colon belongs to the name.
     attribute, second, more = text.partition(":")
     if name not in names and attribute.isidentifier():
         name, colon, text = f"{name}:{attribute}", second, more
@@ -120,16 +122,17 @@ def parsed(
 
 
 def made(flag: str, what: str, spec: str, table: Mapping[str, Any]) -> Any:
-    """Make the component of a spec; see :func:`parsed` and :func:`named` for the arguments.
+    """Return the component of a spec; see :func:`parsed` and :func:`named` for the arguments.
 
-    Calls classes, built-ins, and functions with settings; returns any other object as it is. Raises
-    UserError if the component does not exist, rejects the settings, or fails.
+    An object is called if it is a class, is in ``table``, or has settings; other objects are
+    returned unchanged. Raises UserError if the object is missing, rejects the settings, or fails.
     """
     name, values, settings = parsed(flag, spec, table)
     found = named(flag, what, name, table)
     if not (isinstance(found, type) or name in table or values or settings):
         return found
     with blamed(f"{flag} {spec}"):
+        # Compare with the signature first, to tell wrong settings from a TypeError in the call.
         signature = inspect.signature(found)
         try:
             signature.bind(*values, **settings)
@@ -144,15 +147,13 @@ def made(flag: str, what: str, spec: str, table: Mapping[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def blamed(what: str) -> Iterator[None]:
-    """Turn an exception in user code into a UserError ``WHAT failed: ...`` with the line.
-
-    Out-of-memory errors pass unchanged: they are not a fault of that code.
-    """
+    """Turn an exception of user code into a UserError ``WHAT failed: ...`` with the line."""
     try:
         yield
     except UserError:
         raise
     except (Exception, SystemExit) as error:
+        # A lack of memory is not a fault of that code.
         if is_out_of_memory(error):
             raise
         raise UserError(f"{what} failed: {type(error).__name__}: {error}{_place(error)}") from error
@@ -166,7 +167,7 @@ def expect_kind(what: str, value: object, kind: type[Any]) -> None:
 
 
 def described(value: object) -> str:
-    """Return the type of a value in words for a message."""
+    """Return the type of a value in words, for a message."""
     if value is None:
         return "None"
     size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
@@ -175,6 +176,7 @@ def described(value: object) -> str:
 
 
 def _number(text: str) -> int | float | str:
+    """Return the number that a text stands for, or the text."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)
@@ -183,8 +185,9 @@ def _number(text: str) -> int | float | str:
 
 def _place(error: BaseException) -> str:
     """Return `` (FILE, line N)`` of the outermost frame in user code, or ""."""
+    # The message of a SyntaxError already has file and line.
     if isinstance(error, SyntaxError):
-        return ""  # its message already has file and line
+        return ""
     for frame in traceback.extract_tb(error.__traceback__):
         ours = frame.filename.startswith((_PACKAGE, "<frozen", importlib.__file__))
         if not ours:

@@ -1,4 +1,4 @@
-"""Logits, accuracy and error of networks that are only tested, not differentiated."""
+"""Logits, accuracy and error of networks, without derivatives."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from trajmatch import networks
 from trajmatch.data.preprocessing import Normalise
 from trajmatch.ops.registration import operators
 
-# Images per batch. Few for modules on a CPU: activations then stay in cache, and below the size
-# from which the C library returns memory to the kernel after each use. Otherwise enough for all
-# threads or to keep a GPU busy.
+# Images per batch. Modules on a CPU get few: their activations then stay in the cache, and below
+# the size at which the C library returns memory to the kernel after each use. The engine gets
+# enough for all threads, and a GPU gets enough to stay busy.
 _BATCH_MODULES, _BATCH_ENGINE, _BATCH_CUDA = 32, 250, 500
 
 
@@ -21,7 +21,7 @@ def forward_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return a function from images ``[B, C, H, W]`` to logits ``[B, K]``, for inference.
 
     If the engine runs the network, the function uses copies of the current parameters and has no
-    derivative. Images have dtype and device of the parameters.
+    derivative. Images need the dtype and device of the parameters.
     """
     description = networks.engine_description(model, precise=True)
     if description is None:
@@ -35,7 +35,7 @@ def all_logits(
 ) -> Iterator[Tensor]:
     """Yield the logits ``[B, K]`` of images ``[N, C, H, W]``, batch by batch.
 
-    ``normalise`` is applied to every batch on the model's device. The model is put into evaluation
+    ``normalise`` is applied to each batch on the model's device. The model is put into evaluation
     mode and channels-last layout.
     """
     device = next(model.parameters()).device
@@ -44,6 +44,7 @@ def all_logits(
     forward = forward_of(model)
     size = _BATCH_MODULES if forward is model else _BATCH_ENGINE
     for batch in images.split(size if device.type == "cpu" else _BATCH_CUDA):
+        # Leave no_grad before the yield, which would keep it active in the caller's code.
         with torch.no_grad():
             batch = batch.to(device)
             if normalise is not None:
@@ -55,17 +56,16 @@ def all_logits(
 def accuracy(
     model: nn.Module, images: Tensor, labels: Tensor, *, normalise: Normalise | None = None
 ) -> float:
-    """Return the percentage of images whose largest logit is that of their class.
+    """Return the percentage of images whose largest logit is that of the right class.
 
-    Images with a logit that is not finite count as wrong: for a network that diverged, ``argmax``
-    would name class 0 and score chance. The model is put into evaluation mode
-    and channels-last layout.
+    Images with a logit that is not finite count as wrong. The model is put into evaluation mode and
+    channels-last layout.
 
     Args:
         model: Network with logits ``[B, K]``.
-        images: ``[N, C, H, W]``, as the network, or ``normalise``, takes them.
+        images: ``[N, C, H, W]``, inputs of ``normalise`` or, without it, of the network.
         labels: Class indices ``[N]``, int64.
-        normalise: Applied to every batch on the model's device; None: nothing.
+        normalise: Function to apply to each batch on the model's device.
 
     Raises:
         ValueError: Images and labels are empty or differ in number.
@@ -73,16 +73,17 @@ def accuracy(
     check_answered("accuracy: ", images, labels)
     found = torch.cat([*all_logits(model, images, normalise)])
     right = found.argmax(dim=1) == labels.to(found.device)
+    # Where all logits are NaN, argmax is class 0: a diverged network would score as if it guessed.
     return 100.0 * int((right & found.isfinite().all(dim=1)).sum()) / len(labels)
 
 
 def measured(
     model: nn.Module, images: Tensor, answers: Tensor, *, normalise: Normalise | None = None
 ) -> float:
-    """Return the :func:`accuracy`, or for floating answers ``[N, D]`` the mean squared error.
+    """Return the :func:`accuracy`; for targets ``[N, D]``, floating point, the mean squared error.
 
-    The error is the mean over all elements. Outputs that are not finite, from a network that
-    diverged, count as 0. Arguments and errors are as for :func:`accuracy`.
+    The error is the mean over all elements, and outputs that are not finite count as 0. Arguments
+    and errors are as for :func:`accuracy`.
     """
     if not answers.is_floating_point():
         return accuracy(model, images, answers, normalise=normalise)
@@ -93,7 +94,7 @@ def measured(
 
 
 def check_answered(prefix: str, images: Tensor, answers: Tensor) -> None:
-    """Raise ValueError unless there are images, and as many labels or targets."""
+    """Raise ValueError unless there are images, and equally many labels or targets."""
     if len(images) != len(answers) or len(images) == 0:
         raise ValueError(
             f"{prefix}expected as many labels as images, and at least one, but got "

@@ -1,7 +1,7 @@
 """Stop requests for a run: signal handlers and time limits.
 
-Programs enter :func:`signals` to turn signals into :class:`Interrupted`. Inside :func:`held` a
-signal waits until the code calls :func:`check`, so that it can write a checkpoint first.
+Programs enter :func:`signals` to turn signals into :class:`Interrupted`. Inside :func:`held`, a
+signal waits until the code, after writing a checkpoint, calls :func:`check`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 class Interrupted(BaseException):
-    """Request to stop the run. A BaseException, like ``KeyboardInterrupt``: not an error to catch.
+    """Request to stop the run; as a BaseException, it passes ``except Exception``.
 
     Attributes:
         cause: Name of the cause, e.g. ``"SIGTERM"``.
@@ -50,7 +50,7 @@ class _Watch:
     held = False
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal; a second ctrl-C raises KeyboardInterrupt at once."""
+        """Handle a signal; ignore a second one, except ctrl-C, which raises KeyboardInterrupt."""
         if self.pending is not None:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -65,10 +65,10 @@ _watch = _Watch()
 
 @contextmanager
 def signals() -> Iterator[None]:
-    """Make ctrl-C, SIGTERM and SIGHUP raise :class:`Interrupted`.
+    """Make ctrl-C, SIGTERM and SIGHUP raise :class:`Interrupted` inside the block.
 
-    Ignored signals (``nohup``) stay ignored. Does nothing outside the main thread, which alone
-    receives signals.
+    Ignored signals (``nohup``) stay ignored. Outside the main thread, which alone receives signals,
+    this has no effect.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -89,10 +89,10 @@ def signals() -> Iterator[None]:
 
 @contextmanager
 def time_limit(text: str | None) -> Iterator[None]:
-    """Make :func:`check` raise after a duration (see :func:`seconds`); None sets no limit.
+    """Make :func:`check` raise after a duration such as ``90m`` (see :func:`seconds`).
 
-    The time counts from entering :func:`signals`, or from here without it. Of nested limits the
-    earliest counts. Raises UserError for an invalid duration.
+    None sets no limit. The time counts from the start of :func:`signals`, or from here without it.
+    Of nested limits, the earliest applies. Raises UserError for an invalid duration.
     """
     outer = _watch.deadline
     if text is not None:
@@ -107,7 +107,7 @@ def time_limit(text: str | None) -> Iterator[None]:
 
 @contextmanager
 def held(wait: bool = True) -> Iterator[None]:
-    """Delay signals until :func:`check`, so that work is not stopped halfway."""
+    """Delay signals inside the block until :func:`check`, so that work is not stopped halfway."""
     before, _watch.held = _watch.held, wait
     try:
         yield
@@ -117,9 +117,9 @@ def held(wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def released() -> Iterator[None]:
-    """Allow a stop at any point again inside :func:`held`, for work that changes nothing.
+    """Let signals stop the block at any point, although it is inside :func:`held`.
 
-    Raises :class:`Interrupted` at once if a stop is already pending.
+    Raises :class:`Interrupted` at once if a stop is pending.
     """
     with held(wait=False):
         check()
@@ -136,6 +136,7 @@ def check() -> None:
 def wish() -> Interrupted | None:
     """Return the exception that :func:`check` would raise, or None."""
     left = remaining()
+    # A signal has priority over the time limit.
     if _watch.pending is None and left is not None and left <= 0:
         return Interrupted("--max-time", OUT_OF_TIME)
     return _watch.pending
@@ -153,6 +154,7 @@ def seconds(text: str) -> float:
     """
     parts = re.findall(r"(\d{1,9})([dhms])", text, re.ASCII)
     total = sum(int(number) * _UNITS[unit] for number, unit in parts)
+    # The parts must make up the whole text: findall skips characters that do not fit.
     if total == 0 or "".join(number + unit for number, unit in parts) != text:
         raise UserError(
             f"--max-time should be a duration such as 90m, 1h30m or 2d (d, h, m, s), but is "

@@ -13,7 +13,7 @@ from pathlib import Path
 from trajmatch import files
 from trajmatch.errors import UserError, as_user_error, warn
 
-#: Attempts to lock a file whose previous holder may remove it. More would be a file system fault.
+#: Attempts to lock a file that the previous holder may remove. Only a faulty file system needs all.
 _TRIES = 100
 
 _held: set[int] = set()
@@ -21,19 +21,20 @@ _held: set[int] = set()
 
 @contextlib.contextmanager
 def locked(path: Path, *, inside: bool = False) -> Iterator[None]:
-    """Hold the file lock of a file or folder while this process writes it.
+    """Hold the lock of a file or folder while this process writes it.
 
-    The lock is an ``flock`` on a hidden file. The system frees it when this process and its
-    :mod:`~trajmatch.children` have ended, so a file left by a killed process locks nothing. On file
-    systems without locks it only warns.
+    The lock is an ``flock`` on a hidden file. The system frees the lock when this process and its
+    :mod:`~trajmatch.children` have ended, so the lock file of a killed process locks nothing. A
+    file system without locks only causes a warning.
 
     Args:
         path: The file or folder.
-        inside: True to put the lock file into the folder ``path`` (made if missing), not next to
-            it: the parent need not be writable then.
+        inside: True to put the lock file into the folder ``path`` (made if missing) instead of next
+            to it, so that the parent need not be writable.
 
     Raises:
-        UserError: Another process holds the lock (named), or the lock file cannot be written.
+        UserError: Another process, named in the message, holds the lock; or the lock file cannot be
+            written.
     """
     whole = path.absolute()  # the path "." has no name
     file = whole / ".lock" if inside else whole.with_name(f".{whole.name}.lock")
@@ -48,8 +49,9 @@ def locked(path: Path, *, inside: bool = False) -> Iterator[None]:
     finally:
         _held.remove(descriptor)
         with contextlib.suppress(OSError):
+            # Remove the file before the lock is freed, while no one else can lock it.
             if _is_there(descriptor, file):
-                file.unlink()  # before closing: nobody else can hold the lock on this name yet
+                file.unlink()
         os.close(descriptor)
 
 
@@ -80,7 +82,7 @@ def _acquire(file: Path, path: Path) -> int | None:
                 f"second process write {path}"
             )
             return None
-        # The previous holder may have removed the file after we opened it: try again.
+        # If the previous holder removed the file after we opened it, the lock protects nothing.
         if _is_there(descriptor, file) or not tries_left:
             break
         os.close(descriptor)
@@ -94,7 +96,7 @@ def _acquire(file: Path, path: Path) -> int | None:
 
 
 def _is_there(descriptor: int, file: Path) -> bool:
-    """True if the open file is still the one with this name."""
+    """Return True if this name still belongs to the open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), file.stat())
     except FileNotFoundError:

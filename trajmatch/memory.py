@@ -1,4 +1,4 @@
-"""Memory measurements and limits, and a single-thread context."""
+"""Measurement and limits of memory, and a single-thread context."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _LARGEST_BLOCK = 2**30
 def keep_freed_memory() -> None:
     """Make glibc keep large freed blocks for reuse instead of returning them to the kernel.
 
-    By default glibc returns blocks of 32 MiB and more, and the kernel zeroes new ones page by page;
-    about half the time of a training step goes there. Only for programs: it affects the whole
-    process, whose memory no longer shrinks.
+    Only programs should call this: the memory of the whole process no longer shrinks.
     """
+    # By default glibc returns blocks of 32 MiB and more, and the kernel zeroes new blocks page by
+    # page, which takes about half the time of a training step.
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
@@ -37,9 +37,9 @@ def keep_freed_memory() -> None:
 
 
 def available_memory() -> int:
-    """Return the free bytes without swapping, within the container's limit.
+    """Return the bytes that can be allocated without swapping, within the container's limit.
 
-    This is the kernel's estimate on Linux; elsewhere the total memory of the machine.
+    On Linux this is the kernel's estimate, elsewhere the total memory of the machine.
     """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -49,14 +49,14 @@ def available_memory() -> int:
     group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or the limit is "max"
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        # The kernel reclaims inactive page cache on demand.
+        # The usage includes inactive page cache, which the kernel reclaims on demand.
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         free = min(free, limit - used + int(stat.get("inactive_file", 0)))
     return free
 
 
 def check_memory(what: str, needed: int, advice: str) -> None:
-    """Raise UserError ``WHAT take ... GB, but ...; ADVICE`` if ``needed`` bytes are not free."""
+    """Raise UserError ``WHAT take N GB ...; ADVICE`` if ``needed`` bytes are not available."""
     free = available_memory()
     if needed > free:
         raise UserError(
@@ -66,12 +66,13 @@ def check_memory(what: str, needed: int, advice: str) -> None:
 
 
 def reset_peak(device: str | torch.device) -> bool:
-    """Reset :func:`peak_bytes`; False if the system cannot, so it covers the whole process."""
+    """Reset :func:`peak_bytes`; return False if the system cannot reset the peak of a process."""
     import torch
 
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
+    # Writing 5 resets VmHWM, the peak of the resident memory, on Linux.
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -80,7 +81,7 @@ def reset_peak(device: str | torch.device) -> bool:
 
 
 def peak_bytes(device: str | torch.device) -> int:
-    """Return the peak memory in bytes: PyTorch's allocator on a GPU, else this process."""
+    """Return the peak bytes: of PyTorch's allocator on a GPU, else of this process."""
     import torch
 
     if torch.device(device).type == "cuda":
@@ -90,7 +91,7 @@ def peak_bytes(device: str | torch.device) -> int:
 
 
 def used_bytes(device: str | torch.device) -> int:
-    """Return the bytes in use now; :func:`peak_bytes` is their peak."""
+    """Return the bytes in use now, whose peak is :func:`peak_bytes`."""
     import torch
 
     if torch.device(device).type == "cuda":
@@ -99,7 +100,7 @@ def used_bytes(device: str | torch.device) -> int:
 
 
 def free_bytes(device: str | torch.device) -> int:
-    """Return the free bytes: of the GPU with PyTorch's cache, or :func:`available_memory`."""
+    """Return the free bytes of a GPU, PyTorch's cache included, or :func:`available_memory`."""
     import torch
 
     if torch.device(device).type == "cuda":
@@ -124,24 +125,26 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for a failed allocation on the CPU or a GPU; some are only known by their message."""
+    """Return True for a failed allocation on the CPU or a GPU."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
+    # Libraries raise a plain RuntimeError that only the message identifies.
     message = str(error).lower()
     return isinstance(error, RuntimeError) and any(text in message for text in _OUT_OF_MEMORY)
 
 
 def resident_memory() -> int:
-    """Return the resident bytes of this process; 0 if the system does not say."""
+    """Return the resident bytes of this process; 0 if the system does not tell."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
 
 
 def device_memory() -> int:
-    """Return the bytes this process has reserved on CUDA devices, without loading torch or CUDA."""
+    """Return the bytes that this process has reserved on CUDA devices."""
+    # Do not import torch or initialise CUDA, which would take time and memory.
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return 0
@@ -150,7 +153,7 @@ def device_memory() -> int:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread inside the block, so that sums have the same order on every machine."""
+    """Use one thread inside the block, so that sums have the same order on every machine."""
     import torch
 
     before = torch.get_num_threads()

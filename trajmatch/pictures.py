@@ -1,6 +1,6 @@
-"""PNG pictures of image sets: a row per class, or classes of one image side by side.
+"""PNG pictures of image sets: one row per class, or a single row if each class has one image.
 
-One channel is shown as grey, two as red and green, more as RGB from the first three. A PNG of a
+One channel is shown as grey, two as red and green, and more as RGB from the first three. A PNG of a
 single image keeps up to four channels (grey, grey and alpha, RGB, RGBA).
 """
 
@@ -27,11 +27,11 @@ _COMFORTABLE_SIZE = 96
 _GAP = 4
 _FONT_SIZE = 16
 _LONGEST_NAME = 60
-#: Most classes of one image that are drawn side by side.
+#: Maximum number of classes that are drawn in one row if each has one image.
 _SIDE_BY_SIDE = 10
 #: Width in pixels of "iteration 10000000".
 _TITLE_WIDTH = 160
-#: No viewer shows more pixels; as RGB they take 768 MB.
+#: Maximum number of pixels; viewers show no more, and as RGB they take 768 MB.
 _MOST_PIXELS = 2**28
 
 
@@ -44,8 +44,8 @@ def png(image: Tensor) -> bytes:
 class Look:
     """Display options for the images of a set.
 
-    ``clip="unit"`` shows pixel values from 0 to 1 unchanged. ``"sigma"`` shows 2.5 standard
-    deviations around the mean of the set, because distilled images go far beyond 0 and 1.
+    ``clip="unit"`` shows pixel values from 0 to 1. ``clip="sigma"`` shows values up to 2.5 standard
+    deviations from the mean of the set, because distilled images go far beyond 0 and 1.
     """
 
     clip: Clip = "sigma"
@@ -61,8 +61,8 @@ def grid(
 ) -> bytes:
     """Draw the images of a set as a PNG file, with the names of their classes.
 
-    ``images`` are pixel values ``[n, C, H, W]``, floating point, not clipped; real images are in
-    0 to 1. ``labels`` are class indices ``[n]``, int64.
+    ``images`` are pixel values ``[n, C, H, W]``, floating point and not clipped; those of real
+    images are in 0 to 1. ``labels`` are class indices ``[n]``, int64.
     """
     return encode(by_class(to_pixels(images, look.clip), labels, class_names, look))
 
@@ -70,7 +70,7 @@ def grid(
 def by_class(
     pixels: Tensor, labels: Tensor, class_names: Sequence[str], look: Look, title: str = ""
 ) -> Image.Image:
-    """Draw images from :func:`to_pixels` below a title: a row per class, or one row in all."""
+    """Draw images of :func:`to_pixels` below a title: one row per class, or a single row."""
     rows = [[*pixels[labels == index][: look.per_class]] for index in range(len(class_names))]
     if len(rows) <= _SIDE_BY_SIDE and {*map(len, rows)} == {1}:
         row = [image for (image,) in rows]
@@ -86,18 +86,20 @@ def table(
     title: str = "",
     scale: int | None = None,
 ) -> Image.Image:
-    """Draw images from :func:`to_pixels` in rows, each with a name in front.
+    """Draw images of :func:`to_pixels` in rows, each with a name in front.
 
-    ``heads`` are column heads; ``title`` is a text above them. Raises UserError if the picture
-    would have more than 2^28 pixels.
+    ``heads`` are the column heads, and ``title`` is a text above them. Raises UserError if the
+    picture would have more than 2^28 pixels.
     """
     channels, height, width = next(row for row in rows if row)[0].shape
     scale = scale or math.ceil(_COMFORTABLE_SIZE / width)
     tile = (width * scale, height * scale)
     names, heads = [*map(_one_line, names)], [*map(_one_line, heads)]
     font = ImageFont.load_default(_FONT_SIZE)
+    # From left to right: names in the margin, then columns as wide as the widest image or head.
     margin = max(int(font.getlength(name)) for name in names) + 3 * _GAP
     column_width = max(tile[0], *(int(font.getlength(head)) for head in ("", *heads))) + _GAP
+    # From top to bottom: the title, the column heads, the rows.
     line = _FONT_SIZE + _GAP
     heads_top = _GAP + (line if title else 0)
     top = heads_top + (line if heads else 0)
@@ -125,7 +127,7 @@ def table(
 
 
 def to_pixels(images: Tensor, clip: Clip) -> Tensor:
-    """Convert pixel values ``[n, C, H, W]`` to grey or RGB uint8, clipped as :class:`Look` says.
+    """Convert pixel values ``[n, C, H, W]`` to grey or RGB uint8, clipped as in :class:`Look`.
 
     Returns ``[n, 1, H, W]`` for one channel, else ``[n, 3, H, W]``.
     """
@@ -133,13 +135,14 @@ def to_pixels(images: Tensor, clip: Clip) -> Tensor:
     low, high = 0.0, 1.0
     if clip == "sigma":
         middle, band = float(images.mean()), _SIGMAS * float(images.std(correction=0))
-        # Shrink the band to the actual values, so that they use the whole range 0 to 255.
+        # Shrink the band to the values that occur, so that they use the whole range 0 to 255.
         low = max(middle - band, float(images.min()))
         high = min(middle + band, float(images.max()))
     if high <= low:
         pixels = torch.full_like(images, 128, dtype=torch.uint8)  # all values are equal
     else:
         pixels = ((images.clamp(low, high) - low) / (high - low) * 255).round().to(torch.uint8)
+    # Two channels are red and green, so add an empty blue channel.
     if images.shape[1] == 2:
         return torch.cat([pixels, torch.zeros_like(pixels[:, :1])], dim=1)
     return pixels
@@ -153,7 +156,7 @@ def encode(image: Image.Image) -> bytes:
 
 
 def _to_pillow(image: Tensor) -> Image.Image:
-    """Convert an image ``[C, H, W]``, uint8, with 1 to 4 channels to Pillow."""
+    """Convert an image ``[C, H, W]``, uint8, to Pillow; UserError above 4 channels."""
     if image.shape[0] > 4:
         raise UserError(
             f"a PNG file has at most 4 channels, but these images have {image.shape[0]}; "

@@ -1,4 +1,4 @@
-"""The whole pipeline in one call and one folder: experts, distillation, evaluation, report."""
+"""The whole pipeline in one call and one folder: experts, distillation, evaluation and report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from trajmatch.schema import settings_of
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The three stages; each configuration reads and writes in one folder."""
+    """Configurations of the three stages, which read and write in one folder."""
 
     folder: RunFolder
     expert: ExpertConfig | None  # None: `distill` names existing experts or needs none
@@ -47,7 +47,7 @@ class Pipeline:
 
 
 def as_far_as_read(expert: ExpertConfig, distill: DistillConfig) -> ExpertConfig:
-    """Return the experts' configuration, stopped at the last epoch that ``distill`` reads."""
+    """Return the configuration of the experts, ended at the last epoch that ``distill`` reads."""
     last = distill.last_epoch_read(kept_epochs(expert.keep, expert.epochs))
     return replace(expert, until_epoch=min(last, expert.epochs))
 
@@ -59,23 +59,18 @@ def run_pipeline(
 ) -> dict[str, Any]:
     """Train experts, distil, evaluate against random real images, draw pictures and write a report.
 
-    The distilled set and ``summary.json`` are written first. If a picture or the report fails, the
-    run only warns.
-
-    Args:
-        pipeline: The stages and their folder. With ``resume`` in the first two stages, an
-            interrupted run continues.
-        stages: Shows the progress of each stage.
-        before_distillation: Called once the experts exist, e.g. to report their health.
+    ``before_distillation`` is called once the experts exist, e.g. to report their health. With
+    ``resume`` in the first two stages, an interrupted run continues.
 
     Returns:
-        The content of ``summary.json``: ``seconds`` of this call and ``stage_seconds``;
-        ``distilled``, ``random_real`` and other requested baselines, each with ``mean``, ``std``,
-        ``accuracies`` and ``seeds``; ``improvement`` in points and ``improvement_error``, its
-        standard error for this test set size; ``protocol``, ``dataset``, ``training_images``,
-        ``test_images``, ``images_per_class``; ``experts``: their ``number`` and test
-        ``accuracies`` after ``epoch`` of planned ``epochs``; ``command``. In regression, ``errors``
-        replace ``accuracies`` and there is no ``improvement``.
+        Content of ``summary.json``: ``seconds`` of this call and ``stage_seconds``; ``distilled``,
+        ``random_real`` and other requested baselines, each with ``mean``, ``std``, ``accuracies``
+        (regression: ``errors``) and ``seeds``; ``sets``, with the size of each; ``robust``, if
+        requested; ``improvement`` over random images in points (not for regression) and its
+        standard error ``improvement_error``, which the number of test images determines;
+        ``protocol``, ``dataset``, ``training_images``, ``test_images``, ``images_per_class``;
+        ``experts``: ``number``, and test ``accuracies`` after ``epoch`` of planned ``epochs``;
+        ``command``.
 
     Raises:
         UserError: The folder cannot be written, is locked or holds an earlier run, or a setting is
@@ -86,6 +81,7 @@ def run_pipeline(
         raise UserError(f"{folder.path} holds an earlier run; give --out a new folder")
     _check_beginning(pipeline)
     experts, store = pipeline.expert, pipeline.distill.experts
+    # The evaluation always resumes: its records are kept only until the summary is written.
     evaluate = replace(pipeline.evaluate, out=folder.evaluation, resume=True)
     began, stage_seconds = time.perf_counter(), {}
 
@@ -110,7 +106,8 @@ def run_pipeline(
             scores = evaluate_artifact(evaluate, progress)
 
         score = {"split": "test", "protocol": scores["protocol"], **scores["distilled"]}
-        if score not in distilled.scores:  # already present if a finished run is resumed
+        # If a finished run is resumed, the distilled set already has the score.
+        if score not in distilled.scores:
             distilled = distilled.with_score(score)
             artifact.save(folder.artifact, distilled)
         summary = {
@@ -131,17 +128,19 @@ def run_pipeline(
             means = scores["distilled"]["mean"], scores["random_real"]["mean"]
             summary["improvement"] = means[0] - means[1]
             summary["improvement_error"] = difference_error(*means, summary["test_images"])
-        # The evaluation records only serve to resume: drop them once the summary has the scores.
+        # The evaluation records only serve to resume, so drop them once the summary has the scores.
         files.write_json(folder.summary, summary)
         shutil.rmtree(folder.evaluation, ignore_errors=True)
+        # Pictures and report come last: if they fail, the results are already on disk.
         _illustrate(pipeline, distilled)
         return summary
 
 
 def _check_beginning(pipeline: Pipeline) -> None:
-    """Find mistakes that would end the run hours later or damage an unrelated folder."""
+    """Raise UserError for mistakes that would otherwise end the run hours later."""
     folder, experts = pipeline.folder, pipeline.expert
-    # An earlier, interrupted run leaves these two folders; others suggest a wrong --out.
+    # An interrupted run leaves these two folders. Any other folder suggests a wrong --out, whose
+    # files the run would overwrite.
     ours = {folder.store, folder.evaluation}
     there = folder.path.iterdir() if folder.path.is_dir() else ()
     foreign = sorted(path.name for path in there if path.is_dir() and path not in ours)
@@ -152,7 +151,8 @@ def _check_beginning(pipeline: Pipeline) -> None:
         )
     if experts is not None and pipeline.distill.objective != "train-and-test":
         _, loss = segments_of(pipeline.distill, kept_epochs(experts.keep, experts.epochs))
-        # Any image size gives the same parameter names, so check the terms on a small meta model.
+        # The terms depend on the names of the parameters, which are the same for all image sizes.
+        # So a meta model (without memory) of a small size is enough.
         if experts.network == "convnet" and experts.depth <= 10:
             side = 32 if experts.pooling == "none" else 2 ** max(5, experts.depth)
             with as_user_error(), torch.device("meta"):
@@ -162,8 +162,9 @@ def _check_beginning(pipeline: Pipeline) -> None:
         if pipeline.distill.init == "difficulty" and not scores.exists():
             raise UserError(f"there is no {scores}; --init difficulty needs --distill.scores FILE")
     pipeline.evaluate.training_sets(pipeline.distill.labels == "soft")
+    # The data set is not read yet, so take sizes that every network accepts.
     for text in pipeline.evaluate.network:
-        with as_user_error(f"--evaluate.network {text}: "):  # every network accepts this size
+        with as_user_error(f"--evaluate.network {text}: "):
             networks.specify(text, in_channels=3, num_classes=10, image_size=256)
 
 
@@ -193,7 +194,7 @@ def _illustrate(pipeline: Pipeline, distilled: artifact.Artifact) -> None:
 
 
 def _about_experts(store: Store) -> dict[str, Any]:
-    """Return the number of experts and the test accuracies (percent) of those tested."""
+    """Return the number of experts, and the test results of those that were tested."""
     metrics = [store.metrics(expert) for expert in range(store.num_experts)]
     return {
         "number": store.num_experts,

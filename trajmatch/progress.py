@@ -1,4 +1,4 @@
-"""Progress of long-running functions, shown by ``trajmatch.cli.progress``."""
+"""Interface through which long-running functions report progress."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Protocol
 
 
 class ProgressLike(Protocol):
-    """A receiver of progress."""
+    """Receiver of progress."""
 
     def update(self, done: int, **numbers: float) -> None:
         """Receive the units of work done (earlier, interrupted runs included) and e.g. ``loss``."""
 
 
 class NoProgress:
-    """A receiver that ignores progress."""
+    """Receiver that ignores progress."""
 
     def update(self, done: int, **numbers: float) -> None:
         """Do nothing."""
 
 
-#: Opens the progress display of one stage, given its units of work and its title.
+#: Function that opens the progress display of a stage, given the units of work and the title.
 Stages = Callable[[int, str], AbstractContextManager[ProgressLike]]
 
 

@@ -1,8 +1,8 @@
 """Hyper-parameters for training networks on a small set of images; imports no torch.
 
-A protocol trains a fresh network with DSA, by SGD or Adam. The step size drops once, after epoch
-index ``epochs // 2 + 1``, which also resets SGD's momentum. As in MTT's ``evaluate_synset``, the
-loop runs ``epochs + 1`` epochs.
+A protocol trains a fresh network with DSA, by SGD or Adam. As in MTT's ``evaluate_synset``, the
+loop runs ``epochs + 1`` epochs. The step size drops once, after the epoch of index
+``epochs // 2 + 1``, and the momentum of SGD starts from zero again.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ MTT_DSA = "color_crop_cutout_flip_scale_rotate"
 
 @dataclass(frozen=True)
 class Protocol(Settings):
-    """Hyper-parameters of one training; the defaults are MTT's."""
+    """Hyper-parameters of one training; the defaults are those of MTT."""
 
-    lr: float = 0.01  # for a distilled set the learned step size
+    lr: float = 0.01  # replaced by the learned step size of a distilled set
     dsa: str = MTT_DSA
     epochs: Count = 1000  # epochs + 1 are run
     batch_size: PositiveInt = 256  # a smaller set is one batch
@@ -35,7 +35,7 @@ class Protocol(Settings):
 
     @property
     def num_epochs(self) -> int:
-        """Number of epochs that are run, unless ``steps`` is set."""
+        """Number of epochs to run, unless ``steps`` is set."""
         return self.epochs + 1
 
     @property
@@ -45,25 +45,27 @@ class Protocol(Settings):
 
     @property
     def drop_round(self) -> int:
-        """Index of the round after which the step size drops and the momentum resets."""
+        """Index of the round after which the step size drops and the momentum starts from zero."""
         return (self.num_rounds - 1) // 2 + 1
 
     @property
     def test_interval(self) -> int:
-        """Rounds between tests; ``steps`` scales it to keep the number of tests."""
+        """Number of rounds from one test to the next; 0 for one test at the end."""
         if self.steps is None or self.test_every == 0:
             return self.test_every
+        # Convert epochs to steps so that the number of tests stays the same.
         return max(1, round(self.steps * self.test_every / self.num_epochs))
 
     def tests_after(self, index: int) -> bool:
-        """True if the network is tested after the round ``index``."""
+        """Return True if the network is tested after the round ``index``."""
         last = index == self.num_rounds - 1
         return last or (self.test_interval > 0 and index % self.test_interval == 0)
 
     def describe(self) -> dict[str, Any]:
         """Return everything needed to repeat the training, as JSON values."""
         described = asdict(self)
-        if self.optimiser == "sgd":  # keep the format from before Adam was added
+        # Before Adam was added, files had no optimiser; SGD still writes the same bytes.
+        if self.optimiser == "sgd":
             del described["optimiser"]
         if self.steps is None:
             described |= {"num_epochs": self.num_epochs, "drop_epoch": self.drop_round}

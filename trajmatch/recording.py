@@ -1,7 +1,4 @@
-"""CUDA graphs: record repeated launches once and replay them without Python.
-
-The recorder is replaceable: one that calls the function again tests the buffers on any device.
-"""
+"""CUDA graphs: record repeated kernel launches once, then replay them without Python."""
 
 from __future__ import annotations
 
@@ -17,29 +14,30 @@ Inputs = Sequence[Tensor]
 Outputs = tuple[Tensor, ...]
 Function = Callable[[Inputs], Outputs]
 
-#: Records a function; returns its result buffers and a replay that refills them.
+#: Recorder of a function: returns the result buffers and a replay function that refills them.
 Record = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], None]]]
 
 #: Warm-up runs before recording, in which libraries choose algorithms and allocate memory.
 _WARM_UP = 2
 
 #: Maximum relative error of a replay, as in the benchmarks. cuDNN may sum in another order each
-#: time, which over many steps with TF32 products changes more than the last bits. A graph that is
-#: empty or on another device has a relative error of 1.
+#: time, and over many steps with TF32 products the differences grow beyond the last bits. A graph
+#: that is empty or on another device has a relative error of 1.
 _BOUND = 0.2
 
 
 class Replayed:
-    """Calls functions of tensors; records repeated calls as CUDA graphs and replays them.
+    """Callable that records repeated calls of functions as CUDA graphs and replays them.
 
-    A function is recorded at its second call with the same input shapes. If recording fails, it
-    warns once and calls the function from then on.
+    A function is recorded at its second call with the same input shapes. If recording fails, a
+    warning is issued once, and the function is called from then on.
 
     Args:
         what: Subject of that warning, e.g. ``the outer iteration runs``.
         remedy: Setting that silences the warning, or "".
         keep: Maximum number of recordings; a new one replaces the oldest.
-        record: Recorder; default :func:`cuda_graph`.
+        record: Recorder; default: :func:`cuda_graph`. Tests on the CPU use a recorder that calls
+            the function again.
     """
 
     def __init__(
@@ -55,24 +53,19 @@ class Replayed:
 
     @property
     def recorded(self) -> bool:
-        """True once a recording exists."""
+        """True if there is a recording."""
         return bool(self._recordings)
 
     def __call__(
         self, kind: Hashable, inputs: Inputs, function: Function, state: Sequence[Tensor] = ()
     ) -> Outputs:
-        """Call a function of some inputs, or replay its recording.
+        """Call ``function(inputs)``, or replay its recording; return the outputs.
 
-        Args:
-            kind: Everything the function depends on besides input shapes, dtypes and devices.
-            inputs: Copied into the recording's own buffers.
-            function: Maps inputs to outputs; writes only to ``state``.
-            state: Tensors that every call changes.
-
-        Returns:
-            The outputs; copies if replayed.
+        ``kind`` is everything that the function depends on besides shapes, dtypes and devices of
+        the inputs. The function may write only to the tensors ``state``.
         """
         key = (kind, tuple((each.shape, each.dtype, each.device) for each in inputs))
+        # Record at the second call: a function that is called once would not repay the recording.
         if key in self._seen and key not in self._recordings and key not in self._failed:
             self._try_to_record(key, inputs, function, state)
         self._seen.add(key)
@@ -88,6 +81,7 @@ class Replayed:
     def _try_to_record(
         self, key: Hashable, inputs: Inputs, function: Function, state: Sequence[Tensor]
     ) -> None:
+        """Record a function, or warn that it cannot be recorded."""
         while len(self._recordings) >= self._keep:  # the oldest is first in the dict
             del self._recordings[next(iter(self._recordings))]
         memory = [each.to(inputs[0].device, copy=True) for each in inputs]
@@ -115,12 +109,12 @@ def warn_without_graph(what: str, reason: str, remedy: str = "") -> None:
 def checked(
     record: Record, function: Callable[[], Outputs], state: Sequence[Tensor] = ()
 ) -> tuple[Outputs, Callable[[], None]]:
-    """Record a function; return its result buffers and the replay.
+    """Record a function, compare a replay with a call, and return result buffers and replay.
 
-    The first replay is compared with a direct call. RuntimeError if recording fails, or if results
-    or changes of ``state`` differ by more than 20 % and more than ten times the difference of two
-    calls. ``function`` must read and write the same memory in every call. ``state`` are the tensors
-    that a call changes; they are restored.
+    The function must read and write the same memory in every call. ``state`` are the tensors that a
+    call changes; they are restored. Raises RuntimeError if recording fails, or if replay and call
+    differ, in results or ``state``, by more than 20 % and by more than ten times as much as two
+    calls differ.
     """
     before = [each.clone() for each in state]
 
@@ -154,7 +148,7 @@ def checked(
 
 
 def _apart(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Return the largest relative error over the tensors, where ``wanted`` is finite."""
+    """Return the largest relative error of a tensor, over values where ``wanted`` is finite."""
     distances = []
     for one, other in zip(found, wanted, strict=True):
         finite = other.isfinite()
@@ -169,8 +163,8 @@ def cuda_graph(
 ) -> tuple[Outputs, Callable[[], None]]:
     """Record a function as a CUDA graph; return its result buffers and the replay.
 
-    The function must read and write the same memory in every call and never synchronise. It also
-    runs a few times before recording, with its side effects. Raises RuntimeError if it cannot be
+    The function must read and write the same memory in every call and never synchronise. It is
+    called a few times before recording, side effects included. Raises RuntimeError if it cannot be
     recorded.
     """
     # If torch.cuda.graph fails, it leaves its stream current: the outer context restores it.
@@ -192,13 +186,13 @@ def cuda_graph(
 def side_by_side(functions: Sequence[Callable[[], Outputs]], device: torch.device) -> list[Outputs]:
     """Call functions so that their kernels may overlap on a CUDA device; return their results.
 
-    Each function has its own stream, which starts after the work queued on the current stream; the
-    current stream then waits for all. In a CUDA graph the streams become branches, and memory of a
-    branch is reused only there. No function may write memory that another one reads or writes. On
-    other devices they run one after another.
+    No function may write memory that another one reads or writes. On other devices, the functions
+    run one after another.
     """
     if device.type != "cuda" or len(functions) == 1:
         return [function() for function in functions]
+    # Each function has its own stream, which waits for the work queued on the current stream. In a
+    # CUDA graph the streams become branches, and the memory of a branch is reused only there.
     current = torch.cuda.current_stream(device)
     streams = _streams(current.device, len(functions))  # current.device has an index
     results = []
@@ -221,5 +215,5 @@ def side_by_side(functions: Sequence[Callable[[], Outputs]], device: torch.devic
 
 @cache
 def _streams(device: torch.device, count: int) -> tuple[torch.cuda.Stream, ...]:
-    """Return cached streams: libraries keep a workspace for every stream they have run on."""
+    """Return cached streams, because libraries keep a workspace for each stream ever used."""
     return tuple(torch.cuda.Stream(device) for _ in range(count))

@@ -1,8 +1,8 @@
 """Operators of :mod:`trajmatch.ops` in plain PyTorch: slow, exact and easy to read.
 
-They are the oracle of the tests and the baseline of the benchmarks. Arguments and results are
-documented in ``trajmatch.ops``. All functions are differentiable as often as PyTorch makes them;
-``unroll`` keeps the whole graph, so its memory grows with the steps.
+They are the ground truth of the tests and the baseline of the benchmarks. Arguments and results are
+documented in ``trajmatch.ops``. Results are differentiable as often as PyTorch's operations are.
+``unroll`` keeps the graph of all steps, so its memory grows with the number of steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Loss = str | Callable[[Tensor, Tensor], Tensor]
 
 
 class GradientJvp(NamedTuple):
-    """Directional derivative of loss and gradients; see :func:`trajmatch.ops.gradient_jvp`."""
+    """Directional derivatives of loss and gradients; see :func:`trajmatch.ops.gradient_jvp`."""
 
     directional: Tensor
     grad_theta: Tensor
@@ -62,11 +62,12 @@ def sgd_step(
 
 
 def step_size(lr: Tensor, step: int, sizes: Sequence[int], trained: Tensor | None) -> Tensor:
-    """Return the learning rate of a step: ``[]``, or ``[P]`` if it differs between parameters.
+    """Return the step size of a step: ``[]``, or ``[P]`` if it differs between parameters.
 
-    ``lr`` is ``[]``, ``[N]``, ``[1, T]`` or ``[N, T]`` for ``T`` parameter tensors of ``sizes``;
-    parameters outside the mask ``trained [P]`` get 0.
+    ``lr`` is ``[]``, ``[N]``, ``[1, T]`` or ``[N, T]`` for ``T`` parameter tensors with ``sizes``
+    elements. Where the mask ``trained [P]`` is 0, so is the step size.
     """
+    # `min` makes the one row of [1, T] serve all steps.
     rate = lr if lr.dim() == 0 else lr[min(step, len(lr) - 1)]
     if rate.dim() > 0:
         rate = torch.cat([each.expand(size) for each, size in zip(rate, sizes, strict=True)])
@@ -82,11 +83,12 @@ def optimiser_step(
     count: int,
     trained: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return new parameters and state of step number ``count`` (from 1), as ``torch.optim`` does.
+    """Return parameters and state after step number ``count`` (from 1), as in ``torch.optim``.
 
-    ``numbers`` are an optimiser's settings, e.g. :meth:`trajmatch.ops.Adam.numbers`; ``state`` is
-    ``[1, P]`` for SGD, ``[2, P]`` for Adam; ``lr`` is a :func:`step_size`.
+    ``numbers`` are the optimiser's settings, e.g. :meth:`trajmatch.ops.Adam.numbers`. ``state`` is
+    ``[1, P]`` for SGD and ``[2, P]`` for Adam. ``lr`` is a result of :func:`step_size`.
     """
+    # Kind 0 is SGD, kind 1 is Adam.
     kind, *settings = numbers
     if kind == 0:
         momentum, nesterov, weight_decay = settings
@@ -100,8 +102,9 @@ def optimiser_step(
         grad = decayed(grad, theta, weight_decay, trained)
     mean = beta1 * state[0] + (1 - beta1) * grad
     square = beta2 * state[1] + (1 - beta2) * grad.square()
-    # The root has no derivative at 0, where the gradient has always been 0. There the derivative of
-    # the step is the limit, in which only the mean counts, so the root becomes a constant 0.
+    # The root has no derivative at 0, which occurs where the gradient has always been 0. For small
+    # gradients, the derivative of the step tends to that of mean / eps, so the root is a constant 0
+    # there. Taking the root of 1 instead of 0 keeps NaN out of the derivative.
     positive = square > 0
     root = torch.where(positive, square, 1.0).sqrt() * positive
     divisor = root / math.sqrt(1 - beta2**count) + eps
@@ -151,7 +154,8 @@ def _color(
     brightness, saturation, contrast = (
         each.to(images.dtype) for each in (brightness, saturation, contrast)
     )
-    # Saturation does not change the mean of the image, so all three steps are one expression.
+    # Saturation does not change the mean of the image, so all three steps are one expression:
+    # c s x + c (1 - s) grey + (1 - c) mean + b, with b, s, c for the three numbers.
     grey = images.mean(1, keepdim=True)
     mean = grey.mean((2, 3), keepdim=True)
     constant = torch.addcmul(mean + brightness, mean, contrast, value=-1)
@@ -161,6 +165,8 @@ def _color(
 
 def _crop(images: Tensor, shift_y: Tensor, shift_x: Tensor, *_: Tensor) -> Tensor:
     height, width = images.shape[2:]
+    # Pad by a whole image on every side, so that any shift is a window of the padded image. Larger
+    # shifts leave only zeros, so they can be clamped.
     padded = F.pad(images, (width, width, height, height))
     tops = (height + shift_y.flatten().long()).clamp(0, 2 * height).tolist()
     lefts = (width + shift_x.flatten().long()).clamp(0, 2 * width).tolist()
@@ -183,14 +189,16 @@ def _sample(images: Tensor, m00: Tensor, m01: Tensor, m10: Tensor, m11: Tensor) 
     y = torch.linspace(-1, 1, images.shape[2], dtype=dtype, device=device).view(1, -1, 1)
     x = torch.linspace(-1, 1, images.shape[3], dtype=dtype, device=device).view(1, 1, -1)
     m00, m01, m10, m11 = (each.to(dtype).squeeze(1) for each in (m00, m01, m10, m11))
+    # [B, H, W, 2]: the point (x, y) of the image that each pixel of the result reads.
     grid = torch.stack((m00 * x + m01 * y, m10 * x + m11 * y), -1)
     return F.grid_sample(images, grid, align_corners=True)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy of ``logits [B, K]`` and indices ``[B]`` or target logits."""
+    """Return the mean cross-entropy of ``logits [B, K]`` and class indices or target logits."""
     if not targets.is_floating_point():
-        # By default PyTorch ignores labels of -100; here they are errors.
+        # By default PyTorch ignores labels of -100. Here -100 is an error like any other label out
+        # of range, so the ignored number is one that no label has.
         return F.cross_entropy(logits, targets, ignore_index=torch.iinfo(torch.int64).min)
     return -(F.softmax(targets, dim=1) * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
@@ -204,11 +212,11 @@ def loss_value(
     update_buffers: bool = False,
     soft_labels: str = "logits",
 ) -> Tensor:
-    """Return the scalar that ``gradient`` differentiates.
+    """Return the loss that :func:`gradient` differentiates, ``[]``.
 
     Raises:
         ValueError: Floating labels differ in shape from the outputs, or a loss function does not
-            return a scalar with a gradient in the outputs.
+            return a scalar that depends on the outputs.
     """
     outputs = call_flat(model, theta, images, update_buffers)
     if loss == "sum_logits":
@@ -230,7 +238,7 @@ def loss_value(
 
 
 def _scalar(value: object, outputs: Tensor) -> Tensor:
-    """Return the value of a loss; raise ValueError unless it is a scalar with a gradient."""
+    """Return the value of a loss function; raise ValueError unless it is a scalar with a graph."""
     constant = isinstance(value, Tensor) and outputs.requires_grad and not value.requires_grad
     if isinstance(value, Tensor) and value.shape == () and not constant:
         return value
@@ -273,14 +281,15 @@ def gradient_and_jvp(
 ) -> tuple[Tensor, GradientJvp]:
     """Return the gradient ``[P]``, and the derivatives of loss and gradients along the tangents.
 
-    This takes two reverse passes. With ``examine``, raise NotImplementedError if the model has a
-    backward pass that is ``once_differentiable``.
+    With ``examine``, raise NotImplementedError if a backward pass is ``once_differentiable``.
     """
     soft = labels is not None and labels.is_floating_point() and loss != "sum_logits"
     theta = theta.detach().requires_grad_()
     inputs, images = [theta], images.detach()
-    if images.is_floating_point():  # not tokens
+    # Tokens have no gradient.
+    if images.is_floating_point():
         inputs.append(images.requires_grad_())
+    # Theta and images have tangents; labels have derivatives, but no tangent.
     first_order = inputs.copy()
     if soft:
         assert labels is not None
@@ -293,7 +302,9 @@ def gradient_and_jvp(
             _check_graph(grads)
         pairs = zip(grads, (tangent, image_tangent), strict=False)
         directional = sum(((g * t).sum() for g, t in pairs if t is not None), torch.zeros(()))
-        # Hessians are symmetric: the gradients' tangent is the gradient of <gradients, tangents>.
+        # Hessians are symmetric, so a second reverse pass suffices: the derivatives of the
+        # gradients along the tangents are the gradient of <gradients, tangents>. If the loss is
+        # linear in all inputs, the gradients have no graph, and their derivatives are 0.
         seconds = (
             torch.autograd.grad(directional, inputs, materialize_grads=True)
             if directional.requires_grad
@@ -306,12 +317,12 @@ def gradient_and_jvp(
 
 
 def gradient_jvp(*args: Any, **settings: Any) -> GradientJvp:
-    """Return the derivatives of :func:`gradient_and_jvp` alone; it has the same arguments."""
+    """Return only the derivatives of :func:`gradient_and_jvp`, for the same arguments."""
     return gradient_and_jvp(*args, **settings)[1]
 
 
 def _check_graph(grads: Sequence[Tensor]) -> None:
-    """Raise NotImplementedError for a backward pass that PyTorch would take for a constant."""
+    """Raise NotImplementedError if a node of the gradients' graph is ``once_differentiable``."""
     nodes, seen = [grad.grad_fn for grad in grads], set()
     while nodes:
         node = nodes.pop()
@@ -319,7 +330,9 @@ def _check_graph(grads: Sequence[Tensor]) -> None:
             continue
         seen.add(node)
         nodes.extend(each for each, _ in node.next_functions)
-        if node.name() == "torch::autograd::Error":  # the node of once_differentiable
+        # once_differentiable puts this node into the graph, but without a path to the inputs. So
+        # autograd.grad skips it: no error is raised, and terms of the second derivative are lost.
+        if node.name() == "torch::autograd::Error":
             raise NotImplementedError(
                 "trajmatch: expected a model that is twice differentiable, but got one with a "
                 "torch.autograd.Function whose backward is once_differentiable; "
@@ -346,10 +359,11 @@ def unroll(
     augment: Callable[[Tensor, int], Tensor] | None = None,
     tape_bytes: int = 0,
 ) -> Any:
-    """Run student steps with the graph of every step kept; ``tape_bytes`` has no effect."""
+    """Run student steps in one graph, which keeps all activations; ``tape_bytes`` has no effect."""
     theta = theta0 if theta0.requires_grad else theta0.detach().requires_grad_()
     numbers = [0.0, momentum, 0.0, 0.0] if optimiser is None else optimiser.numbers()
     rows = 2 if numbers[0] else int(numbers[1] > 0)
+    # SGD without momentum returns no state, but optimiser_step takes a buffer all the same.
     memory = theta.new_zeros(max(rows, 1), len(theta))
     if state is not None and rows > 0:
         memory = state.tensors

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class RunFolder:
-    """Paths in the folder of a run."""
+    """Paths of the files in the folder of a run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Options of all runs."""
+"""Options that all runs have."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trajmatch.schema import Int, Settings
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Settings):
-    """Options that decide what a run works on and where, for how long and how loud."""
+    """Options of a run: data and seed, device, time limit and output."""
 
     data: str | None = None
     """Data set, e.g. cifar10:ROOT or imagefolder:PATH."""
@@ -31,7 +31,7 @@ class RunOptions(Settings):
     """Print no progress."""
 
     def __post_init__(self) -> None:
-        """Check the types and the duration."""
+        """Check the fields, including the duration."""
         super().__post_init__()
         if self.max_time is not None:
             seconds(self.max_time)

@@ -1,6 +1,7 @@
-"""Types of settings and of file contents, with value ranges and error messages.
+"""Types for settings and file contents, with value ranges and error messages.
 
-The type of a field has its range (``ipc: PositiveInt``), for Python, command line and TOML alike.
+The type of a field includes the range, as in ``ipc: PositiveInt``. The check is the same for values
+from Python, the command line and TOML files.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from trajmatch.errors import UserError, closest
 
 T = TypeVar("T")
 
-_INT = 2**63 - 1  # int64, as in files and in torch
+_INT = 2**63 - 1  # largest int64, the type in files and in torch
 _FLOAT = sys.float_info.max
 
 Int = Annotated[int, Meta(ge=-_INT, le=_INT)]
@@ -44,10 +45,9 @@ _BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"
 
 
 class Settings:
-    """Base of frozen dataclasses that check their values against the field types.
+    """Base of frozen dataclasses that check their values against the types of the fields.
 
-    Raises:
-        UserError: A value does not fit; the message names its flag.
+    A value that does not fit raises UserError; the message names the flag of the field.
     """
 
     def __post_init__(self) -> None:
@@ -55,20 +55,20 @@ class Settings:
         settle(self, flag)
 
     def expect(self, name: str, holds: bool, wanted: str) -> None:
-        """Raise UserError unless ``holds``; for constraints between fields."""
+        """Raise UserError unless ``holds``; for conditions that involve several fields."""
         if not holds:
             raise UserError(f"{flag(name)} should be {wanted}, but is {getattr(self, name)}")
 
     def chosen(self, kind: type[Any]) -> list[str]:
-        """List the fields of a base class that differ from their defaults."""
+        """Return the fields of the base class ``kind`` that differ from their defaults."""
         return [each.name for each in fields(kind) if getattr(self, each.name) != each.default]
 
 
 def settle(record: Any, name_of: Callable[[str], str]) -> None:
-    """Convert the fields of a frozen dataclass to their types: str to Path, list to tuple.
+    """Convert the fields of a frozen dataclass to their types, e.g. str to Path, list to tuple.
 
-    Call it in ``__post_init__``. Raises UserError, with the field as ``name_of`` gives it, if a
-    value does not fit.
+    To be called in ``__post_init__``. Raises UserError, with the name that ``name_of`` gives to the
+    field, if a value does not fit.
     """
     kinds = get_type_hints(type(record), include_extras=True)
     for name, kind in ((each.name, kinds[each.name]) for each in fields(record)):
@@ -76,15 +76,17 @@ def settle(record: Any, name_of: Callable[[str], str]) -> None:
         value = setting(given, kind, name_of(name))
         if isinstance(given, list) and isinstance(value, tuple):
             given = tuple(given)
-        # Keep an int given for a float field: the bytes of files depend on it.
+        # Keep an int that is given for a float field, because files would have other bytes with 1.0
+        # instead of 1.
         kept = given if value is given or given == value else value
+        # A frozen dataclass forbids the usual assignment.
         object.__setattr__(record, name, kept)
 
 
 def setting(value: Any, kind: Any, name: str, *, strict: bool = True) -> Any:
     """Convert the value of a setting to its type; UserError, with ``name``, if it does not fit.
 
-    ``strict=False`` parses numbers and booleans from strings.
+    ``strict=False`` also reads numbers and booleans from strings.
     """
     try:
         return msgspec.convert(value, kind, dec_hook=_other, strict=strict)
@@ -96,25 +98,26 @@ def setting(value: Any, kind: Any, name: str, *, strict: bool = True) -> Any:
 
 
 def settings_of(config: Any, kind: type[Any]) -> dict[str, Any]:
-    """Return those fields of ``config`` that the base class ``kind`` has, as JSON values."""
+    """Return the fields of ``config`` that the base class ``kind`` defines, as JSON values."""
     values = {field.name: getattr(config, field.name) for field in fields(kind)}
     return {k: list(each) if isinstance(each, tuple) else each for k, each in values.items()}
 
 
 def convert(content: Any, kind: type[T], place: str, advice: str = "") -> T:
-    """Convert JSON content of a file to a type such as a ``msgspec.Struct``.
+    """Convert the JSON content of a file to a type such as a ``msgspec.Struct``.
 
-    Raises UserError ``PLACE: ... ADVICE`` with the position of a value that does not fit.
+    Raises UserError ``PLACE: ... ADVICE``, with the position of the value, if one does not fit.
     """
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
+        # A message of msgspec is "Expected `int`, got `str` - at `$.networks[0].mean`".
         expected, _, path = str(error).partition(" - at `$")
         path, value = path.rstrip("`").lstrip("."), content
         if lacking := re.fullmatch(r"Object missing required field `(.*)`", expected):
             name = f"{path}.{lacking[1]}".lstrip(".")
             raise UserError(f"{place}: it lacks {name}{advice}") from error
-        # Follow msgspec's path (`$.a[0].b`) to the wrong value; `[...]` is an unknown key.
+        # Follow the path to the wrong value, up to [...], which stands for an unknown key.
         for key in re.findall(r"[^.\[\]]+", path.partition("[...]")[0]):
             value = value[int(key)] if isinstance(value, list) else value[key]
         found = f"its {path or 'content'} is {value!r:.100}"
@@ -135,11 +138,12 @@ def flag(name: str) -> str:
 
 
 def shown(kind: Any) -> str:
-    """Describe a type in words for messages."""
+    """Return a description of a type in words, for messages."""
     return _described(msgspec.inspect.type_info(kind))
 
 
 def _described(kind: Any) -> str:
+    """Describe a type of :mod:`msgspec.inspect`, e.g. ``a whole number of at least 1``."""
     if isinstance(kind, msgspec.inspect.UnionType):
         kinds = (each for each in kind.types if not isinstance(each, msgspec.inspect.NoneType))
         return " or ".join(map(_described, kinds))
@@ -151,6 +155,7 @@ def _described(kind: Any) -> str:
     if isinstance(kind, msgspec.inspect.CustomType):
         return "a path" if kind.cls is Path else f"a {kind.cls.__name__}"
     bounds = {words: getattr(kind, name, None) for name, words in _BOUNDS.items()}
+    # Do not mention the bounds of int64 and float64 themselves.
     told = [
         f"{words} {bound}"
         for words, bound in bounds.items()
@@ -171,7 +176,7 @@ def _plain(value: Any) -> Any:
 
 
 def _other(kind: type[Any], value: Any) -> Any:
-    """Convert a value to a type unknown to msgspec: a path, or a class of PyTorch or trajmatch."""
+    """Convert a value to a type that msgspec does not know, such as Path or Tensor."""
     if kind is Path and isinstance(value, str | os.PathLike):
         return Path(value)
     if isinstance(value, kind):

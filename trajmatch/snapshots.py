@@ -1,7 +1,7 @@
-"""Images at several iterations of a distillation: their file and pictures.
+"""Snapshots of the images at several iterations of a distillation: file and pictures.
 
-The file next to the artifact is for viewing (`trajmatch show`, `trajmatch report`): preprocessing
-is undone, and large sets keep only some images of each class.
+The file next to the artifact is for viewing (`trajmatch show`, `trajmatch report`). Preprocessing
+is undone, and a large set keeps only some images of each class.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trajmatch.artifact import Artifact
 from trajmatch.errors import UserError
 from trajmatch.schema import Count, convert
 
-#: Half precision: at pixel value 1 it still resolves a quarter of a grey level.
+#: Half precision, which at pixel value 1 still resolves a quarter of a grey level.
 DTYPE = torch.float16
 
 #: Duration of the last animation frame, relative to the others.
@@ -29,15 +29,12 @@ _LAST_FRAMES = 4
 
 @dataclass(frozen=True, repr=False)
 class Snapshots:
-    """Some images of each class at several iterations.
-
-    ``images`` are pixel values, not clipped, ``[S, n, C, H, W]``, float16; real images are in 0
-    to 1. ``labels`` are their classes ``[n]``, int64.
-    """
+    """Some images of each class at several iterations."""
 
     iterations: tuple[int, ...]  # ascending; 0 is the start of the run
+    # Pixel values, not clipped; those of real images are in 0 to 1. [S, n, C, H, W], float16.
     images: Tensor
-    labels: Tensor
+    labels: Tensor  # class of each image; [n], int64
     identity: Mapping[str, Any]  # see trajmatch.distill.problem.Problem.identity
 
     def until(self, iteration: int) -> Snapshots:
@@ -47,6 +44,7 @@ class Snapshots:
 
     def with_images(self, iteration: int, images: Tensor) -> Snapshots:
         """Return a copy with a later snapshot of ``images``, pixel values ``[n, C, H, W]``."""
+        # Clamp values that float16 would turn into infinity.
         largest = torch.finfo(DTYPE).max
         newest = images.clamp(-largest, largest).to(DTYPE)[None]
         return replace(
@@ -56,7 +54,7 @@ class Snapshots:
         )
 
     def pixels(self, clip: pictures.Clip) -> list[Tensor]:
-        """Return viewable pixels of each snapshot. ``[n, 1 or 3, H, W]`` each, uint8."""
+        """Return viewable pixels of each snapshot: ``[n, 1 or 3, H, W]``, uint8."""
         return [pictures.to_pixels(images.float(), clip) for images in self.images]
 
 
@@ -76,7 +74,7 @@ def save(path: files.PathLike, snapshots: Snapshots) -> None:
 
 
 def load(path: files.PathLike) -> Snapshots:
-    """Read snapshots; UserError if the file is missing, damaged or of another kind."""
+    """Read snapshots; raise UserError if the file is missing, damaged or of another kind."""
     tensors, metadata = files.load_tensors(path)
     place = f"{path} does not hold snapshots that this version reads"
     description = convert(metadata, _Description, place, "; give what `trajmatch distill` wrote")
@@ -93,13 +91,13 @@ def load(path: files.PathLike) -> Snapshots:
 
 
 def of_artifact(path: files.PathLike, artifact: Artifact) -> Snapshots:
-    """Read the snapshots of the run that made an artifact; at least one.
+    """Read the snapshots of the run that made an artifact.
 
-    Raises UserError as :func:`load` does, or if they are from another run or empty.
+    Raises UserError as :func:`load` does, or if the snapshots are empty or from another run.
     """
     found = load(path)
     made, seen = {**artifact.recipe, "seed": artifact.seed}, dict(found.identity)
-    # If a resumed run got a new number of iterations, its snapshots still have the old number.
+    # If a run was resumed with another number of iterations, the snapshots still have the old one.
     if made.get("iterations") in found.iterations[-1:]:
         seen["iterations"] = made["iterations"]
     for name in sorted(made.keys() | seen.keys()):
@@ -123,7 +121,7 @@ def animation(
 ) -> bytes:
     """Draw an animated GIF with a frame per snapshot and a row per class.
 
-    Each snapshot is scaled separately. The last frame stays four times as long.
+    Each snapshot has its own range of values. The last frame stays four times as long.
     """
     frames = [
         pictures.by_class(pixels, snapshots.labels, class_names, look, f"iteration {iteration}")
@@ -143,6 +141,7 @@ def strip(
 ) -> bytes:
     """Draw a PNG with a column per snapshot and a row per image, by default one of each class."""
     columns = snapshots.pixels(look.clip)
+    # For each row the class name and the index of the image.
     rows = [
         (name, int(number))
         for k, name in enumerate(class_names)

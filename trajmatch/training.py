@@ -1,4 +1,4 @@
-"""Training of a network on a small set of images by a protocol, and its test."""
+"""Train a network on a small set of images by a protocol, and test the network."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def train(
             changed in place; it is left in training mode.
         images: Network inputs (preprocessed). ``[n, C, H, W]``, float32.
         labels: Class indices ``[n]``, int64; target logits ``[n, K]``, float32; for ``"mse"``
-            target outputs ``[n, D]``.
+            target outputs ``[n, D]``, float32.
         protocol: Hyper-parameters.
         seed: Seed of batch order, augmentation and dropout. PyTorch's generators are restored.
-        on_epoch: Called after every round: an epoch, or a step if the protocol counts steps.
+        on_epoch: Called after every round: an epoch, or a step if ``protocol.steps`` is set.
         on_test: Called at each test of the protocol, with the current parameters in the model.
         loss: ``"cross_entropy"`` or ``"mse"``.
 
@@ -62,6 +62,7 @@ def train(
     """
     check_answered("", images, labels)
     model.train()
+    # The loop updates the flat parameters theta [P]; the model gets them for tests and at the end.
     theta, trainable = networks.flat_parameters(model), networks.trainable(model)
     images, labels = images.to(theta.device), labels.to(theta.device)
     order, augmentation = generator(seed, "order"), generator(seed, "dsa")
@@ -82,7 +83,8 @@ def train(
                     taken += 1
                     numbers = ops.Adam().numbers()
                     theta, means = optimiser_step(numbers, theta, grad, means, rate, taken)
-            if index == protocol.drop_round:  # without a buffer the momentum starts at zero
+            # Without a buffer, the momentum of SGD starts from zero. Adam keeps its means.
+            if index == protocol.drop_round:
                 lr, momentum, buffer = lr * protocol.lr_drop, protocol.momentum_after, None
                 rate *= protocol.lr_drop
             if on_test is not None and protocol.tests_after(index):
@@ -108,8 +110,8 @@ def train_fresh(
     """Train a new network on a set of images and test it on other images.
 
     ``images``, ``labels`` and ``on_epoch`` are as for :func:`train`. ``test_images`` have the same
-    preprocessing. ``test_labels`` are class indices ``[N]``, int64, or target outputs ``[N, D]``,
-    float32; with targets the network is trained for regression. ``seed`` also seeds initialisation.
+    preprocessing. ``test_labels`` are class indices ``[N]``, int64, or targets ``[N, D]``, float32,
+    for which the network is trained by regression. ``seed`` also determines the initialisation.
     Raises ValueError if images, labels and network do not fit each other.
     """
     model = networks.build(network_spec)
@@ -118,6 +120,7 @@ def train_fresh(
     regresses = test_labels.is_floating_point()
 
     def test() -> None:
+        # A diverged network has accuracy 0; in regression, infinite outputs count as 0.
         wrong = _diverged(model) and not regresses
         tests.append(0.0 if wrong else measured(model, test_images, test_labels))
 
@@ -128,7 +131,7 @@ def train_fresh(
 
 
 def _diverged(model: nn.Module) -> bool:
-    """True if a parameter or buffer is not finite."""
+    """Return True if a parameter or buffer is not finite."""
     state = itertools.chain(model.parameters(), model.buffers())
     return not all(bool(tensor.isfinite().all()) for tensor in state)
 
@@ -136,7 +139,7 @@ def _diverged(model: nn.Module) -> bool:
 def _rounds(
     images: Tensor, labels: Tensor, protocol: Protocol, order: torch.Generator
 ) -> Iterator[_Batches]:
-    """Yield the batches of each round: an epoch, or one batch if the protocol counts steps."""
+    """Return an iterator over rounds: batches of an epoch, or one if the protocol counts steps."""
     epochs = (_batches(images, labels, protocol.batch_size, order) for _ in itertools.count())
     if protocol.steps is None:
         return itertools.islice(epochs, protocol.num_epochs)
@@ -145,8 +148,8 @@ def _rounds(
 
 
 def _batches(images: Tensor, labels: Tensor, size: int, order: torch.Generator) -> _Batches:
-    """Yield one epoch of shuffled batches; the last may be smaller."""
-    if len(images) <= size:  # one batch: its order does not matter
+    """Yield one epoch of shuffled batches; the last batch may be smaller."""
+    if len(images) <= size:  # the order within the only batch does not matter
         yield images, labels
         return
     for batch in torch.split(torch.randperm(len(images), generator=order), size):

@@ -94,6 +94,7 @@ def test_a_function_may_give_targets(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"test_dino": np.zeros((5, 5))}, r"\[6, D\], but has shape \[5, 5\]"),
         ({"test_dino": np.zeros((TESTED, 4))}, r"test targets should be .*\[6, 5\], but are "),
         ({"train_dino": np.full((COUNT, 5), np.nan)}, "training targets should be finite"),
+        ({"train_dino": np.ones((COUNT, 5))}, "training targets should differ .* all equal"),
         ({"train_dino": np.zeros((COUNT, 0)), "test_dino": np.zeros((TESTED, 0))},
          r"training targets should be float32, .*\[12, 0\]"),
     ],

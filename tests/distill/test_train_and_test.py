@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -204,7 +205,12 @@ def test_windows_by_the_gradients_of_the_student() -> None:
     wanted = torch.softmax(norms[1:] / 2, 0)
     for step in (1, 2, 3):
         assert late[step] / 600 == pytest.approx(wanted[step - 1].item(), abs=0.06)
+    # a student that diverged in step 2: its loss is infinite, and the window starts before
+    diverged = torch.tensor([9.0, 1.0, torch.inf, torch.nan])
+    choice = GradientWindows(1.2, 0.9)
+    assert {choice.choose(diverged, 1, math.inf, 20, draw)[0] for _ in range(50)} == {1}
     nothing = norms * float("nan")
+    assert {choice.choose(nothing, 1, math.nan, 20, draw)[0] for _ in range(50)} == {1, 2, 3}
     assert GradientWindows(1.2, 0.9, spread=8).choose(nothing, 1, 0.0, 20, draw)[1] == 12
 
 

@@ -1,1 +1,1 @@
-"""The command line: arguments to configuration, configuration to calls, progress."""
+"""Command line: parse arguments into a configuration, run the command, show its progress."""

@@ -1,4 +1,4 @@
-"""Command-line arguments to configurations: the flags are the fields of a dataclass."""
+"""Parse command-line arguments into dataclasses, whose fields are the flags."""
 
 from __future__ import annotations
 
@@ -24,27 +24,19 @@ Config = TypeVar("Config")
 
 
 class Section(NamedTuple):
-    """A configuration whose fields are flags.
+    """A configuration class whose fields become arguments."""
 
-    Attributes:
-        config: A dataclass; each field with a line of documentation below it.
-        defaults: Values of fields that are not given; they override the class's defaults.
-        positional: Fields that are given by position instead of by a flag.
-        hidden: Fields that cannot be given.
-        stage: First part of the flags, and heading in the help, where several sections are read.
-        short: Fields whose flag is also known without the stage.
-    """
-
-    config: type[Any]
-    defaults: Mapping[str, Any] = {}
-    positional: Collection[str] = ()
-    hidden: Collection[str] = ()
+    config: type[Any]  # a dataclass with a documentation string below each field
+    defaults: Mapping[str, Any] = {}  # override the defaults of the class
+    positional: Collection[str] = ()  # fields given by position instead of by a flag
+    hidden: Collection[str] = ()  # fields without a flag
+    # If several sections are parsed together, flags are --STAGE.FIELD, below the heading STAGE.
     stage: str = ""
-    short: Collection[str] = ()
+    short: Collection[str] = ()  # fields that also have the flag --FIELD, without the stage
 
 
 class _Option(NamedTuple):
-    """A field that can be given, and how argparse knows it."""
+    """A field and its argparse action."""
 
     section: Section
     field: str
@@ -54,7 +46,7 @@ class _Option(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """Its flag, or its name in capitals where it is given by position."""
+        """Flag of the field; for a positional argument, the name in capitals."""
         return str([*self.action.option_strings, self.action.metavar][0])
 
 
@@ -65,31 +57,21 @@ def parse(
     *positional: str,
     defaults: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Fill a configuration from arguments.
+    """Return a configuration filled from the arguments ``argv`` of a command.
 
-    ``--help`` prints the fields with the documentation they have in the class, and ends the program
-    with status 0.
-
-    Args:
-        config: A dataclass; each field with a line of documentation below it.
-        argv: The arguments after the name of the command.
-        prog: The command as the user types it, e.g. ``"trajmatch eval"``.
-        positional: Fields that are given by position instead of by a flag.
-        defaults: Values of fields that are not given; they override the class's defaults.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        UserError: A flag is unknown or missing, or a value is refused.
+    ``config`` is a dataclass with a documentation string below each field, which ``--help`` prints
+    before it exits with status 0. ``prog`` is the command as typed, e.g. ``"trajmatch eval"``.
+    ``positional`` are fields given by position, and ``defaults`` override the defaults of the
+    class. Raises UserError if a flag is unknown or missing, or if a value is invalid.
     """
     (given,) = read([Section(config, defaults or {}, positional)], argv, prog)
     return config(**{**(defaults or {}), **given})
 
 
 def read(sections: Sequence[Section], argv: Sequence[str], prog: str) -> list[dict[str, Any]]:
-    """Return the values that the arguments give to each section's fields; see :func:`parse`."""
+    """Return the values given for the fields of each section, without defaults."""
     text = (sections[0].config.__doc__ or "").partition("Raises:")[0]
+    # SUPPRESS keeps arguments that are not given out of the result, for the caller's defaults.
     parser = argparse.ArgumentParser(
         description=" ".join(text.split()),
         argument_default=argparse.SUPPRESS,
@@ -101,9 +83,10 @@ def read(sections: Sequence[Section], argv: Sequence[str], prog: str) -> list[di
     flags = [f"{each.shown} {each.field.upper()}" for each in needed if each.action.option_strings]
     others = [each.shown for each in needed if not each.action.option_strings]
     parser.usage = " ".join([prog, *others, *flags, "[OPTIONS]"])
-    # The programs of the papers have underscores in their flags.
+    # Accept underscores in flags, because the papers' programs have them.
     tokens = [re.sub(r"^--[^=]+", lambda flag: flag[0].replace("_", "-"), each) for each in argv]
     try:
+        # "Intermixed" allows positional arguments between flags.
         found, unknown = parser.parse_known_intermixed_args(tokens)
     except argparse.ArgumentError as error:
         name = (error.argument_name or "").split("/")[-1]
@@ -113,7 +96,7 @@ def read(sections: Sequence[Section], argv: Sequence[str], prog: str) -> list[di
     given = {key: value for key, value in vars(found).items() if value is not None}
     for option in options:
         if option.action.nargs == "?" and option.action.dest not in given:
-            # In `--network convnet FILE` the list before it has taken the file.
+            # In `--network convnet FILE` the list of --network has taken FILE: move it back.
             for values in [*given.values()]:
                 if isinstance(values, list) and len(values) > 1 and values[-1] == tokens[-1]:
                     given[option.action.dest] = values.pop()
@@ -131,15 +114,17 @@ def read(sections: Sequence[Section], argv: Sequence[str], prog: str) -> list[di
 
 
 def _add_options(parser: argparse.ArgumentParser, section: Section) -> Iterator[_Option]:
-    """Make the fields of a configuration known; what is not given is left out of the result."""
+    """Add an argument for each field of a section to the parser, and yield the options."""
     texts, hints = _documentation(section.config), typing.get_type_hints(section.config)
     group = parser.add_argument_group(section.stage) if section.stage else parser
     fields = dataclasses.fields(section.config)
+    # Required fields come first in the help.
     for field in sorted(fields, key=lambda each: each.default is not dataclasses.MISSING):
         if field.name in section.hidden:
             continue
         default = section.defaults.get(field.name, field.default)
         kind, several = _kind(hints[field.name])
+        # A field that is on by default gets the flag --no-FIELD, which turns it off.
         name = ("no-" if default is True else "") + field.name.replace("_", "-")
         flags = [f"--{section.stage}.{name}"] if section.stage else []
         flags += [f"--{name}"] if not section.stage or field.name in section.short else []
@@ -164,7 +149,7 @@ def _add_options(parser: argparse.ArgumentParser, section: Section) -> Iterator[
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
-    """Type of a value that is given, or of each of several, and whether there are several."""
+    """Return the type of one value of a field, and True if the field takes several values."""
     kinds = [each for each in typing.get_args(hint) if each is not NoneType]
     if NoneType in typing.get_args(hint):
         return _kind(kinds[0])
@@ -172,6 +157,7 @@ def _kind(hint: Any) -> tuple[Any, bool]:
 
 
 def _shown_default(default: Any) -> str:
+    """Return the default as an addition to the help text of a field."""
     if default is dataclasses.MISSING:
         return " (required)"
     if default is None or default == () or isinstance(default, bool):
@@ -181,14 +167,15 @@ def _shown_default(default: Any) -> str:
 
 
 def _refusal(unknown: Sequence[str], options: Sequence[_Option], prog: str) -> str:
-    """Say of the first argument that is not known what was meant."""
+    """Return the message for unknown arguments, with a suggestion for the first unknown flag."""
+    # The values of an unknown flag are unknown too, so look for the flag first.
     token = next((each for each in unknown if each.startswith("-")), unknown[0]).partition("=")[0]
     if not token.startswith("-"):
         return f"{prog} does not know what to do with {token!r}"
     name = token.lstrip("-").rpartition(".")[2]
     flags = [each for each in options if each.action.option_strings]
     meant = [each.shown for each in flags if each.field.replace("_", "-") == name]
-    # The help names what the papers' programs have, as in (MTT: lr_img).
+    # Help texts give the flags of the papers' programs in this form: (MTT: lr_img).
     papers = re.compile(rf"\b[A-Z]+: {re.escape(name.replace('-', '_'))}\b")
     meant = meant or [each.shown for each in flags if papers.search(each.action.help or "")][:1]
     names = [each for flag in flags for each in flag.action.option_strings]
@@ -197,9 +184,11 @@ def _refusal(unknown: Sequence[str], options: Sequence[_Option], prog: str) -> s
 
 
 def _documentation(config_class: type[Any]) -> dict[str, str]:
-    """Read the text below each field of a class and its bases, without its line breaks."""
+    """Return the documentation string below each field, as one line."""
     found = {}
+    # Bases come first, so that a subclass can replace the text of a field.
     for base in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):
+        # Python discards strings that stand alone in a class, so read them from the source.
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(tree, ast.ClassDef)
         for field, text in itertools.pairwise(tree.body):
@@ -210,43 +199,30 @@ def _documentation(config_class: type[Any]) -> dict[str, str]:
 
 
 def as_typed(message: str, argv: Sequence[str]) -> str:
-    """Name the flags in a message as they are spelled among some arguments.
-
-    ``--ipc`` becomes ``--distill.ipc`` or ``--init_from`` where the user typed that.
-
-    Args:
-        message: The message, with flags by the names of their fields.
-        argv: The arguments.
-    """
-    # by the last part of their names; a flag stands before =
+    """Return a message with its flags as the user typed them, e.g. ``--distill.ipc``."""
+    # The key of a typed flag is its last part: ipc for --distill.ipc, init-from for --init_from.
     ways = [token.partition("=")[0] for token in argv if token.startswith("--")]
     typed = {way.lstrip("-").rpartition(".")[2].replace("_", "-"): way for way in ways}
 
     def spelled(flag: re.Match[str]) -> str:
         way = typed.get(flag[0].lstrip("-").rpartition(".")[2], flag[0])
+        # If the message already has the typed flag, this is the same flag of another stage.
         return flag[0] if way in message else way
 
-    # Commands that a message suggests stand in backticks.
+    # Odd parts are in backticks: commands that the message suggests, which stay unchanged.
     parts = message.split("`")
     parts[::2] = [re.sub(r"--[a-z](?:[.-]?[a-z0-9])*", spelled, part) for part in parts[::2]]
     return "`".join(parts)
 
 
 def recipe_of(argv: Sequence[str]) -> Recipe:
-    """Find the recipe that ``--recipe`` among some arguments names.
+    """Return the recipe that ``--recipe`` names; an empty recipe without that flag.
 
-    It is read before the other flags, because it decides what they are when not given.
-
-    Args:
-        argv: The arguments after the name of the command.
-
-    Returns:
-        The recipe; an empty one without the flag, or with nothing behind it.
-
-    Raises:
-        UserError: There is no such recipe, it cannot be used, or ``--objective`` has no such
-            settings.
+    Raises UserError if the recipe is missing or invalid, or has settings that ``--objective`` does
+    not have.
     """
+    # Read --recipe before all other flags, because the recipe decides their defaults. With "?", a
+    # missing value is no error here: the main parser reports it.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe", nargs="?")
     parser.add_argument("--objective", "--distill.objective", nargs="?")

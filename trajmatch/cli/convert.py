@@ -1,4 +1,4 @@
-"""`trajmatch convert`: files of the papers' scripts to ours, and back."""
+"""`trajmatch convert`: converts files of the papers' scripts to ours, and back."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def run(argv: list[str]) -> None:
     from trajmatch.exchange.convert import convert
     from trajmatch.exchange.trajectories import find_trajectories
 
+    # Only trajectories take long enough for a progress display.
     files = len(find_trajectories(config.source))
     with Progress(files, "files of trajectories", config.quiet or files == 0) as progress:
         made = convert(config, progress)

@@ -1,4 +1,4 @@
-"""The device of a command, chosen and said before anything is read."""
+"""Choice of the device of a command, before any file is read."""
 
 from __future__ import annotations
 
@@ -11,16 +11,9 @@ Config = TypeVar("Config", bound=Any)
 
 
 def with_device(config: Config) -> Config:
-    """Replace ``auto`` by the device to compute on, which is printed, and ``cuda`` by a rank's GPU.
+    """Return the configuration with the device of this process in place of ``auto`` or ``cuda``.
 
-    Args:
-        config: A configuration with ``device`` and ``quiet``.
-
-    Returns:
-        The same with a device that can be used.
-
-    Raises:
-        UserError: The device is not there or cannot be used.
+    The choice for ``auto`` is printed. Raises UserError if the device is missing or unusable.
     """
     from trajmatch.device import automatic_device, usable_device
     from trajmatch.parallel import local_device
@@ -28,6 +21,7 @@ def with_device(config: Config) -> Config:
     if config.device != "auto":
         return replace(config, device=local_device(usable_device(config.device)))
     device, why = automatic_device()
+    # The reason is empty if the user chose the device with TRAJMATCH_DEVICE.
     if why and not config.quiet and os.environ.get("RANK", "0") == "0":
         print(f"trajmatch: --device auto takes {device} ({why})", file=sys.stderr)
     return replace(config, device=local_device(device))

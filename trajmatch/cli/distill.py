@@ -1,4 +1,4 @@
-"""`trajmatch distill`: from a store of experts, or real images alone, to a distilled set."""
+"""`trajmatch distill`: makes a distilled set from an expert store, or from real images alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def run(argv: list[str]) -> None:
     recipe = recipe_of(argv)
     config = parse(DistillConfig, argv, "trajmatch distill", defaults=recipe.distill)
 
+    # Import these, and torch with them, only now: --help and wrong arguments do not need them.
     from trajmatch.cli.device import with_device
     from trajmatch.cli.health import print_health
     from trajmatch.cli.progress import Progress
@@ -41,6 +42,7 @@ def run(argv: list[str]) -> None:
         data = of_recipe(config.data or recipe.data, recipe.data, recipe.name)
         config = replace(config, data=data)
     elif recipe.data:
+        # The experts determine the data set: warn if the recipe is for another one.
         assert config.experts is not None
         name = Store.open(config.experts).manifest["dataset"]["name"]
         if name != recipe.data:

@@ -1,7 +1,4 @@
-"""``trajmatch doctor``: what is installed, what was built, what runs where; a self-test.
-
-With ``--network`` it looks at a network instead.
-"""
+"""`trajmatch doctor`: reports on the installation or, with ``--network``, on a network."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ class DoctorConfig(Settings):
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command; the status is 1 when the self-test or the network fails."""
+    """Run the command; return 1 if the self-test fails or the network cannot be distilled."""
     config = parse(DoctorConfig, argv, "trajmatch doctor")
     with json_alone(config.json):
         if config.network is None:
@@ -55,12 +52,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """Look at this installation.
+    """Run the self-test and return a report on this installation, as JSON values.
 
-    Returns:
-        What JSON can hold: ``versions``, ``devices``, ``faults`` (name of a GPU to the reason why
-        it cannot be used), ``build`` (see :func:`trajmatch._extension.build_info`), ``operators``
-        (name to dispatch keys with a kernel), ``self_test`` (a list of outcomes) and ``passed``.
+    Keys: ``versions``, ``devices``, ``faults`` (for each unusable GPU the reason), ``build`` (see
+    :func:`trajmatch._extension.build_info`), ``operators`` (see :func:`operators`), ``self_test``
+    (see :func:`trajmatch.cli.selftest.run_cases`) and ``passed``.
     """
     import torch
 
@@ -70,6 +66,7 @@ def examine() -> dict[str, Any]:
 
     gpus = {f"cuda:{i}": cuda_fault(i) for i in range(torch.cuda.device_count())}
     usable = [name for name, fault in gpus.items() if fault is None]
+    # Test one GPU only, so that the self-test takes a few seconds.
     outcomes = run_cases(["cpu", *usable[:1]])
     return {
         "versions": {
@@ -90,7 +87,7 @@ def examine() -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
-    """Return the installed release; a wheel may run without torchvision."""
+    """Return the installed release of a package, or ``not installed``."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -98,13 +95,13 @@ def _version(package: str) -> str:
 
 
 def operators() -> dict[str, list[str]]:
-    """Return the registered operators, each with the dispatch keys that it has a kernel for."""
+    """Return the dispatch keys for which each registered operator has a kernel."""
     import torch
 
     import trajmatch.ops  # noqa: F401 (registers them)
     from trajmatch._extension import missing_kernels
 
-    # without CUDA kernels, what is registered for CUDA says so
+    # A build without CUDA kernels registers functions for CUDA that only raise an error.
     keys = [key for key in DISPATCH_KEYS if key != "CUDA" or missing_kernels() is None]
     namespace = "trajmatch::"
     names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith(namespace)]
@@ -116,7 +113,7 @@ def operators() -> dict[str, list[str]]:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """Format the report of an installation for a reader."""
+    """Return the report of :func:`examine` as text."""
     build = report["build"]
     cuda = f"{build['cuda']} for {', '.join(build['architectures'])}" if build["cuda"] else "no"
     left_out = (
@@ -148,17 +145,13 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def examine_network(config: DoctorConfig) -> dict[str, Any]:
-    """Look at a network as a student.
+    """Check a network as a student and return a report, as JSON values.
 
-    Returns:
-        What JSON can hold: ``network`` (its spec), ``parameters``, ``runs_by`` (see
-        :func:`trajmatch.ops.engine_for`), ``layers`` (``name``, ``type``, ``parameters``, ``runs``:
-        ``"engine"``, ``"autograd"`` or ``"not twice differentiable"``, and ``obstacle``, why, or
-        None) and ``passed``.
-
-    Raises:
-        UserError: There is no such network, it does not run on such images, or it draws random
-            numbers.
+    Keys: ``network`` (the spec), ``parameters``, ``runs_by`` (see
+    :func:`trajmatch.ops.engine_for`), ``layers`` and ``passed``. A layer has ``name``, ``type``,
+    ``parameters``, ``runs`` (``"engine"``, ``"autograd"`` or ``"not twice differentiable"``) and
+    ``obstacle`` (the reason, or None). Raises UserError if the network does not exist, does not run
+    on such images, or draws random numbers.
     """
     from trajmatch import networks, ops
     from trajmatch.data import load_dataset
@@ -185,7 +178,7 @@ def examine_network(config: DoctorConfig) -> dict[str, Any]:
 
 
 def network_as_text(report: dict[str, Any]) -> str:
-    """Format the report of a network for a reader."""
+    """Return the report of :func:`examine_network` as text."""
     spec = report["network"]
     options = ", ".join(f"{name} {value}" for name, value in spec.items() if name != "name")
     rows = [("layer", "type", "parameters", "runs by")]

@@ -1,4 +1,4 @@
-"""`trajmatch eval`: tests a distilled set beside real images."""
+"""`trajmatch eval`: evaluates a distilled set and compares it with real images."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def run(argv: list[str]) -> None:
 
     config = parse(EvalConfig, argv, "trajmatch eval", "file")
 
+    # Import these, and torch with them, only now: --help and wrong arguments do not need them.
     from trajmatch import artifact
     from trajmatch.cli.device import with_device
     from trajmatch.cli.progress import Progress
@@ -29,7 +30,8 @@ def run(argv: list[str]) -> None:
     try:
         with json_alone(config.json), progress:
             results.append(evaluate_artifact(config, progress, results.append))
-    finally:  # of an evaluation that is stopped, the networks that are finished
+    finally:
+        # After a stop, this prints the result of the networks that were finished.
         for result in results:
             if config.json:
                 print_json(result)
@@ -38,6 +40,7 @@ def run(argv: list[str]) -> None:
 
 
 def _print_table(result: dict[str, Any]) -> None:
+    # The protocol tests each network several times, so there is a maximum to show.
     tested_often = "test_max" in result["distilled"]
     rows = [("network", *score_heads(result["distilled"]), "each network", "maximum %")]
     diverged = 0
@@ -49,6 +52,7 @@ def _print_table(result: dict[str, Any]) -> None:
                 maximum = _mean_and_std(score["test_max"]) if tested_often else ""
                 cells = score_cells(key, result["sets"][key], score)
                 rows.append((scores["network"], *cells, each, maximum))
+    # Omit the column of architectures if there is only one.
     first = 0 if len(result["networks"]) > 1 else 1
     name, per_class = result["dataset"]["name"], result["images_per_class"]
     print(f"{name}, images per class: {per_class}\n")
@@ -60,30 +64,24 @@ def _print_table(result: dict[str, Any]) -> None:
 
 
 def score_heads(score: dict[str, Any]) -> tuple[str, ...]:
-    """Return the heads of the cells of a score: of accuracies, or of errors (targets)."""
+    """Return the column heads for :func:`score_cells`, with accuracy or (for targets) error."""
     measure = ("test error",) if "errors" in score else ("test accuracy %", "% per kB")
     return ("trained on", "labels", "images", "values", "bytes", *measure)
 
 
 def measured(score: dict[str, Any]) -> list[float]:
-    """Return the accuracies in percent, or the errors, of the networks of a score."""
+    """Return the accuracy (percent) or the error of each network of a score."""
     found: list[float] = score["errors"] if "errors" in score else score["accuracies"]
     return found
 
 
 def shown(score: dict[str, Any], value: float) -> str:
-    """Return a number of a score as tables show it."""
+    """Format an accuracy or an error for a table."""
     return f"{value:.4g}" if "errors" in score else f"{value:.1f}"
 
 
 def score_cells(name: str, size: dict[str, Any], score: dict[str, Any]) -> tuple[str, ...]:
-    """Return the cells of a table below :func:`score_heads`.
-
-    Args:
-        name: Name of the training set.
-        size: What is stored of it, as in the result of an evaluation.
-        score: Its score.
-    """
+    """Return the cells of training set ``name``; ``size`` is the entry in ``sets`` of a result."""
     numbers = (size["images"], size["stored_values"], size["stored_bytes"])
     cells = (SETS[name].title, size["labels"], *(f"{number:,}" for number in numbers))
     if "errors" in score:
@@ -92,7 +90,7 @@ def score_cells(name: str, size: dict[str, Any], score: dict[str, Any]) -> tuple
 
 
 def robust_line(robust: dict[str, dict[str, float]]) -> str:
-    """Say DD-Ranking's scores, and the differences they are made of, in one line."""
+    """Format DD-Ranking's scores and the accuracy differences behind them as one line."""
     return ", ".join(
         f"{name.replace('_', ' ')} {score['mean']:.3g} +- {score['std']:.2g}"
         for name, score in robust.items()

@@ -1,4 +1,4 @@
-"""`trajmatch expert`: trains experts into a store."""
+"""`trajmatch expert`: trains experts and keeps their trajectories in a store."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def run(argv: list[str]) -> None:
     defaults = {**recipe.expert, "data": recipe.data or None}
     config = parse(ExpertConfig, argv, "trajmatch expert", defaults=defaults)
 
+    # Import these, and torch with them, only now: --help and wrong arguments do not need them.
     from trajmatch.cli.device import with_device
     from trajmatch.cli.progress import Progress
     from trajmatch.data.sources import of_recipe
@@ -28,6 +29,7 @@ def run(argv: list[str]) -> None:
     from trajmatch.parallel import joined
 
     config = with_device(config)
+    # The data set given by --data takes over the options of the recipe's data set.
     config = replace(config, data=of_recipe(config.data, recipe.data, recipe.name))
     epochs = config.num_experts * config.trained_epochs
 
@@ -44,7 +46,7 @@ def run(argv: list[str]) -> None:
 
 
 def _print_health(store: Store) -> None:
-    """Print the numbers that tell a good expert from a bad one, and warnings about bad ones."""
+    """Print losses, test result and step lengths of each expert, and warnings about bad experts."""
     from trajmatch import networks, ops
     from trajmatch.cli.health import warn
     from trajmatch.experts.health import examine

@@ -1,4 +1,4 @@
-"""`trajmatch export`: a distilled set in a form that other programs read."""
+"""`trajmatch export`: writes a distilled set in a format that other programs read."""
 
 from __future__ import annotations
 

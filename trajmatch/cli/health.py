@@ -1,4 +1,4 @@
-"""Warnings about the experts, after they were trained and before they are distilled from."""
+"""Warnings about unhealthy experts, after their training and before a distillation."""
 
 from __future__ import annotations
 
@@ -9,16 +9,7 @@ from trajmatch.distill.config import DistillConfig
 
 
 def print_health(config: DistillConfig) -> None:
-    """Print, on the standard error stream, the default window and signs of unhealthy experts.
-
-    The window of start epochs is examined where the experts themselves are healthy.
-
-    Args:
-        config: Names the store and the segments that will be drawn from it.
-
-    Raises:
-        UserError: The store cannot be used.
-    """
+    """Print the default range of start epochs, and warnings about a run's experts, on stderr."""
     if config.experts is None:
         return
     from trajmatch.experts import Store
@@ -27,7 +18,8 @@ def print_health(config: DistillConfig) -> None:
 
     store = Store.open(config.experts)
     course = store.manifest["snapshots"]
-    if config.objective == "train-and-test":  # uses the last epoch at most
+    # This objective has no start epochs: it reads at most the last epoch.
+    if config.objective == "train-and-test":
         warn(examine(store))
         return
     first, end = config.min_start_epoch, config.window_end(course)
@@ -37,14 +29,11 @@ def print_health(config: DistillConfig) -> None:
             f"default for experts with epochs {spans(course)}",
             file=sys.stderr,
         )
+    # Examine the start epochs only if the experts themselves are healthy.
     warn(examine(store) or examine_window(store, first, end, config.expert_epochs))
 
 
 def warn(signs: Iterable[str]) -> None:
-    """Print warnings on the standard error stream.
-
-    Args:
-        signs: One sentence for each.
-    """
+    """Print a warning on stderr for each sentence."""
     for sign in signs:
         print(f"trajmatch: warning: {sign}", file=sys.stderr)

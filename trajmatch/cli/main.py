@@ -1,4 +1,4 @@
-"""The program ``trajmatch``. Only what the chosen command needs is loaded."""
+"""The program ``trajmatch``, which imports only the modules that the chosen command needs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,14 @@ from trajmatch.errors import UserError, closest
 
 
 class Command(NamedTuple):
-    """A command of the program, run by ``run(arguments)`` of its module.
-
-    That returns the exit status, or None for 0.
-    """
+    """A command; the function ``run(arguments)`` of its module returns the exit status or None."""
 
     help: str
-    resumes: bool = False  # whether it has the flag --resume
-    divides: bool = False  # whether several processes of torchrun can share its work
+    resumes: bool = False  # True if the command has the flag --resume
+    divides: bool = False  # True if several processes of torchrun can share the work
 
 
-#: By name, which is also the name of the module in trajmatch.cli.
+#: Commands by name; the module of a command is ``trajmatch.cli.NAME``.
 COMMANDS = {
     "expert": Command("train experts on real images and keep their trajectories", True, True),
     "distill": Command("distil a few images per class from a store of experts", True, True),
@@ -45,30 +42,29 @@ COMMANDS = {
     "doctor": Command("what is installed, what was built, and whether it works"),
 }
 
-# A student step is many short parallel loops, after each of which the threads wait for each other,
-# spinning. OpenMP's own 300000 turns make that 20 times slower on a machine with other work to do,
-# where one of the threads is often not running. With 3000 a machine to itself loses 5 per cent.
-# OpenMP reads this when torch loads it.
+# Number of times that an OpenMP thread polls before it sleeps. A student step is many short
+# parallel loops, and after each loop the threads wait for each other. On a busy machine, where one
+# of them is often not running, the default of 300000 makes a step 20 times slower. The value 3000
+# costs 5 % on an idle machine. OpenMP reads GOMP_SPINCOUNT when torch loads it.
 SPIN_COUNT = "3000"
 
-#: Seconds that a process of torchrun leaves to the first one to say what is wrong.
+#: Seconds that the other processes of torchrun wait while rank 0 prints the error message.
 _GRACE = 10.0
 
+#: Errors of a full disk, an exhausted quota or a file above the size limit.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-INTERRUPTED = 130  # what shells report for a program ended by ctrl-C
-BROKEN_PIPE = 141  # and for one whose reader went away; other signals: trajmatch.interruption
+# Exit statuses that shells report for SIGINT (ctrl-C) and SIGPIPE (the reader of a pipe is gone).
+# trajmatch.interruption has those of other signals.
+INTERRUPTED = 130
+BROKEN_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command, and turn what can go wrong outside the program into a message.
+    """Run one command and return the exit status; errors of the user or machine become messages.
 
-    Args:
-        argv: The arguments; those of the process if None.
-
-    Returns:
-        The exit status: 0, 1 where a check found something, 2 for a mistake of the user, 128 and
-        the number of the signal that stopped the command, or 75 where its ``--max-time`` was up.
+    ``argv`` defaults to the arguments of the process. The status is 0 for success, 1 if a check
+    found a problem, 2 for an error, 75 after ``--max-time``, or 128 plus the number of a signal.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
@@ -87,7 +83,8 @@ def _main(arguments: list[str]) -> int:
         from trajmatch.cli.arguments import as_typed
 
         if _leaves_message():
-            time.sleep(_GRACE)  # SIGTERM, which torchrun sends after the first's message, ends it
+            # After the message of rank 0, torchrun ends this process with SIGTERM.
+            time.sleep(_GRACE)
         return _fail(as_typed(error.in_flags, arguments))
     except (MemoryError, RuntimeError) as error:
         from trajmatch.memory import is_out_of_memory
@@ -97,6 +94,7 @@ def _main(arguments: list[str]) -> int:
         reason = next(iter(str(error).splitlines()), "an allocation failed")
         return _fail(f"there is not enough memory ({reason}); ask for less, or free some")
     except ImportError as error:
+        # Any other failed import is a bug and keeps its traceback.
         if error.name != "trajmatch._C":
             raise
         return _fail(str(error))
@@ -119,11 +117,9 @@ def _main(arguments: list[str]) -> int:
 
 
 def _leaves_message() -> bool:
-    """True in a process of torchrun whose message another one prints.
-
-    Until they have joined (:func:`trajmatch.parallel.joined`, which then finds one that tells), all
-    processes refuse the same arguments, and the first tells.
-    """
+    """True in a process of torchrun that leaves the error message to rank 0."""
+    # Before the processes join, all fail with the same error. From then on, one process raises the
+    # error and the others exit silently (trajmatch.parallel.joined).
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0":
         return False
     distributed = sys.modules.get("torch.distributed")  # not there: torch is not loaded yet
@@ -131,26 +127,25 @@ def _leaves_message() -> bool:
 
 
 def _prepare_streams() -> None:
-    """Make the standard streams take any text, and open the null device where they are closed.
-
-    Messages for a closed stream would be printed on another one, and files would take its number.
-    """
+    """Make the standard streams accept any text, and replace closed streams by the null device."""
+    # Python sets a closed stream to None, and print(..., file=None) writes to stdout. Also, the
+    # next opened file would get the descriptor of the closed stream.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for as long as it runs)
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (until the process ends)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _give_up_output() -> None:
-    # Python flushes the stream once more at exit, which would fail again and say so
+    # Python flushes stdout again at exit, which would fail and print another error.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Show warnings that are meant for the user without the line of code that they come from."""
+    """Show warnings for the user (UserWarning) without file name and line of code."""
     in_full = warnings.formatwarning
 
     def plain(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
@@ -182,10 +177,12 @@ def _dispatch(arguments: list[str]) -> int:
         raise UserError(
             f"there is no command {name!r}{closest(name, COMMANDS)}; see trajmatch --help"
         )
+    # Check this first: resolving any relative path in a deleted folder fails with a traceback.
     try:
         os.getcwd()
     except FileNotFoundError as error:
         raise UserError("the current folder was deleted; change to another one") from error
+    # trajmatch.parallel imports torch, so import it only under torchrun.
     if "TORCHELASTIC_RUN_ID" in os.environ and not COMMANDS[name].divides:
         from trajmatch.parallel import is_launched
 
@@ -202,7 +199,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def usage() -> str:
-    """Return the help of the program as a whole."""
+    """Return the text of ``trajmatch --help``."""
     commands = "\n".join(f"  {name:8} {command.help}" for name, command in COMMANDS.items())
     return f"""usage: trajmatch COMMAND [ARGUMENTS]
 

@@ -1,4 +1,4 @@
-"""Tables, and JSON as all that a command prints on the standard output."""
+"""Output of commands: tables, and JSON that is alone on stdout."""
 
 from __future__ import annotations
 
@@ -14,16 +14,12 @@ from typing import Any
 
 @contextlib.contextmanager
 def json_alone(wanted: bool) -> Iterator[None]:
-    """Send what is printed meanwhile to the standard error stream, by whatever language.
-
-    A module of the user, a data set's loader or a C library may print at any time.
-
-    Args:
-        wanted: True if the command prints JSON; otherwise nothing changes.
-    """
+    """If ``wanted``, redirect stdout to stderr inside the block, also for C libraries."""
     if not wanted:
         yield
         return
+    # User modules, dataset loaders and C libraries may print at any time, which would corrupt the
+    # JSON. So redirect the file descriptor as well as Python's stream.
     sys.stdout.flush()
     output = os.dup(1)
     os.dup2(2, 1)
@@ -34,13 +30,13 @@ def json_alone(wanted: bool) -> Iterator[None]:
         for stream in (sys.stderr, sys.__stdout__):
             if stream is not None:
                 stream.flush()
-        ctypes.CDLL(None).fflush(None)  # what C has buffered for this descriptor
+        ctypes.CDLL(None).fflush(None)  # C has its own buffer for this descriptor
         os.dup2(output, 1)
         os.close(output)
 
 
 def aligned(head: Sequence[str], *rows: Sequence[str], rule: bool = False) -> str:
-    """Return rows of texts as the lines of a table, perhaps with a rule below the first."""
+    """Return rows as a table with aligned columns; ``rule`` adds a line below the head."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rows = (head, *([["-" * width for width in widths]] if rule else []), *rows)
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
@@ -48,12 +44,7 @@ def aligned(head: Sequence[str], *rows: Sequence[str], rule: bool = False) -> st
 
 
 def print_json(result: Any, *, sort_keys: bool = True) -> None:
-    """Print a result; what is printed later, when the program exits, goes to the error stream.
-
-    Args:
-        result: What JSON can hold.
-        sort_keys: True for sorted keys, false for the order of the result.
-    """
+    """Print values as JSON; what the program prints during exit goes to stderr."""
     print(json.dumps(result, indent=2, sort_keys=sort_keys), flush=True)
     atexit.register(_end_output)
 

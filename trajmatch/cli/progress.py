@@ -1,4 +1,4 @@
-"""Progress of long-running functions: a live bar on a terminal, lines elsewhere."""
+"""Progress display: a live bar on a terminal, lines of text elsewhere."""
 
 from __future__ import annotations
 
@@ -16,17 +16,11 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Progress on the standard error stream, as a context manager.
+    """Progress display on stderr, as a context manager.
 
-    Shows how much is done, the rate, the time that is left, the latest numbers, and the memory that
-    the process takes. On a terminal this is a bar that changes in place, with the numbers below it;
-    elsewhere (a file, a pipe) a line every few seconds.
-
-    Args:
-        total: Units of work in all.
-        title: Name of the work.
-        quiet: True to show nothing.
-        console: Where to show it, if not on the standard error stream.
+    Shows the units of work done out of ``total``, the rate, the remaining time, the latest numbers
+    and the memory of the process. A terminal shows a bar with the numbers below it; a file or pipe
+    gets a line every few seconds. ``console`` replaces stderr.
     """
 
     def __init__(
@@ -37,7 +31,7 @@ class Progress:
         from rich.text import Text
 
         class WithNumbersBelow(progress.Progress):
-            """A bar with a line below it, which has the room that a narrow terminal lacks."""
+            """A bar with the numbers below it, because a narrow terminal lacks room beside it."""
 
             def get_renderables(self) -> Iterator[RenderableType]:
                 yield from super().get_renderables()
@@ -54,7 +48,8 @@ class Progress:
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[pace]}", markup=False),
             console=self._console,
-            refresh_per_second=4,  # a thread redraws it, on a processor that has other work
+            # A thread redraws the bar and takes time from the computation, so redraw rarely.
+            refresh_per_second=4,
             disable=quiet or not self._console.is_terminal,
         )
         self._task = self._bar.add_task(title, total=total, pace="", below="")
@@ -67,16 +62,11 @@ class Progress:
         self._bar.stop()
 
     def update(self, done: int, **numbers: float) -> None:
-        """Show how far the work is.
-
-        Args:
-            done: Units of work that are finished, those of earlier, interrupted runs included.
-            numbers: Latest values to show, by name.
-        """
+        """Show the units of work done (earlier, interrupted runs included) and ``numbers``."""
         if self._quiet:
             return
         now = time.monotonic()
-        # The units that are done at the first call may be of an earlier run.
+        # The units at the first call may come from an interrupted run, so the rate excludes them.
         began, before = self._first = self._first or (now, done)
         shown = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items()]
         memory = {"memory": resident_memory(), "GPU": device_memory()}

@@ -1,4 +1,4 @@
-"""`trajmatch recipes`: list and explain the recipes."""
+"""`trajmatch recipes`: lists and explains the recipes."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def run(argv: list[str]) -> None:
 
 
 def _print_list(recipes: list[Recipe]) -> None:
-    """Print one line per recipe, starting with its name, cut off at the terminal's width."""
+    """Print one line per recipe, starting with the name."""
     rows = [(each.name, _accuracy(each) if each.accuracy else "-", each.title) for each in recipes]
+    # Cut lines at the width of a terminal, but keep them whole in a file or pipe.
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for line in aligned(*rows).splitlines():
         print(line[:room].rstrip())
@@ -49,7 +50,7 @@ def _print_list(recipes: list[Recipe]) -> None:
 
 
 def explained(recipe: Recipe) -> str:
-    """Explain a recipe to a reader."""
+    """Return a recipe's data set, paper, notes and settings as text."""
     lines = [f"{recipe.name}: {recipe.title}", f"data: {recipe.data or 'any, given by --data'}"]
     if recipe.paper:
         source = f" ({recipe.accuracy_source})" if recipe.accuracy else ""
@@ -58,19 +59,21 @@ def explained(recipe: Recipe) -> str:
     lines += [f"note: {note}" for note in recipe.notes]
     for title in SECTIONS:
         settings, kind = getattr(recipe, title), SECTIONS[title][0]
+        # Show only settings that differ from the defaults.
         chosen = kind(**settings).chosen(kind)
         lines += ["", f"[{title}]", *(_given(k, v) for k, v in settings.items() if k in chosen)]
     return "\n".join(lines)
 
 
 def _accuracy(recipe: Recipe) -> str:
+    """Return the published accuracy as text."""
     if recipe.accuracy is None:
         return "not available"
     return f"{recipe.accuracy}" if recipe.std is None else f"{recipe.accuracy} +- {recipe.std}"
 
 
 def _given(name: str, value: object) -> str:
-    """Return a field as it is given on the command line."""
+    """Return a setting as a command-line flag."""
     if isinstance(value, bool):
         return flag(name if value else f"no-{name}")
     return f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"

@@ -1,4 +1,4 @@
-"""`trajmatch report`: what a run did, as one HTML file."""
+"""`trajmatch report`: writes a report of a run as one HTML file."""
 
 from __future__ import annotations
 

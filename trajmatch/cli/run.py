@@ -1,4 +1,4 @@
-"""`trajmatch run`: experts, distillation and evaluation of a recipe, in one folder."""
+"""`trajmatch run`: trains experts, distils and evaluates as a recipe says, in one folder."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ class RunConfig(RunOptions):
     """Print nothing but errors."""
 
 
-#: Fields of the experts that a distillation without experts has as well.
+#: Fields of the network, which both the experts and a distillation without experts have.
 _SHARED = {field.name for field in dataclasses.fields(NetworkSettings)}
 
-#: Fields of the stages that the run decides.
+#: Fields that the run sets in every stage; the stages have no flags for them.
 _DECIDED = {field.name for field in dataclasses.fields(RunConfig)} | {"until_epoch", "file", "json"}
 
 
@@ -69,15 +69,10 @@ def run(argv: list[str]) -> None:
 
 
 def run_recipe(recipe: Recipe, argv: list[str], command: str) -> None:
-    """Run a recipe.
-
-    Args:
-        recipe: Values of what is not given.
-        argv: Arguments after the command's name.
-        command: Name of the command.
-    """
+    """Run a recipe for ``trajmatch COMMAND``; flags in ``argv`` override its settings."""
     config, stages = _parse(argv, recipe, command)
 
+    # Import these, and torch with them, only now: --help and wrong arguments do not need them.
     from trajmatch import interruption
     from trajmatch.cli.device import with_device
     from trajmatch.cli.health import print_health
@@ -107,7 +102,7 @@ def run_recipe(recipe: Recipe, argv: list[str], command: str) -> None:
 
 
 def _print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
-    """Print what came of a pipeline, and where it is."""
+    """Print the scores of a run and the paths of its output files."""
     print(table(summary))
     if summary.get("robust"):
         print(robust_line(summary["robust"]))
@@ -128,14 +123,7 @@ def _print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """Tabulate the accuracies of a summary.
-
-    Args:
-        summary: The result of :func:`trajmatch.pipeline.run_pipeline`.
-
-    Returns:
-        Lines without a line break after the last.
-    """
+    """Return a table of the scores in a result of :func:`trajmatch.pipeline.run_pipeline`."""
     sets = summary["sets"]
     rows = [
         (*score_cells(name, sets[name], summary[name]), str(summary[name]["seeds"]))
@@ -146,26 +134,27 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> Pipeline:
-    """The configurations of the stages.
+    """Return the configurations of all stages.
 
-    Args:
-        config: Settings that the stages share.
-        stages: The other fields of ``expert``, ``distill`` and ``evaluate``.
+    ``config`` has the settings that the stages share; ``stages`` has the other fields of
+    ``expert``, ``distill`` and ``evaluate``.
     """
     from trajmatch.pipeline import Pipeline, as_far_as_read
 
     folder = RunFolder(config.out)
+    # The run itself limits the time of all stages together and shows their progress.
     shared = {**settings_of(config, RunOptions), "max_time": None, "quiet": True}
     resumed = {**shared, "recipe": config.recipe}
     experts = config.experts or (folder.store if _needs_experts(stages["distill"]) else None)
     distill = DistillConfig(experts=experts, out=folder.artifact, **resumed, **stages["distill"])
-    # Experts that make the labels of the run make those of real images, too.
+    # If the experts label the distilled images, they also label the real images of the baselines.
     soft = distill.labels == "soft" and distill.init_from is None
     evaluation = {"experts": distill.experts if soft else None, **stages["evaluate"]}
     evaluate = EvalConfig(file=folder.artifact, **shared, **evaluation)
     expert = None
     if experts is not None and config.experts is None:
         expert = ExpertConfig(out=folder.store, **resumed, **stages["expert"])
+        # k-center measures distances with the experts' last epoch, so train them to the end then.
         ends = evaluate.k_center_store and evaluate.k_center_store.resolve()
         if not config.full_experts and ends != folder.store.resolve():
             expert = as_far_as_read(expert, distill)
@@ -175,7 +164,7 @@ def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> P
 def _parse(
     argv: list[str], recipe: Recipe, command: str
 ) -> tuple[RunConfig, dict[str, dict[str, Any]]]:
-    """The shared fields, and those of each stage: the recipe's, unless a flag has another value."""
+    """Return the shared settings and the fields of each stage; flags override the recipe."""
     from trajmatch.cli.arguments import Section, read
 
     defaults = {name: getattr(recipe, name) for name in _STAGES}
@@ -194,6 +183,7 @@ def _parse(
     stages = dict(zip(_STAGES, given, strict=True))
     chosen = {name: {**defaults[name], **stages[name]} for name in _STAGES}
     has_experts = own.get("experts") is not None
+    # Reject flags for the training of experts if the run trains none: they would be ignored.
     if stages["expert"] and (has_experts or not _needs_experts(chosen["distill"])):
         name = next(iter(stages["expert"]))
         why = "--experts has some that are trained" if has_experts else "this run has none"
@@ -206,15 +196,16 @@ def _parse(
 
 
 def _needs_experts(distill: Mapping[str, Any]) -> bool:
-    """True if a distillation is not known to do without experts."""
+    """True unless the distillation works on real images alone."""
     names = {field.name for field in dataclasses.fields(DistillSettings)}
     settings = DistillSettings(**{k: v for k, v in distill.items() if k in names})
     return settings.objective != "train-and-test" or bool(settings.needs_experts)
 
 
 def _fields_of_one(stage: str) -> set[str]:
-    """Fields that no other stage and not the run itself has: their flag needs no prefix."""
+    """Return the fields that only this stage has, so that their flags need no prefix."""
     names = {name: {f.name for f in dataclasses.fields(each)} for name, each in _STAGES.items()}
+    # Without a prefix, a flag such as --width is for the network of the experts.
     names["distill"] -= _SHARED
     others = _DECIDED.union(*(each for name, each in names.items() if name != stage))
     return names[stage] - others

@@ -1,4 +1,4 @@
-"""`trajmatch score`: how hard each training image is for the experts of a store."""
+"""`trajmatch score`: scores how hard each training image is for the experts of a store."""
 
 from __future__ import annotations
 

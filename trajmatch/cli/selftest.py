@@ -1,7 +1,7 @@
-"""A short test that the operators of this installation compute what they should.
+"""Self-test of the installed operators.
 
-Each case runs once with :mod:`trajmatch.ops` and once with :mod:`trajmatch.reference`, in float64,
-where two correct implementations agree to rounding.
+Each case runs with :mod:`trajmatch.ops` and with :mod:`trajmatch.reference`, in float64, where
+correct implementations agree up to rounding.
 """
 
 from __future__ import annotations
@@ -23,29 +23,20 @@ TOLERANCE = 1e-9  # relative; the cases are small enough for rounding to stay fa
 
 @dataclass(frozen=True)
 class Case:
-    """A call to make with the operators and with their reference.
+    """A call to compare between the operators and the reference."""
 
-    Attributes:
-        shapes: Shapes of the random tensors that it takes.
-        call: Maps (module of the operators, tensors) to a tensor or several; None is a call of the
-            operator with the name of the case.
-        orders: Number of times that the result is differentiated in all tensors.
-    """
-
-    shapes: list[tuple[int, ...]]
+    shapes: list[tuple[int, ...]]  # of the random tensors to call it with
+    # Maps a module of operators and the tensors to one or several tensors. None: the operator that
+    # has the name of the case.
     call: Callable[..., Any] | None = None
-    orders: int = 1
+    orders: int = 1  # number of times that the result is differentiated in all tensors
 
 
 def run_cases(devices: list[str]) -> list[dict[str, Any]]:
-    """Run all cases on all devices; takes a few seconds.
+    """Run all cases on all devices, and the reference on the CPU; takes a few seconds.
 
-    Args:
-        devices: Where the operators run. The reference always runs on the CPU.
-
-    Returns:
-        For every case and device ``case``, ``device``, ``error`` (the largest relative difference
-        of a result, |a - b| / |b|), ``seconds`` and ``passed``, which NaN is not.
+    Each outcome has ``case``, ``device``, ``error`` (the largest relative difference of a result,
+    ``|a - b| / |b|``), ``seconds`` and ``passed`` (False if the error is NaN).
     """
     outcomes = []
     for name, case in CASES.items():
@@ -75,18 +66,20 @@ def _dsa(operators: Any, images: Tensor) -> Any:
 
 
 def _student() -> torch.nn.Module:
-    """A network of 1005 parameters; they and its batches are arguments."""
+    """Return a ConvNet of 1005 parameters."""
     return networks.ConvNet(3, num_classes=5, image_size=8, width=8, depth=2)
 
 
 def _unroll(operators: Any, theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor) -> Any:
-    """Four student steps with momentum."""
+    """Run four student steps with momentum."""
     rows = [[0, 1, 2], [3, 4, 5], [2, 0, 4], [1, 1, 3]]
     batches = torch.tensor(rows, device=theta.device)
+    # A random number can be negative or too large for a step size.
     lr = lr.abs() / 10
     return operators.unroll(_student(), theta, images, labels, lr, batches, momentum=0.9)
 
 
+# Shapes: a vector; parameters [P], images [B, C, H, W] and labels [B, K] for _student.
 _VECTOR, _BATCH = (1000,), [(1005,), (6, 3, 8, 8), (6, 5)]
 
 CASES = {
@@ -104,7 +97,8 @@ CASES = {
 
 
 def _results(name: str, case: Case, operators: Any, device: str) -> list[Tensor]:
-    """Everything that a case computes, in float64, from the same numbers on every device."""
+    """Return the outputs of a case and their derivatives, in float64."""
+    # Draw on the CPU, because the generators of other devices draw other numbers.
     generator = random.generator(0, "selftest")
     drawn = [torch.randn(each, generator=generator, dtype=torch.float64) for each in case.shapes]
     inputs = [each.to(device).requires_grad_() for each in drawn]
@@ -112,7 +106,7 @@ def _results(name: str, case: Case, operators: Any, device: str) -> list[Tensor]
     found = call(*inputs)
     results = last = list(found) if isinstance(found, tuple) else [found]
     for order in range(case.orders):
-        # A scalar to which every element contributes differently.
+        # Differentiate a scalar to which every element contributes differently.
         total = torch.stack([torch.sin(each).square().sum() for each in last]).sum()
         last = list(torch.autograd.grad(total, inputs, create_graph=order + 1 < case.orders))
         results = [*results, *last]
@@ -120,7 +114,7 @@ def _results(name: str, case: Case, operators: Any, device: str) -> list[Tensor]
 
 
 def _worst(results: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest relative difference; NaN when one is NaN."""
+    """Return the largest relative difference, or NaN if any is NaN."""
     errors = [
         (result.detach().cpu() - other.detach()).norm() / other.detach().norm()
         for result, other in zip(results, expected, strict=True)

@@ -1,4 +1,4 @@
-"""`trajmatch show`: the images of a distilled set as a picture, or as an animation."""
+"""`trajmatch show`: draws the images of a distilled set as a picture or an animation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ShowConfig(Settings):
     """Images of each class. Default: all; with --strip, one."""
 
     def __post_init__(self) -> None:
-        """Check types and ranges, and the name of the picture."""
+        """Check the fields, and the ending of the picture's name."""
         super().__post_init__()
         endings = (".png",) if self.strip else (".png", ".gif")
         if self.picture.suffix.lower() not in endings:
@@ -62,6 +62,7 @@ def run(argv: list[str]) -> None:
     from trajmatch import artifact
 
     distilled = artifact.load(config.file)
+    # Draw before the output folder is made, so that an error leaves no empty folder.
     picture = _draw(config, distilled)
     files.check_writable(config.picture.parent)
     files.write_bytes(config.picture, picture)
@@ -87,6 +88,7 @@ def _stored(distilled: Artifact) -> str:
 
 
 def _draw(config: ShowConfig, distilled: Artifact) -> bytes:
+    """Return the content of the picture file."""
     from trajmatch import pictures, snapshots
 
     names = distilled.class_names
@@ -95,6 +97,7 @@ def _draw(config: ShowConfig, distilled: Artifact) -> bytes:
     if not (animated or config.strip):
         pixels = distilled.preprocessing.invert(distilled.images)
         return pictures.grid(pixels, distilled.hard_labels, names, look)
+    # The iterations are not in the distilled set, but in the snapshots beside it.
     path = config.snapshots or files.beside(config.file, ".snapshots.safetensors")
     if config.snapshots is None and not path.exists():
         raise UserError(

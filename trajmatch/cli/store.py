@@ -1,4 +1,4 @@
-"""`trajmatch store`: checks, lists, cuts down, merges and convexifies stores of experts."""
+"""`trajmatch store`: verifies, lists, trims, merges and convexifies stores of experts."""
 
 from __future__ import annotations
 
@@ -60,11 +60,7 @@ class MergeConfig:
     """The new store: a folder that does not exist."""
 
     def __post_init__(self) -> None:
-        """Check that there is something to merge.
-
-        Raises:
-            UserError: There is one store only.
-        """
+        """Raise UserError if there is only one store."""
         if len(self.paths) < 2:
             raise UserError("trajmatch store merge needs two stores or more")
 
@@ -82,7 +78,7 @@ class ConvexifyConfig:
 
 
 def run(argv: list[str]) -> int | None:
-    """Run the command with its arguments; return 1 if a check found something."""
+    """Run the command with its arguments; return 1 if a file is damaged or missing."""
     from trajmatch.cli.arguments import parse
 
     if not argv or argv[0] in ("-h", "--help"):
@@ -113,21 +109,15 @@ def _verify(config: VerifyConfig) -> int:
 
 
 def verdicts(path: Path) -> Iterable[Verdict]:
-    """Read every byte of a store or file of this program, and compare it with its checksums.
+    """Compare a store, distilled set or other file of tensors with its checksums.
 
-    Args:
-        path: A store of experts, a distilled set, or another file of tensors.
-
-    Returns:
-        A verdict on each file, as soon as it is known.
-
-    Raises:
-        UserError: There is no such folder or file.
+    Returns a verdict on each file, as soon as it is known. Raises UserError if ``path`` is missing.
     """
     from trajmatch import artifact, files
     from trajmatch.experts.store_maintenance import judge, verify
 
     def read() -> None:
+        # Loading a distilled set checks more than the checksum: also its description.
         if files.read_metadata(path).get("format") == artifact.FORMAT:
             artifact.load(path)
         else:
@@ -146,14 +136,15 @@ def _list(config: ListConfig) -> None:
 
 
 def _make(action: str, config: TrimConfig | MergeConfig | ConvexifyConfig) -> None:
-    """Make a store by the function of that name, which takes the fields of the configuration."""
+    """Make a store with the function of that name in :mod:`trajmatch.experts.store_maintenance`."""
     from trajmatch.experts import store_maintenance
 
+    # The fields of the configuration are the arguments of the function.
     store = getattr(store_maintenance, action)(**vars(config))
     print(f"{store.path}: {store.num_experts} experts, {_bytes(store)}")
 
 
-#: By the name of an action: its arguments, those given by position, and its function.
+#: Actions by name: the configuration, its positional field, and the function to call.
 _ACTIONS: dict[str, tuple[type[Any], str, Callable[[Any], int | None]]] = {
     "verify": (VerifyConfig, "paths", _verify),
     "ls": (ListConfig, "paths", _list),
@@ -164,16 +155,13 @@ _ACTIONS: dict[str, tuple[type[Any], str, Callable[[Any], int | None]]] = {
 
 
 def described(store: Store) -> list[str]:
-    """Describe a store in lines for a reader.
-
-    Args:
-        store: The store; it may lack experts.
-    """
+    """Return lines of text about a store, which may lack experts."""
     from trajmatch.experts.config import spans
     from trajmatch.experts.health import examine
 
     manifest, missing, there = store.manifest, store.missing(), store.finished()
     network, data, seed = dict(manifest["network"]), manifest["dataset"], manifest["seed"]
+    # Stores from files of other programs, or merged from several seeds, have no seed.
     if seed is None:
         seed = "several, see sources in store.json" if "sources" in manifest else "unknown"
     points = manifest.get("waypoints")
@@ -197,9 +185,11 @@ def described(store: Store) -> list[str]:
         range_ = f"{fmean(found):.4g} (from {min(found):.4g} to {max(found):.4g})"
         lines["test error"] = f"{range_}, mean squared, after {store.reached}"
     for name, what in (("displacement", "displacement"), ("train_loss", "training loss")):
+        # Each row has one number per epoch; show means over the experts.
         if rows := [each[name] for each in metrics if each.get(name)]:
             first, last = (fmean(row[end] for row in rows) for end in (0, -1))
             lines[what] = f"{first:.4g} in the first epoch, {last:.4g} in the last"
+    # Only a complete store can be examined.
     signs = [] if missing else examine(store)
     return [
         f"{store.path}",
@@ -213,6 +203,7 @@ def _listed(options: Mapping[str, Any]) -> str:
 
 
 def _bytes(store: Store) -> str:
+    """Return the size of a store's files as text."""
     total = sum(path.stat().st_size for path in store.path.iterdir() if path.is_file())
     for size, unit in ((1e9, "GB"), (1e6, "MB")):
         if total >= size:

@@ -1,4 +1,4 @@
-"""Labelled image sets by URI, their statistics, and the differentiable augmentation DSA."""
+"""Labelled image sets, their preprocessing, and DSA, a differentiable augmentation."""
 
 from trajmatch.data.dataset import Dataset as Dataset
 from trajmatch.data.dsa import DSA as DSA

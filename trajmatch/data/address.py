@@ -1,4 +1,4 @@
-"""Data set addresses, ``scheme:path?options``, and the readers of the schemes."""
+"""Data set addresses ``scheme:path?options``, and the type of their readers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from trajmatch.data.dataset import Dataset
 
 
 class Address(NamedTuple):
-    """Parsed address, e.g. scheme ``npz``, path ``FILE`` and options ``classes=0,1``.
-
-    The scheme of torchvision includes the class: ``torchvision:NAME``. The path may be empty.
-    """
+    """Parsed address: scheme (``npz``, ``torchvision:NAME``), path (may be empty), options."""
 
     scheme: str
     path: str = ""
@@ -53,10 +50,9 @@ class Source(NamedTuple):
     """Reader of one kind of address.
 
     Attributes:
-        path: Placeholder for the path in messages, e.g. ``FILE``; empty if the source takes no
-            path.
-        load: Loads the data set. The annotation of its second argument is the class of its options.
-        found_in: Returns True if a folder holds the set. Only for sets with a fixed name.
+        path: Placeholder for the path in messages, e.g. ``FILE``; empty if no path is taken.
+        load: Function that loads the set; its argument ``options`` has the class of the options.
+        found_in: Function that tests if a folder holds the set; None except for known sets.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Binary version of CIFAR: label bytes (CIFAR-100: superclass, class), then 3 x 32 x 32 pixels."""
+"""Reader of CIFAR's binary version: records of one or two label bytes and 3 x 32 x 32 pixels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclass(frozen=True)
 class Part:
-    """Images ``data [N, 3, 32, 32]`` and labels ``targets [N]``, uint8, like a torchvision set."""
+    """Images ``[N, 3, 32, 32]`` and labels ``[N]``, uint8, with a torchvision set's attributes."""
 
     data: _Bytes
     targets: _Bytes
@@ -31,17 +31,14 @@ class Part:
 
 
 def find(binary: Binary, root: Path) -> Path | None:
-    """Return the folder with any of the files, ``root`` or the archive's folder, or None."""
+    """Return the first of the archive's folder and ``root`` that has any of the files, or None."""
     folders = (root / binary.folder, root)
     files = (*binary.train, *binary.test)
     return next((f for f in folders if any((f / name).is_file() for name in files)), None)
 
 
 def read(binary: Binary, folder: Path, names: Sequence[str]) -> Part:
-    """Read the files ``names`` of one part.
-
-    A missing file raises OSError, a file of the wrong size UserError.
-    """
+    """Read the files of a part; OSError if one is missing, UserError if a size is wrong."""
     length = binary.label_bytes + _PIXELS
     sizes = [(folder / name).stat().st_size for name in names]
     if len({*sizes}) > 1 or sizes[0] == 0 or sizes[0] % length:
@@ -52,5 +49,7 @@ def read(binary: Binary, folder: Path, names: Sequence[str]) -> Part:
     check_memory(f"the {sum(sizes)} bytes of {folder}", sum(sizes), "unpack the archive again")
     records = np.concatenate([np.fromfile(folder / name, np.uint8) for name in names])
     records = records.reshape(-1, length)
+    # CIFAR-100 has two label bytes, superclass and class; the class comes last. The pixels are a
+    # red, a green and a blue plane.
     images = records[:, binary.label_bytes :].reshape(-1, 3, 32, 32)
     return Part(images, records[:, binary.label_bytes - 1])

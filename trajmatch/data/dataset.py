@@ -28,14 +28,14 @@ class Dataset:
     """Training and test images of ``K`` classes, held in CPU memory and checked on construction.
 
     Attributes:
-        name: Name of the set in files and tables; never a path.
+        name: Name in files and tables; never a path.
         train_images: ``[N, C, S, S]``, uint8.
         train_labels: ``[N]``, integers 0 to ``K - 1``, stored as int64. Every class needs an image.
         test_images: ``[M, C, S, S]``, uint8.
         test_labels: ``[M]``, integers 0 to ``K - 1``, stored as int64.
         class_names: One name per class, in label order.
-        mean: Channel means of the training images, for pixels in 0..1. Computed if not given.
-        std: Channel standard deviations, like ``mean``.
+        mean: Mean of each channel, pixels in 0..1; if empty, computed from the training images.
+        std: Standard deviation of each channel; computed together with ``mean``.
         published_statistics: True if mean and std are published constants. Subsets keep them.
         zca: ZCA whitening that replaces the channel normalisation, or None.
         train_targets: Regression targets for the mean squared error, ``[N, D]``, float32, or None.
@@ -78,8 +78,10 @@ class Dataset:
         ):
             _check_images(f"{what}: {part} images", images, self.train_images)
             check_labels(f"{what}: {part} labels", labels, len(images), self.class_names)
+            # If one part has targets, the other needs them too: both are measured by one loss.
             if self.train_targets is not None or self.test_targets is not None:
                 _check_targets(f"{what}: {part} targets", targets, len(images), self.train_targets)
+        # Only after check_labels: bincount fails for negative labels.
         counts = torch.bincount(self.train_labels, minlength=self.num_classes).tolist()
         if 0 in counts:
             first = counts.index(0)
@@ -146,7 +148,7 @@ class Dataset:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Name, fingerprint, class names and image shape, as recorded in stores and files."""
+        """Name, fingerprint, class names and image shape, as expert stores record them."""
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
@@ -160,10 +162,10 @@ class Dataset:
         return self.zca or ChannelNormalisation(self.mean, self.std)
 
     def whitened(self, zca: ZCA | None) -> Dataset:
-        """Return the set with ``zca`` as its preprocessing, or itself for None; images are shared.
+        """Return a copy that uses ``zca`` and shares the images; return the set itself for None.
 
         Raises:
-            UserError: The transform is for images of another shape.
+            UserError: The transform was fitted to images of another shape.
         """
         shape = list(self.train_images.shape[1:])
         if zca is not None and list(zca.mean.shape) != shape:
@@ -174,16 +176,14 @@ class Dataset:
         return self if zca is None else dataclasses.replace(self, zca=zca)
 
     def preprocessed_as(self, spec: Mapping[str, Any], zca: ZCA | None) -> Dataset:
-        """Return the set with a recorded preprocessing: ``zca``, or the mean and std in ``spec``.
-
-        Converted experts may have been trained with other statistics than this set's.
-        """
+        """Return the set with a recorded preprocessing: ``zca``, or mean and std of ``spec``."""
         if zca is not None or self.preprocessing.spec() == spec:
             return self.whitened(zca)
+        # Converted experts may have been trained with other mean and std than this set has.
         return dataclasses.replace(self, mean=tuple(spec["mean"]), std=tuple(spec["std"]))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Convert uint8 pixels ``[N, C, S, S]`` to float32 network inputs, on the same device.
+        """Convert uint8 pixels ``[N, C, S, S]`` to float32 network inputs on the same device.
 
         Raises:
             TypeError: ``images`` is not uint8.
@@ -195,19 +195,17 @@ class Dataset:
     def without_holdout(self, fraction: float, seed: int) -> tuple[Dataset, Tensor, Tensor]:
         """Split off a random held-out set with the same fraction of every class.
 
-        The remaining set has its own fingerprint and, unless published, its own statistics: nothing
-        made from it has seen held-out images.
+        Fingerprint and statistics (unless published) are computed again without held-out images.
 
         Args:
-            fraction: Fraction of each class, 0 <= fraction < 1, rounded to whole images.
+            fraction: Fraction of each class, in [0, 1), rounded to whole images; 0 holds out none.
             seed: Seed of the random choice.
 
         Returns:
-            The remaining set, the held-out uint8 images and their :attr:`train_answers`, in
-            training-set order. Fraction 0 holds out nothing.
+            Remaining set, held-out uint8 images and their :attr:`train_answers`, in original order.
 
         Raises:
-            UserError: The fraction is out of range, or one side of a class would be empty.
+            UserError: The fraction is out of range, or a class would have no image on one side.
         """
         if fraction == 0:
             return self, self.train_images[:0], self.train_answers[:0]
@@ -216,14 +214,13 @@ class Dataset:
         return rest, self.train_images[held_out], self.train_answers[held_out]
 
     def of_classes(self, wanted: Sequence[str]) -> Dataset:
-        """Return the subset of the ``wanted`` classes; the first becomes class 0. Empty keeps all.
+        """Return the subset of the ``wanted`` classes, given by name or number.
 
-        Classes are given by name or number. Fingerprint and statistics (unless published) are those
-        of the subset.
+        The first becomes class 0; an empty ``wanted`` keeps all. Fingerprint and statistics (unless
+        published) are computed again.
 
         Raises:
-            UserError: A class is unknown or repeated, there are fewer than two, or none has test
-                images.
+            UserError: A class is unknown or repeated, only one is given, or none has test images.
         """
         if not wanted:
             return self
@@ -243,19 +240,21 @@ class Dataset:
     def _part(
         self, *, train: Tensor | None = None, test: Tensor | None = None, **changes: Any
     ) -> Dataset:
-        """Return a subset without ZCA; recompute its statistics unless ``published_statistics``."""
+        """Return a subset without ZCA; recompute its statistics unless they are published."""
         for part, rows in (("train", train), ("test", test)):
             for kind in ("images", "labels", "targets"):
                 tensor = vars(self)[name := f"{part}_{kind}"]
                 if rows is not None and tensor is not None:
+                    # Renumbered labels in ``changes`` take precedence over the selected ones.
                     changes.setdefault(name, tensor[rows])
         if not self.published_statistics:
-            changes |= {"mean": (), "std": ()}
+            changes |= {"mean": (), "std": ()}  # __post_init__ computes empty statistics
+        # The ZCA transform was fitted to all images, so the subset must not inherit it.
         return dataclasses.replace(self, zca=None, **changes)
 
 
 def _check_images(what: str, images: Tensor, training: Tensor) -> None:
-    """Raise UserError unless the images are uint8, square and of the training images' shape."""
+    """Raise UserError unless images are uint8, square and shaped like the training images."""
     shape = list(images.shape)
     if images.dtype != torch.uint8:
         raise UserError(
@@ -285,10 +284,12 @@ def _check_targets(what: str, targets: Tensor | None, count: int, training: Tens
         )
     if not targets.isfinite().all():
         raise UserError(f"{what} should be finite, but are not")
+    if targets is training and targets.eq(targets[0]).all():
+        raise UserError(f"{what} should differ from image to image, but are all equal")
 
 
 def check_labels(what: str, labels: Tensor, count: int, class_names: Sequence[str]) -> None:
-    """Raise UserError unless ``labels`` is int64, ``[count]``, with valid class indices."""
+    """Raise UserError unless the labels are valid class indices, int64, of shape ``[count]``."""
     classes = len(class_names)
     if labels.dtype != torch.int64 or list(labels.shape) != [count]:
         raise UserError(
@@ -305,15 +306,13 @@ def check_labels(what: str, labels: Tensor, count: int, class_names: Sequence[st
 
 
 def check_class_names(what: str, class_names: Sequence[str]) -> None:
-    """Raise UserError unless there are two or more valid class names.
-
-    A name must be UTF-8, not empty, and unique in Unicode form NFC.
-    """
+    """Raise UserError unless there are at least two names: UTF-8, not empty, and unique."""
     if len(class_names) < 2:
         raise UserError(
             f"{what}: at least 2 classes are needed, but there are {len(class_names)} "
             f"({', '.join(class_names) or 'no names'})"
         )
+    # Compare in Unicode form NFC: two spellings of an accent look the same to the user.
     names = list(map(composed, class_names))
     for index, name in enumerate(names):
         check_text(f"{what}: the class name", name)
@@ -324,7 +323,8 @@ def check_class_names(what: str, class_names: Sequence[str]) -> None:
 
 
 def check_text(what: str, text: str) -> None:
-    """Raise UserError if a text has surrogates (a file name that is not UTF-8)."""
+    """Raise UserError if a text, such as a file name, is not valid UTF-8."""
+    # Python holds undecodable bytes of a file name as surrogates; ``replace`` makes them "?".
     if text.encode(errors="replace").decode() != text:
         raise UserError(f"{what} {text!a} is not UTF-8; rename it")
 
@@ -336,17 +336,16 @@ def check_same_data(
     known_address: str | None = None,
     given_address: str | None = None,
 ) -> None:
-    """Raise UserError if two :attr:`Dataset.description` have different fingerprints.
+    """Raise UserError if two descriptions (:attr:`Dataset.description`) differ in fingerprint.
 
-    ``made`` starts the message, e.g. ``"d.safetensors was distilled from"``. The message shows
-    classes and shape where these differ, else the fingerprints. Addresses, if given, replace the
-    names.
+    ``made`` begins the message, e.g. ``"d.safetensors was made from"``; addresses replace names.
     """
     if known["fingerprint"] == given["fingerprint"]:
         return
     first = known_address or f"the data set {known['name']!r}"
     second = given_address or f"the data set {given['name']!r}"
     has, got = f" with {_told(known, given)}", f"has {_told(given, known)}"
+    # Same classes and shape: only the fingerprints can show the difference.
     if _told(known, given) == _told(given, known):
         marks = [f"{each['fingerprint'][:16]}..." for each in (given, known)]
         has, got = "", f"holds other images (fingerprint {' instead of '.join(marks)})"
@@ -354,7 +353,8 @@ def check_same_data(
 
 
 def _told(side: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Describe a data set for a message: classes, those that the other lacks first, and shape."""
+    """Describe classes and image shape of a data set for a message."""
+    # False sorts before True: the classes that the other set lacks come first.
     names = sorted(side["class_names"], key=other["class_names"].__contains__)
     shown = [*names[:_NAMES_SHOWN], "..."] if len(names) > _NAMES_SHOWN else names
     return f"{len(names)} classes ({', '.join(shown)}) of images {side['shape']}"

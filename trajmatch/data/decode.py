@@ -1,4 +1,4 @@
-"""Image files as arrays: decoding with Pillow in a thread pool, checks, resizing."""
+"""Decoding of image files with Pillow in a thread pool, with checks and resizing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from trajmatch.memory import check_memory
 _GREY = ("1", "L", "LA")
 # Pillow modes with one channel of 16 bits or more, or floating point.
 _DEEP = ("I", "F")
-# Warnings about information that the defaults (torchvision's) drop.
+# Warnings about information that the default options drop, as torchvision does.
 _TURNED = "are not upright, by their EXIF data, and are left so; ?exif=turn turns them"
 _TRANSPARENT = "are transparent in places, where the colour below shows; ?alpha=white covers it"
 _DEEPER = "have values above 255, which become 255; ?bits=scale takes the upper 8 of 16 bits"
@@ -48,7 +48,7 @@ _Shape = tuple[int, int, int]  # (C, S, S)
 
 
 class Picture(NamedTuple):
-    """Image that is not decoded yet, with its class index as label.
+    """Labelled image that is not decoded yet.
 
     The source is a path, or a function that returns a path, encoded bytes or a Pillow image.
     """
@@ -72,7 +72,7 @@ def load_pictures(
 ) -> Dataset:
     """Decode training pictures, and test pictures if given, into a data set.
 
-    The set is grey if all pictures are grey, else RGB. Without ``size`` all must be square and of
+    The set is grey if all pictures are grey, else RGB. Without ``size``, all must be square and of
     one size. Without test pictures, ``fraction`` of each class becomes the test set. A known set is
     always RGB, with its own size and published statistics. Raises UserError if a picture cannot be
     used or memory is short; ``what`` names the set in messages.
@@ -83,11 +83,13 @@ def load_pictures(
         parts = [[parts[0][index] for index in rows] for rows in split]
     with _limits(options):
         size = options.size or (known.size if known else 0)
+        # The shape must be known before decoding, to allocate the arrays and check the memory.
         shape = (3, size, size)
         if known is None:
             shape = _shape([picture for part in parts for picture in part], options)
         lost: list[str] = []
         train, test = (_decode(part, shape, options, lost) for part in parts)
+    # ``lost`` has one message for each image and kind of information: warn once per kind.
     for kind, number in sorted(Counter(lost).items()):
         count = sum(map(len, parts))
         warn(f"{what}: {number} of {count} images {kind}")
@@ -96,7 +98,7 @@ def load_pictures(
 
 
 def is_image(path: Path) -> bool:
-    """Return True if a file has an image's suffix or header."""
+    """Return True if a file has the suffix or the header of an image."""
     if path.suffix.lower() in Image.registered_extensions():
         return True
     try:
@@ -113,19 +115,19 @@ def to_array(
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Convert a Pillow image to a uint8 array of ``shape`` ``(C, S, S)``, RGB or grey.
 
-    The shorter side is resized (bilinear with antialiasing) and the centre is cropped, as
+    Resizes the shorter side to ``S`` (bilinear with antialiasing) and crops the centre, as
     torchvision's ``Resize`` and ``CenterCrop`` do. The default options treat EXIF, alpha and more
-    than 8 bits as torchvision's image loader does. A message is appended to ``lost`` for each kind
-    of information dropped.
-
-    Raises:
-        UserError: Floating-point pixels should be scaled, or the image is too long to be resized.
+    than 8 bits as torchvision's image loader does. For each kind of information that is dropped, a
+    message is appended to ``lost``. Raises UserError if the image is too long to be resized, or if
+    ``bits`` is ``"scale"`` and the pixels are floating point.
     """
+    # Turning exchanges width and height, so it comes before resizing.
     if _orientation(image) > 1:
         if options.exif == "turn":
             image = ImageOps.exif_transpose(image)
         else:
             lost.append(_TURNED)
+    # Both calls come before convert(), which would lose values above 255 and alpha silently.
     if image.mode.startswith(_DEEP):
         image = _eight_bits(what, image, options, lost)
     if image.has_transparency_data:
@@ -135,6 +137,7 @@ def to_array(
     width, height = image.size
     if (width, height) != (size, size):
         shorter = min(width, height)
+        # A long, thin image can become huge although the file is small.
         resized = size * width // shorter, size * height // shorter
         if math.prod(resized) > _MOST_PIXELS and options.large == "refuse":
             raise UserError(
@@ -149,6 +152,7 @@ def to_array(
 
 def _shape(pictures: Sequence[Picture], options: ImageOptions) -> _Shape:
     """Find the common shape ``(C, S, S)`` from the file headers."""
+    # One coloured picture makes the set RGB. Without ?size=, the first picture gives the size.
     size, channels = options.size or 0, 1
     heads = zip(pictures, _map(_head, pictures), strict=True)
     for picture, (width, height, coloured) in heads:
@@ -174,6 +178,7 @@ def _decode(
     check_memory(what, needed, "choose a smaller ?size= or fewer ?classes=")
     images = np.empty((len(pictures), *shape), np.uint8)
 
+    # Safe in threads: each call writes its own row, and list.append is atomic.
     def fill(entry: tuple[int, Picture]) -> None:
         index, picture = entry
         with _opened(picture) as image:
@@ -185,7 +190,7 @@ def _decode(
 
 
 def _head(picture: Picture) -> tuple[int, int, bool]:
-    """Return width, height, and True if the image is not grey."""
+    """Return width, height, and True if the image has colours."""
     with _opened(picture) as image:
         grey = image.mode in _GREY or image.mode.startswith(_DEEP)
         return *image.size, not grey
@@ -193,7 +198,7 @@ def _head(picture: Picture) -> tuple[int, int, bool]:
 
 @contextmanager
 def _opened(picture: Picture) -> Iterator[Image.Image]:
-    """Open a picture lazily: for a file, only the header is read until pixels are needed."""
+    """Open a picture; Pillow reads only the header of a file until pixels are needed."""
     try:
         source = picture.source if isinstance(picture.source, Path) else picture.source()
         if isinstance(source, Image.Image):
@@ -213,7 +218,7 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
 
 @contextmanager
 def _limits(options: ImageOptions) -> Iterator[None]:
-    """Silence Pillow's warnings about large images and EXIF; ``large=allow`` lifts its limit."""
+    """Silence Pillow's warnings about size and EXIF; lift its size limit for ``large=allow``."""
     most = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -252,7 +257,7 @@ def _eight_bits(
 
 
 def _opaque(image: Image.Image, options: ImageOptions, lost: list[str]) -> Image.Image:
-    """Remove the alpha channel: drop it or blend with a background, by ``options.alpha``."""
+    """Remove the alpha channel: drop it, or blend the image with a background colour."""
     image = image.convert("RGBA")
     if min(image.getchannel("A").tobytes()) < 255:
         if options.alpha == "drop":
@@ -264,7 +269,7 @@ def _opaque(image: Image.Image, options: ImageOptions, lost: list[str]) -> Image
 
 
 def _map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """Map in threads and yield in order; the first failure cancels the items not started."""
+    """Map in threads and yield results in order; a failure cancels the items not started."""
     pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
     try:
         for start in range(0, len(items), _AT_ONCE):

@@ -1,6 +1,6 @@
-"""DSA, the random differentiable augmentation of experts, students and evaluation.
+"""DSA: random differentiable augmentation for experts, students and evaluation.
 
-Each batch gets one group, drawn uniformly from the strategy, and each image its own parameters:
+For each batch, one group is drawn uniformly from the strategy; every image has its own parameters:
 
 - ``color``: brightness in [-0.5, 0.5], then saturation in [0, 2], then contrast in [0.5, 1.5];
 - ``crop``: shift by up to 1/8 of the size in each direction, zero padded;
@@ -9,8 +9,8 @@ Each batch gets one group, drawn uniformly from the strategy, and each image its
 - ``scale``: each axis independently by a factor in [1/1.2, 1.2];
 - ``rotate``: angle in [-15, 15] degrees.
 
-Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation" (ICML 2021),
-with MTT's mode and constants. Pixel counts are rounded half up, as in MTT.
+Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation" (ICML 2021).
+The constants, one group per batch, and the rounding of pixel counts (half up) are as in MTT's code.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _GROUPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 @dataclass(frozen=True)
 class DSA:
-    """Augmentation strategy, from which one group is drawn per batch.
+    """Augmentation strategy: the groups of transformations, one of which is drawn per batch.
 
     Attributes:
-        spec: Groups joined with underscores, or ``none``. The group drawn for a seed depends on
-            their order. An unknown or repeated group raises UserError.
+        spec: Groups joined with underscores, or ``none``. Their order decides which group a seed
+            draws. An unknown or repeated group raises UserError.
 
     Example:
         >>> augment = DSA("flip_crop").replay(seed=0)
@@ -80,20 +80,21 @@ class DSA:
             return images
         height, width = images.shape[-2:]
         rows = self.draw(len(images), height, width, generator)
-        if images.is_cuda:  # pinned memory lets the copy run without a synchronisation
+        # Copies from pinned memory need no synchronisation with the GPU.
+        if images.is_cuda:
             rows = rows.pin_memory()
         return ops.dsa(images, rows.to(images.device, non_blocking=images.is_cuda))
 
     def draw(self, count: int, height: int, width: int, generator: Generator) -> Tensor:
-        """Draw a group and parameters for ``count`` images: rows for :func:`trajmatch.ops.dsa`.
+        """Draw one group, and parameters of each image, as rows for :func:`trajmatch.ops.dsa`.
 
-        Rows are ``[B, 5]``, float64, on the CPU; with ``none`` they change nothing. Numbers are
-        drawn in float32 on the CPU, so a seed gives the same transformation for every dtype and
-        device.
+        Rows are ``[count, 5]``, float64, on the CPU; with ``none`` they change nothing. A seed
+        gives the same rows for images of every dtype and device.
         """
         groups = self._groups
         if not groups:
             return dsa_parameters.flip(torch.zeros(count))
+        # Always on the CPU and in float32: other devices and types give other random numbers.
         group = groups[int(torch.randint(len(groups), (), generator=generator))]
 
         def integers(low: int, high: int) -> Tensor:
@@ -106,7 +107,8 @@ class DSA:
             return dsa_parameters.crop(integers(-rows, rows), integers(-columns, columns))
         if group == "cutout":
             rows, columns = _round(_HALF * height), _round(_HALF * width)
-            # An even square is centred on a pixel corner, so it has one more position.
+            # The centre of an even square is a pixel corner, and there is one corner more than
+            # pixels. MTT's cutout has the same positions.
             y, x = integers(0, height - rows % 2), integers(0, width - columns % 2)
             return dsa_parameters.cutout(y - rows // 2, x - columns // 2, rows, columns)
         drawn = (
@@ -116,27 +118,23 @@ class DSA:
         return getattr(dsa_parameters, group)(*drawn)
 
     def replay(self, seed: int) -> Replay:
-        """Return ``augment(images, step)``, whose transformation depends only on seed and step.
-
-        It repeats exactly for the same image size and number of images; ``ops.unroll`` takes this
-        form.
-        """
+        """Return ``augment(images, step)``, fixed by seed and step for batches of equal shape."""
         return Replay(self, seed)
 
 
 @dataclass(frozen=True)
 class Replay:
-    """DSA as a function of the step; :func:`trajmatch.ops.unroll` applies it in its own loop."""
+    """DSA with a fixed transformation per step; an ``augment`` for :func:`trajmatch.ops.unroll`."""
 
     dsa: DSA
     seed: int
 
     def __call__(self, images: Tensor, step: int) -> Tensor:
-        """Augment a batch as :meth:`DSA.__call__` does, with the transformation of ``step``."""
+        """Augment a batch with the transformation of ``step``; see :meth:`DSA.__call__`."""
         return self.dsa(images, named_generator(self.seed, "dsa", step))
 
     def dsa_parameters(self, step: int, count: int, height: int, width: int) -> Tensor:
-        """Return the rows ``[B, 5]`` for :func:`trajmatch.ops.dsa` of a step."""
+        """Return the rows ``[count, 5]`` of a step for :func:`trajmatch.ops.dsa`."""
         return self.dsa.draw(count, height, width, named_generator(self.seed, "dsa", step))
 
 

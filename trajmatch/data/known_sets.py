@@ -1,4 +1,4 @@
-"""Known data sets, read from ``known_sets.toml``, which explains the fields."""
+"""Constants of known data sets, read from ``known_sets.toml``; its comments explain the fields."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Binary(msgspec.Struct, frozen=True):
 
 
 class KnownSet(msgspec.Struct, frozen=True, kw_only=True):
-    """One table of ``known_sets.toml``."""
+    """Table of a data set in ``known_sets.toml``."""
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -44,8 +44,7 @@ def published_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return ``(mean, std)`` per channel, for pixels in 0..1, as used in the papers' code.
 
-    Options in ``name`` are ignored. Raises UserError, with the advice ``instead``, if there are
-    none.
+    Options in ``name`` are ignored. Raises UserError with the advice ``instead`` if none are known.
     """
     found = KNOWN_SETS.get(name.partition("?")[0])
     if found is None or len(found.mean) != channels:

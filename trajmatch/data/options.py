@@ -1,7 +1,4 @@
-"""Options in the address of a data set: ``?classes=cat,dog&size=64``.
-
-Each class holds some options as fields; a reader takes one class, which may inherit from several.
-"""
+"""Options in the address of a data set, such as ``?classes=cat,dog&size=64``, as dataclasses."""
 
 from __future__ import annotations
 
@@ -22,8 +19,8 @@ class Options:
 
     Attributes:
         classes: Names or numbers of the classes to keep; empty keeps all.
-        statistics: Normalise by the papers' constants or by the training images; None uses the
-            constants for the ImageNet sets, else the training images.
+        statistics: ``"published"`` normalises by the papers' constants, ``"pixels"`` by mean and
+            std of the training images. None is ``"published"`` for ImageNet and Tiny ImageNet only.
     """
 
     classes: tuple[str, ...] = ()
@@ -54,19 +51,19 @@ class PartOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayOptions(PartOptions):
-    """Options of array sets; ``targets=NAME`` reads ``train_NAME`` and ``test_NAME``."""
+    """Options of array sets; ``targets=NAME`` reads targets from ``train_NAME``, ``test_NAME``."""
 
     targets: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(Options):
-    """Options of sets of image files; ``exif``, ``alpha``, ``bits`` default to torchvision's way.
+    """Options of sets of image files; the defaults do what torchvision's image loader does.
 
     Attributes:
         size: Height and width after resizing, in pixels; None keeps the file's size.
         exif: ``"turn"`` applies the EXIF orientation.
-        alpha: ``"white"`` or ``"black"`` background for transparent images; ``"drop"`` drops alpha.
+        alpha: ``"drop"`` drops the alpha channel; ``"white"`` or ``"black"`` is the background.
         bits: ``"scale"`` takes the upper 8 of 16 bits of grey images; ``"clip"`` clips at 255.
         large: ``"allow"`` reads images above Pillow's limit of 179 million pixels.
     """
@@ -79,10 +76,7 @@ class ImageOptions(Options):
 
 
 def parse(text: str, kind: type[Options], what: str) -> Any:
-    """Parse the text after the ``?``; values may be percent-encoded (class names with commas).
-
-    Raises UserError, in which ``what`` names the source, for unknown, repeated or invalid options.
-    """
+    """Parse the text after ``?`` as ``kind``; UserError for an unknown, repeated or bad option."""
     known = get_type_hints(kind, include_extras=True)
     values: dict[str, Any] = {}
     for part in filter(None, text.split("&")):
@@ -94,6 +88,7 @@ def parse(text: str, kind: type[Options], what: str) -> Any:
         if not value:
             raise UserError(f"{what}: the option {name} has no value; write {name}=...")
         given: Any = unquote(value)
+        # Values are percent-encoded. Split before decoding: an encoded comma is part of a name.
         if name == "classes":
             given = [unquote(entry).strip() for entry in value.split(",")]
         values[name] = setting(given, known[name], f"{what}: {name}", strict=False)
@@ -101,7 +96,7 @@ def parse(text: str, kind: type[Options], what: str) -> Any:
 
 
 def nearest(given: str, known: Sequence[str]) -> str:
-    """Return a hint for a message: the known names closest to ``given``, else the first ten."""
+    """Return a hint for a message: the names most similar to ``given``, or the first ten."""
     folded = {name.casefold(): name for name in reversed(known)}
     close = difflib.get_close_matches(given.casefold(), folded, n=3, cutoff=0.6)
     if close:
@@ -115,11 +110,13 @@ def choose_classes(
 ) -> list[int]:
     """Return the labels of the ``wanted`` classes, in that order; all if ``wanted`` is empty.
 
-    A class is given by name, else by its alternative name in ``others`` (e.g. WordNet id), else by
-    number. Raises UserError if one is unknown or repeated.
+    A class is given by name, by its alternative name in ``others`` (e.g. WordNet id), or by number,
+    in this order of precedence. Raises UserError if a class is unknown or repeated.
     """
     labels = {str(label): label for label in range(len(names))}
-    for each in (others, names):  # precedence: name, alternative name, number
+    # Later keys overwrite earlier ones, so names come last; reversed, so the first of equal names
+    # wins.
+    for each in (others, names):
         labels |= {composed(name): label for label, name in reversed([*enumerate(each)])}
     chosen: list[int] = []
     for name in map(composed, wanted):
@@ -135,5 +132,5 @@ def choose_classes(
 
 
 def composed(name: str) -> str:
-    """Return a name in Unicode form NFC for comparisons; macOS decomposes accents."""
+    """Return a name in Unicode form NFC, for comparisons; macOS decomposes accents in names."""
     return unicodedata.normalize("NFC", name)

@@ -22,10 +22,10 @@ TEST = ("test", "testing", "validation", "valid", "val")
 def find_parts(
     what: str, present: Sequence[str], options: PartOptions
 ) -> tuple[str | None, str | None]:
-    """Return the names of the training and test parts; None for a missing part.
+    """Return the names of the training and test parts, or None for a missing part.
 
-    Names match case-insensitively. Raises UserError if a part named in ``options`` does not exist,
-    or if the options ask for a test fraction although there is a test part.
+    Names match case-insensitively. Raises UserError if a part named in ``options`` is missing, or
+    if the options give a test fraction although the set has a test part.
     """
     fraction = options.fraction
     train = _part(what, present, "train", options.train, TRAIN)
@@ -51,13 +51,14 @@ def say_left_out(what: str, names: Iterable[str], options: PartOptions) -> None:
 def split_parts(
     what: str, labels: Tensor, names: Sequence[str], fraction: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Draw a fixed test set: ``fraction`` of every class, by default a quarter with a warning.
+    """Draw ``fraction`` of every class as the test set; None draws a quarter and warns.
 
     Returns ``(train, test)``, ascending int64 indices into ``labels [N]``. Every class has at least
     one image on both sides; a class with a single image raises UserError.
     """
     part = TEST_FRACTION if fraction is None else fraction
     told = f"{what} has no test images, and to take {part:g} of the others"
+    # The seed is always 0, so that all runs have the same test set.
     train, test = _draw(told, labels, names, part, 0, "test split", 1)
     if fraction is None:
         warn(
@@ -71,9 +72,9 @@ def split_parts(
 def split_holdout(
     labels: Tensor, names: Sequence[str], fraction: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Draw ``fraction`` of every class at random; return indices ``(kept, held_out)``, ascending.
+    """Draw ``fraction`` of every class; return ascending indices ``(kept, held_out)``.
 
-    Raises UserError if the fraction is not in [0, 1) or one side of a class would be empty.
+    Raises UserError if the fraction is not in [0, 1), or a class would have no image on one side.
     """
     if not 0 <= fraction < 1:
         raise UserError(
@@ -85,10 +86,12 @@ def split_holdout(
 def _draw(
     told: str, labels: Tensor, names: Sequence[str], part: float, seed: int, stream: str, least: int
 ) -> tuple[Tensor, Tensor]:
-    """Return ascending indices of kept and drawn images, each at least ``least`` per class."""
+    """Draw the fraction ``part`` of every class; return ascending indices ``(kept, drawn)``."""
     drawn = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
         members = torch.nonzero(labels == label).flatten()
+        # With ``least`` = 1, a side that rounding would leave empty gets an image; with 0, it is an
+        # error.
         count = min(max(round(part * len(members)), least), len(members) - least)
         if part and not 0 < count < len(members):
             raise UserError(
@@ -105,7 +108,8 @@ def _draw(
 def _part(
     what: str, present: Sequence[str], option: str, given: str | None, usual: Sequence[str]
 ) -> str | None:
-    """Return the given part, else the first part with a usual name, else None."""
+    """Return the part named ``given``; without it, the first usual name present, or None."""
+    # An exact match wins over one in another case. Reversed: of equal keys, the first part stays.
     names = {composed(each).casefold(): each for each in reversed(present)}
     names |= {composed(each): each for each in reversed(present)}
     for name in map(composed, usual if given is None else (given,)):

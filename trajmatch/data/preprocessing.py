@@ -1,4 +1,4 @@
-"""The map between pixels and network inputs: channel normalisation or ZCA."""
+"""Preprocessing, the map between pixels and network inputs, and channel normalisation."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ Normalise = Callable[[Tensor], Tensor]
 
 
 class Preprocessing(Protocol):
-    """Invertible map from pixels to network inputs, recorded as JSON plus, for ZCA, tensors."""
+    """Invertible map from pixels to network inputs, stored as a JSON spec and named tensors."""
 
     def apply(self, images: Tensor) -> Tensor:
         """Convert pixels ``[N, C, S, S]`` to float32 network inputs in new memory.
 
-        Pixels are uint8 (0..255) or floating point (0..1; learned images may exceed that range) and
-        on this object's device.
+        Pixels are uint8 (0..255) or floating point (0..1; learned images may leave this range), on
+        the same device as this object.
         """
 
     def invert(self, images: Tensor) -> Tensor:
-        """Convert network inputs to pixels in 0..1, same dtype; not clipped, see :meth:`apply`."""
+        """Convert network inputs to pixels in 0..1 of the same dtype, without clipping."""
 
     def to(self, device: str | torch.device) -> Self:
-        """Return a copy for a device; constants on the CPU would force a GPU synchronisation."""
+        """Return a copy with its constants on a device: applying it there needs no transfer."""
 
     def spec(self) -> dict[str, Any]:
         """Return a JSON description."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that belong to the description, by name."""
+        """Return the tensors that belong to the spec, by name."""
         return {}
 
     def staged(self, images: Tensor) -> tuple[Tensor, Normalise]:
         """Split :meth:`apply` into work done once and cheap work per batch.
 
-        Returns ``(kept, finish)``; ``finish(kept[batch])`` gives the network inputs. Normalisation
-        keeps uint8 pixels and runs per batch; ZCA, a large matrix product, runs once.
+        Returns ``(kept, finish)``; ``finish(kept[batch])`` gives the network inputs. Channel
+        normalisation keeps the pixels and runs per batch. ZCA, a large matrix product, runs once.
         """
         return images, self.to(images.device).apply
 
@@ -101,11 +101,7 @@ class ChannelNormalisation(Preprocessing):
 
 
 def unit(images: Tensor) -> Tensor:
-    """Return uint8 or floating-point pixels as float32 in 0..1, in new memory.
-
-    Raises:
-        TypeError: ``images`` has another dtype.
-    """
+    """Return pixels as float32 in 0..1, in new memory; TypeError unless uint8 or floating point."""
     if images.dtype == torch.uint8:
         return images.to(torch.float32).div_(255)
     if not images.is_floating_point():
@@ -114,10 +110,9 @@ def unit(images: Tensor) -> Tensor:
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return channel means and population standard deviations of uint8 images, pixels in 0..1.
+    """Return mean and population standard deviation of each channel, for pixels in 0..1.
 
-    ``images`` is ``[N, C, H, W]``. Sums are exact integers, so the result does not depend on
-    machine or threads.
+    ``images`` is ``[N, C, H, W]``, uint8. The result is the same on every machine.
 
     Raises:
         UserError: A channel is constant, so its standard deviation is 0.
@@ -125,10 +120,12 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     count = images.numel() // images.shape[1]
     mean, std = [], []
     for channel in images.unbind(1):
+        # Sums over the 256 values, as Python integers, are exact and cannot overflow.
         histogram = torch.bincount(channel.flatten(), minlength=256).tolist()
         total = sum(value * number for value, number in enumerate(histogram))
         squares = sum(value * value * number for value, number in enumerate(histogram))
         mean.append(total / (255 * count))
+        # Var(x) = (n sum x^2 - (sum x)^2) / n^2: still exact below the root.
         std.append(math.sqrt(count * squares - total * total) / (255 * count))
     if 0.0 in std:
         raise UserError(

@@ -25,9 +25,11 @@ def visible(folder: Path) -> list[Path]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """List the files below a folder, without junk, in torchvision's order: by folder, by name."""
+    """List the files below a folder, without junk, sorted by folder and name like torchvision."""
     found = []
+    # Without ``onerror``, os.walk would skip an unreadable folder silently.
     for place, folders, files in os.walk(folder, onerror=_fail, followlinks=True):
+        # Assigned in place, so that os.walk does not enter junk folders.
         folders[:] = [name for name in folders if not is_junk(name)]
         found.append((place, sorted(name for name in files if not is_junk(name))))
     return [Path(place, name) for place, names in sorted(found) for name in names]
@@ -39,7 +41,7 @@ def _fail(error: OSError) -> None:
 
 @contextmanager
 def readable(what: str) -> Iterator[None]:
-    """Convert OSError inside the block to UserError; ``what`` is the default file name."""
+    """Convert OSError to UserError; ``what`` names the file if the error does not."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Data sets by address or name, from all readers."""
+"""Loading of data sets by address, and search for them by name."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ SHIPPED = shipped.NAME
 #: Environment variable with the folders to search for data sets, separated as in ``PATH``.
 SEARCH_VARIABLE = "TRAJMATCH_DATA"
 
+# Reader of each source, collected from all modules of the package ``readers``.
 _SOURCES: dict[str, Source] = {}
 for _module in pkgutil.iter_modules(readers.__path__, f"{readers.__name__}."):
     _SOURCES |= importlib.import_module(_module.name).SOURCES
 
 
 def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
-    """Load a data set.
+    """Load a data set from an address.
 
     Args:
         uri: One of
@@ -40,28 +41,29 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
             - ``cifar10:ROOT``, ``cifar100:ROOT``, ``svhn:ROOT``, ``mnist:ROOT``,
               ``fashion-mnist:ROOT``: the official files, in ROOT or where torchvision puts them;
               ``?download=true`` downloads them. CIFAR's binary version and gzipped (Fashion-)MNIST
-              work, too;
+              also work;
             - ``torchvision:NAME:ROOT``: another classification set, by its torchvision class, e.g.
-              ``STL10``; ``?download=true``, ``?train=NAME&test=NAME`` (values of its argument
-              ``split``) and ``?size=N``;
+              ``STL10``, with the options ``?download=true``, ``?train=NAME&test=NAME`` (values of
+              the class's argument ``split``) and ``?size=N``;
             - ``tiny-imagenet:ROOT``: the unpacked archive, 64 x 64 pixels;
             - ``imagenet:ROOT?subset=nette`` (``woof``, ``fruit``, ``meow``, ``squawk``, ``yellow``;
               or ``?classes=`` with WordNet ids): folders ``train/WNID`` and ``val/WNID``, 128 x 128
               pixels unless ``size`` is given;
             - ``imagefolder:PATH``: ``PATH/train/CLASS/*`` and ``PATH/test/CLASS/*`` (or ``val``, or
-              ``?train=NAME&test=NAME``); or ``PATH/CLASS/*``, with a quarter (``?test=0.25``) as
-              test set. Square images of one size, or ``?size=N``;
+              ``?train=NAME&test=NAME``); or ``PATH/CLASS/*``, where a quarter (``?test=0.25``) of
+              each class becomes the test set. Images are square and of one size, or are resized and
+              cropped by ``?size=N``;
             - ``npz:FILE``: arrays ``x_train``, ``y_train``, ``x_test``, ``y_test`` (or
               ``train_images``, ``train_labels``, ..., or ``?train=NAME&test=NAME``), optionally
-              ``class_names``; ``?targets=NAME`` takes ``train_NAME`` and ``test_NAME`` as targets;
+              ``class_names``; ``?targets=NAME`` reads ``train_NAME`` and ``test_NAME`` as targets;
             - ``hf:NAME``: a Hugging Face data set (``pip install trajmatch[hf]``);
             - ``package.module:function``: a function that returns a :class:`Dataset`, a mapping of
               arrays as in an ``.npz`` file, or a tuple of them.
 
             Options, joined by ``&``: ``classes=cat,dog`` or ``classes=0,3`` selects classes in that
             order; ``statistics=published`` normalises by the papers' constants; ``exif``,
-            ``alpha``, ``bits`` and ``large`` control image decoding. A set with a fixed name
-            (``cifar10``) without a path is searched for in the folders of ``TRAJMATCH_DATA``.
+            ``alpha``, ``bits`` and ``large`` control image decoding. A known set given without a
+            path (``cifar10``) is searched for in the folders of ``TRAJMATCH_DATA``.
 
     Returns:
         The checked data set. Its name includes the options, so :func:`resolve_uri` finds it again.
@@ -92,6 +94,7 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
                 f"it there, or give --data {form}"
             )
         return load_dataset(found)
+    # The reader annotates its argument ``options`` with the class of options that it takes.
     given = options.parse(address.options, get_type_hints(source.load)["options"], form)
     with readable(address.path):
         dataset = _normalised_by(source.load(address, given), given.statistics)
@@ -101,12 +104,13 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
 
 
 def _source(address: Address) -> Source | None:
-    """Return the source of an address, or None; explain a function that cannot be imported."""
+    """Return the source of an address, or None; UserError if its function cannot be imported."""
     source = _SOURCES.get(address.source)
     if source is not None and (source.path or not address.path):
         return source
     if not arrays.is_function(address):
         return None
+    # A misspelt scheme (``cifar:root``) looks like a function, too, so suggest a known source.
     try:
         import_object(address.base)
     except UserError as error:
@@ -117,7 +121,7 @@ def _source(address: Address) -> Source | None:
 
 
 def _settings(address: Address) -> list[str]:
-    """Return the options that change the data, which excludes ``download``."""
+    """Return the options of an address without ``download``, which does not change the data."""
     return [
         each for each in address.options.split("&") if each and not each.startswith("download=")
     ]
@@ -133,7 +137,7 @@ def _warn_of_untested(dataset: Dataset) -> None:
 
 
 def _normalised_by(dataset: Dataset, statistics: str | None) -> Dataset:
-    """Return the set with published statistics or with statistics of its training images."""
+    """Return the set with the mean and std that ``?statistics=`` asks for; None keeps them."""
     published = statistics == "published"
     if statistics is None or published == dataset.published_statistics:
         return dataset
@@ -155,16 +159,13 @@ def absolute_uri(uri: str | None) -> str | None:
 
 
 def moved_uri(uri: str | None, beside: Path) -> str | None:
-    """Find data that was moved together with ``beside``, a store or file made from it.
-
-    If the path does not exist, its last components are looked for in the parents of ``beside``,
-    nearest first. Returns ``uri`` unchanged if nothing is found.
-    """
+    """Return the address of data that was moved together with a store ``beside``, else ``uri``."""
     address = Address.parse(uri or "")
     if not _is_local(address) or address.place.exists():
         return uri
     parts = Path(address.path).parts
     for around in beside.absolute().parents:
+        # Nearest parent first; there, for data that was at a/b/c: try c, then b/c, then a/b/c.
         for number in range(1, len(parts) + 1):
             place = around.joinpath(*parts[-number:])
             if place.exists():
@@ -174,19 +175,22 @@ def moved_uri(uri: str | None, beside: Path) -> str | None:
 
 def _is_local(address: Address) -> bool:
     """Return True if the address has a path in the file system."""
+    # An address ``hf:USER/NAME`` names a data set on the hub unless such a folder exists.
     known = address.path and address.source in _SOURCES
     return bool(known) and (address.source != "hf" or address.place.is_dir())
 
 
 def of_recipe(uri: str | None, wanted: str, recipe: str = "") -> str | None:
-    """Add the options of a recipe's data set to an address of the same set, unless given there.
+    """Add the options of a recipe's data set ``wanted`` to an address of the same set.
 
-    Warns if the data differs from ``wanted``, unless ``recipe``, the recipe's name, is empty.
+    Options given in the address take precedence. If ``recipe``, the recipe's name, is not empty,
+    warns of data that differs from ``wanted``.
     """
     if not wanted or uri is None:
         return uri
     address, expected = Address.parse(uri), Address.parse(wanted)
     source = _SOURCES.get(address.source)
+    # The path of a known set is only its place; other sets are named after their file or folder.
     fixed = not address.path or (source and source.found_in)
     name = address.scheme if fixed else Path(address.path).stem
     if name == expected.scheme:
@@ -221,9 +225,9 @@ def _meant(address: Address) -> str:
 def resolve_uri(name: str) -> str | None:
     """Return an address for a data set name such as ``"cifar10?classes=cat,dog"``, or None.
 
-    The shipped set is always found. Others are searched for in the folders listed in the
-    environment variable ``TRAJMATCH_DATA``: files of known sets, a subfolder of that name with
-    class folders, or ``NAME.npz``. Nothing is loaded; compare the fingerprint.
+    The shipped set is always found. For other names, the folders listed in the environment variable
+    ``TRAJMATCH_DATA`` are searched for the files of a known set, a folder ``NAME`` of class folders
+    or ``NAME.npz``. Nothing is loaded, so the content may differ: compare fingerprints.
 
     Raises:
         UserError: A listed folder cannot be read.

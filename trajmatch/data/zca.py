@@ -5,8 +5,9 @@ to ``D`` numbers, divisor ``N - 1``):
 
     x -> (x - m) W,    W = U diag(1 / sqrt(S + eps)) U^T,
 
-as in kornia's ``ZCAWhitening``; the papers use eps = 0.1. ``W`` is symmetric positive definite and
-``eps`` keeps it well conditioned (about 20 for CIFAR-10), so the inverse is solved for, not stored.
+as in kornia's ``ZCAWhitening``; the papers use eps = 0.1. ``W`` is symmetric positive definite, and
+``eps`` keeps its condition number low (about 20 for CIFAR-10). So no inverse is stored:
+:meth:`ZCA.invert` solves a linear system.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ _MEAN, _TRIANGLE = "zca_mean", "zca_triangle"
 _BLOCK = 1024
 _MIDDLE = 128
 
-# D x D float64 matrices alive at once in the eigendecomposition: the covariance, the eigenvectors,
-# and two in LAPACK's workspace.
+# Number of D x D float64 matrices in memory during the eigendecomposition: the covariance, the
+# eigenvectors, and two in LAPACK's workspace.
 _MATRICES = 4
 
 
 @dataclass(frozen=True, eq=False)
 class ZCA(Preprocessing):
-    """ZCA transform; :func:`trajmatch.data.zca.fit` makes one of images.
+    """ZCA whitening; :func:`trajmatch.data.zca.fit` computes it from images.
 
     Attributes:
         mean: Mean of the training images, pixels in 0..1. ``[C, S, S]``, float32.
@@ -58,6 +59,7 @@ class ZCA(Preprocessing):
 
     def apply(self, images: Tensor) -> Tensor:
         """Whiten pixels."""
+        # Blocks limit the extra memory: only one block at a time is copied to float32 pixels.
         whitened = torch.empty(images.shape, dtype=torch.float32, device=images.device)
         for pixels, block in zip(images.split(_BLOCK), whitened.split(_BLOCK), strict=True):
             centred = unit(pixels).sub_(self.mean)
@@ -66,22 +68,23 @@ class ZCA(Preprocessing):
 
     def invert(self, images: Tensor) -> Tensor:
         """Convert whitened images to pixels."""
+        # Solve W X = images^T for X [D, N] by Cholesky; float64 limits the loss of digits.
         columns = images.flatten(1).to(torch.float64).T
         solved = torch.cholesky_solve(columns, self._factor).T.reshape(images.shape)
         return solved.add_(self.mean).to(images.dtype)
 
     def to(self, device: str | torch.device) -> ZCA:
-        """Return a copy on a device, or itself if it is there already."""
+        """Return a copy on a device, or the same object if it is there already."""
         if self.mean.device == torch.device(device):
             return self
         return ZCA(self.mean.to(device), self.matrix.to(device), self.eps)
 
     def staged(self, images: Tensor) -> tuple[Tensor, Normalise]:
-        """Whiten all images at once."""
+        """Whiten all images at once; nothing is left to do per batch."""
         return self.to(images.device).apply(images), lambda batch: batch
 
     def spec(self) -> dict[str, Any]:
-        """Return ``kind`` and ``eps``; :meth:`tensors` has mean and matrix."""
+        """Return ``kind`` and ``eps``; :meth:`tensors` returns mean and matrix."""
         return spec(self.eps)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -95,19 +98,17 @@ class ZCA(Preprocessing):
 
 
 def spec(eps: float = EPS) -> dict[str, Any]:
-    """Return :meth:`ZCA.spec` of a transform that is not fitted yet."""
+    """Return the spec of a transform that is not fitted yet; see :meth:`ZCA.spec`."""
     return {"kind": KIND, "eps": eps}
 
 
 def from_parts(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ZCA:
-    """Rebuild a transform from its :meth:`~trajmatch.data.ZCA.spec` and tensors.
-
-    Raises UserError if they are invalid.
-    """
+    """Rebuild a transform from its spec and tensors; raise UserError if they are invalid."""
     described = isinstance(spec, Mapping) and spec.get("kind") == KIND
     eps = spec.get("eps") if described else None
     mean, triangle = (tensors.get(name, torch.empty(0)) for name in (_MEAN, _TRIANGLE))
     dimension = mean.numel()
+    # The file is untrusted. The triangle of a D x D matrix has D (D + 1) / 2 entries.
     fits = (
         isinstance(eps, int | float)
         and 0 < eps < math.inf
@@ -126,11 +127,10 @@ def from_parts(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ZCA:
 
 
 def fit(images: Tensor, eps: float = EPS) -> ZCA:
-    """Fit the transform to images ``[N, C, S, S]``, uint8, on the CPU, ``N >= 2``.
+    """Fit the transform to at least two uint8 images ``[N, C, S, S]`` on the CPU.
 
-    Images are processed in blocks, so memory is that of a few ``D x D`` matrices; too little raises
-    UserError. Sums are exact and the eigenvectors are found on one thread, so the result does not
-    depend on the number of threads.
+    The result does not depend on the number of threads. Memory for four ``D x D`` float64 matrices
+    is needed; if it is not free, UserError is raised.
     """
     count, *shape = images.shape
     if count < 2:
@@ -141,17 +141,19 @@ def fit(images: Tensor, eps: float = EPS) -> ZCA:
         _MATRICES * 8 * dimension**2,
         "leave out --zca, which normalises each channel instead, or use smaller images",
     )
+    # Exact sums of y = 255 x - 128: over a block in float32, over all blocks in float64.
     total = torch.zeros(dimension, dtype=torch.float64)
     covariance = torch.zeros(dimension, dimension, dtype=torch.float64)
     for block in images.flatten(1).split(_BLOCK):
         shifted = block.to(torch.float32).sub_(_MIDDLE)
         total += shifted.sum(0)
         covariance += shifted.T @ shifted
-    # Divisor 255^2 (N - 1): pixels in 0..1, unbiased covariance.
+    # Unbiased covariance of x in 0..1: (sum y y^T - sum y sum y^T / N) / (255^2 (N - 1)).
     covariance.addr_(total, total, alpha=-1 / count).div_(255**2 * (count - 1))
+    # The rounding of LAPACK and of the product depends on the number of threads.
     with one_thread():
         eigenvalues, vectors = torch.linalg.eigh(covariance)
-        # Rounding can make a zero eigenvalue slightly negative.
+        # W = U diag(1 / sqrt(S + eps)) U^T. Rounding can make a zero eigenvalue slightly negative.
         matrix = (vectors * (eigenvalues.clamp(min=0) + eps).rsqrt()) @ vectors.T
     mean = (total / count + _MIDDLE) / 255
     return ZCA(mean.view(shape).to(torch.float32), _symmetric(matrix.to(torch.float32)), eps)
@@ -163,5 +165,5 @@ def _upper(dimension: int) -> Tensor:
 
 
 def _symmetric(matrix: Tensor) -> Tensor:
-    """Return the symmetric matrix with this upper triangle."""
+    """Return a copy whose lower triangle mirrors the upper one."""
     return matrix.triu().add_(matrix.triu(1).T)

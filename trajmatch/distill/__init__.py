@@ -1,7 +1,4 @@
-"""Distillation: learn synthetic images, by default so that students reproduce expert trajectories.
-
-`loop` runs a distillation. Its parts are modules of their own, such as `objectives` and `guard`.
-"""
+"""Dataset distillation: learn a small synthetic set that replaces the real training images."""
 
 from trajmatch.importing import lazily
 

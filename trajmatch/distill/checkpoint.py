@@ -1,4 +1,4 @@
-"""Checkpoint of an unfinished run: one file, from which a run resumes as if never interrupted."""
+"""Checkpoint of an unfinished run: one file, from which it resumes as if never interrupted."""
 
 from __future__ import annotations
 
@@ -24,14 +24,9 @@ _OLD_VERSION = 3  # written by release 0.1
 
 
 def save(path: Path, state: State, identity: dict[str, Any]) -> None:
-    """Write the checkpoint, atomically replacing the previous one.
-
-    Args:
-        path: Checkpoint file.
-        state: State between two outer iterations.
-        identity: :attr:`trajmatch.distill.problem.Problem.identity`.
-    """
+    """Atomically write the state after a whole outer iteration, with ``Problem.identity``."""
     moving = learned(state.parameters)
+    # Tensors are named by their part of the state: value.images, velocity.images, draws.experts.
     files.save_tensors(
         path,
         {
@@ -51,11 +46,7 @@ def save(path: Path, state: State, identity: dict[str, Any]) -> None:
 
 
 def load(path: Path, problem: Problem) -> State:
-    """Read a checkpoint; only ``--iterations`` may differ from the run that wrote it.
-
-    Raises:
-        UserError: The file is damaged, not a checkpoint, or from a run with other settings.
-    """
+    """Return the saved state; UserError if the file is damaged or its run had other settings."""
     tensors, description = files.load_tensors(path)
     version = description.get("format_version")
     if description.get("format") != FORMAT or version not in (_OLD_VERSION, FORMAT_VERSION):
@@ -66,12 +57,15 @@ def load(path: Path, problem: Problem) -> State:
     found = description.get("identity")
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged (it belongs to no run); remove it to start again")
+    # A resumed run may be longer than first planned.
     check_same_run(path, found, problem.identity, ignore=("iterations",))
     kinds = (KeyError, ValueError, RuntimeError)
     with as_user_error(f"{path} is damaged (", *kinds, advice="); remove it to start afresh"):
         if version == _OLD_VERSION:
             tensors, description = _of_0_1(tensors, description)
         progress = msgspec.convert(description["progress"], Progress)
+        # The new state has the optimisers with their initial moments, whose names, dtypes and
+        # devices the stored moments must follow.
         state = problem.state(_under("value", tensors, problem.device))
         for name, parameter in learned(state.parameters).items():
             moments = {
@@ -81,10 +75,12 @@ def load(path: Path, problem: Problem) -> State:
             state.parameters[name] = replace(parameter, moments=moments)
         state.average = _under("average", tensors, problem.device)
         problem.render(state.result)  # fails if a parameter is missing
+        # The objective's memory comes from the file, so check its shapes against the settings.
         for name, first in problem.objective.memory().items():
             if state.parameters[name].value.shape != first.shape:
                 raise ValueError(f"its {name} should be of shape {list(first.shape)}")
         state.best_values = _under("best", tensors, problem.device)
+        # States of CPU generators stay on the CPU.
         state.draws.load_state_dict(_under("draws", tensors, "cpu"))
     for each in fields(Progress):
         setattr(state, each.name, getattr(progress, each.name))
@@ -118,6 +114,7 @@ def _of_0_1(
     found = {names.get(k, k.replace("stream.", "draws.")): each for k, each in tensors.items()}
     # 0.1 stored the order of all experts and the position reached in it.
     found["draws.experts_left"] = found.pop("order")[description["experts"][1] :]
+    # Step size and velocity were numbers of the metadata; now they are tensors like the others.
     numbers = dict(zip(("value", "velocity"), description["step_size"], strict=True))
     progress = {each.name: description[each.name] for each in fields(Progress)}
     if progress["best"] is not None:

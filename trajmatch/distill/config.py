@@ -1,4 +1,4 @@
-"""Settings of a distillation and options of its run; importing this costs no torch."""
+"""Settings of a distillation and options of its run; importing them does not load PyTorch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trajmatch.experts.manifest import Epochs
 from trajmatch.run_options import RunOptions
 from trajmatch.schema import Count, Fraction, NonNegative, Positive, PositiveInt, Settings, flag
 
-#: End of the start epochs where nothing else is said and the experts have enough epochs.
+#: Default end (exclusive) of the range of start epochs, if the experts have enough epochs.
 DEFAULT_MAX_START_EPOCH = 20
 
 
@@ -85,21 +85,22 @@ class TrainAndTestSettings(Settings):
     gradients: gradient:high=LOSS,low=LOSS,temperature=TAU,spread=D (AT-BPTT; docs/methods.md)."""
 
     def __post_init__(self) -> None:
-        """Check the types, and that the steps before the window are a range."""
+        """Check the types and the range of steps before the window."""
         super().__post_init__()
         first, last = self.before
         self.expect("steps_before", first <= last, "K0:K1 with 0 <= K0 <= K1, such as 0:140")
 
     @property
     def before(self) -> tuple[int, int]:
-        """K0 and K1, the fewest and the most steps before the window."""
+        """Smallest and largest number of steps before the window, ``(K0, K1)``."""
+        # A text of another form gives the empty range (1, 0), which __post_init__ refuses.
         match = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", self.steps_before, re.ASCII)
         return (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySettings):
-    """Settings that, with the experts, data and seed, determine the distilled set."""
+    """Settings that determine the distilled set, together with experts, data and seed."""
 
     ipc: PositiveInt = 1
     """IPC: synthetic images per class (MTT: ipc). With a parametrisation other than pixels: the
@@ -196,14 +197,16 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     """Protocol for training and testing them, as in `trajmatch eval --protocol`."""
 
     def __post_init__(self) -> None:
-        """Check the types, and that the settings are consistent."""
+        """Check the types and the consistency of the settings."""
         super().__post_init__()
+        # Refuse settings that would have no effect, because the user expects one.
         for name in set(self.foreign) & {*self.chosen(DistillSettings)}:
             raise UserError(
                 f"{flag(name)} has no meaning for --objective {self.objective}; leave it out"
             )
         if self.student_optimiser == "adam":
             self.expect("student_momentum", self.student_momentum == 0, "0 for Adam")
+        # T- < T <= T+ (DATM). The store may still lower the default end, see `window_end`.
         start, first = self.min_start_epoch, self.first_max_start_epoch
         end = self.max_start_epoch or DEFAULT_MAX_START_EPOCH
         self.expect("min_start_epoch", start < end, f"below --max-start-epoch {end}")
@@ -227,13 +230,14 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     @property
     def foreign(self) -> list[str]:
         """Names of the settings that apply only to another objective."""
+        # A user's own objective shares the settings of match-trajectory.
         alone = self.objective == "train-and-test"
         kind = MatchTrajectorySettings if alone else TrainAndTestSettings
         return [each.name for each in fields(kind)]
 
     @property
     def needs_experts(self) -> str:
-        """The first setting known to need experts; an empty string if there is none."""
+        """First setting known to need experts, for messages; empty if there is none."""
         needs = {
             "--objective match-trajectory": self.objective == "match-trajectory",
             f"--init {self.init}": self.init in ("correct", "representative", "difficulty"),
@@ -242,17 +246,14 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
         return next((setting for setting, does in needs.items() if does), "")
 
     def window_end(self, snapshots_kept: Collection[int]) -> int:
-        """Find the end (exclusive) of the start epochs, given the epochs in a store.
+        """Return the end (exclusive) of the range of start epochs; above ``min_start_epoch``.
 
-        Args:
-            snapshots_kept: Epochs whose parameters a store has.
-
-        Returns:
-            ``max_start_epoch`` if it is given, or else the largest end up to 20 for which the
-            store has every segment; always above ``min_start_epoch``.
+        Without ``max_start_epoch`` it is the largest number up to 20 for which a store with the
+        epochs ``snapshots_kept`` has both ends of every segment.
         """
         if self.max_start_epoch is not None:
             return self.max_start_epoch
+        # A segment from epoch s needs the snapshots of epochs s and s + M.
         end, kept = self.min_start_epoch, set(snapshots_kept)
         while end < DEFAULT_MAX_START_EPOCH and {end, end + self.expert_epochs} <= kept:
             end += 1
@@ -264,8 +265,8 @@ class DistillConfig(RunOptions, DistillSettings):
     """Distil an image set by matching the trajectories of an expert store.
 
     Every part of MTT, FTD, AST and DATM is a separate option; the defaults are MTT's. --objective
-    train-and-test needs no experts. The network (--network, --width and so on), --zca, --holdout
-    and --data are then settings of this run.
+    train-and-test needs no experts. Without experts, choose the network (--network, --width and so
+    on), --zca, --holdout and --data here.
     """
 
     recipe: str | None = None
@@ -326,8 +327,10 @@ class DistillConfig(RunOptions, DistillSettings):
     """Seconds that a process waits for the others in an outer iteration before it gives up."""
 
     def __post_init__(self) -> None:
-        """Check the settings, and that the experts and the initial images fit them."""
+        """Check the settings and their combination with experts and initial images."""
         super().__post_init__()
+        # With --init-from, the file may bring all images and labels, so that --init and --labels
+        # need no experts. If it lacks some, `Setup.store_for` raises the error later.
         given = self.init_from is not None and self.objective != "match-trajectory"
         if self.experts is None and self.needs_experts and not given:
             matching = self.needs_experts == "--objective match-trajectory"
@@ -336,6 +339,7 @@ class DistillConfig(RunOptions, DistillSettings):
                 f"{self.needs_experts} needs --experts, a store that `trajmatch expert` makes; "
                 f"{other} needs none"
             )
+        # The experts were trained with one network and preprocessing, which cannot change now.
         for name in () if self.experts is None else self.chosen(NetworkSettings):
             raise UserError(
                 f"{flag(name)} is decided by the store that --experts names; leave it out"
@@ -351,28 +355,24 @@ class DistillConfig(RunOptions, DistillSettings):
             )
 
     def last_epoch_read(self, snapshots_kept: Collection[int]) -> int:
-        """Return the last epoch of the experts that a run reads.
-
-        Args:
-            snapshots_kept: Epochs of the experts' whole course that the store keeps.
-        """
+        """Return the last expert epoch that a run reads, given the epochs that the store keeps."""
         chosen = self.init_from is None and self.init in ("correct", "representative")
-        # These ask the experts at the end of their course.
+        # These use the experts after their last epoch.
         if chosen or self.labels == "soft" or self.mask_gradient is not None:
             return max(snapshots_kept)
         return self.window_end(snapshots_kept) - 1 + self.expert_epochs
 
     @property
     def checkpoint_path(self) -> Path:
-        """File of the state of an unfinished run, beside the artifact."""
+        """Path of the checkpoint, next to the artifact."""
         return files.beside(self.out, ".checkpoint.safetensors")
 
     @property
     def log_path(self) -> Path:
-        """File of the metrics."""
+        """Path of the metrics log, by default next to the artifact."""
         return self.log if self.log is not None else files.beside(self.out, ".jsonl")
 
     @property
     def snapshots_path(self) -> Path:
-        """File of the images at several iterations, beside the artifact."""
+        """Path of the image snapshots, next to the artifact."""
         return files.beside(self.out, ".snapshots.safetensors")

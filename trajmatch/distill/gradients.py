@@ -1,7 +1,7 @@
 """Gradients of an outer iteration: task by task, or all tasks replayed as one CUDA graph.
 
-A small student's kernels take longer to launch than to run; a graph launches them all at once. The
-tasks are parallel branches of the graph, because one small student does not fill the device.
+A small student's kernels take longer to launch than to run, and a graph launches them all at once.
+The tasks are parallel branches of the graph, because one small student does not fill the GPU.
 """
 
 from __future__ import annotations
@@ -37,11 +37,9 @@ def one_by_one(
 
 
 class Graph:
-    """Replay of :func:`one_by_one` as a graph.
+    """Function that computes the gradients of all tasks by replaying one graph.
 
-    Args:
-        objective: The objective to differentiate.
-        record: Graph recorder, e.g. :func:`trajmatch.recording.cuda_graph`.
+    ``record`` makes the graph, e.g. :func:`trajmatch.recording.cuda_graph`.
     """
 
     def __init__(self, objective: Objective, record: recording.Record) -> None:
@@ -56,13 +54,15 @@ class Graph:
     def __call__(
         self, tasks: Sequence[Any], parameters: Tensors, plan: Plan
     ) -> list[OuterGradient]:
-        """See :data:`Gradients`."""
+        """Return the gradients of the tasks; see :data:`Gradients`."""
         objective = self._objective
         kinds, inputs = zip(*(objective.inputs(task) for task in tasks), strict=True)
+        # The graph's buffers are plain tensors: note here which ones need a gradient.
         learned = [value.requires_grad for value in parameters.values()]
 
         def all_tasks(tensors: recording.Inputs) -> recording.Outputs:
             # The buffers that the graph reads: outer parameters first, then each task's inputs.
+            # All come from one iterator; `zip` stops at the last parameter and leaves the inputs.
             rest = iter(tensors)
             memory = {
                 name: value.detach().requires_grad_(required)
@@ -76,6 +76,7 @@ class Graph:
             results = recording.side_by_side(functions, tensors[0].device)
             return tuple(each for result in results for each in result)
 
+        # Plan, kinds and `learned` are fixed in a recording: if one changes, record a new graph.
         flat = [value.detach() for value in parameters.values()]
         flat += [each for own in inputs for each in own]
         outputs = self._replayed((plan, kinds, tuple(learned)), flat, all_tasks)
@@ -84,15 +85,12 @@ class Graph:
 
 
 def gradients_for(problem: Problem, division: Division | None = None) -> Gradients:
-    """Return the function that computes a run's gradients: a CUDA graph where possible.
-
-    Warn about a fallback, unless the reason is the device, ``--no-graph`` or an objective whose
-    ``records`` is None.
-    """
+    """Return the function that computes a run's gradients: a CUDA graph if possible."""
     division, objective = division or Division(), problem.objective
     if division.by_batch:
         objective = objective.shared(division.ranks)
     plain = partial(one_by_one, objective)
+    # No warning if the user chose this, or if recording would not pay (`records` is None).
     if problem.device.type != "cuda" or not problem.config.graph or objective.records is None:
         return plain
     if not objective.records:

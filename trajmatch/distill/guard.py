@@ -1,4 +1,4 @@
-"""The guard: refuses non-finite or exploding updates, and ends a run that does not recover."""
+"""Guard of a run: refuses non-finite or exploding updates, and ends a run that cannot recover."""
 
 from __future__ import annotations
 
@@ -15,37 +15,32 @@ from trajmatch.distill.parameters import OuterParameter, of_images
 from trajmatch.distill.state import USUAL, State
 from trajmatch.errors import UserError
 
-#: Refusals in a row that end the run.
+#: Number of refused updates in a row that ends the run.
 MAX_REFUSALS = 10
 
-#: Updates in a row left out by --skip-above that end the run. A few are normal: no step size fits
-#: some segments.
+#: Number of updates in a row skipped by --skip-above that ends the run. A few skips are normal,
+#: because no step size suits every segment.
 MAX_SKIPS = 100
 
-#: Largest accepted loss. A student that does not move has matching loss 1. At 1e4 it went 100 times
-#: as far as the expert, and its gradient is useless. Below that, the step size may still recover.
+#: Largest accepted loss. A student that does not move has matching loss 1. At 1e4 it ends 100 times
+#: as far from the expert, and its gradient is useless. Below that, the step size may still recover.
 MOST_LOSS = 1e4
 
-#: Largest accepted change in one update: a factor for the step size; for images and labels, see
-#: _change.
+#: Largest accepted change in one update: a factor for the step size; a relative distance for
+#: images and labels (see _change).
 MOST_CHANGE = 10.0
 
-#: Number of recorded gradient norms before a spike can be detected.
+#: Minimum number of recorded gradient norms for detecting a spike.
 FEWEST = 20
 
+# The student computes in float32, so the step size must be a normal number of that type.
 _SMALLEST = torch.finfo(torch.float32).tiny
 _LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Reason for a refused update.
-
-    Attributes:
-        cause: Description of the failure, as a clause.
-        remedy: Advice for the user.
-        lasting: True if it counts towards :data:`MAX_REFUSALS`.
-    """
+    """Reason for a refused update; ``lasting`` faults count towards :data:`MAX_REFUSALS`."""
 
     cause: str
     remedy: str
@@ -57,12 +52,10 @@ def find_fault(
 ) -> Fault | None:
     """Return a Fault if the loss, a gradient or the update is not finite or explodes, else None.
 
-    Args:
-        gradient: Loss and gradients of the iteration.
-        update: Outer parameters after the update.
-        state: State before the update.
-        lr_init: Step size at the beginning of the run, for the advice.
+    ``update`` holds the outer parameters after the update, ``state`` those before it. ``lr_init``,
+    the initial step size, is for the advice.
     """
+    # From cause to effect, so that the message names the first thing that went wrong.
     if not gradient.meaningful:
         return Fault(
             "the expert does not move between start and target epoch",
@@ -85,6 +78,7 @@ def _fault_of(name: str, old: OuterParameter, new: OuterParameter) -> Fault | No
         undefined = Fault(f"{_words(name)} would be NaN", "see the matching term of your own")
         return undefined if new.value.isnan().any() else None
     before, after, remedy = old.value, new.value, f"lower {new.optimiser.flag}"
+    # The comparisons below are negated (`not >=`), because a comparison with NaN is false.
     if new.optimiser.positive:
         if not ((after >= _SMALLEST) & (after <= _LARGEST)).all():
             return Fault(f"the {_words(name)} would become {_shown(after)}", remedy)
@@ -92,6 +86,7 @@ def _fault_of(name: str, old: OuterParameter, new: OuterParameter) -> Fault | No
             cause = f"the {_words(name)} would go from {_shown(before)} to {_shown(after)}"
             return Fault(cause, remedy)
         return None
+    # A moment that is not finite would spoil all later updates.
     if not all(each.isfinite().all() for each in (after, *new.moments.values())):
         return Fault(f"the {_words(name)} would not be finite", remedy)
     if (change := _change(before, after)) > MOST_CHANGE:
@@ -102,14 +97,15 @@ def _fault_of(name: str, old: OuterParameter, new: OuterParameter) -> Fault | No
 def find_spike(gradient: OuterGradient, state: State, limit: float) -> Fault | None:
     """Return a Fault if the images' gradient norm exceeds ``limit`` times the recent median.
 
-    For some images the result of many student steps changes abruptly, although the loss is
-    ordinary. The gradient is then hundreds of times larger than in neighbouring iterations, and one
-    update along it undoes hundreds of others. ``state.gradient_norms`` records every norm, so the
-    median adapts if gradients stay large. The gradient must be finite.
+    The norm, which must be finite, is recorded in ``state.gradient_norms``.
     """
+    # For some images, a small change sends the student to quite different parameters, although the
+    # loss is ordinary. There the gradient is hundreds of times as large as in neighbouring
+    # iterations, and one update along it would undo hundreds of others.
     images = [gradient.gradients[name] for name in of_images(gradient.gradients)]
     norms = [torch.linalg.vector_norm(each, dtype=torch.float64) for each in images]
     norm = math.hypot(*map(float, norms))
+    # Norms of spikes are recorded, too, so that the median adapts if gradients stay large.
     before = state.gradient_norms
     usual = median(before) if len(before) >= FEWEST else 0.0
     state.gradient_norms = [*before, norm][-USUAL:]
@@ -160,6 +156,7 @@ def _shown(value: Tensor) -> str:
 
 def _remedy(state: State, lr_init: float) -> str:
     """Return advice: lower --lr-init or --lr-lr if the step size is to blame, else --lr-img."""
+    # Without an applied update, only the initial step size can be at fault.
     if state.applied == 0:
         return f"lower --lr-init (now {lr_init:.4g})"
     if state.step_size > 2 * lr_init:

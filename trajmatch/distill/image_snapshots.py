@@ -12,25 +12,18 @@ from trajmatch.distill.state import State
 from trajmatch.errors import UserError, warn
 from trajmatch.snapshots import Snapshots
 
-#: Maximum number of images per class in a snapshot ...
+#: Maximum number of images per class in a snapshot.
 IMAGES_PER_CLASS = 10
-#: ... and of values in a snapshot (2 MB in half precision); each class keeps at least one image.
+#: Maximum number of values in a snapshot (2 MB in half precision). Each class keeps at least one
+#: image.
 VALUES = 2**20
 
 
 class ImageSnapshots:
-    """Writer of snapshots beside the artifact; does nothing with ``--snapshots 0``.
+    """Writer of the snapshots next to the artifact; does nothing with ``--snapshots 0``.
 
-    A resumed run drops snapshots taken after its checkpoint and takes them again, so the file
-    equals that of an uninterrupted run. A damaged file only causes a warning, and is replaced by
-    a new one.
-
-    Args:
-        problem: The run's problem.
-        state: State in which the run starts or resumes.
-
-    Raises:
-        UserError: The existing file belongs to another run.
+    ``state`` is the state in which the run starts or resumes. UserError is raised if the existing
+    file belongs to another run. A damaged file only causes a warning and is replaced.
     """
 
     def __init__(self, problem: Problem, state: State) -> None:
@@ -41,6 +34,8 @@ class ImageSnapshots:
             checkpoint.check_same_run(
                 self._path, dict(found.identity), problem.identity, ignore=("iterations",)
             )
+            # The run takes the snapshots after its checkpoint again, so that the file equals that
+            # of an uninterrupted run.
             kept = found.until(state.iteration)
             self._last = max(kept.iterations, default=-1)
             if kept.iterations != found.iterations:
@@ -57,7 +52,9 @@ class ImageSnapshots:
         problem, per_class = self._problem, self._problem.images_per_class
         images = problem.render(state.result).images.cpu()
         chosen = _some_of_each_class(images, per_class)
+        # Viewers show pixels, so undo the preprocessing. [n, C, H, W]
         pixels = problem.training.preprocessing.to("cpu").invert(images[chosen])
+        # Snapshots are few: read the file and write it again with one more.
         before = (self._load() if self._last >= 0 else None) or Snapshots(
             iterations=(),
             images=torch.empty(0, *pixels.shape, dtype=snapshots.DTYPE),
@@ -79,17 +76,15 @@ class ImageSnapshots:
 
 
 def due_iterations(count: int, iterations: int) -> frozenset[int]:
-    """Return ``ceil(iterations * (k / count)^2)`` for ``k = 0 .. count``; empty if count is 0.
-
-    Snapshots are dense at the beginning, where the images change most.
-    """
+    """Return ``ceil(iterations * (k / count)^2)`` for ``k = 0 .. count``; empty if count is 0."""
     if count == 0:
         return frozenset()
+    # Dense at the beginning, where the images change most. Integers, so that rounding is exact.
     return frozenset(-(-iterations * k * k // count**2) for k in range(count + 1))
 
 
 def _some_of_each_class(images: Tensor, per_class: int) -> Tensor:
-    """Return the indices of the images to keep, the first of each class. ``[n]``, int64."""
+    """Return the indices ``[n]``, int64, of the first images of each class."""
     num_classes, values = len(images) // per_class, images[0].numel()
     count = max(1, min(per_class, IMAGES_PER_CLASS, VALUES // (num_classes * values)))
     return torch.cat([torch.arange(count) + per_class * k for k in range(num_classes)])

@@ -1,8 +1,7 @@
-"""Initial synthetic images: ``ipc`` per class, in normalised space, ordered by class.
+"""Initial synthetic images, initial parameters of their parametrisation, and frozen parameters.
 
-Also the initial parameters of a parametrisation, and which of them are frozen.
-
-The ``draw`` arguments make all random choices. Real images are training images.
+Synthetic images are normalised and ordered by class; real images are training images. The
+generators ``draw`` make all random choices.
 """
 
 from __future__ import annotations
@@ -38,21 +37,18 @@ def from_correct(
 ) -> SyntheticSet:
     """Draw real images that an expert classifies correctly (DATM: ``samples_predicted_correctly``).
 
-    The images of each class are shuffled. Those that expert 0 classifies correctly are taken first;
-    if they are fewer than ``ipc``, those that expert 1 classifies correctly follow, and so on.
-
-    Raises:
-        UserError: All experts together find fewer than ``ipc`` images of a class.
+    UserError is raised if all experts together find fewer than ``ipc`` images of a class.
     """
     chosen = []
     for index, members in enumerate(_members(dataset, ipc)):
         left = members[torch.randperm(len(members), generator=draw)]
+        # Take first the images that expert 0 gets right, then those that expert 1 does, and so on.
         rows = left[:0]
         for expert in range(experts.count):
             images = dataset.normalise(dataset.train_images[left])
             found = experts.logits(expert, images).argmax(dim=1)
             right = found == index
-            # The next expert is asked about the images that this one gets wrong.
+            # The next expert classifies only the images that this one gets wrong.
             rows, left = torch.cat([rows, left[right]])[:ipc], left[~right]
             if len(rows) == ipc or len(left) == 0:
                 break
@@ -72,20 +68,11 @@ def from_representatives(
 ) -> SyntheticSet:
     """Choose real images near k-means centres of their class (AST, representative initialisation).
 
-    One random expert's logits of the images of each class are clustered. Each cluster contributes
-    the same number of images, those nearest to its centre. No image is taken twice.
-
-    Args:
-        dataset: Source of the images.
-        ipc: Images per class.
-        experts: Experts, of which one is chosen at random.
-        draw: Chooses the expert and the seed of k-means.
-        clusters: Clusters per class. None: ``ipc``, as in the first release of the authors' code;
-            their last release has 10, for multiples of 10 images.
-
-    Raises:
-        UserError: A class has fewer than ``ipc`` images, or ``clusters`` does not divide ``ipc``.
+    The points are the logits of one random expert. Each class has ``clusters`` (None: ``ipc``),
+    and each cluster contributes the same number of images, the nearest to its centre. UserError is
+    raised if a class has fewer than ``ipc`` images, or if ``clusters`` does not divide ``ipc``.
     """
+    # The first release of the authors' code has one cluster per image, the last one has 10.
     count = ipc if clusters is None else clusters
     if ipc % count:
         raise UserError(
@@ -97,6 +84,7 @@ def from_representatives(
     chosen = []
     for members in _members(dataset, ipc):
         points = experts.logits(expert, dataset.normalise(dataset.train_images[members])).double()
+        # Distances of all images of the class to one centre at a time: [n].
         rows: list[int] = []
         for to_centre in torch.cdist(k_means(points, count, state), points):
             to_centre[rows] = torch.inf  # already taken for an earlier cluster
@@ -108,16 +96,9 @@ def from_representatives(
 def from_difficulty(dataset: Dataset, ipc: int, scores: Tensor, beta: float) -> SyntheticSet:
     """Take real images from hard to easy (SelMatch, ICML 2024).
 
-    Of each class, the hardest ``int(beta * ipc)`` images are left out and the next ``ipc`` taken.
-
-    Args:
-        dataset: Source of the images.
-        ipc: Images per class.
-        scores: Difficulty of each training image; higher is harder. ``[n]``.
-        beta: Images per class to leave out, as a multiple of ``ipc``.
-
-    Raises:
-        UserError: A class has too few images.
+    In each class, leave out the hardest ``int(beta * ipc)`` images and take the next ``ipc``.
+    ``scores [n]`` has the difficulty of each training image; higher is harder. UserError is raised
+    if a class has too few images.
     """
     chosen, skipped = [], int(beta * ipc)
     for index, members in enumerate(_members(dataset, ipc)):
@@ -141,17 +122,10 @@ def from_noise(dataset: Dataset, ipc: int, draw: torch.Generator) -> SyntheticSe
 
 
 def from_artifact(source: Artifact, path: str, dataset: Dataset, ipc: int) -> SyntheticSet:
-    """Return images and labels of an earlier result: the same number per class, at most ``ipc``.
+    """Return the images, in the run's preprocessing, and the labels of an earlier result.
 
-    Args:
-        source: The earlier result, with hard or soft labels.
-        path: Its file, for messages.
-        dataset: Data set of the run; the images are converted to its preprocessing.
-        ipc: Images per class that the run asks for.
-
-    Raises:
-        UserError: Classes, image shape, loss or number of outputs differ; or the number of images
-            is not a multiple of the number of classes, or above ``ipc`` per class.
+    UserError is raised if classes, image shape, loss or number of outputs differ, if the number of
+    images is not a multiple of the number of classes, or if it exceeds ``ipc`` per class.
     """
     shape = tuple(dataset.train_images.shape[1:])
     for what, found, wanted in (
@@ -172,6 +146,7 @@ def from_artifact(source: Artifact, path: str, dataset: Dataset, ipc: int) -> Sy
             f"{dataset.num_classes} classes, but the run has {ipc} per class; give "
             "a set with at most that many, or a larger --ipc"
         )
+    # The earlier run may have normalised or whitened its images in another way.
     images = source.images_preprocessed_by(dataset.preprocessing)
     return SyntheticSet(images, source.labels)
 
@@ -190,7 +165,7 @@ def _members(dataset: Dataset, ipc: int) -> list[Tensor]:
 
 
 def _real(dataset: Dataset, chosen: list[Tensor]) -> SyntheticSet:
-    """Return a SyntheticSet of the training images with these indices, with labels or targets."""
+    """Return the training images with these indices, with their labels or targets."""
     rows = torch.cat(chosen)
     images = dataset.train_images[rows]
     return SyntheticSet(dataset.normalise(images), dataset.train_answers[rows].clone())
@@ -199,15 +174,11 @@ def _real(dataset: Dataset, chosen: list[Tensor]) -> SyntheticSet:
 def initial_parameters(
     setup: Setup, images: Tensor, earlier: Tensors | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the images' initial parameters, and the images that they render.
+    """Return the parameters for initial images, and the images that the parameters render.
 
-    Args:
-        setup: Has the parametrisation.
-        images: Initial images, ordered by class. ``[n, C, H, W]``, float32.
-        earlier: Parameters to continue from, for the first images of each class, if any.
-
-    Raises:
-        UserError: The parametrisation fails, or returns something unusable.
+    ``images`` are ``[n, C, H, W]``, float32, ordered by class. ``earlier`` has the parameters of an
+    earlier run for the first images of each class. UserError is raised if the parametrisation
+    fails or returns something unusable.
     """
     parametrisation, spec = setup.parametrisation, setup.config.images
     classes = setup.dataset.num_classes
@@ -215,16 +186,18 @@ def initial_parameters(
         if earlier is None:
             made = parametrisation.initial(images, classes)
         else:
-            # `earlier` has `count` images per class; the run's further images extend it.
+            # `earlier` renders `count` images per class. Add those that the run has beyond that.
             count = len(parametrisation.render(earlier, images.shape[1:])) // classes
             more = images.unflatten(0, (classes, -1))[:, count:].flatten(0, 1)
             made = parametrisation.extended(earlier, more, classes) if len(more) else earlier
     found = tensors_by_name(f"--images {spec}: initial", made)
     parameters = {name: tensor.detach().clone() for name, tensor in found.items()}
+    # `of_images` leaves out names with another meaning, such as "labels".
     if taken := parameters.keys() - {*of_images(parameters)}:
         raise UserError(f"--images {spec}: the name {taken.pop()!r} is taken; choose another")
     if not any(tensor.is_floating_point() for tensor in parameters.values()):
         raise UserError(f"--images {spec}: initial returned nothing that can be learned")
+    # Parametrisations may lose detail, so the rendered images differ from the given ones.
     with blamed(f"render of --images {spec}"), torch.no_grad():
         rendered = parametrisation.render(parameters, images.shape[1:])
     if not isinstance(rendered, Tensor) or rendered.shape != images.shape:
@@ -236,19 +209,11 @@ def initial_parameters(
 
 
 def free_rows(spec: str, value: Tensor, classes: int, freeze: float) -> Tensor:
-    """Return a factor for the gradient of each row: 0 if ``--freeze`` fixes the row, else 1.
+    """Return the factor of each row's gradient: 0 for frozen rows, 1 for others.
 
-    Args:
-        spec: Parametrisation, for messages.
-        value: Parameter with the same number of rows for each class, ordered by class.
-        classes: Number of classes.
-        freeze: Rows of each class to freeze: a number, or, below 1, a fraction.
-
-    Returns:
-        ``[rows, 1, ...]``, with as many dimensions as the parameter.
-
-    Raises:
-        UserError: The rows do not divide among the classes, or none or all would be frozen.
+    The result ``[rows, 1, ...]`` has as many dimensions as ``value``, whose rows are ordered by
+    class. ``freeze`` is the number of rows per class to freeze or, below 1, a fraction. UserError
+    is raised if the rows do not divide evenly among the classes, or if all or none would be frozen.
     """
     rows, rest = divmod(len(value), classes) if value.dim() else (0, 0)
     if rows == 0 or rest:
@@ -263,6 +228,7 @@ def free_rows(spec: str, value: Tensor, classes: int, freeze: float) -> Tensor:
             f"--freeze {freeze:g} {effect}: each class has {rows} images, and "
             "some should be frozen and some learned; give another number, or a larger --ipc"
         )
+    # The first rows of each class are frozen.
     free = torch.ones(classes, rows)
     free[:, :kept] = 0
     return free.to(value).reshape(-1, *[1] * (value.dim() - 1))

@@ -25,22 +25,21 @@ def outer_iteration(
     compute: Compute | None = None,
     division: Division | None = None,
 ) -> tuple[dict[str, Any], Fault | None]:
-    """Advance ``state`` by one outer iteration.
+    """Advance ``state`` in place by one outer iteration.
 
-    Args:
-        problem: The run's problem.
-        state: Changed in place.
-        compute: Computes the gradients; None: one task after another, with the default plan.
-        division: Division of the tasks among ranks; None: a single process.
+    ``compute`` calculates the gradients, by default one task after another. ``division`` assigns
+    tasks to ranks; by default there is a single process.
 
     Returns:
-        Numbers for the log, and the Fault if the update was refused. The numbers are ``iteration``,
-        ``loss``, ``step_size``, ``refused`` (the cause or None) and the draws; also ``losses`` if
-        there are several tasks, and ``skipped`` with ``--skip-above``.
+        Entries for the log, and the Fault if the update was refused. The entries are
+        ``iteration``, ``loss``, ``step_size``, ``refused`` (the cause or None) and the draws; for
+        several tasks also ``losses``; with ``--skip-above`` also ``skipped``.
     """
     config, division = problem.config, division or Division()
     compute = compute or partial(one_by_one, problem.objective, plan=Plan())
     images = len(state.parameters[LABELS].value)
+    # Constants that the objective recomputes now and then, such as the gradient mask. The ranks
+    # must not differ in a bit, so all take those of rank 0.
     renewed = problem.objective.renewed(state.iteration, values(state.parameters))
     for name, value in renewed.items():
         division.ranks.broadcast_(value)
@@ -55,14 +54,15 @@ def outer_iteration(
         name: parameter.updated(gradient.gradients.get(name))
         for name, parameter in state.parameters.items()
     }
-    # The objective's memory: the tasks return its next values, and it has no optimiser.
+    # The objective's memory has no optimiser: the tasks return its next values.
     for name, value in gradient.memory.items():
         update[name] = OuterParameter.new(value.to(update[name].value))
     fault = find_fault(gradient, update, state, problem.lr_init)
-    # Last, because find_spike records the norm, which has to be finite.
+    # Look for a spike last, because find_spike records the norm, which has to be finite.
     if fault is None and config.spike_above is not None:
         fault = find_spike(gradient, state, config.spike_above)
     skipped = config.skip_above is not None and gradient.loss > config.skip_above
+    # Iterations without an update count as well. A refused update never counts as skipped.
     state.iteration += 1
     if fault is not None:
         state.refusals += fault.lasting  # a spike neither counts nor resets the count
@@ -89,7 +89,7 @@ def outer_iteration(
 
 
 def _drawn(draws: Sequence[Draw], gradients: Sequence[OuterGradient]) -> dict[str, Any]:
-    """Return the draws for the log; for several tasks, return lists and add ``losses``."""
+    """Return the log entries of the draws; with several tasks, as lists, with their losses."""
     if len(draws) == 1:
         return draws[0].logged()
     logged = [draw.logged() for draw in draws]

@@ -1,4 +1,4 @@
-"""The outer loop: a run from an empty or interrupted output to the distilled set."""
+"""Outer loop of a distillation, from a new or interrupted run to the distilled set."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ def distill(
 ) -> Artifact:
     """Distil a data set and write the result.
 
-    By default the synthetic images and the student's step size are learned such that a student,
-    started from an expert's parameters after some epoch and trained on the synthetic images, ends
-    where the expert was some epochs later (MTT, Cazenavette et al., CVPR 2022). The gradient is
-    exact through all student steps, and is averaged over ``config.matches`` segments. Other
-    objectives: ``docs/methods.md``.
+    By default, the objective is trajectory matching (MTT, Cazenavette et al., CVPR 2022). A student
+    starts from an expert's parameters after some epoch and trains on the synthetic images. The
+    images and the student's step size are learned such that the student ends where the expert was
+    a few epochs later. The gradient is exact through all student steps and is averaged over
+    ``config.matches`` segments. For other objectives, see ``docs/methods.md``.
 
-    On the CPU, equal configuration, seed and number of threads give equal bytes, also after an
-    interruption. Non-finite updates are never applied.
+    On the CPU, runs with the same configuration, seed and number of threads write the same bytes,
+    even if they are interrupted. Non-finite updates are never applied.
 
     Args:
         config: Settings and options.
         progress: Called after every outer iteration with the number of iterations done, ``loss``,
             ``step_size``, the last evaluation's ``accuracy`` in percent (or ``error``), and the
             number of updates ``dropped``, if any.
-        ranks: Processes of the run (:func:`trajmatch.parallel.joined`), all of which call this.
-            Rank 0 writes, evaluates and reports progress.
-        tell: Called on rank 0 with the memory and time forecast before the first iteration. Rank 0
-            makes the forecast in any case, by a trial of at most five student steps, and chooses a
-            memory plan that should fit. If memory still runs out, a leaner plan is used.
+        ranks: Processes of the run (:func:`trajmatch.parallel.joined`). All of them call this
+            function; rank 0 writes the files and evaluates.
+        tell: Called on rank 0 before the first iteration, with a forecast of memory and time. The
+            forecast comes from a trial of a few student steps, which also chooses the memory plan.
+            If memory still runs out later, the run continues with a leaner plan.
 
     Returns:
         The result, also written to ``config.out``.
@@ -68,7 +68,7 @@ def distill(
             set, another process writes to the same output, or too many updates in a row were
             refused or skipped. Files written earlier remain intact.
         Interrupted: ``config.max_time`` is up, or a signal arrived
-            (:func:`trajmatch.interruption.signals`). The checkpoint has the last whole iteration.
+            (:func:`trajmatch.interruption.signals`). A checkpoint of the last iteration is saved.
     """
     expect_config("distill", config, DistillConfig)
     with ExitStack() as stack:
@@ -82,16 +82,19 @@ def _distill(
 ) -> Artifact:
     ranks.on_rank_0(lambda: _check_output(config))
     problem = prepare(config)
+    # With --resume, a finished run just returns its result.
     if ranks.on_rank_0(config.out.exists):
         return _finished(problem)
     check_parts(problem)
     state = _begin(problem)
     division = Division(ranks, config.parallel == "batch")
+    # Ranks with different settings would soon wait for each other in different collectives.
     start_same(problem, state, ranks)
     check_division(problem, state, ranks)
     progress.update(state.iteration)
     compute = _computing(problem, state, division, tell)
     snapshots = ImageSnapshots(problem, state) if ranks.is_rank_0 else None
+    # Inside, signals wait for _check_interruption, which runs where the state is consistent.
     with _log(problem, state, ranks) as log, _interruptible(problem, state, ranks):
         if is_due(config, state):  # resumed at a checkpoint whose evaluation was not done
             log(**evaluate_iterate(problem, state, ranks))
@@ -106,7 +109,7 @@ def _distill(
                 check_skips(config.skip_above, numbers["loss"], state)
             if is_due(config, state):
                 log(**evaluate_iterate(problem, state, ranks))
-            # Before the checkpoint, so that an interruption in between loses no snapshot.
+            # Snapshot before checkpoint, so that an interruption in between loses no snapshot.
             if snapshots is not None:
                 snapshots.take_if_due(state)
             if state.iteration % config.checkpoint_every == 0:
@@ -116,9 +119,11 @@ def _distill(
             progress.update(state.iteration, loss=numbers["loss"], **_shown(problem, state))
     result = problem.artifact(state)
     check_in_step(state, ranks)
+    # Write the result before removing the checkpoint, so that a crash in between loses nothing.
     if ranks.is_rank_0:
         artifact.save(config.out, result)
         config.checkpoint_path.unlink(missing_ok=True)
+    # No rank returns before the file exists.
     ranks.barrier()
     return result
 
@@ -130,6 +135,7 @@ def _computing(
     shared = division.shares_steps
     plan = planned(problem, shared)
 
+    # `on_rank_0` broadcasts JSON values, so the plan travels as a tuple.
     def chosen() -> tuple[int, int | None]:
         found = choose(problem, leaves(state.parameters, problem.device), plan)
         if tell is not None:
@@ -150,8 +156,9 @@ def _log(problem: Problem, state: State, ranks: Ranks) -> AbstractContextManager
 
 
 def _check_interruption(problem: Problem, ranks: Ranks) -> None:
-    """Raise Interrupted on all ranks, after the same iteration, if any rank was asked to stop."""
+    """Raise Interrupted on all ranks if any rank was asked to stop."""
     stop = interruption.wish()
+    # A signal may reach one rank only. The sum makes all ranks stop after the same iteration.
     asked = torch.tensor([float(stop is not None)], device=problem.device)
     ranks.sum_(asked)
     if asked.item():
@@ -160,7 +167,7 @@ def _check_interruption(problem: Problem, ranks: Ranks) -> None:
 
 @contextmanager
 def _interruptible(problem: Problem, state: State, ranks: Ranks) -> Iterator[None]:
-    """Allow interruption between two iterations, and save a checkpoint then."""
+    """Delay stop requests until they are checked, and save a checkpoint when one is raised."""
     config = problem.config
     with interruption.time_limit(config.max_time), interruption.held():
         try:
@@ -184,7 +191,9 @@ def _shown(problem: Problem, state: State) -> dict[str, float]:
 
 
 def _lock_output(config: DistillConfig, stack: ExitStack) -> None:
-    """Lock the files that another run could also write to."""
+    """Lock the checkpoint and the log until the stack closes."""
+    # The checkpoint's name follows from --out, so its lock also protects artifact and snapshots.
+    # Resolved paths are keys here, because locking one file twice would fail.
     written = {path.resolve(): path for path in (config.checkpoint_path, config.log_path)}
     for path in written.values():
         stack.enter_context(locked(path))
@@ -192,6 +201,7 @@ def _lock_output(config: DistillConfig, stack: ExitStack) -> None:
 
 def _check_output(config: DistillConfig) -> None:
     """Raise UserError if the run would overwrite a file or cannot write one."""
+    # --log is the only path that can collide with the others, which follow from --out.
     written = [config.out, config.checkpoint_path, config.log_path]
     if config.snapshots:
         written.append(config.snapshots_path)
@@ -228,10 +238,11 @@ def _begin(problem: Problem) -> State:
 
 
 def _finished(problem: Problem) -> Artifact:
-    """Return the existing result, after checking that this run made it."""
+    """Return the existing result; raise UserError if a run with other settings made it."""
     out = problem.config.out
     result = artifact.load(out)
     found = {**result.recipe, "seed": result.seed}
     checkpoint.check_same_run(out, found, problem.identity)
+    # The checkpoint is still there if the run was killed just after it wrote the result.
     problem.config.checkpoint_path.unlink(missing_ok=True)
     return result

@@ -1,9 +1,8 @@
-"""Memory plans: fit an outer iteration into the memory available.
+"""Memory plans, which fit an outer iteration into the available memory.
 
-A plan sets how many activations are kept for the adjoint, and how many images a network call
-takes. It affects memory and time, but the result only by rounding. A short trial forecasts memory
-and time; if memory still runs out, the iteration is repeated with the next leaner plan and the same
-draws.
+A plan limits the activations kept for the adjoint and the images per network call. It changes
+memory and time, but results only by rounding. A short trial forecasts memory and time. If memory
+still runs out, the iteration is repeated with the next leaner plan and the same draws.
 """
 
 from __future__ import annotations
@@ -34,15 +33,16 @@ T = TypeVar("T")
 
 _MEGA = 2**20
 
-#: Default tape size in MB: per match on the CPU; for all matches together on a CUDA device, where
-#: they run in parallel. N = 80 steps of 100 images at width 128 take 4 GB.
+#: Default size in MB of the tape, the kept activations. On the CPU it is for one match; on a CUDA
+#: device all matches share it, because they run in parallel. N = 80 steps of 100 images at width
+#: 128 take 4 GB.
 _TAPE_MB = 1024
 _TAPE_MB_CUDA = 16384
 
-#: Student steps of the trial runs; the time of more steps is extrapolated linearly.
+#: Student steps of the two trial runs, from which time is extrapolated linearly.
 _TRIAL_STEPS = (1, 3)
 
-#: Fraction of the free memory that a forecast may use.
+#: Fraction of the free memory that a plan may use according to its forecast.
 _PART = 0.9
 
 
@@ -52,11 +52,11 @@ class Forecast:
 
     Attributes:
         plan: Memory plan.
-        seconds: Time of one outer iteration.
+        seconds: Time of one outer iteration in a single process, without a CUDA graph.
         peak_bytes: Peak memory of the process on the CPU, or of PyTorch's allocator on a GPU.
-        more_bytes: Part of the peak that is not in use yet.
+        more_bytes: Memory that is still to be allocated.
         free_bytes: Memory that is still available.
-        kept_bytes: Activations that a match keeps for its adjoint, a part of the peak.
+        kept_bytes: Part of the peak for activations that a match keeps for its adjoint.
     """
 
     plan: Plan
@@ -73,18 +73,14 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """True if the run fits into the free memory, with a reserve."""
+        """True if the memory still to be allocated is at most 90 % of the free memory."""
         return self.more_bytes <= _PART * self.free_bytes
 
 
 class WithinMemory:
     """Gradient computation that falls back to leaner plans if memory runs out.
 
-    Args:
-        gradients: Computes the gradients.
-        problem: The run's problem.
-        plan: First plan.
-        alone: False if ranks share student steps: the others wait, so no iteration can be repeated.
+    With ``alone=False`` (ranks share student steps), it raises UserError instead.
     """
 
     def __init__(
@@ -94,17 +90,14 @@ class WithinMemory:
         self.plan = plan
 
     def __call__(self, tasks: Sequence[Any], parameters: Tensors) -> list[OuterGradient]:
-        """Return one gradient per task.
-
-        Raises:
-            UserError: Memory ran out with the leanest plan, or while other ranks wait.
-        """
+        """Return one gradient per task; UserError if no leaner plan is left."""
         while True:
             found, reason = _attempt(lambda: self._gradients(tasks, parameters, self.plan))
             if found is not None:
                 return found
             release(self._problem.device)
             images = len(parameters[LABELS])
+            # Other ranks that share student steps wait inside one, so this rank cannot start again.
             plan = leaner(self._problem, self.plan, images) if self._alone else None
             if plan is None:
                 raise UserError(_no_memory(self._problem, self.plan, reason))
@@ -116,8 +109,9 @@ class WithinMemory:
 
 
 def planned(problem: Problem, shared: bool = False) -> Plan:
-    """Return the configured plan; if ``shared`` (``--parallel batch``), keep no activations."""
+    """Return the configured plan; ``shared`` is True if ranks share student steps."""
     config, tape_mb = problem.config, problem.config.tape_mb
+    # Shared student steps run as a Python loop, which keeps no activations.
     if shared:
         tape_mb = 0
     elif tape_mb is None:
@@ -126,27 +120,24 @@ def planned(problem: Problem, shared: bool = False) -> Plan:
 
 
 def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
-    """Return the next leaner plan: first without kept activations, then with half of the images.
-
-    Return None if neither helps: the CPU engine takes ConvNet and VGG11 a few images at a time
-    anyway, batch norm needs the whole batch, and one image cannot be divided.
-    """
+    """Return the next leaner plan, or None: first drop the tape, then halve the micro-batch."""
     if plan.tape_bytes:
         return replace(plan, tape_bytes=0)
+    # The CPU engine takes ConvNet and VGG11 a few images at a time anyway.
     if problem.device.type == "cpu" and runs_by_images(problem.model):
         return None
     batch = min(problem.config.batch_syn or images, images)
     now = min(plan.micro_batch or batch, batch)
+    # Batch norm needs the whole batch.
     if now == 1 or not problem.treats_images_alone:
         return None
     return replace(plan, micro_batch=-(-now // 2))
 
 
 def choose(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
-    """Return the forecast of ``plan``, or of the first leaner plan that should fit into memory.
+    """Return the forecast of the first plan that fits into memory: ``plan`` or a leaner one.
 
-    If no plan should fit, return the forecast of the leanest one, because forecasts can be wrong.
-    Raise UserError if the leanest plan runs out of memory in the trial.
+    If none fits, return the forecast of the leanest plan; UserError if even its trial fails.
     """
     next_plan: Plan | None = plan
     while next_plan is not None:
@@ -158,15 +149,12 @@ def choose(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
         next_plan = leaner(problem, plan, len(parameters[LABELS]))
     if found is None:
         raise UserError(_no_memory(problem, plan, reason))
+    # Forecasts can be wrong, so let the run try the leanest plan.
     return found
 
 
 def forecast(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
-    """Predict time and memory of a plan by a trial of at most ``1 + 1 + 3`` student steps.
-
-    More memory than in the trial is needed only for the parameter vectors of further steps
-    (:meth:`Objective.vectors`) and for kept activations. The run's random streams are not touched.
-    """
+    """Predict time and memory of a plan by a trial that does not touch the run's random state."""
     config, device = problem.config, problem.device
     images, before = len(parameters[LABELS]), peak_bytes(device)
     sizes = problem.objective.batch_sizes(images)
@@ -176,7 +164,7 @@ def forecast(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
         objective, task = problem.objective.trial(images, count)
         began = perf_counter()
         one_by_one(objective, [task], parameters, plan)
-        # one_by_one reads the loss, so the device has finished.
+        # one_by_one reads the loss, so the device has finished when the clock is read.
         return perf_counter() - began, objective.vectors(count)
 
     tried(counts[0])  # warm-up: allocations and choice of algorithms
@@ -184,10 +172,13 @@ def forecast(problem: Problem, parameters: Tensors, plan: Plan) -> Forecast:
     times, vectors = zip(*map(tried, counts), strict=True)
     in_trial = peak_bytes(device)
     theta = sum(each.numel() * each.element_size() for each in problem.model.parameters())
+    # Beyond the trial, memory grows only by the parameter vectors [P] of further steps and by kept
+    # activations.
     kept = _kept_bytes(problem, plan, sizes)
     grown = (problem.objective.vectors(len(sizes)) - vectors[-1]) * theta + kept
     # The measured peak already contains the activations that the trial kept.
     grown -= _kept_bytes(problem, plan, sizes[: counts[-1]])
+    # `before` is an earlier peak of the process, e.g. from loading the data.
     peak = max(before, in_trial + grown)
     return Forecast(
         plan=plan,
@@ -206,11 +197,12 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, str]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        # Text only: the error's traceback would keep the tensors of the failed call alive.
         return None, str(error)
 
 
 def release(device: torch.device) -> None:
-    """Free cached memory."""
+    """Free garbage, the engine's workspace and PyTorch's CUDA cache."""
     gc.collect()
     ops.release_workspace()
     if device.type == "cuda":
@@ -229,17 +221,19 @@ def check_parts(problem: Problem) -> None:
 
 
 def _kept_bytes(problem: Problem, plan: Plan, sizes: Sequence[int]) -> int:
-    """Return the bytes of kept activations: as many of the last steps as fit."""
+    """Return the bytes of the activations that the engine keeps in a task."""
     if plan.micro_batch is not None and max(sizes, default=0) > plan.micro_batch:
         return 0  # the student steps then run as a Python loop, which keeps no activations
     tape = partial(ops.tape_bytes, precise=problem.config.precise, device=problem.device)
     step = {size: tape(problem.model, [size]) for size in set(sizes)}
+    # The engine keeps as many steps as fit, counted from the last.
     kept = takewhile(plan.tape_bytes.__ge__, accumulate(step[size] for size in reversed(sizes)))
     return max(kept, default=0)
 
 
 def _on_line(counts: Sequence[int], times: Sequence[float], steps: int) -> float:
     """Extrapolate the time of ``steps`` student steps linearly."""
+    # A student with one step or none has a single measurement.
     if len(counts) == 1:
         return times[0] * max(1, steps) / max(1, counts[0])
     slope, first = linear_regression(counts, times)

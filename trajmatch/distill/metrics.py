@@ -1,7 +1,4 @@
-"""The log of a run: one JSON object per line, also sent as curves to TensorBoard and wandb.
-
-TensorBoard and wandb are imported only if asked for, and only wandb uses the network.
-"""
+"""Metrics log of a run: one JSON object per line, optionally also sent to TensorBoard and wandb."""
 
 from __future__ import annotations
 
@@ -17,10 +14,10 @@ from trajmatch import files
 from trajmatch.distill.problem import Problem
 from trajmatch.errors import UserError, as_user_error
 
-#: Function that logs an outer iteration or an evaluation; every line has ``iteration``.
+#: Function that logs the numbers of an iteration or an evaluation, given as keywords.
 Log = Callable[..., None]
 
-#: Function that receives a log line: ``iteration`` and other JSON values.
+#: Function that receives a log line as JSON values; every line has ``iteration``.
 Write = Callable[[Mapping[str, Any]], None]
 
 #: Entries of an evaluation line that are plotted.
@@ -33,22 +30,20 @@ _NO_CURVE = ("iteration", "seeds")
 def metrics_log(
     path: Path, iteration: int, loggers: Sequence[AbstractContextManager[Write]] = ()
 ) -> Iterator[Log]:
-    """Open the log of a run for appending, and yield the function that writes a line.
+    """Open the log for appending; yield a function that writes a line to it and to ``loggers``.
 
-    Lines beyond ``iteration``, the outer iterations done, are dropped: a resumed run repeats them.
-    Non-finite numbers become null, because JSON has none. Every new line also goes to ``loggers``.
-
-    Raises:
-        UserError: The file cannot be read or written, or is not such a log; or a logger is missing
-            or fails.
+    UserError is raised if the file cannot be read or written or is not a log, or if a logger is not
+    installed or fails.
     """
     with ExitStack() as stack:
         writes = [stack.enter_context(logger) for logger in loggers]
         files.check_writable(path.parent)
+        # A resumed run repeats the iterations after its checkpoint, so drop their lines.
         kept = _lines_until(path, iteration) if path.exists() else []
         files.write_text(path, "".join(kept))
 
         def log(**numbers: Any) -> None:
+            # JSON has no NaN and no infinity: write null.
             line = {name: _finite(value) for name, value in numbers.items()}
             with (
                 as_user_error(f"cannot write {path}: ", OSError),
@@ -62,7 +57,7 @@ def metrics_log(
 
 
 def loggers_for(problem: Problem, iteration: int) -> list[AbstractContextManager[Write]]:
-    """Return the configured loggers; TensorBoard curves beyond ``iteration`` are dropped."""
+    """Return the configured loggers for a run that continues after ``iteration``."""
     config = problem.config
     loggers: list[AbstractContextManager[Write]] = []
     if config.tensorboard is not None:
@@ -74,10 +69,12 @@ def loggers_for(problem: Problem, iteration: int) -> list[AbstractContextManager
 
 @contextmanager
 def _tensorboard(folder: Path, iteration: int) -> Iterator[Write]:
-    """Write curves for TensorBoard into a folder."""
+    """Yield a function that writes the curves of a log line for TensorBoard."""
+    # Imported here, because the package is optional.
     with _installed("--tensorboard", "tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
     with as_user_error(f"--tensorboard: cannot write in {folder}: ", OSError):
+        # TensorBoard hides what an interrupted run wrote from this step on.
         writer: Any = SummaryWriter(folder, purge_step=iteration + 1)
 
     def write(line: Mapping[str, Any]) -> None:
@@ -90,10 +87,11 @@ def _tensorboard(folder: Path, iteration: int) -> Iterator[Write]:
 
 @contextmanager
 def _wandb(project: str, identity: Mapping[str, Any], out: Path, quiet: bool) -> Iterator[Write]:
-    """Send curves to wandb. The run id is a hash of settings and output path, so it can resume."""
+    """Yield a function that sends the curves of a log line to wandb."""
     with _installed("--wandb", "wandb"):
         import wandb
-    # A resumed run may have more iterations, and keeps its id.
+    # The id is a hash of settings and output path, so that a resumed run finds its earlier curves.
+    # Resuming may raise the number of iterations, which the hash therefore leaves out.
     which = {name: value for name, value in identity.items() if name != "iterations"}
     text = json.dumps([str(out.resolve()), which], sort_keys=True)
     with as_user_error(f"--wandb {project}: ", wandb.Error):
@@ -106,8 +104,8 @@ def _wandb(project: str, identity: Mapping[str, Any], out: Path, quiet: bool) ->
             settings=wandb.Settings(silent=quiet),
         )
     try:
-        # An evaluation has the same step as the iteration line before it; wandb keeps a step open
-        # until the next one.
+        # An evaluation has the same step as the iteration before it. wandb merges both lines,
+        # because it keeps a step open until the next one.
         yield lambda line: run.log(curves(line), step=line["iteration"])
     finally:
         run.finish()
@@ -120,15 +118,14 @@ def _installed(flag: str, package: str) -> AbstractContextManager[None]:
 
 
 def curves(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return the plotted numbers of a log line, by name; non-finite numbers are left out.
-
-    Those of an evaluation are named ``SPLIT/mean`` etc. ``refused`` and ``skipped`` are 0 or 1.
-    """
+    """Return the numbers of a log line to plot; an evaluation's are named ``SPLIT/mean`` etc."""
     if "split" in line:
         named = {f"{line['split']}/{name}": line[name] for name in _OF_EVALUATION}
     else:
         named = {name: value for name, value in line.items() if name not in _NO_CURVE}
+        # In the log this is a text or null; in the plot it is 1 or 0.
         named["refused"] = line["refused"] is not None
+    # Non-finite numbers are null in a line, and lists have no curve.
     return {
         name: float(value) for name, value in named.items() if isinstance(value, int | float | bool)
     }

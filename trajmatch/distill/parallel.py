@@ -1,8 +1,8 @@
 """Division of the work among the ranks of a run.
 
-All ranks draw the same random numbers and apply the same update, so each holds the whole state.
-With ``--parallel matches``, rank ``k mod R`` computes match ``k``, and the mean is taken in the
-order of the matches, so the result has the same bits as that of a single process. With
+Each rank holds the whole state: all draw the same random numbers and apply the same update. With
+``--parallel matches``, rank ``k mod R`` computes match ``k``. The mean is summed in the order of
+the matches, so on the CPU the result has the same bits as with a single process. With
 ``--parallel batch``, ranks share every student step (:func:`trajmatch.ops.unroll`).
 """
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def check_division(problem: Problem, state: State, ranks: Ranks) -> None:
-    """Raise UserError if there are too many ranks, or e.g. batch norm prevents sharing batches."""
+    """Raise UserError if there are too many ranks, or if the network's batches cannot be split."""
     config, count = problem.config, len(state.parameters[LABELS].value)
     if ranks.size == 1:
         return
@@ -59,10 +59,8 @@ def check_division(problem: Problem, state: State, ranks: Ranks) -> None:
 class Division:
     """Division of an outer iteration's tasks among ranks.
 
-    Attributes:
-        ranks: Processes of the run.
-        by_batch: True if all ranks share every student step (``--parallel batch``), False if each
-            rank has its own tasks.
+    ``by_batch`` is True if all ranks share every student step (``--parallel batch``), and False if
+    each rank has its own tasks.
     """
 
     ranks: Ranks = ALONE
@@ -70,18 +68,15 @@ class Division:
 
     @property
     def shares_steps(self) -> bool:
-        """True if student steps need other ranks."""
+        """True if several ranks work on the same student step."""
         return self.by_batch and self.ranks.size > 1
 
     def own(self, draws: Sequence[T]) -> list[T]:
-        """Return the tasks of this rank."""
+        """Return the draws of this rank's tasks."""
         return list(draws) if self.by_batch else self.ranks.shard(draws)
 
     def gather(self, own: Sequence[OuterGradient], count: int) -> list[OuterGradient]:
-        """Gather the gradients of all ``count`` tasks, in order and with equal bits on every rank.
-
-        ``own`` has the gradients of this rank's tasks, at least one.
-        """
+        """Return the gradients of all ``count`` tasks in order, with equal bits on every rank."""
         ranks = self.ranks
         if self.by_batch or ranks.size == 1:
             return list(own)
@@ -90,9 +85,11 @@ class Division:
         def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
             # Collectives need equal shapes, so ranks with fewer tasks pad with zeros.
             missing = [torch.zeros_like(tensors[0])] * (rows - len(tensors))
+            # One tensor [rows, ...] per rank: task k is row k // R of rank k mod R.
             of_rank = ranks.gather(torch.stack([*tensors, *missing]))
             return [of_rank[task % ranks.size][task // ranks.size] for task in range(count)]
 
+        # Loss and flag travel as one tensor, in float64, so that the loss keeps its bits.
         sent = [
             {
                 "numbers": torch.tensor([each.loss, each.meaningful], dtype=torch.float64),
@@ -101,6 +98,7 @@ class Division:
             }
             for each in own
         ]
+        # Every rank has at least one task (check_division), so sent[0] exists.
         tensors = {name: gathered([each[name] for each in sent]) for name in sent[0]}
         gradients = []
         for task in range(count):
@@ -112,11 +110,7 @@ class Division:
 
 
 def start_same(problem: Problem, state: State, ranks: Ranks) -> None:
-    """Check that all ranks start the same run, then broadcast rank 0's tensors into ``state``.
-
-    Each rank computes the initial images and labels, but expert outputs may differ in the last bit
-    between machines. Raise UserError if settings, experts or checkpoints differ.
-    """
+    """Copy rank 0's tensors into ``state``; UserError if the ranks do not start the same run."""
     if ranks.size == 1:
         return
     ranks.barrier()  # has no time limit: one rank may read its data much more slowly
@@ -129,6 +123,8 @@ def start_same(problem: Problem, state: State, ranks: Ranks) -> None:
             "start all with the same flags, and with --experts and --out in a folder that all "
             "machines share"
         )
+    # Each rank computed the initial images and labels, but logits of experts may differ in the last
+    # bit between machines. Collectives need tensors on the device of the process group.
     for tensor in _tensors(state):
         moved = tensor.to(problem.device)
         ranks.broadcast_(moved)
@@ -136,7 +132,7 @@ def start_same(problem: Problem, state: State, ranks: Ranks) -> None:
 
 
 def check_in_step(state: State, ranks: Ranks) -> None:
-    """Raise UserError if the learned tensors of the ranks differ."""
+    """Raise UserError if the tensors of the state differ between ranks."""
     if ranks.size == 1:
         return
     other = first_that_differs(ranks, [each.reshape(-1) for each in _tensors(state)])

@@ -1,7 +1,7 @@
-"""Outer parameters: the named tensors that a run learns, each with its optimiser.
+"""Outer parameters: named tensors that a run learns or keeps constant.
 
 They are the images' parameters (:mod:`trajmatch.images`), ``labels`` and ``step_size``, the
-student's learning rate eta. All code that handles the state loops over the names.
+student's learning rate eta. The objective may add constants: its memory and a gradient mask.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from trajmatch.importing import described
 #: Names of the parameters that do not belong to the images.
 LABELS, STEP_SIZE = "labels", "step_size"
 
-#: Name prefix of an objective's memory: tensors that are constant within an iteration. The tasks
-#: return their next values.
+#: Name prefix of an objective's memory: tensors that stay constant during an iteration. Each task
+#: returns their next values.
 MEMORY = "memory."
 
 #: Name of the mask that multiplies the images' gradient, if there is one.
@@ -34,7 +34,7 @@ class SyntheticSet(NamedTuple):
     """Images with labels, ordered by class.
 
     Attributes:
-        images: In normalised space. ``[n, C, H, W]``, float32.
+        images: Normalised images. ``[n, C, H, W]``, float32.
         labels: Class indices ``[n]``, int64; or target logits ``[n, K]``, float32; or, for
             regression, target outputs ``[n, D]``.
     """
@@ -50,9 +50,9 @@ class Optimiser(ABC):
     Attributes:
         lr: Learning rate.
         flag: Command-line flag of the learning rate, for messages.
-        clip: Gradients are shortened to at most this multiple of the running mean (decay 0.9) of
-            the norms of earlier gradients after clipping (RaT-BPTT: 2). None: no clipping.
-        positive: True if the value must stay positive and must not jump.
+        clip: Largest gradient norm, as a multiple of the running mean (decay 0.9) of earlier norms
+            after clipping (RaT-BPTT: 2). None: no clipping.
+        positive: True if the value must stay positive; the guard then limits its relative change.
     """
 
     lr: float
@@ -61,18 +61,19 @@ class Optimiser(ABC):
     positive: bool = False
 
     def begin(self, value: Tensor) -> dict[str, Tensor]:
-        """Return the moments before the first step, by name; subclasses add theirs."""
+        """Return the initial moments by name; subclasses add their own."""
         return {} if self.clip is None else {"norm": value.new_zeros(())}
 
     @abstractmethod
     def step(self, value: Tensor, moments: Tensors, gradient: Tensor) -> tuple[Tensor, Tensors]:
-        """Return the next value and moments, without in-place changes."""
+        """Return the next value and moments as new tensors."""
 
     def update(self, value: Tensor, moments: Tensors, gradient: Tensor) -> tuple[Tensor, Tensors]:
-        """Clip the gradient and step."""
+        """Return the next value and moments, after clipping the gradient."""
         if self.clip is None:
             return self.step(value, moments, gradient)
-        # The running norm is 0 before the first step, which is not clipped.
+        # The running norm is 0 before the first step, which is not clipped. `where` decides on the
+        # device; an `if` would wait for it.
         norm, usual = gradient.norm(), moments["norm"]
         limit = torch.where(usual > 0, self.clip * usual, norm)
         short = torch.minimum(norm, limit)
@@ -88,9 +89,9 @@ class SGD(Optimiser):
 
     Attributes:
         momentum: At least 0 and below 1.
-        multiplicative: Update ``value <- value * exp(-lr * v / value)`` instead. It is always
-            positive and equal to first order in ``lr``, so the papers' ``lr_lr`` keeps its meaning.
-            Overflow gives infinity.
+        multiplicative: Update ``value <- value * exp(-lr * v / value)`` instead, which keeps the
+            value positive. To first order in ``lr`` both updates are equal, so the papers'
+            ``lr_lr`` keeps its meaning.
     """
 
     momentum: float
@@ -105,7 +106,8 @@ class SGD(Optimiser):
         velocity = self.momentum * moments["velocity"] + gradient
         if not self.multiplicative:
             return value - self.lr * velocity, {"velocity": velocity}
-        # The C library's exp, element by element: its last bit does not depend on the SIMD width.
+        # Use the C library's exp for each element: PyTorch's depends on the SIMD width in the last
+        # bit.
         growth = (-self.lr * velocity / value).apply_(_exp)
         return value * growth, {"velocity": velocity}
 
@@ -115,7 +117,7 @@ class Adam(Optimiser):
     """Adam (Kingma and Ba, 2015) with the defaults of ``torch.optim.Adam``."""
 
     def begin(self, value: Tensor) -> dict[str, Tensor]:
-        """Return the means of gradient and squared gradient, and the number of steps."""
+        """Return zero means of gradient and squared gradient, and a step count of 0."""
         zeros, steps = torch.zeros_like(value), value.new_zeros(())
         own = {"mean": zeros, "square": zeros.clone(), "steps": steps}
         return {**own, **super().begin(value)}
@@ -125,6 +127,7 @@ class Adam(Optimiser):
         one, two, eps, steps = 0.9, 0.999, 1e-8, moments["steps"] + 1
         mean = torch.lerp(moments["mean"], gradient, 1 - one)
         square = torch.lerp(moments["square"], gradient.square(), 1 - two)
+        # Bias correction, then eps, in the order of torch.optim.Adam.
         root = (square / (1 - two**steps)).sqrt() + eps
         value = value - self.lr * (mean / (1 - one**steps)) / root
         return value, {"mean": mean, "square": square, "steps": steps}
@@ -135,11 +138,11 @@ class OuterParameter:
     """One outer parameter of a run.
 
     Attributes:
-        value: The tensor. The step size is float64 on the CPU: with the papers' ``lr_lr`` of 1e-7,
-            updates are often smaller than the spacing of float32.
+        value: The tensor. The step size is float64 on the CPU, because with the papers' ``lr_lr``
+            of 1e-7 updates are often smaller than the spacing of float32.
         optimiser: None for constants, such as hard labels.
         moments: Optimiser state, by name.
-        free: Factor of the gradient, 0 for frozen rows and 1 for others; None: nothing is frozen.
+        free: Factor of the gradient, 0 for frozen rows and 1 for others. None: nothing is frozen.
     """
 
     value: Tensor
@@ -159,6 +162,7 @@ class OuterParameter:
         if self.optimiser is None or gradient is None:
             return self
         gradient = gradient.to(self.value)
+        # Masked before the optimiser sees it, so that moments of frozen rows stay 0.
         if self.free is not None:
             gradient = gradient * self.free
         value, moments = self.optimiser.update(self.value, self.moments, gradient)
@@ -168,7 +172,7 @@ class OuterParameter:
 def leaves(
     parameters: Mapping[str, OuterParameter], device: str | torch.device
 ) -> dict[str, Tensor]:
-    """Return the values on a device; learned ones require a gradient."""
+    """Return the values on a device as autograd leaves; only learned ones require a gradient."""
     return {
         name: parameter.value.detach().to(device).requires_grad_(parameter.optimiser is not None)
         for name, parameter in parameters.items()
@@ -176,7 +180,7 @@ def leaves(
 
 
 def fresh_leaves(parameters: Tensors) -> dict[str, Tensor]:
-    """Return the values as new autograd leaves; each task needs its own, on its own stream."""
+    """Return new autograd leaves with the same values, for one task on its own CUDA stream."""
     return {
         name: value.detach().requires_grad_(value.requires_grad)
         for name, value in parameters.items()
@@ -184,7 +188,7 @@ def fresh_leaves(parameters: Tensors) -> dict[str, Tensor]:
 
 
 def values(parameters: Mapping[str, OuterParameter]) -> dict[str, Tensor]:
-    """Return the tensors by name."""
+    """Return the values of outer parameters by name."""
     return {name: parameter.value for name, parameter in parameters.items()}
 
 
@@ -212,14 +216,13 @@ def tensors_by_name(what: str, made: object) -> dict[str, Tensor]:
 
 
 def moving_average(average: Tensor, value: Tensor, decay: float) -> Tensor:
-    """Return ``decay * average + (1 - decay) * value`` (FTD).
-
-    There is no bias correction: the initial images keep the weight ``decay^k`` after ``k`` updates.
-    """
+    """Return ``decay * average + (1 - decay) * value`` (FTD), without bias correction."""
+    # After k updates the initial images still have the weight decay^k.
     return decay * average + (1.0 - decay) * value
 
 
 def _exp(exponent: float) -> float:
+    # The guard refuses an infinite step size with a message; an OverflowError would end the run.
     try:
         return math.exp(exponent)
     except OverflowError:

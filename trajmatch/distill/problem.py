@@ -1,4 +1,4 @@
-"""The problem of a run: everything it needs, opened and checked before anything slow starts."""
+"""Problem of a run: its setup and objective, checked before anything slow starts."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ OBJECTIVES: dict[str, Callable[[Setup], Objective]] = {
     "train-and-test": train_and_test,
 }
 
-#: Settings added after release 0.1, with the values that 0.1 implied. The identity omits them at
-#: these values, so that it equals that of the same run in 0.1.
+#: Settings added after release 0.1, with the values that 0.1 implied. The identity leaves out a
+#: setting with this value, so that a run of 0.1 keeps its identity.
 SINCE_0_1 = (
     ("objective", "match-trajectory"),
     ("images", "pixels"),
@@ -64,17 +64,13 @@ SINCE_0_1 = (
 
 @dataclass(frozen=True)
 class Problem(Setup):
-    """Everything that a run needs; constant during the run.
-
-    Attributes:
-        objective: Objective of the run.
-    """
+    """Setup of a run together with its objective; constant during the run."""
 
     objective: Objective
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Settings that determine the result: runs of equal identity write equal bytes."""
+        """Settings that determine the result; to resume, all but ``iterations`` must be equal."""
         # Defaults are resolved, so that an explicit default compares equal.
         rule = self.image_optimiser
         kind: dict[str, Any] = {"optimiser_img": type(rule).__name__.lower(), "lr_img": rule.lr}
@@ -101,6 +97,7 @@ class Problem(Setup):
                 "seed": manifest["seed"],
                 "holdout": manifest["holdout"],
             }
+        # --init matters only if the earlier result has fewer images than the run.
         if self.source is not None:
             grows = len(self.source.images) < self.images_per_class * self.dataset.num_classes
             more = f" and {self.config.init}" if grows else ""
@@ -111,9 +108,10 @@ class Problem(Setup):
 
     @cached_property
     def scores(self) -> Scores:
-        """Difficulty of the training images, from ``config.scores`` or a file next to the store."""
+        """Difficulty of the training images, from ``--scores`` or a file next to the store."""
         given, store = self.config.scores, self.store_for("--init difficulty")
         held_out = store.manifest["holdout"]["fraction"], store.manifest["holdout"]["seed"]
+        # The file next to the store must be of its experts; a given one may be of others.
         path, of = (given, None) if given else (path_beside(store.path), store)
         return read_scores(path, self.dataset, held_out, self.config.data, of)
 
@@ -122,16 +120,16 @@ class Problem(Setup):
         return self.render(self.initial_values())
 
     def initial_values(self) -> dict[str, Tensor]:
-        """Return the initial outer parameters, by name.
+        """Return the initial outer parameters by name.
 
-        Raises:
-            UserError: The data or earlier result has too few images, or the parametrisation fails.
+        UserError is raised if there are too few images, or if the parametrisation fails.
         """
         first, source = self._first_images(), self.source
         earlier = None
         if source is not None and self._goes_on(source):
             earlier = self.parametrisation.restored(source.parameters, self.shape)
         parameters, images = initial_parameters(self, first.images.to(self.device), earlier)
+        # Soft labels are logits of the rendered images, which the students will see.
         labels = first.labels
         if self.config.labels == "soft" and not labels.is_floating_point():
             labels = self._soft_labels(images.cpu(), labels)
@@ -148,7 +146,7 @@ class Problem(Setup):
         return find_parametrisation(spec) == self.parametrisation  # however it is spelled
 
     def _first_images(self) -> SyntheticSet:
-        """Return the initial images, with hard labels or the soft labels of ``--init-from``."""
+        """Return the initial images with labels, from ``--init-from`` and ``--init``."""
         config, source, count = self.config, self.source, self.images_per_class
         if source is None:
             return self._chosen_images(count)
@@ -159,14 +157,17 @@ class Problem(Setup):
             return first
         # The earlier result has fewer images per class than asked for: add others.
         more = self._chosen_images(count - there, there)
+        # Soft labels of the file need soft labels of the added images.
         if first.labels.is_floating_point() and not more.labels.is_floating_point():
             more = SyntheticSet(more.images, self._soft_labels(more.images, more.labels))
         pairs = zip(first, more, strict=True)
         return SyntheticSet(*(joined(one, two, dataset.num_classes) for one, two in pairs))
 
     def _chosen_images(self, count: int, *there: int) -> SyntheticSet:
-        """Return ``count`` images per class, chosen by ``--init``; ``there`` varies the draws."""
+        """Return ``count`` images per class chosen by ``--init``, in addition to ``there``."""
         config, dataset = self.config, self.training
+        # `there` selects another random stream. With the same seed, the stream of the earlier run
+        # would choose its images again.
         draw = generator(config.seed, "distill", "initialise", *there)
         if config.init == "noise":
             return initialise.from_noise(dataset, count, draw)
@@ -199,6 +200,7 @@ class Problem(Setup):
 
     def state(self, values: Tensors) -> State:
         """Return a state before the first iteration, with the given outer parameters."""
+        # A fixed order, in which gradients are returned and ranks exchange tensors.
         names = [*sorted(of_images(values)), STEP_SIZE, LABELS]
         names += sorted(values.keys() - {*names})  # memory and mask of the objective
         return State(
@@ -234,9 +236,11 @@ class Problem(Setup):
     @property
     def image_optimiser(self) -> Optimiser:
         """Optimiser of the images' parameters."""
+        # First the flag decides, then the objective, then the parametrisation.
         config, own = self.config, self.parametrisation
         name = config.optimiser_img or self.objective.optimiser or own.optimiser
         lr = config.lr_img
+        # The parametrisation's learning rate is meant for its own optimiser only.
         if lr is None:
             lr = own.lr if name == own.optimiser else {"sgd": 100.0, "adam": 0.001}[name]
         clip = self.objective.clip if config.clip_img is None else config.clip_img
@@ -245,7 +249,7 @@ class Problem(Setup):
         return SGD(lr=lr, momentum=config.momentum_img, flag="--lr-img", clip=clip)
 
     def render(self, values: Tensors) -> SyntheticSet:
-        """Return the synthetic set of some outer parameters, without gradients."""
+        """Render the synthetic set from outer parameters, without gradients."""
         with torch.no_grad():
             return self.synthetic_set(values)
 
@@ -256,9 +260,10 @@ class Problem(Setup):
         values = state.best_values if state.best is not None else state.result
         own = {name: values[name].cpu() for name in of_images(values)}
         parameters = self.parametrisation.stored(own)
-        with torch.no_grad():  # on the CPU, as a reader of the file renders them
+        with torch.no_grad():  # on the CPU, where loading the file renders them again
             images = self.parametrisation.render(parameters, self.shape)
         labels, pixels = values[LABELS].cpu(), self.config.images == "pixels"
+        # A reader of the file may lack a user's own parametrisation, so keep the images as well.
         rendered = pixels or self.config.keep_rendered or not is_built_in(self.config.images)
         soft: Literal["logit", "target"] = "target" if self.dataset.loss == "mse" else "logit"
         return Artifact(
@@ -287,11 +292,7 @@ class Problem(Setup):
 
 
 def prepare(config: DistillConfig) -> Problem:
-    """Open and check everything that a run needs, and create its objective.
-
-    Raises:
-        UserError: Something is missing or does not fit, or the objective is unknown or fails.
-    """
+    """Open and check everything that a run needs; UserError if something is missing or unusable."""
     setup, name = open_setup(config), config.objective
     kind = named("--objective", "objective", name, OBJECTIVES)
     with blamed(f"--objective {name}"):

@@ -1,4 +1,4 @@
-"""Evaluation during a run, and selection of the resulting iterate."""
+"""Evaluation during a run, and selection of the iterate that becomes the result."""
 
 from __future__ import annotations
 
@@ -19,42 +19,38 @@ def is_due(config: DistillConfig, state: State) -> bool:
     """True every ``eval_every`` iterations and after the last, unless already evaluated."""
     if config.eval_every == 0 or state.iteration == 0:
         return False
+    # A run may resume from a checkpoint that was saved after the evaluation of its iteration.
     if state.scores and state.scores[-1]["iteration"] == state.iteration:
         return False
     return state.iteration % config.eval_every == 0 or state.iteration == config.iterations
 
 
 def evaluate_iterate(problem: Problem, state: State, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """Train and test fresh networks on the current images, and keep the best iterate.
+    """Train and test fresh networks on the current images; return numbers for the log.
 
-    The test images are the held-out ones for ``--select holdout``, which keeps the choice
-    independent of the test set, and the test set otherwise.
-
-    Args:
-        problem: The run's problem.
-        state: Gains a score, and a best iterate unless ``--select last``.
-        ranks: Processes of the run; rank 0 evaluates and broadcasts the score.
-
-    Returns:
-        Numbers for the log.
+    ``state`` gains a score and, unless ``--select last``, the best iterate. Rank 0 evaluates and
+    broadcasts the score.
     """
     numbers = ranks.on_rank_0(lambda: _score(problem, state))
     protocol = numbers.pop("protocol")
     state.scores.append({**numbers, "protocol": protocol})
     best, mean = state.best, numbers["mean"]
+    # A mean squared error should be low, an accuracy high.
     better = best is None or (
         mean < best.accuracy if problem.dataset.loss == "mse" else mean > best.accuracy
     )
+    # A shallow copy suffices, because updates replace the tensors instead of changing them.
     if problem.config.select != "last" and better:
         state.best, state.best_values = Best(state.iteration, mean), dict(state.result)
     return numbers
 
 
 def _score(problem: Problem, state: State) -> dict[str, Any]:
-    """Return the numbers of an evaluation, with its ``protocol``."""
+    """Return the results of an evaluation and its ``protocol``."""
     config = problem.config
     dataset, split = problem.dataset, "test"
     images, labels = dataset.test_images, dataset.test_answers
+    # Selection by held-out images leaves the test set for an honest estimate.
     if config.select == "holdout":
         split, (images, labels) = "holdout", problem.held_out
     synthetic = problem.render(state.result)
@@ -72,6 +68,7 @@ def _score(problem: Problem, state: State) -> dict[str, Any]:
             derive_seed(config.seed, "distill", "evaluation"),
             problem.device,
         )
+    # The log has mean and standard deviation, but not the result of each network.
     numbers = score.as_dict()
     del numbers[score.measure]
     place = {"iteration": state.iteration, "split": split}

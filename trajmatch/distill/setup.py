@@ -26,7 +26,7 @@ from trajmatch.protocol import MTT_DSA, PROTOCOLS
 
 
 def default_lr_init(settings: DistillSettings) -> float:
-    """Return the default initial step size of the student (MTT: 0.01)."""
+    """Return the student's default initial step size: 0.01 for SGD (MTT), 0.001 for Adam."""
     return 0.001 if settings.student_optimiser == "adam" else 0.01
 
 
@@ -36,17 +36,18 @@ class Setup:
 
     Attributes:
         config: Configuration, with default start epochs and loss filled in.
-        experts: Store of experts; None: the run has none.
+        experts: Expert store, or None for a run without experts.
         network: Spec of the network (:func:`trajmatch.networks.build`).
         dataset: The whole data set.
-        training: Its part that experts, objective and initialisation may see.
-        held_out: The other part, empty without ``--holdout``: images ``[N, C, H, W]``, uint8, and
-            labels ``[N]``, int64, or targets.
+        training: Data set without the held-out images, as seen by experts, objective and
+            initialisation.
+        held_out: Held-out images ``[N, C, H, W]``, uint8, with labels ``[N]``, int64, or targets.
+            N is 0 without ``--holdout``.
         model: Network of experts and students.
         dsa: Augmentation of the student's batches.
         parametrisation: Parametrisation of the images.
         images_per_class: Number of images per class that the budget ``--ipc`` allows.
-        source: Earlier result to start from, if any.
+        source: Earlier result to start from (``--init-from``), or None.
         lr_init: Initial step size.
         device: Device to compute on.
     """
@@ -72,11 +73,11 @@ class Setup:
 
     @property
     def store(self) -> Store:
-        """The experts, for an objective that needs them; see :meth:`store_for`."""
+        """Expert store, for an objective that needs it; UserError if the run has none."""
         return self.store_for(f"--objective {self.config.objective}")
 
     def store_for(self, purpose: str) -> Store:
-        """Return the experts; raise UserError, naming the flag ``purpose``, if there are none."""
+        """Return the expert store; if there is none, UserError names the flag ``purpose``."""
         if self.experts is None:
             raise UserError(f"{purpose} needs --experts, a store that `trajmatch expert` makes")
         return self.experts
@@ -88,7 +89,7 @@ class Setup:
 
     @property
     def treats_images_alone(self) -> bool:
-        """True if an image's logits do not depend on its batch, tested on a few images."""
+        """True if an image's logits do not depend on the other images of its batch."""
         images = self.training.normalise(self.training.train_images[:4]).to(self.device)
         theta = networks.flat_parameters(self.model).to(images)
         return treats_images_alone(self.model, theta, images)
@@ -98,6 +99,7 @@ def open_setup(config: DistillConfig) -> Setup:
     """Open store, data and earlier result; raise UserError if any is missing or does not fit."""
     device = torch.device(usable_device(config.device))
     store = None if config.experts is None else Store.open(config.experts)
+    # The default end of the start epochs depends on the epochs that the store keeps.
     if store is not None and config.objective != "train-and-test":
         window_end = config.window_end(store.manifest["snapshots"])
         config = replace(config, max_start_epoch=window_end)
@@ -124,6 +126,7 @@ def open_setup(config: DistillConfig) -> Setup:
         network = network_spec(config, dataset) if store is None else store.manifest["network"]
     parametrisation = find_parametrisation(config.images)
     shape = dataset.train_images.shape[1:]
+    # The parametrisation may be the user's: check its answer.
     with blamed(f"images_per_class of --images {config.images}"):
         images_per_class = parametrisation.images_per_class(config.ipc, shape)
     if not (isinstance(images_per_class, int) and images_per_class > 0):
@@ -132,6 +135,7 @@ def open_setup(config: DistillConfig) -> Setup:
             f"1, but returned {images_per_class!r}; take a larger --ipc"
         )
     images = images_per_class * len(dataset.class_names)
+    # An earlier result continues with its own step size.
     lr_init = config.lr_init
     if lr_init is None:
         lr_init = default_lr_init(config) if source is None else source.lr
@@ -154,7 +158,7 @@ def open_setup(config: DistillConfig) -> Setup:
 
 
 def _with_loss(config: DistillConfig, dataset: Dataset) -> DistillConfig:
-    """Fill in the loss, which the data set determines; raise UserError on a contradiction."""
+    """Fill in the loss of the data set; UserError if it contradicts the settings."""
     if config.loss not in (None, dataset.loss):
         raise UserError(
             f"--loss {config.loss} contradicts the data set {dataset.name}, on which networks are "
@@ -182,6 +186,7 @@ def _model(
     with as_user_error(f"{named} cannot be used: "):
         model = networks.build_student(spec)
         networks.check_student(model)
+    # A last batch of one image may be too small for batch norm.
     with as_user_error():
         networks.check_batches(model, images, config.batch_syn, "--batch-syn")
         if config.eval_every:

@@ -1,4 +1,4 @@
-"""State of a run: everything that passes from one outer iteration to the next."""
+"""State of a run: everything that one outer iteration passes on to the next."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ USUAL = 100
 
 @dataclass(frozen=True)
 class Best:
-    """Best iterate so far; ``accuracy`` is a mean in percent, or a mean squared error."""
+    """Best iterate so far; ``accuracy`` is in percent, or a mean squared error for targets."""
 
     iteration: Count
     accuracy: float
@@ -27,16 +27,16 @@ class Best:
 
 @dataclass(kw_only=True)
 class Progress:
-    """Numbers in a run's state.
+    """Counters and scores of a run.
 
     Attributes:
-        iteration: Outer iterations done.
+        iteration: Number of outer iterations done.
         applied: Number of updates applied.
-        refusals: Updates refused in a row.
-        skips: Updates in a row skipped by ``--skip-above``.
-        gradient_norms: Last gradient norms of the images, applied or not; at most :data:`USUAL`.
+        refusals: Number of updates refused in a row.
+        skips: Number of updates in a row that ``--skip-above`` skipped.
+        gradient_norms: Last norms of the images' gradient, also of updates that were not applied.
         best: Best evaluated iterate; None with ``--select last``.
-        scores: All evaluations.
+        scores: Results of all evaluations.
     """
 
     iteration: Count = 0
@@ -57,7 +57,7 @@ class State(Progress):
     Attributes:
         parameters: Outer parameters, by name.
         draws: Random state.
-        average: Moving average of the images' parameters, by name; empty without ``--ema``.
+        average: Moving averages of the images' parameters, by name; empty without ``--ema``.
         best_values: Outer parameters of the best iterate, by name.
     """
 
@@ -68,10 +68,10 @@ class State(Progress):
 
     @property
     def step_size(self) -> float:
-        """The student's step size eta."""
+        """Student's step size eta."""
         return self.parameters[STEP_SIZE].value.item()
 
     @property
     def result(self) -> dict[str, Tensor]:
-        """Values that the run would return now, by name: moving averages where they exist."""
+        """Outer parameters of the current result: moving averages replace the images' own."""
         return {**values(self.parameters), **self.average}

@@ -1,4 +1,4 @@
-"""Evaluation of a set of images: fresh networks trained on it by a fixed protocol, and tested."""
+"""Evaluation of a set of images: train fresh networks on it by a fixed protocol and test them."""
 
 from trajmatch.importing import lazily
 

@@ -1,4 +1,4 @@
-"""Sets of real images to compare with: random ones, chosen ones, or all."""
+"""Sets of real images to compare with: random images, chosen images, or all images."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ from trajmatch.random import generator
 
 @dataclass(frozen=True, eq=False)
 class TrainingSets:
-    """Sets that networks are trained on: the distilled one and real ones, preprocessed alike.
+    """Sets that networks are trained on: the distilled set and real sets, preprocessed alike.
 
-    Real sets, except the whole one, have as many images per class as the distilled set stores
-    (its ``ipc``). ``seed`` is the seed of the random images. Experts run on ``device``, and those
-    in the store ``experts`` make the soft labels. K-center and herding use the logits of
-    ``k_center_store`` as features, by default those of ``experts``, or else the preprocessed
-    pixels.
+    Real sets have ``distilled.ipc`` images per class, except for the whole set. ``seed`` decides
+    the random images. Soft labels come from the expert store ``experts``. The features of k-center
+    and herding are logits of an expert in ``k_center_store``, by default in ``experts``; without
+    either they are the preprocessed pixels. Experts run on ``device``.
     """
 
     distilled: Artifact
@@ -40,11 +39,10 @@ class TrainingSets:
     _by_features: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def of(self, name: str, network: int) -> tuple[Tensor, Tensor]:
-        """Return a set of :data:`trajmatch.evaluate.sets.SETS` for one network, by its name.
+        """Return images and labels of a set in :data:`trajmatch.evaluate.sets.SETS`.
 
-        Each ``network`` (its number) has its own random images; other sets are the same for all.
-        Images are ``[n, C, H, W]``, float32; labels ``[n]``, int64; soft labels and targets
-        ``[n, K]``, float32.
+        Random images depend on ``network``, the network's number. Images are ``[n, C, H, W]``,
+        float32; labels are ``[n]``, int64; soft labels and targets are ``[n, K]``, float32.
         """
         distilled, kind = self.distilled, SETS[name]
         if kind.images == "distilled":
@@ -53,17 +51,18 @@ class TrainingSets:
         chosen = self._chosen(kind.images, network)
         images, labels = self.dataset.train_images[chosen], self.dataset.train_answers[chosen]
         if self.is_soft(name):
+            # The experts see the images with their own preprocessing, networks with the file's.
             seen, experts = self._teachers
             labels = soft_labels(seen.normalise(images), labels, experts)
         return distilled.preprocessing.apply(images), labels
 
     def is_soft(self, name: str) -> bool:
-        """True for a set with soft labels."""
+        """Return True for a set with soft labels."""
         own = self.distilled.label_kind == "logit"
         return own if SETS[name].labels == "own" else SETS[name].labels == "soft"
 
     def asks_experts(self, name: str) -> bool:
-        """True for a real set that depends on the store of ``experts``."""
+        """Return True for a real set that depends on the store ``experts``."""
         images = SETS[name].images
         by_features = images in ("k_center", "herding") and self.k_center_store is None
         return images != "distilled" and (
@@ -71,8 +70,9 @@ class TrainingSets:
         )
 
     def size(self, name: str) -> dict[str, Any]:
-        """Return ``images``, ``labels``, ``stored_values``, ``stored_bytes`` of a set as JSON."""
+        """Return the size of a set: ``images``, ``labels``, ``stored_values``, ``stored_bytes``."""
         images, labels = self.of(name, 0)
+        # An Artifact counts values and bytes, so put the set's images and labels into a copy.
         kept, kind = self.distilled, self.distilled.label_kind
         if kind != "target":
             kind = "logit" if self.is_soft(name) else "index"
@@ -86,13 +86,14 @@ class TrainingSets:
         }
 
     def _chosen(self, images: str, network: int) -> Tensor | slice:
-        """Return the indices of the training images of a set."""
+        """Return the indices of a set's training images."""
         labels, count = self.dataset.train_labels, self.distilled.ipc
         if images == "whole":
             return slice(None)
         if images == "random":
             draw = generator(self.seed, "evaluate", network, "random real")
             return random_subset(labels, count, draw)
+        # Cached, because k-center and herding choose the same images for every network.
         if images not in self._by_features:
             choose = k_center if images == "k_center" else herding
             self._by_features[images] = choose(self._features, labels, count)
@@ -121,33 +122,34 @@ class TrainingSets:
 
 
 def random_subset(labels: Tensor, images_per_class: int, draw: torch.Generator) -> Tensor:
-    """Draw ``images_per_class`` images of every class without repetition, or all of a smaller one.
+    """Draw ``images_per_class`` images of every class, or all of a smaller class.
 
-    Returns indices into ``labels [N]``, class by class, int64.
+    Returns indices into ``labels [N]``, without repetition, class by class, int64.
     """
+    # The first images of each class in one random order of all images.
     shuffled = torch.randperm(len(labels), generator=draw)
     classes = torch.unique(labels).tolist()
     return torch.cat([shuffled[labels[shuffled] == k][:images_per_class] for k in classes])
 
 
 def k_center(features: Tensor, labels: Tensor, images_per_class: int) -> Tensor:
-    """Choose the same number of images from every class by greedy k-center (Gonzalez 1985).
+    """Choose ``images_per_class`` images of every class by greedy k-center (Gonzalez 1985).
 
-    In each class the image nearest to the mean comes first, then always the one farthest from
-    those taken. The largest distance of an image from the nearest one taken is then at most twice
-    that of the best choice. Distances are Euclidean between rows of ``features [N, F]``; ties go
-    to the first image. Returns indices into ``labels [N]``, int64, class by class in order of
-    choice. All images of a class are taken if it has fewer.
+    In each class, the image nearest to the mean comes first; then repeatedly the image farthest
+    from all chosen ones. The largest distance between an image and its nearest chosen image is at
+    most twice the optimum. Distances are Euclidean between rows of ``features [N, F]``; ties go to
+    the first image. Returns indices into ``labels [N]``, int64, class by class in order of choice.
+    A class with fewer than ``images_per_class`` images is taken whole.
     """
     return _of_each_class(_farthest_points, features, labels, images_per_class)
 
 
 def herding(features: Tensor, labels: Tensor, images_per_class: int) -> Tensor:
-    """Choose the same number of images from every class so that their mean is that of the class.
+    """Choose ``images_per_class`` images of every class by herding (Chen, Welling, Smola 2010).
 
-    In each class always takes the image that brings the mean of those taken nearest to the class
-    mean (Chen, Welling and Smola 2010; without repetition, as in iCaRL, Rebuffi et al. 2017).
-    Distances, arguments and result are as in :func:`k_center`.
+    In each class, repeatedly choose the image that brings the mean of the chosen images nearest to
+    the class mean, without repetition, as in iCaRL (Rebuffi et al. 2017). Distances, arguments and
+    result are as in :func:`k_center`.
     """
     return _of_each_class(_nearest_to_mean, features, labels, images_per_class)
 
@@ -163,7 +165,8 @@ def _nearest_to_mean(points: Tensor, count: int) -> Tensor:
     mean, total = points.mean(dim=0), torch.zeros_like(points[0])
     taken: list[int] = []
     for size in range(1, min(count, len(points)) + 1):
-        # Distance of the new mean from the class mean, times size.
+        # |total + x - size mean|^2 for each image x: it orders images as the distance between the
+        # new mean and the class mean does.
         distances = _squared_distances(points, size * mean - total)
         distances[taken] = torch.inf
         taken.append(int(distances.argmin()))
@@ -173,8 +176,10 @@ def _nearest_to_mean(points: Tensor, count: int) -> Tensor:
 
 def _farthest_points(points: Tensor, count: int) -> Tensor:
     taken = [int(_squared_distances(points, points.mean(dim=0)).argmin())]
+    # Squared distance of each image from its nearest taken image. A taken image gets -1, below
+    # every distance, so that it is not taken twice.
     nearest = _squared_distances(points, points[taken[0]])
-    nearest[taken[0]] = -1.0  # below every distance, so that no image is taken twice
+    nearest[taken[0]] = -1.0
     while len(taken) < min(count, len(points)):
         taken.append(int(nearest.argmax()))
         nearest = torch.minimum(nearest, _squared_distances(points, points[taken[-1]]))
@@ -183,4 +188,5 @@ def _farthest_points(points: Tensor, count: int) -> Tensor:
 
 
 def _squared_distances(points: Tensor, centre: Tensor) -> Tensor:
-    return (points - centre).square_().sum(dim=1)  # exactly 0 between equals
+    # Not |x|^2 - 2 x c + |c|^2, which rounds: equal points should be exactly 0 apart.
+    return (points - centre).square_().sum(dim=1)

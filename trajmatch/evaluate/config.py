@@ -18,7 +18,7 @@ from trajmatch.schema import PositiveInt, Settings
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings(Settings):
-    """Settings that decide the scores, beside the distilled set and the seed."""
+    """Settings that determine the scores, together with the distilled set and the seed."""
 
     network: tuple[str, ...] = ()
     """Networks to train, e.g. convnet alexnet vgg11:batch resnet18 (MTT: a list named by
@@ -66,7 +66,7 @@ class EvalSettings(Settings):
     is known. Default: train on it."""
 
     def __post_init__(self) -> None:
-        """Check the types, and that the settings do not contradict each other."""
+        """Check the types and the combinations of settings."""
         super().__post_init__()
         if self.equal_steps is not None and self.epochs is not None:
             raise UserError(
@@ -82,28 +82,16 @@ class EvalSettings(Settings):
             raise UserError("--whole-real-accuracy is for --robust alone; add --robust")
 
     def training_protocol(self, lr: float, dsa: str) -> Protocol:
-        """Return the protocol with the changes that the settings ask for.
-
-        Args:
-            lr: Step size.
-            dsa: Augmentation.
-
-        Returns:
-            How each network is trained and tested.
-        """
+        """Return the protocol with the settings applied, for a step size and an augmentation."""
         paper, steps = PROTOCOLS[self.protocol], self.equal_steps
         epochs, batch_size = self.epochs or paper.epochs, self.batch_size or paper.batch_size
         own = replace(paper, epochs=epochs, batch_size=batch_size, steps=steps)
         return replace(own, lr=lr, dsa=dsa)
 
     def training_sets(self, soft: bool) -> list[str]:
-        """Return the names of the sets to train on, in the order of the training.
+        """Return the names of the sets to train on, in training order.
 
-        Args:
-            soft: True for a distilled set with soft labels.
-
-        Raises:
-            UserError: The scores asked for need experts.
+        With ``soft``, the distilled set has soft labels. Raises UserError if experts are missing.
         """
         experts, robust = self.experts is not None, self.robust
         if robust and soft and not experts:
@@ -111,6 +99,7 @@ class EvalSettings(Settings):
                 "--robust compares a set with soft labels to random images with soft labels; give "
                 "the experts that make those with --experts"
             )
+        # The robust scores need several sets, with labels of the distilled set's kind.
         asked = {
             "distilled": True,
             "distilled_hard": soft and (self.distilled_hard or robust),
@@ -127,11 +116,7 @@ class EvalSettings(Settings):
         return [name for name in SETS if asked[name]]
 
     def total_rounds(self, soft: bool) -> int:
-        """Return the epochs (or, with equal steps, steps) of all networks, to display progress.
-
-        Args:
-            soft: True for a distilled set with soft labels.
-        """
+        """Return the total epochs (steps with ``equal_steps``) of all networks, for progress."""
         networks = max(1, len(self.network)) * self.seeds * len(self.training_sets(soft))
         return networks * self.training_protocol(lr=1.0, dsa="none").num_rounds
 

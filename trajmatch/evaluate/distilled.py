@@ -1,4 +1,4 @@
-"""Evaluation of a distilled file beside real images."""
+"""Evaluation of a distilled set, compared with sets of real images."""
 
 from __future__ import annotations
 
@@ -36,36 +36,37 @@ def evaluate_artifact(
 ) -> dict[str, Any]:
     """Train and test networks on a distilled set, and the same number on each set of real images.
 
-    Step size, normalisation and augmentation are those of the file; so is the network by default.
-    Network ``k`` of a baseline starts from the same parameters as network ``k`` of the distilled
-    set and trains by the same protocol, learned step size included (random images hardly depend on
-    it: 49.6 to 51.6 % from 0.1 down to 0.001, one image per class of Fashion-MNIST). On the CPU a
-    seed always gives the same result on the same number of threads.
+    The file gives step size, normalisation and augmentation, and the network by default. Network
+    ``k`` of a baseline starts from the same parameters as network ``k`` of the distilled set and
+    trains by the same protocol, with the learned step size (random images hardly depend on it: 49.6
+    to 51.6 % from 0.1 down to 0.001, one image per class of Fashion-MNIST). On the CPU, the same
+    seed and number of threads give the same result.
 
     Args:
         config: Distilled set and protocol.
-        progress: Updated with the epochs (steps with ``equal_steps``) of all networks done.
-        on_stop: Called on a stop with the result of the finished networks, if there are any. It
-            has ``unfinished``: how many are ``done`` ``of`` all.
+        progress: Updated with the epochs (steps with ``equal_steps``) of all networks so far.
+        on_stop: Called when the run is stopped, with the result of the finished networks, if any.
+            Its entry ``unfinished`` counts these networks (``done``) and all (``of``).
 
     Returns:
-        The content of ``result.json``, by name.
+        The content of ``result.json``, by name:
 
         - each of :data:`trajmatch.evaluate.sets.SETS`: :meth:`trajmatch.evaluate.Score.as_dict`, or
-          None if not trained on;
-        - ``sets``: :meth:`TrainingSets.size` of each set that is trained on;
+          None if no network was trained on it;
+        - ``sets``: :meth:`TrainingSets.size` of each set that networks are trained on;
         - ``robust``, with ``config.robust``: :func:`trajmatch.evaluate.scores.robust_scores`;
         - ``protocol``: how the networks were trained;
         - ``networks``: ``network``, scores and ``protocol`` of each architecture, in order; the
           scores above are those of the first;
-        - ``selection``: how the distilled images were chosen among the iterates of their run;
+        - ``selection``: rule that chose the distilled images among the iterates of their run;
         - ``k_center_features``: features of k-center and herding, or None;
         - ``dataset``: ``name``, ``fingerprint``, ``training_images`` and ``test_images``;
           ``images_per_class``; ``seed``.
 
     Raises:
         UserError: File, data set, network or records cannot be used, or do not fit each other.
-        Interrupted: ``config.max_time`` is up, or a signal came that the program handles.
+        Interrupted: ``config.max_time`` is up, or a signal arrived inside
+            :func:`trajmatch.interruption.signals`.
     """
     expect_config("evaluate_artifact", config, EvalConfig)
     config = replace(config, device=usable_device(config.device))
@@ -91,7 +92,7 @@ def evaluate_artifact(
 
 
 class _Evaluation:
-    """Networks to train and their outcomes; checks everything given before any training."""
+    """Networks to train and their outcomes; all input is checked before training starts."""
 
     def __init__(self, config: EvalConfig, progress: ProgressLike) -> None:
         self._config, self._progress = config, progress
@@ -109,7 +110,9 @@ class _Evaluation:
         stores = config.k_center_store, config.device, config.experts
         self._sets = TrainingSets(self._distilled, self._dataset, config.seed, *stores)
         self._kinds = config.training_sets(self._sets.is_soft("distilled"))
+        # Only the fingerprint: the records tell by it whether the experts are still the same.
         self._experts = config.experts and Store.open(config.experts).fingerprint
+        # In the order of training: architecture, set, number.
         self.trainings = {
             self._key(spec, kind, number): (spec, kind, number)
             for _, spec in self._specs
@@ -123,28 +126,32 @@ class _Evaluation:
         self.records: Records | None = None
 
     def _key(self, spec: dict[str, Any], kind: str, number: int) -> tuple[str, str]:
-        """Return the set and the record name of a network."""
+        """Return the set of a network and the name of its record."""
         slug, decides = re.sub(r"\W+", "-", str(spec["name"])), spec
-        if self._sets.asks_experts(kind):  # a resumed evaluation may add or change experts
+        # A resumed evaluation may add or change the experts; then only the networks that depend on
+        # them are trained again.
+        if self._sets.asks_experts(kind):
             decides = {"network": spec, "experts": self._experts}
         return kind, f"{slug}-{files.json_checksum(decides)[:16]}-{number}"
 
     def _check_batches(self) -> None:
-        """Check that every network can train on the batches of every set."""
+        """Raise UserError unless every network can train on the batches of every set."""
         size, steps = self._protocol.batch_size, self._protocol.steps
         counts = {each["images"] for each in self._sizes.values()}
         for _, spec in self._specs:
             model = networks.build(spec)
             for count in counts:
+                # Training may end before the short last batch, which alone could be too small.
                 if steps is not None and steps <= count // size:
-                    continue  # training ends before the short last batch
+                    continue
                 with as_user_error():
                     networks.check_batches(model, count, size, "--batch-size")
 
     def keep(self, folder: Path) -> None:
-        """Keep a record of each network in a folder, and load those already there."""
+        """Keep a record of each network in a folder, and load the records that are there."""
         config, store = self._config, self._config.k_center_store
         description = {
+            # Without scores: adding a score to the file leaves the distilled set as it was.
             "file": replace(self._distilled, scores=()).fingerprint,
             "dataset": self._dataset.fingerprint,
             "protocol": self._protocol.describe(),
@@ -160,7 +167,7 @@ class _Evaluation:
             self._progress.update(self._rounds)
 
     def train_all(self) -> None:
-        """Train and test the networks without a record."""
+        """Train and test the networks that have no record."""
         for key, (spec, kind, number) in self.trainings.items():
             if key in self.outcomes:
                 continue
@@ -173,16 +180,18 @@ class _Evaluation:
                 protocol if SETS[kind].augmented else replace(protocol, dsa="none"),
                 self._test_images,
                 self._dataset.test_answers,
+                # The same for every set: network k always starts from the same parameters.
                 seed=derive_seed(self._config.seed, "evaluate", number),
                 device=self._config.device,
                 on_epoch=self._on_epoch,
             )
             if self.records is not None:
                 self.records.write(*key, outcome)
+            # After the record, so that an interrupted run reports only what it has kept.
             self.outcomes[key] = outcome
 
     def result(self) -> dict[str, Any]:
-        """Return the result of the finished networks, and write it beside the records."""
+        """Return the result of the finished networks, and write the result beside the records."""
         config, features = self._config, None
         if {"k_center", "k_center_soft", "herding"} & self._sizes.keys():
             store = config.k_center_store or config.experts
@@ -211,7 +220,7 @@ class _Evaluation:
         return result
 
     def _scores(self, name: str, spec: dict[str, Any]) -> dict[str, Any] | None:
-        """Return an architecture's scores on each set; None if no network is finished."""
+        """Return an architecture's scores on each set; None if it has no finished network."""
         protocol = {**self._protocol.describe(), "network": spec}
         found: dict[str, Score] = {}
         for kind in self._kinds:
@@ -233,7 +242,7 @@ class _Evaluation:
 
 
 def _network_specs(distilled: Artifact, config: EvalConfig) -> list[tuple[str, dict[str, Any]]]:
-    """Return names and specs of the networks to train, after a check that each runs."""
+    """Return the names and specs of the networks to train; raise UserError if one cannot run."""
     own, (_, channels, size, _) = distilled.network, distilled.images.shape
     specs = []
     for text in config.network:
@@ -253,7 +262,7 @@ def _network_specs(distilled: Artifact, config: EvalConfig) -> list[tuple[str, d
 
 
 def source_dataset(distilled: Artifact, file: Path, data: str | None) -> Dataset:
-    """Load the data set that was distilled, from ``data`` or else found by its name."""
+    """Load the data set that was distilled: from ``data``, or else by the name in the file."""
     name = distilled.dataset_name
     uri = data or resolve_uri(name)
     if uri is None:

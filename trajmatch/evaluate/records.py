@@ -1,4 +1,4 @@
-"""Folder of an evaluation, with a record of each trained network for ``--resume``."""
+"""Folder of an evaluation, with a record of each trained network, for ``--resume``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ RESULT = "result.json"
 
 
 class Records:
-    """Records of trained networks, each a JSON file that is written whole or not at all.
+    """Records of trained networks: one JSON file each, written atomically.
 
     The folder is created if missing. ``description`` has everything that determines a record except
-    the training set and the network. Raises UserError if the folder is not writable, or if it
-    already has records and either ``resume`` is False or their description differs.
+    the training set and the network. Raises UserError if the folder is not writable, or if it has
+    records already and either ``resume`` is False or their description differs.
     """
 
     def __init__(self, folder: Path, description: Mapping[str, Any], resume: bool) -> None:
@@ -30,6 +30,7 @@ class Records:
         path = folder / DESCRIPTION
         wanted = {"format": "trajmatch eval", "version": 1, **description}
         if not path.exists():
+            # Do not overwrite the result of another command.
             if (folder / RESULT).exists():
                 raise UserError(
                     f"{folder} has a {RESULT} that is of no evaluation; choose another --out"
@@ -51,7 +52,7 @@ class Records:
             )
 
     def read(self, training_set: str, network: str) -> Outcome | None:
-        """Return the outcome of a training; None without a record, UserError if damaged."""
+        """Return the recorded outcome, or None; raise UserError if the record is damaged."""
         path, advice = self._path(training_set, network), "; delete it and go on with --resume"
         if not path.exists():
             return None
@@ -61,7 +62,7 @@ class Records:
         return convert(record, Outcome, f"{path} is damaged", advice)
 
     def write(self, training_set: str, network: str, outcome: Outcome) -> None:
-        """Write the record of a training."""
+        """Write the record of a trained network."""
         path = self._path(training_set, network)
         files.check_writable(path.parent)
         files.write_json(path, {"network": network, **asdict(outcome)})

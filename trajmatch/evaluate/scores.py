@@ -1,8 +1,8 @@
 """Mean and standard deviation of the test accuracy over several networks; robust scores.
 
 The robust scores of DD-Ranking do not credit soft labels or augmentation to the distillation
-(Li et al., *DD-Ranking: Rethinking the Evaluation of Dataset Distillation*, arXiv:2505.13300). Both
-weights are 0.5, as on its leaderboard.
+(Li et al., *DD-Ranking: Rethinking the Evaluation of Dataset Distillation*, arXiv:2505.13300). The
+two terms of a score have the weight 0.5 each, as on the leaderboard of DD-Ranking.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from trajmatch.training import Outcome, train_fresh
 
 @dataclass(frozen=True)
 class Score:
-    """Test accuracies in percent of networks trained on one set, or their test errors.
+    """Test accuracies (percent) or, for targets, test errors of the networks trained on one set.
 
     Attributes:
-        accuracies: One per network; for targets the mean squared errors.
-        protocol: How they were trained; see :meth:`trajmatch.evaluate.Protocol.describe`.
-        diverged: Number of diverged networks, which count as getting no image right; None: unknown.
+        accuracies: Accuracy of each network; for targets its mean squared error.
+        protocol: Protocol of the training, from :meth:`trajmatch.evaluate.Protocol.describe`.
+        diverged: Number of diverged networks, whose accuracy is 0; None: unknown.
         max_accuracies: Highest test accuracy of each network, if the protocol tests during
-            training. Not an honest estimate: it is chosen on the test set.
+            training. It is too optimistic, because it is chosen on the test set.
         measure: ``"errors"`` for targets.
     """
 
@@ -45,7 +45,7 @@ class Score:
     def of_outcomes(
         cls, outcomes: Sequence[Outcome], protocol: dict[str, Any], answers: Tensor | None = None
     ) -> Score:
-        """Return the score of the last tests; ``answers`` are the test labels or targets."""
+        """Return the score of the networks' last tests; ``answers`` are test labels or targets."""
         errors = answers is not None and answers.is_floating_point()
         maxima = tuple(each.max_accuracy for each in outcomes if each.max_accuracy is not None)
         return cls(
@@ -74,8 +74,7 @@ class Score:
     def as_dict(self) -> dict[str, Any]:
         """Return ``mean``, ``std``, ``accuracies`` (or ``errors``), ``seeds`` and ``diverged``.
 
-        If there are maxima, also return ``test_max``: their mean, standard deviation and values,
-        and how they were ``chosen``.
+        With ``max_accuracies``, add ``test_max``: ``mean``, ``std``, ``accuracies``, ``chosen``.
         """
         each = {self.measure: [*self.accuracies], "seeds": self.seeds, "diverged": self.diverged}
         numbers: dict[str, Any] = {"mean": self.mean, "std": self.std, **each}
@@ -98,12 +97,12 @@ def evaluate_set(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Score:
-    """Train several fresh networks on one set of images and test each.
+    """Train ``seeds`` fresh networks on one set of images and test each of them.
 
-    Images ``[n, C, H, W]`` and test images are float32, normalised by the same statistics. Labels
+    Images ``[n, C, H, W]`` and test images are float32, normalised with the same statistics. Labels
     are as for :func:`trajmatch.evaluate.train_fresh`; test labels are class indices ``[N]``, int64,
     or targets ``[N, D]``, float32. ``network_spec`` is as for :func:`trajmatch.networks.build`.
-    ``protocol`` includes the step size. Network ``k`` depends on ``seed`` and ``k`` only.
+    ``protocol`` includes the step size. Network ``k`` is seeded with ``seed`` and ``k`` alone.
     """
     tests = test_images, test_labels
     outcomes = [
@@ -116,23 +115,24 @@ def evaluate_set(
 
 def sampling_error(accuracy: float, test_images: int) -> float:
     """Return the binomial standard error (percentage points) of an accuracy (percent)."""
-    half = 50 / test_images  # at 0 and 100 %: the error of half an image, instead of 0
+    # At 0 and 100 % the formula gives an error of 0; use that of half an image there.
+    half = 50 / test_images
     accuracy = min(max(accuracy, half), 100 - half)
     return math.sqrt(accuracy * (100 - accuracy) / test_images)
 
 
 def difference_error(first: float, second: float, test_images: int) -> float:
-    """Return the standard error of the difference of two accuracies on one test set, in points."""
-    # Taken as independent; the common images make the true error smaller.
+    """Return the standard error (percentage points) of the difference of two accuracies."""
+    # Both are taken as independent. The true error is smaller, since they share the test images.
     return math.hypot(sampling_error(first, test_images), sampling_error(second, test_images))
 
 
 def robust_score(first: float, second: float) -> float:
-    """Return the robust score, 0 to 1 (higher is better), of two accuracy differences in percent.
+    """Return a robust score, from 0 to 1 (best), of two accuracy differences (percentage points).
 
-    ``(e^a - e^-1) / (e - e^-1)`` with ``a`` the mean of the two as a fraction. The two are the
-    improvement over random images and, for the label-robust score, minus the hard label recovery;
-    for the augmentation-robust score, the improvement without augmentation.
+    The score is ``(e^a - e^-1) / (e - e^-1)``, where ``a`` is the mean difference as a fraction.
+    ``first`` is the improvement over random images. ``second`` is the negated hard label recovery
+    (label-robust score) or the improvement without augmentation (augmentation-robust score).
     """
     mean = (first + second) / 200
     return (math.exp(mean) - math.exp(-1)) / (math.e - math.exp(-1))
@@ -141,20 +141,22 @@ def robust_score(first: float, second: float) -> float:
 def robust_scores(
     found: Mapping[str, Score], soft: bool, whole_real: float | None = None
 ) -> dict[str, Any] | None:
-    """Compute both scores for each network, from the scores by training set.
+    """Return both robust scores and their accuracy differences, from the scores by training set.
 
-    ``whole_real`` is the accuracy with the whole real set, in percent; if None, it is taken from
-    ``found``. Returns the differences (in points) and scores by name, each with ``mean`` and
-    population ``std`` over the networks; None if a set has no network yet.
+    ``whole_real`` is the test accuracy (percent) after training on the whole real set; None takes
+    it from ``found``. Each entry has ``mean`` and population ``std`` over the networks; differences
+    are in percentage points. Returns None if a set has no trained network yet.
     """
     of = {name: score.accuracies for name, score in found.items()}
     if whole_real is not None:
         of["whole_real"] = (whole_real,) * len(of["distilled"])
+    # Random images get labels of the kind that the distilled set has.
     hard, random = ("distilled_hard", "random_real_soft") if soft else ("distilled", "random_real")
     names = ("whole_real", hard, "distilled", random, "distilled_plain", "random_real_plain")
     if not of.keys() >= {*names}:
         return None
     columns: defaultdict[str, list[float]] = defaultdict(list)
+    # Not strict: in an unfinished evaluation some sets have more networks than others.
     for network in zip(*map(of.__getitem__, names), strict=False):
         whole, by_hard, own, by_random, plain, random_plain = network
         recovery, improvement, without = whole - by_hard, own - by_random, plain - random_plain

@@ -1,4 +1,4 @@
-"""Sets that networks are trained on, by their names in a result."""
+"""Training sets of an evaluation, by their names in the result."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Literal, NamedTuple
 
 
 class TrainingSet(NamedTuple):
-    """A set of images with labels, and its title in tables.
+    """Kind of a training set: title in tables, images, labels and augmentation.
 
-    Labels are ``"hard"``, ``"soft"`` (for real images: logits of the experts) or ``"own"``, of the
-    kind that the distilled set has. ``augmented`` is False for training without augmentation.
+    ``labels`` are ``"hard"``, ``"soft"`` (for real images: logits of the experts) or ``"own"``: the
+    distilled set's kind. ``augmented`` is False for training without augmentation.
     """
 
     title: str
@@ -38,12 +38,13 @@ IN_TABLES = sorted(SETS, key=lambda name: SETS[name].images == "distilled")
 
 
 def named(name: str) -> str:
-    """Return the name of a set in a table without a column of labels."""
+    """Return the title of a set and its kind of labels, for tables without a column of labels."""
     kind = SETS[name]
+    # The label kind is left out where the set has only one.
     own = kind.labels == "own" or kind.images == "whole"
     return kind.title if own else f"{kind.title}, {kind.labels} labels"
 
 
 def per_kb(accuracy: float, stored_bytes: int) -> str:
-    """Return the accuracy in percent per 1,000 stored bytes, e.g. ``0.29``."""
+    """Format the accuracy in percent per 1,000 stored bytes, e.g. ``0.29``."""
     return f"{1000 * accuracy / stored_bytes:.3g}"

@@ -1,1 +1,1 @@
-"""Import and export: files of the papers' scripts, and common formats."""
+"""Import and export of files of the papers' scripts, and export to common formats."""

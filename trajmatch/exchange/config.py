@@ -1,4 +1,4 @@
-"""The fields are the flags of ``trajmatch convert`` and ``trajmatch export``."""
+"""Settings of a conversion and of an export: the flags of the two commands."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ConvertConfig(Settings):
     """Print no progress."""
 
     def __post_init__(self) -> None:
-        """Check types and ranges; see the class."""
+        """Check types and ranges, and the flags that need or exclude each other."""
         super().__post_init__()
         if (self.mean is None) != (self.std is None):
             raise UserError("--mean and --std belong together; give both, or --preprocessing")
@@ -77,7 +77,7 @@ class ExportConfig(Settings):
     """Output: a new folder, or a file for npz and torch."""
 
     def __post_init__(self) -> None:
-        """Check the types, and the name of the file."""
+        """Check the types and the suffix of the file."""
         super().__post_init__()
         wanted = {"npz": ".npz", "torch": ".pt"}.get(self.to)
         if wanted is not None and self.out.suffix != wanted:

@@ -1,4 +1,4 @@
-"""Conversion between the papers' files and ours, in the direction given by the source."""
+"""Conversion of experts and distilled sets between the papers' format and this package's format."""
 
 from __future__ import annotations
 
@@ -18,27 +18,23 @@ _ORIGIN = ("data", "recipe", "network", "preprocessing", "mean", "std", "dsa")
 
 
 def convert(config: ConvertConfig, progress: ProgressLike | None = None) -> str:
-    """Convert a source to its other form; see :class:`~trajmatch.exchange.config.ConvertConfig`.
+    """Convert experts or a distilled set from the papers' format to this package's, or back.
 
-    Output is written as a whole or not at all. Trajectories are read file by file, expert by
-    expert.
+    Returns a summary sentence. On failure nothing is written.
 
     Args:
         config: The source, the output, and facts that the source files lack.
         progress: Progress callback, called with the number of trajectory files completed.
 
-    Returns:
-        A summary sentence.
-
     Raises:
-        UserError: The source is of no known kind or invalid, or a flag is missing or does not
-            apply.
+        UserError: The source cannot be converted, or a flag is missing or does not apply.
     """
     source = config.source
     with readable(str(source)):
         is_there, is_store = source.exists(), expert_store.exists(source)
     if not is_there:
         raise UserError(f"there is no {source}")
+    # Check under the lock: before it, another process could still create the output.
     with locked(config.out):
         files.check_new(config.out)
         if is_store:
@@ -62,6 +58,7 @@ def convert(config: ConvertConfig, progress: ProgressLike | None = None) -> str:
 
 def _check_flags(config: ConvertConfig, kind: str, *allowed: str) -> None:
     """Raise UserError for flags that would have no effect."""
+    # Only flags that differ from their default count as given.
     for name in config.chosen(ConvertConfig):
         if name not in ("source", "out", "quiet", *allowed):
             raise UserError(

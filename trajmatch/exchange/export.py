@@ -1,4 +1,4 @@
-"""Export of a distilled set as PNG files, arrays, tensors or a Hugging Face data set."""
+"""Export of a distilled set as PNG files, NumPy arrays, tensors or a Hugging Face data set."""
 
 from __future__ import annotations
 
@@ -48,10 +48,8 @@ def export(config: ExportConfig) -> str:
 
 
 def describe(distilled: Artifact) -> dict[str, Any]:
-    """Return a JSON description; ``clipped`` is the fraction of pixel values outside 8 bits.
-
-    For parametrised images it includes the parametrisation and the stored size.
-    """
+    """Return a JSON description; ``clipped`` is the fraction of pixel values outside 0 to 255."""
+    # Only parametrised images have a parametrisation and a stored size.
     kind = ("parametrisation", "stored_values", "stored_bytes")
     return {
         **({name: getattr(distilled, name) for name in kind} if distilled.parametrisation else {}),
@@ -63,13 +61,13 @@ def describe(distilled: Artifact) -> dict[str, Any]:
 
 
 def _clipped(distilled: Artifact) -> float:
-    """Return the fraction of pixel values that 8 bits cannot hold, after rounding."""
+    """Return the fraction of pixel values that are outside 0 to 255 after rounding."""
     pixels = distilled.preprocessing.invert(distilled.images).mul(255).round()
     return ((pixels < 0) | (pixels > 255)).double().mean().item()
 
 
 def _write_pictures(distilled: Artifact, folder: Path, hub: bool) -> None:
-    """Write PNG files and the description; for the hub in the layout of its imagefolder builder."""
+    """Write PNG files and the description; ``hub`` writes the layout that ``datasets`` reads."""
     images = folder / "train" if hub else folder
     columns = {
         "file_name": [path.as_posix() for path in distilled.to_images(images)],
@@ -89,7 +87,8 @@ def _write_pictures(distilled: Artifact, folder: Path, hub: bool) -> None:
 
 
 def _numbers(distilled: Artifact, form: str) -> bytes:
-    """Return an ``.npz`` or ``.pt`` file with images, labels, pixels and preprocessing."""
+    """Return the bytes of an ``.npz`` or ``.pt`` file: images, labels, pixels, preprocessing."""
+    # The step size is a float64 number; float32 would round it.
     content: dict[str, Any] = {
         "images": distilled.images,
         "labels": distilled.labels,

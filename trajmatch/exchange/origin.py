@@ -18,27 +18,23 @@ from trajmatch.recipes import find_recipe
 
 @dataclass(frozen=True)
 class Origin:
-    """Origin of converted files.
+    """Data set, network, augmentation and recipe with which converted files were made."""
 
-    Attributes:
-        dataset: The data set, with the preprocessing that the network saw.
-        network: The network's ``spec()``.
-        dsa: The augmentation.
-        recipe: Expert settings from ``--recipe``; empty without one.
-    """
-
+    # With the preprocessing of the images that the network was trained on.
     dataset: Dataset
+    # The network's spec().
     network: dict[str, Any]
     dsa: str
+    # Expert settings of --recipe; empty without one.
     recipe: dict[str, Any]
 
 
 def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
-    """Combine flags and recipe into the origin.
+    """Combine flags and recipe into the origin; raise UserError if a flag is missing or invalid.
 
-    ``lacking`` are missing flags found by the caller, so that one message names all of them. Raises
-    UserError if a flag is missing or contradicts another.
+    ``lacking`` lists flags that the caller found missing: one message names all missing flags.
     """
+    # Flags take precedence over the recipe.
     expert, kind, dsa = None, config.preprocessing, config.dsa
     if config.recipe is not None:
         expert = ExpertSettings(**find_recipe(config.recipe).expert)
@@ -57,6 +53,7 @@ def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
     if config.data is None:
         missing.insert(0, "--data (the data set, e.g. cifar10:ROOT)")
     missing += lacking
+    # The type checker needs the first two conditions, although ``missing`` covers them.
     if config.data is None or dsa is None or missing:
         raise UserError(
             f"{config.source} does not say all that is needed: give also {', '.join(missing)}"
@@ -78,12 +75,10 @@ def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
 
 
 def preprocessed(dataset: Dataset, kind: str | None, config: ConvertConfig) -> Dataset:
-    """Return the data set with preprocessing ``kind``, or with mean and std of the flags for None.
-
-    Raises UserError if the constants are unknown or do not match the channels.
-    """
+    """Return the data set with the preprocessing ``kind``; None takes ``--mean`` and ``--std``."""
     if kind == "zca":
         return dataset.whitened(zca.fit(dataset.train_images))
+    # For ``mtt``, a set with published statistics has the constants of MTT's code already.
     if kind == "data" or (kind == "mtt" and dataset.published_statistics):
         return dataset
     if config.mean is not None and config.std is not None:

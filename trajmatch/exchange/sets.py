@@ -1,7 +1,7 @@
 """Distilled sets of the papers' scripts: ``images_*.pt``, ``labels_*.pt`` and ``lr_*.pt``.
 
-Each holds one tensor: images as trained (normalised or whitened); class indices (MTT, FTD) or
-target logits (DATM); and the learned step size, which MTT's script does not save.
+Each file holds one tensor: the images as trained (normalised or whitened); the labels, which are
+class indices (MTT, FTD) or target logits (DATM); the learned step size (not saved by MTT's script).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from trajmatch.exchange import torch_files
 from trajmatch.exchange.config import ConvertConfig
 from trajmatch.exchange.origin import find_origin
 
-#: Name prefix of the unwhitened copies for viewing that the scripts write.
+#: Name prefix of copies with the whitening undone, which the scripts write for viewing.
 _FOR_LOOKING = "images_zca"
 
 
 def find_images(source: Path) -> Path | None:
-    """Return the images file at a path or the only one in a folder; None if there is none.
+    """Return the images file at a path, or the only one in a folder; None if there is none.
 
-    Raises UserError for several sets in a folder, and for a copy with the whitening undone.
+    Raises UserError if a folder has several images files, or the file has the whitening undone.
     """
     if source.is_dir():
         found = sorted(
@@ -50,7 +50,7 @@ def find_images(source: Path) -> Path | None:
 
 
 def to_artifact(config: ConvertConfig, images_file: Path) -> str:
-    """Make a distilled set from an images file and the labels and step size next to it."""
+    """Convert an images file, and the labels and step size beside it, to a distilled set."""
     artifact.warn_of_ending(config.out)
     labels_file, lr_file = (
         images_file.with_name(images_file.name.replace("images", name, 1))
@@ -61,6 +61,7 @@ def to_artifact(config: ConvertConfig, images_file: Path) -> str:
             f"{images_file} has no labels beside it; put them there as {labels_file.name}"
         )
     labels = _tensor(labels_file)
+    # Collected here, so that find_origin names all missing flags in one message.
     lacking = []
     if config.lr is None and not lr_file.is_file():
         lacking.append(f"--lr (eta, the learned step size, since there is no {lr_file.name})")
@@ -103,7 +104,7 @@ def to_artifact(config: ConvertConfig, images_file: Path) -> str:
 def from_artifact(config: ConvertConfig) -> str:
     """Write a distilled set as ``images.pt``, ``labels.pt`` and ``lr.pt`` for other scripts."""
     distilled = artifact.load(config.source)
-    # The scripts write float32; float64 is used only if the step size is not exact in it.
+    # The scripts write float32; use float64 only if float32 would round the step size.
     lr = torch.tensor(distilled.lr, dtype=torch.float32)
     if lr.item() != distilled.lr:
         lr = torch.tensor(distilled.lr, dtype=torch.float64)
@@ -143,22 +144,24 @@ def _step_size(path: Path, given: float | None) -> float:
 
 
 def _labels(path: Path, labels: Tensor, kind: str | None) -> tuple[Any, Tensor]:
-    """Return the kind and values of the labels as an artifact stores them."""
+    """Return the labels as an artifact stores them: their kind and their values."""
     if not labels.is_floating_point():
         if kind is not None:
             raise UserError(f"{path} holds class indices ({labels.dtype}); leave out --labels")
         column = labels.ndim == 2 and labels.shape[1] == 1
         return "index", (labels[:, 0] if column else labels).to(torch.int64)
+    # Artifacts store logits; log-probabilities are logits whose softmax is the probabilities.
     if kind == "probability":
         return "logit", log_probabilities(labels)
     return "logit", _single(path, labels)
 
 
 def _single(path: Path, tensor: Tensor) -> Tensor:
-    """Convert floating-point tensors to float32; warn if that rounds."""
+    """Convert a floating-point tensor to float32; warn if that rounds."""
     if not tensor.is_floating_point():
         return tensor
     single = tensor.float()
+    # No warning for NaN and infinity: Artifact refuses them.
     if single.isfinite().all() and not torch.equal(single.to(tensor.dtype), tensor):
         warn(f"{path} holds numbers of {tensor.dtype}, which are rounded to float32")
     return single

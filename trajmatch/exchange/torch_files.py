@@ -1,8 +1,4 @@
-"""Reading and writing of untrusted ``.pt`` files: zip archives of a pickle and tensor bytes.
-
-They are loaded with ``weights_only=True``, which runs no code, after a check that the archive does
-not expand. Tensors are memory-mapped, so only the parts used take memory.
-"""
+"""Safe reading of untrusted ``.pt`` files (zip archives of a pickle and tensors), and writing."""
 
 from __future__ import annotations
 
@@ -16,20 +12,22 @@ from trajmatch.errors import UserError
 
 
 def load(path: Path) -> Any:
-    """Load a file written by ``torch.save``; tensors are memory-mapped.
+    """Load a file written by ``torch.save`` without running code; tensors are memory-mapped.
 
-    Raises UserError if the file is unreadable, damaged or older than PyTorch 1.6, or holds a
-    bytearray or anything that ``weights_only`` refuses.
+    Raises UserError if the file is unreadable, damaged or written by PyTorch before 1.6, or if it
+    holds a bytearray or anything that ``weights_only`` refuses.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             entries, size = archive.infolist(), path.stat().st_size
+            # torch.save does not compress, so a larger content marks a zip bomb.
             if sum(entry.file_size for entry in entries) > size:
                 raise UserError(f"{path} is damaged: it claims to hold more than its {size} bytes")
+            # Memory-mapped tensors are read without a check of their checksums.
             if damaged := archive.testzip():
                 raise UserError(f"{path} is damaged: {damaged!r} does not fit its checksum")
             pickles = [each for each in entries if each.filename.endswith("/data.pkl")]
-            # bytearray is the one call that weights_only allows with any amount of memory.
+            # Of the calls that weights_only allows, only bytearray(n) can fill the memory.
             if any(b"bytearray" in archive.read(each) for each in pickles):
                 raise UserError(f"{path} holds a bytearray; only tensors, lists, numbers are read")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

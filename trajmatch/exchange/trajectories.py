@@ -1,7 +1,7 @@
 """Experts of the papers' scripts, ``replay_buffer_*.pt``: conversion to a store and back.
 
-A file is a list of experts. Each is a list of snapshots (epoch 0 is the initialisation), each the
-list of parameters in the order of ``model.parameters()``, and nothing else.
+A file is a list of experts; an expert is a list of snapshots (epoch 0 is the initialisation); a
+snapshot is the list of parameters, in the order of ``model.parameters()``, without buffers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trajmatch.inference import accuracy
 from trajmatch.progress import ProgressLike
 
 _NAME = re.compile(r"replay_buffer_(\d+)\.pt")
-#: Types whose every number is exact in float32, the type of stores.
+#: Types whose numbers are all exact in float32, the type of expert stores.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: Experts -> snapshots -> parameter tensors.
 _Content = Annotated[list[Annotated[list[list[Any]], Meta(min_length=2)]], Meta(min_length=1)]
@@ -94,6 +94,7 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
     measured, done = 0.0, 0
     with files.whole_folder(config.out) as folder:
         store = Store.create(folder, manifest, dataset.zca)
+        # Second pass: one expert at a time in memory, as ``rows [S, P]``.
         for number, path in enumerate(paths, start=1):
             for place, trajectory in enumerate(read_trajectories(path, shapes)):
                 rows = _rows(trajectory, path, place)
@@ -102,6 +103,7 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
                     some = slice(None, None, max(1, len(dataset.test_labels) // _TESTED))
                     images, labels = dataset.test_images[some], dataset.test_labels[some]
                     measured = accuracy(model, images, labels, normalise=dataset.normalise)
+                # As `trajmatch expert` records it: the distance that each epoch moves.
                 moved = [
                     (end - start).norm(dtype=torch.float64).item()
                     for start, end in itertools.pairwise(rows)
@@ -123,10 +125,9 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
 
 
 def read_trajectories(path: Path, shapes: Mapping[str, torch.Size]) -> list[list[list[Tensor]]]:
-    """Read a file of trajectories, memory-mapped, and check its structure.
+    """Read a memory-mapped file of trajectories: lists of experts, snapshots and tensors.
 
-    Returns a list of parameter tensors per expert and snapshot. Raises UserError for the first
-    tensor that does not match ``shapes``.
+    Raises UserError for the first tensor that does not match ``shapes``.
     """
     size = 0
     nested = "experts, each a list of two or more snapshots, each a list of tensors"
@@ -160,7 +161,7 @@ def _check_snapshot(snapshot: list[Any], shapes: Mapping[str, torch.Size], place
 
 
 def _rows(trajectory: list[list[Tensor]], path: Path, expert: int) -> Tensor:
-    """Flatten the snapshots of an expert to new memory ``[S, P]``, float32, and check them."""
+    """Copy an expert's snapshots to ``[S, P]``, float32; check that they are finite and differ."""
     flat = [torch.cat([each.detach().reshape(-1) for each in snapshot]) for snapshot in trajectory]
     rows = torch.stack(flat).float()
     finite = rows.isfinite().all(dim=1).tolist()
@@ -169,6 +170,7 @@ def _rows(trajectory: list[list[Tensor]], path: Path, expert: int) -> Tensor:
             f"{path}: expert {expert} diverged: its parameters after epoch {finite.index(False)} "
             "are not all finite; leave the file out"
         )
+    # Snapshots that are references to the model's parameters all have the final values.
     if (rows == rows[0]).all():
         raise UserError(
             f"{path}: all {len(rows)} snapshots of expert {expert} are the same, {_REFERENCES}"
@@ -179,12 +181,11 @@ def _rows(trajectory: list[list[Tensor]], path: Path, expert: int) -> Tensor:
 def from_store(config: ConvertConfig) -> str:
     """Convert a store of experts to trajectory files; return a summary sentence.
 
-    The list position is the epoch, so epochs after a gap are left out with a warning. Raises
-    UserError if the store lacks epoch 0 or 1.
+    Epochs after a gap are left out with a warning. Raises UserError if epoch 0 or 1 is missing.
     """
     store, per_file = Store.open(config.source), config.per_file
     kept = store.snapshots_kept
-    # Only the epochs 0, 1, 2, ... up to the first gap: the list position is the epoch.
+    # The position in a list is the epoch: take the epochs 0, 1, 2, ... up to the first gap.
     epochs = [epoch for place, epoch in enumerate(kept) if epoch == place]
     if len(epochs) < 2:
         raise UserError(
@@ -216,5 +217,5 @@ def from_store(config: ConvertConfig) -> str:
 
 
 def _parameters(theta: Tensor, shapes: Mapping[str, torch.Size]) -> list[Tensor]:
-    """Split a flat vector into parameters, each in its own memory."""
+    """Return the parameters in a flat vector, each as a tensor with its own memory."""
     return [part.clone() for part in networks.split(theta, shapes).values()]

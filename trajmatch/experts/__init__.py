@@ -1,4 +1,4 @@
-"""Experts: networks trained on the real images, and the store of their trajectories."""
+"""Training of experts (networks trained on the real images), and the store of trajectories."""
 
 from trajmatch.importing import lazily
 

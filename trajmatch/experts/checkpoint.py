@@ -1,6 +1,6 @@
-"""Checkpoints of experts in training, so that an interrupted run resumes where it stopped.
+"""Checkpoints of experts in training, from which an interrupted run resumes.
 
-Each unfinished expert has its own hidden file in the store, removed when the expert is written.
+Each unfinished expert has a hidden file in the store, which is removed once the expert is written.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from trajmatch.schema import Count, convert
 
 _ADVICE = "; remove it to train expert {} from its beginning"
 
-#: Largest share of the run time spent on writing checkpoints.
+#: Largest fraction of the run time that is spent on writing checkpoints.
 _SHARE = 0.05
 
 
 class Place(NamedTuple):
-    """Training progress of an expert: finished epochs, and steps taken in the next epoch."""
+    """Progress of an expert: number of finished epochs, and of steps taken in the next epoch."""
 
     epoch: Count
     step: Count
@@ -47,7 +47,7 @@ class Description(msgspec.Struct, tag_field="format", tag="trajmatch expert chec
 
 
 class Training(NamedTuple):
-    """An expert in training; ``total`` is its loss in this epoch, summed over images. Float64."""
+    """Expert in training; ``total``, float64, is its loss summed over the images of this epoch."""
 
     expert: int
     state: ExpertState
@@ -61,27 +61,27 @@ class Training(NamedTuple):
 
 
 class Checkpoints:
-    """Reader and writer of a store's checkpoints, at least ``every`` seconds apart."""
+    """Reader and writer of a store's checkpoints; writes are at least ``every`` seconds apart."""
 
     def __init__(self, store: Store, every: float) -> None:
         self._store, self._every, self._due = store, every, time.monotonic() + every
 
     def place(self, expert: int) -> Place:
-        """Return an expert's progress, from its checkpoint or else its file; (0, 0) at first."""
+        """Return an expert's progress: from its checkpoint, else from its file, else (0, 0)."""
         path = self._store.checkpoint_path(expert)
         if not path.exists():
             return Place(self._store.epochs_of(expert), 0)
         return _described(self._store, expert, files.read_metadata(path)).place
 
     def restore(self, training: Training) -> None:
-        """Load a new expert's checkpoint, or the final state in its file, if there is one."""
+        """Restore an expert in training from its checkpoint, else its file, else do nothing."""
         store, expert = self._store, training.expert
         if store.checkpoint_path(expert).exists():
             tensors, description = files.load_tensors(store.checkpoint_path(expert))
             health = _described(store, expert, description).health
         elif store.epochs_of(expert):
-            # The expert was written after --until-epoch: continue from the state in its file. The
-            # file has no `last` and no `total`, and `buffers` only for networks that have buffers.
+            # An earlier run stopped at --until-epoch; continue from the state in the expert's file.
+            # It has no `last` and no `total`, and `buffers` only for networks that have buffers.
             tensors, _ = files.load_tensors(store.expert_path(expert))
             rows = tensors["snapshots"].float()
             empty = {"buffers": rows[:, :0], "last": tensors["theta"], "total": training.total}
@@ -89,6 +89,7 @@ class Checkpoints:
             health = {name: store.metrics(expert)[name] for name in training.recorder.health}
         else:
             return
+        # First the recorder: it sets the length of the tensors that are filled below.
         training.recorder.restore(health)
         for name, memory in training.tensors.items():
             value = tensors.get(name)
@@ -98,7 +99,7 @@ class Checkpoints:
                 memory.copy_(value)
 
     def visit(self, place: Place, group: Sequence[Training]) -> None:
-        """Write the group's checkpoints if they are due, or before raising Interrupted."""
+        """Write the group's checkpoints when due; on a stop, write them and raise Interrupted."""
         try:
             interruption.check()
         except interruption.Interrupted as stop:
@@ -112,6 +113,7 @@ class Checkpoints:
         if began >= self._due:
             self._write(place, group)
             ended = time.monotonic()
+            # Slow writes are postponed, so that they take at most _SHARE of the time.
             self._due = ended + max(self._every, (ended - began) / _SHARE)
 
     def _write(self, place: Place, group: Sequence[Training]) -> None:
@@ -124,10 +126,11 @@ class Checkpoints:
 
 
 def _described(store: Store, expert: int, content: dict[str, Any]) -> Description:
-    """Read the metadata of a checkpoint and check that it fits the store and the expert."""
+    """Convert a checkpoint's metadata; raise UserError unless they fit the store and expert."""
     place = f"{store.checkpoint_path(expert)} cannot be used"
     found = convert(content, Description, place, _ADVICE.format(expert))
     epoch, lengths = found.place.epoch, {name: len(each) for name, each in found.health.items()}
+    # Health has one value for each finished epoch. A loss is never None, a test result may be.
     wanted = dict.fromkeys(("train_loss", measure_of(store.loss), "displacement"), epoch)
     if (found.store, found.expert) != (store.identity, expert):
         raise _misfit(store, expert, "it belongs to another store or to another expert")

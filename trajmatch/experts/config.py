@@ -28,7 +28,7 @@ from trajmatch.schema import (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(Settings):
-    """Settings of the training steps and schedules, which a store keeps as its ``recipe``."""
+    """Settings of training steps and schedules, recorded as the ``recipe`` of a store."""
 
     epochs: Epochs = 50
     """Epochs of each expert (MTT: train_epochs). The initial parameters and those after each epoch
@@ -72,8 +72,10 @@ class TrainingSettings(Settings):
     40:0.1,60:0.2). Needs --scores."""
 
     def __post_init__(self) -> None:
-        """Check the types, and that the settings are consistent."""
+        """Check the types and the combinations of settings."""
         super().__post_init__()
+        # A drop after the last epoch, `epochs - 1`, would have no effect. Without drops `last` is
+        # [], which is less than any other list.
         last = [epoch for epoch, _ in Schedule.parse(self.curriculum, self.drop_easy).drops][-1:]
         wanted = f"for epochs below {self.epochs - 1}, the last of --epochs {self.epochs}"
         self.expect("drop_easy", last < [self.epochs - 1], wanted)
@@ -118,7 +120,7 @@ class NetworkSettings(ConvNetSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSettings(NetworkSettings, TrainingSettings):
-    """Settings that, with the data and seed, determine the experts."""
+    """Settings that determine the experts, together with data and seed."""
 
     num_experts: Annotated[int, Meta(ge=1, le=MOST_EXPERTS)] = 100
     """Number of experts to train (MTT: num_experts)."""
@@ -130,7 +132,7 @@ class ExpertSettings(NetworkSettings, TrainingSettings):
     bits."""
 
     def __post_init__(self) -> None:
-        """Check the settings of training, and that ``keep`` lists epochs."""
+        """Check the settings, and that ``keep`` lists epochs."""
         super().__post_init__()
         kept_epochs(self.keep, self.epochs)
 
@@ -180,7 +182,7 @@ class ExpertConfig(RunOptions, ExpertSettings):
 
     @property
     def trained_epochs(self) -> int:
-        """Epochs of the course that are trained."""
+        """Number of epochs to train: ``until_epoch``, or all of them."""
         return self.epochs if self.until_epoch is None else self.until_epoch
 
 
@@ -209,38 +211,23 @@ class ScoreConfig(Settings):
 
 
 def kept_epochs(keep: str, epochs: int) -> list[int]:
-    """Return the epochs whose parameters a store keeps.
-
-    Args:
-        keep: ``"all"``, or numbers and spans such as ``"0-22,30"``.
-        epochs: Epochs of an expert.
-
-    Returns:
-        Ascending; the last epoch is always among them.
-
-    Raises:
-        UserError: The text is no such list, or an epoch is beyond the last.
-    """
+    """Return the epochs to keep, ascending, for a text such as ``"all"`` or ``"0-22,30"``."""
     if keep == "all":
         return list(range(epochs + 1))
+    # Always with the last epoch: it gives the length of the course, and soft labels need it.
     return sorted({epochs, *numbers_of(keep, epochs, "keep", "epochs")})
 
 
 def numbers_of(text: str, most: int, flag: str, what: str) -> set[int]:
-    """Read the numbers that a text such as ``"0-22,30"`` lists.
+    """Parse a list of numbers and spans such as ``"0-22,30"``.
 
-    Args:
-        text: Numbers and spans.
-        most: The largest number that there is.
-        flag: Name of the flag, for messages.
-        what: Plural noun of the numbered things: ``"epochs"`` or ``"experts"``.
-
-    Raises:
-        UserError: The text is no such list, or a number is beyond the largest.
+    Raises UserError if the text is not such a list or has a number above ``most``. The message
+    names the ``flag`` and what is counted: ``what`` is ``"epochs"`` or ``"experts"``.
     """
     found: set[int] = set()
     for part in map(str.strip, text.split(",")):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part, re.ASCII)
+        # Text that does not match becomes the empty span 0 to -1, which is refused below.
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
         if not first <= last <= most:
             raise UserError(
@@ -252,8 +239,9 @@ def numbers_of(text: str, most: int, flag: str, what: str) -> set[int]:
 
 
 def spans(numbers: Collection[int]) -> str:
-    """Return numbers as ``0-3, 5, 8-10``, which :func:`numbers_of` reads."""
+    """Format numbers as spans, e.g. ``0-3, 5, 8-10``; the inverse of :func:`numbers_of`."""
     found = []
+    # In a run of consecutive numbers, number minus position is constant.
     for _, span in groupby(enumerate(sorted(numbers)), lambda each: each[1] - each[0]):
         first, *others = (number for _, number in span)
         found.append(f"{first}-{others[-1]}" if others else f"{first}")

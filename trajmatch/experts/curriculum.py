@@ -15,12 +15,11 @@ _DROPS = tuple[tuple[PositiveInt, Fraction], ...]
 
 
 class Schedule(NamedTuple):
-    """Part of each class that an epoch sees, from the easiest image (0) to the hardest (1).
+    """Curriculum of PAD (FIEX, arXiv 2408.03360): the part of each class that an epoch sees.
 
-    This is FIEX of PAD (arXiv 2408.03360), where ``first`` is IR and ``whole`` is AEE. Epoch ``e``,
-    counted from 0 as in PAD's code, sees the easiest fraction
-    ``min(1, first + (1 - first) e / whole)``. After epoch ``E`` of each pair ``(E, R)`` in
-    ``drops``, ascending, the easiest fraction ``R`` is left out.
+    Epochs count from 0, as in PAD's code. Epoch ``e`` sees the easiest fraction
+    ``min(1, first + (1 - first) e / whole)``; PAD calls ``first`` IR and ``whole`` AEE. ``drops``
+    are ascending pairs ``(E, R)``: epochs after ``E`` leave out the easiest fraction ``R``.
     """
 
     first: float = 1.0
@@ -29,7 +28,7 @@ class Schedule(NamedTuple):
 
     @classmethod
     def parse(cls, curriculum: str | None, drop_easy: str | None) -> Schedule:
-        """Parse ``--curriculum`` and ``--drop-easy``; None stands for all images."""
+        """Parse ``--curriculum`` and ``--drop-easy``; None means that no image is left out."""
         grows, drops = curriculum or "1,1", drop_easy.split(",") if drop_easy else []
         try:
             first, whole = msgspec.convert(grows.split(","), _GROWTH, strict=False)
@@ -41,6 +40,7 @@ class Schedule(NamedTuple):
         except msgspec.ValidationError as error:
             wanted = "E:R,...: epochs, each with a part below 1, as in 40:0.1,60:0.2"
             raise UserError(f"--drop-easy should be {wanted}, but is {drop_easy}") from error
+        # Drops ascend strictly and start no earlier than `whole`, the first epoch with all images.
         epochs = [whole - 1, *(epoch for epoch, _ in pairs)]
         if epochs != sorted(set(epochs)):
             raise UserError(
@@ -50,8 +50,9 @@ class Schedule(NamedTuple):
         return cls(first, whole, pairs)
 
     def part(self, epoch: int) -> tuple[float, float]:
-        """Return the bounds (low, high) of the part that an epoch sees; epochs count from 0."""
+        """Return bounds (low, high) of an epoch's part: 0 is the easiest image, 1 the hardest."""
         dropped = [share for after, share in self.drops if epoch > after]
         if dropped:
+            # The latest pair replaces the earlier ones.
             return dropped[-1], 1.0
         return 0.0, min(1.0, self.first + (1 - self.first) * epoch / self.whole)

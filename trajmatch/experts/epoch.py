@@ -1,4 +1,4 @@
-"""Epochs of a group of experts: image order, augmentation, learning rate and loss scale."""
+"""Epochs of a group of experts: order of the images, augmentation, learning rate, loss scale."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def decay_epoch(epochs: int) -> int:
 
 
 def learning_rate(recipe: dict[str, Any], index: int) -> float:
-    """Return the learning rate in an epoch (index from 0) for the recipe of a manifest."""
+    """Return the learning rate of a recipe in the epoch ``index``, counted from 0."""
     decayed = index > decay_epoch(recipe["epochs"])
     return float(recipe["lr"] * recipe["lr_decay"] if decayed else recipe["lr"])
 
 
 def loss_scale(recipe: dict[str, Any], index: int) -> float:
-    """Return the loss factor in an epoch (index from 0): 1, or rising over ten epochs (AST)."""
+    """Return the loss factor of epoch ``index``: 1, or rising from 0.5 to 1 in ten epochs (AST)."""
     if recipe["loss_scale"] == "constant" or index >= 10:
         return 1.0
     return 0.5 + 0.05 * index
@@ -45,11 +45,11 @@ class Epoch(Batch):
     """
 
     def to(self, device: str | torch.device) -> Epoch:
-        """Move the whole epoch to a device; a transfer per batch would block the host each time."""
+        """Move the whole epoch to a device at once: a transfer per batch would block the host."""
         return Epoch(*(each.to(device) for each in self))
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Iterate over the batches of the steps, stacked over experts; the last may be smaller."""
+        """Yield the batch of each step, stacked over experts; the last batch may be smaller."""
         size = min(size, self.indices.shape[1])
         indices, dsa = self.indices.split(size, dim=1), self.dsa.split(size, dim=1)
         steps = zip(indices, dsa, self.lr.unbind(1), self.loss_scale.unbind(1), strict=True)
@@ -57,15 +57,16 @@ class Epoch(Batch):
 
 
 class Curriculum:
-    """Training images sorted by difficulty within each class; ``fingerprint`` hashes the scores.
+    """Training images of each class, sorted by difficulty; ``fingerprint`` hashes the scores.
 
-    UserError is raised if epoch 0 would see no image of a class.
+    Raises UserError if epoch 0 would see no image of a class.
     """
 
     def __init__(self, schedule: Schedule, training: Dataset, scores: Scores) -> None:
         self._schedule, self._classes, self.fingerprint = schedule, [], scores.fingerprint
         for label, name in enumerate(training.class_names):
             members = (training.train_labels == label).nonzero().squeeze(1)
+            # A stable sort gives the same order everywhere, also for equal scores.
             self._classes.append(members[scores.values[members].argsort(stable=True)])
             if int(schedule.first * len(members)) == 0:
                 raise UserError(
@@ -74,14 +75,14 @@ class Curriculum:
                 )
 
     def images(self, epoch: int) -> Tensor:
-        """Return the indices of the images that an epoch sees (from 0). ``[n]``, int64."""
+        """Return the indices of the images that an epoch, counted from 0, sees. ``[n]``, int64."""
         low, high = self._schedule.part(epoch)
         sizes = [(each, len(each)) for each in self._classes]
         return torch.cat([each[int(low * size) : int(high * size)] for each, size in sizes])
 
 
 class EpochDraws:
-    """Random epochs of several experts; each expert has its own random generators."""
+    """Source of random epochs for several experts, each with its own random generators."""
 
     def __init__(
         self,
@@ -102,9 +103,11 @@ class EpochDraws:
         index, self._drawn = self._drawn, self._drawn + 1
         seen = None if self._curriculum is None else self._curriculum.images(index)
         count = self._shape[0] if seen is None else len(seen)
+        # Rounded up: the last batch may be smaller.
         steps = -(-count // self._recipe["batch_size"])
         shape = len(self._orders), steps
         orders = torch.stack([torch.randperm(count, generator=order) for order in self._orders])
+        # `orders [experts, n]` are positions in `seen`, or image indices if all images are seen.
         return Epoch(
             orders if seen is None else seen[orders],
             torch.stack([self._rows(each, count) for each in self._augmentations]),
@@ -113,11 +116,12 @@ class EpochDraws:
         )
 
     def _rows(self, augmentation: torch.Generator, count: int) -> Tensor:
-        """Draw one expert's DSA parameters by batch: ``[n, 5]``, or ``[n, 0]`` without DSA."""
+        """Draw one expert's DSA parameters for an epoch: ``[n, 5]``, or ``[n, 0]`` without DSA."""
         *_, height, width = self._shape
         if self._dsa.spec == "none":
             return torch.empty(count, 0, dtype=torch.float64)
         rows = torch.empty(count, COLUMNS, dtype=torch.float64)
+        # Batch by batch, because the images of a batch share one kind of transformation.
         for batch in rows.split(min(self._recipe["batch_size"], count)):
             batch.copy_(self._dsa.draw(len(batch), height, width, augmentation))
         return rows

@@ -1,4 +1,4 @@
-"""Logits of fully trained experts, used to select real images and to compute soft labels."""
+"""Logits of fully trained experts, to select real images and to compute soft labels."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from trajmatch.inference import all_logits
 
 
 class FinalExperts:
-    """The experts of a store after their last epoch, on the device of ``model``, which is copied.
+    """Fully trained experts of a store, run in a copy of ``model`` on its device.
 
-    If the experts are not trained that far, UserError names the flag ``purpose``, which needs them.
+    Raises UserError, naming the flag ``purpose``, if they are not trained to their last epoch.
     """
 
     def __init__(self, store: Store, model: nn.Module, purpose: str) -> None:
@@ -25,11 +25,11 @@ class FinalExperts:
         self.count = store.num_experts
 
     def logits(self, expert: int, images: Tensor) -> Tensor:
-        """Return logits ``[n, K]``, float32, on the CPU, of normalised images ``[n, C, H, W]``."""
+        """Return one expert's logits ``[n, K]``, float32, on the CPU, for normalised images."""
         return torch.cat([*all_logits(self.network(expert), images)]).float().cpu()
 
     def network(self, expert: int) -> nn.Module:
-        """Return the network of one expert in evaluation mode; the next call overwrites it."""
+        """Return one expert's network in evaluation mode; the next call overwrites the network."""
         self._store.load_into(self._model, expert, self._epoch)
         return self._model.eval()
 
@@ -37,11 +37,12 @@ class FinalExperts:
 def soft_labels(images: Tensor, classes: Tensor, experts: FinalExperts) -> Tensor:
     """Return the mean logits ``[n, K]`` of the experts that classify an image correctly (DATM).
 
-    If no expert does, the mean is over all experts. ``images`` are normalised, and ``classes`` are
-    the true classes, ``[n]``, int64. The logits are float32, on the CPU; their softmax is the soft
-    label.
+    If no expert does, the mean is over all experts. ``images`` are normalised; ``classes [n]``,
+    int64, are the true ones. The result is float32, on the CPU; its softmax is the soft label.
     """
     classes = classes.cpu()
+    # Running sums, because the logits of all experts at once may not fit in memory. They start as
+    # scalars, since K is not known yet, and become [n, K] in the first addition.
     of_right = of_all = torch.zeros(())
     times_right = torch.zeros(len(classes))
     for expert in range(experts.count):
@@ -50,5 +51,6 @@ def soft_labels(images: Tensor, classes: Tensor, experts: FinalExperts) -> Tenso
         of_right = of_right + right[:, None] * logits
         of_all = of_all + logits
         times_right += right
+    # clamp prevents 0 / 0 for an image that no expert classifies correctly.
     mean_right = of_right / times_right.clamp(min=1)[:, None]
     return torch.where(times_right[:, None] > 0, mean_right, of_all / experts.count)

@@ -1,4 +1,4 @@
-"""Warnings about experts that are not worth matching, based on their recorded health."""
+"""Warnings about experts that are not worth matching, judged by their recorded health."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ from statistics import fmean
 from trajmatch.experts.config import spans
 from trajmatch.experts.store import Store
 
-#: An expert stands still in an epoch whose displacement is at most this share of its largest one.
+#: An expert stands still in an epoch if its displacement is at most this fraction of its largest.
 STILL = 1e-3
-#: An expert is untrained if its test accuracy is less than this share of the way from chance to
-#: 100 % (or its test error, from guessing to 0).
+#: An expert is untrained if its test accuracy has covered less than this fraction of the way from
+#: chance to 100 % (or its test error of the way from guessing to 0).
 LEARNED = 0.1
 #: An untrained expert has diverged if its loss ever exceeded this many times the loss of guessing.
 EXPLODED = 10
 
 
 def examine(store: Store) -> list[str]:
-    """Return one sentence for each problem of the experts, worst first; empty for a healthy store.
-
-    Each expert is listed for its worst problem only. Only the first sentence gives advice: all
-    experts share one learning rate, so advice on two problems could contradict itself. The store
-    must be complete.
-    """
+    """Return a sentence for each problem of a complete store's experts, worst problem first."""
     classes = max(1, len(store.manifest["dataset"]["class_names"]))
     chance, best, guessing = 100 / classes, 100.0, math.log(classes)
     failed = "reached less than {:.1f} % test accuracy ({:.1f} % is chance)"
@@ -31,6 +26,7 @@ def examine(store: Store) -> list[str]:
         chance = guessing = store.metrics(0)["guessing"]
         best, failed = 0.0, "ended with a test error above {:.3g} ({:.3g} is guessing)"
     limit = chance + LEARNED * (best - chance)
+    # Problems and advice, the worst first.
     signs = {
         "diverged: the training loss ended above its first value and above that of guessing "
         f"({guessing:.3g}), or exceeded {EXPLODED} times the latter": "lower --lr",
@@ -44,8 +40,10 @@ def examine(store: Store) -> list[str]:
         metrics = store.metrics(expert)
         losses, moved = metrics.get("train_loss", []), metrics.get("displacement", [])
         tested = metrics.get("test_error", metrics.get("test_accuracy", best))
+        # Accuracies should be above the limit and errors below; the product has one sign for both.
         learned = (tested - limit) * (best - chance) >= 0
         exploded = not learned and max(losses, default=0.0) > EXPLODED * guessing
+        # Each expert is listed for its worst problem only.
         if losses and (exploded or losses[-1] > max(losses[0], guessing)):
             found[diverged].append(expert)
         elif moved and min(moved) <= STILL * max(moved):
@@ -53,6 +51,8 @@ def examine(store: Store) -> list[str]:
         elif not learned:
             found[untrained].append(expert)
     sentences = [f"{_experts(those)} {sign}" for sign, those in found.items() if those]
+    # Advice on the worst problem alone: all experts share one learning rate, and the advice on a
+    # second problem could contradict the first.
     gravest = next((advice for sign, advice in signs.items() if found[sign]), "")
     return [f"{sentences[0]}; {gravest} of `trajmatch expert`", *sentences[1:]] if sentences else []
 
@@ -60,9 +60,10 @@ def examine(store: Store) -> list[str]:
 def examine_window(
     store: Store, min_start_epoch: int, max_start_epoch: int, expert_epochs: int
 ) -> list[str]:
-    """Return a warning about start epochs from which the training loss does not fall."""
+    """Return at most one warning: start epochs from which the training loss does not fall."""
     every = range(store.num_experts)
     losses = [store.metrics(expert).get("train_loss", []) for expert in every]
+    # Converted experts have no recorded losses; then no start epoch is examined.
     shortest = min(map(len, losses), default=0)
     stale = [
         start

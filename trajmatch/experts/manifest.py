@@ -1,4 +1,4 @@
-"""The manifest of an expert store, ``store.json``, validated when it is read."""
+"""Manifest of an expert store, ``store.json``, validated when it is read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from trajmatch.schema import Count, Fraction, Int, PositiveInt, convert
 FORMAT = "trajmatch-experts"
 NAME = "store.json"
 
-#: Upper bounds, so that a damaged number cannot exhaust memory or time.
+#: Upper bounds, because a damaged number could otherwise exhaust memory or time.
 MOST_EXPERTS = MOST_EPOCHS = 100_000
 Epochs = Annotated[int, Meta(ge=1, le=MOST_EPOCHS)]
 
 
 class DatasetEntry(TypedDict):
-    """The whole data set; ``shape`` is ``[C, H, W]``."""
+    """Description of the whole data set; ``shape`` is ``[C, H, W]``."""
 
     name: str
     fingerprint: str
@@ -30,7 +30,7 @@ class DatasetEntry(TypedDict):
 
 
 class HoldoutEntry(TypedDict):
-    """Held-out part of the training images, and fingerprint of the remaining images."""
+    """Held-out part of the training images, and the fingerprint of the remaining images."""
 
     fraction: Fraction
     seed: Int
@@ -38,14 +38,14 @@ class HoldoutEntry(TypedDict):
 
 
 class SourceEntry(TypedDict):
-    """Seed and number with which an expert was trained."""
+    """Seed and number that an expert was trained with."""
 
     seed: Int
     expert: Count
 
 
 class WaypointsEntry(TypedDict):
-    """Waypoint epochs of convexified experts, and the size of each parameter tensor."""
+    """Epochs of the waypoints of convexified experts, and sizes of the parameter tensors."""
 
     epochs: Annotated[list[Count], Meta(min_length=2)]
     layers: list[Count]
@@ -91,6 +91,7 @@ def read(folder: Path) -> dict[str, Any]:
         )
     found = manifest.pop(files.CHECKSUM, None)
     known = convert(manifest, Manifest, f"{path} is damaged")
+    # msgspec checks each entry; the rest checks how entries fit together.
     epochs, sources = known["snapshots"], known.get("sources")
     if epochs != sorted(set(epochs)):
         raise UserError(f"{path} is damaged: its snapshots are {epochs!r:.100}")
@@ -100,6 +101,7 @@ def read(folder: Path) -> dict[str, Any]:
         ends = waypoints["epochs"]
         if ends != sorted(set(ends)) or not ends[0] <= epochs[0] <= epochs[-1] <= ends[-1]:
             raise UserError(f"{path} is damaged: its waypoints are {ends!r:.100}")
+    # Without a checksum, an early release wrote the file or a user edited it.
     if found is not None and found != files.json_checksum(manifest):
         raise UserError(
             f"{path} is damaged: its content does not fit its checksum; if you changed it by hand, "

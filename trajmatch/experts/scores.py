@@ -1,7 +1,7 @@
 """Difficulty scores of the training images: EL2N of experts, or numbers from the user.
 
-A score file has one tensor, ``scores [n]``, float32: one score per training image of the whole data
-set, in its order. Higher is harder. The metadata name the data set and the experts.
+A score file has one tensor, ``scores [n]``, float32, with a score for each training image of the
+whole data set, in its order. Higher is harder. The metadata name the data set and the experts.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Description(msgspec.Struct, tag_field="format", tag="trajmatch scores"):
 
 
 class Scores(NamedTuple):
-    """Difficulty of the training images without the held-out part."""
+    """Difficulty scores of the training images that are not held out."""
 
     values: Tensor  # [n], float64, in image order; higher is harder
     fingerprint: str  # SHA-256 of the scores of the whole data set, in hexadecimal
@@ -59,12 +59,11 @@ def path_beside(store: Path) -> Path:
 def el2n(
     store: Store, dataset: Dataset, epoch: int, experts: int, device: str, on_expert: OnExpert
 ) -> Tensor:
-    """Return the EL2N score of every training image (PAD), ``[n]``, float32, on the CPU.
+    """Return the EL2N score (PAD) of every training image. ``[n]``, float32, on the CPU.
 
-    ``chi_t(x, y) = E |softmax(f(theta*_t, x)) - onehot(y)|_2`` is the mean over the first
-    ``experts`` experts, without augmentation. For a data set with targets it is the distance
-    between output and target (our extension). UserError is raised if a snapshot is missing or
-    damaged.
+    The score ``chi_t(x, y) = E |softmax(f(theta*_t, x)) - onehot(y)|_2`` is a mean over the first
+    ``experts`` experts, without augmentation. With targets, it is the mean distance between output
+    and target (our extension). Raises UserError if a snapshot is missing or damaged.
     """
     seen = dataset.preprocessed_as(store.manifest["preprocessing"], store.zca)
     images, normalise = seen.preprocessing.staged(dataset.train_images.to(device))
@@ -83,9 +82,9 @@ def el2n(
 def score_images(config: ScoreConfig, on_expert: OnExpert = lambda done: None) -> dict[str, Any]:
     """Write the EL2N scores of a store's data set to a new file.
 
-    The result has ``file``, ``dataset`` (its name), ``epoch`` and ``experts`` (their number).
-    UserError is raised if the file exists or cannot be written, a score is not finite, the store
-    lacks the epoch or the experts, or the data set is not the store's.
+    Returns ``file``, ``dataset`` (name), ``epoch`` and ``experts`` (number). Raises UserError if
+    the file exists or cannot be written, a score is not finite, the store lacks the epoch or the
+    experts, or the data set is another one than the store's.
     """
     store, out = Store.open(config.store), config.out or path_beside(config.store)
     if out.exists():
@@ -97,6 +96,7 @@ def score_images(config: ScoreConfig, on_expert: OnExpert = lambda done: None) -
         distance = {each: abs(each - store.course / 10) for each in store.snapshots_kept if each}
         epoch = min(distance, key=distance.__getitem__, default=1)
     store.check_trained(epoch, f"--epoch {epoch}")
+    # Raise before the data are loaded if the store does not keep the epoch.
     store.snapshot(0, epoch)
     dataset, address = store.load_data(config.data)
     store.training_set(dataset, address)  # raises if it is not the store's data set
@@ -115,11 +115,11 @@ def read_scores(
     address: str | None = None,
     store: Store | None = None,
 ) -> Scores:
-    """Read the difficulty of the training images without the held-out part.
+    """Read the difficulty scores of the training images that are not held out.
 
-    ``path`` is a file of :func:`score_images`, or a ``.npy`` file with one number per training
-    image of the whole data set. ``holdout`` is the fraction and seed of the held-out part. If
-    ``store`` is given, a score file must belong to it. ``address`` names the data set in messages.
+    ``path`` is a file of :func:`score_images`, or a ``.npy`` file with one number for each training
+    image of the whole data set. ``holdout`` is the fraction and seed of the held-out images. If
+    ``store`` is given, a score file must belong to it. ``address`` names the data in messages.
     """
     count, (scores, found) = len(dataset.train_labels), _content(path)
     if found is not None:
@@ -139,6 +139,7 @@ def read_scores(
             f"--scores {path} should hold a finite number for each of the {count} training images "
             f"of {address or dataset.name}, but holds {held}"
         )
+    # Little-endian, and before the split: the fingerprint depends on neither machine nor holdout.
     values = scores.astype("<f8")
     kept, _ = split_holdout(dataset.train_labels, dataset.class_names, *holdout)
     fingerprint = hashlib.sha256(values.tobytes()).hexdigest()
@@ -146,7 +147,7 @@ def read_scores(
 
 
 def _content(path: files.PathLike) -> tuple[np.ndarray[Any, Any], Description | None]:
-    """Return the scores in a file, and its metadata if :func:`score_images` wrote it."""
+    """Return the scores in a file, and the metadata if :func:`score_images` wrote the file."""
     if not Path(path).exists():
         raise UserError(
             f"--scores: there is no {path}; `trajmatch score STORE` writes the scores of a store"

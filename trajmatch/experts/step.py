@@ -1,7 +1,4 @@
-"""Training step of an expert, and of several in lockstep: called, or replayed as a CUDA graph.
-
-A step works on tensors only, so that it can be recorded; the optimisers are part of it.
-"""
+"""Training steps of experts: SGD or Adam, GSAM and gradient penalty, eager or as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -18,7 +15,9 @@ from trajmatch.data import Dataset
 from trajmatch.data.preprocessing import Normalise
 from trajmatch.networks.flat import decayed
 
-#: State of an optimiser, by name.
+# A step, with its optimiser, works on tensors only, so that a CUDA graph can record it.
+
+#: State of an optimiser: tensors by name.
 Memory = dict[str, Tensor]
 
 #: Added to norms in denominators, as in the authors' code.
@@ -34,11 +33,11 @@ class Sgd:
     trainable: Tensor | None = None  # mask [P] of the parameters that decay; None: all
 
     def memory(self, theta: Tensor) -> Memory:
-        """Return the initial momentum buffer ``b``: zeros, so that the first step is plain SGD."""
+        """Return the initial momentum buffer ``b``, which is zero: the first step is plain SGD."""
         return {"momentum": torch.zeros_like(theta)}
 
     def __call__(self, theta: Tensor, grad: Tensor, lr: Tensor, memory: Memory) -> None:
-        """Update ``theta [P]`` and ``memory`` with gradient ``[P]`` and learning rate ``[]``."""
+        """Update ``theta [P]`` and ``memory`` in place, with ``grad [P]`` and ``lr []``."""
         if self.weight_decay:
             grad = decayed(grad, theta, self.weight_decay, self.trainable)
         stepped, buffer = ops.sgd_step(theta, grad, lr, memory["momentum"], self.momentum)
@@ -54,37 +53,39 @@ class Adam:
     trainable: Tensor | None = None  # as for Sgd
 
     def memory(self, theta: Tensor) -> Memory:
-        """Return the initial means of the gradient and its square, and the step count."""
+        """Return the initial state: means of the gradient and its square, and the step count."""
         zeros = torch.zeros_like
         return {"momentum": zeros(theta), "squares": zeros(theta), "taken": theta.new_zeros(())}
 
     def __call__(self, theta: Tensor, grad: Tensor, lr: Tensor, memory: Memory) -> None:
-        """Take a step; see :class:`Sgd`."""
+        """Update ``theta`` and ``memory`` in place, as :class:`Sgd` does."""
         if self.weight_decay:
             grad = decayed(grad, theta, self.weight_decay, self.trainable)
         first, second, eps = 0.9, 0.999, 1e-8
         taken, mean, squares = memory["taken"], memory["momentum"], memory["squares"]
+        # The step count is a tensor: a CUDA graph would replay a Python number unchanged.
         taken.add_(1)
         mean.lerp_(grad, 1 - first)
         squares.mul_(second).addcmul_(grad, grad, value=1 - second)
+        # The divisors correct the bias of means that start at 0 (section 3 of the paper).
         root = (squares / (1 - second**taken)).sqrt_().add_(eps)
         theta.sub_(lr / (1 - first**taken) * mean / root)
 
 
 @dataclass(frozen=True)
 class Gsam:
-    """Gradient of surrogate-gap minimisation with adaptive perturbation (FTD, section 3.3).
+    """GSAM: surrogate-gap minimisation with adaptive perturbation (FTD, section 3.3).
 
-    ``g = dL/dtheta`` is the gradient at ``theta``, and ``g'`` the gradient on the same batch at the
-    nearby point ``theta + rho theta^2 g / | |theta| g |``. With ``v``, the component of ``g``
-    orthogonal to ``g'``, the result is ``g' - alpha v``.
+    ``g`` is the gradient at ``theta``, and ``g'`` is the gradient of the same batch at the nearby
+    point ``theta + rho theta^2 g / | |theta| g |``. The expert steps along ``g' - alpha v``, where
+    ``v`` is the component of ``g`` orthogonal to ``g'``.
     """
 
     rho: float
     alpha: float
 
     def __call__(self, theta: Tensor, grad: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the gradient to step along, ``[P]``; ``gradient`` maps parameters to gradients."""
+        """Return ``g' - alpha v``, ``[P]``; ``gradient`` maps parameters to their gradient."""
         scale = self.rho / ((theta.abs() * grad).norm() + _TINY)
         there = gradient(theta + scale * theta.square() * grad)
         length = there.norm()
@@ -96,36 +97,37 @@ class Gsam:
 
 @dataclass(frozen=True)
 class GradientPenalty:
-    """``weight * mean (|G| - 1)^2`` with ``G = d(sum of all logits)/dx`` (AST, gradient penalty).
+    """AST's gradient penalty ``weight * mean (|G| - 1)^2`` with ``G = d(sum of all logits) / dx``.
 
-    ``x`` is the batch without augmentation. ``norm`` is ``"pixel"`` for a norm over the channels of
-    each pixel, as in the authors' code, or ``"image"`` for a norm over each image, as elsewhere.
+    ``x`` is the batch without augmentation. The norm ``|G|`` is over the channels of each pixel
+    (``"pixel"``, as in the authors' code) or over each image (``"image"``, the usual choice).
     """
 
     weight: float
     norm: Literal["pixel", "image"] = "pixel"
 
     def gradient(self, model: nn.Module, theta: Tensor, images: Tensor) -> Tensor:
-        """Return the gradient ``[P]`` with respect to ``theta``, at network inputs ``images``."""
-        # d penalty / d theta is the theta-derivative of sum(P G) for the fixed P = d penalty / d G.
-        # That is the derivative of the logits' theta-gradient along P in the images: one JVP.
+        """Return the penalty's gradient ``[P]`` with respect to ``theta``."""
+        # With P = d penalty / d G held constant, d penalty / d theta = d sum(P G) / d theta.
+        # sum(P G) is the derivative of the logit sum when the images move along P. Exchanging the
+        # two derivatives gives one JVP: the theta-gradient of the logit sum, along P in the images.
         slope = ops.image_gradient(model, theta, images, None, loss="sum_logits")
         pull = self._pull(slope)
         jvp = ops.gradient_jvp(model, theta, images, None, image_tangent=pull, loss="sum_logits")
         return jvp.grad_theta
 
     def _pull(self, slope: Tensor) -> Tensor:
-        """Return the penalty's derivative with respect to the input gradient ``[B, C, H, W]``."""
+        """Return ``d penalty / d G``, ``[B, C, H, W]``."""
         over = 1 if self.norm == "pixel" else (1, 2, 3)
         norms = torch.linalg.vector_norm(slope, dim=over, keepdim=True)
-        # The norm has no derivative where the input gradient is 0; use 0 there.
+        # The norm has no derivative at G = 0; use 0 there instead of 0 / 0.
         unit = torch.where(norms > 0, slope / norms, torch.zeros_like(slope))
         return 2 * self.weight / norms.numel() * (norms - 1) * unit
 
 
 @dataclass(frozen=True)
 class ExpertState:
-    """Parameters ``[P]``, optimiser state and network buffers ``[Q]``; a step changes them."""
+    """State of an expert in training: parameters ``[P]``, optimiser state, buffers ``[Q]``."""
 
     theta: Tensor
     memory: Memory
@@ -133,7 +135,7 @@ class ExpertState:
 
     @classmethod
     def begin(cls, model: nn.Module, optimiser: Sgd | Adam) -> ExpertState:
-        """Return the state before the first step; the initialised ``model`` is not changed."""
+        """Return the state before the first step, copied from an initialised model."""
         theta = networks.flat_parameters(model)
         buffers = networks.flat_buffers(model).to(theta.device)
         return cls(theta, optimiser.memory(theta), buffers)
@@ -151,12 +153,9 @@ class ExpertState:
 class Batch(NamedTuple):
     """Inputs of one step, on the device of the images.
 
-    Attributes:
-        indices: Image indices. ``[B]``, int64.
-        dsa: Augmentation parameters (:func:`trajmatch.ops.dsa`). ``[B, 5]``, float64; ``[B, 0]``
-            without augmentation.
-        lr: Learning rate. ``[]``, float32.
-        loss_scale: Factor of the loss (AST: ``c_e``). ``[]``, float32.
+    ``indices [B]``, int64, choose the images. ``dsa [B, 5]``, float64, are their parameters for
+    :func:`trajmatch.ops.dsa`; ``[B, 0]`` without augmentation. ``lr`` and ``loss_scale``, the
+    factor of the loss (AST: ``c_e``), are ``[]``, float32.
     """
 
     indices: Tensor
@@ -174,8 +173,8 @@ class ExpertStep:
     """Training step on real images: normalise, augment, differentiate, update.
 
     ``images [n, C, H, W]`` are uint8, or float32 if whitened. ``labels`` are classes ``[n]``,
-    int64, or targets ``[n, D]``, float32. The parameters of ``model`` are not used; its buffers are
-    workspace. ``penalty`` is AST's penalty on input gradients, and ``gsam`` is FTD's flattening.
+    int64, or targets ``[n, D]``, float32. A step ignores the parameters of ``model`` and overwrites
+    its buffers. ``penalty`` is AST's gradient penalty; ``gsam`` flattens the trajectory as in FTD.
     """
 
     model: nn.Module
@@ -188,11 +187,12 @@ class ExpertStep:
     loss: str = "cross_entropy"
 
     def __call__(self, state: ExpertState, batch: Batch) -> Tensor:
-        """Take a step, change ``state`` in place, and return the loss before it."""
+        """Take a step: change ``state`` in place and return the loss before the change, ``[]``."""
         plain = self.normalise(self.images[batch.indices])
         shown = ops.dsa(plain, batch.dsa) if batch.dsa.shape[1] > 0 else plain
         labels = self.labels[batch.indices]
         has_statistics = len(state.statistics) > 0
+        # The state owns the running statistics, since checkpoints and recording restore only it.
         if has_statistics:
             networks.load_flat_buffers(self.model, state.statistics)
 
@@ -200,6 +200,7 @@ class ExpertStep:
             at = (self.model, theta, shown, labels, self.loss)
             loss, grad = ops.gradient(*at, update_buffers=counts)
             grad = grad * batch.loss_scale
+            # The penalty is not multiplied by loss_scale, and its images are not augmented.
             if self.penalty is not None:
                 grad = grad + self.penalty.gradient(self.model, theta, plain)
             return loss, grad
@@ -217,7 +218,7 @@ class ExpertStep:
 def step_of(
     model: nn.Module, training: Dataset, recipe: dict[str, Any], device: str | torch.device
 ) -> ExpertStep:
-    """Return the step that a recipe describes."""
+    """Build the training step that a store's ``recipe`` describes."""
     decay, trained = recipe["weight_decay"], networks.trainable(model)
     optimiser: Sgd | Adam = Sgd(recipe["momentum"], decay, trained)
     if recipe["optimiser"] == "adam":
@@ -231,7 +232,7 @@ def step_of(
     return ExpertStep(model, images, labels, normalise, optimiser, penalty, gsam, loss)
 
 
-#: Function that takes one step with every expert: from the stacked batches to losses ``[experts]``.
+#: Takes one step with every expert; maps a stacked batch to losses ``[experts]``.
 TakeSteps = Callable[[Batch], Tensor]
 
 
@@ -241,18 +242,18 @@ def steps_for(
     device: torch.device,
     record: recording.Record | None = None,
 ) -> TakeSteps:
-    """Return a function that takes one step with every expert.
+    """Return a function that takes one step with every expert and changes ``states`` in place.
 
-    Every call advances ``states`` in place. It replays a CUDA graph on a CUDA device and is a plain
-    call elsewhere, unless ``record`` gives another way to record the steps.
+    On a CUDA device it records the steps as a CUDA graph and replays them; elsewhere it runs them
+    eagerly. ``record`` is another recorder, for any device.
     """
     if device.type == "cuda":
         record = record or partial(recording.cuda_graph, device=device)
     function = called(steps, states, device)
     if record is None:
         return lambda batch: function(batch)[0]
-    # Two recordings: the last batch of an epoch may be smaller. Recording runs real steps, so
-    # `flat` lists the state to put back afterwards.
+    # Two recordings, because the last batch of an epoch may be smaller. Recording runs real steps;
+    # `flat` is the state to restore afterwards.
     replayed = recording.Replayed("the experts' steps run", keep=2, record=record)
     flat = [each for state in states for each in state.tensors().values()]
     return lambda batch: replayed(None, batch, function, flat)[0]
@@ -261,7 +262,7 @@ def steps_for(
 def called(
     steps: Sequence[ExpertStep], states: Sequence[ExpertState], device: torch.device
 ) -> recording.Function:
-    """Return a function that calls each expert's step, in parallel on a CUDA device."""
+    """Return a function that takes every expert's step; on a CUDA device, their kernels overlap."""
 
     def all_steps(tensors: recording.Inputs) -> recording.Outputs:
         batch = Batch(*tensors)

@@ -1,15 +1,15 @@
 """Expert store: one folder with a manifest, ``store.json``, and one file per expert.
 
 - ``store.json`` describes the experts: network, data set, preprocessing, recipe, seed.
-- ``preprocessing.safetensors`` holds the mean and matrix of ZCA whitening, if it is used.
-- ``expert_0000.safetensors`` and so on hold ``snapshots [S, P]``, float32 or bfloat16: the flat
-  parameter vectors theta*_t after each kept epoch ``t``. Epoch 0 is the initialisation. If the
-  network has buffers (running statistics of batch norm), ``buffers [S, Q]`` go with the snapshots.
-- Convexified experts have only ``snapshots [W, P]`` of their waypoints, and ``shares [S, L]``: the
-  position of each parameter tensor on the line between two waypoints.
+- ``preprocessing.safetensors`` has the mean and matrix of ZCA whitening, if it is used.
+- ``expert_0000.safetensors`` and so on have ``snapshots [S, P]``, float32 or bfloat16: the flat
+  parameters theta*_t after each kept epoch ``t``, where epoch 0 is the initialisation. If the
+  network has buffers (running statistics of batch norm), ``buffers [S, Q]`` are added.
+- For convexified experts, the snapshots ``[W, P]`` are waypoints, and ``shares [S, L]`` are the
+  positions of the parameter tensors on the lines between waypoints.
 
-Files are replaced as a whole, so an interrupted run leaves no partial expert. Reading a snapshot
-maps the file and touches only the rows it needs.
+Files are written atomically, so an interrupted run leaves no partial expert. Files are
+memory-mapped, and reading a snapshot touches only the rows that it needs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from trajmatch.schema import PositiveInt, convert
 
 PREPROCESSING = "preprocessing.safetensors"
 
-# Entries that may change without changing any expert: location of the data, size of the store.
+# Entries that may change while the experts stay the same: data address and size of the store.
 _NOT_IDENTITY = ("data", "num_experts", "trained_epochs")
 
 
@@ -52,11 +52,11 @@ class ExpertDescription(msgspec.Struct, omit_defaults=True):
 
 
 class Store:
-    """A folder of expert trajectories; use :meth:`create` or :meth:`open`.
+    """Folder of expert trajectories; made by :meth:`create`, opened by :meth:`open`.
 
     Attributes:
         path: The folder.
-        manifest: Content of ``store.json``. ``data`` and ``trained_epochs`` are in no fingerprint.
+        manifest: Content of ``store.json``. No fingerprint covers ``data`` or ``trained_epochs``.
 
             - ``format``, ``version``: kind and version of the folder;
             - ``data``: the given ``--data``, or None;
@@ -72,7 +72,7 @@ class Store:
             - ``snapshots``: kept epochs of the whole course;
             - ``trained_epochs``: number of trained epochs, only if below the whole course;
             - ``sources``: ``seed`` and number (``expert``) that each expert was trained with, only
-              if experts were merged or left out. If seeds differ, ``seed`` is None;
+              if a merge or trim changed them. If they have several seeds, ``seed`` is None;
             - ``waypoints``: waypoint ``epochs`` and sizes of the parameter tensors (``layers``),
               only for convexified experts.
     """
@@ -91,18 +91,18 @@ class Store:
     def create(
         cls, path: files.PathLike, manifest: dict[str, Any], zca: ZCA | None = None
     ) -> Store:
-        """Create an empty store from a manifest without ``format`` and ``version``."""
+        """Create an empty store; ``format`` and ``version`` are added to the manifest."""
         cls.check_new(path)
         store = cls(Path(path), manifest_file.complete(manifest))
         if zca is not None:
             files.save_tensors(store.path / PREPROCESSING, zca.tensors(), {"store": store.identity})
-        # Written last: the manifest is what makes the folder a store.
+        # Written last, because the manifest makes the folder a store.
         manifest_file.write(store.path, store.manifest)
         return store
 
     @staticmethod
     def check_new(path: files.PathLike) -> None:
-        """Create a folder, and raise UserError unless a new store can be made in it."""
+        """Create a folder if needed; raise UserError unless a new store can be made in it."""
         path = Path(path)
         if exists(path):
             raise UserError(
@@ -122,8 +122,8 @@ class Store:
     def open(cls, path: files.PathLike, *, complete: bool = True) -> Store:
         """Open a store and check the header of every expert's file.
 
-        UserError is raised if there is no store, a file is damaged or of another store or version,
-        or, with ``complete``, an expert is missing.
+        Raises UserError if there is no store, a file is damaged or belongs to another store or
+        version, or, with ``complete``, an expert is missing.
         """
         path = Path(path)
         if not exists(path):
@@ -152,17 +152,17 @@ class Store:
 
     @property
     def course(self) -> int:
-        """Number of epochs of the whole course, which the learning-rate schedule is made for."""
+        """Number of epochs of the whole course, over which the learning-rate schedule runs."""
         return int(self.manifest["snapshots"][-1])
 
     @property
     def trained_epochs(self) -> int:
-        """Number of epochs that each expert of the complete store is trained for."""
+        """Number of epochs for which each expert of the complete store is trained."""
         return int(self.manifest.get("trained_epochs", self.course))
 
     @property
     def reached(self) -> str:
-        """Last trained epoch, in words."""
+        """Last trained epoch as text, e.g. ``epoch 20 of 50``."""
         part = f" of {self.course}" if self.trained_epochs < self.course else ""
         return f"epoch {self.trained_epochs}{part}"
 
@@ -178,7 +178,7 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of :attr:`identity` and the number of experts."""
+        """Hash of the entries behind :attr:`identity` and of the number of experts."""
         return self._hash(("data", "trained_epochs"))
 
     def _hash(self, without: Collection[str]) -> str:
@@ -193,7 +193,7 @@ class Store:
         return self.path / f".expert_{expert:04d}.checkpoint.safetensors"
 
     def epochs_of(self, expert: int) -> int:
-        """Return the number of epochs that an expert is trained for; 0 if it has no file."""
+        """Return the number of epochs for which an expert is trained; 0 if it has no file."""
         if not self.expert_path(expert).exists():
             return 0
         return self._description(expert).epochs or self.course
@@ -215,7 +215,7 @@ class Store:
         return dict(sources[expert])
 
     def check_trained(self, epoch: int, purpose: str) -> None:
-        """Raise UserError if the experts are not yet trained up to an epoch of their course."""
+        """Raise UserError, with ``purpose`` as its subject, if an epoch is not trained yet."""
         if self.trained_epochs < epoch <= self.course:
             raise UserError(
                 f"{purpose} needs the experts after epoch {epoch}, but those of {self.path} are "
@@ -236,9 +236,8 @@ class Store:
         """Write one expert's file atomically; raise UserError if a value is not finite.
 
         ``snapshots`` are ``[S, P]`` at kept epochs or ``[W, P]`` at waypoints; ``buffers [S, Q]``
-        and ``shares [S, L]`` have a row for each kept epoch. All are float32. ``metrics`` can be
-        written as JSON. ``state`` is the training state to continue from, or None after the whole
-        course.
+        and ``shares [S, L]`` have a row for each kept epoch. All are float32. ``metrics`` are JSON
+        values. ``state`` is the training state of an unfinished course.
         """
         rows = {"snapshots": snapshots.to(getattr(torch, self.manifest["dtype"]))}
         if buffers is not None and buffers.numel():
@@ -265,10 +264,10 @@ class Store:
             return from_parts(spec, tensors)
 
     def snapshot(self, expert: int, epoch: int) -> Tensor:
-        """Return an expert's parameters after a kept epoch: a copy, ``[P]``, float32, on the CPU.
+        """Return a copy of an expert's parameters after a kept epoch. ``[P]``, float32, on the CPU.
 
-        Only these parameters are read. Convexified experts are interpolated between two waypoints.
-        UserError is raised if there is no such expert or snapshot, or the file is damaged.
+        Reads only these parameters. Convexified experts are interpolated between two waypoints.
+        Raises UserError if there is no such expert or snapshot, or the file is damaged.
         """
         waypoints = self.manifest.get("waypoints")
         if waypoints is None:
@@ -287,14 +286,14 @@ class Store:
     def load_into(self, model: nn.Module, expert: int, epoch: int) -> None:
         """Copy an expert's parameters and buffers after a kept epoch into a model of its network.
 
-        ValueError is raised for another network; other errors are as for :meth:`snapshot`.
+        Raises ValueError for another network, and otherwise what :meth:`snapshot` raises.
         """
         networks.load_flat_parameters(model, self.snapshot(expert, epoch))
         if (buffers := self.buffers(expert, epoch)) is not None:
             networks.load_flat_buffers(model, buffers)
 
     def _row(self, tensor: str, expert: int, epoch: int) -> Tensor | None:
-        """Return the row of a tensor for an epoch; None if the file has no such tensor."""
+        """Return a tensor's row for an epoch, float32; None if the file has no such tensor."""
         if not 0 <= expert < self.num_experts:
             raise UserError(
                 f"{self.path} has experts 0 to {self.num_experts - 1}, but {expert} was asked for"
@@ -312,16 +311,19 @@ class Store:
         row = kept.index(epoch)
         with files.open_tensors(path) as handle:
             if tensor not in handle.keys():  # noqa: SIM118 (not a mapping)
-                # Damaged only if the metadata list the tensor, or if it is `snapshots`.
+                # The file is damaged if its metadata list the tensor. Old files list none, but
+                # always have `snapshots`.
                 if tensor in (checksums or ["snapshots"]):
                     raise UserError(f"{path} is damaged: it has no tensor {tensor!r}")
                 return None
             rows = handle.get_slice(tensor)
             shape = rows.get_shape()
-            if len(shape) != 2 or shape[0] < len(kept):  # more rows: extended meanwhile
+            # More rows are fine: another process may have continued this expert meanwhile.
+            if len(shape) != 2 or shape[0] < len(kept):
                 raise UserError(f"{path} is damaged: the shape of {tensor!r} is {shape}")
             found: Tensor = rows[row : row + 1][0].clone()
-        if checksums and (tensor, expert, row) not in self._sound:  # verify once
+        # Verify each row once; old files have no checksums.
+        if checksums and (tensor, expert, row) not in self._sound:
             if _checksum(found) != checksums[tensor][row]:
                 raise UserError(
                     f"{path} is damaged: the {tensor} of epoch {epoch} do not fit their checksum; "
@@ -331,7 +333,7 @@ class Store:
         return found.float()
 
     def _rows_of(self, tensor: str, epochs: int | None) -> list[int]:
-        """Return the epoch of each row of a tensor; ``epochs`` is the expert's trained epochs."""
+        """Return the epochs of a tensor's rows; ``epochs`` is the number trained, None for all."""
         if tensor == "snapshots" and "waypoints" in self.manifest:
             return [*self.manifest["waypoints"]["epochs"]]
         return self._kept(epochs or self.course)
@@ -343,16 +345,17 @@ class Store:
     def metrics(self, expert: int) -> dict[str, Any]:
         """Return the health of one expert, as recorded during training.
 
-        ``train_loss``, ``displacement`` (``|theta*_{t+1} - theta*_t|``) and ``accuracy`` (percent,
-        on up to 4,000 test images; None without a test) have one value per epoch. ``test_accuracy``
-        is measured on all test images after the last trained epoch. With targets, ``error`` and
-        ``test_error`` (mean squared error) replace the accuracies, and ``guessing`` is the error of
-        the mean target on the training images.
+        ``train_loss``, ``displacement`` (``|theta*_{t+1} - theta*_t|``) and ``accuracy`` have one
+        value per epoch. ``accuracy`` is in percent, on fewer than 4,000 test images, and None for
+        an epoch without a test; ``test_accuracy`` is on all test images after the last trained
+        epoch. With targets, ``error`` and ``test_error`` (mean squared) replace the accuracies, and
+        ``guessing`` is the error of predicting the mean target on the training images.
         """
         return self._description(expert).metrics
 
     def check_whole(self, expert: int) -> None:
-        """Read all of an expert's file; raise UserError if it is damaged or of another store."""
+        """Read an expert's whole file; raise UserError if it is damaged or of another store."""
+        # Reading checks the checksum of the file, and the loop the checksum of each row.
         tensors, _ = files.load_tensors(self.expert_path(expert))
         for tensor in {"snapshots", "buffers", "shares"} & tensors.keys():
             for epoch in self._rows_of(tensor, self.epochs_of(expert)):
@@ -361,8 +364,7 @@ class Store:
     def resume(self, manifest: dict[str, Any], address: str | None = None) -> None:
         """Extend this store to the experts and epochs of a requested manifest.
 
-        The trained epochs never shrink. UserError is raised if another entry differs or if fewer
-        experts are requested.
+        Trained epochs never shrink. Raises UserError if experts are fewer or other entries differ.
         """
         if {"sources", "waypoints"} & self.manifest.keys():
             raise UserError(
@@ -382,6 +384,7 @@ class Store:
                 f"{self.path} was made with num_experts = {self.num_experts}, but "
                 f"{wanted['num_experts']} is asked for; a store can grow but not shrink"
             )
+        # `trained_epochs` is an entry of unfinished courses alone.
         epochs = max(self.trained_epochs, wanted.pop("trained_epochs", self.course))
         if epochs < self.course:
             wanted["trained_epochs"] = epochs
@@ -394,7 +397,7 @@ class Store:
             self.checkpoint_path(expert).unlink(missing_ok=True)  # left by a killed run
 
     def load_data(self, given: str | None = None) -> tuple[Dataset, str | None]:
-        """Return the whole data set, not yet compared with the manifest, and its address."""
+        """Return the data set, not yet checked, and its address: ``given``, or the recorded one."""
         if given:
             return load_dataset(given), given
         address = moved_uri(self.manifest["data"], self.path)
@@ -408,9 +411,9 @@ class Store:
     ) -> tuple[Dataset, Tensor, Tensor]:
         """Split the whole data set into training images and held-out images.
 
-        The result is the training set, preprocessed as for the experts, the held-out images
-        ``[N, C, H, W]``, uint8, and their labels ``[N]``, int64, or targets. N is 0 without
-        ``--holdout``. UserError is raised if it is not the experts' data set.
+        Returns the training set, preprocessed as for the experts; the held-out images
+        ``[N, C, H, W]``, uint8; and their labels ``[N]``, int64, or targets. N is 0 without
+        ``--holdout``. Raises UserError if it is not the experts' data set.
         """
         self._check_data(dataset.description, address)
         held_out = self.manifest["holdout"]
@@ -425,7 +428,7 @@ class Store:
         return training, images, labels
 
     def _check_data(self, given: Mapping[str, Any], address: str | None) -> None:
-        """Raise UserError unless a data set's description matches the experts' data set."""
+        """Raise UserError unless ``given`` describes the experts' data set."""
         made = f"the experts of {self.path} were trained on"
         check_same_data(made, self.manifest["dataset"], given, self.manifest["data"], address)
 
@@ -435,13 +438,14 @@ class Store:
         found = convert(files.read_metadata(path), ExpertDescription, f"{path} is damaged")
         if (found.store, found.expert) != (self.identity, expert):
             raise self._misfit(path, "another store or to another expert")
+        # One checksum for each row that this many trained epochs have.
         lengths = {name: len(self._rows_of(name, found.epochs)) for name in found.rows}
         if lengths != {name: len(checksums) for name, checksums in found.rows.items()}:
             raise UserError(f"{path} is damaged: its rows are {found.rows!r:.100}")
         return found
 
     def _misfit(self, path: Path, owner: str) -> UserError:
-        """Return the error for a file that belongs to another store or expert."""
+        """Return the error for a file that does not belong to this store or expert."""
         return UserError(
             f"{path} belongs to {owner} than {self.path / manifest_file.NAME} describes; if one of "
             "the two was changed or exchanged by hand, put back what was there"
@@ -454,13 +458,13 @@ def exists(path: files.PathLike) -> bool:
 
 
 def _checksum(row: Tensor) -> int:
-    """Return the CRC-32 of a row as stored."""
+    """Return the CRC-32 of a row in its stored dtype."""
     return zlib.crc32(row.contiguous().view(torch.uint8).numpy().data)
 
 
 def differences(have: Any, want: Any, field: str = "") -> list[tuple[str, Any, Any]]:
-    """Return the differing leaves of two nested dictionaries: dotted name, left, right."""
-    # Dictionaries without a common key (two kinds of preprocessing) are compared as a whole.
+    """Return dotted name and both values of each leaf that differs between nested dictionaries."""
+    # Dictionaries without a common key (two kinds of preprocessing) count as one leaf.
     nested = isinstance(have, dict) and isinstance(want, dict)
     if not nested or have.keys().isdisjoint(want):
         return [] if have == want else [(field, have, want)]

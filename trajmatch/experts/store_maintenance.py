@@ -22,7 +22,7 @@ _FREE = ("data", "num_experts", "seed", "sources", "format", "version")
 
 
 class Verdict(NamedTuple):
-    """Verdict on a file."""
+    """Verdict of a check on one file."""
 
     path: Path
     # "ok", "missing", "unfinished", "damaged", or "no checksum": readable, but nothing to compare.
@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
 
 
 def verify(path: files.PathLike) -> Iterator[Verdict]:
-    """Read all files of a store, compare them with their checksums, and yield a verdict on each."""
+    """Yield a verdict on each file of a store: read it and compare it with its checksum."""
     path = Path(path)
     try:
         store = Store(path, manifest_file.read(path))
@@ -48,7 +48,7 @@ def verify(path: files.PathLike) -> Iterator[Verdict]:
 
 
 def _judge_expert(store: Store, expert: int) -> Verdict:
-    """Return the verdict on an expert's file or, if it has none, on its checkpoint."""
+    """Return the verdict on an expert's file; if there is none, on its checkpoint."""
     file, checkpoint = store.expert_path(expert), store.checkpoint_path(expert)
     if file.exists():
         verdict = judge(file, partial(store.check_whole, expert))
@@ -58,18 +58,19 @@ def _judge_expert(store: Store, expert: int) -> Verdict:
         verdict = judge(checkpoint, partial(files.load_tensors, checkpoint))
     else:
         return Verdict(file, "missing")
+    # A checkpoint, or a file with fewer epochs than the store asks for.
     return verdict if verdict.status == "damaged" else verdict._replace(status="unfinished")
 
 
 def trim(
     path: files.PathLike, out: files.PathLike, keep: str = "all", experts: str = "all"
 ) -> Store:
-    """Write a smaller store with some epochs and experts of another store, unchanged bit for bit.
+    """Write a new store with some epochs and experts of another store, unchanged bit for bit.
 
     ``keep`` lists epochs, e.g. ``"0-22"``; the last epoch is always kept. ``experts`` lists
     experts, e.g. ``"0-49"``; ``"all"`` keeps every finished expert. If these are the first experts,
-    the new store equals one trained with the same ``--keep`` and that number of experts; otherwise
-    its manifest names the source of each expert.
+    the new store equals one trained with the same ``--keep`` and number of experts. Otherwise its
+    manifest names the source of each expert.
     """
     store = Store.open(path, complete=False)
     there, epochs = store.finished(), store.manifest["snapshots"]
@@ -86,11 +87,10 @@ def trim(
 
 
 def merge(paths: Sequence[files.PathLike], out: files.PathLike) -> Store:
-    """Write a store with the experts of several stores, in the order of their seeds and numbers.
+    """Write a store with the finished experts of several stores, ordered by seed and number.
 
-    The stores may differ only in seed, number of experts and location of the data, and experts may
-    be missing. An expert found in several stores is taken once; UserError is raised if its copies
-    differ.
+    The stores may differ only in seed, number of experts and location of the data. An expert that
+    is in several stores is taken once; UserError is raised if its copies differ.
     """
     stores = [Store.open(path, complete=False) for path in paths]
     members: dict[tuple[int, int], tuple[Store, int]] = {}
@@ -98,6 +98,7 @@ def merge(paths: Sequence[files.PathLike], out: files.PathLike) -> Store:
         _check_same_kind(stores[0], store)
         for expert in store.finished():
             origin = store.origin(expert)
+            # Seed and number identify an expert, whatever its number in this store.
             key = origin["seed"], origin["expert"]
             earlier, number = members.setdefault(key, (store, expert))
             if earlier is not store and not _same_expert(earlier, number, store, expert):
@@ -112,14 +113,14 @@ def merge(paths: Sequence[files.PathLike], out: files.PathLike) -> Store:
 def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25") -> Store:
     """Write a store whose experts move on straight lines between a few waypoints (MCT).
 
-    ``waypoints`` lists the epochs of the inner waypoints (MCT: ``"6,25"`` of 50). The first and
-    last epoch are always waypoints. The store must keep all epochs, and the network must have no
-    buffers.
+    ``waypoints`` lists the inner waypoints' epochs (MCT: ``"6,25"`` of 50); the first and last
+    epoch are always waypoints. The store must keep all epochs; the network must have no buffers.
     """
     store = Store.open(path, complete=False)
     store.check_trained(store.course, "trajmatch store convexify")
     if "waypoints" in store.manifest:
         raise UserError(f"{path} is already convexified; give the original store")
+    # The last waypoint averages three snapshots, so two epochs are the minimum.
     if lacking := sorted({*range(max(2, store.course) + 1)}.difference(store.snapshots_kept)):
         raise UserError(
             f"{path} does not keep epoch {lacking[0]}, but the lengths of the experts' paths need "
@@ -132,6 +133,7 @@ def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25"
             "be interpolated; convexify experts without them"
         )
     ends = {0, store.course}
+    # The user may list the ends, which are waypoints anyway.
     inner = sorted(numbers_of(waypoints, store.course, "waypoints", "epochs") - ends)
     layers = [shape.numel() for shape in networks.parameter_shapes(model).values()]
 
@@ -151,11 +153,12 @@ def _assemble(
     members: Sequence[tuple[Store, int]],
     write: Callable[[Store, int, Store, int], None] | None = None,
 ) -> Store:
-    """Write a new store from experts of other stores, atomically."""
+    """Write a new store atomically; ``write`` converts each expert (default: copies it)."""
     if not members:
         raise UserError(f"there is no finished expert to write to {out}")
     origins = [store.origin(expert) for store, expert in members]
     seeds = {origin["seed"] for origin in origins}
+    # A store has one seed only if all of its experts have the same.
     seed = seeds.pop() if len(seeds) == 1 else None
     described = {
         **{name: value for name, value in manifest.items() if name not in _FREE},
@@ -178,20 +181,22 @@ def _assemble(
 
 
 def _copy(source: Store, expert: int, store: Store, number: int) -> None:
-    """Copy an expert, with only the epochs that the new store keeps."""
+    """Copy an expert's file, reduced to the epochs that the new store keeps."""
     tensors, _ = files.load_tensors(source.expert_path(expert))
     rows = [source.snapshots_kept.index(epoch) for epoch in store.snapshots_kept]
     names = {"buffers", "shares"} & tensors.keys()
     kept = {name: tensors.pop(name)[rows] for name in names}
     snapshots, metrics = tensors.pop("snapshots"), source.metrics(expert)
+    # Waypoints are needed whatever epochs are kept; of convexified experts only `shares` shrinks.
     snapshots = snapshots if "waypoints" in store.manifest else snapshots[rows]
+    # The tensors left after the pops are the training state of an unfinished course.
     store.write_expert(
         number, snapshots, metrics, kept.get("buffers"), tensors or None, kept.get("shares")
     )
 
 
 def _check_same_kind(first: Store, other: Store) -> None:
-    """Raise UserError if two stores differ in more than :data:`_FREE`."""
+    """Raise UserError if two stores differ in an entry that is not in :data:`_FREE`."""
     mine, theirs = (
         {name: value for name, value in store.manifest.items() if name not in _FREE}
         for store in (first, other)
@@ -216,7 +221,7 @@ def _same_expert(one: Store, number: int, other: Store, expert: int) -> bool:
 
 
 def judge(path: files.PathLike, read: Callable[[], object]) -> Verdict:
-    """Call ``read``, which raises UserError for a damaged file; return the verdict on the file."""
+    """Return the verdict on a file: damaged if ``read()`` raises UserError."""
     try:
         read()
         return Verdict(Path(path), "ok" if files.has_checksum(path) else "no checksum")

@@ -35,24 +35,20 @@ def train_experts(
     ranks: Ranks = ALONE,
     announce: Callable[[str], None] = lambda space: None,
 ) -> Store:
-    """Train experts on the real images, with a snapshot after every epoch; return the store.
+    """Train experts on the real images, keep their snapshots, and return the complete store.
 
-    Expert ``i`` depends only on the configuration, the data and ``i``, not on the number of
-    experts, their order, the number trained at a time, or interruptions. On the CPU each expert
-    trains on one thread, because the number of threads changes the last bits of a convolution;
-    several experts at a time train in child processes. On a GPU each process trains several experts
-    in lockstep. The returned store is complete.
+    Expert ``i`` depends only on the configuration, the data and ``i``; the number of experts, their
+    order, the number trained at a time and interruptions do not change it. On the CPU each expert
+    trains on one thread, because the number of threads changes the last bits of a convolution.
+    Several at a time train in child processes on the CPU, and in lockstep on a GPU.
 
     Args:
         config: Settings of the experts, and the folder of the store.
-        progress: Progress callback, called after each epoch with the number of epochs completed
-            across all experts, ``expert``, its ``loss``, and its latest test ``accuracy`` (for
-            targets ``error``).
+        progress: Updated after each epoch with the number of epochs completed across all experts,
+            ``expert``, its ``loss``, and its latest test ``accuracy`` (for targets ``error``).
         ranks: Processes of the run (:func:`trajmatch.parallel.joined`), which all call this
-            function. Missing experts are dealt out round-robin over the ranks; rank 0 creates the
-            store.
-        announce: Called before training with a text about the disk space that the missing experts
-            need.
+            function. Rank 0 creates the store, and missing experts are dealt out round-robin.
+        announce: Called on rank 0 before training, with a text about the disk space needed.
 
     Raises:
         UserError: The configuration, data or folder cannot be used, another process is writing the
@@ -68,7 +64,7 @@ def train_experts(
     manifest = describe(config, dataset, training, curriculum)
 
     def prepare() -> list[int]:
-        """Create or reopen the store, and return the experts it lacks."""
+        """Create or reopen the store; return the missing experts."""
         if config.resume and exists(config.out):
             store = Store.open(config.out, complete=False)
             store.resume(manifest, config.data)
@@ -85,16 +81,18 @@ def train_experts(
 
     with ExitStack() as stack:
         stack.enter_context(networks.cuda_blocks(config.cuda_blocks))
+        # Rank 0 holds the lock for all ranks, and broadcasts the missing experts.
         ranks.on_rank_0(lambda: stack.enter_context(locked(config.out, inside=True)))
         missing = ranks.on_rank_0(prepare)
         store = Store.open(config.out, complete=False)
         _train(store, missing, config, training.whitened(store.zca), progress, ranks, curriculum)
-    ranks.barrier()  # no rank returns before rank 0 has released the lock
+    # No rank returns before rank 0 has released the lock.
+    ranks.barrier()
     return Store.open(config.out)
 
 
 def check_disk_space(path: Path, manifest: dict[str, Any], experts: int) -> str:
-    """Return the needed and free disk space in words; raise UserError if it is too small."""
+    """Describe the needed and the free disk space; raise UserError if too little is free."""
     snapshots, each = expert_size(manifest)
     needed, free = experts * each, shutil.disk_usage(path).free
     space = (
@@ -110,13 +108,14 @@ def check_disk_space(path: Path, manifest: dict[str, Any], experts: int) -> str:
 
 
 def expert_size(manifest: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the number of snapshots and the bytes of one expert in a store."""
+    """Return one expert's number of snapshots and its size in bytes."""
     model = networks.build(manifest["network"])
     numbers = networks.num_parameters(model) + networks.num_buffers(model)
     last = manifest.get("trained_epochs", manifest["snapshots"][-1])
     snapshots = sum(epoch <= last for epoch in manifest["snapshots"])
     each: int = snapshots * numbers * getattr(torch, manifest["dtype"]).itemsize
-    if last < manifest["snapshots"][-1]:  # plus the training state to continue from
+    # The state of an unfinished course: parameters, and one (SGD) or two (Adam) optimiser vectors.
+    if last < manifest["snapshots"][-1]:
         each += numbers * 4 * (3 if manifest["recipe"]["optimiser"] == "adam" else 2)
     return snapshots, each
 
@@ -134,12 +133,13 @@ def _train(
     progress, epochs = progress or NoProgress(), ranks.counter()
     begun = Checkpoints(store, config.checkpoint_seconds)
     done = (store.num_experts - len(missing)) * config.trained_epochs
-    # Epochs that a checkpoint or a shorter run has already finished.
+    # Add the epochs that checkpoints or a shorter run have already finished.
     done += sum(begun.place(expert).epoch for expert in missing)
     progress.update(done)
     latest: dict[int, dict[str, float]] = {}
 
     def on_epoch(expert: int, numbers: dict[str, float]) -> None:
+        # Epochs without a test show the result of the last test.
         latest[expert] = {**latest.get(expert, {}), **numbers}
         progress.update(done + epochs(), expert=expert, **latest[expert])
 
@@ -155,7 +155,7 @@ def _train(
 
 
 def automatic_workers(device: str, width: int) -> int:
-    """Return the number of experts to train at a time on a device."""
+    """Choose the number of experts to train at a time on a device."""
     # CPU: two experts on one thread each train 6 % faster than one after the other on two threads
     # (ConvNets of width 32 and 128, batches of 256, two cores).
     # GPU: estimated, not measured. Launch gaps leave an H200 idle for about 50 us per step. A step
@@ -173,8 +173,8 @@ def describe(
 ) -> dict[str, Any]:
     """Return the manifest of the store that a configuration asks for.
 
-    ``dataset`` is the whole data set, ``training`` the part that the experts see. Raises UserError
-    if network, batch size, augmentation or loss do not fit the data.
+    ``training`` is the part of ``dataset`` that the experts see. Raises UserError if network, batch
+    size, augmentation or loss do not fit the data.
     """
     # The recipe has a `loss` only if it is not cross-entropy.
     loss = {"loss": dataset.loss} if dataset.loss != "cross_entropy" else {}
@@ -188,6 +188,8 @@ def describe(
     with as_user_error():
         spec = network_spec(config, dataset)
         model = networks.build_student(spec)
+        # With a curriculum, epochs differ in size, and no size may leave a batch of one image that
+        # batch norm cannot train on.
         counts = {len(training.train_labels)}
         if curriculum is not None:
             counts = {len(curriculum.images(epoch)) for epoch in range(config.epochs)}
@@ -216,7 +218,7 @@ def describe(
 
 
 def network_spec(config: settings.NetworkSettings, dataset: Dataset) -> dict[str, Any]:
-    """Return a network's checked spec; raise ValueError if it does not fit images or options."""
+    """Return a network's spec; raise ValueError if images, network and options do not match."""
     sizes = (dataset.channels, dataset.num_outputs, dataset.image_size)
     if config.network == "convnet":
         return networks.ConvNet(*sizes, **settings_of(config, settings.ConvNetSettings)).spec()
@@ -232,6 +234,6 @@ def network_spec(config: settings.NetworkSettings, dataset: Dataset) -> dict[str
 
 
 def recipe_of(config: settings.TrainingSettings) -> dict[str, Any]:
-    """Return the training settings as a manifest keeps them: without those that are None."""
+    """Return the training settings for a manifest, without those that are None."""
     given = settings_of(config, settings.TrainingSettings)
     return {name: value for name, value in given.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Training of a group of experts in lockstep, with a snapshot after every epoch."""
+"""Training of a group of experts in lockstep, with a snapshot after every kept epoch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trajmatch.random import generator
 
 
 class Trajectory(NamedTuple):
-    """Result of training an expert: arguments of :meth:`trajmatch.experts.Store.write_expert`."""
+    """Result of training an expert: the arguments of ``Store.write_expert`` after ``expert``."""
 
     snapshots: Tensor  # [S, P], float32, one row per kept epoch
     metrics: dict[str, Any]
@@ -31,14 +31,15 @@ class Trajectory(NamedTuple):
     state: dict[str, Tensor] | None  # None at the end of the course
 
 
-#: Callback after each epoch of an expert. Takes its number, its mean training ``loss`` and, after a
-#: test, its ``accuracy`` (percent) or ``error`` (mean squared error, for targets).
+#: Callback after each epoch of an expert: takes the expert's number, and results by name. These are
+#: the mean training ``loss`` and, if the epoch was tested, ``accuracy`` (percent) or, for targets,
+#: ``error`` (mean squared).
 OnEpoch = Callable[[int, dict[str, float]], None]
 
-#: Tests during training see at least this many test images (or all), and fewer than twice as many.
+#: Tests during training use at least this many test images (or all), but less than twice as many.
 _TESTED = 2000
 
-#: Smallest number of training images per test image, if the interval between tests is automatic.
+#: With an automatic test interval, experts train on at least this many images per tested image.
 _TRAINED_PER_TESTED = 5
 
 #: An expert has diverged if its mean training loss reaches this many times the loss of guessing.
@@ -57,17 +58,18 @@ def train_lockstep(
 ) -> list[Trajectory]:
     """Train experts in lockstep and return the trajectory of each.
 
-    An expert depends only on the manifest, the images and its number: it has its own random
-    generators for initialisation, batch order and augmentation. On a CPU, the last bits also depend
-    on the number of threads, so the caller should fix it. All experts must have the same progress
-    in ``checkpoints``; if it is None, training cannot be interrupted or resumed. ``test_every`` is
-    the number of epochs between tests; 0 chooses it automatically.
+    A trajectory depends only on the manifest, the images and the expert's number, because each
+    expert has its own random generators. On a CPU the last bits depend on the number of threads,
+    too, so the caller should fix it. In ``checkpoints`` all experts must have the same progress;
+    with None, training cannot be interrupted or resumed. ``test_every`` is the number of epochs
+    between tests; 0 chooses it automatically.
 
     Raises:
         UserError: An expert diverged, or a checkpoint cannot be read or written.
         Interrupted: The run was interrupted; checkpoints have been written.
     """
     recipe, seed = manifest["recipe"], manifest["seed"]
+    # The schedules span the whole course, even if training stops earlier (--until-epoch).
     course = recipe["epochs"]
     last = manifest.get("trained_epochs", course)
     kept = [epoch for epoch in manifest["snapshots"] if epoch <= last]
@@ -76,6 +78,7 @@ def train_lockstep(
     steps, group = [], []
     totals = torch.zeros(len(experts), dtype=torch.float64, device=device)
     measure = measure_of(training.loss)
+    # Each `total` is a view of `totals`, so `totals += ...` below updates every Training.
     for expert, total in zip(experts, totals, strict=True):
         networks.initialise(model, generator(seed, "expert", expert, "initialisation"))
         # A step uses the model's buffers as workspace, so each expert needs its own model.
@@ -102,8 +105,11 @@ def train_lockstep(
                 place = Place(epoch - 1, index)
                 if place < begun:  # steps before the checkpoint
                     continue
+                # Before the step, since a Place counts the steps that are already taken.
                 if checkpoints:
                     checkpoints.visit(place, group)
+                # Mean losses of the batch, [experts]. The sum stays on the device: reading it would
+                # make every step wait for the GPU.
                 totals += take_steps(batch) * batch.indices.shape[1]
             if epoch < last:
                 drawn = draws.draw()  # on the CPU, while a GPU still works on the steps
@@ -128,27 +134,28 @@ def train_lockstep(
         metrics: dict[str, Any] = {**recorder.health, f"test_{measure}": tested}
         if measure == "error":
             metrics["guessing"] = guess
+        # An unfinished course continues from the training state.
         goes_on = state.tensors() if last < course else None
         trajectories.append(Trajectory(recorder.snapshots, metrics, recorder.buffers, goes_on))
     return trajectories
 
 
 class _Test:
-    """Test of the experts on the test images, with a copy of the network."""
+    """Tester of experts on the test images, with its own copy of the network."""
 
     def __init__(self, model: nn.Module, training: Dataset, device: str | torch.device) -> None:
         self._model, self._labels = copy.deepcopy(model), training.test_answers
         self._images, self._normalise = training.preprocessing.to(device).staged(
             training.test_images.to(device)
         )
-        # Distance between the images that are tested during training.
+        # Tests during training use every stride-th image.
         self.stride = max(1, len(self._labels) // _TESTED)
         tested, trained = len(self._labels[:: self.stride]), len(training.train_labels)
-        # Smallest interval at which tests see at most a fifth as many images as training.
+        # The smallest interval at which tests use at most a fifth as many images as training.
         self.interval = max(1, -(-tested * _TRAINED_PER_TESTED // trained))
 
     def measured(self, state: ExpertState, stride: int = 1) -> float:
-        """Return an expert's accuracy (percent) or error on every ``stride``-th image."""
+        """Return an expert's accuracy (percent) or error on every ``stride``-th test image."""
         networks.load_flat_parameters(self._model, state.theta)
         networks.load_flat_buffers(self._model, state.statistics)
         images, labels = self._images[::stride], self._labels[::stride]
@@ -156,8 +163,9 @@ class _Test:
 
 
 def guessing(training: Dataset) -> float:
-    """Return the loss of guessing: equal class probabilities, or the mean target."""
+    """Return the loss of guessing: of equal class probabilities or, for targets, of their mean."""
     if training.train_targets is None:
+        # At least 2 classes: with one the loss is 0, and every expert would count as diverged.
         return math.log(max(2, training.num_classes))
     return training.train_targets.double().var(dim=0, unbiased=False).mean().item()
 
@@ -166,6 +174,7 @@ def _check_loss(
     expert: int, epoch: int, loss: float, theta: Tensor, lr: float, guessing: float
 ) -> None:
     """Raise UserError if the loss or the parameters are NaN, infinite or absurdly large."""
+    # `not (... < ...)` is also true for a NaN loss.
     if not (theta.isfinite().all() and loss < _ABSURD * guessing):
         raise UserError(
             f"expert {expert} diverged in epoch {epoch}: the mean training loss is {loss:.4g} "

@@ -1,4 +1,4 @@
-"""Recorder of an expert's snapshots and health."""
+"""Recording of an expert's snapshots and health during training."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import Tensor
 
 from trajmatch.experts.step import ExpertState
 
-#: ``train_loss``, ``displacement``, and ``accuracy`` or ``error``: one value per epoch, None for an
-#: epoch without a test.
+#: Health of an expert: ``train_loss``, ``displacement``, and ``accuracy`` or ``error``, each with
+#: one value per epoch. A test result is None if the epoch was not tested.
 Health = dict[str, list[float | None]]
 
 
 def measure_of(loss: str) -> str:
-    """Return the test measure: ``accuracy`` (percent) or, for targets, ``error`` (mean squared)."""
+    """Return the test measure: ``error`` (mean squared) for mse, else ``accuracy`` (percent)."""
     return "error" if loss == "mse" else "accuracy"
 
 
 class TrajectoryRecorder:
-    """Recorder of the snapshots and health of one expert.
+    """Recorder of one expert's health, and of its snapshots after the epochs ``kept``.
 
-    ``kept`` lists the epochs to keep, ascending; 0 is the initialisation. ``snapshots [S, P]`` and
-    ``buffers [S, Q]`` are float32, on the CPU, with one row per kept epoch.
+    ``kept`` ascends; epoch 0 is the initialisation. ``snapshots [S, P]`` and ``buffers [S, Q]``
+    have a row for each kept epoch: float32, on the CPU.
     """
 
     def __init__(self, state: ExpertState, kept: Sequence[int], measure: str = "accuracy") -> None:
@@ -36,7 +36,7 @@ class TrajectoryRecorder:
         self._keep(0, state)
 
     def record(self, epoch: int, state: ExpertState, loss: float, tested: float | None) -> None:
-        """Record an epoch (from 1): its state, mean loss, and test result or None."""
+        """Record an epoch, counted from 1: state, mean loss, and test result or None."""
         moved = (state.theta - self._last).norm(dtype=torch.float64).item()
         self.health["train_loss"].append(loss)
         self.health[self._measure].append(tested)
@@ -53,12 +53,13 @@ class TrajectoryRecorder:
         }
 
     def restore(self, health: Health) -> None:
-        """Set health and position; the caller then fills :meth:`tensors`."""
+        """Set the health and the number of filled rows; the caller then fills :meth:`tensors`."""
         self.health = health
         epochs = len(health["train_loss"])
         self._filled = sum(epoch <= epochs for epoch in self._kept)
 
     def _keep(self, epoch: int, state: ExpertState) -> None:
+        # Epochs arrive in ascending order, so only the next kept epoch can match.
         if self._filled < len(self._kept) and self._kept[self._filled] == epoch:
             self.snapshots[self._filled] = state.theta
             self.buffers[self._filled] = state.statistics

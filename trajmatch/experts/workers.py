@@ -1,4 +1,4 @@
-"""Training of some experts of a store, in this process or in child processes."""
+"""Training of given experts of a store, in this process or in child processes."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ def work(
     at_once: int = 1,
     curriculum: Curriculum | None = None,
 ) -> None:
-    """Train experts group by group, resuming from checkpoints; write each when its group is done.
+    """Train experts in lockstep groups of at most ``at_once``; write each group when it is done.
 
-    A group has at most ``at_once`` experts, which train in lockstep. Raises UserError if an expert
-    diverged, and Interrupted after writing checkpoints.
+    Experts resume from their checkpoints. Raises UserError if an expert diverged. A stop writes
+    checkpoints and raises Interrupted.
     """
     # A signal waits until the training loop can write a checkpoint.
     with one_thread(), interruption.held():
+        # The first Checkpoints only reads progress. Each group has its own, so that the time to the
+        # next checkpoint counts from the start of the group.
         for group in _groups(Checkpoints(store, math.inf), experts, at_once):
             checkpoints = Checkpoints(store, config.checkpoint_seconds)
             trained = train_lockstep(
@@ -50,6 +52,7 @@ def work(
                 curriculum,
             )
             for expert, trajectory in zip(group, trained, strict=True):
+                # In this order, a kill between the two lines loses nothing.
                 store.write_expert(expert, *trajectory)
                 store.checkpoint_path(expert).unlink(missing_ok=True)
 
@@ -57,7 +60,8 @@ def work(
 def _groups(
     checkpoints: Checkpoints, experts: Sequence[int], at_once: int
 ) -> Iterator[Sequence[int]]:
-    """Yield groups of at most ``at_once`` experts with equal progress, furthest first."""
+    """Yield groups of at most ``at_once`` experts with equal progress, the most advanced first."""
+    # Equal progress, because the experts of a group take every step together.
     places = {expert: checkpoints.place(expert) for expert in experts}
     for place in sorted({*places.values()}, reverse=True):
         there = [expert for expert in experts if places[expert] == place]
@@ -68,11 +72,12 @@ def _groups(
 def work_together(
     config: ExpertConfig, experts: Sequence[int], workers: int, on_epoch: OnEpoch
 ) -> None:
-    """Train experts on the CPU in child processes; each writes its finished experts.
+    """Train experts on the CPU in child processes; each process writes its finished experts.
 
-    Raises UserError if an expert diverged or a worker process was killed, e.g. for lack of memory,
-    and RuntimeError if a worker process failed. The other workers are stopped.
+    Raises UserError if an expert diverged or a child process was killed, e.g. for lack of memory.
+    Raises RuntimeError if a child process failed otherwise. The other processes are stopped.
     """
+    # Jobs are sent as JSON, so paths become strings.
     paths = {"out": str(config.out), "scores": config.scores and str(config.scores)}
     settings = {**asdict(config), **paths}
     jobs = [{"config": settings, "experts": experts[first::workers]} for first in range(workers)]
@@ -81,6 +86,7 @@ def work_together(
             for event in events:
                 on_epoch(event["expert"], event["numbers"])
     except Failed as failure:
+        # A negative status is minus the number of the signal that killed the process.
         if failure.status > 0:
             raise RuntimeError(
                 f"a process that trains experts failed with exit status {failure.status}"
@@ -92,7 +98,7 @@ def work_together(
 
 
 def work_on(job: Job, emit: Emit) -> None:
-    """Train experts as a child process of :func:`work_together`; SIGTERM stops it."""
+    """Train the experts of a job, in a child process of :func:`work_together`; SIGTERM stops it."""
     keep_freed_memory()
     with interruption.signals():
         config = ExpertConfig(**job["config"])
@@ -109,7 +115,7 @@ def work_on(job: Job, emit: Emit) -> None:
 
 
 def curriculum_of(config: ExpertConfig, dataset: Dataset, training: Dataset) -> Curriculum | None:
-    """Return the curriculum that ``config.scores`` gives, or None for all images."""
+    """Return the curriculum of a configuration; None, for all images, if it names no scores."""
     if config.scores is None:
         return None
     held_out = config.holdout, config.seed

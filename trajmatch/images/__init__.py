@@ -1,7 +1,6 @@
-"""Parametrisations of the synthetic images: learned tensors, and the images made from them.
+"""Parametrisations of the synthetic images: maps from learned tensors to images.
 
-Each is a dataclass in its own file, listed in :data:`PARAMETRISATIONS`. ``package.module:NAME``
-names a user's own.
+:data:`PARAMETRISATIONS` lists the built-in ones; ``package.module:NAME`` names a user's own.
 """
 
 from __future__ import annotations
@@ -27,13 +26,10 @@ PARAMETRISATIONS: dict[str, type[Parametrisation]] = {
 
 
 def find_parametrisation(spec: str) -> Parametrisation:
-    """Return the parametrisation for ``NAME`` or ``NAME:k=v,...``.
+    """Return the parametrisation of a spec ``NAME`` or ``NAME:KEY=VALUE,...``.
 
     ``NAME`` is a key of :data:`PARAMETRISATIONS` or ``package.module:NAME``; settings are arguments
-    of the class.
-
-    Raises:
-        UserError: The name is unknown, or the settings are invalid.
+    of the class. UserError is raised if the name is unknown or a setting is invalid.
     """
     found: Parametrisation = made("--images", "parametrisation", spec, PARAMETRISATIONS)
     expect_kind(f"--images {spec}", found, Parametrisation)
@@ -41,5 +37,5 @@ def find_parametrisation(spec: str) -> Parametrisation:
 
 
 def is_built_in(spec: str) -> bool:
-    """Return True if reading a file with this parametrisation runs only the package's code."""
+    """Return True if a file with this parametrisation can be read without running user code."""
     return parsed("--images", spec, PARAMETRISATIONS)[0] in PARAMETRISATIONS

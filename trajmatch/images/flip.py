@@ -1,4 +1,4 @@
-"""Each image and its mirror image (FYI, ECCV 2024): twice the images for the same storage."""
+"""Images with their mirror images (FYI, ECCV 2024): twice as many for the same storage."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from trajmatch.images.parametrisation import Parametrisation, Tensors
 
 @dataclass(frozen=True)
 class Flip(Parametrisation):
-    """Mirroring. The paper mirrors every student batch; here mirror images belong to the set.
+    """Set of images and their mirror images.
 
-    Both are the same if a student step uses all images.
+    The paper mirrors every student batch instead; both are equal if a step uses all images.
     """
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
@@ -23,6 +23,7 @@ class Flip(Parametrisation):
 
     def initial(self, images: Tensor, classes: int) -> Tensors:
         """Return the first half of each class."""
+        # Rendering doubles every class again. [classes, 2, ipc, C, H, W]
         halves = images.unflatten(0, (classes, 2, -1))
         return {"images": halves[:, 0].flatten(0, 1)}
 

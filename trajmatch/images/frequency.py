@@ -1,4 +1,4 @@
-"""Images of few frequencies (FreD, NeurIPS 2023): some DCT coefficients of each image."""
+"""Images made from a few DCT coefficients (FreD, NeurIPS 2023)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from trajmatch.schema import PositiveInt
 class Frequency(WithSettings):
     """Orthonormal DCT with ``coefficients`` kept per image and channel.
 
-    All images and channels of a class keep the same positions: those with the highest variance over
-    the class's initial images, averaged over channels. Positions are constant.
+    All images and channels of a class keep the same, constant positions: those where the mean over
+    channels varies most over the initial images of the class.
     """
 
     coefficients: PositiveInt = 64
@@ -38,7 +38,7 @@ class Frequency(WithSettings):
         """Return coefficients and positions."""
         of_class = _spectrum(images).unflatten(0, (classes, -1))
         grey = of_class.mean(2)
-        # Variance over the images of a class; a single image has none, so its energy.
+        # Variance over the images of a class. A single image has none, so take its energy.
         strength = grey.var(1) if grey.shape[1] > 1 else grey[:, 0].square()
         positions = strength.topk(self.coefficients, dim=1).indices.sort(dim=1).values
         return {"coefficients": _at(of_class, positions), "positions": positions}
@@ -53,9 +53,11 @@ class Frequency(WithSettings):
         """Return the inverse DCT, with all other coefficients zero."""
         kept, positions = parameters["coefficients"], parameters["positions"].long()
         of_class = kept.unflatten(0, (len(positions), -1))
-        rows = positions[:, None, None].expand_as(of_class)  # the same for all images, channels
+        # The same positions for all images and channels of a class.
+        rows = positions[:, None, None].expand_as(of_class)
         spectrum = of_class.new_zeros(*of_class.shape[:3], shape[1:].numel())
         image = spectrum.scatter(3, rows, of_class).flatten(0, 1).unflatten(2, shape[1:])
+        # The matrices are orthonormal, so each transpose is the inverse.
         return cosines(shape[1], kept).T @ image @ cosines(shape[2], kept)
 
     def stored(self, parameters: Tensors) -> Tensors:
@@ -82,8 +84,9 @@ def _at(of_class: Tensor, positions: Tensor) -> Tensor:
 
 
 def cosines(size: int, like: Tensor) -> Tensor:
-    """Return the orthonormal DCT-II matrix ``D``, ``[size, size]``; ``D x`` are coefficients."""
+    """Return the orthonormal DCT-II matrix ``D [size, size]``; ``D x`` has the coefficients."""
     index = torch.arange(size, dtype=torch.float64, device=like.device)
+    # D_kj = sqrt(2 / size) cos(pi / size (j + 1/2) k), and row 0 is smaller by sqrt(2).
     matrix = torch.cos(math.pi / size * (index + 0.5) * index[:, None]) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
     return matrix.to(like.dtype)

@@ -16,17 +16,17 @@ from trajmatch.schema import Count, Positive, PositiveInt
 
 @dataclass(frozen=True)
 class Implicit(WithSettings):
-    """SIREN per image: maps row and column in [-1, 1] to the channels.
+    """SIREN network per image that maps row and column, in [-1, 1], to the channels.
 
-    Hidden layers compute ``sin(w0 (x W + b))``; the last layer has no sine. At first each network
-    is fitted to its image by Adam (learning rate 5e-4, mean squared error).
+    Hidden layers compute ``sin(w0 (x W + b))``; the last layer has no sine. Adam first fits each
+    network to its initial image (learning rate 5e-4, mean squared error).
 
     Attributes:
-        width: Units per layer.
-        layers: Number of layers with a sine.
-        w0: Frequency factor in the sine.
+        width: Units per hidden layer.
+        layers: Number of hidden layers.
+        w0: Frequency factor of hidden layers after the first.
         first_w0: Frequency factor of the first layer.
-        steps: Steps of the first fit.
+        steps: Adam steps of the first fit.
     """
 
     width: PositiveInt = 6
@@ -51,7 +51,7 @@ class Implicit(WithSettings):
         parameters = {}
         sizes = self._sizes(images.shape[1:])
         for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
-            # SIREN's initialisation of the weights; biases use the same bound.
+            # SIREN's initialisation: uniform in +-bound, here for the biases as well.
             bound = math.sqrt(6 / inputs) / self.w0 if layer else 1 / inputs
             for name, rows in ((f"weight_{layer}", inputs), (f"bias_{layer}", 1)):
                 drawn = torch.rand(len(images), rows, outputs, generator=draw)
@@ -62,7 +62,8 @@ class Implicit(WithSettings):
             for _ in range(self.steps):
                 adam.zero_grad()
                 errors = (self.render(parameters, images.shape[1:]) - images).square()
-                errors.mean((1, 2, 3)).sum().backward()  # one loss per network
+                # The sum of the losses gives each network the gradient of its own loss.
+                errors.mean((1, 2, 3)).sum().backward()
                 adam.step()
         return {name: value.detach() for name, value in parameters.items()}
 
@@ -74,6 +75,7 @@ class Implicit(WithSettings):
         factors = [self.first_w0, *[self.w0] * (self.layers - 1)]
 
         def networks(*tensors: Tensor) -> Tensor:
+            # Inputs of a layer, for all networks: [n, H * W, units].
             values = _places(shape, tensors[0]).expand(len(tensors[0]), -1, -1)
             for layer in range(layers):
                 values = torch.baddbmm(tensors[2 * layer + 1], values, tensors[2 * layer])
@@ -81,6 +83,7 @@ class Implicit(WithSettings):
                     values = torch.sin(factors[layer] * values)
             return values.mT.unflatten(2, shape[1:])
 
+        # The backward pass keeps two values per unit and pixel: before and after the sine.
         return in_batches(networks, tensors, 2 * layers * self.width * shape[1:].numel())
 
     def _sizes(self, shape: torch.Size) -> list[int]:
@@ -88,7 +91,7 @@ class Implicit(WithSettings):
 
 
 def _places(shape: torch.Size, like: Tensor) -> Tensor:
-    """Return row and column of each pixel in [-1, 1]. ``[H * W, 2]``."""
+    """Return row and column of each pixel, in [-1, 1]. ``[H * W, 2]``."""
     sides = [
         torch.linspace(-1, 1, side, dtype=like.dtype, device=like.device) for side in shape[1:]
     ]

@@ -17,25 +17,24 @@ from trajmatch.images.parametrisation import Tensors, WithSettings, in_batches, 
 class Palette(WithSettings):
     """Palette of ``colours`` 8-bit colours (2 to 256) per image, and an index per pixel.
 
-    From AutoPalette this takes only the idea and the budget: an index of ``log2(colours)`` bits in
-    place of 8 bits per channel. The paper's palette network and losses are missing.
-
-    The rest is our design. The parameters are an image and its palette. Each pixel shows the
-    nearest colour. The gradient passes straight through to the pixel; a colour gets the mean
-    gradient of its pixels, so that both move alike. The palette is rounded to 256 steps of its
-    range, as in the stored file. An image takes ``H W log2(colours)`` bits, ``C`` bytes per colour
-    and 8 bytes for the range; the budget is ``ipc * C * H * W`` bytes.
+    Only the idea and the budget are AutoPalette's; its palette network and losses are missing. Here
+    the parameters are an image and its palette, and each pixel shows the nearest colour. The
+    gradient passes straight through to the pixel. A colour gets the mean gradient of its pixels, so
+    that both move alike. As in the stored file, the palette is rounded to 256 steps of its range.
+    An image takes ``ceil(log2(colours))`` bits per pixel, ``C`` bytes per colour and 8 bytes for
+    the range; the budget is ``ipc * C * H * W`` bytes.
     """
 
     colours: Annotated[int, Meta(ge=2, le=256)] = 64
 
     @property
     def bits(self) -> int:
-        """Bits of an index."""
+        """Number of bits per index."""
         return (self.colours - 1).bit_length()
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
         """Return the number of images whose palettes and indices fit the budget."""
+        # Bytes: indices rounded up to whole bytes, palette, minimum and step.
         size = -(-shape[1:].numel() * self.bits // 8) + self.colours * shape[0] + 8
         return paid_for(ipc, f"palette:colours={self.colours}", size, shape)
 
@@ -52,6 +51,7 @@ class Palette(WithSettings):
 
     def render(self, parameters: Tensors, shape: torch.Size) -> Tensor:
         """Return the images, each pixel in the nearest colour of its palette."""
+        # Tensors of a file have indices instead of pixels.
         if "indices" in parameters:
             indices = self.unpacked(parameters["indices"], shape[1:].numel())
             palette = parameters["low"] + parameters["palette"] * parameters["step"]
@@ -64,9 +64,11 @@ class Palette(WithSettings):
         low, step, bytes_ = _rounded(palette)
         pixels, rounded = images.flatten(2).mT, low + bytes_ * step
         colours = torch.arange(self.colours, device=palette.device)
+        # One-hot: [n, H * W, colours].
         chosen = (_nearest(pixels, rounded)[..., None] == colours).to(palette)
         counts = chosen.sum(1)[..., None].clamp(min=1)
         # Straight-through: x - x.detach() is zero, so values are exactly the rounded palette's.
+        # Dividing by the pixel count turns the sum of a colour's gradients into their mean.
         shown = chosen @ (rounded + (palette - palette.detach()) / counts)
         return (shown + (pixels - pixels.detach())).mT.unflatten(2, images.shape[2:])
 
@@ -74,6 +76,7 @@ class Palette(WithSettings):
         """Return uint8 palettes with their ranges, and packed indices."""
         low, step, bytes_ = _rounded(parameters["palette"])
         indices = _nearest(parameters["pixels"].flatten(2).mT, low + bytes_ * step)
+        # Bits of each index, lowest first, for all pixels of an image in a row.
         bits = (indices.cpu()[..., None] >> torch.arange(self.bits) & 1).flatten(1).numpy()
         packed = torch.from_numpy(np.packbits(bits, axis=1, bitorder="little")).to(low.device)
         return {"palette": bytes_.to(torch.uint8), "low": low, "step": step, "indices": packed}
@@ -91,13 +94,11 @@ class Palette(WithSettings):
 
 
 def k_means(points: Tensor, clusters: int, seed: int) -> Tensor:
-    """Return the k-means centres ``[clusters, D]`` of CPU points ``[n, D]``.
-
-    It runs on one thread, because the order of sums would vary with more.
-    """
+    """Return the k-means centres ``[clusters, D]`` of CPU points ``[n, D]``."""
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
+    # With several threads the order of sums, and so the result, would vary.
     with threadpool_limits(1):
         means = KMeans(clusters, n_init=1, random_state=seed).fit(points.numpy())
     return torch.from_numpy(means.cluster_centers_)
@@ -107,11 +108,13 @@ def _rounded(palette: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return minimum and step ``[n, 1, 1]`` of each palette, and its colours as 0 to 255."""
     palette = palette.detach()
     low, high = palette.amin((1, 2), keepdim=True), palette.amax((1, 2), keepdim=True)
+    # The clamp keeps a palette of one colour from dividing by 0.
     step = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
     return low, step, ((palette - low) / step).round().clamp(0, 255)
 
 
 def _nearest(pixels: Tensor, palette: Tensor) -> Tensor:
     """Return the index of the nearest colour. ``[n, H * W]``, int64."""
-    exact = "donot_use_mm_for_euclid_dist"  # matmul would lose small distances
+    # Distances by matmul would round small differences to 0.
+    exact = "donot_use_mm_for_euclid_dist"
     return torch.cdist(pixels.detach(), palette, compute_mode=exact).argmin(-1)

@@ -17,12 +17,12 @@ from trajmatch.schema import settle
 #: Tensors by name.
 Tensors = Mapping[str, Tensor]
 
-#: Activations kept for the backward pass (1 GB in float32); beyond that they are recomputed.
+#: Most activation values to keep for the backward pass (1 GB in float32).
 _MOST_VALUES = 2**28
 
 
 class Parametrisation(ABC):
-    """Base class: a map from learned tensors to images.
+    """Base class of maps from learned tensors to images.
 
     Attributes:
         optimiser: Default for ``--optimiser-img``.
@@ -35,10 +35,8 @@ class Parametrisation(ABC):
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
         """Return the number of images per class that fit the storage budget of ``ipc`` images.
 
-        ``shape`` is ``[C, H, W]``.
-
-        Raises:
-            UserError: None fits, or the settings do not suit the images.
+        ``shape`` is ``[C, H, W]``. UserError is raised if none fits, or if the settings do not suit
+        the images.
         """
         return ipc
 
@@ -55,7 +53,7 @@ class Parametrisation(ABC):
         """
 
     def extended(self, parameters: Tensors, images: Tensor, classes: int) -> Tensors:
-        """Return parameters with the new ``images`` of each class appended to that class."""
+        """Return parameters with new ``images`` appended to each class."""
         more = self.initial(images, classes)
         return {
             name: joined(each, more[name].to(each), classes) for name, each in parameters.items()
@@ -71,23 +69,23 @@ class Parametrisation(ABC):
         """
 
     def stored(self, parameters: Tensors) -> Tensors:
-        """Return the tensors for the distilled file, which :meth:`render` accepts."""
+        """Return the tensors for the distilled file; :meth:`render` accepts them as well."""
         return parameters
 
     def restored(self, stored: Tensors, shape: torch.Size) -> Tensors:
-        """Return parameters to continue from, which render the images of the ``stored`` tensors."""
+        """Return parameters that render the same images as ``stored``, to continue a run from."""
         return stored
 
 
 class WithSettings(Parametrisation):
-    """Base of parametrisations with settings; checks their types."""
+    """Base class of parametrisations with settings; checks the types of settings."""
 
     def __post_init__(self) -> None:
         settle(self, f"--images {type(self).__name__.lower()}: {{}}".format)
 
 
 def joined(first: Tensor, more: Tensor, classes: int) -> Tensor:
-    """Concatenate two tensors class by class: rows of ``first``, then of ``more``."""
+    """Concatenate two tensors class by class: rows of ``first``, then rows of ``more``."""
     parts = [each.unflatten(0, (classes, -1)) for each in (first, more)]
     return torch.cat(parts, dim=1).flatten(0, 1)
 
@@ -95,22 +93,20 @@ def joined(first: Tensor, more: Tensor, classes: int) -> Tensor:
 def in_batches(render: Callable[..., Tensor], tensors: Sequence[Tensor], values: int) -> Tensor:
     """Call ``render`` on batches of rows if all rows at once would need much memory.
 
-    Batches are checkpointed: their activations are recomputed in the backward pass. ``values`` is
-    the number of activation values per image.
+    Batches are checkpointed: the backward pass recomputes their activations. ``values`` is the
+    number of activation values per row.
     """
     rows = max(1, _MOST_VALUES // values)
     if len(tensors[0]) <= rows:
         return render(*tensors)
     batches = zip(*(each.split(rows) for each in tensors), strict=True)
+    # Rendering draws no random numbers, so the generator's state need not be kept.
     once = partial(checkpoint, render, use_reentrant=False, preserve_rng_state=False)
     return torch.cat([once(*batch) for batch in batches])
 
 
 def paid_for(ipc: int, spec: str, values: int, shape: torch.Size) -> int:
-    """Return the number of images per class of ``values`` values each that fit the budget.
-
-    Raises UserError if none fits; the message names the budget needed.
-    """
+    """Return the number of images of ``values`` values that ``ipc`` pays for; UserError if 0."""
     pixels = shape.numel()
     if ipc * pixels >= values:
         return ipc * pixels // values

@@ -1,4 +1,4 @@
-"""Smaller images, resized (IDC, Kim et al., ICML 2022): ``factor^2`` times as many."""
+"""Upsampled smaller images (IDC, Kim et al., ICML 2022): ``factor^2`` times as many."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Upsample(WithSettings):
 
     def render(self, parameters: Tensors, shape: torch.Size) -> Tensor:
         """Return the enlarged images."""
+        # PyTorch allows align_corners only with the interpolating modes.
         corners = None if self.mode == "nearest" else False
         small = parameters["small_images"]
         return interpolate(small, scale_factor=self.factor, mode=self.mode, align_corners=corners)

@@ -1,4 +1,4 @@
-"""ConvNet of the trajectory-matching papers, in all the variants that they search over."""
+"""ConvNet of the trajectory-matching papers, in all variants that they search over."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ConvNet(ImageClassifier):
 
     Instance norm is ``GroupNorm(C, C)`` with affine parameters, group norm has 4 groups, layer norm
     runs over ``(C, H, W)``. The first convolution pads 28-pixel images to 32 (MTT,
-    ``networks.py``). ``parameters()`` lists for each block the weight and bias of the convolution
-    and of the norm, if any; then the linear weight and bias.
+    ``networks.py``). ``parameters()`` lists, block by block, weight and bias of the convolution and
+    of the norm, if any, and then those of the linear layer.
 
     Args:
         in_channels: Channels of the images.
@@ -60,8 +60,10 @@ class ConvNet(ImageClassifier):
         super().__init__(
             *shape, width=width, depth=depth, norm=norm, activation=activation, pooling=pooling
         )
-        if depth > MOST_BLOCKS:  # before 2**depth or a list of that length
+        # Checked first, because a huge depth would make 2**depth and the list of blocks huge.
+        if depth > MOST_BLOCKS:
             raise ValueError(self._message("depth", f"at most {MOST_BLOCKS}", depth))
+        # Side of the activations; every pooling halves it.
         size = image_size + 2 * layers.growth(image_size)
         if pooling != "none" and size < 2**depth:
             wanted = f"at least {2**depth} for {depth} poolings by 2"

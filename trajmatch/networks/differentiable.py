@@ -1,7 +1,7 @@
 """Checks that a network can be a student: twice differentiable, layer by layer, and repeatable.
 
-The adjoint differentiates a gradient. A backward pass without a derivative of its own raises an
-error there, or silently drops a term.
+The adjoint differentiates a gradient, so backward passes need derivatives. One without a derivative
+raises an error in the adjoint, or silently drops a term.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from trajmatch.networks.second_derivative import first_line, obstacle
 
 _BATCH = 3  # images; batch norm needs more than one
 
-#: Tolerance for the logits of an image in two batches, relative to the largest logit. Rounding is
-#: 1e-3 in TF32; batch norm changes logits by about their own size.
+#: Tolerance for the difference of an image's logits in two batches, relative to the largest logit.
+#: Rounding is 1e-3 in TF32; batch norm changes logits by about 1.
 _INDEPENDENT = 1e-2
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of a network, and the obstacle to its second derivative.
+    """Layer of a network, with the obstacle to a second derivative, if any.
 
     Attributes:
-        name: As in ``named_modules()``; empty for the network itself.
-        type: Name of its class.
-        parameters: Number of its own parameters, without submodules.
-        obstacle: Reason why it is not twice differentiable; None if it is.
+        name: Name in ``named_modules()``; empty for the network itself.
+        type: Name of the class.
+        parameters: Number of parameters, without submodules.
+        obstacle: Reason why the layer is not twice differentiable; None if it is.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Layer:
 
 
 def check_student(model: nn.Module) -> None:
-    """Raise ValueError unless the network can be a student; warn of layers that are switched off.
+    """Raise ValueError unless the network can be a student; warn if layers are switched off.
 
-    Only an :class:`External` is tried, by
-    :func:`~trajmatch.networks.differentiable.check_twice_differentiable`.
+    The check is :func:`~trajmatch.networks.differentiable.check_twice_differentiable`, and only an
+    :class:`External` needs it.
     """
     if isinstance(model, External):
         if model.switched_off:
@@ -58,7 +58,8 @@ def check_student(model: nn.Module) -> None:
                 f"{model.name} trains as expert and student without its layers "
                 f"{', '.join(model.switched_off)}, because a student's steps must come out the "
                 "same when they are repeated",
-                stacklevel=1,  # this line, so that the warning appears once
+                # Blame this line, so that the warning appears once, not once for each caller.
+                stacklevel=1,
             )
         check_twice_differentiable(model, model.image_shape)
 
@@ -71,12 +72,13 @@ def check_runs_on(model: nn.Module, image_shape: Sequence[int]) -> None:
 
 
 def check_batches(model: ImageClassifier, count: int, batch_size: int | None, flag: str) -> None:
-    """Raise ValueError if a batch of the set has one image and the network cannot train on it.
+    """Raise ValueError if a batch has one image and the network cannot train on one image.
 
-    Batch norm has no variance of one value, so it fails where features are pooled to one pixel. A
-    ``batch_size`` of None, or above ``count``, takes all images. ``flag`` is the option to name.
+    Batch norm cannot, if features are pooled to one pixel: one value has no variance. A
+    ``batch_size`` of None or above ``count`` means all images. ``flag`` is the option to name.
     """
     size = min(batch_size or count, count)
+    # Only batches of size 1, or a remainder of 1, have a single image.
     if size > 1 and count % size != 1:
         return
     twin, images = _twin(model, model.image_shape)
@@ -94,13 +96,14 @@ def check_batches(model: ImageClassifier, count: int, batch_size: int | None, fl
 
 
 def treats_images_alone(model: nn.Module, theta: Tensor, images: Tensor) -> bool:
-    """Return True if the logits of an image do not depend on the other images of its batch.
+    """Return True if an image's logits do not depend on the other images of its batch.
 
-    The network runs in its current mode with parameters ``theta [P]``. Of ``images [n, ...]`` the
-    first is used; of tokens also the first that differs from it.
+    The network runs in its current mode with parameters ``theta [P]``. The test uses the first of
+    ``images [n, ...]``; for tokens, also the first that differs from it.
     """
     with torch.no_grad():
-        # Batch norm's mean and variance for both pairs together differ from those for each.
+        # Two pairs of equal images. Batch norm's mean and variance over both pairs together differ
+        # from those of each pair.
         pair = images[[0, 0]]
         if images.is_floating_point():
             pairs = pair, 3 * pair + 1
@@ -115,7 +118,7 @@ def treats_images_alone(model: nn.Module, theta: Tensor, images: Tensor) -> bool
 def check_twice_differentiable(model: nn.Module, image_shape: Sequence[int]) -> None:
     """Raise ValueError unless a network runs on images ``(C, H, W)`` and is twice differentiable.
 
-    The error names the first layer that is not. Networks that draw random numbers are refused.
+    The error names the first layer that is not. Drawing random numbers is an error as well.
     """
     for layer in examine(model, image_shape):
         if layer.obstacle is not None:
@@ -130,12 +133,12 @@ def check_twice_differentiable(model: nn.Module, image_shape: Sequence[int]) -> 
 def examine(model: nn.Module, image_shape: Sequence[int]) -> list[Layer]:
     """Differentiate every layer of a network twice, each alone, then the network as a whole.
 
-    A copy of the network runs on the CPU on random images ``(C, H, W)``. Raises ValueError if it
-    does not run on them or draws random numbers.
+    A copy of the network runs on the CPU on random images ``(C, H, W)``. ValueError is raised if it
+    does not run or draws random numbers.
 
     Returns:
         The modules without submodules, in the order of ``named_modules()``. If all of these are
-        twice differentiable and the whole is not, also the innermost module that is not.
+        twice differentiable but the network is not, also the innermost module that is not.
     """
     twin, images = _twin(model, image_shape)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -144,6 +147,8 @@ def examine(model: nn.Module, image_shape: Sequence[int]) -> list[Layer]:
         obstacles: Mapping[str, str | None] = {
             name: obstacle(module, *calls[name]) for name, module in called if _is_leaf(module)
         }
+        # The obstacle of a layer is also an obstacle of every module around the layer, so check
+        # those modules only if no layer has an obstacle.
         if not any(obstacles.values()):
             obstacles = _innermost(called, calls)
     return [
@@ -175,16 +180,18 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _recorded_calls(model: nn.Module, images: Tensor) -> dict[str, _Call]:
-    """Return the arguments of the last call of each module; raise ValueError for random numbers."""
+    """Return the arguments of each module's last call; ValueError if random numbers are drawn."""
     calls: dict[str, _Call] = {}
     handles = []
     for name, module in model.named_modules():
 
         def record(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            # Copies, because in-place layers overwrite their arguments.
+            # The default argument keeps this module's name. Copies, because in-place layers
+            # overwrite their arguments.
             calls[name] = tree_map_only(Tensor, lambda each: each.detach().clone(), (args, kwargs))
 
         handles.append(module.register_forward_pre_hook(record, with_kwargs=True))
+    # The generator's state shows all random numbers, also those of functional dropout.
     before = torch.get_rng_state()
     _call(model, images)
     for handle in handles:
@@ -219,15 +226,17 @@ def _innermost(
 ) -> dict[str, str]:
     """Find the innermost module that is not twice differentiable although its layers are."""
     found: dict[str, str] = {}
-    for name, module in called:  # outer modules first
+    # Outer modules come first; the network as a whole has the empty name.
+    for name, module in called:
         outside = next(iter(found), "")
         if _is_leaf(module) or not name.startswith(f"{outside}." if outside else ""):
             continue
+        # This module is inside the one found so far; if it fails too, it is closer to the cause.
         reason = obstacle(module, *calls[name])
         if reason is not None:
             found = {name: reason}
         elif not name:
-            break  # the network as a whole is twice differentiable
+            break
     return found
 
 

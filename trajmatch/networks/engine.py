@@ -23,20 +23,16 @@ _HEADER, _NODE = 5, 8
 
 
 class _NotForTheEngine(Exception):
-    """Module or arrangement of modules that the engine does not run."""
+    """Raised for a module, or an arrangement of modules, that the engine does not run."""
 
 
 def engine_description(model: nn.Module, precise: bool = False) -> list[int] | None:
-    """Return a network in the format that ``csrc/ops/network.h`` reads, or None.
+    """Return the description that the engine reads, or None if it does not run the model.
 
-    Args:
-        model: Any module.
-        precise: True to avoid convolution transforms that cost accuracy.
-
-    Returns:
-        Sizes and flags, then eight integers per node. None if the engine does not run the model,
-        because its class is not one of the package's networks, or it has unsupported layers or
-        layer settings, hooks, shared or frozen parameters, or batch norm in evaluation mode.
+    The description has sizes and flags, then eight integers per node (``csrc/ops/network.h``).
+    ``precise`` avoids convolution transforms that cost accuracy. The engine runs the package's
+    networks, but not with unsupported layers or layer settings, hooks, shared or frozen
+    parameters, or batch norm in evaluation mode.
     """
     model = uncompiled(model)
     if type(model) not in _FORWARD or not isinstance(model, ImageClassifier):
@@ -52,8 +48,10 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
         return None
     # The last node must be a linear layer with bias that reads the last value; the engine adds it.
     kind, _, classes, *_ = classifier = graph.nodes.pop()
+    # classifier[6] is 1 if it has a bias; classifier[1] is the value that it reads.
     usual = kind == _CONVOLUTION and graph.flat and classifier[6] == 1
     whole = classifier[1] == len(graph.nodes) > 0
+    # Parameters in the order of calls: a shared, unused or reordered one shows here.
     if not (usual and whole) or [*map(id, graph.parameters)] != [*map(id, parameters)]:
         return None
     header = [channels, classes, size, int(precise), _FUSED_KERNELS.index(_fused)]
@@ -67,7 +65,7 @@ def batch_norm_channels(description: list[int]) -> int:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """Return the module that ``torch.compile`` was given; any other module unchanged."""
+    """Return the original of a compiled module; any other module unchanged."""
     return getattr(model, "_orig_mod", model)
 
 
@@ -77,18 +75,18 @@ _fused: CudaBlocks = "first"
 
 @contextmanager
 def cuda_blocks(kind: CudaBlocks) -> Iterator[None]:
-    """Choose the blocks of a ConvNet that run as one CUDA kernel each, inside the context.
+    """Choose which blocks of a ConvNet run as one CUDA kernel each, inside the context.
 
-    Like PyTorch's own backend flags, the choice holds for all threads. It changes results by
+    The choice holds for all threads, like PyTorch's own backend flags. It changes results by
     rounding only, and has no effect on the CPU.
 
     Args:
-        kind: ``library`` for none; ``first`` for the first block, the default; ``tf32`` or
-            ``fp16`` for the first block and, with operands rounded so, for the deeper blocks of
-            32, 64 or 128 channels on planes of 16 or 8 pixels (compute capability 8.0 or later).
+        kind: ``library``: no block. ``first``, the default: the first block. ``tf32`` or ``fp16``:
+            also deeper blocks of 32, 64 or 128 channels on 16x16 or 8x8 pixels, with operands
+            rounded to that format (compute capability 8.0 or later).
 
     Raises:
-        ValueError: There is no such kind.
+        ValueError: The kind is unknown.
     """
     global _fused
     if kind not in _FUSED_KERNELS:
@@ -102,28 +100,29 @@ def cuda_blocks(kind: CudaBlocks) -> Iterator[None]:
 
 
 class _Graph:
-    """Nodes of a network, made by visiting its modules in the order of their calls.
-
-    A node has eight integers, and node ``i`` makes value ``i + 1``; value 0 is the images.
-    ``shapes`` has channels and side of each value; ``flat`` is True once values are rows.
-    """
+    """Nodes of a network, made by visiting its modules in the order of their calls."""
 
     def __init__(self, channels: int, size: int) -> None:
+        # Value 0 is the images, and node i makes value i + 1.
         self.nodes: list[list[int]] = []
+        # Channels and side of each value.
         self.shapes = [(channels, size)]
         self.parameters: list[Tensor] = []
+        # True once values are flattened to rows.
         self.flat = False
-        self._closed = 0  # number of nodes that must not change: others read their values
+        # Number of nodes that must not change, because others read their values.
+        self._closed = 0
 
     def visit(self, module: nn.Module, value: int) -> int:
-        """Add a module that reads a value; return its output, or raise _NotForTheEngine."""
+        """Add a module that reads a value, and return its output value."""
         kind, own = type(module), vars(module)
+        # A hook, or a forward that is set on the instance, may do anything.
         _needs(kind in _FORWARD and "forward" not in own and not any(own[each] for each in _HOOKS))
         _needs(all(getattr(module, name) == usual for name, usual in _USUAL.get(kind, {}).items()))
         return _FORWARD[kind](self, module, value)
 
     def add(self, kind: int, value: int, *numbers: int, shape: tuple[int, int]) -> int:
-        """Add a node, and return its value."""
+        """Add a node, and return its output value."""
         self.nodes.append([kind, value, *numbers, *[0] * (_NODE - 2 - len(numbers))])
         self.shapes.append(shape)
         return len(self.nodes)
@@ -154,7 +153,7 @@ def _needs(condition: bool) -> None:
 
 
 def _chain(*names: str) -> _Forward:
-    """Return a forward that calls children one after the other; an empty name flattens."""
+    """Return a function that visits children one after the other; an empty name flattens."""
 
     def forward(graph: _Graph, module: nn.Module, value: int) -> int:
         for name in names:
@@ -174,7 +173,8 @@ def _sequential(graph: _Graph, module: nn.Sequential, value: int) -> int:
 def _residual_block(graph: _Graph, module: ResidualBlock, value: int) -> int:
     ends = []
     for branch in (module.residual, module.shortcut):
-        graph.close()  # no layer may be fused into these values: several nodes read them
+        # Several nodes read these values, so no later layer may be fused into them.
+        graph.close()
         ends.append(graph.visit(branch, value))
     first, second = (graph.shapes[end] for end in ends)
     _needs(first == second)
@@ -223,8 +223,10 @@ def _norm(graph: _Graph, layer: _Norm, value: int) -> int:
     else:
         _needs(layer.num_features == shape[0] and (layer.training or layer.running_mean is None))
         groups = shape[0]
+    # The engine's numbers: 0 for no parameters, 1 per channel, 2 per value of an image.
     parameters = 0 if layer.weight is None else 2 if isinstance(layer, nn.LayerNorm) else 1
     graph.parameters += [layer.weight, layer.bias] if parameters else []
+    # A description has only integers, so it holds the bits of eps as a float64.
     (eps,) = struct.unpack("q", struct.pack("d", layer.eps))
     return graph.add(_NORM_ACT_POOL, value, groups, parameters, int(over_batch), eps, shape=shape)
 
@@ -240,6 +242,7 @@ def _pooling(graph: _Graph, layer: nn.AvgPool2d | nn.MaxPool2d, value: int) -> i
     assert isinstance(window, int)
     if window == 2 and size > 1:
         return graph.extend(value, _POOLING, POOLINGS.index("average" if average else "max"))
+    # Larger averages, such as global pooling, are nodes of their own.
     _needs(average and value > 0 and not graph.flat and window <= size)
     return graph.add(_MEAN, value, window, shape=(channels, size // window))
 

@@ -1,4 +1,4 @@
-"""Networks from torchvision and from users' functions."""
+"""Networks from torchvision and from user functions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TORCHVISION = "torchvision"
 
 
 class External(ImageClassifier):
-    """Network of torchvision, or returned by a function, with the interface of the other networks.
+    """Network from torchvision or a user function, with the interface of the other networks.
 
     Args:
-        name: ``torchvision:NAME``, a classification model without weights whose first convolution
-            takes ``in_channels`` channels; or ``package.module:function``, called with the other
-            three arguments by name. Parameters that the function freezes (``requires_grad=False``)
+        name: ``torchvision:NAME``, a classification model without trained weights; its first
+            convolution is adapted to ``in_channels``. Or ``package.module:function``, called with
+            the other three arguments by name; parameters that it freezes (``requires_grad=False``)
             keep their values.
         in_channels: Channels of the images.
         num_classes: Number of logits.
@@ -41,10 +41,8 @@ class External(ImageClassifier):
         self.switched_off: tuple[str, ...] = ()
 
     def switch_off_randomness(self) -> None:
-        """Switch off dropout and stochastic depth of a torchvision model.
-
-        Users' functions have to leave them out (:func:`check_student`).
-        """
+        """Switch off dropout and stochastic depth of a torchvision model."""
+        # A user's function has to leave them out: check_student raises an error.
         if is_user_function(self.name):
             return
         from trajmatch._torchvision import torchvision
@@ -61,11 +59,11 @@ class External(ImageClassifier):
         return {**super().spec(), "name": self.name}
 
     def reset_parameters(self) -> None:
-        """Draw all parameters as the network's own constructor does, frozen ones as well."""
+        """Draw all parameters, also frozen ones, as the constructor of the network does."""
         self.module.load_state_dict(self._make().state_dict())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits ``[B, num_classes]``; raise ValueError for another output."""
+        """Return the logits ``[B, num_classes]``; raise ValueError if the output is different."""
         logits = self.module(images)
         wanted = (len(images), self.num_classes)
         if not isinstance(logits, Tensor) or logits.shape != wanted:
@@ -106,6 +104,7 @@ def _torchvision_model(name: str, in_channels: int, num_classes: int) -> nn.Modu
     model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
     if in_channels != 3:
         first = next(each for each in model.modules() if isinstance(each, nn.Conv2d))
+        # Only the shape of the new weight matters here; reset_parameters draws the values.
         first.in_channels = in_channels
         first.weight = nn.Parameter(first.weight[:, :1].repeat(1, in_channels, 1, 1))
         first.reset_parameters()

@@ -28,7 +28,7 @@ def split(
 ) -> dict[str, Tensor]:
     """Return views of a flat vector ``[P]`` by parameter name; raise ValueError for another size.
 
-    ``shapes`` is a result of :func:`parameter_shapes`, ``name`` the vector's name in the message.
+    ``shapes`` is a result of :func:`parameter_shapes`. The message calls the vector ``name``.
     """
     sizes = [shape.numel() for shape in shapes.values()]
     if flat.shape != (sum(sizes),):
@@ -86,8 +86,8 @@ def call_flat(
 ) -> Tensor:
     """Return the model's output for parameters ``theta [P]``; differentiable in theta and images.
 
-    The model uses copies of its buffers, with device and dtype of ``theta``, and so is not changed.
-    With ``update_buffers`` it uses and changes its own.
+    By default the model is not changed: it runs on copies of its buffers, with device and dtype of
+    ``theta``. With ``update_buffers`` it uses and changes its own buffers.
     """
     buffers = {}
     if not update_buffers:
@@ -117,6 +117,7 @@ def load_flat_buffers(model: nn.Module, flat: Tensor) -> None:
 
 
 def _kept(model: nn.Module) -> dict[str, Tensor]:
-    """Return the persistent buffers; the constructor makes the others (masks, tables)."""
+    """Return the persistent buffers."""
+    # The others, such as masks and tables, are made by the constructor and are not in the state.
     state = model.state_dict(keep_vars=True)
     return {name: buffer for name, buffer in model.named_buffers() if name in state}

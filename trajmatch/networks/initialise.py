@@ -13,16 +13,17 @@ from trajmatch.networks.external import External
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Draw all parameters but frozen ones as PyTorch's layers do by default; return the model.
+    """Draw the parameters of a model as PyTorch's layers do by default; return the model.
 
     Convolution and linear weights and biases are uniform in ``+-1/sqrt(fan_in)``. Norms get weights
-    1, biases 0 and new running statistics. Other layers are drawn by their ``reset_parameters()``
-    (TypeError without one), an :class:`trajmatch.networks.External` by its constructor (frozen
-    parameters included), both with PyTorch's CPU generator seeded from this one. Values are drawn
-    on the CPU in the order of ``modules()``, so a seed gives the same network on every device.
+    1, biases 0 and new running statistics. Other layers call ``reset_parameters()`` (TypeError
+    without one), and an :class:`trajmatch.networks.External` its constructor, with PyTorch's CPU
+    generator seeded from ``generator``. Frozen parameters keep their values, except in an External.
+    Values are drawn on the CPU, so a seed gives the same network on every device.
     """
     kept = {} if isinstance(model, External) else dict(model.named_parameters())
     frozen = {name: each.clone() for name, each in kept.items() if not each.requires_grad}
+    # Frozen parameters are drawn with their layers, and then get their values back.
     with torch.no_grad():
         _initialise(model, generator)
         for name, value in frozen.items():
@@ -31,11 +32,13 @@ def initialise(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 def _initialise(module: nn.Module, generator: torch.Generator) -> None:
-    if isinstance(module, External):  # its constructor draws all submodules
+    # The constructor of an External draws all submodules.
+    if isinstance(module, External):
         _reset(module, generator)
         return
     own = list(module.parameters(recurse=False))
     if isinstance(module, nn.Conv2d | nn.Linear):
+        # PyTorch's default, kaiming_uniform_(a=sqrt(5)), is this uniform distribution.
         bound = 1.0 / math.sqrt(module.weight[0].numel())
         for parameter in own:
             values = torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype)
@@ -54,7 +57,8 @@ def _initialise(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def _reset(module: nn.Module, generator: torch.Generator) -> None:
-    """Call the module's ``reset_parameters()``, seeded; keep the state of PyTorch's generator."""
+    """Call ``reset_parameters()`` with a seed drawn from ``generator``."""
+    # A copy on the CPU, so that the values do not depend on the device.
     twin = copy.deepcopy(module).cpu()
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):

@@ -18,24 +18,17 @@ _CHOICES: dict[str, Collection[str]] = {
 ACTIVATION_LAYERS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid}
 POOLING_LAYERS = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
 
-#: Image side from which AlexNet, ResNet18 and LeNet start with stride 2, VGG11 pools once more and
-#: the MLP has one hidden layer (PAD's networks for Tiny ImageNet).
+#: Smallest image side for which AlexNet, ResNet18 and LeNet start with stride 2, VGG11 pools once
+#: more and the MLP has one hidden layer (PAD's networks for Tiny ImageNet).
 LARGE_IMAGE = 64
 
 
 class ImageClassifier(nn.Module):
-    """Network for square images, ``features`` and then ``classifier``, that keeps its arguments.
+    """Base class of networks for square images: ``features``, then ``classifier``.
 
-    Args:
-        in_channels: Channels of the images.
-        num_classes: Number of logits.
-        image_size: Side of the square images in pixels.
-        **options: Other arguments of the class.
-
-    Raises:
-        ValueError: A size is not positive, a choice is unknown, or the norm's groups do not divide
-            the width.
-        TypeError: A size is not a whole number.
+    The first three arguments are as for :class:`trajmatch.networks.ConvNet`; ``options`` are the
+    other arguments of the subclass. ValueError is raised if a size is not positive, a choice is
+    unknown or the norm's groups do not divide the width, TypeError if a size is not an int.
     """
 
     features: nn.Sequential
@@ -88,11 +81,7 @@ class ImageClassifier(nn.Module):
 
 
 def norm_layers(norm: str, channels: int, size: int) -> list[nn.Module]:
-    """Return the norm of activations ``[B, channels, size, size]``; no module for ``"none"``.
-
-    Instance norm is ``GroupNorm(C, C)`` with affine parameters, group norm has 4 groups, layer norm
-    runs over ``(C, H, W)``, batch norm keeps running statistics.
-    """
+    """Return the norm of activations ``[B, channels, size, size]``; no module for ``"none"``."""
     groups, elementwise, over_batch = NORMS[norm]
     if groups == 0:
         return []
@@ -100,6 +89,7 @@ def norm_layers(norm: str, channels: int, size: int) -> list[nn.Module]:
         return [nn.BatchNorm2d(channels, eps=NORM_EPS)]
     if elementwise:
         return [nn.LayerNorm([channels, size, size], eps=NORM_EPS)]
+    # Instance norm has one group per channel, and groups is None.
     return [nn.GroupNorm(groups or channels, channels, eps=NORM_EPS)]
 
 

@@ -29,9 +29,9 @@ NAMES = ("convnet", *_DEPTHS, "alexnet", "vgg11", "resnet18", "resnet18_ap", "le
 def build(spec: dict[str, Any]) -> ImageClassifier:
     """Build the network of a ``spec()``, with PyTorch's default initialisation.
 
-    For ``package.module:function`` this imports the module and calls the function. Raises
-    ValueError if the name is unknown, an argument is missing, unknown or out of range, or memory is
-    too small.
+    For ``package.module:function`` this imports the module and calls the function. ValueError is
+    raised if the name is unknown, an argument is missing, unknown or out of range, or the network
+    does not fit into memory.
     """
     arguments = dict(spec)
     name = arguments.pop("name", None)
@@ -43,6 +43,7 @@ def build(spec: dict[str, Any]) -> ImageClassifier:
     try:
         if is_external(name):
             return External(name, **arguments)
+        # First on the meta device, because a network may be too large to allocate.
         _on_meta(name, arguments)
         return _NETWORKS[name](**arguments)
     except TypeError as error:
@@ -52,9 +53,10 @@ def build(spec: dict[str, Any]) -> ImageClassifier:
 
 
 def build_student(spec: dict[str, Any]) -> ImageClassifier:
-    """Build the network of a ``spec()`` for experts and students, without randomness in its steps.
+    """Build the network of a ``spec()`` for experts and students.
 
-    Dropout and stochastic depth of torchvision models are off; :func:`check_student` warns of it.
+    Dropout and stochastic depth of a torchvision model are switched off, so that its steps are not
+    random; :func:`check_student` warns about this.
     """
     model = build(spec)
     if isinstance(model, External):
@@ -63,7 +65,7 @@ def build_student(spec: dict[str, Any]) -> ImageClassifier:
 
 
 def _on_meta(name: str, arguments: dict[str, Any]) -> ImageClassifier:
-    """Build a network without memory, for its checks; raise ValueError if it is too large."""
+    """Build a network on the meta device; raise ValueError if it is too large for memory."""
     what = f"the parameters of {name} with {arguments}"
     advice = "take a smaller width or depth"
     try:
@@ -71,23 +73,21 @@ def _on_meta(name: str, arguments: dict[str, Any]) -> ImageClassifier:
             raise OverflowError
         with torch.device("meta"):
             model = _NETWORKS[name](**arguments)
-    except (RuntimeError, OverflowError) as error:  # the number of bytes exceeds 64 bits
+    except (RuntimeError, OverflowError) as error:
+        # The number of bytes exceeds 64 bits.
         raise ValueError(f"{what} do not fit into any memory; {advice}") from error
     check_memory(what, sum(each.nbytes for each in model.parameters()), advice)
     return model
 
 
 def specify(text: str, in_channels: int, num_classes: int, image_size: int) -> dict[str, Any]:
-    """Return the spec, with every argument written out, of a network that a user names.
+    """Return the spec of the network that a user names, with every argument written out.
 
-    ``NAME`` or ``NAME:OPTIONS``; options are joined by commas, a bare word is the norm, others are
-    ``key=value``: ``alexnet``, ``resnet18:batch``, ``convnet:width=32,depth=2``,
-    ``vgg11:group,width=16``. The depth of ``convnet`` follows from the image size unless given
-    (``convnetd4``). ``torchvision:NAME`` and ``package.module:function`` are left for :func:`build`
-    to look up.
-
-    Raises:
-        ValueError: The name or an option is unknown, or does not fit these images.
+    ``text`` is ``NAME`` or ``NAME:OPTIONS``, such as ``alexnet``, ``convnet:width=32,depth=2`` or
+    ``vgg11:group,width=16``. Options are ``key=value``, joined by commas; a bare word is the norm.
+    The depth of ``convnet`` follows from the image size unless given (``convnetd4``). Only
+    :func:`build` looks up ``torchvision:NAME`` and ``package.module:function``. ValueError is
+    raised if the name or an option is unknown or does not fit the images.
     """
     sizes = {"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size}
     head, colon, options = text.partition(":")
@@ -110,10 +110,8 @@ def specify(text: str, in_channels: int, num_classes: int, image_size: int) -> d
 
 
 def check_runs(spec: dict[str, Any]) -> None:
-    """Raise ValueError unless a spec's network can be built and runs on its images.
-
-    Only external networks are tried; the package's own are checked when they are specified.
-    """
+    """Raise ValueError unless the network of a spec can be built and runs on its images."""
+    # The package's own networks are checked when they are specified.
     if is_external(spec["name"]):
         model = build(spec)
         check_runs_on(model, model.image_shape)
@@ -135,12 +133,13 @@ def _parse_options(text: str, options: str) -> dict[str, Any]:
 
 
 def _check_external(text: str) -> None:
-    """Raise ValueError unless the text may be an external network's name."""
+    """Raise ValueError unless the text can be the name of an external network."""
     origin, _, attribute = text.partition(":")
     if attribute and origin == TORCHVISION:
         return
     package, reason = origin.partition(".")[0], ""
     if attribute.isidentifier() and package.isidentifier():
+        # Find the package without importing it: importing would run the user's code.
         search_current_folder()
         if importlib.util.find_spec(package) is not None:
             return

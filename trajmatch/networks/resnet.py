@@ -45,6 +45,7 @@ class ResNet18(ImageClassifier):
         blocks, channels = [], width
         for stage in range(_STAGES):
             for index in range(_BLOCKS_PER_STAGE):
+                # The first block of each later stage halves the side and doubles the channels.
                 halve = stage > 0 and index == 0
                 block = ResidualBlock(
                     channels, width * 2**stage, size, norm, halve, self.average_pooling
@@ -52,6 +53,7 @@ class ResNet18(ImageClassifier):
                 blocks.append(block)
                 channels, size = width * 2**stage, block.size
         self.blocks = nn.Sequential(*blocks)
+        # Without global pooling, the classifier gets every pixel.
         whole = self.average_pooling
         self.pooling = nn.Sequential(*([] if whole else [nn.AvgPool2d(size)]), nn.Flatten())
         self.classifier = nn.Linear(channels * size**2 if whole else channels, num_classes)
@@ -62,24 +64,19 @@ class ResNet18(ImageClassifier):
 
 
 class ResNet18_AP(ResNet18):
-    """ResNet18 that halves images by 2x2 average pooling and has no global pooling at the end.
-
-    Arguments and errors as for :class:`ResNet18`.
-    """
+    """ResNet18 that halves images by 2x2 average pooling and has no global pooling at the end."""
 
     average_pooling = True
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution if shapes change.
-
-    ``size`` is the side of the input. ``halve`` halves it, by a stride or by ``average`` pooling.
-    """
+    """Two 3x3 convolutions beside a shortcut, which has a 1x1 convolution if shapes change."""
 
     def __init__(
         self, in_channels: int, channels: int, size: int, norm: str, halve: bool, average: bool
     ) -> None:
         super().__init__()
+        # size is the side of the input. A stride halves it, or with ``average`` a pooling.
         stride = 2 if halve and not average else 1
         pools = halve and average
         halving: list[nn.Module] = [nn.AvgPool2d(2)] if pools else []
@@ -95,6 +92,7 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(channels, channels, 3, 1, 1, bias=bias),
             *norm_layers(norm, channels, self.size),
         )
+        # An empty Sequential is the identity.
         self.shortcut = nn.Sequential()
         if halve or in_channels != channels:
             self.shortcut = nn.Sequential(

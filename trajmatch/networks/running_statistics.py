@@ -9,8 +9,8 @@ from torch import Tensor, nn
 def update_running_statistics(model: nn.Module, statistics: Tensor) -> None:
     """Update a model's running statistics with a batch, as its layers do in training mode.
 
-    ``statistics [3, C]`` has the mean, ``1 / sqrt(variance + eps)`` and number of values for each
-    channel of all batch norms, in the order of ``modules()``.
+    The rows of ``statistics [3, C]`` are mean, ``1 / sqrt(variance + eps)`` and number of values,
+    for the channels of all batch norms in the order of ``modules()``.
     """
     layers = [each for each in model.modules() if isinstance(each, nn.BatchNorm2d)]
     parts = statistics.split([each.num_features for each in layers], dim=1)
@@ -21,8 +21,10 @@ def update_running_statistics(model: nn.Module, statistics: Tensor) -> None:
             assert layer.running_var is not None and layer.num_batches_tracked is not None
             layer.num_batches_tracked += 1
             # Without a momentum, PyTorch averages over all batches.
-            weight: Tensor | float = layer.momentum or 1.0 / layer.num_batches_tracked
-            # Running variances are unbiased, the engine's are not.
+            weight: Tensor | float = (
+                1.0 / layer.num_batches_tracked if layer.momentum is None else layer.momentum
+            )
+            # PyTorch's running variance is unbiased, the engine's variance is not.
             variance = (rstd**-2 - layer.eps) * count / (count - 1)
             for kept, found in ((layer.running_mean, mean), (layer.running_var, variance)):
                 kept.copy_((1 - weight) * kept + weight * found)

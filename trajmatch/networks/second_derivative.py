@@ -1,4 +1,4 @@
-"""Second derivatives of one module, checked by PyTorch's ``gradgradcheck``."""
+"""Check of a module's second derivatives by PyTorch's ``gradgradcheck``."""
 
 from __future__ import annotations
 
@@ -27,13 +27,10 @@ _TIE = 1e-2  # size of the noise, also relative to the RMS, that breaks ties in 
 def obstacle(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     """Return the reason why a call of a module is not twice differentiable, or None.
 
-    The call becomes a function of one number: the distance by which all floating-point arguments
-    and trained parameters move along a random direction, in float64. So the check costs a few
-    gradients for any size of module. The module has to be on the CPU; it is not changed.
-
-    Returns:
-        The first line of PyTorch's error, or the statement that the derivative is wrong: a detached
-        backward pass raises no error.
+    The reason is the first line of PyTorch's error, or the statement that the derivative is wrong,
+    because a detached backward pass raises no error. The check moves all floating-point arguments
+    and trained parameters along one random direction, in float64, so that it takes only a few
+    gradients for any size of module. The module must be on the CPU; it is not changed.
     """
     draw = torch.Generator().manual_seed(0)
     distance = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -41,11 +38,14 @@ def obstacle(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     for _ in range(_DIRECTIONS):
         try:
             function = _along_a_line(copy.deepcopy(module).double(), args, kwargs, draw)
-            value = function(distance)  # a slope of NaN cannot be compared
+            value = function(distance)
+            # A constant, or a slope that is not finite, cannot be compared and is accepted.
             if value.requires_grad and torch.autograd.grad(value, distance)[0].isfinite():
                 check(
                     function, distance, value.detach(), check_undefined_grad=False, fast_mode=True
                 )
+        # A GradcheckError is also a RuntimeError, so it must come first. A ReLU input may have
+        # changed its sign, so try another direction.
         except GradcheckError:
             continue
         except RuntimeError as error:
@@ -59,7 +59,7 @@ def obstacle(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _along_a_line(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], draw: torch.Generator
 ) -> Callable[[Tensor], Tensor]:
-    """Return one number made of all outputs, as a function of the distance along a direction."""
+    """Return a scalar function of the distance along a random direction, from all outputs."""
     trained = {name: each for name, each in module.named_parameters() if each.requires_grad}
     values, structure = tree_flatten((args, kwargs, trained))
     starts, directions = {}, {}
@@ -68,6 +68,7 @@ def _along_a_line(
             value = value.detach().double()
             scale = float(value.square().mean().sqrt()) or 1.0
             noise = torch.rand(value.shape, generator=draw, dtype=value.dtype)
+            # Noise, because at a tie in max-pooling the gradient is not unique.
             starts[place] = value + _TIE * scale * noise
             directions[place] = scale * torch.randn(value.shape, generator=draw, dtype=value.dtype)
 
@@ -84,7 +85,8 @@ def _along_a_line(
         return result
 
     size = float(total(torch.zeros((), dtype=torch.float64))) or 1.0
-    return lambda distance: total(distance) / size  # so that tolerances are relative
+    # Divided by its value at 0, so that tolerances are relative.
+    return lambda distance: total(distance) / size
 
 
 def first_line(error: BaseException) -> str:

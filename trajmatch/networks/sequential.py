@@ -26,6 +26,7 @@ class AlexNet(ImageClassifier):
         if width % 2:
             raise ValueError(self._message("width", "even", width))
         padding, stride = 2 + layers.growth(image_size), layers.first_stride(image_size)
+        # Three poolings by 2 follow; the other convolutions keep the size.
         size = layers.convolved(image_size, 5, padding, stride) // 8
         self._check_size_left(size)
         second, third = width * 3 // 2, width * 2

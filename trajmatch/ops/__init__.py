@@ -1,9 +1,9 @@
 """Differentiable operators of trajectory matching.
 
-Functions of tensors are registered PyTorch operators (``torch.ops.trajmatch``) for float32 and
-float64, on the CPU and, if built, on CUDA, with ``torch.compile`` and fake tensors. Functions of a
-model run on such operators or on autograd; see :func:`engine_for`. :mod:`trajmatch.reference` has
-the same functions in plain PyTorch.
+Functions of tensors are PyTorch operators, registered in ``torch.ops.trajmatch``. They take float32
+and float64 on the CPU and, if built, on CUDA, and work with ``torch.compile`` and fake tensors.
+Functions of a model run on these operators or on autograd; see :func:`engine_for`.
+:mod:`trajmatch.reference` has the same functions in plain PyTorch.
 """
 
 from trajmatch import _extension  # noqa: F401  registers the operators

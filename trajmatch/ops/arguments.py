@@ -17,21 +17,22 @@ from trajmatch.reference import Loss
 #: A tensor, a NumPy array, or nested sequences of numbers.
 ArrayLike = Tensor | Sequence[Any] | Any
 
+#: Augmentation: function of (images ``[B, C, H, W]``, step) that returns images.
 Augment = Callable[[Tensor, int], Tensor]
 
 #: Kinds of soft labels: logits, whose softmax is taken, and probabilities, used as they are.
 SOFT_LABELS = ("logits", "probabilities")
 
-#: Dtypes of tokens: inputs without gradient.
+#: Dtypes of tokens, which are inputs without gradient.
 _TOKENS = (torch.int64, torch.int32)
 
 
 @runtime_checkable
 class DsaReplay(Protocol):
-    """Augmentation that can return its draws as parameters of :func:`trajmatch.ops.dsa`.
+    """Augmentation that can return its random draws as parameters of :func:`trajmatch.ops.dsa`.
 
-    An unroll on the engine uses these parameters instead of calling the augmentation.
-    :meth:`trajmatch.data.DSA.replay` makes one.
+    An unroll on the engine uses the parameters instead of calling the augmentation.
+    :meth:`trajmatch.data.DSA.replay` returns an augmentation of this kind.
     """
 
     def __call__(self, images: Tensor, step: int) -> Tensor:
@@ -42,7 +43,7 @@ class DsaReplay(Protocol):
 
 
 class Expect:
-    """Argument checks of the operator ``op``, which the messages name."""
+    """Argument checks of the operator ``op``; the error messages contain its name."""
 
     def __init__(self, op: str) -> None:
         self._op = op
@@ -95,6 +96,7 @@ class Expect:
 
     def module(self, model: Any) -> nn.Module:
         """Return a module, unwrapped from ``torch.compile``; raise TypeError for anything else."""
+        # A class instead of an instance is a common mistake, so the message says so.
         if not isinstance(model, nn.Module):
             kind = type(model).__name__
             came = f"the class {model.__name__}" if isinstance(model, type) else kind
@@ -111,6 +113,7 @@ class Expect:
         if isinstance(model, torch.jit.ScriptModule):
             came = f"{kind}; pass the one it was made of"
             raise TypeError(self.message("model", "be a module that Python runs", came))
+        # A lazy parameter has no size before the first call, so theta cannot be compared with it.
         for name, parameter in model.named_parameters():
             lazy = isinstance(parameter, nn.UninitializedParameter)
             came = f"the lazy {name}; call the model on a batch first"
@@ -133,7 +136,8 @@ class Expect:
         if augment is None or isinstance(augment, DsaReplay):
             return
         came = type(augment).__name__
-        if hasattr(augment, "replay"):  # a random augmentation strategy
+        # A random augmentation strategy draws anew in every call; its replay repeats the draws.
+        if hasattr(augment, "replay"):
             came += "; its method replay(seed) gives one"
         elif callable(augment):
             try:
@@ -151,7 +155,7 @@ class Expect:
         self.shape(argument, theta, [num_parameters(model)])
 
     def loss(self, loss: Loss, losses: Sequence[str], soft_labels: str) -> None:
-        """Raise ValueError unless ``loss`` and ``soft_labels`` are known and fit together."""
+        """Raise ValueError unless ``loss`` and ``soft_labels`` are known and can be combined."""
         known = f"be one of {', '.join(losses)}, or a function of (outputs, targets)"
         self.that(callable(loss) or loss in losses, "loss", known, repr(loss))
         self.choice("soft_labels", soft_labels, SOFT_LABELS)
@@ -170,12 +174,10 @@ class Expect:
     def labels(
         self, labels: ArrayLike, images: Tensor, theta: Tensor, loss: Loss, soft_labels: str
     ) -> Tensor:
-        """Return labels as a tensor; raise unless dtype and shape fit the loss.
-
-        Cross-entropy takes class indices ``[n]`` (int64) or soft labels ``[n, K]``, the mean
-        squared error targets ``[n, ...]``, a function any tensor ``[n, ...]``. The range of indices
-        and the other sizes are checked later, with the model's outputs.
-        """
+        """Return labels as a tensor; raise unless dtype and shape fit the loss."""
+        # Cross-entropy takes class indices [n] (int64) or soft labels [n, K]; the mean squared
+        # error takes targets [n, ...]; a function takes any tensor [n, ...]. The range of class
+        # indices and the sizes after n are checked later, against the outputs of the model.
         labels = self.tensor("labels", labels, theta.device, theta.dtype)
         count, soft = len(images), labels.is_floating_point()
         if loss == "mse" and not soft:
@@ -201,7 +203,8 @@ class Expect:
         self, batches: ArrayLike | Sequence[ArrayLike], like: Tensor
     ) -> tuple[Tensor, list[int]]:
         """Return the indices of all steps as one new vector, and the number of indices per step."""
-        if hasattr(batches, "__array__"):  # arrays and tensors
+        # Arrays and tensors [N, B] become a single row of N * B indices.
+        if hasattr(batches, "__array__"):
             batches = self.tensor("batches", batches, like.device, like.dtype)
             wanted = "have 2 dimensions, or to be a sequence of one-dimensional tensors"
             self.that(batches.dim() == 2, "batches", wanted, list(batches.shape))
@@ -217,13 +220,14 @@ class Expect:
         self.that(len(sizes) > 0, "batches", "hold at least one step", "none")
         wanted = "hold at least one image in every step"
         self.that(min(sizes) > 0, "batches", wanted, f"sizes {sizes}")
-        # torch.cat copies: the caller may overwrite the indices before the backward pass.
+        # torch.cat copies, so that the caller may overwrite the indices before the backward pass.
         flat = torch.cat(rows)
         self.like("batches", flat, like, "theta0", torch.int64)
         return flat, sizes
 
     def indices(self, flat: Tensor, count: int) -> None:
-        """Raise ValueError for an index out of range, on the CPU; the engine checks its own."""
+        """Raise ValueError if an index is out of range, on the CPU only."""
+        # On CUDA the check would have to wait for the device. The unroll operator checks by itself.
         if flat.device.type == "cpu":
             low, high = map(int, flat.aminmax())
             self.that(low >= 0, "batches", f"hold indices in [0, {count})", low)
@@ -232,7 +236,7 @@ class Expect:
     def tensor(
         self, argument: str, value: ArrayLike, device: torch.device, dtype: torch.dtype
     ) -> Tensor:
-        """Return a tensor as it is; convert other values to int64, or to ``dtype`` if floating."""
+        """Return a tensor unchanged; convert other values to int64, or ``dtype`` if floating."""
         if isinstance(value, Tensor):
             return value
         try:

@@ -13,10 +13,10 @@ from trajmatch.ops.registration import operators, register
 
 @public_operator
 def dsa(images: Tensor, parameters: Tensor) -> Tensor:
-    """Return images augmented by one row of parameters each (DSA; Zhao and Bilen, ICML 2021).
+    """Return images, each augmented by its row of parameters (DSA; Zhao and Bilen, ICML 2021).
 
-    The map of each image is linear, plus a constant for colour. The backward pass is the transposed
-    linear map. The same parameters give bit-identical results.
+    The map of an image is linear, with an added constant for colour; the backward pass is the
+    transposed map. The same parameters give bit-identical results.
 
     Args:
         images: ``[B, C, H, W]``, float32 or float64, contiguous or channels-last; other layouts are
@@ -43,6 +43,7 @@ def dsa(images: Tensor, parameters: Tensor) -> Tensor:
 
 
 def _like(images: Tensor) -> Tensor:
+    # As in the kernels: channels-last images stay channels-last, all others become contiguous.
     last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
     memory_format = torch.channels_last if last else torch.contiguous_format
     return torch.empty_like(images, memory_format=memory_format)
@@ -53,6 +54,7 @@ def _backward(saved: Any, grad_out: Tensor) -> tuple[Tensor]:
 
 
 def _backward_backward(saved: Any, tangent: Tensor) -> tuple[Tensor]:
+    # The backward pass is A^T grad_out, so its adjoint is A, the linear part of the forward pass.
     return (operators.dsa_tangent(tangent, saved.parameters),)
 
 

@@ -1,4 +1,4 @@
-"""Parameters of :func:`trajmatch.ops.dsa`: one row per image, a kind and four numbers, float64.
+"""Parameters of :func:`trajmatch.ops.dsa`: one float64 row per image, a kind and four numbers.
 
 - 0 ``color``: brightness, saturation, contrast
 - 1 ``crop``: shift of rows, shift of columns
@@ -25,9 +25,9 @@ COLUMNS = 5
 def color(brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
     """Return rows that change brightness, then saturation, then contrast.
 
-    The steps are ``x + brightness``; ``(x - m) * saturation + m``, where ``m`` is the mean of each
-    pixel over the channels; ``(x - m) * contrast + m``, where ``m`` is the mean of the image.
-    Saturation has no effect on images with one channel.
+    Brightness is added. The others are ``(x - m) * factor + m``, where ``m`` is the mean of each
+    pixel over the channels for saturation, and the mean of the whole image for contrast. Saturation
+    has no effect on images with one channel.
     """
     return _rows("color", brightness, saturation, contrast)
 
@@ -43,7 +43,7 @@ def crop(shift_y: Tensor, shift_x: Tensor) -> Tensor:
 def cutout(top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
     """Return rows that set a ``height`` x ``width`` rectangle to 0, clipped to the image.
 
-    ``top`` and ``left`` are its first row and column, and may be negative.
+    ``top`` and ``left`` are the first row and column of the rectangle, and may be negative.
     """
     return _rows("cutout", top, left, height, width)
 
@@ -56,8 +56,8 @@ def flip(flipped: Tensor) -> Tensor:
 def scale(scale_x: Tensor, scale_y: Tensor) -> Tensor:
     """Return rows that scale images about their centre, bilinearly, with 0 outside.
 
-    With coordinates from -1 to 1 between the centres of the first and last pixel, the value at
-    ``(x, y)`` is the image at ``(scale_x * x, scale_y * y)``: factors above 1 shrink.
+    Coordinates run from -1 at the centre of the first pixel to 1 at the centre of the last. The
+    result at ``(x, y)`` is the image at ``(scale_x * x, scale_y * y)``, so factors above 1 shrink.
     """
     return _rows("sample", scale_x, 0, 0, scale_y)
 
@@ -65,16 +65,17 @@ def scale(scale_x: Tensor, scale_y: Tensor) -> Tensor:
 def rotate(angle: Tensor) -> Tensor:
     """Return rows that rotate images about their centre by ``angle`` (radians), bilinearly.
 
-    In the coordinates of :func:`scale`, the value at ``(x, y)`` is the image at
-    ``(x cos a - y sin a, x sin a + y cos a)``. As ``y`` points down, positive angles turn
-    anticlockwise. Pixels from outside the image are 0.
+    In the coordinates of :func:`scale`, the result at ``(x, y)`` is the image at
+    ``(x cos a - y sin a, x sin a + y cos a)``, or 0 outside. Positive angles turn anticlockwise.
     """
+    # Anticlockwise, because y points down.
     exact = angle.double()
     cosine, sine = exact.cos(), exact.sin()
     return _rows("sample", cosine, -sine, sine, cosine)
 
 
 def _rows(kind: str, first: Tensor, *others: Tensor | float) -> Tensor:
+    # [B, 5]: the kind, then the numbers; the columns that the kind does not use stay 0.
     rows = torch.zeros(len(first), COLUMNS, dtype=torch.float64, device=first.device)
     for column, values in enumerate((KINDS.index(kind), first, *others)):
         rows[:, column] = values

@@ -1,4 +1,4 @@
-"""Errors raised by PyTorch inside an operator, restated in the operator's terms."""
+"""Clear messages for errors that PyTorch raises inside an operator."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# PyTorch's messages for a class index out of range, and for an argument of the wrong type.
 _LABEL = re.compile(r"Target (-?\d+) is out of bounds.")
 _KIND = re.compile(r"Expected a value of type '(.+?)' for argument '(\w+)' but .* type '(\w+)'")
 
 
 @contextmanager
 def explained(op: str) -> Iterator[None]:
-    """Restate, in the operator's terms, the errors that PyTorch raises inside the context."""
+    """Replace PyTorch's errors inside the context by errors that name the operator's arguments."""
     try:
         yield
     except IndexError as error:
@@ -33,6 +34,7 @@ def explained(op: str) -> Iterator[None]:
             ) from error
         raise
     except RuntimeError as error:
+        # PyTorch has no exception types for these failures, only texts.
         text = str(error)
         if found := _KIND.search(text):
             wanted, argument, came = found.groups()
@@ -54,10 +56,7 @@ def explained(op: str) -> Iterator[None]:
 
 
 def public_operator(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate an operator: restate its errors, refuse forward-mode tangents, allow inference mode.
-
-    In inference mode it runs under ``torch.no_grad``, because student gradients need autograd.
-    """
+    """Make an operator explain errors, refuse forward-mode tangents and run in inference mode."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -67,6 +66,8 @@ def public_operator(function: Callable[P, R]) -> Callable[P, R]:
         with explained(function.__name__):
             if not torch.is_inference_mode_enabled():
                 return function(*args, **kwargs)
+            # Student gradients need autograd, which inference mode turns off completely. Under
+            # no_grad the result has no graph either, but autograd works inside the operator.
             with torch.inference_mode(False), torch.no_grad():
                 args, kwargs = tree_map_only(Tensor, _normal, (args, kwargs))
                 return function(*args, **kwargs)
@@ -76,7 +77,8 @@ def public_operator(function: Callable[P, R]) -> Callable[P, R]:
 
 def _refuse_tangents(op: str, values: Any) -> None:
     """Raise NotImplementedError for a forward-mode tangent, which PyTorch would treat as zero."""
-    if forward_ad._current_level < 0:  # no torch.func.jvp or forward_ad.dual_level is active
+    # At a negative level, neither torch.func.jvp nor forward_ad.dual_level is active.
+    if forward_ad._current_level < 0:
         return
     if any(
         isinstance(each, Tensor) and forward_ad.unpack_dual(each).tangent is not None
@@ -90,5 +92,6 @@ def _refuse_tangents(op: str, values: Any) -> None:
 
 
 def _normal(tensor: Tensor) -> Tensor:
-    """Return a copy of an inference tensor, which autograd refuses; other tensors unchanged."""
+    """Return a copy of an inference tensor, and any other tensor unchanged."""
+    # Autograd refuses inference tensors, but not their copies.
     return tensor.clone() if tensor.is_inference() else tensor

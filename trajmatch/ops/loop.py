@@ -23,43 +23,35 @@ from trajmatch.reference import GradientJvp
 
 
 class Steps(NamedTuple):
-    """Settings of the steps of an unroll.
+    """Settings of the steps of an unroll; ``exact`` is as for :func:`trajmatch.ops.unroll`."""
 
-    Attributes:
-        batches: Image indices of each step.
-        counts: Numbers of steps after which parameters are returned.
-        optimiser: The optimiser.
-        augment: The augmentation, or None.
-        exact: As for :func:`trajmatch.ops.unroll`.
-        updates: Optimiser steps and their adjoints; None for plain SGD with one learning rate and
-            no state given or returned, whose adjoint needs parameter vectors only.
-        keep: False if no adjoint is needed.
-    """
-
+    #: Image indices of each step.
     batches: Sequence[Tensor]
+    #: Numbers of steps after which parameters are returned.
     counts: Sequence[int]
     optimiser: Optimiser
     augment: Augment | None
     exact: bool
+    #: Optimiser steps and their adjoints. None for plain SGD with one step size and no state given
+    #: or returned: its adjoint needs only the parameters before each step.
     updates: Updates | None = None
+    #: False if no adjoint is needed.
     keep: bool = True
 
 
-#: Gradients of ``theta_0``, images, labels, step sizes and initial state; None if not floating.
+#: Gradients of ``theta_0``, images, labels, step sizes and initial state. Class indices and tokens
+#: have None.
 Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]
 
 
 class Loop:
-    """Steps of one unroll, and their adjoint.
-
-    The adjoint recomputes each step under the conditions of the forward pass. ``model`` is the
-    module that the student calls; None on the engine, which has no state.
-    """
+    """Steps of one unroll, and their adjoint; ``model`` is None if the student is on the engine."""
 
     def __init__(self, student: Student, steps: Steps, model: nn.Module | None = None) -> None:
         self.student, self.steps, self.model = student, steps, model
         plain = steps.augment is None or isinstance(steps.augment, DsaReplay)
-        # True if nothing that a step depends on can change before it is recomputed.
+        # True if nothing that a step depends on can change before it is recomputed: the engine has
+        # no state, and a DsaReplay returns the same parameters for the same step.
         self.fixed = plain and model is None
         self.fingerprints = Fingerprints()
         self.random_states: list[bytes] = []
@@ -72,7 +64,7 @@ class Loop:
         shown = self.steps.augment(batch, step)
         came, wanted = type(shown).__name__, f"a torch.Tensor of shape {list(batch.shape)}"
         if isinstance(shown, Tensor):
-            # A module may take other sizes; the engine's networks have one.
+            # A module may take images of another size; a network on the engine takes only one size.
             fits = shown.shape[:1] == batch.shape[:1]
             fits = fits and (self.model is not None or shown.shape == batch.shape)
             if fits and shown.dtype == batch.dtype and shown.device == batch.device:
@@ -84,6 +76,7 @@ class Loop:
     def gradient(self, step: int, at: Point) -> Tensor:
         """Return the gradient ``[P]`` of a step on its augmented batch."""
         _, grad = self.student.gradient(at)
+        # The adjoint on the engine does not recompute the gradient, so the images are compared.
         if not self.fixed:
             self.fingerprints.record(step, at.images if self.model is None else grad)
         return grad
@@ -102,13 +95,7 @@ class Loop:
     def forward(
         self, theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor, state: Tensor
     ) -> tuple[Tensor, ...]:
-        """Run the steps, and return the results and the tensors that the adjoint needs.
-
-        Returns:
-            Parameters after each of ``counts``; the last state, empty without ``updates``; with
-            ``keep``, ``theta_1 .. theta_{N-1}`` and, with ``updates``, the states after the same
-            steps.
-        """
+        """Run the steps; return the results, then the tensors that the adjoint needs."""
         trajectory, states, buffer, reached = [], [], None, {}
         momentum, updates = self.steps.optimiser.numbers()[1], self.steps.updates
         self.conditions = Conditions(self.model, theta.device)
@@ -128,9 +115,12 @@ class Loop:
                 trajectory, states = trajectory[-1:], states[-1:]
             if step + 1 in self.steps.counts:
                 reached[step + 1] = theta
-        # True if the steps drew random numbers from the global generators.
+        # True if the steps drew random numbers from the global generators. If not, the adjoint does
+        # not have to restore the generators in every step.
         self._draws = not self.fixed and self.random_states[0] != random_state(theta.device)
         thetas = torch.stack([reached[count] for count in self.steps.counts])
+        # The results are thetas and the last state. The rest, for the adjoint, is theta_1 ..
+        # theta_{N-1} and, with updates, the states after the same steps.
         state = theta.new_empty(0) if updates is None else state
         return thetas, state, *trajectory[:-1], *states[:-1]
 
@@ -144,7 +134,9 @@ class Loop:
             with self.conditions.restored():
                 found = self._adjoint(*problem)
         finally:
+            # The caller's random numbers must not depend on the recomputation.
             restore_random_state(state, device)
+        # The check reads numbers from the GPU, which is impossible while a CUDA graph is captured.
         if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             self.fingerprints.check(self.conditions.eps(problem[2].dtype))
         return found
@@ -152,11 +144,7 @@ class Loop:
     def _adjoint(
         self, above: Tensor | None, above_state: Tensor | None, *problem: Tensor
     ) -> Gradients:
-        """Walk the steps backwards.
-
-        ``adjoint`` belongs to the parameters, ``lr * r`` to the step's gradient (formulas in
-        ``csrc/core/sgd_step.h``). With ``updates``, ``r`` includes the step size.
-        """
+        """Walk the steps backwards and sum the gradients."""
         theta0, images, labels, lr, state0, state, *kept = problem
         batches, counts, optimiser, augment, exact, updates, _ = self.steps
         momentum = optimiser.numbers()[1]
@@ -164,9 +152,12 @@ class Loop:
         states = (state0, *kept[len(batches) - 1 :], state)
         plain = updates is None
         if plain and self.conditions.casts:
-            # Autocast rounds each product. With the factor lr, the tangent has the size that it has
-            # in a graph of all steps, and rounds alike.
+            # Autocast rounds each product. Scaled by lr, the tangent is as large as in a graph of
+            # all steps, so that it is rounded in the same way.
             self._tangent_scale = torch.where(lr == 0, torch.ones_like(lr), lr)
+        # `adjoint` is the gradient of the outer loss with respect to theta after the step. With
+        # respect to the step's gradient, it is `lr * r` for plain SGD (the sweep in
+        # csrc/core/sgd_step.h) and `r` with updates.
         adjoint = torch.zeros_like(theta0)
         r = torch.zeros_like(adjoint)
         grad_images = torch.zeros_like(images) if images.is_floating_point() else None
@@ -174,13 +165,13 @@ class Loop:
         grad_labels = torch.zeros_like(labels) if labels.is_floating_point() else None
         grad_lr = torch.zeros_like(lr)
         for step in reversed(range(len(batches))):
-            # The parameters after this step may be among the results.
+            # If theta after this step is one of the results, its gradient enters here.
             for row, count in enumerate(counts):
                 if count == step + 1 and above is not None:
                     adjoint = adjoint + above[row]
             theta = trajectory[step]
             if updates is None:
-                # Adjoint of the momentum buffer, divided by lr.
+                # The gradient with respect to the momentum buffer, divided by lr.
                 r = momentum * r - adjoint
             else:
                 adjoint, r, state_adjoint, share = updates.adjoint(
@@ -188,13 +179,15 @@ class Loop:
                 )
                 grad_lr = grad_lr + share
             batch = batches[step]
+            # Repeat the random draws of this step, such as dropout masks.
             if self._draws:
                 restore_random_state(self.random_states[step], adjoint.device)
-            # Augment again, now with a graph that carries the gradient back to the images.
+            # Augment again, now with a graph that takes gradients back to the images.
             with torch.enable_grad():
                 raw = images[batch].requires_grad_(grad_images is not None)
                 shown = self._augmented(raw, step)
             at = Point(theta, shown.detach(), labels[batch])
+            # <gradient, r>, and its gradients: of theta (the Hessian times r), images and labels.
             directional, hessian_r, image_share, label_share = self.jvp(step, at, r)
             if grad_images is not None and image_share is not None:
                 if augment is not None:
@@ -204,15 +197,18 @@ class Loop:
                 grad_images.index_add_(0, batch, lr * image_share if plain else image_share)
             if grad_labels is not None and label_share is not None:
                 grad_labels.index_add_(0, batch, lr * label_share if plain else label_share)
+            # Summed over the steps, <gradient, r> is -<adjoint, buffer>, the gradient of lr. So the
+            # momentum buffers need not be kept.
             if plain:
                 grad_lr = grad_lr + directional
+            # Without this term, the result is TESLA's approximate gradient.
             if exact:
                 adjoint = adjoint + (lr * hessian_r if plain else hessian_r)
         return adjoint, grad_images, grad_labels, grad_lr, state_adjoint
 
 
 class Unroll(torch.autograd.Function):
-    """Autograd node for a whole loop, which saves only the tensors that its adjoint needs."""
+    """Autograd node of a whole loop, which saves only the tensors that the adjoint needs."""
 
     @staticmethod
     def forward(loop: Loop, *problem: Tensor) -> tuple[Tensor, ...]:
@@ -222,8 +218,9 @@ class Unroll(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Save the inputs, and all outputs but the first."""
+        """Save the inputs and all outputs except the first, the parameters to return."""
         ctx.loop, *problem = inputs
+        # Zeros for unused outputs would cost a vector of the size of the parameters per step.
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[2:])
         ctx.save_for_backward(*problem, *output[1:])
@@ -235,7 +232,7 @@ class Unroll(torch.autograd.Function):
 
 
 class _Adjoint(torch.autograd.Function):
-    """Backward pass as a separate node, for ``torch.func``; it has no derivative."""
+    """Backward pass as a node of its own, which ``torch.func`` needs; it has no derivative."""
 
     @staticmethod
     def forward(loop: Loop, *problem: Any) -> Gradients:

@@ -24,10 +24,10 @@ def norm_act_pool(
     pooling: str = "average",
     eps: float = NORM_EPS,
 ) -> Tensor:
-    """Apply norm, activation and pooling of the papers' ConvNet, with one kernel per pass.
+    """Apply the norm, activation and pooling of the papers' ConvNet as one operator.
 
-    The passes are the forward and backward pass and the tangents of both, which second derivatives
-    use. They run in channels-last; other layouts are converted.
+    The forward pass, the backward pass and their tangents, which second derivatives use, are fused
+    kernels. They work in channels-last; other layouts are converted.
 
     Args:
         x: ``[B, C, H, W]``, float32 or float64.
@@ -57,6 +57,7 @@ def norm_act_pool(
     expect.that(
         not (affine and norm == "none"), "weight and bias", "be None for norm='none'", "a tensor"
     )
+    # `groups` is None for one group per channel, and 0 for no norm.
     groups, elementwise, _ = NORMS[norm]
     groups = x.shape[1] if groups is None else groups
     choices = (elementwise, ACTIVATIONS.index(activation), POOLINGS.index(pooling), eps)
@@ -86,8 +87,9 @@ def _fake_backward(given: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _backward_backward(
     saved: Any, v_x: Tensor, v_weight: Tensor, v_bias: Tensor
 ) -> tuple[Tensor, ...]:
-    # The gradient of <grad_out, out> in (x, weight, bias) has a symmetric Jacobian, so its adjoint
-    # is its tangent. It is linear in grad_out, so that adjoint is the tangent of the forward pass.
+    # This is the adjoint of the backward pass. The gradient of <grad_out, out> in (x, weight, bias)
+    # has a symmetric Jacobian, so its adjoint is the tangent of the backward pass. The gradient is
+    # also linear in grad_out, and its adjoint in grad_out is the tangent of the forward pass.
     at = (saved.x, saved.weight, saved.bias, saved.mean, saved.rstd)
     tangents = (
         v_x,

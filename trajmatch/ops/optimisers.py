@@ -24,7 +24,7 @@ class SGD:
     Attributes:
         momentum: Factor of the momentum buffer, at least 0.
         nesterov: True for Nesterov momentum; needs a momentum above 0.
-        weight_decay: Factor of the parameters that is added to their gradient, at least 0.
+        weight_decay: L2 penalty, at least 0: ``weight_decay * theta`` is added to the gradient.
 
     Raises:
         ValueError: A value is out of its range.
@@ -44,12 +44,12 @@ class SGD:
 
     @property
     def state_rows(self) -> int:
-        """Number of state vectors: the momentum buffer, or none."""
+        """Number of state vectors: 1 for the momentum buffer, 0 without momentum."""
         return int(self.momentum > 0)
 
     @property
     def plain(self) -> bool:
-        """True if the adjoint of a step needs only the parameters: no Nesterov, no weight decay."""
+        """True without Nesterov and weight decay: the adjoint then needs only parameters."""
         return not self.nesterov and self.weight_decay == 0
 
     def numbers(self) -> list[float]:
@@ -62,14 +62,11 @@ class Adam:
     """Adam (Kingma and Ba, ICLR 2015), or AdamW (Loshchilov and Hutter, ICLR 2019).
 
     Attributes:
-        betas: Decay rates of the averages of the gradient and of its square, in [0, 1).
-        eps: Added to the square root of the average of squares; above 0, so that a parameter whose
-            gradient has always been 0 does not move.
-        weight_decay: Factor of the parameters that is added to their gradient, at least 0.
-        decoupled: True for AdamW: parameters shrink by ``lr * weight_decay`` before the step
+        betas: Decay rates of the averages of the gradient and of the squared gradient, in [0, 1).
+        eps: Added to the root of the average square; above 0, to avoid a division by 0.
+        weight_decay: L2 penalty, at least 0: ``weight_decay * theta`` is added to the gradient.
+        decoupled: True for AdamW: before each step, parameters shrink by ``lr * weight_decay``
             instead. (``torch.optim.AdamW`` has a default weight decay of 0.01.)
-        state_rows: Number of state vectors: the averages of the gradient and of its square.
-        plain: False: the adjoint of a step needs the state.
 
     Raises:
         ValueError: A value is out of its range.
@@ -80,7 +77,9 @@ class Adam:
     eps: float = 1e-8
     weight_decay: float = 0.0
     decoupled: bool = False
+    #: Number of state vectors: the averages of the gradient and of the squared gradient.
     state_rows: ClassVar[int] = 2
+    #: The adjoint of a step needs the state.
     plain: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -101,14 +100,13 @@ Optimiser = SGD | Adam
 
 
 class Updates:
-    """Steps of an optimiser on a model's flat parameters, and their adjoints.
-
-    Frozen parameters do not change. ``done`` counts earlier steps; ``theta`` sets dtype and device.
-    """
+    """Steps of an optimiser on a model's flat parameters, and the adjoints of the steps."""
 
     def __init__(self, optimiser: Optimiser, model: nn.Module, done: int, theta: Tensor) -> None:
+        # `done` steps came before, in earlier calls; Adam's bias correction counts them.
         self.numbers, self.done = optimiser.numbers(), done
         self._sizes = [each.numel() for each in model.parameters()]
+        # A mask [P] that keeps frozen parameters from changing; None if there are none.
         trained = trainable(model)
         self._trained = None if trained is None else trained.to(theta)
 
@@ -128,18 +126,19 @@ class Updates:
         lr: Tensor,
         above: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Return the gradients of ``theta``, the loss's gradient, the state and ``lr``.
-
-        ``states`` are the states before and after the step, ``above`` the gradients of the
-        parameters and of the state after it.
-        """
+        """Return the gradients of ``theta``, the step's gradient, the state and ``lr``."""
+        # `states` are the states before and after the step, `above` the gradients of the new
+        # parameters and of the new state.
         given = (theta, self._gradient(theta, *states), states[0], lr)
         leaves = [each.detach().requires_grad_() for each in given]
         with torch.enable_grad():
             return torch.autograd.grad(self.step(step, *leaves), leaves, above)
 
     def _gradient(self, theta: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """Recover the gradient of a step's loss from the states before and after it."""
+        """Recover the gradient of a step's loss from the states before and after the step."""
+        # The first row of the state is momentum * before + grad for SGD, and
+        # beta1 * before + (1 - beta1) * grad for Adam. Solve for grad, then subtract the weight
+        # decay that was added to it.
         kind, factor, *_ = self.numbers
         grad = after[0] - factor * before[0]
         if kind == 0:

@@ -1,4 +1,4 @@
-"""Matching loss: squared parameter distance, relative to the distance that the expert moved."""
+"""Matching loss: squared distance to the expert, relative to the distance that the expert moved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trajmatch.ops.registration import operators, register
 def param_distance(student: Tensor, target: Tensor, start: Tensor) -> Tensor:
     """Return ``|student - target|^2 / |start - target|^2``, the matching loss of MTT (section 3.2).
 
-    Forward and backward are one pass each; sums are in float64.
+    Forward and backward take one pass over the vectors each. Sums are in float64.
 
     Args:
         student: Parameters after the student's steps. ``[P]``, float32 or float64.
@@ -54,8 +54,9 @@ def _fake_backward(given: Any) -> tuple[Tensor, ...]:
 def _backward_backward(
     saved: Any, v_student: Tensor, v_target: Tensor, v_start: Tensor
 ) -> tuple[Tensor, ...]:
-    # With u = student - target, w = start - target, d = |w|^2, L = |u|^2 / d, p = v_student -
-    # v_target and r = v_start - v_target, <v, gradient> = 2 g / d (<p, u> - L <r, w>).
+    # The derivatives of <v, gradient>. With u = student - target, w = start - target, d = |w|^2,
+    # L = |u|^2 / d, p = v_student - v_target and r = v_start - v_target, it is
+    # <v, gradient> = 2 g / d (<p, u> - L <r, w>).
     u, w = saved.student - saved.target, saved.start - saved.target
     p, r = v_student - v_target, v_start - v_target
     d = w.dot(w)
@@ -64,6 +65,7 @@ def _backward_backward(
     factor = 2 * saved.grad_loss / d
     from_u = factor * (p - (2 * rw / d) * u)
     from_w = factor * ((2 * (2 * loss * rw - pu) / d) * w - loss * r)
+    # The target enters u and w with a minus, so its gradient is minus the sum of both.
     return 2 * (pu - loss * rw) / d, from_u, -(from_u + from_w), from_w
 
 

@@ -1,4 +1,4 @@
-"""Student batches in parts: one after another in one process, or shared by several processes.
+"""Student batches in parts: one part after another in a process, or one part per process.
 
 If the network treats each image alone, the loss and its derivatives are weighted means over parts.
 """
@@ -19,7 +19,7 @@ from trajmatch.reference import GradientJvp
 
 
 class MicroBatches:
-    """Student that takes at most ``most`` images at a time; equal up to the order of sums."""
+    """Student that takes at most ``most`` images at a time; only the order of sums changes."""
 
     def __init__(self, student: Student, most: int) -> None:
         self._student, self._most = student, most
@@ -34,13 +34,14 @@ class MicroBatches:
         return value, total
 
     def jvp(self, at: Point, tangent: Tensor) -> tuple[Tensor | None, GradientJvp]:
-        """Return the recomputed gradient (0 if the student has none) and its derivatives."""
+        """Return the recomputed gradient (0 on the engine) and the derivatives."""
         directional, grad_theta = at.theta.new_zeros(()), torch.zeros_like(at.theta)
         gradient, of_images, of_labels = torch.zeros_like(at.theta), [], []
         for part, weight in self._parts(at):
             again, found = self._student.jvp(part, tangent)
             directional += weight * found.directional
             grad_theta += weight * found.grad_theta
+            # Every image and label is in one part only, so these are concatenated instead of added.
             if found.grad_images is not None:
                 of_images.append(weight * found.grad_images)
             if found.grad_labels is not None:
@@ -51,7 +52,7 @@ class MicroBatches:
         return gradient, GradientJvp(directional, grad_theta, *inputs)
 
     def _parts(self, at: Point) -> Iterator[tuple[Point, float]]:
-        """Yield each part and its share of the batch."""
+        """Yield each part and its share of the batch, as a fraction."""
         pairs = zip(at.images.split(self._most), at.labels.split(self._most), strict=True)
         for images, labels in pairs:
             yield Point(at.theta, images, labels), len(images) / len(at.images)
@@ -73,12 +74,7 @@ class Shards(Protocol):
 
 
 class ShardedLoop(Loop):
-    """Loop of one process, which takes its part of every batch; ``augment`` has to be DSA or None.
-
-    The mean over ``B`` images is the sum over parts of ``b / B`` times the mean over ``b`` images.
-    The gradient and ``H r`` of whole batches are summed over the processes in every step, since the
-    adjoint needs them there; the gradients of images, labels and step size only at the end.
-    """
+    """Loop of one process, which takes its part of every batch; ``augment`` must be DSA or None."""
 
     def __init__(
         self, shards: Shards, student: Student, steps: Steps, model: nn.Module | None = None
@@ -95,6 +91,7 @@ class ShardedLoop(Loop):
             augment = _part_of_dsa(augment, [len(batch) for batch in batches], parts)
         super().__init__(student, steps._replace(batches=own, augment=augment), model)
         self.shards = shards
+        # The mean over B images is the sum over parts of b / B times the mean over b images.
         self.weights = [len(mine) / len(batch) for mine, batch in zip(own, batches, strict=True)]
 
     def gradient(self, step: int, at: Point) -> Tensor:
@@ -102,6 +99,7 @@ class ShardedLoop(Loop):
         grad = torch.zeros_like(at.theta)
         if len(at.images) > 0:
             grad = self.weights[step] * super().gradient(step, at)
+        # Every process takes the same step, so each needs the gradient of the whole batch.
         self.shards.sum_(grad)
         return grad
 
@@ -109,20 +107,24 @@ class ShardedLoop(Loop):
         """Return the derivatives along ``r``: ``H r`` of the whole batch, others of this part."""
         if len(at.images) > 0:
             found = super().jvp(step, at, self.weights[step] * r)
-        else:  # a batch smaller than the number of processes leaves some without images
+        else:
+            # A batch smaller than the number of processes leaves some processes without images.
             zeros = (
                 torch.zeros_like(each) if each.is_floating_point() else None
                 for each in (at.images, at.labels)
             )
             found = GradientJvp(at.theta.new_zeros(()), torch.zeros_like(at.theta), *zeros)
+        # The adjoint needs H r of the whole batch to continue with the step before.
         if self.steps.exact:
             self.shards.sum_(found.grad_theta)
         return found
 
     def adjoint(self, *problem: Any) -> Gradients:
-        """Return the gradients summed over the processes."""
+        """Return the gradients, summed over the processes."""
         found = super().adjoint(*problem)
-        # With updates, the gradients of step sizes and state come from whole batches already.
+        # found[1:4] are the gradients of images, labels and step size, so far of this process's
+        # parts. With updates, the gradient of the step size is already that of whole batches, like
+        # the gradients of theta0 and state.
         for part in found[1 : 4 if self.steps.updates is None else 3]:
             if part is not None:
                 self.shards.sum_(part)
@@ -130,16 +132,17 @@ class ShardedLoop(Loop):
 
 
 def _part(count: int, shards: Shards) -> slice:
-    """Return this process's rows of a batch: contiguous, with sizes that differ by at most 1."""
+    """Return the rows of a batch that this process takes; parts differ in size by at most 1."""
     return slice(count * shards.rank // shards.size, count * (shards.rank + 1) // shards.size)
 
 
 def _part_of_dsa(augment: DsaReplay, sizes: Sequence[int], parts: Sequence[slice]) -> Augment:
-    """Return an augmentation of this process's parts that draws DSA for the whole batch."""
+    """Return an augmentation of this process's parts of the batches."""
 
     def augmented(images: Tensor, step: int) -> Tensor:
         if len(images) == 0:
             return images
+        # Draw for the whole batch and take this part's rows: the same draws as in one process.
         rows = augment.dsa_parameters(step, sizes[step], *images.shape[2:])
         return dsa(images, rows[parts[step]].to(images.device))
 

@@ -1,4 +1,4 @@
-"""Registration of fake and autograd implementations for operators with a schema in C++."""
+"""Registration of fake and autograd implementations for the operators that C++ declares."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch._C._functorch import TransformType, peek_interpreter_stack
 
 from trajmatch import _extension  # noqa: F401  registers the operators
 
-#: All registered operators. Unlike those of ``torch.ops.trajmatch``, they can be called inside
-#: ``torch.func.grad`` and ``torch.func.vjp``.
+#: All registered operators, by name. Unlike the operators in ``torch.ops.trajmatch``, they can be
+#: called inside ``torch.func.grad`` and ``torch.func.vjp``.
 operators = SimpleNamespace()
 
 
@@ -33,22 +33,23 @@ def register(
 
     Args:
         name: Name of the operator.
-        fake: Maps the inputs, attributes with the names of the schema, to tensors like the outputs.
-        backward: Maps (saved values, gradient of each output) to the gradients of the inputs;
-            missing last ones are None. The saved values are attributes: the tensors of ``save``,
-            the inputs that are no tensors, and ``choices``, the tuple of these inputs. None makes
+        fake: Function of one object with the inputs as attributes; returns empty outputs.
+        backward: Function of the saved values and the gradient of each output; returns the
+            gradients of the inputs. The saved values are attributes: the tensors of ``save``, the
+            inputs that are not tensors, and ``choices``, the tuple of these inputs. None makes
             differentiation an error.
-        save: Names of the tensors, inputs or outputs, that ``backward`` uses.
-        outputs: Names of the outputs.
+        save: Names of the input and output tensors that ``backward`` uses, separated by spaces.
+        outputs: Names of all outputs, in order.
         constant: Names of the outputs without gradient.
         materialize: False to pass None instead of zeros for the gradient of an unused output.
-        instead: Advice in the error of an operator without ``backward``.
+        instead: Advice in the error message of an operator without ``backward``.
     """
     operator = getattr(torch.ops.trajmatch, name)
     schema = operator.default._schema
     defaults = {each.name: each.default_value for each in schema.arguments}
     others = [each.name for each in schema.arguments if "Tensor" not in str(each.type)]
 
+    # Inputs by name. PyTorch leaves out trailing inputs that have their default value.
     def bound(inputs: tuple[Any, ...]) -> dict[str, Any]:
         return defaults | dict(zip(defaults, inputs, strict=False))
 
@@ -58,6 +59,7 @@ def register(
         ctx.mark_non_differentiable(*(values[each] for each in constant.split()))
         ctx.set_materialize_grads(materialize)
         ctx.save_for_backward(*(values[each] for each in save.split()))
+        # save_for_backward takes tensors only.
         ctx.others = {each: values[each] for each in others}
 
     def differentiate(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -66,6 +68,7 @@ def register(
         tensors = dict(zip(save.split(), ctx.saved_tensors, strict=True))
         choices = tuple(ctx.others.values())
         grads = backward(SimpleNamespace(**tensors, **ctx.others, choices=choices), *above)
+        # `backward` may leave out the gradients of the last inputs; zip_longest adds None for them.
         pairs = zip_longest(grads, ctx.needs_input_grad)
         return tuple(grad if needed else None for grad, needed in pairs)
 
@@ -76,11 +79,13 @@ def register(
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
             return operator(*inputs)
+        # Only grad and vjp need the node below; the operator itself handles or refuses the others.
         if peek_interpreter_stack().key() != TransformType.Grad:
             return operator(*inputs)
         return node.apply(*inputs)
 
-    # torch.func cannot transform the node of register_autograd, whose forward takes the context.
+    # torch.func transforms only autograd functions with a separate setup_context. The node that
+    # register_autograd makes takes the context in its forward, so torch.func gets another node.
     parts = {"forward": operator, "setup_context": setup_context, "backward": differentiate}
     methods = {key: staticmethod(part) for key, part in parts.items()}
     node: Any = type(f"{name}_node", (torch.autograd.Function,), methods)

@@ -1,7 +1,7 @@
-"""State in which an unrolled loop ran, so that its backward pass can recompute the same steps.
+"""State of an unroll's forward pass, restored so that the backward pass recomputes the same steps.
 
-Model, autocast and generators are restored, as in :mod:`torch.utils.checkpoint`; fingerprints
-reveal other changes.
+The state is the model's mode and buffers, autocast and the random generators, as in
+:mod:`torch.utils.checkpoint`. Fingerprints reveal any other change.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def random_state(device: torch.device) -> bytes:
-    """Return the states of the global random generators of Python, NumPy and PyTorch.
-
-    On a GPU they include its generator, except while a CUDA graph is captured.
-    """
+    """Return the pickled states of the global random generators of Python, NumPy and PyTorch."""
     cuda = None
+    # The state of the CUDA generator cannot be read while a CUDA graph is captured.
     if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
         cuda = torch.cuda.get_rng_state(device).numpy()
     states = (random.getstate(), np.random.get_state(), torch.get_rng_state().numpy(), cuda)
@@ -32,7 +30,7 @@ def random_state(device: torch.device) -> bytes:
 
 
 def restore_random_state(state: bytes, device: torch.device) -> None:
-    """Restore all generators to the states of :func:`random_state`."""
+    """Restore all generators to the states that :func:`random_state` returned."""
     python, numpy, cpu, cuda = pickle.loads(state)
     random.setstate(python)
     np.random.set_state(numpy)
@@ -47,6 +45,7 @@ class Conditions:
     def __init__(self, model: nn.Module | None, device: torch.device) -> None:
         modules = [] if model is None else list(model.modules())
         self._modes = [(module, module.training) for module in modules]
+        # Copies, because the caller may change the buffers before the backward pass.
         self._buffers = [
             (module._buffers, name, None if buffer is None else buffer.detach().clone())
             for module in modules
@@ -59,7 +58,7 @@ class Conditions:
 
     @property
     def casts(self) -> bool:
-        """True under autocast."""
+        """True if autocast was enabled."""
         return any(enabled for *_, enabled in self._autocast)
 
     def eps(self, dtype: torch.dtype) -> float:
@@ -71,6 +70,7 @@ class Conditions:
     def restored(self) -> Iterator[None]:
         """Restore the model's mode and buffers and the thread's autocast inside the context."""
         with ExitStack() as stack:
+            # Register each undo before its change, so that an error midway is undone as well.
             for module, training in self._modes:
                 stack.callback(setattr, module, "training", module.training)
                 module.training = training
@@ -83,38 +83,35 @@ class Conditions:
 
 
 class Fingerprints:
-    """Two numbers per step that show if its recomputation differs, without keeping gradients."""
+    """Two numbers per step that reveal a different recomputation; no gradients are kept."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
         self._ramps: dict[int, Tensor] = {}
 
     def record(self, step: int, values: Tensor, again: bool = False) -> None:
-        """Keep the fingerprint of a step, or with ``again`` of its recomputation."""
+        """Keep the fingerprint of a step, or of its recomputation if ``again`` is True."""
         self._kept[step, again] = self._fingerprint(values)
 
     def check(self, eps: float) -> None:
-        """Compare the steps with their recomputations. On a GPU this waits for the device.
-
-        Raises:
-            RuntimeError: A recomputation differs by more than ``4 sqrt(eps)`` of the original's
-                norm, where ``eps`` is the machine epsilon of the arithmetic.
-        """
+        """Raise RuntimeError if a recomputation differs; on a GPU this waits for the device."""
         steps = sorted(step for step, again in self._kept if again)
         if not steps:
             return
+        # [steps, 2] each, so that all numbers leave the GPU in one transfer.
         first, second = (
             torch.stack([number for step in steps for number in self._kept[step, again]]).view(
                 -1, 2
             )
             for again in (False, True)
         )
-        # Column 0 has the squared norms.
+        # Column 0 has squared norms. With the root, both columns are about as large as the norm.
         for numbers in (first, second):
             numbers[:, 0].sqrt_()
         errors = ((second - first).abs().amax(1) / first[:, 0]).tolist()
         for step, error in zip(steps, errors, strict=True):
-            if error > 4 * math.sqrt(eps):  # False for NaN: a student may diverge
+            # False for NaN: a student that diverges is not an error.
+            if error > 4 * math.sqrt(eps):
                 raise RuntimeError(
                     f"trajmatch::unroll: expected step {step} to give in the backward pass what it "
                     f"gave in the forward pass, but it differs by {error:.1e} of its norm: the "
@@ -124,10 +121,12 @@ class Fingerprints:
                 )
 
     def _fingerprint(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the squared norm, and the product with a ramp, which tells the elements apart."""
+        """Return the squared norm of the values and their inner product with a ramp."""
         flat = values.detach().reshape(-1)
         count = len(flat)
-        if count not in self._ramps:  # with RMS 1, so that its product is of the size of the norm
+        # The norm alone does not change if elements swap places; the ramp weights each differently.
+        # Its root mean square is 1, so that the inner product is about as large as the norm.
+        if count not in self._ramps:
             self._ramps[count] = torch.linspace(
                 0, math.sqrt(3), count, dtype=flat.dtype, device=flat.device
             )
@@ -136,13 +135,12 @@ class Fingerprints:
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Run modules with second derivatives.
-
-    Attention uses its math kernel, since the others have only first derivatives. Compiled modules
-    run eagerly.
-    """
+    """Run modules so that they have second derivatives."""
     with ExitStack() as stack:
+        # Of PyTorch's attention kernels, only the math kernel has second derivatives.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        # Compiled modules must run eagerly, since their backward pass has no derivative. Without
+        # dynamo no module is compiled, so do not import it just for this: that is slow.
         if "torch._dynamo" in sys.modules and not torch.compiler.is_compiling():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

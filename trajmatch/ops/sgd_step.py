@@ -13,7 +13,7 @@ from trajmatch.ops.registration import operators, register
 
 
 def as_scalar(value: Any, like: Tensor) -> Tensor:
-    """Return a learning rate as a scalar tensor; a number gets the dtype and device of ``like``."""
+    """Return a step size as a tensor; a number takes its dtype and device from ``like``."""
     if isinstance(value, Tensor):
         return value
     if not isinstance(value, Real):
@@ -32,19 +32,18 @@ def sgd_step(
     buffer: Tensor | None = None,
     momentum: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``theta - lr * b`` and ``b = momentum * buffer + grad``: one step (AST, heavy ball).
+    """Return ``theta - lr * b`` and ``b = momentum * buffer + grad``: a heavy-ball step (AST).
 
     Args:
         theta: Parameters. ``[P]``, float32 or float64.
-        grad: Their gradient. ``[P]``, dtype and device of ``theta``.
+        grad: Gradient with respect to ``theta``. ``[P]``, dtype and device of ``theta``.
         lr: Step size. A number, or ``[]`` with dtype and device of ``theta``.
         buffer: Momentum buffer of the previous step. ``[P]``; None: zeros.
         momentum: Factor of the buffer.
 
     Returns:
         The new parameters and the new buffer, ``[P]`` each. Differentiable any number of times in
-        ``theta``, ``grad``, ``lr`` and ``buffer``. Forward and backward (:func:`sgd_step_adjoint`)
-        are one pass over the data each.
+        all tensors. Forward and backward (:func:`sgd_step_adjoint`) take one pass each.
 
     Raises:
         ValueError: Shapes or devices differ.
@@ -61,7 +60,7 @@ def sgd_step_adjoint(
     lr: Tensor | float,
     momentum: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the adjoint of :func:`sgd_step`, computed in one pass. Errors are the same.
+    """Return the adjoint of :func:`sgd_step`, computed in one pass; the errors are the same.
 
     Args:
         grad_theta_out: Gradient of the new parameters. ``[P]``.
@@ -71,9 +70,8 @@ def sgd_step_adjoint(
         momentum: Factor of the buffer.
 
     Returns:
-        The gradients of ``grad`` ``[P]``, of ``buffer`` ``[P]`` and of ``lr`` ``[]`` (an inner
-        product summed in float64). The gradient of ``theta`` is ``grad_theta_out`` itself.
-        Differentiable any number of times.
+        The gradients of ``grad`` ``[P]``, ``buffer`` ``[P]`` and ``lr`` ``[]`` (summed in float64),
+        differentiable any number of times. The gradient of ``theta`` is ``grad_theta_out``.
     """
     return operators.sgd_step_adjoint(
         grad_theta_out, grad_buffer_out, buffer_out, as_scalar(lr, grad_theta_out), momentum
@@ -88,6 +86,7 @@ def _backward(saved: Any, grad_theta: Tensor, grad_buffer: Tensor) -> tuple[Tens
     grad_grad, grad_old_buffer, grad_lr = operators.sgd_step_adjoint(
         grad_theta, grad_buffer, saved.buffer_out, saved.lr, saved.momentum
     )
+    # theta enters theta_out with the factor 1, so both have the same gradient.
     return grad_theta, grad_grad, grad_lr, grad_old_buffer
 
 

@@ -17,8 +17,8 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: ``[B, K]``, float32 or float64.
-        targets: Class indices ``[B]``, int64, or target logits ``[B, K]``, dtype of ``logits``,
-            whose softmax is taken.
+        targets: Class indices ``[B]``, int64; or logits ``[B, K]`` of the target distribution,
+            dtype of ``logits``.
 
     Returns:
         The loss. ``[]``, dtype of ``logits``. Differentiable twice in ``logits`` and target logits.
@@ -42,7 +42,9 @@ def _backward(saved: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _backward_backward(saved: Any, v_logits: Tensor, v_targets: Tensor) -> tuple[Tensor, ...]:
-    # Hessians are symmetric: the adjoint of the gradient is its tangent.
+    # The Hessian is symmetric, so the vector-Jacobian product of the gradient is the derivative of
+    # the gradient along (v_logits, v_targets). It is computed for grad_loss = 1, so that
+    # `directional` is the gradient of grad_loss.
     grad_loss, soft = saved.grad_loss, saved.targets.is_floating_point()
     directional, logits_part, targets_part = operators.soft_cross_entropy_backward_tangent(
         torch.ones_like(grad_loss),

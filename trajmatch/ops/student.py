@@ -1,4 +1,4 @@
-"""Gradient of a student's loss in its flat parameters, and the derivative of that gradient."""
+"""Gradient of a student's loss with respect to flat parameters, and its directional derivative."""
 
 from __future__ import annotations
 
@@ -17,45 +17,42 @@ from trajmatch.ops.registration import operators, register
 from trajmatch.ops.replay import twice_differentiable
 from trajmatch.reference import GradientJvp, Loss
 
-#: Named losses; the engine has all of them.
+#: Named losses, in the order of the engine's numbers; the engine has all of them.
 LOSSES = ("cross_entropy", "sum_logits", "mse")
 
 
 def engine_loss(loss: Loss, soft_labels: str, labels: Tensor) -> int | None:
-    """Return a loss as C++ ``StudentLoss`` (soft_cross_entropy.h); None for a function."""
+    """Return the number of a loss on the engine; None for a function, which runs on autograd."""
     if not isinstance(loss, str):
         return None
+    # The numbers of StudentLoss in csrc/core/soft_cross_entropy.h.
     soft = loss == "cross_entropy" and labels.is_floating_point()
     return 3 if soft and soft_labels == "probabilities" else LOSSES.index(loss)
 
 
 class Point(NamedTuple):
-    """Parameters ``theta [P]`` and batch at which a loss is differentiated.
+    """Parameters and batch at which a loss is differentiated."""
 
-    Images are ``[B, C, H, W]``, on autograd ``[B, ...]``; labels are class indices ``[B]``, soft
-    labels ``[B, K]`` or targets ``[B, ...]``, and unused by ``"sum_logits"``.
-    """
-
+    #: ``[P]``
     theta: Tensor
+    #: ``[B, C, H, W]``, or ``[B, ...]`` on autograd
     images: Tensor
+    #: Class indices ``[B]``, soft labels ``[B, K]`` or targets ``[B, ...]``
     labels: Tensor
 
 
 class Student(Protocol):
-    """Network with a loss, on the engine or on autograd."""
+    """Network and loss, on the engine or on autograd."""
 
     def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
         """Return the loss ``[]`` of a batch and its gradient ``[P]``."""
 
     def jvp(self, at: Point, tangent: Tensor) -> tuple[Tensor | None, GradientJvp]:
-        """Return the recomputed gradient or None, and the gradients' derivatives, detached."""
+        """Return the gradient or None, and the derivatives of all gradients along ``tangent``."""
 
 
 class EngineStudent:
-    """Student on the engine, for an engine description ``network`` and an :func:`engine_loss`.
-
-    ``scale`` multiplies the loss. Each gradient updates the running statistics of ``counts_in``.
-    """
+    """Student on the engine, with a loss number of :func:`engine_loss` multiplied by ``scale``."""
 
     def __init__(
         self,
@@ -64,6 +61,7 @@ class EngineStudent:
         loss: int = 0,
         counts_in: nn.Module | None = None,
     ) -> None:
+        # Each gradient updates the running statistics of batch norms in the module `counts_in`.
         self._settings, self._counts_in = (network, loss, scale), counts_in
 
     def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
@@ -75,6 +73,7 @@ class EngineStudent:
 
     def image_gradient(self, at: Point) -> Tensor:
         """Return the gradient with respect to the images, detached."""
+        # The last argument asks for the gradients of the inputs.
         with torch.no_grad():
             found: Tensor = operators.student_gradient(*at, *self._settings, True)[2]
         return found
@@ -82,7 +81,7 @@ class EngineStudent:
     def jvp(
         self, at: Point, tangent: Tensor | None, image_tangent: Tensor | None = None
     ) -> tuple[None, GradientJvp]:
-        """Return the derivatives of the gradients; the gradient is not recomputed."""
+        """Return None, because the gradient is not recomputed, and the derivatives."""
         with torch.no_grad():
             found = operators.student_gradient_jvp(
                 *at, tangent, image_tangent, None, *self._settings
@@ -92,10 +91,9 @@ class EngineStudent:
 
 
 class AutogradStudent:
-    """Student that runs any module on PyTorch's autograd.
+    """Student that runs any module on autograd; arguments are as for :func:`gradient`.
 
-    ``scale`` multiplies the parameters' gradient and its derivatives, not the returned loss. Other
-    arguments are as for :func:`gradient`.
+    ``scale`` multiplies the gradient of the parameters and its derivatives, not the returned loss.
     """
 
     def __init__(
@@ -106,11 +104,13 @@ class AutogradStudent:
         update_buffers: bool = False,
         soft_labels: str = "logits",
     ) -> None:
+        # `_examined`: True once a graph of the model was found to be twice differentiable.
         self.model, self._scale, self._examined = model, scale, False
         self._settings = (loss, update_buffers, soft_labels)
 
     def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
         """Return the loss and its gradient, in the graph only if an input requires gradients."""
+        # A graph that can be differentiated again needs more memory, so keep none without a use.
         if torch.is_grad_enabled() and any(each.requires_grad for each in at):
             with twice_differentiable():
                 value, grad = reference.gradient(self.model, *at, *self._settings)
@@ -125,7 +125,7 @@ class AutogradStudent:
         return self._differentiated(images, at._replace(theta=at.theta.detach(), images=images))[1]
 
     def _differentiated(self, leaf: Tensor, at: Point) -> tuple[Tensor, Tensor]:
-        """Return the loss and its gradient in a leaf, without the graph of a second derivative."""
+        """Return the loss and its gradient with respect to a leaf, without a graph."""
         with torch.enable_grad():
             value = reference.loss_value(self.model, *at, *self._settings)
             (grad,) = torch.autograd.grad(value, leaf)
@@ -136,6 +136,7 @@ class AutogradStudent:
     ) -> tuple[Tensor, GradientJvp]:
         """Return the recomputed gradient and the derivatives of the gradients."""
         loss, _, soft_labels = self._settings
+        # Derivatives are linear in the tangent, so scaling the tangent scales all of them.
         directions = (None if tangent is None else self._scale * tangent, image_tangent)
         with twice_differentiable():
             grad, found = reference.gradient_and_jvp(
@@ -146,19 +147,19 @@ class AutogradStudent:
 
 
 def engine_for(model: nn.Module) -> str:
-    """Return ``"engine"`` (C++ and CUDA) or ``"autograd"`` (PyTorch), the path that runs a model.
+    """Return ``"engine"`` if a model runs on the engine (C++ and CUDA), else ``"autograd"``.
 
-    The engine runs the networks of :mod:`trajmatch.networks`, also with other layers of the same
-    types. All other modules, including subclasses, run eagerly on autograd, as do networks with
-    hooks, shared or frozen parameters, or batch norm in evaluation mode. Autograd is equally exact
-    and keeps one step's graph at a time. A model that is no module raises TypeError.
+    The engine runs the networks of :mod:`trajmatch.networks`, including instances whose layers were
+    replaced by others of the types in these networks. All other modules run on autograd, including
+    subclasses and networks with hooks, shared or frozen parameters, or batch norm in evaluation
+    mode. Autograd is equally exact. TypeError if ``model`` is not a ``torch.nn.Module``.
     """
     model = Expect("engine_for").module(model)
     return "autograd" if engine_description(model) is None else "engine"
 
 
 def runs_by_images(model: nn.Module) -> bool:
-    """Return True if the CPU engine takes a few images at a time through the whole network."""
+    """Return True if the CPU engine runs the whole network on a few images at a time."""
     description = engine_description(model)
     return description is not None and _C.runs_by_images(description)
 
@@ -174,33 +175,31 @@ def gradient(
     update_buffers: bool = False,
     soft_labels: str = "logits",
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of a batch and its gradient in the flat parameters.
+    """Return the loss of a batch and its gradient with respect to the flat parameters.
 
     Args:
-        model: The network, used in its current mode (training or evaluation). Its own parameters
-            are neither used nor changed; its buffers change only with ``update_buffers``.
+        model: The network, used in its current mode (training or evaluation). Its parameters are
+            neither used nor changed; its buffers change only with ``update_buffers``.
         theta: Parameters in the order of ``model.parameters()``. ``[P]``, float32 or float64.
-        images: ``[B, C, H, W]``, dtype and device of ``theta``. Modules on autograd take inputs
-            ``[B, ...]``, and tokens (int64 or int32), which have no gradient.
-        labels: A tensor, array or list; None for ``"sum_logits"``. Class indices ``[B]`` (int64) or
-            soft labels ``[B, K]`` for ``"cross_entropy"``; targets of the shape of the outputs for
-            ``"mse"``; any dtype and shape ``[B, ...]`` for a function.
-        loss: ``"cross_entropy"`` (mean over the batch), ``"mse"`` (mean over all elements of the
-            outputs), ``"sum_logits"`` (sum of all logits; AST's gradient penalty uses its
-            derivative), or a function of (outputs, labels). A function must return a scalar ``[]``,
-            the mean over the batch, twice differentiable in both; other tensors that it reads are
-            constants. With a function the engine's networks run on autograd.
-        precise: True for Winograd F(2x2) instead of F(4x4) on the CPU engine in float32: more
-            accurate and slower (``docs/performance.md``).
-        update_buffers: True to update the model's own buffers (batch norm's running statistics), as
-            a training step does.
-        soft_labels: Meaning of floating labels for ``"cross_entropy"``: ``"logits"`` (the softmax
-            is taken) or ``"probabilities"`` (used as they are; they need not sum to 1).
+        images: ``[B, C, H, W]``, dtype and device of ``theta``. On autograd, also ``[B, ...]`` or
+            tokens (int64 or int32), which have no gradient.
+        labels: A tensor, array or list. Class indices ``[B]`` (int64) or soft labels ``[B, K]`` for
+            ``"cross_entropy"``; targets in the shape of the outputs for ``"mse"``; any dtype and
+            shape ``[B, ...]`` for a function. None only for ``"sum_logits"``.
+        loss: ``"cross_entropy"`` (mean over the batch), ``"mse"`` (mean over all elements),
+            ``"sum_logits"`` (sum of all logits, for AST's gradient penalty), or a function of
+            (outputs, labels). The function must return a scalar ``[]``, the mean over the batch,
+            twice differentiable in both arguments; other tensors that it reads are constants. With
+            a function, every network runs on autograd.
+        precise: True for more accurate, slower convolutions on the CPU engine in float32: Winograd
+            F(2x2) instead of F(4x4) (``docs/performance.md``).
+        update_buffers: True to update the model's buffers (running statistics), as in training.
+        soft_labels: Meaning of floating labels for ``"cross_entropy"``: ``"logits"``, or
+            ``"probabilities"``, which are used as they are and need not sum to 1.
 
     Returns:
         The loss ``[]`` and the gradient ``[P]``. On the engine both are differentiable once more in
-        ``theta``, ``images`` and floating labels, by :func:`gradient_jvp`; on autograd as often as
-        the module is.
+        ``theta``, ``images`` and floating labels; on autograd as often as the module.
 
     Raises:
         ValueError: A shape, device, label or choice does not fit the model.
@@ -224,21 +223,21 @@ def gradient_jvp(
     precise: bool = False,
     soft_labels: str = "logits",
 ) -> GradientJvp:
-    """Return the derivative of a batch's loss and gradients along a direction.
+    """Return the derivatives of a batch's loss and gradients along a direction.
 
-    With ``tangent = q`` alone, ``grad_theta`` is the Hessian-vector product ``H q``, and the others
-    are mixed second derivatives, as the adjoint of an unrolled step needs them. With
+    The direction is ``tangent`` ``[P]`` for the parameters and ``image_tangent`` (in the shape of
+    ``images``) for the images; None is zero. Other arguments and errors are as for
+    :func:`gradient`. The model is not changed.
+
+    With ``tangent = q`` alone, ``grad_theta`` is the Hessian-vector product ``H q``, and the other
+    results are the mixed second derivatives that the adjoint of a student step needs. With
     ``image_tangent`` alone and ``loss="sum_logits"``, ``grad_theta`` is the gradient of AST's
     penalty on input gradients.
 
-    ``tangent`` ``[P]`` and ``image_tangent`` (in the shape of ``images``) are the direction; None
-    is zero. Other arguments and errors are as for :func:`gradient`. The model is not changed.
-
     Returns:
-        A named tuple, not differentiable. ``directional`` ``[]`` is the derivative of the loss
-        (``<grad, tangent>`` for a parameter tangent). ``grad_theta`` ``[P]``, ``grad_images`` (None
-        for tokens) and ``grad_labels`` (None unless labels are floating) are the derivatives of the
-        gradients.
+        A named tuple, not differentiable. ``directional`` ``[]`` is the derivative of the loss.
+        ``grad_theta`` ``[P]``, ``grad_images`` (None for tokens) and ``grad_labels`` (None unless
+        labels are floating) are the derivatives of the gradients.
 
     Raises:
         NotImplementedError: The model is not twice differentiable.
@@ -260,14 +259,10 @@ def image_gradient(
     precise: bool = False,
     soft_labels: str = "logits",
 ) -> Tensor:
-    """Return the gradient of a batch's loss with respect to the images.
+    """Return the gradient of a batch's loss with respect to the images, in the images' shape.
 
     Arguments and errors are as for :func:`gradient`, but tokens raise TypeError. The model is not
-    changed.
-
-    Returns:
-        The gradient, in the shape of ``images``. It is not differentiable; use
-        :func:`gradient_jvp` for its derivatives.
+    changed. The gradient is not differentiable; use :func:`gradient_jvp` for its derivatives.
     """
     op = "image_gradient"
     student, at = _checked(op, model, theta, images, labels, loss, precise, soft_labels)
@@ -276,10 +271,10 @@ def image_gradient(
 
 
 def release_workspace() -> None:
-    """Free the memory that the CPU engine keeps for its next call in this thread.
+    """Free the memory that the CPU engine keeps for later calls.
 
-    The buffers of activations live as long as the thread, so that repeated calls allocate nothing;
-    they fit the largest batch and network so far. On CUDA nothing is kept after a call.
+    This is the workspace of the calling thread, as large as the largest call needed, and the memory
+    of tapes that are no longer used. On CUDA nothing is kept after a call.
     """
     _C.release_workspace()
 
@@ -295,13 +290,14 @@ def _checked(
     soft_labels: str,
     update_buffers: bool = False,
 ) -> tuple[EngineStudent | AutogradStudent, Point]:
-    """Return an operator's student and the point of differentiation, after all checks."""
+    """Check the arguments; return the student and the point at which to differentiate."""
     expect = Expect(op)
     model = expect.model(model)
     network = engine_description(model, precise)
     expect.theta("theta", theta, model)
     expect.images(images, theta, "theta", network is not None)
     expect.loss(loss, LOSSES, soft_labels)
+    # sum_logits has no labels, but the student takes a tensor.
     if labels is None:
         expect.that(loss == "sum_logits", "labels", f"be given for loss={loss!r}", None)
         labels = torch.empty(0, dtype=torch.int64, device=images.device)
@@ -314,6 +310,7 @@ def _checked(
     return AutogradStudent(model, 1.0, loss, update_buffers, soft_labels), at
 
 
+# Floating labels have a gradient, except for sum_logits, which does not read labels.
 def _soft(labels: Tensor, loss: int) -> bool:
     return labels.is_floating_point() and loss != LOSSES.index("sum_logits")
 
@@ -329,6 +326,7 @@ def _fake_jvp(given: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_gradient(given: Any) -> tuple[Tensor, ...]:
+    # The gradients have the shapes of their derivatives.
     value, grad, *inputs = _fake_jvp(given)
     if not given.input_gradients:
         inputs = [value.new_empty((0,)) for _ in inputs]
@@ -338,12 +336,14 @@ def _fake_gradient(given: Any) -> tuple[Tensor, ...]:
 def _backward(
     saved: Any, c_loss: Tensor | None, *above: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    # The three gradients are the gradient of one scalar, so their Jacobian is symmetric and its
-    # adjoint is its tangent; the loss adds c_loss times the gradients themselves.
+    # The three gradients together (theta, images, labels) are the gradient of one scalar. So their
+    # Jacobian is symmetric, and the vector-Jacobian product with (c_theta, c_images, c_labels) is
+    # the derivative along this direction. The loss adds c_loss times the gradients.
     c_theta, c_images, c_labels, _ = above
     problem = (saved.theta, saved.images, saved.labels)
     settings = (saved.network, saved.loss, saved.scale)
     totals: list[Tensor | None] = [None, None, None]
+    # Outputs that were empty have no gradient to pass on.
     if not saved.input_gradients:
         c_images = c_labels = None
     elif not _soft(saved.labels, saved.loss):

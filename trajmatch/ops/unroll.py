@@ -47,64 +47,65 @@ def unroll(
 ) -> Any:
     """Return the parameters after ``N`` steps of a student on synthetic images (MTT, section 3.2).
 
-    ``theta_{t+1} = theta_t - lr b_t`` with ``b_t = momentum b_{t-1} + loss_scale * gradient``, the
-    gradient of the loss at ``theta_t`` on ``A_t(images[batches[t]])``; ``optimiser`` replaces this
-    step rule. Gradients are exact: the adjoint walks the steps backwards and recomputes one at a
-    time. Memory is one step's activations plus ``N`` parameter vectors (``2 N`` for SGD with a
-    state, Nesterov momentum, weight decay or several learning rates; ``3 N`` for Adam). The
-    recomputation restores the model's mode and buffers, autocast and the global random generators
-    of Python, NumPy and PyTorch, so dropout keeps its masks. If a step still differs, by more than
-    ``4 sqrt(eps)`` of its gradient's norm, an error is raised.
+    A step is ``theta_{t+1} = theta_t - lr b_t`` with ``b_t = momentum b_{t-1} + loss_scale g_t``,
+    where ``g_t`` is the gradient of the loss at ``theta_t`` on the augmented images
+    ``A_t(images[batches[t]])``. An ``optimiser`` replaces this rule.
 
-    On the engine (:func:`trajmatch.ops.engine_for`), without ``augment`` or with DSA, the whole
-    loop is one operator and its adjoint another. With another ``augment`` the loop is Python over
-    engine operators. Other modules run eagerly on autograd, one step's graph at a time.
+    Gradients are exact. The adjoint walks the steps backwards and recomputes one step at a time, so
+    memory is one step's activations plus ``N`` parameter vectors (``2 N`` for SGD with a state,
+    Nesterov momentum, weight decay or several step sizes; ``3 N`` for Adam). The recomputation
+    restores the model's mode and buffers, autocast and the global random generators of Python,
+    NumPy and PyTorch, so dropout repeats its masks.
+
+    On the engine (:func:`trajmatch.ops.engine_for`), the whole loop is one operator and its adjoint
+    another. With ``micro_batch``, ``shards`` or an ``augment`` other than DSA, the loop is Python
+    and only its steps run on the engine. Other models, and functions as ``loss``, run eagerly on
+    autograd, one step's graph at a time.
 
     Args:
-        model: The student: any twice differentiable module, used in its current mode. In training
-            mode batch norm uses, and is differentiated through, the statistics of each batch. The
-            module's own parameters and buffers are not changed. Frozen parameters
-            (``requires_grad=False``) keep their values in ``theta0``, even with weight decay. A
-            compiled module runs uncompiled.
+        model: The student: any twice differentiable module, used in its current mode and not
+            changed. In training mode, batch norm is differentiated through the statistics of each
+            batch. Frozen parameters (``requires_grad=False``) keep their values in ``theta0``, even
+            with weight decay. A compiled module runs uncompiled.
         theta0: Parameters to start from. ``[P]``, float32 or float64.
-        images: Synthetic images ``[n, C, H, W]``, dtype and device of ``theta0``. Modules on
-            autograd take inputs ``[n, ...]``, and tokens (int64 or int32), which have no gradient.
-        labels: Class indices ``[n]`` (int64), soft labels ``[n, K]`` or targets ``[n, ...]``; a
-            tensor, array or list.
-        lr: Step size: a number, or a tensor (or array or list) with dtype and device of ``theta0``:
-            ``[]``, per step ``[N]``, per step and parameter tensor ``[N, T]``, in the order of
-            ``model.parameters()``, or ``[1, T]``, the same in all steps.
+        images: Synthetic images ``[n, C, H, W]``, dtype and device of ``theta0``. On autograd, also
+            ``[n, ...]`` or tokens (int64 or int32), which have no gradient.
+        labels: A tensor, array or list: class indices ``[n]`` (int64), soft labels ``[n, K]`` or
+            targets ``[n, ...]``.
+        lr: Step size. A number, or a tensor, array or list with dtype and device of ``theta0``:
+            ``[]``; ``[N]`` per step; ``[N, T]`` per step and parameter tensor, in the order of
+            ``model.parameters()``; or ``[1, T]`` for all steps.
         batches: Indices into ``images``, int64 on the device of ``theta0``: ``[N, B]``, or a
             sequence of ``N`` vectors of any length. Arrays and lists are accepted.
         loss: ``"cross_entropy"``, ``"mse"`` or a function, with labels as for
             :func:`trajmatch.ops.gradient`. With ``micro_batch`` or ``shards`` a function gets parts
-            of the batch, so it must be a mean of terms of single images.
+            of the batch, so it must be a mean over single images.
         soft_labels: As for :func:`trajmatch.ops.gradient`.
         momentum: Heavy-ball factor (AST); short for ``optimiser=SGD(momentum)``.
         optimiser: :class:`trajmatch.ops.SGD` or :class:`trajmatch.ops.Adam`, as in ``torch.optim``.
-        state: Optimiser state before the first step, as returned by an earlier call; None: new.
-        return_state: True to return the state after the last step as well.
+        state: Optimiser state before the first step, returned by an earlier call. None: a new one.
+        return_state: True to return the state after the last step, too.
         loss_scale: Factor of the student's loss (AST's balance ``kappa``), not of weight decay.
-        steps: Numbers of steps, 1 to ``N``, after which parameters are returned.
-        augment: Differentiable map from (images ``[B, C, H, W]``, step) to images. The backward
-            pass calls it again, with the global random generators restored, and needs the same
-            result. On the engine a :class:`DsaReplay` is asked once for its parameters instead.
-        tape_bytes: Memory in bytes for activations kept for the adjoint. The engine keeps those of
-            the last steps, as many as fit, and does not recompute them (times in
-            ``docs/performance.md``); other networks keep none.
+        steps: Numbers of steps, from 1 to ``N``, after which to return parameters. None: ``N``.
+        augment: Differentiable function of (images ``[B, C, H, W]``, step) that returns images. The
+            backward pass calls it again, with the global random generators restored, and needs the
+            same result. On the engine, a :class:`DsaReplay` gives its parameters instead, once.
+        tape_bytes: Memory in bytes for activations. If the whole loop is one operator, the last
+            steps keep their activations, as far as they fit, and are not recomputed (times in
+            ``docs/performance.md``). A loop in Python keeps none.
         precise: As for :func:`trajmatch.ops.gradient`.
-        exact: False to ignore how the gradients of later steps depend on earlier ones (the
-            Hessians), but not optimiser state and weight decay. The result is TESLA's approximate
-            gradient (Cui et al., ICML 2023), with another direction and length, at the same cost.
-            The returned parameters are the same.
-        micro_batch: Largest number of images that go through the network at once. The gradient is
-            the same up to the order of sums; memory is for that many images. The loop is then
-            Python. This saves nothing on the CPU engine, which takes a few images at a time anyway.
-        shards: Processes that share every batch, e.g. :class:`trajmatch.parallel.Ranks`. All call
-            this function with the same arguments; each takes a part of every batch, and sums are
-            exchanged in every step of both passes. All get the same results and gradients, equal to
-            one process up to the order of sums. The loop is then Python and keeps no tape;
-            ``augment`` must be None or a :class:`DsaReplay`, which is drawn for the whole batch.
+        exact: False for TESLA's approximate gradient (Cui et al., ICML 2023): the adjoint ignores
+            the Hessians, by which the gradients of later steps depend on earlier steps, but not
+            optimiser state and weight decay. The gradient has another direction and length, at the
+            same cost. The returned parameters do not change.
+        micro_batch: Largest number of images to run through the network at once, to save memory.
+            Only the order of sums changes. This does not help a ConvNet, or a VGG11 without batch
+            norm, on the CPU engine, which runs a few of their images at a time anyway.
+        shards: Processes that share every batch, e.g. :class:`trajmatch.parallel.Ranks`. They all
+            call this function with the same arguments. Each runs its part of every batch, and sums
+            are exchanged in every step of both passes. All get the results and gradients of a
+            single process, up to the order of sums. ``augment`` must be None or a
+            :class:`DsaReplay`, which draws for the whole batch.
 
     Returns:
         ``theta_N`` ``[P]``, or ``[len(steps), P]`` in the order of ``steps``. With
@@ -114,15 +115,16 @@ def unroll(
 
     Raises:
         ValueError: A shape, device, label, index or count does not fit (values of labels and
-            indices are checked on the CPU only, as CUDA would have to wait); ``state`` is of
-            another optimiser or model; ``momentum`` and ``optimiser`` are both given; the model has
-            no parameters to train; or ``micro_batch`` or ``shards`` would split batches for a model
-            that mixes images, such as batch norm in training mode.
+            indices are checked on the CPU only, to keep CUDA from waiting); ``state`` is of another
+            optimiser or model; ``momentum`` and ``optimiser`` are both given; the model has no
+            parameters to train; or ``micro_batch`` or ``shards`` would split batches of a model
+            that mixes images, e.g. by batch norm in training mode.
         TypeError: A dtype or the kind of an argument is not supported.
         NotImplementedError: ``shards`` with an ``augment`` other than DSA; a call inside
             ``torch.func.jvp``, or on autograd inside ``torch.func.vmap``; in the backward pass, a
             model that is not twice differentiable.
-        RuntimeError: In the backward pass: a step differs from the forward pass.
+        RuntimeError: In the backward pass, a step differs from the forward pass by more than
+            ``4 sqrt(eps)`` times the norm of its gradient (on the engine, of its images).
     """
     expect = Expect("unroll")
     expect.that(tape_bytes >= 0, "tape_bytes", "be at least 0", tape_bytes)
@@ -144,6 +146,7 @@ def unroll(
     expect.that(len(counts) > 0, "steps", "name at least one count of steps", "none")
     for count in counts:
         expect.that(1 <= count <= len(sizes), "steps", f"lie in 1..{len(sizes)}", count)
+    # Both are None if batches stay whole.
     most = micro_batch if micro_batch is not None and max(sizes) > micro_batch else None
     sharing = shards if shards is not None and shards.size > 1 else None
     whole = most is None and sharing is None
@@ -156,15 +159,19 @@ def unroll(
     replayed = augment is None or isinstance(augment, DsaReplay)
     if state is not None and optimiser.state_rows > 0:
         memory = state.tensors
-    else:  # sgd_step has a buffer for any momentum
+    else:
+        # A new state, all zeros. SGD without momentum has no state vector, but its general step
+        # takes a buffer all the same.
         memory = theta0.new_zeros(0 if plain else max(optimiser.state_rows, 1), len(theta0))
     # The engine runs the whole loop as one operator; otherwise the loop below is Python.
     if whole and network is not None and number is not None and replayed:
         rows = None
-        if augment is not None:  # one row per image, in the order of the batches
+        if augment is not None:
+            # DSA parameters [images in all batches, 5], in the order of the batches.
             assert isinstance(augment, DsaReplay)
             drawn = [augment.dsa_parameters(i, n, *images.shape[2:]) for i, n in enumerate(sizes)]
             rows = torch.cat(drawn).to(images.device)
+        # The operator takes step sizes [], [N, 1] or [N, T].
         rates = lr if lr.dim() == 0 else lr.reshape(len(lr), -1).expand(len(sizes), -1)
         problem = (theta0, images, labels, rates, memory, flat, sizes, counts)
         kept = (keep, tape_bytes, rows, exact)
@@ -178,6 +185,8 @@ def unroll(
         else:
             student = AutogradStudent(model, loss_scale, loss, soft_labels=soft_labels)
             called = model
+        # Parts of a batch add up to the whole only if no layer mixes images. The engine's networks
+        # mix images only by batch norm; other modules are tested on the images.
         argument = "shards" if most is None else "micro_batch"
         wanted = (
             "be None for a network whose logits of an image depend on the others of its batch, as "
@@ -197,8 +206,10 @@ def unroll(
             loop = Loop(student, settings, called)
         else:
             loop = ShardedLoop(sharing, student, settings, called)
+        # The outputs after these two are for the adjoint.
         thetas, memory, *_ = Unroll.apply(loop, *given, memory)
     result = thetas[0] if steps is None else thetas
+    # Leave out the buffer of an SGD without momentum.
     if return_state:
         return result, OptimiserState(memory[: optimiser.state_rows], done + len(sizes))
     return result
@@ -211,17 +222,10 @@ def tape_bytes(
     precise: bool = False,
     device: torch.device | str = "cpu",
 ) -> int:
-    """Return the ``tape_bytes`` of :func:`unroll` that hold the activations of all its steps.
+    """Return the ``tape_bytes`` with which :func:`unroll` keeps the activations of all steps.
 
-    Args:
-        model: The student.
-        batch_sizes: Number of images in each step.
-        dtype: float32 or float64.
-        precise: As for :func:`unroll`.
-        device: Device of the unroll.
-
-    Returns:
-        Bytes; 0 for modules that run on autograd, which keep no activations.
+    ``batch_sizes`` has the number of images of each step; ``theta0`` has ``dtype``, float32 or
+    float64, and ``device``. The result is 0 for models on autograd: they keep no activations.
     """
     expect = Expect("tape_bytes")
     batch_sizes = expect.counts("batch_sizes", batch_sizes)
@@ -229,11 +233,13 @@ def tape_bytes(
     if network is None:
         return 0
     double, cuda = dtype == torch.float64, torch.device(device).type == "cuda"
+    # With practically unlimited memory, every step has a tape.
     elements = _C.tape_elements(network, batch_sizes, 2**62, double, cuda)
     return elements * (8 if double else 4)
 
 
 def _fake(given: Any) -> tuple[Tensor, ...]:
+    # Rows of the trajectory hold theta and the vectors of the optimiser, one row per step.
     theta, (moments, size) = given.theta0, given.state.shape
     rows, kept = 0, 0
     if given.keep_trajectory:
@@ -263,6 +269,7 @@ def _backward(
             "needed, but got false"
         )
     *tensors, augmentation = (getattr(saved, name) for name in _SAVED.split())
+    # None if only the returned state is differentiated.
     if grad_thetas is None:
         grad_thetas = saved.state.new_zeros(len(saved.steps), saved.state.shape[1])
     names = "batch_sizes steps network optimiser steps_done loss loss_scale"

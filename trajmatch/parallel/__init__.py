@@ -1,4 +1,4 @@
-"""Several processes on one run: started by torchrun, joined by torch.distributed."""
+"""Runs of several processes, started by torchrun and connected by torch.distributed."""
 
 from trajmatch.parallel.launch import is_launched, joined, local_device
 from trajmatch.parallel.ranks import ALONE, Ranks

@@ -1,4 +1,4 @@
-"""Joining of the processes that torchrun has started."""
+"""Connection of the processes that torchrun has started."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from trajmatch.parallel.ranks import ALONE, DistributedRanks, Ranks, answering
 #: Default time limit of a collective, in seconds.
 DEFAULT_TIMEOUT = 600.0
 
-#: Exit status of a process when another one reports the failure.
+#: Exit status of a failed process if another process reports the failure.
 _FAILED = 2
 
-#: Seconds that this process waits first: torchrun ends all processes as soon as one ends.
+#: Seconds that a process waits before it exits with ``_FAILED``. As soon as one process ends,
+#: torchrun ends all of them, including the process that is about to report the failure.
 _GRACE = 10.0
 
 
 def is_launched() -> bool:
-    """True if torchrun started this process as one of several."""
+    """Return True if torchrun started this process as one of several."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def local_device(device: str) -> str:
-    """Return the device of this process: under torchrun the GPU of its local rank, for cuda."""
+    """Return the device of this process; under torchrun, ``cuda`` is the GPU of its local rank."""
     if not is_launched() or not device.startswith("cuda"):
         return device
     if device != "cuda":
@@ -52,13 +53,12 @@ def local_device(device: str) -> str:
 
 @contextmanager
 def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
-    """Join the processes of a run while the context lasts.
+    """Connect the processes of a run inside the context, and yield their :class:`Ranks`.
 
-    Without torchrun, yield :data:`~trajmatch.parallel.ranks.ALONE`.
-
-    If the run fails, one process raises the error and the others exit silently with status 2 (or
-    that of an interruption). Only rank 0 shows warnings, because the other ranks would repeat them.
-    ``timeout`` is the limit of a collective in seconds. LostRank if other processes did not come.
+    Without torchrun, yield :data:`~trajmatch.parallel.ranks.ALONE`. A collective may take
+    ``timeout`` seconds. Raise LostRank if processes do not arrive. If the run fails, one process
+    raises the error, and the others exit silently with status 2, or the status of an interruption.
+    Only rank 0 shows warnings.
     """
     if not is_launched():
         yield ALONE
@@ -68,11 +68,14 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     with answering():
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=DEFAULT_TIMEOUT)))
-        # A restart must not read what an earlier attempt wrote.
+        # Separate keys for each attempt: after a restart by torchrun, the store still has the
+        # keys of the attempt that failed.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"trajmatch/{attempt}", store)  # type: ignore[attr-defined]
     ranks = DistributedRanks(store, rank, size, torch.device(device if on_gpu else "cpu"))
-    ranks.barrier()  # no time limit: ranks may start at very different times
+    # This barrier has no time limit, unlike init_process_group, and ranks may start at very
+    # different times.
+    ranks.barrier()
     with answering():
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
@@ -83,15 +86,19 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
         )
     try:
         with warnings.catch_warnings():
+            # The other ranks would repeat the warnings of rank 0.
             if not ranks.is_rank_0:
                 warnings.simplefilter("ignore")
             yield ranks
     except BaseException as error:
-        # Leave the process group alone: other ranks may hang in it, and this process ends anyway.
+        # Do not destroy the process group: that could wait for ranks that hang in a collective, and
+        # the process ends anyway.
         if ranks.fail():
             raise
-        if isinstance(error, Exception):  # no wait after ctrl-C, which reaches all ranks
-            with suppress(Interrupted):  # torchrun ends this process with a signal
+        # ctrl-C (not an Exception) reaches all ranks, so there is nothing to wait for. During the
+        # wait, torchrun ends this process with a signal, which raises Interrupted.
+        if isinstance(error, Exception):
+            with suppress(Interrupted):
                 time.sleep(_GRACE)
         status = error.status if isinstance(error, Interrupted) else _FAILED
         raise SystemExit(status) from error

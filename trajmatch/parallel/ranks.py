@@ -1,8 +1,8 @@
 """Processes of a run: rank, size and collectives.
 
-Tensors go through torch.distributed (Gloo or NCCL), with a time limit. Rare messages (results of
-rank 0, barriers) go through the rendezvous store without one, since a rank may evaluate for an
-hour. Neither uses pickle.
+Tensors go through torch.distributed (Gloo or NCCL), with a time limit. Results of rank 0 and
+barriers go through the rendezvous store, without a time limit, because the other ranks may wait an
+hour for an evaluation on rank 0. Neither way uses pickle.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds between two polls of the store: at first, and after a while.
+#: Seconds between two polls of the store: at first, and at most.
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.001, 0.25
 
+#: Key in the store that counts the ranks that have failed.
 _FAILURE = "failure"
 
 
@@ -39,11 +40,11 @@ class LostRank(UserError):
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turn errors of torch.distributed into a LostRank that says what to do."""
+    """Turn errors of torch.distributed into a LostRank with advice."""
     try:
         yield
     except RuntimeError as error:
-        # Gloo puts its source file before the reason, and advice for developers after it.
+        # Keep only the reason: Gloo puts its source file before, and advice for developers after.
         reason = str(error).splitlines()[0].split("] ", 1)[-1].partition(". ")[0]
         raise LostRank(
             "another process of this run has ended, or did not answer in time (distill --timeout): "
@@ -52,9 +53,11 @@ def answering() -> Iterator[None]:
 
 
 class Ranks:
-    """Processes of a run, seen from rank ``rank`` of ``size``; this class is a single process."""
+    """Processes of a run, as seen by one of them; this base class is a run of one process."""
 
+    #: Number of this process, from 0.
     rank = 0
+    #: Number of processes.
     size = 1
 
     @property
@@ -63,35 +66,36 @@ class Ranks:
         return self.rank == 0
 
     def shard(self, items: Sequence[T]) -> list[T]:
-        """Return the items of this rank, dealt out round-robin."""
+        """Return the items of this rank; they are dealt out round-robin."""
         return list(items[self.rank :: self.size])
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Return the tensors of all ranks, in order; shapes and dtypes must be the same."""
+        """Return the tensors of all ranks, in rank order; shapes and dtypes must be the same."""
         return [tensor]
 
     def sum_(self, tensor: Tensor) -> None:
-        """Replace a tensor by its sum over all ranks, the same bits on each."""
+        """Replace a tensor by its sum over all ranks; all ranks get the same bits."""
 
     def broadcast_(self, tensor: Tensor) -> None:
-        """Replace a tensor by that of rank 0."""
+        """Replace a tensor by the tensor of rank 0."""
 
     def on_rank_0(self, function: Callable[[], Any]) -> Any:
-        """Call a function on rank 0 alone and broadcast its result, a JSON value; no time limit.
+        """Call a function on rank 0 only and broadcast its result, which must be a JSON value.
 
-        A UserError of the function is raised on all ranks. LostRank if rank 0 has ended.
+        The other ranks wait without a time limit. A UserError of the function is raised on all
+        ranks, and a LostRank if rank 0 has ended.
         """
         return function()
 
     def counter(self) -> Callable[[], int]:
-        """Return a counter shared by all ranks: each call adds one and returns the sum."""
+        """Return a counter that all ranks share: each call adds 1 and returns the new count."""
         return itertools.count(1).__next__
 
     def barrier(self) -> None:
         """Wait for all ranks, without a time limit; LostRank if one of them has failed."""
 
     def fail(self) -> bool:
-        """Record that the run fails; True in the first rank that does, which reports it."""
+        """Record that the run failed; return True in the first rank, which reports the error."""
         return True
 
 
@@ -100,16 +104,18 @@ ALONE = Ranks()
 
 
 class DistributedRanks(Ranks):
-    """Processes that torch.distributed has joined; ``device`` is that of its backend."""
+    """Processes connected by torch.distributed; ``device`` is the device of its backend."""
 
     def __init__(self, store: Store, rank: int, size: int, device: torch.device) -> None:
         self.rank, self.size = rank, size
         self._store, self._device = store, device
-        # All ranks make these calls in the same order, so call numbers serve as keys.
+        # All ranks call on_rank_0 and counter in the same order, so the number of the call is a key
+        # that they agree on.
         self._results = self._counters = 0
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """See :class:`Ranks`."""
+        # NCCL needs tensors on the GPU, Gloo on the CPU.
         sent = tensor.to(self._device).contiguous()
         received = [torch.empty_like(sent) for _ in range(self.size)]
         with answering():
@@ -135,6 +141,8 @@ class DistributedRanks(Ranks):
             if "error" in answer:
                 raise UserError(answer["error"])
             return answer["value"]
+        # The waiting ranks need an answer even if the function raises UserError. After any other
+        # error the run fails, which they notice by themselves.
         try:
             value = function()
         except UserError as error:
@@ -151,7 +159,8 @@ class DistributedRanks(Ranks):
 
     def barrier(self) -> None:
         """See :class:`Ranks`."""
-        here = self.counter()  # the last rank to arrive opens the barrier
+        # The last rank to arrive opens the barrier.
+        here = self.counter()
         key = f"barrier/{self._counters}"
         if here() == self.size:
             with answering():
@@ -162,7 +171,8 @@ class DistributedRanks(Ranks):
         """See :class:`Ranks`."""
         try:
             return self._add_one(_FAILURE) == 1
-        except LostRank:  # the store has ended with the process that held it
+        except LostRank:
+            # The store ended with the process that held it, perhaps before any rank reported.
             return True
 
     def _add_one(self, key: str) -> int:
@@ -170,7 +180,8 @@ class DistributedRanks(Ranks):
             return self._store.add(key, 1)
 
     def _wait_for(self, key: str) -> bytes:
-        pause = _SHORTEST_LOOK  # poll, because a blocking wait would not notice ctrl-C
+        # Poll, because a blocking wait would notice neither ctrl-C nor the failure of another rank.
+        pause = _SHORTEST_LOOK
         with answering():
             while not self._store.check([key]):
                 if self._store.check([_FAILURE]):
@@ -186,7 +197,8 @@ def first_that_differs(ranks: Ranks, parts: Iterable[Tensor | str]) -> int | Non
     for part in parts:
         if isinstance(part, str):
             digest.update(part.encode())
-        else:  # a view as bytes needs at least one dimension
+        else:
+            # Tensors need at least one dimension here, because a scalar has no view as bytes.
             digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     first, *others = ranks.gather(torch.tensor(list(digest.digest()), dtype=torch.uint8))
     for rank, other in enumerate(others, start=1):

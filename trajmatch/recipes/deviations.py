@@ -1,4 +1,4 @@
-"""Settings of a result that differ from its recipe."""
+"""Comparison of the settings of a result with its recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trajmatch.schema import settings_of
 
 
 class Deviation(NamedTuple):
-    """Setting that differs, e.g. ``distill.lr_img``, with its values in recipe and result."""
+    """Setting with different values in recipe and result, e.g. ``distill.lr_img``."""
 
     name: str
     wanted: Any
@@ -25,7 +25,7 @@ class Deviation(NamedTuple):
 
 
 def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
-    """Return the fields that both a recipe and a distilled set have and that differ."""
+    """Return the settings that differ from the recipe; skip those not recorded in the result."""
     expert, distill = ExpertSettings(**recipe.expert), DistillSettings(**recipe.distill)
     evaluate = EvalSettings(**recipe.evaluate)
     protocol = evaluate.training_protocol(distilled.lr, distilled.dsa).describe()
@@ -41,7 +41,8 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
         },
         "evaluate": {"seeds": evaluate.seeds, **protocol},
     }
-    # Runs and stores do not record unset optional settings, so add them with their defaults.
+    # Runs and stores omit optional settings that are not set, so add the defaults. Converted files
+    # record no settings of a run ("lr_img", "epochs") and get no defaults either.
     made, experts = distilled.recipe, _entry(distilled.recipe, "experts")
     absent = {name: getattr(DistillSettings(), name) for name, _ in SINCE_0_1}
     made = {**absent, **made} if "lr_img" in made else made
@@ -49,11 +50,13 @@ def deviations(recipe: Recipe, distilled: Artifact) -> list[Deviation]:
     experts = {**experts, "zca": distilled.zca is not None}
     if isinstance(experts.get("holdout"), dict):
         experts["holdout"] = experts["holdout"].get("fraction")
+    # Width, depth and norm of a ConvNet are recorded in its spec.
     if expert.network == "convnet" and distilled.network.get("name") == "ConvNet":
         experts = {**distilled.network, **experts}
-    # The latest test score has the protocol that was used.
+    # The most recent test score records the protocol with which it was measured.
     score = next((each for each in distilled.scores[::-1] if each.get("split") == "test"), {})
     tested = {**score, **_entry(score, "protocol")} if _entry(score, "protocol") else {}
+    # train-and-test needs no experts, so their settings do not matter.
     alone = distill.objective == "train-and-test" and "experts" not in made
     found = {"expert": {} if alone else experts, "distill": made, "evaluate": tested}
     return [

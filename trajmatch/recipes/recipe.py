@@ -1,4 +1,4 @@
-"""Reading and checking of recipe files."""
+"""Recipes: their type, and reading and checking of their files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_BYTES = 2**16
 
 NOT_AVAILABLE = "not available"
 
-#: Sections of a recipe: class of the allowed settings, and the command's configuration.
+#: Sections of a recipe, each with the class of its settings and the class of its command's flags.
 SECTIONS: dict[str, tuple[type[Any], type[Any]]] = {
     "expert": (ExpertSettings, ExpertConfig),
     "distill": (DistillSettings, DistillConfig),
@@ -33,13 +33,13 @@ SECTIONS: dict[str, tuple[type[Any], type[Any]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Settings):
-    """Settings of a result.
+    """Settings that give a published result, with the result and the sources.
 
     Attributes:
         name: ``METHOD/DATA/NAME`` in the package, or the path of the file.
         title: Short description of the result.
         data: Data set name as for :func:`trajmatch.data.resolve_uri`; empty for any. Its options
-            apply to a ``--data`` of the same set that does not give them.
+            are added to a ``--data`` of the same set, unless given there.
         paper: Source of the method.
         settings: Source of the settings.
         accuracy: Published test accuracy in percent; None if not available.
@@ -100,8 +100,7 @@ def load_recipe(path: files.PathLike, name: str) -> Recipe:
     """Load and check a recipe file; messages call it ``name``.
 
     Raises:
-        UserError: The file is unreadable or no TOML, or a field is unknown or invalid, or
-            contradicts another.
+        UserError: The file is unreadable or not TOML, or fields are unknown, invalid or conflict.
     """
     content = _read(Path(path))
     _check_known(content, {each.name for each in fields(Recipe)} - {"name"}, f"recipe {name}")
@@ -110,6 +109,7 @@ def load_recipe(path: files.PathLike, name: str) -> Recipe:
         recipe = Recipe(name=name, **known)
     except UserError as error:
         raise UserError(f"recipe {name}: {in_arguments(error.in_flags)}") from error
+    # TOML has lists but no tuples: replace the sections by values of the fields' types.
     sections: dict[str, Any] = {each: _section(each, recipe) for each in SECTIONS}
     recipe = replace(recipe, **sections)
     _check_window(recipe)
@@ -121,16 +121,17 @@ def _read(path: Path) -> dict[str, Any]:
         raw = file.read(_MOST_BYTES + 1)
     if len(raw) > _MOST_BYTES:
         raise UserError(f"{path} is not a recipe: it has more than {_MOST_BYTES} bytes")
-    # ValueError also covers integers with thousands of digits.
+    # ValueError covers invalid TOML and UTF-8, and integers with thousands of digits.
     with as_user_error(f"{path} is not a recipe: ", ValueError, RecursionError):
         return tomllib.loads(raw.decode())
 
 
 def _section(section: str, recipe: Recipe) -> dict[str, Any]:
-    """Convert the settings of a section to the types of their fields, and check them."""
+    """Check the settings of a section and convert them to the types of their fields."""
     where, content = f"recipe {recipe.name}, [{section}]", getattr(recipe, section)
     settings, config = SECTIONS[section]
     types = get_type_hints(settings, include_extras=True)
+    # Flags of the command that decide no result, such as paths and the device.
     of_run = {each.name for each in fields(config)} - types.keys()
     if given := sorted(of_run & content.keys()):
         raise UserError(f"{where} sets {given[0]}, which belongs to a run: give it as a flag")
@@ -154,6 +155,7 @@ def _check_window(recipe: Recipe) -> None:
     expert = ExpertSettings(**recipe.expert)
     distill = DistillSettings(**recipe.distill)
     kept = kept_epochs(expert.keep, expert.epochs)
+    # Distillation reads each segment's first and last snapshot.
     starts = range(distill.min_start_epoch, distill.window_end(kept))
     needed = {start + after for start in starts for after in (0, distill.expert_epochs)}
     if missing := sorted(needed - set(kept)):

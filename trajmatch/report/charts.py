@@ -34,7 +34,7 @@ _STYLE: dict[Any, Any] = {
 
 
 class Chart(NamedTuple):
-    """A picture and its description."""
+    """A chart as a picture, with a description."""
 
     source: str  # data URL; equal numbers give equal bytes
     description: str  # caption, also the text for screen readers
@@ -53,7 +53,7 @@ class Curve(NamedTuple):
 def line_chart(
     curves: Sequence[Curve], y_label: str, description: str, levels: Mapping[str, float]
 ) -> Chart:
-    """Draw curves over the outer iterations, with at least one finite value.
+    """Draw curves, with at least one finite value, over the outer iterations.
 
     ``levels`` are named values, drawn as dashed horizontal lines.
     """
@@ -61,6 +61,7 @@ def line_chart(
     def draw(axes: Axes) -> None:
         for curve in curves:
             (line,) = axes.plot(curve.x, curve.y, color=curve.colour, label=curve.name)
+            # A curve of one point is invisible without a marker.
             if curve.errors is not None or len(curve.x) == 1:
                 line.set_marker("o")
             if curve.errors is not None:
@@ -80,7 +81,8 @@ def line_chart(
 
 
 def histogram(counts: Mapping[int, int], x_label: str, description: str) -> Chart:
-    """Draw the count of each whole number; ``counts`` has at least one."""
+    """Draw the count of each whole number; ``counts`` must not be empty."""
+    # Bars of equal width, with edges halfway between whole numbers.
     low, high = min(counts), max(counts)
     size = math.ceil((high - low + 1) / _BARS)
     edges = [edge - 0.5 for edge in range(low, high + size + 1, size)]
@@ -93,7 +95,8 @@ def histogram(counts: Mapping[int, int], x_label: str, description: str) -> Char
 
 
 def smoothed(values: Numbers, window: int) -> Numbers:
-    """Return the moving average of the finite values; NaN for windows without any."""
+    """Return the moving average of the finite values, or NaN where a window has none."""
+    # Sum and count the finite values in each window: np.convolve would spread a NaN over a window.
     finite, ones = np.isfinite(values), np.ones(window)
     counts = np.convolve(finite, ones, "same")
     sums = np.convolve(np.where(finite, values, 0), ones, "same")
@@ -101,6 +104,8 @@ def smoothed(values: Numbers, window: int) -> Numbers:
 
 
 def _svg(draw: Callable[[Axes], None], x_label: str, y_label: str) -> str:
+    """Draw on new axes and return the figure as a data URL."""
+    # Start from the defaults, because the user's matplotlibrc would change the chart.
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
         figure = Figure(figsize=(5, 2.9), layout="constrained")
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)

@@ -29,7 +29,7 @@ class ReportConfig(Settings):
     baselines."""
 
     def __post_init__(self) -> None:
-        """Check the types, and that the report ends in .html or .htm."""
+        """Check the fields, and that the name of the report ends in .html or .htm."""
         super().__post_init__()
         if self.report.suffix.lower() not in (".html", ".htm"):
             raise UserError(f"--out should end in .html, but is {self.out}")
@@ -50,6 +50,7 @@ class ReportConfig(Settings):
     @property
     def summary(self) -> Path | None:
         """Path of the ``summary.json`` next to the distilled set; None if there is none."""
+        # A file under another name in the folder is another distilled set.
         folder = RunFolder(self.artifact.parent)
         known = folder.artifact == self.artifact and folder.summary.exists()
         return folder.summary if known else None

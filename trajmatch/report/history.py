@@ -11,12 +11,12 @@ from msgspec import Meta
 from trajmatch.errors import as_user_error
 
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
-#: Matplotlib cannot draw larger numbers.
+#: Numbers in the range that matplotlib can draw.
 Number = Annotated[float, Meta(gt=-1e100, lt=1e100)]
 
 
 class Iteration(msgspec.Struct):
-    """One outer iteration; a number is None if it was not finite or not logged."""
+    """One outer iteration; a number is None if it was not logged or not finite."""
 
     iteration: Count  # number of iterations done
     refused: str | None  # reason why the update was refused; None: applied or skipped
@@ -30,7 +30,7 @@ class Iteration(msgspec.Struct):
 
 
 class Evaluation(msgspec.Struct):
-    """Test accuracy in percent over several networks (``seeds``) at one iteration."""
+    """Test accuracy (percent), or error for targets, at an iteration, over ``seeds`` networks."""
 
     iteration: Count
     split: Literal["test", "holdout"]
@@ -47,7 +47,7 @@ class History(NamedTuple):
 
 
 def read(path: Path) -> History:
-    """Read the log of :func:`trajmatch.distill.metrics.metrics_log`; skip an incomplete last line.
+    """Read a log that :func:`trajmatch.distill.metrics.metrics_log` wrote.
 
     Raises UserError, with the line number, if the file is not such a log.
     """
@@ -58,17 +58,21 @@ def read(path: Path) -> History:
         place = f"{path} is not a log that `trajmatch distill` wrote (line {number}: "
         advice = "); give that one with --log"
         with as_user_error(place, msgspec.DecodeError, ValueError, RecursionError, advice=advice):
+            # A line without a line break is incomplete: the run was killed while writing it.
             if line.endswith(b"\n"):
                 _enter(history, line)
     return history
 
 
 def _enter(history: History, line: bytes) -> None:
+    """Add a line of the log; raise an error if it is invalid or the iterations do not ascend."""
+    # Only evaluations have a split.
     if b'"split":' in line:
         history.evaluations.append(msgspec.json.decode(line, type=Evaluation))
         return
     numbers = msgspec.json.decode(line, type=dict[str, Any])
-    for name in {"start_epoch", "expert", "window_start"} & numbers.keys():  # a single match
+    # The log has plural names with a list if there are several matches per iteration.
+    for name in {"start_epoch", "expert", "window_start"} & numbers.keys():
         numbers[f"{name}s"] = [numbers[name]]
     new, last = msgspec.convert(numbers, Iteration), history.iterations[-1:]
     if last and new.iteration <= last[0].iteration:

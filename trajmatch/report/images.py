@@ -1,4 +1,4 @@
-"""Tables of images, limited to a page's size."""
+"""Tables of images for the report, limited in size."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _HEIGHT = 64
 
 
 def over_iterations(snapshots: Snapshots, class_names: Sequence[str]) -> Table:
-    """Show one image of each class over the iterations, a row per class."""
+    """Return a table of one image of each class (rows) over the iterations (columns)."""
     columns = snapshots.pixels("sigma")
     there = [k for k in range(len(class_names)) if (snapshots.labels == k).any()]
+    # Limit the number of classes, because every class has an image of each iteration.
     shown = there[: max(1, _BYTES // (len(columns) * columns[0][0].numel()))]
     rows: list[list[str | Picture]] = []
     for k in shown:
@@ -36,7 +37,7 @@ def over_iterations(snapshots: Snapshots, class_names: Sequence[str]) -> Table:
 
 
 def of_classes(distilled: Artifact) -> Table:
-    """Show the distilled images, one row per class."""
+    """Return a table of the distilled images, one row per class."""
     pixels = pictures.to_pixels(distilled.preprocessing.invert(distilled.images), "sigma")
     members = [pixels[distilled.hard_labels == k] for k in range(distilled.num_classes)]
     largest = max(map(len, members))
@@ -47,7 +48,7 @@ def of_classes(distilled: Artifact) -> Table:
     rows: list[list[str | Picture]] = []
     for name, images in zip(distilled.class_names, shown, strict=False):
         if len(images):
-            # Side by side, with a white column between images.
+            # One picture for the row: images side by side, a white pixel column between them.
             joined = torch.cat([*pad(images[:per_class], (0, 1), value=255)], dim=2)[:, :, :-1]
             rows.append([name, _picture(joined, f"distilled images of {name}")])
     parts = [f"the first {per_class} of each class"] if per_class < largest else []
@@ -58,6 +59,7 @@ def of_classes(distilled: Artifact) -> Table:
 
 def _picture(pixels: Tensor, text: str) -> Picture:
     height, width = pixels.shape[1:]
+    # The browser enlarges the image by a whole factor, so that all pixels stay equally large.
     scale = max(1, round(_HEIGHT / height))
     source = data_url("image/png", pictures.png(pixels))
     return Picture(source, text, width * scale, height * scale)

@@ -1,4 +1,4 @@
-"""Explanation of a run's loss in words."""
+"""Verdict on the loss of a run, in words."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _MEANINGS = {
 
 
 def verdict(losses: Sequence[float | None], settings: Mapping[str, Any]) -> str:
-    """Explain the loss of a run in one or two sentences.
+    """Explain in one or two sentences how the loss of a run went.
 
-    Args:
-        losses: Loss of each iteration; None if it was not finite.
-        settings: Settings of the distilled set: ``objective``, ``terms``, ``expert_epochs``.
+    ``losses`` has a number per iteration, or None if it was not finite. ``settings`` are those of
+    the distilled set: ``objective``, ``terms`` and ``expert_epochs``.
     """
     finite = [loss for loss in losses if loss is not None]
     if not finite:
         return "The loss was never finite: nothing was learned."
+    # Single losses vary from draw to draw, so compare means of the first and the last tenth.
     tenth = max(1, len(finite) // 10)
     ends = finite[:tenth], finite[-tenth:]
     if "objective" in settings:  # only present for objectives other than matching
@@ -44,6 +44,7 @@ def verdict(losses: Sequence[float | None], settings: Mapping[str, Any]) -> str:
     unmoved = of_no_step(settings)
     if unmoved is None:
         return "What a good matching loss is depends on its terms, and one of them is your own."
+    # Relative to a student that does not move, losses of different terms have the same meaning.
     first, last = (fmean(part) / unmoved for part in ends)
     of_what = "" if unmoved == 1 else f" (as a part of {unmoved:g}, for its terms)"
     numbers = f"from {first:.2f} to {last:.2f}{of_what}, means of the first and the last tenth"

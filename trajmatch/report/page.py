@@ -22,8 +22,7 @@ _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\
 def write_report(config: ReportConfig) -> None:
     """Write the report of a run; equal runs give equal bytes.
 
-    Raises UserError if a file of the run is missing, damaged or from another run, or if the report
-    cannot be written.
+    Raises UserError if a file is missing, damaged or from another run, or cannot be written.
     """
     content = page(runs.read(config))
     files.check_writable(config.report.parent)
@@ -34,6 +33,7 @@ def page(run: Run) -> str:
     """Return the report of a run as a self-contained HTML document."""
     distilled, told = run.artifact, run.history.iterations
     text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    # StrictUndefined: a misspelt name in the template is an error instead of empty text.
     template = jinja2.Template(
         text, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -58,4 +58,5 @@ def page(run: Run) -> str:
         settings_json=json.dumps(settings, indent=2, sort_keys=True),
         version=__version__,
     )
+    # Names and settings in the files of a run may hold any character.
     return _NOT_TEXT.sub("\ufffd", content)

@@ -17,7 +17,7 @@ class Picture(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table; the first cell of each row is its head."""
+    """A table; the first cell of each row is the row's heading."""
 
     caption: str
     heads: Sequence[str]
@@ -25,5 +25,5 @@ class Table(NamedTuple):
 
 
 def data_url(kind: str, content: bytes) -> str:
-    """Return the content of a file as a data URL of a MIME type."""
+    """Return a data URL with the content and MIME type (``kind``) of a file."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

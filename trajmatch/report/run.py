@@ -30,7 +30,7 @@ class Run(NamedTuple):
 def read(config: ReportConfig) -> Run:
     """Read the files of a run.
 
-    Raises UserError if a requested file is missing, or a file is damaged or from another run.
+    Raises UserError if a requested file is missing, or if a file is damaged or of another run.
     """
     path = config.artifact
     if not path.exists():
@@ -39,6 +39,7 @@ def read(config: ReportConfig) -> Run:
             "that `trajmatch distill` wrote"
         )
     distilled = artifact.load(path)
+    # Files beside the distilled set are optional, unless the user names them.
     log = config.log or files.beside(path, ".jsonl")
     images = config.snapshots or files.beside(path, ".snapshots.safetensors")
     results = [scores.read(each) for each in config.evaluation]
@@ -56,7 +57,7 @@ def read(config: ReportConfig) -> Run:
 
 
 def _recipe(settings: Mapping[str, object]) -> Recipe | None:
-    """Return the recipe that a run named; None if there is none or it is not readable."""
+    """Return the recipe that a run named; None if it named none or the recipe is unreadable."""
     name = settings.get("recipe")
     try:
         return find_recipe(name) if isinstance(name, str) else None
@@ -65,15 +66,13 @@ def _recipe(settings: Mapping[str, object]) -> Recipe | None:
 
 
 def _log(path: Path, distilled: Artifact) -> History:
-    """Read a log; raise UserError if it cannot be the log of the run that made the set.
-
-    It cannot be if it goes past the run's last iteration, or ends there with another step size. It
-    may end earlier: the run was then continued with another log.
-    """
+    """Read a log; raise UserError if it belongs to another run than the distilled set."""
     found, end = history.read(path), distilled.recipe.get("iterations")
     last = found.iterations[-1] if found.iterations else None
+    # A log may end early, if the run was continued with another log.
     if last is None or end is None or last.iteration < end:
         return found
+    # The last iterate has the logged step size; a selected iterate may come from any iteration.
     differs = distilled.selection == "last" and last.step_size != distilled.lr
     if last.iteration > end or differs:
         raise UserError(

@@ -16,9 +16,9 @@ from trajmatch.schema import Count, PositiveInt, convert
 
 
 class Accuracy(msgspec.Struct):
-    """Test accuracy in percent over several networks; diverged ones count as 0.
+    """Test accuracy (percent) over several networks, where diverged networks count as 0.
 
-    For target vectors: mean squared error, with ``errors`` of each network.
+    For target vectors, this is the mean squared error, and ``errors`` has one per network.
     """
 
     mean: Number
@@ -34,7 +34,7 @@ class Accuracy(msgspec.Struct):
 
 
 class Protocol(msgspec.Struct):
-    """Training of the networks."""
+    """Protocol that trained the networks."""
 
     name: str = ""
     steps: Count | None = None
@@ -52,7 +52,7 @@ _BySet = msgspec.defstruct("_BySet", [(name, Accuracy | None, None) for name in 
 
 
 class Scores(_BySet):  # type: ignore[misc, valid-type]
-    """Accuracies of one architecture by training set; at least one."""
+    """Accuracies of one architecture by training set, at least one."""
 
     network: str = ""
     protocol: Protocol = msgspec.field(default_factory=Protocol)
@@ -65,13 +65,13 @@ class Scores(_BySet):  # type: ignore[misc, valid-type]
 
     @property
     def found(self) -> dict[str, Accuracy]:
-        """Accuracies that exist, in table order."""
+        """Available accuracies, in table order."""
         all_ = ((name, getattr(self, name)) for name in IN_TABLES)
         return {name: accuracy for name, accuracy in all_ if accuracy is not None}
 
     @property
     def diverged(self) -> int:
-        """Number of diverged networks, as far as known."""
+        """Number of networks known to have diverged."""
         return sum(each.diverged or 0 for each in self.found.values())
 
 
@@ -100,7 +100,7 @@ class Experts(msgspec.Struct):
 
 
 class Results(msgspec.Struct):
-    """Scores of each architecture, and the other content of the file."""
+    """Content of the file: scores of each architecture, and what the report shows beside them."""
 
     networks: Annotated[list[Scores], Meta(min_length=1)]
     dataset: Sizes = msgspec.field(default_factory=Sizes)
@@ -113,9 +113,10 @@ class Results(msgspec.Struct):
 def read(path: Path, network: str | None = None) -> Results:
     """Read a ``summary.json`` of `trajmatch run`, or the output of `trajmatch eval --json`.
 
-    ``network`` is the architecture of a summary, which does not name it; None: not a summary.
+    ``network`` names the architecture of a summary; None for the output of `trajmatch eval`.
     """
     content = files.read_json(path)
+    # A summary has one architecture, with scores and sizes at the top level of the file.
     if network is not None:
         content |= {"networks": [{**content, "network": network}], "dataset": content.copy()}
     writers = "`trajmatch run` or `trajmatch eval --json`"
@@ -123,14 +124,12 @@ def read(path: Path, network: str | None = None) -> Results:
 
 
 def gathered(found: Sequence[Results]) -> Results:
-    """Join the networks of several files.
-
-    Set and dataset sizes come from the first file that has them, all else from the first file.
-    """
+    """Join results: networks and sizes from all of them, everything else from the first."""
     first = found[0] if found else Results([])
     return msgspec.structs.replace(
         first,
         networks=[network for each in found for network in each.networks],
+        # In reverse, so that the first file wins.
         sets={name: size for each in found[::-1] for name, size in each.sets.items()},
         dataset=next((each.dataset for each in found if each.dataset.test_images), Sizes()),
     )

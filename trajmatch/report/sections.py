@@ -22,14 +22,14 @@ from trajmatch.report.run import Run
 from trajmatch.report.scores import Accuracy, Results, Scores
 from trajmatch.schema import settings_of
 
-#: Number of windows per run for the smoothed loss.
+#: The smoothed loss is a moving average over 1 / _WINDOWS of the run.
 _WINDOWS = 40
 #: Stages of `trajmatch run` in their order.
 _STAGES = ("experts", "distillation", "evaluation")
 
 
 def score_tables(results: Results) -> list[Table]:
-    """Return a table of accuracies per protocol: training sets as rows, networks as columns."""
+    """Return one table per protocol, with a row per training set and columns per network."""
     tables = []
     for protocol in dict.fromkeys(str(each.protocol) for each in results.networks):
         # Build the table by columns, one or two for each network, and transpose it at the end.
@@ -46,6 +46,7 @@ def score_tables(results: Results) -> list[Table]:
             pairs = zip(found, stored, strict=True)
             per_byte = (per_kb(a.mean, b.stored_bytes) if a and b else "" for a, b in pairs)
             columns.append([network, *(str(each or "") for each in found)])
+            # For target vectors the scores are errors, which have no meaningful value per kB.
             errors = any(each.errors for each in of.values())
             if not errors:
                 columns.append(["% per kB", *per_byte])
@@ -58,7 +59,7 @@ def score_tables(results: Results) -> list[Table]:
 
 
 def accuracy_chart(run: Run) -> Chart | None:
-    """Draw the evaluations during the run next to the baselines; None if there are none."""
+    """Draw the evaluations during the run, with the baselines; None without evaluations."""
     evaluations = run.history.evaluations
     if not evaluations:
         return None
@@ -67,6 +68,8 @@ def accuracy_chart(run: Run) -> Chart | None:
         of = [each for each in evaluations if each.split == split]
         x, y = [each.iteration for each in of], [each.mean for each in of]
         curves.append(Curve(f"distilled images ({split})", x, y, [each.std for each in of]))
+    # Draw the scores of real images as levels. Evaluations of a run train its own network, so
+    # scores of other networks would not be comparable.
     baselines = by_network(run.results.networks).get(str(run.artifact.network["name"]), {})
     baselines.pop("distilled", None)
     measure, form, unit = "accuracy", ".1f", " %"
@@ -84,12 +87,14 @@ def accuracy_chart(run: Run) -> Chart | None:
 
 
 def course_charts(told: Sequence[Iteration]) -> list[Chart]:
-    """Draw the loss, the step size, and how often each start epoch, expert and window was drawn."""
+    """Draw loss and step size, and histograms of the start epochs, experts and windows drawn."""
     x = [each.iteration for each in told]
-    losses = np.array([each.loss for each in told], float)  # None becomes NaN
+    # As floats, None becomes NaN, which leaves a gap in the curve.
+    losses = np.array([each.loss for each in told], float)
     steps = np.array([each.step_size for each in told], float)
     charts = []
     known = losses[np.isfinite(losses)]
+    # Only trajectory matching has start epochs.
     loss = "matching loss" if any(each.start_epochs for each in told) else "loss"
     if len(known):
         window = max(1, len(losses) // _WINDOWS)
@@ -133,6 +138,7 @@ def updates(told: Sequence[Iteration]) -> list[list[str]]:
 def times(run: Run) -> list[list[str]]:
     """List the durations of stages and outer iterations."""
     taken = run.results.stage_seconds
+    # The known stages in their order, then any others.
     order = [*_STAGES, *taken]
     rows = [[name, duration(taken[name])] for name in sorted(taken, key=order.index)]
     if known := [each.seconds for each in run.history.iterations if each.seconds is not None]:
@@ -145,7 +151,7 @@ def times(run: Run) -> list[list[str]]:
 
 
 def settings(distilled: Artifact) -> dict[str, Any]:
-    """Return the metadata of the distilled file without class names and scores."""
+    """Return the description in the distilled file, without class names and scores."""
     said = settings_of(distilled, Description)
     del said["class_names"], said["scores"]
     preprocessing = distilled.preprocessing.spec()
@@ -159,7 +165,7 @@ def deviation_rows(recipe: Recipe, distilled: Artifact) -> list[list[str]]:
 
 
 def flat(made: Mapping[str, Any], prefix: str = "") -> Iterator[list[str]]:
-    """Yield settings as name and text, with dotted names for nested settings."""
+    """Yield name and value of each setting as text; nested settings have dotted names."""
     for name, value in made.items():
         if isinstance(value, dict) and value:
             yield from flat(value, f"{prefix}{name}.")
@@ -171,5 +177,6 @@ def by_network(found: Iterable[Scores]) -> dict[str, dict[str, Accuracy]]:
     """Group accuracies by network, then by training set; the first file wins."""
     networks: dict[str, dict[str, Accuracy]] = {}
     for each in found:
+        # Scores of earlier files override those of later files.
         networks[each.network] = {**each.found, **networks.get(each.network, {})}
     return networks

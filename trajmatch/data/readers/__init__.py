@@ -1,1 +1,1 @@
-"""Readers of data sets. Every module has a table ``SOURCES``: source name to reader."""
+"""Readers of data sets; the table ``SOURCES`` of each module maps source names to readers."""

@@ -36,14 +36,10 @@ def read(address: Address, options: ArrayOptions) -> Dataset:
     """Load an ``.npz`` file; the data set is named after the file. Pickles are never read.
 
     Images are uint8, ``[N, S, S]``, ``[N, S, S, C]`` or ``[N, C, S, S]``; the two equal axes are
-    height and width. Labels are integers, ``[N]`` or ``[N, 1]``. Without ``class_names`` the
-    classes are called ``0``, ``1``, ... Part ``NAME`` means ``x_NAME`` and ``y_NAME``, or
-    ``NAME_images`` and ``NAME_labels``; targets are floating point, ``[N, D]``, in
-    ``PART_TARGETS``.
-
-    Raises:
-        OSError: The file cannot be read.
-        UserError: The file is damaged, or its arrays cannot be used.
+    height and width. Labels are integers, ``[N]`` or ``[N, 1]``. Without ``class_names``, the
+    classes are called ``0``, ``1``, ... Part ``NAME`` consists of ``x_NAME`` and ``y_NAME``, or of
+    ``NAME_images`` and ``NAME_labels``; ``?targets=T`` adds ``NAME_T``, floating point, ``[N, D]``.
+    Raises UserError if the file is damaged or its arrays cannot be used.
     """
     path = address.place
     with path.open("rb") as file:
@@ -51,8 +47,8 @@ def read(address: Address, options: ArrayOptions) -> Dataset:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(f"{path} holds a single array; save several with numpy.savez")
-            # Arrays are read on access. A header with a false size allocates memory, but the memory
-            # is not touched before data arrives.
+            # Arrays are read on access. A header that claims a huge array only reserves memory:
+            # pages are not touched before data arrives.
             dataset = from_arrays(str(path), path.stem, archive, options)
         except (UserError, OSError):
             raise
@@ -74,7 +70,7 @@ def call(address: Address, options: ArrayOptions) -> Dataset:
 
     The function returns a :class:`~trajmatch.data.Dataset`; a mapping of arrays as in an ``.npz``
     file; or a tuple ``x_train, y_train, x_test, y_test[, class_names]``. Arrays are NumPy arrays or
-    tensors. UserError if the import, the call or the result fails.
+    tensors. Raises UserError if the import or the call fails, or the result cannot be used.
     """
     what = address.base
     function = import_object(what)
@@ -90,6 +86,7 @@ def call(address: Address, options: ArrayOptions) -> Dataset:
                     f"that it was made with; leave out ?{option}={given}"
                 )
         return made.of_classes(options.classes)
+    # A tuple has the arrays in the order of KEYS[0]; class_names may be missing, hence not strict.
     if isinstance(made, tuple | list) and len(made) in (4, 5):
         made = dict(zip((*KEYS[0], CLASS_NAMES), made, strict=False))
     if not isinstance(made, Mapping):
@@ -107,7 +104,7 @@ def call(address: Address, options: ArrayOptions) -> Dataset:
 def from_arrays(
     what: str, name: str, arrays: Mapping[str, _Array], options: ArrayOptions = _NO_OPTIONS
 ) -> Dataset:
-    """Make a data set from arrays named and shaped as for :func:`read`; others are ignored."""
+    """Make a data set from arrays named and shaped as in :func:`read`; ignore other arrays."""
     chosen, left_out = _choose(what, list(arrays), options)
     parts = [
         _Part(
@@ -120,6 +117,7 @@ def from_arrays(
     say_left_out(what, left_out, options)
     names = _class_names(what, arrays, parts[0].labels)
     if len(parts) == 1:
+        # The split indexes ``names`` by label, so check the labels before it.
         check_labels(f"{what}: {chosen[0][1]}", parts[0].labels, len(parts[0].images), names)
         split = split_parts(what, parts[0].labels, names, options.fraction)
         parts = [parts[0].of(rows) for rows in split]
@@ -137,7 +135,7 @@ def from_arrays(
 
 
 class _Part(NamedTuple):
-    """Images, labels and optional targets of a part."""
+    """Training or test part: images, labels and optional targets."""
 
     images: Tensor
     labels: Tensor
@@ -150,7 +148,7 @@ class _Part(NamedTuple):
 def _choose(
     what: str, names: Sequence[str], options: ArrayOptions
 ) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Return the names of images, labels and targets per part, and the parts left out."""
+    """Return the array names (images, labels, targets) of each part, and the parts left out."""
     found = {}
     for images, labels in reversed(_PATTERNS):  # the preferred pattern overwrites the others
         prefix, suffix = images.split("NAME")
@@ -181,6 +179,7 @@ def _images(what: str, array: _Array) -> Tensor:
         )
     if array.size == 0:
         raise UserError(f"{what} holds no images (shape {shape})")
+    # Grey images [N, S, S]; Dataset checks that they are square.
     if array.ndim == 3:
         return torch.from_numpy(np.ascontiguousarray(array[:, None]))
     square = [axis for axis in (1, 2) if array.ndim == 4 and shape[axis] == shape[axis + 1]]
@@ -222,7 +221,7 @@ def _targets(what: str, name: str, arrays: Mapping[str, _Array], count: int) -> 
 def _class_names(what: str, arrays: Mapping[str, _Array], labels: Tensor) -> list[str]:
     if CLASS_NAMES in arrays:
         return setting(arrays[CLASS_NAMES].tolist(), tuple[str, ...], f"{what}: {CLASS_NAMES}")
-    # Every class needs a training image, so the number of distinct labels is that of classes.
+    # Every class needs a training image, so there are as many classes as distinct labels.
     return [str(label) for label in range(len(labels.unique()))]
 
 

@@ -22,7 +22,7 @@ _BYTES = ("binary", "large_binary", "binary_view")
 
 @dataclass(frozen=True, kw_only=True)
 class HubOptions(ImageOptions, PartOptions):
-    """Options of a hub data set; ``image`` and ``label`` name its columns."""
+    """Options of a hub data set: its configuration, and its image and label columns."""
 
     config: str | None = None
     image: str | None = None
@@ -32,11 +32,12 @@ class HubOptions(ImageOptions, PartOptions):
 def load(address: Address, options: HubOptions) -> Dataset:
     """Load a data set by ``USER/NAME`` on the hub, or from a folder that ``datasets`` can read.
 
-    Columns are found by type. Images: the column of type ``Image``, else of bytes or of ``bytes``
-    and ``path``. Labels: the ``ClassLabel`` column, else integers or strings, whose sorted values
-    are the classes. ``?image=`` and ``?label=`` choose among several. Splits are found by their
-    usual names; without a test split, a part of each class becomes the test set. No code of the
-    data set runs. The package applies the EXIF orientation to columns of type ``Image``.
+    The image column has type ``Image`` or, if there is none, holds encoded bytes (alone, or as
+    ``bytes`` and ``path``). The label column has type ``ClassLabel`` or, if there is none, holds
+    integers or strings, whose sorted values become the classes. If several columns fit,
+    ``?image=`` and ``?label=`` choose one. Splits are found by their usual names; without a test
+    split, a part of each class becomes the test set. No code of the data set runs. ``datasets``
+    applies the EXIF orientation to columns of type ``Image``.
     """
     what = address.base
     splits = _load(what, address.place.as_posix(), options.config)
@@ -51,13 +52,14 @@ def load(address: Address, options: HubOptions) -> Dataset:
     classes = _classes(what, features[label], splits[found[0]][label], label)
     all_names = list(map(str, classes))
     chosen = choose_classes(what, all_names, options.classes)
-    # Rows of a ClassLabel column hold indices, other columns the values themselves.
+    # Rows of a ClassLabel column hold class indices; rows of other columns hold the values.
     values = list(range(len(classes))) if _kind(features[label]) == "ClassLabel" else classes
     labels = {values[old]: new for new, old in enumerate(chosen)}
     parts = []
     for name in filter(None, found):
         split, where, given = splits[name], f"{what}, split {name}", list(splits[name][label])
         _check_labelled(where, given, values)
+        # Skip the rows of classes that ?classes= leaves out; images are decoded later.
         pictures = [
             Picture(labels[value], partial(_image, split, row, image), f"{where}, row {row}")
             for row, value in enumerate(given)
@@ -80,9 +82,9 @@ def _load(what: str, name: str, config: str | None) -> Mapping[str, Any]:
     with as_user_error(f"{what} cannot be loaded: ", *kinds, advice=advice):
         if not Path(name).is_dir():
             return datasets.load_dataset(name, config)
-        # The package caches a folder under its last name and the head of its README.md, so a shared
-        # cache could return the content of another folder or of old files. The copy is
-        # memory-mapped and stays readable after its deletion.
+        # ``datasets`` caches a folder under its last name and the head of its README.md, so the
+        # user's cache could return the content of another folder or of old files. The temporary
+        # cache is memory-mapped: the data stays readable after its deletion.
         with tempfile.TemporaryDirectory("-trajmatch-hf", ignore_cleanup_errors=True) as cache:
             return datasets.load_dataset(name, config, cache_dir=cache)
 
@@ -98,7 +100,7 @@ def _image(split: Any, row: int, column: str) -> Any:
 
 
 def _kind(feature: Any) -> str:
-    """Return ``"Image"``, ``"ClassLabel"``, ``"bytes"``, ``"value"`` or an empty string."""
+    """Classify a column: ``"Image"``, ``"ClassLabel"``, ``"bytes"``, ``"value"``, or ``""``."""
     kind, dtype = type(feature).__name__, str(getattr(feature, "dtype", ""))
     if kind in ("Image", "ClassLabel"):
         return kind
@@ -110,7 +112,7 @@ def _kind(feature: Any) -> str:
 def _column(
     what: str, features: Mapping[str, Any], option: str, given: str | None, kinds: Sequence[str]
 ) -> str:
-    """Return the given column, or the only one of the first kind that occurs."""
+    """Return the given column, or the only column of the first kind in ``kinds`` that occurs."""
     fits = [
         [name for name, feature in features.items() if _kind(feature) == kind] for kind in kinds
     ]
@@ -127,11 +129,12 @@ def _column(
 
 
 def _classes(what: str, feature: Any, values: Sequence[Any], label: str) -> list[Any]:
-    """Return the class names, or the sorted training labels that stand for them."""
+    """Return the names of a ``ClassLabel`` column, else the sorted distinct training labels."""
     if _kind(feature) == "ClassLabel":
         return list(feature.names)
     given = [value for value in values if value is not None]
     found = sorted(set(given))
+    # Values that never repeat are identifiers or captions.
     if len(found) == len(given):
         raise UserError(
             f"{what}: the column {label!r} has another value in every row, so that it holds no "
@@ -141,7 +144,7 @@ def _classes(what: str, feature: Any, values: Sequence[Any], label: str) -> list
 
 
 def _check_labelled(what: str, given: Sequence[Any], values: Sequence[Any]) -> None:
-    """Warn about rows whose label is not a class; raise UserError if that is every row."""
+    """Warn about rows whose label is no class; raise UserError if no row has a valid label."""
     known = set(values)
     lacking = sum(value not in known for value in given)
     message = f"{what}: {lacking} of {len(given)} rows have no label that is one of the classes"

@@ -27,9 +27,9 @@ def load(address: Address, options: FolderOptions) -> Dataset:
     """Load ``root/train/CLASS`` and ``root/test/CLASS`` (or other usual names), or ``root/CLASS``.
 
     Without test images, a part of each class becomes the test set, with a warning. Classes are the
-    subfolders in alphabetical order; a class's images are all files below its folder, in the order
-    of torchvision's ``ImageFolder``. Hidden and system files are skipped; other files that are no
-    images are skipped with a warning. The set is named after the folder.
+    subfolders in alphabetical order; the images of a class are all image files below its folder, in
+    the order of torchvision's ``ImageFolder``. Hidden and system files are skipped; other files
+    that are not images are skipped with a warning. The set is named after the folder.
     """
     root = address.place
     train, test = _parts(root, options)
@@ -59,10 +59,12 @@ def found_in(root: Path) -> bool:
 
 
 def _parts(root: Path, options: FolderOptions) -> tuple[Path, Path | None]:
-    """Return the folders of the training and test images; None if there are no test images."""
+    """Return the folders of training and test images, with None for a missing test folder."""
     present = [entry.name for entry in visible(root)]
     folders = [name for name in present if (root / name).is_dir()]
     train, test = find_parts(str(root), folders, options)
+    # A folder ``train`` among others may be a class (pictures of trains), so without a test folder
+    # it counts as a part only if the user chose it or if it is alone.
     if train and (test or options.train or len(present) == 1):
         parts = [name for name in folders if name.casefold() in (*TRAIN, *TEST)]
         left_out = [name for name in parts if name not in (train, test)]
@@ -80,7 +82,7 @@ def _parts(root: Path, options: FolderOptions) -> tuple[Path, Path | None]:
 
 
 def _warn_of_parts(root: Path, pictures: Sequence[Picture]) -> None:
-    """Warn if all class folders hold the same subfolders, as the parts of a data set would."""
+    """Warn if all class folders hold the same subfolders, which are probably the real classes."""
     below: dict[int, set[str]] = {}
     for picture in pictures:
         below.setdefault(picture.label, set()).add(Path(str(picture)).parent.name)
@@ -93,10 +95,7 @@ def _warn_of_parts(root: Path, pictures: Sequence[Picture]) -> None:
 
 
 def _pictures(part: Path, present: Sequence[str], names: Sequence[str]) -> list[Picture]:
-    """Return the pictures of the classes ``names``; ``present`` are all training classes.
-
-    A file with an image's suffix or header counts as a picture even if it is damaged.
-    """
+    """Return the pictures of the classes ``names``; ``present`` lists all training classes."""
     known = {composed(name): name for name in present}
     pictures: list[Picture] = []
     others: list[Path] = []
@@ -112,6 +111,7 @@ def _pictures(part: Path, present: Sequence[str], names: Sequence[str]) -> list[
                 f"{entry} is no class of the training set ({', '.join(present) or 'it has none'}); "
                 "the folders of both must have the same names"
             )
+        # An image's suffix or header makes a file a picture: a damaged one must cause an error.
         for file in files_below(entry) if name in names else ():
             if decode.is_image(file):
                 pictures.append(Picture(names.index(name), file))

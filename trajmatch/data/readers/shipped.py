@@ -1,7 +1,7 @@
 """The shipped data set: a class-balanced part of Fashion-MNIST.
 
-Each split is one grey PNG sheet, 200 images per row, sorted by class; the position gives the label.
-See ``fashion_mnist_mini/LICENSE`` for the terms of the original.
+Each split is one greyscale PNG sheet with 200 images per row, sorted by class, so the position of
+an image gives its label. ``fashion_mnist_mini/LICENSE`` has the terms of the original.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SHA256 = {
 
 
 def load(address: Address, options: Options) -> Dataset:
-    """Load the first 1,000 training and 200 test images per class: ``[N, 1, 28, 28]``, sorted."""
+    """Load the first 1,000 training and 200 test images of each class: ``[N, 1, 28, 28]``."""
     return _whole().of_classes(options.classes)
 
 
@@ -51,6 +51,7 @@ def _read(name: str) -> tuple[Tensor, Tensor]:
 
     with Image.open(io.BytesIO(content)) as sheet:
         pixels = np.asarray(sheet)
+    # Cut the sheet into images: [rows, 28, columns, 28] -> [rows, columns, 28, 28].
     rows, columns = pixels.shape[0] // _SIDE, pixels.shape[1] // _SIDE
     images = pixels.reshape(rows, _SIDE, columns, _SIDE).transpose(0, 2, 1, 3)
     images = images.reshape(-1, 1, _SIDE, _SIDE)

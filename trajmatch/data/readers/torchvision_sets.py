@@ -1,4 +1,4 @@
-"""Data sets read and downloaded by torchvision: the usual ones by name, others by class."""
+"""Data sets read and downloaded by torchvision: known sets by name, others by class."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from trajmatch.errors import UserError
 # Pickles without known checksums: reading one can run code. CIFAR's pickles are opened only if
 # their MD5 sums match the official files.
 _UNSAFE = ("LSUN", "LSUNClass")
-# Usual training and test values of ``split``, in order of preference.
+# Usual values of ``split`` for training and test, in order of preference.
 _SPLITS = ((*TRAIN, "trainval", "train-standard"), TEST)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionOptions(ImageOptions, PartOptions):
-    """Options of a torchvision set; parts are values of its argument ``split``.
+    """Options of a torchvision set; ``train`` and ``test`` are values of its argument ``split``.
 
     Attributes:
         download: True to download missing files.
-        split: Argument ``split`` of a class that also has ``train`` (EMNIST).
+        split: Value of ``split`` for a class that also has an argument ``train`` (EMNIST).
     """
 
     download: bool = False
@@ -49,22 +49,23 @@ class TorchvisionOptions(ImageOptions, PartOptions):
 
 
 def load(address: Address, options: TorchvisionOptions) -> Dataset:
-    """Load a usual set by name, or another by its class in ``torchvision.datasets``.
+    """Load a known set by name, or any other set by its class in ``torchvision.datasets``.
 
-    The address is torchvision's root folder or, for a usual set, also the folder of the files;
-    MNIST and Fashion-MNIST may be gzipped. Without a test part, a part of each class becomes the
-    test set. SVHN's extra training images are left out, as in the papers.
+    The address is torchvision's root folder; for a known set, it may also be the folder that holds
+    the files. MNIST and Fashion-MNIST may be gzipped. Without a test part, a part of each class
+    becomes the test set. SVHN's extra training images are left out, as in the papers.
     """
     what, known = address.base, KNOWN_SETS.get(address.scheme, KnownSet())
     with _explained(address, options):
         parts = _read(address, known, options)
         labels = [_labels(what, part) for part in parts]
+    # The labels of other sets may have gaps; ``place`` renumbers them in ascending order.
     present = [*range(len(known.classes))] or np.unique(labels[0]).tolist()
     names = list(known.classes) or _class_names(parts[0], present)
     count = len(names)  # unknown labels become >= count, so that checks find them
     place = {old: label for label, old in enumerate(present)}
     labels = [[place.get(each, max(each, count)) for each in given] for given in labels]
-    # Fast path for sets that are arrays already: no images to decode.
+    # Fast path: sets that are arrays already have no images to decode.
     if options.size is None and len(parts) == 2 and all(map(_is_array, parts)):
         train, test = (
             (np.asarray(part.data), np.array(y)) for part, y in zip(parts, labels, strict=True)
@@ -74,6 +75,7 @@ def load(address: Address, options: TorchvisionOptions) -> Dataset:
     chosen = choose_classes(what, names, options.classes)
     new = {old: label for label, old in enumerate(chosen)}
     places = (f"{what}, training image", f"{what}, test image")
+    # Unknown labels (>= count) are kept, so that Dataset reports them.
     pictures = [
         [
             Picture(new.get(label, label), partial(_picture, part, index), f"{where} {index}")
@@ -87,14 +89,14 @@ def load(address: Address, options: TorchvisionOptions) -> Dataset:
 
 
 def found_in(address: Address) -> bool:
-    """Return True if a folder has files of the usual set."""
+    """Return True if a folder has files of the known set."""
     known, root = KNOWN_SETS[address.scheme], address.place
     files = any((root / name).is_file() for name in known.files)
     return files or bool(known.binary and cifar_binary.find(known.binary, root))
 
 
 def _read(address: Address, known: KnownSet, options: TorchvisionOptions) -> Sequence[Any]:
-    """Return the parts of a set; files of a usual set may also lie directly in the folder."""
+    """Return the parts of a set; the files of a known set may lie directly in the folder."""
     root = address.place
     if known.binary and (folder := cifar_binary.find(known.binary, root)):
         binary = known.binary
@@ -106,6 +108,8 @@ def _read(address: Address, known: KnownSet, options: TorchvisionOptions) -> Seq
         repaired = [Exception] if options.download else []
         with tempfile.TemporaryDirectory() as unpacked, suppress(*repaired):
             raw = _unpack(kind, file.parent, unpacked) if file.suffix == ".gz" else file.parent
+            # CIFAR's classes look in ``base_folder`` below the root and MNIST's in ``raw_folder``;
+            # this subclass looks in the folder that has the files.
             there = type(kind.__name__, (kind,), {"base_folder": "", "raw_folder": str(raw)})
             return _parts(there, file.parent, replace(options, download=False))
     return _parts(kind, root, options)
@@ -123,6 +127,8 @@ def _class_of(name: str) -> Any:
     kind = getattr(torchvision.datasets, name)
     arguments = inspect.signature(kind).parameters
     needed = {each.name for each in arguments.values() if each.default is each.empty}
+    # ``transforms`` acts on images and targets together, so the targets are boxes, masks or images.
+    # OxfordIIITPet takes it too, but has labels unless ``target_types`` asks for masks.
     boxes_or_masks = "transforms" in arguments and "target_types" not in arguments
     if "root" not in arguments or needed - {"root", "split", "kwargs"} or boxes_or_masks:
         raise UserError(f"torchvision:{name} is not a data set for classification")
@@ -130,7 +136,7 @@ def _class_of(name: str) -> Any:
 
 
 def _arguments(kind: Any) -> set[str]:
-    """Return argument names of a class, with those of its base if it takes ``**kwargs``."""
+    """Return the argument names of a class; for ``**kwargs``, add the names of its base class."""
     own = inspect.signature(kind.__init__).parameters
     return {*own} | (_arguments(kind.__base__) if "kwargs" in own else set())
 
@@ -140,6 +146,7 @@ def _parts(kind: Any, root: Path, options: TorchvisionOptions) -> list[Any]:
     known = _arguments(kind)
     by_train = "train" in known
     by_split = "split" in known and not by_train
+    # Options that the class can use; any other option raises an error instead of being ignored.
     taken = {
         "train": by_split,
         "test": by_split if options.fraction is None else not (by_train or by_split),
@@ -150,9 +157,11 @@ def _parts(kind: Any, root: Path, options: TorchvisionOptions) -> list[Any]:
         given = getattr(options, name)
         if given and not takes:
             raise UserError(f"torchvision:{kind.__name__} takes no ?{name}={given}; leave it out")
+    # The loader ``Path`` leaves image files closed: items have their paths, decoded later.
     arguments = {"root": str(root), "download": options.download, "loader": Path}
     arguments = {name: value for name, value in arguments.items() if name in known}
     if by_train:
+        # Without ?split=, torchvision refuses "" with a message that lists the valid values.
         split = {"split": options.split or ""} if taken["split"] else {}
         return [kind(train=train, **split, **arguments) for train in (True, False)]
     if by_split:
@@ -163,17 +172,18 @@ def _parts(kind: Any, root: Path, options: TorchvisionOptions) -> list[Any]:
 
 
 def _part(kind: Any, splits: Sequence[str], arguments: dict[str, Any]) -> Any:
-    """Return the first split that exists."""
+    """Return the part of the first split that the class knows."""
     for split in splits:
         try:
             return kind(split=split, **arguments)
         except ValueError as error:
+            # torchvision names the argument when it refuses a value: try the next split.
             if "split" not in str(error) or split == splits[-1]:
                 raise
 
 
 def _unpack(kind: Any, folder: Path, place: str) -> str:
-    """Unpack the official gzip files of MNIST or Fashion-MNIST."""
+    """Unpack the official gzip files of MNIST or Fashion-MNIST into the folder ``place``."""
     from trajmatch._torchvision import torchvision
 
     for name, md5 in kind.resources:
@@ -189,11 +199,12 @@ def _is_array(part: Any) -> bool:
 
 
 def _labels(what: str, part: Any) -> list[int]:
-    """Return the labels of a part; raise UserError if its items are not picture and label."""
+    """Return the labels of a part; raise UserError unless it has pictures with one label each."""
     labels: Any = getattr(part, "targets", getattr(part, "labels", None))
     if _is_array(part) and np.ndim(labels) == 1:
         return list(map(int, labels))
     picture = None
+    # The first item shows if the set is for classification: other sets have other items, or fail.
     with suppress(TypeError, ValueError, NotImplementedError):
         picture, label = part[0]
         label = operator.index(label)
@@ -209,7 +220,7 @@ def _picture(part: Any, index: int) -> Any:
 
 
 def _class_names(part: Any, present: Sequence[int]) -> list[str]:
-    """Return torchvision's names of the classes if they are unique, else the labels."""
+    """Return torchvision's class names if they are unique, else the labels as names."""
     names = getattr(part, "classes", ())
     if max(present) < len(names):
         chosen = [names[label] for label in present]
@@ -222,6 +233,7 @@ def _class_names(part: Any, present: Sequence[int]) -> list[str]:
 @contextmanager
 def _explained(address: Address, options: TorchvisionOptions) -> Iterator[None]:
     """Convert all exceptions to UserError; lock the folder while downloading."""
+    # The lock keeps two processes from downloading the same files; closing the folder releases it.
     folder = -1
     try:
         if options.download:
@@ -232,6 +244,7 @@ def _explained(address: Address, options: TorchvisionOptions) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        # Cut off torchvision's advice to pass download=True, which is ?download=true here.
         told = str(error).partition(". You can use")[0] or type(error).__name__
         remedy = "put the official files there, or add ?download=true to the data's address"
         if options.download:

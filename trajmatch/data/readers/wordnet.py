@@ -24,7 +24,7 @@ _WORDNET_ID = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageNetOptions(ImageOptions):
-    """Options of ImageNet; ``subset`` is a published list of classes."""
+    """Options of ImageNet; ``subset`` names a published list of classes."""
 
     subset: Literal["nette", "woof", "fruit", "meow", "squawk", "yellow"] | None = None
 
@@ -32,8 +32,8 @@ class ImageNetOptions(ImageOptions):
 def load_imagenet(address: Address, options: ImageNetOptions) -> Dataset:
     """Load ``root/train/WNID/*`` and ``root/val/WNID/*``; 128 pixels unless ``size`` is given.
 
-    The address is ``root`` or the parent of a folder ``imagenet``. ``classes`` are WordNet ids, or
-    names within a subset, whose classes are in MTT's order. The statistics are ImageNet's.
+    ``root`` is the address or its subfolder ``imagenet``. Classes are chosen by WordNet id; in a
+    subset, whose classes are in MTT's order, also by name. Mean and std are ImageNet's constants.
     """
     root = _imagenet_in(address.place)
     if root is None:
@@ -43,6 +43,7 @@ def load_imagenet(address: Address, options: ImageNetOptions) -> Dataset:
             f"too, and choose classes by ?subset=NAME ({', '.join(_SUBSETS)}) or ?classes=WNID,WNID"
         )
     every = {identifier: identifier for identifier in _wordnet_folders(root / "train")}
+    # WordNet id to name; outside of the subsets, the id is also the name.
     named = _SUBSETS[options.subset] if options.subset else every
     chosen = _choose(str(root), named, options.classes)
     parts = [
@@ -60,10 +61,10 @@ def load_imagenet(address: Address, options: ImageNetOptions) -> Dataset:
 def load_tiny(address: Address, options: ImageOptions) -> Dataset:
     """Load the unpacked Tiny ImageNet archive; 64 pixels unless ``size`` is given.
 
-    It reads ``wnids.txt`` (classes), ``words.txt`` (names), ``train/WNID/images/*`` and
-    ``val/images/*`` with ``val/val_annotations.txt``. The official test images have no labels, so
-    the validation images are the test set, as in the papers. Classes are sorted by WordNet id and
-    named by their first synonym. The statistics are ImageNet's.
+    ``wnids.txt`` lists the classes and ``words.txt`` their names; ``val/val_annotations.txt`` has
+    the labels of ``val/images/*``. The validation images are the test set, as in the papers,
+    because the official test images have no labels. Classes are sorted by WordNet id and named by
+    their first synonym. Mean and std are ImageNet's constants.
     """
     root = _tiny_in(address.place)
     if root is None:
@@ -83,6 +84,7 @@ def load_tiny(address: Address, options: ImageOptions) -> Dataset:
     test = []
     annotations = root / "val" / "val_annotations.txt"
     for line in annotations.read_text("utf-8", "replace").splitlines():
+        # A line is FILE, WNID, bounding box. The added "" covers a line without tabs.
         file, identifier, *_ = [*line.split("\t"), ""]
         if identifier not in named:
             raise UserError(
@@ -112,7 +114,7 @@ def _wordnet_folders(part: Path) -> list[str]:
 
 
 def _names(words: str, identifiers: Sequence[str]) -> dict[str, str]:
-    """Return the first synonym of each class, with the id appended where two are equal."""
+    """Return the first synonym of each class; append the id if two classes share a synonym."""
     synonyms = dict(line.split("\t", 1) for line in words.splitlines() if "\t" in line)
     first = {i: synonyms.get(i, i).partition(",")[0].strip() for i in identifiers}
     often = Counter(first.values())
@@ -120,7 +122,7 @@ def _names(words: str, identifiers: Sequence[str]) -> dict[str, str]:
 
 
 def _choose(what: str, named: Mapping[str, str], wanted: Sequence[str]) -> dict[str, str]:
-    """Return the wanted classes as a mapping from id to name."""
+    """Return the wanted classes as a mapping from WordNet id to name, in label order."""
     identifiers = list(named)
     chosen = choose_classes(what, list(named.values()), wanted, identifiers)
     return {identifiers[index]: named[identifiers[index]] for index in chosen}

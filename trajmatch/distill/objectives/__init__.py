@@ -1,6 +1,6 @@
-"""Interface of objectives, the goals that a synthetic set is learned for.
+"""Interface of objectives, the losses by which a synthetic set is learned.
 
-Add one with a line in ``distill/problem.py``, or name your own as ``package.module:NAME``.
+``distill/problem.py`` lists the built-in ones; ``package.module:NAME`` names a user's own.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from trajmatch.random import generator
 
 @dataclass(frozen=True)
 class Plan:
-    """Trade-off of memory against time; it changes results by rounding at most."""
+    """Trade-off between memory and time; it changes results by rounding at most."""
 
-    tape_bytes: int = 0  # for activations that the engine keeps for the backward pass of a task
+    tape_bytes: int = 0  # limit for activations that the engine keeps for the backward pass
     micro_batch: int | None = None  # images per pass through the network; None: the whole batch
 
     def __str__(self) -> str:
@@ -33,7 +33,7 @@ class Plan:
 
     @property
     def parts(self) -> str:
-        """Text for micro-batches; empty for whole batches."""
+        """Text about micro-batches; empty for whole batches."""
         return f", {self.micro_batch} images at a time" if self.micro_batch else ""
 
 
@@ -48,11 +48,12 @@ class Draws(ABC):
     """Random state of a run: one stream per name, each used for one purpose only."""
 
     def __init__(self, seed: int, *names: str) -> None:
+        # Separate streams: another number of draws for one purpose leaves the others unchanged.
         self.streams = {name: generator(seed, "distill", name) for name in names}
 
     @abstractmethod
     def draw(self, iteration: int, number: int, images: int) -> Draw:
-        """Draw one task; both numbers count from 0, ``images`` is the size of the synthetic set."""
+        """Draw one task of an iteration, both counted from 0, for ``images`` synthetic images."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state as tensors."""
@@ -68,10 +69,10 @@ class Objective(ABC):
     """One objective of a run; immutable, made from a :class:`trajmatch.distill.setup.Setup`.
 
     Attributes:
-        records: True if tasks can be recorded as a CUDA graph (:meth:`inputs`); None if shapes
-            differ from task to task, so that recording does not pay.
-        optimiser: Optimiser of the images without ``--optimiser-img``; None: the parametrisation's.
-        clip: Gradient clipping of the images without ``--clip-img``.
+        records: True if tasks can be recorded as a CUDA graph (:meth:`inputs`). None if their
+            shapes vary, so that recording would not pay.
+        optimiser: Default for ``--optimiser-img``; None: the default of the parametrisation.
+        clip: Default for ``--clip-img``.
     """
 
     records: ClassVar[bool | None] = False
@@ -91,40 +92,40 @@ class Objective(ABC):
         """Compute the loss of one task and its gradients, without waiting for the device.
 
         Returns:
-            Detached loss ``[]``; bool ``[]``, False if the loss is meaningless; gradient of each of
-            ``parameters`` that requires one, in order; next value of each tensor of :meth:`memory`,
-            in order.
+            The detached loss ``[]``, a bool ``[]`` that is False if the loss is meaningless, the
+            gradient of each parameter that requires one, and the next value of each tensor of
+            :meth:`memory`, in this order.
         """
 
     def memory(self) -> dict[str, Tensor]:
-        """Return initial values of tensors kept from iteration to iteration, named ``memory.*``.
+        """Return initial values of the tensors ``memory.*``, kept from iteration to iteration.
 
-        They are among the parameters of :meth:`differentiate`. Checkpoints contain them.
+        Checkpoints contain these tensors, and :meth:`differentiate` gets them as parameters.
         """
         return {}
 
     def renewed(self, iteration: int, parameters: Tensors) -> dict[str, Tensor]:
-        """Return constants to set among the outer parameters before an iteration, by name."""
+        """Return constants to put among the outer parameters before an iteration, by name."""
         return {}
 
     def batch_sizes(self, images: int) -> list[int]:
-        """Return the batch size of each student step of a task; empty if it has none."""
+        """Return the batch size of each student step of a task; empty without student steps."""
         return []
 
     def vectors(self, steps: int) -> int:
-        """Return the most parameter vectors that a task of ``steps`` steps keeps at one time."""
+        """Return the largest number of parameter vectors that ``steps`` steps keep in memory."""
         return steps
 
     def trial(self, images: int, steps: int) -> tuple[Objective, Any]:
-        """Return an objective and its task of ``steps`` steps (0 if tasks have none) to measure."""
+        """Return an objective and a task to measure; ``steps`` is its number of student steps."""
         return self, self.task(self.draws().draw(0, 0, images))
 
     def shared(self, shards: Shards) -> Objective:
-        """Return the objective for processes that share student steps (``--parallel batch``)."""
+        """Return a copy that divides student batches among processes (``--parallel batch``)."""
         raise UserError("--parallel batch is for objectives that train students; leave it out")
 
     def inputs(self, task: Any) -> tuple[Hashable, list[Tensor]]:
-        """Split a task into the part that a recording fixes and the tensors that it reads."""
+        """Split a task into a constant part and the tensors that a CUDA graph reads."""
         raise NotImplementedError
 
     def with_inputs(self, kind: Any, inputs: Sequence[Tensor]) -> Any:
@@ -134,16 +135,16 @@ class Objective(ABC):
 
 @dataclass(frozen=True)
 class OuterGradient:
-    """Loss of one task or one outer iteration, and its gradients."""
+    """Loss and gradients of one task, or their means over the tasks of an iteration."""
 
     loss: float
-    gradients: Tensors  # by outer parameter, in its shape; scalars: float64 on the CPU
+    gradients: Tensors  # by outer parameter; scalars are float64 on the CPU
     meaningful: bool = True  # False if the expert did not move
-    memory: Tensors = field(default_factory=dict)  # next values of remembered tensors
+    memory: Tensors = field(default_factory=dict)  # next values of the memory tensors
 
 
 def read(results: Sequence[Sequence[Tensor]], parameters: Tensors) -> list[OuterGradient]:
-    """Convert the results of :meth:`Objective.differentiate` for several tasks."""
+    """Convert the results of :meth:`Objective.differentiate`, one per task."""
     names = [name for name, value in parameters.items() if value.requires_grad]
     remembered = of_memory(parameters)
     # One copy to the host for all scalars, because each copy waits for the device.
@@ -151,8 +152,9 @@ def read(results: Sequence[Sequence[Tensor]], parameters: Tensors) -> list[Outer
     rows = iter(numbers.cpu())
     gradients = []
     for own in results:
+        # Take scalars from the host copy; other tensors stay on the device.
         loss, meaningful, *found = (next(rows) if each.dim() == 0 else each for each in own)
-        # Gradients of learned parameters come first, then the remembered tensors.
+        # The order of differentiate: gradients of learned parameters, then memory tensors.
         by_name = dict(zip([*names, *remembered], found, strict=True))
         memory = {name: by_name.pop(name).to(parameters[name].dtype) for name in remembered}
         gradients.append(OuterGradient(float(loss), by_name, bool(meaningful), memory))
@@ -160,7 +162,7 @@ def read(results: Sequence[Sequence[Tensor]], parameters: Tensors) -> list[Outer
 
 
 def mean_gradient(gradients: Sequence[OuterGradient]) -> OuterGradient:
-    """Return the mean loss and gradients of several tasks, with their memory combined."""
+    """Return the mean loss and gradients of several tasks, and their combined memory."""
     count, (first, *others) = len(gradients), gradients
     return OuterGradient(
         loss=sum(gradient.loss for gradient in gradients) / count,
@@ -176,5 +178,6 @@ def mean_gradient(gradients: Sequence[OuterGradient]) -> OuterGradient:
 def _joined(values: Sequence[Tensor]) -> Tensor:
     if len(values) == 1:
         return values[0]
-    stacked = torch.stack([*values])  # bools and counts have no mean: take the maximum
+    stacked = torch.stack([*values])
+    # Bools and counts have no mean: take the maximum.
     return stacked.mean(0) if stacked.is_floating_point() else stacked.amax(0)

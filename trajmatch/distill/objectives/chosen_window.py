@@ -1,10 +1,10 @@
-"""Windows that the student's gradients choose (AT-BPTT, NeurIPS 2025), for RaT-BPTT.
+"""Windows of RaT-BPTT chosen by the student's gradients (AT-BPTT, NeurIPS 2025).
 
-The first step is drawn with probabilities ``softmax(-|g_t| / tau)`` while the loss is high,
-``softmax(|g_t| / tau)`` once it is low, and evenly in between; ``g_t`` is the student's gradient in
-step ``t``. The length is ``W - d + 2 d eta(t)``. Our choices: the loss is that of a student tested
-after ``K1`` steps, and ``eta(t) = c_t / max c`` with ``c_t = abs(|g_t| - |g_{t-1}|)``. The student
-takes the steps before the window twice, so that no parameters need to be kept.
+Let ``g_t`` be the student's gradient in step ``t``. The first step of the window is drawn from
+``softmax(-|g_t| / tau)`` while the loss is high, from ``softmax(|g_t| / tau)`` once the loss is
+low, and uniformly in between. The window has ``W - d + 2 d eta(t)`` steps. Two choices are ours:
+the loss is the test loss after ``K1`` student steps, and ``eta(t) = c_t / max c`` with
+``c_t = abs(|g_t| - |g_{t-1}|)``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trajmatch.schema import Count, Finite, Positive, settle
 
 @dataclass(frozen=True)
 class GradientWindows:
-    """Windows chosen by the student's gradients."""
+    """Rule that chooses windows by the student's gradients."""
 
     high: Finite  # test loss above which windows start where gradients are small
     low: Finite  # test loss below which they start where gradients are large
@@ -42,14 +42,21 @@ class GradientWindows:
     def choose(
         self, norms: Tensor, first: int, loss: float, window: int, draw: torch.Generator
     ) -> tuple[int, int]:
-        """Return the first step and the length of a window, given gradient norms of steps 0..K1.
+        """Return first step and length of a window, given the gradient norms of steps 0..K1.
 
         ``first`` is ``K0``, the earliest first step; ``loss`` is the test loss after ``K1`` steps.
         """
-        norms = norms.double().nan_to_num(0.0, 0.0)  # a diverged student has NaN or infinity
+        norms = norms.double()
+        # No window starts where the student has diverged (norms of NaN or infinity), unless it
+        # has in every step.
+        diverged = ~norms.isfinite()
+        norms = norms.masked_fill(diverged, 0)
+        # -1 while the loss is high, 1 once it is low; 0 in between gives equal weights.
         sign = (loss < self.low) - (loss > self.high)
-        weights = torch.softmax(sign * norms[first:] / self.temperature, 0)
+        scores = (sign * norms / self.temperature).masked_fill(diverged, -torch.inf)[first:]
+        weights = torch.softmax(scores, 0).nan_to_num(1.0)
         step = first + int(torch.multinomial(weights, 1, generator=draw))
+        # c_t, with c_0 = 0; the clamp makes eta 0 if no norm changes.
         changes = torch.cat([norms[:1] * 0, norms.diff().abs()])
         change = float(changes[step] / changes.max().clamp(min=torch.finfo(torch.float64).tiny))
         return step, window + round(self.spread * (2 * change - 1))
@@ -57,12 +64,13 @@ class GradientWindows:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenWindow(TrainAndTest):
-    """The train-and-test objective with windows that the gradients choose."""
+    """Train-and-test objective with windows chosen by the student's gradients."""
 
     choice: GradientWindows
 
     def draws(self) -> Draws:
         """Return the random state at the start of the run."""
+        # The longest window: W + d steps, for eta = 1.
         longest = self.setup.config.window + self.choice.spread
         return Draws(self.setup, longest, choose=True)
 
@@ -72,22 +80,27 @@ class ChosenWindow(TrainAndTest):
 
     @torch.no_grad()
     def placed(self, task: Student, parameters: Tensors, plan: Plan) -> Student:
-        """Return the student, cut off after the window that its gradients choose."""
+        """Return the task with its chosen window: the first step, and batches up to the end."""
         settings, draw = self.setup.config, task.draw
         trained = self.training(parameters, plan)
         images, labels, loss = (trained.keywords[name] for name in ("images", "labels", "loss"))
         theta, state, norms = task.start.to(images), None, []
+        # Keep the norms only. The steps before the window are taken again later, so that memory
+        # does not grow with K1.
         for step, batch in enumerate(draw.batches[: draw.before + 1]):
+            # The same augmentation as when these steps are taken again.
             shown = images[batch] if task.dsa[0] is None else task.dsa[0](images[batch], step)
             own, model = labels[batch], self.setup.model
             found = ops.gradient(model, theta, shown, own, loss=loss, precise=settings.precise)
             norms.append(torch.linalg.vector_norm(found[1]))
-            # Only this batch, already augmented, goes into the step.
+            # A window may start at step K1: only the gradient of that step is needed.
             if step < draw.before:
+                # The batch is augmented already, so the step gets its images and no augmentation.
                 there = {"images": shown, "labels": own, "batches": [range(len(batch))]}
                 theta, state = trained(theta, **there, state=state, return_state=True)
         numbers = torch.stack([*norms, self.test(theta, task, plan)[0]])
-        if self.shards is not None:  # average, so that all ranks choose the same window
+        # Average over the ranks, so that rounding cannot make them choose different windows.
+        if self.shards is not None:
             self.shards.sum_(numbers)
             numbers /= self.shards.size
         place = generator(settings.seed, "distill", "student", *draw.names, "place")
@@ -98,16 +111,16 @@ class ChosenWindow(TrainAndTest):
 
     @property
     def steps_before(self) -> int:
-        """Mean number of gradients before a window, with two per step to choose it."""
+        """Mean number of gradients before a window; choosing it takes two per step."""
         return super().steps_before + 2 * self.setup.config.before[1]
 
 
-#: Choices of the window by name; None keeps the window as drawn.
+#: Rules that choose the window, by name; None keeps the window as drawn.
 CHOICES = {"uniform": lambda: None, "gradient": GradientWindows}
 
 
 def train_and_test(setup: Setup) -> TrainAndTest:
-    """Return the objective of a run, with the windows of ``--window-choice``."""
+    """Return the train-and-test objective of a run with its ``--window-choice``."""
     spec, plain = setup.config.window_choice, TrainAndTest.of(setup)
     choice = made("--window-choice", "choice of windows", spec, CHOICES)
     if choice is None:

@@ -1,4 +1,4 @@
-"""Mask of the images' gradient by an expert's class activation maps (EDF)."""
+"""Mask for the gradient of the images, from an expert's class activation maps (EDF)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _POOLING = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool
 class GradientMask:
     """Discriminative area enhancement (EDF, Wang et al., CVPR 2025).
 
-    Multiplies each pixel's gradient by 1 where the class activation map ``c`` (of the first trained
-    expert) is below the threshold (None: the mean of the map), else by ``c + beta``.
+    Where the class activation map ``c`` of the first expert is below the threshold (default: the
+    mean of the map), the gradient is multiplied by 1; elsewhere by ``c + beta``.
     """
 
     experts: FinalExperts
@@ -49,10 +49,9 @@ class GradientMask:
         return mask
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the factors ``[n, 1, H, W]`` of the gradient of normalised images.
+        """Return factors ``[n, 1, H, W]`` for the gradient of normalised images.
 
-        ``labels`` are class indices ``[n]``, or logits ``[n, K]``, the largest of which gives the
-        class.
+        ``labels`` are class indices ``[n]``, or logits ``[n, K]`` with the class at the maximum.
         """
         model = self.experts.network(0)
         classes = labels.argmax(dim=1) if labels.is_floating_point() else labels
@@ -65,10 +64,10 @@ class GradientMask:
 def activation_map(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     """Return class activation maps ``[B, 1, H, W]`` (Grad-CAM, Selvaraju et al., ICCV 2017).
 
-    ``relu(sum_k a_k A_k)`` over the channels ``k`` of ``A``, the last feature map that has more
-    than one pixel and is not the output of a pooling module (UserError if there is none). ``a_k``
-    is the mean over pixels of the gradient of the class's logit with respect to ``A_k``. Each map
-    is scaled to 0..1 (all 0 if nothing supports the class), resized (bilinear) and detached.
+    A map is ``relu(sum_k a_k A_k)`` over the channels ``k`` of ``A``, the last feature map that has
+    more than one pixel and is not the output of a pooling module (UserError if there is none).
+    ``a_k`` is the gradient of the class's logit with respect to ``A_k``, averaged over pixels. Maps
+    are scaled to 0..1 (all 0 if nothing supports the class), resized bilinearly and detached.
     """
     features: list[Tensor] = []
     last: list[object] = [None]
@@ -77,14 +76,16 @@ def activation_map(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
         # A container returns the tensor of its last child, which was seen already.
         if not isinstance(output, Tensor) or output.dim() != 4 or output is last[0]:
             return
+        # For a pooling module take its input, the feature map before pooling.
         pools = isinstance(module, _POOLING)
-        found = inputs[0] if pools else output  # the feature map before pooling
+        found = inputs[0] if pools else output
         if found is not last[0] and found.shape[2:].numel() > 1:
             features[:] = [found]
         last[0] = output
 
     hooks = [module.register_forward_hook(look) for module in model.modules()]
     try:
+        # The images require a gradient, so that the output of frozen layers has one too.
         with torch.enable_grad():
             logits = model(images.detach().requires_grad_())
     finally:
@@ -95,9 +96,11 @@ def activation_map(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
             "--mask-gradient needs a network in which modules return feature maps [B, C, H, W] of "
             f"more than one pixel, and {type(model).__name__} has none; leave it out"
         )
+    # A logit depends on its own image only, so the gradient of the sum holds that of each logit.
     score = logits.gather(1, classes.view(-1, 1)).sum()
     (gradient,) = torch.autograd.grad(score, features)
     found = features[0].detach()
+    # a_k has shape [B, channels, 1, 1]; the sum over channels gives [B, 1, h, w].
     maps = (gradient.mean((2, 3), keepdim=True) * found).sum(1, keepdim=True).relu()
     low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
     maps = (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)

@@ -1,7 +1,7 @@
-"""Trajectory matching: the student should end where the expert went (MTT, FTD, AST, DATM).
+"""Trajectory matching: a student should end where an expert did (MTT, FTD, AST, DATM).
 
-A student trains for ``N`` steps from an expert's parameters. The loss is its distance from the
-expert ``M`` epochs later (MTT, Cazenavette et al., CVPR 2022), or a sum of such terms.
+A student trains for ``N`` steps from an expert's parameters. The loss is the distance to the
+expert's parameters ``M`` epochs later (MTT, Cazenavette et al., CVPR 2022), or a sum of terms.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from trajmatch.random import derive_seed, generator
 class Draw:
     """Random choices for one match."""
 
-    names: tuple[int, ...]  # of its random streams: iteration and, but for match 0, the match
+    names: tuple[int, ...]  # key of its random streams: iteration, and match number if not 0
     expert: int
-    start_epoch: int  # s, where the student starts
+    start_epoch: int  # s, the expert's epoch at which the student starts
     batches: Sequence[Tensor]  # indices of images, [B] for each student step
 
     def logged(self) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class Draw:
 
 
 class Draws(objectives.Draws):
-    """Random state of a run; experts come in shuffled order, reshuffled once all are used."""
+    """Random state of a run; experts are shuffled, and shuffled again once all are used."""
 
     def __init__(self, settings: DistillConfig, num_experts: int, window: StartEpochWindow) -> None:
         super().__init__(settings.seed, "experts", "start_epochs", "batches")
@@ -74,10 +74,10 @@ class Draws(objectives.Draws):
 
 @dataclass(frozen=True)
 class Match:
-    """Data of one match: the student's start and batches, and the expert's parameters."""
+    """Data of one match, on the device."""
 
-    start: Tensor  # the expert's parameters, perturbed if the run does so: [P]
-    expert: Mapping[int, Tensor]  # [P] by epoch after the start; the last is M
+    start: Tensor  # the student's first parameters, from the expert, maybe perturbed: [P]
+    expert: Mapping[int, Tensor]  # parameters [P] by epoch after the start epoch; the last is M
     batches: Sequence[Tensor]  # indices of images, [B] for each student step
     augment: DsaReplay | None = None
     loss_scale: float | Tensor = 1.0  # kappa; a tensor is []
@@ -86,7 +86,7 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True)
 class MatchTrajectory(OfStudents):
-    """Trajectory matching, with the optional mask of the images' gradient."""
+    """Trajectory-matching objective, with an optional mask for the gradient of the images."""
 
     window: StartEpochWindow
     loss: MatchingLoss
@@ -96,10 +96,11 @@ class MatchTrajectory(OfStudents):
 
     @classmethod
     def of(cls, setup: Setup) -> MatchTrajectory:
-        """Return the objective of a run, after a check of terms and expert epochs."""
+        """Return the objective of a run; raise UserError if terms or expert epochs do not fit."""
         config, store = setup.config, setup.store
         window, loss = segments_of(config, store.manifest["snapshots"])
         flags = f"--max-start-epoch {window.maximum} with --expert-epochs {config.expert_epochs}"
+        # The latest start epoch is maximum - 1.
         store.check_trained(window.maximum - 1 + config.expert_epochs, flags)
         loss.check(config.student_steps, networks.parameter_shapes(setup.model), setup.device)
         return cls(setup=setup, window=window, loss=loss, mask=GradientMask.of(setup))
@@ -109,7 +110,7 @@ class MatchTrajectory(OfStudents):
         return Draws(self.setup.config, self.setup.store.num_experts, self.window)
 
     def task(self, draw: Draw) -> Match:
-        """Load the expert snapshots that the loss needs, and no others."""
+        """Load a match: its start, and the expert snapshots that the loss compares."""
         setup, store, settings = self.setup, self.setup.store, self.setup.config
         start = store.snapshot(draw.expert, draw.start_epoch)
         if settings.perturb:
@@ -131,7 +132,7 @@ class MatchTrajectory(OfStudents):
         )
 
     def differentiate(self, task: Match, parameters: Tensors, plan: Plan) -> tuple[Tensor, ...]:
-        """Train a student along a match and differentiate the matching loss."""
+        """Train a student and differentiate its matching loss."""
         leaves = fresh_leaves(parameters)
         trained = self.training(leaves, plan)
         images = trained.keywords["images"]
@@ -140,8 +141,9 @@ class MatchTrajectory(OfStudents):
             images.register_hook(leaves[MASK].mul)
         steps = len(task.batches)
         counts = self.loss.student_steps(steps)
-        # SGD: scaling the loss of every step is the same as scaling the step size.
+        # In SGD, scaling the loss of every step is the same as scaling the step size.
         lr = trained.keywords["lr"] * task.loss_scale
+        # Student parameters [len(counts), P] at the waypoints.
         thetas = trained(
             task.start, lr=lr, batches=task.batches, steps=counts, augment=task.augment
         )
@@ -156,16 +158,16 @@ class MatchTrajectory(OfStudents):
             memory={name: leaves[name] for name in of_memory(leaves)},
         )
         value = self.loss(course)
-        # A trial's loss lacks the run's terms: pass their memory through.
+        # The loss of a memory trial lacks the run's terms, so their memory passes through.
         following = {**course.memory, **self.loss.remember(course)}
         memory = [following[name].clone() for name in course.memory]
-        # If the expert did not move, the distance is divided by 0.
+        # If the expert did not move, the loss is a division by 0 and meaningless.
         moves = (task.start != task.expert[self.loss.epochs]).any()
         learned = [leaf for leaf in leaves.values() if leaf.requires_grad]
         return value.detach(), moves, *torch.autograd.grad(value, learned), *memory
 
     def renewed(self, iteration: int, parameters: Tensors) -> dict[str, Tensor]:
-        """Return the mask of the images' gradient in every ``mask_every``-th iteration."""
+        """Return a new gradient mask every ``mask_every`` iterations, and nothing in between."""
         if self.mask is None or iteration % self.setup.config.mask_every:
             return {}
         with torch.no_grad():
@@ -173,23 +175,24 @@ class MatchTrajectory(OfStudents):
         return {MASK: self.mask(*shown)}
 
     def memory(self) -> dict[str, Tensor]:
-        """Return initial values of the tensors that the terms remember."""
+        """Return initial values of the terms' memory tensors."""
         return self.loss.memory(networks.parameter_shapes(self.setup.model))
 
     def inputs(self, task: Match) -> tuple[Any, list[Tensor]]:
-        """Split a match into the shapes that a recording fixes and the tensors it reads."""
+        """Split a match into its shapes and the tensors that a CUDA graph reads."""
         sizes = tuple(map(len, task.batches))
         tensors = [task.start, *task.expert.values(), torch.cat([*task.batches])]
         tensors.append(torch.as_tensor(task.loss_scale, dtype=task.start.dtype))
         tensors.append(torch.as_tensor(task.iteration))
         augment, place = task.augment, self.setup.shape[1:]
+        # A graph cannot call the augmentation, but it can read the parameters of all steps.
         if augment is not None:
             rows = [augment.dsa_parameters(step, n, *place) for step, n in enumerate(sizes)]
             tensors.append(torch.cat(rows))
         return (sizes, tuple(task.expert), augment is not None), tensors
 
     def with_inputs(self, kind: Any, inputs: Sequence[Tensor]) -> Match:
-        """Rebuild a match on the tensors that a recording reads."""
+        """Rebuild a match from tensors in the order of :meth:`inputs`."""
         sizes, epochs, augments = kind
         start, *vectors = inputs[: 1 + len(epochs)]
         indices, scale, iteration, *rows = inputs[1 + len(epochs) :]
@@ -202,13 +205,13 @@ class MatchTrajectory(OfStudents):
         return [*map(len, self.draws().draw(0, 0, images).batches)]
 
     def vectors(self, steps: int) -> int:
-        """Count one vector per step, plus three for each step that the loss compares."""
-        # The three: parameters, their gradient, and a copy of one of them.
+        """Return one vector per step, plus three for each step that the loss compares."""
+        # The three are the parameters, their gradient, and a copy of one of the two.
         return steps + 3 * len(self.loss.student_steps(steps))
 
     def trial(self, images: int, steps: int) -> tuple[MatchTrajectory, Match]:
-        """Return a match of ``steps`` steps to measure, which may be fewer than the run's."""
-        # Terms of the run may refuse so few steps: compare the end alone.
+        """Return a match of ``steps`` student steps to measure."""
+        # The run's terms may need more steps than the trial has, so compare only the end.
         objective = replace(self, loss=MatchingLoss(epochs=self.loss.epochs), shards=None)
         draw = self.draws().draw(0, 0, images)
         return objective, objective.task(replace(draw, batches=draw.batches[:steps]))
@@ -217,7 +220,7 @@ class MatchTrajectory(OfStudents):
 def segments_of(
     config: DistillConfig, snapshots_kept: Collection[int]
 ) -> tuple[StartEpochWindow, MatchingLoss]:
-    """Return a run's start epochs and loss; UserError if ``snapshots_kept`` lacks an epoch."""
+    """Return the start epochs and the loss; UserError if they need an epoch that is not kept."""
     window = StartEpochWindow(
         config.min_start_epoch,
         config.window_end(snapshots_kept),
@@ -231,7 +234,7 @@ def segments_of(
 
 
 class _BufferedDsa:
-    """DSA whose parameters, ``[B, 5]`` per step, are in the memory that a recording reads."""
+    """DSA with its parameters, ``[B, 5]`` per step, in buffers that a CUDA graph reads."""
 
     def __init__(self, rows: Sequence[Tensor]) -> None:
         self._rows = rows

@@ -22,18 +22,18 @@ from trajmatch.random import generator
 
 @dataclass(frozen=True)
 class MatchingLoss:
-    """Sum of one or more terms, for segments of a given length."""
+    """Sum of one or more terms, for matches over a given number of expert epochs."""
 
     terms: tuple[Term, ...] = (Final(),)
-    epochs: int = 1  # length M of the segments
-    names: tuple[str, ...] = ()  # of the terms, for messages; empty: their classes
+    epochs: int = 1  # M, the number of expert epochs
+    names: tuple[str, ...] = ()  # names of the terms in messages; empty: names of the classes
 
     def _named(self) -> list[tuple[str, Term]]:
         names = self.names or [type(term).__name__ for term in self.terms]
         return list(zip(names, self.terms, strict=True))
 
     def waypoints(self, steps: int) -> list[Waypoint]:
-        """Return the checked points where the terms compare a student of ``N`` steps."""
+        """Return the waypoints of all terms for a student of ``steps`` steps, after a check."""
         found = [_waypoints_of(name, term, steps, self.epochs) for name, term in self._named()]
         points = [*chain.from_iterable(found)]
         if not points:
@@ -47,11 +47,12 @@ class MatchingLoss:
         return " ".join(name for name, _ in self._named())
 
     def student_steps(self, steps: int) -> list[int]:
-        """Return the student steps that the terms compare, ascending."""
+        """Return the student steps at all waypoints, in ascending order."""
         return sorted({point.step for point in self.waypoints(steps)})
 
     def expert_epochs(self, steps: int) -> list[int]:
-        """Return the epochs after the start that are needed, ascending; the last is ``M``."""
+        """Return the expert epochs at all waypoints, and ``M``, in ascending order."""
+        # M is needed even without a waypoint: there it shows if the expert moved at all.
         return sorted({point.epoch for point in self.waypoints(steps)} | {self.epochs})
 
     def __call__(self, course: Course) -> Tensor:
@@ -61,19 +62,21 @@ class MatchingLoss:
             for number, (name, term) in enumerate(self._named())
         )
         total = sum(others, start=first)
+        # Only a differentiable student can show that a term detached its parameters.
         if any(each.requires_grad for each in course.student.values()):
             _check_graph(self._listed(), total)
         return total
 
     def memory(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-        """Return initial values of remembered tensors, by name."""
+        """Return initial values of the memory tensors of all terms, by name."""
         return self._remembered("memory", lambda _: shapes)
 
     @torch.no_grad()
     def remember(self, course: Course) -> dict[str, Tensor]:
-        """Return next values of remembered tensors; names, shapes and dtypes must not change."""
+        """Return next values of the memory tensors; UserError if names, shapes or dtypes change."""
         found = self._remembered("remember", partial(_seen, course))
         wanted, came = _kinds(course.memory), _kinds(found)
+        # In a memory trial no term remembers, but the course has the memory of the run's terms.
         if wanted != came and any(isinstance(term, Remembering) for term in self.terms):
             raise UserError(
                 f"--terms {self._listed()}: remember should return what memory does, {wanted}, but "
@@ -82,23 +85,25 @@ class MatchingLoss:
         return found
 
     def _remembered(self, method: str, argument: Callable[[int], Any]) -> dict[str, Tensor]:
-        """Call a method of each remembering term; ``argument`` takes the term's number."""
+        """Call ``method`` of each remembering term with ``argument(number of the term)``."""
         found: dict[str, Tensor] = {}
         for number, (name, term) in enumerate(self._named()):
             if isinstance(term, Remembering):
                 with blamed(f"{method} of --terms {name}"):
                     made = getattr(term, method)(argument(number))
                 own = tensors_by_name(f"--terms {name}: {method}", made)
+                # The term's number keeps equal names of two terms apart.
                 found |= {f"{MEMORY}{number}.{key}": each for key, each in own.items()}
         return found
 
     def check(
         self, steps: int, shapes: Mapping[str, torch.Size], device: str | torch.device = "cpu"
     ) -> None:
-        """Try each term and its derivative on random parameters, to fail before the run."""
+        """Try each term and its derivative on random parameters, so that errors come early."""
         size, draw = sum(shape.numel() for shape in shapes.values()), generator(0, "terms")
         start, expert, end = torch.randn(3, size, generator=draw).to(device)
         student = end.requires_grad_()
+        # One student and one expert vector stand for all waypoints: only errors matter here.
         course = Course(
             start,
             dict.fromkeys(self.student_steps(steps), student),
@@ -111,7 +116,8 @@ class MatchingLoss:
         )
         self.remember(course)
         for number, (name, term) in enumerate(self._named()):
-            if _waypoints_of(name, term, steps, self.epochs):  # else it is 0, and a constant
+            # A term without waypoints, such as Intermediate for M = 1, is a constant 0.
+            if _waypoints_of(name, term, steps, self.epochs):
                 loss = _loss_of(name, term, _seen(course, number))
                 _check_graph(name, loss)
                 with blamed(f"the derivative of --terms {name}"):
@@ -119,7 +125,7 @@ class MatchingLoss:
 
 
 def _seen(course: Course, number: int) -> Course:
-    """Return the course with only the memory of one term."""
+    """Return the course with the memory of one term only, under the term's own names."""
     prefix = f"{MEMORY}{number}."
     own = {k.removeprefix(prefix): v for k, v in course.memory.items() if k.startswith(prefix)}
     return replace(course, memory=own)

@@ -1,4 +1,4 @@
-"""Base of objectives that train students on the synthetic set, and student batches."""
+"""Base class of objectives that train students, and the batches of a student."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trajmatch.ops import Shards
 
 @dataclass(frozen=True, kw_only=True)
 class OfStudents(Objective):
-    """Objective whose tasks train students; ``shards`` are processes that share every batch."""
+    """Objective whose tasks train students, each batch divided among ``shards``."""
 
     setup: Setup
     shards: Shards | None = None
@@ -49,7 +49,7 @@ class OfStudents(Objective):
         )
 
     def shared(self, shards: Shards) -> Self:
-        """Return the objective with student steps that processes share."""
+        """Return a copy that divides every batch among processes."""
         return replace(self, shards=shards)
 
 
@@ -58,19 +58,20 @@ def student_batches(
 ) -> list[Tensor]:
     """Draw ``steps`` index vectors ``[B]`` (int64) by cutting up permutations of the images.
 
-    If the batch size does not divide ``count``, the first batch of each permutation is the short
-    one, as in the code of MTT, FTD, AST and DATM. If ``batch_size`` is None or above ``count``,
-    every batch has all images.
+    If the batch size does not divide ``count``, the first batch of each permutation is short, as
+    in the code of MTT, FTD, AST and DATM. A size of None or above ``count`` means all images.
     """
     size = min(batch_size or count, count)
     whole, short = divmod(count, size)
     sizes = [short] * (short > 0) + [size] * whole
     batches: list[Tensor] = []
+    # Steps may take several permutations; leftover batches of the last are dropped.
     while len(batches) < steps:
         batches.extend(torch.randperm(count, generator=generator).split(sizes))
     return batches[:steps]
 
 
 def moved(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """Return index vectors on a device, moved in one copy because each copy blocks the host."""
+    """Move index vectors to a device."""
+    # One copy for all, because each copy blocks the host.
     return torch.cat([*batches]).to(device).split([*map(len, batches)])

@@ -1,4 +1,4 @@
-"""Start of a student: its epoch, the loss factor for that epoch, and its parameters."""
+"""Start of a student: start epoch, loss factor for that epoch, and perturbed parameters."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from trajmatch.networks.flat import split_flat
 
 @dataclass(frozen=True)
 class StartEpochWindow:
-    """Start epochs ``s ~ U{minimum .. end - 1}``, with an end that may grow.
+    """Range of start epochs, drawn uniformly from ``minimum .. end - 1``; the end may grow.
 
     MTT uses ``0 .. maximum - 1`` throughout. DATM (Guo et al., ICLR 2024) goes from easy to hard:
     ``end = min(T + floor((T+ - T) it / E), T+)`` in outer iteration ``it``.
     """
 
     minimum: int  # DATM: T-
-    maximum: int  # final end, itself never drawn (DATM: T+)
+    maximum: int  # final end, exclusive (DATM: T+)
     first_end: int | None = None  # end in the first iteration (DATM: T); None: maximum
     growth: int = 0  # outer iterations until the end is maximum (DATM: E)
 
@@ -34,12 +34,13 @@ class StartEpochWindow:
         return self.first_end + (self.maximum - self.first_end) * iteration // self.growth
 
     def draw(self, iteration: int, generator: torch.Generator) -> int:
-        """Draw the start epoch of one match of an outer iteration, counted from 0."""
+        """Draw the start epoch of one match in an outer iteration."""
         return int(torch.randint(self.minimum, self.end(iteration), (), generator=generator))
 
     def check(self, snapshots_kept: Collection[int], epochs_after: Sequence[int]) -> None:
-        """Raise UserError if a segment needs an epoch that is not in ``snapshots_kept``."""
+        """Raise UserError if a match needs an epoch that is not in ``snapshots_kept``."""
         expert_epochs = epochs_after[-1]
+        # A match needs its start epoch (0 epochs after the start) and all epochs that it compares.
         starts = range(self.minimum, self.maximum)
         needed = {start + after for start in starts for after in (0, *epochs_after)}
         missing = sorted(needed - set(snapshots_kept))
@@ -56,9 +57,9 @@ class StartEpochWindow:
 def balance(start_epoch: int, max_start_epoch: int) -> float:
     """Return ``kappa(s)``, the factor of the student's loss (AST, balanced inner-loop loss).
 
-    ``log_5(s - h + 8)`` for ``s >= h = floor(S_max / 2)``, else ``1 / log_5(h - s + 8)``: smaller
-    steps at early start epochs, larger ones at late. Base, offset and the jump at ``h`` are those
-    of the authors' code. Scaling every gradient of a match is the same as scaling the step size.
+    ``kappa(s)`` is ``log_5(s - h + 8)`` for ``s >= h = floor(S_max / 2)`` and
+    ``1 / log_5(h - s + 8)`` for smaller ``s``, as in the authors' code. Student steps are therefore
+    smaller at early start epochs and larger at late ones.
     """
     beyond = start_epoch - max_start_epoch // 2
     kappa = math.log(abs(beyond) + 8, 5)
@@ -66,17 +67,20 @@ def balance(start_epoch: int, max_start_epoch: int) -> float:
 
 
 def perturbed(model: nn.Module, theta: Tensor, strength: float, draw: torch.Generator) -> Tensor:
-    """Return a copy of ``theta [P]`` with each convolution weight ``W`` moved to ``W + a D * W``.
+    """Return a copy of ``theta [P]`` with random noise on the convolution weights (AST).
 
-    ``D`` is standard normal, divided by its Frobenius norm, so the relative change of a weight is
-    ``a / sqrt(numel)`` (root mean square). As in the authors' code (there ``a = 1``), only 4-D
-    parameters change, except frozen ones. ``draw`` is a CPU generator.
+    A weight ``W`` becomes ``W + a D * W``, where ``a`` is ``strength`` (1 in the authors' code) and
+    ``D`` is standard normal noise divided by its Frobenius norm. The relative change has root mean
+    square ``a / sqrt(W.numel())``. Parameters that are frozen or not 4-D stay the same. ``draw`` is
+    a CPU generator.
     """
+    # The weights below are views of this vector, so changing them in place changes it.
     moved = theta.clone()
     for parameter, weight in zip(
         model.parameters(), split_flat(model, moved).values(), strict=True
     ):
         if weight.dim() == 4 and parameter.requires_grad:
+            # Drawn in float32 on the CPU: the same noise for every device and dtype.
             noise = torch.randn(weight.shape, generator=draw, dtype=torch.float32)
             noise = (noise / noise.norm()).to(weight)
             weight += strength * noise * weight

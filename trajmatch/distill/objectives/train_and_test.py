@@ -1,8 +1,8 @@
-"""Train and test: a student trained on the synthetic set should do well on real images.
+"""Train and test: a student trained on the synthetic set is tested on real images.
 
-A fresh student trains for ``K + W`` steps. Its loss on a batch of real images is differentiated
-through the last ``W`` steps, the window; earlier steps are constants (RaT-BPTT: Feng et al.,
-"Embarrassingly Simple Dataset Distillation", ICLR 2024).
+A new student trains for ``K + W`` steps. Its loss on a batch of real images is differentiated
+through the last ``W`` steps, the window; the steps before are treated as constants (RaT-BPTT: Feng
+et al., "Embarrassingly Simple Dataset Distillation", ICLR 2024).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trajmatch.images.parametrisation import Tensors
 from trajmatch.ops.arguments import DsaReplay
 from trajmatch.random import derive_seed, generator
 
-#: Real images per pass through the network; passes are averaged.
+#: Real images per pass through the network; losses and gradients of passes are averaged.
 _PART = 500
 
 
@@ -35,7 +35,7 @@ _PART = 500
 class Draw:
     """Random choices for one student."""
 
-    names: tuple[int, int]  # of its random streams: iteration and number of the student
+    names: tuple[int, int]  # key of its random streams: iteration and number of the student
     before: int  # K, steps before the window
     batches: Sequence[Tensor]  # indices of synthetic images for each of the K + W steps
     rows: Tensor  # indices of the real images of the test: [R]
@@ -47,10 +47,7 @@ class Draw:
 
 
 class Draws(objectives.Draws):
-    """Random state of a run: steps before the window, student batches and real batches.
-
-    With ``choose`` the objective chooses the window later, and every draw has ``K = K1``.
-    """
+    """Random state of a run: steps before the window, student batches and real batches."""
 
     def __init__(self, setup: Setup, window: int, choose: bool = False) -> None:
         super().__init__(setup.config.seed, "before", "batches", "rows")
@@ -61,6 +58,7 @@ class Draws(objectives.Draws):
         """Draw one student."""
         settings, (first, last) = self._settings, self._settings.before
         before = int(torch.randint(first, last + 1, (), generator=self.streams["before"]))
+        # If the objective chooses the window later, the student needs the batches of K1 steps.
         before = last if self._choose else before
         count, stream = before + self._window, self.streams["batches"]
         batches = student_batches(images, settings.batch_syn, count, stream)
@@ -70,9 +68,9 @@ class Draws(objectives.Draws):
 
 @dataclass(frozen=True)
 class Student:
-    """A student, and the real images that it is tested on."""
+    """Data of one task: a student, and the real images to test it on."""
 
-    draw: Draw  # on the device
+    draw: Draw  # with indices on the device
     start: Tensor  # first parameters: [P]
     dsa: tuple[DsaReplay | None, DsaReplay | None] = (None, None)  # before the window, and in it
     dsa_rows: Tensor | None = None  # DSA parameters of the real images
@@ -84,7 +82,7 @@ class TrainAndTest(OfStudents):
 
     images: Tensor  # all real images, on the device
     labels: Tensor  # their labels, or targets
-    normalise: Normalise  # makes network inputs of a batch of them
+    normalise: Normalise  # maps a batch of them to network inputs
 
     records = None  # the number of steps differs from one task to the next
     optimiser, clip = "adam", 2.0
@@ -105,6 +103,7 @@ class TrainAndTest(OfStudents):
     def task(self, draw: Draw) -> Student:
         """Draw the student's first parameters and all augmentation."""
         setup, device = self.setup, self.setup.device
+        # Streams named by iteration and student: a resumed run draws the same student.
         names = (setup.config.seed, "distill", "student", *draw.names)
         fresh = networks.initialise(copy.deepcopy(setup.model), generator(*names, "start"))
         there = replace(draw, batches=moved(draw.batches, device), rows=draw.rows.to(device))
@@ -117,7 +116,7 @@ class TrainAndTest(OfStudents):
         return replace(student, dsa=(before, window), dsa_rows=rows)
 
     def differentiate(self, task: Student, parameters: Tensors, plan: Plan) -> tuple[Tensor, ...]:
-        """Train a student, test it, and differentiate the test through the window."""
+        """Train and test a student; differentiate the test loss through the window."""
         leaves = fresh_leaves(parameters)
         trained, (draw, state) = self.training(leaves, plan), (task.draw, None)
         batches, theta = draw.batches, task.start.to(trained.keywords["images"])
@@ -128,19 +127,21 @@ class TrainAndTest(OfStudents):
                 theta, state = trained(theta, **start, return_state=True)
         theta = trained(theta, batches=batches[draw.before :], augment=task.dsa[1], state=state)
         loss, cotangent = self.test(theta.detach(), task, plan)
-        # Chain rule: the test's gradient in theta goes backwards through the window.
+        # Chain rule: the gradient of the test loss in theta goes backwards through the window.
         learned = [leaf for leaf in leaves.values() if leaf.requires_grad]
+        # Unlike a matching loss, a test loss is never a division by 0.
         meaningful = torch.ones_like(loss, dtype=torch.bool)
         return loss, meaningful, *torch.autograd.grad(theta, learned, cotangent)
 
     def test(self, theta: Tensor, task: Student, plan: Plan) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``[]`` of ``theta [P]`` on real images, and its gradient ``[P]``."""
         setup, drawn, loss = self.setup, task.draw.rows, self.setup.training.loss
+        # Loss and gradient share a vector [1 + P], so that ranks exchange a single tensor.
         sums, count = theta.new_zeros(1 + len(theta)), len(drawn)
         part = min(_PART, plan.micro_batch or _PART)
         parts = torch.arange(count, device=theta.device).chunk(-(-count // part))
         rank, size = (self.shards.rank, self.shards.size) if self.shards else (0, 1)
-        # Ranks take turns at the parts, and add up their sums at the end.
+        # Ranks take the parts in turn. A mean over the batch weights each part by its size.
         for some in parts[rank::size]:
             images = self.normalise(self.images[drawn[some]]).to(theta.dtype)
             if task.dsa_rows is not None:
@@ -158,7 +159,7 @@ class TrainAndTest(OfStudents):
         return [*map(len, draw.batches[draw.before :])]
 
     def vectors(self, steps: int) -> int:
-        """Count the vectors (parameters and optimiser state) that are kept for all steps."""
+        """Return the number of vectors (parameters and optimiser state) kept for all steps."""
         return steps * (3 if self.setup.config.student_optimiser == "adam" else 2)
 
     @property
@@ -167,11 +168,12 @@ class TrainAndTest(OfStudents):
         return sum(self.setup.config.before) // 2
 
     def trial(self, images: int, steps: int) -> tuple[TrainAndTest, Student]:
-        """Return a student with a shorter window and, in proportion, fewer steps before it."""
+        """Return a student with a window of ``steps`` steps, and steps before it in proportion."""
         before = steps * self.steps_before // self.setup.config.window
         draw = self.draws().draw(0, 0, images)
+        # The draw may have too few batches for these steps: repeat them.
         batches = [*islice(cycle(draw.batches), before + steps)]
-        # No shards, and no choice of windows: steps_before counts the steps that choose.
+        # Without shards, and without choosing a window: steps_before counts those steps too.
         plain = TrainAndTest(
             setup=self.setup, images=self.images, labels=self.labels, normalise=self.normalise
         )

@@ -1,4 +1,4 @@
-"""Terms, the sum of which is the matching loss; :data:`TERMS` lists the built-in ones."""
+"""Terms of the matching loss, which is their sum; :data:`TERMS` lists the built-in ones."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ TERMS: dict[str, Callable[..., Term]] = {
 def find_term(spec: str) -> Term:
     """Return the term of a spec ``NAME`` or ``NAME:SETTINGS``.
 
-    Settings are values separated by commas, then ``KEY=VALUE`` pairs. ``NAME`` is in :data:`TERMS`,
-    or is the ``package.module:NAME`` of a term, or of a class or function that makes one from the
-    settings. UserError is raised if there is no such term or it rejects the settings.
+    ``NAME`` is a key of :data:`TERMS`, or the ``package.module:NAME`` of a term or of a class or
+    function that makes one. Settings are comma-separated values, then ``KEY=VALUE`` pairs.
+    UserError is raised if there is no such term, or if it rejects the settings or lacks a method.
     """
     term = made("--terms", "term", spec, TERMS)
     if not isinstance(term, Term):
@@ -38,6 +38,7 @@ def find_term(spec: str) -> Term:
             f"--terms {spec} should have the methods waypoints(steps, epochs) and loss(course), "
             f"but {type(term).__name__} lacks one"
         )
+    # With only one of the two methods, a term would silently remember nothing.
     if not isinstance(term, Remembering) and (hasattr(term, "memory") or hasattr(term, "remember")):
         raise UserError(
             f"--terms {spec} should have both of the methods memory(shapes) and remember(course), "

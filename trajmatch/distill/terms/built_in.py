@@ -1,4 +1,4 @@
-"""The built-in terms of the papers."""
+"""Built-in matching terms."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Final(AtTheEnd):
 
 @dataclass(frozen=True)
 class Intermediate:
-    """Distances at epochs ``j = 1 .. M-1``, after student step ``floor(N / M) j`` (AST)."""
+    """Sum of distances at epochs ``j = 1 .. M-1`` and student steps ``floor(N / M) j`` (AST)."""
 
     weighting: Literal["equal", "rising"] = "equal"  # weights of 1, or of j / M
 
@@ -53,9 +53,9 @@ class Intermediate:
 class Automatic:
     """Distance at the student step nearest to the expert's end (ATT, Liu et al., ECCV 2024).
 
-    ``|theta_n - theta*_{s+M}|^2 / |theta_0 - theta*_{s+M}|^2`` at the ``n`` of ``1 .. N`` with the
-    smallest ``|theta_n - theta*_{s+M}|_1``; ties go to the later. No gradient flows through the
-    choice, or into the steps after ``n``.
+    The distance is ``|theta_n - theta*_{s+M}|^2 / |theta_0 - theta*_{s+M}|^2``, where ``n`` is the
+    step in ``1 .. N`` with the smallest ``|theta_n - theta*_{s+M}|_1``; among equals, the last. No
+    gradient flows through the choice of ``n``, or into later steps.
     """
 
     def waypoints(self, steps: int, epochs: int) -> list[Waypoint]:
@@ -65,11 +65,12 @@ class Automatic:
     def loss(self, course: Course) -> Tensor:
         """Return the relative squared distance at the nearest step."""
         target = course.expert[course.epochs]
+        # Last step first: argmin returns the first of equals, which is then the latest step.
         backwards = [course.student[step] for step in range(course.steps, 0, -1)]
         with torch.no_grad():
             far = [(theta - target).abs().sum(dtype=torch.float64) for theta in backwards]
-            nearest = torch.stack(far).argmin()  # the first of equals: the later step
-        # Reading the number of the step would wait for the device, so select there.
+            nearest = torch.stack(far).argmin()
+        # Select on the device, because reading the number of the step would wait for the device.
         chosen = torch.stack(backwards).index_select(0, nearest.view(1))
         return ops.param_distance(chosen.view(-1), target, course.start)
 
@@ -78,8 +79,8 @@ class Automatic:
 class Deep(AtTheEnd):
     """Distance at the end over the deep parameters (PAD, Li et al., 2024).
 
-    Leaves the first ``floor(alpha P)`` of ``P`` parameters, in the network's order, out of both
-    sums; the cut may fall inside a tensor. ``alpha`` in [0, 1) is PAD's depth_ratio.
+    Both sums leave out the first ``floor(alpha P)`` of the network's ``P`` parameters; the cut may
+    fall inside a tensor. ``alpha`` in [0, 1) is PAD's ``depth_ratio``.
     """
 
     alpha: Fraction
@@ -95,9 +96,9 @@ class Deep(AtTheEnd):
 class Dropout(AtTheEnd):
     """Distance at the end without the smallest differences (EDF, Wang et al., CVPR 2025).
 
-    Common pattern dropout: leaves the ``floor(r P)`` parameters with the smallest
-    ``(theta_N - theta*_{s+M})^2`` out of both sums; ties go to the first. No gradient flows through
-    the choice. ``ratio`` in [0, 1) is ``r``.
+    Common pattern dropout: both sums leave out the ``floor(ratio P)`` parameters with the smallest
+    ``(theta_N - theta*_{s+M})^2``, the first among equals. No gradient flows through this choice.
+    ``ratio`` is in [0, 1).
     """
 
     ratio: Fraction
@@ -105,6 +106,7 @@ class Dropout(AtTheEnd):
     def loss(self, course: Course) -> Tensor:
         """Return the relative squared distance of the kept parameters."""
         end, target = course.student[course.steps].detach(), course.expert[course.epochs]
+        # Absolute values sort like squares. The stable sort drops the first among equals.
         dropped = (end - target).abs().sort(stable=True).indices[: int(self.ratio * len(end))]
         return course.distance(course.end, end.new_ones(end.shape).index_fill(0, dropped, 0.0))
 
@@ -113,8 +115,8 @@ class Layers(AtTheEnd):
     """Distance at the end with a weight ``w_l`` for each parameter tensor ``l``.
 
     ``sum_l w_l |theta_N,l - theta*_{s+M},l|^2 / sum_l w_l |theta_0,l - theta*_{s+M},l|^2``.
-    ``weights`` are given by shell patterns of parameter names (``classifier.*``). The last pattern
-    that matches counts; without a match the weight is 1.
+    ``weights`` has a weight for each shell pattern of parameter names, such as ``classifier.*``.
+    The last pattern that matches a name counts; names without a match have weight 1.
     """
 
     def __init__(self, *unnamed: object, **weights: float) -> None:
@@ -135,9 +137,11 @@ class Layers(AtTheEnd):
                     f"--terms layers: no parameter of the network fits {pattern!r}; it has "
                     f"{', '.join(found)}"
                 )
+            # Later patterns overwrite earlier ones.
             found.update(dict.fromkeys(fitting, weight))
         if not any(found.values()):
             raise UserError("--terms layers: all weights are 0, so that nothing would be compared")
+        # Repeat each tensor's weight for all of its parameters: [P] in total.
         sizes = [course.shapes[name].numel() for name in found]
         rows = [course.start.new_full((n,), w) for n, w in zip(sizes, found.values(), strict=True)]
         return course.distance(course.end, torch.cat(rows))

@@ -1,4 +1,4 @@
-"""Interface of terms, and the part of a match that a term sees."""
+"""Interface of terms, and the data of a match that they compare."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Waypoint:
 
 @dataclass(frozen=True)
 class Course:
-    """Part of a match that a term sees.
+    """Data of a match that a term compares.
 
     Attributes:
-        start: theta_0, where the student started; perturbed if the run does so. ``[P]``.
+        start: theta_0 ``[P]``, the student's start, perturbed with ``--perturb``.
         student: Student parameters ``[P]`` by step, at all waypoints; differentiable.
         expert: Expert parameters ``[P]`` by epoch after the start epoch, at all waypoints.
         steps: Student steps ``N``.
         epochs: Expert epochs ``M``.
         shapes: Shapes of the network's parameters by name, in the order of the vectors.
-        iteration: Outer iterations done; in a run ``[]``, int64, since a CUDA graph reads it.
-        memory: Tensors that the term remembers from earlier iterations, by name.
+        iteration: Outer iterations done; in a run ``[]``, int64, so that a CUDA graph can read it.
+        memory: Tensors that the term remembers, by name.
     """
 
     start: Tensor
@@ -63,6 +63,7 @@ class Course:
         """
         vectors = self.student[waypoint.step], self.expert[waypoint.epoch], self.start
         if weights is not None:
+            # w d^2 = (sqrt(w) d)^2, so scaled vectors give the weighted sums.
             roots = weights.to(self.start.dtype).sqrt()
             vectors = vectors[0] * roots, vectors[1] * roots, vectors[2] * roots
         return ops.param_distance(*vectors)
@@ -73,7 +74,7 @@ class Term(Protocol):
     """One summand of the matching loss."""
 
     def waypoints(self, steps: int, epochs: int) -> Sequence[Waypoint]:
-        """Return the points to compare in a match of ``N`` student steps and ``M`` epochs."""
+        """Return the points to compare, given the numbers of student steps and expert epochs."""
 
     def loss(self, course: Course) -> Tensor:
         """Return the loss ``[]``, differentiable with respect to the student's parameters."""
@@ -81,11 +82,10 @@ class Term(Protocol):
 
 @runtime_checkable
 class Remembering(Term, Protocol):
-    """A term that carries tensors from one outer iteration to the next.
+    """Term that carries tensors from one outer iteration to the next.
 
-    If an update of the images is skipped, these tensors do not change either. With several
-    matches, floating-point tensors are averaged over the matches; others take the elementwise
-    maximum (bools: any).
+    A skipped update leaves the tensors unchanged. With several matches, floating-point tensors are
+    averaged over the matches; others take the elementwise maximum (bools: any).
     """
 
     def memory(self, shapes: Mapping[str, torch.Size]) -> Tensors:
@@ -97,7 +97,7 @@ class Remembering(Term, Protocol):
 
 @dataclass(frozen=True)
 class AtTheEnd:
-    """Base of terms that compare the ends of a segment; checks the types of their settings."""
+    """Base class of terms that compare the end of a match; checks the types of settings."""
 
     def __post_init__(self) -> None:
         settle(self, lambda name: f"--terms {type(self).__name__.lower()}: {name}")
