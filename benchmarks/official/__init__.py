@@ -1,0 +1,1 @@
+"""The published programs of MTT and DATM, run unchanged beside trajmatch."""
