@@ -173,7 +173,7 @@ def test_refuses_a_changed_pixel(path) -> None:
     images = json.loads(content[8 : 8 + header])["images"]["data_offsets"]
     content[8 + header + images[0]] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match="does not fit its checksum"):
+    with pytest.raises(UserError, match="does not match its checksum"):
         artifact.load(path)
 
 
@@ -329,7 +329,7 @@ def test_damaged_whitening_is_found(whitened, tmp_path) -> None:
     artifact.save(path, whitened)
     triangle = files.load_tensors(path)[0]["zca_triangle"]
     rewrite(path, {"zca_triangle": triangle * 1.01})
-    with pytest.raises(UserError, match="does not fit its checksum"):
+    with pytest.raises(UserError, match="does not match its checksum"):
         artifact.load(path)
     rewrite(path, {"zca_triangle": triangle[:5]})
     with pytest.raises(UserError, match="is damaged: a ZCA transform should have"):

@@ -135,7 +135,8 @@ def test_what_is_optional_cannot_undo_a_run(
             assert main(arguments) == 0
     names = ("initial.png", "distilled.png", "report.html")
     assert [str(each.message) for each in told] == [
-        f"{out / name} is not written: out of paint; the results are whole" for name in names
+        f"{out / name} could not be written: out of paint; the results are complete"
+        for name in names
     ]
     shown = capsys.readouterr().out
     assert "random real" in shown and str(out / "summary.json") in shown

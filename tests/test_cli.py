@@ -85,11 +85,11 @@ def test_a_mistake_of_the_user_is_one_message(command, capsys):
     assert capsys.readouterr() == ("", "trajmatch: error: --ipc should be at least 1, but is 0\n")
 
 
-@pytest.mark.parametrize(("resumes", "advice"), [(True, "; go on with --resume"), (False, "")])
+@pytest.mark.parametrize(("resumes", "advice"), [(True, "; continue with --resume"), (False, "")])
 def test_an_interruption_says_how_to_go_on(command, capsys, resumes, advice):
     command(raising(KeyboardInterrupt()), resumes)
     assert main(["probe"]) == 130
-    message = f"\ntrajmatch: interrupted; what was written is whole{advice}\n"
+    message = f"\ntrajmatch: interrupted; the files written so far are complete{advice}\n"
     assert capsys.readouterr().err == message
 
 
@@ -99,7 +99,7 @@ def test_an_interruption_says_how_to_go_on(command, capsys, resumes, advice):
 def test_memory_that_runs_out_is_one_message(command, capsys, error):
     command(raising(error))
     assert main(["probe"]) == 2
-    assert capsys.readouterr().err.startswith("trajmatch: error: there is not enough memory (")
+    assert capsys.readouterr().err.startswith("trajmatch: error: out of memory (")
 
 
 def test_a_folder_that_was_deleted_is_one_message(tmp_path, monkeypatch, capsys):

@@ -312,7 +312,7 @@ def test_doctor_says_the_same_of_a_gpu(machine, capsys):
     text = capsys.readouterr().out
     for name in ("cuda:0", "cuda:1"):
         assert f"  {name} cannot be used: {device.cuda_fault()}" in text
-    assert text.endswith("All is well, but for the GPU: see above.\n")
+    assert text.endswith("All tests passed, but a GPU cannot be used (see above).\n")
 
 
 def test_doctor_tests_a_gpu_that_can_be_used(machine, monkeypatch):

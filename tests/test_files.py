@@ -349,12 +349,12 @@ def test_what_does_not_fit_its_checksum_is_refused(saved):
     content = bytearray(saved.read_bytes())
     content[-1] ^= 1
     saved.write_bytes(content)
-    with pytest.raises(UserError, match="its content does not fit its checksum"):
+    with pytest.raises(UserError, match="its content does not match its checksum"):
         files.load_tensors(saved)
     content[-1] ^= 1
     saved.write_bytes(content.replace(b"1.5", b"2.5"))
     for read in (files.load_tensors, files.read_metadata, files.has_checksum):
-        with pytest.raises(UserError, match="its description does not fit its checksum"):
+        with pytest.raises(UserError, match="its description does not match its checksum"):
             read(saved)
 
 

@@ -270,7 +270,7 @@ def write(path: Path, text: str) -> str:
         ('[expert]\nkeep = "0-5"\n[distill]\nmax_start_epoch = 20', "contradicts itself"),
         ('[expert]\nout = "here"', r"\[expert\] sets out, which belongs to a run"),
         ("[distill]\ntape_mb = 3", r"\[distill\] sets tape_mb, which belongs to a run"),
-        ("[expert]\nalpha = 0.3", "alpha 0.3 is a part of GSAM"),
+        ("[expert]\nalpha = 0.3", "alpha 0.3 has no effect, because rho 0 turns GSAM off"),
         ("accuracy = true", "accuracy should be a finite number, but is True"),
         ("notes = 3", "notes should be a list, each a text, but is 3"),
         ("title = 3", "title should be a text"),

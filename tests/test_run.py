@@ -180,8 +180,8 @@ def test_flags_of_the_stages_and_experts_that_are_there(
     capsys.readouterr()
     third = tmp_path / "third"
     for more, message in (
-        (["--lr", "0.5"], "--lr is for the training of experts, and --experts has some"),
-        (["--expert.epochs", "9"], "--expert.epochs is for the training of experts"),
+        (["--lr", "0.5"], "--lr applies only when experts are trained, but --experts names"),
+        (["--expert.epochs", "9"], "--expert.epochs applies only when experts are trained"),
         (["--max-start-epoch", "9"], "--max-start-epoch 9"),
     ):
         assert run(*data, "--out", str(third), *experts, *more) == 2

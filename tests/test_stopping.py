@@ -101,7 +101,7 @@ def test_a_signal_ends_a_distillation_with_a_checkpoint(
     before(module, name, call, send(number))
     assert distill(store, out) == status
     checkpoint = tmp_path / "d.checkpoint.safetensors"
-    message = f"stopped by {number.name}; {checkpoint} has iteration {iteration}; go on with"
+    message = f"stopped by {number.name}; {checkpoint} has iteration {iteration}; continue with"
     assert message in capsys.readouterr().err
     metadata = read_metadata(checkpoint)
     assert (metadata["format"], metadata["progress"]["iteration"]) == (FORMAT, iteration)
@@ -189,7 +189,7 @@ def test_the_time_of_a_whole_run_is_up(
         times_up_at(monkeypatch, looks)
         assert run(part, "--max-time", "1h", "--resume") == 75
         error = capsys.readouterr().err
-        assert text in error and "go on with --resume" in error
+        assert text in error and "continue with --resume" in error
         monkeypatch.undo()
     assert run(part, "--max-time", "1h", "--resume") == 0
     for name in ("distilled.safetensors", "experts/expert_0001.safetensors"):

@@ -379,7 +379,7 @@ def load(path: files.PathLike) -> Artifact:
         )
     # Files of early releases have no other checksum.
     if metadata.get("sha256") != artifact.fingerprint:
-        raise UserError(f"{path} is damaged: its content does not fit its checksum")
+        raise UserError(f"{path} is damaged: its content does not match its checksum")
     return artifact
 
 

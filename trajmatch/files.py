@@ -124,7 +124,7 @@ def load_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
         metadata, checksum = _metadata(path, handle)
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     if checksum is not None and checksum["tensors"] != _checksum(tensors):
-        raise UserError(f"{path} is damaged: its content does not fit its checksum")
+        raise UserError(f"{path} is damaged: its content does not match its checksum")
     return tensors, metadata
 
 
@@ -228,7 +228,7 @@ def check_new(path: Path) -> None:
     with as_user_error(f"cannot write {path}: ", OSError):
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
     if taken:
-        raise UserError(f"{path} is there already; choose a new --out")
+        raise UserError(f"{path} already exists; choose another --out")
 
 
 def flush(path: Path) -> None:
@@ -273,7 +273,7 @@ def _metadata(path: PathLike, handle: safe_open) -> tuple[dict[str, Any], dict[s
     checksum = metadata.pop(CHECKSUM)
     complete = isinstance(checksum, dict) and checksum.keys() == {"metadata", "tensors"}
     if not complete or checksum["metadata"] != json_checksum(metadata):
-        raise UserError(f"{path} is damaged: its description does not fit its checksum")
+        raise UserError(f"{path} is damaged: its description does not match its checksum")
     return metadata, checksum
 
 
@@ -304,7 +304,9 @@ def _to_json(path: PathLike, obj: Any, indent: int | None = None, most: int = MO
 
 def _from_json(path: PathLike, raw: bytes) -> dict[str, Any]:
     if len(raw) > MOST_JSON:
-        raise UserError(f"{path} is no description: it has more than {MOST_JSON} bytes")
+        raise UserError(
+            f"{path} is too large for a JSON file of trajmatch: more than {MOST_JSON} bytes"
+        )
     cut_off = f"{path} is cut off or does not hold a JSON object: "
     with as_user_error(cut_off, ValueError, RecursionError):
         return msgspec.json.decode(raw, type=dict[str, Any])

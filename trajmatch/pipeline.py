@@ -190,7 +190,7 @@ def _illustrate(pipeline: Pipeline, distilled: artifact.Artifact) -> None:
             write()
         except Exception as error:
             why = f"{error}" or type(error).__name__
-            warn(f"{path} is not written: {why}; the results are whole")
+            warn(f"{path} could not be written: {why}; the results are complete")
 
 
 def _about_experts(store: Store) -> dict[str, Any]:

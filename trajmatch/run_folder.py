@@ -25,6 +25,6 @@ class RunFolder:
             (self.artifact, "distilled images, with all that is needed to use them"),
             (self.initial_picture, "the images at the beginning"),
             (self.distilled_picture, "the images at the end"),
-            (self.summary, "the numbers"),
-            (self.report, "all of it on one page, for a browser"),
+            (self.summary, "scores and times"),
+            (self.report, "report for a browser"),
         ]

@@ -36,7 +36,7 @@ class Reader {
     network.in_channels = header[0];
     network.num_classes = header[1];
     network.image_size = header[2];
-    if (!within(header[3], 0, 1) || !within(header[4], 0, 3)) return "have flags that there are";
+    if (!within(header[3], 0, 1) || !within(header[4], 0, 3)) return "have valid flags";
     network.precise = header[3] == 1;
     network.fused = static_cast<FusedKernels>(header[4]);
     for (size_t i = kHeader; i < count; i += kNode) {
@@ -143,10 +143,10 @@ class Reader {
     if (!within(numbers[1], 0, groups > 0 ? 2 : 0) || !within(numbers[2], 0, groups > 0 ? 1 : 0) ||
         (numbers[2] == 1 && (groups != channels || numbers[1] == 2)) || !std::isfinite(eps) ||
         eps < 0) {
-      return "have a norm that there is";
+      return "have a valid norm";
     }
     if (!within(numbers[4], 0, 3) || !within(numbers[5], 0, 2)) {
-      return "have an activation and a pooling that there are";
+      return "have a valid activation and pooling";
     }
     NormActPoolNode& to = node.norm;
     to.shape = {0,

@@ -15,7 +15,7 @@ namespace trajmatch {
 namespace {
 
 void check_steps(const Check& check, const Ints& steps, int64_t count) {
-  check.that(!steps.empty(), "steps", "name at least one count of steps", "none");
+  check.that(!steps.empty(), "steps", "have at least one entry", "none");
   for (int64_t step : steps) {
     if (step >= 1 && step <= count) continue;
     check.value_error("steps", "lie in 1.." + std::to_string(count), std::to_string(step));

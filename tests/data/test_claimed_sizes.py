@@ -58,17 +58,17 @@ def test_options(tmp_path, options, message):
 
 
 def test_an_image_that_is_a_line():
-    with pytest.raises(UserError, match=r"a\.png is 1 x 60000 pixels, .* too long to be resized"):
+    with pytest.raises(UserError, match=r"a\.png is 1 x 60000 pixels, .* ratio is too large to"):
         decode.to_array("a.png", Image.new("L", (1, 60_000)), (1, 512, 512), ImageOptions(), [])
 
 
 @pytest.mark.parametrize("text", ["convnet", "alexnet", "vgg11", "resnet18", "mlp"])
 @pytest.mark.parametrize("width", [10**6, 10**9, 10**18, 10**40])
 def test_widths_of_networks(text, width):
-    with pytest.raises(ValueError, match=r"of memory, but .* GB are free|fit into any memory"):
+    with pytest.raises(ValueError, match=r"of memory, but .* GB are free|exceed 64-bit sizes"):
         networks.specify(f"{text}:width={width}", 3, 10, 32)
     sound = networks.specify(text, 3, 10, 32)
-    with pytest.raises(ValueError, match=r"of memory, but .* GB are free|fit into any memory"):
+    with pytest.raises(ValueError, match=r"of memory, but .* GB are free|exceed 64-bit sizes"):
         networks.build({**sound, "width": width})  # as a damaged file may say
 
 

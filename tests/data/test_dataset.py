@@ -186,29 +186,29 @@ BAD = {
     ),
     "images without a channel axis": (
         {"train_images": torch.zeros(8, 4, 4, dtype=torch.uint8)},
-        r"\[N, C, S, S\], and at least one, but have shape \[8, 4, 4\]",
+        r"at least one square image, \[N, C, S, S\], but have shape \[8, 4, 4\]",
     ),
     "no training images": (
         {
             "train_images": torch.zeros(0, 3, 4, 4, dtype=torch.uint8),
             "train_labels": torch.zeros(0, dtype=torch.int64),
         },
-        "training images should be square, .* and at least one, but have shape",
+        "training images should be at least one square image, .*, but have shape",
     ),
     "no test images": (
         {
             "test_images": torch.zeros(0, 3, 4, 4, dtype=torch.uint8),
             "test_labels": torch.zeros(0, dtype=torch.int64),
         },
-        "test images should be square, .* and at least one, but have shape",
+        "test images should be at least one square image, .*, but have shape",
     ),
     "images without pixels": (
         {"train_images": torch.zeros(8, 3, 0, 0, dtype=torch.uint8)},
-        "training images should be square, .* and at least one, but have shape",
+        "training images should be at least one square image, .*, but have shape",
     ),
     "images that are not square": (
         {"train_images": torch.zeros(8, 3, 4, 5, dtype=torch.uint8)},
-        r"should be square, .*, but have shape \[8, 3, 4, 5\]",
+        r"should be at least one square image, .*, but have shape \[8, 3, 4, 5\]",
     ),
     "test images of another size": (
         {"test_images": torch.zeros(2, 3, 5, 5, dtype=torch.uint8)},

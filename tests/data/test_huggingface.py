@@ -269,13 +269,13 @@ def test_columns_that_could_be_labels_are_said(tmp_path):
         load_dataset(uri)
     assert load_dataset(f"{uri}?label=label").num_classes == 3
     assert load_dataset(f"{uri}?label=coarse").class_names == ("pet", "wild")
-    with pytest.raises(UserError, match="'id' has another value in every row, so that"):
+    with pytest.raises(UserError, match="'id' has a different value in every row, so it"):
         load_dataset(f"{uri}?label=id")
 
 
 def test_rows_without_a_label_are_said_and_a_split_of_them_is_refused(hub):
     hub.sets["some"] = {"train": split([0, 1, 2, -1], 0), "test": split([0, 1, 2], 9)}
-    with pytest.warns(UserWarning, match=r"split train: 1 of 4 rows have no label .* left out"):
+    with pytest.warns(UserWarning, match=r"split train: 1 of 4 rows have a missing .* left out"):
         assert len(load_dataset("hf:some").train_labels) == 3
     hub.sets["none"] = {
         "train": split([0, 1, 2], 0),
@@ -284,7 +284,7 @@ def test_rows_without_a_label_are_said_and_a_split_of_them_is_refused(hub):
     }
     with (
         pytest.warns(UserWarning, match="'validation' is left out"),
-        pytest.raises(UserError, match=r"split test: 2 of 2 rows have no label .*\?test=NAME"),
+        pytest.raises(UserError, match=r"split test: 2 of 2 rows have a missing .*\?test=NAME"),
     ):
         load_dataset("hf:none")
     assert load_dataset("hf:none?test=validation").test_labels.tolist() == [2, 1, 0]

@@ -59,7 +59,7 @@ def test_same_state_same_bytes(run, tmp_path) -> None:
 def test_other_settings_are_refused_and_named(run, tmp_path) -> None:
     problem, state = run
     checkpoint.save(tmp_path / "c", state, problem.identity)
-    with pytest.raises(UserError, match=r"made with lr_img = 10.0, but lr_img = 20.0 is asked"):
+    with pytest.raises(UserError, match=r"made with lr_img = 10.0, but this run has lr_img = 20.0"):
         checkpoint.load(tmp_path / "c", asking(problem, lr_img=20.0))
 
 

@@ -176,7 +176,7 @@ def test_ctrl_c_leaves_a_whole_checkpoint(arguments, tmp_path) -> None:
         process.send_signal(2)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "go on with --resume" in error and "Traceback" not in error
+    assert "continue with --resume" in error and "Traceback" not in error
     progress = files.read_metadata(checkpoint)["progress"]
     done = progress["iteration"]  # that of ctrl-C, or the last regular one
     finish = [*arguments, "--iterations", str(done + 1), "--resume", "--quiet"]

@@ -100,7 +100,7 @@ def test_an_interrupted_run_goes_on_with_equal_bytes(configure, tmp_path) -> Non
         distill(part, Interrupter(5))
     distill(replace(part, resume=True))
     assert part.out.read_bytes() == whole.out.read_bytes()
-    with pytest.raises(UserError, match=r"made with images = .*, but images = low_resolution"):
+    with pytest.raises(UserError, match=r"made with images = .*, but this run has images = low_"):
         distill(replace(part, resume=True, images=SPEC))
 
 
@@ -141,7 +141,7 @@ class Broken(Parametrisation):
     ("broken", "message"),
     [
         (Broken(made=3), "initial should return tensors by name, but returned an int"),
-        (Broken(made={"labels": torch.ones(1)}), "the name 'labels' is taken"),
+        (Broken(made={"labels": torch.ones(1)}), "the name 'labels' is reserved"),
         (
             Broken(made={"x": torch.ones(1, dtype=torch.int64)}),
             "initial returned nothing that can be learned",

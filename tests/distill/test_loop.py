@@ -191,7 +191,9 @@ def test_resume_of_a_finished_run_with_other_settings(configure, changes) -> Non
     distill(config)
     content = config.out.read_bytes()
     field, value = next(iter(changes.items()))
-    with pytest.raises(UserError, match=rf"made with {field} = .*, but {field} = {value}"):
+    with pytest.raises(
+        UserError, match=rf"made with {field} = .*, but this run has {field} = {value}"
+    ):
         distill(replace(config, resume=True, **changes))
     assert config.out.read_bytes() == content
 
@@ -221,7 +223,7 @@ def test_what_is_there_is_refused_without_resume(configure, which) -> None:
     config = configure()
     path: Path = getattr(config, which)
     path.write_text("precious")
-    with pytest.raises(UserError, match=r"is there already; add --resume"):
+    with pytest.raises(UserError, match=r"already exists; add --resume"):
         distill(config)
     assert path.read_text() == "precious"
     assert files_of(config) == {path.name}

@@ -119,7 +119,7 @@ def test_the_number_is_part_of_the_recipe(configure, tmp_path) -> None:
     config = configure(matches=2)
     distill(config)
     assert artifact.load(config.out).recipe["matches"] == 2
-    with pytest.raises(UserError, match="made with matches = 2, but matches = 1 is asked"):
+    with pytest.raises(UserError, match="made with matches = 2, but this run has matches = 1"):
         distill(replace(config, matches=1, resume=True))
 
 

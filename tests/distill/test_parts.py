@@ -170,7 +170,7 @@ def test_teslas_gradient_leaves_out_the_hessians(configure) -> None:
         ({"skip_above": 0.0}, "--skip-above should be a number above 0"),
         ({"skip_above": math.nan}, "--skip-above should be a number above 0"),
         ({"ema": 1.0}, "--ema should be a number of at least 0 and below 1"),
-        ({"init_clusters": 2}, "--init-clusters is for --init representative alone"),
+        ({"init_clusters": 2}, "--init-clusters applies only to --init representative"),
         ({"init": "noise", "labels": "soft"}, "nothing for --init noise"),
         ({"gradient": "approximate"}, "--gradient should be one of exact, tesla"),
     ],

@@ -83,7 +83,7 @@ def test_the_same_iteration_by_a_leaner_plan(
     plain = distill(configure(out=tmp_path / "plain"))
     starved = Starved(lambda plan: plan.tape_bytes == 0, error)
     monkeypatch.setattr(loop_module, "gradients_for", starved.for_run)
-    with pytest.warns(UserWarning, match=r"\(at most 1024 MB of .*\); continuing with no act"):
+    with pytest.warns(UserWarning, match=r"at most 1024 MB of .*\); continuing, now keeping no"):
         result = distill(configure())
     assert [plan.tape_bytes for plan in starved.asked[:3]] == [1024 * MEGA, 0, 0]
     assert starved.seen[0] == starved.seen[1] != starved.seen[2]
@@ -95,7 +95,7 @@ def test_memory_that_no_plan_helps(configure, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(loop_module, "gradients_for", starved.for_run)
     with (
         pytest.warns(UserWarning, match="memory ran out"),
-        pytest.raises(UserError, match=r"by the leanest plan .* fewer --student-steps \(now"),
+        pytest.raises(UserError, match=r"with the leanest plan .* lower --student-steps \(now"),
     ):
         distill(configure())
 
@@ -191,7 +191,7 @@ def test_memory_that_runs_out_while_others_wait_ends_the_run(configure) -> None:
     starved = Starved(lambda plan: False, MemoryError("not enough"))
     gradients = starved.for_run(problem, None)
     compute = WithinMemory(gradients, problem, planned(problem, shared=True), alone=False)
-    with pytest.raises(UserError, match=r"no activations kept\): not enough; take fewer"):
+    with pytest.raises(UserError, match=r"keeping no activations\): not enough; lower --student"):
         outer_iteration(problem, state, compute)
     assert len(starved.asked) == 1
 

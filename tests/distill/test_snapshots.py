@@ -131,7 +131,7 @@ def test_those_of_another_run_are_refused(configure: Configure) -> None:
 def test_an_earlier_file_is_refused_without_resume(configure: Configure) -> None:
     config = configure()
     config.snapshots_path.write_text("mine")
-    with pytest.raises(UserError, match=r"snapshots\.safetensors is there already"):
+    with pytest.raises(UserError, match=r"snapshots\.safetensors already exists"):
         distill(config)
     assert config.snapshots_path.read_text() == "mine"
     distill(replace(config, snapshots=0))

@@ -128,9 +128,9 @@ class Returns(Farthest):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (0.5, "should return its loss as a tensor of one number .*but returned 0.5; leave out"),
+        (0.5, "should return its loss as a tensor of one number .*but returned 0.5; do not"),
         (None, "but returned None"),
-        (torch.ones(2), r"but returned a tensor of shape \[2\]; .*sum up"),
+        (torch.ones(2), r"but returned a tensor of shape \[2\]; .*sum a loss"),
         (torch.ones(()), "does not depend on the student's parameters"),
     ],
 )

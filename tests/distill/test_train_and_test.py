@@ -311,7 +311,7 @@ def test_the_forecast_counts_the_steps_before_the_window(configure: Configure) -
         ({"student_steps": 10}, "--student-steps has no meaning"),
         ({"init": "correct"}, "--init correct needs --experts, a store that `trajmatch expert`"),
         ({"labels": "soft"}, "--labels soft needs --experts"),
-        ({"experts": "e"}, "--(width|depth) is decided by the store that --experts names"),
+        ({"experts": "e"}, "--(width|depth) is fixed by the store given with --experts"),
         ({"objective": "match-trajectory"}, "--(window|steps-before) has no meaning for"),
     ],
 )
@@ -343,7 +343,7 @@ def test_windows_that_cannot_be_chosen(configure: Configure, choice: str, messag
 def test_bad_networks_and_holdouts(configure: Configure) -> None:
     with pytest.raises(UserError, match="this run holds out none"):
         prepare(configure(select="holdout", eval_every=1))
-    with pytest.raises(UserError, match="--width 4 describes --network convnet"):
+    with pytest.raises(UserError, match="--width 4 applies only to --network convnet"):
         prepare(configure(network="mlp"))
     with pytest.raises(UserError, match="--objective builtins:vars needs --experts"):
         _ = prepare(configure()).store_for("--objective builtins:vars")
@@ -387,7 +387,7 @@ def test_a_recipe_without_experts_from_data_to_report(
     arguments = ["run", "--recipe", str(recipe), "--data", data, "--out", str(tmp_path / "out")]
     assert main([*arguments, "--width", "8"]) == 2
     said = capsys.readouterr().err
-    assert "--width is for the training of experts, and this run has none" in said
+    assert "--width applies only when experts are trained, but this run trains none" in said
     assert "did you mean --distill.width?" in said
     assert main([*arguments, "--distill.width", "8"]) == 0
     report = (tmp_path / "out" / "report.html").read_text()

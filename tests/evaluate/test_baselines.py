@@ -127,7 +127,7 @@ def test_the_whole_set_is_all_of_it(make_artifact: MakeArtifact, tiny_data: str)
     [
         ({"equal_steps": 0}, "--equal-steps should be a whole number of at least 1, but is 0"),
         ({"equal_steps": 5, "epochs": 6}, "--equal-steps 5 and --epochs 6 both say how long"),
-        ({"whole_real_accuracy": 80.0}, "--whole-real-accuracy is for --robust alone"),
+        ({"whole_real_accuracy": 80.0}, "--whole-real-accuracy only affects --robust"),
         ({"k_center_store": Path("experts")}, "--k-center-store is for --k-center and --herding"),
     ],
 )

@@ -105,5 +105,5 @@ def test_all_sets_and_the_maximum_in_the_table(
         assert label in text
     assert "chosen on the test set" in text
     assert "protocol ast, 3 steps" in text
-    assert "4 of the networks diverged and count as getting nothing right" in text
+    assert "4 of the networks diverged and count as 0 % accuracy" in text
     assert "evaluation steps 12/12" in err

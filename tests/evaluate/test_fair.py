@@ -250,7 +250,7 @@ def test_robust_scores_of_soft_labels_need_experts(
     make_artifact: MakeArtifact, tiny_data: str, trained: list[tuple[Any, ...]]
 ) -> None:
     config = EvalConfig(file=make_artifact(**SOFT), data=tiny_data, robust=True)
-    with pytest.raises(UserError, match="give the experts that make those with --experts"):
+    with pytest.raises(UserError, match="name an expert store for the soft labels with --experts"):
         evaluate_artifact(config)
     assert not trained
 

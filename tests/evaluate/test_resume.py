@@ -125,7 +125,7 @@ def test_other_settings_are_refused(
     assert len(before) == 8 + 2
     with pytest.raises(UserError, match=f"holds an evaluation with .*{field}.*repeat the flags"):
         evaluate_artifact(configure(out=tmp_path / "out", resume=True, **changes))
-    with pytest.raises(UserError, match="holds an evaluation already; add --resume to go on"):
+    with pytest.raises(UserError, match="holds an evaluation already; add --resume to continue it"):
         evaluate_artifact(config)
     assert {path: path.read_bytes() for path in config.out.rglob("*.json")} == before
 
@@ -148,7 +148,7 @@ def test_results_of_something_else_are_not_written_over(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "result.json").write_text("{}")
     for resume in (False, True):
-        with pytest.raises(UserError, match=r"has a result.json that is of no evaluation; choose"):
+        with pytest.raises(UserError, match=r"has a result.json that no evaluation wrote; choose"):
             evaluate_artifact(configure(out=tmp_path / "out", resume=resume))
     assert (tmp_path / "out" / "result.json").read_text() == "{}"
 
@@ -194,7 +194,7 @@ def test_the_time_is_up(
     out, err = capsys.readouterr()
     assert "stopped: 1 of 4 networks" in " ".join(out.split())
     folder = tmp_path / "distilled.eval"
-    assert f"stopped by --max-time; {folder} has 1 of 4 networks; go on with --resume" in err
+    assert f"stopped by --max-time; {folder} has 1 of 4 networks; continue with --resume" in err
     assert run(config, "--max-time", "1h") == 2
     assert "add --resume" in capsys.readouterr().err
     assert run(config, "--max-time", "1h", "--resume", "--json") == 75
@@ -216,5 +216,5 @@ def test_a_signal_shows_what_is_done_and_says_that_nothing_is_kept(
     assert run(configure()) == 143
     out, err = capsys.readouterr()
     assert ("distilled images" in out) == ("stopped: 1 of 4" in " ".join(out.split())) == shown
-    assert "stopped by SIGTERM; nothing was kept" in err and "go on with" not in err
+    assert "stopped by SIGTERM; nothing was kept" in err and "continue with" not in err
     assert os.listdir(tmp_path) == ["distilled.safetensors"]

@@ -172,7 +172,7 @@ def test_same_set_same_bytes(file, tmp_path, form) -> None:
 def test_nothing_is_written_over(file, tmp_path, form) -> None:
     out = tmp_path / "out.npz" if form == "npz" else tmp_path / "out.pt"
     out.write_text("mine")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         export(ExportConfig(file=file, to=form, out=out))
     assert out.read_text() == "mine"
 
@@ -224,4 +224,4 @@ def test_the_commands(file, distilled, tmp_path, capsys) -> None:
     assert main(["convert", str(file), "--out", str(tmp_path / "set")]) == 0
     assert "images.pt, labels.pt and lr.pt" in capsys.readouterr().out
     assert main(["convert", str(tmp_path / "set"), "--out", str(tmp_path / "x")]) == 2
-    assert "give also --data" in capsys.readouterr().err
+    assert "also give --data" in capsys.readouterr().err

@@ -104,7 +104,7 @@ def test_the_commands_take_a_store_of_lines(
     with pytest.raises(UserError, match="cannot be merged, because their waypoints"):
         merge([lines.path, store.path], tmp_path / "3")
     again = {**SMALL, "data": store.manifest["data"], "epochs": EPOCHS, "resume": True}
-    with pytest.raises(UserError, match="put together by `trajmatch store`"):
+    with pytest.raises(UserError, match="was made by `trajmatch store`"):
         train_experts(ExpertConfig(out=lines.path, **again))
     run: dict[str, Any] = {"iterations": 1, "student_steps": 1, "expert_epochs": 1}
     of_store, of_lines = (
@@ -129,8 +129,8 @@ def test_damage_is_found(stores: tuple[Store, Store], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "waypoints", "message"),
     [
-        ({}, "6,25", "--waypoints 6,25 should be numbers .* of the epochs 0 to 6, but has '25'"),
-        ({}, "two", "but has 'two'"),
+        ({}, "6,25", "--waypoints 6,25 should list epochs from 0 to 6 .*, but contains '25'"),
+        ({}, "two", "but contains 'two'"),
         ({"epochs": 1}, "1", "does not keep epoch 2"),
         ({"keep": "0-2"}, "2", "does not keep epoch 3"),
         ({"until_epoch": 3}, "2", "trained for the first 3 of 6 epochs"),

@@ -273,10 +273,10 @@ def test_lists_of_epochs(keep: str, epochs: list[int]) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"keep": "0-x"}, "--keep 0-x should be .*, but has '0-x'"),
-        ({"keep": "0-9"}, "--keep 0-9 should be .* of the epochs 0 to 2, but has '0-9'"),
-        ({"keep": "2-1"}, "--keep 2-1 should be .*, but has '2-1'"),
-        ({"alpha": 0.3}, "--alpha 0.3 is a part of GSAM, which --rho 0 leaves out"),
+        ({"keep": "0-x"}, "--keep 0-x should list .*, but contains '0-x'"),
+        ({"keep": "0-9"}, "--keep 0-9 should list epochs from 0 to 2 .*, but contains '0-9'"),
+        ({"keep": "2-1"}, "--keep 2-1 should list .*, but contains '2-1'"),
+        ({"alpha": 0.3}, "--alpha 0.3 has no effect, because --rho 0 turns GSAM off"),
         ({"rho": -0.1}, "--rho should be a finite number of at least 0"),
         ({"penalty": math.inf}, "--penalty should be a finite number of at least 0"),
         ({"lr_decay": 0.0}, "--lr-decay should be a finite number above 0"),

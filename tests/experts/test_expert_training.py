@@ -300,7 +300,7 @@ def test_existing_store_without_resume(make_config: MakeConfig, contents: Conten
     config = make_config(num_experts=1)
     train_experts(config)
     before = contents(config.out)
-    with pytest.raises(UserError, match="holds a store of experts already; add --resume"):
+    with pytest.raises(UserError, match="already contains an expert store; add --resume"):
         train_experts(config)
     assert contents(config.out) == before
 

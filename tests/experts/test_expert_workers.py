@@ -93,7 +93,7 @@ def test_ctrl_c_in_a_terminal(tmp_path: Path, tiny_data: str) -> None:
         out, err = process.communicate()
     assert process.returncode == 130
     assert out == ""
-    assert "stopped by SIGINT" in err and "go on with --resume" in err
+    assert "stopped by SIGINT" in err and "continue with --resume" in err
     assert "Traceback" not in err
 
 

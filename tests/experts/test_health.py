@@ -56,8 +56,8 @@ def test_healthy_experts_show_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sick", "said"),
     [
-        ({"displacement": [3.0, 0.002, 1.0, 1.0, 1.0, 1.0]}, "expert 1 moved in some epoch less"),
-        ({"displacement": [0.0] * EPOCHS}, "expert 1 moved in some epoch less"),
+        ({"displacement": [3.0, 0.002, 1.0, 1.0, 1.0, 1.0]}, "expert 1 moved in one epoch less"),
+        ({"displacement": [0.0] * EPOCHS}, "expert 1 moved in one epoch less"),
         ({"train_loss": [2.4, 2.5, 2.6, 2.7, 2.8, 9.0]}, "expert 1 diverged: .* lower --lr"),
         # It fell, but from where no expert gets that learns anything.
         (

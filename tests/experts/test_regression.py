@@ -104,7 +104,7 @@ def test_a_loss_that_does_not_fit_the_data_is_refused(
     config = make_config(loss="mse")
     with pytest.raises(UserError, match=r"--loss mse needs targets, .* npz:FILE\?targets=NAME"):
         train_experts(config)
-    with pytest.raises(UserError, match="--loss cross_entropy learns classes, but --data names"):
+    with pytest.raises(UserError, match="--loss cross_entropy needs class labels, but --data name"):
         train_experts(replace(config, loss="cross_entropy", data=target_data))
     assert not config.out.exists()
 

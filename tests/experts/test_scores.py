@@ -84,7 +84,7 @@ def test_scores_that_do_not_fit(
     score_images(ScoreConfig(store=store.path))
     dataset, file = load_dataset(make_config().data), path_beside(store.path)
     for wrong, message in (
-        ({}, "is there already"),
+        ({}, "already exists"),
         ({"out": out, "experts": 3}, "experts 3 is more than .* has: 2"),
         ({"out": out, "epoch": 7}, "epochs 0 to 2, but 7"),
         ({"out": out, "data": other_data}, "other images"),
@@ -95,7 +95,7 @@ def test_scores_that_do_not_fit(
     with pytest.raises(UserError, match=rf"{file} were computed for npz:.*tiny.*other.npz holds"):
         read_scores(file, load_dataset(other_data), NO_HOLDOUT, other_data)
     other = train_experts(make_config(out=tmp_path / "other", seed=1))
-    with pytest.raises(UserError, match=rf"{file} has the scores of other experts than .*other"):
+    with pytest.raises(UserError, match=rf"{file} was computed with other experts than .*other"):
         read_scores(file, dataset, NO_HOLDOUT, store=other)
     assert not out.exists()
 
@@ -133,7 +133,10 @@ def test_a_users_scores_of_any_type_are_the_same(
     for name, message in (
         ("bad.npy", "is damaged"),
         ("zip.npy", "is damaged or not a .npy file"),
-        ("a.safetensors", "takes a .npy file .*a.safetensors is .* not one that trajmatch wrote"),
+        (
+            "a.safetensors",
+            "should be a .npy file .*a.safetensors is .* not one that trajmatch wrote",
+        ),
         ("none.npy", "--scores: there is no .*none.npy; `trajmatch score STORE`"),
     ):
         with pytest.raises(UserError, match=message):
@@ -197,10 +200,10 @@ def test_experts_of_a_curriculum_are_the_same_in_every_way(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"curriculum": "0.5"}, "curriculum should be IR,AEE: a part"),
-        ({"curriculum": "0,5"}, "curriculum should be IR,AEE: a part"),
-        ({"curriculum": "nan,5"}, "curriculum should be IR,AEE: a part"),
-        ({"curriculum": "0.5,0"}, "curriculum should be IR,AEE: a part"),
+        ({"curriculum": "0.5"}, "curriculum should be IR,AEE: a fraction"),
+        ({"curriculum": "0,5"}, "curriculum should be IR,AEE: a fraction"),
+        ({"curriculum": "nan,5"}, "curriculum should be IR,AEE: a fraction"),
+        ({"curriculum": "0.5,0"}, "curriculum should be IR,AEE: a fraction"),
         ({"drop_easy": "40"}, "--drop-easy should be E:R"),
         ({"drop_easy": "1:0.1"}, "for epochs below 1, the last of --epochs 2"),
         ({"drop_easy": "4:1"}, "--drop-easy should be E:R"),
@@ -214,7 +217,7 @@ def test_experts_of_a_curriculum_are_the_same_in_every_way(
         ({"curriculum": "0.05,5"}, "no image of the 12 of class '0'"),
         (
             {"curriculum": "0.25,1", "batch_size": 8, **BATCH_NORM},
-            "batch of one of the 9 images",
+            r"a single image \(of 9\)",
         ),
     ],
 )
@@ -265,5 +268,5 @@ def test_a_distillation_begins_with_them(
     dataset = load_dataset(make_config().data)
     assert torch.equal(distilled.images, dataset.normalise(dataset.train_images[[30, 34, 32]]))
     for wrong in ({"init": "real", "init_beta": 1.0}, {"init": "real", "scores": scores_file}):
-        with pytest.raises(UserError, match="is for --init difficulty alone"):
+        with pytest.raises(UserError, match="applies only to --init difficulty"):
             config(**wrong)

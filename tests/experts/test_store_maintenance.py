@@ -74,7 +74,7 @@ def test_a_flipped_bit_of_the_manifest_is_found(store: Store) -> None:
     path.write_text(text.replace('"num_experts": 3', '"num_experts": 2'))
     (verdict,) = verify(store.path)
     assert verdict.status == "damaged" and "remove its entry 'checksum'" in verdict.detail
-    with pytest.raises(UserError, match="does not fit its checksum"):
+    with pytest.raises(UserError, match="does not match its checksum"):
         Store.open(store.path)
 
 
@@ -154,7 +154,7 @@ def test_trimmed_to_others_says_where_they_come_from(
     assert trimmed.manifest["sources"] == [{"seed": 0, "expert": 1}, {"seed": 0, "expert": 2}]
     assert torch.equal(trimmed.snapshot(1, 2), store.snapshot(2, 2))
     assert trimmed.metrics(0) == store.metrics(1)
-    with pytest.raises(UserError, match="put together by `trajmatch store`"):
+    with pytest.raises(UserError, match="was made by `trajmatch store`"):
         train(trimmed.path, tiny_data, num_experts=2, resume=True)
     again = trim(trimmed.path, tmp_path / "again", experts="1")
     assert again.manifest["sources"] == [{"seed": 0, "expert": 2}]
@@ -163,10 +163,13 @@ def test_trimmed_to_others_says_where_they_come_from(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"experts": "0-3"}, "--experts 0-3 should be .* of the experts 0 to 2, but has '0-3'"),
+        (
+            {"experts": "0-3"},
+            "--experts 0-3 should list experts from 0 to 2 .*, but contains '0-3'",
+        ),
         ({"experts": "1"}, "has no expert 1"),
-        ({"keep": "0,3"}, "--keep 0,3 should be .* of the epochs 0 to 2, but has '3'"),
-        ({"keep": "x"}, "--keep x should be .*, but has 'x'"),
+        ({"keep": "0,3"}, "--keep 0,3 should list epochs from 0 to 2 .*, but contains '3'"),
+        ({"keep": "x"}, "--keep x should list .*, but contains 'x'"),
     ],
 )
 def test_trim_refuses_what_is_not_there(
@@ -184,7 +187,7 @@ def test_a_failure_leaves_nothing(store: Store, tmp_path: Path) -> None:
         trim(store.path, tmp_path / "trimmed")
     assert os.listdir(tmp_path) == ["store"]
     (tmp_path / "there").mkdir()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         trim(store.path, tmp_path / "there")
 
 

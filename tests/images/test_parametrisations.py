@@ -136,7 +136,7 @@ def test_images_of_a_budget(spec: str, ipc: int, shape: tuple[int, ...], count: 
         ),
         ("upsample:factor=8", 1, SHAPE, "sides are multiples of 8, but they are 8 x 4"),
         ("frequency:coefficients=1.5", 1, SHAPE, "coefficients should be a whole number"),
-        ("frequency:coefficients=33", 1, SHAPE, r"are more than an image of 8 x 4 has \(32\)"),
+        ("frequency:coefficients=33", 1, SHAPE, "exceeds the 32 pixels of an image of 8 x 4"),
         ("implicit:width=0", 1, SHAPE, "--images implicit: width should be a whole number"),
         ("implicit:w0=0", 1, SHAPE, "w0 should be a finite number above 0"),
         ("implicit:steps=-1", 1, SHAPE, "steps should be a whole number of at least 0"),
@@ -144,8 +144,8 @@ def test_images_of_a_budget(spec: str, ipc: int, shape: tuple[int, ...], count: 
             "implicit:width=20",
             1,
             SHAPE,
-            "implicit:width=20,layers=2 stores 543 values for each image, but --ipc 1 pays for 96 "
-            r"in a class \(1 x 96\); take --ipc 6 or more, or a smaller",
+            "implicit:width=20,layers=2 stores 543 values for each image, but the budget of --ipc "
+            r"1 is 96 values per class \(1 x 96\); take --ipc 6 or more, or a smaller",
         ),
         ("palette:colours=1", 1, SHAPE, "colours should be a whole number of at least 2 and"),
         ("palette:colours=257", 1, SHAPE, "colours should be .*and at most 256, but is 257"),

@@ -53,20 +53,20 @@ def test_only_a_batch_of_one_is_refused(count: int, size: int | None, fits: bool
     if fits:
         networks.check_batches(model, count, size, "--size")
         return
-    with pytest.raises(ValueError, match=rf"--size {size} .* one of the {count} .* --size \d+$"):
+    with pytest.raises(ValueError, match=rf"--size {size} .* image \(of {count}\), .* --size \d+$"):
         networks.check_batches(model, count, size, "--size")
     alone = networks.build(networks.specify("convnet:batch,width=2,depth=1", 1, 3, 8))
     networks.check_batches(alone, count, size, "--size")
 
 
 def test_experts_say_so_before_anything_is_written(data: str, tmp_path: Path) -> None:
-    message = r"--batch-size 16 makes a batch of one of the 33 images, .* e\.g\. --batch-size 15$"
+    message = r"--batch-size 16 leaves .* a single image \(of 33\), .* e\.g\. --batch-size 15$"
     with pytest.raises(UserError, match=message):
         experts(data, tmp_path / "store", batch_size=16)
     assert not (tmp_path / "store").exists()
     # Images that are held out do not count: 24 are left.
     experts(data, tmp_path / "store", batch_size=16, holdout=0.25)
-    with pytest.raises(UserError, match="one of the 24 images"):
+    with pytest.raises(UserError, match=r"a single image \(of 24\)"):
         experts(data, tmp_path / "other", batch_size=23, holdout=0.25)
 
 
@@ -77,9 +77,9 @@ def test_networks_that_train_on_one_image_still_do(data: str, tmp_path: Path) ->
 
 def test_distillations_say_so_before_the_first_step(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "d.safetensors"
-    with pytest.raises(UserError, match=r"^--batch-syn 2 .* of the 3 images, .* --batch-syn 3$"):
+    with pytest.raises(UserError, match=r"^--batch-syn 2 .* image \(of 3\), .* --batch-syn 3$"):
         distill(configuration(store, out, batch_syn=2))
-    with pytest.raises(UserError, match=r"^the batch size of --eval-protocol, 128 .* the 129 im"):
+    with pytest.raises(UserError, match=r"^the batch size of --eval-protocol, 128 .* \(of 129\)"):
         distill(configuration(store, out, ipc=43, init="noise", eval_every=1, eval_protocol="datm"))
     assert not [*tmp_path.iterdir()]
 
@@ -98,7 +98,7 @@ def test_evaluations_say_so_before_the_first_network(
         def update(self, done: int, **numbers: float) -> None:
             trained.append(done)
 
-    with pytest.raises(UserError, match=r"--batch-size 16 .* of the 33 images, .* --batch-size 15"):
+    with pytest.raises(UserError, match=r"--batch-size 16 .* image \(of 33\), .* --batch-size 15"):
         evaluate_artifact(EvalConfig(**small, whole_real=True), Progress())
     assert trained == []
     # Two steps do not come to the last batch.

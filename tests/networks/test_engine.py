@@ -164,7 +164,7 @@ def test_chains_go_through_the_cpu_engine_a_few_images_at_a_time(
 def test_the_batch_of_a_batch_norm_is_not_divided(divided: dict[str, Any]) -> None:
     model = networks.build(networks.specify("convnet:batch,width=4,depth=1", 3, 5, 8))
     assert ops.engine_for(model) == "engine"
-    with pytest.raises(ValueError, match="be None for a network whose logits of an image depend"):
+    with pytest.raises(ValueError, match="be None for a network that mixes the images of a batch"):
         ops.unroll(
             model,
             networks.flat_parameters(model),

@@ -263,7 +263,7 @@ def test_a_backward_pass_outside_of_the_graph_is_refused() -> None:
     ("model", "kind", "match"),
     [
         (lambda: nn.DataParallel(perceptron()), TypeError, "DataParallel; pass model.module"),
-        (lambda: torch.jit.script(perceptron()), TypeError, "ScriptModule; pass the one"),
+        (lambda: torch.jit.script(perceptron()), TypeError, "ScriptModule; pass the module"),
         (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), ValueError, "the lazy 1.weight"),
         (lambda: torch.relu, TypeError, "model to be a torch.nn.Module, but got"),
         (lambda: perceptron().requires_grad_(False), ValueError, "to have parameters to train"),

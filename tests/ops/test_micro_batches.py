@@ -75,7 +75,7 @@ def test_parts_that_hold_all_images_change_nothing(device: torch.device) -> None
 
 @pytest.mark.parametrize("name", ["convnet:batch,width=4,depth=2", "resnet18:batch,width=4"])
 def test_a_batch_norm_is_refused(name: str, device: torch.device) -> None:
-    with pytest.raises(ValueError, match="depend on the others of its batch, as batch norm's"):
+    with pytest.raises(ValueError, match="mixes the images of a batch, as batch norm does"):
         results(name, device, micro_batch=2)
     results(name, device, micro_batch=5)  # no batch is parted
 

@@ -175,13 +175,13 @@ def own_generator() -> Callable[[Tensor, int], Tensor]:
 
 @pytest.mark.parametrize("model", [Normed(), ConvNet(3, 4, 8, 4, 2)], ids=["autograd", "engine"])
 def test_an_augmentation_that_cannot_be_repeated_is_an_error(model: nn.Module) -> None:
-    with pytest.raises(RuntimeError, match="expected step 0 to give in the backward pass"):
+    with pytest.raises(RuntimeError, match="expected step 0 of the backward pass to repeat"):
         gradients(ops.unroll, model, augment=own_generator())
 
 
 def test_a_network_that_cannot_be_repeated_is_an_error() -> None:
     model = Normed()
-    with pytest.raises(RuntimeError, match="draws random numbers from a generator of its own"):
+    with pytest.raises(RuntimeError, match="or they use a private random generator"):
         gradients(ops.unroll, model, lambda model, batches: setattr(model, "draw", lambda: 1.05))
 
 

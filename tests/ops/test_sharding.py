@@ -163,7 +163,7 @@ def test_a_function_that_is_not_dsa_is_refused() -> None:
 
 def test_batch_norm_is_refused() -> None:
     model = networks.ConvNet(1, CLASSES, SIZE, 4, 2, norm="batch").double()
-    with pytest.raises(ValueError, match=r"shards to be None .* as batch norm's do"):
+    with pytest.raises(ValueError, match=r"shards to be None .* as batch norm does"):
         Threads(2).run(lambda shards: derivatives(copy.deepcopy(model), False, shards=shards))
 
 

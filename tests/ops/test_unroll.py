@@ -333,7 +333,7 @@ def test_errors_say_what_came(device: torch.device, augment: Any) -> None:
             assert ops.unroll(model, **leaves, batches=batches + shift).isnan().any()
     raises(ValueError, "expected batches to have 2 dimensions", batches=batches[0])
     raises(ValueError, "expected every batch to have 1 dimension", batches=[batches])
-    raises(ValueError, "expected steps to name at least one", steps=[])
+    raises(ValueError, "expected steps to have at least one", steps=[])
     raises(ValueError, r"lr to have shape \[\], \[2\].*, but got \[1\]", lr=leaves["lr"][None])
     raises(ValueError, "expected tape_bytes to be at least 0, but got -1", tape_bytes=-1)
 

@@ -112,8 +112,8 @@ def test_errors_of_torch_say_what_to_do() -> None:
     gloo = "[/src/pair.cc:537] Read error [10.0.0.1]:51355: Connection reset by peer. Advice."
     with pytest.raises(LostRank) as error, answering():
         raise RuntimeError(gloo)
-    assert "Read error [10.0.0.1]:51355: Connection reset by peer. What was" in str(error.value)
-    assert "go on with --resume" in str(error.value)
+    assert "Read error [10.0.0.1]:51355: Connection reset by peer. All files" in str(error.value)
+    assert "continue with --resume" in str(error.value)
 
 
 class Others(Ranks):

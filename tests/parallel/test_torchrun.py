@@ -119,7 +119,7 @@ def test_a_killed_process_ends_all_and_torchrun_starts_them_again(
     # The other one ends by the loss of the first or by torchrun's signal, perhaps before it can say
     # so; nothing is said twice.
     said = sum(map(done.stderr.count, ("trajmatch: error:", "trajmatch: stopped by")))
-    assert said == done.stderr.count("go on with --resume") <= 1
+    assert said == done.stderr.count("continue with --resume") <= 1
     assert "distill 6/10" in done.stderr  # the second life begins at the last checkpoint
     assert done.stdout.count("6 images, step size") == 1
     monkeypatch.syspath_prepend(tmp_path)

@@ -73,7 +73,7 @@ def test_a_gain_says_its_error(folder: Path, tmp_path: Path) -> None:
     ("losses", "words"),
     [
         ([0.8] * 10 + [0.5] * 10, "as low as in runs that gained 17 to 22 points"),
-        ([0.9] * 10 + [0.7] * 10, "goes a part of the way"),
+        ([0.9] * 10 + [0.7] * 10, "moves part of the way"),
         ([1.0] * 10 + [0.95] * 10, "moves a little"),
         ([1.0] * 20, "did not move towards the expert"),
         ([1.0] * 10 + [3.0] * 10, "ends farther from the expert than it started"),
@@ -92,7 +92,7 @@ def test_the_runs_that_are_published_are_called_as_they_came_out() -> None:
         for run in (each for runs in cells.values() for each in runs):
             if run.get("matching_loss"):
                 said = verdict(run["matching_loss"], {**SETTINGS, "terms": terms})
-                good = "goes a part of the way" if method == "AST" else "as low as in runs"
+                good = "moves part of the way" if method == "AST" else "as low as in runs"
                 assert good in said, (method, said)
 
 

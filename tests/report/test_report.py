@@ -175,7 +175,7 @@ def test_refused_and_skipped_updates_are_counted(artifact_path: Path, tmp_path: 
     content = report(artifact_path, tmp_path, log=log)
     counts = dict(re.findall(r"<th scope=\"row\">([^<]*)</th><td>(\d+)</td>", content))
     assert counts["refused: &lt;i&gt;cause&lt;/i&gt;"] == counts["refused"] == "2"
-    assert counts["left out for their loss (--skip-above)"] == str(skipped) != "0"
+    assert counts["skipped because of their loss (--skip-above)"] == str(skipped) != "0"
     assert counts["applied"] == str(9 - 2 - skipped)
 
 

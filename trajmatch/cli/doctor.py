@@ -20,14 +20,14 @@ DISPATCH_KEYS = ("CPU", "CUDA", "Meta", "Autograd")  # Meta: shapes only, for to
 
 @dataclass(frozen=True)
 class DoctorConfig(Settings):
-    """Say what is installed and what was built, and test the operators for a few seconds."""
+    """Report the installation and the build, and test the operators (a few seconds)."""
 
     json: bool = False
     """Print JSON instead of a text."""
     network: str | None = None
-    """Look at this network instead: what runs each layer, and whether it can be a student."""
+    """Examine this network instead: how each layer runs, and if the network can be distilled."""
     data: str | None = None
-    """Data set that the network is for, in place of the three sizes below."""
+    """Take image size, channels and classes from this data set."""
     image_size: PositiveInt = 32
     """Side of the network's images in pixels."""
     channels: PositiveInt = 3
@@ -127,7 +127,9 @@ def as_text(report: dict[str, Any]) -> str:
     for each in report["self_test"]:
         failed = "" if each["passed"] else "FAILED"
         self_test.append((each["case"], each["device"], f"{each['error']:.1e}", failed))
-    verdict = "All is well" + (", but for the GPU: see above." if report["faults"] else ".")
+    verdict = "All is well."
+    if report["faults"]:
+        verdict = "All tests passed, but a GPU cannot be used (see above)."
     return "\n".join(
         [
             ", ".join(f"{name} {version}" for name, version in report["versions"].items()),

@@ -106,7 +106,7 @@ def _caption(result: dict[str, Any], diverged: int) -> str:
         f"iterate: {result['selection']}",
     ]
     if "test_max" in result["distilled"]:
-        sentences.append("the maximum over the tests is chosen on the test set and is no estimate")
+        sentences.append("the maximum is chosen on the test set, so it overestimates the accuracy")
     if "unfinished" in result:
         sentences.append("stopped: {done} of {of} networks".format(**result["unfinished"]))
     if result["k_center_features"]:
@@ -116,7 +116,7 @@ def _caption(result: dict[str, Any], diverged: int) -> str:
     if "errors" in result["distilled"]:
         sentences.append("errors are mean squared errors of the targets")
     if diverged:
-        count = "of outputs 0" if "errors" in result["distilled"] else "getting nothing right"
+        count = "outputs of 0" if "errors" in result["distilled"] else "0 % accuracy"
         sentences.append(f"{diverged} of the networks diverged and count as {count}")
     return "; ".join(sentences)
 

@@ -33,13 +33,13 @@ COMMANDS = {
     "store": Command("check, list, cut down, merge or convexify stores of experts"),
     "score": Command("score real images by how hard they are for experts (EL2N)"),
     "show": Command("draw distilled images as a picture or an animation"),
-    "report": Command("what a run did and what came of it, as one HTML file"),
+    "report": Command("write a report of a run as one HTML file"),
     "convert": Command("convert files of the papers' scripts to ours, and back"),
     "export": Command("write distilled images in a form that other programs read"),
-    "run": Command("experts, distillation and evaluation of a recipe, in one folder", True),
+    "run": Command("run all stages of a recipe in one folder", True),
     "recipes": Command("list the recipes of published results, or explain one"),
-    "demo": Command("all of it in two minutes, on data that is included", True),
-    "doctor": Command("what is installed, what was built, and whether it works"),
+    "demo": Command("run every stage in two minutes, on included data", True),
+    "doctor": Command("report on the installation and test it"),
 }
 
 # Number of times that an OpenMP thread polls before it sleeps. A student step is many short
@@ -92,7 +92,7 @@ def _main(arguments: list[str]) -> int:
         if not is_out_of_memory(error):
             raise
         reason = next(iter(str(error).splitlines()), "an allocation failed")
-        return _fail(f"there is not enough memory ({reason}); ask for less, or free some")
+        return _fail(f"out of memory ({reason}); use smaller settings or free some memory")
     except ImportError as error:
         # Any other failed import is a bug and keeps its traceback.
         if error.name != "trajmatch._C":
@@ -101,11 +101,13 @@ def _main(arguments: list[str]) -> int:
     except interruption.Interrupted as stop:
         if _leaves_message():
             return stop.status
-        kept = stop.kept or "what was written is whole"
+        kept = stop.kept or "the files written so far are complete"
         message = f"stopped by {stop.cause}; {kept}"
         return _stopped(message, arguments, stop.status, stop.resumes)
     except KeyboardInterrupt:  # the second ctrl-C, or the only one outside of a command
-        return _stopped("interrupted; what was written is whole", arguments, INTERRUPTED)
+        return _stopped(
+            "interrupted; the files written so far are complete", arguments, INTERRUPTED
+        )
     except BrokenPipeError:
         _give_up_output()
         return BROKEN_PIPE
@@ -212,7 +214,7 @@ trajmatch COMMAND --help shows the arguments of a command, --version the release
 
 def _stopped(message: str, arguments: Sequence[str], status: int, resumes: bool = True) -> int:
     command = COMMANDS.get(arguments[0]) if arguments else None
-    advice = "; go on with --resume" if command and command.resumes and resumes else ""
+    advice = "; continue with --resume" if command and command.resumes and resumes else ""
     print(f"\ntrajmatch: {message}{advice}", file=sys.stderr)
     return status
 

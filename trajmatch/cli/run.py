@@ -33,7 +33,7 @@ _STAGES = {name: config for name, (_, config) in SECTIONS.items()}
 class RunConfig(RunOptions):
     """Run a recipe from real images to accuracy: experts, distillation and evaluation.
 
-    Flags of the stages need their prefix only where two stages have the same: --ipc 5 is
+    A flag needs the prefix of its stage only if two stages have that flag: --ipc 5 is
     --distill.ipc 5, but --expert.epochs and --evaluate.epochs differ.
     """
 
@@ -43,13 +43,13 @@ class RunConfig(RunOptions):
     out: Path
     """Folder for the experts, the distilled set, the pictures, summary.json and report.html."""
     experts: Path | None = None
-    """Store of experts that are there already, e.g. of an earlier run: they are used as they are,
-    and none are trained. Default: train them as the recipe says."""
+    """Existing expert store, e.g. of an earlier run, to use instead of training experts. Default:
+    train them as the recipe says."""
     full_experts: bool = False
     """Train the experts to their last epoch, not only as far as the distillation reads them."""
     data: str | None = None
-    """Data set, e.g. cifar10:ROOT or imagefolder:PATH. Default: that of the recipe, looked for
-    where TRAJMATCH_DATA points."""
+    """Data set, e.g. cifar10:ROOT or imagefolder:PATH. Default: the recipe's data set, searched for
+    in TRAJMATCH_DATA."""
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -186,10 +186,11 @@ def _parse(
     # Reject flags for the training of experts if the run trains none: they would be ignored.
     if stages["expert"] and (has_experts or not _needs_experts(chosen["distill"])):
         name = next(iter(stages["expert"]))
-        why = "--experts has some that are trained" if has_experts else "this run has none"
+        why = "--experts names a trained store" if has_experts else "this run trains none"
         meant = f" (did you mean --distill.{name.replace('_', '-')}?)" if name in _SHARED else ""
         raise UserError(
-            f"{flag(name)} is for the training of experts, and {why}; leave one of them out{meant}"
+            f"{flag(name)} applies only when experts are trained, but {why}; leave one of them out"
+            f"{meant}"
         )
     config = RunConfig(**{**own_defaults, **own})
     return config, chosen

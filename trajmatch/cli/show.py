@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig(Settings):
-    """Draw the images of a distilled set, one row per class, or how they came about."""
+    """Draw a distilled set, one row per class, or its development over the iterations."""
 
     file: Path
     """The distilled set, a file that `trajmatch distill` wrote."""
@@ -31,8 +31,8 @@ class ShowConfig(Settings):
     snapshots: Path | None = None
     """Images over the iterations. Default: the file that `trajmatch distill` put beside the set."""
     frame_seconds: Annotated[float, Meta(ge=0.02, le=655)] = 0.5
-    """How long an image of the animation stays; the last stays four times as long. No viewer shows
-    a GIF faster than 0.02."""
+    """Seconds per frame; the last frame stays four times as long. At least 0.02, the limit of GIF
+    viewers."""
     clip: Literal["sigma", "unit"] = "sigma"
     """sigma shows 2.5 standard deviations around the mean, unit the pixel values 0 to 1."""
     scale: PositiveInt | None = None

@@ -25,12 +25,12 @@ class VerifyConfig:
     paths: tuple[Path, ...]
     """Stores or files."""
     quiet: bool = False
-    """Name only what is damaged or missing."""
+    """Print only damaged and missing files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListConfig:
-    """Show what is in stores of experts, and how healthy the experts are."""
+    """List the contents of expert stores, with warnings about unhealthy experts."""
 
     paths: tuple[Path, ...]
     """Stores."""
@@ -38,21 +38,21 @@ class ListConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrimConfig:
-    """Write a smaller store, with some of the epochs theta*_t and experts of another one."""
+    """Write a smaller store with some of the epochs and experts of a store."""
 
     path: Path
     """The store, which stays as it is."""
     out: Path
     """The new store: a folder that does not exist."""
     keep: str = "all"
-    """Epochs t whose parameters theta*_t are kept, e.g. 0-22; the last one is kept always."""
+    """Epochs t whose parameters theta*_t are kept, e.g. 0-22; the last epoch is always kept."""
     experts: str = "all"
     """Numbers of the experts to keep, e.g. 0-49,60."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig:
-    """Put the experts of several stores that differ in seeds and numbers alone into one."""
+    """Merge stores that differ only in seeds and numbers of experts."""
 
     paths: tuple[Path, ...]
     """The stores, which stay as they are."""

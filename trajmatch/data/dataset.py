@@ -263,7 +263,7 @@ def _check_images(what: str, images: Tensor, training: Tensor) -> None:
         )
     if images.ndim != 4 or images.numel() == 0 or shape[2] != shape[3]:
         raise UserError(
-            f"{what} should be square, [N, C, S, S], and at least one, but have shape {shape}; "
+            f"{what} should be at least one square image, [N, C, S, S], but have shape {shape}; "
             "crop or resize them"
         )
     if images.shape[1:] != training.shape[1:]:
@@ -318,7 +318,8 @@ def check_class_names(what: str, class_names: Sequence[str]) -> None:
         check_text(f"{what}: the class name", name)
         if not name or name in names[:index]:
             raise UserError(
-                f"{what}: every class needs a name of its own, but class {index} is called {name!r}"
+                f"{what}: class names must be unique and not empty, but class {index} is called "
+                f"{name!r}"
             )
 
 
@@ -348,7 +349,7 @@ def check_same_data(
     # Same classes and shape: only the fingerprints can show the difference.
     if _told(known, given) == _told(given, known):
         marks = [f"{each['fingerprint'][:16]}..." for each in (given, known)]
-        has, got = "", f"holds other images (fingerprint {' instead of '.join(marks)})"
+        has, got = "", f"holds other images (fingerprint {', expected '.join(marks)})"
     raise UserError(f"{made} {first}{has}, but {second} {got}; give the same data with --data")
 
 

@@ -31,9 +31,9 @@ _GREY = ("1", "L", "LA")
 # Pillow modes with one channel of 16 bits or more, or floating point.
 _DEEP = ("I", "F")
 # Warnings about information that the default options drop, as torchvision does.
-_TURNED = "are not upright, by their EXIF data, and are left so; ?exif=turn turns them"
-_TRANSPARENT = "are transparent in places, where the colour below shows; ?alpha=white covers it"
-_DEEPER = "have values above 255, which become 255; ?bits=scale takes the upper 8 of 16 bits"
+_TURNED = "have an EXIF orientation that is ignored; ?exif=turn applies it"
+_TRANSPARENT = "have transparent pixels whose alpha is dropped; ?alpha=white puts them on white"
+_DEEPER = "have values above 255, which are clipped; ?bits=scale takes the upper 8 of 16 bits"
 _ORIENTATION = 0x0112  # EXIF tag
 # Pillow's limit for decoding: twice its Image.MAX_IMAGE_PIXELS.
 _MOST_PIXELS = 178_956_970
@@ -141,8 +141,8 @@ def to_array(
         resized = size * width // shorter, size * height // shorter
         if math.prod(resized) > _MOST_PIXELS and options.large == "refuse":
             raise UserError(
-                f"{what} is {width} x {height} pixels, which is too long to be resized to {size}; "
-                "crop it"
+                f"{what} is {width} x {height} pixels, and its aspect ratio is too large to resize "
+                f"it to {size}; crop it"
             )
         image = image.resize(resized, Image.Resampling.BILINEAR)
         left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
@@ -211,7 +211,7 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
     except _UNREADABLE as error:
         cause = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{picture} cannot be read as an image ({cause}); mend it or move it away, or add "
+            f"{picture} cannot be read as an image ({cause}); repair or remove it, or add "
             "?large=allow to the data's address if it is only too large and you trust it"
         ) from error
 

@@ -57,14 +57,14 @@ def split_parts(
     one image on both sides; a class with a single image raises UserError.
     """
     part = TEST_FRACTION if fraction is None else fraction
-    told = f"{what} has no test images, and to take {part:g} of the others"
+    told = f"{what} has no test images, and a test fraction of {part:g}"
     # The seed is always 0, so that all runs have the same test set.
     train, test = _draw(told, labels, names, part, 0, "test split", 1)
     if fraction is None:
         warn(
             f"{what} has no test images: {len(test)} of its {len(labels)} images, the same "
-            "ones every time, are used for testing and not for training; ?test=FRACTION sets "
-            f"another part than {TEST_FRACTION:g} aside"
+            "ones every time, are used for testing and not for training; ?test=FRACTION chooses "
+            f"another fraction than {TEST_FRACTION:g}"
         )
     return train, test
 

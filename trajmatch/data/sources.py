@@ -132,7 +132,8 @@ def _warn_of_untested(dataset: Dataset) -> None:
     tested = set(dataset.test_labels.unique().tolist())
     lacking = [name for label, name in enumerate(dataset.class_names) if label not in tested]
     if lacking:
-        told = f"no test image is of class {', '.join(lacking[:3])} ({len(lacking)} lack any)"
+        names = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+        told = f"{len(lacking)} of {dataset.num_classes} classes have no test images: {names}"
         warn(f"data set {dataset.name}: {told}")
 
 
@@ -207,7 +208,7 @@ def say_other_data(given: str, wanted: str, recipe: str) -> None:
     """Warn that a recipe is used with the data set ``given`` instead of ``wanted``."""
     warn(
         f"recipe {recipe} is for the data set {wanted}, but the data is {given}: its settings may "
-        "not fit, and a published accuracy is not of this data"
+        "not fit, and the published accuracy does not apply to this data"
     )
 
 

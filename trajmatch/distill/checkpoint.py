@@ -56,11 +56,13 @@ def load(path: Path, problem: Problem) -> State:
         )
     found = description.get("identity")
     if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged (it belongs to no run); remove it to start again")
+        raise UserError(
+            f"{path} is damaged (it holds no settings of a run); remove it to start again"
+        )
     # A resumed run may be longer than first planned.
     check_same_run(path, found, problem.identity, ignore=("iterations",))
     kinds = (KeyError, ValueError, RuntimeError)
-    with as_user_error(f"{path} is damaged (", *kinds, advice="); remove it to start afresh"):
+    with as_user_error(f"{path} is damaged (", *kinds, advice="); remove it to start again"):
         if version == _OLD_VERSION:
             tensors, description = _of_0_1(tensors, description)
         progress = msgspec.convert(description["progress"], Progress)
@@ -94,9 +96,9 @@ def check_same_run(
     for name in sorted(found.keys() | wanted.keys()):
         if name not in ignore and found.get(name) != wanted.get(name):
             raise UserError(
-                f"--resume: {path} was made with {name} = {found.get(name)}, but "
-                f"{name} = {wanted.get(name)} is asked for; repeat the settings it was made with, "
-                "or choose another --out"
+                f"--resume: {path} was made with {name} = {found.get(name)}, but this run has "
+                f"{name} = {wanted.get(name)}; repeat the settings it was made with, or choose "
+                "another --out"
             )
 
 

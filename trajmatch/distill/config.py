@@ -61,7 +61,7 @@ class MatchTrajectorySettings(Settings):
     """Threshold of the class activation map, from 0 to 1. Default: the map's mean over the image
     (EDF writes 0 for this)."""
     mask_every: PositiveInt = 100
-    """Number of iterations after which the maps are recomputed from the current images (EDF:
+    """Iterations between updates of the maps, which are computed from the current images (EDF:
     interval, 50 to 200)."""
 
 
@@ -70,7 +70,7 @@ class TrainAndTestSettings(Settings):
     """Settings that apply only to --objective train-and-test."""
 
     window: PositiveInt = 60
-    """W: number of last student steps that are differentiated (RaT-BPTT: window)."""
+    """W: the last W student steps are differentiated (RaT-BPTT: window)."""
     steps_before: str = "0:140"
     """K0:K1, or one number: the student takes K steps before the window, K drawn uniformly from
     K0..K1 (RaT-BPTT: minwindow, and totwindow - window)."""
@@ -149,7 +149,8 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     """Parametrisation of the images: pixels, flip (adds mirror images), upsample (smaller images,
     resized), frequency (coefficients of the cosine transform), implicit (one sine network per
     image), palette (few colours), or package.module:NAME for your own. Settings follow after a
-    colon (upsample:factor=2). There are as many images as the values of --ipc images pay for."""
+    colon (upsample:factor=2). The number of images per class is the largest that fits the storage
+    of --ipc pixel images."""
     freeze: NonNegative = 0
     """Number of images per class, counted from the first, that are not learned; below 1, a fraction
     of them (SelMatch: 1 - alpha)."""
@@ -174,7 +175,7 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     momentum_label: Fraction = 0.9
     """SGD momentum of soft labels (DATM: Momentum_y)."""
     ema: Fraction = 0.0
-    """beta: decay of a moving average of the images, which is what is evaluated and written (FTD:
+    """beta: decay of a moving average of the images; the average is evaluated and written (FTD:
     ema_decay). 0: no averaging."""
     dsa: str | None = None
     """A: differentiable augmentation of student batches (MTT: dsa_strategy). Default: the experts'
@@ -192,9 +193,9 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     eval_seeds: PositiveInt = 3
     """Networks to train per evaluation (MTT: num_eval)."""
     eval_epochs: PositiveInt = 1000
-    """Epochs to train each of these networks (MTT: epoch_eval_train)."""
+    """Epochs to train each evaluation network (MTT: epoch_eval_train)."""
     eval_protocol: Literal["mtt", "datm", "ast", "rat"] = "mtt"
-    """Protocol for training and testing them, as in `trajmatch eval --protocol`."""
+    """Protocol of the evaluations, as in `trajmatch eval --protocol`."""
 
     def __post_init__(self) -> None:
         """Check the types and the consistency of the settings."""
@@ -220,7 +221,9 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
             raise UserError("--mask-threshold and --mask-every need --mask-gradient")
         for name, init in (("init_clusters", "representative"), ("init_beta", "difficulty")):
             if getattr(self, name) is not None and self.init != init:
-                raise UserError(f"{flag(name)} is for --init {init} alone; leave one of them out")
+                raise UserError(
+                    f"{flag(name)} applies only to --init {init}; leave one of them out"
+                )
         if self.select != "last" and self.eval_every == 0:
             raise UserError(
                 f"--select {self.select} chooses among evaluated iterates, but --eval-every is 0; "
@@ -278,8 +281,8 @@ class DistillConfig(RunOptions, DistillSettings):
     out: Path
     """File of the distilled set: images, labels, step size, and everything needed to use them."""
     data: str | None = None
-    """Real images, if they are not where the store says; without --experts the data set, by
-    default the shipped fashion-mnist-mini."""
+    """Data set. With --experts, needed only if the data have moved. Default without --experts: the
+    shipped fashion-mnist-mini."""
     keep_rendered: bool = False
     """Store the rendered images beside their parameters, for programs that cannot render them.
     Always on for package.module:NAME."""
@@ -299,9 +302,9 @@ class DistillConfig(RunOptions, DistillSettings):
     """Number of times to save the current images, for `trajmatch report` and `trajmatch show`, to a
     file beside the distilled set. 0: never."""
     tensorboard: Path | None = None
-    """Folder for TensorBoard, to log the metrics there too."""
+    """Also write the metrics for TensorBoard, to this folder."""
     wandb: str | None = None
-    """Weights & Biases project, to log the metrics there too."""
+    """Also send the metrics to this Weights & Biases project."""
     seed: Count = 0
     """Seed of every random draw of this run."""
     resume: bool = False
@@ -342,12 +345,12 @@ class DistillConfig(RunOptions, DistillSettings):
         # The experts were trained with one network and preprocessing, which cannot change now.
         for name in () if self.experts is None else self.chosen(NetworkSettings):
             raise UserError(
-                f"{flag(name)} is decided by the store that --experts names; leave it out"
+                f"{flag(name)} is fixed by the store given with --experts; leave it out"
             )
         if self.init_from is not None and self.init_clusters is not None:
             raise UserError("--init-clusters is not for --init-from; leave one of them out")
         if self.scores is not None and self.init != "difficulty":
-            raise UserError("--scores is for --init difficulty alone; leave one of them out")
+            raise UserError("--scores applies only to --init difficulty; leave one of them out")
         if self.init_from is None and (self.labels, self.init) == ("soft", "noise"):
             raise UserError(
                 "--labels soft starts from the experts' logits for the initial images, which mean "

@@ -75,7 +75,7 @@ def find_fault(
 
 def _fault_of(name: str, old: OuterParameter, new: OuterParameter) -> Fault | None:
     if new.optimiser is None:  # a constant; infinity is allowed
-        undefined = Fault(f"{_words(name)} would be NaN", "see the matching term of your own")
+        undefined = Fault(f"{_words(name)} would be NaN", "check your own matching term")
         return undefined if new.value.isnan().any() else None
     before, after, remedy = old.value, new.value, f"lower {new.optimiser.flag}"
     # The comparisons below are negated (`not >=`), because a comparison with NaN is false.

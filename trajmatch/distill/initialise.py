@@ -194,7 +194,7 @@ def initial_parameters(
     parameters = {name: tensor.detach().clone() for name, tensor in found.items()}
     # `of_images` leaves out names with another meaning, such as "labels".
     if taken := parameters.keys() - {*of_images(parameters)}:
-        raise UserError(f"--images {spec}: the name {taken.pop()!r} is taken; choose another")
+        raise UserError(f"--images {spec}: the name {taken.pop()!r} is reserved; choose another")
     if not any(tensor.is_floating_point() for tensor in parameters.values()):
         raise UserError(f"--images {spec}: initial returned nothing that can be learned")
     # Parametrisations may lose detail, so the rendered images differ from the given ones.

@@ -207,15 +207,16 @@ def _check_output(config: DistillConfig) -> None:
         written.append(config.snapshots_path)
     if len({path.resolve() for path in written}) < len(written):
         raise UserError(
-            f"--log {config.log_path} is also where the run writes something else; choose another"
+            f"--log {config.log_path} is also the path of another output of this run; choose "
+            "another"
         )
     for path in written:
         if path.is_dir():
             raise UserError(f"{path} is a folder, but the run would write a file there")
         if path.exists() and not config.resume:
             raise UserError(
-                f"{path} is there already; add --resume to go on with that run, remove it, or "
-                "choose another --out"
+                f"{path} already exists; add --resume to continue that run, remove it, or choose "
+                "another --out"
             )
     artifact.warn_of_ending(config.out)
     for folder in {path.parent for path in written}:

@@ -102,7 +102,7 @@ class WithinMemory:
             if plan is None:
                 raise UserError(_no_memory(self._problem, self.plan, reason))
             warn(
-                f"memory ran out ({self.plan}); continuing with {plan}: slower, with the same "
+                f"memory ran out ({self.plan}); continuing, now {plan}: slower, with the same "
                 "result up to rounding"
             )
             self.plan = plan
@@ -250,9 +250,9 @@ def _no_memory(problem: Problem, plan: Plan, reason: str) -> str:
     name = "window" if config.objective == "train-and-test" else "student_steps"
     said = f": {lines[0]}" if lines else ""
     return (
-        f"memory ran out by the leanest plan ({plan}){said}; take fewer {flag(name)} (now "
-        f"{getattr(config, name)}), a smaller --batch-syn or fewer --matches (now "
-        f"{config.matches}), or another machine. What was written before is whole"
+        f"memory ran out even with the leanest plan ({plan}){said}; lower {flag(name)} (now "
+        f"{getattr(config, name)}), --batch-syn or --matches (now {config.matches}), or use a "
+        "machine with more memory. Files written before are intact"
     )
 
 

@@ -166,7 +166,7 @@ def _with_loss(config: DistillConfig, dataset: Dataset) -> DistillConfig:
             f"{'with' if config.loss == 'mse' else 'without'} ?targets=NAME"
         )
     for name, value, advice in (
-        ("labels", "soft", "--labels hard keeps those of the first images"),
+        ("labels", "soft", "--labels hard keeps the targets of the initial images"),
         ("init", "noise", "take real images, whose targets are known"),
         ("init", "correct", "take --init real or representative"),
     ):

@@ -79,7 +79,7 @@ class EvalSettings(Settings):
                 "--k-center-store is for --k-center and --herding; add --k-center or --herding"
             )
         if self.whole_real_accuracy is not None and not self.robust:
-            raise UserError("--whole-real-accuracy is for --robust alone; add --robust")
+            raise UserError("--whole-real-accuracy only affects --robust; add --robust")
 
     def training_protocol(self, lr: float, dsa: str) -> Protocol:
         """Return the protocol with the settings applied, for a step size and an augmentation."""
@@ -96,8 +96,8 @@ class EvalSettings(Settings):
         experts, robust = self.experts is not None, self.robust
         if robust and soft and not experts:
             raise UserError(
-                "--robust compares a set with soft labels to random images with soft labels; give "
-                "the experts that make those with --experts"
+                "--robust compares a set with soft labels to random images with soft labels; name "
+                "an expert store for the soft labels with --experts"
             )
         # The robust scores need several sets, with labels of the distilled set's kind.
         asked = {

@@ -33,13 +33,13 @@ class Records:
             # Do not overwrite the result of another command.
             if (folder / RESULT).exists():
                 raise UserError(
-                    f"{folder} has a {RESULT} that is of no evaluation; choose another --out"
+                    f"{folder} has a {RESULT} that no evaluation wrote; choose another --out"
                 )
             files.check_writable(folder)
             files.write_json(path, wanted)
         elif not resume:
             raise UserError(
-                f"{folder} holds an evaluation already; add --resume to go on with it, or choose "
+                f"{folder} holds an evaluation already; add --resume to continue it, or choose "
                 "another --out"
             )
         found = files.read_json(path)
@@ -53,12 +53,12 @@ class Records:
 
     def read(self, training_set: str, network: str) -> Outcome | None:
         """Return the recorded outcome, or None; raise UserError if the record is damaged."""
-        path, advice = self._path(training_set, network), "; delete it and go on with --resume"
+        path, advice = self._path(training_set, network), "; delete it and continue with --resume"
         if not path.exists():
             return None
         record = files.read_json(path)
         if record.get("network") != network:
-            raise UserError(f"{path} is damaged: it is of another network{advice}")
+            raise UserError(f"{path} is damaged: it belongs to another network{advice}")
         return convert(record, Outcome, f"{path} is damaged", advice)
 
     def write(self, training_set: str, network: str, outcome: Outcome) -> None:

@@ -80,7 +80,7 @@ class Score:
         numbers: dict[str, Any] = {"mean": self.mean, "std": self.std, **each}
         if self.max_accuracies is not None:
             best = Score(self.max_accuracies, self.protocol).as_dict()
-            chosen = "the highest test of each network, on the test set: not an estimate"
+            chosen = "maximum over each network's tests, chosen on the test set: biased upwards"
             kept = {name: best[name] for name in ("mean", "std", "accuracies")}
             numbers["test_max"] = {**kept, "chosen": chosen}
         return numbers

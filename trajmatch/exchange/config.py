@@ -14,9 +14,10 @@ from trajmatch.schema import Finite, Positive, PositiveInt, Settings
 class ConvertConfig(Settings):
     """Convert files of the papers' scripts into a store or a distilled set, or back.
 
-    SOURCE decides the direction: trajectories (replay_buffer_*.pt) become a store of experts, a
+    SOURCE decides the direction: trajectories (replay_buffer_*.pt) become a store of experts, and a
     store becomes trajectories; images, labels and step size (images_*.pt, labels_*.pt, lr_*.pt)
-    become a distilled set, a distilled set becomes these three. Numbers are kept to the bit.
+    become a distilled set, and a distilled set becomes these three. float32 numbers are kept
+    exactly.
     """
 
     source: Path
@@ -27,29 +28,31 @@ class ConvertConfig(Settings):
     data: str | None = None
     """Data set that the .pt files were made from, e.g. cifar10:ROOT."""
     recipe: str | None = None
-    """Recipe that the .pt files were made by, e.g. mtt/cifar10/ipc10: in place of --network, --dsa
+    """Recipe with which the .pt files were made, e.g. mtt/cifar10/ipc10. Replaces --network, --dsa
     and --preprocessing."""
     network: str | None = None
     """Network of the .pt files: convnet, convnet:width=32,depth=4, vgg11, ..."""
     preprocessing: Literal["zca", "mtt", "data"] | None = None
     """Preprocessing of the network's images: whitening (zca), normalisation by the constants of
-    MTT's code for this data set (mtt), or by mean and deviation of the training images (data)."""
+    MTT's code for this data set (mtt), or normalisation by mean and standard deviation of the
+    training images (data)."""
     mean: tuple[Finite, ...] | None = None
-    """Mean of each channel, pixels from 0 to 1; with --std in place of --preprocessing."""
+    """Mean of each channel, pixels from 0 to 1; give --mean and --std instead of
+    --preprocessing."""
     std: tuple[Positive, ...] | None = None
     """Standard deviation of each channel."""
     dsa: str | None = None
-    """Groups of the augmentation A (DSA) that they were made with, e.g.
-    color_crop_cutout_flip_scale_rotate, or none."""
-    lr: Positive | None = None
-    """eta: learned step size (syn_lr), for images without a file lr_*.pt: MTT's script writes
+    """DSA groups with which the .pt files were made, e.g. color_crop_cutout_flip_scale_rotate, or
     none."""
+    lr: Positive | None = None
+    """Learned step size (syn_lr); needed if there is no file lr_*.pt, which MTT's script does not
+    write."""
     labels: Literal["logit", "probability"] | None = None
-    """Kind of floating-point labels: target logits (as DATM's) or probabilities."""
+    """Kind of floating-point labels: target logits (as in DATM) or probabilities."""
     keep: str | None = None
-    """Epochs to keep of trajectories, e.g. 0-22; the last one is kept always. Default: all."""
+    """Epochs to keep of trajectories, e.g. 0-22; the last epoch is always kept. Default: all."""
     per_file: PositiveInt = 10
-    """Experts in each replay_buffer_*.pt that is written; the papers' scripts put 10 into one."""
+    """Number of experts per replay_buffer_*.pt written (papers: 10)."""
     quiet: bool = False
     """Print no progress."""
 
@@ -69,10 +72,10 @@ class ExportConfig(Settings):
     file: Path
     """The distilled set, a file that `trajmatch distill` wrote."""
     to: Literal["imagefolder", "npz", "torch", "huggingface"]
-    """imagefolder: PNG files in a folder for each class, and distilled.json; npz: arrays of NumPy;
+    """imagefolder: PNG files in a folder for each class, and distilled.json; npz: NumPy arrays;
     torch: tensors for a TensorDataset, read by torch.load(FILE, weights_only=True); huggingface: a
-    folder that datasets.load_dataset reads. Images of npz and torch are as they were trained, the
-    other two hold pixels."""
+    folder that datasets.load_dataset reads. npz and torch hold the images as trained (normalised or
+    whitened); the other two hold 8-bit pixels."""
     out: Path
     """Output: a new folder, or a file for npz and torch."""
 

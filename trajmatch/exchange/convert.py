@@ -61,6 +61,4 @@ def _check_flags(config: ConvertConfig, kind: str, *allowed: str) -> None:
     # Only flags that differ from their default count as given.
     for name in config.chosen(ConvertConfig):
         if name not in ("source", "out", "quiet", *allowed):
-            raise UserError(
-                f"{flag(name)} does not apply to {kind}, which {config.source} is; leave it out"
-            )
+            raise UserError(f"{config.source} is {kind}: {flag(name)} does not apply; leave it out")

@@ -41,9 +41,9 @@ def export(config: ExportConfig) -> str:
         with files.whole_folder(config.out) as folder:
             _write_pictures(distilled, folder, hub=config.to == "huggingface")
     return (
-        f"{made}; {_clipped(distilled):.1%} of the pixel values lie outside of 0 to 255 and are "
-        "cut, so that networks trained on these files differ from those trained on --to npz or "
-        "torch"
+        f"{made}; {_clipped(distilled):.1%} of the pixel values lie outside 0 to 255 and are "
+        "clipped, so networks trained on these files will differ from those trained on --to npz "
+        "or torch"
     )
 
 

@@ -56,8 +56,7 @@ def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
     # The type checker needs the first two conditions, although ``missing`` covers them.
     if config.data is None or dsa is None or missing:
         raise UserError(
-            f"{config.source} does not say all that is needed: give also {', '.join(missing)}"
-            f"{advice}"
+            f"{config.source} lacks information; also give {', '.join(missing)}{advice}"
         )
     dataset = load_dataset(config.data)
     with as_user_error():

@@ -25,7 +25,7 @@ def load(path: Path) -> Any:
                 raise UserError(f"{path} is damaged: it claims to hold more than its {size} bytes")
             # Memory-mapped tensors are read without a check of their checksums.
             if damaged := archive.testzip():
-                raise UserError(f"{path} is damaged: {damaged!r} does not fit its checksum")
+                raise UserError(f"{path} is damaged: {damaged!r} does not match its checksum")
             pickles = [each for each in entries if each.filename.endswith("/data.pkl")]
             # Of the calls that weights_only allows, only bytearray(n) can fill the memory.
             if any(b"bytearray" in archive.read(each) for each in pickles):
@@ -37,9 +37,9 @@ def load(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(
-            f"{path} is cut off, damaged, of a release of PyTorch before 1.6 (which torch.save("
-            "torch.load(FILE), FILE) renews), or holds anything but tensors, lists and numbers, "
-            "which alone are read: other pickles can run a program"
+            f"{path} is truncated, damaged, written by PyTorch before 1.6 (re-save it with "
+            "torch.save(torch.load(FILE), FILE)), or holds something other than tensors, lists "
+            "and numbers; other pickles are refused because they can run code"
         ) from error
 
 

@@ -39,8 +39,8 @@ _TESTED = 2000
 #: Expected minimum accuracy above chance, in percentage points.
 _ABOVE_CHANCE = 5.0
 _REFERENCES = (
-    "as MTT's script leaves them when it runs on a CPU (it keeps references, not copies); make "
-    "them again with `trajmatch expert`"
+    "which happens when MTT's script runs on a CPU (it keeps references, not copies); make them "
+    "again with `trajmatch expert`"
 )
 
 
@@ -71,7 +71,7 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
     if len({*lengths}) > 1:
         raise UserError(
             f"{config.source} has experts of {', '.join(map(str, sorted({*lengths})))} snapshots; "
-            "convert files of other lengths to a store of their own"
+            "convert experts of different lengths to separate stores"
         )
     kept = kept_epochs(config.keep or "all", epochs)
     manifest = {
@@ -115,8 +115,8 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
     if measured < chance + _ABOVE_CHANCE:
         warn(
             f"expert 0 gets {measured:.1f} % of the test images right after its last epoch, hardly "
-            f"more than by guessing ({chance:.1f} %): --network, --preprocessing or --data are "
-            "most likely not those that it was trained with"
+            f"above chance ({chance:.1f} %): --network, --preprocessing or --data probably differ "
+            "from those used in training"
         )
     return (
         f"{config.out}: {experts} experts of {epochs} epochs; the first gets {measured:.1f} % "
@@ -140,9 +140,7 @@ def read_trajectories(path: Path, shapes: Mapping[str, torch.Size]) -> list[list
             size += sum(tensor.nbytes for tensor in snapshot)
             # More bytes than the file has means that tensors share memory.
             if size > path.stat().st_size:
-                raise UserError(
-                    f"{place}: snapshots share their numbers with each other, {_REFERENCES}"
-                )
+                raise UserError(f"{place}: snapshots share memory, {_REFERENCES}")
     return trajectories
 
 
@@ -209,7 +207,7 @@ def from_store(config: ConvertConfig) -> str:
             torch_files.save(folder / f"replay_buffer_{number}.pt", trajectories)
     if left_out := kept[len(epochs) :]:
         warn(
-            f"{config.source} has gaps between its epochs; those from {left_out[0]} on are left "
+            f"{config.source} has gaps between its epochs; epochs from {left_out[0]} on are left "
             "out, because the position in a list of snapshots is the epoch"
         )
     made = "1 file" if len(starts) == 1 else f"{len(starts)} files"

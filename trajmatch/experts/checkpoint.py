@@ -135,7 +135,8 @@ def _described(store: Store, expert: int, content: dict[str, Any]) -> Descriptio
     if (found.store, found.expert) != (store.identity, expert):
         raise _misfit(store, expert, "it belongs to another store or to another expert")
     if epoch >= store.course or lengths != wanted or None in found.health["train_loss"]:
-        raise _misfit(store, expert, "its health is not three numbers for each epoch")
+        cause = "it does not have loss, test result and displacement for each epoch"
+        raise _misfit(store, expert, cause)
     return found
 
 

@@ -48,8 +48,8 @@ class TrainingSettings(Settings):
     """Factor applied to the learning rate after half of the epochs, when the optimiser restarts
     (AST: 0.6). 1: no decay."""
     rho: NonNegative = 0.0
-    """rho: how far GSAM perturbs each parameter to find a sharper point, relative to the parameter
-    (FTD: 0.01). 0: no GSAM. GSAM doubles the cost of a step."""
+    """rho: size of GSAM's perturbation relative to each parameter (FTD: 0.01). 0: no GSAM. GSAM
+    doubles the cost of a step."""
     alpha: NonNegative = 0.0
     """alpha: weight of the orthogonal component that GSAM subtracts (FTD: 0.3 to 1)."""
     loss_scale: Literal["constant", "rising"] = "constant"
@@ -81,8 +81,8 @@ class TrainingSettings(Settings):
         self.expect("drop_easy", last < [self.epochs - 1], wanted)
         if self.alpha and not self.rho:
             raise UserError(
-                f"--alpha {self.alpha:g} is a part of GSAM, which --rho 0 leaves out; give --rho "
-                "as well, e.g. --rho 0.01"
+                f"--alpha {self.alpha:g} has no effect, because --rho 0 turns GSAM off; set --rho, "
+                "e.g. --rho 0.01"
             )
         if self.optimiser == "adam":
             self.expect("momentum", self.momentum == 0, "0 for --optimiser adam")
@@ -162,8 +162,8 @@ class ExpertConfig(RunOptions, ExpertSettings):
     """Seconds of training between checkpoints of an unfinished expert. Checkpoints take at most a
     twentieth of the time."""
     test_every: Count = 0
-    """Epochs between tests of an expert; the last epoch is always tested. 0: as often as tests see
-    at most a fifth as many images as training."""
+    """Epochs between tests of an expert; the last epoch is always tested. 0: the shortest interval
+    at which tests use at most a fifth as many images as training."""
     workers: Count = 0
     """Experts to train at a time: in processes on the CPU, in lockstep in one process on a GPU. 0:
     choose automatically. An expert is the same for every choice."""
@@ -203,7 +203,7 @@ class ScoreConfig(Settings):
     data: str | None = None
     """Real images, if they are not where the store says."""
     device: str = "auto"
-    """Device: cpu, cuda, cuda:N, or auto, which is a GPU where one can be used, else the CPU."""
+    """Device: cpu, cuda, cuda:N, or auto: a GPU if one can be used, otherwise the CPU."""
     json: bool = False
     """Print the result as JSON."""
     quiet: bool = False
@@ -231,8 +231,8 @@ def numbers_of(text: str, most: int, flag: str, what: str) -> set[int]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
         if not first <= last <= most:
             raise UserError(
-                f"--{flag} {text} should be numbers and spans such as 0-22,30 of the {what} 0 to "
-                f"{most}, but has {part!r}"
+                f"--{flag} {text} should list {what} from 0 to {most} as numbers and ranges, e.g. "
+                f"0-22,30, but contains {part!r}"
             )
         found.update(range(first, last + 1))
     return found

@@ -33,12 +33,12 @@ class Schedule(NamedTuple):
         try:
             first, whole = msgspec.convert(grows.split(","), _GROWTH, strict=False)
         except msgspec.ValidationError as error:
-            wanted = "IR,AEE: a part above 0 and at most 1, and an epoch from 1 on, as in 0.75,20"
-            raise UserError(f"--curriculum should be {wanted}, but is {grows}") from error
+            wanted = "a fraction above 0 and at most 1, and an epoch of at least 1, as in 0.75,20"
+            raise UserError(f"--curriculum should be IR,AEE: {wanted}, but is {grows}") from error
         try:
             pairs = msgspec.convert([each.split(":") for each in drops], _DROPS, strict=False)
         except msgspec.ValidationError as error:
-            wanted = "E:R,...: epochs, each with a part below 1, as in 40:0.1,60:0.2"
+            wanted = "E:R,...: epochs, each with a fraction below 1, as in 40:0.1,60:0.2"
             raise UserError(f"--drop-easy should be {wanted}, but is {drop_easy}") from error
         # Drops ascend strictly and start no earlier than `whole`, the first epoch with all images.
         epochs = [whole - 1, *(epoch for epoch, _ in pairs)]

@@ -30,8 +30,8 @@ def examine(store: Store) -> list[str]:
     signs = {
         "diverged: the training loss ended above its first value and above that of guessing "
         f"({guessing:.3g}), or exceeded {EXPLODED} times the latter": "lower --lr",
-        f"moved in some epoch less than {STILL:g} of the distance of another epoch: segments "
-        "from there have nothing to match": "raise --lr",
+        f"moved in one epoch less than {STILL:g} times as far as in another: segments from there "
+        "have nothing to match": "raise --lr",
         f"{failed.format(limit, chance)} after {store.reached}": "train longer or raise --lr",
     }
     diverged, still, untrained = signs

@@ -104,8 +104,8 @@ def read(folder: Path) -> dict[str, Any]:
     # Without a checksum, an early release wrote the file or a user edited it.
     if found is not None and found != files.json_checksum(manifest):
         raise UserError(
-            f"{path} is damaged: its content does not fit its checksum; if you changed it by hand, "
-            f"remove its entry {files.CHECKSUM!r} as well"
+            f"{path} is damaged: its content does not match its checksum; if you changed it by "
+            f"hand, remove its entry {files.CHECKSUM!r} as well"
         )
     return manifest
 

@@ -88,7 +88,7 @@ def score_images(config: ScoreConfig, on_expert: OnExpert = lambda done: None) -
     """
     store, out = Store.open(config.store), config.out or path_beside(config.store)
     if out.exists():
-        raise UserError(f"{out} is there already; give a new file for --out, or remove it")
+        raise UserError(f"{out} already exists; choose a new file for --out, or remove it")
     experts, epoch = config.experts or store.num_experts, config.epoch
     if experts > store.num_experts:
         raise UserError(f"--experts {experts} is more than {store.path} has: {store.num_experts}")
@@ -127,8 +127,8 @@ def read_scores(
         check_same_data(made, known, dataset.description, found.data, address)
         if store is not None and found.store != store.identity:
             raise UserError(
-                f"{path} has the scores of other experts than those of {store.path}; compute them "
-                "again (`trajmatch score`), or name the file with --scores"
+                f"{path} was computed with other experts than those in {store.path}; compute the "
+                "scores again (`trajmatch score`), or name the file with --scores"
             )
     numbers = scores.dtype.kind in "iuf" and scores.shape == (count,)
     if not (numbers and np.isfinite(scores).all()):
@@ -156,7 +156,7 @@ def _content(path: files.PathLike) -> tuple[np.ndarray[Any, Any], Description | 
         # numpy raises many types of error for a damaged file.
         with as_user_error(f"{path} is damaged or not a .npy file: ", Exception):
             return np.lib.format.open_memmap(path, mode="r"), None
-    with as_user_error("--scores takes a .npy file or what `trajmatch score` wrote: "):
+    with as_user_error("--scores should be a .npy file or a file from `trajmatch score`: "):
         tensors, metadata = files.load_tensors(path)
     found = convert(metadata, Description, f"{path} is not a file of scores")
     return tensors.get("scores", torch.empty(0)).numpy(), found

@@ -106,8 +106,8 @@ class Store:
         path = Path(path)
         if exists(path):
             raise UserError(
-                f"{path} holds a store of experts already; add --resume to train what it lacks, "
-                "or choose another --out"
+                f"{path} already contains an expert store; add --resume to train the missing "
+                "experts, or choose another --out"
             )
         files.check_writable(path)
         # An interrupted `create` leaves the whitening file without a manifest.
@@ -368,21 +368,21 @@ class Store:
         """
         if {"sources", "waypoints"} & self.manifest.keys():
             raise UserError(
-                f"{self.path} was put together by `trajmatch store`, and no expert can be added by "
-                "training; train another store and merge the two"
+                f"{self.path} was made by `trajmatch store` and cannot be extended by training; "
+                "train a second store and merge the two"
             )
         wanted = manifest_file.complete(manifest)
         self._check_data(wanted["dataset"], address)
         for field, have, want in differences(self.manifest, wanted):
             if field not in _NOT_IDENTITY:
                 raise UserError(
-                    f"{self.path} was made with {field} = {_show(have)}, but {_show(want)} is "
-                    "asked for; repeat the flags it was made with, or choose another --out"
+                    f"{self.path} was made with {field} = {_show(have)}, but this run has "
+                    f"{_show(want)}; repeat the flags it was made with, or choose another --out"
                 )
         if wanted["num_experts"] < self.num_experts:
             raise UserError(
                 f"{self.path} was made with num_experts = {self.num_experts}, but "
-                f"{wanted['num_experts']} is asked for; a store can grow but not shrink"
+                f"this run has {wanted['num_experts']}; a store can grow but not shrink"
             )
         # `trained_epochs` is an entry of unfinished courses alone.
         epochs = max(self.trained_epochs, wanted.pop("trained_epochs", self.course))
@@ -421,7 +421,7 @@ class Store:
         if training.fingerprint != held_out["training_fingerprint"]:
             raise UserError(
                 f"holding out {held_out['fraction']} of {dataset.name!r} no longer gives the "
-                f"images that the experts of {self.path} saw; make the store again with this "
+                f"images that the experts of {self.path} saw; train the experts again with this "
                 "release"
             )
         training = training.preprocessed_as(self.manifest["preprocessing"], self.zca)
@@ -448,7 +448,7 @@ class Store:
         """Return the error for a file that does not belong to this store or expert."""
         return UserError(
             f"{path} belongs to {owner} than {self.path / manifest_file.NAME} describes; if one of "
-            "the two was changed or exchanged by hand, put back what was there"
+            "the two was edited or replaced by hand, restore the original"
         )
 
 

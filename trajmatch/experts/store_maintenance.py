@@ -123,8 +123,8 @@ def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25"
     # The last waypoint averages three snapshots, so two epochs are the minimum.
     if lacking := sorted({*range(max(2, store.course) + 1)}.difference(store.snapshots_kept)):
         raise UserError(
-            f"{path} does not keep epoch {lacking[0]}, but the lengths of the experts' paths need "
-            "all epochs, two at least; train experts with --keep all"
+            f"{path} does not keep epoch {lacking[0]}, but path lengths need all epochs, and at "
+            "least two; train experts with --keep all"
         )
     model = networks.build(store.manifest["network"])
     if networks.num_buffers(model):
@@ -171,7 +171,7 @@ def _assemble(
         described["sources"] = origins
     with locked(out):
         if out.exists():
-            raise UserError(f"{out} is there already; give a new folder for --out")
+            raise UserError(f"{out} already exists; choose a new folder for --out")
         files.remove_leftovers(out.parent)
         with files.whole_folder(out) as building:
             store = Store.create(building, described, members[0][0].zca)

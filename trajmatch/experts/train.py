@@ -101,8 +101,10 @@ def check_disk_space(path: Path, manifest: dict[str, Any], experts: int) -> str:
     )
     if needed > free:
         raise UserError(
-            f"{path} has no room for {space}; keep fewer epochs (--keep, those that segments will "
-            "touch), take --dtype bfloat16, train fewer --num-experts, or choose another --out"
+            f"the disk of {path} has too little space: {experts} experts of {snapshots} snapshots "
+            f"need {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free; store fewer epochs "
+            "(--keep, those that segments can reach), use --dtype bfloat16, train fewer "
+            "--num-experts, or choose another --out"
         )
     return space
 
@@ -183,7 +185,8 @@ def describe(
             f"--loss {config.loss} needs targets, and the data set {dataset.name} has none; name "
             "their arrays in --data, e.g. npz:FILE?targets=NAME"
             if loss == {}
-            else f"--loss {config.loss} learns classes, but --data names targets; leave one out"
+            else f"--loss {config.loss} needs class labels, but --data names targets; leave one "
+            "of them out"
         )
     with as_user_error():
         spec = network_spec(config, dataset)
@@ -224,8 +227,9 @@ def network_spec(config: settings.NetworkSettings, dataset: Dataset) -> dict[str
         return networks.ConvNet(*sizes, **settings_of(config, settings.ConvNetSettings)).spec()
     for name in config.chosen(settings.ConvNetSettings):
         raise ValueError(
-            f"--{name} {getattr(config, name)} describes --network convnet, but --network is "
-            f"{config.network}; others take options behind the name, as in vgg11:batch,width=32"
+            f"--{name} {getattr(config, name)} applies only to --network convnet, but --network is "
+            f"{config.network}; for other networks, put options after the name, as in "
+            "vgg11:batch,width=32"
         )
     spec = networks.specify(config.network, *sizes)
     if networks.is_external(spec["name"]):

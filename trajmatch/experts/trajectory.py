@@ -178,6 +178,6 @@ def _check_loss(
     if not (theta.isfinite().all() and loss < _ABSURD * guessing):
         raise UserError(
             f"expert {expert} diverged in epoch {epoch}: the mean training loss is {loss:.4g} "
-            f"(guessing has {guessing:.3g}), or its parameters are no longer finite; choose a "
+            f"(guessing gives {guessing:.3g}), or its parameters are no longer finite; choose a "
             f"smaller --lr (it is {lr:g})"
         )

@@ -93,7 +93,7 @@ def work_together(
             ) from failure
         raise UserError(
             f"a process that trains experts was killed by signal {-failure.status}; if memory is "
-            "short, choose a smaller --workers or --batch-size, and go on with --resume"
+            "short, choose a smaller --workers or --batch-size, and continue with --resume"
         ) from failure
 
 

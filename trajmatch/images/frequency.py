@@ -28,8 +28,8 @@ class Frequency(WithSettings):
         channels, pixels = shape[0], shape[1:].numel()
         if self.coefficients > pixels:
             raise UserError(
-                f"--images frequency:coefficients={self.coefficients} are more than an image of "
-                f"{shape[1]} x {shape[2]} has ({pixels})"
+                f"--images frequency:coefficients={self.coefficients} exceeds the {pixels} pixels "
+                f"of an image of {shape[1]} x {shape[2]}"
             )
         spec = f"frequency:coefficients={self.coefficients}"
         return paid_for(ipc, spec, channels * self.coefficients, shape)

@@ -111,7 +111,7 @@ def paid_for(ipc: int, spec: str, values: int, shape: torch.Size) -> int:
     if ipc * pixels >= values:
         return ipc * pixels // values
     raise UserError(
-        f"--images {spec} stores {values} values for each image, but --ipc {ipc} pays for "
-        f"{ipc * pixels} in a class ({ipc} x {pixels}); take --ipc {-(-values // pixels)} or more, "
-        "or a smaller parametrisation"
+        f"--images {spec} stores {values} values for each image, but the budget of --ipc {ipc} is "
+        f"{ipc * pixels} values per class ({ipc} x {pixels}); take --ipc {-(-values // pixels)} or "
+        "more, or a smaller parametrisation"
     )

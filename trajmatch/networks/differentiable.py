@@ -56,8 +56,8 @@ def check_student(model: nn.Module) -> None:
         if model.switched_off:
             warnings.warn(
                 f"{model.name} trains as expert and student without its layers "
-                f"{', '.join(model.switched_off)}, because a student's steps must come out the "
-                "same when they are repeated",
+                f"{', '.join(model.switched_off)}, because a student's steps must be exactly "
+                "repeatable",
                 # Blame this line, so that the warning appears once, not once for each caller.
                 stacklevel=1,
             )
@@ -89,9 +89,9 @@ def check_batches(model: ImageClassifier, count: int, batch_size: int | None, fl
         fitting = [each for each in range(2, count + 1) if count % each != 1]
         nearest = min(fitting, key=lambda each: abs(each - size), default=None)
         raise ValueError(
-            f"{flag} {size} makes a batch of one of the {count} images, on which {_title(model)} "
-            f"cannot be trained ({first_line(error)}); "
-            + (f"choose another, e.g. {flag} {nearest}" if nearest else "it takes more images")
+            f"{flag} {size} leaves a batch with a single image (of {count}), and {_title(model)} "
+            f"cannot train on one image ({first_line(error)}); "
+            + (f"choose another, e.g. {flag} {nearest}" if nearest else "use more images")
         ) from error
 
 
@@ -122,11 +122,11 @@ def check_twice_differentiable(model: nn.Module, image_shape: Sequence[int]) -> 
     """
     for layer in examine(model, image_shape):
         if layer.obstacle is not None:
-            where = f"its layer {layer.name} ({layer.type})" if layer.name else "its own forward"
+            where = f"layer {layer.name} ({layer.type})" if layer.name else "the forward method"
             raise ValueError(
-                "expected a network that is differentiable twice, which matching trajectories "
-                f"needs, but of {_title(model)} {where} is not: {layer.obstacle}; replace "
-                "it (trajmatch doctor --network lists all layers)"
+                "expected a network that is differentiable twice (trajectory matching needs it), "
+                f"but {where} of {_title(model)} is not: {layer.obstacle}; replace it (trajmatch "
+                "doctor --network lists all layers)"
             )
 
 

@@ -75,7 +75,7 @@ def _on_meta(name: str, arguments: dict[str, Any]) -> ImageClassifier:
             model = _NETWORKS[name](**arguments)
     except (RuntimeError, OverflowError) as error:
         # The number of bytes exceeds 64 bits.
-        raise ValueError(f"{what} do not fit into any memory; {advice}") from error
+        raise ValueError(f"{what} exceed 64-bit sizes; {advice}") from error
     check_memory(what, sum(each.nbytes for each in model.parameters()), advice)
     return model
 
@@ -106,7 +106,7 @@ def specify(text: str, in_channels: int, num_classes: int, image_size: int) -> d
         return _on_meta(name, sizes | arguments).spec()
     except TypeError as error:
         given = ", ".join(arguments)
-        raise ValueError(f"{text}: {name} does not have all of these options: {given}") from error
+        raise ValueError(f"{text}: {name} does not accept all of the options {given}") from error
 
 
 def check_runs(spec: dict[str, Any]) -> None:

@@ -111,7 +111,7 @@ class Expect:
             came = f"{kind}; pass model.module"
             raise TypeError(self.message("model", "be the network itself", came))
         if isinstance(model, torch.jit.ScriptModule):
-            came = f"{kind}; pass the one it was made of"
+            came = f"{kind}; pass the module that it was compiled from"
             raise TypeError(self.message("model", "be a module that Python runs", came))
         # A lazy parameter has no size before the first call, so theta cannot be compared with it.
         for name, parameter in model.named_parameters():
@@ -119,7 +119,7 @@ class Expect:
             came = f"the lazy {name}; call the model on a batch first"
             self.that(not lazy, "model", "have initialised parameters", came)
         trained = any(each.requires_grad for each in model.parameters())
-        came = f"{kind}, where requires_grad is False"
+        came = f"{kind}, where no parameter has requires_grad=True"
         self.that(trained, "model", "have parameters to train", came)
         return model
 
@@ -138,7 +138,7 @@ class Expect:
         came = type(augment).__name__
         # A random augmentation strategy draws anew in every call; its replay repeats the draws.
         if hasattr(augment, "replay"):
-            came += "; its method replay(seed) gives one"
+            came += "; pass augment.replay(seed)"
         elif callable(augment):
             try:
                 inspect.signature(augment).bind(None, 0)

@@ -43,8 +43,8 @@ def explained(op: str) -> Iterator[None]:
             ) from error
         if "functorch transforms" in text or "does not have vmap support" in text:
             raise NotImplementedError(
-                f"trajmatch::{op}: expected to be called outside of torch.func.vmap and jvp, but "
-                "inside of grad or vjp at most; use a loop"
+                f"trajmatch::{op}: torch.func.vmap and torch.func.jvp are not supported here "
+                "(grad and vjp are); use a loop instead"
             ) from error
         if "is not implemented" in text or "does not currently support double backward" in text:
             raise NotImplementedError(

@@ -82,8 +82,8 @@ class ShardedLoop(Loop):
         batches, augment = steps.batches, steps.augment
         if augment is not None and not isinstance(augment, DsaReplay):
             raise NotImplementedError(
-                "trajmatch::unroll: expected augment to be None or a DsaReplay where processes "
-                f"share the batches, but got {augment!r}"
+                "trajmatch::unroll: expected augment to be None or a DsaReplay with shards, but "
+                f"got {augment!r}"
             )
         parts = [_part(len(batch), shards) for batch in batches]
         own = [batch[part] for batch, part in zip(batches, parts, strict=True)]

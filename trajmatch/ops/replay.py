@@ -113,11 +113,11 @@ class Fingerprints:
             # False for NaN: a student that diverges is not an error.
             if error > 4 * math.sqrt(eps):
                 raise RuntimeError(
-                    f"trajmatch::unroll: expected step {step} to give in the backward pass what it "
-                    f"gave in the forward pass, but it differs by {error:.1e} of its norm: the "
-                    "model, augment or what they read has changed since, or draws random numbers "
-                    "from a generator of its own. Global generators of Python, NumPy and PyTorch "
-                    "are replayed; anything else must depend on the images and the step alone"
+                    f"trajmatch::unroll: expected step {step} of the backward pass to repeat the "
+                    f"forward pass, but it differs by {error:.1e} (relative): the model, augment "
+                    "or data they read changed in between, or they use a private random "
+                    "generator. Only the global generators of Python, NumPy and PyTorch are "
+                    "replayed; anything else must depend on the images and the step alone"
                 )
 
     def _fingerprint(self, values: Tensor) -> tuple[Tensor, Tensor]:

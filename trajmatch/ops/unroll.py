@@ -143,7 +143,7 @@ def unroll(
     lr = check_lr(expect, lr, theta0, len(sizes), sum(1 for _ in model.parameters()))
     counts = [len(sizes)] if steps is None else expect.counts("steps", steps)
     expect.augment(augment)
-    expect.that(len(counts) > 0, "steps", "name at least one count of steps", "none")
+    expect.that(len(counts) > 0, "steps", "have at least one entry", "none")
     for count in counts:
         expect.that(1 <= count <= len(sizes), "steps", f"lie in 1..{len(sizes)}", count)
     # Both are None if batches stay whole.
@@ -188,10 +188,7 @@ def unroll(
         # Parts of a batch add up to the whole only if no layer mixes images. The engine's networks
         # mix images only by batch norm; other modules are tested on the images.
         argument = "shards" if most is None else "micro_batch"
-        wanted = (
-            "be None for a network whose logits of an image depend on the others of its batch, as "
-            "batch norm's do"
-        )
+        wanted = "be None for a network that mixes the images of a batch, as batch norm does"
         alone = whole or (
             batch_norm_channels(network) == 0
             if network is not None

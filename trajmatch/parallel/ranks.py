@@ -48,7 +48,7 @@ def answering() -> Iterator[None]:
         reason = str(error).splitlines()[0].split("] ", 1)[-1].partition(". ")[0]
         raise LostRank(
             "another process of this run has ended, or did not answer in time (distill --timeout): "
-            f"{reason}. What was written is whole; go on with --resume"
+            f"{reason}. All files written so far are intact; continue with --resume"
         ) from error
 
 

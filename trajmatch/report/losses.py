@@ -13,10 +13,10 @@ from trajmatch.distill.terms import TERMS
 #: CIFAR-10 runs of docs/comparison.md (MTT, FTD and DATM: 17 to 22 points above random real images)
 #: it ended at 0.42 to 0.55; in the AST runs (15 points) at 0.85. All began at 0.76 to 0.97.
 _MEANINGS = {
-    0.6: "as low as in runs that gained 17 to 22 points on CIFAR-10 (0.42 to 0.55); whether it "
-    "helped is for the accuracy to say",
-    0.9: "the student goes a part of the way. More iterations, a larger --lr-img or more "
-    "--student-steps may help; judge by the accuracy",
+    0.6: "as low as in runs that gained 17 to 22 points on CIFAR-10 (0.42 to 0.55); judge the "
+    "result by the accuracy",
+    0.9: "the student moves part of the way to the expert. More iterations, a larger --lr-img or "
+    "more --student-steps may help; judge by the accuracy",
     0.98: "the student moves a little towards the expert; more iterations may help",
     1 / 0.98: "the student did not move towards the expert. Raise --lr-init or --student-steps, "
     "and see that --lr-img is not far too small",
@@ -43,10 +43,11 @@ def verdict(losses: Sequence[float | None], settings: Mapping[str, Any]) -> str:
         return f"The loss of --objective {settings['objective']} went {numbers}."
     unmoved = of_no_step(settings)
     if unmoved is None:
-        return "What a good matching loss is depends on its terms, and one of them is your own."
+        return "There is no reference value for this loss, because one of its terms is your own."
     # Relative to a student that does not move, losses of different terms have the same meaning.
     first, last = (fmean(part) / unmoved for part in ends)
-    of_what = "" if unmoved == 1 else f" (as a part of {unmoved:g}, for its terms)"
+    of_what = f" (relative to {unmoved:g}, the loss of a student that does not move)"
+    of_what = "" if unmoved == 1 else of_what
     numbers = f"from {first:.2f} to {last:.2f}{of_what}, means of the first and the last tenth"
     scale = "1 would be a student that stays where it starts, 0 one that ends where the expert did"
     meaning = next(meaning for limit, meaning in _MEANINGS.items() if last <= limit)

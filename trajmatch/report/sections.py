@@ -78,7 +78,7 @@ def accuracy_chart(run: Run) -> Chart | None:
     levels = {f"{named(key)}: {each.mean:{form}}": each.mean for key, each in baselines.items()}
     first, last = evaluations[0], evaluations[-1]
     text = (
-        f"{measure.capitalize()} of fresh networks trained on the images of the moment: "
+        f"{measure.capitalize()} of fresh networks trained on the images of an iteration: "
         f"{first.mean:{form}}{unit} at iteration {first.iteration}, "
         f"{last.mean:{form}} ± {last.std:{form}}{unit} at iteration "
         f"{last.iteration}, over {last.seeds} networks"
@@ -131,7 +131,7 @@ def updates(told: Sequence[Iteration]) -> list[list[str]]:
         ["applied", str(len(told) - causes.total() - skipped)],
         ["refused", str(causes.total())],
         *([f"refused: {cause}", str(count)] for cause, count in causes.most_common()),
-        ["left out for their loss (--skip-above)", str(skipped)],
+        ["skipped because of their loss (--skip-above)", str(skipped)],
     ]
 
 
@@ -144,7 +144,7 @@ def times(run: Run) -> list[list[str]]:
     if known := [each.seconds for each in run.history.iterations if each.seconds is not None]:
         rows += [
             ["outer iterations", duration(sum(known))],
-            ["one of them (median)", f"{statistics.median(known):.3g} s"],
+            ["median iteration", f"{statistics.median(known):.3g} s"],
             ["the longest", f"{max(known):.3g} s"],
         ]
     return rows

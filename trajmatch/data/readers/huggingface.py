@@ -95,7 +95,7 @@ def _image(split: Any, row: int, column: str) -> Any:
     if isinstance(value, Mapping):
         value = value.get("bytes") or Path(str(value.get("path")))
     if value is None:
-        raise ValueError("the row has none")
+        raise ValueError("the row has no image")
     return value
 
 
@@ -137,7 +137,7 @@ def _classes(what: str, feature: Any, values: Sequence[Any], label: str) -> list
     # Values that never repeat are identifiers or captions.
     if len(found) == len(given):
         raise UserError(
-            f"{what}: the column {label!r} has another value in every row, so that it holds no "
+            f"{what}: the column {label!r} has a different value in every row, so it cannot hold "
             "labels; choose another with ?label=NAME"
         )
     return found
@@ -147,7 +147,7 @@ def _check_labelled(what: str, given: Sequence[Any], values: Sequence[Any]) -> N
     """Warn about rows whose label is no class; raise UserError if no row has a valid label."""
     known = set(values)
     lacking = sum(value not in known for value in given)
-    message = f"{what}: {lacking} of {len(given)} rows have no label that is one of the classes"
+    message = f"{what}: {lacking} of {len(given)} rows have a missing or unknown label"
     if lacking == len(given):
         raise UserError(f"{message}; choose another split with ?train=NAME or ?test=NAME")
     if lacking:

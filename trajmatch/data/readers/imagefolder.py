@@ -108,8 +108,9 @@ def _pictures(part: Path, present: Sequence[str], names: Sequence[str]) -> list[
         name = known.get(composed(entry.name))
         if name is None:
             raise UserError(
-                f"{entry} is no class of the training set ({', '.join(present) or 'it has none'}); "
-                "the folders of both must have the same names"
+                f"{entry} is not a class of the training set ("
+                f"{', '.join(present) or 'it has none'}); the folders of both must have the same "
+                "names"
             )
         # An image's suffix or header makes a file a picture: a damaged one must cause an error.
         for file in files_below(entry) if name in names else ():
@@ -121,8 +122,8 @@ def _pictures(part: Path, present: Sequence[str], names: Sequence[str]) -> list[
         raise UserError(f"{part} holds no images; put them into one folder per class there")
     if others:
         warn(
-            f"{part}: {len(others)} of {len(others) + len(pictures)} files are no images and are "
-            f"left out, for example {others[0]}"
+            f"{part}: {len(others)} of {len(others) + len(pictures)} files are not images and are "
+            f"skipped, for example {others[0]}"
         )
     return pictures
 

@@ -29,7 +29,7 @@ class Plan:
 
     def __str__(self) -> str:
         limit = f"at most {self.tape_bytes / 2**20:.0f} MB of" if self.tape_bytes else "no"
-        return f"{limit} activations kept{self.parts}"
+        return f"keeping {limit} activations{self.parts}"
 
     @property
     def parts(self) -> str:

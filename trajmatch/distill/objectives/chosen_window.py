@@ -129,6 +129,6 @@ def train_and_test(setup: Setup) -> TrainAndTest:
     if choice.spread >= setup.config.window:
         raise UserError(
             f"--window-choice {spec}: the spread should be below --window {setup.config.window}, "
-            "so that a step is left"
+            f"because the shortest window has {setup.config.window} - spread steps"
         )
     return ChosenWindow(**vars(plain), choice=choice)

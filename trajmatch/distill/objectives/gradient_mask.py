@@ -39,8 +39,8 @@ class GradientMask:
             return None
         if setup.store.loss != "cross_entropy":
             raise UserError(
-                f"--mask-gradient needs experts that classify, but those of {setup.store.path} "
-                "learn target vectors; leave it out"
+                "--mask-gradient needs experts that classify, but the experts in "
+                f"{setup.store.path} learn target vectors; leave it out"
             )
         experts = FinalExperts(setup.store, setup.model, "--mask-gradient")
         mask = cls(experts, config.mask_gradient, config.mask_threshold)

@@ -39,7 +39,7 @@ class MatchingLoss:
         if not points:
             raise UserError(
                 f"--terms {self._listed()}: waypoints should return at least one Waypoint, but "
-                "returned none, so that nothing would be compared"
+                "returned none, so there is nothing to compare"
             )
         return points
 
@@ -139,8 +139,7 @@ def _check_graph(names: str, loss: Tensor) -> None:
     if not loss.requires_grad:
         raise UserError(
             f"--terms {names}: the matching loss does not depend on the student's parameters, so "
-            "that nothing could be learned from it; a matching term of your own must not detach "
-            "them"
+            "it has no gradient; do not detach the student's parameters in your own term"
         )
 
 
@@ -172,7 +171,7 @@ def _loss_of(name: str, term: Term, course: Course) -> Tensor:
         came = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise UserError(
             f"--terms {name} should return its loss as a tensor of one number that can be "
-            f"differentiated, but returned {came}; leave out .item() and sum up what has several "
-            "numbers"
+            f"differentiated, but returned {came}; do not call .item(), and sum a loss of several "
+            "values"
         )
     return loss

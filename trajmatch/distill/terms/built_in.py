@@ -140,7 +140,7 @@ class Layers(AtTheEnd):
             # Later patterns overwrite earlier ones.
             found.update(dict.fromkeys(fitting, weight))
         if not any(found.values()):
-            raise UserError("--terms layers: all weights are 0, so that nothing would be compared")
+            raise UserError("--terms layers: all weights are 0; set at least one above 0")
         # Repeat each tensor's weight for all of its parameters: [P] in total.
         sizes = [course.shapes[name].numel() for name in found]
         rows = [course.start.new_full((n,), w) for n, w in zip(sizes, found.values(), strict=True)]
