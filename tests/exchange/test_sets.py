@@ -153,7 +153,7 @@ def test_the_step_size_is_asked_for_where_there_is_no_file(write, read) -> None:
 
 def test_the_kind_of_the_labels_is_asked_for(write, read) -> None:
     folder = write(images=images(), labels=torch.randn(6, 3), lr=torch.tensor(0.01))
-    with pytest.raises(UserError, match=r"also give --labels .*logit, as DATM's"):
+    with pytest.raises(UserError, match=r"also give --labels .*logit or probability"):
         read(folder)
 
 

@@ -66,7 +66,7 @@ def to_artifact(config: ConvertConfig, images_file: Path) -> str:
     if config.lr is None and not lr_file.is_file():
         lacking.append(f"--lr (eta, the learned step size, since there is no {lr_file.name})")
     if config.labels is None and labels.is_floating_point():
-        lacking.append("--labels (kind of the labels, which are numbers: logit or probability)")
+        lacking.append("--labels (kind of floating-point labels: logit or probability)")
     origin = find_origin(config, lacking)
     dataset, images = origin.dataset, _tensor(images_file)
     count, classes = len(images) if images.ndim else 0, dataset.num_classes
