@@ -55,6 +55,9 @@ SETTINGS = {
     "lr_lr": 1e-5,
     "lr_teacher": 0.01,
 }
+#: Images in a student step where draws are repeated: fewer than the set has, so that order matters.
+#: Otherwise a step takes the whole set.
+EXACT_BATCH = 4
 #: Largest relative difference in float64 that counts as the same computation.
 EXACT = 1e-9
 
@@ -133,7 +136,9 @@ class Pair:
 
     def exact(self, folder: Path, iterations: int, epochs: int) -> dict[str, Any]:
         """Repeat the program's draws in float64; return the largest relative differences."""
-        settings = self._settings(folder, iterations, num_eval=1, epoch_eval_train=epochs)
+        settings = self._settings(
+            folder, iterations, batch_syn=EXACT_BATCH, num_eval=1, epoch_eval_train=epochs
+        )
         records = self._run(folder, settings, dtype="float64", details=True, tested=500)
         differences = {"loss": 0.0}
         names = [name for name in ("images", "labels", "step_size") if name in records["outer"]]
@@ -163,7 +168,7 @@ class Pair:
 
     def course(self, folder: Path, iterations: int, count: int, epochs: int) -> dict[str, Any]:
         """Run both on their own in float32; return losses, seconds and accuracies."""
-        settings = self._settings(folder, iterations, num_eval=0)
+        settings = self._settings(folder, iterations, batch_syn=10 * SETTINGS["ipc"], num_eval=0)
         records = self._run(folder, settings, dtype="float32", details=False, tested=1)
         matches = records["matches"]
         labels = torch.arange(10).repeat_interleave(SETTINGS["ipc"])
@@ -209,18 +214,12 @@ class Pair:
             **SETTINGS,
             "dataset": "CIFAR10",
             "model": self.model,
-            "batch_syn": self._batch,
             "Iteration": iterations - 1,
             "eval_it": iterations,
             "buffer_path": str(folder / "buffers"),
             "data_path": str(folder),
             **others,
         }
-
-    @property
-    def _batch(self) -> int:
-        """Batches of less than the set, so that their order matters."""
-        return 4
 
     def _run(self, folder: Path, settings: Mapping[str, Any], **job: Any) -> dict[str, Any]:
         job |= {"experts": str(self.store.path.resolve()), "data": self._address}
@@ -237,7 +236,7 @@ class Pair:
         leaves = {name: match[name].clone().requires_grad_() for name in names}
         images = leaves["images"]
         labels = leaves.get("labels", torch.arange(10).repeat_interleave(SETTINGS["ipc"]))
-        batches = _batches(match["permutations"], self._batch, steps)
+        batches = _batches(match["permutations"], EXACT_BATCH, steps)
         end = ops.unroll(
             model,
             start,
@@ -289,7 +288,6 @@ class Pair:
             ipc=SETTINGS["ipc"],
             iterations=iterations,
             student_steps=SETTINGS["syn_steps"],
-            batch_syn=self._batch,
             expert_epochs=SETTINGS["expert_epochs"],
             max_start_epoch=SETTINGS["max_start_epoch"],
             lr_img=SETTINGS["lr_img"],
