@@ -8,8 +8,8 @@ Three uses, in float64:
 1. One product H v, compared with torch.func.
 2. The largest eigenvalues of H before and after training, by SciPy's Lanczos iteration. Gradient
    descent with a step size above 2 / (largest eigenvalue) is unstable at a minimum.
-3. How the trained parameters move with the step size: the tangent follows the training forwards,
-   with one product per step. `ops.unroll` has the same derivative backwards.
+3. The derivative of the trained parameters with respect to the step size. Forward mode updates it
+   together with the parameters, with one product per step. `ops.unroll` gives it in reverse mode.
 
 It prints:
 
@@ -35,7 +35,7 @@ from trajmatch.data import load_dataset
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the three comparisons."""
+    """Print the three results."""
     parser = argparse.ArgumentParser(description="Second derivatives.")
     parser.add_argument("--images", type=int, default=200, help="real images in the loss")
     parser.add_argument("--width", type=int, default=8, help="channels of the network")
@@ -74,13 +74,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         values = ", ".join(f"{each:.1f}" for each in largest_eigenvalues(at))
         print(f"2. {when} training: loss {loss(at):.2f}, largest eigenvalues {values}")
 
-    # theta' = theta - lr g(theta), so that d theta' = d theta - lr H d theta - g d lr, d lr = 1.
+    # theta' = theta - lr g(theta), so d theta' = d theta - lr H d theta - g d lr, with d lr = 1.
     there, tangent = theta, torch.zeros_like(theta)
     for _ in range(asked.steps):
         _, grad = ops.gradient(model, there, images, labels)
         tangent = tangent - lr.detach() * times_hessian(there, tangent) - grad
         there = there - lr.detach() * grad
-    direction = trained.detach() - theta  # any vector; backwards gives one product with it
+    # Reverse mode gives the product of d theta / d lr with one vector, which can be any vector.
+    direction = trained.detach() - theta
     (backwards,) = torch.autograd.grad(trained, lr, direction)
     apart = difference(direction @ tangent, backwards)
     print(f"3. d theta / d lr: forwards and backwards, relative difference {apart:.0e}")

@@ -34,7 +34,7 @@ from trajmatch import evaluate, networks, ops
 from trajmatch.data import DSA, load_dataset
 
 EXPERT_EPOCHS, STUDENT_STEPS = 2, 20  # the student takes 20 steps to follow 2 epochs of an expert
-AUGMENT = DSA()  # random shifts, rotations, cutouts and so on, with a gradient in the images
+AUGMENT = DSA()  # random shifts, rotations, cutouts and so on, differentiable in the images
 
 # Parameters are one vector `theta` [P] throughout. A `model` is only the architecture: `ops` does
 # not use the parameters that it holds.
@@ -68,7 +68,7 @@ def distil(
         expert = random.choice(experts)
         epoch = random.randrange(len(expert) - EXPERT_EPOCHS)
         start, target = expert[epoch], expert[epoch + EXPERT_EPOCHS]
-        augment = AUGMENT.replay(seed=i)  # the backward pass repeats it
+        augment = AUGMENT.replay(seed=i)  # so that the backward pass repeats the same draws
         end = ops.unroll(model, start, images, labels, log_lr.exp(), batches, augment=augment)
         loss = ops.param_distance(end, target, start)  # |end - target|^2 / |start - target|^2
         optimiser.zero_grad()

@@ -1,11 +1,11 @@
-"""Architecture search on a distilled set: rank ConvNets there, and compare with the real ranking.
+"""Architecture search: rank ConvNets on a distilled set, and compare with the ranking on real data.
 
     python examples/nas.py FILE --out search --depths 2 3 --widths 32 64 --count 20
 
-Trains the ConvNets of FTD's search space on the distilled images (or on as many real ones) and on
-the whole real training set, and correlates the two rankings. Each finished network has a record in
-the folder: the same command goes on after an interruption, and a larger search, or another --proxy,
-adds to what is there.
+The program trains the ConvNets of FTD's search space on the distilled images (or on as many real
+ones) and on the whole real training set, and correlates the two rankings. Each finished network
+has a record in the folder. After an interruption, the same command therefore continues with the
+next network. A larger search, or another --proxy, adds networks to the folder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SPACE: dict[str, tuple[int, ...] | tuple[str, ...]] = {
     "norm": ("none", "batch", "layer", "instance", "group"),
     "pooling": ("none", "max", "average"),
 }
-# Which scores of an evaluation belong to a proxy, and the option that asks for them.
+# For each proxy: its key in the scores of an evaluation, and the option that requests the scores.
 PROXIES = {
     "distilled": ("distilled", {}),
     "random-real": ("random_real", {"random_baseline": True}),
@@ -75,10 +75,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def architectures(asked: argparse.Namespace) -> list[str]:
-    """Name the networks to rank, e.g. ``convnet:depth=3,width=128,...``."""
+    """Return the networks to rank by name, e.g. ``convnet:depth=3,width=128,...``."""
     choices = [[f"{axis}={value}" for value in getattr(asked, axis)] for axis in SPACE]
     space = ["convnet:" + ",".join(each) for each in itertools.product(*choices)]
-    # Shuffled first, so that a larger count adds to a smaller one.
+    # Shuffle all, then take the first: a larger --count keeps the networks of a smaller one.
     order = random.Random(asked.seed).sample(space, len(space))
     chosen = {*order[: asked.count]}
     if len(chosen) < 2:
@@ -113,8 +113,8 @@ def correlations(
 ) -> dict[str, float | None]:
     """Correlate the ranks of all networks, and of those that are best on the real data.
 
-    FTD reports the best 5, 10 and 20 and does not say by which ranking they are the best.
-    None: there are fewer networks, or all have the same accuracy.
+    FTD reports the best 5, 10 and 20, but not by which of the two rankings they are the best. A
+    correlation is None if there are too few networks, or if all have the same accuracy.
     """
     best = sorted(real, key=lambda name: -real[name])
     found: dict[str, float | None] = {}

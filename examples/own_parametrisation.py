@@ -3,13 +3,13 @@
     python examples/own_parametrisation.py
 
 `LowRank` learns two thin matrices for each channel of an image, and multiplies them. They have
-fewer values than the image, so more images fit into the same budget. With this file in the current
-folder, a command takes the class by its name, and settings behind a colon:
+fewer values than the image, so more images fit into the same storage. With this file in the current
+folder, a command accepts the name of the class, followed by a colon and the settings:
 
     trajmatch distill --experts STORE --out FILE --images own_parametrisation:LowRank:rank=4
 
-The example trains experts, distils to pixels and to matrices, and trains three networks on each.
-It prints:
+The example trains experts, distils to pixels and to matrices, and trains three networks on each of
+the two sets. It prints:
 
     pixels: 10 images from 7840 values, 70.1 +- 1.3 % of the test images
     own_parametrisation:LowRank: 30 images from 6720 values, 75.0 +- 0.4 % of the test images
@@ -41,13 +41,13 @@ class LowRank(Parametrisation):
     lr: ClassVar[float] = 20.0  # default of --lr-img, which is 100 for pixels
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
-        """Return the number of images [C, H, W] that the values of `ipc` whole images pay for."""
+        """Return the number of images [C, H, W] that fit into the storage of `ipc` whole images."""
         channels, height, width = shape
         values = channels * self.rank * (height + width)
-        return paid_for(ipc, f"LowRank:rank={self.rank}", values, shape)  # refuses to return 0
+        return paid_for(ipc, f"LowRank:rank={self.rank}", values, shape)  # raises an error if 0
 
     def initial(self, images: Tensor, classes: int) -> dict[str, Tensor]:
-        """Return the tensors to learn, computed from the first images [n, C, H, W]."""
+        """Return the tensors to learn, computed from the initial images [n, C, H, W]."""
         left, singular, right = torch.linalg.svd(images, full_matrices=False)
         roots = singular[..., : self.rank].sqrt()
         return {
@@ -61,7 +61,7 @@ class LowRank(Parametrisation):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compare matrices with pixels."""
+    """Compare distillation to matrices with distillation to pixels."""
     parser = argparse.ArgumentParser(description="A parametrisation of your own.")
     parser.add_argument("--data", help="data set (default: the shipped images)")
     for name, default in (

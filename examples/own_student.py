@@ -3,11 +3,11 @@
     python examples/own_student.py
 
 `ops.unroll` runs the networks of `trajmatch.networks` on its engine in C++ and CUDA, and all other
-modules on PyTorch's autograd, with the same exact gradient. `ops.engine_for` names the path.
+modules on PyTorch's autograd. Both give the exact gradient. `ops.engine_for` says which is used.
 
 A plain PyTorch loop trains the experts with Adam. Ten images and the student's step size are then
-learned, so that a student, also with Adam, follows the experts. New transformers train on the ten
-images before and after that. It prints:
+learned, so that a student, which also trains with Adam, follows the experts. New transformers are
+trained on the ten images before and after distillation. The example prints:
 
     Transformer: autograd, ConvNet: engine
     real images: 46.1 % of the test images
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log_lr = torch.tensor(0.003).log().requires_grad_()
 
     def student(theta: Tensor, steps: int) -> Tensor:
-        """Return the parameters after some steps on all images, from the parameters theta."""
+        """Return the parameters after training from theta, with all images in each step."""
         batches = [range(len(images))] * steps
         return ops.unroll(model, theta, images, labels, log_lr.exp(), batches, optimiser=ADAM)
 

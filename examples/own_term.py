@@ -3,8 +3,8 @@
     python examples/own_term.py
 
 The matching loss is a sum of terms. `Direction` compares the directions in which student and expert
-went, and not how far. `Settled` compares only some parameters, and remembers which ones from one
-iteration to the next. With this file in the current folder, a command takes them by name:
+moved, but not the distances. `Settled` compares only some parameters, and remembers which ones from
+one iteration to the next. With this file in the current folder, a command takes them by name:
 
     trajmatch distill --experts STORE --out FILE --terms final own_term:Direction
 
@@ -33,10 +33,10 @@ from trajmatch.experts import ExpertConfig, train_experts
 
 
 class Direction:
-    """1 - cosine of the angle between the ways of student and expert, from their common start."""
+    """1 - cosine of the angle between the moves of student and expert from their common start."""
 
     def waypoints(self, steps: int, epochs: int) -> list[Waypoint]:
-        """Return the points to compare: here the end, after all steps of all epochs."""
+        """Return the points to compare: here only the end, after the last step and epoch."""
         return [Waypoint(steps, epochs)]
 
     def loss(self, course: Course) -> Tensor:
@@ -47,9 +47,10 @@ class Direction:
 
 
 class Settled:
-    """Distance over the parameters that have once been close to the expert's (HoP-TM, MICCAI 2025).
+    """Distance over the parameters that have ever been close to the expert's (HoP-TM, MICCAI 2025).
 
-    A parameter counts once its squared error is below `limit`, which rises with the iteration.
+    A parameter is settled from the first iteration in which its squared error is below the limit.
+    The limit starts at `limit` and rises every 500 iterations.
     """
 
     def __init__(self, limit: float = 5e-9) -> None:
@@ -60,12 +61,12 @@ class Settled:
         return [Waypoint(steps, epochs)]
 
     def memory(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-        """Return what the term remembers before the first iteration."""
+        """Return the initial memory, in which no parameter is settled."""
         parameters = sum(shape.numel() for shape in shapes.values())
         return {"settled": torch.zeros(parameters, dtype=torch.bool)}
 
     def remember(self, course: Course) -> dict[str, Tensor]:
-        """Return what the term remembers after this iteration."""
+        """Return the memory after this iteration."""
         error = (course.student[course.steps] - course.expert[course.epochs]).square()
         limit = self.limit * 1.5 ** (course.iteration // 500)
         return {"settled": course.memory["settled"] | (error < limit)}

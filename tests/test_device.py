@@ -175,14 +175,14 @@ def test_another_word_gets_one_line_that_says_what_is_there(machine, name, gpus)
         device.usable_device(name)
     there = "cpu, cuda:0, cuda:1" if gpus else "cpu (torch sees no GPU)"
     assert str(refused.value) == (
-        f"--device should be auto, cpu, cuda or cuda:N, but is {name!r}; here is {there}"
+        f"--device should be auto, cpu, cuda or cuda:N, but is {name!r}; available: {there}"
     )
 
 
 def test_a_number_that_no_gpu_has_gets_those_that_are_there(machine):
     machine(capabilities=((8, 0), (9, 0)))
     assert device.usable_device("cuda:1") == "cuda:1"
-    with pytest.raises(UserError, match=r"there is no cuda:9\. Here is cpu, cuda:0, cuda:1$"):
+    with pytest.raises(UserError, match=r"there is no cuda:9\. Available: cpu, cuda:0, cuda:1$"):
         device.usable_device("cuda:9")
 
 

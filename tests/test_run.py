@@ -112,7 +112,10 @@ def test_experts_are_trained_as_far_as_they_are_read(
     """Two of three epochs, or all of them: the distilled set is the same."""
     arguments = ["--recipe", recipe, "--data", f"imagefolder:{photos}?size=12", "--seeds", "1"]
     part, whole = ([*arguments, "--out", str(tmp_path / name)] for name in ("part", "whole"))
-    said = "trained for the first 2 of 3 epochs, as far as the distillation reads them"
+    said = (
+        "experts are trained for only 2 of 3 epochs, because the distillation reads no later ones "
+        "(--full-experts trains all 3)"
+    )
     assert run(*part) == 0
     assert said in capsys.readouterr().err
     assert run(*whole, "--full-experts") == 0

@@ -36,7 +36,7 @@ def compile_again(build: dict[str, Any], setting: str = "") -> str:
     ``build`` has the facts of the installed build. ``setting`` is an environment variable followed
     by a space, e.g. ``"TORCH_CUDA_ARCH_LIST=8.0 "``.
     """
-    # --no-cache-dir: pip may otherwise reuse an older wheel. --no-deps: pip would reinstall torch.
+    # Without --no-cache-dir, pip may reuse an older wheel; without --no-deps, it reinstalls torch.
     pip = f"{sys.executable} -m pip install --no-cache-dir --force-reinstall --no-deps"
     # Users of a wheel have no source folder, so pip downloads the source.
     if build.get("wheel"):

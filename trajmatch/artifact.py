@@ -37,7 +37,7 @@ FORMAT = "trajmatch artifact"
 #: ZCA-whitened, else version 1, so that older releases can read them.
 FORMAT_VERSION = 3
 
-#: File name endings of other formats, for a warning.
+#: File name endings of other formats, which cause a warning.
 _OTHER_ENDINGS = (".gif", ".h5", ".jpg", ".json", ".npy", ".npz", ".pkl", ".png", ".pt", ".pth")
 
 _PARAMETER = "parameter."
@@ -76,7 +76,7 @@ class Artifact(Description):
         lr: Learned step size eta to train with.
         mean: Per-channel mean of the normalisation. ``C`` numbers.
         std: Per-channel standard deviation of the normalisation. ``C`` numbers.
-        zca: ZCA whitening, used in place of ``mean`` and ``std``; None: no whitening.
+        zca: ZCA whitening, used in place of ``mean`` and ``std``; None for no whitening.
         dsa: Augmentation to train with (:class:`trajmatch.data.dsa.DSA`).
         network: Spec of the network, as for :func:`trajmatch.networks.build`.
         class_names: Names of the ``K`` classes.
@@ -86,9 +86,9 @@ class Artifact(Description):
         versions: Software versions of the run.
         scores: Evaluation results, each with its protocol.
         selection: Rule that chose the iteration: ``"last"``, ``"holdout"`` or ``"test-max"``.
-        parametrisation: Image parametrisation (``distill --images``); None: pixels.
+        parametrisation: Image parametrisation (``distill --images``); None for pixels.
         parameters: Tensors of the parametrisation, by name; empty for pixels.
-        keeps_rendered: True to write the rendered images to the file beside ``parameters``.
+        keeps_rendered: True to write the rendered images to the file along with ``parameters``.
 
     Raises:
         UserError: A field is invalid or does not fit the others.
@@ -270,16 +270,16 @@ class Artifact(Description):
 
     @property
     def stored_values(self) -> int:
-        """Number of learned values in the images (or their parameters) and soft labels.
+        """Number of learned values: pixels or image parameters, and soft labels or targets.
 
-        Counts floating-point values, and one-byte values, which quantised parametrisations use.
+        Counts floating-point values and the one-byte values of quantised parametrisations.
         """
         kinds = (each for each in self._learned if each.is_floating_point() or each.itemsize == 1)
         return sum(each.numel() for each in kinds)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the images (or their parameters) and labels in a file."""
+        """Size in a file, in bytes, of the pixels or image parameters and of the labels."""
         return sum(each.nbytes for each in self._learned)
 
 
@@ -377,7 +377,7 @@ def load(path: files.PathLike) -> Artifact:
             keeps_rendered=keeps_rendered,
             **{name: metadata[name] for name in names},
         )
-    # Files of early releases have no other checksum.
+    # Files of early releases have only this checksum.
     if metadata.get("sha256") != artifact.fingerprint:
         raise UserError(f"{path} is damaged: its content does not match its checksum")
     return artifact

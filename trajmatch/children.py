@@ -65,7 +65,7 @@ def children(
     """Run a function in child processes; leaving the context terminates them.
 
     ``function(job, emit)`` is a module-level function of this package. Each child gets one of
-    ``jobs``, which are JSON values, and the additional variables ``environment``.
+    ``jobs``, which are JSON values, and the additional environment variables ``environment``.
 
     Yields:
         An iterator over the events of all children until all have ended. It raises
@@ -106,7 +106,7 @@ def _started(
                 start_new_session=True,
             )
         try:
-            with contextlib.suppress(ConnectionError):  # it ended at once: see its exit status
+            with contextlib.suppress(ConnectionError):  # the child has ended: see its exit status
                 ours.send_bytes(json.dumps(job).encode())
             yield ours, process
         finally:

@@ -30,7 +30,8 @@ def usable_device(name: str) -> str:
     number = re.fullmatch(r"cuda(?::(\d{1,4}))?", name)
     if number is None:
         raise UserError(
-            f"--device should be auto, cpu, cuda or cuda:N, but is {name!r}; here is {_devices()}"
+            f"--device should be auto, cpu, cuda or cuda:N, but is {name!r}; available: "
+            f"{_devices()}"
         )
     fault = cuda_fault(None if number[1] is None else int(number[1]))
     if fault is not None:
@@ -51,7 +52,7 @@ def automatic_device() -> tuple[str, str]:
     fault = cuda_fault()
     if fault is not None:
         return "cpu", fault.why
-    # The processes of torchrun take GPUs only if the machine has one for each.
+    # The processes of torchrun use GPUs only if the machine has one for each process.
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if processes > gpus:
         return "cpu", f"{processes} processes, but {gpus} GPUs"
@@ -71,10 +72,11 @@ def cuda_fault(index: int | None = None) -> Fault | None:
     gpus = torch.cuda.device_count()
     if gpus == 0:
         return Fault(
-            "torch sees no GPU", "nvidia-smi shows those of the driver; see CUDA_VISIBLE_DEVICES"
+            "torch sees no GPU",
+            "Check that nvidia-smi lists a GPU and that CUDA_VISIBLE_DEVICES does not hide it",
         )
     if index is not None and index >= gpus:
-        return Fault(f"there is no cuda:{index}", f"Here is {_devices()}")
+        return Fault(f"there is no cuda:{index}", f"Available: {_devices()}")
     missing = missing_kernels()
     if missing is not None:
         return missing
@@ -120,7 +122,7 @@ def _driver_release() -> tuple[int, int]:
 
 
 def _covers(architecture: str, capability: tuple[int, int], takes_ptx: bool) -> bool:
-    """True if code built for ``architecture`` runs on a GPU of this compute capability."""
+    """Return True if code built for ``architecture`` runs on a GPU of this compute capability."""
     number, _, ptx = architecture.partition("+")
     major, minor = map(int, number.rstrip("af").split("."))
     if number.endswith("a"):  # e.g. 9.0a: runs on that capability only

@@ -32,7 +32,7 @@ class UserError(ValueError):
         return in_arguments(self.in_flags)
 
     def __format__(self, spec: str) -> str:
-        """Keep flags in f-strings: the outer UserError converts them."""
+        """Keep flags in f-strings, because the UserError with the whole text converts them."""
         return format(self.in_flags, spec)
 
 

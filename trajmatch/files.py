@@ -108,7 +108,7 @@ def save_tensors(
                 )
     separate = _separate(tensors)
     content = json.loads(_to_json(path, metadata))  # checksum of what load_tensors will parse
-    # Half of the limit: the header escapes each quote of this text with a backslash.
+    # Only half of the limit, because the header adds a backslash before each quote of this text.
     checksum = {"metadata": json_checksum(content), "tensors": _checksum(separate)}
     described = {**content, CHECKSUM: checksum}
     text = _to_json(path, described, most=MOST_JSON // 2)
@@ -135,7 +135,7 @@ def read_metadata(path: PathLike) -> dict[str, Any]:
 
 
 def has_checksum(path: PathLike) -> bool:
-    """True if a file of :func:`save_tensors` has a checksum; early releases wrote none."""
+    """Return True if a file of :func:`save_tensors` has a checksum; early releases wrote none."""
     with open_tensors(path) as handle:
         return _metadata(path, handle)[1] is not None
 
@@ -168,7 +168,7 @@ def open_tensors(path: PathLike) -> Iterator[safe_open]:
 
 
 def beside(path: PathLike, ending: str) -> Path:
-    """Return the path of an artifact with ``ending`` in place of ``.safetensors``, if any."""
+    """Return the path of an artifact without ``.safetensors`` and with ``ending`` appended."""
     path = Path(path)
     return path.with_name(path.name.removesuffix(".safetensors") + ending)
 
@@ -232,7 +232,7 @@ def check_new(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Flush (fsync) a file, or the names in a folder, which a power cut could lose.
+    """Flush (fsync) a file, or the names in a folder, so that a power cut cannot lose them.
 
     Raises OSError if the disk fails or is full, or if a file cannot be flushed.
     """

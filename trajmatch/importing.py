@@ -24,7 +24,7 @@ _PACKAGE = str(Path(__file__).parent)
 
 
 def lazily(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a function ``__getattr__`` for a package that imports names at first use.
+    """Return a package's ``__getattr__``, which imports the public names at first use.
 
     ``modules`` maps each module to its public names, separated by spaces.
     """
@@ -34,7 +34,7 @@ def lazily(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(module_of[name]), name)
-        # Python then finds the name in the package, and does not call this again.
+        # From now on, Python finds the name in the package and does not call this function for it.
         setattr(sys.modules[package], name, value)
         return value
 
@@ -163,7 +163,7 @@ def expect_kind(what: str, value: object, kind: type[Any]) -> None:
     """Raise UserError unless ``value`` is an instance of ``kind``; ``what`` starts the message."""
     if not isinstance(value, kind):
         wanted = f"{kind.__module__}.{kind.__name__}"
-        raise UserError(f"{what} should be a subclass of {wanted}, but made {described(value)}")
+        raise UserError(f"{what} should give an instance of {wanted}, but gave {described(value)}")
 
 
 def described(value: object) -> str:

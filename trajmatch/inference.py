@@ -11,9 +11,9 @@ from trajmatch import networks
 from trajmatch.data.preprocessing import Normalise
 from trajmatch.ops.registration import operators
 
-# Images per batch. Modules on a CPU get few: their activations then stay in the cache, and below
-# the size at which the C library returns memory to the kernel after each use. The engine gets
-# enough for all threads, and a GPU gets enough to stay busy.
+# Images per batch. For modules on a CPU the batch is small: the activations then stay in the cache,
+# and below the size at which the C library returns memory to the kernel after each use. The batch
+# is large enough to use all threads in the engine, and to keep a GPU busy.
 _BATCH_MODULES, _BATCH_ENGINE, _BATCH_CUDA = 32, 250, 500
 
 

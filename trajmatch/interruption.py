@@ -91,8 +91,9 @@ def signals() -> Iterator[None]:
 def time_limit(text: str | None) -> Iterator[None]:
     """Make :func:`check` raise after a duration such as ``90m`` (see :func:`seconds`).
 
-    None sets no limit. The time counts from the start of :func:`signals`, or from here without it.
-    Of nested limits, the earliest applies. Raises UserError for an invalid duration.
+    None sets no limit. The time counts from the start of :func:`signals` or, outside of it, from
+    the start of this context. If limits are nested, the earliest applies. Raises UserError for an
+    invalid duration.
     """
     outer = _watch.deadline
     if text is not None:
@@ -117,7 +118,7 @@ def held(wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def released() -> Iterator[None]:
-    """Let signals stop the block at any point, although it is inside :func:`held`.
+    """Let signals stop the block at any point, even inside :func:`held`.
 
     Raises :class:`Interrupted` at once if a stop is pending.
     """

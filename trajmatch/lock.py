@@ -13,7 +13,8 @@ from pathlib import Path
 from trajmatch import files
 from trajmatch.errors import UserError, as_user_error, warn
 
-#: Attempts to lock a file that the previous holder may remove. Only a faulty file system needs all.
+#: Attempts to lock a file that the previous holder may remove. Only a faulty file system
+#: needs all attempts.
 _TRIES = 100
 
 _held: set[int] = set()
@@ -96,7 +97,7 @@ def _acquire(file: Path, path: Path) -> int | None:
 
 
 def _is_there(descriptor: int, file: Path) -> bool:
-    """Return True if this name still belongs to the open file."""
+    """Return True if the name ``file`` still belongs to the open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), file.stat())
     except FileNotFoundError:

@@ -25,7 +25,8 @@ _LARGEST_BLOCK = 2**30
 def keep_freed_memory() -> None:
     """Make glibc keep large freed blocks for reuse instead of returning them to the kernel.
 
-    Only programs should call this: the memory of the whole process no longer shrinks.
+    Only programs should call this, not libraries: the memory of the whole process no longer
+    shrinks.
     """
     # By default glibc returns blocks of 32 MiB and more, and the kernel zeroes new blocks page by
     # page, which takes about half the time of a training step.
@@ -81,7 +82,7 @@ def reset_peak(device: str | torch.device) -> bool:
 
 
 def peak_bytes(device: str | torch.device) -> int:
-    """Return the peak bytes: of PyTorch's allocator on a GPU, else of this process."""
+    """Return the peak memory in bytes: of PyTorch's allocator on a GPU, else of this process."""
     import torch
 
     if torch.device(device).type == "cuda":

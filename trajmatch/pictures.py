@@ -29,7 +29,7 @@ _FONT_SIZE = 16
 _LONGEST_NAME = 60
 #: Maximum number of classes that are drawn in one row if each has one image.
 _SIDE_BY_SIDE = 10
-#: Width in pixels of "iteration 10000000".
+#: Width in pixels of the longest title, "iteration 10000000".
 _TITLE_WIDTH = 160
 #: Maximum number of pixels; viewers show no more, and as RGB they take 768 MB.
 _MOST_PIXELS = 2**28
@@ -70,7 +70,7 @@ def grid(
 def by_class(
     pixels: Tensor, labels: Tensor, class_names: Sequence[str], look: Look, title: str = ""
 ) -> Image.Image:
-    """Draw images of :func:`to_pixels` below a title: one row per class, or a single row."""
+    """Draw images from :func:`to_pixels` below a title: one row per class, or a single row."""
     rows = [[*pixels[labels == index][: look.per_class]] for index in range(len(class_names))]
     if len(rows) <= _SIDE_BY_SIDE and {*map(len, rows)} == {1}:
         row = [image for (image,) in rows]
@@ -86,7 +86,7 @@ def table(
     title: str = "",
     scale: int | None = None,
 ) -> Image.Image:
-    """Draw images of :func:`to_pixels` in rows, each with a name in front.
+    """Draw images from :func:`to_pixels` in rows, each with a name in front.
 
     ``heads`` are the column heads, and ``title`` is a text above them. Raises UserError if the
     picture would have more than 2^28 pixels.

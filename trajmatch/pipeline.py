@@ -47,7 +47,7 @@ class Pipeline:
 
 
 def as_far_as_read(expert: ExpertConfig, distill: DistillConfig) -> ExpertConfig:
-    """Return the configuration of the experts, ended at the last epoch that ``distill`` reads."""
+    """Return the experts' configuration with training ended at the last epoch ``distill`` reads."""
     last = distill.last_epoch_read(kept_epochs(expert.keep, expert.epochs))
     return replace(expert, until_epoch=min(last, expert.epochs))
 
@@ -59,8 +59,8 @@ def run_pipeline(
 ) -> dict[str, Any]:
     """Train experts, distil, evaluate against random real images, draw pictures and write a report.
 
-    ``before_distillation`` is called once the experts exist, e.g. to report their health. With
-    ``resume`` in the first two stages, an interrupted run continues.
+    ``before_distillation`` is called once the experts exist, e.g. to report their health. If the
+    configurations of the first two stages have ``resume`` set, an interrupted run continues.
 
     Returns:
         Content of ``summary.json``: ``seconds`` of this call and ``stage_seconds``; ``distilled``,
@@ -69,8 +69,8 @@ def run_pipeline(
         requested; ``improvement`` over random images in points (not for regression) and its
         standard error ``improvement_error``, which the number of test images determines;
         ``protocol``, ``dataset``, ``training_images``, ``test_images``, ``images_per_class``;
-        ``experts``: ``number``, and test ``accuracies`` after ``epoch`` of planned ``epochs``;
-        ``command``.
+        ``experts``: their ``number``, the test ``accuracies``, the last ``epoch`` trained and the
+        planned number of ``epochs``; ``command``.
 
     Raises:
         UserError: The folder cannot be written, is locked or holds an earlier run, or a setting is
@@ -152,7 +152,7 @@ def _check_beginning(pipeline: Pipeline) -> None:
     if experts is not None and pipeline.distill.objective != "train-and-test":
         _, loss = segments_of(pipeline.distill, kept_epochs(experts.keep, experts.epochs))
         # The terms depend on the names of the parameters, which are the same for all image sizes.
-        # So a meta model (without memory) of a small size is enough.
+        # So a model for small images is enough; on the meta device, it takes no memory.
         if experts.network == "convnet" and experts.depth <= 10:
             side = 32 if experts.pooling == "none" else 2 ** max(5, experts.depth)
             with as_user_error(), torch.device("meta"):

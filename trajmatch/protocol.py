@@ -28,7 +28,7 @@ class Protocol(Settings):
     weight_decay: float = 5e-4  # L2 factor, added to the gradient
     lr_drop: float = 0.1  # factor of the step size at the drop
     momentum_after: float = 0.9  # momentum after the drop
-    test_every: Count = 0  # rounds between tests, the first after index 0; 0: one test at the end
+    test_every: Count = 0  # rounds from test to test, the first after round 0; 0: only at the end
     steps: PositiveInt | None = None  # number of training steps, in place of epochs
     name: str = "mtt"  # in tables and files
     optimiser: Literal["sgd", "adam"] = "sgd"  # Adam: default betas of torch.optim.Adam
@@ -84,7 +84,7 @@ class Protocol(Settings):
 
 
 #: Protocols of the papers' code. AST's code reports the maximum over its tests; here the score is
-#: always the last test. A distilled set replaces step size and augmentation.
+#: always the last test. A distilled set's own step size and augmentation replace those given here.
 PROTOCOLS = {
     "mtt": Protocol(),
     "datm": Protocol(name="datm", batch_size=128),

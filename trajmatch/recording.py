@@ -30,10 +30,10 @@ class Replayed:
     """Callable that records repeated calls of functions as CUDA graphs and replays them.
 
     A function is recorded at its second call with the same input shapes. If recording fails, a
-    warning is issued once, and the function is called from then on.
+    warning is issued once, and from then on the function is called directly, without a graph.
 
     Args:
-        what: Subject of that warning, e.g. ``the outer iteration runs``.
+        what: Beginning of that warning, e.g. ``the outer iteration runs``.
         remedy: Setting that silences the warning, or "".
         keep: Maximum number of recordings; a new one replaces the oldest.
         record: Recorder; default: :func:`cuda_graph`. Tests on the CPU use a recorder that calls
@@ -61,8 +61,8 @@ class Replayed:
     ) -> Outputs:
         """Call ``function(inputs)``, or replay its recording; return the outputs.
 
-        ``kind`` is everything that the function depends on besides shapes, dtypes and devices of
-        the inputs. The function may write only to the tensors ``state``.
+        ``kind`` identifies everything that the function depends on besides shapes, dtypes and
+        devices of the inputs. The function may write only to the tensors ``state``.
         """
         key = (kind, tuple((each.shape, each.dtype, each.device) for each in inputs))
         # Record at the second call: a function that is called once would not repay the recording.
@@ -112,9 +112,9 @@ def checked(
     """Record a function, compare a replay with a call, and return result buffers and replay.
 
     The function must read and write the same memory in every call. ``state`` are the tensors that a
-    call changes; they are restored. Raises RuntimeError if recording fails, or if replay and call
-    differ, in results or ``state``, by more than 20 % and by more than ten times as much as two
-    calls differ.
+    call changes; they are restored. Raises RuntimeError if recording fails or the replay is wrong:
+    its results or ``state`` differ from those of a call by more than 20 %, and by more than ten
+    times the difference between two calls.
     """
     before = [each.clone() for each in state]
 
@@ -163,11 +163,11 @@ def cuda_graph(
 ) -> tuple[Outputs, Callable[[], None]]:
     """Record a function as a CUDA graph; return its result buffers and the replay.
 
-    The function must read and write the same memory in every call and never synchronise. It is
-    called a few times before recording, side effects included. Raises RuntimeError if it cannot be
-    recorded.
+    The function must read and write the same memory in every call and never synchronise. Before
+    recording, it is called a few times with all its side effects. Raises RuntimeError if it cannot
+    be recorded.
     """
-    # If torch.cuda.graph fails, it leaves its stream current: the outer context restores it.
+    # If torch.cuda.graph fails, its stream stays current; this context restores the previous one.
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

@@ -64,8 +64,8 @@ def sgd_step(
 def step_size(lr: Tensor, step: int, sizes: Sequence[int], trained: Tensor | None) -> Tensor:
     """Return the step size of a step: ``[]``, or ``[P]`` if it differs between parameters.
 
-    ``lr`` is ``[]``, ``[N]``, ``[1, T]`` or ``[N, T]`` for ``T`` parameter tensors with ``sizes``
-    elements. Where the mask ``trained [P]`` is 0, so is the step size.
+    ``lr`` is ``[]``, ``[N]``, ``[1, T]`` or ``[N, T]``; ``sizes`` has the number of elements of
+    each of the ``T`` parameter tensors. Where the mask ``trained [P]`` is 0, so is the step size.
     """
     # `min` makes the one row of [1, T] serve all steps.
     rate = lr if lr.dim() == 0 else lr[min(step, len(lr) - 1)]
@@ -83,7 +83,7 @@ def optimiser_step(
     count: int,
     trained: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return parameters and state after step number ``count`` (from 1), as in ``torch.optim``.
+    """Return parameters and state after step ``count`` (the first is 1), as in ``torch.optim``.
 
     ``numbers`` are the optimiser's settings, e.g. :meth:`trajmatch.ops.Adam.numbers`. ``state`` is
     ``[1, P]`` for SGD and ``[2, P]`` for Adam. ``lr`` is a result of :func:`step_size`.
@@ -102,9 +102,9 @@ def optimiser_step(
         grad = decayed(grad, theta, weight_decay, trained)
     mean = beta1 * state[0] + (1 - beta1) * grad
     square = beta2 * state[1] + (1 - beta2) * grad.square()
-    # The root has no derivative at 0, which occurs where the gradient has always been 0. For small
-    # gradients, the derivative of the step tends to that of mean / eps, so the root is a constant 0
-    # there. Taking the root of 1 instead of 0 keeps NaN out of the derivative.
+    # `square` is 0 where the gradient has always been 0, and the root has no derivative at 0. As
+    # gradients tend to 0, the derivative of the step tends to that of mean / eps, so treat the root
+    # of 0 as a constant. Taking the root of 1 instead of 0 keeps NaN out of the derivative.
     positive = square > 0
     root = torch.where(positive, square, 1.0).sqrt() * positive
     divisor = root / math.sqrt(1 - beta2**count) + eps
@@ -155,7 +155,7 @@ def _color(
         each.to(images.dtype) for each in (brightness, saturation, contrast)
     )
     # Saturation does not change the mean of the image, so all three steps are one expression:
-    # c s x + c (1 - s) grey + (1 - c) mean + b, with b, s, c for the three numbers.
+    # c s x + c (1 - s) grey + (1 - c) mean + b, with brightness b, saturation s and contrast c.
     grey = images.mean(1, keepdim=True)
     mean = grey.mean((2, 3), keepdim=True)
     constant = torch.addcmul(mean + brightness, mean, contrast, value=-1)
@@ -363,7 +363,7 @@ def unroll(
     theta = theta0 if theta0.requires_grad else theta0.detach().requires_grad_()
     numbers = [0.0, momentum, 0.0, 0.0] if optimiser is None else optimiser.numbers()
     rows = 2 if numbers[0] else int(numbers[1] > 0)
-    # SGD without momentum returns no state, but optimiser_step takes a buffer all the same.
+    # SGD without momentum returns no state, but optimiser_step always takes a buffer.
     memory = theta.new_zeros(max(rows, 1), len(theta))
     if state is not None and rows > 0:
         memory = state.tensors

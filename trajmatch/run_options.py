@@ -20,13 +20,13 @@ class RunOptions(Settings):
     device: str = "auto"
     """Device: cpu, cuda, cuda:N, or auto: a GPU if one can be used, otherwise the CPU."""
     cuda_blocks: CudaBlocks = "first"
-    """Blocks of a ConvNet that run as one CUDA kernel each: library (none), first, or tf32 or fp16
-    (the first block and, with operands rounded to that precision, the deeper ones)."""
+    """Blocks of a ConvNet that run as one CUDA kernel each. library: none; first: the first block;
+    tf32 or fp16: also deeper blocks of suitable size, with operands rounded to that precision."""
     resume: bool = False
     """Continue an interrupted run."""
     max_time: str | None = None
-    """Stop with a checkpoint after this long, e.g. 90m or 1h30m (exit status 75); continue with
-    --resume."""
+    """Write a checkpoint and stop after this time, e.g. 90m or 1h30m (exit status 75); continue
+    with --resume."""
     quiet: bool = False
     """Print no progress."""
 

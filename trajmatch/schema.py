@@ -106,7 +106,7 @@ def settings_of(config: Any, kind: type[Any]) -> dict[str, Any]:
 def convert(content: Any, kind: type[T], place: str, advice: str = "") -> T:
     """Convert the JSON content of a file to a type such as a ``msgspec.Struct``.
 
-    Raises UserError ``PLACE: ... ADVICE``, with the position of the value, if one does not fit.
+    Raises UserError if a value does not fit; the message ``PLACE: ... ADVICE`` has its position.
     """
     try:
         return msgspec.convert(content, kind)

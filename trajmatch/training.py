@@ -28,7 +28,7 @@ class Outcome:
     # Percent after the last round; 0 if the network diverged. For targets the mean squared error,
     # in which non-finite outputs count as 0.
     accuracy: float
-    # Maximum over all tests, chosen on the test images; None for targets and for a single test.
+    # Maximum over all tests, chosen on the test images; None for targets or a single test.
     max_accuracy: float | None
     diverged: bool  # a parameter or buffer is not finite after the last round
 
@@ -139,7 +139,7 @@ def _diverged(model: nn.Module) -> bool:
 def _rounds(
     images: Tensor, labels: Tensor, protocol: Protocol, order: torch.Generator
 ) -> Iterator[_Batches]:
-    """Return an iterator over rounds: batches of an epoch, or one if the protocol counts steps."""
+    """Return an iterator over rounds: an epoch's batches, or one batch if steps are counted."""
     epochs = (_batches(images, labels, protocol.batch_size, order) for _ in itertools.count())
     if protocol.steps is None:
         return itertools.islice(epochs, protocol.num_epochs)

@@ -172,7 +172,7 @@ def test_a_budget_that_pays_for_no_image(configure, monkeypatch, count: object) 
             "unexpected keyword argument .size.; pixels takes no settings",
         ),
         ("no_such_module:x", "there is no Python module 'no_such_module'"),
-        ("fractions:Fraction", "should be a subclass of trajmatch.images.*Parametrisation"),
+        ("fractions:Fraction", "should give an instance of trajmatch.images.*Parametrisation"),
         (f"{SPEC}:factor=2,3", "'3' should be NAME=VALUE, like the one before it"),
     ],
 )

@@ -114,7 +114,7 @@ def test_an_interrupted_run_goes_on_with_equal_bytes(configure, tmp_path) -> Non
             "has no objective 'match'.*match-trajectory, train-and-test, and package.module:NAME",
         ),
         ("json:dumps", "--objective json:dumps failed: TypeError"),
-        ("builtins:vars", r"should be a subclass of .*\.Objective, but made a dict"),
+        ("builtins:vars", r"should give an instance of .*\.Objective, but gave a dict"),
     ],
 )
 def test_what_is_no_objective(configure, name: str, message: str) -> None:

@@ -332,7 +332,7 @@ def test_settings_that_contradict_each_other(
         ("gradient:2,1,temperature=0", "temperature should be a finite number above 0"),
         ("gradient:2,1,spread=1.5", "spread should be a whole number of at least 0"),
         ("gradient:2,1,spread=3", "the spread should be below --window 3"),
-        ("fractions:Fraction", "should be a subclass of .*GradientWindows"),
+        ("fractions:Fraction", "should give an instance of .*GradientWindows"),
     ],
 )
 def test_windows_that_cannot_be_chosen(configure: Configure, choice: str, message: str) -> None:

@@ -56,7 +56,7 @@ def test_a_part_needs_no_later_epoch_than_it_has(
     before = contents(store.path)
     train_experts(make_config(epochs=4, until_epoch=1, resume=True))  # has these epochs already
     assert contents(store.path) == before
-    with pytest.raises(UserError, match="epochs 0 to 2, but 3 was asked for"):
+    with pytest.raises(UserError, match="epochs 0-2, but 3 was asked for"):
         store.snapshot(0, 3)
     with pytest.raises(UserError, match=r"made with recipe\.epochs = 4, but this run has 2"):
         train_experts(make_config(epochs=2, resume=True))

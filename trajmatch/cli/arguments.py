@@ -128,7 +128,7 @@ def _add_options(parser: argparse.ArgumentParser, section: Section) -> Iterator[
         name = ("no-" if default is True else "") + field.name.replace("_", "-")
         flags = [f"--{section.stage}.{name}"] if section.stage else []
         flags += [f"--{name}"] if not section.stage or field.name in section.short else []
-        off = "Turn off what is on by default: " if default is True else ""
+        off = "On by default; this flag turns it off: " if default is True else ""
         settings: dict[str, Any] = {
             "dest": f"{section.stage}.{field.name}",
             "help": off + texts[field.name].replace("%", "%%") + _shown_default(default),

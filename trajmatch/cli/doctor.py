@@ -25,7 +25,7 @@ class DoctorConfig(Settings):
     json: bool = False
     """Print JSON instead of a text."""
     network: str | None = None
-    """Examine this network instead: how each layer runs, and if the network can be distilled."""
+    """Examine this network instead: how each layer runs, and if the network can be a student."""
     data: str | None = None
     """Take image size, channels and classes from this data set."""
     image_size: PositiveInt = 32
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
 def examine() -> dict[str, Any]:
     """Run the self-test and return a report on this installation, as JSON values.
 
-    Keys: ``versions``, ``devices``, ``faults`` (for each unusable GPU the reason), ``build`` (see
+    Keys: ``versions``, ``devices``, ``faults`` (the reason for each unusable GPU), ``build`` (see
     :func:`trajmatch._extension.build_info`), ``operators`` (see :func:`operators`), ``self_test``
     (see :func:`trajmatch.cli.selftest.run_cases`) and ``passed``.
     """
@@ -153,7 +153,7 @@ def examine_network(config: DoctorConfig) -> dict[str, Any]:
     :func:`trajmatch.ops.engine_for`), ``layers`` and ``passed``. A layer has ``name``, ``type``,
     ``parameters``, ``runs`` (``"engine"``, ``"autograd"`` or ``"not twice differentiable"``) and
     ``obstacle`` (the reason, or None). Raises UserError if the network does not exist, does not run
-    on such images, or draws random numbers.
+    on images of this size, or draws random numbers.
     """
     from trajmatch import networks, ops
     from trajmatch.data import load_dataset

@@ -40,7 +40,7 @@ def run(argv: list[str]) -> None:
 
 
 def _print_table(result: dict[str, Any]) -> None:
-    # The protocol tests each network several times, so there is a maximum to show.
+    # True if the protocol tests each network several times: then there is a maximum to show.
     tested_often = "test_max" in result["distilled"]
     rows = [("network", *score_heads(result["distilled"]), "each network", "maximum %")]
     diverged = 0
@@ -81,7 +81,7 @@ def shown(score: dict[str, Any], value: float) -> str:
 
 
 def score_cells(name: str, size: dict[str, Any], score: dict[str, Any]) -> tuple[str, ...]:
-    """Return the cells of training set ``name``; ``size`` is the entry in ``sets`` of a result."""
+    """Return the cells of training set ``name``; ``size`` is its entry in a result's ``sets``."""
     numbers = (size["images"], size["stored_values"], size["stored_bytes"])
     cells = (SETS[name].title, size["labels"], *(f"{number:,}" for number in numbers))
     if "errors" in score:

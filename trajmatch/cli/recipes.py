@@ -20,7 +20,7 @@ class RecipesConfig:
     name: str | None = None
     """A recipe to explain, e.g. datm/cifar10/ipc10, or the path of a file of your own."""
     json: bool = False
-    """Print JSON, and nothing else: a list of objects, also for one recipe."""
+    """Print only JSON: a list of objects, even for a single recipe."""
 
 
 def run(argv: list[str]) -> None:

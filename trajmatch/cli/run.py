@@ -38,15 +38,16 @@ class RunConfig(RunOptions):
     """
 
     recipe: str
-    """The recipe, e.g. cpu/own/ipc1 (`trajmatch recipes` lists them), or a file of your own, ending
-    in .toml."""
+    """The recipe, e.g. cpu/own/ipc1 (`trajmatch recipes` lists them), or the path of your own
+    recipe (.toml)."""
     out: Path
     """Folder for the experts, the distilled set, the pictures, summary.json and report.html."""
     experts: Path | None = None
     """Existing expert store, e.g. of an earlier run, to use instead of training experts. Default:
     train them as the recipe says."""
     full_experts: bool = False
-    """Train the experts to their last epoch, not only as far as the distillation reads them."""
+    """Train the experts to their last epoch, even if the distillation does not read the last
+    epochs."""
     data: str | None = None
     """Data set, e.g. cifar10:ROOT or imagefolder:PATH. Default: the recipe's data set, searched for
     in TRAJMATCH_DATA."""
@@ -87,8 +88,9 @@ def run_recipe(recipe: Recipe, argv: list[str], command: str) -> None:
     expert = pipeline.expert
     if expert is not None and expert.trained_epochs < expert.epochs and not config.quiet:
         print(
-            f"experts are trained for the first {expert.trained_epochs} of {expert.epochs} epochs, "
-            "as far as the distillation reads them (--full-experts trains them whole)",
+            f"experts are trained for only {expert.trained_epochs} of {expert.epochs} epochs, "
+            "because the distillation reads no later ones (--full-experts trains all "
+            f"{expert.epochs})",
             file=sys.stderr,
         )
     with interruption.time_limit(config.max_time):
@@ -154,7 +156,8 @@ def pipeline_of(config: RunConfig, stages: Mapping[str, Mapping[str, Any]]) -> P
     expert = None
     if experts is not None and config.experts is None:
         expert = ExpertConfig(out=folder.store, **resumed, **stages["expert"])
-        # k-center measures distances with the experts' last epoch, so train them to the end then.
+        # k-center and herding measure distances with the last epoch of a store. If that is the
+        # run's own store, train the experts to the end.
         ends = evaluate.k_center_store and evaluate.k_center_store.resolve()
         if not config.full_experts and ends != folder.store.resolve():
             expert = as_far_as_read(expert, distill)

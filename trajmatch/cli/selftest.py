@@ -26,8 +26,8 @@ class Case:
     """A call to compare between the operators and the reference."""
 
     shapes: list[tuple[int, ...]]  # of the random tensors to call it with
-    # Maps a module of operators and the tensors to one or several tensors. None: the operator that
-    # has the name of the case.
+    # Function of a module of operators and of the tensors that returns one or several tensors.
+    # None: the operator that has the name of the case.
     call: Callable[..., Any] | None = None
     orders: int = 1  # number of times that the result is differentiated in all tensors
 

@@ -24,8 +24,8 @@ class ShowConfig(Settings):
     file: Path
     """The distilled set, a file that `trajmatch distill` wrote."""
     out: Path | None = None
-    """The picture to write: a PNG; or, ending in .gif, an animation over the iterations. Default:
-    beside the file, ending in .png."""
+    """Picture to write. A name ending in .png gives a picture, .gif an animation over the
+    iterations. Default: the name of the file, ending in .png."""
     strip: bool = False
     """Draw the iterations side by side in one PNG, a column for each."""
     snapshots: Path | None = None
@@ -34,9 +34,11 @@ class ShowConfig(Settings):
     """Seconds per frame; the last frame stays four times as long. At least 0.02, the limit of GIF
     viewers."""
     clip: Literal["sigma", "unit"] = "sigma"
-    """sigma shows 2.5 standard deviations around the mean, unit the pixel values 0 to 1."""
+    """Range of pixel values to show. sigma: 2.5 standard deviations around the mean. unit: 0 to
+    1."""
     scale: PositiveInt | None = None
-    """Enlargement. Default: so that an image is about 100 pixels wide."""
+    """Factor by which images are enlarged. Default: chosen so that an image is about 100 pixels
+    wide."""
     per_class: PositiveInt | None = None
     """Images of each class. Default: all; with --strip, one."""
 

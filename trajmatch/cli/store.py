@@ -74,7 +74,8 @@ class ConvexifyConfig:
     out: Path
     """The new store: a folder that does not exist."""
     waypoints: str = "6,25"
-    """Epochs of the inner waypoints (MCT: 6,25 of 50); the first and last epochs are always two."""
+    """Epochs of the inner waypoints (MCT: 6,25 of 50); the first and last epochs are always
+    waypoints."""
 
 
 def run(argv: list[str]) -> int | None:

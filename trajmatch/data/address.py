@@ -51,8 +51,10 @@ class Source(NamedTuple):
 
     Attributes:
         path: Placeholder for the path in messages, e.g. ``FILE``; empty if no path is taken.
-        load: Function that loads the set; its argument ``options`` has the class of the options.
-        found_in: Function that tests if a folder holds the set; None except for known sets.
+        load: Function that loads the set. The type of its argument ``options`` is the class of the
+            source's options.
+        found_in: Function that returns True if the folder of an address holds the set; None if the
+            source is not a known set.
     """
 
     path: str

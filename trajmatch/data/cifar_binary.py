@@ -21,7 +21,7 @@ _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclass(frozen=True)
 class Part:
-    """Images ``[N, 3, 32, 32]`` and labels ``[N]``, uint8, with a torchvision set's attributes."""
+    """Images ``[N, 3, 32, 32]`` and labels ``[N]``, uint8, named as in torchvision's sets."""
 
     data: _Bytes
     targets: _Bytes
@@ -31,7 +31,7 @@ class Part:
 
 
 def find(binary: Binary, root: Path) -> Path | None:
-    """Return the first of the archive's folder and ``root`` that has any of the files, or None."""
+    """Return the folder that has the files, the archive's below ``root`` or ``root``; else None."""
     folders = (root / binary.folder, root)
     files = (*binary.train, *binary.test)
     return next((f for f in folders if any((f / name).is_file() for name in files)), None)

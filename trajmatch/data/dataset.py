@@ -78,7 +78,7 @@ class Dataset:
         ):
             _check_images(f"{what}: {part} images", images, self.train_images)
             check_labels(f"{what}: {part} labels", labels, len(images), self.class_names)
-            # If one part has targets, the other needs them too: both are measured by one loss.
+            # If one part has targets, the other needs them too: both parts use one loss.
             if self.train_targets is not None or self.test_targets is not None:
                 _check_targets(f"{what}: {part} targets", targets, len(images), self.train_targets)
         # Only after check_labels: bincount fails for negative labels.
@@ -176,10 +176,10 @@ class Dataset:
         return self if zca is None else dataclasses.replace(self, zca=zca)
 
     def preprocessed_as(self, spec: Mapping[str, Any], zca: ZCA | None) -> Dataset:
-        """Return the set with a recorded preprocessing: ``zca``, or mean and std of ``spec``."""
+        """Return the set with a recorded preprocessing: ``zca`` or, if that is None, ``spec``."""
         if zca is not None or self.preprocessing.spec() == spec:
             return self.whitened(zca)
-        # Converted experts may have been trained with other mean and std than this set has.
+        # Converted experts may have been trained with a mean and std that differ from this set's.
         return dataclasses.replace(self, mean=tuple(spec["mean"]), std=tuple(spec["std"]))
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -195,17 +195,19 @@ class Dataset:
     def without_holdout(self, fraction: float, seed: int) -> tuple[Dataset, Tensor, Tensor]:
         """Split off a random held-out set with the same fraction of every class.
 
-        Fingerprint and statistics (unless published) are computed again without held-out images.
+        The fingerprint is computed again without the held-out images, and so are mean and std,
+        unless they are published constants.
 
         Args:
-            fraction: Fraction of each class, in [0, 1), rounded to whole images; 0 holds out none.
+            fraction: Fraction of each class to hold out, in [0, 1), rounded to whole images.
             seed: Seed of the random choice.
 
         Returns:
             Remaining set, held-out uint8 images and their :attr:`train_answers`, in original order.
 
         Raises:
-            UserError: The fraction is out of range, or a class would have no image on one side.
+            UserError: The fraction is out of range, or a class would have no kept or no held-out
+                image.
         """
         if fraction == 0:
             return self, self.train_images[:0], self.train_answers[:0]
@@ -216,11 +218,12 @@ class Dataset:
     def of_classes(self, wanted: Sequence[str]) -> Dataset:
         """Return the subset of the ``wanted`` classes, given by name or number.
 
-        The first becomes class 0; an empty ``wanted`` keeps all. Fingerprint and statistics (unless
-        published) are computed again.
+        The first wanted class becomes class 0; an empty ``wanted`` keeps all classes. The
+        fingerprint is computed again, and so are mean and std, unless they are published constants.
 
         Raises:
-            UserError: A class is unknown or repeated, only one is given, or none has test images.
+            UserError: A class is unknown or repeated, only one class is given, or no class has test
+                images.
         """
         if not wanted:
             return self
@@ -306,7 +309,7 @@ def check_labels(what: str, labels: Tensor, count: int, class_names: Sequence[st
 
 
 def check_class_names(what: str, class_names: Sequence[str]) -> None:
-    """Raise UserError unless there are at least two names: UTF-8, not empty, and unique."""
+    """Raise UserError unless there are two or more names, which are UTF-8, not empty and unique."""
     if len(class_names) < 2:
         raise UserError(
             f"{what}: at least 2 classes are needed, but there are {len(class_names)} "
@@ -339,14 +342,15 @@ def check_same_data(
 ) -> None:
     """Raise UserError if two descriptions (:attr:`Dataset.description`) differ in fingerprint.
 
-    ``made`` begins the message, e.g. ``"d.safetensors was made from"``; addresses replace names.
+    ``made`` begins the message, e.g. ``"d.safetensors was made from"``. If an address is given, the
+    message has the address instead of the data set's name.
     """
     if known["fingerprint"] == given["fingerprint"]:
         return
     first = known_address or f"the data set {known['name']!r}"
     second = given_address or f"the data set {given['name']!r}"
     has, got = f" with {_told(known, given)}", f"has {_told(given, known)}"
-    # Same classes and shape: only the fingerprints can show the difference.
+    # If classes and shape are the same, only the fingerprints can show the difference.
     if _told(known, given) == _told(given, known):
         marks = [f"{each['fingerprint'][:16]}..." for each in (given, known)]
         has, got = "", f"holds other images (fingerprint {', expected '.join(marks)})"
@@ -355,7 +359,7 @@ def check_same_data(
 
 def _told(side: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Describe classes and image shape of a data set for a message."""
-    # False sorts before True: the classes that the other set lacks come first.
+    # False sorts before True, so the classes that the other set lacks come first.
     names = sorted(side["class_names"], key=other["class_names"].__contains__)
     shown = [*names[:_NAMES_SHOWN], "..."] if len(names) > _NAMES_SHOWN else names
     return f"{len(names)} classes ({', '.join(shown)}) of images {side['shape']}"

@@ -30,7 +30,7 @@ from trajmatch.memory import check_memory
 _GREY = ("1", "L", "LA")
 # Pillow modes with one channel of 16 bits or more, or floating point.
 _DEEP = ("I", "F")
-# Warnings about information that the default options drop, as torchvision does.
+# Warnings about information that is dropped by default, as in torchvision's image loader.
 _TURNED = "have an EXIF orientation that is ignored; ?exif=turn applies it"
 _TRANSPARENT = "have transparent pixels whose alpha is dropped; ?alpha=white puts them on white"
 _DEEPER = "have values above 255, which are clipped; ?bits=scale takes the upper 8 of 16 bits"
@@ -41,7 +41,7 @@ _MOST_PIXELS = 178_956_970
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, DecompressionBombError)
 # Decoding releases the GIL; with more threads, copying becomes the bottleneck.
 _THREADS = 8
-# Pictures queued at a time: there can be millions, and each future takes memory.
+# Number of pictures queued at a time: a set can have millions, and each future takes memory.
 _AT_ONCE = 4096
 
 _Shape = tuple[int, int, int]  # (C, S, S)
@@ -106,7 +106,7 @@ def is_image(path: Path) -> bool:
             return True
     except UnidentifiedImageError:
         return False
-    except Exception:  # an image, or unreadable: decoding reports the error
+    except Exception:  # a damaged image or an unreadable file: decoding reports it
         return True
 
 
@@ -118,8 +118,8 @@ def to_array(
     Resizes the shorter side to ``S`` (bilinear with antialiasing) and crops the centre, as
     torchvision's ``Resize`` and ``CenterCrop`` do. The default options treat EXIF, alpha and more
     than 8 bits as torchvision's image loader does. For each kind of information that is dropped, a
-    message is appended to ``lost``. Raises UserError if the image is too long to be resized, or if
-    ``bits`` is ``"scale"`` and the pixels are floating point.
+    message is appended to ``lost``. Raises UserError if the aspect ratio is too large to resize the
+    image, or if ``bits`` is ``"scale"`` and the pixels are floating point.
     """
     # Turning exchanges width and height, so it comes before resizing.
     if _orientation(image) > 1:
@@ -127,7 +127,8 @@ def to_array(
             image = ImageOps.exif_transpose(image)
         else:
             lost.append(_TURNED)
-    # Both calls come before convert(), which would lose values above 255 and alpha silently.
+    # Treat deep pixels and alpha before convert(), which would silently lose values above 255 and
+    # transparency.
     if image.mode.startswith(_DEEP):
         image = _eight_bits(what, image, options, lost)
     if image.has_transparency_data:
@@ -232,7 +233,7 @@ def _limits(options: ImageOptions) -> Iterator[None]:
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) to 8; 0 if it is missing or unreadable."""
-    # For other PNG files, getexif() would decode the whole file to search for EXIF data.
+    # PNG files without an "exif" entry are skipped: getexif() would decode the whole file.
     if "exif" in image.info or image.format == "TIFF":
         with suppress(*_UNREADABLE):
             found = image.getexif().get(_ORIENTATION, 0)

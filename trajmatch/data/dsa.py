@@ -10,7 +10,8 @@ For each batch, one group is drawn uniformly from the strategy; every image has 
 - ``rotate``: angle in [-15, 15] degrees.
 
 Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation" (ICML 2021).
-The constants, one group per batch, and the rounding of pixel counts (half up) are as in MTT's code.
+The constants, the choice of one group per batch and the rounding of pixel counts (half up) follow
+MTT's code.
 """
 
 from __future__ import annotations
@@ -86,15 +87,15 @@ class DSA:
         return ops.dsa(images, rows.to(images.device, non_blocking=images.is_cuda))
 
     def draw(self, count: int, height: int, width: int, generator: Generator) -> Tensor:
-        """Draw one group, and parameters of each image, as rows for :func:`trajmatch.ops.dsa`.
+        """Draw a group and the parameters of each image, as rows for :func:`trajmatch.ops.dsa`.
 
-        Rows are ``[count, 5]``, float64, on the CPU; with ``none`` they change nothing. A seed
-        gives the same rows for images of every dtype and device.
+        Rows are ``[count, 5]``, float64, on the CPU; for the strategy ``none``, they leave images
+        unchanged. A seed gives the same rows for images of every dtype and device.
         """
         groups = self._groups
         if not groups:
             return dsa_parameters.flip(torch.zeros(count))
-        # Always on the CPU and in float32: other devices and types give other random numbers.
+        # Always draw on the CPU and in float32: other devices and dtypes give other random numbers.
         group = groups[int(torch.randint(len(groups), (), generator=generator))]
 
         def integers(low: int, high: int) -> Tensor:
@@ -107,8 +108,8 @@ class DSA:
             return dsa_parameters.crop(integers(-rows, rows), integers(-columns, columns))
         if group == "cutout":
             rows, columns = _round(_HALF * height), _round(_HALF * width)
-            # The centre of an even square is a pixel corner, and there is one corner more than
-            # pixels. MTT's cutout has the same positions.
+            # The centre of a square of even side is a corner of pixels, and an axis has one corner
+            # more than pixels. MTT's cutout has the same positions.
             y, x = integers(0, height - rows % 2), integers(0, width - columns % 2)
             return dsa_parameters.cutout(y - rows // 2, x - columns // 2, rows, columns)
         drawn = (
@@ -118,13 +119,16 @@ class DSA:
         return getattr(dsa_parameters, group)(*drawn)
 
     def replay(self, seed: int) -> Replay:
-        """Return ``augment(images, step)``, fixed by seed and step for batches of equal shape."""
+        """Return a function ``augment(images, step)`` with a fixed transformation per step.
+
+        The transformation depends only on ``seed``, ``step`` and the shape of the batch.
+        """
         return Replay(self, seed)
 
 
 @dataclass(frozen=True)
 class Replay:
-    """DSA with a fixed transformation per step; an ``augment`` for :func:`trajmatch.ops.unroll`."""
+    """DSA with a fixed transformation per step, an ``augment`` of :func:`trajmatch.ops.unroll`."""
 
     dsa: DSA
     seed: int

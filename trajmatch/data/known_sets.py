@@ -44,7 +44,8 @@ def published_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return ``(mean, std)`` per channel, for pixels in 0..1, as used in the papers' code.
 
-    Options in ``name`` are ignored. Raises UserError with the advice ``instead`` if none are known.
+    Options in ``name`` are ignored. Raises UserError, with the advice ``instead``, if the set has
+    no published statistics.
     """
     found = KNOWN_SETS.get(name.partition("?")[0])
     if found is None or len(found.mean) != channels:

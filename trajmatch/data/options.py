@@ -20,7 +20,8 @@ class Options:
     Attributes:
         classes: Names or numbers of the classes to keep; empty keeps all.
         statistics: ``"published"`` normalises by the papers' constants, ``"pixels"`` by mean and
-            std of the training images. None is ``"published"`` for ImageNet and Tiny ImageNet only.
+            std of the training images. None keeps the default of the source: ``"published"`` for
+            ImageNet and Tiny ImageNet, ``"pixels"`` for others.
     """
 
     classes: tuple[str, ...] = ()
@@ -63,7 +64,8 @@ class ImageOptions(Options):
     Attributes:
         size: Height and width after resizing, in pixels; None keeps the file's size.
         exif: ``"turn"`` applies the EXIF orientation.
-        alpha: ``"drop"`` drops the alpha channel; ``"white"`` or ``"black"`` is the background.
+        alpha: ``"drop"`` drops the alpha channel; ``"white"`` and ``"black"`` blend the image with
+            a background of that colour.
         bits: ``"scale"`` takes the upper 8 of 16 bits of grey images; ``"clip"`` clips at 255.
         large: ``"allow"`` reads images above Pillow's limit of 179 million pixels.
     """
@@ -114,8 +116,8 @@ def choose_classes(
     in this order of precedence. Raises UserError if a class is unknown or repeated.
     """
     labels = {str(label): label for label in range(len(names))}
-    # Later keys overwrite earlier ones, so names come last; reversed, so the first of equal names
-    # wins.
+    # Later keys overwrite earlier ones, so names come last. Each list is reversed, so that the
+    # first of equal names wins.
     for each in (others, names):
         labels |= {composed(name): label for label, name in reversed([*enumerate(each)])}
     chosen: list[int] = []

@@ -54,7 +54,7 @@ def split_parts(
     """Draw ``fraction`` of every class as the test set; None draws a quarter and warns.
 
     Returns ``(train, test)``, ascending int64 indices into ``labels [N]``. Every class has at least
-    one image on both sides; a class with a single image raises UserError.
+    one training and one test image; a class with a single image raises UserError.
     """
     part = TEST_FRACTION if fraction is None else fraction
     told = f"{what} has no test images, and a test fraction of {part:g}"
@@ -74,7 +74,8 @@ def split_holdout(
 ) -> tuple[Tensor, Tensor]:
     """Draw ``fraction`` of every class; return ascending indices ``(kept, held_out)``.
 
-    Raises UserError if the fraction is not in [0, 1), or a class would have no image on one side.
+    Raises UserError if the fraction is not in [0, 1), or if a class would have no kept or no
+    held-out image.
     """
     if not 0 <= fraction < 1:
         raise UserError(
@@ -90,8 +91,8 @@ def _draw(
     drawn = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
         members = torch.nonzero(labels == label).flatten()
-        # With ``least`` = 1, a side that rounding would leave empty gets an image; with 0, it is an
-        # error.
+        # With ``least`` = 1, both sides get at least one image. With 0, it is an error if rounding
+        # leaves a side empty.
         count = min(max(round(part * len(members)), least), len(members) - least)
         if part and not 0 < count < len(members):
             raise UserError(
@@ -109,7 +110,7 @@ def _part(
     what: str, present: Sequence[str], option: str, given: str | None, usual: Sequence[str]
 ) -> str | None:
     """Return the part named ``given``; without it, the first usual name present, or None."""
-    # An exact match wins over one in another case. Reversed: of equal keys, the first part stays.
+    # An exact match wins over one in another case. ``reversed`` lets the first of equal keys win.
     names = {composed(each).casefold(): each for each in reversed(present)}
     names |= {composed(each): each for each in reversed(present)}
     for name in map(composed, usual if given is None else (given,)):

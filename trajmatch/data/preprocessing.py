@@ -31,7 +31,7 @@ class Preprocessing(Protocol):
         """Convert network inputs to pixels in 0..1 of the same dtype, without clipping."""
 
     def to(self, device: str | torch.device) -> Self:
-        """Return a copy with its constants on a device: applying it there needs no transfer."""
+        """Return a copy with its constants on a device, so that applying it needs no transfer."""
 
     def spec(self) -> dict[str, Any]:
         """Return a JSON description."""
@@ -125,7 +125,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         total = sum(value * number for value, number in enumerate(histogram))
         squares = sum(value * value * number for value, number in enumerate(histogram))
         mean.append(total / (255 * count))
-        # Var(x) = (n sum x^2 - (sum x)^2) / n^2: still exact below the root.
+        # Var(x) = (n sum x^2 - (sum x)^2) / n^2; the integers are exact until the square root.
         std.append(math.sqrt(count * squares - total * total) / (255 * count))
     if 0.0 in std:
         raise UserError(

@@ -25,7 +25,7 @@ def visible(folder: Path) -> list[Path]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """List the files below a folder, without junk, sorted by folder and name like torchvision."""
+    """List the files below a folder, without junk, sorted by folder and name as in torchvision."""
     found = []
     # Without ``onerror``, os.walk would skip an unreadable folder silently.
     for place, folders, files in os.walk(folder, onerror=_fail, followlinks=True):

@@ -37,11 +37,12 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
     Args:
         uri: One of
 
-            - ``fashion-mnist-mini`` (the default): 10,000 + 2,000 images of Fashion-MNIST, shipped;
+            - ``fashion-mnist-mini`` (the default): the shipped set, with 10,000 training and 2,000
+              test images of Fashion-MNIST;
             - ``cifar10:ROOT``, ``cifar100:ROOT``, ``svhn:ROOT``, ``mnist:ROOT``,
-              ``fashion-mnist:ROOT``: the official files, in ROOT or where torchvision puts them;
-              ``?download=true`` downloads them. CIFAR's binary version and gzipped (Fashion-)MNIST
-              also work;
+              ``fashion-mnist:ROOT``: the official files, in ROOT or in the subfolder of ROOT where
+              torchvision puts them; ``?download=true`` downloads them. CIFAR's binary version and
+              gzipped files of MNIST and Fashion-MNIST also work;
             - ``torchvision:NAME:ROOT``: another classification set, by its torchvision class, e.g.
               ``STL10``, with the options ``?download=true``, ``?train=NAME&test=NAME`` (values of
               the class's argument ``split``) and ``?size=N``;
@@ -160,13 +161,13 @@ def absolute_uri(uri: str | None) -> str | None:
 
 
 def moved_uri(uri: str | None, beside: Path) -> str | None:
-    """Return the address of data that was moved together with a store ``beside``, else ``uri``."""
+    """Return the new address of data that moved along with the store ``beside``, else ``uri``."""
     address = Address.parse(uri or "")
     if not _is_local(address) or address.place.exists():
         return uri
     parts = Path(address.path).parts
     for around in beside.absolute().parents:
-        # Nearest parent first; there, for data that was at a/b/c: try c, then b/c, then a/b/c.
+        # Nearest parent first. For data that was at a/b/c, try c, then b/c, then a/b/c there.
         for number in range(1, len(parts) + 1):
             place = around.joinpath(*parts[-number:])
             if place.exists():
@@ -184,14 +185,15 @@ def _is_local(address: Address) -> bool:
 def of_recipe(uri: str | None, wanted: str, recipe: str = "") -> str | None:
     """Add the options of a recipe's data set ``wanted`` to an address of the same set.
 
-    Options given in the address take precedence. If ``recipe``, the recipe's name, is not empty,
-    warns of data that differs from ``wanted``.
+    Options given in the address take precedence. ``recipe`` is the recipe's name; if it is given,
+    data that differs from ``wanted`` causes a warning.
     """
     if not wanted or uri is None:
         return uri
     address, expected = Address.parse(uri), Address.parse(wanted)
     source = _SOURCES.get(address.source)
-    # The path of a known set is only its place; other sets are named after their file or folder.
+    # The path of a known set says only where it is. Other sets are named after their file or
+    # folder.
     fixed = not address.path or (source and source.found_in)
     name = address.scheme if fixed else Path(address.path).stem
     if name == expected.scheme:

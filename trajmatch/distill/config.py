@@ -41,9 +41,10 @@ class MatchTrajectorySettings(Settings):
     """E: number of iterations over which the range of start epochs grows (DATM:
     expansion_end_epoch)."""
     terms: Annotated[tuple[str, ...], Meta(min_length=1)] = ("final",)
-    """Terms of the matching loss L, which is their sum: final (MTT), intermediate (AST; the
-    expert's epochs in between), intermediate-rising (AST; the same, weighted by j/M), automatic
-    (ATT; the nearest step), deep:ALPHA (PAD), dropout:R (EDF), layers:PATTERN=WEIGHT,..., or
+    """Terms of the matching loss L, which is their sum: final (MTT; distance at the end),
+    intermediate (AST; distances at the expert's epochs in between), intermediate-rising (AST; the
+    same, weighted by j/M at epoch j), automatic (ATT; distance at the student step nearest to the
+    expert's end), deep:ALPHA (PAD), dropout:R (EDF), layers:PATTERN=WEIGHT,..., or
     package.module:NAME for your own, with its settings after a colon."""
     balance: bool = False
     """Multiply the student's loss by kappa(s), which rises with s: below 1 for start epochs under
@@ -55,8 +56,8 @@ class MatchTrajectorySettings(Settings):
     """Skip the update of an iteration whose matching loss is above this value (DATM: threshold,
     1)."""
     mask_gradient: NonNegative | None = None
-    """beta: multiply the images' gradient by c + beta where c, the class activation map of the
-    first expert, is at least --mask-threshold (EDF: beta, 1 or 2). Default: no mask."""
+    """beta: where the first expert's class activation map c is at least --mask-threshold, multiply
+    the images' gradient by c + beta (EDF: beta, 1 or 2). Default: no mask."""
     mask_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
     """Threshold of the class activation map, from 0 to 1. Default: the map's mean over the image
     (EDF writes 0 for this)."""
@@ -73,16 +74,18 @@ class TrainAndTestSettings(Settings):
     """W: the last W student steps are differentiated (RaT-BPTT: window)."""
     steps_before: str = "0:140"
     """K0:K1, or one number: the student takes K steps before the window, K drawn uniformly from
-    K0..K1 (RaT-BPTT: minwindow, and totwindow - window)."""
+    K0..K1 (RaT-BPTT: minwindow is K0, totwindow - window is K1)."""
     real_batch: PositiveInt = 5000
-    """Number of real images that a student is tested on, at most all of them (RaT-BPTT: 5000)."""
+    """Number of real images that a student is tested on; all of them if the data set has fewer
+    (RaT-BPTT: 5000)."""
     student_optimiser: Literal["sgd", "adam"] = "sgd"
     """Optimiser of the student (RaT-BPTT: adam); Adam takes no --student-momentum."""
     student_weight_decay: NonNegative = 0.0
     """Weight decay of the student, added to the gradient."""
     window_choice: str = "uniform"
-    """How the start of the window is drawn: uniform (over K0..K1), or by the norm of the student's
-    gradients: gradient:high=LOSS,low=LOSS,temperature=TAU,spread=D (AT-BPTT; docs/methods.md)."""
+    """How the start of the window is drawn: uniform (from K0..K1), or
+    gradient:high=LOSS,low=LOSS,temperature=TAU,spread=D (by the norm of the student's gradients;
+    AT-BPTT, see docs/methods.md)."""
 
     def __post_init__(self) -> None:
         """Check the types and the range of steps before the window."""
@@ -103,33 +106,33 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     """Settings that determine the distilled set, together with experts, data and seed."""
 
     ipc: PositiveInt = 1
-    """IPC: synthetic images per class (MTT: ipc). With a parametrisation other than pixels: the
-    budget of stored values, in images."""
+    """IPC: synthetic images per class (MTT: ipc). For parametrisations other than pixels: storage
+    budget per class, counted in pixel images."""
     iterations: PositiveInt = 5000
     """Outer iterations (MTT: Iteration)."""
     matches: PositiveInt = 1
     """K: trajectory segments matched per outer iteration. Each has its own expert, start epoch s,
     student batches and augmentation; L is the mean of their losses (MTT: 1)."""
     spike_above: Annotated[float, Meta(gt=1)] | None = 20.0
-    """Skip updates whose image gradient is larger than the median of the last 100 by this factor.
-    None never skips, as in the papers' programs."""
+    """Skip an update if the norm of the images' gradient exceeds this factor times the median of
+    the last 100 norms. None: never skip, as in the papers' programs."""
     gradient: Literal["exact", "tesla"] = "exact"
     """Derivative of L through the student's steps: exact, or TESLA's approximation, which ignores
     how later steps depend on earlier ones."""
     lr_img: NonNegative | None = None
-    """Learning rate of the synthetic images (MTT: lr_img). Default: 100 with SGD, 0.001 with Adam,
-    or the parametrisation's own."""
+    """Learning rate of the synthetic images (MTT: lr_img). Default: the parametrisation's own; with
+    an optimiser other than its own, 100 for SGD and 0.001 for Adam."""
     optimiser_img: Literal["sgd", "adam"] | None = None
-    """Optimiser of the synthetic images. Default: sgd (MTT), but adam for --images implicit and
-    --objective train-and-test."""
+    """Optimiser of the synthetic images. Default: adam for --images implicit and for --objective
+    train-and-test, otherwise sgd (MTT)."""
     clip_img: Annotated[float, Meta(gt=0)] | None = None
-    """Clip image gradients to this multiple of their running norm. Default: no clipping, but 2 for
-    --objective train-and-test (RaT-BPTT)."""
+    """Clip image gradients to this multiple of their running norm. Default: 2 for --objective
+    train-and-test (as in RaT-BPTT), otherwise no clipping."""
     lr_lr: NonNegative = 1e-5
     """Learning rate of the step size eta (MTT: lr_lr)."""
     lr_init: Positive | None = None
-    """Initial value of eta, the student's step size (MTT: lr_teacher). Default: 0.01, or with
-    --init-from the step size in that file."""
+    """Initial value of eta, the student's step size (MTT: lr_teacher). Default: 0.01 (0.001 for
+    --student-optimiser adam), or with --init-from the step size in that file."""
     momentum_img: Fraction = 0.5
     """SGD momentum of the images (MTT: 0.5, no flag)."""
     momentum_lr: Fraction = 0.5
@@ -152,8 +155,8 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     colon (upsample:factor=2). The number of images per class is the largest that fits the storage
     of --ipc pixel images."""
     freeze: NonNegative = 0
-    """Number of images per class, counted from the first, that are not learned; below 1, a fraction
-    of them (SelMatch: 1 - alpha)."""
+    """Number of images per class that are not learned (the first ones); a value below 1 is a
+    fraction of each class's images (SelMatch: 1 - alpha). 0: all are learned."""
     init: Literal["real", "noise", "representative", "correct", "difficulty"] = "real"
     """Initial synthetic images: real (random real images of each class) or noise (MTT: pix_init);
     representative: real images nearest to the centres of k-means on an expert's logits (AST);
@@ -162,14 +165,15 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     init_clusters: PositiveInt | None = None
     """K: clusters per class for --init representative. Default: IPC (AST: 10 or IPC)."""
     init_beta: NonNegative | None = None
-    """beta: --init difficulty leaves out the hardest beta IPC images of each class (SelMatch).
+    """beta: --init difficulty leaves out the hardest beta * IPC images of each class (SelMatch).
     Default: 0."""
     labels: Literal["hard", "soft"] = "hard"
     """Labels: hard (the class of each image), or soft: learned logits, initialised with the mean
     logits of the experts that classify the image correctly (DATM)."""
     label_experts: Literal["right", "first"] = "right"
     """Initial logits of soft labels: right, the mean of the experts that classify the image
-    correctly, or first, those of expert 0 (DATM, for random real images)."""
+    correctly, or first, those of expert 0 (as DATM does when the initial images are random real
+    images)."""
     lr_label: NonNegative = 2.0
     """Learning rate of soft labels (DATM: lr_y); 0 keeps their initial values."""
     momentum_label: Fraction = 0.9
@@ -249,10 +253,10 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
         return next((setting for setting, does in needs.items() if does), "")
 
     def window_end(self, snapshots_kept: Collection[int]) -> int:
-        """Return the end (exclusive) of the range of start epochs; above ``min_start_epoch``.
+        """Return the end (exclusive) of the range of start epochs.
 
-        Without ``max_start_epoch`` it is the largest number up to 20 for which a store with the
-        epochs ``snapshots_kept`` has both ends of every segment.
+        It is above ``min_start_epoch``. Without ``max_start_epoch``, it is the largest number up to
+        20 for which a store with the epochs ``snapshots_kept`` has both ends of every segment.
         """
         if self.max_start_epoch is not None:
             return self.max_start_epoch
@@ -285,10 +289,10 @@ class DistillConfig(RunOptions, DistillSettings):
     shipped fashion-mnist-mini."""
     keep_rendered: bool = False
     """Store the rendered images beside their parameters, for programs that cannot render them.
-    Always on for package.module:NAME."""
+    Always on for --images package.module:NAME."""
     init_from: Path | None = None
-    """Distilled set with the initial images and labels, in place of --init. Images that it lacks
-    come from --init."""
+    """Distilled set with the initial images and labels. If it has fewer images than this run,
+    --init chooses the rest."""
     scores: Path | None = None
     """Difficulty of the training images for --init difficulty: a file from `trajmatch score`, or a
     .npy file with one number per image in the order of the data set, higher meaning harder.
@@ -314,8 +318,9 @@ class DistillConfig(RunOptions, DistillSettings):
     """Print nothing but errors."""
     tape_mb: Count | None = None
     """Memory in MB for activations that the student engine keeps so that the adjoint need not
-    recompute them. It keeps as many steps as fit. Results are the same, on the CPU to the bit.
-    Default: 1024 on the CPU, 16384 on a CUDA device, less if memory runs out."""
+    recompute them. It keeps as many steps as fit. The value does not change the results: on the CPU
+    they agree to the bit, on a GPU up to rounding. Default: 1024 on the CPU, 16384 on a CUDA
+    device, less if memory runs out."""
     micro_batch: PositiveInt | None = None
     """Largest number of synthetic images that go through the network at once. Smaller values need
     less memory and give the same gradient up to rounding. Default: all images of a student step,
@@ -324,8 +329,8 @@ class DistillConfig(RunOptions, DistillSettings):
     """On a CUDA device, record the launches of an outer iteration once and replay them."""
     parallel: Literal["matches", "batch"] = "matches"
     """Work that several processes (torchrun) divide among themselves: matches, the K matches of an
-    outer iteration (same bytes as one process on the CPU); or batch, every student batch (same
-    result up to the order of sums)."""
+    outer iteration (on the CPU, the same bytes as with one process); or batch, every student batch
+    (the same result up to the order of sums)."""
     timeout: Positive = 600.0
     """Seconds that a process waits for the others in an outer iteration before it gives up."""
 

@@ -15,15 +15,16 @@ from trajmatch.distill.parameters import OuterParameter, of_images
 from trajmatch.distill.state import USUAL, State
 from trajmatch.errors import UserError
 
-#: Number of refused updates in a row that ends the run.
+#: Number of consecutive refused updates after which the run ends.
 MAX_REFUSALS = 10
 
-#: Number of updates in a row skipped by --skip-above that ends the run. A few skips are normal,
-#: because no step size suits every segment.
+#: Number of consecutive updates skipped by --skip-above after which the run ends. A few skips are
+#: normal, because no step size suits every segment.
 MAX_SKIPS = 100
 
-#: Largest accepted loss. A student that does not move has matching loss 1. At 1e4 it ends 100 times
-#: as far from the expert, and its gradient is useless. Below that, the step size may still recover.
+#: Largest accepted loss. A student that does not move has matching loss 1. At a loss of 1e4 it ends
+#: 100 times as far from the expert as it started, and its gradient is useless. At a lower loss, the
+#: step size may still recover.
 MOST_LOSS = 1e4
 
 #: Largest accepted change in one update: a factor for the step size; a relative distance for
@@ -53,7 +54,7 @@ def find_fault(
     """Return a Fault if the loss, a gradient or the update is not finite or explodes, else None.
 
     ``update`` holds the outer parameters after the update, ``state`` those before it. ``lr_init``,
-    the initial step size, is for the advice.
+    the initial step size, is used for the advice in the Fault.
     """
     # From cause to effect, so that the message names the first thing that went wrong.
     if not gradient.meaningful:

@@ -65,7 +65,7 @@ class ImageSnapshots:
         self._last = state.iteration
 
     def _load(self) -> Snapshots | None:
-        """Return the file's snapshots, or None if it is missing or, with a warning, damaged."""
+        """Return the snapshots, or None if the file is missing or damaged; warn of damage."""
         if not self._path.exists():
             return None
         try:

@@ -68,11 +68,12 @@ def from_representatives(
 ) -> SyntheticSet:
     """Choose real images near k-means centres of their class (AST, representative initialisation).
 
-    The points are the logits of one random expert. Each class has ``clusters`` (None: ``ipc``),
-    and each cluster contributes the same number of images, the nearest to its centre. UserError is
-    raised if a class has fewer than ``ipc`` images, or if ``clusters`` does not divide ``ipc``.
+    The points are the logits of one random expert. Each class has ``clusters`` clusters (``ipc`` if
+    None), and each cluster contributes the same number of images, the nearest to its centre.
+    UserError is raised if a class has fewer than ``ipc`` images, or if ``clusters`` does not divide
+    ``ipc``.
     """
-    # The first release of the authors' code has one cluster per image, the last one has 10.
+    # The authors' code has one cluster per image in its first release, 10 per class in its last.
     count = ipc if clusters is None else clusters
     if ipc % count:
         raise UserError(
@@ -122,7 +123,7 @@ def from_noise(dataset: Dataset, ipc: int, draw: torch.Generator) -> SyntheticSe
 
 
 def from_artifact(source: Artifact, path: str, dataset: Dataset, ipc: int) -> SyntheticSet:
-    """Return the images, in the run's preprocessing, and the labels of an earlier result.
+    """Return an earlier result's images, converted to the run's preprocessing, and its labels.
 
     UserError is raised if classes, image shape, loss or number of outputs differ, if the number of
     images is not a multiple of the number of classes, or if it exceeds ``ipc`` per class.
@@ -186,7 +187,7 @@ def initial_parameters(
         if earlier is None:
             made = parametrisation.initial(images, classes)
         else:
-            # `earlier` renders `count` images per class. Add those that the run has beyond that.
+            # `earlier` renders the first `count` images per class. Append the others.
             count = len(parametrisation.render(earlier, images.shape[1:])) // classes
             more = images.unflatten(0, (classes, -1))[:, count:].flatten(0, 1)
             made = parametrisation.extended(earlier, more, classes) if len(more) else earlier

@@ -89,7 +89,7 @@ def outer_iteration(
 
 
 def _drawn(draws: Sequence[Draw], gradients: Sequence[OuterGradient]) -> dict[str, Any]:
-    """Return the log entries of the draws; with several tasks, as lists, with their losses."""
+    """Return the log entries of the draws; several tasks give lists, plus a list of losses."""
     if len(draws) == 1:
         return draws[0].logged()
     logged = [draw.logged() for draw in draws]

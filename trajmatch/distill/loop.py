@@ -67,8 +67,8 @@ def distill(
         UserError: An input is unusable, a result or checkpoint exists and ``config.resume`` is not
             set, another process writes to the same output, or too many updates in a row were
             refused or skipped. Files written earlier remain intact.
-        Interrupted: ``config.max_time`` is up, or a signal arrived
-            (:func:`trajmatch.interruption.signals`). A checkpoint of the last iteration is saved.
+        Interrupted: ``config.max_time`` is up, or a signal arrived inside
+            :func:`trajmatch.interruption.signals`. A checkpoint of the last iteration is saved.
     """
     expect_config("distill", config, DistillConfig)
     with ExitStack() as stack:
@@ -94,7 +94,7 @@ def _distill(
     progress.update(state.iteration)
     compute = _computing(problem, state, division, tell)
     snapshots = ImageSnapshots(problem, state) if ranks.is_rank_0 else None
-    # Inside, signals wait for _check_interruption, which runs where the state is consistent.
+    # In this block, signals wait for _check_interruption, which runs when the state is consistent.
     with _log(problem, state, ranks) as log, _interruptible(problem, state, ranks):
         if is_due(config, state):  # resumed at a checkpoint whose evaluation was not done
             log(**evaluate_iterate(problem, state, ranks))

@@ -1,7 +1,7 @@
 """Memory plans, which fit an outer iteration into the available memory.
 
-A plan limits the activations kept for the adjoint and the images per network call. It changes
-memory and time, but results only by rounding. A short trial forecasts memory and time. If memory
+A plan limits the activations kept for the adjoint and the images per network call. It affects
+memory and time; results change by rounding only. A short trial forecasts memory and time. If memory
 still runs out, the iteration is repeated with the next leaner plan and the same draws.
 """
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 _MEGA = 2**20
 
-#: Default size in MB of the tape, the kept activations. On the CPU it is for one match; on a CUDA
+#: Default size in MB of the tape (the kept activations). On the CPU it is for one match; on a CUDA
 #: device all matches share it, because they run in parallel. N = 80 steps of 100 images at width
 #: 128 take 4 GB.
 _TAPE_MB = 1024
@@ -120,7 +120,7 @@ def planned(problem: Problem, shared: bool = False) -> Plan:
 
 
 def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
-    """Return the next leaner plan, or None: first drop the tape, then halve the micro-batch."""
+    """Return a plan without tape, else with half the micro-batch; None if no plan is leaner."""
     if plan.tape_bytes:
         return replace(plan, tape_bytes=0)
     # The CPU engine takes ConvNet and VGG11 a few images at a time anyway.
@@ -237,7 +237,8 @@ def _on_line(counts: Sequence[int], times: Sequence[float], steps: int) -> float
     if len(counts) == 1:
         return times[0] * max(1, steps) / max(1, counts[0])
     slope, first = linear_regression(counts, times)
-    return first + slope * steps if slope > 0 else times[-1] * steps / counts[-1]  # noise
+    # If the slope is not positive, the measurements are noise: use the last one alone.
+    return first + slope * steps if slope > 0 else times[-1] * steps / counts[-1]
 
 
 def _size(count: int) -> str:

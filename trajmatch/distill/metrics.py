@@ -74,7 +74,7 @@ def _tensorboard(folder: Path, iteration: int) -> Iterator[Write]:
     with _installed("--tensorboard", "tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
     with as_user_error(f"--tensorboard: cannot write in {folder}: ", OSError):
-        # TensorBoard hides what an interrupted run wrote from this step on.
+        # TensorBoard hides what an interrupted run wrote for `purge_step` and later steps.
         writer: Any = SummaryWriter(folder, purge_step=iteration + 1)
 
     def write(line: Mapping[str, Any]) -> None:
@@ -118,7 +118,7 @@ def _installed(flag: str, package: str) -> AbstractContextManager[None]:
 
 
 def curves(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a log line to plot; an evaluation's are named ``SPLIT/mean`` etc."""
+    """Return the numbers to plot from a log line; an evaluation's names are ``SPLIT/mean`` etc."""
     if "split" in line:
         named = {f"{line['split']}/{name}": line[name] for name in _OF_EVALUATION}
     else:

@@ -89,7 +89,7 @@ class Division:
             of_rank = ranks.gather(torch.stack([*tensors, *missing]))
             return [of_rank[task % ranks.size][task // ranks.size] for task in range(count)]
 
-        # Loss and flag travel as one tensor, in float64, so that the loss keeps its bits.
+        # Loss and `meaningful` travel as one tensor, in float64, so that the loss keeps its bits.
         sent = [
             {
                 "numbers": torch.tensor([each.loss, each.meaningful], dtype=torch.float64),

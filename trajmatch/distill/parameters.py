@@ -1,7 +1,7 @@
 """Outer parameters: named tensors that a run learns or keeps constant.
 
-They are the images' parameters (:mod:`trajmatch.images`), ``labels`` and ``step_size``, the
-student's learning rate eta. The objective may add constants: its memory and a gradient mask.
+They are the images' parameters (:mod:`trajmatch.images`), ``labels`` and ``step_size`` (the
+student's learning rate eta). The objective may add constants: its memory and a gradient mask.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Optimiser(ABC):
     Attributes:
         lr: Learning rate.
         flag: Command-line flag of the learning rate, for messages.
-        clip: Largest gradient norm, as a multiple of the running mean (decay 0.9) of earlier norms
-            after clipping (RaT-BPTT: 2). None: no clipping.
+        clip: Largest gradient norm, as a multiple of the running mean (decay 0.9) of the clipped
+            norms so far (RaT-BPTT: 2). None: no clipping.
         positive: True if the value must stay positive; the guard then limits its relative change.
     """
 
@@ -106,8 +106,8 @@ class SGD(Optimiser):
         velocity = self.momentum * moments["velocity"] + gradient
         if not self.multiplicative:
             return value - self.lr * velocity, {"velocity": velocity}
-        # Use the C library's exp for each element: PyTorch's depends on the SIMD width in the last
-        # bit.
+        # Use the C library's exp for each element: the last bit of PyTorch's result depends on the
+        # SIMD width.
         growth = (-self.lr * velocity / value).apply_(_exp)
         return value * growth, {"velocity": velocity}
 
@@ -127,7 +127,7 @@ class Adam(Optimiser):
         one, two, eps, steps = 0.9, 0.999, 1e-8, moments["steps"] + 1
         mean = torch.lerp(moments["mean"], gradient, 1 - one)
         square = torch.lerp(moments["square"], gradient.square(), 1 - two)
-        # Bias correction, then eps, in the order of torch.optim.Adam.
+        # Bias correction comes before eps, as in torch.optim.Adam.
         root = (square / (1 - two**steps)).sqrt() + eps
         value = value - self.lr * (mean / (1 - one**steps)) / root
         return value, {"mean": mean, "square": square, "steps": steps}
@@ -138,8 +138,8 @@ class OuterParameter:
     """One outer parameter of a run.
 
     Attributes:
-        value: The tensor. The step size is float64 on the CPU, because with the papers' ``lr_lr``
-            of 1e-7 updates are often smaller than the spacing of float32.
+        value: The tensor. The step size is in float64, on the CPU: its updates are often smaller
+            than the spacing of float32 (the papers set ``lr_lr`` to 1e-7).
         optimiser: None for constants, such as hard labels.
         moments: Optimiser state, by name.
         free: Factor of the gradient, 0 for frozen rows and 1 for others. None: nothing is frozen.

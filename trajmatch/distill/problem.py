@@ -111,7 +111,7 @@ class Problem(Setup):
         """Difficulty of the training images, from ``--scores`` or a file next to the store."""
         given, store = self.config.scores, self.store_for("--init difficulty")
         held_out = store.manifest["holdout"]["fraction"], store.manifest["holdout"]["seed"]
-        # The file next to the store must be of its experts; a given one may be of others.
+        # The file next to the store must come from its experts; one given by --scores need not.
         path, of = (given, None) if given else (path_beside(store.path), store)
         return read_scores(path, self.dataset, held_out, self.config.data, of)
 
@@ -137,13 +137,13 @@ class Problem(Setup):
         return {**parameters, STEP_SIZE: step_size, LABELS: labels}
 
     def _goes_on(self, source: Artifact) -> bool:
-        """True if the run continues with an earlier result's parameters, not just its images."""
+        """Return True if the run reuses an earlier result's parameters, not just its images."""
         spec = source.parametrisation
         if spec is None or not source.preprocessing.same_as(self.training.preprocessing):
             return False
         if not is_built_in(spec):
             return spec == self.config.images
-        return find_parametrisation(spec) == self.parametrisation  # however it is spelled
+        return find_parametrisation(spec) == self.parametrisation  # compares settings, not spelling
 
     def _first_images(self) -> SyntheticSet:
         """Return the initial images with labels, from ``--init-from`` and ``--init``."""
@@ -157,17 +157,17 @@ class Problem(Setup):
             return first
         # The earlier result has fewer images per class than asked for: add others.
         more = self._chosen_images(count - there, there)
-        # Soft labels of the file need soft labels of the added images.
+        # If the labels in the file are soft, those of the added images must be soft as well.
         if first.labels.is_floating_point() and not more.labels.is_floating_point():
             more = SyntheticSet(more.images, self._soft_labels(more.images, more.labels))
         pairs = zip(first, more, strict=True)
         return SyntheticSet(*(joined(one, two, dataset.num_classes) for one, two in pairs))
 
     def _chosen_images(self, count: int, *there: int) -> SyntheticSet:
-        """Return ``count`` images per class chosen by ``--init``, in addition to ``there``."""
+        """Choose ``count`` images per class by ``--init``, besides the ``there`` existing ones."""
         config, dataset = self.config, self.training
-        # `there` selects another random stream. With the same seed, the stream of the earlier run
-        # would choose its images again.
+        # `there` selects another random stream, because with the same seed, the earlier run's
+        # stream would choose the same images again.
         draw = generator(config.seed, "distill", "initialise", *there)
         if config.init == "noise":
             return initialise.from_noise(dataset, count, draw)
@@ -254,7 +254,7 @@ class Problem(Setup):
             return self.synthetic_set(values)
 
     def artifact(self, state: State) -> Artifact:
-        """Return the result of a finished run: the best iterate if selected, else the last."""
+        """Return the result of a finished run: the iterate that ``--select`` asks for."""
         recipe = self.identity
         seed = recipe.pop("seed")
         values = state.best_values if state.best is not None else state.result

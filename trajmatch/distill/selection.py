@@ -16,7 +16,7 @@ from trajmatch.random import derive_seed
 
 
 def is_due(config: DistillConfig, state: State) -> bool:
-    """True every ``eval_every`` iterations and after the last, unless already evaluated."""
+    """Return True if an evaluation is due: every ``eval_every`` iterations and after the last."""
     if config.eval_every == 0 or state.iteration == 0:
         return False
     # A run may resume from a checkpoint that was saved after the evaluation of its iteration.
@@ -28,8 +28,8 @@ def is_due(config: DistillConfig, state: State) -> bool:
 def evaluate_iterate(problem: Problem, state: State, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Train and test fresh networks on the current images; return numbers for the log.
 
-    ``state`` gains a score and, unless ``--select last``, the best iterate. Rank 0 evaluates and
-    broadcasts the score.
+    The score is added to ``state``. Unless ``select`` is ``last``, the best iterate so far is kept
+    there as well. Rank 0 evaluates and broadcasts the score.
     """
     numbers = ranks.on_rank_0(lambda: _score(problem, state))
     protocol = numbers.pop("protocol")

@@ -34,7 +34,7 @@ class Progress:
         applied: Number of updates applied.
         refusals: Number of updates refused in a row.
         skips: Number of updates in a row that ``--skip-above`` skipped.
-        gradient_norms: Last norms of the images' gradient, also of updates that were not applied.
+        gradient_norms: Recent norms of the images' gradient, even if the update was not applied.
         best: Best evaluated iterate; None with ``--select last``.
         scores: Results of all evaluations.
     """
@@ -73,5 +73,5 @@ class State(Progress):
 
     @property
     def result(self) -> dict[str, Tensor]:
-        """Outer parameters of the current result: moving averages replace the images' own."""
+        """Current outer parameters; with ``--ema``, moving averages replace those of the images."""
         return {**values(self.parameters), **self.average}

@@ -1,4 +1,4 @@
-"""Sets of real images to compare with: random images, chosen images, or all images."""
+"""Sets of real images to compare a distilled set with: random, chosen or all images."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class TrainingSets:
 
     Real sets have ``distilled.ipc`` images per class, except for the whole set. ``seed`` decides
     the random images. Soft labels come from the expert store ``experts``. The features of k-center
-    and herding are logits of an expert in ``k_center_store``, by default in ``experts``; without
-    either they are the preprocessed pixels. Experts run on ``device``.
+    and herding are logits of an expert in ``k_center_store``, by default in ``experts``; if neither
+    store is given, they are the preprocessed pixels. Experts run on ``device``.
     """
 
     distilled: Artifact
@@ -51,7 +51,8 @@ class TrainingSets:
         chosen = self._chosen(kind.images, network)
         images, labels = self.dataset.train_images[chosen], self.dataset.train_answers[chosen]
         if self.is_soft(name):
-            # The experts see the images with their own preprocessing, networks with the file's.
+            # The experts need the preprocessing that they were trained with. The networks get the
+            # preprocessing of the distilled set.
             seen, experts = self._teachers
             labels = soft_labels(seen.normalise(images), labels, experts)
         return distilled.preprocessing.apply(images), labels
@@ -122,11 +123,11 @@ class TrainingSets:
 
 
 def random_subset(labels: Tensor, images_per_class: int, draw: torch.Generator) -> Tensor:
-    """Draw ``images_per_class`` images of every class, or all of a smaller class.
+    """Draw ``images_per_class`` images of every class, or all images of a class with fewer.
 
     Returns indices into ``labels [N]``, without repetition, class by class, int64.
     """
-    # The first images of each class in one random order of all images.
+    # Take the first images of each class in one random order of all images.
     shuffled = torch.randperm(len(labels), generator=draw)
     classes = torch.unique(labels).tolist()
     return torch.cat([shuffled[labels[shuffled] == k][:images_per_class] for k in classes])
@@ -165,8 +166,8 @@ def _nearest_to_mean(points: Tensor, count: int) -> Tensor:
     mean, total = points.mean(dim=0), torch.zeros_like(points[0])
     taken: list[int] = []
     for size in range(1, min(count, len(points)) + 1):
-        # |total + x - size mean|^2 for each image x: it orders images as the distance between the
-        # new mean and the class mean does.
+        # |total + x - size mean|^2 for each image x: size^2 times the squared distance between the
+        # new mean and the class mean, so the image with the smallest value is taken.
         distances = _squared_distances(points, size * mean - total)
         distances[taken] = torch.inf
         taken.append(int(distances.argmin()))
@@ -188,5 +189,6 @@ def _farthest_points(points: Tensor, count: int) -> Tensor:
 
 
 def _squared_distances(points: Tensor, centre: Tensor) -> Tensor:
-    # Not |x|^2 - 2 x c + |c|^2, which rounds: equal points should be exactly 0 apart.
+    # Do not expand this to |x|^2 - 2 x c + |c|^2: after rounding, the distance of equal points
+    # would not be exactly 0.
     return (points - centre).square_().sum(dim=1)

@@ -21,8 +21,8 @@ class EvalSettings(Settings):
     """Settings that determine the scores, together with the distilled set and the seed."""
 
     network: tuple[str, ...] = ()
-    """Networks to train, e.g. convnet alexnet vgg11:batch resnet18 (MTT: a list named by
-    eval_mode). Default: the network in the file."""
+    """Networks to train, e.g. convnet alexnet vgg11:batch resnet18 (MTT: eval_mode, which names a
+    list of networks). Default: the network in the file."""
     seeds: PositiveInt = 5
     """Number of networks to train (MTT: num_eval)."""
     protocol: Literal["mtt", "datm", "ast", "rat"] = "mtt"
@@ -30,11 +30,11 @@ class EvalSettings(Settings):
     (rat), for sets whose students were trained with Adam. The score is always the last test; for
     AST the maximum over its tests is reported too."""
     epochs: PositiveInt | None = None
-    """Epochs of each network (MTT: epoch_eval_train; its loop runs one more). Default: the
-    protocol's, 1000 in all of them."""
+    """Epochs of each network (MTT: epoch_eval_train). As in MTT's code, one more epoch is run.
+    Default: 1000 in every protocol."""
     equal_steps: PositiveInt | None = None
-    """Train every network for this number of SGD steps, regardless of the number of images, instead
-    of for --epochs."""
+    """Train every network for this number of SGD steps, whatever the number of images. Replaces
+    --epochs."""
     batch_size: PositiveInt | None = None
     """Images per SGD step (MTT: batch_train). Default: the protocol's."""
     random_baseline: bool = True
@@ -43,27 +43,29 @@ class EvalSettings(Settings):
     """If the file has soft labels, also train networks on its images with hard labels: the class of
     each image's largest logit."""
     experts: Path | None = None
-    """Expert store. Also train networks on random real images and on k-center images with soft
-    labels: the mean logits, after the last epoch, of the experts that classify the image correctly.
-    If the file has hard labels, on k-center images with hard labels too."""
+    """Expert store for soft labels. Also train networks on random and on k-center real images with
+    soft labels. A soft label is the mean of the logits, after the last epoch, of the experts that
+    classify the image correctly. If the file has hard labels, also train networks on k-center
+    images with hard labels."""
     k_center: bool = False
     """Also train networks on equally many real images chosen by greedy k-center: in each class the
     image nearest to the mean, then repeatedly the image farthest from all chosen ones."""
     herding: bool = False
     """Also train networks on equally many real images chosen by herding: in each class, repeatedly
-    the image that brings the mean of the chosen ones nearest to the class mean. With --experts, on
-    the same images with soft labels too."""
+    the image that brings the mean of the chosen ones nearest to the class mean. With --experts,
+    also train networks on these images with soft labels."""
     k_center_store: Path | None = None
     """Expert store in whose logits --k-center and --herding measure distances (first expert, last
-    epoch). Default: the store of --experts, otherwise the preprocessed pixels."""
+    epoch). Default: the store of --experts; without one, distances are between preprocessed
+    pixels."""
     whole_real: bool = False
     """Also train networks on the whole real training set."""
     robust: bool = False
     """Compute DD-Ranking's label-robust and augmentation-robust scores. They need networks trained
     on the whole real training set, and on distilled and random images without augmentation."""
     whole_real_accuracy: Annotated[float, Meta(ge=0, le=100)] | None = None
-    """Test accuracy in percent after training on the whole real training set, for --robust, if it
-    is known. Default: train on it."""
+    """Known test accuracy in percent after training on the whole real training set, for --robust.
+    Default: train networks to measure it."""
 
     def __post_init__(self) -> None:
         """Check the types and the combinations of settings."""
@@ -91,7 +93,8 @@ class EvalSettings(Settings):
     def training_sets(self, soft: bool) -> list[str]:
         """Return the names of the sets to train on, in training order.
 
-        With ``soft``, the distilled set has soft labels. Raises UserError if experts are missing.
+        ``soft`` is True if the distilled set has soft labels. Raises UserError if the settings need
+        experts but name none.
         """
         experts, robust = self.experts is not None, self.robust
         if robust and soft and not experts:
@@ -116,7 +119,10 @@ class EvalSettings(Settings):
         return [name for name in SETS if asked[name]]
 
     def total_rounds(self, soft: bool) -> int:
-        """Return the total epochs (steps with ``equal_steps``) of all networks, for progress."""
+        """Return the total number of epochs over all networks, for the progress display.
+
+        If ``equal_steps`` is set, return the number of steps instead.
+        """
         networks = max(1, len(self.network)) * self.seeds * len(self.training_sets(soft))
         return networks * self.training_protocol(lr=1.0, dsa="none").num_rounds
 
@@ -128,12 +134,13 @@ class EvalConfig(RunOptions, EvalSettings):
     file: Path
     """The distilled set: a file written by `trajmatch distill`."""
     out: Path | None = None
-    """Folder for a record of each network and result.json; --resume continues from it. Default:
-    none, or with --resume or --max-time a folder beside the file that ends in .eval."""
+    """Folder for a record of each network and result.json; --resume continues from it. Default: no
+    folder; with --resume or --max-time, a folder beside the file, with the ending .eval."""
     data: str | None = None
     """Data set with the test images. Default: found by the name in the file."""
     resume: bool = False
-    """Continue a stopped evaluation; --seeds, --network and the sets may grow."""
+    """Continue a stopped evaluation. It may have more seeds, networks and training sets than
+    before."""
     json: bool = False
     """Print JSON, and nothing else, on the standard output."""
 

@@ -1,8 +1,9 @@
 """Mean and standard deviation of the test accuracy over several networks; robust scores.
 
-The robust scores of DD-Ranking do not credit soft labels or augmentation to the distillation
-(Li et al., *DD-Ranking: Rethinking the Evaluation of Dataset Distillation*, arXiv:2505.13300). The
-two terms of a score have the weight 0.5 each, as on the leaderboard of DD-Ranking.
+The robust scores of DD-Ranking do not credit the distillation with gains from soft labels or
+augmentation (Li et al., *DD-Ranking: Rethinking the Evaluation of Dataset Distillation*,
+arXiv:2505.13300). The two terms of a score have the weight 0.5 each, as on the leaderboard of
+DD-Ranking.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ class Score:
     Attributes:
         accuracies: Accuracy of each network; for targets its mean squared error.
         protocol: Protocol of the training, from :meth:`trajmatch.evaluate.Protocol.describe`.
-        diverged: Number of diverged networks, whose accuracy is 0; None: unknown.
+        diverged: Number of diverged networks, whose accuracy is 0; None if unknown.
         max_accuracies: Highest test accuracy of each network, if the protocol tests during
             training. It is too optimistic, because it is chosen on the test set.
-        measure: ``"errors"`` for targets.
+        measure: ``"errors"`` for targets, else ``"accuracies"``.
     """
 
     accuracies: tuple[float, ...]
@@ -74,7 +75,8 @@ class Score:
     def as_dict(self) -> dict[str, Any]:
         """Return ``mean``, ``std``, ``accuracies`` (or ``errors``), ``seeds`` and ``diverged``.
 
-        With ``max_accuracies``, add ``test_max``: ``mean``, ``std``, ``accuracies``, ``chosen``.
+        If there are ``max_accuracies``, the entry ``test_max`` has their ``mean``, ``std`` and
+        ``accuracies``, and a sentence ``chosen`` about how the maximum was chosen.
         """
         each = {self.measure: [*self.accuracies], "seeds": self.seeds, "diverged": self.diverged}
         numbers: dict[str, Any] = {"mean": self.mean, "std": self.std, **each}
@@ -102,7 +104,8 @@ def evaluate_set(
     Images ``[n, C, H, W]`` and test images are float32, normalised with the same statistics. Labels
     are as for :func:`trajmatch.evaluate.train_fresh`; test labels are class indices ``[N]``, int64,
     or targets ``[N, D]``, float32. ``network_spec`` is as for :func:`trajmatch.networks.build`.
-    ``protocol`` includes the step size. Network ``k`` is seeded with ``seed`` and ``k`` alone.
+    ``protocol`` includes the step size. The seed of network ``k`` depends only on ``seed`` and
+    ``k``.
     """
     tests = test_images, test_labels
     outcomes = [
@@ -115,7 +118,7 @@ def evaluate_set(
 
 def sampling_error(accuracy: float, test_images: int) -> float:
     """Return the binomial standard error (percentage points) of an accuracy (percent)."""
-    # At 0 and 100 % the formula gives an error of 0; use that of half an image there.
+    # At 0 and 100 % the formula would give an error of 0. Use the error at half an image instead.
     half = 50 / test_images
     accuracy = min(max(accuracy, half), 100 - half)
     return math.sqrt(accuracy * (100 - accuracy) / test_images)
@@ -123,16 +126,18 @@ def sampling_error(accuracy: float, test_images: int) -> float:
 
 def difference_error(first: float, second: float, test_images: int) -> float:
     """Return the standard error (percentage points) of the difference of two accuracies."""
-    # Both are taken as independent. The true error is smaller, since they share the test images.
+    # This takes the two accuracies as independent. The true error is smaller, because both are
+    # measured on the same test images.
     return math.hypot(sampling_error(first, test_images), sampling_error(second, test_images))
 
 
 def robust_score(first: float, second: float) -> float:
-    """Return a robust score, from 0 to 1 (best), of two accuracy differences (percentage points).
+    """Compute a robust score, from 0 to 1 (best), from two accuracy differences.
 
-    The score is ``(e^a - e^-1) / (e - e^-1)``, where ``a`` is the mean difference as a fraction.
-    ``first`` is the improvement over random images. ``second`` is the negated hard label recovery
-    (label-robust score) or the improvement without augmentation (augmentation-robust score).
+    The score is ``(e^a - e^-1) / (e - e^-1)``, where ``a`` is the mean difference as a fraction;
+    the arguments are in percentage points. ``first`` is the improvement over random images.
+    ``second`` is the negated hard label recovery for the label-robust score, or the improvement
+    without augmentation for the augmentation-robust score.
     """
     mean = (first + second) / 200
     return (math.exp(mean) - math.exp(-1)) / (math.e - math.exp(-1))
@@ -141,7 +146,7 @@ def robust_score(first: float, second: float) -> float:
 def robust_scores(
     found: Mapping[str, Score], soft: bool, whole_real: float | None = None
 ) -> dict[str, Any] | None:
-    """Return both robust scores and their accuracy differences, from the scores by training set.
+    """Compute both robust scores and their accuracy differences from the scores on each set.
 
     ``whole_real`` is the test accuracy (percent) after training on the whole real set; None takes
     it from ``found``. Each entry has ``mean`` and population ``std`` over the networks; differences

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 class TrainingSet(NamedTuple):
     """Kind of a training set: title in tables, images, labels and augmentation.
 
-    ``labels`` are ``"hard"``, ``"soft"`` (for real images: logits of the experts) or ``"own"``: the
-    distilled set's kind. ``augmented`` is False for training without augmentation.
+    ``labels`` are ``"hard"``, ``"soft"`` (for real images: logits of the experts) or ``"own"``, the
+    kind that the distilled set has. ``augmented`` is False for training without augmentation.
     """
 
     title: str
@@ -40,7 +40,7 @@ IN_TABLES = sorted(SETS, key=lambda name: SETS[name].images == "distilled")
 def named(name: str) -> str:
     """Return the title of a set and its kind of labels, for tables without a column of labels."""
     kind = SETS[name]
-    # The label kind is left out where the set has only one.
+    # Leave out the kind of labels if the set has only one kind.
     own = kind.labels == "own" or kind.images == "whole"
     return kind.title if own else f"{kind.title}, {kind.labels} labels"
 

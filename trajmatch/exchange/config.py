@@ -21,8 +21,8 @@ class ConvertConfig(Settings):
     """
 
     source: Path
-    """replay_buffer_*.pt or a folder of them; images_*.pt, with its labels beside it, or a folder
-    of both; the folder of a store of experts; or a distilled set."""
+    """One of: replay_buffer_*.pt or a folder with such files; images_*.pt (its labels beside it) or
+    the folder with these files; the folder of a store of experts; a distilled set."""
     out: Path
     """Output: a new folder, or the file of a distilled set."""
     data: str | None = None
@@ -45,12 +45,12 @@ class ConvertConfig(Settings):
     """DSA groups with which the .pt files were made, e.g. color_crop_cutout_flip_scale_rotate, or
     none."""
     lr: Positive | None = None
-    """Learned step size (syn_lr); needed if there is no file lr_*.pt, which MTT's script does not
-    write."""
+    """Learned step size (syn_lr); needed if there is no lr_*.pt (MTT's script writes none)."""
     labels: Literal["logit", "probability"] | None = None
     """Kind of floating-point labels: target logits (as in DATM) or probabilities."""
     keep: str | None = None
-    """Epochs to keep of trajectories, e.g. 0-22; the last epoch is always kept. Default: all."""
+    """Epochs of the trajectories to keep, e.g. 0-22; the last epoch is always kept. Default:
+    all."""
     per_file: PositiveInt = 10
     """Number of experts per replay_buffer_*.pt written (papers: 10)."""
     quiet: bool = False

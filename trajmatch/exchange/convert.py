@@ -24,7 +24,7 @@ def convert(config: ConvertConfig, progress: ProgressLike | None = None) -> str:
 
     Args:
         config: The source, the output, and facts that the source files lack.
-        progress: Progress callback, called with the number of trajectory files completed.
+        progress: Updated with the number of converted trajectory files.
 
     Raises:
         UserError: The source cannot be converted, or a flag is missing or does not apply.
@@ -34,7 +34,7 @@ def convert(config: ConvertConfig, progress: ProgressLike | None = None) -> str:
         is_there, is_store = source.exists(), expert_store.exists(source)
     if not is_there:
         raise UserError(f"there is no {source}")
-    # Check under the lock: before it, another process could still create the output.
+    # Check only while holding the lock: before, another process could still create the output.
     with locked(config.out):
         files.check_new(config.out)
         if is_store:

@@ -22,17 +22,17 @@ class Origin:
 
     # With the preprocessing of the images that the network was trained on.
     dataset: Dataset
-    # The network's spec().
+    # Spec of the network, for networks.build().
     network: dict[str, Any]
     dsa: str
-    # Expert settings of --recipe; empty without one.
+    # Expert settings of --recipe; empty if no recipe is given.
     recipe: dict[str, Any]
 
 
 def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
     """Combine flags and recipe into the origin; raise UserError if a flag is missing or invalid.
 
-    ``lacking`` lists flags that the caller found missing: one message names all missing flags.
+    ``lacking`` lists flags that the caller found missing, so that one message names all of them.
     """
     # Flags take precedence over the recipe.
     expert, kind, dsa = None, config.preprocessing, config.dsa
@@ -77,7 +77,7 @@ def preprocessed(dataset: Dataset, kind: str | None, config: ConvertConfig) -> D
     """Return the data set with the preprocessing ``kind``; None takes ``--mean`` and ``--std``."""
     if kind == "zca":
         return dataset.whitened(zca.fit(dataset.train_images))
-    # For ``mtt``, a set with published statistics has the constants of MTT's code already.
+    # For ``mtt``, a set with published statistics already has the constants of MTT's code.
     if kind == "data" or (kind == "mtt" and dataset.published_statistics):
         return dataset
     if config.mean is not None and config.std is not None:

@@ -20,7 +20,7 @@ def load(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             entries, size = archive.infolist(), path.stat().st_size
-            # torch.save does not compress, so a larger content marks a zip bomb.
+            # torch.save does not compress, so content larger than the file marks a zip bomb.
             if sum(entry.file_size for entry in entries) > size:
                 raise UserError(f"{path} is damaged: it claims to hold more than its {size} bytes")
             # Memory-mapped tensors are read without a check of their checksums.

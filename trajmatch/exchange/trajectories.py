@@ -36,7 +36,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _Content = Annotated[list[Annotated[list[list[Any]], Meta(min_length=2)]], Meta(min_length=1)]
 #: Approximate number of test images for the check of network and preprocessing.
 _TESTED = 2000
-#: Expected minimum accuracy above chance, in percentage points.
+#: Margin above chance that an expert's accuracy should have, in percentage points.
 _ABOVE_CHANCE = 5.0
 _REFERENCES = (
     "which happens when MTT's script runs on a CPU (it keeps references, not copies); make them "
@@ -45,7 +45,7 @@ _REFERENCES = (
 
 
 def find_trajectories(source: Path) -> list[Path]:
-    """Return the trajectory files of a folder or path, sorted by number."""
+    """Return the trajectory files in a folder or at a path, sorted by number."""
     with readable(str(source)):
         candidates = [*source.iterdir()] if source.is_dir() else [source]
     found = [(match, path) for path in candidates if (match := _NAME.fullmatch(path.name))]
@@ -103,7 +103,7 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
                     some = slice(None, None, max(1, len(dataset.test_labels) // _TESTED))
                     images, labels = dataset.test_images[some], dataset.test_labels[some]
                     measured = accuracy(model, images, labels, normalise=dataset.normalise)
-                # As `trajmatch expert` records it: the distance that each epoch moves.
+                # Record, as `trajmatch expert` does, how far the parameters move in each epoch.
                 moved = [
                     (end - start).norm(dtype=torch.float64).item()
                     for start, end in itertools.pairwise(rows)
@@ -125,9 +125,10 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
 
 
 def read_trajectories(path: Path, shapes: Mapping[str, torch.Size]) -> list[list[list[Tensor]]]:
-    """Read a memory-mapped file of trajectories: lists of experts, snapshots and tensors.
+    """Read a file of trajectories as nested lists: experts, then snapshots, then tensors.
 
-    Raises UserError for the first tensor that does not match ``shapes``.
+    The tensors are memory-mapped. Raises UserError for the first tensor that does not match
+    ``shapes``.
     """
     size = 0
     nested = "experts, each a list of two or more snapshots, each a list of tensors"
@@ -138,7 +139,7 @@ def read_trajectories(path: Path, shapes: Mapping[str, torch.Size]) -> list[list
             place = f"{path}, expert {number}, epoch {epoch}"
             _check_snapshot(snapshot, shapes, place)
             size += sum(tensor.nbytes for tensor in snapshot)
-            # More bytes than the file has means that tensors share memory.
+            # If the tensors have more bytes than the file, some of them share memory.
             if size > path.stat().st_size:
                 raise UserError(f"{place}: snapshots share memory, {_REFERENCES}")
     return trajectories

@@ -74,7 +74,7 @@ class Checkpoints:
         return _described(self._store, expert, files.read_metadata(path)).place
 
     def restore(self, training: Training) -> None:
-        """Restore an expert in training from its checkpoint, else its file, else do nothing."""
+        """Restore an expert from its checkpoint, else from its file; without either, do nothing."""
         store, expert = self._store, training.expert
         if store.checkpoint_path(expert).exists():
             tensors, description = files.load_tensors(store.checkpoint_path(expert))
@@ -94,7 +94,8 @@ class Checkpoints:
         for name, memory in training.tensors.items():
             value = tensors.get(name)
             if value is None or (value.shape, value.dtype) != (memory.shape, memory.dtype):
-                raise _misfit(store, expert, f"its {name} is not {list(memory.shape)}")
+                kind = f"shape {list(memory.shape)} and dtype {memory.dtype}"
+                raise _misfit(store, expert, f"its {name} does not have the {kind} of this run")
             with torch.no_grad():
                 memory.copy_(value)
 

@@ -31,10 +31,10 @@ class TrainingSettings(Settings):
     """Settings of training steps and schedules, recorded as the ``recipe`` of a store."""
 
     epochs: Epochs = 50
-    """Epochs of each expert (MTT: train_epochs). The initial parameters and those after each epoch
-    are kept."""
+    """Epochs of each expert (MTT: train_epochs). Unless --keep says otherwise, the initial
+    parameters and those after each epoch are stored."""
     batch_size: PositiveInt = 256
-    """Real images per SGD step (MTT: batch_train)."""
+    """Real images per training step (MTT: batch_train)."""
     lr: Positive = 0.01
     """Learning rate of the experts (MTT: lr_teacher)."""
     momentum: Fraction = 0.0
@@ -55,8 +55,8 @@ class TrainingSettings(Settings):
     loss_scale: Literal["constant", "rising"] = "constant"
     """Factor of the loss: 1, or rising from 0.5 to 1 over ten epochs (AST: clipping loss)."""
     penalty: NonNegative = 0.0
-    """lambda: weight of the penalty on the gradient of the logits in the images (AST: 2). 0: no
-    penalty."""
+    """lambda: weight of the penalty on the gradient of the logits with respect to the images (AST:
+    2). 0: no penalty."""
     penalty_norm: Literal["pixel", "image"] = "pixel"
     """Norms of the penalty: over each pixel's channels (AST's code), or over each image."""
     loss: Literal["cross_entropy", "mse"] | None = None
@@ -125,8 +125,8 @@ class ExpertSettings(NetworkSettings, TrainingSettings):
     num_experts: Annotated[int, Meta(ge=1, le=MOST_EXPERTS)] = 100
     """Number of experts to train (MTT: num_experts)."""
     keep: str = "all"
-    """Epochs whose parameters are stored, e.g. 0-22: those that segments can reach. The last epoch
-    is always stored. Default: all."""
+    """Epochs whose parameters are stored, e.g. 0-22 if distillation reads no later epoch. The last
+    epoch is always stored. Default: all."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the store. bfloat16 halves its size and has 8 instead of 24 significant
     bits."""
@@ -150,8 +150,8 @@ class ExpertConfig(RunOptions, ExpertSettings):
     """Data set, e.g. cifar10:ROOT or imagefolder:PATH?size=64; without it the shipped
     fashion-mnist-mini."""
     until_epoch: PositiveInt | None = None
-    """Train only the first N of the --epochs, e.g. as many as a distillation reads. --resume with a
-    larger N, or without this flag, continues from there. Default: all."""
+    """Train only the first N epochs, e.g. as many as a distillation reads. To continue later, use
+    --resume with a larger N or without this flag. Default: all epochs."""
     resume: bool = False
     """Train only the experts that are missing from an existing store."""
     scores: Path | None = None
@@ -165,8 +165,8 @@ class ExpertConfig(RunOptions, ExpertSettings):
     """Epochs between tests of an expert; the last epoch is always tested. 0: the shortest interval
     at which tests use at most a fifth as many images as training."""
     workers: Count = 0
-    """Experts to train at a time: in processes on the CPU, in lockstep in one process on a GPU. 0:
-    choose automatically. An expert is the same for every choice."""
+    """Number of experts to train at a time: in several processes on the CPU, in lockstep in one
+    process on a GPU. 0: choose automatically. The number does not change the experts."""
 
     def __post_init__(self) -> None:
         """Check the settings, and that ``until_epoch`` and ``scores`` fit them."""
@@ -199,7 +199,7 @@ class ScoreConfig(Settings):
     """t: epoch of the experts that compute the scores. Default: the stored epoch nearest to a tenth
     of their training, where EL2N separates hard images from easy ones."""
     experts: PositiveInt | None = None
-    """Number of experts to average over, counted from the first. Default: all."""
+    """Average over the first N experts. Default: all."""
     data: str | None = None
     """Real images, if they are not where the store says."""
     device: str = "auto"

@@ -75,7 +75,7 @@ class Curriculum:
                 )
 
     def images(self, epoch: int) -> Tensor:
-        """Return the indices of the images that an epoch, counted from 0, sees. ``[n]``, int64."""
+        """Return the indices ``[n]``, int64, of the images of an epoch; epochs count from 0."""
         low, high = self._schedule.part(epoch)
         sizes = [(each, len(each)) for each in self._classes]
         return torch.cat([each[int(low * size) : int(high * size)] for each, size in sizes])

@@ -40,7 +40,7 @@ def examine(store: Store) -> list[str]:
         metrics = store.metrics(expert)
         losses, moved = metrics.get("train_loss", []), metrics.get("displacement", [])
         tested = metrics.get("test_error", metrics.get("test_accuracy", best))
-        # Accuracies should be above the limit and errors below; the product has one sign for both.
+        # Accuracies should be above the limit, errors below it; the product is then positive.
         learned = (tested - limit) * (best - chance) >= 0
         exploded = not learned and max(losses, default=0.0) > EXPLODED * guessing
         # Each expert is listed for its worst problem only.

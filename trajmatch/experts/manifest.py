@@ -101,7 +101,7 @@ def read(folder: Path) -> dict[str, Any]:
         ends = waypoints["epochs"]
         if ends != sorted(set(ends)) or not ends[0] <= epochs[0] <= epochs[-1] <= ends[-1]:
             raise UserError(f"{path} is damaged: its waypoints are {ends!r:.100}")
-    # Without a checksum, an early release wrote the file or a user edited it.
+    # A file without a checksum was written by an early release or edited by a user.
     if found is not None and found != files.json_checksum(manifest):
         raise UserError(
             f"{path} is damaged: its content does not match its checksum; if you changed it by "

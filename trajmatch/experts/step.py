@@ -110,7 +110,8 @@ class GradientPenalty:
         """Return the penalty's gradient ``[P]`` with respect to ``theta``."""
         # With P = d penalty / d G held constant, d penalty / d theta = d sum(P G) / d theta.
         # sum(P G) is the derivative of the logit sum when the images move along P. Exchanging the
-        # two derivatives gives one JVP: the theta-gradient of the logit sum, along P in the images.
+        # two derivatives gives one JVP: the change of the logit sum's theta-gradient when the
+        # images move along P.
         slope = ops.image_gradient(model, theta, images, None, loss="sum_logits")
         pull = self._pull(slope)
         jvp = ops.gradient_jvp(model, theta, images, None, image_tangent=pull, loss="sum_logits")
@@ -192,7 +193,7 @@ class ExpertStep:
         shown = ops.dsa(plain, batch.dsa) if batch.dsa.shape[1] > 0 else plain
         labels = self.labels[batch.indices]
         has_statistics = len(state.statistics) > 0
-        # The state owns the running statistics, since checkpoints and recording restore only it.
+        # The state owns the running statistics: checkpoints and recording restore only the state.
         if has_statistics:
             networks.load_flat_buffers(self.model, state.statistics)
 
@@ -232,7 +233,8 @@ def step_of(
     return ExpertStep(model, images, labels, normalise, optimiser, penalty, gsam, loss)
 
 
-#: Takes one step with every expert; maps a stacked batch to losses ``[experts]``.
+#: Function that takes one step with every expert. It gets a stacked batch and returns the losses
+#: ``[experts]``.
 TakeSteps = Callable[[Batch], Tensor]
 
 
@@ -245,7 +247,7 @@ def steps_for(
     """Return a function that takes one step with every expert and changes ``states`` in place.
 
     On a CUDA device it records the steps as a CUDA graph and replays them; elsewhere it runs them
-    eagerly. ``record`` is another recorder, for any device.
+    eagerly. If ``record`` is given, that function records the steps instead, on any device.
     """
     if device.type == "cuda":
         record = record or partial(recording.cuda_graph, device=device)

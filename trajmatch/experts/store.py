@@ -32,6 +32,7 @@ from trajmatch.data.sources import moved_uri
 from trajmatch.data.zca import KIND, ZCA, from_parts
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.experts import manifest as manifest_file
+from trajmatch.experts.config import spans
 from trajmatch.experts.waypoints import between, line_to
 from trajmatch.schema import PositiveInt, convert
 
@@ -147,7 +148,7 @@ class Store:
 
     @property
     def loss(self) -> str:
-        """Training loss of the experts, as for :func:`trajmatch.ops.gradient`."""
+        """Name of the experts' training loss, as :func:`trajmatch.ops.gradient` takes it."""
         return str(self.manifest["recipe"].get("loss", "cross_entropy"))
 
     @property
@@ -286,7 +287,7 @@ class Store:
     def load_into(self, model: nn.Module, expert: int, epoch: int) -> None:
         """Copy an expert's parameters and buffers after a kept epoch into a model of its network.
 
-        Raises ValueError for another network, and otherwise what :meth:`snapshot` raises.
+        Raises ValueError if the model has another network, and UserError as :meth:`snapshot` does.
         """
         networks.load_flat_parameters(model, self.snapshot(expert, epoch))
         if (buffers := self.buffers(expert, epoch)) is not None:
@@ -305,7 +306,7 @@ class Store:
         kept, checksums = self._rows_of(tensor, description.epochs), description.rows
         if epoch not in kept:
             raise UserError(
-                f"{self.path} keeps the snapshots of epochs {kept[0]} to {kept[-1]}, "
+                f"{self.path} keeps the snapshots of epochs {spans(kept)}, "
                 f"but {epoch} was asked for"
             )
         row = kept.index(epoch)
@@ -364,7 +365,8 @@ class Store:
     def resume(self, manifest: dict[str, Any], address: str | None = None) -> None:
         """Extend this store to the experts and epochs of a requested manifest.
 
-        Trained epochs never shrink. Raises UserError if experts are fewer or other entries differ.
+        The number of trained epochs never shrinks. Raises UserError if the manifest asks for fewer
+        experts, or if other entries differ.
         """
         if {"sources", "waypoints"} & self.manifest.keys():
             raise UserError(
@@ -384,7 +386,7 @@ class Store:
                 f"{self.path} was made with num_experts = {self.num_experts}, but "
                 f"this run has {wanted['num_experts']}; a store can grow but not shrink"
             )
-        # `trained_epochs` is an entry of unfinished courses alone.
+        # Only manifests of unfinished courses have the entry `trained_epochs`.
         epochs = max(self.trained_epochs, wanted.pop("trained_epochs", self.course))
         if epochs < self.course:
             wanted["trained_epochs"] = epochs
@@ -413,7 +415,7 @@ class Store:
 
         Returns the training set, preprocessed as for the experts; the held-out images
         ``[N, C, H, W]``, uint8; and their labels ``[N]``, int64, or targets. N is 0 without
-        ``--holdout``. Raises UserError if it is not the experts' data set.
+        ``--holdout``. Raises UserError if ``dataset`` is not the experts' data set.
         """
         self._check_data(dataset.description, address)
         held_out = self.manifest["holdout"]
@@ -438,7 +440,7 @@ class Store:
         found = convert(files.read_metadata(path), ExpertDescription, f"{path} is damaged")
         if (found.store, found.expert) != (self.identity, expert):
             raise self._misfit(path, "another store or to another expert")
-        # One checksum for each row that this many trained epochs have.
+        # Each tensor must have one checksum per row; the trained epochs determine its rows.
         lengths = {name: len(self._rows_of(name, found.epochs)) for name in found.rows}
         if lengths != {name: len(checksums) for name, checksums in found.rows.items()}:
             raise UserError(f"{path} is damaged: its rows are {found.rows!r:.100}")

@@ -113,8 +113,9 @@ def merge(paths: Sequence[files.PathLike], out: files.PathLike) -> Store:
 def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25") -> Store:
     """Write a store whose experts move on straight lines between a few waypoints (MCT).
 
-    ``waypoints`` lists the inner waypoints' epochs (MCT: ``"6,25"`` of 50); the first and last
-    epoch are always waypoints. The store must keep all epochs; the network must have no buffers.
+    ``waypoints`` lists the epochs of the inner waypoints (MCT: ``"6,25"`` of 50 epochs); the first
+    and last epochs are always waypoints. The store must keep all epochs, and the network must have
+    no buffers.
     """
     store = Store.open(path, complete=False)
     store.check_trained(store.course, "trajmatch store convexify")
@@ -187,7 +188,7 @@ def _copy(source: Store, expert: int, store: Store, number: int) -> None:
     names = {"buffers", "shares"} & tensors.keys()
     kept = {name: tensors.pop(name)[rows] for name in names}
     snapshots, metrics = tensors.pop("snapshots"), source.metrics(expert)
-    # Waypoints are needed whatever epochs are kept; of convexified experts only `shares` shrinks.
+    # Convexified experts need all waypoints, whatever epochs are kept; only their `shares` shrink.
     snapshots = snapshots if "waypoints" in store.manifest else snapshots[rows]
     # The tensors left after the pops are the training state of an unfinished course.
     store.write_expert(

@@ -39,8 +39,9 @@ def train_experts(
 
     Expert ``i`` depends only on the configuration, the data and ``i``; the number of experts, their
     order, the number trained at a time and interruptions do not change it. On the CPU each expert
-    trains on one thread, because the number of threads changes the last bits of a convolution.
-    Several at a time train in child processes on the CPU, and in lockstep on a GPU.
+    trains on one thread, because the number of threads changes the last bits of a convolution. If
+    several experts train at a time, they run in child processes on the CPU, or in lockstep on a
+    GPU.
 
     Args:
         config: Settings of the experts, and the folder of the store.
@@ -103,8 +104,8 @@ def check_disk_space(path: Path, manifest: dict[str, Any], experts: int) -> str:
         raise UserError(
             f"the disk of {path} has too little space: {experts} experts of {snapshots} snapshots "
             f"need {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free; store fewer epochs "
-            "(--keep, those that segments can reach), use --dtype bfloat16, train fewer "
-            "--num-experts, or choose another --out"
+            "(--keep), use --dtype bfloat16, train fewer experts (--num-experts), or choose "
+            "another --out"
         )
     return space
 
@@ -160,8 +161,9 @@ def automatic_workers(device: str, width: int) -> int:
     """Choose the number of experts to train at a time on a device."""
     # CPU: two experts on one thread each train 6 % faster than one after the other on two threads
     # (ConvNets of width 32 and 128, batches of 256, two cores).
-    # GPU: estimated, not measured. Launch gaps leave an H200 idle for about 50 us per step. A step
-    # of batches of 256 computes for 60 us at width 32, 160 us at width 64 and 460 us at width 128.
+    # GPU: estimated, not measured. Launch gaps leave an H200 idle for about 50 us per step. With
+    # batches of 256, the computation of a step takes 60 us at width 32, 160 us at width 64 and
+    # 460 us at width 128.
     if torch.device(device).type == "cpu":
         return torch.get_num_threads()
     return 4 if width <= 64 else 1

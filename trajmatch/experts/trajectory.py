@@ -59,10 +59,10 @@ def train_lockstep(
     """Train experts in lockstep and return the trajectory of each.
 
     A trajectory depends only on the manifest, the images and the expert's number, because each
-    expert has its own random generators. On a CPU the last bits depend on the number of threads,
-    too, so the caller should fix it. In ``checkpoints`` all experts must have the same progress;
-    with None, training cannot be interrupted or resumed. ``test_every`` is the number of epochs
-    between tests; 0 chooses it automatically.
+    expert has its own random generators. On a CPU the last bits also depend on the number of
+    threads, so the caller should keep that number constant. In ``checkpoints`` all experts must
+    have the same progress; without it, training cannot be interrupted or resumed. ``test_every`` is
+    the number of epochs between tests; 0 chooses it automatically.
 
     Raises:
         UserError: An expert diverged, or a checkpoint cannot be read or written.
@@ -163,7 +163,7 @@ class _Test:
 
 
 def guessing(training: Dataset) -> float:
-    """Return the loss of guessing: of equal class probabilities or, for targets, of their mean."""
+    """Return the loss of predicting equal class probabilities or, for targets, the mean target."""
     if training.train_targets is None:
         # At least 2 classes: with one the loss is 0, and every expert would count as diverged.
         return math.log(max(2, training.num_classes))

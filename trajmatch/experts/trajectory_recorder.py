@@ -36,7 +36,7 @@ class TrajectoryRecorder:
         self._keep(0, state)
 
     def record(self, epoch: int, state: ExpertState, loss: float, tested: float | None) -> None:
-        """Record an epoch, counted from 1: state, mean loss, and test result or None."""
+        """Record state, mean loss and test result (or None) of an epoch; the first epoch is 1."""
         moved = (state.theta - self._last).norm(dtype=torch.float64).item()
         self.health["train_loss"].append(loss)
         self.health[self._measure].append(tested)

@@ -40,7 +40,10 @@ def convexified(
 
 
 def line_to(epoch: int, epochs: Sequence[int]) -> tuple[int, int]:
-    """Return the epochs of the two waypoints around an epoch; an inner waypoint ends its line."""
+    """Return the epochs of the two waypoints around an epoch.
+
+    If the epoch is itself a waypoint, it is the second of the two, unless it is the first epoch.
+    """
     end = max(1, bisect_left(epochs, epoch))
     return epochs[end - 1], epochs[end]
 

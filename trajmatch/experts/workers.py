@@ -115,7 +115,7 @@ def work_on(job: Job, emit: Emit) -> None:
 
 
 def curriculum_of(config: ExpertConfig, dataset: Dataset, training: Dataset) -> Curriculum | None:
-    """Return the curriculum of a configuration; None, for all images, if it names no scores."""
+    """Return a configuration's curriculum, or None if every epoch trains on all images."""
     if config.scores is None:
         return None
     held_out = config.holdout, config.seed

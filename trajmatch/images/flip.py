@@ -14,7 +14,8 @@ from trajmatch.images.parametrisation import Parametrisation, Tensors
 class Flip(Parametrisation):
     """Set of images and their mirror images.
 
-    The paper mirrors every student batch instead; both are equal if a step uses all images.
+    FYI instead adds the mirror images to every student batch; the two are the same if each step
+    uses all images.
     """
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:

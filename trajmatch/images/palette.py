@@ -20,7 +20,8 @@ class Palette(WithSettings):
     Only the idea and the budget are AutoPalette's; its palette network and losses are missing. Here
     the parameters are an image and its palette, and each pixel shows the nearest colour. The
     gradient passes straight through to the pixel. A colour gets the mean gradient of its pixels, so
-    that both move alike. As in the stored file, the palette is rounded to 256 steps of its range.
+    that it moves as they do. As in the stored file, the palette is rounded to 256 steps of its
+    range.
     An image takes ``ceil(log2(colours))`` bits per pixel, ``C`` bytes per colour and 8 bytes for
     the range; the budget is ``ipc * C * H * W`` bytes.
     """
@@ -76,7 +77,7 @@ class Palette(WithSettings):
         """Return uint8 palettes with their ranges, and packed indices."""
         low, step, bytes_ = _rounded(parameters["palette"])
         indices = _nearest(parameters["pixels"].flatten(2).mT, low + bytes_ * step)
-        # Bits of each index, lowest first, for all pixels of an image in a row.
+        # The bits of all indices of an image, one index after another, lowest bit first.
         bits = (indices.cpu()[..., None] >> torch.arange(self.bits) & 1).flatten(1).numpy()
         packed = torch.from_numpy(np.packbits(bits, axis=1, bitorder="little")).to(low.device)
         return {"palette": bytes_.to(torch.uint8), "low": low, "step": step, "indices": packed}
@@ -105,7 +106,7 @@ def k_means(points: Tensor, clusters: int, seed: int) -> Tensor:
 
 
 def _rounded(palette: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return minimum and step ``[n, 1, 1]`` of each palette, and its colours as 0 to 255."""
+    """Return minimum and step ``[n, 1, 1]`` of each palette, and its colours scaled to 0..255."""
     palette = palette.detach()
     low, high = palette.amin((1, 2), keepdim=True), palette.amax((1, 2), keepdim=True)
     # The clamp keeps a palette of one colour from dividing by 0.

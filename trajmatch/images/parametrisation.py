@@ -17,7 +17,7 @@ from trajmatch.schema import settle
 #: Tensors by name.
 Tensors = Mapping[str, Tensor]
 
-#: Most activation values to keep for the backward pass (1 GB in float32).
+#: Maximum number of activation values to keep for the backward pass (1 GB in float32).
 _MOST_VALUES = 2**28
 
 

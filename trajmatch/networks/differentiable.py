@@ -1,7 +1,7 @@
 """Checks that a network can be a student: twice differentiable, layer by layer, and repeatable.
 
-The adjoint differentiates a gradient, so backward passes need derivatives. One without a derivative
-raises an error in the adjoint, or silently drops a term.
+The adjoint differentiates a gradient, so backward passes need derivatives. A backward pass without
+a derivative raises an error in the adjoint, or silently drops a term.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Layer:
     Attributes:
         name: Name in ``named_modules()``; empty for the network itself.
         type: Name of the class.
-        parameters: Number of parameters, without submodules.
+        parameters: Number of parameters, without those of submodules.
         obstacle: Reason why the layer is not twice differentiable; None if it is.
     """
 
@@ -49,8 +49,8 @@ class Layer:
 def check_student(model: nn.Module) -> None:
     """Raise ValueError unless the network can be a student; warn if layers are switched off.
 
-    The check is :func:`~trajmatch.networks.differentiable.check_twice_differentiable`, and only an
-    :class:`External` needs it.
+    Only an :class:`External` is checked, by
+    :func:`~trajmatch.networks.differentiable.check_twice_differentiable`.
     """
     if isinstance(model, External):
         if model.switched_off:
@@ -74,8 +74,9 @@ def check_runs_on(model: nn.Module, image_shape: Sequence[int]) -> None:
 def check_batches(model: ImageClassifier, count: int, batch_size: int | None, flag: str) -> None:
     """Raise ValueError if a batch has one image and the network cannot train on one image.
 
-    Batch norm cannot, if features are pooled to one pixel: one value has no variance. A
-    ``batch_size`` of None or above ``count`` means all images. ``flag`` is the option to name.
+    Batch norm cannot train on one image if features are pooled to one pixel, because one value has
+    no variance. A ``batch_size`` of None or above ``count`` means all images. ``flag`` is the
+    option that the message names.
     """
     size = min(batch_size or count, count)
     # Only batches of size 1, or a remainder of 1, have a single image.
@@ -98,8 +99,8 @@ def check_batches(model: ImageClassifier, count: int, batch_size: int | None, fl
 def treats_images_alone(model: nn.Module, theta: Tensor, images: Tensor) -> bool:
     """Return True if an image's logits do not depend on the other images of its batch.
 
-    The network runs in its current mode with parameters ``theta [P]``. The test uses the first of
-    ``images [n, ...]``; for tokens, also the first that differs from it.
+    The network runs in its current mode with parameters ``theta [P]``. The test uses the first
+    image of ``images [n, ...]``; for tokens, also the first image that differs from it.
     """
     with torch.no_grad():
         # Two pairs of equal images. Batch norm's mean and variance over both pairs together differ

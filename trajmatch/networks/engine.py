@@ -46,12 +46,14 @@ def engine_description(model: nn.Module, precise: bool = False) -> list[int] | N
         graph.visit(model, 0)
     except _NotForTheEngine:
         return None
-    # The last node must be a linear layer with bias that reads the last value; the engine adds it.
+    # The last node must be a linear layer with bias that reads the last value. It is left out of
+    # the description, because the engine always adds this layer.
     kind, _, classes, *_ = classifier = graph.nodes.pop()
     # classifier[6] is 1 if it has a bias; classifier[1] is the value that it reads.
     usual = kind == _CONVOLUTION and graph.flat and classifier[6] == 1
     whole = classifier[1] == len(graph.nodes) > 0
-    # Parameters in the order of calls: a shared, unused or reordered one shows here.
+    # graph.parameters are in the order of calls, so the comparison with the model's order finds
+    # shared, unused and reordered parameters.
     if not (usual and whole) or [*map(id, graph.parameters)] != [*map(id, parameters)]:
         return None
     header = [channels, classes, size, int(precise), _FUSED_KERNELS.index(_fused)]
@@ -265,8 +267,8 @@ _FORWARD: dict[type[nn.Module], _Forward] = {
     **dict.fromkeys((nn.AvgPool2d, nn.MaxPool2d), _pooling),
     nn.Flatten: _flatten,
 }
-#: Attribute values that the engine assumes. A batch norm needs parameters because their order is
-#: compared with that of the model, which shows where it is called.
+#: Attribute values that the engine assumes. A batch norm must have parameters: only the comparison
+#: of their order with the model's shows that batch norms are called in the order of the model.
 _USUAL: dict[type[nn.Module], dict[str, Any]] = {
     nn.Conv2d: {"groups": 1, "dilation": (1, 1), "padding_mode": "zeros"},
     nn.BatchNorm2d: {"affine": True},

@@ -42,7 +42,7 @@ class External(ImageClassifier):
 
     def switch_off_randomness(self) -> None:
         """Switch off dropout and stochastic depth of a torchvision model."""
-        # A user's function has to leave them out: check_student raises an error.
+        # A user's function must leave out randomness itself: check_student raises an error.
         if is_user_function(self.name):
             return
         from trajmatch._torchvision import torchvision

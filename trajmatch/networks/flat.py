@@ -1,7 +1,7 @@
 """Flat vectors of a module's parameters and buffers.
 
-Parameters ``[P]`` have the order of ``module.parameters()``; persistent buffers ``[Q]``, such as
-batch norm's running statistics, the order of ``module.named_buffers()``.
+Parameters ``[P]`` have the order of ``module.parameters()``. Persistent buffers ``[Q]``, such as
+batch norm's running statistics, have the order of ``module.named_buffers()``.
 """
 
 from __future__ import annotations

@@ -16,10 +16,11 @@ def initialise(model: nn.Module, generator: torch.Generator) -> nn.Module:
     """Draw the parameters of a model as PyTorch's layers do by default; return the model.
 
     Convolution and linear weights and biases are uniform in ``+-1/sqrt(fan_in)``. Norms get weights
-    1, biases 0 and new running statistics. Other layers call ``reset_parameters()`` (TypeError
-    without one), and an :class:`trajmatch.networks.External` its constructor, with PyTorch's CPU
-    generator seeded from ``generator``. Frozen parameters keep their values, except in an External.
-    Values are drawn on the CPU, so a seed gives the same network on every device.
+    1, biases 0 and new running statistics. Other layers call ``reset_parameters()`` (TypeError is
+    raised if they have no such method), and an :class:`trajmatch.networks.External` calls its
+    constructor. Both draw from PyTorch's CPU generator, seeded from ``generator``. Except in an
+    External, frozen parameters keep their values. Values are drawn on the CPU, so a seed gives the
+    same network on every device.
     """
     kept = {} if isinstance(model, External) else dict(model.named_parameters())
     frozen = {name: each.clone() for name, each in kept.items() if not each.requires_grad}

@@ -85,8 +85,8 @@ def specify(text: str, in_channels: int, num_classes: int, image_size: int) -> d
 
     ``text`` is ``NAME`` or ``NAME:OPTIONS``, such as ``alexnet``, ``convnet:width=32,depth=2`` or
     ``vgg11:group,width=16``. Options are ``key=value``, joined by commas; a bare word is the norm.
-    The depth of ``convnet`` follows from the image size unless given (``convnetd4``). Only
-    :func:`build` looks up ``torchvision:NAME`` and ``package.module:function``. ValueError is
+    The depth of ``convnet`` follows from the image size, unless it is given as in ``convnetd4``.
+    Only :func:`build` looks up ``torchvision:NAME`` and ``package.module:function``. ValueError is
     raised if the name or an option is unknown or does not fit the images.
     """
     sizes = {"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size}

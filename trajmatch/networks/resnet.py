@@ -13,9 +13,9 @@ _BLOCKS_PER_STAGE = 2
 class ResNet18(ImageClassifier):
     """3x3 convolution, four stages of two residual blocks, global average pooling, linear layer.
 
-    28-pixel images are padded to 32; from 64 pixels on the first convolution has stride 2 (PAD).
-    Convolutions have a bias only if no norm follows. Other arguments, errors and shapes are as for
-    :class:`ConvNet`.
+    28-pixel images are padded to 32. For images of 64 pixels or more, the first convolution has
+    stride 2 (PAD). Convolutions have a bias only if no norm follows. Other arguments, errors and
+    shapes are as for :class:`ConvNet`.
 
     Args:
         width: Channels of the first stage; each further stage has twice as many.
@@ -76,7 +76,7 @@ class ResidualBlock(nn.Module):
         self, in_channels: int, channels: int, size: int, norm: str, halve: bool, average: bool
     ) -> None:
         super().__init__()
-        # size is the side of the input. A stride halves it, or with ``average`` a pooling.
+        # size is the side of the input. A stride halves it, or a pooling if ``average`` is set.
         stride = 2 if halve and not average else 1
         pools = halve and average
         halving: list[nn.Module] = [nn.AvgPool2d(2)] if pools else []

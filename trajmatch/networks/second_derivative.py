@@ -27,10 +27,10 @@ _TIE = 1e-2  # size of the noise, also relative to the RMS, that breaks ties in 
 def obstacle(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     """Return the reason why a call of a module is not twice differentiable, or None.
 
-    The reason is the first line of PyTorch's error, or the statement that the derivative is wrong,
-    because a detached backward pass raises no error. The check moves all floating-point arguments
-    and trained parameters along one random direction, in float64, so that it takes only a few
-    gradients for any size of module. The module must be on the CPU; it is not changed.
+    The reason is the first line of PyTorch's error. A detached backward pass raises no error; the
+    reason then says that the derivative is wrong. The check moves all floating-point arguments and
+    trained parameters along one random direction, in float64, so that it takes only a few gradients
+    for any size of module. The module must be on the CPU; it is not changed.
     """
     draw = torch.Generator().manual_seed(0)
     distance = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -59,7 +59,7 @@ def obstacle(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _along_a_line(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], draw: torch.Generator
 ) -> Callable[[Tensor], Tensor]:
-    """Return a scalar function of the distance along a random direction, from all outputs."""
+    """Return a scalar of all outputs, as a function of the distance along a random direction."""
     trained = {name: each for name, each in module.named_parameters() if each.requires_grad}
     values, structure = tree_flatten((args, kwargs, trained))
     starts, directions = {}, {}

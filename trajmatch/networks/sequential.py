@@ -11,9 +11,9 @@ from trajmatch.networks.layers import ImageClassifier
 class AlexNet(ImageClassifier):
     """Five convolutions (128-192-256-192-192 channels), three max-poolings, one linear layer.
 
-    The first two convolutions are 5x5, the others 3x3, without norm. 28-pixel images are padded to
-    32; from 64 pixels on the first convolution has stride 2 (PAD). Other arguments, errors and
-    shapes are as for :class:`ConvNet`.
+    The first two convolutions are 5x5, the others 3x3; there is no norm. 28-pixel images are padded
+    to 32. For images of 64 pixels or more, the first convolution has stride 2 (PAD). Other
+    arguments, errors and shapes are as for :class:`ConvNet`.
 
     Args:
         width: Channels of the first convolution, even; the others are in proportion.
@@ -55,8 +55,8 @@ _GROUPS = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 class VGG11(ImageClassifier):
     """Eight 3x3 convolutions with norm and ReLU, max-pooling after five of them, one linear layer.
 
-    28-pixel images are padded to 32; from 64 pixels on there is one more pooling at the end (PAD).
-    Other arguments, errors and shapes are as for :class:`ConvNet`.
+    28-pixel images are padded to 32. For images of 64 pixels or more, there is one more pooling at
+    the end (PAD). Other arguments, errors and shapes are as for :class:`ConvNet`.
 
     Args:
         width: Channels of the first convolution; the others have up to 8 times as many.
@@ -75,7 +75,7 @@ class VGG11(ImageClassifier):
         size = image_size + 2 * layers.growth(image_size)
         blocks: list[nn.Module] = []
         channels, padding = in_channels, 1 + layers.growth(image_size)
-        # From 64 pixels on, an empty group adds one more pooling.
+        # For large images, an empty group adds one more pooling.
         for group in (*_GROUPS, ()) if image_size >= layers.LARGE_IMAGE else _GROUPS:
             for multiple in group:
                 blocks.append(nn.Conv2d(channels, width * multiple, 3, padding=padding))
@@ -90,10 +90,11 @@ class VGG11(ImageClassifier):
 
 
 class LeNet(ImageClassifier):
-    """Two 5x5 convolutions (6 and 16 channels), each with max-pooling; linear layers of 120 and 84.
+    """Two 5x5 convolutions (6, 16 channels) with max-pooling, then three linear layers.
 
-    There is no norm. 28-pixel images are padded to 32; from 64 pixels on the first convolution has
-    stride 2 (PAD). Arguments, errors and shapes are as for :class:`ConvNet`.
+    The hidden linear layers have 120 and 84 units; there is no norm. 28-pixel images are padded to
+    32. For images of 64 pixels or more, the first convolution has stride 2 (PAD). Arguments, errors
+    and shapes are as for :class:`ConvNet`.
     """
 
     def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:
@@ -119,9 +120,10 @@ class LeNet(ImageClassifier):
 
 
 class MLP(ImageClassifier):
-    """Linear layers with ReLU: two hidden layers of ``width`` units, one from 64 pixels on (PAD).
+    """Two hidden linear layers of ``width`` units with ReLU, then a linear layer.
 
-    Other arguments, errors and shapes are as for :class:`ConvNet`.
+    For images of 64 pixels or more, there is only one hidden layer (PAD). Other arguments, errors
+    and shapes are as for :class:`ConvNet`.
     """
 
     def __init__(

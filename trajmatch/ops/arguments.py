@@ -163,7 +163,8 @@ class Expect:
         self.that(not targets, "soft_labels", "be left out with loss='mse'", repr(soft_labels))
 
     def images(self, images: Tensor, theta: Tensor, name: str, engine: bool) -> None:
-        """Raise unless ``images`` is a batch: 4-D on the engine, any shape or tokens otherwise."""
+        """Raise unless ``images`` is a batch of a dtype and shape that the model can run on."""
+        # The engine takes floating-point [n, C, H, W]; autograd also takes [n, ...] and tokens.
         tokens = isinstance(images, Tensor) and images.dtype in _TOKENS and not engine
         self.like("images", images, theta, name, images.dtype if tokens else None)
         if engine:
@@ -177,7 +178,7 @@ class Expect:
         """Return labels as a tensor; raise unless dtype and shape fit the loss."""
         # Cross-entropy takes class indices [n] (int64) or soft labels [n, K]; the mean squared
         # error takes targets [n, ...]; a function takes any tensor [n, ...]. The range of class
-        # indices and the sizes after n are checked later, against the outputs of the model.
+        # indices and the other dimensions are checked later, against the outputs of the model.
         labels = self.tensor("labels", labels, theta.device, theta.dtype)
         count, soft = len(images), labels.is_floating_point()
         if loss == "mse" and not soft:
@@ -226,7 +227,7 @@ class Expect:
         return flat, sizes
 
     def indices(self, flat: Tensor, count: int) -> None:
-        """Raise ValueError if an index is out of range, on the CPU only."""
+        """Raise ValueError if an index is out of range; indices on CUDA are not checked."""
         # On CUDA the check would have to wait for the device. The unroll operator checks by itself.
         if flat.device.type == "cpu":
             low, high = map(int, flat.aminmax())

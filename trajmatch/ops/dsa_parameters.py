@@ -25,9 +25,9 @@ COLUMNS = 5
 def color(brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
     """Return rows that change brightness, then saturation, then contrast.
 
-    Brightness is added. The others are ``(x - m) * factor + m``, where ``m`` is the mean of each
-    pixel over the channels for saturation, and the mean of the whole image for contrast. Saturation
-    has no effect on images with one channel.
+    Brightness is added. Saturation and contrast are the factors of ``(x - m) * factor + m``: for
+    saturation ``m`` is each pixel's mean over the channels, for contrast the mean of the image.
+    Saturation has no effect on images with one channel.
     """
     return _rows("color", brightness, saturation, contrast)
 

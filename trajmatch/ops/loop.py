@@ -32,15 +32,15 @@ class Steps(NamedTuple):
     optimiser: Optimiser
     augment: Augment | None
     exact: bool
-    #: Optimiser steps and their adjoints. None for plain SGD with one step size and no state given
-    #: or returned: its adjoint needs only the parameters before each step.
+    #: Optimiser steps and their adjoints. None for plain SGD with one step size, if no state is
+    #: given or returned: the adjoint then needs only the parameters before each step.
     updates: Updates | None = None
     #: False if no adjoint is needed.
     keep: bool = True
 
 
-#: Gradients of ``theta_0``, images, labels, step sizes and initial state. Class indices and tokens
-#: have None.
+#: Gradients of ``theta_0``, images, labels, step sizes and initial state. None stands for the
+#: gradient of class indices or tokens.
 Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]
 
 
@@ -76,7 +76,7 @@ class Loop:
     def gradient(self, step: int, at: Point) -> Tensor:
         """Return the gradient ``[P]`` of a step on its augmented batch."""
         _, grad = self.student.gradient(at)
-        # The adjoint on the engine does not recompute the gradient, so the images are compared.
+        # The adjoint on the engine does not recompute the gradient, so compare the images there.
         if not self.fixed:
             self.fingerprints.record(step, at.images if self.model is None else grad)
         return grad
@@ -155,9 +155,9 @@ class Loop:
             # Autocast rounds each product. Scaled by lr, the tangent is as large as in a graph of
             # all steps, so that it is rounded in the same way.
             self._tangent_scale = torch.where(lr == 0, torch.ones_like(lr), lr)
-        # `adjoint` is the gradient of the outer loss with respect to theta after the step. With
-        # respect to the step's gradient, it is `lr * r` for plain SGD (the sweep in
-        # csrc/core/sgd_step.h) and `r` with updates.
+        # `adjoint` is the gradient of the outer loss with respect to theta after the step. The
+        # gradient of the outer loss with respect to the gradient that the step uses is `lr * r` for
+        # plain SGD (the sweep in csrc/core/sgd_step.h) and `r` with updates.
         adjoint = torch.zeros_like(theta0)
         r = torch.zeros_like(adjoint)
         grad_images = torch.zeros_like(images) if images.is_floating_point() else None
@@ -187,7 +187,8 @@ class Loop:
                 raw = images[batch].requires_grad_(grad_images is not None)
                 shown = self._augmented(raw, step)
             at = Point(theta, shown.detach(), labels[batch])
-            # <gradient, r>, and its gradients: of theta (the Hessian times r), images and labels.
+            # <gradient, r>, and its gradients with respect to theta (the Hessian times r), images
+            # and labels.
             directional, hessian_r, image_share, label_share = self.jvp(step, at, r)
             if grad_images is not None and image_share is not None:
                 if augment is not None:

@@ -36,8 +36,8 @@ def norm_act_pool(
         norm: ``"instance"`` (``GroupNorm(C, C)``), ``"group"`` (4 groups), ``"layer"`` (over
             ``(C, H, W)``) or ``"none"``.
         activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"sigmoid"`` or ``"none"``.
-        pooling: 2x2 ``"average"`` or ``"max"`` with stride 2 (a last odd row or column is dropped),
-            or ``"none"``.
+        pooling: 2x2 ``"average"`` or ``"max"`` with stride 2, or ``"none"``. At an odd height or
+            width, pooling drops the last row or column.
         eps: Added to the variance.
 
     Returns:
@@ -46,7 +46,7 @@ def norm_act_pool(
 
     Raises:
         ValueError: A shape, device or choice does not fit.
-        TypeError: A dtype is neither float32 nor float64, or they differ.
+        TypeError: A dtype is neither float32 nor float64, or dtypes differ.
     """
     expect = Expect("norm_act_pool")
     expect.choice("norm", norm, IMAGE_NORMS)

@@ -49,7 +49,7 @@ class SGD:
 
     @property
     def plain(self) -> bool:
-        """True without Nesterov and weight decay: the adjoint then needs only parameters."""
+        """True without Nesterov momentum and weight decay: the adjoint then needs no state."""
         return not self.nesterov and self.weight_decay == 0
 
     def numbers(self) -> list[float]:
@@ -65,8 +65,9 @@ class Adam:
         betas: Decay rates of the averages of the gradient and of the squared gradient, in [0, 1).
         eps: Added to the root of the average square; above 0, to avoid a division by 0.
         weight_decay: L2 penalty, at least 0: ``weight_decay * theta`` is added to the gradient.
-        decoupled: True for AdamW: before each step, parameters shrink by ``lr * weight_decay``
-            instead. (``torch.optim.AdamW`` has a default weight decay of 0.01.)
+        decoupled: True for AdamW: instead of the penalty, each step first multiplies the parameters
+            by ``1 - lr * weight_decay``. (The default weight decay of ``torch.optim.AdamW`` is
+            0.01.)
 
     Raises:
         ValueError: A value is out of its range.
@@ -106,7 +107,7 @@ class Updates:
         # `done` steps came before, in earlier calls; Adam's bias correction counts them.
         self.numbers, self.done = optimiser.numbers(), done
         self._sizes = [each.numel() for each in model.parameters()]
-        # A mask [P] that keeps frozen parameters from changing; None if there are none.
+        # A mask [P] that keeps frozen parameters from changing; None if no parameter is frozen.
         trained = trainable(model)
         self._trained = None if trained is None else trained.to(theta)
 
@@ -126,7 +127,7 @@ class Updates:
         lr: Tensor,
         above: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Return the gradients of ``theta``, the step's gradient, the state and ``lr``."""
+        """Differentiate a step with respect to ``theta``, its gradient, the state and ``lr``."""
         # `states` are the states before and after the step, `above` the gradients of the new
         # parameters and of the new state.
         given = (theta, self._gradient(theta, *states), states[0], lr)
@@ -150,7 +151,7 @@ class Updates:
 
 
 def check_optimiser(expect: Expect, optimiser: Any, momentum: float) -> Optimiser:
-    """Return the optimiser, or SGD with ``momentum`` for None; raise if both are given."""
+    """Return the optimiser, or ``SGD(momentum)`` if it is None; raise if both are given."""
     if optimiser is None:
         return SGD(momentum)
     if not isinstance(optimiser, Optimiser):

@@ -23,11 +23,11 @@ def param_distance(student: Tensor, target: Tensor, start: Tensor) -> Tensor:
         start: Expert parameters at the student's start; dtype, device and shape of ``student``.
 
     Returns:
-        The loss. ``[]``, dtype of ``student``. Differentiable any number of times in all three.
+        The loss. ``[]``, dtype of ``student``. Differentiable any number of times in all vectors.
 
     Raises:
         ValueError: Shapes or devices differ, or the vectors are empty.
-        TypeError: A dtype is neither float32 nor float64, or they differ.
+        TypeError: A dtype is neither float32 nor float64, or dtypes differ.
 
     Example:
         >>> param_distance(torch.ones(3), torch.zeros(3), 2 * torch.ones(3))
@@ -54,9 +54,9 @@ def _fake_backward(given: Any) -> tuple[Tensor, ...]:
 def _backward_backward(
     saved: Any, v_student: Tensor, v_target: Tensor, v_start: Tensor
 ) -> tuple[Tensor, ...]:
-    # The derivatives of <v, gradient>. With u = student - target, w = start - target, d = |w|^2,
-    # L = |u|^2 / d, p = v_student - v_target and r = v_start - v_target, it is
-    # <v, gradient> = 2 g / d (<p, u> - L <r, w>).
+    # These are the derivatives of <v, gradient> = 2 g / d (<p, u> - L <r, w>), where g = grad_loss,
+    # u = student - target, w = start - target, d = |w|^2, L = |u|^2 / d, p = v_student - v_target
+    # and r = v_start - v_target.
     u, w = saved.student - saved.target, saved.start - saved.target
     p, r = v_student - v_target, v_start - v_target
     d = w.dot(w)

@@ -34,7 +34,7 @@ class MicroBatches:
         return value, total
 
     def jvp(self, at: Point, tangent: Tensor) -> tuple[Tensor | None, GradientJvp]:
-        """Return the recomputed gradient (0 on the engine) and the derivatives."""
+        """Return the recomputed gradient, which is all zeros on the engine, and the derivatives."""
         directional, grad_theta = at.theta.new_zeros(()), torch.zeros_like(at.theta)
         gradient, of_images, of_labels = torch.zeros_like(at.theta), [], []
         for part, weight in self._parts(at):
@@ -62,7 +62,7 @@ class Shards(Protocol):
     """Processes that share every batch, such as :class:`trajmatch.parallel.Ranks`.
 
     Attributes:
-        rank: Number of this process, from 0.
+        rank: Number of this process; the first is 0.
         size: Number of processes.
     """
 
@@ -91,7 +91,7 @@ class ShardedLoop(Loop):
             augment = _part_of_dsa(augment, [len(batch) for batch in batches], parts)
         super().__init__(student, steps._replace(batches=own, augment=augment), model)
         self.shards = shards
-        # The mean over B images is the sum over parts of b / B times the mean over b images.
+        # The mean over B images is a sum over parts: b / B times the mean over a part's b images.
         self.weights = [len(mine) / len(batch) for mine, batch in zip(own, batches, strict=True)]
 
     def gradient(self, step: int, at: Point) -> Tensor:
@@ -104,7 +104,7 @@ class ShardedLoop(Loop):
         return grad
 
     def jvp(self, step: int, at: Point, r: Tensor) -> GradientJvp:
-        """Return the derivatives along ``r``: ``H r`` of the whole batch, others of this part."""
+        """Return derivatives along ``r``: ``H r`` for the whole batch, the others for this part."""
         if len(at.images) > 0:
             found = super().jvp(step, at, self.weights[step] * r)
         else:
@@ -122,9 +122,9 @@ class ShardedLoop(Loop):
     def adjoint(self, *problem: Any) -> Gradients:
         """Return the gradients, summed over the processes."""
         found = super().adjoint(*problem)
-        # found[1:4] are the gradients of images, labels and step size, so far of this process's
-        # parts. With updates, the gradient of the step size is already that of whole batches, like
-        # the gradients of theta0 and state.
+        # found[1:4] are the gradients of images, labels and step size, so far for this process's
+        # parts only. With updates, the gradient of the step size is already for whole batches, as
+        # the gradients of theta0 and state always are.
         for part in found[1 : 4 if self.steps.updates is None else 3]:
             if part is not None:
                 self.shards.sum_(part)

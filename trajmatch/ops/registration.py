@@ -34,10 +34,10 @@ def register(
     Args:
         name: Name of the operator.
         fake: Function of one object with the inputs as attributes; returns empty outputs.
-        backward: Function of the saved values and the gradient of each output; returns the
-            gradients of the inputs. The saved values are attributes: the tensors of ``save``, the
-            inputs that are not tensors, and ``choices``, the tuple of these inputs. None makes
-            differentiation an error.
+        backward: Function of an object with the saved values and of the gradient of each output;
+            returns the gradients of the inputs. The object's attributes are the tensors of
+            ``save``, the inputs that are not tensors, and ``choices``, a tuple of all inputs that
+            are not tensors. None makes differentiation an error.
         save: Names of the input and output tensors that ``backward`` uses, separated by spaces.
         outputs: Names of all outputs, in order.
         constant: Names of the outputs without gradient.
@@ -79,7 +79,7 @@ def register(
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
             return operator(*inputs)
-        # Only grad and vjp need the node below; the operator itself handles or refuses the others.
+        # Only grad and vjp need the node below; the operator handles or refuses other transforms.
         if peek_interpreter_stack().key() != TransformType.Grad:
             return operator(*inputs)
         return node.apply(*inputs)

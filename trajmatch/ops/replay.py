@@ -40,7 +40,7 @@ def restore_random_state(state: bytes, device: torch.device) -> None:
 
 
 class Conditions:
-    """Mode and buffers of a model (None: no model) and the thread's autocast, at construction."""
+    """Mode and buffers of a model, if any, and the thread's autocast, when this object is made."""
 
     def __init__(self, model: nn.Module | None, device: torch.device) -> None:
         modules = [] if model is None else list(model.modules())
@@ -83,7 +83,7 @@ class Conditions:
 
 
 class Fingerprints:
-    """Two numbers per step that reveal a different recomputation; no gradients are kept."""
+    """Two numbers per step, which show if its recomputation differs; gradients are not kept."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
@@ -110,7 +110,7 @@ class Fingerprints:
             numbers[:, 0].sqrt_()
         errors = ((second - first).abs().amax(1) / first[:, 0]).tolist()
         for step, error in zip(steps, errors, strict=True):
-            # False for NaN: a student that diverges is not an error.
+            # The comparison is False for NaN: a student that diverges is not an error.
             if error > 4 * math.sqrt(eps):
                 raise RuntimeError(
                     f"trajmatch::unroll: expected step {step} of the backward pass to repeat the "

@@ -47,7 +47,7 @@ def sgd_step(
 
     Raises:
         ValueError: Shapes or devices differ.
-        TypeError: A dtype is neither float32 nor float64, or they differ.
+        TypeError: A dtype is neither float32 nor float64, or dtypes differ.
     """
     return operators.sgd_step(theta, grad, as_scalar(lr, theta), buffer, momentum)
 
@@ -60,7 +60,7 @@ def sgd_step_adjoint(
     lr: Tensor | float,
     momentum: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the adjoint of :func:`sgd_step`, computed in one pass; the errors are the same.
+    """Return the adjoint of :func:`sgd_step`, computed in one pass; both raise the same errors.
 
     Args:
         grad_theta_out: Gradient of the new parameters. ``[P]``.

@@ -52,7 +52,7 @@ class Student(Protocol):
 
 
 class EngineStudent:
-    """Student on the engine, with a loss number of :func:`engine_loss` multiplied by ``scale``."""
+    """Student on the engine; ``loss`` is from :func:`engine_loss`, ``scale`` is its factor."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class AutogradStudent:
 
     def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
         """Return the loss and its gradient, in the graph only if an input requires gradients."""
-        # A graph that can be differentiated again needs more memory, so keep none without a use.
+        # A graph that can be differentiated again needs more memory, so make one only if needed.
         if torch.is_grad_enabled() and any(each.requires_grad for each in at):
             with twice_differentiable():
                 value, grad = reference.gradient(self.model, *at, *self._settings)
@@ -149,10 +149,11 @@ class AutogradStudent:
 def engine_for(model: nn.Module) -> str:
     """Return ``"engine"`` if a model runs on the engine (C++ and CUDA), else ``"autograd"``.
 
-    The engine runs the networks of :mod:`trajmatch.networks`, including instances whose layers were
-    replaced by others of the types in these networks. All other modules run on autograd, including
-    subclasses and networks with hooks, shared or frozen parameters, or batch norm in evaluation
-    mode. Autograd is equally exact. TypeError if ``model`` is not a ``torch.nn.Module``.
+    The engine runs the networks of :mod:`trajmatch.networks`. Their layers may be replaced by other
+    layers, if the new types occur in these networks too. All other modules run on autograd,
+    including subclasses and networks with hooks, shared or frozen parameters, or batch norm in
+    evaluation mode. Autograd is equally exact. TypeError is raised unless ``model`` is a
+    ``torch.nn.Module``.
     """
     model = Expect("engine_for").module(model)
     return "autograd" if engine_description(model) is None else "engine"

@@ -73,8 +73,8 @@ def unroll(
         labels: A tensor, array or list: class indices ``[n]`` (int64), soft labels ``[n, K]`` or
             targets ``[n, ...]``.
         lr: Step size. A number, or a tensor, array or list with dtype and device of ``theta0``:
-            ``[]``; ``[N]`` per step; ``[N, T]`` per step and parameter tensor, in the order of
-            ``model.parameters()``; or ``[1, T]`` for all steps.
+            ``[]``, one for all; ``[N]``, one per step; ``[1, T]``, one per parameter tensor in the
+            order of ``model.parameters()``; or ``[N, T]``, one per step and parameter tensor.
         batches: Indices into ``images``, int64 on the device of ``theta0``: ``[N, B]``, or a
             sequence of ``N`` vectors of any length. Arrays and lists are accepted.
         loss: ``"cross_entropy"``, ``"mse"`` or a function, with labels as for
@@ -86,21 +86,23 @@ def unroll(
         state: Optimiser state before the first step, returned by an earlier call. None: a new one.
         return_state: True to return the state after the last step, too.
         loss_scale: Factor of the student's loss (AST's balance ``kappa``), not of weight decay.
-        steps: Numbers of steps, from 1 to ``N``, after which to return parameters. None: ``N``.
+        steps: Numbers of steps, from 1 to ``N``, after which to return parameters. None: only after
+            step ``N``.
         augment: Differentiable function of (images ``[B, C, H, W]``, step) that returns images. The
             backward pass calls it again, with the global random generators restored, and needs the
-            same result. On the engine, a :class:`DsaReplay` gives its parameters instead, once.
+            same result. If the whole loop is one operator, a :class:`DsaReplay` is not called: its
+            parameters are read once, before the first step.
         tape_bytes: Memory in bytes for activations. If the whole loop is one operator, the last
             steps keep their activations, as far as they fit, and are not recomputed (times in
             ``docs/performance.md``). A loop in Python keeps none.
         precise: As for :func:`trajmatch.ops.gradient`.
-        exact: False for TESLA's approximate gradient (Cui et al., ICML 2023): the adjoint ignores
-            the Hessians, by which the gradients of later steps depend on earlier steps, but not
-            optimiser state and weight decay. The gradient has another direction and length, at the
-            same cost. The returned parameters do not change.
+        exact: False for TESLA's approximate gradient (Cui et al., ICML 2023): the adjoint leaves
+            out the Hessians, through which the gradients of later steps depend on earlier steps. It
+            still includes optimiser state and weight decay. The approximate gradient differs in
+            direction and length, and costs the same. The returned parameters do not change.
         micro_batch: Largest number of images to run through the network at once, to save memory.
-            Only the order of sums changes. This does not help a ConvNet, or a VGG11 without batch
-            norm, on the CPU engine, which runs a few of their images at a time anyway.
+            Only the order of sums changes. It saves nothing for a ConvNet, or a VGG11 without batch
+            norm, on the CPU engine, which always runs them on a few images at a time.
         shards: Processes that share every batch, e.g. :class:`trajmatch.parallel.Ranks`. They all
             call this function with the same arguments. Each runs its part of every batch, and sums
             are exchanged in every step of both passes. All get the results and gradients of a
@@ -109,9 +111,9 @@ def unroll(
 
     Returns:
         ``theta_N`` ``[P]``, or ``[len(steps), P]`` in the order of ``steps``. With
-        ``return_state``, a pair with the :class:`OptimiserState` after step ``N``; continuing from
-        both gives the values and gradients of one longer call. Differentiable once in ``images``,
-        floating labels, ``lr``, ``theta0`` and ``state``.
+        ``return_state``, a pair of these parameters and the :class:`OptimiserState` after step
+        ``N``; a call that continues from both gives the values and gradients of one longer call.
+        Differentiable once in ``images``, floating labels, ``lr``, ``theta0`` and ``state``.
 
     Raises:
         ValueError: A shape, device, label, index or count does not fit (values of labels and
@@ -123,8 +125,9 @@ def unroll(
         NotImplementedError: ``shards`` with an ``augment`` other than DSA; a call inside
             ``torch.func.jvp``, or on autograd inside ``torch.func.vmap``; in the backward pass, a
             model that is not twice differentiable.
-        RuntimeError: In the backward pass, a step differs from the forward pass by more than
-            ``4 sqrt(eps)`` times the norm of its gradient (on the engine, of its images).
+        RuntimeError: In the backward pass, the gradient of a step (on the engine: its images)
+            differs from the forward pass by more than ``4 sqrt(eps)`` times its norm, where ``eps``
+            is the machine epsilon of the dtype.
     """
     expect = Expect("unroll")
     expect.that(tape_bytes >= 0, "tape_bytes", "be at least 0", tape_bytes)
@@ -161,7 +164,7 @@ def unroll(
         memory = state.tensors
     else:
         # A new state, all zeros. SGD without momentum has no state vector, but its general step
-        # takes a buffer all the same.
+        # always takes a buffer.
         memory = theta0.new_zeros(0 if plain else max(optimiser.state_rows, 1), len(theta0))
     # The engine runs the whole loop as one operator; otherwise the loop below is Python.
     if whole and network is not None and number is not None and replayed:
@@ -221,8 +224,9 @@ def tape_bytes(
 ) -> int:
     """Return the ``tape_bytes`` with which :func:`unroll` keeps the activations of all steps.
 
-    ``batch_sizes`` has the number of images of each step; ``theta0`` has ``dtype``, float32 or
-    float64, and ``device``. The result is 0 for models on autograd: they keep no activations.
+    ``batch_sizes`` has the number of images of each step; ``dtype`` (float32 or float64) and
+    ``device`` are those of ``theta0``. The result is 0 for models on autograd, where no activations
+    are kept.
     """
     expect = Expect("tape_bytes")
     batch_sizes = expect.counts("batch_sizes", batch_sizes)
@@ -236,7 +240,7 @@ def tape_bytes(
 
 
 def _fake(given: Any) -> tuple[Tensor, ...]:
-    # Rows of the trajectory hold theta and the vectors of the optimiser, one row per step.
+    # The trajectory has one row per step, which holds theta and the vectors of the optimiser.
     theta, (moments, size) = given.theta0, given.state.shape
     rows, kept = 0, 0
     if given.keep_trajectory:

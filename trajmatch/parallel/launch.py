@@ -56,9 +56,9 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
     """Connect the processes of a run inside the context, and yield their :class:`Ranks`.
 
     Without torchrun, yield :data:`~trajmatch.parallel.ranks.ALONE`. A collective may take
-    ``timeout`` seconds. Raise LostRank if processes do not arrive. If the run fails, one process
-    raises the error, and the others exit silently with status 2, or the status of an interruption.
-    Only rank 0 shows warnings.
+    ``timeout`` seconds. LostRank is raised if another process does not connect in time. If the run
+    fails, one process raises the error; the others exit silently, with status 2 or the status of an
+    interruption. Only rank 0 shows warnings.
     """
     if not is_launched():
         yield ALONE
@@ -73,8 +73,8 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"trajmatch/{attempt}", store)  # type: ignore[attr-defined]
     ranks = DistributedRanks(store, rank, size, torch.device(device if on_gpu else "cpu"))
-    # This barrier has no time limit, unlike init_process_group, and ranks may start at very
-    # different times.
+    # Ranks may start at very different times. This barrier waits for them without a time limit,
+    # which init_process_group would not do.
     ranks.barrier()
     with answering():
         dist.init_process_group(
@@ -95,8 +95,9 @@ def joined(device: str, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
         # the process ends anyway.
         if ranks.fail():
             raise
-        # ctrl-C (not an Exception) reaches all ranks, so there is nothing to wait for. During the
-        # wait, torchrun ends this process with a signal, which raises Interrupted.
+        # Give the rank that reports the error time to do so. But ctrl-C, which is not an Exception,
+        # reaches all ranks, so there is nothing to wait for. During the wait, torchrun ends this
+        # process with a signal, which raises Interrupted.
         if isinstance(error, Exception):
             with suppress(Interrupted):
                 time.sleep(_GRACE)

@@ -44,7 +44,7 @@ def answering() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # Keep only the reason: Gloo puts its source file before, and advice for developers after.
+        # Keep only the reason: Gloo puts its source file before it, advice for developers after it.
         reason = str(error).splitlines()[0].split("] ", 1)[-1].partition(". ")[0]
         raise LostRank(
             "another process of this run has ended, or did not answer in time (distill --timeout): "
@@ -55,7 +55,7 @@ def answering() -> Iterator[None]:
 class Ranks:
     """Processes of a run, as seen by one of them; this base class is a run of one process."""
 
-    #: Number of this process, from 0.
+    #: Number of this process; the first is 0.
     rank = 0
     #: Number of processes.
     size = 1
@@ -82,8 +82,8 @@ class Ranks:
     def on_rank_0(self, function: Callable[[], Any]) -> Any:
         """Call a function on rank 0 only and broadcast its result, which must be a JSON value.
 
-        The other ranks wait without a time limit. A UserError of the function is raised on all
-        ranks, and a LostRank if rank 0 has ended.
+        The other ranks wait without a time limit. If the function raises UserError, all ranks raise
+        it; if rank 0 has ended, the others raise LostRank.
         """
         return function()
 
@@ -92,10 +92,10 @@ class Ranks:
         return itertools.count(1).__next__
 
     def barrier(self) -> None:
-        """Wait for all ranks, without a time limit; LostRank if one of them has failed."""
+        """Wait for all ranks, without a time limit; raise LostRank if one of them has failed."""
 
     def fail(self) -> bool:
-        """Record that the run failed; return True in the first rank, which reports the error."""
+        """Record a failure; return True in the first rank that fails, which reports the error."""
         return True
 
 

@@ -38,8 +38,8 @@ class Recipe(Settings):
     Attributes:
         name: ``METHOD/DATA/NAME`` in the package, or the path of the file.
         title: Short description of the result.
-        data: Data set name as for :func:`trajmatch.data.resolve_uri`; empty for any. Its options
-            are added to a ``--data`` of the same set, unless given there.
+        data: Data set name as for :func:`trajmatch.data.resolve_uri`; empty for any set. Its
+            options are added to a ``--data`` of the same set, unless they are given there.
         paper: Source of the method.
         settings: Source of the settings.
         accuracy: Published test accuracy in percent; None if not available.
@@ -100,7 +100,8 @@ def load_recipe(path: files.PathLike, name: str) -> Recipe:
     """Load and check a recipe file; messages call it ``name``.
 
     Raises:
-        UserError: The file is unreadable or not TOML, or fields are unknown, invalid or conflict.
+        UserError: The file is unreadable or not TOML, or fields are unknown, invalid or
+            contradictory.
     """
     content = _read(Path(path))
     _check_known(content, {each.name for each in fields(Recipe)} - {"name"}, f"recipe {name}")
@@ -131,7 +132,7 @@ def _section(section: str, recipe: Recipe) -> dict[str, Any]:
     where, content = f"recipe {recipe.name}, [{section}]", getattr(recipe, section)
     settings, config = SECTIONS[section]
     types = get_type_hints(settings, include_extras=True)
-    # Flags of the command that decide no result, such as paths and the device.
+    # Flags of the command that do not affect the result, such as paths and the device.
     of_run = {each.name for each in fields(config)} - types.keys()
     if given := sorted(of_run & content.keys()):
         raise UserError(f"{where} sets {given[0]}, which belongs to a run: give it as a flag")

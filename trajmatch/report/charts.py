@@ -53,7 +53,7 @@ class Curve(NamedTuple):
 def line_chart(
     curves: Sequence[Curve], y_label: str, description: str, levels: Mapping[str, float]
 ) -> Chart:
-    """Draw curves, with at least one finite value, over the outer iterations.
+    """Draw curves over the outer iterations; at least one value must be finite.
 
     ``levels`` are named values, drawn as dashed horizontal lines.
     """

@@ -18,15 +18,15 @@ class ReportConfig(Settings):
     run: Path
     """Folder of `trajmatch run` or `trajmatch demo`, or a file that `trajmatch distill` wrote."""
     out: Path | None = None
-    """The report to write. Default: report.html in the folder, or beside the file, with its name
-    and .html."""
+    """The report to write. Default: report.html in the folder; for a file, the same name ending in
+    .html."""
     log: Path | None = None
     """Metrics of the run. Default: the log that `trajmatch distill` put beside the set."""
     snapshots: Path | None = None
     """Images over the iterations. Default: the file beside the distilled set."""
     evaluation: tuple[Path, ...] = ()
-    """Output of `trajmatch eval --json`, one file or more: for the table of networks and the
-    baselines."""
+    """One or more files with the output of `trajmatch eval --json`. They add the table of networks
+    and the baselines."""
 
     def __post_init__(self) -> None:
         """Check the fields, and that the name of the report ends in .html or .htm."""
@@ -50,7 +50,7 @@ class ReportConfig(Settings):
     @property
     def summary(self) -> Path | None:
         """Path of the ``summary.json`` next to the distilled set; None if there is none."""
-        # A file under another name in the folder is another distilled set.
+        # The summary describes only the run's own distilled set, not other files in the folder.
         folder = RunFolder(self.artifact.parent)
         known = folder.artifact == self.artifact and folder.summary.exists()
         return folder.summary if known else None

@@ -30,7 +30,7 @@ class Iteration(msgspec.Struct):
 
 
 class Evaluation(msgspec.Struct):
-    """Test accuracy (percent), or error for targets, at an iteration, over ``seeds`` networks."""
+    """Test accuracy in percent (for targets: error) after an iteration, over ``seeds`` networks."""
 
     iteration: Count
     split: Literal["test", "holdout"]

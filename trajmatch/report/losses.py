@@ -9,9 +9,10 @@ from typing import Any
 
 from trajmatch.distill.terms import TERMS
 
-#: Meaning of a final loss up to each limit, relative to a student that does not move. In the best
-#: CIFAR-10 runs of docs/comparison.md (MTT, FTD and DATM: 17 to 22 points above random real images)
-#: it ended at 0.42 to 0.55; in the AST runs (15 points) at 0.85. All began at 0.76 to 0.97.
+#: Meanings of a final loss by its upper limit, relative to a student that does not move. In the
+#: best CIFAR-10 runs of docs/comparison.md (MTT, FTD and DATM: 17 to 22 points above random real
+#: images) the loss ended at 0.42 to 0.55, and in the AST runs (15 points) at 0.85 to 0.87. In all
+#: of these runs it began at 0.76 to 0.97.
 _MEANINGS = {
     0.6: "as low as in runs that gained 17 to 22 points on CIFAR-10 (0.42 to 0.55); judge the "
     "result by the accuracy",
@@ -61,6 +62,6 @@ def of_no_step(settings: Mapping[str, Any]) -> float | None:
     if not (isinstance(epochs, int) and epochs > 0 and {*kinds} <= TERMS.keys()):
         return None
     # A term is a ratio of two distances, which is 1 for a student that does not move. These two
-    # terms sum one ratio per intermediate epoch; the second has weights 1/M, 2/M, ...
+    # terms sum one ratio per intermediate epoch; the second has weights 1/M, 2/M, ... for M epochs.
     sums = {"intermediate": epochs - 1, "intermediate-rising": (epochs - 1) / 2}
     return sum(sums.get(kind, 1) for kind in kinds) or None

@@ -52,7 +52,7 @@ _BySet = msgspec.defstruct("_BySet", [(name, Accuracy | None, None) for name in 
 
 
 class Scores(_BySet):  # type: ignore[misc, valid-type]
-    """Accuracies of one architecture by training set, at least one."""
+    """Accuracies of one architecture by training set; at least one must be present."""
 
     network: str = ""
     protocol: Protocol = msgspec.field(default_factory=Protocol)
@@ -100,7 +100,7 @@ class Experts(msgspec.Struct):
 
 
 class Results(msgspec.Struct):
-    """Content of the file: scores of each architecture, and what the report shows beside them."""
+    """Content of a file of scores: each architecture's scores, and more numbers for the report."""
 
     networks: Annotated[list[Scores], Meta(min_length=1)]
     dataset: Sizes = msgspec.field(default_factory=Sizes)

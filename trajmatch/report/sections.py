@@ -59,7 +59,7 @@ def score_tables(results: Results) -> list[Table]:
 
 
 def accuracy_chart(run: Run) -> Chart | None:
-    """Draw the evaluations during the run, with the baselines; None without evaluations."""
+    """Draw the evaluations during the run, with the baselines; return None if there are none."""
     evaluations = run.history.evaluations
     if not evaluations:
         return None
@@ -87,7 +87,7 @@ def accuracy_chart(run: Run) -> Chart | None:
 
 
 def course_charts(told: Sequence[Iteration]) -> list[Chart]:
-    """Draw loss and step size, and histograms of the start epochs, experts and windows drawn."""
+    """Draw loss and step size, and histograms of the sampled start epochs, experts and windows."""
     x = [each.iteration for each in told]
     # As floats, None becomes NaN, which leaves a gap in the curve.
     losses = np.array([each.loss for each in told], float)

@@ -32,12 +32,14 @@ class HubOptions(ImageOptions, PartOptions):
 def load(address: Address, options: HubOptions) -> Dataset:
     """Load a data set by ``USER/NAME`` on the hub, or from a folder that ``datasets`` can read.
 
-    The image column has type ``Image`` or, if there is none, holds encoded bytes (alone, or as
-    ``bytes`` and ``path``). The label column has type ``ClassLabel`` or, if there is none, holds
-    integers or strings, whose sorted values become the classes. If several columns fit,
-    ``?image=`` and ``?label=`` choose one. Splits are found by their usual names; without a test
-    split, a part of each class becomes the test set. No code of the data set runs. ``datasets``
-    applies the EXIF orientation to columns of type ``Image``.
+    The image column is the one of type ``Image``; without such a column, the one with encoded
+    bytes, either alone or as ``bytes`` and ``path``. The label column is the one of type
+    ``ClassLabel``; without such a column, the one with integers or strings, whose sorted values
+    become the classes. If several columns fit, ``?image=`` and ``?label=`` choose one.
+
+    Splits are found by their usual names; without a test split, a part of each class becomes the
+    test set. No code of the data set runs. ``datasets`` applies the EXIF orientation to columns of
+    type ``Image``.
     """
     what = address.base
     splits = _load(what, address.place.as_posix(), options.config)
@@ -82,9 +84,9 @@ def _load(what: str, name: str, config: str | None) -> Mapping[str, Any]:
     with as_user_error(f"{what} cannot be loaded: ", *kinds, advice=advice):
         if not Path(name).is_dir():
             return datasets.load_dataset(name, config)
-        # ``datasets`` caches a folder under its last name and the head of its README.md, so the
-        # user's cache could return the content of another folder or of old files. The temporary
-        # cache is memory-mapped: the data stays readable after its deletion.
+        # ``datasets`` caches a folder under its last name and the beginning of its README.md, so
+        # the user's cache could return the content of another folder or of old files. The temporary
+        # cache is memory-mapped, so the data stays readable after the cache is deleted.
         with tempfile.TemporaryDirectory("-trajmatch-hf", ignore_cleanup_errors=True) as cache:
             return datasets.load_dataset(name, config, cache_dir=cache)
 
@@ -112,7 +114,7 @@ def _kind(feature: Any) -> str:
 def _column(
     what: str, features: Mapping[str, Any], option: str, given: str | None, kinds: Sequence[str]
 ) -> str:
-    """Return the given column, or the only column of the first kind in ``kinds`` that occurs."""
+    """Return the given column or, without one, the only column of the first of ``kinds`` found."""
     fits = [
         [name for name, feature in features.items() if _kind(feature) == kind] for kind in kinds
     ]
@@ -144,7 +146,7 @@ def _classes(what: str, feature: Any, values: Sequence[Any], label: str) -> list
 
 
 def _check_labelled(what: str, given: Sequence[Any], values: Sequence[Any]) -> None:
-    """Warn about rows whose label is no class; raise UserError if no row has a valid label."""
+    """Warn about rows whose label is not a class; raise UserError if no row has a valid label."""
     known = set(values)
     lacking = sum(value not in known for value in given)
     message = f"{what}: {lacking} of {len(given)} rows have a missing or unknown label"

@@ -112,7 +112,7 @@ def _pictures(part: Path, present: Sequence[str], names: Sequence[str]) -> list[
                 f"{', '.join(present) or 'it has none'}); the folders of both must have the same "
                 "names"
             )
-        # An image's suffix or header makes a file a picture: a damaged one must cause an error.
+        # A file with the suffix or header of an image is a picture, so that damage is an error.
         for file in files_below(entry) if name in names else ():
             if decode.is_image(file):
                 pictures.append(Picture(names.index(name), file))

@@ -28,8 +28,8 @@ from trajmatch.data.parts import TEST, TRAIN
 from trajmatch.data.readers.arrays import CLASS_NAMES, KEYS, from_arrays
 from trajmatch.errors import UserError
 
-# Pickles without known checksums: reading one can run code. CIFAR's pickles are opened only if
-# their MD5 sums match the official files.
+# Sets in pickles without known checksums: reading a pickle can run code. CIFAR's pickles are opened
+# only if their MD5 sums match the official files.
 _UNSAFE = ("LSUN", "LSUNClass")
 # Usual values of ``split`` for training and test, in order of preference.
 _SPLITS = ((*TRAIN, "trainval", "train-standard"), TEST)
@@ -51,15 +51,16 @@ class TorchvisionOptions(ImageOptions, PartOptions):
 def load(address: Address, options: TorchvisionOptions) -> Dataset:
     """Load a known set by name, or any other set by its class in ``torchvision.datasets``.
 
-    The address is torchvision's root folder; for a known set, it may also be the folder that holds
-    the files. MNIST and Fashion-MNIST may be gzipped. Without a test part, a part of each class
+    The path is torchvision's root folder; for a known set, it may also be the folder that holds the
+    files. MNIST and Fashion-MNIST may be gzipped. Without a test part, a part of each class
     becomes the test set. SVHN's extra training images are left out, as in the papers.
     """
     what, known = address.base, KNOWN_SETS.get(address.scheme, KnownSet())
     with _explained(address, options):
         parts = _read(address, known, options)
         labels = [_labels(what, part) for part in parts]
-    # The labels of other sets may have gaps; ``place`` renumbers them in ascending order.
+    # The labels of sets without known classes may have gaps; ``place`` renumbers the labels in
+    # ascending order.
     present = [*range(len(known.classes))] or np.unique(labels[0]).tolist()
     names = list(known.classes) or _class_names(parts[0], present)
     count = len(names)  # unknown labels become >= count, so that checks find them
@@ -136,7 +137,7 @@ def _class_of(name: str) -> Any:
 
 
 def _arguments(kind: Any) -> set[str]:
-    """Return the argument names of a class; for ``**kwargs``, add the names of its base class."""
+    """Return a class's argument names, with those of its base class if it takes ``**kwargs``."""
     own = inspect.signature(kind.__init__).parameters
     return {*own} | (_arguments(kind.__base__) if "kwargs" in own else set())
 
@@ -157,7 +158,8 @@ def _parts(kind: Any, root: Path, options: TorchvisionOptions) -> list[Any]:
         given = getattr(options, name)
         if given and not takes:
             raise UserError(f"torchvision:{kind.__name__} takes no ?{name}={given}; leave it out")
-    # The loader ``Path`` leaves image files closed: items have their paths, decoded later.
+    # With ``Path`` as loader, torchvision opens no image file: the items hold paths instead, and
+    # the images are decoded later.
     arguments = {"root": str(root), "download": options.download, "loader": Path}
     arguments = {name: value for name, value in arguments.items() if name in known}
     if by_train:
@@ -177,7 +179,7 @@ def _part(kind: Any, splits: Sequence[str], arguments: dict[str, Any]) -> Any:
         try:
             return kind(split=split, **arguments)
         except ValueError as error:
-            # torchvision names the argument when it refuses a value: try the next split.
+            # An error that names ``split`` means that this split does not exist: try the next one.
             if "split" not in str(error) or split == splits[-1]:
                 raise
 

@@ -30,10 +30,11 @@ class ImageNetOptions(ImageOptions):
 
 
 def load_imagenet(address: Address, options: ImageNetOptions) -> Dataset:
-    """Load ``root/train/WNID/*`` and ``root/val/WNID/*``; 128 pixels unless ``size`` is given.
+    """Load ``root/train/WNID/*`` and ``root/val/WNID/*`` at 128 x 128 pixels or ``options.size``.
 
-    ``root`` is the address or its subfolder ``imagenet``. Classes are chosen by WordNet id; in a
-    subset, whose classes are in MTT's order, also by name. Mean and std are ImageNet's constants.
+    ``root`` is the path of the address or its subfolder ``imagenet``. Classes are chosen by WordNet
+    id or, in a subset, also by name. The classes of a subset are in MTT's order. Mean and std are
+    ImageNet's constants.
     """
     root = _imagenet_in(address.place)
     if root is None:
@@ -59,7 +60,7 @@ def load_imagenet(address: Address, options: ImageNetOptions) -> Dataset:
 
 
 def load_tiny(address: Address, options: ImageOptions) -> Dataset:
-    """Load the unpacked Tiny ImageNet archive; 64 pixels unless ``size`` is given.
+    """Load the unpacked Tiny ImageNet archive at 64 x 64 pixels or ``options.size``.
 
     ``wnids.txt`` lists the classes and ``words.txt`` their names; ``val/val_annotations.txt`` has
     the labels of ``val/images/*``. The validation images are the test set, as in the papers,

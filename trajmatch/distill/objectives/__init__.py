@@ -48,12 +48,12 @@ class Draws(ABC):
     """Random state of a run: one stream per name, each used for one purpose only."""
 
     def __init__(self, seed: int, *names: str) -> None:
-        # Separate streams: another number of draws for one purpose leaves the others unchanged.
+        # Separate streams, so that more draws for one purpose do not change the others.
         self.streams = {name: generator(seed, "distill", name) for name in names}
 
     @abstractmethod
     def draw(self, iteration: int, number: int, images: int) -> Draw:
-        """Draw one task of an iteration, both counted from 0, for ``images`` synthetic images."""
+        """Draw one task for ``images`` synthetic images; iterations and numbers start at 0."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state as tensors."""
@@ -117,7 +117,7 @@ class Objective(ABC):
         return steps
 
     def trial(self, images: int, steps: int) -> tuple[Objective, Any]:
-        """Return an objective and a task to measure; ``steps`` is its number of student steps."""
+        """Return an objective and a task of ``steps`` student steps, to measure memory and time."""
         return self, self.task(self.draws().draw(0, 0, images))
 
     def shared(self, shards: Shards) -> Objective:
@@ -144,7 +144,7 @@ class OuterGradient:
 
 
 def read(results: Sequence[Sequence[Tensor]], parameters: Tensors) -> list[OuterGradient]:
-    """Convert the results of :meth:`Objective.differentiate`, one per task."""
+    """Convert results of :meth:`Objective.differentiate`, one per task, to OuterGradients."""
     names = [name for name, value in parameters.items() if value.requires_grad]
     remembered = of_memory(parameters)
     # One copy to the host for all scalars, because each copy waits for the device.

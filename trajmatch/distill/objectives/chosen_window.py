@@ -80,7 +80,7 @@ class ChosenWindow(TrainAndTest):
 
     @torch.no_grad()
     def placed(self, task: Student, parameters: Tensors, plan: Plan) -> Student:
-        """Return the task with its chosen window: the first step, and batches up to the end."""
+        """Return the task with the chosen window: its first step, and the batches up to its end."""
         settings, draw = self.setup.config, task.draw
         trained = self.training(parameters, plan)
         images, labels, loss = (trained.keywords[name] for name in ("images", "labels", "loss"))
@@ -111,7 +111,7 @@ class ChosenWindow(TrainAndTest):
 
     @property
     def steps_before(self) -> int:
-        """Mean number of gradients before a window; choosing it takes two per step."""
+        """Mean number of gradients before a window, including two per step to choose it."""
         return super().steps_before + 2 * self.setup.config.before[1]
 
 

@@ -96,7 +96,7 @@ def activation_map(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
             "--mask-gradient needs a network in which modules return feature maps [B, C, H, W] of "
             f"more than one pixel, and {type(model).__name__} has none; leave it out"
         )
-    # A logit depends on its own image only, so the gradient of the sum holds that of each logit.
+    # A logit depends on its own image only, so the sum's gradient contains each logit's gradient.
     score = logits.gather(1, classes.view(-1, 1)).sum()
     (gradient,) = torch.autograd.grad(score, features)
     found = features[0].detach()

@@ -48,7 +48,7 @@ class Draws(objectives.Draws):
 
     def __init__(self, settings: DistillConfig, num_experts: int, window: StartEpochWindow) -> None:
         super().__init__(settings.seed, "experts", "start_epochs", "batches")
-        self._left = torch.empty(0, dtype=torch.int64)  # experts of the current permutation
+        self._left = torch.empty(0, dtype=torch.int64)  # unused experts of this permutation
         self._settings, self._num_experts, self._window = settings, num_experts, window
 
     def draw(self, iteration: int, number: int, images: int) -> Draw:
@@ -76,12 +76,12 @@ class Draws(objectives.Draws):
 class Match:
     """Data of one match, on the device."""
 
-    start: Tensor  # the student's first parameters, from the expert, maybe perturbed: [P]
-    expert: Mapping[int, Tensor]  # parameters [P] by epoch after the start epoch; the last is M
+    start: Tensor  # initial parameters [P]: the expert's, perturbed if --perturb is set
+    expert: Mapping[int, Tensor]  # parameters [P] by epoch after the start epoch, up to M
     batches: Sequence[Tensor]  # indices of images, [B] for each student step
     augment: DsaReplay | None = None
-    loss_scale: float | Tensor = 1.0  # kappa; a tensor is []
-    iteration: int | Tensor = 0  # outer iterations done; a tensor is [], int64
+    loss_scale: float | Tensor = 1.0  # kappa; shape [] if a tensor
+    iteration: int | Tensor = 0  # outer iterations done; [], int64, if a tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ class MatchTrajectory(OfStudents):
             memory={name: leaves[name] for name in of_memory(leaves)},
         )
         value = self.loss(course)
-        # The loss of a memory trial lacks the run's terms, so their memory passes through.
+        # The loss of a memory trial lacks the run's terms, so their memory stays as it is.
         following = {**course.memory, **self.loss.remember(course)}
         memory = [following[name].clone() for name in course.memory]
         # If the expert did not move, the loss is a division by 0 and meaningless.
@@ -185,7 +185,7 @@ class MatchTrajectory(OfStudents):
         tensors.append(torch.as_tensor(task.loss_scale, dtype=task.start.dtype))
         tensors.append(torch.as_tensor(task.iteration))
         augment, place = task.augment, self.setup.shape[1:]
-        # A graph cannot call the augmentation, but it can read the parameters of all steps.
+        # A graph cannot call the augmentation, but it can read its parameters for all steps.
         if augment is not None:
             rows = [augment.dsa_parameters(step, n, *place) for step, n in enumerate(sizes)]
             tensors.append(torch.cat(rows))
@@ -205,7 +205,7 @@ class MatchTrajectory(OfStudents):
         return [*map(len, self.draws().draw(0, 0, images).batches)]
 
     def vectors(self, steps: int) -> int:
-        """Return one vector per step, plus three for each step that the loss compares."""
+        """Count one vector per step, plus three for each step that the loss compares."""
         # The three are the parameters, their gradient, and a copy of one of the two.
         return steps + 3 * len(self.loss.student_steps(steps))
 

@@ -33,7 +33,7 @@ class MatchingLoss:
         return list(zip(names, self.terms, strict=True))
 
     def waypoints(self, steps: int) -> list[Waypoint]:
-        """Return the waypoints of all terms for a student of ``steps`` steps, after a check."""
+        """Check and return the waypoints of all terms for a student of ``steps`` steps."""
         found = [_waypoints_of(name, term, steps, self.epochs) for name, term in self._named()]
         points = [*chain.from_iterable(found)]
         if not points:
@@ -52,7 +52,7 @@ class MatchingLoss:
 
     def expert_epochs(self, steps: int) -> list[int]:
         """Return the expert epochs at all waypoints, and ``M``, in ascending order."""
-        # M is needed even without a waypoint: there it shows if the expert moved at all.
+        # M is needed even without a waypoint there, to see whether the expert moved at all.
         return sorted({point.epoch for point in self.waypoints(steps)} | {self.epochs})
 
     def __call__(self, course: Course) -> Tensor:

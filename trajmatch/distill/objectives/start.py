@@ -16,7 +16,7 @@ from trajmatch.networks.flat import split_flat
 
 @dataclass(frozen=True)
 class StartEpochWindow:
-    """Range of start epochs, drawn uniformly from ``minimum .. end - 1``; the end may grow.
+    """Range ``minimum .. end - 1``, from which start epochs are drawn uniformly; the end may grow.
 
     MTT uses ``0 .. maximum - 1`` throughout. DATM (Guo et al., ICLR 2024) goes from easy to hard:
     ``end = min(T + floor((T+ - T) it / E), T+)`` in outer iteration ``it``.
@@ -28,7 +28,7 @@ class StartEpochWindow:
     growth: int = 0  # outer iterations until the end is maximum (DATM: E)
 
     def end(self, iteration: int) -> int:
-        """Return the end of the window in an outer iteration, counted from 0."""
+        """Return the end of the window in an outer iteration; the first iteration is 0."""
         if self.first_end is None or iteration >= self.growth:
             return self.maximum
         return self.first_end + (self.maximum - self.first_end) * iteration // self.growth
@@ -57,7 +57,7 @@ class StartEpochWindow:
 def balance(start_epoch: int, max_start_epoch: int) -> float:
     """Return ``kappa(s)``, the factor of the student's loss (AST, balanced inner-loop loss).
 
-    ``kappa(s)`` is ``log_5(s - h + 8)`` for ``s >= h = floor(S_max / 2)`` and
+    With ``h = floor(max_start_epoch / 2)``, ``kappa(s)`` is ``log_5(s - h + 8)`` for ``s >= h`` and
     ``1 / log_5(h - s + 8)`` for smaller ``s``, as in the authors' code. Student steps are therefore
     smaller at early start epochs and larger at late ones.
     """

@@ -1,8 +1,8 @@
 """Train and test: a student trained on the synthetic set is tested on real images.
 
 A new student trains for ``K + W`` steps. Its loss on a batch of real images is differentiated
-through the last ``W`` steps, the window; the steps before are treated as constants (RaT-BPTT: Feng
-et al., "Embarrassingly Simple Dataset Distillation", ICLR 2024).
+through the last ``W`` steps (the window); earlier steps are treated as constants (RaT-BPTT: Feng et
+al., "Embarrassingly Simple Dataset Distillation", ICLR 2024).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Student:
     """Data of one task: a student, and the real images to test it on."""
 
     draw: Draw  # with indices on the device
-    start: Tensor  # first parameters: [P]
+    start: Tensor  # initial parameters: [P]
     dsa: tuple[DsaReplay | None, DsaReplay | None] = (None, None)  # before the window, and in it
     dsa_rows: Tensor | None = None  # DSA parameters of the real images
 
@@ -82,7 +82,7 @@ class TrainAndTest(OfStudents):
 
     images: Tensor  # all real images, on the device
     labels: Tensor  # their labels, or targets
-    normalise: Normalise  # maps a batch of them to network inputs
+    normalise: Normalise  # maps a batch of real images to network inputs
 
     records = None  # the number of steps differs from one task to the next
     optimiser, clip = "adam", 2.0
@@ -101,7 +101,7 @@ class TrainAndTest(OfStudents):
         return Draws(self.setup, self.setup.config.window)
 
     def task(self, draw: Draw) -> Student:
-        """Draw the student's first parameters and all augmentation."""
+        """Draw the student's initial parameters and all augmentation."""
         setup, device = self.setup, self.setup.device
         # Streams named by iteration and student: a resumed run draws the same student.
         names = (setup.config.seed, "distill", "student", *draw.names)
@@ -127,7 +127,7 @@ class TrainAndTest(OfStudents):
                 theta, state = trained(theta, **start, return_state=True)
         theta = trained(theta, batches=batches[draw.before :], augment=task.dsa[1], state=state)
         loss, cotangent = self.test(theta.detach(), task, plan)
-        # Chain rule: the gradient of the test loss in theta goes backwards through the window.
+        # Chain rule: pass the test loss's gradient with respect to theta back through the window.
         learned = [leaf for leaf in leaves.values() if leaf.requires_grad]
         # Unlike a matching loss, a test loss is never a division by 0.
         meaningful = torch.ones_like(loss, dtype=torch.bool)
@@ -168,12 +168,13 @@ class TrainAndTest(OfStudents):
         return sum(self.setup.config.before) // 2
 
     def trial(self, images: int, steps: int) -> tuple[TrainAndTest, Student]:
-        """Return a student with a window of ``steps`` steps, and steps before it in proportion."""
+        """Return a student with a window of ``steps`` steps, and proportionally many before it."""
         before = steps * self.steps_before // self.setup.config.window
         draw = self.draws().draw(0, 0, images)
         # The draw may have too few batches for these steps: repeat them.
         batches = [*islice(cycle(draw.batches), before + steps)]
-        # Without shards, and without choosing a window: steps_before counts those steps too.
+        # The trial uses no shards. It does not choose a window, because `steps_before` includes the
+        # steps for that.
         plain = TrainAndTest(
             setup=self.setup, images=self.images, labels=self.labels, normalise=self.normalise
         )

@@ -27,7 +27,7 @@ class Final(AtTheEnd):
 
 @dataclass(frozen=True)
 class Intermediate:
-    """Sum of distances at epochs ``j = 1 .. M-1`` and student steps ``floor(N / M) j`` (AST)."""
+    """Sum of distances of steps ``floor(N / M) j`` to expert epochs ``j = 1 .. M-1`` (AST)."""
 
     weighting: Literal["equal", "rising"] = "equal"  # weights of 1, or of j / M
 
@@ -79,8 +79,8 @@ class Automatic:
 class Deep(AtTheEnd):
     """Distance at the end over the deep parameters (PAD, Li et al., 2024).
 
-    Both sums leave out the first ``floor(alpha P)`` of the network's ``P`` parameters; the cut may
-    fall inside a tensor. ``alpha`` in [0, 1) is PAD's ``depth_ratio``.
+    Numerator and denominator leave out the first ``floor(alpha P)`` of the network's ``P``
+    parameters; the cut may fall inside a tensor. ``alpha`` in [0, 1) is PAD's ``depth_ratio``.
     """
 
     alpha: Fraction
@@ -96,9 +96,9 @@ class Deep(AtTheEnd):
 class Dropout(AtTheEnd):
     """Distance at the end without the smallest differences (EDF, Wang et al., CVPR 2025).
 
-    Common pattern dropout: both sums leave out the ``floor(ratio P)`` parameters with the smallest
-    ``(theta_N - theta*_{s+M})^2``, the first among equals. No gradient flows through this choice.
-    ``ratio`` is in [0, 1).
+    Common pattern dropout: numerator and denominator leave out the ``floor(ratio P)`` parameters
+    with the smallest ``(theta_N - theta*_{s+M})^2``; among equals, the first are left out. No
+    gradient flows through this choice. ``ratio`` is in [0, 1).
     """
 
     ratio: Fraction

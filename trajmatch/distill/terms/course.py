@@ -34,7 +34,7 @@ class Course:
         steps: Student steps ``N``.
         epochs: Expert epochs ``M``.
         shapes: Shapes of the network's parameters by name, in the order of the vectors.
-        iteration: Outer iterations done; in a run ``[]``, int64, so that a CUDA graph can read it.
+        iteration: Outer iterations done. In a run this is a tensor ``[]``, int64, for CUDA graphs.
         memory: Tensors that the term remembers, by name.
     """
 
