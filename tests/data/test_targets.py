@@ -87,7 +87,7 @@ def test_a_function_may_give_targets(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"train_dino": None}, r"has no array train_dino, which \?targets= names; it holds "),
+        ({"train_dino": None}, r"has no array train_dino \(given by \?targets=\); its arrays are "),
         ({"test_dino": None}, "has no array test_dino"),
         ({"train_dino": np.zeros((COUNT, 5), int)}, r"floating-point numbers per image, \[12, D\]"),
         ({"train_dino": np.zeros(COUNT)}, r"\[12, D\], but has shape \[12\]"),

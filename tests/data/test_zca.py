@@ -206,15 +206,19 @@ def test_parts_that_do_not_fit_are_refused():
     mean, triangle = parts["zca_mean"], parts["zca_triangle"]
     sound = zca.spec()
     for spec, tensors, told in (
-        (sound, {"zca_mean": mean}, r"\[0\] of torch.float32$"),
+        (sound, {"zca_mean": mean}, r"zca_triangle .* is \[0\], torch.float32$"),
         ({"kind": "pca", "eps": 0.1}, parts, "but has {'kind': 'pca'"),
         ({"kind": "zca"}, parts, "but has {'kind': 'zca'}"),
         ({"kind": "zca", "eps": "x"}, parts, "'eps': 'x'"),
         ({"kind": "zca", "eps": 0}, parts, "'eps': 0"),
-        (3, parts, "but has 3, "),
-        (sound, {**parts, "zca_triangle": triangle[1:]}, r"\[5885\] of torch.float32$"),
-        (sound, {**parts, "zca_mean": mean.double()}, r"\[3, 6, 6\] of torch.float64 and"),
-        (sound, {**parts, "zca_mean": mean.flatten()}, r"\[108\] of torch.float32 and"),
+        (3, parts, "but has 3; "),
+        (sound, {**parts, "zca_triangle": triangle[1:]}, r"is \[5885\], torch.float32$"),
+        (
+            sound,
+            {**parts, "zca_mean": mean.double()},
+            r"is \[3, 6, 6\], torch.float64; ",
+        ),
+        (sound, {**parts, "zca_mean": mean.flatten()}, r"is \[108\], torch.float32; "),
     ):
         with pytest.raises(UserError, match=f"a ZCA transform should have kind .*{told}"):
             zca.from_parts(spec, tensors)

@@ -183,10 +183,11 @@ def _is_local(address: Address) -> bool:
 
 
 def of_recipe(uri: str | None, wanted: str, recipe: str = "") -> str | None:
-    """Add the options of a recipe's data set ``wanted`` to an address of the same set.
+    """Return the address of a data set, with the options that a recipe needs.
 
-    Options given in the address take precedence. ``recipe`` is the recipe's name; if it is given,
-    data that differs from ``wanted`` causes a warning.
+    ``wanted`` is the recipe's own address. If both name the same data set, the options of
+    ``wanted`` are added, but those of the address take precedence. With ``recipe``, the recipe's
+    name, data that differs from ``wanted`` causes a warning.
     """
     if not wanted or uri is None:
         return uri

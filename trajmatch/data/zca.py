@@ -118,9 +118,10 @@ def from_parts(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ZCA:
     )
     if not fits:
         raise UserError(
-            f"a ZCA transform should have kind {KIND!r}, an eps above 0, and {_MEAN} [C, S, S] and "
-            f"{_TRIANGLE} [D (D + 1) / 2] of float32 with D = C * S * S, but has {spec}, "
-            f"{list(mean.shape)} of {mean.dtype} and {list(triangle.shape)} of {triangle.dtype}"
+            f"a ZCA transform should have kind {KIND!r} and an eps above 0, but has {spec}; "
+            f"{_MEAN} should be [C, S, S], float32, but is {list(mean.shape)}, {mean.dtype}; "
+            f"{_TRIANGLE} should be [D (D + 1) / 2], float32, for D = C * S * S, but is "
+            f"{list(triangle.shape)}, {triangle.dtype}"
         )
     rows = triangle.new_zeros(dimension, dimension).masked_scatter_(_upper(dimension), triangle)
     return ZCA(mean, _symmetric(rows), float(spec["eps"]))

@@ -146,7 +146,7 @@ def robust_score(first: float, second: float) -> float:
 def robust_scores(
     found: Mapping[str, Score], soft: bool, whole_real: float | None = None
 ) -> dict[str, Any] | None:
-    """Compute both robust scores and their accuracy differences from the scores on each set.
+    """Compute the two robust scores, and the differences of accuracies that they are made of.
 
     ``whole_real`` is the test accuracy (percent) after training on the whole real set; None takes
     it from ``found``. Each entry has ``mean`` and population ``std`` over the networks; differences

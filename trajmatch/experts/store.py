@@ -216,7 +216,7 @@ class Store:
         return dict(sources[expert])
 
     def check_trained(self, epoch: int, purpose: str) -> None:
-        """Raise UserError, with ``purpose`` as its subject, if an epoch is not trained yet."""
+        """Raise UserError, which begins with ``purpose``, if experts have not reached an epoch."""
         if self.trained_epochs < epoch <= self.course:
             raise UserError(
                 f"{purpose} needs the experts after epoch {epoch}, but those of {self.path} are "

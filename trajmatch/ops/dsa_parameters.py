@@ -23,7 +23,7 @@ COLUMNS = 5
 
 
 def color(brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """Return rows that change brightness, then saturation, then contrast.
+    """Return parameters that change brightness, then saturation, then contrast.
 
     Brightness is added. Saturation and contrast are the factors of ``(x - m) * factor + m``: for
     saturation ``m`` is each pixel's mean over the channels, for contrast the mean of the image.
@@ -33,7 +33,7 @@ def color(brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
 
 
 def crop(shift_y: Tensor, shift_x: Tensor) -> Tensor:
-    """Return rows that shift images by whole pixels, filling with 0.
+    """Return parameters that shift images by whole pixels, filling with 0.
 
     Pixel ``(y, x)`` of the result is pixel ``(y + shift_y, x + shift_x)`` of the image.
     """
@@ -41,7 +41,7 @@ def crop(shift_y: Tensor, shift_x: Tensor) -> Tensor:
 
 
 def cutout(top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """Return rows that set a ``height`` x ``width`` rectangle to 0, clipped to the image.
+    """Return parameters that set a ``height`` x ``width`` rectangle of the image to 0.
 
     ``top`` and ``left`` are the first row and column of the rectangle, and may be negative.
     """
@@ -49,12 +49,12 @@ def cutout(top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
 
 
 def flip(flipped: Tensor) -> Tensor:
-    """Return rows that exchange left and right where ``flipped`` is True."""
+    """Return parameters that exchange left and right where ``flipped`` is True."""
     return _rows("flip", flipped)
 
 
 def scale(scale_x: Tensor, scale_y: Tensor) -> Tensor:
-    """Return rows that scale images about their centre, bilinearly, with 0 outside.
+    """Return parameters that scale images about their centre, bilinearly, with 0 outside.
 
     Coordinates run from -1 at the centre of the first pixel to 1 at the centre of the last. The
     result at ``(x, y)`` is the image at ``(scale_x * x, scale_y * y)``, so factors above 1 shrink.
@@ -63,7 +63,7 @@ def scale(scale_x: Tensor, scale_y: Tensor) -> Tensor:
 
 
 def rotate(angle: Tensor) -> Tensor:
-    """Return rows that rotate images about their centre by ``angle`` (radians), bilinearly.
+    """Return parameters that rotate images about their centre by ``angle`` (radians), bilinearly.
 
     In the coordinates of :func:`scale`, the result at ``(x, y)`` is the image at
     ``(x cos a - y sin a, x sin a + y cos a)``, or 0 outside. Positive angles turn anticlockwise.

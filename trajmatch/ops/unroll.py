@@ -222,11 +222,11 @@ def tape_bytes(
     precise: bool = False,
     device: torch.device | str = "cpu",
 ) -> int:
-    """Return the ``tape_bytes`` with which :func:`unroll` keeps the activations of all steps.
+    """Return the value of ``tape_bytes`` that lets :func:`unroll` keep all steps' activations.
 
     ``batch_sizes`` has the number of images of each step; ``dtype`` (float32 or float64) and
-    ``device`` are those of ``theta0``. The result is 0 for models on autograd, where no activations
-    are kept.
+    ``device`` are those of ``theta0``. The result is 0 for models that run on
+    autograd and not on the engine: the backward pass recomputes their steps.
     """
     expect = Expect("tape_bytes")
     batch_sizes = expect.counts("batch_sizes", batch_sizes)

@@ -207,7 +207,7 @@ def _labels(what: str, array: _Array) -> Tensor:
 def _targets(what: str, name: str, arrays: Mapping[str, _Array], count: int) -> Tensor:
     if name not in arrays:
         raise UserError(
-            f"{what} has no array {name}, which ?targets= names; it holds {', '.join(arrays)}"
+            f"{what} has no array {name} (given by ?targets=); its arrays are {', '.join(arrays)}"
         )
     array = np.asarray(arrays[name])
     if array.ndim != 2 or len(array) != count or not np.issubdtype(array.dtype, np.floating):

@@ -114,7 +114,11 @@ def _kind(feature: Any) -> str:
 def _column(
     what: str, features: Mapping[str, Any], option: str, given: str | None, kinds: Sequence[str]
 ) -> str:
-    """Return the given column or, without one, the only column of the first of ``kinds`` found."""
+    """Return the name of the column to read.
+
+    This is ``given``, if set. Otherwise it is the only column of the first of ``kinds`` that any
+    column has.
+    """
     fits = [
         [name for name, feature in features.items() if _kind(feature) == kind] for kind in kinds
     ]

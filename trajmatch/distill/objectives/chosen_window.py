@@ -1,10 +1,11 @@
 """Windows of RaT-BPTT chosen by the student's gradients (AT-BPTT, NeurIPS 2025).
 
-Let ``g_t`` be the student's gradient in step ``t``. The first step of the window is drawn from
+Let ``g_t`` be the student's gradient in step ``t``, ``W`` the usual length of a window, and ``d``
+and ``tau`` the rule's ``spread`` and ``temperature``. The first step of the window is drawn from
 ``softmax(-|g_t| / tau)`` while the loss is high, from ``softmax(|g_t| / tau)`` once the loss is
-low, and uniformly in between. The window has ``W - d + 2 d eta(t)`` steps. Two choices are ours:
-the loss is the test loss after ``K1`` student steps, and ``eta(t) = c_t / max c`` with
-``c_t = abs(|g_t| - |g_{t-1}|)``.
+low, and uniformly in between. The window has ``W - d + 2 d e_t`` steps. Two choices are ours: the
+loss is the test loss after ``K1`` student steps (``--steps-before K0:K1``), and
+``e_t = c_t / max c`` with ``c_t = abs(|g_t| - |g_{t-1}|)``.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class GradientWindows:
         scores = (sign * norms / self.temperature).masked_fill(diverged, -torch.inf)[first:]
         weights = torch.softmax(scores, 0).nan_to_num(1.0)
         step = first + int(torch.multinomial(weights, 1, generator=draw))
-        # c_t, with c_0 = 0; the clamp makes eta 0 if no norm changes.
+        # c_t, with c_0 = 0; the clamp makes e_t 0 if no norm changes.
         changes = torch.cat([norms[:1] * 0, norms.diff().abs()])
         change = float(changes[step] / changes.max().clamp(min=torch.finfo(torch.float64).tiny))
         return step, window + round(self.spread * (2 * change - 1))
@@ -70,7 +71,7 @@ class ChosenWindow(TrainAndTest):
 
     def draws(self) -> Draws:
         """Return the random state at the start of the run."""
-        # The longest window: W + d steps, for eta = 1.
+        # The longest window: W + d steps, for e_t = 1.
         longest = self.setup.config.window + self.choice.spread
         return Draws(self.setup, longest, choose=True)
 
