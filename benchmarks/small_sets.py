@@ -11,13 +11,12 @@ network. The standard error of the gain combines networks, draws and the number 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import bench  # noqa: F401  before torch, which reads its settings of OpenMP
@@ -31,7 +30,6 @@ from trajmatch import files
 from trajmatch.cli.main import main as trajmatch_program
 from trajmatch.data import load_dataset
 from trajmatch.errors import UserError
-from trajmatch.evaluate.scores import difference_error
 
 RECIPE = "cpu/own/ipc1"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "data.md"
@@ -105,19 +103,14 @@ def measured(own: OwnSet, address: str) -> dict[str, Any]:
             raise UserError(f"trajmatch run ended with status {status}")
         summary = files.read_json(out / "summary.json")
     distilled, real = (summary[name]["accuracies"] for name in ("distilled", "random_real"))
-    gain = fmean(distilled) - fmean(real)
     return {
         "training_images": summary["training_images"],
         "test_images": summary["test_images"],
         "experts": summary["experts"],
         "distilled": distilled,
         "random_real": real,
-        "gain": gain,
-        "error": math.sqrt(
-            difference_error(fmean(distilled), fmean(real), summary["test_images"]) ** 2
-            + stdev(distilled) ** 2 / len(distilled)
-            + stdev(real) ** 2 / len(real)
-        ),
+        "gain": summary["improvement"],
+        "error": summary["improvement_error"],
         "seconds": summary["stage_seconds"],
     }
 

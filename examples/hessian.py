@@ -37,7 +37,7 @@ from trajmatch.data import load_dataset
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the three results."""
     parser = argparse.ArgumentParser(description="Second derivatives.")
-    parser.add_argument("--images", type=int, default=200, help="real images in the loss")
+    parser.add_argument("--images", type=int, default=200, help="number of real images in the loss")
     parser.add_argument("--width", type=int, default=8, help="channels of the network")
     parser.add_argument("--steps", type=int, default=20, help="steps of gradient descent")
     asked = parser.parse_args(argv)

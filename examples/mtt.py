@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=6, help="epochs of each expert, at least 2")
     parser.add_argument("--iterations", type=int, default=200, help="updates of the images")
     parser.add_argument("--networks", type=int, default=5, help="networks to train on each set")
-    parser.add_argument("--test-epochs", type=int, default=300, help="epochs of each of them")
+    parser.add_argument("--test-epochs", type=int, default=300, help="epochs of each such network")
     asked = parser.parse_args(argv)
 
     torch.manual_seed(0)

@@ -47,8 +47,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("file", type=Path, help="the distilled set")
     parser.add_argument("--out", type=Path, required=True, help="folder of the search")
-    parser.add_argument("--data", help="the data set that was distilled; default: by its name")
-    parser.add_argument("--proxy", choices=PROXIES, default="distilled", help="set to rank on")
+    parser.add_argument(
+        "--data", help="the data set that was distilled (default: found by the name in the file)"
+    )
+    parser.add_argument(
+        "--proxy", choices=PROXIES, default="distilled", help="set on which the networks are ranked"
+    )
     for axis, values in SPACE.items():
         parser.add_argument(
             f"--{axis}s",
@@ -62,13 +66,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--k-center-store", type=Path, help="experts whose logits k-center compares"
     )
-    parser.add_argument("--count", type=int, help="draw this many of the architectures by --seed")
+    parser.add_argument(
+        "--count", type=int, help="number of architectures to draw at random (default: all)"
+    )
     parser.add_argument("--protocol", default="mtt", help="mtt, datm or ast: how networks train")
-    parser.add_argument("--epochs", type=int, default=200, help="on the proxy (FTD: 200)")
-    parser.add_argument("--real-epochs", type=int, default=200, help="on the real data (FTD: 200)")
-    parser.add_argument("--top", type=int, nargs="*", default=[5, 10, 20], help="best to correlate")
+    parser.add_argument(
+        "--epochs", type=int, default=200, help="epochs on the proxy (default: 200, as in FTD)"
+    )
+    parser.add_argument(
+        "--real-epochs",
+        type=int,
+        default=200,
+        help="epochs on the real data (default: 200, as in FTD)",
+    )
+    parser.add_argument(
+        "--top",
+        type=int,
+        nargs="*",
+        default=[5, 10, 20],
+        help="for each N given, correlate the ranks of the best N networks",
+    )
     parser.add_argument("--seeds", type=int, default=1, help="networks of each architecture")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random draws")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     return parser.parse_args(argv)
@@ -82,7 +101,9 @@ def architectures(asked: argparse.Namespace) -> list[str]:
     order = random.Random(asked.seed).sample(space, len(space))
     chosen = {*order[: asked.count]}
     if len(chosen) < 2:
-        raise UserError("a ranking needs at least 2 architectures; give more values or --count")
+        raise UserError(
+            "a ranking needs at least 2 architectures; give more values, or a larger --count"
+        )
     return [each for each in space if each in chosen]
 
 

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train experts, distil along their trajectories, and test."""
     parser = argparse.ArgumentParser(description="A student of your own.")
     for name, default, text in (
-        ("--width", 32, "of the transformer"),
+        ("--width", 32, "width of the transformer"),
         ("--experts", 4, "experts to train"),
         ("--iterations", 200, "updates of the images"),
         ("--steps", 10, "steps of the student, which follow 40 of an expert"),

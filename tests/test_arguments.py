@@ -122,7 +122,7 @@ def test_every_mistake_is_one_line_that_names_the_flag_as_typed(
             "distill --experts e --out o --labels sof",
             "should be one of hard, soft, but is 'sof' (did you mean soft?)",
         ),
-        ("distill e o", "trajmatch distill does not know what to do with 'e'"),
+        ("distill e o", "trajmatch distill got an unexpected argument 'e'"),
         ("show", "trajmatch show needs FILE; see trajmatch show --help"),
         ("store ls", "trajmatch store ls needs PATHS; see trajmatch store ls --help"),
         ("store verify", "trajmatch store verify needs PATHS; see "),

@@ -219,7 +219,7 @@ def test_refuses_a_file_without_a_tensor(path, name) -> None:
 
 def test_a_network_of_absurd_size_allocates_nothing() -> None:
     spec = {**NETWORK, "width": 10**9}
-    with pytest.raises(UserError, match=r"take .* GB of memory, but .* are free; take a smaller"):
+    with pytest.raises(UserError, match=r"take .* GB of memory, but .* are free; use a smaller"):
         Artifact(**fields(network=spec))
 
 

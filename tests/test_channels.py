@@ -64,7 +64,7 @@ def test_a_png_of_more_channels_is_refused() -> None:
 
 
 def test_a_picture_that_nothing_can_show_is_refused() -> None:
-    with pytest.raises(UserError, match="pixels; take a smaller --scale"):
+    with pytest.raises(UserError, match="pixels; use a smaller --scale"):
         pictures.grid(torch.rand(1, 3, 8, 8), torch.tensor([0]), ["a"], pictures.Look(scale=99999))
 
 

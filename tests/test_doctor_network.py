@@ -68,7 +68,7 @@ def test_a_layer_that_is_not_twice_differentiable(
     assert "derivative for aten::hardsigmoid_backward is not implemented" in line
     (line,) = [line for line in text.splitlines() if line.startswith("module.1")]
     assert line.split() == ["module.1", "Linear", "490", "autograd"]
-    assert "can be tested but not distilled" in text
+    assert "can be an evaluation network, but not an expert or student" in text
 
 
 def test_such_an_expert_is_refused_before_any_work(

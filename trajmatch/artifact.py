@@ -117,7 +117,8 @@ class Artifact(Description):
         found = list(labels.shape)
         _check(found == wanted, "the labels' shape", str(wanted), found)
         for name, tensor in {"images": images, "labels": labels, **self.parameters}.items():
-            _check(bool(tensor.isfinite().all()), f"every value of the {name}", "finite", "not")
+            if not tensor.isfinite().all():
+                raise UserError(f"all values of the {name} should be finite, but some are not")
         if hard:
             low, high = int(labels.min()), int(labels.max())
             known = low >= 0 and high < classes
@@ -312,8 +313,8 @@ def warn_of_ending(path: files.PathLike) -> None:
     if suffix.lower() in _OTHER_ENDINGS:
         warn(
             f"{path} will be a safetensors file, which programs that read {suffix} files "
-            "cannot open; give it a name that ends in .safetensors, and `trajmatch export` writes "
-            "other kinds"
+            "cannot open; choose a name that ends in .safetensors; `trajmatch export` writes other "
+            "formats"
         )
 
 

@@ -55,7 +55,7 @@ def automatic_device() -> tuple[str, str]:
     # The processes of torchrun use GPUs only if the machine has one for each process.
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if processes > gpus:
-        return "cpu", f"{processes} processes, but {gpus} GPUs"
+        return "cpu", f"there are {processes} processes but only {gpus} GPUs"
     return "cuda", torch.cuda.get_device_name()
 
 

@@ -67,7 +67,7 @@ def import_object(address: str) -> Any:
                 raise  # a dependency of the user's module is missing
             raise UserError(
                 f"there is no Python module {error.name!r}, which {address!r} needs, neither in "
-                "the current folder nor where Python looks; put the folder of your module into "
+                "the current folder nor on Python's search path; add the folder of your module to "
                 "the environment variable PYTHONPATH"
             ) from error
     if not hasattr(module, name):
@@ -87,8 +87,8 @@ def named(flag: str, what: str, name: str, table: Mapping[str, T]) -> T | Any:
         return table[name]
     if ":" not in name:
         raise UserError(
-            f"{flag} has no {what} {name!r}{closest(name, table)}; there is {', '.join(table)}, "
-            "and package.module:NAME for one of your own"
+            f"{flag} has no {what} {name!r}{closest(name, table)}; choose from "
+            f"{', '.join(table)}, or give your own as package.module:NAME"
         )
     return import_object(name)
 

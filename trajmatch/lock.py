@@ -79,8 +79,8 @@ def _acquire(file: Path, path: Path) -> int | None:
             os.close(descriptor)
             file.unlink(missing_ok=True)
             warn(
-                f"{file.parent} is on a file system without locks ({error.strerror}); let no "
-                f"second process write {path}"
+                f"{file.parent} is on a file system without locks ({error.strerror}); make "
+                f"sure that no other process writes {path}"
             )
             return None
         # If the previous holder removed the file after we opened it, the lock protects nothing.

@@ -109,7 +109,7 @@ def table(
     )
     if math.prod(size) > _MOST_PIXELS:
         raise UserError(
-            f"the picture would have {size[0]} x {size[1]} pixels; take a smaller --scale (now "
+            f"the picture would have {size[0]} x {size[1]} pixels; use a smaller --scale (now "
             f"{scale}) or --per-class"
         )
     canvas = Image.new("L" if channels == 1 else "RGB", size, "white")

@@ -67,7 +67,7 @@ def run_pipeline(
         ``random_real`` and other requested baselines, each with ``mean``, ``std``, ``accuracies``
         (regression: ``errors``) and ``seeds``; ``sets``, with the size of each; ``robust``, if
         requested; ``improvement`` over random images in points (not for regression) and its
-        standard error ``improvement_error``, which the number of test images determines;
+        standard error ``improvement_error``, from test images and networks;
         ``protocol``, ``dataset``, ``training_images``, ``test_images``, ``images_per_class``;
         ``experts``: their ``number``, the test ``accuracies``, the last ``epoch`` trained and the
         planned number of ``epochs``; ``command``.
@@ -125,9 +125,9 @@ def run_pipeline(
             "command": pipeline.command,
         }
         if scores["random_real"] is not None and distilled.loss != "mse":
-            means = scores["distilled"]["mean"], scores["random_real"]["mean"]
-            summary["improvement"] = means[0] - means[1]
-            summary["improvement_error"] = difference_error(*means, summary["test_images"])
+            both = scores["distilled"], scores["random_real"]
+            summary["improvement"] = both[0]["mean"] - both[1]["mean"]
+            summary["improvement_error"] = difference_error(summary["test_images"], *both)
         # The evaluation records only serve to resume, so drop them once the summary has the scores.
         files.write_json(folder.summary, summary)
         shutil.rmtree(folder.evaluation, ignore_errors=True)

@@ -141,7 +141,9 @@ def checked(
         apart = _apart(outcome(results), wanted)
         # `not <=` also catches NaN. Two calls show how much the function itself varies.
         if not apart <= _BOUND and not apart <= 10 * _apart(call(), wanted):
-            raise RuntimeError(f"the first replay is off by {apart:.1g} of the result")
+            raise RuntimeError(
+                f"the first replay differs from the result by {apart:.1g} (relative)"
+            )
     finally:
         put_back()
     return results, replay

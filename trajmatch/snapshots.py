@@ -103,8 +103,8 @@ def of_artifact(path: files.PathLike, artifact: Artifact) -> Snapshots:
     for name in sorted(made.keys() | seen.keys()):
         if made.get(name) != seen.get(name):
             raise UserError(
-                f"{path} holds snapshots of another run: its {name} is {seen.get(name)}, and that "
-                f"of the distilled set is {made.get(name)}"
+                f"{path} holds snapshots of another run: its {name} is {seen.get(name)}, but "
+                f"the distilled set's {name} is {made.get(name)}"
             )
     known = bool(((found.labels >= 0) & (found.labels < artifact.num_classes)).all())
     same = found.images.shape[2:] == artifact.images.shape[1:]

@@ -102,6 +102,6 @@ def test_a_fraction_out_of_range_is_refused(fraction):
 def test_a_class_too_small_for_the_fraction_is_refused(fraction, aside):
     with pytest.raises(
         UserError,
-        match=f"--holdout {fraction} would put {aside} of the 20 images of class 'class 0'",
+        match=f"--holdout {fraction} would hold out {aside} of the 20 images of class 'class 0'",
     ):
         dataset().without_holdout(fraction, seed=0)

@@ -75,7 +75,7 @@ def test_columns_are_found_by_their_type(hub):
         "validation": split([0, 1], 20),
         "test": split([2, 1, 0], 10),
     }
-    with pytest.warns(UserWarning, match=r"hf:user/pets: 'validation' is left out; .*test=NAME"):
+    with pytest.warns(UserWarning, match=r"hf:user/pets: not read: 'validation'; .*test=NAME"):
         dataset = load_dataset("hf:user/pets")
     assert dataset.name == "pets"
     assert dataset.class_names == ("cat", "dog", "fox")
@@ -97,7 +97,7 @@ def test_grey_images_other_sizes_and_some_classes(hub):
 
 def test_without_a_test_split_a_part_is_set_aside_and_said(hub):
     hub.sets["pets"] = {"train": split([0, 1, 2] * 4, 0)}
-    with pytest.warns(UserWarning, match="hf:pets has no test images: 3 of its 12 images"):
+    with pytest.warns(UserWarning, match="hf:pets has no test images: the same 3 of its 12 images"):
         dataset = load_dataset("hf:pets")
     assert sorted(dataset.test_labels.tolist()) == [0, 1, 2]
     assert len(load_dataset("hf:pets?test=0.5").test_labels) == 6
@@ -106,11 +106,13 @@ def test_without_a_test_split_a_part_is_set_aside_and_said(hub):
 def test_one_of_several_columns_is_chosen(hub):
     kinds = {"img": Image(), "fine": ClassLabel("cat", "dog"), "coarse": ClassLabel("pet", "wild")}
     hub.sets["pets"] = {"train": split([0, 1], 0, **kinds), "test": split([0, 1], 9, **kinds)}
-    with pytest.raises(UserError, match=r"needs \?label=NAME, .*; there are fine, coarse"):
+    with pytest.raises(UserError, match=r"needs \?label=NAME with .*; there are fine, coarse"):
         load_dataset("hf:pets")
     assert load_dataset("hf:pets?label=coarse").class_names == ("pet", "wild")
     with pytest.raises(
-        UserError, match="label=NAME, the column of its labels; the nearest are coarse"
+        UserError,
+        match="label=NAME with the name of the column that holds the labels; "
+        "the nearest are coarse",
     ):
         load_dataset("hf:pets?label=coarze")
 
@@ -265,7 +267,7 @@ def test_columns_that_could_be_labels_are_said(tmp_path):
         label=[0, 1, 2] * 2,
         id=list(range(6)),
     )
-    with pytest.raises(UserError, match=r"needs \?label=NAME, .*; there are coarse, label, id"):
+    with pytest.raises(UserError, match=r"needs \?label=NAME with .*; there are coarse, label, id"):
         load_dataset(uri)
     assert load_dataset(f"{uri}?label=label").num_classes == 3
     assert load_dataset(f"{uri}?label=coarse").class_names == ("pet", "wild")
@@ -283,7 +285,7 @@ def test_rows_without_a_label_are_said_and_a_split_of_them_is_refused(hub):
         "validation": split([2, 1, 0], 9),
     }
     with (
-        pytest.warns(UserWarning, match="'validation' is left out"),
+        pytest.warns(UserWarning, match="not read: 'validation'; "),
         pytest.raises(UserError, match=r"split test: 2 of 2 rows have a missing .*\?test=NAME"),
     ):
         load_dataset("hf:none")

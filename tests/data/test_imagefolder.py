@@ -116,7 +116,9 @@ def write_forty(root, shape=COLOUR):
 def test_a_quarter_of_each_class_becomes_the_test_set_which_is_said(tmp_path, folder):
     root = tmp_path / "pets"
     write_forty(root / folder)
-    with pytest.warns(UserWarning, match="pets has no test images: 10 of its 40 images, the same"):
+    with pytest.warns(
+        UserWarning, match="pets has no test images: the same 10 of its 40 images are"
+    ):
         dataset = load(root)
     assert dataset.name == "pets"
     assert dataset.test_labels.tolist() == [0] * 6 + [1] * 4
@@ -197,7 +199,7 @@ def test_a_class_of_one_image_cannot_be_split(tmp_path):
     write(tmp_path / "cat" / "0.png", picture(COLOUR, 0))
     write(tmp_path / "dog" / "0.png", picture(COLOUR, 1))
     assert (
-        "would put 0 of the 1 images of class 'cat' aside; each class needs an image on"
+        "would hold out 0 of the 1 images of class 'cat'; each class needs at least one image in"
         in refusal(tmp_path)
     )
 
@@ -325,14 +327,16 @@ def test_parts_under_other_names_are_given(tmp_path):
     assert given.fingerprint == usual.fingerprint
     with pytest.raises(UserError, match=r"has no part 'fitt', which \?train= names; the nearest"):
         load_dataset(f"imagefolder:{root}?train=fitt&test=holdout")
-    with pytest.warns(UserWarning, match="all 2 classes hold the folders cat, dog; if these are"):
+    with pytest.warns(
+        UserWarning, match="all 2 classes hold the folders cat, dog; if those folders are"
+    ):
         load_dataset(f"imagefolder:{root}?test=0.5")
 
 
 def test_a_part_that_is_not_read_is_said(tmp_path):
     write_all(tmp_path)
     write_all(tmp_path, test="val")
-    with pytest.warns(UserWarning, match=r"'val' is left out; \?train=NAME and \?test=NAME"):
+    with pytest.warns(UserWarning, match=r"not read: 'val'; \?train=NAME and \?test=NAME"):
         load(tmp_path)
     assert len(load_dataset(f"imagefolder:{tmp_path}?test=val").test_images) == 2
 

@@ -66,7 +66,7 @@ def test_the_layout_of_medmnist(tmp_path):
     for split, count in (("train", 18), ("val", 9), ("test", 9)):
         content[f"{split}_images"] = draw.integers(0, 256, (count, 28, 28, 3), np.uint8)
         content[f"{split}_labels"] = (np.arange(count) % 9).astype(np.uint8)[:, None]
-    with pytest.warns(UserWarning, match="'val' is left out; .train=NAME"):
+    with pytest.warns(UserWarning, match="not read: 'val'; .train=NAME"):
         dataset = load(tmp_path, **content)
     assert dataset.num_classes == 9
     assert dataset.train_labels.tolist() == [*range(9)] * 2

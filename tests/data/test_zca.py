@@ -197,7 +197,7 @@ def test_images_too_large_for_the_memory_are_refused_before_anything_is_made(mon
 
 
 def test_a_single_image_is_refused():
-    with pytest.raises(UserError, match="at least 2 training images, but there is 1"):
+    with pytest.raises(UserError, match="at least 2 training images, but got 1"):
         zca.fit(pictures(1))
 
 
@@ -222,5 +222,7 @@ def test_parts_that_do_not_fit_are_refused():
     ):
         with pytest.raises(UserError, match=f"a ZCA transform should have kind .*{told}"):
             zca.from_parts(spec, tensors)
-    with pytest.raises(UserError, match=r"images of shape \[3, 4, 4\], but those of tiny have"):
+    with pytest.raises(
+        UserError, match=r"images of shape \[3, 4, 4\], but the images of tiny have"
+    ):
         dataset().whitened(zca.fit(pictures(10, (3, 4, 4))))

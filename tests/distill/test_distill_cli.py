@@ -71,7 +71,8 @@ def test_the_default_window_is_said(arguments, tmp_path, capsys) -> None:
     at = arguments.index("--max-start-epoch")
     assert main([*arguments[:at], *arguments[at + 2 :], "--out", str(tmp_path / "other")]) == 0
     said = capsys.readouterr().err
-    assert said.count("segments start from epochs 0 to 3: --max-start-epoch is 4 by default") == 1
+    told = "start epochs are 0 to 3, because --max-start-epoch defaults to 4 for experts"
+    assert said.count(told) == 1
     assert main(arguments) == 0
     assert "--max-start-epoch" not in capsys.readouterr().err
 

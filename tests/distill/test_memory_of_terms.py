@@ -184,7 +184,8 @@ def test_an_update_that_is_left_out_leaves_the_memory(configure) -> None:
         ("Forgetful:number", "remember should return tensors by name"),
         (
             "Forgetful:lacking",
-            r"return what .*memory.1.seen': '\[\] of torch.float32'}, but returned ",
+            r"the names, shapes and dtypes that memory returns, .*memory.1.seen': '\[\] of "
+            r"torch.float32'}, but returned ",
         ),
         (
             "Forgetful:other",

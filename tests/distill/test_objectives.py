@@ -111,7 +111,8 @@ def test_an_interrupted_run_goes_on_with_equal_bytes(configure, tmp_path) -> Non
     [
         (
             "match",
-            "has no objective 'match'.*match-trajectory, train-and-test, and package.module:NAME",
+            "has no objective 'match'.*choose from match-trajectory, train-and-test, or give your "
+            "own as package.module:NAME",
         ),
         ("json:dumps", "--objective json:dumps failed: TypeError"),
         ("builtins:vars", r"should give an instance of .*\.Objective, but gave a dict"),

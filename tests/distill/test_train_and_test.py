@@ -387,7 +387,8 @@ def test_a_recipe_without_experts_from_data_to_report(
     arguments = ["run", "--recipe", str(recipe), "--data", data, "--out", str(tmp_path / "out")]
     assert main([*arguments, "--width", "8"]) == 2
     said = capsys.readouterr().err
-    assert "--width applies only when experts are trained, but this run trains none" in said
+    why = "this run trains no experts; leave it out"
+    assert f"--width applies only when experts are trained, but {why}" in said
     assert "did you mean --distill.width?" in said
     assert main([*arguments, "--distill.width", "8"]) == 0
     report = (tmp_path / "out" / "report.html").read_text()

@@ -151,7 +151,7 @@ def test_other_data(make_artifact: MakeArtifact, other_data: str, tiny_data: str
     mine = load_dataset(tiny_data).fingerprint[:16]
     other = load_dataset(other_data).fingerprint[:16]
     with pytest.raises(
-        UserError, match=rf"from the data set 'tiny', .*other.npz .*{other}\.\.\. .* {mine}"
+        UserError, match=rf"from the data set 'tiny', .*other.npz .*{other}\.\.\., expected {mine}"
     ):
         evaluate_artifact(config(make_artifact(), data=other_data))
 

@@ -268,7 +268,8 @@ def test_the_table_says_labels_and_bytes_and_what_is_missing(
     command = ["eval", str(make_artifact(**SOFT)), "--data", tiny_data, "--seeds", "1", "--quiet"]
     assert main(command) == 0
     table = capsys.readouterr().out
-    assert "soft labels need experts, given with --experts" in " ".join(table.split())
+    advice = "to compare with soft-labelled real images, name an expert store with --experts"
+    assert advice in " ".join(table.split())
     rows = [line.split() for line in table.splitlines() if "images" in line]
     # accuracies 1, 2 and 3 in the order of training
     for row in (
@@ -281,9 +282,9 @@ def test_the_table_says_labels_and_bytes_and_what_is_missing(
     more = ["--experts", str(store), "--robust", "--whole-real-accuracy", "9"]
     assert main([*command, *more]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "need experts" not in text
+    assert "name an expert store" not in text
     assert "real images by k-center soft 6" in text and "random real images soft 6" in text
-    assert "distances are between logits of expert 0 of experts" in text
+    assert "k-center and herding measure distances between logits of expert 0 of experts" in text
     assert "label robust score 0." in text and "augmentation robust score 0." in text
     assert main([*command, *more, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["robust"]["label_robust_score"]["std"] == 0

@@ -124,7 +124,7 @@ def test_a_distillation_says_how_to_extend_the_store(
         assert main([*command, *flags]) == 2
         return capsys.readouterr().err
 
-    assert "epoch 4, but" in refusal() and "segments start" not in refusal("--quiet")
+    assert "epoch 4, but" in refusal() and "start epochs are" not in refusal("--quiet")
     message = refusal("--max-start-epoch", "3")
     assert "trained for the first 2 of 4 epochs" in message
     assert "--until-epoch 3 --resume" in message

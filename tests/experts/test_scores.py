@@ -70,7 +70,7 @@ def test_the_command_tells_what_it_took(
 ) -> None:
     store = train_experts(make_config())
     assert main(["score", str(store.path), "--quiet"]) == 0
-    assert "after epoch 1 (experts: 2)" in capsys.readouterr().out
+    assert "averaged over 2 experts after epoch 1" in capsys.readouterr().out
     again = ["--out", str(tmp_path / "s.safetensors"), "--experts", "1", "--epoch", "2", "--json"]
     assert main(["score", str(store.path), *again]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -86,7 +86,7 @@ def test_scores_that_do_not_fit(
     for wrong, message in (
         ({}, "already exists"),
         ({"out": out, "experts": 3}, "experts 3 is more than .* has: 2"),
-        ({"out": out, "epoch": 7}, "epochs 0 to 2, but 7"),
+        ({"out": out, "epoch": 7}, "epochs 0-2, but 7"),
         ({"out": out, "data": other_data}, "other images"),
         ({"out": out, "experts": 0}, "experts should be a whole number of at least 1"),
     ):
@@ -205,7 +205,7 @@ def test_experts_of_a_curriculum_are_the_same_in_every_way(
         ({"curriculum": "nan,5"}, "curriculum should be IR,AEE: a fraction"),
         ({"curriculum": "0.5,0"}, "curriculum should be IR,AEE: a fraction"),
         ({"drop_easy": "40"}, "--drop-easy should be E:R"),
-        ({"drop_easy": "1:0.1"}, "for epochs below 1, the last of --epochs 2"),
+        ({"drop_easy": "1:0.1"}, "limited to epochs below 1, the last epoch of --epochs 2"),
         ({"drop_easy": "4:1"}, "--drop-easy should be E:R"),
         ({"drop_easy": "6:0.1,4:0.2"}, "should ascend"),
         ({"curriculum": "0.5,5", "drop_easy": "4:0.2"}, r"all images \(epoch 5\)"),
@@ -214,7 +214,7 @@ def test_experts_of_a_curriculum_are_the_same_in_every_way(
             "need the difficulty of the images",
         ),
         ({}, "--scores needs one of them"),
-        ({"curriculum": "0.05,5"}, "no image of the 12 of class '0'"),
+        ({"curriculum": "0.05,5"}, r"leaves no image of class '0' \(it has 12\)"),
         (
             {"curriculum": "0.25,1", "batch_size": 8, **BATCH_NORM},
             r"a single image \(of 9\)",

@@ -235,7 +235,7 @@ def test_merge_names_what_differs(store: Store, tmp_path: Path, tiny_data: str) 
 
 def test_an_unknown_action_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "verify", "nowhere"]) == 2
-    assert "there is no nowhere; give a store" in capsys.readouterr().err
+    assert "there is no nowhere; give an expert store" in capsys.readouterr().err
     assert main(["store", "verfy"]) == 2
     assert "no action 'verfy' (did you mean verify?)" in capsys.readouterr().err
     assert main(["store", "merge", "one", "--out", "x"]) == 2

@@ -163,7 +163,7 @@ def test_names(text: str, options: dict[str, Any]) -> None:
         ("vgg11:width=six", "VGG11"),
         ("lenet:batch", "LeNet does not accept all of the options norm"),
         ("convnet:depht=3", "ConvNet does not accept all of the options depht"),
-        ("vgg11:batch,layer", "each once and joined by commas, but got 'layer'"),
+        ("vgg11:batch,layer", "pairs without repeats, joined by commas, but got 'layer'"),
         ("vgg11:", "joined by commas, but got ''"),
         ("convnetd4:depth=3", "the depth is given twice"),
         ("alexnet:width=5", "expected width to be even, but got 5"),

@@ -277,7 +277,7 @@ def test_a_tangent_of_the_state_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "kind", "match"),
     [
-        ({"momentum": 0.9}, ValueError, "momentum to be left out where optimiser is given, but"),
+        ({"momentum": 0.9}, ValueError, "momentum to be left out if optimiser is given, but"),
         ({"optimiser": ops.SGD}, TypeError, "got the class trajmatch.ops.optimisers.SGD"),
         ({"lr": "0.1"}, TypeError, "lr to be a tensor, an array or a list of numbers, but got str"),
         (

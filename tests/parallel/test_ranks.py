@@ -167,7 +167,8 @@ def test_every_process_takes_a_gpu_of_its_own(launched) -> None:
     launched.setattr(launch.torch.cuda, "device_count", lambda: 2)
     assert local_device("cpu") == "cpu"
     assert local_device("cuda") == "cuda:1"
-    with pytest.raises(UserError, match="--device cuda:1 is one GPU for all processes"):
+    told = "--device cuda:1 would put all processes of torchrun on one GPU"
+    with pytest.raises(UserError, match=told):
         local_device("cuda:1")
     launched.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="3 processes on a machine that has 2 GPUs"):
@@ -179,7 +180,7 @@ def test_a_command_that_cannot_be_divided_is_refused(launched, capsys) -> None:
     assert main(["recipes"]) == 2
     message = capsys.readouterr().err
     assert "3 processes, but trajmatch recipes runs as one" in message
-    assert "which is for expert and distill" in message
+    assert "only expert and distill can use several processes" in message
 
 
 @pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [program._GRACE])])

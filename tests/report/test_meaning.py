@@ -7,6 +7,7 @@ import json
 import math
 import random
 import shutil
+import statistics
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,8 +48,13 @@ def test_the_error_is_the_spread_over_test_sets_of_this_size(accuracy: float, im
     assert sampling_error(accuracy, images) == pytest.approx(spread, rel=0.06)
     half = sampling_error(50 / images, images)
     assert sampling_error(0, images) == pytest.approx(sampling_error(100, images)) == half > 0
-    both = difference_error(accuracy, 50, images)
+    sure, other = ({"mean": mean, "std": 0.0, "seeds": 1} for mean in (accuracy, 50))
+    both = difference_error(images, sure, other)
     assert both == pytest.approx(math.hypot(spread, 50 / math.sqrt(images)), rel=0.06)
+    found = [1.0, 2.0, 6.0]  # the error of their mean is their sample deviation over sqrt(3)
+    spread_out = {"mean": accuracy, "std": statistics.pstdev(found), "seeds": 3}
+    more = difference_error(images, spread_out, other)
+    assert more == pytest.approx(math.hypot(both, statistics.stdev(found) / math.sqrt(3)))
 
 
 def test_a_gain_says_its_error(folder: Path, tmp_path: Path) -> None:
@@ -56,7 +62,7 @@ def test_a_gain_says_its_error(folder: Path, tmp_path: Path) -> None:
     assert (summary["training_images"], summary["test_images"]) == (45, 21)
     shutil.copytree(folder, tmp_path / "run")
     for score, mean in (("distilled", 72.0), ("random_real", 60.0)):
-        summary[score]["mean"] = mean
+        summary[score] |= {"mean": mean, "std": 0.0}
     for images, error, verdict_ in ((75, 7.7, "no more"), (7500, 0.8, "more")):
         summary["test_images"] = images
         (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))

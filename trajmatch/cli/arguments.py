@@ -171,7 +171,7 @@ def _refusal(unknown: Sequence[str], options: Sequence[_Option], prog: str) -> s
     # The values of an unknown flag are unknown too, so look for the flag first.
     token = next((each for each in unknown if each.startswith("-")), unknown[0]).partition("=")[0]
     if not token.startswith("-"):
-        return f"{prog} does not know what to do with {token!r}"
+        return f"{prog} got an unexpected argument {token!r}"
     name = token.lstrip("-").rpartition(".")[2]
     flags = [each for each in options if each.action.option_strings]
     meant = [each.shown for each in flags if each.field.replace("_", "-") == name]

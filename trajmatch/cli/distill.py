@@ -31,8 +31,8 @@ def run(argv: list[str]) -> None:
 
     def announce(forecast: Forecast) -> None:
         print(
-            f"{forecast.seconds:.3g} s an outer iteration, "
-            f"{duration(forecast.seconds * config.iterations)} for {config.iterations}; "
+            f"{forecast.seconds:.3g} s per outer iteration, "
+            f"{duration(forecast.seconds * config.iterations)} for all {config.iterations}; "
             f"{forecast}",
             file=sys.stderr,
         )

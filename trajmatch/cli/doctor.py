@@ -189,9 +189,11 @@ def network_as_text(report: dict[str, Any]) -> str:
         size = f"{layer['parameters']:10,}"
         rows.append((layer["name"] or "(all)", layer["type"], size, layer["runs"] + why))
     verdict = (
-        f"It can be expert, student and evaluation network; steps run by: {report['runs_by']}."
+        "It can be used as expert, student and evaluation network; its steps are run by: "
+        f"{report['runs_by']}."
         if report["passed"]
-        else "It can be tested but not distilled: replace what is not twice differentiable."
+        else "It can be an evaluation network, but not an expert or student: replace the layers "
+        "that are not twice differentiable."
     )
     head = f"{spec['name']}: {options}; {report['parameters']:,} parameters"
     return f"{head}\n\n{aligned(*rows)}\n\n{verdict}"

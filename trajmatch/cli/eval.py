@@ -110,9 +110,12 @@ def _caption(result: dict[str, Any], diverged: int) -> str:
     if "unfinished" in result:
         sentences.append("stopped: {done} of {of} networks".format(**result["unfinished"]))
     if result["k_center_features"]:
-        sentences.append(f"distances are between {result['k_center_features']}")
+        features = result["k_center_features"]
+        sentences.append(f"k-center and herding measure distances between {features}")
     if result["sets"]["distilled"]["labels"] == "soft" and "k_center_soft" not in result["sets"]:
-        sentences.append("real images with soft labels need experts, given with --experts")
+        sentences.append(
+            "to compare with soft-labelled real images, name an expert store with --experts"
+        )
     if "errors" in result["distilled"]:
         sentences.append("errors are mean squared errors of the targets")
     if diverged:

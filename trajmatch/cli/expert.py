@@ -53,7 +53,7 @@ def _print_health(store: Store) -> None:
 
     error = store.loss == "mse"
     tested = "test error" if error else "test accuracy %"
-    rows = [("expert", "first loss", "last loss", tested, "first step", "last step")]
+    rows = [("expert", "first loss", "last loss", tested, "first move", "last move")]
     for expert in range(store.num_experts):
         metrics = store.metrics(expert)
         losses, steps = (
@@ -66,7 +66,7 @@ def _print_health(store: Store) -> None:
     print(
         f"{store.path}: {store.num_experts} experts, {store.manifest['network']['name']} with "
         f"{networks.num_parameters(network)} parameters, steps run by: {ops.engine_for(network)}; "
-        f"trained to {store.reached} (step: distance that the parameters moved in an epoch)\n"
+        f"trained to {store.reached} (move: distance that the parameters moved in that epoch)\n"
     )
     print(aligned(*rows, rule=True))
     warn(examine(store))

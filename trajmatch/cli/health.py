@@ -25,8 +25,8 @@ def print_health(config: DistillConfig) -> None:
     first, end = config.min_start_epoch, config.window_end(course)
     if config.max_start_epoch is None:
         print(
-            f"segments start from epochs {first} to {end - 1}: --max-start-epoch is {end} by "
-            f"default for experts with epochs {spans(course)}",
+            f"start epochs are {first} to {end - 1}, because --max-start-epoch defaults to {end} "
+            f"for experts with epochs {spans(course)}",
             file=sys.stderr,
         )
     # Examine the start epochs only if the experts themselves are healthy.

@@ -34,7 +34,7 @@ COMMANDS = {
     "score": Command("score real images by how hard they are for experts (EL2N)"),
     "show": Command("draw distilled images as a picture or an animation"),
     "report": Command("write a report of a run as one HTML file"),
-    "convert": Command("convert files of the papers' scripts to ours, and back"),
+    "convert": Command("convert between files of the papers' scripts and of trajmatch"),
     "export": Command("write distilled images in a form that other programs read"),
     "run": Command("run all stages of a recipe in one folder", True),
     "recipes": Command("list the recipes of published results, or explain one"),
@@ -192,7 +192,7 @@ def _dispatch(arguments: list[str]) -> int:
             shared = " and ".join(each for each in COMMANDS if COMMANDS[each].divides)
             raise UserError(
                 f"torchrun started {os.environ['WORLD_SIZE']} processes, but trajmatch {name} runs "
-                f"as one; start it without torchrun, which is for {shared}"
+                f"as one; start it without torchrun; only {shared} can use several processes"
             )
     from trajmatch.memory import keep_freed_memory
 

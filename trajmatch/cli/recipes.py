@@ -43,7 +43,7 @@ def _print_list(recipes: list[Recipe]) -> None:
     for line in aligned(*rows).splitlines():
         print(line[:room].rstrip())
     print(
-        "columns: recipe, published test accuracy in %, what it makes; trajmatch recipes NAME "
+        "columns: recipe, published test accuracy in %, title; trajmatch recipes NAME "
         "explains one, trajmatch run --recipe NAME runs it",
         file=sys.stderr,
     )

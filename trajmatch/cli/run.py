@@ -112,11 +112,11 @@ def _print_summary(summary: dict[str, Any], folder: RunFolder) -> None:
 
     for name, labels in (("random_real", ""), ("random_real_soft", " with soft labels")):
         if name in summary and "errors" not in summary[name]:
-            means = summary["distilled"]["mean"], summary[name]["mean"]
-            error = difference_error(*means, summary["test_images"])
+            both = summary["distilled"], summary[name]
             print(
-                f"{means[0] - means[1]:+.1f} points over random real images{labels} (standard "
-                f"error {error:.1f}, from {summary['test_images']} test images)"
+                f"{both[0]['mean'] - both[1]['mean']:+.1f} points over random real images{labels} "
+                f"(standard error {difference_error(summary['test_images'], *both):.1f}, from "
+                f"{summary['test_images']} test images and {both[0]['seeds']} networks)"
             )
     print(f"{summary['seconds']:.0f} s in all")
     for path, what in folder.contents():
@@ -189,12 +189,11 @@ def _parse(
     # Reject flags for the training of experts if the run trains none: they would be ignored.
     if stages["expert"] and (has_experts or not _needs_experts(chosen["distill"])):
         name = next(iter(stages["expert"]))
-        why = "--experts names a trained store" if has_experts else "this run trains none"
+        why = "this run trains no experts; leave it out"
+        if has_experts:
+            why = "--experts names a trained store; leave one of them out"
         meant = f" (did you mean --distill.{name.replace('_', '-')}?)" if name in _SHARED else ""
-        raise UserError(
-            f"{flag(name)} applies only when experts are trained, but {why}; leave one of them out"
-            f"{meant}"
-        )
+        raise UserError(f"{flag(name)} applies only when experts are trained, but {why}{meant}")
     config = RunConfig(**{**own_defaults, **own})
     return config, chosen
 

@@ -125,7 +125,7 @@ def verdicts(path: Path) -> Iterable[Verdict]:
             files.load_tensors(path)
 
     if not path.exists():
-        raise UserError(f"there is no {path}; give a store of experts, or a file of this program")
+        raise UserError(f"there is no {path}; give an expert store, or a file that trajmatch wrote")
     return verify(path) if path.is_dir() else [judge(path, read)]
 
 

@@ -170,8 +170,8 @@ class Dataset:
         shape = list(self.train_images.shape[1:])
         if zca is not None and list(zca.mean.shape) != shape:
             raise UserError(
-                f"the ZCA transform is for images of shape {list(zca.mean.shape)}, but those of "
-                f"{self.name} have shape {shape}; fit one on this set"
+                f"the ZCA transform is for images of shape {list(zca.mean.shape)}, but the "
+                f"images of {self.name} have shape {shape}; fit a new transform to this set"
             )
         return self if zca is None else dataclasses.replace(self, zca=zca)
 
@@ -261,8 +261,8 @@ def _check_images(what: str, images: Tensor, training: Tensor) -> None:
     shape = list(images.shape)
     if images.dtype != torch.uint8:
         raise UserError(
-            f"{what} should be uint8, 0 to 255, but are {images.dtype}; convert them (numbers from "
-            "0 to 1: multiply by 255 and round)"
+            f"{what} should be uint8, 0 to 255, but are {images.dtype}; convert them; multiply "
+            "numbers from 0 to 1 by 255 and round"
         )
     if images.ndim != 4 or images.numel() == 0 or shape[2] != shape[3]:
         raise UserError(

@@ -33,7 +33,9 @@ _DEEP = ("I", "F")
 # Warnings about information that is dropped by default, as in torchvision's image loader.
 _TURNED = "have an EXIF orientation that is ignored; ?exif=turn applies it"
 _TRANSPARENT = "have transparent pixels whose alpha is dropped; ?alpha=white puts them on white"
-_DEEPER = "have values above 255, which are clipped; ?bits=scale takes the upper 8 of 16 bits"
+_DEEPER = (
+    "have values above 255, which are clipped; ?bits=scale keeps the upper 8 of the 16 bits instead"
+)
 _ORIENTATION = 0x0112  # EXIF tag
 # Pillow's limit for decoding: twice its Image.MAX_IMAGE_PIXELS.
 _MOST_PIXELS = 178_956_970
@@ -212,8 +214,8 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
     except _UNREADABLE as error:
         cause = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{picture} cannot be read as an image ({cause}); repair or remove it, or add "
-            "?large=allow to the data's address if it is only too large and you trust it"
+            f"{picture} cannot be read as an image ({cause}); repair or remove it, or, if "
+            "you trust the file and it is only too large, add ?large=allow to the data's address"
         ) from error
 
 

@@ -43,8 +43,7 @@ def say_left_out(what: str, names: Iterable[str], options: PartOptions) -> None:
     chosen = options.train or (options.test and options.fraction is None)
     if not chosen and (listed := ", ".join(map(repr, names))):
         warn(
-            f"{what}: {listed} is left out; ?train=NAME and ?test=NAME choose the parts that are "
-            "read"
+            f"{what}: not read: {listed}; ?train=NAME and ?test=NAME choose the parts that are read"
         )
 
 
@@ -62,9 +61,9 @@ def split_parts(
     train, test = _draw(told, labels, names, part, 0, "test split", 1)
     if fraction is None:
         warn(
-            f"{what} has no test images: {len(test)} of its {len(labels)} images, the same "
-            "ones every time, are used for testing and not for training; ?test=FRACTION chooses "
-            f"another fraction than {TEST_FRACTION:g}"
+            f"{what} has no test images: the same {len(test)} of its {len(labels)} images are "
+            "always used for testing and never for training; ?test=FRACTION chooses another "
+            f"fraction than {TEST_FRACTION:g}"
         )
     return train, test
 
@@ -96,9 +95,9 @@ def _draw(
         count = min(max(round(part * len(members)), least), len(members) - least)
         if part and not 0 < count < len(members):
             raise UserError(
-                f"{told} would put {count} of the {len(members)} images of class {names[label]!r} "
-                "aside; each class needs an image on both sides: choose another fraction, add "
-                "images, or leave the class out"
+                f"{told} would hold out {count} of the {len(members)} images of class "
+                f"{names[label]!r}; each class needs at least one image in both parts: choose "
+                "another fraction, add images, or leave the class out"
             )
         # One random stream per class: the draw does not depend on the other classes.
         order = torch.randperm(len(members), generator=generator(seed, stream, label))

@@ -75,7 +75,7 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
     whole = SHIPPED if uri is None else os.fspath(uri)
     check_text("the address of the data set", whole)
     if "\0" in whole:
-        raise UserError(f"the address of the data set {whole!r} has a zero byte; leave it out")
+        raise UserError(f"the address of the data set {whole!r} contains a zero byte; remove it")
     address = Address.parse(whole)
     source = _source(address)
     if source is None:

@@ -135,7 +135,7 @@ def fit(images: Tensor, eps: float = EPS) -> ZCA:
     """
     count, *shape = images.shape
     if count < 2:
-        raise UserError(f"ZCA needs at least 2 training images, but there is {count}")
+        raise UserError(f"ZCA needs at least 2 training images, but got {count}")
     dimension = math.prod(shape)
     check_memory(
         f"the matrices of ZCA, {dimension} x {dimension} numbers,",

@@ -353,7 +353,7 @@ class DistillConfig(RunOptions, DistillSettings):
                 f"{flag(name)} is fixed by the store given with --experts; leave it out"
             )
         if self.init_from is not None and self.init_clusters is not None:
-            raise UserError("--init-clusters is not for --init-from; leave one of them out")
+            raise UserError("--init-clusters has no effect with --init-from; leave one of them out")
         if self.scores is not None and self.init != "difficulty":
             raise UserError("--scores applies only to --init difficulty; leave one of them out")
         if self.init_from is None and (self.labels, self.init) == ("soft", "noise"):

@@ -124,11 +124,18 @@ def sampling_error(accuracy: float, test_images: int) -> float:
     return math.sqrt(accuracy * (100 - accuracy) / test_images)
 
 
-def difference_error(first: float, second: float, test_images: int) -> float:
-    """Return the standard error (percentage points) of the difference of two accuracies."""
-    # This takes the two accuracies as independent. The true error is smaller, because both are
-    # measured on the same test images.
-    return math.hypot(sampling_error(first, test_images), sampling_error(second, test_images))
+def difference_error(test_images: int, *scores: Mapping[str, Any]) -> float:
+    """Return the standard error (percentage points) of the difference of two mean accuracies.
+
+    Each score has ``mean``, ``std`` (population) and ``seeds``, as from :meth:`Score.as_dict`. The
+    error combines the number of test images and the spread of the networks.
+    """
+    # This takes the two accuracies as independent. The error from the test images is smaller,
+    # because both are measured on the same ones.
+    parts = [sampling_error(each["mean"], test_images) for each in scores]
+    # A population std over sqrt(n - 1) estimates the error of the mean of n networks.
+    parts += [each["std"] / math.sqrt(max(1, each["seeds"] - 1)) for each in scores]
+    return math.hypot(*parts)
 
 
 def robust_score(first: float, second: float) -> float:

@@ -49,7 +49,7 @@ def find_origin(config: ConvertConfig, lacking: Sequence[str] = ()) -> Origin:
     missing = [flag for flag, value in given.items() if value is None]
     advice = ""
     if missing:
-        advice = "; --recipe (e.g. mtt/cifar10/ipc10) stands for --network, --preprocessing, --dsa"
+        advice = "; --recipe (e.g. mtt/cifar10/ipc10) replaces --network, --preprocessing and --dsa"
     if config.data is None:
         missing.insert(0, "--data (the data set, e.g. cifar10:ROOT)")
     missing += lacking

@@ -36,7 +36,7 @@ def find_images(source: Path) -> Path | None:
         if len(found) > 1:
             raise UserError(
                 f"{source} holds several sets ({', '.join(path.name for path in found[:4])}); "
-                "give the path of the images wanted"
+                "give the path of one images file"
             )
         return found[0] if found else None
     if not (source.name.startswith("images") and source.suffix == ".pt"):

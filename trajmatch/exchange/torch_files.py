@@ -29,7 +29,9 @@ def load(path: Path) -> Any:
             pickles = [each for each in entries if each.filename.endswith("/data.pkl")]
             # Of the calls that weights_only allows, only bytearray(n) can fill the memory.
             if any(b"bytearray" in archive.read(each) for each in pickles):
-                raise UserError(f"{path} holds a bytearray; only tensors, lists, numbers are read")
+                raise UserError(
+                    f"{path} holds a bytearray; only tensors, lists and numbers are accepted"
+                )
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UserError:
         raise

@@ -16,14 +16,7 @@ from trajmatch.errors import UserError
 from trajmatch.experts.curriculum import Schedule
 from trajmatch.experts.manifest import MOST_EXPERTS, Epochs
 from trajmatch.run_options import RunOptions
-from trajmatch.schema import (
-    Count,
-    Fraction,
-    NonNegative,
-    Positive,
-    PositiveInt,
-    Settings,
-)
+from trajmatch.schema import Count, Fraction, NonNegative, Positive, PositiveInt, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +70,9 @@ class TrainingSettings(Settings):
         # A drop after the last epoch, `epochs - 1`, would have no effect. Without drops `last` is
         # [], which is less than any other list.
         last = [epoch for epoch, _ in Schedule.parse(self.curriculum, self.drop_easy).drops][-1:]
-        wanted = f"for epochs below {self.epochs - 1}, the last of --epochs {self.epochs}"
-        self.expect("drop_easy", last < [self.epochs - 1], wanted)
+        end = self.epochs - 1
+        wanted = f"limited to epochs below {end}, the last epoch of --epochs {self.epochs}"
+        self.expect("drop_easy", last < [end], wanted)
         if self.alpha and not self.rho:
             raise UserError(
                 f"--alpha {self.alpha:g} has no effect, because --rho 0 turns GSAM off; set --rho, "

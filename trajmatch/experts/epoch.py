@@ -70,8 +70,8 @@ class Curriculum:
             self._classes.append(members[scores.values[members].argsort(stable=True)])
             if int(schedule.first * len(members)) == 0:
                 raise UserError(
-                    f"--curriculum starts with {schedule.first:g} of each class, which is no image "
-                    f"of the {len(members)} of class {name!r}; start with a larger fraction"
+                    f"--curriculum starts with {schedule.first:g} of each class, which leaves no "
+                    f"image of class {name!r} (it has {len(members)}); start with a larger fraction"
                 )
 
     def images(self, epoch: int) -> Tensor:

@@ -28,8 +28,8 @@ def examine(store: Store) -> list[str]:
     limit = chance + LEARNED * (best - chance)
     # Problems and advice, the worst first.
     signs = {
-        "diverged: the training loss ended above its first value and above that of guessing "
-        f"({guessing:.3g}), or exceeded {EXPLODED} times the latter": "lower --lr",
+        "diverged: the training loss ended above both its first value and the loss of guessing "
+        f"({guessing:.3g}), or once exceeded {EXPLODED} times the loss of guessing": "lower --lr",
         f"moved in one epoch less than {STILL:g} times as far as in another: segments from there "
         "have nothing to match": "raise --lr",
         f"{failed.format(limit, chance)} after {store.reached}": "train longer or raise --lr",

@@ -327,8 +327,8 @@ class Store:
         if checksums and (tensor, expert, row) not in self._sound:
             if _checksum(found) != checksums[tensor][row]:
                 raise UserError(
-                    f"{path} is damaged: the {tensor} of epoch {epoch} do not fit their checksum; "
-                    "delete it and run the same `trajmatch expert` with --resume"
+                    f"{path} is damaged: the {tensor} of epoch {epoch} do not match their "
+                    "checksum; delete the file and run the same `trajmatch expert` with --resume"
                 )
             self._sound.add((tensor, expert, row))
         return found.float()

@@ -205,8 +205,8 @@ def _recorded_calls(model: nn.Module, images: Tensor) -> dict[str, _Call]:
         )
         raise ValueError(
             f"expected a network without randomness, but {type(model).__name__} draws random "
-            f"numbers{next(drawing, '')}: its steps could not be repeated exactly; set the "
-            "probability of its dropout to 0, or put it into evaluation mode"
+            f"numbers{next(drawing, '')}, so its steps cannot be repeated exactly; set the "
+            "dropout probability to 0, or put the layer into evaluation mode"
         )
     return calls
 

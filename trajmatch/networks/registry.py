@@ -67,7 +67,7 @@ def build_student(spec: dict[str, Any]) -> ImageClassifier:
 def _on_meta(name: str, arguments: dict[str, Any]) -> ImageClassifier:
     """Build a network on the meta device; raise ValueError if it is too large for memory."""
     what = f"the parameters of {name} with {arguments}"
-    advice = "take a smaller width or depth"
+    advice = "use a smaller width or depth"
     try:
         if any(isinstance(each, int) and each >= 2**63 for each in arguments.values()):
             raise OverflowError
@@ -125,8 +125,8 @@ def _parse_options(text: str, options: str) -> dict[str, Any]:
             key, value = "norm", key
         if not key or not value or key in arguments:
             raise ValueError(
-                f"expected the options of {text} to be a norm and key=value, each once and joined "
-                f"by commas, but got {option!r}"
+                f"expected the options of {text} to be at most one norm and key=value pairs "
+                f"without repeats, joined by commas, but got {option!r}"
             )
         arguments[key] = int(value) if value.isdecimal() else value
     return arguments

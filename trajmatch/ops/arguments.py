@@ -112,7 +112,8 @@ class Expect:
             raise TypeError(self.message("model", "be the network itself", came))
         if isinstance(model, torch.jit.ScriptModule):
             came = f"{kind}; pass the module that it was compiled from"
-            raise TypeError(self.message("model", "be a module that Python runs", came))
+            wanted = "be an ordinary (not scripted) torch.nn.Module"
+            raise TypeError(self.message("model", wanted, came))
         # A lazy parameter has no size before the first call, so theta cannot be compared with it.
         for name, parameter in model.named_parameters():
             lazy = isinstance(parameter, nn.UninitializedParameter)

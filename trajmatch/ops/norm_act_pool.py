@@ -106,12 +106,7 @@ _SAVED = "x weight bias mean rstd"
 _INSTEAD = "trajmatch.reference.norm_act_pool has derivatives of any order"
 
 register(
-    "norm_act_pool",
-    _fake,
-    _backward,
-    save=_SAVED,
-    outputs="out mean rstd",
-    constant="mean rstd",
+    "norm_act_pool", _fake, _backward, save=_SAVED, outputs="out mean rstd", constant="mean rstd"
 )
 register("norm_act_pool_backward", _fake_backward, _backward_backward, save=f"grad_out {_SAVED}")
 register("norm_act_pool_tangent", _fake, instead=_INSTEAD)

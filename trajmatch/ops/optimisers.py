@@ -160,7 +160,7 @@ def check_optimiser(expect: Expect, optimiser: Any, momentum: float) -> Optimise
         came = f"{kind.__module__}.{kind.__qualname__}"
         came = f"the class {came}" if kind is optimiser else came
         raise TypeError(expect.message("optimiser", wanted, came))
-    expect.that(momentum == 0, "momentum", "be left out where optimiser is given", momentum)
+    expect.that(momentum == 0, "momentum", "be left out if optimiser is given", momentum)
     return optimiser
 
 

@@ -266,7 +266,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     if not saved.keep_trajectory:
         raise ValueError(
-            "trajmatch::student_unroll: expected keep_trajectory to be true where a gradient is "
+            "trajmatch::student_unroll: expected keep_trajectory to be true if a gradient is "
             "needed, but got false"
         )
     *tensors, augmentation = (getattr(saved, name) for name in _SAVED.split())

@@ -39,8 +39,8 @@ def local_device(device: str) -> str:
         return device
     if device != "cuda":
         raise UserError(
-            f"--device {device} is one GPU for all processes of torchrun; use --device cuda: each "
-            "process then takes the GPU of its local rank"
+            f"--device {device} would put all processes of torchrun on one GPU; use --device "
+            "cuda: each process then takes the GPU of its local rank"
         )
     local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= count:

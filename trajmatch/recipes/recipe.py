@@ -90,8 +90,8 @@ def find_recipe(name: str) -> Recipe:
         meant = f" (did you mean {' or '.join(beginning[:3])}?)" if beginning else ""
         meant = meant or closest(name, names)
         raise UserError(
-            f"there is no recipe {name!r}{meant}; `trajmatch recipes` lists them, and a file of "
-            "your own is given by its path, ending in .toml"
+            f"there is no recipe {name!r}{meant}; `trajmatch recipes` lists them; for your own "
+            "recipe, give a path that ends in .toml"
         )
     return load_recipe(FOLDER / f"{name}.toml", name)
 
@@ -163,5 +163,5 @@ def _check_window(recipe: Recipe) -> None:
         raise UserError(
             f"recipe {recipe.name} contradicts itself: segments of {distill.expert_epochs} epochs "
             f"from epochs {starts[0]} to {starts[-1]} need epoch {missing[-1]}, which its experts "
-            f"(epochs {expert.epochs}, keep {expert.keep}) do not have"
+            f"do not keep (epochs = {expert.epochs}, keep = {expert.keep})"
         )

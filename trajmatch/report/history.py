@@ -56,7 +56,7 @@ def read(path: Path) -> History:
         lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         place = f"{path} is not a log that `trajmatch distill` wrote (line {number}: "
-        advice = "); give that one with --log"
+        advice = "); name the run's log with --log"
         with as_user_error(place, msgspec.DecodeError, ValueError, RecursionError, advice=advice):
             # A line without a line break is incomplete: the run was killed while writing it.
             if line.endswith(b"\n"):

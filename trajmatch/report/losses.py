@@ -20,9 +20,9 @@ _MEANINGS = {
     "more --student-steps may help; judge by the accuracy",
     0.98: "the student moves a little towards the expert; more iterations may help",
     1 / 0.98: "the student did not move towards the expert. Raise --lr-init or --student-steps, "
-    "and see that --lr-img is not far too small",
-    math.inf: "the student ends farther from the expert than it started. Its step size is too "
-    "large (--lr-init, --lr-lr), or --lr-img is",
+    "and check that --lr-img is not far too small",
+    math.inf: "the student ends farther from the expert than it started. The step size "
+    "(--lr-init, --lr-lr) or --lr-img is too large",
 }
 
 
@@ -50,7 +50,7 @@ def verdict(losses: Sequence[float | None], settings: Mapping[str, Any]) -> str:
     of_what = f" (relative to {unmoved:g}, the loss of a student that does not move)"
     of_what = "" if unmoved == 1 else of_what
     numbers = f"from {first:.2f} to {last:.2f}{of_what}, means of the first and the last tenth"
-    scale = "1 would be a student that stays where it starts, 0 one that ends where the expert did"
+    scale = "1: the student does not move; 0: it reaches the expert"
     meaning = next(meaning for limit, meaning in _MEANINGS.items() if last <= limit)
     return f"The matching loss went {numbers} ({scale}): {meaning}."
 

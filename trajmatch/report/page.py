@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import jinja2
+import msgspec
 
 from trajmatch import __version__, files
 from trajmatch.evaluate.scores import difference_error, sampling_error
@@ -44,7 +45,7 @@ def page(run: Run) -> str:
         scores=sections.score_tables(run.results),
         accuracies=sections.by_network(run.results.networks),
         sampling_error=sampling_error,
-        difference_error=difference_error,
+        difference_error=lambda n, *of: difference_error(n, *map(msgspec.structs.asdict, of)),
         accuracy_chart=sections.accuracy_chart(run),
         on_the_way=run.snapshots and images.over_iterations(run.snapshots, distilled.class_names),
         distilled=images.of_classes(distilled),

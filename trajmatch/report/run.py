@@ -78,6 +78,6 @@ def _log(path: Path, distilled: Artifact) -> History:
         raise UserError(
             f"{path} is the log of another run: it ends with iteration {last.iteration} and step "
             f"size {last.step_size}, and the distilled set was made in {end} and has the step size "
-            f"{distilled.lr}; give its own with --log"
+            f"{distilled.lr}; give the log of this distilled set with --log"
         )
     return found

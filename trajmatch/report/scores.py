@@ -23,6 +23,7 @@ class Accuracy(msgspec.Struct):
 
     mean: Number
     std: Number
+    seeds: Count = 1
     diverged: Count | None = None
     errors: tuple[Number, ...] = ()
 
@@ -61,7 +62,7 @@ class Scores(_BySet):  # type: ignore[misc, valid-type]
     def __post_init__(self) -> None:
         """Refuse an object without accuracies."""
         if not self.found:
-            raise ValueError("it has no score")
+            raise ValueError("it has no accuracies")
 
     @property
     def found(self) -> dict[str, Accuracy]:

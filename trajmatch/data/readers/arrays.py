@@ -174,8 +174,8 @@ def _images(what: str, array: _Array) -> Tensor:
     shape = list(array.shape)
     if array.dtype != np.uint8:
         raise UserError(
-            f"{what} should be uint8, 0 to 255, but is {array.dtype}; convert it "
-            "(numbers from 0 to 1: multiply by 255 and round)"
+            f"{what} should be uint8, 0 to 255, but is {array.dtype}; convert it; "
+            "multiply numbers from 0 to 1 by 255 and round"
         )
     if array.size == 0:
         raise UserError(f"{what} holds no images (shape {shape})")

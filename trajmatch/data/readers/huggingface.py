@@ -77,8 +77,8 @@ def _load(what: str, name: str, config: str | None) -> Mapping[str, Any]:
     with as_user_error(needs, ModuleNotFoundError):
         import datasets
     advice = (
-        "; check the name and the connection, and give ?config=NAME where the hub has several data "
-        "sets under it"
+        "; check the name and the connection, and add ?config=NAME if the hub has several "
+        "configurations of this data set"
     )
     kinds = (OSError, ValueError, RuntimeError)
     with as_user_error(f"{what} cannot be loaded: ", *kinds, advice=advice):
@@ -128,8 +128,8 @@ def _column(
         columns = ", ".join(f"{name} ({type(each).__name__})" for name, each in features.items())
         hint = nearest(given or "", every) if every else "there are none"
         raise UserError(
-            f"{what} (its columns: {columns}) needs ?{option}=NAME, the column of its {option}s; "
-            f"{hint}"
+            f"{what} (its columns: {columns}) needs ?{option}=NAME with the name of the column "
+            f"that holds the {option}s; {hint}"
         )
     return found[0]
 

@@ -90,7 +90,7 @@ def _warn_of_parts(root: Path, pictures: Sequence[Picture]) -> None:
     if len(first) > 1 and len(below) > 1 and all(each == first for each in below.values()):
         warn(
             f"{root}: all {len(below)} classes hold the folders {', '.join(sorted(first)[:5])}; if "
-            "these are the classes, name the parts: ?train=NAME&test=NAME"
+            "those folders are the real classes, choose the parts with ?train=NAME&test=NAME"
         )
 
 
@@ -103,14 +103,15 @@ def _pictures(part: Path, present: Sequence[str], names: Sequence[str]) -> list[
         if not entry.is_dir():
             raise UserError(
                 f"{entry} is a file where a folder of images of one class was expected; move it "
-                "into the folder of its class, or away, or choose another part with ?test=NAME"
+                f"into the folder of its class or out of {part}, or choose another part with "
+                "?test=NAME"
             )
         name = known.get(composed(entry.name))
         if name is None:
             raise UserError(
                 f"{entry} is not a class of the training set ("
-                f"{', '.join(present) or 'it has none'}); the folders of both must have the same "
-                "names"
+                f"{', '.join(present) or 'it has none'}); training and test set must have class "
+                "folders of the same names"
             )
         # A file with the suffix or header of an image is a picture, so that damage is an error.
         for file in files_below(entry) if name in names else ():

@@ -79,8 +79,8 @@ class MatchingLoss:
         # In a memory trial no term remembers, but the course has the memory of the run's terms.
         if wanted != came and any(isinstance(term, Remembering) for term in self.terms):
             raise UserError(
-                f"--terms {self._listed()}: remember should return what memory does, {wanted}, but "
-                f"returned {came}"
+                f"--terms {self._listed()}: remember should return tensors with the names, shapes "
+                f"and dtypes that memory returns, {wanted}, but returned {came}"
             )
         return found
 
