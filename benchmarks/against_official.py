@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -171,8 +172,7 @@ class Pair:
         settings = self._settings(folder, iterations, batch_syn=10 * SETTINGS["ipc"], num_eval=0)
         records = self._run(folder, settings, dtype="float32", details=False, tested=1)
         matches = records["matches"]
-        labels = torch.arange(10).repeat_interleave(SETTINGS["ipc"])
-        sets = {"published": {"labels": labels, **records["outer"]}}
+        sets = {"published": {"labels": _hard_labels(), **records["outer"]}}
         # Its updates are added, so nothing keeps it above 0.
         if (step_size := float(records["outer"]["step_size"])) <= 0:
             raise UserError(
@@ -235,7 +235,7 @@ class Pair:
         start, steps = match["start"], SETTINGS["syn_steps"]
         leaves = {name: match[name].clone().requires_grad_() for name in names}
         images = leaves["images"]
-        labels = leaves.get("labels", torch.arange(10).repeat_interleave(SETTINGS["ipc"]))
+        labels = leaves.get("labels", _hard_labels())
         batches = _batches(match["permutations"], EXACT_BATCH, steps)
         end = ops.unroll(
             model,
@@ -331,7 +331,7 @@ class Pair:
             for number in range(count)
         ]
 
-    @property
+    @cached_property
     def _dataset(self) -> Dataset:
         return self.store.training_set(self.store.load_data(self.data)[0])[0]
 
@@ -349,6 +349,11 @@ class Drawn:
     def dsa_parameters(self, step: int, count: int, height: int, width: int) -> Tensor:
         """Return the parameters of a step."""
         return self.rows[step]
+
+
+def _hard_labels() -> Tensor:
+    """Return the classes of the synthetic images; MTT does not learn them."""
+    return torch.arange(10).repeat_interleave(SETTINGS["ipc"])
 
 
 def _batches(permutations: Sequence[Tensor], size: int, steps: int) -> list[Tensor]:

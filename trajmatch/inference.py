@@ -73,7 +73,7 @@ def accuracy(
     check_answered("accuracy: ", images, labels)
     found = torch.cat([*all_logits(model, images, normalise)])
     right = found.argmax(dim=1) == labels.to(found.device)
-    # Where all logits are NaN, argmax is class 0: a diverged network would score as if it guessed.
+    # If all logits are NaN, argmax gives class 0, and a diverged network would score like a guess.
     return 100.0 * int((right & found.isfinite().all(dim=1)).sum()) / len(labels)
 
 

@@ -1,4 +1,4 @@
-"""What a published program draws and computes, recorded while it runs.
+"""Recorder of the random draws and results of a published program while it runs.
 
 A match begins with the first permutation of the synthetic images and ends when the program logs
 its loss. An evaluation is a call of ``evaluate_synset``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 
 import against_official as program
@@ -147,3 +148,20 @@ def test_a_network_that_they_have_no_name_for(experts: Store, tmp_path: Path) ->
     )
     with pytest.raises(UserError, match="width 32, 64, 128 or 256"):
         program.model_name(train_experts(config))
+
+
+@pytest.mark.parametrize("method", ["mtt", "datm"])
+def test_the_page_has_the_numbers_of_the_record(method: str) -> None:
+    root = Path(program.__file__).parent
+    page = (root.parent / "docs" / "comparison.md").read_text().partition("## Beside the published")
+    record = files.read_json(root / "results" / f"against_{method}.json")
+    assert max(record["exact"]["differences"].values()) < 1e-14
+    for difference in record["exact"]["differences"].values():
+        assert difference == 0 or f" {difference:.1e} " in page[2]
+    course = record["course"]
+    first, second = course["seconds"]["published"], course["seconds"]["trajmatch"]
+    assert f"| {first:.3f} | {second:.3f} ({course['ratio']:.1f}x) |" in page[2]
+    for ends in course["losses"].values():
+        assert f" {ends[0]:.3f}, {ends[1]:.3f} " in page[2]
+    for by in course["accuracy_of_set_by_evaluation"].values():
+        assert all(f" {fmean(each):.1f} " in page[2] for each in by.values())

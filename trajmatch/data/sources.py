@@ -185,9 +185,9 @@ def _is_local(address: Address) -> bool:
 def of_recipe(uri: str | None, wanted: str, recipe: str = "") -> str | None:
     """Return the address of a data set, with the options that a recipe needs.
 
-    ``wanted`` is the recipe's own address. If both name the same data set, the options of
-    ``wanted`` are added, but those of the address take precedence. With ``recipe``, the recipe's
-    name, data that differs from ``wanted`` causes a warning.
+    ``wanted`` is the recipe's own address. If both name the same data set, its options are added;
+    options that ``uri`` already has are kept. If ``recipe`` (a name) is given, a different data set
+    causes a warning.
     """
     if not wanted or uri is None:
         return uri

@@ -157,7 +157,7 @@ class Problem(Setup):
             return first
         # The earlier result has fewer images per class than asked for: add others.
         more = self._chosen_images(count - there, there)
-        # If the labels in the file are soft, those of the added images must be soft as well.
+        # A set has one kind of labels, so images added to a file with soft labels get soft labels.
         if first.labels.is_floating_point() and not more.labels.is_floating_point():
             more = SyntheticSet(more.images, self._soft_labels(more.images, more.labels))
         pairs = zip(first, more, strict=True)

@@ -73,5 +73,5 @@ class State(Progress):
 
     @property
     def result(self) -> dict[str, Tensor]:
-        """Current outer parameters; with ``--ema``, moving averages replace those of the images."""
+        """Outer parameters to evaluate and write; with ``--ema``, images are moving averages."""
         return {**values(self.parameters), **self.average}

@@ -113,7 +113,7 @@ class _Evaluation:
         stores = config.k_center_store, config.device, config.experts
         self._sets = TrainingSets(self._distilled, self._dataset, config.seed, *stores)
         self._kinds = config.training_sets(self._sets.is_soft("distilled"))
-        # The fingerprint is enough: it shows if the experts are still those of the records.
+        # Compared with the fingerprint in the records when an evaluation is resumed.
         self._experts = config.experts and Store.open(config.experts).fingerprint
         # In the order of training: by architecture, then by set, then by number.
         self.trainings = {

@@ -23,8 +23,8 @@ class ConvNet(ImageClassifier):
 
     Instance norm is ``GroupNorm(C, C)`` with affine parameters, group norm has 4 groups, layer norm
     runs over ``(C, H, W)``. The first convolution pads 28-pixel images to 32 (MTT,
-    ``networks.py``). ``parameters()`` lists, block by block, weight and bias of the convolution and
-    of the norm, if any, and then those of the linear layer.
+    ``networks.py``). ``parameters()`` lists the blocks in order: weight and bias of the
+    convolution, then of the norm if there is one. Weight and bias of the linear layer come last.
 
     Args:
         in_channels: Channels of the images.

@@ -47,8 +47,8 @@ def verdict(losses: Sequence[float | None], settings: Mapping[str, Any]) -> str:
         return "There is no reference value for this loss, because one of its terms is your own."
     # Relative to a student that does not move, losses of different terms have the same meaning.
     first, last = (fmean(part) / unmoved for part in ends)
-    of_what = f" (relative to {unmoved:g}, the loss of a student that does not move)"
-    of_what = "" if unmoved == 1 else of_what
+    relative = f" (relative to {unmoved:g}, the loss of a student that does not move)"
+    of_what = "" if unmoved == 1 else relative
     numbers = f"from {first:.2f} to {last:.2f}{of_what}, means of the first and the last tenth"
     scale = "1: the student does not move; 0: it reaches the expert"
     meaning = next(meaning for limit, meaning in _MEANINGS.items() if last <= limit)
