@@ -86,7 +86,7 @@ def test_another_network(make_config: MakeConfig) -> None:
         ({"network": "resnet18", "width": 32}, r"--width 32 applies only to --network convnet"),
         ({"network": "mlp", "norm": "batch"}, r"--norm batch .* after the name"),
         ({"network": "lenet"}, r"expected image_size to be large enough .* but got 8"),
-        ({"network": "mlp:depth=2"}, "MLP does not accept all of the options depth"),
+        ({"network": "mlp:depth=2"}, "MLP does not accept all of these options: depth"),
     ],
 )
 def test_refusals_before_any_work(

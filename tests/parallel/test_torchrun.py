@@ -170,5 +170,5 @@ def test_processes_train_experts_and_one_tells(torchrun, experts, tmp_path) -> N
 def test_a_command_that_is_one_process_is_refused(torchrun, tmp_path) -> None:
     done = torchrun(2, "-m", "trajmatch", "demo", "--out", tmp_path / "demo")
     assert done.returncode != 0
-    assert "processes, but trajmatch demo runs as one" in done.stderr
+    assert "torchrun started 2 processes, but trajmatch demo runs as one" in done.stderr
     assert not (tmp_path / "demo").exists()

@@ -106,7 +106,7 @@ def specify(text: str, in_channels: int, num_classes: int, image_size: int) -> d
         return _on_meta(name, sizes | arguments).spec()
     except TypeError as error:
         given = ", ".join(arguments)
-        raise ValueError(f"{text}: {name} does not accept all of the options {given}") from error
+        raise ValueError(f"{text}: {name} does not accept all of these options: {given}") from error
 
 
 def check_runs(spec: dict[str, Any]) -> None:
