@@ -25,6 +25,7 @@ REQUIRED = {
     "run": "--recipe cpu/own/ipc1 --out o",
     "distill": "--experts e --out o",
     "export": "--to npz --out o",
+    "push": "--to hf:me/sets",
     **dict.fromkeys(["expert", "demo", "convert", "store trim", "store merge"], "--out o"),
 }
 

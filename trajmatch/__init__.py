@@ -44,7 +44,7 @@ _MODULES = (
     *("artifact", "data", "distill", "errors", "evaluate"),
     *("experts", "networks", "ops", "reference"),
 )
-_NAMES = {"load": "artifact", "UserError": "errors"}  # public name: the module that defines it
+_NAMES = {"load": "zoo", "UserError": "errors"}  # public name: the module that defines it
 __all__ = ["__version__", *_NAMES, *_MODULES]
 
 

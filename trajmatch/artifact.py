@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from trajmatch import __version__, files, networks, pictures
+from trajmatch.data.dataset import Dataset, check_same_data
 from trajmatch.data.dsa import DSA
 from trajmatch.data.preprocessing import ChannelNormalisation, Preprocessing
+from trajmatch.data.sources import SEARCH_VARIABLE, load_dataset, resolve_uri, searched_folders
 from trajmatch.data.zca import ZCA, from_parts
 from trajmatch.errors import UserError, as_user_error, warn
 from trajmatch.images import find_parametrisation, is_built_in
@@ -322,18 +324,18 @@ def save(path: files.PathLike, artifact: Artifact) -> None:
     """Write an artifact atomically; raise UserError if that fails."""
     if not isinstance(artifact, Artifact):
         raise TypeError(f"expected artifact to be an Artifact, but got {type(artifact).__name__}")
-    # Choose the oldest version that has all that this artifact needs.
-    version = FORMAT_VERSION
+    tensors, description = content(artifact)
     if artifact.keeps_rendered:
-        version = 1 if artifact.zca is None else 2
-    description = {
-        "format": FORMAT,
-        "format_version": version,
-        "sha256": artifact.fingerprint,
-        **artifact._description(),
-    }
-    pixels = {"pixels": artifact.pixels} if artifact.keeps_rendered else {}
-    files.save_tensors(path, {**artifact._tensors(), **pixels}, description)
+        tensors["pixels"] = artifact.pixels
+        # The oldest version that has all that this artifact needs.
+        description["format_version"] = 1 if artifact.zca is None else 2
+    files.save_tensors(path, tensors, description)
+
+
+def content(artifact: Artifact) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the description that a file needs, without the viewable copy."""
+    heads = {"format": FORMAT, "format_version": FORMAT_VERSION, "sha256": artifact.fingerprint}
+    return artifact._tensors(), {**heads, **artifact._description()}
 
 
 def load(path: files.PathLike) -> Artifact:
@@ -343,6 +345,17 @@ def load(path: files.PathLike) -> Artifact:
     damaged, not an artifact, or of a newer format version.
     """
     tensors, metadata = files.load_tensors(path)
+    artifact = assemble(path, tensors, metadata)
+    # Files of early releases have only this checksum.
+    if metadata.get("sha256") != artifact.fingerprint:
+        raise UserError(f"{path} is damaged: its content does not match its checksum")
+    return artifact
+
+
+def assemble(
+    path: files.PathLike, tensors: dict[str, Tensor], metadata: Mapping[str, Any]
+) -> Artifact:
+    """Return the artifact with the content of a file; raise UserError if it does not fit."""
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"{path} is not a distilled set, but a {metadata.get('format', 'file of another kind')}"
@@ -369,7 +382,7 @@ def load(path: files.PathLike) -> Artifact:
     if not keeps_rendered:
         tensors["images"] = _rendered(path, spec, parameters, metadata["network"])
     with as_user_error(f"{path} is damaged: "):
-        artifact = Artifact(
+        return Artifact(
             images=tensors["images"],
             labels=tensors["labels"],
             zca=from_parts(metadata["zca"], tensors) if "zca" in metadata else None,
@@ -378,10 +391,27 @@ def load(path: files.PathLike) -> Artifact:
             keeps_rendered=keeps_rendered,
             **{name: metadata[name] for name in names},
         )
-    # Files of early releases have only this checksum.
-    if metadata.get("sha256") != artifact.fingerprint:
-        raise UserError(f"{path} is damaged: its content does not match its checksum")
-    return artifact
+
+
+def source_dataset(distilled: Artifact, file: files.PathLike, data: str | None) -> Dataset:
+    """Load the data set that was distilled: from ``data``, or else by the name in the file."""
+    name = distilled.dataset_name
+    uri = data or resolve_uri(name)
+    if uri is None:
+        raise UserError(
+            f"{file} was distilled from the data set {name!r}, which is neither shipped nor in a "
+            f"folder that {SEARCH_VARIABLE} lists ({searched_folders()}); add its folder there, or "
+            "say where it is with --data"
+        )
+    dataset = load_dataset(uri)
+    known = {
+        "name": name,
+        "fingerprint": distilled.dataset_fingerprint,
+        "class_names": list(distilled.class_names),
+        "shape": list(distilled.images.shape[1:]),
+    }
+    check_same_data(f"{file} was distilled from", known, dataset.description, given_address=uri)
+    return dataset
 
 
 def _rendered(

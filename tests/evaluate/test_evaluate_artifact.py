@@ -143,7 +143,7 @@ def test_data_that_is_not_found(
     make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TRAJMATCH_DATA", raising=False)
-    with pytest.raises(UserError, match=r"'tiny'.*\(it is empty\); say where it is with --data"):
+    with pytest.raises(UserError, match=r"'tiny'.*\(it is empty\); add its folder there, or say"):
         evaluate_artifact(config(make_artifact()))
 
 

@@ -16,7 +16,7 @@ def run(argv: list[str]) -> None:
     config = parse(EvalConfig, argv, "trajmatch eval", "file")
 
     # Import these, and torch with them, only now: --help and wrong arguments do not need them.
-    from trajmatch import artifact
+    from trajmatch import zoo
     from trajmatch.cli.device import with_device
     from trajmatch.cli.progress import Progress
     from trajmatch.evaluate import evaluate_artifact
@@ -25,7 +25,7 @@ def run(argv: list[str]) -> None:
     results: list[dict[str, Any]] = []
 
     unit = "epochs" if config.equal_steps is None else "steps"
-    soft = artifact.load(config.file).label_kind == "logit"
+    soft = zoo.load(config.file, config.data).label_kind == "logit"
     progress = Progress(config.total_rounds(soft), f"evaluation {unit}", config.quiet)
     try:
         with json_alone(config.json), progress:

@@ -22,7 +22,7 @@ class ShowConfig(Settings):
     """Draw a distilled set, one row per class, or its development over the iterations."""
 
     file: Path
-    """The distilled set, a file that `trajmatch distill` wrote."""
+    """The distilled set: a file that `trajmatch distill` wrote, or zoo:NAME."""
     out: Path | None = None
     """Picture to write. A name ending in .png gives a picture, .gif an animation over the
     iterations. Default: the name of the file, ending in .png."""
@@ -61,9 +61,9 @@ def run(argv: list[str]) -> None:
 
     config = parse(ShowConfig, argv, "trajmatch show", "file")
 
-    from trajmatch import artifact
+    from trajmatch import zoo
 
-    distilled = artifact.load(config.file)
+    distilled = zoo.load(config.file)
     # Draw before the output folder is made, so that an error leaves no empty folder.
     picture = _draw(config, distilled)
     files.check_writable(config.picture.parent)

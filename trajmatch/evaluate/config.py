@@ -132,7 +132,7 @@ class EvalConfig(RunOptions, EvalSettings):
     """Train fresh networks on a distilled set and test them on the real test images."""
 
     file: Path
-    """The distilled set: a file written by `trajmatch distill`."""
+    """The distilled set: a file that `trajmatch distill` wrote, or zoo:NAME (trajmatch zoo)."""
     out: Path | None = None
     """Folder for a record of each network and result.json; --resume continues from it. Default: no
     folder; with --resume or --max-time, a folder beside the file, with the ending .eval."""

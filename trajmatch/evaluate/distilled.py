@@ -9,11 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trajmatch import artifact, files, interruption, networks
-from trajmatch.artifact import Artifact
-from trajmatch.data import Dataset, load_dataset, resolve_uri
-from trajmatch.data.dataset import check_same_data
-from trajmatch.data.sources import SEARCH_VARIABLE, searched_folders
+from trajmatch import files, interruption, networks, zoo
+from trajmatch.artifact import Artifact, source_dataset
 from trajmatch.device import usable_device
 from trajmatch.errors import UserError, as_user_error
 from trajmatch.evaluate.baselines import TrainingSets
@@ -99,7 +96,7 @@ class _Evaluation:
 
     def __init__(self, config: EvalConfig, progress: ProgressLike) -> None:
         self._config, self._progress = config, progress
-        self._distilled = artifact.load(config.file)
+        self._distilled = zoo.load(config.file, config.data)
         for name in ("experts", "robust"):
             if self._distilled.loss == "mse" and getattr(config, name):
                 raise UserError(
@@ -262,24 +259,3 @@ def _network_specs(distilled: Artifact, config: EvalConfig) -> list[tuple[str, d
         for _, spec in specs:
             networks.check_runs(spec)
     return specs
-
-
-def source_dataset(distilled: Artifact, file: Path, data: str | None) -> Dataset:
-    """Load the data set that was distilled: from ``data``, or else by the name in the file."""
-    name = distilled.dataset_name
-    uri = data or resolve_uri(name)
-    if uri is None:
-        raise UserError(
-            f"{file} was distilled from the data set {name!r}, which is neither shipped nor in a "
-            f"folder that {SEARCH_VARIABLE} lists ({searched_folders()}); say where it is with "
-            "--data"
-        )
-    dataset = load_dataset(uri)
-    known = {
-        "name": name,
-        "fingerprint": distilled.dataset_fingerprint,
-        "class_names": list(distilled.class_names),
-        "shape": list(distilled.images.shape[1:]),
-    }
-    check_same_data(f"{file} was distilled from", known, dataset.description, given_address=uri)
-    return dataset

@@ -1,4 +1,4 @@
-"""Settings of a conversion and of an export: the flags of the two commands."""
+"""Settings of conversions, exports, pushes and pulls: the flags of the commands."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ExportConfig(Settings):
     """Write a distilled set in a form that other programs read."""
 
     file: Path
-    """The distilled set, a file that `trajmatch distill` wrote."""
+    """The distilled set: a file that `trajmatch distill` wrote, or zoo:NAME."""
     to: Literal["imagefolder", "npz", "torch", "huggingface"]
     """imagefolder: PNG files in a folder for each class, and distilled.json; npz: NumPy arrays;
     torch: tensors for a TensorDataset, read by torch.load(FILE, weights_only=True); huggingface: a
@@ -85,3 +85,28 @@ class ExportConfig(Settings):
         wanted = {"npz": ".npz", "torch": ".pt"}.get(self.to)
         if wanted is not None and self.out.suffix != wanted:
             raise UserError(f"--out should end in {wanted} for --to {self.to}, but is {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig(Settings):
+    """Upload a distilled set or an expert store to the Hugging Face hub."""
+
+    source: Path
+    """A distilled set, or the folder of an expert store."""
+    to: str
+    """Where to: hf:USER/REPOSITORY or hf:USER/REPOSITORY/NAME, a repository for data sets. It is
+    made if there is none. Default of NAME: the name of the source."""
+    private: bool = False
+    """Make a new repository private."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullConfig(Settings):
+    """Download a distilled set or an expert store from the Hugging Face hub, and check it."""
+
+    source: str
+    """hf:USER/REPOSITORY/NAME; without NAME if the repository holds only one."""
+    out: Path | None = None
+    """The new file or folder. Default: NAME in the current folder."""
+    revision: str = "main"
+    """Branch, tag or commit of the repository."""

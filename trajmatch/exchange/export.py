@@ -11,7 +11,7 @@ import jinja2
 import numpy as np
 import torch
 
-from trajmatch import artifact, files
+from trajmatch import files, zoo
 from trajmatch.artifact import Artifact
 from trajmatch.exchange.config import ExportConfig
 from trajmatch.lock import locked
@@ -31,7 +31,7 @@ def export(config: ExportConfig) -> str:
     Raises:
         UserError: The set cannot be read, or the output exists.
     """
-    distilled = artifact.load(config.file)
+    distilled = zoo.load(config.file)
     made = f"{config.out}: {len(distilled.images)} images of {distilled.num_classes} classes"
     with locked(config.out):
         files.check_new(config.out)
@@ -87,7 +87,7 @@ def _write_pictures(distilled: Artifact, folder: Path, hub: bool) -> None:
 
 
 def _numbers(distilled: Artifact, form: str) -> bytes:
-    """Return the bytes of an ``.npz`` or ``.pt`` file: images, labels, pixels, preprocessing."""
+    """Return the bytes of an ``.npz`` or ``.pt`` file with all that training on the set needs."""
     # The step size is a float64 number; float32 would round it.
     content: dict[str, Any] = {
         "images": distilled.images,

@@ -1,0 +1,65 @@
+"""`trajmatch zoo`: lists the distilled sets of the package, or explains one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trajmatch.cli.output import aligned, print_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooConfig:
+    """List the distilled sets that are part of the package, or explain one.
+
+    Where a command reads a distilled set, zoo:NAME stands for the set of that name.
+    """
+
+    name: str | None = None
+    """A set to explain."""
+    json: bool = False
+    """Print only JSON: a list of objects, even for a single set."""
+
+
+def run(argv: list[str]) -> None:
+    """Run the command with its arguments."""
+    from trajmatch.cli.arguments import parse
+
+    config = parse(ZooConfig, argv, "trajmatch zoo", "name")
+
+    from trajmatch import zoo
+
+    found = [zoo.describe(name) for name in ([config.name] if config.name else zoo.index())]
+    if config.json:
+        print_json(found)
+    elif config.name:
+        print(explained(found[0]))
+    else:
+        heads = ("set", "data", "images", "labels", "bytes", "test accuracy %", "evaluation")
+        print(aligned(heads, *map(_row, found), rule=True))
+
+
+def _row(found: Mapping[str, Any]) -> tuple[str, ...]:
+    score = found["scores"][-1]
+    return (
+        found["name"],
+        found["dataset_name"],
+        f"{found['images']:,}",
+        found["labels"],
+        f"{found['stored_bytes']:,}",
+        f"{score['mean']:.1f} +- {score['std']:.1f}",
+        f"{len(score['accuracies'])} x {score['protocol']['network']['name']}",
+    )
+
+
+def explained(found: Mapping[str, Any]) -> str:
+    """Return everything that is known about a set, one fact per line."""
+    hidden = ("name", "format", "format_version", "label_kind")
+    lines = {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in found.items()
+        if key not in hidden
+    }
+    return "\n".join([f"zoo:{found['name']}", *(f"{key}: {text}" for key, text in lines.items())])
