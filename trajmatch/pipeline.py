@@ -37,7 +37,7 @@ from trajmatch.schema import settings_of
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Configurations of the three stages, which read and write in one folder."""
+    """Configurations of the three stages of a run, and the folder they write to."""
 
     folder: RunFolder
     expert: ExpertConfig | None  # None: `distill` names existing experts or needs none

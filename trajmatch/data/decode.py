@@ -118,10 +118,10 @@ def to_array(
     """Convert a Pillow image to a uint8 array of ``shape`` ``(C, S, S)``, RGB or grey.
 
     Resizes the shorter side to ``S`` (bilinear with antialiasing) and crops the centre, as
-    torchvision's ``Resize`` and ``CenterCrop`` do. The default options treat EXIF, alpha and more
-    than 8 bits as torchvision's image loader does. For each kind of information that is dropped, a
-    message is appended to ``lost``. Raises UserError if the aspect ratio is too large to resize the
-    image, or if ``bits`` is ``"scale"`` and the pixels are floating point.
+    torchvision's ``Resize`` and ``CenterCrop`` do. By default, images with an EXIF rotation, an
+    alpha channel or more than 8 bits are read as by torchvision's image loader. For each kind of
+    information that is dropped, a message is appended to ``lost``. Raises UserError if the resized
+    image would be too large, or if ``bits`` is ``"scale"`` and the pixels are floating point.
     """
     # Turning exchanges width and height, so it comes before resizing.
     if _orientation(image) > 1:

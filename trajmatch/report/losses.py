@@ -11,8 +11,8 @@ from trajmatch.distill.terms import TERMS
 
 #: Meanings of a final loss by its upper limit, relative to a student that does not move. In the
 #: best CIFAR-10 runs of docs/comparison.md (MTT, FTD and DATM: 17 to 22 points above random real
-#: images) the loss ended at 0.42 to 0.55, and in the AST runs (15 points) at 0.85 to 0.87. In all
-#: of these runs it began at 0.76 to 0.97.
+#: images) the loss ended at 0.42 to 0.55, and in the AST runs (15 to 16 points) at 0.85 to 0.87.
+#: In all of these runs it began at 0.76 to 0.97.
 _MEANINGS = {
     0.6: "as low as in runs that gained 17 to 22 points on CIFAR-10 (0.42 to 0.55); judge the "
     "result by the accuracy",
