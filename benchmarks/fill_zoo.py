@@ -24,7 +24,6 @@ from typing import Any
 
 import bench  # noqa: F401  before torch, which reads its settings of OpenMP
 import msgspec
-
 from doc_pages import fill, table
 
 from trajmatch import files, pictures, zoo

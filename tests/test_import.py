@@ -68,10 +68,10 @@ def test_names_that_do_not_exist_are_named():
         _ = trajmatch.distil
 
 
-def test_load_is_the_one_of_the_artifact():
-    from trajmatch import artifact
+def test_load_is_the_one_of_the_zoo():
+    from trajmatch import zoo
 
-    assert trajmatch.load is artifact.load
+    assert trajmatch.load is zoo.load
 
 
 # --- torch

@@ -55,7 +55,7 @@ def test_a_replay_that_differs_by_rounding_is_taken(change) -> None:
     ids=["zeros", "half too much", "another order", "not zero"],
 )
 def test_a_replay_with_other_results_is_refused(change) -> None:
-    with pytest.raises(RuntimeError, match="the first replay differs from the result by"):
+    with pytest.raises(RuntimeError, match="the first replay differs from a normal call by"):
         checked(distorted(change), numbers)
 
 
@@ -97,7 +97,7 @@ def test_a_replay_that_changes_the_state_otherwise_is_refused(steps: int) -> Non
 
         return (total,), replay
 
-    with pytest.raises(RuntimeError, match=r"differs from the result by 1 \(relative\)"):
+    with pytest.raises(RuntimeError, match=r"differs from a normal call by 1 \(relative\)"):
         checked(record, counter, [counter.state])
     assert counter.state.tolist() == [100.0] * 3
 

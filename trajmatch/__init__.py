@@ -1,7 +1,7 @@
 """Trajectory-matching dataset distillation with exact unrolled gradients.
 
-Public names are imported at first use, because importing torch is slow. Only the release of torch
-is checked at once: ImportError if torch is missing or too old.
+Public names are imported at first use, because importing torch is slow. Importing this package
+only checks the release of torch: it raises ImportError if torch is missing or too old.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def _explain(error: ImportError) -> str:
         state = f"has not been built (there is none in {folder})"
     return (
         f"the compiled part of trajmatch {state}; running now: torch {torch.__version__}, "
-        f"{sys.implementation.cache_tag}. Build it for these: "
+        f"{sys.implementation.cache_tag}. Build it for the running versions: "
         f"{compile_again(built[0] if built else {})} (the cause: {error})"
     )
 
@@ -83,7 +83,7 @@ def build_info() -> dict[str, Any]:
     Keys: ``torch`` (release compiled against), ``torch_interface`` (oldest release it runs with),
     ``python``, ``compiler``, ``openmp`` (bool), ``cuda`` (release or None), ``architectures`` (list
     of str), ``left_out`` (parts not built: dicts with ``what``, ``why`` and ``mend``) and ``wheel``
-    (bool: built for other machines).
+    (True if the build is a wheel for distribution).
     """
     return _C.build_info()
 

@@ -1,8 +1,9 @@
-"""Import of torchvision, also next to a CPU-only torch.
+"""Import torchvision, even if the installed torch is for the CPU only.
 
-PyPI has torchvision only for torch with CUDA. Next to a CPU-only torch, the compiled part does not
-load, and the import fails because two operators are undefined. trajmatch does not use them, so this
-module defines their schemas without an implementation and repeats the import.
+PyPI has torchvision only for torch with CUDA. With a CPU-only torch, the compiled part of
+torchvision does not load, and the import fails because two operators are undefined. trajmatch does
+not use these operators, so this module defines their schemas without an implementation and repeats
+the import.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """File format of a distilled set: one safetensors file with everything needed to train on it.
 
-The file has the images as trained (normalised or whitened), a viewable copy, the labels and a JSON
-description. It has no path, time or host name, so that equal runs write equal bytes.
+The file has the images as the network receives them (normalised or whitened), a viewable copy, the
+labels and a JSON description. Parametrised images can be stored as their parameters alone. There is
+no path, time or host name in the file, so that equal runs write equal bytes.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ class Artifact(Description):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Map from pixels to network inputs such as ``images``; apply it to test images too."""
+        """Map from pixels to network inputs. Test images need it; ``images`` are mapped already."""
         return self.zca or ChannelNormalisation(self.mean, self.std)
 
     @property
@@ -355,7 +356,7 @@ def load(path: files.PathLike) -> Artifact:
 def assemble(
     path: files.PathLike, tensors: dict[str, Tensor], metadata: Mapping[str, Any]
 ) -> Artifact:
-    """Return the artifact with the content of a file; raise UserError if it does not fit."""
+    """Make an artifact from the content of a file; raise UserError if the content is invalid."""
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"{path} is not a distilled set, but a {metadata.get('format', 'file of another kind')}"
@@ -394,7 +395,11 @@ def assemble(
 
 
 def source_dataset(distilled: Artifact, file: files.PathLike, data: str | None) -> Dataset:
-    """Load the data set that was distilled: from ``data``, or else by the name in the file."""
+    """Load the real data set of ``distilled``, from the address ``data`` or else by its name.
+
+    ``file`` is the path of the distilled set, for messages. Raises UserError if the data set is not
+    found or is another one.
+    """
     name = distilled.dataset_name
     uri = data or resolve_uri(name)
     if uri is None:

@@ -1,4 +1,4 @@
-"""Norms, activations, poolings and constants of a block, the layers after a convolution."""
+"""Norms, activations and poolings (the layers of a block after its convolution), and constants."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ else:
 ACTIVATIONS = ("none", "relu", "leaky_relu", "sigmoid")
 POOLINGS = ("none", "average", "max")
 
-#: Which blocks run as fused CUDA kernels, and in which precision; in the order of ``FusedKernels``
-#: (``csrc/core/network.h``), where ``library`` is ``kNone``.
+#: Names for the blocks that run as fused CUDA kernels and for their precision. The order is that of
+#: ``FusedKernels`` (``csrc/core/network.h``), where ``library`` is ``kNone``.
 CudaBlocks = Literal["library", "first", "tf32", "fp16"]
 
 #: Added to the variance, PyTorch's default for every norm used here.

@@ -1,7 +1,8 @@
 """Child processes that run a function of this package and send events to the parent.
 
-A child has the parent's interpreter flags, environment, ``sys.path`` and trajmatch package. The job
-and the events are sent as JSON over a socket. Everything that a child prints goes to stderr.
+A child has the parent's interpreter flags, environment, ``sys.path`` and trajmatch package. Its job
+(the argument of the function) and its events are sent as JSON over a socket. Everything that a
+child prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Failed(Exception):
     """Unexpected exit of a child process; its traceback is on stderr.
 
     Attributes:
-        status: Exit status; if negative, the number of the signal that killed it.
+        status: Exit status; ``-N`` if signal number ``N`` killed the process.
     """
 
     def __init__(self, status: int) -> None:
@@ -142,7 +143,10 @@ def _events(running: dict[Connection, subprocess.Popen[bytes]]) -> Iterator[Even
 
 
 def main(descriptor: int, module: str, name: str) -> int:
-    """Run the function in a child process (see :func:`children`) and return the exit status."""
+    """Run a function in this child process and return the exit status; see :func:`children`.
+
+    ``descriptor`` is the socket to the parent; ``module`` and ``name`` identify the function.
+    """
     connection = Connection(descriptor)
 
     def send(message: dict[str, Any]) -> None:

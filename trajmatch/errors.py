@@ -32,7 +32,7 @@ class UserError(ValueError):
         return in_arguments(self.in_flags)
 
     def __format__(self, spec: str) -> str:
-        """Keep flags in f-strings, because the UserError with the whole text converts them."""
+        """Return ``in_flags``, because ``str()`` of a UserError that quotes it converts flags."""
         return format(self.in_flags, spec)
 
 

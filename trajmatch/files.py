@@ -80,7 +80,7 @@ def write_json(path: PathLike, obj: Any) -> None:
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
-    """Read a JSON object; UserError if it is missing, too large or not a JSON object."""
+    """Read the JSON object in a file; UserError if the file is missing, too large or invalid."""
     with as_user_error(f"cannot read {path}: ", OSError), Path(path).open("rb") as file:
         return _from_json(path, file.read(MOST_JSON + 1))
 

@@ -81,7 +81,8 @@ def import_object(address: str) -> Any:
 def named(flag: str, what: str, name: str, table: Mapping[str, T]) -> T | Any:
     """Return ``table[name]``, or import the object ``package.module:NAME``.
 
-    Raises UserError if there is no such object; the message names ``flag`` and the noun ``what``.
+    Raises UserError if there is no such object. The message has the flag that gave the name, and
+    ``what``, a noun for the object, e.g. ``"objective"``.
     """
     if name in table:
         return table[name]
@@ -122,10 +123,11 @@ def parsed(
 
 
 def made(flag: str, what: str, spec: str, table: Mapping[str, Any]) -> Any:
-    """Return the component of a spec; see :func:`parsed` and :func:`named` for the arguments.
+    """Return the object for a spec ``NAME`` or ``NAME:SETTINGS``, such as a term of the loss.
 
-    An object is called if it is a class, is in ``table``, or has settings; other objects are
-    returned unchanged. Raises UserError if the object is missing, rejects the settings, or fails.
+    If ``NAME`` is a class or is in ``table``, or if there are settings, the named object is called
+    with the settings; otherwise it is returned unchanged. See :func:`named` for ``flag``, ``what``
+    and ``table``. Raises UserError if the object is missing, rejects the settings, or fails.
     """
     name, values, settings = parsed(flag, spec, table)
     found = named(flag, what, name, table)

@@ -27,7 +27,7 @@ _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 class Interrupted(BaseException):
-    """Request to stop the run; as a BaseException, it passes ``except Exception``.
+    """Request to stop the run; a BaseException, so that ``except Exception`` does not catch it.
 
     Attributes:
         cause: Name of the cause, e.g. ``"SIGTERM"``.
@@ -108,7 +108,10 @@ def time_limit(text: str | None) -> Iterator[None]:
 
 @contextmanager
 def held(wait: bool = True) -> Iterator[None]:
-    """Delay signals inside the block until :func:`check`, so that work is not stopped halfway."""
+    """Delay signals inside the block until :func:`check` is called, so that no work stops halfway.
+
+    With ``wait=False``, signals are not delayed.
+    """
     before, _watch.held = _watch.held, wait
     try:
         yield

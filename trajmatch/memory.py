@@ -154,7 +154,7 @@ def device_memory() -> int:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Use one thread inside the block, so that sums have the same order on every machine."""
+    """Use one thread inside the block, so that results do not depend on the number of threads."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""PNG pictures of image sets: one row per class, or a single row if each class has one image.
+"""PNG pictures of image sets: one row per class, or one row for up to ten classes of one image.
 
 One channel is shown as grey, two as red and green, and more as RGB from the first three. A PNG of a
 single image keeps up to four channels (grey, grey and alpha, RGB, RGBA).
@@ -36,7 +36,7 @@ _MOST_PIXELS = 2**28
 
 
 def png(image: Tensor) -> bytes:
-    """Encode an image ``[C, H, W]``, uint8, as PNG; UserError above 4 channels."""
+    """Encode an image ``[C, H, W]``, uint8, as PNG; UserError if it has more than 4 channels."""
     return encode(_to_pillow(image))
 
 
@@ -70,7 +70,10 @@ def grid(
 def by_class(
     pixels: Tensor, labels: Tensor, class_names: Sequence[str], look: Look, title: str = ""
 ) -> Image.Image:
-    """Draw images from :func:`to_pixels` below a title: one row per class, or a single row."""
+    """Draw images from :func:`to_pixels` below a title, one row per class.
+
+    Up to ten classes of one image each share a row.
+    """
     rows = [[*pixels[labels == index][: look.per_class]] for index in range(len(class_names))]
     if len(rows) <= _SIDE_BY_SIDE and {*map(len, rows)} == {1}:
         row = [image for (image,) in rows]
@@ -156,7 +159,7 @@ def encode(image: Image.Image) -> bytes:
 
 
 def _to_pillow(image: Tensor) -> Image.Image:
-    """Convert an image ``[C, H, W]``, uint8, to Pillow; UserError above 4 channels."""
+    """Convert an image ``[C, H, W]``, uint8, to Pillow; UserError for more than 4 channels."""
     if image.shape[0] > 4:
         raise UserError(
             f"a PNG file has at most 4 channels, but these images have {image.shape[0]}; "

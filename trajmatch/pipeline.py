@@ -47,7 +47,7 @@ class Pipeline:
 
 
 def as_far_as_read(expert: ExpertConfig, distill: DistillConfig) -> ExpertConfig:
-    """Return the experts' configuration with training ended at the last epoch ``distill`` reads."""
+    """Return a configuration that trains experts only to the last epoch that ``distill`` reads."""
     last = distill.last_epoch_read(kept_epochs(expert.keep, expert.epochs))
     return replace(expert, until_epoch=min(last, expert.epochs))
 
@@ -67,7 +67,7 @@ def run_pipeline(
         ``random_real`` and other requested baselines, each with ``mean``, ``std``, ``accuracies``
         (regression: ``errors``) and ``seeds``; ``sets``, with the size of each; ``robust``, if
         requested; ``improvement`` over random images in points (not for regression) and its
-        standard error ``improvement_error``, from test images and networks;
+        standard error ``improvement_error``, due to the choice of test images and networks;
         ``protocol``, ``dataset``, ``training_images``, ``test_images``, ``images_per_class``;
         ``experts``: their ``number``, the test ``accuracies``, the last ``epoch`` trained and the
         planned number of ``epochs``; ``command``.

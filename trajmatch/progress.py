@@ -11,7 +11,7 @@ class ProgressLike(Protocol):
     """Receiver of progress."""
 
     def update(self, done: int, **numbers: float) -> None:
-        """Receive the units of work done, in earlier runs too, and numbers such as ``loss``."""
+        """Receive the units of work done, earlier runs included, and numbers such as ``loss``."""
 
 
 class NoProgress:

@@ -1,4 +1,4 @@
-"""Hyper-parameters for training networks on a small set of images; imports no torch.
+"""Hyper-parameters for training networks on a small set of images. Does not import torch.
 
 A protocol trains a fresh network with DSA, by SGD or Adam. As in MTT's ``evaluate_synset``, the
 loop runs ``epochs + 1`` epochs. The step size drops once, after the epoch of index

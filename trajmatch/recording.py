@@ -98,7 +98,10 @@ class Replayed:
 
 
 def warn_without_graph(what: str, reason: str, remedy: str = "") -> None:
-    """Warn that ``what`` (e.g. ``the outer iteration runs``) has no CUDA graph, and why."""
+    """Warn ``WHAT without a CUDA graph, which is slower, because REASON; REMEDY silences this``.
+
+    ``what`` has subject and verb, e.g. ``the outer iteration runs``. ``remedy`` is a setting or "".
+    """
     warn(
         f"{what} without a CUDA graph, which is slower, because {reason}"
         + (f"; {remedy} silences this" if remedy else ""),
@@ -109,7 +112,7 @@ def warn_without_graph(what: str, reason: str, remedy: str = "") -> None:
 def checked(
     record: Record, function: Callable[[], Outputs], state: Sequence[Tensor] = ()
 ) -> tuple[Outputs, Callable[[], None]]:
-    """Record a function, compare a replay with a call, and return result buffers and replay.
+    """Record a function, check a replay, and return the result buffers and the replay function.
 
     The function must read and write the same memory in every call. ``state`` are the tensors that a
     call changes; they are restored. Raises RuntimeError if recording fails or the replay is wrong:
@@ -142,7 +145,7 @@ def checked(
         # `not <=` also catches NaN. Two calls show how much the function itself varies.
         if not apart <= _BOUND and not apart <= 10 * _apart(call(), wanted):
             raise RuntimeError(
-                f"the first replay differs from the result by {apart:.1g} (relative)"
+                f"the first replay differs from a normal call by {apart:.1g} (relative)"
             )
     finally:
         put_back()
@@ -150,7 +153,7 @@ def checked(
 
 
 def _apart(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Return the largest relative error of a tensor, over values where ``wanted`` is finite."""
+    """Return the largest of the tensors' relative errors, over values finite in ``wanted``."""
     distances = []
     for one, other in zip(found, wanted, strict=True):
         finite = other.isfinite()
@@ -163,7 +166,7 @@ def _apart(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 def cuda_graph(
     function: Callable[[], Outputs], device: torch.device | None = None
 ) -> tuple[Outputs, Callable[[], None]]:
-    """Record a function as a CUDA graph; return its result buffers and the replay.
+    """Record a function as a CUDA graph; return its result buffers and the replay function.
 
     The function must read and write the same memory in every call and never synchronise. Before
     recording, it is called a few times with all its side effects. Raises RuntimeError if it cannot

@@ -243,7 +243,7 @@ def _scalar(value: object, outputs: Tensor) -> Tensor:
     if isinstance(value, Tensor) and value.shape == () and not constant:
         return value
     shape = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
-    shape += " that has no gradient in the outputs" if constant else ""
+    shape += " that has no gradient with respect to the outputs" if constant else ""
     raise ValueError(
         "trajmatch: expected loss to return a scalar tensor, the mean over the batch, but got a "
         f"{type(value).__name__}{shape}"

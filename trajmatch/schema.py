@@ -84,7 +84,7 @@ def settle(record: Any, name_of: Callable[[str], str]) -> None:
 
 
 def setting(value: Any, kind: Any, name: str, *, strict: bool = True) -> Any:
-    """Convert the value of a setting to its type; UserError, with ``name``, if it does not fit.
+    """Convert the value of the setting ``name`` to its type; raise UserError if it does not fit.
 
     ``strict=False`` also reads numbers and booleans from strings.
     """
@@ -106,7 +106,8 @@ def settings_of(config: Any, kind: type[Any]) -> dict[str, Any]:
 def convert(content: Any, kind: type[T], place: str, advice: str = "") -> T:
     """Convert the JSON content of a file to a type such as a ``msgspec.Struct``.
 
-    Raises UserError if a value does not fit; the message ``PLACE: ... ADVICE`` has its position.
+    Raises UserError if a value does not fit. The message ``PLACE: ... ADVICE`` says where in the
+    content this value is.
     """
     try:
         return msgspec.convert(content, kind)

@@ -43,7 +43,7 @@ class Snapshots:
         return replace(self, iterations=self.iterations[:kept], images=self.images[:kept])
 
     def with_images(self, iteration: int, images: Tensor) -> Snapshots:
-        """Return a copy with a later snapshot of ``images``, pixel values ``[n, C, H, W]``."""
+        """Return a copy with one more snapshot: ``images``, pixel values ``[n, C, H, W]``."""
         # Clamp values that float16 would turn into infinity.
         largest = torch.finfo(DTYPE).max
         newest = images.clamp(-largest, largest).to(DTYPE)[None]
@@ -109,7 +109,9 @@ def of_artifact(path: files.PathLike, artifact: Artifact) -> Snapshots:
     known = bool(((found.labels >= 0) & (found.labels < artifact.num_classes)).all())
     same = found.images.shape[2:] == artifact.images.shape[1:]
     if found.images.numel() == 0 or not same or not known:
-        raise UserError(f"{path} holds no snapshots of images like those of the distilled set")
+        raise UserError(
+            f"{path} holds no snapshots of images with the shape and classes of the distilled set"
+        )
     return found
 
 
@@ -121,7 +123,7 @@ def animation(
 ) -> bytes:
     """Draw an animated GIF with a frame per snapshot and a row per class.
 
-    Each snapshot has its own range of values. The last frame stays four times as long.
+    Each frame is scaled to its own range of pixel values. The last frame stays four times as long.
     """
     frames = [
         pictures.by_class(pixels, snapshots.labels, class_names, look, f"iteration {iteration}")
@@ -139,7 +141,7 @@ def animation(
 def strip(
     snapshots: Snapshots, class_names: Sequence[str], look: pictures.Look = pictures.DEFAULT_LOOK
 ) -> bytes:
-    """Draw a PNG with a column per snapshot and a row per image, by default one of each class."""
+    """Draw a PNG with a column per snapshot and a row per image; default: one image per class."""
     columns = snapshots.pixels(look.clip)
     # For each row the class name and the index of the image.
     rows = [

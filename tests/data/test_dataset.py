@@ -212,11 +212,11 @@ BAD = {
     ),
     "test images of another size": (
         {"test_images": torch.zeros(2, 3, 5, 5, dtype=torch.uint8)},
-        r"shape \[2, 3, 5, 5\], but the training images \[8, 3, 4, 4\]",
+        r"shape \[2, 3, 5, 5\], but the training images have shape \[8, 3, 4, 4\]",
     ),
     "test images with other channels": (
         {"test_images": torch.zeros(2, 1, 4, 4, dtype=torch.uint8)},
-        r"shape \[2, 1, 4, 4\], but the training images \[8, 3, 4, 4\]",
+        r"shape \[2, 1, 4, 4\], but the training images have shape \[8, 3, 4, 4\]",
     ),
 }
 

@@ -120,7 +120,7 @@ def test_one_of_several_columns_is_chosen(hub):
 def test_what_cannot_be_used_is_named(hub):
     for name, splits, message in (
         ("nowhere", None, "hf:nowhere cannot be loaded: Couldn't find any data file"),
-        ("notrain", {"all": split([0, 1], 0)}, "has no split 'train', but all"),
+        ("notrain", {"all": split([0, 1], 0)}, "has no split 'train'; its splits are all"),
         (
             "text",
             {"train": split([0, 1], 0, text=Value(), label=ClassLabel("a", "b"))},
@@ -129,7 +129,7 @@ def test_what_cannot_be_used_is_named(hub):
         (
             "sizes",
             {"train": split([0, 1, 2], 0), "test": split([0, 1, 2], 9, (6, 7, 3))},
-            "hf:sizes, split test, row 0 is 7 x 6 pixels, should be square; .* add .size=N",
+            "hf:sizes, split test, row 0 is 7 x 6 pixels, which is not square; .* add .size=N",
         ),
     ):
         if splits is not None:

@@ -250,7 +250,7 @@ def test_images_of_different_sizes_are_named(tmp_path):
 def test_images_that_are_not_square_are_named(tmp_path):
     write_all(tmp_path)
     write(tmp_path / "train" / "dog" / "1.png", picture((6, 4, 3), 0))
-    assert "1.png is 4 x 6 pixels, should be square" in refusal(tmp_path)
+    assert "1.png is 4 x 6 pixels, which is not square" in refusal(tmp_path)
 
 
 def test_files_of_other_kinds_are_left_out_with_a_word(tmp_path):

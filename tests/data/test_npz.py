@@ -157,7 +157,7 @@ BAD = {
     ),
     "other test images": (
         arrays(x_test=pixels(3, 5, 5, 3)),
-        "should have the same channels and size",
+        "the same size and number of channels",
     ),
     "labels with a point": (
         arrays(y_train=np.zeros(6)),

@@ -411,7 +411,7 @@ def test_a_set_of_pictures_that_torchvision_decodes(tmp_path):
         rows.append(f"{label}.ppm;{label}")
     (tmp_path / "gtsrb" / "GT-final_test.csv").write_text("\n".join(["Filename;ClassId", *rows]))
     uri = f"torchvision:GTSRB:{tmp_path}"
-    assert "test image 0 is 9 x 15 pixels, should be square" in refusal(uri)
+    assert "test image 0 is 9 x 15 pixels, which is not square" in refusal(uri)
     dataset = load_dataset(f"{uri}?size=12")
     assert dataset.class_names == ("0", "1")
     expected = [pixels(12, 12, 3, seed=seed).transpose(2, 0, 1) for seed in (0, 1, 10, 11)]

@@ -174,7 +174,7 @@ def test_a_graph_that_does_nothing_is_not_used() -> None:
 
     graph = Graph(OBJECTIVE, empty)
     graph(*drawn(0))
-    told = "the first replay differs from the result by nan .*--no-graph"
+    told = "the first replay differs from a normal call by nan .*--no-graph"
     with pytest.warns(RuntimeWarning, match=told):
         graph(*drawn(1))
     assert_equal(graph(*drawn(2)), plainly(*drawn(2)))

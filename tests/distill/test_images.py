@@ -140,11 +140,11 @@ class Broken(Parametrisation):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (Broken(made=3), "initial should return tensors by name, but returned an int"),
-        (Broken(made={"labels": torch.ones(1)}), "the name 'labels' is reserved"),
+        (Broken(made=3), "initial should return a dict of tensors, but returned an int"),
+        (Broken(made={"labels": torch.ones(1)}), "the parameter name 'labels' is reserved"),
         (
             Broken(made={"x": torch.ones(1, dtype=torch.int64)}),
-            "initial returned nothing that can be learned",
+            "initial should return at least one floating-point tensor to learn, but returned none",
         ),
         (Broken(rendered=None), "render should return images of shape .*but returned None"),
         (Broken(rendered=torch.ones(2)), "render should return images of shape"),

@@ -177,7 +177,7 @@ def test_a_term_of_ones_own_with_settings(
     ("spec", "message"),
     [
         ("later_terms:Harmful:nothing", "Harmful:nothing should return.* but returned None"),
-        ("later_terms:Harmful:number", r"but returned [\d.]+; do not call .item\(\)"),
+        ("later_terms:Harmful:number", r"but returned [\d.]+; sum .* do not call .item\(\)"),
         ("later_terms:Harmful:vector", r"a tensor of shape \[\d+\]"),
         ("later_terms:Harmful:constant", "does not depend on the student's parameters"),
         ("later_terms:Harmful:x", "loss of .*failed: KeyError: 'x'"),

@@ -179,9 +179,9 @@ def test_an_update_that_is_left_out_leaves_the_memory(configure) -> None:
     ("spec", "message"),
     [
         ("Half", r"both of the methods memory\(shapes\) and remember\(course\)"),
-        ("Forgetful:list", "memory should return tensors by name, but returned a list of 1"),
-        ("Forgetful:none", "remember should return tensors by name, but returned None"),
-        ("Forgetful:number", "remember should return tensors by name"),
+        ("Forgetful:list", "memory should return a dict of tensors, but returned a list of 1"),
+        ("Forgetful:none", "remember should return a dict of tensors, but returned None"),
+        ("Forgetful:number", "remember should return a dict of tensors"),
         (
             "Forgetful:lacking",
             r"the names, shapes and dtypes that memory returns, .*memory.1.seen': '\[\] of "

@@ -127,7 +127,7 @@ def test_a_run_goes_on_from_a_result_of_its_kind(
     more = distill(configure(experts=target_store, iterations=1, ipc=3, **into))
     kept = more.labels.unflatten(0, (3, 3))[:, :2].flatten(0, 1)
     assert torch.equal(kept, source.labels)
-    with pytest.raises(UserError, match="networks trained with the loss mse, and the run on"):
+    with pytest.raises(UserError, match="the training loss mse, and the run on"):
         distill(configure(init_from=tmp_path / "distilled.safetensors", out=tmp_path / "x"))
 
 

@@ -128,7 +128,7 @@ class Returns(Farthest):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (0.5, "should return its loss as a tensor of one number .*but returned 0.5; do not"),
+        (0.5, "should return its loss as a tensor of one number .*but returned 0.5; sum"),
         (None, "but returned None"),
         (torch.ones(2), r"but returned a tensor of shape \[2\]; .*sum a loss"),
         (torch.ones(()), "does not depend on the student's parameters"),
@@ -151,7 +151,7 @@ class Points(Farthest):
 @pytest.mark.parametrize(
     ("points", "message"),
     [
-        ([], "at least one Waypoint, but returned none"),
+        ([], "compares nothing: .*waypoints returns no Waypoint"),
         (None, "but returned None"),
         (3, "but returned 3"),
         (

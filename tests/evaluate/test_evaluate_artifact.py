@@ -143,7 +143,9 @@ def test_data_that_is_not_found(
     make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TRAJMATCH_DATA", raising=False)
-    with pytest.raises(UserError, match=r"'tiny'.*\(it is empty\); add its folder there, or say"):
+    with pytest.raises(
+        UserError, match=r"'tiny'.*\(the variable is empty\); add its folder there, or say"
+    ):
         evaluate_artifact(config(make_artifact()))
 
 

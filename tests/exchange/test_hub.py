@@ -105,7 +105,10 @@ def test_a_tag_of_the_repository(hub: Hub, file: Path) -> None:
     ("source", "message"),
     [
         ("hf:me/sets/c.safetensors", r"me/sets on the hub has no 'c\.safetensors' \(did you mean"),
-        ("hf:me/sets", "has not exactly one to pull; its .* are: d.safetensors, e.safetensors"),
+        (
+            "hf:me/sets",
+            "does not hold exactly one set or store; its .* are: d.safetensors, e.safetensors",
+        ),
         ("hf:me/nothing", "hf:me/nothing: .*check the name, the connection, and the token"),
         ("me/sets", "an address on the hub should be hf:USER/REPOSITORY .* but is 'me/sets'"),
         ("hf:sets", "an address on the hub should be"),
@@ -130,11 +133,11 @@ def test_a_hub_that_does_not_answer(
         monkeypatch.setattr(huggingface_hub, "HfApi", nowhere)
     before = left(Path())
     with pytest.raises(
-        UserError, match=r"hf:me/sets/d: the hub at http://127\.0\.0\.1:.* does not do"
+        UserError, match=r"hf:me/sets/d: the request to http://127\.0\.0\.1:.* failed"
     ):
         pull(PullConfig(source="hf:me/sets/d"))
     with pytest.raises(
-        UserError, match=r"hf:me/sets: the hub at http://127\.0\.0\.1:.* does not do"
+        UserError, match=r"hf:me/sets: the request to http://127\.0\.0\.1:.* failed"
     ):
         push(PushConfig(source=file, to="hf:me/sets"))
     assert left(Path()) == before
@@ -169,7 +172,7 @@ def test_nothing_is_asked_of_the_hub_before_the_files_are_checked(
     ):
         with pytest.raises(UserError, match=message):
             push(PushConfig(source=source, to="hf:me/sets"))
-    with pytest.raises(UserError, match=r"ends in \.safetensors, not set"):
+    with pytest.raises(UserError, match=r"should end in \.safetensors, but is set"):
         push(PushConfig(source=file, to="hf:me/sets/set"))
     assert not hub.requests
 

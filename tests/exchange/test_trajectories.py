@@ -346,7 +346,9 @@ def test_experts_that_only_guess_are_reported(tmp_path: Path, data: str) -> None
     file[0][-1] = [torch.zeros(shape) for shape in SHAPES]  # class 0 for every image
     torch.save(file, tmp_path / "replay_buffer_0.pt")
     given = {"source": tmp_path, "out": tmp_path / "store", "data": data, **ORIGIN}
-    with pytest.warns(UserWarning, match=r"gets 33.3 % .* above chance \(33.3 %\): --network"):
+    with pytest.warns(
+        UserWarning, match=r"test accuracy of 33.3 % .* above chance \(33.3 %\): --network"
+    ):
         convert(ConvertConfig(**given))
 
 
@@ -385,7 +387,7 @@ def changed(expert: int, epoch: int, tensor: int, value: Any) -> Content:
             [[each[:-1] for each in content()[0]]],
             "of the network, [3] of float32 (or a smaller type), but is none",
         ),
-        ([[[*each, torch.zeros(1)] for each in content()[0]]], "should be no parameter"),
+        ([[[*each, torch.zeros(1)] for each in content()[0]]], "but the network has 6 parameters"),
     ],
 )
 def test_wrong_content_is_refused_by_name(refusal, file: Any, message: str) -> None:

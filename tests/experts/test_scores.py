@@ -241,7 +241,9 @@ def test_the_hardest_are_left_out_and_the_next_taken_in_order(
     wanted = [30, 27, 24, 34, 31, 28, 32, 29, 26]
     assert torch.equal(found.images, dataset.normalise(dataset.train_images[wanted]))
     assert found.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    with pytest.raises(UserError, match=r"leaves out 18 images .* class '0' has 12 in all"):
+    with pytest.raises(
+        UserError, match=r"leaves out the hardest 18 images .* class '0' has only 12"
+    ):
         from_difficulty(dataset, 6, scores, 3)
 
 

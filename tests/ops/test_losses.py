@@ -280,7 +280,8 @@ def test_batch_norm_of_tokens_is_found(device: torch.device) -> None:
          {"labels": torch.rand(IMAGES, CLASSES), "soft_labels": "probabilities"}),
         ("vectors", ValueError, "a scalar tensor, the mean over the batch, but got a Tensor of "
          r"shape \[3, 4\]", {"loss": lambda outputs, labels: (outputs - labels).abs()}),
-        ("vectors", ValueError, r"a Tensor of shape \[\] that has no gradient in the outputs",
+        ("vectors", ValueError, r"a Tensor of shape \[\] that has no gradient with "
+         "respect to the outputs",
          {"loss": lambda outputs, targets: huber(outputs, targets).detach()}),
         ("vectors", ValueError, "a scalar tensor, the mean over the batch, but got a float",
          {"loss": lambda outputs, labels: 0.5}),

@@ -97,7 +97,7 @@ def test_so_is_what_compares_images_without_a_batch_norm(device: torch.device) -
     theta = networks.flat_parameters(model)
     images, labels = torch.zeros(3, 1, 2, 2, device=device), torch.zeros(3, 2, device=device)
     batches = torch.zeros(1, 3, dtype=torch.int64, device=device)
-    with pytest.raises(ValueError, match=r"micro_batch to be None .* but got Contrast$"):
+    with pytest.raises(ValueError, match=r"micro_batch to be None .* got the network Contrast$"):
         ops.unroll(model, theta, images, labels, 0.1, batches, micro_batch=1)
 
 

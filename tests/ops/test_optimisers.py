@@ -299,7 +299,7 @@ def test_a_tangent_of_the_state_is_refused() -> None:
         (
             {"lr": torch.ones(2, 8).double()},
             ValueError,
-            r"\[1, 8\] or \[4, 8\] .*, but got \[2, 8\]",
+            r"\[1, 8\] \(one per parameter tensor\) or \[4, 8\] .*, but got \[2, 8\]",
         ),
     ],
 )

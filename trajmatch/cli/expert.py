@@ -46,7 +46,7 @@ def run(argv: list[str]) -> None:
 
 
 def _print_health(store: Store) -> None:
-    """Print losses, test result and step lengths of each expert, and warnings about bad experts."""
+    """Print each expert's losses, test result and distances moved; warn about bad experts."""
     from trajmatch import networks, ops
     from trajmatch.cli.health import warn
     from trajmatch.experts.health import examine

@@ -58,7 +58,7 @@ class RunConfig(RunOptions):
 #: Fields of the network, which both the experts and a distillation without experts have.
 _SHARED = {field.name for field in dataclasses.fields(NetworkSettings)}
 
-#: Fields that the run sets in every stage; the stages have no flags for them.
+#: Fields that the run itself sets in every stage, so that the stages have no flags for them.
 _DECIDED = {field.name for field in dataclasses.fields(RunConfig)} | {"until_epoch", "file", "json"}
 
 

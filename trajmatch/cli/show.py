@@ -29,7 +29,8 @@ class ShowConfig(Settings):
     strip: bool = False
     """Draw the iterations side by side in one PNG, a column for each."""
     snapshots: Path | None = None
-    """Images over the iterations. Default: the file that `trajmatch distill` put beside the set."""
+    """File of images at several iterations. Default: the one that `trajmatch distill` put beside
+    the set."""
     frame_seconds: Annotated[float, Meta(ge=0.02, le=655)] = 0.5
     """Seconds per frame; the last frame stays four times as long. At least 0.02, the limit of GIF
     viewers."""
@@ -40,7 +41,7 @@ class ShowConfig(Settings):
     """Factor by which images are enlarged. Default: chosen so that an image is about 100 pixels
     wide."""
     per_class: PositiveInt | None = None
-    """Images of each class. Default: all; with --strip, one."""
+    """Number of images to draw of each class. Default: all; with --strip, one."""
 
     def __post_init__(self) -> None:
         """Check the fields, and the ending of the picture's name."""

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Compare stores and distilled sets with their checksums; the status is 1 if one is damaged."""
+    """Compare files with their checksums; the exit status is 1 if one is damaged or missing."""
 
     paths: tuple[Path, ...]
-    """Stores or files."""
+    """Expert stores, or distilled sets and other files that trajmatch wrote."""
     quiet: bool = False
     """Print only damaged and missing files."""
 
@@ -67,15 +67,15 @@ class MergeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvexifyConfig:
-    """Write a store about 12 times smaller, whose experts are lines between waypoints (MCT)."""
+    """Replace trajectories by lines between a few epochs (MCT), in a 12 times smaller store."""
 
     path: Path
-    """The store, which stays as it is; it keeps all epochs (--keep all)."""
+    """The store, which stays as it is. It must hold all epochs (--keep all)."""
     out: Path
     """The new store: a folder that does not exist."""
     waypoints: str = "6,25"
-    """Epochs of the inner waypoints (MCT: 6,25 of 50); the first and last epochs are always
-    waypoints."""
+    """Inner epochs where lines meet, the waypoints (MCT: 6,25 of 50). The first and last epochs are
+    always waypoints."""
 
 
 def run(argv: list[str]) -> int | None:
@@ -137,7 +137,7 @@ def _list(config: ListConfig) -> None:
 
 
 def _make(action: str, config: TrimConfig | MergeConfig | ConvexifyConfig) -> None:
-    """Make a store with the function of that name in :mod:`trajmatch.experts.store_maintenance`."""
+    """Make a store with the function ``action`` of :mod:`trajmatch.experts.store_maintenance`."""
     from trajmatch.experts import store_maintenance
 
     # The fields of the configuration are the arguments of the function.

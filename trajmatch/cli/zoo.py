@@ -14,7 +14,7 @@ from trajmatch.cli.output import aligned, print_json
 class ZooConfig:
     """List the distilled sets that are part of the package, or explain one.
 
-    Where a command reads a distilled set, zoo:NAME stands for the set of that name.
+    trajmatch eval, show and export take zoo:NAME in place of a file.
     """
 
     name: str | None = None

@@ -37,7 +37,7 @@ class Address(NamedTuple):
 
     @property
     def source(self) -> str:
-        """Name of the source, without the torchvision class."""
+        """Scheme without the torchvision class: ``torchvision`` for ``torchvision:STL10``."""
         return self.scheme.partition(":")[0]
 
     @property
@@ -51,10 +51,10 @@ class Source(NamedTuple):
 
     Attributes:
         path: Placeholder for the path in messages, e.g. ``FILE``; empty if no path is taken.
-        load: Function that loads the set. The type of its argument ``options`` is the class of the
-            source's options.
-        found_in: Function that returns True if the folder of an address holds the set; None if the
-            source is not a known set.
+        load: Function that loads the set. The type hint of its argument ``options`` is the class of
+            options that the source takes.
+        found_in: Function that returns True if the folder of an address holds the files of a known
+            set. None for sources that are not known sets.
     """
 
     path: str

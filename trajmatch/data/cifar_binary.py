@@ -21,7 +21,7 @@ _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclass(frozen=True)
 class Part:
-    """Images ``[N, 3, 32, 32]`` and labels ``[N]``, uint8, named as in torchvision's sets."""
+    """Images ``data [N, 3, 32, 32]`` and labels ``targets [N]``, uint8; names as in torchvision."""
 
     data: _Bytes
     targets: _Bytes
@@ -31,14 +31,14 @@ class Part:
 
 
 def find(binary: Binary, root: Path) -> Path | None:
-    """Return the folder that has the files, the archive's below ``root`` or ``root``; else None."""
+    """Find the folder with the files: the archive's folder in ``root``, or ``root``, or None."""
     folders = (root / binary.folder, root)
     files = (*binary.train, *binary.test)
     return next((f for f in folders if any((f / name).is_file() for name in files)), None)
 
 
 def read(binary: Binary, folder: Path, names: Sequence[str]) -> Part:
-    """Read the files of a part; OSError if one is missing, UserError if a size is wrong."""
+    """Read the files ``names``; raise OSError if one is missing, UserError if a size is wrong."""
     length = binary.label_bytes + _PIXELS
     sizes = [(folder / name).stat().st_size for name in names]
     if len({*sizes}) > 1 or sizes[0] == 0 or sizes[0] % length:
@@ -46,7 +46,7 @@ def read(binary: Binary, folder: Path, names: Sequence[str]) -> Part:
             f"{', '.join(names)} in {folder} should be of one size and hold records of {length} "
             f"bytes, but have {', '.join(map(str, sizes))} bytes; unpack the archive again"
         )
-    check_memory(f"the {sum(sizes)} bytes of {folder}", sum(sizes), "unpack the archive again")
+    check_memory(f"the {sum(sizes)} bytes of {folder}", sum(sizes), "free some memory")
     records = np.concatenate([np.fromfile(folder / name, np.uint8) for name in names])
     records = records.reshape(-1, length)
     # CIFAR-100 has two label bytes, superclass and class; the class comes last. The pixels are a

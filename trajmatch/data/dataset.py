@@ -176,7 +176,7 @@ class Dataset:
         return self if zca is None else dataclasses.replace(self, zca=zca)
 
     def preprocessed_as(self, spec: Mapping[str, Any], zca: ZCA | None) -> Dataset:
-        """Return the set with a recorded preprocessing: ``zca`` or, if that is None, ``spec``."""
+        """Return the set with ``zca`` or, if that is None, with the mean and std in ``spec``."""
         if zca is not None or self.preprocessing.spec() == spec:
             return self.whitened(zca)
         # Converted experts may have been trained with a mean and std that differ from this set's.
@@ -271,8 +271,8 @@ def _check_images(what: str, images: Tensor, training: Tensor) -> None:
         )
     if images.shape[1:] != training.shape[1:]:
         raise UserError(
-            f"{what} have shape {shape}, but the training images {list(training.shape)}; all "
-            "should have the same channels and size: convert one of them"
+            f"{what} have shape {shape}, but the training images have shape "
+            f"{list(training.shape)}; give all images the same size and number of channels"
         )
 
 

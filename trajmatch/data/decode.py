@@ -163,7 +163,7 @@ def _shape(pictures: Sequence[Picture], options: ImageOptions) -> _Shape:
         size = size or width
         if options.size is None and (width, height) != (size, size):
             first = f"but {pictures[0]} is {size} x {size}"
-            wanted = "should be square" if width != height else first
+            wanted = "which is not square" if width != height else first
             raise UserError(
                 f"{picture} is {width} x {height} pixels, {wanted}; all images should be square "
                 "and of one size: crop or resize them, or add ?size=N (pixels) to the data's "
@@ -272,7 +272,7 @@ def _opaque(image: Image.Image, options: ImageOptions, lost: list[str]) -> Image
 
 
 def _map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """Map in threads and yield results in order; a failure cancels the items not started."""
+    """Apply a function to items in threads; yield results in order. A failure cancels the rest."""
     pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
     try:
         for start in range(0, len(items), _AT_ONCE):

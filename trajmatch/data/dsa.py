@@ -1,6 +1,7 @@
 """DSA: random differentiable augmentation for experts, students and evaluation.
 
-For each batch, one group is drawn uniformly from the strategy; every image has its own parameters:
+A strategy is a list of groups of transformations. For each batch, one group is drawn uniformly;
+every image gets its own parameters:
 
 - ``color``: brightness in [-0.5, 0.5], then saturation in [0, 2], then contrast in [0.5, 1.5];
 - ``crop``: shift by up to 1/8 of the size in each direction, zero padded;
@@ -128,7 +129,7 @@ class DSA:
 
 @dataclass(frozen=True)
 class Replay:
-    """DSA with a fixed transformation per step, an ``augment`` of :func:`trajmatch.ops.unroll`."""
+    """DSA with a fixed transformation per step, to pass to ``ops.unroll`` as ``augment``."""
 
     dsa: DSA
     seed: int
@@ -138,7 +139,7 @@ class Replay:
         return self.dsa(images, named_generator(self.seed, "dsa", step))
 
     def dsa_parameters(self, step: int, count: int, height: int, width: int) -> Tensor:
-        """Return the rows ``[count, 5]`` of a step for :func:`trajmatch.ops.dsa`."""
+        """Return the DSA parameters of a step, one row per image, as ``DSA.draw`` does."""
         return self.dsa.draw(count, height, width, named_generator(self.seed, "dsa", step))
 
 

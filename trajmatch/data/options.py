@@ -78,7 +78,7 @@ class ImageOptions(Options):
 
 
 def parse(text: str, kind: type[Options], what: str) -> Any:
-    """Parse the text after ``?`` as ``kind``; UserError for an unknown, repeated or bad option."""
+    """Parse the text after ``?`` into a ``kind``; raise UserError if an option is invalid."""
     known = get_type_hints(kind, include_extras=True)
     values: dict[str, Any] = {}
     for part in filter(None, text.split("&")):

@@ -108,7 +108,7 @@ def _draw(
 def _part(
     what: str, present: Sequence[str], option: str, given: str | None, usual: Sequence[str]
 ) -> str | None:
-    """Return the part named ``given``; without it, the first usual name present, or None."""
+    """Return the part ``given`` or, if that is None, the first part with a usual name, or None."""
     # An exact match wins over one in another case. ``reversed`` lets the first of equal keys win.
     names = {composed(each).casefold(): each for each in reversed(present)}
     names |= {composed(each): each for each in reversed(present)}

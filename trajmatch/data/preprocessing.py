@@ -1,4 +1,4 @@
-"""Preprocessing, the map between pixels and network inputs, and channel normalisation."""
+"""Maps between pixels and network inputs: their interface, and channel normalisation."""
 
 from __future__ import annotations
 

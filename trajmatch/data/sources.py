@@ -105,7 +105,7 @@ def load_dataset(uri: str | os.PathLike[str] | None = None) -> Dataset:
 
 
 def _source(address: Address) -> Source | None:
-    """Return the source of an address, or None; UserError if its function cannot be imported."""
+    """Return the source of an address, or None; raise UserError if a function is not importable."""
     source = _SOURCES.get(address.source)
     if source is not None and (source.path or not address.path):
         return source
@@ -185,9 +185,9 @@ def _is_local(address: Address) -> bool:
 def of_recipe(uri: str | None, wanted: str, recipe: str = "") -> str | None:
     """Return the address of a data set, with the options that a recipe needs.
 
-    ``wanted`` is the recipe's own address. If both name the same data set, its options are added;
-    options that ``uri`` already has are kept. If ``recipe`` (a name) is given, a different data set
-    causes a warning.
+    ``wanted`` is the address in the recipe. If ``uri`` names the same data set, the options of
+    ``wanted`` that it lacks are added. If ``recipe``, the recipe's name, is given, a different data
+    set or option causes a warning.
     """
     if not wanted or uri is None:
         return uri
@@ -231,7 +231,7 @@ def resolve_uri(name: str) -> str | None:
 
     The shipped set is always found. For other names, the folders listed in the environment variable
     ``TRAJMATCH_DATA`` are searched for the files of a known set, a folder ``NAME`` of class folders
-    or ``NAME.npz``. Nothing is loaded, so the content may differ: compare fingerprints.
+    or ``NAME.npz``. Nothing is loaded; compare fingerprints to be sure of the content.
 
     Raises:
         UserError: A listed folder cannot be read.
@@ -250,7 +250,7 @@ def resolve_uri(name: str) -> str | None:
 
 def searched_folders() -> str:
     """Return the folders of ``TRAJMATCH_DATA`` for a message."""
-    return ", ".join(_searched()) or "it is empty"
+    return ", ".join(_searched()) or "the variable is empty"
 
 
 def _searched() -> list[str]:

@@ -36,7 +36,7 @@ class MatchTrajectorySettings(Settings):
     DATM: T+). Default: 20, or less if the experts have fewer epochs."""
     first_max_start_epoch: PositiveInt | None = None
     """T: end of the range of start epochs in the first iteration. It grows linearly to
-    --max-start-epoch, from easy to hard (DATM). Default: no growth."""
+    --max-start-epoch, so that the easier early epochs come first (DATM). Default: no growth."""
     growth_iterations: Count = 0
     """E: number of iterations over which the range of start epochs grows (DATM:
     expansion_end_epoch)."""
@@ -44,8 +44,11 @@ class MatchTrajectorySettings(Settings):
     """Terms of the matching loss L, which is their sum: final (MTT; distance at the end),
     intermediate (AST; distances at the expert's epochs in between), intermediate-rising (AST; the
     same, weighted by j/M at epoch j), automatic (ATT; distance at the student step nearest to the
-    expert's end), deep:ALPHA (PAD), dropout:R (EDF), layers:PATTERN=WEIGHT,..., or
-    package.module:NAME for your own, with its settings after a colon."""
+    expert's end), deep:ALPHA (PAD; distance at the end, without the first fraction ALPHA of the
+    parameters), dropout:R (EDF; distance at the end, without the fraction R of the parameters that
+    differ least), layers:PATTERN=WEIGHT,... (distance at the end, with a weight for the parameters
+    whose names match PATTERN), or package.module:NAME for your own, with its settings after a
+    colon."""
     balance: bool = False
     """Multiply the student's loss by kappa(s), which rises with s: below 1 for start epochs under
     half of --max-start-epoch, above 1 from there on (AST: balance_loss)."""
@@ -71,7 +74,8 @@ class TrainAndTestSettings(Settings):
     """Settings that apply only to --objective train-and-test."""
 
     window: PositiveInt = 60
-    """W: the last W student steps are differentiated (RaT-BPTT: window)."""
+    """W: number of student steps in the window. The test loss is differentiated only through the
+    last W steps of the student (RaT-BPTT: window)."""
     steps_before: str = "0:140"
     """K0:K1, or one number: the student takes K steps before the window, K drawn uniformly from
     K0..K1 (RaT-BPTT: minwindow is K0, totwindow - window is K1)."""
@@ -83,12 +87,12 @@ class TrainAndTestSettings(Settings):
     student_weight_decay: NonNegative = 0.0
     """Weight decay of the student, added to the gradient."""
     window_choice: str = "uniform"
-    """How the start of the window is drawn: uniform (from K0..K1), or
+    """How the start of the window is drawn: uniform (see --steps-before), or
     gradient:high=LOSS,low=LOSS,temperature=TAU,spread=D (by the norm of the student's gradients;
     AT-BPTT, see docs/methods.md)."""
 
     def __post_init__(self) -> None:
-        """Check the types and the range of steps before the window."""
+        """Check the types, and that ``steps_before`` is a valid range."""
         super().__post_init__()
         first, last = self.before
         self.expect("steps_before", first <= last, "K0:K1 with 0 <= K0 <= K1, such as 0:140")
@@ -120,14 +124,15 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     """Derivative of L through the student's steps: exact, or TESLA's approximation, which ignores
     how later steps depend on earlier ones."""
     lr_img: NonNegative | None = None
-    """Learning rate of the synthetic images (MTT: lr_img). Default: the parametrisation's own; with
-    an optimiser other than its own, 100 for SGD and 0.001 for Adam."""
+    """Learning rate of the synthetic images (MTT: lr_img). Default: that of the
+    parametrisation if its own default optimiser is used, otherwise 100 for SGD and 0.001 for
+    Adam."""
     optimiser_img: Literal["sgd", "adam"] | None = None
     """Optimiser of the synthetic images. Default: adam for --images implicit and for --objective
     train-and-test, otherwise sgd (MTT)."""
     clip_img: Annotated[float, Meta(gt=0)] | None = None
-    """Clip image gradients to this multiple of their running norm. Default: 2 for --objective
-    train-and-test (as in RaT-BPTT), otherwise no clipping."""
+    """Clip image gradients to this multiple of the running mean of their norm. Default: 2 for
+    --objective train-and-test (as in RaT-BPTT), otherwise no clipping."""
     lr_lr: NonNegative = 1e-5
     """Learning rate of the step size eta (MTT: lr_lr)."""
     lr_init: Positive | None = None
@@ -183,17 +188,18 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
     ema_decay). 0: no averaging."""
     dsa: str | None = None
     """A: differentiable augmentation of student batches (MTT: dsa_strategy). Default: the experts'
-    augmentation."""
+    augmentation; without experts, MTT's."""
     student_momentum: Fraction = 0.0
     """mu: momentum of the student's SGD (MTT: 0; AST: mom, 0.9)."""
     precise: bool = False
     """Avoid the CPU engine's convolution transforms that cost float32 accuracy; slower."""
     select: Literal["last", "holdout", "test-max"] = "last"
-    """Iterate to keep as the result: the last, the best on the store's holdout, or the best on the
-    test set (as in the papers' tables; not an honest estimate)."""
+    """Synthetic set to keep as the result: last, the one after the last iteration; holdout, the one
+    that is best on held-out images; or test-max, the one that is best on the test set (as in the
+    papers' tables; its test accuracy is then not an honest estimate)."""
     eval_every: Count = 0
-    """Iterations between evaluations (MTT: eval_it); the last iterate is evaluated too. 0: no
-    evaluation."""
+    """Iterations between evaluations (MTT: eval_it); the last iteration is evaluated too. 0:
+    no evaluation."""
     eval_seeds: PositiveInt = 3
     """Networks to train per evaluation (MTT: num_eval)."""
     eval_epochs: PositiveInt = 1000
@@ -226,12 +232,13 @@ class DistillSettings(NetworkSettings, TrainAndTestSettings, MatchTrajectorySett
         for name, init in (("init_clusters", "representative"), ("init_beta", "difficulty")):
             if getattr(self, name) is not None and self.init != init:
                 raise UserError(
-                    f"{flag(name)} applies only to --init {init}; leave one of them out"
+                    f"{flag(name)} applies only to --init {init}; leave it out, or choose "
+                    f"--init {init}"
                 )
         if self.select != "last" and self.eval_every == 0:
             raise UserError(
-                f"--select {self.select} chooses among evaluated iterates, but --eval-every is 0; "
-                "say how often to evaluate, e.g. --eval-every 500"
+                f"--select {self.select} chooses among evaluated iterations, but --eval-every is "
+                "0; say how often to evaluate, e.g. --eval-every 500"
             )
 
     @property
@@ -303,8 +310,9 @@ class DistillConfig(RunOptions, DistillSettings):
     """File for the metrics of every iteration, as JSON lines. Default: beside the distilled set,
     ending in .jsonl."""
     snapshots: Count = 10
-    """Number of times to save the current images, for `trajmatch report` and `trajmatch show`, to a
-    file beside the distilled set. 0: never."""
+    """Number of times to save the current images during the run, for `trajmatch report` and
+    `trajmatch show`, to a file beside the distilled set. The initial images are saved as well.
+    0: save none."""
     tensorboard: Path | None = None
     """Also write the metrics for TensorBoard, to this folder."""
     wandb: str | None = None
@@ -326,7 +334,7 @@ class DistillConfig(RunOptions, DistillSettings):
     less memory and give the same gradient up to rounding. Default: all images of a student step,
     fewer if memory runs out."""
     graph: bool = True
-    """On a CUDA device, record the launches of an outer iteration once and replay them."""
+    """On a CUDA device, record an outer iteration once as a CUDA graph, and replay it."""
     parallel: Literal["matches", "batch"] = "matches"
     """Work that several processes (torchrun) divide among themselves: matches, the K matches of an
     outer iteration (on the CPU, the same bytes as with one process); or batch, every student batch
@@ -342,7 +350,7 @@ class DistillConfig(RunOptions, DistillSettings):
         given = self.init_from is not None and self.objective != "match-trajectory"
         if self.experts is None and self.needs_experts and not given:
             matching = self.needs_experts == "--objective match-trajectory"
-            other = "--objective train-and-test" if matching else "another choice"
+            other = "--objective train-and-test" if matching else "--init real with --labels hard"
             raise UserError(
                 f"{self.needs_experts} needs --experts, a store that `trajmatch expert` makes; "
                 f"{other} needs none"
@@ -355,7 +363,10 @@ class DistillConfig(RunOptions, DistillSettings):
         if self.init_from is not None and self.init_clusters is not None:
             raise UserError("--init-clusters has no effect with --init-from; leave one of them out")
         if self.scores is not None and self.init != "difficulty":
-            raise UserError("--scores applies only to --init difficulty; leave one of them out")
+            raise UserError(
+                "--scores applies only to --init difficulty; leave it out, or choose "
+                "--init difficulty"
+            )
         if self.init_from is None and (self.labels, self.init) == ("soft", "noise"):
             raise UserError(
                 "--labels soft starts from the experts' logits for the initial images, which mean "
@@ -372,15 +383,15 @@ class DistillConfig(RunOptions, DistillSettings):
 
     @property
     def checkpoint_path(self) -> Path:
-        """Path of the checkpoint, next to the artifact."""
+        """Path of the checkpoint, next to the distilled file."""
         return files.beside(self.out, ".checkpoint.safetensors")
 
     @property
     def log_path(self) -> Path:
-        """Path of the metrics log, by default next to the artifact."""
+        """Path of the metrics log, by default next to the distilled file."""
         return self.log if self.log is not None else files.beside(self.out, ".jsonl")
 
     @property
     def snapshots_path(self) -> Path:
-        """Path of the image snapshots, next to the artifact."""
+        """Path of the image snapshots, next to the distilled file."""
         return files.beside(self.out, ".snapshots.safetensors")

@@ -37,7 +37,7 @@ def one_by_one(
 
 
 class Graph:
-    """Function that computes the gradients of all tasks by replaying one graph.
+    """Function that computes the gradients of all tasks by replaying one CUDA graph.
 
     ``record`` makes the graph, e.g. :func:`trajmatch.recording.cuda_graph`.
     """

@@ -134,14 +134,15 @@ def check_skips(limit: float, loss: float, state: State) -> None:
             f"stopped at iteration {state.iteration}: the last {state.skips} updates were "
             f"skipped, because the matching loss stayed above --skip-above {limit:g} (it is "
             f"{loss:.4g}, with step size {state.step_size:.4g}). A student that stays where it is "
-            "has a loss of 1 (--terms final): above it, lower --lr-init; near it, raise --lr-init "
-            "or --student-steps; or raise --skip-above, or choose other start epochs. Files "
-            "written before are intact"
+            "has a loss of 1 (--terms final). If the loss is above 1, lower --lr-init; if it is "
+            "near 1, raise --lr-init or --student-steps. Or raise --skip-above, or choose other "
+            "start epochs. Files written before are intact"
         )
 
 
 def _change(old: Tensor, new: Tensor) -> float:
-    """Return ``|new - old| / max(|old|, sqrt(n))``; ``sqrt(n)`` is the norm at variance 1."""
+    """Return ``|new - old| / max(|old|, sqrt(n))``; ``n`` is the number of values."""
+    # A tensor with entries of mean square 1 has the norm sqrt(n).
     return float((new - old).norm() / old.norm().clamp(min=math.sqrt(old.numel())))
 
 

@@ -20,7 +20,7 @@ VALUES = 2**20
 
 
 class ImageSnapshots:
-    """Writer of the snapshots next to the artifact; does nothing with ``--snapshots 0``.
+    """Writer of the snapshots next to the distilled file; does nothing with ``--snapshots 0``.
 
     ``state`` is the state in which the run starts or resumes. UserError is raised if the existing
     file belongs to another run. A damaged file only causes a warning and is replaced.
@@ -76,7 +76,10 @@ class ImageSnapshots:
 
 
 def due_iterations(count: int, iterations: int) -> frozenset[int]:
-    """Return ``ceil(iterations * (k / count)^2)`` for ``k = 0 .. count``; empty if count is 0."""
+    """Return the iterations at which a snapshot is due; none if ``count`` is 0.
+
+    They are ``ceil(iterations * (k / count)^2)`` for ``k = 0 .. count``.
+    """
     if count == 0:
         return frozenset()
     # Dense at the beginning, where the images change most. Integers, so that rounding is exact.
@@ -84,7 +87,7 @@ def due_iterations(count: int, iterations: int) -> frozenset[int]:
 
 
 def _some_of_each_class(images: Tensor, per_class: int) -> Tensor:
-    """Return the indices ``[n]``, int64, of the first images of each class."""
+    """Return the indices ``[n]``, int64, of the first few images of each class."""
     num_classes, values = len(images) // per_class, images[0].numel()
     count = max(1, min(per_class, IMAGES_PER_CLASS, VALUES // (num_classes * values)))
     return torch.cat([torch.arange(count) + per_class * k for k in range(num_classes)])

@@ -105,9 +105,9 @@ def from_difficulty(dataset: Dataset, ipc: int, scores: Tensor, beta: float) -> 
     for index, members in enumerate(_members(dataset, ipc)):
         if len(members) < skipped + ipc:
             raise UserError(
-                f"--init-beta {beta:g} leaves out {skipped} images of a class before --ipc {ipc} "
-                f"are taken, but class {dataset.class_names[index]!r} has {len(members)} in all; "
-                "lower one of them"
+                f"--init-beta {beta:g} leaves out the hardest {skipped} images of each class, and "
+                f"--ipc {ipc} takes the next {ipc}, but class {dataset.class_names[index]!r} has "
+                f"only {len(members)}; lower --init-beta or --ipc"
             )
         hardest = members[scores[members].argsort(descending=True, stable=True)]
         chosen.append(hardest[skipped : skipped + ipc])
@@ -132,7 +132,7 @@ def from_artifact(source: Artifact, path: str, dataset: Dataset, ipc: int) -> Sy
     for what, found, wanted in (
         ("classes", source.class_names, dataset.class_names),
         ("images of shape", tuple(source.images.shape[1:]), shape),
-        ("networks trained with the loss", source.loss, dataset.loss),
+        ("the training loss", source.loss, dataset.loss),
         ("network outputs:", source.num_outputs, dataset.num_outputs),
     ):
         if found != wanted:
@@ -145,7 +145,7 @@ def from_artifact(source: Artifact, path: str, dataset: Dataset, ipc: int) -> Sy
         raise UserError(
             f"--init-from {path} does not fit this run: it has {len(source.images)} images in "
             f"{dataset.num_classes} classes, but the run has {ipc} per class; give "
-            "a set with at most that many, or a larger --ipc"
+            f"a set with equally many images in each class, at most {ipc}, or a larger --ipc"
         )
     # The earlier run may have normalised or whitened its images in another way.
     images = source.images_preprocessed_by(dataset.preprocessing)
@@ -153,7 +153,7 @@ def from_artifact(source: Artifact, path: str, dataset: Dataset, ipc: int) -> Sy
 
 
 def _members(dataset: Dataset, ipc: int) -> list[Tensor]:
-    """Return each class's training image indices; UserError if a class has fewer than ``ipc``."""
+    """Return the indices of each class's training images; UserError if fewer than ``ipc``."""
     members = []
     for index, name in enumerate(dataset.class_names):
         members.append((dataset.train_labels == index).nonzero().squeeze(1))
@@ -195,9 +195,14 @@ def initial_parameters(
     parameters = {name: tensor.detach().clone() for name, tensor in found.items()}
     # `of_images` leaves out names with another meaning, such as "labels".
     if taken := parameters.keys() - {*of_images(parameters)}:
-        raise UserError(f"--images {spec}: the name {taken.pop()!r} is reserved; choose another")
+        raise UserError(
+            f"--images {spec}: the parameter name {taken.pop()!r} is reserved; choose another"
+        )
     if not any(tensor.is_floating_point() for tensor in parameters.values()):
-        raise UserError(f"--images {spec}: initial returned nothing that can be learned")
+        raise UserError(
+            f"--images {spec}: initial should return at least one floating-point tensor to learn, "
+            "but returned none"
+        )
     # Parametrisations may lose detail, so the rendered images differ from the given ones.
     with blamed(f"render of --images {spec}"), torch.no_grad():
         rendered = parametrisation.render(parameters, images.shape[1:])

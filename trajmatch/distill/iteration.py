@@ -32,8 +32,8 @@ def outer_iteration(
 
     Returns:
         Entries for the log, and the Fault if the update was refused. The entries are
-        ``iteration``, ``loss``, ``step_size``, ``refused`` (the cause or None) and the draws; for
-        several tasks also ``losses``; with ``--skip-above`` also ``skipped``.
+        ``iteration``, ``loss``, ``step_size``, ``refused`` (the cause or None) and the random
+        choices; for several tasks also ``losses``; with ``--skip-above`` also ``skipped``.
     """
     config, division = problem.config, division or Division()
     compute = compute or partial(one_by_one, problem.objective, plan=Plan())
@@ -89,7 +89,7 @@ def outer_iteration(
 
 
 def _drawn(draws: Sequence[Draw], gradients: Sequence[OuterGradient]) -> dict[str, Any]:
-    """Return the log entries of the draws; several tasks give lists, plus a list of losses."""
+    """Return the random choices to log; with several tasks as lists, and the losses as well."""
     if len(draws) == 1:
         return draws[0].logged()
     logged = [draw.logged() for draw in draws]

@@ -44,7 +44,7 @@ def distill(
     starts from an expert's parameters after some epoch and trains on the synthetic images. The
     images and the student's step size are learned such that the student ends where the expert was
     a few epochs later. The gradient is exact through all student steps and is averaged over
-    ``config.matches`` segments. For other objectives, see ``docs/methods.md``.
+    ``config.matches`` such students. For other objectives, see ``docs/methods.md``.
 
     On the CPU, runs with the same configuration, seed and number of threads write the same bytes,
     even if they are interrupted. Non-finite updates are never applied.
@@ -167,7 +167,7 @@ def _check_interruption(problem: Problem, ranks: Ranks) -> None:
 
 @contextmanager
 def _interruptible(problem: Problem, state: State, ranks: Ranks) -> Iterator[None]:
-    """Delay stop requests until they are checked, and save a checkpoint when one is raised."""
+    """Delay requests to stop until they are checked; save a checkpoint if Interrupted is raised."""
     config = problem.config
     with interruption.time_limit(config.max_time), interruption.held():
         try:

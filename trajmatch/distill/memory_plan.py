@@ -102,8 +102,8 @@ class WithinMemory:
             if plan is None:
                 raise UserError(_no_memory(self._problem, self.plan, reason))
             warn(
-                f"memory ran out ({self.plan}); continuing, now {plan}: slower, with the same "
-                "result up to rounding"
+                f"memory ran out ({self.plan}); continuing, now {plan}: this is slower, but "
+                "gives the same result up to rounding"
             )
             self.plan = plan
 
@@ -120,7 +120,10 @@ def planned(problem: Problem, shared: bool = False) -> Plan:
 
 
 def leaner(problem: Problem, plan: Plan, images: int) -> Plan | None:
-    """Return a plan without tape, else with half the micro-batch; None if no plan is leaner."""
+    """Return a plan that needs less memory than ``plan``; None if there is none.
+
+    It keeps no activations; if ``plan`` keeps none, it has half the micro-batch.
+    """
     if plan.tape_bytes:
         return replace(plan, tape_bytes=0)
     # The CPU engine takes ConvNet and VGG11 a few images at a time anyway.

@@ -30,10 +30,10 @@ _NO_CURVE = ("iteration", "seeds")
 def metrics_log(
     path: Path, iteration: int, loggers: Sequence[AbstractContextManager[Write]] = ()
 ) -> Iterator[Log]:
-    """Open the log for appending; yield a function that writes a line to it and to ``loggers``.
+    """Open the log; yield a function that writes a line to it and to ``loggers``.
 
-    UserError is raised if the file cannot be read or written or is not a log, or if a logger is not
-    installed or fails.
+    Lines of an existing log are dropped if they are later than ``iteration``. UserError is raised
+    if the file cannot be read or written or is not a log, or if a logger is not installed or fails.
     """
     with ExitStack() as stack:
         writes = [stack.enter_context(logger) for logger in loggers]
@@ -69,7 +69,7 @@ def loggers_for(problem: Problem, iteration: int) -> list[AbstractContextManager
 
 @contextmanager
 def _tensorboard(folder: Path, iteration: int) -> Iterator[Write]:
-    """Yield a function that writes the curves of a log line for TensorBoard."""
+    """Yield a function that writes the plotted numbers of a log line for TensorBoard."""
     # Imported here, because the package is optional.
     with _installed("--tensorboard", "tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
@@ -87,7 +87,7 @@ def _tensorboard(folder: Path, iteration: int) -> Iterator[Write]:
 
 @contextmanager
 def _wandb(project: str, identity: Mapping[str, Any], out: Path, quiet: bool) -> Iterator[Write]:
-    """Yield a function that sends the curves of a log line to wandb."""
+    """Yield a function that sends the plotted numbers of a log line to wandb."""
     with _installed("--wandb", "wandb"):
         import wandb
     # The id is a hash of settings and output path, so that a resumed run finds its earlier curves.

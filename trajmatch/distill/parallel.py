@@ -1,8 +1,8 @@
 """Division of the work among the ranks of a run.
 
 Each rank holds the whole state: all draw the same random numbers and apply the same update. With
-``--parallel matches``, rank ``k mod R`` computes match ``k``. The mean is summed in the order of
-the matches, so on the CPU the result has the same bits as with a single process. With
+``--parallel matches``, rank ``k mod R`` of ``R`` ranks computes match ``k``. The mean is summed in
+the order of the matches, so on the CPU the result has the same bits as with a single process. With
 ``--parallel batch``, ranks share every student step (:func:`trajmatch.ops.unroll`).
 """
 

@@ -140,7 +140,7 @@ class OuterParameter:
     Attributes:
         value: The tensor. The step size is in float64, on the CPU: its updates are often smaller
             than the spacing of float32 (the papers set ``lr_lr`` to 1e-7).
-        optimiser: None for constants, such as hard labels.
+        optimiser: Update rule; None for constants, such as hard labels.
         moments: Optimiser state, by name.
         free: Factor of the gradient, 0 for frozen rows and 1 for others. None: nothing is frozen.
     """
@@ -212,7 +212,7 @@ def tensors_by_name(what: str, made: object) -> dict[str, Tensor]:
     """Return a user function's result if it maps names to tensors; else raise UserError."""
     if isinstance(made, Mapping) and all(isinstance(each, Tensor) for each in made.values()):
         return {str(name): each for name, each in made.items()}
-    raise UserError(f"{what} should return tensors by name, but returned {described(made)}")
+    raise UserError(f"{what} should return a dict of tensors, but returned {described(made)}")
 
 
 def moving_average(average: Tensor, value: Tensor, decay: float) -> Tensor:

@@ -164,7 +164,10 @@ class Problem(Setup):
         return SyntheticSet(*(joined(one, two, dataset.num_classes) for one, two in pairs))
 
     def _chosen_images(self, count: int, *there: int) -> SyntheticSet:
-        """Choose ``count`` images per class by ``--init``, besides the ``there`` existing ones."""
+        """Choose ``count`` images per class by ``--init``.
+
+        ``there``, if given, is the number of images per class that ``--init-from`` already gave.
+        """
         config, dataset = self.config, self.training
         # `there` selects another random stream, because with the same seed, the earlier run's
         # stream would choose the same images again.
@@ -254,7 +257,7 @@ class Problem(Setup):
             return self.synthetic_set(values)
 
     def artifact(self, state: State) -> Artifact:
-        """Return the result of a finished run: the iterate that ``--select`` asks for."""
+        """Return the result of a finished run: the synthetic set that ``--select`` asks for."""
         recipe = self.identity
         seed = recipe.pop("seed")
         values = state.best_values if state.best is not None else state.result

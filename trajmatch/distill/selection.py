@@ -1,4 +1,4 @@
-"""Evaluation during a run, and selection of the iterate that becomes the result."""
+"""Evaluation during a run, and selection of the iteration whose images become the result."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def is_due(config: DistillConfig, state: State) -> bool:
 
 
 def evaluate_iterate(problem: Problem, state: State, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """Train and test fresh networks on the current images; return numbers for the log.
+    """Test networks that are trained on the current images; return numbers for the log.
 
-    The score is added to ``state``. Unless ``select`` is ``last``, the best iterate so far is kept
-    there as well. Rank 0 evaluates and broadcasts the score.
+    The score is added to ``state``. Unless ``select`` is ``last``, the best synthetic set so far is
+    kept there as well. Rank 0 evaluates and broadcasts the score.
     """
     numbers = ranks.on_rank_0(lambda: _score(problem, state))
     protocol = numbers.pop("protocol")

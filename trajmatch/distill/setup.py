@@ -162,8 +162,8 @@ def _with_loss(config: DistillConfig, dataset: Dataset) -> DistillConfig:
     if config.loss not in (None, dataset.loss):
         raise UserError(
             f"--loss {config.loss} contradicts the data set {dataset.name}, on which networks are "
-            f"trained with {dataset.loss}; leave out --loss, or take data (and experts of it) "
-            f"{'with' if config.loss == 'mse' else 'without'} ?targets=NAME"
+            f"trained with {dataset.loss}; leave out --loss, or take data (and experts trained on "
+            f"it) {'with' if config.loss == 'mse' else 'without'} ?targets=NAME"
         )
     for name, value, advice in (
         ("labels", "soft", "--labels hard keeps the targets of the initial images"),

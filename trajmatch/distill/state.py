@@ -19,7 +19,7 @@ USUAL = 100
 
 @dataclass(frozen=True)
 class Best:
-    """Best iterate so far; ``accuracy`` is in percent, or a mean squared error for targets."""
+    """Best iteration so far; ``accuracy`` is in percent, or a mean squared error for targets."""
 
     iteration: Count
     accuracy: float
@@ -35,7 +35,7 @@ class Progress:
         refusals: Number of updates refused in a row.
         skips: Number of updates in a row that ``--skip-above`` skipped.
         gradient_norms: Recent norms of the images' gradient, even if the update was not applied.
-        best: Best evaluated iterate; None with ``--select last``.
+        best: Best evaluated iteration; None with ``--select last``.
         scores: Results of all evaluations.
     """
 
@@ -58,7 +58,7 @@ class State(Progress):
         parameters: Outer parameters, by name.
         draws: Random state.
         average: Moving averages of the images' parameters, by name; empty without ``--ema``.
-        best_values: Outer parameters of the best iterate, by name.
+        best_values: Outer parameters after the best iteration, by name.
     """
 
     parameters: dict[str, OuterParameter]

@@ -24,7 +24,7 @@ class EvalSettings(Settings):
     """Networks to train, e.g. convnet alexnet vgg11:batch resnet18 (MTT: eval_mode, which names a
     list of networks). Default: the network in the file."""
     seeds: PositiveInt = 5
-    """Number of networks to train (MTT: num_eval)."""
+    """Number of networks of each architecture to train on each set (MTT: num_eval)."""
     protocol: Literal["mtt", "datm", "ast", "rat"] = "mtt"
     """How each network is trained and tested: as in the code of MTT, DATM or AST, or with Adam
     (rat), for sets whose students were trained with Adam. The score is always the last test; for
@@ -38,7 +38,7 @@ class EvalSettings(Settings):
     batch_size: PositiveInt | None = None
     """Images per SGD step (MTT: batch_train). Default: the protocol's."""
     random_baseline: bool = True
-    """Also train networks on equally many random real images."""
+    """Also train networks on as many random real images as distilled ones."""
     distilled_hard: bool = True
     """If the file has soft labels, also train networks on its images with hard labels: the class of
     each image's largest logit."""
@@ -48,12 +48,13 @@ class EvalSettings(Settings):
     classify the image correctly. If the file has hard labels, also train networks on k-center
     images with hard labels."""
     k_center: bool = False
-    """Also train networks on equally many real images chosen by greedy k-center: in each class the
-    image nearest to the mean, then repeatedly the image farthest from all chosen ones."""
+    """Also train networks on as many real images as distilled ones, chosen by greedy k-center: in
+    each class the image nearest to the mean, then repeatedly the image farthest from all chosen
+    ones."""
     herding: bool = False
-    """Also train networks on equally many real images chosen by herding: in each class, repeatedly
-    the image that brings the mean of the chosen ones nearest to the class mean. With --experts,
-    also train networks on these images with soft labels."""
+    """Also train networks on as many real images as distilled ones, chosen by herding: in each
+    class, repeatedly the image that brings the mean of the chosen ones nearest to the class mean.
+    With --experts, also train networks on these images with soft labels."""
     k_center_store: Path | None = None
     """Expert store in whose logits --k-center and --herding measure distances (first expert, last
     epoch). Default: the store of --experts; without one, distances are between preprocessed
@@ -134,8 +135,9 @@ class EvalConfig(RunOptions, EvalSettings):
     file: Path
     """The distilled set: a file that `trajmatch distill` wrote, or zoo:NAME (trajmatch zoo)."""
     out: Path | None = None
-    """Folder for a record of each network and result.json; --resume continues from it. Default: no
-    folder; with --resume or --max-time, a folder beside the file, with the ending .eval."""
+    """Folder for result.json and a record of each network; --resume continues from the records.
+    Default: no folder; with --resume or --max-time, a folder beside the file, with the ending
+    .eval."""
     data: str | None = None
     """Data set with the test images. Default: found by the name in the file."""
     resume: bool = False

@@ -31,14 +31,14 @@ def evaluate_artifact(
     progress: ProgressLike | None = None,
     on_stop: Callable[[dict[str, Any]], None] = lambda partial_result: None,
 ) -> dict[str, Any]:
-    """Train and test networks on a distilled set, and the same number on each set of real images.
+    """Train networks on a distilled set, and as many on each set of real images; test them all.
 
     Step size, normalisation and augmentation come from the file, and so does the network, unless
     ``config`` names others. Network ``k`` of a baseline starts from the same parameters as network
-    ``k`` of the distilled set and trains by the same protocol, with the learned step size. Random
-    images hardly depend on the step size: with one image per class of Fashion-MNIST, the accuracy
-    is between 49.6 and 51.6 % for step sizes from 0.1 to 0.001. On the CPU, the same seed and
-    number of threads give the same result.
+    ``k`` of the distilled set and trains by the same protocol, with the learned step size. The
+    accuracy with random images hardly depends on the step size: with one image per class of
+    Fashion-MNIST, it is between 49.6 and 51.6 % for step sizes from 0.1 to 0.001. On the CPU,
+    the same seed and number of threads give the same result.
 
     Args:
         config: Distilled set and protocol.
@@ -126,7 +126,7 @@ class _Evaluation:
         self.records: Records | None = None
 
     def _key(self, spec: dict[str, Any], kind: str, number: int) -> tuple[str, str]:
-        """Return the set of a network and the name of its record."""
+        """Return the key of a network: the name of its training set, and the name of its record."""
         slug, decides = re.sub(r"\W+", "-", str(spec["name"])), spec
         # A resumed evaluation may add or change the experts; then only the networks that depend on
         # them are trained again.
@@ -220,7 +220,7 @@ class _Evaluation:
         return result
 
     def _scores(self, name: str, spec: dict[str, Any]) -> dict[str, Any] | None:
-        """Return an architecture's scores on each set; None if it has no finished network."""
+        """Return the scores of an architecture by training set; None if no network has finished."""
         protocol = {**self._protocol.describe(), "network": spec}
         found: dict[str, Score] = {}
         for kind in self._kinds:

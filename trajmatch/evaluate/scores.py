@@ -143,8 +143,9 @@ def robust_score(first: float, second: float) -> float:
 
     The score is ``(e^a - e^-1) / (e - e^-1)``, where ``a`` is the mean difference as a fraction;
     the arguments are in percentage points. ``first`` is the improvement over random images.
-    ``second`` is the negated hard label recovery for the label-robust score, or the improvement
-    without augmentation for the augmentation-robust score.
+    For the label-robust score, ``second`` is the accuracy with distilled images and hard labels,
+    minus the accuracy with the whole real set. For the augmentation-robust score, it is the
+    improvement over random images if all networks are trained without augmentation.
     """
     mean = (first + second) / 200
     return (math.exp(mean) - math.exp(-1)) / (math.e - math.exp(-1))
@@ -155,9 +156,10 @@ def robust_scores(
 ) -> dict[str, Any] | None:
     """Compute the two robust scores, and the differences of accuracies that they are made of.
 
-    ``whole_real`` is the test accuracy (percent) after training on the whole real set; None takes
-    it from ``found``. Each entry has ``mean`` and population ``std`` over the networks; differences
-    are in percentage points. Returns None if a set has no trained network yet.
+    ``found`` maps names of training sets to scores. ``whole_real`` is the test accuracy (percent)
+    after training on the whole real set; None takes it from ``found``. Each entry of the result has
+    ``mean`` and population ``std`` over the networks; differences are in percentage points. Returns
+    None if a set has no trained network yet.
     """
     of = {name: score.accuracies for name, score in found.items()}
     if whole_real is not None:

@@ -94,8 +94,8 @@ class PushConfig(Settings):
     source: Path
     """A distilled set, or the folder of an expert store."""
     to: str
-    """Where to: hf:USER/REPOSITORY or hf:USER/REPOSITORY/NAME, a repository for data sets. It is
-    made if there is none. Default of NAME: the name of the source."""
+    """Destination: hf:USER/REPOSITORY/NAME, in a repository for data sets, which is made if it does
+    not exist. Without /NAME, the name of the source is used."""
     private: bool = False
     """Make a new repository private."""
 
@@ -105,7 +105,7 @@ class PullConfig(Settings):
     """Download a distilled set or an expert store from the Hugging Face hub, and check it."""
 
     source: str
-    """hf:USER/REPOSITORY/NAME; without NAME if the repository holds only one."""
+    """hf:USER/REPOSITORY/NAME. Omit /NAME if the repository holds only one set or store."""
     out: Path | None = None
     """The new file or folder. Default: NAME in the current folder."""
     revision: str = "main"

@@ -37,7 +37,9 @@ def push(config: PushConfig) -> str:
     _check(config.source)
     name = path or config.source.resolve().name
     if not (config.source.is_dir() or name.endswith(".safetensors")):
-        raise UserError(f"the name of a distilled set on the hub ends in .safetensors, not {name}")
+        raise UserError(
+            f"the name of a distilled set on the hub should end in .safetensors, but is {name}"
+        )
     upload = {"path_in_repo": name, "repo_id": repository, "repo_type": _KIND}
     with _hub(config.to) as api:
         api.create_repo(repository, repo_type=_KIND, exist_ok=True, private=config.private or None)
@@ -53,8 +55,8 @@ def pull(config: PullConfig) -> Path:
     """Download a distilled set or an expert store, check it, and return its path.
 
     Raises:
-        UserError: The hub does not answer or does not have it, the output exists, or what arrived
-            is damaged. Nothing is left then.
+        UserError: The hub does not answer or lacks the set or store, the output exists, or the
+            downloaded files are damaged. Nothing is written then.
     """
     repository, path = _parts(config.source)
     with _hub(config.source) as api:
@@ -66,7 +68,11 @@ def pull(config: PullConfig) -> Path:
     if path is None and len(there) == 1:
         path = there[0]
     if path is None or path not in there:
-        wanted = f"has no {path!r}{closest(path, there)}" if path else "has not exactly one to pull"
+        wanted = (
+            f"has no {path!r}{closest(path, there)}"
+            if path
+            else "does not hold exactly one set or store"
+        )
         raise UserError(
             f"{repository} on the hub {wanted}; its distilled sets and expert stores are: "
             f"{', '.join(there) or 'none'}"
@@ -130,6 +136,6 @@ def _hub(address: str) -> Iterator[Any]:
         yield api
     except kinds as error:
         raise UserError(
-            f"{address}: the hub at {api.endpoint} does not do that: {' '.join(f'{error}'.split())}"
+            f"{address}: the request to {api.endpoint} failed: {' '.join(f'{error}'.split())}"
             "; check the name, the connection, and the token (`hf auth login`)"
         ) from error

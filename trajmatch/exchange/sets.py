@@ -72,8 +72,9 @@ def to_artifact(config: ConvertConfig, images_file: Path) -> str:
     count, classes = len(images) if images.ndim else 0, dataset.num_classes
     if count == 0 or count % classes:
         raise UserError(
-            f"{images_file} holds {count} images, which is not a multiple of the {classes} classes "
-            f"of {dataset.name}; give the --data that they were made from"
+            f"{images_file} holds {count} images, but should hold the same number, at least one, "
+            f"for each of the {classes} classes of {dataset.name}; give the --data that they were "
+            "made from"
         )
     lr = _step_size(lr_file, config.lr)
     kind, labels = _labels(labels_file, labels, config.labels)

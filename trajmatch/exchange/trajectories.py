@@ -114,9 +114,9 @@ def to_store(config: ConvertConfig, paths: list[Path], progress: ProgressLike) -
     chance = 100 / dataset.num_classes
     if measured < chance + _ABOVE_CHANCE:
         warn(
-            f"expert 0 gets {measured:.1f} % of the test images right after its last epoch, hardly "
-            f"above chance ({chance:.1f} %): --network, --preprocessing or --data probably differ "
-            "from those used in training"
+            f"expert 0 has a test accuracy of {measured:.1f} % after its last epoch, hardly above "
+            f"chance ({chance:.1f} %): --network, --preprocessing or --data probably differ from "
+            "those used in training"
         )
     return (
         f"{config.out}: {experts} experts of {epochs} epochs; the first gets {measured:.1f} % "
@@ -147,7 +147,12 @@ def read_trajectories(path: Path, shapes: Mapping[str, torch.Size]) -> list[list
 
 def _check_snapshot(snapshot: list[Any], shapes: Mapping[str, torch.Size], place: str) -> None:
     """Raise UserError unless a snapshot has the parameters of the network."""
-    pairs: Any = itertools.zip_longest(snapshot, shapes.items(), fillvalue=("no parameter", ()))
+    if len(snapshot) > len(shapes):
+        raise UserError(
+            f"{place} has {len(snapshot)} tensors, but the network has {len(shapes)} parameters; "
+            "give the --network that the experts were trained with"
+        )
+    pairs: Any = itertools.zip_longest(snapshot, shapes.items())
     for number, (tensor, (name, shape)) in enumerate(pairs, start=1):
         is_tensor = isinstance(tensor, Tensor)
         if not is_tensor or tensor.shape != shape or tensor.dtype not in _DTYPES:
@@ -155,7 +160,7 @@ def _check_snapshot(snapshot: list[Any], shapes: Mapping[str, torch.Size], place
             raise UserError(
                 f"{place}: tensor {number} should be {name} of the network, {[*shape]} of float32 "
                 f"(or a smaller type), but is {have}; give the --network and --data that the "
-                "experts were trained with, and convert larger types"
+                "experts were trained with, and convert larger types to float32"
             )
 
 
@@ -194,8 +199,8 @@ def from_store(config: ConvertConfig) -> str:
         )
     if store.buffers(0, kept[0]) is not None:
         warn(
-            "trajectory files cannot hold the running statistics of batch norm in "
-            f"{config.source}; they are left out"
+            "trajectory files cannot hold the running statistics of batch norm; those of "
+            f"{config.source} are left out"
         )
     shapes = networks.parameter_shapes(networks.build(store.manifest["network"]))
     starts = range(0, store.num_experts, per_file)
@@ -209,7 +214,7 @@ def from_store(config: ConvertConfig) -> str:
     if left_out := kept[len(epochs) :]:
         warn(
             f"{config.source} has gaps between its epochs; epochs from {left_out[0]} on are left "
-            "out, because the position in a list of snapshots is the epoch"
+            "out, because in trajectory files the position of a snapshot is its epoch"
         )
     made = "1 file" if len(starts) == 1 else f"{len(starts)} files"
     return f"{config.out}: {store.num_experts} experts in {made} replay_buffer_*.pt"

@@ -44,22 +44,24 @@ class TrainingSettings(Settings):
     """rho: size of GSAM's perturbation relative to each parameter (FTD: 0.01). 0: no GSAM. GSAM
     doubles the cost of a step."""
     alpha: NonNegative = 0.0
-    """alpha: weight of the orthogonal component that GSAM subtracts (FTD: 0.3 to 1)."""
+    """alpha: GSAM subtracts alpha times the component of the gradient that is orthogonal to the
+    perturbed gradient (FTD: 0.3 to 1)."""
     loss_scale: Literal["constant", "rising"] = "constant"
     """Factor of the loss: 1, or rising from 0.5 to 1 over ten epochs (AST: clipping loss)."""
     penalty: NonNegative = 0.0
     """lambda: weight of the penalty on the gradient of the logits with respect to the images (AST:
     2). 0: no penalty."""
     penalty_norm: Literal["pixel", "image"] = "pixel"
-    """Norms of the penalty: over each pixel's channels (AST's code), or over each image."""
+    """Norm of the gradient in the penalty: over the channels of each pixel (AST's code), or over
+    each image."""
     loss: Literal["cross_entropy", "mse"] | None = None
     """Loss of the experts: cross_entropy, or mse, the mean squared error to target vectors (--data
     npz:FILE?targets=NAME). Default: mse if the data set has targets."""
     dsa: str = "color_crop_cutout_flip_scale_rotate"
     """A: augmentations (MTT: dsa_strategy), joined by underscores; none turns them off."""
     curriculum: str | None = None
-    """IR,AEE: train the first epoch on the easiest fraction IR of each class, growing linearly
-    until epoch AEE (counted from 0) trains on all images (PAD: 0.75,20). Needs --scores."""
+    """IR,AEE: train the first epoch on the easiest fraction IR of each class. The fraction grows
+    linearly and is 1 from epoch AEE on, counted from 0 (PAD: 0.75,20). Needs --scores."""
     drop_easy: str | None = None
     """E:R,...: after epoch E (counted from 0), leave out the easiest fraction R of each class (PAD:
     40:0.1,60:0.2). Needs --scores."""
@@ -71,7 +73,10 @@ class TrainingSettings(Settings):
         # [], which is less than any other list.
         last = [epoch for epoch, _ in Schedule.parse(self.curriculum, self.drop_easy).drops][-1:]
         end = self.epochs - 1
-        wanted = f"limited to epochs below {end}, the last epoch of --epochs {self.epochs}"
+        wanted = (
+            f"limited to epochs below {end}, the last epoch of --epochs {self.epochs} "
+            "(counted from 0)"
+        )
         self.expect("drop_easy", last < [end], wanted)
         if self.alpha and not self.rho:
             raise UserError(
@@ -109,7 +114,8 @@ class NetworkSettings(ConvNetSettings):
     zca: bool = False
     """Whiten the images (MTT: zca; eps 0.1) instead of normalising each channel."""
     holdout: Fraction = 0.0
-    """Fraction of the training images that is kept out of training and initialisation."""
+    """Fraction of the training images to hold out: they neither train experts nor initialise
+    synthetic images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +222,7 @@ def numbers_of(text: str, most: int, flag: str, what: str) -> set[int]:
     """Parse a list of numbers and spans such as ``"0-22,30"``.
 
     Raises UserError if the text is not such a list or has a number above ``most``. The message
-    names the ``flag`` and what is counted: ``what`` is ``"epochs"`` or ``"experts"``.
+    contains ``flag``, and ``what``: the name of the numbers, ``"epochs"`` or ``"experts"``.
     """
     found: set[int] = set()
     for part in map(str.strip, text.split(",")):

@@ -15,7 +15,7 @@ _DROPS = tuple[tuple[PositiveInt, Fraction], ...]
 
 
 class Schedule(NamedTuple):
-    """Curriculum of PAD (FIEX, arXiv 2408.03360): the part of each class that an epoch sees.
+    """Curriculum of PAD (arXiv 2408.03360): the part of each class that an epoch sees.
 
     Epochs count from 0, as in PAD's code. Epoch ``e`` sees the easiest fraction
     ``min(1, first + (1 - first) e / whole)``; PAD calls ``first`` IR and ``whole`` AEE. ``drops``

@@ -30,8 +30,8 @@ def examine(store: Store) -> list[str]:
     signs = {
         "diverged: the training loss ended above both its first value and the loss of guessing "
         f"({guessing:.3g}), or once exceeded {EXPLODED} times the loss of guessing": "lower --lr",
-        f"moved in one epoch less than {STILL:g} times as far as in another: segments from there "
-        "have nothing to match": "raise --lr",
+        f"moved in one epoch less than {STILL:g} times as far as in another: segments from "
+        "that epoch have nothing to match": "raise --lr",
         f"{failed.format(limit, chance)} after {store.reached}": "train longer or raise --lr",
     }
     diverged, still, untrained = signs
@@ -60,7 +60,7 @@ def examine(store: Store) -> list[str]:
 def examine_window(
     store: Store, min_start_epoch: int, max_start_epoch: int, expert_epochs: int
 ) -> list[str]:
-    """Return at most one warning: start epochs from which the training loss does not fall."""
+    """Return a list with a warning about start epochs after which the loss does not fall, or []."""
     every = range(store.num_experts)
     losses = [store.metrics(expert).get("train_loss", []) for expert in every]
     # Converted experts have no recorded losses; then no start epoch is examined.

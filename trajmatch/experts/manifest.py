@@ -94,13 +94,18 @@ def read(folder: Path) -> dict[str, Any]:
     # msgspec checks each entry; the rest checks how entries fit together.
     epochs, sources = known["snapshots"], known.get("sources")
     if epochs != sorted(set(epochs)):
-        raise UserError(f"{path} is damaged: its snapshots are {epochs!r:.100}")
+        raise UserError(f"{path} is damaged: its snapshots should ascend, but are {epochs!r:.100}")
     if sources is not None and len(sources) != known["num_experts"]:
-        raise UserError(f"{path} is damaged: its sources are {sources!r:.100}")
+        raise UserError(
+            f"{path} is damaged: its sources should be one per expert, but are {sources!r:.100}"
+        )
     if waypoints := known.get("waypoints"):
         ends = waypoints["epochs"]
         if ends != sorted(set(ends)) or not ends[0] <= epochs[0] <= epochs[-1] <= ends[-1]:
-            raise UserError(f"{path} is damaged: its waypoints are {ends!r:.100}")
+            raise UserError(
+                f"{path} is damaged: its waypoints should ascend and enclose all snapshots, but "
+                f"are {ends!r:.100}"
+            )
     # A file without a checksum was written by an early release or edited by a user.
     if found is not None and found != files.json_checksum(manifest):
         raise UserError(

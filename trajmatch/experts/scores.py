@@ -33,7 +33,7 @@ OnExpert = Callable[[int], object]
 
 
 class Description(msgspec.Struct, tag_field="format", tag="trajmatch scores"):
-    """Metadata of a score file: data set, experts and the epoch of the scored snapshots."""
+    """Metadata of a score file: data set, store, number of experts, epoch of their snapshots."""
 
     data: str | None
     dataset: DatasetEntry
@@ -128,7 +128,7 @@ def read_scores(
         if store is not None and found.store != store.identity:
             raise UserError(
                 f"{path} was computed with other experts than those in {store.path}; compute the "
-                "scores again (`trajmatch score`), or name the file with --scores"
+                "scores again (`trajmatch score`), or give this file as --scores to use it anyway"
             )
     numbers = scores.dtype.kind in "iuf" and scores.shape == (count,)
     if not (numbers and np.isfinite(scores).all()):

@@ -264,7 +264,7 @@ def steps_for(
 def called(
     steps: Sequence[ExpertStep], states: Sequence[ExpertState], device: torch.device
 ) -> recording.Function:
-    """Return a function that takes every expert's step; on a CUDA device, their kernels overlap."""
+    """Return a function that runs one step of every expert; on a CUDA device, the steps overlap."""
 
     def all_steps(tensors: recording.Inputs) -> recording.Outputs:
         batch = Batch(*tensors)

@@ -179,7 +179,7 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the entries behind :attr:`identity` and of the number of experts."""
+        """Hash of the number of experts and of the entries that :attr:`identity` covers."""
         return self._hash(("data", "trained_epochs"))
 
     def _hash(self, without: Collection[str]) -> str:
@@ -220,9 +220,9 @@ class Store:
         if self.trained_epochs < epoch <= self.course:
             raise UserError(
                 f"{purpose} needs the experts after epoch {epoch}, but those of {self.path} are "
-                f"trained for the first {self.trained_epochs} of {self.course} epochs; to go on, "
-                f"repeat the `trajmatch expert` that made them with --until-epoch {epoch} --resume,"
-                " or the `trajmatch run` with --full-experts --resume"
+                f"trained for the first {self.trained_epochs} of {self.course} epochs; repeat "
+                f"the command that trained them: `trajmatch expert` with --until-epoch {epoch} "
+                "--resume, or `trajmatch run` with --full-experts --resume"
             )
 
     def write_expert(
@@ -443,7 +443,10 @@ class Store:
         # Each tensor must have one checksum per row; the trained epochs determine its rows.
         lengths = {name: len(self._rows_of(name, found.epochs)) for name in found.rows}
         if lengths != {name: len(checksums) for name, checksums in found.rows.items()}:
-            raise UserError(f"{path} is damaged: its rows are {found.rows!r:.100}")
+            raise UserError(
+                f"{path} is damaged: it should have one checksum per row, but has "
+                f"{found.rows!r:.100}"
+            )
         return found
 
     def _misfit(self, path: Path, owner: str) -> UserError:

@@ -48,7 +48,7 @@ def verify(path: files.PathLike) -> Iterator[Verdict]:
 
 
 def _judge_expert(store: Store, expert: int) -> Verdict:
-    """Return the verdict on an expert's file; if there is none, on its checkpoint."""
+    """Return the verdict on an expert's file or, if the file is missing, on its checkpoint."""
     file, checkpoint = store.expert_path(expert), store.checkpoint_path(expert)
     if file.exists():
         verdict = judge(file, partial(store.check_whole, expert))
@@ -124,8 +124,8 @@ def convexify(path: files.PathLike, out: files.PathLike, waypoints: str = "6,25"
     # The last waypoint averages three snapshots, so two epochs are the minimum.
     if lacking := sorted({*range(max(2, store.course) + 1)}.difference(store.snapshots_kept)):
         raise UserError(
-            f"{path} does not keep epoch {lacking[0]}, but path lengths need all epochs, and at "
-            "least two; train experts with --keep all"
+            f"{path} does not keep epoch {lacking[0]}; to convexify, train experts for at least "
+            "2 epochs with --keep all"
         )
     model = networks.build(store.manifest["network"])
     if networks.num_buffers(model):

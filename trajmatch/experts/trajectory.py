@@ -23,7 +23,7 @@ from trajmatch.random import generator
 
 
 class Trajectory(NamedTuple):
-    """Result of training an expert: the arguments of ``Store.write_expert`` after ``expert``."""
+    """Result of training an expert, to pass to ``store.write_expert(expert, *trajectory)``."""
 
     snapshots: Tensor  # [S, P], float32, one row per kept epoch
     metrics: dict[str, Any]
@@ -60,9 +60,9 @@ def train_lockstep(
 
     A trajectory depends only on the manifest, the images and the expert's number, because each
     expert has its own random generators. On a CPU the last bits also depend on the number of
-    threads, so the caller should keep that number constant. In ``checkpoints`` all experts must
-    have the same progress; without it, training cannot be interrupted or resumed. ``test_every`` is
-    the number of epochs between tests; 0 chooses it automatically.
+    threads, so the caller should keep that number constant. All experts must have the same
+    progress in ``checkpoints``. If ``checkpoints`` is None, training cannot be interrupted or
+    resumed. ``test_every`` is the number of epochs between tests; 0 chooses it automatically.
 
     Raises:
         UserError: An expert diverged, or a checkpoint cannot be read or written.

@@ -1,6 +1,6 @@
 """Parametrisations of the synthetic images: maps from learned tensors to images.
 
-:data:`PARAMETRISATIONS` lists the built-in ones; ``package.module:NAME`` names a user's own.
+:data:`PARAMETRISATIONS` lists the built-in ones; ``package.module:NAME`` is a class of the user.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PARAMETRISATIONS: dict[str, type[Parametrisation]] = {
 
 
 def find_parametrisation(spec: str) -> Parametrisation:
-    """Return the parametrisation of a spec ``NAME`` or ``NAME:KEY=VALUE,...``.
+    """Return the parametrisation that ``spec`` describes: ``NAME`` or ``NAME:KEY=VALUE,...``.
 
-    ``NAME`` is a key of :data:`PARAMETRISATIONS` or ``package.module:NAME``; settings are arguments
-    of the class. UserError is raised if the name is unknown or a setting is invalid.
+    ``NAME`` is a key of :data:`PARAMETRISATIONS` or ``package.module:NAME``. ``KEY=VALUE`` pairs
+    are arguments of the class. UserError is raised if the name is unknown or a setting is invalid.
     """
     found: Parametrisation = made("--images", "parametrisation", spec, PARAMETRISATIONS)
     expect_kind(f"--images {spec}", found, Parametrisation)
@@ -37,5 +37,5 @@ def find_parametrisation(spec: str) -> Parametrisation:
 
 
 def is_built_in(spec: str) -> bool:
-    """Return True if a file with this parametrisation can be read without running user code."""
+    """Return True if ``spec`` names a built-in parametrisation, which runs no user code."""
     return parsed("--images", spec, PARAMETRISATIONS)[0] in PARAMETRISATIONS

@@ -14,16 +14,16 @@ from trajmatch.images.parametrisation import Parametrisation, Tensors
 class Flip(Parametrisation):
     """Set of images and their mirror images.
 
-    FYI instead adds the mirror images to every student batch; the two are the same if each step
-    uses all images.
+    FYI instead adds the mirror images to every student batch. Both give the same result if
+    each student step uses all images.
     """
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
-        """Return twice the budget."""
+        """Return ``2 * ipc``, because the mirror images are not stored."""
         return 2 * ipc
 
     def initial(self, images: Tensor, classes: int) -> Tensors:
-        """Return the first half of each class."""
+        """Return the first half of each class's images; mirror images replace the others."""
         # Rendering doubles every class again. [classes, 2, ipc, C, H, W]
         halves = images.unflatten(0, (classes, 2, -1))
         return {"images": halves[:, 0].flatten(0, 1)}

@@ -15,10 +15,11 @@ from trajmatch.schema import PositiveInt
 
 @dataclass(frozen=True)
 class Frequency(WithSettings):
-    """Orthonormal DCT with ``coefficients`` kept per image and channel.
+    """Images with ``coefficients`` learned DCT coefficients per channel; all others are 0.
 
-    All images and channels of a class keep the same, constant positions: those where the mean over
-    channels varies most over the initial images of the class.
+    The DCT is orthonormal. The positions of the learned coefficients are constant, and the same for
+    all images and channels of a class: those at which the coefficients, averaged over channels,
+    vary most among the class's initial images (for a single image: are largest).
     """
 
     coefficients: PositiveInt = 64
@@ -50,7 +51,7 @@ class Frequency(WithSettings):
         return {"coefficients": joined(first, more.to(first), classes), "positions": positions}
 
     def render(self, parameters: Tensors, shape: torch.Size) -> Tensor:
-        """Return the inverse DCT, with all other coefficients zero."""
+        """Return the inverse DCT of the learned coefficients; all others are 0."""
         kept, positions = parameters["coefficients"], parameters["positions"].long()
         of_class = kept.unflatten(0, (len(positions), -1))
         # The same positions for all images and channels of a class.
@@ -78,13 +79,13 @@ def _spectrum(images: Tensor) -> Tensor:
 
 
 def _at(of_class: Tensor, positions: Tensor) -> Tensor:
-    """Return the coefficients at the positions of each class. ``[n, C, coefficients]``."""
+    """Return each image's coefficients at its class's positions. ``[n, C, coefficients]``."""
     rows = positions[:, None, None].expand(*of_class.shape[:3], -1)
     return of_class.gather(3, rows).flatten(0, 1)
 
 
 def cosines(size: int, like: Tensor) -> Tensor:
-    """Return the orthonormal DCT-II matrix ``D [size, size]``; ``D x`` has the coefficients."""
+    """Return the orthonormal DCT-II matrix ``D [size, size]``; ``D x`` is the DCT of ``x``."""
     index = torch.arange(size, dtype=torch.float64, device=like.device)
     # D_kj = sqrt(2 / size) cos(pi / size (j + 1/2) k), and row 0 is smaller by sqrt(2).
     matrix = torch.cos(math.pi / size * (index + 0.5) * index[:, None]) * math.sqrt(2 / size)

@@ -20,10 +20,10 @@ class Palette(WithSettings):
     Only the idea and the budget are AutoPalette's; its palette network and losses are missing. Here
     the parameters are an image and its palette, and each pixel shows the nearest colour. The
     gradient passes straight through to the pixel. A colour gets the mean gradient of its pixels, so
-    that it moves as they do. As in the stored file, the palette is rounded to 256 steps of its
-    range.
-    An image takes ``ceil(log2(colours))`` bits per pixel, ``C`` bytes per colour and 8 bytes for
-    the range; the budget is ``ipc * C * H * W`` bytes.
+    that it moves as they do. As in the stored file, the palette's values are rounded to 256
+    equally spaced levels from its minimum to its maximum.
+    An image takes ``ceil(log2(colours))`` bits per pixel, one byte per channel of each colour, and
+    8 bytes for minimum and spacing; the budget per class is ``ipc * C * H * W`` bytes.
     """
 
     colours: Annotated[int, Meta(ge=2, le=256)] = 64
@@ -95,7 +95,7 @@ class Palette(WithSettings):
 
 
 def k_means(points: Tensor, clusters: int, seed: int) -> Tensor:
-    """Return the k-means centres ``[clusters, D]`` of CPU points ``[n, D]``."""
+    """Return the k-means centres ``[clusters, D]`` of points ``[n, D]`` on the CPU."""
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
@@ -106,7 +106,7 @@ def k_means(points: Tensor, clusters: int, seed: int) -> Tensor:
 
 
 def _rounded(palette: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return minimum and step ``[n, 1, 1]`` of each palette, and its colours scaled to 0..255."""
+    """Return each palette's minimum and spacing ``[n, 1, 1]``, and its colours as levels 0..255."""
     palette = palette.detach()
     low, high = palette.amin((1, 2), keepdim=True), palette.amax((1, 2), keepdim=True)
     # The clamp keeps a palette of one colour from dividing by 0.
@@ -115,7 +115,7 @@ def _rounded(palette: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _nearest(pixels: Tensor, palette: Tensor) -> Tensor:
-    """Return the index of the nearest colour. ``[n, H * W]``, int64."""
+    """Return the index of each pixel's nearest colour. ``[n, H * W]``, int64."""
     # Distances by matmul would round small differences to 0.
     exact = "donot_use_mm_for_euclid_dist"
     return torch.cdist(pixels.detach(), palette, compute_mode=exact).argmin(-1)

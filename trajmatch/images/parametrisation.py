@@ -73,7 +73,7 @@ class Parametrisation(ABC):
         return parameters
 
     def restored(self, stored: Tensors, shape: torch.Size) -> Tensors:
-        """Return parameters that render the same images as ``stored``, to continue a run from."""
+        """Return parameters that a run can continue from; they render the images of ``stored``."""
         return stored
 
 
@@ -106,7 +106,10 @@ def in_batches(render: Callable[..., Tensor], tensors: Sequence[Tensor], values:
 
 
 def paid_for(ipc: int, spec: str, values: int, shape: torch.Size) -> int:
-    """Return the number of images of ``values`` values that ``ipc`` pays for; UserError if 0."""
+    """Return the number of images, ``values`` numbers each, that fit the storage of ``ipc`` images.
+
+    ``shape`` is ``[C, H, W]``. UserError is raised if none fits.
+    """
     pixels = shape.numel()
     if ipc * pixels >= values:
         return ipc * pixels // values

@@ -15,7 +15,7 @@ class Pixels(Parametrisation):
     """Identity parametrisation."""
 
     def initial(self, images: Tensor, classes: int) -> Tensors:
-        """Return the images."""
+        """Return the images themselves as parameters."""
         return {"images": images}
 
     def render(self, parameters: Tensors, shape: torch.Size) -> Tensor:

@@ -1,4 +1,4 @@
-"""Upsampled smaller images (IDC, Kim et al., ICML 2022): ``factor^2`` times as many."""
+"""Small images, upsampled (IDC, Kim et al., ICML 2022): ``factor^2`` fit the space of one image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Upsample(WithSettings):
     mode: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
 
     def images_per_class(self, ipc: int, shape: torch.Size) -> int:
-        """Return the budget times ``factor^2``."""
+        """Return ``ipc * factor^2``; UserError if ``factor`` does not divide the image's sides."""
         if any(side % self.factor for side in shape[1:]):
             raise UserError(
                 f"--images upsample:factor={self.factor} needs images whose sides are multiples of "

@@ -1,4 +1,4 @@
-"""ConvNet of the trajectory-matching papers, in all variants that they search over."""
+"""ConvNet of the trajectory-matching papers, in all variants of their architecture searches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks that a network can be a student: twice differentiable, layer by layer, and repeatable.
+"""Checks that a network can be a student: twice differentiable and not random.
 
 The adjoint differentiates a gradient, so backward passes need derivatives. A backward pass without
 a derivative raises an error in the adjoint, or silently drops a term.
@@ -75,8 +75,8 @@ def check_batches(model: ImageClassifier, count: int, batch_size: int | None, fl
     """Raise ValueError if a batch has one image and the network cannot train on one image.
 
     Batch norm cannot train on one image if features are pooled to one pixel, because one value has
-    no variance. A ``batch_size`` of None or above ``count`` means all images. ``flag`` is the
-    option that the message names.
+    no variance. ``count`` is the number of images. A ``batch_size`` of None, or above ``count``,
+    means all images. ``flag`` is the option that the message names.
     """
     size = min(batch_size or count, count)
     # Only batches of size 1, or a remainder of 1, have a single image.
@@ -92,7 +92,7 @@ def check_batches(model: ImageClassifier, count: int, batch_size: int | None, fl
         raise ValueError(
             f"{flag} {size} leaves a batch with a single image (of {count}), and {_title(model)} "
             f"cannot train on one image ({first_line(error)}); "
-            + (f"choose another, e.g. {flag} {nearest}" if nearest else "use more images")
+            + (f"choose another size, e.g. {flag} {nearest}" if nearest else "use more images")
         ) from error
 
 
@@ -181,7 +181,7 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _recorded_calls(model: nn.Module, images: Tensor) -> dict[str, _Call]:
-    """Return the arguments of each module's last call; ValueError if random numbers are drawn."""
+    """Return the arguments of each module's last call; raise ValueError on random draws."""
     calls: dict[str, _Call] = {}
     handles = []
     for name, module in model.named_modules():

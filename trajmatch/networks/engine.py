@@ -1,4 +1,4 @@
-"""Description of a network for the engine: its nodes as plain integers."""
+"""Description of a network for the engine, as a list of integers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _NotForTheEngine(Exception):
 
 
 def engine_description(model: nn.Module, precise: bool = False) -> list[int] | None:
-    """Return the description that the engine reads, or None if it does not run the model.
+    """Return the engine's description of a model, or None if the engine does not run the model.
 
     The description has sizes and flags, then eight integers per node (``csrc/ops/network.h``).
     ``precise`` avoids convolution transforms that cost accuracy. The engine runs the package's
@@ -116,7 +116,7 @@ class _Graph:
         self._closed = 0
 
     def visit(self, module: nn.Module, value: int) -> int:
-        """Add a module that reads a value, and return its output value."""
+        """Add a module that reads value number ``value``; return the number of its output value."""
         kind, own = type(module), vars(module)
         # A hook, or a forward that is set on the instance, may do anything.
         _needs(kind in _FORWARD and "forward" not in own and not any(own[each] for each in _HOOKS))
@@ -124,13 +124,13 @@ class _Graph:
         return _FORWARD[kind](self, module, value)
 
     def add(self, kind: int, value: int, *numbers: int, shape: tuple[int, int]) -> int:
-        """Add a node, and return its output value."""
+        """Add a node; return the number of its output value."""
         self.nodes.append([kind, value, *numbers, *[0] * (_NODE - 2 - len(numbers))])
         self.shapes.append(shape)
         return len(self.nodes)
 
     def close(self) -> None:
-        """Keep later layers from being fused into the nodes so far."""
+        """Keep later layers from being fused into the nodes added so far."""
         self._closed = len(self.nodes)
 
     def extend(self, value: int, place: int, number: int) -> int:
@@ -155,7 +155,10 @@ def _needs(condition: bool) -> None:
 
 
 def _chain(*names: str) -> _Forward:
-    """Return a function that visits children one after the other; an empty name flattens."""
+    """Return a function that adds a module's children to the graph, in the order of ``names``.
+
+    An empty name stands for flattening the activations.
+    """
 
     def forward(graph: _Graph, module: nn.Module, value: int) -> int:
         for name in names:
@@ -267,8 +270,8 @@ _FORWARD: dict[type[nn.Module], _Forward] = {
     **dict.fromkeys((nn.AvgPool2d, nn.MaxPool2d), _pooling),
     nn.Flatten: _flatten,
 }
-#: Attribute values that the engine assumes. A batch norm must have parameters: only the comparison
-#: of their order with the model's shows that batch norms are called in the order of the model.
+#: Attribute values that the engine assumes. A batch norm must have parameters, because the check
+#: that batch norms are called in the order of the model compares parameters.
 _USUAL: dict[type[nn.Module], dict[str, Any]] = {
     nn.Conv2d: {"groups": 1, "dilation": (1, 1), "padding_mode": "zeros"},
     nn.BatchNorm2d: {"affine": True},

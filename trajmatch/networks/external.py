@@ -55,7 +55,7 @@ class External(ImageClassifier):
         self.switched_off = tuple(switched_off)
 
     def spec(self) -> dict[str, Any]:
-        """Return the arguments of :func:`trajmatch.networks.build` that make this network again."""
+        """Return the ``spec`` from which :func:`trajmatch.networks.build` makes this network."""
         return {**super().spec(), "name": self.name}
 
     def reset_parameters(self) -> None:
@@ -63,7 +63,7 @@ class External(ImageClassifier):
         self.module.load_state_dict(self._make().state_dict())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits ``[B, num_classes]``; raise ValueError if the output is different."""
+        """Return the logits; raise ValueError if they are not a tensor ``[B, num_classes]``."""
         logits = self.module(images)
         wanted = (len(images), self.num_classes)
         if not isinstance(logits, Tensor) or logits.shape != wanted:

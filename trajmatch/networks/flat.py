@@ -26,7 +26,7 @@ def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:
 def split(
     flat: Tensor, shapes: Mapping[str, torch.Size], name: str = "the vector"
 ) -> dict[str, Tensor]:
-    """Return views of a flat vector ``[P]`` by parameter name; raise ValueError for another size.
+    """Return views of a vector ``[P]`` by parameter name; raise ValueError if its size is wrong.
 
     ``shapes`` is a result of :func:`parameter_shapes`. The message calls the vector ``name``.
     """
@@ -58,12 +58,12 @@ def decayed(grad: Tensor, theta: Tensor, weight_decay: float, trainable: Tensor 
 
 
 def load_flat_parameters(model: nn.Module, theta: Tensor) -> None:
-    """Copy a flat vector ``[P]`` into the model's parameters; raise ValueError for another size."""
+    """Copy a vector ``[P]`` into the model's parameters; raise ValueError if its size is wrong."""
     copy_flat(theta, dict(model.named_parameters()), f"the parameters of {type(model).__name__}")
 
 
 def copy_flat(flat: Tensor, targets: Mapping[str, Tensor], name: str) -> None:
-    """Copy the parts of a flat vector into tensors; raise ValueError for another size."""
+    """Copy the parts of a flat vector into tensors; raise ValueError if its size is wrong."""
     parts = split(flat, {key: each.shape for key, each in targets.items()}, name)
     with torch.no_grad():
         for key, part in parts.items():
@@ -71,7 +71,7 @@ def copy_flat(flat: Tensor, targets: Mapping[str, Tensor], name: str) -> None:
 
 
 def split_flat(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
-    """Return views of ``theta [P]`` by parameter name; raise ValueError for another size.
+    """Return views of ``theta [P]`` by parameter name; raise ValueError if its size is wrong.
 
     Views of frozen parameters (``requires_grad=False``) are detached and get no gradient.
     """
@@ -112,7 +112,7 @@ def flat_buffers(model: nn.Module) -> Tensor:
 
 
 def load_flat_buffers(model: nn.Module, flat: Tensor) -> None:
-    """Copy a flat vector ``[Q]`` into the model's buffers; raise ValueError for another size."""
+    """Copy a vector ``[Q]`` into the model's buffers; raise ValueError if its size is wrong."""
     copy_flat(flat, _kept(model), f"the buffers of {type(model).__name__}")
 
 

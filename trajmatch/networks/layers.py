@@ -76,12 +76,12 @@ class ImageClassifier(nn.Module):
         return self.classifier(self.features(images).flatten(1))
 
     def spec(self) -> dict[str, Any]:
-        """Return the arguments of :func:`trajmatch.networks.build` that make this network again."""
+        """Return the ``spec`` from which :func:`trajmatch.networks.build` makes this network."""
         return {"name": type(self).__name__, **self._arguments}
 
 
 def norm_layers(norm: str, channels: int, size: int) -> list[nn.Module]:
-    """Return the norm of activations ``[B, channels, size, size]``; no module for ``"none"``."""
+    """Return a list with the norm layer for ``[B, channels, size, size]``; empty for ``"none"``."""
     groups, elementwise, over_batch = NORMS[norm]
     if groups == 0:
         return []

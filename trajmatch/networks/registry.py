@@ -1,4 +1,4 @@
-"""Networks by name, as users write them and as stores and artifacts record them."""
+"""Networks from the names that users write, and from the specs that files record."""
 
 from __future__ import annotations
 
@@ -146,6 +146,6 @@ def _check_external(text: str) -> None:
         reason = f"; there is no package {package!r} to import"
     hint = closest(origin.lower(), NAMES) or reason
     raise ValueError(
-        f"expected the network to be one of {', '.join(NAMES)} (with :NORM,key=value), "
+        f"expected the network to be one of {', '.join(NAMES)} (optionally with :NORM,key=value), "
         f"torchvision:NAME or package.module:function, but got {text!r}{hint}"
     )

@@ -59,7 +59,11 @@ def obstacle(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _along_a_line(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], draw: torch.Generator
 ) -> Callable[[Tensor], Tensor]:
-    """Return a scalar of all outputs, as a function of the distance along a random direction."""
+    """Return a function that calls a module with inputs and parameters moved along a random line.
+
+    The function takes the distance of the move. It returns a weighted sum of the squared outputs,
+    divided by this sum at distance 0.
+    """
     trained = {name: each for name, each in module.named_parameters() if each.requires_grad}
     values, structure = tree_flatten((args, kwargs, trained))
     starts, directions = {}, {}

@@ -1,10 +1,9 @@
 """Differentiable operators of trajectory matching.
 
-Functions of tensors are PyTorch operators, registered in ``torch.ops.trajmatch``. They take float32
-and float64 tensors on the CPU and, in a build with CUDA kernels, on the GPU. They work with
-``torch.compile`` and fake tensors.
-Functions of a model run on these operators or on autograd; see :func:`engine_for`.
-:mod:`trajmatch.reference` has the same functions in plain PyTorch.
+Functions that take only tensors are PyTorch operators, registered in ``torch.ops.trajmatch``. They
+take float32 and float64 tensors on the CPU and, in a build with CUDA kernels, on the GPU. They work
+with ``torch.compile`` and fake tensors. Functions that take a model run on such operators or on
+autograd; see :func:`engine_for`. :mod:`trajmatch.reference` has the functions in plain PyTorch.
 """
 
 from trajmatch import _extension  # noqa: F401  registers the operators

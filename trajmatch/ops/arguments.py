@@ -1,4 +1,4 @@
-"""Argument checks of the student operators; the C++ operators repeat them with equal messages."""
+"""Argument checks of the student operators; C++ repeats the checks with the same messages."""
 
 from __future__ import annotations
 

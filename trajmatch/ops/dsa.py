@@ -1,4 +1,4 @@
-"""DSA with explicit parameters, as one operator per pass."""
+"""DSA augmentation with explicit parameters; each of its passes is one operator."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from trajmatch.ops.registration import operators, register
 def dsa(images: Tensor, parameters: Tensor) -> Tensor:
     """Return images, each augmented by its row of parameters (DSA; Zhao and Bilen, ICML 2021).
 
-    The map of an image is linear, with an added constant for colour; the backward pass is the
-    transposed map. The same parameters give bit-identical results.
+    Each augmentation is a linear map of the image, plus a constant for ``color``. The backward pass
+    applies the transposed map. The same parameters give bit-identical results.
 
     Args:
         images: ``[B, C, H, W]``, float32 or float64, contiguous or channels-last; other layouts are

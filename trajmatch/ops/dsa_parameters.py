@@ -1,13 +1,15 @@
-"""Parameters of :func:`trajmatch.ops.dsa`: one float64 row per image, a kind and four numbers.
+"""Parameters of :func:`trajmatch.ops.dsa`: a float64 row of five numbers for each image.
+
+The first number is the kind of augmentation, the others are its settings:
 
 - 0 ``color``: brightness, saturation, contrast
 - 1 ``crop``: shift of rows, shift of columns
 - 2 ``cutout``: top, left, height, width
 - 3 ``flip``: 1 to flip, 0 to keep
-- 4 ``sample``: ``m00, m01, m10, m11`` (made by ``scale`` and ``rotate``)
+- 4 ``sample``: the entries ``m00, m01, m10, m11`` of the matrix for ``scale`` or ``rotate``
 
-Unused numbers are 0. Each function maps one value per image (``[B]``, any dtype) to rows
-``[B, 5]``. Rows of different kinds can be combined in any order.
+Unused numbers are 0. Each function takes vectors ``[B]`` of any dtype, with one value per image,
+and returns rows ``[B, 5]``. Rows of different kinds can be combined in any order.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ COLUMNS = 5
 def color(brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
     """Return parameters that change brightness, then saturation, then contrast.
 
-    Brightness is added. Saturation and contrast are the factors of ``(x - m) * factor + m``: for
-    saturation ``m`` is each pixel's mean over the channels, for contrast the mean of the image.
-    Saturation has no effect on images with one channel.
+    Brightness is added. Saturation and contrast are factors: each replaces ``x`` by
+    ``(x - m) * factor + m``. For saturation, ``m`` is each pixel's mean over the channels; for
+    contrast, it is the mean of the image. Saturation has no effect on images with one channel.
     """
     return _rows("color", brightness, saturation, contrast)
 
@@ -66,7 +68,8 @@ def rotate(angle: Tensor) -> Tensor:
     """Return parameters that rotate images about their centre by ``angle`` (radians), bilinearly.
 
     In the coordinates of :func:`scale`, the result at ``(x, y)`` is the image at
-    ``(x cos a - y sin a, x sin a + y cos a)``, or 0 outside. Positive angles turn anticlockwise.
+    ``(x cos a - y sin a, x sin a + y cos a)`` for the angle ``a``, or 0 outside. Positive angles
+    turn the image anticlockwise.
     """
     # Anticlockwise, because y points down.
     exact = angle.double()

@@ -56,7 +56,10 @@ def explained(op: str) -> Iterator[None]:
 
 
 def public_operator(function: Callable[P, R]) -> Callable[P, R]:
-    """Make an operator explain errors, refuse forward-mode tangents and run in inference mode."""
+    """Wrap an operator so that it explains PyTorch's errors and refuses forward-mode tangents.
+
+    If inference mode is on, the wrapper switches it off during the call and uses ``no_grad``.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -85,8 +88,8 @@ def _refuse_tangents(op: str, values: Any) -> None:
         for each in tree_leaves(values)
     ):
         raise NotImplementedError(
-            f"trajmatch::{op}: expected tensors without forward-mode tangents; use "
-            f"trajmatch.reference.{op} with torch.autograd.forward_ad, or "
+            f"trajmatch::{op}: expected tensors without forward-mode tangents; use the "
+            "functions of trajmatch.reference with torch.autograd.forward_ad, or "
             "trajmatch.ops.gradient_jvp for a student's gradient"
         )
 

@@ -74,7 +74,7 @@ class Loop:
         raise ValueError(f"trajmatch::unroll: expected augment to return {wanted}, but got {came}")
 
     def gradient(self, step: int, at: Point) -> Tensor:
-        """Return the gradient ``[P]`` of a step on its augmented batch."""
+        """Return the gradient ``[P]`` of the loss on a step's augmented batch."""
         _, grad = self.student.gradient(at)
         # The adjoint on the engine does not recompute the gradient, so compare the images there.
         if not self.fixed:
@@ -95,7 +95,7 @@ class Loop:
     def forward(
         self, theta: Tensor, images: Tensor, labels: Tensor, lr: Tensor, state: Tensor
     ) -> tuple[Tensor, ...]:
-        """Run the steps; return the results, then the tensors that the adjoint needs."""
+        """Run the steps; return the parameters, the last state and the tensors for the adjoint."""
         trajectory, states, buffer, reached = [], [], None, {}
         momentum, updates = self.steps.optimiser.numbers()[1], self.steps.updates
         self.conditions = Conditions(self.model, theta.device)
@@ -125,7 +125,7 @@ class Loop:
         return thetas, state, *trajectory[:-1], *states[:-1]
 
     def adjoint(self, *problem: Any) -> Gradients:
-        """Return the gradients; raise RuntimeError if a step differs from the forward pass."""
+        """Return the gradients of the inputs; raise RuntimeError if a recomputed step differs."""
         if self.fixed:
             return self._adjoint(*problem)
         device = problem[2].device
@@ -219,7 +219,7 @@ class Unroll(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Save the inputs and all outputs except the first, the parameters to return."""
+        """Save the inputs and all outputs except the first one (the returned parameters)."""
         ctx.loop, *problem = inputs
         # Zeros for unused outputs would cost a vector of the size of the parameters per step.
         ctx.set_materialize_grads(False)
@@ -233,7 +233,7 @@ class Unroll(torch.autograd.Function):
 
 
 class _Adjoint(torch.autograd.Function):
-    """Backward pass as a node of its own, which ``torch.func`` needs; it has no derivative."""
+    """Separate autograd node for the backward pass, which ``torch.func`` needs; no derivative."""
 
     @staticmethod
     def forward(loop: Loop, *problem: Any) -> Gradients:

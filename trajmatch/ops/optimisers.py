@@ -127,7 +127,7 @@ class Updates:
         lr: Tensor,
         above: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Differentiate a step with respect to ``theta``, its gradient, the state and ``lr``."""
+        """Return the gradients of a step's inputs: ``theta``, loss gradient, state and ``lr``."""
         # `states` are the states before and after the step, `above` the gradients of the new
         # parameters and of the new state.
         given = (theta, self._gradient(theta, *states), states[0], lr)
@@ -151,7 +151,7 @@ class Updates:
 
 
 def check_optimiser(expect: Expect, optimiser: Any, momentum: float) -> Optimiser:
-    """Return the optimiser, or ``SGD(momentum)`` if it is None; raise if both are given."""
+    """Return the optimiser, or ``SGD(momentum)`` for None; raise if ``momentum`` is also given."""
     if optimiser is None:
         return SGD(momentum)
     if not isinstance(optimiser, Optimiser):
@@ -188,8 +188,8 @@ def check_lr(expect: Expect, lr: ArrayLike, theta: Tensor, steps: int, tensors: 
         lr = expect.tensor("lr", lr, theta.device, theta.dtype).to(theta.dtype)
     expect.like("lr", lr, theta, "theta0")
     shapes = [[], [steps], [1, tensors], [steps, tensors]]
-    wanted = f"have shape [], [{steps}] (one per step), or [1, {tensors}] or [{steps}, {tensors}] "
-    wanted += "(one per step and parameter tensor)"
+    wanted = f"have shape [], [{steps}] (one per step), [1, {tensors}] (one per parameter tensor) "
+    wanted += f"or [{steps}, {tensors}] (one per step and parameter tensor)"
     expect.that(list(lr.shape) in shapes, "lr", wanted, list(lr.shape))
     return lr
 

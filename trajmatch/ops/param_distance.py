@@ -1,4 +1,4 @@
-"""Matching loss: squared distance to the expert, relative to the distance that the expert moved."""
+"""Matching loss: squared distance to the expert over the squared distance that it moved."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Student batches in parts: one part after another in a process, or one part per process.
 
-If the network treats each image alone, the loss and its derivatives are weighted means over parts.
+This is exact if the network processes each image independently of the others: the loss of a batch
+is then a weighted mean of the losses of its parts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from trajmatch.reference import GradientJvp
 
 
 class MicroBatches:
-    """Student that takes at most ``most`` images at a time; only the order of sums changes."""
+    """Student that runs at most ``most`` images at a time, which changes only the order of sums."""
 
     def __init__(self, student: Student, most: int) -> None:
         self._student, self._most = student, most
@@ -34,7 +35,7 @@ class MicroBatches:
         return value, total
 
     def jvp(self, at: Point, tangent: Tensor) -> tuple[Tensor | None, GradientJvp]:
-        """Return the recomputed gradient, which is all zeros on the engine, and the derivatives."""
+        """Return the gradient (zeros on the engine), and the derivatives along ``tangent``."""
         directional, grad_theta = at.theta.new_zeros(()), torch.zeros_like(at.theta)
         gradient, of_images, of_labels = torch.zeros_like(at.theta), [], []
         for part, weight in self._parts(at):
@@ -74,7 +75,10 @@ class Shards(Protocol):
 
 
 class ShardedLoop(Loop):
-    """Loop of one process, which takes its part of every batch; ``augment`` must be DSA or None."""
+    """Loop of one of several processes, which each take a part of every batch.
+
+    ``augment`` must be None or a :class:`DsaReplay`.
+    """
 
     def __init__(
         self, shards: Shards, student: Student, steps: Steps, model: nn.Module | None = None
@@ -82,8 +86,8 @@ class ShardedLoop(Loop):
         batches, augment = steps.batches, steps.augment
         if augment is not None and not isinstance(augment, DsaReplay):
             raise NotImplementedError(
-                "trajmatch::unroll: expected augment to be None or a DsaReplay with shards, but "
-                f"got {augment!r}"
+                "trajmatch::unroll: expected augment to be None or a DsaReplay if shards is given, "
+                f"but got {augment!r}"
             )
         parts = [_part(len(batch), shards) for batch in batches]
         own = [batch[part] for batch, part in zip(batches, parts, strict=True)]
@@ -104,7 +108,7 @@ class ShardedLoop(Loop):
         return grad
 
     def jvp(self, step: int, at: Point, r: Tensor) -> GradientJvp:
-        """Return derivatives along ``r``: ``H r`` for the whole batch, the others for this part."""
+        """Return the derivatives along ``r``; only ``grad_theta`` is summed over the processes."""
         if len(at.images) > 0:
             found = super().jvp(step, at, self.weights[step] * r)
         else:
@@ -137,7 +141,7 @@ def _part(count: int, shards: Shards) -> slice:
 
 
 def _part_of_dsa(augment: DsaReplay, sizes: Sequence[int], parts: Sequence[slice]) -> Augment:
-    """Return an augmentation of this process's parts of the batches."""
+    """Return an augmentation for this process's part of each batch."""
 
     def augmented(images: Tensor, step: int) -> Tensor:
         if len(images) == 0:

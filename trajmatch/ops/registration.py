@@ -33,16 +33,17 @@ def register(
 
     Args:
         name: Name of the operator.
-        fake: Function of one object with the inputs as attributes; returns empty outputs.
-        backward: Function of an object with the saved values and of the gradient of each output;
-            returns the gradients of the inputs. The object's attributes are the tensors of
-            ``save``, the inputs that are not tensors, and ``choices``, a tuple of all inputs that
-            are not tensors. None makes differentiation an error.
+        fake: Function that takes an object with the inputs as attributes, and returns empty
+            outputs.
+        backward: Function that takes an object and the gradient of each output, and returns the
+            gradients of the inputs. The object's attributes are the tensors named in ``save``, the
+            inputs that are not tensors, and ``choices``, a tuple of the inputs that are not
+            tensors. None makes differentiation an error.
         save: Names of the input and output tensors that ``backward`` uses, separated by spaces.
         outputs: Names of all outputs, in order.
         constant: Names of the outputs without gradient.
         materialize: False to pass None instead of zeros for the gradient of an unused output.
-        instead: Advice in the error message of an operator without ``backward``.
+        instead: Advice for the error message if ``backward`` is None.
     """
     operator = getattr(torch.ops.trajmatch, name)
     schema = operator.default._schema

@@ -1,7 +1,7 @@
 """State of an unroll's forward pass, restored so that the backward pass recomputes the same steps.
 
-The state is the model's mode and buffers, autocast and the random generators, as in
-:mod:`torch.utils.checkpoint`. Fingerprints reveal any other change.
+The state is the model's mode and buffers, the autocast settings and the random generators. If
+anything else changes a recomputed step, the fingerprint of the step reveals it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def restore_random_state(state: bytes, device: torch.device) -> None:
 
 
 class Conditions:
-    """Mode and buffers of a model, if any, and the thread's autocast, when this object is made."""
+    """Record of a model's mode and buffers (``model`` may be None) and the thread's autocast."""
 
     def __init__(self, model: nn.Module | None, device: torch.device) -> None:
         modules = [] if model is None else list(model.modules())
@@ -83,18 +83,18 @@ class Conditions:
 
 
 class Fingerprints:
-    """Two numbers per step, which show if its recomputation differs; gradients are not kept."""
+    """Fingerprints of the steps, two numbers each, that show if a recomputed step differs."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
         self._ramps: dict[int, Tensor] = {}
 
     def record(self, step: int, values: Tensor, again: bool = False) -> None:
-        """Keep the fingerprint of a step, or of its recomputation if ``again`` is True."""
+        """Keep the fingerprint of a step's values; ``again`` is True for the recomputed step."""
         self._kept[step, again] = self._fingerprint(values)
 
     def check(self, eps: float) -> None:
-        """Raise RuntimeError if a recomputation differs; on a GPU this waits for the device."""
+        """Raise RuntimeError if a recomputed step differs; on a GPU this waits for the device."""
         steps = sorted(step for step, again in self._kept if again)
         if not steps:
             return
@@ -115,9 +115,10 @@ class Fingerprints:
                 raise RuntimeError(
                     f"trajmatch::unroll: expected step {step} of the backward pass to repeat the "
                     f"forward pass, but it differs by {error:.1e} (relative): the model, augment "
-                    "or data they read changed in between, or they use a private random "
-                    "generator. Only the global generators of Python, NumPy and PyTorch are "
-                    "replayed; anything else must depend on the images and the step alone"
+                    "or data that they read changed between the passes, or they use a private "
+                    "random generator. Only the global generators of Python, NumPy and PyTorch are "
+                    "restored; the model and augment must otherwise depend only on the images and "
+                    "the step"
                 )
 
     def _fingerprint(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +136,7 @@ class Fingerprints:
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Run modules so that they have second derivatives."""
+    """Make attention and compiled modules differentiable twice inside the context."""
     with ExitStack() as stack:
         # Of PyTorch's attention kernels, only the math kernel has second derivatives.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

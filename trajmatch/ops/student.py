@@ -22,7 +22,7 @@ LOSSES = ("cross_entropy", "sum_logits", "mse")
 
 
 def engine_loss(loss: Loss, soft_labels: str, labels: Tensor) -> int | None:
-    """Return the number of a loss on the engine; None for a function, which runs on autograd."""
+    """Return the engine's number for a loss; None for a function, which runs on autograd."""
     if not isinstance(loss, str):
         return None
     # The numbers of StudentLoss in csrc/core/soft_cross_entropy.h.
@@ -48,11 +48,11 @@ class Student(Protocol):
         """Return the loss ``[]`` of a batch and its gradient ``[P]``."""
 
     def jvp(self, at: Point, tangent: Tensor) -> tuple[Tensor | None, GradientJvp]:
-        """Return the gradient or None, and the derivatives of all gradients along ``tangent``."""
+        """Return the recomputed gradient or None, and the derivatives along ``tangent``."""
 
 
 class EngineStudent:
-    """Student on the engine; ``loss`` is from :func:`engine_loss`, ``scale`` is its factor."""
+    """Student on the engine; ``loss`` is a result of :func:`engine_loss`, ``scale`` its factor."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class EngineStudent:
     def jvp(
         self, at: Point, tangent: Tensor | None, image_tangent: Tensor | None = None
     ) -> tuple[None, GradientJvp]:
-        """Return None, because the gradient is not recomputed, and the derivatives."""
+        """Return None (the gradient is not recomputed), and the derivatives along the tangents."""
         with torch.no_grad():
             found = operators.student_gradient_jvp(
                 *at, tangent, image_tangent, None, *self._settings
@@ -109,7 +109,7 @@ class AutogradStudent:
         self._settings = (loss, update_buffers, soft_labels)
 
     def gradient(self, at: Point) -> tuple[Tensor, Tensor]:
-        """Return the loss and its gradient, in the graph only if an input requires gradients."""
+        """Return the loss and its gradient, with a graph only if an input requires gradients."""
         # A graph that can be differentiated again needs more memory, so make one only if needed.
         if torch.is_grad_enabled() and any(each.requires_grad for each in at):
             with twice_differentiable():
@@ -134,7 +134,7 @@ class AutogradStudent:
     def jvp(
         self, at: Point, tangent: Tensor | None, image_tangent: Tensor | None = None
     ) -> tuple[Tensor, GradientJvp]:
-        """Return the recomputed gradient and the derivatives of the gradients."""
+        """Return the recomputed gradient, and the derivatives along the tangents."""
         loss, _, soft_labels = self._settings
         # Derivatives are linear in the tangent, so scaling the tangent scales all of them.
         directions = (None if tangent is None else self._scale * tangent, image_tangent)
@@ -274,8 +274,8 @@ def image_gradient(
 def release_workspace() -> None:
     """Free the memory that the CPU engine keeps for later calls.
 
-    This is the workspace of the calling thread, as large as the largest call needed, and the memory
-    of tapes that are no longer used. On CUDA nothing is kept after a call.
+    This is the calling thread's workspace, which is as large as its largest call needed, and the
+    memory of stored activations that are no longer used. On CUDA nothing is kept after a call.
     """
     _C.release_workspace()
 

@@ -57,10 +57,10 @@ def unroll(
     restores the model's mode and buffers, autocast and the global random generators of Python,
     NumPy and PyTorch, so dropout repeats its masks.
 
-    On the engine (:func:`trajmatch.ops.engine_for`), the whole loop is one operator and its adjoint
-    another. With ``micro_batch``, ``shards`` or an ``augment`` other than DSA, the loop is Python
-    and only its steps run on the engine. Other models, and functions as ``loss``, run eagerly on
-    autograd, one step's graph at a time.
+    On the engine (:func:`trajmatch.ops.engine_for`), the whole loop runs as one operator, and its
+    adjoint as another. With ``micro_batch``, ``shards`` or an ``augment`` other than DSA, the loop
+    runs in Python, and only its steps run on the engine. Other models, and all models if ``loss``
+    is a function, run eagerly on autograd, with the graph of one step at a time.
 
     Args:
         model: The student: any twice differentiable module, used in its current mode and not
@@ -105,8 +105,8 @@ def unroll(
             norm, on the CPU engine, which always runs them on a few images at a time.
         shards: Processes that share every batch, e.g. :class:`trajmatch.parallel.Ranks`. They all
             call this function with the same arguments. Each runs its part of every batch, and sums
-            are exchanged in every step of both passes. All get the results and gradients of a
-            single process, up to the order of sums. ``augment`` must be None or a
+            are exchanged in every step of both passes. All get the results and gradients that a
+            single process would get, up to the order of sums. ``augment`` must be None or a
             :class:`DsaReplay`, which draws for the whole batch.
 
     Returns:
@@ -197,7 +197,7 @@ def unroll(
             if network is not None
             else treats_images_alone(model, theta0.detach(), images.detach())
         )
-        expect.that(alone, argument, wanted, type(model).__name__)
+        expect.that(alone, argument, wanted, f"the network {type(model).__name__}")
         if most is not None:
             student = MicroBatches(student, most)
         updates = None if plain else Updates(optimiser, model, done, theta0)
@@ -225,8 +225,8 @@ def tape_bytes(
     """Return the value of ``tape_bytes`` that lets :func:`unroll` keep all steps' activations.
 
     ``batch_sizes`` has the number of images of each step; ``dtype`` (float32 or float64) and
-    ``device`` are those of ``theta0``. The result is 0 for models that run on
-    autograd and not on the engine: the backward pass recomputes their steps.
+    ``device`` are those of ``theta0``. The result is 0 for models that run on autograd instead of
+    the engine: the backward pass recomputes all their steps.
     """
     expect = Expect("tape_bytes")
     batch_sizes = expect.counts("batch_sizes", batch_sizes)

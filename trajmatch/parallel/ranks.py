@@ -47,8 +47,9 @@ def answering() -> Iterator[None]:
         # Keep only the reason: Gloo puts its source file before it, advice for developers after it.
         reason = str(error).splitlines()[0].split("] ", 1)[-1].partition(". ")[0]
         raise LostRank(
-            "another process of this run has ended, or did not answer in time (distill --timeout): "
-            f"{reason}. All files written so far are intact; continue with --resume"
+            "another process of this run has ended, or did not answer in time (`trajmatch "
+            f"distill --timeout` sets the limit): {reason}. All files written so far are intact; "
+            "continue with --resume"
         ) from error
 
 
@@ -104,7 +105,7 @@ ALONE = Ranks()
 
 
 class DistributedRanks(Ranks):
-    """Processes connected by torch.distributed; ``device`` is the device of its backend."""
+    """Processes connected by torch.distributed, which exchange tensors on ``device``."""
 
     def __init__(self, store: Store, rank: int, size: int, device: torch.device) -> None:
         self.rank, self.size = rank, size
@@ -192,7 +193,7 @@ class DistributedRanks(Ranks):
 
 
 def first_that_differs(ranks: Ranks, parts: Iterable[Tensor | str]) -> int | None:
-    """Return the first rank whose parts differ from rank 0's in any byte; None if none does."""
+    """Return the first rank whose parts differ from rank 0's in any byte; None if all agree."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, str):

@@ -135,7 +135,7 @@ def _section(section: str, recipe: Recipe) -> dict[str, Any]:
     # Flags of the command that do not affect the result, such as paths and the device.
     of_run = {each.name for each in fields(config)} - types.keys()
     if given := sorted(of_run & content.keys()):
-        raise UserError(f"{where} sets {given[0]}, which belongs to a run: give it as a flag")
+        raise UserError(f"{where} sets {given[0]}, which a recipe cannot set: give it as a flag")
     _check_known(content, types, where)
     try:
         values = {key: setting(value, types[key], key) for key, value in content.items()}
@@ -161,7 +161,7 @@ def _check_window(recipe: Recipe) -> None:
     needed = {start + after for start in starts for after in (0, distill.expert_epochs)}
     if missing := sorted(needed - set(kept)):
         raise UserError(
-            f"recipe {recipe.name} contradicts itself: segments of {distill.expert_epochs} epochs "
-            f"from epochs {starts[0]} to {starts[-1]} need epoch {missing[-1]}, which its experts "
-            f"do not keep (epochs = {expert.epochs}, keep = {expert.keep})"
+            f"recipe {recipe.name} contradicts itself: start epochs from {starts[0]} to "
+            f"{starts[-1]} and expert_epochs = {distill.expert_epochs} need epoch {missing[-1]}, "
+            f"which its experts do not keep (epochs = {expert.epochs}, keep = {expert.keep})"
         )

@@ -81,7 +81,10 @@ def line_chart(
 
 
 def histogram(counts: Mapping[int, int], x_label: str, description: str) -> Chart:
-    """Draw the count of each whole number; ``counts`` must not be empty."""
+    """Draw a histogram of whole numbers from the count of each; ``counts`` must not be empty.
+
+    If the range has more than 40 numbers, each bar stands for several neighbouring numbers.
+    """
     # Bars of equal width, with edges halfway between whole numbers.
     low, high = min(counts), max(counts)
     size = math.ceil((high - low + 1) / _BARS)

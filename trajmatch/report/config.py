@@ -13,7 +13,7 @@ from trajmatch.schema import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(Settings):
-    """Write a report of a run: one HTML file that opens without a network."""
+    """Write a report of a run: one HTML file, which needs no internet connection to view."""
 
     run: Path
     """Folder of `trajmatch run` or `trajmatch demo`, or a file that `trajmatch distill` wrote."""
@@ -23,7 +23,7 @@ class ReportConfig(Settings):
     log: Path | None = None
     """Metrics of the run. Default: the log that `trajmatch distill` put beside the set."""
     snapshots: Path | None = None
-    """Images over the iterations. Default: the file beside the distilled set."""
+    """File of images at several iterations. Default: the one beside the distilled set."""
     evaluation: tuple[Path, ...] = ()
     """One or more files with the output of `trajmatch eval --json`. They add the table of networks
     and the baselines."""

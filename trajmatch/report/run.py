@@ -77,7 +77,7 @@ def _log(path: Path, distilled: Artifact) -> History:
     if last.iteration > end or differs:
         raise UserError(
             f"{path} is the log of another run: it ends with iteration {last.iteration} and step "
-            f"size {last.step_size}, and the distilled set was made in {end} and has the step size "
-            f"{distilled.lr}; give the log of this distilled set with --log"
+            f"size {last.step_size}, but the distilled set was made in {end} iterations and has "
+            f"step size {distilled.lr}; give the log of this distilled set with --log"
         )
     return found

@@ -35,7 +35,7 @@ class Accuracy(msgspec.Struct):
 
 
 class Protocol(msgspec.Struct):
-    """Protocol that trained the networks."""
+    """Protocol by which the networks were trained."""
 
     name: str = ""
     steps: Count | None = None

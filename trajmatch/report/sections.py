@@ -59,7 +59,7 @@ def score_tables(results: Results) -> list[Table]:
 
 
 def accuracy_chart(run: Run) -> Chart | None:
-    """Draw the evaluations during the run, with the baselines; return None if there are none."""
+    """Draw the evaluations during the run, with the baselines; None if nothing was evaluated."""
     evaluations = run.history.evaluations
     if not evaluations:
         return None
@@ -174,7 +174,7 @@ def flat(made: Mapping[str, Any], prefix: str = "") -> Iterator[list[str]]:
 
 
 def by_network(found: Iterable[Scores]) -> dict[str, dict[str, Accuracy]]:
-    """Group accuracies by network, then by training set; the first file wins."""
+    """Group accuracies by network, then by training set; of several, keep the first."""
     networks: dict[str, dict[str, Accuracy]] = {}
     for each in found:
         # Scores of earlier files override those of later files.

@@ -1,7 +1,7 @@
 """Zoo: distilled sets that are part of the package.
 
-Each set is a file of this folder, and ``index.json`` has what the file does not say about itself.
-The file of a whitened set lacks the whitening matrix, which is far larger than the set (19 MB for
+Each set is a file in this folder, and ``index.json`` has the facts that are not in the file. The
+file of a whitened set lacks the whitening matrix, which is far larger than the set (19 MB for
 CIFAR-10). At the first use, the matrix is computed from the user's copy of the training images and
 compared with a sketch of the original. Then the complete file is kept in a cache.
 """
@@ -24,7 +24,7 @@ from trajmatch.data.zca import ZCA, fit
 from trajmatch.errors import UserError, as_user_error, closest
 from trajmatch.schema import convert
 
-#: Start of the name of a set, where a file is expected: ``zoo:NAME``.
+#: Prefix of the name of a set (``zoo:NAME``) where a command expects a file.
 PREFIX = "zoo:"
 
 #: Environment variable with the cache folder; the default is ``trajmatch`` in the user's cache.
@@ -133,7 +133,7 @@ def load(file: files.PathLike, data: str | None = None) -> Artifact:
 
 
 def _read(path: Path) -> tuple[Artifact, Tensor | None, dict[str, Any]]:
-    """Return a set without its whitening, the sketch of the whitening, and the description."""
+    """Return the set (without whitening), the sketch of its whitening, and the description."""
     tensors, description = files.load_tensors(path)
     # The fingerprint of the set is not the SHA-256 of its file.
     description["fingerprint"] = description.pop("sha256")
@@ -151,7 +151,7 @@ def pack(path: files.PathLike, distilled: Artifact) -> None:
 
 
 def _sketch(zca: ZCA) -> Tensor:
-    """Return 64 numbers that every entry of some rows of the whitening matrix takes part in."""
+    """Return the products of the first 64 rows of the whitening matrix with a fixed vector."""
     signs = torch.arange(len(zca.matrix), dtype=torch.float64).cos()
     return zca.matrix[:64].double() @ signs
 

@@ -33,7 +33,7 @@ def load(address: Address, options: HubOptions) -> Dataset:
     """Load a data set by ``USER/NAME`` on the hub, or from a folder that ``datasets`` can read.
 
     The image column is the one of type ``Image``; without such a column, the one with encoded
-    bytes, either alone or as ``bytes`` and ``path``. The label column is the one of type
+    bytes, or with a dictionary of ``bytes`` and ``path``. The label column is the one of type
     ``ClassLabel``; without such a column, the one with integers or strings, whose sorted values
     become the classes. If several columns fit, ``?image=`` and ``?label=`` choose one.
 
@@ -46,7 +46,9 @@ def load(address: Address, options: HubOptions) -> Dataset:
     found = find_parts(what, list(splits), options)
     if found[0] is None:
         known = ", ".join(splits) or "none"
-        raise UserError(f"{what} has no split 'train', but {known}; choose one with ?train=NAME")
+        raise UserError(
+            f"{what} has no split 'train'; its splits are {known}; choose one with ?train=NAME"
+        )
     say_left_out(what, [each for each in splits if each not in found], options)
     features = splits[found[0]].features
     image = _column(what, features, "image", options.image, ("Image", "bytes"))
@@ -116,8 +118,8 @@ def _column(
 ) -> str:
     """Return the name of the column to read.
 
-    This is ``given``, if set. Otherwise it is the only column of the first of ``kinds`` that any
-    column has.
+    This is ``given``, unless it is None. Otherwise, it is the only column of the first kind in
+    ``kinds`` that occurs. Raises UserError if no column fits, or more than one.
     """
     fits = [
         [name for name, feature in features.items() if _kind(feature) == kind] for kind in kinds

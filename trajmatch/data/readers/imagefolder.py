@@ -26,10 +26,11 @@ class FolderOptions(ImageOptions, PartOptions):
 def load(address: Address, options: FolderOptions) -> Dataset:
     """Load ``root/train/CLASS`` and ``root/test/CLASS`` (or other usual names), or ``root/CLASS``.
 
-    Without test images, a part of each class becomes the test set, with a warning. Classes are the
-    subfolders in alphabetical order; the images of a class are all image files below its folder, in
-    the order of torchvision's ``ImageFolder``. Hidden and system files are skipped; other files
-    that are not images are skipped with a warning. The set is named after the folder.
+    Without test images, a part of each class becomes the test set, with a warning if no
+    ``?test=FRACTION`` is given. Classes are the subfolders in alphabetical order; the images of a
+    class are all image files below its folder, in the order of torchvision's ``ImageFolder``.
+    Hidden and system files are skipped; other files that are not images are skipped with a warning.
+    The set is named after the folder.
     """
     root = address.place
     train, test = _parts(root, options)

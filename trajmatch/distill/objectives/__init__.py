@@ -1,6 +1,6 @@
 """Interface of objectives, the losses by which a synthetic set is learned.
 
-``distill/problem.py`` lists the built-in ones; ``package.module:NAME`` names a user's own.
+``distill/problem.py`` lists the built-in ones; ``package.module:NAME`` is an objective of the user.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ class Draws(ABC):
 
     @abstractmethod
     def draw(self, iteration: int, number: int, images: int) -> Draw:
-        """Draw one task for ``images`` synthetic images; iterations and numbers start at 0."""
+        """Draw the random choices for task ``number`` of an iteration; both count from 0.
+
+        ``images`` is the number of synthetic images.
+        """
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state as tensors."""

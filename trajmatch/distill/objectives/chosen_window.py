@@ -1,11 +1,11 @@
-"""Windows of RaT-BPTT chosen by the student's gradients (AT-BPTT, NeurIPS 2025).
+"""Train-and-test windows that the student's gradients choose (AT-BPTT, NeurIPS 2025).
 
 Let ``g_t`` be the student's gradient in step ``t``, ``W`` the usual length of a window, and ``d``
 and ``tau`` the rule's ``spread`` and ``temperature``. The first step of the window is drawn from
 ``softmax(-|g_t| / tau)`` while the loss is high, from ``softmax(|g_t| / tau)`` once the loss is
-low, and uniformly in between. The window has ``W - d + 2 d e_t`` steps. Two choices are ours: the
-loss is the test loss after ``K1`` student steps (``--steps-before K0:K1``), and
-``e_t = c_t / max c`` with ``c_t = abs(|g_t| - |g_{t-1}|)``.
+low, and uniformly in between. A window that starts at step ``t`` has ``W - d + 2 d e_t`` steps,
+where ``e_t = c_t / max c`` and ``c_t = abs(|g_t| - |g_{t-1}|)``. The loss is the test loss after
+``K1`` student steps (``--steps-before K0:K1``). The paper leaves ``e_t`` and this loss open.
 """
 
 from __future__ import annotations
@@ -112,7 +112,10 @@ class ChosenWindow(TrainAndTest):
 
     @property
     def steps_before(self) -> int:
-        """Mean number of gradients before a window, including two per step to choose it."""
+        """Mean number of gradients that are computed before a window.
+
+        There is one for each step before it, and two for each of ``K1`` steps to choose it.
+        """
         return super().steps_before + 2 * self.setup.config.before[1]
 
 

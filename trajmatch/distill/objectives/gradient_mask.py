@@ -21,10 +21,10 @@ _POOLING = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool
 
 @dataclass(frozen=True)
 class GradientMask:
-    """Discriminative area enhancement (EDF, Wang et al., CVPR 2025).
+    """Factors for the images' gradient (EDF's discriminative area enhancement, CVPR 2025).
 
     Where the class activation map ``c`` of the first expert is below the threshold (default: the
-    mean of the map), the gradient is multiplied by 1; elsewhere by ``c + beta``.
+    mean of the map), the factor is 1; elsewhere it is ``c + beta``.
     """
 
     experts: FinalExperts

@@ -96,7 +96,7 @@ class MatchTrajectory(OfStudents):
 
     @classmethod
     def of(cls, setup: Setup) -> MatchTrajectory:
-        """Return the objective of a run; raise UserError if terms or expert epochs do not fit."""
+        """Return the objective of a run; UserError if a term fails or the store lacks epochs."""
         config, store = setup.config, setup.store
         window, loss = segments_of(config, store.manifest["snapshots"])
         flags = f"--max-start-epoch {window.maximum} with --expert-epochs {config.expert_epochs}"
@@ -220,7 +220,7 @@ class MatchTrajectory(OfStudents):
 def segments_of(
     config: DistillConfig, snapshots_kept: Collection[int]
 ) -> tuple[StartEpochWindow, MatchingLoss]:
-    """Return the start epochs and the loss; UserError if they need an epoch that is not kept."""
+    """Return start epochs and loss; UserError if they need an epoch that the store lacks."""
     window = StartEpochWindow(
         config.min_start_epoch,
         config.window_end(snapshots_kept),

@@ -38,8 +38,8 @@ class MatchingLoss:
         points = [*chain.from_iterable(found)]
         if not points:
             raise UserError(
-                f"--terms {self._listed()}: waypoints should return at least one Waypoint, but "
-                "returned none, so there is nothing to compare"
+                f"--terms {self._listed()} compares nothing: for {steps} student steps and "
+                f"{self.epochs} expert epochs, waypoints returns no Waypoint"
             )
         return points
 
@@ -171,7 +171,7 @@ def _loss_of(name: str, term: Term, course: Course) -> Tensor:
         came = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise UserError(
             f"--terms {name} should return its loss as a tensor of one number that can be "
-            f"differentiated, but returned {came}; do not call .item(), and sum a loss of several "
-            "values"
+            f"differentiated, but returned {came}; sum a loss of several values, and do not call "
+            ".item()"
         )
     return loss

@@ -55,7 +55,7 @@ class StartEpochWindow:
 
 
 def balance(start_epoch: int, max_start_epoch: int) -> float:
-    """Return ``kappa(s)``, the factor of the student's loss (AST, balanced inner-loop loss).
+    """Return ``kappa(s)``, the loss factor at start epoch ``s`` (AST, balanced inner-loop loss).
 
     With ``h = floor(max_start_epoch / 2)``, ``kappa(s)`` is ``log_5(s - h + 8)`` for ``s >= h`` and
     ``1 / log_5(h - s + 8)`` for smaller ``s``, as in the authors' code. Student steps are therefore

@@ -159,7 +159,7 @@ class TrainAndTest(OfStudents):
         return [*map(len, draw.batches[draw.before :])]
 
     def vectors(self, steps: int) -> int:
-        """Return the number of vectors (parameters and optimiser state) kept for all steps."""
+        """Return the number of vectors (parameters, optimiser state) that ``steps`` steps keep."""
         return steps * (3 if self.setup.config.student_optimiser == "adam" else 2)
 
     @property

@@ -27,12 +27,15 @@ class Final(AtTheEnd):
 
 @dataclass(frozen=True)
 class Intermediate:
-    """Sum of distances of steps ``floor(N / M) j`` to expert epochs ``j = 1 .. M-1`` (AST)."""
+    """Weighted sum of the distances at the expert's epochs in between (AST).
+
+    At epoch ``j``, from 1 to ``M - 1``, the student has taken ``floor(N / M) j`` steps.
+    """
 
     weighting: Literal["equal", "rising"] = "equal"  # weights of 1, or of j / M
 
     def waypoints(self, steps: int, epochs: int) -> Sequence[Waypoint]:
-        """Return step ``floor(N / M) j`` with epoch ``j``; UserError if ``N < M``."""
+        """Return a waypoint for each epoch ``j`` from 1 to ``M-1``; UserError if ``N < M``."""
         if steps < epochs:
             raise UserError(
                 f"--terms intermediate compares the student after every epoch of the expert, but "
@@ -59,7 +62,7 @@ class Automatic:
     """
 
     def waypoints(self, steps: int, epochs: int) -> list[Waypoint]:
-        """Return every step, with epoch ``M``."""
+        """Return a waypoint at every step, with epoch ``M``."""
         return [Waypoint(step, epochs) for step in range(1, steps + 1)]
 
     def loss(self, course: Course) -> Tensor:
@@ -79,8 +82,9 @@ class Automatic:
 class Deep(AtTheEnd):
     """Distance at the end over the deep parameters (PAD, Li et al., 2024).
 
-    Numerator and denominator leave out the first ``floor(alpha P)`` of the network's ``P``
-    parameters; the cut may fall inside a tensor. ``alpha`` in [0, 1) is PAD's ``depth_ratio``.
+    Both squared distances of :class:`Final` leave out the first ``floor(alpha P)`` of the network's
+    ``P`` parameters; the cut may fall inside a tensor. ``alpha`` in [0, 1) is PAD's
+    ``depth_ratio``.
     """
 
     alpha: Fraction
@@ -96,9 +100,10 @@ class Deep(AtTheEnd):
 class Dropout(AtTheEnd):
     """Distance at the end without the smallest differences (EDF, Wang et al., CVPR 2025).
 
-    Common pattern dropout: numerator and denominator leave out the ``floor(ratio P)`` parameters
+    Both squared distances of :class:`Final` leave out the ``floor(ratio P)`` of ``P`` parameters
     with the smallest ``(theta_N - theta*_{s+M})^2``; among equals, the first are left out. No
-    gradient flows through this choice. ``ratio`` is in [0, 1).
+    gradient flows through this choice. ``ratio`` is in [0, 1). EDF calls this common pattern
+    dropout.
     """
 
     ratio: Fraction

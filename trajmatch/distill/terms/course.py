@@ -103,5 +103,5 @@ class AtTheEnd:
         settle(self, lambda name: f"--terms {type(self).__name__.lower()}: {name}")
 
     def waypoints(self, steps: int, epochs: int) -> list[Waypoint]:
-        """Return step ``N`` with epoch ``M``."""
+        """Return the waypoint at step ``N`` and epoch ``M``."""
         return [Waypoint(steps, epochs)]
