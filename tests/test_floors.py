@@ -17,6 +17,7 @@ FLOORS = (
     "networks ops parallel protocol reference",
     "data images inference training",
     "artifact experts snapshots",
+    "zoo",
     "evaluate",
     "distill",
     "exchange recipes report",

@@ -55,7 +55,7 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["zoo", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [each["name"] for each in found] == SETS
-    assert main(["zoo", SETS[0]]) == 0
+    assert main(["zoo", f"zoo:{SETS[0]}"]) == 0
     text = capsys.readouterr().out
     for fact in ("sha256", "commit", "command", "licence", "recipe", "seed", "scores"):
         assert f"\n{fact}: " in text
@@ -188,11 +188,16 @@ def test_other_data_and_missing_data(folder: Path, tmp_path: Path) -> None:
     assert not cached(tmp_path)
 
 
-def test_a_damaged_file_of_the_cache(folder: Path, tmp_path: Path, data: str) -> None:
+def test_a_damaged_file_of_the_cache(
+    folder: Path, tmp_path: Path, data: str, whitened: Artifact
+) -> None:
     trajmatch.load("zoo:white", data)
     (whole,) = cached(tmp_path)
     whole.write_bytes(whole.read_bytes()[:-1] + b"?")
     with pytest.raises(UserError, match=r"is damaged.*; delete this file, and it is made again"):
+        trajmatch.load("zoo:white")
+    artifact.save(whole, replace(whitened, zca=None))  # a sound set, but another one
+    with pytest.raises(UserError, match=r"the whitening in .* by inf.*; delete this file"):
         trajmatch.load("zoo:white")
     whole.unlink()
     assert trajmatch.load("zoo:white", data).zca is not None
@@ -230,12 +235,26 @@ def test_commands_take_sets_of_the_zoo(
     flags = ["--data", data, "--epochs", "2", "--seeds", "2", "--quiet"]
     assert main(["eval", "zoo:white", *flags]) == 0
     assert "distilled" in capsys.readouterr().out
-    assert main(["show", "zoo:white", "--out", "white.png"]) == 0
+    assert main(["eval", "zoo:white", *flags, "--resume"]) == 0
+    assert main(["show", "zoo:white"]) == 0
     assert main(["export", "zoo:white", "--to", "npz", "--out", "white.npz"]) == 0
-    assert Path("white.png").exists() and Path("white.npz").exists()
+    assert {"white.png", "white.npz", "white.eval"} <= {path.name for path in Path().iterdir()}
     assert [path.name for path in folder.iterdir() if path.name.startswith("white")] == [
         "white.safetensors"
     ]
+
+
+def test_a_cache_that_cannot_be_written(
+    folder: Path, tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(zoo.CACHE_VARIABLE, str(tmp_path / "file"))
+    monkeypatch.setattr(zoo, "fit", lambda *_: pytest.fail("work that is of no use"))
+    with pytest.raises(UserError, match=r"cannot write in .*file.*variable TRAJMATCH_CACHE"):
+        trajmatch.load("zoo:white", data)
+    monkeypatch.setenv(zoo.CACHE_VARIABLE, "~no-such-user/cache")
+    with pytest.raises(UserError, match="TRAJMATCH_CACHE should name a folder"):
+        trajmatch.load("zoo:white", data)
 
 
 def test_the_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

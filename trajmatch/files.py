@@ -189,7 +189,7 @@ def remove_leftovers(folder: PathLike) -> None:
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             if _LEFTOVER.fullmatch(entry.name) and not entry.is_symlink():
-                within = os.scandir(entry) if entry.is_dir() else ()
+                within = Path(entry).rglob("*") if entry.is_dir() else ()
                 newest = max(each.stat().st_mtime for each in (entry, *within))
                 if time.time() - newest > _LEFTOVER_AGE:
                     remove = shutil.rmtree if entry.is_dir() else os.unlink

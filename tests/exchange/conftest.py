@@ -43,17 +43,22 @@ def experts(tmp_path_factory: pytest.TempPathFactory, data: str) -> Store:
 @pytest.fixture(params=["index", "logit", "zca"])
 def distilled(request: pytest.FixtureRequest, data: str) -> Artifact:
     """Two images per class with hard labels, with soft labels, or whitened."""
+    return made(request.param, data)
+
+
+def made(kind: str, data: str) -> Artifact:
+    """Two images per class: hard labels (index), soft labels (logit), or whitened (zca)."""
     dataset = load_dataset(data)
     index = torch.arange(CLASSES).repeat_interleave(2)
     soft = torch.randn(len(index), CLASSES).scatter_(1, index[:, None], 5.0)
     return Artifact(
         images=torch.randn(len(index), 1, 8, 8),
-        labels=soft if request.param == "logit" else index,
-        label_kind="logit" if request.param == "logit" else "index",
+        labels=soft if kind == "logit" else index,
+        label_kind="logit" if kind == "logit" else "index",
         lr=0.0123,  # which float32 does not have
         mean=dataset.mean,
         std=dataset.std,
-        zca=zca.fit(dataset.train_images) if request.param == "zca" else None,
+        zca=zca.fit(dataset.train_images) if kind == "zca" else None,
         dsa="flip_crop",
         network=networks.specify(NETWORK, 1, CLASSES, 8),
         class_names=dataset.class_names,

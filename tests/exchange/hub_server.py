@@ -7,11 +7,11 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 #: Bytes above which a file is uploaded by itself (Git LFS), as on the hub.
 LARGE = 50_000
@@ -26,15 +26,26 @@ class Hub:
     private: dict[str, bool] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    #: Files of every commit, by its hash.
+    history: dict[str, dict[str, bytes]] = field(default_factory=dict)
     #: Answer every request with this status.
     broken: int | None = None
+    #: Called before a file is sent.
+    sending: Callable[[], object] = lambda: None
 
-    def sha(self, repository: str) -> str:
-        """Commit of a repository: another one for other files."""
-        digest = hashlib.sha1()
-        for name, content in sorted(self.repositories[repository].items()):
+    def commit(self, repository: str) -> str:
+        """Return the hash of what a repository holds now."""
+        held, digest = self.repositories[repository], hashlib.sha1()
+        for name, content in sorted(held.items()):
             digest.update(name.encode() + content)
+        self.history[digest.hexdigest()] = dict(held)
         return digest.hexdigest()
+
+    def at(self, repository: str, revision: str | None) -> dict[str, bytes] | None:
+        """Return the files of a revision; None if there is no such revision."""
+        if revision in (None, "main"):
+            return self.repositories[repository]
+        return self.history.get(revision)
 
 
 @contextmanager
@@ -68,7 +79,7 @@ def running() -> Iterator[Hub]:
             self.answer(b"{}", 404, {"X-Error-Code": code, "X-Error-Message": "not there"})
 
         def handle_any(self) -> None:
-            path = urlsplit(self.path).path
+            path = unquote(urlsplit(self.path).path)
             hub.requests.append(f"{self.command} {path}")
             body = self.body()
             if hub.broken is not None:
@@ -117,42 +128,47 @@ def running() -> Iterator[Hub]:
         to.answer()
 
     def commit(to: Handler, body: bytes, repository: str) -> None:
+        held = hub.repositories[repository]
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
             if line["key"] == "file":
-                content = base64.b64decode(value["content"])
+                held[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
-                content = hub.objects[value["oid"]]
-            else:
-                continue
-            hub.repositories[repository][value["path"]] = content
-        sha = hub.sha(repository)
-        to.answer_json(
-            {"commitUrl": f"{hub.url}/datasets/{repository}/commit/{sha}", "commitOid": sha}
-        )
+                held[value["path"]] = hub.objects[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del held[value["path"]]
+        sha = hub.commit(repository)
+        url = f"{hub.url}/datasets/{repository}/commit/{sha}"
+        to.answer_json({"commitUrl": url, "commitOid": sha})
 
     def info(to: Handler, body: bytes, repository: str, revision: str | None = None) -> None:
-        if revision not in (None, "main", hub.sha(repository)):
+        if (held := hub.at(repository, revision)) is None:
             to.refuse("RevisionNotFound")
             return
-        names = [{"rfilename": name} for name in hub.repositories[repository]]
-        to.answer_json({"id": repository, "sha": hub.sha(repository), "siblings": names})
+        sha = hub.commit(repository) if revision in (None, "main") else revision
+        names = [{"rfilename": name} for name in held]
+        facts = {"id": repository, "sha": sha, "private": hub.private[repository]}
+        to.answer_json({**facts, "siblings": names})
 
     def tree(to: Handler, body: bytes, repository: str, revision: str) -> None:
+        if (held := hub.at(repository, revision)) is None:
+            to.refuse("RevisionNotFound")
+            return
         to.answer_json(
             [
                 {"type": "file", "path": name, "size": len(content), "oid": oid(content)}
-                for name, content in hub.repositories[repository].items()
+                for name, content in held.items()
             ]
         )
 
     def resolve(to: Handler, body: bytes, repository: str, revision: str, name: str) -> None:
-        content = hub.repositories[repository].get(name)
+        content = (hub.at(repository, revision) or {}).get(name)
         if content is None:
             to.refuse("EntryNotFound")
             return
-        marks = {"ETag": f'"{oid(content)}"', "X-Repo-Commit": hub.sha(repository)}
-        to.answer(content, headers=marks)
+        if to.command == "GET":
+            hub.sending()
+        to.answer(content, headers={"ETag": f'"{oid(content)}"', "X-Repo-Commit": revision})
 
     def oid(content: bytes) -> str:
         return hashlib.sha1(content).hexdigest()

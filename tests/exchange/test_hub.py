@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -21,10 +24,18 @@ from trajmatch.errors import UserError
 from trajmatch.exchange.config import PullConfig, PushConfig
 from trajmatch.exchange.hub import pull, push
 from trajmatch.experts import Store
+from trajmatch.experts.store_maintenance import trim
 
+from .conftest import made
 from .hub_server import LARGE, Hub, running
 
 huggingface_hub: Any = pytest.importorskip("huggingface_hub")
+
+
+@pytest.fixture
+def distilled(data: str) -> Artifact:
+    """Two images per class with hard labels: one set for most tests."""
+    return made("index", data)
 
 
 @pytest.fixture
@@ -56,12 +67,13 @@ def left(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
-def test_a_set_comes_back_bit_for_bit(hub: Hub, file: Path) -> None:
+@pytest.mark.parametrize("kind", ["index", "logit", "zca"])
+def test_a_set_comes_back_bit_for_bit(hub: Hub, file: Path, kind: str, data: str) -> None:
+    artifact.save(file, made(kind, data))
     assert push(PushConfig(source=file, to="hf:me/sets")) == "hf:me/sets/d.safetensors"
     assert hub.repositories["me/sets"] == {"d.safetensors": file.read_bytes()}
-    pulled = pull(
-        PullConfig(source="hf:me/sets/d.safetensors", out=Path("new/folder/p.safetensors"))
-    )
+    new = Path("new/folder/p.safetensors")
+    pulled = pull(PullConfig(source="hf:me/sets/d.safetensors", out=new))
     assert pulled.read_bytes() == file.read_bytes()
     assert left(pulled.parent) == ["p.safetensors"]
 
@@ -95,9 +107,9 @@ def test_a_store_comes_back_bit_for_bit(hub: Hub, store: Store) -> None:
 
 def test_a_tag_of_the_repository(hub: Hub, file: Path) -> None:
     push(PushConfig(source=file, to="hf:me/sets"))
-    commit = hub.sha("me/sets")
+    commit = hub.commit("me/sets")
     assert pull(PullConfig(source="hf:me/sets", revision=commit)).exists()
-    with pytest.raises(UserError, match="Revision Not Found"):
+    with pytest.raises(UserError, match="has no such --revision"):
         pull(PullConfig(source="hf:me/sets", revision="v9", out=Path("other")))
 
 
@@ -107,9 +119,9 @@ def test_a_tag_of_the_repository(hub: Hub, file: Path) -> None:
         ("hf:me/sets/c.safetensors", r"me/sets on the hub has no 'c\.safetensors' \(did you mean"),
         (
             "hf:me/sets",
-            "does not hold exactly one set or store; its .* are: d.safetensors, e.safetensors",
+            "holds several; its .* are: d.safetensors, e.safetensors",
         ),
-        ("hf:me/nothing", "hf:me/nothing: .*check the name, the connection, and the token"),
+        ("hf:me/nothing", "hf:me/nothing: .* has no such repository, or the token gives no access"),
         ("me/sets", "an address on the hub should be hf:USER/REPOSITORY .* but is 'me/sets'"),
         ("hf:sets", "an address on the hub should be"),
     ],
@@ -152,10 +164,10 @@ def test_what_arrives_damaged_is_not_kept(hub: Hub, file: Path, store: Store) ->
     experts[expert] = experts[expert][:-1] + b"?"
     before = left(Path())
     for source in ("hf:me/sets", "hf:me/stores/s"):
-        with pytest.raises(UserError, match="is damaged"):
+        with pytest.raises(UserError, match=f"{source}.* cannot be used: .* is damaged"):
             pull(PullConfig(source=source))
     del experts[expert]
-    with pytest.raises(UserError, match="lacks 1 of"):
+    with pytest.raises(UserError, match=r"s is incomplete: it lacks expert_0000\.safetensors"):
         pull(PullConfig(source="hf:me/stores/s"))
     assert left(Path()) == before
 
@@ -180,9 +192,109 @@ def test_nothing_is_asked_of_the_hub_before_the_files_are_checked(
 def test_an_existing_file_is_kept(hub: Hub, file: Path) -> None:
     push(PushConfig(source=file, to="hf:me/sets"))
     before = file.read_bytes()
-    with pytest.raises(UserError, match="already exists; choose another --out"):
+    with pytest.raises(UserError, match="already exists; choose another name with --out"):
         pull(PullConfig(source="hf:me/sets", out=file))
     assert file.read_bytes() == before
+
+
+def test_an_output_that_appears_meanwhile_is_kept(hub: Hub, file: Path, store: Store) -> None:
+    push(PushConfig(source=file, to="hf:me/both"))
+    push(PushConfig(source=store.path, to="hf:me/both"))
+    for name in ("d.safetensors", "experts"):
+        hub.sending = lambda name=name: Path(name).write_text("mine")
+        with pytest.raises(UserError, match=f"^{name} already exists"):
+            pull(PullConfig(source=f"hf:me/both/{name}"))
+        assert Path(name).read_text() == "mine" and left(Path()) == sorted({*left(Path()), name})
+    Path("link").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"^link already exists"):
+        pull(PullConfig(source="hf:me/both/experts", out=Path("link")))
+    assert [name for name in left(Path()) if name.startswith(".trajmatch")] == []
+
+
+def test_only_the_files_of_a_store_travel(hub: Hub, store: Store) -> None:
+    own = sorted(store.files)
+    (store.path / "notes").mkdir()
+    for name in ("notes/secret.txt", ".env", "expert_0042.safetensors"):
+        (store.path / name).write_text("private")
+    push(PushConfig(source=store.path, to="hf:me/s"))
+    held = hub.repositories["me/s"]
+    assert sorted(held) == [f"experts/{name}" for name in own]
+    held["experts/.hidden"] = held["experts/sub/evil.sh"] = b"not ours"
+    held["experts/expert_0042.safetensors"] = b"not ours"
+    assert left(pull(PullConfig(source="hf:me/s"))) == own
+    assert store.num_experts == 3
+
+
+def test_a_smaller_store_replaces_a_larger_one(hub: Hub, store: Store, tmp_path: Path) -> None:
+    push(PushConfig(source=store.path, to="hf:me/s/x"))
+    small = trim(store.path, tmp_path / "small", experts="0")
+    push(PushConfig(source=small.path, to="hf:me/s/x"))
+    assert sorted(hub.repositories["me/s"]) == [f"x/{name}" for name in sorted(small.files)]
+    assert Store.open(pull(PullConfig(source="hf:me/s"))).num_experts == 1
+
+
+def test_names_that_lead_elsewhere_are_not_followed(
+    hub: Hub, file: Path, store: Store, tmp_path: Path
+) -> None:
+    """A hub that lists the user's own files must not get hold of them."""
+    push(PushConfig(source=file, to="hf:me/sets"))
+    held = hub.repositories["me/sets"]
+    content = held.pop("d.safetensors")
+    for name in (f"{file}", "../d.safetensors", f"{store.path}/store.json", "a\nb.safetensors"):
+        held[name] = content
+    before = left(tmp_path), left(store.path)
+    with pytest.raises(UserError, match="me/sets on the hub holds no set or store"):
+        pull(PullConfig(source="hf:me/sets", out=Path("out")))
+    assert (left(tmp_path), left(store.path)) == before
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../x", "a//x", "./x", ".git/x", "a[1]", "a*", "a\nb"])
+def test_names_that_a_hub_should_not_have(hub: Hub, file: Path, name: str) -> None:
+    for act in (
+        lambda: push(PushConfig(source=file, to=f"hf:me/sets/{name}.safetensors")),
+        lambda: pull(PullConfig(source=f"hf:me/sets/{name}.safetensors")),
+    ):
+        with pytest.raises(UserError, match="an address on the hub should be"):
+            act()
+    assert not hub.requests
+
+
+def test_private_does_not_publish(hub: Hub, file: Path) -> None:
+    push(PushConfig(source=file, to="hf:me/sets"))
+    with pytest.raises(UserError, match="me/sets exists and is public, so --private cannot hide"):
+        push(PushConfig(source=file, to="hf:me/sets/secret.safetensors", private=True))
+    assert list(hub.repositories["me/sets"]) == ["d.safetensors"]
+
+
+def test_a_set_is_not_hidden_inside_a_store(hub: Hub, file: Path, store: Store) -> None:
+    push(PushConfig(source=store.path, to="hf:me/s/x"))
+    with pytest.raises(UserError, match="hf:me/s/x is an expert store; choose a name beside it"):
+        push(PushConfig(source=file, to="hf:me/s/x/d.safetensors"))
+
+
+def test_a_full_disk_is_not_blamed_on_the_hub(
+    hub: Hub, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(PushConfig(source=file, to="hf:me/sets"))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    with pytest.raises(UserError, match=r"sets: the files cannot be written: .*No space left"):
+        pull(PullConfig(source="hf:me/sets"))
+    assert left(Path()) == []
+
+
+def test_a_stop_says_that_nothing_was_kept(
+    hub: Hub, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    push(PushConfig(source=file, to="hf:me/sets"))
+    hub.sending = lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.5))
+    assert main(["pull", "hf:me/sets", "--quiet"]) == 128 + signal.SIGTERM
+    # The server may complain about the connection first.
+    assert capsys.readouterr().err.endswith("trajmatch: stopped by SIGTERM; nothing was pulled\n")
+    assert left(Path()) == []
 
 
 def test_the_package_is_asked_for(
@@ -190,12 +302,4 @@ def test_the_package_is_asked_for(
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["push", str(file), "--to", "hf:me/sets"]) == 2
-    assert (
-        "needs the package huggingface_hub; pip install trajmatch[hub]" in capsys.readouterr().err
-    )
-
-
-def test_soft_labels_and_whitening_are_kept(hub: Hub, file: Path, distilled: Artifact) -> None:
-    push(PushConfig(source=file, to="hf:me/sets"))
-    pulled = artifact.load(pull(PullConfig(source="hf:me/sets")))
-    assert pulled.fingerprint == distilled.fingerprint
+    assert "needs the package huggingface_hub; pip install trajmatch[hf]" in capsys.readouterr().err

@@ -183,10 +183,7 @@ def test_a_copy_to_look_at_is_refused(write, read) -> None:
     ("changes", "message"),
     [
         ({"images": [1, 2]}, "images_best.pt should hold one tensor, but holds a list"),
-        (
-            {"images": images(7)},
-            "holds 7 images, but should hold the same number, at least one, for each of the 3 classes",
-        ),
+        ({"images": images(7)}, r"holds 7 images, but .* at least one, for each of the 3 classes"),
         ({"images": torch.tensor(1.0)}, "holds 0 images"),
         ({"images": torch.zeros(1).expand(6, 1, 80, 80)}, "larger than the file"),
         ({"images": images().to(torch.uint8)}, "dtype should be float32"),

@@ -42,6 +42,8 @@ class ShowConfig(Settings):
     wide."""
     per_class: PositiveInt | None = None
     """Number of images to draw of each class. Default: all; with --strip, one."""
+    data: str | None = None
+    """Data set of a whitened set of the zoo, for its first use."""
 
     def __post_init__(self) -> None:
         """Check the fields, and the ending of the picture's name."""
@@ -53,7 +55,8 @@ class ShowConfig(Settings):
     @property
     def picture(self) -> Path:
         """Path of the picture."""
-        return self.file.with_suffix(".png") if self.out is None else self.out
+        here = Path(f"{self.file}".removeprefix("zoo:"))
+        return here.with_suffix(".png") if self.out is None else self.out
 
 
 def run(argv: list[str]) -> None:
@@ -64,7 +67,7 @@ def run(argv: list[str]) -> None:
 
     from trajmatch import zoo
 
-    distilled = zoo.load(config.file)
+    distilled = zoo.load(config.file, config.data)
     # Draw before the output folder is made, so that an error leaves no empty folder.
     picture = _draw(config, distilled)
     files.check_writable(config.picture.parent)

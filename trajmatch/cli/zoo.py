@@ -18,7 +18,7 @@ class ZooConfig:
     """
 
     name: str | None = None
-    """A set to explain."""
+    """A set to explain, with or without zoo: before its name."""
     json: bool = False
     """Print only JSON: a list of objects, even for a single set."""
 
@@ -31,14 +31,15 @@ def run(argv: list[str]) -> None:
 
     from trajmatch import zoo
 
-    found = [zoo.describe(name) for name in ([config.name] if config.name else zoo.index())]
+    names = [config.name.removeprefix(zoo.PREFIX)] if config.name else [*zoo.index()]
+    found = [zoo.describe(name) for name in names]
     if config.json:
         print_json(found)
-    elif config.name:
-        print(explained(found[0]))
-    else:
-        heads = ("set", "data", "images", "labels", "bytes", "test accuracy %", "evaluation")
-        print(aligned(heads, *map(_row, found), rule=True))
+        return
+    heads = ("set", "data", "images", "labels", "bytes", "test accuracy %", "evaluation")
+    print(aligned(heads, *map(_row, found), rule=True))
+    if config.name:
+        print(f"\n{explained(found[0])}")
 
 
 def _row(found: Mapping[str, Any]) -> tuple[str, ...]:
@@ -62,4 +63,4 @@ def explained(found: Mapping[str, Any]) -> str:
         for key, value in found.items()
         if key not in hidden
     }
-    return "\n".join([f"zoo:{found['name']}", *(f"{key}: {text}" for key, text in lines.items())])
+    return "\n".join(f"{key}: {text}" for key, text in lines.items())

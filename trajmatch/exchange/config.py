@@ -78,6 +78,8 @@ class ExportConfig(Settings):
     whitened); the other two hold 8-bit pixels."""
     out: Path
     """Output: a new folder, or a file for npz and torch."""
+    data: str | None = None
+    """Data set of a whitened set of the zoo, for its first use."""
 
     def __post_init__(self) -> None:
         """Check the types and the suffix of the file."""
@@ -97,7 +99,9 @@ class PushConfig(Settings):
     """Destination: hf:USER/REPOSITORY/NAME, in a repository for data sets, which is made if it does
     not exist. Without /NAME, the name of the source is used."""
     private: bool = False
-    """Make a new repository private."""
+    """Make a new repository private; refuse a repository that is public."""
+    quiet: bool = False
+    """Print no progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,3 +114,5 @@ class PullConfig(Settings):
     """The new file or folder. Default: NAME in the current folder."""
     revision: str = "main"
     """Branch, tag or commit of the repository."""
+    quiet: bool = False
+    """Print no progress."""

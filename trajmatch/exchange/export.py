@@ -31,7 +31,7 @@ def export(config: ExportConfig) -> str:
     Raises:
         UserError: The set cannot be read, or the output exists.
     """
-    distilled = zoo.load(config.file)
+    distilled = zoo.load(config.file, config.data)
     made = f"{config.out}: {len(distilled.images)} images of {distilled.num_classes} classes"
     with locked(config.out):
         files.check_new(config.out)

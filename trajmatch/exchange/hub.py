@@ -3,51 +3,80 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from typing import Any
 
-from trajmatch import artifact, files
+from trajmatch import artifact, files, interruption
 from trajmatch.errors import UserError, as_user_error, closest
 from trajmatch.exchange.config import PullConfig, PushConfig
 from trajmatch.experts import Store
-from trajmatch.experts.manifest import NAME as MANIFEST
+from trajmatch.experts import manifest as manifest_file
 from trajmatch.experts.store_maintenance import verify
+from trajmatch.lock import locked
 
 #: Kind of repository for distilled sets and expert stores.
 _KIND = "dataset"
 
-_ADDRESS = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<path>.+?))?/?")
+# A part of a path on the hub: no "..", no hidden file, and no character that means something to a
+# shell or to a pattern.
+_PART = r"[\w+-][\w .+-]*"
+_PATH = rf"{_PART}(?:/{_PART})*"
+_ADDRESS = re.compile(rf"hf:(?P<repository>{_PART}/{_PART})(?:/(?P<path>{_PATH}))?/?")
+
+#: Values of errno for the local disk, which are no fault of the hub.
+_LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+#: Number of names that a message lists.
+_LISTED = 10
 
 
 def push(config: PushConfig) -> str:
     """Upload a distilled set or an expert store; return its address.
 
-    The repository is made if it does not exist. The hub keeps the history of a repository, so that
-    a file of the same name is replaced, but not lost.
+    The repository is made if it does not exist. Of a store, only the files of its experts are
+    uploaded. What has the same name in the repository is replaced, but stays in its history.
 
     Raises:
         UserError: The source is damaged, is neither a distilled set nor an expert store, or the hub
-            does not accept it.
+            refuses the upload.
     """
     repository, path = _parts(config.to)
+    name = path or Path(os.path.abspath(config.source)).name
+    _parts(f"hf:{repository}/{name}")
     _check(config.source)
-    name = path or config.source.resolve().name
-    if not (config.source.is_dir() or name.endswith(".safetensors")):
+    if config.source.is_dir():
+        new = {f"{name}/{each}": config.source / each for each in Store.open(config.source).files}
+    elif name.endswith(".safetensors"):
+        new = {name: config.source}
+    else:
         raise UserError(
             f"the name of a distilled set on the hub should end in .safetensors, but is {name}"
         )
-    upload = {"path_in_repo": name, "repo_id": repository, "repo_type": _KIND}
-    with _hub(config.to) as api:
+    with _hub(config.to, config.quiet, f"nothing of {config.source} was pushed") as api:
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
         api.create_repo(repository, repo_type=_KIND, exist_ok=True, private=config.private or None)
-        if config.source.is_dir():
-            # Hidden files are checkpoints and locks.
-            api.upload_folder(folder_path=config.source, ignore_patterns=[".*"], **upload)
-        else:
-            api.upload_file(path_or_fileobj=config.source, **upload)
+        if config.private and not api.repo_info(repository, repo_type=_KIND).private:
+            raise UserError(
+                f"{repository} exists and is public, so --private cannot hide what is pushed to "
+                "it; give another repository, or make this one private on the hub"
+            )
+        there = _listed(api, repository, "main")
+        if lost := [each for each in _found(there)[0] if name.startswith(f"{each}/")]:
+            raise UserError(
+                f"hf:{repository}/{lost[0]} is an expert store; choose a name beside it"
+            )
+        # Experts of a larger store that had this name.
+        old = [each for each in there if each.startswith(f"{name}/") and each not in new]
+        operations: list[Any] = [CommitOperationAdd(each, new[each]) for each in new]
+        operations += [CommitOperationDelete(each) for each in old if each.endswith(".safetensors")]
+        message = f"Push {name}"
+        api.create_commit(repository, operations, commit_message=message, repo_type=_KIND)
     return f"hf:{repository}/{name}"
 
 
@@ -56,47 +85,47 @@ def pull(config: PullConfig) -> Path:
 
     Raises:
         UserError: The hub does not answer or lacks the set or store, the output exists, or the
-            downloaded files are damaged. Nothing is written then.
+            downloaded files are damaged. No file is left then.
     """
     repository, path = _parts(config.source)
-    with _hub(config.source) as api:
-        held = api.list_repo_files(repository, repo_type=_KIND, revision=config.revision)
-    stores = [f"{PurePosixPath(each).parent}" for each in held if each.endswith(f"/{MANIFEST}")]
-    inside = tuple(f"{store}/" for store in stores)
-    sets = [each for each in held if each.endswith(".safetensors") and not each.startswith(inside)]
-    there = [*sets, *stores]
-    if path is None and len(there) == 1:
-        path = there[0]
-    if path is None or path not in there:
-        wanted = (
-            f"has no {path!r}{closest(path, there)}"
-            if path
-            else "does not hold exactly one set or store"
-        )
-        raise UserError(
-            f"{repository} on the hub {wanted}; its distilled sets and expert stores are: "
-            f"{', '.join(there) or 'none'}"
-        )
-    out = config.out or Path(PurePosixPath(path).name)
-    files.check_new(out)
-    files.check_writable(out.absolute().parent)
-    with TemporaryDirectory(prefix=".trajmatch-", dir=out.absolute().parent) as folder:
-        with _hub(config.source) as api:
-            api.snapshot_download(
-                repository,
-                repo_type=_KIND,
-                revision=config.revision,
-                allow_patterns=path if path in sets else f"{path}/*",
-                local_dir=folder,
-            )
-        found = Path(folder, path)
-        _check(found)
+    with _hub(config.source, config.quiet, "nothing was pulled") as api:
+        # One commit for all files, although others may push meanwhile.
+        commit = api.repo_info(repository, repo_type=_KIND, revision=config.revision).sha
+        there = _listed(api, repository, commit)
+        stores, sets = _found(there)
+        known = [*sets, *stores]
+        path = path or (known[0] if len(known) == 1 else None)
+        if path is None or path not in known:
+            listed = ", ".join(known[:_LISTED]) + (", ..." if len(known) > _LISTED else "")
+            wrong = f"has no {path!r}{closest(path, known)}" if path else "holds several"
+            what = f"{wrong}; its distilled sets and expert stores are: {listed}"
+            raise UserError(f"{repository} on the hub {what if known else 'holds no set or store'}")
+        out = config.out or Path(path.rpartition("/")[2])
         if path in sets:
-            files.write_bytes(out, found.read_bytes())
-        else:
-            with files.whole_folder(out) as store:
-                for each in found.iterdir():
-                    os.replace(each, store / each.name)
+            artifact.warn_of_ending(out)
+        with locked(out):
+            files.remove_leftovers(out.absolute().parent)
+            _check_new(out)
+            with _download(api, out) as fetch:
+                if path in sets:
+                    found = fetch(repository, commit, path)
+                else:
+                    found = fetch(repository, commit, f"{path}/{manifest_file.NAME}").parent
+                    names = Store(found, manifest_file.read(found)).files
+                    if lacking := [each for each in names if f"{path}/{each}" not in there]:
+                        raise UserError(f"{config.source} is incomplete: it lacks {lacking[0]}")
+                    for each in names:
+                        fetch(repository, commit, f"{path}/{each}")
+                try:
+                    _check(found)
+                except UserError as error:
+                    told = error.in_flags.replace(f"{found}", path)
+                    raise UserError(f"{config.source} cannot be used: {told}") from error
+                _check_new(out)
+                for each in (*found.rglob("*"), found):
+                    files.flush(each)
+                os.replace(found, out)
+                files.flush(out.absolute().parent)
     return out
 
 
@@ -105,8 +134,8 @@ def _parts(address: str) -> tuple[str, str | None]:
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise UserError(
-            f"an address on the hub should be hf:USER/REPOSITORY or hf:USER/REPOSITORY/NAME, but "
-            f"is {address!r}"
+            "an address on the hub should be hf:USER/REPOSITORY or hf:USER/REPOSITORY/NAME, with "
+            f"letters, digits, spaces and . _ + - in each name, but is {address!r}"
         )
     return match["repository"], match["path"]
 
@@ -122,20 +151,76 @@ def _check(path: Path) -> None:
             raise UserError(verdict.detail or f"{verdict.path} is {verdict.status}")
 
 
+def _check_new(out: Path) -> None:
+    """Raise UserError if ``out`` exists, even as an empty folder or a link to nothing."""
+    if os.path.lexists(out):
+        raise UserError(f"{out} already exists; choose another name with --out")
+
+
+def _listed(api: Any, repository: str, revision: str) -> list[str]:
+    """Return the files of a repository whose names push() could have made."""
+    named = api.list_repo_files(repository, repo_type=_KIND, revision=revision)
+    return [each for each in named if re.fullmatch(_PATH, each)]
+
+
+def _found(there: list[str]) -> tuple[list[str], list[str]]:
+    """Return the expert stores and the distilled sets among the files of a repository."""
+    ending = f"/{manifest_file.NAME}"
+    stores = [each.removesuffix(ending) for each in there if each.endswith(ending)]
+    inside = tuple(f"{store}/" for store in stores)
+    sets = [each for each in there if each.endswith(".safetensors") and not each.startswith(inside)]
+    return stores, sets
+
+
 @contextlib.contextmanager
-def _hub(address: str) -> Iterator[Any]:
-    """Yield an ``HfApi``, whose errors become UserError."""
-    needs = f"{address} needs the package huggingface_hub; pip install trajmatch[hub]: "
+def _download(api: Any, out: Path) -> Iterator[Any]:
+    """Yield a function that downloads a file to a hidden folder beside ``out``; remove it after."""
+    folder = files.temporary_beside(out.absolute())
+    folder.mkdir()
+
+    def fetch(repository: str, revision: str, name: str) -> Path:
+        kind = {"repo_type": _KIND, "revision": revision, "local_dir": folder}
+        return Path(api.hf_hub_download(repository, name, **kind))
+
+    try:
+        yield fetch
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _hub(address: str, quiet: bool, kept: str) -> Iterator[Any]:
+    """Yield an ``HfApi``, whose errors become UserError; ``kept`` says what a stop leaves."""
+    needs = f"{address} needs the package huggingface_hub; pip install trajmatch[hf]: "
     with as_user_error(needs, ModuleNotFoundError):
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub import HfApi, errors, utils
+    package: Any = utils
+    package.logging.set_verbosity_error()  # it warns of every attempt
+    if quiet:
+        package.disable_progress_bars()
     api = HfApi()
-    # Its base class is the error of the HTTP library, which depends on the release.
-    kinds: Any = (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__)
+    # The base classes of its error are those of the HTTP library, which depends on the release.
+    # Answers that are no answers of the hub cause the others.
+    kinds: Any = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
+    kinds += errors.HfHubHTTPError.__bases__
     try:
         yield api
-    except kinds as error:
+    except interruption.Interrupted as stop:
+        stop.kept = kept
+        raise
+    except UserError:
+        raise
+    except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
         raise UserError(
-            f"{address}: the request to {api.endpoint} failed: {' '.join(f'{error}'.split())}"
-            "; check the name, the connection, and the token (`hf auth login`)"
+            f"{address}: {api.endpoint} has no such repository, or the token gives no access to it "
+            "(`hf auth login`)"
         ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{address}: the repository has no such --revision") from error
+    except kinds as error:
+        local = getattr(error, "errno", None) in _LOCAL
+        reason = " ".join(f"{error}".split()) or type(error).__name__
+        request = (
+            "the files cannot be written" if local else f"the request to {api.endpoint} failed"
+        )
+        raise UserError(f"{address}: {request}: {reason}") from error

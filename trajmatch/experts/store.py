@@ -185,6 +185,13 @@ class Store:
     def _hash(self, without: Collection[str]) -> str:
         return files.json_checksum({k: v for k, v in self.manifest.items() if k not in without})
 
+    @property
+    def files(self) -> list[str]:
+        """Names of the files of the complete store."""
+        whitened = self.manifest["preprocessing"].get("kind") == KIND
+        experts = [self.expert_path(each).name for each in range(self.num_experts)]
+        return [manifest_file.NAME, *([PREPROCESSING] if whitened else []), *experts]
+
     def expert_path(self, expert: int) -> Path:
         """Return the path of an expert's file."""
         return self.path / f"expert_{expert:04d}.safetensors"

@@ -117,19 +117,28 @@ def load(file: files.PathLike, data: str | None = None) -> Artifact:
         return kept
     cached = cache_folder() / f"{path.stem}-{entry.sha256[:16]}.safetensors"
     if not cached.exists():
+        with as_user_error(advice=f" (the environment variable {CACHE_VARIABLE})"):
+            files.check_writable(cached.parent)
         training = artifact.source_dataset(kept, given, data)
         zca = fit(training.train_images, description["zca"]["eps"])
-        difference = (_sketch(zca) - sketch).abs().max() / sketch.abs().max()
-        if not difference <= _TOLERANCE:
-            raise UserError(
-                f"the whitening of {given}, computed from {training.name}, differs from the "
-                f"original by {difference:.2g}, but other versions of the numerical libraries "
-                f"explain at most {_TOLERANCE:g}"
-            )
-        files.check_writable(cached.parent)
+        _check(zca, sketch, f"the whitening of {given}, computed from {training.name},")
         artifact.save(cached, replace(kept, zca=zca))
     with as_user_error(advice="; delete this file, and it is made again"):
-        return artifact.load(cached)
+        whole = artifact.load(cached)
+        _check(whole.zca, sketch, f"the whitening in {cached}")
+    return replace(kept, zca=whole.zca)
+
+
+def _check(zca: ZCA | None, sketch: Tensor, what: str) -> None:
+    """Raise UserError, which begins with ``what``, unless a whitening is like the original."""
+    difference = float("inf")
+    if zca is not None:
+        difference = ((_sketch(zca) - sketch).abs().max() / sketch.abs().max()).item()
+    if not difference <= _TOLERANCE:
+        raise UserError(
+            f"{what} differs from the original by {difference:.2g}, but other versions of the "
+            f"numerical libraries explain at most {_TOLERANCE:g}"
+        )
 
 
 def _read(path: Path) -> tuple[Artifact, Tensor | None, dict[str, Any]]:
@@ -160,4 +169,5 @@ def cache_folder() -> Path:
     """Return the folder of the completed files."""
     given = os.environ.get(CACHE_VARIABLE)
     user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(given or Path(user, "trajmatch"), "zoo").expanduser()
+    with as_user_error(f"{CACHE_VARIABLE} should name a folder: ", RuntimeError):
+        return Path(given or Path(user, "trajmatch"), "zoo").expanduser()
